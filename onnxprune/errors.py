@@ -1,0 +1,74 @@
+"""Everything that can go wrong, said in one sentence.
+
+Each error carries a stable `code` (listed in the troubleshooting page) and the exit code of the command line:
+1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OnnxpruneError(Exception):
+    """Base of all errors raised on purpose.
+
+    Parameters
+    ----------
+    code
+        Stable slug such as "model-truncated".
+    message
+        What happened, with which object and numbers, and what to do. May have several lines; the first stands alone.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class ModelError(OnnxpruneError):
+    """The model file cannot be read, is invalid, or is not supported."""
+
+
+class DataError(OnnxpruneError):
+    """Calibration or evaluation data do not fit the model."""
+
+
+class OutputError(OnnxpruneError):
+    """A file cannot be written."""
+
+
+class MissingExtraError(OnnxpruneError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__("missing-extra", f'{purpose} needs {package}: pip install "onnxprune[{extra}]"')
+
+
+class UsageError(OnnxpruneError):
+    """An option, recipe key or plan does not make sense."""
+
+    exit_code = 2
+
+
+class TargetError(OnnxpruneError):
+    """The budget cannot be met."""
+
+    exit_code = 3
+
+
+class VerificationError(OnnxpruneError):
+    """The cut model does not equal the masked original."""
+
+    exit_code = 4
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that does not exist, with the nearest that does."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)
+    return UsageError(f"unknown-{kind.replace(' ', '-')}", f"unknown {kind} {name!r}; {hint}")

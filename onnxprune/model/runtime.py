@@ -1,0 +1,79 @@
+"""Running a model with onnxruntime, for statistics and checks; `engines` is where it is timed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from onnxprune.errors import ModelError
+from onnxprune.model.io import PROTOBUF_LIMIT_BYTES, Model, save, to_bytes
+
+
+class Session:
+    """An onnxruntime CPU session on a model.
+
+    Parameters
+    ----------
+    outputs
+        Tensors to return; None = the graph's outputs. Others than those are made outputs of a copy.
+    optimise
+        Let onnxruntime fuse. Off, every named tensor of the graph exists and float rounding is that of the single operators.
+    """
+
+    def __init__(self, model: Model, outputs: Sequence[str] | None = None, *, threads: int = 1, optimise: bool = True) -> None:
+        import onnxruntime
+
+        if outputs is not None:
+            model = with_outputs(model, outputs)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1" if not optimise else "0")
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        try:
+            self._session = _open(onnxruntime, model, options)
+        except Exception as problem:  # onnxruntime's exceptions share no base class
+            raise ModelError("model-refused", f"onnxruntime refuses the model: {_first_line(problem)}") from problem
+        self.inputs = {i.name: (i.shape, i.type) for i in self._session.get_inputs()}
+        self.outputs = list(outputs) if outputs is not None else [o.name for o in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Values by output name; ModelError where the run fails."""
+        try:
+            return dict(zip(self.outputs, self._session.run(self.outputs, dict(feeds))))
+        except Exception as problem:
+            raise ModelError("run-failed", f"onnxruntime cannot run the model: {_first_line(problem)}") from problem
+
+
+def with_outputs(model: Model, names: Sequence[str]) -> Model:
+    """A copy whose outputs are the named tensors."""
+    copy = model.edit()
+    known = {v.name: v for v in (*copy.proto.graph.output, *copy.proto.graph.value_info, *copy.proto.graph.input)}
+    infos = [known.get(n) or helper.make_empty_tensor_value_info(n) for n in names]
+    del copy.proto.graph.output[:]
+    copy.proto.graph.output.extend(infos)
+    return copy
+
+
+def _open(onnxruntime: Any, model: Model, options: Any) -> Any:
+    """A session from memory, or through a temporary folder when the weights do not fit one message."""
+    providers = ["CPUExecutionProvider"]
+    if model.size_bytes() <= PROTOBUF_LIMIT_BYTES:
+        return onnxruntime.InferenceSession(to_bytes(model), options, providers=providers)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path, external_data=True)
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+
+def _first_line(problem: Exception) -> str:
+    lines = str(problem).strip().splitlines()
+    return lines[0][:300] if lines else type(problem).__name__

@@ -1,0 +1,123 @@
+"""Initializers that stay in their file until somebody asks for their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+
+class Weight(Protocol):
+    """An initializer's values. dtype: TensorProto.DataType; shape: of the values."""
+
+    dtype: int
+    shape: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        """The values, read-only where they are a view of a file; 4-bit types come unpacked."""
+
+    def raw(self) -> memoryview | bytes:
+        """Little-endian bytes as TensorProto.raw_data holds them."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes of a mapped file or of a message in memory."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    data: memoryview = field(repr=False, compare=False)
+
+    def array(self) -> np.ndarray:
+        if self.dtype in _PLAIN:
+            return np.frombuffer(self.data, _PLAIN[self.dtype]).reshape(self.shape)
+        return numpy_helper.to_array(TensorProto(data_type=self.dtype, dims=self.shape, raw_data=bytes(self.data)))
+
+    def raw(self) -> memoryview:
+        return self.data
+
+
+@dataclass(frozen=True)
+class Array:
+    """Values in memory."""
+
+    dtype: int
+    values: np.ndarray = field(repr=False, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def array(self) -> np.ndarray:
+        return self.values
+
+    def raw(self) -> memoryview | bytes:
+        if self.dtype in _PLAIN:
+            return np.ascontiguousarray(self.values, _PLAIN[self.dtype]).tobytes()
+        return numpy_helper.from_array(self.values).raw_data
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """Some positions of another weight, taken when asked for. keep: an index array an axis, None = all."""
+
+    base: Weight
+    keep: tuple[np.ndarray | None, ...] = field(compare=False)
+
+    @property
+    def dtype(self) -> int:
+        return self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(n if k is None else len(k) for n, k in zip(self.base.shape, self.keep))
+
+    def array(self) -> np.ndarray:
+        values = self.base.array()
+        for axis, keep in enumerate(self.keep):
+            if keep is not None:
+                values = np.take(values, keep, axis)
+        return values
+
+    def raw(self) -> memoryview | bytes:
+        return Array(self.dtype, self.array()).raw()
+
+
+def from_array(values: np.ndarray) -> Array:
+    """A weight of the ONNX type that belongs to the array's dtype."""
+    return Array(onnx.helper.np_dtype_to_tensor_dtype(values.dtype), values)
+
+
+def from_proto(tensor: TensorProto) -> Weight:
+    """A weight that holds a small message's values, whatever field they are in."""
+    return Array(tensor.data_type, numpy_helper.to_array(tensor))
+
+
+def size_bytes(weight: Weight) -> int:
+    """What the values take in a file, without copying them."""
+    if isinstance(weight, Stored):
+        return len(weight.data)
+    count = int(np.prod(weight.shape, dtype=np.int64))
+    return -(-count * bits(weight.dtype) // 8)
+
+
+def bits(dtype: int) -> int:
+    """Bits an element takes in raw_data; 0 for strings."""
+    if dtype in _PLAIN:
+        return np.dtype(_PLAIN[dtype]).itemsize * 8
+    return _ODD_BITS.get(dtype, 8 if dtype != TensorProto.STRING else 0)
+
+
+_PLAIN = {
+    TensorProto.FLOAT: "<f4", TensorProto.DOUBLE: "<f8", TensorProto.FLOAT16: "<f2",
+    TensorProto.INT8: "|i1", TensorProto.UINT8: "|u1", TensorProto.INT16: "<i2", TensorProto.UINT16: "<u2",
+    TensorProto.INT32: "<i4", TensorProto.UINT32: "<u4", TensorProto.INT64: "<i8", TensorProto.UINT64: "<u8",
+    TensorProto.BOOL: "|b1", TensorProto.COMPLEX64: "<c8", TensorProto.COMPLEX128: "<c16",
+}
+_ODD_BITS = {TensorProto.BFLOAT16: 16} | {
+    getattr(TensorProto, name): width
+    for name, width in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items() if hasattr(TensorProto, name)
+}

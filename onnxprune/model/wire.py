@@ -1,0 +1,75 @@
+"""The protobuf wire format of an ONNX file, as far as it takes to leave the weights where they are.
+
+Only lengths and offsets are read here; onnx parses the rest. Field numbers are those of onnx.proto:
+ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.raw_data = 9.
+Source: https://protobuf.dev/programming-guides/encoding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+GRAPH_FIELD, INITIALIZER_FIELD, RAW_DATA_FIELD = 7, 5, 9
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT_BITS = 70
+
+
+class Field(NamedTuple):
+    """number; [start, end) of the whole field; body: where its payload begins (payload ends at end); is_bytes."""
+
+    number: int
+    start: int
+    body: int
+    end: int
+    is_bytes: bool
+
+
+def fields(buffer: memoryview, start: int, end: int) -> Iterator[Field]:
+    """The fields of a message in buffer[start:end]; ValueError where that is no message."""
+    at = start
+    while at < end:
+        key, body = _varint(buffer, at, end)
+        kind = key & 7
+        if kind == _BYTES:
+            length, body = _varint(buffer, body, end)
+            after = body + length
+        elif kind == _VARINT:
+            _, after = _varint(buffer, body, end)
+        elif kind in (_FIXED64, _FIXED32):
+            after = body + (8 if kind == _FIXED64 else 4)
+        else:
+            raise ValueError(f"wire type {kind} at byte {at}")
+        if after > end:
+            raise ValueError(f"field at byte {at} ends at {after}, the message at {end}")
+        yield Field(key >> 3, at, body, after, kind == _BYTES)
+        at = after
+
+
+def varint(value: int) -> bytes:
+    """A non-negative integer in base-128 form."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def header(number: int, length: int) -> bytes:
+    """What stands before the payload of a length-delimited field."""
+    return varint(number << 3 | _BYTES) + varint(length)
+
+
+def _varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
+    """(value, position behind it)."""
+    value = shift = 0
+    while True:
+        if at >= end or shift >= _VARINT_BITS:
+            raise ValueError(f"number at byte {at} does not end")
+        byte = buffer[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
