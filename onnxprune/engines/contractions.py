@@ -1,0 +1,185 @@
+"""The multiply-accumulate layers of a graph as matrix products, for engines that are computed instead of run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, shape_inference
+
+from onnxprune.errors import DataError, ModelError
+from onnxprune.model.io import Model
+
+SMALL_BYTES = 4096  # integer initializers up to this size are shape arithmetic and get their values back
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """`groups` independent products (m, k) x (k, n); the (k, n) operand is the one an array holds.
+
+    taps: kernel positions, a factor of k (of n for a transposed convolution); input_size, weight_size, output_size: elements.
+    """
+
+    name: str
+    op: str
+    m: int
+    k: int
+    n: int
+    groups: int = 1
+    taps: int = 1
+    input_size: int = 0
+    weight_size: int = 0
+    output_size: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return self.groups * self.m * self.k * self.n
+
+    @property
+    def depthwise(self) -> bool:
+        """One input and one output channel a group."""
+        return self.groups > 1 and self.n == 1 and self.k == self.taps
+
+
+@dataclass(frozen=True)
+class Contractions:
+    """layers: in graph order; skipped: "node (op)" of what multiplies and is not described here."""
+
+    layers: tuple[Contraction, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def contractions(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Contractions:
+    """The contractions of a graph.
+
+    Parameters
+    ----------
+    shapes
+        Input name -> shape, for inputs with free axes. A free first axis is a batch of 1.
+
+    Raises
+    ------
+    DataError
+        An input has a free axis other than the first and no shape was given.
+    ModelError
+        A layer's shape cannot be inferred.
+    """
+    known = tensor_shapes(fixed(model, shapes or {}))
+    found, skipped = [], []
+    for index, node in enumerate(model.proto.graph.node):
+        name = node.name or f"{node.op_type}_{index}"
+        if node.op_type in _SKIPPED:
+            skipped.append(f"{name} ({node.op_type})")
+        if node.op_type in _RULES:
+            found.append(_RULES[node.op_type](name, node, known))
+    return Contractions(tuple(found), tuple(skipped))
+
+
+def fixed(model: Model, shapes: Mapping[str, Sequence[int]] = {}) -> ModelProto:
+    """The graph without large weights, its inputs of fixed shape; small integer initializers have their values.
+
+    Raises
+    ------
+    DataError
+        No such input, another rank, or a free axis that nobody gave.
+    """
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    for index, tensor in enumerate(proto.graph.initializer):
+        weight = model.weights[tensor.name]
+        if tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT) and math.prod(tensor.dims) * 8 <= SMALL_BYTES:
+            proto.graph.initializer[index].CopyFrom(onnx.numpy_helper.from_array(weight.array(), tensor.name))
+    inputs = {v.name: v for v in proto.graph.input if v.name not in model.weights}
+    if extra := sorted(set(shapes) - set(inputs)):
+        raise DataError("input-unknown", f"no input {extra[0]!r}; the model's inputs are {', '.join(inputs)}")
+    for name, value in inputs.items():
+        _fix(value, shapes.get(name))
+    return proto
+
+
+def tensor_shapes(proto: ModelProto) -> dict[str, Shape]:
+    """Shapes of all tensors whose axes are known after shape inference, initializers included."""
+    for values in (proto.graph.value_info, proto.graph.output):
+        for value in values:
+            value.type.tensor_type.ClearField("shape")
+    del proto.graph.value_info[:]
+    try:
+        graph = shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True).graph
+    except Exception as problem:  # onnx raises several unrelated types
+        raise ModelError("shapes-unknown", f"shape inference fails: {problem}") from problem
+    found: dict[str, Shape] = {t.name: tuple(t.dims) for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            if all(d.HasField("dim_value") for d in dims):
+                found[value.name] = tuple(d.dim_value for d in dims)
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            found[node.output[0]] = tuple(node.attribute[0].t.dims)
+    return found
+
+
+def attribute(node: NodeProto, name: str, default: int) -> int:
+    """An integer attribute."""
+    return next((a.i for a in node.attribute if a.name == name), default)
+
+
+def _fix(value: onnx.ValueInfoProto, shape: Sequence[int] | None) -> None:
+    """Give a graph input its shape, in place."""
+    dims = value.type.tensor_type.shape.dim
+    if shape is not None and len(shape) != len(dims):
+        raise DataError("input-rank", f"input {value.name!r} has {len(dims)} axes, the given shape {tuple(shape)} has {len(shape)}")
+    for axis, dim in enumerate(dims):
+        if shape is not None:
+            dim.dim_value = int(shape[axis])
+        elif not dim.dim_value and axis:
+            raise DataError("input-free-axis", f"axis {axis} of input {value.name!r} has no fixed length; give --shape {value.name}:1,...")
+        elif not dim.dim_value:
+            dim.dim_value = 1
+
+
+def _shape(known: Mapping[str, Shape], tensor: str, node: str) -> Shape:
+    if tensor not in known:
+        raise ModelError("shapes-unknown", f"the shape of {tensor!r} at node {node!r} cannot be inferred; canonicalize the model first")
+    return known[tensor]
+
+
+def _conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
+    """A convolution as a product over im2col taps."""
+    weight_name = node.input[3] if node.op_type == "QLinearConv" else node.input[1]
+    image, weight, out = (_shape(known, t, name) for t in (node.input[0], weight_name, node.output[0]))
+    groups, taps = attribute(node, "group", 1), math.prod(weight[2:])
+    sizes = math.prod(image), math.prod(weight), math.prod(out)
+    if node.op_type == "ConvTranspose":
+        m, k, n = image[0] * math.prod(image[2:]), weight[0] // groups, weight[1] * taps
+    else:
+        m, k, n = out[0] * math.prod(out[2:]), weight[1] * taps, weight[0] // groups
+    return Contraction(name, node.op_type, m, k, n, groups, taps, *sizes)
+
+
+def _gemm(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
+    """Gemm: the second operand is held."""
+    a, b, out = (_shape(known, t, name) for t in (node.input[0], node.input[1], node.output[0]))
+    k = a[0] if attribute(node, "transA", 0) else a[1]
+    return Contraction(name, node.op_type, out[0], k, out[1], 1, 1, math.prod(a), math.prod(b), math.prod(out))
+
+
+def _matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
+    """MatMul: leading axes are rows where the second operand is shared by them, and independent products elsewhere."""
+    second = node.input[3] if node.op_type == "QLinearMatMul" else node.input[1]
+    a, b, out = (_shape(known, t, name) for t in (node.input[0], second, node.output[0]))
+    sizes = math.prod(a), math.prod(b), math.prod(out)
+    k, n = a[-1], b[-1] if len(b) > 1 else 1
+    groups = math.prod(b[:-2])
+    return Contraction(name, node.op_type, math.prod(out) // max(1, n * groups), k, n, groups, 1, *sizes)
+
+
+_RULES: Mapping[str, Callable[[str, NodeProto, Mapping[str, Shape]], Contraction]] = {
+    "Conv": _conv, "ConvTranspose": _conv, "ConvInteger": _conv, "QLinearConv": _conv,
+    "Gemm": _gemm, "MatMul": _matmul, "MatMulInteger": _matmul, "QLinearMatMul": _matmul,
+}
+_SKIPPED = frozenset({"Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "DeformConv", "If", "Loop", "Scan"})

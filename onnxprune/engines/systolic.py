@@ -1,0 +1,166 @@
+"""Accelerators that are computed instead of run: weight-stationary systolic arrays and tiled dot-product arrays.
+
+A figure from here is a model, not a measurement: only contractions are counted, everything between them is taken as fused,
+and every operand crosses the memory bus once. It answers which widths such an array can use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxprune.engines.contractions import Contraction, contractions
+from onnxprune.errors import UsageError, unknown
+from onnxprune.model.io import Model
+
+
+@dataclass(frozen=True)
+class Array:
+    """A multiply-accumulate array and the bus that feeds it.
+
+    rows: parallel products of one sum (taps x input channels in a systolic array, input channels in a tiled one);
+    columns: output channels in parallel; pixels: output positions in parallel (tiled arrays only);
+    tiled: False = systolic, weight stationary; True = rows x columns x pixels products a cycle, tap by tap;
+    clock_mhz; bandwidth_bytes: bytes a cycle to and from memory; weight_bits, activation_bits: operand widths;
+    multiple: what kept channel counts should be a multiple of.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    pixels: int = 1
+    tiled: bool = False
+    clock_mhz: float = 1000.0
+    bandwidth_bytes: float = 16.0
+    weight_bits: int = 8
+    activation_bits: int = 8
+    multiple: int = 16
+
+    def __post_init__(self) -> None:
+        sizes = (self.rows, self.columns, self.pixels, self.multiple, self.weight_bits, self.activation_bits)
+        if min(sizes) < 1 or self.clock_mhz <= 0 or self.bandwidth_bytes <= 0:
+            raise UsageError("array-size", f"array {self.name!r}: rows, columns, pixels, bits, clock and bandwidth must be positive")
+
+    @property
+    def peak_macs(self) -> int:
+        """Multiply-accumulates a cycle with every cell busy."""
+        return self.rows * self.columns * self.pixels
+
+
+@dataclass(frozen=True)
+class LayerEstimate:
+    """One contraction on an array. Cycles of arithmetic and of memory overlap; the larger counts. intensity: MACs a byte."""
+
+    name: str
+    op: str
+    macs: int
+    compute_cycles: int
+    memory_cycles: int
+    traffic_bytes: int
+    utilisation: float
+    intensity: float
+
+    @property
+    def cycles(self) -> int:
+        """max(compute, memory): the roofline."""
+        return max(self.compute_cycles, self.memory_cycles)
+
+    @property
+    def bound(self) -> str:
+        """Which roof is met: "compute" or "memory"."""
+        return "memory" if self.memory_cycles > self.compute_cycles else "compute"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A whole graph on an array. skipped: nodes that multiply and are not in the sum."""
+
+    array: Array
+    layers: tuple[LayerEstimate, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def cycles(self) -> int:
+        """Of one inference."""
+        return sum(layer.cycles for layer in self.layers)
+
+    @property
+    def compute_cycles(self) -> int:
+        """Without limits of memory."""
+        return sum(layer.compute_cycles for layer in self.layers)
+
+    @property
+    def latency_ms(self) -> float:
+        """Of one inference."""
+        return self.cycles / self.array.clock_mhz / 1e3
+
+
+def compute_cycles(array: Array, layer: Contraction) -> int:
+    """Cycles of arithmetic of one layer.
+
+    Systolic: ceil(k/R) * ceil(n/C) * (2R + C + m - 2) a product; each fold loads R rows of weights, streams m rows of inputs and
+    drains R + C - 2 diagonals (SCALE-Sim, Samajdar et al. 2018, eq. 3 for weight stationary; the simulator itself reports one
+    cycle less a layer). Groups run one after the other, so a depthwise layer keeps one column busy, as it does in Gemmini.
+    Tiled: ceil(m/P) * taps * ceil(channels/R) * ceil(n/C); a depthwise layer has no sum over channels and uses the C columns.
+    """
+    if not array.tiled:
+        folds = math.ceil(layer.k / array.rows) * math.ceil(layer.n / array.columns)
+        return layer.groups * folds * (2 * array.rows + array.columns + layer.m - 2)
+    steps = math.ceil(layer.m / array.pixels) * layer.taps
+    if layer.depthwise:
+        return steps * math.ceil(layer.groups / array.columns)
+    transposed = layer.op == "ConvTranspose"
+    channels = layer.k if transposed else layer.k // layer.taps
+    outputs = layer.n // layer.taps if transposed else layer.n
+    return layer.groups * steps * math.ceil(channels / array.rows) * math.ceil(outputs / array.columns)
+
+
+def estimate_layer(array: Array, layer: Contraction) -> LayerEstimate:
+    """Arithmetic and memory of one layer; inputs, weights and outputs each cross the bus once."""
+    bits = layer.weight_size * array.weight_bits + (layer.input_size + layer.output_size) * array.activation_bits
+    traffic = math.ceil(bits / 8)
+    compute, memory = compute_cycles(array, layer), math.ceil(traffic / array.bandwidth_bytes)
+    used = layer.macs / (max(compute, memory, 1) * array.peak_macs)
+    return LayerEstimate(layer.name, layer.op, layer.macs, compute, memory, traffic, used, layer.macs / max(1, traffic))
+
+
+def estimate(model: Model, array: Array, shapes: Mapping[str, Sequence[int]] | None = None) -> Estimate:
+    """Cycles of every contraction of a graph; see `contractions` for `shapes` and errors."""
+    found = contractions(model, shapes)
+    return Estimate(array, tuple(estimate_layer(array, layer) for layer in found.layers), found.skipped)
+
+
+def square(size: int) -> Array:
+    """A size x size systolic array at 1 GHz with a 128-bit bus, Gemmini's default configuration at size 16."""
+    return Array(f"systolic{size}", size, size, multiple=size)
+
+
+def _dpu(name: str, pixels: int, channels: int) -> Array:
+    """A DPUCZDX8G at 300 MHz on a 64-bit DDR4-2400 memory (19.2 GB/s). Parallelism: AMD PG338, table of architectures."""
+    return Array(name, channels, channels, pixels, True, 300.0, 64.0, multiple=channels)
+
+
+def _ethos(name: str, pixels: int, columns: int, clock_mhz: float, bandwidth_bytes: float) -> Array:
+    """An Ethos-U: 8 input channels a product. Blocks and bus widths are those of Vela's default system configurations."""
+    return Array(name, 8, columns, pixels, True, clock_mhz, bandwidth_bytes)
+
+
+PRESETS: Mapping[str, Array] = {
+    array.name: array
+    for array in (
+        square(8), square(16), square(32), Array("gemmini", 16, 16),
+        _dpu("dpu-b512", 4, 8), _dpu("dpu-b800", 4, 10), _dpu("dpu-b1024", 8, 8), _dpu("dpu-b1152", 4, 12),
+        _dpu("dpu-b1600", 8, 10), _dpu("dpu-b2304", 8, 12), _dpu("dpu-b3136", 8, 14), _dpu("dpu-b4096", 8, 16),
+        _ethos("ethos-u55-32", 1, 4, 500.0, 8.0), _ethos("ethos-u55-64", 1, 8, 500.0, 8.0),
+        _ethos("ethos-u55-128", 2, 8, 500.0, 8.0), _ethos("ethos-u55-256", 4, 8, 500.0, 8.0),
+        _ethos("ethos-u65-256", 4, 8, 1000.0, 16.0), _ethos("ethos-u65-512", 4, 16, 1000.0, 16.0),
+    )
+}
+
+
+def preset(name: str) -> Array:
+    """The array of that name; UsageError names the nearest."""
+    if name not in PRESETS:
+        raise unknown("array", name, PRESETS)
+    return PRESETS[name]
