@@ -1,0 +1,158 @@
+"""The shape of the code: imports go down the layers, in no circle, heavy ones where they are used; files stay small; starting is fast."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "onnxprune"
+MOST_LINES = 450
+START_CPU_S = 0.5
+
+# from the bottom; what stands on one line may use each other, in one direction
+LAYERS = (
+    ("errors", "types", "registry", "files", "units", "demo"),
+    ("model",),
+    ("analysis",),
+    ("surgery",),
+    ("saliency", "repair", "calibrate", "allocate", "evaluate"),
+    ("tune", "search", "engines", "sparsify"),
+    ("report",),
+    ("options", "recipe", "rundir", "pipeline"),
+    ("cli", "__main__"),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# optional (the extras of setup.cfg): never needed to import a module that others import
+EXTRAS = {"PIL", "torch", "openvino", "ncnn", "pnnx", "MNN", "tensorrt", "cuda", "pycuda", "joblib", "ray", "dask", "distributed", "pycocotools"}
+# always there, slow to import
+HEAVY = {"onnxruntime", "scipy"}
+
+
+class Import(NamedTuple):
+    """One import of one module: what (dotted), inside a function or not, where."""
+
+    target: str
+    deferred: bool
+    line: int
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ("onnxprune", *path.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(tree: ast.AST, deferred: bool = False) -> Iterator[Import]:
+    """Every import statement below `tree`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, deferred, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (Import(f"{node.module}.{alias.name}", deferred, node.lineno) for alias in node.names)
+        yield from imports(node, deferred or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+
+
+@cache
+def imported() -> Mapping[str, list[Import]]:
+    """Module -> its imports; targets inside the package are names of modules."""
+    known = modules()
+
+    def module_of(target: str) -> str:
+        return target if target in known or "." not in target else target.rpartition(".")[0]
+
+    return {
+        name: [i._replace(target=module_of(i.target)) for i in imports(ast.parse(path.read_text(encoding="utf-8")))] for name, path in known.items()
+    }
+
+
+def layer(module: str) -> str:
+    """The folder or top-level module that a module belongs to; "" for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def inside(target: str) -> bool:
+    """Whether an import stays in the package."""
+    return target.split(".")[0] == "onnxprune"
+
+
+@cache
+def optional(module: str) -> bool:
+    """Whether the module needs an extra just to be imported, itself or through another."""
+    top = [i.target for i in imported()[module] if not i.deferred and i.target != module]
+    return any(target.split(".")[0] in EXTRAS or target in imported() and optional(target) for target in top)
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {layer(m) for m in modules()} - {""} <= set(RANK), "name the new module's layer in LAYERS"
+
+
+def test_imports_go_down() -> None:
+    up = [
+        f"{name}:{i.line} imports {i.target}"
+        for name, found in imported().items()
+        for i in found
+        if inside(i.target) and layer(name) and layer(i.target) and RANK[layer(name)] < RANK[layer(i.target)]
+    ]
+    assert not up
+
+
+def test_layers_have_no_cycle() -> None:
+    edges = {(layer(name), layer(i.target)) for name, found in imported().items() for i in found if inside(i.target)}
+    below = {a: {b for x, b in edges if x == a and b not in ("", a)} for a in {a for a, _ in edges} if a}
+    while below:
+        leaves = {a for a in below if not below[a] & below.keys()}
+        assert leaves, f"these import each other in a circle: {sorted(below)}"
+        below = {a: b for a, b in below.items() if a not in leaves}
+
+
+def test_modules_have_no_cycle() -> None:
+    below = {name: {i.target for i in found if i.target in imported() and i.target != name} for name, found in imported().items() if layer(name)}
+    while below:
+        leaves = {a for a in below if not below[a] & below.keys()}
+        assert leaves, f"these import each other in a circle: {sorted(below)}"
+        below = {a: b for a, b in below.items() if a not in leaves}
+
+
+def test_imports_inside_functions_have_a_reason() -> None:
+    """An extra, a heavy library, a module of ours that needs an extra; or the command line, which must start fast."""
+    without = [
+        f"{name}:{i.line} imports {i.target}"
+        for name, found in imported().items()
+        for i in found
+        if i.deferred and i.target.split(".")[0] not in EXTRAS | HEAVY and not (inside(i.target) and (layer(name) in ("", "cli") or optional(i.target)))
+    ]
+    assert not without
+
+
+def test_only_tuning_needs_an_extra_to_be_imported() -> None:
+    early = [name for name in imported() if optional(name) and (layer(name) != "tune" or name == "onnxprune.tune")]
+    assert not early
+
+
+@pytest.mark.parametrize("name", modules())
+def test_files_stay_small(name: str) -> None:
+    assert len(modules()[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("code", ["import onnxprune", "import onnxprune.cli as c; c.main(['--help'])"])
+def test_starting_is_fast(code: str) -> None:
+    """Processor time of a fresh interpreter, the least of three: other work on the machine does not count."""
+    probe = f"import atexit, sys, time; atexit.register(lambda: print(time.process_time(), file=sys.stderr)); {code}"
+
+    def seconds() -> float:
+        done = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True, timeout=120)
+        return float(done.stderr.split()[-1])
+
+    assert min(seconds() for _ in range(3)) < START_CPU_S
