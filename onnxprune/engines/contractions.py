@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto, shape_inference
+from onnx import NodeProto, ValueInfoProto
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model.io import Model
+from onnxprune.model.nodes import attribute, label
+from onnxprune.model.shapes import infer
 
-SMALL_BYTES = 4096  # integer initializers up to this size are shape arithmetic and get their values back
 Shape = tuple[int, ...]
 
 
@@ -70,8 +70,8 @@ def contractions(model: Model, shapes: Mapping[str, Sequence[int]] | None = None
     """
     known = tensor_shapes(fixed(model, shapes or {}))
     found, skipped = [], []
-    for index, node in enumerate(model.proto.graph.node):
-        name = node.name or f"{node.op_type}_{index}"
+    for node in model.proto.graph.node:
+        name = label(node)
         if node.op_type in _SKIPPED:
             skipped.append(f"{name} ({node.op_type})")
         if node.op_type in _RULES:
@@ -79,56 +79,35 @@ def contractions(model: Model, shapes: Mapping[str, Sequence[int]] | None = None
     return Contractions(tuple(found), tuple(skipped))
 
 
-def fixed(model: Model, shapes: Mapping[str, Sequence[int]] = {}) -> ModelProto:
-    """The graph without large weights, its inputs of fixed shape; small integer initializers have their values.
+def fixed(model: Model, shapes: Mapping[str, Sequence[int]] = {}) -> Model:
+    """A copy whose inputs have fixed shapes; stored shapes of other tensors are dropped, since they may have been symbolic.
 
     Raises
     ------
     DataError
         No such input, another rank, or a free axis that nobody gave.
     """
-    proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    for index, tensor in enumerate(proto.graph.initializer):
-        weight = model.weights[tensor.name]
-        if tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT) and math.prod(tensor.dims) * 8 <= SMALL_BYTES:
-            proto.graph.initializer[index].CopyFrom(onnx.numpy_helper.from_array(weight.array(), tensor.name))
-    inputs = {v.name: v for v in proto.graph.input if v.name not in model.weights}
+    copy = model.edit()
+    graph = copy.proto.graph
+    inputs = {v.name: v for v in graph.input if v.name not in model.weights}
     if extra := sorted(set(shapes) - set(inputs)):
         raise DataError("input-unknown", f"no input {extra[0]!r}; the model's inputs are {', '.join(inputs)}")
     for name, value in inputs.items():
         _fix(value, shapes.get(name))
-    return proto
+    del graph.value_info[:]
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return copy
 
 
-def tensor_shapes(proto: ModelProto) -> dict[str, Shape]:
+def tensor_shapes(model: Model) -> dict[str, Shape]:
     """Shapes of all tensors whose axes are known after shape inference, initializers included."""
-    for values in (proto.graph.value_info, proto.graph.output):
-        for value in values:
-            value.type.tensor_type.ClearField("shape")
-    del proto.graph.value_info[:]
-    try:
-        graph = shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True).graph
-    except Exception as problem:  # onnx raises several unrelated types
-        raise ModelError("shapes-unknown", f"shape inference fails: {problem}") from problem
-    found: dict[str, Shape] = {t.name: tuple(t.dims) for t in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        if value.type.tensor_type.HasField("shape"):
-            dims = value.type.tensor_type.shape.dim
-            if all(d.HasField("dim_value") for d in dims):
-                found[value.name] = tuple(d.dim_value for d in dims)
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            found[node.output[0]] = tuple(node.attribute[0].t.dims)
-    return found
+    found = infer(model)
+    known = {name: found.shape(name) for name in found.types}
+    return {n: tuple(d for d in s if isinstance(d, int)) for n, s in known.items() if s is not None and all(isinstance(d, int) for d in s)}
 
 
-def attribute(node: NodeProto, name: str, default: int) -> int:
-    """An integer attribute."""
-    return next((a.i for a in node.attribute if a.name == name), default)
-
-
-def _fix(value: onnx.ValueInfoProto, shape: Sequence[int] | None) -> None:
+def _fix(value: ValueInfoProto, shape: Sequence[int] | None) -> None:
     """Give a graph input its shape, in place."""
     dims = value.type.tensor_type.shape.dim
     if shape is not None and len(shape) != len(dims):
