@@ -1,3 +1,46 @@
-"""onnxprune: structured pruning of ONNX models."""
+"""onnxprune: structured pruning of ONNX models.
+
+    import onnxprune
+    report = onnxprune.optimize("model.onnx", "small.onnx", target="macs=50%", data="images/")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+# public name -> where it lives; imported when it is first used, so that `import onnxprune` costs nothing
+_PUBLIC = {
+    "optimize": "onnxprune.pipeline",
+    "Recipe": "onnxprune.recipe",
+    "Target": "onnxprune.recipe",
+    "Event": "onnxprune.events",
+    "Report": "onnxprune.report.data",
+    "Model": "onnxprune.model.io",
+    "load": "onnxprune.model.io",
+    "save": "onnxprune.model.io",
+    "analyse": "onnxprune.analysis.walk",
+    "cut": "onnxprune.surgery.cut",
+    "verify": "onnxprune.surgery.verify",
+    "Plan": "onnxprune.types",
+    "Group": "onnxprune.types",
+    "Site": "onnxprune.types",
+    "Frozen": "onnxprune.types",
+    "Cost": "onnxprune.types",
+    "open_data": "onnxprune.calibrate.data",
+    "OnnxpruneError": "onnxprune.errors",
+}
+__all__ = ["__version__"]
+__all__ += list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,7 +18,7 @@ START_CPU_S = 0.5
 
 # from the bottom; what stands on one line may use each other, in one direction
 LAYERS = (
-    ("errors", "types", "registry", "files", "units", "demo"),
+    ("errors", "types", "registry", "files", "units", "events", "demo"),
     ("model",),
     ("analysis",),
     ("surgery",),
