@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx import NodeProto, ValueInfoProto
+from onnx import NodeProto
 
-from onnxprune.errors import DataError, ModelError
+from onnxprune.engines.base import fixed
+from onnxprune.errors import ModelError
+from onnxprune.model.canonicalize import canonicalize
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import attribute, label
 from onnxprune.model.shapes import infer
@@ -20,7 +22,7 @@ Shape = tuple[int, ...]
 class Contraction:
     """`groups` independent products (m, k) x (k, n); the (k, n) operand is the one an array holds.
 
-    taps: kernel positions, a factor of k (of n for a transposed convolution); input_size, weight_size, output_size: elements.
+    taps: kernel positions, a factor of k (of n for a transposed convolution); input_size, weight_size, output_size: elements; output: its tensor.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Contraction:
     input_size: int = 0
     weight_size: int = 0
     output_size: int = 0
+    output: str = ""
 
     @property
     def macs(self) -> int:
@@ -63,12 +66,13 @@ def contractions(model: Model, shapes: Mapping[str, Sequence[int]] | None = None
 
     Raises
     ------
-    DataError
+    UsageError
         An input has a free axis other than the first and no shape was given.
     ModelError
         A layer's shape cannot be inferred.
     """
-    known = tensor_shapes(fixed(model, shapes or {}))
+    model = canonicalize(fixed(model, shapes or {}))
+    known = tensor_shapes(model)
     found, skipped = [], []
     for node in model.proto.graph.node:
         name = label(node)
@@ -79,27 +83,6 @@ def contractions(model: Model, shapes: Mapping[str, Sequence[int]] | None = None
     return Contractions(tuple(found), tuple(skipped))
 
 
-def fixed(model: Model, shapes: Mapping[str, Sequence[int]] = {}) -> Model:
-    """A copy whose inputs have fixed shapes; stored shapes of other tensors are dropped, since they may have been symbolic.
-
-    Raises
-    ------
-    DataError
-        No such input, another rank, or a free axis that nobody gave.
-    """
-    copy = model.edit()
-    graph = copy.proto.graph
-    inputs = {v.name: v for v in graph.input if v.name not in model.weights}
-    if extra := sorted(set(shapes) - set(inputs)):
-        raise DataError("input-unknown", f"no input {extra[0]!r}; the model's inputs are {', '.join(inputs)}")
-    for name, value in inputs.items():
-        _fix(value, shapes.get(name))
-    del graph.value_info[:]
-    for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
-    return copy
-
-
 def tensor_shapes(model: Model) -> dict[str, Shape]:
     """Shapes of all tensors whose axes are known after shape inference, initializers included."""
     found = infer(model)
@@ -107,23 +90,9 @@ def tensor_shapes(model: Model) -> dict[str, Shape]:
     return {n: tuple(d for d in s if isinstance(d, int)) for n, s in known.items() if s is not None and all(isinstance(d, int) for d in s)}
 
 
-def _fix(value: ValueInfoProto, shape: Sequence[int] | None) -> None:
-    """Give a graph input its shape, in place."""
-    dims = value.type.tensor_type.shape.dim
-    if shape is not None and len(shape) != len(dims):
-        raise DataError("input-rank", f"input {value.name!r} has {len(dims)} axes, the given shape {tuple(shape)} has {len(shape)}")
-    for axis, dim in enumerate(dims):
-        if shape is not None:
-            dim.dim_value = int(shape[axis])
-        elif not dim.dim_value and axis:
-            raise DataError("input-free-axis", f"axis {axis} of input {value.name!r} has no fixed length; give --shape {value.name}:1,...")
-        elif not dim.dim_value:
-            dim.dim_value = 1
-
-
 def _shape(known: Mapping[str, Shape], tensor: str, node: str) -> Shape:
     if tensor not in known:
-        raise ModelError("shapes-unknown", f"the shape of {tensor!r} at node {node!r} cannot be inferred; canonicalize the model first")
+        raise ModelError("shapes-unknown", f"the shape of {tensor!r} at node {node!r} cannot be inferred; give the shapes of the model's inputs")
     return known[tensor]
 
 
@@ -137,14 +106,14 @@ def _conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction
         m, k, n = image[0] * math.prod(image[2:]), weight[0] // groups, weight[1] * taps
     else:
         m, k, n = out[0] * math.prod(out[2:]), weight[1] * taps, weight[0] // groups
-    return Contraction(name, node.op_type, m, k, n, groups, taps, *sizes)
+    return Contraction(name, node.op_type, m, k, n, groups, taps, *sizes, node.output[0])
 
 
 def _gemm(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
     """Gemm: the second operand is held."""
     a, b, out = (_shape(known, t, name) for t in (node.input[0], node.input[1], node.output[0]))
     k = a[0] if attribute(node, "transA", 0) else a[1]
-    return Contraction(name, node.op_type, out[0], k, out[1], 1, 1, math.prod(a), math.prod(b), math.prod(out))
+    return Contraction(name, node.op_type, out[0], k, out[1], 1, 1, math.prod(a), math.prod(b), math.prod(out), node.output[0])
 
 
 def _matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
@@ -154,7 +123,7 @@ def _matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contracti
     sizes = math.prod(a), math.prod(b), math.prod(out)
     k, n = a[-1], b[-1] if len(b) > 1 else 1
     groups = math.prod(b[:-2])
-    return Contraction(name, node.op_type, math.prod(out) // max(1, n * groups), k, n, groups, 1, *sizes)
+    return Contraction(name, node.op_type, math.prod(out) // max(1, n * groups), k, n, groups, 1, *sizes, node.output[0])
 
 
 _RULES: Mapping[str, Callable[[str, NodeProto, Mapping[str, Shape]], Contraction]] = {

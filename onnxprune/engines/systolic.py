@@ -10,9 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from onnxprune.engines.base import Compiled, LayerTime, Options, Source, open_model
 from onnxprune.engines.contractions import Contraction, contractions
 from onnxprune.errors import UsageError, unknown
 from onnxprune.model.io import Model
+from onnxprune.model.runtime import Session
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class LayerEstimate:
 
     name: str
     op: str
+    output: str
     macs: int
     compute_cycles: int
     memory_cycles: int
@@ -122,7 +127,7 @@ def estimate_layer(array: Array, layer: Contraction) -> LayerEstimate:
     traffic = math.ceil(bits / 8)
     compute, memory = compute_cycles(array, layer), math.ceil(traffic / array.bandwidth_bytes)
     used = layer.macs / (max(compute, memory, 1) * array.peak_macs)
-    return LayerEstimate(layer.name, layer.op, layer.macs, compute, memory, traffic, used, layer.macs / max(1, traffic))
+    return LayerEstimate(layer.name, layer.op, layer.output, layer.macs, compute, memory, traffic, used, layer.macs / max(1, traffic))
 
 
 def estimate(model: Model, array: Array, shapes: Mapping[str, Sequence[int]] | None = None) -> Estimate:
@@ -164,3 +169,69 @@ def preset(name: str) -> Array:
     if name not in PRESETS:
         raise unknown("array", name, PRESETS)
     return PRESETS[name]
+
+
+class Modelled(Compiled):
+    """A graph whose time on an array is computed. Outputs, where somebody asks for them, are onnxruntime's."""
+
+    def __init__(self, model: Model, array: Array, options: Options) -> None:
+        self.estimate = estimate(model, array, options.shapes)
+        self.outputs = tuple(o.name for o in model.proto.graph.output)
+        self._model = model
+        self._session: Session | None = None
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = Session(self._model) if self._session is None else self._session
+        self._session = session
+        return session.run(feeds)
+
+    def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
+        return [self.estimate.latency_ms] * count
+
+    def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
+        milliseconds = 1e3 * self.estimate.array.clock_mhz
+        return tuple(
+            LayerTime(e.name, f"{e.op} ({e.bound})", e.cycles / milliseconds, (e.name,), (e.output,), e.output) for e in self.estimate.layers
+        )
+
+
+@dataclass(frozen=True)
+class ArrayEngine:
+    """An array behind the protocol of engines: nothing is run, the latency is that of `estimate`."""
+
+    array: Array
+    install: str = "part of onnxprune"
+
+    @property
+    def name(self) -> str:
+        """That of the preset."""
+        return self.array.name
+
+    def available(self) -> str | None:
+        """Always."""
+        return None
+
+    def version(self) -> str:
+        """What the model was computed for."""
+        a = self.array
+        return f"model of {a.rows}x{a.columns}x{a.pixels} at {a.clock_mhz:g} MHz, {a.bandwidth_bytes:g} bytes a cycle"
+
+    def compile(self, source: Source, options: Options) -> Modelled:
+        """The estimate; ModelError where a shape is not known."""
+        return Modelled(open_model(source), self.array, options)
+
+    def limits(self) -> Mapping[str, str]:
+        """What the figures leave out."""
+        return {"model": "computed, not measured: contractions only, everything else taken as fused, operands cross the bus once"}
+
+    def channel_multiple(self, dtype: str = "f32") -> int:
+        """The array's columns, or what its vendor packs channels by."""
+        return self.array.multiple
+
+
+def __getattr__(name: str) -> ArrayEngine:
+    """The engine of a preset as an attribute, for the registry: `dpu-b512` is DPU_B512."""
+    key = name.lower().replace("_", "-")
+    if name != name.upper() or key not in PRESETS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return ArrayEngine(PRESETS[key])
