@@ -41,6 +41,10 @@ class OutputError(OnnxpruneError):
     """A file cannot be written."""
 
 
+class EngineError(OnnxpruneError):
+    """An inference engine is missing, refuses the model, or fails while it runs."""
+
+
 class MissingExtraError(OnnxpruneError):
     """An optional dependency is needed and not installed."""
 

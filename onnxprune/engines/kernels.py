@@ -1,0 +1,123 @@
+"""From onnxruntime's profile back to the nodes of the model.
+
+Optimisation fuses and renames: a blocked convolution is called after the output tensor of one of the nodes that went into it, plus `_nchwc`.
+Tensor names survive, so kernels are found by tensor: the optimised graph says which kernel makes which tensor, and every original node is given to
+the kernel that computes it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto, NodeProto
+
+from onnxprune.engines.base import LayerTime
+
+CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger", "Einsum", "Gemm", "GRU", "LSTM", "MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul", "RNN"})
+_BLOCKED = "_nchwc"
+_SUFFIX = "_kernel_time"
+# optimised operator -> original operators it is made around; an operator that is not here and not in the original is a composite
+_CORES = {
+    "FusedConv": ("Conv",), "NhwcFusedConv": ("Conv",), "QLinearConv": ("Conv",), "Gemm": ("Gemm", "MatMul"), "FusedGemm": ("Gemm", "MatMul"),
+    "FusedMatMul": ("MatMul",), "QLinearMatMul": ("MatMul",), "MatMulInteger": ("MatMul",), "QGemm": ("Gemm",),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """name, op: as in the profile; time_ms: interquartile mean over inferences (the profile counts whole microseconds, a median would too)."""
+
+    name: str
+    op: str
+    time_ms: float
+
+
+def kernel_times(path: Path, *, skip: int) -> list[Kernel]:
+    """The kernels of a profile file in the order they ran, without the first `skip` inferences."""
+    events = json.loads(path.read_text(encoding="utf-8"))
+    times: dict[tuple[int, str, str], list[float]] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") != "Node" or not name.endswith(_SUFFIX):
+            continue
+        arguments = event.get("args", {})
+        key = (int(arguments.get("node_index", -1)), name.removesuffix(_SUFFIX), str(arguments.get("op_name", "")))
+        times.setdefault(key, []).append(float(event["dur"]) / 1e3)
+    return [Kernel(name, op, middle_mean(ms[skip:] or ms)) for (_, name, op), ms in times.items()]
+
+
+def middle_mean(values: Sequence[float]) -> float:
+    """Mean of the middle half: as robust as a median, and finer than the clock's tick."""
+    cut = len(values) // 4
+    return statistics.fmean(sorted(values)[cut : len(values) - cut])
+
+
+def map_kernels(kernels: Sequence[Kernel], optimised: ModelProto, original: ModelProto) -> tuple[LayerTime, ...]:
+    """Kernels with the nodes they compute, in the order of the profile."""
+    owners = _owners(optimised.graph.node, original.graph.node)
+    by_name: dict[str, list[int]] = {}
+    for position, node in enumerate(optimised.graph.node):
+        by_name.setdefault(node.name, []).append(position)
+    layers = []
+    for kernel in kernels:
+        indices = by_name.get(kernel.name, [])
+        index = indices.pop(0) if len(indices) > 1 else indices[0] if indices else -1
+        nodes = [original.graph.node[i] for i in sorted(i for i, owner in owners.items() if owner == index)]
+        layers.append(layer_time(kernel.name, kernel.op, kernel.time_ms, nodes))
+    return tuple(layers)
+
+
+def layer_time(name: str, op: str, time_ms: float, nodes: Sequence[NodeProto]) -> LayerTime:
+    """A kernel that computes `nodes` (in topological order)."""
+    tensors = tuple(output for node in nodes for output in node.output if output)
+    contraction = next((node.output[0] for node in nodes if node.op_type in CONTRACTIONS), None)
+    key = contraction or (tensors[-1] if tensors else "")
+    return LayerTime(name, op, time_ms, tuple(node.name or node.output[0] for node in nodes), tensors, key)
+
+
+def _owners(optimised: Sequence[NodeProto], original: Sequence[NodeProto]) -> dict[int, int]:
+    """Original node index -> optimised node index."""
+    producer = {output: i for i, node in enumerate(original) for output in node.output if output}
+    named = {node.name: i for i, node in enumerate(original) if node.name}
+    owners: dict[int, int] = {}
+    anchors: dict[int, int] = {}
+    for index, node in enumerate(optimised):
+        if (anchor := _anchor(node, producer, named)) is not None and anchor not in owners:
+            owners[anchor], anchors[index] = index, anchor
+    for index, anchor in anchors.items():
+        _claim_inputs(index, anchor, optimised[index].op_type, original, producer, owners)
+    for i, node in enumerate(original):  # what is left was fused into the kernel that makes its input: an activation, a shortcut's Add
+        if i not in owners and (found := [owners[producer[t]] for t in node.input if producer.get(t) in owners]):
+            owners[i] = max(found)
+    return owners
+
+
+def _anchor(node: NodeProto, producer: Mapping[str, int], named: Mapping[str, int]) -> int | None:
+    """The original node that an optimised one certainly computes: by an output tensor, by the tensor or the node in its name."""
+    if node.op_type.startswith("Reorder"):
+        return None
+    for name in (*node.output, node.name.removesuffix(_BLOCKED)):
+        if name in producer:
+            return producer[name]
+    return named.get(node.name, named.get(node.name.rpartition("/")[0]))
+
+
+def _claim_inputs(
+    index: int, anchor: int, op: str, original: Sequence[NodeProto], producer: Mapping[str, int], owners: dict[int, int]
+) -> None:
+    """Give a kernel the nodes before its anchor that were fused into it, back to the one it is made around."""
+    cores = _CORES.get(op, (op,))
+    pending = [anchor]
+    while pending:
+        at = pending.pop()
+        if original[at].op_type in cores:
+            continue
+        for tensor in original[at].input:
+            before = producer.get(tensor)
+            if before is not None and before not in owners:
+                owners[before] = index
+                pending.append(before)

@@ -1,0 +1,92 @@
+"""The whole of a measurement, on small models."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from engine_nets import residual
+
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import LayerTime, Measurement, Options
+from onnxprune.engines.bench import bench, difference, layer_rows, width_warnings
+from onnxprune.engines.measure import Schedule
+from onnxprune.errors import EngineError, UsageError
+from onnxprune.model.io import save
+
+SHORT = Schedule(seconds=0.1, warmup=1, min_rounds=3)
+ROUNDING = 1e-5  # float32, fused against single operators
+
+
+def test_two_models_side_by_side(tmp_path) -> None:
+    for name, width in (("wide", 32), ("narrow", 16)):
+        save(residual(width), tmp_path / f"{name}.onnx")
+    said: list[str] = []
+    found = bench([tmp_path / "wide.onnx", tmp_path / "narrow.onnx"], options=Options(), schedule=SHORT, progress=said.append)
+    assert [(m.engine, m.model) for m in found.measurements] == [("onnxruntime", "wide"), ("onnxruntime", "narrow")]
+    (ratio,) = found.ratios["onnxruntime"]
+    assert (ratio.base, ratio.contender) == ("wide", "narrow") and ratio.low <= ratio.median <= ratio.high
+    for measured in found.measurements:
+        assert 0 < measured.min_ms <= measured.q1_ms <= measured.median_ms <= measured.q3_ms <= measured.p99_ms
+        assert measured.difference is not None and measured.difference <= ROUNDING
+        assert measured.version == ENGINES.get("onnxruntime").version()
+    rows = {row.key: row for row in found.layers if row.key}
+    assert {"c0", "c1", "c2", "g"} <= set(rows)
+    assert all(None not in row.times_ms.values() for row in (rows["c0"], rows["c1"], rows["c2"]))
+    assert json.loads(json.dumps(found.as_dict()))["measurements"][0]["model"] == "wide"
+    assert any("wide" in line for line in said)
+
+
+def test_same_file_twice_gets_two_names(tmp_path) -> None:
+    path = tmp_path / "m.onnx"
+    save(residual(), path)
+    found = bench([path, path], schedule=SHORT, layers=False)
+    assert len({m.model for m in found.measurements}) == 2
+    assert not found.layers
+
+
+def test_a_model_that_an_engine_refuses_is_reported_beside_those_it_takes() -> None:
+    broken = residual().edit()
+    broken.proto.graph.node[1].op_type = "NoSuchOperator"
+    found = bench([residual(), broken], schedule=SHORT, layers=False)
+    assert len(found.measurements) == 1
+    (reason,) = found.failures.values()
+    assert "refuses" in reason and any("refuses" in w for w in found.warnings)
+    with pytest.raises(EngineError, match="refuses"):
+        bench([broken], schedule=SHORT)
+
+
+def test_nothing_and_unknown_engines_are_errors() -> None:
+    with pytest.raises(UsageError, match="at least one"):
+        bench([])
+    with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
+        bench([residual()], ["onnxruntim"])
+    with pytest.raises(UsageError, match="inputs are x"):
+        bench([residual()], options=Options(shapes={"image": (1,)}))
+
+
+def test_unaligned_widths_are_named_with_the_multiple() -> None:
+    engine = ENGINES.get("onnxruntime")
+    multiple = engine.channel_multiple()
+    assert width_warnings(engine, {"even": residual(2 * multiple)}) == []
+    (warning,) = width_warnings(engine, {"odd": residual(2 * multiple - 1)})
+    assert "3 of 3" in warning and f"--round-to {multiple}" in warning and f"n_c0 {2 * multiple - 1}" in warning
+
+
+def test_difference_is_relative_to_the_largest_value_and_never_forgives_a_nan() -> None:
+    reference = {"y": np.array([1.0, -4.0]), "z": np.zeros(2)}
+    assert difference({"y": np.array([1.0, -3.0]), "z": np.zeros(2)}, reference) == 0.25
+    assert difference({"y": np.array([np.nan, -4.0]), "z": np.zeros(2)}, reference) == float("inf")
+    assert difference({"y": np.array([1.0]), "z": np.zeros(2)}, reference) == float("inf")
+    assert difference({"z": np.zeros(2)}, reference) == float("inf")
+
+
+def test_layout_changes_are_summed_and_missing_layers_are_none() -> None:
+    def measured(model: str, *layers: LayerTime) -> Measurement:
+        return Measurement("e", model, 1, 1, 1, 1, 1, 1, 1, 1, 0, layers=layers)
+
+    conv = LayerTime("k", "Conv", 2.0, ("n",), ("t",), "t")
+    reorder = LayerTime("r", "ReorderInput", 0.5)
+    rows = layer_rows([measured("a", conv, reorder, reorder), measured("b", reorder)])
+    assert [(r.key, r.op, dict(r.times_ms)) for r in rows] == [("t", "Conv", {"a": 2.0, "b": None}), ("", "ReorderInput", {"a": 1.0, "b": 0.5})]

@@ -1,0 +1,82 @@
+"""The statistics of interleaved timing, on times that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.engines.measure import NOISE_LIMIT, Schedule, interleave, machine_warnings, noise_warnings, ratio, summarise
+from onnxprune.errors import UsageError
+
+
+def test_contenders_take_turns_and_the_order_reverses() -> None:
+    calls: list[str] = []
+
+    def sampler(name: str, ms: float):
+        def sample(count: int) -> list[float]:
+            calls.append(name)
+            return [ms] * count
+
+        return sample
+
+    times = interleave({"a": sampler("a", 2.0), "b": sampler("b", 100.0)}, Schedule(seconds=0.0, warmup=2, min_rounds=4))
+    assert calls[2:] == list("ab" "ba" "ab" "ba")
+    assert times["a"].shape == (4, 5)  # 5 * 2 ms make the block of 10 ms
+    assert times["b"].shape == (4, 1)
+
+
+def test_first_inference_of_a_block_is_left_out() -> None:
+    times = interleave({"a": lambda count: [9.0] + [1.0] * (count - 1)}, Schedule(seconds=0.0, min_rounds=2))
+    assert np.all(times["a"] == 1.0)
+
+
+def test_statistics_are_those_of_numpy() -> None:
+    times = np.random.default_rng(0).gamma(4.0, 1.0, (20, 50))
+    found = summarise("e", "m", times)
+    assert (found.samples, found.rounds, found.min_ms) == (1000, 20, times.min())
+    assert found.median_ms == pytest.approx(np.median(times))
+    assert found.p99_ms == pytest.approx(np.quantile(times, 0.99))
+    assert found.iqr_ms == pytest.approx(np.quantile(times, 0.75) - np.quantile(times, 0.25))
+    assert found.as_dict()["iqr_ms"] == found.iqr_ms
+
+
+def test_ratio_is_paired_so_common_drift_cancels() -> None:
+    drift = np.linspace(1, 10, 30)[:, None]  # the machine gets ten times slower while both run
+    noise = np.random.default_rng(1).normal(1, 0.01, (2, 30, 8))
+    found = ratio("a", 2.0 * drift * noise[0], "b", drift * noise[1])
+    assert found.low <= 2.0 <= found.high
+    assert found.high - found.low < 0.05
+    assert found.clear
+
+
+def test_interval_of_equal_contenders_holds_one_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(2)
+    trials = 100
+    held = sum(not ratio("a", x[0], "b", x[1]).clear for x in generator.normal(1, 0.1, (trials, 2, 15, 1)))
+    assert held >= 0.85 * trials  # 95 % nominal; the percentile method on 15 rounds is a little short
+
+
+def test_noise_is_reported_with_its_figure() -> None:
+    rows = np.linspace(1, 2, 16)[:, None] * np.ones(4)
+    noisy, quiet = summarise("e", "noisy", rows), summarise("e", "quiet", np.ones((16, 4)))
+    assert noisy.noise > NOISE_LIMIT > quiet.noise
+    (warning,) = noise_warnings([noisy, quiet])
+    assert "noisy" in warning and f"{noisy.noise:.0%}" in warning
+
+
+def test_more_threads_than_processors_is_said() -> None:
+    assert any("pass --threads" in w for w in machine_warnings(100_000))
+
+
+def test_threads_that_may_move_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert any("pin" in w for w in machine_warnings(1))
+    assert not any("pin" in w for w in machine_warnings(1, cores=(0,)))
+    assert not any("pin" in w for w in machine_warnings(3))
+
+
+def test_schedule_that_measures_nothing_is_an_error() -> None:
+    with pytest.raises(UsageError):
+        Schedule(warmup=0)
+    with pytest.raises(UsageError):
+        Schedule(min_rounds=5, max_rounds=4)

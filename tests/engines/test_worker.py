@@ -1,0 +1,54 @@
+"""A model in its own process computes the same, reports its memory, and fails with a sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_nets import residual
+
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import Options, random_feeds, static_inputs
+from onnxprune.engines.worker import Worker
+from onnxprune.errors import EngineError
+
+
+def test_same_outputs_as_in_this_process() -> None:
+    model = residual()
+    feeds = random_feeds(static_inputs(model, {}))
+    with ENGINES.get("onnxruntime").compile(model, Options()) as here, Worker("onnxruntime", model, Options()) as there:
+        assert np.array_equal(here.run(feeds)["y"], there.run(feeds)["y"])
+        other = {"x": feeds["x"] + 1}
+        assert np.array_equal(here.run(other)["y"], there.run(other)["y"])
+        assert len(there.sample(feeds, 7)) == 7
+        assert [layer.key for layer in there.profile(feeds, 2)] == [layer.key for layer in here.profile(feeds, 2)]
+        memory = there.memory_bytes()
+    if memory is not None:
+        peak, before = memory
+        assert peak > before > 1 << 20
+
+
+def test_a_refused_model_is_the_engine_s_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(EngineError, match="onnxruntime refuses the model"):
+        Worker("onnxruntime", path, Options())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_a_crash_is_an_error_that_names_the_signal() -> None:
+    model = residual()
+    with Worker("onnxruntime", model, Options()) as worker:
+        os.kill(worker._process.pid, signal.SIGSEGV)
+        with pytest.raises(EngineError, match="SIGSEGV during feed"):
+            worker.run(random_feeds(static_inputs(model, {})))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not pin processes")
+def test_pinned_to_the_cores_asked_for() -> None:
+    core = min(os.sched_getaffinity(0))
+    with Worker("onnxruntime", residual(), Options(cores=(core,))) as worker:
+        assert os.sched_getaffinity(worker._process.pid) == {core}
