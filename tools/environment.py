@@ -1,0 +1,87 @@
+"""A Python environment with this checkout installed in it. Standard library only; an old Python 3 can read it, so that it gets a sentence."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+OWN = os.path.join(ROOT, ".venv")
+OLDEST = (3, 10)
+
+
+def say(text: str) -> None:
+    """One line about what is being done, on stderr."""
+    print("[onnxprune] " + text, file=sys.stderr, flush=True)
+
+
+def run(command: list) -> None:
+    """Run and show a command; stop with its status where it fails."""
+    say("$ " + " ".join(command))
+    status = subprocess.call(command, cwd=ROOT)
+    if status:
+        sys.exit(f"[onnxprune] failed with status {status}: {' '.join(command)}")
+
+
+def attempt(command: list) -> bool:
+    """Run and show a command that may fail, without its chatter; whether it succeeded."""
+    say("$ " + " ".join(command))
+    return subprocess.call(command, cwd=ROOT, stdout=subprocess.DEVNULL) == 0
+
+
+def python() -> str:
+    """The interpreter of the environment: the active one, else .venv in this checkout, made where it is missing."""
+    if sys.version_info < OLDEST:
+        needed, found = (".".join(map(str, version[:2])) for version in (OLDEST, sys.version_info))
+        sys.exit(f"[onnxprune] Python {needed} or newer is needed, {sys.executable} is {found}")
+    if sys.prefix != sys.base_prefix or os.environ.get("CONDA_PREFIX"):
+        say("using the active environment " + sys.prefix)
+        return sys.executable
+    inside = os.path.join(OWN, "Scripts" if os.name == "nt" else "bin", "python")
+    if not os.path.exists(inside) or subprocess.call([inside, "-c", "import pip"], stderr=subprocess.DEVNULL):
+        say("making a virtual environment in " + OWN)
+        make = [sys.executable, "-m", "venv", "--clear", OWN]
+        if not attempt(make) and not (_apt("python3-venv") and attempt(make)):
+            sys.exit("[onnxprune] this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv")
+    return inside
+
+
+def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple = ()) -> None:
+    """Install this checkout with extras and packages, once for each state of setup.cfg and these arguments.
+
+    packages must install; of the wanted, one that does not is named and left out.
+    """
+    state = hashlib.sha256((_text(os.path.join(ROOT, "setup.cfg")) + repr((ROOT, extras, packages, wanted))).encode()).hexdigest()
+    prefix = subprocess.check_output([interpreter, "-c", "import sys; print(sys.prefix)"], universal_newlines=True).strip()
+    stamp = os.path.join(prefix, ".onnxprune-" + "-".join(extras))
+    if _text(stamp) == state and subprocess.call([interpreter, "-c", "import onnxprune"], cwd=prefix) == 0:
+        return
+    pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run(pip + list(packages) + ["--editable", f"{ROOT}[{','.join(extras)}]"])
+    for package in wanted:
+        if not attempt(pip + package.split()):
+            say(f"not installed: {package.split()[0]}; what needs it is left out")
+    with open(stamp, "w") as file:
+        file.write(state)
+
+
+def program(name: str, package: str) -> bool:
+    """Whether `name` is on PATH, after an attempt to install its Debian package where that is allowed."""
+    return bool(shutil.which(name) or _apt(package) and shutil.which(name))
+
+
+def _text(path: str) -> str:
+    """What a file holds; nothing where there is none."""
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _apt(package: str) -> bool:
+    """Install a Debian package if this is root on a machine with apt; whether that succeeded."""
+    if not shutil.which("apt-get") or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return False
+    attempt(["apt-get", "update", "-qq"])
+    return attempt(["apt-get", "install", "-qq", "-y", "--no-install-recommends", package])
