@@ -1,7 +1,7 @@
 """What a model is worth: metrics against labels, fidelity to the original without them, and two models side by side.
 
-Public: METRICS, find_metric, Options, Metric, Score (metrics); evaluate, measure, LabelledData, open_labelled (labelled data);
-fidelity (two models on the same inputs, no labels); compare (two models on the same labels).
+Metrics are here; `data` reads labelled samples, `run` evaluates a model on them, `fidelity` measures two models on the same inputs without labels,
+`compare` two models on the same labels.
 """
 
 from __future__ import annotations

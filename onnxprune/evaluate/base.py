@@ -79,17 +79,8 @@ class Score:
     details: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON; class indices become strings there."""
-        return {
-            "metric": self.name,
-            "value": self.value,
-            "n": self.n,
-            "standard_error": self.standard_error,
-            "higher_is_better": self.higher_is_better,
-            "per_class": {str(c): v for c, v in self.per_class.items()},
-            "counts": {str(c): v for c, v in self.counts.items()},
-            "details": dict(self.details),
-        }
+        """Plain JSON, None for what is not finite; class indices become strings there."""
+        return {"metric": self.name, **{key: plain(value) for key, value in vars(self).items() if key != "name"}}
 
 
 @runtime_checkable
@@ -187,6 +178,15 @@ class MeanMetric(Base):
         total = weights.sum()
         value = float((weights * values).sum() / total) if total else math.nan
         return Estimate(value, per_class, {c: float(counts[c]) for c in per_class})
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON of nested dicts, lists and numbers; None for what is not finite, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def resample(

@@ -80,7 +80,7 @@ def native(outputs: Outputs, labels: Labels) -> list[np.ndarray]:
         None of these forms: name a decoder.
     """
     names = {n.lower(): n for n in outputs}
-    if len(outputs) == 1 and (only := np.asarray(next(iter(outputs.values())))).ndim == 3 and only.shape[2] == COLUMNS:
+    if len(outputs) == 1 and (only := np.asarray(next(iter(outputs.values())))).ndim == 3 and _are_detections(only):
         return _relative([row[row[:, 4] > 0] for row in only], labels)
     boxes, flipped = _first(outputs, names, _CORNERS_XY), False
     if boxes is None:
@@ -100,6 +100,14 @@ def native(outputs: Outputs, labels: Labels) -> list[np.ndarray]:
     lengths = [boxes.shape[1]] * len(boxes) if counts is None else [int(c) for c in counts.reshape(-1)]
     rows = [np.concatenate([c, s.reshape(-1, 1), k.reshape(-1, 1)], 1)[:n] for c, s, k, n in zip(corners, scores, classes, lengths)]
     return _relative([row[row[:, 4] > 0] for row in rows], labels)
+
+
+def _are_detections(rows: np.ndarray) -> bool:
+    """Whether (n, boxes, 6) can be corners, score and class: whole classes, scores in 0..1."""
+    if rows.shape[2] != COLUMNS:
+        return False
+    score, kind = rows[..., 4], rows[..., 5]
+    return bool(((score >= 0) & (score <= 1)).all() and (kind == np.round(kind)).all())
 
 
 def _first(outputs: Outputs, names: dict[str, str], wanted: Sequence[str]) -> np.ndarray | None:
