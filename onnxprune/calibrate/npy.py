@@ -15,7 +15,6 @@ import numpy as np
 from onnxprune.errors import DataError
 
 ZIP_LOCAL_HEADER_BYTES = 30  # fixed part; lengths of name and extra field are at offset 26 (zip APPNOTE 4.3.7)
-BROKEN = (OSError, ValueError, EOFError, KeyError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile, struct.error)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def stored_arrays(path: Path) -> dict[str, Stored]:
                     with archive.open(info) as member:
                         found[info.filename.removesuffix(".npy")] = _header(path, info.filename, member, _member_start(path, info), info.file_size)
         return found
-    except BROKEN as problem:
+    except Exception as problem:  # zipfile, its decoders and numpy raise many kinds on broken files
         raise _unreadable(path, problem) from problem
 
 
@@ -79,7 +78,7 @@ class Pieces:
                 order: Any = "F" if stored.fortran else "C"
                 mapped = np.memmap(stored.path, stored.dtype, "r", stored.start, stored.shape or (1,), order)
                 self._mapped = mapped if (count, *self.piece) == stored.shape else mapped.reshape((count, *self.piece))
-        except BROKEN as problem:
+        except Exception as problem:  # as in stored_arrays
             self.close()
             raise _unreadable(stored.path, problem) from problem
 
@@ -93,7 +92,7 @@ class Pieces:
             self._member.seek(self.stored.skip + index * size)
             data = self._member.read(size)
             return np.frombuffer(data, self.stored.dtype).reshape(self.piece)
-        except Exception as problem:  # zlib, lzma and bz2 have errors of their own
+        except Exception as problem:  # as in stored_arrays
             raise _unreadable(self.stored.path, problem) from problem
 
     def close(self) -> None:

@@ -105,9 +105,6 @@ class Preprocess:
         return (self.scale, self.mean, self.std, self.post) == (DEFAULT.scale, DEFAULT.mean, DEFAULT.std, DEFAULT.post)
 
 
-DEFAULT = Preprocess()
-
-
 @dataclass(frozen=True)
 class ImageAxes:
     """Where an image input of rank 4 has its channels, height and width."""
@@ -267,3 +264,6 @@ def _spell(value: Any) -> str:
     if not isinstance(value, (tuple, list)):
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     return (" " if any(isinstance(v, float) for v in value) else "x").join(map(_spell, value))
+
+
+DEFAULT = Preprocess()
