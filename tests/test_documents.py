@@ -1,0 +1,79 @@
+"""Every command in README and docs runs, and prints what is shown under it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from documents import absent, blocks, commands
+
+from onnxprune import demo
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND_LIMIT_S = 900
+IMAGES = 64
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with what the pages take for given: model.onnx, calibration.npz and evaluation.npz (the demo's), images/ (PNG)."""
+    model, calibration, evaluation = demo.files()
+    shutil.copy(model, tmp_path / "model.onnx")
+    shutil.copy(calibration, tmp_path / "calibration.npz")
+    shutil.copy(evaluation, tmp_path / "evaluation.npz")
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "images").mkdir()
+    with np.load(calibration) as data:
+        for i, pixels in enumerate(data["images"][:IMAGES, 0]):
+            image.fromarray(np.uint8(pixels * 255)).save(tmp_path / "images" / f"{i:03}.png")
+    return tmp_path
+
+
+def bash(text: str, folder: Path) -> tuple[int, str]:
+    """(status, what was printed) of a command line as a reader would type it."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=folder, env={**os.environ, "PATH": path, "COLUMNS": "160"}, text=True, timeout=COMMAND_LIMIT_S,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_page_is_true(page: Path, desk: Path) -> None:
+    for block in blocks(page):
+        where = f"{page.name}:{block.line}"
+        if block.note == "not run":
+            assert block.value, f"{where}: say why it is not run"
+        elif block.note == "file":
+            (desk / block.value).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            (desk / "block.py").write_text(block.text, encoding="utf-8")
+            status, printed = bash(f"{sys.executable} block.py", desk)
+            assert status == 0, f"{where}:\n{printed}"
+        elif block.language == "console":
+            listed = commands(block)
+            for command in listed:
+                status, printed = bash(command.text, desk)
+                expected = int(block.value) if block.note == "exit" and command is listed[-1] else 0
+                assert status == expected, f"{where}: {command.text}\nends with {status}:\n{printed}"
+                assert not absent(command.shown, printed), f"{where}: {command.text}\nprints:\n{printed}"
+
+
+def test_pages_name_only_pages_that_exist() -> None:
+    """Relative links lead somewhere."""
+    dead = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert not dead
