@@ -1,0 +1,11 @@
+"""Gradients with onnxruntime alone: a backward graph of plain ONNX ops, for activations only.
+
+`gradient_model` builds it; `rules.TABLE` is what it knows, one row an op.
+"""
+
+from __future__ import annotations
+
+from onnxprune.calibrate.backward.build import Blocked, Gradient, gradient_model
+from onnxprune.calibrate.backward.losses import DRAWN, LABELS, VECTOR, Feed, Loss, feeds_of
+
+__all__ = ["DRAWN", "LABELS", "VECTOR", "Blocked", "Feed", "Gradient", "Loss", "feeds_of", "gradient_model"]

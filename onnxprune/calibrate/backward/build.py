@@ -1,0 +1,300 @@
+"""A copy of the model with a backward graph: activation gradients as ONNX nodes, reduced to channels inside of the graph."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper
+
+from onnxprune.calibrate.backward.losses import VECTOR, Feed, Loss, seed
+from onnxprune.calibrate.backward.rules import EXTRA_OUTPUT, TABLE, ZERO
+from onnxprune.calibrate.backward.step import NoGradient, Step
+from onnxprune.calibrate.backward.tape import PREFIX, Tape, Value
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.model.canonicalize import add_initializer, remove_dead
+from onnxprune.model.io import Model
+from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label
+from onnxprune.model.shapes import Shapes, infer
+from onnxprune.types import Site
+
+OLDEST_OPSET = 9  # Where, Expand and Scatter are all there
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A node that no gradient passes, and the sites that would have needed it."""
+
+    node: str
+    op: str
+    reason: str
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """model: the graph to run; outputs: its output name of each site, (samples, channels); feeds: inputs that the losses add;
+    blocked: what has no gradient; samples: rows of an output."""
+
+    model: Model
+    outputs: Mapping[Site, str]
+    feeds: Mapping[str, Feed]
+    blocked: tuple[Blocked, ...]
+    samples: int
+
+
+def gradient_model(model: Model, sites: Sequence[Site], losses: Sequence[Loss], input_shapes: Mapping[str, Sequence[int]], samples: int) -> Gradient:
+    """The model with mask gradients as outputs.
+
+    For a site (activation A, channel axis k) the output is, a sample n and channel c, the sum over all other axes of A * dL_n/dA: the derivative of
+    the loss by a factor on that channel, and minus the first-order change when it is removed. A site that names a node means the activation as that
+    node reads it; without one it means the tensor with all its uses.
+
+    Parameters
+    ----------
+    model
+        In canonical form, opset 9 or newer.
+    losses
+        Summed; all heads in one backward pass. One pass a head gives importance by task.
+    input_shapes
+        Of every graph input. The graph is built for these shapes alone.
+    samples
+        Batch size: the length of axis 0 of the inputs, and a divisor of axis 0 of every site. Rows are a sample's own as long as the
+        model does not mix samples.
+
+    Raises
+    ------
+    ModelError
+        Opset too old, or a head or site that the model does not have.
+
+    Notes
+    -----
+    Cost: one forward pass, and about as much again for the contractions after the first site; no weight gradients. A node without a rule is
+    recorded, and everything before it that needs it is left out of the outputs: no output is ever a part of a gradient.
+    """
+    if model.opset < OLDEST_OPSET:
+        raise ModelError("opset-unsupported", f"gradients need opset {OLDEST_OPSET} or newer, the model has {model.opset}")
+    return _Builder(model, losses, input_shapes, samples).build(sites)
+
+
+@dataclass
+class _Builder:
+    """State of one build. copy: the model that is extended; partial: gradients by tensor, to be summed; stopped: why a tensor has none."""
+
+    model: Model
+    losses: Sequence[Loss]
+    input_shapes: Mapping[str, Sequence[int]]
+    samples: int
+    partial: dict[str, list[Value]] = field(default_factory=lambda: defaultdict(list))
+    stopped: dict[str, dict[str, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
+
+    def build(self, sites: Sequence[Site]) -> Gradient:
+        self.copy = self.model.edit()
+        self.graph = self.copy.proto.graph
+        _fix_inputs(self.graph, self.input_shapes, self.copy.weights)
+        tensors = self.split_uses(sites)
+        self.add_outputs()
+        self.shapes = infer(self.copy)
+        self.tape = Tape(self.copy.opset, {name for node in self.graph.node for name in node.output} | set(self.copy.weights))
+        self.makers = {name: node for node in self.graph.node for name in node.output if name}
+        feeds = self.start()
+        self.sweep(set(tensors.values()))
+        outputs = self.reduced(tensors)
+        self.finish(outputs, feeds)
+        return Gradient(self.copy, outputs, feeds, self.blocked(tensors), self.samples)
+
+    def split_uses(self, sites: Sequence[Site]) -> dict[Site, str]:
+        """The tensor of each site, in its own copy where one node's use is meant."""
+        nodes = {label(node): node for node in self.graph.node}
+        tensors, made = {}, {}
+        for site in dict.fromkeys(sites):
+            if not site.node:
+                tensors[site] = site.tensor
+                continue
+            reader = nodes.get(site.node)
+            key = (site.node, site.tensor)
+            if key not in made:
+                if reader is None or site.tensor not in reader.input:
+                    raise ModelError("site-unknown", f"node {site.node!r} does not read {site.tensor!r}")
+                made[key] = f"{PREFIX}use/{len(made)}"
+                for i, name in enumerate(reader.input):
+                    if name == site.tensor:
+                        reader.input[i] = made[key]
+            tensors[site] = made[key]
+        copies = {name: helper.make_node("Identity", [tensor], [name], name=name) for (_, tensor), name in made.items()}
+        ordered = []
+        for node in self.graph.node:
+            ordered += [copies.pop(name) for name in node.input if name in copies]
+            ordered.append(node)
+        if copies:
+            raise ModelError("site-unknown", "a site is read only inside of a nested graph")
+        _replace(self.graph.node, ordered)
+        return tensors
+
+    def add_outputs(self) -> None:
+        for node in self.graph.node:
+            place = EXTRA_OUTPUT.get(node.op_type)
+            if place is not None and len(node.output) == place and node.domain in STANDARD_DOMAINS:
+                node.output.append(f"{PREFIX}{node.output[0]}/{place}")
+
+    def value(self, name: str) -> Value | None:
+        """The tensor as an operand; None where its shape is not known."""
+        shape, dtype = self.shapes.shape(name), self.shapes.dtype(name)
+        if not name or not dtype or shape is None or not all(isinstance(n, int) for n in shape):
+            return None
+        return Value(self.tape, name, tuple(int(n) for n in shape if isinstance(n, int)), dtype)
+
+    def known(self, name: str) -> np.ndarray | None:
+        if name in self.copy.weights:
+            return self.copy.weights[name].array()
+        return self.shapes.value(name)
+
+    def start(self) -> dict[str, Feed]:
+        feeds = {}
+        for loss in self.losses:
+            head = self.value(loss.head)
+            if head is None:
+                raise ModelError("head-unknown", f"the model has no tensor {loss.head!r} of known shape")
+            maker = self.makers.get(loss.head)
+            logits = self.value(maker.input[0]) if maker is not None and _is_softmax(maker, loss.axis, head, self.tape.opset) else None
+            if loss.kind == VECTOR or logits is None:
+                grad, feed = seed(loss, self.tape, head, None)
+                self.partial[head.name].append(grad)
+            else:
+                grad, feed = seed(loss, self.tape, logits, head)
+                self.partial[logits.name].append(grad)
+            feeds[feed.name] = feed
+        return feeds
+
+    def sweep(self, wanted: set[str]) -> None:
+        """All nodes between the wanted tensors and the losses, last first."""
+        after = set(wanted)
+        for node in self.graph.node:
+            if after.intersection((*node.input, *captured(node))):
+                after.update(node.output)
+        for node in reversed(self.graph.node):
+            inputs = [*node.input, *captured(node)]
+            if not after.intersection(inputs) or (node.op_type in ZERO and node.domain in STANDARD_DOMAINS):
+                continue
+            inherited = {key: why for name in node.output for key, why in self.stopped.get(name, {}).items()}
+            flows = [self.gradient(name) for name in node.output]
+            if not any(flows) and not inherited:
+                continue
+            reasons = inherited or self.apply(node, flows, after)
+            for name in inputs:
+                if reasons and name in after:
+                    self.stopped[name].update(reasons)
+
+    def gradient(self, name: str) -> Value | None:
+        """The sum of what has come back to a tensor."""
+        parts = self.partial.get(name)
+        if not parts:
+            return None
+        first, *rest = parts
+        for part in rest:
+            first = first + part
+        self.partial[name] = [first]
+        return first
+
+    def apply(self, node: NodeProto, flows: Sequence[Value | None], after: set[str]) -> dict[str, tuple[str, str]]:
+        """Add the gradients of a node's inputs; why not, where there is no way."""
+        needs = tuple(name in after and self.shapes.dtype(name) in (*_FLOATS, 0) for name in node.input)
+        if not any(needs) and not captured(node):
+            return {}
+        rule = TABLE.get(node.op_type) if node.domain in STANDARD_DOMAINS else None
+        try:
+            if rule is None:
+                raise NoGradient("the op has no gradient rule")
+            inputs = tuple(self.value(name) for name in node.input)
+            outputs = tuple(self.value(name) for name in node.output)
+            step = Step(node, self.tape, inputs, outputs, tuple(flows), needs, lambda i: self.known(node.input[i]))
+            grads = rule(step)
+        except NoGradient as problem:
+            return {label(node): (node.op_type, str(problem))}
+        for name, need, grad in zip(node.input, needs, grads):
+            if need and grad is not None:
+                self.partial[name].append(grad)
+        return {}
+
+    def reduced(self, tensors: Mapping[Site, str]) -> dict[Site, str]:
+        """Nodes that sum A * dL/dA over all but samples and channels."""
+        outputs: dict[Site, str] = {}
+        products: dict[str, Value] = {}
+        for site, tensor in tensors.items():
+            grad, value = self.gradient(tensor), self.value(tensor)
+            if self.stopped.get(tensor):
+                continue
+            if value is None:
+                self.stopped[tensor][site.tensor] = ("", "the shape of the activation is not known")
+                continue
+            axis = site.axis % len(value.shape)
+            lead = value.shape[0] // self.samples if value.shape else 0
+            if self.samples > 1 and (not lead or lead * self.samples != value.shape[0] or axis == 0):
+                self.stopped[tensor][site.tensor] = ("", f"axis 0 of shape {value.shape} is not {self.samples} samples; use a batch of 1")
+                continue
+            if grad is None:
+                outputs[site] = self.tape.filled([self.samples, value.shape[axis]], 0.0, TensorProto.FLOAT).name
+                continue
+            if tensor not in products:
+                products[tensor] = (grad * value).cast(_wide(value.dtype))
+            # the sample axis stands apart; what was merged behind it is summed
+            shape = [self.samples, lead, *value.shape[1:]] if self.samples > 1 else [1, *value.shape]
+            folded = products[tensor].reshape(shape)
+            others = [i for i in range(1, len(shape)) if i != axis + 1]
+            outputs[site] = folded.reduce("ReduceSum", others, keepdims=False).name
+        return outputs
+
+    def finish(self, outputs: Mapping[Site, str], feeds: Mapping[str, Feed]) -> None:
+        self.graph.node.extend(self.tape.nodes)
+        for name, array in self.tape.constants.items():
+            add_initializer(self.copy, name, array)
+        self.graph.input.extend(helper.make_tensor_value_info(f.name, f.dtype, f.shape) for f in feeds.values())
+        _replace(self.graph.output, [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(outputs.values())])
+        del self.graph.value_info[:]
+        remove_dead(self.copy)
+
+    def blocked(self, tensors: Mapping[Site, str]) -> tuple[Blocked, ...]:
+        found: dict[tuple[str, str, str], list[Site]] = defaultdict(list)
+        for site, tensor in tensors.items():
+            for node, (op, reason) in self.stopped.get(tensor, {}).items():
+                found[node, op, reason].append(site)
+        return tuple(Blocked(*key, tuple(sites)) for key, sites in found.items())
+
+
+def _fix_inputs(graph: GraphProto, shapes: Mapping[str, Sequence[int]], weights: Mapping[str, object]) -> None:
+    """Write the given shapes into the graph's inputs; what was inferred for others goes."""
+    for info in graph.input:
+        if info.name in weights:
+            continue
+        if info.name not in shapes:
+            raise UsageError("input-shape-missing", f"no shape is given for input {info.name!r}")
+        _replace(info.type.tensor_type.shape.dim, [])
+        for length in shapes[info.name]:
+            info.type.tensor_type.shape.dim.add().dim_value = int(length)
+    del graph.value_info[:]
+    for info in graph.output:
+        info.type.tensor_type.ClearField("shape")
+
+
+def _is_softmax(node: NodeProto, axis: int, head: Value, opset: int) -> bool:
+    """Whether the node makes probabilities along the axis, in the coerced form of old opsets too."""
+    rank = len(head.shape)
+    if node.op_type != "Softmax":
+        return False
+    over = attribute(node, "axis", -1 if opset >= 13 else 1) % rank
+    return over == axis % rank and (opset >= 13 or all(n == 1 for n in head.shape[over + 1 :]))
+
+
+def _wide(dtype: int) -> int:
+    return TensorProto.DOUBLE if dtype == TensorProto.DOUBLE else TensorProto.FLOAT
+
+
+def _replace(messages: Any, items: Sequence[Any]) -> None:
+    """Fill a repeated field anew; the items may have been in it."""
+    copies = [type(item).FromString(item.SerializeToString()) for item in items]
+    del messages[:]
+    messages.extend(copies)

@@ -1,0 +1,251 @@
+"""Writing ONNX nodes as arithmetic: `g * (y > 0)` adds the nodes that compute it.
+
+Every shape is known when a backward graph is built, so a `Value` carries its own. Nodes are written in the form that the
+model's opset asks for (axes as an attribute or as an input, and so on). A comparison gives booleans; times a boolean is a choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+PREFIX = "backward/"
+_AXES_AS_INPUT = {"ReduceSum": 13}  # first opset; the other reductions follow at 18
+_AXES_AS_INPUT_OTHERS = 18
+_SLICE_AS_INPUT, _PAD_AS_INPUT, _SCATTER_ELEMENTS, _EQUAL_OF_FLOATS = 10, 11, 11, 11
+
+
+@dataclass(frozen=True)
+class Tape:
+    """Nodes and constants written so far. opset: of the default domain; taken: names that are in use."""
+
+    opset: int
+    taken: set[str] = field(repr=False)
+    nodes: list[NodeProto] = field(default_factory=list, repr=False)
+    constants: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Any, ...], str] = field(default_factory=dict, repr=False)
+
+    def name(self, wish: str) -> str:
+        """A name that nothing else has, now taken."""
+        name = PREFIX + wish
+        if name in self.taken:
+            name = f"{name}#{len(self.taken)}"
+        self.taken.add(name)
+        return name
+
+    def constant(self, array: np.ndarray) -> Value:
+        """An initializer; equal ones are one."""
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._known:
+            self._known[key] = self.name("constant")
+            self.constants[self._known[key]] = array
+        return Value(self, self._known[key], array.shape, helper.np_dtype_to_tensor_dtype(array.dtype))
+
+    def integers(self, numbers: Iterable[int]) -> Value:
+        """A vector of int64."""
+        return self.constant(np.array(list(numbers), np.int64))
+
+    def filled(self, shape: Sequence[int], number: float, dtype: int) -> Value:
+        """A tensor of one number, made at run time."""
+        fill = helper.make_tensor("value", dtype, [1], [number])
+        return self.emit("ConstantOfShape", [self.integers(shape)], shape, dtype, {"value": fill})
+
+    def emit(self, op: str, inputs: Sequence[Value | None], shape: Sequence[int], dtype: int, attributes: Mapping[str, Any] | None = None) -> Value:
+        """One node with one output of that shape and type."""
+        output = self.name(op)
+        node = helper.make_node(op, ["" if v is None else v.name for v in inputs], [output], name=output)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in (attributes or {}).items())
+        self.nodes.append(node)
+        return Value(self, output, tuple(int(n) for n in shape), dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the graph under construction. dtype: TensorProto.DataType."""
+
+    tape: Tape = field(repr=False)
+    name: str
+    shape: tuple[int, ...]
+    dtype: int
+
+    def like(self, numbers: np.ndarray | float) -> Value:
+        """A constant of this type."""
+        return self.tape.constant(np.ascontiguousarray(numbers, helper.tensor_dtype_to_np_dtype(self.dtype)).reshape(np.shape(numbers)))
+
+    def _with(self, op: str, other: Value | float, swap: bool = False) -> Value:
+        right = other if isinstance(other, Value) else self.like(other)
+        if right.dtype == TensorProto.BOOL and self.dtype != TensorProto.BOOL:
+            if op == "Mul":
+                return self.where(right)
+            right = right.cast(self.dtype)
+        pair = [right, self] if swap else [self, right]
+        return self.tape.emit(op, pair, np.broadcast_shapes(self.shape, right.shape), self.dtype)
+
+    def __add__(self, other: Value | float) -> Value:
+        return self._with("Add", other)
+
+    def __radd__(self, other: float) -> Value:
+        return self._with("Add", other)
+
+    def __sub__(self, other: Value | float) -> Value:
+        return self._with("Sub", other)
+
+    def __rsub__(self, other: float) -> Value:
+        return self._with("Sub", other, swap=True)
+
+    def __mul__(self, other: Value | float) -> Value:
+        return self._with("Mul", other)
+
+    def __rmul__(self, other: float) -> Value:
+        return self._with("Mul", other)
+
+    def __truediv__(self, other: Value | float) -> Value:
+        return self._with("Div", other)
+
+    def __rtruediv__(self, other: float) -> Value:
+        return self._with("Div", other, swap=True)
+
+    def __pow__(self, other: Value | float) -> Value:
+        return self._with("Pow", other)
+
+    def __neg__(self) -> Value:
+        return self.call("Neg")
+
+    def __gt__(self, other: Value | float) -> Value:
+        return self._compare("Greater", other)
+
+    def __lt__(self, other: Value | float) -> Value:
+        return self._compare("Less", other)
+
+    def __and__(self, other: Value) -> Value:
+        return self._with("And", other)
+
+    def __invert__(self) -> Value:
+        return self.call("Not")
+
+    def equals(self, other: Value) -> Value:
+        """Where the two are the same, as booleans."""
+        if self.tape.opset < _EQUAL_OF_FLOATS and self.dtype not in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL):
+            return ~((self - other).call("Abs") > 0)
+        return self._compare("Equal", other)
+
+    def _compare(self, op: str, other: Value | float) -> Value:
+        right = other if isinstance(other, Value) else self.like(other)
+        return self.tape.emit(op, [self, right], np.broadcast_shapes(self.shape, right.shape), TensorProto.BOOL)
+
+    def where(self, condition: Value, other: Value | float = 0.0) -> Value:
+        """This value where the (boolean) condition holds, the other one elsewhere."""
+        right = other if isinstance(other, Value) else self.like(other)
+        shape = np.broadcast_shapes(condition.shape, self.shape, right.shape)
+        return self.tape.emit("Where", [condition, self, right], shape, self.dtype)
+
+    def call(self, op: str, attributes: Mapping[str, Any] | None = None) -> Value:
+        """An op of one input that keeps shape and type: Exp, Erf, Sigmoid, Softmax..."""
+        return self.tape.emit(op, [self], self.shape, self.dtype, attributes)
+
+    def cast(self, dtype: int) -> Value:
+        """The same numbers in another type."""
+        return self if dtype == self.dtype else self.tape.emit("Cast", [self], self.shape, dtype, {"to": dtype})
+
+    def reduce(self, op: str, axes: Iterable[int], keepdims: bool = True) -> Value:
+        """ReduceSum, ReduceMean, ReduceMax... over the axes; itself where there are none."""
+        axes = sorted({a % len(self.shape) for a in axes})
+        if not axes:
+            return self
+        shape = [1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i not in axes]
+        attributes: dict[str, Any] = {"keepdims": int(keepdims)}
+        if self.tape.opset >= _AXES_AS_INPUT.get(op, _AXES_AS_INPUT_OTHERS):
+            return self.tape.emit(op, [self, self.tape.integers(axes)], shape, self.dtype, attributes)
+        return self.tape.emit(op, [self], shape, self.dtype, attributes | {"axes": axes})
+
+    def sum_to(self, shape: Sequence[int]) -> Value:
+        """The adjoint of broadcasting: summed over every axis along which `shape` was repeated."""
+        lead = len(self.shape) - len(shape)
+        axes = [i for i, n in enumerate(self.shape) if i < lead or (shape[i - lead] == 1 and n != 1)]
+        return self.reduce("ReduceSum", axes).reshape(shape)
+
+    def expand(self, shape: Sequence[int]) -> Value:
+        """Broadcast to the shape."""
+        if tuple(shape) == self.shape:
+            return self
+        return self.tape.emit("Expand", [self, self.tape.integers(shape)], shape, self.dtype)
+
+    def reshape(self, shape: Sequence[int]) -> Value:
+        """The same elements in another shape."""
+        if tuple(shape) == self.shape:
+            return self
+        return self.tape.emit("Reshape", [self, self.tape.integers(shape)], shape, self.dtype)
+
+    def transpose(self, perm: Sequence[int]) -> Value:
+        """Axes in another order."""
+        if list(perm) == list(range(len(self.shape))):
+            return self
+        return self.tape.emit("Transpose", [self], [self.shape[p] for p in perm], self.dtype, {"perm": [int(p) for p in perm]})
+
+    def swap_last(self) -> Value:
+        """The last two axes exchanged."""
+        rank = len(self.shape)
+        return self.transpose([*range(rank - 2), rank - 1, rank - 2])
+
+    def matmul(self, other: Value) -> Value:
+        """Matrix product over the last two axes, the others broadcast; both of rank 2 or more."""
+        lead = np.broadcast_shapes(self.shape[:-2], other.shape[:-2])
+        return self.tape.emit("MatMul", [self, other], (*lead, self.shape[-2], other.shape[-1]), self.dtype)
+
+    def slice(self, axis: int, start: int, stop: int, step: int = 1) -> Value:
+        """Positions start, start + step, ... below stop of one axis; step > 0."""
+        if (start, stop, step) == (0, self.shape[axis], 1):
+            return self
+        shape = [*self.shape]
+        shape[axis] = len(range(start, stop, step))
+        if self.tape.opset < _SLICE_AS_INPUT:
+            if step != 1:
+                return self.take(axis, np.arange(start, stop, step))
+            return self.tape.emit("Slice", [self], shape, self.dtype, {"starts": [start], "ends": [stop], "axes": [axis]})
+        bounds = [self.tape.integers([n]) for n in (start, stop, axis, step)]
+        return self.tape.emit("Slice", [self, *bounds], shape, self.dtype)
+
+    def pad(self, before: Sequence[int], after: Sequence[int]) -> Value:
+        """Zeros around; negative counts cut off."""
+        if not any(before) and not any(after):
+            return self
+        shape = [n + b + a for n, b, a in zip(self.shape, before, after)]
+        if self.tape.opset < _PAD_AS_INPUT:
+            return self.tape.emit("Pad", [self], shape, self.dtype, {"pads": [*before, *after], "mode": "constant", "value": 0.0})
+        return self.tape.emit("Pad", [self, self.tape.integers([*before, *after]), self.like(0)], shape, self.dtype)
+
+    def pad_axis(self, axis: int, before: int, after: int) -> Value:
+        """Zeros around along one axis."""
+        rank = range(len(self.shape))
+        return self.pad([before if i == axis else 0 for i in rank], [after if i == axis else 0 for i in rank])
+
+    def take(self, axis: int, indices: np.ndarray) -> Value:
+        """Gather along an axis with a constant index vector."""
+        shape = [len(indices) if i == axis else n for i, n in enumerate(self.shape)]
+        return self.tape.emit("Gather", [self, self.tape.constant(indices.astype(np.int64))], shape, self.dtype, {"axis": axis})
+
+    def scatter(self, indices: Value, updates: Value, axis: int) -> Value:
+        """This value with elements replaced (ScatterElements); no index may occur twice."""
+        op = "ScatterElements" if self.tape.opset >= _SCATTER_ELEMENTS else "Scatter"
+        return self.tape.emit(op, [self, indices, updates], self.shape, self.dtype, {"axis": axis})
+
+
+def total(values: Sequence[Value]) -> Value:
+    """Their sum."""
+    first, *rest = values
+    for value in rest:
+        first = first + value
+    return first
+
+
+def concat(values: Sequence[Value], axis: int) -> Value:
+    """Side by side along an axis."""
+    if len(values) == 1:
+        return values[0]
+    shape = list(values[0].shape)
+    shape[axis] = sum(v.shape[axis] for v in values)
+    return values[0].tape.emit("Concat", values, shape, values[0].dtype, {"axis": axis})
