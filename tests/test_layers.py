@@ -25,15 +25,15 @@ LAYERS = (
     ("saliency", "repair", "calibrate", "allocate", "evaluate"),
     ("tune", "search", "engines", "sparsify"),
     ("report",),
-    ("options", "recipe", "rundir", "pipeline"),
+    ("options", "recipe", "events", "rundir", "stages", "health", "pipeline"),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # optional (the extras of setup.cfg): never needed to import a module that others import
 EXTRAS = {"PIL", "torch", "openvino", "ncnn", "pnnx", "MNN", "tensorrt", "cuda", "pycuda", "joblib", "ray", "dask", "distributed", "pycocotools"}
-# always there, slow to import
-HEAVY = {"onnxruntime", "scipy"}
+# always there: slow to import, or of one platform or Python version only
+HEAVY = {"onnxruntime", "scipy", "fcntl", "msvcrt", "tomllib", "tomli"}
 
 
 class Import(NamedTuple):

@@ -19,7 +19,7 @@ def say(text: str) -> None:
 def run(command: list) -> None:
     """Run and show a command; stop with its status where it fails."""
     say("$ " + " ".join(command))
-    status = subprocess.call(command, cwd=ROOT)
+    status = subprocess.call(command)
     if status:
         sys.exit(f"[onnxprune] failed with status {status}: {' '.join(command)}")
 
@@ -27,7 +27,7 @@ def run(command: list) -> None:
 def attempt(command: list) -> bool:
     """Run and show a command that may fail, without its chatter; whether it succeeded."""
     say("$ " + " ".join(command))
-    return subprocess.call(command, cwd=ROOT, stdout=subprocess.DEVNULL) == 0
+    return subprocess.call(command, stdout=subprocess.DEVNULL) == 0
 
 
 def python() -> str:
@@ -48,22 +48,24 @@ def python() -> str:
 
 
 def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple = ()) -> None:
-    """Install this checkout with extras and packages, once for each state of setup.cfg and these arguments.
+    """Install this checkout with extras and packages, unless an earlier call did and setup.cfg is the same.
 
     packages must install; of the wanted, one that does not is named and left out.
     """
-    state = hashlib.sha256((_text(os.path.join(ROOT, "setup.cfg")) + repr((ROOT, extras, packages, wanted))).encode()).hexdigest()
+    state = hashlib.sha256((ROOT + _text(os.path.join(ROOT, "setup.cfg"))).encode()).hexdigest()
     prefix = subprocess.check_output([interpreter, "-c", "import sys; print(sys.prefix)"], universal_newlines=True).strip()
-    stamp = os.path.join(prefix, ".onnxprune-" + "-".join(extras))
-    if _text(stamp) == state and subprocess.call([interpreter, "-c", "import onnxprune"], cwd=prefix) == 0:
+    stamp = os.path.join(prefix, ".onnxprune")
+    asked = {*extras, *packages, *wanted}
+    known, *there = _text(stamp).splitlines() or [""]
+    if known == state and asked <= set(there) and subprocess.call([interpreter, "-c", "import onnxprune"]) == 0:
         return
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(pip + list(packages) + ["--editable", f"{ROOT}[{','.join(extras)}]"])
+    run([*pip, *packages, "--editable", f"{ROOT}[{','.join(extras)}]"])
     for package in wanted:
         if not attempt(pip + package.split()):
             say(f"not installed: {package.split()[0]}; what needs it is left out")
-    with open(stamp, "w") as file:
-        file.write(state)
+    with open(stamp, "w", encoding="utf-8") as file:
+        file.write("\n".join([state, *sorted(asked)]))
 
 
 def program(name: str, package: str) -> bool:

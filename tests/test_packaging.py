@@ -1,0 +1,90 @@
+"""What is installed is whole, and the two commands of README are the ones that the tools run."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import onnxprune
+from onnxprune import demo
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("tools/quickstart", "tools/test")
+
+
+@pytest.fixture(scope="module")
+def setup() -> configparser.ConfigParser:
+    """setup.cfg."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def test_version_is_one(setup: configparser.ConfigParser) -> None:
+    assert setup["metadata"]["version"] == onnxprune.__version__
+    assert f"## {onnxprune.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_licence_is_apache() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+@pytest.mark.slow
+def test_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="68")
+    source = tmp_path / "source"
+    ask = ["git", "ls-files", "onnxprune", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
+    tracked = subprocess.run(ask, cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in tracked.stdout.splitlines():  # a copy, so that the build leaves nothing in the checkout
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        inside = {name for name in file.namelist() if ".dist-info/" not in name}
+    assert inside == {name for name in tracked.stdout.splitlines() if name.startswith("onnxprune/")}
+
+
+def test_every_extra_that_an_error_names_exists(setup: configparser.ConfigParser) -> None:
+    named = set()
+    for path in (ROOT / "onnxprune").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MissingExtraError" and isinstance(node.args[1], ast.Constant):
+                named.add(node.args[1].value)
+    assert named <= set(setup["options.extras_require"]), "declare the extra in setup.cfg"
+
+
+def test_readme_begins_with_the_two_commands() -> None:
+    top = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    assert re.findall(r"^\$ \./(tools/\w+)", top, re.MULTILINE) == ["tools/quickstart", *COMMANDS]
+    assert all(os.access(ROOT / command, os.X_OK) for command in (*COMMANDS, ".ci/run"))
+    assert "exec ./tools/test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_explain_themselves_without_installing(command: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / command), "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and f"usage: {command}" in done.stdout and not done.stderr
+
+
+@pytest.mark.slow
+def test_quickstart_prunes_the_demo_and_a_model(tmp_path: Path) -> None:
+    """In the environment that runs the tests; after tools/test nothing is left to install."""
+    if sys.prefix == sys.base_prefix:
+        pytest.skip("no virtual environment is active: quickstart would make one")
+    model = tmp_path / "model.onnx"
+    model.write_bytes(demo.files().model.read_bytes())
+    command = [sys.executable, str(ROOT / "tools" / "quickstart"), "model.onnx", "--samples", "64"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 < (tmp_path / "model.pruned.onnx").stat().st_size < model.stat().st_size
