@@ -53,6 +53,30 @@ class Session:
             raise ModelError("run-failed", f"onnxruntime cannot run the model: {_first_line(problem)}") from problem
 
 
+def example_feeds(model: Model, seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, np.ndarray]:
+    """Seeded random inputs that fit a model.
+
+    Floats are standard normal, integers 0 or 1, both in the declared type. Dynamic axes: 2 for the first, 64 for the last two
+    of four, 16 otherwise; equal symbols get equal lengths. `shapes` overrides by input name.
+    """
+    rng = np.random.default_rng(seed)
+    symbols: dict[str, int] = {}
+    feeds = {}
+    for info in model.proto.graph.input:
+        if info.name in model.weights:
+            continue
+        kind = info.type.tensor_type
+        dims = []
+        for i, d in enumerate(kind.shape.dim):
+            default = 2 if i == 0 else 64 if len(kind.shape.dim) == 4 and i > 1 else 16
+            dims.append(d.dim_value if d.HasField("dim_value") else symbols.setdefault(d.dim_param, default) if d.dim_param else default)
+        dims = list((shapes or {}).get(info.name, dims))
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        floating = np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
+        feeds[info.name] = (rng.standard_normal(dims) if floating else rng.integers(0, 2, dims)).astype(dtype)
+    return feeds
+
+
 def with_outputs(model: Model, names: Sequence[str]) -> Model:
     """A copy whose outputs are the named tensors."""
     copy = model.edit()

@@ -1,0 +1,314 @@
+"""Shapes, types and small known values of every tensor, in one forward pass.
+
+onnx's own inference does each node; here stand only the values that shapes are computed from, so that a chain of
+Shape, Gather, Concat and Reshape is followed whatever its arithmetic. A dimension is an int, a symbol (str), or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+
+from onnxprune.model.io import Model
+from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, subgraphs
+
+Dim = int | str | None
+LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What is known of each tensor.
+
+    types: onnx TypeProto by tensor name; values: arrays of known small integers, booleans and floats, dtype object where some
+    elements are unknown (None) or symbols (str).
+    """
+
+    types: Mapping[str, TypeProto]
+    values: Mapping[str, np.ndarray] = field(repr=False)
+
+    def shape(self, name: str) -> tuple[Dim, ...] | None:
+        """Dimensions, or None where not even the rank is known."""
+        kind = self.types.get(name)
+        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+            return None
+        return tuple(_dim(d) for d in kind.tensor_type.shape.dim)
+
+    def dtype(self, name: str) -> int:
+        """TensorProto.DataType; 0 where unknown."""
+        kind = self.types.get(name)
+        return kind.tensor_type.elem_type if kind is not None and kind.HasField("tensor_type") else 0
+
+    def value(self, name: str) -> np.ndarray | None:
+        """The value where every element is known."""
+        value = self.values.get(name)
+        return value if value is not None and value.dtype != object else None
+
+
+def infer(model: Model) -> Shapes:
+    """Shapes of every tensor of the main graph and of the bodies inside of it."""
+    run = _Inference(model)
+    run.graph(model.proto.graph)
+    return Shapes(run.types, run.values)
+
+
+class _Inference:
+    """State of one pass."""
+
+    def __init__(self, model: Model) -> None:
+        self.types: dict[str, TypeProto] = {}
+        self.values: dict[str, np.ndarray] = {}
+        self.opsets = list(model.proto.opset_import)
+        self.opset = model.opset
+        self.ir_version = model.proto.ir_version
+        self.declared: dict[str, TypeProto] = {}
+        for name, weight in model.weights.items():
+            self.types[name] = helper.make_tensor_type_proto(weight.dtype, weight.shape)
+            if int(np.prod(weight.shape)) <= LARGEST_VALUE and weight.dtype in _VALUE_TYPES:
+                self.values[name] = weight.array()
+
+    def graph(self, graph: GraphProto) -> None:
+        for info in graph.input:
+            self.types.setdefault(info.name, info.type)
+        for info in (*graph.value_info, *graph.output):
+            self.declared[info.name] = info.type
+        for tensor in graph.initializer:
+            if tensor.name not in self.types:
+                self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        for node in graph.node:
+            self.node(node)
+
+    def node(self, node: NodeProto) -> None:
+        for body in subgraphs(node):
+            self.body_inputs(node, body)
+            self.graph(body)
+        found = self.infer_types(node)
+        for name in node.output:
+            kind = found.get(name)
+            if (kind is None or not _has_shape(kind)) and name in self.declared:
+                kind = self.declared[name]
+            if name and kind is not None:
+                self.types[name] = kind
+        self.evaluate(node)
+        self.shape_from_value(node)
+
+    def body_inputs(self, node: NodeProto, body: GraphProto) -> None:
+        """Inputs of a Loop body are its operands; other bodies declare theirs."""
+        if node.op_type == "Loop":
+            for info, outer in zip(body.input, node.input):
+                if outer in self.types and not _has_shape(info.type):
+                    self.types[info.name] = self.types[outer]
+
+    def infer_types(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        """onnx's inference of one node; nothing where it does not know."""
+        if node.domain not in STANDARD_DOMAINS or subgraphs(node):
+            return {}
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+            kinds = {n: self.types[n] for n in node.input if n in self.types}
+            data = {n: numpy_helper.from_array(np.ascontiguousarray(v), n) for n in node.input if n in _known(self.values, n) for v in [self.values[n]]}
+            return shape_inference.infer_node_outputs(schema, node, kinds, data, {}, self.opsets, self.ir_version)
+        except Exception:  # onnx raises RuntimeError, ValueError and its own errors here; unknown is an answer
+            return {}
+
+    def evaluate(self, node: NodeProto) -> None:
+        """Values of the outputs, where an entry of EVALUATE computes them."""
+        if node.domain not in STANDARD_DOMAINS or len([o for o in node.output if o]) != 1:
+            return
+        if node.op_type in ("Shape", "Size"):
+            value = self.shape_value(node)
+        else:
+            function = EVALUATE.get(node.op_type)
+            operands = [self.values.get(n) if n else None for n in node.input]
+            if function is None or any(n and v is None for n, v in zip(node.input, operands)):
+                return
+            try:
+                with np.errstate(all="ignore"):
+                    value = function(node, *operands)
+            except Exception:  # wrong shapes or types in a foreign graph: the value stays unknown
+                return
+        if value is not None and np.size(value) <= LARGEST_VALUE:
+            self.values[node.output[0]] = np.asarray(value)
+
+    def shape_value(self, node: NodeProto) -> np.ndarray | None:
+        shape = Shapes(self.types, self.values).shape(node.input[0])
+        if shape is None:
+            return None
+        if node.op_type == "Size":
+            return np.array(np.prod(shape, dtype=np.int64), np.int64) if all(isinstance(d, int) for d in shape) else None
+        return _compact(np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], object))
+
+    def shape_from_value(self, node: NodeProto) -> None:
+        """Output shape where the target is known in part, which onnx's inference does not use."""
+        slot = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}.get(node.op_type)
+        if slot is None or len(node.input) <= slot or node.input[slot] not in self.values:
+            return
+        target = self.values[node.input[slot]]
+        if target.dtype != object or target.ndim != 1:
+            return
+        inputs = Shapes(self.types, self.values).shape(node.input[0])
+        dims: list[Dim] = list(target)
+        if node.op_type == "Reshape":
+            dims = _reshape(dims, inputs, attribute(node, "allowzero", 0))
+        elif node.op_type == "Expand":
+            dims = _broadcast(inputs, dims) if inputs is not None else [None] * len(dims)
+        kind = self.types.get(node.input[0])
+        dtype = kind.tensor_type.elem_type if kind is not None and slot else TensorProto.FLOAT
+        if node.op_type == "ConstantOfShape":
+            fill = attribute(node, "value")
+            dtype = fill.data_type if fill is not None else TensorProto.FLOAT
+        self.types[node.output[0]] = helper.make_tensor_type_proto(dtype, dims)
+
+
+def _reshape(target: list[Dim], inputs: tuple[Dim, ...] | None, allowzero: int) -> list[Dim]:
+    """Dimensions that a Reshape target gives, 0 and -1 resolved where that is possible."""
+    dims = [inputs[i] if d == 0 and not allowzero and inputs is not None and i < len(inputs) else d for i, d in enumerate(target)]
+    if -1 in dims:
+        rest = [d for d in dims if d != -1]
+        free: Dim = None
+        if inputs is not None:
+            have, want = list(inputs), list(rest)
+            for d in [d for d in want if isinstance(d, str)]:
+                if d in have:
+                    have.remove(d)
+                    want.remove(d)
+            if all(isinstance(d, int) for d in (*have, *want)) and np.prod(want, dtype=np.int64) > 0:
+                free = int(np.prod(have, dtype=np.int64) // np.prod(want, dtype=np.int64))
+        dims[dims.index(-1)] = free
+    return dims
+
+
+def _broadcast(a: tuple[Dim, ...], b: list[Dim]) -> list[Dim]:
+    """Dimensions of two shapes broadcast; None where that is not known."""
+    rank = max(len(a), len(b))
+    pairs = zip((1,) * (rank - len(a)) + tuple(a), [1] * (rank - len(b)) + list(b))
+    return [y if x == 1 else x if y == 1 or x == y or isinstance(x, int) else y if isinstance(y, int) else None for x, y in pairs]
+
+
+def _dim(d: Any) -> Dim:
+    return d.dim_value if d.HasField("dim_value") else d.dim_param if d.HasField("dim_param") and d.dim_param else None
+
+
+def _has_shape(kind: TypeProto) -> bool:
+    return kind.HasField("tensor_type") and kind.tensor_type.HasField("shape")
+
+
+def _known(values: Mapping[str, np.ndarray], name: str) -> tuple[str, ...]:
+    value = values.get(name)
+    return (name,) if value is not None and value.dtype != object else ()
+
+
+def _compact(value: np.ndarray) -> np.ndarray:
+    """An object array as int64 where all elements are integers."""
+    flat = value.ravel()
+    return value.astype(np.int64) if all(isinstance(v, int | np.integer) for v in flat) else value
+
+
+# ---------------------------------------------------------------- values: the op itself on arrays that may hold unknowns
+
+
+def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Elementwise; an element is unknown where one of its operands is."""
+
+    def scalar(*xs: Any) -> Any:
+        return None if any(x is None or isinstance(x, str) for x in xs) else np.asarray(function(*map(np.asarray, xs))).item()
+
+    def apply(node: NodeProto, *xs: np.ndarray) -> np.ndarray:
+        if any(x.dtype == object for x in xs):
+            return _compact(np.asarray(np.frompyfunc(scalar, len(xs), 1)(*xs), object))
+        return np.asarray(function(*xs))
+
+    return apply
+
+
+def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """ONNX division: integers truncate towards zero."""
+    return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype) if np.issubdtype(a.dtype, np.integer) else a / b
+
+
+def _axes(node: NodeProto, axes: tuple[np.ndarray, ...]) -> tuple[int, ...] | None:
+    found = axes[0] if axes else attribute(node, "axes")
+    return None if found is None else tuple(int(a) for a in found)
+
+
+def _cast(node: NodeProto, x: np.ndarray) -> np.ndarray:
+    return x if x.dtype == object else x.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
+
+
+def _slice(node: NodeProto, x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+    starts, ends, axes, steps = (*rest, None, None, None, None)[:4] if rest else (*(attribute(node, k) for k in ("starts", "ends", "axes")), None)
+    axes = range(len(starts)) if axes is None else axes
+    index = [slice(None)] * x.ndim
+    for start, end, axis, step in zip(starts, ends, axes, [1] * len(starts) if steps is None else steps):
+        stop = int(end)
+        index[int(axis)] = slice(int(start), None if step < 0 and stop < -x.shape[int(axis)] else stop, int(step))
+    return x[tuple(index)]
+
+
+def _squeeze(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray:
+    return np.squeeze(x, _axes(node, axes))
+
+
+def _unsqueeze(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray:
+    return np.expand_dims(x, _axes(node, axes) or ())
+
+
+def _small(shape: np.ndarray) -> tuple[int, ...]:
+    if shape.dtype == object or np.prod(shape.astype(float)) > LARGEST_VALUE:
+        raise ValueError("not a small known shape")
+    return tuple(int(d) for d in shape)
+
+
+def _fill(node: NodeProto, shape: np.ndarray) -> np.ndarray:
+    value = attribute(node, "value")
+    return np.full(_small(shape), numpy_helper.to_array(value)[0] if value is not None else np.float32(0))
+
+
+def _expand(node: NodeProto, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, _small(shape)))
+
+
+def _range(node: NodeProto, start: np.ndarray, end: np.ndarray, step: np.ndarray) -> np.ndarray:
+    _small(np.array([max(0, abs((end - start) / step))]))
+    return np.arange(start, end, step, start.dtype)
+
+
+def _reshape_value(node: NodeProto, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    return x.reshape([x.shape[i] if d == 0 else int(d) for i, d in enumerate(shape)])
+
+
+def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray | None:
+        return None if x.dtype == object else np.asarray(function(x, axis=_axes(node, axes), keepdims=bool(attribute(node, "keepdims", 1))), x.dtype)
+
+    return apply
+
+
+def _tile(node: NodeProto, x: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+    _small(np.array(x.shape) * repeats)
+    return np.tile(x, repeats)
+
+
+EVALUATE: dict[str, Callable[..., Any]] = {
+    **{op: _arithmetic(f) for op, f in {
+        "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _div, "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Pow": lambda a, b: np.power(a, b).astype(a.dtype),
+        "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Mod": np.mod, "Equal": np.equal, "Greater": np.greater, "Less": np.less,
+        "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal, "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or,
+    }.items()},
+    "Min": lambda node, *xs: _arithmetic(lambda *ys: np.minimum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
+    "Max": lambda node, *xs: _arithmetic(lambda *ys: np.maximum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
+    "Cast": _cast, "Identity": lambda node, x: x, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
+    "Concat": lambda node, *xs: np.concatenate([x.astype(object) for x in xs] if any(x.dtype == object for x in xs) else xs, attribute(node, "axis", 0)),
+    "Gather": lambda node, x, i: np.take(x, i, attribute(node, "axis", 0)), "Reshape": _reshape_value,
+    "Transpose": lambda node, x: np.transpose(x, attribute(node, "perm")),
+    "Where": lambda node, c, a, b: _compact(np.where(c, a, b)) if c.dtype != object else None,
+    "ConstantOfShape": _fill, "Range": _range, "Expand": _expand, "Tile": _tile,
+    "ReduceProd": _reduce(np.prod), "ReduceSum": _reduce(np.sum), "ReduceMax": _reduce(np.max), "ReduceMin": _reduce(np.min),
+}  # fmt: skip
+
+_VALUE_TYPES = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.UINT8, TensorProto.FLOAT16}

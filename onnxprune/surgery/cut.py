@@ -1,0 +1,90 @@
+"""Model and plan in, smaller model out. Nothing is decided here."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.model.canonicalize import remove_dead
+from onnxprune.model.io import Model
+from onnxprune.model.weights import Sliced
+from onnxprune.surgery.refit import Editor, refit
+from onnxprune.types import Plan
+
+
+def cut(analysis: Analysis, plan: Plan) -> Model:
+    """The canonical model with only the channels that the plan keeps.
+
+    Weights are sliced when they are read, so a large model is cut without holding it in memory.
+
+    Raises
+    ------
+    UsageError
+        The plan was made for another model.
+    """
+    analysis.check(plan)
+    editor = Editor(analysis, analysis.model.edit(), analysis.removed(plan.kept))
+    _slice_weights(editor)
+    refit(editor)
+    _update_infos(editor)
+    remove_dead(editor.model)
+    return editor.model
+
+
+def _slice_weights(editor: Editor) -> None:
+    """Give each use the part it needs; uses that need the same part share it under the old name."""
+    analysis, model = editor.analysis, editor.model
+    tensors = {t.name: t for t in model.proto.graph.initializer}
+    inputs = {i.name: i for i in model.proto.graph.input}
+    whole = {o.name for o in model.proto.graph.output}
+    names: dict[tuple[str, tuple[bytes, ...]], str] = {}
+    weights = model.weights
+    for use in analysis.record.uses:
+        keeps = tuple(_positions(editor, a) for a in use.axes)
+        key = (use.tensor, tuple(b"" if k is None else k.tobytes() for k in keeps))
+        if key not in names:
+            first = not any(t == use.tensor for t, _ in names) and use.tensor not in whole
+            name = use.tensor if first or not any(key[1]) else _free(f"{use.tensor}_cut", tensors)
+            names[key] = name
+            base = analysis.model.weights[use.tensor]
+            weights[name] = Sliced(base, keeps) if any(key[1]) else base  # type: ignore[index]
+            if name not in tensors:
+                tensors[name] = model.proto.graph.initializer.add(name=name, data_type=base.dtype)
+                tensors[name].doc_string = tensors[use.tensor].doc_string
+            tensors[name].dims[:] = weights[name].shape
+            if name in inputs:
+                inputs[name].type.tensor_type.shape.Clear()
+                for size in weights[name].shape:
+                    inputs[name].type.tensor_type.shape.dim.add(dim_value=size)
+        if names[key] != use.tensor and use.slot >= 0:
+            editor.nodes[use.node].input[use.slot] = names[key]
+
+
+def _positions(editor: Editor, axis: object) -> np.ndarray | None:
+    """Kept positions of an axis; None where all stay."""
+    if not isinstance(axis, np.ndarray):
+        return None
+    keep = editor.analysis.keep(axis, editor.removed)
+    return None if keep.all() else np.flatnonzero(keep)
+
+
+def _free(name: str, taken: dict[str, TensorProto]) -> str:
+    count = 1
+    while f"{name}_{count}" in taken:
+        count += 1
+    return f"{name}_{count}"
+
+
+def _update_infos(editor: Editor) -> None:
+    """Declared shapes of activations follow the cut."""
+    tensors = editor.analysis.record.tensors
+    for graph in {id(g): g for g in editor.owners}.values():
+        for info in graph.value_info:
+            state = tensors.get(info.name)
+            dims = info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else []
+            if state is None or len(dims) != len(state.axes):
+                continue
+            for dim, axis in zip(dims, state.axes):
+                if isinstance(axis, np.ndarray) and dim.HasField("dim_value"):
+                    dim.dim_value = editor.length(axis)
