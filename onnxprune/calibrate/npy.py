@@ -103,17 +103,19 @@ class Pieces:
                 handle.close()
 
 
-def _header(path: Path, member: str, file: IO[bytes], start: int | None, size: int) -> Stored:
-    """From the first bytes of an array; `start`: where the member begins in the file, `size`: its length."""
+def _header(path: Path, member: str, file: IO[bytes], start: int | None, length: int) -> Stored:
+    """From the first bytes of an array; `start`: where the member begins in the file, `length`: its bytes."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     skip = file.tell()
+    if any(size < 0 for size in shape):
+        raise ValueError(f"negative size in shape {shape}")
     if dtype.hasobject:
         raise DataError("data-unreadable", f"{path}{f': {member!r}' if member else ''} holds Python objects, which are not read; save plain arrays")
     needed = skip + math.prod(shape) * dtype.itemsize
-    if needed > size:
-        raise DataError("data-unreadable", f"{path} is truncated: {member or 'the array'} needs {needed} bytes and has {size}")
+    if needed > length:
+        raise DataError("data-unreadable", f"{path} is truncated: {member or 'the array'} needs {needed} bytes and has {length}")
     if fortran and start is None and len(shape) > 1:
         raise DataError(
             "data-unreadable", f"{path}: {member!r} is compressed in Fortran order and cannot be read in parts; save np.ascontiguousarray of it"
@@ -134,5 +136,5 @@ def _member_start(path: Path, info: zipfile.ZipInfo) -> int | None:
 def _unreadable(path: Path, problem: BaseException) -> DataError:
     if isinstance(problem, DataError):
         return problem
-    reason = (isinstance(problem, OSError) and problem.strerror) or str(problem).splitlines()[:1] or type(problem).__name__
-    return DataError("data-unreadable", f"cannot read {path}: {reason[0] if isinstance(reason, list) else reason}")
+    reason = isinstance(problem, OSError) and problem.strerror or str(problem).strip() or type(problem).__name__
+    return DataError("data-unreadable", f"cannot read {path}: {reason.splitlines()[0]}")

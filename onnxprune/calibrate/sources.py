@@ -66,6 +66,8 @@ def open_source(spec: str | Path | None, inputs: Inputs, samples: int, seed: int
 
 def kind_of(spec: str) -> tuple[str, str]:
     """(name in the registry, location) of a specification; DataError where it is none."""
+    if not spec:
+        raise DataError("data-missing", "the name of the data is empty; give a folder, a file, or FILE.py:FUNCTION")
     path = Path(spec)
     if spec in DATA_SOURCES and not path.exists():
         return spec, ""
