@@ -131,12 +131,12 @@ def shape(value: Any) -> tuple[int, ...]:
     return tuple(integer(1)(p) for p in parts)
 
 
-def size(value: Any) -> tuple[int, int]:
-    """Height and width: 224 or 224x320."""
+def size(value: Any) -> int | tuple[int, int]:
+    """One length (256) or height and width (224x320)."""
     parts = shape([value] if isinstance(value, int) else value)
     if len(parts) not in (1, 2):
-        raise ValueError(f"{value!r} is not HEIGHTxWIDTH")
-    return parts[0], parts[-1]
+        raise ValueError(f"{value!r} is not LENGTH or HEIGHTxWIDTH")
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
 
 def mapping(read_value: Reader, separator: str = "=") -> Reader:

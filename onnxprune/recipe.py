@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import options
+from onnxprune.calibrate import DATA_SOURCES
 from onnxprune.errors import UsageError, unknown
 
 COSTS = ("macs", "params", "bytes", "activation_bytes", "latency")
@@ -148,22 +149,28 @@ class Recipe:
         "both", options.choice("both", "group", "position"), "analyse", "POLICY", "Grouped convolutions: drop whole groups, the same position of each, or both.")
     strict: bool = _option(False, options.flag, "analyse", "", "Fail on an operator without a rule instead of freezing what it touches.", "flag")
     data: str | None = _option(
-        None, options.optional(options.text), "score", "PATH", "Calibration inputs: folder of images, .npz, .npy, or loader.py:function; none = synthetic.")
-    samples: int = _option(256, options.integer(1), "score", "N", "Calibration inputs used.")
-    batch_size: int = _option(32, options.integer(1), "score", "N", "Inputs a run where the model's batch axis allows it.")
+        None, options.optional(options.text), "data", "PATH", "Calibration inputs: folder of images, .npz, .npy, or loader.py:function; none = synthetic.")
+    samples: int = _option(256, options.integer(1), "data", "N", "Calibration inputs used.")
+    batch_size: int = _option(32, options.integer(1), "runtime", "N", "Inputs a run where the model's batch axis allows it.")
     shape: Mapping[str, tuple[int, ...]] = _option(
-        (), options.mapping(options.shape, ":"), "score", "NAME:1,3,224,224", "Shape of an input with dynamic axes, for calibration and measuring.", "list")
-    resize: tuple[int, int] | None = _option(None, options.optional(options.size), "score", "HxW", "Resize images; none = to the model's input.")
-    scale: float | None = _option(None, options.optional(options.number(0, above=True)), "score", "X", "Images: (pixel * scale - mean) / std; none = 1/255.")
-    mean: tuple[float, ...] = _option((0.0,), options.numbers, "score", "A,B,C", "Images: mean by channel, in scaled values.")
-    std: tuple[float, ...] = _option((1.0,), options.numbers, "score", "A,B,C", "Images: standard deviation by channel, in scaled values.")
-    layout: str = _option("auto", options.choice("auto", "nchw", "nhwc"), "score", "ORDER", "Images: where the channel axis is.")
-    colour: str = _option("rgb", options.choice("rgb", "bgr", "gray"), "score", "ORDER", "Images: order of the colours.")
-    seed: int = _option(0, options.integer(0), "score", "N", "Of everything random; the same seed gives the same bytes.")
-    threads: int = _option(1, options.integer(1), "score", "N", "Threads of onnxruntime.")
+        (), options.mapping(options.shape, ":"), "runtime", "NAME:1,3,224,224", "Shape of an input with dynamic axes, for calibration and measuring.", "list")
+    resize: int | tuple[int, int] | None = _option(
+        None, options.optional(options.size), "data", "HxW", "Images: stretch to HxW, or the shorter side to N; by default to the model's input.")
+    crop: int | tuple[int, int] | None = _option(None, options.optional(options.size), "data", "HxW", "Images: cut out the centre after the resize.")
+    interp: str = _option(
+        "bilinear", options.choice("nearest", "bilinear", "bicubic", "area"), "data", "NAME", "Images: how to resize: nearest, bilinear, bicubic, area.")
+    order: str = _option("rgb", options.choice("rgb", "bgr"), "data", "ORDER", "Images: order of the model's colour channels, rgb or bgr.")
+    scale: float = _option(1 / 255, options.number(0, above=True), "data", "X", "Images: the model takes (pixel * scale - mean) / std * post.")
+    mean: tuple[float, ...] = _option((0.0,), options.numbers, "data", "A,B,C", "Images: one number, or one a channel of the model.")
+    std: tuple[float, ...] = _option((1.0,), options.numbers, "data", "A,B,C", "Images: one number, or one a channel of the model.")
+    post: float = _option(1.0, options.number(0, above=True), "data", "X", "Images: factor at the end of the formula.")
+    layout: str = _option("auto", options.choice("auto", "nchw", "nhwc"), "data", "ORDER", "Images: where the channel axis is, auto, nchw or nhwc.")
+    seed: int = _option(0, options.integer(0), "runtime", "N", "Of everything random; the same seed gives the same bytes.")
+    threads: int = _option(1, options.integer(1), "runtime", "N", "Threads of onnxruntime.")
     tolerance: float = _option(1e-5, options.number(0, above=True), "verify", "X", "Largest relative difference to the masked original that passes.")
     engine: tuple[str, ...] = _option(("onnxruntime",), options.names, "measure", "NAME", "Engines to measure on; none = do not measure.", "list")
-    repeats: int = _option(30, options.integer(3), "measure", "N", "Timed runs of each model, interleaved.")
+    seconds: float = _option(2.0, options.number(0, above=True), "measure", "S", "Measuring time of each model on each engine.")
+    precision: str = _option("f32", options.choice("f32", "bf16", "f16", "int8"), "measure", "NAME", "Of the engines: f32, bf16, f16 or int8.")
     external_data: bool | None = _option(
         None, options.optional(options.flag), "write", "", "Put weights into OUT.data beside the graph; by default only over 2 GB.", "flag")
 
@@ -209,7 +216,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     values.pop(PROVENANCE, None)
     _check_keys(values, f"recipe {path}")
     if isinstance(values.get("data"), str):
-        values["data"] = os.path.join(os.path.dirname(os.fspath(path)), values["data"])
+        values["data"] = _beside(os.path.dirname(os.fspath(path)), values["data"])
     return values
 
 
@@ -224,6 +231,14 @@ def to_toml(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
     if provenance:
         tables += ["", f"[{PROVENANCE}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in provenance.items())]
     return "\n".join([*lines, *tables]) + "\n"
+
+
+def _beside(folder: str, spec: str) -> str:
+    """A data specification whose path is taken from `folder`; NAME:PATH names a data source."""
+    name, colon, place = spec.partition(":")
+    if spec in DATA_SOURCES and not os.path.exists(os.path.join(folder, spec)):
+        return spec
+    return f"{name}:{os.path.join(folder, place)}" if colon and name in DATA_SOURCES else os.path.join(folder, spec)
 
 
 def _check_keys(values: Mapping[str, Any], where: str) -> None:

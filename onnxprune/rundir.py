@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ from typing import IO, Any
 
 from onnxprune.errors import OutputError
 from onnxprune.files import sha256
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
@@ -126,13 +132,9 @@ def opened(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
 def _take(lock: IO[str], path: Path) -> None:
     """Hold the lock until the file is closed; the system lets go of it when the process dies."""
     try:
-        if os.name == "nt":
-            import msvcrt
-
+        if sys.platform == "win32":
             msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
         else:
-            import fcntl
-
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as problem:
         lock.seek(0)

@@ -77,6 +77,7 @@ def test_several_targets_but_one_a_cost() -> None:
         ({"ratio": "a"}, "ratio: 'a' is not NAME=VALUE"),
         ({"shape": "x:1,0"}, "shape: 0 is less than 1"),
         ({"layout": "hwc"}, "layout: 'hwc' is not one of auto, nchw, nhwc"),
+        ({"resize": "1x2x3"}, "resize: '1x2x3' is not LENGTH or HEIGHTxWIDTH"),
         ({"strict": "perhaps"}, "strict: 'perhaps' is neither true nor false"),
         ({"freeze": [3]}, "freeze: 3 is not text"),
         ({"tolerance": 0}, "tolerance: 0 is not above 0"),
@@ -121,10 +122,11 @@ def test_what_is_written_reads_as_the_same_recipe(tmp_path_factory, freeze, rati
 
 def test_data_in_a_recipe_is_relative_to_the_recipe(tmp_path) -> None:
     path = tmp_path / "r.toml"
-    path.write_text('data = "images"\n')
-    assert read(path)["data"] == str(tmp_path / "images")
-    path.write_text(f'data = "{tmp_path}/there"\n')
-    assert read(path)["data"] == f"{tmp_path}/there"
+    (tmp_path / "images").mkdir()
+    given = {"images": f"{tmp_path}/images", "arrays:a.npz": f"arrays:{tmp_path}/a.npz", "l.py:f": f"{tmp_path}/l.py:f", "/there": "/there", "synthetic": "synthetic"}
+    for written, meant in given.items():
+        path.write_text(f'data = "{written}"\n')
+        assert read(path)["data"] == meant
 
 
 @pytest.mark.parametrize(("content", "code"), [("rount_to = 3", "unknown-key"), ("a = = 1", "recipe-not-toml"), (b"\xff\xfe", "recipe-not-toml"), (None, "recipe-unreadable")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -63,18 +63,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def table(rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """Columns aligned to their widest cell; those in `numeric` to the right."""
-    if not rows:
-        return ""
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = ("  ".join(cell.rjust(w) if c in numeric else cell.ljust(w) for c, (cell, w) in enumerate(zip(row, widths))) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _flag(name: str, option: Option) -> Callable[[F], F]:
     default = getattr(Recipe, name, None)
-    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else f"{default:.4g}" if isinstance(default, float) else default
     note = f"  [default: {shown}]" if shown not in (None, "", False) else ""
     spelled = "--" + name.replace("_", "-")
     if option.kind == "flag":

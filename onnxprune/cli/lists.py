@@ -6,16 +6,19 @@ from collections.abc import Sequence
 
 import click
 
-from onnxprune.cli.common import emit, shared, table
+from onnxprune.cli.common import emit, shared
 
 
 @click.command()
 @shared
 def rules(as_json: bool) -> None:
-    """Operators that are understood, with the pattern of each."""
-    from onnxprune.analysis.rules import rows
+    """Operators that are understood: the pattern of each, or in words what it does with channels."""
+    from onnxprune.analysis.movement import MOVES
+    from onnxprune.analysis.rules import PLUGINS, RULES, Rule
 
-    _show(rows(), ("operator", "pattern"), as_json)
+    found = {op: rule.pattern if isinstance(rule, Rule) else _first_line(rule, "depends on its attributes") for op, rule in RULES.items()}
+    found |= {op: "moves positions" for op in MOVES} | dict(PLUGINS.rows())
+    _show(sorted(found.items()), ("operator", "pattern"), as_json)
 
 
 @click.command()
@@ -37,11 +40,22 @@ def engines(as_json: bool) -> None:
     """Engines to measure on, whether they can be used here, and how to install them."""
     from onnxprune.engines import ENGINES
 
-    _show(ENGINES.rows(), ("engine", "what it is"), as_json)
+    rows = []
+    for name, text in ENGINES.rows():
+        reason = None if text.startswith("broken: ") else ENGINES.get(name).available()
+        rows.append((name, "no" if reason or text.startswith("broken: ") else "yes", f"{text}; {reason}" if reason else text))
+    _show(rows, ("engine", "available", "what it is"), as_json)
+
+
+def _first_line(thing: object, otherwise: str) -> str:
+    """Of a docstring."""
+    return next(iter((thing.__doc__ or "").strip().splitlines()), otherwise)
 
 
 def _show(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         emit([dict(zip(header, row)) for row in rows])
     else:
-        click.echo(table([header, *rows]))
+        from onnxprune.report.terminal import columns
+
+        click.echo(columns([header, *rows], left=len(header)))

@@ -1,0 +1,55 @@
+"""bench: models side by side on the engines that will run them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxprune.cli.common import emit, recipe_from, recipe_options, say, shared
+
+if TYPE_CHECKING:
+    from onnxprune.engines.bench import Bench
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path())
+@click.option("--layers", is_flag=True, help="Time each layer too.")
+@recipe_options("measure", "runtime")
+@shared
+def bench(models: tuple[str, ...], layers: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+    """Time MODELS interleaved; ratios are against the first."""
+    from onnxprune.engines.base import Options
+    from onnxprune.engines.bench import bench as run
+    from onnxprune.engines.measure import Schedule
+
+    recipe = recipe_from(recipe_file, values)
+    options = Options(threads=recipe.threads, precision=recipe.precision, shapes=recipe.shape)
+    found = run(models, recipe.engine, options=options, schedule=Schedule(seconds=recipe.seconds), layers=layers, seed=recipe.seed, progress=say)
+    if as_json:
+        emit(found.as_dict())
+    else:
+        click.echo(_page(found, layers))
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+
+
+def _page(found: Bench, layers: bool) -> str:
+    from onnxprune.report.terminal import columns
+
+    ratios = {(engine, r.contender): r for engine, rows in found.ratios.items() for r in rows}
+    table = [("engine", "model", "median ms", "min", "p99", "IQR", "speed-up", "95 % interval", "difference")]
+    for m in found.measurements:
+        ratio = ratios.get((m.engine, m.model))
+        spread = (f"{ratio.median:.2f}x", f"{ratio.low:.2f} to {ratio.high:.2f}") if ratio else ("", "")
+        apart = f"{m.difference:.1e}" if m.difference is not None else ""
+        table.append((m.engine, m.model, *(f"{v:.3f}" for v in (m.median_ms, m.min_ms, m.p99_ms, m.iqr_ms)), *spread, apart))
+    pages = [columns(table, left=2)]
+    if layers and found.layers:
+        names = list(dict.fromkeys(m.model for m in found.measurements))
+        rows = [("engine", "tensor", "op", *names)]
+        for row in found.layers:
+            times = (row.times_ms.get(n) for n in names)
+            rows.append((row.engine, row.key, row.op, *("" if t is None else f"{t:.4f}" for t in times)))
+        pages.append(columns(rows, left=3))
+    return "\n\n".join(pages)

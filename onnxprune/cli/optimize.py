@@ -1,0 +1,70 @@
+"""optimize and demo: the whole job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from onnxprune.cli.common import emit, model_argument, output_options, recipe_from, recipe_options, say, shared
+from onnxprune.errors import UsageError
+from onnxprune.recipe import Recipe
+
+EXPLANATION = """\
+onnxprune optimize MODEL makes an exported ONNX model smaller and faster, with no training framework.
+
+It finds which channels belong together, scores them, cuts the least useful ones out of the weights, repairs what is left,
+checks the result against the masked original, measures both, and writes a model with the same inputs and outputs.
+
+  onnxprune optimize model.onnx --data images/            half of the MACs, calibrated on a folder of images
+  onnxprune optimize model.onnx -o small.onnx --target params=2x --target latency.onnxruntime=1.5x
+  onnxprune inspect model.onnx                            what can be cut, and why the rest cannot
+  onnxprune demo                                          the whole job on a small network that comes along
+
+All options: onnxprune optimize --help
+"""
+
+
+@click.command()
+@model_argument(required=False)
+@output_options("The pruned model; MODEL.pruned.onnx beside the model by default.")
+@click.option("--run-dir", type=click.Path(), metavar="DIR", help="Plan, report, journal; what is finished there is reused. OUT with .run for .onnx by default.")
+@recipe_options()
+@shared
+def optimize(
+    model: str | None, output: str | None, overwrite: bool, run_dir: str | None, recipe_file: str | None, as_json: bool, **values: Any
+) -> None:
+    """Make MODEL smaller and faster: analyse, score, cut, repair, verify, measure."""
+    if model is None:
+        if output or run_dir or recipe_file or any(v not in (None, ()) for v in values.values()):
+            raise UsageError("usage", "the MODEL is missing: onnxprune optimize MODEL [options]")
+        click.echo(EXPLANATION, nl=False)
+        return
+    _run(model, output, recipe_from(recipe_file, values), run_dir, overwrite, as_json)
+
+
+@click.command()
+@output_options("The pruned network; onnxprune-demo.onnx by default.")
+@recipe_options()
+@shared
+def demo(output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+    """The whole job on a small trained network (scikit-learn's digits) that comes with onnxprune."""
+    from onnxprune.demo import files
+
+    values = {**values, "data": values.get("data") or str(files().calibration)}
+    _run(str(files().model), output or "onnxprune-demo.onnx", recipe_from(recipe_file, values), None, overwrite, as_json)
+
+
+def _run(model: str, output: str | None, recipe: Recipe, run_dir: str | None, overwrite: bool, as_json: bool) -> None:
+    from onnxprune.outputs import default_output
+    from onnxprune.pipeline import optimize as run
+    from onnxprune.report import terminal
+
+    with terminal.Progress() as progress:
+        report = run(model, output or default_output(model), recipe=recipe, run_dir=run_dir, overwrite=overwrite, on_event=progress).report
+    if as_json:
+        emit(report.to_json())
+    else:
+        click.echo(terminal.summary(report))
+    if report.warnings:
+        say(terminal.warnings(report))

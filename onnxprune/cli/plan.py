@@ -1,0 +1,86 @@
+"""plan, cut, verify: the job in steps, with the plan as a file between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from onnxprune.cli.common import emit, model_argument, output_options, recipe_from, recipe_options, say, shared
+
+
+@click.command()
+@model_argument()
+@output_options("Where the plan goes; stdout by default.")
+@recipe_options("analyse", "data", "runtime", "score", "plan")
+@shared
+def plan(model: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+    """Decide which channels of MODEL go, and write the decision as JSON."""
+    from onnxprune.files import write_json
+    from onnxprune.outputs import check_output
+    from onnxprune.pipeline import make_plan
+    from onnxprune.report.terminal import Progress
+
+    recipe = recipe_from(recipe_file, values)
+    if output:
+        check_output(output, overwrite)
+    with Progress() as progress:
+        made = make_plan(model, recipe, progress)
+    if output:
+        write_json(output, made.to_json())
+        say(f"written to {output}")
+    if as_json or not output:
+        emit(made.to_json())
+
+
+@click.command()
+@model_argument()
+@click.argument("plan_file", metavar="PLAN", type=click.Path())
+@output_options("The cut model; MODEL.pruned.onnx beside the model by default.")
+@recipe_options("write")
+@shared
+def cut(model: str, plan_file: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+    """Cut out of MODEL the channels that PLAN (plan.json) does not keep. Decides nothing and repairs nothing."""
+    from onnxprune.model.io import save
+    from onnxprune.outputs import check_output, default_output
+    from onnxprune.pipeline import replay
+    from onnxprune.surgery.cut import cut as take_out
+    from onnxprune.types import Plan
+
+    recipe = recipe_from(recipe_file, values)
+    place = str(output or default_output(model))
+    check_output(place, overwrite)
+    made = Plan.load(plan_file)
+    analysis = replay(model, made)
+    save(take_out(analysis, made), place, external_data=recipe.external_data, overwrite=overwrite)
+    before, after = analysis.cost().as_dict(), analysis.cost(made.kept).as_dict()
+    if as_json:
+        emit({"source": model, "output": place, "before": before, "after": after})
+    else:
+        click.echo(f"{place}: {after['macs'] / max(before['macs'], 1):.1%} of the MACs, {after['params'] / max(before['params'], 1):.1%} of the parameters")
+
+
+@click.command()
+@model_argument("original")
+@model_argument("pruned")
+@click.option("--plan", "plan_file", required=True, metavar="PLAN", type=click.Path(), help="The plan that PRUNED was cut by.")
+@recipe_options("data", "runtime", "verify")
+@shared
+def verify(original: str, pruned: str, plan_file: str, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+    """Check that PRUNED computes what ORIGINAL computes with the removed channels masked. Exit code 4 where it does not."""
+    from onnxprune.errors import VerificationError
+    from onnxprune.model.io import load
+    from onnxprune.pipeline import check, open_data_for, replay
+    from onnxprune.types import Plan
+
+    recipe = recipe_from(recipe_file, values)
+    made = Plan.load(plan_file)
+    analysis = replay(original, made)
+    figures, problem = check(analysis, made, load(pruned), open_data_for(analysis.model, recipe), recipe)
+    if as_json:
+        emit({**figures, "passed": not problem})
+    else:
+        for name, value in figures.items():
+            click.echo(f"{name}: {value}")
+    if problem:
+        raise VerificationError("verification-failed", problem)

@@ -1,0 +1,121 @@
+"""Running the stages of a job one after the other: timing, events, and reuse of what a run directory already has."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from onnxprune.calibrate.data import Data
+from onnxprune.events import Event, Listener
+from onnxprune.files import replacing, write_json
+from onnxprune.model.io import Model, load, save
+from onnxprune.report.data import Stage
+from onnxprune.rundir import RunDir, key
+from onnxprune.types import Plan, Scores
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kept(Generic[T]):
+    """How a stage's result lies in the run directory: the file's name, how to write it, how to read it."""
+
+    name: str
+    write: Callable[[Path, T], None]
+    read: Callable[[Path], T]
+
+
+def as_json(name: str) -> Kept[dict[str, Any]]:
+    """A result that is plain JSON."""
+    return Kept(name, write_json, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _write_scores(path: Path, scores: Scores) -> None:
+    with replacing(path) as file:
+        np.savez(file, **{f"{i}": scores[name] for i, name in enumerate(scores)}, names=np.asarray(list(scores), np.str_))
+
+
+def _read_scores(path: Path) -> Scores:
+    with np.load(path, allow_pickle=False) as found:
+        return {str(name): found[f"{i}"] for i, name in enumerate(found["names"])}
+
+
+SCORES: Kept[Scores] = Kept("scores.npz", _write_scores, _read_scores)
+PLAN: Kept[Plan] = Kept("plan.json", lambda path, plan: write_json(path, plan.to_json()), Plan.load)
+MODEL: Kept[Model] = Kept("repaired.onnx", lambda path, model: save(model, path, overwrite=True), load)
+
+
+@dataclass
+class Stages:
+    """The stages of one run.
+
+    chain: key of the last stage; done: what to report; current: the stage that runs; reads: passes over the data so far.
+    Each stage's key hashes the key of the one before, its name, and what it depends on: a change anywhere makes all that follow run again.
+    """
+
+    listener: Listener
+    run: RunDir | None = None
+    chain: str = ""
+    done: list[Stage] = field(default_factory=list)
+    current: str = ""
+    reads: int = 0
+    _began: float = 0.0
+    _detail: str = ""
+
+    def do(self, name: str, work: Callable[[], T], depends_on: Mapping[str, Any] | None = None, kept: Kept[T] | None = None) -> T:
+        """The result of `work`, or of an earlier run where everything it depends on is the same."""
+        self.chain = key(self.chain, name, dict(depends_on or {}))
+        self.current, self._began, self._detail = name, time.monotonic(), ""
+        if self.run and kept:
+            entry = self.run.done(name, self.chain)
+            if entry:
+                self._finish(Stage(name, entry.seconds, True, str(entry.facts.get("detail", ""))))
+                return kept.read(self.run.file(kept.name))
+        self.listener(Event(name, "begin"))
+        result = work()
+        seconds = time.monotonic() - self._began
+        if self.run and kept:
+            kept.write(self.run.file(kept.name), result)
+            self.run.record(name, self.chain, seconds, [kept.name], {"detail": self._detail})
+        self._finish(Stage(name, seconds, False, self._detail))
+        return result
+
+    def detail(self, text: str) -> None:
+        """What the line of the running stage says at its end."""
+        self._detail = text
+
+    def progress(self, share: float, detail: str = "") -> None:
+        """Tell how much of the running stage is done, from 0 to 1."""
+        self.listener(Event(self.current, "progress", time.monotonic() - self._began, share, detail))
+
+    def watched(self, data: Data) -> Data:
+        """The same data; passing over it tells the progress of the pass."""
+        return WatchedData(data.source, data.inputs, data.chosen, data.seed, data.flipped, self)
+
+    def _finish(self, stage: Stage) -> None:
+        self.done.append(stage)
+        self.listener(Event(stage.name, "reused" if stage.reused else "end", stage.seconds, detail=stage.detail))
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedData(Data):
+    """Calibration data that tell how far a pass over them is."""
+
+    stages: Stages | None = None
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """As of Data."""
+        seen = 0
+        if self.stages:
+            self.stages.reads += 1
+        for feeds in super().batches(batch_size):
+            yield feeds
+            seen += max((len(a) for a in feeds.values() if a.ndim), default=1)
+            if self.stages:
+                self.stages.progress(min(1.0, seen / self.samples), f"{seen} of {self.samples} inputs")

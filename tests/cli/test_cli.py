@@ -1,0 +1,90 @@
+"""The contract of the command line: exit codes, one sentence an error, data on stdout and talk on stderr."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from onnxprune.cli import INTERRUPTED, run
+from onnxprune.cli.app import VERBS, app
+from onnxprune.errors import OnnxpruneError, TargetError, VerificationError
+from onnxprune.recipe import OPTIONS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_and_takes_json_and_debug(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"Usage: onnxprune {verb}") and "--json" in out and "--debug" in out and not err
+
+
+def test_optimize_has_every_option_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["optimize", "--help"])
+    out = capsys.readouterr().out
+    assert not [name for name in OPTIONS if f"--{name.replace('_', '-')}" not in out]
+
+
+def test_optimize_without_a_model_explains_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["optimize"]) == 0
+    assert "onnxprune optimize model.onnx --data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["optimise"], 2, "error[unknown-verb]: unknown verb 'optimise'; did you mean 'optimize'?"),
+        (["optimize", "--samples", "3"], 2, "the MODEL is missing"),
+        (["optimize", "m.onnx", "--round_to", "3"], 2, "No such option"),
+        (["optimize", "m.onnx", "--target", "mac=3"], 2, "did you mean 'macs'?"),
+        (["optimize", "m.onnx", "--criterion", "l3"], 2, "unknown criterion 'l3'"),
+        (["optimize", "m.onnx", "--recipe", "nowhere.toml"], 2, "cannot read recipe nowhere.toml"),
+        (["inspect"], 2, "Missing argument 'MODEL'"),
+        (["inspect", "nowhere.onnx"], 1, "error[model-unreadable]: cannot read nowhere.onnx: No such file or directory"),
+        (["verify", "a.onnx", "b.onnx", "--plan", "nowhere.json"], 2, "cannot read plan nowhere.json"),
+        (["report", "nowhere"], 2, "cannot read report nowhere"),
+    ],
+)
+def test_wrong_use_is_one_sentence_on_stderr(argv: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(argv) == code
+    out, err = capsys.readouterr()
+    assert says in err and err.startswith("error[") and "Traceback" not in err and not out
+
+
+def no_space() -> OSError:
+    return OSError(28, "No space left on device", "out.onnx")
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "says"),
+    [
+        (OnnxpruneError("x", "so it is"), 1, "error[x]: so it is\n"),
+        (TargetError("t", "62% is the least"), 3, "error[t]"),
+        (VerificationError("v", "differs"), 4, "error[v]"),
+        (KeyboardInterrupt("stopped in stage score"), INTERRUPTED, "error[interrupted]: stopped in stage score\n"),
+        (no_space(), 1, "error[system]: out.onnx: No space left on device\n"),
+        (MemoryError(), 1, "error[out-of-memory]"),
+        (ZeroDivisionError("division by zero"), 1, "error[internal]: ZeroDivisionError: division by zero\n  this is a bug"),
+    ],
+)
+def test_whatever_happens_is_one_sentence_and_an_exit_code(
+    problem: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(app, "main", fail)
+    assert run(["inspect"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(says) and "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "nowhere.onnx", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["rules", "criteria", "engines", "doctor"])
+def test_lists_print_json_and_nothing_else_on_stdout(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
