@@ -1,0 +1,245 @@
+"""What leaves for a machine that is not here: a target, the model as it wants it, and what it says about each node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import ModelProto, NodeProto, helper
+
+from onnxprune.engines.base import fixed
+from onnxprune.errors import OnnxpruneError
+from onnxprune.model.canonicalize import canonicalize
+from onnxprune.model.io import Model, load, to_bytes
+from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, label
+from onnxprune.model.shapes import infer
+
+NEWEST_IR = 8  # of ONNX 1.13; every flow's own reader takes it
+SEVERITIES = ("unsupported", "fallback", "slow", "note")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a target says about one node. severity: unsupported (its compiler refuses or goes wrong), fallback (runs on another
+    device), slow (array cells idle), note (has to be known); node "" = the whole model."""
+
+    node: str
+    op: str
+    severity: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as check lists look at it. shapes: of every tensor that is known; weights: names of initializers."""
+
+    proto: NodeProto
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    model: Model = field(repr=False)
+
+    @property
+    def op(self) -> str:
+        """Operator, with its domain where that is not ONNX's."""
+        return self.proto.op_type if self.proto.domain in STANDARD_DOMAINS else f"{self.proto.domain}.{self.proto.op_type}"
+
+    @property
+    def name(self) -> str:
+        """The node's name, else its first output."""
+        return label(self.proto)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute."""
+        return attribute(self.proto, name, default)
+
+    def shape(self, index: int) -> tuple[int, ...] | None:
+        """Of an input; None where absent or unknown."""
+        return self.shapes.get(self.proto.input[index]) if index < len(self.proto.input) else None
+
+    @property
+    def out_shape(self) -> tuple[int, ...] | None:
+        """Of the first output."""
+        return self.shapes.get(self.proto.output[0])
+
+    def constant(self, index: int) -> bool:
+        """Whether an input is an initializer, or absent."""
+        return index >= len(self.proto.input) or self.proto.input[index] in self.model.weights or not self.proto.input[index]
+
+    def value(self, index: int) -> np.ndarray | None:
+        """Values of an input that is an initializer."""
+        return self.model.weights[self.proto.input[index]].array() if index < len(self.proto.input) and self.proto.input[index] in self.model.weights else None
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Kernel size of a convolution or pooling; () elsewhere."""
+        given = self.get("kernel_shape")
+        weight = self.shape(1) if self.op in ("Conv", "ConvTranspose") else None
+        return tuple(given) if given else tuple(weight[2:]) if weight else ()
+
+    @property
+    def channels(self) -> tuple[int, int] | None:
+        """(in, out) of a convolution or fully connected layer with constant weights."""
+        weight, group = self.shape(1), self.get("group", 1)
+        if weight is None or not self.constant(1) or len(weight) < 2:
+            return None
+        if self.op == "Conv":
+            return weight[1] * group, weight[0]
+        if self.op == "ConvTranspose":
+            return weight[0], weight[1] * group
+        if self.op == "Gemm":
+            return (weight[1], weight[0]) if self.get("transB", 0) else (weight[0], weight[1])
+        return (weight[-2], weight[-1]) if self.op == "MatMul" else None
+
+    @property
+    def depthwise(self) -> bool:
+        """A convolution with as many groups as channels."""
+        return self.op == "Conv" and self.get("group", 1) > 1 and self.channels is not None and self.channels[0] == self.get("group", 1)
+
+
+Test = Callable[[Node], Iterator[tuple[str, str]]]  # yields (severity, sentence)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model as it goes into a bundle: fixed shapes, inferred shapes written down, opset and IR version as the target reads them."""
+
+    name: str
+    model: Model
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The graph's nodes for looking at."""
+        return tuple(Node(n, self.shapes, self.model) for n in self.model.proto.graph.node)
+
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the graph's inputs."""
+        return {v.name: self.shapes[v.name] for v in self.model.proto.graph.input if v.name not in self.model.weights}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A choice of a target. default: used when nothing is said; choices: () = free text."""
+
+    default: str
+    text: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a target reported for one model. figures: name with unit -> value; layers: name -> value in `layer_unit`."""
+
+    model: str
+    figures: Mapping[str, float]
+    layers: Mapping[str, float] = field(default_factory=dict)
+    layer_unit: str = ""
+    notes: tuple[str, ...] = ()
+
+
+Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A hand-off target.
+
+    script: module of onnxprune.engines.scripts that becomes run.py; needs: what has to be there, one line each;
+    ops: operator -> tests of its limits, an operator that is not listed is `otherwise` (a severity); everywhere: tests of every node;
+    options: choices by name; files: (prepared models, chosen options) -> further files of the bundle;
+    parse: (results folder, model name) -> Result; opset: that its reader takes, 0 = as it is; multiple: of channels, for the report;
+    sources: where the limits are stated.
+    """
+
+    name: str
+    title: str
+    script: str
+    needs: tuple[str, ...]
+    ops: Mapping[str, tuple[Test, ...]]
+    parse: Callable[[Path, str], Result]
+    otherwise: str = "unsupported"
+    everywhere: tuple[Test, ...] = ()
+    options: Mapping[str, Option] = field(default_factory=dict)
+    files: Callable[[Sequence[Prepared], Mapping[str, str]], Files] | None = None
+    opset: int = 13
+    multiple: int = 1
+    sources: tuple[str, ...] = ()
+
+
+def prepare(model: Model, name: str, target: Target, shapes: Mapping[str, Sequence[int]] | None = None) -> Prepared:
+    """The model as a target reads it.
+
+    Parameters
+    ----------
+    shapes
+        Input name -> shape; a free first axis is a batch of 1.
+
+    Raises
+    ------
+    UsageError
+        An input has other free axes and no shape was given.
+    """
+    notes: list[str] = []
+    ready = canonicalize(fixed(model, shapes or {}))
+    if target.opset and ready.opset != target.opset:
+        ready = _converted(ready, target, notes)
+    copy = ready.edit()
+    copy.proto.ir_version = min(copy.proto.ir_version, NEWEST_IR)
+    known = infer(copy)
+    del copy.proto.graph.value_info[:]
+    io_names = {v.name for v in (*copy.proto.graph.input, *copy.proto.graph.output)}
+    for value in copy.proto.graph.output:
+        if known.shape(value.name) is not None:
+            value.type.CopyFrom(known.types[value.name])
+    made = {o for n in copy.proto.graph.node for o in n.output if o}
+    copy.proto.graph.value_info.extend(helper.make_value_info(n, t) for n, t in known.types.items() if n in made and n not in io_names)
+    sizes = {n: s for n in known.types if (s := _whole(known.shape(n))) is not None}
+    unknown = sorted(made - set(sizes))
+    if unknown:
+        notes.append(f"{len(unknown)} tensors have no fixed shape, the first is {unknown[0]!r}: compilers for fixed hardware refuse them")
+    return Prepared(name, copy, sizes, tuple(notes))
+
+
+def check(prepared: Prepared, target: Target) -> tuple[Check, ...]:
+    """What the target says about every node, in graph order, notes on the whole model first."""
+    found = [Check("", "", "note", text) for text in prepared.notes]
+    for node in prepared.nodes():
+        if node.op not in target.ops:
+            found.append(Check(node.name, node.op, target.otherwise, f"{target.title} does not run {node.op}"))
+        for test in (*target.ops.get(node.op, ()), *target.everywhere):
+            found += [Check(node.name, node.op, severity, text) for severity, text in test(node)]
+    return tuple(found)
+
+
+def script(name: str) -> bytes:
+    """A file of onnxprune.engines.scripts, as it goes into a bundle."""
+    return resources.files("onnxprune.engines.scripts").joinpath(name + ".py").read_bytes()
+
+
+def _converted(model: Model, target: Target, notes: list[str]) -> Model:
+    """The model in the target's opset, or as it is with a note where onnx cannot convert it."""
+    try:
+        proto = onnx.version_converter.convert_version(ModelProto.FromString(to_bytes(model)), target.opset)
+        converted = canonicalize(load(proto))
+        if converted.opset == target.opset:
+            return converted
+        reason = f"it stays at {converted.opset}"
+    except OnnxpruneError as problem:
+        reason = problem.message
+    except Exception as problem:  # onnx's C++ errors have no common type
+        reason = str(problem).strip().splitlines()[0][:200]
+    notes.append(f"opset {model.opset} could not be converted to {target.opset}, which {target.title} reads best: {reason}")
+    return model
+
+
+def _whole(shape: tuple[int | str | None, ...] | None) -> tuple[int, ...] | None:
+    """The shape where every axis is a number."""
+    if shape is None:
+        return None
+    found = tuple(d for d in shape if isinstance(d, int))
+    return found if len(found) == len(shape) else None
