@@ -1,0 +1,12 @@
+"""torch, or one clear sentence about how to install it."""
+
+from __future__ import annotations
+
+from onnxprune.errors import MissingExtraError
+
+try:
+    import torch
+except ImportError as problem:
+    raise MissingExtraError("torch", "torch", "fine-tuning") from problem
+
+__all__ = ["torch"]
