@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from onnxprune.calibrate.images import decode
-from onnxprune.calibrate.inputs import Inputs
-from onnxprune.calibrate.preprocess import channels_of
+from onnxprune.calibrate.inputs import Inputs, read_inputs
+from onnxprune.calibrate.preprocess import DEFAULT, Preprocess, channels_of
 from onnxprune.calibrate.sources import IMAGE_SUFFIXES, find_files
 from onnxprune.errors import DataError
 from onnxprune.files import sha256
@@ -60,12 +60,12 @@ class LabelledData:
 
     source: LabelledSource
     inputs: Inputs
-    indices: tuple[int, ...]
+    chosen: tuple[int, ...]
 
     @property
     def samples(self) -> int:
         """How many samples."""
-        return len(self.indices)
+        return len(self.chosen)
 
     def describe(self) -> str:
         """One line for a report."""
@@ -73,14 +73,14 @@ class LabelledData:
 
     def fingerprint(self) -> str:
         """Hex digest of content, choice, preprocessing and the inputs' types."""
-        parts = [self.source.digest(), list(self.indices), self.inputs.preprocess.describe(), self.inputs.signature()]
+        parts = [self.source.digest(), list(self.chosen), repr(self.inputs.preprocess), self.inputs.signature()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def labelled_batches(self, batch_size: int) -> Iterator[Batch]:
         """Batches in order; a new one begins where sizes change. A model with a fixed batch gets that, the last one filled up with copies."""
         wanted = self.inputs.batch or max(1, batch_size)
         pending: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-        for index in self.indices:
+        for index in self.chosen:
             where, raw, labels = self.source.read(index)
             sample = self.inputs.sample(raw, where)
             if pending and not (self.inputs.stackable(pending[0][0], sample) and _alike(pending[0][1], labels)):
@@ -101,8 +101,8 @@ class LabelledData:
     def split(self, share: float, seed: int = 0) -> tuple[LabelledData, LabelledData]:
         """Two disjoint parts, the first with about `share` of the samples, each in the order of the whole: one to choose by, one to report."""
         first = set(np.random.default_rng(seed).permutation(self.samples)[: round(share * self.samples)].tolist())
-        parts = [tuple(i for k, i in enumerate(self.indices) if (k in first) is chosen) for chosen in (True, False)]
-        return replace(self, indices=parts[0]), replace(self, indices=parts[1])
+        parts = [tuple(i for k, i in enumerate(self.chosen) if (k in first) is chosen) for chosen in (True, False)]
+        return replace(self, chosen=parts[0]), replace(self, chosen=parts[1])
 
     def _batch(self, pending: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]) -> Batch:
         samples = [s for s, _ in pending]
@@ -124,7 +124,15 @@ class LabelledData:
         return shape[axes.height - missing], shape[axes.width - missing]
 
 
-def open_labelled(spec: str | Path | LabelledSource, inputs: Inputs, *, samples: int | None = None, seed: int = 0) -> LabelledData:
+def open_labelled(
+    spec: str | Path | LabelledSource,
+    inputs: Mapping[str, tuple[Sequence[Any], str]],
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    preprocess: Preprocess = DEFAULT,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> LabelledData:
     """Labelled samples for a model.
 
     Parameters
@@ -132,20 +140,25 @@ def open_labelled(spec: str | Path | LabelledSource, inputs: Inputs, *, samples:
     spec
         An .npz file, a folder with one subfolder a class, or a LabelledSource.
     inputs
-        What the model takes and how images are preprocessed: `calibrate.inputs.read_inputs(session.inputs, preprocess)`.
+        name -> (shape, onnxruntime's type string), as `Session.inputs` has it.
     samples
         How many to draw at random with `seed`, kept in order; None: all.
+    preprocess
+        For images and for uint8 arrays of images that feed a float input.
+    shapes
+        name -> whole shape for inputs with dynamic sizes.
 
     Raises
     ------
     DataError
         Nothing there, no labels, or arrays that do not belong together.
     """
-    source = _open(Path(spec), inputs) if isinstance(spec, (str, Path)) else spec
+    known = read_inputs(inputs, preprocess, shapes)
+    source = _open(Path(spec), known) if isinstance(spec, (str, Path)) else spec
     indices = list(range(source.count))
     if samples is not None and samples < source.count:
         indices = sorted(np.random.default_rng(seed).choice(source.count, samples, replace=False).tolist())
-    return LabelledData(source, inputs, tuple(indices))
+    return LabelledData(source, known, tuple(indices))
 
 
 def _open(path: Path, inputs: Inputs) -> LabelledSource:

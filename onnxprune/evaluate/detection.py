@@ -106,7 +106,7 @@ class Detection(Base):
         shown = np.cumsum(counted, 0)
         precision = np.divide(right, shown, out=np.zeros_like(right), where=shown > 0)
         recall = right / total
-        areas = np.array([area(recall[:, k], precision[:, k], self.options.curve) for k in range(steps)])
+        areas = area(recall, precision, self.options.curve)
         if not len(found):
             return areas, (0.0, 0.0)
         best = int(np.argmax(precision[:, 0] * recall[:, 0] / np.maximum(precision[:, 0] + recall[:, 0], 1e-12)))
@@ -136,18 +136,17 @@ def match(detections: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> tuple
     return right, ignored
 
 
-def area(recall: np.ndarray, precision: np.ndarray, curve: str = "coco") -> float:
-    """Mean over the 101 recalls of the largest precision at that recall or above.
+def area(recall: np.ndarray, precision: np.ndarray, curve: str = "coco") -> np.ndarray:
+    """Mean over the 101 recalls of the largest precision at that recall or above, for each column.
 
-    recall, precision: (n,) by falling score. "anchored" adds the points (0, 1) and (1, 0).
+    recall, precision: (n, columns) by falling score. "anchored" adds the points (0, 1) and (1, 0).
     """
     if curve == "anchored":
-        recall, precision = np.concatenate([[0], recall, [1]]), np.concatenate([[1], precision, [0]])
-    if not len(recall):
-        return 0.0
+        ends = np.zeros((1, recall.shape[1])), np.ones((1, recall.shape[1]))
+        recall, precision = np.concatenate([ends[0], recall, ends[1]]), np.concatenate([ends[1], precision, ends[0]])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(recall, RECALLS)
-    return float(np.where(at < len(recall), envelope[np.minimum(at, len(recall) - 1)], 0).mean())
+    reached = np.searchsorted(RECALLS, recall, side="right")  # how many of the 101 lie at or below
+    return np.asarray((envelope * np.diff(reached, axis=0, prepend=0)).sum(0) / len(RECALLS))
 
 
 def check_boxes(boxes: np.ndarray, metric: str) -> np.ndarray:

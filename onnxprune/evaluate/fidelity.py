@@ -85,7 +85,8 @@ class Fidelity:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, None for what is not finite."""
         head = {"samples": self.samples, "relative_error": self.relative_error, "agreement": self.agreement, "box_agreement": self.box_agreement}
-        return plain({**head, "outputs": {n: asdict(o) for n, o in self.outputs.items()}, "warnings": list(self.warnings)})
+        found = {**head, "outputs": {n: asdict(o) for n, o in self.outputs.items()}, "warnings": self.warnings}
+        return {key: plain(value) for key, value in found.items()}
 
 
 class Accumulator:

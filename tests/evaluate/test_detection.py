@@ -99,10 +99,10 @@ def test_perfect_detections_score_one_and_none_score_zero():
 
 
 def test_anchored_curve_begins_at_precision_one():
-    recall, precision = np.array([0.0, 0.5]), np.array([0.0, 0.5])
-    assert area(recall, precision) == pytest.approx(51 * 0.5 / 101)
-    assert area(recall, precision, "anchored") == pytest.approx((1 + 50 * 0.5) / 101)
-    assert area(np.zeros(0), np.zeros(0)) == 0
+    recall, precision = np.array([[0.0], [0.5]]), np.array([[0.0], [0.5]])
+    assert area(recall, precision)[0] == pytest.approx(51 * 0.5 / 101)
+    assert area(recall, precision, "anchored")[0] == pytest.approx((1 + 50 * 0.5) / 101)
+    assert area(np.zeros((0, 1)), np.zeros((0, 1)))[0] == 0
     with pytest.raises(UsageError, match="anchored"):
         find_metric("coco", Options(curve="round"))
 
