@@ -81,16 +81,44 @@ def layer_time(name: str, op: str, time_ms: float, nodes: Sequence[NodeProto]) -
 
 def _owners(optimised: Sequence[NodeProto], original: Sequence[NodeProto]) -> dict[int, int]:
     """Original node index -> optimised node index."""
-    producer = {output: i for i, node in enumerate(original) for output in node.output if output}
+    producer = producers(original)
     named = {node.name: i for i, node in enumerate(original) if node.name}
+    anchors = {index: (anchor,) for index, node in enumerate(optimised) if (anchor := _anchor(node, producer, named)) is not None}
+    return share(original, anchors, {index: _CORES.get(node.op_type, (node.op_type,)) for index, node in enumerate(optimised)})
+
+
+def producers(nodes: Sequence[NodeProto]) -> dict[str, int]:
+    """Tensor -> index of the node that makes it."""
+    return {output: i for i, node in enumerate(nodes) for output in node.output if output}
+
+
+def share(nodes: Sequence[NodeProto], anchors: Mapping[int, Sequence[int]], cores: Mapping[int, Sequence[str]]) -> dict[int, int]:
+    """Give every node to one kernel.
+
+    Parameters
+    ----------
+    nodes
+        Of the model, in topological order.
+    anchors
+        Kernel -> indices of nodes that it certainly computes. Kernels are numbered in the order they run.
+    cores
+        Kernel -> operators it is made around: without one of these among its anchors, the nodes before them are its own back to one.
+
+    Returns
+    -------
+    dict
+        Node index -> kernel. Nodes that only follow from constants may be missing.
+    """
+    producer = producers(nodes)
     owners: dict[int, int] = {}
-    anchors: dict[int, int] = {}
-    for index, node in enumerate(optimised):
-        if (anchor := _anchor(node, producer, named)) is not None and anchor not in owners:
-            owners[anchor], anchors[index] = index, anchor
-    for index, anchor in anchors.items():
-        _claim_inputs(index, anchor, optimised[index].op_type, original, producer, owners)
-    for i, node in enumerate(original):  # what is left was fused into the kernel that makes its input: an activation, a shortcut's Add
+    for kernel, certain in anchors.items():
+        for anchor in certain:
+            owners.setdefault(anchor, kernel)
+    for kernel, certain in anchors.items():
+        own = [anchor for anchor in certain if owners[anchor] == kernel]
+        if not any(nodes[anchor].op_type in cores[kernel] for anchor in own):
+            _claim_inputs(kernel, own, cores[kernel], nodes, producer, owners)
+    for i, node in enumerate(nodes):  # what is left was fused into the kernel that makes its input: an activation, a shortcut's Add
         if i not in owners and (found := [owners[producer[t]] for t in node.input if producer.get(t) in owners]):
             owners[i] = max(found)
     return owners
@@ -107,17 +135,16 @@ def _anchor(node: NodeProto, producer: Mapping[str, int], named: Mapping[str, in
 
 
 def _claim_inputs(
-    index: int, anchor: int, op: str, original: Sequence[NodeProto], producer: Mapping[str, int], owners: dict[int, int]
+    kernel: int, anchors: Sequence[int], cores: Sequence[str], nodes: Sequence[NodeProto], producer: Mapping[str, int], owners: dict[int, int]
 ) -> None:
-    """Give a kernel the nodes before its anchor that were fused into it, back to the one it is made around."""
-    cores = _CORES.get(op, (op,))
-    pending = [anchor]
+    """Give a kernel the nodes before its anchors that were fused into it, back to the one it is made around."""
+    pending = list(anchors)
     while pending:
         at = pending.pop()
-        if original[at].op_type in cores:
+        if nodes[at].op_type in cores:
             continue
-        for tensor in original[at].input:
+        for tensor in nodes[at].input:
             before = producer.get(tensor)
             if before is not None and before not in owners:
-                owners[before] = index
+                owners[before] = kernel
                 pending.append(before)

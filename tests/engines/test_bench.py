@@ -10,7 +10,7 @@ from engine_nets import residual
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import LayerTime, Measurement, Options
-from onnxprune.engines.bench import bench, difference, layer_rows, width_warnings
+from onnxprune.engines.bench import bench, difference, difference_warnings, layer_rows, width_warnings
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.model.io import save
@@ -90,3 +90,10 @@ def test_layout_changes_are_summed_and_missing_layers_are_none() -> None:
     reorder = LayerTime("r", "ReorderInput", 0.5)
     rows = layer_rows([measured("a", conv, reorder, reorder), measured("b", reorder)])
     assert [(r.key, r.op, dict(r.times_ms)) for r in rows] == [("t", "Conv", {"a": 2.0, "b": None}), ("", "ReorderInput", {"a": 1.0, "b": 0.5})]
+
+
+def test_outputs_that_differ_are_said() -> None:
+    right = Measurement("e", "right", 1, 1, 1, 1, 1, 1, 1, 1, 0, difference=1e-6)
+    wrong = Measurement("e", "wrong", 1, 1, 1, 1, 1, 1, 1, 1, 0, difference=0.4)
+    (warning,) = difference_warnings([right, wrong])
+    assert "wrong" in warning and "0.4" in warning

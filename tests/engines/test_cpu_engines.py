@@ -1,0 +1,106 @@
+"""OpenVINO, ncnn and MNN compute what onnxruntime computes, where they are installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_nets import residual
+
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import Engine, Options, random_feeds, static_inputs
+from onnxprune.engines.bench import difference
+from onnxprune.engines.ncnn import ENGINE as NCNN
+from onnxprune.errors import EngineError
+from onnxprune.model.io import Model, load
+
+AGREES = 1e-4  # relative, float32, different order of summation and Winograd transforms
+BF16_AGREES = 0.05  # 8 bits of mantissa
+CROWD = ("openvino", "ncnn", "mnn")
+
+
+@pytest.fixture(params=CROWD)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = ENGINES.get(request.param)
+    if (reason := found.available()) is not None:
+        pytest.skip(reason)
+    return found
+
+
+def reference(model: Model, feeds: dict[str, np.ndarray], options: Options) -> dict[str, np.ndarray]:
+    with ENGINES.get("onnxruntime").compile(model, Options(level="off", shapes=options.shapes)) as compiled:
+        return compiled.run(feeds)
+
+
+def test_outputs_times_and_layers(engine: Engine) -> None:
+    model, options = residual(20), Options()
+    feeds = random_feeds(static_inputs(model, {}))
+    expected = reference(model, feeds, options)
+    with engine.compile(model, options) as compiled:
+        assert compiled.outputs == ("y",)
+        found = compiled.run(feeds)
+        assert found["y"].shape == expected["y"].shape
+        assert difference(found, expected) <= AGREES
+        assert all(ms > 0 for ms in compiled.sample(feeds, 3))
+        layers = compiled.profile(feeds, 2)
+        assert difference(compiled.run(feeds), expected) <= AGREES, "profiling changed the session"
+    if engine.name != "ncnn":
+        nodes = [n for layer in layers for n in layer.nodes]
+        assert len(nodes) == len(set(nodes)), "a node belongs to one kernel"
+        assert {"c0", "c1", "c2"} <= {layer.key for layer in layers}
+        assert {"n_c0", "n_c1", "n_c2", "n_g"} <= set(nodes)
+
+
+def test_a_graph_that_it_does_not_know_is_one_sentence(engine: Engine) -> None:
+    model = residual().edit()
+    model.proto.graph.node[1].op_type = "NoSuchOperator"
+    with pytest.raises(EngineError) as problem:
+        engine.compile(model, Options())
+    assert "\n" not in problem.value.message and engine.name in problem.value.message
+
+
+def test_openvino_pins_float32_and_offers_bfloat16() -> None:
+    engine = ENGINES.get("openvino")
+    if (reason := engine.available()) is not None:
+        pytest.skip(reason)
+    model = residual(32)
+    feeds = random_feeds(static_inputs(model, {}))
+    expected = reference(model, feeds, Options())
+    with engine.compile(model, Options()) as compiled:
+        exact = difference(compiled.run(feeds), expected)
+    try:
+        with engine.compile(model, Options(precision="bf16")) as compiled:
+            rounded = difference(compiled.run(feeds), expected)
+    except EngineError as problem:
+        pytest.skip(problem.message)
+    assert exact <= AGREES < rounded <= BF16_AGREES
+
+
+def test_ncnn_names_what_it_cannot_take() -> None:
+    if (reason := NCNN.available()) is not None:
+        pytest.skip(reason)
+    with pytest.raises(EngineError, match="batch 1"):
+        NCNN.compile(residual(size=9), Options(shapes={"x": (2, 3, 9, 9)}))
+
+
+def test_missing_package_is_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    for name in (*CROWD, "onnxruntime"):
+        engine = ENGINES.get(name)
+        with pytest.raises(EngineError) as problem:
+            engine.compile(residual(), Options())
+        assert problem.value.code == "engine-missing"
+        assert "pip install" in problem.value.message and name in problem.value.message
+        assert engine.version() == ""
+
+
+@pytest.mark.zoo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10_mlp_resnet8", "cifar10_vit_pgd_2_3_16", "coco_yolofastestv2", "vww_mobilenetv1_0.25"])
+def test_real_models_agree(engine: Engine, zoo: Path, name: str) -> None:
+    model, options = load(zoo / f"{name}.onnx"), Options()
+    feeds = random_feeds(static_inputs(model, {}))
+    with engine.compile(model, options) as compiled:
+        assert difference(compiled.run(feeds), reference(model, feeds, options)) <= AGREES
