@@ -68,6 +68,11 @@ def test_the_page_is_true(page: Path, desk: Path) -> None:
                 assert not absent(command.shown, printed), f"{where}: {command.text}\nprints:\n{printed}"
 
 
+def test_what_follows_from_the_code_is_up_to_date() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "generate_docs.py"), "--check"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python tools/generate_docs.py"
+
+
 def test_pages_name_only_pages_that_exist() -> None:
     """Relative links lead somewhere."""
     dead = [
