@@ -89,6 +89,12 @@ def numbers(value: Any) -> tuple[float, ...]:
     return found
 
 
+def counts(value: Any) -> tuple[int, ...]:
+    """Whole numbers of 0 or more: one, a list, or text with commas."""
+    parts = [value] if isinstance(value, (int, str)) else value
+    return tuple(integer(0)(p) for part in parts for p in (part.split(",") if isinstance(part, str) else [part]))
+
+
 def names(value: Any) -> tuple[str, ...]:
     """One name or several, as a list or as text with commas; "none" is the empty list."""
     parts = value.split(",") if isinstance(value, str) else list(value)

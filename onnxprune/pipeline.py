@@ -9,26 +9,26 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onnx import TensorProto
-
 from onnxprune.allocate.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import Data, Preprocess, open_data
+from onnxprune.calibrate.data import Data
+from onnxprune.checks import RESULT, evaluated, held_out, metric_options, open_data_for, oracle
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options, require
 from onnxprune.engines.bench import bench
 from onnxprune.engines.measure import Schedule
-from onnxprune.errors import UsageError, VerificationError
+from onnxprune.errors import DataError, UsageError
+from onnxprune.evaluate import find_metric
 from onnxprune.events import Listener, silent
 from onnxprune.files import write_bytes, write_json
-from onnxprune.model.io import Model, load, save
-from onnxprune.outputs import check_output, default_output, default_run_dir, versions
+from onnxprune.model.io import Model, digest, load, save
+from onnxprune.outputs import check_output, default_run_dir, versions
 from onnxprune.recipe import Recipe, read, to_toml
 from onnxprune.repair import REPAIRS
 from onnxprune.report.collect import frozen_rows, group_rows, latency_rows, layer_rows
@@ -38,7 +38,6 @@ from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.base import Context
 from onnxprune.stages import MODEL, PLAN, SCORES, Stages, as_json
 from onnxprune.surgery.cut import cut
-from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan, Scores
 
 Source = str | os.PathLike[str] | bytes | Model
@@ -89,8 +88,7 @@ def optimize(
     """
     data = options.pop("data") if isinstance(options.get("data"), Data) else None
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.of(read(recipe) if recipe else {})).but(options)
-    for name in dict.fromkeys((*recipe.engine, *(t.engine for t in recipe.target if t.engine))):
-        require(ENGINES.get(name))
+    _check_names(recipe)
     folder = Path(run_dir) if run_dir else default_run_dir(output) if output else None
     if output:
         overwrite = check_output(output, overwrite, folder, recipe.external_data is True)
@@ -104,6 +102,23 @@ def optimize(
     except KeyboardInterrupt:
         on = f"; the same command goes on from {folder}" if stages.run else ""
         raise KeyboardInterrupt(f"stopped in stage {stages.current}, no output was written{on}") from None
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Engines that are not here, metrics that do not exist and labels that are missing stop a run before it begins."""
+    for name in engines_of(recipe):
+        require(ENGINES.get(name))
+    for name in recipe.metric:
+        find_metric(name, metric_options(recipe))
+    if recipe.metric and not recipe.labelled:
+        raise UsageError("labelled-missing", f"metric {recipe.metric[0]!r} needs labelled inputs: pass --labelled PATH")
+    if recipe.labelled and not os.path.exists(recipe.labelled):
+        raise DataError("data-missing", f"no labelled inputs at {recipe.labelled}: the file or folder does not exist")
+
+
+def engines_of(recipe: Recipe) -> list[str]:
+    """Engines that are measured on or targeted."""
+    return list(dict.fromkeys((*recipe.engine, *(t.engine for t in recipe.target if t.engine))))
 
 
 @dataclass(frozen=True)
@@ -121,43 +136,63 @@ class _Job:
         """All stages, and the files they leave."""
         do, recipe = self.stages.do, self.recipe
         analysis = do("analyse", lambda: analysed(self.source, recipe, self.stages))
-        data = self.data or open_data_for(analysis.model, recipe)
-        context = Context(analysis, self.stages.watched(data), recipe.seed, recipe.threads, recipe.batch_size)
-        provenance = {**versions(), "source_sha256": analysis.digest, "data_sha256": data.fingerprint()}
+        everything = self.data or open_data_for(analysis.model, recipe)
+        data, apart = held_out(everything)
+        provenance = {**versions(), "source_sha256": analysis.digest, "data_sha256": everything.fingerprint()}
         self.stages.chain = key(provenance, recipe.plain("analyse"), recipe.plain("runtime"))
-        scores = do("score", lambda: CRITERIA.get(recipe.criterion)(context), recipe.plain("score"), SCORES)
-        plan = do("plan", lambda: decide(analysis, scores, recipe, self.stages), recipe.plain("plan"), PLAN)
+        context = Context(analysis, self.stages.watched(data), recipe.seed, recipe.threads, recipe.batch_size)
+        plan = self._plan(context)
         smaller = do("cut", lambda: cut(analysis, plan))
-        verification = do("verify", lambda: verified(analysis, plan, smaller, data, recipe), recipe.plain("verify"), as_json("verify.json"))
+        verification = do("verify", lambda: oracle(analysis, plan, smaller, data, recipe), recipe.plain("verify"), as_json("verify.json"))
         if recipe.repair != "none":
             smaller = do("repair", partial(REPAIRS.get(recipe.repair), analysis, plan, smaller, context), recipe.plain("repair"), MODEL)
-        timing: Mapping[str, Any] = {}
-        if recipe.engine:
-            timing = do("measure", lambda: measured(self.source, smaller, data, recipe, self.stages), recipe.plain("measure"), as_json("measure.json"))
-        used = data.describe() if self.stages.reads or any(s.reused for s in self.stages.done) else ""
-        warnings = [data.warning] if data.warning and self.stages.reads else []
+            plan = replace(plan, decided_by={**plan.decided_by, "repair": recipe.repair, RESULT: digest(smaller)})
+        worth = self._worth(smaller, data, apart)
         before, after = analysis.cost().as_dict(), analysis.cost(plan.kept).as_dict()
-        latency = latency_rows(timing)
         report = Report(
-            str(self.source.path or ""), str(self.output or ""), before, after, targets=target_rows(recipe, before, after, latency),
-            verification=verification, latency=latency, groups=group_rows(analysis, plan), layers=layer_rows(analysis, plan, timing),
-            frozen=frozen_rows(analysis.frozen), data=used, decided_by=plan.decided_by, recipe=recipe.plain(), provenance=provenance,
-            stages=tuple(self.stages.done), warnings=(*warnings, *timing.get("warnings", ())),
+            str(self.source.path or ""), str(self.output or ""), before, after, targets=target_rows(recipe, before, after, worth["latency"]),
+            verification=verification, latency=worth["latency"], fidelity=worth["fidelity"], quality=worth["quality"],
+            groups=group_rows(analysis, plan), layers=layer_rows(analysis, plan, worth["timing"]), frozen=frozen_rows(analysis.frozen),
+            data=data.describe() if self.stages.used else "", decided_by=plan.decided_by, recipe=recipe.plain(), provenance=provenance,
+            stages=tuple(self.stages.done), warnings=self._warnings(data, worth),
         )  # fmt: skip
-        self._write(smaller, report, provenance)
+        self._write(smaller, plan, report, provenance)
         return Result(smaller, plan, report)
 
-    def _write(self, model: Model, report: Report, provenance: Mapping[str, str]) -> None:
+    def _plan(self, context: Context) -> Plan:
+        """Scores, and the widths that meet the targets."""
+        do, recipe, analysis = self.stages.do, self.recipe, context.analysis
+        scores = do("score", lambda: CRITERIA.get(recipe.criterion)(context), recipe.plain("score"), SCORES)
+        return do("plan", lambda: decide(analysis, scores, recipe, self.stages), recipe.plain("plan"), PLAN)
+
+    def _worth(self, smaller: Model, data: Data, apart: Data | None) -> dict[str, Any]:
+        """fidelity, quality, timing (all that was measured) and latency (of it, by engine); empty where not asked for."""
+        do, recipe = self.stages.do, self.recipe
+        found: dict[str, Any] = {"fidelity": {}, "quality": {}, "timing": {}}
+        if apart is not None or recipe.metric:
+            found.update(do("evaluate", lambda: evaluated(self.source, smaller, apart, recipe), recipe.plain("evaluate"), as_json("quality.json")))
+        if recipe.engine:
+            timing = do("measure", lambda: measured(self.source, smaller, data, recipe, self.stages), recipe.plain("measure"), as_json("measure.json"))
+            found["timing"] = timing
+        return {**found, "latency": latency_rows(found["timing"])}
+
+    def _warnings(self, data: Data, worth: Mapping[str, Any]) -> tuple[str, ...]:
+        """What the user must know, in the order of the stages."""
+        found = [data.warning] if data.warning and self.stages.used else []
+        return (*found, *worth["fidelity"].get("warnings", ()), *worth["timing"].get("warnings", ()))
+
+    def _write(self, model: Model, plan: Plan, report: Report, provenance: Mapping[str, str]) -> None:
         """The output, and beside the journal the report and the recipe. The journal says first that the output is coming, see `check_output`."""
         run = self.stages.run
         if run:
+            write_json(run.file("plan.json"), plan.to_json())
             write_bytes(run.file("recipe.toml"), to_toml(self.recipe, provenance).encode())
             run.record("write", self.stages.chain, 0.0, facts={"output": str(self.output)})
         if self.output:
             save(model, self.output, external_data=self.recipe.external_data, overwrite=self.overwrite or run is not None)
         if run:
             write_json(run.file("report.json"), report.to_json())
-            run.record("report", self.stages.chain, 0.0, ["report.json", "recipe.toml"])
+            run.record("report", self.stages.chain, 0.0, ["report.json", "recipe.toml", "plan.json"])
 
 
 def analysed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Analysis:
@@ -175,15 +210,6 @@ def analysed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Ana
     if stages:
         stages.detail(f"{len(analysis.groups)} groups, {sum(g.size for g in analysis.groups)} channels")
     return analysis
-
-
-def open_data_for(model: Model, recipe: Recipe) -> Data:
-    """The calibration data of a recipe, checked against the model's inputs."""
-    given = Preprocess(
-        resize=recipe.resize, crop=recipe.crop, interp=recipe.interp, order=recipe.order, scale=recipe.scale, mean=recipe.mean, std=recipe.std,
-        post=recipe.post, layout=recipe.layout,
-    )  # fmt: skip
-    return open_data(recipe.data, input_types(model), samples=recipe.samples, seed=recipe.seed, preprocess=given, shapes=recipe.shape or None)
 
 
 def decide(analysis: Analysis, scores: Scores, recipe: Recipe, stages: Stages | None = None) -> Plan:
@@ -206,28 +232,12 @@ def multiple(recipe: Recipe) -> int:
     """`round_to` as a number: the largest multiple of the engines that are measured or targeted where it is "auto"."""
     if isinstance(recipe.round_to, int):
         return recipe.round_to
-    names = dict.fromkeys((*recipe.engine, *(t.engine for t in recipe.target if t.engine)))
-    return max((int(ENGINES.get(n).channel_multiple(recipe.precision)) for n in names), default=1)
-
-
-def verified(analysis: Analysis, plan: Plan, pruned: Model, data: Data, recipe: Recipe) -> dict[str, Any]:
-    """The figures of the masked oracle; VerificationError where the cut model differs by more than the recipe's tolerance."""
-    found, problem = check(analysis, plan, pruned, data, recipe)
-    if problem:
-        raise VerificationError("verification-failed", problem)
-    return found
-
-
-def check(analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, recipe: Recipe) -> tuple[dict[str, Any], str]:
-    """Figures of the masked oracle as plain data, and what is wrong in one sentence ("" where nothing is)."""
-    feeds = next(data.batches(1)) if data else None
-    found = verify(analysis, plan, pruned, feeds)
-    return asdict(found), ""
+    return max((int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in engines_of(recipe)), default=1)
 
 
 def measured(source: Model, pruned: Model, data: Data, recipe: Recipe, stages: Stages) -> dict[str, Any]:
     """Both models on the recipe's engines, interleaved, on one real input."""
-    options = Options(threads=recipe.threads, precision=recipe.precision, shapes=recipe.shape)
+    options = Options(threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape)
     named = [replace(model, path=Path(name)) for model, name in ((source, "original"), (pruned, "pruned"))]
     found = bench(named, recipe.engine, options=options, schedule=Schedule(seconds=recipe.seconds), feeds=next(data.batches(1)), seed=recipe.seed)
     for engine, rows in found.ratios.items():
@@ -244,17 +254,6 @@ def target_rows(recipe: Recipe, before: Mapping[str, int], after: Mapping[str, i
         now = times.get("after_ms", 0.0) if target.engine else after[target.cost]
         rows.append(TargetRow(str(target), target.ceiling(was), now))
     return tuple(rows)
-
-
-def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
-    """Shape and onnxruntime's type string of every input, without opening a session."""
-    found: dict[str, tuple[list[int | str | None], str]] = {}
-    for info in model.proto.graph.input:
-        if info.name not in model.weights:
-            kind = info.type.tensor_type
-            dims: list[int | str | None] = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
-            found[info.name] = dims, f"tensor({TensorProto.DataType.Name(kind.elem_type).lower()})"
-    return found
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:

@@ -167,10 +167,19 @@ class Recipe:
     layout: str = _option("auto", options.choice("auto", "nchw", "nhwc"), "data", "ORDER", "Images: where the channel axis is, auto, nchw or nhwc.")
     seed: int = _option(0, options.integer(0), "runtime", "N", "Of everything random; the same seed gives the same bytes.")
     threads: int = _option(1, options.integer(1), "runtime", "N", "Threads of onnxruntime.")
-    tolerance: float = _option(1e-5, options.number(0, above=True), "verify", "X", "Largest relative difference to the masked original that passes.")
+    tolerance: float | None = _option(
+        None, options.optional(options.number(0, above=True)), "verify", "X",
+        "Largest relative difference to the masked original that passes; by default as the model's type rounds, 1e-5 in float32.")
+    metric: tuple[str, ...] = _option(
+        (), options.names, "evaluate", "NAME", "Measure both models with labels: top1, top5, miou, coco, psnr, ... or module:function.", "list")
+    labelled: str | None = _option(
+        None, options.optional(options.text), "evaluate", "PATH", "Labelled inputs for --metric: .npz, or a folder with one subfolder a class. Never chooses anything.")
+    decoder: str | None = _option(None, options.optional(options.text), "evaluate", "MODULE:FUNCTION", "Boxes from the raw outputs of a detector.")
+    class_offset: int = _option(0, options.integer(0), "evaluate", "N", "Outputs before class 0: 1 where output 0 is a background class.")
     engine: tuple[str, ...] = _option(("onnxruntime",), options.names, "measure", "NAME", "Engines to measure on; none = do not measure.", "list")
     seconds: float = _option(2.0, options.number(0, above=True), "measure", "S", "Measuring time of each model on each engine.")
     precision: str = _option("f32", options.choice("f32", "bf16", "f16", "int8"), "measure", "NAME", "Of the engines: f32, bf16, f16 or int8.")
+    pin: tuple[int, ...] = _option((), options.counts, "measure", "CPU", "CPUs that measuring is pinned to, such as 0 or 0,1.", "list")
     external_data: bool | None = _option(
         None, options.optional(options.flag), "write", "", "Put weights into OUT.data beside the graph; by default only over 2 GB.", "flag")
 
@@ -229,7 +238,7 @@ def to_toml(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
         else:
             lines.append(f"{name} = {_toml(value)}")
     if provenance:
-        tables += ["", f"[{PROVENANCE}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in provenance.items())]
+        tables += ["", f"[{PROVENANCE}]", *(f"{k} = {_toml(v)}" for k, v in provenance.items())]
     return "\n".join([*lines, *tables]) + "\n"
 
 

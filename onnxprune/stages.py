@@ -31,14 +31,15 @@ class Kept(Generic[T]):
     read: Callable[[Path], T]
 
 
-def as_json(name: str) -> Kept[dict[str, Any]]:
+def as_json(name: str) -> Kept[Mapping[str, Any]]:
     """A result that is plain JSON."""
     return Kept(name, write_json, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def _write_scores(path: Path, scores: Scores) -> None:
     with replacing(path) as file:
-        np.savez(file, **{f"{i}": scores[name] for i, name in enumerate(scores)}, names=np.asarray(list(scores), np.str_))
+        arrays: dict[str, Any] = {f"{i}": scores[name] for i, name in enumerate(scores)}
+        np.savez(file, names=np.asarray(list(scores), np.str_), **arrays)
 
 
 def _read_scores(path: Path) -> Scores:
@@ -47,7 +48,7 @@ def _read_scores(path: Path) -> Scores:
 
 
 SCORES: Kept[Scores] = Kept("scores.npz", _write_scores, _read_scores)
-PLAN: Kept[Plan] = Kept("plan.json", lambda path, plan: write_json(path, plan.to_json()), Plan.load)
+PLAN: Kept[Plan] = Kept("decision.json", lambda path, plan: write_json(path, plan.to_json()), Plan.load)
 MODEL: Kept[Model] = Kept("repaired.onnx", lambda path, model: save(model, path, overwrite=True), load)
 
 
@@ -55,7 +56,8 @@ MODEL: Kept[Model] = Kept("repaired.onnx", lambda path, model: save(model, path,
 class Stages:
     """The stages of one run.
 
-    chain: key of the last stage; done: what to report; current: the stage that runs; reads: passes over the data so far.
+    chain: key of the last stage; done: what to report; current: the stage that runs; used: whether a stage, now or in the run that
+    it is reused from, read the data.
     Each stage's key hashes the key of the one before, its name, and what it depends on: a change anywhere makes all that follow run again.
     """
 
@@ -64,7 +66,7 @@ class Stages:
     chain: str = ""
     done: list[Stage] = field(default_factory=list)
     current: str = ""
-    reads: int = 0
+    used: bool = False
     _began: float = 0.0
     _detail: str = ""
 
@@ -75,6 +77,7 @@ class Stages:
         if self.run and kept:
             entry = self.run.done(name, self.chain)
             if entry:
+                self.used |= bool(entry.facts.get("used"))
                 self._finish(Stage(name, entry.seconds, True, str(entry.facts.get("detail", ""))))
                 return kept.read(self.run.file(kept.name))
         self.listener(Event(name, "begin"))
@@ -82,7 +85,7 @@ class Stages:
         seconds = time.monotonic() - self._began
         if self.run and kept:
             kept.write(self.run.file(kept.name), result)
-            self.run.record(name, self.chain, seconds, [kept.name], {"detail": self._detail})
+            self.run.record(name, self.chain, seconds, [kept.name], {"detail": self._detail, "used": self.used})
         self._finish(Stage(name, seconds, False, self._detail))
         return result
 
@@ -113,7 +116,7 @@ class WatchedData(Data):
         """As of Data."""
         seen = 0
         if self.stages:
-            self.stages.reads += 1
+            self.stages.used = True
         for feeds in super().batches(batch_size):
             yield feeds
             seen += max((len(a) for a in feeds.values() if a.ndim), default=1)

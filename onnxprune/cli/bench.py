@@ -24,7 +24,7 @@ def bench(models: tuple[str, ...], layers: bool, recipe_file: str | None, as_jso
     from onnxprune.engines.measure import Schedule
 
     recipe = recipe_from(recipe_file, values)
-    options = Options(threads=recipe.threads, precision=recipe.precision, shapes=recipe.shape)
+    options = Options(threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape)
     found = run(models, recipe.engine, options=options, schedule=Schedule(seconds=recipe.seconds), layers=layers, seed=recipe.seed, progress=say)
     if as_json:
         emit(found.as_dict())
@@ -38,7 +38,7 @@ def _page(found: Bench, layers: bool) -> str:
     from onnxprune.report.terminal import columns
 
     ratios = {(engine, r.contender): r for engine, rows in found.ratios.items() for r in rows}
-    table = [("engine", "model", "median ms", "min", "p99", "IQR", "speed-up", "95 % interval", "difference")]
+    table: list[tuple[str, ...]] = [("engine", "model", "median ms", "min", "p99", "IQR", "speed-up", "95 % interval", "difference")]
     for m in found.measurements:
         ratio = ratios.get((m.engine, m.model))
         spread = (f"{ratio.median:.2f}x", f"{ratio.low:.2f} to {ratio.high:.2f}") if ratio else ("", "")
@@ -47,7 +47,7 @@ def _page(found: Bench, layers: bool) -> str:
     pages = [columns(table, left=2)]
     if layers and found.layers:
         names = list(dict.fromkeys(m.model for m in found.measurements))
-        rows = [("engine", "tensor", "op", *names)]
+        rows: list[tuple[str, ...]] = [("engine", "tensor", "op", *names)]
         for row in found.layers:
             times = (row.times_ms.get(n) for n in names)
             rows.append((row.engine, row.key, row.op, *("" if t is None else f"{t:.4f}" for t in times)))

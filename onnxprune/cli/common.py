@@ -39,7 +39,7 @@ def recipe_options(*stages: str) -> Callable[[F], F]:
     """--recipe and the flags of all options of these stages (all stages where none is named)."""
 
     def add(verb: F) -> F:
-        for name, option in reversed(OPTIONS.items()):
+        for name, option in reversed(list(OPTIONS.items())):
             if not stages or option.stage in stages:
                 verb = _flag(name, option)(verb)
         return click.option("--recipe", "recipe_file", type=click.Path(), metavar="FILE", help="Options from a TOML file; flags win over it.")(verb)

@@ -76,7 +76,7 @@ def _problems(packages: dict[str, str]) -> list[str]:
 def _onnx_mismatch(packages: dict[str, str]) -> list[str]:
     """onnx writes a newer IR version than onnxruntime reads: models made with it here do not run, those that are only read do."""
     import onnx
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
     try:

@@ -63,8 +63,8 @@ def _page(analysis: Analysis) -> str:
         lines += ["", columns(rows)] + ([f"... and {len(analysis.groups) - _MOST_GROUPS} more (--json has all)"] if len(analysis.groups) > _MOST_GROUPS else [])
     reasons = Counter((f.op, f.reason) for f in analysis.frozen)
     if reasons:
-        rows = [("frozen axes", "by", "because")] + [(str(n), op, reason) for (op, reason), n in reasons.most_common(_MOST_REASONS)]
-        lines += ["", columns(rows, left=3), "One tensor: onnxprune inspect MODEL --why TENSOR"]
+        reason_rows = [("frozen axes", "by", "because")] + [(str(n), op, reason) for (op, reason), n in reasons.most_common(_MOST_REASONS)]
+        lines += ["", columns(reason_rows, left=3), "One tensor: onnxprune inspect MODEL --why TENSOR"]
     return "\n".join(lines)
 
 

@@ -68,19 +68,16 @@ def cut(model: str, plan_file: str, output: str | None, overwrite: bool, recipe_
 @shared
 def verify(original: str, pruned: str, plan_file: str, recipe_file: str | None, as_json: bool, **values: Any) -> None:
     """Check that PRUNED computes what ORIGINAL computes with the removed channels masked. Exit code 4 where it does not."""
-    from onnxprune.errors import VerificationError
+    from onnxprune.checks import check, open_data_for
     from onnxprune.model.io import load
-    from onnxprune.pipeline import check, open_data_for, replay
+    from onnxprune.pipeline import replay
     from onnxprune.types import Plan
 
     recipe = recipe_from(recipe_file, values)
     made = Plan.load(plan_file)
     analysis = replay(original, made)
-    figures, problem = check(analysis, made, load(pruned), open_data_for(analysis.model, recipe), recipe)
+    figures = check(analysis, made, load(pruned), open_data_for(analysis.model, recipe), recipe)
     if as_json:
-        emit({**figures, "passed": not problem})
+        emit(figures)
     else:
-        for name, value in figures.items():
-            click.echo(f"{name}: {value}")
-    if problem:
-        raise VerificationError("verification-failed", problem)
+        click.echo("\n".join(f"{name}: {value}" for name, value in figures.items()))

@@ -43,9 +43,9 @@ def layer_rows(analysis: Analysis, plan: Plan, bench: Mapping[str, Any]) -> tupl
     """MACs of each node that multiplies, before and after, and its time where the engine tells it (the first engine measured)."""
     after = {c.node: c.macs for c in analysis.node_costs(plan.kept)}
     times: dict[str, list[float | None]] = {}
-    for row in bench.get("layers", ()):
-        for node in row["nodes"]:
-            times.setdefault(node, list(row["times_ms"].values()))
+    for timed in bench.get("layers", ()):
+        for node in timed["nodes"]:
+            times.setdefault(node, list(timed["times_ms"].values()))
     rows = []
     for cost in analysis.node_costs():
         row: dict[str, Any] = {"node": cost.node, "op": cost.op, "macs": [cost.macs, after[cost.node]]}

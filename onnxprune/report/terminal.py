@@ -36,7 +36,7 @@ class Progress:
         self._began = self._shown = 0.0
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Progress:  # noqa: PYI034 - typing.Self is newer than Python 3.10
         self._ticker.start()
         return self
 
