@@ -25,11 +25,12 @@ WEIGHT_TYPES = frozenset(
 
 @dataclass(frozen=True)
 class Member:
-    """A site of a group: position positions[i] of the site's axis carries channel channels[i]."""
+    """A site of a group: position positions[i] of the site's axis carries channel channels[i]. use: index in record.uses."""
 
     site: Site
     positions: np.ndarray
     channels: np.ndarray
+    use: int = -1
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,7 @@ def _member_lists(
     record: Record, sites: list[tuple[Use, int, np.ndarray]], tables: list[np.ndarray], where: np.ndarray, channel: np.ndarray, count: int
 ) -> list[list[Member]]:
     members: list[list[Member]] = [[] for _ in range(count)]
+    number = {id(u): i for i, u in enumerate(record.uses)}
     for (use, axis, _), table in zip(sites, tables):
         position, column = np.nonzero(where[table] >= 0)
         cause = table[position, column]
@@ -230,7 +232,7 @@ def _member_lists(
         site = Site(use.tensor, axis, label(record.nodes[use.node]), use.roles[axis])
         for g in np.unique(owner).tolist():
             here = owner == g
-            members[g].append(Member(site, position[here], channel[cause[here]]))
+            members[g].append(Member(site, position[here], channel[cause[here]], number[id(use)]))
     return members
 
 

@@ -133,7 +133,8 @@ class _Inference:
             except Exception:  # wrong shapes or types in a foreign graph: the value stays unknown
                 return
         if value is not None and np.size(value) <= LARGEST_VALUE:
-            self.values[node.output[0]] = np.asarray(value)
+            found = np.asarray(value)
+            self.values[node.output[0]] = np.array(value, object) if found.dtype.kind == "U" else found  # one symbol alone
 
     def shape_value(self, node: NodeProto) -> np.ndarray | None:
         shape = Shapes(self.types, self.values).shape(node.input[0])

@@ -1,0 +1,67 @@
+"""What a criterion is given, and sums that all of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.analysis.groups import Analysis, Member
+from onnxprune.calibrate.data import Data
+from onnxprune.errors import DataError, OnnxpruneError
+from onnxprune.types import Scores
+
+Criterion = Callable[["Context"], Scores]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a criterion or a repair works with.
+
+    data: calibration inputs; None where there are none. batch_size: samples a run. threads: of onnxruntime.
+    """
+
+    analysis: Analysis
+    data: Data | None = None
+    seed: int = 0
+    threads: int = 1
+    batch_size: int = 16
+
+    def required_data(self, who: str) -> Data:
+        """The data; DataError where there are none."""
+        if self.data is None:
+            raise DataError("data-missing", f"{who} needs calibration data; pass --data, or choose a criterion on weights such as l2")
+        return self.data
+
+
+def per_channel(analysis: Analysis, group: str, per_position: Callable[[Member], np.ndarray | None]) -> np.ndarray | None:
+    """Sum over a group's sites of a value a position, given to the channels that the position carries.
+
+    per_position gives float64 values for all positions of the member's axis, or None to leave the site out.
+    Returns (size,) float64, or None where every site was left out.
+    """
+    total, found = np.zeros(analysis.group(group).size), False
+    for member in analysis.members(group):
+        values = per_position(member)
+        if values is not None:
+            found = True
+            np.add.at(total, member.channels, values[member.positions])
+    return total if found else None
+
+
+def check_criterion(criterion: Criterion, context: Context) -> None:
+    """Contract of a criterion: known groups only, one finite float64 a channel, the same for the same context.
+
+    Raises
+    ------
+    OnnxpruneError
+        What the criterion gave and what it should have.
+    """
+    first, second = criterion(context), criterion(context)
+    for name, scores in first.items():
+        size = context.analysis.group(name).size
+        if scores.shape != (size,) or scores.dtype != np.float64 or not np.isfinite(scores).all():
+            raise OnnxpruneError("criterion-contract", f"scores of group {name!r} must be {size} finite float64 values, not {scores.dtype} {scores.shape}")
+        if not np.array_equal(scores, second[name]):
+            raise OnnxpruneError("criterion-contract", f"scores of group {name!r} differ between two calls with the same context")
