@@ -32,7 +32,7 @@ def find_metric(name: str, options: Options = NO_OPTIONS) -> Metric:
     Parameters
     ----------
     name
-        A name in METRICS, or `module:function` of your own. A class (or a function of one argument that returns a Metric) is called with `options`;
+        A name in METRICS, or `module:function` or `FILE.py:function` of your own. A class (or a function of one argument that returns a Metric) is called with `options`;
         a function of two, `(outputs, labels) -> values`, gives one number a sample, and the metric is their mean (higher is better
         unless the function has `higher_is_better = False`).
 

@@ -7,9 +7,14 @@ error of any metric and the spread of the difference of two models on the same s
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -223,22 +228,38 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def find_function(where: str, purpose: str) -> Any:
-    """What `module:attribute` names. Imports the module: only for names that the user gave.
+    """What `module:attribute` or `FILE.py:attribute` names; modules are also looked for in the current folder.
+
+    Runs the user's code: only for names that the user gave.
 
     Raises
     ------
     UsageError
         Not of that form, no such module, nothing of that name in it, or the module fails to import.
     """
-    module, _, attribute = where.partition(":")
+    module, _, attribute = where.rpartition(":")
     if not module or not attribute:
-        raise UsageError("function-name", f"{purpose} {where!r} is not of the form module:function")
+        raise UsageError("function-name", f"{purpose} {where!r} is not of the form module:function or FILE.py:function")
+    folder = str(Path(module).resolve().parent) if module.endswith(".py") else os.getcwd()
+    sys.path.insert(0, folder)
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise UsageError("function-missing", f"{purpose} {where!r}: module {module!r} has no {attribute!r}") from None
+        found = _file_module(Path(module)) if module.endswith(".py") else importlib.import_module(module)
     except Exception as problem:
         raise UsageError("function-import", f"{purpose} {where!r}: cannot import {module!r}: {type(problem).__name__}: {problem}") from problem
+    finally:
+        sys.path.remove(folder)
+    if not hasattr(found, attribute):
+        raise UsageError("function-missing", f"{purpose} {where!r}: {module!r} has no {attribute!r}")
+    return getattr(found, attribute)
+
+
+def _file_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"onnxprune_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pick_output(outputs: Outputs, options: Options, metric: str) -> np.ndarray:

@@ -142,6 +142,19 @@ def test_user_metrics():
         find_metric(f"{here}:error_rate").update({"z": np.ones((1, 2))}, {})
 
 
+def test_user_metrics_of_the_current_folder_and_of_files(tmp_path, monkeypatch):
+    (tmp_path / "own_metric.py").write_text("def one(outputs, labels):\n    return 1.0\n")
+    (tmp_path / "bad_metric.py").write_text("raise AttributeError('x')\n")
+    for name in (f"{tmp_path}/own_metric.py:one", "own_metric:one"):
+        metric = find_metric(name)
+        metric.update({"y": np.ones((2, 3))}, {})
+        assert metric.result().value == 1
+        monkeypatch.chdir(tmp_path)
+    for name, message in (("bad_metric:one", "cannot import 'bad_metric': AttributeError: x"), ("none.py:one", "cannot import 'none.py'")):
+        with pytest.raises(UsageError, match=message):
+            find_metric(name)
+
+
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_every_metric_keeps_the_protocol(name):
     metric = find_metric(name)

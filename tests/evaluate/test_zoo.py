@@ -1,0 +1,94 @@
+"""Our metrics against the trained models' own evaluation script, on real data."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SAME = 1e-6  # asked for; both are the same float32 runs
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = {"top1": "top1", "top5": "top5", "coco": "mAP", "map50": "mAP50", "miou": "mIoU", "pixel_acc": "pixel_acc", "psnr_y": "psnr_y"}
+
+
+@pytest.fixture
+def trained(zoo, monkeypatch):
+    """(our reader of the folder, the folder's evaluation script)."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    reader = pytest.importorskip("benchmarks.zoo")
+    if not (zoo / "eval.py").is_file():
+        pytest.skip(f"no eval.py in {zoo}")
+    spec = importlib.util.spec_from_file_location("zoo_eval", zoo / "eval.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return reader, script
+
+
+@pytest.mark.zoo
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "limit", "metrics"),
+    [
+        ("cifar10_resnet20", 500, ["top1"]),
+        ("imagenet_mobilenetv2_1.0_dq", 40, ["top1", "top5"]),
+        ("vww_mobilenetv1_0.25", 64, ["top1"]),
+        ("coco_nanodet_m", 32, ["coco", "map50"]),
+        ("coco_yolofastestv2", 32, ["coco", "map50"]),
+        ("camvid_espnet", 3, ["miou", "pixel_acc"]),
+        ("sr_imdn_x2", 2, ["psnr_y"]),
+    ],
+)
+def test_same_figures_as_the_folders_own_script(zoo, trained, name, limit, metrics):
+    if name.startswith("coco"):
+        pytest.importorskip("cv2")
+    reader, script = trained
+    entry = reader.open_zoo(zoo)[name]
+    file = entry.fields["eval_data"][0]
+    entry = replace(entry, fields={**entry.fields, "eval_data": [file]})
+    theirs = script.evaluate(str(zoo), dict(entry.fields), None, limit, 1)[file]
+    for metric in metrics:
+        ours = reader.score(entry, limit=limit, metric=metric)[file]
+        assert ours.value == pytest.approx(theirs[NAMES[metric]], abs=SAME) and ours.n == theirs["n"]
+        assert ours.standard_error is not None
+
+
+@pytest.mark.zoo
+def test_calibration_inputs_are_the_scripts(zoo, trained, tmp_path):
+    reader, script = trained
+    entries = reader.open_zoo(zoo)
+    for name in ("cifar10_resnet20", "camvid_espnet"):
+        theirs = script.calib_inputs(str(zoo), dict(entries[name].fields), 3)
+        assert np.array_equal(reader.calibration(entries[name], 3), np.concatenate([next(iter(f.values())) for f in theirs]))
+    path = reader.calibration_file(entries["sr_imdn_x2"], 8, tmp_path / "sr.npz")
+    with np.load(path) as file:
+        assert file[entries["sr_imdn_x2"].input[0]].shape == (8, 3, reader.PATCH, reader.PATCH)
+
+
+@pytest.mark.zoo
+def test_fidelity_of_a_detector_with_its_decoder(zoo, trained):
+    pytest.importorskip("cv2")
+    from onnxprune.evaluate.fidelity import fidelity
+    from onnxprune.model.io import load
+    from onnxprune.model.weights import from_array
+
+    reader, _ = trained
+    entry = reader.open_zoo(zoo)["coco_yolofastestv2"]
+    model, inputs = load(entry.path), reader.calibration(entry, 4)
+    changed = model.edit()
+    rng = np.random.default_rng(0)
+    for name, weight in model.weights.items():
+        if len(weight.shape) == 4:
+            changed.weights[name] = from_array((weight.array() * (1 + 0.05 * rng.normal(size=weight.shape))).astype(np.float32))
+
+    class Data:
+        def batches(self, batch_size):
+            for one in inputs:
+                yield {entry.input[0]: one[None]}
+
+    same = fidelity(model, model, Data(), decoder=entry.options.decoder)
+    assert same.box_agreement == 1 and same.relative_error == 0 and set(same.outputs) == {"p16", "p32"}
+    other = fidelity(model, changed, Data(), decoder=entry.options.decoder)
+    assert 0 < other.box_agreement < 1 and other.relative_error > 0 and other.outputs["p16"].location_agreement < 1
