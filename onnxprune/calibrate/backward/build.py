@@ -18,7 +18,7 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.model.canonicalize import add_initializer, remove_dead
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label
-from onnxprune.model.shapes import Shapes, infer
+from onnxprune.model.shapes import infer
 from onnxprune.types import Site
 
 OLDEST_OPSET = 9  # Where, Expand and Scatter are all there
@@ -241,6 +241,9 @@ class _Builder:
                 continue
             if tensor not in products:
                 products[tensor] = (grad * value).cast(_wide(value.dtype))
+            if axis == 1 and lead == 1 and self.samples == value.shape[0]:
+                outputs[site] = products[tensor].sum_space().name
+                continue
             # the sample axis stands apart; what was merged behind it is summed
             shape = [self.samples, lead, *value.shape[1:]] if self.samples > 1 else [1, *value.shape]
             folded = products[tensor].reshape(shape)
@@ -249,6 +252,10 @@ class _Builder:
         return outputs
 
     def finish(self, outputs: Mapping[Site, str], feeds: Mapping[str, Feed]) -> None:
+        read = {name for node in (*self.graph.node, *self.tape.nodes) for name in node.input}
+        for node in self.graph.node:
+            if node.op_type in EXTRA_OUTPUT and node.output[-1].startswith(PREFIX) and node.output[-1] not in read:
+                node.output.pop()  # indices cost onnxruntime its fast pool
         self.graph.node.extend(self.tape.nodes)
         for name, array in self.tape.constants.items():
             add_initializer(self.copy, name, array)

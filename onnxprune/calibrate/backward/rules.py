@@ -11,11 +11,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+from onnx import TensorProto
+
 from onnxprune.calibrate.backward import contractions, movement, statistics, windows
 from onnxprune.calibrate.backward.step import NoGradient, Rule, Step
 from onnxprune.calibrate.backward.tape import Value, total
 
 Derivative = Callable[[Value, Value, Value, Callable[..., Any]], Value]
+_UNBOUNDED = 3e38  # Clip's default bounds are the largest float
 _SELU_ALPHA, _SELU_GAMMA = 1.6732632423543772, 1.0507009873554805  # ONNX operator Selu, defaults
 
 
@@ -85,6 +89,36 @@ def _swish(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
     return g * (gate + y * (1.0 - gate) * at("alpha", 1.0))
 
 
+def _kinked(g: Value, sign: Value, slope: Value) -> Value:
+    """g where `sign` is positive, slope * g elsewhere; slope: (channels,) is the fast form."""
+    if sign.dtype != TensorProto.FLOAT or len(sign.shape) < 3 or slope.shape != sign.shape[1:2]:
+        return g.where(sign > 0, g * slope)
+    return g * sign.above(0).affine(1.0 - slope, slope)
+
+
+def _leaky_relu(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
+    """By the output where it has the input's sign, so that Conv and LeakyRelu stay fused."""
+    alpha = at("alpha", 0.01)
+    return _kinked(g, y if alpha > 0 else x, x.like(np.full(x.shape[1:2], alpha)) if len(x.shape) > 2 else x.like(alpha))
+
+
+def _prelu(g: Value, a: Value, b: Value, y: Value) -> Value:
+    by_channel = len(a.shape) > 2 and b.shape == (a.shape[1], *[1] * (len(a.shape) - 2))
+    return _kinked(g, a, b.reshape(a.shape[1:2]) if by_channel else b)
+
+
+def _clip(s: Step) -> list[Value | None]:
+    """Clip: 0 at the bounds too, as for Relu. By the output where the bounds are known, so that Conv and Clip stay fused."""
+    s.only_first()
+    low, high = s.numbers(1, "min"), s.numbers(2, "max")
+    grad = s.grad
+    if low is not None and low[0] > -_UNBOUNDED:
+        grad = grad * s.y.above(low[0])
+    if high is not None and high[0] < _UNBOUNDED:
+        grad = grad * s.y.below(high[0])
+    return [grad]
+
+
 def _dropout(s: Step) -> list[Value | None]:
     if len(s.inputs) > 2 and s.optional(2) is not None and s.numbers(2) != [False]:
         raise NoGradient("Dropout in training mode")
@@ -97,10 +131,9 @@ def _power_base(g: Value, a: Value, b: Value, y: Value) -> Value:
 
 
 ELEMENTWISE: Mapping[str, Derivative] = {
-    "Relu": lambda g, x, y, at: g * (y > 0),
-    "LeakyRelu": lambda g, x, y, at: g.where(x > 0, g * at("alpha", 0.01)),
+    "Relu": lambda g, x, y, at: g * y.above(0),
+    "LeakyRelu": _leaky_relu,
     "ThresholdedRelu": lambda g, x, y, at: g * (x > at("alpha", 1.0)),
-    "Clip": lambda g, x, y, at: g * x.equals(y),
     "Elu": lambda g, x, y, at: g.where(x > 0, g * (y + at("alpha", 1.0))),
     "Selu": lambda g, x, y, at: g.where(x > 0, g * x.call("Exp") * at("alpha", _SELU_ALPHA)) * at("gamma", _SELU_GAMMA),
     "Celu": lambda g, x, y, at: g.where(x > 0, g * (x / at("alpha", 1.0)).call("Exp")),
@@ -131,13 +164,14 @@ ELEMENTWISE: Mapping[str, Derivative] = {
 
 TABLE: Mapping[str, Rule] = {
     **{op: unary(derivative) for op, derivative in ELEMENTWISE.items()},
+    "Clip": _clip,
     "Dropout": _dropout,
     "Add": binary(lambda g, a, b, y: g, lambda g, a, b, y: g),
     "Sub": binary(lambda g, a, b, y: g, lambda g, a, b, y: -g),
     "Mul": binary(lambda g, a, b, y: g * b, lambda g, a, b, y: g * a),
     "Div": binary(lambda g, a, b, y: g / b, lambda g, a, b, y: -(g * y / b)),
     "Pow": binary(_power_base, lambda g, a, b, y: g * y * a.call("Log")),
-    "PRelu": binary(lambda g, a, b, y: g.where(a > 0, g * b), lambda g, a, b, y: (g * a).where(~(a > 0))),
+    "PRelu": binary(_prelu, lambda g, a, b, y: (g * a).where(~(a > 0))),
     "Sum": variadic(lambda s, x: s.grad),
     "Mean": variadic(lambda s, x: s.grad * (1.0 / len(s.inputs))),
     "Max": variadic(_extremum),

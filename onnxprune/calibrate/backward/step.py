@@ -76,6 +76,8 @@ class Step:
                 raise NoGradient(f"input {index} ({self.node.input[index]}) depends on the data")
             return np.asarray(value).ravel().tolist()
         found = self.attribute(name) if name else None
+        if isinstance(found, float):
+            return [found]
         return list(found) if found is not None else None if default is None else list(default)
 
     def only_first(self) -> None:

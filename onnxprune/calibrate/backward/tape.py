@@ -6,6 +6,7 @@ model's opset asks for (axes as an attribute or as an input, and so on). A compa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 PREFIX = "backward/"
+_STEEP = 2.0**100  # a power of two, so that scaling by it is exact; 1 / _STEEP is below any activation that matters
+_LARGEST_FLOAT = 3e38
+_IMAGE_RANK = 4
 _AXES_AS_INPUT = {"ReduceSum": 13}  # first opset; the other reductions follow at 18
 _AXES_AS_INPUT_OTHERS = 18
 _SLICE_AS_INPUT, _PAD_AS_INPUT, _SCATTER_ELEMENTS, _EQUAL_OF_FLOATS = 10, 11, 11, 11
@@ -137,6 +141,25 @@ class Value:
         right = other if isinstance(other, Value) else self.like(other)
         return self.tape.emit(op, [self, right], np.broadcast_shapes(self.shape, right.shape), TensorProto.BOOL)
 
+    def above(self, bound: float) -> Value:
+        """1 where greater than the bound, 0 elsewhere."""
+        return self._step(1.0, bound)
+
+    def below(self, bound: float) -> Value:
+        """1 where less than the bound, 0 elsewhere."""
+        return self._step(-1.0, bound)
+
+    def _step(self, sign: float, bound: float) -> Value:
+        """A HardSigmoid so steep that no float lies on its slope: onnxruntime runs it in the blocked layout of Conv, which a comparison would leave."""
+        if self.dtype != TensorProto.FLOAT or abs(bound) * _STEEP > _LARGEST_FLOAT:
+            return (self > bound if sign > 0 else self < bound).cast(self.dtype)
+        return self.call("HardSigmoid", {"alpha": sign * _STEEP, "beta": -sign * bound * _STEEP})
+
+    def affine(self, scale: Value, shift: Value) -> Value:
+        """scale * x + shift, both (channels,), as the BatchNormalization that the blocked layout knows. Rank 3 or more."""
+        zeros, ones = (self.like(np.full(scale.shape, number)) for number in (0.0, 1.0))
+        return self.tape.emit("BatchNormalization", [self, scale, shift, zeros, ones], self.shape, self.dtype, {"epsilon": 0.0})
+
     def where(self, condition: Value, other: Value | float = 0.0) -> Value:
         """This value where the (boolean) condition holds, the other one elsewhere."""
         right = other if isinstance(other, Value) else self.like(other)
@@ -167,6 +190,14 @@ class Value:
         lead = len(self.shape) - len(shape)
         axes = [i for i, n in enumerate(self.shape) if i < lead or (shape[i - lead] == 1 and n != 1)]
         return self.reduce("ReduceSum", axes).reshape(shape)
+
+    def sum_space(self) -> Value:
+        """(samples, channels): summed over all axes behind these two. A pool rather than ReduceSum, for the blocked layout's sake."""
+        size = math.prod(self.shape[2:])
+        if len(self.shape) != _IMAGE_RANK or self.dtype != TensorProto.FLOAT:
+            return self.reduce("ReduceSum", range(2, len(self.shape)), keepdims=False)
+        pooled = self.tape.emit("GlobalAveragePool", [self], [*self.shape[:2], 1, 1], self.dtype)
+        return pooled.reshape(self.shape[:2]) * float(size)
 
     def expand(self, shape: Sequence[int]) -> Value:
         """Broadcast to the shape."""
