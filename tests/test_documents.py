@@ -73,6 +73,15 @@ def test_what_follows_from_the_code_is_up_to_date() -> None:
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python tools/generate_docs.py"
 
 
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "trees"), str(ROOT / "docs"), str(tmp_path / "site")]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "reference.html").is_file()
+
+
 def test_pages_name_only_pages_that_exist() -> None:
     """Relative links lead somewhere."""
     dead = [

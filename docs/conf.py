@@ -1,0 +1,25 @@
+"""Settings of the documentation: sphinx-build -W docs site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+project = "onnxprune"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = "onnxprune"
+default_role = "code"  # docstrings write names as in Markdown
+myst_heading_anchors = 3
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+
+
+def setup(app: Any) -> None:
+    """Docstrings use | for absolute values, which reStructuredText would take for a substitution."""
+    app.connect("autodoc-process-docstring", _escape)
+
+
+def _escape(app: Any, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    lines[:] = [line.replace("|", "\\|") for line in lines]
