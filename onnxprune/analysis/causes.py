@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 Axis = int | np.ndarray
+UNKNOWN = 1  # the reason of what is frozen for none in particular
 _FIRST_CAPACITY = 1024
 
 
@@ -221,7 +222,7 @@ class Causes:
         low, high = pairs[:, 0], pairs[:, 1]
         frozen_pair = (self._why[low] != 0) | (self._why[high] != 0)
         if frozen_pair.any():
-            why = np.maximum(self._why[low], self._why[high])[frozen_pair]
+            why = np.where(self._why[low] != 0, self._why[low], self._why[high])[frozen_pair]
             for side in (low[frozen_pair], high[frozen_pair]):
                 free = self._why[side] == 0
                 self._why[side[free]] = why[free]
@@ -287,7 +288,7 @@ class Causes:
 
     def _from_sets(self, sets: list[frozenset[int]], why: int) -> Axis:
         """An axis of given sets."""
-        why = why or -1
+        why = why or UNKNOWN
         if not any(sets):
             return why
         return np.array([self._union(sorted(s)) if s else int(self.frozen(why, 1)[0]) for s in sets])
@@ -301,4 +302,4 @@ class Causes:
                 return int(self._why[root])
             if self._left[root]:
                 stack += [int(self._right[root]), int(self._left[root])]
-        return -1
+        return UNKNOWN
