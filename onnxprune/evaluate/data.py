@@ -94,7 +94,7 @@ class LabelledData:
             yield self._batch(pending)
 
     def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """The feeds alone, as calibration data have them."""
+        """The feeds alone, as calibration data have them; one that is filled up repeats its last sample."""
         for batch in self.labelled_batches(batch_size):
             yield dict(batch.feeds)
 

@@ -28,6 +28,7 @@ from onnxprune.model.runtime import Session
 CONFIDENT = 0.99  # mean maximum probability above which plain divergence says next to nothing
 BOX_OVERLAP = 0.5
 IMAGE_CHANNELS = (1, 3)
+PIECE_VALUES = 1 << 20  # of an output in float64 at a time: 8 MB, of which a handful of temporaries exist
 
 
 class Feeds(Protocol):
@@ -123,7 +124,7 @@ class Accumulator:
                 raise DataError("fidelity-shape", f"output {name!r}: {a.shape} in the original, {b.shape} in the pruned model")
             if name not in self._sums:
                 self._sums[name] = _Sums(name, a, self._axes.get(name))
-            self._sums[name].update(a.astype(np.float64), b.astype(np.float64))
+            self._sums[name].update(np.atleast_1d(a), np.atleast_1d(b))
 
     def result(self) -> Fidelity:
         """The figures so far; DataError where no batch was seen."""
@@ -175,7 +176,12 @@ class _Sums:
         self.tempered = Tempered() if self.axis is not None else None
 
     def update(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Both models' values of one batch, float64."""
+        """Both models' values of one batch; float64 copies are of few samples at a time."""
+        step = max(1, PIECE_VALUES // max(1, a[:1].size)) if self.axis is None or self.axis % a.ndim else len(a)
+        for start in range(0, len(a), step):
+            self._add(a[start : start + step].astype(np.float64), b[start : start + step].astype(np.float64))
+
+    def _add(self, a: np.ndarray, b: np.ndarray) -> None:
         gap = np.abs(a - b)
         self.error += float(np.sum(gap * gap))
         self.power += float(np.sum(a * a))
@@ -186,9 +192,7 @@ class _Sums:
             agree = (a.argmax(axis) == b.argmax(axis)) & ~np.isnan(b).any(axis)
             self.same, self.rows = self.same + int(agree.sum()), self.rows + agree.size
         if self.tempered is not None and self.axis is not None:
-            self.tempered.update(
-                np.moveaxis(a, self.axis, -1).reshape(-1, a.shape[self.axis]), np.moveaxis(b, self.axis, -1).reshape(-1, a.shape[self.axis])
-            )
+            self.tempered.update(*(np.moveaxis(v, self.axis, -1) for v in (a, b)))
 
     def _add_channels(self, a: np.ndarray) -> None:
         """Sums a channel (axis 1), as long as it is one: an axis whose length changes between batches is not."""

@@ -10,7 +10,7 @@ import numpy as np
 MEAN_MAXIMUM = 0.9
 # steps of sqrt(2) up to 1024: the least of them that suffices is used, so that one pass over the data is enough
 TEMPERATURES = 2.0 ** (np.arange(21) / 2)
-ROWS_A_BATCH = 4096  # positions of dense outputs, evenly spaced, that are compared in each batch
+POSITIONS = 1024  # of a dense output, evenly spaced, that are compared in each sample, at most 2047
 TINY = 1e-12  # least probability, where outputs are probabilities already
 SUM_TOLERANCE = 1e-3  # float16 softmax
 
@@ -38,9 +38,8 @@ class Tempered:
         self._probabilities: bool | None = None
 
     def update(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Original's and pruned model's rows, float (n, classes)."""
-        step = -(-len(a) // ROWS_A_BATCH)
-        a, b = a[::step], b[::step]
+        """Original's and pruned model's values, float (n, ..., classes); a row is one position of a sample."""
+        a, b = (_rows(v) for v in (a, b))
         if self._probabilities is None:
             self._probabilities = are_probabilities(a)
         if self._probabilities:
@@ -57,6 +56,12 @@ class Tempered:
         enough = np.flatnonzero(tops <= MEAN_MAXIMUM)
         chosen = int(enough[0]) if len(enough) else len(TEMPERATURES) - 1
         return Divergence(max(0.0, float(self._sums[chosen] / self._rows)), float(TEMPERATURES[chosen]), float(tops[0]))
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    """(rows, classes) of (n, ..., classes), at most so many positions a sample; the choice depends on the shape alone."""
+    places = values.reshape(len(values), -1, values.shape[-1])
+    return places[:, :: max(1, places.shape[1] // POSITIONS)].reshape(-1, values.shape[-1])
 
 
 def are_probabilities(rows: np.ndarray) -> bool:

@@ -72,6 +72,19 @@ def test_maps_sequences_images_and_integers():
     assert found.box_agreement is None and found.as_dict()["outputs"]["image"]["kl"] is None
 
 
+def test_large_outputs_are_taken_in_pieces(monkeypatch):
+    rng = np.random.default_rng(2)
+    a = {"map": rng.normal(size=(4, 6, 40, 40)), "first": rng.normal(size=(4, 5))}
+    b = {n: v + 0.1 * rng.normal(size=v.shape) for n, v in a.items()}
+    whole = run(a, b, class_axes={"map": 1, "first": 0}).outputs
+    monkeypatch.setattr("onnxprune.evaluate.fidelity.PIECE_VALUES", 100)
+    pieces = run(a, b, class_axes={"map": 1, "first": 0}).outputs
+    for name in a:
+        known = {k: v for k, v in vars(whole[name]).items() if v is not None}
+        assert {k: getattr(pieces[name], k) for k in known} == pytest.approx(known, rel=SUMS) and len(known) >= 6
+    assert whole["first"].top1_agreement == (a["first"].argmax(0) == b["first"].argmax(0)).mean()
+
+
 def test_degenerate_outputs():
     constant = run({"y": np.ones((3, 2))}, {"y": np.zeros((3, 2))}).outputs["y"]
     assert constant.relative_error == 1 and constant.nmse is None
