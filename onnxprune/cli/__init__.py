@@ -44,7 +44,8 @@ def run(argv: Sequence[str]) -> int:
         _debug(argv)
         return _say(problem.code, problem.message, problem.exit_code)
     except (KeyboardInterrupt, click.Abort) as problem:
-        return _say("interrupted", str(problem) or "stopped; no output was written", INTERRUPTED)
+        said = str(problem.__cause__ or problem)  # click turns the interruption into an Abort
+        return _say("interrupted", said or "stopped; no output was written", INTERRUPTED)
     except BrokenPipeError:  # the reader of stdout left, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
