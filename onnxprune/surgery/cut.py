@@ -37,11 +37,11 @@ def _slice_weights(editor: Editor) -> None:
     analysis, model = editor.analysis, editor.model
     tensors = {t.name: t for t in model.proto.graph.initializer}
     inputs = {i.name: i for i in model.proto.graph.input}
-    whole = {o.name for o in model.proto.graph.output}
+    needs = [(use, tuple(_positions(editor, a) for a in use.axes)) for use in analysis.record.uses]
+    whole = {o.name for o in model.proto.graph.output} | {use.tensor for use, keeps in needs if all(k is None for k in keeps)}
     names: dict[tuple[str, tuple[bytes, ...]], str] = {}
     weights = model.weights
-    for use in analysis.record.uses:
-        keeps = tuple(_positions(editor, a) for a in use.axes)
+    for use, keeps in needs:
         key = (use.tensor, tuple(b"" if k is None else k.tobytes() for k in keeps))
         if key not in names:
             first = not any(t == use.tensor for t, _ in names) and use.tensor not in whole
