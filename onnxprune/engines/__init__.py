@@ -11,6 +11,8 @@ ENGINES = Registry("engine", "onnxprune.engines", {
     "openvino": ("onnxprune.engines.openvino:ENGINE", "OpenVINO on the CPU, float32 pinned; bf16 on request"),
     "ncnn": ("onnxprune.engines.ncnn:ENGINE", "ncnn on the CPU, in a process of its own; converted by pnnx"),
     "mnn": ("onnxprune.engines.mnn:ENGINE", "MNN on the CPU"),
+    "tensorrt": ("onnxprune.engines.tensorrt:ENGINE", "TensorRT 10 or 11 on an NVIDIA GPU or Jetson"),
+    "trtexec": ("onnxprune.engines.trtexec:ENGINE", "TensorRT by its command line tool"),
     "systolic8": ("onnxprune.engines.systolic:SYSTOLIC8", "model: weight-stationary systolic array, 8 x 8, 1 GHz"),
     "systolic16": ("onnxprune.engines.systolic:SYSTOLIC16", "model: weight-stationary systolic array, 16 x 16, 1 GHz"),
     "systolic32": ("onnxprune.engines.systolic:SYSTOLIC32", "model: weight-stationary systolic array, 32 x 32, 1 GHz"),

@@ -1,0 +1,153 @@
+"""TensorRT's two majors through one code path: against a stand-in here, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_nets import residual
+from fake_tensorrt import FakeCuda, module
+from onnx import TensorProto
+
+from onnxprune.engines import ENGINES, cuda, tensorrt
+from onnxprune.engines.base import Options, fixed, random_feeds, static_inputs
+from onnxprune.engines.bench import difference
+from onnxprune.engines.jetson import to_half
+from onnxprune.engines.tensorrt import TensorRtModel, build
+from onnxprune.engines.trt_layers import layer_times
+from onnxprune.errors import EngineError
+
+HALF_AGREES = 0.01  # 11 bits of mantissa through a dozen layers
+TF32_AGREES = 1e-3
+MODEL = fixed(residual(16), {})
+TENSORS = {"x": (True, (1, 3, 12, 12)), "y": (False, (1, 10))}
+
+
+@pytest.fixture(params=(10, 11))
+def major(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("f32", set()), ("f16", {"FP16"}), ("int8", {"INT8", "FP16"})])
+def test_precision_is_by_flag_on_10_and_by_graph_on_11(major: int, precision: str, flags: set[str]) -> None:
+    trt = module(major, FakeCuda())
+    assert build(trt, MODEL, Options(precision=precision)) == b"plan"
+    assert {flag for call, flag in trt.calls if call == "set_flag"} == (flags if major == 10 else set())
+    assert (("clear_flag", "TF32") in trt.calls) == (precision == "f32")
+    (parsed,) = [value for call, value in trt.calls if call == "parsed"]
+    wanted = TensorProto.FLOAT16 if precision == "f16" and major == 11 else TensorProto.FLOAT
+    assert parsed.weights["c1.w"].dtype == wanted
+    assert parsed.proto.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_bfloat16_needs_version_10(major: int) -> None:
+    trt = module(major, FakeCuda())
+    if major == 10:
+        assert build(trt, MODEL, Options(precision="bf16")) == b"plan"
+    else:
+        with pytest.raises(EngineError, match="bfloat16 graph"):
+            build(trt, MODEL, Options(precision="bf16"))
+
+
+def test_refusal_carries_the_parser_s_words() -> None:
+    with pytest.raises(EngineError, match="tensorrt refuses the model: no importer for NoSuchOperator"):
+        build(module(10, FakeCuda(), refuse="no importer for NoSuchOperator\nat node 3"), MODEL, Options())
+
+
+def test_timing_cache_is_kept_and_one_of_another_device_dropped(tmp_path: Path) -> None:
+    trt, options = module(11, FakeCuda()), Options(cache=tmp_path / "made")
+    build(trt, MODEL, options)
+    (file,) = (tmp_path / "made").iterdir()
+    assert file.read_bytes() == b"+"
+    build(trt, MODEL, options)
+    assert file.read_bytes() == b"++"
+    file.write_bytes(b"other device")
+    build(trt, MODEL, options)
+    assert file.read_bytes() == b"+"
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_model_runs_times_and_profiles(major: int, graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeCuda(graphs)
+    monkeypatch.setitem(sys.modules, "tensorrt", module(major, device, tensors=TENSORS))
+    monkeypatch.setattr(cuda, "open_cuda", lambda: device)
+    feeds = random_feeds(static_inputs(MODEL, {}))
+    with TensorRtModel(MODEL, b"plan", Options()) as compiled:
+        assert np.array_equal(compiled.run(feeds)["y"], np.full((1, 10), 3, np.float32))
+        assert compiled.sample(feeds, 4) == [0.5] * 4
+        assert (device.captured, device.launched) == ((1, 4) if graphs else (0, 0))
+        layers = compiled.profile(feeds, 3)
+        assert compiled.device_memory_bytes() == 1000 + len(b"plan")
+        with pytest.raises(EngineError, match="built for"):
+            compiled.run({"x": np.zeros((2, 3, 12, 12), np.float32)})
+    assert [(layer.nodes, layer.time_ms) for layer in layers] == [(("n_c0", "n_r0"), 0.25), ((), 0.125)]
+    assert device.closed
+
+
+def test_an_output_whose_size_depends_on_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeCuda()
+    monkeypatch.setitem(sys.modules, "tensorrt", module(10, device, tensors={"x": (True, (1, 3, 12, 12)), "y": (False, (-1, 6))}))
+    monkeypatch.setattr(cuda, "open_cuda", lambda: device)
+    with pytest.raises(EngineError, match="depends on the data"):
+        TensorRtModel(MODEL, b"plan", Options())
+
+
+@pytest.mark.parametrize(("version", "said"), [("8.6.1", "needs TensorRT 10 or 11, found 8.6.1"), ("10.3.0", "cuda-python"), ("11.4.0", "cuda-python")])
+def test_what_is_missing_is_said(version: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: object() if name == "tensorrt" else None)
+    fake = module(10, FakeCuda())
+    fake.__version__ = version
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    reason = tensorrt.ENGINE.available()
+    assert reason is not None and said in reason and "pip install" in reason
+
+
+def test_half_graph_computes_nearly_the_same() -> None:
+    feeds = random_feeds(static_inputs(MODEL, {}))
+    outputs = []
+    for model in (MODEL, to_half(MODEL)):
+        with ENGINES.get("onnxruntime").compile(model, Options()) as compiled:
+            outputs.append(compiled.run(feeds))
+    assert 0 < difference(outputs[1], outputs[0]) <= HALF_AGREES
+
+
+@pytest.mark.parametrize(("layer", "nodes"), [
+    ({"Name": "a", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: n_c1]\x1e[ONNX Layer: n_r1]"}, ("n_c1", "n_r1")),
+    ({"Name": "n_c2 + n_a2 + n_r2", "LayerType": "CaskConvolution"}, ("n_c2", "n_a2", "n_r2")),
+    ("n_c1 + n_r1", ("n_c1", "n_r1")),
+    ({"Name": "PWN(PWN(n_a2), n_r2)", "LayerType": "PointWiseV2"}, ("n_a2", "n_r2")),
+    ({"Name": "__myl_Conv", "LayerType": "kgen", "Outputs": [{"Name": "p", "Dimensions": [1]}]}, ("n_p",)),
+    ({"Name": "Reformatting CopyNode for Input Tensor 0 to n_c0", "LayerType": "Reformat", "Outputs": [{"Name": "c0"}]}, ()),
+    ("{ForeignNode[n_c0...n_y]}", ()),
+])
+def test_layers_find_their_nodes(layer: object, nodes: tuple[str, ...]) -> None:
+    import json
+
+    name = layer["Name"] if isinstance(layer, dict) else str(layer)
+    (found,) = layer_times(json.dumps({"Layers": [layer]}), {name: 1.5}, MODEL.proto)
+    assert (found.name, found.nodes, found.time_ms) == (name, nodes, 1.5)
+
+
+def test_layer_information_that_is_none_is_an_error() -> None:
+    with pytest.raises(EngineError, match="not TensorRT's layer information"):
+        layer_times("{", {}, MODEL.proto)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "limit"), [("f32", TF32_AGREES), ("f16", HALF_AGREES)])
+@pytest.mark.parametrize("name", ["tensorrt", "trtexec", "onnxruntime-tensorrt"])
+def test_on_a_gpu(name: str, precision: str, limit: float, tmp_path: Path) -> None:
+    engine = ENGINES.get(name)
+    if (reason := engine.available()) is not None:
+        pytest.skip(reason)
+    feeds = random_feeds(static_inputs(MODEL, {}))
+    with ENGINES.get("onnxruntime").compile(MODEL, Options(level="off")) as compiled:
+        expected = compiled.run(feeds)
+    with engine.compile(MODEL, Options(precision=precision, cache=tmp_path)) as compiled:
+        assert difference(compiled.run(feeds), expected) <= limit
+        assert min(compiled.sample(feeds, 20)) > 0
+        layers = compiled.profile(feeds, 5)
+    if name != "onnxruntime-tensorrt":
+        assert any(layer.nodes for layer in layers)
