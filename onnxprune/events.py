@@ -11,7 +11,7 @@ class Event:
     """One moment of a stage.
 
     state: "begin", "progress", "end" or "reused"; share: of the stage's work that is done (0 to 1), None where nobody knows;
-    seconds: the stage has taken; detail: one short phrase.
+    left_s: seconds still to go where that is known without a share; seconds: the stage has taken; detail: one short phrase.
     """
 
     stage: str
@@ -19,6 +19,7 @@ class Event:
     seconds: float = 0.0
     share: float | None = None
     detail: str = ""
+    left_s: float | None = None
 
 
 Listener = Callable[[Event], None]

@@ -140,7 +140,7 @@ class _Job:
         data, apart = held_out(everything)
         provenance = {**versions(), "source_sha256": analysis.digest, "data_sha256": everything.fingerprint()}
         self.stages.chain = key(provenance, recipe.plain("analyse"), recipe.plain("runtime"))
-        context = Context(analysis, self.stages.watched(data), recipe.seed, recipe.threads, recipe.batch_size)
+        context = Context(analysis, self.stages.watched(data), recipe.seed, recipe.threads, recipe.batch_size, self.stages.progress)
         plan = self._plan(context)
         smaller = do("cut", lambda: cut(analysis, plan))
         verification = do("verify", lambda: oracle(analysis, plan, smaller, data, recipe), recipe.plain("verify"), as_json("verify.json"))
@@ -170,7 +170,7 @@ class _Job:
         do, recipe = self.stages.do, self.recipe
         found: dict[str, Any] = {"fidelity": {}, "quality": {}, "timing": {}}
         if apart is not None or recipe.metric:
-            found.update(do("evaluate", lambda: evaluated(self.source, smaller, apart, recipe), recipe.plain("evaluate"), as_json("quality.json")))
+            found.update(do("evaluate", lambda: evaluated(self.source, smaller, apart and self.stages.watched(apart), recipe), recipe.plain("evaluate"), as_json("quality.json")))
         if recipe.engine:
             timing = do("measure", lambda: measured(self.source, smaller, data, recipe, self.stages), recipe.plain("measure"), as_json("measure.json"))
             found["timing"] = timing
@@ -239,7 +239,14 @@ def measured(source: Model, pruned: Model, data: Data, recipe: Recipe, stages: S
     """Both models on the recipe's engines, interleaved, on one real input."""
     options = Options(threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape)
     named = [replace(model, path=Path(name)) for model, name in ((source, "original"), (pruned, "pruned"))]
-    found = bench(named, recipe.engine, options=options, schedule=Schedule(seconds=recipe.seconds), feeds=next(data.batches(1)), seed=recipe.seed)
+    left_s = len(named) * len(recipe.engine) * recipe.seconds
+
+    def tell(text: str) -> None:
+        stages.progress(None, text, left_s)
+
+    found = bench(
+        named, recipe.engine, options=options, schedule=Schedule(seconds=recipe.seconds), feeds=next(data.batches(1)), seed=recipe.seed, progress=tell
+    )
     for engine, rows in found.ratios.items():
         stages.detail(f"{rows[0].median:.2f}x on {engine}")
     return found.as_dict()

@@ -69,11 +69,12 @@ class Stages:
     used: bool = False
     _began: float = 0.0
     _detail: str = ""
+    _told: bool = False
 
     def do(self, name: str, work: Callable[[], T], depends_on: Mapping[str, Any] | None = None, kept: Kept[T] | None = None) -> T:
         """The result of `work`, or of an earlier run where everything it depends on is the same."""
         self.chain = key(self.chain, name, dict(depends_on or {}))
-        self.current, self._began, self._detail = name, time.monotonic(), ""
+        self.current, self._began, self._detail, self._told = name, time.monotonic(), "", False
         if self.run and kept:
             entry = self.run.done(name, self.chain)
             if entry:
@@ -93,9 +94,18 @@ class Stages:
         """What the line of the running stage says at its end."""
         self._detail = text
 
-    def progress(self, share: float, detail: str = "") -> None:
-        """Tell how much of the running stage is done, from 0 to 1."""
-        self.listener(Event(self.current, "progress", time.monotonic() - self._began, share, detail))
+    def progress(self, share: float | None, detail: str = "", left_s: float | None = None) -> None:
+        """Tell how much of the running stage is done, from 0 to 1, or how long it still takes; passes over watched data are silent then."""
+        self._told = True
+        self._tell(share, detail, left_s)
+
+    def passed(self, share: float, detail: str) -> None:
+        """Tell how far a pass over data is, where the stage itself tells nothing."""
+        if not self._told:
+            self._tell(share, detail, None)
+
+    def _tell(self, share: float | None, detail: str, left_s: float | None) -> None:
+        self.listener(Event(self.current, "progress", time.monotonic() - self._began, share, detail, left_s))
 
     def watched(self, data: Data) -> Data:
         """The same data; passing over it tells the progress of the pass."""
@@ -121,4 +131,4 @@ class WatchedData(Data):
             yield feeds
             seen += max((len(a) for a in feeds.values() if a.ndim), default=1)
             if self.stages:
-                self.stages.progress(min(1.0, seen / self.samples), f"{seen} of {self.samples} inputs")
+                self.stages.passed(min(1.0, seen / self.samples), f"{seen} of {self.samples} inputs")

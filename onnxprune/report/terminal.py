@@ -33,7 +33,7 @@ class Progress:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._running: Event | None = None
-        self._began = self._shown = 0.0
+        self._began = self._shown = self._told = 0.0
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Progress:  # noqa: PYI034 - typing.Self is newer than Python 3.10
@@ -49,9 +49,9 @@ class Progress:
         with self._lock:
             now = time.monotonic()
             if event.state == "begin":
-                self._running, self._began, self._shown = event, now, now
+                self._running, self._began, self._shown, self._told = event, now, now, now
             elif event.state == "progress":
-                self._running = event
+                self._running, self._told = event, now
             else:
                 self._running = None
                 self._clear()
@@ -66,10 +66,9 @@ class Progress:
                 due = self._running and now - self._began >= LONG_S and now - self._shown >= (0 if self._live else LOG_S)
                 if due and self._running:
                     self._shown = now
-                    self._show(self._running, now - self._began)
+                    self._show(running_line(self._running, now - self._began, now - self._told))
 
-    def _show(self, event: Event, elapsed: float) -> None:
-        line = running_line(event, elapsed)
+    def _show(self, line: str) -> None:
         self._out.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
         self._out.flush()
 
@@ -79,15 +78,18 @@ class Progress:
             self._out.flush()
 
 
-def running_line(event: Event, elapsed: float) -> str:
-    """The line of a stage that goes on: what is done, what is left.
+def running_line(event: Event, elapsed: float, since: float = 0.0) -> str:
+    """The line of a stage that goes on, `since` seconds after its last news: what is done, what is left.
 
     >>> running_line(Event("score", "progress", share=0.25), 5.0)
     'score         25%, 5 s, about 15 s left'
     """
     parts = [f"{elapsed:.0f} s"]
     if event.share:
-        parts = [f"{event.share:.0%}", *parts, f"about {duration(elapsed * (1 - event.share) / event.share)} left"]
+        before = elapsed - since
+        parts = [f"{event.share:.0%}", *parts, f"about {duration(max(before * (1 - event.share) / event.share - since, 0))} left"]
+    elif event.left_s is not None:
+        parts.append(f"about {duration(max(event.left_s - since, 0))} left")
     return f"{event.stage:<{_STAGE_WIDTH}}  " + ", ".join(parts) + (f"  {event.detail}" if event.detail else "")
 
 

@@ -20,6 +20,7 @@ class Context:
     """What a criterion or a repair works with.
 
     data: calibration inputs; None where there are none. batch_size: samples a run. threads: of onnxruntime.
+    progress: told how much of the stage is done, from 0 to 1, and of what; optional, passes over `data` are seen anyway.
     """
 
     analysis: Analysis
@@ -27,6 +28,7 @@ class Context:
     seed: int = 0
     threads: int = 1
     batch_size: int = 16
+    progress: Callable[[float, str], None] = lambda share, detail: None
 
     def required_data(self, who: str) -> Data:
         """The data; DataError where there are none."""
