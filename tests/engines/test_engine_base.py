@@ -7,9 +7,10 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Engine, Options, TensorSpec, fixed, random_feeds, static_inputs
+from onnxprune.engines.base import Compiled, Options, TensorSpec, fixed, random_feeds, static_inputs
+from onnxprune.engines.contract import check_engine
 from onnxprune.engines.cpu import vector_channels
-from onnxprune.errors import EngineError, UsageError
+from onnxprune.errors import UsageError
 
 
 def test_dynamic_batch_counts_as_one() -> None:
@@ -52,14 +53,18 @@ def test_block_follows_the_instruction_set(flags: set[str], channels: int) -> No
 @pytest.mark.parametrize("name", list(ENGINES))
 def test_engine_contract(name: str) -> None:
     engine = ENGINES.get(name)
-    assert isinstance(engine, Engine)
     assert engine.name == name
-    assert engine.channel_multiple("f32") >= 1 and engine.channel_multiple("int8") >= 1
-    reason = engine.available()
-    if reason is None:
-        assert engine.version()
-        return
-    assert engine.install in reason and "\n" not in reason
-    with pytest.raises(EngineError) as problem:
-        engine.compile(residual(), Options())
-    assert problem.value.message == reason
+    model = residual()
+    check_engine(engine, model, random_feeds(static_inputs(model, {})))
+
+
+def test_contract_finds_what_is_broken() -> None:
+    class Broken(Compiled):
+        outputs = ("y",)
+
+        def run(self, feeds: object) -> dict[str, np.ndarray]:
+            return {"z": np.zeros(1)}
+
+    engine = ENGINES.get("onnxruntime")
+    with pytest.raises(AssertionError, match=r"run gives \['z'\], outputs are \['y'\]"):
+        check_engine(type("Wrong", (type(engine),), {"compile": lambda *_: Broken()})("onnxruntime", engine.provider, engine.install, {}), residual(), {})
