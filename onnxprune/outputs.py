@@ -36,8 +36,8 @@ def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None,
         It exists and may not be replaced, or its folder cannot be written.
     """
     output = Path(output)
-    if output.is_dir():
-        raise OutputError("output-unwritable", f"{output} is a folder; name the file to write")
+    if output.exists() and not output.is_file():
+        raise OutputError("output-unwritable", f"{output} is {'a folder' if output.is_dir() else 'no regular file'}; name the file to write")
     taken = [p for p in (output, output.with_name(output.name + ".data"))[: 1 + external_data] if p.exists()]
     if taken and not overwrite and not _was_coming(output, run_dir):
         raise OutputError("output-exists", f"{taken[0]} exists; pass --overwrite (overwrite=True) to replace it")

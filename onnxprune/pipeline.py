@@ -170,7 +170,9 @@ class _Job:
         do, recipe = self.stages.do, self.recipe
         found: dict[str, Any] = {"fidelity": {}, "quality": {}, "timing": {}}
         if apart is not None or recipe.metric:
-            found.update(do("evaluate", lambda: evaluated(self.source, smaller, apart and self.stages.watched(apart), recipe), recipe.plain("evaluate"), as_json("quality.json")))
+            watched = self.stages.watched(apart) if apart is not None else None
+            worth = do("evaluate", lambda: evaluated(self.source, smaller, watched, recipe), recipe.plain("evaluate"), as_json("quality.json"))
+            found.update(worth)
         if recipe.engine:
             timing = do("measure", lambda: measured(self.source, smaller, data, recipe, self.stages), recipe.plain("measure"), as_json("measure.json"))
             found["timing"] = timing

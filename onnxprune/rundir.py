@@ -119,9 +119,9 @@ def opened(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
     if lock is None:
         raise OutputError("run-dir", f"{path} is not empty and not a run directory; choose another --run-dir")
     with lock:
-        _take(lock, path)
-        _sweep(path)
         try:
+            _take(lock, path)
+            _sweep(path)
             yield RunDir(path)
         except Exception:
             if made and not keep:
@@ -140,9 +140,9 @@ def _take(lock: IO[str], path: Path) -> None:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
         raise OutputError("run-dir-busy", f"run directory {path} is in use by {holder}; wait for it or choose another --run-dir") from problem
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
+    with contextlib.suppress(OSError):  # who holds it is a courtesy
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _sweep(path: Path) -> None:

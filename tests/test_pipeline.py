@@ -20,7 +20,7 @@ from onnxprune.cli import run
 from onnxprune.errors import OutputError, TargetError, UsageError
 from onnxprune.events import Event
 from onnxprune.pipeline import Result, optimize
-from onnxprune.rundir import JOURNAL
+from onnxprune.rundir import JOURNAL, opened
 
 MODEL = demo.files().model
 FAST = {"criterion": "l2", "repair": "none", "engine": "none", "round_to": 1}
@@ -196,6 +196,30 @@ def test_a_strict_run_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     model.graph.output.append(onnx.helper.make_tensor_value_info("after", 1, None))
     with pytest.raises(UsageError, match="odd .*no rule for custom::Mystery"):
         optimize(model.SerializeToString(), strict=True, **FAST)
+
+
+def test_a_second_run_on_the_same_directory_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path / "out.run"), pytest.raises(OutputError, match=f"in use by process {os.getpid()}"):
+        small(tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+@pytest.mark.parametrize("limit", [0, 1, 10, 50])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_output(tmp_path: Path, limit: int) -> None:
+    """A limit on the size of a file (in kB) fails a write as a full disk does, in the middle."""
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"precious")
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit * 1000, limit * 1000))
+
+    command = [sys.executable, "-m", "onnxprune", "optimize", str(MODEL), "-o", str(out), "--overwrite", *FLAGS]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, timeout=120)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error["), done.stderr
+    assert "File too large" in done.stderr and "internal" not in done.stderr and "Traceback" not in done.stderr
+    assert tree(tmp_path) == {"out.onnx": b"precious"}
 
 
 @pytest.mark.slow
