@@ -10,48 +10,57 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.calibrate.backward.losses import VECTOR, Feed, Loss, seed
+from onnxprune.calibrate.backward.losses import Feed, Loss, seed, start_tensor
 from onnxprune.calibrate.backward.rules import EXTRA_OUTPUT, TABLE, ZERO
 from onnxprune.calibrate.backward.step import NoGradient, Step
 from onnxprune.calibrate.backward.tape import PREFIX, Tape, Value
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.model.canonicalize import add_initializer, remove_dead
 from onnxprune.model.io import Model
-from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label
+from onnxprune.model.nodes import STANDARD_DOMAINS, captured, label
 from onnxprune.model.shapes import infer
-from onnxprune.types import Site
 
 OLDEST_OPSET = 9  # Where, Expand and Scatter are all there
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
+class Place:
+    """An activation and its channel axis. node, slot: as that node reads it at that input; with node "" the tensor with all its uses."""
+
+    tensor: str
+    axis: int
+    node: str = ""
+    slot: int = 0
+
+
+@dataclass(frozen=True)
 class Blocked:
-    """A node that no gradient passes, and the sites that would have needed it."""
+    """A node that no gradient passes, and the places that would have needed it. op "" = a place that cannot be reduced to samples and channels."""
 
     node: str
     op: str
     reason: str
-    sites: tuple[Site, ...]
+    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """model: the graph to run; outputs: its output name of each site, (samples, channels); feeds: inputs that the losses add;
+    """model: the graph to run; outputs: the output's name of each place, (samples, channels); feeds: inputs that the losses add;
     blocked: what has no gradient; samples: rows of an output."""
 
     model: Model
-    outputs: Mapping[Site, str]
+    outputs: Mapping[Place, str]
     feeds: Mapping[str, Feed]
     blocked: tuple[Blocked, ...]
     samples: int
 
 
-def gradient_model(model: Model, sites: Sequence[Site], losses: Sequence[Loss], input_shapes: Mapping[str, Sequence[int]], samples: int) -> Gradient:
+def gradient_model(model: Model, places: Sequence[Place], losses: Sequence[Loss], input_shapes: Mapping[str, Sequence[int]], samples: int) -> Gradient:
     """The model with mask gradients as outputs.
 
-    For a site (activation A, channel axis k) the output is, a sample n and channel c, the sum over all other axes of A * dL_n/dA: the derivative of
-    the loss by a factor on that channel, and minus the first-order change when it is removed. A site that names a node means the activation as that
+    For a place (activation A, channel axis k) the output is, a sample n and channel c, the sum over all other axes of A * dL_n/dA: the derivative of
+    the loss by a factor on that channel, and minus the first-order change when it is removed. A place that names a node means the activation as that
     node reads it; without one it means the tensor with all its uses.
 
     Parameters
@@ -63,22 +72,22 @@ def gradient_model(model: Model, sites: Sequence[Site], losses: Sequence[Loss], 
     input_shapes
         Of every graph input. The graph is built for these shapes alone.
     samples
-        Batch size: the length of axis 0 of the inputs, and a divisor of axis 0 of every site. Rows are a sample's own as long as the
+        Batch size: the length of axis 0 of the inputs, and a divisor of axis 0 of every place. Rows are a sample's own as long as the
         model does not mix samples.
 
     Raises
     ------
     ModelError
-        Opset too old, or a head or site that the model does not have.
+        Opset too old, or a head or place that the model does not have.
 
     Notes
     -----
-    Cost: one forward pass, and about as much again for the contractions after the first site; no weight gradients. A node without a rule is
+    Cost: one forward pass, and about as much again for the contractions after the first place; no weight gradients. A node without a rule is
     recorded, and everything before it that needs it is left out of the outputs: no output is ever a part of a gradient.
     """
     if model.opset < OLDEST_OPSET:
         raise ModelError("opset-unsupported", f"gradients need opset {OLDEST_OPSET} or newer, the model has {model.opset}")
-    return _Builder(model, losses, input_shapes, samples).build(sites)
+    return _Builder(model, losses, input_shapes, samples).build(places)
 
 
 @dataclass
@@ -92,46 +101,42 @@ class _Builder:
     partial: dict[str, list[Value]] = field(default_factory=lambda: defaultdict(list))
     stopped: dict[str, dict[str, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
 
-    def build(self, sites: Sequence[Site]) -> Gradient:
+    def build(self, places: Sequence[Place]) -> Gradient:
         self.copy = self.model.edit()
         self.graph = self.copy.proto.graph
         _fix_inputs(self.graph, self.input_shapes, self.copy.weights)
-        tensors = self.split_uses(sites)
+        tensors = self.split_uses(places)
         self.add_outputs()
         self.shapes = infer(self.copy)
         self.tape = Tape(self.copy.opset, {name for node in self.graph.node for name in node.output} | set(self.copy.weights))
-        self.makers = {name: node for node in self.graph.node for name in node.output if name}
         feeds = self.start()
         self.sweep(set(tensors.values()))
         outputs = self.reduced(tensors)
         self.finish(outputs, feeds)
         return Gradient(self.copy, outputs, feeds, self.blocked(tensors), self.samples)
 
-    def split_uses(self, sites: Sequence[Site]) -> dict[Site, str]:
-        """The tensor of each site, in its own copy where one node's use is meant."""
+    def split_uses(self, places: Sequence[Place]) -> dict[Place, str]:
+        """The tensor of each place, in its own copy where one node's use is meant."""
         nodes = {label(node): node for node in self.graph.node}
-        tensors, made = {}, {}
-        for site in dict.fromkeys(sites):
-            if not site.node:
-                tensors[site] = site.tensor
+        tensors: dict[Place, str] = {}
+        made: dict[tuple[str, int], NodeProto] = {}
+        for place in dict.fromkeys(places):
+            if not place.node:
+                tensors[place] = place.tensor
                 continue
-            reader = nodes.get(site.node)
-            key = (site.node, site.tensor)
+            key, reader = (place.node, place.slot), nodes.get(place.node)
             if key not in made:
-                if reader is None or site.tensor not in reader.input:
-                    raise ModelError("site-unknown", f"node {site.node!r} does not read {site.tensor!r}")
-                made[key] = f"{PREFIX}use/{len(made)}"
-                for i, name in enumerate(reader.input):
-                    if name == site.tensor:
-                        reader.input[i] = made[key]
-            tensors[site] = made[key]
-        copies = {name: helper.make_node("Identity", [tensor], [name], name=name) for (_, tensor), name in made.items()}
+                if reader is None or place.slot >= len(reader.input) or reader.input[place.slot] != place.tensor:
+                    raise ModelError("place-unknown", f"input {place.slot} of node {place.node!r} is not {place.tensor!r}")
+                name = f"{PREFIX}use/{len(made)}"
+                made[key] = helper.make_node("Identity", [place.tensor], [name], name=name)
+                reader.input[place.slot] = name
+            tensors[place] = made[key].output[0]
+        copies = {node.output[0]: node for node in made.values()}
         ordered = []
         for node in self.graph.node:
-            ordered += [copies.pop(name) for name in node.input if name in copies]
+            ordered += [copies[name] for name in node.input if name in copies]
             ordered.append(node)
-        if copies:
-            raise ModelError("site-unknown", "a site is read only inside of a nested graph")
         _replace(self.graph.node, ordered)
         return tensors
 
@@ -159,14 +164,12 @@ class _Builder:
             head = self.value(loss.head)
             if head is None:
                 raise ModelError("head-unknown", f"the model has no tensor {loss.head!r} of known shape")
-            maker = self.makers.get(loss.head)
-            logits = self.value(maker.input[0]) if maker is not None and _is_softmax(maker, loss.axis, head, self.tape.opset) else None
-            if loss.kind == VECTOR or logits is None:
-                grad, feed = seed(loss, self.tape, head, None)
-                self.partial[head.name].append(grad)
-            else:
-                grad, feed = seed(loss, self.tape, logits, head)
-                self.partial[logits.name].append(grad)
+            begin = start_tensor(self.copy, loss, self.shapes)
+            start = self.value(begin)
+            if start is None:
+                raise ModelError("head-unknown", f"the tensor {begin!r} behind {loss.head!r} has no known shape")
+            grad, feed = seed(loss, self.tape, start, head if begin != loss.head else None)
+            self.partial[begin].append(grad)
             feeds[feed.name] = feed
         return feeds
 
@@ -220,38 +223,38 @@ class _Builder:
                 self.partial[name].append(grad)
         return {}
 
-    def reduced(self, tensors: Mapping[Site, str]) -> dict[Site, str]:
+    def reduced(self, tensors: Mapping[Place, str]) -> dict[Place, str]:
         """Nodes that sum A * dL/dA over all but samples and channels."""
-        outputs: dict[Site, str] = {}
+        outputs: dict[Place, str] = {}
         products: dict[str, Value] = {}
-        for site, tensor in tensors.items():
+        for place, tensor in tensors.items():
             grad, value = self.gradient(tensor), self.value(tensor)
             if self.stopped.get(tensor):
                 continue
-            if value is None:
-                self.stopped[tensor][site.tensor] = ("", "the shape of the activation is not known")
+            if value is None or value.dtype not in _FLOATS:
+                self.stopped[tensor][place.tensor] = ("", "the activation has no known shape, or is not of a float type")
                 continue
-            axis = site.axis % len(value.shape)
+            axis = place.axis % len(value.shape)
             lead = value.shape[0] // self.samples if value.shape else 0
             if self.samples > 1 and (not lead or lead * self.samples != value.shape[0] or axis == 0):
-                self.stopped[tensor][site.tensor] = ("", f"axis 0 of shape {value.shape} is not {self.samples} samples; use a batch of 1")
+                self.stopped[tensor][place.tensor] = ("", f"axis 0 of shape {value.shape} is not {self.samples} samples; use a batch of 1")
                 continue
             if grad is None:
-                outputs[site] = self.tape.filled([self.samples, value.shape[axis]], 0.0, TensorProto.FLOAT).name
+                outputs[place] = self.tape.filled([self.samples, value.shape[axis]], 0.0, TensorProto.FLOAT).name
                 continue
             if tensor not in products:
                 products[tensor] = (grad * value).cast(_wide(value.dtype))
             if axis == 1 and lead == 1 and self.samples == value.shape[0]:
-                outputs[site] = products[tensor].sum_space().name
+                outputs[place] = products[tensor].sum_space().name
                 continue
             # the sample axis stands apart; what was merged behind it is summed
             shape = [self.samples, lead, *value.shape[1:]] if self.samples > 1 else [1, *value.shape]
             folded = products[tensor].reshape(shape)
             others = [i for i in range(1, len(shape)) if i != axis + 1]
-            outputs[site] = folded.reduce("ReduceSum", others, keepdims=False).name
+            outputs[place] = folded.reduce("ReduceSum", others, keepdims=False).name
         return outputs
 
-    def finish(self, outputs: Mapping[Site, str], feeds: Mapping[str, Feed]) -> None:
+    def finish(self, outputs: Mapping[Place, str], feeds: Mapping[str, Feed]) -> None:
         read = {name for node in (*self.graph.node, *self.tape.nodes) for name in node.input}
         for node in self.graph.node:
             if node.op_type in EXTRA_OUTPUT and node.output[-1].startswith(PREFIX) and node.output[-1] not in read:
@@ -264,12 +267,12 @@ class _Builder:
         del self.graph.value_info[:]
         remove_dead(self.copy)
 
-    def blocked(self, tensors: Mapping[Site, str]) -> tuple[Blocked, ...]:
-        found: dict[tuple[str, str, str], list[Site]] = defaultdict(list)
-        for site, tensor in tensors.items():
+    def blocked(self, tensors: Mapping[Place, str]) -> tuple[Blocked, ...]:
+        found: dict[tuple[str, str, str], list[Place]] = defaultdict(list)
+        for place, tensor in tensors.items():
             for node, (op, reason) in self.stopped.get(tensor, {}).items():
-                found[node, op, reason].append(site)
-        return tuple(Blocked(*key, tuple(sites)) for key, sites in found.items())
+                found[node, op, reason].append(place)
+        return tuple(Blocked(*key, tuple(held)) for key, held in found.items())
 
 
 def _fix_inputs(graph: GraphProto, shapes: Mapping[str, Sequence[int]], weights: Mapping[str, object]) -> None:
@@ -285,15 +288,6 @@ def _fix_inputs(graph: GraphProto, shapes: Mapping[str, Sequence[int]], weights:
     del graph.value_info[:]
     for info in graph.output:
         info.type.tensor_type.ClearField("shape")
-
-
-def _is_softmax(node: NodeProto, axis: int, head: Value, opset: int) -> bool:
-    """Whether the node makes probabilities along the axis, in the coerced form of old opsets too."""
-    rank = len(head.shape)
-    if node.op_type != "Softmax":
-        return False
-    over = attribute(node, "axis", -1 if opset >= 13 else 1) % rank
-    return over == axis % rank and (opset >= 13 or all(n == 1 for n in head.shape[over + 1 :]))
 
 
 def _wide(dtype: int) -> int:

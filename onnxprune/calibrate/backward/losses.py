@@ -11,7 +11,11 @@ from onnx import TensorProto, helper
 
 from onnxprune.calibrate.backward.tape import PREFIX, Tape, Value
 from onnxprune.errors import UsageError
+from onnxprune.model.io import Model
+from onnxprune.model.nodes import STANDARD_DOMAINS, attribute
+from onnxprune.model.shapes import Shapes, infer
 
+COERCED_BEFORE = 13  # Softmax of older opsets flattens everything from its axis on
 LABELS, DRAWN, VECTOR = "labels", "drawn", "vector"
 KINDS = (LABELS, DRAWN, VECTOR)
 
@@ -74,6 +78,19 @@ def feeds_of(feeds: Mapping[str, Feed], generator: np.random.Generator, labels: 
         else:
             values[name] = feed.draw(generator)
     return values
+
+
+def start_tensor(model: Model, loss: Loss, shapes: Shapes | None = None) -> str:
+    """Where a loss begins: the logits behind the head where a Softmax over the same axis makes it, else the head itself."""
+    maker = next((node for node in model.proto.graph.node if loss.head in node.output), None)
+    if loss.kind == VECTOR or maker is None or maker.op_type != "Softmax" or maker.domain not in STANDARD_DOMAINS:
+        return loss.head
+    shape = (shapes or infer(model)).shape(loss.head)
+    if shape is None:
+        return loss.head
+    over = attribute(maker, "axis", -1 if model.opset >= COERCED_BEFORE else 1) % len(shape)
+    alone = model.opset >= COERCED_BEFORE or all(n == 1 for n in shape[over + 1 :])
+    return maker.input[0] if over == loss.axis % len(shape) and alone else loss.head
 
 
 def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> tuple[Value, Feed]:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from onnxprune.calibrate.backward.losses import COERCED_BEFORE
 from onnxprune.calibrate.backward.movement import along
 from onnxprune.calibrate.backward.step import NoGradient, Rule, Step
 from onnxprune.calibrate.backward.tape import Value
 from onnxprune.calibrate.backward.windows import largest
-
-_COERCED_BEFORE = 13  # Softmax of older opsets flattens everything from its axis on
 
 
 def reduction(formula: Callable[[Value, Value, Value, list[int]], Value]) -> Rule:
@@ -118,6 +117,6 @@ def _normalised(x: Value, g: Value, axes: Sequence[int], epsilon: float, centred
 
 def _softmax_axes(s: Step) -> list[int]:
     rank = len(s.x.shape)
-    if s.tape.opset >= _COERCED_BEFORE:
+    if s.tape.opset >= COERCED_BEFORE:
         return [s.attribute("axis", -1) % rank]
     return list(range(s.attribute("axis", 1) % rank, rank))
