@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Context:
     seed: int = 0
     threads: int = 1
     batch_size: int = 16
+    cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     progress: Callable[[float, str], None] = lambda share, detail: None
 
     def required_data(self, who: str) -> Data:

@@ -1,0 +1,61 @@
+"""A network run piece by piece over all samples, so that weights can be changed between the pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from onnx import NodeProto
+
+from onnxprune.model.io import Model
+from onnxprune.model.runtime import Session
+from onnxprune.model.segments import extract, live_after, reads
+from onnxprune.model.shapes import Shapes, infer
+
+
+class Run:
+    """The activations of one network at one place of its node list, for every batch.
+
+    batches: feeds, a list of dicts; kept in memory with the live activations. `model` may be replaced between steps by one with
+    the same nodes and other weights.
+    """
+
+    def __init__(self, model: Model, batches: list[dict[str, np.ndarray]], *, threads: int = 1, shapes: Shapes | None = None) -> None:
+        self.model = model
+        self.shapes = shapes or infer(model)
+        self.nodes: list[NodeProto] = list(model.proto.graph.node)
+        self.live = live_after(model)
+        self.at = 0
+        self.state = [dict(b) for b in batches]
+        self.threads = threads
+        self._place = {o: i for i, n in enumerate(self.nodes) for o in n.output}
+
+    def place(self, tensor: str) -> int:
+        """Index of the node that makes a tensor; -1 for inputs."""
+        return self._place.get(tensor, -1)
+
+    def advance(self, to: int, keep: Collection[str] = ()) -> None:
+        """Run the nodes before `to`; tensors in `keep` stay available though nothing reads them later."""
+        if to <= self.at:
+            return
+        part = self.nodes[self.at : to]
+        held = set(self.state[0]) if self.state else set()
+        wanted = self.live[to] | set(keep)
+        made = {o for n in part for o in n.output if o}
+        outs = sorted(wanted & made)
+        if outs:
+            needed = set().union(*map(reads, part))
+            session = Session(extract(self.model, self.shapes, part, held, outs), threads=self.threads)
+            names = [n for n in session.inputs if n in needed]
+        for i, state in enumerate(self.state):
+            fresh = session.run({n: state[n] for n in names}) if outs else {}
+            self.state[i] = {n: v for n, v in state.items() if n in wanted} | fresh
+        self.at = to
+
+    def values(self, tensor: str) -> list[np.ndarray]:
+        """A live tensor of every batch."""
+        return [s[tensor] for s in self.state]
+
+    def has(self, tensor: str) -> bool:
+        """Whether a tensor is available now."""
+        return bool(self.state) and tensor in self.state[0]

@@ -1,0 +1,108 @@
+"""Optimal-brain-surgeon elimination of whole channels on second moments.
+
+A reader multiplies columns with second moments G by weights W. Dropping the columns S and refitting the rest costs
+tr(W_S ((G^-1)_SS)^-1 W_S^T) (Hassibi and Stork 1993; for blocks see OSSCAR 2403.12983). W enters through W^T W only, so the
+cost does not grow with the number of outputs. Several readers of one group are eliminated together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RIDGE = 1e-3  # of the mean diagonal of G; below it the inverse follows noise of the calibration set
+STEPS = 64  # eliminations a group; larger groups go several channels a step
+
+
+@dataclass
+class Reader:
+    """moments: (K, K) G, float64; weight: (K, K) W^T W; index: (channels, m) columns that a channel occupies."""
+
+    moments: np.ndarray
+    weight: np.ndarray
+    index: np.ndarray
+
+    @property
+    def energy(self) -> float:
+        """Variance of the output, summed."""
+        return float(np.einsum("ij,ij->", self.moments, self.weight))
+
+
+def inverse(moments: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+    """(G + ridge * mean diagonal)^-1, symmetric."""
+    from scipy.linalg import lapack
+
+    size = len(moments)
+    lifted = moments + np.eye(size) * max(ridge * float(np.trace(moments)) / max(size, 1), 1e-12)
+    factor, info = lapack.dpotrf(lifted, lower=1)
+    if info == 0:
+        found, info = lapack.dpotri(factor, lower=1)
+        if info == 0:
+            return np.tril(found) + np.tril(found, -1).T
+    return np.linalg.pinv(lifted, hermitian=True)
+
+
+def eliminate(readers: Sequence[Reader], size: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
+    """Order of removal of all channels of a group, and what each removal costs.
+
+    Returns
+    -------
+    order : (size,) channel indices, the first to go first
+    cost : (size,) increase of the summed relative output error of the readers, >= 0; several removed at once share it
+    """
+    work = [(inverse(r.moments), r.weight.copy(), r.index, 1.0 / max(r.energy, 1e-30)) for r in readers]
+    alive = np.arange(size)
+    order: list[int] = []
+    cost = np.zeros(size)
+    while len(alive):
+        scores = sum(scale * _block_costs(g, p, index[alive]) for g, p, index, scale in work)
+        take = min(max(1, size // steps), len(alive))
+        chosen = alive[np.argsort(scores, kind="stable")[:take]]
+        total = sum(scale * _remove(g, p, index[chosen].ravel()) for g, p, index, scale in work)
+        cost[len(order) : len(order) + take] = max(float(total), 0.0) / take
+        order += chosen.tolist()
+        alive = alive[~np.isin(alive, chosen)]
+    return np.array(order, np.int64), cost
+
+
+def _block_costs(g: np.ndarray, p: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Cost of removing each channel alone."""
+    rows, columns = index[:, :, None], index[:, None, :]
+    blocks = g[rows, columns]
+    if index.shape[1] == 1:
+        return p[rows, columns].ravel() / np.maximum(blocks.ravel(), 1e-30)
+    return np.einsum("cij,cji->c", np.linalg.pinv(blocks, hermitian=True) if _singular(blocks) else np.linalg.inv(blocks), p[rows, columns])
+
+
+def _singular(blocks: np.ndarray) -> bool:
+    diagonal = np.diagonal(blocks, axis1=1, axis2=2)
+    return bool((diagonal <= 1e-20).any())
+
+
+def _remove(g: np.ndarray, p: np.ndarray, s: np.ndarray) -> float:
+    """Eliminate columns s in place; the cost."""
+    block = np.linalg.pinv(g[np.ix_(s, s)], hermitian=True)
+    gs = g[s].copy()
+    pss = p[np.ix_(s, s)].copy()
+    cost = float(np.einsum("ij,ji->", block, pss))
+    step = block @ gs
+    cross = p[:, s] @ step
+    p -= cross + cross.T - step.T @ pss @ step
+    g -= gs.T @ step
+    for matrix in (g, p):
+        matrix[s] = 0.0
+        matrix[:, s] = 0.0
+    g[s, s] = 1e-18
+    return cost
+
+
+def refitted(weight: np.ndarray, inverse_moments: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """W (O, K) with columns `gone` at zero and the others refitted: W - W_S ((G^-1)_SS)^-1 (G^-1)_S."""
+    if not len(gone):
+        return weight
+    block = np.linalg.solve(inverse_moments[np.ix_(gone, gone)], inverse_moments[gone])
+    out = weight - weight[:, gone] @ block
+    out[:, gone] = 0.0
+    return out

@@ -1,0 +1,95 @@
+"""The default criterion: what a channel's removal costs once its readers are refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.calibrate.moments import Pair, Statistic, collect_moments
+from onnxprune.saliency.base import Context
+from onnxprune.saliency.elimination import Reader, eliminate
+from onnxprune.types import Scores
+
+_TIE = 1e-9  # keeps the order of removals among equal costs
+
+
+def reconstruction(context: Context) -> Scores:
+    """Increase of the readers' summed relative output error at the moment a channel goes, in the order of backward elimination.
+
+    Scores of a group ascend in that order, and their running sum is the group's error curve. Groups that no linear node reads
+    are left out.
+    """
+    statistics, pairs = moments(context)
+    found = {}
+    for group in context.analysis.groups:
+        readers = group_readers(context.analysis, group.name, statistics, pairs)
+        if readers:
+            order, cost = eliminate(readers, group.size)
+            found[group.name] = ascending(order, cost)
+    return found
+
+
+def moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair]]:
+    """Second moments on the context's data, taken once."""
+    if "moments" not in context.cache:
+        data = context.required_data("criterion 'reconstruction'")
+        context.cache["moments"] = collect_moments(context.analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
+    return context.cache["moments"]
+
+
+def group_readers(analysis: Analysis, group: str, statistics: Mapping[int, Statistic], pairs: list[Pair]) -> list[Reader]:
+    """What reads a group, with the columns of each channel."""
+    causes = analysis.causes[group]
+    readers = []
+    for statistic in statistics.values():
+        index = channel_columns(analysis, statistic.linear.ids, causes)  # type: ignore[arg-type]
+        if index is None:
+            continue
+        weight = statistic.weight(analysis)
+        inputs = statistic.xx.shape[1] // statistic.taps
+        for g in range(len(weight)):
+            here = index if len(weight) == 1 else _block(index, g, inputs)
+            if here is not None:
+                taps = (here[:, :, None] * statistic.taps + np.arange(statistic.taps)).reshape(len(here), -1)
+                readers.append(Reader(statistic.xx[g], weight[g].T @ weight[g], taps))
+    for pair in pairs:
+        index = channel_columns(analysis, pair.ids, causes)
+        if index is not None:
+            readers.append(Reader(pair.xx, np.ones_like(pair.xx), index))
+    return readers
+
+
+def channel_columns(analysis: Analysis, ids: np.ndarray, causes: np.ndarray) -> np.ndarray | None:
+    """(channels, m) positions of an axis that each of the causes occupies; None where it has none there or they are uneven."""
+    table = analysis.axes.table(ids)
+    channel = np.full(analysis.axes.causes + 1, -1)
+    channel[causes] = np.arange(len(causes))
+    position, column = np.nonzero(channel[table] >= 0)
+    if not len(position):
+        return None
+    owner = channel[table[position, column]]
+    counts = np.bincount(owner, minlength=len(causes))
+    if (counts != counts[0]).any():
+        return None
+    return position[np.argsort(owner, kind="stable")].reshape(len(causes), -1)
+
+
+def _block(index: np.ndarray, g: int, inputs: int) -> np.ndarray | None:
+    """Columns within one group of a grouped convolution; None where channels do not all have the same number there."""
+    inside = (index >= g * inputs) & (index < (g + 1) * inputs)
+    counts = inside.sum(1)
+    if not counts.all() or (counts != counts[0]).any():
+        return None
+    return index[inside].reshape(len(index), -1) - g * inputs
+
+
+def ascending(order: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Costs made non-decreasing along the order (their sum stays), as scores by channel."""
+    from scipy.optimize import isotonic_regression
+
+    smooth = isotonic_regression(cost).x
+    scores = np.empty(len(order))
+    scores[order] = smooth + _TIE * np.arange(len(order)) * max(float(smooth[-1]), 1e-12)
+    return scores
