@@ -80,6 +80,11 @@ class OnnxModule(torch.nn.Module):
         self.transform: Transform | None = None
         self._batch, self._mode = graph.batch, graph.mode
 
+    @property
+    def declared_batch(self) -> int:
+        """The batch size that the graph spells out, 0 where it is open."""
+        return self._batch.declared
+
     def named(self) -> dict[str, Tensor]:
         """The parameters by initializer name."""
         return dict(zip(self.names, self.weights))

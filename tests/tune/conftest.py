@@ -1,0 +1,37 @@
+"""A trained network small enough to tune in seconds: the demo, and a damaged copy that tuning has to mend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxprune.demo import files
+from onnxprune.evaluate.data import LabelledData, open_labelled
+from onnxprune.model.io import Model, load
+from onnxprune.model.runtime import Session
+from onnxprune.model.weights import from_array
+
+
+@pytest.fixture(scope="session")
+def demo() -> Model:
+    return load(files().model)
+
+
+@pytest.fixture(scope="session")
+def damaged(demo: Model) -> Model:
+    """Every filter's smaller half set to zero."""
+    weights = dict(demo.weights)
+    for name, weight in demo.weights.items():
+        value = weight.array()
+        if value.ndim == 4:
+            weights[name] = from_array(np.where(np.abs(value) > np.quantile(np.abs(value), 0.5), value, 0).astype(np.float32))
+    return replace(demo, weights=weights)
+
+
+@pytest.fixture(scope="session")
+def digits(demo: Model) -> tuple[LabelledData, LabelledData]:
+    """Labelled digits: 250 to tune with and 250 to judge by, disjoint."""
+    data = open_labelled(files().evaluation, Session(demo).inputs)
+    return data.split(0.5)

@@ -1,0 +1,256 @@
+"""Tuning mends a damaged network, never returns less than it got, and gives the same bytes again, interrupted or not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxprune.errors import DataError, UsageError
+from onnxprune.evaluate.data import LabelledData
+from onnxprune.model.io import Model, digest, load, save
+from onnxprune.model.runtime import Session
+
+torch = pytest.importorskip("torch")
+from onnxprune.tune import batchnorm
+from onnxprune.tune.bridge import as_feeds, to_module
+from onnxprune.tune.finetune import tune
+from onnxprune.tune.samples import Samples, augmented, gather
+from onnxprune.tune.settings import Settings
+
+Digits = tuple[LabelledData, LabelledData]
+QUICK = Settings(epochs=2, batch_size=50)
+EXACT = 1e-5  # of the largest output: folding in float64, running in float32
+
+
+def top1(model: Model, data: LabelledData) -> float:
+    samples = gather(data)
+    found = Session(model).run(samples.inputs)["logits"].argmax(1)
+    return float((found == samples.labels["labels"]).mean())
+
+
+@pytest.mark.parametrize("loss", ["kd", "dist", "feature", "output", "ce", "kd+0.5*feature"])
+def test_tuning_mends(demo: Model, damaged: Model, digits: Digits, loss: str) -> None:
+    result = tune(damaged, digits[0], replace(QUICK, loss=loss), teacher=demo)
+    assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
+    assert result.score > result.start_score
+    assert result.model.proto == damaged.proto, "the graph stays"
+
+
+def test_distilling_needs_no_labels(demo: Model, damaged: Model, digits: Digits) -> None:
+    unlabelled = Samples(gather(digits[0]).inputs)
+    result = tune(damaged, unlabelled, QUICK, teacher=demo)
+    assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
+
+
+def test_the_callers_own_loss(damaged: Model, digits: Digits) -> None:
+    def wrong(outputs, labels):
+        return torch.nn.functional.cross_entropy(outputs["logits"], (labels["labels"] + 1) % 10)
+
+    result = tune(damaged, digits[0], replace(QUICK, loss="task", epochs=8, lr=1e-3, force_lr=True), task_loss=wrong, metric=lambda: Shifted())
+    assert result.score > result.start_score + 0.1, "it learns whatever the loss says, judged by the caller's own metric"
+
+
+class Shifted:
+    """Share of outputs that are the label plus one."""
+
+    higher_is_better, value = True, 0.0
+
+    def update(self, outputs, labels) -> None:
+        self.value = float((outputs["logits"].argmax(1) == (labels["labels"] + 1) % 10).mean())
+
+    def result(self):
+        return self
+
+
+def test_never_ends_below_the_start(demo: Model, digits: Digits) -> None:
+    result = tune(demo, digits[0], replace(QUICK, loss="ce", lr=0.5, force_lr=True, ema=0))
+    assert result.epoch == 0 and result.score == result.start_score
+    assert digest(result.model) == digest(demo)
+
+
+def test_a_rate_that_breaks_folded_graphs_is_refused(demo: Model, digits: Digits) -> None:
+    with pytest.raises(UsageError, match=r"lr 0.002 is too high .* batchnorm to insert"):
+        tune(demo, digits[0], replace(QUICK, loss="ce", lr=2e-3))
+
+
+def test_the_same_seed_gives_the_same_bytes(demo: Model, damaged: Model, digits: Digits) -> None:
+    runs = [tune(damaged, digits[0], replace(QUICK, augment="flip-shift", seed=s), teacher=demo) for s in (1, 1, 2)]
+    assert digest(runs[0].model) == digest(runs[1].model) != digest(runs[2].model)
+
+
+def test_half_precision_passes_keep_float32_weights(demo: Model, damaged: Model, digits: Digits) -> None:
+    result = tune(damaged, digits[0], replace(QUICK, precision="bfloat16"), teacher=demo)
+    assert result.score > result.start_score
+    assert {w.array().dtype for w in result.model.weights.values()} <= {np.dtype(np.float32), np.dtype(np.int64)}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_an_interrupted_run_goes_on_to_the_same_result(demo: Model, damaged: Model, digits: Digits, tmp_path: Path, at: int) -> None:
+    settings = replace(QUICK, epochs=2, checkpoint_s=0)
+    whole = tune(damaged, digits[0], settings, teacher=demo)
+
+    def stop(event) -> None:
+        if event["event"] == "step" and event["step"] == at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tune(damaged, digits[0], settings, teacher=demo, checkpoint=tmp_path / "c", on_event=stop)
+    steps = []
+    again = tune(damaged, digits[0], settings, teacher=demo, checkpoint=tmp_path / "c", on_event=lambda e: steps.append(e.get("step")))
+    assert steps[0] == at - 1 or at == 1, "it goes on, it does not begin again"
+    assert digest(again.model) == digest(whole.model)
+    assert [r["score"] for r in again.history] == [r["score"] for r in whole.history]
+
+
+def test_a_checkpoint_of_another_run_is_refused(demo: Model, damaged: Model, digits: Digits, tmp_path: Path) -> None:
+    tune(damaged, digits[0], replace(QUICK, steps=1), teacher=demo, checkpoint=tmp_path / "c")
+    with pytest.raises(UsageError, match="belongs to a run with another model, data or settings"):
+        tune(damaged, digits[0], replace(QUICK, steps=1, loss="dist"), teacher=demo, checkpoint=tmp_path / "c")
+    (tmp_path / "c").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="is no checkpoint"):
+        tune(damaged, digits[0], replace(QUICK, steps=1), teacher=demo, checkpoint=tmp_path / "c")
+
+
+def test_progress_counts_down(demo: Model, damaged: Model, digits: Digits) -> None:
+    events: list = []
+    tune(damaged, digits[0], QUICK, teacher=demo, on_event=events.append)
+    steps = [e for e in events if e["event"] == "step"]
+    assert [e["step"] for e in steps] == list(range(1, steps[-1]["steps"] + 1))
+    assert steps[0]["seconds_left"] > 0 == steps[-1]["seconds_left"]
+    assert [e["event"] for e in events if e["event"] != "step"] == ["validate", "start", "validate", "validate", "end"]
+
+
+def test_time_is_up(demo: Model, damaged: Model, digits: Digits) -> None:
+    result = tune(damaged, digits[0], replace(QUICK, epochs=1000, limit_s=0.5), teacher=demo)
+    assert len(result.history) < 1000 and result.score >= result.start_score
+
+
+def test_normalisation_put_back_changes_nothing_and_folds_away(demo: Model, digits: Digits) -> None:
+    feeds = gather(digits[0]).inputs
+    module = to_module(demo)
+    places = batchnorm.sites(demo)
+    inserted = batchnorm.insert(demo, batchnorm.moments(module, places, [as_feeds(feeds, module)]))
+    assert sum(n.op_type == "BatchNormalization" for n in inserted.proto.graph.node) == len(places) > 10
+    expected = Session(demo).run(feeds)["logits"]
+    for model in (inserted, batchnorm.fold(inserted, demo)):
+        np.testing.assert_allclose(Session(model).run(feeds)["logits"], expected, atol=EXACT * np.abs(expected).max())
+    normalised = to_module(inserted).train()(as_feeds(feeds, module))["logits"].detach().numpy()
+    np.testing.assert_allclose(
+        normalised, expected, atol=1e-3 * np.abs(expected).max(), err_msg="batch statistics on the calibration batch are these"
+    )
+
+
+def test_tuning_with_normalisation_put_back(demo: Model, damaged: Model, digits: Digits) -> None:
+    result = tune(damaged, digits[0], replace(QUICK, batchnorm="insert", epochs=4), teacher=demo)
+    assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
+    assert result.model.proto == damaged.proto, "all convolutions had a bias: the graph is as it was"
+
+
+@pytest.mark.parametrize(
+    "settings, hint",
+    [
+        ({"loss": "kd"}, "pass it as teacher"),
+        ({"loss": "task"}, "pass it as task_loss"),
+        ({"optimizer": "adam"}, "did you mean 'adamw'"),
+        ({"validation": 1.5}, "must be below 1"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense(demo: Model, digits: Digits, settings: dict, hint: str) -> None:
+    with pytest.raises(UsageError, match=hint):
+        tune(demo, digits[0], replace(QUICK, **settings))
+
+
+def test_cross_entropy_without_labels_is_explained(demo: Model, digits: Digits) -> None:
+    with pytest.raises(DataError, match="no labels .* distil with kd"):
+        tune(demo, Samples(gather(digits[0]).inputs), replace(QUICK, loss="ce"))
+
+
+def test_boxes_follow_their_samples() -> None:
+    samples = Samples({"x": np.arange(4)}, {"boxes": np.array([[0, 1.0], [2, 2.0], [2, 3.0], [3, 4.0]])})
+    assert samples.take(np.array([3, 2, 1])).labels["boxes"].tolist() == [[0, 4], [1, 2], [1, 3]]
+
+
+def test_augmentation_moves_and_mirrors_whole_images() -> None:
+    images = np.random.default_rng(0).standard_normal((6, 2, 8, 8)).astype(np.float32)
+    found = augmented({"x": images, "n": np.zeros(6)}, "flip-shift", np.random.default_rng(1))
+    again = augmented({"x": images, "n": np.zeros(6)}, "flip-shift", np.random.default_rng(1))
+    assert (found["x"] == again["x"]).all() and found["x"].shape == images.shape
+    inner = found["x"][:, :, 2:-2, 2:-2]
+    for image, piece in zip(images, inner):
+        views = [v[:, i : i + 4, j : j + 4] for v in (image, image[..., ::-1]) for i in range(5) for j in range(5)]
+        assert any((piece == v).all() for v in views)
+
+
+SCRIPT = """
+    import sys
+    from dataclasses import replace
+    from onnxprune.model.io import load, save
+    from onnxprune.tune.finetune import tune
+    from onnxprune.tune.samples import Samples
+    from onnxprune.tune.settings import Settings
+    import numpy as np
+    folder = sys.argv[1]
+    arrays = np.load(folder + "/data.npz")
+    data = Samples({"images": arrays["images"]}, {"labels": arrays["labels"]})
+    settings = Settings(epochs=int(sys.argv[2]), batch_size=48, checkpoint_s=0, validation=0.1, clip_norm=0)
+    result = tune(load(folder + "/damaged.onnx"), data, settings, teacher=load(folder + "/demo.onnx"), checkpoint=sys.argv[4] or None)
+    import os
+    if os.environ.get("RANK", "0") == "0":
+        save(result.model, sys.argv[3], overwrite=True)
+"""
+
+
+@pytest.fixture
+def folder(demo: Model, damaged: Model, digits: Digits, tmp_path: Path) -> Path:
+    samples = gather(digits[0])
+    np.savez(tmp_path / "data.npz", images=samples.inputs["images"], labels=samples.labels["labels"])
+    save(demo, tmp_path / "demo.onnx")
+    save(damaged, tmp_path / "damaged.onnx")
+    (tmp_path / "run.py").write_text(textwrap.dedent(SCRIPT))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_result(folder: Path) -> None:
+    def command(out: str, checkpoint: str) -> list[str]:
+        return [sys.executable, str(folder / "run.py"), str(folder), "10", str(folder / out), checkpoint]
+
+    subprocess.run(command("whole.onnx", ""), check=True, timeout=300)
+    checkpoint = folder / "c"
+    process = subprocess.Popen(command("again.onnx", str(checkpoint)))
+    while not checkpoint.exists() and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was to be killed in the middle"
+    subprocess.run(command("again.onnx", str(checkpoint)), check=True, timeout=300)
+    assert digest(load(folder / "again.onnx")) == digest(load(folder / "whole.onnx"))
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(folder: Path) -> None:
+    """Gradients are averaged: without statistics over the batch the result is that of one process, but for rounding."""
+    arguments = [str(folder / "run.py"), str(folder), "1"]
+    subprocess.run([sys.executable, *arguments, str(folder / "one.onnx"), ""], check=True, timeout=300)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, *arguments, str(folder / "two.onnx"), ""], check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one, two = load(folder / "one.onnx"), load(folder / "two.onnx")
+    moved = 0.0
+    for name, weight in load(folder / "damaged.onnx").weights.items():
+        a, b, start = one.weights[name].array(), two.weights[name].array(), weight.array()
+        if a.dtype == np.float32:
+            moved = max(moved, float(np.abs(a - start).max()))
+            assert np.abs(a - b).mean() < 0.02 * np.abs(a - start).mean() + 1e-9
+    assert moved > 1e-4
