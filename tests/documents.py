@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_BLOCK = re.compile(r"(?:^<!--\s*(?P<note>[a-z ]+):\s*(?P<value>.*?)\s*-->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-_NUMBER = re.compile(r"\d[\d.,e+-]*")
+_BLOCK = re.compile(r"(?:^<!--\s*(?P<note>[a-z ]+):\s*(?P<value>[^\n]*?)\s*-->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*")
 ELLIPSIS = "..."
 NOTES = {None, "file", "not run", "exit"}
+NEEDS_ZOO = "<!-- needs: zoo -->"  # anywhere in a page whose commands work on a trained model
 
 
 @dataclass(frozen=True)

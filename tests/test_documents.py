@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from documents import absent, blocks, commands
+from documents import NEEDS_ZOO, absent, blocks, commands
 
 from onnxprune import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND_LIMIT_S = 900
-IMAGES = 64
+IMAGES, LABELLED = 64, 500
 
 
 @pytest.fixture
@@ -28,19 +28,35 @@ def desk(tmp_path: Path) -> Path:
     shutil.copy(model, tmp_path / "model.onnx")
     shutil.copy(calibration, tmp_path / "calibration.npz")
     shutil.copy(evaluation, tmp_path / "evaluation.npz")
-    image = pytest.importorskip("PIL.Image")
-    (tmp_path / "images").mkdir()
     with np.load(calibration) as data:
-        for i, pixels in enumerate(data["images"][:IMAGES, 0]):
-            image.fromarray(np.uint8(pixels * 255)).save(tmp_path / "images" / f"{i:03}.png")
+        write_images(tmp_path / "images", np.uint8(data["images"][:IMAGES, 0] * 255))
     return tmp_path
+
+
+def trained(desk: Path, zoo: Path) -> None:
+    """What the tutorial takes for given: resnet20.onnx, calibration/ (PNG, unlabelled), evaluation.npz (other images, with labels)."""
+    shutil.copy(zoo / "cifar10_resnet20.onnx", desk / "resnet20.onnx")
+    with np.load(zoo / "data" / "cifar10_field_1000.npz") as data:
+        write_images(desk / "calibration", data["images"][: 4 * IMAGES])
+    with np.load(zoo / "data" / "cifar10_test_4000.npz") as data:
+        np.savez(desk / "evaluation.npz", images=data["images"][:LABELLED], labels=data["labels"][:LABELLED])
+
+
+def write_images(folder: Path, images: np.ndarray) -> None:
+    """One PNG an image, (n, height, width[, 3]) uint8."""
+    image = pytest.importorskip("PIL.Image")
+    folder.mkdir()
+    for i, pixels in enumerate(images):
+        image.fromarray(pixels).save(folder / f"{i:03}.png")
 
 
 def bash(text: str, folder: Path) -> tuple[int, str]:
     """(status, what was printed) of a command line as a reader would type it."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    installed = str(folder / "installed")  # what a page installs, without a network
+    pip = {"PIP_TARGET": installed, "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PYTHONPATH": installed}
     done = subprocess.run(
-        ["bash", "-c", text], cwd=folder, env={**os.environ, "PATH": path, "COLUMNS": "160"}, text=True, timeout=COMMAND_LIMIT_S,
+        ["bash", "-c", text], cwd=folder, env={**os.environ, **pip, "PATH": path, "COLUMNS": "160"}, text=True, timeout=COMMAND_LIMIT_S,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout
@@ -48,12 +64,15 @@ def bash(text: str, folder: Path) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_page_is_true(page: Path, desk: Path) -> None:
+def test_the_page_is_true(page: Path, desk: Path, request: pytest.FixtureRequest) -> None:
+    if NEEDS_ZOO in page.read_text(encoding="utf-8"):
+        trained(desk, request.getfixturevalue("zoo"))
     for block in blocks(page):
         where = f"{page.name}:{block.line}"
         if block.note == "not run":
             assert block.value, f"{where}: say why it is not run"
         elif block.note == "file":
+            (desk / block.value).parent.mkdir(parents=True, exist_ok=True)
             (desk / block.value).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
             (desk / "block.py").write_text(block.text, encoding="utf-8")
