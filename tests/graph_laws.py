@@ -1,0 +1,100 @@
+"""What must hold for every model and every plan; the tests of the table and of random graphs both use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, shape_inference
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.model.io import Model, to_bytes
+from onnxprune.model.runtime import example_feeds
+from onnxprune.surgery.cut import cut
+from onnxprune.surgery.verify import Verification, verify
+from onnxprune.types import Plan
+
+SEEN = 1e-4  # a plan that changes the output by less proves nothing
+
+
+def random_plan(analysis: Analysis, rng: np.random.Generator, most: float = 1.0) -> Plan:
+    """Every group loses a random part of its channels, each at least one where it can."""
+    kept = {}
+    for group in analysis.groups:
+        if group.size > 1:
+            count = int(rng.integers(max(1, group.size - int(most * group.size)), group.size))
+            kept[group.name] = tuple(sorted(rng.choice(group.size, count, replace=False).tolist()))
+    return plan_of(analysis, kept)
+
+
+def plan_of(analysis: Analysis, kept: Mapping[str, tuple[int, ...]]) -> Plan:
+    """A plan that keeps what is told and leaves the rest whole."""
+    return Plan(analysis.digest, dict(kept), {g: analysis.group(g).size for g in kept}, {}, analysis.options)
+
+
+def assert_exact(analysis: Analysis, plan: Plan, feeds: Mapping[str, np.ndarray] | None = None) -> tuple[Model, Verification]:
+    """cut == masked."""
+    pruned = cut(analysis, plan)
+    found = verify(analysis, plan, pruned, feeds if feeds is not None else example_feeds(analysis.model))
+    assert found.difference <= found.tolerance, (found, dict(plan.kept))
+    return pruned, found
+
+
+def assert_shapes_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) -> None:
+    """The kept length of every axis is what onnx infers for the cut model."""
+    removed = analysis.removed(plan.kept)
+    inferred = shape_inference.infer_shapes(onnx.load_from_string(to_bytes(pruned)), strict_mode=True).graph
+    found = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
+    checked = 0
+    for name, tensor in analysis.record.tensors.items():
+        for i, ids in enumerate(tensor.axes):
+            if name in found and isinstance(ids, np.ndarray) and len(found[name]) == len(tensor.axes) and found[name][i].HasField("dim_value"):
+                assert found[name][i].dim_value == int(analysis.keep(ids, removed).sum()), (name, i)
+                checked += 1
+    assert checked or not analysis.groups
+
+
+def assert_cost_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) -> None:
+    """Parameters and MACs of the prediction equal those counted on the cut graph by other means."""
+    predicted = analysis.cost(plan.kept)
+    proto = onnx.load_from_string(to_bytes(pruned))
+    assert predicted.params == counted_params(proto)
+    macs = counted_macs(proto)
+    if macs is not None:
+        assert predicted.macs == macs
+
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8)
+
+
+def counted_params(proto: ModelProto) -> int:
+    """Elements of all initializers that hold weights."""
+    return sum(prod(t.dims) for t in proto.graph.initializer if t.data_type in _FLOATS)
+
+
+def counted_macs(proto: ModelProto) -> int | None:
+    """Multiply-accumulates by each op's definition; None where some op is not known here or a shape is not."""
+    graph = shape_inference.infer_shapes(proto, data_prop=True).graph
+    shapes = {v.name: [d.dim_value if d.HasField("dim_value") else 0 for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.value_info, *graph.output)}
+    shapes |= {t.name: list(t.dims) for t in graph.initializer}
+    total = 0
+    for node in graph.node:
+        if node.op_type in ("ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger", "Einsum", "LSTM", "GRU", "RNN", "DeformConv") or node.domain:
+            return None
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        a, b, y = (shapes.get(n, [0]) for n in (node.input[0], node.input[1], node.output[0]))
+        if 0 in (*a, *b, *y):
+            return None
+        if node.op_type == "Conv":
+            total += prod(y) * prod(b[1:])
+        elif node.op_type == "ConvTranspose":
+            total += prod(a) * prod(b[1:])
+        elif node.op_type == "Gemm":
+            trans = next((x.i for x in node.attribute if x.name == "transA"), 0)
+            total += prod(y) * a[0 if trans else 1]
+        else:
+            total += prod(y) * a[-1]
+    return total

@@ -1,0 +1,60 @@
+"""Small models written as text: `inputs | weights | nodes`, in ONNX's own syntax, weights without a value filled at random."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser, shape_inference
+
+IR_VERSION = 10
+
+
+def net(text: str, *, opset: int = 17, ir_version: int = IR_VERSION) -> ModelProto:
+    """The model that a text describes.
+
+    Parameters
+    ----------
+    text
+        "inputs | weights | nodes", nodes separated by ";", and after a further "|" the outputs where they are not just `y`.
+        A weight whose name begins with v is positive (variances, scales); all are seeded by the text.
+    """
+    parts = [p.strip() for p in text.split("|")]
+    inputs, weights, nodes = parts[:3]
+    outputs = parts[3] if len(parts) > 3 else "float[] y"
+    imports = f'"": {opset}, "com.microsoft": 1, "custom": 1'
+    body = nodes.replace(";", "\n")
+    model = parser.parse_model(f"<ir_version: {ir_version}, opset_import: [{imports}]> g ({inputs}) => ({outputs}) <{weights}> {{ {body} }}")
+    rng = np.random.default_rng(zlib.crc32(text.encode()))
+    used = {d for n in model.graph.node for d in (n.domain,)} | {""}
+    kept = [o for o in model.opset_import if o.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    for info in model.graph.value_info:
+        model.graph.initializer.append(random_weight(rng, info))
+    del model.graph.value_info[:]
+    _give_output_shapes(model)
+    return model
+
+
+def random_weight(rng: np.random.Generator, info: onnx.ValueInfoProto) -> TensorProto:
+    """Values of an initializer: of unit gain for floats, small for integers, positive where the name begins with v."""
+    kind = info.type.tensor_type
+    shape = [d.dim_value for d in kind.shape.dim]
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    if np.issubdtype(dtype, np.integer):
+        values = rng.integers(0 if np.issubdtype(dtype, np.unsignedinteger) else -9, 10, shape)
+    elif info.name.startswith("v"):
+        values = rng.uniform(0.5, 1.5, shape)
+    else:
+        values = rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1.0) if len(shape) > 1 else 1.0)
+    return numpy_helper.from_array(np.asarray(values).astype(dtype), info.name)
+
+
+def _give_output_shapes(model: ModelProto) -> None:
+    """onnx's checker wants a shape on every output."""
+    found = {o.name: o for o in shape_inference.infer_shapes(model).graph.output}
+    for output in model.graph.output:
+        if not output.type.tensor_type.HasField("shape") and output.name in found:
+            output.CopyFrom(found[output.name])
