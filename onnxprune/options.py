@@ -120,12 +120,12 @@ def choice(*allowed: str) -> Reader:
 
 
 def name_in(module: str, registry: str) -> Reader:
-    """A name that a registry knows; the error of an unknown one names the nearest."""
+    """A name that a registry knows, or "auto"; the error of an unknown one names the nearest."""
 
     def read(value: Any) -> str:
         found = getattr(importlib.import_module(module), registry)
-        if value not in found:
-            raise unknown(found.kind, str(value), found)
+        if value != "auto" and value not in found:
+            raise unknown(found.kind, str(value), ("auto", *found))
         return str(value)
 
     return read

@@ -40,6 +40,13 @@ from onnxprune.stages import MODEL, PLAN, SCORES, Stages, as_json
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
 
+# what "auto" stands for
+WITH_DATA = {"criterion": "activation*weight", "allocate": "knapsack", "repair": "bias"}
+WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
+NO_DATA = (
+    "no calibration data: channels are chosen by weights alone and nothing is repaired, which costs accuracy; pass --data with some tens of real inputs"
+)
+
 Source = str | os.PathLike[str] | bytes | Model
 
 
@@ -88,6 +95,7 @@ def optimize(
     """
     data = options.pop("data") if isinstance(options.get("data"), Data) else None
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.of(read(recipe) if recipe else {})).but(options)
+    recipe = resolved(recipe, data is not None)
     _check_names(recipe)
     folder = Path(run_dir) if run_dir else default_run_dir(output) if output else None
     if output:
@@ -102,6 +110,12 @@ def optimize(
     except KeyboardInterrupt:
         on = f"; the same command goes on from {folder}" if stages.run else ""
         raise KeyboardInterrupt(f"stopped in stage {stages.current}, no output was written{on}") from None
+
+
+def resolved(recipe: Recipe, has_data: bool = False) -> Recipe:
+    """The recipe with a method in place of each "auto"."""
+    chosen = WITH_DATA if has_data or recipe.data else WITHOUT_DATA
+    return recipe.but({option: name for option, name in chosen.items() if getattr(recipe, option) == "auto"})
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -180,7 +194,7 @@ class _Job:
 
     def _warnings(self, data: Data, worth: Mapping[str, Any]) -> tuple[str, ...]:
         """What the user must know, in the order of the stages."""
-        found = [data.warning] if data.warning and self.stages.used else []
+        found = [data.warning] if data.warning and self.stages.used else [NO_DATA] if data.warning else []
         return (*found, *worth["fidelity"].get("warnings", ()), *worth["timing"].get("warnings", ()))
 
     def _write(self, model: Model, plan: Plan, report: Report, provenance: Mapping[str, str]) -> None:
@@ -267,6 +281,7 @@ def target_rows(recipe: Recipe, before: Mapping[str, int], after: Mapping[str, i
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:
     """The plan alone: analyse, score, allocate."""
+    recipe = resolved(recipe)
     stages = Stages(on_event)
     analysis = stages.do("analyse", lambda: analysed(model, recipe, stages))
     data = stages.watched(open_data_for(analysis.model, recipe))

@@ -134,9 +134,15 @@ class Recipe:
     target: tuple[Target, ...] = _option(
         "macs=50%", targets, "plan", "COST=AMOUNT",
         "What may remain: macs=50%, params=2x (half), bytes=1.5MB, activation_bytes=.., latency.ENGINE=1.5x; several hold together.", "list")
-    criterion: str = _option("l2", options.name_in("onnxprune.saliency", "CRITERIA"), "score", "NAME", "How channels are scored; see: onnxprune criteria.")
-    allocate: str = _option("knapsack", options.name_in("onnxprune.allocate", "ALLOCATORS"), "plan", "NAME", "How widths are chosen: uniform, threshold or knapsack.")
-    repair: str = _option("bias", options.name_in("onnxprune.repair", "REPAIRS"), "repair", "NAME", "How the kept weights make up for the removed ones; none = not.")
+    criterion: str = _option(
+        "auto", options.name_in("onnxprune.saliency", "CRITERIA"), "score", "NAME",
+        "How channels are scored, see: onnxprune criteria; auto = the best with data, l2 without.")
+    allocate: str = _option(
+        "auto", options.name_in("onnxprune.allocate", "ALLOCATORS"), "plan", "NAME",
+        "How widths are chosen: uniform, threshold, knapsack, ...; auto = the best with data, knapsack without.")
+    repair: str = _option(
+        "auto", options.name_in("onnxprune.repair", "REPAIRS"), "repair", "NAME",
+        "How the kept weights make up for the removed ones; none = not; auto = the best with data, none without.")
     round_to: int | str = _option(8, options.whole_or_auto(1), "plan", "N", "Kept channel counts are multiples of N; auto = the engine's multiple.")
     floor: int = _option(1, options.integer(1), "plan", "N", "Channels that stay in every group at the least.")
     max_fraction: float = _option(0.9, options.share, "plan", "SHARE", "Largest share of a group that may go.")

@@ -119,8 +119,8 @@ def opened(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
     if lock is None:
         raise OutputError("run-dir", f"{path} is not empty and not a run directory; choose another --run-dir")
     with lock:
+        _take(lock, path)
         try:
-            _take(lock, path)
             _sweep(path)
             yield RunDir(path)
         except Exception:
