@@ -102,8 +102,9 @@ class _Match:
         shape = self.node.shape(slot)
         for i, key in enumerate(tokens):
             if isinstance(key, tuple) and key[0] == "kernel":
-                if operand.axes[i] is None:
-                    operand.axes[i] = self.node.why("kernel position")
+                why = self.node.why("kernel position")
+                self.causes.freeze(why if operand.axes[i] is None else operand.axes[i], why)  # type: ignore[arg-type]
+                operand.axes[i] = why
             elif isinstance(key, tuple) and not isinstance(key[-1], int):
                 self.bind_product(operand, i, key)  # type: ignore[arg-type]
             elif shape[i] == 1 and self.length[key] != 1:  # type: ignore[index]
