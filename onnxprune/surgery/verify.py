@@ -112,20 +112,17 @@ def masked(analysis: Analysis, plan: Plan) -> Model:
         if keep.all():
             continue
         node = editor.nodes[mask.node]
-        name = node.input[mask.slot]
+        name = analysis.record.nodes[mask.node].input[mask.slot]
         rank = len(analysis.shapes.shape(name) or ())
         shape = [len(keep) if i == mask.axis else 1 for i in range(rank)]
-        if mask.recurrent:
-            values = analysis.model.weights[name].array() * keep.reshape(shape)
-            node.input[mask.slot] = add_initializer(editor.model, f"{name}_masked", values.astype(analysis.model.weights[name].array().dtype))
-            continue
-        node.input[mask.slot] = _multiply(editor, mask.node, mask.slot, name, keep.reshape(shape), number)
+        node.input[mask.slot] = _multiply(editor, mask.node, mask.slot, keep.reshape(shape), number)
     return editor.model
 
 
-def _multiply(editor: Editor, index: int, slot: int, name: str, keep: np.ndarray, number: int) -> str:
-    """A node that zeroes what goes: a product, or for quantised values a choice of their zero point."""
-    dtype = editor.analysis.shapes.dtype(name)
+def _multiply(editor: Editor, index: int, slot: int, keep: np.ndarray, number: int) -> str:
+    """A node that zeroes what goes of an operand as it is by now: a product, or for quantised values a choice of their zero point."""
+    dtype = editor.analysis.shapes.dtype(editor.analysis.record.nodes[index].input[slot])
+    name = editor.nodes[index].input[slot]
     out = f"{name}_masked_{number}"
     if dtype in _FLOATS:
         values = keep.astype(helper.tensor_dtype_to_np_dtype(dtype))
