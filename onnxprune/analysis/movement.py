@@ -5,7 +5,7 @@ A function takes a Node and gives the axes of its outputs; literals that spell s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -38,10 +38,10 @@ def _ids(node: Node, axis: Axis, size: Dim) -> np.ndarray:
     return node.record.causes.frozen(axis, size)
 
 
-def _refit(node: Node, where: tuple[str, str | int], entries: list[Axis | None], scalar: bool = False) -> None:
+def _refit(node: Node, where: tuple[str, str | int], entries: list[Axis | None], watch: Sequence[np.ndarray] = ()) -> None:
     arrays = tuple(e if isinstance(e, np.ndarray) else None for e in entries)
     if any(a is not None for a in arrays):
-        node.record.refits.append(Refit(node.index, where, arrays, scalar))
+        node.record.refits.append(Refit(node.index, where, arrays, watch=tuple(watch)))
 
 
 def _where(node: Node, name: str, slot: int) -> tuple[str, str | int]:
@@ -119,6 +119,7 @@ def slice_(node: Node) -> list[Axes]:
     where = [a % len(axes) for a in (where if where is not None else range(len(starts)))]
     new_starts: list[Axis | None] = [None] * len(where)
     new_ends: list[Axis | None] = [None] * len(where)
+    watch = []
     for k, (start, end, axis, step) in enumerate(zip(starts, ends, where, steps)):
         ids = axes[axis]
         if isinstance(ids, int):
@@ -134,8 +135,9 @@ def slice_(node: Node) -> list[Axes]:
                 node.record.selects.append(Select(node.index, axis, ids, index))
             continue
         new_starts[k], new_ends[k] = ids[: index[0]], ids[: index[-1] + 1]
-    _refit(node, _where(node, "starts", 1), new_starts)
-    _refit(node, _where(node, "ends", 2), new_ends)
+        watch.append(ids)
+    _refit(node, _where(node, "starts", 1), new_starts, watch)
+    _refit(node, _where(node, "ends", 2), new_ends, watch)
     return [axes]
 
 

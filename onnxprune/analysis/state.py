@@ -39,13 +39,15 @@ class Refit:
     """Literals of a node that spell sizes.
 
     where: ("attribute", name) or ("input", slot); entries: an id array (its new length), or None to leave the entry as it is;
-    scalar: the literal is a number and not a list.
+    scalar: the literal is a number and not a list; watch: axes whose shrinking makes the literals wrong even where the entries keep
+    their length (bounds counted from the end).
     """
 
     node: int
     where: tuple[str, str | int]
     entries: tuple[np.ndarray | None, ...]
     scalar: bool = False
+    watch: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Mask:
     slot: int
     axis: int
     ids: np.ndarray
-    recurrent: bool = False
+    recurrent: bool = False  # of a weight that feeds outputs back, not of data
 
 
 @dataclass(frozen=True)

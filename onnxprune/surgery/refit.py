@@ -53,7 +53,7 @@ def refit(editor: Editor) -> None:
 
 def _refit(editor: Editor, item: Refit) -> None:
     new = {i: editor.length(a) for i, a in enumerate(item.entries) if a is not None}
-    if all(n == len(item.entries[i]) for i, n in new.items()):  # type: ignore[arg-type]
+    if all(editor.length(a) == len(a) for a in (*item.entries, *item.watch) if a is not None):
         return
     node = editor.nodes[item.node]
     kind, place = item.where

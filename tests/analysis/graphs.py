@@ -268,7 +268,7 @@ CASES |= {
                           "a = Conv(x, w1); b = Slice(a, s, e, axes, two); c = Conv(b, w2); d = Conv(a, w3); y = Add(c, d)", groups=(4, 4)),
     "Slice_reversed": Case("float[2,4,6,6] x | float[8,4,1,1] w1, int64[1] s = {-1}, int64[1] e = {-9223372036854775808}, int64[1] axes = {1}, int64[1] back = {-1}, float[5,8,1,1] w2 |"
                            "a = Conv(x, w1); b = Slice(a, s, e, axes, back); c = Sub(a, b); y = Conv(c, w2)"),
-    "Slice_attributes": Case("float[2,4,6,6] x | float[8,4,1,1] w1, float[5,4,1,1] w2 | a = Conv(x, w1); b = Slice<axes=[1,2], starts=[-6,0], ends=[-2,9]>(a); y = Conv(b, w2)", opset=9, groups=(2, 2, 4)),
+    "Slice_attributes": Case("float[2,4,6,6] x | float[8,4,1,1] w1, float[5,4,1,1] w2 | a = Conv(x, w1); b = Slice<axes=[1,2], starts=[-6,0], ends=[-2,9]>(a); y = Conv(b, w2)", opset=9, groups=(4, 4)),
     "Slice_spatial_steps": between("b = Slice(a, s, e, axes, t)", "int64[2] s = {0, 1}, int64[2] e = {4, 4}, int64[2] axes = {2, 3}, int64[2] t = {2, 2}"),
     "Gather": Case("float[2,4,6,6] x | float[8,4,1,1] w1, int64[5] i = {7, -7, 3, 3, 0}, float[5,5,1,1] w2, float[5,8,1,1] w3 | a = Conv(x, w1); b = Gather<axis=1>(a, i); c = Conv(b, w2); d = Conv(a, w3); y = Add(c, d)"),
     "Gather_embedding": Case("int64[2,5] t | float[10,8] w1, float[8,5] w2 | a = Gather(w1, t); y = MatMul(a, w2)", groups=(8,)),
