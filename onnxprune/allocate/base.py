@@ -11,14 +11,17 @@ import numpy as np
 from onnxprune.allocate import ALLOCATORS
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.types import Cost, Plan, Scores
+from onnxprune.types import Plan, Scores
+
+Measure = Callable[[Mapping[str, Sequence[int]]], float]
 
 
 @dataclass(frozen=True)
 class Constraints:
     """What a plan must keep to.
 
-    budgets: cost ("macs", "params", "bytes", "activation_bytes") -> most that may remain; round_to: kept counts are multiples of it;
+    budgets: cost ("macs", "params", "bytes", "activation_bytes", or one of `measures`) -> most that may remain; measures: further costs, name -> function
+    of what each group keeps, such as a latency that is measured; the empty mapping stands for the original; round_to: kept counts are multiples of it;
     floor: least kept a group; max_fraction: most of a group that may go; ratios: glob over group names -> share that goes, fixed.
     """
 
@@ -27,6 +30,7 @@ class Constraints:
     floor: int = 1
     max_fraction: float = 0.9
     ratios: Mapping[str, float] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def allocate(name: str, analysis: Analysis, scores: Scores, constraints: Constra
     """
     fixed = _fixed(analysis, scores, constraints)
     steps, order = _steps(analysis, scores, constraints, fixed)
-    what = next(iter(constraints.budgets), "macs")
+    what = next((c for c in constraints.budgets if c not in constraints.measures), "macs")
     allocator: Allocator = ALLOCATORS.get(name)
     keys = np.asarray(allocator(analysis, steps, what), np.float64) if steps else np.zeros(0)
     ranking = _in_order(steps, keys)
@@ -75,12 +79,11 @@ def allocate(name: str, analysis: Analysis, scores: Scores, constraints: Constra
         return {g: tuple(sorted(order[g][len(order[g]) - k :].tolist())) for g, k in target.items() if k < len(order[g])}
 
     def fits(count: int) -> bool:
-        cost = analysis.cost(kept(count)).as_dict()
-        return all(cost[c] <= most for c, most in constraints.budgets.items())
+        return not _missed(analysis, constraints, kept(count))
 
     low, high = 0, len(steps)
     if constraints.budgets and not fits(high):
-        raise _unreachable(analysis, analysis.cost(kept(high)), constraints, kept(high))
+        raise _unreachable(analysis, constraints, kept(high))
     while low < high and constraints.budgets:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
@@ -138,11 +141,20 @@ def _fixed(analysis: Analysis, scores: Scores, constraints: Constraints) -> dict
     return found
 
 
-def _unreachable(analysis: Analysis, least: Cost, constraints: Constraints, kept: Mapping[str, Sequence[int]]) -> TargetError:
+def _missed(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]) -> str | None:
+    """The first budget that is not met, counted costs before measured ones, which take time."""
+    counted = analysis.cost(kept).as_dict()
+    for cost in sorted(constraints.budgets, key=lambda c: c in constraints.measures):
+        if (counted[cost] if cost not in constraints.measures else constraints.measures[cost](kept)) > constraints.budgets[cost]:
+            return cost
+    return None
+
+
+def _unreachable(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]) -> TargetError:
     """Says what can be reached, and what stands in the way."""
-    original, reached = analysis.cost().as_dict(), least.as_dict()
-    cost, most = next((c, m) for c, m in constraints.budgets.items() if reached[c] > m)
-    total = max(original[cost], 1)
+    original, reached = ({**analysis.cost(k).as_dict(), **{c: m(k) for c, m in constraints.measures.items()}} for k in ({}, kept))
+    cost = next(c for c, most in constraints.budgets.items() if reached[c] > most)
+    most, total = constraints.budgets[cost], original[cost] or 1
     lines = [
         f"target {cost} <= {most / total:.1%} cannot be met: {reached[cost] / total:.1%} is the least with floor={constraints.floor}, "
         f"max_fraction={constraints.max_fraction:g}, round_to={constraints.round_to}."

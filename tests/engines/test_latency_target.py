@@ -1,0 +1,52 @@
+"""A budget on a latency that is measured (here computed, so that it is exact)."""
+
+from __future__ import annotations
+
+import pytest
+from engine_nets import residual
+
+from onnxprune.allocate.base import Constraints, allocate
+from onnxprune.analysis.walk import analyse
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import Options
+from onnxprune.engines.latency import Probe
+from onnxprune.engines.measure import Schedule
+from onnxprune.errors import TargetError
+from onnxprune.saliency import CRITERIA
+from onnxprune.saliency.base import Context
+from onnxprune.surgery.cut import cut
+
+QUICK = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)
+ANALYSIS = analyse(residual(48))
+SCORES = CRITERIA.get("l2")(Context(ANALYSIS))
+ENGINE = ENGINES.get("systolic8")
+
+
+def plan(share: float, round_to: int, budgets: dict[str, float] | None = None):
+    with Probe(ENGINE, ANALYSIS, schedule=QUICK) as probe:
+        limits = {"latency.systolic8": share * probe.original_ms, **(budgets or {})}
+        return allocate("knapsack", ANALYSIS, SCORES, Constraints(limits, round_to=round_to, measures={"latency.systolic8": probe})), probe
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_the_cut_model_meets_it_and_no_smaller_cut_would(share: float, round_to: int) -> None:
+    found, probe = plan(share, round_to)
+    with ENGINE.compile(cut(ANALYSIS, found), Options()) as compiled:
+        assert compiled.sample({}, 1)[0] <= share * probe.original_ms
+    assert all(len(channels) % round_to == 0 for channels in found.kept.values())
+    sizes = {name: len(channels) for name, channels in found.kept.items()}
+    wider = {name: tuple(range(min(48, width + round_to))) for name, width in sizes.items()}
+    with Probe(ENGINE, ANALYSIS, schedule=QUICK) as again:
+        assert again(wider) > share * probe.original_ms
+
+
+def test_it_holds_beside_a_budget_on_macs() -> None:
+    macs = ANALYSIS.cost().macs
+    found, _ = plan(0.95, 8, {"macs": 0.4 * macs})
+    assert ANALYSIS.cost(found.kept).macs <= 0.4 * macs
+
+
+def test_what_cannot_be_met_says_what_can() -> None:
+    with pytest.raises(TargetError, match=r"target latency.systolic8 <= 1.0% cannot be met: \d"):
+        plan(0.01, 8)
