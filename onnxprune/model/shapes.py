@@ -18,6 +18,7 @@ from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, subgraphs
 
 Dim = int | str | None
+_LIKE_THE_INPUT = ("GroupNormalization", "MeanVarianceNormalization")  # onnx has no inference for them
 LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
 
 
@@ -108,6 +109,8 @@ class _Inference:
         """onnx's inference of one node; nothing where it does not know."""
         if node.domain not in STANDARD_DOMAINS or subgraphs(node):
             return {}
+        if node.op_type in _LIKE_THE_INPUT:
+            return {node.output[0]: self.types[node.input[0]]} if node.input[0] in self.types else {}
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset, "")
             kinds = {n: self.types[n] for n in node.input if n in self.types}
