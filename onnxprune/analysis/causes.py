@@ -135,7 +135,7 @@ class Causes:
         """The free causes of an id."""
         stack, found, seen = [identity], set(), set()
         while stack:
-            root = int(self.find(np.array([stack.pop()]))[0])
+            root = self._root(stack.pop())
             if root in seen or self._why[root]:
                 continue
             seen.add(root)
@@ -154,25 +154,43 @@ class Causes:
         tables : an int array (length, width) an axis: indices into `causes`, padded with n; n alone is a frozen position
         """
         roots = np.unique(self.find(np.unique(np.concatenate(axes)))) if axes else np.zeros(0, np.int64)
-        compound = self._left[roots] != 0
-        sets = {r: self.atoms(r) for r in roots[compound].tolist()}
-        single = roots[~compound & (self._why[roots] == 0)]
-        causes = np.union1d(single, np.array(sorted(frozenset().union(*sets.values())), np.int64))
+        compound = roots[self._left[roots] != 0]
+        single = roots[(self._left[roots] == 0) & (self._why[roots] == 0)]
+        owner, atom = self._all_atoms(compound)
+        causes = np.union1d(single, atom)
         index = np.full(self._count, len(causes))
         index[causes] = np.arange(len(causes))
-        return causes, [self._row_table(self.find(axis), index, sets) for axis in axes]
+        start = np.zeros(self._count + 1, np.int64)  # of the atoms of each root in `atom`
+        count = np.ones(self._count, np.int64)
+        start[compound], count[compound] = np.searchsorted(owner, np.arange(len(compound))), np.bincount(owner, minlength=len(compound))
+        return causes, [self._row_table(self.find(axis), index, index[atom], start, count) for axis in axes]
 
-    def _row_table(self, roots: np.ndarray, index: np.ndarray, sets: dict[int, frozenset[int]]) -> np.ndarray:
+    def _all_atoms(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(index of the root, free atom of it) pairs of many compound roots, sorted."""
+        owner, ids = np.arange(len(roots)), roots
+        found = [np.zeros(0, np.int64)]
+        while len(ids):
+            ids = self.find(np.stack([self._left[ids], self._right[ids]], 1).ravel())
+            owner = np.repeat(owner, 2)
+            free = self._why[ids] == 0
+            keys = np.unique(owner[free] * self._count + ids[free])
+            owner, ids = np.divmod(keys, self._count)
+            atomic = self._left[ids] == 0
+            found.append(keys[atomic])
+            owner, ids = owner[~atomic], ids[~atomic]
+        return np.divmod(np.unique(np.concatenate(found)), self._count)
+
+    def _row_table(self, roots: np.ndarray, index: np.ndarray, atoms: np.ndarray, start: np.ndarray, count: np.ndarray) -> np.ndarray:
         """Indices of the causes of each position, padded."""
         compound = self._left[roots] != 0
         if not compound.any():
             return index[roots][:, None]
-        distinct, inverse = np.unique(roots, return_inverse=True)
-        members = [sorted(sets[r]) if r in sets else [r] for r in distinct.tolist()]
-        rows = np.full((len(distinct), max(map(len, members))), index[0])
-        for row, atoms in zip(rows, members):
-            row[: len(atoms)] = index[atoms]
-        return rows[inverse.ravel()]
+        rows = np.full((len(roots), max(int(count[roots].max()), 1)), index[0])
+        rows[~compound, 0] = index[roots[~compound]]
+        for column in range(rows.shape[1]):
+            more = np.flatnonzero(compound & (count[roots] > column))
+            rows[more, column] = atoms[start[roots[more]] + column]
+        return rows
 
     def reason(self, x: Axis) -> int:
         """Why an axis is frozen as a whole; 0 where some of it is free."""
@@ -205,6 +223,13 @@ class Causes:
         ids = np.arange(self._count, end)
         self._count = end
         return ids
+
+    def _root(self, identity: int) -> int:
+        """What one id is bound to at last."""
+        above = int(self._parent[identity])
+        while above != identity:
+            identity, above = above, int(self._parent[above])
+        return identity
 
     def _pairs(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Ids of the unions of two columns of ids; where one is frozen it is the other."""
@@ -297,7 +322,7 @@ class Causes:
         """The reason of a frozen id or of the first frozen part of a pair."""
         stack = [identity]
         while stack:
-            root = int(self.find(np.array([stack.pop()]))[0])
+            root = self._root(stack.pop())
             if self._why[root]:
                 return int(self._why[root])
             if self._left[root]:

@@ -364,6 +364,11 @@ def _split_all(node: Node, axis: Axis, sizes: list[int]) -> Axes:
     return [*out, axis]
 
 
+def literals(op: str) -> int:
+    """First operand that is not data but spells sizes, positions or bounds, all behind it being the like."""
+    return {"Concat": 1 << 30, "Gather": 2, "ConstantOfShape": 0}.get(op, 1)
+
+
 MOVES: dict[str, Callable[[Node], list[Axes]]] = {
     "Transpose": transpose, "Concat": concat, "Split": split, "Slice": slice_, "Gather": gather, "Pad": pad, "Squeeze": squeeze,
     "Unsqueeze": unsqueeze, "Expand": expand, "Tile": tile, "ConstantOfShape": constant_of_shape, "Shape": shape,

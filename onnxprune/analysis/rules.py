@@ -23,6 +23,7 @@ class View(Protocol):
     op: str
     opset: int
     inputs: int  # operands, trailing absent ones not counted
+    outputs: int  # named ones
 
     def rank(self, slot: int) -> int: ...
     def dim(self, slot: int, axis: int) -> int | None: ...
@@ -92,7 +93,7 @@ def reduce(linear: bool) -> Callable[[View], Rule | None]:
             axes = range(len(names))
         gone = {names[int(a)] for a in axes}  # type: ignore[union-attr]
         right = ["1" if n in gone else n for n in names] if view.attribute("keepdims", 1) else [n for n in names if n not in gone]
-        left = " ".join(names) + (", " + "i" if view.inputs > 1 else "")
+        left = " ".join(names) + (", I" if view.inputs > 1 else "")
         return Rule(f"{left} -> {' '.join(right)}", mixes="" if linear else "".join(sorted(gone)))
 
     return row
@@ -141,13 +142,52 @@ def quantize(view: View) -> Rule:
     return Rule(", ".join([" ".join(names)] + [scale] * (view.inputs - 1)) + f" -> {' '.join(names)}")
 
 
+def per_channel(view: View, slot: int, letters: str) -> str:
+    """Axes of a scale or zero point: the letters where it has one value a channel, none where it is a scalar."""
+    return letters if view.rank(slot) == 1 and view.dim(slot, 0) != 1 else ""
+
+
+def matmul_integer(view: View) -> Rule:
+    """Zero points a row of A and a column of B, or scalars."""
+    zeros = [per_channel(view, 2, "m"), per_channel(view, 3, "n")][: max(view.inputs - 2, 0)]
+    return Rule(", ".join(["... m k", "... k n", *zeros]) + " -> ... m n", macs=("... m k n",))
+
+
+def conv_integer(view: View) -> Rule:
+    """The zero point of the weight is a scalar or one a filter."""
+    return Rule(f"n (g c) *, (g o) c *, , {per_channel(view, 3, '(g o)')} -> n (g o) *", GROUP, freeze="*", refit={"group": "g"}, macs=("n g o c * #",))
+
+
+def dynamic_quantize(view: View) -> Rule:
+    """Scale and zero point come from all values; zeros among them change nothing, so this is where the oracle masks."""
+    names = " ".join(axes_letters(view))
+    return Rule(f"{names} -> {names}, , ", sums=names)
+
+
+def group_normalization(view: View) -> Rule:
+    """Scale and bias a group before opset 21, a channel since."""
+    scale = "(g c)" if view.opset >= 21 else "g"
+    return Rule(f"n (g c) *, {scale}, {scale} -> n (g c) *", {"g": "num_groups"}, mixes="c*", refit={"num_groups": "g"})
+
+
+def cumsum(view: View) -> Rule:
+    """Sums along an axis, along any where it is computed."""
+    names, axis = axes_letters(view), view.value(1)
+    return Rule(f"{' '.join(names)}, -> {' '.join(names)}", mixes=names if axis is None else names[int(axis.reshape(()))])
+
+
+def max_pool(view: View) -> Rule:
+    """The second output counts positions through the whole tensor, channels included."""
+    return Rule("n c * -> n c *, n c *", freeze="*" if view.outputs < 2 else "n c *")
+
+
 def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule]:
     """x, x scale, x zero, w, w scale, w zero, y scale, y zero (, bias): w's scale and zero along its output axis or scalar."""
 
     def row(view: View) -> Rule:
         left, right = pattern.split("->")
         x, w, out = left.split(",")
-        per = [out if view.rank(s) == 1 and view.dim(s, 0) != 1 else "" for s in (4, 5)]
+        per = [per_channel(view, s, out) for s in (4, 5)]
         tail = f", {bias}" if view.inputs > 8 else ""
         return Rule(f"{x}, , , {w}, {per[0]}, {per[1]}, , {tail} -> {right}", GROUP if "g" in bias else {}, freeze="*", refit={"group": "g"} if "g" in bias else {}, macs=(macs,))
 
@@ -203,17 +243,17 @@ _PASS = "n c * -> n c *"
 RULES: dict[str, Row] = {
     "Conv": Rule(_CONV, GROUP, freeze="*", refit={"group": "g"}, macs=("n g o c * #",)),
     "ConvTranspose": Rule("n (g c) *, (g c) o *, (g o) -> n (g o) *", GROUP, freeze="*", refit={"group": "g"}, macs=("n g o c @ #",)),
-    "ConvInteger": Rule("n (g c) *, (g o) c *, , -> n (g o) *", GROUP, freeze="*", refit={"group": "g"}, macs=("n g o c * #",)),
-    "DeformConv": Rule("n (g c) *, (g o) c *, n p *, (g o), n q * -> n (g o) *", GROUP, freeze="* g p q", macs=("n g o c * #",)),
+    "ConvInteger": conv_integer,
+    "DeformConv": Rule("n (g c) *, (g o) c *, n p h w, (g o), n q h w -> n (g o) *", GROUP, freeze="* g p q h w", macs=("n g o c * #",)),
     "Gemm": gemm,
     "MatMul": matmul,
-    "MatMulInteger": Rule("... m k, ... k n, , -> ... m n", macs=("... m k n",)),
+    "MatMulInteger": matmul_integer,
     "QLinearConv": qlinear("n (g c) *, (g o) c *, (g o) -> n (g o) *", "n g o c * #", "(g o)"),
     "QLinearMatMul": qlinear("... m k, ... k n, n -> ... m n", "... m k n"),
     "Einsum": einsum,
     "BatchNormalization": Rule("n c *, c, c, c, c -> n c *"),
     "InstanceNormalization": Rule("n c *, c, c -> n c *", mixes="*"),
-    "GroupNormalization": Rule("n (g c) *, (g c), (g c) -> n (g c) *", {"g": "num_groups"}, mixes="c*", refit={"num_groups": "g"}),
+    "GroupNormalization": group_normalization,
     "LayerNormalization": layer_normalization,
     "RMSNormalization": layer_normalization,
     "SimplifiedLayerNormalization": layer_normalization,
@@ -225,8 +265,8 @@ RULES: dict[str, Row] = {
     "Hardmax": along_axis(-1, 13),
     "QuantizeLinear": quantize,
     "DequantizeLinear": quantize,
-    "DynamicQuantizeLinear": Rule("... -> ..., , "),
-    "MaxPool": Rule("n c * -> n c *, n c *", freeze="*"),
+    "DynamicQuantizeLinear": dynamic_quantize,
+    "MaxPool": max_pool,
     "Resize": resize,
     "Upsample": resize,
     "GridSample": Rule("n c *, n h w i -> n c *", freeze="*hwi"),
@@ -240,7 +280,7 @@ RULES: dict[str, Row] = {
     "RNN": recurrent(1),
     "ArgMax": arg_reduce,
     "ArgMin": arg_reduce,
-    "CumSum": lambda view: Rule(f"{' '.join(axes_letters(view))}, -> {' '.join(axes_letters(view))}", mixes="" if view.value(1) is None else axes_letters(view)[int(view.value(1))]),  # type: ignore[arg-type]
+    "CumSum": cumsum,
     "Dropout": Rule("..., , -> ..., ..."),
     **dict.fromkeys(["AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool"], Rule(_PASS, freeze="*")),
     **dict.fromkeys(["ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"], reduce(linear=True)),
@@ -248,10 +288,10 @@ RULES: dict[str, Row] = {
     **dict.fromkeys(
         "Abs Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf "
         "IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
-        "Add And Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor QuickGelu FastGelu BiasGelu "
-        "CastLike".split(),
+        "Add And Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor QuickGelu FastGelu BiasGelu".split(),
         elementwise,
     ),
+    "CastLike": Rule("... -> ..."),
 }
 
 

@@ -168,6 +168,10 @@ class Node:
         return max((i + 1 for i, t in enumerate(self.operands) if t is not None), default=0)
 
     @property
+    def outputs(self) -> int:
+        return sum(map(bool, self.proto.output))
+
+    @property
     def index(self) -> int:
         return self.record.index(self.proto)
 

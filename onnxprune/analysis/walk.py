@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto
 from onnxprune.analysis.apply import Misfit, apply
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.groups import Analysis, collect
-from onnxprune.analysis.movement import MOVES
+from onnxprune.analysis.movement import MOVES, literals
 from onnxprune.analysis.rules import RULES, Rule, row
 from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import UsageError, unknown
@@ -118,12 +118,20 @@ class _Walk:
         found = row(node.op, node.proto.domain)
         rule = found(node) if callable(found) else found
         if rule is None and standard and node.op in MOVES:
+            self.fix(node)
             return MOVES[node.op](node)
         if rule is None:
             raise Misfit(f"no rule for {node.proto.domain + '::' if not standard else ''}{node.op}" + (" in this form" if found else ""))
         outputs = apply(node, rule, node.op in self.allow_mixing)
         self.policy(node, rule)
         return outputs
+
+    def fix(self, node: Node) -> None:
+        """Operands that spell sizes keep their length."""
+        why = node.why("spells a shape")
+        for tensor in node.operands[literals(node.op) :]:
+            for axis in tensor.axes if tensor is not None else ():
+                self.record.causes.freeze(why if axis is None else axis, why)
 
     def policy(self, node: Node, rule: Rule) -> None:
         """Of a grouped convolution, keep the groups or the positions whole."""
