@@ -309,11 +309,10 @@ def _regroup_middle(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]
     if not any(isinstance(a, np.ndarray) for a, _ in source):
         return [source[0][0] if source else node.single()] * len(sizes)
     lengths = [d for _, d in source]
-    if not all(isinstance(d, int) for d in (*lengths, *sizes)) or prod(lengths) != prod(sizes):  # type: ignore[arg-type]
-        why = node.why("merged with a dynamic axis")
-        for axis, _ in source:
-            node.record.causes.freeze(axis, why)
-        return [why] * len(sizes)
+    if not all(isinstance(d, int) for d in (*lengths, *sizes)):
+        return _around_dynamic(node, source, sizes)
+    if prod(lengths) != prod(sizes):  # type: ignore[arg-type]
+        raise Misfit(f"lengths {lengths} are reshaped to {sizes}")
     cuts = sorted(set(np.cumprod(lengths).tolist()) | set(np.cumprod(sizes).tolist()))
     ends = [1, *cuts]
     if all(b % a == 0 for a, b in zip(ends, ends[1:])):
@@ -321,6 +320,34 @@ def _regroup_middle(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]
         return _collect(node, parts, sizes, ends)  # type: ignore[arg-type]
     flat = _merge_all(node, source)
     return _split_all(node, flat, sizes)  # type: ignore[arg-type]
+
+
+def _around_dynamic(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]) -> Axes:
+    """Blocks of equal product at either end, apart from what lies between, which is frozen."""
+    lengths = [d for _, d in source]
+    i, j = _equal_blocks(lengths, sizes)
+    k, m = _equal_blocks(lengths[i:][::-1], sizes[j:][::-1])
+    k, m = len(source) - k, len(sizes) - m
+    why = node.why("merged with a dynamic axis")
+    for axis, _ in source[i:k]:
+        node.record.causes.freeze(axis, why)
+    between: Axes = [source[i][0]] if m - j == k - i == 1 else [why] * (m - j)
+    return [*(_regroup_middle(node, source[:i], sizes[:j]) if j else []), *between, *(_regroup_middle(node, source[k:], sizes[m:]) if len(sizes) > m else [])]
+
+
+def _equal_blocks(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[int, int]:
+    """The longest beginnings of two lists, known lengths only, that have the same product."""
+    i = j = 0
+    best, left, right = (0, 0), 1, 1
+    while True:
+        if left == right:
+            best = (i, j)
+        if left <= right and i < len(a) and isinstance(a[i], int):
+            left, i = left * a[i], i + 1  # type: ignore[operator]
+        elif left > right and j < len(b) and isinstance(b[j], int):
+            right, j = right * b[j], j + 1  # type: ignore[operator]
+        else:
+            return best
 
 
 def _factor(node: Node, source: list[tuple[Axis, Dim]], ends: list[int]) -> list[tuple[Axis, int]]:

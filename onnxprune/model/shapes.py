@@ -20,6 +20,11 @@ from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, subgraphs
 Dim = int | str | None
 _LIKE_THE_INPUT = ("GroupNormalization", "MeanVarianceNormalization")  # onnx has no inference for them
 LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
+# Ops of which onnx's inference of one node says nothing, and whose first output is like their first input
+_LIKE_FIRST = frozenset(
+    "GroupNormalization MeanVarianceNormalization SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization "
+    "Gelu QuickGelu FastGelu BiasGelu".split()
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class _Inference:
         found = self.infer_types(node)
         for name in node.output:
             kind = found.get(name)
+            if (kind is None or not _has_shape(kind)) and name == node.output[0] and node.op_type in _LIKE_FIRST:
+                kind = self.types.get(node.input[0])
             if (kind is None or not _has_shape(kind)) and name in self.declared:
                 kind = self.declared[name]
             if name and kind is not None:
