@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -15,10 +15,11 @@ from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.engines.base import fixed
 from onnxprune.errors import OnnxpruneError
-from onnxprune.model.canonicalize import canonicalize
+from onnxprune.model.canonicalize import canonicalize, remove_dead
 from onnxprune.model.io import Model, load, to_bytes
-from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, label
-from onnxprune.model.shapes import infer
+from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, label, set_attribute
+from onnxprune.model.shapes import Shapes, infer
+from onnxprune.model.weights import Weight, from_array
 
 NEWEST_IR = 8  # of ONNX 1.13; every flow's own reader takes it
 SEVERITIES = ("unsupported", "fallback", "slow", "note")
@@ -72,7 +73,8 @@ class Node:
 
     def value(self, index: int) -> np.ndarray | None:
         """Values of an input that is an initializer."""
-        return self.model.weights[self.proto.input[index]].array() if index < len(self.proto.input) and self.proto.input[index] in self.model.weights else None
+        name = self.proto.input[index] if index < len(self.proto.input) else ""
+        return self.model.weights[name].array() if name in self.model.weights else None
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -150,7 +152,8 @@ class Target:
     """A hand-off target.
 
     script: module of onnxprune.engines.scripts that becomes run.py; needs: what has to be there, one line each;
-    ops: operator -> tests of its limits, an operator that is not listed is `otherwise` (a severity); everywhere: tests of every node;
+    ops: operator -> tests of its limits, an operator that is not listed is `otherwise` (a severity); everywhere: tests of every node; whole: of the model;
+    rewrite: the graph with known shapes -> the same function in ops that the target has, on the given copy;
     options: choices by name; files: (prepared models, chosen options) -> further files of the bundle;
     parse: (results folder, model name) -> Result; opset: that its reader takes, 0 = as it is; multiple: of channels, for the report;
     sources: where the limits are stated.
@@ -164,8 +167,10 @@ class Target:
     parse: Callable[[Path, str], Result]
     otherwise: str = "unsupported"
     everywhere: tuple[Test, ...] = ()
+    whole: Callable[[Prepared], Iterator[tuple[str, str]]] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     files: Callable[[Sequence[Prepared], Mapping[str, str]], Files] | None = None
+    rewrite: Callable[[Model, Shapes], None] | None = None
     opset: int = 13
     multiple: int = 1
     sources: tuple[str, ...] = ()
@@ -188,8 +193,10 @@ def prepare(model: Model, name: str, target: Target, shapes: Mapping[str, Sequen
     ready = canonicalize(fixed(model, shapes or {}))
     if target.opset and ready.opset != target.opset:
         ready = _converted(ready, target, notes)
-    copy = ready.edit()
+    copy = explicit(ready)
     copy.proto.ir_version = min(copy.proto.ir_version, NEWEST_IR)
+    if target.rewrite is not None:
+        target.rewrite(copy, infer(copy))
     known = infer(copy)
     del copy.proto.graph.value_info[:]
     io_names = {v.name for v in (*copy.proto.graph.input, *copy.proto.graph.output)}
@@ -205,9 +212,53 @@ def prepare(model: Model, name: str, target: Target, shapes: Mapping[str, Sequen
     return Prepared(name, copy, sizes, tuple(notes))
 
 
+def explicit(model: Model) -> Model:
+    """A copy whose layers say everything: default attributes written out, weights of Gemm as (out, in). Importers of
+    accelerators read attributes where they stand and know few defaults."""
+    copy = model.edit()
+    for node in copy.proto.graph.node:
+        rank = len(copy.weights[node.input[1]].shape) - 2 if node.op_type in _WINDOWS and node.input[1:] and node.input[1] in copy.weights else 0
+        if node.op_type in ("MaxPool", "AveragePool"):
+            rank = len(attribute(node, "kernel_shape", ()))
+        defaults: dict[str, Any] = dict(_DEFAULTS.get(node.op_type, {}))
+        if rank > 0:
+            defaults |= {"strides": [1] * rank} | ({"dilations": [1] * rank, "group": 1} if node.op_type in _WINDOWS else {})
+            defaults |= {"kernel_shape": list(copy.weights[node.input[1]].shape[2:])} if node.op_type in _WINDOWS else {}
+            defaults |= {"pads": [0] * (2 * rank)} if attribute(node, "auto_pad", "NOTSET") == "NOTSET" else {}
+        for name, value in defaults.items():
+            if attribute(node, name) is None:
+                set_attribute(node, name, value)
+        if node.op_type == "Gemm" and not attribute(node, "transB") and node.input[1] in copy.weights:
+            _transpose_weight(copy, node)
+    remove_dead(copy)
+    return copy
+
+
+def _transpose_weight(model: Model, node: NodeProto) -> None:
+    """Give a Gemm its weight as (out, in), in place; other users keep theirs."""
+    old = node.input[1]
+    values = np.ascontiguousarray(model.weights[old].array().T)
+    name = f"{old}_out_in"
+    while name in model.weights and not np.array_equal(model.weights[name].array(), values):
+        name += "_"
+    if name not in model.weights:
+        model.proto.graph.initializer.add(name=name, data_type=model.weights[old].dtype, dims=values.shape)
+        cast(dict[str, Weight], model.weights)[name] = from_array(values)
+    node.input[1] = name
+    set_attribute(node, "transB", 1)
+
+
+_WINDOWS = ("Conv", "ConvTranspose")
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "Flatten": {"axis": 1},
+    "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0},
+}
+
+
 def check(prepared: Prepared, target: Target) -> tuple[Check, ...]:
     """What the target says about every node, in graph order, notes on the whole model first."""
     found = [Check("", "", "note", text) for text in prepared.notes]
+    found += [Check("", "", severity, text) for severity, text in (target.whole(prepared) if target.whole else ())]
     for node in prepared.nodes():
         if node.op not in target.ops:
             found.append(Check(node.name, node.op, target.otherwise, f"{target.title} does not run {node.op}"))

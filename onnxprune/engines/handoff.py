@@ -217,7 +217,8 @@ def _remote(command: list[str], timeout_s: float, purpose: str, check: bool = Tr
         raise EngineError("ssh-timeout", f"could not {purpose} within {timeout_s:g} s") from problem
     if check and done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise EngineError("ssh-failed", f"could not {purpose}: {command[0]} ended with {done.returncode}: {lines[-1][:300] if lines else 'no message'}")
+        last = lines[-1][:300] if lines else "no message"
+        raise EngineError("ssh-failed", f"could not {purpose}: {command[0]} ended with {done.returncode}: {last}")
 
 
 def _ratios(found: Mapping[str, Result]) -> dict[str, float]:
@@ -251,9 +252,8 @@ def _write_samples(folder: Path, models: Sequence[Prepared], samples: Mapping[st
     for m in models:
         session = Session(m.model)
         kinds = {n: _NUMPY.get(kind, np.float32) for n, (_, kind) in session.inputs.items()}
-        rows = [
-            session.run({n: taken[n][i].reshape(s).astype(kinds[n]) for n, s in inputs.items()}) for i in range(min(map(len, taken.values())))
-        ]
+        count = min(map(len, taken.values()))
+        rows = [session.run({n: taken[n][i].reshape(s).astype(kinds[n]) for n, s in inputs.items()}) for i in range(count)]
         outputs = {f"output_{j}": np.concatenate([r[o] for r in rows]) for j, o in enumerate(session.outputs)}
         _save_arrays(folder / f"expected_{m.name}.npz", outputs)
 
@@ -266,10 +266,14 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+_NUMPY = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
+}
 
 
-def _write_manifest(folder: Path, target: Target, models: Sequence[Prepared], options: Mapping[str, str], sources: Mapping[str, Model | None]) -> tuple[str, ...]:
+def _write_manifest(
+    folder: Path, target: Target, models: Sequence[Prepared], options: Mapping[str, str], sources: Mapping[str, Model | None]
+) -> tuple[str, ...]:
     """Hashes of everything else; the names."""
     names = tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
     write_json(folder / MANIFEST, {

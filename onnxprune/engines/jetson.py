@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from onnxprune.engines import limits
 from onnxprune.engines.bundle import Files, Option, Prepared, Result, Target, script
@@ -155,13 +156,12 @@ def files(models: Sequence[Prepared], options: Mapping[str, str]) -> Files:
         found |= {f"models/{m.name}.fp16.onnx": to_bytes(to_half(m.model)) for m in models}
     for m in models:
         if options["precision"] == "int8" and not any(n.op_type == "QuantizeLinear" for n in m.model.proto.graph.node):
-            raise UsageError("int8-without-qdq", f"--precision int8 needs a model with QuantizeLinear/DequantizeLinear; {m.name} has none. Quantize it first")
+            raise UsageError("int8-without-qdq", f"precision int8 needs a model with QuantizeLinear/DequantizeLinear; {m.name} has none: quantize it first")
     return found
 
 
 def to_half(model: Model) -> Model:
     """The graph in float16, inputs and outputs left in float32 (onnxruntime's converter)."""
-    from onnx import ModelProto
     from onnxruntime.transformers.float16 import convert_float_to_float16  # type: ignore[import-untyped]
 
     proto = convert_float_to_float16(ModelProto.FromString(to_bytes(model)), keep_io_types=True)
@@ -208,15 +208,14 @@ _DLA_CONV = (
     limits.rank(4, "fallback"), limits.constant_weights("fallback"), limits.kernel_at_most(32, "fallback"), limits.stride_at_most(8, "fallback"),
 )
 _DLA_POOL = (limits.rank(4, "fallback"), limits.kernel_at_most(8, "fallback"), limits.stride_at_most(16, "fallback"), limits.no_dilation("fallback"))
-_DLA_ELEMENTWISE = (limits.rank(4, "fallback"),)
 DLA_OPS = {
     "Conv": _DLA_CONV,
     "ConvTranspose": (*_DLA_CONV, limits.no_groups(False, "fallback"), limits.no_dilation("fallback")),
     "MaxPool": _DLA_POOL,
     "AveragePool": (*_DLA_POOL, limits.attribute_is("count_include_pad", 0, 1, severity="note")),
-    "GlobalAveragePool": (limits.rank(4, "fallback"), limits.always("note", "runs on DLA up to an 8x8 window; larger ones become a reduction on the GPU")),
+    "GlobalAveragePool": (limits.rank(4, "fallback"), limits.always("note", "runs on DLA up to an 8x8 window, larger ones on the GPU")),
     "Relu": (), "Sigmoid": (), "Tanh": (), "Clip": (), "LeakyRelu": (), "PRelu": (),
-    "Add": _DLA_ELEMENTWISE, "Sub": _DLA_ELEMENTWISE, "Mul": _DLA_ELEMENTWISE, "Max": _DLA_ELEMENTWISE, "Min": _DLA_ELEMENTWISE, "Div": _DLA_ELEMENTWISE,
+    **{op: (limits.rank(4, "fallback"),) for op in ("Add", "Sub", "Mul", "Max", "Min", "Div")},
     "BatchNormalization": (limits.rank(4, "fallback"),),
     "Concat": (limits.rank(4, "fallback"), limits.attribute_is("axis", 1, 1, -3, severity="fallback")),
     "LRN": (limits.attribute_is("size", 0, 3, 5, 7, 9, severity="fallback"),),

@@ -26,10 +26,24 @@ def command(folder: Path, name: str, body: str) -> Path:
     return path
 
 
-def run(bundle: Path, binaries: Path, *arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """run.py of a bundle on a machine that has only the stubs (and Python)."""
+def module(folder: Path, name: str, body: str) -> None:
+    """A Python package (with its parents) of that content."""
+    place = folder
+    for part in name.split("."):
+        place = place / part
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "__init__.py").touch()
+    (place / "__init__.py").write_text(body)
+
+
+def run(
+    bundle: Path, binaries: Path, *arguments: str, extra: Mapping[str, str] | None = None, bare: bool = False, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """run.py of a bundle on a machine that has only the stubs and Python (`bare`: without its packages)."""
     environment = {"PATH": f"{binaries}{os.pathsep}/usr/bin{os.pathsep}/bin", **(extra or {})}
-    return subprocess.run([sys.executable, str(bundle / "run.py"), *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    interpreter = [sys.executable, "-S"] if bare else [sys.executable]
+    command = [*interpreter, str(bundle / "run.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 def convnet(width: int = 16, hidden: int = 10) -> Model:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Iterable
 
 import common  # type: ignore[import-not-found]  # beside this file in the bundle
+import jetson_python  # type: ignore[import-not-found]
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 HOW = "install JetPack's TensorRT (sudo apt-get install nvidia-jetpack), or put trtexec on PATH"
@@ -32,7 +33,7 @@ class Power:
         program = common.find("tegrastats")
         if program:
             command = [program, "--interval", str(self.interval_ms)]
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, universal_newlines=True)
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True)
             self.thread = threading.Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
             self.thread.start()
         return self
@@ -60,7 +61,7 @@ def set_clocks(chosen: Namespace) -> str:
         if not program:
             done.append(command[0] + ": not on this machine")
             continue
-        status = subprocess.call(["sudo", "-n", program] + command[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        status = subprocess.run(["sudo", "-n", program] + command[1:], stdin=subprocess.DEVNULL, capture_output=True).returncode
         done.append("{}: {}".format(" ".join(command), "done" if status == 0 else "refused, run it by hand with sudo"))
     return "; ".join(done)
 
@@ -141,8 +142,6 @@ def with_trtexec(trtexec: str, models: dict[str, Path], chosen: Namespace, resul
 
 def with_python(models: dict[str, Path], chosen: Namespace, results: Path) -> None:
     """The same by TensorRT's Python bindings, where there is no trtexec."""
-    import jetson_python  # type: ignore[import-not-found]  # beside this file in the bundle
-
     if chosen.dla != "none":
         common.fail("DLA needs trtexec, which is not on this machine: " + HOW)
     sessions = {name: jetson_python.Session(name, path, chosen, results) for name, path in models.items()}

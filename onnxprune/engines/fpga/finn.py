@@ -1,0 +1,169 @@
+"""FINN: dataflow accelerators of quantized networks; a folding configuration that gives every layer about the same time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxprune.engines import limits
+from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Target
+from onnxprune.engines.fpga.reports import load_json, numbers
+from onnxprune.errors import UsageError
+
+FEW_FOLDINGS = 4  # a width with fewer divisors leaves hardly a choice between one multiplier and all of them
+ESTIMATE_STEPS = (
+    "step_qonnx_to_finn", "step_tidy_up", "step_streamline", "step_convert_to_hw", "step_create_dataflow_partition", "step_specialize_layers",
+    "step_apply_folding_config", "step_minimize_bit_width", "step_generate_estimate_reports",
+)
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Parallelism of one matrix-vector unit. pe: output channels, simd: inputs (taps x channels), at a time; cycles: of one image."""
+
+    pe: int
+    simd: int
+    cycles: int
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    """In ascending order."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return tuple(sorted({*small, *(number // d for d in small)}))
+
+
+def folding(inputs: int, outputs: int, positions: int, budget_cycles: int, channels: int) -> Folding:
+    """The cheapest folding of a layer within a number of cycles, or the fastest where none is.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Matrix of the unit: taps x input channels, output channels.
+    positions
+        Output pixels: how often it is multiplied.
+    channels
+        Input channels. SIMD divides them, so that the sliding-window unit before it can fold alike.
+    """
+    every = [
+        Folding(pe, simd, (outputs // pe) * (inputs // simd) * positions) for pe in divisors(outputs) for simd in divisors(inputs) if channels % simd == 0
+    ]
+    fitting = [f for f in every if f.cycles <= budget_cycles]
+    return min(fitting, key=lambda f: (f.pe * f.simd, f.cycles, -f.simd)) if fitting else min(every, key=lambda f: f.cycles)
+
+
+def layer_folding(node: Node, budget_cycles: int) -> Folding | None:
+    """Of a convolution or fully connected layer; None for what has no matrix unit."""
+    channels, shape = node.channels, node.out_shape
+    if channels is None or shape is None:
+        return None
+    taps = math.prod(node.kernel) if node.kernel else 1
+    positions = math.prod(shape[2:]) if node.op == "Conv" else 1
+    if node.depthwise:
+        return folding(taps, channels[1], positions, budget_cycles, taps)
+    return folding(taps * channels[0], channels[1], positions, budget_cycles, channels[0])
+
+
+def files(models: Sequence[Prepared], options: Mapping[str, str]) -> Files:
+    """dataflow_build_config.json and a folding configuration a model."""
+    try:
+        clock_ns, frames = float(options["clock-ns"]), float(options["target-fps"])
+        budget = max(1, int(1e9 / clock_ns / frames))
+    except (ValueError, ZeroDivisionError) as problem:
+        raise UsageError("option-value", f"finn options clock-ns and target-fps have to be positive numbers: {problem}") from problem
+    config = {
+        "output_dir": "output", "synth_clk_period_ns": clock_ns, "board": options["board"], "shell_flow_type": "vivado_zynq",
+        "folding_config_file": "folding_config.json", "generate_outputs": ["estimate_reports"] if options["steps"] == "estimate" else
+        ["estimate_reports", "stitched_ip", "rtlsim_performance", "out_of_context_synth"],
+    }
+    if options["steps"] == "estimate":
+        config["steps"] = list(ESTIMATE_STEPS)
+    found = {"dataflow_build_config.json": _json(config)}
+    for model in models:
+        found[f"folding_{model.name}.json"] = _json(folding_config(model, budget, options["style"]))
+    return found
+
+
+def folding_config(model: Prepared, budget_cycles: int, style: str) -> dict[str, dict[str, int | str]]:
+    """FINN's folding JSON: one entry a matrix-vector unit (MVAU), depthwise unit (VVAU) and sliding window, by running number."""
+    found: dict[str, dict[str, int | str]] = {"Defaults": {}}
+    counts = {"MVAU": 0, "VVAU": 0, "ConvolutionInputGenerator": 0}
+    for node in model.nodes():
+        folded = layer_folding(node, budget_cycles)
+        if folded is None:
+            continue
+        if math.prod(node.kernel) > 1:
+            channels = node.channels[0] if node.channels else 1
+            simd = math.gcd(folded.pe, channels) if node.depthwise else folded.simd
+            found[f"ConvolutionInputGenerator_rtl_{counts['ConvolutionInputGenerator']}"] = {"SIMD": simd, "ram_style": "auto"}
+            counts["ConvolutionInputGenerator"] += 1
+        kind = "VVAU" if node.depthwise else "MVAU"
+        found[f"{kind}_{style}_{counts[kind]}"] = {"PE": folded.pe, "SIMD": folded.simd, "ram_style": "auto", "resType": "auto"}
+        counts[kind] += 1
+    return found
+
+
+def parse(results: Path, model: str) -> Result:
+    """Cycles, throughput and resources out of FINN's estimate (or, where it was built, RTL simulation) reports."""
+    network = load_json(results / f"{model}.estimate_network_performance.json", f"FINN's estimate for {model}")
+    figures = {k.replace("max_cycles", "interval_cycles"): v for k, v in numbers(network).items()}
+    if "critical_path_cycles" in figures:
+        figures["cycles"] = figures["critical_path_cycles"]
+    layers = results / f"{model}.estimate_layer_cycles.json"
+    resources = results / f"{model}.estimate_layer_resources.json"
+    if resources.is_file():
+        total = load_json(resources, "resources").get("total", {})
+        figures |= {k.lower(): v for k, v in numbers(total if isinstance(total, dict) else {}).items()}
+    simulated = results / f"{model}.rtlsim_performance.json"
+    if simulated.is_file():
+        figures |= {f"rtlsim_{k}": v for k, v in numbers(load_json(simulated, "RTL simulation")).items()}
+    slowest = network.get("max_cycles_node_name")
+    by_layer = numbers(load_json(layers, "layer cycles")) if layers.is_file() else {}
+    return Result(model, figures, by_layer, "cycles", (f"slowest layer: {slowest}",) if slowest else ())
+
+
+def _whole(model: Prepared) -> Iterator[tuple[str, str]]:
+    if not any(n.proto.op_type in ("Quant", "BipolarQuant", "Trunc") for n in model.nodes()):
+        yield "unsupported", "no Quant nodes: FINN takes models trained with Brevitas and exported as QONNX; train the pruned network with quantizers"
+
+
+def _foldable(node: Node) -> Iterator[tuple[str, str]]:
+    channels = node.channels
+    for side, count in zip(("input", "output"), channels or ()):
+        choices = divisors(count)
+        if len(choices) < FEW_FOLDINGS and count > FEW_FOLDINGS:
+            yield "slow", f"{count} {side} channels fold by {', '.join(map(str, choices))} only; a width with more divisors leaves a choice of parallelism"
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+_CONV = (limits.rank(4), limits.constant_weights(), limits.no_groups(True), limits.symmetric_pads("note"), _foldable)
+TARGET = Target(
+    name="finn",
+    title="FINN",
+    script="finn",
+    needs=("FINN with Docker (FINN_ROOT) or finn-plus", "Vivado and Vitis HLS for more than estimates"),
+    ops={
+        "Conv": _CONV, "Gemm": (limits.constant_weights(), _foldable), "MatMul": (limits.constant_weights(), _foldable),
+        "MaxPool": (limits.rank(4),), "AveragePool": (limits.rank(4),), "GlobalAveragePool": (), "BatchNormalization": (), "Relu": (),
+        "Add": (limits.same_shapes(),), "Mul": (), "Sub": (), "Div": (), "Flatten": (), "Reshape": (), "Transpose": (), "Concat": (), "Pad": (),
+        "Resize": (limits.attribute_is("mode", "nearest", "nearest"),), "TopK": (), "Identity": (),
+        **{f"{domain}.{op}": () for domain in ("qonnx.custom_op.general", "onnx.brevitas") for op in ("Quant", "BipolarQuant", "Trunc")},
+    },
+    whole=_whole,
+    parse=parse,
+    options={
+        "target-fps": Option("1000", "images a second that the folding aims at"),
+        "clock-ns": Option("5", "clock period"),
+        "board": Option("ZCU104", "FINN's name of the board"),
+        "style": Option("hls", "implementation of the matrix units", ("hls", "rtl")),
+        "steps": Option("estimate", "estimates only, or synthesis too", ("estimate", "build")),
+        "finn-root": Option("", "checkout of FINN; default: FINN_ROOT"),
+    },
+    files=files,
+    sources=("https://finn.readthedocs.io/en/latest/internals.html#folding-factors",),
+)
