@@ -39,7 +39,8 @@ def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None,
     if output.exists() and not output.is_file():
         raise OutputError("output-unwritable", f"{output} is {'a folder' if output.is_dir() else 'no regular file'}; name the file to write")
     taken = [p for p in (output, output.with_name(output.name + ".data"))[: 1 + external_data] if p.exists()]
-    if taken and not overwrite and not _was_coming(output, run_dir):
+    overwrite = overwrite or _was_coming(output, run_dir)
+    if taken and not overwrite:
         raise OutputError("output-exists", f"{taken[0]} exists; pass --overwrite (overwrite=True) to replace it")
     for folder in {output.parent, run_dir.parent if run_dir else output.parent}:
         try:
@@ -47,7 +48,7 @@ def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None,
                 pass
         except OSError as problem:
             raise OutputError("output-unwritable", f"cannot write into {folder}: {problem.strerror}") from problem
-    return overwrite or bool(taken)
+    return overwrite
 
 
 def versions() -> dict[str, str]:

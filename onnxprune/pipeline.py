@@ -154,7 +154,7 @@ class _Job:
         data, apart = held_out(everything)
         provenance = {**versions(), "source_sha256": analysis.digest, "data_sha256": everything.fingerprint()}
         self.stages.chain = key(provenance, recipe.plain("analyse"), recipe.plain("runtime"))
-        context = Context(analysis, self.stages.watched(data), recipe.seed, recipe.threads, recipe.batch_size, self.stages.progress)
+        context = _context(analysis, data, recipe, self.stages)
         plan = self._plan(context)
         smaller = do("cut", lambda: cut(analysis, plan))
         verification = do("verify", lambda: oracle(analysis, plan, smaller, data, recipe), recipe.plain("verify"), as_json("verify.json"))
@@ -205,7 +205,7 @@ class _Job:
             write_bytes(run.file("recipe.toml"), to_toml(self.recipe, provenance).encode())
             run.record("write", self.stages.chain, 0.0, facts={"output": str(self.output)})
         if self.output:
-            save(model, self.output, external_data=self.recipe.external_data, overwrite=self.overwrite or run is not None)
+            save(model, self.output, external_data=self.recipe.external_data, overwrite=self.overwrite)
         if run:
             write_json(run.file("report.json"), report.to_json())
             run.record("report", self.stages.chain, 0.0, ["report.json", "recipe.toml", "plan.json"])
@@ -226,6 +226,11 @@ def analysed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Ana
     if stages:
         stages.detail(f"{len(analysis.groups)} groups, {sum(g.size for g in analysis.groups)} channels")
     return analysis
+
+
+def _context(analysis: Analysis, data: Data, recipe: Recipe, stages: Stages) -> Context:
+    """What criteria and repairs work with."""
+    return Context(analysis, stages.watched(data), seed=recipe.seed, threads=recipe.threads, batch_size=recipe.batch_size, progress=stages.progress)
 
 
 def decide(analysis: Analysis, scores: Scores, recipe: Recipe, stages: Stages | None = None) -> Plan:
@@ -284,8 +289,7 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     recipe = resolved(recipe)
     stages = Stages(on_event)
     analysis = stages.do("analyse", lambda: analysed(model, recipe, stages))
-    data = stages.watched(open_data_for(analysis.model, recipe))
-    context = Context(analysis, data, recipe.seed, recipe.threads, recipe.batch_size)
+    context = _context(analysis, open_data_for(analysis.model, recipe), recipe, stages)
     scores = stages.do("score", lambda: CRITERIA.get(recipe.criterion)(context))
     return stages.do("plan", lambda: decide(analysis, scores, recipe, stages))
 
@@ -296,6 +300,6 @@ def replay(model: Source, plan: Plan) -> Analysis:
     Raises
     ------
     UsageError
-        The plan was made for another model.
+        The plan's options make no sense.
     """
-    return analyse(load(model), **{n: plan.options[n] for n in ("freeze", "allow_mixing", "grouped") if n in plan.options})
+    return analysed(model, Recipe.of({n: plan.options[n] for n in ("freeze", "allow_mixing", "grouped") if n in plan.options}, "plan"))

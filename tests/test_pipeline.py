@@ -171,12 +171,38 @@ def test_verify_passes_what_a_run_wrote_and_refuses_everything_else(tmp_path: Pa
     assert run(["verify", str(out), str(out), "--plan", str(plan)]) == 2
 
 
+def test_a_repaired_model_in_two_files_is_known_by_its_plan(tmp_path: Path) -> None:
+    out, plan = tmp_path / "out.onnx", tmp_path / "out.run" / "plan.json"
+    options = {**FAST, "repair": "bias", "data": str(demo.files().calibration), "external_data": True}
+    report = optimize(MODEL, out, **options).report
+    assert (tmp_path / "out.onnx.data").exists() and report.fidelity["samples"] > 0
+    assert run(["verify", str(MODEL), str(out), "--plan", str(plan)]) == 0
+    with (tmp_path / "out.onnx.data").open("r+b") as file:
+        file.write(b"\x01\x02\x03\x04")
+    assert run(["verify", str(MODEL), str(out), "--plan", str(plan)]) == 4
+
+
 def test_plan_then_cut_is_optimize(tmp_path: Path) -> None:
     small(tmp_path / "whole.onnx")
     steps = [f for f in FLAGS if not f.startswith(("--repair", "--engine"))]
     assert run(["plan", str(MODEL), "-o", str(tmp_path / "plan.json"), *steps]) == 0
     assert run(["cut", str(MODEL), str(tmp_path / "plan.json"), "-o", str(tmp_path / "steps.onnx")]) == 0
     assert (tmp_path / "steps.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"freeze": 3}}, {"options": {"grouped": "odd"}}, {"source": "0"}, {"format": 2}, {"groups": []}, {"groups": {"a": {"kept": [0], "size": 1}}},
+        {"groups": {"a": {"kept": [1, 0], "size": 2}}}, {"decided_by": 3},
+    ],
+)  # fmt: skip
+def test_a_plan_that_makes_no_sense_is_one_sentence(tmp_path: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    plan = {**small().plan.to_json(), **change}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert run(["cut", str(MODEL), str(tmp_path / "plan.json"), "-o", str(tmp_path / "out.onnx")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error[") and "internal" not in err and not (tmp_path / "out.onnx").exists()
 
 
 def test_json_is_one_object_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +242,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_output(tmp_path: Path, l
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit * 1000, limit * 1000))
 
     command = [sys.executable, "-m", "onnxprune", "optimize", str(MODEL), "-o", str(out), "--overwrite", *FLAGS]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, timeout=120, check=False)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error["), done.stderr
     assert "File too large" in done.stderr and "internal" not in done.stderr and "Traceback" not in done.stderr
     assert tree(tmp_path) == {"out.onnx": b"precious"}

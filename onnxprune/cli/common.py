@@ -66,7 +66,7 @@ def say(text: str) -> None:
 def _flag(name: str, option: Option) -> Callable[[F], F]:
     default = getattr(Recipe, name, None)
     shown = ", ".join(map(str, default)) if isinstance(default, tuple) else f"{default:.4g}" if isinstance(default, float) else default
-    note = f"  [default: {shown}]" if shown not in (None, "", False) else ""
+    note = f"  [default: {shown}]" if shown not in (None, "") and shown is not False else ""
     spelled = "--" + name.replace("_", "-")
     if option.kind == "flag":
         both = spelled if default is False else f"{spelled}/--no-{spelled[2:]}"

@@ -43,7 +43,7 @@ def _facts(analysis: Analysis) -> dict[str, Any]:
         {"name": g.name, "size": g.size, "exact": g.exact, "sites": [{"tensor": s.tensor, "axis": s.axis, "node": s.node, "role": s.role} for s in g.sites]}
         for g in analysis.groups
     ]
-    return {"cost": analysis.cost().as_dict(), "groups": groups, "frozen": list(frozen_rows(analysis.frozen))}
+    return {"cost": analysis.cost().as_dict(), "prunable_macs": analysis.prunable_macs(), "groups": groups, "frozen": list(frozen_rows(analysis.frozen))}
 
 
 def _page(analysis: Analysis) -> str:
@@ -55,7 +55,8 @@ def _page(analysis: Analysis) -> str:
     lines = [
         f"{sum(ops.values())} nodes: " + ", ".join(f"{op} {n}" for op, n in ops.most_common(10)) + (", ..." if len(ops) > 10 else ""),
         f"{amount(cost.macs)} MACs, {amount(cost.params)} params, {amount(cost.size_bytes, 'B')}, activations {amount(cost.activation_bytes, 'B')}",
-        f"{len(analysis.groups)} groups of coupled channels, {sum(g.size for g in analysis.groups)} channels",
+        f"{len(analysis.groups)} groups of coupled channels, {sum(g.size for g in analysis.groups)} channels; "
+        f"{analysis.prunable_macs():.0%} of the MACs lie in nodes that can shrink",
     ]
     if analysis.groups:
         largest = sorted(analysis.groups, key=lambda g: (-g.size, g.name))[:_MOST_GROUPS]
@@ -77,7 +78,7 @@ def _why(analysis: Analysis, name: str, as_json: bool) -> None:
     elif not rows:
         click.echo(f"{name}: no axis is frozen")
     for row in rows if not as_json else ():
-        by = f" by {row['op']} {row['node']}" if row["node"] else ""
+        by = " by " + " ".join(filter(None, (row["op"], row["node"]))) if row["node"] else ""
         click.echo(f"{row['tensor']} axis {row['axis']}: frozen{by}: {row['reason']}")
 
 
