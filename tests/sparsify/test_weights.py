@@ -1,0 +1,163 @@
+"""Sparse weights: layouts against the operators themselves, refits against a plain least-squares solver, reports against counting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.calibrate.data import open_data
+from onnxprune.calibrate.taps import Moments, columns, geometry, positions
+from onnxprune.demo import files
+from onnxprune.errors import UsageError
+from onnxprune.evaluate.data import open_labelled
+from onnxprune.evaluate.run import evaluate
+from onnxprune.model.io import Model, load
+from onnxprune.model.runtime import Session
+from onnxprune.sparsify.layout import targets
+from onnxprune.sparsify.refit import refit
+from onnxprune.sparsify.report import packed, sparsity
+from onnxprune.sparsify.weights import Settings, sparsify
+
+RNG = np.random.default_rng(0)
+ALL = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def one(op: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], **attributes: object) -> tuple[Model, np.ndarray]:
+    """A model of one node without a bias, and an input."""
+    x = RNG.standard_normal(x_shape).astype(np.float32)
+    w = numpy_helper.from_array(RNG.standard_normal(w_shape).astype(np.float32), "w")
+    node = helper.make_node(op, ["x", "w"], ["y"], **attributes)
+    info = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x_shape), helper.make_empty_tensor_value_info("y")]
+    return load(
+        helper.make_model(helper.make_graph([node], "one", info[:1], info[1:], [w]), opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    ), x
+
+
+@pytest.mark.parametrize(
+    "model, x",
+    [
+        one("Conv", (2, 6, 7, 8), (4, 3, 3, 2), group=2, pads=[1, 0, 1, 1], strides=[2, 1]),
+        one("ConvTranspose", (2, 4, 5, 6), (4, 3, 3, 3), group=2, strides=[2, 2], pads=[1, 1, 1, 1]),
+        one("Gemm", (5, 4), (3, 4), transB=1),
+        one("Gemm", (5, 4), (4, 3)),
+        one("MatMul", (2, 5, 4), (4, 3)),
+    ],
+    ids=lambda v: v.proto.graph.node[0].op_type if isinstance(v, Model) else "",
+)
+def test_rows_times_columns_is_the_operator(model: Model, x: np.ndarray) -> None:
+    (target,) = targets(model, ALL)
+    weight = model.weights["w"].array()
+    expected = Session(model).run({"x": x})["y"]
+    how = geometry(target.nodes[0], weight.shape, x.shape)
+    parts = columns(x, how, positions(expected.shape, how.spatial, 10**9, RNG))
+    rows = target.rows(weight)
+    found = np.einsum("gok,gkp->gop", rows, parts.reshape(target.groups, -1, parts.shape[1])).reshape(-1, parts.shape[1])
+    flat = np.moveaxis(expected, 1 if how.spatial else -1, 0).reshape(len(found), -1)
+    np.testing.assert_allclose(found, flat, rtol=1e-4, atol=1e-4)
+    assert (target.weight(rows, weight.shape) == weight).all()
+
+
+def test_refit_is_the_least_squares_solution() -> None:
+    x = RNG.standard_normal((12, 400)).astype(np.float32) * np.linspace(0.3, 2, 12, dtype=np.float32)[:, None] + 0.5
+    x[6:] += x[:6]  # correlated, or a refit would have nothing to do
+    rows, bias, kept = RNG.standard_normal((3, 12)), RNG.standard_normal(3), RNG.random((3, 12)) > 0.5
+    moments = Moments.zeros(13)
+    full = np.concatenate([x, np.ones((1, 400), np.float32)])
+    moments.add(full)
+    found, shift = refit(rows, kept, moments, bias)
+    assert not found[~kept].any()
+    dense = np.column_stack([rows, bias])
+    ridge = np.sqrt(1e-3 * np.diag(moments.xx / 400)[:12].mean() * 400)
+    for i in range(3):
+        mask = np.append(kept[i], True)
+        a = np.concatenate([full[mask].T.astype(np.float64), ridge * np.eye(13)[:, mask]])
+        b = np.concatenate([full.T.astype(np.float64) @ dense[i], ridge * dense[i]])
+        np.testing.assert_allclose(np.append(found[i], shift[i])[mask], np.linalg.lstsq(a, b, rcond=None)[0], rtol=1e-4, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Judged:
+    model: Model
+    top1: float
+
+
+@pytest.fixture(scope="module")
+def judge():
+    model = load(files().model)
+    inputs = Session(model).inputs
+    labelled, unlabelled = open_labelled(files().evaluation, inputs), open_data(files().calibration, inputs)
+
+    def run(**settings: object) -> tuple[Model, float, object]:
+        made = sparsify(model, Settings(**settings), unlabelled)
+        return made.model, evaluate(made.model, labelled, "top1").value, made
+
+    return run
+
+
+def test_a_third_costs_nothing_and_refitting_saves_what_more_costs(judge) -> None:
+    assert judge(amount=0.3)[1] >= 0.98
+    plain, refitted = judge(amount=0.75)[1], judge(amount=0.75, refit=True)[1]
+    assert refitted > plain + 0.02
+
+
+def test_two_of_four_with_activations_and_refit(judge) -> None:
+    model, top1, made = judge(scope="2:4", method="activation", refit=True, ops=("Conv", "Gemm"))
+    assert top1 > 0.9 and not made.not_refitted
+    for target in targets(model, ("Conv",)):
+        value = model.weights[target.tensor].array()
+        if target.groups == 1 and value.shape[1] % 4 == 0:
+            fours = value.reshape(value.shape[0], -1, 4, *value.shape[2:])
+            assert ((fours != 0).sum(2) <= 2).all()
+
+
+def test_the_report_counts(judge) -> None:
+    model, _, made = judge(amount=0.5)
+    by_hand = {n: int((w.array() == 0).sum()) for n, w in model.weights.items()}
+    assert made.report.zeros == sum(by_hand[n] for n, w in model.weights.items() if w.array().dtype.kind == "f")
+    assert {t.tensor: t.zeros for t in made.report.tensors} == {t.tensor: by_hand[t.tensor] for t in made.report.tensors}
+    assert made.report.of_weights > made.report.of_params > 0.4
+    assert "latency and memory stay" in made.report.note
+    assert made.report == sparsity(model)
+
+
+def test_masks_say_what_stayed(judge) -> None:
+    model, _, made = judge(amount=0.5, refit=True)
+    for name, mask in made.masks.items():
+        value = model.weights[name].array()
+        assert mask.shape == value.shape and not value[~mask].any()
+
+
+def test_data_are_asked_for() -> None:
+    with pytest.raises(UsageError, match="give --data"):
+        sparsify(load(files().model), Settings(method="activation"))
+
+
+def test_packing_cannot_beat_entropy_nor_lose_to_plain_codes() -> None:
+    values = np.where(RNG.random(5000) < 0.1, RNG.standard_normal(5000), 0)
+    found = packed(values, codebook_bits=4, gap_bits=8)
+    stored = int((values != 0).sum())
+    share = stored / 5000
+    entropy_bits = 5000 * -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+    assert entropy_bits / 8 < found.size_bytes <= stored * 12 / 8 + 4 * 16 + 8
+    assert packed(np.zeros(10)).size_bytes == 0
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ["cifar10_resnet20", "cifar10_mlp_resnet8"])
+def test_thirty_percent_on_trained_classifiers(zoo: Path, name: str) -> None:
+    """A twentieth of issue figures' data; all classifiers are in benchmarks/tuning.py."""
+    import json
+
+    from onnxprune.calibrate.preprocess import Preprocess
+
+    entry = json.loads((zoo / "models.json").read_text())[name]
+    pre = entry["pre"]
+    model = load(zoo / entry["file"])
+    kind = Preprocess(scale=pre["scale"], mean=tuple(pre.get("mean", (0.0,))), std=tuple(pre.get("std", (1.0,))))
+    data = open_labelled(zoo / "data" / entry["eval_data"][0], Session(model).inputs, samples=500, preprocess=kind)
+    before, after = (evaluate(m, data, "top1").value for m in (model, sparsify(model, Settings(amount=0.3)).model))
+    assert after >= before - 0.015, "one point, and half for 500 images"
