@@ -115,9 +115,7 @@ class Causes:
         roots = roots[self._why[roots] == 0]
         compound = self._left[roots] != 0
         self._why[roots[~compound]] = why
-        for root in roots[compound].tolist():
-            for atom in self.atoms(root):
-                self._why[atom] = why
+        self._why[self._all_atoms(roots[compound])[1]] = why
 
     # ------------------------------------------------------------ asking
 
