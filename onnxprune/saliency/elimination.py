@@ -52,19 +52,59 @@ def eliminate(readers: Sequence[Reader], size: int, steps: int = STEPS) -> tuple
     order : (size,) channel indices, the first to go first
     cost : (size,) increase of the summed relative output error of the readers, >= 0; several removed at once share it
     """
-    work = [(inverse(r.moments), r.weight.copy(), r.index, 1.0 / max(r.energy, 1e-30)) for r in readers]
+    work = [_Work(inverse(r.moments), r.weight.copy(), r.index.copy(), 1.0 / max(r.energy, 1e-30)) for r in readers]
     alive = np.arange(size)
     order: list[int] = []
     cost = np.zeros(size)
     while len(alive):
-        scores = sum(scale * _block_costs(g, p, index[alive]) for g, p, index, scale in work)
+        scores = sum(w.scale * _block_costs(w.g, w.p, w.index[alive]) for w in work)
         take = min(max(1, size // steps), len(alive))
         chosen = alive[np.argsort(scores, kind="stable")[:take]]
-        total = sum(scale * _remove(g, p, index[chosen].ravel()) for g, p, index, scale in work)
+        total = sum(w.scale * w.remove(w.index[chosen].ravel()) for w in work)
         cost[len(order) : len(order) + take] = max(float(total), 0.0) / take
         order += chosen.tolist()
         alive = alive[~np.isin(alive, chosen)]
     return np.array(order, np.int64), cost
+
+
+@dataclass
+class _Work:
+    """A reader under elimination. g: inverse of G; p: W^T W; index: columns by channel, in the numbering of g; scale: 1 / energy."""
+
+    g: np.ndarray
+    p: np.ndarray
+    index: np.ndarray
+    scale: float
+    gone: int = 0
+
+    def remove(self, s: np.ndarray) -> float:
+        """Eliminate columns s; the cost. Both matrices are symmetric updates of rank |s|."""
+        g, p = self.g, self.p
+        block = np.linalg.pinv(g[np.ix_(s, s)], hermitian=True)
+        pss = p[np.ix_(s, s)].copy()
+        rows = g[s].copy()
+        step = block @ rows
+        side = p[:, s] - 0.5 * step.T @ pss
+        change = side @ step
+        p -= change
+        p -= change.T
+        g -= rows.T @ step
+        g[s], p[s] = 0.0, 0.0
+        g[:, s], p[:, s] = 0.0, 0.0
+        g[s, s] = 1e-18
+        self.gone += len(s)
+        if self.gone * 3 > len(g):
+            self.compress()
+        return float(np.einsum("ij,ji->", block, pss))
+
+    def compress(self) -> None:
+        """Leave out the columns that are gone."""
+        stay = np.flatnonzero(np.diagonal(self.g) != 1e-18)
+        place = np.zeros(len(self.g), np.int64)
+        place[stay] = np.arange(len(stay))
+        self.index = place[self.index]
+        self.g, self.p = self.g[np.ix_(stay, stay)], self.p[np.ix_(stay, stay)]
+        self.gone = 0
 
 
 def _block_costs(g: np.ndarray, p: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -79,23 +119,6 @@ def _block_costs(g: np.ndarray, p: np.ndarray, index: np.ndarray) -> np.ndarray:
 def _singular(blocks: np.ndarray) -> bool:
     diagonal = np.diagonal(blocks, axis1=1, axis2=2)
     return bool((diagonal <= 1e-20).any())
-
-
-def _remove(g: np.ndarray, p: np.ndarray, s: np.ndarray) -> float:
-    """Eliminate columns s in place; the cost."""
-    block = np.linalg.pinv(g[np.ix_(s, s)], hermitian=True)
-    gs = g[s].copy()
-    pss = p[np.ix_(s, s)].copy()
-    cost = float(np.einsum("ij,ji->", block, pss))
-    step = block @ gs
-    cross = p[:, s] @ step
-    p -= cross + cross.T - step.T @ pss @ step
-    g -= gs.T @ step
-    for matrix in (g, p):
-        matrix[s] = 0.0
-        matrix[:, s] = 0.0
-    g[s, s] = 1e-18
-    return cost
 
 
 def refitted(weight: np.ndarray, inverse_moments: np.ndarray, gone: np.ndarray) -> np.ndarray:

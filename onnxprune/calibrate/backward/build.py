@@ -15,10 +15,11 @@ from onnxprune.calibrate.backward.rules import EXTRA_OUTPUT, TABLE, ZERO
 from onnxprune.calibrate.backward.step import NoGradient, Step
 from onnxprune.calibrate.backward.tape import PREFIX, Tape, Value
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.model.canonicalize import add_initializer, remove_dead
+from onnxprune.model.canonicalize import remove_dead
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, captured, label
 from onnxprune.model.shapes import infer
+from onnxprune.model.weights import from_array
 
 OLDEST_OPSET = 9  # Where, Expand and Scatter are all there
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -261,7 +262,9 @@ class _Builder:
                 node.output.pop()  # indices cost onnxruntime its fast pool
         self.graph.node.extend(self.tape.nodes)
         for name, array in self.tape.constants.items():
-            add_initializer(self.copy, name, array)
+            weight = from_array(array)
+            self.copy.weights[name] = weight  # type: ignore[index]  # the copy's own dict
+            self.graph.initializer.append(TensorProto(name=name, data_type=weight.dtype, dims=weight.shape))
         self.graph.input.extend(helper.make_tensor_value_info(f.name, f.dtype, f.shape) for f in feeds.values())
         _replace(self.graph.output, [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(outputs.values())])
         del self.graph.value_info[:]
