@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -162,7 +165,8 @@ class Compiled(ABC):
 class Engine(Protocol):
     """An inference engine. Making one and asking `available` must be cheap and never fail.
 
-    name: as on the command line; install: the command that makes it available.
+    name: as on the command line; install: the command that makes it available. An engine whose `library` is the name of a module
+    has it imported before memory is measured.
     """
 
     @property
@@ -197,6 +201,27 @@ def require(engine: Engine) -> None:
 def missing(name: str, package: str, install: str) -> str:
     """The sentence for an engine whose package is not there."""
     return f"engine {name} needs {package}, which is not installed: {install}"
+
+
+def installed(distribution: str) -> str:
+    """Version of an installed distribution without importing it, "" where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what libraries print below Python to stderr: stdout is for data."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def refused(engine: str, problem: Exception | str) -> EngineError:

@@ -110,7 +110,7 @@ def bench(
         workers, failures = _start(found, _labels(sources), inputs, options, stack, progress)
         checked = _differences(workers, inputs, reference, failures)
         if not workers:
-            raise EngineError("engine-refused", "; ".join(failures.values()))
+            raise EngineError("engine-refused", "; ".join(dict.fromkeys(failures.values())))
         progress(f"timing {len(workers)} interleaved, about {len(workers) * schedule.seconds:.0f} s")
         times = interleave({pair: _sampler(worker, inputs[pair[1]]) for pair, worker in workers.items()}, schedule)
         measured = tuple(

@@ -18,7 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.engines.base import Compiled, LayerTime, Options, Source, fixed, missing, only_precisions, open_model, refused, require, static_inputs
+from onnxprune.engines.base import (
+    Compiled,
+    LayerTime,
+    Options,
+    Source,
+    fixed,
+    installed,
+    missing,
+    only_precisions,
+    open_model,
+    refused,
+    require,
+    static_inputs,
+    stdout_to_stderr,
+)  # fmt: skip
 from onnxprune.engines.kernels import CONTRACTIONS, layer_time, middle_mean, producers, share
 from onnxprune.errors import EngineError
 from onnxprune.model.io import save
@@ -35,17 +49,14 @@ class Mnn:
 
     name: str = "mnn"
     install: str = "pip install MNN"
+    library: str = "MNN"
 
     def available(self) -> str | None:
         found = all(importlib.util.find_spec(module) is not None for module in ("MNN", "_tools"))
         return None if found else missing(self.name, "MNN", self.install)
 
     def version(self) -> str:
-        if self.available() is not None:
-            return ""
-        import MNN
-
-        return str(MNN.version())
+        return installed("MNN") if self.available() is None else ""
 
     def compile(self, source: Source, options: Options) -> Compiled:
         require(self)
@@ -63,7 +74,8 @@ class MnnModel(Compiled):
     """An MNN session."""
 
     def __init__(self, name: str, source: Source, options: Options) -> None:
-        import MNN
+        with stdout_to_stderr():  # it prints the CPU's features
+            import MNN
 
         self._name, self._mnn = name, MNN
         self._model = fixed(open_model(source), options.shapes)
@@ -74,7 +86,8 @@ class MnnModel(Compiled):
             save(self._model, path)
             _convert(name, path)
             self._net = MNN.Interpreter(str(path.with_suffix(".mnn")))
-        self._session = self._net.createSession({"backend": "CPU", "precision": _PRECISION[options.precision], "numThread": options.threads})
+        with stdout_to_stderr():
+            self._session = self._net.createSession({"backend": "CPU", "precision": _PRECISION[options.precision], "numThread": options.threads})
         absent = set(self.outputs) - set(self._net.getSessionOutputAll(self._session))
         if absent:
             raise EngineError("engine-refused", f"{name} lost the output {min(absent)!r} when it converted the model")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.engines.base import Compiled, Options, Source, fixed, missing, only_precisions, open_model, refused, require, static_inputs
+from onnxprune.engines.base import Compiled, Options, Source, fixed, installed, missing, only_precisions, open_model, refused, require, static_inputs
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
 from onnxprune.model.io import save
@@ -33,6 +33,7 @@ class Ncnn:
 
     name: str = "ncnn"
     install: str = "pip install ncnn && pip install --no-deps pnnx"
+    library: str = "ncnn"
 
     def available(self) -> str | None:
         if importlib.util.find_spec("ncnn") is None:
@@ -42,11 +43,7 @@ class Ncnn:
         return None
 
     def version(self) -> str:
-        if self.available() is not None:
-            return ""
-        import ncnn
-
-        return str(ncnn.__version__)
+        return installed("ncnn") if self.available() is None else ""
 
     def compile(self, source: Source, options: Options) -> Compiled:
         require(self)

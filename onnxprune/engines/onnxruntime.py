@@ -31,6 +31,7 @@ class OnnxRuntime:
     provider: str
     install: str
     multiples: Mapping[str, int]
+    library: str = "onnxruntime"
 
     def available(self) -> str | None:
         if importlib.util.find_spec("onnxruntime") is None:

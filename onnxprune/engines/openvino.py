@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.engines.base import Compiled, LayerTime, Options, Source, as_file, missing, only_precisions, open_model, refused, require
+from onnxprune.engines.base import Compiled, LayerTime, Options, Source, as_file, installed, missing, only_precisions, open_model, refused, require
 from onnxprune.engines.kernels import CONTRACTIONS, layer_time, middle_mean, share
 from onnxprune.errors import EngineError
 
@@ -28,16 +28,13 @@ class OpenVino:
 
     name: str = "openvino"
     install: str = "pip install openvino"
+    library: str = "openvino"
 
     def available(self) -> str | None:
         return missing(self.name, "openvino", self.install) if importlib.util.find_spec("openvino") is None else None
 
     def version(self) -> str:
-        if self.available() is not None:
-            return ""
-        import openvino
-
-        return str(openvino.__version__)
+        return installed("openvino") if self.available() is None else ""
 
     def compile(self, source: Source, options: Options) -> Compiled:
         require(self)

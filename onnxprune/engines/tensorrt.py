@@ -37,6 +37,7 @@ class TensorRt:
 
     name: str = "tensorrt"
     install: str = "pip install tensorrt cuda-python (on a Jetson both come with JetPack)"
+    library: str = "tensorrt"
 
     def available(self) -> str | None:
         if importlib.util.find_spec("tensorrt") is None:

@@ -7,6 +7,7 @@ goes to stderr, of which the last lines are kept for the error message.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pickle
 import signal
@@ -177,7 +178,8 @@ class _Child:
         if options.cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, options.cores)
         engine = ENGINES.get(name)
-        engine.version()  # loads the library, so that its size is not counted as the model's
+        if library := getattr(engine, "library", ""):
+            importlib.import_module(library)  # so that its size is not counted as the model's
         self.before_bytes = _status_bytes("VmRSS") or 0
         here = getattr(engine, "compile_here", engine.compile)  # an engine that isolates itself is already isolated
         self.compiled = here(path, options)

@@ -104,3 +104,11 @@ def test_real_models_agree(engine: Engine, zoo: Path, name: str) -> None:
     feeds = random_feeds(static_inputs(model, {}))
     with engine.compile(model, options) as compiled:
         assert difference(compiled.run(feeds), reference(model, feeds, options)) <= AGREES
+
+
+def test_stdout_is_for_data(engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
+    model = residual()
+    with engine.compile(model, Options()) as compiled:
+        compiled.run(random_feeds(static_inputs(model, {})))
+    assert engine.version()
+    assert capfd.readouterr().out == ""

@@ -1,0 +1,110 @@
+"""The staircase: a ResNet-8 of base width 16, cut to 12, 11 and 8 channels in 16, timed side by side.
+
+    python -m benchmarks.alignment --engine onnxruntime,openvino,ncnn
+
+Engines compute channels in blocks. 11 channels of 16 are half of the MACs and, where blocks are of 16, no gain; 8 are a quarter, and one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from onnxprune.analysis.walk import analyse
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import Options
+from onnxprune.engines.bench import bench, machine
+from onnxprune.engines.measure import Schedule
+from onnxprune.files import write_json
+from onnxprune.model.io import Model, load
+from onnxprune.surgery.cut import cut
+from onnxprune.types import Plan
+
+BASE, SIZE = 16, 32
+WIDTHS = (16, 12, 11, 8)
+
+
+def resnet8(seed: int = 0) -> Model:
+    """Three residual blocks of 16, 32 and 64 channels on 32 x 32 images, random weights."""
+    generator = np.random.default_rng(seed)
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+
+    def conv(x: str, y: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> str:
+        scale = np.sqrt(2 / (inputs * kernel * kernel))
+        values = (generator.standard_normal((outputs, inputs, kernel, kernel)) * scale).astype(np.float32)
+        weights.extend([numpy_helper.from_array(values, f"{y}.w"), numpy_helper.from_array(np.zeros(outputs, np.float32), f"{y}.b")])
+        pads = [kernel // 2] * 4
+        nodes.append(helper.make_node("Conv", [x, f"{y}.w", f"{y}.b"], [y], name=y, strides=[stride] * 2, pads=pads, kernel_shape=[kernel] * 2))
+        return y
+
+    def relu(x: str) -> str:
+        nodes.append(helper.make_node("Relu", [x], [f"{x}.relu"], name=f"{x}.relu"))
+        return f"{x}.relu"
+
+    x, inputs = relu(conv("image", "stem", 3, BASE)), BASE
+    for index, outputs in enumerate((BASE, 2 * BASE, 4 * BASE)):
+        stride = 1 if index == 0 else 2
+        inner = conv(relu(conv(x, f"block{index}.a", inputs, outputs, 3, stride)), f"block{index}.b", outputs, outputs)
+        shortcut = x if index == 0 else conv(x, f"block{index}.shortcut", inputs, outputs, 1, stride)
+        nodes.append(helper.make_node("Add", [inner, shortcut], [f"block{index}"], name=f"block{index}"))
+        x, inputs = relu(f"block{index}"), outputs
+    weights += [numpy_helper.from_array(generator.standard_normal((10, inputs)).astype(np.float32), "head.w"), numpy_helper.from_array(np.zeros(10, np.float32), "head.b")]
+    nodes += [
+        helper.make_node("GlobalAveragePool", [x], ["pooled"], name="pooled"), helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
+        helper.make_node("Gemm", ["flat", "head.w", "head.b"], ["classes"], name="head", transB=1),
+    ]  # fmt: skip
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIZE, SIZE])
+    graph = helper.make_graph(nodes, "resnet8", [image], [helper.make_tensor_value_info("classes", TensorProto.FLOAT, [1, 10])], weights)
+    return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+
+
+def at_width(width: int) -> Model:
+    """The network with `width` channels for every 16."""
+    analysis = analyse(resnet8())
+    sizes = {g.name: g.size for g in analysis.groups}
+    kept = {name: tuple(range(size * width // BASE)) for name, size in sizes.items()}
+    plan = Plan(analysis.digest, {} if width == BASE else kept, sizes, {}, analysis.options)
+    return replace(cut(analysis, plan), path=Path(f"width {width}"))
+
+
+def table(engines: Sequence[str], threads: int, seconds: float) -> list[dict[str, Any]]:
+    """A row for each engine and width."""
+    macs = {width: analyse(at_width(width)).cost().macs for width in WIDTHS}
+    found = bench([at_width(width) for width in WIDTHS], engines, options=Options(threads=threads), schedule=Schedule(seconds=seconds, max_rounds=1000), layers=False)
+    rows = []
+    for engine in engines:
+        ratios = {r.contender: r for r in found.ratios[engine]}
+        for width in WIDTHS:
+            measured, ratio = found.of(engine, f"width {width}"), ratios.get(f"width {width}")
+            row = {"engine": engine, "width": width, "macs": macs[width] / macs[BASE], "min_ms": measured.min_ms, "median_ms": measured.median_ms}
+            spread = {"speedup": ratio.median, "low": ratio.low, "high": ratio.high} if ratio else {"speedup": 1.0, "low": 1.0, "high": 1.0}
+            rows.append({**row, **spread})
+    return rows
+
+
+def main() -> None:
+    """Print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--engine", default="onnxruntime,openvino,ncnn,mnn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    rows = table([name for name in given.engine.split(",") if ENGINES.get(name).available() is None], given.threads, given.seconds)
+    print("engine       width  MACs   min ms  median ms  speed-up")
+    for row in rows:
+        interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        print(f"{row['engine']:12} {row['width']:5} {row['macs']:5.2f} {row['min_ms']:8.3f} {row['median_ms']:10.3f} {row['speedup']:6.2f}x {interval}")
+    if given.json:
+        write_json(given.json, {"machine": machine(), "threads": given.threads, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
