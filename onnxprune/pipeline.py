@@ -7,22 +7,20 @@ measure) leave their result there, and the same command does not do them again; 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onnxprune.allocate.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.calibrate.data import Data
 from onnxprune.checks import RESULT, evaluated, held_out, metric_options, open_data_for, oracle
+from onnxprune.decide import decide, engines_of, measured, target_rows
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options, require
-from onnxprune.engines.bench import bench
-from onnxprune.engines.measure import Schedule
+from onnxprune.engines.base import require
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate import find_metric
 from onnxprune.events import Listener, silent
@@ -43,6 +41,7 @@ from onnxprune.types import Plan, Scores
 # what "auto" stands for
 WITH_DATA = {"criterion": "activation*weight", "allocate": "knapsack", "repair": "bias"}
 WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
+LATENCY_SLACK = 0.05  # two measurements of one model agree to about this on a quiet machine
 NO_DATA = (
     "no calibration data: channels are chosen by weights alone and nothing is repaired, which costs accuracy; pass --data with some tens of real inputs"
 )
@@ -130,11 +129,6 @@ def _check_names(recipe: Recipe) -> None:
         raise DataError("data-missing", f"no labelled inputs at {recipe.labelled}: the file or folder does not exist")
 
 
-def engines_of(recipe: Recipe) -> list[str]:
-    """Engines that are measured on or targeted."""
-    return list(dict.fromkeys((*recipe.engine, *(t.engine for t in recipe.target if t.engine))))
-
-
 @dataclass(frozen=True)
 class _Job:
     """One run whose input is there."""
@@ -155,7 +149,7 @@ class _Job:
         provenance = {**versions(), "source_sha256": analysis.digest, "data_sha256": everything.fingerprint()}
         self.stages.chain = key(provenance, recipe.plain("analyse"), recipe.plain("runtime"))
         context = _context(analysis, data, recipe, self.stages)
-        plan = self._plan(context)
+        plan = self._plan(context, data)
         smaller = do("cut", lambda: cut(analysis, plan))
         verification = do("verify", lambda: oracle(analysis, plan, smaller, data, recipe), recipe.plain("verify"), as_json("verify.json"))
         if recipe.repair != "none":
@@ -163,21 +157,22 @@ class _Job:
             plan = replace(plan, decided_by={**plan.decided_by, "repair": recipe.repair, RESULT: digest(smaller)})
         worth = self._worth(smaller, data, apart)
         before, after = analysis.cost().as_dict(), analysis.cost(plan.kept).as_dict()
+        targets = target_rows(recipe, before, after, worth["latency"])
         report = Report(
-            str(self.source.path or ""), str(self.output or ""), before, after, targets=target_rows(recipe, before, after, worth["latency"]),
+            str(self.source.path or ""), str(self.output or ""), before, after, targets=targets,
             verification=verification, latency=worth["latency"], fidelity=worth["fidelity"], quality=worth["quality"],
             groups=group_rows(analysis, plan), layers=layer_rows(analysis, plan, worth["timing"]), frozen=frozen_rows(analysis.frozen),
             data=data.describe() if self.stages.used else "", decided_by=plan.decided_by, recipe=recipe.plain(), provenance=provenance,
-            stages=tuple(self.stages.done), warnings=self._warnings(data, worth),
+            stages=tuple(self.stages.done), warnings=self._warnings(data, targets, worth),
         )  # fmt: skip
         self._write(smaller, plan, report, provenance)
         return Result(smaller, plan, report)
 
-    def _plan(self, context: Context) -> Plan:
+    def _plan(self, context: Context, data: Data) -> Plan:
         """Scores, and the widths that meet the targets."""
-        do, recipe, analysis = self.stages.do, self.recipe, context.analysis
+        do, recipe = self.stages.do, self.recipe
         scores = do("score", lambda: CRITERIA.get(recipe.criterion)(context), recipe.plain("score"), SCORES)
-        return do("plan", lambda: decide(analysis, scores, recipe, self.stages), recipe.plain("plan"), PLAN)
+        return do("plan", lambda: _decided(context.analysis, scores, data, recipe, self.stages), recipe.plain("plan"), PLAN)
 
     def _worth(self, smaller: Model, data: Data, apart: Data | None) -> dict[str, Any]:
         """fidelity, quality, timing (all that was measured) and latency (of it, by engine); empty where not asked for."""
@@ -187,14 +182,25 @@ class _Job:
             watched = self.stages.watched(apart) if apart is not None else None
             worth = do("evaluate", lambda: evaluated(self.source, smaller, watched, recipe), recipe.plain("evaluate"), as_json("quality.json"))
             found.update(worth)
-        if recipe.engine:
-            timing = do("measure", lambda: measured(self.source, smaller, data, recipe, self.stages), recipe.plain("measure"), as_json("measure.json"))
-            found["timing"] = timing
+        if engines_of(recipe):
+            found["timing"] = do("measure", lambda: self._measured(smaller, data), recipe.plain("measure"), as_json("measure.json"))
         return {**found, "latency": latency_rows(found["timing"])}
 
-    def _warnings(self, data: Data, worth: Mapping[str, Any]) -> tuple[str, ...]:
+    def _measured(self, smaller: Model, data: Data) -> Mapping[str, Any]:
+        """Both models on one real input."""
+        stages = self.stages
+        found = measured(self.source, smaller, self.recipe, next(data.batches(1)), lambda text, left_s: stages.progress(None, text, left_s))
+        stages.detail(", ".join(f"{row['speedup']:.2f}x on {engine}" for engine, row in latency_rows(found).items()))
+        return found
+
+    def _warnings(self, data: Data, targets: Sequence[TargetRow], worth: Mapping[str, Any]) -> tuple[str, ...]:
         """What the user must know, in the order of the stages."""
         found = [data.warning] if data.warning and self.stages.used else [NO_DATA] if data.warning else []
+        found += [
+            f"target {t.target}: the last measurement found {t.reached:.3g} ms, not {t.allowed:.3g}; the search had found less: measure on a quieter machine"
+            for t in targets
+            if t.reached > t.allowed * (1 + LATENCY_SLACK)
+        ]
         return (*found, *worth["fidelity"].get("warnings", ()), *worth["timing"].get("warnings", ()))
 
     def _write(self, model: Model, plan: Plan, report: Report, provenance: Mapping[str, str]) -> None:
@@ -233,55 +239,12 @@ def _context(analysis: Analysis, data: Data, recipe: Recipe, stages: Stages) -> 
     return Context(analysis, stages.watched(data), seed=recipe.seed, threads=recipe.threads, batch_size=recipe.batch_size, progress=stages.progress)
 
 
-def decide(analysis: Analysis, scores: Scores, recipe: Recipe, stages: Stages | None = None) -> Plan:
-    """The plan that meets the recipe's targets; TargetError where there is none."""
-    original = analysis.cost().as_dict()
-    timed = [str(t) for t in recipe.target if t.engine]
-    if timed:
-        raise UsageError("target-latency", f"target {timed[0]}: the allocator {recipe.allocate!r} knows MACs, params, bytes and activation_bytes only")
-    budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target}
-    constraints = Constraints(budgets=budgets, round_to=multiple(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio)
-    plan = allocate(recipe.allocate, analysis, scores, constraints)
-    plan = replace(plan, decided_by={**plan.decided_by, "criterion": recipe.criterion, "allocate": recipe.allocate, "seed": recipe.seed})
-    if stages:
-        after = analysis.cost(plan.kept)
-        stages.detail(f"{after.macs / max(original['macs'], 1):.1%} of the MACs stay")
+def _decided(analysis: Analysis, scores: Scores, data: Data, recipe: Recipe, stages: Stages) -> Plan:
+    """The plan, with what it leaves as the stage's detail."""
+    feeds = next(data.batches(1)) if any(t.engine for t in recipe.target) else None
+    plan = decide(analysis, scores, recipe, feeds, lambda text: stages.progress(None, text))
+    stages.detail(f"{analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs stay")
     return plan
-
-
-def multiple(recipe: Recipe) -> int:
-    """`round_to` as a number: the largest multiple of the engines that are measured or targeted where it is "auto"."""
-    if isinstance(recipe.round_to, int):
-        return recipe.round_to
-    return max((int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in engines_of(recipe)), default=1)
-
-
-def measured(source: Model, pruned: Model, data: Data, recipe: Recipe, stages: Stages) -> dict[str, Any]:
-    """Both models on the recipe's engines, interleaved, on one real input."""
-    options = Options(threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape)
-    named = [replace(model, path=Path(name)) for model, name in ((source, "original"), (pruned, "pruned"))]
-    left_s = len(named) * len(recipe.engine) * recipe.seconds
-
-    def tell(text: str) -> None:
-        stages.progress(None, text, left_s)
-
-    found = bench(
-        named, recipe.engine, options=options, schedule=Schedule(seconds=recipe.seconds), feeds=next(data.batches(1)), seed=recipe.seed, progress=tell
-    )
-    for engine, rows in found.ratios.items():
-        stages.detail(f"{rows[0].median:.2f}x on {engine}")
-    return found.as_dict()
-
-
-def target_rows(recipe: Recipe, before: Mapping[str, int], after: Mapping[str, int], latency: Mapping[str, Mapping[str, float]]) -> tuple[TargetRow, ...]:
-    """Each target with what it allowed and what was reached."""
-    rows = []
-    for target in recipe.target:
-        times = latency.get(target.engine, {})
-        was = times.get("before_ms", 0.0) if target.engine else before[target.cost]
-        now = times.get("after_ms", 0.0) if target.engine else after[target.cost]
-        rows.append(TargetRow(str(target), target.ceiling(was), now))
-    return tuple(rows)
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:
@@ -289,9 +252,10 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     recipe = resolved(recipe)
     stages = Stages(on_event)
     analysis = stages.do("analyse", lambda: analysed(model, recipe, stages))
-    context = _context(analysis, open_data_for(analysis.model, recipe), recipe, stages)
+    data = open_data_for(analysis.model, recipe)
+    context = _context(analysis, data, recipe, stages)
     scores = stages.do("score", lambda: CRITERIA.get(recipe.criterion)(context))
-    return stages.do("plan", lambda: decide(analysis, scores, recipe, stages))
+    return stages.do("plan", lambda: _decided(analysis, scores, data, recipe, stages))
 
 
 def replay(model: Source, plan: Plan) -> Analysis:

@@ -48,6 +48,16 @@ def test_the_target_is_met_and_the_model_runs(tmp_path: Path, target: str, cost:
     assert parameters == report.after["params"]
 
 
+def test_a_latency_target_is_met_on_the_engine_it_names(tmp_path: Path) -> None:
+    """On a modelled engine, whose latency is computed: nothing depends on the machine."""
+    report = small(tmp_path / "out.onnx", target=["latency.systolic8=1.5x", "params=90%"]).report
+    row = report.latency["systolic8"]
+    assert row["after_ms"] <= row["before_ms"] / 1.5 and report.after["params"] <= 0.9 * report.before["params"]
+    assert not [w for w in report.warnings if "target" in w]
+    less = small(target=["latency.systolic8=1.2x"]).report
+    assert row["after_ms"] < less.latency["systolic8"]["after_ms"] <= row["before_ms"] / 1.2
+
+
 def test_command_python_and_recipe_give_the_same_bytes(tmp_path: Path) -> None:
     small(tmp_path / "python.onnx", target="macs=60%")
     assert run(["optimize", str(MODEL), "-o", str(tmp_path / "flags.onnx"), "--target", "macs=60%", *FLAGS]) == 0

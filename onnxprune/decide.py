@@ -1,0 +1,114 @@
+"""From scores to the plan that meets a recipe's targets, counted and measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.allocate.base import Constraints, allocate
+from onnxprune.analysis.groups import Analysis
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import Options
+from onnxprune.engines.bench import bench
+from onnxprune.engines.latency import Probe
+from onnxprune.engines.measure import Schedule
+from onnxprune.model.io import Model
+from onnxprune.recipe import Recipe
+from onnxprune.report.data import TargetRow
+from onnxprune.types import Plan, Scores
+
+CONFIRM = Schedule(seconds=1.5, warmup=5)  # of a plan that meets a latency by the short probes of the search
+CONFIRM_ROUNDS = 4
+Tell = Callable[[str], None]
+Feeds = Mapping[str, np.ndarray]
+
+
+def decide(analysis: Analysis, scores: Scores, recipe: Recipe, feeds: Feeds | None = None, tell: Tell = lambda text: None) -> Plan:
+    """The plan that removes least and meets every target.
+
+    A latency is measured on the cut model, interleaved with the original, at every width that the search looks at. The plan it ends with is
+    measured for longer; where that falls short, the budget is tightened by as much and the search is done again.
+
+    Parameters
+    ----------
+    feeds
+        One batch to time with; random values where None.
+
+    Raises
+    ------
+    TargetError
+        There is no such plan; says what can be reached.
+    """
+    original = analysis.cost().as_dict()
+    budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target if not t.engine}
+    constraints = Constraints(budgets=budgets, round_to=multiple(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio)
+    timed = [t for t in recipe.target if t.engine]
+    with ExitStack() as stack:
+        probes = {f"latency.{t.engine}": stack.enter_context(Probe(ENGINES.get(t.engine), analysis, engine_options(recipe), feeds=feeds)) for t in timed}
+        limits = {f"latency.{t.engine}": t.ceiling(probes[f"latency.{t.engine}"].original_ms) for t in timed}
+        shares = {cost: limit / probes[cost].original_ms for cost, limit in limits.items()}
+        for round_number in range(CONFIRM_ROUNDS if timed else 1):
+            tell(f"latency, search {round_number + 1} of at most {CONFIRM_ROUNDS}" if timed else "")
+            plan = allocate(recipe.allocate, analysis, scores, replace(constraints, budgets={**budgets, **limits}, measures=probes))
+            missed = _missed(analysis, plan, recipe, shares, feeds)
+            if not missed:
+                break
+            limits = {cost: limit / missed.get(cost, 1.0) for cost, limit in limits.items()}
+    return replace(plan, decided_by={**plan.decided_by, "criterion": recipe.criterion, "allocate": recipe.allocate, "seed": recipe.seed})
+
+
+def _missed(analysis: Analysis, plan: Plan, recipe: Recipe, shares: Mapping[str, float], feeds: Feeds | None) -> dict[str, float]:
+    """Latencies that a longer measurement finds above their share of the original's: cost -> measured over allowed."""
+    found = {}
+    for cost, allowed_share in shares.items():
+        engine = ENGINES.get(cost.partition(".")[2])
+        with Probe(engine, analysis, engine_options(recipe), feeds=feeds, schedule=CONFIRM) as probe:
+            excess = probe(plan.kept) / (allowed_share * probe.original_ms)  # shares, because the machine may have changed its pace
+        if excess > 1:
+            found[cost] = excess
+    return found
+
+
+def multiple(recipe: Recipe) -> int:
+    """`round_to` as a number: the largest multiple of the engines that are measured or targeted where it is "auto"."""
+    if isinstance(recipe.round_to, int):
+        return recipe.round_to
+    return max((int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in engines_of(recipe)), default=1)
+
+
+def engines_of(recipe: Recipe) -> list[str]:
+    """Engines that are measured on or targeted."""
+    return list(dict.fromkeys((*recipe.engine, *(t.engine for t in recipe.target if t.engine))))
+
+
+def engine_options(recipe: Recipe) -> Options:
+    """How engines compile and run."""
+    return Options(threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape)
+
+
+def measured(source: Model, pruned: Model, recipe: Recipe, feeds: Feeds, tell: Callable[[str, float], None]) -> dict[str, Any]:
+    """Both models on the recipe's engines, interleaved; `tell` is given what is going on and how many seconds it takes at least."""
+    named = [replace(model, path=Path(name)) for model, name in ((source, "original"), (pruned, "pruned"))]
+    engines = engines_of(recipe)
+    left_s = len(named) * len(engines) * recipe.seconds
+    found = bench(
+        named, engines, options=engine_options(recipe), schedule=Schedule(seconds=recipe.seconds), feeds=feeds, seed=recipe.seed,
+        progress=lambda text: tell(text, left_s),
+    )  # fmt: skip
+    return found.as_dict()
+
+
+def target_rows(recipe: Recipe, before: Mapping[str, int], after: Mapping[str, int], latency: Mapping[str, Mapping[str, float]]) -> tuple[TargetRow, ...]:
+    """Each target with what it allowed and what was reached."""
+    rows = []
+    for target in recipe.target:
+        times = latency.get(target.engine, {})
+        was = times.get("before_ms", 0.0) if target.engine else before[target.cost]
+        now = times.get("after_ms", 0.0) if target.engine else after[target.cost]
+        rows.append(TargetRow(str(target), target.ceiling(was), now))
+    return tuple(rows)
