@@ -45,7 +45,7 @@ def assert_exact(analysis: Analysis, plan: Plan, feeds: Mapping[str, np.ndarray]
 def assert_shapes_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) -> None:
     """The kept length of every axis is what onnx infers for the cut model."""
     removed = analysis.removed(plan.kept)
-    inferred = shape_inference.infer_shapes(onnx.load_from_string(to_bytes(pruned)), strict_mode=True).graph
+    inferred = shape_inference.infer_shapes(onnx.load_from_string(to_bytes(pruned))).graph
     found = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
     checked = 0
     for name, tensor in analysis.record.tensors.items():

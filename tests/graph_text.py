@@ -6,7 +6,10 @@ import zlib
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper, numpy_helper, parser, shape_inference
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+
+from onnxprune.model.io import load
+from onnxprune.model.shapes import infer
 
 IR_VERSION = 10
 
@@ -54,7 +57,7 @@ def random_weight(rng: np.random.Generator, info: onnx.ValueInfoProto) -> Tensor
 
 def _give_output_shapes(model: ModelProto) -> None:
     """onnx's checker wants a shape on every output."""
-    found = {o.name: o for o in shape_inference.infer_shapes(model).graph.output}
+    found = infer(load(model))
     for output in model.graph.output:
-        if not output.type.tensor_type.HasField("shape") and output.name in found:
-            output.CopyFrom(found[output.name])
+        if not output.type.tensor_type.HasField("shape") and output.name in found.types:
+            output.type.CopyFrom(found.types[output.name])

@@ -142,19 +142,19 @@ def slice_(node: Node) -> list[Axes]:
 
 
 def gather(node: Node) -> list[Axes]:
-    axes, picks = _axes(node), _axes(node, 1)
+    axes = _axes(node)
     axis = int(node.attribute("axis", 0)) % len(axes)  # type: ignore[call-overload]
     index = node.value(1)
     ids = axes[axis]
-    middle: Axes = list(picks)
-    if isinstance(ids, np.ndarray):
-        if index is not None and index.ndim == 1:
-            index = np.where(index < 0, index + len(ids), index)
-            middle = [ids[index]]
-            node.record.selects.append(Select(node.index, axis, ids, index))
-        else:
-            _stop(node, ids, "picked by a computed or single index")
-    return [axes[:axis] + middle + axes[axis + 1 :]]
+    if not isinstance(ids, np.ndarray):
+        return [axes[:axis] + _axes(node, 1) + axes[axis + 1 :]]
+    if index is None or index.ndim != 1:
+        _stop(node, ids, "picked by a computed or single index")
+        return [axes[:axis] + _axes(node, 1) + axes[axis + 1 :]]
+    _freeze_axes(node, _axes(node, 1), None, "an index that is written anew")
+    index = np.where(index < 0, index + len(ids), index)
+    node.record.selects.append(Select(node.index, axis, ids, index))
+    return [axes[:axis] + [ids[index]] + axes[axis + 1 :]]
 
 
 def pad(node: Node) -> list[Axes]:

@@ -137,7 +137,8 @@ def quantize(view: View) -> Rule:
     names = axes_letters(view)
     axis = int(view.attribute("axis", 1)) % max(len(names), 1)  # type: ignore[call-overload]
     if view.rank(1) > 1:
-        return Rule(", ".join([" ".join(names)] * view.inputs) + f" -> {' '.join(names)}", freeze=names[axis])
+        blocked = " ".join("Z" if i == axis else n for i, n in enumerate(names))
+        return Rule(", ".join([" ".join(names), *[blocked] * (view.inputs - 1)]) + f" -> {' '.join(names)}", freeze=f"{names[axis]}Z")
     scale = names[axis] if view.rank(1) == 1 and view.dim(1, 0) != 1 else ("i" if view.rank(1) else "")
     return Rule(", ".join([" ".join(names)] + [scale] * (view.inputs - 1)) + f" -> {' '.join(names)}")
 

@@ -7,6 +7,7 @@ import pytest
 from graph_laws import SEEN, assert_cost_as_predicted, assert_exact, assert_shapes_as_predicted, random_plan
 from graph_text import net
 from graphs import CASES, Case
+from patterns import PATTERNS
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.movement import MOVES
@@ -15,17 +16,16 @@ from onnxprune.analysis.walk import analyse
 from onnxprune.model.io import load
 
 SEEDS = 3
-# What onnx defines and onnxruntime's CPU provider does not run; analysed and cut, compared nowhere
-NOTHING_TO_CUT = {"LRN"}
+NOTHING_TO_CUT = {"LRN"}  # sums over neighbouring channels; frozen unless opened
 
 
 def analysed(case: Case) -> Analysis:
     return analyse(load(net(case.text, opset=case.opset)), allow_mixing=case.allow)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | PATTERNS)
 def test_cut_equals_masked(name: str) -> None:
-    case = CASES[name]
+    case = (CASES | PATTERNS)[name]
     analysis = analysed(case)
     if case.groups is not None:
         assert tuple(sorted(g.size for g in analysis.groups)) == case.groups, analysis.frozen
