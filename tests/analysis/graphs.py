@@ -180,6 +180,8 @@ CASES |= {
     "LayerNormalization_spatial": between("b = LayerNormalization<axis=2>(a, w3, w4)", "float[4,4] w3, float[4,4] w4"),
     "RMSNormalization": Case("float[2,6,4] x | float[4,8] w1, float[8] v2, float[8,8] w3, float[8,5] w4 | a = MatMul(x, w1); n = RMSNormalization(a, v2); b = MatMul(n, w3); y = MatMul(b, w4)", opset=23, groups=(8,)),
     "SimplifiedLayerNormalization": tokens("c = SimplifiedLayerNormalization(a, w3); b = MatMul(c, w5)", "float[8] w3, float[8,8] w5"),
+    "RMSNormalization_spatial": between("b = RMSNormalization<axis=2>(a, v)", "float[4,4] v", opset=23),
+    "SimplifiedLayerNormalization_positions": tokens("t = Transpose<perm=[0,2,1]>(a); n = SimplifiedLayerNormalization(t, v); b = Transpose<perm=[0,2,1]>(n)", "float[6] v"),
     "LpNormalization": between("b = LpNormalization<axis=1, p=2>(a)"),
     "LpNormalization_spatial": between("b = LpNormalization<axis=2, p=1>(a)"),
     "MeanVarianceNormalization": between("b = MeanVarianceNormalization<axes=[0,2,3]>(a)"),
