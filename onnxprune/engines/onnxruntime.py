@@ -106,6 +106,7 @@ class OnnxRuntimeModel(Compiled):
         settings.intra_op_num_threads = self._options.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 4
+        settings.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads must not disturb the other contender's turn
         level = onnxruntime.GraphOptimizationLevel
         settings.graph_optimization_level = {
             "off": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "extended": level.ORT_ENABLE_EXTENDED, "all": level.ORT_ENABLE_ALL,

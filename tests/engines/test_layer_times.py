@@ -14,6 +14,7 @@ from onnx import helper, shape_inference
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
+from onnxprune.engines.cpu import vector_channels
 from onnxprune.engines.layers import LatencyCache, LayerSpec, cache_key, layer_model, layer_spec, time_layer
 from onnxprune.errors import EngineError
 from onnxprune.model.io import load, to_bytes
@@ -117,3 +118,14 @@ def test_two_users_of_a_cache_keep_each_other_s_times(tmp_path: Path) -> None:
 
 def test_weights_are_seeded() -> None:
     assert np.array_equal(layer_model(SPECS["conv"]).weights["w"].array(), layer_model(SPECS["conv"]).weights["w"].array())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(vector_channels() != 16, reason="the staircase of 16 belongs to AVX-512")
+def test_the_staircase_of_onnxruntime_is_seen(tmp_path: Path) -> None:
+    """An unaligned width costs twice the aligned one, and a depthwise one off the blocked layout several times."""
+    spec = LayerSpec("Conv", (1, 32, 28, 28), (32, 32, 3, 3), (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))), True)
+    depthwise = LayerSpec("Conv", (1, 32, 28, 28), (32, 1, 3, 3), (("group", 32), ("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))), True)
+    for layer, least in ((spec, 1.3), (depthwise, 2.0)):
+        odd, even = (min(time_layer(ENGINES.get("onnxruntime"), layer.resized(width, width), Options()) for _ in range(3)) for width in (31, 32))
+        assert odd > least * even
