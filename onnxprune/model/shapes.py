@@ -145,6 +145,9 @@ class _Inference:
         if value is not None and np.size(value) <= LARGEST_VALUE:
             found = np.asarray(value)
             self.values[node.output[0]] = np.array(value, object) if found.dtype.kind == "U" else found  # one symbol alone
+            kind = self.types.get(node.output[0])
+            if found.dtype.kind in "biuf" and (kind is None or not _has_shape(kind)):
+                self.types[node.output[0]] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(found.dtype), found.shape)
 
     def shape_value(self, node: NodeProto) -> np.ndarray | None:
         shape = Shapes(self.types, self.values).shape(node.input[0])
@@ -261,6 +264,11 @@ def _slice(node: NodeProto, x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
     return x[tuple(index)]
 
 
+def _clip(node: NodeProto, x: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None) -> np.ndarray | None:
+    low, high = attribute(node, "min") if low is None else low, attribute(node, "max") if high is None else high
+    return None if x.dtype == object else np.clip(x, low, high).astype(x.dtype)
+
+
 def _squeeze(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray:
     return np.squeeze(x, _axes(node, axes))
 
@@ -313,7 +321,7 @@ EVALUATE: dict[str, Callable[..., Any]] = {
     }.items()},
     "Min": lambda node, *xs: _arithmetic(lambda *ys: np.minimum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
     "Max": lambda node, *xs: _arithmetic(lambda *ys: np.maximum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
-    "Cast": _cast, "Identity": lambda node, x: x, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
+    "Cast": _cast, "Clip": _clip, "Identity": lambda node, x: x, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
     "Concat": lambda node, *xs: np.concatenate([x.astype(object) for x in xs] if any(x.dtype == object for x in xs) else xs, attribute(node, "axis", 0)),
     "Gather": lambda node, x, i: np.take(x, i, attribute(node, "axis", 0)), "Reshape": _reshape_value,
     "Transpose": lambda node, x: np.transpose(x, attribute(node, "perm")),
