@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.calibrate.backward.step import NoGradient, Step
-from onnxprune.calibrate.backward.tape import Value, concat, total
+from onnxprune.calibrate.backward.tape import Value, concat
 
-_MOST_TAKES = 8  # a position that is read more often is summed by a matrix product
+_MOST_READS = 1 << 24  # entries of an index table: positions times the most reads of one
 
 
 def along(value: Value, axis: int, matrix: np.ndarray) -> Value:
@@ -28,21 +28,22 @@ def put_back(grad: Value, axis: int, positions: np.ndarray, size: int) -> Value:
     positions: (grad.shape[axis],), source of each; -1 = came from nowhere.
     """
     counts = np.bincount(positions[positions >= 0], minlength=size)
-    if (counts <= 1).all() and len(positions) and (np.diff(positions) == 1).all() and positions[0] >= 0:
+    most = max(1, int(counts.max(initial=0)))
+    if most == 1 and len(positions) and positions[0] >= 0 and (np.diff(positions) == 1).all():
         return grad.pad_axis(axis, int(positions[0]), size - 1 - int(positions[-1]))
-    if counts.max(initial=0) > _MOST_TAKES:
-        return along(grad, axis, (positions[:, None] == np.arange(size)).astype(float))
-    padded = grad.pad_axis(axis, 0, 1) if (counts < counts.max(initial=1)).any() else grad
+    if size * most > _MOST_READS:
+        raise NoGradient(f"{len(positions)} indices read one of {size} positions up to {most} times")
     order = np.argsort(positions, kind="stable")
     order = order[positions[order] >= 0]
     rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    parts = []
-    for turn in range(max(1, int(counts.max(initial=0)))):
-        source = np.full(size, len(positions))
-        chosen = order[rank == turn]
-        source[positions[chosen]] = chosen
-        parts.append(padded.take(axis, source))
-    return total(parts)
+    source = np.full((size, most), len(positions))
+    source[positions[order], rank] = order
+    padded = grad.pad_axis(axis, 0, 1) if (counts < most).any() else grad
+    taken = padded.take(axis, source.ravel())
+    if most == 1:
+        return taken
+    shape = [*grad.shape[:axis], size, most, *grad.shape[axis + 1 :]]
+    return taken.reshape(shape).reduce("ReduceSum", [axis + 1], keepdims=False)
 
 
 def reshape(s: Step) -> list[Value | None]:
