@@ -206,7 +206,7 @@ class _Match:
                 names = [key] if isinstance(key, str) else [n for n in key if isinstance(n, str)]
                 live = [n for n in names if isinstance(self.env.get(n), np.ndarray)]
                 summed = any(n in contracted for n in live)
-                if summed and not operand.constant:  # type: ignore[union-attr]
+                if summed and (not operand.constant or not contracted & self.from_data & set(live)):  # type: ignore[union-attr]
                     self.node.record.masks.append(Mask(self.node.index, slot, i, ids))
                 role = "consumes" if summed else "produces" if any(n in self.made and n not in self.from_data for n in live) else "carries"
                 for origin in operand.origins:  # type: ignore[union-attr]

@@ -123,7 +123,7 @@ class Record:
     def __post_init__(self) -> None:
         self.nodes = [n for g in nested(self.model.proto.graph) for n in g.node]
         self._index = {id(n): i for i, n in enumerate(self.nodes)}
-        self.reason("unknown", None)
+        self.reason("coupled with positions that stay", None)
 
     def index(self, node: NodeProto) -> int:
         """Position of a node among all nodes, bodies included."""
