@@ -38,12 +38,13 @@ def _page(found: Bench, layers: bool) -> str:
     from onnxprune.report.terminal import columns
 
     ratios = {(engine, r.contender): r for engine, rows in found.ratios.items() for r in rows}
-    table: list[tuple[str, ...]] = [("engine", "model", "median ms", "min", "p99", "IQR", "speed-up", "95 % interval", "difference")]
+    table: list[tuple[str, ...]] = [("engine", "model", "median ms", "min", "p99", "IQR", "speed-up", "95 % interval", "difference", "peak MB")]
     for m in found.measurements:
         ratio = ratios.get((m.engine, m.model))
         spread = (f"{ratio.median:.2f}x", f"{ratio.low:.2f} to {ratio.high:.2f}") if ratio else ("", "")
         apart = f"{m.difference:.1e}" if m.difference is not None else ""
-        table.append((m.engine, m.model, *(f"{v:.3f}" for v in (m.median_ms, m.min_ms, m.p99_ms, m.iqr_ms)), *spread, apart))
+        peak = f"{m.peak_memory_bytes / 1e6:.0f}" if m.peak_memory_bytes is not None else ""
+        table.append((m.engine, m.model, *(f"{v:.3f}" for v in (m.median_ms, m.min_ms, m.p99_ms, m.iqr_ms)), *spread, apart, peak))
     pages = [columns(table, left=2)]
     if layers and found.layers:
         names = list(dict.fromkeys(m.model for m in found.measurements))

@@ -179,15 +179,15 @@ def _widths(model: Model) -> dict[str, int]:
 
 
 def _labels(sources: Sequence[Source]) -> dict[str, Source]:
-    """A short name for each source: the file's stem, the whole path where stems are equal, numbered where paths are."""
-    stems = [(s.path or Path("model")).stem if isinstance(s, Model) else Path(s).stem for s in sources]
+    """A short name for each source: the file's stem, the whole path where different files have it, numbered where they are the same."""
+    paths = [(s.path if isinstance(s, Model) else Path(s)) or Path("model") for s in sources]
+    stems = [path.stem for path in dict.fromkeys(paths)]
     named: dict[str, Source] = {}
-    for source, stem in zip(sources, stems):
-        path = source.path if isinstance(source, Model) else Path(source)
-        name = stem if stems.count(stem) == 1 else str(path or stem)
+    for source, path in zip(sources, paths):
+        name = short = path.stem if stems.count(path.stem) == 1 else str(path)
         number = 2
         while name in named:
-            name, number = f"{path or stem} #{number}", number + 1
+            name, number = f"{short} #{number}", number + 1
         named[name] = source
     return named
 
