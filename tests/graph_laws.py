@@ -10,8 +10,9 @@ import onnx
 from onnx import ModelProto, TensorProto, shape_inference
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.walk import analyse
 from onnxprune.model.io import Model, to_bytes
-from onnxprune.model.runtime import example_feeds
+from onnxprune.model.nodes import label
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import Verification, verify
 from onnxprune.types import Plan
@@ -19,12 +20,12 @@ from onnxprune.types import Plan
 SEEN = 1e-4  # a plan that changes the output by less proves nothing
 
 
-def random_plan(analysis: Analysis, rng: np.random.Generator, most: float = 1.0) -> Plan:
-    """Every group loses a random part of its channels, each at least one where it can."""
+def random_plan(analysis: Analysis, rng: np.random.Generator, floor: int = 1) -> Plan:
+    """Every group of more than `floor` channels loses a random part of them, at least one."""
     kept = {}
     for group in analysis.groups:
-        if group.size > 1:
-            count = int(rng.integers(max(1, group.size - int(most * group.size)), group.size))
+        if group.size > floor:
+            count = int(rng.integers(floor, group.size))
             kept[group.name] = tuple(sorted(rng.choice(group.size, count, replace=False).tolist()))
     return plan_of(analysis, kept)
 
@@ -34,10 +35,10 @@ def plan_of(analysis: Analysis, kept: Mapping[str, tuple[int, ...]]) -> Plan:
     return Plan(analysis.digest, dict(kept), {g: analysis.group(g).size for g in kept}, {}, analysis.options)
 
 
-def assert_exact(analysis: Analysis, plan: Plan, feeds: Mapping[str, np.ndarray] | None = None) -> tuple[Model, Verification]:
+def assert_exact(analysis: Analysis, plan: Plan, tolerance: float | None = None) -> tuple[Model, Verification]:
     """cut == masked."""
     pruned = cut(analysis, plan)
-    found = verify(analysis, plan, pruned, feeds if feeds is not None else example_feeds(analysis.model))
+    found = verify(analysis, plan, pruned, tolerance=tolerance)
     assert found.difference <= found.tolerance, (found, dict(plan.kept))
     return pruned, found
 
@@ -64,6 +65,61 @@ def assert_cost_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) -> N
     macs = counted_macs(proto)
     if macs is not None:
         assert predicted.macs == macs
+
+
+Place = tuple[str, int, int, int]  # node, operand, axis, position
+
+
+def footprints(analysis: Analysis, removed: np.ndarray | None = None) -> dict[frozenset[Place], int]:
+    """Where in the weights each cause lies, positions counted among those that stay: places -> index of a cause."""
+    gone = analysis.removed({}) if removed is None else removed
+    found: dict[int, set[Place]] = {}
+    for use in analysis.record.uses:
+        for axis, ids in enumerate(use.axes):
+            if not isinstance(ids, np.ndarray):
+                continue
+            keep = analysis.keep(ids, gone)
+            for position, causes in enumerate(analysis.axes.table(ids)[keep]):
+                for cause in set(causes.tolist()) - {analysis.axes.causes}:
+                    found.setdefault(cause, set()).add((label(analysis.record.nodes[use.node]), use.slot, axis, position))
+    return {frozenset(places): cause for cause, places in found.items()}
+
+
+def assert_finds_the_rest(analysis: Analysis, plan: Plan, pruned: Model) -> Analysis:
+    """The analysis of the cut model has exactly the causes that are left."""
+    again = analyse(pruned)
+    expected, found = set(footprints(analysis, analysis.removed(plan.kept))), set(footprints(again))
+    assert found == expected, (sorted(map(sorted, found - expected))[:3], sorted(map(sorted, expected - found))[:3])
+    return again
+
+
+def assert_composes(analysis: Analysis, first: Plan, pruned: Model, again: Analysis, rng: np.random.Generator) -> None:
+    """Cut A then cut B is cut A or B: the same nodes, the same values."""
+    second = random_plan(again, rng)
+    left = footprints(analysis, analysis.removed(first.kept))
+    gone = analysis.removed(first.kept)
+    also = again.removed(second.kept)
+    for places, cause in footprints(again).items():
+        gone[left[places]] |= also[cause]
+    kept = {name: tuple(np.flatnonzero(~gone[causes]).tolist()) for name, causes in analysis.causes.items() if gone[causes].any()}
+    assert_same(cut(again, second), cut(analysis, plan_of(analysis, kept)))
+
+
+def assert_same(a: Model, b: Model) -> None:
+    """The same graph up to names of initializers."""
+    assert [n.name for n in a.proto.graph.node] == [n.name for n in b.proto.graph.node]
+    for left, right in zip(a.proto.graph.node, b.proto.graph.node):
+        assert list(left.attribute) == list(right.attribute), left.name
+        for p, q in zip(left.input, right.input):
+            if p in a.weights or q in b.weights:
+                np.testing.assert_array_equal(a.weights[p].array(), b.weights[q].array(), left.name)
+            else:
+                assert p == q
+
+
+def live_positions(analysis: Analysis) -> set[Place]:
+    """Every place in the weights that can be cut."""
+    return {place for places in footprints(analysis) for place in places}
 
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8)
