@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "onnxprune"
 _SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
 OPSET = 21  # of the examples in the table of operators
+HELP_WIDTH = 110  # columns
 _MOST_MESSAGE = 240  # characters of a message that the list of errors shows
 
 
@@ -120,6 +121,21 @@ def registries() -> str:
     return "\n\n".join(parts)
 
 
+def commands() -> str:
+    """What `--help` says of every verb."""
+    import click
+
+    from onnxprune.cli.app import VERBS, app
+
+    parts = []
+    for verb in VERBS:
+        command = app.get_command(click.Context(app), verb)
+        assert command is not None
+        text = command.get_help(click.Context(command, info_name=f"onnxprune {verb}", terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH))
+        parts.append(f"## {verb}\n\n```text\n{text}\n```")
+    return "\n\n".join(parts)
+
+
 def errors() -> str:
     """Every error code, with its exit status and the messages that the source gives it."""
     by_code: dict[str, set[Failure]] = defaultdict(set)
@@ -140,8 +156,9 @@ def failures() -> Iterator[Failure]:
             name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
             if not isinstance(node, ast.Call) or not node.args:
                 continue
-            if name == "unknown" and len(node.args) == 3:
-                yield Failure("unknown-" + _template(node.args[0]).replace(" ", "-"), 2, f"unknown {_template(node.args[0])} {{name}}; did you mean ...?")
+            kind = _template(node.args[0])
+            if name == "Registry" or (name == "unknown" and not kind.endswith(".kind}")):
+                yield Failure("unknown-" + kind.replace(" ", "-"), 2, f"unknown {kind} {{name}}; did you mean ...?")
             elif name == "MissingExtraError" and len(node.args) == 3:
                 package, extra, purpose = map(_template, node.args)
                 yield Failure("missing-extra", 1, f'{purpose} needs {package}: pip install "onnxprune[{extra}]"')
@@ -186,7 +203,7 @@ def _short(message: str) -> str:
     return first if len(first) <= _MOST_MESSAGE else first[:_MOST_MESSAGE] + "..."
 
 
-SECTIONS: Mapping[str, Callable[[], str]] = {"rules": rules, "options": options, "registries": registries, "errors": errors}
+SECTIONS: Mapping[str, Callable[[], str]] = {"rules": rules, "options": options, "registries": registries, "commands": commands, "errors": errors}
 
 
 def filled(text: str) -> str:
