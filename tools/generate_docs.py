@@ -44,6 +44,12 @@ class Typical:
     op: str
     opset: int
     inputs: int
+    outputs: int
+
+    @staticmethod
+    def of(op: str) -> Typical:
+        """With all inputs and one output."""
+        return Typical(op, OPSET, onnx.defs.get_schema(op, OPSET).max_input, 1)
 
     def rank(self, slot: int) -> int:
         """Three axes in the data, one in what goes with them."""
@@ -75,7 +81,7 @@ def rules() -> str:
 
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for op, entry in RULES.items():
-        rule = entry if isinstance(entry, Rule) or entry.__doc__ else entry(Typical(op, OPSET, onnx.defs.get_schema(op, OPSET).max_input))
+        rule = entry if isinstance(entry, Rule) or entry.__doc__ else entry(Typical.of(op))
         if isinstance(rule, Rule):
             example = "" if rule is entry else "with common attributes "
             found[f"{example}`{re.sub(r' +(?=[, ])', '', rule.pattern)}`", " ".join(f"`{letter}`" for letter in rule.mixes.replace(" ", ""))].append(op)
