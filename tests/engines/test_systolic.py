@@ -86,6 +86,19 @@ def test_utilisation_is_full_on_the_tile_and_drops_beside_it() -> None:
     assert compute_cycles(array, beside) == 1.5 * compute_cycles(array, on)
 
 
+VELA_CYCLES = {  # Vela 5.2.0, ethos-u55-128, NPU cycles of the convolutions of ResNet-8 by base width, in graph order
+    16: (14752, 25715, 25715, 13680, 19796, 4416, 18396, 20192, 2688), 8: (8010, 7420, 7420, 4064, 7268, 2240, 4384, 5792, 1976),
+}
+
+
+@pytest.mark.parametrize("width", VELA_CYCLES)
+def test_ethos_is_a_bound_near_vela(width: int) -> None:
+    result = estimate(resnet8(width), preset("ethos-u55-128"))
+    modelled = [layer.compute_cycles for layer in result.layers if layer.op == "Conv"]
+    assert all(ours <= theirs for ours, theirs in zip(modelled, VELA_CYCLES[width]))
+    assert sum(modelled) >= 0.75 * sum(VELA_CYCLES[width])
+
+
 def test_memory_roof_is_met_by_a_matrix_vector_product() -> None:
     layer = estimate_layer(preset("gemmini"), Contraction("fc", "Gemm", 1, 1024, 1024, 1, 1, 1024, 1024 * 1024, 1024))
     assert layer.traffic_bytes == 1024 * 1024 + 2048

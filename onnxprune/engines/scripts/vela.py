@@ -28,11 +28,23 @@ def calibration(results: Path, inputs: dict[str, Any]) -> list[str]:
     return arguments
 
 
+def own_samples(results: Path) -> None:
+    """The images that onnx2tf checks itself with; where they are not in its working folder it fetches them from the internet."""
+    numpy = common.module("numpy", HOW)
+    path = results / "calibration_image_sample_data_20x128x128x3_float32.npy"
+    if not path.is_file():
+        numpy.save(path, numpy.random.default_rng(0).random((20, 128, 128, 3), numpy.float32))
+
+
 def to_tflite(name: str, path: Path, inputs: dict[str, Any], results: Path) -> Path:
     """An int8 TFLite file."""
     converter = common.tool("onnx2tf", HOW)
     folder = results / f"{name}_tflite"
-    common.run([converter, "-i", path, "-o", folder, "-oiqt", "-qt", "per-channel", *calibration(results, inputs)], results / f"{name}.onnx2tf.log")
+    own_samples(results)
+    copied = results.resolve() / f"{name}.onnx"  # onnx2tf simplifies the file it is given where it lies
+    shutil.copy(str(path), str(copied))
+    command = [converter, "-i", copied, "-o", folder.resolve(), "-oiqt", "-qt", "per-channel", *calibration(results.resolve(), inputs)]
+    common.run(command, results / f"{name}.onnx2tf.log", cwd=results)
     made = sorted(folder.glob("*full_integer_quant.tflite")) or sorted(folder.glob("*integer_quant.tflite"))
     if not made:
         common.fail(f"onnx2tf left no int8 file in {folder}; see {results / (name + '.onnx2tf.log')}")
