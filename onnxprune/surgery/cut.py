@@ -77,12 +77,16 @@ def _free(name: str, taken: dict[str, TensorProto]) -> str:
 
 
 def _update_infos(editor: Editor) -> None:
-    """Declared shapes of activations follow the cut."""
+    """Declared shapes follow the cut."""
     tensors = editor.analysis.record.tensors
     for graph in {id(g): g for g in editor.owners}.values():
         for info in graph.value_info:
-            state = tensors.get(info.name)
             dims = info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else []
+            if info.name in editor.model.weights:  # exporters declare initializers too
+                for dim, size in zip(dims, editor.model.weights[info.name].shape):
+                    dim.dim_value = size
+                continue
+            state = tensors.get(info.name)
             if state is None or len(dims) != len(state.axes):
                 continue
             for dim, axis in zip(dims, state.axes):
