@@ -20,6 +20,7 @@ from onnxprune.engines.measure import Schedule
 from onnxprune.model.io import Model
 from onnxprune.recipe import Recipe
 from onnxprune.report.data import TargetRow
+from onnxprune.saliency.base import Context
 from onnxprune.types import Plan, Scores
 
 CONFIRM = Schedule(seconds=1.5, warmup=5)  # of a plan that meets a latency by the short probes of the search
@@ -28,7 +29,7 @@ Tell = Callable[[str], None]
 Feeds = Mapping[str, np.ndarray]
 
 
-def decide(analysis: Analysis, scores: Scores, recipe: Recipe, feeds: Feeds | None = None, tell: Tell = lambda text: None) -> Plan:
+def decide(context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None = None, tell: Tell = lambda text: None) -> Plan:
     """The plan that removes least and meets every target.
 
     A latency is measured on the cut model, interleaved with the original, at every width that the search looks at. The plan it ends with is
@@ -44,6 +45,7 @@ def decide(analysis: Analysis, scores: Scores, recipe: Recipe, feeds: Feeds | No
     TargetError
         There is no such plan; says what can be reached.
     """
+    analysis = context.analysis
     original = analysis.cost().as_dict()
     budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target if not t.engine}
     constraints = Constraints(budgets=budgets, round_to=multiple(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio)
@@ -54,7 +56,7 @@ def decide(analysis: Analysis, scores: Scores, recipe: Recipe, feeds: Feeds | No
         shares = {cost: limit / probes[cost].original_ms for cost, limit in limits.items()}
         for round_number in range(CONFIRM_ROUNDS if timed else 1):
             tell(f"latency, search {round_number + 1} of at most {CONFIRM_ROUNDS}" if timed else "")
-            plan = allocate(recipe.allocate, analysis, scores, replace(constraints, budgets={**budgets, **limits}, measures=probes))
+            plan = allocate(recipe.allocate, context, scores, replace(constraints, budgets={**budgets, **limits}, measures=probes))
             missed = _missed(analysis, plan, recipe, shares, feeds)
             if not missed:
                 break

@@ -172,7 +172,7 @@ class _Job:
         """Scores, and the widths that meet the targets."""
         do, recipe = self.stages.do, self.recipe
         scores = do("score", lambda: CRITERIA.get(recipe.criterion)(context), recipe.plain("score"), SCORES)
-        return do("plan", lambda: _decided(context.analysis, scores, data, recipe, self.stages), recipe.plain("plan"), PLAN)
+        return do("plan", lambda: _decided(context, scores, data, recipe, self.stages), recipe.plain("plan"), PLAN)
 
     def _worth(self, smaller: Model, data: Data, apart: Data | None) -> dict[str, Any]:
         """fidelity, quality, timing (all that was measured) and latency (of it, by engine); empty where not asked for."""
@@ -239,10 +239,11 @@ def _context(analysis: Analysis, data: Data, recipe: Recipe, stages: Stages) -> 
     return Context(analysis, stages.watched(data), seed=recipe.seed, threads=recipe.threads, batch_size=recipe.batch_size, progress=stages.progress)
 
 
-def _decided(analysis: Analysis, scores: Scores, data: Data, recipe: Recipe, stages: Stages) -> Plan:
+def _decided(context: Context, scores: Scores, data: Data, recipe: Recipe, stages: Stages) -> Plan:
     """The plan, with what it leaves as the stage's detail."""
     feeds = next(data.batches(1)) if any(t.engine for t in recipe.target) else None
-    plan = decide(analysis, scores, recipe, feeds, lambda text: stages.progress(None, text))
+    analysis = context.analysis
+    plan = decide(context, scores, recipe, feeds, lambda text: stages.progress(None, text))
     stages.detail(f"{analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs stay")
     return plan
 
@@ -255,7 +256,7 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     data = open_data_for(analysis.model, recipe)
     context = _context(analysis, data, recipe, stages)
     scores = stages.do("score", lambda: CRITERIA.get(recipe.criterion)(context))
-    return stages.do("plan", lambda: _decided(analysis, scores, data, recipe, stages))
+    return stages.do("plan", lambda: _decided(context, scores, data, recipe, stages))
 
 
 def replay(model: Source, plan: Plan) -> Analysis:

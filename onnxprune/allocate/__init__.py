@@ -1,4 +1,4 @@
-"""Which widths meet a budget. An allocator is a function (Analysis, steps, what) -> priorities: steps of low priority are taken first."""
+"""Which widths meet a budget. An allocator is a function (Context, Scores, steps) -> Ranking: steps of low value are taken first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ ALLOCATORS = Registry(
     {
         "uniform": ("onnxprune.allocate.uniform:uniform", "the same share of every group"),
         "threshold": ("onnxprune.allocate.threshold:threshold", "one threshold on scores relative to their group's mean"),
+        "divergence": ("onnxprune.allocate.divergence:divergence", "least divergence of the model's outputs for what it saves (needs data)"),
+        "layer-error": ("onnxprune.allocate.knapsack:layer_error", "least reconstruction error of the layers for what it saves"),
         "knapsack": ("onnxprune.allocate.knapsack:knapsack", "least damage for what it saves on the budget's cost"),
     },
 )

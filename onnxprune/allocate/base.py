@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -11,7 +11,10 @@ import numpy as np
 from onnxprune.allocate import ALLOCATORS
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import TargetError, UsageError
+from onnxprune.saliency.base import Context
 from onnxprune.types import Plan, Scores
+
+ROUNDS = 3  # of savings at the widths found; they settle
 
 Measure = Callable[[Mapping[str, Sequence[int]]], float]
 
@@ -45,7 +48,15 @@ class Step:
     energy: tuple[float, float]
 
 
-Allocator = Callable[[Analysis, Sequence[Step], str], np.ndarray]
+@dataclass(frozen=True)
+class Ranking:
+    """What an allocator says of each step: low values go first. per_saving: values are damage, to be divided by what the step saves."""
+
+    values: np.ndarray
+    per_saving: bool
+
+
+Allocator = Callable[[Context, Scores, Sequence[Step]], Ranking]
 
 
 def widths(size: int, constraints: Constraints, *, max_fraction: float | None = None) -> list[int]:
@@ -55,7 +66,7 @@ def widths(size: int, constraints: Constraints, *, max_fraction: float | None = 
     return [size] + [k for k in range(size - 1, least - 1, -1) if k % constraints.round_to == 0]
 
 
-def allocate(name: str, analysis: Analysis, scores: Scores, constraints: Constraints) -> Plan:
+def allocate(name: str, context: Context, scores: Scores, constraints: Constraints) -> Plan:
     """The plan of the named allocator: as little as meets every budget.
 
     Raises
@@ -65,31 +76,100 @@ def allocate(name: str, analysis: Analysis, scores: Scores, constraints: Constra
     UsageError
         Unknown allocator, or a ratio pattern that matches no group.
     """
+    analysis = context.analysis
+    allocator: Allocator = ALLOCATORS.get(name)
     fixed = _fixed(analysis, scores, constraints)
     steps, order = _steps(analysis, scores, constraints, fixed)
-    what = next((c for c in constraints.budgets if c not in constraints.measures), "macs")
-    allocator: Allocator = ALLOCATORS.get(name)
-    keys = np.asarray(allocator(analysis, steps, what), np.float64) if steps else np.zeros(0)
-    ranking = _in_order(steps, keys)
+    search = _Search(analysis, constraints, steps, order, fixed)
+    if constraints.budgets and (missed := search.missed(range(len(steps)))):
+        raise _unreachable(analysis, constraints, search.kept(range(len(steps))), missed)
+    chosen: Sequence[int] = ()
+    if constraints.budgets and search.missed(()):
+        ranking = allocator(context, scores, steps)
+        chosen = search.by_saving(ranking.values) if ranking.per_saving else search.prefix(ranking.values)
+    kept = search.kept(chosen)
+    return Plan(analysis.digest, kept, {g: analysis.group(g).size for g in kept}, {"allocate": name}, analysis.options)
 
-    def kept(count: int) -> dict[str, tuple[int, ...]]:
-        target = dict(fixed)
-        for i in ranking[:count]:
-            target[steps[i].group] = min(steps[i].target, target.get(steps[i].group, steps[i].size))
-        return {g: tuple(sorted(order[g][len(order[g]) - k :].tolist())) for g, k in target.items() if k < len(order[g])}
 
-    def fits(count: int) -> bool:
-        return not _missed(analysis, constraints, kept(count))
+@dataclass(frozen=True)
+class _Search:
+    """Sets of steps and what they come to."""
 
-    low, high = 0, len(steps)
-    if constraints.budgets and not fits(high):
-        raise _unreachable(analysis, constraints, kept(high))
-    while low < high and constraints.budgets:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    chosen = kept(low if constraints.budgets else 0)
-    sizes = {g: analysis.group(g).size for g in chosen}
-    return Plan(analysis.digest, chosen, sizes, {"allocate": name}, analysis.options)
+    analysis: Analysis
+    constraints: Constraints
+    steps: Sequence[Step]
+    order: Mapping[str, np.ndarray]
+    fixed: Mapping[str, int]
+
+    def kept(self, chosen: Iterable[int]) -> dict[str, tuple[int, ...]]:
+        """Channels that stay."""
+        target = dict(self.fixed)
+        for i in chosen:
+            step = self.steps[i]
+            target[step.group] = min(step.target, target.get(step.group, step.size))
+        return {g: tuple(sorted(self.order[g][len(self.order[g]) - k :].tolist())) for g, k in target.items() if k < len(self.order[g])}
+
+    def missed(self, chosen: Iterable[int]) -> str | None:
+        """The first budget that is not met."""
+        return _missed(self.analysis, self.constraints, self.kept(chosen))
+
+    def prefix(self, keys: np.ndarray) -> list[int]:
+        """The shortest prefix in ascending order of the keys that meets the budgets, less what it can do without."""
+        ranking = _in_order(self.steps, keys)
+        low, high = 0, len(ranking)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if not self.missed(ranking[:middle]) else (middle + 1, high)
+        return self.relaxed(ranking[:low])
+
+    def relaxed(self, chosen: list[int]) -> list[int]:
+        """Give back steps from the last one on, where the budgets are met without them: the last one is often larger than what was missing."""
+        if any(c in self.constraints.measures for c in self.constraints.budgets):
+            return chosen
+        chosen = list(chosen)
+        while True:
+            last: dict[str, int] = {}
+            for i in chosen:
+                last[self.steps[i].group] = max(i, last.get(self.steps[i].group, -1))
+            back = next((i for i in reversed(chosen) if last[self.steps[i].group] == i and not self.missed(j for j in chosen if j != i)), None)
+            if back is None:
+                return chosen
+            chosen.remove(back)
+
+    def by_saving(self, damage: np.ndarray) -> list[int]:
+        """Steps by damage over saving. What a channel saves depends on the widths around it: taken between the whole and the last answer."""
+        what = next((c for c in self.constraints.budgets if c not in self.constraints.measures), "macs")
+        whole = savings = {n: float(v.sum()) for n, v in self.analysis.savings(what).items()}
+        chosen: list[int] = []
+        for _ in range(ROUNDS):
+            chosen = self.prefix(self.slopes(damage, savings))
+            kept = self.kept(chosen)
+            at_plan = self.analysis.savings(what, kept)
+            left = {n: len(kept.get(n, v)) for n, v in at_plan.items()}
+            savings = {n: (whole[n] + float(at_plan[n].sum()) * len(at_plan[n]) / max(left[n], 1)) / 2 for n in whole}
+        return chosen
+
+    def slopes(self, damage: np.ndarray, savings: Mapping[str, float]) -> np.ndarray:
+        """Damage over saving along the lower convex hull of each group's curve, so that a costly step is seen with the cheap ones behind it."""
+        keys = np.empty(len(self.steps))
+        groups: dict[str, list[int]] = {}
+        for i, step in enumerate(self.steps):
+            groups.setdefault(step.group, []).append(i)
+        for name, members in groups.items():
+            saved = np.array([savings[name] * (self.steps[i].width - self.steps[i].target) / self.steps[i].size for i in members])
+            keys[members] = _hull(np.maximum(saved, 1e-30), damage[members])
+        return keys
+
+
+def _hull(run: np.ndarray, rise: np.ndarray) -> np.ndarray:
+    """Slope at each step of the greatest convex curve below the one with these steps: adjacent steps pooled until slopes ascend."""
+    blocks: list[list[float]] = []
+    for dx, dy in zip(run.tolist(), rise.tolist()):
+        blocks.append([dx, dy, 1])
+        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
+            dx, dy, n = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + dx, blocks[-1][1] + dy, blocks[-1][2] + n]
+    return np.repeat([dy / dx for dx, dy, _ in blocks], [int(n) for _, _, n in blocks])
 
 
 def ordered(scores: np.ndarray) -> np.ndarray:
@@ -150,10 +230,9 @@ def _missed(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Seq
     return None
 
 
-def _unreachable(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]) -> TargetError:
+def _unreachable(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]], cost: str) -> TargetError:
     """Says what can be reached, and what stands in the way."""
     original, reached = ({**analysis.cost(k).as_dict(), **{c: m(k) for c, m in constraints.measures.items()}} for k in ({}, kept))
-    cost = next(c for c, most in constraints.budgets.items() if reached[c] > most)
     most, total = constraints.budgets[cost], original[cost] or 1
     lines = [
         f"target {cost} <= {most / total:.1%} cannot be met: {reached[cost] / total:.1%} is the least with floor={constraints.floor}, "

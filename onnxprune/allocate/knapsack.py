@@ -1,4 +1,4 @@
-"""Least damage for what it saves."""
+"""Least damage for what it saves, from the scores alone."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.allocate.base import Step
-from onnxprune.analysis.groups import Analysis
+from onnxprune.allocate.base import Ranking, Step
+from onnxprune.saliency.base import Context
+from onnxprune.types import Scores
 
 _TINY = 1e-12
 
 
-def knapsack(analysis: Analysis, steps: Sequence[Step], what: str) -> np.ndarray:
-    """Damage of the step over its first-order saving.
+def knapsack(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
+    """Damage is log(energy before / energy after), energy being the sum of squared scores that is left of a group.
 
-    Damage is log(energy before / energy after), energy being the sum of squared scores that is left of a group: scale-free, so
-    that layers compare, and growing without bound as a group runs empty.
+    Scale-free, so that layers compare, and growing without bound as a group runs empty.
     """
-    savings = {name: float(v.sum()) for name, v in analysis.savings(what).items()}
-    total = sum(savings.values()) or 1.0
-    keys = []
+    damage = []
     for s in steps:
-        before, after = (max(e, _TINY * max(s.energy[0], 1.0)) for e in s.energy)
-        saving = savings[s.group] / total * (s.width - s.target) / s.size
-        keys.append(np.log(before / after) / max(saving, _TINY))
-    return np.array(keys)
+        before, after = (max(e, _TINY * max(s.energy[0], _TINY)) for e in s.energy)
+        damage.append(np.log(before / after))
+    return Ranking(np.array(damage), True)
+
+
+def layer_error(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
+    """Damage is the sum of the scores that go: of `reconstruction`, the relative output error of the layers that read the group."""
+    return Ranking(np.array([float(np.maximum(s.scores, 0).sum()) for s in steps]), True)

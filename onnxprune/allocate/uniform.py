@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.allocate.base import Step
-from onnxprune.analysis.groups import Analysis
+from onnxprune.allocate.base import Ranking, Step
+from onnxprune.saliency.base import Context
+from onnxprune.types import Scores
 
 
-def uniform(analysis: Analysis, steps: Sequence[Step], what: str) -> np.ndarray:
+def uniform(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
     """Share of the group that is gone after the step."""
-    return np.array([1 - s.target / s.size for s in steps])
+    return Ranking(np.array([1 - s.target / s.size for s in steps]), False)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis, Member
-from onnxprune.calibrate.data import Data
+from onnxprune.calibrate.data import Data, split
 from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.types import Scores
+
+MOST_GATE_SAMPLES, LEAST_GATE_SAMPLES = 128, 8
 
 Criterion = Callable[["Context"], Scores]
 
@@ -31,6 +33,19 @@ class Context:
     batch_size: int = 16
     cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     progress: Callable[[float, str], None] = lambda share, detail: None
+
+    def statistics_data(self, who: str) -> Data:
+        """The part of the data that statistics are taken from; apart from `gate_data`."""
+        return self._parts(who)[0]
+
+    def gate_data(self, who: str) -> Data:
+        """The part of the data that measures what a cut does: a quarter, at most 128 samples; all where there are fewer than 32."""
+        return self._parts(who)[1]
+
+    def _parts(self, who: str) -> tuple[Data, Data]:
+        data = self.required_data(who)
+        gate = min(data.samples // 4, MOST_GATE_SAMPLES)
+        return (data, data) if gate < LEAST_GATE_SAMPLES else split(data, data.samples - gate, gate)
 
     def required_data(self, who: str) -> Data:
         """The data; DataError where there are none."""

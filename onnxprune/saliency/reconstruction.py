@@ -34,7 +34,7 @@ def reconstruction(context: Context) -> Scores:
 def moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair]]:
     """Second moments on the context's data, taken once."""
     if "moments" not in context.cache:
-        data = context.required_data("criterion 'reconstruction'")
+        data = context.statistics_data("criterion 'reconstruction'")
         context.cache["moments"] = collect_moments(context.analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
     return context.cache["moments"]
 

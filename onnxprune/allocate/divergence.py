@@ -1,0 +1,205 @@
+"""What cutting each group alone does to the model's outputs, measured on inputs that no statistic was taken from.
+
+A few widths a group, the readers refitted in closed form; the criterion's error curve carries the measured points to all other
+widths. Each width costs a run of the part of the network behind the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from onnxprune.allocate.base import Ranking, Step, ordered
+from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.linear import from_matrix
+from onnxprune.calibrate.lockstep import Run
+from onnxprune.calibrate.moments import Pair, Statistic
+from onnxprune.calibrate.taps import geometry, tap_order
+from onnxprune.evaluate.tempered import Tempered
+from onnxprune.model.canonicalize import add_initializer
+from onnxprune.model.io import Model
+from onnxprune.model.runtime import Session
+from onnxprune.model.segments import extract
+from onnxprune.saliency.base import Context
+from onnxprune.saliency.elimination import inverse, refitted
+from onnxprune.saliency.reconstruction import channel_columns, moments
+from onnxprune.types import Scores
+
+LEVELS = (0.25, 0.5, 0.75, 1.0)  # of the channels that may go
+_TINY = 1e-12
+
+
+def divergence(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
+    """Damage of a step: increase of the divergence between the whole model's outputs and those with this group alone cut and repaired.
+
+    Class scores (two axes) diverge by Kullback-Leibler at a temperature where the model is not sure; other outputs by relative
+    squared error. Outputs are summed.
+    """
+    analysis = context.analysis
+    statistics, pairs = moments(context)
+    probe = _Probe(context, statistics, pairs)
+    damage = np.zeros(len(steps))
+    of_group: dict[str, list[int]] = {}
+    for i, step in enumerate(steps):
+        of_group.setdefault(step.group, []).append(i)
+    for name in sorted(of_group, key=probe.place):
+        members = of_group[name]
+        order = ordered(np.asarray(scores[name]))
+        error = np.cumsum(np.maximum(np.asarray(scores[name])[order], 0.0))
+        gone = np.array([analysis.group(name).size - steps[i].target for i in members])
+        wanted = np.unique([gone[max(round(level * len(gone)) - 1, 0)] for level in LEVELS])
+        measured = np.array([probe(name, order[:count]) for count in wanted])
+        curve = _carry(error[wanted - 1], np.maximum.accumulate(np.maximum(measured, 0.0)), error[gone - 1])
+        damage[members] = np.diff(curve, prepend=0.0)
+        context.progress(len(probe.done) / len(of_group), f"{len(probe.done)} of {len(of_group)} groups")
+    return Ranking(damage, True)
+
+
+def _carry(error: np.ndarray, measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Divergence at other errors: linear between logarithms, proportional below the first point."""
+    x, y, w = (np.log(np.maximum(v, _TINY)) for v in (error, measured, wanted))
+    out = np.interp(w, x, y)
+    below = w < x[0]
+    out[below] = y[0] + (w[below] - x[0])
+    return np.maximum.accumulate(np.exp(out))
+
+
+class _Probe:
+    """Runs of the whole network from where a group is read. Groups must come in graph order."""
+
+    def __init__(self, context: Context, statistics: Mapping[int, Statistic], pairs: list[Pair]) -> None:
+        self.context, self.analysis = context, context.analysis
+        self.statistics, self.pairs = statistics, pairs
+        self.outputs = [o.name for o in self.analysis.model.proto.graph.output]
+        self.batches = list(context.gate_data("allocator 'divergence'").batches(context.batch_size))
+        session = Session(self.analysis.model, threads=context.threads)
+        self.expected = [session.run(b) for b in self.batches]
+        self.run = Run(self.analysis.model, self.batches, threads=context.threads, shapes=self.analysis.shapes)
+        self.position = {id(n): i for i, n in enumerate(self.run.nodes)}
+        self.inverses: dict[int, np.ndarray] = {}
+        self.done: set[str] = set()
+        self.group = ""
+        self.parts: list[tuple[int, Statistic | Pair, np.ndarray]] = []
+
+    def readers(self, name: str) -> list[tuple[int, Statistic | Pair, np.ndarray]]:
+        """(position in the node list, statistic, columns a channel) of what reads a group."""
+        causes = self.analysis.causes[name]
+        found: list[tuple[int, Statistic | Pair, np.ndarray]] = []
+        for item in (*self.statistics.values(), *self.pairs):
+            ids = item.linear.ids if isinstance(item, Statistic) else item.ids
+            node = item.linear.node if isinstance(item, Statistic) else item.node
+            index = channel_columns(self.analysis, ids, causes)  # type: ignore[arg-type]
+            place = self.run.place(self.analysis.record.nodes[node].output[0])
+            if index is not None and place >= 0:
+                found.append((place, item, index))
+        return found
+
+    def place(self, name: str) -> int:
+        """Where a group is first read."""
+        return min((p for p, _, _ in self.readers(name)), default=0)
+
+    def __call__(self, name: str, gone: np.ndarray) -> float:
+        """Divergence with these channels of the group gone and its readers refitted."""
+        if name != self.group:
+            self.group, self.parts = name, self.readers(name)
+            self.run.advance(self.place(name))
+            self.done.add(name)
+        model, nodes = self.changed(gone)
+        held = set(self.run.state[0])
+        session = Session(extract(model, self.analysis.shapes, nodes, held, self.outputs), threads=self.context.threads)
+        names = list(session.inputs)
+        meters = {o: Meter() for o in self.outputs}
+        for state, expected in zip(self.run.state, self.expected):
+            found = session.run({n: state[n] for n in names})
+            for output, meter in meters.items():
+                meter.update(expected[output], found[output])
+        return sum(m.result() for m in meters.values())
+
+    def changed(self, gone: np.ndarray) -> tuple[Model, list[NodeProto]]:
+        """The network from here on with refitted readers."""
+        model = self.analysis.model.edit()
+        start = self.run.at
+        nodes = list(model.proto.graph.node)[start:]
+        for node, item, index in [(nodes[place - start], item, index) for place, item, index in self.parts]:
+            if isinstance(item, Pair):
+                gain = refitted(np.ones((1, len(item.xx))), self.inverse_of(item, 0), index[gone].ravel())
+                scaled = f"{node.input[0]}_scaled"
+                factor = add_initializer(model, scaled + "_by", gain[0].astype(np.float32))
+                nodes.insert(nodes.index(node), helper.make_node("Mul", [node.input[0], factor], [scaled]))
+                node.input[0] = scaled
+            else:
+                self.refit(model, nodes, node, item, index[gone].ravel())
+        return model, nodes
+
+    def refit(self, model: Model, nodes: list[NodeProto], node: NodeProto, item: Statistic, gone: np.ndarray) -> None:
+        """New weight of one linear node, and the mean that it loses behind it."""
+        weight = item.weight(self.analysis)
+        old = self.analysis.model.weights[item.linear.weight.tensor].array()
+        inputs = item.xx.shape[1] // item.taps
+        new = np.empty_like(weight)
+        for g in range(len(weight)):
+            here = gone[(gone >= g * inputs) & (gone < (g + 1) * inputs)] - g * inputs
+            columns = (here[:, None] * item.taps + np.arange(item.taps)).ravel()
+            new[g] = refitted(weight[g], self.inverse_of(item, g), columns)
+        lost = np.einsum("gok,gk->go", weight - new, item.mean)
+        matrix = _unfold(new, old, item, node)
+        taps = matrix.shape[3]
+        shift = (lost if item.taps == taps else lost.reshape(len(lost), -1, taps).sum(2)).ravel()
+        values = from_matrix(item.linear, node, matrix, old.shape).astype(old.dtype)
+        node.input[1] = add_initializer(model, f"{node.input[1]}_refit_{node.output[0]}", values)
+        rank = len(self.analysis.shapes.shape(item.linear.out) or ())
+        shape = [-1 if i == item.linear.out_axis else 1 for i in range(rank)]
+        inner = f"{node.output[0]}_refit"
+        bias = add_initializer(model, inner + "_bias", shift.reshape(shape).astype(old.dtype))
+        nodes.insert(nodes.index(node) + 1, helper.make_node("Add", [inner, bias], [node.output[0]]))
+        node.output[0] = inner
+
+    def inverse_of(self, item: Statistic | Pair, g: int) -> np.ndarray:
+        """Inverse second moments, kept while the group lasts."""
+        key = hash((id(item), g))
+        if key not in self.inverses:
+            if len(self.inverses) > 64:
+                self.inverses.clear()
+            self.inverses[key] = inverse(item.xx[g] if isinstance(item, Statistic) else item.xx)
+        return self.inverses[key]
+
+
+def _unfold(new: np.ndarray, old: np.ndarray, item: Statistic, node: NodeProto) -> np.ndarray:
+    """Rows of second-moment columns back to (groups, outputs, inputs, taps) in the weight's tap order."""
+    how = geometry(node, old.shape, (0,) * old.ndim)
+    taps = max(how.taps, 1)
+    g = len(new)
+    inputs = item.xx.shape[1] // item.taps
+    if item.taps == taps:
+        ordered_taps = new.reshape(g, -1, inputs, taps)
+    else:
+        ordered_taps = new.reshape(g, -1, taps, inputs).transpose(0, 1, 3, 2)
+    back = np.empty_like(ordered_taps)
+    back[..., tap_order(how)] = ordered_taps
+    return back
+
+
+class Meter:
+    """Divergence of one output, streamed."""
+
+    def __init__(self) -> None:
+        self._tempered: Tempered | None = None
+        self._error = self._energy = 0.0
+
+    def update(self, expected: np.ndarray, found: np.ndarray) -> None:
+        """Add a batch."""
+        if expected.dtype.kind != "f":
+            return
+        if expected.ndim == 2 and expected.shape[1] > 1:
+            self._tempered = self._tempered or Tempered()
+            self._tempered.update(expected, found)
+            return
+        difference = found.astype(np.float64) - expected
+        self._error += float(np.square(difference).sum())
+        self._energy += float(np.square(expected, dtype=np.float64).sum())
+
+    def result(self) -> float:
+        """Nats, or relative squared error."""
+        return self._tempered.result().kl if self._tempered else self._error / max(self._energy, _TINY)
