@@ -17,6 +17,7 @@ VERBS = {
     "cut": ("plan", "Do what a plan says."),
     "verify": ("plan", "Check a cut model against its masked original."),
     "bench": ("bench", "Time models side by side."),
+    "handoff": ("handoff", "Write a bundle for a Jetson, an FPGA flow or an NPU: runs there, reports back."),
     "report": ("report", "Show the report of a run."),
     "rules": ("lists", "Operators that are understood, one line each."),
     "criteria": ("lists", "Ways to score channels, one line each."),

@@ -13,12 +13,25 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path())
+@click.argument("models", nargs=-1, type=click.Path())
+@click.option("--collect", type=click.Path(), metavar="FOLDER", help="Read what a bundle's run left in FOLDER, measure nothing.")
+@click.option("--ssh", metavar="USER@HOST", help="Measure on that Jetson: bundle there, run, results back.")
 @click.option("--layers", is_flag=True, help="Time each layer too.")
 @recipe_options("measure", "runtime")
 @shared
-def bench(models: tuple[str, ...], layers: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+def bench(
+    models: tuple[str, ...], collect: str | None, ssh: str | None, layers: bool, recipe_file: str | None, as_json: bool, **values: Any
+) -> None:
     """Time MODELS interleaved; ratios are against the first."""
+    from onnxprune.cli.handoff import by_ssh, show
+
+    if collect or ssh:
+        from onnxprune.engines.handoff import collect as read
+
+        show(read(collect) if collect else by_ssh(models, str(ssh)), as_json)
+        return
+    if not models:
+        raise click.UsageError("Missing argument 'MODELS...'.")
     from onnxprune.engines.base import Options
     from onnxprune.engines.bench import bench as run
     from onnxprune.engines.measure import Schedule
