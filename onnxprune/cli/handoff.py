@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, say, shared
 
@@ -76,8 +78,6 @@ def show(found: Collected, as_json: bool) -> None:
 
 def by_ssh(models: tuple[str, ...], host: str) -> Collected:
     """Write a Jetson bundle of one or two models, run it on a host, read the results."""
-    import tempfile
-
     from onnxprune.engines.handoff import handoff as write
     from onnxprune.engines.handoff import round_trip
     from onnxprune.errors import UsageError
@@ -94,8 +94,6 @@ def by_ssh(models: tuple[str, ...], host: str) -> Collected:
 
 def _samples(model: Any, recipe: Any) -> dict[str, Any]:
     """Inputs of the data source, joined along the batch axis."""
-    import numpy as np
-
     from onnxprune.checks import open_data_for
 
     batches = list(open_data_for(model, recipe).batches(1))
