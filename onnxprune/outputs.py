@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from onnxprune.errors import OutputError
-from onnxprune.rundir import RunDir
+from onnxprune.files import sha256
+from onnxprune.rundir import Entry, RunDir
 
 PathLike = str | os.PathLike[str]
 _LIBRARIES = ("onnxprune", "numpy", "scipy", "onnx", "onnxruntime")
@@ -28,7 +29,7 @@ def default_run_dir(output: PathLike) -> Path:
 def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None, external_data: bool = False) -> bool:
     """Whether the output may be written over; checked by writing a temporary file beside it.
 
-    An output that is there because a run was killed right after writing it, as its journal in `run_dir` says, may be.
+    An output that the journal in `run_dir` says to be its own passes for now; `check_same` decides when it is known what this run will write.
 
     Raises
     ------
@@ -39,9 +40,8 @@ def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None,
     if output.exists() and not output.is_file():
         raise OutputError("output-unwritable", f"{output} is {'a folder' if output.is_dir() else 'no regular file'}; name the file to write")
     taken = [p for p in (output, output.with_name(output.name + ".data"))[: 1 + external_data] if p.exists()]
-    overwrite = overwrite or _was_coming(output, run_dir)
-    if taken and not overwrite:
-        raise OutputError("output-exists", f"{taken[0]} exists; pass --overwrite (overwrite=True) to replace it")
+    if taken and not overwrite and not (run_dir and _last_written(RunDir(run_dir), output)):
+        raise _exists(taken[0])
     for folder in {output.parent, run_dir.parent if run_dir else output.parent}:
         try:
             with tempfile.TemporaryFile(dir=folder):
@@ -62,7 +62,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _was_coming(output: Path, run_dir: Path | None) -> bool:
-    """The last that the journal says is that this output will be written now."""
-    entries = RunDir(run_dir).entries() if run_dir else []
-    return bool(entries) and entries[-1].stage == "write" and entries[-1].facts.get("output") == str(output)
+def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) -> bool:
+    """Whether the output may be written over, now that the run is known by its key: yes where it is what the same run wrote before,
+    finished or killed right after; nothing is lost then.
+
+    Raises
+    ------
+    OutputError
+        It exists, and another run or somebody else made it.
+    """
+    if overwrite or not output.exists():
+        return overwrite
+    last = _last_written(run, output) if run else None
+    if last and last.facts.get("run") == run_key and (last.stage == "write" or last.facts.get("sha256") == sha256(output)):
+        return True
+    raise _exists(output)
+
+
+def _last_written(run: RunDir, output: Path) -> Entry | None:
+    """The journal's last line, if it says that this output will be written now ("write") or has been ("report")."""
+    entries = run.entries()
+    return entries[-1] if entries and entries[-1].stage in ("write", "report") and entries[-1].facts.get("output") == str(output) else None
+
+
+def _exists(path: Path) -> OutputError:
+    return OutputError("output-exists", f"{path} exists; pass --overwrite (overwrite=True) to replace it")

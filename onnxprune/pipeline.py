@@ -24,9 +24,9 @@ from onnxprune.engines.base import require
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate import find_metric
 from onnxprune.events import Listener, silent
-from onnxprune.files import write_bytes, write_json
+from onnxprune.files import sha256, write_bytes, write_json
 from onnxprune.model.io import Model, digest, load, save
-from onnxprune.outputs import check_output, default_run_dir, versions
+from onnxprune.outputs import check_output, check_same, default_run_dir, versions
 from onnxprune.recipe import Recipe, read, to_toml
 from onnxprune.repair import REPAIRS
 from onnxprune.report.collect import frozen_rows, group_rows, latency_rows, layer_rows
@@ -148,6 +148,8 @@ class _Job:
         data, apart = held_out(everything)
         provenance = {**versions(), "source_sha256": analysis.digest, "data_sha256": everything.fingerprint()}
         self.stages.chain = key(provenance, recipe.plain("analyse"), recipe.plain("runtime"))
+        run_key = key(self.stages.chain, recipe.plain())
+        overwrite = check_same(self.output, self.overwrite, self.stages.run, run_key) if self.output else False
         context = _context(analysis, data, recipe, self.stages)
         plan = self._plan(context, data)
         smaller = do("cut", lambda: cut(analysis, plan))
@@ -165,7 +167,7 @@ class _Job:
             data=data.describe() if self.stages.used else "", decided_by=plan.decided_by, recipe=recipe.plain(), provenance=provenance,
             stages=tuple(self.stages.done), warnings=self._warnings(data, targets, worth),
         )  # fmt: skip
-        self._write(smaller, plan, report, provenance)
+        self._write(Result(smaller, plan, report), provenance, run_key, overwrite)
         return Result(smaller, plan, report)
 
     def _plan(self, context: Context, data: Data) -> Plan:
@@ -203,18 +205,19 @@ class _Job:
         ]
         return (*found, *worth["fidelity"].get("warnings", ()), *worth["timing"].get("warnings", ()))
 
-    def _write(self, model: Model, plan: Plan, report: Report, provenance: Mapping[str, str]) -> None:
-        """The output, and beside the journal the report and the recipe. The journal says first that the output is coming, see `check_output`."""
-        run = self.stages.run
+    def _write(self, result: Result, provenance: Mapping[str, str], run_key: str, overwrite: bool) -> None:
+        """The output, and beside the journal the plan, the report and the recipe. The journal says first that the output is coming, see `check_same`."""
+        run, facts = self.stages.run, {"output": str(self.output), "run": run_key}
         if run:
-            write_json(run.file("plan.json"), plan.to_json())
+            write_json(run.file("plan.json"), result.plan.to_json())
             write_bytes(run.file("recipe.toml"), to_toml(self.recipe, provenance).encode())
-            run.record("write", self.stages.chain, 0.0, facts={"output": str(self.output)})
+            run.record("write", self.stages.chain, 0.0, facts=facts)
         if self.output:
-            save(model, self.output, external_data=self.recipe.external_data, overwrite=self.overwrite)
+            save(result.model, self.output, external_data=self.recipe.external_data, overwrite=overwrite)
+            facts["sha256"] = sha256(self.output)
         if run:
-            write_json(run.file("report.json"), report.to_json())
-            run.record("report", self.stages.chain, 0.0, ["report.json", "recipe.toml", "plan.json"])
+            write_json(run.file("report.json"), result.report.to_json())
+            run.record("report", self.stages.chain, 0.0, ["report.json", "recipe.toml", "plan.json"], facts)
 
 
 def analysed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Analysis:
