@@ -30,6 +30,18 @@ def random_plan(analysis: Analysis, rng: np.random.Generator, floor: int = 1) ->
     return plan_of(analysis, kept)
 
 
+def no_axis_of_one(analysis: Analysis, plan: Plan) -> Plan:
+    """The plan without the groups that would leave an axis a single position: those are frozen when analysed anew."""
+    kept = dict(plan.kept)
+    axes = [a for t in (*analysis.record.tensors.values(), *analysis.record.uses) for a in t.axes if isinstance(a, np.ndarray)]
+    group_of = {c: name for name, causes in analysis.causes.items() for c in causes.tolist()}
+    for ids in axes:
+        if len(ids) > 1 and analysis.keep(ids, analysis.removed(kept)).sum() <= 1:
+            for cause in set(analysis.axes.table(ids).ravel().tolist()) & group_of.keys():
+                kept.pop(group_of[cause], None)
+    return plan_of(analysis, kept)
+
+
 def plan_of(analysis: Analysis, kept: Mapping[str, tuple[int, ...]]) -> Plan:
     """A plan that keeps what is told and leaves the rest whole."""
     return Plan(analysis.digest, dict(kept), {g: analysis.group(g).size for g in kept}, {}, analysis.options)
@@ -126,8 +138,8 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorPro
 
 
 def counted_params(proto: ModelProto) -> int:
-    """Elements of all initializers that hold weights."""
-    return sum(prod(t.dims) for t in proto.graph.initializer if t.data_type in _FLOATS)
+    """Elements of all initializers that hold weights; scalars are constants of formulas."""
+    return sum(prod(t.dims) for t in proto.graph.initializer if t.data_type in _FLOATS and t.dims)
 
 
 def counted_macs(proto: ModelProto) -> int | None:

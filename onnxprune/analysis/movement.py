@@ -145,13 +145,14 @@ def gather(node: Node) -> list[Axes]:
     axes = _axes(node)
     axis = int(node.attribute("axis", 0)) % len(axes)  # type: ignore[call-overload]
     index = node.value(1)
-    ids = axes[axis]
+    ids, picks = axes[axis], _axes(node, 1)
+    if node.operands[1].constant:  # type: ignore[union-attr]
+        picks = _freeze_axes(node, picks, None, "a constant index")
     if not isinstance(ids, np.ndarray):
-        return [axes[:axis] + _axes(node, 1) + axes[axis + 1 :]]
+        return [axes[:axis] + picks + axes[axis + 1 :]]
     if index is None or index.ndim != 1:
         _stop(node, ids, "picked by a computed or single index")
-        return [axes[:axis] + _axes(node, 1) + axes[axis + 1 :]]
-    _freeze_axes(node, _axes(node, 1), None, "an index that is written anew")
+        return [axes[:axis] + picks + axes[axis + 1 :]]
     index = np.where(index < 0, index + len(ids), index)
     node.record.selects.append(Select(node.index, axis, ids, index))
     return [axes[:axis] + [ids[index]] + axes[axis + 1 :]]

@@ -14,6 +14,7 @@ from graph_laws import (
     assert_finds_the_rest,
     assert_shapes_as_predicted,
     live_positions,
+    no_axis_of_one,
     plan_of,
     random_plan,
 )
@@ -31,19 +32,74 @@ _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_t
 few = settings(max_examples=int(os.environ.get("ONNXPRUNE_EXAMPLES", "100")), deadline=None, suppress_health_check=_QUIET, derandomize=True)
 many = settings(max_examples=SLOW_EXAMPLES, deadline=None, suppress_health_check=_QUIET)
 seeds = st.integers(0, 2**16)
+TOLERANCE = 1e-4  # products of many tensors grow and cancel, and the two graphs sum in different order
 
 
 def all_laws(model: ModelProto, seed: int) -> None:
-    """Cut at random: equal to the masked original, shapes and cost as predicted; again on what is left."""
+    """Cut at random: equal to the masked original, shapes and cost as predicted; cut again what is left."""
     rng = np.random.default_rng(seed)
     analysis = analyse(load(model))
     plan = random_plan(analysis, rng)
-    pruned, _ = assert_exact(analysis, plan, tolerance=1e-4)
+    pruned, _ = assert_exact(analysis, plan, tolerance=TOLERANCE)
     assert_shapes_as_predicted(analysis, plan, pruned)
     assert_cost_as_predicted(analysis, plan, pruned)
+
+
+def laws_of_a_second_cut(model: ModelProto, seed: int) -> None:
+    """What is left is found anew, and cutting it comes to the same as cutting at once."""
+    rng = np.random.default_rng(seed)
+    analysis = analyse(load(model))
+    assert to_bytes(cut(analysis, plan_of(analysis, {}))) == to_bytes(analysis.model)
+    plan = no_axis_of_one(analysis, random_plan(analysis, rng, floor=2))
+    pruned = cut(analysis, plan)
+    again = assert_finds_the_rest(analysis, plan, pruned)
+    assert_composes(analysis, plan, pruned, again, rng)
+
+
+def unknown_op_freezes_only_more(model: ModelProto, seed: int) -> None:
+    """An op of a foreign domain behind any tensor."""
+    analysis = analyse(load(model))
+    before = live_positions(analysis)
+    nodes = list(analysis.model.proto.graph.node)
+    at = int(np.random.default_rng(seed).integers(len(nodes)))
+    strange = analysis.model.edit()
+    name = nodes[at].output[0]
+    for node in strange.proto.graph.node[at + 1 :]:
+        node.input[:] = [f"{n}_strange" if n == name else n for n in node.input]
+    strange.proto.graph.node.insert(at + 1, helper.make_node("Mystery", [name], [f"{name}_strange"], domain="elsewhere"))
+    kind = analysis.shapes.types[name]
+    strange.proto.graph.value_info.append(onnx.ValueInfoProto(name=f"{name}_strange", type=kind))
+    strange.proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    after = live_positions(analyse(strange))
+    assert after <= before
 
 
 @few
 @given(graphs(), seeds)
 def test_cut_equals_masked(model: ModelProto, seed: int) -> None:
     all_laws(model, seed)
+
+
+@few
+@given(graphs(), seeds)
+def test_second_cut(model: ModelProto, seed: int) -> None:
+    laws_of_a_second_cut(model, seed)
+
+
+@few
+@given(graphs(), seeds)
+def test_unknown_op(model: ModelProto, seed: int) -> None:
+    unknown_op_freezes_only_more(model, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(SLOW_PARTS))
+def test_many(part: int) -> None:
+    @many
+    @given(graphs(most=14), seeds)
+    def laws(model: ModelProto, number: int) -> None:
+        all_laws(model, number)
+        laws_of_a_second_cut(model, number)
+        unknown_op_freezes_only_more(model, number)
+
+    laws()
