@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _BLOCK = re.compile(r"(?:^<!--\s*(?P<note>[a-z ]+):\s*(?P<value>[^\n]*?)\s*-->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-_NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*")
+_NUMBER = re.compile(r"(?<![\w#])[-+]?\d[\d.,e+-]*")
 ELLIPSIS = "..."
 NOTES = {None, "file", "not run", "exit"}
 NEEDS_ZOO = "<!-- needs: zoo -->"  # anywhere in a page whose commands work on a trained model

@@ -127,6 +127,19 @@ def registries() -> str:
     return "\n\n".join(parts)
 
 
+def handoffs() -> str:
+    """Targets of `onnxprune handoff`, what their machines need, and the options of each."""
+    from onnxprune.engines.handoff import TARGETS
+
+    parts = []
+    for name, (_, text) in TARGETS.builtin.items():
+        target = TARGETS.get(name)
+        rows = [(f"`{key}`", f"`{option.default}`" if option.default else "", option.text) for key, option in target.options.items()]
+        needs = "\n".join(f"- {need}" for need in target.needs)
+        parts.append(f"### {name}\n\n{text}.\n\nNeeded on the machine that runs the bundle:\n\n{needs}\n\n{table(('option', 'default', 'what it is'), rows)}")
+    return "\n\n".join(parts)
+
+
 def commands() -> str:
     """What `--help` says of every verb."""
     import click
@@ -209,7 +222,14 @@ def _short(message: str) -> str:
     return first if len(first) <= _MOST_MESSAGE else first[:_MOST_MESSAGE] + "..."
 
 
-SECTIONS: Mapping[str, Callable[[], str]] = {"rules": rules, "options": options, "registries": registries, "commands": commands, "errors": errors}
+SECTIONS: Mapping[str, Callable[[], str]] = {
+    "rules": rules,
+    "options": options,
+    "registries": registries,
+    "handoffs": handoffs,
+    "commands": commands,
+    "errors": errors,
+}
 
 
 def filled(text: str) -> str:
