@@ -145,6 +145,7 @@ class Result:
 
 
 Files = Mapping[str, bytes]
+Samples = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Target:
     script: module of onnxprune.engines.scripts that becomes run.py; needs: what has to be there, one line each;
     ops: operator -> tests of its limits, an operator that is not listed is `otherwise` (a severity); everywhere: tests of every node; whole: of the model;
     rewrite: the graph with known shapes -> the same function in ops that the target has, on the given copy;
-    options: choices by name; files: (prepared models, chosen options) -> further files of the bundle;
+    options: choices by name; files: (prepared models, chosen options, real inputs or None) -> further files of the bundle;
     parse: (results folder, model name) -> Result; opset: that its reader takes, 0 = as it is; multiple: of channels, for the report;
     sources: where the limits are stated.
     """
@@ -169,7 +170,7 @@ class Target:
     everywhere: tuple[Test, ...] = ()
     whole: Callable[[Prepared], Iterator[tuple[str, str]]] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
-    files: Callable[[Sequence[Prepared], Mapping[str, str]], Files] | None = None
+    files: Callable[[Sequence[Prepared], Mapping[str, str], Samples | None], Files] | None = None
     rewrite: Callable[[Model, Shapes], None] | None = None
     opset: int = 13
     multiple: int = 1

@@ -107,7 +107,7 @@ def handoff(
     chosen = choose(target, options or {})
     models = [prepare(m, name, target, shapes) for name, m in (("original", original), ("pruned", pruned)) if m is not None]
     checks = {m.name: check(m, target) for m in models}
-    files = dict(target.files(models, chosen)) if target.files else {}
+    files = dict(target.files(models, chosen, samples)) if target.files else {}
     files |= {"run.py": script(target.script), "common.py": script("common"), "README.txt": _readme(target, chosen).encode()}
     folder = Path(folder)
     _refuse_to_replace(folder, overwrite)

@@ -16,8 +16,9 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.engines import limits
-from onnxprune.engines.bundle import Files, Option, Prepared, Result, Target, script
-from onnxprune.errors import DataError, UsageError
+from onnxprune.engines.bundle import Files, Option, Prepared, Result, Samples, Target, script
+from onnxprune.engines.quantized import is_quantized, quantize
+from onnxprune.errors import DataError
 from onnxprune.model.io import Model, load, to_bytes
 
 BUSY_SHARE = 0.5  # of the highest GPU load in a log; samples below it are engine loading and shut-down
@@ -149,14 +150,13 @@ def parse(results: Path, model: str) -> Result:
     return Result(model, figures, layers, "ms", tuple(notes))
 
 
-def files(models: Sequence[Prepared], options: Mapping[str, str]) -> Files:
-    """The part for the Python bindings, and float16 copies of the models for TensorRT 11."""
+def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
+    """The part for the Python bindings, float16 copies for TensorRT 11, int8 copies where the models are not quantized."""
     found: dict[str, bytes] = {"jetson_python.py": script("jetson_python")}
     if options["precision"] == "fp16":
         found |= {f"models/{m.name}.fp16.onnx": to_bytes(to_half(m.model)) for m in models}
-    for m in models:
-        if options["precision"] == "int8" and not any(n.op_type == "QuantizeLinear" for n in m.model.proto.graph.node):
-            raise UsageError("int8-without-qdq", f"precision int8 needs a model with QuantizeLinear/DequantizeLinear; {m.name} has none: quantize it first")
+    if options["precision"] == "int8":
+        found |= {f"models/{m.name}.int8.onnx": to_bytes(quantize(m.model, samples, qdq=True)) for m in models if not is_quantized(m.model)}
     return found
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import stubs
 
 from onnxprune.engines.handoff import TARGETS, collect, handoff
+from onnxprune.model.io import load
 
 NEEDED = {
     "hls4ml": "tools/setup_hls4ml.sh", "nngen": "tools/setup_nngen.sh", "finn": "FINN_ROOT", "vitis-ai": "Vitis AI", "gemmini": "onnxruntime-riscv",
@@ -100,10 +102,13 @@ def test_gemmini_on_spike(tmp_path: Path) -> None:
     binaries = tmp_path / "bin"
     stubs.command(binaries, "spike", "sys.exit(subprocess.call(args[2:]))")
     stubs.command(binaries, "ort_test", "print('Called into systolic conv')\nprint('Done! Inference took 123456 cycles')")
-    handoff(stubs.convnet(16), stubs.convnet(8), "gemmini", tmp_path / "b", options={"runner": str(binaries / "ort_test")})
+    images = {"images": np.random.default_rng(0).random((8, 1, 8, 8), np.float32)}
+    handoff(stubs.convnet(16), stubs.convnet(8), "gemmini", tmp_path / "b", options={"runner": str(binaries / "ort_test")}, samples=images)
+    assert "QLinearConv" in {n.op_type for n in load(tmp_path / "b" / "models" / "pruned.int8.onnx").proto.graph.node}
     done = stubs.run(tmp_path / "b", binaries)
     assert done.returncode == 0, done.stderr
     assert calls(binaries, "spike")[0][:3] == ["--extension=gemmini", "pk", str(binaries / "ort_test")]
+    assert calls(binaries, "spike")[0][4].endswith("original.int8.onnx")
     assert collect(tmp_path / "b").results["pruned"].figures == {"cycles": 123456, "systolic_calls": 1}
     estimate = json.loads((tmp_path / "b" / "estimate.json").read_text())["models"]
     assert estimate["original"]["cycles"] > estimate["pruned"]["cycles"]
@@ -171,8 +176,6 @@ class converters:
 
 
 def test_hls4ml_compares_and_synthesizes_where_it_can(tmp_path: Path) -> None:
-    import numpy as np
-
     binaries, modules = tmp_path / "bin", tmp_path / "modules"
     stubs.command(binaries, "g++", "")
     stubs.command(binaries, "vitis_hls", "")

@@ -13,8 +13,9 @@ from onnx import parser
 from onnxprune.engines.bundle import check, prepare
 from onnxprune.engines.handoff import collect, handoff
 from onnxprune.engines.jetson import TARGET, busy_mw, parse_profile, parse_tegrastats, parse_times
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError
 from onnxprune.model.io import load
+from onnxprune.model.runtime import Session
 
 ORIN = (
     "11-22-2026 03:13:53 RAM 3210/7620MB (lfb 4x4MB) SWAP 0/3810MB (cached 0MB) CPU [12%@1510,0%@1510,off,off] EMC_FREQ 3%@2133 "
@@ -181,7 +182,17 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     assert done.returncode == 1 and "original.onnx differs from the manifest" in done.stderr
 
 
-def test_int8_wants_a_quantized_model(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="QuantizeLinear"):
-        handoff(stubs.convnet(8), None, "jetson", tmp_path / "bundle", options={"precision": "int8"})
-    assert not (tmp_path / "bundle").exists()
+def test_int8_wants_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
+    bundle, binaries, options = tmp_path / "bundle", board(tmp_path / "bin"), {"precision": "int8", "rounds": "1", "idle": "0"}
+    with pytest.raises(DataError, match="--data"):
+        handoff(stubs.convnet(8), None, "jetson", bundle, options=options)
+    assert not bundle.exists()
+    images = np.random.default_rng(0).random((16, 1, 8, 8), np.float32)
+    handoff(stubs.convnet(8), None, "jetson", bundle, options=options, samples={"images": images})
+    quantized = load(bundle / "models" / "original.int8.onnx")
+    operators = [n.op_type for n in quantized.proto.graph.node]
+    assert {"QuantizeLinear", "DequantizeLinear"} <= set(operators) and "Conv" in operators
+    wanted, made = (Session(m).run({"images": images[:1]})["logits"] for m in (stubs.convnet(8), quantized))
+    assert np.abs(made - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert stubs.run(bundle, binaries).returncode == 0
+    assert arguments(binaries, "trtexec")[1][0].endswith("original.int8.onnx")

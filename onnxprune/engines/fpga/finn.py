@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxprune.engines import limits
-from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Target
+from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
 from onnxprune.errors import UsageError
 
@@ -66,7 +66,7 @@ def layer_folding(node: Node, budget_cycles: int) -> Folding | None:
     return folding(taps * channels[0], channels[1], positions, budget_cycles, channels[0])
 
 
-def files(models: Sequence[Prepared], options: Mapping[str, str]) -> Files:
+def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
     """dataflow_build_config.json and a folding configuration a model."""
     try:
         clock_ns, frames = float(options["clock-ns"]), float(options["target-fps"])

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from onnxprune.engines import limits
-from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Target
+from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
+from onnxprune.engines.quantized import is_quantized, quantize
 from onnxprune.engines.systolic import estimate, preset
+from onnxprune.model.io import to_bytes
 
 
 def parse(results: Path, model: str) -> Result:
@@ -20,14 +22,15 @@ def parse(results: Path, model: str) -> Result:
     return Result(model, found, notes=notes)
 
 
-def files(models: Sequence[Prepared], options: Mapping[str, str]) -> Files:
-    """estimate.json: cycles by layer on a 16 x 16 array."""
+def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
+    """estimate.json: cycles by layer on a 16 x 16 array; int8 copies of the models where there are inputs to find ranges by."""
     array = preset("gemmini")
     found = {}
     for m in models:
-        whole = estimate(m.model, array)
-        found[m.name] = {"cycles": whole.cycles, "layers": [asdict(layer) | {"cycles": layer.cycles, "bound": layer.bound} for layer in whole.layers]}
-    return {"estimate.json": (json.dumps({"array": asdict(array), "models": found}, indent=1) + "\n").encode()}
+        figures = estimate(m.model, array)
+        found[m.name] = {"cycles": figures.cycles, "layers": [asdict(layer) | {"cycles": layer.cycles, "bound": layer.bound} for layer in figures.layers]}
+    whole = {f"models/{m.name}.int8.onnx": to_bytes(quantize(m.model, samples, qdq=False)) for m in models if samples and not is_quantized(m.model)}
+    return whole | {"estimate.json": (json.dumps({"array": asdict(array), "models": found}, indent=1) + "\n").encode()}
 
 
 def _depthwise(node: Node) -> Iterator[tuple[str, str]]:
@@ -38,6 +41,11 @@ def _depthwise(node: Node) -> Iterator[tuple[str, str]]:
 
 
 _CONV = (limits.rank(4), limits.constant_weights("fallback"), limits.no_dilation("fallback"), limits.symmetric_pads("fallback"), limits.channels_multiple(16))
+def _integers(model: Prepared) -> Iterator[tuple[str, str]]:
+    if not is_quantized(model.model):
+        yield "note", "float32: the array takes int8; with --data the bundle holds an int8 copy, and run.py takes that"
+
+
 TARGET = Target(
     name="gemmini",
     title="Gemmini",
@@ -50,6 +58,7 @@ TARGET = Target(
         "QuantizeLinear": (), "DequantizeLinear": (),
     },
     otherwise="fallback",
+    whole=_integers,
     parse=parse,
     options={
         "mode": Option("1", "0 = CPU, 1 = output stationary, 2 = weight stationary", ("0", "1", "2")),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.engines import limits
-from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Target
+from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
 from onnxprune.errors import DataError
 
@@ -60,7 +60,7 @@ def parse_synthesis(text: str) -> dict[str, float]:
     return found
 
 
-def files(models: Sequence[Prepared], options: Mapping[str, str]) -> Files:
+def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
     """hls4ml.json: what run.py lays over hls4ml's own configuration, by layer where more multipliers than can be unrolled are asked for."""
     config: dict[str, Any] = {"Model": {"Precision": options["precision"], "Strategy": options["strategy"]}, "LayerName": {}}
     if options["strategy"] == "Resource":

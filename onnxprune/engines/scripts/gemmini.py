@@ -22,6 +22,8 @@ def main() -> None:
         common.tool(chosen.runner, RUNNER)
     before = [common.tool("spike", SPIKE), "--extension=gemmini", "pk"] if chosen.spike == "yes" else []
     for name, path in common.models(found).items():
+        whole = path.with_name(name + ".int8.onnx")
+        path = whole if whole.is_file() else path
         log = results / f"{name}.log"
         common.run([*before, runner, "-m", path, "-x", chosen.mode, "-O", "99", "-t", results / f"{name}.trace"], log)
         text = log.read_text(encoding="utf-8", errors="replace")

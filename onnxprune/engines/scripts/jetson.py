@@ -90,7 +90,8 @@ def precision_flags(precision: str, known: set[str], path: Path) -> tuple[list[s
             common.fail(f"this TensorRT has no --fp16 and the bundle has no {half.name}; write the bundle with --precision fp16")
         return [], half
     if precision == "int8":
-        return ["--int8", "--fp16"] if "--int8" in known else [], path
+        whole = path.with_name(path.stem + ".int8.onnx")
+        return ["--int8", "--fp16"] if "--int8" in known else [], whole if whole.is_file() else path
     return (["--noTF32"] if "--noTF32" in known else []), path
 
 

@@ -56,6 +56,8 @@ def build(trt: Any, logger: Any, path: Path, chosen: Namespace, results: Path) -
     flags = trt.BuilderFlag
     if chosen.precision == "fp16" and not hasattr(flags, "FP16"):
         path = path.with_name(path.stem + ".fp16.onnx")
+    if chosen.precision == "int8" and path.with_name(path.stem + ".int8.onnx").is_file():
+        path = path.with_name(path.stem + ".int8.onnx")
     if chosen.precision in ("fp16", "int8") and hasattr(flags, "FP16"):
         config.set_flag(flags.FP16)
     if chosen.precision == "int8" and hasattr(flags, "INT8"):
