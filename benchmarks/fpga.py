@@ -70,7 +70,8 @@ def exported(weights: Mapping[str, np.ndarray]) -> Model:
     """The network of `train` as ONNX."""
     conv, pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, {"kernel_shape": [2, 2], "strides": [2, 2]}
     nodes = [
-        helper.make_node("Conv", ["images", "0.weight", "0.bias"], ["a"], "conv1", **conv), helper.make_node("Relu", ["a"], ["b"], "relu1"),
+        helper.make_node("Conv", ["images", "0.weight", "0.bias"], ["a"], "conv1", **conv),
+        helper.make_node("Relu", ["a"], ["b"], "relu1"),
         helper.make_node("MaxPool", ["b"], ["c"], "pool1", **pool),
         helper.make_node("Conv", ["c", "3.weight", "3.bias"], ["d"], "conv2", **conv), helper.make_node("Relu", ["d"], ["e"], "relu2"),
         helper.make_node("MaxPool", ["e"], ["f"], "pool2", **pool),

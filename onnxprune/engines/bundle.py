@@ -19,7 +19,7 @@ from onnxprune.model.canonicalize import canonicalize, remove_dead
 from onnxprune.model.io import Model, load, to_bytes
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, label, set_attribute
 from onnxprune.model.shapes import Shapes, infer
-from onnxprune.model.weights import Weight, from_array
+from onnxprune.model.weights import from_array
 
 NEWEST_IR = 8  # of ONNX 1.13; every flow's own reader takes it
 SEVERITIES = ("unsupported", "fallback", "slow", "note")
@@ -153,9 +153,10 @@ class Target:
     """A hand-off target.
 
     script: module of onnxprune.engines.scripts that becomes run.py; needs: what has to be there, one line each;
-    ops: operator -> tests of its limits, an operator that is not listed is `otherwise` (a severity); everywhere: tests of every node; whole: of the model;
+    ops: operator -> tests of its limits, an operator that is not listed is `otherwise` (a severity); everywhere: tests of every node;
+    whole: of the model;
     rewrite: the graph with known shapes -> the same function in ops that the target has, on the given copy;
-    options: choices by name; files: (prepared models, chosen options, real inputs or None) -> further files of the bundle;
+    options: choices by name; files: (prepared models, chosen options, real inputs or None) -> further files;
     parse: (results folder, model name) -> Result; opset: that its reader takes, 0 = as it is; multiple: of channels, for the report;
     sources: where the limits are stated.
     """
@@ -244,7 +245,7 @@ def _transpose_weight(model: Model, node: NodeProto) -> None:
         name += "_"
     if name not in model.weights:
         model.proto.graph.initializer.add(name=name, data_type=model.weights[old].dtype, dims=values.shape)
-        cast(dict[str, Weight], model.weights)[name] = from_array(values)
+        cast(dict[str, Any], model.weights)[name] = from_array(values)
     node.input[1] = name
     set_attribute(node, "transB", 1)
 

@@ -41,13 +41,15 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
     """
     if not samples:
         raise DataError("int8-without-data", "an int8 copy needs real inputs for its ranges: give --data, or a model that is quantized already")
-    from onnxruntime import quantization
+    from onnxruntime import quantization  # type: ignore[import-untyped]
+
+    rows = _rows(samples)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         """One sample at a time."""
 
         def __init__(self) -> None:
-            self.rows: Iterator[dict[str, np.ndarray]] = iter(_rows(samples))
+            self.rows: Iterator[dict[str, np.ndarray]] = iter(rows)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.rows, None)
