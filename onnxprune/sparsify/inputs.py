@@ -1,4 +1,4 @@
-"""What the weights multiply, on calibration data: second moments of the columns of `layout`, by onnxruntime."""
+"""What the weights multiply, on calibration data, in the columns of `layout`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from onnx import NodeProto
 
-from onnxprune.calibrate.taps import Moments, columns, geometry, positions
+from onnxprune.calibrate.taps import Geometry, columns, geometry, positions
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.sparsify.layout import Target
@@ -26,18 +27,27 @@ class Batches(Protocol):
 
 @dataclass
 class Reading:
-    """squares: mean square of each column, (groups, columns); moments: of each group with a last column of ones, None where there are too many."""
+    """squares: mean square of each column, (groups, columns); products: mean products of columns, (groups, columns, columns), where asked for."""
 
     squares: np.ndarray
-    moments: list[Moments] | None
+    products: np.ndarray | None = None
+
+
+def places(node: NodeProto, weight_shape: Sequence[int], x_shape: Sequence[int], rng: np.random.Generator) -> tuple[Geometry, tuple[np.ndarray, ...]]:
+    """(how the node takes its inputs, the output positions to look at)."""
+    how = geometry(node, tuple(weight_shape), tuple(x_shape))
+    reach = [d * (k - 1) + 1 for d, k in zip(how.dilations, how.kernel)]
+    sides = zip(x_shape[2:], how.strides, reach, how.before, how.after)
+    sizes = [(n - 1) * s + r - b - a if how.transposed else (n + b + a - r) // s + 1 for n, s, r, b, a in sides]
+    return how, positions((1, 1, *sizes), how.spatial, MOST_POSITIONS, rng)
 
 
 def read(
     model: Model, found: Sequence[Target], data: Batches, *, products: bool, batch_size: int = 16, seed: int = 0, threads: int = 1
 ) -> dict[str, Reading]:
-    """One pass over the data. products: also the second-moment matrices that a refit needs."""
+    """One pass over the data. products: also of pairs of columns, where there are at most 2304."""
     given = {i.name for i in model.proto.graph.input}
-    names = dict.fromkeys(name for t in found for n in t.nodes for name in (n.input[0], n.output[0]) if name not in given)
+    names = dict.fromkeys(n.input[0] for t in found for n in t.nodes if n.input[0] not in given)
     session = Session(model, list(names), threads=threads)
     rng, counts = np.random.default_rng(seed), dict.fromkeys((t.tensor for t in found), 0)
     readings: dict[str, Reading] = {}
@@ -45,24 +55,29 @@ def read(
         values = {**feeds, **session.run(feeds)}
         for target in found:
             for node in target.nodes:
-                shape = model.weights[target.tensor].shape
-                how = geometry(node, shape, values[node.input[0]].shape)
-                at = positions(values[node.output[0]].shape, how.spatial, MOST_POSITIONS, rng)
-                x = columns(values[node.input[0]], how, at)
-                parts = x.reshape(target.groups, -1, x.shape[1])
-                if target.tensor not in readings:
-                    few = products and parts.shape[1] <= MOST_COLUMNS
-                    empty = [Moments.zeros(parts.shape[1] + 1) for _ in parts] if few else None
-                    readings[target.tensor] = Reading(np.zeros(parts.shape[:2]), empty)
-                _add(readings[target.tensor], parts)
-                counts[target.tensor] += x.shape[1]
-    for name, reading in readings.items():
-        reading.squares /= max(counts[name], 1)
-    return readings
+                x = values[node.input[0]]
+                laid = columns(x, *places(node, model.weights[target.tensor].shape, x.shape, rng))
+                parts = laid.reshape(target.groups, -1, laid.shape[1])
+                _add(readings, target.tensor, parts, products)
+                counts[target.tensor] += parts.shape[2]
+    return {n: Reading(r.squares / counts[n], r.products / counts[n] if r.products is not None else None) for n, r in readings.items()}
 
 
-def _add(reading: Reading, parts: np.ndarray) -> None:
+def inverse_diagonal(products: np.ndarray, ridge: float) -> np.ndarray:
+    """Diagonal of (G + ridge * mean diagonal)^-1 of each group, (groups, columns)."""
+    size = products.shape[1]
+    damped = [g + max(ridge * float(np.diag(g).mean()), 1e-12) * np.eye(size) for g in products]
+    return np.stack([np.diag(np.linalg.inv(d)) for d in damped])
+
+
+def _add(readings: dict[str, Reading], name: str, parts: np.ndarray, products: bool) -> None:
     """Sum one batch's columns, (groups, columns, positions)."""
+    groups, size, _ = parts.shape
+    if name not in readings:
+        few = products and size <= MOST_COLUMNS
+        readings[name] = Reading(np.zeros((groups, size)), np.zeros((groups, size, size)) if few else None)
+    reading = readings[name]
     reading.squares += np.einsum("gkp,gkp->gk", parts, parts, dtype=np.float64)
-    for moments, part in zip(reading.moments or (), parts):
-        moments.add(np.concatenate([part, np.ones((1, part.shape[1]), part.dtype)]))
+    if reading.products is not None:
+        for total, part in zip(reading.products, parts):
+            total += part @ part.T

@@ -1,16 +1,74 @@
-"""New values for the weights that are left, so that outputs change least: a least-squares problem a row.
+"""New values for the weights that are left, so that outputs change least: a least-squares problem a row, layer after layer.
 
-With G the second moments of what the row reads (bias included), w0 its dense values and S what is left, the error (w - w0)' (G + ridge I) (w - w0)
-is least at w_S = H_SS^-1 (H w0)_S, H = G + ridge I. The ridge is METHODS.md section 1's 1e-3 of the mean diagonal and pulls towards w0.
+Each layer reads what the already sparse layers before it give and is to give what the dense network gives there. With X the columns that a row reads
+in the sparse network (and a one, where there is a bias), y what it gives in the dense one and w0 its dense values, the error
+|w X - y|^2 / n + ridge |w - w0|^2 is least at w_S = (G_SS + ridge I)^-1 (y X' / n + ridge w0)_S, G = X X' / n, S = what is left.
+The ridge is 1e-3 of G's mean diagonal (METHODS.md section 1, step 6).
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from onnxprune.calibrate.taps import Moments
+import numpy as np
+from onnx import NodeProto
+
+from onnxprune.calibrate.lockstep import Run
+from onnxprune.calibrate.taps import Moments, columns
+from onnxprune.model.io import Model
+from onnxprune.model.weights import Array, Weight
+from onnxprune.sparsify.inputs import MOST_COLUMNS, places
+from onnxprune.sparsify.layout import Target
 
 RIDGE = 1e-3
+LEAST_RIDGE = 1e-12  # inputs that are all zero leave their weights as they are
+
+
+def refit_all(
+    model: Model,
+    found: Sequence[Target],
+    kept: Mapping[str, np.ndarray],
+    batches: list[dict[str, np.ndarray]],
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[float], None] = lambda share: None,
+) -> tuple[Model, tuple[str, ...]]:
+    """(the sparse model with refitted weights, tensors that have too many inputs for it).
+
+    Parameters
+    ----------
+    kept
+        tensor -> True where a weight stays, (groups, outputs, columns). Weights that go are zero in the result, refitted or not.
+    batches
+        Calibration feeds; kept in memory with the activations of one place of both networks.
+    """
+    rng = np.random.default_rng(seed)
+    weights: dict[str, Weight] = dict(model.weights)
+    dense, sparse, skipped = Run(model, batches, threads=threads), Run(model, batches, threads=threads), []
+    for i, target in enumerate(found):
+        node, rows, name = target.nodes[0], target.rows(model.weights[target.tensor].array()).astype(np.float64), target.bias(model)
+        values, mask = np.where(kept[target.tensor], rows, 0), kept[target.tensor]
+        bias = model.weights[name].array().reshape(target.groups, -1).astype(np.float64) if name else None
+        if rows.shape[2] > MOST_COLUMNS:
+            skipped.append(target.tensor)
+        elif not mask.all() or i:
+            for run in (dense, sparse):
+                run.advance(run.place(node.output[0]), keep=(node.input[0],))
+            moments = _moments(
+                target, node, model.weights[target.tensor].shape, rows, bias, dense.values(node.input[0]), sparse.values(node.input[0]), rng
+            )
+            parts = [refit(rows[g], mask[g], m, bias[g] if bias is not None else None) for g, m in enumerate(moments)]
+            values = np.stack([p[0] for p in parts])
+            if name:
+                shift = np.concatenate([p[1] for p in parts if p[1] is not None])
+                weights[name] = Array(model.weights[name].dtype, shift.astype(model.weights[name].array().dtype))
+        old = model.weights[target.tensor]
+        weights[target.tensor] = Array(old.dtype, target.weight(values, old.shape).astype(old.array().dtype))
+        sparse.model = replace(model, weights=weights)
+        progress((i + 1) / len(found))
+    return replace(model, weights=weights), tuple(skipped)
 
 
 def refit(rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -23,19 +81,38 @@ def refit(rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray
     kept
         True where a weight stays, same shape.
     moments
-        Of the columns and a last column of ones.
+        Of the columns and a last column of ones, and of what the outputs are to be.
     bias
         (outputs,), None where there is none: then the last column is left out.
     """
-    h = moments.xx / max(moments.count, 1)
-    size = rows.shape[1] + (bias is not None)
-    h = h[:size, :size] + RIDGE * np.diag(h)[: rows.shape[1]].mean() * np.eye(size)
-    dense = rows.astype(np.float64) if bias is None else np.column_stack([rows, bias]).astype(np.float64)
+    count, size = max(moments.count, 1), rows.shape[1] + (bias is not None)
+    gram = moments.xx[:size, :size] / count
+    ridge = max(RIDGE * float(np.diag(gram)[: rows.shape[1]].mean()), LEAST_RIDGE)
+    dense = rows if bias is None else np.column_stack([rows, bias])
     left = kept if bias is None else np.column_stack([kept, np.ones(len(kept), bool)])
-    wanted, out = dense @ h, np.zeros_like(dense)
+    h, out = gram + ridge * np.eye(size), np.zeros(dense.shape)
+    wanted = (moments.yx[:, :size] / count if moments.yx is not None else dense @ gram) + ridge * dense
     for i, mask in enumerate(left):
-        if mask.all() or not mask.any() or not h.any():
-            out[i] = np.where(mask, dense[i], 0)
-        else:
-            out[i, mask] = np.linalg.solve(h[np.ix_(mask, mask)], wanted[i, mask])
+        out[i, mask] = np.linalg.solve(h[np.ix_(mask, mask)], wanted[i, mask])
     return (out, None) if bias is None else (out[:, :-1], out[:, -1])
+
+
+def _moments(
+    target: Target,
+    node: NodeProto,
+    shape: Sequence[int],
+    rows: np.ndarray,
+    bias: np.ndarray | None,
+    dense: list[np.ndarray],
+    sparse: list[np.ndarray],
+    rng: np.random.Generator,
+) -> list[Moments]:
+    """A group each: of what the sparse network's layer reads, and of what the dense one's gives."""
+    moments = [Moments.zeros(rows.shape[2] + 1, rows.shape[1]) for _ in rows]
+    for there, here in zip(dense, sparse):
+        how, at = places(node, shape, here.shape, rng)
+        read, meant = (columns(x, how, at).reshape(target.groups, rows.shape[2], -1) for x in (here, there))
+        for g, total in enumerate(moments):
+            y = rows[g].astype(np.float32) @ meant[g] + (bias[g][:, None] if bias is not None else 0)
+            total.add(np.concatenate([read[g], np.ones((1, read.shape[2]), np.float32)]), y.astype(np.float32))
+    return moments

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,13 +11,18 @@ from onnxprune.errors import UsageError, unknown
 from onnxprune.events import Event, silent
 from onnxprune.model.io import Model
 from onnxprune.model.weights import Array, Weight
-from onnxprune.sparsify.inputs import Batches, Reading, read
+from onnxprune.sparsify.inputs import Batches, Reading, inverse_diagonal, read
 from onnxprune.sparsify.layout import Target, targets
 from onnxprune.sparsify.masks import choose
-from onnxprune.sparsify.refit import refit
+from onnxprune.sparsify.refit import refit_all
 from onnxprune.sparsify.report import Sparsity, sparsity
 
-METHODS = {"magnitude": "size of the weight", "activation": "size of the weight times the root mean square of what it multiplies (Wanda)"}
+METHODS = {
+    "magnitude": "size of the weight",
+    "activation": "size of the weight times the root mean square of what it multiplies (Wanda)",
+    "obs": "squared weight over the inverse second moments' diagonal: the error that its removal leaves after a refit (optimal brain surgeon)",
+}
+SCORE_RIDGE = 1e-2  # of the mean diagonal, for the inverse
 
 
 @dataclass(frozen=True)
@@ -64,35 +69,51 @@ def sparsify(model: Model, settings: Settings, data: Batches | None = None, on_e
     found = targets(model, settings.ops)
     if not found:
         raise UsageError("sparsity-nothing", f"the model has no weights of {', '.join(settings.ops)}; see --ops")
-    readings: dict[str, Reading] = {}
-    if settings.method == "activation" or settings.refit:
-        if data is None:
-            raise UsageError("sparsity-data", "method activation and the refit look at real inputs; give --data")
-        on_event(Event("calibrate", "begin"))
-        readings = read(model, found, data, products=settings.refit, batch_size=settings.batch_size, seed=settings.seed, threads=settings.threads)
-        on_event(Event("calibrate", "end"))
-    rows = {t.tensor: t.rows(model.weights[t.tensor].array()) for t in found}
-    scores = {n: np.abs(r.astype(np.float64)) for n, r in rows.items()}
-    if settings.method == "activation":
-        scores = {n: s * np.sqrt(readings[n].squares)[:, None, :] for n, s in scores.items()}
+    if data is None and (settings.method != "magnitude" or settings.refit):
+        raise UsageError(
+            "sparsity-data", f"method {settings.method}{' and the refit look' if settings.refit else ' looks'} at real inputs; give --data"
+        )
+    scores = _scores(model, found, settings, data)
     kept = choose(scores, settings.amount, settings.scope, {t.tensor: t.taps(model.weights[t.tensor].shape) for t in found})
-    weights: dict[str, Weight] = dict(model.weights)
-    left = tuple(t.tensor for t in found if not _apply(model, t, rows[t.tensor], kept[t.tensor], readings.get(t.tensor), settings.refit, weights))
-    sparse = replace(model, weights=weights)
     masks = {t.tensor: t.weight(kept[t.tensor], model.weights[t.tensor].shape) for t in found}
+    if settings.refit and data is not None:
+        on_event(Event("refit", "begin"))
+        feeds = list(data.batches(settings.batch_size))
+        sparse, left = refit_all(
+            model,
+            found,
+            kept,
+            feeds,
+            seed=settings.seed,
+            threads=settings.threads,
+            progress=lambda share: on_event(Event("refit", "progress", share=share)),
+        )
+        on_event(Event("refit", "end"))
+    else:
+        sparse, left = masked(model, masks), ()
     return Sparsified(sparse, masks, sparsity(sparse), left)
 
 
-def _apply(model: Model, target: Target, rows: np.ndarray, kept: np.ndarray, reading: Reading | None, fit: bool, weights: dict[str, Weight]) -> bool:
-    """Put one tensor's new values into `weights`; False where a refit was wanted and could not be made."""
-    old, values, name = model.weights[target.tensor], np.where(kept, rows, 0), target.bias(model)
-    done = not fit or (reading is not None and reading.moments is not None)
-    if fit and reading is not None and reading.moments is not None:
-        bias = model.weights[name].array().reshape(target.groups, -1) if name else None
-        parts = [refit(rows[g], kept[g], m, bias[g] if bias is not None else None) for g, m in enumerate(reading.moments)]
-        values = np.stack([p[0] for p in parts])
-        if name:
-            shift = np.concatenate([p[1] for p in parts if p[1] is not None])
-            weights[name] = Array(model.weights[name].dtype, shift.astype(model.weights[name].array().dtype))
-    weights[target.tensor] = Array(old.dtype, target.weight(values, old.shape).astype(old.array().dtype))
-    return done
+def masked(model: Model, masks: Mapping[str, np.ndarray]) -> Model:
+    """The model with zeros where a mask is False."""
+    weights: dict[str, Weight] = dict(model.weights)
+    for name, mask in masks.items():
+        weights[name] = Array(weights[name].dtype, np.where(mask, weights[name].array(), 0).astype(weights[name].array().dtype))
+    return replace(model, weights=weights)
+
+
+def _scores(model: Model, found: Sequence[Target], settings: Settings, data: Batches | None) -> dict[str, np.ndarray]:
+    """Score of each weight, (groups, outputs, columns), higher = keep."""
+    rows = {t.tensor: t.rows(model.weights[t.tensor].array()).astype(np.float64) for t in found}
+    if settings.method == "magnitude" or data is None:
+        return {n: np.abs(r) for n, r in rows.items()}
+    exact = settings.method == "obs"
+    readings = read(model, found, data, products=exact, batch_size=settings.batch_size, seed=settings.seed, threads=settings.threads)
+    return {n: np.square(r) * _worth(readings[n], exact)[:, None, :] for n, r in rows.items()}
+
+
+def _worth(reading: Reading, exact: bool) -> np.ndarray:
+    """What a squared weight is multiplied with, (groups, columns)."""
+    if exact and reading.products is not None:
+        return 1 / inverse_diagonal(reading.products, SCORE_RIDGE)
+    return reading.squares

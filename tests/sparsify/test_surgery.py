@@ -1,0 +1,129 @@
+"""Prune and splice: its rules by hand, and what it is for on scikit-learn's digits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.errors import UsageError
+from onnxprune.model.io import Model, digest, load
+from onnxprune.model.runtime import Session
+from onnxprune.sparsify.report import sparsity
+from onnxprune.sparsify.surgery import KeepZeros, PruneAndSplice, SurgerySettings, threshold, updated
+from onnxprune.sparsify.weights import Settings as SparsitySettings
+from onnxprune.sparsify.weights import sparsify
+
+torch = pytest.importorskip("torch")
+from onnxprune.tune.finetune import tune
+from onnxprune.tune.samples import Samples
+from onnxprune.tune.settings import Settings
+
+RNG = np.random.default_rng(0)
+
+
+def mlp(*sizes: int, seed: int = 0) -> Model:
+    """Layers with random weights (Kaiming), Relu between."""
+    rng, name, nodes, held = np.random.default_rng(seed), "x", [], []
+    for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
+        weight = rng.standard_normal((b, a)).astype(np.float32) * np.float32((2 / a) ** 0.5)
+        held += [numpy_helper.from_array(weight, f"w{i}"), numpy_helper.from_array(np.zeros(b, np.float32), f"b{i}")]
+        last = i == len(sizes) - 2
+        nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], ["y" if last else f"h{i}"], transB=1))
+        if not last:
+            nodes.append(helper.make_node("Relu", [f"h{i}"], [f"r{i}"]))
+            name = f"r{i}"
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", s]) for n, s in (("x", sizes[0]), ("y", sizes[-1]))]
+    graph = helper.make_graph(nodes, "mlp", info[:1], info[1:], held)
+    return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+
+
+def test_the_threshold_is_the_papers() -> None:
+    weight = np.array([1.0, -2.0, 3.0, -4.0])
+    assert threshold(weight, 2.0) == pytest.approx(2.5 + 2 * np.sqrt(30 / 4 - 2.5**2))
+    assert threshold(weight, -10.0) == 0
+
+
+def test_between_the_thresholds_a_mask_stays_as_it_is() -> None:
+    weight = np.array([0.9, -0.9, 0.91, -1.1, 1.11])
+    for was in (False, True):
+        assert updated(np.full(5, was), weight, 1.0).tolist() == [False, False, was, was, True]
+
+
+def test_a_pruned_weight_goes_on_learning_and_comes_back() -> None:
+    """y = w x with x = 1 and w pruned: the gradient at w is that at 0, so w grows until it is spliced in."""
+    model = mlp(2, 1)
+    hook = PruneAndSplice(model, SurgerySettings(c_rate=0.0, stop_step=10**9))
+    hook.thresholds["w0"] = 0.5
+    from onnxprune.tune.bridge import to_module
+
+    module = to_module(model)
+    with torch.no_grad():
+        module.named()["w0"].copy_(torch.tensor([[0.4, 2.0]]))
+    hook.before_step(module, 0)
+    assert hook.masks["w0"].tolist() == [[False, True]]
+    feed = {"x": torch.ones(1, 2)}
+    assert float(module(feed)["y"]) == 2.0
+    module(feed)["y"].sum().backward()
+    assert module.named()["w0"].grad.tolist() == [[1.0, 1.0]], "the gradient of the masked weight, applied to the weight"
+    with torch.no_grad():
+        module.named()["w0"].add_(0.2)
+    hook.before_step(module, 0)
+    assert hook.masks["w0"].all()
+
+
+def test_masks_are_looked_at_less_and_less_and_then_rest() -> None:
+    settings = SurgerySettings(gamma=0.01, stop_step=2000, c_rate=1.0)
+    model = mlp(20, 30)
+    from onnxprune.tune.bridge import to_module
+
+    hook, module, looked = PruneAndSplice(model, settings), to_module(model), []
+    for step in range(2500):
+        before = module.transform
+        hook.before_step(module, step)
+        looked.append(module.transform is not before)
+    expected = np.sum((1 + 0.01 * np.arange(2000)) ** -1.0)
+    assert sum(looked) == pytest.approx(expected, abs=4 * np.sqrt(expected)) and not any(looked[2000:])
+    assert not hook.accepts(1999) and hook.accepts(2000)
+
+
+def test_tuning_keeps_zeros() -> None:
+    model = sparsify(mlp(10, 20, 5), SparsitySettings(amount=0.7, ops=("Gemm",))).model
+    data = Samples({"x": RNG.standard_normal((64, 10)).astype(np.float32)}, {"labels": RNG.integers(0, 5, 64)})
+    tuned = tune(model, data, Settings(loss="ce", epochs=3, batch_size=16), hook=KeepZeros(model)).model
+    assert digest(tuned) != digest(model)
+    assert sparsity(tuned).weight_zeros == sparsity(model).weight_zeros
+
+
+def test_a_rate_for_no_weight_is_refused() -> None:
+    with pytest.raises(UsageError, match="'w9', which is no weight"):
+        PruneAndSplice(mlp(3, 2), SurgerySettings(rates={"w9": 1.0}))
+
+
+def accuracy(model: Model, x: np.ndarray, y: np.ndarray) -> float:
+    return float((Session(model).run({"x": x})["y"].argmax(1) == y).mean())
+
+
+@pytest.mark.slow
+def test_twenty_times_fewer_weights_within_one_point() -> None:
+    """scikit-learn's digits, 64-300-100-10 as in the paper's smaller network."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = (digits.data / 16).astype(np.float32), digits.target
+    order = np.random.default_rng(0).permutation(len(x))
+    train, test = order[:1200], order[1200:]
+    data = Samples({"x": x[train]}, {"labels": y[train]})
+    settings = Settings(loss="ce", epochs=40, batch_size=64, ema=0.99)
+    dense = tune(mlp(64, 300, 100, 10), data, settings).model
+    hook = PruneAndSplice(dense, SurgerySettings(c_rate=2.2, stop_step=2500))
+    sparse = tune(dense, data, replace(settings, steps=4000, schedule="constant"), hook=hook).model
+    found = sparsity(sparse)
+    assert found.weights - found.weight_zeros <= found.weights / 20
+    assert accuracy(sparse, x[test], y[test]) >= accuracy(dense, x[test], y[test]) - 0.01 > 0.94
+    print(
+        accuracy(dense, x[test], y[test]),
+        accuracy(sparse, x[test], y[test]),
+        found.weights / (found.weights - found.weight_zeros),
+        [t.dead_outputs for t in found.tensors],
+    )
