@@ -20,7 +20,8 @@ import numpy as np
 from onnxprune.engines.base import Compiled, Options, Source, fixed, installed, missing, only_precisions, open_model, refused, require, static_inputs
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
-from onnxprune.model.io import save
+from onnxprune.model.io import Model, save
+from onnxprune.model.nodes import label
 
 CHANNELS = 16  # packs 16 channels with AVX-512
 CONVERT_SECONDS = 300
@@ -80,6 +81,7 @@ class NcnnModel(Compiled):
         for input_name, spec in self._inputs.items():
             if spec.dtype != np.float32 or spec.shape[:1] != (1,):
                 raise EngineError("engine-refused", f"{name} takes float32 inputs of batch 1; {input_name!r} is {spec.dtype} {list(spec.shape)}")
+        _check_gathers(name, model)
         self._net: Any = ncnn.Net()
         self._net.opt.num_threads = options.threads
         self._net.opt.use_fp16_packed = self._net.opt.use_fp16_storage = self._net.opt.use_fp16_arithmetic = False
@@ -132,6 +134,15 @@ class NcnnModel(Compiled):
         if shape and 0 not in shape and int(np.prod(shape)) == values.size:
             return values.reshape(shape)
         return values[None]
+
+
+def _check_gathers(name: str, model: Model) -> None:
+    """EngineError for a Gather of several positions: pnnx makes a crop of one of it, which computes something else."""
+    for node in model.proto.graph.node:
+        index = model.weights.get(node.input[1]) if node.op_type == "Gather" else None
+        if index is not None and node.input[0] not in model.weights and int(np.prod(index.shape)) > 1:
+            count = int(np.prod(index.shape))
+            raise EngineError("engine-refused", f"{name} has no Gather of {count} positions ({label(node)}), such as a channel shuffle becomes when it is cut")
 
 
 def _unknown_layers(parameters: Path) -> list[str]:

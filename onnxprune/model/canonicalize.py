@@ -252,6 +252,7 @@ def _shuffles(model: Model, shapes: Shapes) -> None:
         if found is None:
             continue
         axis, order = found
+        axis -= len(shapes.shape(first.input[0]) or ())  # from the end: OpenVINO (2026.4) applies the inverse of a Gather on axis 1 before a Conv
         source, index = first.input[0], add_initializer(model, last.output[0] + "_order", order)
         gather = helper.make_node("Gather", [source, index], list(last.output), name=last.name, axis=axis, doc_string=last.doc_string)
         last.CopyFrom(gather)

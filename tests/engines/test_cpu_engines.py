@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_nets import residual
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Engine, Options, random_feeds, static_inputs
@@ -112,3 +113,26 @@ def test_stdout_is_for_data(engine: Engine, capfd: pytest.CaptureFixture[str]) -
         compiled.run(random_feeds(static_inputs(model, {})))
     assert engine.version()
     assert capfd.readouterr().out == ""
+
+
+def shuffled(axis: int) -> Model:
+    """Conv, an interleaving of its channels by Gather, Conv."""
+    weight = np.random.default_rng(1).standard_normal((8, 8, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Gather", ["a", "order"], ["b"], axis=axis), helper.make_node("Conv", ["b", "w"], ["y"]),
+    ]  # fmt: skip
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 4, 4]) for name in "xy"]
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.arange(8).reshape(2, 4).T.ravel(), "order")]
+    return load(helper.make_model(helper.make_graph(nodes, "shuffled", values[:1], values[1:], constants), opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+
+
+def test_channel_orders_as_the_canonical_form_writes_them(engine: Engine) -> None:
+    """With axis 1 in the place of -3, OpenVINO 2026.4 applies the inverse order; pnnx makes a crop of either, so ncnn has to refuse."""
+    model = shuffled(-3)
+    feeds = random_feeds(static_inputs(model, {}))
+    if engine.name == "ncnn":
+        with pytest.raises(EngineError, match="no Gather of 8 positions"):
+            engine.compile(model, Options())
+        return
+    with engine.compile(model, Options()) as compiled:
+        assert difference(compiled.run(feeds), reference(model, feeds, Options())) <= AGREES
