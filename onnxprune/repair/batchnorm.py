@@ -22,7 +22,7 @@ def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -
     UsageError
         The graph has none: the exporter folded them.
     """
-    data = context.required_data("repair 'batchnorm'")
+    data = context.repair_data("repair 'batchnorm'")
     model = pruned.edit()
     nodes = [n for n in model.proto.graph.node if n.op_type == "BatchNormalization" and all(i in model.weights for i in n.input[3:5])]
     if not nodes:

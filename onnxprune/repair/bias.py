@@ -30,7 +30,7 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
     treated like the inside.
     """
     removed = analysis.removed(plan.kept)
-    means = channel_statistics(analysis, context.required_data("repair 'bias'"), batch_size=context.batch_size, threads=context.threads)
+    means = channel_statistics(analysis, context.repair_data("repair 'bias'"), batch_size=context.batch_size, threads=context.threads)
     model = pruned.edit()
     for linear in linears(analysis):
         place = (linear.data, linear.axis)

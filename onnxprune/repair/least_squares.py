@@ -21,7 +21,8 @@ from onnxprune.saliency.base import Context
 from onnxprune.types import Plan
 
 RIDGE, LAST_RIDGE = 1e-3, 1e-2  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted
-OVERSAMPLE = 48  # positions an unknown
+OVERSAMPLE = 48  # positions an unknown, at least
+CHEAP_MULTIPLICATIONS = 2e10  # for the moments of one node; as many positions as that allows are used
 LEAST_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
 
 
@@ -31,7 +32,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     Costs one pass of both networks over the data, which are kept in memory with the activations at one place of the graph, and
     the second moments of one node at a time.
     """
-    data = context.required_data("repair 'least-squares'")
+    data = context.repair_data("repair 'least-squares'")
     model, fits = own_weights(analysis, pruned, analysis.removed(plan.kept))
     batches = list(data.batches(context.batch_size))
     whole, cut = Run(analysis.model, batches, threads=context.threads, shapes=analysis.shapes), Run(model, batches, threads=context.threads)
@@ -68,7 +69,7 @@ class _Problem:
         inputs, targets = cut.values(node.input[0]), whole.values(fit.target)  # type: ignore[attr-defined]
         lost = fit.shortcut and cut.has(fit.shortcut) and whole.has(fit.shortcut)
         how = geometry(node, weight.shape, inputs[0].shape)  # type: ignore[arg-type]
-        most = max(-(-OVERSAMPLE * c * t // max(samples, 1)), 4)
+        most = max(-(-OVERSAMPLE * c * t // max(samples, 1)), int(CHEAP_MULTIPLICATIONS / (c * t) ** 2 / max(samples, 1)), 4)
         found = [Moments.zeros(c * t, o) for _ in range(g)]
         for i, (x, y) in enumerate(zip(inputs, targets)):
             y = _kept(y, fit)

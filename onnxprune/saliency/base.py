@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis, Member
-from onnxprune.calibrate.data import Data, split
+from onnxprune.calibrate.data import Data, flips, split
 from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.types import Scores
 
@@ -23,6 +23,7 @@ class Context:
     """What a criterion or a repair works with.
 
     data: calibration inputs; None where there are none. batch_size: samples a run. threads: of onnxruntime.
+    flip: statistics and repairs also see every image mirrored.
     progress: told how much of the stage is done, from 0 to 1, and of what; optional, passes over `data` are seen anyway.
     """
 
@@ -31,12 +32,13 @@ class Context:
     seed: int = 0
     threads: int = 1
     batch_size: int = 16
+    flip: bool = False
     cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     progress: Callable[[float, str], None] = lambda share, detail: None
 
     def statistics_data(self, who: str) -> Data:
         """The part of the data that statistics are taken from; apart from `gate_data`."""
-        return self._parts(who)[0]
+        return self._mirrored(self._parts(who)[0])
 
     def gate_data(self, who: str) -> Data:
         """The part of the data that measures what a cut does: a quarter, at most 128 samples; all where there are fewer than 32."""
@@ -46,6 +48,13 @@ class Context:
         data = self.required_data(who)
         gate = min(data.samples // 4, MOST_GATE_SAMPLES)
         return (data, data) if gate < LEAST_GATE_SAMPLES else split(data, data.samples - gate, gate)
+
+    def repair_data(self, who: str) -> Data:
+        """All of the data, for weights that are fitted once widths are chosen."""
+        return self._mirrored(self.required_data(who))
+
+    def _mirrored(self, data: Data) -> Data:
+        return flips(data) if self.flip else data
 
     def required_data(self, who: str) -> Data:
         """The data; DataError where there are none."""
