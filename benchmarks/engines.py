@@ -33,9 +33,10 @@ AGREES = 1e-4  # float32: another order of summation, and Winograd transforms
 def measure(entry: Entry, engines: Sequence[str], share: float, round_to: int, threads: int, schedule: Schedule) -> list[dict[str, Any]]:
     """A row for each engine: speed-up with its interval, and how far the outputs of the pruned model are from onnxruntime's."""
     analysis = analyse(load(entry.path))
-    scores = CRITERIA.get("l2")(Context(analysis))
+    context = Context(analysis)
+    scores = CRITERIA.get("l2")(context)
     macs = analysis.cost().macs
-    plan = allocate("knapsack", analysis, scores, Constraints({"macs": share * macs}, round_to=round_to))
+    plan = allocate("knapsack", context, scores, Constraints({"macs": share * macs}, round_to=round_to))
     small = cut(analysis, plan)
     images = calibration(entry, 1)
     name = entry.input[0]

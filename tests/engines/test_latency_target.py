@@ -18,14 +18,15 @@ from onnxprune.surgery.cut import cut
 
 QUICK = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)
 ANALYSIS = analyse(residual(48))
-SCORES = CRITERIA.get("l2")(Context(ANALYSIS))
+CONTEXT = Context(ANALYSIS)
+SCORES = CRITERIA.get("l2")(CONTEXT)
 ENGINE = ENGINES.get("systolic8")
 
 
 def plan(share: float, round_to: int, budgets: dict[str, float] | None = None):
     with Probe(ENGINE, ANALYSIS, schedule=QUICK) as probe:
         limits = {"latency.systolic8": share * probe.original_ms, **(budgets or {})}
-        return allocate("knapsack", ANALYSIS, SCORES, Constraints(limits, round_to=round_to, measures={"latency.systolic8": probe})), probe
+        return allocate("knapsack", CONTEXT, SCORES, Constraints(limits, round_to=round_to, measures={"latency.systolic8": probe})), probe
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
