@@ -156,7 +156,7 @@ def collect(folder: str | Path) -> Collected:
         raise DataError("results-missing", f"{folder} has no results yet: run python3 run.py in it on the target's machine, and copy it back")
     found = {name: target.parse(results, name) for name in manifest["models"]}
     try:
-        environment = json.loads((results / "environment.json").read_text(encoding="utf-8"))
+        environment = json.loads((results / "environment.json").read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError):
         environment = {}
     return Collected(target.name, found, environment, _ratios(found))
@@ -197,9 +197,11 @@ def round_trip(folder: str | Path, host: str, *, timeout_s: float = 3600.0, pyth
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A bundle's manifest; DataError where there is none."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8", errors="replace"))
         if found["format"] != FORMAT or not isinstance(found["models"], dict) or not isinstance(found["target"], str):
             raise ValueError(f"format {found['format']!r}")
+        if strange := [n for n in found["models"] if n not in ("original", "pruned")]:
+            raise ValueError(f"model {strange[0]!r}")
         return dict(found)
     except OSError as problem:
         raise DataError("bundle-missing", f"{folder} is not a bundle: {MANIFEST} cannot be read ({problem.strerror})") from problem
@@ -226,7 +228,7 @@ def _ratios(found: Mapping[str, Result]) -> dict[str, float]:
     if not {"original", "pruned"} <= set(found):
         return {}
     a, b = found["original"].figures, found["pruned"].figures
-    return {k: a[k] / b[k] for k in a if b.get(k)}
+    return {k: a[k] / b[k] for k in a if b.get(k) and np.isfinite([a[k], b[k]]).all()}
 
 
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:

@@ -69,8 +69,10 @@ def parse_times(text: str, warm_up_ms: float = 0.0) -> Times:
     try:
         starts = np.array([r.get("startEnqMs", r.get("startInMs", r.get("startComputeMs", i))) for i, r in enumerate(rows)], float)
         compute = np.array([r["computeMs"] if "computeMs" in r else r["latencyMs"] - r.get("inMs", 0.0) - r.get("outMs", 0.0) for r in rows], float)
-    except (KeyError, TypeError, AttributeError, ValueError) as problem:
-        raise DataError("times-invalid", f"not trtexec's exportTimes: a row has no {problem}") from problem
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as problem:
+        raise DataError("times-invalid", f"not trtexec's exportTimes: a row without start or compute time ({problem})") from problem
+    if not (np.isfinite(starts).all() and np.isfinite(compute).all()):
+        raise DataError("times-invalid", "not trtexec's exportTimes: a time is not a number")
     warm = starts - starts[0] >= warm_up_ms
     if warm.any():
         starts, compute = starts[warm], compute[warm]
@@ -82,16 +84,19 @@ def parse_profile(text: str) -> dict[str, float]:
     """Layer -> mean milliseconds, out of trtexec's exportProfile; layers of one name are added."""
     rows = _json_rows(text, "exportProfile")
     found: dict[str, float] = {}
-    for row in rows:
-        if isinstance(row, dict) and "name" in row:
-            count = float(rows[0].get("count", 1)) if isinstance(rows[0], dict) else 1.0
-            mean = float(row["averageMs"]) if "averageMs" in row else float(row.get("timeMs", 0.0)) / max(1.0, count)
-            found[str(row["name"])] = found.get(str(row["name"]), 0.0) + mean
+    try:
+        count = float(rows[0].get("count", 1)) if isinstance(rows[0], dict) else 1.0
+        for row in rows:
+            if isinstance(row, dict) and "name" in row:
+                mean = float(row["averageMs"]) if "averageMs" in row else float(row.get("timeMs", 0.0)) / max(1.0, count)
+                found[str(row["name"])] = found.get(str(row["name"]), 0.0) + mean
+    except (TypeError, ValueError) as problem:
+        raise DataError("profile-invalid", f"not trtexec's exportProfile: {problem}") from problem
     return found
 
 
 def parse_tegrastats(text: str) -> tuple[PowerSample, ...]:
-    """Samples of a tegrastats log, one a line; lines without a power rail are dropped.
+    """Samples of a tegrastats log, one a line; lines without a power rail are dropped. Never fails: a log may be cut off anywhere.
 
     Rails come as `VDD_IN 4521mW/4521mW` (instant/average) or, in old releases, `POM_5V_IN 2532/2532`; the GPU as `GR3D_FREQ 14%@[420]`,
     `GR3D_FREQ 14%@420`, `GR3D_FREQ 14%` or `GR3D 14%@420`. A leading number is the time in seconds that run.py puts before each line.
@@ -102,7 +107,7 @@ def parse_tegrastats(text: str) -> tuple[PowerSample, ...]:
         if not rails:
             continue
         stamp, gpu = _STAMP.match(line), _GPU.search(line)
-        found.append(PowerSample(float(stamp[1]) if stamp else float("nan"), float(gpu[1]) if gpu else float("nan"), rails))
+        found.append(PowerSample(_number(stamp), _number(gpu), rails))
     return tuple(found)
 
 
@@ -120,8 +125,9 @@ def busy_mw(samples: Sequence[PowerSample]) -> float:
 def parse(results: Path, model: str) -> Result:
     """Latency, energy and layers of one model out of the results folder of a run."""
     environment = _environment(results)
-    warm_up = float(environment.get("warm_up_ms", 0.0))
-    runs = [parse_times(p.read_text(encoding="utf-8"), warm_up) for p in sorted(results.glob(f"{model}.*.times.json"))]
+    warm_up = environment.get("warm_up_ms")
+    warm_up = float(warm_up) if isinstance(warm_up, (int, float)) else 0.0
+    runs = [parse_times(p.read_text(encoding="utf-8", errors="replace"), warm_up) for p in sorted(results.glob(f"{model}.*.times.json"))]
     if not runs:
         raise DataError("results-missing", f"{results} has no {model}.*.times.json: the run on the device did not finish; see its *.log")
     latency = np.concatenate([r.latency_ms for r in runs])
@@ -143,10 +149,11 @@ def parse(results: Path, model: str) -> Result:
     if "done" not in str(environment.get("clocks_set", "done")):
         notes.append(f"clocks were not fixed ({environment['clocks_set']}): latencies vary with load and temperature")
     profile = results / f"{model}.profile.json"
-    layers = parse_profile(profile.read_text(encoding="utf-8")) if profile.is_file() else {}
+    layers = parse_profile(profile.read_text(encoding="utf-8", errors="replace")) if profile.is_file() else {}
     information = results / f"{model}.layers.json"
-    if environment.get("options", {}).get("dla", "none") != "none" and information.is_file():
-        notes += _not_on_dla(information.read_text(encoding="utf-8"))
+    options = environment.get("options")
+    if isinstance(options, dict) and options.get("dla", "none") != "none" and information.is_file():
+        notes += _not_on_dla(information.read_text(encoding="utf-8", errors="replace"))
     return Result(model, figures, layers, "ms", tuple(notes))
 
 
@@ -168,10 +175,15 @@ def to_half(model: Model) -> Model:
     return load(proto)
 
 
+def _number(match: re.Match[str] | None) -> float:
+    """The first group, NaN without a match."""
+    return float(match[1]) if match else float("nan")
+
+
 def _environment(results: Path) -> dict[str, Any]:
     """What run.py wrote about the device."""
     try:
-        found = json.loads((results / "environment.json").read_text(encoding="utf-8"))
+        found = json.loads((results / "environment.json").read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -180,8 +192,8 @@ def _environment(results: Path) -> dict[str, Any]:
 def _not_on_dla(text: str) -> list[str]:
     """The layers that TensorRT kept on the GPU, out of exportLayerInfo."""
     try:
-        rows = json.loads(text).get("Layers", [])
-    except (ValueError, AttributeError):
+        rows = list(json.loads(text).get("Layers", []))
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return []
     names = [str(r.get("Name", "")) if isinstance(r, dict) else str(r) for r in rows]
     outside = [n for n in names if "ForeignNode" not in n and not n.startswith("Reformat") and n]
@@ -199,9 +211,9 @@ def _json_rows(text: str, kind: str) -> list[Any]:
     return rows
 
 
-_RAIL = re.compile(r"(?<![\w/])([A-Z][A-Z0-9_]+) (\d+)(?:mW)?/\d+(?:mW)?(?![\w(])")
-_GPU = re.compile(r"\bGR3D(?:_FREQ)? (\d+)%")
-_STAMP = re.compile(r"(\d+\.\d+) ")
+_RAIL = re.compile(r"(?<![\w/])([A-Z][A-Z0-9_]+) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?![\w(])", re.ASCII)
+_GPU = re.compile(r"\bGR3D(?:_FREQ)? (\d{1,3})%", re.ASCII)
+_STAMP = re.compile(r"(\d{1,15}\.\d{1,9}) ", re.ASCII)
 
 # TensorRT developer guide, "DLA supported layers and restrictions"
 _DLA_CONV = (

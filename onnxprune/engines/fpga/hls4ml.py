@@ -30,7 +30,7 @@ def parse(results: Path, model: str) -> Result:
     figures = numbers(load_json(results / f"{model}.json", f"hls4ml's result for {model}"))
     report = results / f"{model}.csynth.xml"
     notes = () if report.is_file() else ("simulated only: no cycles and resources without Vitis HLS",)
-    return Result(model, figures | (parse_synthesis(report.read_text(encoding="utf-8")) if report.is_file() else {}), notes=notes)
+    return Result(model, figures | (parse_synthesis(report.read_text(encoding="utf-8", errors="replace")) if report.is_file() else {}), notes=notes)
 
 
 def parse_synthesis(text: str) -> dict[str, float]:

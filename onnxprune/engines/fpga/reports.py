@@ -12,7 +12,7 @@ from onnxprune.errors import DataError
 def load_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object; DataError where the file is missing or something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except OSError as problem:
         raise DataError("results-missing", f"{what} is not there ({path.name}: {problem.strerror}); did run.py end well?") from problem
     except (ValueError, RecursionError) as problem:
@@ -24,4 +24,4 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
 
 def numbers(found: dict[str, Any]) -> dict[str, float]:
     """The entries that are numbers."""
-    return {k: float(v) for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    return {k: float(v) for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float("inf")}

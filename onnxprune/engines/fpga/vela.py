@@ -18,8 +18,8 @@ def parse(results: Path, model: str) -> Result:
     if not path.is_file():
         raise DataError("results-missing", f"{path} is missing; did run.py end well?")
     layers = results / f"{model}.layers.csv"
-    by_layer = parse_layers(layers.read_text(encoding="utf-8")) if layers.is_file() else {}
-    return Result(model, parse_summary(path.read_text(encoding="utf-8")), by_layer, "cycles")
+    by_layer = parse_layers(layers.read_text(encoding="utf-8", errors="replace")) if layers.is_file() else {}
+    return Result(model, parse_summary(path.read_text(encoding="utf-8", errors="replace")), by_layer, "cycles")
 
 
 def parse_summary(text: str) -> dict[str, float]:
@@ -30,7 +30,7 @@ def parse_summary(text: str) -> dict[str, float]:
     DataError
         Not such a table.
     """
-    rows = list(csv.DictReader(io.StringIO(text)))
+    rows = _rows(text)
     if not rows or "cycles_total" not in rows[-1]:
         raise DataError("report-invalid", "not Vela's summary: it has no column cycles_total")
     row, found = rows[-1], {}
@@ -44,9 +44,8 @@ def parse_summary(text: str) -> dict[str, float]:
 
 def parse_layers(text: str) -> dict[str, float]:
     """Layer -> cycles; a Vela that writes other columns gives none."""
-    rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
     found: dict[str, float] = {}
-    for row in rows:
+    for row in _rows(text):
         name = row.get("name") or row.get("Name") or ""
         cycles = row.get("cycles_total") or row.get("Op Cycles") or ""
         try:
@@ -54,6 +53,14 @@ def parse_layers(text: str) -> dict[str, float]:
         except (TypeError, ValueError):
             continue
     return found
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    """The rows of a table with a header."""
+    try:
+        return list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+    except csv.Error as problem:
+        raise DataError("report-invalid", f"not a CSV table: {problem}") from problem
 
 
 _COLUMNS = (
