@@ -90,11 +90,27 @@ def refit(rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray
     ridge = max(RIDGE * float(np.diag(gram)[: rows.shape[1]].mean()), LEAST_RIDGE)
     dense = rows if bias is None else np.column_stack([rows, bias])
     left = kept if bias is None else np.column_stack([kept, np.ones(len(kept), bool)])
-    h, out = gram + ridge * np.eye(size), np.zeros(dense.shape)
     wanted = (moments.yx[:, :size] / count if moments.yx is not None else dense @ gram) + ridge * dense
-    for i, mask in enumerate(left):
-        out[i, mask] = np.linalg.solve(h[np.ix_(mask, mask)], wanted[i, mask])
+    out = _constrained(gram + ridge * np.eye(size), wanted, left)
     return (out, None) if bias is None else (out[:, :-1], out[:, -1])
+
+
+def _constrained(h: np.ndarray, wanted: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Row i of the result solves h w = wanted[i] on left[i] and is zero elsewhere.
+
+    Where less goes than stays, the full solution u is corrected instead: w = u - P_:R (P_RR)^-1 u_R, P = h^-1, R = what goes.
+    """
+    out = np.zeros(wanted.shape)
+    inverse = np.linalg.inv(h)
+    free = wanted @ inverse
+    for i, mask in enumerate(left):
+        gone = np.flatnonzero(~mask)
+        if 2 * len(gone) < len(mask):
+            out[i] = free[i] - inverse[:, gone] @ np.linalg.solve(inverse[np.ix_(gone, gone)], free[i, gone])
+            out[i, gone] = 0
+        else:
+            out[i, mask] = np.linalg.solve(h[np.ix_(mask, mask)], wanted[i, mask])
+    return out
 
 
 def _moments(

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.calibrate.data import open_data
+from onnxprune.calibrate.preprocess import Preprocess
 from onnxprune.calibrate.taps import Moments, columns, geometry, positions
 from onnxprune.demo import files
 from onnxprune.errors import UsageError
@@ -147,17 +148,13 @@ def test_packing_cannot_beat_entropy_nor_lose_to_plain_codes() -> None:
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ["cifar10_resnet20", "cifar10_mlp_resnet8"])
-def test_thirty_percent_on_trained_classifiers(zoo: Path, name: str) -> None:
-    """A twentieth of issue figures' data; all classifiers are in benchmarks/tuning.py."""
-    import json
-
-    from onnxprune.calibrate.preprocess import Preprocess
-
-    entry = json.loads((zoo / "models.json").read_text())[name]
-    pre = entry["pre"]
-    model = load(zoo / entry["file"])
-    kind = Preprocess(scale=pre["scale"], mean=tuple(pre.get("mean", (0.0,))), std=tuple(pre.get("std", (1.0,))))
-    data = open_labelled(zoo / "data" / entry["eval_data"][0], Session(model).inputs, samples=500, preprocess=kind)
-    before, after = (evaluate(m, data, "top1").value for m in (model, sparsify(model, Settings(amount=0.3)).model))
+def test_thirty_percent_on_a_trained_classifier(zoo: Path) -> None:
+    """Plain magnitude costs this folded network 8 points; all classifiers are in benchmarks/tuning.py."""
+    model = load(zoo / "cifar10_mlp_resnet8.onnx")
+    inputs, kind = Session(model).inputs, Preprocess(scale=1.0)
+    labelled = open_labelled(zoo / "data" / "cifar10_test_4000.npz", inputs, samples=500, preprocess=kind)
+    unlabelled = open_data(zoo / "data" / "cifar10_field_1000.npz", inputs, samples=128, preprocess=kind)
+    made = sparsify(model, Settings(amount=0.3, method="obs", refit=True, ops=ALL), unlabelled)
+    before, after = (evaluate(m, labelled, "top1").value for m in (model, made.model))
+    assert made.report.of_weights == pytest.approx(0.3, abs=0.001)
     assert after >= before - 0.015, "one point, and half for 500 images"
