@@ -92,6 +92,21 @@ def mask_gradients(
     return run.result(np.concatenate(pieces))
 
 
+def copies(analysis: Analysis) -> tuple[dict[Place, np.ndarray], set[int]]:
+    """Activations that a node sums over, with the causes of each position (length, width), and causes with a copy that has no such place:
+    recurrent, or inside of a nested graph."""
+    outermost = {label(node) for node in analysis.model.proto.graph.node}
+    places: dict[Place, np.ndarray] = {}
+    lost: set[int] = set()
+    for mask in analysis.record.masks:
+        node, table = analysis.record.nodes[mask.node], analysis.axes.table(mask.ids)
+        if mask.recurrent or label(node) not in outermost:
+            lost.update(table.ravel().tolist())
+        elif analysis.axes.live(mask.ids) and node.input[mask.slot] not in analysis.model.weights:
+            places[Place(node.input[mask.slot], mask.axis, label(node), mask.slot)] = table
+    return places, lost
+
+
 def samples_of(feeds: Mapping[str, np.ndarray]) -> int:
     """Samples in a batch: the length of axis 0."""
     return next((len(a) for a in feeds.values() if a.ndim), 1)
@@ -110,14 +125,7 @@ class _Run:
     built: dict[tuple[tuple[int, ...], ...], tuple[Gradient, Session]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        record, axes = self.analysis.record, self.analysis.axes
-        outermost = {label(node) for node in self.analysis.model.proto.graph.node}
-        for mask in record.masks:
-            node, table = record.nodes[mask.node], axes.table(mask.ids)
-            if mask.recurrent or label(node) not in outermost:
-                self.lost.update(table.ravel().tolist())
-            elif axes.live(mask.ids) and node.input[mask.slot] not in self.analysis.model.weights:
-                self.places[Place(node.input[mask.slot], mask.axis, label(node), mask.slot)] = table
+        self.places, self.lost = copies(self.analysis)
 
     def batch_size(self, data: Data, wanted: int) -> int:
         """The size at which rows are a sample's own: as wanted, or 1."""

@@ -14,11 +14,12 @@ from onnxprune.calibrate.backward.losses import Feed, Loss, seed, start_tensor
 from onnxprune.calibrate.backward.rules import EXTRA_OUTPUT, TABLE, ZERO
 from onnxprune.calibrate.backward.step import NoGradient, Step
 from onnxprune.calibrate.backward.tape import PREFIX, Tape, Value
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.model.canonicalize import remove_dead
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, captured, label
-from onnxprune.model.shapes import infer
+from onnxprune.model.runtime import Session, example_feeds
+from onnxprune.model.shapes import Shapes, infer
 from onnxprune.model.weights import from_array
 
 OLDEST_OPSET = 9  # Where, Expand and Scatter are all there
@@ -101,6 +102,7 @@ class _Builder:
     samples: int
     partial: dict[str, list[Value]] = field(default_factory=lambda: defaultdict(list))
     stopped: dict[str, dict[str, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
+    outputs: dict[Place, str] = field(default_factory=dict)
 
     def build(self, places: Sequence[Place]) -> Gradient:
         self.copy = self.model.edit()
@@ -108,12 +110,15 @@ class _Builder:
         _fix_inputs(self.graph, self.input_shapes, self.copy.weights)
         tensors = self.split_uses(places)
         self.add_outputs()
-        self.shapes = infer(self.copy)
+        self.shapes = _complete(self.copy, infer(self.copy))
         self.tape = Tape(self.copy.opset, {name for node in self.graph.node for name in node.output} | set(self.copy.weights))
         feeds = self.start()
-        self.sweep(set(tensors.values()))
-        outputs = self.reduced(tensors)
-        self.finish(outputs, feeds)
+        wanted: dict[str, list[Place]] = defaultdict(list)
+        for place, tensor in tensors.items():
+            wanted[tensor].append(place)
+        self.sweep(wanted)
+        self.finish(feeds)
+        outputs = {place: self.outputs[place] for place in tensors if place in self.outputs}
         return Gradient(self.copy, outputs, feeds, self.blocked(tensors), self.samples)
 
     def split_uses(self, places: Sequence[Place]) -> dict[Place, str]:
@@ -174,13 +179,17 @@ class _Builder:
             feeds[feed.name] = feed
         return feeds
 
-    def sweep(self, wanted: set[str]) -> None:
-        """All nodes between the wanted tensors and the losses, last first."""
+    def sweep(self, wanted: Mapping[str, Sequence[Place]]) -> None:
+        """All nodes between the wanted tensors and the losses, last first. A wanted tensor is reduced as soon as its gradient is whole,
+        while it is still in the processor's cache."""
         after = set(wanted)
         for node in self.graph.node:
             if after.intersection((*node.input, *captured(node))):
                 after.update(node.output)
+        left = dict(wanted)
         for node in reversed(self.graph.node):
+            for name in node.output:
+                self.reduce(name, left.pop(name, ()))
             inputs = [*node.input, *captured(node)]
             if not after.intersection(inputs) or (node.op_type in ZERO and node.domain in STANDARD_DOMAINS):
                 continue
@@ -192,6 +201,8 @@ class _Builder:
             for name in inputs:
                 if reasons and name in after:
                     self.stopped[name].update(reasons)
+        for name, places in left.items():
+            self.reduce(name, places)
 
     def gradient(self, name: str) -> Value | None:
         """The sum of what has come back to a tensor."""
@@ -224,38 +235,31 @@ class _Builder:
                 self.partial[name].append(grad)
         return {}
 
-    def reduced(self, tensors: Mapping[Place, str]) -> dict[Place, str]:
-        """Nodes that sum A * dL/dA over all but samples and channels."""
-        outputs: dict[Place, str] = {}
-        products: dict[str, Value] = {}
-        for place, tensor in tensors.items():
-            grad, value = self.gradient(tensor), self.value(tensor)
-            if self.stopped.get(tensor):
-                continue
-            if value is None or value.dtype not in _FLOATS:
-                self.stopped[tensor][place.tensor] = ("", "the activation has no known shape, or is not of a float type")
-                continue
+    def reduce(self, tensor: str, places: Sequence[Place]) -> None:
+        """Nodes that sum A * dL/dA over all but samples and channels, for places on one tensor."""
+        if not places or self.stopped.get(tensor):
+            return
+        grad, value = self.gradient(tensor), self.value(tensor)
+        if value is None or value.dtype not in _FLOATS:
+            self.stopped[tensor][tensor] = ("", "the activation has no known shape, or is not of a float type")
+            return
+        lead = value.shape[0] // self.samples if value.shape else 0
+        if self.samples > 1 and (not lead or lead * self.samples != value.shape[0] or any(p.axis % len(value.shape) == 0 for p in places)):
+            self.stopped[tensor][tensor] = ("", f"axis 0 of shape {value.shape} is not {self.samples} samples; use a batch of 1")
+            return
+        product = (grad * value).cast(_wide(value.dtype)) if grad is not None else None
+        for place in places:
             axis = place.axis % len(value.shape)
-            lead = value.shape[0] // self.samples if value.shape else 0
-            if self.samples > 1 and (not lead or lead * self.samples != value.shape[0] or axis == 0):
-                self.stopped[tensor][place.tensor] = ("", f"axis 0 of shape {value.shape} is not {self.samples} samples; use a batch of 1")
-                continue
-            if grad is None:
-                outputs[place] = self.tape.filled([self.samples, value.shape[axis]], 0.0, TensorProto.FLOAT).name
-                continue
-            if tensor not in products:
-                products[tensor] = (grad * value).cast(_wide(value.dtype))
-            if axis == 1 and lead == 1 and self.samples == value.shape[0]:
-                outputs[place] = products[tensor].sum_space().name
-                continue
-            # the sample axis stands apart; what was merged behind it is summed
-            shape = [self.samples, lead, *value.shape[1:]] if self.samples > 1 else [1, *value.shape]
-            folded = products[tensor].reshape(shape)
-            others = [i for i in range(1, len(shape)) if i != axis + 1]
-            outputs[place] = folded.reduce("ReduceSum", others, keepdims=False).name
-        return outputs
+            if product is None:
+                rows = self.tape.filled([self.samples, value.shape[axis]], 0.0, TensorProto.FLOAT)
+            elif axis == 1 and self.samples == value.shape[0]:
+                rows = product.sum_space()
+            else:  # the sample axis stands apart; what was merged behind it is summed
+                shape = [self.samples, lead, *value.shape[1:]] if self.samples > 1 else [1, *value.shape]
+                rows = product.reshape(shape).reduce("ReduceSum", [i for i in range(1, len(shape)) if i != axis + 1], keepdims=False)
+            self.outputs[place] = rows.name
 
-    def finish(self, outputs: Mapping[Place, str], feeds: Mapping[str, Feed]) -> None:
+    def finish(self, feeds: Mapping[str, Feed]) -> None:
         read = {name for node in (*self.graph.node, *self.tape.nodes) for name in node.input}
         for node in self.graph.node:
             if node.op_type in EXTRA_OUTPUT and node.output[-1].startswith(PREFIX) and node.output[-1] not in read:
@@ -266,7 +270,7 @@ class _Builder:
             self.copy.weights[name] = weight  # type: ignore[index]  # the copy's own dict
             self.graph.initializer.append(TensorProto(name=name, data_type=weight.dtype, dims=weight.shape))
         self.graph.input.extend(helper.make_tensor_value_info(f.name, f.dtype, f.shape) for f in feeds.values())
-        _replace(self.graph.output, [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(outputs.values())])
+        _replace(self.graph.output, [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(self.outputs.values())])
         del self.graph.value_info[:]
         remove_dead(self.copy)
 
@@ -291,6 +295,22 @@ def _fix_inputs(graph: GraphProto, shapes: Mapping[str, Sequence[int]], weights:
     del graph.value_info[:]
     for info in graph.output:
         info.type.tensor_type.ClearField("shape")
+
+
+def _complete(model: Model, shapes: Shapes) -> Shapes:
+    """Shapes with those that inference does not know taken from a run: ops of other domains, sizes that are computed in unusual ways."""
+    made = [name for node in model.proto.graph.node for name in node.output if name]
+    unknown = [n for n in made if not shapes.dtype(n) or not all(isinstance(d, int) for d in shapes.shape(n) or (None,))]
+    unknown = [n for n in unknown if shapes.shape(n) != ()]
+    if not unknown:
+        return shapes
+    try:
+        found = Session(model, unknown, optimise=False).run(example_feeds(model, 0))
+    except OnnxpruneError:  # it may not run on random inputs; what stays unknown is reported where it is needed
+        return shapes
+    arrays = {n: v for n, v in found.items() if isinstance(v, np.ndarray)}
+    types = {n: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in arrays.items()}
+    return Shapes({**shapes.types, **types}, shapes.values)
 
 
 def _wide(dtype: int) -> int:

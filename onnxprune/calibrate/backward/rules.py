@@ -111,12 +111,10 @@ def _clip(s: Step) -> list[Value | None]:
     """Clip: 0 at the bounds too, as for Relu. By the output where the bounds are known, so that Conv and Clip stay fused."""
     s.only_first()
     low, high = s.numbers(1, "min"), s.numbers(2, "max")
-    grad = s.grad
-    if low is not None and low[0] > -_UNBOUNDED:
-        grad = grad * s.y.above(low[0])
-    if high is not None and high[0] < _UNBOUNDED:
-        grad = grad * s.y.below(high[0])
-    return [grad]
+    masks = [s.y.above(low[0])] if low is not None and low[0] > -_UNBOUNDED else []
+    masks += [s.y.below(high[0])] if high is not None and high[0] < _UNBOUNDED else []
+    inside = masks[0] * masks[1] if len(masks) > 1 else masks[0] if masks else None
+    return [s.grad if inside is None else s.grad * inside]
 
 
 def _dropout(s: Step) -> list[Value | None]:
