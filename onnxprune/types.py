@@ -56,7 +56,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs at its declared shapes. macs and activation_bytes are for one inference, dynamic axes counted as 1."""
+    """What a model costs at its declared shapes. params: elements of float initializers, scalars not counted. macs and activation_bytes are for one inference, dynamic axes counted as 1."""
 
     macs: int
     params: int

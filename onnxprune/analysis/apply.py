@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse
 from onnxprune.analysis.rules import Rule
-from onnxprune.analysis.state import Mask, Node, Product, Refit, Tensor
+from onnxprune.analysis.state import Average, Mask, Node, Product, Refit, Tensor
 from onnxprune.model.shapes import Dim
 
 Key = str | tuple[str, int]  # a letter, or the k-th of the axes that a mark stands for
@@ -158,6 +158,8 @@ class _Match:
             spatial = "spatial axis" if name == SPATIAL else None
             if name in self.frozen:
                 self.stop(key, axis, spatial or f"{self.node.op} fixes this axis")
+            elif name in self.rule.means and not self.node.floating():
+                self.stop(key, axis, f"{self.node.op} of integers mixes along this axis")
             elif name in self.rule.mixes:
                 if self.allowed and isinstance(axis, np.ndarray):
                     self.node.record.mixed.append(axis)
@@ -215,6 +217,9 @@ class _Match:
             axis = self.env.get(letter)
             if isinstance(axis, np.ndarray):
                 self.node.record.refits.append(Refit(self.node.index, ("attribute", name), (axis,), True))
+        averaged = tuple(a for a in (self.env.get(n) for n in self.rule.means) if isinstance(a, np.ndarray))
+        if averaged:
+            self.node.record.averages.append(Average(self.node.index, averaged))
         for term in self.rule.macs:
             self.count(term)
 

@@ -140,7 +140,7 @@ def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> Cost
             continue
         rows_of[key] = len(params)
         fixed = float(prod(n for n, a in zip(weight.shape, use.axes) if not isinstance(a, np.ndarray)))
-        params.append((fixed if weight.dtype in weight_types else 0.0, index))
+        params.append((fixed if weight.dtype in weight_types and weight.shape else 0.0, index))  # a scalar is a constant of a formula
         sizes.append((fixed * bits(weight.dtype) / 8, index))
     by_tensor: dict[str, list[int]] = {}
     for (tensor, _), r in rows_of.items():

@@ -176,7 +176,7 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
 def _other_arrays(record: Record) -> list[np.ndarray]:
     """Every id array whose length or content is asked for after the walk."""
     found = [m.ids for m in record.masks] + [s.source for s in record.selects] + [a for p in record.products for a in p.axes]
-    found += [a for r in (*record.refits,) for a in (*r.entries, *r.watch) if a is not None] + [a for r in record.restores for a in r.axes if a is not None]
+    found += [a for r in (*record.refits,) for a in (*r.entries, *r.watch) if a is not None] + [a for r in record.restores for a in r.axes if a is not None] + [a for m in record.averages for a in m.axes]
     return found + [a for t in record.tensors.values() for a in t.axes if isinstance(a, np.ndarray)] + record.mixed
 
 

@@ -39,7 +39,8 @@ class Rule:
     kept ones; frozen unless allowed. freeze: letters never cut. sums: letters kept on the right that the op also sums over.
     refit: attribute -> letter whose new length it takes. macs: products of letters whose sum is the multiply-accumulates
     (`*` output positions, `@` input positions, `#` kernel positions, `...` leading axes). masked: slot of a weight that
-    feeds outputs back, masked by the oracle along its last axis.
+    feeds outputs back, masked by the oracle along its last axis. means: letters that the op averages over; what is left is
+    averaged over as many as before, by a factor behind the op, so that the cut is that of a sum.
     """
 
     pattern: str
@@ -50,6 +51,7 @@ class Rule:
     refit: Mapping[str, str] = field(default_factory=dict)
     macs: tuple[str, ...] = ()
     masked: int | None = None
+    means: str = ""
 
 
 Row = Rule | Callable[[View], Rule | None]
@@ -79,7 +81,7 @@ def along_axis(default: int, flatten_before: int = 0) -> Callable[[View], Rule]:
     return row
 
 
-def reduce(linear: bool) -> Callable[[View], Rule | None]:
+def reduce(linear: bool, mean: bool = False) -> Callable[[View], Rule | None]:
     """Reduction over `axes`. Linear ones (a zero adds nothing) contract; the others mix."""
 
     def row(view: View) -> Rule | None:
@@ -94,7 +96,8 @@ def reduce(linear: bool) -> Callable[[View], Rule | None]:
         gone = {names[int(a)] for a in axes}  # type: ignore[union-attr]
         right = ["1" if n in gone else n for n in names] if view.attribute("keepdims", 1) else [n for n in names if n not in gone]
         left = " ".join(names) + (", I" if view.inputs > 1 else "")
-        return Rule(f"{left} -> {' '.join(right)}", mixes="" if linear else "".join(sorted(gone)))
+        over = "".join(sorted(gone))
+        return Rule(f"{left} -> {' '.join(right)}", mixes="" if linear else over, means=over if mean else "")
 
     return row
 
@@ -285,7 +288,8 @@ RULES: dict[str, Row] = {
     "Dropout": Rule("..., , -> ..., ..."),
     **dict.fromkeys(["AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool"], Rule(_PASS, freeze="*")),
     **dict.fromkeys(["ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"], reduce(linear=True)),
-    **dict.fromkeys(["ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"], reduce(linear=False)),
+    "ReduceMean": reduce(linear=True, mean=True),
+    **dict.fromkeys(["ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"], reduce(linear=False)),
     **dict.fromkeys(
         "Abs Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf "
         "IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from onnxprune.analysis.causes import Axis, Causes
 from onnxprune.errors import ModelError
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import attribute, label, nested
 from onnxprune.model.shapes import Dim, Shapes
+
+FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
 
 
 @dataclass
@@ -58,6 +60,14 @@ class Select:
     axis: int
     source: np.ndarray
     index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Average:
+    """A node that divides by the lengths of axes that it sums over. axes: the ids of those that may be cut."""
+
+    node: int
+    axes: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,7 @@ class Record:
     refits: list[Refit] = field(default_factory=list)
     selects: list[Select] = field(default_factory=list)
     restores: list[Restore] = field(default_factory=list)
+    averages: list[Average] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     hints: list[tuple[int, np.ndarray, str]] = field(default_factory=list)
@@ -202,6 +213,10 @@ class Node:
         if shape is None:
             raise ModelError("shape-unknown", f"rank of {self.proto.output[index]!r} is unknown")
         return shape
+
+    def floating(self) -> bool:
+        """Whether the first input holds floating-point numbers."""
+        return self.record.shapes.dtype(self.names[0]) in FLOATS
 
     def why(self, text: str) -> int:
         """A reason that names this node."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.state import Refit, Restore, Select
+from onnxprune.analysis.state import Average, Refit, Restore, Select
 from onnxprune.model.canonicalize import add_initializer
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import attribute, nested, set_attribute
+
+_SHARE = "_share_of_mean"  # ends the name of the node that _average adds
 
 
 @dataclass
@@ -49,6 +52,8 @@ def refit(editor: Editor) -> None:
         _select(editor, select)
     for restore in record.restores:
         _restore(editor, restore)
+    for average in record.averages:
+        _average(editor, average)
 
 
 def _refit(editor: Editor, item: Refit) -> None:
@@ -115,4 +120,23 @@ def _restore(editor: Editor, item: Restore) -> None:
     old = add_initializer(editor.model, f"{told}_whole", np.array([len(a) if a is not None else 0 for a in item.axes], np.int64))
     mask = add_initializer(editor.model, f"{told}_changed", cut)
     editor.insert(item.node, helper.make_node("Where", [mask, old, inner], [told], name=f"{told}_whole"), after=True)
+    node.output[0] = inner
+
+
+def _average(editor: Editor, item: Average) -> None:
+    """A mean goes on dividing by the lengths from before the cut."""
+    share = math.prod(editor.length(a) / len(a) for a in item.axes)
+    if share == 1:
+        return
+    node = editor.nodes[item.node]
+    told = node.output[0]
+    dtype = helper.tensor_dtype_to_np_dtype(editor.analysis.shapes.dtype(told))
+    earlier = next((n for n in editor.owners[item.node].node if n.op_type == "Mul" and n.input[0] == told and n.name.endswith(_SHARE)), None)
+    if earlier is not None:  # the model was cut before
+        share *= float(editor.model.weights[earlier.input[1]].array())
+        earlier.input[1] = add_initializer(editor.model, earlier.input[1], np.array(share, dtype))
+        return
+    inner = f"{told}_kept"
+    factor = add_initializer(editor.model, f"{told}{_SHARE}", np.array(share, dtype))
+    editor.insert(item.node, helper.make_node("Mul", [inner, factor], [told], name=f"{told}{_SHARE}"), after=True)
     node.output[0] = inner

@@ -217,7 +217,7 @@ CASES |= {f"{op}_attribute": between(f"{_NEAR_ONE}; b = {op}<axes=[2,3]>(c)", op
 CASES |= {f"{op}_channels": between(f"r = {op}<keepdims=1>(a, one); b = Mul(r, a)", "int64[1] one = {1}", opset=18) for op in ("ReduceSum", "ReduceL2", "ReduceL1", "ReduceSumSquare")}
 CASES |= {
     "ReduceMean_no_keepdims": Case("float[2,4,6,6] x | float[8,4,3,3] w1, float[8,5] w2 | a = Conv(x, w1); b = ReduceMean<axes=[2,3], keepdims=0>(a); y = MatMul(b, w2)", groups=(8,)),
-    "ReduceMean_channels": between("r = ReduceMean<axes=[1]>(a); b = Mul(r, a)", groups=()),
+    "ReduceMean_channels": between("r = ReduceMean<axes=[1]>(a); b = Mul(r, a)"),
     "ReduceMax_noop": between("e = ReduceMax<noop_with_empty_axes=1>(a); b = Add(a, e)", opset=18),
     "Resize_scales": between('b = Resize<mode="nearest">(a, , s)', "float[4] s = {1, 1, 2, 2}"),
     "Resize_sizes": between('b = Resize<mode="linear">(a, , , s)', "int64[4] s = {2, 8, 7, 9}"),
