@@ -14,7 +14,7 @@ from onnxprune.analysis.groups import Analysis, collect
 from onnxprune.analysis.movement import MOVES, literals
 from onnxprune.analysis.rules import RULES, Rule, row
 from onnxprune.analysis.state import Node, Record, Tensor, Use
-from onnxprune.errors import UsageError, unknown
+from onnxprune.errors import OnnxpruneError, UsageError, unknown
 from onnxprune.model.canonicalize import canonicalize
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, captured, label, subgraphs
@@ -85,10 +85,10 @@ class _Walk:
             if subgraphs(proto):
                 raise Misfit("its bodies are not followed")
             outputs = self.outputs(node)
-        except Misfit as problem:
+        except (Misfit, OnnxpruneError) as problem:
             self.stop(node, str(problem))
             return
-        except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as problem:  # a graph that onnx itself would not accept
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:  # a graph that onnx would not accept, or a plug-in's row
             self.stop(node, f"{proto.op_type} is not used as its definition says ({problem})")
             return
         given = [t for t in operands if t is not None]

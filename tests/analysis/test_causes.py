@@ -189,7 +189,7 @@ def test_equal_to_sets(steps: list[tuple]) -> None:
 @given(programs())
 def test_table_is_atoms(steps: list[tuple]) -> None:
     """`table` says of many axes at once what `atoms` says of each position."""
-    causes, axes, lengths, _ = run(steps)
+    causes, axes, _, _ = run(steps)
     arrays = [a for a in axes if isinstance(a, np.ndarray)]
     names, tables = causes.table(arrays)
     for array, table in zip(arrays, tables):

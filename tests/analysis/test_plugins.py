@@ -1,0 +1,111 @@
+"""Rows that plug-ins bring, and the contract tests they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+from graph_text import net
+
+from onnxprune.analysis import rules
+from onnxprune.analysis.rules import Rule
+from onnxprune.analysis.walk import analyse
+from onnxprune.errors import OnnxpruneError, VerificationError
+from onnxprune.model.io import load
+from onnxprune.registry import Registry
+from onnxprune.surgery.contract import check_plan, check_rule
+from onnxprune.types import Plan
+
+INVERSE = Rule("... -> ...")
+WRONG = Rule("b t c -> b c t")
+
+TOKENS = "float[2,6,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = com.microsoft.{op}(a); y = MatMul(b, w2) | float[2,6,5] y"
+
+
+class Plugins(Registry):
+    """A registry with entry points of its own."""
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, EntryPoint]]:
+    """Entry points by name, as an installed package would bring them."""
+    registry, found = Plugins("rule", "onnxprune.rules"), {}
+    registry.__dict__["plugins"] = found
+    monkeypatch.setattr(rules, "PLUGINS", registry)
+    yield found
+
+
+def entry(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name, value, "onnxprune.rules")
+
+
+def model(op: str):  # noqa: ANN201
+    proto = net(TOKENS.format(op=op))
+    proto.graph.value_info.add(name="b").type.CopyFrom(net(TOKENS.format(op=op).replace("y = MatMul(b, w2) | float[2,6,5] y", "y = Relu(b) | float[2,6,8] y")).graph.output[0].type)
+    return load(proto)
+
+
+def test_an_unknown_op_freezes_what_it_touches() -> None:
+    analysis = analyse(model("Inverse"))
+    assert not analysis.groups
+    assert "no rule for com.microsoft::Inverse" in {f.reason for f in analysis.why("a")}
+
+
+def test_a_plugin_adds_a_row(plugins: dict[str, EntryPoint]) -> None:
+    plugins["com.microsoft::Inverse"] = entry("com.microsoft::Inverse", f"{__name__}:INVERSE")
+    assert [g.size for g in analyse(model("Inverse")).groups] == [8]
+
+
+def test_a_broken_plugin_freezes_and_says_so(plugins: dict[str, EntryPoint]) -> None:
+    plugins["com.microsoft::Inverse"] = entry("com.microsoft::Inverse", "no_such_module:ROW")
+    analysis = analyse(model("Inverse"))
+    assert not analysis.groups
+    assert "no_such_module" in analysis.why("a")[-1].reason
+
+
+@pytest.mark.parametrize("op", ["Conv", "LSTM", "Einsum"])
+def test_a_plugin_cannot_replace_a_row(plugins: dict[str, EntryPoint], op: str) -> None:
+    plugins[op] = entry(op, f"{__name__}:INVERSE")
+    assert rules.row(op, "") is rules.RULES[op]
+
+
+def test_check_rule_passes_a_right_row() -> None:
+    check_rule("com.microsoft::QuickGelu", model("QuickGelu"))
+
+
+def test_check_rule_refuses_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules.RULES, "Relu", Rule("b c t -> b t c"))
+    text = "float[2,6,4] x | float[4,6] w1, float[6,5] w2 | a = MatMul(x, w1); b = Relu(a); y = MatMul(b, w2)"
+    with pytest.raises(OnnxpruneError):
+        check_rule("Relu", load(net(text)))
+
+
+def test_check_rule_refuses_a_row_that_hides_mixing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules.RULES, "LayerNormalization", replace(INVERSE, pattern="..., e, e -> ..."))
+    text = "float[2,6,4] x | float[4,8] w1, float[8] s, float[8] b, float[8,5] w2 | a = MatMul(x, w1); n = LayerNormalization(a, s, b); y = MatMul(n, w2)"
+    monkeypatch.setitem(rules.RULES, "LayerNormalization", Rule("b t e, e, e -> b t e"))
+    with pytest.raises(VerificationError, match="differ"):
+        check_rule("LayerNormalization", load(net(text)))
+
+
+def test_check_rule_wants_a_graph_that_can_be_cut() -> None:
+    text = "float[2,6,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = Softmax(a); y = MatMul(b, w2)"
+    with pytest.raises(OnnxpruneError, match="mixes along this axis"):
+        check_rule("Softmax", load(net(text)))
+    with pytest.raises(OnnxpruneError, match="no node"):
+        check_rule("Relu", load(net(text)))
+
+
+def test_check_plan() -> None:
+    analysis = analyse(load(net("float[2,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); y = MatMul(a, w2)")))
+    name = analysis.groups[0].name
+    plan = Plan(analysis.digest, {name: (0, 2, 5)}, {name: 8}, {"seed": 0}, analysis.options)
+    check_plan(analysis, plan)
+    for wrong in (replace(plan, source="0" * 64), replace(plan, sizes={}), replace(plan, options={}), replace(plan, kept={name: (9,)}), replace(plan, kept={name: ()})):
+        with pytest.raises(OnnxpruneError):
+            check_plan(analysis, wrong)
+    with pytest.raises(OnnxpruneError):
+        check_plan(analysis, replace(plan, kept={name: tuple(np.array([3, 1]).tolist())}))
