@@ -21,6 +21,7 @@ from onnxprune.checks import RESULT, evaluated, held_out, metric_options, open_d
 from onnxprune.decide import decide, engines_of, measured, target_rows
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import require
+from onnxprune.engines.explain import explain
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate import find_metric
 from onnxprune.events import Listener, silent
@@ -160,12 +161,14 @@ class _Job:
         worth = self._worth(smaller, data, apart)
         before, after = analysis.cost().as_dict(), analysis.cost(plan.kept).as_dict()
         targets = target_rows(recipe, before, after, worth["latency"])
+        layers = layer_rows(analysis, plan, worth["timing"])
+        unpaid = explain(layers, smaller, ENGINES.get(engines_of(recipe)[0]), recipe.precision) if worth["timing"] else ()
         report = Report(
             str(self.source.path or ""), str(self.output or ""), before, after, targets=targets,
             verification=verification, latency=worth["latency"], fidelity=worth["fidelity"], quality=worth["quality"],
-            groups=group_rows(analysis, plan), layers=layer_rows(analysis, plan, worth["timing"]), frozen=frozen_rows(analysis.frozen),
+            groups=group_rows(analysis, plan), layers=layers, frozen=frozen_rows(analysis.frozen),
             data=data.describe() if self.stages.used else "", decided_by=plan.decided_by, recipe=recipe.plain(), provenance=provenance,
-            stages=tuple(self.stages.done), warnings=self._warnings(data, targets, worth),
+            stages=tuple(self.stages.done), warnings=(*self._warnings(data, targets, worth), *unpaid),
         )  # fmt: skip
         self._write(Result(smaller, plan, report), provenance, run_key, overwrite)
         return Result(smaller, plan, report)

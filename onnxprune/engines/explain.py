@@ -15,8 +15,8 @@ REWARD = 0.5  # at least this part of the MACs saved should be saved of the time
 SMALL_MS = 0.01  # below this a layer's time is mostly the call
 
 
-def explain(rows: Iterable[Mapping[str, Any]], pruned: Model, engine: Engine, precision: str = "f32") -> tuple[str, ...]:
-    """One sentence a layer, the slowest first.
+def explain(rows: Iterable[Mapping[str, Any]], pruned: Model, engine: Engine, precision: str = "f32", most: int = 5) -> tuple[str, ...]:
+    """One sentence a layer, the slowest first; beyond `most` their number.
 
     Parameters
     ----------
@@ -38,7 +38,8 @@ def explain(rows: Iterable[Mapping[str, Any]], pruned: Model, engine: Engine, pr
             continue
         reason = _reason(nodes.get(row["node"]), pruned, engine, precision, time_left)
         found.append(f"{row['node']}: {kept_macs:.0%} of its MACs remain and {kept_time:.0%} of its time ({time / total:.0%} of all layers'){reason}")
-    return tuple(found)
+    more = [f"{len(found) - most} more layers of {engine.name} kept more of their time than of their MACs"] if len(found) > most else []
+    return (*found[:most], *more)
 
 
 def _reason(node: Any, pruned: Model, engine: Engine, precision: str, time_ms: float) -> str:
@@ -52,6 +53,7 @@ def _reason(node: Any, pruned: Model, engine: Engine, precision: str, time_ms: f
         odd = [f"{n} {kind} channels" for kind, n in (("input", inputs * group), ("output", outputs)) if n > multiple and n % multiple]
         if odd:
             return f": its {' and '.join(odd)} are no multiple of {multiple}, which {engine.name} computes in blocks of"
-        if min(inputs * group, outputs) < multiple:
-            return f": {min(inputs * group, outputs)} channels fill less than one block of {multiple}"
+        for kind, n in (("output", outputs), ("input", inputs * group)):
+            if n < multiple:
+                return f": its {n} {kind} channels fill less than one block of {multiple}"
     return ": so short that the call is most of it" if time_ms < SMALL_MS else ""

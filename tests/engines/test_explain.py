@@ -30,5 +30,11 @@ def test_layers_that_paid_off_or_do_not_matter_are_left_out() -> None:
 
 def test_the_slowest_comes_first_and_short_layers_have_their_reason() -> None:
     found = explain([row("n_g", (100, 50), (0.004, 0.004)), row("n_c1", (100, 25), (0.05, 0.05))], residual(8), ENGINE)
-    assert found[0].startswith("n_c1") and "8 channels fill less than one block of 16" in found[0]
+    assert found[0].startswith("n_c1") and "8 output channels fill less than one block of 16" in found[0]
     assert found[1].startswith("n_g") and "the call is most of it" in found[1]
+
+
+def test_many_layers_are_counted() -> None:
+    rows = [row(f"layer{i}", (100, 50), (1.0, 1.0)) for i in range(9)]
+    found = explain(rows, residual(16), ENGINE, most=2)
+    assert len(found) == 3 and found[-1].startswith("7 more layers")
