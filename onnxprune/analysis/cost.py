@@ -74,7 +74,7 @@ class CostTable:
 
     axes: Axes
     terms: dict[str, tuple[np.ndarray, np.ndarray]]  # what -> (factor (n,), index (n, width))
-    variants: tuple[tuple[int, ...], ...]  # rows of params/bytes terms that are uses of one tensor; counted once where equally cut
+    variants: tuple[dict[int, tuple[int, ...]], ...]  # uses of one tensor: row of the params/bytes terms -> axes (-1: none); counted once where equally cut
     tables: tuple[np.ndarray, ...]
 
     def values(self, what: str, removed: np.ndarray) -> np.ndarray:
@@ -116,12 +116,12 @@ class CostTable:
 
     def _once(self, removed: np.ndarray) -> np.ndarray:
         """Which rows count: of several uses of a tensor that are cut alike, the first."""
-        _, index = self.terms["params"]
-        once = np.ones(len(index), bool)
+        once = np.ones(len(self.terms["params"][0]), bool)
         for rows in self.variants:
             seen = set()
-            for row in rows:
-                key = tuple(b"" if n >= len(self.tables) else removed[self.tables[n]].any(1).tobytes() for n in index[row].tolist())
+            for row, axes in rows.items():
+                gone = [removed[self.tables[n]].any(1) if n >= 0 else np.zeros(0, bool) for n in axes]
+                key = tuple(g.tobytes() if g.any() else b"" for g in gone)
                 once[row] = key not in seen
                 seen.add(key)
         return once
@@ -142,9 +142,9 @@ def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> Cost
         fixed = float(prod(n for n, a in zip(weight.shape, use.axes) if not isinstance(a, np.ndarray)))
         params.append((fixed if weight.dtype in weight_types and weight.shape else 0.0, index))  # a scalar is a constant of a formula
         sizes.append((fixed * bits(weight.dtype) / 8, index))
-    by_tensor: dict[str, list[int]] = {}
-    for (tensor, _), r in rows_of.items():
-        by_tensor.setdefault(tensor, []).append(r)
+    by_tensor: dict[str, dict[int, tuple[int, ...]]] = {}
+    for (tensor, numbers), r in rows_of.items():
+        by_tensor.setdefault(tensor, {})[r] = numbers
     activations = []
     for node in record.nodes:
         for name in node.output:
@@ -157,7 +157,7 @@ def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> Cost
     for key_id, number in axes._numbers.items():
         tables[number] = axes._tables[key_id]
     terms = {"macs": _matrix(macs, filler), "params": _matrix(params, filler), "bytes": _matrix(sizes, filler), "activation_bytes": _matrix(activations, filler)}
-    return CostTable(axes, terms, tuple(tuple(r) for r in by_tensor.values() if len(r) > 1), tuple(tables))
+    return CostTable(axes, terms, tuple(r for r in by_tensor.values() if len(r) > 1), tuple(tables))
 
 
 def _matrix(rows: list[tuple[float, list[int]]], filler: int) -> tuple[np.ndarray, np.ndarray]:
