@@ -93,7 +93,7 @@ class _Inference:
         for body in subgraphs(node):
             self.body_inputs(node, body)
             self.graph(body)
-        found = self.infer_types(node)
+        found = self.infer_types(node) or self.branch_types(node)
         for name in node.output:
             kind = found.get(name)
             if (kind is None or not _has_shape(kind)) and name == node.output[0] and node.op_type in _LIKE_FIRST:
@@ -111,6 +111,19 @@ class _Inference:
             for info, outer in zip(body.input, node.input):
                 if outer in self.types and not _has_shape(info.type):
                     self.types[info.name] = self.types[outer]
+
+    def branch_types(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        """Outputs of an If: what its branches agree on."""
+        if node.op_type != "If" or node.domain not in STANDARD_DOMAINS:
+            return {}
+        branches = [[self.types.get(o.name) for o in body.output] for body in subgraphs(node)]
+        found = {}
+        for name, kinds in zip(node.output, zip(*branches)):
+            shapes = [tuple(_dim(d) for d in k.tensor_type.shape.dim) for k in kinds if k is not None and _has_shape(k)]
+            if len(shapes) == len(kinds) and len({len(s) for s in shapes}) == 1:
+                dims = [d[0] if len(set(d)) == 1 else None for d in zip(*shapes)]
+                found[name] = helper.make_tensor_type_proto(kinds[0].tensor_type.elem_type, dims)  # type: ignore[union-attr]
+        return found
 
     def infer_types(self, node: NodeProto) -> Mapping[str, TypeProto]:
         """onnx's inference of one node; nothing where it does not know."""
@@ -159,7 +172,9 @@ class _Inference:
 
     def shape_from_value(self, node: NodeProto) -> None:
         """Output shape where the target is known in part, which onnx's inference does not use."""
-        slot = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}.get(node.op_type)
+        slot = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(node.op_type)
+        if node.op_type == "Resize" and attribute(node, "axes") is not None:
+            return
         if slot is None or len(node.input) <= slot or node.input[slot] not in self.values:
             return
         target = self.values[node.input[slot]]
@@ -323,7 +338,7 @@ EVALUATE: dict[str, Callable[..., Any]] = {
     "Max": lambda node, *xs: _arithmetic(lambda *ys: np.maximum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
     "Cast": _cast, "Clip": _clip, "Identity": lambda node, x: x, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
     "Concat": lambda node, *xs: np.concatenate([x.astype(object) for x in xs] if any(x.dtype == object for x in xs) else xs, attribute(node, "axis", 0)),
-    "Gather": lambda node, x, i: np.take(x, i, attribute(node, "axis", 0)), "Reshape": _reshape_value,
+    "Gather": lambda node, x, i: np.asarray(np.take(x, i, attribute(node, "axis", 0)), x.dtype), "Reshape": _reshape_value,
     "Transpose": lambda node, x: np.transpose(x, attribute(node, "perm")),
     "Where": lambda node, c, a, b: _compact(np.where(c, a, b)) if c.dtype != object else None,
     "ConstantOfShape": _fill, "Range": _range, "Expand": _expand, "Tile": _tile,
