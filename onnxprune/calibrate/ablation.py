@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -51,10 +51,10 @@ def ablate(
         count = len(base[starts[0]])
         given = None if labels is None else labels[begin : begin + count]
         targets = [_target(loss, base[start], generator, given) for loss, start in zip(losses, starts)]
-        before = sum(_loss(loss, base[start], target) for loss, start, target in zip(losses, starts, targets))
+        before = _total(losses, starts, base, targets)
         for cause, factors in masked.items():
             found = session.run({**feeds, **whole, **factors})
-            changes[cause].append(before - sum(_loss(loss, found[start], target) for loss, start, target in zip(losses, starts, targets)))
+            changes[cause].append(before - _total(losses, starts, found, targets))
         begin += count
     rows = {cause: np.concatenate(parts) for cause, parts in changes.items()}
     return {name: np.stack([rows[c] for c in analysis.causes[name].tolist()], 1) for name in groups if not hidden.intersection(analysis.causes[name].tolist())}
@@ -113,6 +113,11 @@ def _target(loss: Loss, head: np.ndarray, generator: np.random.Generator, labels
         return np.expand_dims(feeds_of({feed.name: feed}, generator, labels)[feed.name], axis)
     drawn = Feed(loss, head.shape, 1).draw(generator)
     return drawn if loss.kind == VECTOR else (head + drawn).argmax(axis, keepdims=True)
+
+
+def _total(losses: Sequence[Loss], starts: Sequence[str], values: Mapping[str, np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+    """(samples,) sum of the losses."""
+    return np.sum([_loss(loss, values[start], target) for loss, start, target in zip(losses, starts, targets)], axis=0)
 
 
 def _loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ class Case:
         node = helper.make_node(self.op, names, outputs, name="node", **self.attributes)
         head = outputs[self.head]
         graph = helper.make_graph([node], "case", infos, [helper.make_empty_tensor_value_info(head)], initializers)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8 if self.opset < 22 else 11)
 
     def _fixed(self, index: int) -> bool:
         """Constants whose type does not follow the data."""
@@ -91,7 +91,7 @@ ELEMENTWISE = [
     Case("HardSigmoid", attributes={"alpha": 0.1, "beta": 0.3}, note="alpha"),
     Case("Elu", attributes={"alpha": 0.7}, note="alpha"),
     Case("Celu", attributes={"alpha": 0.7}, note="alpha"),
-    Case("Mish", opset=18), Case("Gelu", opset=20), Case("Gelu", opset=20, attributes={"approximate": "tanh"}, note="tanh"),
+    Case("Swish", opset=24), Case("Swish", opset=24, attributes={"alpha": 0.6}, note="alpha"), Case("Mish", opset=18), Case("Gelu", opset=20), Case("Gelu", opset=20, attributes={"approximate": "tanh"}, note="tanh"),
     Case("Clip", constants=(floats(-1.5)[0], floats(1.7)[0])), Case("Clip", constants=("", floats(0.4)[0]), note="max"),
     Case("Clip", attributes={"min": -1.0, "max": 1.3}, opset=9), Case("Cast", attributes={"to": 11}), Case("Dropout"),
 ]  # fmt: skip
@@ -162,6 +162,7 @@ STATISTICS = [
     Case("BatchNormalization", constants=(weight(4), weight(4) + 1, weight(4), np.abs(weight(4)) + 0.1)),
     Case("BatchNormalization", data=((2, 4),), constants=(weight(4), weight(4) + 1, weight(4), np.abs(weight(4)) + 0.1), opset=9, note="flat"),
     Case("LayerNormalization", data=((2, 3, 8),), constants=(weight(8), weight(8))), Case("LayerNormalization", data=((2, 3, 4, 5),), constants=(weight(4, 5),), attributes={"axis": 2, "epsilon": 0.1}, note="axes"),
+    Case("RMSNormalization", data=((2, 3, 8),), constants=(weight(8),), opset=23),
     Case("InstanceNormalization", constants=(weight(4), weight(4) + 1)),
     Case("GroupNormalization", constants=(weight(2), weight(2) + 1), attributes={"num_groups": 2}, opset=18),
     Case("GroupNormalization", constants=(weight(4), weight(4) + 1), attributes={"num_groups": 2}, opset=21),

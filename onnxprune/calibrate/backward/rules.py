@@ -157,12 +157,12 @@ ELEMENTWISE: Mapping[str, Derivative] = {
     "Atan": lambda g, x, y, at: g / (x * x + 1.0),
     "Identity": lambda g, x, y, at: g,
     "Cast": lambda g, x, y, at: g.cast(x.dtype),
-    "CastLike": lambda g, x, y, at: g.cast(x.dtype),
 }
 
 TABLE: Mapping[str, Rule] = {
     **{op: unary(derivative) for op, derivative in ELEMENTWISE.items()},
     "Clip": _clip,
+    "CastLike": lambda s: [s.grad.cast(s.x.dtype)],
     "Dropout": _dropout,
     "Add": binary(lambda g, a, b, y: g, lambda g, a, b, y: g),
     "Sub": binary(lambda g, a, b, y: g, lambda g, a, b, y: -g),
