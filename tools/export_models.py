@@ -1,0 +1,108 @@
+"""Public architectures as ONNX files with random weights, for benchmarks/coverage.py: graphs to test structure on, not accuracy.
+
+    python tools/export_models.py FOLDER timm:resnet18 tv:densenet121 yolo:yolov8n
+    python tools/export_models.py FOLDER --list models.txt [--keep-batchnorm] [--dynamo]     one SOURCE:NAME a line
+
+Sources are timm, tv (torchvision) and yolo (a model file of ultralytics): pip install torch torchvision timm ultralytics onnx onnxscript.
+A model NAME of a SOURCE becomes FOLDER/SOURCE_NAME.onnx. Each is exported in a process of its own; the exit code is 1 where one failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 600
+OPSET = {False: 17, True: 18}  # by exporter; 18 is the least that the dynamo exporter writes
+SIDE = {"yolo": 320}
+
+
+def build(source: str, name: str) -> tuple[Any, tuple[int, ...]]:
+    """(module in evaluation mode, shape of its input)."""
+    if source == "timm":
+        import timm
+
+        timm.layers.set_exportable(True)
+        module = timm.create_model(name, pretrained=False)
+        shape = tuple(module.default_cfg.get("input_size", (3, 224, 224)))
+    elif source == "tv":
+        import torchvision
+
+        options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+        module, shape = torchvision.models.get_model(name, weights=None, **options), (3, 224, 224)
+    elif source == "yolo":
+        from ultralytics import YOLO
+
+        module, shape = YOLO(f"{name}.yaml", verbose=False).model, (3, SIDE["yolo"], SIDE["yolo"])
+        for part in module.modules():
+            if hasattr(part, "export"):
+                part.export = True
+    else:
+        raise SystemExit(f"unknown source {source!r}: timm, tv or yolo")
+    return module.eval(), (1, *shape)
+
+
+def spread(module: Any) -> None:
+    """No two weights and no two statistics alike: channels that a wrong cut mixes up would not be told apart otherwise."""
+    import torch
+
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in module.state_dict(keep_vars=False).items():
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=rng)
+            if name.endswith("running_var"):
+                tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.5)
+            else:
+                tensor.add_((0.05 * tensor.abs().mean() + (0.02 if tensor.ndim < 2 else 0.0)) * noise)
+
+
+def export(source: str, name: str, path: Path, keep_batchnorm: bool, dynamo: bool) -> None:
+    """Write one model."""
+    import torch
+
+    torch.manual_seed(0)
+    module, shape = build(source, name)
+    spread(module)
+    options: dict[str, Any] = {"opset_version": OPSET[dynamo], "dynamo": dynamo, "input_names": ["images"]}
+    if dynamo:
+        options |= {"external_data": False, "optimize": True}
+    elif keep_batchnorm:
+        options |= {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
+    torch.onnx.export(module, (torch.randn(shape),), str(path), **options)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("models", nargs="*", metavar="SOURCE:NAME")
+    parser.add_argument("--list", type=Path, help="file with one SOURCE:NAME a line")
+    parser.add_argument("--keep-batchnorm", action="store_true")
+    parser.add_argument("--dynamo", action="store_true", help="torch's newer exporter")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process
+    options = parser.parse_args()
+    models = options.models + ([m.strip() for m in options.list.read_text().splitlines() if m.strip()] if options.list else [])
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.here:
+        source, _, name = models[0].partition(":")
+        export(source, name, options.folder / f"{source}_{name}.onnx", options.keep_batchnorm, options.dynamo)
+        return 0
+    flags = [f for f, on in (("--keep-batchnorm", options.keep_batchnorm), ("--dynamo", options.dynamo)) if on]
+    failed = 0
+    for model in models:
+        try:
+            run = subprocess.run([sys.executable, __file__, str(options.folder), model, "--here", *flags], capture_output=True, text=True, timeout=TIMEOUT_S)
+            problem = None if run.returncode == 0 else (run.stderr.strip().splitlines() or ["no message"])[-1]
+        except subprocess.TimeoutExpired:
+            problem = f"not done in {TIMEOUT_S} s"
+        failed += problem is not None
+        print(f"{model}: {problem or 'ok'}", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
