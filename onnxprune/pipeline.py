@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.calibrate.data import Data
@@ -40,7 +42,7 @@ from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
 
 # what "auto" stands for
-WITH_DATA = {"criterion": "activation*weight", "allocate": "knapsack", "repair": "bias"}
+WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": "least-squares"}
 WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
 LATENCY_SLACK = 0.05  # two measurements of one model agree to about this on a quiet machine
 NO_DATA = (
@@ -103,6 +105,7 @@ def optimize(
     stages = Stages(on_event)
     try:
         with ExitStack() as stack:
+            stack.enter_context(threadpool_limits(recipe.threads))
             source = stages.do("load", lambda: load(model))
             if folder:
                 stages.run = stack.enter_context(opened(folder, keep=run_dir is not None))
@@ -115,6 +118,8 @@ def optimize(
 def resolved(recipe: Recipe, has_data: bool = False) -> Recipe:
     """The recipe with a method in place of each "auto"."""
     chosen = WITH_DATA if has_data or recipe.data else WITHOUT_DATA
+    if recipe.fast and chosen is WITH_DATA:
+        chosen = {**chosen, "allocate": "layer-error"}
     return recipe.but({option: name for option, name in chosen.items() if getattr(recipe, option) == "auto"})
 
 
@@ -242,7 +247,7 @@ def analysed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Ana
 
 def _context(analysis: Analysis, data: Data, recipe: Recipe, stages: Stages) -> Context:
     """What criteria and repairs work with."""
-    return Context(analysis, stages.watched(data), seed=recipe.seed, threads=recipe.threads, batch_size=recipe.batch_size, progress=stages.progress)
+    return Context(analysis, stages.watched(data), seed=recipe.seed, threads=recipe.threads, batch_size=recipe.batch_size, flip=recipe.flip, progress=stages.progress)
 
 
 def _decided(context: Context, scores: Scores, data: Data, recipe: Recipe, stages: Stages) -> Plan:

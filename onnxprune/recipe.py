@@ -143,6 +143,7 @@ class Recipe:
     repair: str = _option(
         "auto", options.name_in("onnxprune.repair", "REPAIRS"), "repair", "NAME",
         "How the kept weights make up for the removed ones; none = not; auto = the best with data, none without.")
+    fast: bool = _option(False, options.flag, "plan", "", "Choose widths by the error of layers instead of running the model for every group.", "flag")
     round_to: int | str = _option(8, options.whole_or_auto(1), "plan", "N", "Kept channel counts are multiples of N; auto = the engine's multiple.")
     floor: int = _option(1, options.integer(1), "plan", "N", "Channels that stay in every group at the least.")
     max_fraction: float = _option(0.9, options.share, "plan", "SHARE", "Largest share of a group that may go.")
@@ -157,6 +158,7 @@ class Recipe:
     data: str | None = _option(
         None, options.optional(options.text), "data", "PATH", "Calibration inputs: folder of images, .npz, .npy, or loader.py:function; none = synthetic.")
     samples: int = _option(256, options.integer(1), "data", "N", "Calibration inputs used.")
+    flip: bool = _option(False, options.flag, "data", "", "Images: learn from every input mirrored left to right as well; not for text or digits.", "flag")
     batch_size: int = _option(32, options.integer(1), "runtime", "N", "Inputs a run where the model's batch axis allows it.")
     shape: Mapping[str, tuple[int, ...]] = _option(
         (), options.mapping(options.shape, ":"), "runtime", "NAME:1,3,224,224", "Shape of an input with dynamic axes, for calibration and measuring.", "list")
