@@ -160,13 +160,8 @@ class _Walk:
     def stop(self, node: Node, text: str) -> None:
         """Freeze all that a node touches, and go on."""
         why = node.why(text)
-        captures = sorted(captured(node.proto))
-        for slot, name in enumerate(captures):
-            if name in self.weights:
-                node.operands.append(self.operand(node.proto, -1 - slot, name))
-            elif name in self.record.tensors:
-                node.operands.append(self.record.tensors[name])
-        for tensor in node.operands:
+        inside = [self.record.tensors.get(n) for n in sorted(captured(node.proto))]  # initializers are uses of the nodes that read them
+        for tensor in (*node.operands, *inside):
             if tensor is None:
                 continue
             for i, axis in enumerate(tensor.axes):

@@ -8,6 +8,7 @@ from onnx import TensorProto
 from onnxprune.analysis.groups import Analysis
 from onnxprune.model.canonicalize import remove_dead
 from onnxprune.model.io import Model
+from onnxprune.model.nodes import nested
 from onnxprune.model.weights import Sliced
 from onnxprune.surgery.refit import Editor, refit
 from onnxprune.types import Plan
@@ -38,7 +39,7 @@ def _slice_weights(editor: Editor) -> None:
     tensors = {t.name: t for t in model.proto.graph.initializer}
     inputs = {i.name: i for i in model.proto.graph.input}
     needs = [(use, tuple(_positions(editor, a) for a in use.axes)) for use in analysis.record.uses]
-    whole = {o.name for o in model.proto.graph.output} | {use.tensor for use, keeps in needs if all(k is None for k in keeps)}
+    whole = {o.name for g in nested(model.proto.graph) for o in g.output} | {use.tensor for use, keeps in needs if all(k is None for k in keeps)}
     names: dict[tuple[str, tuple[bytes, ...]], str] = {}
     weights = model.weights
     for use, keeps in needs:

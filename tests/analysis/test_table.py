@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from dynamic import DYNAMIC
 from graph_laws import SEEN, assert_cost_as_predicted, assert_exact, assert_shapes_as_predicted, random_plan
 from graph_text import net
 from graphs import CASES, Case
@@ -16,6 +17,7 @@ from onnxprune.analysis.walk import analyse
 from onnxprune.model.io import load
 
 SEEDS = 3
+ALL = CASES | PATTERNS | DYNAMIC
 NOTHING_TO_CUT = {"LRN", "Identity"}  # sums over neighbouring channels, frozen unless opened; passed by before the analysis
 
 
@@ -23,9 +25,9 @@ def analysed(case: Case) -> Analysis:
     return analyse(load(net(case.text, opset=case.opset)), allow_mixing=case.allow)
 
 
-@pytest.mark.parametrize("name", CASES | PATTERNS)
+@pytest.mark.parametrize("name", ALL)
 def test_cut_equals_masked(name: str) -> None:
-    case = (CASES | PATTERNS)[name]
+    case = ALL[name]
     analysis = analysed(case)
     if case.groups is not None:
         assert tuple(sorted(g.size for g in analysis.groups)) == case.groups, analysis.frozen
