@@ -11,7 +11,9 @@ import numpy as np
 from onnx import helper
 
 from onnxprune.errors import ModelError
-from onnxprune.model.io import PROTOBUF_LIMIT_BYTES, Model, save, to_bytes
+from onnxprune.model.io import Model, save, to_bytes
+
+MAPPED_BYTES = 32_000_000  # of weights; a session from memory holds them three times for a moment
 
 
 class Session:
@@ -90,9 +92,9 @@ def with_outputs(model: Model, names: Sequence[str]) -> Model:
 
 
 def _open(onnxruntime: Any, model: Model, options: Any) -> Any:
-    """A session from memory, or through a temporary folder when the weights do not fit one message."""
+    """A session from memory; of a large model through a temporary folder, from where onnxruntime maps the weights instead of copying them."""
     providers = ["CPUExecutionProvider"]
-    if model.size_bytes() <= PROTOBUF_LIMIT_BYTES:
+    if model.size_bytes() <= MAPPED_BYTES:
         return onnxruntime.InferenceSession(to_bytes(model), options, providers=providers)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
