@@ -20,10 +20,14 @@ from onnxprune.registry import Registry
 class View(Protocol):
     """What a row may ask of the node it is applied to."""
 
-    op: str
-    opset: int
-    inputs: int  # operands, trailing absent ones not counted
-    outputs: int  # named ones
+    @property
+    def op(self) -> str: ...
+    @property
+    def opset(self) -> int: ...
+    @property
+    def inputs(self) -> int: ...  # operands, trailing absent ones not counted
+    @property
+    def outputs(self) -> int: ...  # named ones
 
     def rank(self, slot: int) -> int: ...
     def dim(self, slot: int, axis: int) -> int | None: ...

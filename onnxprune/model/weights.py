@@ -13,8 +13,10 @@ from onnx import TensorProto, numpy_helper
 class Weight(Protocol):
     """An initializer's values. dtype: TensorProto.DataType; shape: of the values."""
 
-    dtype: int
-    shape: tuple[int, ...]
+    @property
+    def dtype(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def array(self) -> np.ndarray:
         """The values, read-only where they are a view of a file; 4-bit types come unpacked."""
