@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import onnx
-import onnx.version_converter
-from onnx import ModelProto, NodeProto, helper
+from onnx import NodeProto, helper
 
 from onnxprune.engines.base import fixed
+from onnxprune.engines.opset import converted
 from onnxprune.errors import OnnxpruneError
 from onnxprune.model.canonicalize import canonicalize, remove_dead
-from onnxprune.model.io import Model, load, to_bytes
+from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, label, set_attribute
 from onnxprune.model.shapes import Shapes, infer
 from onnxprune.model.weights import from_array
@@ -275,19 +274,12 @@ def script(name: str) -> bytes:
 
 
 def _converted(model: Model, target: Target, notes: list[str]) -> Model:
-    """The model in the target's opset, or as it is with a note where onnx cannot convert it."""
+    """The model in the target's opset, or as it is with a note where that cannot be."""
     try:
-        proto = onnx.version_converter.convert_version(ModelProto.FromString(to_bytes(model)), target.opset)
-        converted = canonicalize(load(proto))
-        if converted.opset == target.opset:
-            return converted
-        reason = f"it stays at {converted.opset}"
+        return converted(model, target.opset)
     except OnnxpruneError as problem:
-        reason = problem.message
-    except Exception as problem:  # onnx's C++ errors have no common type
-        reason = str(problem).strip().splitlines()[0][:200]
-    notes.append(f"opset {model.opset} could not be converted to {target.opset}, which {target.title} reads best: {reason}")
-    return model
+        notes.append(f"opset {model.opset} stays, {target.title} reads {target.opset} best: {problem.message}")
+        return model
 
 
 def _whole(shape: tuple[int | str | None, ...] | None) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import stubs
 from hypothesis import given
@@ -19,8 +20,9 @@ from onnxprune.engines.fpga.hls4ml import UNROLLED_WEIGHTS, parse_synthesis, reu
 from onnxprune.engines.fpga.vela import parse_summary
 from onnxprune.engines.handoff import TARGETS, handoff
 from onnxprune.errors import DataError, UsageError
-from onnxprune.model.io import Model, load
+from onnxprune.model.io import Model, load, to_bytes
 from onnxprune.model.runtime import Session
+from onnxprune.model.weights import from_array
 
 WIDTHS = st.integers(1, 96)
 
@@ -107,11 +109,33 @@ def test_a_weight_shared_by_two_gemms_is_turned_for_each() -> None:
     assert np.allclose(Session(model).run(feeds)["y"], Session(explicit(model)).run(feeds)["y"], rtol=1e-5)
 
 
-def test_other_opsets_are_converted_or_said() -> None:
-    newer = prepare(graph("y = Conv(x, w)", "float[8,12,3,3] w", opset=17), "m", TARGETS.get("hls4ml"))
-    assert newer.model.opset == 13 and not newer.notes
-    stuck = prepare(graph("a = Conv(x, w) y = Mish(a)", "float[8,12,3,3] w", opset=18), "m", TARGETS.get("hls4ml"))
-    assert stuck.model.opset == 18 and "opset 18 could not be converted to 13" in stuck.notes[0]
+OLDER = {
+    17: "a = Conv(x, w) b = Relu(a) c = Reshape<allowzero=0>(b, s) d = LeakyRelu(c) y = Identity(d)",
+    18: "a = Conv(x, w) b = ReduceMean<keepdims=0>(a, i) y = Add(b, b)",
+    11: "a = Conv(x, w) y = Squeeze<axes=[0]>(a)",
+}
+
+
+@pytest.mark.parametrize("opset", OLDER)
+def test_other_opsets_become_the_targets(opset: int) -> None:
+    source = graph(OLDER[opset], "float[8,12,3,3] w", opset)
+    extra = {"s": np.array([1, -1]), "i": np.array([2, 3])}
+    edited = source.edit()
+    for name, values in extra.items():
+        if f" {name})" in OLDER[opset]:
+            edited.proto.graph.initializer.add(name=name, data_type=7, dims=values.shape)
+            edited.weights[name] = from_array(values)  # type: ignore[index]
+    prepared = prepare(edited, "m", TARGETS.get("hls4ml"))
+    assert prepared.model.opset == 13 and not prepared.notes
+    onnx.checker.check_model(onnx.load_from_string(to_bytes(prepared.model)), full_check=True)
+    feeds = {"x": np.random.default_rng(1).random((1, 12, 16, 16), np.float32)}
+    assert np.array_equal(Session(edited).run(feeds)["y"], Session(prepared.model).run(feeds)["y"])
+
+
+def test_what_has_no_older_form_stays_and_is_said() -> None:
+    for opset, body, reason in ((18, "a = Conv(x, w) y = Mish(a)", "no Mish"), (19, "y = AveragePool<kernel_shape=[2,2], dilations=[2,2]>(x)", "'dilations'")):
+        stuck = prepare(graph(body, "float[8,12,3,3] w", opset), "m", TARGETS.get("hls4ml"))
+        assert stuck.model.opset == opset and reason in stuck.notes[0]
 
 
 @given(WIDTHS, WIDTHS, st.sampled_from([1, 9, 25]), st.integers(1, 100), st.integers(1, 200_000))
