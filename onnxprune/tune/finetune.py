@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import OnnxpruneError, UsageError
+from onnxprune.events import Listener, silent
 from onnxprune.model.io import Model, digest
 from onnxprune.tune import batchnorm
 from onnxprune.tune.bridge import as_feeds, to_module, write_back
 from onnxprune.tune.call import torch
 from onnxprune.tune.distributed import World, join_world
 from onnxprune.tune.heads import common_features, heads
-from onnxprune.tune.loop import Event, Hook, Run, TaskLoss, effective, loss_and_outputs, resume, train, validate_start
+from onnxprune.tune.loop import Hook, Run, TaskLoss, effective, loss_and_outputs, resume, train, validate_start
 from onnxprune.tune.losses import needs_teacher, parse
 from onnxprune.tune.samples import Samples, gather
 from onnxprune.tune.settings import Settings
@@ -59,7 +60,7 @@ def tune(
     metric: Callable[[], Any] | None = None,
     hook: Hook | None = None,
     checkpoint: str | Path | None = None,
-    on_event: Callable[[Event], None] = lambda event: None,
+    on_event: Listener = silent,
 ) -> TuneResult:
     """Fine-tune a model's values; its graph stays as it is.
 
@@ -80,7 +81,7 @@ def tune(
     checkpoint
         File to write progress to and to go on from; removed by nobody, refused by another run.
     on_event
-        Called with {"event": "start" | "step" | "validate" | "end", ...}; steps carry `seconds_left`.
+        Told of stage "tune" (a progress a step, with the seconds left) and "validate" (an end a validation).
 
     Raises
     ------

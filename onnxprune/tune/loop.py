@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxprune.errors import OnnxpruneError
+from onnxprune.events import Event, Listener
 from onnxprune.tune.bridge import OnnxModule, as_feeds
 from onnxprune.tune.call import torch
 from onnxprune.tune.distributed import World
@@ -24,8 +25,6 @@ from onnxprune.tune.validate import Validator
 
 Tensor = torch.Tensor
 TaskLoss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
-Event = Mapping[str, Any]
-OnEvent = Callable[[Event], None]
 
 
 class Hook(Protocol):
@@ -80,19 +79,20 @@ def resume(run: Run, path: Path | None, key: str) -> bool:
     return True
 
 
-def validate_start(run: Run, validator: Validator, on_event: OnEvent) -> None:
+def validate_start(run: Run, validator: Validator, on_event: Listener) -> None:
     """Score the start, the first candidate."""
     if run.settings.ema:
         run.state.averaged = snapshot(run.module)
     _validate(run, validator, 0, math.nan, 0.0, on_event)
 
 
-def train(run: Run, samples: Samples, validator: Validator, path: Path | None, key: str, on_event: OnEvent) -> None:
+def train(run: Run, samples: Samples, validator: Validator, path: Path | None, key: str, on_event: Listener) -> None:
     """All steps that are left."""
     settings, state = run.settings, run.state
     per_epoch = -(-len(samples) // settings.batch_size)
     total = settings.steps or settings.epochs * per_epoch
-    on_event({"event": "start", "steps": total, "step": state.step, "samples": len(samples), "lr": run.lr, "batch_size": settings.batch_size})
+    done = f", {state.step} done" if state.step else ""
+    on_event(Event("tune", "begin", detail=f"{total} steps{done} of {settings.batch_size} of {len(samples)} samples, lr {run.lr:g}"))
     began = written = time.monotonic()
     first, stop = state.step, False
     while state.step < total and not stop:
@@ -101,7 +101,7 @@ def train(run: Run, samples: Samples, validator: Validator, path: Path | None, k
         state.step += 1
         now = time.monotonic()
         left = (now - began) / (state.step - first) * (total - state.step)
-        on_event({"event": "step", "step": state.step, "steps": total, "loss": loss, "seconds_left": left})
+        on_event(Event("tune", "progress", now - began, state.step / total, f"loss {loss:.4g}", left))
         ends = state.step % per_epoch == 0 or state.step == total
         stop = bool(settings.limit_s) and run.world.from_leader(now - began > settings.limit_s)
         if ends or stop:
@@ -111,7 +111,7 @@ def train(run: Run, samples: Samples, validator: Validator, path: Path | None, k
         if path is not None and run.world.leads and (ends or stop or now - written > settings.checkpoint_s):
             write_checkpoint(path, key, state, run.module, run.optimizer, run.hook.state() if run.hook is not None else {})
             written = now
-    on_event({"event": "end", "step": state.step, "score": state.best_score[0], "seconds": time.monotonic() - began})
+    on_event(Event("tune", "end", time.monotonic() - began, detail=f"best score {state.best_score[0]:.4f} in epoch {state.best_epoch}"))
     run.world.wait()
 
 
@@ -191,7 +191,7 @@ def _float(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
 
 
-def _validate(run: Run, validator: Validator, epoch: int, train_loss: float, seconds: float, on_event: OnEvent) -> None:
+def _validate(run: Run, validator: Validator, epoch: int, train_loss: float, seconds: float, on_event: Listener) -> None:
     """Score the averaged weights (the weights where there are none) and keep them if they are the best."""
     state, module = run.state, run.module
     current = snapshot(module)
@@ -202,7 +202,8 @@ def _validate(run: Run, validator: Validator, epoch: int, train_loss: float, sec
     if (run.hook is None or run.hook.accepts(state.step)) and (not state.best or (score, -loss) > state.best_score):
         state.best_score, state.best_epoch, state.best = (score, -loss), epoch, effective(module)
     put(module, current)
-    on_event({"event": "validate", **row, "best_epoch": state.best_epoch})
+    best = ", the best so far" if state.best and state.best_epoch == epoch else ""
+    on_event(Event("validate", "end", seconds, detail=f"epoch {epoch}: score {score:.4f}, loss {loss:.4f}{best}"))
 
 
 def effective(module: OnnxModule) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import pytest
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.data import LabelledData
+from onnxprune.events import Event
 from onnxprune.model.io import Model, digest, load, save
 from onnxprune.model.runtime import Session
 
@@ -101,15 +102,18 @@ def test_an_interrupted_run_goes_on_to_the_same_result(demo: Model, damaged: Mod
     settings = replace(QUICK, epochs=2, checkpoint_s=0)
     whole = tune(damaged, digits[0], settings, teacher=demo)
 
-    def stop(event) -> None:
-        if event["event"] == "step" and event["step"] == at:
+    seen: list[str] = []
+
+    def stop(event: Event) -> None:
+        seen.append(event.state)
+        if seen.count("progress") == at:
             raise Stop
 
     with pytest.raises(Stop):
         tune(damaged, digits[0], settings, teacher=demo, checkpoint=tmp_path / "c", on_event=stop)
-    steps = []
-    again = tune(damaged, digits[0], settings, teacher=demo, checkpoint=tmp_path / "c", on_event=lambda e: steps.append(e.get("step")))
-    assert steps[0] == at - 1 or at == 1, "it goes on, it does not begin again"
+    events: list[Event] = []
+    again = tune(damaged, digits[0], settings, teacher=demo, checkpoint=tmp_path / "c", on_event=events.append)
+    assert at == 1 or f"{at - 1} done" in next(e.detail for e in events if e.state == "begin"), "it goes on, it does not begin again"
     assert digest(again.model) == digest(whole.model)
     assert [r["score"] for r in again.history] == [r["score"] for r in whole.history]
 
@@ -124,12 +128,15 @@ def test_a_checkpoint_of_another_run_is_refused(demo: Model, damaged: Model, dig
 
 
 def test_progress_counts_down(demo: Model, damaged: Model, digits: Digits) -> None:
-    events: list = []
+    events: list[Event] = []
     tune(damaged, digits[0], QUICK, teacher=demo, on_event=events.append)
-    steps = [e for e in events if e["event"] == "step"]
-    assert [e["step"] for e in steps] == list(range(1, steps[-1]["steps"] + 1))
-    assert steps[0]["seconds_left"] > 0 == steps[-1]["seconds_left"]
-    assert [e["event"] for e in events if e["event"] != "step"] == ["validate", "start", "validate", "validate", "end"]
+    steps = [e for e in events if e.state == "progress"]
+    shares = [e.share for e in steps]
+    assert shares == sorted(shares) and shares[-1] == 1
+    assert steps[0].left_s > 0 == steps[-1].left_s
+    assert [(e.stage, e.state) for e in events if e.state != "progress"] == [
+        ("validate", "end"), ("tune", "begin"), ("validate", "end"), ("validate", "end"), ("tune", "end"),
+    ]  # fmt: skip
 
 
 def test_time_is_up(demo: Model, damaged: Model, digits: Digits) -> None:
