@@ -17,10 +17,12 @@ from onnxprune.engines.base import Options
 from onnxprune.engines.bench import bench
 from onnxprune.engines.latency import Probe
 from onnxprune.engines.measure import Schedule
+from onnxprune.engines.savings import group_savings
 from onnxprune.model.io import Model
 from onnxprune.recipe import Recipe
 from onnxprune.report.data import TargetRow
 from onnxprune.saliency.base import Context
+from onnxprune.saliency.dead import dead_channels
 from onnxprune.types import Plan, Scores
 
 CONFIRM = Schedule(seconds=1.5, warmup=5)  # of a plan that meets a latency by the short probes of the search
@@ -32,7 +34,7 @@ Feeds = Mapping[str, np.ndarray]
 def decide(context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None = None, tell: Tell = lambda text: None) -> Plan:
     """The plan that removes least and meets every target.
 
-    A latency is measured on the cut model, interleaved with the original, at every width that the search looks at. The plan it ends with is
+    What a group is worth in time comes from its layers, timed alone. A latency is measured on the cut model, interleaved with the original, at every width that the search looks at. The plan it ends with is
     measured for longer; where that falls short, the budget is tightened by as much and the search is done again.
 
     Parameters
@@ -48,11 +50,17 @@ def decide(context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None
     analysis = context.analysis
     original = analysis.cost().as_dict()
     budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target if not t.engine}
-    constraints = Constraints(budgets=budgets, round_to=multiple(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio)
+    constraints = Constraints(
+        budgets=budgets, round_to=multiple(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio,
+        dead=dead_channels(context, constants=recipe.repair != "none"),
+    )  # fmt: skip
     timed = [t for t in recipe.target if t.engine]
     with ExitStack() as stack:
         probes = {f"latency.{t.engine}": stack.enter_context(Probe(ENGINES.get(t.engine), analysis, engine_options(recipe), feeds=feeds)) for t in timed}
         limits = {f"latency.{t.engine}": t.ceiling(probes[f"latency.{t.engine}"].original_ms) for t in timed}
+        if timed and not budgets:
+            savings = group_savings(ENGINES.get(timed[0].engine), analysis, engine_options(recipe), tell=tell)
+            constraints = replace(constraints, savings=savings)
         shares = {cost: limit / probes[cost].original_ms for cost, limit in limits.items()}
         for round_number in range(CONFIRM_ROUNDS if timed else 1):
             tell(f"latency, search {round_number + 1} of at most {CONFIRM_ROUNDS}" if timed else "")

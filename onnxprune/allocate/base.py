@@ -24,8 +24,10 @@ class Constraints:
     """What a plan must keep to.
 
     budgets: cost ("macs", "params", "bytes", "activation_bytes", or one of `measures`) -> most that may remain; measures: further costs, name -> function
-    of what each group keeps, such as a latency that is measured; the empty mapping stands for the original; round_to: kept counts are multiples of it;
-    floor: least kept a group; max_fraction: most of a group that may go; ratios: glob over group names -> share that goes, fixed.
+    of what each group keeps, such as a latency that is measured; the empty mapping stands for the original; savings: group -> what all of it costs in the
+    unit that the budget is in, empty = as counted; round_to: kept counts are multiples of it;
+    floor: least kept a group; max_fraction: most of a group that may go; ratios: glob over group names -> share that goes, fixed;
+    dead: channels that go in any case, by group.
     """
 
     budgets: Mapping[str, float] = field(default_factory=dict)
@@ -34,6 +36,8 @@ class Constraints:
     max_fraction: float = 0.9
     ratios: Mapping[str, float] = field(default_factory=dict)
     measures: Mapping[str, Measure] = field(default_factory=dict)
+    dead: Mapping[str, np.ndarray] = field(default_factory=dict)
+    savings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
     allocator: Allocator = ALLOCATORS.get(name)
     fixed = _fixed(analysis, scores, constraints)
     steps, order = _steps(analysis, scores, constraints, fixed)
-    search = _Search(analysis, constraints, steps, order, fixed)
+    start = {n: analysis.group(n).size - len(d) for n, d in constraints.dead.items() if n in order} | fixed
+    search = _Search(analysis, constraints, steps, order, start)
     if constraints.budgets and (missed := search.missed(range(len(steps)))):
         raise _unreachable(analysis, constraints, search.kept(range(len(steps))), missed)
     chosen: Sequence[int] = ()
@@ -99,11 +104,11 @@ class _Search:
     constraints: Constraints
     steps: Sequence[Step]
     order: Mapping[str, np.ndarray]
-    fixed: Mapping[str, int]
+    start: Mapping[str, int]  # widths before any step, where they are not whole
 
     def kept(self, chosen: Iterable[int]) -> dict[str, tuple[int, ...]]:
         """Channels that stay."""
-        target = dict(self.fixed)
+        target = dict(self.start)
         for i in chosen:
             step = self.steps[i]
             target[step.group] = min(step.target, target.get(step.group, step.size))
@@ -138,6 +143,8 @@ class _Search:
 
     def by_saving(self, damage: np.ndarray) -> list[int]:
         """Steps by damage over saving. What a channel saves depends on the widths around it: taken between the whole and the last answer."""
+        if self.constraints.savings:
+            return self.prefix(self.slopes(damage, self.constraints.savings))
         what = next((c for c in self.constraints.budgets if c not in self.constraints.measures), "macs")
         whole = savings = {n: float(v.sum()) for n, v in self.analysis.savings(what).items()}
         chosen: list[int] = []
@@ -186,12 +193,15 @@ def _steps(analysis: Analysis, scores: Scores, constraints: Constraints, fixed: 
         values = np.asarray(scores[group.name], np.float64)
         if not np.isfinite(values).all():
             raise UsageError("scores-not-finite", f"scores of group {group.name!r} are not finite; do the data or the weights hold NaN or infinity?")
-        order[group.name] = ordered(values)
+        dead = np.asarray(constraints.dead.get(group.name, ()), np.int64)
+        rest = ordered(values)
+        order[group.name] = np.concatenate([dead, rest[~np.isin(rest, dead)]])
         if group.name in fixed:
             continue
         ranked = values[order[group.name]]
         energies = np.concatenate([np.cumsum((ranked**2)[::-1])[::-1], [0.0]])
         chain = widths(group.size, constraints)
+        chain = [group.size - len(dead), *(k for k in chain if k < group.size - len(dead))]
         for width, target in zip(chain, chain[1:]):
             a, b = group.size - width, group.size - target
             steps.append(Step(group.name, group.size, width, target, ranked[a:b], (float(energies[a]), float(energies[b]))))
@@ -209,7 +219,7 @@ def _in_order(steps: Sequence[Step], keys: np.ndarray) -> list[int]:
 
 def _fixed(analysis: Analysis, scores: Scores, constraints: Constraints) -> dict[str, int]:
     """Widths that the recipe's ratios set."""
-    found = {}
+    found: dict[str, int] = {}
     for pattern, ratio in constraints.ratios.items():
         hit = [g for g in analysis.groups if fnmatchcase(g.name, pattern)]
         if not hit:
