@@ -1,0 +1,45 @@
+"""Tune a pruned model without any label: it learns to answer as its unpruned original does.
+
+    python examples/distil_only.py pruned.onnx original.onnx images/ tuned.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+
+The data are whatever `--data` of the command line takes: a folder of images, .npz, .npy, or FILE.py:FUNCTION. Works for detectors and other models whose
+outputs are no class scores, too: `output` and `feature` compare tensors, not probabilities.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from onnxprune.calibrate.data import open_data
+from onnxprune.calibrate.preprocess import Preprocess
+from onnxprune.model.io import load, save
+from onnxprune.model.runtime import Session
+from onnxprune.tune.finetune import tune
+from onnxprune.tune.settings import Settings
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """ "0.1,0.2" -> (0.1, 0.2)."""
+    return tuple(float(n) for n in text.split(","))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    for name in ("pruned", "original", "data", "output"):
+        parser.add_argument(name)
+    parser.add_argument("--mean", type=numbers, default=(0.0,))
+    parser.add_argument("--std", type=numbers, default=(1.0,))
+    parser.add_argument("--loss", default="kd+0.1*feature", help="kd, dist, output, feature, or a weighted sum")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=4096)
+    chosen = parser.parse_args()
+    pruned, original = load(chosen.pruned), load(chosen.original)
+    kind = Preprocess(mean=chosen.mean, std=chosen.std)
+    data = open_data(chosen.data, Session(original).inputs, samples=chosen.samples, preprocess=kind)
+    result = tune(pruned, data, Settings(loss=chosen.loss, epochs=chosen.epochs, augment="flip"), teacher=original)
+    save(result.model, chosen.output, overwrite=True)
+    print(f"held-out loss {-result.start_score:.4f} -> {-result.score:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Tune a pruned classifier with labels and its unpruned original as teacher.
+
+    onnxprune optimize resnet20.onnx -o pruned.onnx --data images.npz --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+    python examples/tune_with_labels.py pruned.onnx resnet20.onnx train.npz tuned.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+
+train.npz holds `images` (uint8, n x height x width x 3) and `labels`. Several processes: torchrun --nproc-per-node 2 examples/tune_with_labels.py ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from onnxprune.calibrate.preprocess import Preprocess
+from onnxprune.evaluate.data import open_labelled
+from onnxprune.events import Event
+from onnxprune.model.io import load, save
+from onnxprune.model.runtime import Session
+from onnxprune.tune.finetune import tune
+from onnxprune.tune.settings import Settings
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """ "0.1,0.2" -> (0.1, 0.2)."""
+    return tuple(float(n) for n in text.split(","))
+
+
+def tell(event: Event) -> None:
+    """A line a validation, and the time that is left."""
+    if event.stage == "validate":
+        print(event.detail, flush=True)
+    elif event.left_s is not None:
+        print(f"{event.share:.0%}, {event.left_s:.0f} s left, {event.detail}", end="\r", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    for name in ("pruned", "original", "data", "output"):
+        parser.add_argument(name)
+    parser.add_argument("--mean", type=numbers, default=(0.0,))
+    parser.add_argument("--std", type=numbers, default=(1.0,))
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--checkpoint", help="file to go on from when the run is started again")
+    chosen = parser.parse_args()
+    pruned, original = load(chosen.pruned), load(chosen.original)
+    data = open_labelled(chosen.data, Session(original).inputs, preprocess=Preprocess(mean=chosen.mean, std=chosen.std))
+    settings = Settings(loss="kd+0.5*ce", epochs=chosen.epochs, augment="flip-shift")
+    result = tune(pruned, data, settings, teacher=original, checkpoint=chosen.checkpoint, on_event=tell)
+    if os.environ.get("RANK", "0") == "0":
+        save(result.model, chosen.output, overwrite=True)
+        print(f"{result.start_score:.4f} -> {result.score:.4f} on held-out samples, epoch {result.epoch}")
+
+
+if __name__ == "__main__":
+    main()
