@@ -14,14 +14,15 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.engines.base import DEFAULTS, Engine, Options, random_feeds, require, static_inputs
-from onnxprune.engines.measure import Schedule, interleave, ratio
+from onnxprune.engines.measure import Schedule, interleave
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
 if TYPE_CHECKING:
     from typing import Self
 
-PROBE = Schedule(seconds=0.4, warmup=3, min_rounds=7, max_rounds=60)
+PROBE = Schedule(seconds=0.6, warmup=3, min_rounds=12, max_rounds=60)
+UNDISTURBED = 0.1  # quantile of the times that a ratio is taken of: other work on the machine makes inferences longer, never shorter
 _BASE, _CANDIDATE = "original", "candidate"
 Kept = Mapping[str, Sequence[int]]
 
@@ -61,7 +62,11 @@ class Probe:
         self.original_ms = float(np.median(times))
 
     def __call__(self, kept: Kept) -> float:
-        """Milliseconds of the model that keeps these channels: `original_ms` over the measured ratio. The same widths are measured once."""
+        """Milliseconds of the model that keeps these channels: `original_ms` times the ratio to the original that ran beside it.
+
+        The ratio is that of undisturbed inferences: one candidate that seems slow because the machine was busy would send a bisection the wrong way.
+        The same widths are measured once.
+        """
         sizes = {g.name: g.size for g in self._analysis.groups}
         widths = tuple(sorted((name, len(channels)) for name, channels in kept.items() if len(channels) < sizes[name]))
         if not widths:
@@ -90,7 +95,8 @@ class Probe:
         plan = Plan(self._analysis.digest, chosen, {name: sizes[name] for name in chosen}, {}, self._analysis.options)
         with self._engine.compile(cut(self._analysis, plan), self._options) as candidate:
             times = interleave({_BASE: self._sample(self._base), _CANDIDATE: self._sample(candidate)}, self._schedule)
-        return self.original_ms / ratio(_BASE, times[_BASE], _CANDIDATE, times[_CANDIDATE]).median
+        base, candidate = (float(np.quantile(times[name], UNDISTURBED)) for name in (_BASE, _CANDIDATE))
+        return self.original_ms * candidate / base
 
     def _sample(self, compiled: Any) -> Any:
         return lambda count: compiled.sample(self._feeds, count)

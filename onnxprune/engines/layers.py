@@ -110,11 +110,11 @@ class LatencyCache:
     Parameters
     ----------
     folder
-        Made when the first time is stored.
+        Made when the first time is stored; None keeps the times in memory.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / "latency.json"
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.path = Path(folder) / "latency.json" if folder is not None else None
         self._times: dict[str, float] = self._read()
 
     def get(self, key: str) -> float | None:
@@ -124,11 +124,15 @@ class LatencyCache:
     def put(self, key: str, time_ms: float) -> None:
         """Store and write."""
         self._times = {**self._read(), **self._times, key: time_ms}
+        if self.path is None:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {"format": CACHE_FORMAT, "times_ms": dict(sorted(self._times.items()))})
 
     def _read(self) -> dict[str, float]:
         """What the file holds; a file that is not there or of another format counts as empty, times can be measured again."""
+        if self.path is None:
+            return {}
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
             if data["format"] != CACHE_FORMAT:
