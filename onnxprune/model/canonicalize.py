@@ -13,9 +13,11 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnxprune.errors import ModelError
+from onnxprune.model.edit import add_initializer, add_weight, free_name
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, nested, subgraphs
 from onnxprune.model.shapes import Shapes, infer
+from onnxprune.model.unfuse import unfuse
 from onnxprune.model.weights import Weight, from_array, from_proto
 
 OLDEST_OPSET = 7
@@ -38,7 +40,10 @@ def canonicalize(model: Model) -> Model:
         _check(model)
         _drop_identities(model)
         fold(model, infer(model))
-        _shuffles(model, infer(model))
+        shapes = infer(model)
+        _shuffles(model, shapes)
+        if unfuse(model, shapes):
+            _drop_identities(model)
     except RecursionError:
         raise ModelError("model-invalid", "graphs are nested too deep") from None
     remove_dead(model)
@@ -68,7 +73,7 @@ def _unique_names(graph: GraphProto) -> None:
         if inner is not graph:
             for name in filter(None, made):
                 if name in taken:
-                    rename[name] = _fresh_name(name, taken | set(made))
+                    rename[name] = free_name(name, taken | set(made))
                     taken.add(rename[name])
             if rename:
                 _rename(inner, rename)
@@ -95,12 +100,12 @@ def _constants(model: Model) -> None:
             if value is None:
                 kept.append(node)
             else:
-                _add(model.proto.graph, weights, node.output[0], value)
+                add_weight(model.proto.graph, weights, node.output[0], value)
         if len(kept) != len(graph.node):
             _replace_nodes(graph, kept)
         if graph is not model.proto.graph:
             for tensor in graph.initializer:
-                _add(model.proto.graph, weights, tensor.name, from_proto(tensor))
+                add_weight(model.proto.graph, weights, tensor.name, from_proto(tensor))
             del graph.initializer[:]
     object.__setattr__(model, "weights", weights)
 
@@ -114,26 +119,6 @@ def _constant(node: NodeProto) -> Weight | None:
         return from_proto(value)
     dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     return from_array(np.array(value, dtypes[name])) if name in dtypes else None
-
-
-def _add(graph: GraphProto, weights: dict[str, Weight], name: str, value: Weight) -> None:
-    weights[name] = value
-    graph.initializer.append(TensorProto(name=name, data_type=value.dtype, dims=value.shape))
-
-
-def add_initializer(model: Model, name: str, values: np.ndarray) -> str:
-    """Add values under a free name that begins with `name`; the name it got. `model` must be a copy made by edit()."""
-    taken = model.weights.keys() | {o for g in nested(model.proto.graph) for n in g.node for o in n.output} | {i.name for i in model.proto.graph.input}
-    name = name if name not in taken else _fresh_name(name, taken)
-    _add(model.proto.graph, model.weights, name, from_array(values))  # type: ignore[arg-type]
-    return name
-
-
-def _fresh_name(name: str, taken: set[str]) -> str:
-    count = 1
-    while f"{name}_{count}" in taken:
-        count += 1
-    return f"{name}_{count}"
 
 
 def _check(model: Model) -> None:
@@ -195,7 +180,7 @@ def fold(model: Model, shapes: Shapes) -> None:
             dtype = shapes.dtype(node.output[0])
             if dtype and helper.np_dtype_to_tensor_dtype(value.dtype) != dtype:
                 value = value.astype(helper.tensor_dtype_to_np_dtype(dtype))
-            _add(model.proto.graph, model.weights, node.output[0], from_array(value))  # type: ignore[arg-type]
+            add_weight(model.proto.graph, model.weights, node.output[0], from_array(value))  # type: ignore[arg-type]
         if len(kept) != len(graph.node):
             _replace_nodes(graph, kept)
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from onnx import ModelProto, TensorProto
@@ -19,7 +20,7 @@ from onnx import ModelProto, TensorProto
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.files import replacing
 from onnxprune.model import wire
-from onnxprune.model.weights import Stored, Weight, from_proto, size_bytes
+from onnxprune.model.weights import Mapped, Stored, Weight, from_proto, size_bytes
 
 INLINE_BYTES = 1024  # initializers up to this size are parsed with the graph
 PROTOBUF_LIMIT_BYTES = 2_000_000_000  # a message over 2 GiB cannot be parsed; some room for the graph itself
@@ -178,10 +179,11 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
     if not proto.graph.node and not proto.graph.output and not proto.opset_import:
         raise ModelError("model-not-onnx", f"{name} is not an ONNX model: it has neither nodes nor outputs")
     weights: dict[str, Weight] = {}
+    files: dict[Path, BinaryIO] = {}
     for tensor in proto.graph.initializer:
         if tensor.name in weights:
             raise ModelError("model-invalid", f"{name} has two initializers named {tensor.name!r}")
-        weights[tensor.name] = _weight(tensor, held.get(tensor.name), path)
+        weights[tensor.name] = _weight(tensor, held.get(tensor.name), path, files)
         for values in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data", "data_location"):
             if tensor.data_type != TensorProto.STRING:
                 tensor.ClearField(values)
@@ -218,25 +220,27 @@ def _split_tensor(buffer: memoryview, item: wire.Field, held: dict[str, memoryvi
     return wire.header(wire.INITIALIZER_FIELD, len(rest)) + rest
 
 
-def _weight(tensor: TensorProto, data: memoryview | None, path: Path | None) -> Weight:
+def _weight(tensor: TensorProto, data: memoryview | None, path: Path | None, files: dict[Path, BinaryIO]) -> Weight:
     """Values of one initializer, checked against its type and shape."""
     shape = tuple(tensor.dims)
     if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED or min(shape, default=0) < 0:
         raise ModelError("model-invalid", f"initializer {tensor.name!r} has type {tensor.data_type} and shape {shape}")
+    expected = size_bytes(_Shape(tensor.data_type, shape))
     if tensor.data_location == TensorProto.EXTERNAL:
-        data = _external(tensor, path)
-    elif data is None and tensor.HasField("raw_data"):
+        file, offset, length = _external(tensor, path, files)
+        if length != expected:
+            raise ModelError("model-truncated", f"initializer {tensor.name!r} of shape {shape} holds {length} bytes, not {expected}")
+        return Mapped(tensor.data_type, shape, file, offset, length)
+    if data is None and tensor.HasField("raw_data"):
         data = memoryview(tensor.raw_data)
     if data is None:
         try:
             return from_proto(tensor)
         except Exception as problem:
             raise ModelError("model-invalid", f"initializer {tensor.name!r} cannot be read: {problem}") from problem
-    weight = Stored(tensor.data_type, shape, data)
-    expected = size_bytes(_Shape(tensor.data_type, shape))
     if len(data) != expected:
         raise ModelError("model-truncated", f"initializer {tensor.name!r} of shape {shape} holds {len(data)} bytes, not {expected}")
-    return weight
+    return Stored(tensor.data_type, shape, data)
 
 
 @dataclass(frozen=True)
@@ -247,8 +251,8 @@ class _Shape:
     shape: tuple[int, ...]
 
 
-def _external(tensor: TensorProto, path: Path | None) -> memoryview:
-    """The mapped part of the file that holds an initializer."""
+def _external(tensor: TensorProto, path: Path | None, files: dict[Path, BinaryIO]) -> tuple[BinaryIO, int, int]:
+    """(file, offset, length) of an initializer that lies in another file. `files`: those that are open already."""
     info = {e.key: e.value for e in tensor.external_data}
     location = info.get("location", "")
     if path is None:
@@ -259,14 +263,13 @@ def _external(tensor: TensorProto, path: Path | None) -> memoryview:
         if not location or not file_path.is_relative_to(folder):
             raise ModelError("external-data-outside", f"initializer {tensor.name!r} points to {location[:_LONGEST_NAME]!r}, outside of the model's folder")
         offset = int(info.get("offset") or 0)
-        with open(file_path, "rb") as file:
-            available = os.fstat(file.fileno()).st_size
-            length = int(info.get("length") or available - offset)
-            if offset < 0 or length < 0 or offset + length > available:
-                raise ModelError("external-data", f"{location} has {available} bytes; initializer {tensor.name!r} needs {offset + length}")
-            if length == 0:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[offset : offset + length]
+        if file_path not in files:
+            files[file_path] = open(file_path, "rb")  # noqa: SIM115 (stays open as long as the weights; a renamed or replaced file does no harm)
+        available = os.fstat(files[file_path].fileno()).st_size
+        length = int(info.get("length") or available - offset)
+        if offset < 0 or length < 0 or offset + length > available:
+            raise ModelError("external-data", f"{location} has {available} bytes; initializer {tensor.name!r} needs {offset + length}")
+        return files[file_path], offset, length
     except OSError as problem:
         raise ModelError("external-data", f"cannot read {location[:_LONGEST_NAME]!r}, the external data of {tensor.name!r}: {problem.strerror}") from problem
     except ValueError as problem:

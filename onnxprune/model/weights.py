@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
+
+
+BLOCK_BYTES = 1 << 26  # of a weight that are sliced at a time
 
 
 class Weight(Protocol):
@@ -40,6 +44,27 @@ class Stored:
 
     def raw(self) -> memoryview:
         return self.data
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A part of an open file, mapped anew each time it is asked for: what was read is not held, however large the model."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    file: BinaryIO = field(repr=False, compare=False)
+    offset: int
+    length: int
+
+    def array(self) -> np.ndarray:
+        return Stored(self.dtype, self.shape, self.raw()).array()
+
+    def raw(self) -> memoryview:
+        if not self.length:
+            return memoryview(b"")
+        start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        skip = self.offset - start
+        return memoryview(mmap.mmap(self.file.fileno(), self.length + skip, access=mmap.ACCESS_READ, offset=start))[skip:]
 
 
 @dataclass(frozen=True)
@@ -79,13 +104,25 @@ class Sliced:
 
     def array(self) -> np.ndarray:
         values = self.base.array()
-        for axis, keep in enumerate(self.keep):
-            if keep is not None:
-                values = np.take(values, keep, axis)
-        return values
+        if values.ndim < 2 or values.nbytes <= BLOCK_BYTES:
+            return _taken(values, self.keep)
+        out = np.empty(self.shape, values.dtype)
+        rows = self.keep[0] if self.keep[0] is not None else np.arange(len(values))
+        step = max(1, BLOCK_BYTES * len(values) // values.nbytes)
+        for at in range(0, len(rows), step):
+            out[at : at + step] = _taken(values, (rows[at : at + step], *self.keep[1:]))
+        return out
 
     def raw(self) -> memoryview | bytes:
         return Array(self.dtype, self.array()).raw()
+
+
+def _taken(values: np.ndarray, keep: tuple[np.ndarray | None, ...]) -> np.ndarray:
+    """Positions of each axis."""
+    for axis, index in enumerate(keep):
+        if index is not None:
+            values = np.take(values, index, axis)
+    return values
 
 
 def from_array(values: np.ndarray) -> Array:
@@ -102,6 +139,8 @@ def size_bytes(weight: Weight) -> int:
     """What the values take in a file, without copying them."""
     if isinstance(weight, Stored):
         return len(weight.data)
+    if isinstance(weight, Mapped):
+        return weight.length
     count = int(np.prod(weight.shape, dtype=np.int64))
     return -(-count * bits(weight.dtype) // 8)
 

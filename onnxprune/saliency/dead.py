@@ -54,7 +54,8 @@ class _Weights:
         for linear in linears(analysis):
             node = analysis.record.nodes[linear.node]
             values = to_matrix(linear, node, analysis.model.weights[linear.weight.tensor].array())
-            self.parts.append((linear, (values != 0).any(3)))
+            used = np.broadcast_to(np.True_, values.shape[:3]) if values.all() else (values != 0).any(3)
+            self.parts.append((linear, used))
         known = {linear.node for linear, _ in self.parts}
         self.readable = np.ones(analysis.axes.causes + 1, bool)
         for mask in analysis.record.masks:
