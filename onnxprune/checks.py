@@ -103,6 +103,10 @@ def evaluated(original: Model, pruned: Model, apart: Data | None, recipe: Recipe
             scores.append([m.result() for m in metrics])
         for name, before, after in zip(recipe.metric, *scores):
             found["quality"][name] = {"before": before.value, "after": after.value, "standard_error": after.standard_error, "samples": after.n}
+            if after.per_class:
+                found["quality"][name]["classes"] = {
+                    str(c): [score, after.per_class.get(c, 0.0), after.counts.get(c)] for c, score in sorted(before.per_class.items())
+                }
     return found
 
 

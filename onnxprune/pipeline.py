@@ -32,7 +32,7 @@ from onnxprune.model.io import Model, digest, load, save
 from onnxprune.outputs import check_output, check_same, default_run_dir, versions
 from onnxprune.recipe import Recipe, read, to_toml
 from onnxprune.repair import REPAIRS
-from onnxprune.report.collect import frozen_rows, group_rows, latency_rows, layer_rows
+from onnxprune.report.collect import frozen_rows, graph_rows, group_rows, latency_rows, layer_rows
 from onnxprune.report.data import Report, TargetRow
 from onnxprune.rundir import key, opened
 from onnxprune.saliency import CRITERIA
@@ -166,13 +166,14 @@ class _Job:
         worth = self._worth(smaller, data, apart)
         before, after = analysis.cost().as_dict(), analysis.cost(plan.kept).as_dict()
         targets = target_rows(recipe, before, after, worth["latency"])
-        layers = layer_rows(analysis, plan, worth["timing"])
+        layers = layer_rows(analysis, plan, worth["timing"], smaller)
         unpaid = explain(layers, smaller, ENGINES.get(engines_of(recipe)[0]), recipe.precision) if worth["timing"] else ()
         report = Report(
             str(self.source.path or ""), str(self.output or ""), before, after, targets=targets,
             verification=verification, latency=worth["latency"], fidelity=worth["fidelity"], quality=worth["quality"],
-            groups=group_rows(analysis, plan), layers=layers, frozen=frozen_rows(analysis.frozen),
+            groups=group_rows(analysis, plan), layers=layers, graph=graph_rows(analysis), frozen=frozen_rows(analysis.frozen),
             data=data.describe() if self.stages.used else "", decided_by=plan.decided_by, recipe=recipe.plain(), provenance=provenance,
+            machine=worth["timing"].get("machine", {}),
             stages=tuple(self.stages.done), warnings=(*self._warnings(data, targets, worth), *unpaid),
         )  # fmt: skip
         self._write(Result(smaller, plan, report), provenance, run_key, overwrite)

@@ -50,6 +50,10 @@ class Axes:
         """(length, width) causes of each position, padded with `causes`."""
         return self._tables[id(ids)]
 
+    def known(self, ids: np.ndarray) -> bool:
+        """Whether `table` has the axis."""
+        return id(ids) in self._tables
+
     def number(self, ids: np.ndarray) -> int:
         """Index of an axis in `lengths`."""
         return self._numbers[id(ids)]

@@ -25,13 +25,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """Channels of one group before and after; macs_share: MACs of the layers that make them, in the original model (0 to 1)."""
+    """Channels of one group before and after; macs_share: MACs of the layers that make them, in the original model (0 to 1); makers: these layers."""
 
     name: str
     before: int
     after: int
     exact: bool = True
     macs_share: float = 0.0
+    makers: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Report:
 
     source, output: paths ("" for a model that came from, or stays in, memory). before, after: "macs", "params", "bytes",
     "activation_bytes". verification: the figures of the masked oracle. latency: by engine, {"before_ms", "after_ms", "speedup", "low", "high"}.
-    fidelity: divergence from the original's outputs, by measure. quality: metric -> {"before", "after", "stderr", "samples"}. curve: the
-    trade-off, one mapping a point. layers: {"node", "op", "macs": [before, after], "time_ms": [before, after] where known}. frozen: what could not be cut, with the reason.
-    sensitivity: group -> [[share removed, divergence], ..]. data: what calibration saw. provenance: versions and hashes.
+    fidelity: divergence from the original's outputs, by measure. quality: metric -> {"before", "after", "standard_error", "samples"} and, where the
+    metric has classes, "classes": class -> [before, after, how many]. curve: the trade-off, {"macs": share of the original's, "quality", "metric", "label",
+    "chosen": whether it is the one written} a point. layers: {"node", "op", "macs": [before, after], "bytes": [before, after] read and written and
+    "time_ms": [before, after] where known}. graph: see `collect.graph_rows`. frozen: what could not be cut, with the reason.
+    sensitivity: group -> [[share removed, divergence], ..]. data: what calibration saw. provenance: versions and hashes. machine: where it was measured.
     """
 
     source: str
@@ -62,16 +65,18 @@ class Report:
     verification: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     fidelity: Mapping[str, Any] = field(default_factory=dict)
-    quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    quality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     curve: Sequence[Mapping[str, Any]] = ()
     groups: Sequence[GroupRow] = ()
     layers: Sequence[Mapping[str, Any]] = ()
+    graph: Sequence[Mapping[str, Any]] = ()
     frozen: Sequence[Mapping[str, Any]] = ()
     sensitivity: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     data: str = ""
     decided_by: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
     warnings: Sequence[str] = ()
 
