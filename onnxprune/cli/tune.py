@@ -77,7 +77,7 @@ def tune(model: str, output: str | None, overwrite: bool, recipe_file: str | Non
     if os.environ.get("RANK", "0") != "0":
         return
     save(result.model, place, external_data=recipe.external_data, overwrite=overwrite)
-    found = {"output": place, "score": result.score, "start_score": result.start_score, "epoch": result.epoch, "history": [dict(row) for row in result.history]}
+    found: dict[str, Any] = {"output": place, "score": result.score, "start_score": result.start_score, "epoch": result.epoch, "history": [dict(row) for row in result.history]}
     found |= {"quality": evaluated(source, result.model, None, recipe)["quality"]}
     if as_json:
         emit(found)
