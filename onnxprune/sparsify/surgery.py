@@ -85,6 +85,10 @@ class PruneAndSplice:
         """Once the masks rest and are sparse enough."""
         return step >= self.settings.stop_step and self.sparsity >= self.settings.least_sparsity
 
+    def signature(self) -> str:
+        """Settings and thresholds."""
+        return f"prune and splice {self.settings} {self.thresholds}"
+
     def state(self) -> dict[str, Any]:
         """The masks, as tensors."""
         import torch
@@ -113,6 +117,10 @@ class KeepZeros:
     def accepts(self, step: int) -> bool:
         """Always."""
         return True
+
+    def signature(self) -> str:
+        """Its name; the model says the rest."""
+        return "keep zeros"
 
     def state(self) -> dict[str, Any]:
         """Nothing: the model says it."""

@@ -143,9 +143,9 @@ class OnnxModule(torch.nn.Module):
         return found | {n: b.detach().cpu().numpy().copy() for n, b in self.buffers_by_name().items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxModule:
-        """Float constants follow the parameters to a device; shapes and indices stay on the host."""
+        """Float constants follow the parameters to a device; scalars, shapes and indices stay on the host."""
         super()._apply(fn, recurse)
-        self.constants = {n: fn(v) if v.is_floating_point() else v for n, v in self.constants.items()}
+        self.constants = {n: fn(v) if v.is_floating_point() and v.ndim else v for n, v in self.constants.items()}
         return self
 
 

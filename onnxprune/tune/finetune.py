@@ -102,7 +102,8 @@ def tune(
         settings = _batch_that_fits(model, settings, rest)
         work = _with_normalisation(model, settings, rest) if settings.batchnorm == "insert" else model
         run = _prepare(work, settings, rate, teacher, weights, task_loss, hook, world, rest)
-        key, path = _key(model, settings, teacher, rest, held), Path(checkpoint) if checkpoint is not None else None
+        own = [hook.signature() if hook is not None else "", getattr(task_loss, "__qualname__", "") if task_loss is not None else ""]
+        key, path = _key(model, settings, teacher, rest, held, own), Path(checkpoint) if checkpoint is not None else None
         validator = Validator(held, settings, run.heads, metric, lambda inputs, labels: loss_and_outputs(run, inputs, labels))
         if not resume(run, path, key):
             validate_start(run, validator, on_event)
@@ -200,10 +201,10 @@ def _prepare(
     return Run(settings, rate, module, guide, heads(model, settings.class_axis, ranks), weights, features, task, world, optimizer, hook)
 
 
-def _key(model: Model, settings: Settings, teacher: Model | None, rest: Samples, held: Samples) -> str:
+def _key(model: Model, settings: Settings, teacher: Model | None, rest: Samples, held: Samples, own: Sequence[str]) -> str:
     """What a checkpoint must agree on."""
     kept = {n: v for n, v in asdict(settings).items() if n not in ("threads", "checkpoint_s", "limit_s", "device")}
-    parts = [digest(model), digest(teacher) if teacher is not None else "", rest.fingerprint(), held.fingerprint(), kept]
+    parts = [digest(model), digest(teacher) if teacher is not None else "", rest.fingerprint(), held.fingerprint(), kept, *own]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

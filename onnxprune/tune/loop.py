@@ -39,6 +39,9 @@ class Hook(Protocol):
     def accepts(self, step: int) -> bool:
         """Whether the weights after so many steps may be the result."""
 
+    def signature(self) -> str:
+        """What it will do, for the checkpoint to agree on."""
+
     def state(self) -> dict[str, Any]:
         """Tensors and plain values."""
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.analysis.walk import analyse
+from onnxprune.calibrate.data import open_data
 from onnxprune.errors import UsageError
 from onnxprune.model.io import Model, digest, load
 from onnxprune.model.runtime import Session
+from onnxprune.repair.bias import bias
+from onnxprune.saliency.base import Context
+from onnxprune.saliency.dead import dead_channels
 from onnxprune.sparsify.report import sparsity
 from onnxprune.sparsify.surgery import KeepZeros, PruneAndSplice, SurgerySettings, threshold, updated
 from onnxprune.sparsify.weights import Settings as SparsitySettings
 from onnxprune.sparsify.weights import sparsify
+from onnxprune.surgery.cut import cut
+from onnxprune.types import Plan
 
 torch = pytest.importorskip("torch")
 from onnxprune.tune.finetune import tune
@@ -106,8 +115,17 @@ def accuracy(model: Model, x: np.ndarray, y: np.ndarray) -> float:
     return float((Session(model).run({"x": x})["y"].argmax(1) == y).mean())
 
 
-@pytest.mark.slow
-def test_twenty_times_fewer_weights_within_one_point() -> None:
+class Operated(NamedTuple):
+    """A dense network, what surgery left of it, and digits that neither has seen."""
+
+    dense: Model
+    sparse: Model
+    x: np.ndarray
+    y: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def operated() -> Operated:
     """scikit-learn's digits, 64-300-100-10 as in the paper's smaller network."""
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     x, y = (digits.data / 16).astype(np.float32), digits.target
@@ -117,7 +135,27 @@ def test_twenty_times_fewer_weights_within_one_point() -> None:
     dense = tune(mlp(64, 300, 100, 10), data, Settings(loss="ce", epochs=20)).model
     hook = PruneAndSplice(dense, SurgerySettings(c_rate=3.1, rates={"w2": 1.0}, stop_step=800))
     settings = Settings(loss="kd", steps=1600, lr=2e-3, weight_decay=0.3)
-    sparse = tune(dense, data, settings, teacher=dense, hook=hook).model
-    found = sparsity(sparse)
+    return Operated(dense, tune(dense, data, settings, teacher=dense, hook=hook).model, x[test], y[test])
+
+
+@pytest.mark.slow
+def test_twenty_times_fewer_weights_within_one_point(operated: Operated) -> None:
+    found = sparsity(operated.sparse)
     assert found.weights - found.weight_zeros <= found.weights / 20
-    assert accuracy(sparse, x[test], y[test]) >= accuracy(dense, x[test], y[test]) - 0.01 > 0.94
+    assert accuracy(operated.sparse, operated.x, operated.y) >= accuracy(operated.dense, operated.x, operated.y) - 0.01 > 0.94
+
+
+@pytest.mark.slow
+def test_its_dead_channels_are_cut_exactly(operated: Operated, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=operated.x)
+    data = open_data(tmp_path / "x.npz", Session(operated.sparse).inputs, samples=256)
+    context = Context(analyse(operated.sparse), data)
+    dead = dead_channels(context, constants=True)
+    sizes = {n: context.analysis.group(n).size for n in dead}
+    kept = {n: tuple(np.setdiff1d(np.arange(sizes[n]), d).tolist()) for n, d in dead.items()}
+    plan = Plan(context.analysis.digest, kept, sizes)
+    smaller = bias(context.analysis, plan, cut(context.analysis, plan), context)
+    assert sum(len(d) for d in dead.values()) >= 100
+    expected = Session(operated.sparse).run({"x": operated.x})["y"]
+    np.testing.assert_allclose(Session(smaller).run({"x": operated.x})["y"], expected, atol=1e-5 * np.abs(expected).max())
+    assert sum(w.array().size for w in smaller.weights.values()) < 0.8 * sum(w.array().size for w in operated.dense.weights.values())
