@@ -55,7 +55,7 @@ def sparsify(
         found = run(source, settings, data, progress)
     save(found.model, place, external_data=recipe.external_data, overwrite=overwrite)
     extra: dict[str, Any] = {"output": place, "not_refitted": list(found.not_refitted)}
-    if values.get("engine"):
+    if values.get("engine") and recipe.engine:
         extra["timing"] = _timed(source, found.model, recipe)
     _show(found.report, extra, as_json)
     say(f"written to {place}")
