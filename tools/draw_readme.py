@@ -84,7 +84,7 @@ def picture(found: list[Layer], headline: str) -> str:
             ):
                 parts.append(f'<rect x="{x}" y="{foot - width * scale:.1f}" width="{BAR}" height="{width * scale:.1f}" {style}/>')
             foot -= segment.before * scale
-        label = f"{layer.before}" if layer.before == layer.after else f"{layer.before} → {layer.after}"
+        label = f"{layer.before}" if layer.before == layer.after else f"{layer.after}/{layer.before}"
         parts.append(f'<text x="{x + BAR / 2}" y="{foot - 6:.1f}" font-size="10.5">{label}</text>')
         parts.append(f'<text x="{x + BAR / 2}" y="{base + 15}" font-size="10.5" class="soft">{layer.kind}</text>')
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {base + 62}" font-family="system-ui, sans-serif" text-anchor="middle" role="img">
@@ -92,7 +92,7 @@ def picture(found: list[Layer], headline: str) -> str:
 <style>text {{ fill: #1f2328 }} .soft {{ fill: #57606a }}</style>
 <rect width="100%" height="100%" fill="#ffffff" rx="8"/>
 <text x="{WIDTH / 2}" y="30" font-size="17" font-weight="600">{escape(headline)}</text>
-<text x="{WIDTH / 2}" y="51" font-size="12.5" class="soft">output channels of every convolution, in graph order: outline before, filled after</text>
+<text x="{WIDTH / 2}" y="51" font-size="12.5" class="soft">output channels of every convolution, in graph order: filled bars stay, outlines went</text>
 {chr(10).join(parts)}
 <text x="{WIDTH / 2}" y="{base + 44}" font-size="12.5" class="soft">one colour = the same channels in several layers, cut together; grey = in one layer only</text>
 </svg>

@@ -52,6 +52,8 @@ def demo(output: str | None, overwrite: bool, recipe_file: str | None, as_json: 
     from onnxprune.demo import files
 
     values = {**values, "data": values.get("data") or str(files().calibration)}
+    if not values.get("metric"):
+        values |= {"metric": ("top1",), "labelled": str(files().evaluation)}
     _run(str(files().model), output or "onnxprune-demo.onnx", recipe_from(recipe_file, values), None, overwrite, as_json)
 
 
