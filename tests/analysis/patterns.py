@@ -81,7 +81,7 @@ PATTERNS: dict[str, Case] = {
     "attention_fused": Case(
         "float[2,5,4] x | float[4,36] w1, float[36] b1, int64[5] s = {2, 5, 3, 3, 4}, int64 zero = {0}, int64 one = {1}, int64 two = {2}, int64[3] os = {2, 5, 12}, float scale = {0.5}, float[12,7] wo |"
         "a = MatMul(x, w1); b = Add(a, b1); c = Reshape(b, s); d = Transpose<perm=[2,0,3,1,4]>(c); q2 = Gather<axis=0>(d, zero); k = Gather<axis=0>(d, one); v2 = Gather<axis=0>(d, two);"
-        "k2 = Transpose<perm=[0,1,3,2]>(k); s1 = MatMul(q2, k2); t = Mul(s1, scale); p = Softmax<axis=-1>(t); o = MatMul(p, v2); o1 = Transpose<perm=[0,2,1,3]>(o); o2 = Reshape(o1, os); y = MatMul(o2, wo)", groups=(3, 4)
+        "k2 = Transpose<perm=[0,1,3,2]>(k); s1 = MatMul(q2, k2); t = Mul(s1, scale); p = Softmax<axis=-1>(t); o = MatMul(p, v2); o1 = Transpose<perm=[0,2,1,3]>(o); o2 = Reshape(o1, os); y = MatMul(o2, wo)", groups=(3, 4, 4)
     ),
     "attention_grouped_queries": Case(
         "float[2,5,4] x | float[4,24] wq, float[4,8] wk, float[4,8] wv, int64[4] qs = {2, 5, 6, 4}, int64[4] ks = {2, 5, 2, 4}, int64[1] two = {2}, int64[5] es = {2, 2, 3, 5, 4}, int64[4] rs = {2, 6, 5, 4}, int64[3] os = {2, 5, 24}, float[24,7] wo |"

@@ -1,0 +1,75 @@
+"""Classes of graphs that public architectures export, as small nets: what can be cut of them, exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graph_laws import SEEN, assert_exact, random_plan
+from graph_text import net
+from graphs import Case
+
+from onnxprune.analysis.walk import analyse
+from onnxprune.model.canonicalize import canonicalize
+from onnxprune.model.io import load
+from onnxprune.model.runtime import Session, example_feeds
+
+_HEAD = "float[2,5,4] x | float[4,24] w1, float[24] b1, int64[5] s = {2, 5, 3, 2, 4}, float scale = {0.5}, int64[3] back = {2, 5, 8}, float[8,5] wo, "
+_TAIL = "kt = Transpose<perm=[0,1,3,2]>(k); m = MatMul(q, kt); t = Mul(m, scale); p = Softmax<axis=-1>(t); o = MatMul(p, v); o1 = Transpose<perm=[0,2,1,3]>(o); o2 = Reshape(o1, back); y = MatMul(o2, wo)"
+_FRONT = "a = MatMul(x, w1); c = Add(a, b1); r = Reshape(c, s); "
+_MOVED = _FRONT + "u = Transpose<perm=[2,0,3,1,4]>(r); "
+_EACH = "int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}"
+_ENDS = "int64[1] n0 = {0}, int64[1] n1 = {1}, int64[1] n2 = {2}, int64[1] n3 = {3}"
+
+# heads, dimensions of queries and keys, dimensions of values
+FUSED = {
+    "gathered": _HEAD + _EACH + " | " + _MOVED + "q = Gather(u, i0); k = Gather(u, i1); v = Gather(u, i2); " + _TAIL,
+    "gathered_before_moving": _HEAD + _EACH + " | " + _FRONT + "q0 = Gather<axis=2>(r, i0); k0 = Gather<axis=2>(r, i1); v0 = Gather<axis=-3>(r, i2); "
+    "q = Transpose<perm=[0,2,1,3]>(q0); k = Transpose<perm=[0,2,1,3]>(k0); v = Transpose<perm=[0,2,1,3]>(v0); " + _TAIL,
+    "split": _HEAD + _ENDS + ", int64[3] ones = {1, 1, 1} | " + _MOVED + "q0, k0, v0 = Split<axis=0>(u, ones); q = Squeeze(q0, n0); k = Squeeze(k0, n0); v = Squeeze(v0, n0); " + _TAIL,
+    "sliced": _HEAD + _ENDS + " | " + _MOVED + "q0 = Slice(u, n0, n1, n0); k0 = Slice(u, n1, n2, n0); v0 = Slice(u, n2, n3, n0, n1); "
+    "q = Squeeze(q0, n0); k = Squeeze(k0, n0); v = Squeeze(v0, n0); " + _TAIL,
+    "dynamic_batch": _HEAD.replace("float[2,5,4]", "float[n,5,4]").replace("int64[5] s = {2, 5, 3, 2, 4}", "int64[4] s1 = {5, 3, 2, 4}").replace("{2, 5, 8}", "{0, 5, 8}")
+    + _EACH + ", int64[1] one = {1} | " + "a = MatMul(x, w1); c = Add(a, b1); h = Shape<start=0, end=1>(c); s = Concat<axis=0>(h, s1); r = Reshape(c, s); "
+    "u = Transpose<perm=[2,0,3,1,4]>(r); q = Gather(u, i0); k = Gather(u, i1); v = Gather(u, i2); " + _TAIL,
+}  # fmt: skip
+
+RMS = "p = Pow(a, two); m = ReduceMean<axes=[1]>(p); e = Add(m, eps); s = Sqrt(e); n = Div(a, s); b = Mul(n, g); y = Conv(b, w2)"
+LAYER = "m = ReduceMean<axes=[-1]>(a); d = Sub(a, m); p = Mul(d, d); u = ReduceMean<axes=[-1]>(p); e = Add(u, eps); s = Sqrt(e); n = Div(d, s); b = Mul(n, g); y = MatMul(b, w2)"
+CASES = {f"fused_{name}": Case(text, groups=(2, 4, 4)) for name, text in FUSED.items()} | {
+    "rms_norm_written_out": Case("float[2,4,6,6] x | float[8,4,3,3] w1, float two = {2}, float eps = {1e-6}, float[8,1,1] g, float[5,8,1,1] w2 | a = Conv(x, w1); " + RMS, groups=(8,)),
+    "layer_norm_written_out": Case("float[2,3,4] x | float[4,8] w1, float eps = {1e-6}, float[8] g, float[8,5] w2 | a = MatMul(x, w1); " + LAYER, groups=(8,)),
+    "bias_from_constants": Case(  # the oracle has to mask sums over constants as well
+        "float[2,5,4] x | float[4,8] w1, float[5,5,2] table, float[2,6] c1, float[6,8] c2, int64[1] axis = {1}, float[8,5] w2 | a = MatMul(x, w1); h = MatMul(table, c1); "
+        "r = Relu(h); z = MatMul(r, c2); m = ReduceSum<keepdims=0>(z, axis); b = Add(a, m); y = MatMul(b, w2)", groups=(2, 5, 6, 8)
+    ),
+    "parts_taken_together": Case(
+        "float[2,5,4] x | float[4,12] w1, int64[4] s = {2, 5, 2, 6}, int64[1] axis = {2}, float[6,5] w2 | "
+        "a = MatMul(x, w1); r = Reshape(a, s); m = ReduceSum<keepdims=0>(r, axis); y = MatMul(m, w2)", groups=(2, 6)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exact(name: str) -> None:
+    analysis = analyse(load(net(CASES[name].text, opset=CASES[name].opset)))
+    assert tuple(sorted(g.size for g in analysis.groups)) == CASES[name].groups, analysis.frozen
+    seen = 0.0
+    for seed in range(3):
+        seen = max(seen, assert_exact(analysis, random_plan(analysis, np.random.default_rng(seed)))[1].masked_difference)
+    assert seen > SEEN
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_taking_a_projection_apart_changes_no_value(name: str) -> None:
+    model = load(net(FUSED[name]))
+    feeds = example_feeds(model)
+    found, expected = Session(canonicalize(model), optimise=False).run(feeds)["y"], Session(model, optimise=False).run(feeds)["y"]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_mean_cut_twice_has_one_factor() -> None:
+    analysis = analyse(load(net(CASES["rms_norm_written_out"].text)))
+    once, _ = assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
+    again = analyse(once)
+    twice, _ = assert_exact(again, random_plan(again, np.random.default_rng(1)))
+    assert sum(n.op_type == "Mul" for n in twice.proto.graph.node) == 2
