@@ -82,12 +82,12 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
     """
     analysis = context.analysis
     allocator: Allocator = ALLOCATORS.get(name)
-    fixed = _fixed(analysis, scores, constraints)
+    fixed = fixed_widths(analysis, scores, constraints)
     steps, order = _steps(analysis, scores, constraints, fixed)
     start = {n: analysis.group(n).size - len(d) for n, d in constraints.dead.items() if n in order} | fixed
     search = _Search(analysis, constraints, steps, order, start)
     if constraints.budgets and (missed := search.missed(range(len(steps)))):
-        raise _unreachable(analysis, constraints, search.kept(range(len(steps))), missed)
+        raise unreachable(analysis, constraints, search.kept(range(len(steps))), missed)
     chosen: Sequence[int] = ()
     if constraints.budgets and search.missed(()):
         ranking = allocator(context, scores, steps)
@@ -116,7 +116,7 @@ class _Search:
 
     def missed(self, chosen: Iterable[int]) -> str | None:
         """The first budget that is not met."""
-        return _missed(self.analysis, self.constraints, self.kept(chosen))
+        return first_missed(self.analysis, self.constraints, self.kept(chosen))
 
     def prefix(self, keys: np.ndarray) -> list[int]:
         """The shortest prefix in ascending order of the keys that meets the budgets, less what it can do without."""
@@ -217,7 +217,7 @@ def _in_order(steps: Sequence[Step], keys: np.ndarray) -> list[int]:
     return np.argsort(raised, kind="stable").tolist()
 
 
-def _fixed(analysis: Analysis, scores: Scores, constraints: Constraints) -> dict[str, int]:
+def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -> dict[str, int]:
     """Widths that the recipe's ratios set."""
     found: dict[str, int] = {}
     for pattern, ratio in constraints.ratios.items():
@@ -231,7 +231,7 @@ def _fixed(analysis: Analysis, scores: Scores, constraints: Constraints) -> dict
     return found
 
 
-def _missed(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]) -> str | None:
+def first_missed(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]) -> str | None:
     """The first budget that is not met, counted costs before measured ones, which take time."""
     counted = analysis.cost(kept).as_dict()
     for cost in sorted(constraints.budgets, key=lambda c: c in constraints.measures):
@@ -240,7 +240,7 @@ def _missed(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Seq
     return None
 
 
-def _unreachable(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]], cost: str) -> TargetError:
+def unreachable(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]], cost: str) -> TargetError:
     """Says what can be reached, and what stands in the way."""
     original, reached = ({**analysis.cost(k).as_dict(), **{c: m(k) for c, m in constraints.measures.items()}} for k in ({}, kept))
     most, total = constraints.budgets[cost], original[cost] or 1

@@ -28,6 +28,9 @@ from onnxprune.saliency.reconstruction import channel_columns, moments
 from onnxprune.types import Scores
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)  # of the channels that may go
+# Damage of a group that several nodes make (a residual stream) counts double: refitting the nodes between the cut and the output
+# makes up for less of it than for a branch's. Chosen by KL on calibration images of a CIFAR ResNet-20 that nothing else saw.
+STREAM = 2.0
 _TINY = 1e-12
 
 
@@ -52,7 +55,8 @@ def divergence(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranki
         wanted = np.unique([gone[max(round(level * len(gone)) - 1, 0)] for level in LEVELS])
         measured = np.array([probe(name, order[:count]) for count in wanted])
         curve = _carry(error[wanted - 1], np.maximum.accumulate(np.maximum(measured, 0.0)), error[gone - 1])
-        damage[members] = np.diff(curve, prepend=0.0)
+        makers = {m.site.node for m in analysis.members(name) if m.site.role == "produces"}
+        damage[members] = np.diff(curve, prepend=0.0) * (STREAM if len(makers) > 1 else 1.0)
         context.progress(len(probe.done) / len(of_group), f"{len(probe.done)} of {len(of_group)} groups")
     return Ranking(damage, True)
 
