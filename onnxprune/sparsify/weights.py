@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.errors import UsageError, unknown
 from onnxprune.events import Event, silent
+from onnxprune.model.hidden import with_open_weights
 from onnxprune.model.io import Model
 from onnxprune.model.weights import Array, Weight
 from onnxprune.sparsify.inputs import Batches, Reading, inverse_diagonal, read
@@ -66,6 +67,7 @@ def sparsify(model: Model, settings: Settings, data: Batches | None = None, on_e
     """
     if settings.method not in METHODS:
         raise unknown("method", settings.method, METHODS)
+    model = with_open_weights(model)
     found = targets(model, settings.ops)
     if not found:
         raise UsageError("sparsity-nothing", f"the model has no weights of {', '.join(settings.ops)}; see --ops")

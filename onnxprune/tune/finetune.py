@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.events import Listener, silent
+from onnxprune.model.hidden import with_open_weights
 from onnxprune.model.io import Model, digest
 from onnxprune.tune import batchnorm
 from onnxprune.tune.bridge import as_feeds, to_module, write_back
@@ -62,7 +63,7 @@ def tune(
     checkpoint: str | Path | None = None,
     on_event: Listener = silent,
 ) -> TuneResult:
-    """Fine-tune a model's values; its graph stays as it is.
+    """Fine-tune a model's values; its graph stays as it is (in canonical form where weights were Constant nodes or in functions).
 
     Parameters
     ----------
@@ -92,6 +93,7 @@ def tune(
     ModelError
         An operator that cannot be tuned through.
     """
+    model, teacher = with_open_weights(model), with_open_weights(teacher) if teacher is not None else None
     weights = parse(settings.loss)
     _check(weights, teacher, task_loss)
     rate = settings.rate(batchnorm.normalised(model))

@@ -15,7 +15,8 @@ import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError, unknown
-from onnxprune.model.canonicalize import add_initializer, remove_dead
+from onnxprune.model.canonicalize import remove_dead
+from onnxprune.model.edit import add_initializer
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import attribute, captured
 from onnxprune.model.shapes import infer

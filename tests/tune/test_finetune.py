@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.data import LabelledData
@@ -261,3 +262,15 @@ def test_two_processes_take_the_steps_of_one(folder: Path) -> None:
             moved = max(moved, float(np.abs(a - start).max()))
             assert np.abs(a - b).mean() < 0.02 * np.abs(a - start).mean() + 1e-9
     assert moved > 1e-4
+
+
+def test_weights_in_constant_nodes_are_tuned_too(demo: Model, damaged: Model, digits: Digits) -> None:
+    hidden = damaged.edit()
+    name = next(n.input[1] for n in hidden.proto.graph.node if n.op_type == "Gemm")
+    hidden.proto.graph.node.insert(0, helper.make_node("Constant", [], [name], value=numpy_helper.from_array(damaged.weights[name].array(), name)))
+    del hidden.weights[name]
+    kept = [t for t in hidden.proto.graph.initializer if t.name != name]
+    del hidden.proto.graph.initializer[:]
+    hidden.proto.graph.initializer.extend(kept)
+    result = tune(hidden, digits[0], replace(QUICK, steps=3), teacher=demo)
+    assert (result.model.weights[name].array() != damaged.weights[name].array()).any()
