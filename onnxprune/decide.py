@@ -22,6 +22,9 @@ from onnxprune.model.io import Model
 from onnxprune.recipe import Recipe
 from onnxprune.report.data import TargetRow
 from onnxprune.saliency.base import Context
+from onnxprune.search import METHODS, ONE_SHOT
+from onnxprune.search.base import Search
+from onnxprune.search.journal import Journal
 from onnxprune.saliency.dead import dead_channels
 from onnxprune.types import Plan, Scores
 
@@ -31,7 +34,9 @@ Tell = Callable[[str], None]
 Feeds = Mapping[str, np.ndarray]
 
 
-def decide(context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None = None, tell: Tell = lambda text: None) -> Plan:
+def decide(
+    context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None = None, tell: Tell = lambda text: None, journal: Journal | None = None
+) -> Plan:
     """The plan that removes least and meets every target.
 
     What a group is worth in time comes from its layers, timed alone. A latency is measured on the cut model, interleaved with the original, at every width that the search looks at. The plan it ends with is
@@ -41,6 +46,8 @@ def decide(context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None
     ----------
     feeds
         One batch to time with; random values where None.
+    journal
+        Where a search method remembers what it measured.
 
     Raises
     ------
@@ -64,12 +71,18 @@ def decide(context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None
         shares = {cost: limit / probes[cost].original_ms for cost, limit in limits.items()}
         for round_number in range(CONFIRM_ROUNDS if timed else 1):
             tell(f"latency, search {round_number + 1} of at most {CONFIRM_ROUNDS}" if timed else "")
-            plan = allocate(recipe.allocate, context, scores, replace(constraints, budgets={**budgets, **limits}, measures=probes))
+            asked = replace(constraints, budgets={**budgets, **limits}, measures=probes)
+            if recipe.method == ONE_SHOT:
+                plan = allocate(recipe.allocate, context, scores, asked)
+            else:
+                own = {**recipe.method_option, **({"losses": recipe.losses} if recipe.losses else {})}
+                plan = METHODS.get(recipe.method)(Search(context, asked, recipe.criterion, recipe.allocate, own, journal or Journal(), tell))
             missed = _missed(analysis, plan, recipe, shares, feeds)
             if not missed:
                 break
             limits = {cost: limit / missed.get(cost, 1.0) for cost, limit in limits.items()}
-    return replace(plan, decided_by={**plan.decided_by, "criterion": recipe.criterion, "allocate": recipe.allocate, "seed": recipe.seed})
+    how = {"allocate": recipe.allocate} if recipe.method == ONE_SHOT else {"method": recipe.method, "method_option": dict(recipe.method_option)}
+    return replace(plan, decided_by={**plan.decided_by, "criterion": recipe.criterion, **how, "seed": recipe.seed})
 
 
 def _missed(analysis: Analysis, plan: Plan, recipe: Recipe, shares: Mapping[str, float], feeds: Feeds | None) -> dict[str, float]:

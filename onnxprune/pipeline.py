@@ -37,6 +37,8 @@ from onnxprune.report.data import Report, TargetRow
 from onnxprune.rundir import key, opened
 from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.base import Context
+from onnxprune.search import ONE_SHOT
+from onnxprune.search.journal import Journal
 from onnxprune.stages import MODEL, PLAN, SCORES, Stages, as_json
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
@@ -44,6 +46,7 @@ from onnxprune.types import Plan, Scores
 # what "auto" stands for
 WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": "least-squares"}
 WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
+SEARCH = "search.jsonl"  # in the run directory: what a search method measured
 LATENCY_SLACK = 0.05  # two measurements of one model agree to about this on a quiet machine
 NO_DATA = (
     "no calibration data: channels are chosen by weights alone and nothing is repaired, which costs accuracy; pass --data with some tens of real inputs"
@@ -120,6 +123,8 @@ def resolved(recipe: Recipe, has_data: bool = False) -> Recipe:
     chosen = WITH_DATA if has_data or recipe.data else WITHOUT_DATA
     if recipe.fast and chosen is WITH_DATA:
         chosen = {**chosen, "allocate": "layer-error"}
+    if recipe.method != ONE_SHOT:  # a search has a criterion of its own
+        chosen = {option: name for option, name in chosen.items() if option != "criterion"}
     return recipe.but({option: name for option, name in chosen.items() if getattr(recipe, option) == "auto"})
 
 
@@ -182,7 +187,9 @@ class _Job:
     def _plan(self, context: Context, data: Data) -> Plan:
         """Scores, and the widths that meet the targets."""
         do, recipe = self.stages.do, self.recipe
-        scores = do("score", lambda: CRITERIA.get(recipe.criterion)(context), recipe.plain("score"), SCORES)
+        scores: Scores = {}
+        if recipe.method == ONE_SHOT:  # searches score the models that they meet
+            scores = do("score", lambda: CRITERIA.get(recipe.criterion)(context), recipe.plain("score"), SCORES)
         return do("plan", lambda: _decided(context, scores, data, recipe, self.stages), recipe.plain("plan"), PLAN)
 
     def _worth(self, smaller: Model, data: Data, apart: Data | None) -> dict[str, Any]:
@@ -255,7 +262,8 @@ def _decided(context: Context, scores: Scores, data: Data, recipe: Recipe, stage
     """The plan, with what it leaves as the stage's detail."""
     feeds = next(data.batches(1)) if any(t.engine for t in recipe.target) else None
     analysis = context.analysis
-    plan = decide(context, scores, recipe, feeds, lambda text: stages.progress(None, text))
+    journal = Journal(stages.run.file(SEARCH) if stages.run else None, stages.chain)
+    plan = decide(context, scores, recipe, feeds, lambda text: stages.progress(None, text), journal)
     stages.detail(f"{analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs stay")
     return plan
 
@@ -267,7 +275,7 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     analysis = stages.do("analyse", lambda: analysed(model, recipe, stages))
     data = open_data_for(analysis.model, recipe)
     context = _context(analysis, data, recipe, stages)
-    scores = stages.do("score", lambda: CRITERIA.get(recipe.criterion)(context))
+    scores: Scores = stages.do("score", lambda: CRITERIA.get(recipe.criterion)(context)) if recipe.method == ONE_SHOT else {}
     return stages.do("plan", lambda: _decided(context, scores, data, recipe, stages))
 
 

@@ -140,6 +140,14 @@ class Recipe:
     allocate: str = _option(
         "auto", options.name_in("onnxprune.allocate", "ALLOCATORS"), "plan", "NAME",
         "How widths are chosen: uniform, threshold, knapsack, ...; auto = the best with data, knapsack without.")
+    method: str = _option(
+        "one-shot", options.name_in("onnxprune.search", "METHODS"), "plan", "NAME",
+        "How the plan is found: one-shot (criterion and allocator, once), or a search: pagcp, ...; see: onnxprune criteria.")
+    method_option: Mapping[str, str] = _option(
+        (), options.mapping(lambda value: str(value)), "plan", "NAME=VALUE", "A setting of the method, such as initial_rate=0.06.", "list")
+    losses: str | None = _option(
+        None, options.optional(options.text), "plan", "MODULE:FUNCTION",
+        "Method pagcp: (outputs, indices of the samples) -> task: loss; without it every output head is a task, measured against the dense model.")
     repair: str = _option(
         "auto", options.name_in("onnxprune.repair", "REPAIRS"), "repair", "NAME",
         "How the kept weights make up for the removed ones; none = not; auto = the best with data, none without.")

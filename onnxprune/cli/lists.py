@@ -28,8 +28,9 @@ def criteria(as_json: bool) -> None:
     from onnxprune.allocate import ALLOCATORS
     from onnxprune.repair import REPAIRS
     from onnxprune.saliency import CRITERIA
+    from onnxprune.search import METHODS
 
-    kinds = {"criterion": CRITERIA, "allocate": ALLOCATORS, "repair": REPAIRS}
+    kinds = {"criterion": CRITERIA, "allocate": ALLOCATORS, "repair": REPAIRS, "method": METHODS}
     found = [(kind, *row) for kind, registry in kinds.items() for row in registry.rows()]
     _show(found, ("option", "name", "what it does"), as_json)
 

@@ -1,0 +1,105 @@
+"""What a search method is given, and what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from onnxprune.allocate.base import Constraints, first_missed, fixed_widths, ordered, unreachable, widths
+from onnxprune.analysis.groups import Analysis
+from onnxprune.errors import TargetError, UsageError, unknown
+from onnxprune.saliency import CRITERIA
+from onnxprune.saliency.base import Context
+from onnxprune.search.journal import Journal
+from onnxprune.types import Plan, Scores
+
+Kept = dict[str, tuple[int, ...]]
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search to be done.
+
+    context: analysis, calibration data, seed; constraints: budgets and what widths are allowed; criterion: inside of a group, "auto" = the method's own;
+    options: of the method, as text or plain values; journal: remembers what was measured; allocate: the allocator, for methods that use one;
+    tell: told what is going on.
+    """
+
+    context: Context
+    constraints: Constraints
+    criterion: str = "auto"
+    allocate: str = "knapsack"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    journal: Journal = field(default_factory=Journal)
+    tell: Callable[[str], None] = lambda text: None
+
+    @property
+    def analysis(self) -> Analysis:
+        """What the plan speaks of."""
+        return self.context.analysis
+
+    def scores(self, own: str) -> Scores:
+        """Of the criterion; `own` where none was chosen."""
+        found: Scores = CRITERIA.get(own if self.criterion == "auto" else self.criterion)(self.context)
+        return found
+
+    def met(self, kept: Mapping[str, Sequence[int]]) -> bool:
+        """Whether every budget is met."""
+        return first_missed(self.analysis, self.constraints, kept) is None
+
+    def plan(self, kept: Mapping[str, Sequence[int]], **decided_by: Any) -> Plan:
+        """The plan that keeps these channels."""
+        chosen = {g.name: tuple(int(c) for c in kept[g.name]) for g in self.analysis.groups if g.name in kept and len(kept[g.name]) < g.size}
+        return Plan(self.analysis.digest, chosen, {n: self.analysis.group(n).size for n in chosen}, decided_by, self.analysis.options)
+
+    def missed(self, kept: Mapping[str, Sequence[int]], why: str) -> TargetError:
+        """The error of a search that ends above a budget."""
+        cost = first_missed(self.analysis, self.constraints, kept) or next(iter(self.constraints.budgets))
+        error = unreachable(self.analysis, self.constraints, kept, cost)
+        return TargetError(error.code, f"{error.message}\n  {why}")
+
+    def fixed(self, scores: Scores) -> Kept:
+        """What the recipe's ratios keep; these groups are not searched."""
+        return {n: keep_best(scores[n], k) for n, k in fixed_widths(self.analysis, scores, self.constraints).items() if n in scores}
+
+    def width_near(self, size: int, ratio: float) -> int:
+        """The allowed width nearest to what is left when `ratio` of `size` channels goes, not more than all and not fewer than allowed."""
+        want = size * (1 - ratio)
+        return min(widths(size, self.constraints), key=lambda k: (abs(k - want), -k))
+
+
+def keep_best(scores: np.ndarray, count: int) -> tuple[int, ...]:
+    """Indices of the `count` best channels, sorted; ties keep the earlier ones."""
+    order = ordered(np.asarray(scores, np.float64))
+    return tuple(sorted(order[len(order) - count :].tolist()))
+
+
+def settings(kind: type[S], options: Mapping[str, Any], method: str) -> S:
+    """A dataclass of numbers, truths and texts from options given as text.
+
+    Raises
+    ------
+    UsageError
+        An unknown option, or a value that is not of its default's type.
+    """
+    defaults = vars(kind())
+    values = {}
+    for name, value in options.items():
+        if name not in defaults:
+            raise unknown("method option", name, defaults)
+        values[name] = _read(name, value, defaults[name], method)
+    return kind(**values)
+
+
+def _read(name: str, value: Any, default: Any, method: str) -> Any:
+    """A value in the type of its default."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+        return type(default)(value) if isinstance(default, (int, float, str)) else value
+    except (KeyError, TypeError, ValueError):
+        raise UsageError("method-option", f"{method}: {name} is {value!r}, not {type(default).__name__} such as {default!r}") from None

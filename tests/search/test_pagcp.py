@@ -1,0 +1,123 @@
+"""PAGCP against the published figures and against what a cut model really does."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxprune import demo
+from onnxprune.allocate.base import Constraints
+from onnxprune.analysis.walk import analyse
+from onnxprune.calibrate.data import open_data
+from onnxprune.checks import input_types
+from onnxprune.errors import TargetError, UsageError
+from onnxprune.model.io import load
+from onnxprune.model.runtime import Session
+from onnxprune.pipeline import optimize
+from onnxprune.saliency.base import Context
+from onnxprune.search.base import Search
+from onnxprune.search.journal import Journal
+from onnxprune.search.pagcp import Settings, _Gate, cheapest, decay, pagcp, visit
+from onnxprune.search.tasks import HeadLosses
+from onnxprune.surgery.cut import cut
+
+FILES = demo.files()
+
+
+def search(budget: float = 0.8, **options: object) -> Search:
+    """On the demo network, a few samples."""
+    analysis = analyse(load(FILES.model))
+    data = open_data(FILES.calibration, input_types(analysis.model), samples=64)
+    constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=4)
+    return Search(Context(analysis, data, batch_size=16), constraints, options=options)
+
+
+@pytest.mark.parametrize(("count", "published"), [(69, 0.97158), (86, 0.96930), (103, 0.96821)])
+def test_the_published_decay(count: int, published: float) -> None:
+    found = decay(count)
+    assert found == pytest.approx(published, abs=6e-6)
+    assert math.prod(1 + 0.06 * found**i for i in range(count)) == pytest.approx(6.0, rel=1e-9)
+
+
+def test_few_groups_are_given_more_and_more() -> None:
+    assert decay(10) > 1 and math.prod(1 + 0.06 * decay(10) ** i for i in range(10)) == pytest.approx(6.0)
+    assert decay(1) == decay(0) == 1.0
+
+
+@pytest.mark.parametrize("exp", [False, True])
+def test_no_head_exceeds_its_tolerance_at_any_accepted_step(exp: bool) -> None:
+    """Checked on cut models, not on what the search says of itself: run whole, losses counted anew."""
+    here = search()
+    chosen = Settings(exp=exp)
+    scores, gate = here.scores("l2"), _Gate(here, chosen)
+    steps = visit(here, gate, chosen, scores, {}, list(scores), 0)
+    assert len(steps) >= 3
+    batches = gate.suffix.batches
+    dense = Session(here.analysis.model)
+    losses = HeadLosses([dense.run(b) for b in batches])
+    kept: dict[str, tuple[int, ...]] = {}
+    base, factor = dict(gate.start), decay(len(scores), 0.06, 6.0) if exp else 1.0
+    for number, step in enumerate(steps):
+        kept[step.group] = step.kept
+        session = Session(cut(here.analysis, here.plan(kept)))
+        found = {"logits": sum(losses.batch(i, session.run(b))["logits"] for i, b in enumerate(batches))}
+        assert found["logits"] == pytest.approx(step.losses["logits"], rel=1e-4)
+        assert step.tolerance == pytest.approx(0.06 * factor**number)
+        assert found["logits"] <= base["logits"] * (1 + step.tolerance) * (1 + 1e-4)
+        base["logits"] = max(base["logits"], found["logits"])
+
+
+def test_the_cheapest_stay_in_visiting_order() -> None:
+    here = search()
+    gate = _Gate(here, Settings())
+    scores = here.scores("l2")
+    steps = visit(here, gate, Settings(), scores, {}, list(scores), 0)
+    chosen = cheapest(steps, 0.5)
+    assert [s.group for s in chosen] == [s.group for s in steps if s in chosen]
+    assert max(s.cost for s in chosen) <= min(s.cost for s in steps if s not in chosen)
+
+
+def test_the_budget_is_met_and_a_killed_search_ends_alike(tmp_path: Path) -> None:
+    whole = pagcp(replace(search(), journal=Journal(tmp_path / "whole.jsonl")))
+    assert search().met(whole.kept)
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "part.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]) + lines[len(lines) // 2][:20])
+    journal = Journal(tmp_path / "part.jsonl")
+    again = pagcp(replace(search(), journal=journal))
+    assert again.kept == whole.kept and journal.measured == len(lines) - len(lines) // 2
+
+
+def test_own_losses_by_task(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\n"
+        "def losses(outputs, samples):\n"
+        "    x = outputs['logits']\n"
+        "    assert len(samples) == len(x)\n"
+        "    return {'size': 1 + (x ** 2).mean(1), 'zero': 1.0}\n"
+    )
+    plan = pagcp(search(losses=f"{tmp_path / 'own.py'}:losses"))
+    assert set(plan.decided_by["tasks"]) == {"size", "zero"} and plan.decided_by["tasks"]["zero"] == [1.0, 1.0]
+
+
+def test_mistakes_and_what_cannot_be_reached() -> None:
+    with pytest.raises(UsageError, match="initial_rate"):
+        pagcp(search(initial_rat="1"))
+    with pytest.raises(UsageError, match="initial_rate"):
+        pagcp(search(initial_rate="-1"))
+    with pytest.raises(TargetError, match="raise round"):
+        pagcp(search(budget=0.3, round="1", topk="0.01"))
+
+
+def test_by_the_command_line_words(tmp_path: Path) -> None:
+    out = tmp_path / "p.onnx"
+    how = {"method": "pagcp", "method_option": {"topk": "0.9"}, "repair": "none", "engine": "none", "round_to": 4}
+    result = optimize(FILES.model, out, data=str(FILES.calibration), samples=64, target="macs=85%", **how)
+    assert result.report.after["macs"] <= 0.85 * result.report.before["macs"]
+    assert result.plan.decided_by["method"] == "pagcp" and result.plan.decided_by["criterion"] == "auto"
+    rows = [json.loads(line) for line in (tmp_path / "p.run" / "search.jsonl").read_text().splitlines()]
+    assert rows and all(np.isfinite(list(r["losses"].values())).all() for r in rows if r["losses"])
