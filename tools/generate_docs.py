@@ -118,8 +118,9 @@ def registries() -> str:
     from onnxprune.evaluate import METRICS
     from onnxprune.repair import REPAIRS
     from onnxprune.saliency import CRITERIA
+    from onnxprune.search import METHODS
 
-    known = (CRITERIA, ALLOCATORS, REPAIRS, ENGINES, METRICS, DATA_SOURCES)
+    known = (METHODS, CRITERIA, ALLOCATORS, REPAIRS, ENGINES, METRICS, DATA_SOURCES)
     parts = []
     for registry in known:
         rows = [(f"`{name}`", text) for name, (_, text) in registry.builtin.items()]
