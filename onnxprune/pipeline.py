@@ -32,6 +32,7 @@ from onnxprune.model.io import Model, digest, load, save
 from onnxprune.outputs import check_output, check_same, default_run_dir, versions
 from onnxprune.recipe import Recipe, read, to_toml
 from onnxprune.repair import REPAIRS
+from onnxprune.report import html
 from onnxprune.report.collect import frozen_rows, graph_rows, group_rows, latency_rows, layer_rows
 from onnxprune.report.data import Report, TargetRow
 from onnxprune.rundir import key, opened
@@ -233,7 +234,8 @@ class _Job:
             facts["sha256"] = sha256(self.output)
         if run:
             write_json(run.file("report.json"), result.report.to_json())
-            run.record("report", self.stages.chain, 0.0, ["report.json", "recipe.toml", "plan.json"], facts)
+            html.write(result.report, run.file(html.PAGE).parent)
+            run.record("report", self.stages.chain, 0.0, ["report.json", html.PAGE, "recipe.toml", "plan.json"], facts)
 
 
 def analysed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Analysis:
