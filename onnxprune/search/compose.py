@@ -1,0 +1,97 @@
+"""What a second cut means on the model before the first: cut A, then cut B of what is left, is cut A or B of the original.
+
+Channels are found again by where they lie in the weights, not by names of groups, which may merge when an axis has shrunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.walk import analyse
+from onnxprune.model.io import Model
+from onnxprune.model.nodes import label
+from onnxprune.surgery.cut import cut
+from onnxprune.types import Plan
+
+Kept = Mapping[str, Sequence[int]]
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """A cut model, analysed again.
+
+    analysis: of the cut model; kept: what the cut kept of the original; origin: group of the cut model -> for each channel the original channels
+    (group, index) that go with it. Groups that are none of the original's are left out: they stay whole.
+    """
+
+    original: Analysis
+    kept: Kept
+    analysis: Analysis
+    origin: Mapping[str, tuple[tuple[tuple[str, int], ...], ...]]
+
+    def composed(self, kept: Kept) -> dict[str, tuple[int, ...]]:
+        """What the original keeps when the cut model keeps this."""
+        left = {g.name: set(self.kept.get(g.name, range(g.size))) for g in self.original.groups}
+        for name, indices in kept.items():
+            stay = set(indices)
+            for channel, places in enumerate(self.origin.get(name, ())):
+                if channel not in stay:
+                    for group, index in places:
+                        left[group].discard(index)
+        return {g.name: tuple(sorted(left[g.name])) for g in self.original.groups if len(left[g.name]) < g.size}
+
+
+def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Smaller:
+    """The cut model and the way back.
+
+    Parameters
+    ----------
+    model
+        The cut model where it is there already, such as one with repaired weights.
+    """
+    less = {n: tuple(k) for n, k in kept.items() if len(k) < original.group(n).size}
+    if model is None:
+        model = cut(original, Plan(original.digest, less, {n: original.group(n).size for n in less}, {}, original.options))
+    again = analyse(model, **original.options)
+    gone = original.removed(less)
+    there: dict[int, list[tuple[str, int]]] = {}
+    signatures = _signatures(original, gone)
+    for name, causes in original.causes.items():
+        for index, cause in enumerate(causes.tolist()):
+            if not gone[cause]:
+                there.setdefault(int(signatures[cause]), []).append((name, index))
+    here = _signatures(again, again.removed({}))
+    origin = {}
+    for name, causes in again.causes.items():
+        found = [tuple(there.get(int(here[c]), ())) for c in causes.tolist()]
+        if all(found):
+            origin[name] = tuple(found)
+    return Smaller(original, less, again, origin)
+
+
+def _signatures(analysis: Analysis, gone: np.ndarray) -> np.ndarray:
+    """A number for each cause by all places of the weights that it lies in, positions counted among those that stay; (causes + 1,) uint64."""
+    found = np.zeros(analysis.axes.causes + 1, np.uint64)
+    for use in analysis.record.uses:
+        for axis, ids in enumerate(use.axes):
+            if not isinstance(ids, np.ndarray):
+                continue
+            table = analysis.axes.table(ids)[analysis.keep(ids, gone)]
+            name = f"{label(analysis.record.nodes[use.node])}\0{use.slot}\0{axis}"
+            start = np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
+            keys = _mixed(start + np.arange(len(table), dtype=np.uint64) * _ODD)
+            np.add.at(found, table.ravel(), np.repeat(keys, table.shape[1]))
+    return found
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: neighbouring numbers become unrelated ones."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))
