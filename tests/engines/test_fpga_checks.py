@@ -100,8 +100,8 @@ def test_prepared_models_compute_the_same(name: str) -> None:
     assert np.allclose(Session(source).run(feeds)["y"], Session(prepared.model).run(feeds)["y"], rtol=1e-5, atol=1e-5)
     gemm = next(n for n in prepared.nodes() if n.op == "Gemm")
     assert gemm.get("transB") == 1 and gemm.channels == (8, 5)
-    pool = next(n for n in prepared.nodes() if "AveragePool" in n.op)
-    assert (pool.op == "AveragePool") == (name == "nngen")
+    pool = next(n for n in prepared.nodes() if n.proto.output[0] == "b")
+    assert pool.op == {"nngen": "AveragePool", "hls4ml": "Conv"}.get(name, "GlobalAveragePool")
 
 
 def test_a_weight_shared_by_two_gemms_is_turned_for_each() -> None:
@@ -189,3 +189,16 @@ def test_synthesis_report_of_vitis_hls() -> None:
 def test_vela_summary_needs_its_columns() -> None:
     with pytest.raises(DataError, match="cycles_total"):
         parse_summary("a,b\n1,2\n")
+
+
+@pytest.mark.parametrize("attributes", ["kernel_shape=[2,2], strides=[2,2]", "kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1"])
+def test_average_pooling_as_a_convolution_is_the_same(attributes: str) -> None:
+    source = graph(f"y = AveragePool<{attributes}>(x)", "")
+    prepared = prepare(source, "m", TARGETS.get("hls4ml"))
+    feeds = {"x": np.random.default_rng(1).random((1, 12, 16, 16), np.float32)}
+    assert [n.op for n in prepared.nodes()] == ["Conv"]
+    assert np.allclose(Session(source).run(feeds)["y"], Session(prepared.model).run(feeds)["y"], rtol=1e-5)
+
+
+def test_average_pooling_that_leaves_out_its_padding_stays() -> None:
+    assert ("AveragePool", "unsupported") in found(graph("y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)", ""), "hls4ml")

@@ -11,6 +11,7 @@ from pathlib import Path
 from onnxprune.engines import limits
 from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
+from onnxprune.engines.fpga.rewrites import gemm_bias
 from onnxprune.errors import UsageError
 
 FEW_FOLDINGS = 4  # a width with fewer divisors leaves hardly a choice between one multiplier and all of them
@@ -165,5 +166,6 @@ TARGET = Target(
         "finn-root": Option("", "checkout of FINN; default: FINN_ROOT"),
     },
     files=files,
+    rewrite=gemm_bias,
     sources=("https://finn.readthedocs.io/en/latest/internals.html#folding-factors",),
 )

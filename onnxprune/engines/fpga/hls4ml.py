@@ -13,9 +13,13 @@ from typing import Any
 from onnxprune.engines import limits
 from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
+from onnxprune.engines.fpga.rewrites import gemm_bias, pool_as_depthwise
 from onnxprune.errors import DataError
+from onnxprune.model.io import Model
+from onnxprune.model.shapes import Shapes
 
 UNROLLED_WEIGHTS = 4096  # hls4ml refuses or takes hours over layers with more multiplications in parallel
+AGREES = 0.95  # share of equal classes below which a note says so
 _FIELDS = {
     "latency_cycles": "PerformanceEstimates/SummaryOfOverallLatency/Worst-caseLatency",
     "interval_cycles": "PerformanceEstimates/SummaryOfOverallLatency/Interval-max",
@@ -29,8 +33,10 @@ def parse(results: Path, model: str) -> Result:
     """Agreement with onnxruntime, and cycles and resources where the model was synthesized."""
     figures = numbers(load_json(results / f"{model}.json", f"hls4ml's result for {model}"))
     report = results / f"{model}.csynth.xml"
-    notes = () if report.is_file() else ("simulated only: no cycles and resources without Vitis HLS",)
-    return Result(model, figures | (parse_synthesis(report.read_text(encoding="utf-8", errors="replace")) if report.is_file() else {}), notes=notes)
+    notes = [] if report.is_file() else ["simulated only: no cycles and resources without Vitis HLS"]
+    if (same := figures.get("argmax_agreement", 1.0)) < AGREES:
+        notes.append(f"names onnxruntime's class on {same:.0%} of the inputs only: too few bits (precision), or an operator in the wrong layout")
+    return Result(model, figures | (parse_synthesis(report.read_text(encoding="utf-8", errors="replace")) if report.is_file() else {}), notes=tuple(notes))
 
 
 def parse_synthesis(text: str) -> dict[str, float]:
@@ -99,7 +105,12 @@ def _unrolled(node: Node) -> Iterator[tuple[str, str]]:
         yield "slow", f"{count} weights are too many to unroll (limit {UNROLLED_WEIGHTS}): take --option strategy=Resource and a reuse factor"
 
 
-_POOL = (limits.rank(4), limits.symmetric_pads("note"))
+def rewrite(model: Model, shapes: Shapes) -> None:
+    """What qonnx and hls4ml do not read as it stands."""
+    gemm_bias(model, shapes)
+    pool_as_depthwise(model, shapes)
+
+
 TARGET = Target(
     name="hls4ml",
     title="hls4ml",
@@ -108,7 +119,7 @@ TARGET = Target(
     ops={
         "Conv": (limits.constant_weights(), limits.no_groups(True), limits.no_dilation(), _unrolled),
         "Gemm": (limits.constant_weights(), _unrolled), "MatMul": (limits.constant_weights(), _unrolled),
-        "MaxPool": _POOL, "AveragePool": _POOL, "GlobalAveragePool": (), "BatchNormalization": (),
+        "MaxPool": (limits.rank(4), limits.symmetric_pads("note")), "BatchNormalization": (),
         "Relu": (), "LeakyRelu": (), "PRelu": (), "Elu": (), "Selu": (), "Sigmoid": (), "HardSigmoid": (), "Tanh": (), "Softmax": (), "ThresholdedRelu": (),
         "Add": (), "Sub": (), "Mul": (), "Concat": (), "Flatten": (), "Reshape": (), "Transpose": (), "Identity": (), "Resize": (),
     },
@@ -124,5 +135,6 @@ TARGET = Target(
         "synthesize": Option("auto", "run Vitis HLS: where it is on PATH, always, never", ("auto", "yes", "no")),
     },
     files=files,
+    rewrite=rewrite,
     sources=("https://fastmachinelearning.org/hls4ml/",),
 )

@@ -11,9 +11,7 @@ from pathlib import Path
 from onnxprune.engines import limits
 from onnxprune.engines.bundle import Node, Option, Result, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import set_attribute
-from onnxprune.model.shapes import Shapes
+from onnxprune.engines.fpga.rewrites import whole_image_pool
 
 
 def parse(results: Path, model: str) -> Result:
@@ -22,17 +20,6 @@ def parse(results: Path, model: str) -> Result:
     wrong = found.get("outputs_wrong", 0.0)
     notes = (f"{wrong:g} of {found['outputs']:g} simulated outputs differ from the integer model",) if wrong else ()
     return Result(model, found, notes=notes)
-
-
-def rewrite(model: Model, shapes: Shapes) -> None:
-    """GlobalAveragePool as an AveragePool over the whole image: NNgen has two pooling circuits, and that of GlobalAveragePool gave
-    other integers than its own software model in simulation (int8, 4x4 image, NNgen 1.3.4); this one equals it."""
-    for node in model.proto.graph.node:
-        shape = shapes.shape(node.input[0]) if node.op_type == "GlobalAveragePool" else None
-        if shape is not None and len(shape) == 4 and all(isinstance(d, int) for d in shape):
-            node.op_type = "AveragePool"
-            for name, value in (("kernel_shape", shape[2:]), ("strides", shape[2:]), ("pads", (0, 0, 0, 0))):
-                set_attribute(node, name, list(value))
 
 
 def _whole_steps(node: Node) -> Iterator[tuple[str, str]]:
@@ -75,6 +62,6 @@ TARGET = Target(
         "samples": Option("16", "inputs that the shifts are found on"),
         "simulate": Option("yes", "count cycles with Icarus Verilog", ("yes", "no")),
     },
-    rewrite=rewrite,
+    rewrite=whole_image_pool,
     sources=("https://github.com/NNgen/nngen (nngen/onnx)",),
 )
