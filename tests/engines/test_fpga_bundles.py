@@ -157,7 +157,7 @@ HLS4ML = """
 import numpy, pathlib
 __version__ = "1.3.0"
 class utils:
-    def config_from_onnx_model(model, **options): return {"Model": {}, "LayerName": {"Conv_0": {}, "Conv_1": {}, "MatMul_0": {}}}
+    def config_from_onnx_model(model, **options): return {"Model": {}, "LayerName": {"Conv_0": {}, "Conv_1": {}, "Conv_2": {}, "MatMul_0": {}}}
 class Made:
     def __init__(self, options): self.options = options
     def compile(self): pass
