@@ -103,7 +103,7 @@ class CostTable:
         factor, index = self.terms[what]
         lengths = self.axes.lengths(removed)
         values = factor * lengths[index].prod(1)
-        if what != "macs":
+        if what in ("params", "bytes"):
             values = values * self._once(removed)
         per_axis = np.zeros(len(lengths))
         for column in range(index.shape[1]):
