@@ -50,7 +50,7 @@ def python() -> str:
 def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple = ()) -> None:
     """Install this checkout with extras and packages, unless an earlier call did and setup.cfg is the same.
 
-    packages must install; of the wanted, one that does not is named and left out.
+    packages must install. wanted: requirements, each with its own options of pip behind spaces; one that does not install is named and left out.
     """
     state = hashlib.sha256((ROOT + _text(os.path.join(ROOT, "setup.cfg"))).encode()).hexdigest()
     prefix = subprocess.check_output([interpreter, "-c", "import sys; print(sys.prefix)"], universal_newlines=True).strip()
@@ -61,8 +61,10 @@ def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple 
         return
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     run([*pip, *packages, "--editable", f"{ROOT}[{','.join(extras)}]"])
+    plain = [package for package in wanted if " " not in package]
+    together = not plain or attempt(pip + plain)
     for package in wanted:
-        if not attempt(pip + package.split()):
+        if not (together and package in plain) and not attempt(pip + package.split()):
             say(f"not installed: {package.split()[0]}; what needs it is left out")
     with open(stamp, "w", encoding="utf-8") as file:
         file.write("\n".join([state, *sorted(asked)]))
