@@ -17,6 +17,8 @@ VERBS = {
     "cut": ("plan", "Do what a plan says."),
     "verify": ("plan", "Check a cut model against its masked original."),
     "bench": ("bench", "Time models side by side."),
+    "sensitivity": ("sensitivity", "What cutting each group alone costs and saves."),
+    "select": ("sensitivity", "Choose groups and rates from sensitivities."),
     "compare": ("compare", "Two models on the same labels, class by class, beside what they cost."),
     "tune": ("tune", "Fine-tune the weights with torch; the graph stays."),
     "sparsify": ("sparsify", "Zeros inside the weights, and what they are worth."),

@@ -31,6 +31,12 @@ class Journal:
         self.measured = 0  # by this object, not read from the file
         self._known: dict[str, Mapping[str, Any]] = {row.pop("key"): row for row in rows(self.path) if "key" in row} if self.path else {}
 
+    def below(self, prefix: str) -> Journal:
+        """The same file with a longer prefix."""
+        found = Journal()
+        found.path, found.prefix, found._known = self.path, self.prefix + prefix, self._known
+        return found
+
     def has(self, key: str) -> bool:
         """Whether it was measured before."""
         return self.prefix + key in self._known

@@ -1,0 +1,45 @@
+"""Rounds of layer selection on the demo network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onnxprune import demo
+from onnxprune.allocate.base import Constraints
+from onnxprune.analysis.walk import analyse
+from onnxprune.calibrate.data import open_data
+from onnxprune.checks import input_types
+from onnxprune.errors import TargetError
+from onnxprune.model.io import load
+from onnxprune.saliency.base import Context
+from onnxprune.search.base import Search
+from onnxprune.search.journal import Journal
+from onnxprune.search.layer_selection import layer_selection
+
+FILES = demo.files()
+
+
+def search(budget: float, **options: object) -> Search:
+    analysis = analyse(load(FILES.model))
+    data = open_data(FILES.calibration, input_types(analysis.model), samples=40)
+    constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=4)
+    return Search(Context(analysis, data, batch_size=16), constraints, options={"rates": "0.25,0.5", "params_map": 4, "flops_map": 4, "end_map": 2, "rounds": 6, **options})
+
+
+def test_rounds_meet_the_budget_and_go_on_after_a_kill(tmp_path: Path) -> None:
+    here = search(0.8)
+    whole = layer_selection(replace(here, journal=Journal(tmp_path / "whole.jsonl")))
+    assert here.met(whole.kept) and whole.decided_by["rounds"] >= 1
+    for name, kept in whole.kept.items():
+        assert len(kept) >= max(1, here.analysis.group(name).size * 0.1)
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "part.jsonl").write_bytes(b"".join(lines[: 2 * len(lines) // 3]))
+    assert layer_selection(replace(here, journal=Journal(tmp_path / "part.jsonl"))).kept == whole.kept
+
+
+def test_what_cannot_be_reached_is_said() -> None:
+    with pytest.raises(TargetError, match="raise rounds"):
+        layer_selection(search(0.2, rounds=1, params_layers=1, flops_layers=0))

@@ -1,0 +1,97 @@
+"""Sensitivities against cuts made by hand, selection against its formula, and workers that die."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from onnxprune import demo
+from onnxprune.analysis.walk import analyse
+from onnxprune.cli import run
+from onnxprune.errors import OnnxpruneError, UsageError
+from onnxprune.model.io import load
+from onnxprune.search.layer_selection import Selection, select
+from onnxprune.search.workers import run_jobs
+
+FILES = demo.files()
+
+
+def sweep(out: Path, *more: str) -> list[str]:
+    return ["sensitivity", str(FILES.model), "-o", str(out), "--data", str(FILES.calibration), "--samples", "40", "--rates", "0.25,0.75", *more]
+
+
+def test_a_sweep_resumes_and_says_what_cuts_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = analyse(load(FILES.model))
+    names = [g.name for g in analysis.groups][:2]
+    out = tmp_path / "s.jsonl"
+    flags = [f"--group={n}" for n in names]
+    assert run(sweep(out, *flags, "--labelled", str(FILES.evaluation), "--json")) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert len(records) == 5 and records[0]["group"] == "" and records[0]["quality"] > 0.98
+    for r in records[1:]:
+        cost = analysis.cost({r["group"]: range(r["kept"])})
+        assert (r["params"], r["macs"]) == (cost.params, cost.macs) and r["kept"] == int(r["size"] * (1 - r["rate"]) // 2) * 2
+        assert len(r["per_class"]["top1"]) == 10 and r["timing"]["inference_ms"] > 0
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:3]) + lines[3][:30])
+    assert run(sweep(out, *flags, "--labelled", str(FILES.evaluation), "--json")) == 0
+    said = capsys.readouterr()
+    assert "3 of 5 measured before" in said.err
+    strip = [{k: v for k, v in r.items() if k != "timing"} for r in records]
+    assert [{k: v for k, v in r.items() if k != "timing"} for r in json.loads(said.out)] == strip
+    assert run(["select", str(out), "--params-layers", "1", "--flops-layers", "1", "--latency-layers", "0"]) == 0
+    assert "--ratio" in capsys.readouterr().out
+    assert run(["select", str(tmp_path / "none.jsonl")]) == 1
+    assert run(sweep(out, "--rates", "2")) == 2
+
+
+def record(group: str, rate: float, quality: float, params: int, macs: int) -> dict:
+    return {"group": group, "index": int(group[1:]), "rate": rate, "quality": quality, "saved_params": params, "saved_macs": macs, "timing": {}}
+
+
+def test_selection_is_its_formula() -> None:
+    rows = [record("g0", 0.25, 1.0, 10, 1), record("g0", 0.5, 0.9, 30, 2), record("g1", 0.25, 0.99, 20, 50), record("g2", 0.5, 0.5, 900, 900)]
+    # params: g0 max(10, 30 * 0.9^2 = 24.3), g1 20 * 0.9801 = 19.6, g2 225; flops with power 20: g2 0.0009, g1 40.9, g0 1
+    found = select(rows, Selection(1, 1, 0, params_map=2, flops_map=20))
+    assert [(c.group, c.rate, c.lists) for c in found] == [("g1", 0.25, ("flops",)), ("g2", 0.5, ("params",))]
+    found = select(rows, Selection(3, 3, 0, params_map=2, flops_map=20))
+    assert [(c.group, c.rate) for c in found] == [("g0", 0.25), ("g1", 0.25), ("g2", 0.5)]  # g0: 0.5 by params, 0.25 by flops
+    ties = [record(f"g{i}", 0.5, 1.0, 7, 7) for i in range(20)]
+    assert len(select(ties, Selection(6, 0, 0))) == 6
+    with pytest.raises(UsageError, match="timings"):
+        select(rows, Selection(1, 1, 1))
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def dies_once(job: tuple[str, int]) -> int:
+    """Kills its own process the first time that job 3 is tried."""
+    folder, number = job
+    mark = Path(folder) / "died"
+    if number == 3 and not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return number * number
+
+
+def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
+    pytest.importorskip("joblib")
+    expected = dict(run_jobs(square, range(5)))
+    assert dict(run_jobs(square, range(5), workers=2)) == expected == {i: i * i for i in range(5)}
+
+
+def test_a_worker_that_dies_loses_no_job(tmp_path: Path) -> None:
+    pytest.importorskip("joblib")
+    jobs = [(str(tmp_path), i) for i in range(6)]
+    found = list(run_jobs(dies_once, jobs, workers=2))
+    assert sorted(r for _, r in found) == [i * i for i in range(6)] and (tmp_path / "died").exists()
+
+
+def test_an_unknown_cluster() -> None:
+    with pytest.raises(OnnxpruneError, match="ray"):
+        list(run_jobs(square, [1], cluster="slurm"))
