@@ -330,10 +330,25 @@ def _around_dynamic(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]
     k, m = _equal_blocks(lengths[i:][::-1], sizes[j:][::-1])
     k, m = len(source) - k, len(sizes) - m
     why = node.why("merged with a dynamic axis")
-    for axis, _ in source[i:k]:
-        node.record.causes.freeze(axis, why)
     between: Axes = [source[i][0]] if m - j == k - i == 1 else [why] * (m - j)
+    frozen = [a for a, _ in source[i:k]]
+    if k > i and m > j:
+        frozen[-1], between[-1] = _innermost(node, source[k - 1], sizes[m - 1], why, between[-1])
+    for axis in frozen:
+        node.record.causes.freeze(axis, why)
     return [*(_regroup_middle(node, source[:i], sizes[:j]) if j else []), *between, *(_regroup_middle(node, source[k:], sizes[m:]) if len(sizes) > m else [])]
+
+
+def _innermost(node: Node, last: tuple[Axis, Dim], size: Dim, why: int, otherwise: Axis) -> tuple[Axis, Axis]:
+    """(what to freeze of the last axis of a block, the last axis it becomes): where one length divides the other, positions of the shorter go on."""
+    axis, length = last
+    if not isinstance(axis, np.ndarray) or not isinstance(length, int) or not isinstance(size, int) or length == size:
+        return axis, otherwise
+    if length % size == 0:
+        return node.record.causes.split(axis, length // size, size, node.single())
+    if size % length == 0:
+        return why, node.record.causes.merge(why, size // length, axis, length)
+    return axis, otherwise
 
 
 def _equal_blocks(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[int, int]:

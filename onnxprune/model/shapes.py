@@ -6,7 +6,7 @@ Shape, Gather, Concat and Reshape is followed whatever its arithmetic. A dimensi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, subgraphs
 
 Dim = int | str | None
 _LIKE_THE_INPUT = ("GroupNormalization", "MeanVarianceNormalization")  # onnx has no inference for them
+_UNKNOWN, _TIMES = "?", "\u00b7"  # begins the symbol of a length that is not known; stands between the factors of a product
 LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
 # Ops of which onnx's inference of one node says nothing, and whose first output is like their first input
 _LIKE_FIRST = frozenset(
@@ -73,6 +74,7 @@ class _Inference:
         self.opset = model.opset
         self.ir_version = model.proto.ir_version
         self.declared: dict[str, TypeProto] = {}
+        self.unknown = 0
         for name, weight in model.weights.items():
             self.types[name] = helper.make_tensor_type_proto(weight.dtype, weight.shape)
             if int(np.prod(weight.shape)) <= LARGEST_VALUE and weight.dtype in _VALUE_TYPES:
@@ -104,6 +106,21 @@ class _Inference:
                 self.types[name] = kind
         self.evaluate(node)
         self.shape_from_value(node)
+        for name in node.output:
+            if name in self.types:
+                self.types[name] = self.named(self.types[name])
+
+    def named(self, kind: TypeProto) -> TypeProto:
+        """Unknown dimensions get symbols of their own, so that what is computed from them can be compared."""
+        if not _has_shape(kind) or all(_dim(d) is not None for d in kind.tensor_type.shape.dim):
+            return kind
+        copy = TypeProto()
+        copy.CopyFrom(kind)
+        for d in copy.tensor_type.shape.dim:
+            if _dim(d) is None:
+                self.unknown += 1
+                d.dim_param = f"{_UNKNOWN}{self.unknown}"
+        return copy
 
     def body_inputs(self, node: NodeProto, body: GraphProto) -> None:
         """Inputs of a Loop body are its operands; other bodies declare theirs."""
@@ -127,6 +144,8 @@ class _Inference:
 
     def infer_types(self, node: NodeProto) -> Mapping[str, TypeProto]:
         """onnx's inference of one node; nothing where it does not know."""
+        if node.op_type == "MultiHeadAttention" and len(node.input) > 2:
+            return self.attended(node)
         if node.domain not in STANDARD_DOMAINS or subgraphs(node):
             return {}
         if node.op_type in _LIKE_THE_INPUT:
@@ -138,6 +157,14 @@ class _Inference:
             return shape_inference.infer_node_outputs(schema, node, kinds, data, {}, self.opsets, self.ir_version)
         except Exception:  # onnx raises RuntimeError, ValueError and its own errors here; unknown is an answer
             return {}
+
+    def attended(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        """Positions of the query, channels of the value."""
+        known = Shapes(self.types, self.values)
+        query, value = known.shape(node.input[0]), known.shape(node.input[2])
+        if query is None or value is None or not len(query) == len(value) == 3:
+            return {}
+        return {node.output[0]: helper.make_tensor_type_proto(known.dtype(node.input[0]), [*query[:2], value[2]])}
 
     def evaluate(self, node: NodeProto) -> None:
         """Values of the outputs, where an entry of EVALUATE computes them."""
@@ -198,18 +225,37 @@ def _reshape(target: list[Dim], inputs: tuple[Dim, ...] | None, allowzero: int) 
     """Dimensions that a Reshape target gives, 0 and -1 resolved where that is possible."""
     dims = [inputs[i] if d == 0 and not allowzero and inputs is not None and i < len(inputs) else d for i, d in enumerate(target)]
     if -1 in dims:
-        rest = [d for d in dims if d != -1]
-        free: Dim = None
-        if inputs is not None:
-            have, want = list(inputs), list(rest)
-            for d in [d for d in want if isinstance(d, str)]:
-                if d in have:
-                    have.remove(d)
-                    want.remove(d)
-            if all(isinstance(d, int) for d in (*have, *want)) and np.prod(want, dtype=np.int64) > 0:
-                free = int(np.prod(have, dtype=np.int64) // np.prod(want, dtype=np.int64))
+        free = None
+        if inputs is not None and None not in inputs and not any(d is None for d in dims):
+            free = quotient(product(inputs), product([d for d in dims if d != -1]))
         dims[dims.index(-1)] = free
     return dims
+
+
+def product(dims: Sequence[Any]) -> Dim:
+    """Product of known dimensions: a number, or a symbol that spells its factors in one order."""
+    number, symbols = 1, []
+    for d in dims:
+        for part in d.split(_TIMES) if isinstance(d, str) else [d]:
+            if isinstance(part, str) and not part.isdecimal():
+                symbols.append(part)
+            else:
+                number *= int(part)
+    if number == 0:
+        return 0
+    return _TIMES.join([*([str(number)] if number != 1 else []), *sorted(symbols)]) if symbols else number
+
+
+def quotient(a: Dim, b: Dim) -> Dim:
+    """a / b where it comes out even; None elsewhere."""
+    (n, over), (m, under) = (
+        (int(next((p for p in str(d).split(_TIMES) if p.isdecimal()), 1)), [p for p in str(d).split(_TIMES) if not p.isdecimal()]) for d in (a, b)
+    )
+    for symbol in under:
+        if symbol not in over:
+            return None
+        over.remove(symbol)
+    return product([n // m, *over]) if m and n % m == 0 else None
 
 
 def _broadcast(a: tuple[Dim, ...], b: list[Dim]) -> list[Dim]:
@@ -251,6 +297,22 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
         if any(x.dtype == object for x in xs):
             return _compact(np.asarray(np.frompyfunc(scalar, len(xs), 1)(*xs), object))
         return np.asarray(function(*xs))
+
+    return apply
+
+
+def _symbolic(function: Callable[[Any, Any], Dim], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """Elementwise on numbers and symbols, by `function` where there is a symbol."""
+
+    def scalar(x: Any, y: Any) -> Any:
+        if x is None or y is None or not all(isinstance(v, int | np.integer | str) for v in (x, y)):
+            return None
+        return function(x, y)
+
+    def apply(node: NodeProto, *xs: np.ndarray) -> np.ndarray:
+        if any(x.dtype == object for x in xs):
+            return _compact(np.asarray(np.frompyfunc(scalar, 2, 1)(*xs), object))
+        return np.asarray(otherwise(*xs))
 
     return apply
 
@@ -330,10 +392,11 @@ def _tile(node: NodeProto, x: np.ndarray, repeats: np.ndarray) -> np.ndarray:
 
 EVALUATE: dict[str, Callable[..., Any]] = {
     **{op: _arithmetic(f) for op, f in {
-        "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _div, "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Pow": lambda a, b: np.power(a, b).astype(a.dtype),
+        "Add": np.add, "Sub": np.subtract, "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Pow": lambda a, b: np.power(a, b).astype(a.dtype),
         "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Mod": np.mod, "Equal": np.equal, "Greater": np.greater, "Less": np.less,
         "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal, "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or,
     }.items()},
+    "Mul": _symbolic(lambda x, y: product([x, y]), np.multiply), "Div": _symbolic(quotient, _div),
     "Min": lambda node, *xs: _arithmetic(lambda *ys: np.minimum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
     "Max": lambda node, *xs: _arithmetic(lambda *ys: np.maximum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
     "Cast": _cast, "Clip": _clip, "Identity": lambda node, x: x, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
