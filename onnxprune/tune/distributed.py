@@ -1,8 +1,8 @@
 """Several processes that tune one model, as torchrun or accelerate start them.
 
-    torchrun --nproc-per-node 2 -m onnxprune tune ...        accelerate launch --num_processes 2 -m onnxprune tune ...
+    torchrun --nproc-per-node 2 -m onnxprune tune ...        accelerate launch --multi_gpu -m onnxprune tune --device cuda ...
 
-Both say who is who in RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Each process takes its share of every batch; gradients are averaged, so the steps
+Both say who is who in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. (On CPUs take torchrun: accelerate starts one process there.) Each process takes its share of every batch; gradients are averaged, so the steps
 are those of one process with the whole batch (but for statistics over the batch: BatchNormalization and the columns of DIST see a share).
 """
 
@@ -55,6 +55,11 @@ class World:
         """Until all processes are here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+
+def own_device(device: str) -> str:
+    """ "cuda" as the GPU that the launcher meant for this process; other devices as they are."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def join_world(device: str) -> World:

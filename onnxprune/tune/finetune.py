@@ -23,7 +23,7 @@ from onnxprune.model.io import Model, digest
 from onnxprune.tune import batchnorm
 from onnxprune.tune.bridge import as_feeds, to_module, write_back
 from onnxprune.tune.call import torch
-from onnxprune.tune.distributed import World, join_world
+from onnxprune.tune.distributed import World, join_world, own_device
 from onnxprune.tune.heads import common_features, heads
 from onnxprune.tune.loop import Hook, Run, TaskLoss, effective, loss_and_outputs, resume, train, validate_start
 from onnxprune.tune.losses import needs_teacher, parse
@@ -96,6 +96,7 @@ def tune(
     model, teacher = with_open_weights(model), with_open_weights(teacher) if teacher is not None else None
     weights = parse(settings.loss)
     _check(weights, teacher, task_loss)
+    settings = replace(settings, device=own_device(settings.device))
     rate = settings.rate(batchnorm.normalised(model))
     samples = gather(data)
     rest, held = (samples, gather(validation)) if validation is not None else samples.split(settings.validation, settings.seed)

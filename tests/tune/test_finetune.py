@@ -23,6 +23,7 @@ from onnxprune.model.runtime import Session
 torch = pytest.importorskip("torch")
 from onnxprune.tune import batchnorm
 from onnxprune.tune.bridge import as_feeds, to_module
+from onnxprune.tune.distributed import own_device
 from onnxprune.tune.finetune import tune
 from onnxprune.tune.samples import Samples, augmented, gather
 from onnxprune.tune.settings import Settings
@@ -200,6 +201,18 @@ def test_augmentation_moves_and_mirrors_whole_images() -> None:
     for image, piece in zip(images, inner):
         views = [v[:, i : i + 4, j : j + 4] for v in (image, image[..., ::-1]) for i in range(5) for j in range(5)]
         assert any((piece == v).all() for v in views)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_tuning_on_a_gpu(demo: Model, damaged: Model, digits: Digits) -> None:
+    result = tune(damaged, digits[0], replace(QUICK, device="cuda", precision="bfloat16", augment="flip-shift"), teacher=demo)
+    assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
+
+
+def test_a_process_of_several_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [own_device(d) for d in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
 
 
 SCRIPT = """
