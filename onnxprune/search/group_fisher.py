@@ -1,0 +1,179 @@
+"""Group Fisher pruning: again and again the globally least important channels, importance being the squared mask gradient over what a channel costs.
+
+Source: Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression", and METHODS.md section 3. Without training: the same loop on
+calibration data, with a fresh backward pass over other inputs after each few channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from onnx import NodeProto
+
+from onnxprune.allocate.base import ordered, widths
+from onnxprune.analysis.groups import Analysis
+from onnxprune.calibrate.data import Data
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import Options as EngineOptions
+from onnxprune.engines.layers import LatencyCache
+from onnxprune.engines.savings import group_savings
+from onnxprune.errors import UsageError, unknown
+from onnxprune.model.nodes import label
+from onnxprune.saliency import CRITERIA
+from onnxprune.search.base import Search, settings
+from onnxprune.search.compose import Smaller, smaller
+from onnxprune.types import Plan, Scores
+
+CRITERION = "fisher"
+NORMALIZATIONS = ("none", "flops", "act", "latency")
+STEPS = 50  # re-scorings of a whole network, where `step` does not say it
+_CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Settings:
+    """normalization: of NORMALIZATIONS, what a channel's importance is divided by; step: channels between two scorings, 0 = a fiftieth of all;
+    interval: batches that a scoring looks at; engine: whose latency."""
+
+    normalization: str = "flops"
+    step: int = 0
+    interval: int = 10
+    engine: str = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        if self.normalization not in NORMALIZATIONS:
+            raise unknown("normalization", self.normalization, NORMALIZATIONS)
+        if self.step < 0 or self.interval < 1:
+            raise UsageError("method-option", f"group-fisher: step {self.step} must be 0 or more, interval {self.interval} at least 1")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The next channels of a group of the smaller model that can go together: how many an allowed width asks for. value: importance over cost."""
+
+    group: str
+    channels: tuple[int, ...]
+    value: float
+
+
+def group_fisher(search: Search) -> Plan:
+    """The plan of as many steps as the budget needs. Widths are allowed ones (round_to) all the way.
+
+    Raises
+    ------
+    TargetError
+        No channel is left that may go.
+    """
+    chosen = settings(Settings, search.options, "group-fisher")
+    analysis = search.analysis
+    kept = search.fixed(CRITERIA.get("l2")(search.context)) if search.constraints.ratios else {}
+    fixed, number = frozenset(kept), 0
+    count = chosen.step or max(1, sum(g.size for g in analysis.groups) // STEPS)
+    cache = LatencyCache()
+    while not search.met(kept):
+        search.tell(f"group-fisher, step {number + 1}, {analysis.cost(kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs left")
+        step = smaller(analysis, kept)
+        scores = _scores(search, chosen, step, number)
+        costs = channel_costs(step.analysis, chosen, cache, search.context.threads)
+        gone: dict[str, set[int]] = {}
+        removed = 0
+        for bundle in _least(search, step, scores, costs, fixed):
+            gone.setdefault(bundle.group, set()).update(bundle.channels)
+            removed += len(bundle.channels)
+            left = {n: [c for c in range(step.analysis.group(n).size) if c not in g] for n, g in gone.items()}
+            kept = step.composed(left)
+            if removed >= count or search.met(kept):
+                break
+        if not removed:
+            raise search.missed(kept, "group-fisher: every group is at its least width")
+        number += 1
+    return search.plan(kept, method="group-fisher", steps=number, normalization=chosen.normalization)
+
+
+def channel_costs(analysis: Analysis, chosen: Settings, cache: LatencyCache | None = None, threads: int = 1) -> dict[str, np.ndarray]:
+    """What one channel of each group costs at the present widths: group -> float64 (size,).
+
+    flops: 1e9 multiply-accumulates in its producers and consumers; act: 1e6 values that its producers make; latency: milliseconds; none: 1.
+    """
+    if chosen.normalization == "none":
+        return {g.name: np.ones(g.size) for g in analysis.groups}
+    if chosen.normalization == "flops":
+        return {n: np.maximum(v / 1e9, _TINY) for n, v in analysis.savings("macs").items()}
+    if chosen.normalization == "act":
+        return {g.name: np.maximum(_activations(analysis, g.name) / 1e6, _TINY) for g in analysis.groups}
+    found = group_savings(ENGINES.get(chosen.engine), analysis, EngineOptions(threads=threads), cache)
+    return {g.name: np.full(g.size, max(found[g.name] / g.size, _TINY)) for g in analysis.groups}
+
+
+def _activations(analysis: Analysis, name: str) -> np.ndarray:
+    """Positions that each channel has in its producers' outputs, an inference: h * w of a convolution, 1 of a linear layer."""
+    total = np.zeros(analysis.group(name).size)
+    depthwise = {label(n) for n in analysis.model.proto.graph.node if n.op_type in ("Conv", "ConvTranspose")}
+    for member in analysis.members(name):
+        makes = member.site.role == "produces" or member.site.role == "carries" and member.site.node in depthwise
+        if makes and len(analysis.model.weights[member.site.tensor].shape) > 1:
+            np.add.at(total, member.channels, float(_positions(analysis, member.site.node)))
+    return total
+
+
+def _positions(analysis: Analysis, node: str) -> int:
+    """Of the contraction that a node is, or leads to (a weight may be dequantised or transposed first)."""
+    readers: dict[str, NodeProto] = {n: reader for reader in analysis.model.proto.graph.node for n in reader.input}
+    found = next((n for n in analysis.model.proto.graph.node if label(n) == node), None)
+    while found is not None and found.op_type not in _CONTRACTIONS:
+        found = readers.get(found.output[0])
+    shape = analysis.shapes.shape(found.output[0]) if found is not None else None
+    if found is None or not shape:
+        return 1
+    inner = shape[2:] if found.op_type.startswith("Conv") else shape[1:-1]
+    return math.prod(n for n in inner if isinstance(n, int))
+
+
+def _scores(search: Search, chosen: Settings, step: Smaller, number: int) -> Scores:
+    """Importance of the smaller model's channels on this step's inputs, remembered."""
+    name = f"step {number} {step.analysis.digest}"
+    if not search.journal.has(name):
+        data = _part(search.context.required_data("method group-fisher"), chosen.interval * search.context.batch_size, number)
+        here = replace(search.context, analysis=step.analysis, data=data, seed=search.context.seed + number, cache={})
+        found = CRITERIA.get(CRITERION if search.criterion == "auto" else search.criterion)(here)
+        search.journal.write(name, {"scores": {n: np.asarray(v, np.float64).tolist() for n, v in found.items()}})
+    return {n: np.asarray(v) for n, v in search.journal.recall(name, dict)["scores"].items()}
+
+
+def _part(data: Data, count: int, number: int) -> Data:
+    """The inputs of a step: the next `count`, from the beginning again after the last."""
+    whole = len(data.chosen)
+    count = min(max(count - count % (data.inputs.batch or 1), data.inputs.batch or 1), whole)
+    at = sorted((number * count + i) % whole for i in range(count))
+    return replace(data, chosen=tuple(data.chosen[i] for i in at))
+
+
+def _least(search: Search, step: Smaller, scores: Scores, costs: Mapping[str, np.ndarray], fixed: frozenset[str]) -> Iterator[Bundle]:
+    """Bundles in ascending order of importance over cost, the later ones of a group after its earlier ones."""
+    waiting = {name: _bundles(search, step, name, scores[name], costs[name]) for name in scores if name in step.origin}
+    heads: dict[str, Bundle] = {}
+    for name, bundles in waiting.items():
+        if not {g for places in step.origin[name] for g, _ in places} & fixed:
+            heads |= {name: b for b in [next(bundles, None)] if b is not None}
+    while heads:
+        name = min(heads, key=lambda n: heads[n].value)
+        yield heads.pop(name)
+        heads |= {name: b for b in [next(waiting[name], None)] if b is not None}
+
+
+def _bundles(search: Search, step: Smaller, name: str, scores: np.ndarray, costs: np.ndarray) -> Iterator[Bundle]:
+    """The channels between one allowed width and the next, the least important first."""
+    group = search.analysis.group(step.origin[name][0][0][0])
+    left, order = len(step.kept.get(group.name, range(group.size))), ordered(scores)
+    others = left - len(scores)  # channels of the original group that lie in other groups by now
+    taken = 0
+    for width in widths(group.size, search.constraints):
+        until = len(scores) - (width - others)
+        if taken < until < len(scores):
+            part = order[taken:until]
+            yield Bundle(name, tuple(part.tolist()), float(scores[part].sum() / costs[part].sum()))
+            taken = until

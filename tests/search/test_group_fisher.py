@@ -1,0 +1,108 @@
+"""Group Fisher: its normalisations against their definitions, its steps against budgets and widths, and fix_subnet files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import demo
+from onnxprune.allocate.base import Constraints
+from onnxprune.analysis.walk import analyse
+from onnxprune.calibrate.data import open_data
+from onnxprune.checks import input_types
+from onnxprune.errors import TargetError, UsageError
+from onnxprune.model.io import load
+from onnxprune.saliency import CRITERIA
+from onnxprune.saliency.base import Context
+from onnxprune.search.base import Search
+from onnxprune.search.group_fisher import Settings, channel_costs, group_fisher
+from onnxprune.search.journal import Journal
+from onnxprune.search.subnet import from_subnet, to_subnet, unit_names
+
+FILES = demo.files()
+
+
+def search(budget: float = 0.8, round_to: int = 4, **options: object) -> Search:
+    analysis = analyse(load(FILES.model))
+    data = open_data(FILES.calibration, input_types(analysis.model), samples=32)
+    constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=round_to)
+    return Search(Context(analysis, data, batch_size=16), constraints, options={"interval": 1, **options})
+
+
+def test_costs_by_hand() -> None:
+    """conv 3 -> 8 (3x3, 10x10 out), depthwise 3x3, conv 8 -> 5 (1x1): the one group's channel in MACs and in values made."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 10, 10] x, float[8, 3, 3, 3] a, float[8, 1, 3, 3] d, float[5, 8, 1, 1] b) => (float[1, 5, 10, 10] y) {
+        h = Conv <pads = [1, 1, 1, 1]> (x, a)
+        k = Conv <pads = [1, 1, 1, 1], group = 8> (h, d)
+        y = Conv (k, b) }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in {"a": (8, 3, 3, 3), "d": (8, 1, 3, 3), "b": (5, 8, 1, 1)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    del proto.graph.input[1:]
+    analysis = analyse(load(proto.SerializeToString()))
+    (group,) = analysis.groups
+    flops = 100 * 9 * 3 + 100 * 9 + 100 * 5
+    np.testing.assert_allclose(channel_costs(analysis, Settings(normalization="flops"))[group.name], flops / 1e9)
+    np.testing.assert_allclose(channel_costs(analysis, Settings(normalization="act"))[group.name], 200 / 1e6)
+    np.testing.assert_array_equal(channel_costs(analysis, Settings(normalization="none"))[group.name], 1)
+
+
+@pytest.mark.parametrize("normalization", ["none", "flops", "act"])
+def test_the_budget_is_met_at_allowed_widths(normalization: str) -> None:
+    here = search(normalization=normalization)
+    plan = group_fisher(here)
+    reached = here.analysis.cost(plan.kept).macs / here.analysis.cost().macs
+    assert 0.7 < reached <= 0.8
+    assert all(len(k) % 4 == 0 for k in plan.kept.values())
+
+
+def test_normalisations_choose_differently() -> None:
+    assert group_fisher(search(normalization="act")).kept != group_fisher(search(normalization="flops")).kept
+
+
+def test_one_scoring_with_one_step_is_the_global_order() -> None:
+    """With all channels in one step and no rounding, what goes is what a sort of importance over cost says, until the budget."""
+    here = search(0.9, round_to=1, step=10**6, normalization="none")
+    plan = group_fisher(here)
+    scores = CRITERIA.get("fisher")(replace(here.context, data=replace(here.context.data, chosen=here.context.data.chosen[:16])))
+    ranked = sorted((float(v), n, i) for n, s in scores.items() for i, v in enumerate(s))
+    gone: dict[str, set[int]] = {}
+    for _, name, index in ranked:
+        if here.met({n: [c for c in range(here.analysis.group(n).size) if c not in g] for n, g in gone.items()}):
+            break
+        gone.setdefault(name, set()).add(index)
+    assert {n: set(range(here.analysis.group(n).size)) - set(k) for n, k in plan.kept.items()} == gone
+
+
+def test_a_killed_search_ends_alike(tmp_path: Path) -> None:
+    whole = group_fisher(replace(search(), journal=Journal(tmp_path / "whole.jsonl")))
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "part.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    journal = Journal(tmp_path / "part.jsonl")
+    assert group_fisher(replace(search(), journal=journal)).kept == whole.kept and journal.measured == len(lines) - len(lines) // 2
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UsageError, match="flops"):
+        group_fisher(search(normalization="flop"))
+    with pytest.raises(TargetError, match="least width"):
+        group_fisher(search(0.001, step=10**6))
+
+
+def test_fix_subnet_there_and_back() -> None:
+    here = search()
+    plan = group_fisher(here)
+    counts = to_subnet(here.analysis, plan)
+    assert set(counts) == set(unit_names(here.analysis).values()) and len(counts) == len(here.analysis.groups)
+    scores = {g.name: np.isin(np.arange(g.size), plan.kept.get(g.name, ())).astype(np.float64) for g in here.analysis.groups}
+    assert from_subnet(here.analysis, counts, scores).kept == plan.kept
+    unit = next(iter(counts))
+    with pytest.raises(UsageError, match="channels"):
+        from_subnet(here.analysis, {unit: 0}, scores)
+    with pytest.raises(UsageError, match="unit"):
+        from_subnet(here.analysis, {"x_(0, 4)_4": 1}, scores)
