@@ -13,7 +13,7 @@ from typing import Any
 from onnxprune.engines import limits
 from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
-from onnxprune.engines.fpga.rewrites import gemm_bias, pool_as_depthwise
+from onnxprune.engines.fpga.rewrites import concat_by_two, gemm_bias, pool_as_depthwise
 from onnxprune.errors import DataError
 from onnxprune.model.io import Model
 from onnxprune.model.shapes import Shapes
@@ -109,6 +109,7 @@ def rewrite(model: Model, shapes: Shapes) -> None:
     """What qonnx and hls4ml do not read as it stands."""
     gemm_bias(model, shapes)
     pool_as_depthwise(model, shapes)
+    concat_by_two(model, shapes)
 
 
 TARGET = Target(
