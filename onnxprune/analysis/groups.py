@@ -157,7 +157,8 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
     arrays = [a for _, _, a in sites] + _other_arrays(record)
     axes = Axes.build(record.causes, arrays)
     tables = [axes.table(a) for _, _, a in sites]
-    order, bounds = _partition(tables, [u.axes[i] is not None and u.roles[i] == "produces" for u, i, _ in sites], axes.causes)
+    through = {axes.number(a): axes.table(a) for t in record.tensors.values() for a in t.axes if isinstance(a, np.ndarray)}
+    order, bounds = _partition(tables, [u.roles[i] == "produces" for u, i, _ in sites], list(through.values()), axes.causes)
     where = np.full(axes.causes + 1, -1)
     channel = np.zeros(axes.causes + 1, np.int64)
     for g, (start, end) in enumerate(zip(bounds, bounds[1:])):
@@ -199,9 +200,12 @@ def _roles(record: Record) -> None:
             break
 
 
-def _partition(tables: list[np.ndarray], produces: list[bool], count: int) -> tuple[np.ndarray, list[int]]:
-    """Causes with the same sites together: (causes in order, bounds of the groups). Causes without a site are left out."""
-    keys = np.random.Generator(np.random.PCG64(0)).integers(1, 2**63 - 1, len(tables), dtype=np.int64).astype(np.uint64)
+def _partition(tables: list[np.ndarray], produces: list[bool], through: list[np.ndarray], count: int) -> tuple[np.ndarray, list[int]]:
+    """Causes with the same sites together: (causes in order, bounds of the groups). Causes without a site are left out.
+
+    The axes of activations that they pass (`through`) count too: as long as a group keeps one, no axis of any tensor runs empty.
+    """
+    keys = np.random.Generator(np.random.PCG64(0)).integers(1, 2**63 - 1, len(tables) + len(through), dtype=np.int64).astype(np.uint64)
     signature = np.zeros(count + 1, np.uint64)
     first = np.full((count + 1, 2), np.iinfo(np.int64).max)
     for k in sorted(range(len(tables)), key=lambda k: (not produces[k], k)):
@@ -211,6 +215,8 @@ def _partition(tables: list[np.ndarray], produces: list[bool], count: int) -> tu
         new = first[cause, 0] == np.iinfo(np.int64).max
         first[cause[new], 0], first[cause[new], 1] = k, position[new] // table.shape[1]
     used = np.flatnonzero(signature[:count])
+    for key, table in zip(keys[len(tables) :], through):
+        np.add.at(signature, table.ravel(), key)
     _, group = np.unique(signature[used], return_inverse=True)
     lead = np.full(group.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(lead, group, first[used, 0])

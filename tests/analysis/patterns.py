@@ -49,6 +49,16 @@ PATTERNS: dict[str, Case] = {
         "float[2,4,6,6] x | float[8,4,1,1] w1, int64[1] two = {2}, int64[5] s = {2, 8, 3, 6, 6}, int64[4] t = {2, 24, 6, 6}, float[5,24,1,1] w2 |"
         "a = Conv(x, w1); u = Unsqueeze(a, two); e = Expand(u, s); b = Reshape(e, t); y = Conv(b, w2)"
     ),
+    "repeat_interleave_twice": Case(
+        "float[2,3,4,4] x | float[3,3,3,3] w1, int64[1] two = {2}, int64[5] s = {1, 1, 2, 1, 1}, int64[4] t = {0, 6, 4, 4}, int64[4] u = {0, 12, 4, 4}, float[5,12,1,1] w2 |"
+        "a = Conv<pads=[1,1,1,1]>(x, w1); b = Unsqueeze(a, two); c = Expand(b, s); d = Reshape(c, t); e = Unsqueeze(d, two); f = Expand(e, s); g = Reshape(f, u); y = Conv(g, w2)", groups=(2, 2, 3)
+    ),
+    "factors_of_equal_length": Case(
+        "float[2,3,4] x | float[4,16] w1, int64[4] s = {2, 3, 4, 4}, int64[3] t = {2, 3, 16}, float[16,5] w2 | a = MatMul(x, w1); b = Reshape(a, s); r = Relu(b); c = Reshape(r, t); y = MatMul(c, w2)", groups=(4, 4)
+    ),
+    "halves_that_swap": Case(
+        "float[2,4,6,6] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | a = Conv(x, w1); p, q = Split<axis=1>(a); r = Relu(q); c = Concat<axis=1>(r, p); y = Conv(c, w2)", opset=13, groups=(4, 4)
+    ),
     "chunk_and_concat": Case(
         "float[2,4,6,6] x | float[16,4,1,1] w1, float[8,8,3,3] w2, float[8,8,3,3] w3, float[5,32,1,1] w4 |"
         "a = Conv(x, w1); p, q = Split<axis=1>(a); r = Conv<pads=[1,1,1,1]>(q, w2); s = Conv<pads=[1,1,1,1]>(r, w3); t = Add(q, s); c = Concat<axis=1>(p, q, r, t); y = Conv(c, w4)", opset=13, groups=(8, 8, 8)
