@@ -115,7 +115,7 @@ def _box(
     ET.SubElement(group, "text", {"x": f"{x:.0f}", "y": f"{y - (3 if names else -4):.0f}"}).text = text if len(text) <= 20 else text[:19] + "…"
     if names:
         before, after = (sum(widths[n][i] for n in names) for i in (0, 1))
-        which = f"#{numbers[names[0]]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        which = f"#{numbers[names[0]]}" + (f" +{len(names) - 1}" if len(names) > 1 else "")
         width = f"{before} → {after}" if before != after else str(before)
         ET.SubElement(group, "text", {"x": f"{x:.0f}", "y": f"{y + 12:.0f}", "class": "small"}).text = f"{which}: {width}"
     return group

@@ -26,6 +26,20 @@ class Curve:
     dash: str = "none"
 
 
+class _Line(leather.Line):  # type: ignore[misc]
+    """Without an entry in the legend: names are long, and the page has them below the plot."""
+
+    def legend_to_svg(self, series: object, palette: object) -> list[object]:
+        return []
+
+
+class _Dots(leather.Dots):  # type: ignore[misc]
+    """Without an entry in the legend."""
+
+    def legend_to_svg(self, series: object, palette: object) -> list[object]:
+        return []
+
+
 def curves(points: Sequence[Sequence[tuple[float, float]]]) -> list[Curve]:
     """A colour, and beyond eight a dash, for each line."""
     n = len(COLOURS)
@@ -53,10 +67,8 @@ def plot(drawn: Sequence[Curve], x: str, y: str, label: str, from_zero: bool = T
     chart.add_x_axis(ticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], tick_formatter=lambda v, i, n: f"{float(v):.0%}", name=x)
     chart.add_y_axis(tick_formatter=lambda v, i, n: f"{float(v):.4g}", name=y)
     for curve in drawn:
-        if curve.dots:
-            chart.add_dots(curve.points, fill_color=curve.colour, radius=7 if curve.large else 4)
-        else:
-            chart.add_line(curve.points, stroke_color=curve.colour, width=2, stroke_dasharray=curve.dash)
+        shape = _Dots(curve.colour, 7 if curve.large else 4) if curve.dots else _Line(curve.colour, 2, curve.dash)
+        chart.add_series(leather.Series(curve.points), shape)
     return figure(chart.to_svg_group(WIDTH, HEIGHT), WIDTH, HEIGHT, label)
 
 

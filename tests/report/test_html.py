@@ -1,0 +1,138 @@
+"""The page: what it holds, in which order, and that no name gets out of its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from pages import HOSTILE, full
+
+from onnxprune.cli import run
+from onnxprune.errors import OutputError, UsageError
+from onnxprune.report import html
+from onnxprune.report.data import Report
+from onnxprune.report.picture import layout
+from onnxprune.report.plots import Curve, plot
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+HEADINGS = ["result", "trust", "warnings", "tradeoff", "cut", "time", "frozen", "sensitivity", "classes", "again"]
+LIMIT = 1_000_000
+
+
+class Reader(HTMLParser):
+    """Elements in order with their attributes and text; fails where end tags do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"{tag}: an attribute twice"
+        self.seen.append((tag, dict(attrs), [*self.open]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs), [*self.open]))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs, _ in self.seen if name == tag]
+
+
+def bare() -> Report:
+    """The least that a report can say."""
+    return Report("", "", {"macs": 100}, {"macs": 50})
+
+
+def test_the_page_is_a_function_of_the_json(tmp_path: Path) -> None:
+    report = full()
+    again = Report.from_json(json.loads(json.dumps(report.to_json())))
+    assert html.page(report) == html.page(again) == html.write(again, tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("groups", [120, 1500])
+def test_the_page_stays_small(groups: int) -> None:
+    assert len(html.page(full(groups, "/model/layer/block/attention/projection/MatMul" * 2)).encode()) < LIMIT
+
+
+@pytest.mark.parametrize("report", [bare(), full(), full(name=HOSTILE)], ids=["bare", "full", "hostile"])
+def test_elements_match_and_sections_come_in_order(report: Report) -> None:
+    page = Reader(html.page(report))
+    ids = [attrs["id"] for _, attrs, inside in page.seen if attrs.get("id") and "table" not in inside]
+    assert [i for i in ids if i in HEADINGS] == HEADINGS and len(ids) == len(set(ids))
+    levels = [int(tag[1]) for tag, _, _ in page.seen if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in pairwise(levels))
+    assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table")) == len(page.all("thead"))
+    assert {attrs["href"][1:] for attrs in page.all("a") if attrs["href"]} <= set(ids)
+
+
+def test_hostile_names_stay_text() -> None:
+    page = Reader(html.page(full(name=HOSTILE)))
+    assert len(page.all("script")) == 1 and not page.all("img") and len(page.all("title")) > 1
+    assert not [name for _, attrs, _ in page.seen for name in attrs if name.startswith("on")]
+    assert "49" not in re.findall(r"<title>(.*?): report", html.page(full(name=HOSTILE)))[0]
+
+
+def test_nothing_is_fetched() -> None:
+    text = html.page(full())
+    assert not re.search(r"https?:|[\"(=]//|@import|url\(", text.replace("http://www.w3.org/2000/svg", ""))
+    assert {name for _, attrs, _ in Reader(text).seen for name in attrs} & {"src", "srcset", "action", "data"} == set()
+    assert [a["href"] for a in Reader(text).all("link")] == ["data:,"]
+
+
+def test_sections_without_data_say_so() -> None:
+    text = html.page(bare())
+    for sentence in ("No engine was measured", "No metric was measured", "no trade-off curve", "no group of channels", "no layers", "no measurements of groups", "tells classes apart"):
+        assert sentence in text
+    assert not Reader(text).all("svg")
+
+
+def test_figures_of_the_report_are_on_the_page() -> None:
+    text = html.page(full())
+    for figure in ("50.0% of the multiply-accumulates remain", "1.66 times as fast", "between 1.60 and 1.70", "1 of 2 targets missed", "cd" * 32, "2 more"):
+        assert figure in text
+    assert html.page(replace(full(), decided_by={"criterion": "random"})).count("chosen at random") == 1
+
+
+@pytest.mark.parametrize("broken", [{"before": {"macs": "x"}}, {"groups": [{"name": "a", "before": None, "after": 1}]}, {"layers": [{}]}, {"graph": [{"node": 1}]}, {"stages": [{"name": "a", "seconds": "x"}]}])
+def test_values_of_a_wrong_kind_are_refused(broken: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="not a report"):
+        html.page(Report.from_json({**full().to_json(), **broken}))
+
+
+def test_the_verb_writes_the_page_beside_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(full().to_json()))
+    for place in (tmp_path, tmp_path / "report.json"):
+        assert run(["report", str(place)]) == 0
+        assert str(tmp_path / "report.html") in capsys.readouterr().out
+        assert (tmp_path / "report.html").read_text(encoding="utf-8") == html.page(full())
+        (tmp_path / "report.html").unlink()
+    with pytest.raises(OutputError):
+        html.write(full(), tmp_path / "missing")
+
+
+def test_rows_are_below_what_they_read_and_boxes_apart() -> None:
+    inputs = [[], [0], [0], [0], [1, 2], [3], [4, 5], [0, 6]]
+    rows, columns = layout(inputs)
+    assert all(rows[i] > rows[s] for i, sources in enumerate(inputs) for s in sources)
+    places = sorted(zip(rows, columns))
+    assert all(b[1] - a[1] >= 1 - 1e-9 for a, b in pairwise(places) if a[0] == b[0])
+
+
+def test_a_plot_places_points_by_value() -> None:
+    svg = plot([Curve([(0.0, 1.0), (0.5, 2.0), (1.0, 4.0)], "#000000")], "x", "y", "label")
+    x0, y0, x1, y1, x2, y2 = (float(v) for v in re.findall(r'd="M ([^"]+)"', svg)[0].replace("L", "").split())
+    assert x1 - x0 == pytest.approx(x2 - x1) and y1 - y2 == pytest.approx(2 * (y0 - y1))
