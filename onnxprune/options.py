@@ -5,6 +5,7 @@ Each raises ValueError with a sentence that says what is allowed; a value that w
 
 from __future__ import annotations
 
+import ast
 import importlib
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from onnxprune.errors import unknown
 
 Reader = Callable[[Any], Any]
+CRITERION_NUMBERS = {"0": "l2", "1": "largest_l2", "2": "l1", "3": "largest_l1", "4": "bn_scale", "5": "bn_scale*l1", "6": "random"}
 _FALSE, _TRUE = ("false", "no", "off", "0"), ("true", "yes", "on", "1")
 
 
@@ -129,6 +131,39 @@ def name_in(module: str, registry: str) -> Reader:
         return str(value)
 
     return read
+
+
+def criterion(value: Any) -> str:
+    """A criterion's name, "auto", or a number that the layer-selection paper gives it: 0 l2 to 6 random."""
+    return str(name_in("onnxprune.saliency", "CRITERIA")(CRITERION_NUMBERS.get(str(value), value)))
+
+
+def ratios(value: Any) -> Mapping[str, float]:
+    """GLOB=SHARE, one share for all groups, or [(number of a group, share), ...] as the layer-selection paper writes it."""
+    parts = [value] if isinstance(value, (str, int, float)) else value
+    if isinstance(parts, Mapping):
+        return mapping(share)(parts)
+    found: dict[str, float] = {}
+    for part in parts:
+        if isinstance(part, str) and "=" in part:
+            found |= mapping(share)(part)
+        elif isinstance(part, str) and part.lstrip().startswith(("[", "(")):
+            found |= {f"#{integer(0)(n)}": share(r) for n, r in _pairs(part)}
+        elif isinstance(part, (tuple, list)) and len(part) == 2:
+            found[f"#{integer(0)(part[0])}"] = share(part[1])
+        elif isinstance(part, str) and not part.strip()[:1].isdecimal():
+            raise ValueError(f"{part!r} is not NAME=VALUE")
+        else:
+            found["*"] = share(part)
+    return found
+
+
+def _pairs(value: str) -> list[tuple[Any, Any]]:
+    try:
+        read = ast.literal_eval(value)
+        return [(n, r) for n, r in (read if isinstance(read, list) else [read])]
+    except (ValueError, SyntaxError, TypeError):
+        raise ValueError(f"{value!r} is not [(number of a group, share), ...]") from None
 
 
 def shape(value: Any) -> tuple[int, ...]:

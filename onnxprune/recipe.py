@@ -135,7 +135,7 @@ class Recipe:
         "macs=50%", targets, "plan", "COST=AMOUNT",
         "What may remain: macs=50%, params=2x (half), bytes=1.5MB, activation_bytes=.., latency.ENGINE=1.5x; several hold together.", "list")
     criterion: str = _option(
-        "auto", options.name_in("onnxprune.saliency", "CRITERIA"), "score", "NAME",
+        "auto", options.criterion, "score", "NAME",
         "How channels are scored, see: onnxprune criteria; auto = the best with data, l2 without.")
     allocate: str = _option(
         "auto", options.name_in("onnxprune.allocate", "ALLOCATORS"), "plan", "NAME",
@@ -156,7 +156,8 @@ class Recipe:
     floor: int = _option(1, options.integer(1), "plan", "N", "Channels that stay in every group at the least.")
     max_fraction: float = _option(0.9, options.share, "plan", "SHARE", "Largest share of a group that may go.")
     ratio: Mapping[str, float] = _option(
-        (), options.mapping(options.share), "plan", "GLOB=SHARE", "Remove exactly this share of the groups with a matching name (0 = leave whole).", "list")
+        (), options.ratios, "plan", "GLOB=SHARE",
+        "Remove exactly this share of the groups with a matching name (0 = leave whole); also SHARE for all, or [(2, 0.5), (6, 0.5)] by numbers of groups.", "list")
     freeze: tuple[str, ...] = _option((), options.globs, "analyse", "GLOB", "Tensors or nodes whose channels stay.", "list")
     allow_mixing: tuple[str, ...] = _option(
         (), options.names, "analyse", "OP", "Open axes that OP mixes, such as LayerNormalization; the result is then not exact.", "list")

@@ -137,3 +137,13 @@ def test_bad_recipe_file_is_one_usage_error(tmp_path, content, code) -> None:
     with pytest.raises(UsageError) as caught:
         read(path)
     assert caught.value.code == code and str(path) in caught.value.message
+
+
+def test_layer_selection_words_are_read() -> None:
+    """One ratio for all groups, [(number, ratio), ...], and the published numbers of criteria."""
+    assert Recipe(ratio="[(2, 0.5), (6, 0.25)]").ratio == Recipe(ratio=[(2, 0.5), (6, 0.25)]).ratio == {"#2": 0.5, "#6": 0.25}
+    assert Recipe(ratio="0.5").ratio == Recipe(ratio=0.5).ratio == {"*": 0.5}
+    assert [Recipe(criterion=str(n)).criterion for n in range(7)] == ["l2", "largest_l2", "l1", "largest_l1", "bn_scale", "bn_scale*l1", "random"]
+    for wrong in ("[(2, 5)]", "[2]", "[(a, 1)]", "[("):
+        with pytest.raises(UsageError):
+            Recipe(ratio=wrong)

@@ -221,7 +221,7 @@ def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -
     """Widths that the recipe's ratios set."""
     found: dict[str, int] = {}
     for pattern, ratio in constraints.ratios.items():
-        hit = [g for g in analysis.groups if fnmatchcase(g.name, pattern)]
+        hit = [g for i, g in enumerate(analysis.groups) if fnmatchcase(g.name, pattern) or pattern == f"#{i}"]
         if not hit:
             raise UsageError("ratio-unmatched", f"ratio pattern {pattern!r} matches no group; see: onnxprune inspect MODEL")
         for group in hit:

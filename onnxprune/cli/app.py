@@ -19,6 +19,7 @@ VERBS = {
     "bench": ("bench", "Time models side by side."),
     "sensitivity": ("sensitivity", "What cutting each group alone costs and saves."),
     "select": ("sensitivity", "Choose groups and rates from sensitivities."),
+    "subnet": ("subnet", "Turn plans into fix_subnet.json and back."),
     "compare": ("compare", "Two models on the same labels, class by class, beside what they cost."),
     "tune": ("tune", "Fine-tune the weights with torch; the graph stays."),
     "sparsify": ("sparsify", "Zeros inside the weights, and what they are worth."),

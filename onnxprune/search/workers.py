@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from onnxprune.errors import MissingExtraError, OnnxpruneError, UsageError
@@ -96,7 +97,9 @@ def _dask(function: Job, jobs: Sequence[Any], workers: int, address: str) -> Ite
         from dask.distributed import Client, LocalCluster, as_completed  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as problem:
         raise MissingExtraError("dask", "cluster", "a Dask cluster") from problem
-    with Client(address or LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)) as client:
+    with ExitStack() as stack:
+        own = None if address else stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None))
+        client = stack.enter_context(Client(own or address))
         waiting = {client.submit(function, job, pure=False, retries=TRIES): job for job in jobs}
         for done in as_completed(list(waiting)):
             yield waiting[done], done.result()

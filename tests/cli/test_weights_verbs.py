@@ -1,4 +1,4 @@
-"""compare, sparsify, tune and rewrite by what a user sees."""
+"""compare, sparsify, tune, rewrite and subnet by what a user sees."""
 
 from __future__ import annotations
 
@@ -71,3 +71,14 @@ def test_rewrite_replaces_and_says_what_it_found(tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["replaced"] == {"leakyrelu": 1}
     assert [n.op_type for n in onnx.load(out).graph.node] == ["Relu"]
     assert run(["rewrite", MODEL, "-o", str(tmp_path / "x.onnx"), "--activation", "rlu"]) == 2 and "relu" in capsys.readouterr().err
+
+
+def test_subnet_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, counts, again = (str(tmp_path / n) for n in ("plan.json", "fix_subnet.json", "again.json"))
+    assert run(["plan", MODEL, "-o", plan, "--criterion", "l2", "--ratio", "[(0, 0.5), (1, 0.25)]", "--target", "macs=99%"]) == 0
+    assert run(["subnet", MODEL, plan, "-o", counts]) == 0
+    assert run(["subnet", MODEL, counts, "-o", again, "--criterion", "0"]) == 0
+    capsys.readouterr()
+    first, second = (json.loads(Path(p).read_text())["groups"] for p in (plan, again))
+    assert first == second and len(first) >= 2
+    assert run(["subnet", MODEL, str(tmp_path / "none.json")]) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,17 @@ def test_a_worker_that_dies_loses_no_job(tmp_path: Path) -> None:
     jobs = [(str(tmp_path), i) for i in range(6)]
     found = list(run_jobs(dies_once, jobs, workers=2))
     assert sorted(r for _, r in found) == [i * i for i in range(6)] and (tmp_path / "died").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cluster", "package"), [("ray", "ray"), ("dask", "distributed")])
+def test_a_local_cluster_whose_worker_dies(cluster: str, package: str, tmp_path: Path) -> None:
+    """In a process of its own, as the command line runs it: two workers, one of which its job ends."""
+    pytest.importorskip(package)
+    script = Path(__file__).with_name("cluster_job.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), cluster], capture_output=True, text=True, timeout=240, cwd=script.parents[2])
+    assert "RESULT [0, 1, 4, 9, 16, 25]" in done.stdout, done.stderr[-2000:]
+    assert (tmp_path / "died").exists()
 
 
 def test_an_unknown_cluster() -> None:
