@@ -152,7 +152,7 @@ def counted_macs(proto: ModelProto) -> int | None:
     shapes |= {t.name: list(t.dims) for t in graph.initializer}
     total = 0
     for node in graph.node:
-        if any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute) or node.op_type in ("ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger", "Einsum", "LSTM", "GRU", "RNN", "DeformConv") or node.domain:
+        if any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute) or node.op_type in ("ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger", "Einsum", "Attention", "LSTM", "GRU", "RNN", "DeformConv") or node.domain:
             return None
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue

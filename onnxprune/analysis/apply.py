@@ -214,7 +214,7 @@ class _Match:
                 for origin in operand.origins:  # type: ignore[union-attr]
                     self.node.record.hints.append((origin, ids, role))
         for name, letter in self.rule.refit.items():
-            axis = self.env.get(letter)
+            axis = self.env.get(letter) if " " not in letter else self.product(tuple(letter.split()))
             if isinstance(axis, np.ndarray):
                 self.node.record.refits.append(Refit(self.node.index, ("attribute", name), (axis,), True))
         averaged = tuple(a for a in (self.env.get(n) for n in self.rule.means) if isinstance(a, np.ndarray))

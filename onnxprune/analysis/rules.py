@@ -244,6 +244,42 @@ def recurrent(gates: int, peepholes: int = 0) -> Callable[[View], Rule]:
     return row
 
 
+def attention(view: View) -> Rule | None:
+    """Queries, keys and values by head; several query heads may share a key head. Without a scale of its own it takes the head size, which then stays."""
+    if view.inputs > 4 or view.outputs > 1 or view.rank(0) != view.rank(1):
+        return None
+    heads = [view.attribute("q_num_heads"), view.attribute("kv_num_heads")] if view.rank(0) == 3 else [view.dim(0, 1), view.dim(1, 1)]
+    if not all(heads) or view.inputs > 3 and (view.rank(3) > 2 and view.dim(3, view.rank(3) - 3) != 1):
+        return None
+    mask = ", " + " ".join("uwst"[4 - view.rank(3) :]) if view.inputs > 3 else ""
+    left = "b s (k r d), b t (k d), b t (k v)" if view.rank(0) == 3 else "b (k r) s d, b k t d, b k t v"
+    right = "b s (k r v)" if view.rank(0) == 3 else "b (k r) s v"
+    fixed = "" if view.attribute("scale") is not None else "d"
+    refit = {"q_num_heads": "k r", "kv_num_heads": "k"} if view.rank(0) == 3 else {}
+    return Rule(
+        f"{left}{mask} -> {right}", {"k": int(heads[1]), "r": int(heads[0]) // int(heads[1])}, freeze=f"b s t u w {fixed}", refit=refit,  # type: ignore[call-overload]
+        macs=("b k r s t d", "b k r s t v"),
+    )  # fmt: skip
+
+
+def multi_head_attention(view: View) -> Rule | None:
+    """onnxruntime's form, with separate queries, keys and values and nothing else."""
+    if view.inputs != 3 or view.outputs > 1 or view.rank(0) != 3:
+        return None
+    return Rule(
+        "b s (h d), b t (h d), b t (h v) -> b s (h v)", {"h": "num_heads"}, freeze="b s t" if view.attribute("scale") else "b s t d", refit={"num_heads": "h"},
+        macs=("b h s t d", "b h s t v"),
+    )  # fmt: skip
+
+
+def skip_normalization(view: View) -> Rule:
+    """The sum of two tensors, normalised; the fourth output is the sum."""
+    names = axes_letters(view)
+    whole = " ".join(names)
+    stats = " ".join([*names[:-1], "1"])
+    return Rule(f"{', '.join([whole, whole] + [names[-1]] * (view.inputs - 2))} -> {whole}, {stats}, {stats}, {whole}", mixes=names[-1])
+
+
 GROUP: Mapping[str, int | str] = {"g": "group"}
 _CONV = "n (g c) *, (g o) c *, (g o) -> n (g o) *"
 _PASS = "n c * -> n c *"
@@ -265,6 +301,10 @@ RULES: dict[str, Row] = {
     "LayerNormalization": layer_normalization,
     "RMSNormalization": layer_normalization,
     "SimplifiedLayerNormalization": layer_normalization,
+    "SkipLayerNormalization": skip_normalization,
+    "SkipSimplifiedLayerNormalization": skip_normalization,
+    "Attention": attention,
+    "MultiHeadAttention": multi_head_attention,
     "LpNormalization": lambda view: Rule(f"{' '.join(axes_letters(view))} -> {' '.join(axes_letters(view))}", sums=axes_letters(view)[int(view.attribute("axis", -1))]),  # type: ignore[call-overload]
     "LRN": Rule(_PASS, mixes="c"),
     "MeanVarianceNormalization": lambda view: Rule(_PASS, mixes="c*" if 1 in view.attribute("axes", [0, 2, 3]) else "*"),  # type: ignore[operator]

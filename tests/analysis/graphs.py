@@ -342,3 +342,17 @@ CASES |= {
         "i = MatMul(h, w0); j = Unsqueeze(i, zero); o = GRU<hidden_size=6>(x, w1, w2, , , j); a = Squeeze(o, one); y = MatMul(a, w3)", groups=(6,)
     ),
 }  # fmt: skip
+
+_HEADS = "float[2,6,16] x | float[16,32] wq, float[16,{k}] wk, float[16,{v}] wv, float[{o},5] wo | q = MatMul(x, wq); k = MatMul(x, wk); v = MatMul(x, wv); {node}; y = MatMul(a, wo)"
+CASES |= {
+    "Attention": Case(_HEADS.format(k=32, v=24, o=24, node="a = Attention<q_num_heads=4, kv_num_heads=4, scale=0.3>(q, k, v)"), 23, (4, 6, 8)),
+    "Attention_shared_keys": Case(_HEADS.format(k=16, v=16, o=32, node="a = Attention<q_num_heads=4, kv_num_heads=2, scale=0.3>(q, k, v)"), 23, (2, 2, 8, 8)),
+    "Attention_own_scale": Case(_HEADS.format(k=32, v=32, o=32, node="a = Attention<q_num_heads=4, kv_num_heads=4>(q, k, v)"), 23, (4, 8)),
+    "MultiHeadAttention": Case(_HEADS.format(k=32, v=32, o=32, node="a = com.microsoft.MultiHeadAttention<num_heads=4, scale=0.3>(q, k, v)"), 17, (4, 8, 8)),
+    "SkipLayerNormalization": tokens(
+        "t = Transpose<perm=[0,2,1]>(a); n = com.microsoft.SkipLayerNormalization(t, t, w3, w4); b = Transpose<perm=[0,2,1]>(n)", "float[6] w3, float[6] w4"
+    ),
+    "SkipSimplifiedLayerNormalization": tokens(
+        "t = Transpose<perm=[0,2,1]>(a); n = com.microsoft.SkipSimplifiedLayerNormalization(t, t, w3); b = Transpose<perm=[0,2,1]>(n)", "float[6] w3"
+    ),
+}
