@@ -200,12 +200,9 @@ def test_average_pooling_as_a_convolution_is_the_same(attributes: str) -> None:
     assert np.allclose(Session(source).run(feeds)["y"], Session(prepared.model).run(feeds)["y"], rtol=1e-5)
 
 
-def test_concat_of_many_is_a_chain_of_two() -> None:
-    source = graph("a = Relu(x) b = Neg(x) c = Concat<axis=1>(a, b, x, a) y = Conv(c, w)", "float[8,48,3,3] w")
-    prepared = prepare(source, "m", TARGETS.get("hls4ml"))
-    feeds = {"x": np.random.default_rng(1).random((1, 12, 16, 16), np.float32)}
-    assert [len(n.proto.input) for n in prepared.nodes() if n.op == "Concat"] == [2, 2, 2]
-    assert np.array_equal(Session(source).run(feeds)["y"], Session(prepared.model).run(feeds)["y"])
+def test_hls4ml_takes_chains_only() -> None:
+    said = found(graph("a = Conv(x, w) b = Add(a, c) d = Concat<axis=1>(b, a) y = Relu(d)", "float[8,12,3,3] w, float[1,8,1,1] c"), "hls4ml")
+    assert ("Concat", "unsupported") in said and ("Add", "unsupported") not in said
 
 
 def test_average_pooling_that_leaves_out_its_padding_stays() -> None:

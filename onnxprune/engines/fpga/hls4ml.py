@@ -13,7 +13,7 @@ from typing import Any
 from onnxprune.engines import limits
 from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
-from onnxprune.engines.fpga.rewrites import concat_by_two, gemm_bias, pool_as_depthwise
+from onnxprune.engines.fpga.rewrites import gemm_bias, pool_as_depthwise
 from onnxprune.errors import DataError
 from onnxprune.model.io import Model
 from onnxprune.model.shapes import Shapes
@@ -105,11 +105,16 @@ def _unrolled(node: Node) -> Iterator[tuple[str, str]]:
         yield "slow", f"{count} weights are too many to unroll (limit {UNROLLED_WEIGHTS}): take --option strategy=Resource and a reuse factor"
 
 
+def _joins(node: Node) -> Iterator[tuple[str, str]]:
+    shape = node.out_shape
+    if shape is not None and len(shape) == 4 and sum(not node.constant(i) for i in range(len(node.proto.input))) > 1:
+        yield "unsupported", "joins two images: a residual network with a Concat came out wrong in simulation (hls4ml 1.3.0, qonnx 1.0.0); chains only"
+
+
 def rewrite(model: Model, shapes: Shapes) -> None:
     """What qonnx and hls4ml do not read as it stands."""
     gemm_bias(model, shapes)
     pool_as_depthwise(model, shapes)
-    concat_by_two(model, shapes)
 
 
 TARGET = Target(
@@ -122,7 +127,7 @@ TARGET = Target(
         "Gemm": (limits.constant_weights(), _unrolled), "MatMul": (limits.constant_weights(), _unrolled),
         "MaxPool": (limits.rank(4), limits.symmetric_pads("note")), "BatchNormalization": (),
         "Relu": (), "LeakyRelu": (), "PRelu": (), "Elu": (), "Selu": (), "Sigmoid": (), "HardSigmoid": (), "Tanh": (), "Softmax": (), "ThresholdedRelu": (),
-        "Add": (), "Sub": (), "Mul": (), "Concat": (), "Flatten": (), "Reshape": (), "Transpose": (), "Identity": (), "Resize": (),
+        "Add": (_joins,), "Sub": (_joins,), "Mul": (_joins,), "Concat": (_joins,), "Flatten": (), "Reshape": (), "Transpose": (), "Identity": (), "Resize": (),
     },
     parse=parse,
     options={

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxprune.model.io import Model
-from onnxprune.model.nodes import attribute, label, set_attribute
+from onnxprune.model.nodes import attribute, set_attribute
 from onnxprune.model.shapes import Shapes
 from onnxprune.model.weights import from_array
 
@@ -52,26 +52,6 @@ def pool_as_depthwise(model: Model, shapes: Shapes) -> None:
         del node.attribute[:]
         for name, value in conv.items():
             set_attribute(node, name, value)
-
-
-def concat_by_two(model: Model, shapes: Shapes) -> None:
-    """A Concat of many tensors as a chain of Concats of two, the most that hls4ml 1.3.0 merges."""
-    nodes = []
-    for node in model.proto.graph.node:
-        *rest, last = list(node.input) if node.op_type == "Concat" else [""]
-        joined = rest[0] if rest else ""
-        for index, name in enumerate(rest[1:]):
-            link = onnx.helper.make_node("Concat", [joined, name], [f"{node.output[0]}_first_{index + 2}"], f"{label(node)}_first_{index + 2}")
-            set_attribute(link, "axis", attribute(node, "axis"))
-            nodes.append(link)
-            joined = link.output[0]
-        if len(rest) > 1:
-            del node.input[:]
-            node.input.extend([joined, last])
-        nodes.append(node)
-    made = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del model.proto.graph.node[:]
-    model.proto.graph.node.extend(made)
 
 
 def gemm_bias(model: Model, shapes: Shapes) -> None:
