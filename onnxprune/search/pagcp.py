@@ -6,7 +6,7 @@ Source: Ye et al. 2023, "Performance-aware Approximation of Global Channel Pruni
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from onnxprune.types import Plan, Scores
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 PROBE_RATIO = 0.3  # of a trial cut of each group alone, for the order
+RELAXED = 1.5  # times the tolerance, after a round in which no group could shrink
 CRITERION = "l2"
 Values = Mapping[str, float]
 
@@ -91,7 +92,11 @@ def pagcp(search: Search) -> Plan:
     Raises
     ------
     TargetError
-        The rounds end above the budget, or no group has a share that its tolerance allows.
+        The rounds end above the budget.
+
+    Notes
+    -----
+    After a round in which no group has a share that its tolerance allows, tolerances are 1.5 times as large; the plan says the last `rate`.
     """
     chosen = settings(Settings, search.options, "pagcp")
     scores = search.scores(CRITERION)
@@ -102,15 +107,15 @@ def pagcp(search: Search) -> Plan:
     free = [g.name for g in search.analysis.groups if g.name in scores and g.name not in kept]
     for number in range(chosen.round):
         steps = visit(search, gate, chosen, scores, kept, free, number)
-        for step in cheapest(steps, chosen.topk):
+        for step in cheapest(steps, chosen.topk) if steps else ():
             kept[step.group] = step.kept
             if search.met(kept):
                 kept[step.group] = _relaxed(search, scores, kept, step)
                 losses = gate.losses(kept, step.group, kept[step.group])
-                return search.plan(kept, method="pagcp", rounds=number + 1, tasks={t: [gate.start[t], losses[t]] for t in losses})
-        if not steps:
-            break
-    raise search.missed(kept, f"pagcp found no more after {number + 1} rounds: raise round, initial_rate or initial_thres (--method-option)")
+                return search.plan(kept, method="pagcp", rounds=number + 1, rate=chosen.initial_rate, tasks={t: [gate.start[t], losses[t]] for t in losses})
+        if not steps:  # every group's smallest ratio is beyond its tolerance: without tuning between rounds the first rate cannot reach every budget
+            chosen = replace(chosen, initial_rate=chosen.initial_rate * RELAXED)
+    raise search.missed(kept, f"pagcp found no more after {chosen.round} rounds: raise round, initial_rate or initial_thres (--method-option)")
 
 
 def visit(search: Search, gate: _Gate, chosen: Settings, scores: Scores, kept: Kept, free: Sequence[str], number: int) -> list[Accepted]:
