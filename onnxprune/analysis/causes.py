@@ -309,14 +309,42 @@ class Causes:
         """Rows and columns by intersection; where their product is not the cells, fresh ones are bound to them."""
         memo = {c: self.atoms(c) for c in np.unique(cells).tolist()}
         sets = [[memo[c] for c in row] for row in cells.tolist()]
-        row_sets = [frozenset.intersection(*row) for row in sets]
-        column_sets = [frozenset.intersection(*column) for column in zip(*sets)]
-        if all(r | c == cell for r, row in zip(row_sets, sets) for c, cell in zip(column_sets, row)):
+        found = _product(sets) or self._grid(sets)
+        if found is not None:
             why = next((int(w) for w in self._why[cells].ravel() if w), 0)
-            return self._from_sets(row_sets, why), self._from_sets(column_sets, why)
-        r, c = self.new(len(row_sets)), self.new(len(column_sets))
+            return self._from_sets(found[0], why), self._from_sets(found[1], why)
+        r, c = self.new(cells.shape[0]), self.new(cells.shape[1])
         self.unify(cells.ravel(), self.merge(r, len(r), c, len(c)))
         return r, c
+
+    def _grid(self, sets: list[list[frozenset[int]]]) -> tuple[list[frozenset[int]], list[frozenset[int]]] | None:
+        """The product that is left when causes which fill a rectangle of the cells become a cause of its rows or one of its columns.
+
+        So a grouped convolution passes a channel shuffle into the next. None where there is no such product.
+        """
+        places: dict[int, set[tuple[int, int]]] = {}
+        for i, row in enumerate(sets):
+            for j, cell in enumerate(row):
+                for atom in cell:
+                    places.setdefault(atom, set()).add((i, j))
+        parts: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
+        for atom, cells in places.items():
+            rows, columns = frozenset(i for i, _ in cells), frozenset(j for _, j in cells)
+            if len(cells) != len(rows) * len(columns):
+                return None
+            if len(rows) < len(sets) and len(columns) < len(sets[0]):
+                parts[atom] = rows, columns
+        bands = dict.fromkeys((side, band) for atom in sorted(parts) for side, band in enumerate(parts[atom]))
+        names = {band: -1 - n for n, band in enumerate(bands)}
+        changed = {atom: frozenset(names[side, band] for side, band in enumerate(both)) for atom, both in parts.items()}
+        product = _product([[frozenset().union(*(changed.get(a, (a,)) for a in cell)) for cell in row] for row in sets])
+        if product is None:
+            return None
+        ids = dict(zip(names.values(), self.new(len(names)).tolist()))
+        self._inside[list(ids.values())] = True
+        for atom in sorted(changed):
+            self._parent[atom] = self._union(sorted(ids[n] for n in changed[atom]))
+        return tuple([frozenset(ids.get(a, a) for a in s) for s in side] for side in product)  # type: ignore[return-value]
 
     def _from_sets(self, sets: list[frozenset[int]], why: int) -> Axis:
         """An axis of given sets."""
@@ -335,3 +363,10 @@ class Causes:
             if self._left[root]:
                 stack += [int(self._right[root]), int(self._left[root])]
         return UNKNOWN
+
+
+def _product(sets: list[list[frozenset[int]]]) -> tuple[list[frozenset[int]], list[frozenset[int]]] | None:
+    """Row and column sets by intersection, where their product is the cells."""
+    rows = [frozenset.intersection(*row) for row in sets]
+    columns = [frozenset.intersection(*column) for column in zip(*sets)]
+    return (rows, columns) if all(r | c == cell for r, row in zip(rows, sets) for c, cell in zip(columns, row)) else None

@@ -32,6 +32,10 @@ PATTERNS: dict[str, Case] = {
         "float[2,4,6,6] x | float[12,4,1,1] w1, float[12,4,1,1] w2, float[12,4,3,3] w3, float[5,12,1,1] w4, int64[5] s = {2, 3, 4, 6, 6}, int64[4] t = {2, 12, 6, 6} |"
         "a = Conv(x, w1); b = Conv<group=3>(a, w2); c = Reshape(b, s); d = Transpose<perm=[0,2,1,3,4]>(c); e = Reshape(d, t); f = Conv<group=3>(e, w3); y = Conv(f, w4)"
     ),
+    "grouped_shuffled_grouped": Case(
+        "float[2,4,6,6] x | float[8,4,1,1] w1, float[8,4,1,1] w2, float[8,4,3,3] w3, float[5,8,1,1] w4, int64[5] s = {2, 2, 4, 6, 6}, int64[4] t = {2, 8, 6, 6} |"
+        "a = Conv(x, w1); b = Conv<group=2>(a, w2); c = Reshape(b, s); d = Transpose<perm=[0,2,1,3,4]>(c); e = Reshape(d, t); f = Conv<group=2>(e, w3); y = Conv(f, w4)", groups=(2, 2, 2, 4, 4)
+    ),
     "pixel_shuffle": Case(
         "float[2,4,3,3] x | float[12,4,1,1] w1, int64[6] s = {2, 3, 2, 2, 3, 3}, int64[4] t = {2, 3, 6, 6}, float[5,3,1,1] w2 |"
         "a = Conv(x, w1); b = Reshape(a, s); c = Transpose<perm=[0,1,4,2,5,3]>(b); d = Reshape(c, t); y = Conv(d, w2)", groups=(3,)
