@@ -28,7 +28,8 @@ SCORE_RIDGE = 1e-2  # of the mean diagonal, for the inverse
 
 @dataclass(frozen=True)
 class Settings:
-    """amount: fraction of weights to remove; method: of METHODS; scope: "tensor", "output", "global" or "N:M";
+    """amount: fraction of weights to remove; method: of METHODS; scope: "tensor", "output", "global" or "N:M". With data, "global" spends the
+    amount where layers lose least for it, relative to what they give; it is the scope that costs least accuracy.
     ops: whose weights; refit: solve for the weights that are left; batch_size, seed, threads: of the calibration pass."""
 
     amount: float = 0.5
@@ -111,7 +112,12 @@ def _scores(model: Model, found: Sequence[Target], settings: Settings, data: Bat
         return {n: np.abs(r) for n, r in rows.items()}
     exact = settings.method == "obs"
     readings = read(model, found, data, products=exact, batch_size=settings.batch_size, seed=settings.seed, threads=settings.threads)
-    return {n: np.square(r) * _worth(readings[n], exact)[:, None, :] for n, r in rows.items()}
+    return {n: np.square(r) * _worth(readings[n], exact)[:, None, :] / _energy(r, readings[n]) for n, r in rows.items()}
+
+
+def _energy(rows: np.ndarray, reading: Reading) -> float:
+    """What the scores of one tensor are relative to, so that tensors compare: the mean square of its outputs, were its inputs uncorrelated."""
+    return max(float((np.square(rows) * reading.squares[:, None, :]).sum()), np.finfo(np.float64).tiny)
 
 
 def _worth(reading: Reading, exact: bool) -> np.ndarray:
