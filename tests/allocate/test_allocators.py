@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from graph_text import net
@@ -159,4 +161,4 @@ def test_widths(size: int, round_to: int, floor: int, fraction: float) -> None:
 def test_order_is_total(values: list[int]) -> None:
     order = ordered(np.array(values, float))
     assert sorted(order.tolist()) == list(range(len(values)))
-    assert all((values[a], -a) < (values[b], -b) for a, b in zip(order, order[1:]))
+    assert all((values[a], -a) < (values[b], -b) for a, b in pairwise(order))

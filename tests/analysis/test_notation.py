@@ -26,7 +26,7 @@ def test_marks_and_absent_axes() -> None:
     assert pattern.inputs == ((LEADING, "m", "k"), ("k",))
     assert pattern.outputs == ((LEADING, "m", ONE), ())
     assert pattern.contracted == ("k",)
-    assert letters(((("a", "b"), "c", SPATIAL, ONE))) == ["a", "b", "c"]
+    assert letters((("a", "b"), "c", SPATIAL, ONE)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from onnxprune.analysis import rules
 from onnxprune.analysis.rules import Rule
 from onnxprune.analysis.walk import analyse
 from onnxprune.errors import OnnxpruneError, VerificationError
-from onnxprune.model.io import load
+from onnxprune.model.io import Model, load
 from onnxprune.registry import Registry
 from onnxprune.surgery.contract import check_plan, check_rule
 from onnxprune.types import Plan
@@ -42,7 +42,7 @@ def entry(name: str, value: str) -> EntryPoint:
     return EntryPoint(name, value, "onnxprune.rules")
 
 
-def model(op: str):  # noqa: ANN201
+def model(op: str) -> Model:
     proto = net(TOKENS.format(op=op))
     proto.graph.value_info.add(name="b").type.CopyFrom(net(TOKENS.format(op=op).replace("y = MatMul(b, w2) | float[2,6,5] y", "y = Relu(b) | float[2,6,8] y")).graph.output[0].type)
     return load(proto)

@@ -113,7 +113,7 @@ def test_shape_arithmetic_is_folded() -> None:
         (lambda g: g.output.append(helper.make_empty_tensor_value_info("elsewhere")), "made by no node"),
     ],
 )
-def test_broken_graphs_are_one_sentence(change, match: str) -> None:  # noqa: ANN001
+def test_broken_graphs_are_one_sentence(change, match: str) -> None:
     proto = net("float[2,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); y = MatMul(a, w2)")
     change(proto.graph)
     with pytest.raises(ModelError, match=match):
