@@ -41,11 +41,13 @@ def _slice_weights(editor: Editor) -> None:
     needs = [(use, tuple(_positions(editor, a) for a in use.axes)) for use in analysis.record.uses]
     whole = {o.name for g in nested(model.proto.graph) for o in g.output} | {use.tensor for use, keeps in needs if all(k is None for k in keeps)}
     names: dict[tuple[str, tuple[bytes, ...]], str] = {}
+    seen: set[str] = set()
     weights = model.weights
     for use, keeps in needs:
         key = (use.tensor, tuple(b"" if k is None else k.tobytes() for k in keeps))
         if key not in names:
-            first = not any(t == use.tensor for t, _ in names) and use.tensor not in whole
+            first = use.tensor not in seen and use.tensor not in whole
+            seen.add(use.tensor)
             name = use.tensor if first or not any(key[1]) else _free(f"{use.tensor}_cut", tensors)
             names[key] = name
             base = analysis.model.weights[use.tensor]
