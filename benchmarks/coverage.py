@@ -93,8 +93,9 @@ def compare_torch_pruning(path: Path) -> dict[str, Any]:
     import torch_pruning
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-    from export_models import build
+    from export_models import build, load_torchvision
 
+    operators = load_torchvision()  # noqa: F841
     source, _, name = path.stem.partition("_")
     module, shape = build(source, name)
     example = torch.randn(shape)

@@ -59,6 +59,10 @@ def half(path: Path) -> dict[str, float]:
 
 def half_torch(name: str) -> dict[str, float]:
     """CPU seconds of torch-pruning's graph building and of its pruning at 0.5."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    from export_models import load_torchvision
+
+    operators = load_torchvision()  # noqa: F841
     import timm
     import torch
     import torch_pruning

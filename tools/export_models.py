@@ -10,14 +10,39 @@ A model NAME of a SOURCE becomes FOLDER/SOURCE_NAME.onnx. Each is exported in a 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 600
+MISSING_OPERATORS = 64  # more than torchvision has
 OPSET = {False: 17, True: 18}  # by exporter; 18 is the least that the dynamo exporter writes
 SIDE = {"yolo": 320}
+
+
+def load_torchvision() -> Any:
+    """Import torchvision, also where its compiled operators do not fit the torch that is installed; keep what is returned.
+
+    Classifiers need none of them: each one that the import misses is declared without a body, and the import tried again.
+    """
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for _ in range(MISSING_OPERATORS):
+        try:
+            import torchvision  # noqa: F401
+
+            return library
+        except RuntimeError as problem:
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(problem))
+            if missing is None:
+                raise
+            library.define(f"{missing.group(1)}(Tensor x) -> Tensor")
+            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+                del sys.modules[module]
+    return library
 
 
 def build(source: str, name: str) -> tuple[Any, tuple[int, ...]]:
@@ -66,6 +91,7 @@ def export(source: str, name: str, path: Path, keep_batchnorm: bool, dynamo: boo
     import torch
 
     torch.manual_seed(0)
+    operators = load_torchvision()
     module, shape = build(source, name)
     spread(module)
     options: dict[str, Any] = {"opset_version": OPSET[dynamo], "dynamo": dynamo, "input_names": ["images"]}
@@ -74,6 +100,7 @@ def export(source: str, name: str, path: Path, keep_batchnorm: bool, dynamo: boo
     elif keep_batchnorm:
         options |= {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
     torch.onnx.export(module, (torch.randn(shape),), str(path), **options)
+    del operators
 
 
 def main() -> int:
