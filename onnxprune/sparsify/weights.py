@@ -28,9 +28,12 @@ SCORE_RIDGE = 1e-2  # of the mean diagonal, for the inverse
 
 @dataclass(frozen=True)
 class Settings:
-    """amount: fraction of weights to remove; method: of METHODS; scope: "tensor", "output", "global" or "N:M". With data, "global" spends the
-    amount where layers lose least for it, relative to what they give; it is the scope that costs least accuracy.
-    ops: whose weights; refit: solve for the weights that are left; batch_size, seed, threads: of the calibration pass."""
+    """amount: fraction of weights to remove; method: of METHODS; scope: "tensor", "output", "global" or "N:M".
+
+    With data, "global" spends the amount where layers lose least of what they give. It saves networks with depthwise convolutions, of whose few
+    weights a fixed share is too much, and takes much from a large classifier, where "tensor" is better: measure both.
+    ops: whose weights; refit: solve for the weights that are left; batch_size, seed, threads: of the calibration pass.
+    """
 
     amount: float = 0.5
     method: str = "magnitude"
