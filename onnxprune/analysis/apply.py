@@ -56,7 +56,7 @@ class _Match:
     def run(self) -> list[list[Axis]]:
         """Bind all operands; the axes of each output."""
         present = [(s, t) for s, t in enumerate(self.tokens) if t is not None]
-        for slot, tokens in present:
+        for slot, tokens in present * 2:  # again, now that a length of 1 may have become that of another operand
             self.measure(slot, tokens)
         for constant in (False, True):
             for slot, tokens in present:

@@ -57,6 +57,8 @@ def _list(node: Node, name: str, slot: int) -> list[int] | None:
     value = node.value(slot)
     if value is None:
         raise Misfit(f"{name} is computed from the input")
+    if value.ndim > 1 or value.dtype.kind not in "iu":
+        raise Misfit(f"{name} is not a list of integers")
     return [int(v) for v in value.ravel()]
 
 

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnxprune.errors import ModelError
 from onnxprune.model.edit import add_initializer, add_weight, free_name
 from onnxprune.model.io import Model
-from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, nested, subgraphs
+from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label, nested, subgraphs
 from onnxprune.model.shapes import Shapes, infer
 from onnxprune.model.unfuse import unfuse
 from onnxprune.model.weights import Weight, from_array, from_proto
@@ -46,6 +46,8 @@ def canonicalize(model: Model) -> Model:
             _drop_identities(model)
     except RecursionError:
         raise ModelError("model-invalid", "graphs are nested too deep") from None
+    except (LookupError, TypeError, ValueError) as problem:
+        raise ModelError("model-invalid", f"a node is not used as its definition says: {problem}") from problem
     remove_dead(model)
     return model
 
@@ -122,11 +124,24 @@ def _constant(node: NodeProto) -> Weight | None:
 
 
 def _check(model: Model) -> None:
-    """Every name is made once, before it is used."""
+    """Every name is made once, before it is used; nodes have the operands that their definition asks for."""
+    least: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def count(node: NodeProto) -> None:
+        key = (node.domain, node.op_type)
+        if key not in least:
+            known = node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type, model.opset)
+            schema = onnx.defs.get_schema(node.op_type, model.opset) if known else None
+            least[key] = (schema.min_input, schema.min_output) if schema is not None else (0, 0)
+        inputs, outputs = least[key]
+        if len(node.input) < inputs or len(node.output) < outputs:
+            given = f"{len(node.input)} inputs and {len(node.output)} outputs"
+            raise ModelError("model-invalid", f"node {label(node)!r} has {given}; {node.op_type} needs {inputs} and {outputs}")
 
     def visit(graph: GraphProto, outer: set[str]) -> None:
         known = outer | {i.name for i in graph.input} | {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
         for node in graph.node:
+            count(node)
             for name in node.input:
                 if name and name not in known:
                     raise ModelError("model-invalid", f"node {node.name or node.op_type!r} reads {name!r}, which nothing before it makes")
@@ -245,7 +260,7 @@ def _shuffles(model: Model, shapes: Shapes) -> None:
 
 def _chain(last: NodeProto, makers: Mapping[str, NodeProto], readers: Counter[str]) -> tuple[NodeProto, NodeProto] | None:
     """(first Reshape, Transpose) in front of a Reshape, where nothing else reads what is between."""
-    if last.op_type != "Reshape":
+    if last.op_type != "Reshape" or last.domain not in STANDARD_DOMAINS:
         return None
     middle = makers.get(last.input[0])
     first = makers.get(middle.input[0]) if middle is not None and middle.op_type == "Transpose" else None

@@ -98,7 +98,7 @@ class _Inference:
         found = self.infer_types(node) or self.branch_types(node)
         for name in node.output:
             kind = found.get(name)
-            if (kind is None or not _has_shape(kind)) and name == node.output[0] and node.op_type in _LIKE_FIRST:
+            if (kind is None or not _has_shape(kind)) and node.input and name == node.output[0] and node.op_type in _LIKE_FIRST:
                 kind = self.types.get(node.input[0])
             if (kind is None or not _has_shape(kind)) and name in self.declared:
                 kind = self.declared[name]
@@ -149,7 +149,7 @@ class _Inference:
         if node.domain not in STANDARD_DOMAINS or subgraphs(node):
             return {}
         if node.op_type in _LIKE_THE_INPUT:
-            return {node.output[0]: self.types[node.input[0]]} if node.input[0] in self.types else {}
+            return {node.output[0]: self.types[node.input[0]]} if node.input and node.input[0] in self.types else {}
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset, "")
             kinds = {n: self.types[n] for n in node.input if n in self.types}
