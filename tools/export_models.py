@@ -122,7 +122,7 @@ def main() -> int:
     failed = 0
     for model in models:
         try:
-            run = subprocess.run([sys.executable, __file__, str(options.folder), model, "--here", *flags], capture_output=True, text=True, timeout=TIMEOUT_S)
+            run = subprocess.run([sys.executable, __file__, str(options.folder), model, "--here", *flags], check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
             problem = None if run.returncode == 0 else (run.stderr.strip().splitlines() or ["no message"])[-1]
         except subprocess.TimeoutExpired:
             problem = f"not done in {TIMEOUT_S} s"

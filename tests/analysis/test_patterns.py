@@ -46,6 +46,17 @@ CASES = {f"fused_{name}": Case(text, groups=(2, 4, 4)) for name, text in FUSED.i
         "float[2,5,4] x | float[4,12] w1, int64[4] s = {2, 5, 2, 6}, int64[1] axis = {2}, float[6,5] w2 | "
         "a = MatMul(x, w1); r = Reshape(a, s); m = ReduceSum<keepdims=0>(r, axis); y = MatMul(m, w2)", groups=(2, 6)
     ),
+    "heads_beside_a_dynamic_batch": Case(  # (n, 8) becomes (4 n, 2): positions of the shorter axis go on, the heads stay
+        "float[5,n,4] x | float[4,8] wq, float[4,8] wv, int64[1] heads = {2}, int64[1] five = {5}, int64[1] four = {4}, int64[1] rest = {-1}, float[8,6] wo | "
+        "b = Shape<start=1, end=2>(x); bh = Mul(b, heads); s = Concat<axis=0>(five, bh, four); q = MatMul(x, wq); q1 = Reshape(q, s); qt = Transpose<perm=[1,0,2]>(q1); "
+        "kt = Transpose<perm=[1,2,0]>(q1); m = MatMul(qt, kt); p = Softmax<axis=-1>(m); v = MatMul(x, wv); v1 = Reshape(v, s); vt = Transpose<perm=[1,0,2]>(v1); o = MatMul(p, vt); "
+        "o1 = Transpose<perm=[1,0,2]>(o); back = Concat<axis=0>(five, b, rest); o2 = Reshape(o1, back); y = MatMul(o2, wo) | float[5,n,6] y", groups=(4, 4)
+    ),
+    "windows_of_a_dynamic_batch": Case(
+        "float[n,4,4,3] x | float[3,8] w1, int64[5] s = {-1, 2, 2, 4, 8}, int64[3] t = {-1, 4, 8}, float[8,6] w2, float[6,5] w3, int64[1] zero = {0}, int64[1] rest = {-1}, int64[1] six = {6} | "
+        "a = MatMul(x, w1); b = Reshape(a, s); c = Transpose<perm=[0,2,1,3,4]>(b); d = Reshape(c, t); e = MatMul(d, w2); f = Shape<start=0, end=2>(e); g = Concat<axis=0>(f, rest); "
+        "h = Reshape(e, g); y = MatMul(h, w3) | float[k,4,5] y", groups=(6, 8)
+    ),
 }  # fmt: skip
 
 
