@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
@@ -42,7 +43,7 @@ def consumed(analysis: Analysis) -> list[Place]:
     return list(places)
 
 
-def channel_statistics(analysis: Analysis, data: Data, *, batch_size: int = 16, threads: int = 1) -> Mapping[Place, ChannelStatistics]:
+def channel_statistics(analysis: Analysis, data: Data, *, batch_size: int = 16, threads: int = 1, most_batches: int | None = None) -> Mapping[Place, ChannelStatistics]:
     """Statistics of all consumed axes; one pass over the data, memory independent of the number of samples.
 
     Raises
@@ -55,7 +56,7 @@ def channel_statistics(analysis: Analysis, data: Data, *, batch_size: int = 16, 
     session = Session(model, outputs, threads=threads)
     sums: dict[str, np.ndarray] = {}
     total = 0.0
-    for feeds in data.batches(batch_size):
+    for feeds in islice(data.batches(batch_size), most_batches):
         weight = float(max((len(a) for a in feeds.values() if a.ndim), default=1))
         for name, value in session.run(feeds).items():
             sums[name] = sums.get(name, 0.0) + weight * value.astype(np.float64)

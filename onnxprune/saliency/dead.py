@@ -97,10 +97,10 @@ class _Weights:
 
 
 def _silent(context: Context, constants: bool) -> np.ndarray:
-    """Causes that are zero (or constant) wherever they are read, in a run on real inputs; a channel without filters has one value for all inputs."""
+    """Causes that are zero (or constant) wherever they are read, in one run; a channel without filters has one value for all inputs."""
     analysis = context.analysis
     data = context.required_data("the search for dead channels")
-    statistics = channel_statistics(analysis, data, batch_size=context.batch_size, threads=context.threads)
+    statistics = channel_statistics(analysis, data, batch_size=1, threads=context.threads, most_batches=1)
     seen, loud = np.zeros(analysis.axes.causes + 1, bool), np.zeros(analysis.axes.causes + 1, bool)
     for mask in analysis.record.masks:
         place = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)
