@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.moments import Pair, Statistic, collect_moments
+from onnxprune.errors import UsageError
 from onnxprune.saliency.base import Context
 from onnxprune.saliency.elimination import Reader, eliminate
 from onnxprune.types import Scores
@@ -20,6 +21,11 @@ def reconstruction(context: Context) -> Scores:
 
     Scores of a group ascend in that order, and their running sum is the group's error curve. Groups that no linear node reads
     are left out.
+
+    Raises
+    ------
+    UsageError
+        There is no such group at all: the weights are quantised or computed.
     """
     statistics, pairs = moments(context)
     found = {}
@@ -28,6 +34,11 @@ def reconstruction(context: Context) -> Scores:
         if readers:
             order, cost = eliminate(readers, group.size)
             found[group.name] = ascending(order, cost)
+    if context.analysis.groups and not found:
+        raise UsageError(
+            "no-plain-weights",
+            "criterion 'reconstruction' refits plain weights, and every weight here is quantised or computed; pass --criterion 'activation*weight' --allocate knapsack --repair none",
+        )
     return found
 
 
