@@ -286,12 +286,17 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(tmp_path: 
     assert killed > KILLS // 4
 
 
+def heard() -> None:
+    """A suite that runs in the background ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_with_one_sentence_that_says_how_to_go_on(tmp_path: Path, sent: signal.Signals) -> None:
     command = [sys.executable, "-m", "onnxprune", "optimize", str(MODEL), "-o", str(tmp_path / "out.onnx"), "--seconds=60"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard)
     deadline = time.monotonic() + 60
     while not (tmp_path / "out.run" / "verify.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
