@@ -12,7 +12,6 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxprune.allocate.base import Ranking, Step, ordered
-from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix
 from onnxprune.calibrate.lockstep import Run
 from onnxprune.calibrate.moments import Pair, Statistic
@@ -81,7 +80,6 @@ class _Probe:
         session = Session(self.analysis.model, threads=context.threads)
         self.expected = [session.run(b) for b in self.batches]
         self.run = Run(self.analysis.model, self.batches, threads=context.threads, shapes=self.analysis.shapes)
-        self.position = {id(n): i for i, n in enumerate(self.run.nodes)}
         self.inverses: dict[int, np.ndarray] = {}
         self.done: set[str] = set()
         self.group = ""

@@ -165,7 +165,7 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
         where[order[start:end]] = g
         channel[order[start:end]] = np.arange(end - start)
     members = _member_lists(record, sites, tables, where, channel, len(bounds) - 1)
-    inexact = _inexact(record, axes)
+    inexact = mixed_causes(record, axes)
     names = _names(record, members)
     causes = {n: order[s:e] for n, s, e in zip(names, bounds, bounds[1:])}
     groups = tuple(
@@ -242,7 +242,8 @@ def _member_lists(
     return members
 
 
-def _inexact(record: Record, axes: Axes) -> np.ndarray:
+def mixed_causes(record: Record, axes: Axes) -> np.ndarray:
+    """(number of causes + 1,) bool: along which of them an opened op mixes."""
     flags = np.zeros(axes.causes + 1, bool)
     for ids in record.mixed:
         flags[axes.table(ids).ravel()] = True

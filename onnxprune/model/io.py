@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import onnx
 from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError

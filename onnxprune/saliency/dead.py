@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.groups import Analysis, mixed_causes
 from onnxprune.analysis.linear import Linear, linears, to_matrix
 from onnxprune.calibrate.channels import channel_statistics
 from onnxprune.saliency.base import Context
@@ -61,7 +61,7 @@ class _Weights:
         for mask in analysis.record.masks:
             if mask.node not in known:
                 self.readable[analysis.axes.table(mask.ids)] = False
-        self.exact = ~_causes(analysis, analysis.record.mixed)
+        self.exact = ~mixed_causes(analysis.record, analysis.axes)
 
     def live(self, linear: Linear, used: np.ndarray, gone: np.ndarray) -> np.ndarray:
         """`used` without the rows and columns that are gone."""
@@ -75,25 +75,23 @@ class _Weights:
 
     def unread(self, gone: np.ndarray) -> np.ndarray:
         """Causes that some node sums over, and all of whose readers have zero weights for them."""
-        seen, used = np.zeros_like(gone), np.zeros_like(gone)
-        for linear, weights in self.parts:
-            if linear.ids is None:
-                continue
-            table = self.analysis.axes.table(linear.ids)
-            seen[table] = True
-            used[table[self.live(linear, weights, gone).any(1).ravel()]] = True
-        return seen & ~used & self.readable & self.exact
+        return self.untouched(gone, reading=True) & self.readable & self.exact
 
     def unmade(self, gone: np.ndarray) -> np.ndarray:
         """Causes that linear nodes make, all of whose filters are zero."""
+        return self.untouched(gone, reading=False) & self.exact
+
+    def untouched(self, gone: np.ndarray, reading: bool) -> np.ndarray:
+        """Causes on the inputs (else the outputs) of linear nodes for which no weight that is left differs from zero."""
         seen, used = np.zeros_like(gone), np.zeros_like(gone)
         for linear, weights in self.parts:
-            if linear.out_ids is None:
+            ids = linear.ids if reading else linear.out_ids
+            if ids is None:
                 continue
-            table = self.analysis.axes.table(linear.out_ids)
+            table = self.analysis.axes.table(ids)
             seen[table] = True
-            used[table[self.live(linear, weights, gone).any(2).ravel()]] = True
-        return seen & ~used & self.exact
+            used[table[self.live(linear, weights, gone).any(1 if reading else 2).ravel()]] = True
+        return seen & ~used
 
 
 def _silent(context: Context, constants: bool) -> np.ndarray:
@@ -111,10 +109,3 @@ def _silent(context: Context, constants: bool) -> np.ndarray:
         seen[table] = True
         loud[table[stat.variance > 1e-12 * stat.square if constants else stat.absolute > 0]] = True
     return seen & ~loud
-
-
-def _causes(analysis: Analysis, arrays: list[np.ndarray]) -> np.ndarray:
-    found = np.zeros(analysis.axes.causes + 1, bool)
-    for ids in arrays:
-        found[analysis.axes.table(ids)] = True
-    return found

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.model.canonicalize import remove_dead
 from onnxprune.model.io import Model
+from onnxprune.model.edit import free_name
 from onnxprune.model.nodes import nested
 from onnxprune.model.weights import Sliced
 from onnxprune.surgery.refit import Editor, refit
@@ -48,7 +48,7 @@ def _slice_weights(editor: Editor) -> None:
         if key not in names:
             first = use.tensor not in seen and use.tensor not in whole
             seen.add(use.tensor)
-            name = use.tensor if first or not any(key[1]) else _free(f"{use.tensor}_cut", tensors)
+            name = use.tensor if first or not any(key[1]) else free_name(f"{use.tensor}_cut", tensors)
             names[key] = name
             base = analysis.model.weights[use.tensor]
             weights[name] = Sliced(base, keeps) if any(key[1]) else base  # type: ignore[index]
@@ -70,13 +70,6 @@ def _positions(editor: Editor, axis: object) -> np.ndarray | None:
         return None
     keep = editor.analysis.keep(axis, editor.removed)
     return None if keep.all() else np.flatnonzero(keep)
-
-
-def _free(name: str, taken: dict[str, TensorProto]) -> str:
-    count = 1
-    while f"{name}_{count}" in taken:
-        count += 1
-    return f"{name}_{count}"
 
 
 def _update_infos(editor: Editor) -> None:
