@@ -86,16 +86,20 @@ class OnnxRuntimeModel(Compiled):
             raise EngineError("engine-run", f"{self._engine.name} cannot run the model: {str(problem).strip()[:300]}") from problem
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
-        """Kernel times of a second session that profiles; nodes are found through the optimised graph that it writes."""
+        """Kernel times of a session that profiles and takes the place of the first, so that there is never more than one in memory.
+
+        Nodes are found through the optimised graph that it writes.
+        """
+        del self._session
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder, as_file(self._source) as path:
             settings = self._session_options()
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
             settings.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-            session = self._open(path, settings)
+            self._session = self._open(path, settings)
             for _ in range(PROFILE_WARMUP + count):
-                session.run(None, dict(feeds))
-            kernels = kernel_times(Path(session.end_profiling()), skip=PROFILE_WARMUP)
+                self._session.run(None, dict(feeds))
+            kernels = kernel_times(Path(self._session.end_profiling()), skip=PROFILE_WARMUP)
             optimised = open_model(Path(folder) / "optimised.onnx").proto
         return map_kernels(kernels, optimised, open_model(self._source).proto)
 
