@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ import numpy as np
 from onnxprune.allocate import ALLOCATORS
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import TargetError, UsageError
+from onnxprune.model.nodes import label
 from onnxprune.saliency.base import Context
 from onnxprune.types import Plan, Scores
 
@@ -81,7 +83,7 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
         Unknown allocator, or a ratio pattern that matches no group.
     """
     analysis = context.analysis
-    allocator: Allocator = ALLOCATORS.get(name)
+    ALLOCATORS.get(name)
     fixed = fixed_widths(analysis, scores, constraints)
     steps, order = _steps(analysis, scores, constraints, fixed)
     start = {n: analysis.group(n).size - len(d) for n, d in constraints.dead.items() if n in order} | fixed
@@ -90,10 +92,23 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
         raise unreachable(analysis, constraints, search.kept(range(len(steps))), missed)
     chosen: Sequence[int] = ()
     if constraints.budgets and search.missed(()):
-        ranking = allocator(context, scores, steps)
+        ranking = _ranking(name, context, scores, steps)
         chosen = search.by_saving(ranking.values) if ranking.per_saving else search.prefix(ranking.values)
     kept = search.kept(chosen)
     return Plan(analysis.digest, kept, {g: analysis.group(g).size for g in kept}, {"allocate": name}, analysis.options)
+
+
+def _ranking(name: str, context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
+    """What the allocator says of the steps; asked once a context, whatever the budgets."""
+    asked = hashlib.sha256(repr((name, [(s.group, s.width, s.target) for s in steps])).encode())
+    for group in sorted(scores):
+        asked.update(np.ascontiguousarray(scores[group], np.float64).tobytes())
+    key = f"ranking {asked.hexdigest()}"
+    if key not in context.cache:
+        allocator: Allocator = ALLOCATORS.get(name)
+        context.cache[key] = allocator(context, scores, steps)
+    found: Ranking = context.cache[key]
+    return found
 
 
 @dataclass(frozen=True)
@@ -252,8 +267,20 @@ def unreachable(analysis: Analysis, constraints: Constraints, kept: Mapping[str,
     stuck = sorted((b for b, a in zip(before, after) if a.macs == b.macs), key=lambda n: -n.macs)
     share = sum(n.macs for n in stuck) / max(original["macs"], 1)
     if stuck:
-        reason = next((f.reason for f in analysis.frozen if f.node == stuck[0].node), "all its channels are frozen")
+        reason = _what_holds(analysis, stuck[0].node)
         lines.append(f"  {share:.0%} of MACs sit in nodes that cannot shrink; largest: {stuck[0].node} ({reason}, {stuck[0].macs / max(original['macs'], 1):.0%}).")
     name = stuck[0].node if stuck else "TENSOR"
     lines.append(f"  Lower --floor or --round-to, raise --max-fraction, or see: onnxprune inspect MODEL --why {name}")
     return TargetError("target-unreachable", "\n".join(lines))
+
+
+def _what_holds(analysis: Analysis, name: str) -> str:
+    """Why a node cannot shrink: the limits where one of its axes is free, else the reasons of its weights' axes, of its other tensors' where no weight has any."""
+    record = analysis.record
+    number = next(i for i, n in enumerate(record.nodes) if label(n) == name)
+    if any(analysis.axes.live(a) for p in record.products if p.node == number for a in p.axes):
+        return "its channels are free, but held by the limits above"
+    weights = [u.tensor for u in record.uses if u.node == number]
+    others = [t for t in (*record.nodes[number].input, *record.nodes[number].output) if t and t not in weights]
+    found = [dict.fromkeys(f.reason for t in tensors for f in analysis.why(t) if f.reason != "kernel position") for tensors in (weights, others)]
+    return ", ".join(list(found[0] or found[1])[:2]) or "all its channels are frozen"

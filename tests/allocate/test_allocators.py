@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from graph_text import net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.allocate.base import Constraints, allocate, ordered, widths
+from onnxprune.allocate import ALLOCATORS, knapsack
+from onnxprune.allocate.base import Constraints, Ranking, Step, allocate, ordered, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.errors import TargetError, UsageError
@@ -25,6 +29,7 @@ CONVOLUTIONS = (
     "a = Conv<pads=[1,1,1,1]>(x, w1); r = Relu(a); b = Conv<pads=[1,1,1,1]>(r, w2); s = Relu(b); c = Conv(s, w3); d = Add(a, c); e = Conv<strides=[2,2]>(d, w4); y = Conv(e, w5)"
 )
 ANALYSIS = analyse(load(net(CONVOLUTIONS)))
+HELD = analyse(load(net("float[1,64] x | float[64,64] w0, float[64,8] w1, float[8,4] w2 | y = MatMul(x, w0); a = MatMul(x, w1); z = MatMul(a, w2) | float[] y, float[] z")))
 COSTS = ("macs", "params", "bytes", "activation_bytes")
 budgets = st.fixed_dictionaries({}, optional={c: st.floats(0.35, 1.1) for c in COSTS})
 
@@ -135,6 +140,32 @@ def test_a_target_out_of_reach_says_what_is_in_reach() -> None:
     assert "target macs <= 1.0% cannot be met" in caught.value.message
     least = float(caught.value.message.split("cannot be met: ")[1].split("%")[0]) / 100
     assert planned("knapsack", scores_of(0), budgets=absolute({"macs": least + 0.001})).kept
+
+
+def test_a_target_out_of_reach_says_what_holds_the_largest_node() -> None:
+    """A MatMul between the graph's input and output cannot shrink, whatever is free elsewhere; a ratio of 0 holds nodes that could."""
+    with pytest.raises(TargetError, match=r"y \(graph input, graph output, "):
+        allocate("uniform", Context(HELD), scores_of(0, HELD), Constraints({"macs": 1}))
+    with pytest.raises(TargetError, match="its channels are free, but held by the limits"):
+        planned("uniform", scores_of(0), budgets={"macs": 1}, ratios={"*": 0.0})
+
+
+def test_an_allocator_is_asked_once_for_all_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
+        asked.append(len(steps))
+        return knapsack.knapsack(context, scores, steps)
+
+    context, budgets = Context(ANALYSIS), [absolute({"macs": share}) for share in (0.8, 0.6, 0.5)]
+    alone = [planned("knapsack", scores_of(0), budgets=b).kept for b in budgets]
+    monkeypatch.setitem(ALLOCATORS.builtin, "counted", ("counted:counted", ""))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "counted", SimpleNamespace(counted=counted))  # type: ignore[arg-type]
+    assert [allocate("counted", context, scores_of(0), Constraints(b)).kept for b in budgets] == alone
+    assert len(asked) == 1
+    allocate("counted", context, scores_of(1), Constraints(budgets[0]))
+    allocate("counted", context, scores_of(1), Constraints(budgets[0], floor=8))
+    assert len(asked) == 3
 
 
 def test_scores_that_are_not_finite() -> None:
