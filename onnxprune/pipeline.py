@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from threadpoolctl import threadpool_limits
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.calibrate.data import Data
-from onnxprune.checks import RESULT, evaluated, held_out, metric_options, open_data_for, oracle
+from onnxprune.calibrate.moments import refittable
+from onnxprune.checks import RESULT, Parts, evaluated, metric_options, open_data_for, open_labels, oracle, parts_of
 from onnxprune.decide import decide, engines_of, measured, target_rows
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import require
@@ -31,9 +31,8 @@ from onnxprune.files import sha256, write_bytes, write_json
 from onnxprune.model.io import Model, digest, load, save
 from onnxprune.outputs import check_output, check_same, default_run_dir, versions
 from onnxprune.recipe import Recipe, read, to_toml
-from onnxprune.repair import REPAIRS
 from onnxprune.report import html
-from onnxprune.report.collect import frozen_rows, graph_rows, group_rows, latency_rows, layer_rows
+from onnxprune.report.collect import frozen_rows, graph_rows, group_rows, latency_rows, layer_rows, sensitivity_rows
 from onnxprune.report.data import Report, TargetRow
 from onnxprune.rundir import key, opened
 from onnxprune.saliency import CRITERIA
@@ -43,10 +42,14 @@ from onnxprune.search.journal import Journal
 from onnxprune.stages import MODEL, PLAN, SCORES, Stages, as_json
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
+from onnxprune.variants import CANDIDATES, Variants, check_options, figures_of
 
 # what "auto" stands for
 WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": "least-squares"}
 WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
+TARGET = "macs=50%"  # where neither a target nor a tolerance is given
+WITHOUT_REFIT = {"criterion": "activation*weight", "allocate": "knapsack", "repair": "bias"}  # with data, for weights that no refit can write
+LEAST_REFITTABLE = 0.5  # of the channels; below it the closed forms would leave most of the model out
 SEARCH = "search.jsonl"  # in the run directory: what a search method measured
 LATENCY_SLACK = 0.05  # two measurements of one model agree to about this on a quiet machine
 NO_DATA = (
@@ -101,8 +104,8 @@ def optimize(
     """
     data = options.pop("data") if isinstance(options.get("data"), Data) else None
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.of(read(recipe) if recipe else {})).but(options)
-    recipe = resolved(recipe, data is not None)
     _check_names(recipe)
+    check_options(recipe, data is not None or bool(recipe.data))
     folder = Path(run_dir) if run_dir else default_run_dir(output) if output else None
     if output:
         overwrite = check_output(output, overwrite, folder, recipe.external_data is True)
@@ -119,14 +122,36 @@ def optimize(
         raise KeyboardInterrupt(f"stopped in stage {stages.current}, no output was written{on}") from None
 
 
-def resolved(recipe: Recipe, has_data: bool = False) -> Recipe:
-    """The recipe with a method in place of each "auto"."""
-    chosen = WITH_DATA if has_data or recipe.data else WITHOUT_DATA
-    if recipe.fast and chosen is WITH_DATA:
-        chosen = {**chosen, "allocate": "layer-error"}
+def resolved(recipe: Recipe, analysis: Analysis, has_data: bool = False) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with a method in place of each "auto", and a target; and what the user must know of that choice."""
+    chosen, warnings = _with_data(recipe, analysis) if has_data or recipe.data else (WITHOUT_DATA, ())
     if recipe.method != ONE_SHOT:  # a search has a criterion of its own
         chosen = {option: name for option, name in chosen.items() if option != "criterion"}
-    return recipe.but({option: name for option, name in chosen.items() if getattr(recipe, option) == "auto"})
+    values: dict[str, Any] = {option: name for option, name in chosen.items() if getattr(recipe, option) == "auto"}
+    if recipe.candidate == ("auto",):
+        values["candidate"] = CANDIDATES if values.items() >= WITH_DATA.items() - {("repair", "least-squares")} and _compares(recipe) else ()
+    if not recipe.target and recipe.max_divergence is None:
+        values["target"] = TARGET
+    return recipe.but(values), warnings
+
+
+def _compares(recipe: Recipe) -> bool:
+    """Whether candidates can be compared, and nothing else was asked for."""
+    alone = recipe.fast or recipe.max_divergence is not None or any(t.engine for t in recipe.target)
+    return bool(recipe.metric and recipe.labelled) and not alone
+
+
+def _with_data(recipe: Recipe, analysis: Analysis) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What "auto" stands for where there are data, by what the model's weights are."""
+    channels = sum(g.size for g in analysis.groups)
+    plain = sum(analysis.group(name).size for name in refittable(analysis))
+    if recipe.criterion == "auto" and plain < LEAST_REFITTABLE * channels:
+        what = (
+            f"{channels - plain} of {channels} channels are read by quantised, recurrent or computed weights alone, which no refit can write: this costs accuracy; "
+            "if the model was quantised, prune the float model and quantise the result"
+        )
+        return (WITHOUT_REFIT if plain else {**WITHOUT_REFIT, "repair": "none"}), (what,)
+    return {**WITH_DATA, **({"allocate": "layer-error"} if recipe.fast else {})}, ()
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -151,59 +176,92 @@ class _Job:
     data: Data | None
     output: Path | None
     overwrite: bool
+    notes: tuple[str, ...] = ()
 
     def run(self) -> Result:
         """All stages, and the files they leave."""
+        analysis = self.stages.do("analyse", lambda: analysed(self.source, self.recipe, self.stages))
+        recipe, notes = resolved(self.recipe, analysis, self.data is not None)
+        return replace(self, recipe=recipe, notes=notes).on(analysis)
+
+    def on(self, analysis: Analysis) -> Result:
+        """All that follows the analysis, by a recipe without "auto"."""
         do, recipe = self.stages.do, self.recipe
-        analysis = do("analyse", lambda: analysed(self.source, recipe, self.stages))
         everything = self.data or open_data_for(analysis.model, recipe)
-        data, apart = held_out(everything)
+        parts = parts_of(everything, open_labels(analysis.model, recipe), recipe)
+        data = parts.calibration
         provenance = {**versions(), "source_sha256": analysis.digest, "data_sha256": everything.fingerprint()}
-        self.stages.chain = key(provenance, recipe.plain("analyse"), recipe.plain("runtime"))
+        self.stages.chain = key(provenance, recipe.plain("analyse"), recipe.plain("runtime"), data.samples)
         run_key = key(self.stages.chain, recipe.plain())
         overwrite = check_same(self.output, self.overwrite, self.stages.run, run_key) if self.output else False
-        context = _context(analysis, data, recipe, self.stages)
-        plan = self._plan(context, data)
+        variants = Variants(self.stages, self.source, _context(analysis, data, recipe, self.stages), parts)
+        recipe, plan, choice = self._plan(variants)
         smaller = do("cut", lambda: cut(analysis, plan))
         verification = do("verify", lambda: oracle(analysis, plan, smaller, data, recipe), recipe.plain("verify"), as_json("verify.json"))
         if recipe.repair != "none":
-            smaller = do("repair", partial(REPAIRS.get(recipe.repair), analysis, plan, smaller, context), recipe.plain("repair"), MODEL)
+            smaller = do("repair", lambda: variants.repaired(recipe, plan, smaller), recipe.plain("repair"), MODEL)
             plan = replace(plan, decided_by={**plan.decided_by, "repair": recipe.repair, RESULT: digest(smaller)})
-        worth = self._worth(smaller, data, apart)
+        worth = self._worth(smaller, parts)
+        others = self._others(variants, recipe, plan, worth)
         before, after = analysis.cost().as_dict(), analysis.cost(plan.kept).as_dict()
-        targets = target_rows(recipe, before, after, worth["latency"])
+        targets = (*target_rows(self.recipe, before, after, worth["latency"]), *choice["targets"])
         layers = layer_rows(analysis, plan, worth["timing"], smaller)
         unpaid = explain(layers, smaller, ENGINES.get(engines_of(recipe)[0]), recipe.precision) if worth["timing"] else ()
+        scores = variants.scores.get("reconstruction", {})
         report = Report(
             str(self.source.path or ""), str(self.output or ""), before, after, targets=targets,
             verification=verification, latency=worth["latency"], fidelity=worth["fidelity"], quality=worth["quality"],
+            splits=parts.describe(), control=others["control"], selection=choice["selection"], bisection=choice["bisection"], curve=others["curve"],
             groups=group_rows(analysis, plan), layers=layers, graph=graph_rows(analysis), frozen=frozen_rows(analysis.frozen),
-            data=data.describe() if self.stages.used else "", decided_by=plan.decided_by, recipe=recipe.plain(), provenance=provenance,
+            sensitivity=sensitivity_rows(scores, recipe.max_fraction),
+            data=data.describe() if self.stages.used else "", decided_by=plan.decided_by, recipe=self.recipe.plain(), provenance=provenance,
             machine=worth["timing"].get("machine", {}),
-            stages=tuple(self.stages.done), warnings=(*self._warnings(data, targets, worth), *unpaid),
+            stages=tuple(self.stages.done), warnings=(*self._warnings(parts, targets, worth), *choice["warnings"], *others["warnings"], *unpaid),
         )  # fmt: skip
         self._write(Result(smaller, plan, report), provenance, run_key, overwrite)
         return Result(smaller, plan, report)
 
-    def _plan(self, context: Context, data: Data) -> Plan:
-        """Scores, and the widths that meet the targets."""
-        do, recipe = self.stages.do, self.recipe
-        scores: Scores = {}
+    def _plan(self, variants: Variants) -> tuple[Recipe, Plan, dict[str, Any]]:
+        """The recipe that a tolerance or labels settle on, its plan, and how they did: "targets", "selection", "bisection" and "warnings" of the report."""
+        do, recipe, stages = self.stages.do, self.recipe, self.stages
+        choice: dict[str, Any] = {"targets": (), "selection": {}, "bisection": {}, "warnings": ()}
         if recipe.method == ONE_SHOT:  # searches score the models that they meet
-            scores = do("score", lambda: CRITERIA.get(recipe.criterion)(context), recipe.plain("score"), SCORES)
-        return do("plan", lambda: _decided(context, scores, data, recipe, self.stages), recipe.plain("plan"), PLAN)
+            variants.scores[recipe.criterion] = do("score", lambda: variants.scores_of(recipe.criterion), recipe.plain("score"), SCORES)
+        if recipe.max_divergence is not None:
+            recipe, found = variants.within(recipe)
+            choice |= {"bisection": found, "targets": (TargetRow(f"max_divergence={found['max_divergence']:g}", found["max_divergence"], found["reached"]),)}
+            if self.recipe.target and recipe.target != self.recipe.target:
+                wanted, reached = (", ".join(map(str, r.target)) for r in (self.recipe, recipe))
+                choice["warnings"] = (f"max_divergence {found['max_divergence']:g} ended the cut at {reached}, before {wanted}",)
+        elif variants.parts.selection_labels is not None:
+            recipe, choice["selection"] = variants.chosen(recipe)
+        plan = do("plan", lambda: _decided(variants.context, variants.scores_of(recipe.criterion) if recipe.method == ONE_SHOT else {}, recipe, stages),
+                  {**recipe.plain("score"), **recipe.plain("plan")}, PLAN)  # fmt: skip
+        return recipe, plan, choice
 
-    def _worth(self, smaller: Model, data: Data, apart: Data | None) -> dict[str, Any]:
+    def _worth(self, smaller: Model, parts: Parts) -> dict[str, Any]:
         """fidelity, quality, timing (all that was measured) and latency (of it, by engine); empty where not asked for."""
         do, recipe = self.stages.do, self.recipe
         found: dict[str, Any] = {"fidelity": {}, "quality": {}, "timing": {}}
-        if apart is not None or recipe.metric:
-            watched = self.stages.watched(apart) if apart is not None else None
-            worth = do("evaluate", lambda: evaluated(self.source, smaller, watched, recipe), recipe.plain("evaluate"), as_json("quality.json"))
-            found.update(worth)
+        labels = parts.report_labels
+        if parts.report is not None or labels is not None:
+            watched = self.stages.watched(parts.report) if parts.report is not None else None
+            depends = {**recipe.plain("evaluate"), "labels": labels.fingerprint() if labels is not None else ""}
+            found.update(do("evaluate", lambda: evaluated(self.source, smaller, watched, labels, recipe), depends, as_json("quality.json")))
         if engines_of(recipe):
-            found["timing"] = do("measure", lambda: self._measured(smaller, data), recipe.plain("measure"), as_json("measure.json"))
+            chain = self.stages.chain
+            found["timing"] = do("measure", lambda: self._measured(smaller, parts.calibration), recipe.plain("measure"), as_json("measure.json"))
+            self.stages.chain = chain  # nothing depends on a time
         return {**found, "latency": latency_rows(found["timing"])}
+
+    def _others(self, variants: Variants, recipe: Recipe, plan: Plan, worth: Mapping[str, Any]) -> dict[str, Any]:
+        """The trade-off and the random controls: "curve", "control" and "warnings" of the report."""
+        found: dict[str, Any] = {"curve": (), "control": (), "warnings": ()}
+        if recipe.control:
+            found["control"] = variants.controls(recipe, plan)
+        if recipe.curve:
+            found["curve"], found["warnings"] = variants.curve(recipe, plan, figures_of(worth, "after"), figures_of(worth, "before"))
+        return found
 
     def _measured(self, smaller: Model, data: Data) -> Mapping[str, Any]:
         """Both models on one real input."""
@@ -212,13 +270,16 @@ class _Job:
         stages.detail(", ".join(f"{row['speedup']:.2f}x on {engine}" for engine, row in latency_rows(found).items()))
         return found
 
-    def _warnings(self, data: Data, targets: Sequence[TargetRow], worth: Mapping[str, Any]) -> tuple[str, ...]:
+    def _warnings(self, parts: Parts, targets: Sequence[TargetRow], worth: Mapping[str, Any]) -> tuple[str, ...]:
         """What the user must know, in the order of the stages."""
-        found = [data.warning] if data.warning and self.stages.used else [NO_DATA] if data.warning else []
+        warning = parts.calibration.warning
+        found = [*self.notes, *([warning if self.stages.used else NO_DATA] if warning else [])]
+        if self.recipe.candidate and parts.selection_labels is None and parts.report_labels is not None:
+            found.append(f"{parts.report_labels.samples} labelled samples are too few to choose between candidates by: all of them only measure")
         found += [
-            f"target {t.target}: the last measurement found {t.reached:.3g} ms, not {t.allowed:.3g}; the search had found less: measure on a quieter machine"
-            for t in targets
-            if t.reached > t.allowed * (1 + LATENCY_SLACK)
+            f"target {row.target}: the last measurement found {row.reached:.3g} ms, not {row.allowed:.3g}; the search had found less: measure on a quieter machine"
+            for target, row in zip(self.recipe.target, targets)
+            if target.engine and row.reached > row.allowed * (1 + LATENCY_SLACK)
         ]
         return (*found, *worth["fidelity"].get("warnings", ()), *worth["timing"].get("warnings", ()))
 
@@ -260,9 +321,9 @@ def _context(analysis: Analysis, data: Data, recipe: Recipe, stages: Stages) -> 
     return Context(analysis, stages.watched(data), seed=recipe.seed, threads=recipe.threads, batch_size=recipe.batch_size, flip=recipe.flip, progress=stages.progress)
 
 
-def _decided(context: Context, scores: Scores, data: Data, recipe: Recipe, stages: Stages) -> Plan:
+def _decided(context: Context, scores: Scores, recipe: Recipe, stages: Stages) -> Plan:
     """The plan, with what it leaves as the stage's detail."""
-    feeds = next(data.batches(1)) if any(t.engine for t in recipe.target) else None
+    feeds = next(context.required_data("a latency target").batches(1)) if any(t.engine for t in recipe.target) else None
     analysis = context.analysis
     journal = Journal(stages.run.file(SEARCH) if stages.run else None, stages.chain)
     plan = decide(context, scores, recipe, feeds, lambda text: stages.progress(None, text), journal)
@@ -271,14 +332,22 @@ def _decided(context: Context, scores: Scores, data: Data, recipe: Recipe, stage
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:
-    """The plan alone: analyse, score, allocate."""
-    recipe = resolved(recipe)
+    """The plan alone: analyse, score, allocate.
+
+    Raises
+    ------
+    UsageError
+        The recipe has a tolerance, which takes a whole run to keep.
+    """
+    if recipe.max_divergence is not None:
+        raise UsageError("options-clash", "max_divergence takes cut and repaired models to measure: run optimize, whose run directory holds plan.json")
     stages = Stages(on_event)
-    analysis = stages.do("analyse", lambda: analysed(model, recipe, stages))
-    data = open_data_for(analysis.model, recipe)
-    context = _context(analysis, data, recipe, stages)
+    asked = recipe
+    analysis = stages.do("analyse", lambda: analysed(model, asked, stages))
+    recipe, _ = resolved(recipe, analysis)
+    context = _context(analysis, open_data_for(analysis.model, recipe), recipe, stages)
     scores: Scores = stages.do("score", lambda: CRITERIA.get(recipe.criterion)(context)) if recipe.method == ONE_SHOT else {}
-    return stages.do("plan", lambda: _decided(context, scores, data, recipe, stages))
+    return stages.do("plan", lambda: _decided(context, scores, recipe, stages))
 
 
 def replay(model: Source, plan: Plan) -> Analysis:

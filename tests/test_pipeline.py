@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_text import net
 
 from onnxprune import demo
 from onnxprune.cli import run
@@ -66,6 +67,26 @@ def test_command_python_and_recipe_give_the_same_bytes(tmp_path: Path) -> None:
     models = [(tmp_path / f"{way}.onnx").read_bytes() for way in ("python", "flags", "recipe")]
     plans = [(tmp_path / f"{way}.run" / "plan.json").read_bytes() for way in ("python", "flags", "recipe")]
     assert models[0] == models[1] == models[2] and plans[0] == plans[1] == plans[2]
+
+
+QUANTISED = (
+    "float[n,4,8,8] x | int8[32,4,3,3] k1, float[32] v1, int8[24,32,3,3] k2, float[24] v2, int8[5,24,1,1] k3, float[5] v3, float[5,24,1,1] w3 |"
+    "u = DequantizeLinear<axis=0>(k1, v1); a = Conv(x, u); r = Relu(a); v = DequantizeLinear<axis=0>(k2, v2); b = Conv(r, v); s = Relu(b);"
+)
+
+
+@pytest.mark.parametrize(("ending", "repair"), [("w = DequantizeLinear<axis=0>(k3, v3); y = Conv(s, w)", "none"), ("y = Conv(s, w3)", "bias")])
+def test_weights_that_no_refit_can_write_are_said_once(tmp_path: Path, ending: str, repair: str) -> None:
+    """The default goes on with scores that need no refit; asked for by name, the criterion says why it cannot."""
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((48, 4, 8, 8)).astype(np.float32))
+    model, options = net(QUANTISED + ending).SerializeToString(), {"data": str(tmp_path / "x.npz"), "engine": "none", "round_to": 1, "target": "macs=60%"}
+    report = optimize(model, **options).report
+    assert (report.recipe["criterion"], report.recipe["allocate"], report.recipe["repair"]) == ("activation*weight", "knapsack", repair)
+    assert len([w for w in report.warnings if "prune the float model and quantise the result" in w]) == 1
+    assert report.after["macs"] <= 0.6 * report.before["macs"] and report.verification["ok"]
+    if repair == "none":
+        with pytest.raises(UsageError, match="plain weights"):
+            optimize(model, criterion="reconstruction", **options)
 
 
 def test_the_same_command_reuses_its_stages(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ class Pair:
     xx: np.ndarray
 
 
+def refittable(analysis: Analysis) -> tuple[str, ...]:
+    """Groups that a linear node with plain weights, or a product of two activations, sums over: what closed forms can make up for."""
+    ids = [li.ids for li in linears(analysis) if li.ids is not None] + [ids for _, ids in _pairs(analysis)]
+    read = {c for axis in ids for c in analysis.axes.table(axis).ravel().tolist()}
+    return tuple(name for name, causes in analysis.causes.items() if read.intersection(causes.tolist()))
+
+
 def collect_moments(analysis: Analysis, data: Data, *, batch_size: int, threads: int, seed: int = 0) -> tuple[Mapping[int, Statistic], list[Pair]]:
     """Statistics by node index, of every linear node that sums over an axis that can be cut, and of products of activations."""
     wanted = [li for li in linears(analysis) if li.ids is not None and not (li.groups > 1 and analysis.model.weights[li.weight.tensor].shape[1] == 1)]
