@@ -18,7 +18,7 @@ from onnxprune.model.shapes import Dim
 Axes = list[Axis]
 
 
-def _axes(node: Node, slot: int = 0) -> Axes:
+def axes_of(node: Node, slot: int = 0) -> Axes:
     """Axes of an operand; a constant that has none yet gets fresh causes."""
     tensor = node.operands[slot]
     if tensor is None:
@@ -63,13 +63,14 @@ def _list(node: Node, name: str, slot: int) -> list[int] | None:
 
 
 def transpose(node: Node) -> list[Axes]:
-    axes = _axes(node)
+    axes = axes_of(node)
     perm = node.attribute("perm") or range(len(axes))[::-1]
     return [[axes[p] for p in perm]]  # type: ignore[attr-defined]
 
 
 def concat(node: Node) -> list[Axes]:
-    parts = [_axes(node, s) for s in range(node.inputs)]
+    slots = range(2, node.inputs, 3) if node.op == "QLinearConcat" else range(node.inputs)  # a part, its scale, its zero point
+    parts = [axes_of(node, s) for s in slots]
     rank = len(parts[0])
     axis = int(node.attribute("axis", 1)) % rank  # type: ignore[call-overload]
     out = parts[0]
@@ -81,7 +82,7 @@ def concat(node: Node) -> list[Axes]:
     if all(isinstance(p[axis], int) for p in parts):
         return [out]
     try:
-        out[axis] = np.concatenate([_ids(node, p[axis], node.shape(s)[axis]) for s, p in enumerate(parts)])
+        out[axis] = np.concatenate([_ids(node, p[axis], node.shape(s)[axis]) for s, p in zip(slots, parts)])
     except Misfit:
         why = node.why("joined with a dynamic axis")
         for part in parts:
@@ -91,7 +92,7 @@ def concat(node: Node) -> list[Axes]:
 
 
 def split(node: Node) -> list[Axes]:
-    axes = _axes(node)
+    axes = axes_of(node)
     axis = int(node.attribute("axis", 0)) % len(axes)  # type: ignore[call-overload]
     count = len(node.proto.output)
     if isinstance(axes[axis], int):
@@ -107,7 +108,7 @@ def split(node: Node) -> list[Axes]:
 
 
 def slice_(node: Node) -> list[Axes]:
-    axes = _axes(node)
+    axes = axes_of(node)
     if node.opset < 10:
         starts, ends, where = _list(node, "starts", 9) or [], _list(node, "ends", 9) or [], _list(node, "axes", 9)
     else:
@@ -132,7 +133,7 @@ def slice_(node: Node) -> list[Axes]:
             continue
         if step != 1 or not len(index):
             if len(where) > 1:
-                axes[axis] = _stop(node, ids, "sliced with a step together with other axes")
+                axes[axis] = stop(node, ids, "sliced with a step together with other axes")
             else:
                 node.record.selects.append(Select(node.index, axis, ids, index))
             continue
@@ -144,16 +145,16 @@ def slice_(node: Node) -> list[Axes]:
 
 
 def gather(node: Node) -> list[Axes]:
-    axes = _axes(node)
+    axes = axes_of(node)
     axis = int(node.attribute("axis", 0)) % len(axes)  # type: ignore[call-overload]
     index = node.value(1)
-    ids, picks = axes[axis], _axes(node, 1)
+    ids, picks = axes[axis], axes_of(node, 1)
     if node.operands[1].constant:  # type: ignore[union-attr]
         picks = _freeze_axes(node, picks, None, "a constant index")
     if not isinstance(ids, np.ndarray):
         return [axes[:axis] + picks + axes[axis + 1 :]]
     if index is None or index.ndim != 1:
-        _stop(node, ids, "picked by a computed or single index")
+        stop(node, ids, "picked by a computed or single index")
         return [axes[:axis] + picks + axes[axis + 1 :]]
     index = np.where(index < 0, index + len(ids), index)
     node.record.selects.append(Select(node.index, axis, ids, index))
@@ -161,7 +162,7 @@ def gather(node: Node) -> list[Axes]:
 
 
 def pad(node: Node) -> list[Axes]:
-    axes = _axes(node)
+    axes = axes_of(node)
     amounts = _list(node, "pads", 1)
     where = [a % len(axes) for a in (_list(node, "axes", 3) if node.opset >= 18 and len(node.proto.input) > 3 and node.proto.input[3] else None) or range(len(axes))]
     entries: list[Axis | None] = [None] * (2 * len(where))
@@ -171,7 +172,7 @@ def pad(node: Node) -> list[Axes]:
         if isinstance(ids, int) or not (before or after):
             continue
         if node.attribute("mode", "constant") != "constant" or before < 0 or after < 0:
-            axes[axis] = _stop(node, ids, "padded from its own values")
+            axes[axis] = stop(node, ids, "padded from its own values")
             continue
         ends = [node.record.causes.new(n) if n else None for n in (before, after)]
         axes[axis] = np.concatenate([p for p in (ends[0], ids, ends[1]) if p is not None])
@@ -181,7 +182,7 @@ def pad(node: Node) -> list[Axes]:
 
 
 def squeeze(node: Node) -> list[Axes]:
-    axes = _axes(node)
+    axes = axes_of(node)
     gone = _list(node, "axes", 1)
     shape = node.shape(0)
     gone = [i for i, d in enumerate(shape) if d == 1] if gone is None else [a % len(axes) for a in gone]
@@ -189,7 +190,7 @@ def squeeze(node: Node) -> list[Axes]:
 
 
 def unsqueeze(node: Node) -> list[Axes]:
-    axes = _axes(node)
+    axes = axes_of(node)
     rank = len(node.out_shape())
     added = {a % rank for a in _list(node, "axes", 1) or []}
     rest = iter(axes)
@@ -198,7 +199,7 @@ def unsqueeze(node: Node) -> list[Axes]:
 
 def expand(node: Node) -> list[Axes]:
     """A broadcast axis gets causes of its own: its positions are equal, and the target is refitted."""
-    axes, out = _axes(node), node.out_shape()
+    axes, out = axes_of(node), node.out_shape()
     shape = (1,) * (len(out) - len(axes)) + node.shape(0)
     axes = [node.single()] * (len(out) - len(axes)) + axes
     target = node.partial(1)
@@ -211,7 +212,7 @@ def expand(node: Node) -> list[Axes]:
 
 
 def tile(node: Node) -> list[Axes]:
-    axes, repeats = _axes(node), _list(node, "repeats", 1) or []
+    axes, repeats = axes_of(node), _list(node, "repeats", 1) or []
     entries: list[Axis | None] = [None] * len(repeats)
     for i, (count, size) in enumerate(zip(repeats, node.shape(0))):
         if count == 1:
@@ -247,10 +248,10 @@ def shape(node: Node) -> list[Axes]:
 
 def resize_to_sizes(node: Node) -> list[Axes]:
     """Resize by target sizes: an axis whose length stays is carried, and its entry refitted."""
-    axes, out = _axes(node), node.out_shape()
+    axes, out = axes_of(node), node.out_shape()
     for i, (have, want) in enumerate(zip(node.shape(0), out)):
         if have != want or not isinstance(have, int):
-            axes[i] = _stop(node, axes[i], "resized")
+            axes[i] = stop(node, axes[i], "resized")
     if node.inputs > 3:
         where = node.attribute("axes")
         order = range(len(axes)) if where is None else [int(a) % len(axes) for a in where]  # type: ignore[attr-defined]
@@ -258,7 +259,7 @@ def resize_to_sizes(node: Node) -> list[Axes]:
     return [axes]
 
 
-def _stop(node: Node, axis: Axis, text: str) -> int:
+def stop(node: Node, axis: Axis, text: str) -> int:
     why = axis if isinstance(axis, int) else node.why(text)
     node.record.causes.freeze(axis, why)
     return why
@@ -266,14 +267,14 @@ def _stop(node: Node, axis: Axis, text: str) -> int:
 
 def _freeze_axes(node: Node, axes: Axes, where: list[int] | None, text: str) -> Axes:
     gone = range(len(axes)) if where is None else [a % len(axes) for a in where]
-    return [_stop(node, a, text) if i in gone else a for i, a in enumerate(axes)]
+    return [stop(node, a, text) if i in gone else a for i, a in enumerate(axes)]
 
 
 # ---------------------------------------------------------------- reshape
 
 
 def reshape(node: Node) -> list[Axes]:
-    axes, out = _axes(node), node.out_shape()
+    axes, out = axes_of(node), node.out_shape()
     result = regroup(node, axes, node.shape(0), out)
     if node.op == "Reshape":
         target = node.partial(1)
@@ -281,7 +282,7 @@ def reshape(node: Node) -> list[Axes]:
         _refit(node, _where(node, "shape", 1), [None if literal[i] in (-1, None) else a for i, a in enumerate(result)])
         for axis, size in zip(result, literal):
             if size is None and isinstance(axis, np.ndarray):
-                _stop(node, axis, "reshaped to a computed length")
+                stop(node, axis, "reshaped to a computed length")
     return [result]
 
 
@@ -411,11 +412,11 @@ def _split_all(node: Node, axis: Axis, sizes: list[int]) -> Axes:
 
 def literals(op: str) -> int:
     """First operand that is not data but spells sizes, positions or bounds, all behind it being the like."""
-    return {"Concat": 1 << 30, "Gather": 2, "ConstantOfShape": 0}.get(op, 1)
+    return {"Concat": 1 << 30, "QLinearConcat": 1 << 30, "Gather": 2, "ConstantOfShape": 0}.get(op, 1)
 
 
 MOVES: dict[str, Callable[[Node], list[Axes]]] = {
-    "Transpose": transpose, "Concat": concat, "Split": split, "Slice": slice_, "Gather": gather, "Pad": pad, "Squeeze": squeeze,
+    "Transpose": transpose, "Concat": concat, "QLinearConcat": concat, "Split": split, "Slice": slice_, "Gather": gather, "Pad": pad, "Squeeze": squeeze,
     "Unsqueeze": unsqueeze, "Expand": expand, "Tile": tile, "ConstantOfShape": constant_of_shape, "Shape": shape,
     "Reshape": reshape, "Flatten": reshape, "Resize": resize_to_sizes, "Upsample": resize_to_sizes,
 }  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto
 
 from onnxprune.analysis.apply import Misfit, apply
+from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.groups import Analysis, collect
 from onnxprune.analysis.movement import MOVES, literals
@@ -82,9 +83,7 @@ class _Walk:
         operands = [self.operand(proto, slot, name) for slot, name in enumerate(proto.input)]
         node = Node(self.record, proto, operands, list(proto.input))
         try:
-            if subgraphs(proto):
-                raise Misfit("its bodies are not followed")
-            outputs = self.outputs(node)
+            outputs = follow(node, self.graph) if subgraphs(proto) else self.outputs(node)
         except (Misfit, OnnxpruneError) as problem:
             self.stop(node, str(problem))
             return
@@ -92,7 +91,7 @@ class _Walk:
             self.stop(node, f"{proto.op_type} is not used as its definition says ({problem})")
             return
         given = [t for t in operands if t is not None]
-        constant = bool(given) and all(t.constant for t in given)
+        constant = bool(given) and all(t.constant for t in given) and not subgraphs(proto)
         origins = tuple(dict.fromkeys(o for t in given for o in t.origins)) if constant else ()
         for name, axes in zip(proto.output, outputs):
             if name:

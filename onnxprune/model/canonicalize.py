@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.model.bodies import branch
 from onnxprune.model.edit import add_initializer, add_weight, free_name
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label, nested, subgraphs
@@ -21,6 +23,7 @@ from onnxprune.model.unfuse import unfuse
 from onnxprune.model.weights import Weight, from_array, from_proto
 
 OLDEST_OPSET = 7
+DENSE_BYTES = 1 << 28  # a sparse initializer of more stays as it is, and what it touches is frozen
 
 
 def canonicalize(model: Model) -> Model:
@@ -35,11 +38,16 @@ def canonicalize(model: Model) -> Model:
         raise ModelError("opset-unsupported", f"opset {model.opset} is older than {OLDEST_OPSET}; convert with onnx.version_converter")
     model = _inline(model.edit())
     try:
+        dense(model)
         _unique_names(model.proto.graph)
         _constants(model)
+        _body_outputs(model.proto.graph)
         _check(model)
         _drop_identities(model)
-        fold(model, infer(model))
+        shapes = infer(model)
+        if _decided(model.proto.graph, shapes):
+            _drop_identities(model)
+        fold(model, shapes)
         shapes = infer(model)
         _shuffles(model, shapes)
         if unfuse(model, shapes):
@@ -113,14 +121,51 @@ def _constants(model: Model) -> None:
 
 
 def _constant(node: NodeProto) -> Weight | None:
-    """Value of a Constant node; None for other nodes and for sparse or string values."""
+    """Value of a Constant node; None for other nodes, for strings, and for large sparse values."""
     if node.op_type != "Constant" or node.domain not in STANDARD_DOMAINS or len(node.attribute) != 1:
         return None
     name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
+    if name == "sparse_value":
+        values = _dense(value)
+        return from_array(values) if values is not None else None
     if name == "value" and value.data_type != TensorProto.STRING:
         return from_proto(value)
     dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     return from_array(np.array(value, dtypes[name])) if name in dtypes else None
+
+
+def _body_outputs(graph: GraphProto) -> None:
+    """What a body returns is made inside of it: onnxruntime refuses bodies that return an outer tensor."""
+    taken = {n for g in nested(graph) for n in (*(i.name for i in (*g.input, *g.initializer)), *(o for node in g.node for o in node.output))}
+    for body in nested(graph):
+        made = {i.name for i in body.input} | {o for n in body.node for o in n.output}
+        for output in body.output if body is not graph else ():
+            if output.name not in made:
+                name = free_name(output.name, taken)
+                taken.add(name)
+                body.node.append(helper.make_node("Identity", [output.name], [name], name=name))
+                output.name = name
+
+
+def _decided(graph: GraphProto, shapes: Shapes) -> bool:
+    """The nodes of the branch that is always taken in the place of its If; whether there was one."""
+    nodes: list[NodeProto] = []
+    inside = False
+    for node in graph.node:
+        for body in subgraphs(node):
+            inside |= _decided(body, shapes)
+        condition = shapes.value(node.input[0]) if node.op_type == "If" and node.domain in STANDARD_DOMAINS and node.input else None
+        taken = branch(node, condition.item()) if condition is not None and condition.size == 1 else None
+        if taken is None or len(taken.output) != len(node.output):
+            nodes.append(node)
+            continue
+        graph.value_info.extend(taken.value_info)
+        graph.sparse_initializer.extend(taken.sparse_initializer)
+        nodes += [*taken.node, *(helper.make_node("Identity", [o.name], [name]) for o, name in zip(taken.output, node.output) if name)]
+    here = len(nodes) != len(graph.node) or any(a is not b for a, b in zip(nodes, graph.node))
+    if here:
+        _replace_nodes(graph, nodes)
+    return here or inside
 
 
 def _check(model: Model) -> None:
@@ -198,6 +243,36 @@ def fold(model: Model, shapes: Shapes) -> None:
             add_weight(model.proto.graph, model.weights, node.output[0], from_array(value))  # type: ignore[arg-type]
         if len(kept) != len(graph.node):
             _replace_nodes(graph, kept)
+
+
+def dense(model: Model) -> None:
+    """Sparse initializers as plain ones, those of at most DENSE_BYTES."""
+    for graph in nested(model.proto.graph):
+        kept = []
+        for sparse in graph.sparse_initializer:
+            values = _dense(sparse)
+            if values is None:
+                kept.append(sparse)
+            elif graph is model.proto.graph:
+                add_weight(graph, model.weights, sparse.values.name, from_array(values))  # type: ignore[arg-type]
+            else:
+                graph.initializer.append(numpy_helper.from_array(values, sparse.values.name))
+        if len(kept) != len(graph.sparse_initializer):
+            copies = [SparseTensorProto.FromString(s.SerializeToString()) for s in kept]
+            del graph.sparse_initializer[:]
+            graph.sparse_initializer.extend(copies)
+
+
+def _dense(sparse: SparseTensorProto) -> np.ndarray | None:
+    """Values of a sparse tensor; None where they are too large or lie elsewhere. Indices are places in the flat tensor, or a row each."""
+    if TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
+        return None
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    if prod(sparse.dims) * values.itemsize > DENSE_BYTES:
+        return None
+    out = np.zeros(tuple(sparse.dims), values.dtype)
+    out[np.unravel_index(places, out.shape) if places.ndim == 1 else tuple(places.T)] = values
+    return out
 
 
 def remove_dead(model: Model) -> None:

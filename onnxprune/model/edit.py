@@ -39,7 +39,7 @@ def _made(model: Model) -> frozenset[str]:
     """Names of inputs and of what nodes made when this was first asked of the copy; looking each time would take the square of its size."""
     known: frozenset[str] | None = getattr(model, "_made_names", None)
     if known is None:
-        graph = model.proto.graph
-        known = frozenset(i.name for i in graph.input) | {o for g in nested(graph) for n in g.node for o in n.output}
+        graphs = list(nested(model.proto.graph))
+        known = frozenset(i.name for g in graphs for i in g.input) | {o for g in graphs for n in g.node for o in n.output}
         object.__setattr__(model, "_made_names", known)
     return known

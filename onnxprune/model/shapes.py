@@ -14,13 +14,15 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
+from onnxprune.model.bodies import Wire, branch, common, passes, refined, stacked, wires, without
 from onnxprune.model.io import Model
-from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, subgraphs
+from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, nested, subgraphs
 
 Dim = int | str | None
 _LIKE_THE_INPUT = ("GroupNormalization", "MeanVarianceNormalization")  # onnx has no inference for them
 _UNKNOWN, _TIMES = "?", "\u00b7"  # begins the symbol of a length that is not known; stands between the factors of a product
 LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
+QONNX_DOMAINS, QONNX_OPS = ("qonnx.custom_op.general", "onnx.brevitas"), ("Quant", "BipolarQuant", "Trunc")  # rounding, in quantised graphs for FPGAs
 # Ops of which onnx's inference of one node says nothing, and whose first output is like their first input
 _LIKE_FIRST = frozenset(
     "GroupNormalization MeanVarianceNormalization SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization "
@@ -92,10 +94,7 @@ class _Inference:
             self.node(node)
 
     def node(self, node: NodeProto) -> None:
-        for body in subgraphs(node):
-            self.body_inputs(node, body)
-            self.graph(body)
-        found = self.infer_types(node) or self.branch_types(node)
+        found = self.bodies(node) if subgraphs(node) else self.infer_types(node)
         for name in node.output:
             kind = found.get(name)
             if (kind is None or not _has_shape(kind)) and node.input and name == node.output[0] and node.op_type in _LIKE_FIRST:
@@ -122,38 +121,55 @@ class _Inference:
                 d.dim_param = f"{_UNKNOWN}{self.unknown}"
         return copy
 
-    def body_inputs(self, node: NodeProto, body: GraphProto) -> None:
-        """Inputs of a Loop body are its operands; other bodies declare theirs."""
-        if node.op_type == "Loop":
-            for info, outer in zip(body.input, node.input):
-                if outer in self.types and not _has_shape(info.type):
-                    self.types[info.name] = self.types[outer]
+    def bodies(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        """Types of what is in the bodies of a node, and of its outputs."""
+        graphs, found = subgraphs(node), wires(node, self.opset)
+        entering = {w: self.types.get(node.input[w.slot]) for w in found or () if w.inside and node.input[w.slot]}
+        declared = {i.name: i.type for g in graphs for i in g.input}
+        for wire, kind in entering.items():
+            kind = kind if kind is None or wire.axis is None else without(kind, wire.axis)
+            self.types[wire.inside] = refined(kind, declared[wire.inside])  # type: ignore[assignment]
+        while True:
+            for graph in graphs:
+                self.graph(graph)
+            states = {w.inside: common([self.types[w.inside], self.types.get(w.yields)]) for w in found or () if w.inside in self.types and w.yields}
+            wider = {name: kind for name, kind in states.items() if kind is not None and kind != self.types[name]}
+            if not wider:
+                return self.results(node, found or [])
+            kept = {n: self.types[n] for n in {w.inside for w in entering}}
+            for name in [n for graph in graphs for g in nested(graph) for n in (*(i.name for i in g.input), *(o for node in g.node for o in node.output))]:
+                self.types.pop(name, None)
+                self.values.pop(name, None)
+            self.types.update(kept | wider)
 
-    def branch_types(self, node: NodeProto) -> Mapping[str, TypeProto]:
-        """Outputs of an If: what its branches agree on."""
-        if node.op_type != "If" or node.domain not in STANDARD_DOMAINS:
-            return {}
-        branches = [[self.types.get(o.name) for o in body.output] for body in subgraphs(node)]
-        found = {}
-        for name, kinds in zip(node.output, zip(*branches)):
-            shapes = [tuple(_dim(d) for d in k.tensor_type.shape.dim) for k in kinds if k is not None and _has_shape(k)]
-            if len(shapes) == len(kinds) and len({len(s) for s in shapes}) == 1:
-                dims = [d[0] if len(set(d)) == 1 else None for d in zip(*shapes)]
-                found[name] = helper.make_tensor_type_proto(kinds[0].tensor_type.elem_type, dims)  # type: ignore[union-attr]
-        return found
+    def results(self, node: NodeProto, found: list[Wire]) -> Mapping[str, TypeProto]:
+        """Outputs of a node by what its bodies yield."""
+        chosen = self.values.get(node.input[0]) if node.op_type == "If" and node.input else None
+        if chosen is not None and chosen.dtype != object and chosen.size == 1:
+            names = {o.name for o in branch(node, chosen.item()).output}
+            found = [w for w in found if w.yields in names]
+            self.values.update({w.result: self.values[w.yields] for w in found if w.result and w.yields in self.values})
+        length = passes(node, found, self.types, self.values) if any(w.axis is not None for w in found) else None
+        kinds: dict[str, list[TypeProto | None]] = {}
+        for wire in found:
+            if wire.result:
+                kind = self.types.get(wire.inside or wire.yields)
+                kinds.setdefault(wire.result, []).append(kind if kind is None or wire.axis is None else stacked(kind, wire.axis, length))
+        types = {name: refined(common(made), self.declared.get(name)) for name, made in kinds.items()}
+        return {name: kind for name, kind in types.items() if kind is not None}
 
     def infer_types(self, node: NodeProto) -> Mapping[str, TypeProto]:
         """onnx's inference of one node; nothing where it does not know."""
         if node.op_type == "MultiHeadAttention" and len(node.input) > 2:
             return self.attended(node)
-        if node.domain not in STANDARD_DOMAINS or subgraphs(node):
-            return {}
-        if node.op_type in _LIKE_THE_INPUT:
+        if node.op_type in _LIKE_THE_INPUT or node.domain in QONNX_DOMAINS and node.op_type in QONNX_OPS:
             return {node.output[0]: self.types[node.input[0]]} if node.input and node.input[0] in self.types else {}
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset, "")
             kinds = {n: self.types[n] for n in node.input if n in self.types}
             data = {n: numpy_helper.from_array(np.ascontiguousarray(v), n) for n in node.input if n in _known(self.values, n) for v in [self.values[n]]}
+        if node.domain not in STANDARD_DOMAINS:
+            return {}
             return shape_inference.infer_node_outputs(schema, node, kinds, data, {}, self.opsets, self.ir_version)
         except Exception:  # onnx raises RuntimeError, ValueError and its own errors here; unknown is an answer
             return {}

@@ -75,8 +75,8 @@ def _positions(editor: Editor, axis: object) -> np.ndarray | None:
 def _update_infos(editor: Editor) -> None:
     """Declared shapes follow the cut."""
     tensors = editor.analysis.record.tensors
-    for graph in {id(g): g for g in editor.owners}.values():
-        for info in graph.value_info:
+    for graph in nested(editor.model.proto.graph):
+        for info in (*graph.value_info, *graph.input, *graph.output):
             dims = info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else []
             if info.name in editor.model.weights:  # exporters declare initializers too
                 for dim, size in zip(dims, editor.model.weights[info.name].shape):

@@ -1,4 +1,4 @@
-"""Graphs with dynamic axes, computed shapes and bodies. groups: what can be cut."""
+"""Graphs with dynamic axes and computed shapes. groups: what can be cut."""
 
 from __future__ import annotations
 
@@ -35,10 +35,6 @@ DYNAMIC: dict[str, Case] = {
         "float[n,4,6,6] x | float[8,4,1,1] w1, float[5,16,1,1] w2 | a = Conv(x, w1); s = Shape(a); c = ConstantOfShape(s); b = Concat<axis=1>(a, c); y = Conv(b, w2)"
     ),
     "expand_to_an_input": Case("float[2,4] x, int64[2] s | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = MatMul(a, w2); y = Expand(b, s) | float[p,q] y"),
-    "body_of_an_if": Case(
-        "float[2,4,6,6] x, bool c | float[8,4,1,1] w1, float[5,8,1,1] w2, float[8,8,1,1] w3, float[8,8,1,1] w4 | a = Conv(x, w1);"
-        "b = If(c) <then_branch = g1 () => (float[2,8,6,6] p) { t = Conv(a, w3)\n p = Conv(t, w4) }, else_branch = g2 () => (float[2,8,6,6] q) { u = Conv(a, w4)\n q = Conv(u, w3) }>; y = Conv(b, w2)", groups=(8, 8)
-    ),
     "equal_sizes_of_channels_and_positions": Case(
         "float[n,4,8] x | float[8,4,1] w1, float[8,8] w2, float[8,5] w3 | a = Conv(x, w1); b = MatMul(a, w2); t = Transpose<perm=[0,2,1]>(b); y = MatMul(t, w3)", groups=(8,)
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bodies import BODIES
 from dynamic import DYNAMIC
 from graph_laws import SEEN, assert_cost_as_predicted, assert_exact, assert_shapes_as_predicted, random_plan
 from graph_text import net
@@ -17,7 +18,7 @@ from onnxprune.analysis.walk import analyse
 from onnxprune.model.io import load
 
 SEEDS = 3
-ALL = CASES | PATTERNS | DYNAMIC
+ALL = CASES | PATTERNS | DYNAMIC | BODIES
 NOTHING_TO_CUT = {"LRN", "Identity"}  # sums over neighbouring channels, frozen unless opened; passed by before the analysis
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from bodies import BODIES
 from dynamic import DYNAMIC
 from graph_text import net
 from graphs import CASES
@@ -17,8 +18,8 @@ from onnxprune.model.io import load, to_bytes
 from onnxprune.model.runtime import Session, example_feeds
 from onnxprune.model.shapes import infer
 
-ALL = CASES | PATTERNS | DYNAMIC
-SOME = sorted(ALL)[::5] + list(DYNAMIC)
+ALL = CASES | PATTERNS | DYNAMIC | BODIES
+SOME = sorted(CASES | PATTERNS)[::5] + list(DYNAMIC | BODIES)
 
 
 @pytest.mark.parametrize("name", SOME)
