@@ -6,32 +6,24 @@ calibration data, with a fresh backward pass over other inputs after each few ch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import NodeProto
 
 from onnxprune.allocate.base import ordered, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.data import Data
-from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options as EngineOptions
+from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.layers import LatencyCache
-from onnxprune.engines.savings import group_savings
 from onnxprune.errors import UsageError, unknown
-from onnxprune.model.nodes import label
 from onnxprune.saliency import CRITERIA
 from onnxprune.search.base import Search, settings
 from onnxprune.search.compose import Smaller, smaller
 from onnxprune.types import Plan, Scores
 
 CRITERION = "fisher"
-NORMALIZATIONS = ("none", "flops", "act", "latency")
 STEPS = 50  # re-scorings of a whole network, where `step` does not say it
-_CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def group_fisher(search: Search) -> Plan:
         search.tell(f"group-fisher, step {number + 1}, {analysis.cost(kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs left")
         step = smaller(analysis, kept)
         scores = _scores(search, chosen, step, number)
-        costs = channel_costs(step.analysis, chosen, cache, search.context.threads)
+        costs = channel_costs(step.analysis, chosen.normalization, chosen.engine, cache, search.context.threads)
         gone: dict[str, set[int]] = {}
         removed = 0
         for bundle in _least(search, step, scores, costs, fixed):
@@ -92,45 +84,6 @@ def group_fisher(search: Search) -> Plan:
             raise search.missed(kept, "group-fisher: every group is at its least width")
         number += 1
     return search.plan(kept, method="group-fisher", steps=number, normalization=chosen.normalization)
-
-
-def channel_costs(analysis: Analysis, chosen: Settings, cache: LatencyCache | None = None, threads: int = 1) -> dict[str, np.ndarray]:
-    """What one channel of each group costs at the present widths: group -> float64 (size,).
-
-    flops: 1e9 multiply-accumulates in its producers and consumers; act: 1e6 values that its producers make; latency: milliseconds; none: 1.
-    """
-    if chosen.normalization == "none":
-        return {g.name: np.ones(g.size) for g in analysis.groups}
-    if chosen.normalization == "flops":
-        return {n: np.maximum(v / 1e9, _TINY) for n, v in analysis.savings("macs").items()}
-    if chosen.normalization == "act":
-        return {g.name: np.maximum(_activations(analysis, g.name) / 1e6, _TINY) for g in analysis.groups}
-    found = group_savings(ENGINES.get(chosen.engine), analysis, EngineOptions(threads=threads), cache)
-    return {g.name: np.full(g.size, max(found[g.name] / g.size, _TINY)) for g in analysis.groups}
-
-
-def _activations(analysis: Analysis, name: str) -> np.ndarray:
-    """Positions that each channel has in its producers' outputs, an inference: h * w of a convolution, 1 of a linear layer."""
-    total = np.zeros(analysis.group(name).size)
-    depthwise = {label(n) for n in analysis.model.proto.graph.node if n.op_type in ("Conv", "ConvTranspose")}
-    for member in analysis.members(name):
-        makes = member.site.role == "produces" or member.site.role == "carries" and member.site.node in depthwise
-        if makes and len(analysis.model.weights[member.site.tensor].shape) > 1:
-            np.add.at(total, member.channels, float(_positions(analysis, member.site.node)))
-    return total
-
-
-def _positions(analysis: Analysis, node: str) -> int:
-    """Of the contraction that a node is, or leads to (a weight may be dequantised or transposed first)."""
-    readers: dict[str, NodeProto] = {n: reader for reader in analysis.model.proto.graph.node for n in reader.input}
-    found = next((n for n in analysis.model.proto.graph.node if label(n) == node), None)
-    while found is not None and found.op_type not in _CONTRACTIONS:
-        found = readers.get(found.output[0])
-    shape = analysis.shapes.shape(found.output[0]) if found is not None else None
-    if found is None or not shape:
-        return 1
-    inner = shape[2:] if found.op_type.startswith("Conv") else shape[1:-1]
-    return math.prod(n for n in inner if isinstance(n, int))
 
 
 def _scores(search: Search, chosen: Settings, step: Smaller, number: int) -> Scores:
