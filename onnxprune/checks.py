@@ -130,8 +130,8 @@ def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
         if info.name in model.weights:
             continue
         kind = info.type.tensor_type
-        if not info.type.HasField("tensor_type"):
-            raise ModelError("model-input", f"input {info.name!r} is not a tensor: calibration and measuring cannot feed it")
+        if not info.type.HasField("tensor_type") or kind.elem_type not in TensorProto.DataType.values():
+            raise ModelError("model-input", f"input {info.name!r} is not a tensor of a known type: calibration and measuring cannot feed it")
         dims: list[int | str | None] = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
         found[info.name] = dims, f"tensor({TensorProto.DataType.Name(kind.elem_type).lower()})"
     return found

@@ -54,11 +54,13 @@ def linears(analysis: Analysis) -> list[Linear]:
             continue
         if node.op_type == "Gemm" and attribute(node, "transA", 0):
             continue
-        conv = node.op_type.startswith("Conv")
+        conv, groups, shape = node.op_type.startswith("Conv"), int(attribute(node, "group", 1)), analysis.model.weights[use.tensor].shape
         axis, out_axis = (1, 1) if conv else (len(data.axes) - 1, len(out.axes) - 1)
+        if groups < 1 or shape[0] % groups or 0 in shape or not (0 <= axis < len(data.axes) and 0 <= out_axis < len(out.axes)):
+            continue
         found.append(
             Linear(
-                index, node.op_type, node.input[0], node.output[0], use, 0, int(attribute(node, "group", 1)), axis, out_axis,
+                index, node.op_type, node.input[0], node.output[0], use, 0, groups, axis, out_axis,
                 record.array(data.axes[axis]), record.array(out.axes[out_axis]),
             )
         )  # fmt: skip
