@@ -15,6 +15,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, parser
 
 from onnxprune import demo
+from onnxprune.model import wire
 from onnxprune.model.nodes import nested
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -171,8 +172,17 @@ def _move(rng: np.random.Generator, data: bytearray) -> bytearray:
     return data
 
 
+def _deeper(rng: np.random.Generator, data: bytearray) -> bytearray:
+    """An If in an If, deeper than protobuf reads."""
+    inner = b""
+    for _ in range(int(pick(rng, (24, 26, 40, 1000)))):
+        for number in (wire.GRAPH_FIELD - 1, 5, 1):  # AttributeProto.g, NodeProto.attribute, GraphProto.node
+            inner = wire.header(number, len(inner)) + inner
+    return data + wire.header(wire.GRAPH_FIELD, len(inner)) + inner
+
+
 BYTES: dict[str, Callable[[np.random.Generator, bytearray], bytearray]] = {
-    "flip": _flip, "noise": _noise, "remove": _remove, "repeat": _repeat, "truncate": _truncate, "varint": _varint, "move": _move,
+    "flip": _flip, "noise": _noise, "remove": _remove, "repeat": _repeat, "truncate": _truncate, "varint": _varint, "move": _move, "deeper": _deeper,
 }  # fmt: skip
 
 
