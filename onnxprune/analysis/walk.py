@@ -18,6 +18,7 @@ from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
 from onnxprune.model.canonicalize import canonicalize
 from onnxprune.model.io import Model
+from onnxprune.model.limits import LONGEST_AXIS
 from onnxprune.model.nodes import STANDARD_DOMAINS, captured, label, subgraphs
 from onnxprune.model.shapes import infer
 
@@ -118,12 +119,19 @@ class _Walk:
         rule = found(node) if callable(found) else found
         if rule is None and standard and node.op in MOVES:
             self.fix(node)
+            self.followable(node)
             return MOVES[node.op](node)
         if rule is None:
             raise Misfit(f"no rule for {node.proto.domain + '::' if not standard else ''}{node.op}" + (" in this form" if found else ""))
         outputs = apply(node, rule, node.op in self.allow_mixing)
         self.policy(node, rule)
         return outputs
+
+    def followable(self, node: Node) -> None:
+        """Misfit where more positions are moved than can be followed one by one: a few nodes can ask for billions."""
+        longest = max((d for n in node.proto.output for d in self.record.shapes.shape(n) or () if isinstance(d, int)), default=0)
+        if longest > LONGEST_AXIS:
+            raise Misfit(f"it makes an axis of {longest} positions; at most {LONGEST_AXIS} are followed")
 
     def fix(self, node: Node) -> None:
         """Operands that spell sizes keep their length."""

@@ -60,14 +60,18 @@ def examine() -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
+    from onnxprune.model.limits import memory_bytes
+
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"system": platform.platform(), "python": platform.python_version(), "CPUs": cpus, "memory": _gigabytes(_memory_bytes())}
+    return {"system": platform.platform(), "python": platform.python_version(), "CPUs": cpus, "memory": _gigabytes(memory_bytes())}
 
 
 def _problems(packages: dict[str, str]) -> list[str]:
     """What is missing or too little."""
     found = [f"{name} is missing: pip install {name}" for name, number in packages.items() if number == "missing"]
-    memory = _memory_bytes()
+    from onnxprune.model.limits import memory_bytes
+
+    memory = memory_bytes()
     if memory and memory < LEAST_MEMORY_BYTES:
         found.append(f"only {_gigabytes(memory)} of memory; calibrate with a small --batch-size")
     return found
@@ -104,14 +108,6 @@ def _found(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
-
-
-def _memory_bytes() -> int:
-    """Physical memory; 0 where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def _gigabytes(count: int) -> str:

@@ -17,6 +17,7 @@ from onnxprune.errors import ModelError
 from onnxprune.model.bodies import branch
 from onnxprune.model.edit import add_initializer, add_weight, free_name
 from onnxprune.model.io import Model
+from onnxprune.model.limits import check_functions, check_sizes
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label, nested, subgraphs
 from onnxprune.model.shapes import Shapes, infer
 from onnxprune.model.unfuse import unfuse
@@ -45,6 +46,7 @@ def canonicalize(model: Model) -> Model:
         _check(model)
         _drop_identities(model)
         shapes = infer(model)
+        check_sizes(shapes)
         if _decided(model.proto.graph, shapes):
             _drop_identities(model)
         fold(model, shapes)
@@ -64,6 +66,7 @@ def _inline(model: Model) -> Model:
     """Local functions expanded."""
     if not model.proto.functions:
         return model
+    check_functions(model.proto)
     try:
         from onnx import inliner
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ from onnx import helper
 
 from onnxprune.errors import ModelError
 from onnxprune.model.io import Model, save, to_bytes
+from onnxprune.model.nodes import nested
 
+LOOP_LIMIT_S = 8.0  # of a run of a model with a Loop, whose number of rounds a file can set to anything; see loop_limit_s
 MAPPED_BYTES = 32_000_000  # of weights; a session from memory holds them three times for a moment
 
 
@@ -46,15 +51,55 @@ class Session:
             self._session = _open(onnxruntime, model, options)
         except Exception as problem:  # onnxruntime's exceptions share no base class
             raise ModelError("model-refused", f"onnxruntime refuses the model: {_first_line(problem)}") from problem
+        self._limit_s = loop_limit_s() if any(n.op_type == "Loop" for g in nested(model.proto.graph) for n in g.node) else None
         self.inputs = {i.name: (i.shape, i.type) for i in self._session.get_inputs()}
         self.outputs = list(outputs) if outputs is not None else [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Values by output name; ModelError where the run fails."""
         try:
-            return dict(zip(self.outputs, self._session.run(self.outputs, dict(feeds))))
+            with _ended_after(self._limit_s) as options:
+                return dict(zip(self.outputs, self._session.run(self.outputs, dict(feeds), options)))
+        except TimeoutError as problem:
+            raise ModelError("run-endless", f"{problem}; a Loop may run forever, or set ONNXPRUNE_LOOP_LIMIT_S to more seconds") from problem
         except Exception as problem:
             raise ModelError("run-failed", f"onnxruntime cannot run the model: {_first_line(problem)}") from problem
+
+
+def loop_limit_s() -> float:
+    """Seconds that one run of a model with a Loop may take: ONNXPRUNE_LOOP_LIMIT_S, or LOOP_LIMIT_S."""
+    try:
+        return float(os.environ.get("ONNXPRUNE_LOOP_LIMIT_S", LOOP_LIMIT_S))
+    except ValueError:
+        return LOOP_LIMIT_S
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float | None) -> Iterator[Any]:
+    """Options of a run that ends by itself; TimeoutError where it had to."""
+    import onnxruntime
+
+    if seconds is None:
+        yield None
+        return
+    options = onnxruntime.RunOptions()
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        options.terminate = True
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except Exception as problem:
+        if over.is_set():
+            raise TimeoutError(f"a run has not ended after {seconds:g} s") from problem
+        raise
+    finally:
+        timer.cancel()
 
 
 def example_feeds(model: Model, seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, np.ndarray]:
