@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from onnx import TensorProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.data import Data, Preprocess, open_data, split
-from onnxprune.errors import ModelError, VerificationError
+from onnxprune.errors import DataError, ModelError, VerificationError
 from onnxprune.evaluate import find_metric
 from onnxprune.evaluate.base import Options as MetricOptions
-from onnxprune.evaluate.data import open_labelled
-from onnxprune.evaluate.fidelity import fidelity
+from onnxprune.evaluate.base import Score
+from onnxprune.evaluate.data import LabelledData, open_labelled
+from onnxprune.evaluate.fidelity import Fidelity, fidelity
 from onnxprune.evaluate.run import measure
 from onnxprune.model.io import Model, digest
 from onnxprune.recipe import Recipe
@@ -22,25 +24,73 @@ from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
 
 HELD_OUT_PART, HELD_OUT_MOST = 4, 64  # one input for every so many calibration inputs, at most so many: for figures that nothing was chosen by
+SELECTED_PART, SELECTED_LEAST, SELECTED_MOST = 4, 25, 1000  # one labelled sample in so many chooses between candidates, so many at the least and at the most
 RESULT = "result_sha256"  # in a plan's decided_by: the model that its run wrote, where repair changed weights
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Inputs by what they are for; none is in two parts.
+
+    calibration: channels are chosen and weights fitted by them; selection, selection_labels: choose between finished models, without and with labels;
+    report, report_labels: only measure. None where there is no such part: too few samples, or nothing to choose.
+    """
+
+    calibration: Data
+    selection: Data | None = None
+    report: Data | None = None
+    selection_labels: LabelledData | None = None
+    report_labels: LabelledData | None = None
+
+    def describe(self) -> dict[str, str]:
+        """Part -> what is in it, of real inputs."""
+        found = {name: part.describe() for name, part in (("calibration", self.calibration), ("selection", self.selection), ("report", self.report)) if part and not part.warning}
+        labels = {"selection_labels": self.selection_labels, "report_labels": self.report_labels}
+        return found | {name: part.describe() for name, part in labels.items() if part is not None}
 
 
 def open_data_for(model: Model, recipe: Recipe) -> Data:
     """The data of a recipe, checked against the model's inputs: its calibration inputs and, where there are real ones, some more to hold out."""
     more = min(HELD_OUT_MOST, recipe.samples // HELD_OUT_PART) if recipe.data else 0
+    more *= 2 if recipe.max_divergence is not None else 1
     return open_data(
         recipe.data, input_types(model), samples=recipe.samples + more, seed=recipe.seed, preprocess=preprocess(recipe), shapes=recipe.shape or None
     )  # fmt: skip
 
 
-def held_out(data: Data) -> tuple[Data, Data | None]:
-    """(for statistics, for the report): disjoint; None where there are too few inputs to keep some apart, or only synthetic ones."""
-    batch = data.inputs.batch or 1
-    keep = min(HELD_OUT_MOST, len(data.chosen) // (HELD_OUT_PART + 1))
-    keep -= keep % batch
-    if not keep or data.flipped or data.warning:
-        return data, None
-    return split(data, len(data.chosen) - keep, keep)
+def open_labels(model: Model, recipe: Recipe) -> LabelledData | None:
+    """The labelled inputs of a recipe that measures with them."""
+    if not (recipe.labelled and recipe.metric):
+        return None
+    return open_labelled(recipe.labelled, input_types(model), seed=recipe.seed, preprocess=preprocess(recipe), shapes=recipe.shape or None)
+
+
+def parts_of(everything: Data, labels: LabelledData | None, recipe: Recipe) -> Parts:
+    """The inputs of a run, each for one purpose: some are held out for the report where there are enough real ones, and as many to choose by where that is asked for.
+
+    Raises
+    ------
+    DataError
+        There are too few for `max_divergence`.
+    """
+    batch = everything.inputs.batch or 1
+    shares = 2 if recipe.max_divergence is not None else 1
+    keep = min(HELD_OUT_MOST, len(everything.chosen) // (HELD_OUT_PART + shares))
+    keep = 0 if everything.flipped or everything.warning else keep - keep % batch
+    rest, selection, report = everything, None, None
+    if keep:
+        rest, report = split(rest, len(rest.chosen) - keep, keep)
+    if recipe.max_divergence is not None:
+        if report is None:
+            raise DataError("data-samples", f"max_divergence is measured on inputs of its own; {everything.describe()} are too few, or synthetic: give {HELD_OUT_PART + 2} batches or more")
+        rest, selection = split(rest, len(rest.chosen) - keep, keep)
+    if labels is None or not recipe.candidate:
+        return Parts(rest, selection, report, None, labels)
+    count = min(SELECTED_MOST, labels.samples // SELECTED_PART)
+    if count < SELECTED_LEAST:
+        return Parts(rest, selection, report, None, labels)
+    chosen, kept = labels.split(count / labels.samples, recipe.seed)
+    return Parts(rest, selection, report, chosen, kept)
 
 
 def oracle(analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, recipe: Recipe) -> dict[str, Any]:
@@ -89,25 +139,30 @@ def check(analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, reci
     return {**figures, "repair": repair, RESULT: result}
 
 
-def evaluated(original: Model, pruned: Model, apart: Data | None, recipe: Recipe) -> dict[str, Any]:
+def evaluated(original: Model, pruned: Model, apart: Data | None, labels: LabelledData | None, recipe: Recipe) -> dict[str, Any]:
     """"fidelity": of the outputs on inputs that chose nothing; "quality": metric -> before, after, on labelled inputs."""
     found: dict[str, Any] = {"fidelity": {}, "quality": {}}
     if apart is not None:
-        found["fidelity"] = fidelity(original, pruned, apart, decoder=recipe.decoder, threads=recipe.threads, batch_size=recipe.batch_size).as_dict()
-    if recipe.labelled and recipe.metric:
-        data = open_labelled(recipe.labelled, input_types(original), seed=recipe.seed, preprocess=preprocess(recipe), shapes=recipe.shape or None)
-        scores = []
-        for model in (original, pruned):
-            metrics = [find_metric(name, metric_options(recipe)) for name in recipe.metric]
-            measure(model, data, metrics, threads=recipe.threads, batch_size=recipe.batch_size)
-            scores.append([m.result() for m in metrics])
-        for name, before, after in zip(recipe.metric, *scores):
-            found["quality"][name] = {"before": before.value, "after": after.value, "standard_error": after.standard_error, "samples": after.n}
+        found["fidelity"] = compared(original, pruned, apart, recipe).as_dict()
+    if labels is not None:
+        for before, after in zip(*(scored(model, labels, recipe) for model in (original, pruned))):
+            row: dict[str, Any] = {"before": before.value, "after": after.value, "standard_error": after.standard_error, "samples": after.n}
             if after.per_class:
-                found["quality"][name]["classes"] = {
-                    str(c): [score, after.per_class.get(c, 0.0), after.counts.get(c)] for c, score in sorted(before.per_class.items())
-                }
+                row["classes"] = {str(c): [score, after.per_class.get(c, 0.0), after.counts.get(c)] for c, score in sorted(before.per_class.items())}
+            found["quality"][recipe.metric[len(found["quality"])]] = row
     return found
+
+
+def compared(original: Model, pruned: Model, data: Data, recipe: Recipe) -> Fidelity:
+    """Fidelity of the outputs on these inputs."""
+    return fidelity(original, pruned, data, decoder=recipe.decoder, threads=recipe.threads, batch_size=recipe.batch_size)
+
+
+def scored(model: Model, labels: LabelledData, recipe: Recipe) -> list[Score]:
+    """A model by the recipe's metrics."""
+    metrics = [find_metric(name, metric_options(recipe)) for name in recipe.metric]
+    measure(model, labels, metrics, threads=recipe.threads, batch_size=recipe.batch_size)
+    return [m.result() for m in metrics]
 
 
 def metric_options(recipe: Recipe) -> MetricOptions:

@@ -59,7 +59,7 @@ def decide(
     budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target if not t.engine}
     constraints = Constraints(
         budgets=budgets, round_to=multiple(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio,
-        dead=dead_channels(context, constants=recipe.repair != "none"),
+        dead=dead(context, recipe),
     )  # fmt: skip
     timed = [t for t in recipe.target if t.engine]
     with ExitStack() as stack:
@@ -94,6 +94,16 @@ def _missed(analysis: Analysis, plan: Plan, recipe: Recipe, shares: Mapping[str,
             excess = probe(plan.kept) / (allowed_share * probe.original_ms)  # shares, because the machine may have changed its pace
         if excess > 1:
             found[cost] = excess
+    return found
+
+
+def dead(context: Context, recipe: Recipe) -> Mapping[str, np.ndarray]:
+    """Channels that change nothing, by group; found once a context."""
+    constants = recipe.repair != "none"
+    name = f"dead channels {constants}"
+    if name not in context.cache:
+        context.cache[name] = dead_channels(context, constants=constants)
+    found: Mapping[str, np.ndarray] = context.cache[name]
     return found
 
 

@@ -138,6 +138,19 @@ def criterion(value: Any) -> str:
     return str(name_in("onnxprune.saliency", "CRITERIA")(CRITERION_NUMBERS.get(str(value), value)))
 
 
+def candidates(value: Any) -> tuple[str, ...]:
+    """Pairs CRITERION+ALLOCATOR; "auto" alone, or "none"."""
+    found = names(value)
+    if found == ("auto",):
+        return found
+    pairs = [part.rpartition("+") for part in found]
+    for (name, plus, allocator), part in zip(pairs, found):
+        if not plus or "auto" in (name, allocator):
+            raise ValueError(f"{part!r} is not CRITERION+ALLOCATOR such as reconstruction+uniform")
+    allocators = name_in("onnxprune.allocate", "ALLOCATORS")
+    return tuple(f"{criterion(name)}+{allocators(allocator)}" for name, _, allocator in pairs)
+
+
 def ratios(value: Any) -> Mapping[str, float]:
     """GLOB=SHARE, one share for all groups, or [(number of a group, share), ...] as the layer-selection paper writes it."""
     parts = [value] if isinstance(value, (str, int, float)) else value

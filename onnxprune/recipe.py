@@ -90,13 +90,13 @@ def _amount(cost: str, amount: str) -> tuple[float, bool]:
 
 
 def targets(value: Any) -> tuple[Target, ...]:
-    """One or several targets, from text, a list of texts, or a table cost -> amount."""
+    """Targets, from text, a list of texts, or a table cost -> amount."""
     if isinstance(value, Mapping):
         value = [f"{cost}={amount}" for cost, amount in value.items()]
     found = tuple(Target.parse(v) for v in ([value] if isinstance(value, (str, Target)) else value))
     costs = [(t.cost, t.engine) for t in found]
-    if not found or len(set(costs)) < len(costs):
-        raise ValueError("give one target or more, one a cost")
+    if len(set(costs)) < len(costs):
+        raise ValueError("there are several targets of one cost; give one a cost")
     return found
 
 
@@ -132,8 +132,11 @@ class Recipe:
     """
 
     target: tuple[Target, ...] = _option(
-        "macs=50%", targets, "plan", "COST=AMOUNT",
-        "What may remain: macs=50%, params=2x (half), bytes=1.5MB, activation_bytes=.., latency.ENGINE=1.5x; several hold together.", "list")
+        (), targets, "plan", "COST=AMOUNT",
+        "What may remain: macs=50% (where nothing is said), params=2x (half), bytes=1.5MB, activation_bytes=.., latency.ENGINE=1.5x; several hold together.", "list")
+    max_divergence: float | None = _option(
+        None, options.optional(options.number(0, above=True)), "variants", "X",
+        "Cut as much as keeps the outputs within this relative error on inputs that chose and fitted nothing else, and no more than --target where there is one.")
     criterion: str = _option(
         "auto", options.criterion, "score", "NAME",
         "How channels are scored, see: onnxprune criteria; auto = the best with data, l2 without.")
@@ -190,7 +193,15 @@ class Recipe:
     metric: tuple[str, ...] = _option(
         (), options.names, "evaluate", "NAME", "Measure both models with labels: top1, top5, miou, coco, psnr, ... or module:function.", "list")
     labelled: str | None = _option(
-        None, options.optional(options.text), "evaluate", "PATH", "Labelled inputs for --metric: .npz, or a folder with one subfolder a class. Never chooses anything.")
+        None, options.optional(options.text), "evaluate", "PATH",
+        "Labelled inputs for --metric: .npz, or a folder with one subfolder a class. A quarter chooses between candidates, see --candidate; the rest only measures.")
+    candidate: tuple[str, ...] = _option(
+        "auto", options.candidates, "variants", "CRITERION+ALLOCATOR",
+        "Another way to the same target, taken where the first --metric is better by more than its standard error on labels that are not reported; "
+        "none = no others; auto = a few where criterion and allocator are auto too.", "list")
+    curve: bool = _option(False, options.flag, "variants", "", "Also make and measure models of 80, 70, 60, 50 and 40 % of the MACs: the trade-off in the report.", "flag")
+    control: int = _option(
+        0, options.integer(0), "variants", "N", "Also repair and measure N models of the same widths whose channels were drawn at random: what choosing them was worth.")
     decoder: str | None = _option(None, options.optional(options.text), "evaluate", "MODULE:FUNCTION", "Boxes from the raw outputs of a detector.")
     class_offset: int = _option(0, options.integer(0), "evaluate", "N", "Outputs before class 0: 1 where output 0 is a background class.")
     engine: tuple[str, ...] = _option(("onnxruntime",), options.names, "measure", "NAME", "Engines to measure on; none = do not measure.", "list")

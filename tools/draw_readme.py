@@ -107,7 +107,7 @@ def main() -> None:
     files = demo.files()
     with tempfile.TemporaryDirectory() as folder:
         target = str(Path(folder) / "small.onnx")
-        result = optimize(files.model, target, data=str(files.calibration), metric="top1", labelled=str(files.evaluation), engine="none")
+        result = optimize(files.model, target, data=str(files.calibration), metric="top1", labelled=str(files.evaluation), candidate="none", engine="none")
     report = result.report
     share = report.after["macs"] / report.before["macs"]
     top1 = report.quality["top1"]

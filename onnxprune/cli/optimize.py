@@ -51,7 +51,9 @@ def demo(output: str | None, overwrite: bool, recipe_file: str | None, as_json: 
     """The whole job on a small trained network (scikit-learn's digits) that comes with onnxprune."""
     from onnxprune.demo import files
 
-    values = {**values, "data": values.get("data") or str(files().calibration)}
+    values = {**values, "data": values.get("data") or str(files().calibration), "candidate": values.get("candidate") or ("none",)}
+    if values.get("control") is None:
+        values["control"] = 1
     if not values.get("metric"):
         values |= {"metric": ("top1",), "labelled": str(files().evaluation)}
     _run(str(files().model), output or "onnxprune-demo.onnx", recipe_from(recipe_file, values), None, overwrite, as_json)

@@ -48,7 +48,7 @@ _PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
 @shared
 def tune(model: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
     """Fine-tune the values of MODEL's weights with torch; the graph stays. Never ends below its start on the validation samples."""
-    from onnxprune.checks import evaluated, metric_options
+    from onnxprune.checks import evaluated, metric_options, open_labels
     from onnxprune.evaluate import find_metric
     from onnxprune.evaluate.base import find_function
     from onnxprune.model.io import load, save
@@ -78,7 +78,7 @@ def tune(model: str, output: str | None, overwrite: bool, recipe_file: str | Non
         return
     save(result.model, place, external_data=recipe.external_data, overwrite=overwrite)
     found: dict[str, Any] = {"output": place, "score": result.score, "start_score": result.start_score, "epoch": result.epoch, "history": [dict(row) for row in result.history]}
-    found |= {"quality": evaluated(source, result.model, None, recipe)["quality"]}
+    found |= {"quality": evaluated(source, result.model, None, open_labels(source, recipe), recipe)["quality"]}
     if as_json:
         emit(found)
     else:

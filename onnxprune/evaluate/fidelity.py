@@ -83,6 +83,12 @@ class Fidelity:
         places = [o.location_agreement for o in self.outputs.values() if o.location_agreement is not None]
         return self.box_agreement if self.box_agreement is not None else min(top1 or places, default=None)
 
+    @property
+    def divergence(self) -> float:
+        """One number, 0 for no change: the relative error, or the share of boxes that only one model finds where only boxes are compared; infinite where an output is no number."""
+        found = self.relative_error if self.outputs else 1.0 - (self.box_agreement or 0.0)
+        return float(found) if found is not None and math.isfinite(found) else math.inf
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, None for what is not finite."""
         head = {"samples": self.samples, "relative_error": self.relative_error, "agreement": self.agreement, "box_agreement": self.box_agreement}

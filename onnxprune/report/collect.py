@@ -15,7 +15,9 @@ from onnxprune.model.nodes import captured, label
 from onnxprune.model.shapes import Shapes, infer
 from onnxprune.model.weights import bits
 from onnxprune.report.data import GroupRow
-from onnxprune.types import Frozen, Plan
+from onnxprune.types import Frozen, Plan, Scores
+
+MOST_POINTS = 17  # of a group's error curve
 
 
 def group_rows(analysis: Analysis, plan: Plan) -> tuple[GroupRow, ...]:
@@ -33,6 +35,16 @@ def group_rows(analysis: Analysis, plan: Plan) -> tuple[GroupRow, ...]:
 def frozen_rows(frozen: Iterable[Frozen]) -> tuple[dict[str, Any], ...]:
     """What cannot be cut, as plain data."""
     return tuple({"tensor": f.tensor, "axis": f.axis, "op": f.op, "node": f.node, "reason": f.reason} for f in frozen)
+
+
+def sensitivity_rows(scores: Scores, max_fraction: float) -> dict[str, list[list[float]]]:
+    """Group -> [share removed, running sum of the scores of what goes], which is the error curve of criterion `reconstruction`; up to the share that may go."""
+    rows = {}
+    for name, values in scores.items():
+        error = np.cumsum(np.sort(np.maximum(values, 0.0)))
+        counts = np.unique(np.linspace(1, max(int(len(error) * max_fraction), 1), MOST_POINTS).round().astype(int))
+        rows[name] = [[round(float(n / len(error)), 4), float(f"{error[n - 1]:.5g}")] for n in counts]
+    return rows
 
 
 def latency_rows(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -51,10 +51,14 @@ class Report:
     source, output: paths ("" for a model that came from, or stays in, memory). before, after: "macs", "params", "bytes",
     "activation_bytes". verification: the figures of the masked oracle. latency: by engine, {"before_ms", "after_ms", "speedup", "low", "high"}.
     fidelity: divergence from the original's outputs, by measure. quality: metric -> {"before", "after", "standard_error", "samples"} and, where the
-    metric has classes, "classes": class -> [before, after, how many]. curve: the trade-off, {"macs": share of the original's, "quality", "metric", "label",
-    "chosen": whether it is the one written} a point. layers: {"node", "op", "macs": [before, after], "bytes": [before, after] read and written and
+    metric has classes, "classes": class -> [before, after, how many]. splits: "calibration", "selection" (between models),
+    "report", "selection_labels", "report_labels" -> the inputs in that part and in no other. control: figures of models
+    with the same widths and random channels, {"relative_error", "agreement", "metrics": metric -> {"value", "standard_error"}} each.
+    selection: candidates compared by labels, {"metric", "samples", "rows": {"criterion", "allocate", "macs", "value", "standard_error", "problem", "chosen"} each}.
+    bisection: to a tolerance, {"max_divergence", "reached", "samples", "rows": {"target", "macs", "divergence"} each}. curve: the trade-off, {"macs": share of
+    the original's, "quality", "metric", "label", "chosen": whether it is the one written} and the figures that control has, a point. layers: {"node", "op", "macs": [before, after], "bytes": [before, after] read and written and
     "time_ms": [before, after] where known}. graph: see `collect.graph_rows`. frozen: what could not be cut, with the reason.
-    sensitivity: group -> [[share removed, divergence], ..]. data: what calibration saw. provenance: versions and hashes. machine: where it was measured.
+    sensitivity: group -> [[share removed, relative output error of the layers that read it, refitted, summed], ..], each group cut alone. data: what calibration saw. provenance: versions and hashes. machine: where it was measured.
     """
 
     source: str
@@ -66,6 +70,10 @@ class Report:
     latency: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    control: Sequence[Mapping[str, Any]] = ()
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    bisection: Mapping[str, Any] = field(default_factory=dict)
     curve: Sequence[Mapping[str, Any]] = ()
     groups: Sequence[GroupRow] = ()
     layers: Sequence[Mapping[str, Any]] = ()

@@ -33,6 +33,10 @@ MOST_CURVES = 12
 MOST_CLASSES = 30
 MOST_TEXT = 600
 _COSTS = (("macs", "Multiply-accumulates (MACs)", ""), ("params", "Parameters", ""), ("bytes", "Size of the weights", "B"), ("activation_bytes", "Activation memory", "B"))
+_SPLITS = {
+    "calibration": "Calibrates", "selection": "Chooses between models", "selection_labels": "Chooses between models, with labels", "report": "Only measures",
+    "report_labels": "Only measures, with labels",
+}  # fmt: skip
 
 
 def write(report: Report, folder: Path) -> Path:
@@ -69,7 +73,8 @@ def page(report: Report) -> str:
         return environment.get_template("page").render(
             r=report, script=Markup(script), style=Markup(style), script_hash=own, title=_title(report), headline=headline(report), most=MOST_ROWS,
             most_boxes=MOST_BOXES, costs=_cost_rows(report), metrics=_metric_rows(report), missed=[t for t in report.targets if t.reached > t.allowed * 1.05],
-            curve=_curve(report), groups=_group_rows(report), picture=_picture(report), layers=_layer_rows(report), timed=any(r.get("time_ms") for r in report.layers),
+            splits=[(text, report.splits[part]) for part, text in _SPLITS.items() if part in report.splits], control=_control(report),
+            selection=_selection(report), curve=_curve(report), groups=_group_rows(report), picture=_picture(report), layers=_layer_rows(report), timed=any(r.get("time_ms") for r in report.layers),
             frozen=_frozen(report.frozen), sensitivity=_sensitivity(report), classes=_classes(report), command=_command(report), random=report.decided_by.get("criterion") == "random",
         )  # fmt: skip
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
@@ -133,9 +138,38 @@ def _metric_rows(report: Report) -> list[dict[str, Any]]:
     return rows
 
 
+def _own(report: Report) -> dict[str, Any]:
+    """The figures of the model that was written, as those of a control."""
+    metrics = {m: {"value": row["after"], "standard_error": row.get("standard_error")} for m, row in report.quality.items()}
+    return {"relative_error": report.fidelity.get("relative_error"), "agreement": report.fidelity.get("agreement"), "metrics": metrics}
+
+
+def _measures(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[float | None]]]:
+    """(measure, its value in each row) of those that some row has: metrics first."""
+    names = dict.fromkeys(m for row in rows for m in row.get("metrics", {}))
+    found = [(m, [row.get("metrics", {}).get(m, {}).get("value") for row in rows]) for m in names]
+    found += [(title, [row.get(name) for row in rows]) for name, title in (("agreement", "Agreement"), ("relative_error", "Relative output error"))]
+    return [(name, values) for name, values in found if any(v is not None for v in values)]
+
+
+def _control(report: Report) -> dict[str, Any] | None:
+    """This model beside the random ones, and how many of them are farther from the original."""
+    if not report.control:
+        return None
+    rows = [_own(report), *report.control]
+    own, *others = [row["relative_error"] for row in rows]
+    farther = sum(other is None or other > own for other in others) if own is not None else None
+    return {"rows": ["This model", *(f"Random {i}" for i in range(1, len(rows)))], "measures": _measures(rows), "count": len(others), "farther": farther}
+
+
+def _selection(report: Report) -> list[dict[str, Any]]:
+    """Candidates with their figure, or why there is none."""
+    return [{**row, "way": f"{row['criterion']}, {row['allocate']}"} for row in report.selection.get("rows", ())]
+
+
 def _curve(report: Report) -> dict[str, Any] | None:
     """The trade-off as a plot and as rows."""
-    points = sorted((p for p in report.curve if isfinite(p["quality"])), key=lambda p: p["macs"])
+    points = sorted((p for p in report.curve if p["quality"] is not None and isfinite(p["quality"])), key=lambda p: p["macs"])
     if len(points) < 2:
         return None
     places = [(float(p["macs"]), float(p["quality"])) for p in points]
@@ -143,7 +177,10 @@ def _curve(report: Report) -> dict[str, Any] | None:
     drawn = [Curve(places, BEFORE), Curve(places, BEFORE, dots=True), Curve(chosen, AFTER, dots=True, large=True)]
     metric = str(points[0].get("metric", "quality"))
     label = f"{metric} over the share of multiply-accumulates that remain, {len(points)} points"
-    return {"svg": Markup(plot([c for c in drawn if c.points], "MACs that remain", clip(metric, 40), label, from_zero=False)), "points": points, "metric": metric}
+    svg = plot([c for c in drawn if c.points], "MACs that remain", clip(metric, 40), label, from_zero=False)
+    measures = _measures(points) or [(metric, [p["quality"] for p in points])]
+    errors = [e for p in points if p.get("chosen") and (e := p.get("metrics", {}).get(metric, {}).get("standard_error"))]
+    return {"svg": Markup(svg), "points": points, "metric": metric, "measures": measures, "error": max(errors, default=None)}
 
 
 def _group_rows(report: Report) -> list[dict[str, Any]]:
@@ -195,7 +232,7 @@ def _sensitivity(report: Report) -> dict[str, Any] | None:
         return None
     worst = sorted(curve, key=lambda name: (-max(y for _, y in curve[name]), name))[:MOST_CURVES]
     drawn = curves([curve[name] for name in worst])
-    svg = plot(drawn, "share of the group's channels removed", "divergence", f"sensitivity of {len(worst)} groups")
+    svg = plot(drawn, "share of the group's channels removed", "relative error", f"sensitivity of {len(worst)} groups")
     return {"svg": Markup(svg), "legend": list(zip(worst, drawn)), "total": len(curve), "points": {name: curve[name][-1] for name in worst}}
 
 

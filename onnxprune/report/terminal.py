@@ -129,9 +129,41 @@ def before_after(report: Report) -> str:
     return columns(rows)
 
 
+def others(report: Report) -> str:
+    """What was made beside the model that is written: the trade-off, the way to a tolerance, candidates, random controls; empty where nothing was."""
+    parts = []
+    if report.curve:
+        names = [name for name in ("relative_error", "agreement") if any(p.get(name) is not None for p in report.curve)]
+        metrics = list(dict.fromkeys(m for p in report.curve for m in p.get("metrics", {})))
+        rows = [("trade-off", "MACs", *metrics, *(n.replace("_", " ") for n in names))]
+        for p in report.curve:
+            values = [p.get("metrics", {}).get(m, {}).get("value") for m in metrics] + [p.get(n) for n in names]
+            rows.append((f"{p['label']}{' (written)' if p.get('chosen') else ''}", f"{p['macs']:.1%}", *map(_figure, values)))
+        parts.append(columns(rows))
+    if report.bisection:
+        found = report.bisection
+        parts.append(f"max_divergence {found['max_divergence']:g}: {_figure(found['reached'])} on the {found['samples']} inputs that chose, after {len(found['rows'])} cuts")
+    if report.selection:
+        ways = [f"{row['criterion']}+{row['allocate']} {_figure(row['value'])}{' (written)' if row['chosen'] else ''}" for row in report.selection["rows"]]
+        parts.append(f"{report.selection['metric']} on {report.selection['samples']} labelled samples that chose: " + ", ".join(ways))
+    if report.control:
+        errors = ", ".join(_figure(row["relative_error"]) for row in report.control)
+        told = [f"outputs differ by {errors}, of this model by {_figure(report.fidelity['relative_error'])}"] if report.fidelity.get("relative_error") is not None else []
+        told += [f"{m} {', '.join(_figure(row['metrics'][m]['value']) for row in report.control)}" for m in report.quality]
+        parts.append("random channels of the same widths: " + "; ".join(told))
+    return "\n\n".join(parts)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
 def summary(report: Report) -> str:
-    """The table, and where the result is."""
+    """The tables, and where the result is."""
     lines = [before_after(report)]
+    beside = others(report)
+    if beside:
+        lines.append(f"\n{beside}")
     if report.output:
         lines.append(f"\nwritten to {report.output}")
     return "\n".join(lines)
