@@ -45,6 +45,16 @@ g (float[2,4] x) => (float[2,5] y) <float[4,8] w1, float[8,8] w2, float[8,5] w3,
     y = MatMul(b, w3)
 }
 """
+_IF = """
+<ir_version: 10, opset_import: ["": 17]>
+g (float[2,4] x) => (float[2,5] y) <float[4,8] w1, float[8,5] w2, float[1,8] e> {
+    a = MatMul(x, w1)
+    s = ReduceSum <keepdims = 0> (a)
+    c = Greater(s, s)
+    b = If (c) <then_branch = t () => (float[2,8] p) { p = Relu(a) }, else_branch = f () => (float[2,8] q) { q = Add(a, e) }>
+    y = MatMul(b, w2)
+}
+"""
 _SCAN = """
 <ir_version: 10, opset_import: ["": 17]>
 g (float[3,2,4] x) => (float[3,2,8] y) <float[2,8] h, float[4,8] w1> {
@@ -53,7 +63,7 @@ g (float[3,2,4] x) => (float[3,2,8] y) <float[2,8] h, float[4,8] w1> {
 """
 # name -> a graph of the tests, by table and name; the others are above
 SPECIAL = {
-    "demo": "", "functions": _FUNCTIONS, "loop": _LOOP, "scan": _SCAN, "external data": "Gemm", "if": "body_of_an_if", "transformer": "attention",
+    "demo": "", "functions": _FUNCTIONS, "loop": _LOOP, "scan": _SCAN, "external data": "Gemm", "if": _IF, "transformer": "attention",
     "fused attention": "attention_fused", "dynamic heads": "heads_of_a_dynamic_sequence", "windows": "window_partition", "shuffle": "channel_shuffle",
     "q/dq": "DequantizeLinear_weights", "integer convolution": "QLinearConv", "lstm": "LSTM_bidirectional", "quantised lstm": "LSTM_quantised", "detector": "detector_head",
     "u-net": "unet", "computed shape": "zeros_like_a_computed_shape", "embedding": "tied_embedding", "view": "view_with_height_and_width",
