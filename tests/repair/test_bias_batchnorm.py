@@ -1,0 +1,126 @@
+"""Bias correction against the operator run on constant inputs, re-estimated statistics against those of samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graph_text import net
+from onnx import NodeProto, helper
+from repair_reference import Repaired, by_channel, initializer, node_of
+
+from onnxprune.analysis.walk import analyse
+from onnxprune.errors import DataError, UsageError
+from onnxprune.model.io import load
+from onnxprune.model.runtime import Session
+from onnxprune.repair import REPAIRS
+from onnxprune.saliency.base import Context
+from onnxprune.surgery.cut import cut
+from onnxprune.types import Plan
+
+SINGLE = 1e-5  # of the largest value
+
+CONVOLUTIONS = {
+    "pointwise": "float[5,8,1,1] w2, float[5] b2 | {} y = Conv(r, w2, b2)",
+    "without bias": "float[5,8,3,3] w2 | {} y = Conv(r, w2)",
+    "strided": "float[5,8,3,3] w2, float[5] b2 | {} y = Conv<strides=[2,1]>(r, w2, b2)",
+    "dilated": "float[5,8,2,3] w2, float[5] b2 | {} y = Conv<dilations=[2,1]>(r, w2, b2)",
+    "grouped": "float[6,4,3,3] w2, float[6] b2 | {} y = Conv<group=2>(r, w2, b2)",
+    "depthwise": "float[8,1,3,3] wd, float[5,8,1,1] w2 | {} d = Conv<group=8>(r, wd); y = Conv(d, w2)",
+    "transposed": "float[8,5,2,2] w2, float[5] b2 | {} y = ConvTranspose<strides=[2,2]>(r, w2, b2)",
+    "transposed, grouped": "float[8,3,4,2] w2 | {} y = ConvTranspose<group=2,strides=[2,1]>(r, w2)",
+}
+PRODUCTS = {
+    "gemm": "float[n,6] x | float[12,6] w1, float[12] b1, float[12,7] w2, float[7] b2 | a = Gemm<transB=1>(x, w1, b1); r = Relu(a); y = Gemm<alpha=0.5,beta=2.0>(r, w2, b2)",
+    "product": "float[n,5,6] x | float[6,12] w1, float[12,7] w2 | a = MatMul(x, w1); r = Relu(a); y = MatMul(r, w2)",
+    "product and sum": "float[n,5,6] x | float[6,12] w1, float[12,7] w2, float[7] b2 | a = MatMul(x, w1); r = Relu(a); o = MatMul(r, w2); y = Add(o, b2)",
+    "shared bias": "float[n,4,6,6] x | float[8,4,1,1] w1, float[8,8,1,1] w2, float[8,8,1,1] w3, float[8] b | a = Conv(x, w1); r = Relu(a); c = Conv(r, w2, b); d = Conv(r, w3, b); y = Concat<axis=1>(c, d)",
+}
+
+
+def conv(ending: str) -> str:
+    weights, _, nodes = ending.partition("|")
+    return f"float[n,4,9,8] x | float[8,4,3,3] w1, float[8] b1, {weights} | {nodes.format('a = Conv(x, w1, b1); r = Relu(a);')}"
+
+
+def inside(node: NodeProto, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """(outputs,) what an operator gives in the middle of a large input that is constant in every channel; mean over one period of its strides."""
+    x = np.broadcast_to(mean.reshape(1, -1, 1, 1), (1, len(mean), 14, 14)).astype(np.float32)
+    plain = NodeProto()
+    plain.CopyFrom(node)
+    del plain.input[:], plain.output[:]
+    plain.input.extend(["x", "w"])
+    plain.output.append("y")
+    infos = [helper.make_tensor_value_info(n, 1, v.shape) for n, v in (("x", x), ("w", weight))]
+    graph = helper.make_graph([plain], "inside", infos, [helper.make_empty_tensor_value_info("y")])
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    y = Session(model).run({"x": x, "w": weight.astype(np.float32)})["y"]
+    first = [s // 2 - s // 2 % 2 for s in y.shape[2:]]
+    return np.asarray(y[0, :, first[0] : first[0] + 2, first[1] : first[1] + 2].astype(np.float64).mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_bias_gains_what_the_means_of_removed_channels_gave(name: str) -> None:
+    found = Repaired.of(conv(CONVOLUTIONS[name]), "bias")
+    node = node_of(found.whole, "y")
+    gone = np.setdiff1d(np.arange(8), found.kept_of(node.input[0], 1))
+    mean = by_channel(found.values(found.whole, node.input[0])[0], node).mean(1)
+    removed = np.zeros(8)
+    removed[gone] = mean[gone]
+    gained = inside(node, initializer(found.whole, "w2"), removed)
+    after = node_of(found.after, "y")
+    before = initializer(found.whole, "b2") if "b2" in found.whole.weights else 0.0
+    np.testing.assert_allclose(initializer(found.after, after.input[2]) - before, gained, atol=SINGLE * np.abs(gained).max())
+    for weight in ("w1", "w2"):
+        np.testing.assert_array_equal(initializer(found.after, node_of(found.after, "a" if weight == "w1" else "y").input[1]), initializer(found.before, weight))
+
+
+@pytest.mark.parametrize("name", [*PRODUCTS, "pointwise"])
+def test_outputs_keep_their_mean(name: str) -> None:
+    """Where every output reads one position, nothing is left of the mean error."""
+    found = Repaired.of(PRODUCTS[name] if name in PRODUCTS else conv(CONVOLUTIONS[name]), "bias")
+    axis = 1 if name in ("shared bias", "pointwise") else -1
+    whole, before, after = (np.moveaxis(found.values(m, "y")[0], axis, 0).reshape(found.values(m, "y")[0].shape[axis], -1).mean(1) for m in (found.whole, found.before, found.after))
+    np.testing.assert_allclose(after, whole, atol=SINGLE * np.abs(whole).max())
+    assert np.abs(before - whole).max() > 100 * np.abs(after - whole).max()
+
+
+def test_none_is_none() -> None:
+    found = Repaired.of(conv(CONVOLUTIONS["pointwise"]), "none")
+    assert found.after is found.before
+
+
+NORMALISED = (
+    "float[n,4,8,8] x | float[8,4,3,3] w1, float[8] g1, float[8] o1, float[8] m, float[8] v, float[8,8,3,3] w2, float[8] g2, float[8] o2, float[5,8,1,1] w3 |"
+    "a = Conv(x, w1); b = BatchNormalization(a, g1, o1, m, v); r = Relu(b); c = Conv(r, w2); d = BatchNormalization<epsilon=0.001>(c, g2, o2, m, v); s = Relu(d); y = Conv(s, w3)"
+)
+
+
+def test_running_statistics_are_those_of_the_cut_network() -> None:
+    """Front to back, so that later ones see what earlier ones changed; statistics that were shared are each one's own."""
+    found = Repaired.of(NORMALISED, "batchnorm")
+    for out, fed in (("b", "a"), ("d", "c")):
+        node = node_of(found.after, out)
+        x = by_channel(found.values(found.after, fed)[0], node_of(found.after, fed))
+        np.testing.assert_allclose(initializer(found.after, node.input[3]), x.mean(1), atol=SINGLE * np.abs(x).max())
+        np.testing.assert_allclose(initializer(found.after, node.input[4]), x.var(1), rtol=1e-4)
+        y = by_channel(found.values(found.after, out)[0], node_of(found.after, fed))
+        np.testing.assert_allclose(y.mean(1), initializer(found.after, node.input[2]), atol=1e-4)
+        for slot in (1, 2):
+            np.testing.assert_array_equal(initializer(found.after, node.input[slot]), initializer(found.before, node_of(found.before, out).input[slot]))
+
+
+def test_statistics_do_not_hang_on_the_batches() -> None:
+    found = Repaired.of(NORMALISED, "batchnorm", samples=10)
+    once = REPAIRS.get("batchnorm")(found.analysis, found.plan, found.before, Context(found.analysis, found.data, batch_size=3))
+    for name in found.after.weights:
+        np.testing.assert_allclose(initializer(once, name), initializer(found.after, name), rtol=1e-4, atol=1e-6)
+
+
+def test_errors() -> None:
+    analysis = analyse(load(net(conv(CONVOLUTIONS["pointwise"]))))
+    plan = Plan(analysis.digest, {}, {}, {}, analysis.options)
+    for repair in ("bias", "batchnorm", "least-squares"):
+        with pytest.raises(DataError, match="calibration data"):
+            REPAIRS.get(repair)(analysis, plan, cut(analysis, plan), Context(analysis))
+    with pytest.raises(UsageError, match="folded"):
+        Repaired.of(conv(CONVOLUTIONS["pointwise"]), "batchnorm")
