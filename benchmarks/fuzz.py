@@ -15,7 +15,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from benchmarks.mutants import BYTES, MUTATORS, SPECIAL, graphs, pick, seed_byte
 SPECIAL_SHARE = 0.6  # of the mutants come from SPECIAL, the others from the test graphs of single operators
 BYTES_SHARE = 0.25  # of the mutants have bytes changed, the others structure
 MOST_CHANGES = 3
-TIME_LIMIT_S = 10.0  # of one mutant through all verbs
+TIME_LIMIT_S = 10.0  # of one verb
 LOOP_LIMIT_S = "2"  # of one run of a Loop, see onnxprune.model.runtime
 MEMORY_LIMIT_BYTES = 10**9  # resident, the libraries included; and the limit (RLIMIT_DATA) that stands for a machine of that size
 ONE_INPUT = ["--samples=2", "--batch-size=2"]
@@ -205,9 +204,9 @@ def _child(verbs: Iterator[list[str]], record: str) -> None:
     talk = os.open(f"{record}.talk", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(talk, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    faulthandler.dump_traceback_later(TIME_LIMIT_S - 1, file=talk)  # says where it hangs
     with open(record, "w", buffering=1) as file:
         for arguments in verbs:
+            faulthandler.dump_traceback_later(TIME_LIMIT_S, file=talk, exit=True)
             file.write(f"{arguments[0]} ")
             file.write(f"{run([*arguments, '--debug'])}\n")
     os._exit(0)
@@ -224,36 +223,24 @@ def try_one(mutant: Mutant, verbs: Callable[[str], Iterator[list[str]]], number:
         child = os.fork()
         if not child:
             _child(verbs(folder), record)
-        status = _waited(child, start, outcome)
+        _, status, usage = os.wait4(child, 0)
+        outcome.peak_bytes = usage.ru_maxrss * 1024
         outcome.seconds = time.monotonic() - start
         for line in Path(record).read_text().splitlines() if os.path.exists(record) else ():
             verb, _, code = line.partition(" ")
             outcome.verbs[verb] = int(code) if code else -1
         outcome.talk = Path(f"{record}.talk").read_text(errors="replace") if os.path.exists(f"{record}.talk") else ""
         outcome.codes = [line[6 : line.index("]")] for line in outcome.talk.splitlines() if line.startswith("error[")]
-        outcome.fault = outcome.fault or _fault(outcome, status, folder)
+        outcome.fault = _fault(outcome, status, folder)
     return outcome
-
-
-def _waited(child: int, start: float, outcome: Outcome) -> int:
-    """Wait for the process, and end it when it takes too long."""
-    pause = 0.001
-    while True:
-        pid, status, usage = os.wait4(child, os.WNOHANG)
-        if pid:
-            outcome.peak_bytes = usage.ru_maxrss * 1024
-            return status
-        if time.monotonic() - start > TIME_LIMIT_S:
-            outcome.fault = f"takes over {TIME_LIMIT_S:g} s"
-            os.kill(child, signal.SIGKILL)
-        time.sleep(pause)
-        pause = min(0.02, pause * 1.5)
 
 
 def _fault(outcome: Outcome, status: int, folder: str) -> str:
     """What must not happen, in words; "" where it did not."""
     if os.WIFSIGNALED(status):
         return f"ended by signal {os.WTERMSIG(status)}"
+    if os.WEXITSTATUS(status):
+        return f"takes over {TIME_LIMIT_S:g} s"
     if "internal" in outcome.codes or "Traceback" in outcome.talk.split("error[")[0] and not outcome.codes:
         return "a traceback"
     if "out-of-memory" in outcome.codes:

@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
         _debug(argv)
         return _say("system", f"{problem.filename or 'input or output'}: {problem.strerror or problem}", 1)
     except MemoryError:
+        _debug(argv)
         return _say("out-of-memory", "not enough memory; try a smaller --batch-size or fewer --samples", 1)
     except Exception as problem:
         _debug(argv)
