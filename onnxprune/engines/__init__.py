@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from onnxprune.registry import Registry
 
-ENGINES = Registry("engine", "onnxprune.engines", {
+
+class Engines(Registry):
+    """Engines by name, and modelled arrays of any size, clock and bandwidth by what the name says: `systolic24x32-500mhz-8b`."""
+
+    def get(self, name: str) -> Any:
+        """The engine; UsageError where there is no such."""
+        if name not in self:
+            from onnxprune.engines.systolic import described
+
+            if (engine := described(name)) is not None:
+                return engine
+        return super().get(name)
+
+
+ENGINES = Engines("engine", "onnxprune.engines", {
     "onnxruntime": ("onnxprune.engines.onnxruntime:CPU", "onnxruntime on the CPU; the reference for the outputs of the others"),
     "onnxruntime-cuda": ("onnxprune.engines.onnxruntime:CUDA", "onnxruntime with its CUDA provider"),
     "onnxruntime-tensorrt": ("onnxprune.engines.onnxruntime:TENSORRT", "onnxruntime with its TensorRT provider"),
@@ -14,7 +30,7 @@ ENGINES = Registry("engine", "onnxprune.engines", {
     "tensorrt": ("onnxprune.engines.tensorrt:ENGINE", "TensorRT 10 or 11 on an NVIDIA GPU or Jetson"),
     "trtexec": ("onnxprune.engines.trtexec:ENGINE", "TensorRT by its command line tool"),
     "systolic8": ("onnxprune.engines.systolic:SYSTOLIC8", "model: weight-stationary systolic array, 8 x 8, 1 GHz"),
-    "systolic16": ("onnxprune.engines.systolic:SYSTOLIC16", "model: weight-stationary systolic array, 16 x 16, 1 GHz"),
+    "systolic16": ("onnxprune.engines.systolic:SYSTOLIC16", "model: weight-stationary systolic array, 16 x 16, 1 GHz, 16 bytes a cycle; any other: systolicROWSxCOLUMNS-CLOCKmhz-BYTESb"),
     "systolic32": ("onnxprune.engines.systolic:SYSTOLIC32", "model: weight-stationary systolic array, 32 x 32, 1 GHz"),
     "gemmini": ("onnxprune.engines.systolic:GEMMINI", "model: Gemmini's default 16 x 16 array"),
     "dpu-b512": ("onnxprune.engines.systolic:DPU_B512", "model: AMD DPUCZDX8G, size B512, 300 MHz"),

@@ -17,7 +17,7 @@ from onnxprune.errors import OnnxpruneError
 from onnxprune.model.canonicalize import canonicalize, remove_dead
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, label, set_attribute
-from onnxprune.model.shapes import Shapes, infer
+from onnxprune.model.shapes import QONNX_OPS, Shapes, infer
 from onnxprune.model.weights import from_array
 
 NEWEST_IR = 8  # of ONNX 1.13; every flow's own reader takes it
@@ -37,11 +37,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Node:
-    """A node as check lists look at it. shapes: of every tensor that is known; weights: names of initializers."""
+    """A node as check lists look at it. shapes: of every tensor that is known; fixed: initializers, and what only rounds one."""
 
     proto: NodeProto
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     model: Model = field(repr=False)
+    fixed: frozenset[str] = field(repr=False)
 
     @property
     def op(self) -> str:
@@ -67,8 +68,8 @@ class Node:
         return self.shapes.get(self.proto.output[0])
 
     def constant(self, index: int) -> bool:
-        """Whether an input is an initializer, or absent."""
-        return index >= len(self.proto.input) or self.proto.input[index] in self.model.weights or not self.proto.input[index]
+        """Whether an input is an initializer (rounded or not), or absent."""
+        return index >= len(self.proto.input) or self.proto.input[index] in self.fixed or not self.proto.input[index]
 
     def value(self, index: int) -> np.ndarray | None:
         """Values of an input that is an initializer."""
@@ -116,7 +117,9 @@ class Prepared:
 
     def nodes(self) -> tuple[Node, ...]:
         """The graph's nodes for looking at."""
-        return tuple(Node(n, self.shapes, self.model) for n in self.model.proto.graph.node)
+        nodes, weights = self.model.proto.graph.node, self.model.weights
+        rounded = {o for n in nodes if n.op_type in (*QONNX_OPS, "DequantizeLinear") and n.input[0] in weights for o in n.output}
+        return tuple(Node(n, self.shapes, self.model, frozenset({*weights, *rounded})) for n in nodes)
 
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the graph's inputs."""
@@ -218,13 +221,14 @@ def explicit(model: Model) -> Model:
     accelerators read attributes where they stand and know few defaults."""
     copy = model.edit()
     for node in copy.proto.graph.node:
-        rank = len(copy.weights[node.input[1]].shape) - 2 if node.op_type in _WINDOWS and node.input[1:] and node.input[1] in copy.weights else 0
-        if node.op_type in ("MaxPool", "AveragePool"):
-            rank = len(attribute(node, "kernel_shape", ()))
+        weight = copy.weights.get(node.input[1]) if node.op_type in _WINDOWS and node.input[1:] else None
+        rank = len(weight.shape) - 2 if weight is not None else 0
+        if node.op_type in (*_WINDOWS, "MaxPool", "AveragePool"):
+            rank = rank or len(attribute(node, "kernel_shape", ()))
         defaults: dict[str, Any] = dict(_DEFAULTS.get(node.op_type, {}))
         if rank > 0:
             defaults |= {"strides": [1] * rank} | ({"dilations": [1] * rank, "group": 1} if node.op_type in _WINDOWS else {})
-            defaults |= {"kernel_shape": list(copy.weights[node.input[1]].shape[2:])} if node.op_type in _WINDOWS else {}
+            defaults |= {"kernel_shape": list(weight.shape[2:])} if weight is not None else {}
             defaults |= {"pads": [0] * (2 * rank)} if attribute(node, "auto_pad", "NOTSET") == "NOTSET" else {}
         for name, value in defaults.items():
             if attribute(node, name) is None:
@@ -250,15 +254,23 @@ def _transpose_weight(model: Model, node: NodeProto) -> None:
 
 
 _WINDOWS = ("Conv", "ConvTranspose")
+_RUNTIME_DOMAINS = ("com.microsoft", "ai.onnx.ml")
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "Flatten": {"axis": 1},
     "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0},
 }
 
 
+def foreign(model: Model) -> tuple[str, ...]:
+    """Operators of domains that onnxruntime has no kernels for, such as QONNX's Quant."""
+    return tuple(dict.fromkeys(n.op_type for n in model.proto.graph.node if n.domain not in (*STANDARD_DOMAINS, *_RUNTIME_DOMAINS)))
+
+
 def check(prepared: Prepared, target: Target) -> tuple[Check, ...]:
     """What the target says about every node, in graph order, notes on the whole model first."""
     found = [Check("", "", "note", text) for text in prepared.notes]
+    if unknown := foreign(prepared.model):
+        found.append(Check("", "", "note", f"onnxruntime has no {', '.join(unknown)}: the bundle holds no outputs to compare with"))
     found += [Check("", "", severity, text) for severity, text in (target.whole(prepared) if target.whole else ())]
     for node in prepared.nodes():
         if node.op not in target.ops:

@@ -1,6 +1,6 @@
 """The few CUDA calls that timing needs, by cuda-python or pycuda, whichever is there.
 
-NVIDIA's documents use cuda-python, many Jetson images carry pycuda. pycuda cannot record CUDA graphs.
+NVIDIA's documents use cuda-python, many Jetson images carry pycuda. pycuda has no CUDA graphs; beside it they are asked of the driver's library itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from onnxprune.errors import EngineError
 
 INSTALL = "pip install cuda-python (or pycuda)"
 _DRIVERS = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
+_GRAPH_CALLS = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy", "cuGraphLaunch", "cuGraphExecDestroy")
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may call what a capture forbids
 
 
 class Cuda(ABC):
@@ -75,14 +77,19 @@ def has_binding() -> bool:
 
 def has_gpu() -> bool:
     """Whether the driver finds a device; asks nothing but the driver."""
+    driver = _driver()
+    count = ctypes.c_int()
+    return driver is not None and driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _driver() -> Any:
+    """The driver's library, None where there is none."""
     for name in _DRIVERS:
         try:
-            driver = ctypes.CDLL(name)
+            return ctypes.CDLL(name)
         except OSError:
             continue
-        count = ctypes.c_int()
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    return False
+    return None
 
 
 def _has(module: str) -> bool:
@@ -165,13 +172,14 @@ class CudaPython(Cuda):
 
 
 class PyCuda(Cuda):
-    """pycuda: the driver API in the device's primary context, which TensorRT uses too."""
-
-    graphs = False
+    """pycuda: the driver API in the device's primary context, which TensorRT uses too. Graphs are those of the driver's library."""
 
     def __init__(self) -> None:
         from pycuda import driver
 
+        self._library = _driver()
+        self.graphs = self._library is not None and all(hasattr(self._library, name) for name in _GRAPH_CALLS)
+        self._graphs: list[ctypes.c_void_p] = []
         self._driver: Any = driver
         driver.init()
         self._context = driver.Device(0).retain_primary_context()
@@ -207,9 +215,28 @@ class PyCuda(Cuda):
         return float(self._begin.time_till(self._end))
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
-        raise EngineError("cuda-graph", "pycuda cannot record CUDA graphs: pip install cuda-python")
+        if not self.graphs:
+            raise EngineError("cuda-graph", f"the driver's library has no CUDA graphs (they came with version 11.4 of CUDA): {INSTALL}")
+        stream, graph, ready = ctypes.c_void_p(self.stream), ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL))
+        try:
+            launch()
+        finally:
+            self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        self._call("cuGraphDestroy", graph)
+        self._graphs.append(ready)
+        return lambda: self._call("cuGraphLaunch", ready, stream)
+
+    def _call(self, name: str, *values: Any) -> None:
+        """A call of the driver's library that has to succeed."""
+        if status := getattr(self._library, name)(*values):
+            raise EngineError("cuda-failed", f"{name} failed: CUDA error {status}")
 
     def close(self) -> None:
+        for graph in self._graphs:
+            self._call("cuGraphExecDestroy", graph)
+        self._graphs = []
         for memory in self._memory:
             memory.free()
         self._memory = []

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import onnxprune
-from onnxprune.engines.bundle import SEVERITIES, Check, Prepared, Result, Target, check, prepare, script
+from onnxprune.engines.bundle import SEVERITIES, Check, Prepared, Result, Target, check, foreign, prepare, script
 from onnxprune.errors import DataError, EngineError, OutputError, UsageError, unknown
 from onnxprune.files import sha256, write_bytes, write_json
 from onnxprune.model.io import Model, digest, save
@@ -106,6 +106,9 @@ def handoff(
     target: Target = TARGETS.get(to)
     chosen = choose(target, options or {})
     models = [prepare(m, name, target, shapes) for name, m in (("original", original), ("pruned", pruned)) if m is not None]
+    inputs = models[0].inputs()
+    if samples is not None and set(samples) != set(inputs):
+        raise DataError("data-names", f"samples are for {', '.join(sorted(samples))}, the model's inputs are {', '.join(sorted(inputs))}")
     checks = {m.name: check(m, target) for m in models}
     files = dict(target.files(models, chosen, samples)) if target.files else {}
     files |= {"run.py": script(target.script), "common.py": script("common"), "README.txt": _readme(target, chosen).encode()}
@@ -242,16 +245,16 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
 
 
 def _write_samples(folder: Path, models: Sequence[Prepared], samples: Mapping[str, np.ndarray] | None) -> None:
-    """inputs.npz, and onnxruntime's outputs of each model in expected_NAME.npz; arrays (n, ...), one sample a row."""
+    """inputs.npz, and onnxruntime's outputs of each model that it can run in expected_NAME.npz; arrays (n, ...), one sample a row."""
     inputs = models[0].inputs()
     if samples is None:
         generator = np.random.default_rng(0)
         samples = {n: generator.random((8, *s[1:]), np.float32) for n, s in inputs.items()}
-    if set(samples) != set(inputs):
-        raise DataError("data-names", f"samples are for {', '.join(sorted(samples))}, the model's inputs are {', '.join(sorted(inputs))}")
     taken = {n: np.asarray(a)[:SAMPLES] for n, a in samples.items()}
     _save_arrays(folder / "inputs.npz", taken)
     for m in models:
+        if foreign(m.model):
+            continue
         session = Session(m.model)
         kinds = {n: _NUMPY.get(kind, np.float32) for n, (_, kind) in session.inputs.items()}
         count = min(map(len, taken.values()))

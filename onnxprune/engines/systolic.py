@@ -7,8 +7,9 @@ and every operand crosses the memory bus once. It answers which widths such an a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -180,6 +181,32 @@ def preset(name: str) -> Array:
     if name not in PRESETS:
         raise unknown("array", name, PRESETS)
     return PRESETS[name]
+
+
+_NAME = re.compile(r"(?P<base>[a-z0-9-]+?)(-(?P<mhz>\d+)mhz)?(-(?P<bytes>\d+)b)?")
+_SIZE = re.compile(r"systolic(\d+)(?:x(\d+))?")
+
+
+def described(name: str) -> ArrayEngine | None:
+    """The array that a name spells out, None where it is no such name.
+
+    A preset or `systolicROWSxCOLUMNS` (one number: a square one), then `-CLOCKmhz` and `-BYTESb`, the bytes a cycle of the bus, where they are to be other
+    than the preset's, or than 1000 and 16.
+
+    >>> described("systolic24x32-500mhz-8b").array.bandwidth_bytes
+    8.0
+    """
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        return None
+    array = PRESETS.get(parts["base"])
+    if array is None and (size := _SIZE.fullmatch(parts["base"])):
+        rows, columns = int(size[1]), int(size[2] or size[1])
+        array = Array(name, rows, columns, multiple=max(columns, 1))
+    if array is None:
+        return None
+    clock, bus = parts["mhz"], parts["bytes"]
+    return ArrayEngine(replace(array, name=name, clock_mhz=float(clock or array.clock_mhz), bandwidth_bytes=float(bus or array.bandwidth_bytes)))
 
 
 class Modelled(Compiled):

@@ -71,7 +71,7 @@ class TensorRt:
         return {
             "precision": "f32 has TF32 switched off; from version 11 on bf16 needs a bfloat16 graph, int8 needs Q/DQ in every version",
             "shapes": "outputs whose size depends on the data cannot be measured",
-            "graph": "with pycuda instead of cuda-python no CUDA graph is recorded, small models are then timed with their launches",
+            "graph": "where a CUDA graph cannot be recorded, small models are timed with their launches",
         }
 
     def channel_multiple(self, dtype: str = "f32") -> int:

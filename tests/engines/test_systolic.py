@@ -171,3 +171,18 @@ def test_engine_says_what_the_estimate_says_and_runs_like_the_reference() -> Non
     assert sum(layer.time_ms for layer in compiled.profile({}, 1)) == pytest.approx(expected.latency_ms)
     feeds = {"x": np.ones((1, 3, 32, 32), np.float32)}
     assert compiled.run(feeds)["y"].shape == (1, 10)
+
+
+def test_size_clock_and_bus_are_parameters_of_the_name() -> None:
+    array = ENGINES.get("systolic24x32-500mhz-8b").array
+    assert (array.rows, array.columns, array.clock_mhz, array.bandwidth_bytes, array.multiple) == (24, 32, 500.0, 8.0, 32)
+    slower, wider = ENGINES.get("dpu-b4096-150mhz").array, ENGINES.get("gemmini-4b").array
+    assert dataclasses.replace(slower, name="dpu-b4096", clock_mhz=300.0) == PRESETS["dpu-b4096"] and slower.clock_mhz == 150
+    assert dataclasses.replace(wider, name="gemmini", bandwidth_bytes=16.0) == PRESETS["gemmini"] and wider.bandwidth_bytes == 4
+    assert ENGINES.get("systolic20").array == dataclasses.replace(square(20), name="systolic20")
+    model = resnet8(16)
+    fast, slow = (ENGINES.get(name).compile(model, Options()).sample({}, 1)[0] for name in ("systolic16", "systolic16-500mhz"))
+    assert slow == 2 * fast
+    for wrong in ("systolic", "systolic16x", "systolic16-8x", "dpu-b99"):
+        with pytest.raises(UsageError, match="unknown engine"):
+            ENGINES.get(wrong)

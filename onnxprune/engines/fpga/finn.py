@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxprune.engines import limits
-from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
+from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target, script
+from onnxprune.engines.fpga.qonnx import is_qonnx, quantised
 from onnxprune.engines.fpga.reports import load_json, numbers
 from onnxprune.engines.fpga.rewrites import gemm_bias
 from onnxprune.errors import UsageError
+from onnxprune.model.io import to_bytes
+from onnxprune.model.shapes import QONNX_DOMAINS, QONNX_OPS
 
 FEW_FOLDINGS = 4  # a width with fewer divisors leaves hardly a choice between one multiplier and all of them
+_POOLS = ("MaxPool", "AveragePool")
 ESTIMATE_STEPS = (
     "step_qonnx_to_finn", "step_tidy_up", "step_streamline", "step_convert_to_hw", "step_create_dataflow_partition", "step_specialize_layers",
     "step_apply_folding_config", "step_minimize_bit_width", "step_generate_estimate_reports",
@@ -74,24 +78,42 @@ def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Sampl
         budget = max(1, int(1e9 / clock_ns / frames))
     except (ValueError, ZeroDivisionError) as problem:
         raise UsageError("option-value", f"finn options clock-ns and target-fps have to be positive numbers: {problem}") from problem
+    build = options["steps"] != "estimate"
     config = {
         "output_dir": "output", "synth_clk_period_ns": clock_ns, "board": options["board"], "shell_flow_type": "vivado_zynq",
-        "folding_config_file": "folding_config.json", "generate_outputs": ["estimate_reports"] if options["steps"] == "estimate" else
-        ["estimate_reports", "stitched_ip", "rtlsim_performance", "out_of_context_synth"],
+        "folding_config_file": "folding_config.json", "specialize_layers_config_file": "specialize_layers_config.json",
+        "standalone_thresholds": options["style"] == "rtl",
+        "generate_outputs": ["estimate_reports", *(("stitched_ip", "rtlsim_performance", "out_of_context_synth") if build else ())],
     }
-    if options["steps"] == "estimate":
+    if not build:
         config["steps"] = list(ESTIMATE_STEPS)
-    found = {"dataflow_build_config.json": _json(config)}
+    styles = {"Defaults": {"preferred_impl_style": [options["style"], ["MVAU", "VVAU"]]}}
+    found = {"dataflow_build_config.json": _json(config), "specialize_layers_config.json": _json(styles), "finn_estimate.py": script("finn_estimate")}
     for model in models:
         found[f"folding_{model.name}.json"] = _json(folding_config(model, budget, options["style"]))
+        if not is_qonnx(model.model):
+            made = quantised(model, samples, _bits(options, "weight-bits"), _bits(options, "activation-bits"))
+            found[f"models/{model.name}.qonnx.onnx"] = to_bytes(made)
     return found
 
 
+def _bits(options: Mapping[str, str], name: str) -> int:
+    """An option that is a number of bits."""
+    if not options[name].isdecimal() or not 2 <= int(options[name]) <= 8:
+        raise UsageError("option-value", f"finn option {name}={options[name]!r} is not a whole number from 2 to 8")
+    return int(options[name])
+
+
 def folding_config(model: Prepared, budget_cycles: int, style: str) -> dict[str, dict[str, int | str]]:
-    """FINN's folding JSON: one entry a matrix-vector unit (MVAU), depthwise unit (VVAU) and sliding window, by running number."""
+    """FINN's folding JSON: one entry a matrix-vector unit (MVAU), depthwise unit (VVAU) and sliding window, by running number.
+
+    Poolings have a sliding window too; theirs are left to FINN and only counted.
+    """
     found: dict[str, dict[str, int | str]] = {"Defaults": {}}
     counts = {"MVAU": 0, "VVAU": 0, "ConvolutionInputGenerator": 0}
     for node in model.nodes():
+        if node.op in _POOLS:
+            counts["ConvolutionInputGenerator"] += 1
         folded = layer_folding(node, budget_cycles)
         if folded is None:
             continue
@@ -126,8 +148,11 @@ def parse(results: Path, model: str) -> Result:
 
 
 def _whole(model: Prepared) -> Iterator[tuple[str, str]]:
-    if not any(n.proto.op_type in ("Quant", "BipolarQuant", "Trunc") for n in model.nodes()):
-        yield "unsupported", "no Quant nodes: FINN takes models trained with Brevitas and exported as QONNX; train the pruned network with quantizers"
+    if not is_qonnx(model.model):
+        yield "note", (
+            "no Quant nodes: run.py takes the rounded copy that the bundle holds, which is good for cycles and resources;"
+            " train the pruned network with Brevitas for outputs worth having"
+        )
 
 
 def _foldable(node: Node) -> Iterator[tuple[str, str]]:
@@ -147,13 +172,13 @@ TARGET = Target(
     name="finn",
     title="FINN",
     script="finn",
-    needs=("FINN with Docker (FINN_ROOT) or finn-plus", "Vivado and Vitis HLS for more than estimates"),
+    needs=("FINN with Docker (FINN_ROOT), or finn-plus (tools/setup_finn.sh)", "Vivado and Vitis HLS: with Docker, or for more than estimates"),
     ops={
         "Conv": _CONV, "Gemm": (limits.constant_weights(), _foldable), "MatMul": (limits.constant_weights(), _foldable),
         "MaxPool": (limits.rank(4),), "AveragePool": (limits.rank(4),), "GlobalAveragePool": (), "BatchNormalization": (), "Relu": (),
         "Add": (limits.same_shapes(),), "Mul": (), "Sub": (), "Div": (), "Flatten": (), "Reshape": (), "Transpose": (), "Concat": (), "Pad": (),
         "Resize": (limits.attribute_is("mode", "nearest", "nearest"),), "TopK": (), "Identity": (),
-        **{f"{domain}.{op}": () for domain in ("qonnx.custom_op.general", "onnx.brevitas") for op in ("Quant", "BipolarQuant", "Trunc")},
+        **{f"{domain}.{op}": () for domain in QONNX_DOMAINS for op in QONNX_OPS},
     },
     whole=_whole,
     parse=parse,
@@ -161,6 +186,8 @@ TARGET = Target(
         "target-fps": Option("1000", "images a second that the folding aims at"),
         "clock-ns": Option("5", "clock period"),
         "board": Option("ZCU104", "FINN's name of the board"),
+        "weight-bits": Option("4", "of the rounded copy, 2 to 8"),
+        "activation-bits": Option("4", "of the rounded copy, 2 to 8"),
         "style": Option("hls", "implementation of the matrix units", ("hls", "rtl")),
         "steps": Option("estimate", "estimates only, or synthesis too", ("estimate", "build")),
         "finn-root": Option("", "checkout of FINN; default: FINN_ROOT"),
