@@ -12,6 +12,7 @@ import numpy as np
 
 Axis = int | np.ndarray
 UNKNOWN = 1  # the reason of what is frozen for none in particular
+MOST_IDS = 1 << 23  # positions that are told apart in one model: a few hundred bytes of literals can ask for billions
 _FIRST_CAPACITY = 1024
 _MARK_FACTOR = 16  # a sort of n ids costs about as much as a pass over 16 n flags
 
@@ -209,6 +210,8 @@ class Causes:
     def new(self, size: int) -> np.ndarray:
         """Causes for positions that may all go, one each."""
         end = self._count + size
+        if size < 0 or end > MOST_IDS:
+            raise ValueError(f"{size} more positions cannot be followed")
         if end > len(self._parent):
             capacity = max(end, 2 * len(self._parent))
             grown = np.arange(capacity)
