@@ -11,6 +11,7 @@ import numpy as np
 from onnxprune.allocate.base import Constraints, first_missed, fixed_widths, ordered, unreachable, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import TargetError, UsageError, unknown
+from onnxprune.model.io import Model
 from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.base import Context
 from onnxprune.search.journal import Journal
@@ -26,7 +27,8 @@ class Search:
 
     context: analysis, calibration data, seed; constraints: budgets and what widths are allowed; criterion: inside of a group, "auto" = the method's own;
     options: of the method, as text or plain values; journal: remembers what was measured; allocate: the allocator, for methods that use one;
-    tell: told what is going on.
+    tell: told what is going on; tune: (model, loss, epochs) -> the model with tuned weights, None where there is no tuning; made: told the final model
+    where the method changes weights itself, in place of a repair of the original.
     """
 
     context: Context
@@ -36,6 +38,8 @@ class Search:
     options: Mapping[str, Any] = field(default_factory=dict)
     journal: Journal = field(default_factory=Journal)
     tell: Callable[[str], None] = lambda text: None
+    tune: Callable[[Model, str, int], Model] | None = None
+    made: Callable[[Model], None] = lambda model: None
 
     @property
     def analysis(self) -> Analysis:

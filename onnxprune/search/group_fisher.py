@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxprune.allocate.base import ordered, widths
-from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.data import Data
 from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.layers import LatencyCache

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.model.io import Model, to_bytes
 from onnxprune.repair import REPAIRS
 from onnxprune.saliency import CRITERIA
-from onnxprune.search.base import Kept, Search, settings
+from onnxprune.search.base import Kept, Search, keep_best, settings
 from onnxprune.search.compose import Smaller, smaller
 from onnxprune.search.journal import Journal
-from onnxprune.search.sensitivity import RATES, Sweep, figures, jobs_of, narrowed, sensitivity
+from onnxprune.search.sensitivity import RATES, Bench, Sweep, jobs_of, narrowed, sensitivity
 from onnxprune.surgery.cut import cut
-from onnxprune.types import Plan
+from onnxprune.types import Plan, Scores
 
 CRITERION = "l2"
 Record = Mapping[str, Any]
@@ -90,17 +91,22 @@ def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choi
 @dataclass(frozen=True)
 class Settings(Selection):
     """As Selection, and: end_map: all exponents at the last round, between which they fall evenly; rounds: at most so many; max_drop: share of the
-    quality that the groups of one round may cost together, more is backed off from; repair: between rounds; rates: as text."""
+    quality that the groups of one round may cost together, more is backed off from; repair: between rounds; rates: as text; tune: loss to tune with
+    between rounds, such as kd (extra torch), "" = no tuning; tune_epochs: passes over the calibration data each time."""
 
     end_map: float = 14.0
     rounds: int = 14
     max_drop: float = 0.2
     repair: str = "bias"
     rates: str = ",".join(map(str, RATES))
+    tune: str = ""
+    tune_epochs: int = 3
 
 
 def layer_selection(search: Search) -> Plan:
-    """Rounds of sensitivity -> select -> joint check -> cut -> repair, each on the smaller model, until the budget is met.
+    """Rounds of sensitivity -> select -> joint check -> cut -> repair -> tune, each on the smaller model, until the budget is met.
+
+    Where rounds are tuned, the last round's model is the result (`Search.made`).
 
     Raises
     ------
@@ -110,22 +116,25 @@ def layer_selection(search: Search) -> Plan:
     chosen = settings(Settings, search.options, "layer-selection")
     rates = tuple(float(r) for r in chosen.rates.split(","))
     kept = search.fixed({g.name: CRITERIA.get(CRITERION)(search.context)[g.name] for g in search.analysis.groups}) if search.constraints.ratios else {}
-    fixed, repaired, number = set(kept), None, 0
-    for number in range(chosen.rounds):
-        if search.met(kept):
-            break
-        step = smaller(search.analysis, kept, repaired)
-        added, repaired = _round(search, chosen, rates, step, fixed, number)
+    fixed, model, number, rounds = set(kept), None, 0, []
+    while number < chosen.rounds and not search.met(kept):
+        step = smaller(search.analysis, kept, model)
+        added, quality = _round(search, chosen, rates, step, fixed, number)
         if not added:
             break
         kept = step.composed(added)
+        rounds.append({"macs": search.analysis.cost(kept).macs, "groups": len(added), "quality": quality})
+        model = _next(search, chosen, step, added, number)
+        number += 1
     if not search.met(kept):
-        raise search.missed(kept, f"layer-selection found no more after {number + 1} rounds: raise rounds or max_drop, lower end_map (--method-option)")
-    return search.plan(kept, method="layer-selection", rounds=number)
+        raise search.missed(kept, f"layer-selection found no more after {number} rounds: raise rounds or max_drop, lower end_map (--method-option)")
+    if chosen.tune and model is not None:
+        search.made(model)
+    return search.plan(kept, method="layer-selection", rounds=rounds)
 
 
-def _round(search: Search, chosen: Settings, rates: Sequence[float], step: Smaller, fixed: set[str], number: int) -> tuple[Kept, Model | None]:
-    """(what this round keeps of the smaller model, that model cut and repaired)."""
+def _round(search: Search, chosen: Settings, rates: Sequence[float], step: Smaller, fixed: set[str], number: int) -> tuple[Kept, float]:
+    """(what this round keeps of the smaller model, the quality with it: agreement with the model that the search began with)."""
     here = replace(search.context, analysis=step.analysis, cache={})
     scores = CRITERIA.get(CRITERION if search.criterion == "auto" else search.criterion)(here)
     free = [n for n in scores if n in step.origin and not {g for places in step.origin[n] for g, _ in places} & fixed]
@@ -133,15 +142,30 @@ def _round(search: Search, chosen: Settings, rates: Sequence[float], step: Small
         to_bytes(step.analysis.model), step.analysis.options, {n: scores[n] for n in free}, here.gate_data("method layer-selection"), time=chosen.latency_layers > 0,
         multiple=search.constraints.round_to, threads=here.threads, batch_size=here.batch_size,
     )  # fmt: skip
-    journal = search.journal.below(f"round {number}:")
-    records = sensitivity(sweep, jobs_of(sweep, step.analysis, rates), journal, tell=lambda text: search.tell(f"layer-selection round {number + 1}, {text}"))
+    journal = search.journal.below(f"round {number} {step.analysis.digest[:16]}:")
+    bench = Bench(sweep, step.analysis, search.analysis.model)
+    tell = partial(_told, search, number)
+    records = sensitivity(sweep, jobs_of(sweep, step.analysis, rates), journal, tell=tell, here=bench)
     choices = _scheduled(records, chosen, number)
-    kept = _together(search, chosen, sweep, step, choices, journal, records[0]["quality"])
-    if not kept:
-        return {}, None
+    return _together(search, chosen, bench, step, choices, journal, records[0]["quality"])
+
+
+def _told(search: Search, number: int, text: str) -> None:
+    search.tell(f"layer-selection round {number + 1}, {text}")
+
+
+def _next(search: Search, chosen: Settings, step: Smaller, kept: Kept, number: int) -> Model:
+    """The smaller model cut once more, repaired and tuned."""
     plan = Plan(step.analysis.digest, kept, {n: step.analysis.group(n).size for n in kept}, {}, step.analysis.options)
-    pruned = cut(step.analysis, plan)
-    return kept, pruned if chosen.repair == "none" else REPAIRS.get(chosen.repair)(step.analysis, plan, pruned, here)
+    found = cut(step.analysis, plan)
+    if chosen.repair != "none":
+        found = REPAIRS.get(chosen.repair)(step.analysis, plan, found, replace(search.context, analysis=step.analysis, cache={}))
+    if not chosen.tune:
+        return found
+    if search.tune is None:
+        raise UsageError("method-option", "layer-selection: tune works inside of a whole run (optimize) with --data; here it cannot")
+    _told(search, number, f"tuning by {chosen.tune}")
+    return search.tune(found, chosen.tune, chosen.tune_epochs)
 
 
 def _scheduled(records: Sequence[Record], chosen: Settings, number: int) -> list[Choice]:
@@ -152,25 +176,44 @@ def _scheduled(records: Sequence[Record], chosen: Settings, number: int) -> list
 
 
 def _together(
-    search: Search, chosen: Settings, sweep: Sweep, step: Smaller, choices: Sequence[Choice], journal: Journal, before: float
-) -> dict[str, tuple[int, ...]]:
-    """The best choices that the network bears together, no more of them than the budget needs; the first one in any case."""
-    ranked = [c for c in sorted(choices, key=lambda c: -c.value)]
-    kept = {c.group: narrowed(sweep.scores[c.group], c.rate, sweep.multiple) for c in ranked}
+    search: Search, chosen: Settings, bench: Bench, step: Smaller, choices: Sequence[Choice], journal: Journal, before: float
+) -> tuple[Kept, float]:
+    """The best choices that the network bears together, no more of them than the budget needs, and the quality with them; the first one in any case."""
+    scores, multiple = bench.sweep.scores, bench.sweep.multiple
+    kept = {c.group: narrowed(scores[c.group], c.rate, multiple) for c in sorted(choices, key=lambda c: -c.value)}
     kept = {n: k for n, k in kept.items() if len(k) < step.analysis.group(n).size and _allowed(search, step.analysis.group(n).size, len(k), step, n)}
-    names = list(kept)
-    while len(names) > 1 and search.met(step.composed({n: kept[n] for n in names[:-1]})):
-        names.pop()
-    while len(names) > 1:
-        trial = {n: kept[n] for n in names}
+    names, quality = list(kept), before
+    while names:
+        trial = _trimmed(search, step, {n: kept[n] for n in names}, scores, multiple)
         name = f"together {sorted((n, len(k)) for n, k in trial.items())}"
         if not journal.has(name):
-            journal.write(name, {"quality": figures(sweep, step.analysis, trial)["quality"]})
-        found = journal.recall(name, dict)
-        if found["quality"] >= before * (1 - chosen.max_drop):
-            break
+            journal.write(name, {"quality": bench.figures(trial)["quality"]})
+        quality = float(journal.recall(name, dict)["quality"])
+        if len(names) == 1 or quality >= before * (1 - chosen.max_drop):
+            return trial, quality
         names.pop()
-    return {n: kept[n] for n in names}
+    return {}, quality
+
+
+def _trimmed(search: Search, step: Smaller, kept: Kept, scores: Scores, multiple: int) -> Kept:
+    """What meets the budget with the most channels, given back from the last choice on; all of it where the budget is not met anyway.
+
+    No group can have one step of its width back after that.
+    """
+    found = dict(kept)
+    if not search.met(step.composed(found)):
+        return found
+    for name in reversed(kept):
+        size = step.analysis.group(name).size
+        counts = [k for k in range(len(found[name]) + 1, size + 1) if k % multiple == 0 or k == size]
+        low, high = 0, len(counts)  # counts below `low` can be had back
+        while low < high:
+            middle = (low + high) // 2
+            wider = {**found, name: keep_best(scores[name], counts[middle])}
+            low, high = (middle + 1, high) if search.met(step.composed(wider)) else (low, middle)
+        if low:
+            found[name] = keep_best(scores[name], counts[low - 1])
+    return {n: k for n, k in found.items() if len(k) < step.analysis.group(n).size}
 
 
 def _allowed(search: Search, size: int, count: int, step: Smaller, name: str) -> bool:

@@ -15,7 +15,7 @@ from onnxprune.model.runtime import Session
 from onnxprune.search.base import Kept, Search, keep_best, settings
 from onnxprune.search.journal import key
 from onnxprune.search.suffix import Suffix
-from onnxprune.search.tasks import HeadLosses, Losses, OwnLosses
+from onnxprune.search.tasks import HeadLosses, Losses, OwnLosses, summed
 from onnxprune.types import Plan, Scores
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
@@ -232,7 +232,7 @@ class _Gate:
         else:
             self.of = HeadLosses(expected)
         self.suffix = Suffix(context.analysis, batches, self.of, context.threads)
-        self.start = _summed(self.of, expected)
+        self.start = summed(self.of, expected)
         if bad := [t for t, v in self.start.items() if not v > 0]:
             raise UsageError("losses-value", f"task {bad[0]!r} has loss {self.start[bad[0]]:g} before anything is cut; tolerances are relative to it: it must be above 0")
 
@@ -258,11 +258,3 @@ class _Gate:
         name = key({n: list(k) for n, k in kept.items() if n != group}, group, list(trial), dict(bounds or {}))
         found: Values | None = self.search.journal.recall(name, measured)["losses"]
         return found if found is None or not bounds or all(found[t] <= bounds[t] for t in found) else None
-
-
-def _summed(losses: Losses, expected: Sequence[Mapping[str, np.ndarray]]) -> Values:
-    sums: dict[str, float] = {}
-    for number, outputs in enumerate(expected):
-        for name, share in losses.batch(number, outputs).items():
-            sums[name] = sums.get(name, 0.0) + share
-    return sums

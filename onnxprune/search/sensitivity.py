@@ -19,13 +19,16 @@ from onnxprune.calibrate.data import Data
 from onnxprune.errors import UsageError
 from onnxprune.evaluate import find_metric
 from onnxprune.evaluate.base import NO_OPTIONS, Options
+from onnxprune.evaluate.boxes import detections_of
 from onnxprune.evaluate.data import LabelledData
+from onnxprune.evaluate.detection import Detection
 from onnxprune.evaluate.run import measure
 from onnxprune.model.io import Model, load
 from onnxprune.model.runtime import Session
 from onnxprune.search.base import keep_best
 from onnxprune.search.journal import Journal, key
-from onnxprune.search.tasks import HeadLosses
+from onnxprune.search.suffix import Suffix
+from onnxprune.search.tasks import HeadLosses, summed
 from onnxprune.search.workers import run_jobs
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
@@ -88,34 +91,129 @@ def sweep_key(sweep: Sweep) -> str:
 
 
 def sensitivity(
-    sweep: Sweep, jobs: Sequence[Job], journal: Journal, *, workers: int = 1, cluster: str = "", tell: Callable[[str], None] = lambda text: None
+    sweep: Sweep, jobs: Sequence[Job], journal: Journal, *, workers: int = 1, cluster: str = "", tell: Callable[[str], None] = lambda text: None, here: Bench | None = None
 ) -> list[Mapping[str, Any]]:
-    """The record of every job, in the jobs' order; what the journal has is not measured again."""
+    """The record of every job, in the jobs' order; what the journal has is not measured again.
+
+    here: of this process, where there is one already; other processes make their own.
+    """
     left = [j for j in jobs if not journal.has(j.key)]
     done = len(jobs) - len(left)
     if done:
         tell(f"{done} of {len(jobs)} measured before")
-    for job, record in run_jobs(record_of, left, workers=workers, cluster=cluster):
+    alone = workers == 1 and not cluster
+    bench = (here or Bench(sweep)) if alone and left else None
+    for job, record in run_jobs(bench.record if bench else record_of, left, workers=workers, cluster=cluster):
         journal.write(job.key, record)
         done += 1
         tell(f"{done} of {len(jobs)}: {job.group or 'whole model'} at {job.rate:g}, quality {record['quality']:.4f}")
-    return [journal.recall(j.key, lambda: {}) for j in jobs]
+    return [journal.recall(j.key, dict) for j in jobs]
 
 
 def record_of(job: Job) -> dict[str, Any]:
-    """Cut, measure, forget.
+    """`Bench.record` with a bench of its own, for other processes."""
+    return Bench(job.sweep).record(job)
 
-    Returns
-    -------
-    dict
-        index, group, rate, size, kept; params, macs and what of them is saved; metrics: name -> value and details; per_class: metric -> class -> value;
-        heads: label-free losses relative to the dense model's; quality: 0 to 1, the first metric (or the agreement of the heads without labels);
-        timing: inference_ms and the shape of a batch.
+
+class Bench:
+    """What the jobs of a sweep in one process share: the analysis, and the outputs that heads are compared with.
+
+    Parameters
+    ----------
+    analysis
+        Of the sweep's model, where there is one already.
+    reference
+        Whose outputs the heads should give; None = the sweep's own model.
     """
-    sweep = job.sweep
-    analysis = analyse(load(sweep.model), **sweep.options)
-    kept = {job.group: narrowed(sweep.scores[job.group], job.rate, sweep.multiple)} if job.group else {}
-    return {"index": job.index, "group": job.group, "rate": job.rate, **figures(sweep, analysis, kept)}
+
+    def __init__(self, sweep: Sweep, analysis: Analysis | None = None, reference: Model | None = None) -> None:
+        self.sweep = sweep
+        self.analysis = analysis or analyse(load(sweep.model), **sweep.options)
+        self.batches = list(sweep.gate.batches(sweep.batch_size))
+        session = Session(reference or self.analysis.model, threads=sweep.threads)
+        expected = [session.run(b) for b in self.batches]
+        self.losses = HeadLosses(expected)
+        self.start = summed(self.losses, expected)
+        self.suffix = Suffix(self.analysis, self.batches, self.losses, sweep.threads)
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """Cut, measure, forget.
+
+        Returns
+        -------
+        dict
+            index, group, rate, size, kept; params, macs and what of them is saved; metrics: name -> value and details; per_class: metric -> class -> value;
+            heads: label-free losses relative to the reference's; quality: 0 to 1, the first metric (or the agreement of the heads without labels);
+            timing: of one batch: inference_ms, nms_ms (from outputs to boxes, 0 where no metric has any), total_ms, batch, h, w; shapes of its inputs.
+        """
+        kept = {job.group: narrowed(self.sweep.scores[job.group], job.rate, self.sweep.multiple)} if job.group else {}
+        return {"index": job.index, "group": job.group, "rate": job.rate, **self.figures(kept)}
+
+    def figures(self, kept: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """All that is measured of one cut model."""
+        sweep, analysis, group = self.sweep, self.analysis, next(iter(kept), "")
+        sizes = {n: analysis.group(n).size for n in kept}
+        before, after = analysis.cost(), analysis.cost(kept)
+        found: dict[str, Any] = {
+            "size": sizes.get(group, 0), "kept": len(kept.get(group, ())), "params": after.params, "macs": after.macs,
+            "saved_params": before.params - after.params, "saved_macs": before.macs - after.macs, "metrics": {}, "per_class": {}, "timing": {},
+        }  # fmt: skip
+        model = None
+        if sweep.time or sweep.metrics and sweep.labelled is not None or len(kept) != 1:
+            model = cut(analysis, Plan(analysis.digest, kept, sizes, {}, analysis.options)) if kept else analysis.model
+        heads = self.heads(model) if model is not None else self.suffix({}, group, kept[group])
+        assert heads is not None  # without bounds nothing stops early
+        found["heads"] = {n: v / self.start[n] for n, v in heads.items()}
+        quality = float(np.mean([1 / max(v, 1.0) for v in found["heads"].values()]))
+        if sweep.labelled is not None and sweep.metrics and model is not None:
+            found |= self.labelled(model, sweep.labelled)
+            quality = min(max(float(found["metrics"][sweep.metrics[0]]["value"]), 0.0), 1.0)
+        if sweep.time and model is not None:
+            found["timing"] = self.timing(model)
+        return {**found, "quality": quality}
+
+    def heads(self, model: Model) -> dict[str, float]:
+        """Label-free losses."""
+        session = Session(model, threads=self.sweep.threads)
+        return summed(self.losses, [session.run(b) for b in self.batches])
+
+    def labelled(self, model: Model, data: LabelledData) -> dict[str, Any]:
+        """metrics and per_class."""
+        sweep = self.sweep
+        metrics = [find_metric(n, sweep.metric_options) for n in sweep.metrics]
+        measure(model, data, metrics, threads=sweep.threads, batch_size=sweep.batch_size)
+        scores = {name: m.result() for name, m in zip(sweep.metrics, metrics)}
+        values = {n: {"value": s.value, **{k: float(v) for k, v in s.details.items()}} for n, s in scores.items()}
+        return {"metrics": values, "per_class": {n: {str(k): float(v) for k, v in s.per_class.items()} for n, s in scores.items()}}
+
+    def timing(self, model: Model) -> dict[str, Any]:
+        """Medians over a few runs of the first batch."""
+        sweep, session = self.sweep, Session(model, threads=self.sweep.threads)
+        feeds: Mapping[str, np.ndarray] = self.batches[0]
+        labels: Mapping[str, np.ndarray] = {}
+        boxes = any(isinstance(find_metric(n, sweep.metric_options), Detection) for n in sweep.metrics)
+        if sweep.labelled is not None and boxes:
+            batch = next(iter(sweep.labelled.labelled_batches(sweep.batch_size)))
+            feeds, labels = batch.feeds, batch.labels
+        times = []
+        for _ in range(TIMED_RUNS):
+            began = time.perf_counter()
+            outputs = session.run(feeds)
+            ran = time.perf_counter()
+            if labels:
+                detections_of(outputs, labels, sweep.metric_options)
+            times.append((ran - began, time.perf_counter() - ran if labels else 0.0))
+        inference, nms = np.median(times, 0) * 1e3
+        shapes = {n: list(v.shape) for n, v in feeds.items()}
+        return {"inference_ms": float(inference), "nms_ms": float(nms), "total_ms": float(inference + nms), **_image(next(iter(shapes.values()))), "shapes": shapes}
+
+
+def _image(shape: Sequence[int]) -> dict[str, int]:
+    """batch, h and w of an image input, the channels wherever they are fewest; of other inputs the batch alone."""
+    if len(shape) != 4:
+        return {"batch": shape[0] if shape else 1}
+    h, w = shape[1:3] if shape[3] < shape[1] else shape[2:4]
+    return {"batch": shape[0], "h": h, "w": w}
 
 
 def narrowed(scores: np.ndarray, rate: float, multiple: int = 2) -> tuple[int, ...]:
@@ -123,48 +221,3 @@ def narrowed(scores: np.ndarray, rate: float, multiple: int = 2) -> tuple[int, .
     count = len(scores) * (1 - rate)
     count = int(count // multiple) * multiple if count >= multiple else int(count)
     return keep_best(scores, max(1, count))
-
-
-def figures(sweep: Sweep, analysis: Analysis, kept: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """All that is measured of one cut model."""
-    group = next(iter(kept), "")
-    sizes = {n: analysis.group(n).size for n in kept}
-    model = cut(analysis, Plan(analysis.digest, kept, sizes, {}, analysis.options)) if kept else analysis.model
-    before, after = analysis.cost(), analysis.cost(kept)
-    heads, timing = _heads(sweep, analysis.model, model)
-    found: dict[str, Any] = {
-        "size": sizes.get(group, 0), "kept": len(kept.get(group, ())), "params": after.params, "macs": after.macs,
-        "saved_params": before.params - after.params, "saved_macs": before.macs - after.macs, "metrics": {}, "per_class": {}, "heads": heads, "timing": timing,
-    }  # fmt: skip
-    quality = float(np.mean([1 / max(v, 1.0) for v in heads.values()]))
-    if sweep.labelled is not None and sweep.metrics:
-        metrics = [find_metric(n, sweep.metric_options) for n in sweep.metrics]
-        measure(model, sweep.labelled, metrics, threads=sweep.threads, batch_size=sweep.batch_size)
-        for name, score in zip(sweep.metrics, (m.result() for m in metrics)):
-            found["metrics"][name] = {"value": score.value, **{k: float(v) for k, v in score.details.items()}}
-            found["per_class"][name] = {str(k): float(v) for k, v in score.per_class.items()}
-        quality = min(max(float(found["metrics"][sweep.metrics[0]]["value"]), 0.0), 1.0)
-    return {**found, "quality": quality}
-
-
-def _heads(sweep: Sweep, dense: Model, model: Model) -> tuple[dict[str, float], dict[str, Any]]:
-    """(label-free losses over the dense model's, timing)."""
-    batches = list(sweep.gate.batches(sweep.batch_size))
-    first, second = Session(dense, threads=sweep.threads), Session(model, threads=sweep.threads)
-    expected = [first.run(b) for b in batches]
-    losses = HeadLosses(expected)
-    start: dict[str, float] = {}
-    sums: dict[str, float] = {}
-    for number, batch in enumerate(batches):
-        for total, outputs in ((start, expected[number]), (sums, second.run(batch))):
-            for name, share in losses.batch(number, outputs).items():
-                total[name] = total.get(name, 0.0) + share
-    timing: dict[str, Any] = {}
-    if sweep.time:
-        times = []
-        for _ in range(TIMED_RUNS):
-            began = time.perf_counter()
-            second.run(batches[0])
-            times.append((time.perf_counter() - began) * 1e3)
-        timing = {"inference_ms": float(np.median(times)), "shapes": {n: list(v.shape) for n, v in batches[0].items()}}
-    return {n: sums[n] / start[n] for n in sums}, timing

@@ -16,13 +16,13 @@ from onnxprune.calibrate.lockstep import Run
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.model.segments import extract
-from onnxprune.model.shapes import infer
 from onnxprune.search.tasks import Losses
 from onnxprune.surgery.verify import masked
 from onnxprune.types import Plan
 
 Kept = Mapping[str, Sequence[int]]
 Bounds = Mapping[str, float]
+ROUNDING = 1e-9  # of a sum of shares, relative to the sum of all of them
 
 
 class Suffix:
@@ -38,6 +38,8 @@ class Suffix:
         self.analysis, self.batches, self.losses, self.threads = analysis, batches, losses, threads
         self.outputs = [o.name for o in analysis.model.proto.graph.output]
         self.ran = 0  # batches run through a suffix
+        least = [losses.least(number) for number in range(len(batches))]
+        self._rest = [{t: sum(share[t] for share in least[k:]) for t in least[0]} for k in range(1, len(least) + 1)]  # what the batches to come add at the least
         self._run: Run | None = None
         self._base: tuple[str, str] = ("", "")
 
@@ -50,7 +52,7 @@ class Suffix:
         nodes = nodes[_place(nodes, self._output(first)) :]
         given = set(run.state[0])
         wanted = [o for o in self.outputs if o not in given]
-        session = Session(extract(model, infer(model), nodes, given, wanted), threads=self.threads) if wanted else None
+        session = Session(extract(model, self.analysis.shapes, nodes, given, wanted), threads=self.threads) if wanted else None
         sums: dict[str, float] = {}
         for number, state in enumerate(run.state):
             found = session.run({n: state[n] for n in session.inputs}) if session else {}
@@ -58,7 +60,7 @@ class Suffix:
             self.ran += 1
             for name, share in self.losses.batch(number, found).items():
                 sums[name] = sums.get(name, 0.0) + share
-            if bounds and self.losses.bounded and any(sums[n] > bounds[n] for n in sums):
+            if bounds and any(sums[n] + self._rest[number][n] > bounds[n] * (1 + ROUNDING) for n in self._rest[number]):
                 return None
         return sums
 
@@ -67,7 +69,7 @@ class Suffix:
         key = repr(sorted((n, tuple(k)) for n, k in base.items() if n != group)), str(first)
         if self._run is None or self._base != key:
             model = _masked(self.analysis, {n: k for n, k in base.items() if n != group})
-            self._run = Run(model, self.batches, threads=self.threads)
+            self._run = Run(model, self.batches, threads=self.threads, shapes=self.analysis.shapes)  # masks change no shape
             self._run.advance(_place(self._run.nodes, self._output(first)))
             self._base = key
         return self._run

@@ -23,16 +23,24 @@ UserLosses = Callable[[Outputs, np.ndarray], Mapping[str, Any]]
 class Losses(Protocol):
     """Losses of one batch after the other."""
 
-    bounded: bool  # no batch has a negative share, so a part of the batches gives a lower bound
-
     def batch(self, number: int, outputs: Outputs) -> Mapping[str, float]:
         """The share of batch `number` in each task's loss: the sum over all batches is the loss."""
+
+    def least(self, number: int) -> Mapping[str, float]:
+        """The smallest share that batch `number` can have, by task; empty where that is not known."""
+
+
+def summed(losses: Losses, outputs: Sequence[Outputs]) -> dict[str, float]:
+    """Losses of a run over all batches."""
+    sums: dict[str, float] = {}
+    for number, batch in enumerate(outputs):
+        for name, share in losses.batch(number, batch).items():
+            sums[name] = sums.get(name, 0.0) + share
+    return sums
 
 
 class HeadLosses:
     """A label-free loss for each float output; UsageError where there is none."""
-
-    bounded = True
 
     def __init__(self, expected: Sequence[Outputs]) -> None:
         self.expected = expected
@@ -63,11 +71,13 @@ class HeadLosses:
                 found[name] = len(a) / self.rows[name] + float(np.square(b - a).sum()) / self.scale[name]
         return found
 
+    def least(self, number: int) -> Mapping[str, float]:
+        """The dense model's own share: entropy is the least cross-entropy, and no squared error is below 0."""
+        return self.batch(number, self.expected[number])
+
 
 class OwnLosses:
     """Losses by `module:function`: (outputs, indices of the samples in their source) -> task -> loss of each sample (n,), or their mean."""
-
-    bounded = False
 
     def __init__(self, where: str, samples: Sequence[np.ndarray]) -> None:
         self.where, self.samples = where, samples
@@ -85,6 +95,10 @@ class OwnLosses:
         if not means or not all(np.isfinite(v) for v in means.values()):
             raise UsageError("losses-value", f"losses {self.where!r} must give finite numbers by task name, not {found!r}")
         return {n: v * len(index) / self.total for n, v in means.items()}
+
+    def least(self, number: int) -> Mapping[str, float]:
+        """Not known."""
+        return {}
 
 
 def _logits(values: np.ndarray) -> np.ndarray:

@@ -32,12 +32,23 @@ def search(budget: float, **options: object) -> Search:
 def test_rounds_meet_the_budget_and_go_on_after_a_kill(tmp_path: Path) -> None:
     here = search(0.8)
     whole = layer_selection(replace(here, journal=Journal(tmp_path / "whole.jsonl")))
-    assert here.met(whole.kept) and whole.decided_by["rounds"] >= 1
+    assert here.met(whole.kept) and len(whole.decided_by["rounds"]) >= 1
     for name, kept in whole.kept.items():
         assert len(kept) >= max(1, here.analysis.group(name).size * 0.1)
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "part.jsonl").write_bytes(b"".join(lines[: 2 * len(lines) // 3]))
     assert layer_selection(replace(here, journal=Journal(tmp_path / "part.jsonl"))).kept == whole.kept
+
+
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_no_group_of_the_last_round_can_have_a_step_back(round_to: int) -> None:
+    here = search(0.8)
+    here = replace(here, constraints=replace(here.constraints, round_to=round_to))
+    kept = layer_selection(here).kept
+    assert here.met(kept)
+    cheapest = min(here.analysis.cost({n: k[:-round_to]}).macs for n, k in kept.items() if len(k) > round_to)
+    short = here.constraints.budgets["macs"] - here.analysis.cost(kept).macs
+    assert short < here.analysis.cost().macs - cheapest
 
 
 def test_what_cannot_be_reached_is_said() -> None:
