@@ -39,13 +39,13 @@ class Linear:
     out_ids: np.ndarray | None
 
 
-def linears(analysis: Analysis) -> list[Linear]:
-    """All of them, in graph order."""
+def linears(analysis: Analysis, *, inside: bool = False) -> list[Linear]:
+    """All of them, in graph order; those in bodies, whose activations cannot be asked for, only with `inside`."""
     record = analysis.record
     weights: dict[tuple[int, int], Use] = {(u.node, u.slot): u for u in record.uses}
     found = []
     for index, node in enumerate(record.nodes):
-        if node.op_type not in LINEAR_OPS or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in LINEAR_OPS or node.domain not in ("", "ai.onnx") or not (inside or record.outermost(index)):
             continue
         use = weights.get((index, 1))
         data = record.tensors.get(node.input[0])

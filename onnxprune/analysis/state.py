@@ -136,6 +136,10 @@ class Record:
         self._index = {id(n): i for i, n in enumerate(self.nodes)}
         self.reason("coupled with positions that stay", None)
 
+    def outermost(self, node: int) -> bool:
+        """Whether a node lies in the main graph, where its tensors can be asked for, and not in a body."""
+        return node < len(self.model.proto.graph.node)
+
     def index(self, node: NodeProto) -> int:
         """Position of a node among all nodes, bodies included."""
         return self._index[id(node)]

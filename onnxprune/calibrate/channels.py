@@ -38,8 +38,8 @@ class ChannelStatistics:
 
 
 def consumed(analysis: Analysis) -> list[Place]:
-    """(tensor, axis) of every activation axis that some node sums over and that can be cut, in graph order."""
-    places = {(analysis.record.nodes[m.node].input[m.slot], m.axis): None for m in analysis.record.masks if not m.recurrent}
+    """(tensor, axis) of every activation axis that some node sums over and that can be cut, in graph order; those in bodies cannot be asked for."""
+    places = {(analysis.record.nodes[m.node].input[m.slot], m.axis): None for m in analysis.record.masks if not m.recurrent and analysis.record.outermost(m.node)}
     return list(places)
 
 

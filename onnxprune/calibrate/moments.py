@@ -127,7 +127,7 @@ def _pairs(analysis: Analysis) -> list[tuple[int, np.ndarray]]:
     weights = {(u.node, u.slot) for u in analysis.record.uses}
     for mask in analysis.record.masks:
         node = analysis.record.nodes[mask.node]
-        if node.op_type == "MatMul" and mask.slot == 0 and (mask.node, 0) not in weights and (mask.node, 1) not in weights:
+        if analysis.record.outermost(mask.node) and node.op_type == "MatMul" and mask.slot == 0 and (mask.node, 0) not in weights and (mask.node, 1) not in weights:
             found[mask.node] = mask.ids
     return list(found.items())
 

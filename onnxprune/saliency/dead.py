@@ -51,7 +51,7 @@ class _Weights:
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
         self.parts: list[tuple[Linear, np.ndarray]] = []
-        for linear in linears(analysis):
+        for linear in linears(analysis, inside=True):
             node = analysis.record.nodes[linear.node]
             values = to_matrix(linear, node, analysis.model.weights[linear.weight.tensor].array())
             used = np.broadcast_to(np.True_, values.shape[:3]) if values.all() else (values != 0).any(3)
@@ -102,9 +102,10 @@ def _silent(context: Context, constants: bool) -> np.ndarray:
     seen, loud = np.zeros(analysis.axes.causes + 1, bool), np.zeros(analysis.axes.causes + 1, bool)
     for mask in analysis.record.masks:
         place = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)
+        table = analysis.axes.table(mask.ids)
+        loud[table] |= not analysis.record.outermost(mask.node)
         if place not in statistics:
             continue
-        table = analysis.axes.table(mask.ids)
         stat = statistics[place]
         seen[table] = True
         loud[table[stat.variance > 1e-12 * stat.square if constants else stat.absolute > 0]] = True
