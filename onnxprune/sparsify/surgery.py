@@ -81,6 +81,13 @@ class PruneAndSplice:
                 self.masks[name] = updated(self.masks[name], weight.detach().cpu().numpy(), self.thresholds[name])
         self.start(module)
 
+    def observe(self, loss: Any, tensors: Any, heads: Any, samples: int, step: int) -> None:
+        """Masks of weights need no look at the pass."""
+
+    def done(self) -> float | None:
+        """As long as the settings say."""
+        return None
+
     def accepts(self, step: int) -> bool:
         """Once the masks rest and are sparse enough."""
         return step >= self.settings.stop_step and self.sparsity >= self.settings.least_sparsity
@@ -113,6 +120,13 @@ class KeepZeros:
 
     def before_step(self, module: Any, step: int) -> None:
         """Nothing changes."""
+
+    def observe(self, loss: Any, tensors: Any, heads: Any, samples: int, step: int) -> None:
+        """Masks of weights need no look at the pass."""
+
+    def done(self) -> float | None:
+        """As long as the settings say."""
+        return None
 
     def accepts(self, step: int) -> bool:
         """Always."""

@@ -23,6 +23,7 @@ from onnxprune.tune.ops_shape import from_numpy
 _NEXT = "add one, or prune without --tune"
 Tensor = torch.Tensor
 Transform = Callable[[str, Tensor], Tensor]
+Gates = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
 STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that a training pass updates
 
 
@@ -65,7 +66,9 @@ class OnnxModule(torch.nn.Module):
     statistics : tuple of str
         Running means and variances of BatchNormalization: buffers, updated in training mode.
     transform : function or None
-        (initializer name, parameter) -> the value to compute with; how masks come in. `values` gives transformed values.
+        (initializer name, parameter) -> the value to compute with; how masks of weights come in. `values` gives transformed values.
+    gates : mapping
+        (label of a node, position of an input) -> what that input passes on its way into the node; how masks of activations come in.
     """
 
     def __init__(self, graph: Prepared) -> None:
@@ -78,6 +81,7 @@ class OnnxModule(torch.nn.Module):
             self.register_buffer(f"statistic{i}", graph.values[name].clone())
         self.constants = {n: v for n, v in graph.values.items() if n not in graph.trainable | graph.running}
         self.transform: Transform | None = None
+        self.gates: Gates = {}
         self._batch, self._mode = graph.batch, graph.mode
 
     @property
@@ -114,7 +118,7 @@ class OnnxModule(torch.nn.Module):
         env: dict[str, Tensor] = {**self.constants, **self.buffers_by_name()}
         env.update({n: change(n, w) for n, w in self.named().items()})
         env.update({n: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for n, v in feeds.items()})
-        _run(self.steps, env, frozenset(wanted))
+        _run(self.steps, env, frozenset(wanted), {} if self._batch.recording else self.gates)
         absent = [n for n in wanted if n not in env]
         if absent:
             raise ModelError("tensor-unknown", f"the graph has no tensor {absent[0]!r}")
@@ -285,13 +289,15 @@ def _with_drops(steps: list[Step], inputs: Sequence[str]) -> tuple[Step, ...]:
     return tuple(reversed(out))
 
 
-def _run(steps: Sequence[Step], env: dict[str, Tensor], keep: frozenset[str]) -> None:
-    """Run steps in order; `env` holds the values by name and loses those that are no longer read."""
+def _run(steps: Sequence[Step], env: dict[str, Tensor], keep: frozenset[str], gates: Gates = {}) -> None:  # noqa: B006 - never written to
+    """Run steps in order; `env` holds the values by name and loses those that are no longer read. Gates are of the outermost nodes."""
     for step in steps:
         if step.row is None:
             result = _branch(step, env)
         else:
             arguments = [env[n] if n else None for n in step.inputs]
+            if gates:
+                arguments = [gates[key](a) if a is not None and (key := (step.call.node, i)) in gates else a for i, a in enumerate(arguments)]
             try:
                 result = step.row.function(step.call, *arguments)
             except (RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError) as problem:

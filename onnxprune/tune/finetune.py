@@ -93,25 +93,76 @@ def tune(
     ModelError
         An operator that cannot be tuned through.
     """
-    model, teacher = with_open_weights(model), with_open_weights(teacher) if teacher is not None else None
-    weights = parse(settings.loss)
-    _check(weights, teacher, task_loss)
-    settings = replace(settings, device=own_device(settings.device))
-    rate = settings.rate(batchnorm.normalised(model))
-    samples = gather(data)
-    rest, held = (samples, gather(validation)) if validation is not None else samples.split(settings.validation, settings.seed)
-    with _Machine(settings):
-        world = join_world(settings.device)
-        settings = _batch_that_fits(model, settings, rest)
-        work = _with_normalisation(model, settings, rest) if settings.batchnorm == "insert" else model
-        run = _prepare(work, settings, rate, teacher, weights, task_loss, hook, world, rest)
-        own = [hook.signature() if hook is not None else "", getattr(task_loss, "__qualname__", "") if task_loss is not None else ""]
-        key, path = _key(model, settings, teacher, rest, held, own), Path(checkpoint) if checkpoint is not None else None
-        validator = Validator(held, settings, run.heads, metric, lambda inputs, labels: loss_and_outputs(run, inputs, labels))
-        if not resume(run, path, key):
+    job = _Job.of(model, data, settings, teacher, task_loss, validation, metric)
+    with _Machine(job.settings):
+        run, validator, work = job.opened(hook)
+        path = Path(checkpoint) if checkpoint is not None else None
+        if not resume(run, path, job.key(run)):
             validate_start(run, validator, on_event)
-        train(run, rest, validator, path, key, on_event)
-        return _result(model, work, run)
+        train(run, job.rest, validator, path, job.key(run), on_event)
+        return _result(job.model, work, run)
+
+
+def score(
+    model: Model,
+    data: Any,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    *,
+    teacher: Model | None = None,
+    task_loss: TaskLoss | None = None,
+    validation: Any = None,
+    metric: Callable[[], Any] | None = None,
+) -> float:
+    """What `tune` would give as the start's score, with the same arguments."""
+    job = _Job.of(model, data, settings, teacher, task_loss, validation, metric)
+    with _Machine(job.settings):
+        run, validator, _ = job.opened(None)
+        return float(run.world.from_leader(validator.score(run.module)[0] if run.world.leads else None))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run is given, checked. rest, held: samples to tune and to validate with."""
+
+    model: Model
+    settings: Settings
+    rate: float
+    teacher: Model | None
+    weights: Mapping[str, float]
+    task: TaskLoss | None
+    metric: Callable[[], Any] | None
+    rest: Samples
+    held: Samples
+
+    @staticmethod
+    def of(
+        model: Model, data: Any, settings: Settings, teacher: Model | None, task: TaskLoss | None, validation: Any, metric: Callable[[], Any] | None
+    ) -> _Job:
+        """Read the data."""
+        model, teacher = with_open_weights(model), with_open_weights(teacher) if teacher is not None else None
+        weights = parse(settings.loss)
+        _check(weights, teacher, task)
+        settings = replace(settings, device=own_device(settings.device))
+        rate = settings.rate(batchnorm.normalised(model))
+        samples = gather(data)
+        rest, held = (samples, gather(validation)) if validation is not None else samples.split(settings.validation, settings.seed)
+        return _Job(model, settings, rate, teacher, weights, task, metric, rest, held)
+
+    def opened(self, hook: Hook | None) -> tuple[Run, Validator, Model]:
+        """(modules and optimizer, the validator, the graph that is tuned)."""
+        world = join_world(self.settings.device)
+        settings = _batch_that_fits(self.model, self.settings, self.rest)
+        work = _with_normalisation(self.model, settings, self.rest) if settings.batchnorm == "insert" else self.model
+        run = _prepare(work, settings, self.rate, self.teacher, self.weights, self.task, hook, world, self.rest)
+        validator = Validator(self.held, settings, run.heads, self.metric, lambda inputs, labels: loss_and_outputs(run, inputs, labels))
+        return run, validator, work
+
+    def key(self, run: Run) -> str:
+        """What a checkpoint must agree on."""
+        kept = {n: v for n, v in asdict(run.settings).items() if n not in ("threads", "checkpoint_s", "limit_s", "device")}
+        own = [run.hook.signature() if run.hook is not None else "", getattr(self.task, "__qualname__", "") if self.task is not None else ""]
+        parts = [digest(self.model), digest(self.teacher) if self.teacher is not None else "", self.rest.fingerprint(), self.held.fingerprint(), kept, *own]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _check(weights: Mapping[str, float], teacher: Model | None, task_loss: TaskLoss | None) -> None:
@@ -204,13 +255,6 @@ def _prepare(
     return Run(settings, rate, module, guide, heads(model, settings.class_axis, ranks), weights, features, task, world, optimizer, hook)
 
 
-def _key(model: Model, settings: Settings, teacher: Model | None, rest: Samples, held: Samples, own: Sequence[str]) -> str:
-    """What a checkpoint must agree on."""
-    kept = {n: v for n, v in asdict(settings).items() if n not in ("threads", "checkpoint_s", "limit_s", "device")}
-    parts = [digest(model), digest(teacher) if teacher is not None else "", rest.fingerprint(), held.fingerprint(), kept, *own]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 def _result(model: Model, work: Model, run: Run) -> TuneResult:
     """The best values in the given graph; the last where a hook accepted none."""
     state = run.state
@@ -218,6 +262,6 @@ def _result(model: Model, work: Model, run: Run) -> TuneResult:
     if state.best and state.best_epoch == 0 and run.hook is None:
         return TuneResult(model, state.history, score, start, 0)
     put(run.module, state.best or effective(run.module))
-    run.module.transform = None
+    run.module.transform, run.module.gates = None, {}
     tuned = write_back(work, run.module)
     return TuneResult(batchnorm.fold(tuned, model) if work is not model else tuned, state.history, score, start, state.best_epoch)

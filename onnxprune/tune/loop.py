@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,12 @@ class Hook(Protocol):
 
     def before_step(self, module: OnnxModule, step: int) -> None:
         """Before each forward pass; steps count from 0. A draw must depend on the step and the hook's own seed alone."""
+
+    def observe(self, loss: Tensor, tensors: Mapping[str, Tensor], heads: Sequence[Head], samples: int, step: int) -> None:
+        """After each forward pass and before the backward one: the mean loss of so many samples, the outputs and logits."""
+
+    def done(self) -> float | None:
+        """Share of its work that is done, 1 ends the run; None: the run lasts as long as the settings say."""
 
     def accepts(self, step: int) -> bool:
         """Whether the weights after so many steps may be the result."""
@@ -97,16 +103,18 @@ def train(run: Run, samples: Samples, validator: Validator, path: Path | None, k
     done = f", {state.step} done" if state.step else ""
     on_event(Event("tune", "begin", detail=f"{total} steps{done} of {settings.batch_size} of {len(samples)} samples, lr {run.lr:g}"))
     began = written = time.monotonic()
-    first, stop = state.step, False
+    first = _share(run, total)
+    stop = first >= 1
     while state.step < total and not stop:
         loss = _step(run, samples, state.step, per_epoch, total)
         state.running_loss += loss
         state.step += 1
         now = time.monotonic()
-        left = (now - began) / (state.step - first) * (total - state.step)
-        on_event(Event("tune", "progress", now - began, state.step / total, f"loss {loss:.4g}", left))
+        share = _share(run, total)
+        left = (now - began) / (share - first) * (1 - share) if share > first else None
+        on_event(Event("tune", "progress", now - began, share, f"loss {loss:.4g}", left))
         ends = state.step % per_epoch == 0 or state.step == total
-        stop = bool(settings.limit_s) and run.world.from_leader(now - began > settings.limit_s)
+        stop = share >= 1 or bool(settings.limit_s) and run.world.from_leader(now - began > settings.limit_s)
         if ends or stop:
             mean = state.running_loss / ((state.step - 1) % per_epoch + 1)
             _validate(run, validator, -(-state.step // per_epoch), mean, now - began, on_event)
@@ -116,6 +124,12 @@ def train(run: Run, samples: Samples, validator: Validator, path: Path | None, k
             written = now
     on_event(Event("tune", "end", time.monotonic() - began, detail=f"best score {state.best_score[0]:.4f} in epoch {state.best_epoch}"))
     run.world.wait()
+
+
+def _share(run: Run, total: int) -> float:
+    """What is done of the run, from 0 to 1."""
+    own = run.hook.done() if run.hook is not None else None
+    return run.state.step / total if own is None else own
 
 
 def _step(run: Run, samples: Samples, step: int, per_epoch: int, total: int) -> float:
@@ -134,7 +148,9 @@ def _step(run: Run, samples: Samples, step: int, per_epoch: int, total: int) -> 
     value = 0.0
     if len(batch):
         with torch.autocast(settings.device.split(":")[0], torch.bfloat16) if settings.precision == "bfloat16" else nullcontext():
-            loss = loss_and_outputs(run, inputs, batch.labels)[0]
+            loss, tensors = loss_and_outputs(run, inputs, batch.labels)
+        if run.hook is not None:
+            run.hook.observe(loss, tensors, run.heads, len(batch), step)
         loss.backward()
         value = float(loss.detach())
     _share_gradients(run, len(batch) * run.world.size / len(rows))
