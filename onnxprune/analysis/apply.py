@@ -199,6 +199,7 @@ class _Match:
     def finish(self, present: list[tuple[int, list[Key | tuple[str, ...]]]]) -> None:
         """Masks, roles of the initializers' axes, refits and MACs."""
         contracted = set(self.pattern.contracted) | set(self.rule.sums)
+        makes = bool(self.from_data or self.rule.macs)  # constants that are only changed go on to what makes channels of them
         for slot, tokens in present:
             operand = self.node.operands[slot]
             for i, key in enumerate(tokens):
@@ -210,7 +211,7 @@ class _Match:
                 summed = any(n in contracted for n in live)
                 if summed and (not operand.constant or not contracted & self.from_data & set(live)):  # type: ignore[union-attr]
                     self.node.record.masks.append(Mask(self.node.index, slot, i, ids))
-                role = "consumes" if summed else "produces" if any(n in self.made and n not in self.from_data for n in live) else "carries"
+                role = "consumes" if summed else "produces" if makes and any(n in self.made and n not in self.from_data for n in live) else "carries"
                 for origin in operand.origins:  # type: ignore[union-attr]
                     self.node.record.hints.append((origin, ids, role))
         for name, letter in self.rule.refit.items():

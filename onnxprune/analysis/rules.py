@@ -202,6 +202,49 @@ def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule]:
     return row
 
 
+def qlinear_elementwise(*data: int) -> Callable[[View], Rule]:
+    """Broadcast of some operands; those between are their scales and zero points."""
+
+    def row(view: View) -> Rule:
+        """onnxruntime's; broadcast of the data operands, scales and zero points are scalars"""
+        return Rule(", ".join("..." if s in data else "" for s in range(view.inputs)) + " -> ...")
+
+    return row
+
+
+def qlinear_pool(view: View) -> Rule | None:
+    """onnxruntime's; channels come first."""
+    return None if view.attribute("channels_last", 0) else Rule("n c *, , , ,  -> n c *", freeze="*")
+
+
+def qlinear_softmax(view: View) -> Rule:
+    """onnxruntime's; as in the opset that an attribute names."""
+    names = axes_letters(view)
+    axis = int(view.attribute("axis", -1)) % len(names)  # type: ignore[call-overload]
+    mixed = names[axis] if int(view.attribute("opset", 13)) >= 13 else names[axis:]  # type: ignore[call-overload]
+    return Rule(f"{' '.join(names)}, , , , -> {' '.join(names)}", mixes=mixed)
+
+
+def qgemm(view: View) -> Rule:
+    """onnxruntime's; A, B and C with scales, the result is float where its own scale is absent."""
+    a, b = "k m" if view.attribute("transA", 0) else "m k", "n k" if view.attribute("transB", 0) else "k n"
+    c = "m n" if view.rank(6) == 2 else "n" if view.rank(6) == 1 else ""
+    slots = [a, "", "", b, per_channel(view, 4, "n"), per_channel(view, 5, "n"), c, "", ""][: view.inputs]
+    return Rule(f"{', '.join(slots)} -> m n", macs=("m k n",))
+
+
+def matmul_to_float(dynamic: bool) -> Callable[[View], Rule]:
+    """MatMulInteger with its scales; where A is quantised on the way, it has none of its own."""
+
+    def row(view: View) -> Rule:
+        """onnxruntime's MatMulInteger with scales and a bias"""
+        slots = ["... m k", "... k n", "n", "n", "n"] if dynamic else ["... m k", "... k n", "", "n", "", "n", "n"]
+        per = [s if s != "n" or i == len(slots) - 1 else per_channel(view, i, s) for i, s in enumerate(slots)]
+        return Rule(f"{', '.join(per[: view.inputs])} -> ... m n", macs=("... m k n",))
+
+    return row
+
+
 def einsum(view: View) -> Rule | None:
     """Its own attribute."""
     equation = str(view.attribute("equation")).replace(" ", "")
@@ -294,6 +337,14 @@ RULES: dict[str, Row] = {
     "MatMulInteger": matmul_integer,
     "QLinearConv": qlinear("n (g c) *, (g o) c *, (g o) -> n (g o) *", "n g o c * #", "(g o)"),
     "QLinearMatMul": qlinear("... m k, ... k n, n -> ... m n", "... m k n"),
+    "QGemm": qgemm,
+    "DynamicQuantizeMatMul": matmul_to_float(dynamic=True),
+    "MatMulIntegerToFloat": matmul_to_float(dynamic=False),
+    **dict.fromkeys(["QLinearAdd", "QLinearMul"], qlinear_elementwise(0, 3)),
+    **dict.fromkeys(["QLinearLeakyRelu", "QLinearSigmoid"], qlinear_elementwise(0)),
+    "QLinearWhere": qlinear_elementwise(0, 1, 4),
+    **dict.fromkeys(["QLinearAveragePool", "QLinearGlobalAveragePool"], qlinear_pool),
+    "QLinearSoftmax": qlinear_softmax,
     "Einsum": einsum,
     "BatchNormalization": Rule("n c *, c, c, c, c -> n c *"),
     "InstanceNormalization": Rule("n c *, c, c -> n c *", mixes="*"),

@@ -17,6 +17,7 @@ from onnxprune.analysis.rules import RULES, Rule, row
 from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
 from onnxprune.model.canonicalize import canonicalize
+from onnxprune.model.contrib import CONTRIB_DOMAIN
 from onnxprune.model.io import Model
 from onnxprune.model.limits import LONGEST_AXIS
 from onnxprune.model.nodes import STANDARD_DOMAINS, captured, label, subgraphs
@@ -117,7 +118,7 @@ class _Walk:
         standard = node.proto.domain in STANDARD_DOMAINS
         found = row(node.op, node.proto.domain)
         rule = found(node) if callable(found) else found
-        if rule is None and standard and node.op in MOVES:
+        if rule is None and (standard or node.proto.domain == CONTRIB_DOMAIN) and node.op in MOVES:
             self.fix(node)
             self.followable(node)
             return MOVES[node.op](node)

@@ -15,14 +15,15 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
 from onnxprune.model.bodies import Wire, branch, common, passes, refined, stacked, wires, without
+from onnxprune.model.contrib import standard_form
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, nested, subgraphs
 
 Dim = int | str | None
 _LIKE_THE_INPUT = ("GroupNormalization", "MeanVarianceNormalization")  # onnx has no inference for them
 _UNKNOWN, _TIMES = "?", "\u00b7"  # begins the symbol of a length that is not known; stands between the factors of a product
-LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
 QONNX_DOMAINS, QONNX_OPS = ("qonnx.custom_op.general", "onnx.brevitas"), ("Quant", "BipolarQuant", "Trunc")  # rounding, in quantised graphs for FPGAs
+LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
 # Ops of which onnx's inference of one node says nothing, and whose first output is like their first input
 _LIKE_FIRST = frozenset(
     "GroupNormalization MeanVarianceNormalization SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization "
@@ -162,17 +163,30 @@ class _Inference:
         """onnx's inference of one node; nothing where it does not know."""
         if node.op_type == "MultiHeadAttention" and len(node.input) > 2:
             return self.attended(node)
+        contrib = standard_form(node, self.types)
+        if contrib is not None:
+            return self.as_standard(*contrib)
         if node.op_type in _LIKE_THE_INPUT or node.domain in QONNX_DOMAINS and node.op_type in QONNX_OPS:
             return {node.output[0]: self.types[node.input[0]]} if node.input and node.input[0] in self.types else {}
+        if node.domain not in STANDARD_DOMAINS:
+            return {}
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset, "")
             kinds = {n: self.types[n] for n in node.input if n in self.types}
             data = {n: numpy_helper.from_array(np.ascontiguousarray(v), n) for n in node.input if n in _known(self.values, n) for v in [self.values[n]]}
-        if node.domain not in STANDARD_DOMAINS:
-            return {}
             return shape_inference.infer_node_outputs(schema, node, kinds, data, {}, self.opsets, self.ir_version)
         except Exception:  # onnx raises RuntimeError, ValueError and its own errors here; unknown is an answer
             return {}
+
+    def as_standard(self, node: NodeProto, kinds: dict[str, TypeProto], dtype: int) -> Mapping[str, TypeProto]:
+        """Shape that a standard node gives, with another type."""
+        try:
+            found = dict(shape_inference.infer_node_outputs(onnx.defs.get_schema(node.op_type, self.opset, ""), node, kinds, {}, {}, self.opsets, self.ir_version))
+        except Exception:  # as in infer_types
+            return {}
+        for kind in found.values():
+            kind.tensor_type.elem_type = dtype
+        return found
 
     def attended(self, node: NodeProto) -> Mapping[str, TypeProto]:
         """Positions of the query, channels of the value."""

@@ -16,6 +16,7 @@ from onnxprune.model.canonicalize import add_initializer
 from onnxprune.model.io import INLINE_BYTES, Model
 from onnxprune.model.runtime import Session, example_feeds
 from onnxprune.model.weights import size_bytes
+from onnxprune.surgery.integers import integer_sums, is_quantised
 from onnxprune.surgery.refit import Editor
 from onnxprune.types import Plan
 
@@ -68,10 +69,16 @@ def verify(
     """
     _check_as_good(analysis.model, pruned)
     feeds = example_feeds(analysis.model, seed) if feeds is None else feeds
-    reference = Session(masked(analysis, plan), threads=threads, optimise=False).run(feeds)
-    original = Session(analysis.model, threads=threads, optimise=False).run(feeds)
+    as_compared = integer_sums if is_quantised(analysis.model) else lambda model: model
+
+    def run(model: Model) -> dict[str, Any]:
+        return Session(as_compared(model), threads=threads, optimise=False).run(feeds)
+
+    reference, original = run(masked(analysis, plan)), run(analysis.model)
     try:
-        found = Session(pruned, threads=threads, optimise=False).run(feeds)
+        if is_quantised(pruned):
+            Session(pruned, threads=threads, optimise=False).run(feeds)
+        found = run(pruned)
     except Exception as problem:
         raise VerificationError("cut-refused", f"the cut model does not run: {problem}") from problem
     by_output = {n: relative_difference(found[n], reference[n]) for n in reference}
@@ -142,7 +149,7 @@ def _multiply(editor: Editor, index: int, slot: int, keep: np.ndarray, number: i
         editor.insert(index, helper.make_node("Mul", [name, factor], [out], name=out))
         return out
     node = editor.nodes[index]
-    zero_slot = {"ConvInteger": 2 + slot, "MatMulInteger": 2 + slot, "QLinearConv": slot + 2, "QLinearMatMul": slot + 2}.get(node.op_type, len(node.input))
+    zero_slot = {"ConvInteger": 2 + slot, "MatMulInteger": 2 + slot, "QLinearConv": slot + 2, "QLinearMatMul": slot + 2, "QGemm": slot + 2, "MatMulIntegerToFloat": slot + 4}.get(node.op_type, len(node.input))
     zero = node.input[zero_slot] if zero_slot < len(node.input) and node.input[zero_slot] else ""
     if not zero:
         zero = add_initializer(editor.model, f"{out}_zero", np.zeros((), helper.tensor_dtype_to_np_dtype(dtype)))

@@ -39,6 +39,16 @@ _OPSET = {"Mish": 18, "Gelu": 20, "Swish": 24}
 _BINARY = ["Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum"]
 _COMPARE = ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"]
 
+
+
+def _quantised(nodes: str, extra: str = "", last: str = "w2", after: str = "t, z") -> Case:
+    """Nodes that make `o` of the int8 tensors `q` and `r`, two convolutions of one input."""
+    return Case(
+        f"float[2,4,6,6] x | float[8,4,3,3] w1, float[8,4,3,3] w3, float s = {{0.05}}, float u = {{0.03}}, int8 z = {{3}}, float t = {{0.1}}, float[5,8,1,1] w2{', ' + extra if extra else ''} |"
+        f"a = Conv(x, w1); c = Conv(x, w3); q = QuantizeLinear(a, s, z); r = QuantizeLinear(c, u, z); {nodes}; b = DequantizeLinear(o, {after}); y = Conv(b, {last})"
+    )
+
+
 CASES: dict[str, Case] = {}
 CASES |= {op: between(f"{_IN_UNIT}; e = Exp(c); d = Add(e, c); b = {op}({x})", opset=_OPSET.get(op, 17)) for op, x in _UNARY.items()}
 CASES |= {op: between(f"{_IN_UNIT}; d = Conv(x, w3); e = Softplus(d); b = {op}(c, e)", "float[8,4,3,3] w3") for op in _BINARY}
@@ -199,6 +209,35 @@ CASES |= {
         "float[2,4,6,6] x | int8[8,4,3,3] k1, float[8] v1, int8[8] z1 = {0,0,0,0,0,0,0,0}, int8[5,8,1,1] k2, float s = {0.02}, int8 z = {0}, float[8] b1 |"
         "w1 = DequantizeLinear<axis=0>(k1, v1, z1); a = Conv(x, w1, b1); t = QuantizeLinear(a, v, z); d = DequantizeLinear(t, v, z); w2 = DequantizeLinear(k2, s, z); y = Conv(d, w2)"
         .replace("float s", "float v = {1.5}, float s"), groups=(8,)
+    ),
+    **{f"QLinear{op}": _quantised(f"o = com.microsoft.QLinear{op}(q, s, z, r, u, z, t, z)") for op in ("Add", "Mul")},
+    "QLinearAdd_constant": _quantised("o = com.microsoft.QLinearAdd(q, s, z, k, u, z, t, z)", "int8[8,1,1] k"),
+    "QLinearWhere": _quantised("g = Greater(a, c); o = com.microsoft.QLinearWhere(g, q, s, z, r, u, z, t, z)"),
+    "QLinearConcat": _quantised("o = com.microsoft.QLinearConcat<axis=1>(t, z, q, s, z, r, u, z)", "float[5,16,1,1] w4", last="w4"),
+    "QLinearLeakyRelu": _quantised("o = com.microsoft.QLinearLeakyRelu<alpha=0.2>(q, s, z, t, z)"),
+    "QLinearSigmoid": _quantised("o = com.microsoft.QLinearSigmoid(q, s, z, t, z)"),
+    "QLinearAveragePool": _quantised("o = com.microsoft.QLinearAveragePool<kernel_shape=[2,2], strides=[2,2]>(q, s, z, t, z)"),
+    "QLinearGlobalAveragePool": _quantised("o = com.microsoft.QLinearGlobalAveragePool(q, s, z, t, z)"),
+    "QLinearSoftmax": _quantised("o = com.microsoft.QLinearSoftmax<axis=3, opset=13>(q, s, z, p, n)", "float p = {0.00390625}, int8 n = {-128}", after="p, n"),
+    "QLinearSoftmax_old": Case(  # up to opset 12 the axis and all behind it
+        "float[2,3,4] x | float[4,8] w1, float s = {0.05}, int8 z = {0}, float p = {0.00390625}, int8 n = {-128}, float[8,5] w2, float[5,6] w3 | a = MatMul(x, w1); b = MatMul(a, w2);"
+        "q = QuantizeLinear(b, s, z); o = com.microsoft.QLinearSoftmax<axis=1, opset=11>(q, s, z, p, n); d = DequantizeLinear(o, p, n); y = MatMul(d, w3)", groups=(8,)
+    ),
+    "QGemm": Case(
+        "float[3,4] x | float[4,8] w1, int8[8,6] k, int8 z = {2}, int8[6] kz = {0, 0, 0, 0, 0, 0}, float s = {0.05}, float[6] vs, int32[6] kb, float t = {0.5}, float[6,5] w2 |"
+        "a = MatMul(x, w1); q = QuantizeLinear(a, s, z); i = com.microsoft.QGemm(q, s, z, k, vs, kz, kb, t, z); b = DequantizeLinear(i, t, z); y = MatMul(b, w2)", groups=(6, 8)
+    ),
+    "QGemm_to_float": Case(
+        "float[3,4] x | float[4,8] w1, int8[6,8] k, int8 z = {2}, int8 kz = {0}, float s = {0.05}, float[6,5] w2 |"
+        "a = MatMul(x, w1); q = QuantizeLinear(a, s, z); b = com.microsoft.QGemm<transB=1>(q, s, z, k, s, kz); y = MatMul(b, w2)", groups=(6, 8)
+    ),
+    "DynamicQuantizeMatMul": Case(
+        "float[3,4] x | float[4,8] w1, int8[8,6] k, float[6] vs, int8[6] kz = {0, 0, 0, 0, 0, 0}, float[6] b1, float[6,5] w2 |"
+        "a = MatMul(x, w1); b = com.microsoft.DynamicQuantizeMatMul(a, k, vs, kz, b1); y = MatMul(b, w2)", groups=(6, 8)
+    ),
+    "MatMulIntegerToFloat": Case(
+        "float[3,4] x | float[4,8] w1, int8[8,6] k, uint8 z = {120}, int8 kz = {0}, float s = {0.05}, float u = {0.1}, float[6] b1, float[6,5] w2 |"
+        "a = MatMul(x, w1); q = QuantizeLinear(a, s, z); b = com.microsoft.MatMulIntegerToFloat(q, k, s, u, z, kz, b1); y = MatMul(b, w2)", groups=(6, 8)
     ),
     "DequantizeLinear_blocked": Case(
         "float[3,8] x | float[8,8] w1, int8[8,6] k, float[4,6] v, float[6,5] w2 | a = MatMul(x, w1); d = DequantizeLinear<axis=0, block_size=2>(k, v); b = MatMul(a, d); y = MatMul(b, w2)", opset=21
