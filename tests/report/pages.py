@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from onnxprune.report.data import GroupRow, Report, Stage, TargetRow
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\'"&</title></style>{{ 7 * 7 }}'
+
+
+def beside(name: str, error: float | None) -> dict[str, Any]:
+    """Figures of another model."""
+    return {"relative_error": error, "agreement": None if error is None else 1 - error, "metrics": {name: {"value": None if error is None else 1 - error, "standard_error": 0.01}}}
+
+
+def candidate(name: str, value: float | None, chosen: bool, problem: str = "") -> dict[str, Any]:
+    """One way to a target."""
+    return {"criterion": name, "allocate": name, "macs": value, "value": value, "standard_error": value and 0.01, "problem": problem, "chosen": chosen}
 
 
 def full(groups: int = 12, name: str = "/block/conv") -> Report:
@@ -27,7 +39,10 @@ def full(groups: int = 12, name: str = "/block/conv") -> Report:
         latency={name: {"before_ms": 2.0, "after_ms": 1.2, "speedup": 1.66, "low": 1.6, "high": 1.7}, "other": {"before_ms": 1.0, "after_ms": 1.1, "speedup": 0.9}},
         fidelity={"samples": 50, "relative_error": 0.1, "agreement": 0.98},
         quality={name: {"before": 0.7, "after": 0.69, "standard_error": 0.004, "samples": 500, "classes": {f"{name}{c}": [0.7, 0.7 - c / 100, 50] for c in range(9)}}},
-        curve=[{"macs": m / 10, "quality": 0.7 - (1 - m / 10) ** 2, "metric": name, "label": name, "chosen": m == 5} for m in range(2, 11)],
+        splits={"calibration": name, "selection": name, "report": f"64 of {name}", "report_labels": name}, control=[beside(name, 0.5), beside(name, 0.05), beside(name, None)],
+        selection={"metric": name, "samples": 125, "rows": [candidate(name, 0.7, True), candidate(name, None, False, f"no {name} here")]},
+        bisection={"max_divergence": 0.1, "reached": 0.09, "samples": 64, "rows": [{"target": [name], "macs": 0.4, "divergence": None}, {"target": [name], "macs": 0.5, "divergence": 0.09}]},
+        curve=[{"macs": m / 10, "quality": 0.7 - (1 - m / 10) ** 2, "metric": name, "label": name, "chosen": m == 5, **beside(name, 0.1 * m)} for m in range(2, 11)],
         groups=[GroupRow(n, 64, 64 - i % 50, i % 9 != 0, (i * 37 % 101) / 1000, (n,)) for i, n in enumerate(names)], layers=layers, graph=graph,
         frozen=[{"tensor": n, "axis": 0, "op": name, "node": name, "reason": f"graph output {name}" if i % 3 else "no rule"} for i, n in enumerate(names)],
         sensitivity={n: [[0.25, 0.01 * i], [0.5, 0.03 * i], [0.9, 0.2 * i]] for i, n in enumerate(names)}, data=name,
