@@ -58,13 +58,18 @@ def linears(analysis: Analysis, *, inside: bool = False) -> list[Linear]:
         axis, out_axis = (1, 1) if conv else (len(data.axes) - 1, len(out.axes) - 1)
         if groups < 1 or shape[0] % groups or 0 in shape or not (0 <= axis < len(data.axes) and 0 <= out_axis < len(out.axes)):
             continue
-        found.append(
-            Linear(
-                index, node.op_type, node.input[0], node.output[0], use, 0, groups, axis, out_axis,
-                record.array(data.axes[axis]), record.array(out.axes[out_axis]),
-            )
-        )  # fmt: skip
+        ids, out_ids = record.array(data.axes[axis]), record.array(out.axes[out_axis])
+        rows, columns = _sizes(node, shape, groups)
+        if (out_ids is None or len(out_ids) == rows) and (ids is None or len(ids) == columns):  # otherwise the walk has stopped at this node
+            found.append(Linear(index, node.op_type, node.input[0], node.output[0], use, 0, groups, axis, out_axis, ids, out_ids))
     return found
+
+
+def _sizes(node: NodeProto, shape: tuple[int, ...], groups: int) -> tuple[int, int]:
+    """(outputs, inputs) of a weight of this shape."""
+    if node.op_type == "Conv" or node.op_type == "Gemm" and attribute(node, "transB", 0):
+        return shape[0], shape[1] * groups
+    return shape[1] * groups, shape[0]
 
 
 def to_matrix(linear: Linear, node: NodeProto, weight: np.ndarray) -> np.ndarray:
