@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--collect", type=click.Path(), metavar="FOLDER", help="Read what a bundle's run left in FOLDER, measure nothing.")
 @click.option("--ssh", metavar="USER@HOST", help="Measure on that Jetson: bundle there, run, results back.")
 @click.option("--layers", is_flag=True, help="Time each layer too.")
-@recipe_options("measure", "runtime")
+@recipe_options("measure", "runtime", without=("batch_size",))
 @shared
 def bench(
     models: tuple[str, ...], collect: str | None, ssh: str | None, layers: bool, recipe_file: str | None, as_json: bool, **values: Any
@@ -25,10 +25,11 @@ def bench(
     """Time MODELS interleaved; ratios are against the first."""
     from onnxprune.cli.handoff import by_ssh, show
 
+    recipe = recipe_from(recipe_file, values)
     if collect or ssh:
         from onnxprune.engines.handoff import collect as read
 
-        show(read(collect) if collect else by_ssh(models, str(ssh)), as_json)
+        show(read(collect) if collect else by_ssh(models, str(ssh), recipe), as_json)
         return
     if not models:
         raise click.UsageError("Missing argument 'MODELS...'.")
@@ -36,7 +37,6 @@ def bench(
     from onnxprune.engines.bench import bench as run
     from onnxprune.engines.measure import Schedule
 
-    recipe = recipe_from(recipe_file, values)
     options = Options(threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape)
     found = run(models, recipe.engine, options=options, schedule=Schedule(seconds=recipe.seconds), layers=layers, seed=recipe.seed, progress=say)
     if as_json:
@@ -51,13 +51,15 @@ def _page(found: Bench, layers: bool) -> str:
     from onnxprune.report.terminal import columns
 
     ratios = {(engine, r.contender): r for engine, rows in found.ratios.items() for r in rows}
-    table: list[tuple[str, ...]] = [("engine", "model", "median ms", "min", "p99", "IQR", "speed-up", "95 % interval", "difference", "peak MB")]
+    on_device = any(m.device_memory_bytes is not None for m in found.measurements)
+    header = ("engine", "model", "median ms", "min", "p99", "IQR", "speed-up", "95 % interval", "difference", "peak MB", "device MB")
+    table: list[tuple[str, ...]] = [header[: 10 + on_device]]
     for m in found.measurements:
         ratio = ratios.get((m.engine, m.model))
         spread = (f"{ratio.median:.2f}x", f"{ratio.low:.2f} to {ratio.high:.2f}") if ratio else ("", "")
         apart = f"{m.difference:.1e}" if m.difference is not None else ""
-        peak = f"{m.peak_memory_bytes / 1e6:.0f}" if m.peak_memory_bytes is not None else ""
-        table.append((m.engine, m.model, *(f"{v:.3f}" for v in (m.median_ms, m.min_ms, m.p99_ms, m.iqr_ms)), *spread, apart, peak))
+        memory = [f"{b / 1e6:.0f}" if b is not None else "" for b in (m.peak_memory_bytes, m.device_memory_bytes)]
+        table.append((m.engine, m.model, *(f"{v:.3f}" for v in (m.median_ms, m.min_ms, m.p99_ms, m.iqr_ms)), *spread, apart, *memory[: 1 + on_device]))
     pages = [columns(table, left=2)]
     if layers and found.layers:
         names = list(dict.fromkeys(m.model for m in found.measurements))

@@ -35,12 +35,12 @@ def shared(verb: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(verb)
 
 
-def recipe_options(*stages: str) -> Callable[[F], F]:
-    """--recipe and the flags of all options of these stages (all stages where none is named)."""
+def recipe_options(*stages: str, without: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """--recipe and the flags of all options of these stages (all stages where none is named), but for those that the verb has no use for."""
 
     def add(verb: F) -> F:
         for name, option in reversed(list(OPTIONS.items())):
-            if not stages or option.stage in stages:
+            if name not in without and (not stages or option.stage in stages):
                 verb = _flag(name, option)(verb)
         return click.option("--recipe", "recipe_file", type=click.Path(), metavar="FILE", help="Options from a TOML file; flags win over it.")(verb)
 

@@ -14,6 +14,7 @@ from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_optio
 if TYPE_CHECKING:
     from onnxprune.engines.handoff import Bundle, Collected
 
+JETSON_PRECISIONS = {"f32": "fp32", "f16": "fp16", "int8": "int8"}
 SHOWN = 12  # checks of one severity that are printed; checks.json has all
 
 
@@ -76,8 +77,8 @@ def show(found: Collected, as_json: bool) -> None:
             say(f"note: {name}: {note}")
 
 
-def by_ssh(models: tuple[str, ...], host: str) -> Collected:
-    """Write a Jetson bundle of one or two models, run it on a host, read the results."""
+def by_ssh(models: tuple[str, ...], host: str, recipe: Any) -> Collected:
+    """Write a Jetson bundle of one or two models, run it on a host, read the results; shapes, precision and seconds are the recipe's."""
     from onnxprune.engines.handoff import handoff as write
     from onnxprune.engines.handoff import round_trip
     from onnxprune.errors import UsageError
@@ -85,10 +86,13 @@ def by_ssh(models: tuple[str, ...], host: str) -> Collected:
 
     if not 1 <= len(models) <= 2:
         raise UsageError("ssh-models", f"--ssh takes the original and, if there is one, the pruned model; {len(models)} were given")
+    if recipe.precision not in JETSON_PRECISIONS:
+        raise UsageError("ssh-precision", f"--ssh runs {', '.join(JETSON_PRECISIONS)}, not {recipe.precision}; change --precision")
+    options = {"precision": JETSON_PRECISIONS[recipe.precision], "duration": f"{recipe.seconds:g}"}
     first, second = load(models[0]), load(models[1]) if len(models) == 2 else None
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
         place = Path(scratch) / "bundle"
-        write(first, second, "jetson", place)
+        write(first, second, "jetson", place, shapes=recipe.shape, options=options)
         return round_trip(place, host)
 
 

@@ -15,6 +15,7 @@ from onnxprune.engines import ENGINES
 from onnxprune.engines.base import DEFAULTS, Engine, LayerTime, Measurement, Options, Source, open_model, random_feeds, require, static_inputs
 from onnxprune.engines.cpu import describe
 from onnxprune.engines.measure import SCHEDULE, Ratio, Schedule, interleave, machine_warnings, noise_warnings, ratio, summarise
+from onnxprune.engines.quantized import is_quantized
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.model.io import Model
@@ -99,12 +100,14 @@ def bench(
     """
     if not sources:
         raise UsageError("no-model", "nothing to measure: name at least one model")
+    if not engines:
+        raise UsageError("no-engine", "nothing to measure on: name at least one engine, see: onnxprune engines")
     found: dict[str, Engine] = {name: ENGINES.get(name) for name in dict.fromkeys(engines)}
     for engine in found.values():
         require(engine)
     models = {label: open_model(source) for label, source in _labels(sources).items()}
     inputs = {label: dict(feeds) if feeds is not None else random_feeds(static_inputs(model, options.shapes), seed) for label, model in models.items()}
-    warnings = machine_warnings(options.threads, options.cores)
+    warnings = machine_warnings(options.threads, options.cores) + precision_warnings(models, options.precision)
     with contextlib.ExitStack() as stack:
         reference = _reference(models, inputs, options)
         workers, failures = _start(found, _labels(sources), inputs, options, stack, progress)
@@ -135,6 +138,13 @@ def difference_warnings(measurements: Sequence[Measurement]) -> list[str]:
         for m in measurements
         if m.difference is not None and m.difference > (limit := DIFFERENCE_LIMITS.get(m.precision, OTHER_DIFFERENCE_LIMIT))
     ]
+
+
+def precision_warnings(models: Mapping[str, Model], precision: str) -> list[str]:
+    """Models without the quantised operators that int8 is asked of: engines compute those in float."""
+    if precision != "int8":
+        return []
+    return [f"{label} holds no QuantizeLinear or integer operators: it is computed in float, not in int8" for label, m in models.items() if not is_quantized(m)]
 
 
 def width_warnings(engine: Engine, models: Mapping[str, Model], precision: str = "f32") -> list[str]:

@@ -13,13 +13,15 @@ from onnx import NodeProto, helper
 
 from onnxprune.engines.base import fixed
 from onnxprune.engines.opset import converted
-from onnxprune.errors import OnnxpruneError
+from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.model.canonicalize import canonicalize, remove_dead
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, label, set_attribute
 from onnxprune.model.shapes import QONNX_OPS, Shapes, infer
 from onnxprune.model.weights import from_array
 
+Files = Mapping[str, bytes]
+Samples = Mapping[str, np.ndarray]
 NEWEST_IR = 8  # of ONNX 1.13; every flow's own reader takes it
 SEVERITIES = ("unsupported", "fallback", "slow", "note")
 
@@ -125,6 +127,26 @@ class Prepared:
         """Shapes of the graph's inputs."""
         return {v.name: self.shapes[v.name] for v in self.model.proto.graph.input if v.name not in self.model.weights}
 
+    def feeds(self, samples: Samples) -> list[dict[str, np.ndarray]]:
+        """The samples, input name -> (n, ...), as feeds of the model's batch; what fills no batch is left out.
+
+        Raises
+        ------
+        DataError
+            They fill none.
+        """
+        shapes = self.inputs()
+        count = min(len(samples[n]) // _batch(s) for n, s in shapes.items())
+        if not count:
+            batch = ", ".join(f"{n} {list(s)}" for n, s in shapes.items())
+            raise DataError("samples-few", f"there are fewer samples than one run of the model takes ({batch}); give more")
+        return [{n: np.asarray(samples[n])[i * _batch(s) : (i + 1) * _batch(s)].reshape(s) for n, s in shapes.items()} for i in range(count)]
+
+    def invented(self, runs: int) -> dict[str, np.ndarray]:
+        """Samples for so many runs: seeded numbers, uniform in [0, 1)."""
+        generator = np.random.default_rng(0)
+        return {n: generator.random((runs * _batch(s), *s[1:]), np.float32) for n, s in self.inputs().items()}
+
 
 @dataclass(frozen=True)
 class Option:
@@ -144,10 +166,6 @@ class Result:
     layers: Mapping[str, float] = field(default_factory=dict)
     layer_unit: str = ""
     notes: tuple[str, ...] = ()
-
-
-Files = Mapping[str, bytes]
-Samples = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -259,6 +277,11 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "Flatten": {"axis": 1},
     "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0},
 }
+
+
+def _batch(shape: tuple[int, ...]) -> int:
+    """Samples in one run, of an input of that shape."""
+    return max(shape[0], 1) if shape else 1
 
 
 def foreign(model: Model) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from onnxprune.registry import Registry
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+INVENTED = 8  # runs with random inputs where none are given
 SAMPLES = 200  # inputs that go along for a comparison of outputs
 _HOST = re.compile(r"[\w.][\w.-]*(@[\w.][\w.-]*)?")
 
@@ -246,19 +247,15 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
 
 def _write_samples(folder: Path, models: Sequence[Prepared], samples: Mapping[str, np.ndarray] | None) -> None:
     """inputs.npz, and onnxruntime's outputs of each model that it can run in expected_NAME.npz; arrays (n, ...), one sample a row."""
-    inputs = models[0].inputs()
-    if samples is None:
-        generator = np.random.default_rng(0)
-        samples = {n: generator.random((8, *s[1:]), np.float32) for n, s in inputs.items()}
-    taken = {n: np.asarray(a)[:SAMPLES] for n, a in samples.items()}
+    samples = models[0].invented(INVENTED) if samples is None else samples
+    taken = {n: np.asarray(a)[: max(SAMPLES, *models[0].inputs()[n][:1])] for n, a in samples.items()}
     _save_arrays(folder / "inputs.npz", taken)
     for m in models:
         if foreign(m.model):
             continue
         session = Session(m.model)
         kinds = {n: _NUMPY.get(kind, np.float32) for n, (_, kind) in session.inputs.items()}
-        count = min(map(len, taken.values()))
-        rows = [session.run({n: taken[n][i].reshape(s).astype(kinds[n]) for n, s in inputs.items()}) for i in range(count)]
+        rows = [session.run({n: a.astype(kinds[n]) for n, a in feeds.items()}) for feeds in m.feeds(taken)]
         outputs = {f"output_{j}": np.concatenate([r[o] for r in rows]) for j, o in enumerate(session.outputs)}
         _save_arrays(folder / f"expected_{m.name}.npz", outputs)
 

@@ -95,8 +95,8 @@ class Probe:
         plan = Plan(self._analysis.digest, chosen, {name: sizes[name] for name in chosen}, {}, self._analysis.options)
         with self._engine.compile(cut(self._analysis, plan), self._options) as candidate:
             times = interleave({_BASE: self._sample(self._base), _CANDIDATE: self._sample(candidate)}, self._schedule)
-        base, candidate = (float(np.quantile(times[name], UNDISTURBED)) for name in (_BASE, _CANDIDATE))
-        return self.original_ms * candidate / base
+        base_ms, left_ms = (float(np.quantile(times[name], UNDISTURBED)) for name in (_BASE, _CANDIDATE))
+        return self.original_ms * left_ms / base_ms
 
     def _sample(self, compiled: Any) -> Any:
         return lambda count: compiled.sample(self._feeds, count)

@@ -9,6 +9,8 @@ import pytest
 
 from onnxprune import demo
 from onnxprune.cli import run
+from onnxprune.engines.bundle import Result
+from onnxprune.engines.handoff import Collected
 
 
 def test_bundle_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,3 +50,21 @@ def test_mistakes_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(["bench", model, "--ssh", "-oProxyCommand=x"]) == 2
     assert run(["bench"]) == 2
     assert run(["bench", model, model, model, "--ssh", "board"]) == 2
+    assert run(["bench", model, "--ssh", "board", "--precision", "bf16"]) == 2
+    assert "f32, f16, int8" in capsys.readouterr().err
+
+
+def test_ssh_passes_on_shapes_precision_and_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: dict[str, object] = {}
+
+    def trip(folder: Path, host: str) -> Collected:
+        seen.update(json.loads((folder / "manifest.json").read_text()), host=host)
+        return Collected("jetson", {"original": Result("original", {"latency_ms": 2.0})})
+
+    monkeypatch.setattr("onnxprune.engines.handoff.round_trip", trip)
+    model = str(demo.files().model)
+    assert run(["bench", model, "--ssh", "me@board", "--precision", "f16", "--seconds", "7", "--shape", "images:2,1,8,8"]) == 0
+    assert "latency_ms" in capsys.readouterr().out
+    assert seen["host"] == "me@board" and seen["models"]["original"]["inputs"] == {"images": [2, 1, 8, 8]}  # type: ignore[index]
+    assert {k: seen["options"][k] for k in ("precision", "duration")} == {"precision": "fp16", "duration": "7"}  # type: ignore[index]
+    assert "models/original.fp16.onnx" in seen["files"]  # type: ignore[operator]

@@ -10,7 +10,7 @@ from engine_nets import residual
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import LayerTime, Measurement, Options
-from onnxprune.engines.bench import bench, difference, difference_warnings, layer_rows, width_warnings
+from onnxprune.engines.bench import bench, difference, difference_warnings, layer_rows, precision_warnings, width_warnings
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.model.io import save
@@ -97,3 +97,11 @@ def test_outputs_that_differ_are_said() -> None:
     wrong = Measurement("e", "wrong", 1, 1, 1, 1, 1, 1, 1, 1, 0, difference=0.4)
     (warning,) = difference_warnings([right, wrong])
     assert "wrong" in warning and "0.4" in warning
+
+
+def test_int8_of_a_float_graph_is_said() -> None:
+    quantised = residual().edit()
+    quantised.proto.graph.node[0].op_type = "QLinearConv"
+    (warning,) = precision_warnings({"float": residual(), "int8": quantised}, "int8")
+    assert warning.startswith("float holds no QuantizeLinear")
+    assert precision_warnings({"float": residual()}, "f32") == []

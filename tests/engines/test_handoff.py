@@ -82,6 +82,17 @@ def test_results_before_a_run_are_asked_for(tmp_path: Path) -> None:
         collect(tmp_path / "b")
 
 
+def test_samples_fill_the_batch_of_the_model(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((10, 1, 8, 8), np.float32)
+    for name, given, count in (("given", {"images": images}, 8), ("invented", None, 32)):
+        handoff(stubs.convnet(8), None, "jetson", tmp_path / name, shapes={"images": (4, 1, 8, 8)}, samples=given)
+        with np.load(tmp_path / name / "inputs.npz") as inputs, np.load(tmp_path / name / "expected_original.npz") as expected:
+            wanted = Session(stubs.convnet(8)).run({"images": inputs["images"][:count]})["logits"]
+            assert expected["output_0"].shape == (count, 10) and np.allclose(expected["output_0"], wanted, atol=1e-6)
+    with pytest.raises(DataError, match="fewer samples than one run"):
+        handoff(stubs.convnet(8), None, "jetson", tmp_path / "few", shapes={"images": (16, 1, 8, 8)}, samples={"images": images})
+
+
 SSH = "line = args[args.index('--') + 1]\nsys.exit(subprocess.call(['sh', '-c', line], cwd=os.environ['REMOTE']))"
 SCP = """
 def place(text):

@@ -68,15 +68,12 @@ def quantised(prepared: Prepared, samples: Samples | None, weight_bits: int, act
 
 def _ranges(prepared: Prepared, samples: Samples | None, tensors: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Largest absolute value and least value of the inputs and of `tensors`."""
-    inputs = prepared.inputs()
-    if samples is None:
-        generator = np.random.default_rng(0)
-        samples = {n: generator.random((RANGE_SAMPLES, *s[1:]), np.float32) for n, s in inputs.items()}
+    samples = prepared.invented(RANGE_SAMPLES) if samples is None else samples
     session = Session(prepared.model, tensors) if tensors else None
     largest: dict[str, float] = {}
     least: dict[str, float] = {}
-    for row in range(min(RANGE_SAMPLES, *map(len, samples.values()))):
-        feeds = {n: samples[n][row].reshape(s).astype(np.float32) for n, s in inputs.items()}
+    for row in prepared.feeds(samples)[:RANGE_SAMPLES]:
+        feeds = {n: values.astype(np.float32) for n, values in row.items()}
         for name, values in {**feeds, **(session.run(feeds) if session is not None else {})}.items():
             largest[name] = max(largest.get(name, 0.0), float(np.abs(values).max()))
             least[name] = min(least.get(name, 0.0), float(values.min()))
