@@ -6,6 +6,8 @@ FOLDER holds .onnx files, as tools/export_models.py writes them (SOURCE_NAME.onn
 that name again). Each model runs in a process of its own on one thread. A line a model:
 
     difference   largest |cut - masked original| over largest |masked original|; the claim is at most 1e-5 in float32
+    masked       the same for the masked original against the whole one: what the cut could have got wrong. Layer scales of untrained
+                 networks (all within 1e-4 of zero) would hide it, and are drawn anew near one for this
     MACs left    share after the cut to the target by the uniform allocator on l2 scores; "least" where the target is out of reach, with the reason
     analysis+cut CPU seconds, without loading and writing
     prunable     share of the MACs in layers with an axis that can be cut
@@ -28,6 +30,7 @@ TARGET = 0.6
 MAX_FRACTION = 0.9
 TIMEOUT_S = 900
 PEER_TIMEOUT_S = 120
+TINY = 1e-4  # largest value of a layer scale that hides its branch
 CLAIMS = {"difference": 1e-5, "slowest_cpu_s": 20.0, "median_cpu_s": 1.5, "median_prunable": 0.95, "unreachable": 3}
 PEERS = ("torch-pruning", "onnxsim")
 
@@ -43,7 +46,7 @@ def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[st
     from onnxprune.surgery.cut import cut
     from onnxprune.surgery.verify import verify
 
-    model = load(path)
+    model = with_scales(load(path))
     start = time.process_time()
     analysis = analyse(model, allow_mixing=allow_mixing)
     analysis_cpu_s = time.process_time() - start
@@ -67,6 +70,20 @@ def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[st
         "difference": check.difference, "masked_difference": check.masked_difference, "exact": check.exact, "ok": check.ok,
         "analysis_cpu_s": analysis_cpu_s, "cut_cpu_s": cut_cpu_s,
     }  # fmt: skip
+
+
+def with_scales(model: Any) -> Any:
+    """The model with vectors of tiny numbers drawn anew: the law of the cut holds for any weights, and these would hide what it does."""
+    import numpy as np
+
+    from onnxprune.model.weights import from_array
+
+    copy = model.edit()
+    rng = np.random.default_rng(0)
+    for name, weight in model.weights.items():
+        if max(weight.shape, default=1) == np.prod(weight.shape) > 1 and weight.array().dtype == np.float32 and 0 < np.abs(weight.array()).max() < TINY:
+            copy.weights[name] = from_array(rng.uniform(0.5, 1.5, weight.shape).astype(np.float32))
+    return copy
 
 
 def compare_onnxsim(path: Path) -> dict[str, Any]:
@@ -136,7 +153,7 @@ def line(name: str, found: dict[str, Any], target: float) -> str:
     if "error" in found:
         return f"{name:38} {found['error']}"
     reached = f"{found['macs_left']:6.1%}" + ("" if found["reason"] is None else " least")
-    text = f"{name:38} {found['difference']:8.1e} {reached:12} {found['analysis_cpu_s'] + found['cut_cpu_s']:7.2f} {found['prunable']:8.1%}"
+    text = f"{name:38} {found['difference']:8.1e} {found['masked_difference']:8.1e} {reached:12} {found['analysis_cpu_s'] + found['cut_cpu_s']:7.2f} {found['prunable']:8.1%}"
     for peer in PEERS:
         if peer in found:
             text += f"  {found[peer]['macs_left']:13.1%}" if "error" not in found[peer] else f"  {found[peer]['error'][:40]}"
@@ -146,12 +163,18 @@ def line(name: str, found: dict[str, Any], target: float) -> str:
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The claims, over all models."""
     good = [r for r in rows.values() if "error" not in r]
-    spent = [r["analysis_cpu_s"] + r["cut_cpu_s"] for r in good]
+    spent = [r["analysis_cpu_s"] + r["cut_cpu_s"] for r in good] or [0.0]
     found = {
         "models": len(rows), "failed": sorted(n for n, r in rows.items() if "error" in r or not r["ok"] or (r["exact"] and r["difference"] > CLAIMS["difference"])),
         "unreachable": {n: r["macs_left"] for n, r in rows.items() if r.get("reason")}, "largest_difference": max((r["difference"] for r in good), default=0.0),
-        "slowest_cpu_s": max(spent, default=0.0), "median_cpu_s": median(spent) if spent else 0.0, "median_prunable": median(r["prunable"] for r in good) if good else 0.0,
+        "least_masked": min((r["masked_difference"] for r in good if not r["reason"]), default=0.0),
+        "slowest_cpu_s": max(spent), "median_cpu_s": median(spent), "median_prunable": median(r["prunable"] for r in good) if good else 0.0,
     }  # fmt: skip
+    held = {
+        "exact": not found["failed"], "unreachable": len(found["unreachable"]) <= CLAIMS["unreachable"], "slowest_cpu_s": max(spent) <= CLAIMS["slowest_cpu_s"],
+        "median_cpu_s": median(spent) < CLAIMS["median_cpu_s"], "median_prunable": found["median_prunable"] >= CLAIMS["median_prunable"],
+    }  # fmt: skip
+    found["not_held"] = [name for name, ok in held.items() if not ok]
     for peer in PEERS:
         done = [r[peer] for r in rows.values() if peer in r]
         if done:
@@ -175,7 +198,7 @@ def main() -> int:
         print(json.dumps(found))
         return 0
     rows: dict[str, dict[str, Any]] = {}
-    print(f"{'model':38} {'differs':8} {'MACs left':12} {'CPU s':>7} {'prunable':>8}" + "".join(f"  {p:>13}" for p in options.compare))
+    print(f"{'model':38} {'differs':>8} {'masked':>8} {'MACs left':12} {'CPU s':>7} {'prunable':>8}" + "".join(f"  {p:>13}" for p in options.compare))
     for path in sorted(options.folder.glob(f"{options.only}.onnx")):
         rows[path.stem] = one("measure", path, options)
         for peer in options.compare:
@@ -185,7 +208,7 @@ def main() -> int:
             options.json.write_text(json.dumps({"target": options.target, "claims": CLAIMS, "summary": summary(rows), "models": rows}, indent=1) + "\n")
     found = summary(rows)
     print(json.dumps(found, indent=1))
-    return int(bool(found["failed"]))
+    return int(bool(found["not_held"]))
 
 
 if __name__ == "__main__":

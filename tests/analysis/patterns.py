@@ -76,6 +76,14 @@ PATTERNS: dict[str, Case] = {
         "a = Conv<pads=[1,1,1,1]>(x, w1); b = Conv(x, w2); c = Add(a, b); g = GlobalAveragePool(c); h = Conv(g, w3); r = Relu(h); i = Conv(r, w4); j = Reshape(i, t); p = Softmax<axis=1>(j);"
         "a1 = Reshape(a, s); b1 = Reshape(b, s); ab = Concat<axis=1>(a1, b1); m = Mul(ab, p); k = ReduceSum<keepdims=0>(m, one); y = Conv(k, w5)", opset=13, groups=(4, 8)
     ),
+    "selection_by_index": Case(
+        "float[2,4,6,6] x | float[8,4,3,3] w1, float[8,4,1,1] w2, float[4,8,1,1] w3, float[16,4,1,1] w4, int64[5] t = {2, 2, 8, 1, 1}, int64 zero = {0}, int64 one = {1}, float[5,8,1,1] w5 |"
+        "a = Conv<pads=[1,1,1,1]>(x, w1); b = Conv(x, w2); c = Add(a, b); g = GlobalAveragePool(c); h = Conv(g, w3); r = Relu(h); i = Conv(r, w4); j = Reshape(i, t); p = Softmax<axis=1>(j);"
+        "p0 = Gather<axis=1>(p, zero); p1 = Gather<axis=1>(p, one); m = Mul(a, p0); n = Mul(b, p1); k = Add(m, n); y = Conv(k, w5)", opset=13, groups=(4, 8)
+    ),
+    "half_used_slice": Case(
+        "float[2,4,6,6] x | float[8,4,1,1] w1, int64[1] zero = {0}, int64[1] half = {4}, int64[1] one = {1}, float[5,4,1,1] w2 | a = Conv(x, w1); b = Slice(a, zero, half, one); r = Relu(b); y = Conv(r, w2)", groups=(4, 4)
+    ),
     "squeeze_excite": Case(
         "float[2,4,6,6] x | float[8,4,1,1] w1, float[3,8,1,1] w2, float[8,3,1,1] w3, float[5,8,1,1] w4 |"
         "a = Conv(x, w1); g = ReduceMean<axes=[2,3]>(a); s = Conv(g, w2); r = Relu(s); e = Conv(r, w3); f = Sigmoid(e); m = Mul(a, f); y = Conv(m, w4)", groups=(3, 8)
@@ -91,6 +99,11 @@ PATTERNS: dict[str, Case] = {
     "attention_dynamic_sequence": Case(
         "float[n,s,4] x | float[4,12] wq, float[4,12] wk, float[4,12] wv, int64[4] hs = {0, 0, 3, 4}, int64[3] os = {0, 0, -1}, float scale = {0.5}, float[12,7] wo |"
         f"{_QKV}; {_HEADS}; y = MatMul(o2, wo) | float[n,s,7] y", groups=(3, 4, 4)
+    ),
+    "attention_over_positions": Case(  # queries and keys of another width than the values, and a convolution of the values beside it
+        "float[2,4,3,3] x | float[8,4,1,1] w1, float[16,8,1,1] w2, int64[4] s = {2, 2, 8, 9}, int64[3] parts = {2, 2, 4}, float scale = {0.7}, int64[4] back = {2, 8, 3, 3}, float[8,1,3,3] w3, float[8,8,1,1] w4, float[5,8,1,1] w5 |"
+        "a = Conv(x, w1); q1 = Conv(a, w2); q2 = Reshape(q1, s); q, k, v = Split<axis=2>(q2, parts); qt = Transpose<perm=[0,1,3,2]>(q); m = MatMul(qt, k); t = Mul(m, scale); p = Softmax<axis=-1>(t);"
+        "pt = Transpose<perm=[0,1,3,2]>(p); o = MatMul(v, pt); o1 = Reshape(o, back); v1 = Reshape(v, back); e = Conv<group=8, pads=[1,1,1,1]>(v1, w3); f = Add(o1, e); g = Conv(f, w4); h = Add(a, g); y = Conv(h, w5)", groups=(2, 2, 4, 8)
     ),
     "attention_fused": Case(
         "float[2,5,4] x | float[4,36] w1, float[36] b1, int64[5] s = {2, 5, 3, 3, 4}, int64 zero = {0}, int64 one = {1}, int64 two = {2}, int64[3] os = {2, 5, 12}, float scale = {0.5}, float[12,7] wo |"
