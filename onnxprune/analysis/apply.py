@@ -53,11 +53,16 @@ class _Match:
             value = self.node.attribute(source, 1) if isinstance(source, str) else source
             self.length[name] = int(value)  # type: ignore[call-overload]
 
-    def run(self) -> list[list[Axis]]:
-        """Bind all operands; the axes of each output."""
+    def measured(self) -> list[tuple[int, list[Key | tuple[str, ...]]]]:
+        """Bind all lengths; the operands that are there, with their tokens."""
         present = [(s, t) for s, t in enumerate(self.tokens) if t is not None]
         for slot, tokens in present * 2:  # again, now that a length of 1 may have become that of another operand
             self.measure(slot, tokens)
+        return present
+
+    def run(self) -> list[list[Axis]]:
+        """Bind all operands; the axes of each output."""
+        present = self.measured()
         for constant in (False, True):
             for slot, tokens in present:
                 operand = self.node.operands[slot]
@@ -192,6 +197,20 @@ class _Match:
             raise Misfit(f"{self.rule.pattern!r} gives {len(axes)} axes for an output of {len(shape)}")
         return axes
 
+    def shape(self, tokens: tuple[Token, ...]) -> tuple[Dim, ...]:
+        """Lengths of an output's axes, None where the pattern does not say them."""
+        dims: list[Dim] = []
+        for token in tokens:
+            if token in (LEADING, SPATIAL):
+                keys = sorted((k for k in self.length if isinstance(k, tuple) and k[0] == token), reverse=token == LEADING)
+                dims += [None if token in self.rule.freeze else self.length[k] for k in keys]
+            elif isinstance(token, tuple):
+                sizes = [self.length.get(n) for n in token]
+                dims.append(prod(sizes) if all(isinstance(s, int) for s in sizes) else None)  # type: ignore[arg-type]
+            else:
+                dims.append(self.length.get(token))
+        return tuple(dims)
+
     def leading(self, key: Key) -> Axis:
         """A broadcast axis; all operands may have length 1 there."""
         return self.env[key] if key in self.env else self.letter(key)
@@ -268,6 +287,13 @@ def _expand(tokens: tuple[Token, ...], shape: tuple[Dim, ...], slot: int) -> lis
         else:
             out.append(token)
     return out
+
+
+def shapes(node: Node, rule: Rule) -> list[tuple[Dim, ...]]:
+    """Shapes of the outputs of a node under a rule, as far as the pattern says them; Misfit where the rule does not fit."""
+    match = _Match(node, rule, False)
+    match.measured()
+    return [match.shape(tokens) for tokens in match.pattern.outputs]
 
 
 def apply(node: Node, rule: Rule, allowed: bool) -> list[list[Axis]]:

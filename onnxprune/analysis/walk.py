@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
 from onnx import GraphProto, NodeProto
 
-from onnxprune.analysis.apply import Misfit, apply
+from onnxprune.analysis.apply import Misfit, apply, shapes
 from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.groups import Analysis, collect
@@ -21,7 +21,8 @@ from onnxprune.model.contrib import CONTRIB_DOMAIN
 from onnxprune.model.io import Model
 from onnxprune.model.limits import LONGEST_AXIS
 from onnxprune.model.nodes import STANDARD_DOMAINS, captured, label, subgraphs
-from onnxprune.model.shapes import infer
+from onnxprune.model.shapes import Shapes, Told, infer
+from onnxprune.model.values import Dim
 
 GROUPED = ("both", "group", "position")
 
@@ -53,12 +54,31 @@ def analyse(model: Model, *, freeze: Collection[str] = (), allow_mixing: Collect
     if grouped not in GROUPED:
         raise unknown("grouped policy", grouped, GROUPED)
     canonical = canonicalize(model)
-    record = Record(canonical, infer(canonical))
+    record = Record(canonical, infer(canonical, _by_rule(canonical)))
     walk = _Walk(record, frozenset(allow_mixing), grouped)
     walk.graph(canonical.proto.graph)
     walk.ends(canonical.proto.graph)
     walk.freeze_named(freeze)
     return collect(record, {"freeze": sorted(freeze), "allow_mixing": sorted(allow_mixing), "grouped": grouped})
+
+
+def _by_rule(model: Model) -> Told:
+    """Shapes by rows of the table, for ops that onnx's inference does not know."""
+    records: list[Record] = []
+
+    def told(node: NodeProto, known: Shapes) -> Sequence[tuple[Dim, ...] | None]:
+        try:
+            found = row(node.op_type, node.domain)
+            if found is None or any(n and known.shape(n) is None for n in node.input):
+                return ()
+            records[:] = records or [Record(model, known)]
+            view = Node(records[0], node, [Tensor([None] * len(known.shape(n) or ())) if n else None for n in node.input], list(node.input))
+            rule = found(view) if callable(found) else found
+            return shapes(view, rule) if rule is not None else ()
+        except (Misfit, OnnxpruneError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # the walk says what is wrong
+            return ()
+
+    return told
 
 
 class _Walk:

@@ -18,12 +18,12 @@ from onnxprune.model.bodies import Wire, branch, common, passes, refined, stacke
 from onnxprune.model.contrib import standard_form
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, nested, subgraphs
+from onnxprune.model.values import EVALUATE, LARGEST_VALUE, VALUE_TYPES, Dim, compact, product, quotient
 
-Dim = int | str | None
 _LIKE_THE_INPUT = ("GroupNormalization", "MeanVarianceNormalization")  # onnx has no inference for them
-_UNKNOWN, _TIMES = "?", "\u00b7"  # begins the symbol of a length that is not known; stands between the factors of a product
+_UNKNOWN = "?"  # begins the symbol of a length that is not known
 QONNX_DOMAINS, QONNX_OPS = ("qonnx.custom_op.general", "onnx.brevitas"), ("Quant", "BipolarQuant", "Trunc")  # rounding, in quantised graphs for FPGAs
-LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
+_NOTHING = TypeProto()
 # Ops of which onnx's inference of one node says nothing, and whose first output is like their first input
 _LIKE_FIRST = frozenset(
     "GroupNormalization MeanVarianceNormalization SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization "
@@ -60,9 +60,12 @@ class Shapes:
         return value if value is not None and value.dtype != object else None
 
 
-def infer(model: Model) -> Shapes:
-    """Shapes of every tensor of the main graph and of the bodies inside of it."""
-    run = _Inference(model)
+Told = Callable[[NodeProto, Shapes], Sequence[tuple[Dim, ...] | None]]
+
+
+def infer(model: Model, told: Told | None = None) -> Shapes:
+    """Shapes of every tensor of the main graph and of the bodies inside of it. told: of the outputs of nodes about which nothing else is known."""
+    run = _Inference(model, told)
     run.graph(model.proto.graph)
     return Shapes(run.types, run.values)
 
@@ -70,7 +73,8 @@ def infer(model: Model) -> Shapes:
 class _Inference:
     """State of one pass."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, told: Told | None) -> None:
+        self.told = told
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, np.ndarray] = {}
         self.opsets = list(model.proto.opset_import)
@@ -80,7 +84,7 @@ class _Inference:
         self.unknown = 0
         for name, weight in model.weights.items():
             self.types[name] = helper.make_tensor_type_proto(weight.dtype, weight.shape)
-            if int(np.prod(weight.shape)) <= LARGEST_VALUE and weight.dtype in _VALUE_TYPES:
+            if int(np.prod(weight.shape)) <= LARGEST_VALUE and weight.dtype in VALUE_TYPES:
                 self.values[name] = weight.array()
 
     def graph(self, graph: GraphProto) -> None:
@@ -104,11 +108,20 @@ class _Inference:
                 kind = self.declared[name]
             if name and kind is not None:
                 self.types[name] = kind
+        if self.told is not None and node.input and any(n and not _has_shape(self.types.get(n, _NOTHING)) for n in node.output):
+            self.ask(node, self.told)
         self.evaluate(node)
         self.shape_from_value(node)
         for name in node.output:
             if name in self.types:
                 self.types[name] = self.named(self.types[name])
+
+    def ask(self, node: NodeProto, told: Told) -> None:
+        """Shapes from outside; elements are those of the first input where nothing says otherwise."""
+        known = Shapes(self.types, self.values)
+        for name, dims in zip(node.output, told(node, known)):
+            if name and dims is not None and known.shape(name) is None:
+                self.types[name] = helper.make_tensor_type_proto(known.dtype(name) or known.dtype(node.input[0]), dims)
 
     def named(self, kind: TypeProto) -> TypeProto:
         """Unknown dimensions get symbols of their own, so that what is computed from them can be compared."""
@@ -225,7 +238,7 @@ class _Inference:
             return None
         if node.op_type == "Size":
             return np.array(np.prod(shape, dtype=np.int64), np.int64) if all(isinstance(d, int) for d in shape) else None
-        return _compact(np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], object))
+        return compact(np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], object))
 
     def shape_from_value(self, node: NodeProto) -> None:
         """Output shape where the target is known in part, which onnx's inference does not use."""
@@ -262,32 +275,6 @@ def _reshape(target: list[Dim], inputs: tuple[Dim, ...] | None, allowzero: int) 
     return dims
 
 
-def product(dims: Sequence[Any]) -> Dim:
-    """Product of known dimensions: a number, or a symbol that spells its factors in one order."""
-    number, symbols = 1, []
-    for d in dims:
-        for part in d.split(_TIMES) if isinstance(d, str) else [d]:
-            if isinstance(part, str) and not part.isdecimal():
-                symbols.append(part)
-            else:
-                number *= int(part)
-    if number == 0:
-        return 0
-    return _TIMES.join([*([str(number)] if number != 1 else []), *sorted(symbols)]) if symbols else number
-
-
-def quotient(a: Dim, b: Dim) -> Dim:
-    """a / b where it comes out even; None elsewhere."""
-    (n, over), (m, under) = (
-        (int(next((p for p in str(d).split(_TIMES) if p.isdecimal()), 1)), [p for p in str(d).split(_TIMES) if not p.isdecimal()]) for d in (a, b)
-    )
-    for symbol in under:
-        if symbol not in over:
-            return None
-        over.remove(symbol)
-    return product([n // m, *over]) if m and n % m == 0 else None
-
-
 def _broadcast(a: tuple[Dim, ...], b: list[Dim]) -> list[Dim]:
     """Dimensions of two shapes broadcast; None where that is not known."""
     rank = max(len(a), len(b))
@@ -306,136 +293,3 @@ def _has_shape(kind: TypeProto) -> bool:
 def _known(values: Mapping[str, np.ndarray], name: str) -> tuple[str, ...]:
     value = values.get(name)
     return (name,) if value is not None and value.dtype != object else ()
-
-
-def _compact(value: np.ndarray) -> np.ndarray:
-    """An object array as int64 where all elements are integers."""
-    flat = value.ravel()
-    return value.astype(np.int64) if all(isinstance(v, int | np.integer) for v in flat) else value
-
-
-# ---------------------------------------------------------------- values: the op itself on arrays that may hold unknowns
-
-
-def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Elementwise; an element is unknown where one of its operands is."""
-
-    def scalar(*xs: Any) -> Any:
-        return None if any(x is None or isinstance(x, str) for x in xs) else np.asarray(function(*map(np.asarray, xs))).item()
-
-    def apply(node: NodeProto, *xs: np.ndarray) -> np.ndarray:
-        if any(x.dtype == object for x in xs):
-            return _compact(np.asarray(np.frompyfunc(scalar, len(xs), 1)(*xs), object))
-        return np.asarray(function(*xs))
-
-    return apply
-
-
-def _symbolic(function: Callable[[Any, Any], Dim], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """Elementwise on numbers and symbols, by `function` where there is a symbol."""
-
-    def scalar(x: Any, y: Any) -> Any:
-        if x is None or y is None or not all(isinstance(v, int | np.integer | str) for v in (x, y)):
-            return None
-        return function(x, y)
-
-    def apply(node: NodeProto, *xs: np.ndarray) -> np.ndarray:
-        if any(x.dtype == object for x in xs):
-            return _compact(np.asarray(np.frompyfunc(scalar, 2, 1)(*xs), object))
-        return np.asarray(otherwise(*xs))
-
-    return apply
-
-
-def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """ONNX division: integers truncate towards zero."""
-    return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype) if np.issubdtype(a.dtype, np.integer) else a / b
-
-
-def _axes(node: NodeProto, axes: tuple[np.ndarray, ...]) -> tuple[int, ...] | None:
-    found = axes[0] if axes else attribute(node, "axes")
-    return None if found is None else tuple(int(a) for a in found)
-
-
-def _cast(node: NodeProto, x: np.ndarray) -> np.ndarray:
-    return x if x.dtype == object else x.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
-
-
-def _slice(node: NodeProto, x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
-    starts, ends, axes, steps = (*rest, None, None, None, None)[:4] if rest else (*(attribute(node, k) for k in ("starts", "ends", "axes")), None)
-    axes = range(len(starts)) if axes is None else axes
-    index = [slice(None)] * x.ndim
-    for start, end, axis, step in zip(starts, ends, axes, [1] * len(starts) if steps is None else steps):
-        stop = int(end)
-        index[int(axis)] = slice(int(start), None if step < 0 and stop < -x.shape[int(axis)] else stop, int(step))
-    return x[tuple(index)]
-
-
-def _clip(node: NodeProto, x: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None) -> np.ndarray | None:
-    low, high = attribute(node, "min") if low is None else low, attribute(node, "max") if high is None else high
-    return None if x.dtype == object else np.clip(x, low, high).astype(x.dtype)
-
-
-def _squeeze(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray:
-    return np.squeeze(x, _axes(node, axes))
-
-
-def _unsqueeze(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray:
-    return np.expand_dims(x, _axes(node, axes) or ())
-
-
-def _small(shape: np.ndarray) -> tuple[int, ...]:
-    if shape.dtype == object or np.prod(shape.astype(float)) > LARGEST_VALUE:
-        raise ValueError("not a small known shape")
-    return tuple(int(d) for d in shape)
-
-
-def _fill(node: NodeProto, shape: np.ndarray) -> np.ndarray:
-    value = attribute(node, "value")
-    return np.full(_small(shape), numpy_helper.to_array(value)[0] if value is not None else np.float32(0))
-
-
-def _expand(node: NodeProto, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, _small(shape)))
-
-
-def _range(node: NodeProto, start: np.ndarray, end: np.ndarray, step: np.ndarray) -> np.ndarray:
-    _small(np.array([max(0, abs((end - start) / step))]))
-    return np.arange(start, end, step, start.dtype)
-
-
-def _reshape_value(node: NodeProto, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    return x.reshape([x.shape[i] if d == 0 else int(d) for i, d in enumerate(shape)])
-
-
-def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray | None:
-        return None if x.dtype == object else np.asarray(function(x, axis=_axes(node, axes), keepdims=bool(attribute(node, "keepdims", 1))), x.dtype)
-
-    return apply
-
-
-def _tile(node: NodeProto, x: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-    _small(np.array(x.shape) * repeats)
-    return np.tile(x, repeats)
-
-
-EVALUATE: dict[str, Callable[..., Any]] = {
-    **{op: _arithmetic(f) for op, f in {
-        "Add": np.add, "Sub": np.subtract, "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Pow": lambda a, b: np.power(a, b).astype(a.dtype),
-        "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Mod": np.mod, "Equal": np.equal, "Greater": np.greater, "Less": np.less,
-        "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal, "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or,
-    }.items()},
-    "Mul": _symbolic(lambda x, y: product([x, y]), np.multiply), "Div": _symbolic(quotient, _div),
-    "Min": lambda node, *xs: _arithmetic(lambda *ys: np.minimum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
-    "Max": lambda node, *xs: _arithmetic(lambda *ys: np.maximum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
-    "Cast": _cast, "Clip": _clip, "Identity": lambda node, x: x, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
-    "Concat": lambda node, *xs: np.concatenate([x.astype(object) for x in xs] if any(x.dtype == object for x in xs) else xs, attribute(node, "axis", 0)),
-    "Gather": lambda node, x, i: np.asarray(np.take(x, i, attribute(node, "axis", 0)), x.dtype), "Reshape": _reshape_value,
-    "Transpose": lambda node, x: np.transpose(x, attribute(node, "perm")),
-    "Where": lambda node, c, a, b: _compact(np.where(c, a, b)) if c.dtype != object else None,
-    "ConstantOfShape": _fill, "Range": _range, "Expand": _expand, "Tile": _tile,
-    "ReduceProd": _reduce(np.prod), "ReduceSum": _reduce(np.sum), "ReduceMax": _reduce(np.max), "ReduceMin": _reduce(np.min),
-}  # fmt: skip
-
-_VALUE_TYPES = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.UINT8, TensorProto.FLOAT16}

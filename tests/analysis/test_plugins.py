@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import numpy as np
+import onnx
 import pytest
 from graph_text import net
 
@@ -20,6 +21,7 @@ from onnxprune.surgery.contract import check_plan, check_rule
 from onnxprune.types import Plan
 
 INVERSE = Rule("... -> ...")
+DISTANCE = Rule("m k, n k -> m n", macs=("m n k",))
 WRONG = Rule("b t c -> b c t")
 
 TOKENS = "float[2,6,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = com.microsoft.{op}(a); y = MatMul(b, w2) | float[2,6,5] y"
@@ -57,6 +59,39 @@ def test_an_unknown_op_freezes_what_it_touches() -> None:
 def test_a_plugin_adds_a_row(plugins: dict[str, EntryPoint]) -> None:
     plugins["com.microsoft::Inverse"] = entry("com.microsoft::Inverse", f"{__name__}:INVERSE")
     assert [g.size for g in analyse(model("Inverse")).groups] == [8]
+
+
+def test_a_row_tells_shapes_that_nothing_declares(plugins: dict[str, EntryPoint]) -> None:
+    """onnx knows no shapes of foreign ops; the letters do, and the walk goes on behind them."""
+    text = (
+        "float[3,4] x, float[5,4] z | float[4,8] w1, float[5,6] w2, float[6,7] w3 | a = MatMul(x, w1); b = MatMul(z, w1);"
+        "d = com.microsoft.CDist(a, b); e = MatMul(d, w2); y = MatMul(e, w3) | float[3,7] y"
+    )
+    assert not analyse(load(net(text))).groups
+    plugins["com.microsoft::CDist"] = entry("com.microsoft::CDist", f"{__name__}:DISTANCE")
+    analysis = analyse(load(net(text)))
+    assert analysis.shapes.shape("d") == (3, 5)
+    assert [g.size for g in analysis.groups] == [8, 6]
+    check_rule("com.microsoft::CDist", load(net(text)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "given", "expected"),
+    [
+        ("b c t -> b t c", [(2, 3, 4)], (2, 4, 3)), ("b (g c) -> b g c", [(2, 12)], (2, 4, 3)), ("b c, c d -> b d", [("n", 3), (3, 7)], ("n", 7)), ("..., ... -> ...", [(2, 1, 5), (4, 1)], (2, 4, 5)),
+        ("b c t -> b (c t)", [("n", 3, 4)], ("n", 12)), ("n c * -> n c *", [(2, 3, 8, 9)], (2, 3, None, None)), ("b c -> b c 1", [(2, 3)], (2, 3, None)),
+    ],
+)  # fmt: skip
+def test_shapes_by_letters(plugins: dict[str, EntryPoint], monkeypatch: pytest.MonkeyPatch, pattern: str, given: list[tuple], expected: tuple) -> None:
+    """Frozen marks and new axes are lengths that a pattern does not say."""
+    monkeypatch.setitem(globals(), "ROW", Rule(pattern, {"g": 4}, freeze="*"))
+    plugins["custom::Op"] = entry("custom::Op", f"{__name__}:ROW")
+    names = [f"x{i}" for i in range(len(given))]
+    inputs = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in zip(names, given)]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Op", names, ["y"], domain="custom")], "g", inputs, [onnx.helper.make_empty_tensor_value_info("y")])
+    found = analyse(load(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("custom", 1)]))).shapes.shape("y")
+    assert found is not None
+    assert tuple(None if isinstance(d, str) and d.startswith("?") else d for d in found) == expected
 
 
 def test_a_broken_plugin_freezes_and_says_so(plugins: dict[str, EntryPoint]) -> None:
