@@ -198,7 +198,11 @@ class ClassFolders:
         return f"images of {len(self.classes)} classes in {self.place}"
 
     def digest(self) -> str:
-        """Of all files' bytes and labels."""
+        """Of all files' bytes and labels; read once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return hashlib.sha256("".join(f"{sha256(f)} {label}\n" for f, label in self.files).encode()).hexdigest()
 
 
@@ -265,7 +269,11 @@ class Arrays:
         return f"samples from {self.path}"
 
     def digest(self) -> str:
-        """Of the file."""
+        """Of the file; read once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return sha256(self.path)
 
 
