@@ -1,8 +1,9 @@
-"""The staircase: a ResNet-8 of base width 16, cut to 12, 11 and 8 channels in 16, timed side by side.
+"""The staircase: a ResNet-8 of base width 16, cut to 12, 11 and 8 channels in 16, timed side by side; and what --round-to auto makes of it.
 
     python -m benchmarks.alignment --engine onnxruntime,openvino,ncnn
 
 Engines compute channels in blocks. 11 channels of 16 are half of the MACs and, where blocks are of 16, no gain; 8 are a quarter, and one.
+The last rows are cuts to half of the MACs by l2 norms, once with any width (free) and once with multiples of the engine's (auto).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from onnxprune.allocate.base import Constraints, allocate
 from onnxprune.analysis.walk import analyse
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
@@ -23,10 +25,13 @@ from onnxprune.engines.bench import bench, machine
 from onnxprune.engines.measure import Schedule
 from onnxprune.files import write_json
 from onnxprune.model.io import Model, load
+from onnxprune.saliency import CRITERIA
+from onnxprune.saliency.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
 BASE, SIZE = 16, 32
+HALF = 0.5
 WIDTHS = (16, 12, 11, 8)
 
 
@@ -74,16 +79,37 @@ def at_width(width: int) -> Model:
     return replace(cut(analysis, plan), path=Path(f"width {width}"))
 
 
+def halved(round_to: int, name: str) -> Model:
+    """The network at half of its MACs, widths chosen by l2 norms among multiples of `round_to` and half of it."""
+    context = Context(analysis := analyse(resnet8()))
+    limits = Constraints({"macs": HALF * analysis.cost().macs}, round_to=round_to, half_block=True)
+    plan = allocate("knapsack", context, CRITERIA.get("l2")(context), limits)
+    return replace(cut(analysis, plan), path=Path(name))
+
+
+def widths(model: Model) -> list[int]:
+    """Output channels of the convolutions, in order."""
+    return [model.weights[n.input[1]].shape[0] for n in model.proto.graph.node if n.op_type == "Conv"]
+
+
+def contenders(engine: str) -> list[Model]:
+    """The original first."""
+    multiple = ENGINES.get(engine).channel_multiple()
+    return [*(at_width(width) for width in WIDTHS), halved(1, "free"), *([halved(multiple, f"auto = {multiple}")] if multiple > 1 else [])]
+
+
 def table(engines: Sequence[str], threads: int, seconds: float) -> list[dict[str, Any]]:
-    """A row for each engine and width."""
-    macs = {width: analyse(at_width(width)).cost().macs for width in WIDTHS}
-    found = bench([at_width(width) for width in WIDTHS], engines, options=Options(threads=threads), schedule=Schedule(seconds=seconds, max_rounds=1000), layers=False)
+    """A row for each engine and model, those of one engine interleaved."""
     rows = []
     for engine in engines:
+        models = contenders(engine)
+        macs = [analyse(model).cost().macs for model in models]
+        found = bench(models, [engine], options=Options(threads=threads), schedule=Schedule(seconds=seconds, max_rounds=1000), layers=False)
         ratios = {r.contender: r for r in found.ratios[engine]}
-        for width in WIDTHS:
-            measured, ratio = found.of(engine, f"width {width}"), ratios.get(f"width {width}")
-            row = {"engine": engine, "width": width, "macs": macs[width] / macs[BASE], "min_ms": measured.min_ms, "median_ms": measured.median_ms}
+        for model, count in zip(models, macs):
+            name = str(model.path)
+            measured, ratio = found.of(engine, name), ratios.get(name)
+            row = {"engine": engine, "model": name, "macs": count / macs[0], "min_ms": measured.min_ms, "median_ms": measured.median_ms, "widths": widths(model)}
             spread = {"speedup": ratio.median, "low": ratio.low, "high": ratio.high} if ratio else {"speedup": 1.0, "low": 1.0, "high": 1.0}
             rows.append({**row, **spread})
     return rows
@@ -98,10 +124,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows = table([name for name in given.engine.split(",") if ENGINES.get(name).available() is None], given.threads, given.seconds)
-    print("engine       width  MACs   min ms  median ms  speed-up")
+    print("engine       model      MACs   min ms  median ms  speed-up               widths")
     for row in rows:
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
-        print(f"{row['engine']:12} {row['width']:5} {row['macs']:5.2f} {row['min_ms']:8.3f} {row['median_ms']:10.3f} {row['speedup']:6.2f}x {interval}")
+        head = f"{row['engine']:12} {row['model']:9} {row['macs']:5.2f} {row['min_ms']:8.3f} {row['median_ms']:10.3f} {row['speedup']:6.2f}x {interval}"
+        print(head, " ".join(map(str, row["widths"])))
     if given.json:
         write_json(given.json, {"machine": machine(), "threads": given.threads, "rows": rows})
 

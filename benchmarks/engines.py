@@ -3,6 +3,7 @@
     python -m benchmarks.engines --zoo FOLDER --engine onnxruntime,openvino,ncnn,mnn --json engines.json
 
 Channels are chosen by l2 norms without repair: the question is speed, not accuracy. Original and pruned model are timed interleaved on one real input.
+With `--round-to auto` each engine gets a model of its own, of widths that are multiples of the engine's.
 """
 
 from __future__ import annotations
@@ -30,28 +31,30 @@ from onnxprune.surgery.cut import cut
 AGREES = 1e-4  # float32: another order of summation, and Winograd transforms
 
 
-def measure(entry: Entry, engines: Sequence[str], share: float, round_to: int, threads: int, schedule: Schedule) -> list[dict[str, Any]]:
-    """A row for each engine: speed-up with its interval, and how far the outputs of the pruned model are from onnxruntime's."""
+def measure(entry: Entry, engines: Sequence[str], share: float, round_to: int | str, threads: int, schedule: Schedule) -> list[dict[str, Any]]:
+    """A row for each engine: speed-up with its interval, and how far the outputs of both models are from onnxruntime's."""
     analysis = analyse(load(entry.path))
     context = Context(analysis)
     scores = CRITERIA.get("l2")(context)
     macs = analysis.cost().macs
-    plan = allocate("knapsack", context, scores, Constraints({"macs": share * macs}, round_to=round_to))
-    small = cut(analysis, plan)
     images = calibration(entry, 1)
     name = entry.input[0]
-    specs = static_inputs(small, {name: images.shape})
-    models = [replace(model, path=Path(label)) for model, label in ((analysis.model, "original"), (small, "pruned"))]
     rows = []
     for engine in engines:
-        row: dict[str, Any] = {"model": entry.name, "engine": engine, "macs": analysis.cost(plan.kept).macs / macs}
+        multiple = ENGINES.get(engine).channel_multiple() if round_to == "auto" else int(round_to)
+        row: dict[str, Any] = {"model": entry.name, "engine": engine, "round_to": multiple, "macs": 1.0}
         try:
+            plan = allocate("knapsack", context, scores, Constraints({"macs": share * macs}, round_to=multiple, half_block=round_to == "auto"))
+            row["macs"] = analysis.cost(plan.kept).macs / macs
+            small = cut(analysis, plan)
+            specs = static_inputs(small, {name: images.shape})
+            models = [replace(model, path=Path(label)) for model, label in ((analysis.model, "original"), (small, "pruned"))]
             options = Options(threads=threads)
             found = bench(models, [engine], options=options, schedule=schedule, feeds={name: images.astype(specs[name].dtype)}, layers=False)
             if found.failures:
                 raise EngineError("engine-refused", next(iter(found.failures.values())))
-        except EngineError as problem:
-            rows.append({**row, "failed": problem.message})
+        except OnnxpruneError as problem:
+            rows.append({**row, "failed": problem.message.splitlines()[0]})
             continue
         (ratio,) = found.ratios[engine]
         before, after = found.measurements
@@ -80,7 +83,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="entries (default: all)")
     parser.add_argument("--engine", default="onnxruntime,openvino,ncnn,mnn")
     parser.add_argument("--macs", type=float, default=0.5, help="share that may remain")
-    parser.add_argument("--round-to", type=int, default=1)
+    parser.add_argument("--round-to", default="1", help="a number, or auto: the multiple of each engine")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing, for each model and engine")
     parser.add_argument("--json", type=Path)

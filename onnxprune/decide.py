@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxprune.allocate.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
+from onnxprune.between import Tuner
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
 from onnxprune.engines.bench import bench
@@ -30,13 +31,15 @@ from onnxprune.types import Plan, Scores
 
 CONFIRM = Schedule(seconds=1.5, warmup=5)  # of a plan that meets a latency by the short probes of the search
 CONFIRM_ROUNDS = 4
+ROUND_TO = 8  # where nothing is said: a block of AVX2, half of one of AVX-512
 Tell = Callable[[str], None]
 Feeds = Mapping[str, np.ndarray]
 
 
 def decide(
-    context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None = None, tell: Tell = lambda text: None, journal: Journal | None = None
-) -> Plan:
+    context: Context, scores: Scores, recipe: Recipe, feeds: Feeds | None = None, tell: Tell = lambda text: None, journal: Journal | None = None,
+    tuner: Tuner | None = None,
+) -> Plan:  # fmt: skip
     """The plan that removes least and meets every target.
 
     What a group is worth in time comes from its layers, timed alone. A latency is measured on the cut model, interleaved with the original, at every width that the search looks at. The plan it ends with is
@@ -48,6 +51,8 @@ def decide(
         One batch to time with; random values where None.
     journal
         Where a search method remembers what it measured.
+    tuner
+        For a search method that tunes between rounds.
 
     Raises
     ------
@@ -58,7 +63,7 @@ def decide(
     original = analysis.cost().as_dict()
     budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target if not t.engine}
     constraints = Constraints(
-        budgets=budgets, round_to=multiple(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio,
+        budgets=budgets, round_to=multiple(recipe), half_block=by_engine(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio,
         dead=dead(context, recipe),
     )  # fmt: skip
     timed = [t for t in recipe.target if t.engine]
@@ -76,7 +81,9 @@ def decide(
                 plan = allocate(recipe.allocate, context, scores, asked)
             else:
                 own = {**recipe.method_option, **({"losses": recipe.losses} if recipe.losses else {})}
-                plan = METHODS.get(recipe.method)(Search(context, asked, recipe.criterion, recipe.allocate, own, journal or Journal(), tell))
+                search = Search(context, asked, recipe.criterion, recipe.allocate, own, journal or Journal(), tell, engine_options=engine_options(recipe))
+                search = replace(search, engine=next(iter(engines_of(recipe)), search.engine))
+                plan = METHODS.get(recipe.method)(replace(search, tune=tuner, made=tuner.made) if tuner else search)
             missed = _missed(analysis, plan, recipe, shares, feeds)
             if not missed:
                 break
@@ -108,10 +115,16 @@ def dead(context: Context, recipe: Recipe) -> Mapping[str, np.ndarray]:
 
 
 def multiple(recipe: Recipe) -> int:
-    """`round_to` as a number: the largest multiple of the engines that are measured or targeted where it is "auto"."""
-    if isinstance(recipe.round_to, int):
-        return recipe.round_to
-    return max((int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in engines_of(recipe)), default=1)
+    """`round_to` as a number; where engines decide, the largest multiple of those whose latency is a target, else of those that are measured."""
+    if not by_engine(recipe):
+        return recipe.round_to if isinstance(recipe.round_to, int) else ROUND_TO
+    names = [t.engine for t in recipe.target if t.engine] or engines_of(recipe)
+    return max((int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in names), default=1)
+
+
+def by_engine(recipe: Recipe) -> bool:
+    """Whether widths follow the engines' multiples: asked for, or not said and the target is a latency."""
+    return recipe.round_to == "auto" or recipe.round_to is None and any(t.engine for t in recipe.target)
 
 
 def engines_of(recipe: Recipe) -> list[str]:

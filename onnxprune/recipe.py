@@ -155,7 +155,9 @@ class Recipe:
         "auto", options.name_in("onnxprune.repair", "REPAIRS"), "repair", "NAME",
         "How the kept weights make up for the removed ones; none = not; auto = the best with data, none without.")
     fast: bool = _option(False, options.flag, "plan", "", "Choose widths by the error of layers instead of running the model for every group.", "flag")
-    round_to: int | str = _option(8, options.whole_or_auto(1), "plan", "N", "Kept channel counts are multiples of N; auto = the engine's multiple.")
+    round_to: int | str | None = _option(
+        None, options.optional(options.whole_or_auto(1)), "plan", "N",
+        "Kept channel counts are multiples of N; auto = of the engine's block, or half of one; by default 8, and auto with a target on latency.")
     floor: int = _option(1, options.integer(1), "plan", "N", "Channels that stay in every group at the least.")
     max_fraction: float = _option(0.9, options.share, "plan", "SHARE", "Largest share of a group that may go.")
     ratio: Mapping[str, float] = _option(

@@ -27,13 +27,15 @@ class Constraints:
 
     budgets: cost ("macs", "params", "bytes", "activation_bytes", or one of `measures`) -> most that may remain; measures: further costs, name -> function
     of what each group keeps, such as a latency that is measured; the empty mapping stands for the original; savings: group -> what all of it costs in the
-    unit that the budget is in, empty = as counted; round_to: kept counts are multiples of it;
+    unit that the budget is in, empty = as counted; round_to: kept counts are multiples of it; half_block: or half of it, which engines that compute in
+    blocks of `round_to` are faster by;
     floor: least kept a group; max_fraction: most of a group that may go; ratios: glob over group names -> share that goes, fixed;
     dead: channels that go in any case, by group.
     """
 
     budgets: Mapping[str, float] = field(default_factory=dict)
     round_to: int = 1
+    half_block: bool = False
     floor: int = 1
     max_fraction: float = 0.9
     ratios: Mapping[str, float] = field(default_factory=dict)
@@ -69,7 +71,8 @@ def widths(size: int, constraints: Constraints, *, max_fraction: float | None = 
     """Kept counts that a group may have, from all of it downwards."""
     fraction = constraints.max_fraction if max_fraction is None else max_fraction
     least = max(constraints.floor, size - int(np.floor(size * fraction + 1e-9)), 1)
-    return [size] + [k for k in range(size - 1, least - 1, -1) if k % constraints.round_to == 0]
+    step = constraints.round_to
+    return [size] + [k for k in range(size - 1, least - 1, -1) if k % step == 0 or constraints.half_block and 2 * k == step]
 
 
 def allocate(name: str, context: Context, scores: Scores, constraints: Constraints) -> Plan:

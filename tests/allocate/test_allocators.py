@@ -188,6 +188,14 @@ def test_widths(size: int, round_to: int, floor: int, fraction: float) -> None:
     assert all(k % round_to == 0 and k >= floor and size - k <= fraction * size + 1e-6 and k >= 1 for k in chain[1:])
 
 
+@given(st.integers(1, 80), st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(1, 8))
+def test_half_a_block_is_the_one_width_more(size: int, block: int, floor: int) -> None:
+    plain, more = (widths(size, Constraints({}, round_to=block, floor=floor, half_block=half)) for half in (False, True))
+    assert set(more) - set(plain) <= {block // 2} and set(plain) <= set(more)
+    assert (block // 2 in more) == (block // 2 in plain or block > 1 and floor <= block // 2 < size and block // 2 >= size - int(size * 0.9 + 1e-9))
+
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20))
 def test_order_is_total(values: list[int]) -> None:
     order = ordered(np.array(values, float))

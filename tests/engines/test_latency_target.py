@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from engine_nets import residual
 
+from onnxprune import decide
 from onnxprune.allocate.base import Constraints, allocate
 from onnxprune.analysis.walk import analyse
 from onnxprune.engines import ENGINES
@@ -12,6 +13,7 @@ from onnxprune.engines.base import Options
 from onnxprune.engines.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import TargetError
+from onnxprune.recipe import Recipe
 from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.base import Context
 from onnxprune.surgery.cut import cut
@@ -51,3 +53,18 @@ def test_it_holds_beside_a_budget_on_macs() -> None:
 def test_what_cannot_be_met_says_what_can() -> None:
     with pytest.raises(TargetError, match=r"target latency.systolic8 <= 1.0% cannot be met: \d"):
         plan(0.01, 8)
+
+
+@pytest.mark.parametrize(("options", "multiple", "half"), [
+    ({"target": "latency.systolic16=1.5x"}, 16, True), ({"target": "latency.openvino=1.5x"}, 1, True), ({"target": "macs=50%"}, 8, False),
+    ({"target": "macs=50%", "round_to": "auto", "engine": "systolic32"}, 32, True), ({"target": "latency.systolic16=1.5x", "round_to": 4}, 4, False),
+])
+def test_widths_follow_the_engine_where_it_is_the_target(options: dict[str, object], multiple: int, half: bool) -> None:
+    recipe = Recipe(**options)
+    assert (decide.multiple(recipe), decide.by_engine(recipe)) == (multiple, half)
+
+
+def test_a_latency_target_cuts_to_blocks_of_its_engine_or_half_of_one() -> None:
+    recipe = Recipe(target="latency.systolic16=1.7x", criterion="l2", allocate="knapsack", repair="none", engine="none")
+    kept = decide.decide(CONTEXT, SCORES, recipe).kept
+    assert kept and all(len(channels) in (8, 16, 32) for channels in kept.values())
