@@ -211,7 +211,7 @@ def odd_function(rng: np.random.Generator, model: ModelProto) -> None:
 @mutator
 def long_chain(rng: np.random.Generator, model: ModelProto) -> None:
     name = _source(rng, model)
-    for i in range(int(pick(rng, (100, 1000, 3000)))):
+    for i in range(int(pick(rng, (100, 1000)))):
         model.graph.node.add(op_type=pick(rng, ("Relu", "Identity", "Neg")), input=[name], output=[f"link{i}_{rng.integers(1 << 30)}"])
         name = model.graph.node[-1].output[0]
     _end(model, name)
