@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
+from onnxprune.between import Tuner
 from onnxprune.calibrate.data import Data
 from onnxprune.calibrate.moments import refittable
 from onnxprune.checks import RESULT, Parts, evaluated, metric_options, open_data_for, open_labels, oracle, parts_of
@@ -195,25 +197,29 @@ class _Job:
         run_key = key(self.stages.chain, recipe.plain())
         overwrite = check_same(self.output, self.overwrite, self.stages.run, run_key) if self.output else False
         variants = Variants(self.stages, self.source, _context(analysis, data, recipe, self.stages), parts)
-        recipe, plan, choice = self._plan(variants)
+        tuner = Tuner(self.stages, variants.context, recipe)
+        recipe, plan, choice = self._plan(variants, tuner)
+        found_by = self.stages.chain
         smaller = do("cut", lambda: cut(analysis, plan))
         verification = do("verify", lambda: oracle(analysis, plan, smaller, data, recipe), recipe.plain("verify"), as_json("verify.json"))
-        if recipe.repair != "none":
-            smaller = do("repair", lambda: variants.repaired(recipe, plan, smaller), recipe.plain("repair"), MODEL)
-            plan = replace(plan, decided_by={**plan.decided_by, "repair": recipe.repair, RESULT: digest(smaller)})
+        tuned = plan.decided_by.get("tuned")
+        if tuned or recipe.repair != "none":
+            new = partial(_tuned, tuner, found_by) if tuned else partial(variants.repaired, recipe, plan, smaller)
+            smaller = do("repair", new, recipe.plain("repair"), MODEL)
+            plan = replace(plan, decided_by={**plan.decided_by, **({} if tuned else {"repair": recipe.repair}), RESULT: digest(smaller)})
         worth = self._worth(smaller, parts)
         others = self._others(variants, recipe, plan, worth)
         before, after = analysis.cost().as_dict(), analysis.cost(plan.kept).as_dict()
         targets = (*target_rows(self.recipe, before, after, worth["latency"]), *choice["targets"])
         layers = layer_rows(analysis, plan, worth["timing"], smaller)
         unpaid = explain(layers, smaller, ENGINES.get(engines_of(recipe)[0]), recipe.precision) if worth["timing"] else ()
-        scores = variants.scores.get("reconstruction", {})
+        curves = self.recipe.method == ONE_SHOT and self.recipe.criterion == "reconstruction"
         report = Report(
             str(self.source.path or ""), str(self.output or ""), before, after, targets=targets,
             verification=verification, latency=worth["latency"], fidelity=worth["fidelity"], quality=worth["quality"],
             splits=parts.describe(), control=others["control"], selection=choice["selection"], bisection=choice["bisection"], curve=others["curve"],
             groups=group_rows(analysis, plan), layers=layers, graph=graph_rows(analysis), frozen=frozen_rows(analysis.frozen),
-            sensitivity=sensitivity_rows(scores, recipe.max_fraction),
+            sensitivity=sensitivity_rows(variants.scores_of("reconstruction"), recipe.max_fraction) if curves else {},
             data=data.describe() if self.stages.used else "", decided_by=plan.decided_by, recipe=self.recipe.plain(), provenance=provenance,
             machine=worth["timing"].get("machine", {}),
             stages=tuple(self.stages.done), warnings=(*self._warnings(parts, targets, worth), *choice["warnings"], *others["warnings"], *unpaid),
@@ -221,7 +227,7 @@ class _Job:
         self._write(Result(smaller, plan, report), provenance, run_key, overwrite)
         return Result(smaller, plan, report)
 
-    def _plan(self, variants: Variants) -> tuple[Recipe, Plan, dict[str, Any]]:
+    def _plan(self, variants: Variants, tuner: Tuner) -> tuple[Recipe, Plan, dict[str, Any]]:
         """The recipe that a tolerance or labels settle on, its plan, and how they did: "targets", "selection", "bisection" and "warnings" of the report."""
         do, recipe, stages = self.stages.do, self.recipe, self.stages
         choice: dict[str, Any] = {"targets": (), "selection": {}, "bisection": {}, "warnings": ()}
@@ -235,7 +241,7 @@ class _Job:
                 choice["warnings"] = (f"max_divergence {found['max_divergence']:g} ended the cut at {reached}, before {wanted}",)
         elif variants.parts.selection_labels is not None:
             recipe, choice["selection"] = variants.chosen(recipe)
-        plan = do("plan", lambda: _decided(variants.context, variants.scores_of(recipe.criterion) if recipe.method == ONE_SHOT else {}, recipe, stages),
+        plan = do("plan", lambda: _decided(variants.context, variants.scores_of(recipe.criterion) if recipe.method == ONE_SHOT else {}, recipe, stages, tuner),
                   {**recipe.plain("score"), **recipe.plain("plan")}, PLAN)  # fmt: skip
         return recipe, plan, choice
 
@@ -321,12 +327,20 @@ def _context(analysis: Analysis, data: Data, recipe: Recipe, stages: Stages) -> 
     return Context(analysis, stages.watched(data), seed=recipe.seed, threads=recipe.threads, batch_size=recipe.batch_size, flip=recipe.flip, progress=stages.progress)
 
 
-def _decided(context: Context, scores: Scores, recipe: Recipe, stages: Stages) -> Plan:
+def _tuned(tuner: Tuner, chain: str) -> Model:
+    """What a search that tunes ended with; a run that was stopped behind the search does it again, from its journal and checkpoints."""
+    if tuner.model is None:
+        _decided(tuner.context, {}, tuner.recipe, tuner.stages, tuner, chain)
+    assert tuner.model is not None
+    return tuner.model
+
+
+def _decided(context: Context, scores: Scores, recipe: Recipe, stages: Stages, tuner: Tuner | None = None, chain: str = "") -> Plan:
     """The plan, with what it leaves as the stage's detail."""
     feeds = next(context.required_data("a latency target").batches(1)) if any(t.engine for t in recipe.target) else None
     analysis = context.analysis
-    journal = Journal(stages.run.file(SEARCH) if stages.run else None, stages.chain)
-    plan = decide(context, scores, recipe, feeds, lambda text: stages.progress(None, text), journal)
+    journal = Journal(stages.run.file(SEARCH) if stages.run else None, chain or stages.chain)
+    plan = decide(context, scores, recipe, feeds, lambda text: stages.progress(None, text), journal, tuner)
     stages.detail(f"{analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs stay")
     return plan
 

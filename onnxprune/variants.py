@@ -36,6 +36,7 @@ CANDIDATES = ("reconstruction+layer-error", "reconstruction+uniform", "activatio
 CURVE = (0.8, 0.7, 0.6, 0.5, 0.4)  # shares of the MACs
 CLOSE = 0.98  # of a tolerance: near enough to stop
 WAY = 100  # the way from the whole model to the target (or to nothing) is bisected in so many parts
+MOST_CONTROLS = 20
 RELATIVE_ERROR = "relative output error"
 
 
@@ -255,6 +256,8 @@ def check_options(recipe: Recipe, has_data: bool) -> None:
     UsageError
         With the two options and what to do.
     """
+    if recipe.control > MOST_CONTROLS:
+        raise UsageError("option-value", f"control: {recipe.control} is more than {MOST_CONTROLS}, which tell enough")
     asked = {"max_divergence": recipe.max_divergence is not None, "candidate": recipe.candidate not in ((), ("auto",)), "curve": recipe.curve, "control": recipe.control > 0}
     one_shot = next((name for name in ("max_divergence", "candidate", "curve") if asked[name]), None)
     if one_shot and recipe.method != ONE_SHOT:

@@ -212,6 +212,7 @@ def test_controls_are_random_channels_of_the_same_widths() -> None:
         ({"candidate": "l2+unifrom"}, "did you mean 'uniform'"),
         ({"curve": True, "data": None}, "--data"),
         ({"control": "1", "data": None}, "--data"),
+        ({"control": "1000000000"}, "more than 20"),
     ],
 )
 def test_options_that_do_not_go_together(options: Mapping[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
