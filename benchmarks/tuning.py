@@ -27,12 +27,6 @@ from onnxprune.sparsify.layout import OPS
 from onnxprune.sparsify.weights import Settings as SparsitySettings
 from onnxprune.sparsify.weights import masked, sparsify
 
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "magnitude": {"method": "magnitude"},
-    "magnitude, refitted": {"method": "magnitude", "refit": True},
-    "obs, refitted": {"method": "obs", "refit": True},
-    "obs, refitted, global": {"method": "obs", "refit": True, "scope": "global"},
-}
 TUNED = "cifar10_resnet20"
 TRAINING = "cifar10_train_4000.npz"
 
@@ -40,51 +34,6 @@ TRAINING = "cifar10_train_4000.npz"
 def value(entry: Entry, model: Model, limit: int | None) -> float:
     """The entry's metric, mean over its evaluation files."""
     return float(np.mean([s.value for s in score(entry, model, limit=limit).values()]))
-
-
-class Arrays:
-    """Calibration inputs in memory."""
-
-    def __init__(self, name: str, inputs: np.ndarray) -> None:
-        self.name, self.inputs = name, inputs
-
-    def batches(self, batch_size: int) -> Any:
-        """Feeds in order."""
-        for begin in range(0, len(self.inputs), batch_size):
-            yield {self.name: self.inputs[begin : begin + batch_size]}
-
-
-def random_control(model: Model, amount: float, seed: int = 0) -> Model:
-    """The same number of weights, drawn."""
-    from onnxprune.sparsify.layout import targets
-
-    rng = np.random.default_rng(seed)
-    shapes = {t.tensor: model.weights[t.tensor].shape for t in targets(model, OPS)}
-    return masked(model, {n: rng.permutation(np.arange(np.prod(s)) >= round(amount * float(np.prod(s)))).reshape(s) for n, s in shapes.items()})
-
-
-def bench_sparsify(zoo: Path, names: list[str], amount: float, samples: int, limit: int | None) -> list[dict[str, Any]]:
-    """A row a classifier."""
-    rows = []
-    for name, entry in open_zoo(zoo).items():
-        if entry.task not in ("classify", "person") or names and name not in names:
-            continue
-        model, data = load(entry.path), Arrays(entry.input[0], calibration(entry, samples))
-        row: dict[str, Any] = {
-            "model": name,
-            "amount": amount,
-            "dense": value(entry, model, limit),
-            "random": value(entry, random_control(model, amount), limit),
-        }
-        for way, settings in WAYS.items():
-            began = time.monotonic()
-            made = sparsify(model, SparsitySettings(amount=amount, ops=OPS, **settings), data)
-            row[way], row[f"{way} seconds"] = value(entry, made.model, limit), round(time.monotonic() - began, 1)
-        row["of_weights"], row["of_params"] = made.report.of_weights, made.report.of_params
-        rows.append(row)
-        figures = "  ".join(f"{k} {100 * row[k]:.2f}" for k in ("dense", "random", *WAYS))
-        print(f"{name:28} {figures}", flush=True)
-    return rows
 
 
 def bench_tune(zoo: Path, pruned: Path, losses: list[str], epochs: int, limit: int | None, out: Path | None) -> list[dict[str, Any]]:

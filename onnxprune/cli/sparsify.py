@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 @model_argument()
 @output_options("The sparse model; MODEL.sparse.onnx beside the model by default.")
 @click.option("--amount", type=float, metavar="SHARE", help="Share of the weights that become zero.  [default: 0.5]")
-@click.option("--method", default="magnitude", metavar="NAME", help="magnitude, activation or obs; the last two need --data.  [default: magnitude]")
-@click.option("--scope", default="tensor", metavar="NAME", help="tensor, output, global, or a pattern N:M such as 2:4.  [default: tensor]")
+@click.option("--method", default="auto", metavar="NAME", help="magnitude, or with --data activation or obs; auto = obs with --data, magnitude without.")
+@click.option(
+    "--scope", default="auto", metavar="NAME",
+    help="Where the share is taken: balanced (with --data: where the outputs change least), tensor, output, global, or a pattern N:M such as 2:4; "
+    "auto = balanced with --data, tensor without.",
+)  # fmt: skip
 @click.option("--ops", default="Conv", metavar="OP,OP", help="Whose weights: Conv, ConvTranspose, Gemm, MatMul.  [default: Conv]")
-@click.option("--refit", is_flag=True, help="Solve for the weights that are left; needs --data.")
+@click.option("--refit/--no-refit", default=None, help="Solve for the weights that are left; by default with --data.")
 @click.option("--report-only", is_flag=True, help="Only say how sparse MODEL is; nothing is written.")
 @recipe_options("data", "runtime", "measure", "write")
 @shared
 def sparsify(
-    model: str, output: str | None, overwrite: bool, amount: float | None, method: str, scope: str, ops: str, refit: bool, report_only: bool,
+    model: str, output: str | None, overwrite: bool, amount: float | None, method: str, scope: str, ops: str, refit: bool | None, report_only: bool,
     recipe_file: str | None, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Set the least important weights of MODEL to zero. Its size in memory and its time on dense engines stay; both are measured where --engine is given."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,15 +43,15 @@ def places(node: NodeProto, weight_shape: Sequence[int], x_shape: Sequence[int],
 
 
 def read(
-    model: Model, found: Sequence[Target], data: Batches, *, products: bool, batch_size: int = 16, seed: int = 0, threads: int = 1
+    model: Model, found: Sequence[Target], batches: Iterable[Mapping[str, np.ndarray]], *, products: bool, seed: int = 0, threads: int = 1
 ) -> dict[str, Reading]:
-    """One pass over the data. products: also of pairs of columns, where there are at most 2304."""
+    """One pass over batches of feeds. products: also of pairs of columns, where there are at most 2304."""
     given = {i.name for i in model.proto.graph.input}
     names = dict.fromkeys(n.input[0] for t in found for n in t.nodes if n.input[0] not in given)
     session = Session(model, list(names), threads=threads)
     rng, counts = np.random.default_rng(seed), dict.fromkeys((t.tensor for t in found), 0)
     readings: dict[str, Reading] = {}
-    for feeds in data.batches(batch_size):
+    for feeds in batches:
         values = {**feeds, **session.run(feeds)}
         for target in found:
             for node in target.nodes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnxprune.events import Event, silent
 from onnxprune.model.hidden import with_open_weights
 from onnxprune.model.io import Model
 from onnxprune.model.weights import Array, Weight
+from onnxprune.sparsify.balance import balanced
 from onnxprune.sparsify.inputs import Batches, Reading, inverse_diagonal, read
 from onnxprune.sparsify.layout import Target, targets
 from onnxprune.sparsify.masks import choose
@@ -24,25 +26,42 @@ METHODS = {
     "obs": "squared weight over the inverse second moments' diagonal: the error that its removal leaves after a refit (optimal brain surgeon)",
 }
 SCORE_RIDGE = 1e-2  # of the mean diagonal, for the inverse
+_TINY = np.finfo(np.float64).tiny
+Feeds = list[dict[str, np.ndarray]]
+
+
+BALANCED = "balanced"
+PROBES = 4  # one batch of so many measures what each layer's zeros do to the outputs
 
 
 @dataclass(frozen=True)
 class Settings:
-    """amount: fraction of weights to remove; method: of METHODS; scope: "tensor", "output", "global" or "N:M".
-
-    With data, "global" spends the amount where layers lose least of what they give. It saves networks with depthwise convolutions, of whose few
-    weights a fixed share is too much, and takes much from a large classifier, where "tensor" is better: measure both.
-    ops: whose weights; refit: solve for the weights that are left; batch_size, seed, threads: of the calibration pass.
+    """amount: fraction of weights to remove; method: of METHODS, or "auto": "obs" with data, "magnitude" without;
+    scope: "tensor", "output", "global", "N:M", "balanced" (the amount goes where the outputs change least, measured layer by layer),
+    or "auto": "balanced" with data, "tensor" without; ops: whose weights; refit: solve for the weights that are left, None = with data;
+    batch_size, seed, threads: of the calibration pass.
     """
 
     amount: float = 0.5
-    method: str = "magnitude"
-    scope: str = "tensor"
+    method: str = "auto"
+    scope: str = "auto"
     ops: tuple[str, ...] = ("Conv",)
-    refit: bool = False
+    refit: bool | None = None
     batch_size: int = 16
     seed: int = 0
     threads: int = 1
+
+    def resolved(self, has_data: bool) -> Settings:
+        """With a choice in place of "auto"; UsageError for a method that does not exist, or one that needs data where there are none."""
+        method = ("obs" if has_data else "magnitude") if self.method == "auto" else self.method
+        scope = (BALANCED if has_data else "tensor") if self.scope == "auto" else self.scope
+        refit = has_data if self.refit is None else self.refit
+        if method not in METHODS:
+            raise unknown("method", method, ("auto", *METHODS))
+        needs = [f"method {method}"] * (method != "magnitude") + ["scope balanced"] * (scope == BALANCED) + ["the refit"] * refit
+        if needs and not has_data:
+            raise UsageError("sparsity-data", f"{needs[0]} looks at real inputs; give --data")
+        return replace(self, method=method, scope=scope, refit=refit)
 
 
 @dataclass(frozen=True)
@@ -69,34 +88,19 @@ def sparsify(model: Model, settings: Settings, data: Batches | None = None, on_e
     UsageError
         Unknown method, scope or operator, an amount outside [0, 1), or no data where they are needed.
     """
-    if settings.method not in METHODS:
-        raise unknown("method", settings.method, METHODS)
+    settings = settings.resolved(data is not None)
     model = with_open_weights(model)
     found = targets(model, settings.ops)
     if not found:
         raise UsageError("sparsity-nothing", f"the model has no weights of {', '.join(settings.ops)}; see --ops")
-    if data is None and (settings.method != "magnitude" or settings.refit):
-        raise UsageError(
-            "sparsity-data", f"method {settings.method}{' and the refit look' if settings.refit else ' looks'} at real inputs; give --data"
-        )
-    scores = _scores(model, found, settings, data)
-    kept = choose(scores, settings.amount, settings.scope, {t.tensor: t.taps(model.weights[t.tensor].shape) for t in found})
+    feeds = list(data.batches(settings.batch_size)) if data is not None else []
+    kept = _kept(model, found, settings, feeds, on_event)
     masks = {t.tensor: t.weight(kept[t.tensor], model.weights[t.tensor].shape) for t in found}
-    if settings.refit and data is not None:
-        on_event(Event("refit", "begin"))
-        feeds = list(data.batches(settings.batch_size))
-        sparse, left = refit_all(
-            model,
-            found,
-            kept,
-            feeds,
-            seed=settings.seed,
-            threads=settings.threads,
-            progress=lambda share: on_event(Event("refit", "progress", share=share)),
-        )
-        on_event(Event("refit", "end"))
-    else:
-        sparse, left = masked(model, masks), ()
+    left: tuple[str, ...] = ()
+    sparse = masked(model, masks)
+    if settings.refit:
+        with _told("refit", on_event) as progress:
+            sparse, left = refit_all(model, found, kept, feeds, seed=settings.seed, threads=settings.threads, progress=progress)
     return Sparsified(sparse, masks, sparsity(sparse), left)
 
 
@@ -108,23 +112,37 @@ def masked(model: Model, masks: Mapping[str, np.ndarray]) -> Model:
     return replace(model, weights=weights)
 
 
-def _scores(model: Model, found: Sequence[Target], settings: Settings, data: Batches | None) -> dict[str, np.ndarray]:
-    """Score of each weight, (groups, outputs, columns), higher = keep."""
+def _kept(model: Model, found: Sequence[Target], settings: Settings, feeds: Feeds, on_event: Callable[[Event], None]) -> dict[str, np.ndarray]:
+    """True where a weight stays, by tensor, (groups, outputs, columns)."""
     rows = {t.tensor: t.rows(model.weights[t.tensor].array()).astype(np.float64) for t in found}
-    if settings.method == "magnitude" or data is None:
-        return {n: np.abs(r) for n, r in rows.items()}
-    exact = settings.method == "obs"
-    readings = read(model, found, data, products=exact, batch_size=settings.batch_size, seed=settings.seed, threads=settings.threads)
-    return {n: np.square(r) * _worth(readings[n], exact)[:, None, :] / _energy(r, readings[n]) for n, r in rows.items()}
+    taps = {t.tensor: t.taps(model.weights[t.tensor].shape) for t in found}
+    measured = settings.scope == BALANCED
+    probes = feeds[::PROBES] if measured and len(feeds) > 1 else feeds
+    readings: Mapping[str, Reading] = {}
+    if measured or settings.method != "magnitude":
+        seen = [f for i, f in enumerate(feeds) if i % PROBES] if measured and len(feeds) > 1 else feeds
+        readings = read(model, found, seen, products=measured or settings.method == "obs", seed=settings.seed, threads=settings.threads)
+    scores = {n: _scores(r, readings.get(n), settings.method) for n, r in rows.items()}
+    if not measured:
+        return choose(scores, settings.amount, settings.scope, taps)
+    with _told("balance", on_event) as progress:
+        scores = balanced(model, found, scores, readings, probes, threads=settings.threads, progress=progress)
+    return choose(scores, settings.amount, "global", taps)
 
 
-def _energy(rows: np.ndarray, reading: Reading) -> float:
-    """What the scores of one tensor are relative to, so that tensors compare: the mean square of its outputs, were its inputs uncorrelated."""
-    return max(float((np.square(rows) * reading.squares[:, None, :]).sum()), np.finfo(np.float64).tiny)
+def _scores(rows: np.ndarray, reading: Reading | None, method: str) -> np.ndarray:
+    """Score of each weight, higher = keep; where inputs were read, relative to the mean square of what the tensor gives, were its inputs uncorrelated."""
+    squares = np.square(rows)
+    if reading is None or method == "magnitude":
+        return squares if reading is None else squares / max(float(squares.sum()), _TINY)
+    products = reading.products if method == "obs" else None
+    worth = reading.squares if products is None else 1 / inverse_diagonal(products, SCORE_RIDGE)
+    return squares * worth[:, None, :] / max(float((squares * reading.squares[:, None, :]).sum()), _TINY)
 
 
-def _worth(reading: Reading, exact: bool) -> np.ndarray:
-    """What a squared weight is multiplied with, (groups, columns)."""
-    if exact and reading.products is not None:
-        return 1 / inverse_diagonal(reading.products, SCORE_RIDGE)
-    return reading.squares
+@contextmanager
+def _told(stage: str, on_event: Callable[[Event], None]) -> Iterator[Callable[[float], None]]:
+    """Events around a stage; gives what is told of its progress."""
+    on_event(Event(stage, "begin"))
+    yield lambda share: on_event(Event(stage, "progress", share=share))
+    on_event(Event(stage, "end"))
