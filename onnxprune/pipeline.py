@@ -32,7 +32,7 @@ from onnxprune.events import Listener, silent
 from onnxprune.files import sha256, write_bytes, write_json
 from onnxprune.model.io import Model, digest, load, save
 from onnxprune.outputs import check_output, check_same, default_run_dir, versions
-from onnxprune.recipe import Recipe, read, to_toml
+from onnxprune.recipe import Recipe, read_data_only, to_toml
 from onnxprune.report import html
 from onnxprune.report.collect import frozen_rows, graph_rows, group_rows, latency_rows, layer_rows, sensitivity_rows
 from onnxprune.report.data import Report, TargetRow
@@ -105,7 +105,7 @@ def optimize(
         Bad input, an unreachable target, a failed verification, an unwritable output. Nothing is left behind then.
     """
     data = options.pop("data") if isinstance(options.get("data"), Data) else None
-    recipe = (recipe if isinstance(recipe, Recipe) else Recipe.of(read(recipe) if recipe else {})).but(options)
+    recipe = (recipe if isinstance(recipe, Recipe) else Recipe.of(read_data_only(recipe, options) if recipe else {})).but(options)
     _check_names(recipe)
     check_options(recipe, data is not None or bool(recipe.data))
     folder = Path(run_dir) if run_dir else default_run_dir(output) if output else None

@@ -234,6 +234,7 @@ class Recipe:
         return {n: v for n, v in chosen.items() if v is not None}
 
 
+_CODE_KEYS = frozenset(("data", "metric", "losses", "decoder"))  # may name a function of the user's
 OPTIONS: Mapping[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Recipe)}
 
 
@@ -256,6 +257,23 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     _check_keys(values, f"recipe {path}")
     if isinstance(values.get("data"), str):
         values["data"] = _beside(os.path.dirname(os.fspath(path)), values["data"])
+    return values
+
+
+def read_data_only(path: str | os.PathLike[str], given: Collection[str] = ()) -> dict[str, Any]:
+    """What `read` gives, without the keys in `given`, which win over the file.
+
+    Raises
+    ------
+    UsageError
+        A value names Python code: a recipe is data, and what it runs must be named by who runs it.
+    """
+    values = {name: value for name, value in read(path).items() if name not in given}
+    for name in _CODE_KEYS & values.keys():
+        texts = [str(t) for t in (values[name] if isinstance(values[name], list) else [values[name]])]
+        code = [t for t in texts if (re.search(r"\.py:\w*$", t) or t.startswith("loader:") if name == "data" else ":" in t)]
+        if code:
+            raise UsageError("recipe-code", f"recipe {path}: {name} names Python code, {code[0]!r}; a recipe is data only: give it as --{name} {code[0]}")
     return values
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxprune.recipe import OPTIONS, Option, Recipe, read
+from onnxprune.recipe import OPTIONS, Option, Recipe, read_data_only
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,7 +50,7 @@ def recipe_options(*stages: str, without: tuple[str, ...] = ()) -> Callable[[F],
 def recipe_from(path: str | None, values: Mapping[str, Any]) -> Recipe:
     """The recipe of a command: the file's values, and over them the flags that were given."""
     given = {n: v for n, v in values.items() if v is not None and v != ()}
-    return Recipe.of({**(read(path) if path else {}), **given})
+    return Recipe.of({**(read_data_only(path, given) if path else {}), **given})
 
 
 def emit(value: Any) -> None:
