@@ -253,7 +253,8 @@ class _Job:
         if parts.report is not None or labels is not None:
             watched = self.stages.watched(parts.report) if parts.report is not None else None
             depends = {**recipe.plain("evaluate"), "labels": labels.fingerprint() if labels is not None else ""}
-            found.update(do("evaluate", lambda: evaluated(self.source, smaller, watched, labels, recipe), depends, as_json("quality.json")))
+            worth = do("evaluate", lambda: evaluated(self.source, smaller, watched, labels, recipe), depends, as_json("quality.json"))
+            found.update(worth)
         if engines_of(recipe):
             chain = self.stages.chain
             found["timing"] = do("measure", lambda: self._measured(smaller, parts.calibration), recipe.plain("measure"), as_json("measure.json"))

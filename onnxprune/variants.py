@@ -8,7 +8,7 @@ kept in the run directory, so that a run that was stopped goes on after the last
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,7 +127,7 @@ class Variants:
             return row
 
         number = len(before) + 1
-        return dict(self.stages.do(f"bisect {number}", work, _depends(here, "decoder"), as_json(f"bisect-{number}.json")))
+        return self._kept(f"bisect {number}", work, _depends(here, "decoder"))
 
     def chosen(self, recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
         """The recipe with the criterion and allocator that the first metric prefers, and the figures of all candidates.
@@ -170,7 +170,7 @@ class Variants:
             return row | {"macs": self._macs(plan), "value": plain(score.value), "standard_error": plain(score.standard_error)}
 
         depends = {**_depends(here, "decoder", "class_offset", "metric"), "labels": labels.fingerprint()}
-        return dict(self.stages.do(f"candidate {number}", work, depends, as_json(f"candidate-{number}.json")))
+        return self._kept(f"candidate {number}", work, depends)
 
     def curve(self, recipe: Recipe, plan: Plan, own: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
         """Points of the trade-off by share of MACs, and what kept some from being made.
@@ -205,7 +205,7 @@ class Variants:
             return row if row["plan"] == written else row | self._figures(self.repaired(here, plan), here)
 
         depends = {**_depends(here, "decoder", "class_offset", "metric"), "labels": self._labels(), "written": written}
-        return dict(self.stages.do(f"curve {share:.0%}", work, depends, as_json(f"curve-{share:.0%}.json".replace("%", ""))))
+        return self._kept(f"curve {share:.0%}", work, depends)
 
     def controls(self, recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
         """Figures of models with the plan's widths and random channels; the dead ones go first there too."""
@@ -216,7 +216,7 @@ class Variants:
                 return self._figures(self.repaired(recipe, self._random(recipe, plan, number)), recipe)
 
             depends = {**_depends(recipe, "decoder", "class_offset", "metric"), "labels": self._labels(), "written": plan_key(recipe, plan)}
-            found.append(dict(self.stages.do(f"control {number}", work, depends, as_json(f"control-{number}.json"))))
+            found.append(self._kept(f"control {number}", work, depends))
         return found
 
     def _random(self, recipe: Recipe, plan: Plan, number: int) -> Plan:
@@ -238,6 +238,11 @@ class Variants:
         told = [f"{name} {_number(row['value']):.4g}" for name, row in found["metrics"].items()]
         self.stages.detail(", ".join(told) or f"outputs differ by {_number(found['relative_error']):.3g}")
         return found
+
+    def _kept(self, name: str, work: Callable[[], Mapping[str, Any]], depends: Mapping[str, Any]) -> dict[str, Any]:
+        """What `work` finds, as a stage of that name whose file in the run directory is called alike."""
+        found: Mapping[str, Any] = self.stages.do(name, work, depends, as_json(f"{name.replace(' ', '-').rstrip('%')}.json"))
+        return dict(found)
 
     def _labels(self) -> str:
         return self.parts.report_labels.fingerprint() if self.parts.report_labels is not None else ""
