@@ -1,9 +1,9 @@
 """A small trained digits network and its pruned half, through open FPGA and NPU flows: clock cycles and agreement with onnxruntime.
 
-    tools/setup_nngen.sh && tools/setup_hls4ml.sh && tools/setup_vela.sh
-    python -m benchmarks.fpga --python nngen=.venv-nngen/bin/python,hls4ml=.venv-hls4ml/bin/python,vela=.venv-vela/bin/python
+    tools/setup_nngen.sh && tools/setup_hls4ml.sh && tools/setup_vela.sh && tools/setup_finn.sh
+    python -m benchmarks.fpga --python nngen=.venv-nngen/bin/python,hls4ml=.venv-hls4ml/bin/python,vela=.venv-vela/bin/python,finn=.venv-finn/bin/python
 
-Needs scikit-learn and torch for the training. What has no environment is left out, and the table says so.
+Needs scikit-learn and torch for the training. What has no environment is left out, and the table says so. FINN's figures are its estimates for one multiplier a layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from onnxprune.model.runtime import Session
 
 WIDTHS = (16, 32)
 TRAINING, EPOCHS, BATCH, RATE = 1297, 30, 32, 3e-3
-FLOWS = ("hls4ml", "vela", "nngen")
+FLOWS = ("hls4ml", "vela", "nngen", "finn")
 MODELLED = ("systolic16", "dpu-b512", "ethos-u55-128")
 METHOD = {"criterion": "reconstruction", "repair": "least-squares"}
 PRUNED = {"channels": {"target": "macs=100%", "ratio": {"*": 0.5}}, "macs": {"target": "macs=50%"}}
@@ -129,7 +129,7 @@ def table(rows: Mapping[str, Any]) -> str:
         if "failed" in row:
             lines.append(f"{name:16} {row['failed']}")
             continue
-        for figure in ("cycles", "outputs_wrong", "argmax_agreement", "max_error", "npu_cycles", "sram_kib"):
+        for figure in ("cycles", "outputs_wrong", "argmax_agreement", "max_error", "npu_cycles", "sram_kib", "interval_cycles", "lut"):
             if figure in row["original"]:
                 ratio = f"{row['ratios'][figure]:8.2f}" if "cycles" in figure and figure in row["ratios"] else ""
                 lines.append(f"{name:16} {figure:18} {row['original'][figure]:12.6g} {row['pruned'][figure]:12.6g} {ratio}")

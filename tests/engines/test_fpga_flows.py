@@ -50,3 +50,11 @@ def test_vela_reports_fewer_cycles(tmp_path: Path) -> None:
     found = run("vela", tmp_path / "b")
     assert found.ratios["cycles"] > 1
     assert found.results["original"].layers
+
+
+def test_finn_estimates_what_the_folding_says(tmp_path: Path) -> None:
+    """One multiplier a layer, so that a unit takes as many cycles as the layer has multiply-accumulates."""
+    found = run("finn", tmp_path / "b", **{"target-fps": "100"})
+    layers = found.results["original"].layers
+    assert [layers[f"MVAU_hls_{i}"] for i in range(3)] == [9 * 8 * 64, 9 * 8 * 16 * 16, 16 * 10]
+    assert found.ratios["cycles"] > 2

@@ -12,7 +12,7 @@ from onnxprune.engines import limits
 from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target, script
 from onnxprune.engines.fpga.qonnx import is_qonnx, quantised
 from onnxprune.engines.fpga.reports import load_json, numbers
-from onnxprune.engines.fpga.rewrites import gemm_bias
+from onnxprune.engines.fpga.rewrites import for_qonnx
 from onnxprune.errors import UsageError
 from onnxprune.model.io import to_bytes
 from onnxprune.model.shapes import QONNX_DOMAINS, QONNX_OPS
@@ -193,6 +193,6 @@ TARGET = Target(
         "finn-root": Option("", "checkout of FINN; default: FINN_ROOT"),
     },
     files=files,
-    rewrite=gemm_bias,
+    rewrite=for_qonnx,
     sources=("https://finn.readthedocs.io/en/latest/internals.html#folding-factors",),
 )

@@ -13,10 +13,8 @@ from typing import Any
 from onnxprune.engines import limits
 from onnxprune.engines.bundle import Files, Node, Option, Prepared, Result, Samples, Target
 from onnxprune.engines.fpga.reports import load_json, numbers
-from onnxprune.engines.fpga.rewrites import gemm_bias, pool_as_depthwise
+from onnxprune.engines.fpga.rewrites import for_qonnx
 from onnxprune.errors import DataError
-from onnxprune.model.io import Model
-from onnxprune.model.shapes import Shapes
 
 UNROLLED_WEIGHTS = 4096  # hls4ml refuses or takes hours over layers with more multiplications in parallel
 AGREES = 0.95  # share of equal classes below which a note says so
@@ -111,12 +109,6 @@ def _joins(node: Node) -> Iterator[tuple[str, str]]:
         yield "unsupported", "joins two images: a residual network with a Concat came out wrong in simulation (hls4ml 1.3.0, qonnx 1.0.0); chains only"
 
 
-def rewrite(model: Model, shapes: Shapes) -> None:
-    """What qonnx and hls4ml do not read as it stands."""
-    gemm_bias(model, shapes)
-    pool_as_depthwise(model, shapes)
-
-
 TARGET = Target(
     name="hls4ml",
     title="hls4ml",
@@ -141,6 +133,6 @@ TARGET = Target(
         "synthesize": Option("auto", "run Vitis HLS: where it is on PATH, always, never", ("auto", "yes", "no")),
     },
     files=files,
-    rewrite=rewrite,
+    rewrite=for_qonnx,
     sources=("https://fastmachinelearning.org/hls4ml/",),
 )

@@ -27,10 +27,16 @@ def whole_image_pool(model: Model, shapes: Shapes) -> None:
                 set_attribute(node, name, list(value))
 
 
-def pool_as_depthwise(model: Model, shapes: Shapes) -> None:
-    """Average pooling as a depthwise convolution with weights 1/size, for hls4ml.
+def for_qonnx(model: Model, shapes: Shapes) -> None:
+    """What qonnx, and hls4ml and FINN behind it, do not read as it stands."""
+    gemm_bias(model, shapes)
+    pool_as_depthwise(model, shapes)
 
-    qonnx 1.0.0 turns only Conv, BatchNormalization and MaxPool to channels last; hls4ml 1.3.0 then refuses AveragePool, and computes
+
+def pool_as_depthwise(model: Model, shapes: Shapes) -> None:
+    """Average pooling as a depthwise convolution with weights 1/size.
+
+    FINN (finn-plus 1.6.1) leaves a multiplication between its units, which none of them computes. qonnx 1.0.0 turns only Conv, BatchNormalization and MaxPool to channels last; hls4ml 1.3.0 then refuses AveragePool, and computes
     GlobalAveragePool over the wrong axes without a word (argmax right on 0 of 24 inputs; as a convolution on 24 of 24).
     """
     for node in model.proto.graph.node:
