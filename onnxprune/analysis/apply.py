@@ -230,13 +230,16 @@ class _Match:
                 summed = any(n in contracted for n in live)
                 if summed and (not operand.constant or not contracted & self.from_data & set(live)):  # type: ignore[union-attr]
                     self.node.record.masks.append(Mask(self.node.index, slot, i, ids))
-                role = "consumes" if summed else "produces" if makes and any(n in self.made and n not in self.from_data for n in live) else "carries"
+                made = makes and any(n in self.made and n not in self.from_data for n in live)
+                role = "produces" if made else "consumes" if summed else "carries"
                 for origin in operand.origins:  # type: ignore[union-attr]
                     self.node.record.hints.append((origin, ids, role))
         for name, letter in self.rule.refit.items():
             axis = self.env.get(letter) if " " not in letter else self.product(tuple(letter.split()))
             if isinstance(axis, np.ndarray):
-                self.node.record.refits.append(Refit(self.node.index, ("attribute", name), (axis,), True))
+                listed = self.node.attribute(name)
+                entries = (axis,) * (len(listed) if isinstance(listed, list) else 1)
+                self.node.record.refits.append(Refit(self.node.index, ("attribute", name), entries, not isinstance(listed, list)))
         averaged = tuple(a for a in (self.env.get(n) for n in self.rule.means) if isinstance(a, np.ndarray))
         if averaged:
             self.node.record.averages.append(Average(self.node.index, averaged))

@@ -7,58 +7,14 @@ An op that is in neither freezes what it touches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from string import ascii_lowercase
-from typing import Protocol
+from collections.abc import Callable
+from string import ascii_uppercase
 
-import numpy as np
-
+from onnxprune.analysis.quantised import (
+    conv_integer, dynamic_quantize, matmul_integer, matmul_to_float, qgemm, qlinear, qlinear_elementwise, qlinear_pool, qlinear_softmax, quantize,
+)  # fmt: skip
+from onnxprune.analysis.rule import GROUP, Row, Rule, View, axes_letters
 from onnxprune.registry import Registry
-
-
-class View(Protocol):
-    """What a row may ask of the node it is applied to."""
-
-    @property
-    def op(self) -> str: ...
-    @property
-    def opset(self) -> int: ...
-    @property
-    def inputs(self) -> int: ...  # operands, trailing absent ones not counted
-    @property
-    def outputs(self) -> int: ...  # named ones
-
-    def rank(self, slot: int) -> int: ...
-    def dim(self, slot: int, axis: int) -> int | None: ...
-    def attribute(self, name: str, default: object = None) -> object: ...
-    def value(self, slot: int) -> np.ndarray | None: ...
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A row.
-
-    pattern: the string. let: length of a letter, from an attribute. mixes: letters along which removing a position changes the
-    kept ones; frozen unless allowed. freeze: letters never cut. sums: letters kept on the right that the op also sums over.
-    refit: attribute -> letter whose new length it takes. macs: products of letters whose sum is the multiply-accumulates
-    (`*` output positions, `@` input positions, `#` kernel positions, `...` leading axes). masked: slot of a weight that
-    feeds outputs back, masked by the oracle along its last axis. means: letters that the op averages over; what is left is
-    averaged over as many as before, by a factor behind the op, so that the cut is that of a sum.
-    """
-
-    pattern: str
-    let: Mapping[str, int | str] = field(default_factory=dict)
-    mixes: str = ""
-    freeze: str = ""
-    sums: str = ""
-    refit: Mapping[str, str] = field(default_factory=dict)
-    macs: tuple[str, ...] = ()
-    masked: int | None = None
-    means: str = ""
-
-
-Row = Rule | Callable[[View], Rule | None]
 
 PLUGINS = Registry("rule", "onnxprune.rules")
 
@@ -66,11 +22,6 @@ PLUGINS = Registry("rule", "onnxprune.rules")
 def elementwise(view: View) -> Rule:
     """Broadcast: align right, equal axes."""
     return Rule(", ".join(["..."] * view.inputs) + " -> ...")
-
-
-def axes_letters(view: View, slot: int = 0) -> str:
-    """One letter an axis of an operand."""
-    return ascii_lowercase[: view.rank(slot)]
 
 
 def along_axis(default: int, flatten_before: int = 0) -> Callable[[View], Rule]:
@@ -139,39 +90,6 @@ def layer_normalization(view: View) -> Rule:
     return Rule(f"{', '.join(left)} -> {' '.join(names)}, {stats}, {stats}", mixes=tail)
 
 
-def quantize(view: View) -> Rule:
-    """Q/DQ: scale and zero point are scalars or lie along `axis`; blocked ones freeze it."""
-    names = axes_letters(view)
-    axis = int(view.attribute("axis", 1)) % max(len(names), 1)  # type: ignore[call-overload]
-    if view.rank(1) > 1:
-        blocked = " ".join("Z" if i == axis else n for i, n in enumerate(names))
-        return Rule(", ".join([" ".join(names), *[blocked] * (view.inputs - 1)]) + f" -> {' '.join(names)}", freeze=f"{names[axis]}Z")
-    scale = names[axis] if view.rank(1) == 1 and view.dim(1, 0) != 1 else ("i" if view.rank(1) else "")
-    return Rule(", ".join([" ".join(names)] + [scale] * (view.inputs - 1)) + f" -> {' '.join(names)}")
-
-
-def per_channel(view: View, slot: int, letters: str) -> str:
-    """Axes of a scale or zero point: the letters where it has one value a channel, none where it is a scalar."""
-    return letters if view.rank(slot) == 1 and view.dim(slot, 0) != 1 else ""
-
-
-def matmul_integer(view: View) -> Rule:
-    """Zero points a row of A and a column of B, or scalars."""
-    zeros = [per_channel(view, 2, "m"), per_channel(view, 3, "n")][: max(view.inputs - 2, 0)]
-    return Rule(", ".join(["... m k", "... k n", *zeros]) + " -> ... m n", macs=("... m k n",))
-
-
-def conv_integer(view: View) -> Rule:
-    """The zero point of the weight is a scalar or one a filter."""
-    return Rule(f"n (g c) *, (g o) c *, , {per_channel(view, 3, '(g o)')} -> n (g o) *", GROUP, freeze="*", refit={"group": "g"}, macs=("n g o c * #",))
-
-
-def dynamic_quantize(view: View) -> Rule:
-    """Scale and zero point come from all values; zeros among them change nothing, so this is where the oracle masks."""
-    names = " ".join(axes_letters(view))
-    return Rule(f"{names} -> {names}, , ", sums=names)
-
-
 def group_normalization(view: View) -> Rule:
     """Scale and bias a group before opset 21, a channel since."""
     scale = "(g c)" if view.opset >= 21 else "g"
@@ -187,62 +105,6 @@ def cumsum(view: View) -> Rule:
 def max_pool(view: View) -> Rule:
     """The second output counts positions through the whole tensor, channels included."""
     return Rule("n c * -> n c *, n c *", freeze="*" if view.outputs < 2 else "n c *")
-
-
-def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule]:
-    """x, x scale, x zero, w, w scale, w zero, y scale, y zero (, bias): w's scale and zero along its output axis or scalar."""
-
-    def row(view: View) -> Rule:
-        left, right = pattern.split("->")
-        x, w, out = left.split(",")
-        per = [per_channel(view, s, out) for s in (4, 5)]
-        tail = f", {bias}" if view.inputs > 8 else ""
-        return Rule(f"{x}, , , {w}, {per[0]}, {per[1]}, , {tail} -> {right}", GROUP if "g" in bias else {}, freeze="*", refit={"group": "g"} if "g" in bias else {}, macs=(macs,))
-
-    return row
-
-
-def qlinear_elementwise(*data: int) -> Callable[[View], Rule]:
-    """Broadcast of some operands; those between are their scales and zero points."""
-
-    def row(view: View) -> Rule:
-        """onnxruntime's; broadcast of the data operands, scales and zero points are scalars"""
-        return Rule(", ".join("..." if s in data else "" for s in range(view.inputs)) + " -> ...")
-
-    return row
-
-
-def qlinear_pool(view: View) -> Rule | None:
-    """onnxruntime's; channels come first."""
-    return None if view.attribute("channels_last", 0) else Rule("n c *, , , ,  -> n c *", freeze="*")
-
-
-def qlinear_softmax(view: View) -> Rule:
-    """onnxruntime's; as in the opset that an attribute names."""
-    names = axes_letters(view)
-    axis = int(view.attribute("axis", -1)) % len(names)  # type: ignore[call-overload]
-    mixed = names[axis] if int(view.attribute("opset", 13)) >= 13 else names[axis:]  # type: ignore[call-overload]
-    return Rule(f"{' '.join(names)}, , , , -> {' '.join(names)}", mixes=mixed)
-
-
-def qgemm(view: View) -> Rule:
-    """onnxruntime's; A, B and C with scales, the result is float where its own scale is absent."""
-    a, b = "k m" if view.attribute("transA", 0) else "m k", "n k" if view.attribute("transB", 0) else "k n"
-    c = "m n" if view.rank(6) == 2 else "n" if view.rank(6) == 1 else ""
-    slots = [a, "", "", b, per_channel(view, 4, "n"), per_channel(view, 5, "n"), c, "", ""][: view.inputs]
-    return Rule(f"{', '.join(slots)} -> m n", macs=("m k n",))
-
-
-def matmul_to_float(dynamic: bool) -> Callable[[View], Rule]:
-    """MatMulInteger with its scales; where A is quantised on the way, it has none of its own."""
-
-    def row(view: View) -> Rule:
-        """onnxruntime's MatMulInteger with scales and a bias"""
-        slots = ["... m k", "... k n", "n", "n", "n"] if dynamic else ["... m k", "... k n", "", "n", "", "n", "n"]
-        per = [s if s != "n" or i == len(slots) - 1 else per_channel(view, i, s) for i, s in enumerate(slots)]
-        return Rule(f"{', '.join(per[: view.inputs])} -> ... m n", macs=("... m k n",))
-
-    return row
 
 
 def einsum(view: View) -> Rule | None:
@@ -289,6 +151,8 @@ def recurrent(gates: int, peepholes: int = 0) -> Callable[[View], Rule]:
 
 def attention(view: View) -> Rule | None:
     """Queries, keys and values by head; several query heads may share a key head. Without a scale of its own it takes the head size, which then stays."""
+    if view.rank(1) == 2:
+        return packed_attention(view)
     if view.inputs > 4 or view.outputs > 1 or view.rank(0) != view.rank(1):
         return None
     heads = [view.attribute("q_num_heads"), view.attribute("kv_num_heads")] if view.rank(0) == 3 else [view.dim(0, 1), view.dim(1, 1)]
@@ -305,6 +169,21 @@ def attention(view: View) -> Rule | None:
     )  # fmt: skip
 
 
+def packed_attention(view: View) -> Rule | None:
+    """onnxruntime's form, that makes queries, keys and values of equal size by itself, with one weight and bias for all three."""
+    sizes = view.attribute("qkv_hidden_sizes")
+    if view.outputs > 1 or view.rank(4) or view.inputs > 6 or sizes is not None and len(set(sizes)) > 1:  # type: ignore[call-overload]
+        return None
+    mask, bias = " ".join("uvwx"[: view.rank(3)]), "y z s t" if view.inputs > 5 else ""
+    if view.inputs > 5 and view.dim(5, 1) != 1:
+        bias = "y h s t"
+    fixed = "" if view.attribute("scale") and not view.attribute("do_rotary", 0) else "d"
+    return Rule(
+        f"b s e, e (j h d), (j h d), {mask}, , {bias} -> b s (h d)", {"j": 3, "h": "num_heads"}, freeze=f"b s t j u v w x y z {fixed}", sums="d",
+        refit={"num_heads": "h"} | ({"qkv_hidden_sizes": "h d"} if sizes is not None else {}), macs=("b s e j h d", "b h s s d", "b h s s d"),
+    )  # fmt: skip
+
+
 def multi_head_attention(view: View) -> Rule | None:
     """onnxruntime's form, with separate queries, keys and values and nothing else."""
     if view.inputs != 3 or view.outputs > 1 or view.rank(0) != 3:
@@ -315,6 +194,41 @@ def multi_head_attention(view: View) -> Rule | None:
     )  # fmt: skip
 
 
+def gather_nd(view: View) -> Rule | None:
+    """The last axis of the indices tells places on as many axes behind the batch; what lies behind those is carried."""
+    data, batch, depth = axes_letters(view), int(view.attribute("batch_dims", 0)), view.dim(1, view.rank(1) - 1)  # type: ignore[call-overload]
+    if depth is None:
+        return None
+    picks = ascii_uppercase[: view.rank(1) - 1 - batch]
+    right = data[:batch] + picks + data[batch + depth :]
+    return Rule(f"{' '.join(data)}, {' '.join(data[:batch] + picks + 'Z')} -> {' '.join(right)}", freeze=f"{data[batch : batch + depth]}{picks}Z")
+
+
+def scatter_nd(view: View) -> Rule | None:
+    """As GatherND; the updates have the axes of the indices but the last, and those that are carried."""
+    data, depth = axes_letters(view), view.dim(1, view.rank(1) - 1)
+    if depth is None:
+        return None
+    picks = ascii_uppercase[: view.rank(1) - 1]
+    return Rule(f"{' '.join(data)}, {' '.join(picks + 'Z')}, {' '.join(picks + data[depth:])} -> {' '.join(data)}", freeze=f"{data[:depth]}{picks}Z")
+
+
+def by_element(view: View) -> Rule:
+    """Gather or scatter with a place an element along `axis`: other axes of equal length are carried."""
+    data, axis = axes_letters(view), int(view.attribute("axis", 0)) % view.rank(0)  # type: ignore[call-overload]
+    same = [i != axis and view.dim(0, i) is not None and view.dim(0, i) == view.dim(1, i) for i in range(len(data))]
+    picks = " ".join(n if s else n.upper() for n, s in zip(data, same))
+    fixed = "".join(f"{n}{n.upper()}" for n, s in zip(data, same) if not s)
+    names = " ".join(data)
+    return Rule(f"{names}, {picks} -> {picks}" if view.op == "GatherElements" else f"{names}, {picks}, {picks} -> {names}", freeze=fixed)
+
+
+def col2im(view: View) -> Rule | None:
+    """Blocks of each channel laid out as an image."""
+    block, spatial = view.value(2), view.dim(1, 0)
+    return Rule(f"n (c k) l, i, j -> n c{' 1' * spatial}", {"k": int(block.prod())}, freeze="k l") if block is not None and spatial else None
+
+
 def skip_normalization(view: View) -> Rule:
     """The sum of two tensors, normalised; the fourth output is the sum."""
     names = axes_letters(view)
@@ -323,7 +237,6 @@ def skip_normalization(view: View) -> Rule:
     return Rule(f"{', '.join([whole, whole] + [names[-1]] * (view.inputs - 2))} -> {whole}, {stats}, {stats}, {whole}", mixes=names[-1])
 
 
-GROUP: Mapping[str, int | str] = {"g": "group"}
 _CONV = "n (g c) *, (g o) c *, (g o) -> n (g o) *"
 _PASS = "n c * -> n c *"
 
@@ -370,6 +283,10 @@ RULES: dict[str, Row] = {
     "Upsample": resize,
     "GridSample": Rule("n c *, n h w i -> n c *", freeze="*hwi"),
     "RoiAlign": Rule("n c h w, r i, r -> r c 1 1", freeze="nhwri"),
+    "GatherND": gather_nd,
+    "ScatterND": scatter_nd,
+    **dict.fromkeys(["GatherElements", "ScatterElements"], by_element),
+    "Col2Im": col2im,
     "DepthToSpace": lambda view: Rule(
         f"n ({'a b c' if view.attribute('mode', 'DCR') == 'DCR' else 'c a b'}) h w -> n c (h a) (w b)", {"a": "blocksize", "b": "blocksize"}, freeze="a b h w"
     ),

@@ -174,7 +174,7 @@ class _Inference:
 
     def infer_types(self, node: NodeProto) -> Mapping[str, TypeProto]:
         """onnx's inference of one node; nothing where it does not know."""
-        if node.op_type == "MultiHeadAttention" and len(node.input) > 2:
+        if node.op_type == "MultiHeadAttention" and len(node.input) > 2 or node.op_type == "Attention" and node.domain not in STANDARD_DOMAINS:
             return self.attended(node)
         contrib = standard_form(node, self.types)
         if contrib is not None:
@@ -202,12 +202,15 @@ class _Inference:
         return found
 
     def attended(self, node: NodeProto) -> Mapping[str, TypeProto]:
-        """Positions of the query, channels of the value."""
+        """Positions of the query, channels of the value; where one weight makes queries, keys and values, a third of its columns."""
         known = Shapes(self.types, self.values)
-        query, value = known.shape(node.input[0]), known.shape(node.input[2])
-        if query is None or value is None or not len(query) == len(value) == 3:
+        packed = node.op_type == "Attention"
+        query, value = known.shape(node.input[0]), known.shape(node.input[1 if packed else 2])
+        if query is None or value is None or len(query) != 3 or len(value) != (2 if packed else 3):
             return {}
-        return {node.output[0]: helper.make_tensor_type_proto(known.dtype(node.input[0]), [*query[:2], value[2]])}
+        sizes = attribute(node, "qkv_hidden_sizes")
+        width = value[-1] if not packed else sizes[2] if sizes else value[-1] // 3 if isinstance(value[-1], int) else None
+        return {node.output[0]: helper.make_tensor_type_proto(known.dtype(node.input[0]), [*query[:2], width])}
 
     def evaluate(self, node: NodeProto) -> None:
         """Values of the outputs, where an entry of EVALUATE computes them."""

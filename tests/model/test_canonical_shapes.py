@@ -9,6 +9,7 @@ from bodies import BODIES
 from dynamic import DYNAMIC
 from graph_text import net
 from graphs import CASES
+from indexed import INDEXED
 from onnx import helper, parser
 from patterns import PATTERNS
 
@@ -18,8 +19,8 @@ from onnxprune.model.io import load, to_bytes
 from onnxprune.model.runtime import Session, example_feeds
 from onnxprune.model.shapes import infer
 
-ALL = CASES | PATTERNS | DYNAMIC | BODIES
-SOME = sorted(CASES | PATTERNS)[::5] + list(DYNAMIC | BODIES)
+ALL = CASES | INDEXED | PATTERNS | DYNAMIC | BODIES
+SOME = sorted(CASES | INDEXED | PATTERNS)[::5] + list(DYNAMIC | BODIES)
 
 
 @pytest.mark.parametrize("name", SOME)
