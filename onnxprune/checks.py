@@ -24,7 +24,7 @@ from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
 
 HELD_OUT_PART, HELD_OUT_MOST = 4, 64  # one input for every so many calibration inputs, at most so many: for figures that nothing was chosen by
-SELECTED_PART, SELECTED_LEAST, SELECTED_MOST = 4, 25, 1000  # one labelled sample in so many chooses between candidates, so many at the least and at the most
+SELECTED_PART, SELECTED_LEAST, SELECTED_MOST = 4, 25, 1000  # one labelled sample in so many chooses between candidates, with a least and a most
 RESULT = "result_sha256"  # in a plan's decided_by: the model that its run wrote, where repair changed weights
 
 
@@ -44,7 +44,8 @@ class Parts:
 
     def describe(self) -> dict[str, str]:
         """Part -> what is in it, of real inputs."""
-        found = {name: part.describe() for name, part in (("calibration", self.calibration), ("selection", self.selection), ("report", self.report)) if part and not part.warning}
+        data = {"calibration": self.calibration, "selection": self.selection, "report": self.report}
+        found = {name: part.describe() for name, part in data.items() if part is not None and not part.warning}
         labels = {"selection_labels": self.selection_labels, "report_labels": self.report_labels}
         return found | {name: part.describe() for name, part in labels.items() if part is not None}
 
@@ -66,7 +67,7 @@ def open_labels(model: Model, recipe: Recipe) -> LabelledData | None:
 
 
 def parts_of(everything: Data, labels: LabelledData | None, recipe: Recipe) -> Parts:
-    """The inputs of a run, each for one purpose: some are held out for the report where there are enough real ones, and as many to choose by where that is asked for.
+    """The inputs of a run, each for one purpose: some are held out for the report where there are enough real ones, and as many to choose by where asked.
 
     Raises
     ------
@@ -82,7 +83,8 @@ def parts_of(everything: Data, labels: LabelledData | None, recipe: Recipe) -> P
         rest, report = split(rest, len(rest.chosen) - keep, keep)
     if recipe.max_divergence is not None:
         if report is None:
-            raise DataError("data-samples", f"max_divergence is measured on inputs of its own; {everything.describe()} are too few, or synthetic: give {HELD_OUT_PART + 2} batches or more")
+            few = f"{everything.describe()} are too few, or synthetic: give {HELD_OUT_PART + 2} batches or more"
+            raise DataError("data-samples", f"max_divergence is measured on inputs of its own; {few}")
         rest, selection = split(rest, len(rest.chosen) - keep, keep)
     if labels is None or not recipe.candidate:
         return Parts(rest, selection, report, None, labels)

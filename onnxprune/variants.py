@@ -70,7 +70,9 @@ class Variants:
         if name not in self.made:
             smaller = smaller or cut(self.context.analysis, plan)
             self.made.clear()
-            self.made[name] = smaller if recipe.repair == "none" else REPAIRS.get(recipe.repair)(self.context.analysis, plan, smaller, self.context)
+            if recipe.repair != "none":
+                smaller = REPAIRS.get(recipe.repair)(self.context.analysis, plan, smaller, self.context)
+            self.made[name] = smaller
         return self.made[name]
 
     def within(self, recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
@@ -104,9 +106,9 @@ class Variants:
             least = min((r for r in rows.values() if r["cut"]), key=lambda r: _number(r["divergence"]), default=None)
             found = f"{', '.join(least['target'])} differs by {_number(least['divergence']):.3g}" if least else "no channel can be cut"
             raise TargetError("target-unreachable", f"max_divergence {allowed:g} cannot be kept: {found}; allow more, or lower --round-to")
-        samples = self.parts.selection.samples if self.parts.selection else 0
-        steps = sorted(({k: row[k] for k in ("target", "macs", "divergence")} for row in rows.values() if row["macs"] is not None), key=lambda row: float(row["macs"]))
-        return recipe.but({"target": rows[low]["target"]}), {"max_divergence": allowed, "reached": rows[low]["divergence"], "samples": samples, "rows": steps}
+        steps = [{k: row[k] for k in ("target", "macs", "divergence")} for row in rows.values() if row["macs"] is not None]
+        found = {"max_divergence": allowed, "reached": rows[low]["divergence"], "samples": self.parts.selection.samples if self.parts.selection else 0}
+        return recipe.but({"target": rows[low]["target"]}), {**found, "rows": sorted(steps, key=lambda row: float(row["macs"]))}
 
     def _step(self, recipe: Recipe, place: int, before: list[dict[str, Any]]) -> dict[str, Any]:
         """How far outputs are from the original's at a place on the way; a plan that was measured is not measured again."""
@@ -147,7 +149,8 @@ class Variants:
         best = max(rows[1:], key=gain, default=rows[0])
         best = best if best is not rows[0] and gain(best) > 0 else rows[0]
         shown = [{**row, "chosen": row is best} for row in rows]
-        return recipe.but({k: best[k] for k in ("criterion", "allocate")}), {"metric": recipe.metric[0], "samples": self.parts.selection_labels.samples, "rows": shown}
+        found = {"metric": recipe.metric[0], "samples": self.parts.selection_labels.samples, "rows": shown}
+        return recipe.but({k: best[k] for k in ("criterion", "allocate")}), found
 
     def _candidate(self, number: int, recipe: Recipe, way: str) -> dict[str, Any]:
         """What one way to the target is worth on the labels that choose."""
@@ -224,7 +227,8 @@ class Variants:
         scores = {name: np.array(values) for name, values in CRITERIA.get("random")(replace(self.context, seed=self.context.seed + number)).items()}
         for name, index in dead(self.context, recipe).items():
             scores[name][index] = -1.0
-        return replace(plan, kept={name: keep_best(scores[name], len(kept)) for name, kept in plan.kept.items()}, decided_by={"criterion": "random", "number": number})
+        kept = {name: keep_best(scores[name], len(stay)) for name, stay in plan.kept.items()}
+        return replace(plan, kept=kept, decided_by={"criterion": "random", "number": number})
 
     def _figures(self, model: Model, recipe: Recipe) -> dict[str, Any]:
         """What a model is worth on the inputs that only measure: relative error, agreement, metrics."""
@@ -263,14 +267,16 @@ def check_options(recipe: Recipe, has_data: bool) -> None:
     """
     if recipe.control > MOST_CONTROLS:
         raise UsageError("option-value", f"control: {recipe.control} is more than {MOST_CONTROLS}, which tell enough")
-    asked = {"max_divergence": recipe.max_divergence is not None, "candidate": recipe.candidate not in ((), ("auto",)), "curve": recipe.curve, "control": recipe.control > 0}
+    asked = {
+        "max_divergence": recipe.max_divergence is not None, "candidate": recipe.candidate not in ((), ("auto",)), "curve": recipe.curve, "control": recipe.control > 0,
+    }  # fmt: skip
     one_shot = next((name for name in ("max_divergence", "candidate", "curve") if asked[name]), None)
     if one_shot and recipe.method != ONE_SHOT:
-        raise UsageError("options-clash", f"{one_shot} makes several models from one set of scores, which method {recipe.method!r} does not have: use method {ONE_SHOT}")
+        raise UsageError("options-clash", f"{one_shot} makes models from one set of scores, which method {recipe.method!r} has not: use method {ONE_SHOT}")
     timed = next((str(t) for t in recipe.target if t.engine), None)
     for name in ("max_divergence", "candidate"):
         if asked[name] and timed:
-            raise UsageError("options-clash", f"{name} goes with targets that are counted (macs, params, bytes), not with {timed}, which is measured: leave one of them out")
+            raise UsageError("options-clash", f"{name} goes with targets that are counted (macs, params, bytes), not with {timed}: leave one of them out")
     if asked["max_divergence"] and asked["candidate"]:
         raise UsageError("options-clash", "candidates are compared at one target, and max_divergence looks for one: leave one of them out")
     if asked["max_divergence"] and not has_data:
@@ -293,7 +299,8 @@ def figures_of(worth: Mapping[str, Any], which: str) -> dict[str, Any]:
     found: dict[str, Any] = {"relative_error": fidelity.get("relative_error"), "agreement": fidelity.get("agreement")}
     if which == "before" and fidelity:
         found = {name: None if value is None else float(name == "agreement") for name, value in found.items()}
-    return found | {"metrics": {m: {"value": row[which], "standard_error": row["standard_error"] if which == "after" else None} for m, row in quality.items()}}
+    metrics = {m: {"value": row[which], "standard_error": row["standard_error"] if which == "after" else None} for m, row in quality.items()}
+    return found | {"metrics": metrics}
 
 
 def _depends(recipe: Recipe, *names: str) -> dict[str, Any]:
