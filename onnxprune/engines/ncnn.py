@@ -20,8 +20,10 @@ import numpy as np
 from onnxprune.engines.base import Compiled, Options, Source, fixed, installed, missing, only_precisions, open_model, refused, require, static_inputs
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
+from onnxprune.model.canonicalize import canonicalize
 from onnxprune.model.io import Model, save
-from onnxprune.model.nodes import label
+from onnxprune.model.nodes import label, set_attribute
+from onnxprune.model.shapes import infer
 
 CHANNELS = 16  # packs 16 channels with AVX-512
 CONVERT_SECONDS = 300
@@ -74,7 +76,7 @@ class NcnnModel(Compiled):
         import ncnn
 
         self._name = name
-        model = fixed(open_model(source), options.shapes)
+        model = slices_as_pools(canonicalize(fixed(open_model(source), options.shapes)))
         self._inputs = static_inputs(model, {})
         self.outputs = tuple(o.name for o in model.proto.graph.output)
         self._shapes = {o.name: tuple(d.dim_value for d in o.type.tensor_type.shape.dim) for o in model.proto.graph.output}
@@ -134,6 +136,25 @@ class NcnnModel(Compiled):
         if shape and 0 not in shape and int(np.prod(shape)) == values.size:
             return values.reshape(shape)
         return values[None]
+
+
+def slices_as_pools(model: Model) -> Model:
+    """A copy in which every n-th row or column of an image is taken by pooling over one pixel: pnnx leaves a Slice with steps as it is."""
+    copy, known = model.edit(), infer(model)
+    for node in copy.proto.graph.node:
+        shape = known.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else None
+        bounds = [known.value(name) for name in node.input[1:]]
+        if shape is None or len(shape) != 4 or any(value is None or value.size != 1 for value in bounds):
+            continue
+        start, end, axis, step = (int(value.item()) for value in bounds if value is not None)
+        length = shape[axis]
+        if axis % 4 < 2 or step < 2 or start != 0 or not isinstance(length, int) or end < length:
+            continue
+        del node.input[1:]
+        node.op_type = "MaxPool"
+        for name, values in (("kernel_shape", [1, 1]), ("strides", [step if axis % 4 == place else 1 for place in (2, 3)]), ("pads", [0, 0, 0, 0])):
+            set_attribute(node, name, values)
+    return copy
 
 
 def _check_gathers(name: str, model: Model) -> None:
