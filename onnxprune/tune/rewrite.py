@@ -1,7 +1,8 @@
 """Activations that an accelerator lacks, replaced by ones that it has; tune afterwards.
 
 Recognised as one activation, however an exporter wrote it: the operator itself, x * Sigmoid(x) (SiLU), x * HardSigmoid(x) and x * Clip(x + 3, 0, 6) / 6
-(HardSwish), and GELU written with Erf: x * 0.5 * (1 + Erf(x / sqrt 2)) in any order of its factors.
+(HardSwish), x * Tanh(Softplus(x)) (Mish), and GELU: x * 0.5 * (1 + Erf(x / sqrt 2)) in any order of its factors, its approximation by
+Tanh(sqrt(2 / pi) * (x + 0.044715 x^3)) in place of Erf, and the one by x * Sigmoid(1.702 x).
 """
 
 from __future__ import annotations
@@ -148,11 +149,29 @@ def _gated(graph: _Graph, node: NodeProto) -> Found | None:
     if node.op_type != "Mul":
         return None
     for x, gate in (node.input, reversed(node.input)):
-        for kind in ("Sigmoid", "HardSigmoid"):
-            inner = graph.op(gate, kind)
-            if inner is not None and inner.input[0] == x and (kind == "Sigmoid" or _near(attribute(inner, "alpha", 0.2), 1 / 6)):
-                return Found("silu" if kind == "Sigmoid" else "hardswish", x, node.output[0], graph.sorted((inner, node)))
+        for match in (_sigmoid(graph, gate, x), _softplus(graph, gate, x)):
+            if match is not None:
+                return Found(match[0], x, node.output[0], graph.sorted((*match[1], node)))
     return None
+
+
+def _sigmoid(graph: _Graph, gate: str, x: str) -> tuple[str, list[NodeProto]] | None:
+    """(kind, nodes) of a gate that is a Sigmoid of x or of 1.702 x, or a HardSigmoid."""
+    inner = graph.op(gate, "Sigmoid") or graph.op(gate, "HardSigmoid")
+    if inner is None:
+        return None
+    if inner.input[0] == x:
+        plain = inner.op_type == "Sigmoid"
+        return ("silu" if plain else "hardswish", [inner]) if plain or _near(attribute(inner, "alpha", 0.2), 1 / 6) else None
+    more = _times(graph, inner.input[0], [x], 1.702) if inner.op_type == "Sigmoid" else None
+    return ("gelu", [inner, *more]) if more else None
+
+
+def _softplus(graph: _Graph, gate: str, x: str) -> tuple[str, list[NodeProto]] | None:
+    """(kind, nodes) of a gate that is Tanh(Softplus(x))."""
+    tanh = graph.op(gate, "Tanh")
+    inner = graph.op(tanh.input[0], "Softplus") if tanh is not None else None
+    return ("mish", [tanh, inner]) if tanh is not None and inner is not None and inner.input[0] == x else None
 
 
 def _clipped(graph: _Graph, node: NodeProto) -> Found | None:
@@ -171,27 +190,50 @@ def _clipped(graph: _Graph, node: NodeProto) -> Found | None:
     return None
 
 
-def _erf_gelu(graph: _Graph, node: NodeProto) -> Found | None:
-    """0.5 x (1 + Erf(x / sqrt 2)), factors in any order."""
+def _written_gelu(graph: _Graph, node: NodeProto) -> Found | None:
+    """0.5 x (1 + Erf(..)) or 0.5 x (1 + Tanh(..)), factors in any order."""
     if node.op_type not in ("Mul", "Div"):
         return None
     factors, nodes, constant = _product(graph, node)
     for i, name in enumerate(factors):
         add, rest = graph.op(name, "Add"), factors[:i] + factors[i + 1 :]
-        if add is None or len(rest) != 1 or not _near(constant, 0.5):
+        if add is None or len(rest) != 1 or not rest[0] or not _near(constant, 0.5) or not any(_near(graph.scalar(n), 1) for n in add.input):
             continue
-        erf = next((e for n in add.input if (e := graph.op(n, "Erf")) is not None), None)
-        one = any(_near(graph.scalar(n), 1) for n in add.input)
-        scaled = graph.producers.get(erf.input[0]) if erf is not None else None
-        if erf is None or not one or scaled is None or scaled.op_type not in ("Mul", "Div"):
-            continue
-        inner, more, scale = _product(graph, scaled)
-        if rest[0] and inner == rest and _near(scale, math.sqrt(0.5)):
-            return Found("gelu", rest[0], node.output[0], graph.sorted((*nodes, add, erf, *more)))
+        for tensor in add.input:
+            erf, tanh = graph.op(tensor, "Erf"), graph.op(tensor, "Tanh")
+            more = _times(graph, erf.input[0], rest, math.sqrt(0.5)) if erf is not None else _cubic(graph, tanh.input[0], rest[0]) if tanh is not None else None
+            if more:
+                return Found("gelu", rest[0], node.output[0], graph.sorted((*nodes, add, graph.producers[tensor], *more)))
     return None
 
 
-_MATCHERS: tuple[Callable[[_Graph, NodeProto], Found | None], ...] = (_single, _gated, _clipped, _erf_gelu)
+def _times(graph: _Graph, tensor: str, factors: list[str], constant: float) -> list[NodeProto] | None:
+    """The nodes that make a tensor, if it is the product of these factors and this constant."""
+    node = graph.producers.get(tensor)
+    if node is None or node.op_type not in ("Mul", "Div"):
+        return None
+    found, nodes, scale = _product(graph, node)
+    return nodes if found == factors and _near(scale, constant) else None
+
+
+def _cubic(graph: _Graph, tensor: str, x: str) -> list[NodeProto] | None:
+    """The nodes of sqrt(2 / pi) * (x + 0.044715 x^3)."""
+    node = graph.producers.get(tensor)
+    inner = _product(graph, node)[0] if node is not None and node.op_type in ("Mul", "Div") else []
+    outer = _times(graph, tensor, inner, math.sqrt(2 / math.pi))
+    add = graph.op(inner[0], "Add") if len(inner) == 1 else None
+    if outer is None or add is None or x not in add.input:
+        return None
+    other = add.input[1] if add.input[0] == x else add.input[0]
+    cubed = _times(graph, other, [x, x, x], 0.044715)
+    if cubed is None and (scaled := graph.producers.get(other)) is not None:
+        power = next((p for n in scaled.input if (p := graph.op(n, "Pow")) is not None and p.input[0] == x and _near(graph.scalar(p.input[1]), 3)), None)
+        nodes = _times(graph, other, [power.output[0]], 0.044715) if power is not None else None
+        cubed = [*nodes, power] if nodes and power is not None else None
+    return [*outer, add, *cubed] if cubed else None
+
+
+_MATCHERS: tuple[Callable[[_Graph, NodeProto], Found | None], ...] = (_single, _gated, _clipped, _written_gelu)
 
 
 def _product(graph: _Graph, node: NodeProto) -> tuple[list[str], list[NodeProto], float]:

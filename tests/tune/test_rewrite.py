@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -33,15 +34,19 @@ PATTERNS = {
         "d = Div(x, root) e = Erf(d) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)",
         "d = Mul(x, iroot) e = Erf(d) a = Add(one, e) h = Mul(half, x) y = Mul(h, a)",
         "d = Div(x, root) e = Erf(d) a = Add(e, one) m = Mul(a, half) y = Mul(x, m)",
+        "s = Mul(x, x) c = Mul(x, s) k = Mul(small, c) i = Add(x, k) o = Mul(i, rootpi) t = Tanh(o) a = Add(t, one) h = Mul(x, half) y = Mul(h, a)",
+        "c = Pow(x, three) k = Mul(c, small) i = Add(k, x) o = Mul(rootpi, i) t = Tanh(o) a = Add(one, t) h = Mul(x, a) y = Mul(h, half)",
+        "k = Mul(x, quick) s = Sigmoid(k) y = Mul(x, s)",
     ],
     "leakyrelu": ["y = LeakyRelu<alpha = 0.1>(x)"],
     "elu": ["y = Elu(x)"],
+    "mish": ["s = Softplus(x) t = Tanh(s) y = Mul(x, t)"],
 }
 CONSTANTS = "float zero = {0.0}, float six = {6.0}, float three = {3.0}, float sixth = {0.16666667}, float one = {1.0}, float half = {0.5}"
 
 
 def graph(body: str, opset: int = 17) -> Model:
-    roots = "float root = {1.4142135}, float iroot = {0.70710677}"
+    roots = "float root = {1.4142135}, float iroot = {0.70710677}, float rootpi = {0.7978846}, float small = {0.044715}, float quick = {1.702}"
     text = f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[N, 201] x) => (float[N, 201] y) <{CONSTANTS}, {roots}> {{ {body} }}'
     return load(parser.parse_model(text))
 
@@ -72,6 +77,9 @@ def test_old_opsets_get_what_they_have(opset: int, target: str) -> None:
         "a = Add(x, one) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)",
         "d = Div(x, six) e = Erf(d) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)",
         "s = HardSigmoid(x) y = Mul(x, s)",  # slope 0.2 is no HardSwish
+        "k = Mul(x, half) s = Sigmoid(k) y = Mul(x, s)",
+        "c = Pow(x, six) k = Mul(c, small) i = Add(k, x) o = Mul(rootpi, i) t = Tanh(o) a = Add(one, t) h = Mul(x, a) y = Mul(h, half)",
+        "s = Softplus(x) t = Tanh(s) y = Mul(half, t)",
     ],
 )
 def test_what_only_looks_alike_stays(body: str) -> None:
@@ -95,6 +103,21 @@ def test_half_precision_gets_half_limits() -> None:
     found = rewrite_activations(model, "relu6")
     assert found.model.proto.graph.node[0].name == "act"
     np.testing.assert_allclose(Session(found.model).run({"x": X.astype(np.float16)})["y"], EXPECTED["relu6"].astype(np.float16))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("opset", [11, 17])
+def test_what_an_exporter_writes_is_found(opset: int) -> None:
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    modules = {
+        "leakyrelu": nn.LeakyReLU(0.1), "silu": nn.SiLU(), "hardswish": nn.Hardswish(), "mish": nn.Mish(), "gelu": nn.Sequential(nn.GELU(), nn.GELU(approximate="tanh")),
+    }  # fmt: skip
+    for kind, module in modules.items():
+        file = io.BytesIO()
+        torch.onnx.export(module.eval(), (torch.zeros(1, 3),), file, opset_version=opset, dynamo=False)
+        found = find_activations(load(file.getvalue()))
+        assert [f.kind for f in found] == [kind] * (2 if kind == "gelu" else 1)
 
 
 @pytest.mark.zoo
