@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from onnxprune.errors import UsageError
 if TYPE_CHECKING:
     from onnxprune.model.io import Model
     from onnxprune.recipe import Recipe
+    from onnxprune.types import Plan
 
 ALL_SAMPLES = 1 << 40
 _PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
@@ -44,13 +46,26 @@ _PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
 @click.option("--surgery", is_flag=True, help="Dynamic network surgery: prune and splice weights while tuning.")
 @click.option("--c-rate", type=float, default=3.0, show_default=True, metavar="X", help="Surgery: threshold is mean + X deviations of |w|.")
 @click.option("--surgery-steps", type=click.IntRange(1), default=10000, show_default=True, metavar="N", help="Surgery: masks rest from step N on.")
-@recipe_options("data", "runtime", "evaluate", "write")
+@click.option("--interval", type=click.IntRange(1), default=25, show_default=True, metavar="N", help="With --target: steps between two cuts.")
+@click.option("--cut-step", type=click.IntRange(0), default=0, metavar="N", help="With --target: channels of a cut; a fiftieth of all by default.")
+@click.option("--lr-ratio", type=float, default=1.0, show_default=True, metavar="X", help="With --target: share of the learning rate while channels go.")
+@click.option("--normalization", default="flops", metavar="NAME", help="With --target: importance over none, flops, act or latency.  [default: flops]")
+@click.option("--plan", "plan_file", type=click.Path(), metavar="FILE", help="With --target: where the plan goes, which channels stayed.")
+@recipe_options(
+    "analyse", "plan", "data", "runtime", "evaluate", "write",
+    without=("allocate", "method", "method_option", "losses", "fast", "ratio"),
+)  # fmt: skip
 @shared
 def tune(model: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
-    """Fine-tune the values of MODEL's weights with torch; the graph stays. Never ends below its start on the validation samples."""
+    """Fine-tune the values of MODEL's weights with torch; the graph stays. Never ends below its start on the validation samples.
+
+    With --target, channels go while it learns (Group Fisher pruning), every --interval steps the least important ones, until the target is met; MODEL is
+    the teacher where none is named.
+    """
     from onnxprune.checks import evaluated, metric_options, open_labels
     from onnxprune.evaluate import find_metric
     from onnxprune.evaluate.base import find_function
+    from onnxprune.files import write_json
     from onnxprune.model.io import load, save
     from onnxprune.outputs import check_output
     from onnxprune.report.terminal import Progress
@@ -65,18 +80,24 @@ def tune(model: str, output: str | None, overwrite: bool, recipe_file: str | Non
     source, teacher = load(model), load(own["teacher"]) if own["teacher"] else None
     few = recipe.samples if values.get("samples") is not None else None
     labelled = bool({"ce", "task"} & {part.split("*")[-1].strip() for part in own["loss"].split("+")})
-    metric = recipe.metric[0] if recipe.metric else ""
+    metric, plan = recipe.metric[0] if recipe.metric else "", None
+    given: dict[str, Any] = {
+        "teacher": teacher, "task_loss": find_function(own["task_loss"], "loss") if own["task_loss"] else None,
+        "validation": _samples(source, own["validate"], recipe, None, labelled or bool(metric)) if own["validate"] else None,
+        "metric": (lambda: find_metric(metric, metric_options(recipe))) if metric and (labelled or own["validate"]) else None,
+        "checkpoint": own["checkpoint"] or str(Path(place).with_suffix(".checkpoint")),
+    }  # fmt: skip
+    data, settings, hook = _samples(source, recipe.data, recipe, few, labelled), _settings(recipe, own), _hook(source, own, recipe)
     with Progress() as progress:
-        result = run(
-            source, _samples(source, recipe.data, recipe, few, labelled), _settings(recipe, own), teacher=teacher,
-            task_loss=find_function(own["task_loss"], "loss") if own["task_loss"] else None,
-            validation=_samples(source, own["validate"], recipe, None, labelled or bool(metric)) if own["validate"] else None,
-            metric=(lambda: find_metric(metric, metric_options(recipe))) if metric and (labelled or own["validate"]) else None,
-            hook=_hook(source, own, recipe), checkpoint=own["checkpoint"] or str(Path(place).with_suffix(".checkpoint")), on_event=progress,
-        )  # fmt: skip
+        if values["target"]:
+            result, plan = _pruned(source, data, settings, own, recipe, {**given, "on_event": progress})
+        else:
+            result = run(source, data, settings, hook=hook, on_event=progress, **given)
     if os.environ.get("RANK", "0") != "0":
         return
     save(result.model, place, external_data=recipe.external_data, overwrite=overwrite)
+    if plan is not None and own["plan_file"]:
+        write_json(own["plan_file"], plan.to_json())
     found: dict[str, Any] = {"output": place, "score": result.score, "start_score": result.start_score, "epoch": result.epoch, "history": [dict(row) for row in result.history]}
     found |= {"quality": evaluated(source, result.model, None, open_labels(source, recipe), recipe)["quality"]}
     if as_json:
@@ -90,7 +111,8 @@ def tune(model: str, output: str | None, overwrite: bool, recipe_file: str | Non
 
 _OWN = (
     "teacher", "loss", "task_loss", "validate", "epochs", "steps", "lr", "force_lr", "optimizer", "batchnorm", "augment", "ema", "precision", "temperature",
-    "features", "limit_s", "device", "checkpoint", "keep_zeros", "surgery", "c_rate", "surgery_steps",
+    "features", "limit_s", "device", "checkpoint", "keep_zeros", "surgery", "c_rate", "surgery_steps", "interval", "cut_step", "lr_ratio", "normalization",
+    "plan_file",
 )  # fmt: skip
 
 
@@ -103,6 +125,29 @@ def _settings(recipe: Recipe, own: dict[str, Any]) -> Any:
         **{name: own[name] for name in names}, precision=_PRECISIONS[own["precision"]], batch_size=recipe.batch_size, threads=recipe.threads,
         seed=recipe.seed, class_offset=recipe.class_offset,
     )  # fmt: skip
+
+
+def _pruned(model: Model, data: Any, settings: Any, own: dict[str, Any], recipe: Recipe, given: dict[str, Any]) -> tuple[Any, Plan]:
+    """(result, plan) of pruning while tuning."""
+    from onnxprune.allocate.base import Constraints
+    from onnxprune.checks import RESULT
+    from onnxprune.decide import multiple
+    from onnxprune.model.io import digest
+    from onnxprune.pipeline import analysed
+    from onnxprune.tune.fisher import Pruning
+    from onnxprune.tune.pruning import prune_and_tune
+
+    if own["surgery"] or own["keep_zeros"]:
+        raise UsageError("tune-hook", "--target cuts whole channels, --surgery and --keep-zeros are of single weights: do one after the other")
+    analysis = analysed(model, recipe)
+    costs = analysis.cost().as_dict()
+    budgets = {f"latency.{t.engine}" if t.engine else t.cost: t.ceiling(costs.get(t.cost, 0)) for t in recipe.target}
+    constraints = Constraints(budgets, multiple(recipe), recipe.floor, recipe.max_fraction)
+    found = prune_and_tune(
+        analysis, data, constraints, settings, Pruning(own["interval"], own["cut_step"], own["lr_ratio"], own["normalization"], *recipe.engine[:1]), **given
+    )  # fmt: skip
+    left = {"repair": "tune", RESULT: digest(found.result.model)}
+    return found.result, replace(found.plan, decided_by={**found.plan.decided_by, **left})
 
 
 def _hook(model: Model, own: dict[str, Any], recipe: Recipe) -> Any:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from onnxprune import demo
+from onnxprune.analysis.walk import analyse
 from onnxprune.cli import run
 from onnxprune.model.io import load
 
@@ -29,6 +30,9 @@ def test_sparsify_writes_zeros_and_says_that_they_save_nothing(tmp_path: Path, c
     assert run(["sparsify", MODEL, "-o", str(out)]) == 1 and "--overwrite" in capsys.readouterr().err
     assert run(["sparsify", str(out), "--report-only"]) == 0 and "zeros: " in capsys.readouterr().out
     assert run(["sparsify", MODEL, "-o", str(tmp_path / "t.onnx"), "--refit"]) == 2 and "--data" in capsys.readouterr().err
+    assert run(["sparsify", MODEL, "-o", str(tmp_path / "d.onnx"), "--amount", "0.3", "--data", CALIBRATION, "--samples", "64", "--json"]) == 0
+    shares = [t["zeros"] / t["size"] for t in json.loads(capsys.readouterr().out)["tensors"] if t["op"] == "Conv"]
+    assert min(shares) < 0.2 < max(shares), "with data the share goes where the outputs change least"
 
 
 def test_compare_of_a_model_with_itself_and_with_a_sparse_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +64,19 @@ def test_tune_never_ends_below_its_start(tmp_path: Path, capsys: pytest.CaptureF
         if weight.array().ndim == 4:
             assert not np.any(after.weights[name].array()[weight.array() == 0])
     assert run(["tune", sparse, "-o", str(tmp_path / "u.onnx"), "--data", CALIBRATION]) == 2 and "teacher" in capsys.readouterr().err
+
+
+def test_tune_prunes_to_a_target_and_its_plan_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    out, plan = str(tmp_path / "t.onnx"), str(tmp_path / "plan.json")
+    command = ["tune", MODEL, "-o", out, "--target", "macs=90%", "--interval", "1", "--data", CALIBRATION, "--steps", "2", "--round-to", "4"]
+    assert run([*command, "--plan", plan, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["score"] >= found["start_score"]
+    assert analyse(load(out)).cost().macs <= 0.9 * analyse(load(MODEL)).cost().macs
+    assert run(["verify", MODEL, out, "--plan", plan]) == 0
+    capsys.readouterr()
+    assert run([*command, "--overwrite", "--keep-zeros"]) == 2 and "one after the other" in capsys.readouterr().err
 
 
 def test_rewrite_replaces_and_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
