@@ -43,9 +43,13 @@ def engines(as_json: bool) -> None:
 
     rows = []
     for name, text in ENGINES.rows():
-        reason = None if text.startswith("broken: ") else ENGINES.get(name).available()
-        rows.append((name, "no" if reason or text.startswith("broken: ") else "yes", f"{text}; {reason}" if reason else text))
-    _show(rows, ("engine", "available", "what it is"), as_json)
+        if text.startswith("broken: "):
+            rows.append((name, "no", text, ""))
+            continue
+        engine = ENGINES.get(name)
+        reason = engine.available()
+        rows.append((name, "no" if reason else "yes", text, reason or engine.install))
+    _show(rows, ("engine", "available", "what it is", "how to get it"), as_json)
 
 
 def _first_line(thing: object, otherwise: str) -> str:

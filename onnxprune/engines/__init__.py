@@ -30,7 +30,7 @@ ENGINES = Engines("engine", "onnxprune.engines", {
     "tensorrt": ("onnxprune.engines.tensorrt:ENGINE", "TensorRT 10 or 11 on an NVIDIA GPU or Jetson"),
     "trtexec": ("onnxprune.engines.trtexec:ENGINE", "TensorRT by its command line tool"),
     "systolic8": ("onnxprune.engines.systolic:SYSTOLIC8", "model: weight-stationary systolic array, 8 x 8, 1 GHz"),
-    "systolic16": ("onnxprune.engines.systolic:SYSTOLIC16", "model: weight-stationary systolic array, 16 x 16, 1 GHz, 16 bytes a cycle; any other: systolicROWSxCOLUMNS-CLOCKmhz-BYTESb"),
+    "systolic16": ("onnxprune.engines.systolic:SYSTOLIC16", "model: weight-stationary systolic array, 16 x 16, 1 GHz; any other by its name: systolic24x32-500mhz-8b"),
     "systolic32": ("onnxprune.engines.systolic:SYSTOLIC32", "model: weight-stationary systolic array, 32 x 32, 1 GHz"),
     "gemmini": ("onnxprune.engines.systolic:GEMMINI", "model: Gemmini's default 16 x 16 array"),
     "dpu-b512": ("onnxprune.engines.systolic:DPU_B512", "model: AMD DPUCZDX8G, size B512, 300 MHz"),
