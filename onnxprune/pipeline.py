@@ -228,22 +228,25 @@ class _Job:
         return Result(smaller, plan, report)
 
     def _plan(self, variants: Variants, tuner: Tuner) -> tuple[Recipe, Plan, dict[str, Any]]:
-        """The recipe that a tolerance or labels settle on, its plan, and how they did: "targets", "selection", "bisection" and "warnings" of the report."""
+        """The recipe that a tolerance or labels settle on, its plan, and of the report "targets", "selection", "bisection" and "warnings"."""
         do, recipe, stages = self.stages.do, self.recipe, self.stages
         choice: dict[str, Any] = {"targets": (), "selection": {}, "bisection": {}, "warnings": ()}
         if recipe.method == ONE_SHOT:  # searches score the models that they meet
             variants.scores[recipe.criterion] = do("score", lambda: variants.scores_of(recipe.criterion), recipe.plain("score"), SCORES)
         if recipe.max_divergence is not None:
             recipe, found = variants.within(recipe)
-            choice |= {"bisection": found, "targets": (TargetRow(f"max_divergence={found['max_divergence']:g}", found["max_divergence"], found["reached"]),)}
+            row = TargetRow(f"max_divergence={found['max_divergence']:g}", found["max_divergence"], found["reached"])
+            choice |= {"bisection": found, "targets": (row,)}
             if self.recipe.target and recipe.target != self.recipe.target:
                 wanted, reached = (", ".join(map(str, r.target)) for r in (self.recipe, recipe))
                 choice["warnings"] = (f"max_divergence {found['max_divergence']:g} ended the cut at {reached}, before {wanted}",)
         elif variants.parts.selection_labels is not None:
             recipe, choice["selection"] = variants.chosen(recipe)
-        plan = do("plan", lambda: _decided(variants.context, variants.scores_of(recipe.criterion) if recipe.method == ONE_SHOT else {}, recipe, stages, tuner),
-                  {**recipe.plain("score"), **recipe.plain("plan")}, PLAN)  # fmt: skip
-        return recipe, plan, choice
+
+        def work() -> Plan:
+            return _decided(variants.context, variants.scores_of(recipe.criterion) if recipe.method == ONE_SHOT else {}, recipe, stages, tuner)
+
+        return recipe, do("plan", work, {**recipe.plain("score"), **recipe.plain("plan")}, PLAN), choice
 
     def _worth(self, smaller: Model, parts: Parts) -> dict[str, Any]:
         """fidelity, quality, timing (all that was measured) and latency (of it, by engine); empty where not asked for."""

@@ -107,8 +107,8 @@ class Variants:
             found = f"{', '.join(least['target'])} differs by {_number(least['divergence']):.3g}" if least else "no channel can be cut"
             raise TargetError("target-unreachable", f"max_divergence {allowed:g} cannot be kept: {found}; allow more, or lower --round-to")
         steps = [{k: row[k] for k in ("target", "macs", "divergence")} for row in rows.values() if row["macs"] is not None]
-        found = {"max_divergence": allowed, "reached": rows[low]["divergence"], "samples": self.parts.selection.samples if self.parts.selection else 0}
-        return recipe.but({"target": rows[low]["target"]}), {**found, "rows": sorted(steps, key=lambda row: float(row["macs"]))}
+        how = {"max_divergence": allowed, "reached": rows[low]["divergence"], "samples": self.parts.selection.samples if self.parts.selection else 0}
+        return recipe.but({"target": rows[low]["target"]}), {**how, "rows": sorted(steps, key=lambda row: float(row["macs"]))}
 
     def _step(self, recipe: Recipe, place: int, before: list[dict[str, Any]]) -> dict[str, Any]:
         """How far outputs are from the original's at a place on the way; a plan that was measured is not measured again."""

@@ -34,7 +34,8 @@ from onnxprune.variants import CURVE
 
 MODEL, CALIBRATION, EVALUATION = demo.files()
 FAST: dict[str, Any] = {
-    "criterion": "l2", "allocate": "knapsack", "repair": "bias", "engine": "none", "round_to": 1, "data": str(CALIBRATION), "samples": 64, "target": "macs=50%",
+    "criterion": "l2", "allocate": "knapsack", "repair": "bias", "engine": "none", "round_to": 1, "data": str(CALIBRATION), "samples": 64,
+    "target": "macs=50%",
 }  # fmt: skip
 LABELS: dict[str, Any] = {"metric": "top1", "labelled": str(EVALUATION)}
 

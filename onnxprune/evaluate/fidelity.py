@@ -85,7 +85,7 @@ class Fidelity:
 
     @property
     def divergence(self) -> float:
-        """One number, 0 for no change: the relative error, or the share of boxes that only one model finds where only boxes are compared; infinite where an output is no number."""
+        """One number, 0 for no change: the relative error, or where only boxes are compared the share of boxes that one model alone finds; infinite for NaN."""
         found = self.relative_error if self.outputs else 1.0 - (self.box_agreement or 0.0)
         return float(found) if found is not None and math.isfinite(found) else math.inf
 

@@ -38,7 +38,7 @@ def frozen_rows(frozen: Iterable[Frozen]) -> tuple[dict[str, Any], ...]:
 
 
 def sensitivity_rows(scores: Scores, max_fraction: float) -> dict[str, list[list[float]]]:
-    """Group -> [share removed, running sum of the scores of what goes], which is the error curve of criterion `reconstruction`; up to the share that may go."""
+    """Group -> [share removed, sum of the scores that went], up to the share that may go: of criterion `reconstruction`, the group's error curve."""
     rows = {}
     for name, values in scores.items():
         error = np.cumsum(np.sort(np.maximum(values, 0.0)))

@@ -142,13 +142,16 @@ def others(report: Report) -> str:
         parts.append(columns(rows))
     if report.bisection:
         found = report.bisection
-        parts.append(f"max_divergence {found['max_divergence']:g}: {_figure(found['reached'])} on the {found['samples']} inputs that chose, after {len(found['rows'])} cuts")
+        where = f"on the {found['samples']} inputs that chose, after {len(found['rows'])} cuts"
+        parts.append(f"max_divergence {found['max_divergence']:g}: {_figure(found['reached'])} {where}")
     if report.selection:
-        ways = [f"{row['criterion']}+{row['allocate']} {_figure(row['value'])}{' (written)' if row['chosen'] else ''}" for row in report.selection["rows"]]
+        ways = [
+            f"{row['criterion']}+{row['allocate']} {_figure(row['value'])}{' (written)' if row['chosen'] else ''}" for row in report.selection["rows"]
+        ]
         parts.append(f"{report.selection['metric']} on {report.selection['samples']} labelled samples that chose: " + ", ".join(ways))
     if report.control:
-        errors = ", ".join(_figure(row["relative_error"]) for row in report.control)
-        told = [f"outputs differ by {errors}, of this model by {_figure(report.fidelity['relative_error'])}"] if report.fidelity.get("relative_error") is not None else []
+        errors, own = ", ".join(_figure(row["relative_error"]) for row in report.control), report.fidelity.get("relative_error")
+        told = [f"outputs differ by {errors}, of this model by {_figure(own)}"] if own is not None else []
         told += [f"{m} {', '.join(_figure(row['metrics'][m]['value']) for row in report.control)}" for m in report.quality]
         parts.append("random channels of the same widths: " + "; ".join(told))
     return "\n\n".join(parts)
