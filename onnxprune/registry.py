@@ -59,7 +59,7 @@ class Registry:
             raise unknown(self.kind, name, self)
         try:
             return self.plugins[name].load()
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             raise OnnxpruneError("plugin-broken", f"{self.kind} {name!r} is a plug-in that fails to import: {problem!r}") from problem
 
     def rows(self) -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ def doctor(as_json: bool) -> int:
     if as_json:
         emit(found)
     else:
-        for title in ("machine", "packages", "extras", "engines"):
+        for title in filter(found.get, ("machine", "packages", "extras", "engines", "plug-ins")):
             click.echo(f"{title}\n" + columns([(f"  {name}", str(value)) for name, value in found[title].items()], left=2))
         for kind in ("problem", "note"):
             for text in found[f"{kind}s"]:
@@ -42,7 +42,7 @@ def doctor(as_json: bool) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """machine, packages, extras, engines: name -> what there is; problems, notes: one sentence each."""
+    """machine, packages, extras, engines, plug-ins: name -> what there is; problems, notes: one sentence each."""
     from onnxprune.engines import ENGINES
     from onnxprune.errors import OnnxpruneError
 
@@ -52,11 +52,37 @@ def examine() -> dict[str, Any]:
             engines[name] = ENGINES.get(name).available() or "available"
         except OnnxpruneError as problem:
             engines[name] = problem.message
+        except Exception as problem:  # of a plug-in
+            engines[name] = f"broken: {problem!r}"
     packages = {name: _version(name) for name in CORE}
     extras = {extra: "installed" if all(map(_found, modules)) else f'pip install "onnxprune[{extra}]"' for extra, modules in EXTRAS.items()}
     problems = _problems(packages)
     notes = [] if problems else _onnx_mismatch(packages)
-    return {"machine": _machine(), "packages": packages, "extras": extras, "engines": engines, "problems": problems, "notes": notes}
+    return {"machine": _machine(), "packages": packages, "extras": extras, "engines": engines, "plug-ins": _plugins(), "problems": problems, "notes": notes}
+
+
+def _plugins() -> dict[str, str]:
+    """What other packages add: "kind name" -> where it is, or why it cannot be imported."""
+    from onnxprune.allocate import ALLOCATORS
+    from onnxprune.analysis.rules import PLUGINS
+    from onnxprune.calibrate import DATA_SOURCES
+    from onnxprune.engines import ENGINES
+    from onnxprune.engines.handoff import TARGETS
+    from onnxprune.errors import OnnxpruneError
+    from onnxprune.evaluate import METRICS
+    from onnxprune.repair import REPAIRS
+    from onnxprune.saliency import CRITERIA
+    from onnxprune.search import METHODS
+
+    found = {}
+    for registry in (PLUGINS, CRITERIA, ALLOCATORS, METHODS, REPAIRS, ENGINES, METRICS, DATA_SOURCES, TARGETS):
+        for name, entry in registry.plugins.items():
+            try:
+                registry.get(name)
+                found[f"{registry.kind} {name}"] = entry.value
+            except OnnxpruneError as problem:
+                found[f"{registry.kind} {name}"] = problem.message
+    return found
 
 
 def _machine() -> dict[str, Any]:

@@ -24,13 +24,15 @@ def rules(as_json: bool) -> None:
 @click.command()
 @shared
 def criteria(as_json: bool) -> None:
-    """Ways to score channels, to choose widths, and to repair what is left."""
+    """Ways to score channels, to choose widths, to repair what is left, to measure quality, and to give data."""
     from onnxprune.allocate import ALLOCATORS
+    from onnxprune.calibrate import DATA_SOURCES
+    from onnxprune.evaluate import METRICS
     from onnxprune.repair import REPAIRS
     from onnxprune.saliency import CRITERIA
     from onnxprune.search import METHODS
 
-    kinds = {"criterion": CRITERIA, "allocate": ALLOCATORS, "repair": REPAIRS, "method": METHODS}
+    kinds = {"criterion": CRITERIA, "allocate": ALLOCATORS, "repair": REPAIRS, "method": METHODS, "metric": METRICS, "data": DATA_SOURCES}
     found = [(kind, *row) for kind, registry in kinds.items() for row in registry.rows()]
     _show(found, ("option", "name", "what it does"), as_json)
 
@@ -47,7 +49,10 @@ def engines(as_json: bool) -> None:
             rows.append((name, "no", text, ""))
             continue
         engine = ENGINES.get(name)
-        reason = engine.available()
+        try:
+            reason = engine.available()
+        except Exception as problem:  # of a plug-in
+            reason = f"broken: {problem!r}"
         rows.append((name, "no" if reason else "yes", text, reason or engine.install))
     _show(rows, ("engine", "available", "what it is", "how to get it"), as_json)
 
