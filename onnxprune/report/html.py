@@ -74,7 +74,7 @@ def page(report: Report) -> str:
             r=report, script=Markup(script), style=Markup(style), script_hash=own, title=_title(report), headline=headline(report), most=MOST_ROWS,
             most_boxes=MOST_BOXES, costs=_cost_rows(report), metrics=_metric_rows(report), missed=[t for t in report.targets if t.reached > t.allowed * 1.05],
             splits=[(text, report.splits[part]) for part, text in _SPLITS.items() if part in report.splits], control=_control(report),
-            selection=_selection(report), curve=_curve(report), groups=_group_rows(report), picture=_picture(report), layers=_layer_rows(report), timed=any(r.get("time_ms") for r in report.layers),
+            outputs=_outputs(report), selection=_selection(report), curve=_curve(report), groups=_group_rows(report), picture=_picture(report), layers=_layer_rows(report), timed=any(r.get("time_ms") for r in report.layers),
             frozen=_frozen(report.frozen), sensitivity=_sensitivity(report), classes=_classes(report), command=_command(report), random=report.decided_by.get("criterion") == "random",
         )  # fmt: skip
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
@@ -136,6 +136,14 @@ def _metric_rows(report: Report) -> list[dict[str, Any]]:
         note = "" if not error else "within twice the standard error" if abs(change) <= 2 * error else "more than twice the standard error"
         rows.append({"metric": metric, "before": row["before"], "after": row["after"], "change": change, "error": error, "note": note, "samples": row.get("samples")})
     return rows
+
+
+def _outputs(report: Report) -> list[dict[str, Any]]:
+    """Fidelity of each output, where there are several."""
+    outputs = report.fidelity.get("outputs", {})
+    agreement = {name: next((row[k] for k in ("top1_agreement", "location_agreement") if row.get(k) is not None), None) for name, row in outputs.items()}
+    rows = [{"name": name, "error": row["relative_error"], "agreement": agreement[name], "largest": row["max_abs"]} for name, row in outputs.items()]
+    return rows if len(rows) > 1 else []
 
 
 def _own(report: Report) -> dict[str, Any]:

@@ -14,6 +14,11 @@ def beside(name: str, error: float | None) -> dict[str, Any]:
     return {"relative_error": error, "agreement": None if error is None else 1 - error, "metrics": {name: {"value": None if error is None else 1 - error, "standard_error": 0.01}}}
 
 
+def output(number: int) -> dict[str, Any]:
+    """Fidelity of one output."""
+    return {"relative_error": 0.1 / (number + 1), "max_abs": 1.5, "top1_agreement": 0.875 if number else None, "location_agreement": None}
+
+
 def candidate(name: str, value: float | None, chosen: bool, problem: str = "") -> dict[str, Any]:
     """One way to a target."""
     return {"criterion": name, "allocate": name, "macs": value, "value": value, "standard_error": value and 0.01, "problem": problem, "chosen": chosen}
@@ -37,7 +42,7 @@ def full(groups: int = 12, name: str = "/block/conv") -> Report:
         targets=(TargetRow(name, 5e8, 5e8), TargetRow("latency.onnxruntime=2x", 1.0, 1.2)),
         verification={"ok": True, "exact": False, "difference": 1e-7, "masked_difference": 0.5, "tolerance": 1e-5},
         latency={name: {"before_ms": 2.0, "after_ms": 1.2, "speedup": 1.66, "low": 1.6, "high": 1.7}, "other": {"before_ms": 1.0, "after_ms": 1.1, "speedup": 0.9}},
-        fidelity={"samples": 50, "relative_error": 0.1, "agreement": 0.98},
+        fidelity={"samples": 50, "relative_error": 0.1, "agreement": 0.98, "outputs": {f"{name}{i}": output(i) for i in range(3)}},
         quality={name: {"before": 0.7, "after": 0.69, "standard_error": 0.004, "samples": 500, "classes": {f"{name}{c}": [0.7, 0.7 - c / 100, 50] for c in range(9)}}},
         splits={"calibration": name, "selection": name, "report": f"64 of {name}", "report_labels": name}, control=[beside(name, 0.5), beside(name, 0.05), beside(name, None)],
         selection={"metric": name, "samples": 125, "rows": [candidate(name, 0.7, True), candidate(name, None, False, f"no {name} here")]},
