@@ -28,7 +28,7 @@ LAYERS = (
     ("saliency", "repair", "calibrate", "allocate", "evaluate"),
     ("tune", "search", "engines", "sparsify"),
     ("report",),
-    ("options", "recipe", "rundir", "stages", "outputs", "checks", "decide", "variants", "pipeline"),
+    ("options", "recipe", "rundir", "stages", "outputs", "checks", "between", "decide", "variants", "pipeline"),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -25,11 +25,19 @@ _TINY = 1e-12
 
 def channel_costs(
     analysis: Analysis, normalization: str, engine: str = "onnxruntime", cache: LatencyCache | None = None, threads: int = 1,
-    kept: Mapping[str, Sequence[int]] | None = None,
+    kept: Mapping[str, Sequence[int]] | None = None, options: Options | None = None, least: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """What one channel of each group costs: group -> float64 (size,). At the widths of `kept` where flops count, else at those of the analysis.
 
-    flops: 1e9 multiply-accumulates in its producers and consumers; act: 1e6 values that its producers make; latency: milliseconds; none: 1.
+    flops: 1e9 multiply-accumulates in its producers and consumers; act: 1e6 values that its producers make; none: 1; latency: milliseconds that the next
+    step down the engine's staircase saves (its channel multiple), over the channels that the step needs, the layers timed alone.
+
+    Parameters
+    ----------
+    options
+        Of the engine; None = `threads` and else the defaults.
+    least
+        Widths that groups may not go below, such as those that a round_to leaves; 1 where not said.
     """
     if normalization == "none":
         return {g.name: np.ones(g.size) for g in analysis.groups}
@@ -37,7 +45,10 @@ def channel_costs(
         return {n: np.maximum(v / 1e9, _TINY) for n, v in analysis.savings("macs", kept).items()}
     if normalization == "act":
         return {g.name: np.maximum(_activations(analysis, g.name) / 1e6, _TINY) for g in analysis.groups}
-    found = group_savings(ENGINES.get(engine), analysis, Options(threads=threads), cache)
+    timed, options = ENGINES.get(engine), options or Options(threads=threads)
+    multiple = timed.channel_multiple(options.precision)
+    steps = {g.name: max((g.size - 1) // multiple * multiple, (least or {}).get(g.name, 1), 1) for g in analysis.groups if g.size > 1}
+    found = group_savings(timed, analysis, options, cache, to={n: k for n, k in steps.items() if k < analysis.group(n).size})
     return {g.name: np.full(g.size, max(found[g.name] / g.size, _TINY)) for g in analysis.groups}
 
 

@@ -20,8 +20,9 @@ LEAST = 1e-3  # of the largest saving: no group is free, and none saves less tha
 
 
 def group_savings(
-    engine: Engine, analysis: Analysis, options: Options = DEFAULTS, cache: LatencyCache | None = None, tell: Callable[[str], None] = lambda _: None
-) -> dict[str, float]:
+    engine: Engine, analysis: Analysis, options: Options = DEFAULTS, cache: LatencyCache | None = None, tell: Callable[[str], None] = lambda _: None,
+    to: Mapping[str, int] | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Milliseconds that each group as a whole is worth: what halving it alone saves in the layers it touches, scaled to all of it.
 
     Layers are timed alone, at both widths, each shape once. What is no contraction counts nothing.
@@ -32,6 +33,8 @@ def group_savings(
         Where times are kept; None = for this call alone.
     tell
         Called with one line a group.
+    to
+        Widths to compare with in place of half, such as the next step of the engine's staircase; a group that is not in it is halved.
     """
     require(engine)
     cache = LatencyCache() if cache is None else cache
@@ -41,7 +44,7 @@ def group_savings(
     for number, group in enumerate(analysis.groups):
         tell(f"timing layers, group {number + 1} of {len(analysis.groups)}")
         half = -(-(group.size // 2) // multiple) * multiple
-        kept = half if 0 < half < group.size else max(group.size // 2, 1)
+        kept = (to or {}).get(group.name, half if 0 < half < group.size else max(group.size // 2, 1))
         saved = 0.0
         for before, after, share in _changes(specs, analysis.members(group.name), kept):
             saved += time_layer(engine, before, options, cache) - share * time_layer(engine, after, options, cache)

@@ -10,6 +10,8 @@ import numpy as np
 
 from onnxprune.allocate.base import Constraints, first_missed, fixed_widths, ordered, unreachable, widths
 from onnxprune.analysis.groups import Analysis
+from onnxprune.engines.base import DEFAULTS as ENGINE_DEFAULTS
+from onnxprune.engines.base import Options as EngineOptions
 from onnxprune.errors import TargetError, UsageError, unknown
 from onnxprune.model.io import Model
 from onnxprune.saliency import CRITERIA
@@ -27,6 +29,7 @@ class Search:
 
     context: analysis, calibration data, seed; constraints: budgets and what widths are allowed; criterion: inside of a group, "auto" = the method's own;
     options: of the method, as text or plain values; journal: remembers what was measured; allocate: the allocator, for methods that use one;
+    engine, engine_options: whose time counts where a method asks for it;
     tell: told what is going on; tune: (model, loss, epochs) -> the model with tuned weights, None where there is no tuning; made: told the final model
     where the method changes weights itself, in place of a repair of the original.
     """
@@ -38,6 +41,8 @@ class Search:
     options: Mapping[str, Any] = field(default_factory=dict)
     journal: Journal = field(default_factory=Journal)
     tell: Callable[[str], None] = lambda text: None
+    engine: str = "onnxruntime"
+    engine_options: EngineOptions = ENGINE_DEFAULTS
     tune: Callable[[Model, str, int], Model] | None = None
     made: Callable[[Model], None] = lambda model: None
 

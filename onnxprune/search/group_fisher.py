@@ -28,12 +28,12 @@ STEPS = 50  # re-scorings of a whole network, where `step` does not say it
 @dataclass(frozen=True)
 class Settings:
     """normalization: of NORMALIZATIONS, what a channel's importance is divided by; step: channels between two scorings, 0 = a fiftieth of all;
-    interval: batches that a scoring looks at; engine: whose latency."""
+    interval: batches that a scoring looks at; engine: whose latency, "" = the first that the run measures on."""
 
     normalization: str = "flops"
     step: int = 0
     interval: int = 10
-    engine: str = "onnxruntime"
+    engine: str = ""
 
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
@@ -69,7 +69,7 @@ def group_fisher(search: Search) -> Plan:
         search.tell(f"group-fisher, step {number + 1}, {analysis.cost(kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs left")
         step = smaller(analysis, kept)
         scores = _scores(search, chosen, step, number)
-        costs = channel_costs(step.analysis, chosen.normalization, chosen.engine, cache, search.context.threads)
+        costs = _costs(search, chosen, step, number, cache)
         gone: dict[str, set[int]] = {}
         removed = 0
         for bundle in _least(search, step, scores, costs, fixed):
@@ -83,6 +83,28 @@ def group_fisher(search: Search) -> Plan:
             raise search.missed(kept, "group-fisher: every group is at its least width")
         number += 1
     return search.plan(kept, method="group-fisher", steps=number, normalization=chosen.normalization)
+
+
+def _costs(search: Search, chosen: Settings, step: Smaller, number: int, cache: LatencyCache) -> dict[str, np.ndarray]:
+    """What a channel of the smaller model costs; times are remembered, because no two measurements are equal."""
+    if chosen.normalization != "latency":
+        return channel_costs(step.analysis, chosen.normalization)
+
+    def measured() -> dict[str, dict[str, float]]:
+        least = {n: _left_at_least(search, step, n) for n in step.origin}
+        found = channel_costs(step.analysis, "latency", chosen.engine or search.engine, cache, options=search.engine_options, least=least)
+        return {"ms": {n: float(v[0]) for n, v in found.items()}}
+
+    name = f"latency {number} {step.analysis.digest}"
+    ms = search.journal.recall(name, measured)["ms"]
+    return {g.name: np.full(g.size, ms[g.name]) for g in step.analysis.groups}
+
+
+def _left_at_least(search: Search, step: Smaller, name: str) -> int:
+    """The least width that a group of the smaller model may have."""
+    group, here = search.analysis.group(step.origin[name][0][0][0]), step.analysis.group(name).size
+    others = len(step.kept.get(group.name, range(group.size))) - here
+    return max(widths(group.size, search.constraints)[-1] - others, 1)
 
 
 def _scores(search: Search, chosen: Settings, step: Smaller, number: int) -> Scores:

@@ -128,9 +128,10 @@ def layer_selection(search: Search) -> Plan:
         number += 1
     if not search.met(kept):
         raise search.missed(kept, f"layer-selection found no more after {number} rounds: raise rounds or max_drop, lower end_map (--method-option)")
-    if chosen.tune and model is not None:
-        search.made(model)
-    return search.plan(kept, method="layer-selection", rounds=rounds)
+    if not chosen.tune or model is None:
+        return search.plan(kept, method="layer-selection", rounds=rounds)
+    search.made(model)
+    return search.plan(kept, method="layer-selection", rounds=rounds, tuned=chosen.tune)
 
 
 def _round(search: Search, chosen: Settings, rates: Sequence[float], step: Smaller, fixed: set[str], number: int) -> tuple[Kept, float]:
