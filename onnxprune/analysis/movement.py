@@ -39,8 +39,14 @@ def _ids(node: Node, axis: Axis, size: Dim) -> np.ndarray:
 
 
 def _refit(node: Node, where: tuple[str, str | int], entries: list[Axis | None], watch: Sequence[np.ndarray] = ()) -> None:
+    """Note that a literal is to be written anew; where it is computed and nothing of it is known, nothing can be, and the axes stay."""
     arrays = tuple(e if isinstance(e, np.ndarray) else None for e in entries)
-    if any(a is not None for a in arrays):
+    kind, slot = where
+    if kind == "input" and int(slot) < len(node.names) and node.names[int(slot)] and node.partial(int(slot)) is None:
+        for axis in (*arrays, *watch):
+            if axis is not None:
+                stop(node, axis, "of a computed size")
+    elif any(a is not None for a in arrays):
         node.record.refits.append(Refit(node.index, where, arrays, watch=tuple(watch)))
 
 
@@ -207,7 +213,7 @@ def expand(node: Node) -> list[Axes]:
     for i, (have, want) in enumerate(zip(shape, out)):
         if have == 1 and isinstance(want, int) and target is not None and isinstance(target[i - lead], int | np.integer) and i >= lead:
             axes[i] = node.record.causes.fresh(want, node.single())
-    _refit(node, ("input", 1), [axes[i] if target is not None and target[i - lead] != 1 else None for i in range(lead, len(out))])
+    _refit(node, ("input", 1), [None if target is not None and target[i - lead] == 1 else axes[i] for i in range(lead, len(out))])
     return [axes]
 
 

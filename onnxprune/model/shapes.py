@@ -243,8 +243,17 @@ class _Inference:
             return np.array(np.prod(shape, dtype=np.int64), np.int64) if all(isinstance(d, int) for d in shape) else None
         return compact(np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], object))
 
+    def range_length(self, node: NodeProto) -> None:
+        """Counting from 0 to a length gives as many."""
+        bounds = [v.item() if v is not None and v.size == 1 else None for v in (self.values.get(n) for n in node.input)]
+        if len(bounds) == 3 and bounds[0] == 0 and isinstance(bounds[1], str) and bounds[2] == 1:
+            kind = self.types.get(node.input[0])
+            self.types[node.output[0]] = helper.make_tensor_type_proto(kind.tensor_type.elem_type if kind is not None else TensorProto.INT64, [bounds[1]])
+
     def shape_from_value(self, node: NodeProto) -> None:
         """Output shape where the target is known in part, which onnx's inference does not use."""
+        if node.op_type == "Range":
+            self.range_length(node)
         slot = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(node.op_type)
         if node.op_type == "Resize" and attribute(node, "axes") is not None:
             return

@@ -77,6 +77,25 @@ def _symbolic(function: Callable[[Any, Any], Dim], otherwise: Callable[..., Any]
     return apply
 
 
+def _sum(x: Any, y: Any) -> Dim:
+    """A length and nothing more."""
+    return x if y == 0 else y if x == 0 else None
+
+
+def _equal(x: Any, y: Any) -> Any:
+    """A symbol is a length: equal to itself, and to no negative number."""
+    if x == y:
+        return True
+    return False if any(not isinstance(v, str) and v < 0 for v in (x, y)) else None
+
+
+def _where(node: NodeProto, condition: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if condition.dtype != object:
+        return compact(np.where(condition, a, b))
+    either = np.frompyfunc(lambda c, x, y: (x if x == y else None) if c is None else x if c else y, 3, 1)
+    return compact(np.asarray(either(condition, a, b), object))
+
+
 def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """ONNX division: integers truncate towards zero."""
     return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype) if np.issubdtype(a.dtype, np.integer) else a / b
@@ -152,18 +171,18 @@ def _tile(node: NodeProto, x: np.ndarray, repeats: np.ndarray) -> np.ndarray:
 
 EVALUATE: dict[str, Callable[..., Any]] = {
     **{op: _arithmetic(f) for op, f in {
-        "Add": np.add, "Sub": np.subtract, "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Pow": lambda a, b: np.power(a, b).astype(a.dtype),
-        "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Mod": np.mod, "Equal": np.equal, "Greater": np.greater, "Less": np.less,
+        "Sub": np.subtract, "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Pow": lambda a, b: np.power(a, b).astype(a.dtype),
+        "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Mod": np.mod, "Greater": np.greater, "Less": np.less,
         "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal, "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or,
     }.items()},
-    "Mul": _symbolic(lambda x, y: product([x, y]), np.multiply), "Div": _symbolic(quotient, _div),
+    "Add": _symbolic(_sum, np.add), "Equal": _symbolic(_equal, np.equal), "Mul": _symbolic(lambda x, y: product([x, y]), np.multiply), "Div": _symbolic(quotient, _div),
     "Min": lambda node, *xs: _arithmetic(lambda *ys: np.minimum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
     "Max": lambda node, *xs: _arithmetic(lambda *ys: np.maximum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
     "Cast": _cast, "Clip": _clip, "Identity": lambda node, x: x, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
     "Concat": lambda node, *xs: np.concatenate([x.astype(object) for x in xs] if any(x.dtype == object for x in xs) else xs, attribute(node, "axis", 0)),
     "Gather": lambda node, x, i: np.asarray(np.take(x, i, attribute(node, "axis", 0)), x.dtype), "Reshape": _reshape_value,
     "Transpose": lambda node, x: np.transpose(x, attribute(node, "perm")),
-    "Where": lambda node, c, a, b: compact(np.where(c, a, b)) if c.dtype != object else None,
+    "Where": _where,
     "ConstantOfShape": _fill, "Range": _range, "Expand": _expand, "Tile": _tile,
     "ReduceProd": _reduce(np.prod), "ReduceSum": _reduce(np.sum), "ReduceMax": _reduce(np.max), "ReduceMin": _reduce(np.min),
 }  # fmt: skip
