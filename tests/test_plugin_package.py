@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tests" / "plugin"
 MODEL, CALIBRATION, EVALUATION = demo.files()
 FAST = ["--engine=none", "--round-to=1", "--samples=32"]
+pytestmark = pytest.mark.slow
 KINDS = ("rules", "criteria", "allocators", "methods", "repairs", "engines", "metrics", "data_sources")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from onnx import FunctionProto, ModelProto, NodeProto
 from onnxprune.errors import ModelError
 from onnxprune.model.nodes import subgraphs
 from onnxprune.model.weights import bits
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from onnxprune.model.shapes import Shapes
@@ -27,14 +31,11 @@ def memory_bytes() -> int:
     found = []
     try:
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        import resource
-
-        for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-            soft = resource.getrlimit(limit)[0]
-            if soft != resource.RLIM_INFINITY:
-                found.append(soft)
-    except (AttributeError, ImportError, OSError, ValueError):
+    except (AttributeError, OSError, ValueError):
         pass
+    if sys.platform != "win32":
+        softs = (resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+        found += [soft for soft in softs if soft != resource.RLIM_INFINITY]
     for place in _CGROUP_LIMITS:
         try:
             found.append(int(Path(place).read_text(encoding="ascii")))
