@@ -128,8 +128,8 @@ def by_engine(recipe: Recipe) -> bool:
 
 
 def engines_of(recipe: Recipe) -> list[str]:
-    """Engines that are measured on or targeted."""
-    return list(dict.fromkeys((*recipe.engine, *(t.engine for t in recipe.target if t.engine))))
+    """Engines that are targeted or measured on; layers are timed and explained on the first."""
+    return list(dict.fromkeys((*(t.engine for t in recipe.target if t.engine), *recipe.engine)))
 
 
 def engine_options(recipe: Recipe) -> Options:

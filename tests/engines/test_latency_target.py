@@ -64,6 +64,10 @@ def test_widths_follow_the_engine_where_it_is_the_target(options: dict[str, obje
     assert (decide.multiple(recipe), decide.by_engine(recipe)) == (multiple, half)
 
 
+def test_the_engine_of_the_target_comes_first_and_its_layers_are_explained() -> None:
+    assert decide.engines_of(Recipe(target="latency.systolic16=1.5x", engine="onnxruntime,systolic16,mnn")) == ["systolic16", "onnxruntime", "mnn"]
+
+
 def test_a_latency_target_cuts_to_blocks_of_its_engine_or_half_of_one() -> None:
     recipe = Recipe(target="latency.systolic16=1.7x", criterion="l2", allocate="knapsack", repair="none", engine="none")
     kept = decide.decide(CONTEXT, SCORES, recipe).kept
