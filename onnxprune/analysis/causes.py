@@ -209,7 +209,7 @@ class Causes:
 
     def new(self, size: int) -> np.ndarray:
         """Causes for positions that may all go, one each."""
-        end = self._count + size
+        end = self._count + int(size)  # a literal's int64 would wrap
         if size < 0 or end > MOST_IDS:
             raise ValueError(f"{size} more positions cannot be followed")
         if end > len(self._parent):
