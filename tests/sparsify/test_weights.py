@@ -150,12 +150,12 @@ def test_packing_cannot_beat_entropy_nor_lose_to_plain_codes() -> None:
 
 @pytest.mark.zoo
 def test_thirty_percent_on_a_trained_classifier(zoo: Path) -> None:
-    """Plain magnitude costs this folded network 8 points; all classifiers are in benchmarks/tuning.py."""
+    """Plain magnitude costs this folded network 8 points; all classifiers are in benchmarks/sparsity.py."""
     model = load(zoo / "cifar10_mlp_resnet8.onnx")
     inputs, kind = Session(model).inputs, Preprocess(scale=1.0)
     labelled = open_labelled(zoo / "data" / "cifar10_test_4000.npz", inputs, samples=500, preprocess=kind)
     unlabelled = open_data(zoo / "data" / "cifar10_field_1000.npz", inputs, samples=128, preprocess=kind)
-    made = sparsify(model, Settings(amount=0.3, method="obs", scope="global", refit=True, ops=ALL), unlabelled)
+    made = sparsify(model, Settings(amount=0.3, ops=ALL), unlabelled)
     before, after = (evaluate(m, labelled, "top1").value for m in (model, made.model))
     assert made.report.of_weights == pytest.approx(0.3, abs=0.001)
     assert after >= before - 0.015, "one point, and half for 500 images"

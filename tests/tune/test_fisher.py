@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from onnxprune import demo
 from onnxprune.allocate.base import Constraints
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
@@ -16,6 +19,7 @@ from onnxprune.calibrate.backward import LABELS, Loss
 from onnxprune.calibrate.data import open_data
 from onnxprune.calibrate.gradients import mask_gradients
 from onnxprune.checks import input_types
+from onnxprune.demo import files as demo_files
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.evaluate.data import LabelledData
 from onnxprune.events import Event
@@ -50,7 +54,7 @@ def half(analysis: Analysis, share: float = 0.5) -> Constraints:
 
 
 def test_importance_is_the_squared_mask_gradient_of_onnxruntime(analysis: Analysis) -> None:
-    data = open_data(demo.files().calibration, input_types(analysis.model), samples=24)
+    data = open_data(demo_files().calibration, input_types(analysis.model), samples=24)
     feeds, labels = next(iter(data.batches(24))), np.arange(24) % 10
     reference = mask_gradients(analysis, data, [Loss(LABELS, "logits")], labels=labels, batch_size=24).rows
     hook, module = PruneByFisher(analysis, half(analysis), OFTEN, labelled=True), to_module(analysis.model)
@@ -69,7 +73,7 @@ def test_a_masked_network_computes_what_the_cut_one_does(analysis: Analysis) -> 
     for name, mask in hook.kept.items():
         mask[rng.permutation(len(mask))[: len(mask) // 3]] = False
     hook.start(module)
-    feeds = gather(open_data(demo.files().calibration, input_types(analysis.model), samples=8)).inputs
+    feeds = gather(open_data(demo_files().calibration, input_types(analysis.model), samples=8)).inputs
     with torch.no_grad():
         masked = module(as_feeds(feeds, module))["logits"].numpy()
     expected = Session(cut(analysis, hook.plan())).run(feeds)["logits"]
@@ -131,6 +135,20 @@ def test_an_interrupted_run_ends_the_same(analysis: Analysis, digits: Digits, tm
         with pytest.raises(Stop):
             run(tmp_path / f"{at}", at)
         assert run(tmp_path / f"{at}") == (model, plan, steps - at + 1), "it goes on, it does not begin again"
+
+
+@pytest.mark.slow
+def test_two_processes_cut_what_one_does(tmp_path: Path) -> None:
+    """Each adds the squared gradients of its samples; the sums are one."""
+    files = demo_files()
+    arguments = ["-m", "onnxprune", "tune", str(files.model), "--data", str(files.evaluation), "--loss", "ce", "--target", "macs=85%", "--interval", "1", "--steps", "1"]
+    groups = []
+    for launch in ([sys.executable], [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        plan = tmp_path / f"{len(groups)}.json"
+        places = ["-o", str(tmp_path / f"{len(groups)}.onnx"), "--plan", str(plan)]
+        subprocess.run([*launch, *arguments, *places], check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        groups.append(json.loads(plan.read_text())["groups"])
+    assert groups[0] == groups[1] and groups[0]
 
 
 def test_what_cannot_be_met_is_said(analysis: Analysis, digits: Digits) -> None:
