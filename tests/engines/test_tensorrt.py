@@ -15,12 +15,14 @@ from onnxprune.engines import ENGINES, cuda, tensorrt
 from onnxprune.engines.base import Options, fixed, random_feeds, static_inputs
 from onnxprune.engines.bench import difference
 from onnxprune.engines.jetson import to_half
+from onnxprune.engines.quantized import quantize
 from onnxprune.engines.tensorrt import TensorRtModel, build
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError
 
 HALF_AGREES = 0.01  # 11 bits of mantissa through a dozen layers
 TF32_AGREES = 1e-3
+INT8_AGREES = 0.05  # ties may round to the other neighbour
 MODEL = fixed(residual(16), {})
 TENSORS = {"x": (True, (1, 3, 12, 12)), "y": (False, (1, 10))}
 
@@ -151,3 +153,29 @@ def test_on_a_gpu(name: str, precision: str, limit: float, tmp_path: Path) -> No
         layers = compiled.profile(feeds, 5)
     if name != "onnxruntime-tensorrt":
         assert any(layer.nodes for layer in layers)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tensorrt", "trtexec"])
+def test_a_graph_with_quantisers_runs_in_int8_on_a_gpu(name: str) -> None:
+    engine = ENGINES.get(name)
+    if (reason := engine.available()) is not None:
+        pytest.skip(reason)
+    feeds = random_feeds(static_inputs(MODEL, {}))
+    model = quantize(MODEL, feeds, qdq=True)
+    with ENGINES.get("onnxruntime").compile(model, Options(level="off")) as compiled:
+        expected = compiled.run(feeds)
+    with engine.compile(model, Options(precision="int8")) as compiled:
+        assert difference(compiled.run(feeds), expected) <= INT8_AGREES
+
+
+@pytest.mark.gpu
+def test_graphs_of_the_driver_time_beside_pycuda_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ENGINES.get("tensorrt")
+    pytest.importorskip("pycuda")
+    if (reason := engine.available()) is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(cuda, "open_cuda", cuda.PyCuda)
+    feeds = random_feeds(static_inputs(MODEL, {}))
+    with engine.compile(MODEL, Options()) as compiled:
+        assert min(compiled.sample(feeds, 20)) > 0
