@@ -17,7 +17,7 @@ class Run:
     """The activations of one network at one place of its node list, for every batch.
 
     batches: feeds, a list of dicts; kept in memory with the live activations. `model` may be replaced between steps by one with
-    the same nodes and other weights.
+    the same nodes and other weights. feeds: of the first batch.
     """
 
     def __init__(self, model: Model, batches: list[dict[str, np.ndarray]], *, threads: int = 1, shapes: Shapes | None = None) -> None:
@@ -27,6 +27,7 @@ class Run:
         self.live = live_after(model)
         self.at = 0
         self.state = [dict(b) for b in batches]
+        self.feeds = batches[0] if batches else {}
         self.threads = threads
         self._place = {o: i for i, n in enumerate(self.nodes) for o in n.output}
 

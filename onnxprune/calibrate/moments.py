@@ -51,7 +51,7 @@ class Pair:
 
 def refittable(analysis: Analysis) -> tuple[str, ...]:
     """Groups that a linear node with plain weights, or a product of two activations, sums over: what closed forms can make up for."""
-    ids = [li.ids for li in linears(analysis) if li.ids is not None] + [ids for _, ids in _pairs(analysis)]
+    ids = [li.ids for li in linears(analysis) if li.ids is not None] + [ids for _, ids in products(analysis)]
     read = {c for axis in ids for c in analysis.axes.table(axis).ravel().tolist()}
     return tuple(name for name, causes in analysis.causes.items() if read.intersection(causes.tolist()))
 
@@ -59,7 +59,7 @@ def refittable(analysis: Analysis) -> tuple[str, ...]:
 def collect_moments(analysis: Analysis, data: Data, *, batch_size: int, threads: int, seed: int = 0) -> tuple[Mapping[int, Statistic], list[Pair]]:
     """Statistics by node index, of every linear node that sums over an axis that can be cut, and of products of activations."""
     wanted = [li for li in linears(analysis) if li.ids is not None and not (li.groups > 1 and analysis.model.weights[li.weight.tensor].shape[1] == 1)]
-    pairs = _pairs(analysis)
+    pairs = products(analysis)
     names = sorted({li.data for li in wanted} | {n for node, _ in pairs for n in analysis.record.nodes[node].input[:2]})
     if not names:
         return {}, []
@@ -121,7 +121,7 @@ def _output_shape(shape: tuple[int, ...], how: Geometry) -> tuple[int, ...]:
     return (0, 0, *sizes)
 
 
-def _pairs(analysis: Analysis) -> list[tuple[int, np.ndarray]]:
+def products(analysis: Analysis) -> list[tuple[int, np.ndarray]]:
     """MatMul nodes of two activations that sum over a cut axis."""
     found = {}
     weights = {(u.node, u.slot) for u in analysis.record.uses}

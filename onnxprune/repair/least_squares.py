@@ -16,6 +16,7 @@ from onnxprune.analysis.linear import from_matrix, to_matrix
 from onnxprune.calibrate.lockstep import Run
 from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, outputs, positions, tap_order
 from onnxprune.model.io import Model
+from onnxprune.repair.attention import lossy_products, refit_query
 from onnxprune.repair.fits import Fit, own_weights, set_values
 from onnxprune.saliency.base import Context
 from onnxprune.types import Plan
@@ -33,12 +34,17 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     the second moments of one node at a time.
     """
     data = context.repair_data("repair 'least-squares'")
-    model, fits = own_weights(analysis, pruned, analysis.removed(plan.kept))
+    removed = analysis.removed(plan.kept)
+    model, fits = own_weights(analysis, pruned, removed)
+    lossy = lossy_products(analysis, removed, fits)
     batches = list(data.batches(context.batch_size))
     whole, cut = Run(analysis.model, batches, threads=context.threads, shapes=analysis.shapes), Run(model, batches, threads=context.threads)
     rng = np.random.default_rng(context.seed)
     for fit in fits:
         place = cut.place(fit.linear.out)
+        while lossy and cut.place(lossy[0][0]) < place:
+            out, makers = lossy.pop(0)
+            refit_query(analysis, removed, model, makers, out, cut, whole)
         cut.advance(place)
         node = cut.nodes[place]
         whole.advance(whole.place(fit.target) + 1, keep=[fit.target])
