@@ -56,6 +56,42 @@ def test_same_figures_as_the_folders_own_script(zoo, trained, name, limit, metri
 
 
 @pytest.mark.zoo
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "other", "limit", "metric"),
+    [("cifar10_resnet20", "cifar10_resnet56", 300, "top1"), ("camvid_espnet", "camvid_espnet_bn", 2, "miou"), ("coco_yolofastestv2", "coco_yolofastestv2_bn", 24, "coco")],
+)
+def test_comparisons_give_the_scripts_figures_and_each_class(zoo, trained, name, other, limit, metric):
+    """All classes and a chosen subset of trained models; detection a second time by pycocotools."""
+    from onnxprune.evaluate.compare import compare
+    from onnxprune.evaluate.data import open_labelled
+    from onnxprune.model.io import load
+    from onnxprune.model.runtime import Session
+
+    if metric == "coco":
+        pytest.importorskip("cv2"), pytest.importorskip("pycocotools")
+    reader, script = trained
+    entries = reader.open_zoo(zoo)
+    entry, file = entries[name], entries[name].fields["eval_data"][0]
+    a, b = load(entry.path), load(entries[other].path)
+    data = open_labelled(reader.Samples(entry, file), Session(a).inputs)
+    data = replace(data, chosen=data.chosen[:limit])
+    batch = 1 if metric == "miou" else 32
+    found = compare(a, b, data, metric, options=entry.options, batch_size=batch)
+    for score, which in ((found.a, name), (found.b, other)):
+        theirs = script.evaluate(str(zoo), {**entries[which].fields, "eval_data": [file]}, None, limit, 1)[file]
+        assert score.value == pytest.approx(theirs[NAMES[metric]], abs=SAME)
+    assert [r.index for r in found.classes] == sorted(found.a.per_class) and len(found.classes) > 5
+    chosen = [r.index for r in found.classes[:2]]
+    part = compare(a, b, data, metric, chosen, options=entry.options, batch_size=batch)
+    assert [(r.a, r.b) for r in part.classes] == [(r.a, r.b) for r in found.classes[:2]]
+    if metric == "coco":
+        plain = replace(entry.options, curve="coco")
+        ours, official = (compare(a, b, data, m, options=plain, batch_size=batch) for m in ("coco", "coco-official"))
+        assert [(r.index, r.a, r.b) for r in official.classes] == [(r.index, pytest.approx(r.a), pytest.approx(r.b)) for r in ours.classes]
+
+
+@pytest.mark.zoo
 def test_calibration_inputs_are_the_scripts(zoo, trained, tmp_path):
     reader, script = trained
     entries = reader.open_zoo(zoo)
