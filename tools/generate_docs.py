@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import sys
 from collections import defaultdict
@@ -168,6 +169,15 @@ def errors() -> str:
     return table(("code", "exit", "message"), rows)
 
 
+def robustness() -> str:
+    """The tables of docs/robustness.json, which `python -m benchmarks.robustness --json` writes."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.robustness import tables
+
+    path = ROOT / "docs" / "robustness.json"
+    return tables(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
+
+
 def failures() -> Iterator[Failure]:
     """Every OnnxpruneError that the package makes, read from its source."""
     exit_codes = _exit_codes()
@@ -177,8 +187,13 @@ def failures() -> Iterator[Failure]:
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             kind = _template(node.args[0])
-            if name == "Registry" or (name == "unknown" and not kind.endswith(".kind}")):
-                yield Failure("unknown-" + kind.replace(" ", "-"), 2, f"unknown {kind} {{name}}; did you mean ...?")
+            if name == "_say" and len(node.args) == 3 and isinstance(node.args[0], ast.Constant):
+                from onnxprune.cli import INTERRUPTED
+
+                status = node.args[2].value if isinstance(node.args[2], ast.Constant) else INTERRUPTED
+                yield Failure(kind, int(str(status)), _short(_template(node.args[1])))
+            elif name == "Registry" or (name == "unknown" and not kind.endswith(".kind}")):
+                yield Failure("unknown-" + ("..." if "{" in kind else kind.replace(" ", "-")), 2, f"unknown {re.sub(chr(123) + ".*" + chr(125), "...", kind)} {{name}}; did you mean ...?")
             elif name == "MissingExtraError" and len(node.args) == 3:
                 package, extra, purpose = map(_template, node.args)
                 yield Failure("missing-extra", 1, f'{purpose} needs {package}: pip install "onnxprune[{extra}]"')
@@ -230,6 +245,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "handoffs": handoffs,
     "commands": commands,
     "errors": errors,
+    "robustness": robustness,
 }
 
 
