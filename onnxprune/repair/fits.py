@@ -21,7 +21,8 @@ class Fit:
 
     weight, bias: names of its own initializers ("" where there is no bias to set); target: tensor behind the bias and a folded-in
     BatchNormalization; scale: (outputs,) factor of that normalisation, ones without; kept: output channels of the original that are
-    left, None for all; shortcut: the tensor that is added to the target, "" where nothing is; last: whether nothing follows.
+    left, None for all; shortcut: the tensor that is added to the target, "" where nothing is; last: whether nothing follows;
+    low, high: where the activation behind it all (Relu, Clip) is flat, so that values beyond need not be met.
     """
 
     linear: Linear
@@ -33,6 +34,13 @@ class Fit:
     kept: np.ndarray | None
     shortcut: str
     last: bool
+    low: float = -np.inf
+    high: float = np.inf
+
+    @property
+    def bent(self) -> bool:
+        """Whether there is such an activation."""
+        return self.low > -np.inf or self.high < np.inf
 
 
 def own_weights(analysis: Analysis, pruned: Model, removed: np.ndarray) -> tuple[Model, list[Fit]]:
@@ -69,8 +77,25 @@ def own_weights(analysis: Analysis, pruned: Model, removed: np.ndarray) -> tuple
             kept = None if keep.all() else np.flatnonzero(keep)
         after = readers.get(target, []) if target not in outputs else []
         shortcut = next((n for n in after[0].input if n != target and n not in model.weights), "") if len(after) == 1 and after[0].op_type == "Add" else ""
-        fits.append(Fit(linear, linear.out, node.input[1], bias, target, scale, kept, shortcut, not after))
+        final = after[0].output[0] if shortcut else target
+        bounds = _bounds(model, readers.get(final, [])) if final not in outputs else ()
+        fits.append(Fit(linear, linear.out, node.input[1], bias, target, scale, kept, shortcut, not after, *bounds))
     return model, fits
+
+
+def _bounds(model: Model, readers: list[NodeProto]) -> tuple[float, ...]:
+    """Between which values a tensor's only reader tells them apart; () where it is no Relu or Clip."""
+    if len(readers) == 1 and readers[0].op_type == "Relu":
+        return 0.0, np.inf
+    if len(readers) == 1 and readers[0].op_type == "Clip":
+        node = readers[0]
+        limits = [attribute(node, "min", -np.inf), attribute(node, "max", np.inf)]
+        for i, name in enumerate(node.input[1:3]):
+            if name and name not in model.weights:
+                return ()
+            limits[i] = float(model.weights[name].array()) if name else limits[i]
+        return tuple(limits)
+    return ()
 
 
 def set_values(model: Model, name: str, values: np.ndarray) -> None:

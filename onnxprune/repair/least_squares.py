@@ -3,13 +3,17 @@
 The whole and the cut network run in lock-step. Where a node's output is added to a shortcut, the target also makes up for what
 the shortcut has lost. Solved on taps (C * kh * kw unknowns an output), with a ridge towards the cut weights.
 He et al. 2017 (channel pruning) for the idea; sequential inputs with dense targets and the residual term are what carried it.
+Where an activation cuts off what lies beyond a bend, anything beyond it will do: the targets there follow the solution, which is
+found again a few times (majorisation; the error behind the activation never grows; Zhang et al. 2015, 1505.06798, for the aim).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix, to_matrix
@@ -24,7 +28,11 @@ from onnxprune.types import Plan
 RIDGE, LAST_RIDGE = 1e-3, 1e-2  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted
 OVERSAMPLE = 48  # positions an unknown, at least
 CHEAP_MULTIPLICATIONS = 2e10  # for the moments of one node; as many positions as that allows are used
+HELD_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
+BENDS = 3  # solutions with targets that respect the activation behind a node; each makes the error behind it smaller
 LEAST_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
+
+Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | float"]
 
 
 def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
@@ -39,7 +47,6 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     lossy = lossy_products(analysis, removed, fits)
     batches = list(data.batches(context.batch_size))
     whole, cut = Run(analysis.model, batches, threads=context.threads, shapes=analysis.shapes), Run(model, batches, threads=context.threads)
-    rng = np.random.default_rng(context.seed)
     for fit in fits:
         place = cut.place(fit.linear.out)
         while lossy and cut.place(lossy[0][0]) < place:
@@ -50,7 +57,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         whole.advance(whole.place(fit.target) + 1, keep=[fit.target])
         if not cut.has(node.input[0]) or not whole.has(fit.target):
             continue
-        problem = _Problem.of(fit, model, node, cut, whole, data.samples, rng)
+        problem = _Problem.of(fit, model, node, cut, whole, data.samples, context.seed)
         if problem is not None:
             problem.solve(model, node)
     return model
@@ -58,81 +65,150 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
 
 @dataclass
 class _Problem:
-    """Moments of one node, and how its weight lies in them."""
+    """One node, its samples in both networks, and how its weight lies in them. added: whether the cut network's shortcut counts; most: positions an input, at
+    most; seed: of their choice."""
 
     fit: Fit
     how: Geometry
-    groups: list[Moments]
+    shape: tuple[int, int, int]
+    cut: Run
+    whole: Run
+    added: bool
+    most: int
+    seed: tuple[int, int]
 
     @staticmethod
-    def of(fit: Fit, model: Model, node: object, cut: Run, whole: Run, samples: int, rng: np.random.Generator) -> _Problem | None:
-        """Sum over all batches; None where there is nothing to refit across channels."""
+    def of(fit: Fit, model: Model, node: NodeProto, cut: Run, whole: Run, samples: int, seed: int) -> _Problem | None:
+        """None where there is nothing to refit across channels."""
         weight = model.weights[fit.weight]
-        matrix = to_matrix(fit.linear, node, weight.array())  # type: ignore[arg-type]
-        g, o, c, t = matrix.shape
+        g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
         if c == 1 and g > 1:
             return None
-        inputs, targets = cut.values(node.input[0]), whole.values(fit.target)  # type: ignore[attr-defined]
-        lost = fit.shortcut and cut.has(fit.shortcut) and whole.has(fit.shortcut)
-        how = geometry(node, weight.shape, inputs[0].shape)  # type: ignore[arg-type]
+        how = geometry(node, weight.shape, cut.values(node.input[0])[0].shape)  # type: ignore[arg-type]
         most = max(-(-OVERSAMPLE * c * t // max(samples, 1)), int(CHEAP_MULTIPLICATIONS / (c * t) ** 2 / max(samples, 1)), 4)
-        found = [Moments.zeros(c * t, o) for _ in range(g)]
-        for i, (x, y) in enumerate(zip(inputs, targets)):
+        added = bool(fit.shortcut) and cut.has(fit.shortcut) and whole.has(fit.shortcut)
+        if added:
+            shapes = {_kept(whole.values(n)[0], fit).shape for n in (fit.shortcut, fit.target)} | {cut.values(fit.shortcut)[0].shape}
+            added = len(shapes) == 1
+        return _Problem(fit, how, (g, c * t, o), cut, whole, added, most, (seed, cut.at))
+
+    @property
+    def bent(self) -> bool:
+        """Whether targets may respect the activation behind the node."""
+        return self.fit.bent and (self.added or not self.fit.shortcut)
+
+    def samples(self, source: str) -> Iterator[Sample]:
+        """By batch, the same in every pass: columns (K, P), targets (O, P), and what the cut network adds to the node's output."""
+        fit, rng = self.fit, np.random.default_rng(self.seed)
+        for i, (x, y) in enumerate(zip(self.cut.values(source), self.whole.values(fit.target))):
             y = _kept(y, fit)
-            if lost:
-                shortcut = cut.values(fit.shortcut)[i]
-                dense = _kept(whole.values(fit.shortcut)[i], fit)
-                if dense.shape == shortcut.shape == y.shape:
-                    y = y + dense - shortcut
-            at = positions(y.shape, how.spatial, most, rng)
-            xs, ys = columns(x, how, at), outputs(y, how, at)
-            if not how.spatial and xs.shape[1] > most * len(x):
-                pick = np.sort(rng.choice(xs.shape[1], most * len(x), replace=False))
-                xs, ys = xs[:, pick], ys[:, pick]
-            for moments, xb, yb in zip(found, np.split(xs, g), np.split(ys, g)):
-                moments.add(xb, yb)
-        return _Problem(fit, how, found)
+            at = positions(y.shape, self.how.spatial, self.most, rng)
+            parts = [outputs(y, self.how, at)]
+            if self.added:
+                parts += [outputs(s, self.how, at) for s in (_kept(self.whole.values(fit.shortcut)[i], fit), self.cut.values(fit.shortcut)[i])]
+            xs = columns(x, self.how, at)
+            if not self.how.spatial and xs.shape[1] > self.most * len(x):
+                pick = np.sort(rng.choice(xs.shape[1], self.most * len(x), replace=False))
+                xs, parts = xs[:, pick], [p[:, pick] for p in parts]
+            if len(parts) == 1:
+                yield xs, parts[0], 0.0
+            else:
+                yield xs, parts[0] + parts[1] - parts[2], parts[2]
 
-    def solve(self, model: Model, node: object) -> None:
+    def batches(self, source: str) -> Callable[[], Iterable[Sample]]:
+        """`samples` for several passes: laid out once where they are small."""
+        inputs = self.cut.values(source)
+        if self.bent and self.shape[0] * self.shape[1] * self.most * sum(map(len, inputs)) * 4 <= HELD_BYTES:
+            held = list(self.samples(source))
+            return lambda: held
+        return lambda: self.samples(source)
+
+    def solve(self, model: Model, node: NodeProto) -> None:
         """Write the refitted weight and bias into the model."""
-        from scipy.linalg import cho_factor, cho_solve
-
-        fit = self.fit
+        fit, (g, k, o) = self.fit, self.shape
         weight = model.weights[fit.weight]
         order = tap_order(self.how)
-        matrix = to_matrix(fit.linear, node, weight.array()).astype(np.float64)[..., order]  # type: ignore[arg-type]
-        scale = np.broadcast_to(fit.scale, matrix.shape[0] * matrix.shape[1]).reshape(matrix.shape[:2])
-        ridge = LAST_RIDGE if fit.last else RIDGE
-        shifts = []
-        for g, moments in enumerate(self.groups):
-            flat = matrix[g].reshape(matrix.shape[1], -1)
-            effective = flat * scale[g][:, None]
-            xx, yx = moments.centred() if fit.bias else (moments.xx, moments.yx)
-            lift = max(ridge * float(np.trace(xx)) / len(xx), 1e-12)
-            factor = cho_factor(xx + lift * np.eye(len(xx)), lower=True)
-            solved = cho_solve(factor, (yx + lift * effective).T).T  # type: ignore[operator]
-            live = np.abs(scale[g]) > LEAST_SCALE
-            flat[live] = solved[live] / scale[g][live, None]
-            count = max(moments.count, 1)
-            shifts.append(moments.y / count - solved @ (moments.x / count))  # type: ignore[operator]
-            matrix[g] = flat.reshape(matrix.shape[1:])
-        if not np.isfinite(matrix).all():
+        matrix = to_matrix(fit.linear, node, weight.array()).astype(np.float64)[..., order]
+        scale = np.broadcast_to(fit.scale, g * o).reshape(g, o)
+        start = matrix.reshape(g, o, k) * scale[:, :, None]
+        systems = [_System(Moments.zeros(k, o), w, LAST_RIDGE if fit.last else RIDGE, bool(fit.bias)) for w in start]
+        batches = self.batches(node.input[0])
+        for xs, ys, _ in batches():
+            for system, x, y in zip(systems, np.split(xs, g), np.split(ys, g)):
+                system.moments.add(x, y)
+        for system in systems:
+            system.solve()
+        for _ in range(BENDS if self.bent else 0):
+            for system in systems:
+                system.forget_targets()
+            for xs, ys, shortcut in batches():
+                low, high = np.float32(fit.low) - shortcut, np.float32(fit.high) - shortcut
+                for i, (system, x, y) in enumerate(zip(systems, np.split(xs, g), np.split(ys, g))):
+                    part = slice(i * o, (i + 1) * o)
+                    system.add_bent(x, y, *(b[part] if np.ndim(b) else b for b in (low, high)))
+            for system in systems:
+                system.solve()
+        solved = np.stack([s.weight for s in systems])
+        if not np.isfinite(solved).all():
             return
+        live = np.abs(scale) > LEAST_SCALE
+        flat = matrix.reshape(g, o, k)
+        flat[live] = solved[live] / scale[live][:, None]
         back = np.empty_like(matrix)
-        back[..., order] = matrix
+        back[..., order] = flat.reshape(matrix.shape)
         set_values(model, fit.weight, from_matrix(fit.linear, node, back, weight.shape))  # type: ignore[arg-type]
         if fit.bias:
-            self.set_bias(model, np.concatenate(shifts), node)
+            self.set_bias(model, np.concatenate([s.shift for s in systems]), node)
 
-    def set_bias(self, model: Model, shift: np.ndarray, node: object) -> None:
+    def set_bias(self, model: Model, shift: np.ndarray, node: NodeProto) -> None:
         """The constant part: for a normalised output, what is left of it after the running mean and the node's own bias."""
         behind = self.fit.target != self.fit.linear.out and self.fit.scale.ndim
         if behind:
             bn = next(n for n in model.proto.graph.node if self.fit.target in n.output)
             mean = model.weights[bn.input[3]].array().astype(np.float64)
-            own = model.weights[node.input[2]].array().astype(np.float64) if len(node.input) > 2 and node.input[2] else 0.0  # type: ignore[attr-defined]
+            own = model.weights[node.input[2]].array().astype(np.float64) if len(node.input) > 2 and node.input[2] else 0.0
             shift = shift + self.fit.scale * (mean - own)
         set_values(model, self.fit.bias, shift)
+
+
+@dataclass
+class _System:
+    """Normal equations of one group of outputs. weight: (O, K), at first what the ridge pulls towards; constant: whether a shift is free."""
+
+    moments: Moments
+    weight: np.ndarray
+    ridge: float
+    constant: bool
+
+    def __post_init__(self) -> None:
+        self.shift = np.zeros(len(self.weight))
+        self._prior = self.weight
+        self._factor: tuple[np.ndarray, bool] | None = None
+
+    def solve(self) -> None:
+        """Weight and shift for the targets summed so far."""
+        from scipy.linalg import cho_factor, cho_solve
+
+        moments = self.moments
+        xx, yx = moments.centred() if self.constant else (moments.xx, moments.yx)
+        lift = max(self.ridge * float(np.trace(xx)) / len(xx), 1e-12)
+        if self._factor is None:
+            self._factor = cho_factor(xx + lift * np.eye(len(xx)), lower=True)
+        self.weight = cho_solve(self._factor, (yx + lift * self._prior).T).T  # type: ignore[operator]
+        count = max(moments.count, 1)
+        if self.constant:
+            self.shift = moments.y / count - self.weight @ (moments.x / count)  # type: ignore[operator]
+
+    def forget_targets(self) -> None:
+        """Begin new sums of targets over the same inputs."""
+        self.moments.yx, self.moments.y = np.zeros_like(self.weight), np.zeros(len(self.weight))
+
+    def add_bent(self, x: np.ndarray, y: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> None:
+        """Targets for inputs that were summed before: what is wanted; where it lies beyond a bend, anything beyond that bend, so what is there now."""
+        now = self.weight.astype(np.float32) @ x + self.shift.astype(np.float32)[:, None]
+        y = np.where(y <= low, np.minimum(now, low), np.where(y >= high, np.maximum(now, high), y))
+        self.moments.yx += y @ x.T
+        self.moments.y += y.sum(1, dtype=np.float64)
 
 
 def _kept(y: np.ndarray, fit: Fit) -> np.ndarray:
