@@ -193,7 +193,8 @@ def failures() -> Iterator[Failure]:
                 status = node.args[2].value if isinstance(node.args[2], ast.Constant) else INTERRUPTED
                 yield Failure(kind, int(str(status)), _short(_template(node.args[1])))
             elif name == "Registry" or (name == "unknown" and not kind.endswith(".kind}")):
-                yield Failure("unknown-" + ("..." if "{" in kind else kind.replace(" ", "-")), 2, f"unknown {re.sub(chr(123) + ".*" + chr(125), "...", kind)} {{name}}; did you mean ...?")
+                kind = "..." if "{" in kind else kind  # computed: any of the others
+                yield Failure("unknown-" + kind.replace(" ", "-"), 2, f"unknown {kind} {{name}}; did you mean ...?")
             elif name == "MissingExtraError" and len(node.args) == 3:
                 package, extra, purpose = map(_template, node.args)
                 yield Failure("missing-extra", 1, f'{purpose} needs {package}: pip install "onnxprune[{extra}]"')
