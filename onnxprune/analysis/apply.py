@@ -124,11 +124,15 @@ class _Match:
         """The axis of a letter; fresh causes where it has none."""
         if key not in self.env:
             size = self.length[key]
-            if isinstance(key, str) and key not in self.made and key not in self.from_data and any(t is not None and not t.constant for t in self.node.operands):
-                self.env[key] = self.node.why("a parameter of the op")
+            if isinstance(key, str) and key not in self.made and key not in self.from_data and (self.from_data or self.carriers(key) < 2):
+                self.env[key] = self.node.why("a parameter of the op" if self.from_data else "a sum over a constant")
                 return self.env[key]
             self.env[key] = self.causes.fresh(size, self.node.single()) if isinstance(size, int) else self.node.why("dynamic axis")
         return self.env[key]
+
+    def carriers(self, name: str) -> int:
+        """How many operands have an axis of that letter."""
+        return sum(any(name == token or isinstance(token, tuple) and name in token for token in tokens) for tokens in self.tokens if tokens is not None)
 
     def equal(self, key: Key, axis: Axis) -> None:
         if key not in self.env:

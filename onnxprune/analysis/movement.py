@@ -218,12 +218,16 @@ def expand(node: Node) -> list[Axes]:
 
 
 def tile(node: Node) -> list[Axes]:
-    axes, repeats = axes_of(node), _list(node, "repeats", 1) or []
+    axes, repeats = axes_of(node), node.partial(1)
+    if repeats is None:
+        raise Misfit("repeats are computed from the input")
     entries: list[Axis | None] = [None] * len(repeats)
-    for i, (count, size) in enumerate(zip(repeats, node.shape(0))):
+    for i, (count, size) in enumerate(zip(repeats.tolist(), node.shape(0))):
         if count == 1:
             continue
-        if size == 1:
+        if not isinstance(count, int):
+            axes[i] = stop(node, axes[i], "repeated a computed number of times")
+        elif size == 1:
             axes[i] = entries[i] = node.record.causes.fresh(count, node.single())
         elif isinstance(axes[i], np.ndarray):
             axes[i] = np.tile(axes[i], count)

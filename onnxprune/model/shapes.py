@@ -250,10 +250,28 @@ class _Inference:
             kind = self.types.get(node.input[0])
             self.types[node.output[0]] = helper.make_tensor_type_proto(kind.tensor_type.elem_type if kind is not None else TensorProto.INT64, [bounds[1]])
 
+    def lengths_by_axis(self, node: NodeProto) -> None:
+        """Slice and Tile by computed numbers: the lengths that these do not concern."""
+        known = Shapes(self.types, self.values)
+        before, after = known.shape(node.input[0]), known.shape(node.output[0])
+        if before is None or after is not None and all(isinstance(d, int) for d in after):
+            return
+        numbers = self.values.get(node.input[1 if node.op_type == "Tile" else 3]) if len(node.input) > (node.op_type == "Slice") * 2 + 1 else None
+        if numbers is None or node.op_type == "Slice" and numbers.dtype == object:
+            return
+        if node.op_type == "Tile":
+            dims = [None if d is None or r is None else product([d, r]) for d, r in zip(before, numbers.tolist())]
+        else:
+            sliced = {int(a) % len(before) for a in numbers}
+            dims = [(after[i] if after is not None else None) if i in sliced else d for i, d in enumerate(before)]
+        self.types[node.output[0]] = helper.make_tensor_type_proto(known.dtype(node.input[0]), dims)
+
     def shape_from_value(self, node: NodeProto) -> None:
         """Output shape where the target is known in part, which onnx's inference does not use."""
         if node.op_type == "Range":
             self.range_length(node)
+        elif node.op_type in ("Slice", "Tile") and len(node.input) > 1:
+            self.lengths_by_axis(node)
         slot = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(node.op_type)
         if node.op_type == "Resize" and attribute(node, "axes") is not None:
             return

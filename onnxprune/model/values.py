@@ -78,15 +78,14 @@ def _symbolic(function: Callable[[Any, Any], Dim], otherwise: Callable[..., Any]
 
 
 def _sum(x: Any, y: Any) -> Dim:
-    """A length and nothing more."""
-    return x if y == 0 else y if x == 0 else None
+    """Of numbers, or of a length and nothing."""
+    return x + y if not isinstance(x, str) and not isinstance(y, str) else x if y == 0 else y if x == 0 else None
 
 
 def _equal(x: Any, y: Any) -> Any:
     """A symbol is a length: equal to itself, and to no negative number."""
-    if x == y:
-        return True
-    return False if any(not isinstance(v, str) and v < 0 for v in (x, y)) else None
+    numbers = [v for v in (x, y) if not isinstance(v, str)]
+    return bool(x == y) if x == y or len(numbers) == 2 else False if numbers and numbers[0] < 0 else None
 
 
 def _where(node: NodeProto, condition: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

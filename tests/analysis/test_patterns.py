@@ -42,6 +42,14 @@ CASES = {f"fused_{name}": Case(text, groups=(2, 4, 4)) for name, text in FUSED.i
         "float[2,5,4] x | float[4,8] w1, float[5,5,2] table, float[2,6] c1, float[6,8] c2, int64[1] axis = {1}, float[8,5] w2 | a = MatMul(x, w1); h = MatMul(table, c1); "
         "r = Relu(h); z = MatMul(r, c2); m = ReduceSum<keepdims=0>(z, axis); b = Add(a, m); y = MatMul(b, w2)", groups=(2, 5, 6, 8)
     ),
+    "weight_norm_written_out": Case(  # the norm of a constant stays, whatever of that constant goes elsewhere
+        "float[2,4,9] x | float[8,4,3] w1, float[6,8,3] v, float[1,1,3] vg, int64[2] axes = {0, 1}, float[5,6,1] w2 | a = Conv(x, w1); n = ReduceL2(v, axes); d = Div(vg, n); w = Mul(d, v); b = Conv(a, w); y = Conv(b, w2)",
+        opset=18, groups=(6, 8)
+    ),
+    "weight_standardised": Case(
+        "float[2,4,9] x | float[8,4,3] w1, float[6,8,3] w2, int64[2] axes = {1, 2}, float eps = {1e-5}, float[5,6,1] w3 | a = Conv(x, w1); m = ReduceMean(w2, axes); c = Sub(w2, m); q = Mul(c, c); u = ReduceMean(q, axes);"
+        "e = Add(u, eps); s = Sqrt(e); w = Div(c, s); b = Conv(a, w); y = Conv(b, w3)", opset=18, groups=(6, 8)
+    ),
     "parts_taken_together": Case(
         "float[2,5,4] x | float[4,12] w1, int64[4] s = {2, 5, 2, 6}, int64[1] axis = {2}, float[6,5] w2 | "
         "a = MatMul(x, w1); r = Reshape(a, s); m = ReduceSum<keepdims=0>(r, axis); y = MatMul(m, w2)", groups=(2, 6)
