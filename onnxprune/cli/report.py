@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from onnxprune.cli.common import emit, say, shared
+from onnxprune.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from onnxprune.report.data import Report
 
 
 @click.command()
 @click.argument("run_dir", type=click.Path())
+@click.option("--sensitivities", type=click.Path(), metavar="FILE", help="Add what `onnxprune sensitivity` measured and wrote to FILE to report.json and to the page.")
 @shared
-def report(run_dir: str, as_json: bool) -> None:
+def report(run_dir: str, sensitivities: str | None, as_json: bool) -> None:
     """Show the report of RUN_DIR (or of a report.json), and write it as a page, report.html, beside report.json."""
     from onnxprune.report import html, terminal
     from onnxprune.report.data import Report
 
     found = Report.load(run_dir)
+    if sensitivities:
+        found = _with_sensitivities(found, run_dir, sensitivities)
     page = html.write(found, Path(run_dir) if os.path.isdir(run_dir) else Path(run_dir).parent)
     if as_json:
         emit(found.to_json())
@@ -29,3 +37,22 @@ def report(run_dir: str, as_json: bool) -> None:
     click.echo(f"page: {page}")
     if found.warnings:
         say(terminal.warnings(found))
+
+
+def _with_sensitivities(report: Report, run_dir: str, file: str) -> Report:
+    """The report with the figures of a sweep, written back to its file."""
+    from dataclasses import replace
+
+    from onnxprune.files import write_json
+    from onnxprune.report.collect import measured_rows
+    from onnxprune.search.journal import rows
+
+    if not os.path.isfile(file):
+        raise DataError("sensitivities-missing", f"no sensitivities at {file}; write them: onnxprune sensitivity MODEL -o {file}")
+    measured = measured_rows(rows(Path(file)))
+    known = {g.name for g in report.groups}
+    if strange := sorted(measured.keys() - known):
+        raise UsageError("sensitivities-mixed", f"{file} speaks of group {strange[0]!r}, which the model of this report does not have")
+    found = replace(report, measured=measured)
+    write_json(Path(run_dir) / "report.json" if os.path.isdir(run_dir) else Path(run_dir), found.to_json())
+    return found

@@ -10,6 +10,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.errors import UsageError
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import captured, label
 from onnxprune.model.shapes import Shapes, infer
@@ -45,6 +46,28 @@ def sensitivity_rows(scores: Scores, max_fraction: float) -> dict[str, list[list
         counts = np.unique(np.linspace(1, max(int(len(error) * max_fraction), 1), MOST_POINTS).round().astype(int))
         rows[name] = [[round(float(n / len(error)), 4), float(f"{error[n - 1]:.5g}")] for n in counts]
     return rows
+
+
+def measured_rows(records: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Group -> [share removed, quality lost against the whole model], from the records of a sweep (see `search.sensitivity`).
+
+    Raises
+    ------
+    UsageError
+        They are of no sweep, or of several.
+    """
+    rows: dict[str, list[tuple[float, float]]] = {}
+    sweeps = set()
+    try:
+        for r in (r for r in records if "group" in r):
+            sweeps.add(str(r.get("key", "")).partition(":")[0])
+            rows.setdefault(str(r["group"]), []).append((round(1 - r["kept"] / max(r["size"], 1), 4), float(r["quality"])))
+    except (KeyError, TypeError, ValueError) as problem:
+        raise UsageError("sensitivities-invalid", f"not the records of a sweep: {type(problem).__name__} {problem}") from problem
+    if len(sweeps) != 1 or "" not in rows:
+        raise UsageError("sensitivities-mixed", f"{len(sweeps)} sweeps, {'with' if '' in rows else 'without'} the whole model's quality; write each to a file of its own")
+    whole = rows.pop("")[-1][1]
+    return {name: [[share, whole - quality] for share, quality in sorted(points)] for name, points in rows.items()}
 
 
 def latency_rows(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:

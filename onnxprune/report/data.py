@@ -58,7 +58,8 @@ class Report:
     bisection: to a tolerance, {"max_divergence", "reached", "samples", "rows": {"target", "macs", "divergence"} each}. curve: the trade-off, {"macs": share of
     the original's, "quality", "metric", "label", "chosen": whether it is the one written} and the figures that control has, a point. layers: {"node", "op", "macs": [before, after], "bytes": [before, after] read and written and
     "time_ms": [before, after] where known}. graph: see `collect.graph_rows`. frozen: what could not be cut, with the reason.
-    sensitivity: group -> [[share removed, relative output error of the layers that read it, refitted, summed], ..], each group cut alone. data: what calibration saw. provenance: versions and hashes. machine: where it was measured.
+    sensitivity: group -> [[share removed, relative output error of the layers that read it, refitted, summed], ..], each group cut alone.
+    measured: the same of the whole model, [[share removed, quality lost], ..], by `onnxprune sensitivity`. data: what calibration saw. provenance: versions and hashes. machine: where it was measured.
     """
 
     source: str
@@ -80,6 +81,7 @@ class Report:
     graph: Sequence[Mapping[str, Any]] = ()
     frozen: Sequence[Mapping[str, Any]] = ()
     sensitivity: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    measured: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     data: str = ""
     decided_by: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)

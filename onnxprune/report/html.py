@@ -75,7 +75,7 @@ def page(report: Report) -> str:
             most_boxes=MOST_BOXES, costs=_cost_rows(report), metrics=_metric_rows(report), missed=[t for t in report.targets if t.reached > t.allowed * 1.05],
             splits=[(text, report.splits[part]) for part, text in _SPLITS.items() if part in report.splits], control=_control(report),
             outputs=_outputs(report), selection=_selection(report), curve=_curve(report), groups=_group_rows(report), picture=_picture(report), layers=_layer_rows(report), timed=any(r.get("time_ms") for r in report.layers),
-            frozen=_frozen(report.frozen), sensitivity=_sensitivity(report), classes=_classes(report), command=_command(report), random=report.decided_by.get("criterion") == "random",
+            frozen=_frozen(report.frozen), sensitivity=_sensitivity(report.sensitivity, "relative error"), measured=_sensitivity(report.measured, "quality lost"), classes=_classes(report), command=_command(report), random=report.decided_by.get("criterion") == "random",
         )  # fmt: skip
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
         raise UsageError("report-invalid", f"not a report: {type(problem).__name__} {problem}") from problem
@@ -233,14 +233,14 @@ def _frozen(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int, list[Mapp
     return [(reason, len(members), members[: max(MOST_ROWS // len(ordered), 5)]) for reason, members in ordered]
 
 
-def _sensitivity(report: Report) -> dict[str, Any] | None:
+def _sensitivity(rows: Mapping[str, Sequence[Sequence[float]]], what: str) -> dict[str, Any] | None:
     """The groups that hurt most, as curves."""
-    curve = {name: [(0.0, 0.0), *((float(x), float(y)) for x, y in points)] for name, points in report.sensitivity.items() if points}
+    curve = {name: [(0.0, 0.0), *((float(x), float(y)) for x, y in points)] for name, points in rows.items() if points}
     if not curve:
         return None
     worst = sorted(curve, key=lambda name: (-max(y for _, y in curve[name]), name))[:MOST_CURVES]
     drawn = curves([curve[name] for name in worst])
-    svg = plot(drawn, "share of the group's channels removed", "relative error", f"sensitivity of {len(worst)} groups")
+    svg = plot(drawn, "share of the group's channels removed", what, f"sensitivity of {len(worst)} groups")
     return {"svg": Markup(svg), "legend": list(zip(worst, drawn)), "total": len(curve), "points": {name: curve[name][-1] for name in worst}}
 
 

@@ -50,6 +50,7 @@ def full(groups: int = 12, name: str = "/block/conv") -> Report:
         curve=[{"macs": m / 10, "quality": 0.7 - (1 - m / 10) ** 2, "metric": name, "label": name, "chosen": m == 5, **beside(name, 0.1 * m)} for m in range(2, 11)],
         groups=[GroupRow(n, 64, 64 - i % 50, i % 9 != 0, (i * 37 % 101) / 1000, (n,)) for i, n in enumerate(names)], layers=layers, graph=graph,
         frozen=[{"tensor": n, "axis": 0, "op": name, "node": name, "reason": f"graph output {name}" if i % 3 else "no rule"} for i, n in enumerate(names)],
+        measured={n: [[0.25, 0.001 * i], [0.75, 0.02 * i]] for i, n in enumerate(names)},
         sensitivity={n: [[0.25, 0.01 * i], [0.5, 0.03 * i], [0.9, 0.2 * i]] for i, n in enumerate(names)}, data=name,
         decided_by={"criterion": "reconstruction", "allocate": name, "repair": "least-squares", "seed": 0, "result_sha256": "ab" * 32},
         recipe={"target": [name], "mean": [0.5], "freeze": [name]}, provenance={"python": "3.11.7", "onnxprune": "0.1.0", "source_sha256": "cd" * 32},

@@ -125,6 +125,21 @@ def test_the_verb_writes_the_page_beside_the_report(tmp_path: Path, capsys: pyte
         html.write(full(), tmp_path / "missing")
 
 
+def test_measured_sensitivities_are_added_to_report_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(replace(full(3), measured={}).to_json()))
+    sweep = [{"group": "", "quality": 0.9, "size": 0, "kept": 0}] + [{"group": f"/block/conv.{i}", "quality": 0.9 - 0.1 * i, "size": 8, "kept": 6} for i in range(3)]
+    (tmp_path / "sweep.jsonl").write_text("".join(json.dumps(r) + "\n" for r in sweep))
+    assert run(["report", str(tmp_path), "--sensitivities", str(tmp_path / "sweep.jsonl")]) == 0
+    found = Report.load(tmp_path)
+    assert found.measured["/block/conv.2"] == [[0.25, pytest.approx(0.2)]] and (tmp_path / "report.html").read_text(encoding="utf-8") == html.page(found)
+    assert "Quality that the whole model loses" in html.page(found) and "Quality that the whole model loses" not in html.page(bare())
+    for rows, code in ((sweep[1:], 2), ([*sweep, {"group": "a"}], 2), ([{**sweep[0], "key": "b:"}, *sweep], 2), ([*sweep, {**sweep[1], "group": "elsewhere"}], 2)):
+        (tmp_path / "sweep.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        assert run(["report", str(tmp_path), "--sensitivities", str(tmp_path / "sweep.jsonl")]) == code
+    assert run(["report", str(tmp_path), "--sensitivities", str(tmp_path / "none.jsonl")]) == 1
+    assert Report.load(tmp_path) == found and "error[sensitivities-missing]" in capsys.readouterr().err
+
+
 def test_rows_are_below_what_they_read_and_boxes_apart() -> None:
     inputs = [[], [0], [0], [0], [1, 2], [3], [4, 5], [0, 6]]
     rows, columns = layout(inputs)
