@@ -21,7 +21,7 @@ from onnxprune.model.limits import check_functions, check_sizes
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label, nested, subgraphs
 from onnxprune.model.shapes import Shapes, infer
 from onnxprune.model.unfuse import unfuse
-from onnxprune.model.weights import Weight, from_array, from_proto
+from onnxprune.model.weights import Scattered, Weight, from_array, from_proto
 
 OLDEST_OPSET = 7
 DENSE_BYTES = 1 << 28  # a sparse initializer of more stays as it is, and what it touches is frozen
@@ -39,7 +39,6 @@ def canonicalize(model: Model) -> Model:
         raise ModelError("opset-unsupported", f"opset {model.opset} is older than {OLDEST_OPSET}; convert with onnx.version_converter")
     model = _inline(model.edit())
     try:
-        dense(model)
         _unique_names(model.proto.graph)
         _constants(model)
         _body_outputs(model.proto.graph)
@@ -81,7 +80,7 @@ def _unique_names(graph: GraphProto) -> None:
     """Give tensors of sibling bodies names of their own, so that one name means one tensor in the whole model."""
     taken: set[str] = set()
     for inner in nested(graph):
-        made = [i.name for i in (*inner.input, *inner.initializer)] + [o for n in inner.node for o in n.output]
+        made = [i.name for i in (*inner.input, *inner.initializer, *(s.values for s in inner.sparse_initializer))] + [o for n in inner.node for o in n.output]
         rename: dict[str, str] = {}
         if inner is not graph:
             for name in filter(None, made):
@@ -96,7 +95,7 @@ def _unique_names(graph: GraphProto) -> None:
 def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
     """Rename tensors of a body, inner bodies included."""
     for inner in nested(graph):
-        for item in (*inner.input, *inner.output, *inner.initializer, *inner.value_info):
+        for item in (*inner.input, *inner.output, *inner.initializer, *(s.values for s in inner.sparse_initializer), *inner.value_info):
             item.name = names.get(item.name, item.name)
         for node in inner.node:
             node.input[:] = [names.get(n, n) for n in node.input]
@@ -104,7 +103,7 @@ def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _constants(model: Model) -> None:
-    """Constant nodes and the initializers of bodies become initializers of the main graph."""
+    """Constant nodes, the initializers of bodies and sparse ones become plain initializers of the main graph."""
     weights: dict[str, Weight] = dict(model.weights)
     for graph in nested(model.proto.graph):
         kept = []
@@ -120,6 +119,11 @@ def _constants(model: Model) -> None:
             for tensor in graph.initializer:
                 add_weight(model.proto.graph, weights, tensor.name, from_proto(tensor))
             del graph.initializer[:]
+        for i, sparse in reversed(list(enumerate(graph.sparse_initializer))):
+            value = _dense(sparse)
+            if value is not None:
+                add_weight(model.proto.graph, weights, sparse.values.name, value)
+                del graph.sparse_initializer[i]
     object.__setattr__(model, "weights", weights)
 
 
@@ -129,8 +133,7 @@ def _constant(node: NodeProto) -> Weight | None:
         return None
     name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
     if name == "sparse_value":
-        values = _dense(value)
-        return from_array(values) if values is not None else None
+        return _dense(value)
     if name == "value" and value.data_type != TensorProto.STRING:
         return from_proto(value)
     dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -248,34 +251,17 @@ def fold(model: Model, shapes: Shapes) -> None:
             _replace_nodes(graph, kept)
 
 
-def dense(model: Model) -> None:
-    """Sparse initializers as plain ones, those of at most DENSE_BYTES."""
-    for graph in nested(model.proto.graph):
-        kept = []
-        for sparse in graph.sparse_initializer:
-            values = _dense(sparse)
-            if values is None:
-                kept.append(sparse)
-            elif graph is model.proto.graph:
-                add_weight(graph, model.weights, sparse.values.name, from_array(values))  # type: ignore[arg-type]
-            else:
-                graph.initializer.append(numpy_helper.from_array(values, sparse.values.name))
-        if len(kept) != len(graph.sparse_initializer):
-            copies = [SparseTensorProto.FromString(s.SerializeToString()) for s in kept]
-            del graph.sparse_initializer[:]
-            graph.sparse_initializer.extend(copies)
-
-
-def _dense(sparse: SparseTensorProto) -> np.ndarray | None:
-    """Values of a sparse tensor; None where they are too large or lie elsewhere. Indices are places in the flat tensor, or a row each."""
+def _dense(sparse: SparseTensorProto) -> Weight | None:
+    """A sparse tensor as a plain one; None where it is larger than DENSE_BYTES or lies elsewhere. Indices are places in the flat tensor, or a row each."""
     if TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
         return None
-    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-    if prod(sparse.dims) * values.itemsize > DENSE_BYTES:
+    values, places, size = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices), prod(sparse.dims)
+    if size * values.itemsize > DENSE_BYTES:
         return None
-    out = np.zeros(tuple(sparse.dims), values.dtype)
-    out[np.unravel_index(places, out.shape) if places.ndim == 1 else tuple(places.T)] = values
-    return out
+    flat = places if places.ndim == 1 else np.ravel_multi_index(tuple(places.T), tuple(sparse.dims))
+    if len(flat) != len(values) or len(flat) and not 0 <= flat.min() <= flat.max() < size:
+        raise ValueError(f"sparse tensor {sparse.values.name!r} of shape {tuple(sparse.dims)} has values at other places")
+    return Scattered(sparse.values.data_type, tuple(sparse.dims), values, flat)
 
 
 def remove_dead(model: Model) -> None:

@@ -117,6 +117,24 @@ class Sliced:
         return Array(self.dtype, self.array()).raw()
 
 
+@dataclass(frozen=True)
+class Scattered:
+    """Values of a sparse tensor, laid out among zeros when asked for. places: of each in the flat tensor."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    values: np.ndarray = field(repr=False, compare=False)
+    places: np.ndarray = field(repr=False, compare=False)
+
+    def array(self) -> np.ndarray:
+        out = np.zeros(self.shape, self.values.dtype)
+        out.reshape(-1)[self.places] = self.values
+        return out
+
+    def raw(self) -> memoryview | bytes:
+        return Array(self.dtype, self.array()).raw()
+
+
 def _taken(values: np.ndarray, keep: tuple[np.ndarray | None, ...]) -> np.ndarray:
     """Positions of each axis."""
     for axis, index in enumerate(keep):

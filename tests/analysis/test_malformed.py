@@ -5,29 +5,33 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from bodies import BODIES
 from dynamic import DYNAMIC
 from graph_laws import random_plan
 from graph_text import net
 from graphs import CASES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from indexed import INDEXED
 from onnx import AttributeProto, ModelProto
 from patterns import PATTERNS
 
 from onnxprune.analysis.walk import analyse
 from onnxprune.errors import OnnxpruneError
 from onnxprune.model.io import load, to_bytes
+from onnxprune.model.nodes import nested
 from onnxprune.surgery.cut import cut
 
-ALL = CASES | PATTERNS | DYNAMIC
+ALL = CASES | PATTERNS | DYNAMIC | INDEXED | BODIES
 EXAMPLES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "300"))
 
 
 def change(model: ModelProto, draw: st.DataObject) -> None:
     """One thing that is not as it should be."""
-    nodes = model.graph.node
+    graphs = list(nested(model.graph))
+    nodes = [n for g in graphs for n in g.node]
     node = nodes[draw.draw(st.integers(0, len(nodes) - 1))]
-    what = draw.draw(st.sampled_from(["attribute", "attribute", "drop input", "swap inputs", "other input", "op", "drop output", "dims", "initializer", "domain"]))
+    what = draw.draw(st.sampled_from(["attribute", "attribute", "drop input", "swap inputs", "other input", "op", "drop output", "dims", "initializer", "domain", "drop body input", "drop body output", "move body"]))
     names = [i.name for i in model.graph.initializer] + [n.output[0] for n in nodes if n.output] + ["x", ""]
     if what == "attribute" and node.attribute:
         attribute = node.attribute[draw.draw(st.integers(0, len(node.attribute) - 1))]
@@ -54,6 +58,13 @@ def change(model: ModelProto, draw: st.DataObject) -> None:
         tensor = model.graph.initializer[draw.draw(st.integers(0, len(model.graph.initializer) - 1))]
         if len(tensor.dims) > 1:
             tensor.dims[:] = list(tensor.dims)[::-1]
+    elif what.startswith("drop body"):
+        body = draw.draw(st.sampled_from(graphs))
+        ports = body.input if what.endswith("input") else body.output
+        if body is not model.graph and ports:
+            del ports[draw.draw(st.integers(0, len(ports) - 1))]
+    elif what == "move body" and len(graphs) > 1:
+        graphs[-1].CopyFrom(draw.draw(st.sampled_from(graphs[1:])))
     elif what == "domain":
         node.domain = draw.draw(st.sampled_from(["com.microsoft", "custom", "ai.onnx.ml"]))
 
