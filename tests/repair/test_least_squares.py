@@ -158,6 +158,24 @@ def test_a_normalisation_that_is_off_stays_off() -> None:
     assert (fitted(found, "c")[1:] != before[1:]).any(1).all()
 
 
+BEHIND = {"relu": "r = Relu(a)", "clip": "r = Clip(a, zero, six)", "sum": "u = Add(a, x); r = Relu(u)"}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_a_target_that_respects_the_activation_leaves_less_error_behind_it(name: str) -> None:
+    """Values where a Relu or Clip is flat need not be met: what follows it is met better, and the sum with a shortcut is looked at as a whole."""
+    text = (
+        "float[n,5,9,8] x | float[8,5,3,3] w0, float[5,8,3,3] w1, float[5] b1, float[4,5,1,1] w2, float zero = {0.0}, float six = {0.7} |"
+        "s = Conv<pads=[1,1,1,1]>(x, w0); t = Relu(s); a = Conv<pads=[1,1,1,1]>(t, w1, b1);" + BEHIND[name] + "; y = Conv(r, w2)"
+    )
+    linear, bent = (Repaired.of(text, share=0.5, bends=bends) for bends in (0, 3))
+    errors = []
+    for found in (linear, bent):
+        (whole,), (after,) = found.values(found.whole, "r"), found.values(found.after, "r")
+        errors.append(float(np.square(np.take(whole, found.kept_of("r", 1), 1) - after).sum()))
+    assert errors[1] < errors[0], errors
+
+
 def test_nothing_cut_changes_nothing() -> None:
     """A plan that keeps all: every target is met by the weights as they are."""
     for name in ("residual", "grouped", "transposed", "product and sum"):
