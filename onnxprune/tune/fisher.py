@@ -85,7 +85,8 @@ class PruneByFisher:
     def before_step(self, module: OnnxModule, step: int) -> None:
         """A cut after each interval."""
         if step and step % self.how.interval == 0 and self.done() != 1.0:
-            join_world(str(self.sums.device)).average([self.sums], join_world("").size)
+            world = join_world(str(self.sums.device))
+            world.average([self.sums], world.size)
             self._cut(self.sums.cpu().numpy())
             self.sums.zero_()
             self.start(module)
