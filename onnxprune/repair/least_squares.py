@@ -82,7 +82,7 @@ class _Problem:
         """None where there is nothing to refit across channels."""
         weight = model.weights[fit.weight]
         g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
-        if c == 1 and g > 1:
+        if c == 1 and o == 1 and g > 1:
             return None
         how = geometry(node, weight.shape, cut.values(node.input[0])[0].shape)  # type: ignore[arg-type]
         most = max(-(-OVERSAMPLE * c * t // max(samples, 1)), int(CHEAP_MULTIPLICATIONS / (c * t) ** 2 / max(samples, 1)), 4)

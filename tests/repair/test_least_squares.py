@@ -202,7 +202,7 @@ def consumers(draw: st.DrawFn) -> str:
 
 
 @settings(max_examples=25, deadline=None)
-@given(consumers(), st.integers(0, 10**6), st.sampled_from([0.5, 0.9]))
+@given(consumers(), st.integers(0, 10**6), st.sampled_from([0.25, 0.5, 0.9]))
 def test_any_geometry_and_never_worse_than_unrepaired(text: str, seed: int, share: float) -> None:
     found = Repaired.of(text, samples=12, share=share, seed=seed)
     *_, reference = expected(found, "y", "y", "")
