@@ -40,7 +40,7 @@ def divergence(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranki
     squared error. Outputs are summed.
     """
     analysis = context.analysis
-    statistics, pairs = moments(context)
+    statistics, pairs, _ = moments(context)
     probe = _Probe(context, statistics, pairs)
     damage = np.zeros(len(steps))
     of_group: dict[str, list[int]] = {}

@@ -42,7 +42,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Pair:
-    """A product of two activations that sums over a cut axis, q . k: second moments of its logits (K, K), summed over heads."""
+    """A product of two activations that sums over a cut axis, q . k: second moments of its logits (K, K), summed over heads and positions of a sample."""
 
     node: int
     ids: np.ndarray
@@ -68,8 +68,10 @@ def collect_moments(analysis: Analysis, data: Data, *, batch_size: int, threads:
     sums: dict[object, list[Moments]] = {}
     keys: dict[int, object] = {}
     logits: dict[int, np.ndarray] = {}
+    seen = 0
     for feeds in data.batches(batch_size):
         found = session.run(feeds)
+        seen += next((len(a) for a in feeds.values() if a.ndim), 1)
         grids: dict[object, object] = {}
         for li in wanted:
             x = np.asarray(found[li.data])
@@ -89,7 +91,7 @@ def collect_moments(analysis: Analysis, data: Data, *, batch_size: int, threads:
         how = keys[li.node][2]  # type: ignore[index]
         count = max(parts[0].count, 1)
         statistics[li.node] = Statistic(li, np.stack([m.centred()[0] / count for m in parts]), np.stack([m.x / count for m in parts]), max(how.taps, 1))
-    return statistics, [Pair(n, ids, logits[n]) for n, ids in pairs]
+    return statistics, [Pair(n, ids, logits[n] / max(seen, 1)) for n, ids in pairs]
 
 
 def _accumulate(sums: dict[object, list[Moments]], key: object, x: np.ndarray, li: Linear, how: Geometry, analysis: Analysis, samples: int, rng: np.random.Generator) -> None:

@@ -18,16 +18,18 @@ STEPS = 64  # eliminations a group; larger groups go several channels a step
 
 @dataclass
 class Reader:
-    """moments: (K, K) G, float64; weight: (K, K) W^T W; index: (channels, m) columns that a channel occupies."""
+    """moments: (K, K) G, float64; weight: (K, K) W^T W, or W^T F W with a weight F of output errors; index: (channels, m) columns that a
+    channel occupies; absolute: whether errors count as they are, not relative to the output's."""
 
     moments: np.ndarray
     weight: np.ndarray
     index: np.ndarray
+    absolute: bool = False
 
     @property
-    def energy(self) -> float:
-        """Variance of the output, summed."""
-        return float(np.einsum("ij,ij->", self.moments, self.weight))
+    def scale(self) -> float:
+        """What an error is multiplied by: one over the output's variance, summed; or 1."""
+        return 1.0 if self.absolute else 1.0 / max(float(np.einsum("ij,ij->", self.moments, self.weight)), 1e-30)
 
 
 def inverse(moments: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
@@ -50,9 +52,9 @@ def eliminate(readers: Sequence[Reader], size: int, steps: int = STEPS) -> tuple
     Returns
     -------
     order : (size,) channel indices, the first to go first
-    cost : (size,) increase of the summed relative output error of the readers, >= 0; several removed at once share it
+    cost : (size,) increase of the summed output error of the readers, >= 0; several removed at once share it
     """
-    work = [_Work(inverse(r.moments), r.weight.copy(), r.index.copy(), 1.0 / max(r.energy, 1e-30)) for r in readers]
+    work = [_Work(inverse(r.moments), r.weight.copy(), r.index.copy(), r.scale) for r in readers]
     alive = np.arange(size)
     order: list[int] = []
     cost = np.zeros(size)

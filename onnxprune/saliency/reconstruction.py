@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.calibrate.fisher import Fisher, output_fisher
 from onnxprune.calibrate.moments import Pair, Statistic, collect_moments
 from onnxprune.errors import UsageError
 from onnxprune.saliency.base import Context
@@ -17,7 +18,10 @@ _TIE = 1e-9  # keeps the order of removals among equal costs
 
 
 def reconstruction(context: Context) -> Scores:
-    """Increase of the readers' summed relative output error at the moment a channel goes, in the order of backward elimination.
+    """What a channel's removal adds to the divergence of the model's answer, to second order, in the order of backward elimination.
+
+    The output error that is left once the readers are refitted is weighed by the Fisher information of their outputs; where the
+    graph has no gradient (see `calibrate.fisher`), the sum of the readers' relative errors is taken instead.
 
     Scores of a group ascend in that order, and their running sum is the group's error curve. Groups that no linear node reads
     are left out.
@@ -27,10 +31,10 @@ def reconstruction(context: Context) -> Scores:
     UsageError
         There is no such group at all: the weights are quantised or computed.
     """
-    statistics, pairs = moments(context)
+    known = moments(context)
     found = {}
     for group in context.analysis.groups:
-        readers = group_readers(context.analysis, group.name, statistics, pairs)
+        readers = group_readers(context.analysis, group.name, *known)
         if readers:
             order, cost = eliminate(readers, group.size)
             found[group.name] = ascending(order, cost)
@@ -42,15 +46,18 @@ def reconstruction(context: Context) -> Scores:
     return found
 
 
-def moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair]]:
-    """Second moments on the context's data, taken once."""
+def moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair], Mapping[str, Fisher]]:
+    """Second moments of what is read and of the gradients behind it, on the context's data, taken once. No gradients: an empty mapping."""
     if "moments" not in context.cache:
-        data = context.statistics_data("criterion 'reconstruction'")
-        context.cache["moments"] = collect_moments(context.analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
+        analysis, data = context.analysis, context.statistics_data("criterion 'reconstruction'")
+        statistics, pairs = collect_moments(analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
+        outs = [(s.linear.out, s.linear.out_axis) for s in statistics.values()] + [(analysis.record.nodes[p.node].output[0], -1) for p in pairs]
+        fisher = output_fisher(analysis, data, outs, seed=context.seed, batch_size=context.batch_size, threads=context.threads) if outs else {}
+        context.cache["moments"] = statistics, pairs, fisher or {}
     return context.cache["moments"]
 
 
-def group_readers(analysis: Analysis, group: str, statistics: Mapping[int, Statistic], pairs: list[Pair]) -> list[Reader]:
+def group_readers(analysis: Analysis, group: str, statistics: Mapping[int, Statistic], pairs: list[Pair], fisher: Mapping[str, Fisher]) -> list[Reader]:
     """What reads a group, with the columns of each channel."""
     causes = analysis.causes[group]
     readers = []
@@ -60,16 +67,29 @@ def group_readers(analysis: Analysis, group: str, statistics: Mapping[int, Stati
             continue
         weight = statistic.weight(analysis)
         inputs = statistic.xx.shape[1] // statistic.taps
+        weighed = _weighed(weight, fisher.get(statistic.linear.out))
         for g in range(len(weight)):
             here = index if len(weight) == 1 else _block(index, g, inputs)
             if here is not None:
                 taps = (here[:, :, None] * statistic.taps + np.arange(statistic.taps)).reshape(len(here), -1)
-                readers.append(Reader(statistic.xx[g], weight[g].T @ weight[g], taps))
+                readers.append(Reader(statistic.xx[g], weight[g].T @ weighed[g], taps, bool(fisher)))
     for pair in pairs:
         index = channel_columns(analysis, pair.ids, causes)
         if index is not None:
-            readers.append(Reader(pair.xx, np.ones_like(pair.xx), index))
+            known = fisher.get(analysis.record.nodes[pair.node].output[0])
+            factor = 0.5 * float(np.trace(known.products)) / len(known.products) if known else 1.0
+            readers.append(Reader(pair.xx, np.full_like(pair.xx, factor), index, known is not None))
     return readers
+
+
+def _weighed(weight: np.ndarray, fisher: Fisher | None) -> np.ndarray:
+    """Half of F W, by group; rows of W (groups, outputs * taps, K) belong to the outputs in turn."""
+    if fisher is None:
+        return weight
+    g, rows, k = weight.shape
+    outputs = len(fisher.products) // g
+    blocks = [fisher.products[i * outputs : (i + 1) * outputs, i * outputs : (i + 1) * outputs] for i in range(g)]
+    return np.stack([0.5 * fisher.positions * (b @ w.reshape(outputs, -1)).reshape(rows, k) for b, w in zip(blocks, weight)])
 
 
 def channel_columns(analysis: Analysis, ids: np.ndarray, causes: np.ndarray) -> np.ndarray | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,17 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorPro
 
 @dataclass(frozen=True)
 class Place:
-    """An activation and its channel axis. node, slot: as that node reads it at that input; with node "" the tensor with all its uses."""
+    """An activation and its channel axis.
+
+    node, slot: as that node reads it at that input; with node "" the tensor with all its uses. moments: what is wanted is not a
+    row a sample but (channels, channels), the gradient's products of two channels, summed over samples and positions.
+    """
 
     tensor: str
     axis: int
     node: str = ""
     slot: int = 0
+    moments: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,15 @@ class Blocked:
 
 @dataclass(frozen=True)
 class Gradient:
-    """model: the graph to run; outputs: the output's name of each place, (samples, channels); feeds: inputs that the losses add;
-    blocked: what has no gradient; samples: rows of an output."""
+    """model: the graph to run; outputs: the output's name of each place, (samples, channels) or moments; feeds: inputs that the losses add;
+    blocked: what has no gradient; samples: rows of an output; sizes: elements of each place's tensor."""
 
     model: Model
     outputs: Mapping[Place, str]
     feeds: Mapping[str, Feed]
     blocked: tuple[Blocked, ...]
     samples: int
+    sizes: Mapping[Place, int] = field(default_factory=dict)
 
 
 def gradient_model(model: Model, places: Sequence[Place], losses: Sequence[Loss], input_shapes: Mapping[str, Sequence[int]], samples: int) -> Gradient:
@@ -119,7 +126,8 @@ class _Builder:
         self.sweep(wanted)
         self.finish(feeds)
         outputs = {place: self.outputs[place] for place in tensors if place in self.outputs}
-        return Gradient(self.copy, outputs, feeds, self.blocked(tensors), self.samples)
+        sizes = {place: prod(n for n in self.shapes.shape(tensor) or () if isinstance(n, int)) for place, tensor in tensors.items()}
+        return Gradient(self.copy, outputs, feeds, self.blocked(tensors), self.samples, sizes)
 
     def split_uses(self, places: Sequence[Place]) -> dict[Place, str]:
         """The tensor of each place, in its own copy where one node's use is meant."""
@@ -243,6 +251,11 @@ class _Builder:
         if value is None or value.dtype not in _FLOATS:
             self.stopped[tensor][tensor] = ("", "the activation has no known shape, or is not of a float type")
             return
+        for place in places:
+            if place.moments:
+                self.outputs[place] = self.moments(grad, value, place.axis % len(value.shape)).name
+        if not (places := [p for p in places if not p.moments]):
+            return
         lead = value.shape[0] // self.samples if value.shape else 0
         if self.samples > 1 and (not lead or lead * self.samples != value.shape[0] or any(p.axis % len(value.shape) == 0 for p in places)):
             self.stopped[tensor][tensor] = ("", f"axis 0 of shape {value.shape} is not {self.samples} samples; use a batch of 1")
@@ -258,6 +271,15 @@ class _Builder:
                 shape = [self.samples, lead, *value.shape[1:]] if self.samples > 1 else [1, *value.shape]
                 rows = product.reshape(shape).reduce("ReduceSum", [i for i in range(1, len(shape)) if i != axis + 1], keepdims=False)
             self.outputs[place] = rows.name
+
+    def moments(self, grad: Value | None, value: Value, axis: int) -> Value:
+        """Sum of g g' over all but one axis."""
+        width, dtype = value.shape[axis], _wide(value.dtype)
+        if grad is None:
+            return self.tape.filled([width, width], 0.0, dtype)
+        order = [axis, *(i for i in range(len(value.shape)) if i != axis)]
+        flat = grad.cast(dtype).transpose(order).reshape([width, prod(value.shape) // max(width, 1)])
+        return flat.matmul(flat.swap_last())
 
     def finish(self, feeds: Mapping[str, Feed]) -> None:
         read = {name for node in (*self.graph.node, *self.tape.nodes) for name in node.input}
