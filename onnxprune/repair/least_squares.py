@@ -27,9 +27,9 @@ from onnxprune.types import Plan
 
 RIDGE, LAST_RIDGE = 1e-3, 1e-2  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted
 OVERSAMPLE = 48  # positions an unknown, at least
-CHEAP_MULTIPLICATIONS = 2e10  # for the moments of one node; as many positions as that allows are used
+CHEAP_MULTIPLICATIONS = 8e9  # for the moments of one node; as many positions as that allows are used
 HELD_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
-BENDS = 3  # solutions with targets that respect the activation behind a node; each makes the error behind it smaller
+BENDS = 2  # solutions with targets that respect the activation behind a node; each makes the error behind it smaller
 LEAST_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
 
 Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | float"]
@@ -205,8 +205,12 @@ class _System:
 
     def add_bent(self, x: np.ndarray, y: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> None:
         """Targets for inputs that were summed before: what is wanted; where it lies beyond a bend, anything beyond that bend, so what is there now."""
-        now = self.weight.astype(np.float32) @ x + self.shift.astype(np.float32)[:, None]
-        y = np.where(y <= low, np.minimum(now, low), np.where(y >= high, np.maximum(now, high), y))
+        now = self.weight.astype(np.float32) @ x
+        now += self.shift.astype(np.float32)[:, None]
+        if np.any(np.isfinite(low)):
+            y = np.where(y <= low, np.minimum(now, low), y)
+        if np.any(np.isfinite(high)):
+            y = np.where(y >= high, np.maximum(now, high), y)
         self.moments.yx += y @ x.T
         self.moments.y += y.sum(1, dtype=np.float64)
 
