@@ -34,8 +34,11 @@ def flag(value: Any) -> bool:
     raise ValueError(f"{value!r} is neither true nor false")
 
 
+LARGEST_INTEGER = 1 << 31  # seeds, samples, threads: more is a slip of the pen
+
+
 def integer(low: int) -> Reader:
-    """A whole number of `low` or more."""
+    """A whole number of `low` or more, and below LARGEST_INTEGER."""
 
     def read(value: Any) -> int:
         try:
@@ -46,6 +49,8 @@ def integer(low: int) -> Reader:
             raise ValueError(f"{value!r} is not a whole number") from None
         if found < low:
             raise ValueError(f"{found} is less than {low}")
+        if found >= LARGEST_INTEGER:
+            raise ValueError(f"{found} is not below {LARGEST_INTEGER}")
         return found
 
     return read

@@ -187,13 +187,16 @@ class _System:
 
     def solve(self) -> None:
         """Weight and shift for the targets summed so far."""
-        from scipy.linalg import cho_factor, cho_solve
+        from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
         moments = self.moments
         xx, yx = moments.centred() if self.constant else (moments.xx, moments.yx)
         lift = max(self.ridge * float(np.trace(xx)) / len(xx), 1e-12)
-        if self._factor is None:
-            self._factor = cho_factor(xx + lift * np.eye(len(xx)), lower=True)
+        while self._factor is None:
+            try:
+                self._factor = cho_factor(xx + lift * np.eye(len(xx)), lower=True)
+            except LinAlgError:  # sums of values far from zero lose their small differences
+                lift *= LIFT_FACTOR
         self.weight = cho_solve(self._factor, (yx + lift * self._prior).T).T  # type: ignore[operator]
         count = max(moments.count, 1)
         if self.constant:
