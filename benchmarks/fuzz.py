@@ -40,6 +40,7 @@ MEMORY_LIMIT_BYTES = 10**9  # resident, the libraries included; and the limit (R
 ONE_INPUT = ["--samples=2", "--batch-size=2"]
 PLAN_FLAGS = ["--target=macs=70%", "--criterion=l2", "--allocate=knapsack", "--round-to=1", *ONE_INPUT]
 ENDS = {0, 1, 2, 3, 4}
+_OVERFLOWS = {"odd values", *BYTES}  # weights of 1e38: sums in another order are other infinities
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def _fault(outcome: Outcome, status: int, folder: str) -> str:
         return "a traceback"
     if "out-of-memory" in outcome.codes:
         return "runs out of memory"
-    if outcome.verbs.get("verify") == 4 and not outcome.seed.startswith("plan"):
+    if outcome.verbs.get("verify") == 4 and not outcome.seed.startswith("plan") and not _OVERFLOWS & set(outcome.changes):
         return "the cut model is not the masked original"
     wrong = [f"{verb} ends with {code}" for verb, code in outcome.verbs.items() if code not in ENDS]
     if wrong or len(outcome.codes) != sum(code != 0 for code in outcome.verbs.values()):

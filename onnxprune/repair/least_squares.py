@@ -30,6 +30,7 @@ OVERSAMPLE = 48  # positions an unknown, at least
 CHEAP_MULTIPLICATIONS = 8e9  # for the moments of one node; as many positions as that allows are used
 HELD_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
 BENDS = 2  # solutions with targets that respect the activation behind a node; each makes the error behind it smaller
+LIFT_FACTOR = 100.0  # from one ridge to the next where sums are not definite
 LEAST_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
 
 Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | float"]
@@ -184,6 +185,7 @@ class _System:
         self.shift = np.zeros(len(self.weight))
         self._prior = self.weight
         self._factor: tuple[np.ndarray, bool] | None = None
+        self._lift = 0.0
 
     def solve(self) -> None:
         """Weight and shift for the targets summed so far."""
@@ -191,13 +193,17 @@ class _System:
 
         moments = self.moments
         xx, yx = moments.centred() if self.constant else (moments.xx, moments.yx)
-        lift = max(self.ridge * float(np.trace(xx)) / len(xx), 1e-12)
+        if not (np.isfinite(xx).all() and np.isfinite(yx).all()):
+            self.weight = np.full_like(self.weight, np.nan)
+            return
+        if self._factor is None:
+            self._lift = max(self.ridge * float(np.trace(xx)) / len(xx), 1e-12)
         while self._factor is None:
             try:
-                self._factor = cho_factor(xx + lift * np.eye(len(xx)), lower=True)
+                self._factor = cho_factor(xx + self._lift * np.eye(len(xx)), lower=True)
             except LinAlgError:  # sums of values far from zero lose their small differences
-                lift *= LIFT_FACTOR
-        self.weight = cho_solve(self._factor, (yx + lift * self._prior).T).T  # type: ignore[operator]
+                self._lift *= LIFT_FACTOR
+        self.weight = cho_solve(self._factor, (yx + self._lift * self._prior).T).T
         count = max(moments.count, 1)
         if self.constant:
             self.shift = moments.y / count - self.weight @ (moments.x / count)  # type: ignore[operator]
