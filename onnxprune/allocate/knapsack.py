@@ -26,5 +26,5 @@ def knapsack(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking
 
 
 def layer_error(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
-    """Damage is the sum of the scores that go: of `reconstruction`, the relative output error of the layers that read the group."""
+    """Damage is the sum of the scores that go: of `reconstruction`, the divergence that the layers reading the group leave."""
     return Ranking(np.array([float(np.maximum(s.scores, 0).sum()) for s in steps]), True)

@@ -58,7 +58,7 @@ class Report:
     bisection: to a tolerance, {"max_divergence", "reached", "samples", "rows": {"target", "macs", "divergence"} each}. curve: the trade-off, {"macs": share of
     the original's, "quality", "metric", "label", "chosen": whether it is the one written} and the figures that control has, a point. layers: {"node", "op", "macs": [before, after], "bytes": [before, after] read and written and
     "time_ms": [before, after] where known}. graph: see `collect.graph_rows`. frozen: what could not be cut, with the reason.
-    sensitivity: group -> [[share removed, relative output error of the layers that read it, refitted, summed], ..], each group cut alone.
+    sensitivity: group -> [[share removed, divergence estimated from the error of the layers that read it, refitted], ..], each group cut alone.
     measured: the same of the whole model, [[share removed, quality lost], ..], by `onnxprune sensitivity`. data: what calibration saw. provenance: versions and hashes. machine: where it was measured.
     """
 

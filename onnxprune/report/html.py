@@ -75,7 +75,7 @@ def page(report: Report) -> str:
             most_boxes=MOST_BOXES, costs=_cost_rows(report), metrics=_metric_rows(report), missed=[t for t in report.targets if t.reached > t.allowed * 1.05],
             splits=[(text, report.splits[part]) for part, text in _SPLITS.items() if part in report.splits], control=_control(report),
             outputs=_outputs(report), selection=_selection(report), curve=_curve(report), groups=_group_rows(report), picture=_picture(report), layers=_layer_rows(report), timed=any(r.get("time_ms") for r in report.layers),
-            frozen=_frozen(report.frozen), sensitivity=_sensitivity(report.sensitivity, "relative error"), measured=_sensitivity(report.measured, "quality lost"), classes=_classes(report), command=_command(report), random=report.decided_by.get("criterion") == "random",
+            frozen=_frozen(report.frozen), sensitivity=_sensitivity(report.sensitivity, "divergence, estimated"), measured=_sensitivity(report.measured, "quality lost"), classes=_classes(report), command=_command(report), random=report.decided_by.get("criterion") == "random",
         )  # fmt: skip
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
         raise UsageError("report-invalid", f"not a report: {type(problem).__name__} {problem}") from problem
