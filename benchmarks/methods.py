@@ -30,8 +30,8 @@ RANDOM = "random"
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "one-shot": {},
     "pagcp": {"method": "pagcp"},
-    "group-fisher, flops": {"method": "group-fisher", "method_option": {"normalization": "flops"}},
-    "group-fisher, act": {"method": "group-fisher", "method_option": {"normalization": "act"}},
+    "group-fisher, flops": {"method": "group-fisher", "method_option": {"normalization": "flops", "interval": 2}},
+    "group-fisher, act": {"method": "group-fisher", "method_option": {"normalization": "act", "interval": 2}},
     "layer-selection": {"method": "layer-selection"},
     RANDOM: {"criterion": "random", "allocate": "uniform"},
 }

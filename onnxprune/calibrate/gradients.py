@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -20,6 +21,7 @@ from onnxprune.model.shapes import infer
 
 # Rows of one sample, alone and in a batch, differ by float noise and by units on a kink; a mixed-up row is another sample's, far beyond this
 ROW_TOLERANCE = 0.1
+BATCHES = "gradient batches of "  # note in `known`: asked for -> used
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
@@ -61,6 +63,7 @@ def mask_gradients(
     seed: int = 0,
     batch_size: int = 16,
     threads: int = 1,
+    known: dict[str, Any] | None = None,
 ) -> MaskGradients:
     """Run the backward graph over the data.
 
@@ -72,6 +75,8 @@ def mask_gradients(
         For a loss of kind "labels": an entry a sample, in the order of the data.
     seed
         Of drawn labels and vectors. The same seed, data and batch size give the same rows.
+    known
+        Where it is noted that rows are a sample's own at this batch size, for later calls on models that differ in widths alone.
 
     Notes
     -----
@@ -83,7 +88,9 @@ def mask_gradients(
     run = _Run(analysis, tuple(losses) if losses is not None else default_losses(analysis.model), threads)
     generator = np.random.Generator(np.random.PCG64(seed))
     start, pieces = 0, []
-    for feeds in data.batches(run.batch_size(data, batch_size)):
+    name, known = f"{BATCHES}{batch_size}", {} if known is None else known
+    known[name] = known.get(name) or run.batch_size(data, batch_size)
+    for feeds in data.batches(known[name]):
         count = samples_of(feeds)
         pieces.append(run.rows(feeds, generator, None if labels is None else labels[start : start + count]))
         start += count

@@ -43,7 +43,7 @@ def gradient_scores(context: Context, formula: Formula, losses: Sequence[Loss] |
     data = context.required_data("a gradient criterion")
     losses = tuple(losses) if losses is not None else default_losses(context.analysis.model)
     options = {"seed": context.seed, "batch_size": context.batch_size, "threads": context.threads}
-    found = mask_gradients(context.analysis, data, losses, labels=labels, **options)
+    found = mask_gradients(context.analysis, data, losses, labels=labels, known=context.cache, **options)
     rows = dict(found.rows)
     if found.incomplete:
         rows |= ablate(context.analysis, data, losses, found.incomplete, labels=labels, **options)

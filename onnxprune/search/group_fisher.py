@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from onnxprune.allocate.base import ordered, widths
 from onnxprune.calibrate.data import Data
+from onnxprune.calibrate.gradients import BATCHES
 from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.layers import LatencyCache
 from onnxprune.errors import UsageError, unknown
@@ -65,10 +67,11 @@ def group_fisher(search: Search) -> Plan:
     fixed, number = frozenset(kept), 0
     count = chosen.step or max(1, sum(g.size for g in analysis.groups) // STEPS)
     cache = LatencyCache()
+    known: dict[str, Any] = {}
     while not search.met(kept):
         search.tell(f"group-fisher, step {number + 1}, {analysis.cost(kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs left")
         step = smaller(analysis, kept)
-        scores = _scores(search, chosen, step, number)
+        scores = _scores(search, chosen, step, number, known)
         costs = _costs(search, chosen, step, number, cache)
         gone: dict[str, set[int]] = {}
         removed = 0
@@ -107,13 +110,14 @@ def _left_at_least(search: Search, step: Smaller, name: str) -> int:
     return max(widths(group.size, search.constraints)[-1] - others, 1)
 
 
-def _scores(search: Search, chosen: Settings, step: Smaller, number: int) -> Scores:
-    """Importance of the smaller model's channels on this step's inputs, remembered."""
+def _scores(search: Search, chosen: Settings, step: Smaller, number: int, known: dict[str, Any]) -> Scores:
+    """Importance of the smaller model's channels on this step's inputs, remembered. known: what the first scoring found of batches."""
     name = f"step {number} {step.analysis.digest}"
     if not search.journal.has(name):
         data = _part(search.context.required_data("method group-fisher"), chosen.interval * search.context.batch_size, number)
-        here = replace(search.context, analysis=step.analysis, data=data, seed=search.context.seed + number, cache={})
+        here = replace(search.context, analysis=step.analysis, data=data, seed=search.context.seed + number, cache=dict(known))
         found = CRITERIA.get(CRITERION if search.criterion == "auto" else search.criterion)(here)
+        known.update({n: v for n, v in here.cache.items() if n.startswith(BATCHES)})
         search.journal.write(name, {"scores": {n: np.asarray(v, np.float64).tolist() for n, v in found.items()}})
     return {n: np.asarray(v) for n, v in search.journal.recall(name, dict)["scores"].items()}
 

@@ -20,7 +20,6 @@ from onnxprune.types import Plan, Scores
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 PROBE_RATIO = 0.3  # of a trial cut of each group alone, for the order
-RELAXED = 1.5  # times the tolerance, after a round in which no group could shrink
 CRITERION = "l2"
 Values = Mapping[str, float]
 
@@ -29,7 +28,8 @@ Values = Mapping[str, float]
 class Settings:
     """initial_rate: tolerance of the first group, relative; initial_thres: what the tolerances of all groups compound to, times the first losses;
     exp: tolerances change geometrically so that they do, else all are equal; topk: share of the groups that is really cut a round, the cheapest ones;
-    round: at most so many rounds; losses: module:function, "" = label-free distances of the output heads; sequential: what this method does, no effect."""
+    round: at most so many rounds; losses: module:function, "" = label-free distances of the output heads; sequential: what this method does, no effect;
+    relax: factor on initial_rate after a round in which no group could shrink, 1 = the search ends there, as published."""
 
     initial_rate: float = 0.06
     initial_thres: float = 6.0
@@ -38,13 +38,14 @@ class Settings:
     round: int = 20
     losses: str = ""
     sequential: bool = True
+    relax: float = 1.5
 
     def __post_init__(self) -> None:
-        if self.initial_rate <= 0 or self.initial_thres <= 1 or not 0 < self.topk <= 1 or self.round < 1:
+        if self.initial_rate <= 0 or self.initial_thres <= 1 or not 0 < self.topk <= 1 or self.round < 1 or self.relax < 1:
             raise UsageError(
                 "method-option",
                 f"pagcp: initial_rate {self.initial_rate:g} must be above 0, initial_thres {self.initial_thres:g} above 1, topk {self.topk:g} in (0, 1], "
-                f"round {self.round} at least 1",
+                f"round {self.round} and relax {self.relax:g} at least 1",
             )
 
 
@@ -96,7 +97,9 @@ def pagcp(search: Search) -> Plan:
 
     Notes
     -----
-    After a round in which no group has a share that its tolerance allows, tolerances are 1.5 times as large; the plan says the last `rate`.
+    What a task may lose in a step is checked at every accepted step, against the tolerance of its round. The published system tunes between rounds, which
+    brings losses down again; here nothing does, so after a round in which no group has a share that its tolerance allows, the next round's are `relax` times
+    as large. The plan says the `rate` of every round.
     """
     chosen = settings(Settings, search.options, "pagcp")
     scores = search.scores(CRITERION)
@@ -105,17 +108,21 @@ def pagcp(search: Search) -> Plan:
         return search.plan(kept, method="pagcp")
     gate = _Gate(search, chosen)
     free = [g.name for g in search.analysis.groups if g.name in scores and g.name not in kept]
+    rates: list[float] = []
     for number in range(chosen.round):
+        rates.append(chosen.initial_rate)
         steps = visit(search, gate, chosen, scores, kept, free, number)
         for step in cheapest(steps, chosen.topk) if steps else ():
             kept[step.group] = step.kept
             if search.met(kept):
                 kept[step.group] = _relaxed(search, scores, kept, step)
                 losses = gate.losses(kept, step.group, kept[step.group])
-                return search.plan(kept, method="pagcp", rounds=number + 1, rate=chosen.initial_rate, tasks={t: [gate.start[t], losses[t]] for t in losses})
-        if not steps:  # every group's smallest ratio is beyond its tolerance: without tuning between rounds the first rate cannot reach every budget
-            chosen = replace(chosen, initial_rate=chosen.initial_rate * RELAXED)
-    raise search.missed(kept, f"pagcp found no more after {chosen.round} rounds: raise round, initial_rate or initial_thres (--method-option)")
+                return search.plan(kept, method="pagcp", rounds=number + 1, rate=rates, tasks={t: [gate.start[t], losses[t]] for t in losses})
+        if not steps and chosen.relax == 1:
+            break
+        if not steps:
+            chosen = replace(chosen, initial_rate=chosen.initial_rate * chosen.relax)
+    raise search.missed(kept, f"pagcp found no more after {len(rates)} rounds: raise round, initial_rate, initial_thres or relax (--method-option)")
 
 
 def visit(search: Search, gate: _Gate, chosen: Settings, scores: Scores, kept: Kept, free: Sequence[str], number: int) -> list[Accepted]:

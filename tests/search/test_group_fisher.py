@@ -14,6 +14,8 @@ from onnxprune.allocate.base import Constraints
 from onnxprune.analysis.walk import analyse
 from onnxprune.calibrate.data import open_data
 from onnxprune.checks import input_types
+from onnxprune.engines import ENGINES, savings
+from onnxprune.engines.layers import LayerSpec
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.model.io import load
 from onnxprune.saliency import CRITERIA
@@ -51,6 +53,37 @@ def test_costs_by_hand() -> None:
     np.testing.assert_allclose(channel_costs(analysis, "flops")[group.name], flops / 1e9)
     np.testing.assert_allclose(channel_costs(analysis, "act")[group.name], 200 / 1e6)
     np.testing.assert_array_equal(channel_costs(analysis, "none")[group.name], 1)
+
+
+def steps_of_eight(engine: object, spec: LayerSpec, options: object, cache: object = None) -> float:
+    """A stand-in for a layer's time: one millisecond for every eight output channels that are begun."""
+    return float(-(-spec.weight[0] // 8))
+
+
+def test_latency_is_the_next_step_down_the_staircase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """conv 3 -> 20 -> 5 on steps of 8: the step from 20 to 16 takes 4 channels and saves 1 ms, so a channel costs a quarter."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 10, 10] x, float[20, 3, 3, 3] a, float[5, 20, 1, 1] b) => (float[1, 5, 10, 10] y) {
+        h = Conv <pads = [1, 1, 1, 1]> (x, a)
+        y = Conv (h, b) }"""
+    proto = onnx.parser.parse_model(text)
+    for name, shape in {"a": (20, 3, 3, 3), "b": (5, 20, 1, 1)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    del proto.graph.input[1:]
+    analysis = analyse(load(proto.SerializeToString()))
+    (group,) = analysis.groups
+    monkeypatch.setattr(savings, "time_layer", steps_of_eight)
+    monkeypatch.setattr(type(ENGINES.get("onnxruntime")), "channel_multiple", lambda engine, precision: 8)
+    np.testing.assert_allclose(channel_costs(analysis, "latency")[group.name], 0.25)
+    np.testing.assert_allclose(channel_costs(analysis, "latency", least={group.name: 18})[group.name], 1e-12)  # 20 to 18: nothing saved
+
+
+def test_a_search_by_latency_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times differ from run to run; what a killed search measured stays."""
+    monkeypatch.setattr(savings, "time_layer", steps_of_eight)
+    whole = group_fisher(replace(search(normalization="latency"), journal=Journal(tmp_path / "j.jsonl")))
+    assert search().met(whole.kept)
+    monkeypatch.setattr(savings, "time_layer", lambda *rest: 1 / 0)
+    assert group_fisher(replace(search(normalization="latency"), journal=Journal(tmp_path / "j.jsonl"))).kept == whole.kept
 
 
 @pytest.mark.parametrize("normalization", ["none", "flops", "act"])

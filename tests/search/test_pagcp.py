@@ -20,7 +20,7 @@ from onnxprune.model.io import load
 from onnxprune.model.runtime import Session
 from onnxprune.pipeline import optimize
 from onnxprune.saliency.base import Context
-from onnxprune.search.base import Search
+from onnxprune.search.base import Search, keep_best
 from onnxprune.search.journal import Journal
 from onnxprune.search.pagcp import Settings, _Gate, cheapest, decay, pagcp, visit
 from onnxprune.search.tasks import HeadLosses
@@ -70,6 +70,31 @@ def test_no_head_exceeds_its_tolerance_at_any_accepted_step(exp: bool) -> None:
         assert step.tolerance == pytest.approx(0.06 * factor**number)
         assert found["logits"] <= base["logits"] * (1 + step.tolerance) * (1 + 1e-4)
         base["logits"] = max(base["logits"], found["logits"])
+
+
+def test_tolerances_grow_only_where_that_is_allowed() -> None:
+    """With a rate that no cut keeps: as published the search ends, with a factor each round's rate is that times the last, until there is a step."""
+    with pytest.raises(TargetError, match="relax"):
+        pagcp(search(initial_rate="1e-9", relax="1"))
+    rates = pagcp(search(budget=0.97, initial_rate="1e-3", relax="4")).decided_by["rate"]
+    assert rates[0] == 1e-3 and rates[-1] > 1e-3
+    assert all(b in (a, 4 * a) for a, b in zip(rates, rates[1:]))
+
+
+def test_a_trial_stops_early_only_where_it_would_fail() -> None:
+    """Bounds are missed exactly where the whole sums exceed them, after fewer batches."""
+    here = search()
+    gate = _Gate(here, Settings())
+    for group, values in list(here.scores("l2").items())[:4]:
+        for share in (0.9, 0.5):
+            kept = keep_best(values, max(1, int(len(values) * share)))
+            whole = gate.suffix({}, group, kept)
+            for factor in (0.999, 1.0, 1.001):
+                bounds = {t: v * factor for t, v in whole.items()}
+                assert (gate.suffix({}, group, kept, bounds) is None) == (factor < 1)
+    bounds = {t: v * 1.0001 for t, v in gate.start.items()}
+    before = gate.suffix.ran
+    assert gate.suffix({}, group, kept[:1], bounds) is None and gate.suffix.ran - before == 1
 
 
 def test_the_cheapest_stay_in_visiting_order() -> None:

@@ -8,17 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onnxprune import demo
 from onnxprune.analysis.walk import analyse
+from onnxprune.calibrate.data import open_data
+from onnxprune.checks import input_types
 from onnxprune.cli import run
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.model.io import load
 from onnxprune.search.layer_selection import Selection, select
+from onnxprune.search.sensitivity import Bench, Sweep, jobs_of, narrowed
 from onnxprune.search.workers import run_jobs
+from onnxprune.surgery.cut import cut
+from onnxprune.types import Plan
 
-FILES = demo.files()
+FILES, INPUT = demo.files(), "images"
 
 
 def sweep(out: Path, *more: str) -> list[str]:
@@ -36,7 +42,9 @@ def test_a_sweep_resumes_and_says_what_cuts_say(tmp_path: Path, capsys: pytest.C
     for r in records[1:]:
         cost = analysis.cost({r["group"]: range(r["kept"])})
         assert (r["params"], r["macs"]) == (cost.params, cost.macs) and r["kept"] == int(r["size"] * (1 - r["rate"]) // 2) * 2
-        assert len(r["per_class"]["top1"]) == 10 and r["timing"]["inference_ms"] > 0
+        timing = r["timing"]
+        assert len(r["per_class"]["top1"]) == 10 and timing["inference_ms"] > 0 and timing["nms_ms"] == 0
+        assert timing["total_ms"] == timing["inference_ms"] and [timing[n] for n in ("batch", "h", "w")] == [timing["shapes"]["images"][i] for i in (0, 2, 3)]
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + lines[3][:30])
     assert run(sweep(out, *flags, "--labelled", str(FILES.evaluation), "--json")) == 0
@@ -48,6 +56,37 @@ def test_a_sweep_resumes_and_says_what_cuts_say(tmp_path: Path, capsys: pytest.C
     assert "--ratio" in capsys.readouterr().out
     assert run(["select", str(tmp_path / "none.jsonl")]) == 1
     assert run(sweep(out, "--rates", "2")) == 2
+
+
+def test_a_detector_has_time_for_its_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "boxes.py").write_text(
+        "import time, numpy as np\n"
+        "def decode(outputs, labels):\n"
+        "    time.sleep(0.003)\n"
+        "    return [np.array([[0.2, 0.2, 0.8, 0.8, 0.9, 0.0]])] * len(next(iter(outputs.values())))\n"
+    )
+    images = np.load(FILES.calibration)[INPUT][:8]
+    boxes = np.array([[i, 0, 0.5, 0.5, 0.6, 0.6] for i in range(8)])
+    np.savez(tmp_path / "boxes.npz", **{INPUT: images, "boxes": boxes})
+    how = ["--metric", "map50", "--labelled", str(tmp_path / "boxes.npz"), "--decoder", f"{tmp_path / 'boxes.py'}:decode"]
+    assert run(sweep(tmp_path / "s.jsonl", f"--group={analyse(load(FILES.model)).groups[0].name}", "--json", *how)) == 0
+    for r in json.loads(capsys.readouterr().out):
+        timing = r["timing"]
+        assert timing["nms_ms"] >= 3 and timing["total_ms"] == pytest.approx(timing["inference_ms"] + timing["nms_ms"])
+        assert {"recall", "precision", "map50", "map"} <= set(r["metrics"]["map50"]) and r["metrics"]["map50"]["value"] == pytest.approx(1)
+
+
+def test_masked_from_the_group_on_is_what_the_cut_model_gives() -> None:
+    """Without times and labels nothing is cut: the part behind the group runs with masks. Losses are those of cut models, run whole."""
+    analysis = analyse(load(FILES.model))
+    data = open_data(FILES.calibration, input_types(analysis.model), samples=24)
+    scores = {g.name: np.random.default_rng(0).random(g.size) for g in analysis.groups}
+    bench = Bench(Sweep(str(FILES.model), analysis.options, scores, data, time=False), analysis)
+    for job in jobs_of(bench.sweep, analysis, [0.5]):
+        kept = {job.group: narrowed(scores[job.group], 0.5)} if job.group else {}
+        model = cut(analysis, Plan(analysis.digest, kept, {n: analysis.group(n).size for n in kept}, {}, analysis.options))
+        expected = {n: v / bench.start[n] for n, v in bench.heads(model).items()}
+        assert bench.record(job)["heads"] == pytest.approx(expected, rel=1e-4)
 
 
 def record(group: str, rate: float, quality: float, params: int, macs: int) -> dict:

@@ -1,0 +1,67 @@
+"""A search whose process is killed (SIGKILL) in the middle and started again writes the bytes that an undisturbed one writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from onnxprune import demo
+
+FILES = demo.files()
+WAIT_S = 240
+METHODS = {
+    "pagcp": ["--target", "macs=80%"],
+    "group-fisher": ["--target", "macs=80%", "--method-option", "interval=1"],
+    "layer-selection": [
+        *("--target", "macs=80%"),
+        *(part for option in ("rates=0.25,0.5", "params_map=4", "flops_map=4", "rounds=6", "tune=kd", "tune_epochs=1") for part in ("--method-option", option)),
+    ],
+}
+
+
+def start(method: str, folder: Path) -> subprocess.Popen[bytes]:
+    """The command, in a process of its own."""
+    command = [sys.executable, "-m", "onnxprune", "optimize", str(FILES.model), "-o", str(folder / "out.onnx"), "--data", str(FILES.calibration)]
+    how = ["--samples", "64", "--round-to", "2", "--repair", "bias", "--engine", "none", "--method", method, *METHODS[method]]
+    return subprocess.Popen([*command, *how], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def finished(process: subprocess.Popen[bytes]) -> None:
+    """Wait for success."""
+    said = process.communicate(timeout=WAIT_S)[1]
+    assert process.returncode == 0, said.decode()[-2000:]
+
+
+def lines(journal: Path) -> int:
+    """Measurements that are in the journal by now."""
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_and_started_again_gives_the_same_bytes(method: str, tmp_path: Path) -> None:
+    if method == "layer-selection":
+        pytest.importorskip("torch")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    finished(start(method, whole))
+    measured = lines(whole / "out.run" / "search.jsonl")
+    assert measured >= 4
+    for share in (1 / 3, 2 / 3):
+        process, until = start(method, broken), time.monotonic() + WAIT_S
+        while lines(broken / "out.run" / "search.jsonl") < measured * share and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL and not (broken / "out.onnx").exists()
+    assert 0 < lines(broken / "out.run" / "search.jsonl") < measured
+    finished(start(method, broken))
+    assert (broken / "out.onnx").read_bytes() == (whole / "out.onnx").read_bytes()
+    assert lines(broken / "out.run" / "search.jsonl") <= measured + 4  # a line that a kill cut short is written once more
