@@ -142,10 +142,11 @@ def _constant(node: NodeProto) -> Weight | None:
 
 def _body_outputs(graph: GraphProto) -> None:
     """What a body returns is made inside of it: onnxruntime refuses bodies that return an outer tensor."""
-    taken = {n for g in nested(graph) for n in (*(i.name for i in (*g.input, *g.initializer)), *(o for node in g.node for o in node.output))}
-    for body in nested(graph):
+    _, *bodies = graphs = list(nested(graph))
+    taken = {n for g in graphs for n in (*(i.name for i in (*g.input, *g.initializer)), *(o for node in g.node for o in node.output))} if bodies else set()
+    for body in bodies:
         made = {i.name for i in body.input} | {o for n in body.node for o in n.output}
-        for output in body.output if body is not graph else ():
+        for output in body.output:
             if output.name not in made:
                 name = free_name(output.name, taken)
                 taken.add(name)
