@@ -21,6 +21,7 @@ from onnxprune.model.runtime import Session
 from onnxprune.pipeline import make_plan
 from onnxprune.recipe import Recipe, read_data_only
 from onnxprune.surgery.cut import cut
+from onnxprune.surgery.verify import relative_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"models": 240, "plans": 30, "recipes": 30}
@@ -153,6 +154,27 @@ def test_a_node_that_does_not_fit_is_no_fault_of_ours(what: str, text: str) -> N
         plan_and_cut(net(text + " | float[] y"))
     except OnnxpruneError as problem:
         assert problem.message
+
+
+@pytest.mark.parametrize("branches", [["then_branch"], ["else_branch"], [], ["body"]])
+def test_an_if_without_a_branch_is_no_fault_of_ours(branches: list[str]) -> None:
+    model = chain()
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "go"))
+    body = helper.make_graph([helper.make_node("Relu", ["y"], ["r"])], "body", [], [helper.make_empty_tensor_value_info("r")])
+    model.graph.node.append(helper.make_node("If", ["go"], ["z"], **{name: body for name in branches}))
+    model.graph.output.append(helper.make_empty_tensor_value_info("z"))
+    try:
+        plan_and_cut(model)
+    except OnnxpruneError as problem:
+        assert problem.message
+
+
+@pytest.mark.parametrize("value", [np.float32([1e4, 1e4 + 1]), np.zeros(2, np.float32)])
+def test_outputs_of_any_size_are_compared(value: np.ndarray) -> None:
+    big = np.tile(value, (1 << 20) + 5)
+    other = big.copy()
+    other[-1] += 1
+    assert relative_difference(big, big) == 0 and relative_difference(other, big) == pytest.approx(1 / np.abs(big).max() if big.any() else np.inf, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [0, 99])

@@ -55,7 +55,7 @@ def canonicalize(model: Model) -> Model:
             _drop_identities(model)
     except RecursionError:
         raise ModelError("model-invalid", "graphs are nested too deep") from None
-    except (LookupError, TypeError, ValueError) as problem:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
         raise ModelError("model-invalid", f"a node is not used as its definition says: {problem}") from problem
     remove_dead(model)
     return model

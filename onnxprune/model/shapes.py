@@ -159,7 +159,7 @@ class _Inference:
     def results(self, node: NodeProto, found: list[Wire]) -> Mapping[str, TypeProto]:
         """Outputs of a node by what its bodies yield."""
         chosen = self.values.get(node.input[0]) if node.op_type == "If" and node.input else None
-        if chosen is not None and chosen.dtype != object and chosen.size == 1:
+        if found and chosen is not None and chosen.dtype != object and chosen.size == 1:
             names = {o.name for o in branch(node, chosen.item()).output}
             found = [w for w in found if w.yields in names]
             self.values.update({w.result: self.values[w.yields] for w in found if w.result and w.yields in self.values})
