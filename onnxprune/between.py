@@ -10,6 +10,7 @@ from onnxprune.recipe import Recipe
 from onnxprune.rundir import key
 from onnxprune.saliency.base import Context
 from onnxprune.stages import Stages
+from onnxprune.tune.settings import Settings
 
 
 @dataclass
@@ -27,7 +28,6 @@ class Tuner:
     def __call__(self, model: Model, loss: str, epochs: int) -> Model:
         """The tuned model; a run that was killed goes on from its checkpoint, and a finished one is read from it."""
         from onnxprune.tune.finetune import tune
-        from onnxprune.tune.settings import Settings
 
         recipe, context = self.recipe, self.context
         settings = Settings(

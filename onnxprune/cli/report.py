@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,6 @@ def report(run_dir: str, sensitivities: str | None, as_json: bool) -> None:
 
 def _with_sensitivities(report: Report, run_dir: str, file: str) -> Report:
     """The report with the figures of a sweep, written back to its file."""
-    from dataclasses import replace
-
     from onnxprune.files import write_json
     from onnxprune.report.collect import measured_rows
     from onnxprune.search.journal import rows
