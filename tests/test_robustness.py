@@ -177,6 +177,14 @@ def test_outputs_of_any_size_are_compared(value: np.ndarray) -> None:
     assert relative_difference(big, big) == 0 and relative_difference(other, big) == pytest.approx(1 / np.abs(big).max() if big.any() else np.inf, rel=1e-6)
 
 
+@pytest.mark.parametrize(("xx", "finite"), [([[1.0, 2.0], [2.0, 1.0]], True), ([[-1e-9, 0.0], [0.0, 1.0]], True), ([[np.inf, 0.0], [0.0, 1.0]], False)])
+def test_a_repair_of_indefinite_sums_ends(xx: list[list[float]], finite: bool) -> None:
+    system = _System(Moments(2, 1), np.ones((1, 2)), 1e-9, False)
+    system.moments.xx, system.moments.yx = np.array(xx), np.ones((1, 2))
+    system.solve()
+    assert np.isfinite(system.weight).all() == finite
+
+
 @pytest.mark.parametrize("kind", [0, 99])
 def test_an_input_of_no_type_is_refused(kind: int) -> None:
     model = chain()
