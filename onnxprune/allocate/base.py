@@ -17,6 +17,8 @@ from onnxprune.saliency.base import Context
 from onnxprune.types import Plan, Scores
 
 ROUNDS = 3  # of savings at the widths found; they settle
+CLOSE = 0.97  # of a budget: nearer than that no step is passed over
+PASSED_OVER = 8  # steps at most that save more than was missing
 
 Measure = Callable[[Mapping[str, Sequence[int]]], float]
 
@@ -137,13 +139,34 @@ class _Search:
         return first_missed(self.analysis, self.constraints, self.kept(chosen))
 
     def prefix(self, keys: np.ndarray) -> list[int]:
-        """The shortest prefix in ascending order of the keys that meets the budgets, less what it can do without."""
+        """The shortest prefix in ascending order of the keys that meets the budgets, less what it can do without.
+
+        Where its last step saves far more than was missing, that step is passed over and the ones behind it are taken, if they can do it closer.
+        """
         ranking = _in_order(self.steps, keys)
-        low, high = 0, len(ranking)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if not self.missed(ranking[:middle]) else (middle + 1, high)
-        return self.relaxed(ranking[:low])
+        barred: dict[str, int] = {}
+        best: tuple[float, list[int]] = -1.0, []
+        for _ in range(PASSED_OVER + 1):
+            allowed = [i for i in ranking if i < barred.get(self.steps[i].group, len(self.steps))]
+            if barred and self.missed(allowed):
+                break
+            low, high = 0, len(allowed)
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if not self.missed(allowed[:middle]) else (middle + 1, high)
+            chosen = self.relaxed(allowed[:low])
+            if any(c in self.constraints.measures for c in self.constraints.budgets):
+                return chosen
+            best = max(best, (self.used(chosen), chosen), key=lambda found: found[0])
+            if best[0] >= CLOSE or not low:
+                break
+            barred[self.steps[allowed[low - 1]].group] = allowed[low - 1]
+        return best[1]
+
+    def used(self, chosen: Iterable[int]) -> float:
+        """Share of the tightest budget that is used."""
+        counted = self.analysis.cost(self.kept(chosen)).as_dict()
+        return max((counted[cost] / max(limit, 1e-30) for cost, limit in self.constraints.budgets.items()), default=1.0)
 
     def relaxed(self, chosen: list[int]) -> list[int]:
         """Give back steps from the last one on, where the budgets are met without them: the last one is often larger than what was missing."""
