@@ -27,7 +27,7 @@ from onnxprune.surgery.verify import relative_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"models": 240, "plans": 30, "recipes": 30}
-LONG = {"models": 600, "plans": 150, "recipes": 150}
+LONG = {"models": 300, "plans": 50, "recipes": 50}
 FIRST_OF_LONG = 100_000  # other files than the quick ones
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and counts memory as Linux does")
