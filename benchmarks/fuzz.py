@@ -106,7 +106,7 @@ def recipe_mutant(number: int, seed: int = 0) -> Mutant:
     from onnxprune.recipe import OPTIONS, Recipe, to_toml
 
     rng = np.random.default_rng([seed, 2, number])
-    text = to_toml(Recipe(**{"target": "macs=70%", "criterion": "l2", "allocate": "knapsack", "repair": "none", "engine": "none", "round_to": 1, "samples": 2}))
+    text = to_toml(Recipe(target="macs=70%", criterion="l2", allocate="knapsack", repair="none", engine="none", round_to=1, samples=2))
     lines = text.splitlines()
     if rng.random() < BYTES_SHARE:
         how = pick(rng, list(BYTES))

@@ -104,7 +104,7 @@ def test_functions_unfold_within_bounds() -> None:
 
 @pytest.mark.parametrize("sizes", [[2**40], [2**62, 2**62], [1, 2**63 - 1, 4], [2**31, 8]])
 def test_a_tensor_that_fits_no_machine_is_refused(sizes: list[int]) -> None:
-    model = chain(f"s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)", f", int64[{len(sizes)}] n = {{{', '.join(map(str, sizes))}}}")
+    model = chain("s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)", f", int64[{len(sizes)}] n = {{{', '.join(map(str, sizes))}}}")
     with pytest.raises(ModelError, match="do not fit this machine|negative") as caught:
         analyse(load(model))
     assert caught.value.code in ("tensor-too-large", "model-invalid")
