@@ -23,7 +23,13 @@ SIZES = (-(2**63), -(2**31), -9, -1, 0, 1, 2, 3, 7, 255, 65536, 2**24, 2**28, 2*
 NAMES = ("", " ", "x", "y", "<script>alert(1)</script>", "../../etc/passwd", "\x00", "a\nb", "é" * 300, "n" * 100_000, "%s{0}", "\u202e")
 LOCATIONS = ("../w", "/etc/passwd", "", ".", "w\x00", "w", "missing", "a" * 5000, "./../x/w", "\\w", "file:///etc/passwd")
 ODD_TYPES = (0, 1, 2, 6, 7, 8, 9, 10, 11, 14, 16, 17, 21, 22, 23, 99, -1)
-OPS = ["Add", "Concat", "Conv", "ConvTranspose", "Gemm", "MatMul", "Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Expand", "Tile", "Pad", "Resize", "LSTM", "GRU", "Einsum", "TopK", "Loop", "If", "Scan", "Softmax", "ReduceMean", "BatchNormalization", "GroupNormalization", "LayerNormalization", "DepthToSpace", "QuantizeLinear", "DequantizeLinear", "ConstantOfShape", "Range", "Shape", "Constant", "Attention", "Where", "NonZero", "OneHot", "ScatterND", "GatherND", "CumSum", "Identity", "Cast", "Upsample", "AveragePool", "MaxPool", "SequenceConstruct", "Optional", "StringNormalizer"]
+OPS = (
+    "Add", "Concat", "Conv", "ConvTranspose", "Gemm", "MatMul", "Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze",
+    "Expand", "Tile", "Pad", "Resize", "LSTM", "GRU", "Einsum", "TopK", "Loop", "If", "Scan", "Softmax", "ReduceMean", "BatchNormalization",
+    "GroupNormalization", "LayerNormalization", "DepthToSpace", "QuantizeLinear", "DequantizeLinear", "ConstantOfShape", "Range", "Shape",
+    "Constant", "Attention", "Where", "NonZero", "OneHot", "ScatterND", "GatherND", "CumSum", "Identity", "Cast", "Upsample", "AveragePool",
+    "MaxPool", "SequenceConstruct", "Optional", "StringNormalizer",
+)  # fmt: skip
 
 _FUNCTIONS = """
 <ir_version: 10, opset_import: ["": 17, "local": 1]>
@@ -310,7 +316,7 @@ def drop_node(rng: np.random.Generator, model: ModelProto) -> None:
 
 @mutator
 def other_operator(rng: np.random.Generator, model: ModelProto) -> None:
-    _node(rng, model).op_type = pick(rng, [*OPS, "Nonsense", ""])
+    _node(rng, model).op_type = pick(rng, (*OPS, "Nonsense", ""))
 
 
 @mutator
