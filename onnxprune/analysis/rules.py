@@ -90,6 +90,12 @@ def layer_normalization(view: View) -> Rule:
     return Rule(f"{', '.join(left)} -> {' '.join(names)}, {stats}, {stats}", mixes=tail)
 
 
+def batch_normalization(view: View) -> Rule:
+    """By stored statistics. In training mode by those of the batch, over all axes but the channels'; the new ones are further outputs."""
+    training = view.outputs > 1 or bool(view.attribute("training_mode", 0))
+    return Rule(f"n c *, c, c, c, c -> n c *{', c' * (view.outputs - 1)}", mixes="n*" if training else "")
+
+
 def group_normalization(view: View) -> Rule:
     """Scale and bias a group before opset 21, a channel since."""
     scale = "(g c)" if view.opset >= 21 else "g"
@@ -259,7 +265,7 @@ RULES: dict[str, Row] = {
     **dict.fromkeys(["QLinearAveragePool", "QLinearGlobalAveragePool"], qlinear_pool),
     "QLinearSoftmax": qlinear_softmax,
     "Einsum": einsum,
-    "BatchNormalization": Rule("n c *, c, c, c, c -> n c *"),
+    "BatchNormalization": batch_normalization,
     "InstanceNormalization": Rule("n c *, c, c -> n c *", mixes="*"),
     "GroupNormalization": group_normalization,
     "LayerNormalization": layer_normalization,

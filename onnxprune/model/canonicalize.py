@@ -20,6 +20,7 @@ from onnxprune.model.io import Model
 from onnxprune.model.limits import check_functions, check_sizes
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label, nested, subgraphs
 from onnxprune.model.shapes import Shapes, infer
+from onnxprune.model.standardise import standardise
 from onnxprune.model.unfuse import unfuse
 from onnxprune.model.weights import Scattered, Weight, from_array, from_proto
 
@@ -49,6 +50,7 @@ def canonicalize(model: Model) -> Model:
         if _decided(model.proto.graph, shapes):
             _drop_identities(model)
         fold(model, shapes)
+        standardise(model, shapes)
         shapes = infer(model)
         _shuffles(model, shapes)
         if unfuse(model, shapes):

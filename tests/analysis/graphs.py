@@ -178,6 +178,11 @@ def tokens(nodes: str, extra: str = "", opset: int = 17, groups: tuple[int, ...]
 
 CASES |= {
     "BatchNormalization": between("b = BatchNormalization(a, w3, w4, w5, v)", "float[8] w3, float[8] w4, float[8] w5, float[8] v"),
+    "BatchNormalization_training": between("b, m, s = BatchNormalization<training_mode=1>(a, w3, w4, w5, v)", "float[8] w3, float[8] w4, float[8] w5, float[8] v"),
+    "BatchNormalization_standardises_weights": between(
+        "o = Reshape(w3, flat); p, m, s = BatchNormalization<training_mode=1>(o, w4, w5, w6, v); q = Reshape(p, back); c = Conv(a, q); b = Conv(c, w7)",
+        "float[8,6,1,1] w7, float[6,8,1,1] w3, int64[3] flat = {1, 6, -1}, int64[4] back = {6, 8, 1, 1}, float[6] w4, float[6] w5, float[6] w6, float[6] v", groups=(6, 8, 8)
+    ),
     "InstanceNormalization": between("b = InstanceNormalization(a, w3, w4)", "float[8] w3, float[8] w4"),
     "GroupNormalization": between("b = GroupNormalization<num_groups=4>(a, w3, w4)", "float[8] w3, float[8] w4", opset=21, groups=(4,)),
     "GroupNormalization_per_group": between("b = GroupNormalization<num_groups=4>(a, w3, w4)", "float[4] w3, float[4] w4", opset=18, groups=(4,)),
