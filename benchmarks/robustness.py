@@ -283,11 +283,11 @@ def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def tables(found: dict[str, Any]) -> str:
     """Markdown."""
-    lines = ["### Bad inputs", "", "| tried | exit code | what is said |", "| --- | --- | --- |"]
+    lines = ["## Bad inputs", "", "| tried | exit code | what is said |", "| --- | --- | --- |"]
     lines += [f"| {r['what']} | {r['code']}{'' if r['ok'] else ' (wrong)'} | {_cell(r['result'])} |" for r in found["bad"]]
-    lines += ["", "### Faults", "", "| what happens | what comes of it |", "| --- | --- |"]
+    lines += ["", "## Faults", "", "| what happens | what comes of it |", "| --- | --- |"]
     lines += [f"| {r['what']} | {'' if r['ok'] else 'WRONG: '}{_cell(r['result'])} |" for r in found["faults"]]
-    lines += ["", "### Changed files", "", "| files | number | go through | refused with one sentence | tracebacks, crashes, hangs | slowest verb | most memory |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += ["", "## Changed files", "", "| files | number | go through | refused with one sentence | tracebacks, crashes, hangs | slowest verb | most memory |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for r in found["fuzzed"]:
         ends = r["ends"]
         lines.append(

@@ -105,7 +105,7 @@ class Plan:
                     raise UsageError("plan-indices", f"group {name!r}: kept must be sorted, unique, non-empty and below {size}")
                 kept[str(name)], sizes[str(name)] = tuple(indices), size
             return Plan(str(data["source"]), kept, sizes, dict(data.get("decided_by", {})), dict(data.get("options", {})))
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
             raise UsageError("plan-invalid", f"not a plan: {type(problem).__name__} {problem}") from problem
 
     @staticmethod

@@ -24,6 +24,7 @@ from onnxprune.recipe import Recipe, read_data_only
 from onnxprune.repair.least_squares import _System
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import relative_difference
+from onnxprune.types import PLAN_FORMAT, Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"models": 240, "plans": 30, "recipes": 30}
@@ -212,3 +213,9 @@ def test_a_recipe_runs_no_code_that_the_command_line_does_not_name(tmp_path: Pat
 def test_a_recipe_of_plain_values_is_read(tmp_path: Path, line: str) -> None:
     (tmp_path / "recipe.toml").write_text(line)
     assert len(read_data_only(tmp_path / "recipe.toml")) == 1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "x", None, [], -1, 4])
+def test_a_plan_with_a_strange_index_is_refused(value: object) -> None:
+    with pytest.raises(UsageError):
+        Plan.from_json({"format": PLAN_FORMAT, "source": "s", "groups": {"a": {"size": 4, "kept": [value]}}})
