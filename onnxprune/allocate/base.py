@@ -45,6 +45,11 @@ class Constraints:
     dead: Mapping[str, np.ndarray] = field(default_factory=dict)
     savings: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def measured(self) -> bool:
+        """Whether a budget is on a cost that is measured, which takes time."""
+        return not self.budgets.keys().isdisjoint(self.measures)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -155,7 +160,7 @@ class _Search:
                 middle = (low + high) // 2
                 low, high = (low, middle) if not self.missed(allowed[:middle]) else (middle + 1, high)
             chosen = self.relaxed(allowed[:low])
-            if any(c in self.constraints.measures for c in self.constraints.budgets):
+            if self.constraints.measured:
                 return chosen
             best = max(best, (self.used(chosen), chosen), key=lambda found: found[0])
             if best[0] >= CLOSE or not low:
@@ -170,7 +175,7 @@ class _Search:
 
     def relaxed(self, chosen: list[int]) -> list[int]:
         """Give back steps from the last one on, where the budgets are met without them: the last one is often larger than what was missing."""
-        if any(c in self.constraints.measures for c in self.constraints.budgets):
+        if self.constraints.measured:
             return chosen
         chosen = list(chosen)
         while True:
