@@ -13,12 +13,14 @@ from onnxprune.model.shapes import Shapes
 from onnxprune.model.weights import from_array
 
 
-def standardise(model: Model, shapes: Shapes) -> bool:
-    """Replace normalisations of constants by statistics of their own; whether there were any. `model` is changed.
+def standardise(model: Model, shapes: Shapes) -> None:
+    """Replace normalisations of constants by statistics of their own. `model` is changed.
 
     Where an input channel of such a weight goes, its statistics would be those of the rest: only the values can be cut exactly.
     """
     graph = model.proto.graph
+    if not any(map(trains, graph.node)):
+        return
     known = set(model.weights) - {i.name for i in graph.input}
     makers: dict[str, NodeProto] = {}
     targets = []
@@ -31,7 +33,7 @@ def standardise(model: Model, shapes: Shapes) -> bool:
     read = {name for node in graph.node for name in (*node.input, *captured(node))} | {o.name for o in graph.output}
     targets = [n for n in targets if read.isdisjoint(n.output[1:])]
     if not targets:
-        return False
+        return
     needed, stack = set(), [n.output[0] for n in targets]
     while stack:
         name = stack.pop()
@@ -45,7 +47,6 @@ def standardise(model: Model, shapes: Shapes) -> bool:
         add_weight(graph, weights, node.output[0], from_array(values[node.output[0]]))
         graph.node.remove(node)
     object.__setattr__(model, "weights", weights)
-    return True
 
 
 def trains(node: NodeProto) -> bool:
