@@ -316,7 +316,9 @@ class Causes:
         if found is not None:
             why = next((int(w) for w in self._why[cells].ravel() if w), 0)
             return self._from_sets(found[0], why), self._from_sets(found[1], why)
-        r, c = self.new(cells.shape[0]), self.new(cells.shape[1])
+        lines = _coupled_lines(cells) if (self._why[cells] == 0).all() else np.arange(sum(cells.shape))
+        ids = self.new(len(lines))[lines]
+        r, c = ids[: len(cells)], ids[len(cells) :]
         self.unify(cells.ravel(), self.merge(r, len(r), c, len(c)))
         return r, c
 
@@ -373,3 +375,30 @@ def _product(sets: list[list[frozenset[int]]]) -> tuple[list[frozenset[int]], li
     rows = [frozenset.intersection(*row) for row in sets]
     columns = [frozenset.intersection(*column) for column in zip(*sets)]
     return (rows, columns) if all(r | c == cell for r, row in zip(rows, sets) for c, cell in zip(columns, row)) else None
+
+
+def _coupled_lines(cells: np.ndarray) -> np.ndarray:
+    """For each row, then each column, the line whose cause it takes because an id stands in several cells.
+
+    With row i and column j as the set {i, j}, equal cells are equal sets, bound by the rule of `_equate`: what is left of both is one line each, and
+    is one; else one pair of cells at a time collapses. `unify` would come to the same, over sets that grow with every step.
+    """
+    rows, columns = cells.shape
+    _, first, where = np.unique(cells, return_index=True, return_inverse=True)
+    first = first[where.ravel()]
+    again = np.flatnonzero(first != np.arange(cells.size))
+    places = [x for at in (again, first[again]) for x in (at // columns, rows + at % columns)]
+    line = np.arange(rows + columns)
+    while True:
+        a, b, c, d = (line[x] for x in places)
+        pair = (a != b) & (c != d)
+        joined = [np.stack([p, q], 1)[pair & (s == t) & (p != q)] for s, t, p, q in ((a, c, b, d), (b, d, a, c), (a, d, b, c), (b, c, a, d))]
+        joined.append(np.stack([a, c], 1)[(a == b) & (c == d) & (a != c)])
+        joins = np.concatenate(joined)
+        if not len(joins):
+            apart = np.flatnonzero(pair & (a != c) & (b != d) & (a != d) & (b != c))
+            if not len(apart):
+                return line
+            joins = np.array([[a, b], [a, c], [a, d]])[:, :, apart[0]]
+        for p, q in joins.tolist():
+            line[line == line[q]] = line[p]
