@@ -69,13 +69,24 @@ def _carry(error: np.ndarray, measured: np.ndarray, wanted: np.ndarray) -> np.nd
     return np.maximum.accumulate(np.exp(out))
 
 
+def divergence_behind(run: Run, model: Model, nodes: Sequence[NodeProto], expected: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Divergence of the outputs from the expected ones, a batch each, where `nodes` of `model` stand for the rest of the network behind the run's place."""
+    outputs = [o.name for o in model.proto.graph.output]
+    session = Session(extract(model, run.shapes, nodes, set(run.state[0]), outputs), threads=run.threads)
+    meters = {o: Meter() for o in outputs}
+    for state, wanted in zip(run.state, expected):
+        found = session.run({n: state[n] for n in session.inputs})
+        for output, meter in meters.items():
+            meter.update(wanted[output], found[output])
+    return sum(m.result() for m in meters.values())
+
+
 class _Probe:
     """Runs of the whole network from where a group is read. Groups must come in graph order."""
 
     def __init__(self, context: Context, statistics: Mapping[int, Statistic], pairs: list[Pair]) -> None:
         self.context, self.analysis = context, context.analysis
         self.statistics, self.pairs = statistics, pairs
-        self.outputs = [o.name for o in self.analysis.model.proto.graph.output]
         self.batches = list(context.gate_data("allocator 'divergence'").batches(context.batch_size))
         session = Session(self.analysis.model, threads=context.threads)
         self.expected = [session.run(b) for b in self.batches]
@@ -109,15 +120,7 @@ class _Probe:
             self.run.advance(self.place(name))
             self.done.add(name)
         model, nodes = self.changed(gone)
-        held = set(self.run.state[0])
-        session = Session(extract(model, self.analysis.shapes, nodes, held, self.outputs), threads=self.context.threads)
-        names = list(session.inputs)
-        meters = {o: Meter() for o in self.outputs}
-        for state, expected in zip(self.run.state, self.expected):
-            found = session.run({n: state[n] for n in names})
-            for output, meter in meters.items():
-                meter.update(expected[output], found[output])
-        return sum(m.result() for m in meters.values())
+        return divergence_behind(self.run, model, nodes, self.expected)
 
     def changed(self, gone: np.ndarray) -> tuple[Model, list[NodeProto]]:
         """The network from here on with refitted readers."""

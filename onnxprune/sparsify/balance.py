@@ -12,12 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxprune.allocate.divergence import Meter
+from onnxprune.allocate.divergence import divergence_behind
 from onnxprune.calibrate.lockstep import Run
 from onnxprune.calibrate.taps import Moments
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
-from onnxprune.model.segments import extract
 from onnxprune.model.weights import Array
 from onnxprune.sparsify.inputs import Reading
 from onnxprune.sparsify.layout import Target
@@ -47,7 +46,6 @@ def balanced(
     batches
         Feeds that the readings have not seen; kept in memory with the activations of one place.
     """
-    outputs = [o.name for o in model.proto.graph.output]
     session = Session(model, threads=threads)
     expected = [session.run(b) for b in batches]
     run = Run(model, batches, threads=threads)
@@ -56,13 +54,7 @@ def balanced(
         name, mask = target.tensor, _probed(scores[target.tensor])
         run.advance(min(run.place(n.output[0]) for n in target.nodes))
         changed = replace(model, weights={**model.weights, name: _alone(model, target, mask, readings[name])})
-        session = Session(extract(changed, run.shapes, run.nodes[run.at :], set(run.state[0]), outputs), threads=threads)
-        meters = {o: Meter() for o in outputs}
-        for state, wanted in zip(run.state, expected):
-            values = session.run({n: state[n] for n in session.inputs})
-            for output, meter in meters.items():
-                meter.update(wanted[output], values[output])
-        damage = sum(m.result() for m in meters.values())
+        damage = divergence_behind(run, changed, run.nodes[run.at :], expected)
         out[name] = scores[name] * (damage / max(float(scores[name][~mask].sum()), _TINY))
         progress((i + 1) / len(found))
     return {t.tensor: out[t.tensor] for t in found}
