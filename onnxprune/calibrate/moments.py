@@ -10,6 +10,7 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears, to_matrix
 from onnxprune.calibrate.data import Data
+from onnxprune.calibrate.gradients import samples_of
 from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, positions, tap_order
 from onnxprune.model.runtime import Session
 
@@ -71,7 +72,7 @@ def collect_moments(analysis: Analysis, data: Data, *, batch_size: int, threads:
     seen = 0
     for feeds in data.batches(batch_size):
         found = session.run(feeds)
-        seen += next((len(a) for a in feeds.values() if a.ndim), 1)
+        seen += samples_of(feeds)
         grids: dict[object, object] = {}
         for li in wanted:
             x = np.asarray(found[li.data])
