@@ -12,6 +12,7 @@ from onnxprune.analysis.state import Mask
 from onnxprune.calibrate.backward import LABELS, VECTOR, Loss
 from onnxprune.calibrate.backward.losses import Feed, feeds_of, start_tensor
 from onnxprune.calibrate.data import Data
+from onnxprune.model.edit import replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import label
 from onnxprune.model.runtime import Session, with_outputs
@@ -99,9 +100,7 @@ def _maskable(analysis: Analysis, masks: Sequence[Mask]) -> Model:
         ]
         before.setdefault(label(node), []).extend(made)
         node.input[mask.slot] = f"mask/{i}/masked"
-    ordered = [NodeProto.FromString(n.SerializeToString()) for node in graph.node for n in (*before.get(label(node), ()), node)]
-    del graph.node[:]
-    graph.node.extend(ordered)
+    replace_nodes(graph, [n for node in graph.node for n in (*before.get(label(node), ()), node)])
     return model
 
 

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorPro
 
 from onnxprune.errors import ModelError
 from onnxprune.model.bodies import branch
-from onnxprune.model.edit import add_initializer, add_weight, free_name
+from onnxprune.model.edit import add_initializer, add_weight, free_name, replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.limits import check_functions, check_sizes
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, captured, label, nested, subgraphs
@@ -116,7 +116,7 @@ def _constants(model: Model) -> None:
             else:
                 add_weight(model.proto.graph, weights, node.output[0], value)
         if len(kept) != len(graph.node):
-            _replace_nodes(graph, kept)
+            replace_nodes(graph, kept)
         if graph is not model.proto.graph:
             for tensor in graph.initializer:
                 add_weight(model.proto.graph, weights, tensor.name, from_proto(tensor))
@@ -173,7 +173,7 @@ def _decided(graph: GraphProto, shapes: Shapes) -> bool:
         nodes += [*taken.node, *(helper.make_node("Identity", [o.name], [name]) for o, name in zip(taken.output, node.output) if name)]
     here = len(nodes) != len(graph.node) or any(a is not b for a, b in zip(nodes, graph.node))
     if here:
-        _replace_nodes(graph, nodes)
+        replace_nodes(graph, nodes)
     return here or inside
 
 
@@ -229,7 +229,7 @@ def _drop_identities(model: Model) -> None:
                 for body in subgraphs(node) if rename else ():
                     _rename(body, rename)
         if rename:
-            _replace_nodes(graph, kept)
+            replace_nodes(graph, kept)
 
 
 def _is_identity(node: NodeProto) -> bool:
@@ -251,7 +251,7 @@ def fold(model: Model, shapes: Shapes) -> None:
                 value = value.astype(helper.tensor_dtype_to_np_dtype(dtype))
             add_weight(model.proto.graph, model.weights, node.output[0], from_array(value))  # type: ignore[arg-type]
         if len(kept) != len(graph.node):
-            _replace_nodes(graph, kept)
+            replace_nodes(graph, kept)
 
 
 def _dense(sparse: SparseTensorProto) -> Weight | None:
@@ -278,7 +278,7 @@ def remove_dead(model: Model) -> None:
             kept.append(node)
             wanted |= set(node.input) | captured(node)
         if len(kept) != len(graph.node):
-            _replace_nodes(graph, kept[::-1])
+            replace_nodes(graph, kept[::-1])
     used = {o.name for g in nested(model.proto.graph) for o in g.output} | {n for g in nested(model.proto.graph) for node in g.node for n in node.input}
     initializers = [i for i in model.proto.graph.initializer if i.name in used]
     gone = {i.name for i in model.proto.graph.initializer} - used
@@ -294,12 +294,6 @@ def remove_dead(model: Model) -> None:
 def _has_effect(node: NodeProto) -> bool:
     """A node without outputs is there for something."""
     return not any(node.output)
-
-
-def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
 
 
 # ---------------------------------------------------------------- channel shuffle

@@ -1,11 +1,11 @@
-"""Adding weights to a copy of a model."""
+"""Adding weights to a copy of a model, and replacing its nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
-from onnx import GraphProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto
 
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import nested
@@ -25,6 +25,20 @@ def add_weight(graph: GraphProto, weights: dict[str, Weight], name: str, value: 
     """Add a weight to a graph and to the values beside it."""
     weights[name] = value
     graph.initializer.append(TensorProto(name=name, data_type=value.dtype, dims=value.shape))
+
+
+def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Make these the nodes of a graph. Its own may be among them."""
+    kept = list(nodes)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def copied(node: NodeProto) -> NodeProto:
+    """A copy of a node."""
+    out = NodeProto()
+    out.CopyFrom(node)
+    return out
 
 
 def free_name(name: str, taken: Collection[str]) -> str:

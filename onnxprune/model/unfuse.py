@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.model.edit import add_initializer
+from onnxprune.model.edit import add_initializer, copied, replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, nested, set_attribute
 from onnxprune.model.shapes import Dim, Shapes
@@ -50,9 +50,7 @@ def unfuse(model: Model, shapes: Shapes) -> bool:
     replaced: dict[int, list[NodeProto]] = {}
     for fused in found:
         _rewrite(model, fused, shapes, replaced)
-    nodes = [copy for n in graph.node for copy in (_copy(m) for m in replaced.get(id(n), [n]))]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, [m for n in graph.node for m in replaced.get(id(n), [n])])
     return True
 
 
@@ -153,11 +151,11 @@ def _rewrite(model: Model, fused: _Fused, shapes: Shapes, replaced: dict[int, li
     target = _target(model, fused, shapes, made)
     last = fused.chain[-1].output[0] if fused.chain else node.output[0]
     for i, piece in enumerate(pieces):
-        reshape = _copy(node)
+        reshape = copied(node)
         reshape.name, reshape.input[:], reshape.output[:] = f"{name}.part{i}", [piece, target], [f"{node.output[0]}.box{i}"]
         made.append(reshape)
         for step in fused.chain:
-            moved = _copy(step)
+            moved = copied(step)
             moved.name, moved.input[0], moved.output[0] = f"{step.name or step.output[0]}.part{i}", made[-1].output[0], f"{step.output[0]}.box{i}"
             made.append(moved)
     replaced[id(node)] = made
@@ -193,9 +191,3 @@ def _give(model: Model, node: NodeProto, what: str, values: list[int]) -> None:
         set_attribute(node, what, values)
     else:
         node.input.append(add_initializer(model, f"{node.output[0]}_{what}", np.array(values, np.int64)))
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    out = NodeProto()
-    out.CopyFrom(node)
-    return out

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.model.edit import add_initializer
+from onnxprune.model.edit import add_initializer, copied, replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, nested
 from onnxprune.model.weights import Weight
@@ -63,9 +63,7 @@ class _Sums:
         for node in self.graph.node:
             if node.op_type not in _SUMS or node.domain not in STANDARD_DOMAINS or not self.rewrite(node):
                 self.nodes.append(node)
-        copies = [_copy(n) for n in self.nodes]
-        del self.graph.node[:]
-        self.graph.node.extend(copies)
+        replace_nodes(self.graph, self.nodes)
 
     def rewrite(self, node: NodeProto) -> bool:
         """Put the scales behind a linear layer; False where its operands or its form do not allow it."""
@@ -78,7 +76,7 @@ class _Sums:
         if conv and weight.shape is None or weight.axis is not None and not _along_output(node, weight):
             return False
         behind = [-1] + [1] * (len(weight.shape) - 2 if conv and weight.shape else 0)  # a vector along the output's channels
-        inner = _copy(node)
+        inner = copied(node)
         inner.input[:], inner.output[:] = [data.name, weight.name], [f"{out}_integers"]
         self.nodes.append(inner)
         scale = self.shaped(weight.scale, behind, out) if weight.axis is not None else weight.scale
@@ -134,7 +132,7 @@ class _Sums:
 
     def again(self, node: NodeProto, slot: int, name: str) -> str:
         """A node once more with another operand; its output."""
-        copy = _copy(node)
+        copy = copied(node)
         copy.input[slot], copy.output[0], copy.name = name, f"{node.output[0]}_integers", ""
         self.nodes.append(copy)
         return copy.output[0]
@@ -154,9 +152,3 @@ def _along_output(node: NodeProto, weight: _Integers) -> bool:
     if node.op_type == "Conv" or node.op_type == "Gemm" and attribute(node, "transB", 0):
         return weight.axis == 0
     return weight.axis == len(weight.shape or ()) - 1
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    out = NodeProto()
-    out.CopyFrom(node)
-    return out

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from onnxprune.model.edit import replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.weights import Weight, from_array
 from onnxprune.tune.bridge import OnnxModule
@@ -57,22 +58,22 @@ def insert(model: Model, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
         Convolution output -> (mean, variance) of each channel on calibration data, float (channels,).
     """
     copy, weights = model.edit(), dict(model.weights)
-    nodes = list(copy.proto.graph.node)
-    del copy.proto.graph.node[:]
-    for node in nodes:
-        copy.proto.graph.node.append(node)
+    nodes = []
+    for node in copy.proto.graph.node:
+        nodes.append(node)
         output = node.output[0] if node.output else ""
         if output not in statistics:
             continue
         mean, var = (np.asarray(v, np.float32) for v in statistics[output])
         var = np.maximum(var, np.float32(LEAST_DEVIATION**2))
-        copy.proto.graph.node[-1].output[0] = f"{output}{_BEFORE}"
+        node.output[0] = f"{output}{_BEFORE}"
         names = [f"{output}{_MARK}{p}" for p in PARTS]
         for name, value in zip(names, (np.sqrt(var + np.float32(EPSILON)), mean, mean, var)):
             weights[name] = from_array(value)
             copy.proto.graph.initializer.append(_bare(value, name))
         inputs = [f"{output}{_BEFORE}", *names]
-        copy.proto.graph.node.append(helper.make_node("BatchNormalization", inputs, [output], f"{output}{_MARK}node", epsilon=EPSILON))
+        nodes.append(helper.make_node("BatchNormalization", inputs, [output], f"{output}{_MARK}node", epsilon=EPSILON))
+    replace_nodes(copy.proto.graph, nodes)
     return replace(copy, weights=weights)
 
 

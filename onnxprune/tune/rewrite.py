@@ -17,7 +17,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError, unknown
 from onnxprune.model.canonicalize import remove_dead
-from onnxprune.model.edit import add_initializer
+from onnxprune.model.edit import add_initializer, replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import attribute, captured
 from onnxprune.model.shapes import infer
@@ -80,8 +80,7 @@ def rewrite_activations(model: Model, target: str, sources: Collection[str] = ("
             nodes += _made(last[node.output[0]], target, model.opset, limits)
         elif not node.output or node.output[0] not in gone:
             nodes.append(node)
-    del copy.proto.graph.node[:]
-    copy.proto.graph.node.extend(nodes)
+    replace_nodes(copy.proto.graph, nodes)
     remove_dead(copy)
     return Rewritten(copy, Counter(f.kind for f in chosen), Counter(f.kind for f in every if f not in chosen))
 

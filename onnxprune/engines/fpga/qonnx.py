@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import numpy as np
 from onnx import NodeProto, helper
 
 from onnxprune.engines.bundle import Prepared, Samples
+from onnxprune.model.edit import add_initializer, replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.model.shapes import QONNX_DOMAINS, QONNX_OPS
-from onnxprune.model.weights import from_array
 
 INPUT_BITS = 8
 RANGE_SAMPLES = 16
@@ -39,11 +37,10 @@ def quantised(prepared: Prepared, samples: Samples | None, weight_bits: int, act
 
     def quantiser(source: str, target: str, bits: int, top: float, signed: bool) -> NodeProto:
         levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-        for suffix, value in (("scale", max(top, 1e-6) / levels), ("zero", 0.0), ("bits", float(bits))):
-            _add(copy, f"{target}.{suffix}", np.float32(value))
-        operands = [source, *(f"{target}.{suffix}" for suffix in ("scale", "zero", "bits"))]
+        values = {"scale": max(top, 1e-6) / levels, "zero": 0.0, "bits": float(bits)}
+        scalars = [add_initializer(copy, f"{target}.{suffix}", np.array(value, np.float32)) for suffix, value in values.items()]
         return helper.make_node(
-            "Quant", operands, [target], f"{target}.quantiser", domain=QONNX_DOMAINS[0], signed=int(signed), narrow=int(signed), rounding_mode="ROUND"
+            "Quant", [source, *scalars], [target], f"{target}.quantiser", domain=QONNX_DOMAINS[0], signed=int(signed), narrow=int(signed), rounding_mode="ROUND"
         )
 
     for name in inputs:
@@ -60,8 +57,8 @@ def quantised(prepared: Prepared, samples: Samples | None, weight_bits: int, act
             made = node.output[0]
             node.output[0] = f"{made}.exact"
             nodes.append(quantiser(node.output[0], made, activation_bits, largest[made], False))
-    del copy.proto.graph.node[:], copy.proto.graph.value_info[:]
-    copy.proto.graph.node.extend(nodes)
+    replace_nodes(copy.proto.graph, nodes)
+    del copy.proto.graph.value_info[:]
     copy.proto.opset_import.append(helper.make_opsetid(QONNX_DOMAINS[0], 1))
     return copy
 
@@ -78,10 +75,3 @@ def _ranges(prepared: Prepared, samples: Samples | None, tensors: list[str]) -> 
             largest[name] = max(largest.get(name, 0.0), float(np.abs(values).max()))
             least[name] = min(least.get(name, 0.0), float(values.min()))
     return largest, least
-
-
-def _add(model: Model, name: str, value: np.float32) -> None:
-    """A scalar."""
-    weight = from_array(np.asarray(value))
-    model.proto.graph.initializer.add(name=name, data_type=weight.dtype, dims=())
-    cast(dict[str, Any], model.weights)[name] = weight
