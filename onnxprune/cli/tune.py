@@ -131,7 +131,7 @@ def _pruned(model: Model, data: Any, settings: Any, own: dict[str, Any], recipe:
     """(result, plan) of pruning while tuning."""
     from onnxprune.allocate.base import Constraints
     from onnxprune.checks import RESULT
-    from onnxprune.decide import multiple
+    from onnxprune.decide import by_engine, multiple
     from onnxprune.model.io import digest
     from onnxprune.pipeline import analysed
     from onnxprune.tune.fisher import Pruning
@@ -142,7 +142,7 @@ def _pruned(model: Model, data: Any, settings: Any, own: dict[str, Any], recipe:
     analysis = analysed(model, recipe)
     costs = analysis.cost().as_dict()
     budgets = {f"latency.{t.engine}" if t.engine else t.cost: t.ceiling(costs.get(t.cost, 0)) for t in recipe.target}
-    constraints = Constraints(budgets, multiple(recipe), recipe.floor, recipe.max_fraction)
+    constraints = Constraints(budgets, round_to=multiple(recipe), half_block=by_engine(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction)
     found = prune_and_tune(
         analysis, data, constraints, settings, Pruning(own["interval"], own["cut_step"], own["lr_ratio"], own["normalization"], *recipe.engine[:1]), **given
     )  # fmt: skip

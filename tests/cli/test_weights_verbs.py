@@ -77,6 +77,9 @@ def test_tune_prunes_to_a_target_and_its_plan_verifies(tmp_path: Path, capsys: p
     assert run(["verify", MODEL, out, "--plan", plan]) == 0
     capsys.readouterr()
     assert run([*command, "--overwrite", "--keep-zeros"]) == 2 and "one after the other" in capsys.readouterr().err
+    command[command.index("macs=90%")] = "macs=10%"
+    assert run([*command, "--overwrite", "--checkpoint", str(tmp_path / "c"), "--floor", "3", "--max-fraction", "0.5"]) == 3
+    assert "floor=3, max_fraction=0.5, round_to=4" in capsys.readouterr().err
 
 
 def test_rewrite_replaces_and_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
