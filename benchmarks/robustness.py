@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,8 @@ def _dims(model: onnx.ModelProto, size: int) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
 
 
-def _functions(model: onnx.ModelProto, calls: list[list[str]]) -> None:
+def call_functions(model: onnx.ModelProto, calls: Sequence[list[str]]) -> None:
+    """Add functions: number N makes these calls in a row; the last one is called once."""
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     for number, called in enumerate(calls):
         names = ["x", *[f"v{i}" for i in range(len(called) - 1)], "y"]
@@ -223,11 +224,11 @@ def _functions(model: onnx.ModelProto, calls: list[list[str]]) -> None:
 
 
 def _function_bomb(model: onnx.ModelProto) -> None:
-    _functions(model, [["Relu"], *[[f"f{i}"] * 10 for i in range(9)]])
+    call_functions(model, [["Relu"], *[[f"f{i}"] * 10 for i in range(9)]])
 
 
 def _recursive(model: onnx.ModelProto) -> None:
-    _functions(model, [["f1"], ["f0"]])
+    call_functions(model, [["f1"], ["f0"]])
 
 
 # ---------------------------------------------------------------- all of it

@@ -13,6 +13,7 @@ import pytest
 from graph_text import net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from benchmarks.robustness import call_functions
 from onnxprune.analysis.walk import analyse
 from onnxprune.calibrate.taps import Moments
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
@@ -73,14 +74,7 @@ def chain(nodes: str = "b = Relu(a)", weights: str = "") -> ModelProto:
 def with_function(*calls: list[str]) -> ModelProto:
     """Function fN makes these calls in a row; the last function is called once."""
     model = chain()
-    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
-    for number, called in enumerate(calls):
-        names = ["x", *[f"v{i}" for i in range(len(called) - 1)], "y"]
-        nodes = [helper.make_node(op, [a], [b], domain="local" if op[0] == "f" else "") for op, a, b in zip(called, names, names[1:])]
-        model.functions.append(helper.make_function("local", f"f{number}", ["x"], ["y"], nodes, imports))
-    model.opset_import.append(imports[1])
-    model.graph.node.add(op_type=f"f{len(calls) - 1}", domain="local", input=["y"], output=["called"])
-    model.graph.output.append(helper.make_empty_tensor_value_info("called"))
+    call_functions(model, calls)
     return model
 
 
