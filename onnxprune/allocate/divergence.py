@@ -100,7 +100,8 @@ class _Probe:
         """(position in the node list, statistic, columns a channel) of what reads a group."""
         causes = self.analysis.causes[name]
         found: list[tuple[int, Statistic | Pair, np.ndarray]] = []
-        for item in (*self.statistics.values(), *self.pairs):
+        items: list[Statistic | Pair] = [*self.statistics.values(), *self.pairs]
+        for item in items:
             ids = item.linear.ids if isinstance(item, Statistic) else item.ids
             node = item.linear.node if isinstance(item, Statistic) else item.node
             index = channel_columns(self.analysis, ids, causes)  # type: ignore[arg-type]

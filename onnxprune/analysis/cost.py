@@ -135,7 +135,9 @@ def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> Cost
     """The cost of a walk, as products."""
     filler = max(axes._numbers.values(), default=-1) + 1
     macs = [(float(p.factor), [axes.number(a) for a in p.axes]) for p in record.products]
-    params, sizes, rows_of = [], [], {}
+    params: list[tuple[float, list[int]]] = []
+    sizes: list[tuple[float, list[int]]] = []
+    rows_of: dict[tuple[str, tuple[int, ...]], int] = {}
     for use in record.uses:
         weight = record.model.weights[use.tensor]
         index = [axes.number(a) for a in use.axes if isinstance(a, np.ndarray)]

@@ -170,7 +170,7 @@ def bits(dtype: int) -> int:
     return _ODD_BITS.get(dtype, 8 if dtype != TensorProto.STRING else 0)
 
 
-_PLAIN = {
+_PLAIN: dict[int, str] = {
     TensorProto.FLOAT: "<f4", TensorProto.DOUBLE: "<f8", TensorProto.FLOAT16: "<f2",
     TensorProto.INT8: "|i1", TensorProto.UINT8: "|u1", TensorProto.INT16: "<i2", TensorProto.UINT16: "<u2",
     TensorProto.INT32: "<i4", TensorProto.UINT32: "<u4", TensorProto.INT64: "<i8", TensorProto.UINT64: "<u8",

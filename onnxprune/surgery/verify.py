@@ -21,7 +21,7 @@ from onnxprune.surgery.refit import Editor
 from onnxprune.types import Plan
 
 # Float rounding of sums in another order; single-precision chains of a few hundred layers stay below it
-TOLERANCE = {TensorProto.FLOAT: 1e-5, TensorProto.DOUBLE: 1e-12, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
+TOLERANCE: dict[int, float] = {TensorProto.FLOAT: 1e-5, TensorProto.DOUBLE: 1e-12, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
 _BLOCK = 1 << 20  # values of an output that are compared at a time
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
