@@ -174,18 +174,22 @@ class _Search:
         return max((counted[cost] / max(limit, 1e-30) for cost, limit in self.constraints.budgets.items()), default=1.0)
 
     def relaxed(self, chosen: list[int]) -> list[int]:
-        """Give back steps from the last one on, where the budgets are met without them: the last one is often larger than what was missing."""
+        """Give back steps from the last one on, where the budgets are met without them: the last one is often larger than what was missing.
+
+        What cannot be given back now cannot be later, when more is kept: one pass, and the steps of a group come in its order.
+        """
         if self.constraints.measured:
             return chosen
-        chosen = list(chosen)
-        while True:
-            last: dict[str, int] = {}
-            for i in chosen:
-                last[self.steps[i].group] = max(i, last.get(self.steps[i].group, -1))
-            back = next((i for i in reversed(chosen) if last[self.steps[i].group] == i and not self.missed(j for j in chosen if j != i)), None)
-            if back is None:
-                return chosen
-            chosen.remove(back)
+        kept = dict.fromkeys(chosen)
+        needed: set[str] = set()
+        for i in reversed(chosen):
+            if self.steps[i].group in needed:
+                continue
+            del kept[i]
+            if self.missed(kept):
+                kept[i] = None
+                needed.add(self.steps[i].group)
+        return [i for i in chosen if i in kept]
 
     def by_saving(self, damage: np.ndarray) -> list[int]:
         """Steps by damage over saving. What a channel saves depends on the widths around it: taken between the whole and the last answer."""
