@@ -10,6 +10,8 @@ from onnx import TensorProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.data import Data, Preprocess, open_data, split
+from onnxprune.calibrate.images import Images
+from onnxprune.calibrate.preprocess import DEFAULT
 from onnxprune.errors import DataError, ModelError, VerificationError
 from onnxprune.evaluate import find_metric
 from onnxprune.evaluate.base import Options as MetricOptions
@@ -178,6 +180,13 @@ def preprocess(recipe: Recipe) -> Preprocess:
         resize=recipe.resize, crop=recipe.crop, interp=recipe.interp, order=recipe.order, scale=recipe.scale, mean=recipe.mean, std=recipe.std,
         post=recipe.post, layout=recipe.layout,
     )  # fmt: skip
+
+
+def guessed(data: Data, recipe: Recipe) -> bool:
+    """Whether image files went into a float model by numbers that nobody gave."""
+    floats = any(item.dtype.kind == "f" and data.inputs.image(name) is not None for name, item in data.inputs.items.items())
+    asked = preprocess(recipe)
+    return isinstance(data.source, Images) and floats and all(getattr(asked, n) == getattr(DEFAULT, n) for n in ("scale", "mean", "std", "post", "order"))
 
 
 def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:

@@ -100,9 +100,9 @@ class Stages:
         self._tell(share, detail, left_s)
 
     def passed(self, share: float, detail: str) -> None:
-        """Tell how far a pass over data is, where the stage itself tells nothing."""
+        """Tell how far a pass over data is, where the stage itself tells nothing. What follows the last input takes nobody knows how long."""
         if not self._told:
-            self._tell(share, detail, None)
+            self._tell(share if share < 1 else None, detail, None)
 
     def _tell(self, share: float | None, detail: str, left_s: float | None) -> None:
         self.listener(Event(self.current, "progress", time.monotonic() - self._began, share, detail, left_s))

@@ -174,6 +174,17 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path: Path, cap
         assert tree(tmp_path) == before, name
 
 
+def test_few_images_and_numbers_that_nobody_gave_are_told(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / f"{i}.png")
+    options = {"criterion": "activation*weight", "data": str(tmp_path)}
+    few, numbers = (w.partition(":")[0] for w in small(**options).report.warnings)
+    assert few.startswith("10 inputs calibrate") and numbers.startswith("images went into the model as RGB from 0 to 1")
+    assert len(small(**options, mean="0.3").report.warnings) == 1
+
+
 def test_unknown_options_of_the_function_name_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'criterion'"):
         optimize(MODEL, criterium="l2")

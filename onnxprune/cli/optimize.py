@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -60,15 +61,18 @@ def demo(output: str | None, overwrite: bool, recipe_file: str | None, as_json: 
 
 
 def _run(model: str, output: str | None, recipe: Recipe, run_dir: str | None, overwrite: bool, as_json: bool) -> None:
-    from onnxprune.outputs import default_output
+    from onnxprune.outputs import default_output, default_run_dir
     from onnxprune.pipeline import optimize as run
     from onnxprune.report import terminal
+    from onnxprune.report.html import PAGE
 
+    output = output or str(default_output(model))
+    page = Path(run_dir or default_run_dir(output)) / PAGE
     with terminal.Progress() as progress:
-        report = run(model, output or default_output(model), recipe=recipe, run_dir=run_dir, overwrite=overwrite, on_event=progress).report
+        report = run(model, output, recipe=recipe, run_dir=run_dir, overwrite=overwrite, on_event=progress).report
     if as_json:
         emit(report.to_json())
     else:
-        click.echo(terminal.summary(report))
+        click.echo(terminal.summary(report, page))
     if report.warnings:
-        say(terminal.warnings(report))
+        say(terminal.warnings(report, None if as_json else page))

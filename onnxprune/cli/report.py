@@ -34,8 +34,7 @@ def report(run_dir: str, sensitivities: str | None, as_json: bool) -> None:
         return
     for stage in found.stages:
         click.echo(f"{stage.name:<12}{stage.seconds:8.2f} s  {stage.detail}".rstrip())
-    click.echo(terminal.summary(found))
-    click.echo(f"page: {page}")
+    click.echo(terminal.summary(found, page))
     if found.warnings:
         say(terminal.warnings(found))
 

@@ -48,7 +48,8 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     lossy = lossy_products(analysis, removed, fits)
     batches = list(data.batches(context.batch_size))
     whole, cut = Run(analysis.model, batches, threads=context.threads, shapes=analysis.shapes), Run(model, batches, threads=context.threads)
-    for fit in fits:
+    for i, fit in enumerate(fits):
+        context.progress(i / len(fits), f"{i} of {len(fits)} layers")
         place = cut.place(fit.linear.out)
         while lossy and cut.place(lossy[0][0]) < place:
             out, makers = lossy.pop(0)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from os import PathLike
 from types import TracebackType
 from typing import TextIO
 
@@ -14,6 +15,7 @@ from onnxprune.report.data import Report
 
 LONG_S = 2.0  # a stage that takes longer shows its progress
 TERMINAL_S, LOG_S = 0.2, 10.0  # how often: a line that is written over, and lines of a log
+MOST_WARNINGS = 6  # on a terminal, where all of them can be read elsewhere
 _STAGE_WIDTH = 12
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -161,17 +163,24 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def summary(report: Report) -> str:
-    """The tables, and where the result is."""
-    lines = [before_after(report)]
-    beside = others(report)
-    if beside:
-        lines.append(f"\n{beside}")
-    if report.output:
-        lines.append(f"\nwritten to {report.output}")
-    return "\n".join(lines)
+def held_out(report: Report) -> str:
+    """How close the outputs are on inputs that chose nothing; empty where none were kept apart."""
+    found = report.fidelity
+    if found.get("relative_error") is None:
+        return ""
+    same = f", the largest is the same for {found['agreement']:.1%}" if found.get("agreement") is not None else ""
+    return f"on {found['samples']} inputs that chose nothing, outputs differ by {found['relative_error']:.2g} of their size{same}"
 
 
-def warnings(report: Report) -> str:
-    """The warnings, one a line; empty where there are none."""
-    return "\n".join(f"warning: {w}" for w in report.warnings)
+def summary(report: Report, page: PathLike[str] | None = None) -> str:
+    """The tables, and where the result and its page are."""
+    told = [text for text in (held_out(report), others(report)) if text]
+    where = [f"written to {report.output}"] * bool(report.output) + [f"report: {page}"] * bool(page)
+    return "\n\n".join([before_after(report), *told, *(["\n".join(where)] if where else [])])
+
+
+def warnings(report: Report, page: PathLike[str] | None = None) -> str:
+    """The warnings, one a line; empty where there are none. With a page that has all of them, the first ones."""
+    most = MOST_WARNINGS if page else len(report.warnings)
+    more = [f"{len(report.warnings) - most} more warnings are in {page}"] if len(report.warnings) > most else []
+    return "\n".join([*(f"warning: {w}" for w in report.warnings[:most]), *more])

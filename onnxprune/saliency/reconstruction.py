@@ -32,13 +32,14 @@ def reconstruction(context: Context) -> Scores:
         There is no such group at all: the weights are quantised or computed.
     """
     known = moments(context)
-    found = {}
-    for group in context.analysis.groups:
+    found, groups = {}, context.analysis.groups
+    for i, group in enumerate(groups):
+        context.progress(i / len(groups), f"{i} of {len(groups)} groups")
         readers = group_readers(context.analysis, group.name, *known)
         if readers:
             order, cost = eliminate(readers, group.size)
             found[group.name] = ascending(order, cost)
-    if context.analysis.groups and not found:
+    if groups and not found:
         raise UsageError(
             "no-plain-weights",
             "criterion 'reconstruction' refits plain weights, and every weight here is quantised or computed; pass --criterion 'activation*weight' --allocate knapsack --repair none",

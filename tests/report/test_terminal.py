@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import re
 import time
+from pathlib import Path
 
 import pytest
 
 from onnxprune.events import Event
 from onnxprune.report import terminal
 from onnxprune.report.data import Report, Stage
-from onnxprune.report.terminal import Progress, amount, before_after, duration, running_line
+from onnxprune.report.terminal import Progress, amount, before_after, duration, running_line, summary, warnings
 
 
 class Terminal(io.StringIO):
@@ -76,6 +77,17 @@ def test_the_table_has_what_was_measured() -> None:
     table = [line.split() for line in before_after(report).splitlines()]
     assert ["MACs", "2", "k", "1", "k", "50.0%"] in table and ["latency", "onnxruntime", "2", "ms", "1", "ms", "2.00x"] in table
     assert ["top1", "0.9", "0.85", "-0.05"] in table
+
+
+def test_the_end_says_how_close_the_outputs_are_and_where_everything_is() -> None:
+    report = Report("a", "b.onnx", {"macs": 2}, {"macs": 1}, fidelity={"samples": 5, "relative_error": 0.0213, "agreement": 0.8}, warnings=tuple("abcdefgh"))
+    said = summary(report, Path("b.run/report.html")).splitlines()
+    assert said[-4:] == [
+        "on 5 inputs that chose nothing, outputs differ by 0.021 of their size, the largest is the same for 80.0%", "",
+        "written to b.onnx", f"report: {Path('b.run/report.html')}",
+    ]  # fmt: skip
+    assert warnings(report).splitlines() == [f"warning: {w}" for w in "abcdefgh"]
+    assert warnings(report, Path("p.html")).splitlines() == [*(f"warning: {w}" for w in "abcdef"), "2 more warnings are in p.html"]
 
 
 def test_a_report_reads_as_it_was_written() -> None:
