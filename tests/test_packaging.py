@@ -84,6 +84,7 @@ def test_quickstart_prunes_the_demo_and_a_model(tmp_path: Path) -> None:
         pytest.skip("no virtual environment is active: quickstart would make one")
     model = tmp_path / "model.onnx"
     model.write_bytes(demo.files().model.read_bytes())
+    (tmp_path / "onnxprune").mkdir()  # as where the checkout is a folder of that name
     command = [sys.executable, str(ROOT / "tools" / "quickstart"), "model.onnx", "--samples", "64"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -48,11 +48,11 @@ def python() -> str:
 
 
 def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple = ()) -> None:
-    """Install this checkout with extras and packages, unless an earlier call did and setup.cfg is the same.
+    """Install this checkout with extras and packages, unless an earlier call did and setup.cfg and this file are the same.
 
     packages must install. wanted: requirements, each with its own options of pip behind spaces; one that does not install is named and left out.
     """
-    state = hashlib.sha256((ROOT + _text(os.path.join(ROOT, "setup.cfg"))).encode()).hexdigest()
+    state = hashlib.sha256((ROOT + _text(os.path.join(ROOT, "setup.cfg")) + _text(os.path.abspath(__file__))).encode()).hexdigest()
     prefix = subprocess.check_output([interpreter, "-c", "import sys; print(sys.prefix)"], universal_newlines=True).strip()
     stamp = os.path.join(prefix, ".onnxprune")
     asked = {*extras, *packages, *wanted}
@@ -60,7 +60,10 @@ def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple 
     if known == state and asked <= set(there) and subprocess.call([interpreter, "-c", "import onnxprune"]) == 0:
         return
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run([*pip, *packages, "--editable", f"{ROOT}[{','.join(extras)}]"])
+    # by its path: else a folder named onnxprune where a command is run, such as this checkout below it, would be taken for the package
+    known_to = subprocess.check_output([*pip, "--help"], universal_newlines=True)
+    mode = ["--config-settings", "editable_mode=compat"] if "--config-settings" in known_to else []
+    run([*pip, *packages, *mode, "--editable", f"{ROOT}[{','.join(extras)}]"])
     plain = [package for package in wanted if " " not in package]
     together = not plain or attempt(pip + plain)
     for package in wanted:
