@@ -14,6 +14,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.model.assign import assign
 from onnxprune.model.bodies import branch
 from onnxprune.model.edit import add_initializer, add_weight, free_name, replace_nodes
 from onnxprune.model.io import Model
@@ -51,6 +52,8 @@ def canonicalize(model: Model) -> Model:
             _drop_identities(model)
         fold(model, shapes)
         standardise(model, shapes)
+        if assign(model, shapes):
+            _drop_identities(model)
         shapes = infer(model)
         _shuffles(model, shapes)
         if unfuse(model, shapes):
