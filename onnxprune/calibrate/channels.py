@@ -52,6 +52,8 @@ def channel_statistics(analysis: Analysis, data: Data, *, batch_size: int = 16, 
         The data do not fit, or the model does not run on them.
     """
     places = consumed(analysis)
+    if not places:
+        return {}
     model, outputs = _instrumented(analysis, places)
     session = Session(model, outputs, threads=threads)
     sums: dict[str, np.ndarray] = {}

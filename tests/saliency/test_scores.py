@@ -144,3 +144,16 @@ def test_random_is_seeded_and_fair() -> None:
 def test_an_unknown_criterion_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'l2'"):
         CRITERIA.get("l22")
+
+
+@pytest.mark.parametrize("name", ON_DATA)
+def test_what_bodies_alone_read_has_no_score(name: str) -> None:
+    """Data show the main graph only; a group without a score stays."""
+    bodies = ", ".join(f"{side}_branch = {side} () => (float[2,5,6,6] {side}_y) {{ {side}_y = Conv(a, {side}_w) }}" for side in ("then", "else"))
+    c = context(
+        "float[2,4,6,6] x | float[8,4,1,1] w1, float z = {0}, float[5,8,1,1] then_w, float[5,8,1,1] else_w |"
+        f"a = Conv(x, w1); s = ReduceSum<keepdims=0>(x); p = Greater(s, z); y = If(p) <{bodies}> | float[2,5,6,6] y", samples=4
+    )  # fmt: skip
+    assert [g.name for g in c.analysis.groups] == ["a"]
+    assert not CRITERIA.get(name)(c)
+    assert len(CRITERIA.get("l2")(c)["a"]) == 8
