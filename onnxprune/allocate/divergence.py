@@ -150,7 +150,7 @@ class _Probe:
             columns = (here[:, None] * item.taps + np.arange(item.taps)).ravel()
             new[g] = refitted(weight[g], self.inverse_of(item, g), columns)
         lost = np.einsum("gok,gk->go", weight - new, item.mean)
-        matrix = _unfold(new, old, item, node)
+        matrix = unfolded(new, old, item, node)
         taps = matrix.shape[3]
         shift = (lost if item.taps == taps else lost.reshape(len(lost), -1, taps).sum(2)).ravel()
         values = from_matrix(item.linear, node, matrix, old.shape).astype(old.dtype)
@@ -172,7 +172,7 @@ class _Probe:
         return self.inverses[key]
 
 
-def _unfold(new: np.ndarray, old: np.ndarray, item: Statistic, node: NodeProto) -> np.ndarray:
+def unfolded(new: np.ndarray, old: np.ndarray, item: Statistic, node: NodeProto) -> np.ndarray:
     """Rows of second-moment columns back to (groups, outputs, inputs, taps) in the weight's tap order."""
     how = geometry(node, old.shape, (0,) * old.ndim)
     taps = max(how.taps, 1)
