@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from onnxprune.errors import ModelError
 
 BLOCK_BYTES = 1 << 26  # of a weight that are sliced at a time
 
@@ -38,11 +39,15 @@ class Stored:
     data: memoryview = field(repr=False, compare=False)
 
     def array(self) -> np.ndarray:
+        data = self.raw()
         if self.dtype in _PLAIN:
-            return np.frombuffer(self.data, _PLAIN[self.dtype]).reshape(self.shape)
-        return numpy_helper.to_array(TensorProto(data_type=self.dtype, dims=self.shape, raw_data=bytes(self.data)))
+            return np.frombuffer(data, _PLAIN[self.dtype]).reshape(self.shape)
+        return numpy_helper.to_array(TensorProto(data_type=self.dtype, dims=self.shape, raw_data=bytes(data)))
 
     def raw(self) -> memoryview:
+        file = self.data.obj
+        if isinstance(file, mmap.mmap) and file.size() < len(file):  # to read on would be the end of the process (SIGBUS)
+            raise _shortened()
         return self.data
 
 
@@ -64,7 +69,10 @@ class Mapped:
             return memoryview(b"")
         start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         skip = self.offset - start
-        return memoryview(mmap.mmap(self.file.fileno(), self.length + skip, access=mmap.ACCESS_READ, offset=start))[skip:]
+        try:
+            return memoryview(mmap.mmap(self.file.fileno(), self.length + skip, access=mmap.ACCESS_READ, offset=start))[skip:]
+        except ValueError:
+            raise _shortened() from None
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,10 @@ class Scattered:
 
     def raw(self) -> memoryview | bytes:
         return Array(self.dtype, self.array()).raw()
+
+
+def _shortened() -> ModelError:
+    return ModelError("model-changed", "a file of the model became shorter while its weights were in use; run again once nothing writes to it")
 
 
 def _taken(values: np.ndarray, keep: tuple[np.ndarray | None, ...]) -> np.ndarray:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxprune import demo
 from onnxprune.analysis.walk import analyse
 from onnxprune.errors import ModelError, OnnxpruneError, OutputError
 from onnxprune.model.io import INLINE_BYTES, Model, digest, load, save, to_bytes
@@ -127,6 +128,19 @@ def test_external_data_round_trip(tmp_path: Path) -> None:
     for tensor, first in zip(by_onnx.graph.initializer, original.graph.initializer):
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(first))
         np.testing.assert_array_equal(ours.weights[tensor.name].array(), numpy_helper.to_array(first))
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_file_that_becomes_shorter_is_told(tmp_path: Path, external: bool) -> None:
+    """In a process of its own: without the check, a signal ends it."""
+    save(load(demo.files().model), tmp_path / "m.onnx", external_data=external)
+    code = (
+        "import os, sys; from onnxprune.model.io import load; model = load(sys.argv[1]); os.truncate(sys.argv[2], 10)\n"
+        "try: print(sum(w.array().sum() for w in model.weights.values()))\nexcept Exception as problem: print(problem.code)"
+    )
+    shortened = tmp_path / ("m.onnx.data" if external else "m.onnx")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "m.onnx", shortened], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "model-changed"), done.stderr
 
 
 def test_external_data_of_onnx_is_read(tmp_path: Path) -> None:
