@@ -14,6 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.model.runtime import Session
 from onnxprune.search.base import Kept, Search, keep_best, settings
 from onnxprune.search.journal import key
+from onnxprune.search.refitted import Refitted
 from onnxprune.search.suffix import Suffix
 from onnxprune.search.tasks import HeadLosses, Losses, OwnLosses, summed
 from onnxprune.types import Plan, Scores
@@ -29,7 +30,8 @@ class Settings:
     """initial_rate: tolerance of the first group, relative; initial_thres: what the tolerances of all groups compound to, times the first losses;
     exp: tolerances change geometrically so that they do, else all are equal; topk: share of the groups that is really cut a round, the cheapest ones;
     round: at most so many rounds; losses: module:function, "" = label-free distances of the output heads; sequential: what this method does, no effect;
-    relax: factor on initial_rate after a round in which no group could shrink, 1 = the search ends there, as published."""
+    relax: factor on initial_rate after a round in which no group could shrink, 1 = the search ends there, as published; refit: losses are those of a network
+    whose weights were refitted to the cut in closed form, as a repair leaves it, false = as published, of the cut network as it is."""
 
     initial_rate: float = 0.06
     initial_thres: float = 6.0
@@ -39,6 +41,7 @@ class Settings:
     losses: str = ""
     sequential: bool = True
     relax: float = 1.5
+    refit: bool = True
 
     def __post_init__(self) -> None:
         if self.initial_rate <= 0 or self.initial_thres <= 1 or not 0 < self.topk <= 1 or self.round < 1 or self.relax < 1:
@@ -238,7 +241,8 @@ class _Gate:
             self.of = OwnLosses(self.settings.losses, np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1]))
         else:
             self.of = HeadLosses(expected)
-        self.suffix = Suffix(context.analysis, batches, self.of, context.threads)
+        changed = Refitted.of(context, "method pagcp") if self.settings.refit else None
+        self.suffix = Suffix(context.analysis, batches, self.of, context.threads, changed)
         self.start = summed(self.of, expected)
         if bad := [t for t, v in self.start.items() if not v > 0]:
             raise UsageError("losses-value", f"task {bad[0]!r} has loss {self.start[bad[0]]:g} before anything is cut; tolerances are relative to it: it must be above 0")
@@ -262,6 +266,6 @@ class _Gate:
         def measured() -> Mapping[str, Values | None]:
             return {"losses": self.suffix(kept, group, trial, bounds)}
 
-        name = key({n: list(k) for n, k in kept.items() if n != group}, group, list(trial), dict(bounds or {}))
+        name = key(self.settings.refit, {n: list(k) for n, k in kept.items() if n != group}, group, list(trial), dict(bounds or {}))
         found: Values | None = self.search.journal.recall(name, measured)["losses"]
         return found if found is None or not bounds or all(found[t] <= bounds[t] for t in found) else None

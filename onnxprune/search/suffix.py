@@ -6,7 +6,7 @@ before a change is run once, and each trial costs a run of the part behind.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from onnx import NodeProto
@@ -16,11 +16,9 @@ from onnxprune.calibrate.lockstep import Run
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.model.segments import extract
+from onnxprune.search.refitted import Kept, without
 from onnxprune.search.tasks import Losses
-from onnxprune.surgery.verify import masked
-from onnxprune.types import Plan
 
-Kept = Mapping[str, Sequence[int]]
 Bounds = Mapping[str, float]
 ROUNDING = 1e-9  # of a sum of shares, relative to the sum of all of them
 
@@ -32,10 +30,15 @@ class Suffix:
     ----------
     batches
         Feeds of the gate data; kept in memory with the live activations.
+    changed
+        What is kept -> the network with the rest masked, and changed behind the masks alone; None = masked.
     """
 
-    def __init__(self, analysis: Analysis, batches: list[dict[str, np.ndarray]], losses: Losses, threads: int = 1) -> None:
+    def __init__(
+        self, analysis: Analysis, batches: list[dict[str, np.ndarray]], losses: Losses, threads: int = 1, changed: Callable[[Kept], Model] | None = None
+    ) -> None:
         self.analysis, self.batches, self.losses, self.threads = analysis, batches, losses, threads
+        self.changed = changed or (lambda kept: without(analysis, kept))
         self.outputs = [o.name for o in analysis.model.proto.graph.output]
         self.ran = 0  # batches run through a suffix
         least = [losses.least(number) for number in range(len(batches))]
@@ -47,7 +50,7 @@ class Suffix:
         """Losses by task with `group` reduced to `kept` on top of `base`; None as soon as one is certain to exceed its bound."""
         first = self._first(group)
         run = self._at(base, group, first)
-        model = _masked(self.analysis, {**base, group: kept})
+        model = self.changed({**base, group: kept})
         nodes = list(model.proto.graph.node)
         nodes = nodes[_place(nodes, self._output(first)) :]
         given = set(run.state[0])
@@ -68,7 +71,7 @@ class Suffix:
         """The activations before the first node that sees the group; other groups with the same place share them."""
         key = repr(sorted((n, tuple(k)) for n, k in base.items() if n != group)), str(first)
         if self._run is None or self._base != key:
-            model = _masked(self.analysis, {n: k for n, k in base.items() if n != group})
+            model = self.changed({n: k for n, k in base.items() if n != group})
             self._run = Run(model, self.batches, threads=self.threads, shapes=self.analysis.shapes)  # masks change no shape
             self._run.advance(_place(self._run.nodes, self._output(first)))
             self._base = key
@@ -85,15 +88,9 @@ class Suffix:
         return "" if first is None else next(o for o in self.analysis.model.proto.graph.node[first].output if o)
 
 
-def _masked(analysis: Analysis, kept: Kept) -> Model:
-    """The network with 0/1 masks in place of a cut."""
-    less = {n: tuple(k) for n, k in kept.items() if len(k) < analysis.group(n).size}
-    return masked(analysis, Plan(analysis.digest, less, {n: analysis.group(n).size for n in less}))
-
-
 def _place(nodes: Sequence[NodeProto], output: str) -> int:
     """Index of the node that makes a tensor, before the masks on its own operands; 0 without a tensor."""
-    at = next((i for i, n in enumerate(nodes) if output and output in n.output), 0)
+    at = next((i for i, n in enumerate(nodes) if output and (output in n.output or f"{output}_unbiased" in n.output)), 0)
     while at and "_masked_" in nodes[at - 1].name:
         at -= 1
     return at

@@ -1,0 +1,88 @@
+"""A network with channels masked and the weights that read them refitted: what a repair would leave of it, in closed form and without another pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxprune.allocate.divergence import unfolded
+from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.linear import from_matrix
+from onnxprune.calibrate.moments import Statistic, collect_moments
+from onnxprune.model.io import Model
+from onnxprune.repair.bias import add_bias, replace_initializer
+from onnxprune.saliency.base import Context
+from onnxprune.saliency.elimination import inverse, refitted
+from onnxprune.surgery.verify import masked
+from onnxprune.types import Plan
+
+Kept = Mapping[str, Sequence[int]]
+MOST_KNOWN = 64  # inverses, and refitted weights, that are remembered
+
+
+def without(analysis: Analysis, kept: Kept) -> Model:
+    """The network with 0/1 masks in place of a cut."""
+    less = {n: tuple(k) for n, k in kept.items() if len(k) < analysis.group(n).size}
+    return masked(analysis, Plan(analysis.digest, less, {n: analysis.group(n).size for n in less}))
+
+
+@dataclass
+class Refitted:
+    """`without`, each linear node that lost inputs refitted to its outputs in the original network from the inputs that stay.
+
+    statistics: of the nodes' inputs, see `collect_moments`; outputs of nodes keep their names, those of a MatMul move to an Add behind it.
+    """
+
+    analysis: Analysis
+    statistics: Mapping[int, Statistic]
+    _inverses: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    _weights: dict[tuple[int, bytes], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(context: Context, who: str) -> Refitted:
+        """By the statistics part of the context's data."""
+        data = context.statistics_data(who)
+        statistics, _ = collect_moments(context.analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
+        return Refitted(context.analysis, statistics)
+
+    def __call__(self, kept: Kept) -> Model:
+        """The network that keeps these channels."""
+        model = without(self.analysis, kept)
+        removed = self.analysis.removed({n: tuple(k) for n, k in kept.items()})
+        for number, item in self.statistics.items():
+            gone = ~self.analysis.keep(item.linear.ids, removed)
+            if not gone.any() or gone.all():
+                continue
+            values, shift = self.weight(number, gone)
+            node = next(n for n in model.proto.graph.node if item.linear.out in n.output)
+            replace_initializer(model, node.input[1], item.linear.out, 1, values)
+            add_bias(model, item.linear, shift)
+        return model
+
+    def weight(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(weight of a node, what is added to its bias) with these inputs gone, (inputs,) bool."""
+        key = number, gone.tobytes()
+        if key not in self._weights:
+            if len(self._weights) >= MOST_KNOWN:
+                self._weights.clear()
+            self._weights[key] = self._solved(number, gone)
+        return self._weights[key]
+
+    def _solved(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        item, node = self.statistics[number], self.analysis.record.nodes[number]
+        rows, old = item.weight(self.analysis), self.analysis.model.weights[item.linear.weight.tensor].array()
+        columns = np.repeat(gone, item.taps).reshape(len(rows), -1)
+        new = np.stack([refitted(w, self._inverse(number, g), np.flatnonzero(columns[g])) for g, w in enumerate(rows)])
+        lost = np.einsum("gok,gk->go", rows - new, item.mean)
+        matrix = unfolded(new, old, item, node)
+        shift = lost if item.taps == matrix.shape[3] else lost.reshape(len(lost), -1, matrix.shape[3]).sum(2)
+        return from_matrix(item.linear, node, matrix, old.shape).astype(old.dtype), shift.ravel()
+
+    def _inverse(self, number: int, g: int) -> np.ndarray:
+        if (number, g) not in self._inverses:
+            if len(self._inverses) >= MOST_KNOWN:
+                self._inverses.clear()
+            self._inverses[number, g] = inverse(self.statistics[number].xx[g])
+        return self._inverses[number, g]
