@@ -56,7 +56,7 @@ def divergence(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranki
         curve = _carry(error[wanted - 1], np.maximum.accumulate(np.maximum(measured, 0.0)), error[gone - 1])
         makers = {m.site.node for m in analysis.members(name) if m.site.role == "produces"}
         damage[members] = np.diff(curve, prepend=0.0) * (STREAM if len(makers) > 1 else 1.0)
-        context.progress(len(probe.done) / len(of_group), f"{len(probe.done)} of {len(of_group)} groups")
+        context.progress(len(probe.done) / len(of_group), f"{len(probe.done)} of {len(of_group)} groups; --fast does without")
     return Ranking(damage, True)
 
 
