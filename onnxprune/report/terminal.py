@@ -181,6 +181,6 @@ def summary(report: Report, page: PathLike[str] | None = None) -> str:
 
 def warnings(report: Report, page: PathLike[str] | None = None) -> str:
     """The warnings, one a line; empty where there are none. With a page that has all of them, the first ones."""
-    most = MOST_WARNINGS if page else len(report.warnings)
+    most = MOST_WARNINGS if page and len(report.warnings) > MOST_WARNINGS + 1 else len(report.warnings)
     more = [f"{len(report.warnings) - most} more warnings are in {page}"] if len(report.warnings) > most else []
     return "\n".join([*(f"warning: {w}" for w in report.warnings[:most]), *more])
