@@ -92,11 +92,10 @@ class CostTable:
 
     def total(self, removed: np.ndarray) -> Cost:
         """All costs."""
-        once = self._once(removed)
-        return Cost(
-            round(float(self.macs(removed).sum())), round(float(self.values("params", removed)[once].sum())),
-            round(float(self.values("bytes", removed)[once].sum())), round(float(self.values("activation_bytes", removed).sum())),
-        )  # fmt: skip
+        once, lengths = self._once(removed), self.axes.lengths(removed)
+        terms = [self.terms[what] for what in ("macs", "params", "bytes", "activation_bytes")]
+        macs, params, size, activations = (factor * lengths[index].prod(1) for factor, index in terms)
+        return Cost(round(float(macs.sum())), round(float(params[once].sum())), round(float(size[once].sum())), round(float(activations.sum())))
 
     def savings(self, what: str, removed: np.ndarray) -> np.ndarray:
         """(causes + 1,) first-order saving of each cause."""
