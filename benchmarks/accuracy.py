@@ -22,6 +22,7 @@ import onnxprune
 from benchmarks import zoo
 
 SAMPLES = 512
+HELD_OUT = 64  # further inputs, which calibrate nothing: the run's report measures on them
 # name -> (criterion, allocate, repair): the default, the controls and the parts of the default one by one
 METHODS = {
     "default": ("reconstruction", "divergence", "least-squares"),
@@ -87,7 +88,7 @@ def measure(entry: zoo.Entry, row: dict[str, Any], options: argparse.Namespace) 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "calibration.npz", Path(folder) / "out.onnx"
-        zoo.calibration_file(entry, SAMPLES, data)
+        zoo.calibration_file(entry, SAMPLES + HELD_OUT, data)
         result = onnxprune.optimize(
             entry.path, out, target=f"macs={row['target']:.0%}", data=str(data), samples=SAMPLES, criterion=criterion, allocate=allocate, repair=repair,
             round_to=1, seed=row["seed"], threads=options.threads, flip=entry.name.startswith(FLIPPED), engine="none",

@@ -26,7 +26,7 @@ from onnxprune.saliency.elimination import inverse, refitted
 from onnxprune.saliency.reconstruction import channel_columns, moments
 from onnxprune.types import Scores
 
-LEVELS = (0.25, 0.5, 0.75, 1.0)  # of the channels that may go
+LEVELS = (0.5, 1.0)  # of the channels that may go; twice as many leave 3 to 7 % less divergence on held-out images and take twice the time
 # Damage of a group that several nodes make (a residual stream) counts double: refitting the nodes between the cut and the output
 # makes up for less of it than for a branch's. Chosen by KL on calibration images of a CIFAR ResNet-20 that nothing else saw.
 STREAM = 2.0
