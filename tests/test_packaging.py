@@ -6,6 +6,7 @@ import ast
 import configparser
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -75,6 +76,21 @@ def test_readme_begins_with_the_two_commands() -> None:
 def test_the_commands_explain_themselves_without_installing(command: str) -> None:
     done = subprocess.run([sys.executable, str(ROOT / command), "--help"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and f"usage: {command}" in done.stdout and not done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_is_left_to_the_command_that_runs() -> None:
+    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background are deaf to it
+    command = heard + (
+        "import time\ntry: print('ready', flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt: time.sleep(0.5); print('the same command goes on'); sys.exit(130)"
+    )
+    code = heard + f"import environment; environment.run([sys.executable, '-c', {command!r}])"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT / "tools", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as runs:
+        assert runs.stdout is not None and runs.stdout.readline() == "ready\n"
+        os.killpg(runs.pid, signal.SIGINT)
+        said, complained = runs.communicate(timeout=60)
+    assert (runs.returncode, said) == (130, "the same command goes on\n") and "Traceback" not in complained and "failed" not in complained
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OWN = os.path.join(ROOT, ".venv")
 OLDEST = (3, 10)
+INTERRUPTED = 130  # what shells give a program that Ctrl-C ends
 
 
 def say(text: str) -> None:
@@ -17,9 +18,16 @@ def say(text: str) -> None:
 
 
 def run(command: list) -> None:
-    """Run and show a command; stop with its status where it fails."""
+    """Run and show a command; stop with its status where it fails. Ctrl-C is the command's, which says how to go on."""
     say("$ " + " ".join(command))
-    status = subprocess.call(command)
+    process, status = subprocess.Popen(command), None
+    while status is None:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            continue
+    if status == INTERRUPTED:
+        sys.exit(status)
     if status:
         sys.exit(f"[onnxprune] failed with status {status}: {' '.join(command)}")
 
