@@ -14,7 +14,7 @@ from onnxprune.calibrate.gradients import default_losses, samples_of
 from onnxprune.errors import ModelError
 from onnxprune.model.runtime import Session
 
-SAMPLES = 128  # each gives a gradient at every position, and there are fewer channels than those
+LEAST_SAMPLES, MACS = 128, 3e10  # as many as these MACs of forward passes allow, and at least so many
 ACTIVATION_BYTES = 500_000_000  # of a batch; the backward pass holds about twice as much
 MOST_BATCH = 32
 
@@ -37,7 +37,7 @@ def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, i
     Parameters
     ----------
     data
-        The first 128 samples are used.
+        The first 128 samples are used; more, up to all, where the model is small.
     tensors
         With the channel axis of each.
 
@@ -55,7 +55,7 @@ def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, i
     built: dict[tuple[tuple[int, ...], ...], tuple[Gradient, Session]] = {}
     sums: dict[Place, np.ndarray] = {}
     counts: dict[Place, float] = {}
-    seen = 0
+    seen, wanted = 0, max(LEAST_SAMPLES, int(MACS / max(analysis.cost().macs, 1)))
     for feeds in data.batches(batch):
         key = tuple(a.shape for a in feeds.values())
         if key not in built:
@@ -72,7 +72,7 @@ def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, i
             sums[place] = sums.get(place, 0.0) + found[output].astype(np.float64)
             counts[place] = counts.get(place, 0.0) + gradient.sizes[place] / len(found[output])
         seen += samples_of(feeds)
-        if seen >= SAMPLES:
+        if seen >= wanted:
             break
     if not all(np.isfinite(total).all() and total.any() for total in sums.values()):
         return None

@@ -27,13 +27,13 @@ from onnxprune.types import Plan
 
 RIDGE, LAST_RIDGE = 1e-3, 1e-2  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted
 OVERSAMPLE = 48  # positions an unknown, at least
-CHEAP_MULTIPLICATIONS = 8e9  # for the moments of one node; as many positions as that allows are used
+MULTIPLICATIONS = 4e11  # for the moments of all nodes, each an equal share; as many positions as that allows are used
 HELD_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
 BENDS = 2  # solutions with targets that respect the activation behind a node; each makes the error behind it smaller
 LIFT_FACTOR = 100.0  # from one ridge to the next where sums are not definite
 LEAST_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
 
-Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | float"]
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
@@ -59,7 +59,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         whole.advance(whole.place(fit.target) + 1, keep=[fit.target])
         if not cut.has(node.input[0]) or not whole.has(fit.target):
             continue
-        problem = _Problem.of(fit, model, node, cut, whole, data.samples, context.seed)
+        problem = _Problem.of(fit, model, node, cut, whole, data.samples, MULTIPLICATIONS / len(fits), context.seed)
         if problem is not None:
             problem.solve(model, node)
     return model
@@ -80,14 +80,14 @@ class _Problem:
     seed: tuple[int, int]
 
     @staticmethod
-    def of(fit: Fit, model: Model, node: NodeProto, cut: Run, whole: Run, samples: int, seed: int) -> _Problem | None:
+    def of(fit: Fit, model: Model, node: NodeProto, cut: Run, whole: Run, samples: int, multiplications: float, seed: int) -> _Problem | None:
         """None where there is nothing to refit across channels."""
         weight = model.weights[fit.weight]
         g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
         if c == 1 and o == 1 and g > 1:
             return None
         how = geometry(node, weight.shape, cut.values(node.input[0])[0].shape)  # type: ignore[arg-type]
-        most = max(-(-OVERSAMPLE * c * t // max(samples, 1)), int(CHEAP_MULTIPLICATIONS / (c * t) ** 2 / max(samples, 1)), 4)
+        most = max(-(-OVERSAMPLE * c * t // max(samples, 1)), int(multiplications / (c * t) ** 2 / max(samples, 1)), 4)
         added = bool(fit.shortcut) and cut.has(fit.shortcut) and whole.has(fit.shortcut)
         if added:
             shapes = {_kept(whole.values(n)[0], fit).shape for n in (fit.shortcut, fit.target)} | {cut.values(fit.shortcut)[0].shape}
@@ -100,7 +100,7 @@ class _Problem:
         return self.fit.bent and (self.added or not self.fit.shortcut)
 
     def samples(self, source: str) -> Iterator[Sample]:
-        """By batch, the same in every pass: columns (K, P), targets (O, P), and what the cut network adds to the node's output."""
+        """By batch, the same in every pass: columns (K, P), targets (O, P), and what the cut network adds to the node's output; (O, 1) zeros for nothing."""
         fit, rng = self.fit, np.random.default_rng(self.seed)
         for i, (x, y) in enumerate(zip(self.cut.values(source), self.whole.values(fit.target))):
             y = _kept(y, fit)
@@ -113,7 +113,7 @@ class _Problem:
                 pick = np.sort(rng.choice(xs.shape[1], self.most * len(x), replace=False))
                 xs, parts = xs[:, pick], [p[:, pick] for p in parts]
             if len(parts) == 1:
-                yield xs, parts[0], 0.0
+                yield xs, parts[0], np.zeros((len(parts[0]), 1), np.float32)
             else:
                 yield xs, parts[0] + parts[1] - parts[2], parts[2]
 
@@ -144,10 +144,8 @@ class _Problem:
             for system in systems:
                 system.forget_targets()
             for xs, ys, shortcut in batches():
-                low, high = np.float32(fit.low) - shortcut, np.float32(fit.high) - shortcut
-                for i, (system, x, y) in enumerate(zip(systems, np.split(xs, g), np.split(ys, g))):
-                    part = slice(i * o, (i + 1) * o)
-                    system.add_bent(x, y, *(b[part] if np.ndim(b) else b for b in (low, high)))
+                for system, x, y, added in zip(systems, np.split(xs, g), np.split(ys, g), np.split(shortcut, g)):
+                    system.add_bent(x, y, added, fit)
             for system in systems:
                 system.solve()
         solved = np.stack([s.weight for s in systems])
@@ -213,14 +211,17 @@ class _System:
         """Begin new sums of targets over the same inputs."""
         self.moments.yx, self.moments.y = np.zeros_like(self.weight), np.zeros(len(self.weight))
 
-    def add_bent(self, x: np.ndarray, y: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> None:
-        """Targets for inputs that were summed before: what is wanted; where it lies beyond a bend, anything beyond that bend, so what is there now."""
+    def add_bent(self, x: np.ndarray, y: np.ndarray, shortcut: np.ndarray, fit: Fit) -> None:
+        """Targets for inputs that were summed before: what is wanted; where it lies beyond a bend, anything beyond that bend, so what is there now.
+
+        shortcut: (O, P), or (O, 1) zeros; it is added between here and the bend.
+        """
         now = self.weight.astype(np.float32) @ x
         now += self.shift.astype(np.float32)[:, None]
-        if np.any(np.isfinite(low)):
-            y = np.where(y <= low, np.minimum(now, low), y)
-        if np.any(np.isfinite(high)):
-            y = np.where(y >= high, np.maximum(now, high), y)
+        for limit, beyond, nearer in ((fit.low, np.less_equal, np.minimum), (fit.high, np.greater_equal, np.maximum)):
+            if np.isfinite(limit):
+                here = np.float32(limit) - shortcut
+                y = np.where(beyond(y, here), nearer(now, here), y)
         self.moments.yx += y @ x.T
         self.moments.y += y.sum(1, dtype=np.float64)
 
