@@ -89,6 +89,8 @@ def collect_moments(analysis: Analysis, data: Data, *, batch_size: int, threads:
     statistics = {}
     for li in wanted:
         parts = sums[keys[li.node]]
+        for moments in parts:
+            moments.flush()
         how = keys[li.node][2]  # type: ignore[index]
         count = max(parts[0].count, 1)
         statistics[li.node] = Statistic(li, np.stack([m.centred()[0] / count for m in parts]), np.stack([m.x / count for m in parts]), max(how.taps, 1))

@@ -8,9 +8,11 @@ symmetric product (python -m benchmarks.moments, the shapes of ResNet-50).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto
@@ -114,6 +116,22 @@ def _spread(x: np.ndarray, how: Geometry) -> tuple[np.ndarray, Geometry]:
     return spread, plain
 
 
+def joined(parts: Iterable[tuple[Any, ...]], least: int) -> Iterator[tuple[Any, ...]]:
+    """Tuples of arrays whose last axis is positions (None stays), put together until they have `least` positions."""
+    held: list[tuple[Any, ...]] = []
+    for part in parts:
+        held.append(part)
+        if sum(p[0].shape[-1] for p in held) >= least:
+            yield _together(held)
+            held = []
+    if held:
+        yield _together(held)
+
+
+def _together(held: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return held[0] if len(held) == 1 else tuple(None if column[0] is None else np.concatenate(column, -1) for column in zip(*held))
+
+
 def tap_order(how: Geometry) -> np.ndarray:
     """Order of a weight's taps that belongs to the order of `columns`."""
     order = np.arange(max(how.taps, 1))
@@ -122,7 +140,10 @@ def tap_order(how: Geometry) -> np.ndarray:
 
 @dataclass
 class Moments:
-    """Sums over positions. xx: (K, K); x: (K,); yx: (O, K); y: (O,); yy: (O,) sum of squares; count: positions. All float64."""
+    """Sums over positions. xx: (K, K); x: (K,); yx: (O, K); y: (O,); yy: (O,) sum of squares; count: positions. All float64.
+
+    Columns are held back until there are K, so that sums of K * K values are not made for a few; `flush` adds the last ones.
+    """
 
     xx: np.ndarray
     x: np.ndarray
@@ -130,7 +151,7 @@ class Moments:
     y: np.ndarray | None = None
     yy: np.ndarray | None = None
     count: int = 0
-    _scratch: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _held: list[tuple[np.ndarray, np.ndarray | None]] = field(default_factory=list, repr=False)
 
     @staticmethod
     def zeros(inputs: int, outs: int = 0) -> Moments:
@@ -140,6 +161,17 @@ class Moments:
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
         """Add columns x (K, P) and outputs y (O, P)."""
+        self._held.append((x, y))
+        if sum(part.shape[1] for part, _ in self._held) >= len(self.x):
+            self.flush()
+
+    def flush(self) -> None:
+        """Add what is held back."""
+        for x, y in joined(self._held, len(self.x)):
+            self._add(x, y)
+        self._held.clear()
+
+    def _add(self, x: np.ndarray, y: np.ndarray | None) -> None:
         self.xx += x @ x.T  # numpy uses the symmetric product here
         self.x += x.sum(1, dtype=np.float64)
         if y is not None and self.yx is not None and self.y is not None and self.yy is not None:
@@ -150,6 +182,7 @@ class Moments:
 
     def centred(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(covariance of x times count, of y with x times count)."""
+        self.flush()
         mean = self.x / max(self.count, 1)
         yx = None if self.yx is None or self.y is None else self.yx - np.outer(self.y, mean)
         return self.xx - np.outer(self.x, mean), yx

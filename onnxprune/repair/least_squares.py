@@ -18,7 +18,7 @@ from onnx import NodeProto
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix, to_matrix
 from onnxprune.calibrate.lockstep import Run
-from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, outputs, positions, tap_order
+from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, joined, outputs, positions, tap_order
 from onnxprune.model.io import Model
 from onnxprune.repair.attention import lossy_products, refit_query
 from onnxprune.repair.fits import Fit, own_weights, set_values
@@ -33,7 +33,7 @@ BENDS = 2  # solutions with targets that respect the activation behind a node; e
 LIFT_FACTOR = 100.0  # from one ridge to the next where sums are not definite
 LEAST_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
 
-Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 
 
 def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
@@ -100,7 +100,7 @@ class _Problem:
         return self.fit.bent and (self.added or not self.fit.shortcut)
 
     def samples(self, source: str) -> Iterator[Sample]:
-        """By batch, the same in every pass: columns (K, P), targets (O, P), and what the cut network adds to the node's output; (O, 1) zeros for nothing."""
+        """By batch, the same in every pass: columns (K, P), targets (O, P), and what the cut network adds to the node's output, None for nothing."""
         fit, rng = self.fit, np.random.default_rng(self.seed)
         for i, (x, y) in enumerate(zip(self.cut.values(source), self.whole.values(fit.target))):
             y = _kept(y, fit)
@@ -113,17 +113,17 @@ class _Problem:
                 pick = np.sort(rng.choice(xs.shape[1], self.most * len(x), replace=False))
                 xs, parts = xs[:, pick], [p[:, pick] for p in parts]
             if len(parts) == 1:
-                yield xs, parts[0], np.zeros((len(parts[0]), 1), np.float32)
+                yield xs, parts[0], None
             else:
                 yield xs, parts[0] + parts[1] - parts[2], parts[2]
 
     def batches(self, source: str) -> Callable[[], Iterable[Sample]]:
-        """`samples` for several passes: laid out once where they are small."""
-        inputs = self.cut.values(source)
+        """`samples` for several passes, as many together as pay for their sums: laid out once where they are small."""
+        inputs, least = self.cut.values(source), self.shape[1]
         if self.bent and self.shape[0] * self.shape[1] * self.most * sum(map(len, inputs)) * 4 <= HELD_BYTES:
-            held = list(self.samples(source))
+            held = list(joined(self.samples(source), least))
             return lambda: held
-        return lambda: self.samples(source)
+        return lambda: joined(self.samples(source), least)
 
     def solve(self, model: Model, node: NodeProto) -> None:
         """Write the refitted weight and bias into the model."""
@@ -144,8 +144,9 @@ class _Problem:
             for system in systems:
                 system.forget_targets()
             for xs, ys, shortcut in batches():
-                for system, x, y, added in zip(systems, np.split(xs, g), np.split(ys, g), np.split(shortcut, g)):
-                    system.add_bent(x, y, added, fit)
+                added = [None] * g if shortcut is None else np.split(shortcut, g)
+                for system, x, y, extra in zip(systems, np.split(xs, g), np.split(ys, g), added):
+                    system.add_bent(x, y, extra, fit)
             for system in systems:
                 system.solve()
         solved = np.stack([s.weight for s in systems])
@@ -191,6 +192,7 @@ class _System:
         from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
         moments = self.moments
+        moments.flush()
         xx, yx = moments.centred() if self.constant else (moments.xx, moments.yx)
         if not (np.isfinite(xx).all() and np.isfinite(yx).all()):
             self.weight = np.full_like(self.weight, np.nan)
@@ -211,16 +213,16 @@ class _System:
         """Begin new sums of targets over the same inputs."""
         self.moments.yx, self.moments.y = np.zeros_like(self.weight), np.zeros(len(self.weight))
 
-    def add_bent(self, x: np.ndarray, y: np.ndarray, shortcut: np.ndarray, fit: Fit) -> None:
+    def add_bent(self, x: np.ndarray, y: np.ndarray, shortcut: np.ndarray | None, fit: Fit) -> None:
         """Targets for inputs that were summed before: what is wanted; where it lies beyond a bend, anything beyond that bend, so what is there now.
 
-        shortcut: (O, P), or (O, 1) zeros; it is added between here and the bend.
+        shortcut: (O, P), added between here and the bend; None for nothing.
         """
         now = self.weight.astype(np.float32) @ x
         now += self.shift.astype(np.float32)[:, None]
         for limit, beyond, nearer in ((fit.low, np.less_equal, np.minimum), (fit.high, np.greater_equal, np.maximum)):
             if np.isfinite(limit):
-                here = np.float32(limit) - shortcut
+                here = np.float32(limit) - (0 if shortcut is None else shortcut)
                 y = np.where(beyond(y, here), nearer(now, here), y)
         self.moments.yx += y @ x.T
         self.moments.y += y.sum(1, dtype=np.float64)
