@@ -106,11 +106,21 @@ def _constrained(h: np.ndarray, wanted: np.ndarray, left: np.ndarray) -> np.ndar
     for i, mask in enumerate(left):
         gone = np.flatnonzero(~mask)
         if 2 * len(gone) < len(mask):
-            out[i] = free[i] - inverse[:, gone] @ np.linalg.solve(inverse[np.ix_(gone, gone)], free[i, gone])
+            out[i] = free[i] - inverse[:, gone] @ _solved(inverse[np.ix_(gone, gone)], free[i, gone])
             out[i, gone] = 0
         else:
-            out[i, mask] = np.linalg.solve(h[np.ix_(mask, mask)], wanted[i, mask])
+            out[i, mask] = _solved(h[np.ix_(mask, mask)], wanted[i, mask])
     return out
+
+
+def _solved(h: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """h^-1 wanted, h symmetric; half the work of a plain solver where h is positive definite by its numbers too."""
+    from scipy.linalg import lapack
+
+    if not len(h):
+        return wanted
+    _, found, info = lapack.dposv(h, wanted, lower=1)
+    return np.asarray(found if info == 0 else np.linalg.solve(h, wanted))
 
 
 def _moments(
@@ -124,11 +134,15 @@ def _moments(
     rng: np.random.Generator,
 ) -> list[Moments]:
     """A group each: of what the sparse network's layer reads, and of what the dense one's gives."""
-    moments = [Moments.zeros(rows.shape[2] + 1, rows.shape[1]) for _ in rows]
+    groups, outputs, size = rows.shape
+    xx, yx, count = np.zeros((groups, size + 1, size + 1)), np.zeros((groups, outputs, size + 1)), 0
+    weights = rows.astype(np.float32)
     for there, here in zip(dense, sparse):
         how, at = places(node, shape, here.shape, rng)
-        read, meant = (columns(x, how, at).reshape(target.groups, rows.shape[2], -1) for x in (here, there))
-        for g, total in enumerate(moments):
-            y = rows[g].astype(np.float32) @ meant[g] + (bias[g][:, None] if bias is not None else 0)
-            total.add(np.concatenate([read[g], np.ones((1, read.shape[2]), np.float32)]), y.astype(np.float32))
-    return moments
+        read, meant = (columns(x, how, at).reshape(groups, size, -1) for x in (here, there))
+        full = np.concatenate([read, np.ones((groups, 1, read.shape[2]), np.float32)], 1)
+        y = weights @ meant + (bias[:, :, None].astype(np.float32) if bias is not None else 0)
+        xx += (full[0] @ full[0].T)[None] if groups == 1 else full @ full.swapaxes(1, 2)  # numpy's symmetric product is of two axes
+        yx += y @ full.swapaxes(1, 2)
+        count += read.shape[2]
+    return [Moments(x, x[-1], y, count=count) for x, y in zip(xx, yx)]
