@@ -31,7 +31,7 @@ class Settings:
     exp: tolerances change geometrically so that they do, else all are equal; topk: share of the groups that is really cut a round, the cheapest ones;
     round: at most so many rounds; losses: module:function, "" = label-free distances of the output heads; sequential: what this method does, no effect;
     relax: factor on initial_rate after a round in which no group could shrink, 1 = the search ends there, as published; refit: losses are those of a network
-    whose weights were refitted to the cut in closed form, as a repair leaves it, false = as published, of the cut network as it is."""
+    whose weights were refitted to the cut in closed form, as a repair leaves it; as published they are the cut network's as it is."""
 
     initial_rate: float = 0.06
     initial_thres: float = 6.0
@@ -41,7 +41,7 @@ class Settings:
     losses: str = ""
     sequential: bool = True
     relax: float = 1.5
-    refit: bool = True
+    refit: bool = False
 
     def __post_init__(self) -> None:
         if self.initial_rate <= 0 or self.initial_thres <= 1 or not 0 < self.topk <= 1 or self.round < 1 or self.relax < 1:
