@@ -14,7 +14,7 @@ from onnxprune.calibrate.gradients import default_losses, samples_of
 from onnxprune.errors import ModelError
 from onnxprune.model.runtime import Session
 
-LEAST_SAMPLES, MACS = 128, 3e10  # as many as these MACs of forward passes allow, and at least so many
+LEAST_SAMPLES, MACS = 64, 3e10  # as many as these MACs of forward passes allow, and at least so many
 ACTIVATION_BYTES = 500_000_000  # of a batch; the backward pass holds about twice as much
 MOST_BATCH = 32
 
@@ -37,7 +37,7 @@ def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, i
     Parameters
     ----------
     data
-        The first 128 samples are used; more, up to all, where the model is small.
+        As many of its first samples are used as `MACS` allows, 64 at least.
     tensors
         With the channel axis of each.
 
