@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import prod
 
 import numpy as np
 from onnx import NodeProto
@@ -11,6 +12,8 @@ from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.model.segments import extract, live_after, reads
 from onnxprune.model.shapes import Shapes, infer
+
+FLOAT_BYTES = 4
 
 
 class Run:
@@ -29,6 +32,7 @@ class Run:
         self.state = [dict(b) for b in batches]
         self.feeds = batches[0] if batches else {}
         self.threads = threads
+        self._most: np.ndarray | None = None
         self._place = {o: i for i, n in enumerate(self.nodes) for o in n.output}
 
     def place(self, tensor: str) -> int:
@@ -52,6 +56,26 @@ class Run:
             fresh = session.run({n: state[n] for n in names}) if outs else {}
             self.state[i] = {n: v for n, v in state.items() if n in wanted} | fresh
         self.at = to
+
+    def join(self, batches: list[dict[str, np.ndarray]]) -> None:
+        """Bring further batches to this place, one after the other."""
+        held = set(self.state[0]) if self.state else set(self.live[self.at])
+        made = {o for n in self.nodes[: self.at] for o in n.output} & held
+        session = Session(extract(self.model, self.shapes, self.nodes[: self.at], set(self.feeds), sorted(made)), threads=self.threads) if made else None
+        for batch in batches:
+            fresh = session.run({n: batch[n] for n in session.inputs}) if session else {}
+            self.state.append({n: v for n, v in batch.items() if n in held} | fresh)
+
+    def bytes_from_here(self) -> int:
+        """Most bytes a sample that live activations take from this place on; lengths that are not known count as one."""
+        if self._most is None:
+            sizes = np.array([sum(map(self._bytes, names)) for names in self.live], np.int64)
+            self._most = np.maximum.accumulate(sizes[::-1])[::-1]
+        return int(self._most[self.at])
+
+    def _bytes(self, tensor: str) -> int:
+        lengths = [d for d in (self.shapes.shape(tensor) or ())[1:] if isinstance(d, int)]
+        return FLOAT_BYTES * prod(lengths)
 
     def values(self, tensor: str) -> list[np.ndarray]:
         """A live tensor of every batch."""

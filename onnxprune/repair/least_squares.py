@@ -17,6 +17,7 @@ from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix, to_matrix
+from onnxprune.calibrate.gradients import samples_of
 from onnxprune.calibrate.lockstep import Run
 from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, joined, outputs, positions, tap_order
 from onnxprune.model.io import Model
@@ -29,6 +30,7 @@ RIDGE, LAST_RIDGE = 1e-3, 1e-2  # of the mean diagonal of X X^T; logits of a few
 OVERSAMPLE = 48  # positions an unknown, at least
 MULTIPLICATIONS = 4e11  # for the moments of all nodes, each an equal share; as many positions as that allows are used
 HELD_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
+LIVE_BYTES = 1_500_000_000  # of the activations of both networks at one place
 BENDS = 2  # solutions with targets that respect the activation behind a node; each makes the error behind it smaller
 LIFT_FACTOR = 100.0  # from one ridge to the next where sums are not definite
 LEAST_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
@@ -40,17 +42,19 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     """The cut model with refitted weights and biases.
 
     Costs one pass of both networks over the data, which are kept in memory with the activations at one place of the graph, and
-    the second moments of one node at a time.
+    the second moments of one node at a time. Where activations are large, some of the samples wait until they are smaller: there, a sample has many positions.
     """
     data = context.repair_data("repair 'least-squares'")
     removed = analysis.removed(plan.kept)
     model, fits = own_weights(analysis, pruned, removed)
     lossy = lossy_products(analysis, removed, fits)
-    batches = list(data.batches(context.batch_size))
-    whole, cut = Run(analysis.model, batches, threads=context.threads, shapes=analysis.shapes), Run(model, batches, threads=context.threads)
+    waiting = list(data.batches(context.batch_size))
+    whole = Run(analysis.model, waiting[:1], threads=context.threads, shapes=analysis.shapes)
+    cut = Run(model, [waiting.pop(0)], threads=context.threads)
     for i, fit in enumerate(fits):
         context.progress(i / len(fits), f"{i} of {len(fits)} layers")
         place = cut.place(fit.linear.out)
+        _let_in(waiting, whole, cut)
         while lossy and cut.place(lossy[0][0]) < place:
             out, makers = lossy.pop(0)
             refit_query(analysis, removed, model, makers, out, cut, whole)
@@ -59,10 +63,21 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         whole.advance(whole.place(fit.target) + 1, keep=[fit.target])
         if not cut.has(node.input[0]) or not whole.has(fit.target):
             continue
-        problem = _Problem.of(fit, model, node, cut, whole, data.samples, MULTIPLICATIONS / len(fits), context.seed)
+        problem = _Problem.of(fit, model, node, cut, whole, MULTIPLICATIONS / len(fits), context.seed)
         if problem is not None:
             problem.solve(model, node)
     return model
+
+
+def _let_in(waiting: list[dict[str, np.ndarray]], whole: Run, cut: Run) -> None:
+    """As many of the waiting batches as there is memory for; not a few at a time, because each time both networks are set up from their beginnings."""
+    held = len(cut.state)
+    room = int(LIVE_BYTES / max(samples_of(cut.feeds) * (whole.bytes_from_here() + cut.bytes_from_here()), 1)) - held
+    if waiting and room >= min(held, len(waiting)):
+        fresh = waiting[:room]
+        del waiting[:room]
+        whole.join(fresh)
+        cut.join(fresh)
 
 
 @dataclass
@@ -80,14 +95,15 @@ class _Problem:
     seed: tuple[int, int]
 
     @staticmethod
-    def of(fit: Fit, model: Model, node: NodeProto, cut: Run, whole: Run, samples: int, multiplications: float, seed: int) -> _Problem | None:
+    def of(fit: Fit, model: Model, node: NodeProto, cut: Run, whole: Run, multiplications: float, seed: int) -> _Problem | None:
         """None where there is nothing to refit across channels."""
         weight = model.weights[fit.weight]
         g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
         if c == 1 and o == 1 and g > 1:
             return None
         how = geometry(node, weight.shape, cut.values(node.input[0])[0].shape)  # type: ignore[arg-type]
-        most = max(-(-OVERSAMPLE * c * t // max(samples, 1)), int(multiplications / (c * t) ** 2 / max(samples, 1)), 4)
+        samples = max(sum(len(x) for x in cut.values(node.input[0])), 1)
+        most = max(-(-OVERSAMPLE * c * t // samples), int(multiplications / (c * t) ** 2 / samples), 4)
         added = bool(fit.shortcut) and cut.has(fit.shortcut) and whole.has(fit.shortcut)
         if added:
             shapes = {_kept(whole.values(n)[0], fit).shape for n in (fit.shortcut, fit.target)} | {cut.values(fit.shortcut)[0].shape}
