@@ -12,6 +12,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxprune.allocate.base import Ranking, Step, ordered
+from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix
 from onnxprune.calibrate.gradients import samples_of
 from onnxprune.calibrate.lockstep import Run
@@ -150,23 +151,18 @@ class _Probe:
     def refit(self, model: Model, nodes: list[NodeProto], node: NodeProto, item: Statistic, gone: np.ndarray) -> None:
         """New weight of one linear node, and the mean that it loses behind it."""
         weight = item.weight(self.analysis)
-        old = self.analysis.model.weights[item.linear.weight.tensor].array()
         inputs = item.xx.shape[1] // item.taps
         new = np.empty_like(weight)
         for g in range(len(weight)):
             here = gone[(gone >= g * inputs) & (gone < (g + 1) * inputs)] - g * inputs
             columns = (here[:, None] * item.taps + np.arange(item.taps)).ravel()
             new[g] = refitted(weight[g], self.inverse_of(item, g), columns)
-        lost = np.einsum("gok,gk->go", weight - new, item.mean)
-        matrix = unfolded(new, old, item, node)
-        taps = matrix.shape[3]
-        shift = (lost if item.taps == taps else lost.reshape(len(lost), -1, taps).sum(2)).ravel()
-        values = from_matrix(item.linear, node, matrix, old.shape).astype(old.dtype)
+        values, shift = as_weight(self.analysis, item, new)
         node.input[1] = add_initializer(model, f"{node.input[1]}_refit_{node.output[0]}", values)
         rank = len(self.analysis.shapes.shape(item.linear.out) or ())
         shape = [-1 if i == item.linear.out_axis else 1 for i in range(rank)]
         inner = f"{node.output[0]}_refit"
-        bias = add_initializer(model, inner + "_bias", shift.reshape(shape).astype(old.dtype))
+        bias = add_initializer(model, inner + "_bias", shift.reshape(shape).astype(values.dtype))
         nodes.insert(nodes.index(node) + 1, helper.make_node("Add", [inner, bias], [node.output[0]]))
         node.output[0] = inner
 
@@ -180,19 +176,19 @@ class _Probe:
         return self.inverses[key]
 
 
-def unfolded(new: np.ndarray, old: np.ndarray, item: Statistic, node: NodeProto) -> np.ndarray:
-    """Rows of second-moment columns back to (groups, outputs, inputs, taps) in the weight's tap order."""
+def as_weight(analysis: Analysis, item: Statistic, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A node's weight, as it is stored, from new rows (groups, outputs, K) over second-moment columns; and the mean that its outputs lose by them, (outputs,)."""
+    node, old = analysis.record.nodes[item.linear.node], analysis.model.weights[item.linear.weight.tensor].array()
     how = geometry(node, old.shape, (0,) * old.ndim)
-    taps = max(how.taps, 1)
-    g = len(new)
-    inputs = item.xx.shape[1] // item.taps
+    g, taps, inputs = len(new), max(how.taps, 1), item.xx.shape[1] // item.taps
+    lost = np.einsum("gok,gk->go", item.weight(analysis) - new, item.mean)
     if item.taps == taps:
-        ordered_taps = new.reshape(g, -1, inputs, taps)
+        matrix = new.reshape(g, -1, inputs, taps)
     else:
-        ordered_taps = new.reshape(g, -1, taps, inputs).transpose(0, 1, 3, 2)
-    back = np.empty_like(ordered_taps)
-    back[..., tap_order(how)] = ordered_taps
-    return back
+        matrix, lost = new.reshape(g, -1, taps, inputs).transpose(0, 1, 3, 2), lost.reshape(g, -1, taps).sum(2)
+    back = np.empty_like(matrix)
+    back[..., tap_order(how)] = matrix
+    return from_matrix(item.linear, node, back, old.shape).astype(old.dtype), lost.ravel()
 
 
 class Meter:

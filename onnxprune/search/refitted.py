@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.allocate.divergence import unfolded
+from onnxprune.allocate.divergence import as_weight
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.linear import from_matrix
 from onnxprune.calibrate.moments import Statistic, collect_moments
 from onnxprune.model.io import Model
 from onnxprune.repair.bias import add_bias, replace_initializer
@@ -71,14 +70,10 @@ class Refitted:
         return self._weights[key]
 
     def _solved(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        item, node = self.statistics[number], self.analysis.record.nodes[number]
-        rows, old = item.weight(self.analysis), self.analysis.model.weights[item.linear.weight.tensor].array()
-        columns = np.repeat(gone, item.taps).reshape(len(rows), -1)
-        new = np.stack([refitted(w, self._inverse(number, g), np.flatnonzero(columns[g])) for g, w in enumerate(rows)])
-        lost = np.einsum("gok,gk->go", rows - new, item.mean)
-        matrix = unfolded(new, old, item, node)
-        shift = lost if item.taps == matrix.shape[3] else lost.reshape(len(lost), -1, matrix.shape[3]).sum(2)
-        return from_matrix(item.linear, node, matrix, old.shape).astype(old.dtype), shift.ravel()
+        item = self.statistics[number]
+        columns = np.repeat(gone, item.taps).reshape(len(item.xx), -1)
+        rows = zip(item.weight(self.analysis), columns)
+        return as_weight(self.analysis, item, np.stack([refitted(w, self._inverse(number, g), np.flatnonzero(here)) for g, (w, here) in enumerate(rows)]))
 
     def _inverse(self, number: int, g: int) -> np.ndarray:
         if (number, g) not in self._inverses:
