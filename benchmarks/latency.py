@@ -60,7 +60,7 @@ def main() -> None:
     for name in options.models:
         for row in compared(name, options):
             rows.append(row)
-            print(f"| {Path(name).name.removesuffix(".onnx")} | {row['target']} | {row['macs']:.1%} | {row['speedup']:.2f} [{row['low']:.2f}, {row['high']:.2f}] | {row['divergence']:.4f} |", flush=True)
+            print(f"| {Path(name).name.removesuffix('.onnx')} | {row['target']} | {row['macs']:.1%} | {row['speedup']:.2f} [{row['low']:.2f}, {row['high']:.2f}] | {row['divergence']:.4f} |", flush=True)
     if options.json:
         write_json(options.json, {"machine": machine(), "rows": rows})
 
