@@ -3,8 +3,8 @@
     python -m benchmarks.latency --zoo ../shared/zoo [--models NAME_OR_FILE ...] [--engine onnxruntime] [--speedup 1.5] [--json FILE]
 
 The first cut is `--target latency.ENGINE=1.5x`. The second is `--target macs=...`, any width, at the share of the MACs that makes it as fast, found by
-bisection; its row is missing where no such cut is as fast. Criterion, allocation and repair are the defaults. Then both run interleaved with the original, and further inputs measure how far their outputs
-are from it. A model without calibration data (a file) is given random inputs.
+bisection; its row is missing where no such cut is as fast. Criterion, allocation and repair are the defaults. Then both run interleaved with the original,
+and further inputs measure how far their outputs are from it. A model without calibration data (a file) is given random inputs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def main() -> None:
     for name in options.models:
         for row in compared(name, options):
             rows.append(row)
-            print(f"| {Path(name).name.removesuffix('.onnx')} | {row['target']} | {row['macs']:.1%} | {row['speedup']:.2f} [{row['low']:.2f}, {row['high']:.2f}] | {row['divergence']:.4f} |", flush=True)
+            speed = f"{row['speedup']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+            print(f"| {Path(name).name.removesuffix('.onnx')} | {row['target']} | {row['macs']:.1%} | {speed} | {row['divergence']:.4f} |", flush=True)
     if options.json:
         write_json(options.json, {"machine": machine(), "rows": rows})
 
@@ -81,8 +82,8 @@ def compared(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         feeds = next(calibration.batches(1))
         by_latency = decide(context, scores, recipe, feeds)
         by_macs = as_fast(context, scores, recipe, by_latency, feeds)
-        models = {"latency": by_latency, **({"macs": by_macs} if by_macs else {})}
-        return rows_of({what: repaired(context, plan, recipe) for what, plan in models.items()}, models, analysis, held_out, recipe, feeds, name)
+        plans = {"latency": by_latency, **({"macs": by_macs} if by_macs else {})}
+        return rows_of({what: repaired(context, plan, recipe) for what, plan in plans.items()}, plans, analysis, held_out, recipe, feeds, name)
 
 
 def as_fast(context: Context, scores: Mapping[str, Any], recipe: Recipe, plan: Plan, feeds: Mapping[str, Any]) -> Plan | None:

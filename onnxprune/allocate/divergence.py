@@ -6,7 +6,7 @@ widths. Each width costs a run of the part of the network behind the group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -150,14 +150,7 @@ class _Probe:
 
     def refit(self, model: Model, nodes: list[NodeProto], node: NodeProto, item: Statistic, gone: np.ndarray) -> None:
         """New weight of one linear node, and the mean that it loses behind it."""
-        weight = item.weight(self.analysis)
-        inputs = item.xx.shape[1] // item.taps
-        new = np.empty_like(weight)
-        for g in range(len(weight)):
-            here = gone[(gone >= g * inputs) & (gone < (g + 1) * inputs)] - g * inputs
-            columns = (here[:, None] * item.taps + np.arange(item.taps)).ravel()
-            new[g] = refitted(weight[g], self.inverse_of(item, g), columns)
-        values, shift = as_weight(self.analysis, item, new)
+        values, shift = refitted_without(self.analysis, item, gone, self.inverse_of)
         node.input[1] = add_initializer(model, f"{node.input[1]}_refit_{node.output[0]}", values)
         rank = len(self.analysis.shapes.shape(item.linear.out) or ())
         shape = [-1 if i == item.linear.out_axis else 1 for i in range(rank)]
@@ -176,16 +169,24 @@ class _Probe:
         return self.inverses[key]
 
 
-def as_weight(analysis: Analysis, item: Statistic, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A node's weight, as it is stored, from new rows (groups, outputs, K) over second-moment columns; and the mean that its outputs lose by them, (outputs,)."""
+def refitted_without(analysis: Analysis, item: Statistic, gone: np.ndarray, inverse_of: Callable[[Statistic, int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """A node's weight, as it is stored, refitted once these inputs are gone; and the mean that its outputs lose by it, (outputs,).
+
+    gone: positions on the node's input axis; inverse_of: inverse second moments of one of its groups.
+    """
+    weight, inputs = item.weight(analysis), item.xx.shape[1] // item.taps
+    new = np.empty_like(weight)
+    for g in range(len(weight)):
+        here = gone[(gone >= g * inputs) & (gone < (g + 1) * inputs)] - g * inputs
+        new[g] = refitted(weight[g], inverse_of(item, g), (here[:, None] * item.taps + np.arange(item.taps)).ravel())
+    lost = np.einsum("gok,gk->go", weight - new, item.mean)
     node, old = analysis.record.nodes[item.linear.node], analysis.model.weights[item.linear.weight.tensor].array()
     how = geometry(node, old.shape, (0,) * old.ndim)
-    g, taps, inputs = len(new), max(how.taps, 1), item.xx.shape[1] // item.taps
-    lost = np.einsum("gok,gk->go", item.weight(analysis) - new, item.mean)
+    taps = max(how.taps, 1)
     if item.taps == taps:
-        matrix = new.reshape(g, -1, inputs, taps)
+        matrix = new.reshape(len(new), -1, inputs, taps)
     else:
-        matrix, lost = new.reshape(g, -1, taps, inputs).transpose(0, 1, 3, 2), lost.reshape(g, -1, taps).sum(2)
+        matrix, lost = new.reshape(len(new), -1, taps, inputs).transpose(0, 1, 3, 2), lost.reshape(len(new), -1, taps).sum(2)
     back = np.empty_like(matrix)
     back[..., tap_order(how)] = matrix
     return from_matrix(item.linear, node, back, old.shape).astype(old.dtype), lost.ravel()

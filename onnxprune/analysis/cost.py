@@ -83,8 +83,7 @@ class CostTable:
 
     def values(self, what: str, removed: np.ndarray) -> np.ndarray:
         """Value of each term."""
-        factor, index = self.terms[what]
-        return factor * self.axes.lengths(removed)[index].prod(1)
+        return self._products(what, self.axes.lengths(removed))
 
     def macs(self, removed: np.ndarray) -> np.ndarray:
         """Multiply-accumulates of each product."""
@@ -93,15 +92,13 @@ class CostTable:
     def total(self, removed: np.ndarray) -> Cost:
         """All costs."""
         once, lengths = self._once(removed), self.axes.lengths(removed)
-        terms = [self.terms[what] for what in ("macs", "params", "bytes", "activation_bytes")]
-        macs, params, size, activations = (factor * lengths[index].prod(1) for factor, index in terms)
+        macs, params, size, activations = (self._products(what, lengths) for what in ("macs", "params", "bytes", "activation_bytes"))
         return Cost(round(float(macs.sum())), round(float(params[once].sum())), round(float(size[once].sum())), round(float(activations.sum())))
 
     def savings(self, what: str, removed: np.ndarray) -> np.ndarray:
         """(causes + 1,) first-order saving of each cause."""
-        factor, index = self.terms[what]
-        lengths = self.axes.lengths(removed)
-        values = factor * lengths[index].prod(1)
+        index, lengths = self.terms[what][1], self.axes.lengths(removed)
+        values = self._products(what, lengths)
         if what in ("params", "bytes"):
             values = values * self._once(removed)
         per_axis = np.zeros(len(lengths))
@@ -116,6 +113,10 @@ class CostTable:
                 np.add.at(out, rows[alive, column], share[alive])
         out[-1] = 0
         return out
+
+    def _products(self, what: str, lengths: np.ndarray) -> np.ndarray:
+        factor, index = self.terms[what]
+        return factor * lengths[index].prod(1)
 
     def _once(self, removed: np.ndarray) -> np.ndarray:
         """Which rows count: of several uses of a tensor that are cut alike, the first."""

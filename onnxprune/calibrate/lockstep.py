@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -32,7 +33,6 @@ class Run:
         self.state = [dict(b) for b in batches]
         self.feeds = batches[0] if batches else {}
         self.threads = threads
-        self._most: np.ndarray | None = None
         self._place = {o: i for i, n in enumerate(self.nodes) for o in n.output}
 
     def place(self, tensor: str) -> int:
@@ -68,10 +68,12 @@ class Run:
 
     def bytes_from_here(self) -> int:
         """Most bytes a sample that live activations take from this place on; lengths that are not known count as one."""
-        if self._most is None:
-            sizes = np.array([sum(map(self._bytes, names)) for names in self.live], np.int64)
-            self._most = np.maximum.accumulate(sizes[::-1])[::-1]
         return int(self._most[self.at])
+
+    @cached_property
+    def _most(self) -> np.ndarray:
+        sizes = np.array([sum(map(self._bytes, names)) for names in self.live], np.int64)
+        return np.maximum.accumulate(sizes[::-1])[::-1]
 
     def _bytes(self, tensor: str) -> int:
         lengths = [d for d in (self.shapes.shape(tensor) or ())[1:] if isinstance(d, int)]

@@ -89,11 +89,10 @@ def collect_moments(analysis: Analysis, data: Data, *, batch_size: int, threads:
     statistics = {}
     for li in wanted:
         parts = sums[keys[li.node]]
-        for moments in parts:
-            moments.flush()
+        covariances = [m.centred()[0] for m in parts]
         how = keys[li.node][2]  # type: ignore[index]
         count = max(parts[0].count, 1)
-        statistics[li.node] = Statistic(li, np.stack([m.centred()[0] / count for m in parts]), np.stack([m.x / count for m in parts]), max(how.taps, 1))
+        statistics[li.node] = Statistic(li, np.stack([c / count for c in covariances]), np.stack([m.x / count for m in parts]), max(how.taps, 1))
     return statistics, [Pair(n, ids, logits[n] / max(seen, 1)) for n, ids in pairs]
 
 

@@ -167,9 +167,9 @@ class Moments:
 
     def flush(self) -> None:
         """Add what is held back."""
-        for x, y in joined(self._held, len(self.x)):
-            self._add(x, y)
-        self._held.clear()
+        if self._held:
+            self._add(*_together(self._held))
+            self._held.clear()
 
     def _add(self, x: np.ndarray, y: np.ndarray | None) -> None:
         self.xx += x @ x.T  # numpy uses the symmetric product here

@@ -23,6 +23,8 @@ Range = tuple[int, int, int]  # start, end, length of the axis
 def assign(model: Model, shapes: Shapes) -> bool:
     """Rewrite the main graph of a copy made by edit(); whether anything changed. Leaves Identity nodes."""
     graph = model.proto.graph
+    if not any(node.op_type == "ScatterND" for node in graph.node):
+        return False
     makers = {o: node for node in graph.node for o in node.output}
     inputs = {i.name for i in graph.input}
     weights = {name: weight for name, weight in model.weights.items() if name not in inputs}

@@ -62,7 +62,7 @@ def add_bias(model: Model, linear: Linear, shift: np.ndarray) -> None:
     slot = 2 if linear.op != "MatMul" else None
     dtype = model.weights[node.input[1]].array().dtype if node.input[1] in model.weights else np.dtype(np.float32)
     if slot is None:
-        inner = f"{linear.out}_unbiased"
+        inner = unbiased(linear.out)
         name = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype))
         at = list(model.proto.graph.node).index(node)
         node.output[0] = inner
@@ -77,6 +77,11 @@ def add_bias(model: Model, linear: Linear, shift: np.ndarray) -> None:
         while len(node.input) <= slot:
             node.input.append("")
         node.input[slot] = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype))
+
+
+def unbiased(out: str) -> str:
+    """What a MatMul gives once `add_bias` has put an Add behind it that makes `out`."""
+    return f"{out}_unbiased"
 
 
 def replace_initializer(model: Model, name: str, out: str, slot: int, values: np.ndarray) -> None:

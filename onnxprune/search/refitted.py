@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.allocate.divergence import as_weight
+from onnxprune.allocate.divergence import refitted_without
 from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.moments import Statistic, collect_moments
 from onnxprune.model.io import Model
 from onnxprune.repair.bias import add_bias, replace_initializer
 from onnxprune.saliency.base import Context
-from onnxprune.saliency.elimination import inverse, refitted
+from onnxprune.saliency.elimination import inverse
 from onnxprune.surgery.verify import masked
 from onnxprune.types import Plan
 
@@ -66,18 +66,13 @@ class Refitted:
         if key not in self._weights:
             if len(self._weights) >= MOST_KNOWN:
                 self._weights.clear()
-            self._weights[key] = self._solved(number, gone)
+            self._weights[key] = refitted_without(self.analysis, self.statistics[number], np.flatnonzero(gone), self._inverse)
         return self._weights[key]
 
-    def _solved(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        item = self.statistics[number]
-        columns = np.repeat(gone, item.taps).reshape(len(item.xx), -1)
-        rows = zip(item.weight(self.analysis), columns)
-        return as_weight(self.analysis, item, np.stack([refitted(w, self._inverse(number, g), np.flatnonzero(here)) for g, (w, here) in enumerate(rows)]))
-
-    def _inverse(self, number: int, g: int) -> np.ndarray:
-        if (number, g) not in self._inverses:
+    def _inverse(self, item: Statistic, g: int) -> np.ndarray:
+        key = item.linear.node, g
+        if key not in self._inverses:
             if len(self._inverses) >= MOST_KNOWN:
                 self._inverses.clear()
-            self._inverses[number, g] = inverse(self.statistics[number].xx[g])
-        return self._inverses[number, g]
+            self._inverses[key] = inverse(item.xx[g])
+        return self._inverses[key]

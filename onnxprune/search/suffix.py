@@ -16,6 +16,7 @@ from onnxprune.calibrate.lockstep import Run
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.model.segments import extract
+from onnxprune.repair.bias import unbiased
 from onnxprune.search.refitted import Kept, without
 from onnxprune.search.tasks import Losses
 
@@ -90,7 +91,7 @@ class Suffix:
 
 def _place(nodes: Sequence[NodeProto], output: str) -> int:
     """Index of the node that makes a tensor, before the masks on its own operands; 0 without a tensor."""
-    at = next((i for i, n in enumerate(nodes) if output and (output in n.output or f"{output}_unbiased" in n.output)), 0)
+    at = next((i for i, n in enumerate(nodes) if output and not {output, unbiased(output)}.isdisjoint(n.output)), 0)
     while at and "_masked_" in nodes[at - 1].name:
         at -= 1
     return at
