@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from onnxprune.allocate.base import widths
 from onnxprune.errors import UsageError
 from onnxprune.model.runtime import Session
 from onnxprune.search.base import Kept, Search, keep_best, settings
@@ -21,7 +22,6 @@ from onnxprune.types import Plan, Scores
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 PROBE_RATIO = 0.3  # of a trial cut of each group alone, for the order
-CRITERION = "l2"
 Values = Mapping[str, float]
 
 
@@ -30,18 +30,21 @@ class Settings:
     """initial_rate: tolerance of the first group, relative; initial_thres: what the tolerances of all groups compound to, times the first losses;
     exp: tolerances change geometrically so that they do, else all are equal; topk: share of the groups that is really cut a round, the cheapest ones;
     round: at most so many rounds; losses: module:function, "" = label-free distances of the output heads; sequential: what this method does, no effect;
-    relax: factor on initial_rate after a round in which no group could shrink, 1 = the search ends there, as published; refit: losses are those of a network
-    whose weights were refitted to the cut in closed form, as a repair leaves it; as published they are the cut network's as it is."""
+    relax: factor on initial_rate after a round in which no group could shrink, 1 = the search ends there; refit: losses are those of a network
+    whose weights were refitted to the cut in closed form, as a repair leaves it, and channels go by reconstruction error, not by norms; proportional: a
+    step's tolerance grows with what it saves, initial_rate being for what a trial cut of a group saves on average.
+    As published: initial_rate 0.06, topk 0.8, relax 1, and neither refit nor proportional."""
 
-    initial_rate: float = 0.06
+    initial_rate: float = 0.01
     initial_thres: float = 6.0
-    topk: float = 0.8
+    topk: float = 1.0
     exp: bool = False
-    round: int = 20
+    round: int = 30
     losses: str = ""
     sequential: bool = True
     relax: float = 1.5
-    refit: bool = False
+    refit: bool = True
+    proportional: bool = True
 
     def __post_init__(self) -> None:
         if self.initial_rate <= 0 or self.initial_thres <= 1 or not 0 < self.topk <= 1 or self.round < 1 or self.relax < 1:
@@ -54,19 +57,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Accepted:
-    """One accepted step: share of the group that goes, tolerance that it was given, losses before (the largest so far) and after, MACs that it saved."""
+    """One accepted step: what stays of the group, tolerance that it was given, losses before (the largest so far) and after, what it saved."""
 
     group: str
     kept: tuple[int, ...]
     tolerance: float
     base: Values
     losses: Values
-    saved_macs: float
+    saved: float
 
     @property
     def cost(self) -> float:
-        """Loss increase, relative and of the worst task, a MAC saved."""
-        return max(0.0, *(self.losses[t] / self.base[t] - 1 for t in self.base)) / max(self.saved_macs, 1.0)
+        """Loss increase, relative and of the worst task, a MAC (or what else the budget is in) saved."""
+        return max(0.0, *(self.losses[t] / self.base[t] - 1 for t in self.base)) / max(self.saved, 1.0)
 
 
 def decay(count: int, initial_rate: float = 0.06, initial_thres: float = 6.0) -> float:
@@ -100,12 +103,13 @@ def pagcp(search: Search) -> Plan:
 
     Notes
     -----
-    What a task may lose in a step is checked at every accepted step, against the tolerance of its round. The published system tunes between rounds, which
-    brings losses down again; here nothing does, so after a round in which no group has a share that its tolerance allows, the next round's are `relax` times
-    as large. The plan says the `rate` of every round.
+    What a task may lose in a step is checked at every accepted step. The published system tunes between rounds, which brings losses down again; here
+    nothing does, so after a round in which no group has a share that its tolerance allows, the next round's are `relax` times as large. The plan
+    says the `rate` of every round. For the same reason steps are small, and what a group may cost is in proportion to what it saves: with one tolerance for
+    all, the groups visited first take all that the outputs bear, whatever that saves.
     """
     chosen = settings(Settings, search.options, "pagcp")
-    scores = search.scores(CRITERION)
+    scores = search.scores("reconstruction" if chosen.refit else "l2")
     kept = search.fixed(scores)
     if search.met(kept):
         return search.plan(kept, method="pagcp")
@@ -132,20 +136,25 @@ def visit(search: Search, gate: _Gate, chosen: Settings, scores: Scores, kept: K
     """One pass over the groups, on the network as it is cut so far: what each was allowed."""
     done, accepted = dict(kept), []
     base = dict(gate.base(kept))
-    order = _order(search, scores, kept, free)
+    probed = _probed(search, scores, kept, free)
+    order = sorted(probed, key=lambda g: -probed[g])
+    typical = float(np.mean(list(probed.values()))) if chosen.proportional and order else 0.0
     factor = decay(len(order), chosen.initial_rate, chosen.initial_thres) if chosen.exp else 1.0
-    tolerance = chosen.initial_rate
+    rate = chosen.initial_rate
     for place, group in enumerate(order):
         search.tell(f"pagcp round {number + 1}, group {place + 1} of {len(order)}")
-        found = _largest(search, gate, scores, done, group, {t: v * (1 + tolerance) for t, v in base.items()})
+        before, trials = _cost(search, done), []
+        for width in _widths(search, group, done):
+            trial = keep_best(_left(scores, done, group), width)
+            saved = before - _cost(search, {**done, group: trial})
+            trials.append((trial, saved, rate * saved / typical if typical else rate))
+        found = _largest(gate, done, group, trials, base)
         if found is None:
             continue
-        less, losses = found
-        before = search.analysis.cost(done).macs
-        done[group] = less
-        accepted.append(Accepted(group, less, tolerance, dict(base), losses, before - search.analysis.cost(done).macs))
-        base = {t: max(v, losses[t]) for t, v in base.items()}
-        tolerance *= factor
+        accepted.append(found)
+        done[group] = found.kept
+        base = {t: max(v, found.losses[t]) for t, v in base.items()}
+        rate *= factor
     return accepted
 
 
@@ -156,28 +165,33 @@ def cheapest(steps: Sequence[Accepted], topk: float) -> list[Accepted]:
     return [s for s in steps if s.group in chosen]
 
 
-def _order(search: Search, scores: Scores, kept: Kept, free: Sequence[str]) -> list[str]:
-    """Groups by the MACs that a trial cut of each alone saves, descending; those that can shrink no more left out."""
-    whole, saved = search.analysis.cost(kept).macs, {}
+def _cost(search: Search, kept: Kept) -> float:
+    """What the first budget counts; MACs where that is measured, or where there is none."""
+    costs = search.analysis.cost(kept).as_dict()
+    return float(costs.get(next(iter(search.constraints.budgets), ""), costs["macs"]))
+
+
+def _probed(search: Search, scores: Scores, kept: Kept, free: Sequence[str]) -> dict[str, float]:
+    """What a trial cut of each group alone saves; those that can shrink no more left out."""
+    whole, saved = _cost(search, kept), {}
     for group in free:
-        widths = _widths(search, group, kept)
-        if widths:
+        allowed = _widths(search, group, kept)
+        if allowed:
             here = _count(search, kept, group)
-            trial = min(widths, key=lambda k: abs(k - here * (1 - PROBE_RATIO)))
-            saved[group] = whole - search.analysis.cost({**kept, group: keep_best(_left(scores, kept, group), trial)}).macs
-    return sorted(saved, key=lambda g: -saved[g])
+            trial = min(allowed, key=lambda k: abs(k - here * (1 - PROBE_RATIO)))
+            saved[group] = whole - _cost(search, {**kept, group: keep_best(_left(scores, kept, group), trial)})
+    return saved
 
 
-def _largest(search: Search, gate: _Gate, scores: Scores, kept: Kept, group: str, bounds: Values) -> tuple[tuple[int, ...], Values] | None:
-    """The fewest channels with every loss within its bound, by bisection over the ratios, and the losses with them; None where no ratio is."""
-    widths, found = _widths(search, group, kept), None
-    low, high = 0, len(widths)  # widths descend; those below `low` are within the bounds
+def _largest(gate: _Gate, kept: Kept, group: str, trials: Sequence[tuple[tuple[int, ...], float, float]], base: Values) -> Accepted | None:
+    """The last of the trials (what stays, what that saves, its tolerance) with every loss within the tolerance, by bisection; None where none is."""
+    found, low, high = None, 0, len(trials)  # fewer and fewer channels stay; those below `low` are within the bounds
     while low < high:
         middle = (low + high) // 2
-        trial = keep_best(_left(scores, kept, group), widths[middle])
-        losses = gate.within(kept, group, trial, bounds)
+        trial, saved, tolerance = trials[middle]
+        losses = gate.within(kept, group, trial, {t: v * (1 + tolerance) for t, v in base.items()})
         if losses is not None:
-            found, low = (trial, losses), middle + 1
+            found, low = Accepted(group, trial, tolerance, dict(base), losses, saved), middle + 1
         else:
             high = middle
     return found
@@ -205,13 +219,13 @@ def _left(scores: Scores, kept: Kept, group: str) -> np.ndarray:
 
 
 def _relaxed(search: Search, scores: Scores, kept: Kept, step: Accepted) -> tuple[int, ...]:
-    """The most channels of the last group with which the budget is still met."""
-    without = {n: k for n, k in kept.items() if n != step.group}
-    for width in sorted({len(step.kept), *(w for w in _widths(search, step.group, without) if w > len(step.kept))}, reverse=True):
-        trial = keep_best(_left(scores, kept, step.group), width) if width <= len(step.kept) else _wider(scores, step, width)
-        if search.met({**kept, step.group: trial}):
-            return trial
-    return step.kept
+    """The most channels of the last group with which the budget is still met, those of its step among them."""
+    wider = [w for w in widths(search.analysis.group(step.group).size, search.constraints) if w > len(step.kept)]
+    low, high = 0, len(wider)  # they descend; from `high` on the budget is met
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if search.met({**kept, step.group: _wider(scores, step, wider[middle])}) else (middle + 1, high)
+    return _wider(scores, step, wider[low]) if low < len(wider) else step.kept
 
 
 def _wider(scores: Scores, step: Accepted, width: int) -> tuple[int, ...]:
@@ -241,7 +255,7 @@ class _Gate:
             self.of = OwnLosses(self.settings.losses, np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1]))
         else:
             self.of = HeadLosses(expected)
-        changed = Refitted.of(context, "method pagcp") if self.settings.refit else None
+        changed = Refitted.of(context) if self.settings.refit else None
         self.suffix = Suffix(context.analysis, batches, self.of, context.threads, changed)
         self.start = summed(self.of, expected)
         if bad := [t for t, v in self.start.items() if not v > 0]:

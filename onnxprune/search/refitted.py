@@ -9,11 +9,12 @@ import numpy as np
 
 from onnxprune.allocate.divergence import refitted_without
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.moments import Statistic, collect_moments
+from onnxprune.calibrate.moments import Statistic
 from onnxprune.model.io import Model
 from onnxprune.repair.bias import add_bias, replace_initializer
 from onnxprune.saliency.base import Context
 from onnxprune.saliency.elimination import inverse
+from onnxprune.saliency.reconstruction import moments
 from onnxprune.surgery.verify import masked
 from onnxprune.types import Plan
 
@@ -40,11 +41,9 @@ class Refitted:
     _weights: dict[tuple[int, bytes], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @staticmethod
-    def of(context: Context, who: str) -> Refitted:
-        """By the statistics part of the context's data."""
-        data = context.statistics_data(who)
-        statistics, _ = collect_moments(context.analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
-        return Refitted(context.analysis, statistics)
+    def of(context: Context) -> Refitted:
+        """By the statistics part of the context's data, of which the criterion took them too."""
+        return Refitted(context.analysis, moments(context)[0])
 
     def __call__(self, kept: Kept) -> Model:
         """The network that keeps these channels."""

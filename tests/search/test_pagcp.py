@@ -28,6 +28,7 @@ from onnxprune.search.tasks import HeadLosses, summed
 from onnxprune.surgery.cut import cut
 
 FILES = demo.files()
+PUBLISHED = {"initial_rate": 0.06, "topk": 0.8, "relax": 1.0, "refit": False, "proportional": False}
 
 
 def search(budget: float = 0.8, **options: object) -> Search:
@@ -50,27 +51,54 @@ def test_few_groups_are_given_more_and_more() -> None:
     assert decay(1) == decay(0) == 1.0
 
 
-@pytest.mark.parametrize("exp", [False, True])
-def test_no_head_exceeds_its_tolerance_at_any_accepted_step(exp: bool) -> None:
-    """Checked on cut models, not on what the search says of itself: run whole, losses counted anew."""
+@pytest.mark.parametrize("changed", [{}, {"exp": True}, {"proportional": True}])
+def test_no_head_exceeds_its_tolerance_at_any_accepted_step(changed: dict[str, bool]) -> None:
+    """Checked on cut models, not on what the search says of itself: run whole, losses counted anew; what a step saves by the cost of both plans."""
     here = search()
-    chosen = Settings(exp=exp, refit=False)
+    chosen = Settings(**{**PUBLISHED, **changed})
     scores, gate = here.scores("l2"), _Gate(here, chosen)
     steps = visit(here, gate, chosen, scores, {}, list(scores), 0)
-    assert len(steps) >= 3
+    assert len(steps) >= 2
     batches = gate.suffix.batches
     dense = Session(here.analysis.model)
     losses = HeadLosses([dense.run(b) for b in batches])
     kept: dict[str, tuple[int, ...]] = {}
-    base, factor = dict(gate.start), decay(len(scores), 0.06, 6.0) if exp else 1.0
+    base, factor = dict(gate.start), decay(len(scores), 0.06, 6.0) if chosen.exp else 1.0
+    unit = {step.tolerance / step.saved for step in steps}
     for number, step in enumerate(steps):
+        before = here.analysis.cost(kept).macs
         kept[step.group] = step.kept
         session = Session(cut(here.analysis, here.plan(kept)))
         found = {"logits": sum(losses.batch(i, session.run(b))["logits"] for i, b in enumerate(batches))}
         assert found["logits"] == pytest.approx(step.losses["logits"], rel=1e-4)
-        assert step.tolerance == pytest.approx(0.06 * factor**number)
+        assert step.saved == before - here.analysis.cost(kept).macs > 0
+        assert step.tolerance == pytest.approx(min(unit) * step.saved if chosen.proportional else 0.06 * factor**number)
         assert found["logits"] <= base["logits"] * (1 + step.tolerance) * (1 + 1e-4)
         base["logits"] = max(base["logits"], found["logits"])
+
+
+def test_what_is_saved_is_what_the_budget_is_in() -> None:
+    """A budget on parameters: by MACs the last, widest layers of the network would save next to nothing."""
+    here = search()
+    here = replace(here, constraints=replace(here.constraints, budgets={"params": 0.8 * here.analysis.cost().params}))
+    chosen = Settings(initial_rate=0.05)
+    kept: dict[str, tuple[int, ...]] = {}
+    for step in visit(here, _Gate(here, chosen), chosen, here.scores("l2"), {}, list(here.scores("l2")), 0):
+        before = here.analysis.cost(kept).params
+        kept[step.group] = step.kept
+        assert step.saved == before - here.analysis.cost(kept).params
+
+
+def test_the_last_group_keeps_as_much_as_the_budget_allows() -> None:
+    """One channel more of it, and the budget is missed."""
+    here = replace(search(0.85), constraints=Constraints({"macs": 0.85 * search().analysis.cost().macs}))
+    kept = dict(pagcp(here).kept)
+    assert here.met(kept)
+    full = 0
+    for group, left in kept.items():
+        more = tuple(sorted({*left, min(set(range(here.analysis.group(group).size)) - set(left))}))
+        full += not here.met({**kept, group: more})
+    assert full
 
 
 def test_trials_are_judged_as_a_repair_would_leave_them() -> None:
@@ -100,8 +128,8 @@ def test_trials_are_judged_as_a_repair_would_leave_them() -> None:
 def test_tolerances_grow_only_where_that_is_allowed() -> None:
     """With a rate that no cut keeps: as published the search ends, with a factor each round's rate is that times the last, until there is a step."""
     with pytest.raises(TargetError, match="relax"):
-        pagcp(search(initial_rate="1e-9", relax="1", refit="false"))
-    rates = pagcp(search(budget=0.97, initial_rate="1e-3", relax="4", refit="false")).decided_by["rate"]
+        pagcp(search(initial_rate="1e-9", relax="1", refit="false", proportional="false"))
+    rates = pagcp(search(budget=0.97, initial_rate="1e-3", relax="4", refit="false", proportional="false")).decided_by["rate"]
     assert rates[0] == 1e-3 and rates[-1] > 1e-3
     assert all(b in (a, 4 * a) for a, b in zip(rates, rates[1:]))
 
@@ -124,9 +152,10 @@ def test_a_trial_stops_early_only_where_it_would_fail() -> None:
 
 def test_the_cheapest_stay_in_visiting_order() -> None:
     here = search()
-    gate = _Gate(here, Settings())
+    chosen = Settings(**PUBLISHED)
+    gate = _Gate(here, chosen)
     scores = here.scores("l2")
-    steps = visit(here, gate, Settings(), scores, {}, list(scores), 0)
+    steps = visit(here, gate, chosen, scores, {}, list(scores), 0)
     chosen = cheapest(steps, 0.5)
     assert [s.group for s in chosen] == [s.group for s in steps if s in chosen]
     assert max(s.cost for s in chosen) <= min(s.cost for s in steps if s not in chosen)
