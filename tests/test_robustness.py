@@ -22,7 +22,7 @@ from onnxprune.model.limits import MOST_UNFOLDED
 from onnxprune.model.runtime import Session
 from onnxprune.pipeline import make_plan
 from onnxprune.recipe import Recipe, read_data_only
-from onnxprune.repair.least_squares import _System
+from onnxprune.repair.problem import System
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import relative_difference
 from onnxprune.types import PLAN_FORMAT, Plan
@@ -176,7 +176,7 @@ def test_outputs_of_any_size_are_compared(value: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("xx", "finite"), [([[1.0, 2.0], [2.0, 1.0]], True), ([[-1e-9, 0.0], [0.0, 1.0]], True), ([[np.inf, 0.0], [0.0, 1.0]], False)])
 def test_a_repair_of_indefinite_sums_ends(xx: list[list[float]], finite: bool) -> None:
-    system = _System(Moments.zeros(2, 1), np.ones((1, 2)), 1e-9, False)
+    system = System(Moments.zeros(2, 1), np.ones((1, 2)), 1e-9, False)
     system.moments.xx, system.moments.yx = np.array(xx), np.ones((1, 2))
     system.solve()
     assert np.isfinite(system.weight).all() == finite

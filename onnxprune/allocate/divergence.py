@@ -14,7 +14,7 @@ from onnx import NodeProto, helper
 from onnxprune.allocate.base import Ranking, Step, ordered
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix
-from onnxprune.calibrate.gradients import samples_of
+from onnxprune.calibrate.data import samples_of
 from onnxprune.calibrate.lockstep import Run
 from onnxprune.calibrate.moments import Pair, Statistic
 from onnxprune.calibrate.taps import geometry, tap_order

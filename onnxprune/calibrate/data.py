@@ -210,6 +210,11 @@ def flips(data: Data) -> Data:
     return replace(data, flipped=True)
 
 
+def samples_of(feeds: Mapping[str, np.ndarray]) -> int:
+    """Samples in a batch: the length of axis 0."""
+    return next((len(a) for a in feeds.values() if a.ndim), 1)
+
+
 def _mirror(sample: Mapping[str, np.ndarray], inputs: Inputs) -> dict[str, np.ndarray]:
     """A sample seen in a mirror; inputs that are no images stay."""
     mirrored = dict(sample)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.backward import Gradient, Place, feeds_of, gradient_model
-from onnxprune.calibrate.data import Data
-from onnxprune.calibrate.gradients import default_losses, samples_of
+from onnxprune.calibrate.backward import MOMENTS, Gradient, Place, feeds_of, gradient_model
+from onnxprune.calibrate.data import Data, samples_of
+from onnxprune.calibrate.gradients import default_losses
 from onnxprune.errors import ModelError
 from onnxprune.model.runtime import Session
 
@@ -45,7 +45,7 @@ def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, i
     -------
     None where no gradient comes to one of the tensors: figures of some alone could not be compared.
     """
-    places = [Place(name, axis, moments=True) for name, axis in tensors]
+    places = [Place(name, axis, form=MOMENTS) for name, axis in tensors]
     try:
         losses = default_losses(analysis.model)
     except ModelError:

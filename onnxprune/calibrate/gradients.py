@@ -12,7 +12,7 @@ from onnx import TensorProto
 from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.backward import DRAWN, VECTOR, Blocked, Gradient, Loss, Place, feeds_of, gradient_model
 from onnxprune.calibrate.backward.losses import start_tensor
-from onnxprune.calibrate.data import Data
+from onnxprune.calibrate.data import Data, samples_of
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import label
@@ -112,11 +112,6 @@ def copies(analysis: Analysis) -> tuple[dict[Place, np.ndarray], set[int]]:
         elif analysis.axes.live(mask.ids) and node.input[mask.slot] not in analysis.model.weights:
             places[Place(node.input[mask.slot], mask.axis, label(node), mask.slot)] = table
     return places, lost
-
-
-def samples_of(feeds: Mapping[str, np.ndarray]) -> int:
-    """Samples in a batch: the length of axis 0."""
-    return next((len(a) for a in feeds.values() if a.ndim), 1)
 
 
 @dataclass

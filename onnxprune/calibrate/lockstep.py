@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.calibrate.data import samples_of
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.model.segments import extract, live_after, reads
@@ -20,7 +21,7 @@ FLOAT_BYTES = 4
 class Run:
     """The activations of one network at one place of its node list, for every batch.
 
-    batches: feeds, a list of dicts; kept in memory with the live activations. `model` may be replaced between steps by one with
+    batches: feeds, a list of dicts; kept in memory with the live activations; counts: samples of each. `model` may be replaced between steps by one with
     the same nodes and other weights. feeds: of the first batch.
     """
 
@@ -31,6 +32,7 @@ class Run:
         self.live = live_after(model)
         self.at = 0
         self.state = [dict(b) for b in batches]
+        self.counts = [samples_of(b) for b in batches]
         self.feeds = batches[0] if batches else {}
         self.threads = threads
         self._place = {o: i for i, n in enumerate(self.nodes) for o in n.output}
@@ -57,12 +59,21 @@ class Run:
             self.state[i] = {n: v for n, v in state.items() if n in wanted} | fresh
         self.at = to
 
+    def mark(self) -> tuple[int, list[dict[str, np.ndarray]]]:
+        """Where the run is, for `rewind`; holds the activations that are alive here."""
+        return self.at, list(self.state)
+
+    def rewind(self, mark: tuple[int, list[dict[str, np.ndarray]]]) -> None:
+        """Go back, to run on with other weights."""
+        self.at, self.state = mark[0], list(mark[1])
+
     def join(self, batches: list[dict[str, np.ndarray]]) -> None:
         """Bring further batches to this place, one after the other."""
         held = set(self.state[0]) if self.state else set(self.live[self.at])
         made = {o for n in self.nodes[: self.at] for o in n.output} & held
         session = Session(extract(self.model, self.shapes, self.nodes[: self.at], set(self.feeds), sorted(made)), threads=self.threads) if made else None
         for batch in batches:
+            self.counts.append(samples_of(batch))
             fresh = session.run({n: batch[n] for n in session.inputs}) if session else {}
             self.state.append({n: v for n, v in batch.items() if n in held} | fresh)
 
@@ -72,8 +83,15 @@ class Run:
 
     @cached_property
     def _most(self) -> np.ndarray:
-        sizes = np.array([sum(map(self._bytes, names)) for names in self.live], np.int64)
-        return np.maximum.accumulate(sizes[::-1])[::-1]
+        return np.maximum.accumulate(self._sizes[::-1])[::-1]
+
+    def bytes_at(self, place: int) -> int:
+        """Bytes a sample of the activations that are alive at a place; lengths that are not known count as one."""
+        return int(self._sizes[place])
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        return np.array([sum(map(self._bytes, names)) for names in self.live], np.int64)
 
     def _bytes(self, tensor: str) -> int:
         lengths = [d for d in (self.shapes.shape(tensor) or ())[1:] if isinstance(d, int)]

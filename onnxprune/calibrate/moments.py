@@ -9,8 +9,7 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears, to_matrix
-from onnxprune.calibrate.data import Data
-from onnxprune.calibrate.gradients import samples_of
+from onnxprune.calibrate.data import Data, samples_of
 from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, positions, tap_order
 from onnxprune.model.runtime import Session
 

@@ -97,7 +97,7 @@ def outputs(y: np.ndarray, how: Geometry, at: tuple[np.ndarray, ...]) -> np.ndar
 
 def _take(x: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
     """Positions of an axis; a view where they are evenly spaced."""
-    if len(index) > 1 and len(set(np.diff(index).tolist())) == 1:
+    if len(index) > 1 and (np.diff(index) == index[1] - index[0]).all():
         view = [slice(None)] * x.ndim
         view[axis] = slice(int(index[0]), int(index[-1]) + 1, int(index[1] - index[0]))
         return x[tuple(view)]

@@ -7,7 +7,7 @@ import pytest
 from onnx import parser
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.backward import LABELS, Loss, Place, feeds_of, gradient_model
+from onnxprune.calibrate.backward import MOMENTS, LABELS, Loss, Place, feeds_of, gradient_model
 from onnxprune.calibrate.data import synthetic
 from onnxprune.calibrate.fisher import Fisher, output_fisher
 from onnxprune.model.io import Model, load
@@ -42,7 +42,7 @@ def test_products_equal_autograd() -> None:
 
     model = analyse(network()).model
     feeds = {"x": np.random.default_rng(1).standard_normal((4, 3, 6, 6)).astype(np.float32)}
-    places = [Place("ha", 1, moments=True), Place("hb", 1, moments=True), Place("y", -1, moments=True)]
+    places = [Place("ha", 1, form=MOMENTS), Place("hb", 1, form=MOMENTS), Place("y", -1, form=MOMENTS)]
     gradient = gradient_model(model, places, [Loss(LABELS, "y")], {"x": (4, 3, 6, 6)}, 4)
     labels = np.array([0, 4, 2, 1])
     extra = feeds_of(gradient.feeds, np.random.default_rng(2), labels)

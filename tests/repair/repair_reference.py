@@ -19,7 +19,7 @@ from onnxprune.calibrate.data import Data, synthetic
 from onnxprune.checks import input_types
 from onnxprune.model.io import Model, load
 from onnxprune.model.runtime import Session
-from onnxprune.repair import REPAIRS, least_squares
+from onnxprune.repair import REPAIRS, least_squares, problem
 from onnxprune.saliency.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
@@ -38,8 +38,9 @@ class Repaired:
     data: Data
 
     @staticmethod
-    def of(model: str | Model, repair: str = "least-squares", *, samples: int = 24, share: float = 0.5, seed: int = 0, bends: int = 0) -> Repaired:
-        """From a text or a model; bends: solutions after the linear one that respect the activation behind a node."""
+    def of(model: str | Model, repair: str = "least-squares", *, samples: int = 24, share: float = 0.5, seed: int = 0, bends: int = 0, held: int = 0) -> Repaired:
+        """From a text or a model; bends: solutions after the linear one that respect the activation behind a node; held: samples
+        that judge joint refits, 0 for none of these."""
         analysis = analyse(load(net(model)) if isinstance(model, str) else model)
         rng = np.random.default_rng(seed)
         kept = {g.name: tuple(sorted(rng.choice(g.size, max(1, round(g.size * share)), replace=False).tolist())) for g in analysis.groups}
@@ -47,7 +48,8 @@ class Repaired:
         data = synthetic(input_types(analysis.model), samples=samples, seed=seed + 1)
         before = cut(analysis, plan)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(least_squares, "BENDS", bends, raising=False)
+            patch.setattr(problem, "BENDS", bends)
+            patch.setattr(least_squares, "HELD", held)
             return Repaired(analysis, plan, before, REPAIRS.get(repair)(analysis, plan, before, Context(analysis, data, batch_size=BATCH)), data)
 
     @property

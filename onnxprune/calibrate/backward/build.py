@@ -23,6 +23,7 @@ from onnxprune.model.runtime import Session, example_feeds
 from onnxprune.model.shapes import Shapes, infer
 from onnxprune.model.weights import from_array
 
+ROWS, MOMENTS, WHOLE = "rows", "moments", "whole"
 OLDEST_OPSET = 9  # Where, Expand and Scatter are all there
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -31,15 +32,15 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorPro
 class Place:
     """An activation and its channel axis.
 
-    node, slot: as that node reads it at that input; with node "" the tensor with all its uses. moments: what is wanted is not a
-    row a sample but (channels, channels), the gradient's products of two channels, summed over samples and positions.
+    node, slot: as that node reads it at that input; with node "" the tensor with all its uses. form: what is wanted of the gradient there, ROWS a sample
+    and channel, MOMENTS (channels, channels), its products of two channels summed over samples and positions, or WHOLE, as it is.
     """
 
     tensor: str
     axis: int
     node: str = ""
     slot: int = 0
-    moments: bool = False
+    form: str = ROWS
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Blocked:
 
 @dataclass(frozen=True)
 class Gradient:
-    """model: the graph to run; outputs: the output's name of each place, (samples, channels) or moments; feeds: inputs that the losses add;
+    """model: the graph to run; outputs: the output's name of each place, in its form; feeds: inputs that the losses add;
     blocked: what has no gradient; samples: rows of an output; sizes: elements of each place's tensor."""
 
     model: Model
@@ -65,10 +66,10 @@ class Gradient:
     sizes: Mapping[Place, int] = field(default_factory=dict)
 
 
-def gradient_model(model: Model, places: Sequence[Place], losses: Sequence[Loss], input_shapes: Mapping[str, Sequence[int]], samples: int) -> Gradient:
+def gradient_model(model: Model, places: Sequence[Place], losses: Sequence[Loss], input_shapes: Mapping[str, Sequence[int]], samples: int, values: Sequence[str] = ()) -> Gradient:
     """The model with mask gradients as outputs.
 
-    For a place (activation A, channel axis k) the output is, a sample n and channel c, the sum over all other axes of A * dL_n/dA: the derivative of
+    For a place (activation A, channel axis k) in its plain form the output is, a sample n and channel c, the sum over all other axes of A * dL_n/dA: the derivative of
     the loss by a factor on that channel, and minus the first-order change when it is removed. A place that names a node means the activation as that
     node reads it; without one it means the tensor with all its uses.
 
@@ -83,6 +84,8 @@ def gradient_model(model: Model, places: Sequence[Place], losses: Sequence[Loss]
     samples
         Batch size: the length of axis 0 of the inputs, and a divisor of axis 0 of every place. Rows are a sample's own as long as the
         model does not mix samples.
+    values
+        Activations that are outputs too, as they are.
 
     Raises
     ------
@@ -96,7 +99,7 @@ def gradient_model(model: Model, places: Sequence[Place], losses: Sequence[Loss]
     """
     if model.opset < OLDEST_OPSET:
         raise ModelError("opset-unsupported", f"gradients need opset {OLDEST_OPSET} or newer, the model has {model.opset}")
-    return _Builder(model, losses, input_shapes, samples).build(places)
+    return _Builder(model, losses, input_shapes, samples, values).build(places)
 
 
 @dataclass
@@ -107,6 +110,7 @@ class _Builder:
     losses: Sequence[Loss]
     input_shapes: Mapping[str, Sequence[int]]
     samples: int
+    values: Sequence[str] = ()
     partial: dict[str, list[Value]] = field(default_factory=lambda: defaultdict(list))
     stopped: dict[str, dict[str, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
     outputs: dict[Place, str] = field(default_factory=dict)
@@ -252,9 +256,11 @@ class _Builder:
             self.stopped[tensor][tensor] = ("", "the activation has no known shape, or is not of a float type")
             return
         for place in places:
-            if place.moments:
+            if place.form == MOMENTS:
                 self.outputs[place] = self.moments(grad, value, place.axis % len(value.shape)).name
-        if not (places := [p for p in places if not p.moments]):
+            elif place.form == WHOLE:
+                self.outputs[place] = (grad or self.tape.filled(value.shape, 0.0, value.dtype)).name
+        if not (places := [p for p in places if p.form == ROWS]):
             return
         lead = value.shape[0] // self.samples if value.shape else 0
         if self.samples > 1 and (not lead or lead * self.samples != value.shape[0] or any(p.axis % len(value.shape) == 0 for p in places)):
@@ -292,7 +298,7 @@ class _Builder:
             self.copy.weights[name] = weight  # type: ignore[index]  # the copy's own dict
             self.graph.initializer.append(TensorProto(name=name, data_type=weight.dtype, dims=weight.shape))
         self.graph.input.extend(helper.make_tensor_value_info(f.name, f.dtype, f.shape) for f in feeds.values())
-        _replace(self.graph.output, [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(self.outputs.values())])
+        _replace(self.graph.output, [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys((*self.outputs.values(), *self.values))])
         del self.graph.value_info[:]
         remove_dead(self.copy)
 
