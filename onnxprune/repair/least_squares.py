@@ -42,6 +42,12 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     first, waiting = waiting[: held + 1], waiting[held + 1 :]
     whole = Run(analysis.model, first, threads=context.threads, shapes=analysis.shapes)
     cut = Run(model, first, threads=context.threads)
+
+    def mix_queries(before: int) -> None:
+        while lossy and cut.place(lossy[0][0]) < before:
+            out, makers = lossy.pop(0)
+            refit_query(analysis, removed, model, makers, out, cut, whole)
+
     done = 0
     for part in parts(cut, fits):
         _let_in(waiting, whole, cut)
@@ -51,9 +57,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
             context.progress(done / len(fits), f"{done} of {len(fits)} layers")
             done += 1
             place = cut.place(fit.linear.out)
-            while lossy and cut.place(lossy[0][0]) < place:
-                out, makers = lossy.pop(0)
-                refit_query(analysis, removed, model, makers, out, cut, whole)
+            mix_queries(place)
             cut.advance(place)
             whole.advance(whole.place(fit.target) + 1, keep=[fit.target, *part.exits])
             if not cut.has(cut.nodes[place].input[0]) or not whole.has(fit.target):
@@ -62,6 +66,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
             if problem is not None:
                 problem.solve(model)
                 problems.append(problem)
+        mix_queries(part.end)
         cut.advance(part.end)
         whole.advance(max((whole.place(e) for e in part.exits), default=-1) + 1, keep=part.exits)
         wanted = {e: _kept(analysis, removed, whole, e) for e in part.exits}
