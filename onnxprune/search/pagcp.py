@@ -122,8 +122,9 @@ def pagcp(search: Search) -> Plan:
         for step in cheapest(steps, chosen.topk) if steps else ():
             kept[step.group] = step.kept
             if search.met(kept):
-                kept[step.group] = _relaxed(search, scores, kept, step)
-                losses = gate.losses(kept, step.group, kept[step.group])
+                dear = sorted(steps, key=lambda s: -s.cost)
+                kept = _relaxed(search, scores, kept, [step.group, *(s.group for s in dear), *free])
+                losses = gate.base(kept)
                 return search.plan(kept, method="pagcp", rounds=number + 1, rate=rates, tasks={t: [gate.start[t], losses[t]] for t in losses})
         if not steps and chosen.relax == 1:
             break
@@ -218,20 +219,24 @@ def _left(scores: Scores, kept: Kept, group: str) -> np.ndarray:
     return masked
 
 
-def _relaxed(search: Search, scores: Scores, kept: Kept, step: Accepted) -> tuple[int, ...]:
-    """The most channels of the last group with which the budget is still met, those of its step among them."""
-    wider = [w for w in widths(search.analysis.group(step.group).size, search.constraints) if w > len(step.kept)]
-    low, high = 0, len(wider)  # they descend; from `high` on the budget is met
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if search.met({**kept, step.group: _wider(scores, step, wider[middle])}) else (middle + 1, high)
-    return _wider(scores, step, wider[low]) if low < len(wider) else step.kept
+def _relaxed(search: Search, scores: Scores, kept: Kept, order: Sequence[str]) -> Kept:
+    """Each group in turn with the most channels with which the budget is still met, those that it keeps among them; the first alone where that is measured."""
+    kept, names = dict(kept), [n for n in dict.fromkeys(order) if n in kept]
+    for name in names[:1] if search.constraints.measured else names:
+        wider = [w for w in widths(search.analysis.group(name).size, search.constraints) if w > len(kept[name])]
+        low, high = 0, len(wider)  # they descend; from `high` on the budget is met
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if search.met({**kept, name: _wider(scores[name], kept[name], wider[middle])}) else (middle + 1, high)
+        if low < len(wider):
+            kept[name] = _wider(scores[name], kept[name], wider[low])
+    return kept
 
 
-def _wider(scores: Scores, step: Accepted, width: int) -> tuple[int, ...]:
-    """The step's channels and the best of the others."""
-    values = np.asarray(scores[step.group], np.float64).copy()
-    values[list(step.kept)] = np.inf
+def _wider(scores: np.ndarray, kept: Sequence[int], width: int) -> tuple[int, ...]:
+    """The channels that are kept and the best of the others."""
+    values = np.asarray(scores, np.float64).copy()
+    values[list(kept)] = np.inf
     return tuple(sorted(np.argsort(-values, kind="stable")[:width].tolist()))
 
 
