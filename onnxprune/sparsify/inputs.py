@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.calibrate.taps import Geometry, columns, geometry, positions
+from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, positions
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.sparsify.layout import Target
@@ -27,10 +27,20 @@ class Batches(Protocol):
 
 @dataclass
 class Reading:
-    """squares: mean square of each column, (groups, columns); products: mean products of columns, (groups, columns, columns), where asked for."""
+    """squares: mean square of each column, (groups, columns); products: mean products of columns, (groups, columns, columns), where asked for;
+    means: of each column; count: positions that they are means of."""
 
     squares: np.ndarray
-    products: np.ndarray | None = None
+    products: np.ndarray | None
+    means: np.ndarray
+    count: int = 0
+
+    def moments(self) -> list[Moments]:
+        """A group each, of the columns and a last one of ones, as a refit takes them."""
+        if self.products is None:
+            return []
+        parts = [np.block([[p, m[:, None]], [m[None, :], np.ones((1, 1))]]) * self.count for p, m in zip(self.products, self.means)]
+        return [Moments(p, p[-1], count=self.count) for p in parts]
 
 
 def places(node: NodeProto, weight_shape: Sequence[int], x_shape: Sequence[int], rng: np.random.Generator) -> tuple[Geometry, tuple[np.ndarray, ...]]:
@@ -49,7 +59,7 @@ def read(
     given = {i.name for i in model.proto.graph.input}
     names = dict.fromkeys(n.input[0] for t in found for n in t.nodes if n.input[0] not in given)
     session = Session(model, list(names), threads=threads)
-    rng, counts = np.random.default_rng(seed), dict.fromkeys((t.tensor for t in found), 0)
+    rng = np.random.default_rng(seed)
     readings: dict[str, Reading] = {}
     for feeds in batches:
         values = {**feeds, **session.run(feeds)}
@@ -59,8 +69,9 @@ def read(
                 laid = columns(x, *places(node, model.weights[target.tensor].shape, x.shape, rng))
                 parts = laid.reshape(target.groups, -1, laid.shape[1])
                 _add(readings, target.tensor, parts, products)
-                counts[target.tensor] += parts.shape[2]
-    return {n: Reading(r.squares / counts[n], r.products / counts[n] if r.products is not None else None) for n, r in readings.items()}
+    for r in readings.values():
+        r.squares, r.means, r.products = r.squares / r.count, r.means / r.count, None if r.products is None else r.products / r.count
+    return readings
 
 
 def inverse_diagonal(products: np.ndarray, ridge: float) -> np.ndarray:
@@ -75,9 +86,10 @@ def _add(readings: dict[str, Reading], name: str, parts: np.ndarray, products: b
     groups, size, _ = parts.shape
     if name not in readings:
         few = products and size <= MOST_COLUMNS
-        readings[name] = Reading(np.zeros((groups, size)), np.zeros((groups, size, size)) if few else None)
+        readings[name] = Reading(np.zeros((groups, size)), np.zeros((groups, size, size)) if few else None, np.zeros((groups, size)))
     reading = readings[name]
     reading.squares += np.einsum("gkp,gkp->gk", parts, parts, dtype=np.float64)
+    reading.means += parts.sum(2, dtype=np.float64)
+    reading.count += parts.shape[2]
     if reading.products is not None:
-        for total, part in zip(reading.products, parts):
-            total += part @ part.T
+        reading.products += (parts[0] @ parts[0].T)[None] if groups == 1 else parts @ parts.swapaxes(1, 2)  # numpy's symmetric product is of two axes

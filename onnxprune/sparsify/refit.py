@@ -3,7 +3,8 @@
 Each layer reads what the already sparse layers before it give and is to give what the dense network gives there. With X the columns that a row reads
 in the sparse network (and a one, where there is a bias), y what it gives in the dense one and w0 its dense values, the error
 |w X - y|^2 / n + ridge |w - w0|^2 is least at w_S = (G_SS + ridge I)^-1 (y X' / n + ridge w0)_S, G = X X' / n, S = what is left.
-The ridge is 1e-3 of G's mean diagonal (METHODS.md section 1, step 6).
+The ridge is unknowns over positions times G's mean diagonal, at least 1e-3 of it (METHODS.md section 1, step 6): late layers see few positions a
+sample, and those are much alike; with a small ridge they would be fitted exactly and others badly.
 """
 
 from __future__ import annotations
@@ -87,11 +88,13 @@ def refit(rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray
     """
     count, size = max(moments.count, 1), rows.shape[1] + (bias is not None)
     gram = moments.xx[:size, :size] / count
-    ridge = max(RIDGE * float(np.diag(gram)[: rows.shape[1]].mean()), LEAST_RIDGE)
+    level = float(np.diag(gram)[: rows.shape[1]].mean())
+    ridge = np.full(size, max(max(RIDGE, size / count) * level, LEAST_RIDGE))
+    ridge[rows.shape[1] :] = max(RIDGE * level, LEAST_RIDGE)  # a bias is known well from few positions
     dense = rows if bias is None else np.column_stack([rows, bias])
     left = kept if bias is None else np.column_stack([kept, np.ones(len(kept), bool)])
     wanted = (moments.yx[:, :size] / count if moments.yx is not None else dense @ gram) + ridge * dense
-    out = _constrained(gram + ridge * np.eye(size), wanted, left)
+    out = _constrained(gram + np.diag(ridge), wanted, left)
     return (out, None) if bias is None else (out[:, :-1], out[:, -1])
 
 

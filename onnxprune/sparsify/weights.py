@@ -13,7 +13,7 @@ from onnxprune.events import Event, silent
 from onnxprune.model.hidden import with_open_weights
 from onnxprune.model.io import Model
 from onnxprune.model.weights import Array, Weight
-from onnxprune.sparsify.balance import balanced
+from onnxprune.sparsify.balance import balanced, whole
 from onnxprune.sparsify.inputs import Batches, Reading, inverse_diagonal, read
 from onnxprune.sparsify.layout import Target, targets
 from onnxprune.sparsify.masks import choose
@@ -121,17 +121,19 @@ def _kept(model: Model, found: Sequence[Target], settings: Settings, feeds: Feed
     readings: Mapping[str, Reading] = {}
     if measured or settings.method != "magnitude":
         seen = [f for i, f in enumerate(feeds) if i % PROBES] if measured and len(feeds) > 1 else feeds
-        readings = read(model, found, seen, products=measured or settings.method == "obs", seed=settings.seed, threads=settings.threads)
+        untouched = whole({n: r.size for n, r in rows.items()}, settings.amount) if measured else set()
+        looked = [t for t in found if t.tensor not in untouched]
+        readings = read(model, looked, seen, products=measured or settings.method == "obs", seed=settings.seed, threads=settings.threads)
     scores = {n: _scores(r, readings.get(n), settings.method) for n, r in rows.items()}
     if not measured:
         return choose(scores, settings.amount, settings.scope, taps)
     with _told("balance", on_event) as progress:
-        scores = balanced(model, found, scores, readings, probes, threads=settings.threads, progress=progress)
+        scores = balanced(model, found, scores, readings, probes, settings.amount, threads=settings.threads, progress=progress)
     return choose(scores, settings.amount, "global", taps)
 
 
 def _scores(rows: np.ndarray, reading: Reading | None, method: str) -> np.ndarray:
-    """Score of each weight, higher = keep; where inputs were read, relative to the mean square of what the tensor gives, were its inputs uncorrelated."""
+    """Score of each weight, higher = keep; where inputs were read, relative to the mean square of what the tensor gives, as if they were uncorrelated."""
     squares = np.square(rows)
     if reading is None or method == "magnitude":
         return squares if reading is None else squares / max(float(squares.sum()), _TINY)

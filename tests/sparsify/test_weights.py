@@ -18,7 +18,10 @@ from onnxprune.evaluate.data import open_labelled
 from onnxprune.evaluate.run import evaluate
 from onnxprune.model.io import Model, load
 from onnxprune.model.runtime import Session
+from onnxprune.sparsify.balance import PASSED_ON, WHOLE, added, balanced, closing, whole
+from onnxprune.sparsify.inputs import read
 from onnxprune.sparsify.layout import targets
+from onnxprune.sparsify.masks import choose, zeros_wanted
 from onnxprune.sparsify.refit import refit
 from onnxprune.sparsify.report import packed, sparsity
 from onnxprune.sparsify.weights import Settings, sparsify
@@ -72,12 +75,90 @@ def test_refit_is_the_least_squares_solution() -> None:
     found, shift = refit(rows, kept, moments, bias)
     assert not found[~kept].any()
     dense = np.column_stack([rows, bias])
-    ridge = np.sqrt(1e-3 * np.diag(moments.xx / 400)[:12].mean() * 400)
+    ridge = np.sqrt(np.append(np.full(12, 13 / 400), 1e-3) * np.diag(moments.xx / 400)[:12].mean() * 400)
     for i in range(3):
         mask = np.append(kept[i], True)
-        a = np.concatenate([full[mask].T.astype(np.float64), ridge * np.eye(13)[:, mask]])
+        a = np.concatenate([full[mask].T.astype(np.float64), np.diag(ridge)[:, mask]])
         b = np.concatenate([full.T.astype(np.float64) @ dense[i], ridge * dense[i]])
         np.testing.assert_allclose(np.append(found[i], shift[i])[mask], np.linalg.lstsq(a, b, rcond=None)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_few_positions_do_not_draw_weights_away() -> None:
+    """As many positions as columns: fitted exactly, with the least ridge, they would do for no other input."""
+    rng = np.random.default_rng(3)
+    mix = rng.standard_normal((60, 60))
+    seen, other = (mix @ rng.standard_normal((60, count)) + 1 for count in (60, 4000))
+    rows, bias, kept = rng.standard_normal((20, 60)), rng.standard_normal(20), rng.random((20, 60)) > 0.3
+    noise = 0.3 * float(np.std(rows @ seen)) * rng.standard_normal((20, 60))
+    moments = Moments.zeros(61, 20)
+    moments.add(np.concatenate([seen, np.ones((1, 60))]), rows @ seen + bias[:, None] + noise)
+    moments.flush()
+
+    def error(found: np.ndarray, shift: np.ndarray) -> float:
+        return float(np.square(found @ other + shift[:, None] - rows @ other - bias[:, None]).mean())
+
+    found, shift = refit(rows, kept, moments, bias)
+    assert shift is not None and not found[~kept].any()
+    exact, full = np.zeros((20, 61)), np.concatenate([seen, np.ones((1, 60))])
+    for i, mask in enumerate(np.column_stack([kept, np.ones(20, bool)])):
+        exact[i, mask] = np.linalg.lstsq(full[mask].T, (rows @ seen + bias[:, None] + noise)[i], rcond=None)[0]
+    plain = np.where(kept, rows, 0)
+    assert error(found, shift) < min(error(exact[:, :-1], exact[:, -1]), error(plain, bias), error(plain, bias + ((rows - plain) @ seen).mean(1)))
+
+
+def test_damage_grows_as_it_was_measured() -> None:
+    """Added up in the order of the scores, it is the power law through both points, a line where more weights did no more damage than that."""
+    scores = RNG.random((2, 3, 40))
+    order = np.argsort(scores, axis=None)
+    sums = np.cumsum(scores.reshape(-1)[order])
+    for damage, power in ((0.32, 2.5), (0.01 * sums[150] / sums[30], 1.0), (0.02, 1.0)):
+        last = float(sums[30] * (damage / 0.01) ** (1 / power)) if power > 1 else float(sums[150])
+        found = added(scores, [(float(sums[30]), 0.01), (last, damage)])
+        assert found.shape == scores.shape and (np.diff(found.reshape(-1)[order]) >= -1e-15).all(), "of one tensor the least go first"
+        np.testing.assert_allclose(np.cumsum(found.reshape(-1)[order]), 0.01 * (sums / sums[30]) ** power, rtol=1e-9)
+    assert np.isfinite(added(scores, [(float(sums[30]), 0.0), (float(sums[150]), 0.1)])).all()
+
+
+def test_the_smallest_tensors_stay_whole() -> None:
+    sizes = {"a": 1000, "b": 10, "c": 20, "d": 20, "e": 9000}
+    assert whole(sizes, 0.5) == {"b", "c", "d"}
+    room = WHOLE * sum(sizes.values())
+    assert whole(sizes, 1 - 49 / room) == {"b"}, "of the same size all or none"
+    assert whole(sizes, 0.999) == set() and whole({"a": 5}, 0.0) == set()
+
+
+def branches(gains: tuple[float, float]) -> Model:
+    """Two equal linear layers of the same input, whose outputs count with different gains, and one small layer for both."""
+    rng = np.random.default_rng(5)
+    held = {
+        "a": rng.standard_normal((40, 40)), "b": rng.standard_normal((40, 40)), "c": rng.standard_normal((40, 10)) / 7,
+        "ga": np.array(gains[0]), "gb": np.array(gains[1]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["ya"]), helper.make_node("MatMul", ["x", "b"], ["yb"]),
+        helper.make_node("Mul", ["ya", "ga"], ["za"]), helper.make_node("Mul", ["yb", "gb"], ["zb"]),
+        helper.make_node("Add", ["za", "zb"], ["s"]), helper.make_node("MatMul", ["s", "c"], ["y"]),
+    ]  # fmt: skip
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 40])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])]
+    tensors = [numpy_helper.from_array(v.astype(np.float32), n) for n, v in held.items()]
+    return load(helper.make_model(helper.make_graph(nodes, "branches", *ends, tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+
+
+def test_zeros_go_where_the_outputs_feel_them_least() -> None:
+    """Scores alone, relative to what a layer gives, share the zeros out evenly; the outputs hardly feel the second branch."""
+    model = branches((1.0, 0.05))
+    found, rng = targets(model, ALL), np.random.default_rng(6)
+    assert closing(model, found) == {"c"}
+    feeds = [{"x": rng.standard_normal((64, 40)).astype(np.float32)} for _ in range(8)]
+    readings = read(model, found, feeds[2:], products=True)
+    scores = {t.tensor: np.square(t.rows(model.weights[t.tensor].array()).astype(np.float64)) for t in found}
+    scores = {n: s / s.sum() for n, s in scores.items()}
+    measured = balanced(model, found, scores, readings, feeds[:2], 0.3)
+    even, moved = (choose(s, 0.3, "global") for s in (scores, measured))
+    zeros = {n: float((~k).mean()) for n, k in moved.items()}
+    assert sum(int((~k).sum()) for k in moved.values()) == zeros_wanted(0.3, 40 * 90)
+    assert abs(float((~even["a"]).mean()) - float((~even["b"]).mean())) < 0.05 and PASSED_ON > 1
+    assert zeros["b"] > 2 * zeros["a"], zeros
 
 
 @dataclass(frozen=True)
