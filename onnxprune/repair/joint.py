@@ -28,7 +28,9 @@ from onnxprune.repair.problem import Problem
 from onnxprune.saliency.base import Context
 
 STEPS = 32  # of the descent
-BATCHES, VALUES = (32, 64), 64  # samples a step: so many, within it so that this many values leave the part for each unknown
+BATCHES, VALUES = (32, 64), 64  # samples a step, between these so that this many values leave the part for each unknown
+LEAST_BATCH = 8  # where the effort does not allow more, or nothing is done
+PASSES = 3  # a gradient costs as much as three runs
 MOMENTUM = 0.9
 RATE = 0.7  # of the inverse of the largest curvature, falling to 0
 CAUTION = (1.0, 4.0)  # tries: shorter steps and a stronger pull
@@ -44,22 +46,27 @@ WANTED = "/wanted"  # ending of the input that an exit is compared with
 Mark = tuple[int, list[dict[str, np.ndarray]]]
 
 
-def refine(part: Part, problems: Sequence[Problem], model: Model, begin: Mark, cut: Run, wanted: Mapping[str, list[np.ndarray] | None], held: int, context: Context) -> bool:
+def refine(part: Part, problems: Sequence[Problem], model: Model, begin: Mark, cut: Run, wanted: Mapping[str, list[np.ndarray] | None], held: int, effort: float, context: Context) -> bool:
     """Refit the weights of a part together; whether that was better on samples that were not fitted. `model` is changed then.
 
     begin: the cut network before the part, which `cut` is behind now; wanted: values of the whole network by exit, a batch each, at
-    the positions that are left; held: batches at the beginning that judge; without them nothing is done.
+    the positions that are left; held: batches at the beginning that judge, without which nothing is done; effort: multiplications that it
+    may take.
     """
     targets = {e: v for e, v in wanted.items() if v is not None and v[0].dtype == np.float32 and v[0].shape == cut.values(e)[0].shape}
     blocks = [p for p in problems if p.systems]
     if not held or len(blocks) < 2 or not targets or len(targets) < len(wanted):
+        return False
+    a_sample = PASSES * sum(p.outputs * float(np.prod(p.shape)) for p in blocks)
+    most = int(effort / ((STEPS + POWERS) * a_sample))
+    if most < LEAST_BATCH:
         return False
     fixed = context.data is None or context.data.inputs.batch is not None
     samples = _Samples.of(blocks, begin, cut, targets, held, fixed, np.random.default_rng((context.seed, part.start)))
     if samples is None:
         return False
     try:
-        return _Joint(part, blocks, model, cut, samples, context).refine()
+        return _Joint(part, blocks, model, cut, samples, context).refine(most)
     except OnnxpruneError:  # no gradient passes one of the nodes
         return False
 
@@ -131,11 +138,12 @@ class _Joint:
         self.weights = {e: 1.0 / max(s, 1e-30) / len(spread) for e, s in spread.items()}
         self.blocks = [_Block.of(p, model) for p in problems]
 
-    def refine(self) -> bool:
-        """Descend, and write what was found if samples that were not fitted agree; where they do not, once more in shorter steps and with a stronger pull."""
+    def refine(self, most: int) -> bool:
+        """Descend, and write what was found if samples that were not fitted agree; where they do not, once more in shorter steps and with a stronger
+        pull. most: samples a step."""
         s = self.samples
         start = np.concatenate([b.coordinates() for b in self.blocks])
-        wanted = np.clip(VALUES * len(start) * s.fitted / s.values, *BATCHES)
+        wanted = min(np.clip(VALUES * len(start) * s.fitted * s.count / s.values, *BATCHES), most)
         batch = max(1, min(round(wanted / s.count), s.fitted))
         held, some = range(s.fitted, len(s.given)), range(-(-batch // 2))
         self.scale_outputs(some)

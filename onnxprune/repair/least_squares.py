@@ -25,7 +25,8 @@ from onnxprune.types import Plan
 
 MULTIPLICATIONS = 3e10  # for the moments of all nodes, each an equal share; as many positions as that allows are used
 HELD = 64  # samples that judge a joint refit, at most
-LIVE_BYTES = 1_500_000_000  # of the activations of both networks at one place
+EFFORT = 3e12  # multiplications for the joint refits of all parts, each an equal share
+LIVE_BYTES = 1_200_000_000  # of the activations of both networks at one place
 
 
 def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
@@ -49,7 +50,8 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
             refit_query(analysis, removed, model, makers, out, cut, whole)
 
     done = 0
-    for part in parts(cut, fits):
+    divided = parts(cut, fits)
+    for part in divided:
         _let_in(waiting, whole, cut)
         begin = cut.mark()
         problems = []
@@ -70,7 +72,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         cut.advance(part.end)
         whole.advance(max((whole.place(e) for e in part.exits), default=-1) + 1, keep=part.exits)
         wanted = {e: _kept(analysis, removed, whole, e) for e in part.exits}
-        if refine(part, problems, model, begin, cut, wanted, held, context):
+        if refine(part, problems, model, begin, cut, wanted, held, EFFORT / len(divided), context):
             cut.rewind(begin)
             cut.advance(part.end)
     return model

@@ -50,7 +50,7 @@ class Refitted:
         model = without(self.analysis, kept)
         removed = self.analysis.removed({n: tuple(k) for n, k in kept.items()})
         for number, item in self.statistics.items():
-            gone = ~self.analysis.keep(item.linear.ids, removed)
+            gone = ~self.analysis.keep(item.linear.ids, removed)  # type: ignore[arg-type]  # linears of statistics have inputs
             if not gone.any() or gone.all():
                 continue
             values, shift = self.weight(number, gone)
