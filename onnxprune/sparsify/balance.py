@@ -47,7 +47,8 @@ def whole(sizes: Mapping[str, int], amount: float) -> set[str]:
 def closing(model: Model, found: Sequence[Target]) -> set[str]:
     """Tensors with a node that no other of these stands behind: from it a way leads to the outputs past all others."""
     tensor_of = {n.output[0]: t.tensor for t in found for n in t.nodes}
-    wanted, out = {o.name for o in model.proto.graph.output}, set()
+    wanted = {o.name for o in model.proto.graph.output}
+    out: set[str] = set()
     for node in reversed(model.proto.graph.node):
         if wanted.isdisjoint(node.output):
             continue
@@ -133,7 +134,8 @@ def _alone(model: Model, target: Target, mask: np.ndarray, reading: Reading) -> 
     """One weight made sparse, refitted with its bias to the readings where they have products."""
     old, name = model.weights[target.tensor], target.bias(model)
     rows = target.rows(old.array()).astype(np.float64)
-    new, out = np.where(mask, rows, 0), {}
+    new = np.where(mask, rows, 0)
+    out: dict[str, Array] = {}
     if reading.products is not None:
         bias = model.weights[name].array().reshape(target.groups, -1).astype(np.float64) if name else None
         parts = [refit(r, m, s, bias[g] if bias is not None else None) for g, (r, m, s) in enumerate(zip(rows, mask, reading.moments()))]
