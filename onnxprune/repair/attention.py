@@ -17,7 +17,7 @@ from onnxprune.calibrate.lockstep import Run
 from onnxprune.calibrate.moments import products
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
-from onnxprune.repair.fits import Fit, set_values
+from onnxprune.repair.fits import Fit, kept_values, set_values
 
 RIDGE = 1e-3  # of the mean diagonal of the normal equations, towards the query as it is
 MOST_SAMPLES = 128  # inputs; each gives an equation for every pair of positions
@@ -55,8 +55,7 @@ def refit_query(analysis: Analysis, removed: np.ndarray, model: Model, makers: S
     fit, where = next(found, (None, None))
     if fit is None or where is None:
         return
-    axes = analysis.record.tensors[out].axes
-    q, k, logits = (_by_head(values) for values in (cut.values(query), cut.values(key), [_kept(analysis, removed, axes, v) for v in whole.values(out)]))
+    q, k, logits = (_by_head(values) for values in (cut.values(query), cut.values(key), kept_values(analysis, removed, out, whole.values(out))))
     if logits.shape != (*q.shape[:3], k.shape[3]):
         return
     mixed = [best_mixture(q[:, h], k[:, h], logits[:, h]) for h in range(q.shape[1])]
@@ -95,14 +94,6 @@ def _by_head(values: Sequence[np.ndarray]) -> np.ndarray:
     """(samples, heads, rows, columns) float64 of the first samples; heads: all axes between the first and the last two."""
     parts = np.concatenate([np.asarray(v) for v in values])[:MOST_SAMPLES].astype(np.float64)
     return parts.reshape(len(parts), -1, *parts.shape[-2:])
-
-
-def _kept(analysis: Analysis, removed: np.ndarray, axes: Sequence[object], values: np.ndarray) -> np.ndarray:
-    """The part of a whole activation that the cut network still has."""
-    for axis, ids in enumerate(axes):
-        if isinstance(ids, np.ndarray):
-            values = np.compress(analysis.keep(ids, removed), values, axis)
-    return values
 
 
 def _channels(model: Model, fit: Fit, tensor: str, cut: Run) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +97,15 @@ def _bounds(model: Model, readers: list[NodeProto]) -> tuple[float, ...]:
             limits[i] = float(model.weights[name].array()) if name else limits[i]
         return tuple(limits)
     return ()
+
+
+def kept_values(analysis: Analysis, removed: np.ndarray, tensor: str, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A tensor of the whole model at the positions that the cut one still has; values: a batch each."""
+    for axis, entry in enumerate(analysis.record.tensors[tensor].axes):
+        ids = analysis.record.array(entry)
+        if ids is not None and not (keep := analysis.keep(ids, removed)).all():
+            values = [np.compress(keep, v, axis) for v in values]
+    return list(values)
 
 
 def set_values(model: Model, name: str, values: np.ndarray) -> None:

@@ -46,23 +46,23 @@ WANTED = "/wanted"  # ending of the input that an exit is compared with
 Mark = tuple[int, list[dict[str, np.ndarray]]]
 
 
-def refine(part: Part, problems: Sequence[Problem], model: Model, begin: Mark, cut: Run, wanted: Mapping[str, list[np.ndarray] | None], held: int, effort: float, context: Context) -> bool:
+def refine(part: Part, problems: Sequence[Problem], model: Model, begin: Mark, cut: Run, wanted: Mapping[str, list[np.ndarray]], held: int, effort: float, context: Context) -> bool:
     """Refit the weights of a part together; whether that was better on samples that were not fitted. `model` is changed then.
 
     begin: the cut network before the part, which `cut` is behind now; wanted: values of the whole network by exit, a batch each, at
     the positions that are left; held: batches at the beginning that judge, without which nothing is done; effort: multiplications that it
     may take.
     """
-    targets = {e: v for e, v in wanted.items() if v is not None and v[0].dtype == np.float32 and v[0].shape == cut.values(e)[0].shape}
     blocks = [p for p in problems if p.systems]
-    if not held or len(blocks) < 2 or not targets or len(targets) < len(wanted):
+    alike = [v[0].dtype == np.float32 and v[0].shape == cut.values(e)[0].shape for e, v in wanted.items()]
+    if not held or len(blocks) < 2 or not part.exits or len(alike) < len(part.exits) or not all(alike):
         return False
     a_sample = PASSES * sum(p.outputs * float(np.prod(p.shape)) for p in blocks)
     most = int(effort / ((STEPS + POWERS) * a_sample))
     if most < LEAST_BATCH:
         return False
     fixed = context.data is None or context.data.inputs.batch is not None
-    samples = _Samples.of(blocks, begin, cut, targets, held, fixed, np.random.default_rng((context.seed, part.start)))
+    samples = _Samples.of(blocks, begin, cut, wanted, held, fixed, np.random.default_rng((context.seed, part.start)))
     if samples is None:
         return False
     try:
@@ -221,7 +221,7 @@ class _Joint:
             away = {e: v - (rng.integers(0, 2, v.shape, np.int8) - np.float32(0.5)) / np.float32(np.sqrt(self.weights[e])) for e, v in self.samples.found[i].items()}
             out = self.run(i, parameters, away)
             for block, place, squares in zip(self.blocks, self.places, sums):
-                g = _grouped(block.problem, outputs(out[self.gradients[place]], block.problem.how, _everywhere(block.problem, out[self.gradients[place]])))
+                g = block.outputs(out[self.gradients[place]])
                 squares += g @ g.swapaxes(1, 2)
         for block, squares in zip(self.blocks, sums):
             squares *= self.samples.fitted / len(pieces)
@@ -237,8 +237,8 @@ class _Joint:
 
 @dataclass(frozen=True)
 class _Block:
-    """One node's weight in round coordinates. rows, shift: as it is; triangle, mean: of its inputs, a group each (`System.spread`); depends: (groups,
-    outputs) how much the exits depend on its outputs; free: whether a shift is."""
+    """One node's weight in round coordinates. rows, bias: as they are, None where no bias can be set; triangle, mean: of its inputs, a group each
+    (`System.spread`); depends: (groups, outputs, outputs) a lower triangle, how much the exits depend on its outputs."""
 
     problem: Problem
     rows: np.ndarray
@@ -281,7 +281,7 @@ class _Block:
         """Add a piece's gradient by rows and by the shift, from at most so many positions a sample."""
         how = self.problem.how
         at = positions(gradient.shape, how.spatial, most, rng)
-        x, g = columns(values[self.problem.node.input[0]], how, at), _grouped(self.problem, outputs(gradient, how, at))
+        x, g = columns(values[self.problem.node.input[0]], how, at), self.outputs(gradient, at)
         share = gradient.size / g.size
         for group, (gg, xx) in enumerate(zip(g, np.split(x, len(g)))):
             by_rows[group] += share * (gg @ xx.T)
@@ -296,20 +296,17 @@ class _Block:
         rows = self.of_depends(np.stack([solve_triangular(t, r.T, lower=True, check_finite=False).T for t, r in zip(self.triangle, by_rows)]), 0)
         return np.concatenate([rows.ravel(), *([] if self.bias is None else [self.of_depends(by_shift[..., None], 0).ravel()])])
 
+    def outputs(self, values: np.ndarray, at: tuple[np.ndarray, ...] | None = None) -> np.ndarray:
+        """A tensor behind the node as (groups, outputs, positions), everywhere or at some of the positions."""
+        how = self.problem.how
+        at = at if at is not None else tuple(np.arange(n) for n in values.shape[2 : 2 + how.spatial])
+        return outputs(values, how, at).reshape(*self.rows.shape[:2], -1)
+
     def of_depends(self, values: np.ndarray, transposed: int) -> np.ndarray:
         """Solve for the outputs' factor."""
         from scipy.linalg import solve_triangular
 
         return np.stack([solve_triangular(t, v, lower=True, trans=transposed, check_finite=False) for t, v in zip(self.depends, values)])
-
-
-def _grouped(problem: Problem, values: np.ndarray) -> np.ndarray:
-    """(outputs, positions) as (groups, outputs, positions)."""
-    return values.reshape(problem.shape[0], problem.shape[2], -1)
-
-
-def _everywhere(problem: Problem, values: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(np.arange(n) for n in values.shape[2 : 2 + problem.how.spatial])
 
 
 def _squared(segment: Model, tensor: str, values: np.ndarray) -> str:

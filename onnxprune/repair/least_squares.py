@@ -5,6 +5,7 @@ the shortcut has lost. Solved on taps (C * kh * kw unknowns an output), with a r
 He et al. 2017 (channel pruning) for the idea; sequential inputs with dense targets and the residual term are what carried it.
 Where an activation cuts off what lies beyond a bend, anything beyond it will do: the targets there follow the solution, which is
 found again a few times (majorisation; the error behind the activation never grows; Zhang et al. 2015, 1505.06798, for the aim).
+Once all nodes of a part of the network are solved, they are refitted together (`joint`), where some samples can be left to judge it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from onnxprune.calibrate.data import samples_of
 from onnxprune.calibrate.lockstep import Run
 from onnxprune.model.io import Model
 from onnxprune.repair.attention import lossy_products, refit_query
-from onnxprune.repair.fits import own_weights
+from onnxprune.repair.fits import kept_values, own_weights
 from onnxprune.repair.joint import refine
 from onnxprune.repair.parts import parts
 from onnxprune.repair.problem import Problem
@@ -33,7 +34,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     """The cut model with refitted weights and biases.
 
     Costs one pass of both networks over the data, which are kept in memory with the activations at one place of the graph, and
-    the second moments of one node at a time. Where activations are large, some of the samples wait until they are smaller: there, a sample has many positions.
+    the second moments of one node at a time, and some forty gradients a part. Where activations are large, some of the samples wait until they are smaller: there, a sample has many positions.
     """
     data = context.repair_data("repair 'least-squares'")
     removed = analysis.removed(plan.kept)
@@ -71,7 +72,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         mix_queries(part.end)
         cut.advance(part.end)
         whole.advance(max((whole.place(e) for e in part.exits), default=-1) + 1, keep=part.exits)
-        wanted = {e: _kept(analysis, removed, whole, e) for e in part.exits}
+        wanted = {e: kept_values(analysis, removed, e, whole.values(e)) for e in part.exits if whole.has(e) and e in analysis.record.tensors}
         if refine(part, problems, model, begin, cut, wanted, held, EFFORT / len(divided), context):
             cut.rewind(begin)
             cut.advance(part.end)
@@ -98,15 +99,3 @@ def _let_in(waiting: list[dict[str, np.ndarray]], whole: Run, cut: Run) -> None:
         del waiting[:room]
         whole.join(fresh)
         cut.join(fresh)
-
-
-def _kept(analysis: Analysis, removed: np.ndarray, whole: Run, tensor: str) -> list[np.ndarray] | None:
-    """A tensor of the whole network at the positions that the cut one still has; None where it is not there."""
-    if not whole.has(tensor) or tensor not in analysis.record.tensors:
-        return None
-    values = whole.values(tensor)
-    for axis, entry in enumerate(analysis.record.tensors[tensor].axes):
-        ids = analysis.record.array(entry)
-        if ids is not None and not (keep := analysis.keep(ids, removed)).all():
-            values = [np.compress(keep, v, axis) for v in values]
-    return values

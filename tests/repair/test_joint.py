@@ -1,0 +1,148 @@
+"""Joint refits: where a network is divided, slopes against differences of the error, and what becomes of the error on other inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from graph_text import net
+from repair_reference import Repaired
+
+from onnxprune.analysis.walk import analyse
+from onnxprune.calibrate.data import synthetic
+from onnxprune.calibrate.lockstep import Run
+from onnxprune.checks import input_types
+from onnxprune.model.io import load
+from onnxprune.repair import joint, least_squares
+from onnxprune.repair.fits import own_weights
+from onnxprune.repair.parts import parts
+
+STEM = "float[n,3,8,8] x | float[8,3,3,3] w0, float[8] b0, float[12,8,3,3] w1, float[12] b1, float[8,12,3,3] w2, float[8] b2, "
+BLOCK = "a = Conv<pads=[1,1,1,1]>(x, w0, b0); r = Relu(a); h = Conv<pads=[1,1,1,1]>(r, w1, b1); k = Relu(h); c = Conv<pads=[1,1,1,1]>(k, w2, b2); d = Add(c, r); s = Relu(d); "
+TAIL = "float[8,8,1,1] w3, float[8] b3, float[8,8,3,3] w4"
+RESIDUAL = f"{STEM}{TAIL} | {BLOCK}e = Conv(s, w3, b3); f = Relu(e); y = Conv(f, w4)"
+STRIDED = f"{STEM}float[16,4,3,3] w3, float[16,6,2,2] w4, float[6] b4 | {BLOCK}e = Conv<strides=[2,2],pads=[1,1,1,1],group=2>(s, w3); f = LeakyRelu(e); y = ConvTranspose<strides=[2,2]>(f, w4, b4)"
+NORMALISED = (
+    f"{STEM}float[8,8,1,1] w3, float[8] g, float[8] o, float[8] m, float[8] v, float[6,8,1,1] w4, float[6] b4 | "
+    f"{BLOCK}e = Conv(s, w3); q = BatchNormalization(e, g, o, m, v); f = Relu(q); y = Conv(f, w4, b4)"
+)
+PRODUCTS = "float[n,6,10] x | float[10,12] w0, float[12] b0, float[12,10] w1, float[10,12] w2, float[12] b2, float[12,7] w3 | \
+p = MatMul(x, w0); a = Add(p, b0); r = Relu(a); q = MatMul(r, w1); t = Sigmoid(q); u = MatMul(t, w2); z = Add(u, b2); f = Relu(z); y = MatMul(f, w3)"
+
+
+def divided(text: str) -> list[Any]:
+    """Parts of an uncut graph."""
+    analysis = analyse(load(net(text)))
+    model, fits = own_weights(analysis, analysis.model, analysis.removed({}))
+    data = synthetic(input_types(analysis.model), samples=2, seed=0)
+    return parts(Run(model, list(data.batches(2))), fits)
+
+
+def outs(part: Any) -> list[str]:
+    """Outputs of a part's linear nodes."""
+    return [f.linear.out for f in part.fits]
+
+
+def test_a_residual_block_is_one_part() -> None:
+    first, second = divided(RESIDUAL)
+    assert (outs(first), first.entries, first.exits) == (["a", "h", "c"], ("x",), ("s",))
+    assert (outs(second), second.entries, second.exits) == (["e", "y"], ("s",), ("y",))
+
+
+def test_a_chain_is_divided_in_pairs_and_depthwise_nodes_do_not_count() -> None:
+    weights = "float[8,3,1,1] a, float[8,1,3,3] b, float[6,8,1,1] c, float[5,6,1,1] d, float[4,5,1,1] e"
+    found = divided(f"float[n,3,8,8] x | {weights} | p = Conv(x, a); q = Conv<group=8>(p, b); r = Conv(q, c); s = Conv(r, d); y = Conv(s, e)")
+    assert [outs(p) for p in found] == [["p", "q", "r"], ["s", "y"]]
+
+
+def test_a_pooled_activation_is_no_exit_where_a_wider_one_is_as_good() -> None:
+    """Of equally few activations the largest says most of the part before it."""
+    found = divided("float[n,3,8,8] x | float[8,3,3,3] a, float[6,8,3,3] b, float[9,6] c | p = Conv(x, a); q = Conv(p, b); r = Relu(q); s = GlobalAveragePool(r); t = Flatten(s); y = Gemm<transB=1>(t, c)")
+    assert found[0].exits == ("r",)
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """All joint problems of a repair, none of them solved, at the weights that they would start from."""
+
+    def collect(text: str) -> list[joint._Joint]:
+        problems: list[joint._Joint] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(joint._Joint, "refine", lambda self, most: bool(problems.append(self)))
+            patch.setattr(joint, "SPREAD", 10**6)
+            Repaired.of(text, samples=64, held=8)
+        return problems
+
+    return collect
+
+
+@pytest.mark.parametrize("text", [RESIDUAL, STRIDED, NORMALISED, PRODUCTS], ids=["residual", "strided", "normalised", "products"])
+def test_slopes_are_differences_of_the_error(text: str, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along random ways in the coordinates, by central differences, away from the start, where nothing is small by chance; without bends."""
+    monkeypatch.setattr(joint, "SPREAD", 10**6)
+    problems, rng = found(text.replace("LeakyRelu(", "Sigmoid(").replace("Relu(", "Sigmoid(")), np.random.default_rng(0)
+    assert len(problems) == 2
+    for problem in problems:
+        pieces = range(problem.samples.fitted)
+        problem.scale_outputs(pieces)
+        start = np.concatenate([b.coordinates() for b in problem.blocks])
+        start += 0.1 * np.abs(start).mean() * rng.standard_normal(start.shape)
+        slope = problem.slope(start, pieces, rng)
+        for _ in range(4):
+            way = rng.standard_normal(start.shape)
+            step = 2e-3 * np.linalg.norm(start) / np.linalg.norm(way)
+            difference = (problem.error(start + step * way, pieces) - problem.error(start - step * way, pieces)) / (2 * step)
+            assert difference == pytest.approx(slope @ way, rel=2e-2, abs=2e-3 * float(np.linalg.norm(slope) * np.linalg.norm(way)))
+
+
+@pytest.mark.parametrize("text", [RESIDUAL, STRIDED, NORMALISED, PRODUCTS], ids=["residual", "strided", "normalised", "products"])
+def test_coordinates_are_the_weights(text: str, found: Any) -> None:
+    """At the start they give the weights that are there."""
+    for problem in found(text):
+        problem.scale_outputs(range(1))
+        start = np.concatenate([b.coordinates() for b in problem.blocks])
+        for name, values in problem.parameters(start).items():
+            there = problem.model.weights[name].array()
+            np.testing.assert_allclose(values, there, atol=2e-5 * max(float(np.abs(there).max()), 1e-3))
+
+
+def test_the_error_on_other_inputs_falls() -> None:
+    """Against the same repair without joint refits, which has the same samples."""
+    plain, refined = (Repaired.of(RESIDUAL, samples=256, held=held) for held in (0, 32))
+    other = synthetic(input_types(plain.whole), samples=64, seed=99)
+
+    def error(repaired: Repaired) -> float:
+        fresh = Repaired(repaired.analysis, repaired.plan, repaired.before, repaired.after, other)
+        return fresh.error(repaired.after)
+
+    assert error(refined) < 0.95 * error(plain)
+
+
+def test_worse_on_what_judges_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps in the wrong direction leave the weights as they were."""
+    with monkeypatch.context() as patch:
+        patch.setattr(joint, "refine", lambda *arguments: False)
+        patch.setattr(least_squares, "refine", lambda *arguments: False)
+        before = Repaired.of(RESIDUAL, samples=64, held=8)
+    monkeypatch.setattr(joint, "RATE", -joint.RATE)
+    after = Repaired.of(RESIDUAL, samples=64, held=8)
+    for name, weight in before.after.weights.items():
+        np.testing.assert_array_equal(weight.array(), after.after.weights[name].array(), err_msg=name)
+
+
+@pytest.mark.parametrize("text", ["float[2,6,10] x |" + PRODUCTS.split("|", 1)[1], PRODUCTS], ids=["fixed batch", "any batch"])
+def test_few_samples_are_all_fitted(text: str) -> None:
+    """Nothing can judge: the repair is that of node after node."""
+    analysis = analyse(load(net(text)))
+    data = synthetic(input_types(analysis.model), samples=4, seed=1)
+    batches, held = least_squares._held_apart(list(data.batches(2)), data.inputs.batch is not None)
+    assert held == 0 and len(batches) == 2
+
+
+def test_held_samples_are_an_eighth() -> None:
+    batches, held = least_squares._held_apart([{"x": np.arange(32), "one": np.ones(())}, {"x": np.arange(32, 64), "one": np.ones(())}], False)
+    assert held == 1 and [len(b["x"]) for b in batches] == [8, 24, 32]
+    np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), np.arange(64))
+    batches, held = least_squares._held_apart([{"x": np.arange(2)} for _ in range(40)], True)
+    assert held == 5 and len(batches) == 40
