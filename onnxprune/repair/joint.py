@@ -31,6 +31,7 @@ STEPS = 32  # of the descent
 BATCHES, VALUES = (32, 64), 64  # samples a step, between these so that this many values leave the part for each unknown
 LEAST_BATCH = 8  # where the effort does not allow more, or nothing is done
 PASSES = 3  # a gradient costs as much as three runs
+SOLVES = 4  # triangular ones a step, from coordinates to weights and back
 MOMENTUM = 0.9
 RATE = 0.7  # of the inverse of the largest curvature, falling to 0
 CAUTION = (1.0, 4.0)  # tries: shorter steps and a stronger pull
@@ -57,8 +58,9 @@ def refine(part: Part, problems: Sequence[Problem], model: Model, begin: Mark, c
     alike = [v[0].dtype == np.float32 and v[0].shape == cut.values(e)[0].shape for e, v in wanted.items()]
     if not held or len(blocks) < 2 or not part.exits or len(alike) < len(part.exits) or not all(alike):
         return False
-    a_sample = PASSES * sum(p.outputs * float(np.prod(p.shape)) for p in blocks)
-    most = int(effort / ((STEPS + POWERS) * a_sample))
+    shapes = [(*map(float, p.shape), p.outputs) for p in blocks]
+    a_sample, a_step = PASSES * sum(g * k * o * places for g, k, o, places in shapes), SOLVES * sum(g * k * o * (k + o) for g, k, o, _ in shapes)
+    most = int((effort / (STEPS + POWERS) - a_step) / a_sample)
     if most < LEAST_BATCH:
         return False
     fixed = context.data is None or context.data.inputs.batch is not None

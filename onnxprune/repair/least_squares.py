@@ -26,7 +26,7 @@ from onnxprune.types import Plan
 
 MULTIPLICATIONS = 3e10  # for the moments of all nodes, each an equal share; as many positions as that allows are used
 HELD = 64  # samples that judge a joint refit, at most
-EFFORT = 3e12  # multiplications for the joint refits of all parts, each an equal share
+EFFORT = 1.5e12  # multiplications for the joint refits of all parts, each an equal share
 LIVE_BYTES = 1_200_000_000  # of the activations of both networks at one place
 
 
