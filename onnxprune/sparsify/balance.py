@@ -28,7 +28,8 @@ ERROR = 0.003  # of what a tensor gives: so small that damage grows with it, so 
 LARGE = 0.005  # of all weights: smaller tensors are measured at the small error only, for they have little to give
 WHOLE = 0.05  # of the weights that are to stay: the smallest tensors, as long as they are no more than that together, are not touched
 # Damage counts so many times where further weights lie between a tensor and the outputs: measured alone, it does not show that errors of layers add
-# up and are carried on by weights that are sparse themselves. Chosen by KL on calibration images of a MobileNetV2 that nothing else saw.
+# up and are carried on by weights that are sparse themselves. Of what was tried it shares out zeros most like the best split by hand on a MobileNetV2,
+# by KL on calibration images that no fit saw (1: .070, by hand: .056, 8: .060).
 PASSED_ON = 4.0
 MOST_POWER = 4.0  # steeper is noise of a first damage that is next to none
 _TINY = np.finfo(np.float64).tiny
