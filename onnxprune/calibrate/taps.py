@@ -8,7 +8,7 @@ symmetric product (python -m benchmarks.moments, the shapes of ResNet-50).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -73,17 +73,27 @@ def columns(x: np.ndarray, how: Geometry, at: tuple[np.ndarray, ...]) -> np.ndar
     if how.transposed:
         x, how = _spread(x, how)
     ends = [max(int(a[-1]) * s + (k - 1) * d + 1, 0) if len(a) else 0 for a, s, k, d in zip(at, how.strides, how.kernel, how.dilations)]
-    widths = [(b, max(a, e - b - size, 0)) for b, a, e, size in zip(how.before, how.after, ends, x.shape[2:])]
-    x = np.pad(x, [(0, 0), (0, 0), *widths]) if any(map(any, widths)) else x
+    x = _padded(x, how.before, [max(a, e - b - size, 0) for b, a, e, size in zip(how.before, how.after, ends, x.shape[2:])])
     n, c = x.shape[:2]
     out = np.empty((c, how.taps, n, *map(len, at)), np.float32)
-    for t, tap in enumerate(product(*map(range, how.kernel))):
-        part = x
-        for axis, (index, k) in enumerate(zip(at, tap)):
-            first = k * how.dilations[axis]
-            part = _take(part, index * how.strides[axis] + first, axis + 2)
-        out[:, t] = part.swapaxes(0, 1)
+    parts = [x]  # what a tap of the axes so far reads
+    for axis, (index, stride, size, dilation) in enumerate(zip(at, how.strides, how.kernel, how.dilations)):
+        places = [_places(index * stride + k * dilation) for k in range(size)]
+        if axis + 1 < how.spatial:
+            parts = [_take(part, place, axis + 2) for part in parts for place in places]
+            continue
+        for t, (part, place) in enumerate(product(parts, places)):
+            out[:, t] = _take(part, place, axis + 2).swapaxes(0, 1)
     return out.reshape(c * how.taps, -1)
+
+
+def _padded(x: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
+    """With zeros around the spatial axes."""
+    if not any(before) and not any(after):
+        return x
+    out = np.zeros((*x.shape[:2], *(b + size + a for b, size, a in zip(before, x.shape[2:], after))), x.dtype)
+    out[(slice(None), slice(None), *(slice(b, b + size) for b, size in zip(before, x.shape[2:])))] = x
+    return out
 
 
 def outputs(y: np.ndarray, how: Geometry, at: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -91,17 +101,20 @@ def outputs(y: np.ndarray, how: Geometry, at: tuple[np.ndarray, ...]) -> np.ndar
     if not how.spatial:
         return np.ascontiguousarray(y.reshape(-1, y.shape[-1]).T, np.float32)
     for axis, index in enumerate(at):
-        y = _take(y, index, axis + 2)
+        y = _take(y, _places(index), axis + 2)
     return np.ascontiguousarray(y.swapaxes(0, 1), np.float32).reshape(y.shape[1], -1)
 
 
-def _take(x: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
-    """Positions of an axis; a view where they are evenly spaced."""
+def _places(index: np.ndarray) -> slice | np.ndarray:
+    """A slice where positions are evenly spaced."""
     if len(index) > 1 and (np.diff(index) == index[1] - index[0]).all():
-        view = [slice(None)] * x.ndim
-        view[axis] = slice(int(index[0]), int(index[-1]) + 1, int(index[1] - index[0]))
-        return x[tuple(view)]
-    return np.take(x, index, axis)
+        return slice(int(index[0]), int(index[-1]) + 1, int(index[1] - index[0]))
+    return index
+
+
+def _take(x: np.ndarray, place: slice | np.ndarray, axis: int) -> np.ndarray:
+    """Positions of an axis; a view for a slice."""
+    return x[(slice(None),) * axis + (place,)] if isinstance(place, slice) else np.take(x, place, axis)
 
 
 def _spread(x: np.ndarray, how: Geometry) -> tuple[np.ndarray, Geometry]:
