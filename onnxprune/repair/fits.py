@@ -99,6 +99,12 @@ def _bounds(model: Model, readers: list[NodeProto]) -> tuple[float, ...]:
     return ()
 
 
+def depthwise(node: NodeProto, weight_shape: Sequence[int]) -> bool:
+    """Whether every channel is a group of its own, so that there is nothing to refit across channels."""
+    groups = int(attribute(node, "group", 1)) if node.op_type.startswith("Conv") else 1
+    return groups > 1 and tuple(weight_shape[:2]) == (groups, 1)
+
+
 def kept_values(analysis: Analysis, removed: np.ndarray, tensor: str, values: Sequence[np.ndarray]) -> list[np.ndarray]:
     """A tensor of the whole model at the positions that the cut one still has; values: a batch each."""
     for axis, entry in enumerate(analysis.record.tensors[tensor].axes):

@@ -144,8 +144,7 @@ class _Joint:
         """Descend, and write what was found if samples that were not fitted agree; where they do not, once more in shorter steps and with a stronger
         pull. most: samples a step."""
         s = self.samples
-        start = np.concatenate([b.coordinates() for b in self.blocks])
-        wanted = min(np.clip(VALUES * len(start) * s.fitted * s.count / s.values, *BATCHES), most)
+        wanted = min(np.clip(VALUES * sum(b.size for b in self.blocks) * s.fitted * s.count / s.values, *BATCHES), most)
         batch = max(1, min(round(wanted / s.count), s.fitted))
         held, some = range(s.fitted, len(s.given)), range(-(-batch // 2))
         self.scale_outputs(some)
@@ -275,13 +274,11 @@ class _Block:
 
     def parameters(self, model: Model, at: np.ndarray) -> dict[str, np.ndarray]:
         """Initializers at these coordinates. The shift is what mean inputs give, so that rows change nothing of it."""
-        from scipy.linalg import solve_triangular
-
-        z = self.of_depends(at[: self.rows.size].reshape(self.rows.shape), 1)
-        rows = np.stack([solve_triangular(t, r.T, lower=True, trans=1, check_finite=False).T for t, r in zip(self.triangle, z)])
+        z = _solved(self.depends, at[: self.rows.size].reshape(self.rows.shape), transposed=True)
+        rows = _solved(self.triangle, z.swapaxes(1, 2), transposed=True).swapaxes(1, 2)
         values = {self.problem.fit.weight: self.problem.stored(model, rows)}
         if self.bias is not None:
-            shift = self.of_depends(at[self.rows.size :].reshape(*self.rows.shape[:2], 1), 1)[..., 0] + np.einsum("gok,gk->go", self.rows - rows, self.mean)
+            shift = _solved(self.depends, at[self.rows.size :].reshape(*self.rows.shape[:2], 1), transposed=True)[..., 0] + np.einsum("gok,gk->go", self.rows - rows, self.mean)
             values[self.problem.fit.bias] = (self.bias + (self.problem.scale * shift).reshape(self.bias.shape)).astype(self.bias.dtype)
         return values
 
@@ -297,12 +294,10 @@ class _Block:
 
     def slope(self, by_rows: np.ndarray, by_shift: np.ndarray) -> np.ndarray:
         """By the coordinates."""
-        from scipy.linalg import solve_triangular
-
         if self.bias is not None:
             by_rows = by_rows - by_shift[..., None] * self.mean[:, None]
-        rows = self.of_depends(np.stack([solve_triangular(t, r.T, lower=True, check_finite=False).T for t, r in zip(self.triangle, by_rows)]), 0)
-        return np.concatenate([rows.ravel(), *([] if self.bias is None else [self.of_depends(by_shift[..., None], 0).ravel()])])
+        rows = _solved(self.depends, _solved(self.triangle, by_rows.swapaxes(1, 2)).swapaxes(1, 2))
+        return np.concatenate([rows.ravel(), *([] if self.bias is None else [_solved(self.depends, by_shift[..., None]).ravel()])])
 
     def outputs(self, values: np.ndarray, at: tuple[np.ndarray, ...] | None = None) -> np.ndarray:
         """A tensor behind the node as (groups, outputs, positions), everywhere or at some of the positions."""
@@ -310,11 +305,12 @@ class _Block:
         at = at if at is not None else tuple(np.arange(n) for n in values.shape[2 : 2 + how.spatial])
         return outputs(values, how, at).reshape(*self.rows.shape[:2], -1)
 
-    def of_depends(self, values: np.ndarray, transposed: int) -> np.ndarray:
-        """Solve for the outputs' factor."""
-        from scipy.linalg import solve_triangular
 
-        return np.stack([solve_triangular(t, v, lower=True, trans=transposed, check_finite=False) for t, v in zip(self.depends, values)])
+def _solved(triangles: np.ndarray, values: np.ndarray, *, transposed: bool = False) -> np.ndarray:
+    """X of L X = values, or of L' X, a group each; triangles: (groups, n, n), lower."""
+    from scipy.linalg import solve_triangular
+
+    return np.stack([solve_triangular(t, v, lower=True, trans=int(transposed), check_finite=False) for t, v in zip(triangles, values)])
 
 
 def _squared(segment: Model, tensor: str, values: np.ndarray) -> str:

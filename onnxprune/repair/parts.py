@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxprune.calibrate.lockstep import Run
-from onnxprune.model.nodes import attribute
-from onnxprune.repair.fits import Fit
+from onnxprune.repair.fits import Fit, depthwise
 
 FEWEST, MOST = 2, 8  # linear nodes of a part, depthwise ones not counted
 
@@ -29,7 +28,7 @@ class Part:
 def parts(cut: Run, fits: Sequence[Fit]) -> list[Part]:
     """The fits in graph order, divided. A residual block is one part, because one activation is alive on both sides of it and more inside."""
     places = [cut.place(f.linear.out) for f in fits]
-    wide = [not _depthwise(cut, p) for p in places]
+    wide = [not depthwise(cut.nodes[p], cut.model.weights[f.weight].shape) for f, p in zip(fits, places)]
     found, first, start = [], 0, 0
     while first < len(fits):
         choices, count = [], 0
@@ -46,10 +45,3 @@ def parts(cut: Run, fits: Sequence[Fit]) -> list[Part]:
         found.append(Part(start, end, tuple(fits[first : last + 1]), tuple(sorted(cut.live[start])), tuple(sorted(cut.live[end] & made))))
         first, start = last + 1, end
     return found
-
-
-def _depthwise(cut: Run, place: int) -> bool:
-    node = cut.nodes[place]
-    shape = cut.model.weights[node.input[1]].shape
-    groups = int(attribute(node, "group", 1))
-    return node.op_type.startswith("Conv") and groups > 1 and groups == shape[0] and shape[1] == 1

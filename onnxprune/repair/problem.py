@@ -12,7 +12,7 @@ from onnxprune.analysis.linear import from_matrix, to_matrix
 from onnxprune.calibrate.lockstep import Run
 from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, joined, outputs, positions, tap_order
 from onnxprune.model.io import Model
-from onnxprune.repair.fits import Fit, set_values
+from onnxprune.repair.fits import Fit, depthwise, set_values
 
 RIDGE, LAST_RIDGE = 1e-3, 1e-2  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted
 OVERSAMPLE = 48  # positions an unknown, at least
@@ -44,12 +44,12 @@ class Problem:
     systems: list[System] = field(default_factory=list)
 
     @staticmethod
-    def of(fit: Fit, model: Model, node: NodeProto, cut: Run, whole: Run, multiplications: float, seed: int, held: int = 0) -> Problem | None:
+    def of(fit: Fit, model: Model, node: NodeProto, cut: Run, whole: Run, multiplications: float, seed: int, held: int) -> Problem | None:
         """None where there is nothing to refit across channels."""
         weight = model.weights[fit.weight]
-        g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
-        if c == 1 and o == 1 and g > 1:
+        if depthwise(node, weight.shape):
             return None
+        g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
         how = geometry(node, weight.shape, cut.values(node.input[0])[0].shape)  # type: ignore[arg-type]
         samples = max(sum(len(x) for x in cut.values(node.input[0])), 1)
         most = max(-(-OVERSAMPLE * c * t // samples), int(multiplications / (c * t) ** 2 / samples), 4)

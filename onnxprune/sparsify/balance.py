@@ -18,11 +18,10 @@ from onnxprune.calibrate.lockstep import Run
 from onnxprune.model.io import Model
 from onnxprune.model.runtime import Session
 from onnxprune.model.segments import reads
-from onnxprune.model.weights import Array
 from onnxprune.sparsify.inputs import Reading
 from onnxprune.sparsify.layout import Target
 from onnxprune.sparsify.masks import Rows
-from onnxprune.sparsify.refit import refit
+from onnxprune.sparsify.refit import resolved
 
 ERROR = 0.003  # of what a tensor gives: so small that damage grows with it, so large that it is no rounding
 LARGE = 0.005  # of all weights: smaller tensors are measured at the small error only, for they have little to give
@@ -94,7 +93,7 @@ def balanced(
         run.advance(min(run.place(n.output[0]) for n in target.nodes))
         points = []
         for mask in _probed(scores[name], amount if scores[name].size >= LARGE * total else 0.0):
-            changed = replace(model, weights={**model.weights, **_alone(model, target, mask, readings[name])})
+            changed = replace(model, weights={**model.weights, **resolved(model, target, mask, readings[name].moments())})
             points.append((float(scores[name][~mask].sum()), divergence_behind(run, changed, run.nodes[run.at :], expected)))
         out[name] = added(scores[name], points) * (1.0 if name in last else PASSED_ON)
         progress((i + 1) / len(wanted))
@@ -129,19 +128,3 @@ def _probed(scores: np.ndarray, amount: float) -> list[np.ndarray]:
         kept[order[:count]] = False
         masks.append(kept.reshape(scores.shape))
     return masks
-
-
-def _alone(model: Model, target: Target, mask: np.ndarray, reading: Reading) -> dict[str, Array]:
-    """One weight made sparse, refitted with its bias to the readings where they have products."""
-    old, name = model.weights[target.tensor], target.bias(model)
-    rows = target.rows(old.array()).astype(np.float64)
-    new = np.where(mask, rows, 0)
-    out: dict[str, Array] = {}
-    if reading.products is not None:
-        bias = model.weights[name].array().reshape(target.groups, -1).astype(np.float64) if name else None
-        parts = [refit(r, m, s, bias[g] if bias is not None else None) for g, (r, m, s) in enumerate(zip(rows, mask, reading.moments()))]
-        new = np.stack([values for values, _ in parts])
-        if name:
-            kind = model.weights[name]
-            out[name] = Array(kind.dtype, np.concatenate([s for _, s in parts if s is not None]).astype(kind.array().dtype))
-    return {target.tensor: Array(old.dtype, target.weight(new, old.shape).astype(old.array().dtype)), **out}

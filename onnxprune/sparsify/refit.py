@@ -49,27 +49,40 @@ def refit_all(
     weights: dict[str, Weight] = dict(model.weights)
     dense, sparse, skipped = Run(model, batches, threads=threads), Run(model, batches, threads=threads), []
     for i, target in enumerate(found):
-        node, rows, name = target.nodes[0], target.rows(model.weights[target.tensor].array()).astype(np.float64), target.bias(model)
-        values, mask = np.where(kept[target.tensor], rows, 0), kept[target.tensor]
-        bias = model.weights[name].array().reshape(target.groups, -1).astype(np.float64) if name else None
+        node, (rows, bias) = target.nodes[0], _double(model, target)
+        mask, moments = kept[target.tensor], None
         if rows.shape[2] > MOST_COLUMNS:
             skipped.append(target.tensor)
         elif not mask.all() or i:
             for run in (dense, sparse):
                 run.advance(run.place(node.output[0]), keep=(node.input[0],))
-            moments = _moments(
-                target, node, model.weights[target.tensor].shape, rows, bias, dense.values(node.input[0]), sparse.values(node.input[0]), rng
-            )
-            parts = [refit(rows[g], mask[g], m, bias[g] if bias is not None else None) for g, m in enumerate(moments)]
-            values = np.stack([p[0] for p in parts])
-            if name:
-                shift = np.concatenate([p[1] for p in parts if p[1] is not None])
-                weights[name] = Array(model.weights[name].dtype, shift.astype(model.weights[name].array().dtype))
-        old = model.weights[target.tensor]
-        weights[target.tensor] = Array(old.dtype, target.weight(values, old.shape).astype(old.array().dtype))
+            read = dense.values(node.input[0]), sparse.values(node.input[0])
+            moments = _moments(target, node, model.weights[target.tensor].shape, rows, bias, *read, rng)
+        weights |= resolved(model, target, mask, moments)
         sparse.model = replace(model, weights=weights)
         progress((i + 1) / len(found))
     return replace(model, weights=weights), tuple(skipped)
+
+
+def _double(model: Model, target: Target) -> tuple[np.ndarray, np.ndarray | None]:
+    """(rows, bias) in double precision: (groups, outputs, columns), and (groups, outputs) or None where there is none."""
+    name = target.bias(model)
+    rows = target.rows(model.weights[target.tensor].array()).astype(np.float64)
+    return rows, model.weights[name].array().reshape(target.groups, -1).astype(np.float64) if name else None
+
+
+def resolved(model: Model, target: Target, kept: np.ndarray, moments: Sequence[Moments] | None) -> dict[str, Weight]:
+    """A weight made sparse, and its bias, by name: refitted to moments, a group each; without these the weight alone, with zeros."""
+    (rows, bias), name, old = _double(model, target), target.bias(model), model.weights[target.tensor]
+    values = np.where(kept, rows, 0)
+    out: dict[str, Weight] = {}
+    if moments:
+        parts = [refit(rows[g], kept[g], m, bias[g] if bias is not None else None) for g, m in enumerate(moments)]
+        values = np.stack([p[0] for p in parts])
+        if name:
+            shift = np.concatenate([p[1] for p in parts if p[1] is not None])
+            out[name] = Array(model.weights[name].dtype, shift.astype(model.weights[name].array().dtype))
+    return {target.tensor: Array(old.dtype, target.weight(values, old.shape).astype(old.array().dtype)), **out}
 
 
 def refit(rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
