@@ -395,7 +395,8 @@ def test_the_model_given_is_not_changed() -> None:
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ZOO)
 def test_fisher_costs_at_most_five_forward_passes(zoo: Path, name: str) -> None:
-    """All channels of all groups for at most five forward passes (1.8 to 4.5 measured): CPU time on one thread, interleaved, the least of each."""
+    """All channels of all groups for at most five forward passes (1.8 to 4.5 measured): CPU time on one thread, in pairs, so that other work
+    on the machine slows both, and the median of the pairs."""
     from onnxprune.analysis.walk import analyse
     from onnxprune.calibrate.gradients import copies, default_losses
 
@@ -408,7 +409,7 @@ def test_fisher_costs_at_most_five_forward_passes(zoo: Path, name: str) -> None:
     full = {**feeds, **feeds_of(gradient.feeds, np.random.default_rng(0))}
     forward, backward = Session(model, arena=True), Session(gradient.model, arena=True)
     times = np.array([[_seconds(forward, feeds), _seconds(backward, full)] for _ in range(COST_RUNS if np.prod(shape) < LARGE_INPUT else 4)])
-    assert times[:, 1].min() <= FORWARD_PASSES * times[:, 0].min()
+    assert np.median(times[:, 1] / times[:, 0]) <= FORWARD_PASSES
 
 
 def _seconds(session: Session, feeds: dict[str, np.ndarray]) -> float:
