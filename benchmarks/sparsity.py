@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="entries (default: all classifiers)")
     parser.add_argument("--ways", nargs="*", default=[DENSE, *WAYS, RANDOM], choices=[DENSE, *WAYS, RANDOM])
     parser.add_argument("--amount", type=float, default=0.3)
-    parser.add_argument("--samples", type=int, default=256, help="calibration inputs")
+    parser.add_argument("--samples", type=int, default=500, help="calibration inputs, at most")
     parser.add_argument("--limit", type=int, help="first samples of each evaluation file")
     parser.add_argument("--json", type=Path, default=Path("sparsity.json"))
     chosen = parser.parse_args()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @model_argument()
 @output_options("The sparse model; MODEL.sparse.onnx beside the model by default.")
 @click.option("--amount", type=float, metavar="SHARE", help="Share of the weights that become zero.  [default: 0.5]")
-@click.option("--method", default="auto", metavar="NAME", help="magnitude, or with --data activation or obs; auto = obs with --data, magnitude without.")
+@click.option("--method", default="auto", metavar="NAME", help="magnitude, or with --data activation, obs or admm; auto = admm with --data, magnitude without.")
 @click.option(
     "--scope", default="auto", metavar="NAME",
     help="Where the share is taken: balanced (with --data: where the outputs change least), tensor, output, global, or a pattern N:M such as 2:4; "

@@ -58,11 +58,12 @@ def choose(scores: Rows, amount: float, scope: str, taps: Mapping[str, int] | No
 
 
 def _largest(scores: np.ndarray, remove: int) -> np.ndarray:
-    """True but for the `remove` least of each row."""
-    kept = np.ones(scores.shape, bool)
-    order = np.argsort(scores, axis=1, kind="stable")[:, :remove]
-    np.put_along_axis(kept, order, False, axis=1)
-    return kept
+    """True but for the `remove` least of each row, of equal ones the first."""
+    if not remove:
+        return np.ones(scores.shape, bool)
+    border = np.partition(scores, remove - 1, axis=1)[:, remove - 1, None]
+    below, level = scores < border, scores == border
+    return ~(below | (level & (level.cumsum(1) <= remove - below.sum(1, keepdims=True))))
 
 
 def _n_of_m(scores: np.ndarray, n: int, m: int, taps: int) -> np.ndarray:

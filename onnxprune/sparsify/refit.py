@@ -99,16 +99,22 @@ def refit(rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray
     bias
         (outputs,), None where there is none: then the last column is left out.
     """
-    count, size = max(moments.count, 1), rows.shape[1] + (bias is not None)
-    gram = moments.xx[:size, :size] / count
-    level = float(np.diag(gram)[: rows.shape[1]].mean())
-    ridge = np.full(size, max(max(RIDGE, size / count) * level, LEAST_RIDGE))
-    ridge[rows.shape[1] :] = max(RIDGE * level, LEAST_RIDGE)  # a bias is known well from few positions
+    h, ridge = damped(moments, rows.shape[1], bias is not None)
     dense = rows if bias is None else np.column_stack([rows, bias])
     left = kept if bias is None else np.column_stack([kept, np.ones(len(kept), bool)])
-    wanted = (moments.yx[:, :size] / count if moments.yx is not None else dense @ gram) + ridge * dense
-    out = _constrained(gram + np.diag(ridge), wanted, left)
+    wanted = dense @ h if moments.yx is None else moments.yx[:, : len(h)] / max(moments.count, 1) + ridge * dense
+    out = _constrained(h, wanted, left)
     return (out, None) if bias is None else (out[:, :-1], out[:, -1])
+
+
+def damped(moments: Moments, columns: int, biased: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(mean products of the columns, and of a last one of ones where there is a bias, plus the ridge; the ridge, an element a column)."""
+    count, size = max(moments.count, 1), columns + biased
+    gram = moments.xx[:size, :size] / count
+    level = float(np.diag(gram)[:columns].mean())
+    ridge = np.full(size, max(max(RIDGE, size / count) * level, LEAST_RIDGE))
+    ridge[columns:] = max(RIDGE * level, LEAST_RIDGE)  # a bias is known well from few positions
+    return gram + np.diag(ridge), ridge
 
 
 def _constrained(h: np.ndarray, wanted: np.ndarray, left: np.ndarray) -> np.ndarray:

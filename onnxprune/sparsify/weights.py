@@ -13,6 +13,7 @@ from onnxprune.events import Event, silent
 from onnxprune.model.hidden import with_open_weights
 from onnxprune.model.io import Model
 from onnxprune.model.weights import Array, Weight
+from onnxprune.sparsify.admm import selected
 from onnxprune.sparsify.balance import balanced, whole
 from onnxprune.sparsify.inputs import Batches, Reading, inverse_diagonal, read
 from onnxprune.sparsify.layout import Target, targets
@@ -24,7 +25,9 @@ METHODS = {
     "magnitude": "size of the weight",
     "activation": "size of the weight times the root mean square of what it multiplies (Wanda)",
     "obs": "squared weight over the inverse second moments' diagonal: the error that its removal leaves after a refit (optimal brain surgeon)",
+    "admm": "zeros placed together with the values of the weights that are left, so that the tensor gives what it gave (ADMM); shared out by obs",
 }
+BY_PRODUCTS = ("obs", "admm")  # those that look at pairs of columns
 SCORE_RIDGE = 1e-2  # of the mean diagonal, for the inverse
 _TINY = np.finfo(np.float64).tiny
 Feeds = list[dict[str, np.ndarray]]
@@ -36,7 +39,7 @@ PROBES = 4  # one batch of so many measures what each layer's zeros do to the ou
 
 @dataclass(frozen=True)
 class Settings:
-    """amount: fraction of weights to remove; method: of METHODS, or "auto": "obs" with data, "magnitude" without;
+    """amount: fraction of weights to remove; method: of METHODS, or "auto": "admm" with data, "magnitude" without;
     scope: "tensor", "output", "global", "N:M", "balanced" (the amount goes where the outputs change least, measured layer by layer),
     or "auto": "balanced" with data, "tensor" without; ops: whose weights; refit: solve for the weights that are left, None = with data;
     batch_size, seed, threads: of the calibration pass.
@@ -53,7 +56,7 @@ class Settings:
 
     def resolved(self, has_data: bool) -> Settings:
         """With a choice in place of "auto"; UsageError for a method that does not exist, or one that needs data where there are none."""
-        method = ("obs" if has_data else "magnitude") if self.method == "auto" else self.method
+        method = ("admm" if has_data else "magnitude") if self.method == "auto" else self.method
         scope = (BALANCED if has_data else "tensor") if self.scope == "auto" else self.scope
         refit = has_data if self.refit is None else self.refit
         if method not in METHODS:
@@ -123,13 +126,29 @@ def _kept(model: Model, found: Sequence[Target], settings: Settings, feeds: Feed
         seen = [f for i, f in enumerate(feeds) if i % PROBES] if measured and len(feeds) > 1 else feeds
         untouched = whole({n: r.size for n, r in rows.items()}, settings.amount) if measured else set()
         looked = [t for t in found if t.tensor not in untouched]
-        readings = read(model, looked, seen, products=measured or settings.method == "obs", seed=settings.seed, threads=settings.threads)
+        readings = read(model, looked, seen, products=measured or settings.method in BY_PRODUCTS, seed=settings.seed, threads=settings.threads)
     scores = {n: _scores(r, readings.get(n), settings.method) for n, r in rows.items()}
-    if not measured:
-        return choose(scores, settings.amount, settings.scope, taps)
-    with _told("balance", on_event) as progress:
-        scores = balanced(model, found, scores, readings, probes, settings.amount, threads=settings.threads, progress=progress)
-    return choose(scores, settings.amount, "global", taps)
+    if measured:
+        with _told("balance", on_event) as progress:
+            kept = balanced(model, found, scores, readings, probes, settings.amount, threads=settings.threads, progress=progress)
+    else:
+        kept = choose(scores, settings.amount, settings.scope, taps)
+    if settings.method == "admm":
+        with _told("select", on_event) as progress:
+            for i, target in enumerate(found):
+                kept[target.tensor] = _selected(model, target, rows[target.tensor], kept[target.tensor], readings.get(target.tensor), settings)
+                progress((i + 1) / len(found))
+    return kept
+
+
+def _selected(model: Model, target: Target, rows: np.ndarray, kept: np.ndarray, reading: Reading | None, settings: Settings) -> np.ndarray:
+    """As many zeros of one tensor as before, or in the same pattern, at the best places; as they are where products were not read."""
+    if reading is None or reading.products is None or kept.all() or not kept.any():
+        return kept
+    shared = settings.scope in (BALANCED, "global")
+    scope, amount = ("tensor", 1 - float(kept.mean())) if shared else (settings.scope, settings.amount)
+    taps = {target.tensor: target.taps(model.weights[target.tensor].shape)}
+    return selected(rows, reading.moments(), target.bias(model) is not None, lambda s: choose({target.tensor: s}, amount, scope, taps)[target.tensor])
 
 
 def _scores(rows: np.ndarray, reading: Reading | None, method: str) -> np.ndarray:
@@ -137,7 +156,7 @@ def _scores(rows: np.ndarray, reading: Reading | None, method: str) -> np.ndarra
     squares = np.square(rows)
     if reading is None or method == "magnitude":
         return squares if reading is None else squares / max(float(squares.sum()), _TINY)
-    products = reading.products if method == "obs" else None
+    products = reading.products if method in BY_PRODUCTS else None
     worth = reading.squares if products is None else 1 / inverse_diagonal(products, SCORE_RIDGE)
     return squares * worth[:, None, :] / max(float((squares * reading.squares[:, None, :]).sum()), _TINY)
 

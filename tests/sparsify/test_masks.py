@@ -58,3 +58,11 @@ def test_two_of_four_along_the_input_channels_each_tap_by_itself() -> None:
 def test_choices_that_make_no_sense(amount: float, scope: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):
         choose({"w": np.ones((1, 2, 4))}, amount, scope)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.floats(0, 0.99))
+def test_of_equal_scores_the_first_go(scores: list[int], amount: float) -> None:
+    count = zeros_wanted(amount, len(scores))
+    wanted = sorted(sorted(range(len(scores)), key=lambda i: (scores[i], i))[:count])
+    kept = choose({"w": np.array(scores, float).reshape(1, 1, -1)}, amount, "tensor")["w"]
+    assert np.flatnonzero(~kept.reshape(-1)).tolist() == wanted
