@@ -19,6 +19,7 @@ from onnxprune.engines.bench import bench
 from onnxprune.engines.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.engines.savings import group_savings
+from onnxprune.errors import UsageError
 from onnxprune.model.io import Model
 from onnxprune.recipe import Recipe
 from onnxprune.report.data import TargetRow
@@ -27,6 +28,7 @@ from onnxprune.search import METHODS, ONE_SHOT
 from onnxprune.search.base import Search
 from onnxprune.search.journal import Journal
 from onnxprune.saliency.dead import dead_channels
+from onnxprune.saliency.swap import swapped
 from onnxprune.types import Plan, Scores
 
 CONFIRM = Schedule(seconds=1.5, warmup=5)  # of a plan that meets a latency by the short probes of the search
@@ -58,7 +60,11 @@ def decide(
     ------
     TargetError
         There is no such plan; says what can be reached.
+    UsageError
+        Swaps with a criterion that has no error to lower.
     """
+    if recipe.swaps and recipe.criterion != "reconstruction":
+        raise UsageError("swaps-criterion", f"--swaps lowers the error that criterion 'reconstruction' counts; with '{recipe.criterion}' leave it out")
     analysis = context.analysis
     original = analysis.cost().as_dict()
     budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target if not t.engine}
@@ -84,6 +90,8 @@ def decide(
                 search = Search(context, asked, recipe.criterion, recipe.allocate, own, journal or Journal(), tell, engine_options=engine_options(recipe))
                 search = replace(search, engine=next(iter(engines_of(recipe)), search.engine))
                 plan = METHODS.get(recipe.method)(replace(search, tune=tuner, made=tuner.made) if tuner else search)
+            if recipe.swaps:
+                plan = swapped(context, plan, recipe.swaps)
             missed = _missed(analysis, plan, recipe, shares, feeds)
             if not missed:
                 break

@@ -140,6 +140,9 @@ class Recipe:
     criterion: str = _option(
         "auto", options.criterion, "score", "NAME",
         "How channels are scored, see: onnxprune criteria; auto = the best with data, l2 without.")
+    swaps: int = _option(
+        0, options.integer(0), "plan", "N",
+        "Criterion reconstruction: exchange at most N channels of each group for others in the end, where its readers' error shrinks by it.")
     allocate: str = _option(
         "auto", options.name_in("onnxprune.allocate", "ALLOCATORS"), "plan", "NAME",
         "How widths are chosen: uniform, threshold, knapsack, ...; auto = the best with data, knapsack without.")
