@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 
 import numpy as np
@@ -32,6 +33,7 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
     removed = analysis.removed(plan.kept)
     means = channel_statistics(analysis, context.repair_data("repair 'bias'"), batch_size=context.batch_size, threads=context.threads)
     model = pruned.edit()
+    parameters = Parameters(model)
     for linear in linears(analysis):
         place = (linear.data, linear.axis)
         if linear.ids is None or place not in means:
@@ -42,7 +44,7 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
         shift = _contribution(analysis, linear, np.where(gone, means[place].mean, 0.0))
         if linear.out_ids is not None:
             shift = shift[analysis.keep(linear.out_ids, removed)]
-        add_bias(model, linear, shift)
+        parameters.add_bias(linear, shift)
     return model
 
 
@@ -56,41 +58,48 @@ def _contribution(analysis: Analysis, linear: Linear, mean: np.ndarray) -> np.nd
     return np.einsum("goc,gc->go", taps, mean.reshape(len(matrix), -1)).ravel()
 
 
-def add_bias(model: Model, linear: Linear, shift: np.ndarray) -> None:
-    """Add a vector to a node's output channels: to its bias, to a new one, or by an Add behind a MatMul. `model` is changed."""
-    node = next(n for n in model.proto.graph.node if linear.out in n.output)
-    slot = 2 if linear.op != "MatMul" else None
-    dtype = model.weights[node.input[1]].array().dtype if node.input[1] in model.weights else np.dtype(np.float32)
-    if slot is None:
-        inner = unbiased(linear.out)
-        name = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype))
-        at = list(model.proto.graph.node).index(node)
-        node.output[0] = inner
-        model.proto.graph.node.insert(at + 1, helper.make_node("Add", [inner, name], [linear.out], name=f"{linear.out}_bias"))
-        return
-    old = model.weights.get(node.input[slot]) if len(node.input) > slot and node.input[slot] else None
-    if old is not None:
-        beta = float(attribute(node, "beta", 1.0)) if linear.op == "Gemm" else 1.0
-        values = old.array().astype(np.float64) + shift / (beta or 1.0)
-        replace_initializer(model, node.input[slot], linear.out, slot, values.astype(old.array().dtype))
-    elif len(node.input) <= slot or not node.input[slot]:
-        while len(node.input) <= slot:
-            node.input.append("")
-        node.input[slot] = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype))
-
-
 def unbiased(out: str) -> str:
-    """What a MatMul gives once `add_bias` has put an Add behind it that makes `out`."""
+    """What a MatMul gives once `Parameters.add_bias` has put an Add behind it that makes `out`."""
     return f"{out}_unbiased"
 
 
-def replace_initializer(model: Model, name: str, out: str, slot: int, values: np.ndarray) -> None:
-    """Give one operand of the node that makes `out` new values; other readers of the initializer keep the old. `model` is changed."""
-    readers = sum(name in n.input for n in model.proto.graph.node)
-    node = next(n for n in model.proto.graph.node if out in n.output)
-    if readers > 1:
-        node.input[slot] = add_initializer(model, f"{name}_repaired", values)
-        return
-    model.weights[name] = from_array(values)  # type: ignore[index]
-    tensor = next(t for t in model.proto.graph.initializer if t.name == name)
-    tensor.dims[:] = values.shape
+class Parameters:
+    """Weights and biases of a model, which is changed. Who makes and who reads what is looked up once."""
+
+    def __init__(self, model: Model) -> None:
+        nodes = model.proto.graph.node
+        self.model = model
+        self.maker = {o: n for n in nodes for o in n.output}
+        self.uses = Counter(i for n in nodes for i in set(n.input))
+        self.tensors = {t.name: t for t in model.proto.graph.initializer}
+
+    def add_bias(self, linear: Linear, shift: np.ndarray) -> None:
+        """Add a vector to a node's output channels: to its bias, to a new one, or by an Add behind a MatMul."""
+        node, model = self.maker[linear.out], self.model
+        dtype = model.weights[node.input[1]].array().dtype if node.input[1] in model.weights else np.dtype(np.float32)
+        if linear.op == "MatMul":
+            name, nodes = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype)), model.proto.graph.node
+            at = next(i for i, n in enumerate(nodes) if linear.out in n.output)
+            node.output[0] = unbiased(linear.out)
+            nodes.insert(at + 1, helper.make_node("Add", [node.output[0], name], [linear.out], name=f"{linear.out}_bias"))
+            return
+        old = model.weights.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if old is not None:
+            beta = float(attribute(node, "beta", 1.0)) if linear.op == "Gemm" else 1.0
+            values = old.array().astype(np.float64) + shift / (beta or 1.0)
+            self.replace(linear.out, 2, values.astype(old.array().dtype))
+        elif len(node.input) <= 2 or not node.input[2]:
+            while len(node.input) <= 2:
+                node.input.append("")
+            node.input[2] = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype))
+
+    def replace(self, out: str, slot: int, values: np.ndarray) -> None:
+        """Give one operand of the node that makes `out` new values; other readers of the initializer keep the old."""
+        node = self.maker[out]
+        name = node.input[slot]
+        if self.uses[name] > 1:
+            node.input[slot] = add_initializer(self.model, f"{name}_repaired", values)
+            self.uses[name] -= 1
+            return
+        self.model.weights[name] = from_array(values)  # type: ignore[index]
+        self.tensors[name].dims[:] = values.shape

@@ -11,7 +11,7 @@ from onnxprune.allocate.divergence import refitted_without
 from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.moments import Statistic
 from onnxprune.model.io import Model
-from onnxprune.repair.bias import add_bias, replace_initializer
+from onnxprune.repair.bias import Parameters
 from onnxprune.saliency.base import Context
 from onnxprune.saliency.elimination import inverse
 from onnxprune.saliency.reconstruction import moments
@@ -48,15 +48,15 @@ class Refitted:
     def __call__(self, kept: Kept) -> Model:
         """The network that keeps these channels."""
         model = without(self.analysis, kept)
+        parameters = Parameters(model)
         removed = self.analysis.removed({n: tuple(k) for n, k in kept.items()})
         for number, item in self.statistics.items():
             gone = ~self.analysis.keep(item.linear.ids, removed)  # type: ignore[arg-type]  # linears of statistics have inputs
             if not gone.any() or gone.all():
                 continue
             values, shift = self.weight(number, gone)
-            node = next(n for n in model.proto.graph.node if item.linear.out in n.output)
-            replace_initializer(model, node.input[1], item.linear.out, 1, values)
-            add_bias(model, item.linear, shift)
+            parameters.replace(item.linear.out, 1, values)
+            parameters.add_bias(item.linear, shift)
         return model
 
     def weight(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
