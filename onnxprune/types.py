@@ -76,7 +76,7 @@ Scores = Mapping[str, np.ndarray]
 class Plan:
     """Which channels stay. `cut` does what it says and decides nothing.
 
-    source: sha256 of the canonical source model; kept: group name -> sorted kept channel indices (groups left whole are not listed);
+    source: sha256 of the canonical source model; kept: group name -> sorted kept channel indices (groups left whole are not listed; none where a branch goes whole);
     sizes: group name -> channels before, for the same groups; decided_by: criterion, allocator, seed and the like, plain JSON;
     options: what the analysis was asked for (freeze, allow_mixing, grouped), so that a replay sees the same groups.
     """
@@ -101,8 +101,8 @@ class Plan:
             kept, sizes = {}, {}
             for name, group in data["groups"].items():
                 indices, size = [int(i) for i in group["kept"]], int(group["size"])
-                if indices != sorted(set(indices)) or not indices or indices[0] < 0 or indices[-1] >= size:
-                    raise UsageError("plan-indices", f"group {name!r}: kept must be sorted, unique, non-empty and below {size}")
+                if indices != sorted(set(indices)) or any(not 0 <= i < size for i in indices):
+                    raise UsageError("plan-indices", f"group {name!r}: kept must be sorted, unique and below {size}")
                 kept[str(name)], sizes[str(name)] = tuple(indices), size
             return Plan(str(data["source"]), kept, sizes, dict(data.get("decided_by", {})), dict(data.get("options", {})))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:

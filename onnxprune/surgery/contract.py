@@ -55,7 +55,7 @@ def check_rule(op: str, model: Model, *, allow_mixing: Collection[str] = (), pla
 
 
 def check_plan(analysis: Analysis, plan: Plan) -> None:
-    """Contract of a plan: of this model, at least one channel a group, the same after JSON, and its cut is the masked original.
+    """Contract of a plan: of this model, the same after JSON, and its cut is the masked original.
 
     Raises
     ------

@@ -10,6 +10,7 @@ from onnxprune.model.io import Model
 from onnxprune.model.edit import free_name
 from onnxprune.model.nodes import nested
 from onnxprune.model.weights import Sliced
+from onnxprune.surgery.fold import fold_branches
 from onnxprune.surgery.refit import Editor, refit
 from onnxprune.types import Plan
 
@@ -17,17 +18,20 @@ from onnxprune.types import Plan
 def cut(analysis: Analysis, plan: Plan) -> Model:
     """The canonical model with only the channels that the plan keeps.
 
-    Weights are sliced when they are read, so a large model is cut without holding it in memory.
+    Weights are sliced when they are read, so a large model is cut without holding it in memory. Where a group keeps nothing, its branch
+    goes: a constant, what the layers behind it give for inputs of zero, has its place and the name of its output.
 
     Raises
     ------
     UsageError
-        The plan was made for another model.
+        The plan was made for another model, or a group keeps nothing that cannot go whole.
     """
     analysis.check(plan)
     editor = Editor(analysis, analysis.model.edit(), analysis.removed(plan.kept))
     _slice_weights(editor)
     refit(editor)
+    if not all(map(len, plan.kept.values())):
+        fold_branches(editor)
     _update_infos(editor)
     remove_dead(editor.model)
     return editor.model

@@ -13,6 +13,7 @@ from graph_laws import (
     assert_exact,
     assert_finds_the_rest,
     assert_shapes_as_predicted,
+    counted_macs,
     live_positions,
     no_axis_of_one,
     plan_of,
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, helper
 from random_graphs import graphs
 
+from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.walk import analyse
 from onnxprune.model.io import load, to_bytes
 from onnxprune.surgery.cut import cut
@@ -78,6 +80,19 @@ def unknown_op_freezes_only_more(model: ModelProto, seed: int) -> None:
 @given(graphs(), seeds)
 def test_cut_equals_masked(model: ModelProto, seed: int) -> None:
     all_laws(model, seed)
+
+
+@few
+@given(graphs(), seeds)
+def test_whole_blocks(model: ModelProto, seed: int) -> None:
+    """Some of the branches that can go whole, and channels of other groups."""
+    rng = np.random.default_rng(seed)
+    analysis = analyse(load(model))
+    blocks = [block for block in whole_blocks(analysis).values() if rng.random() < 0.7]
+    plan = plan_of(analysis, {**random_plan(analysis, rng).kept, **{group: () for block in blocks for group in block}})
+    pruned, _ = assert_exact(analysis, plan, tolerance=TOLERANCE)
+    macs = counted_macs(onnx.load_from_string(to_bytes(pruned)))
+    assert macs is None or macs == analysis.cost(plan.kept).macs
 
 
 @few
