@@ -70,7 +70,7 @@ def decide(
     budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target if not t.engine}
     constraints = Constraints(
         budgets=budgets, round_to=multiple(recipe), half_block=by_engine(recipe), floor=recipe.floor, max_fraction=recipe.max_fraction, ratios=recipe.ratio,
-        dead=dead(context, recipe),
+        dead=dead(context, recipe), blocks=recipe.blocks,
     )  # fmt: skip
     timed = [t for t in recipe.target if t.engine]
     with ExitStack() as stack:

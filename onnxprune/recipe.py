@@ -163,6 +163,7 @@ class Recipe:
         "Kept channel counts are multiples of N; auto = of the engine's block, or half of one; by default 8, and auto with a target on latency.")
     floor: int = _option(1, options.integer(1), "plan", "N", "Channels that stay in every group at the least.")
     max_fraction: float = _option(0.9, options.share, "plan", "SHARE", "Largest share of a group that may go.")
+    blocks: bool = _option(False, options.flag, "plan", "", "Method one-shot: whole branches of residual blocks may go, whatever --max-fraction and --round-to say.", "flag")
     ratio: Mapping[str, float] = _option(
         (), options.ratios, "plan", "GLOB=SHARE",
         "Remove exactly this share of the groups with a matching name (0 = leave whole); also SHARE for all, or [(2, 0.5), (6, 0.5)] by numbers of groups.", "list")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from onnxprune.allocate import ALLOCATORS
+from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.model.nodes import label
@@ -32,7 +33,7 @@ class Constraints:
     unit that the budget is in, empty = as counted; round_to: kept counts are multiples of it; half_block: or half of it, which engines that compute in
     blocks of `round_to` are faster by;
     floor: least kept a group; max_fraction: most of a group that may go; ratios: glob over group names -> share that goes, fixed;
-    dead: channels that go in any case, by group.
+    dead: channels that go in any case, by group; blocks: whether branches may go whole, whatever `max_fraction` and `round_to` say.
     """
 
     budgets: Mapping[str, float] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Constraints:
     measures: Mapping[str, Measure] = field(default_factory=dict)
     dead: Mapping[str, np.ndarray] = field(default_factory=dict)
     savings: Mapping[str, float] = field(default_factory=dict)
+    blocks: bool = False
 
     @property
     def measured(self) -> bool:
@@ -53,7 +55,7 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Step:
-    """From `width` to `target` channels of a group. scores: of the channels that go; energy: sums of squared scores left (before, after)."""
+    """From `width` to `target` channels of a group, to none where its branch goes whole. scores: of the channels that go; energy: sums of squared scores left (before, after)."""
 
     group: str
     size: int
@@ -95,9 +97,10 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
     analysis = context.analysis
     ALLOCATORS.get(name)
     fixed = fixed_widths(analysis, scores, constraints)
-    steps, order = _steps(analysis, scores, constraints, fixed)
+    blocks = _blocks(context, constraints, fixed)
+    steps, order = _steps(analysis, scores, constraints, fixed, blocks)
     start = {n: analysis.group(n).size - len(d) for n, d in constraints.dead.items() if n in order} | fixed
-    search = _Search(analysis, constraints, steps, order, start)
+    search = _Search(analysis, constraints, steps, order, start, blocks)
     if constraints.budgets and (missed := search.missed(range(len(steps)))):
         raise unreachable(analysis, constraints, search.kept(range(len(steps))), missed)
     chosen: Sequence[int] = ()
@@ -130,6 +133,7 @@ class _Search:
     steps: Sequence[Step]
     order: Mapping[str, np.ndarray]
     start: Mapping[str, int]  # widths before any step, where they are not whole
+    blocks: Mapping[str, tuple[str, ...]]  # groups that go with one that goes whole
 
     def kept(self, chosen: Iterable[int]) -> dict[str, tuple[int, ...]]:
         """Channels that stay."""
@@ -137,7 +141,8 @@ class _Search:
         for i in chosen:
             step = self.steps[i]
             target[step.group] = min(step.target, target.get(step.group, step.size))
-        return {g: tuple(sorted(self.order[g][len(self.order[g]) - k :].tolist())) for g, k in target.items() if k < len(self.order[g])}
+        kept = {g: tuple(sorted(self.order[g][len(self.order[g]) - k :].tolist())) for g, k in target.items() if k < len(self.order[g])}
+        return kept | {g: () for lead, k in target.items() if not k for g in self.blocks[lead]}
 
     def missed(self, chosen: Iterable[int]) -> str | None:
         """The first budget that is not met."""
@@ -194,19 +199,30 @@ class _Search:
     def by_saving(self, damage: np.ndarray) -> list[int]:
         """Steps by damage over saving. What a channel saves depends on the widths around it: taken between the whole and the last answer."""
         if self.constraints.savings:
-            return self.prefix(self.slopes(damage, self.constraints.savings))
+            of_blocks = {lead: sum(self.constraints.savings.get(g, 0.0) for g in block) for lead, block in self.blocks.items()}
+            return self.prefix(self.slopes(damage, self.constraints.savings, of_blocks))
         what = next((c for c in self.constraints.budgets if c not in self.constraints.measures), "macs")
-        whole = savings = {n: float(v.sum()) for n, v in self.analysis.savings(what).items()}
+        whole, whole_blocks = savings, of_blocks = self.savings(what, {})
         chosen: list[int] = []
         for _ in range(ROUNDS):
-            chosen = self.prefix(self.slopes(damage, savings))
-            kept = self.kept(chosen)
-            at_plan = self.analysis.savings(what, kept)
-            left = {n: len(kept.get(n, v)) for n, v in at_plan.items()}
-            savings = {n: (whole[n] + float(at_plan[n].sum()) * len(at_plan[n]) / max(left[n], 1)) / 2 for n in whole}
+            chosen = self.prefix(self.slopes(damage, savings, of_blocks))
+            at_plan, blocks_at_plan = self.savings(what, self.kept(chosen))
+            savings = {n: (whole[n] + at_plan[n]) / 2 for n in whole}
+            of_blocks = {n: (whole_blocks[n] + blocks_at_plan[n]) / 2 for n in whole_blocks}
         return chosen
 
-    def slopes(self, damage: np.ndarray, savings: Mapping[str, float]) -> np.ndarray:
+    def savings(self, what: str, kept: Mapping[str, Sequence[int]]) -> tuple[dict[str, float], dict[str, float]]:
+        """What each group as a whole is worth, and each block, where the others are as kept."""
+        kept = {n: k for n, k in kept.items() if k}
+        of_groups = {n: float(v.sum()) * len(v) / len(kept.get(n, v)) for n, v in self.analysis.savings(what, kept).items()}
+        of_blocks = {}
+        for lead, block in self.blocks.items():
+            others = {n: k for n, k in kept.items() if n not in block}
+            with_block, without = (self.analysis.cost(k).as_dict()[what] for k in (others, others | dict.fromkeys(block, ())))
+            of_blocks[lead] = float(with_block - without)
+        return of_groups, of_blocks
+
+    def slopes(self, damage: np.ndarray, savings: Mapping[str, float], of_blocks: Mapping[str, float]) -> np.ndarray:
         """Damage over saving along the lower convex hull of each group's curve, so that a costly step is seen with the cheap ones behind it."""
         keys = np.empty(len(self.steps))
         groups: dict[str, list[int]] = {}
@@ -214,6 +230,8 @@ class _Search:
             groups.setdefault(step.group, []).append(i)
         for name, members in groups.items():
             saved = np.array([savings[name] * (self.steps[i].width - self.steps[i].target) / self.steps[i].size for i in members])
+            if not self.steps[members[-1]].target:
+                saved[-1] += of_blocks[name] - savings[name]
             keys[members] = _hull(np.maximum(saved, 1e-30), damage[members])
         return keys
 
@@ -234,7 +252,18 @@ def ordered(scores: np.ndarray) -> np.ndarray:
     return np.lexsort((-np.arange(len(scores)), scores))
 
 
-def _steps(analysis: Analysis, scores: Scores, constraints: Constraints, fixed: Mapping[str, int]) -> tuple[list[Step], dict[str, np.ndarray]]:
+def _blocks(context: Context, constraints: Constraints, fixed: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Groups that may go whole, with those that go with them; none where a recipe's floor or ratio stands against it."""
+    if not constraints.blocks or constraints.floor > 1:
+        return {}
+    if "blocks" not in context.cache:
+        context.cache["blocks"] = whole_blocks(context.analysis)
+    return {lead: block for lead, block in context.cache["blocks"].items() if fixed.keys().isdisjoint(block)}
+
+
+def _steps(
+    analysis: Analysis, scores: Scores, constraints: Constraints, fixed: Mapping[str, int], blocks: Collection[str]
+) -> tuple[list[Step], dict[str, np.ndarray]]:
     steps: list[Step] = []
     order = {}
     for group in analysis.groups:
@@ -251,7 +280,7 @@ def _steps(analysis: Analysis, scores: Scores, constraints: Constraints, fixed: 
         ranked = values[order[group.name]]
         energies = np.concatenate([np.cumsum((ranked**2)[::-1])[::-1], [0.0]])
         chain = widths(group.size, constraints)
-        chain = [group.size - len(dead), *(k for k in chain if k < group.size - len(dead))]
+        chain = [group.size - len(dead), *(k for k in chain if k < group.size - len(dead)), *([0] if group.name in blocks else [])]
         for width, target in zip(chain, chain[1:]):
             a, b = group.size - width, group.size - target
             steps.append(Step(group.name, group.size, width, target, ranked[a:b], (float(energies[a]), float(energies[b]))))

@@ -9,8 +9,10 @@ from onnxprune.calibrate.lockstep import Run
 from onnxprune.errors import UsageError
 from onnxprune.model.canonicalize import add_initializer
 from onnxprune.model.io import Model
+from onnxprune.repair.constants import with_means
 from onnxprune.repair.fits import set_values
 from onnxprune.saliency.base import Context
+from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
 
 
@@ -23,9 +25,9 @@ def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -
         The graph has none: the exporter folded them.
     """
     data = context.repair_data("repair 'batchnorm'")
-    model = pruned.edit()
+    model = with_means(analysis, plan, pruned, context).edit()
     nodes = [n for n in model.proto.graph.node if n.op_type == "BatchNormalization" and all(i in model.weights for i in n.input[3:5])]
-    if not nodes:
+    if not nodes and not constants_of(analysis, pruned):
         raise UsageError("no-batchnorm", "repair 'batchnorm' needs BatchNormalization in the graph, and it is folded here; use least-squares or bias")
     for node in nodes:
         for slot in (3, 4):

@@ -15,6 +15,7 @@ from onnxprune.model.canonicalize import add_initializer
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import attribute
 from onnxprune.model.weights import from_array
+from onnxprune.repair.constants import with_means
 from onnxprune.saliency.base import Context
 from onnxprune.types import Plan
 
@@ -32,11 +33,11 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
     """
     removed = analysis.removed(plan.kept)
     means = channel_statistics(analysis, context.repair_data("repair 'bias'"), batch_size=context.batch_size, threads=context.threads)
-    model = pruned.edit()
+    model = with_means(analysis, plan, pruned, context).edit()
     parameters = Parameters(model)
     for linear in linears(analysis):
         place = (linear.data, linear.axis)
-        if linear.ids is None or place not in means:
+        if linear.ids is None or place not in means or linear.out not in parameters.maker:
             continue
         gone = ~analysis.keep(linear.ids, removed)
         if not gone.any():

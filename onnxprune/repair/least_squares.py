@@ -17,6 +17,7 @@ from onnxprune.calibrate.data import samples_of
 from onnxprune.calibrate.lockstep import Run
 from onnxprune.model.io import Model
 from onnxprune.repair.attention import lossy_products, refit_query
+from onnxprune.repair.constants import with_means
 from onnxprune.repair.fits import kept_values, own_weights
 from onnxprune.repair.joint import refine
 from onnxprune.repair.parts import parts
@@ -38,7 +39,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     """
     data = context.repair_data("repair 'least-squares'")
     removed = analysis.removed(plan.kept)
-    model, fits = own_weights(analysis, pruned, removed)
+    model, fits = own_weights(analysis, with_means(analysis, plan, pruned, context), removed)
     lossy = lossy_products(analysis, removed, fits)
     waiting, held = _held_apart(list(data.batches(context.batch_size)), data.inputs.batch is not None)
     first, waiting = waiting[: held + 1], waiting[held + 1 :]
