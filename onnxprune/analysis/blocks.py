@@ -48,7 +48,8 @@ def whole_blocks(analysis: Analysis) -> dict[str, tuple[str, ...]]:
 
     Where several groups stand for one block, or of two blocks only one can go, it is the first. Costs a pass over the axes a group.
     """
-    flow, found = _Flow(analysis), dict[str, tuple[str, ...]]()
+    flow = _Flow(analysis)
+    found: dict[str, tuple[str, ...]] = {}
     for group in analysis.groups:
         try:
             unneeded = flow.collapse(analysis.removed({group.name: ()})).unneeded

@@ -103,7 +103,7 @@ class Analysis:
         return ~removed[self.axes.table(ids)].any(1)
 
     def cost(self, kept: Mapping[str, Sequence[int] | np.ndarray] | None = None) -> Cost:
-        """Cost of the model when only the kept channels are left."""
+        """Cost of the model when only the kept channels are left. Where a branch goes whole, its constant counts as the parameters and the output of the nodes that it replaces."""
         return self._costs.total(self.removed(kept or {}))
 
     def node_costs(self, kept: Mapping[str, Sequence[int] | np.ndarray] | None = None) -> list[NodeCost]:
