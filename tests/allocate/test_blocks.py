@@ -146,7 +146,7 @@ def test_resnet20(zoo: Path, tmp_path: Path) -> None:
     x = ((images - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)).transpose(0, 3, 1, 2)
     data = tmp_path / "data.npz"
     np.savez(data, **{next(iter(Session(load(zoo / "cifar10_resnet20.onnx")).inputs)): x})
-    result = onnxprune.optimize(zoo / "cifar10_resnet20.onnx", data=str(data), target="macs=20%", blocks=True, fast=True, repair="bias", engine="none")
+    result = onnxprune.optimize(zoo / "cifar10_resnet20.onnx", data=str(data), target="macs=20%", blocks=True, max_fraction=0.5, fast=True, repair="bias", engine="none")
     assert result.report.verification["ok"] and gone(result.plan)
     assert result.report.after["macs"] <= 0.2 * result.report.before["macs"]
     assert len(result.model.proto.graph.node) < len(analyse(load(zoo / "cifar10_resnet20.onnx")).model.proto.graph.node)
