@@ -17,7 +17,6 @@ from onnx import ModelProto, numpy_helper
 import onnxprune
 from onnxprune.allocate.base import Constraints, allocate
 from onnxprune.analysis.blocks import whole_blocks
-from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.calibrate.data import synthetic
 from onnxprune.checks import input_types
