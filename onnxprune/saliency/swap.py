@@ -62,18 +62,19 @@ def _changes(reader: Reader, g: np.ndarray, gone: np.ndarray, stay: np.ndarray) 
     x = a @ g[np.ix_(s, c)]
     pss = p[np.ix_(s, s)]
     ap = a @ pss
+    apa = _own(ap @ a, m)
     left = p[np.ix_(c, s)] - x.T @ pss  # W_c' W_S of the columns that stay, refitted
     g_c = _own(g[np.ix_(c, c)] - g[np.ix_(c, s)] @ x, m)
     p_c = _own(p[np.ix_(c, c)] - left @ x - x.T @ p[np.ix_(s, c)], m)
     back = np.linalg.inv(_own(a, m))  # A_jj^-1
     x = x.reshape(len(gone), m, len(stay), m).transpose(0, 2, 1, 3)  # a block each pair
     through = (left @ a).reshape(len(stay), m, len(gone), m).transpose(2, 0, 1, 3) @ back[:, None]  # W_c' v
-    own = back @ _own(ap @ a, m) @ back  # v' v
+    own = back @ apa @ back  # v' v
     turned = x.swapaxes(2, 3)
     g_pair = g_c + turned @ back[:, None] @ x
     p_pair = p_c + through @ x + (through @ x).swapaxes(2, 3) + turned @ own[:, None] @ x
     added = np.einsum("jcab,jcba->jc", np.linalg.inv(g_pair), p_pair)
-    restored = np.einsum("jab,jba->j", back, _own(ap @ a, m))
+    restored = np.einsum("jab,jba->j", back, apa)
     return float(np.trace(ap)), added - restored[:, None]
 
 

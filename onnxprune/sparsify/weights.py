@@ -136,18 +136,17 @@ def _kept(model: Model, found: Sequence[Target], settings: Settings, feeds: Feed
     if settings.method == "admm":
         with _told("select", on_event) as progress:
             for i, target in enumerate(found):
-                kept[target.tensor] = _selected(model, target, rows[target.tensor], kept[target.tensor], readings.get(target.tensor), settings)
+                kept[target.tensor] = _selected(model, target, rows[target.tensor], kept[target.tensor], readings.get(target.tensor), settings, taps)
                 progress((i + 1) / len(found))
     return kept
 
 
-def _selected(model: Model, target: Target, rows: np.ndarray, kept: np.ndarray, reading: Reading | None, settings: Settings) -> np.ndarray:
+def _selected(model: Model, target: Target, rows: np.ndarray, kept: np.ndarray, reading: Reading | None, settings: Settings, taps: Mapping[str, int]) -> np.ndarray:
     """As many zeros of one tensor as before, or in the same pattern, at the best places; as they are where products were not read."""
     if reading is None or reading.products is None or kept.all() or not kept.any():
         return kept
     shared = settings.scope in (BALANCED, "global")
     scope, amount = ("tensor", 1 - float(kept.mean())) if shared else (settings.scope, settings.amount)
-    taps = {target.tensor: target.taps(model.weights[target.tensor].shape)}
     return selected(rows, reading.moments(), target.bias(model) is not None, lambda s: choose({target.tensor: s}, amount, scope, taps)[target.tensor])
 
 
