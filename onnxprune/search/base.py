@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from onnxprune.allocate.base import Constraints, first_missed, fixed_widths, ordered, unreachable, widths
 from onnxprune.analysis.groups import Analysis
+from onnxprune.calibrate.data import Data
 from onnxprune.engines.base import DEFAULTS as ENGINE_DEFAULTS
 from onnxprune.engines.base import Options as EngineOptions
 from onnxprune.errors import TargetError, UsageError, unknown
@@ -20,6 +21,8 @@ from onnxprune.search.journal import Journal
 from onnxprune.types import Plan, Scores
 
 Kept = dict[str, tuple[int, ...]]
+# A trial runs the network on as many samples of the gate as these MACs allow, and at least so many: of class scores, and of outputs with a value a place.
+GATE_MACS, LEAST_SCORED, LEAST_DENSE = 1e10, 32, 8
 S = TypeVar("S")
 
 
@@ -60,6 +63,23 @@ class Search:
         """Whether every budget is met."""
         return first_missed(self.analysis, self.constraints, kept) is None
 
+    def gate(self, who: str) -> Data:
+        """Inputs that say what a trial does to the outputs, apart from those that statistics are taken from; not more than a trial can run in about a second."""
+        found = self.context.gate_data(who)
+        outputs = (len(self.analysis.shapes.shape(o.name) or ()) for o in self.analysis.model.proto.graph.output)
+        least = LEAST_DENSE if any(rank > 2 for rank in outputs) else LEAST_SCORED
+        return part(found, max(least, int(GATE_MACS / max(self.analysis.cost().macs, 1))))
+
+    def cost(self, kept: Mapping[str, Sequence[int]]) -> float:
+        """What the first budget counts; MACs where that is measured, or where there is none."""
+        costs = self.analysis.cost(kept).as_dict()
+        return float(costs.get(next(iter(self.constraints.budgets), ""), costs["macs"]))
+
+    def excess(self, kept: Mapping[str, Sequence[int]]) -> float:
+        """By what share of the original the counted budgets are exceeded, the worst of them; 0 = by none."""
+        counted, whole = self.analysis.cost(kept).as_dict(), self.analysis.cost().as_dict()
+        return max((max(counted[c] - most, 0) / max(whole[c], 1) for c, most in self.constraints.budgets.items() if c in counted), default=0.0)
+
     def plan(self, kept: Mapping[str, Sequence[int]], **decided_by: Any) -> Plan:
         """The plan that keeps these channels."""
         chosen = {g.name: tuple(int(c) for c in kept[g.name]) for g in self.analysis.groups if g.name in kept and len(kept[g.name]) < g.size}
@@ -85,6 +105,24 @@ def keep_best(scores: np.ndarray, count: int) -> tuple[int, ...]:
     """Indices of the `count` best channels, sorted; ties keep the earlier ones."""
     order = ordered(np.asarray(scores, np.float64))
     return tuple(sorted(order[len(order) - count :].tolist()))
+
+
+def remaining(scores: Scores, kept: Mapping[str, Sequence[int]], group: str) -> np.ndarray:
+    """Scores of a group with what is gone already at the bottom."""
+    values = np.asarray(scores[group], np.float64)
+    if group not in kept:
+        return values
+    masked = np.full(len(values), -np.inf)
+    masked[list(kept[group])] = values[list(kept[group])]
+    return masked
+
+
+def part(data: Data, count: int, number: int = 0) -> Data:
+    """The `number`th `count` inputs, whole batches where the model has a fixed batch, from the beginning again after the last."""
+    whole, batch = len(data.chosen), data.inputs.batch or 1
+    count = min(max(count - count % batch, batch), whole)
+    at = sorted((number * count + i) % whole for i in range(count))
+    return replace(data, chosen=tuple(data.chosen[i] for i in at))
 
 
 def settings(kind: type[S], options: Mapping[str, Any], method: str) -> S:

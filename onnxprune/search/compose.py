@@ -47,6 +47,11 @@ class Smaller:
         return {g.name: tuple(sorted(left[g.name])) for g in self.original.groups if len(left[g.name]) < g.size}
 
 
+def unchanged(original: Analysis) -> Smaller:
+    """The model as it came, nothing cut."""
+    return Smaller(original, {}, original, {g.name: tuple(((g.name, i),) for i in range(g.size)) for g in original.groups})
+
+
 def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Smaller:
     """The cut model and the way back.
 

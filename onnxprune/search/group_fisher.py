@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from onnxprune.allocate.base import ordered, widths
-from onnxprune.calibrate.data import Data
 from onnxprune.calibrate.gradients import BATCHES
 from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.layers import LatencyCache
 from onnxprune.errors import UsageError, unknown
 from onnxprune.saliency import CRITERIA
-from onnxprune.search.base import Search, settings
+from onnxprune.search.base import Search, part, settings
 from onnxprune.search.compose import Smaller, smaller
 from onnxprune.types import Plan, Scores
 
@@ -114,20 +113,12 @@ def _scores(search: Search, chosen: Settings, step: Smaller, number: int, known:
     """Importance of the smaller model's channels on this step's inputs, remembered. known: what the first scoring found of batches."""
     name = f"step {number} {step.analysis.digest}"
     if not search.journal.has(name):
-        data = _part(search.context.required_data("method group-fisher"), chosen.interval * search.context.batch_size, number)
+        data = part(search.context.required_data("method group-fisher"), chosen.interval * search.context.batch_size, number)
         here = replace(search.context, analysis=step.analysis, data=data, seed=search.context.seed + number, cache=dict(known))
         found = CRITERIA.get(CRITERION if search.criterion == "auto" else search.criterion)(here)
         known.update({n: v for n, v in here.cache.items() if n.startswith(BATCHES)})
         search.journal.write(name, {"scores": {n: np.asarray(v, np.float64).tolist() for n, v in found.items()}})
     return {n: np.asarray(v) for n, v in search.journal.recall(name, dict)["scores"].items()}
-
-
-def _part(data: Data, count: int, number: int) -> Data:
-    """The inputs of a step: the next `count`, from the beginning again after the last."""
-    whole = len(data.chosen)
-    count = min(max(count - count % (data.inputs.batch or 1), data.inputs.batch or 1), whole)
-    at = sorted((number * count + i) % whole for i in range(count))
-    return replace(data, chosen=tuple(data.chosen[i] for i in at))
 
 
 def _least(search: Search, step: Smaller, scores: Scores, costs: Mapping[str, np.ndarray], fixed: frozenset[str]) -> Iterator[Bundle]:

@@ -15,12 +15,13 @@ from onnxprune.errors import UsageError
 from onnxprune.model.io import Model, to_bytes
 from onnxprune.repair import REPAIRS
 from onnxprune.saliency import CRITERIA
-from onnxprune.search.base import Kept, Search, keep_best, settings
-from onnxprune.search.compose import Smaller, smaller
+from onnxprune.search.base import Kept, Search, keep_best, remaining, settings
+from onnxprune.search.compose import Smaller, smaller, unchanged
 from onnxprune.search.journal import Journal
-from onnxprune.search.sensitivity import RATES, Bench, Sweep, jobs_of, narrowed, sensitivity
+from onnxprune.search.refitted import Refitted
+from onnxprune.search.sensitivity import RATES, Bench, Sweep, jobs_of, sensitivity
 from onnxprune.surgery.cut import cut
-from onnxprune.types import Plan, Scores
+from onnxprune.types import Plan
 
 CRITERION = "l2"
 Record = Mapping[str, Any]
@@ -90,23 +91,52 @@ def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choi
 
 @dataclass(frozen=True)
 class Settings(Selection):
-    """As Selection, and: end_map: all exponents at the last round, between which they fall evenly; rounds: at most so many; max_drop: share of the
-    quality that the groups of one round may cost together, more is backed off from; repair: between rounds; rates: as text; tune: loss to tune with
-    between rounds, such as kd (extra torch), "" = no tuning; tune_epochs: passes over the calibration data each time."""
+    """As Selection, and: end_map: all exponents at the last round, between which they fall evenly; rounds: in so many the budget is met; max_drop: share of
+    the quality that the groups of one round may cost together, more is backed off from, but not below what the round has to save; rates: as text; refit:
+    trials are networks whose weights were refitted to the cut in closed form, as a repair leaves them, and channels go by reconstruction error, not by norms;
+    tune: loss to tune with between rounds, such as kd (extra torch), "" = no tuning; tune_epochs: passes over the calibration data each time; repair:
+    before it. As published: refit false."""
 
     end_map: float = 14.0
     rounds: int = 14
     max_drop: float = 0.2
-    repair: str = "bias"
     rates: str = ",".join(map(str, RATES))
+    refit: bool = True
     tune: str = ""
     tune_epochs: int = 3
+    repair: str = "least-squares"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A network that trials are cut from, the one that came or a smaller one that was tuned. free: groups that may be cut; bench: measures them."""
+
+    step: Smaller
+    free: tuple[str, ...]
+    bench: Bench
+
+    @staticmethod
+    def of(search: Search, chosen: Settings, step: Smaller, fixed: Kept) -> _Stage:
+        """The stage, where `fixed` groups of the original are not searched."""
+        context = search.context if step.analysis is search.analysis else replace(search.context, analysis=step.analysis, cache={})
+        own = "reconstruction" if chosen.refit else CRITERION
+        scores = CRITERIA.get(own if search.criterion == "auto" else search.criterion)(context)
+        free = tuple(n for n in scores if n in step.origin and not {g for places in step.origin[n] for g, _ in places} & fixed.keys())
+        sweep = Sweep(
+            to_bytes(step.analysis.model), step.analysis.options, scores, search.gate("method layer-selection"), time=chosen.latency_layers > 0,
+            multiple=search.constraints.round_to, threads=context.threads, batch_size=context.batch_size,
+        )  # fmt: skip
+        return _Stage(step, free, Bench(sweep, step.analysis, search.analysis.model, Refitted.of(context) if chosen.refit else None))
+
+    def composed(self, kept: Kept) -> Kept:
+        """What the original keeps when this network keeps this."""
+        return self.step.composed(kept)
 
 
 def layer_selection(search: Search) -> Plan:
-    """Rounds of sensitivity -> select -> joint check -> cut -> repair -> tune, each on the smaller model, until the budget is met.
+    """Rounds of sensitivity -> select -> joint check -> cut -> tune, each on the smaller model, until the budget is met.
 
-    Where rounds are tuned, the last round's model is the result (`Search.made`).
+    Without tuning between them, the rounds mask more and more of one network. With it, the last round's model is the result (`Search.made`).
 
     Raises
     ------
@@ -114,114 +144,124 @@ def layer_selection(search: Search) -> Plan:
         The rounds end above the budget.
     """
     chosen = settings(Settings, search.options, "layer-selection")
-    rates = tuple(float(r) for r in chosen.rates.split(","))
-    kept = search.fixed({g.name: CRITERIA.get(CRITERION)(search.context)[g.name] for g in search.analysis.groups}) if search.constraints.ratios else {}
-    fixed, model, number, rounds = set(kept), None, 0, []
-    while number < chosen.rounds and not search.met(kept):
-        step = smaller(search.analysis, kept, model)
-        added, quality = _round(search, chosen, rates, step, fixed, number)
+    fixed = search.fixed(search.scores(CRITERION)) if search.constraints.ratios else {}
+    stage = _Stage.of(search, chosen, unchanged(search.analysis), fixed)
+    stage.bench.base, kept, model, rounds = dict(fixed), fixed, None, []
+    while len(rounds) < chosen.rounds and not search.met(kept):
+        added, quality = _round(search, chosen, stage, len(rounds))
         if not added:
             break
-        kept = step.composed(added)
+        stage.bench.base = {**stage.bench.base, **added}
+        kept = stage.composed(stage.bench.base)
         rounds.append({"macs": search.analysis.cost(kept).macs, "groups": len(added), "quality": quality})
-        model = _next(search, chosen, step, added, number)
-        number += 1
+        if chosen.tune:
+            model = _tuned(search, chosen, stage, len(rounds))
+            stage = _Stage.of(search, chosen, smaller(search.analysis, kept, model), fixed)
     if not search.met(kept):
-        raise search.missed(kept, f"layer-selection found no more after {number} rounds: raise rounds or max_drop, lower end_map (--method-option)")
-    if not chosen.tune or model is None:
+        raise search.missed(kept, f"layer-selection found no more after {len(rounds)} rounds: raise rounds or max_drop, lower end_map (--method-option)")
+    if model is None:
         return search.plan(kept, method="layer-selection", rounds=rounds)
     search.made(model)
     return search.plan(kept, method="layer-selection", rounds=rounds, tuned=chosen.tune)
 
 
-def _round(search: Search, chosen: Settings, rates: Sequence[float], step: Smaller, fixed: set[str], number: int) -> tuple[Kept, float]:
-    """(what this round keeps of the smaller model, the quality with it: agreement with the model that the search began with)."""
-    here = replace(search.context, analysis=step.analysis, cache={})
-    scores = CRITERIA.get(CRITERION if search.criterion == "auto" else search.criterion)(here)
-    free = [n for n in scores if n in step.origin and not {g for places in step.origin[n] for g, _ in places} & fixed]
-    sweep = Sweep(
-        to_bytes(step.analysis.model), step.analysis.options, {n: scores[n] for n in free}, here.gate_data("method layer-selection"), time=chosen.latency_layers > 0,
-        multiple=search.constraints.round_to, threads=here.threads, batch_size=here.batch_size,
-    )  # fmt: skip
-    journal = search.journal.below(f"round {number} {step.analysis.digest[:16]}:")
-    bench = Bench(sweep, step.analysis, search.analysis.model)
-    tell = partial(_told, search, number)
-    records = sensitivity(sweep, jobs_of(sweep, step.analysis, rates), journal, tell=tell, here=bench)
-    choices = _scheduled(records, chosen, number)
-    return _together(search, chosen, bench, step, choices, journal, records[0]["quality"])
+def _round(search: Search, chosen: Settings, stage: _Stage, number: int) -> tuple[Kept, float]:
+    """(what this round keeps of the groups that it cuts, the quality with it: agreement with the model that the search began with)."""
+    bench, analysis = stage.bench, stage.step.analysis
+    journal = search.journal.below(f"round {number} {analysis.digest[:16]}:")
+    jobs = jobs_of(bench.sweep, analysis, [float(r) for r in chosen.rates.split(",")], stage.free)
+    records = sensitivity(bench.sweep, jobs, journal, tell=partial(_told, search, number), here=bench)
+    kept: Kept = {}
+    for extra in range(len(stage.free) + 1):
+        choices = _scheduled(records, chosen, number, extra)
+        kept = {c.group: bench.narrowed(c.group, c.rate) for c in sorted(choices, key=lambda c: -c.value)}
+        kept = {n: k for n, k in kept.items() if len(k) < len(bench.base.get(n, bench.sweep.scores[n])) and _allowed(search, stage, {n: k})}
+        if _paces(search, chosen, stage, kept, number):
+            break
+    return _together(search, chosen, stage, kept, journal, number, records[0]["quality"])
 
 
 def _told(search: Search, number: int, text: str) -> None:
     search.tell(f"layer-selection round {number + 1}, {text}")
 
 
-def _next(search: Search, chosen: Settings, step: Smaller, kept: Kept, number: int) -> Model:
-    """The smaller model cut once more, repaired and tuned."""
-    plan = Plan(step.analysis.digest, kept, {n: step.analysis.group(n).size for n in kept}, {}, step.analysis.options)
-    found = cut(step.analysis, plan)
-    if chosen.repair != "none":
-        found = REPAIRS.get(chosen.repair)(step.analysis, plan, found, replace(search.context, analysis=step.analysis, cache={}))
-    if not chosen.tune:
-        return found
+def _tuned(search: Search, chosen: Settings, stage: _Stage, number: int) -> Model:
+    """The network of a stage cut, repaired and tuned."""
     if search.tune is None:
         raise UsageError("method-option", "layer-selection: tune works inside of a whole run (optimize) with --data; here it cannot")
-    _told(search, number, f"tuning by {chosen.tune}")
+    analysis, kept = stage.step.analysis, stage.bench.base
+    plan = Plan(analysis.digest, kept, {n: analysis.group(n).size for n in kept}, {}, analysis.options)
+    found = cut(analysis, plan)
+    if chosen.repair != "none":
+        found = REPAIRS.get(chosen.repair)(analysis, plan, found, replace(search.context, analysis=analysis, cache={}))
+    _told(search, number - 1, f"tuning by {chosen.tune}")
     return search.tune(found, chosen.tune, chosen.tune_epochs)
 
 
-def _scheduled(records: Sequence[Record], chosen: Settings, number: int) -> list[Choice]:
-    """The selection with this round's exponents."""
+def _scheduled(records: Sequence[Record], chosen: Settings, number: int, extra: int) -> list[Choice]:
+    """The selection with this round's exponents, `extra` groups more from each list."""
     share = number / max(chosen.rounds - 1, 1)
     powers = {n: v + (chosen.end_map - v) * share for n, v in vars(chosen).items() if n in ("params_map", "flops_map", "latency_map")}
-    return select(records, Selection(chosen.params_layers, chosen.flops_layers, chosen.latency_layers, **powers))
+    counts = {n: v and v + extra for n, v in vars(chosen).items() if n in ("params_layers", "flops_layers", "latency_layers")}
+    return select(records, Selection(**counts, **powers))
 
 
-def _together(
-    search: Search, chosen: Settings, bench: Bench, step: Smaller, choices: Sequence[Choice], journal: Journal, before: float
-) -> tuple[Kept, float]:
-    """The best choices that the network bears together, no more of them than the budget needs, and the quality with them; the first one in any case."""
-    scores, multiple = bench.sweep.scores, bench.sweep.multiple
-    kept = {c.group: narrowed(scores[c.group], c.rate, multiple) for c in sorted(choices, key=lambda c: -c.value)}
-    kept = {n: k for n, k in kept.items() if len(k) < step.analysis.group(n).size and _allowed(search, step.analysis.group(n).size, len(k), step, n)}
-    names, quality = list(kept), before
-    while names:
-        trial = _trimmed(search, step, {n: kept[n] for n in names}, scores, multiple)
+def _paces(search: Search, chosen: Settings, stage: _Stage, kept: Kept, number: int) -> bool:
+    """Whether a round saves what it has to, for the rounds that are left to meet the budget with as much each."""
+    base = stage.bench.base
+    most = search.excess(stage.composed(base)) * (1 - 1 / (chosen.rounds - number))
+    return search.excess(stage.composed({**base, **kept})) <= most
+
+
+def _together(search: Search, chosen: Settings, stage: _Stage, kept: Kept, journal: Journal, number: int, before: float) -> tuple[Kept, float]:
+    """The best choices that the network bears together, no more of them than the budget needs, and the quality with them; what the round has to save in any case."""
+    if not kept:
+        return {}, before
+    names = list(kept)
+
+    def measured(count: int) -> tuple[Kept, float]:
+        trial = _trimmed(search, stage, {n: kept[n] for n in names[:count]})
         name = f"together {sorted((n, len(k)) for n, k in trial.items())}"
-        if not journal.has(name):
-            journal.write(name, {"quality": bench.figures(trial)["quality"]})
-        quality = float(journal.recall(name, dict)["quality"])
-        if len(names) == 1 or quality >= before * (1 - chosen.max_drop):
-            return trial, quality
-        names.pop()
-    return {}, quality
+        return trial, float(journal.recall(name, lambda: {"quality": stage.bench.figures(trial)["quality"]})["quality"])
+
+    low = next((i for i in range(1, len(names)) if _paces(search, chosen, stage, {n: kept[n] for n in names[:i]}, number)), len(names))
+    high = count = len(names)
+    while low < high:
+        borne = measured(count)[1] >= before * (1 - chosen.max_drop)
+        low, high = (count, high) if borne else (low, count - 1)
+        count = (low + high + 1) // 2
+    return measured(low)
 
 
-def _trimmed(search: Search, step: Smaller, kept: Kept, scores: Scores, multiple: int) -> Kept:
+def _trimmed(search: Search, stage: _Stage, kept: Kept) -> Kept:
     """What meets the budget with the most channels, given back from the last choice on; all of it where the budget is not met anyway.
 
     No group can have one step of its width back after that.
     """
+    base, scores, multiple = stage.bench.base, stage.bench.sweep.scores, search.constraints.round_to
     found = dict(kept)
-    if not search.met(step.composed(found)):
+    if not search.met(stage.composed({**base, **found})):
         return found
     for name in reversed(kept):
-        size = step.analysis.group(name).size
-        counts = [k for k in range(len(found[name]) + 1, size + 1) if k % multiple == 0 or k == size]
+        here = len(base.get(name, scores[name]))
+        counts = [k for k in range(len(found[name]) + 1, here + 1) if k % multiple == 0 or k == here]
+        values = remaining(scores, base, name)
         low, high = 0, len(counts)  # counts below `low` can be had back
         while low < high:
             middle = (low + high) // 2
-            wider = {**found, name: keep_best(scores[name], counts[middle])}
-            low, high = (middle + 1, high) if search.met(step.composed(wider)) else (low, middle)
+            wider = {**found, name: keep_best(values, counts[middle])}
+            low, high = (middle + 1, high) if search.met(stage.composed({**base, **wider})) else (low, middle)
         if low:
-            found[name] = keep_best(scores[name], counts[low - 1])
-    return {n: k for n, k in found.items() if len(k) < step.analysis.group(n).size}
+            found[name] = keep_best(values, counts[low - 1])
+    return {n: k for n, k in found.items() if len(k) < len(base.get(n, scores[n]))}
 
 
-def _allowed(search: Search, size: int, count: int, step: Smaller, name: str) -> bool:
-    """Whether the original groups keep as many channels as floor and max_fraction ask for."""
-    for group in {g for places in step.origin[name] for g, _ in places}:
-        whole = search.analysis.group(group).size
-        left = len(step.kept.get(group, range(whole))) - (size - count)
-        if left < max(search.constraints.floor, whole * (1 - search.constraints.max_fraction), 1):
+def _allowed(search: Search, stage: _Stage, kept: Kept) -> bool:
+    """Whether the original groups that become narrower keep as many channels as floor and max_fraction ask for."""
+    base = stage.bench.base
+    before, after = stage.composed(base), stage.composed({**base, **kept})
+    for name, left in after.items():
+        size = search.analysis.group(name).size
+        if len(left) < len(before.get(name, range(size))) and len(left) < max(search.constraints.floor, size * (1 - search.constraints.max_fraction), 1):
             return False
     return True

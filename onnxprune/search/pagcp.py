@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.allocate.base import widths
 from onnxprune.errors import UsageError
 from onnxprune.model.runtime import Session
-from onnxprune.search.base import Kept, Search, keep_best, settings
+from onnxprune.search.base import Kept, Search, keep_best, remaining, settings
 from onnxprune.search.journal import key
 from onnxprune.search.refitted import Refitted
 from onnxprune.search.suffix import Suffix
@@ -144,10 +144,10 @@ def visit(search: Search, gate: _Gate, chosen: Settings, scores: Scores, kept: K
     rate = chosen.initial_rate
     for place, group in enumerate(order):
         search.tell(f"pagcp round {number + 1}, group {place + 1} of {len(order)}")
-        before, trials = _cost(search, done), []
+        before, trials = search.cost(done), []
         for width in _widths(search, group, done):
-            trial = keep_best(_left(scores, done, group), width)
-            saved = before - _cost(search, {**done, group: trial})
+            trial = keep_best(remaining(scores, done, group), width)
+            saved = before - search.cost({**done, group: trial})
             trials.append((trial, saved, rate * saved / typical if typical else rate))
         found = _largest(gate, done, group, trials, base)
         if found is None:
@@ -166,21 +166,15 @@ def cheapest(steps: Sequence[Accepted], topk: float) -> list[Accepted]:
     return [s for s in steps if s.group in chosen]
 
 
-def _cost(search: Search, kept: Kept) -> float:
-    """What the first budget counts; MACs where that is measured, or where there is none."""
-    costs = search.analysis.cost(kept).as_dict()
-    return float(costs.get(next(iter(search.constraints.budgets), ""), costs["macs"]))
-
-
 def _probed(search: Search, scores: Scores, kept: Kept, free: Sequence[str]) -> dict[str, float]:
     """What a trial cut of each group alone saves; those that can shrink no more left out."""
-    whole, saved = _cost(search, kept), {}
+    whole, saved = search.cost(kept), {}
     for group in free:
         allowed = _widths(search, group, kept)
         if allowed:
             here = _count(search, kept, group)
             trial = min(allowed, key=lambda k: abs(k - here * (1 - PROBE_RATIO)))
-            saved[group] = whole - _cost(search, {**kept, group: keep_best(_left(scores, kept, group), trial)})
+            saved[group] = whole - search.cost({**kept, group: keep_best(remaining(scores, kept, group), trial)})
     return saved
 
 
@@ -207,16 +201,6 @@ def _widths(search: Search, group: str, kept: Kept) -> list[int]:
 
 def _count(search: Search, kept: Kept, group: str) -> int:
     return len(kept[group]) if group in kept else search.analysis.group(group).size
-
-
-def _left(scores: Scores, kept: Kept, group: str) -> np.ndarray:
-    """Scores with what is gone already at the bottom."""
-    values = np.asarray(scores[group], np.float64)
-    if group not in kept:
-        return values
-    masked = np.full(len(values), -np.inf)
-    masked[list(kept[group])] = values[list(kept[group])]
-    return masked
 
 
 def _relaxed(search: Search, scores: Scores, kept: Kept, order: Sequence[str]) -> Kept:
@@ -250,7 +234,7 @@ class _Gate:
 
     def __post_init__(self) -> None:
         context = self.search.context
-        data = context.gate_data("method pagcp")
+        data = self.search.gate("method pagcp")
         batches = list(data.batches(context.batch_size))
         session = Session(context.analysis.model, threads=context.threads)
         expected = [session.run(b) for b in batches]
