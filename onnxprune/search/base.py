@@ -80,6 +80,10 @@ class Search:
         counted, whole = self.analysis.cost(kept).as_dict(), self.analysis.cost().as_dict()
         return max((max(counted[c] - most, 0) / max(whole[c], 1) for c, most in self.constraints.budgets.items() if c in counted), default=0.0)
 
+    def behind(self, before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]], rounds: int) -> bool:
+        """Whether a round saved less than it had to, for it and the `rounds` - 1 behind it to meet the counted budgets with as much each."""
+        return self.excess(after) > self.excess(before) * (1 - 1 / rounds)
+
     def plan(self, kept: Mapping[str, Sequence[int]], **decided_by: Any) -> Plan:
         """The plan that keeps these channels."""
         chosen = {g.name: tuple(int(c) for c in kept[g.name]) for g in self.analysis.groups if g.name in kept and len(kept[g.name]) < g.size}

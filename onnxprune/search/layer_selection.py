@@ -146,7 +146,8 @@ def layer_selection(search: Search) -> Plan:
     chosen = settings(Settings, search.options, "layer-selection")
     fixed = search.fixed(search.scores(CRITERION)) if search.constraints.ratios else {}
     stage = _Stage.of(search, chosen, unchanged(search.analysis), fixed)
-    stage.bench.base, kept, model, rounds = dict(fixed), fixed, None, []
+    stage.bench.base, kept, model = dict(fixed), fixed, None
+    rounds: list[dict[str, float]] = []
     while len(rounds) < chosen.rounds and not search.met(kept):
         added, quality = _round(search, chosen, stage, len(rounds))
         if not added:
@@ -209,8 +210,7 @@ def _scheduled(records: Sequence[Record], chosen: Settings, number: int, extra: 
 def _paces(search: Search, chosen: Settings, stage: _Stage, kept: Kept, number: int) -> bool:
     """Whether a round saves what it has to, for the rounds that are left to meet the budget with as much each."""
     base = stage.bench.base
-    most = search.excess(stage.composed(base)) * (1 - 1 / (chosen.rounds - number))
-    return search.excess(stage.composed({**base, **kept})) <= most
+    return not search.behind(stage.composed(base), stage.composed({**base, **kept}), chosen.rounds - number)
 
 
 def _together(search: Search, chosen: Settings, stage: _Stage, kept: Kept, journal: Journal, number: int, before: float) -> tuple[Kept, float]:

@@ -30,9 +30,9 @@ class Settings:
     """initial_rate: tolerance of the first group, relative; initial_thres: what the tolerances of all groups compound to, times the first losses;
     exp: tolerances change geometrically so that they do, else all are equal; topk: share of the groups that is really cut a round, the cheapest ones;
     round: at most so many rounds; losses: module:function, "" = label-free distances of the output heads; sequential: what this method does, no effect;
-    relax: factor on initial_rate after a round in which no group could shrink, 1 = the search ends there; refit: losses are those of a network
-    whose weights were refitted to the cut in closed form, as a repair leaves it, and channels go by reconstruction error, not by norms; proportional: a
-    step's tolerance grows with what it saves, initial_rate being for what a trial cut of a group saves on average.
+    relax: factor on initial_rate after a round that saved less than the rounds left need each, 1 = none: the search ends where no group can shrink; refit:
+    losses are those of a network whose weights were refitted to the cut in closed form, as a repair leaves it, and channels go by reconstruction error, not
+    by norms; proportional: a step's tolerance grows with what it saves, initial_rate being for what a trial cut of a group saves on average.
     As published: initial_rate 0.06, topk 0.8, relax 1, and neither refit nor proportional."""
 
     initial_rate: float = 0.01
@@ -104,9 +104,9 @@ def pagcp(search: Search) -> Plan:
     Notes
     -----
     What a task may lose in a step is checked at every accepted step. The published system tunes between rounds, which brings losses down again; here
-    nothing does, so after a round in which no group has a share that its tolerance allows, the next round's are `relax` times as large. The plan
-    says the `rate` of every round. For the same reason steps are small, and what a group may cost is in proportion to what it saves: with one tolerance for
-    all, the groups visited first take all that the outputs bear, whatever that saves.
+    nothing does, so after a round that saves too little to meet the budget in the rounds left, the next round's tolerances are `relax` times as large. The
+    plan says the `rate` of every round. For the same reason steps are small, and what a group may cost is in proportion to what it saves: with one tolerance
+    for all, the groups visited first take all that the outputs bear, whatever that saves.
     """
     chosen = settings(Settings, search.options, "pagcp")
     scores = search.scores("reconstruction" if chosen.refit else "l2")
@@ -118,7 +118,7 @@ def pagcp(search: Search) -> Plan:
     rates: list[float] = []
     for number in range(chosen.round):
         rates.append(chosen.initial_rate)
-        steps = visit(search, gate, chosen, scores, kept, free, number)
+        before, steps = dict(kept), visit(search, gate, chosen, scores, kept, free, number)
         for step in cheapest(steps, chosen.topk) if steps else ():
             kept[step.group] = step.kept
             if search.met(kept):
@@ -128,7 +128,7 @@ def pagcp(search: Search) -> Plan:
                 return search.plan(kept, method="pagcp", rounds=number + 1, rate=rates, tasks={t: [gate.start[t], losses[t]] for t in losses})
         if not steps and chosen.relax == 1:
             break
-        if not steps:
+        if not steps or search.behind(before, kept, chosen.round - number):
             chosen = replace(chosen, initial_rate=chosen.initial_rate * chosen.relax)
     raise search.missed(kept, f"pagcp found no more after {len(rates)} rounds: raise round, initial_rate, initial_thres or relax (--method-option)")
 
@@ -179,16 +179,16 @@ def _probed(search: Search, scores: Scores, kept: Kept, free: Sequence[str]) -> 
 
 
 def _largest(gate: _Gate, kept: Kept, group: str, trials: Sequence[tuple[tuple[int, ...], float, float]], base: Values) -> Accepted | None:
-    """The last of the trials (what stays, what that saves, its tolerance) with every loss within the tolerance, by bisection; None where none is."""
-    found, low, high = None, 0, len(trials)  # fewer and fewer channels stay; those below `low` are within the bounds
+    """The last of the trials (what stays, what that saves, its tolerance) with every loss within the tolerance, by bisection; None where the first is not."""
+    found, low, high, middle = None, 0, len(trials), 0  # fewer and fewer channels stay; those below `low` are within the bounds
     while low < high:
-        middle = (low + high) // 2
         trial, saved, tolerance = trials[middle]
         losses = gate.within(kept, group, trial, {t: v * (1 + tolerance) for t, v in base.items()})
         if losses is not None:
             found, low = Accepted(group, trial, tolerance, dict(base), losses, saved), middle + 1
         else:
             high = middle
+        middle = (low + high) // 2
     return found
 
 
