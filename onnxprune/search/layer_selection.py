@@ -24,6 +24,7 @@ from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
 CRITERION = "l2"
+LAYERS = {"params": 6, "flops": 5, "latency": 5}  # the first two as published
 Record = Mapping[str, Any]
 
 
@@ -31,8 +32,8 @@ Record = Mapping[str, Any]
 class Selection:
     """params_layers, flops_layers, latency_layers: how many groups to take from each list; *_map: exponent of the quality in it."""
 
-    params_layers: int = 6
-    flops_layers: int = 5
+    params_layers: int = LAYERS["params"]
+    flops_layers: int = LAYERS["flops"]
     latency_layers: int = 0
     params_map: float = 20.0
     flops_map: float = 20.0
@@ -91,12 +92,15 @@ def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choi
 
 @dataclass(frozen=True)
 class Settings(Selection):
-    """As Selection, and: end_map: all exponents at the last round, between which they fall evenly; rounds: in so many the budget is met; max_drop: share of
-    the quality that the groups of one round may cost together, more is backed off from, but not below what the round has to save; rates: as text; refit:
-    trials are networks whose weights were refitted to the cut in closed form, as a repair leaves them, and channels go by reconstruction error, not by norms;
-    tune: loss to tune with between rounds, such as kd (extra torch), "" = no tuning; tune_epochs: passes over the calibration data each time; repair:
-    before it. As published: refit false."""
+    """As Selection, -1 layers being as many as above where the budgets count that cost, else none; and: end_map: all exponents at the last round, between
+    which they fall evenly; rounds: in so many the budget is met; max_drop: share of the quality that the groups of one round may cost together, more is
+    backed off from, but not below what the round has to save; rates: as text; refit: trials are networks whose weights were refitted to the cut in closed
+    form, as a repair leaves them, and channels go by reconstruction error, not by norms; tune: loss to tune with between rounds, such as kd (extra torch),
+    "" = no tuning; tune_epochs: passes over the calibration data each time; repair: before it. As published: all lists, and refit false."""
 
+    params_layers: int = -1
+    flops_layers: int = -1
+    latency_layers: int = -1
     end_map: float = 14.0
     rounds: int = 14
     max_drop: float = 0.2
@@ -143,7 +147,7 @@ def layer_selection(search: Search) -> Plan:
     TargetError
         The rounds end above the budget.
     """
-    chosen = settings(Settings, search.options, "layer-selection")
+    chosen = _with_lists(settings(Settings, search.options, "layer-selection"), search)
     fixed = search.fixed(search.scores(CRITERION)) if search.constraints.ratios else {}
     stage = _Stage.of(search, chosen, unchanged(search.analysis), fixed)
     stage.bench.base, kept, model = dict(fixed), fixed, None
@@ -164,6 +168,14 @@ def layer_selection(search: Search) -> Plan:
         return search.plan(kept, method="layer-selection", rounds=rounds)
     search.made(model)
     return search.plan(kept, method="layer-selection", rounds=rounds, tuned=chosen.tune)
+
+
+def _with_lists(chosen: Settings, search: Search) -> Settings:
+    """The settings with numbers in place of -1."""
+    budgets = search.constraints.budgets.keys()
+    counted = {"params": {"params", "bytes"}, "flops": {"macs", "activation_bytes"}, "latency": search.constraints.measures.keys()}
+    own = {f"{n}_layers": LAYERS[n] if costs & budgets else 0 for n, costs in counted.items() if getattr(chosen, f"{n}_layers") < 0}
+    return replace(chosen, **own)
 
 
 def _round(search: Search, chosen: Settings, stage: _Stage, number: int) -> tuple[Kept, float]:

@@ -15,9 +15,10 @@ from onnxprune.checks import input_types
 from onnxprune.errors import TargetError
 from onnxprune.model.io import load
 from onnxprune.saliency.base import Context
+from onnxprune.search import layer_selection as module
 from onnxprune.search.base import Search
 from onnxprune.search.journal import Journal
-from onnxprune.search.layer_selection import layer_selection
+from onnxprune.search.layer_selection import Selection, layer_selection, select
 
 FILES = demo.files()
 
@@ -54,3 +55,29 @@ def test_no_group_of_the_last_round_can_have_a_step_back(round_to: int) -> None:
 def test_what_cannot_be_reached_is_said() -> None:
     with pytest.raises(TargetError, match="raise rounds"):
         layer_selection(search(0.2, rounds=1, params_layers=1, flops_layers=0))
+
+
+def test_every_round_saves_its_share_whatever_that_costs() -> None:
+    here = search(0.5, rounds=4, max_drop=0.0)
+    plan, whole = layer_selection(here), here.analysis.cost().macs
+    left, budget = whole, here.constraints.budgets["macs"]
+    for number, done in enumerate(plan.decided_by["rounds"]):
+        assert left - done["macs"] >= (left - budget) / (4 - number) * (1 - 1e-12)
+        left = done["macs"]
+    assert left <= budget and len(plan.decided_by["rounds"]) <= 4
+
+
+def test_lists_are_those_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Selection] = []
+    monkeypatch.setattr(module, "select", lambda records, how: asked.append(how) or select(records, how))
+    here = search(0.9, rounds=1)
+    layer_selection(here)
+    layer_selection(replace(here, constraints=replace(here.constraints, budgets={"params": 0.9 * here.analysis.cost().params})))
+    layer_selection(replace(here, options={**here.options, "params_layers": 2}))
+    assert [(how.params_layers > 0, how.flops_layers > 0) for how in (asked[0], asked[-1])] == [(False, True), (True, True)]
+    assert any(how.params_layers and not how.flops_layers for how in asked)
+
+
+def test_as_published_there_is_no_refit() -> None:
+    here = search(0.8, refit="false", params_layers=6)
+    assert here.met(layer_selection(here).kept)
