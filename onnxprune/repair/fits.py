@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, bias_slot, linears
 from onnxprune.model.canonicalize import add_initializer
@@ -108,16 +107,11 @@ def depthwise(node: NodeProto, weight_shape: Sequence[int]) -> bool:
 
 def kept_values(analysis: Analysis, removed: np.ndarray, tensor: str, values: Sequence[np.ndarray]) -> list[np.ndarray]:
     """A tensor of the whole model at the positions that the cut one still has; values: a batch each."""
-    return [kept_positions(analysis, removed, analysis.record.tensors[tensor].axes, v) for v in values]
-
-
-def kept_positions(analysis: Analysis, removed: np.ndarray, axes: Sequence[Axis | None], values: np.ndarray) -> np.ndarray:
-    """Values with the ids of each axis at the positions that are left."""
-    for axis, entry in enumerate(axes):
+    for axis, entry in enumerate(analysis.record.tensors[tensor].axes):
         ids = analysis.record.array(entry)
         if ids is not None and not (keep := analysis.keep(ids, removed)).all():
-            values = np.compress(keep, values, axis)
-    return values
+            values = [np.compress(keep, v, axis) for v in values]
+    return list(values)
 
 
 def set_values(model: Model, name: str, values: np.ndarray) -> None:

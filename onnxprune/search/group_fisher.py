@@ -20,7 +20,6 @@ from onnxprune.errors import UsageError, unknown
 from onnxprune.saliency import CRITERIA
 from onnxprune.search.base import Search, part, settings
 from onnxprune.search.compose import Smaller, smaller
-from onnxprune.search.refitted import Refitted
 from onnxprune.types import Plan, Scores
 
 CRITERION = "fisher"
@@ -30,14 +29,12 @@ STEPS = 50  # re-scorings of a whole network, where `step` does not say it
 @dataclass(frozen=True)
 class Settings:
     """normalization: of NORMALIZATIONS, what a channel's importance is divided by; step: channels between two scorings, 0 = a fiftieth of all;
-    interval: batches that a scoring looks at; engine: whose latency, "" = the first that the run measures on; refit: a scoring looks at the smaller
-    network with the weights refitted to the cut in closed form, as a repair leaves it. As published, where tuning goes on meanwhile: refit false."""
+    interval: batches that a scoring looks at; engine: whose latency, "" = the first that the run measures on."""
 
     normalization: str = "flops"
     step: int = 0
     interval: int = 10
     engine: str = ""
-    refit: bool = True
 
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
@@ -68,11 +65,11 @@ def group_fisher(search: Search) -> Plan:
     kept = search.fixed(CRITERIA.get("l2")(search.context)) if search.constraints.ratios else {}
     fixed, number = frozenset(kept), 0
     count = chosen.step or max(1, sum(g.size for g in analysis.groups) // STEPS)
-    cache, refitted = LatencyCache(), Refitted.of(search.context) if chosen.refit else None
+    cache = LatencyCache()
     known: dict[str, Any] = {}
     while not search.met(kept):
         search.tell(f"group-fisher, step {number + 1}, {analysis.cost(kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs left")
-        step = smaller(analysis, kept, refitted.cut(kept) if refitted and kept else None)
+        step = smaller(analysis, kept)
         scores = _scores(search, chosen, step, number, known)
         costs = _costs(search, chosen, step, number, cache)
         gone: dict[str, set[int]] = {}

@@ -12,11 +12,9 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.moments import Statistic
 from onnxprune.model.io import Model
 from onnxprune.repair.bias import Parameters
-from onnxprune.repair.fits import kept_positions
 from onnxprune.saliency.base import Context
 from onnxprune.saliency.elimination import inverse
 from onnxprune.saliency.reconstruction import moments
-from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import masked
 from onnxprune.types import Plan
 
@@ -59,22 +57,6 @@ class Refitted:
             values, shift = self.weight(number, gone)
             parameters.replace(item.linear.out, 1, values)
             parameters.add_bias(item.linear, shift)
-        return model
-
-    def cut(self, kept: Kept) -> Model:
-        """The same network with the channels cut out. Weights that are not simply narrowed by that, as some of grouped convolutions, stay as they were."""
-        less = {n: tuple(k) for n, k in kept.items() if len(k) < self.analysis.group(n).size}
-        model = cut(self.analysis, Plan(self.analysis.digest, less, {n: self.analysis.group(n).size for n in less}, {}, self.analysis.options)).edit()
-        parameters, removed = Parameters(model), self.analysis.removed(less)
-        for number, item in self.statistics.items():
-            gone, node = ~self.analysis.keep(item.linear.ids, removed), parameters.maker.get(item.linear.out)  # type: ignore[arg-type]
-            if not gone.any() or gone.all() or node is None or node.input[1] not in model.weights:
-                continue
-            values, shift = self.weight(number, gone)
-            values = kept_positions(self.analysis, removed, item.linear.weight.axes, values)
-            if values.shape == tuple(model.weights[node.input[1]].shape):
-                parameters.replace(item.linear.out, 1, values)
-                parameters.add_bias(item.linear, shift if item.linear.out_ids is None else shift[self.analysis.keep(item.linear.out_ids, removed)])
         return model
 
     def weight(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

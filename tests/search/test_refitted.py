@@ -1,4 +1,4 @@
-"""A cut network with refitted weights computes what the masked one with the same weights does, and those beat the weights as they were."""
+"""A masked network with refitted weights is nearer to the whole one than with the weights as they were."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", [*NETS, "demo"])
-def test_the_cut_network_is_the_masked_one(name: str) -> None:
+def test_refitted_weights_are_nearer_to_the_whole_network(name: str) -> None:
     analysis = analyse(load(demo.files().model if name == "demo" else net(NETS[name])))
     data = synthetic(input_types(analysis.model), samples=64, seed=1)
     refitted = Refitted.of(Context(analysis, data, batch_size=16))
@@ -40,6 +40,5 @@ def test_the_cut_network_is_the_masked_one(name: str) -> None:
         session = Session(model)
         return np.concatenate([np.concatenate([v.ravel() for v in session.run(b).values()]) for b in data.batches(16)])
 
-    whole, masked, cut, plain = (outputs(m) for m in (analysis.model, refitted(kept), refitted.cut(kept), without(analysis, kept)))
-    np.testing.assert_allclose(cut, masked, atol=1e-5 * np.abs(whole).max())
-    assert np.square(masked - whole).sum() < np.square(plain - whole).sum()
+    whole, masked, plain = (outputs(m) for m in (analysis.model, refitted(kept), without(analysis, kept)))
+    assert np.square(masked - whole).sum() < 0.9 * np.square(plain - whole).sum()
