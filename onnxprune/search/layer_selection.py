@@ -67,18 +67,11 @@ def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choi
         raise UsageError("select-empty", "there are no sensitivities to select from; run: onnxprune sensitivity MODEL --data ...")
     if how.latency_layers and not (whole and whole.get("timing") and all(r.get("timing") for r in rows)):
         raise UsageError("select-timing", "latency-layers needs timings of every group and of the whole model; measure without --no-time")
-    lists = {
-        "params": (how.params_layers, how.params_map, lambda r: r["saved_params"]),
-        "flops": (how.flops_layers, how.flops_map, lambda r: r["saved_macs"]),
-        "latency": (how.latency_layers, how.latency_map, lambda r: whole["timing"]["inference_ms"] - r["timing"]["inference_ms"] if whole else 0.0),
-    }
     found: dict[str, Choice] = {}
-    for name, (count, power, saving) in lists.items():
-        if not count:
-            continue
+    for name, count in _lists(how).items():
         best: dict[str, tuple[float, Record]] = {}
         for r in rows:
-            value = float(saving(r)) * float(r["quality"]) ** power
+            value = _value(name, r, how, whole)
             if value > best.get(r["group"], (0.0, r))[0]:
                 best[r["group"]] = (value, r)
         top = sorted(best.values(), key=lambda v: -v[0])[:count]
@@ -88,6 +81,21 @@ def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choi
             share = value / top[0][0]
             found[r["group"]] = Choice(r["group"], r["index"], rate, max(share, old.value if old else 0.0), (*(old.lists if old else ()), name))
     return sorted(found.values(), key=lambda c: c.index)
+
+
+def _lists(how: Selection) -> dict[str, int]:
+    """The lists that groups are taken from, and how many from each."""
+    counts = {"params": how.params_layers, "flops": how.flops_layers, "latency": how.latency_layers}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _value(name: str, record: Record, how: Selection, whole: Record | None) -> float:
+    """What a list ranks by: what a cut saves, times the quality that is left to the list's power."""
+    if name == "latency":
+        saved = whole["timing"]["inference_ms"] - record["timing"]["inference_ms"] if whole else 0.0
+    else:
+        saved = record["saved_params" if name == "params" else "saved_macs"]
+    return float(saved) * float(record["quality"]) ** float(getattr(how, f"{name}_map"))
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,7 @@ def _with_lists(chosen: Settings, search: Search) -> Settings:
     """The settings with numbers in place of -1."""
     budgets = search.constraints.budgets.keys()
     counted = {"params": {"params", "bytes"}, "flops": {"macs", "activation_bytes"}, "latency": search.constraints.measures.keys()}
-    own = {f"{n}_layers": LAYERS[n] if costs & budgets else 0 for n, costs in counted.items() if getattr(chosen, f"{n}_layers") < 0}
+    own: dict[str, Any] = {f"{n}_layers": LAYERS[n] if costs & budgets else 0 for n, costs in counted.items() if getattr(chosen, f"{n}_layers") < 0}
     return replace(chosen, **own)
 
 
@@ -182,16 +190,29 @@ def _round(search: Search, chosen: Settings, stage: _Stage, number: int) -> tupl
     """(what this round keeps of the groups that it cuts, the quality with it: agreement with the model that the search began with)."""
     bench, analysis = stage.bench, stage.step.analysis
     journal = search.journal.below(f"round {number} {analysis.digest[:16]}:")
-    jobs = jobs_of(bench.sweep, analysis, [float(r) for r in chosen.rates.split(",")], stage.free)
-    records = sensitivity(bench.sweep, jobs, journal, tell=partial(_told, search, number), here=bench)
+    records = _records(search, chosen, stage, journal, number)
     kept: Kept = {}
     for extra in range(len(stage.free) + 1):
-        choices = _scheduled(records, chosen, number, extra)
+        choices = select(records, _scheduled(chosen, number, extra))
         kept = {c.group: bench.narrowed(c.group, c.rate) for c in sorted(choices, key=lambda c: -c.value)}
         kept = {n: k for n, k in kept.items() if len(k) < len(bench.base.get(n, bench.sweep.scores[n])) and _allowed(search, stage, {n: k})}
         if _paces(search, chosen, stage, kept, number):
             break
     return _together(search, chosen, stage, kept, journal, number, records[0]["quality"])
+
+
+def _records(search: Search, chosen: Settings, stage: _Stage, journal: Journal, number: int) -> list[Record]:
+    """The sensitivities of a round, the whole model's first: each group at higher rates as long as these are worth more in some list."""
+    bench, how, going = stage.bench, _scheduled(chosen, number), stage.free
+    records: list[Record] = []
+    best: dict[tuple[str, str], float] = {}
+    for rate in sorted(float(r) for r in chosen.rates.split(",")):
+        found = sensitivity(bench.sweep, jobs_of(bench.sweep, stage.step.analysis, [rate], going), journal, tell=partial(_told, search, number), here=bench)
+        records += found if not records else found[1:]
+        values = {(r["group"], name): _value(name, r, how, found[0]) for r in found[1:] for name in _lists(how)}
+        going = tuple(g for g in going if any(v > best.get(at, 0.0) for at, v in values.items() if at[0] == g))
+        best |= values
+    return records
 
 
 def _told(search: Search, number: int, text: str) -> None:
@@ -211,12 +232,12 @@ def _tuned(search: Search, chosen: Settings, stage: _Stage, number: int) -> Mode
     return search.tune(found, chosen.tune, chosen.tune_epochs)
 
 
-def _scheduled(records: Sequence[Record], chosen: Settings, number: int, extra: int) -> list[Choice]:
-    """The selection with this round's exponents, `extra` groups more from each list."""
+def _scheduled(chosen: Settings, number: int, extra: int = 0) -> Selection:
+    """This round's exponents, and `extra` groups more from each list."""
     share = number / max(chosen.rounds - 1, 1)
     powers = {n: v + (chosen.end_map - v) * share for n, v in vars(chosen).items() if n in ("params_map", "flops_map", "latency_map")}
     counts = {n: v and v + extra for n, v in vars(chosen).items() if n in ("params_layers", "flops_layers", "latency_layers")}
-    return select(records, Selection(**counts, **powers))
+    return Selection(**counts, **powers)
 
 
 def _paces(search: Search, chosen: Settings, stage: _Stage, kept: Kept, number: int) -> bool:

@@ -27,7 +27,7 @@ from onnxprune.model.io import Model, load
 from onnxprune.model.runtime import Session
 from onnxprune.search.base import Kept, keep_best, remaining
 from onnxprune.search.journal import Journal, key
-from onnxprune.search.suffix import Suffix
+from onnxprune.search.suffix import Changed, Suffix
 from onnxprune.search.tasks import HeadLosses, summed
 from onnxprune.search.workers import run_jobs
 from onnxprune.surgery.cut import cut
@@ -134,7 +134,7 @@ class Bench:
     """
 
     def __init__(
-        self, sweep: Sweep, analysis: Analysis | None = None, reference: Model | None = None, changed: Callable[[Kept], Model] | None = None
+        self, sweep: Sweep, analysis: Analysis | None = None, reference: Model | None = None, changed: Changed | None = None
     ) -> None:
         self.base: Kept = {}
         self.sweep = sweep

@@ -21,6 +21,7 @@ from onnxprune.search.refitted import Kept, without
 from onnxprune.search.tasks import Losses
 
 Bounds = Mapping[str, float]
+Changed = Callable[[Kept], Model]
 ROUNDING = 1e-9  # of a sum of shares, relative to the sum of all of them
 
 
@@ -36,7 +37,7 @@ class Suffix:
     """
 
     def __init__(
-        self, analysis: Analysis, batches: list[dict[str, np.ndarray]], losses: Losses, threads: int = 1, changed: Callable[[Kept], Model] | None = None
+        self, analysis: Analysis, batches: list[dict[str, np.ndarray]], losses: Losses, threads: int = 1, changed: Changed | None = None
     ) -> None:
         self.analysis, self.batches, self.losses, self.threads = analysis, batches, losses, threads
         self.changed = changed or (lambda kept: without(analysis, kept))
