@@ -37,7 +37,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     RANDOM: {"criterion": "random", "allocate": "uniform"},
     TUNED: {
         "method": "layer-selection",
-        "method_option": {"rounds": 3, "max_drop": 0.5, "end_map": 10, "repair": "least-squares", "tune": "kd", "tune_epochs": 2},
+        "method_option": {"rounds": 3, "max_drop": 0.5, "end_map": 10, "tune": "kd", "tune_epochs": 2},
     },
 }
 REPAIR = "least-squares"

@@ -111,7 +111,7 @@ class Settings(Selection):
     latency_layers: int = -1
     end_map: float = 14.0
     rounds: int = 14
-    max_drop: float = 0.2
+    max_drop: float = 0.05
     rates: str = ",".join(map(str, RATES))
     refit: bool = True
     tune: str = ""
