@@ -38,6 +38,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     TUNED: {
         "method": "layer-selection",
         "method_option": {"rounds": 3, "max_drop": 0.5, "end_map": 10, "tune": "kd", "tune_epochs": 2},
+        "samples": 2000,  # of the training images, without their labels
     },
 }
 REPAIR = "least-squares"
@@ -90,7 +91,8 @@ def measure(entry: zoo.Entry, row: Mapping[str, Any], options: argparse.Namespac
     """Cut a model by a method and evaluate it."""
     if row["method"] == "whole":
         return {"metric": quality(entry, entry.path, options), "macs": 1.0, "activations": 1.0, "seconds": 0.0}
-    samples, name = SAMPLES.get(entry.name, USUAL_SAMPLES), f"{entry.name}-{row['method']}-{row['target']:g}-{row['seed']}".replace(", ", "-").replace(" ", "-")
+    how = {"samples": SAMPLES.get(entry.name, USUAL_SAMPLES), **METHODS[row["method"]]}
+    samples, name = how["samples"], f"{entry.name}-{row['method']}-{row['target']:g}-{row['seed']}".replace(", ", "-").replace(" ", "-")
     began, used = time.perf_counter(), time.process_time()
     with ExitStack() as stack:
         folder = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -99,8 +101,8 @@ def measure(entry: zoo.Entry, row: Mapping[str, Any], options: argparse.Namespac
         if not data.exists():
             zoo.calibration_file(entry, samples, data)
         result = onnxprune.optimize(
-            entry.path, out, run_dir=folder / f"{name}.run", overwrite=True, target=f"macs={row['target']:.0%}", data=str(data), samples=samples, repair=REPAIR,
-            batch_size=BATCH.get(entry.name, 32), round_to=1, seed=row["seed"], threads=options.threads, engine="none", **METHODS[row["method"]],
+            entry.path, out, run_dir=folder / f"{name}.run", overwrite=True, target=f"macs={row['target']:.0%}", data=str(data), repair=REPAIR,
+            batch_size=BATCH.get(entry.name, 32), round_to=1, seed=row["seed"], threads=options.threads, engine="none", **how,
         )  # fmt: skip
         spent = {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - used}
         before, after = result.report.before, result.report.after

@@ -1,7 +1,7 @@
 """Which groups to cut by how much, from single-group sensitivities; and rounds of it.
 
 Source: METHODS.md section 4 (pruning of concatenation networks): the saving of a group at a rate, times quality to a power. The single
-sensitivities do not add up, so each round's selection is measured together and given up in part where the network suffers more than allowed.
+sensitivities do not add up, so each round's selection is measured together and put off in part where the network suffers more than allowed.
 """
 
 from __future__ import annotations
