@@ -38,7 +38,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     TUNED: {
         "method": "layer-selection",
         "method_option": {"rounds": 3, "max_drop": 0.5, "end_map": 10, "tune": "kd", "tune_epochs": 2},
-        "samples": 2000,  # of the training images, without their labels
+        "samples": 1000,  # all that there are
     },
 }
 REPAIR = "least-squares"
