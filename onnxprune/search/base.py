@@ -11,6 +11,7 @@ import numpy as np
 from onnxprune.allocate.base import Constraints, first_missed, fixed_widths, ordered, unreachable, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.calibrate.data import Data
+from onnxprune.calibrate.moments import refittable
 from onnxprune.engines.base import DEFAULTS as ENGINE_DEFAULTS
 from onnxprune.engines.base import Options as EngineOptions
 from onnxprune.errors import TargetError, UsageError, unknown
@@ -59,21 +60,28 @@ class Search:
         found: Scores = CRITERIA.get(own if self.criterion == "auto" else self.criterion)(self.context)
         return found
 
+    def own_scores(self, refit: bool) -> Scores:
+        """Of the criterion; where none was chosen, errors of what reads a group once it is refitted, where that can be, and norms elsewhere."""
+        if self.criterion != "auto":
+            return self.scores(self.criterion)
+        found = self.scores("l2")
+        return {**found, **self.scores("reconstruction")} if refit and refittable(self.analysis) else found
+
     def met(self, kept: Mapping[str, Sequence[int]]) -> bool:
         """Whether every budget is met."""
         return first_missed(self.analysis, self.constraints, kept) is None
 
     def gate(self, who: str) -> Data:
-        """Inputs that say what a trial does to the outputs, apart from those that statistics are taken from; not more than a trial can run in about a second."""
+        """Inputs that say what a trial does to the outputs, apart from those that statistics are taken from: as many as GATE_MACS allow, or the least."""
         found = self.context.gate_data(who)
         outputs = (len(self.analysis.shapes.shape(o.name) or ()) for o in self.analysis.model.proto.graph.output)
         least = LEAST_DENSE if any(rank > 2 for rank in outputs) else LEAST_SCORED
         return part(found, max(least, int(GATE_MACS / max(self.analysis.cost().macs, 1))))
 
     def cost(self, kept: Mapping[str, Sequence[int]]) -> float:
-        """What the first budget counts; MACs where that is measured, or where there is none."""
-        costs = self.analysis.cost(kept).as_dict()
-        return float(costs.get(next(iter(self.constraints.budgets), ""), costs["macs"]))
+        """What the counted budget counts that the model as it came exceeds most; MACs where none is counted."""
+        whole, counted = self.analysis.cost().as_dict(), {c: most for c, most in self.constraints.budgets.items() if c not in self.constraints.measures}
+        return float(self.analysis.cost(kept).as_dict()[max(counted, key=lambda c: whole[c] / max(counted[c], 1), default="macs")])
 
     def excess(self, kept: Mapping[str, Sequence[int]]) -> float:
         """By what share of the original the counted budgets are exceeded, the worst of them; 0 = by none."""
@@ -109,6 +117,30 @@ def keep_best(scores: np.ndarray, count: int) -> tuple[int, ...]:
     """Indices of the `count` best channels, sorted; ties keep the earlier ones."""
     order = ordered(np.asarray(scores, np.float64))
     return tuple(sorted(order[len(order) - count :].tolist()))
+
+
+def relaxed(kept: Kept, order: Sequence[str], scores: Scores, allowed: Callable[[str], Sequence[int]], met: Callable[[Kept], bool]) -> Kept:
+    """Each group in turn with the most channels with which the budgets are still met, those that it keeps among them.
+
+    allowed: widths that a group may have; where the budgets are not met, nothing changes.
+    """
+    kept = dict(kept)
+    for name in order:
+        wider = sorted(w for w in allowed(name) if w > len(kept[name]))
+        low, high = 0, len(wider)  # so many of them can be had
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if met({**kept, name: _wider(scores[name], kept[name], wider[middle - 1])}) else (low, middle - 1)
+        if low:
+            kept[name] = _wider(scores[name], kept[name], wider[low - 1])
+    return kept
+
+
+def _wider(scores: np.ndarray, kept: Sequence[int], width: int) -> tuple[int, ...]:
+    """The channels that are kept and the best of the others."""
+    values = np.asarray(scores, np.float64).copy()
+    values[list(kept)] = np.inf
+    return tuple(sorted(np.argsort(-values, kind="stable")[:width].tolist()))
 
 
 def remaining(scores: Scores, kept: Mapping[str, Sequence[int]], group: str) -> np.ndarray:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
+from onnxprune.allocate.base import widths
 from onnxprune.errors import UsageError
-from onnxprune.model.io import Model, to_bytes
+from onnxprune.model.io import Model
 from onnxprune.repair import REPAIRS
-from onnxprune.saliency import CRITERIA
-from onnxprune.search.base import Kept, Search, keep_best, remaining, settings
+from onnxprune.search.base import Kept, Search, keep_best, relaxed, remaining, settings
 from onnxprune.search.compose import Smaller, smaller, unchanged
-from onnxprune.search.journal import Journal
+from onnxprune.search.journal import Journal, key
 from onnxprune.search.refitted import Refitted
-from onnxprune.search.sensitivity import RATES, Bench, Sweep, jobs_of, sensitivity
+from onnxprune.search.sensitivity import RATES, Bench, Sweep
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
-CRITERION = "l2"
 LAYERS = {"params": 6, "flops": 5, "latency": 5}  # the first two as published
 Record = Mapping[str, Any]
 
@@ -118,37 +116,68 @@ class Settings(Selection):
     tune_epochs: int = 3
     repair: str = "least-squares"
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 0 <= self.max_drop <= 1:
+            raise UsageError("method-option", f"layer-selection: rounds {self.rounds} must be at least 1, max_drop {self.max_drop:g} in [0, 1]")
+        _ = self.ascending
 
-@dataclass(frozen=True)
+    @property
+    def ascending(self) -> list[float]:
+        """The rates."""
+        try:
+            found = sorted(float(r) for r in self.rates.split(","))
+        except ValueError:
+            found = []
+        if not found or not 0 < found[0] <= found[-1] < 1:
+            raise UsageError("method-option", f"layer-selection: rates {self.rates!r} are not numbers between 0 and 1, such as 0.25,0.5")
+        return found
+
+
 class _Stage:
-    """A network that trials are cut from, the one that came or a smaller one that was tuned. free: groups that may be cut; bench: measures them."""
+    """A network that trials are cut from, the one that came or a smaller one that was tuned.
 
-    step: Smaller
-    free: tuple[str, ...]
-    bench: Bench
+    step: how it stands to the original; bench: measures it, and knows what is left so far; free: groups that may be cut; scores: inside of each.
+    """
 
-    @staticmethod
-    def of(search: Search, chosen: Settings, step: Smaller, fixed: Kept) -> _Stage:
-        """The stage, where `fixed` groups of the original are not searched."""
+    def __init__(self, search: Search, chosen: Settings, step: Smaller, fixed: Kept) -> None:
         context = search.context if step.analysis is search.analysis else replace(search.context, analysis=step.analysis, cache={})
-        own = "reconstruction" if chosen.refit else CRITERION
-        scores = CRITERIA.get(own if search.criterion == "auto" else search.criterion)(context)
-        free = tuple(n for n in scores if n in step.origin and not {g for places in step.origin[n] for g, _ in places} & fixed.keys())
+        self.search, self.step, self.analysis = search, step, step.analysis
+        self.scores = replace(search, context=context).own_scores(chosen.refit)
+        self.free = tuple(n for n in self.scores if n in step.origin and not {g for places in step.origin[n] for g, _ in places} & fixed.keys())
         sweep = Sweep(
-            to_bytes(step.analysis.model), step.analysis.options, scores, search.gate("method layer-selection"), time=chosen.latency_layers > 0,
-            multiple=search.constraints.round_to, threads=context.threads, batch_size=context.batch_size,
+            "", step.analysis.options, self.scores, search.gate("method layer-selection"), time=chosen.latency_layers > 0, threads=context.threads,
+            batch_size=context.batch_size,
         )  # fmt: skip
-        return _Stage(step, free, Bench(sweep, step.analysis, search.analysis.model, Refitted.of(context) if chosen.refit else None))
+        self.bench = Bench(sweep, step.analysis, search.analysis.model, Refitted.of(context) if chosen.refit else None)
+        self.bench.base = {n: k for n, k in fixed.items() if step.analysis is search.analysis}
 
-    def composed(self, kept: Kept) -> Kept:
-        """What the original keeps when this network keeps this."""
-        return self.step.composed(kept)
+    @property
+    def left(self) -> Kept:
+        """What is left so far of the groups of this network."""
+        return dict(self.bench.base)
+
+    def met(self, kept: Kept) -> bool:
+        """Whether the budgets are, when this network keeps this."""
+        return self.search.met(self.step.composed(kept))
+
+    def widths(self, name: str) -> list[int]:
+        """Kept counts that a group may have, so that the original's group has one that it may have."""
+        group = self.search.analysis.group(self.step.origin[name][0][0][0])
+        others = len(self.step.kept.get(group.name, range(group.size))) - self.analysis.group(name).size  # its channels that lie in other groups by now
+        return [w - others for w in widths(group.size, self.search.constraints) if w > others]
+
+    def narrowed(self, name: str, rate: float) -> tuple[int, ...]:
+        """What a group keeps when at least this share of what is left of it goes; nothing where that cannot be."""
+        here = len(self.bench.base.get(name, self.scores[name]))
+        count = max((w for w in self.widths(name) if w <= here * (1 - rate)), default=0)
+        return keep_best(remaining(self.scores, self.bench.base, name), count) if count else ()
 
 
 def layer_selection(search: Search) -> Plan:
-    """Rounds of sensitivity -> select -> joint check -> cut -> tune, each on the smaller model, until the budget is met.
+    """Rounds of sensitivity -> select -> joint check -> cut -> tune until the budget is met.
 
-    Without tuning between them, the rounds mask more and more of one network. With it, the last round's model is the result (`Search.made`).
+    Without tuning between them, the rounds mask more and more of one network. With it, each begins with the smaller model, and the last round's is the
+    result (`Search.made`).
 
     Raises
     ------
@@ -156,22 +185,25 @@ def layer_selection(search: Search) -> Plan:
         The rounds end above the budget.
     """
     chosen = _with_lists(settings(Settings, search.options, "layer-selection"), search)
-    fixed = search.fixed(search.scores(CRITERION)) if search.constraints.ratios else {}
-    stage = _Stage.of(search, chosen, unchanged(search.analysis), fixed)
-    stage.bench.base, kept, model = dict(fixed), fixed, None
+    if chosen.tune and search.tune is None:
+        raise UsageError("method-option", "layer-selection: tune works inside of a whole run (optimize) with --data; here it cannot")
+    kept = fixed = search.fixed(search.own_scores(chosen.refit)) if search.constraints.ratios else {}
+    step, stage, model = unchanged(search.analysis), None, None
     rounds: list[dict[str, float]] = []
     while len(rounds) < chosen.rounds and not search.met(kept):
-        added, quality = _round(search, chosen, stage, len(rounds))
-        if not added:
+        stage = stage or _Stage(search, chosen, step, fixed)
+        left, quality = _round(chosen, stage, len(rounds))
+        cut_now = sum(len(k) < len(stage.left.get(n, stage.scores[n])) for n, k in left.items())
+        if not cut_now:
             break
-        stage.bench.base = {**stage.bench.base, **added}
-        kept = stage.composed(stage.bench.base)
-        rounds.append({"macs": search.analysis.cost(kept).macs, "groups": len(added), "quality": quality})
+        stage.bench.base, kept = left, stage.step.composed(left)
+        rounds.append({"macs": search.analysis.cost(kept).macs, "groups": cut_now, "quality": quality})
         if chosen.tune:
-            model = _tuned(search, chosen, stage, len(rounds))
-            stage = _Stage.of(search, chosen, smaller(search.analysis, kept, model), fixed)
+            model = _tuned(chosen, stage, len(rounds))
+            step, stage = smaller(search.analysis, kept, model), None
     if not search.met(kept):
-        raise search.missed(kept, f"layer-selection found no more after {len(rounds)} rounds: raise rounds or max_drop, lower end_map (--method-option)")
+        more = "max_drop or rounds" if search.constraints.measured else "rounds"
+        raise search.missed(kept, f"layer-selection found no more after {len(rounds)} rounds: raise {more}, or give higher rates (--method-option)")
     if model is None:
         return search.plan(kept, method="layer-selection", rounds=rounds)
     search.made(model)
@@ -186,50 +218,53 @@ def _with_lists(chosen: Settings, search: Search) -> Settings:
     return replace(chosen, **own)
 
 
-def _round(search: Search, chosen: Settings, stage: _Stage, number: int) -> tuple[Kept, float]:
-    """(what this round keeps of the groups that it cuts, the quality with it: agreement with the model that the search began with)."""
-    bench, analysis = stage.bench, stage.step.analysis
-    journal = search.journal.below(f"round {number} {analysis.digest[:16]}:")
-    records = _records(search, chosen, stage, journal, number)
-    kept: Kept = {}
-    for extra in range(len(stage.free) + 1):
+def _round(chosen: Settings, stage: _Stage, number: int) -> tuple[Kept, float]:
+    """(what is left behind this round, the quality with it: agreement with the model that the search began with)."""
+    journal = stage.search.journal.below(f"round {number} {stage.analysis.digest[:16]} {key({n: list(k) for n, k in stage.left.items()})[:16]}:")
+    records = _records(chosen, stage, journal, number)
+    added: Kept = {}
+    for extra in range(len(stage.free) if len(records) > 1 else 0):
         choices = select(records, _scheduled(chosen, number, extra))
-        kept = {c.group: bench.narrowed(c.group, c.rate) for c in sorted(choices, key=lambda c: -c.value)}
-        kept = {n: k for n, k in kept.items() if len(k) < len(bench.base.get(n, bench.sweep.scores[n])) and _allowed(search, stage, {n: k})}
-        if _paces(search, chosen, stage, kept, number):
+        added = {c.group: stage.narrowed(c.group, c.rate) for c in sorted(choices, key=lambda c: -c.value)}
+        if added and _paces(chosen, stage, {**stage.left, **added}, number):
             break
-    return _together(search, chosen, stage, kept, journal, number, records[0]["quality"])
+    return _together(chosen, stage, added, journal, number, float(records[0]["quality"]))
 
 
-def _records(search: Search, chosen: Settings, stage: _Stage, journal: Journal, number: int) -> list[Record]:
-    """The sensitivities of a round, the whole model's first: each group at higher rates as long as these are worth more in some list."""
-    bench, how, going = stage.bench, _scheduled(chosen, number), stage.free
-    records: list[Record] = []
-    best: dict[tuple[str, str], float] = {}
-    for rate in sorted(float(r) for r in chosen.rates.split(",")):
-        found = sensitivity(bench.sweep, jobs_of(bench.sweep, stage.step.analysis, [rate], going), journal, tell=partial(_told, search, number), here=bench)
-        records += found if not records else found[1:]
-        values = {(r["group"], name): _value(name, r, how, found[0]) for r in found[1:] for name in _lists(how)}
-        going = tuple(g for g in going if any(v > best.get(at, 0.0) for at, v in values.items() if at[0] == g))
-        best |= values
-    return records
-
-
-def _told(search: Search, number: int, text: str) -> None:
-    search.tell(f"layer-selection round {number + 1}, {text}")
-
-
-def _tuned(search: Search, chosen: Settings, stage: _Stage, number: int) -> Model:
+def _tuned(chosen: Settings, stage: _Stage, number: int) -> Model:
     """The network of a stage cut, repaired and tuned."""
-    if search.tune is None:
-        raise UsageError("method-option", "layer-selection: tune works inside of a whole run (optimize) with --data; here it cannot")
-    analysis, kept = stage.step.analysis, stage.bench.base
-    plan = Plan(analysis.digest, kept, {n: analysis.group(n).size for n in kept}, {}, analysis.options)
+    search, analysis = stage.search, stage.analysis
+    plan = Plan(analysis.digest, stage.left, {n: analysis.group(n).size for n in stage.left}, {}, analysis.options)
     found = cut(analysis, plan)
     if chosen.repair != "none":
         found = REPAIRS.get(chosen.repair)(analysis, plan, found, replace(search.context, analysis=analysis, cache={}))
-    _told(search, number - 1, f"tuning by {chosen.tune}")
+    search.tell(f"layer-selection round {number}, tuning by {chosen.tune}")
+    assert search.tune is not None  # asked for at the beginning
     return search.tune(found, chosen.tune, chosen.tune_epochs)
+
+
+def _records(chosen: Settings, stage: _Stage, journal: Journal, number: int) -> list[Record]:
+    """The sensitivities of a round, the whole model's first: each group at higher rates as long as these are worth more in some list."""
+    bench, how = stage.bench, _scheduled(chosen, number)
+
+    def measured(index: int, group: str, rate: float, kept: tuple[int, ...]) -> Record:
+        about = {"index": index, "group": group, "rate": rate}
+        return journal.recall(f"{group} {len(kept)}", lambda: {**about, **bench.figures({group: kept} if group else {})})
+
+    records = [measured(-1, "", 0.0, ())]
+    for index, group in enumerate(stage.free):
+        best: dict[str, float] = {}
+        for rate in chosen.ascending:
+            kept = stage.narrowed(group, rate)
+            if not kept:
+                break
+            records.append(measured(index, group, rate, kept))
+            values = {name: _value(name, records[-1], how, records[0]) for name in _lists(how)}
+            if not any(v > best.get(n, 0.0) for n, v in values.items()):
+                break
+            best = {n: max(v, best.get(n, 0.0)) for n, v in values.items()}
+        stage.search.tell(f"layer-selection round {number + 1}, {index + 1} of {len(stage.free)}: {group}, quality {records[-1]['quality']:.4f}")
+    return records
 
 
 def _scheduled(chosen: Settings, number: int, extra: int = 0) -> Selection:
@@ -240,24 +275,24 @@ def _scheduled(chosen: Settings, number: int, extra: int = 0) -> Selection:
     return Selection(**counts, **powers)
 
 
-def _paces(search: Search, chosen: Settings, stage: _Stage, kept: Kept, number: int) -> bool:
+def _paces(chosen: Settings, stage: _Stage, left: Kept, number: int) -> bool:
     """Whether a round saves what it has to, for the rounds that are left to meet the budget with as much each."""
-    base = stage.bench.base
-    return not search.behind(stage.composed(base), stage.composed({**base, **kept}), chosen.rounds - number)
+    return not stage.search.behind(stage.step.composed(stage.left), stage.step.composed(left), chosen.rounds - number)
 
 
-def _together(search: Search, chosen: Settings, stage: _Stage, kept: Kept, journal: Journal, number: int, before: float) -> tuple[Kept, float]:
-    """The best choices that the network bears together, no more of them than the budget needs, and the quality with them; what the round has to save in any case."""
-    if not kept:
-        return {}, before
-    names = list(kept)
+def _together(chosen: Settings, stage: _Stage, added: Kept, journal: Journal, number: int, before: float) -> tuple[Kept, float]:
+    """What is left with the best choices that the network bears together, no more of them than the budget needs, and the quality with them; what the round
+    has to save in any case."""
+    names = list(added)
+    if not names:
+        return stage.left, before
 
     def measured(count: int) -> tuple[Kept, float]:
-        trial = _trimmed(search, stage, {n: kept[n] for n in names[:count]})
-        name = f"together {sorted((n, len(k)) for n, k in trial.items())}"
-        return trial, float(journal.recall(name, lambda: {"quality": stage.bench.figures(trial)["quality"]})["quality"])
+        left = _trimmed(stage, {n: added[n] for n in names[:count]})
+        name = f"together {sorted((n, len(k)) for n, k in left.items())}"
+        return left, float(journal.recall(name, lambda: {"quality": stage.bench.figures(left)["quality"]})["quality"])
 
-    low = next((i for i in range(1, len(names)) if _paces(search, chosen, stage, {n: kept[n] for n in names[:i]}, number)), len(names))
+    low = next((i for i in range(1, len(names)) if _paces(chosen, stage, {**stage.left, **{n: added[n] for n in names[:i]}}, number)), len(names))
     high = count = len(names)
     while low < high:
         borne = measured(count)[1] >= before * (1 - chosen.max_drop)
@@ -266,35 +301,16 @@ def _together(search: Search, chosen: Settings, stage: _Stage, kept: Kept, journ
     return measured(low)
 
 
-def _trimmed(search: Search, stage: _Stage, kept: Kept) -> Kept:
-    """What meets the budget with the most channels, given back from the last choice on; all of it where the budget is not met anyway.
+def _trimmed(stage: _Stage, added: Kept) -> Kept:
+    """What is left with these choices, no channel more than what meets the budget needs: from the last choice on, then from those of earlier rounds.
 
-    No group can have one step of its width back after that.
+    Where the budget is met, no group can have one step of its width back after that; of a measured one, the last choice.
     """
-    base, scores, multiple = stage.bench.base, stage.bench.sweep.scores, search.constraints.round_to
-    found = dict(kept)
-    if not search.met(stage.composed({**base, **found})):
-        return found
-    for name in reversed(kept):
-        here = len(base.get(name, scores[name]))
-        counts = [k for k in range(len(found[name]) + 1, here + 1) if k % multiple == 0 or k == here]
-        values = remaining(scores, base, name)
-        low, high = 0, len(counts)  # counts below `low` can be had back
-        while low < high:
-            middle = (low + high) // 2
-            wider = {**found, name: keep_best(values, counts[middle])}
-            low, high = (middle + 1, high) if search.met(stage.composed({**base, **wider})) else (low, middle)
-        if low:
-            found[name] = keep_best(values, counts[low - 1])
-    return {n: k for n, k in found.items() if len(k) < len(base.get(n, scores[n]))}
-
-
-def _allowed(search: Search, stage: _Stage, kept: Kept) -> bool:
-    """Whether the original groups that become narrower keep as many channels as floor and max_fraction ask for."""
-    base = stage.bench.base
-    before, after = stage.composed(base), stage.composed({**base, **kept})
-    for name, left in after.items():
-        size = search.analysis.group(name).size
-        if len(left) < len(before.get(name, range(size))) and len(left) < max(search.constraints.floor, size * (1 - search.constraints.max_fraction), 1):
-            return False
-    return True
+    left = {**stage.left, **added}
+    if not stage.met(left):
+        return left
+    order = [*reversed(added), *(n for n in left if n in stage.free and n not in added)]
+    if stage.search.constraints.measured:
+        order = order[:1]
+    found = relaxed(left, order, stage.scores, stage.widths, stage.met)
+    return {n: k for n, k in found.items() if len(k) < stage.analysis.group(n).size}

@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.allocate.base import widths
 from onnxprune.errors import UsageError
 from onnxprune.model.runtime import Session
-from onnxprune.search.base import Kept, Search, keep_best, remaining, settings
+from onnxprune.search.base import Kept, Search, keep_best, relaxed, remaining, settings
 from onnxprune.search.journal import key
 from onnxprune.search.refitted import Refitted
 from onnxprune.search.suffix import Suffix
@@ -109,7 +109,7 @@ def pagcp(search: Search) -> Plan:
     for all, the groups visited first take all that the outputs bear, whatever that saves.
     """
     chosen = settings(Settings, search.options, "pagcp")
-    scores = search.scores("reconstruction" if chosen.refit else "l2")
+    scores = search.own_scores(chosen.refit)
     kept = search.fixed(scores)
     if search.met(kept):
         return search.plan(kept, method="pagcp")
@@ -123,14 +123,17 @@ def pagcp(search: Search) -> Plan:
             kept[step.group] = step.kept
             if search.met(kept):
                 dear = sorted(steps, key=lambda s: -s.cost)
-                kept = _relaxed(search, scores, kept, [step.group, *(s.group for s in dear), *free])
+                names = [n for n in dict.fromkeys([step.group, *(s.group for s in dear), *free]) if n in kept]
+                names = names[:1] if search.constraints.measured else names
+                kept = relaxed(kept, names, scores, lambda n: widths(search.analysis.group(n).size, search.constraints), search.met)
                 losses = gate.base(kept)
                 return search.plan(kept, method="pagcp", rounds=number + 1, rate=rates, tasks={t: [gate.start[t], losses[t]] for t in losses})
-        if not steps and chosen.relax == 1:
+        if not steps and (chosen.relax == 1 or not any(_widths(search, g, kept) for g in free)):
             break
         if not steps or search.behind(before, kept, chosen.round - number):
             chosen = replace(chosen, initial_rate=chosen.initial_rate * chosen.relax)
-    raise search.missed(kept, f"pagcp found no more after {len(rates)} rounds: raise round, initial_rate, initial_thres or relax (--method-option)")
+    more = "round, initial_rate, initial_thres or relax" if chosen.exp else "round, initial_rate or relax"
+    raise search.missed(kept, f"pagcp found no more after {len(rates)} rounds: raise {more} (--method-option)")
 
 
 def visit(search: Search, gate: _Gate, chosen: Settings, scores: Scores, kept: Kept, free: Sequence[str], number: int) -> list[Accepted]:
@@ -201,27 +204,6 @@ def _widths(search: Search, group: str, kept: Kept) -> list[int]:
 
 def _count(search: Search, kept: Kept, group: str) -> int:
     return len(kept[group]) if group in kept else search.analysis.group(group).size
-
-
-def _relaxed(search: Search, scores: Scores, kept: Kept, order: Sequence[str]) -> Kept:
-    """Each group in turn with the most channels with which the budget is still met, those that it keeps among them; the first alone where that is measured."""
-    kept, names = dict(kept), [n for n in dict.fromkeys(order) if n in kept]
-    for name in names[:1] if search.constraints.measured else names:
-        wider = [w for w in widths(search.analysis.group(name).size, search.constraints) if w > len(kept[name])]
-        low, high = 0, len(wider)  # they descend; from `high` on the budget is met
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if search.met({**kept, name: _wider(scores[name], kept[name], wider[middle])}) else (middle + 1, high)
-        if low < len(wider):
-            kept[name] = _wider(scores[name], kept[name], wider[low])
-    return kept
-
-
-def _wider(scores: np.ndarray, kept: Sequence[int], width: int) -> tuple[int, ...]:
-    """The channels that are kept and the best of the others."""
-    values = np.asarray(scores, np.float64).copy()
-    values[list(kept)] = np.inf
-    return tuple(sorted(np.argsort(-values, kind="stable")[:width].tolist()))
 
 
 @dataclass

@@ -25,7 +25,7 @@ from onnxprune.evaluate.detection import Detection
 from onnxprune.evaluate.run import measure
 from onnxprune.model.io import Model, load
 from onnxprune.model.runtime import Session
-from onnxprune.search.base import Kept, keep_best, remaining
+from onnxprune.search.base import Kept, keep_best
 from onnxprune.search.journal import Journal, key
 from onnxprune.search.suffix import Changed, Suffix
 from onnxprune.search.tasks import HeadLosses, summed
@@ -130,13 +130,14 @@ class Bench:
     Attributes
     ----------
     base
-        What is gone already: jobs cut more than that, and what they save is counted from there.
+        What is left already: what a cut saves is counted from there.
     """
 
     def __init__(
         self, sweep: Sweep, analysis: Analysis | None = None, reference: Model | None = None, changed: Changed | None = None
     ) -> None:
         self.base: Kept = {}
+        self.changed = changed is not None
         self.sweep = sweep
         self.analysis = analysis or analyse(load(sweep.model), **sweep.options)
         self.batches = list(sweep.gate.batches(sweep.batch_size))
@@ -156,15 +157,11 @@ class Bench:
             heads: label-free losses relative to the reference's; quality: 0 to 1, the first metric (or the agreement of the heads without labels);
             timing: of one batch: inference_ms, nms_ms (from outputs to boxes, 0 where no metric has any), total_ms, batch, h, w; shapes of its inputs.
         """
-        kept = {job.group: self.narrowed(job.group, job.rate)} if job.group else {}
+        kept = {job.group: narrowed(self.sweep.scores[job.group], job.rate, self.sweep.multiple)} if job.group else {}
         return {"index": job.index, "group": job.group, "rate": job.rate, **self.figures(kept)}
 
-    def narrowed(self, group: str, rate: float) -> tuple[int, ...]:
-        """What a group keeps when this share of what is left of it goes."""
-        return narrowed(remaining(self.sweep.scores, self.base, group), rate, self.sweep.multiple, len(self.base.get(group, self.sweep.scores[group])))
-
     def figures(self, kept: Kept) -> dict[str, Any]:
-        """All that is measured of one cut model."""
+        """All that is measured of one cut model, whose other groups are as in the base."""
         sweep, analysis, group, left = self.sweep, self.analysis, next(iter(kept), ""), {**self.base, **kept}
         sizes = {n: analysis.group(n).size for n in left}
         before, after = analysis.cost(self.base), analysis.cost(left)
@@ -175,7 +172,10 @@ class Bench:
         model = None
         if sweep.time or sweep.metrics and sweep.labelled is not None:
             model = cut(analysis, Plan(analysis.digest, left, sizes, {}, analysis.options)) if left else analysis.model
-        heads = self.suffix(self.base, group, kept[group]) if len(kept) == 1 else self.heads(self.suffix.changed(left) if left else analysis.model)
+        if model is not None and not self.changed:
+            heads: Mapping[str, float] | None = self.heads(model)
+        else:
+            heads = self.suffix(self.base, group, kept[group]) if len(kept) == 1 else self.heads(self.suffix.changed(left) if left else analysis.model)
         assert heads is not None  # without bounds nothing stops early
         found["heads"] = {n: v / self.start[n] for n, v in heads.items()}
         quality = float(np.mean([1 / max(v, 1.0) for v in found["heads"].values()]))
@@ -230,8 +230,8 @@ def _image(shape: Sequence[int]) -> dict[str, int]:
     return {"batch": shape[0], "h": h, "w": w}
 
 
-def narrowed(scores: np.ndarray, rate: float, multiple: int = 2, left: int | None = None) -> tuple[int, ...]:
-    """The best channels when a rate of those that are `left` (None = all) goes, their count a multiple where the group is large enough; at least one."""
-    count = (len(scores) if left is None else left) * (1 - rate)
+def narrowed(scores: np.ndarray, rate: float, multiple: int = 2) -> tuple[int, ...]:
+    """The best channels at a rate, their count a multiple where the group is large enough; at least one."""
+    count = len(scores) * (1 - rate)
     count = int(count // multiple) * multiple if count >= multiple else int(count)
     return keep_best(scores, max(1, count))

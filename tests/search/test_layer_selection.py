@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from graph_text import net
 
 from onnxprune import demo
-from onnxprune.allocate.base import Constraints
+from onnxprune.allocate.base import Constraints, widths
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import open_data
+from onnxprune.calibrate.data import open_data, synthetic
 from onnxprune.checks import input_types
-from onnxprune.errors import TargetError
+from onnxprune.errors import TargetError, UsageError
 from onnxprune.model.io import load
 from onnxprune.saliency.base import Context
 from onnxprune.search import layer_selection as module
 from onnxprune.search.base import Search
 from onnxprune.search.journal import Journal
 from onnxprune.search.layer_selection import Selection, layer_selection, select
+from onnxprune.search.pagcp import pagcp
+from onnxprune.types import Plan
 
 FILES = demo.files()
 
@@ -41,15 +45,63 @@ def test_rounds_meet_the_budget_and_go_on_after_a_kill(tmp_path: Path) -> None:
     assert layer_selection(replace(here, journal=Journal(tmp_path / "part.jsonl"))).kept == whole.kept
 
 
-@pytest.mark.parametrize("round_to", [1, 4])
-def test_no_group_of_the_last_round_can_have_a_step_back(round_to: int) -> None:
-    here = search(0.8)
+@pytest.mark.parametrize(("budget", "round_to"), [(0.8, 1), (0.8, 4), (0.3, 8)])
+def test_no_group_can_have_a_step_back(budget: float, round_to: int) -> None:
+    """Not those of earlier rounds either: at the next width that is allowed the budget is missed."""
+    here = search(budget, rounds=5)
     here = replace(here, constraints=replace(here.constraints, round_to=round_to))
-    kept = layer_selection(here).kept
+    kept = dict(layer_selection(here).kept)
     assert here.met(kept)
-    cheapest = min(here.analysis.cost({n: k[:-round_to]}).macs for n, k in kept.items() if len(k) > round_to)
-    short = here.constraints.budgets["macs"] - here.analysis.cost(kept).macs
-    assert short < here.analysis.cost().macs - cheapest
+    for group, left in kept.items():
+        size = here.analysis.group(group).size
+        wider = min(w for w in widths(size, here.constraints) if w > len(left))
+        more = tuple(sorted([*left, *sorted(set(range(size)) - set(left))[: wider - len(left)]]))
+        assert not here.met({**kept, group: more})
+        assert len(left) in widths(size, here.constraints)
+
+
+def test_lower_rates_are_tried_where_higher_ones_are_not_allowed() -> None:
+    here = search(0.8, flops_map=0.1, end_map=0.1)
+    here = replace(here, constraints=replace(here.constraints, round_to=1, max_fraction=0.4))
+    kept = layer_selection(here).kept
+    assert here.met(kept) and all(len(k) >= 0.6 * here.analysis.group(n).size - 1e-9 for n, k in kept.items())
+
+
+def test_a_measured_budget_goes_on_to_other_groups() -> None:
+    """The first of the list may shrink by half only; the measure is a share of the MACs here."""
+    here = search(0.6, flops_layers=1, latency_layers=0, rounds=40)
+    whole = here.analysis.cost().macs
+    measures = {"latency": lambda kept: here.analysis.cost(kept).macs / whole}
+    here = replace(here, constraints=Constraints({"latency": 0.6}, measures=measures, max_fraction=0.5))
+    kept = layer_selection(here).kept
+    assert measures["latency"](kept) <= 0.6 and len(kept) > 1
+
+
+@pytest.mark.parametrize("method", [layer_selection, pagcp])
+def test_weights_that_cannot_be_refitted_are_cut_by_norms(method: Callable[[Search], Plan]) -> None:
+    quantised = "; ".join(f"d{i} = DequantizeLinear(w{i}, s, z)" for i in (1, 2, 3))
+    model = net(
+        f"float[n,4,8,8] x | int8[16,4,3,3] w1, int8[16,16,3,3] w2, int8[5,16,1,1] w3, float s = {{0.01}}, int8 z = {{0}} | "
+        f"{quantised}; a = Conv(x, d1); r = Relu(a); b = Conv(r, d2); t = Relu(b); y = Conv(t, d3)"
+    )
+    analysis = analyse(load(model))
+    data = synthetic(input_types(analysis.model), samples=40, seed=1)
+    here = Search(Context(analysis, data, batch_size=16), Constraints({"macs": 0.7 * analysis.cost().macs}))
+    assert here.met(method(here).kept)
+
+
+@pytest.mark.parametrize("options", [{"rates": "0.25,abc"}, {"rates": "1.5"}, {"rounds": 0}, {"max_drop": 2}])
+def test_wrong_settings_are_said_before_anything_is_measured(options: Mapping[str, object]) -> None:
+    here = search(0.8, **options)
+    with pytest.raises(UsageError, match="layer-selection: (rates|rounds)"):
+        layer_selection(here)
+    assert here.journal.measured == 0
+
+
+def test_ratios_for_all_groups_leave_nothing_to_search() -> None:
+    here = search(0.2)
+    with pytest.raises(TargetError, match="after 0 rounds"):
+        layer_selection(replace(here, constraints=replace(here.constraints, ratios={"*": 0.25})))
 
 
 def test_what_cannot_be_reached_is_said() -> None:
