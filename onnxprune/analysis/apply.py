@@ -91,11 +91,15 @@ class _Match:
             elif isinstance(size, int) and size != 1:
                 self.length[key] = size  # type: ignore[index]
 
+    def number(self, name: str) -> int:
+        """The length of a letter of a product."""
+        return int(self.length[name])  # type: ignore[arg-type]  # the walk catches what a symbol raises
+
     def measure_product(self, names: tuple[str, ...], size: Dim) -> None:
         if not isinstance(size, int):
             raise Misfit(f"{names} is a product and has no fixed length")
         unknown = [n for n in names if n not in self.length]
-        rest = prod(int(self.length[n]) for n in names if n in self.length)  # type: ignore[arg-type]
+        rest = prod(self.number(n) for n in names if n in self.length)
         if len(unknown) > 1 or rest == 0 or size % rest or (not unknown and rest != size):
             raise Misfit(f"length {size} is not the product {names}")
         for name in unknown:
@@ -148,15 +152,15 @@ class _Match:
             operand.axes[i] = self.product(names)
             return
         for n, name in enumerate(names[:-1]):
-            rest = prod(int(self.length[x]) for x in names[n + 1 :])  # type: ignore[arg-type]
-            row, axis = self.causes.split(axis, int(self.length[name]), rest, self.node.single())  # type: ignore[arg-type]
+            rest = prod(self.number(x) for x in names[n + 1 :])
+            row, axis = self.causes.split(axis, self.number(name), rest, self.node.single())
             self.equal(name, row)
         self.equal(names[-1], axis)
 
     def product(self, names: tuple[str, ...]) -> Axis:
-        axis, size = self.letter(names[0]), int(self.length[names[0]])  # type: ignore[arg-type]
+        axis, size = self.letter(names[0]), self.number(names[0])
         for name in names[1:]:
-            more = int(self.length[name])  # type: ignore[arg-type]
+            more = self.number(name)
             axis, size = self.causes.merge(axis, size, self.letter(name), more), size * more
         return axis
 

@@ -14,6 +14,7 @@ from onnxprune.analysis.apply import Misfit
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.state import Node, Refit, Restore, Select
 from onnxprune.model.shapes import Dim
+from onnxprune.model.values import known
 
 Axes = list[Axis]
 
@@ -207,7 +208,7 @@ def expand(node: Node) -> list[Axes]:
     """A broadcast axis gets causes of its own: its positions are equal, and the target is refitted."""
     axes, out = axes_of(node), node.out_shape()
     shape = (1,) * (len(out) - len(axes)) + node.shape(0)
-    axes = [node.single()] * (len(out) - len(axes)) + axes
+    axes = [*[node.single()] * (len(out) - len(axes)), *axes]
     target = node.partial(1)
     lead = len(out) - (len(target) if target is not None else len(out))
     for i, (have, want) in enumerate(zip(shape, out)):
@@ -241,7 +242,7 @@ def constant_of_shape(node: Node) -> list[Axes]:
     target = node.partial(0)
     if target is None:
         raise Misfit("its shape is computed from the input")
-    axes: Axes = [node.record.causes.fresh(d, node.single()) if isinstance(d, int | np.integer) else node.why("dynamic axis") for d in target]
+    axes: Axes = [node.record.causes.fresh(int(d), node.single()) if isinstance(d, int | np.integer) else node.why("dynamic axis") for d in target]
     _refit(node, ("input", 0), list(axes))
     return [axes]
 
@@ -323,17 +324,16 @@ def _regroup_middle(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]
     if not any(isinstance(a, np.ndarray) for a, _ in source):
         return [source[0][0] if source else node.single()] * len(sizes)
     lengths = [d for _, d in source]
-    if not all(isinstance(d, int) for d in (*lengths, *sizes)):
+    if not known(lengths) or not known(sizes):
         return _around_dynamic(node, source, sizes)
-    if prod(lengths) != prod(sizes):  # type: ignore[arg-type]
+    if prod(lengths) != prod(sizes):
         raise Misfit(f"lengths {lengths} are reshaped to {sizes}")
     cuts = sorted(set(np.cumprod(lengths).tolist()) | set(np.cumprod(sizes).tolist()))
     ends = [1, *cuts]
+    measured = [(axis, d) for (axis, _), d in zip(source, lengths)]
     if all(b % a == 0 for a, b in zip(ends, ends[1:])):
-        parts = _factor(node, source, ends)
-        return _collect(node, parts, sizes, ends)  # type: ignore[arg-type]
-    flat = _merge_all(node, source)
-    return _split_all(node, flat, sizes)  # type: ignore[arg-type]
+        return _collect(node, _factor(node, measured, ends), sizes, ends)
+    return _split_all(node, _merge_all(node, measured), sizes)
 
 
 def _around_dynamic(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]) -> Axes:
@@ -371,20 +371,21 @@ def _equal_blocks(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[int, int]:
     while True:
         if left == right:
             best = (i, j)
-        if left <= right and i < len(a) and isinstance(a[i], int):
-            left, i = left * a[i], i + 1  # type: ignore[operator]
-        elif left > right and j < len(b) and isinstance(b[j], int):
-            right, j = right * b[j], j + 1  # type: ignore[operator]
+        more, other = a[i] if i < len(a) else None, b[j] if j < len(b) else None
+        if left <= right and isinstance(more, int):
+            left, i = left * more, i + 1
+        elif left > right and isinstance(other, int):
+            right, j = right * other, j + 1
         else:
             return best
 
 
-def _factor(node: Node, source: list[tuple[Axis, Dim]], ends: list[int]) -> list[tuple[Axis, int]]:
+def _factor(node: Node, source: list[tuple[Axis, int]], ends: list[int]) -> list[tuple[Axis, int]]:
     """The input axes taken apart at every boundary of input or output."""
     parts: list[tuple[Axis, int]] = []
     done, k = 1, 1
     for axis, size in source:
-        done *= size  # type: ignore[operator]
+        done *= size
         sizes = []
         while k < len(ends) and ends[k] <= done:
             sizes.append(ends[k] // ends[k - 1])
@@ -393,7 +394,7 @@ def _factor(node: Node, source: list[tuple[Axis, Dim]], ends: list[int]) -> list
     return parts
 
 
-def _collect(node: Node, parts: list[tuple[Axis, int]], sizes: list[int], ends: list[int]) -> Axes:
+def _collect(node: Node, parts: list[tuple[Axis, int]], sizes: Sequence[int], ends: list[int]) -> Axes:
     out, k, done = [], 0, 1
     for size in sizes:
         done *= size
@@ -405,14 +406,14 @@ def _collect(node: Node, parts: list[tuple[Axis, int]], sizes: list[int], ends: 
     return out
 
 
-def _merge_all(node: Node, parts: list[tuple[Axis, Dim]] | list[tuple[Axis, int]]) -> Axis:
+def _merge_all(node: Node, parts: list[tuple[Axis, int]]) -> Axis:
     axis, size = parts[0]
     for more, length in parts[1:]:
-        axis, size = node.record.causes.merge(axis, size, more, length), size * length  # type: ignore[arg-type, operator]
+        axis, size = node.record.causes.merge(axis, size, more, length), size * length
     return axis
 
 
-def _split_all(node: Node, axis: Axis, sizes: list[int]) -> Axes:
+def _split_all(node: Node, axis: Axis, sizes: Sequence[int]) -> Axes:
     out = []
     for n, size in enumerate(sizes[:-1]):
         row, axis = node.record.causes.split(axis, size, prod(sizes[n + 1 :]), node.single())

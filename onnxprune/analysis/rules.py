@@ -48,7 +48,7 @@ def reduce(linear: bool, mean: bool = False) -> Callable[[View], Rule | None]:
             if view.attribute("noop_with_empty_axes", 0):
                 return elementwise(view)
             axes = range(len(names))
-        gone = {names[int(a)] for a in axes}  # type: ignore[union-attr]
+        gone = {names[int(a)] for a in axes}  # type: ignore[attr-defined]
         right = ["1" if n in gone else n for n in names] if view.attribute("keepdims", 1) else [n for n in names if n not in gone]
         left = " ".join(names) + (", I" if view.inputs > 1 else "")
         over = "".join(sorted(gone))

@@ -117,7 +117,7 @@ class _Walk:
         origins = tuple(dict.fromkeys(o for t in given for o in t.origins)) if constant else ()
         for name, axes in zip(proto.output, outputs):
             if name:
-                self.record.tensors[name] = Tensor(self.lone(name, node, axes), constant, origins)
+                self.record.tensors[name] = Tensor([*self.lone(name, node, axes)], constant, origins)
         for name in list(proto.output)[len(outputs) :]:
             if name:
                 self.record.tensors[name] = self.frozen(name, node.why("an output without a rule"))

@@ -21,7 +21,7 @@ from onnxprune.errors import EngineError, UsageError
 from onnxprune.model.io import Model, load, save
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self  # noqa: UP035 - of typing from 3.11 on
 
 PRECISIONS = ("f32", "bf16", "f16", "int8")
 LEVELS = ("off", "basic", "extended", "all")

@@ -19,7 +19,7 @@ from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self  # noqa: UP035 - of typing from 3.11 on
 
 PROBE = Schedule(seconds=0.6, warmup=3, min_rounds=12, max_rounds=60)
 UNDISTURBED = 0.1  # quantile of the times that a ratio is taken of: other work on the machine makes inferences longer, never shorter

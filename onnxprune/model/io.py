@@ -71,10 +71,9 @@ def load(source: str | os.PathLike[str] | bytes | ModelProto | Model) -> Model:
     """
     if isinstance(source, Model):
         return source
-    if isinstance(source, ModelProto):
-        source = source.SerializeToString()
-    if isinstance(source, bytes):
-        return _parse(memoryview(source), None, "the given bytes")
+    if isinstance(source, bytes | ModelProto):
+        data: bytes = source if isinstance(source, bytes) else source.SerializeToString()
+        return _parse(memoryview(data), None, "the given bytes")
     path = Path(source)
     try:
         with open(path, "rb") as file:

@@ -18,7 +18,7 @@ from onnxprune.model.bodies import Wire, branch, common, passes, refined, stacke
 from onnxprune.model.contrib import standard_form
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, nested, subgraphs
-from onnxprune.model.values import EVALUATE, LARGEST_VALUE, VALUE_TYPES, Dim, compact, product, quotient
+from onnxprune.model.values import EVALUATE, LARGEST_VALUE, VALUE_TYPES, Dim, compact, known, product, quotient
 
 _LIKE_THE_INPUT = ("GroupNormalization", "MeanVarianceNormalization")  # onnx has no inference for them
 _UNKNOWN = "?"  # begins the symbol of a length that is not known
@@ -240,7 +240,7 @@ class _Inference:
         if shape is None:
             return None
         if node.op_type == "Size":
-            return np.array(np.prod(shape, dtype=np.int64), np.int64) if all(isinstance(d, int) for d in shape) else None
+            return np.array(np.prod(shape, dtype=np.int64), np.int64) if known(shape) else None
         return compact(np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], object))
 
     def range_length(self, node: NodeProto) -> None:

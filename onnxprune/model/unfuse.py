@@ -18,6 +18,7 @@ from onnxprune.model.edit import add_initializer, copied, replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, nested, set_attribute
 from onnxprune.model.shapes import Dim, Shapes
+from onnxprune.model.values import known
 
 _AXES_ARE_INPUTS = 13  # opset from which Split sizes and Squeeze axes are inputs
 
@@ -84,10 +85,10 @@ def _leading_factor(before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | Non
     tail = len(before) - i - 1
     inside = after[i + 1 : len(after) - tail] if i < len(before) else ()
     sizes = (before[i], after[i], *inside) if inside else ()
-    if not sizes or not all(isinstance(d, int) for d in sizes) or before[i + 1 :] != after[len(after) - tail :]:
+    if not sizes or not known(sizes) or before[i + 1 :] != after[len(after) - tail :]:
         return None
-    k, rest = int(after[i]), prod(int(d) for d in inside)  # type: ignore[arg-type]
-    return i if k > 1 and rest > 1 and k * rest == before[i] else None
+    whole, k, rest = sizes[0], sizes[1], prod(sizes[2:])
+    return i if k > 1 and rest > 1 and k * rest == whole else None
 
 
 def _moved(node: NodeProto, at: int, shapes: Shapes) -> int | None:
@@ -131,10 +132,11 @@ def _taken(node: NodeProto, name: str, at: int, parts: int, shapes: Shapes) -> l
         return list(range(parts))
     if node.op_type == "Slice":
         bounds = values[:4] if values else [np.array(attribute(node, k)) for k in ("starts", "ends", "axes") if attribute(node, k) is not None]
-        if len(bounds) < 3 or any(b is None or b.size != 1 for b in bounds):
+        single = [b for b in bounds if b is not None and b.size == 1]
+        if len(bounds) < 3 or len(single) < len(bounds):
             return None
-        start, end, axis = (int(b[0]) for b in bounds[:3])
-        picked = range(parts)[slice(start, end, int(bounds[3][0]) if len(bounds) > 3 else 1)]
+        start, end, axis, step = [*(int(b[0]) for b in single), 1][:4]
+        picked = range(parts)[start:end:step]
         return [picked[0]] if axis % rank == at and len(picked) == 1 else None
     return None
 

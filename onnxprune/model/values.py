@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -13,6 +13,11 @@ from onnxprune.model.nodes import attribute
 Dim = int | str | None
 LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
 _TIMES = "\u00b7"  # between the factors of a product of symbols
+
+
+def known(dims: Sequence[Dim]) -> TypeGuard[Sequence[int]]:
+    """Whether all of them are numbers."""
+    return all(isinstance(d, int) for d in dims)
 
 
 def product(dims: Sequence[Any]) -> Dim:
@@ -110,7 +115,8 @@ def _cast(node: NodeProto, x: np.ndarray) -> np.ndarray:
 
 
 def _slice(node: NodeProto, x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
-    starts, ends, axes, steps = (*rest, None, None, None, None)[:4] if rest else (*(attribute(node, k) for k in ("starts", "ends", "axes")), None)
+    starts, ends, *more = rest or [attribute(node, k) for k in ("starts", "ends", "axes")]
+    axes, steps = (*more, None, None)[:2]
     axes = range(len(starts)) if axes is None else axes
     index = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, [1] * len(starts) if steps is None else steps):
@@ -149,7 +155,7 @@ def _expand(node: NodeProto, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
 
 def _range(node: NodeProto, start: np.ndarray, end: np.ndarray, step: np.ndarray) -> np.ndarray:
     _small(np.array([max(0, abs((end - start) / step))]))
-    return np.arange(start, end, step, start.dtype)
+    return np.arange(start, end, step, start.dtype)  # type: ignore[call-overload]  # numbers, as arrays without axes
 
 
 def _reshape_value(node: NodeProto, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -165,15 +171,16 @@ def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _tile(node: NodeProto, x: np.ndarray, repeats: np.ndarray) -> np.ndarray:
     _small(np.array(x.shape) * repeats)
-    return np.tile(x, repeats)
+    return np.tile(x, repeats.tolist())
 
 
+_NUMERIC: dict[str, Callable[..., Any]] = {
+    "Sub": np.subtract, "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Pow": lambda a, b: np.power(a, b).astype(a.dtype),
+    "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Mod": np.mod, "Greater": np.greater, "Less": np.less,
+    "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal, "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or,
+}  # fmt: skip
 EVALUATE: dict[str, Callable[..., Any]] = {
-    **{op: _arithmetic(f) for op, f in {
-        "Sub": np.subtract, "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Pow": lambda a, b: np.power(a, b).astype(a.dtype),
-        "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Mod": np.mod, "Greater": np.greater, "Less": np.less,
-        "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal, "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or,
-    }.items()},
+    **{op: _arithmetic(function) for op, function in _NUMERIC.items()},
     "Add": _symbolic(_sum, np.add), "Equal": _symbolic(_equal, np.equal), "Mul": _symbolic(lambda x, y: product([x, y]), np.multiply), "Div": _symbolic(quotient, _div),
     "Min": lambda node, *xs: _arithmetic(lambda *ys: np.minimum.reduce(np.broadcast_arrays(*ys)))(node, *xs),
     "Max": lambda node, *xs: _arithmetic(lambda *ys: np.maximum.reduce(np.broadcast_arrays(*ys)))(node, *xs),

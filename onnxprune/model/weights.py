@@ -15,13 +15,17 @@ from onnxprune.errors import ModelError
 BLOCK_BYTES = 1 << 26  # of a weight that are sliced at a time
 
 
-class Weight(Protocol):
-    """An initializer's values. dtype: TensorProto.DataType; shape: of the values."""
+class Typed(Protocol):
+    """What the size of an initializer follows from. dtype: TensorProto.DataType; shape: of the values."""
 
     @property
     def dtype(self) -> int: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+
+class Weight(Typed, Protocol):
+    """An initializer's values."""
 
     def array(self) -> np.ndarray:
         """The values, read-only where they are a view of a file; 4-bit types come unpacked."""
@@ -165,7 +169,7 @@ def from_proto(tensor: TensorProto) -> Weight:
     return Array(tensor.data_type, numpy_helper.to_array(tensor))
 
 
-def size_bytes(weight: Weight) -> int:
+def size_bytes(weight: Typed) -> int:
     """What the values take in a file, without copying them."""
     if isinstance(weight, Stored):
         return len(weight.data)

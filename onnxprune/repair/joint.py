@@ -163,7 +163,8 @@ class _Joint:
         """Where accelerated stochastic gradients lead (Nesterov 1983)."""
         pull = 2 * PULL * caution * len(start) / self.samples.values
         rate = RATE / caution / (curvature + pull)
-        at, move, order = start, np.zeros_like(start), []
+        at, move = start, np.zeros_like(start)
+        order: list[int] = []
         for step in range(STEPS):
             if len(order) < batch:
                 order += self.rng.permutation(self.samples.fitted).tolist()
@@ -189,7 +190,8 @@ class _Joint:
 
     def parameters(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Initializers by name."""
-        values, at = {}, 0
+        values: dict[str, np.ndarray] = {}
+        at = 0
         for block in self.blocks:
             values |= block.parameters(self.model, vector[at : at + block.size])
             at += block.size
@@ -223,7 +225,7 @@ class _Joint:
     def scale_outputs(self, pieces: Sequence[int]) -> None:
         """Set how much the exits depend on each output: random signs there, brought back, squared (Hutchinson 1990)."""
         rng, parameters = np.random.default_rng(0), {n: self.model.weights[n].array() for n in self.names}
-        sums = [np.zeros(b.depends.shape) for b in self.blocks]
+        sums: list[np.ndarray] = [np.zeros(b.depends.shape) for b in self.blocks]
         for i in pieces:
             away = {e: v - (rng.integers(0, 2, v.shape, np.int8) - np.float32(0.5)) / np.float32(np.sqrt(self.weights[e])) for e, v in self.samples.found[i].items()}
             out = self.run(i, parameters, away)

@@ -164,7 +164,7 @@ class System:
     constant: bool
 
     def __post_init__(self) -> None:
-        self.shift = np.zeros(len(self.weight))
+        self.shift: np.ndarray = np.zeros(len(self.weight))
         self._prior = self.weight
         self._factor: tuple[np.ndarray, bool] | None = None
         self._lift = 0.0
@@ -176,6 +176,8 @@ class System:
         moments = self.moments
         moments.flush()
         xx, yx = moments.centred() if self.constant else (moments.xx, moments.yx)
+        if yx is None or moments.y is None:
+            raise ValueError("moments without outputs, nothing to solve for")
         if not (np.isfinite(xx).all() and np.isfinite(yx).all()):
             self.weight = np.full_like(self.weight, np.nan)
             return
@@ -189,7 +191,7 @@ class System:
         self.weight = cho_solve(self._factor, (yx + self._lift * self._prior).T).T
         count = max(moments.count, 1)
         if self.constant:
-            self.shift = moments.y / count - self.weight @ (moments.x / count)  # type: ignore[operator]
+            self.shift = moments.y / count - self.weight @ (moments.x / count)
 
     def spread(self, damping: float) -> tuple[np.ndarray, np.ndarray]:
         """(lower triangle L, mean): inputs are like mean + L e with uncorrelated e; without a shift the mean is 0. damping: of the mean variance, added to each."""

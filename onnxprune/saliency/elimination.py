@@ -55,7 +55,7 @@ def eliminate(readers: Sequence[Reader], size: int, steps: int = STEPS) -> tuple
     cost : (size,) increase of the summed output error of the readers, >= 0; several removed at once share it
     """
     work = [_Work(inverse(r.moments), r.weight.copy(), r.index.copy(), r.scale) for r in readers]
-    alive = np.arange(size)
+    alive: np.ndarray = np.arange(size)
     order: list[int] = []
     cost = np.zeros(size)
     while len(alive):

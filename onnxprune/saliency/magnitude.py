@@ -6,6 +6,8 @@ always absolute: a channel with a large negative scale matters as much as one wi
 
 from __future__ import annotations
 
+from string import ascii_letters
+
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis, Member
@@ -71,10 +73,10 @@ def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.nd
         values = values - zero
     if scale is not None:
         values = values * scale
-    axes = list(range(weight.ndim))
     if power == 1:
-        return np.abs(values).sum(tuple(i for i in axes if i != axis), dtype=np.float64)
-    return np.einsum(values, axes, values, axes, [axis]).astype(np.float64)
+        return np.abs(values).sum(tuple(i for i in range(weight.ndim) if i != axis), dtype=np.float64)
+    axes = ascii_letters[: weight.ndim]
+    return np.einsum(f"{axes},{axes}->{axes[axis]}", values, values).astype(np.float64)
 
 
 def _parameter(analysis: Analysis, use: int, shape: tuple[int, ...], slot: int) -> np.ndarray | None:

@@ -32,7 +32,7 @@ WHOLE = 0.05  # of the weights that are to stay: the smallest tensors, as long a
 # it does not show that errors of layers add up, cancel, and are carried on by weights that are sparse themselves.
 PASSED_ON = (1.0, 2.0, 4.0, 8.0, 16.0)
 MOST_POWER = 4.0  # steeper is noise of a first damage that is next to none
-_TINY = np.finfo(np.float64).tiny
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 def whole(sizes: Mapping[str, int], amount: float) -> set[str]:

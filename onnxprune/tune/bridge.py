@@ -16,12 +16,11 @@ from onnx import AttributeProto, GraphProto, NodeProto, helper
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model.io import Model
 from onnxprune.model.weights import Array
-from onnxprune.tune.call import Batch, Call, Row, torch
+from onnxprune.tune.call import Batch, Call, Row, Tensor, torch
 from onnxprune.tune.ops import find
 from onnxprune.tune.ops_shape import from_numpy
 
 _NEXT = "add one, or prune without --tune"
-Tensor = torch.Tensor
 Transform = Callable[[str, Tensor], Tensor]
 Gates = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
 STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that a training pass updates
@@ -107,7 +106,7 @@ class OnnxModule(torch.nn.Module):
         outputs
             Tensors to return, inner ones too; None = the graph's outputs.
         """
-        feeds = {self.inputs[0]: feeds} if isinstance(feeds, Tensor) else feeds
+        feeds = {self.inputs[0]: feeds} if isinstance(feeds, torch.Tensor) else feeds
         missing = [n for n in self.inputs if n not in feeds]
         if missing:
             raise DataError("data-input", f"the graph reads {', '.join(map(repr, missing))}, the data has {', '.join(map(repr, feeds)) or 'nothing'}")

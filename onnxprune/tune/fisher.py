@@ -19,12 +19,11 @@ from onnxprune.calibrate.gradients import copies
 from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.errors import TargetError, UsageError, unknown
 from onnxprune.tune.bridge import OnnxModule
-from onnxprune.tune.call import torch
+from onnxprune.tune.call import Tensor, torch
 from onnxprune.tune.distributed import join_world
 from onnxprune.tune.losses import Head
 from onnxprune.types import Plan
 
-Tensor = torch.Tensor
 CUTS = 50  # of a whole network, where `step` does not say it
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.errors import DataError, UsageError, unknown
-from onnxprune.tune.call import torch
+from onnxprune.tune.call import Tensor, torch
 
 F = torch.nn.functional
-Tensor = torch.Tensor
 Named = Mapping[str, Tensor]
 
 

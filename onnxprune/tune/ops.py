@@ -10,13 +10,12 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 
-from onnxprune.tune.call import Call, Row, together, torch
+from onnxprune.tune.call import Call, Row, Tensor, together, torch
 from onnxprune.tune.ops_nn import NN
 from onnxprune.tune.ops_rnn import RECURRENT
 from onnxprune.tune.ops_shape import SHAPE
 
 F = torch.nn.functional
-Tensor = torch.Tensor
 
 
 def _unary(function: Callable[..., Tensor]) -> Row:

@@ -7,11 +7,10 @@ import math
 
 import numpy as np
 
-from onnxprune.tune.call import Call, Row, together, torch
+from onnxprune.tune.call import Call, Row, Tensor, together, torch
 from onnxprune.tune.ops_shape import from_numpy
 
 F = torch.nn.functional
-Tensor = torch.Tensor
 
 
 def _window(c: Call, x: Tensor, kernel: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:

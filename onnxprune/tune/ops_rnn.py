@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxprune.tune.call import Call, Row, torch
+from onnxprune.tune.call import Call, Row, Tensor, torch
 
 F = torch.nn.functional
-Tensor = torch.Tensor
 Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 

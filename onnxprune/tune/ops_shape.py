@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from onnx import numpy_helper
 
-from onnxprune.tune.call import Call, Row, together, torch
+from onnxprune.tune.call import Call, Row, Tensor, together, torch
 
 F = torch.nn.functional
-Tensor = torch.Tensor
 
 
 def _axes(c: Call, axes: Tensor | None) -> list[int]:
