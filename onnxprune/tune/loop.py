@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.errors import OnnxpruneError
 from onnxprune.events import Event, Listener
 from onnxprune.tune.bridge import OnnxModule, as_feeds
-from onnxprune.tune.call import torch
+from onnxprune.tune.call import Tensor, torch
 from onnxprune.tune.distributed import World
 from onnxprune.tune.losses import LOSSES, Head, Sight
 from onnxprune.tune.samples import Samples, augmented
@@ -23,7 +23,6 @@ from onnxprune.tune.settings import Settings
 from onnxprune.tune.state import State, average, put, read_checkpoint, snapshot, write_checkpoint
 from onnxprune.tune.validate import Validator
 
-Tensor = torch.Tensor
 TaskLoss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 
 
