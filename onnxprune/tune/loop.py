@@ -210,14 +210,21 @@ def _float(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _validate(run: Run, validator: Validator, epoch: int, train_loss: float, seconds: float, on_event: Listener) -> None:
-    """Score the averaged weights (the weights where there are none) and keep them if they are the best."""
+    """Score the averaged weights (the weights where there are none) and keep them if they are the best.
+
+    The best: of those whose score is within a standard error of the highest, and not below the start's, the one with the least loss. A few hundred samples
+    do not tell the scores of two epochs apart, and their loss does.
+    """
     state, module = run.state, run.module
     current = snapshot(module)
     put(module, state.averaged or current)
-    score, loss = run.world.from_leader(validator.score(module) if run.world.leads else None)
-    row = {"epoch": epoch, "step": state.step, "score": score, "validation_loss": loss, "loss": train_loss, "seconds": seconds}
+    score, loss, doubt = run.world.from_leader(validator.score(module) if run.world.leads else None)
+    accepted = run.hook is None or run.hook.accepts(state.step)
+    row = {"epoch": epoch, "step": state.step, "score": score, "validation_loss": loss, "loss": train_loss, "seconds": seconds, "accepted": accepted}
     state.history.append(row)
-    if (run.hook is None or run.hook.accepts(state.step)) and (not state.best or (score, -loss) > state.best_score):
+    top = max((r["score"] for r in state.history if r["accepted"]), default=score)
+    least = max(top - doubt, state.history[0]["score"]) if run.hook is None else top - doubt
+    if accepted and score >= least and (not state.best or state.best_score[0] < least or (-loss, score) > state.best_score[::-1]):
         state.best_score, state.best_epoch, state.best = (score, -loss), epoch, effective(module)
     put(module, current)
     best = ", the best so far" if state.best and state.best_epoch == epoch else ""

@@ -14,7 +14,7 @@ from onnxprune.tune.bridge import OnnxModule
 from onnxprune.tune.call import torch
 
 Tensors = dict[str, torch.Tensor]
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass

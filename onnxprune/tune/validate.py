@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,8 +27,8 @@ class Validator:
     def __init__(self, samples: Samples, settings: Settings, heads: list[Head], metric: Callable[[], Any] | None, forward: Forward) -> None:
         self.samples, self.settings, self.heads, self.metric, self.forward = samples, settings, heads, metric, forward
 
-    def score(self, module: OnnxModule) -> tuple[float, float]:
-        """(score, higher is better; mean loss)."""
+    def score(self, module: OnnxModule) -> tuple[float, float, float]:
+        """(score, higher is better; mean loss; standard error of the score, 0 where it is not known)."""
         module.eval()
         total, hits, judged = 0.0, 0.0, 0
         metric = self.metric() if self.metric is not None else None
@@ -43,8 +44,9 @@ class Validator:
         mean = total / len(self.samples)
         if metric is not None:
             result = metric.result()
-            return (result.value if result.higher_is_better else -result.value), mean
-        return (hits / judged if judged else -mean), mean
+            return (result.value if result.higher_is_better else -result.value), mean, getattr(result, "standard_error", None) or 0.0
+        share = hits / judged if judged else 0.0
+        return (share if judged else -mean), mean, math.sqrt(share * (1 - share) / max(judged, 1))
 
     def _batches(self) -> Iterator[Samples]:
         size = self.settings.batch_size

@@ -27,6 +27,7 @@ from onnxprune.tune.distributed import own_device
 from onnxprune.tune.finetune import tune
 from onnxprune.tune.samples import Samples, augmented, gather
 from onnxprune.tune.settings import Settings
+from onnxprune.tune.validate import Validator
 
 Digits = tuple[LabelledData, LabelledData]
 QUICK = Settings(epochs=2, batch_size=50)
@@ -77,6 +78,32 @@ def test_never_ends_below_the_start(demo: Model, digits: Digits) -> None:
     result = tune(demo, digits[0], replace(QUICK, loss="ce", lr=0.5, force_lr=True, ema=0))
     assert result.epoch == 0 and result.score == result.start_score
     assert digest(result.model) == digest(demo)
+
+
+@pytest.mark.parametrize(
+    ("doubt", "rows", "best"),
+    [
+        (0.01, [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.88, 0.5)], 2),  # as good as the highest, and the least loss; one that is worse does not count
+        (0.0, [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.91, 0.8)], 3),  # without doubt the highest, of equal ones the least loss
+        (0.01, [(0.90, 1.0), (0.895, 0.5)], 0),  # never below the start
+        (0.01, [(0.80, 0.4), (0.90, 0.5), (0.895, 0.6)], 1),  # what was best is no more, once something is clearly higher
+    ],
+)
+def test_the_best_epoch(demo: Model, damaged: Model, digits: Digits, monkeypatch: pytest.MonkeyPatch, doubt: float, rows: list[tuple[float, float]], best: int) -> None:
+    said = iter(rows)
+    monkeypatch.setattr(Validator, "score", lambda self, module: (*next(said), doubt))
+    result = tune(damaged, digits[0], replace(QUICK, epochs=len(rows) - 1), teacher=demo)
+    assert (result.epoch, result.score) == (best, rows[best][0])
+
+
+def test_the_standard_error_of_an_accuracy(demo: Model, digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, float, float]] = []
+    score = Validator.score
+    monkeypatch.setattr(Validator, "score", lambda self, module: seen.append(score(self, module)) or seen[-1])
+    tune(demo, digits[0], replace(QUICK, epochs=1), teacher=demo, validation=digits[1])
+    share, samples = top1(demo, digits[1]), len(gather(digits[1]))
+    np.testing.assert_allclose(seen[0][0], share)
+    np.testing.assert_allclose(seen[0][2], np.sqrt(share * (1 - share) / samples))
 
 
 def test_a_rate_that_breaks_folded_graphs_is_refused(demo: Model, digits: Digits) -> None:
