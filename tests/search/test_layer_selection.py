@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graph_text import net
 
@@ -22,9 +24,11 @@ from onnxprune.search.base import Search
 from onnxprune.search.journal import Journal
 from onnxprune.search.layer_selection import Selection, layer_selection, select
 from onnxprune.search.pagcp import pagcp
+from onnxprune.search.sensitivity import Bench
 from onnxprune.types import Plan
 
 FILES = demo.files()
+FIGURES = {"saved_params": 1, "saved_macs": 1, "timing": {}}
 
 
 def search(budget: float, **options: object) -> Search:
@@ -128,6 +132,18 @@ def test_lists_are_those_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     layer_selection(replace(here, options={**here.options, "params_layers": 2}))
     assert [(how.params_layers > 0, how.flops_layers > 0) for how in (asked[0], asked[-1])] == [(False, True), (True, True)]
     assert any(how.params_layers and not how.flops_layers for how in asked)
+
+
+def test_exponents_grow_where_single_groups_cost_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To these a typical group costs what it would if it took 1 % of the quality; where it takes more, they are as they are."""
+    powers: list[float] = []
+    monkeypatch.setattr(module, "select", lambda records, how: powers.append(how.flops_map) or select(records, how))
+    for cost, expected in ((0.0005, 80.0), (0.05, 4.0)):
+        monkeypatch.setattr(Bench, "figures", lambda self, kept, q=cost: {**FIGURES, "quality": math.exp(-q) if kept else 1.0})
+        layer_selection(search(0.9, rounds=1))
+        np.testing.assert_allclose(powers.pop(), expected)
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "select", lambda records, how: powers.append(how.flops_map) or select(records, how))
 
 
 def test_as_published_there_is_no_refit() -> None:
