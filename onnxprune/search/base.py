@@ -140,7 +140,7 @@ def _wider(scores: np.ndarray, kept: Sequence[int], width: int) -> tuple[int, ..
     """The channels that are kept and the best of the others."""
     values = np.asarray(scores, np.float64).copy()
     values[list(kept)] = np.inf
-    return tuple(sorted(np.argsort(-values, kind="stable")[:width].tolist()))
+    return keep_best(values, width)
 
 
 def remaining(scores: Scores, kept: Mapping[str, Sequence[int]], group: str) -> np.ndarray:

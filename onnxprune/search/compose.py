@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.allocate.base import Constraints, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.model.io import Model
@@ -34,6 +35,16 @@ class Smaller:
     kept: Kept
     analysis: Analysis
     origin: Mapping[str, tuple[tuple[tuple[str, int], ...], ...]]
+
+    def groups(self, name: str) -> set[str]:
+        """The original groups that a group's channels lie in."""
+        return {group for places in self.origin[name] for group, _ in places}
+
+    def widths(self, name: str, constraints: Constraints) -> list[int]:
+        """Kept counts of a group with which the original's has one that it may have, descending; the last ones below 1 where others have channels of it."""
+        group = self.original.group(self.origin[name][0][0][0])
+        others = len(self.kept.get(group.name, range(group.size))) - self.analysis.group(name).size
+        return [width - others for width in widths(group.size, constraints)]
 
     def composed(self, kept: Kept) -> dict[str, tuple[int, ...]]:
         """What the original keeps when the cut model keeps this."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocate.base import ordered, widths
+from onnxprune.allocate.base import ordered
 from onnxprune.calibrate.gradients import BATCHES
 from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.layers import LatencyCache
@@ -104,9 +104,7 @@ def _costs(search: Search, chosen: Settings, step: Smaller, number: int, cache: 
 
 def _left_at_least(search: Search, step: Smaller, name: str) -> int:
     """The least width that a group of the smaller model may have."""
-    group, here = search.analysis.group(step.origin[name][0][0][0]), step.analysis.group(name).size
-    others = len(step.kept.get(group.name, range(group.size))) - here
-    return max(widths(group.size, search.constraints)[-1] - others, 1)
+    return max(step.widths(name, search.constraints)[-1], 1)
 
 
 def _scores(search: Search, chosen: Settings, step: Smaller, number: int, known: dict[str, Any]) -> Scores:
@@ -126,7 +124,7 @@ def _least(search: Search, step: Smaller, scores: Scores, costs: Mapping[str, np
     waiting = {name: _bundles(search, step, name, scores[name], costs[name]) for name in scores if name in step.origin}
     heads: dict[str, Bundle] = {}
     for name, bundles in waiting.items():
-        if not {g for places in step.origin[name] for g, _ in places} & fixed:
+        if not step.groups(name) & fixed:
             heads |= {name: b for b in [next(bundles, None)] if b is not None}
     while heads:
         name = min(heads, key=lambda n: heads[n].value)
@@ -136,13 +134,10 @@ def _least(search: Search, step: Smaller, scores: Scores, costs: Mapping[str, np
 
 def _bundles(search: Search, step: Smaller, name: str, scores: np.ndarray, costs: np.ndarray) -> Iterator[Bundle]:
     """The channels between one allowed width and the next, the least important first."""
-    group = search.analysis.group(step.origin[name][0][0][0])
-    left, order = len(step.kept.get(group.name, range(group.size))), ordered(scores)
-    others = left - len(scores)  # channels of the original group that lie in other groups by now
-    taken = 0
-    for width in widths(group.size, search.constraints):
-        until = len(scores) - (width - others)
+    order, taken = ordered(scores), 0
+    for width in step.widths(name, search.constraints):
+        until = len(scores) - width
         if taken < until < len(scores):
-            part = order[taken:until]
-            yield Bundle(name, tuple(part.tolist()), float(scores[part].sum() / costs[part].sum()))
+            channels = order[taken:until]
+            yield Bundle(name, tuple(channels.tolist()), float(scores[channels].sum() / costs[channels].sum()))
             taken = until

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocate.base import widths
 from onnxprune.errors import UsageError
 from onnxprune.model.io import Model
 from onnxprune.repair import REPAIRS
@@ -149,7 +148,7 @@ class _Stage:
         context = search.context if step.analysis is search.analysis else replace(search.context, analysis=step.analysis, cache={})
         self.search, self.step, self.analysis = search, step, step.analysis
         self.scores = replace(search, context=context).own_scores(chosen.refit)
-        self.free = tuple(n for n in self.scores if n in step.origin and not {g for places in step.origin[n] for g, _ in places} & fixed.keys())
+        self.free = tuple(n for n in self.scores if n in step.origin and not step.groups(n) & fixed.keys())
         sweep = Sweep(
             "", step.analysis.options, self.scores, search.gate("method layer-selection"), time=chosen.latency_layers > 0, threads=context.threads,
             batch_size=context.batch_size,
@@ -168,15 +167,13 @@ class _Stage:
 
     def widths(self, name: str) -> list[int]:
         """Kept counts that a group may have, so that the original's group has one that it may have."""
-        group = self.search.analysis.group(self.step.origin[name][0][0][0])
-        others = len(self.step.kept.get(group.name, range(group.size))) - self.analysis.group(name).size  # its channels that lie in other groups by now
-        return [w - others for w in widths(group.size, self.search.constraints) if w > others]
+        return self.step.widths(name, self.search.constraints)
 
     def narrowed(self, name: str, rate: float) -> tuple[int, ...]:
         """What a group keeps when at least this share of what is left of it goes; nothing where that cannot be."""
         here = len(self.bench.base.get(name, self.scores[name]))
         count = max((w for w in self.widths(name) if w <= here * (1 - rate)), default=0)
-        return keep_best(remaining(self.scores, self.bench.base, name), count) if count else ()
+        return keep_best(remaining(self.scores, self.bench.base, name), count) if count > 0 else ()
 
 
 def layer_selection(search: Search) -> Plan:
