@@ -10,9 +10,10 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.backward import DRAWN, VECTOR, Blocked, Gradient, Loss, Place, feeds_of, gradient_model
+from onnxprune.calibrate.backward import DRAWN, LABELS, TARGET, VECTOR, Blocked, Gradient, Loss, Place, feeds_of, gradient_model
 from onnxprune.calibrate.backward.losses import start_tensor
 from onnxprune.calibrate.data import Data, samples_of
+from onnxprune.calibrate.teacher import Teacher
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import label
@@ -35,20 +36,21 @@ class MaskGradients:
     incomplete: tuple[str, ...]
 
 
-def default_losses(model: Model) -> tuple[Loss, ...]:
+def default_losses(model: Model, taught: bool = False) -> tuple[Loss, ...]:
     """A label-free loss an output head.
 
     Labels drawn from the model where the head has classes: shape (samples, classes), lengths of 1 behind not counted, or a Softmax makes it
-    along axis 1. A vector of signs for any other float output.
+    along axis 1. A vector of signs for any other float output. taught: labels and targets are given, by a `Teacher`.
     """
     shapes, losses = infer(model), []
+    of_classes, of_values = (LABELS, TARGET) if taught else (DRAWN, VECTOR)
     for output in model.proto.graph.output:
         shape = shapes.shape(output.name)
         if shapes.dtype(output.name) not in _FLOATS or shape is None:
             continue
-        classes = Loss(DRAWN, output.name)
+        classes = Loss(of_classes, output.name)
         plain = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
-        losses.append(classes if plain or start_tensor(model, classes, shapes) != output.name else Loss(VECTOR, output.name))
+        losses.append(classes if plain or start_tensor(model, classes, shapes) != output.name else Loss(of_values, output.name))
     if not losses:
         raise ModelError("head-unknown", "the model has no float output to differentiate")
     return tuple(losses)
@@ -60,6 +62,7 @@ def mask_gradients(
     losses: Sequence[Loss] | None = None,
     *,
     labels: np.ndarray | None = None,
+    teacher: Model | None = None,
     seed: int = 0,
     batch_size: int = 16,
     threads: int = 1,
@@ -73,6 +76,8 @@ def mask_gradients(
         Summed in one pass; None = `default_losses`. One call a head gives importance by task.
     labels
         For a loss of kind "labels": an entry a sample, in the order of the data.
+    teacher
+        A model with the same heads that labels and targets are drawn from instead, see `Teacher`.
     seed
         Of drawn labels and vectors. The same seed, data and batch size give the same rows.
     known
@@ -85,7 +90,8 @@ def mask_gradients(
     """
     if labels is not None and len(labels) != data.samples:
         raise DataError("labels-count", f"{len(labels)} labels for {data.samples} samples")
-    run = _Run(analysis, tuple(losses) if losses is not None else default_losses(analysis.model), threads)
+    losses = tuple(losses) if losses is not None else default_losses(analysis.model, taught=teacher is not None)
+    run = _Run(analysis, losses, threads, None if teacher is None else Teacher(teacher, losses, threads))
     generator = np.random.Generator(np.random.PCG64(seed))
     start, pieces = 0, []
     name, known = f"{BATCHES}{batch_size}", {} if known is None else known
@@ -116,11 +122,13 @@ def copies(analysis: Analysis) -> tuple[dict[Place, np.ndarray], set[int]]:
 
 @dataclass
 class _Run:
-    """State of one pass. places: with the causes of each position; lost: causes whose copy cannot be reached; built: by input shapes."""
+    """State of one pass. teacher: draws labels and targets; places: with the causes of each position; lost: causes whose copy cannot be reached;
+    built: by input shapes."""
 
     analysis: Analysis
     losses: tuple[Loss, ...]
     threads: int
+    teacher: Teacher | None = None
     places: dict[Place, np.ndarray] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
     blocked: dict[Blocked, None] = field(default_factory=dict)
@@ -150,8 +158,8 @@ class _Run:
             return False
         if any(not b.op for b in gradient.blocked):
             return False
-        labels = np.zeros(max((int(np.prod(f.shape)) for f in gradient.feeds.values()), default=0), np.int64)
-        extra = {name: _first(a) for name, a in feeds_of(gradient.feeds, np.random.default_rng(0), labels).items()}
+        given = {name: np.zeros(feed.shape) for name, feed in gradient.feeds.items() if feed.loss.kind in (LABELS, TARGET)}
+        extra = {name: _first(a) for name, a in feeds_of(gradient.feeds, np.random.default_rng(0), given).items()}
         mixed, alike = session.run({**feeds, **extra}), session.run({**{n: _first(a) for n, a in feeds.items()}, **extra})
         error = sum(float(((alike[n] - mixed[n][:1]) ** 2).sum()) for n in alike)
         return error <= ROW_TOLERANCE**2 * sum(float((v**2).sum()) for v in alike.values())
@@ -173,7 +181,8 @@ class _Run:
             feeds = {name: np.resize(a, shape) if a.ndim else a for (name, a), shape in zip(feeds.items(), full)}
             labels = None if labels is None else np.resize(labels, (full[0][0], *labels.shape[1:]))
         gradient, session = self.session(feeds)
-        found = session.run({**feeds, **feeds_of(gradient.feeds, generator, labels)})
+        given = self.teacher.draw(feeds, generator) if self.teacher else labels
+        found = session.run({**feeds, **feeds_of(gradient.feeds, generator, given)})
         rows = np.zeros((self.analysis.axes.causes + 1, gradient.samples))
         for place, output in gradient.outputs.items():
             table = self.places[place]

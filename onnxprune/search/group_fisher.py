@@ -1,7 +1,8 @@
 """Group Fisher pruning: again and again the globally least important channels, importance being the squared mask gradient over what a channel costs.
 
 Source: Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression", and METHODS.md section 3. Without training: the same loop on
-calibration data, with a fresh backward pass over other inputs after each few channels.
+calibration data, with a fresh backward pass over other inputs after each few channels, and labels drawn from the original model: the true ones'
+gradients also say how far what is left is from where it should be, those of the smaller model's own labels do not.
 """
 
 from __future__ import annotations
@@ -18,27 +19,32 @@ from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.layers import LatencyCache
 from onnxprune.errors import UsageError, unknown
 from onnxprune.saliency import CRITERIA
+from onnxprune.saliency.gradient import fisher
 from onnxprune.search.base import Search, part, settings
 from onnxprune.search.compose import Smaller, smaller
 from onnxprune.types import Plan, Scores
 
-CRITERION = "fisher"
+LABELS = ("original", "own")  # of the model as it came, or of the smaller one that is scored
 STEPS = 50  # re-scorings of a whole network, where `step` does not say it
 
 
 @dataclass(frozen=True)
 class Settings:
     """normalization: of NORMALIZATIONS, what a channel's importance is divided by; step: channels between two scorings, 0 = a fiftieth of all;
-    interval: batches that a scoring looks at; engine: whose latency, "" = the first that the run measures on."""
+    interval: batches that a scoring looks at; labels: of LABELS, whose outputs labels are drawn from; engine: whose latency, "" = the first that the
+    run measures on."""
 
     normalization: str = "flops"
     step: int = 0
     interval: int = 10
+    labels: str = "original"
     engine: str = ""
 
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
             raise unknown("normalization", self.normalization, NORMALIZATIONS)
+        if self.labels not in LABELS:
+            raise unknown("labels", self.labels, LABELS)
         if self.step < 0 or self.interval < 1:
             raise UsageError("method-option", f"group-fisher: step {self.step} must be 0 or more, interval {self.interval} at least 1")
 
@@ -113,7 +119,8 @@ def _scores(search: Search, chosen: Settings, step: Smaller, number: int, known:
     if not search.journal.has(name):
         data = part(search.context.required_data("method group-fisher"), chosen.interval * search.context.batch_size, number)
         here = replace(search.context, analysis=step.analysis, data=data, seed=search.context.seed + number, cache=dict(known))
-        found = CRITERIA.get(CRITERION if search.criterion == "auto" else search.criterion)(here)
+        teacher = search.analysis.model if chosen.labels == "original" else None
+        found = fisher(here, teacher) if search.criterion == "auto" else CRITERIA.get(search.criterion)(here)
         known.update({n: v for n, v in here.cache.items() if n.startswith(BATCHES)})
         search.journal.write(name, {"scores": {n: np.asarray(v, np.float64).tolist() for n, v in found.items()}})
     return {n: np.asarray(v) for n, v in search.journal.recall(name, dict)["scores"].items()}

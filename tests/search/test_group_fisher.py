@@ -23,7 +23,7 @@ from onnxprune.saliency.base import Context
 from onnxprune.search.base import Search
 from onnxprune.engines.channel_costs import channel_costs
 from onnxprune.search.group_fisher import Settings, group_fisher
-from onnxprune.search.journal import Journal
+from onnxprune.search.journal import Journal, rows
 from onnxprune.search.subnet import from_subnet, to_subnet, unit_names
 
 FILES = demo.files()
@@ -131,7 +131,23 @@ def test_a_killed_search_ends_alike(tmp_path: Path) -> None:
     assert group_fisher(replace(search(), journal=journal)).kept == whole.kept and journal.measured == len(lines) - len(lines) // 2
 
 
+def test_labels_of_the_original_or_the_smaller_model(tmp_path: Path) -> None:
+    """The first scoring is the same, for nothing is cut yet; the next ones are not."""
+    noted: dict[str, list[dict[str, list[float]]]] = {}
+    for labels in ("original", "own"):
+        path = tmp_path / labels
+        group_fisher(replace(search(0.4, labels=labels), journal=Journal(path)))
+        noted[labels] = [row["scores"] for row in rows(path)]
+    first, last = ([noted[labels][step] for labels in ("original", "own")] for step in (0, -1))
+    assert first[0].keys() == first[1].keys()
+    for name, scores in first[0].items():
+        np.testing.assert_allclose(scores, first[1][name], rtol=1e-3)
+    assert sum(map(sum, last[0].values())) > 1.1 * sum(map(sum, last[1].values()))  # what the cuts did comes on top
+
+
 def test_mistakes() -> None:
+    with pytest.raises(UsageError, match="original"):
+        group_fisher(search(labels="origin"))
     with pytest.raises(UsageError, match="flops"):
         group_fisher(search(normalization="flop"))
     with pytest.raises(TargetError, match="least width"):
