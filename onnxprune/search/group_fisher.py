@@ -1,8 +1,9 @@
 """Group Fisher pruning: again and again the globally least important channels, importance being the squared mask gradient over what a channel costs.
 
 Source: Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression", and METHODS.md section 3. Without training: the same loop on
-calibration data, with a fresh backward pass over other inputs after each few channels, and labels drawn from the original model: the true ones'
-gradients also say how far what is left is from where it should be, those of the smaller model's own labels do not.
+calibration data, with a fresh backward pass over other inputs after each few channels. Labels are drawn: from the smaller model, which makes importance
+the Fisher information; or from the original, and then the gradients also say how far the smaller model is from it, as true labels would. Neither is the
+better one for every network, so both searches are made and the one kept that ends nearer to the original on inputs that scored nothing.
 """
 
 from __future__ import annotations
@@ -15,29 +16,31 @@ import numpy as np
 
 from onnxprune.allocate.base import ordered
 from onnxprune.calibrate.gradients import BATCHES
+from onnxprune.calibrate.moments import refittable
 from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.layers import LatencyCache
 from onnxprune.errors import UsageError, unknown
 from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.gradient import fisher
-from onnxprune.search.base import Search, part, settings
+from onnxprune.search.base import Kept, Search, part, settings
 from onnxprune.search.compose import Smaller, smaller
+from onnxprune.search.refitted import Refitted
+from onnxprune.search.sensitivity import Bench, Sweep
 from onnxprune.types import Plan, Scores
 
-LABELS = ("original", "own")  # of the model as it came, or of the smaller one that is scored
+LABELS = ("both", "original", "own")  # from the model as it came, from the smaller one that is scored, or the better of the two
 STEPS = 50  # re-scorings of a whole network, where `step` does not say it
 
 
 @dataclass(frozen=True)
 class Settings:
     """normalization: of NORMALIZATIONS, what a channel's importance is divided by; step: channels between two scorings, 0 = a fiftieth of all;
-    interval: batches that a scoring looks at; labels: of LABELS, whose outputs labels are drawn from; engine: whose latency, "" = the first that the
-    run measures on."""
+    interval: batches that a scoring looks at; labels: of LABELS, what draws them; engine: whose latency, "" = the first that the run measures on."""
 
     normalization: str = "flops"
     step: int = 0
     interval: int = 10
-    labels: str = "original"
+    labels: str = "both"
     engine: str = ""
 
     def __post_init__(self) -> None:
@@ -67,14 +70,23 @@ def group_fisher(search: Search) -> Plan:
         No channel is left that may go.
     """
     chosen = settings(Settings, search.options, "group-fisher")
+    ways = ("own",) if search.criterion != "auto" else LABELS[1:] if chosen.labels == LABELS[0] else (chosen.labels,)
+    cache, known = LatencyCache(), dict[str, Any]()
+    found = {labels: _searched(search, replace(chosen, labels=labels), cache, known) for labels in ways}
+    labels = _nearest(search, {labels: kept for labels, (kept, _) in found.items()}) if len(found) > 1 else ways[0]
+    kept, number = found[labels]
+    return search.plan(kept, method="group-fisher", steps=number, normalization=chosen.normalization, labels=labels)
+
+
+def _searched(search: Search, chosen: Settings, cache: LatencyCache, known: dict[str, Any]) -> tuple[Kept, int]:
+    """What one search keeps, and in how many steps."""
     analysis = search.analysis
     kept = search.fixed(CRITERIA.get("l2")(search.context)) if search.constraints.ratios else {}
     fixed, number = frozenset(kept), 0
     count = chosen.step or max(1, sum(g.size for g in analysis.groups) // STEPS)
-    cache = LatencyCache()
-    known: dict[str, Any] = {}
     while not search.met(kept):
-        search.tell(f"group-fisher, step {number + 1}, {analysis.cost(kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs left")
+        left = analysis.cost(kept).macs / max(analysis.cost().macs, 1)
+        search.tell(f"group-fisher, {chosen.labels} labels, step {number + 1}, {left:.1%} of the MACs left")
         step = smaller(analysis, kept)
         scores = _scores(search, chosen, step, number, known)
         costs = _costs(search, chosen, step, number, cache)
@@ -83,14 +95,22 @@ def group_fisher(search: Search) -> Plan:
         for bundle in _least(search, step, scores, costs, fixed):
             gone.setdefault(bundle.group, set()).update(bundle.channels)
             removed += len(bundle.channels)
-            left = {n: [c for c in range(step.analysis.group(n).size) if c not in g] for n, g in gone.items()}
-            kept = step.composed(left)
+            rest = {n: [c for c in range(step.analysis.group(n).size) if c not in g] for n, g in gone.items()}
+            kept = step.composed(rest)
             if removed >= count or search.met(kept):
                 break
         if not removed:
             raise search.missed(kept, "group-fisher: every group is at its least width")
         number += 1
-    return search.plan(kept, method="group-fisher", steps=number, normalization=chosen.normalization)
+    return kept, number
+
+
+def _nearest(search: Search, found: Mapping[str, Kept]) -> str:
+    """Which of the results is nearest to the original once refitted, on the gate's inputs; the first of those that are as near."""
+    context = search.context
+    sweep = Sweep("", search.analysis.options, {}, search.gate("method group-fisher"), time=False, threads=context.threads, batch_size=context.batch_size)
+    bench = Bench(sweep, search.analysis, changed=Refitted.of(context) if refittable(search.analysis) else None)
+    return max(found, key=lambda labels: search.journal.recall(f"quality {labels}", lambda: {"quality": bench.figures(found[labels])["quality"]})["quality"])
 
 
 def _costs(search: Search, chosen: Settings, step: Smaller, number: int, cache: LatencyCache) -> dict[str, np.ndarray]:
@@ -115,9 +135,9 @@ def _left_at_least(search: Search, step: Smaller, name: str) -> int:
 
 def _scores(search: Search, chosen: Settings, step: Smaller, number: int, known: dict[str, Any]) -> Scores:
     """Importance of the smaller model's channels on this step's inputs, remembered. known: what the first scoring found of batches."""
-    name = f"step {number} {step.analysis.digest}"
+    name = f"step {number} {step.analysis.digest} {chosen.labels}"
     if not search.journal.has(name):
-        data = part(search.context.required_data("method group-fisher"), chosen.interval * search.context.batch_size, number)
+        data = part(search.context.statistics_data("method group-fisher"), chosen.interval * search.context.batch_size, number)
         here = replace(search.context, analysis=step.analysis, data=data, seed=search.context.seed + number, cache=dict(known))
         teacher = search.analysis.model if chosen.labels == "original" else None
         found = fisher(here, teacher) if search.criterion == "auto" else CRITERIA.get(search.criterion)(here)
