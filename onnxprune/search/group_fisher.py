@@ -2,8 +2,9 @@
 
 Source: Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression", and METHODS.md section 3. Without training: the same loop on
 calibration data, with a fresh backward pass over other inputs after each few channels. Labels are drawn: from the smaller model, which makes importance
-the Fisher information; or from the original, and then the gradients also say how far the smaller model is from it, as true labels would. Neither is the
-better one for every network, so both searches are made and the one kept that ends nearer to the original on inputs that scored nothing.
+the Fisher information, of which the mean over all passes so far is taken; or from the original, and then the gradients also say how far the smaller model
+is from it now, as true labels would. Neither is the better one for every network, so both searches are made and the one kept that ends nearer to the
+original on inputs that scored nothing.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ from onnxprune.search.sensitivity import Bench, Sweep
 from onnxprune.types import Plan, Scores
 
 LABELS = ("both", "original", "own")  # from the model as it came, from the smaller one that is scored, or the better of the two
+Places = tuple[tuple[str, int], ...]  # a channel of a smaller model in the original's groups
 STEPS = 50  # re-scorings of a whole network, where `step` does not say it
 
 
 @dataclass(frozen=True)
 class Settings:
     """normalization: of NORMALIZATIONS, what a channel's importance is divided by; step: channels between two scorings, 0 = a fiftieth of all;
-    interval: batches that a scoring looks at; labels: of LABELS, what draws them; engine: whose latency, "" = the first that the run measures on."""
+    interval: batches that a scoring looks at; labels: of LABELS, what draws them; average: with its own labels, importance is the mean over all scorings
+    so far; engine: whose latency, "" = the first that the run measures on."""
 
     normalization: str = "flops"
     step: int = 0
     interval: int = 10
     labels: str = "both"
+    average: bool = True
     engine: str = ""
 
     def __post_init__(self) -> None:
@@ -84,11 +88,14 @@ def _searched(search: Search, chosen: Settings, cache: LatencyCache, known: dict
     kept = search.fixed(CRITERIA.get("l2")(search.context)) if search.constraints.ratios else {}
     fixed, number = frozenset(kept), 0
     count = chosen.step or max(1, sum(g.size for g in analysis.groups) // STEPS)
+    past: dict[Places, tuple[float, int]] = {}
     while not search.met(kept):
         left = analysis.cost(kept).macs / max(analysis.cost().macs, 1)
         search.tell(f"group-fisher, {chosen.labels} labels, step {number + 1}, {left:.1%} of the MACs left")
         step = smaller(analysis, kept)
         scores = _scores(search, chosen, step, number, known)
+        if chosen.average and chosen.labels == "own":
+            scores = _averaged(step, scores, past)
         costs = _costs(search, chosen, step, number, cache)
         gone: dict[str, set[int]] = {}
         removed = 0
@@ -144,6 +151,19 @@ def _scores(search: Search, chosen: Settings, step: Smaller, number: int, known:
         known.update({n: v for n, v in here.cache.items() if n.startswith(BATCHES)})
         search.journal.write(name, {"scores": {n: np.asarray(v, np.float64).tolist() for n, v in found.items()}})
     return {n: np.asarray(v) for n, v in search.journal.recall(name, dict)["scores"].items()}
+
+
+def _averaged(step: Smaller, scores: Scores, past: dict[Places, tuple[float, int]]) -> Scores:
+    """Means over the scorings so far, which saw other inputs; past: sum and number of each channel's, this one's added."""
+    found = {}
+    for name, values in scores.items():
+        channels = step.origin.get(name, ())
+        for places, value in zip(channels, values.tolist()):
+            total, count = past.get(places, (0.0, 0))
+            past[places] = total + value, count + 1
+        if channels:
+            found[name] = np.array([past[places][0] / past[places][1] for places in channels])
+    return found
 
 
 def _least(search: Search, step: Smaller, scores: Scores, costs: Mapping[str, np.ndarray], fixed: frozenset[str]) -> Iterator[Bundle]:

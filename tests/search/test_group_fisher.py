@@ -22,7 +22,8 @@ from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.base import Context
 from onnxprune.search.base import Search, part
 from onnxprune.engines.channel_costs import channel_costs
-from onnxprune.search.group_fisher import Settings, group_fisher
+from onnxprune.search.compose import smaller, unchanged
+from onnxprune.search.group_fisher import Places, _averaged, group_fisher
 from onnxprune.search.journal import Journal, rows
 from onnxprune.search.subnet import from_subnet, to_subnet, unit_names
 
@@ -143,6 +144,22 @@ def test_labels_of_the_original_or_the_smaller_model(tmp_path: Path) -> None:
     for name, scores in first[0].items():
         np.testing.assert_allclose(scores, first[1][name], rtol=1e-3)
     assert any(name not in last[1] or not np.allclose(scores, last[1][name], rtol=0.1) for name, scores in last[0].items())
+
+
+def test_own_labels_importance_is_averaged_over_scorings() -> None:
+    """By channel, wherever it lies now: the second scoring sees a model without the first channel."""
+    analysis = search().analysis
+    group = analysis.groups[0]
+    first = {group.name: np.arange(float(group.size))}
+    past: dict[Places, tuple[float, int]] = {}
+    np.testing.assert_array_equal(_averaged(unchanged(analysis), first, past)[group.name], first[group.name])
+    step = smaller(analysis, {group.name: tuple(range(1, group.size))})
+    (name,) = [n for n in step.origin if step.groups(n) == {group.name}]
+    again = _averaged(step, {name: np.full(group.size - 1, 3.0), "none of the original's": np.ones(2)}, past)
+    assert set(again) == {name}
+    np.testing.assert_allclose(again[name], (np.arange(1.0, group.size) + 3) / 2)
+    kept = [group_fisher(search(0.5, labels="own", average=average)).kept for average in (True, False)]
+    assert kept[0] != kept[1]
 
 
 def test_the_result_nearer_to_the_original_is_kept(tmp_path: Path) -> None:
