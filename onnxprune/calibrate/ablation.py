@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Mask
-from onnxprune.calibrate.backward import DRAWN, LABELS, TARGET, VECTOR, Given, Loss
+from onnxprune.calibrate.backward import DRAWN, LABELS, VECTOR, Given, Loss
 from onnxprune.calibrate.backward.losses import Feed, feeds_of, start_tensor
 from onnxprune.calibrate.data import Data
 from onnxprune.calibrate.teacher import Teacher
@@ -126,7 +126,7 @@ def _total(losses: Sequence[Loss], starts: Sequence[str], values: Mapping[str, n
 def _loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarray:
     """(samples,) float64."""
     values = head.astype(np.float64)
-    if loss.kind in (VECTOR, TARGET):
+    if not loss.of_classes:
         parts = values * target if loss.kind == VECTOR else 0.5 * (values - target) ** 2
         return np.asarray(parts.reshape(len(values), -1).sum(1))
     axis = loss.axis % head.ndim

@@ -20,6 +20,7 @@ from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
 Kept = Mapping[str, Sequence[int]]
+Places = tuple[tuple[str, int], ...]  # the original channels (group, index) that go with one of a cut model
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -34,7 +35,7 @@ class Smaller:
     original: Analysis
     kept: Kept
     analysis: Analysis
-    origin: Mapping[str, tuple[tuple[tuple[str, int], ...], ...]]
+    origin: Mapping[str, tuple[Places, ...]]
 
     def groups(self, name: str) -> set[str]:
         """The original groups that a group's channels lie in."""

@@ -24,13 +24,12 @@ from onnxprune.errors import UsageError, unknown
 from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.gradient import fisher
 from onnxprune.search.base import Kept, Search, part, settings
-from onnxprune.search.compose import Smaller, smaller
+from onnxprune.search.compose import Places, Smaller, smaller
 from onnxprune.search.refitted import Refitted
 from onnxprune.search.sensitivity import Bench, Sweep
 from onnxprune.types import Plan, Scores
 
 LABELS = ("both", "original", "own")  # from the model as it came, from the smaller one that is scored, or the better of the two
-Places = tuple[tuple[str, int], ...]  # a channel of a smaller model in the original's groups
 STEPS = 50  # re-scorings of a whole network, where `step` does not say it
 
 

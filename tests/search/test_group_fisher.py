@@ -22,8 +22,8 @@ from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.base import Context
 from onnxprune.search.base import Search, part
 from onnxprune.engines.channel_costs import channel_costs
-from onnxprune.search.compose import smaller, unchanged
-from onnxprune.search.group_fisher import Places, _averaged, group_fisher
+from onnxprune.search.compose import Places, smaller, unchanged
+from onnxprune.search.group_fisher import _averaged, group_fisher
 from onnxprune.search.journal import Journal, rows
 from onnxprune.search.subnet import from_subnet, to_subnet, unit_names
 

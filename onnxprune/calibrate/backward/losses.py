@@ -42,6 +42,11 @@ class Loss:
             raise UsageError("loss-kind", f"loss {self.kind!r} is not one of {', '.join(KINDS)}")
 
     @property
+    def of_classes(self) -> bool:
+        """Whether it reads the head as classes: a cross-entropy; else it reads values."""
+        return self.kind in (LABELS, DRAWN)
+
+    @property
     def input(self) -> str:
         """Name of the graph input that the loss reads."""
         return f"{PREFIX}{self.kind}:{self.head}"
@@ -94,7 +99,7 @@ def feeds_of(feeds: Mapping[str, Feed], generator: np.random.Generator, given: G
 def start_tensor(model: Model, loss: Loss, shapes: Shapes | None = None) -> str:
     """Where a loss begins: the logits behind the head where a Softmax over the same axis makes it, else the head itself."""
     maker = next((node for node in model.proto.graph.node if loss.head in node.output), None)
-    if loss.kind in (VECTOR, TARGET) or maker is None or maker.op_type != "Softmax" or maker.domain not in STANDARD_DOMAINS:
+    if not loss.of_classes or maker is None or maker.op_type != "Softmax" or maker.domain not in STANDARD_DOMAINS:
         return loss.head
     shape = (shapes or infer(model)).shape(loss.head)
     if shape is None:
@@ -106,7 +111,7 @@ def start_tensor(model: Model, loss: Loss, shapes: Shapes | None = None) -> str:
 
 def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> tuple[Value, Feed]:
     """Gradient of the loss at its start (the logits, or the head for "vector" and "target"), and the input that it reads."""
-    if loss.kind in (VECTOR, TARGET):
+    if not loss.of_classes:
         given = Value(tape, loss.input, logits.shape, logits.dtype)
         return given if loss.kind == VECTOR else logits - given, Feed(loss, logits.shape, logits.dtype)
     axis = loss.axis % len(logits.shape)
