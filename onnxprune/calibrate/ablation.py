@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Mask
-from onnxprune.calibrate.backward import DRAWN, LABELS, VECTOR, Given, Loss
+from onnxprune.calibrate.backward import LABELS, VECTOR, Loss
 from onnxprune.calibrate.backward.losses import Feed, feeds_of, start_tensor
 from onnxprune.calibrate.data import Data
-from onnxprune.calibrate.teacher import Teacher
 from onnxprune.model.edit import replace_nodes
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import label
@@ -26,7 +25,6 @@ def ablate(
     groups: Sequence[str],
     *,
     labels: np.ndarray | None = None,
-    teacher: Model | None = None,
     seed: int = 0,
     batch_size: int = 16,
     threads: int = 1,
@@ -48,12 +46,11 @@ def ablate(
     whole = {f"mask/{i}": np.ones(len(mask.ids), np.float32) for i, mask in enumerate(masks)}
     masked = {c: _factors(analysis, masks, c) for c in wanted.tolist() if c not in hidden}
     changes: dict[int, list[np.ndarray]] = {c: [] for c in masked}
-    drawn = None if teacher is None else Teacher(teacher, losses, threads)
     begin = 0
     for feeds in data.batches(batch_size):
         base = session.run({**feeds, **whole})
         count = len(base[starts[0]])
-        given = drawn.draw(feeds, generator) if drawn else None if labels is None else labels[begin : begin + count]
+        given = None if labels is None else labels[begin : begin + count]
         targets = [_target(loss, base[start], generator, given) for loss, start in zip(losses, starts)]
         before = _total(losses, starts, base, targets)
         for cause, factors in masked.items():
@@ -107,15 +104,14 @@ def _maskable(analysis: Analysis, masks: Sequence[Mask]) -> Model:
     return model
 
 
-def _target(loss: Loss, head: np.ndarray, generator: np.random.Generator, given: Given) -> np.ndarray:
-    """The vector or the values, or the labels with an axis of length 1 for the classes."""
+def _target(loss: Loss, head: np.ndarray, generator: np.random.Generator, labels: np.ndarray | None) -> np.ndarray:
+    """The vector, or the labels with an axis of length 1 for the classes."""
     axis = loss.axis % head.ndim
-    shape = tuple(n for i, n in enumerate(head.shape) if i != axis) if loss.kind == LABELS else head.shape
-    feed = Feed(loss, shape, TensorProto.INT64 if loss.kind == LABELS else TensorProto.FLOAT)
-    fed = feeds_of({feed.name: feed}, generator, given)[feed.name]
-    if loss.kind == DRAWN:
-        return (head + fed).argmax(axis, keepdims=True)
-    return np.expand_dims(fed, axis) if loss.kind == LABELS else fed
+    if loss.kind == LABELS:
+        feed = Feed(loss, tuple(n for i, n in enumerate(head.shape) if i != axis), 7)
+        return np.expand_dims(feeds_of({feed.name: feed}, generator, labels)[feed.name], axis)
+    drawn = Feed(loss, head.shape, 1).draw(generator)
+    return drawn if loss.kind == VECTOR else (head + drawn).argmax(axis, keepdims=True)
 
 
 def _total(losses: Sequence[Loss], starts: Sequence[str], values: Mapping[str, np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
@@ -126,9 +122,8 @@ def _total(losses: Sequence[Loss], starts: Sequence[str], values: Mapping[str, n
 def _loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarray:
     """(samples,) float64."""
     values = head.astype(np.float64)
-    if not loss.of_classes:
-        parts = values * target if loss.kind == VECTOR else 0.5 * (values - target) ** 2
-        return np.asarray(parts.reshape(len(values), -1).sum(1))
+    if loss.kind == VECTOR:
+        return np.asarray((values * target).reshape(len(values), -1).sum(1))
     axis = loss.axis % head.ndim
     shifted = values - values.max(axis, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.backward import DRAWN, LABELS, TARGET, VECTOR, Blocked, Gradient, Loss, Place, feeds_of, gradient_model
+from onnxprune.calibrate.backward import DRAWN, VECTOR, Blocked, Gradient, Loss, Place, feeds_of, gradient_model
 from onnxprune.calibrate.backward.losses import start_tensor
 from onnxprune.calibrate.data import Data, samples_of
-from onnxprune.calibrate.teacher import Teacher
+from onnxprune.calibrate.spread import Spread
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import label
@@ -36,24 +36,39 @@ class MaskGradients:
     incomplete: tuple[str, ...]
 
 
-def default_losses(model: Model, taught: bool = False) -> tuple[Loss, ...]:
+def default_losses(model: Model) -> tuple[Loss, ...]:
     """A label-free loss an output head.
 
     Labels drawn from the model where the head has classes: shape (samples, classes), lengths of 1 behind not counted, or a Softmax makes it
-    along axis 1. A vector of signs for any other float output. taught: labels and targets are given, by a `Teacher`.
+    along axis 1. A vector of signs for any other float output.
     """
     shapes, losses = infer(model), []
-    of_classes, of_values = (LABELS, TARGET) if taught else (DRAWN, VECTOR)
     for output in model.proto.graph.output:
         shape = shapes.shape(output.name)
         if shapes.dtype(output.name) not in _FLOATS or shape is None:
             continue
-        classes = Loss(of_classes, output.name)
+        classes = Loss(DRAWN, output.name)
         plain = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
-        losses.append(classes if plain or start_tensor(model, classes, shapes) != output.name else Loss(of_values, output.name))
+        losses.append(classes if plain or start_tensor(model, classes, shapes) != output.name else Loss(VECTOR, output.name))
     if not losses:
         raise ModelError("head-unknown", "the model has no float output to differentiate")
     return tuple(losses)
+
+
+def comparable(losses: Sequence[Loss], model: Model, data: Data, *, batch_size: int = 16, threads: int = 1) -> tuple[Loss, ...]:
+    """The losses with heads without classes in units of their spread over a sample, so that a large head does not outweigh the others in their sum.
+
+    One forward pass of `model` over the data; none where there is nothing to compare with.
+    """
+    heads = [loss.head for loss in losses if loss.kind == VECTOR]
+    if not heads or len(losses) == 1:
+        return tuple(losses)
+    spreads = {head: Spread() for head in heads}
+    session = Session(model, heads, threads=threads)
+    for feeds in data.batches(batch_size):
+        for head, values in session.run(feeds).items():
+            spreads[head].add(values)
+    return tuple(replace(x, scale=spreads[x.head].scale) if x.head in spreads else x for x in losses)
 
 
 def mask_gradients(
@@ -62,7 +77,6 @@ def mask_gradients(
     losses: Sequence[Loss] | None = None,
     *,
     labels: np.ndarray | None = None,
-    teacher: Model | None = None,
     seed: int = 0,
     batch_size: int = 16,
     threads: int = 1,
@@ -76,8 +90,6 @@ def mask_gradients(
         Summed in one pass; None = `default_losses`. One call a head gives importance by task.
     labels
         For a loss of kind "labels": an entry a sample, in the order of the data.
-    teacher
-        A model with the same heads that labels and targets are drawn from instead, see `Teacher`.
     seed
         Of drawn labels and vectors. The same seed, data and batch size give the same rows.
     known
@@ -90,8 +102,7 @@ def mask_gradients(
     """
     if labels is not None and len(labels) != data.samples:
         raise DataError("labels-count", f"{len(labels)} labels for {data.samples} samples")
-    losses = tuple(losses) if losses is not None else default_losses(analysis.model, taught=teacher is not None)
-    run = _Run(analysis, losses, threads, None if teacher is None else Teacher(teacher, losses, threads))
+    run = _Run(analysis, tuple(losses) if losses is not None else default_losses(analysis.model), threads)
     generator = np.random.Generator(np.random.PCG64(seed))
     start, pieces = 0, []
     name, known = f"{BATCHES}{batch_size}", {} if known is None else known
@@ -122,13 +133,11 @@ def copies(analysis: Analysis) -> tuple[dict[Place, np.ndarray], set[int]]:
 
 @dataclass
 class _Run:
-    """State of one pass. teacher: draws labels and targets; places: with the causes of each position; lost: causes whose copy cannot be reached;
-    built: by input shapes."""
+    """State of one pass. places: with the causes of each position; lost: causes whose copy cannot be reached; built: by input shapes."""
 
     analysis: Analysis
     losses: tuple[Loss, ...]
     threads: int
-    teacher: Teacher | None = None
     places: dict[Place, np.ndarray] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
     blocked: dict[Blocked, None] = field(default_factory=dict)
@@ -158,8 +167,8 @@ class _Run:
             return False
         if any(not b.op for b in gradient.blocked):
             return False
-        given = {name: np.zeros(feed.shape) for name, feed in gradient.feeds.items() if feed.loss.kind in (LABELS, TARGET)}
-        extra = {name: _first(a) for name, a in feeds_of(gradient.feeds, np.random.default_rng(0), given).items()}
+        labels = np.zeros(max((int(np.prod(f.shape)) for f in gradient.feeds.values()), default=0), np.int64)
+        extra = {name: _first(a) for name, a in feeds_of(gradient.feeds, np.random.default_rng(0), labels).items()}
         mixed, alike = session.run({**feeds, **extra}), session.run({**{n: _first(a) for n, a in feeds.items()}, **extra})
         error = sum(float(((alike[n] - mixed[n][:1]) ** 2).sum()) for n in alike)
         return error <= ROW_TOLERANCE**2 * sum(float((v**2).sum()) for v in alike.values())
@@ -181,8 +190,7 @@ class _Run:
             feeds = {name: np.resize(a, shape) if a.ndim else a for (name, a), shape in zip(feeds.items(), full)}
             labels = None if labels is None else np.resize(labels, (full[0][0], *labels.shape[1:]))
         gradient, session = self.session(feeds)
-        given = self.teacher.draw(feeds, generator) if self.teacher else labels
-        found = session.run({**feeds, **feeds_of(gradient.feeds, generator, given)})
+        found = session.run({**feeds, **feeds_of(gradient.feeds, generator, labels)})
         rows = np.zeros((self.analysis.axes.causes + 1, gradient.samples))
         for place, output in gradient.outputs.items():
             table = self.places[place]

@@ -13,7 +13,7 @@ from onnxprune.analysis.linear import Linear, linears, to_matrix
 from onnxprune.calibrate.channels import channel_statistics
 from onnxprune.model.canonicalize import add_initializer
 from onnxprune.model.io import Model
-from onnxprune.model.nodes import attribute
+from onnxprune.model.nodes import attribute, label
 from onnxprune.model.weights import from_array
 from onnxprune.repair.constants import with_means
 from onnxprune.saliency.base import Context
@@ -81,6 +81,7 @@ class Parameters:
         if linear.op == "MatMul":
             name, nodes = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype)), model.proto.graph.node
             at = next(i for i, n in enumerate(nodes) if linear.out in n.output)
+            node.name = label(node)  # stays as it was
             node.output[0] = unbiased(linear.out)
             nodes.insert(at + 1, helper.make_node("Add", [node.output[0], name], [linear.out], name=f"{linear.out}_bias"))
             return

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from onnxprune.calibrate.ablation import ablate
 from onnxprune.calibrate.backward import Loss
-from onnxprune.calibrate.gradients import default_losses, mask_gradients
-from onnxprune.model.io import Model
+from onnxprune.calibrate.gradients import comparable, default_losses, mask_gradients
 from onnxprune.saliency.base import Context
 from onnxprune.types import Scores
 
@@ -22,37 +20,41 @@ def taylor(context: Context) -> Scores:
     return gradient_scores(context, _absolute)
 
 
-def fisher(context: Context, teacher: Model | None = None) -> Scores:
+def fisher(context: Context, losses: Sequence[Loss] | None = None) -> Scores:
     """Squared mask gradient summed over samples (Group Fisher, Liu et al. 2021, eq. 4): over positions, then copies, then squared, then samples.
 
     Without labels: drawn from the model's own softmax, which makes it the Fisher information; for heads without classes a vector of signs.
-    teacher: a model that they are drawn from instead; what a smaller model says otherwise then counts as well, as with labels it would.
+    losses: None = on all heads, see `head_losses`.
     """
-    return gradient_scores(context, _squared, teacher=teacher)
+    return gradient_scores(context, _squared, losses)
 
 
-def gradient_scores(
-    context: Context, formula: Formula, losses: Sequence[Loss] | None = None, labels: np.ndarray | None = None, teacher: Model | None = None
-) -> Scores:
+def gradient_scores(context: Context, formula: Formula, losses: Sequence[Loss] | None = None, labels: np.ndarray | None = None) -> Scores:
     """Scores of all groups from their (samples, channels) mask gradients.
 
     Parameters
     ----------
-    losses, labels, teacher
-        As for `mask_gradients`; None = label-free on all heads in one pass.
+    losses, labels
+        As for `mask_gradients`; None = label-free on all heads in one pass, see `head_losses`.
 
     Notes
     -----
     Groups with a copy before a node that no gradient passes are scored by removing each channel in turn instead: exact, and a forward pass a channel.
     """
     data = context.required_data("a gradient criterion")
-    losses = tuple(losses) if losses is not None else default_losses(context.analysis.model, taught=teacher is not None)
-    options: dict[str, Any] = {"labels": labels, "teacher": teacher, "seed": context.seed, "batch_size": context.batch_size, "threads": context.threads}
-    found = mask_gradients(context.analysis, data, losses, known=context.cache, **options)
+    losses = tuple(losses) if losses is not None else head_losses(context)
+    options = {"seed": context.seed, "batch_size": context.batch_size, "threads": context.threads}
+    found = mask_gradients(context.analysis, data, losses, labels=labels, known=context.cache, **options)
     rows = dict(found.rows)
     if found.incomplete:
-        rows |= ablate(context.analysis, data, losses, found.incomplete, **options)
+        rows |= ablate(context.analysis, data, losses, found.incomplete, labels=labels, **options)
     return {name: formula(rows[name]) for name in context.analysis.causes if name in rows}
+
+
+def head_losses(context: Context) -> tuple[Loss, ...]:
+    """A label-free loss for each head, all of one weight, on the context's model and data."""
+    data, model = context.required_data("a gradient criterion"), context.analysis.model
+    return comparable(default_losses(model), model, data, batch_size=context.batch_size, threads=context.threads)
 
 
 def by_head(context: Context, formula: Formula | None = None) -> Mapping[str, Scores]:

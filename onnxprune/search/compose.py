@@ -21,6 +21,7 @@ from onnxprune.types import Plan
 
 Kept = Mapping[str, Sequence[int]]
 Places = tuple[tuple[str, int], ...]  # the original channels (group, index) that go with one of a cut model
+Reader = tuple[str, int]  # an operand: (node, slot)
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -72,30 +73,44 @@ def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Small
     model
         The cut model where it is there already, such as one with repaired weights.
     """
-    less = {n: tuple(k) for n, k in kept.items() if len(k) < original.group(n).size}
-    if model is None:
-        model = cut(original, Plan(original.digest, less, {n: original.group(n).size for n in less}, {}, original.options))
-    again = analyse(model, **original.options)
-    gone = original.removed(less)
+    plan = bare(original, kept)
+    again = analyse(cut(original, plan) if model is None else model, **original.options)
+    gone, shared = original.removed(plan.kept), _readers(original) & _readers(again)
     there: dict[int, list[tuple[str, int]]] = {}
-    signatures = _signatures(original, gone)
+    signatures = _signatures(original, gone, shared)
     for name, causes in original.causes.items():
         for index, cause in enumerate(causes.tolist()):
             if not gone[cause]:
                 there.setdefault(int(signatures[cause]), []).append((name, index))
-    here = _signatures(again, again.removed({}))
+    here = _signatures(again, again.removed({}), shared)
     origin = {}
     for name, causes in again.causes.items():
         found = [tuple(there.get(int(here[c]), ())) for c in causes.tolist()]
         if all(found):
             origin[name] = tuple(found)
-    return Smaller(original, less, again, origin)
+    return Smaller(original, plan.kept, again, origin)
 
 
-def _signatures(analysis: Analysis, gone: np.ndarray) -> np.ndarray:
-    """A number for each cause by all places of the weights that it lies in, positions counted among those that stay; (causes + 1,) uint64."""
+def bare(analysis: Analysis, kept: Kept) -> Plan:
+    """The plan that keeps these channels, and says no more."""
+    less = {n: tuple(k) for n, k in kept.items() if len(k) < analysis.group(n).size}
+    return Plan(analysis.digest, less, {n: analysis.group(n).size for n in less}, {}, analysis.options)
+
+
+def _readers(analysis: Analysis) -> set[Reader]:
+    """Operands that weights are."""
+    return {(label(analysis.record.nodes[use.node]), use.slot) for use in analysis.record.uses}
+
+
+def _signatures(analysis: Analysis, gone: np.ndarray, shared: set[Reader]) -> np.ndarray:
+    """A number for each cause by all places of the weights that it lies in, positions counted among those that stay; (causes + 1,) uint64.
+
+    shared: the operands that count; a repair may have given a node a bias that had none.
+    """
     found = np.zeros(analysis.axes.causes + 1, np.uint64)
     for use in analysis.record.uses:
+        if (label(analysis.record.nodes[use.node]), use.slot) not in shared:
+            continue
         for axis, ids in enumerate(use.axes):
             if not isinstance(ids, np.ndarray):
                 continue

@@ -1,8 +1,8 @@
-"""A network with channels masked and the weights that read them refitted: what a repair would leave of it, in closed form and without another pass."""
+"""A network without some channels and the weights that read them refitted: what a repair would leave of it, in closed form and without another pass."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,17 +15,16 @@ from onnxprune.repair.bias import Parameters
 from onnxprune.saliency.base import Context
 from onnxprune.saliency.elimination import inverse
 from onnxprune.saliency.reconstruction import moments
+from onnxprune.search.compose import Kept, bare
+from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import masked
-from onnxprune.types import Plan
 
-Kept = Mapping[str, Sequence[int]]
 MOST_KNOWN = 64  # inverses, and refitted weights, that are remembered
 
 
 def without(analysis: Analysis, kept: Kept) -> Model:
     """The network with 0/1 masks in place of a cut."""
-    less = {n: tuple(k) for n, k in kept.items() if len(k) < analysis.group(n).size}
-    return masked(analysis, Plan(analysis.digest, less, {n: analysis.group(n).size for n in less}))
+    return masked(analysis, bare(analysis, kept))
 
 
 @dataclass
@@ -46,18 +45,36 @@ class Refitted:
         return Refitted(context.analysis, moments(context)[0])
 
     def __call__(self, kept: Kept) -> Model:
-        """The network that keeps these channels."""
+        """The network that keeps these channels, the others masked."""
         model = without(self.analysis, kept)
         parameters = Parameters(model)
-        removed = self.analysis.removed({n: tuple(k) for n, k in kept.items()})
-        for number, item in self.statistics.items():
-            gone = ~self.analysis.keep(item.linear.ids, removed)  # type: ignore[arg-type]  # linears of statistics have inputs
-            if not gone.any() or gone.all():
-                continue
-            values, shift = self.weight(number, gone)
+        for item, values, shift in self._changed(self.analysis.removed(kept)):
             parameters.replace(item.linear.out, 1, values)
             parameters.add_bias(item.linear, shift)
         return model
+
+    def cut(self, kept: Kept) -> Model:
+        """The network that keeps these channels, the others cut."""
+        plan = bare(self.analysis, kept)
+        model, removed = cut(self.analysis, plan), self.analysis.removed(plan.kept)
+        parameters = Parameters(model)
+        for item, values, shift in self._changed(removed):
+            linear = item.linear
+            if linear.out not in parameters.maker:  # its branch is gone
+                continue
+            for axis, ids in enumerate(linear.weight.axes):
+                if isinstance(ids, np.ndarray):
+                    values = np.compress(self.analysis.keep(ids, removed), values, axis)
+            parameters.replace(linear.out, 1, values)
+            parameters.add_bias(linear, shift if linear.out_ids is None else shift[self.analysis.keep(linear.out_ids, removed)])
+        return model
+
+    def _changed(self, removed: np.ndarray) -> Iterator[tuple[Statistic, np.ndarray, np.ndarray]]:
+        """Nodes that lost some inputs, with their weights and what is added to their biases, both of full size."""
+        for number, item in self.statistics.items():
+            gone = ~self.analysis.keep(item.linear.ids, removed)  # type: ignore[arg-type]  # linears of statistics have inputs
+            if gone.any() and not gone.all():
+                yield item, *self.weight(number, gone)
 
     def weight(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(weight of a node, what is added to its bias) with these inputs gone, (inputs,) bool."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnxprune.calibrate.spread import Spread
 from onnxprune.errors import UsageError
 from onnxprune.evaluate.base import find_function
 from onnxprune.evaluate.tempered import MEAN_MAXIMUM, TEMPERATURES, TINY, are_probabilities, log_softmax
@@ -50,11 +51,13 @@ class HeadLosses:
         self.temperature: dict[str, float] = {}
         self.scale: dict[str, float] = {}
         for name in self.heads:
-            values = [np.asarray(e[name], np.float64) for e in expected]
+            values, spread = [np.asarray(e[name], np.float64) for e in expected], Spread()
             if values[0].ndim == 2 and values[0].shape[1] > 1:
                 self.temperature[name] = _temperature(_logits(np.concatenate(values)))
-            else:
-                self.scale[name] = _spread(values)
+                continue
+            for batch in values:
+                spread.add(batch)
+            self.scale[name] = spread.total
         self.rows = {n: sum(len(np.atleast_1d(e[n])) for e in expected) for n in self.heads}
 
     def batch(self, number: int, outputs: Outputs) -> Mapping[str, float]:
@@ -109,14 +112,3 @@ def _temperature(logits: np.ndarray) -> float:
     """The least of TEMPERATURES at which the mean maximum probability is at most 0.9."""
     sure = (t for t in TEMPERATURES if np.exp(log_softmax(logits / t).max(1)).mean() <= MEAN_MAXIMUM)
     return float(next(sure, TEMPERATURES[-1]))
-
-
-def _spread(values: Sequence[np.ndarray]) -> float:
-    """Squared distance of all values from their mean over samples; from zero where samples hardly differ."""
-    shapes = {v.shape[1:] for v in values}
-    energy = sum(float(np.square(v).sum()) for v in values)
-    if len(shapes) > 1 or values[0].ndim == 0:
-        return max(energy, TINY)
-    together = np.concatenate(values)
-    spread = float(np.square(together - together.mean(0)).sum())
-    return max(spread if spread > 1e-6 * energy else energy, TINY)

@@ -12,7 +12,7 @@ import pytest
 from backward_cases import CASES, Case
 from onnx import helper, numpy_helper
 
-from onnxprune.calibrate.backward import DRAWN, LABELS, TARGET, VECTOR, Gradient, Loss, Place, feeds_of, gradient_model
+from onnxprune.calibrate.backward import DRAWN, LABELS, VECTOR, Gradient, Loss, Place, feeds_of, gradient_model
 from onnxprune.calibrate.backward.rules import TABLE
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.model.canonicalize import canonicalize
@@ -144,7 +144,7 @@ def autograd(model: Model, feeds: dict[str, np.ndarray], losses: list[Loss], ext
     torch, module = in_torch(model)
     tensors = {n: torch.from_numpy(v).double().requires_grad_(True) for n, v in feeds.items()}
     makers = {o: node for node in model.proto.graph.node for o in node.output}
-    starts = [makers[x.head].input[0] if makers[x.head].op_type == "Softmax" and x.kind not in (VECTOR, TARGET) else x.head for x in losses]
+    starts = [makers[x.head].input[0] if makers[x.head].op_type == "Softmax" and x.kind != VECTOR else x.head for x in losses]
     names = list(dict.fromkeys(p.tensor for p in places))
     values = module(tensors, [*names, *starts])
     total = torch.zeros((), dtype=torch.float64)
@@ -152,9 +152,6 @@ def autograd(model: Model, feeds: dict[str, np.ndarray], losses: list[Loss], ext
         head, given = values[start], torch.from_numpy(extra[loss.input])
         if loss.kind == VECTOR:
             total = total + (head * given).sum()
-            continue
-        if loss.kind == TARGET:
-            total = total + 0.5 * ((head - given) ** 2).sum()
             continue
         labels = (head + given).argmax(1) if loss.kind == DRAWN else given
         positions = labels[0].numel()
@@ -238,15 +235,14 @@ PLACES = [Place("ra", 1), Place("rb", 1), Place("f", 1)]
 
 
 @pytest.mark.parametrize("ending", ["", "Softmax"])
-@pytest.mark.parametrize("kind", [LABELS, DRAWN, VECTOR, TARGET])
+@pytest.mark.parametrize("kind", [LABELS, DRAWN, VECTOR])
 @pytest.mark.parametrize("opset", [11, 17])
 def test_losses(ending: str, kind: str, opset: int) -> None:
-    """Labelled, drawn, vector and target losses, on logits and on probabilities."""
+    """Labelled, drawn and vector losses, on logits and on probabilities."""
     model, feeds = small(ending=ending, opset=opset), inputs()
     losses = [Loss(kind, model.proto.graph.output[0].name)]
     gradient = gradient_model(model, PLACES, losses, {"x": (6, 3, 6, 6)}, 6)
-    target = {losses[0].input: np.random.default_rng(1).standard_normal((6, 5))}
-    extra = feeds_of(gradient.feeds, np.random.default_rng(0), target if kind == TARGET else np.array([0, 4, 2, 2, 1, 3]))
+    extra = feeds_of(gradient.feeds, np.random.default_rng(0), np.array([0, 4, 2, 2, 1, 3]))
     close(run(gradient, feeds, extra), autograd(model, feeds, losses, extra, PLACES), SINGLE)
 
 
@@ -381,12 +377,9 @@ def test_errors() -> None:
         gradient_model(model, PLACES, [Loss(VECTOR, "logits")], {}, 1)
     with pytest.raises(UsageError, match="nll"):
         Loss("nll", "logits")
-    for kind in (LABELS, TARGET):
-        gradient = gradient_model(model, PLACES, [Loss(kind, "logits")], {"x": (1, 3, 6, 6)}, 1)
-        with pytest.raises(UsageError, match="needs labels of shape" if kind == LABELS else r"needs values of shape \(1, 5\)"):
-            feeds_of(gradient.feeds, np.random.default_rng(0))
-        with pytest.raises(UsageError, match=r"shape \(9,\)"):
-            feeds_of(gradient.feeds, np.random.default_rng(0), {Loss(kind, "logits").input: np.zeros(9)})
+    with pytest.raises(UsageError, match="labels of shape"):
+        gradient = gradient_model(model, PLACES, [Loss(LABELS, "logits")], {"x": (1, 3, 6, 6)}, 1)
+        feeds_of(gradient.feeds, np.random.default_rng(0))
     with pytest.raises(ModelError, match="opset"):
         gradient_model(small(opset=8), PLACES, [Loss(VECTOR, "logits")], {"x": (1, 3, 6, 6)}, 1)
 

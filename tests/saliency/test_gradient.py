@@ -11,16 +11,15 @@ from onnx import helper, numpy_helper
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.calibrate.ablation import ablate
-from onnxprune.calibrate.backward import DRAWN, LABELS, TARGET, VECTOR, Loss
+from onnxprune.calibrate.backward import DRAWN, LABELS, VECTOR, Loss
 from onnxprune.calibrate.data import Data, open_data
 from onnxprune.calibrate.gradients import copies, default_losses, mask_gradients
-from onnxprune.calibrate.teacher import Teacher
 from onnxprune.errors import DataError
-from onnxprune.model.io import Model, load
+from onnxprune.model.canonicalize import add_initializer
+from onnxprune.model.io import load
 from onnxprune.model.runtime import Session
-from onnxprune.model.weights import from_array
 from onnxprune.saliency.base import Context, check_criterion
-from onnxprune.saliency.gradient import by_head, fisher, gradient_scores, labelled, taylor
+from onnxprune.saliency.gradient import by_head, fisher, gradient_scores, head_losses, labelled, taylor
 
 SINGLE = 1e-4  # float32 sums
 STEP = 1e-2  # of central differences on float32 outputs: rounding 1e-7 / STEP, curvature STEP**2
@@ -59,9 +58,11 @@ def data(tmp_path: Path) -> Data:
     return open_data(tmp_path / "x.npz", {"x": (["N", 3, 6, 6], "tensor(float)")})
 
 
-def masked(analysis: Analysis, x: np.ndarray, group: str, channel: int, factor: float) -> dict[str, np.ndarray]:
-    """Outputs in float64 when every copy of a channel that a consumer reads is multiplied by a factor: the weights of the consumers are."""
+def loss_of(analysis: Analysis, x: np.ndarray, group: str, channel: int, factor: float, labels: np.ndarray) -> np.ndarray:
+    """(samples,) cross-entropy when every copy of a channel that a consumer reads is multiplied by a factor: the weights of the consumers are."""
     model = analysis.model.edit()
+    from onnxprune.model.weights import from_array
+
     for member in analysis.members(group):
         if member.site.role == "consumes":
             w = model.weights[member.site.tensor].array().copy()
@@ -69,12 +70,7 @@ def masked(analysis: Analysis, x: np.ndarray, group: str, channel: int, factor: 
             index[member.site.axis] = member.positions[member.channels == channel]
             w[tuple(index)] *= factor
             model.weights[member.site.tensor] = from_array(w)  # type: ignore[index]
-    return {name: y.astype(np.float64) for name, y in Session(model).run({"x": x}).items()}
-
-
-def loss_of(analysis: Analysis, x: np.ndarray, group: str, channel: int, factor: float, labels: np.ndarray) -> np.ndarray:
-    """(samples,) cross-entropy of the outputs with a factor on a channel."""
-    y = masked(analysis, x, group, channel, factor)["y"]
+    y = Session(model).run({"x": x})["y"].astype(np.float64)
     return np.log(np.exp(y).sum(1)) - y[np.arange(len(y)), labels]
 
 
@@ -142,59 +138,32 @@ def test_default_losses() -> None:
     assert default_losses(model) == (Loss(DRAWN, "y"), Loss(VECTOR, "t"))
 
 
-def two_heads(activation: str = "Tanh") -> Analysis:
-    """With the stream as a second output, which has no classes."""
-    model = net(activation).model.edit()
-    model.proto.graph.output.append(helper.make_tensor_value_info("t", 1, ["N", 6, 6, 6]))
+def of_two_heads(factor: float) -> Analysis:
+    """With the stream, and `factor` times the sum behind it, as outputs that have no classes."""
+    model = net().model.edit()
+    graph = model.proto.graph
+    graph.node.append(helper.make_node("Mul", ["t", add_initializer(model, "factor", np.float32([factor]))], ["u"], name="large"))
+    graph.output.extend([helper.make_tensor_value_info(name, 1, ["N", 6, 6, 6]) for name in ("s", "u")])
     return analyse(model)
 
 
-def damaged(model: Model) -> Model:
-    """Other weights in the last layer of the block, and so other values of both heads."""
-    copy = model.edit()
-    w = copy.weights["wb"].array()
-    copy.weights["wb"] = from_array(np.where(np.random.default_rng(6).random(w.shape) < 0.5, w, 0).astype(np.float32))  # type: ignore[index]
-    return copy
-
-
-@pytest.mark.parametrize("activation", ["Tanh", "Hardmax"])
-def test_a_model_that_is_taught_by_itself_has_its_own_fisher_scores(data: Data, activation: str) -> None:
-    """The labels are the same draws; the target's gradient is the vector of signs. With Hardmax: by removal, where a target's loss is not linear."""
-    analysis = two_heads(activation) if activation == "Tanh" else net(activation)
-    context = Context(analysis, data, seed=3, batch_size=4)  # the second batch is filled up
-    own, taught = fisher(context), fisher(context, analysis.model)
-    assert set(own) == set(taught) == set(analysis.causes)
-    for name, scores in own.items():
-        np.testing.assert_allclose(taught[name], scores, rtol=SINGLE)
-
-
-def test_a_target_s_gradient_is_the_distance_s_and_the_signs(data: Data) -> None:
-    """Rows are linear in the values that start them: those of y - y0 and those of the signs."""
-    analysis, losses = two_heads(), (Loss(TARGET, "t"),)
-    teacher = damaged(analysis.model)
-    (feeds,) = data.batches(SAMPLES)
-    options = {"seed": 5, "batch_size": SAMPLES}
-    drawn = Teacher(teacher, losses).draw(feeds, np.random.Generator(np.random.PCG64(5)))[losses[0].input]
-    y, y0 = (Session(m).run(feeds)["t"] for m in (analysis.model, teacher))
-    np.testing.assert_allclose(np.abs(drawn - y0), 1, atol=SINGLE)
-    assert np.abs(y - y0).max() > 0.1
-    found = mask_gradients(analysis, data, losses, teacher=teacher, **options).rows
-    signs = mask_gradients(analysis, data, [Loss(VECTOR, "t")], **options).rows  # the same draws
-    for name, rows in found.items():
-        for channel in range(rows.shape[1]):
-            ends = [0.5 * ((masked(analysis, feeds["x"], name, channel, 1 + sign * STEP)["t"] - y0) ** 2).sum((1, 2, 3)) for sign in (1, -1)]
-            expected = (ends[0] - ends[1]) / (2 * STEP)
-            np.testing.assert_allclose((rows - signs[name])[:, channel], expected, atol=DIFFERENCE * np.abs(rows).max())
-
-
-def test_labels_of_a_teacher_are_drawn_from_its_softmax(data: Data) -> None:
-    """A teacher that is sure of one class gives that label alone; the scores are those of the labels."""
-    analysis = net(ending="Softmax")
-    teacher = analysis.model.edit()
-    teacher.weights["bf"] = from_array(np.array([0, 0, 1000, 0], np.float32))  # type: ignore[index]
-    context = Context(analysis, data, batch_size=4)
-    for name, scores in fisher(context, teacher).items():
-        np.testing.assert_allclose(scores, labelled(context, np.full(SAMPLES, 2))[name], rtol=SINGLE)
+def test_heads_without_classes_count_in_units_of_their_spread(data: Data) -> None:
+    """A head of a thousand times the values gives the same scores; classes are not weighed, nor is a head that is alone."""
+    scores = []
+    for factor in (1.0, 1000.0):
+        context = Context(of_two_heads(factor), data, batch_size=SAMPLES)
+        of_classes, s, u = head_losses(context)
+        values = Session(context.analysis.model).run(next(data.batches(SAMPLES)))
+        for loss in (s, u):
+            y = values[loss.head].astype(np.float64)
+            assert loss.scale == pytest.approx(np.square(y - y.mean(0)).sum((1, 2, 3)).mean() ** -0.5, rel=SINGLE)
+        assert of_classes == Loss(DRAWN, "y") and s.kind == u.kind == VECTOR
+        scores.append(fisher(context))
+    for name, found in scores[0].items():
+        np.testing.assert_allclose(scores[1][name], found, rtol=10 * SINGLE)
+    once, twice = (fisher(context, [Loss(VECTOR, "s", scale=scale)]) for scale in (1.0, 2.0))
+    assert all(np.allclose(twice[name], 4 * once[name], rtol=SINGLE) for name in once)
+    assert head_losses(Context(net(), data)) == (Loss(DRAWN, "y"),)
 
 
 def test_by_head(data: Data) -> None:

@@ -22,8 +22,8 @@ from onnxprune.saliency import CRITERIA
 from onnxprune.saliency.base import Context
 from onnxprune.search.base import Search, part
 from onnxprune.engines.channel_costs import channel_costs
-from onnxprune.search.compose import Places, smaller, unchanged
-from onnxprune.search.group_fisher import _averaged, group_fisher
+from onnxprune.search.compose import smaller, unchanged
+from onnxprune.search.group_fisher import Settings, _Scorer, group_fisher
 from onnxprune.search.journal import Journal, rows
 from onnxprune.search.subnet import from_subnet, to_subnet, unit_names
 
@@ -112,7 +112,7 @@ def test_each_normalisation_is_better_on_its_own_cost(budget: str, share: float,
 
 def test_one_scoring_with_one_step_is_the_global_order() -> None:
     """With all channels in one step and no rounding, what goes is what a sort of importance over cost says, until the budget."""
-    here = search(0.9, round_to=1, step=10**6, normalization="none", labels="own")
+    here = search(0.9, round_to=1, step=10**6, normalization="none")
     plan = group_fisher(here)
     scores = CRITERIA.get("fisher")(replace(here.context, data=part(here.context.statistics_data("a test"), 16)))
     ranked = sorted((float(v), n, i) for n, s in scores.items() for i, v in enumerate(s))
@@ -132,59 +132,42 @@ def test_a_killed_search_ends_alike(tmp_path: Path) -> None:
     assert group_fisher(replace(search(), journal=journal)).kept == whole.kept and journal.measured == len(lines) - len(lines) // 2
 
 
-def test_labels_of_the_original_or_the_smaller_model(tmp_path: Path) -> None:
-    """The first scoring is the same, for nothing is cut yet; the next ones are not."""
-    noted: dict[str, list[dict[str, list[float]]]] = {}
-    for labels in ("original", "own"):
-        path = tmp_path / labels
-        group_fisher(replace(search(0.4, labels=labels), journal=Journal(path)))
-        noted[labels] = [row["scores"] for row in rows(path)]
-    first, last = ([noted[labels][step] for labels in ("original", "own")] for step in (0, -1))
-    assert first[0].keys() == first[1].keys()
-    for name, scores in first[0].items():
-        np.testing.assert_allclose(scores, first[1][name], rtol=1e-3)
-    assert any(name not in last[1] or not np.allclose(scores, last[1][name], rtol=0.1) for name, scores in last[0].items())
+def noted(path: Path, **options: object) -> list[dict[str, list[float]]]:
+    """Scores of each step of a search."""
+    group_fisher(replace(search(0.4, **options), journal=Journal(path)))
+    return [row["scores"] for row in rows(path)]
 
 
-def test_own_labels_importance_is_averaged_over_scorings() -> None:
+def test_later_scorings_see_refitted_weights(tmp_path: Path) -> None:
+    """The first is the same, for nothing is cut yet; the second begins with the same channels gone."""
+    own, refitted = (noted(tmp_path / str(refit), refit=refit) for refit in (False, True))
+    assert own[0] == refitted[0] and own[1].keys() == refitted[1].keys()
+    assert all(len(own[1][n]) == len(refitted[1][n]) for n in own[1]) and own[1] != refitted[1]
+
+
+def test_importance_is_averaged_over_scorings(tmp_path: Path) -> None:
     """By channel, wherever it lies now: the second scoring sees a model without the first channel."""
-    analysis = search().analysis
-    group = analysis.groups[0]
+    here = search()
+    group, scorer = here.analysis.groups[0], _Scorer(here, Settings(refit=False))
     first = {group.name: np.arange(float(group.size))}
-    past: dict[Places, tuple[float, int]] = {}
-    np.testing.assert_array_equal(_averaged(unchanged(analysis), first, past)[group.name], first[group.name])
-    step = smaller(analysis, {group.name: tuple(range(1, group.size))})
+    np.testing.assert_array_equal(scorer.averaged(unchanged(here.analysis), first)[group.name], first[group.name])
+    step = smaller(here.analysis, {group.name: tuple(range(1, group.size))})
     (name,) = [n for n in step.origin if step.groups(n) == {group.name}]
-    again = _averaged(step, {name: np.full(group.size - 1, 3.0), "none of the original's": np.ones(2)}, past)
+    again = scorer.averaged(step, {name: np.full(group.size - 1, 3.0), "none of the original's": np.ones(2)})
     assert set(again) == {name}
     np.testing.assert_allclose(again[name], (np.arange(1.0, group.size) + 3) / 2)
-    kept = [group_fisher(search(0.5, labels="own", average=average)).kept for average in (True, False)]
+    kept = [group_fisher(search(0.5, average=average)).kept for average in (True, False)]
     assert kept[0] != kept[1]
 
 
-def test_the_result_nearer_to_the_original_is_kept(tmp_path: Path) -> None:
-    """Of both searches, by what the journal says of them; a killed run measures neither again."""
-    path = tmp_path / "both"
-    plan = group_fisher(replace(search(0.5), journal=Journal(path)))
-    quality = {row["key"].split()[1]: row["quality"] for row in rows(path) if "quality" in row}
-    assert set(quality) == {"original", "own"} and len(set(quality.values())) == 2
-    best = max(quality, key=lambda labels: quality[labels])
-    assert plan.decided_by["labels"] == best and plan.kept == group_fisher(search(0.5, labels=best)).kept
-    noted = path.read_text().replace(f'"quality": {quality[best]}', '"quality": 0')
-    path.write_text(noted)
-    again = Journal(path)
-    (other,) = set(quality) - {best}
-    assert group_fisher(replace(search(0.5), journal=again)).kept == group_fisher(search(0.5, labels=other)).kept and not again.measured
-
-
-def test_a_criterion_that_was_chosen_is_searched_with_once(tmp_path: Path) -> None:
-    plan = group_fisher(replace(search(), criterion="taylor", journal=Journal(tmp_path / "j")))
-    assert search().met(plan.kept) and not any("quality" in row for row in rows(tmp_path / "j"))
+def test_a_criterion_that_was_chosen_scores(tmp_path: Path) -> None:
+    here = replace(search(normalization="none"), criterion="l2", journal=Journal(tmp_path / "j"))
+    assert here.met(group_fisher(here).kept)
+    first, expected = next(iter(rows(tmp_path / "j")))["scores"], CRITERIA.get("l2")(here.context)
+    assert {n: list(v) for n, v in expected.items()} == first
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UsageError, match="original"):
-        group_fisher(search(labels="origin"))
     with pytest.raises(UsageError, match="flops"):
         group_fisher(search(normalization="flop"))
     with pytest.raises(TargetError, match="least width"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from graph_text import net
 
 from onnxprune import demo
+from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import synthetic
+from onnxprune.calibrate.data import Data, synthetic
 from onnxprune.checks import input_types
 from onnxprune.model.io import Model, load
 from onnxprune.model.runtime import Session
 from onnxprune.saliency.base import Context
+from onnxprune.search.compose import smaller
 from onnxprune.search.refitted import Refitted, without
 
 NETS = {
@@ -27,18 +31,47 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", [*NETS, "demo"])
-def test_refitted_weights_are_nearer_to_the_whole_network(name: str) -> None:
+@dataclass(frozen=True)
+class Halved:
+    """A network of which about half of the channels are kept."""
+
+    analysis: Analysis
+    data: Data
+    kept: dict[str, tuple[int, ...]]
+
+    def refitted(self) -> Refitted:
+        return Refitted.of(Context(self.analysis, self.data, batch_size=16))
+
+    def outputs(self, model: Model) -> np.ndarray:
+        session = Session(model)
+        return np.concatenate([np.concatenate([v.ravel() for v in session.run(b).values()]) for b in self.data.batches(16)])
+
+
+@pytest.fixture(params=[*NETS, "demo"])
+def halved(request: pytest.FixtureRequest) -> Halved:
+    name = request.param
     analysis = analyse(load(demo.files().model if name == "demo" else net(NETS[name])))
-    data = synthetic(input_types(analysis.model), samples=64, seed=1)
-    refitted = Refitted.of(Context(analysis, data, batch_size=16))
     rng = np.random.default_rng(0)
     kept = {g.name: tuple(sorted(rng.choice(g.size, max(2, g.size // 2), replace=False).tolist())) for g in analysis.groups}
     assert kept
+    return Halved(analysis, synthetic(input_types(analysis.model), samples=64, seed=1), kept)
 
-    def outputs(model: Model) -> np.ndarray:
-        session = Session(model)
-        return np.concatenate([np.concatenate([v.ravel() for v in session.run(b).values()]) for b in data.batches(16)])
 
-    whole, masked, plain = (outputs(m) for m in (analysis.model, refitted(kept), without(analysis, kept)))
+def test_refitted_weights_are_nearer_to_the_whole_network(halved: Halved) -> None:
+    analysis, kept = halved.analysis, halved.kept
+    whole, masked, plain = (halved.outputs(m) for m in (analysis.model, halved.refitted()(kept), without(analysis, kept)))
     assert np.square(masked - whole).sum() < 0.9 * np.square(plain - whole).sum()
+
+
+def test_a_cut_network_says_what_the_masked_one_does(halved: Halved) -> None:
+    refitted, kept = halved.refitted(), halved.kept
+    small, masked = refitted.cut(kept), refitted(kept)
+    assert small.size_bytes() < masked.size_bytes()
+    expected = halved.outputs(masked)
+    np.testing.assert_allclose(halved.outputs(small), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_channels_are_found_again_behind_new_biases(halved: Halved) -> None:
+    """A refit gives nodes biases that had none, and moves the output of a MatMul."""
+    plain, refitted = (smaller(halved.analysis, halved.kept, model) for model in (None, halved.refitted().cut(halved.kept)))
+    assert set(plain.origin.values()) == set(refitted.origin.values()) and plain.origin

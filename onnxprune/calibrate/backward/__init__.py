@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from onnxprune.calibrate.backward.build import MOMENTS, ROWS, WHOLE, Blocked, Gradient, Place, gradient_model
-from onnxprune.calibrate.backward.losses import DRAWN, LABELS, TARGET, VECTOR, Feed, Given, Loss, feeds_of
+from onnxprune.calibrate.backward.losses import DRAWN, LABELS, VECTOR, Feed, Loss, feeds_of
 
-__all__ = ["DRAWN", "LABELS", "MOMENTS", "ROWS", "TARGET", "VECTOR", "WHOLE", "Blocked", "Feed", "Given", "Gradient", "Loss", "Place", "feeds_of", "gradient_model"]
+__all__ = ["DRAWN", "LABELS", "MOMENTS", "ROWS", "VECTOR", "WHOLE", "Blocked", "Feed", "Gradient", "Loss", "Place", "feeds_of", "gradient_model"]

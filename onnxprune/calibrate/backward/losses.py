@@ -15,10 +15,9 @@ from onnxprune.model.io import Model
 from onnxprune.model.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.model.shapes import Shapes, infer
 
-Given = np.ndarray | Mapping[str, np.ndarray] | None
 COERCED_BEFORE = 13  # Softmax of older opsets flattens everything from its axis on
-LABELS, DRAWN, VECTOR, TARGET = "labels", "drawn", "vector", "target"
-KINDS = (LABELS, DRAWN, VECTOR, TARGET)
+LABELS, DRAWN, VECTOR = "labels", "drawn", "vector"
+KINDS = (LABELS, DRAWN, VECTOR)
 
 
 @dataclass(frozen=True)
@@ -27,24 +26,20 @@ class Loss:
 
     kind: "labels" = cross-entropy with given labels (int64, the head's shape without its class axis; negative ones are ignored);
     "drawn" = cross-entropy with labels drawn from the model's own softmax, by the Gumbel noise that is fed (argmax of logits + noise is
-    a draw: Gumbel 1954); "vector" = v'f(x) for a vector v of signs (Hutchinson 1990); "target" = half the squared distance to given values of
-    the head's shape. Over several positions (pixels) cross-entropy is a mean.
+    a draw: Gumbel 1954); "vector" = v'f(x) for a vector v of signs times `scale` (Hutchinson 1990). Over several positions (pixels) cross-entropy
+    is a mean.
     head: tensor name. A head that a Softmax over the same axis makes is read as probabilities, any other as logits.
-    axis: the classes.
+    axis: the classes. scale: 1 over the standard deviation that errors of the head are measured in.
     """
 
     kind: str
     head: str
     axis: int = 1
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError("loss-kind", f"loss {self.kind!r} is not one of {', '.join(KINDS)}")
-
-    @property
-    def of_classes(self) -> bool:
-        """Whether it reads the head as classes: a cross-entropy; else it reads values."""
-        return self.kind in (LABELS, DRAWN)
 
     @property
     def input(self) -> str:
@@ -65,41 +60,32 @@ class Feed:
         return self.loss.input
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:
-        """Noise for "drawn", signs for "vector"; UsageError for "labels" and "target", which nobody can draw."""
+        """Noise for "drawn", scaled signs for "vector"; UsageError for "labels", which nobody can draw."""
         kind = helper.tensor_dtype_to_np_dtype(self.dtype)
         if self.loss.kind == DRAWN:
             return generator.gumbel(size=self.shape).astype(kind)
         if self.loss.kind == VECTOR:
-            return signs(self.shape, generator).astype(kind)
-        raise UsageError("labels-missing", f"the loss on {self.loss.head!r} needs {'labels' if self.loss.kind == LABELS else 'values'} of shape {self.shape}")
+            return ((generator.integers(0, 2, self.shape) * 2 - 1) * self.loss.scale).astype(kind)
+        raise UsageError("labels-missing", f"the loss on {self.loss.head!r} needs labels of shape {self.shape}")
 
 
-def signs(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
-    """-1 or 1, each as often."""
-    return generator.integers(0, 2, shape) * 2 - 1
-
-
-def feeds_of(feeds: Mapping[str, Feed], generator: np.random.Generator, given: Given = None) -> dict[str, np.ndarray]:
-    """A value for each input that the losses add.
-
-    given: labels for those of kind "labels", or values by the input's name; reshaped to what is expected. What is not given is drawn.
-    """
+def feeds_of(feeds: Mapping[str, Feed], generator: np.random.Generator, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """A value for each input that the losses add; labels: for those of kind "labels", reshaped to what is expected."""
     values = {}
     for name, feed in feeds.items():
-        own = given.get(name) if isinstance(given, Mapping) else given if feed.loss.kind == LABELS else None
-        if own is None:
-            values[name] = feed.draw(generator)
-        elif own.size != math.prod(feed.shape):
-            raise UsageError("labels-shape", f"labels have shape {own.shape}; the loss on {feed.loss.head!r} needs {feed.shape}")
+        if feed.loss.kind == LABELS and labels is not None:
+            if labels.size != math.prod(feed.shape):
+                raise UsageError("labels-shape", f"labels have shape {labels.shape}; the loss on {feed.loss.head!r} needs {feed.shape}")
+            values[name] = labels.reshape(feed.shape).astype(np.int64)
         else:
-            values[name] = own.reshape(feed.shape).astype(helper.tensor_dtype_to_np_dtype(feed.dtype))
+            values[name] = feed.draw(generator)
     return values
 
 
 def start_tensor(model: Model, loss: Loss, shapes: Shapes | None = None) -> str:
     """Where a loss begins: the logits behind the head where a Softmax over the same axis makes it, else the head itself."""
     maker = next((node for node in model.proto.graph.node if loss.head in node.output), None)
-    if not loss.of_classes or maker is None or maker.op_type != "Softmax" or maker.domain not in STANDARD_DOMAINS:
+    if loss.kind == VECTOR or maker is None or maker.op_type != "Softmax" or maker.domain not in STANDARD_DOMAINS:
         return loss.head
     shape = (shapes or infer(model)).shape(loss.head)
     if shape is None:
@@ -110,10 +96,9 @@ def start_tensor(model: Model, loss: Loss, shapes: Shapes | None = None) -> str:
 
 
 def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> tuple[Value, Feed]:
-    """Gradient of the loss at its start (the logits, or the head for "vector" and "target"), and the input that it reads."""
-    if not loss.of_classes:
-        given = Value(tape, loss.input, logits.shape, logits.dtype)
-        return given if loss.kind == VECTOR else logits - given, Feed(loss, logits.shape, logits.dtype)
+    """Gradient of the loss at its start (the logits, or the head for "vector"), and the input that it reads."""
+    if loss.kind == VECTOR:
+        return Value(tape, loss.input, logits.shape, logits.dtype), Feed(loss, logits.shape, logits.dtype)
     axis = loss.axis % len(logits.shape)
     single = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
     if loss.kind == DRAWN:
