@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Mask
@@ -108,9 +108,9 @@ def _target(loss: Loss, head: np.ndarray, generator: np.random.Generator, labels
     """The vector, or the labels with an axis of length 1 for the classes."""
     axis = loss.axis % head.ndim
     if loss.kind == LABELS:
-        feed = Feed(loss, tuple(n for i, n in enumerate(head.shape) if i != axis), 7)
+        feed = Feed(loss, tuple(n for i, n in enumerate(head.shape) if i != axis), TensorProto.INT64)
         return np.expand_dims(feeds_of({feed.name: feed}, generator, labels)[feed.name], axis)
-    drawn = Feed(loss, head.shape, 1).draw(generator)
+    drawn = Feed(loss, head.shape, TensorProto.FLOAT).draw(generator)
     return drawn if loss.kind == VECTOR else (head + drawn).argmax(axis, keepdims=True)
 
 

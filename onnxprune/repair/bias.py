@@ -13,7 +13,8 @@ from onnxprune.analysis.linear import Linear, linears, to_matrix
 from onnxprune.calibrate.channels import channel_statistics
 from onnxprune.model.canonicalize import add_initializer
 from onnxprune.model.io import Model
-from onnxprune.model.nodes import attribute, label
+from onnxprune.model.edit import free_name
+from onnxprune.model.nodes import attribute, label, nested
 from onnxprune.model.weights import from_array
 from onnxprune.repair.constants import with_means
 from onnxprune.saliency.base import Context
@@ -68,10 +69,10 @@ class Parameters:
     """Weights and biases of a model, which is changed. Who makes and who reads what is looked up once."""
 
     def __init__(self, model: Model) -> None:
-        nodes = model.proto.graph.node
         self.model = model
-        self.maker = {o: n for n in nodes for o in n.output}
-        self.uses = Counter(i for n in nodes for i in set(n.input))
+        self.maker = {o: n for n in model.proto.graph.node for o in n.output}
+        self.uses = Counter(i for graph in nested(model.proto.graph) for n in graph.node for i in set(n.input))
+        self.names = {n.name for graph in nested(model.proto.graph) for n in graph.node}
         self.tensors = {t.name: t for t in model.proto.graph.initializer}
 
     def add_bias(self, linear: Linear, shift: np.ndarray) -> None:
@@ -81,9 +82,11 @@ class Parameters:
         if linear.op == "MatMul":
             name, nodes = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype)), model.proto.graph.node
             at = next(i for i, n in enumerate(nodes) if linear.out in n.output)
-            node.name = label(node)  # stays as it was
+            own, added = label(node), f"{linear.out}_bias"
+            node.name = own if own not in self.names else node.name  # what it is called stays, though its output does not
             node.output[0] = unbiased(linear.out)
-            nodes.insert(at + 1, helper.make_node("Add", [node.output[0], name], [linear.out], name=f"{linear.out}_bias"))
+            nodes.insert(at + 1, helper.make_node("Add", [node.output[0], name], [linear.out], name=free_name(added, self.names) if added in self.names else added))
+            self.names.update((node.name, nodes[at + 1].name))
             return
         old = model.weights.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if old is not None:

@@ -15,16 +15,19 @@ from onnxprune.types import Scores
 Formula = Callable[[np.ndarray], np.ndarray]
 
 
-def taylor(context: Context) -> Scores:
-    """Absolute first-order change of the loss, summed over samples (Molchanov et al. 2017, the absolute value a sample, never of the mean)."""
-    return gradient_scores(context, _absolute)
+def taylor(context: Context, losses: Sequence[Loss] | None = None) -> Scores:
+    """Absolute first-order change of the loss, summed over samples (Molchanov et al. 2017, the absolute value a sample, never of the mean).
+
+    losses: as for `gradient_scores`.
+    """
+    return gradient_scores(context, _absolute, losses)
 
 
 def fisher(context: Context, losses: Sequence[Loss] | None = None) -> Scores:
     """Squared mask gradient summed over samples (Group Fisher, Liu et al. 2021, eq. 4): over positions, then copies, then squared, then samples.
 
     Without labels: drawn from the model's own softmax, which makes it the Fisher information; for heads without classes a vector of signs.
-    losses: None = on all heads, see `head_losses`.
+    losses: as for `gradient_scores`.
     """
     return gradient_scores(context, _squared, losses)
 
@@ -52,7 +55,7 @@ def gradient_scores(context: Context, formula: Formula, losses: Sequence[Loss] |
 
 
 def head_losses(context: Context) -> tuple[Loss, ...]:
-    """A label-free loss for each head, all of one weight, on the context's model and data."""
+    """A label-free loss for each head, those without classes in units of their spread on the context's model and data."""
     data, model = context.required_data("a gradient criterion"), context.analysis.model
     return comparable(default_losses(model), model, data, batch_size=context.batch_size, threads=context.threads)
 

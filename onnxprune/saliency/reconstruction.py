@@ -49,12 +49,20 @@ def reconstruction(context: Context) -> Scores:
 
 def moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair], Mapping[str, Fisher]]:
     """Second moments of what is read and of the gradients behind it, on the context's data, taken once. No gradients: an empty mapping."""
-    if "moments" not in context.cache:
+    statistics, pairs = second_moments(context)
+    if "output fisher" not in context.cache:
         analysis, data = context.analysis, context.statistics_data("criterion 'reconstruction'")
-        statistics, pairs = collect_moments(analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
         outs = [(s.linear.out, s.linear.out_axis) for s in statistics.values()] + [(analysis.record.nodes[p.node].output[0], -1) for p in pairs]
         fisher = output_fisher(analysis, data, outs, seed=context.seed, batch_size=context.batch_size, threads=context.threads) if outs else {}
-        context.cache["moments"] = statistics, pairs, fisher or {}
+        context.cache["output fisher"] = fisher or {}
+    return statistics, pairs, context.cache["output fisher"]
+
+
+def second_moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair]]:
+    """Second moments of what is read, on the context's data, taken once."""
+    if "moments" not in context.cache:
+        data = context.statistics_data("criterion 'reconstruction'")
+        context.cache["moments"] = collect_moments(context.analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
     return context.cache["moments"]
 
 

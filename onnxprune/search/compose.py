@@ -6,7 +6,7 @@ Channels are found again by where they lie in the weights, not by names of group
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from onnxprune.types import Plan
 
 Kept = Mapping[str, Sequence[int]]
 Places = tuple[tuple[str, int], ...]  # the original channels (group, index) that go with one of a cut model
-Reader = tuple[str, int]  # an operand: (node, slot)
+Place = tuple[str, int, int]  # an axis of a weight that channels lie on: (node, slot, axis)
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -75,7 +75,7 @@ def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Small
     """
     plan = bare(original, kept)
     again = analyse(cut(original, plan) if model is None else model, **original.options)
-    gone, shared = original.removed(plan.kept), _readers(original) & _readers(again)
+    gone, shared = original.removed(plan.kept), {p for p, _ in _places(original)} & {p for p, _ in _places(again)}
     there: dict[int, list[tuple[str, int]]] = {}
     signatures = _signatures(original, gone, shared)
     for name, causes in original.causes.items():
@@ -97,28 +97,26 @@ def bare(analysis: Analysis, kept: Kept) -> Plan:
     return Plan(analysis.digest, less, {n: analysis.group(n).size for n in less}, {}, analysis.options)
 
 
-def _readers(analysis: Analysis) -> set[Reader]:
-    """Operands that weights are."""
-    return {(label(analysis.record.nodes[use.node]), use.slot) for use in analysis.record.uses}
+def _places(analysis: Analysis) -> Iterator[tuple[Place, np.ndarray]]:
+    """Where channels lie in the weights, with the ids of each axis."""
+    for use in analysis.record.uses:
+        yield from (((label(analysis.record.nodes[use.node]), use.slot, axis), ids) for axis, ids in enumerate(use.axes) if isinstance(ids, np.ndarray))
 
 
-def _signatures(analysis: Analysis, gone: np.ndarray, shared: set[Reader]) -> np.ndarray:
+def _signatures(analysis: Analysis, gone: np.ndarray, shared: set[Place]) -> np.ndarray:
     """A number for each cause by all places of the weights that it lies in, positions counted among those that stay; (causes + 1,) uint64.
 
-    shared: the operands that count; a repair may have given a node a bias that had none.
+    shared: the places that count; a repair may have given a node a bias, or a longer one.
     """
     found = np.zeros(analysis.axes.causes + 1, np.uint64)
-    for use in analysis.record.uses:
-        if (label(analysis.record.nodes[use.node]), use.slot) not in shared:
+    for place, ids in _places(analysis):
+        if place not in shared:
             continue
-        for axis, ids in enumerate(use.axes):
-            if not isinstance(ids, np.ndarray):
-                continue
-            table = analysis.axes.table(ids)[analysis.keep(ids, gone)]
-            name = f"{label(analysis.record.nodes[use.node])}\0{use.slot}\0{axis}"
-            start = np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
-            keys = _mixed(start + np.arange(len(table), dtype=np.uint64) * _ODD)
-            np.add.at(found, table.ravel(), np.repeat(keys, table.shape[1]))
+        table = analysis.axes.table(ids)[analysis.keep(ids, gone)]
+        name = "\0".join(map(str, place))
+        start = np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
+        keys = _mixed(start + np.arange(len(table), dtype=np.uint64) * _ODD)
+        np.add.at(found, table.ravel(), np.repeat(keys, table.shape[1]))
     return found
 
 

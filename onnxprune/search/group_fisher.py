@@ -22,13 +22,14 @@ from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.layers import LatencyCache
 from onnxprune.errors import UsageError, unknown
 from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.gradient import fisher, head_losses
+from onnxprune.saliency.gradient import fisher, head_losses, taylor
 from onnxprune.search.base import Kept, Search, part, settings
 from onnxprune.search.compose import Places, Smaller, smaller
 from onnxprune.search.journal import key
 from onnxprune.search.refitted import Refitted
 from onnxprune.types import Plan, Scores
 
+GRADIENTS = {"auto": fisher, "fisher": fisher, "taylor": taylor}  # criteria that add up output heads: at every step in the units of the whole model
 STEPS = 50  # re-scorings of a whole network, where `step` does not say it
 
 
@@ -124,14 +125,14 @@ class _Scorer:
         return step, self.averaged(step, scores) if self.chosen.average else scores
 
     def measured(self, step: Smaller, number: int) -> Scores:
-        """By the run's criterion; without one, squared mask gradients."""
+        """By the run's criterion."""
         whole = self.search.context
         data = part(self.data, self.chosen.interval * whole.batch_size, number)
         here = replace(whole, analysis=step.analysis, data=data, seed=whole.seed + number, cache=self.known)
-        if self.search.criterion != "auto":
+        if self.search.criterion not in GRADIENTS:
             return CRITERIA.get(self.search.criterion)(replace(here, cache={}))
         self.losses = self.losses or head_losses(replace(whole, data=self.data))
-        return fisher(here, self.losses)
+        return GRADIENTS[self.search.criterion](here, self.losses)
 
     def averaged(self, step: Smaller, scores: Scores) -> Scores:
         """Means over the scorings so far, which saw other inputs; this one is noted."""

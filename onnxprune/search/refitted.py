@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,17 +14,34 @@ from onnxprune.model.io import Model
 from onnxprune.repair.bias import Parameters
 from onnxprune.saliency.base import Context
 from onnxprune.saliency.elimination import inverse
-from onnxprune.saliency.reconstruction import moments
+from onnxprune.saliency.reconstruction import second_moments
 from onnxprune.search.compose import Kept, bare
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import masked
 
-MOST_KNOWN = 64  # inverses, and refitted weights, that are remembered
+MOST_BYTES = 400_000_000  # of inverses, and of refitted weights, that are remembered
 
 
 def without(analysis: Analysis, kept: Kept) -> Model:
     """The network with 0/1 masks in place of a cut."""
     return masked(analysis, bare(analysis, kept))
+
+
+class _Recent:
+    """Arrays by key, made once; the oldest go where there are too many."""
+
+    def __init__(self) -> None:
+        self.known, self.bytes = dict[Hashable, tuple[np.ndarray, ...]](), 0
+
+    def get(self, key: Hashable, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """What is known under a key, or made now."""
+        if key not in self.known:
+            made = make()
+            self.bytes += sum(a.nbytes for a in made)
+            while self.known and self.bytes > MOST_BYTES:
+                self.bytes -= sum(a.nbytes for a in self.known.pop(next(iter(self.known))))
+            self.known[key] = made
+        return self.known[key]
 
 
 @dataclass
@@ -36,13 +53,13 @@ class Refitted:
 
     analysis: Analysis
     statistics: Mapping[int, Statistic]
-    _inverses: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    _weights: dict[tuple[int, bytes], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _inverses: _Recent = field(default_factory=_Recent)
+    _weights: _Recent = field(default_factory=_Recent)
 
     @staticmethod
     def of(context: Context) -> Refitted:
-        """By the statistics part of the context's data, of which the criterion took them too."""
-        return Refitted(context.analysis, moments(context)[0])
+        """By the statistics part of the context's data."""
+        return Refitted(context.analysis, second_moments(context)[0])
 
     def __call__(self, kept: Kept) -> Model:
         """The network that keeps these channels, the others masked."""
@@ -78,17 +95,10 @@ class Refitted:
 
     def weight(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(weight of a node, what is added to its bias) with these inputs gone, (inputs,) bool."""
-        key = number, gone.tobytes()
-        if key not in self._weights:
-            if len(self._weights) >= MOST_KNOWN:
-                self._weights.clear()
-            self._weights[key] = refitted_without(self.analysis, self.statistics[number], np.flatnonzero(gone), self._inverse)
-        return self._weights[key]
+        values, shift = self._weights.get(
+            (number, gone.tobytes()), lambda: refitted_without(self.analysis, self.statistics[number], np.flatnonzero(gone), self._inverse)
+        )
+        return values, shift
 
     def _inverse(self, item: Statistic, g: int) -> np.ndarray:
-        key = item.linear.node, g
-        if key not in self._inverses:
-            if len(self._inverses) >= MOST_KNOWN:
-                self._inverses.clear()
-            self._inverses[key] = inverse(item.xx[g])
-        return self._inverses[key]
+        return self._inverses.get((item.linear.node, g), lambda: (inverse(item.xx[g]),))[0]

@@ -28,6 +28,17 @@ def test_from_zero_where_samples_cannot_be_compared(batches: list[np.ndarray]) -
     assert spread(*batches).total == pytest.approx(sum(np.square(b).sum() for b in batches))
 
 
+def test_constant_and_infinite_positions_count_for_nothing() -> None:
+    """A mask's fill does not make errors elsewhere small."""
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    filled = np.concatenate([values, np.full((5, 1), -1e9), np.full((5, 1), -np.inf)], 1)
+    assert spread(filled).total == pytest.approx(spread(values).total)
+
+
+def test_one_value_a_sample() -> None:
+    assert spread(np.array([1.0, 3.0])).total == pytest.approx(2)
+
+
 def test_zeros_have_none() -> None:
     nothing = spread(np.zeros((3, 2)))
     assert nothing.total == TINY and nothing.scale == 1

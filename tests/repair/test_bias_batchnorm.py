@@ -9,8 +9,11 @@ from onnx import NodeProto, helper
 from repair_reference import Repaired, by_channel, initializer, node_of
 
 from onnxprune.analysis.walk import analyse
+from onnxprune.calibrate.data import synthetic
+from onnxprune.checks import input_types
 from onnxprune.errors import DataError, UsageError
 from onnxprune.model.io import load
+from onnxprune.model.nodes import label
 from onnxprune.model.runtime import Session
 from onnxprune.repair import REPAIRS
 from onnxprune.saliency.base import Context
@@ -82,6 +85,19 @@ def test_outputs_keep_their_mean(name: str) -> None:
     whole, before, after = (np.moveaxis(found.values(m, "y")[0], axis, 0).reshape(found.values(m, "y")[0].shape[axis], -1).mean(1) for m in (found.whole, found.before, found.after))
     np.testing.assert_allclose(after, whole, atol=SINGLE * np.abs(whole).max())
     assert np.abs(before - whole).max() > 100 * np.abs(after - whole).max()
+
+
+def test_names_of_nodes_stay_apart() -> None:
+    """Nodes that have the names that a new Add and its MatMul would have: onnxruntime refuses two of one name."""
+    proto = net(PRODUCTS["product"].replace("y = MatMul(r, w2)", "o = MatMul(r, w2); s = Relu(o); y = Neg(s)"))
+    proto.graph.node[3].name, proto.graph.node[4].name = "o", "o_bias"
+    analysis = analyse(load(proto))
+    (group,) = analysis.groups
+    plan = Plan(analysis.digest, {group.name: tuple(range(5))}, {group.name: group.size})
+    context = Context(analysis, synthetic(input_types(analysis.model), samples=16, seed=1), batch_size=16)
+    repaired = REPAIRS.get("bias")(analysis, plan, cut(analysis, plan), context)
+    assert len(repaired.proto.graph.node) == 6 and len({label(n) for n in repaired.proto.graph.node}) == 6
+    Session(repaired)
 
 
 def test_none_is_none() -> None:

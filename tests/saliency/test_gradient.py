@@ -18,6 +18,7 @@ from onnxprune.errors import DataError
 from onnxprune.model.canonicalize import add_initializer
 from onnxprune.model.io import load
 from onnxprune.model.runtime import Session
+from onnxprune.model.weights import from_array
 from onnxprune.saliency.base import Context, check_criterion
 from onnxprune.saliency.gradient import by_head, fisher, gradient_scores, head_losses, labelled, taylor
 
@@ -61,8 +62,6 @@ def data(tmp_path: Path) -> Data:
 def loss_of(analysis: Analysis, x: np.ndarray, group: str, channel: int, factor: float, labels: np.ndarray) -> np.ndarray:
     """(samples,) cross-entropy when every copy of a channel that a consumer reads is multiplied by a factor: the weights of the consumers are."""
     model = analysis.model.edit()
-    from onnxprune.model.weights import from_array
-
     for member in analysis.members(group):
         if member.site.role == "consumes":
             w = model.weights[member.site.tensor].array().copy()

@@ -145,7 +145,7 @@ def test_later_scorings_see_refitted_weights(tmp_path: Path) -> None:
     assert all(len(own[1][n]) == len(refitted[1][n]) for n in own[1]) and own[1] != refitted[1]
 
 
-def test_importance_is_averaged_over_scorings(tmp_path: Path) -> None:
+def test_importance_is_averaged_over_scorings() -> None:
     """By channel, wherever it lies now: the second scoring sees a model without the first channel."""
     here = search()
     group, scorer = here.analysis.groups[0], _Scorer(here, Settings(refit=False))
@@ -158,6 +158,10 @@ def test_importance_is_averaged_over_scorings(tmp_path: Path) -> None:
     np.testing.assert_allclose(again[name], (np.arange(1.0, group.size) + 3) / 2)
     kept = [group_fisher(search(0.5, average=average)).kept for average in (True, False)]
     assert kept[0] != kept[1]
+
+
+def test_fisher_by_name_is_the_method_s_own() -> None:
+    assert group_fisher(replace(search(), criterion="fisher")).kept == group_fisher(search()).kept
 
 
 def test_a_criterion_that_was_chosen_scores(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from graph_text import net
+from onnx import helper
 
 from onnxprune import demo
 from onnxprune.analysis.groups import Analysis
@@ -16,8 +17,9 @@ from onnxprune.checks import input_types
 from onnxprune.model.io import Model, load
 from onnxprune.model.runtime import Session
 from onnxprune.saliency.base import Context
-from onnxprune.search.compose import smaller
+from onnxprune.search.compose import bare, smaller
 from onnxprune.search.refitted import Refitted, without
+from onnxprune.surgery.cut import cut
 
 NETS = {
     "chain": "float[n,4,9,8] x | float[8,4,3,3] w1, float[8] b1, float[10,8,3,3] w2, float[5,10,1,1] w3, float[5] b3 | "
@@ -26,6 +28,8 @@ NETS = {
     "transposed": "float[n,4,9,8] x | float[8,4,3,3] w1, float[8,6,2,2] w2, float[5,6,1,1] w3 | "
     "a = Conv(x, w1); r = Relu(a); c = ConvTranspose<strides=[2,2]>(r, w2); s = Relu(c); y = Conv(s, w3)",
     "products": "float[n,5,6] x | float[6,12] w1, float[12,9] w2, float[9,7] w3 | a = MatMul(x, w1); r = Relu(a); o = MatMul(r, w2); s = Relu(o); y = MatMul(s, w3)",
+    "gemm, one bias for all": "float[n,6] x | float[12,6] w1, float b, float[12,12] w2, float[12,12] w3 | "
+    "a = Gemm<transB=1>(x, w1, b); r = Relu(a); o = Gemm<transB=1>(r, w2, b); s = Relu(o); y = Gemm<transB=1>(s, w3, b)",
     "gemm, shared weight": "float[n,6] x | float[12,6] w1, float[12] b1, float[12,12] w2, float[12,7] w3 | "
     "a = Gemm<transB=1>(x, w1, b1); r = Relu(a); o = Gemm(r, w2); s = Relu(o); p = Gemm(s, w2); t = Relu(p); y = Gemm<alpha=0.5>(t, w3)",
 }
@@ -69,6 +73,24 @@ def test_a_cut_network_says_what_the_masked_one_does(halved: Halved) -> None:
     assert small.size_bytes() < masked.size_bytes()
     expected = halved.outputs(masked)
     np.testing.assert_allclose(halved.outputs(small), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_weights_that_a_body_reads_stay() -> None:
+    """Both branches of an If read the stream and the weights of the nodes behind it."""
+    proto = net(f"bool c, {NETS['products']}")
+    body = [helper.make_node("MatMul", ["r", "w2"], ["m"]), helper.make_node("MatMul", ["m", "w3"], ["b"])]
+    branch = helper.make_graph(body, "branch", [], [helper.make_tensor_value_info("b", 1, None)])
+    proto.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+    proto.graph.output.append(helper.make_tensor_value_info("z", 1, ["n", 5, 7]))
+    analysis = analyse(load(proto))
+    data, kept = synthetic(input_types(analysis.model), samples=32, seed=1), {"a": tuple(range(6))}
+    (feeds,) = data.batches(32)
+    refitted = Refitted.of(Context(analysis, data, batch_size=32))
+    plain, small, masked = (Session(m).run(feeds) for m in (cut(analysis, bare(analysis, kept)), refitted.cut(kept), refitted(kept)))
+    assert np.abs(small["y"] - plain["y"]).max() > 0.01
+    np.testing.assert_allclose(small["y"], masked["y"], atol=1e-5)
+    for found in (small, masked):
+        np.testing.assert_allclose(found["z"], plain["z"], atol=1e-5)
 
 
 def test_channels_are_found_again_behind_new_biases(halved: Halved) -> None:

@@ -65,7 +65,8 @@ class Feed:
         if self.loss.kind == DRAWN:
             return generator.gumbel(size=self.shape).astype(kind)
         if self.loss.kind == VECTOR:
-            return ((generator.integers(0, 2, self.shape) * 2 - 1) * self.loss.scale).astype(kind)
+            scale = min(self.loss.scale, float(np.finfo(kind).max) / 4)  # an infinite gradient is none
+            return ((generator.integers(0, 2, self.shape) * 2 - 1) * scale).astype(kind)
         raise UsageError("labels-missing", f"the loss on {self.loss.head!r} needs labels of shape {self.shape}")
 
 
