@@ -56,8 +56,11 @@ class Search:
         return self.context.analysis
 
     def scores(self, own: str) -> Scores:
-        """Of the criterion; `own` where none was chosen."""
-        found: Scores = CRITERIA.get(own if self.criterion == "auto" else self.criterion)(self.context)
+        """Of the criterion; `own` where none was chosen. Taken once."""
+        name = own if self.criterion == "auto" else self.criterion
+        if f"scores by {name}" not in self.context.cache:
+            self.context.cache[f"scores by {name}"] = CRITERIA.get(name)(self.context)
+        found: Scores = self.context.cache[f"scores by {name}"]
         return found
 
     def own_scores(self, refit: bool) -> Scores:

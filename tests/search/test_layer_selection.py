@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from onnxprune.checks import input_types
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.model.io import load
 from onnxprune.saliency.base import Context
+from onnxprune.saliency import CRITERIA
+from onnxprune.search import base
 from onnxprune.search import layer_selection as module
 from onnxprune.search.base import Search
 from onnxprune.search.journal import Journal
@@ -106,6 +109,15 @@ def test_ratios_for_all_groups_leave_nothing_to_search() -> None:
     here = search(0.2)
     with pytest.raises(TargetError, match="after 0 rounds"):
         layer_selection(replace(here, constraints=replace(here.constraints, ratios={"*": 0.25})))
+
+
+def test_scores_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By fixed groups and by the rounds alike."""
+    asked: list[str] = []
+    monkeypatch.setattr(base, "CRITERIA", SimpleNamespace(get=lambda name: asked.append(name) or CRITERIA.get(name)))
+    here = search(0.8)
+    layer_selection(replace(here, constraints=replace(here.constraints, ratios={here.analysis.groups[0].name: 0.25})))
+    assert sorted(asked) == ["l2", "reconstruction"]
 
 
 def test_what_cannot_be_reached_is_said() -> None:
