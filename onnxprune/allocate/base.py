@@ -107,8 +107,7 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
     if constraints.budgets and search.missed(()):
         ranking = _ranking(name, context, scores, steps)
         chosen = search.by_saving(ranking.values) if ranking.per_saving else search.prefix(ranking.values)
-    kept = search.kept(chosen)
-    return Plan(analysis.digest, kept, {g: analysis.group(g).size for g in kept}, {"allocate": name}, analysis.options)
+    return analysis.plan(search.kept(chosen), allocate=name)
 
 
 def _ranking(name: str, context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:

@@ -141,6 +141,11 @@ class Analysis:
                     found[name, i] = _frozen(self.record, name, i, number)
         return list(found.values())
 
+    def plan(self, kept: Mapping[str, Sequence[int]], **decided_by: Any) -> Plan:
+        """The plan that keeps these channels; groups left whole are not listed in it."""
+        less = {n: tuple(map(int, k)) for n, k in kept.items() if len(k) < self.group(n).size}
+        return Plan(self.digest, less, {n: self.group(n).size for n in less}, decided_by, self.options)
+
     def check(self, plan: Plan) -> None:
         """UsageError where a plan was made for another model or another analysis."""
         if plan.source != self.digest:

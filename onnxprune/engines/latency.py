@@ -16,7 +16,6 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.engines.base import DEFAULTS, Engine, Options, random_feeds, require, static_inputs
 from onnxprune.engines.measure import Schedule, interleave
 from onnxprune.surgery.cut import cut
-from onnxprune.types import Plan
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # noqa: UP035 - of typing from 3.11 on
@@ -72,7 +71,7 @@ class Probe:
         if not widths:
             return self.original_ms
         if widths not in self._known:
-            self._known[widths] = self._measure(kept, sizes)
+            self._known[widths] = self._measure(kept)
         return self._known[widths]
 
     @property
@@ -90,10 +89,8 @@ class Probe:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _measure(self, kept: Kept, sizes: Mapping[str, int]) -> float:
-        chosen = {name: tuple(int(c) for c in channels) for name, channels in kept.items()}
-        plan = Plan(self._analysis.digest, chosen, {name: sizes[name] for name in chosen}, {}, self._analysis.options)
-        with self._engine.compile(cut(self._analysis, plan), self._options) as candidate:
+    def _measure(self, kept: Kept) -> float:
+        with self._engine.compile(cut(self._analysis, self._analysis.plan(kept)), self._options) as candidate:
             times = interleave({_BASE: self._sample(self._base), _CANDIDATE: self._sample(candidate)}, self._schedule)
         base_ms, left_ms = (float(np.quantile(times[name], UNDISTURBED)) for name in (_BASE, _CANDIDATE))
         return self.original_ms * left_ms / base_ms

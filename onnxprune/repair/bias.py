@@ -71,8 +71,9 @@ class Parameters:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.maker = {o: n for n in model.proto.graph.node for o in n.output}
-        self.uses = Counter(i for graph in nested(model.proto.graph) for n in graph.node for i in set(n.input))
-        self.names = {n.name for graph in nested(model.proto.graph) for n in graph.node}
+        nodes = [n for graph in nested(model.proto.graph) for n in graph.node]
+        self.uses = Counter(i for n in nodes for i in set(n.input))
+        self.names = {n.name for n in nodes}
         self.tensors = {t.name: t for t in model.proto.graph.initializer}
 
     def add_bias(self, linear: Linear, shift: np.ndarray) -> None:

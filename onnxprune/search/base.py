@@ -97,8 +97,7 @@ class Search:
 
     def plan(self, kept: Mapping[str, Sequence[int]], **decided_by: Any) -> Plan:
         """The plan that keeps these channels."""
-        chosen = {g.name: tuple(int(c) for c in kept[g.name]) for g in self.analysis.groups if g.name in kept and len(kept[g.name]) < g.size}
-        return Plan(self.analysis.digest, chosen, {n: self.analysis.group(n).size for n in chosen}, decided_by, self.analysis.options)
+        return self.analysis.plan({g.name: kept[g.name] for g in self.analysis.groups if g.name in kept}, **decided_by)
 
     def missed(self, kept: Mapping[str, Sequence[int]], why: str) -> TargetError:
         """The error of a search that ends above a budget."""

@@ -17,7 +17,6 @@ from onnxprune.analysis.walk import analyse
 from onnxprune.model.io import Model
 from onnxprune.model.nodes import label
 from onnxprune.surgery.cut import cut
-from onnxprune.types import Plan
 
 Kept = Mapping[str, Sequence[int]]
 Places = tuple[tuple[str, int], ...]  # the original channels (group, index) that go with one of a cut model
@@ -73,7 +72,7 @@ def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Small
     model
         The cut model where it is there already, such as one with repaired weights.
     """
-    plan = bare(original, kept)
+    plan = original.plan(kept)
     again = analyse(cut(original, plan) if model is None else model, **original.options)
     gone, shared = original.removed(plan.kept), {p for p, _ in _places(original)} & {p for p, _ in _places(again)}
     there: dict[int, list[tuple[str, int]]] = {}
@@ -89,12 +88,6 @@ def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Small
         if all(found):
             origin[name] = tuple(found)
     return Smaller(original, plan.kept, again, origin)
-
-
-def bare(analysis: Analysis, kept: Kept) -> Plan:
-    """The plan that keeps these channels, and says no more."""
-    less = {n: tuple(k) for n, k in kept.items() if len(k) < analysis.group(n).size}
-    return Plan(analysis.digest, less, {n: analysis.group(n).size for n in less}, {}, analysis.options)
 
 
 def _places(analysis: Analysis) -> Iterator[tuple[Place, np.ndarray]]:

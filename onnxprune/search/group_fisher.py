@@ -119,7 +119,7 @@ class _Scorer:
     def __call__(self, kept: Kept, number: int) -> tuple[Smaller, Scores]:
         """The model that keeps these channels, and the importance of its channels on this step's inputs, remembered."""
         step = smaller(self.search.analysis, kept, self.refitted.cut(kept) if self.refitted and kept else None)
-        name, journal = key("scores", number, {n: list(k) for n, k in kept.items()}), self.search.journal
+        name, journal = key("scores", number, kept), self.search.journal
         found = journal.recall(name, lambda: {"scores": {n: np.asarray(v, np.float64).tolist() for n, v in self.measured(step, number).items()}})["scores"]
         scores = {n: np.asarray(v) for n, v in found.items()}
         return step, self.averaged(step, scores) if self.chosen.average else scores
@@ -157,7 +157,7 @@ def _costs(search: Search, chosen: Settings, step: Smaller, number: int, cache: 
         found = channel_costs(step.analysis, "latency", chosen.engine or search.engine, cache, options=search.engine_options, least=least)
         return {"ms": {n: float(v[0]) for n, v in found.items()}}
 
-    ms = search.journal.recall(key("latency", number, {n: list(k) for n, k in step.kept.items()}), measured)["ms"]
+    ms = search.journal.recall(key("latency", number, step.kept), measured)["ms"]
     return {g.name: np.full(g.size, ms[g.name]) for g in step.analysis.groups}
 
 

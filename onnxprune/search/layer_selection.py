@@ -237,7 +237,7 @@ def _factor(chosen: Settings, stage: _Stage) -> float:
 
 def _journal(stage: _Stage, number: int) -> Journal:
     """Where a round notes what it measures."""
-    return stage.search.journal.below(f"round {number} {stage.analysis.digest[:16]} {key({n: list(k) for n, k in stage.left.items()})[:16]}:")
+    return stage.search.journal.below(f"round {number} {stage.analysis.digest[:16]} {key(stage.left)[:16]}:")
 
 
 def _round(chosen: Settings, stage: _Stage, number: int, factor: float) -> tuple[Kept, float]:
@@ -256,7 +256,7 @@ def _round(chosen: Settings, stage: _Stage, number: int, factor: float) -> tuple
 def _tuned(chosen: Settings, stage: _Stage, number: int) -> Model:
     """The network of a stage cut, repaired and tuned."""
     search, analysis = stage.search, stage.analysis
-    plan = Plan(analysis.digest, stage.left, {n: analysis.group(n).size for n in stage.left}, {}, analysis.options)
+    plan = analysis.plan(stage.left)
     found = cut(analysis, plan)
     if chosen.repair != "none":
         found = REPAIRS.get(chosen.repair)(analysis, plan, found, replace(search.context, analysis=analysis, cache={}))

@@ -251,6 +251,6 @@ class _Gate:
         def measured() -> Mapping[str, Values | None]:
             return {"losses": self.suffix(kept, group, trial, bounds)}
 
-        name = key(self.settings.refit, {n: list(k) for n, k in kept.items() if n != group}, group, list(trial), dict(bounds or {}))
+        name = key(self.settings.refit, {n: k for n, k in kept.items() if n != group}, group, trial, dict(bounds or {}))
         found: Values | None = self.search.journal.recall(name, measured)["losses"]
         return found if found is None or not bounds or all(found[t] <= bounds[t] for t in found) else None

@@ -15,7 +15,7 @@ from onnxprune.repair.bias import Parameters
 from onnxprune.saliency.base import Context
 from onnxprune.saliency.elimination import inverse
 from onnxprune.saliency.reconstruction import second_moments
-from onnxprune.search.compose import Kept, bare
+from onnxprune.search.compose import Kept
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import masked
 
@@ -24,7 +24,7 @@ MOST_BYTES = 400_000_000  # of inverses, and of refitted weights, that are remem
 
 def without(analysis: Analysis, kept: Kept) -> Model:
     """The network with 0/1 masks in place of a cut."""
-    return masked(analysis, bare(analysis, kept))
+    return masked(analysis, analysis.plan(kept))
 
 
 class _Recent:
@@ -72,7 +72,7 @@ class Refitted:
 
     def cut(self, kept: Kept) -> Model:
         """The network that keeps these channels, the others cut."""
-        plan = bare(self.analysis, kept)
+        plan = self.analysis.plan(kept)
         model, removed = cut(self.analysis, plan), self.analysis.removed(plan.kept)
         parameters = Parameters(model)
         for item, values, shift in self._changed(removed):

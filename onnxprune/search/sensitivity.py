@@ -31,7 +31,7 @@ from onnxprune.search.suffix import Changed, Suffix
 from onnxprune.search.tasks import HeadLosses, summed
 from onnxprune.search.workers import run_jobs
 from onnxprune.surgery.cut import cut
-from onnxprune.types import Plan, Scores
+from onnxprune.types import Scores
 
 RATES = (0.25, 0.5, 0.75)
 TIMED_RUNS = 5
@@ -171,7 +171,7 @@ class Bench:
         }  # fmt: skip
         model = None
         if sweep.time or sweep.metrics and sweep.labelled is not None:
-            model = cut(analysis, Plan(analysis.digest, left, sizes, {}, analysis.options)) if left else analysis.model
+            model = cut(analysis, analysis.plan(left)) if left else analysis.model
         if model is not None and not self.changed:
             heads: Mapping[str, float] | None = self.heads(model)
         else:

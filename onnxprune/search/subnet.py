@@ -47,4 +47,4 @@ def from_subnet(analysis: Analysis, counts: Mapping[str, object], scores: Scores
             if groups[unit] not in scores:
                 raise UsageError("subnet-scores", f"the criterion gives no scores for {groups[unit]!r}; choose another --criterion")
             kept[groups[unit]] = keep_best(scores[groups[unit]], count)
-    return Plan(analysis.digest, kept, {n: analysis.group(n).size for n in kept}, {"method": "subnet"}, analysis.options)
+    return analysis.plan(kept, method="subnet")

@@ -99,7 +99,7 @@ def _random_plan(analysis: Analysis, rng: np.random.Generator) -> Plan:
     for group in analysis.groups:
         if group.size > 1:
             kept[group.name] = tuple(sorted(rng.choice(group.size, int(rng.integers(1, group.size)), replace=False).tolist()))
-    return Plan(analysis.digest, kept, {g: analysis.group(g).size for g in kept}, {}, analysis.options)
+    return analysis.plan(kept)
 
 
 def _lengths(analysis: Analysis, plan: Plan, pruned: Model, op: str) -> None:

@@ -70,9 +70,7 @@ class PruneByFisher:
 
     def plan(self) -> Plan:
         """Which channels stay, of the analysed model."""
-        left = {n: k for n, k in self._indices().items() if len(k) < self.analysis.group(n).size}
-        decided = {"method": "group-fisher", "training": True, **vars(self.how), "seed": self.seed}
-        return Plan(self.analysis.digest, left, {n: self.analysis.group(n).size for n in left}, decided, self.analysis.options)
+        return self.analysis.plan(self._indices(), method="group-fisher", training=True, **vars(self.how), seed=self.seed)
 
     def start(self, module: OnnxModule) -> None:
         """Masks enter the forward pass."""

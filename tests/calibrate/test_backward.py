@@ -380,6 +380,8 @@ def test_errors() -> None:
     with pytest.raises(UsageError, match="labels of shape"):
         gradient = gradient_model(model, PLACES, [Loss(LABELS, "logits")], {"x": (1, 3, 6, 6)}, 1)
         feeds_of(gradient.feeds, np.random.default_rng(0))
+    with pytest.raises(UsageError, match=r"shape \(9,\)"):
+        feeds_of(gradient.feeds, np.random.default_rng(0), np.zeros(9, np.int64))
     with pytest.raises(ModelError, match="opset"):
         gradient_model(small(opset=8), PLACES, [Loss(VECTOR, "logits")], {"x": (1, 3, 6, 6)}, 1)
 

@@ -19,8 +19,8 @@ from onnxprune.calibrate.data import open_data, synthetic
 from onnxprune.checks import input_types
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.model.io import load
-from onnxprune.saliency.base import Context
 from onnxprune.saliency import CRITERIA
+from onnxprune.saliency.base import Context
 from onnxprune.search import base
 from onnxprune.search import layer_selection as module
 from onnxprune.search.base import Search

@@ -17,7 +17,7 @@ from onnxprune.checks import input_types
 from onnxprune.model.io import Model, load
 from onnxprune.model.runtime import Session
 from onnxprune.saliency.base import Context
-from onnxprune.search.compose import bare, smaller
+from onnxprune.search.compose import smaller
 from onnxprune.search.refitted import Refitted, without
 from onnxprune.surgery.cut import cut
 
@@ -86,7 +86,7 @@ def test_weights_that_a_body_reads_stay() -> None:
     data, kept = synthetic(input_types(analysis.model), samples=32, seed=1), {"a": tuple(range(6))}
     (feeds,) = data.batches(32)
     refitted = Refitted.of(Context(analysis, data, batch_size=32))
-    plain, small, masked = (Session(m).run(feeds) for m in (cut(analysis, bare(analysis, kept)), refitted.cut(kept), refitted(kept)))
+    plain, small, masked = (Session(m).run(feeds) for m in (cut(analysis, analysis.plan(kept)), refitted.cut(kept), refitted(kept)))
     assert np.abs(small["y"] - plain["y"]).max() > 0.01
     np.testing.assert_allclose(small["y"], masked["y"], atol=1e-5)
     for found in (small, masked):
