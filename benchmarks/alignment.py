@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.allocate.base import Constraints, allocate
+from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.walk import analyse
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
 from onnxprune.engines.bench import bench, machine
 from onnxprune.engines.measure import Schedule
 from onnxprune.files import write_json
-from onnxprune.model.io import Model, load
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.ir.io import Model, load
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

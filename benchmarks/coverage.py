@@ -39,12 +39,12 @@ PEERS = ("torch-pruning", "onnxsim")
 
 def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[str, Any]:
     """One model, in this process."""
-    from onnxprune.allocate.base import Constraints, allocate
+    from onnxprune.allocators.base import Constraints, allocate
     from onnxprune.analysis.walk import analyse
     from onnxprune.errors import TargetError
-    from onnxprune.model.io import load
-    from onnxprune.saliency import CRITERIA
-    from onnxprune.saliency.base import Context
+    from onnxprune.ir.io import load
+    from onnxprune.criteria import CRITERIA
+    from onnxprune.criteria.base import Context
     from onnxprune.surgery.cut import cut
     from onnxprune.surgery.verify import verify
 
@@ -78,7 +78,7 @@ def with_scales(model: Any) -> Any:
     """The model with vectors of tiny numbers drawn anew: the law of the cut holds for any weights, and these would hide what it does."""
     import numpy as np
 
-    from onnxprune.model.weights import from_array
+    from onnxprune.ir.weights import from_array
 
     copy = model.edit()
     rng = np.random.default_rng(0)
@@ -94,8 +94,8 @@ def compare_onnxsim(path: Path) -> dict[str, Any]:
     from onnxsim.pruning import apply_structured_pruning
 
     from onnxprune.analysis.walk import analyse
-    from onnxprune.model.io import load
-    from onnxprune.model.runtime import Session, example_feeds
+    from onnxprune.ir.io import load
+    from onnxprune.ir.runtime import Session, example_feeds
 
     model = onnx.load(str(path))
     start = time.process_time()

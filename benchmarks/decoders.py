@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxprune.evaluate.boxes import suppress
+from onnxprune.metrics.boxes import suppress
 
 MOST = 100
 

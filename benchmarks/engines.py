@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo import Entry, add_option, calibration, open_zoo
-from onnxprune.allocate.base import Constraints, allocate
+from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.walk import analyse
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options, static_inputs
@@ -24,9 +24,9 @@ from onnxprune.engines.bench import bench, machine
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import EngineError, OnnxpruneError
 from onnxprune.files import write_json
-from onnxprune.model.io import load
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.ir.io import load
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 
 AGREES = 1e-4  # float32: another order of summation, and Winograd transforms

@@ -20,11 +20,11 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.engines.handoff import collect, handoff
-from onnxprune.engines.systolic import estimate, preset
+from onnxprune.deploy.handoff import collect, handoff
+from onnxprune.engines.cost.systolic import estimate, preset
 from onnxprune.files import write_json
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 
 WIDTHS = (16, 32)
 TRAINING, EPOCHS, BATCH, RATE = 1297, 30, 32, 3e-3

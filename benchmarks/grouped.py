@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocate.base import Constraints, allocate
+from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.walk import GROUPED, analyse
 from onnxprune.errors import TargetError
-from onnxprune.model.io import Model, load
-from onnxprune.model.nodes import attribute
-from onnxprune.model.runtime import Session, example_feeds
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.nodes import attribute
+from onnxprune.ir.runtime import Session, example_feeds
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 

@@ -17,25 +17,25 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import zoo
-from onnxprune.allocate.base import Constraints, allocate
+from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import Data, open_data, split
-from onnxprune.checks import input_types
-from onnxprune.decide import CONFIRM, decide, engine_options
+from onnxprune.data.dataset import Data, open_data, split
+from onnxprune.run.evaluation import input_types
+from onnxprune.run.planning import CONFIRM, decide, engine_options
 from onnxprune.engines import ENGINES
 from onnxprune.engines.bench import bench, machine
-from onnxprune.engines.latency import Probe
+from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import TargetError
-from onnxprune.evaluate.fidelity import fidelity
+from onnxprune.metrics.fidelity import fidelity
 from onnxprune.files import write_json
-from onnxprune.model.io import Model, load
-from onnxprune.pipeline import resolved
-from onnxprune.recipe import Recipe
+from onnxprune.ir.io import Model, load
+from onnxprune.run.pipeline import resolved
+from onnxprune.run.recipe import Recipe
 from onnxprune.repair import REPAIRS
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

@@ -5,7 +5,7 @@
 The inputs of ResNet-50's convolutions at 224 x 224, a batch of 16, the same grid of positions for both, one thread. Inside of the graph: a strided
 depthwise Conv with one-hot filters lays out the taps, then Transpose, Reshape and MatMul give X X^T. A variant is a process of its own; CPU seconds a
 batch are the median of the runs, memory is the growth of the peak over that after one start. Claim: numpy needs less
-time and the same memory (0.33 against 0.49 CPU s, 100 against 99 MB), because onnxruntime has no symmetric product; see calibrate/taps.py.
+time and the same memory (0.33 against 0.49 CPU s, 100 against 99 MB), because onnxruntime has no symmetric product; see onnxprune/statistics/im2col.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def stride_of(channels: int, side: int, kernel: int) -> int:
 
 def by_numpy(channels: int, side: int, kernel: int) -> Callable[[np.ndarray], np.ndarray]:
     """The product's own: taps laid out, one symmetric product; the activation is passed through a session, as it would be returned by one."""
-    from onnxprune.calibrate.taps import Geometry, columns
+    from onnxprune.statistics.im2col import Geometry, columns
 
     how = Geometry(2, (kernel, kernel), (1, 1), (1, 1), (kernel // 2,) * 2, (kernel // 2,) * 2)
     at = (np.arange(0, side, stride_of(channels, side, kernel)),) * 2
@@ -67,8 +67,8 @@ def session(nodes: list[tuple[str, list[str], str, dict[str, object]]], weights:
     """x -> y of a small graph."""
     from onnx import helper, numpy_helper
 
-    from onnxprune.model.io import load
-    from onnxprune.model.runtime import Session
+    from onnxprune.ir.io import load
+    from onnxprune.ir.runtime import Session
 
     made = [helper.make_node(op, inputs, [out], **attributes) for op, inputs, out, attributes in nodes]
     ends = [helper.make_tensor_value_info("x", 1, [None] * 4)], [helper.make_empty_tensor_value_info("y")]

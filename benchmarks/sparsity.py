@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.zoo import Entry, add_option, calibration, open_zoo, score
 from onnxprune.files import write_json
-from onnxprune.model.io import Model, load
+from onnxprune.ir.io import Model, load
 from onnxprune.sparsify.layout import OPS, targets
 from onnxprune.sparsify.masks import zeros_wanted
 from onnxprune.sparsify.weights import Settings, masked, sparsify

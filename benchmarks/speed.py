@@ -38,11 +38,11 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 def half(path: Path) -> dict[str, float]:
     """CPU seconds of analysis, scores and cut at half of every group."""
-    from onnxprune.allocate.base import Constraints, allocate
+    from onnxprune.allocators.base import Constraints, allocate
     from onnxprune.analysis.walk import analyse
-    from onnxprune.model.io import load
-    from onnxprune.saliency import CRITERIA
-    from onnxprune.saliency.base import Context
+    from onnxprune.ir.io import load
+    from onnxprune.criteria import CRITERIA
+    from onnxprune.criteria.base import Context
     from onnxprune.surgery.cut import cut
 
     criterion = CRITERIA.get("l2")

@@ -22,13 +22,13 @@ import numpy as np
 
 import onnxprune
 from benchmarks.zoo import Entry, Samples, add_option, calibration_file, open_zoo, score
-from onnxprune.allocate.base import Constraints
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.walk import analyse
-from onnxprune.evaluate.data import open_labelled
+from onnxprune.data.labelled import open_labelled
 from onnxprune.events import Event
 from onnxprune.files import write_json
-from onnxprune.model.io import Model, load, save
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import Model, load, save
+from onnxprune.ir.runtime import Session
 from onnxprune.tune.fisher import Pruning
 from onnxprune.tune.finetune import tune
 from onnxprune.tune.pruning import prune_and_tune

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DataError, OnnxpruneError, UsageError
-from onnxprune.evaluate.base import Options, Score
+from onnxprune.metrics.base import Options, Score
 
 METRICS = {"classify": "top1", "person": "top1", "detect": "coco", "segment": "miou", "sr": "psnr_y"}
 PATCH = 64  # side of the low-resolution patches that sr models are calibrated on
@@ -147,10 +147,10 @@ def score(entry: Entry, model: Any = None, *, limit: int | None = None, metric: 
 
     limit: the first so many samples of each file.
     """
-    from onnxprune.evaluate.data import open_labelled
-    from onnxprune.evaluate.run import evaluate
-    from onnxprune.model.io import load
-    from onnxprune.model.runtime import Session
+    from onnxprune.data.labelled import open_labelled
+    from onnxprune.metrics.run import evaluate
+    from onnxprune.ir.io import load
+    from onnxprune.ir.runtime import Session
 
     loaded = load(entry.path if model is None else model)
     inputs = Session(loaded, threads=threads).inputs

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 
-from onnxprune.calibrate.data import open_data
-from onnxprune.calibrate.preprocess import Preprocess
-from onnxprune.model.io import load, save
-from onnxprune.model.runtime import Session
+from onnxprune.data.dataset import open_data
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.ir.io import load, save
+from onnxprune.ir.runtime import Session
 from onnxprune.tune.finetune import tune
 from onnxprune.tune.settings import Settings
 

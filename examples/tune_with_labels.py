@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 
-from onnxprune.calibrate.preprocess import Preprocess
-from onnxprune.evaluate.data import open_labelled
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.data.labelled import open_labelled
 from onnxprune.events import Event
-from onnxprune.model.io import load, save
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import load, save
+from onnxprune.ir.runtime import Session
 from onnxprune.tune.finetune import tune
 from onnxprune.tune.settings import Settings
 

@@ -13,14 +13,14 @@ __version__ = "0.1.0"
 
 # public name -> where it lives; imported when it is first used, so that `import onnxprune` costs nothing
 _PUBLIC = {
-    "optimize": "onnxprune.pipeline",
-    "Recipe": "onnxprune.recipe",
-    "Target": "onnxprune.recipe",
+    "optimize": "onnxprune.run.pipeline",
+    "Recipe": "onnxprune.run.recipe",
+    "Target": "onnxprune.run.recipe",
     "Event": "onnxprune.events",
     "Report": "onnxprune.report.data",
-    "Model": "onnxprune.model.io",
-    "load": "onnxprune.model.io",
-    "save": "onnxprune.model.io",
+    "Model": "onnxprune.ir.io",
+    "load": "onnxprune.ir.io",
+    "save": "onnxprune.ir.io",
     "analyse": "onnxprune.analysis.walk",
     "cut": "onnxprune.surgery.cut",
     "verify": "onnxprune.surgery.verify",
@@ -29,7 +29,7 @@ _PUBLIC = {
     "Site": "onnxprune.types",
     "Frozen": "onnxprune.types",
     "Cost": "onnxprune.types",
-    "open_data": "onnxprune.calibrate.data",
+    "open_data": "onnxprune.data.dataset",
     "OnnxpruneError": "onnxprune.errors",
 }
 __all__ = ["__version__"]

@@ -11,8 +11,8 @@ from onnx import ModelProto, TensorProto, shape_inference
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.io import Model, to_bytes
-from onnxprune.model.nodes import label
+from onnxprune.ir.io import Model, to_bytes
+from onnxprune.ir.nodes import label
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import Verification, verify
 from onnxprune.types import Plan

@@ -15,20 +15,22 @@ import pytest
 import onnxprune
 
 PACKAGE = Path(__file__).resolve().parents[1] / "onnxprune"
-SCRIPTS = PACKAGE / "engines" / "scripts"  # copied into bundles, never imported by the package
+SCRIPTS = PACKAGE / "deploy" / "scripts"  # copied into bundles, never imported by the package
 MOST_LINES = 450
 START_CPU_S = 0.5
 
 # from the bottom; what stands on one line may use each other, in one direction
 LAYERS = (
-    ("errors", "types", "registry", "files", "units", "events", "demo"),
-    ("model",),
+    ("errors", "types", "registry", "files", "events", "demo"),
+    ("ir",),
     ("analysis",),
     ("surgery",),
-    ("saliency", "repair", "calibrate", "allocate", "evaluate"),
+    ("data",),
+    ("autodiff", "statistics", "criteria", "allocators", "repair", "metrics"),
     ("tune", "search", "engines", "sparsify"),
+    ("deploy", "testing"),
     ("report",),
-    ("options", "recipe", "rundir", "stages", "outputs", "checks", "between", "decide", "variants", "pipeline"),
+    ("run",),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from onnxprune import analyse, demo, load, optimize
-from onnxprune.model.io import Model
-from onnxprune.pipeline import Result
+from onnxprune.ir.io import Model
+from onnxprune.run.pipeline import Result
 
 # Okabe and Ito's palette, told apart by colour-blind readers; groups that touch one layer only are grey
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")

@@ -100,7 +100,7 @@ def rules() -> str:
 
 def options() -> str:
     """Every option of a run: flag, recipe key and keyword in one."""
-    from onnxprune.recipe import OPTIONS, Recipe
+    from onnxprune.run.recipe import OPTIONS, Recipe
 
     plain = Recipe().plain()
     rows = []
@@ -113,12 +113,12 @@ def options() -> str:
 
 def registries() -> str:
     """What can be named in an option, and extended by a plug-in."""
-    from onnxprune.allocate import ALLOCATORS
-    from onnxprune.calibrate import DATA_SOURCES
+    from onnxprune.allocators import ALLOCATORS
+    from onnxprune.data import DATA_SOURCES
     from onnxprune.engines import ENGINES
-    from onnxprune.evaluate import METRICS
+    from onnxprune.metrics import METRICS
     from onnxprune.repair import REPAIRS
-    from onnxprune.saliency import CRITERIA
+    from onnxprune.criteria import CRITERIA
     from onnxprune.search import METHODS
 
     known = (METHODS, CRITERIA, ALLOCATORS, REPAIRS, ENGINES, METRICS, DATA_SOURCES)
@@ -131,7 +131,7 @@ def registries() -> str:
 
 def handoffs() -> str:
     """Targets of `onnxprune handoff`, what their machines need, and the options of each."""
-    from onnxprune.engines.handoff import TARGETS
+    from onnxprune.deploy.handoff import TARGETS
 
     parts = []
     for name, (_, text) in TARGETS.builtin.items():
@@ -170,9 +170,9 @@ def errors() -> str:
 
 
 def robustness() -> str:
-    """The tables of docs/robustness.json, which `python -m benchmarks.robustness --json` writes."""
+    """The tables of docs/robustness.json, which `python -m tests.robustness.measure --json` writes."""
     sys.path.insert(0, str(ROOT))
-    from benchmarks.robustness import tables
+    from tests.robustness.measure import tables
 
     path = ROOT / "docs" / "robustness.json"
     return tables(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""

@@ -15,7 +15,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears
 from onnxprune.analysis.rules import elementwise, row
 from onnxprune.errors import UsageError
-from onnxprune.model.nodes import attribute, captured, label
+from onnxprune.ir.nodes import attribute, captured, label
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from onnxprune.analysis.apply import Misfit
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.movement import axes_of, stop
 from onnxprune.analysis.state import Node, Tensor
-from onnxprune.model.bodies import Wire, passes, wires
-from onnxprune.model.nodes import subgraphs
+from onnxprune.ir.subgraphs import Wire, passes, wires
+from onnxprune.ir.nodes import subgraphs
 
 
 def follow(node: Node, walk: Callable[[GraphProto], None]) -> list[list[Axis]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.analysis.causes import Causes
 from onnxprune.analysis.state import Record
-from onnxprune.model.weights import bits
+from onnxprune.ir.weights import bits
 from onnxprune.types import Cost
 
 

@@ -13,9 +13,9 @@ from onnx import TensorProto
 from onnxprune.analysis.cost import Axes, CostTable, cost_table
 from onnxprune.analysis.state import Record, Use
 from onnxprune.errors import UsageError, unknown
-from onnxprune.model.io import Model, digest
-from onnxprune.model.nodes import label
-from onnxprune.model.shapes import Shapes
+from onnxprune.ir.io import Model, digest
+from onnxprune.ir.nodes import label
+from onnxprune.ir.shapes import Shapes
 from onnxprune.types import Cost, Frozen, Group, Plan, Site
 
 WEIGHT_TYPES = frozenset(

@@ -12,7 +12,7 @@ from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Use
-from onnxprune.model.nodes import attribute
+from onnxprune.ir.nodes import attribute
 
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BIAS_SLOT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}

@@ -13,8 +13,8 @@ import numpy as np
 from onnxprune.analysis.apply import Misfit
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.state import Node, Refit, Restore, Select
-from onnxprune.model.shapes import Dim
-from onnxprune.model.values import known
+from onnxprune.ir.shapes import Dim
+from onnxprune.ir.values import known
 
 Axes = list[Axis]
 

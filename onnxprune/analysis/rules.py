@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from string import ascii_uppercase
 
-from onnxprune.analysis.quantised import (
+from onnxprune.analysis.quantized import (
     conv_integer, dynamic_quantize, matmul_integer, matmul_to_float, qgemm, qlinear, qlinear_elementwise, qlinear_pool, qlinear_softmax, quantize,
 )  # fmt: skip
 from onnxprune.analysis.rule import GROUP, Row, Rule, View, axes_letters

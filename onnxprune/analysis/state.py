@@ -9,9 +9,9 @@ from onnx import NodeProto, TensorProto
 
 from onnxprune.analysis.causes import Axis, Causes
 from onnxprune.errors import ModelError
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import attribute, label, nested
-from onnxprune.model.shapes import Dim, Shapes
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import attribute, label, nested
+from onnxprune.ir.shapes import Dim, Shapes
 
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
 

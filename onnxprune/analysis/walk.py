@@ -16,13 +16,13 @@ from onnxprune.analysis.movement import MOVES, literals
 from onnxprune.analysis.rules import RULES, Rule, row
 from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
-from onnxprune.model.canonicalize import canonicalize
-from onnxprune.model.contrib import CONTRIB_DOMAIN
-from onnxprune.model.io import Model
-from onnxprune.model.limits import LONGEST_AXIS
-from onnxprune.model.nodes import STANDARD_DOMAINS, captured, label, subgraphs
-from onnxprune.model.shapes import Shapes, Told, infer
-from onnxprune.model.values import Dim
+from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.contrib import CONTRIB_DOMAIN
+from onnxprune.ir.io import Model
+from onnxprune.ir.limits import LONGEST_AXIS
+from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label, subgraphs
+from onnxprune.ir.shapes import Shapes, Told, infer
+from onnxprune.ir.values import Dim
 
 GROUPED = ("both", "group", "position")
 

@@ -27,7 +27,7 @@ def bench(
 
     recipe = recipe_from(recipe_file, values)
     if collect or ssh:
-        from onnxprune.engines.handoff import collect as read
+        from onnxprune.deploy.handoff import collect as read
 
         show(read(collect) if collect else by_ssh(models, str(ssh), recipe), as_json)
         return

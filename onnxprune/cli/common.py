@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxprune.recipe import OPTIONS, Option, Recipe, read_data_only
+from onnxprune.run.recipe import OPTIONS, Option, Recipe, read_data_only
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,7 +10,7 @@ from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_optio
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxprune.evaluate.compare import Comparison
+    from onnxprune.metrics.compare import Comparison
 
 
 @click.command()
@@ -26,10 +26,10 @@ def compare(a: str, b: str, classes: str | None, names: str | None, recipe_file:
     Labelled inputs are given by --labelled or --data; --metric is top1 by default.
     """
     from onnxprune.analysis.walk import analyse
-    from onnxprune.checks import input_types, metric_options, preprocess
-    from onnxprune.evaluate.compare import compare as run
-    from onnxprune.evaluate.data import open_labelled
-    from onnxprune.model.io import load
+    from onnxprune.run.evaluation import input_types, metric_options, preprocess
+    from onnxprune.metrics.compare import compare as run
+    from onnxprune.data.labelled import open_labelled
+    from onnxprune.ir.io import load
 
     recipe = recipe_from(recipe_file, values)
     where = recipe.labelled or recipe.data

@@ -63,15 +63,15 @@ def examine() -> dict[str, Any]:
 
 def _plugins() -> dict[str, str]:
     """What other packages add: "kind name" -> where it is, or why it cannot be imported."""
-    from onnxprune.allocate import ALLOCATORS
+    from onnxprune.allocators import ALLOCATORS
     from onnxprune.analysis.rules import PLUGINS
-    from onnxprune.calibrate import DATA_SOURCES
+    from onnxprune.data import DATA_SOURCES
     from onnxprune.engines import ENGINES
-    from onnxprune.engines.handoff import TARGETS
+    from onnxprune.deploy.handoff import TARGETS
     from onnxprune.errors import OnnxpruneError
-    from onnxprune.evaluate import METRICS
+    from onnxprune.metrics import METRICS
     from onnxprune.repair import REPAIRS
-    from onnxprune.saliency import CRITERIA
+    from onnxprune.criteria import CRITERIA
     from onnxprune.search import METHODS
 
     found = {}
@@ -86,7 +86,7 @@ def _plugins() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    from onnxprune.model.limits import memory_bytes
+    from onnxprune.ir.limits import memory_bytes
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"system": platform.platform(), "python": platform.python_version(), "CPUs": cpus, "memory": _gigabytes(memory_bytes())}
@@ -95,7 +95,7 @@ def _machine() -> dict[str, Any]:
 def _problems(packages: dict[str, str]) -> list[str]:
     """What is missing or too little."""
     found = [f"{name} is missing: pip install {name}" for name, number in packages.items() if number == "missing"]
-    from onnxprune.model.limits import memory_bytes
+    from onnxprune.ir.limits import memory_bytes
 
     memory = memory_bytes()
     if memory and memory < LEAST_MEMORY_BYTES:

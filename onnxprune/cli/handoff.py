@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, say, shared
 
 if TYPE_CHECKING:
-    from onnxprune.engines.handoff import Bundle, Collected
+    from onnxprune.deploy.handoff import Bundle, Collected
 
 JETSON_PRECISIONS = {"f32": "fp32", "f16": "fp16", "int8": "int8"}
 SHOWN = 12  # checks of one severity that are printed; checks.json has all
@@ -35,9 +35,9 @@ def handoff(
 
     MODEL is the original; PRUNED, where it is given, goes along for comparison. With --data, inputs go along too.
     """
-    from onnxprune.engines.handoff import handoff as write
-    from onnxprune.model.io import load
-    from onnxprune.options import mapping, text
+    from onnxprune.deploy.handoff import handoff as write
+    from onnxprune.ir.io import load
+    from onnxprune.run.parsers import mapping, text
 
     recipe = recipe_from(recipe_file, values)
     original = load(model)
@@ -79,10 +79,10 @@ def show(found: Collected, as_json: bool) -> None:
 
 def by_ssh(models: tuple[str, ...], host: str, recipe: Any) -> Collected:
     """Write a Jetson bundle of one or two models, run it on a host, read the results; shapes, precision and seconds are the recipe's."""
-    from onnxprune.engines.handoff import handoff as write
-    from onnxprune.engines.handoff import round_trip
+    from onnxprune.deploy.handoff import handoff as write
+    from onnxprune.deploy.handoff import round_trip
     from onnxprune.errors import UsageError
-    from onnxprune.model.io import load
+    from onnxprune.ir.io import load
 
     if not 1 <= len(models) <= 2:
         raise UsageError("ssh-models", f"--ssh takes the original and, if there is one, the pruned model; {len(models)} were given")
@@ -98,7 +98,7 @@ def by_ssh(models: tuple[str, ...], host: str, recipe: Any) -> Collected:
 
 def _samples(model: Any, recipe: Any) -> dict[str, Any]:
     """Inputs of the data source, joined along the batch axis."""
-    from onnxprune.checks import open_data_for
+    from onnxprune.run.evaluation import open_data_for
 
     batches = list(open_data_for(model, recipe).batches(1))
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}

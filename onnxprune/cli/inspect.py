@@ -24,7 +24,7 @@ _MOST_REASONS = 12
 @shared
 def inspect(model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any) -> None:
     """What can be cut in MODEL, what cannot, and why."""
-    from onnxprune.pipeline import analysed
+    from onnxprune.run.pipeline import analysed
 
     analysis = analysed(model, recipe_from(recipe_file, values))
     if why is not None:

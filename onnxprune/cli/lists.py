@@ -25,11 +25,11 @@ def rules(as_json: bool) -> None:
 @shared
 def criteria(as_json: bool) -> None:
     """Ways to score channels, to choose widths, to repair what is left, to measure quality, and to give data."""
-    from onnxprune.allocate import ALLOCATORS
-    from onnxprune.calibrate import DATA_SOURCES
-    from onnxprune.evaluate import METRICS
+    from onnxprune.allocators import ALLOCATORS
+    from onnxprune.data import DATA_SOURCES
+    from onnxprune.metrics import METRICS
     from onnxprune.repair import REPAIRS
-    from onnxprune.saliency import CRITERIA
+    from onnxprune.criteria import CRITERIA
     from onnxprune.search import METHODS
 
     kinds = {"criterion": CRITERIA, "allocate": ALLOCATORS, "repair": REPAIRS, "method": METHODS, "metric": METRICS, "data": DATA_SOURCES}

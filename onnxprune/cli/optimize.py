@@ -9,7 +9,7 @@ import click
 
 from onnxprune.cli.common import emit, model_argument, output_options, recipe_from, recipe_options, say, shared
 from onnxprune.errors import UsageError
-from onnxprune.recipe import Recipe
+from onnxprune.run.recipe import Recipe
 
 EXPLANATION = """\
 onnxprune optimize MODEL makes an exported ONNX model smaller and faster, with no training framework.
@@ -61,8 +61,8 @@ def demo(output: str | None, overwrite: bool, recipe_file: str | None, as_json: 
 
 
 def _run(model: str, output: str | None, recipe: Recipe, run_dir: str | None, overwrite: bool, as_json: bool) -> None:
-    from onnxprune.outputs import default_output, default_run_dir
-    from onnxprune.pipeline import optimize as run
+    from onnxprune.run.outputs import default_output, default_run_dir
+    from onnxprune.run.pipeline import optimize as run
     from onnxprune.report import terminal
     from onnxprune.report.html import PAGE
 

@@ -17,8 +17,8 @@ from onnxprune.cli.common import emit, model_argument, output_options, recipe_fr
 def plan(model: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
     """Decide which channels of MODEL go, and write the decision as JSON."""
     from onnxprune.files import write_json
-    from onnxprune.outputs import check_output
-    from onnxprune.pipeline import make_plan
+    from onnxprune.run.outputs import check_output
+    from onnxprune.run.pipeline import make_plan
     from onnxprune.report.terminal import Progress
 
     recipe = recipe_from(recipe_file, values)
@@ -41,9 +41,9 @@ def plan(model: str, output: str | None, overwrite: bool, recipe_file: str | Non
 @shared
 def cut(model: str, plan_file: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
     """Cut out of MODEL the channels that PLAN (plan.json) does not keep. Decides nothing and repairs nothing."""
-    from onnxprune.model.io import save
-    from onnxprune.outputs import check_output, default_output
-    from onnxprune.pipeline import replay
+    from onnxprune.ir.io import save
+    from onnxprune.run.outputs import check_output, default_output
+    from onnxprune.run.pipeline import replay
     from onnxprune.surgery.cut import cut as take_out
     from onnxprune.types import Plan
 
@@ -68,9 +68,9 @@ def cut(model: str, plan_file: str, output: str | None, overwrite: bool, recipe_
 @shared
 def verify(original: str, pruned: str, plan_file: str, recipe_file: str | None, as_json: bool, **values: Any) -> None:
     """Check that PRUNED computes what ORIGINAL computes with the removed channels masked. Exit code 4 where it does not."""
-    from onnxprune.checks import check, open_data_for
-    from onnxprune.model.io import load
-    from onnxprune.pipeline import replay
+    from onnxprune.run.evaluation import check, open_data_for
+    from onnxprune.ir.io import load
+    from onnxprune.run.pipeline import replay
     from onnxprune.types import Plan
 
     recipe = recipe_from(recipe_file, values)

@@ -12,7 +12,7 @@ from onnxprune.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from onnxprune.analysis.groups import Analysis
-    from onnxprune.recipe import Recipe
+    from onnxprune.run.recipe import Recipe
     from onnxprune.search.sensitivity import Sweep
 
 
@@ -59,12 +59,12 @@ def sensitivity(
 
 def _sweep(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
     """The analysis, and what all jobs share."""
-    from onnxprune.checks import input_types, metric_options, open_data_for, preprocess
-    from onnxprune.decide import multiple
-    from onnxprune.evaluate.data import open_labelled
-    from onnxprune.pipeline import analysed
-    from onnxprune.saliency import CRITERIA
-    from onnxprune.saliency.base import Context
+    from onnxprune.run.evaluation import input_types, metric_options, open_data_for, preprocess
+    from onnxprune.run.planning import multiple
+    from onnxprune.data.labelled import open_labelled
+    from onnxprune.run.pipeline import analysed
+    from onnxprune.criteria import CRITERIA
+    from onnxprune.criteria.base import Context
     from onnxprune.search.sensitivity import Sweep
 
     if not Path(model).is_file():

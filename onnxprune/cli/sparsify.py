@@ -11,8 +11,8 @@ from onnxprune.cli.common import emit, model_argument, output_options, recipe_fr
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxprune.model.io import Model
-    from onnxprune.recipe import Recipe
+    from onnxprune.ir.io import Model
+    from onnxprune.run.recipe import Recipe
     from onnxprune.sparsify.report import Sparsity
 
 
@@ -36,9 +36,9 @@ def sparsify(
     recipe_file: str | None, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Set the least important weights of MODEL to zero. Its size in memory and its time on dense engines stay; both are measured where --engine is given."""
-    from onnxprune.checks import open_data_for
-    from onnxprune.model.io import load, save
-    from onnxprune.outputs import check_output
+    from onnxprune.run.evaluation import open_data_for
+    from onnxprune.ir.io import load, save
+    from onnxprune.run.outputs import check_output
     from onnxprune.report.terminal import Progress
     from onnxprune.sparsify.report import sparsity
     from onnxprune.sparsify.weights import Settings
@@ -67,8 +67,8 @@ def sparsify(
 
 def _timed(source: Model, sparse: Model, recipe: Recipe) -> dict[str, Any]:
     """Both models side by side."""
-    from onnxprune.checks import open_data_for
-    from onnxprune.decide import measured
+    from onnxprune.run.evaluation import open_data_for
+    from onnxprune.run.planning import measured
 
     return measured(source, sparse, recipe, next(open_data_for(source, recipe).batches(1)), lambda text, left_s: say(text))
 

@@ -20,12 +20,12 @@ from onnxprune.errors import UsageError
 @shared
 def subnet(model: str, file: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
     """Turn a plan of MODEL into fix_subnet.json (kept counts), or such a file into a plan, its channels chosen by --criterion."""
-    from onnxprune.checks import open_data_for
+    from onnxprune.run.evaluation import open_data_for
     from onnxprune.files import write_json
-    from onnxprune.outputs import check_output
-    from onnxprune.pipeline import analysed, replay
-    from onnxprune.saliency import CRITERIA
-    from onnxprune.saliency.base import Context
+    from onnxprune.run.outputs import check_output
+    from onnxprune.run.pipeline import analysed, replay
+    from onnxprune.criteria import CRITERIA
+    from onnxprune.criteria.base import Context
     from onnxprune.search.subnet import from_subnet, to_subnet
     from onnxprune.types import Plan
 

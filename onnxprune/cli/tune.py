@@ -13,8 +13,8 @@ from onnxprune.cli.common import emit, model_argument, output_options, recipe_fr
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxprune.model.io import Model
-    from onnxprune.recipe import Recipe
+    from onnxprune.ir.io import Model
+    from onnxprune.run.recipe import Recipe
     from onnxprune.types import Plan
 
 ALL_SAMPLES = 1 << 40
@@ -62,12 +62,12 @@ def tune(model: str, output: str | None, overwrite: bool, recipe_file: str | Non
     With --target, channels go while it learns (Group Fisher pruning), every --interval steps the least important ones, until the target is met; MODEL is
     the teacher where none is named.
     """
-    from onnxprune.checks import evaluated, metric_options, open_labels
-    from onnxprune.evaluate import find_metric
-    from onnxprune.evaluate.base import find_function
+    from onnxprune.run.evaluation import evaluated, metric_options, open_labels
+    from onnxprune.metrics import find_metric
+    from onnxprune.metrics.base import find_function
     from onnxprune.files import write_json
-    from onnxprune.model.io import load, save
-    from onnxprune.outputs import check_output
+    from onnxprune.ir.io import load, save
+    from onnxprune.run.outputs import check_output
     from onnxprune.report.terminal import Progress
     from onnxprune.tune.finetune import tune as run
 
@@ -129,11 +129,11 @@ def _settings(recipe: Recipe, own: dict[str, Any]) -> Any:
 
 def _pruned(model: Model, data: Any, settings: Any, own: dict[str, Any], recipe: Recipe, given: dict[str, Any]) -> tuple[Any, Plan]:
     """(result, plan) of pruning while tuning."""
-    from onnxprune.allocate.base import Constraints
-    from onnxprune.checks import RESULT
-    from onnxprune.decide import by_engine, multiple
-    from onnxprune.model.io import digest
-    from onnxprune.pipeline import analysed
+    from onnxprune.allocators.base import Constraints
+    from onnxprune.run.evaluation import RESULT
+    from onnxprune.run.planning import by_engine, multiple
+    from onnxprune.ir.io import digest
+    from onnxprune.run.pipeline import analysed
     from onnxprune.tune.fisher import Pruning
     from onnxprune.tune.pruning import prune_and_tune
 
@@ -163,9 +163,9 @@ def _hook(model: Model, own: dict[str, Any], recipe: Recipe) -> Any:
 
 def _samples(model: Model, where: str, recipe: Recipe, few: int | None, labelled: bool) -> Any:
     """Labelled samples where the loss or the metric needs labels, else inputs alone; all of a file or a folder unless --samples says how many."""
-    from onnxprune.calibrate.data import open_data
-    from onnxprune.checks import input_types, preprocess
-    from onnxprune.evaluate.data import open_labelled
+    from onnxprune.data.dataset import open_data
+    from onnxprune.run.evaluation import input_types, preprocess
+    from onnxprune.data.labelled import open_labelled
 
     inputs, how, shapes = input_types(model), preprocess(recipe), recipe.shape or None
     if labelled:
@@ -183,8 +183,8 @@ def _samples(model: Model, where: str, recipe: Recipe, few: int | None, labelled
 @shared
 def rewrite(model: str, output: str | None, overwrite: bool, activation: str, replace: str, recipe_file: str | None, as_json: bool, **values: Any) -> None:
     """Replace activations of MODEL that an accelerator lacks. The network changes: tune it afterwards."""
-    from onnxprune.model.io import load, save
-    from onnxprune.outputs import check_output
+    from onnxprune.ir.io import load, save
+    from onnxprune.run.outputs import check_output
     from onnxprune.tune.rewrite import rewrite_activations
 
     recipe = recipe_from(recipe_file, values)

@@ -18,7 +18,7 @@ import numpy as np
 from onnx import helper
 
 from onnxprune.errors import EngineError, UsageError
-from onnxprune.model.io import Model, load, save
+from onnxprune.ir.io import Model, load, save
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # noqa: UP035 - of typing from 3.11 on

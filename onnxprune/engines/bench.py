@@ -15,10 +15,10 @@ from onnxprune.engines import ENGINES
 from onnxprune.engines.base import DEFAULTS, Engine, LayerTime, Measurement, Options, Source, open_model, random_feeds, require, static_inputs
 from onnxprune.engines.cpu import describe
 from onnxprune.engines.measure import SCHEDULE, Ratio, Schedule, interleave, machine_warnings, noise_warnings, ratio, summarise
-from onnxprune.engines.quantized import is_quantized
+from onnxprune.ir.quantize import is_quantized
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError, UsageError
-from onnxprune.model.io import Model
+from onnxprune.ir.io import Model
 
 PROFILE_RUNS = 20
 REFERENCE = "onnxruntime"

@@ -35,7 +35,7 @@ from onnxprune.engines.base import (
 )  # fmt: skip
 from onnxprune.engines.kernels import CONTRACTIONS, layer_time, middle_mean, producers, share
 from onnxprune.errors import EngineError
-from onnxprune.model.io import save
+from onnxprune.ir.io import save
 
 CONVERT_SECONDS = 300
 _CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv)"

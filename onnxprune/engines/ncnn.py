@@ -20,10 +20,10 @@ import numpy as np
 from onnxprune.engines.base import Compiled, Options, Source, fixed, installed, missing, only_precisions, open_model, refused, require, static_inputs
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
-from onnxprune.model.canonicalize import canonicalize
-from onnxprune.model.io import Model, save
-from onnxprune.model.nodes import label, set_attribute
-from onnxprune.model.shapes import infer
+from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.io import Model, save
+from onnxprune.ir.nodes import label, set_attribute
+from onnxprune.ir.shapes import infer
 
 CHANNELS = 16  # packs 16 channels with AVX-512
 CONVERT_SECONDS = 300

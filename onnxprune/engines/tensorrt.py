@@ -17,12 +17,12 @@ import numpy as np
 
 from onnxprune.engines import cuda
 from onnxprune.engines.base import Compiled, LayerTime, Options, Source, fixed, missing, only_precisions, open_model, refused, require, static_inputs
-from onnxprune.engines.jetson import to_half
+from onnxprune.ir.half import to_half
 from onnxprune.engines.kernels import middle_mean
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError
 from onnxprune.files import write_bytes
-from onnxprune.model.io import Model, save
+from onnxprune.ir.io import Model, save
 
 MAJORS = (10, 11)
 WORKSPACE_BYTES = 1 << 30

@@ -19,11 +19,12 @@ import numpy as np
 
 from onnxprune.engines.base import Compiled, LayerTime, Options, Source, fixed, missing, only_precisions, open_model, refused, require, static_inputs
 from onnxprune.engines.cuda import has_gpu
-from onnxprune.engines.jetson import parse_profile, parse_times, to_half
+from onnxprune.engines.trt_logs import parse_profile, parse_times
+from onnxprune.ir.half import to_half
 from onnxprune.engines.tensorrt import MULTIPLES
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError
-from onnxprune.model.io import Model, save
+from onnxprune.ir.io import Model, save
 
 PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 WARMUP_MS = 200

@@ -23,7 +23,7 @@ import numpy as np
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Compiled, LayerTime, Options, Source
 from onnxprune.errors import EngineError, OnnxpruneError
-from onnxprune.model.io import Model, save
+from onnxprune.ir.io import Model, save
 
 _LAST_WORDS = 300
 

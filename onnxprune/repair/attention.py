@@ -13,10 +13,10 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix, to_matrix
-from onnxprune.calibrate.lockstep import Run
-from onnxprune.calibrate.moments import products
-from onnxprune.model.io import Model
-from onnxprune.model.runtime import Session
+from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.moments import products
+from onnxprune.ir.io import Model
+from onnxprune.ir.runtime import Session
 from onnxprune.repair.fits import Fit, kept_values, set_values
 
 RIDGE = 1e-3  # of the mean diagonal of the normal equations, towards the query as it is

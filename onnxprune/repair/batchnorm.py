@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.lockstep import Run
+from onnxprune.statistics.segmented_run import Run
 from onnxprune.errors import UsageError
-from onnxprune.model.canonicalize import add_initializer
-from onnxprune.model.io import Model
+from onnxprune.ir.passes.canonicalize import add_initializer
+from onnxprune.ir.io import Model
 from onnxprune.repair.constants import with_means
 from onnxprune.repair.fits import set_values
-from onnxprune.saliency.base import Context
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
 

@@ -10,14 +10,14 @@ from onnx import helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears, to_matrix
-from onnxprune.calibrate.channels import channel_statistics
-from onnxprune.model.canonicalize import add_initializer
-from onnxprune.model.io import Model
-from onnxprune.model.edit import free_name
-from onnxprune.model.nodes import attribute, label, nested
-from onnxprune.model.weights import from_array
+from onnxprune.statistics.channels import channel_statistics
+from onnxprune.ir.passes.canonicalize import add_initializer
+from onnxprune.ir.io import Model
+from onnxprune.ir.edit import free_name
+from onnxprune.ir.nodes import attribute, label, nested
+from onnxprune.ir.weights import from_array
 from onnxprune.repair.constants import with_means
-from onnxprune.saliency.base import Context
+from onnxprune.criteria.base import Context
 from onnxprune.types import Plan
 
 

@@ -6,12 +6,12 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.channels import reduce_mean
-from onnxprune.calibrate.data import samples_of
-from onnxprune.model.io import Model
-from onnxprune.model.runtime import Session
+from onnxprune.statistics.channels import reduce_mean
+from onnxprune.data.dataset import samples_of
+from onnxprune.ir.io import Model
+from onnxprune.ir.runtime import Session
 from onnxprune.repair.fits import kept_values, set_values
-from onnxprune.saliency.base import Context
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
 

@@ -10,10 +10,10 @@ from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, bias_slot, linears
-from onnxprune.model.canonicalize import add_initializer
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import attribute
-from onnxprune.model.weights import from_array
+from onnxprune.ir.passes.canonicalize import add_initializer
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import attribute
+from onnxprune.ir.weights import from_array
 
 
 @dataclass(frozen=True)

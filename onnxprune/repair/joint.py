@@ -2,7 +2,7 @@
 
 Node by node, kept channels can only be what they were. Together, the first nodes of a part may take over what the cut channels did,
 because the last ones read them anew: the squared error behind the part falls by a further fifth to third. Gradients are made by
-onnxruntime (`calibrate.backward`); the minimiser is L-BFGS (Liu and Nocedal 1989) in coordinates in which the problem is close to
+onnxruntime (`onnxprune.autodiff`); the minimiser is L-BFGS (Liu and Nocedal 1989) in coordinates in which the problem is close to
 round: inputs decorrelated by their second moments, outputs scaled by how much the part's exits depend on them, which are the two
 factors of K-FAC (Martens and Grosse 2015, 1503.05671). Aim as in block reconstruction for quantisation (Li et al. 2021, 2102.05426).
 """
@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnxprune.calibrate.backward import VECTOR, WHOLE, Loss, Place, gradient_model
-from onnxprune.calibrate.lockstep import Run
-from onnxprune.calibrate.taps import columns, outputs, positions
+from onnxprune.autodiff import VECTOR, WHOLE, Loss, Place, gradient_model
+from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.im2col import columns, outputs, positions
 from onnxprune.errors import ModelError, OnnxpruneError
-from onnxprune.model.io import Model
-from onnxprune.model.runtime import Session
-from onnxprune.model.segments import extract
+from onnxprune.ir.io import Model
+from onnxprune.ir.runtime import Session
+from onnxprune.ir.extract import extract
 from onnxprune.repair.fits import set_values
 from onnxprune.repair.parts import Part
 from onnxprune.repair.problem import Problem
-from onnxprune.saliency.base import Context
+from onnxprune.criteria.base import Context
 
 STEPS = 24  # of the descent; a third more takes a quarter more time and gains nothing on images that no fit saw
 BATCHES, VALUES = (32, 64), 64  # samples a step, between these so that this many values leave the part for each unknown

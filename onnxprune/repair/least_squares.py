@@ -13,16 +13,16 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.data import samples_of
-from onnxprune.calibrate.lockstep import Run
-from onnxprune.model.io import Model
+from onnxprune.data.dataset import samples_of
+from onnxprune.statistics.segmented_run import Run
+from onnxprune.ir.io import Model
 from onnxprune.repair.attention import lossy_products, refit_query
 from onnxprune.repair.constants import with_means
 from onnxprune.repair.fits import kept_values, own_weights
 from onnxprune.repair.joint import refine
 from onnxprune.repair.parts import parts
 from onnxprune.repair.problem import Problem
-from onnxprune.saliency.base import Context
+from onnxprune.criteria.base import Context
 from onnxprune.types import Plan
 
 MULTIPLICATIONS = 3e10  # for the moments of all nodes, each an equal share; as many positions as that allows are used

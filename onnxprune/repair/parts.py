@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxprune.calibrate.lockstep import Run
+from onnxprune.statistics.segmented_run import Run
 from onnxprune.repair.fits import Fit, depthwise
 
 FEWEST, MOST = 2, 8  # linear nodes of a part, depthwise ones not counted

@@ -9,9 +9,9 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.analysis.linear import from_matrix, to_matrix
-from onnxprune.calibrate.lockstep import Run
-from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, joined, outputs, positions, tap_order
-from onnxprune.model.io import Model
+from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, joined, outputs, positions, tap_order
+from onnxprune.ir.io import Model
 from onnxprune.repair.fits import Fit, depthwise, set_values
 
 RIDGE, LAST_RIDGE = 1e-3, 1e-2  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted

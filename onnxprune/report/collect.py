@@ -11,10 +11,10 @@ from onnx import GraphProto, NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import UsageError
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import captured, label
-from onnxprune.model.shapes import Shapes, infer
-from onnxprune.model.weights import bits
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import captured, label
+from onnxprune.ir.shapes import Shapes, infer
+from onnxprune.ir.weights import bits
 from onnxprune.report.data import GroupRow
 from onnxprune.types import Frozen, Plan, Scores
 

@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxprune.allocate.base import Constraints, first_missed, fixed_widths, ordered, unreachable, widths
+from onnxprune.allocators.base import Constraints, first_missed, fixed_widths, ordered, unreachable, widths
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.data import Data
-from onnxprune.calibrate.moments import refittable
+from onnxprune.data.dataset import Data
+from onnxprune.statistics.moments import refittable
 from onnxprune.engines.base import DEFAULTS as ENGINE_DEFAULTS
 from onnxprune.engines.base import Options as EngineOptions
 from onnxprune.errors import TargetError, UsageError, unknown
-from onnxprune.model.io import Model
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.ir.io import Model
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.search.journal import Journal
 from onnxprune.types import Plan, Scores
 

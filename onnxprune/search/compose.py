@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.allocate.base import Constraints, widths
+from onnxprune.allocators.base import Constraints, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import label
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import label
 from onnxprune.surgery.cut import cut
 
 Kept = Mapping[str, Sequence[int]]

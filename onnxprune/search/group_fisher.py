@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocate.base import ordered
-from onnxprune.calibrate.backward import Loss
-from onnxprune.calibrate.data import Data
-from onnxprune.calibrate.moments import refittable
-from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
-from onnxprune.engines.layers import LatencyCache
+from onnxprune.allocators.base import ordered
+from onnxprune.autodiff import Loss
+from onnxprune.data.dataset import Data
+from onnxprune.statistics.moments import refittable
+from onnxprune.engines.cost.channel_costs import NORMALIZATIONS, channel_costs
+from onnxprune.engines.cost.layers import LatencyCache
 from onnxprune.errors import UsageError, unknown
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.gradient import fisher, head_losses, taylor
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.gradient import fisher, head_losses, taylor
 from onnxprune.search.base import Kept, Search, part, settings
 from onnxprune.search.compose import Places, Smaller, smaller
 from onnxprune.search.journal import key

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.model.io import Model
+from onnxprune.ir.io import Model
 from onnxprune.repair import REPAIRS
 from onnxprune.search.base import Kept, Search, keep_best, relaxed, remaining, settings
 from onnxprune.search.compose import Smaller, smaller, unchanged

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.allocate.base import widths
+from onnxprune.allocators.base import widths
 from onnxprune.errors import UsageError
-from onnxprune.model.runtime import Session
+from onnxprune.ir.runtime import Session
 from onnxprune.search.base import Kept, Search, keep_best, relaxed, remaining, settings
 from onnxprune.search.journal import key
 from onnxprune.search.refitted import Refitted

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.allocate.divergence import refitted_without
+from onnxprune.allocators.divergence import refitted_without
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.moments import Statistic
-from onnxprune.model.io import Model
+from onnxprune.statistics.moments import Statistic
+from onnxprune.ir.io import Model
 from onnxprune.repair.bias import Parameters
-from onnxprune.saliency.base import Context
-from onnxprune.saliency.elimination import inverse
-from onnxprune.saliency.reconstruction import second_moments
+from onnxprune.criteria.base import Context
+from onnxprune.criteria.elimination import inverse
+from onnxprune.criteria.reconstruction import second_moments
 from onnxprune.search.compose import Kept
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import masked

@@ -15,16 +15,16 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import Data
+from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
-from onnxprune.evaluate import find_metric
-from onnxprune.evaluate.base import NO_OPTIONS, Options
-from onnxprune.evaluate.boxes import detections_of
-from onnxprune.evaluate.data import LabelledData
-from onnxprune.evaluate.detection import Detection
-from onnxprune.evaluate.run import measure
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
+from onnxprune.metrics import find_metric
+from onnxprune.metrics.base import NO_OPTIONS, Options
+from onnxprune.metrics.boxes import detections_of
+from onnxprune.data.labelled import LabelledData
+from onnxprune.metrics.detection import Detection
+from onnxprune.metrics.run import measure
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 from onnxprune.search.base import Kept, keep_best
 from onnxprune.search.journal import Journal, key
 from onnxprune.search.suffix import Changed, Suffix

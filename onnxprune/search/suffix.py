@@ -12,10 +12,10 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.lockstep import Run
-from onnxprune.model.io import Model
-from onnxprune.model.runtime import Session
-from onnxprune.model.segments import extract
+from onnxprune.statistics.segmented_run import Run
+from onnxprune.ir.io import Model
+from onnxprune.ir.runtime import Session
+from onnxprune.ir.extract import extract
 from onnxprune.repair.bias import unbiased
 from onnxprune.search.refitted import Kept, without
 from onnxprune.search.tasks import Losses

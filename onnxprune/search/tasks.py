@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune.calibrate.spread import Spread
+from onnxprune.statistics.scale import Spread
 from onnxprune.errors import UsageError
-from onnxprune.evaluate.base import find_function
-from onnxprune.evaluate.tempered import MEAN_MAXIMUM, TEMPERATURES, TINY, are_probabilities, log_softmax
+from onnxprune.metrics.base import find_function
+from onnxprune.metrics.tempered import MEAN_MAXIMUM, TEMPERATURES, TINY, are_probabilities, log_softmax
 
 Outputs = Mapping[str, np.ndarray]
 UserLosses = Callable[[Outputs, np.ndarray], Mapping[str, Any]]

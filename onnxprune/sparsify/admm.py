@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxprune.calibrate.taps import Moments
+from onnxprune.statistics.im2col import Moments
 from onnxprune.sparsify.refit import damped
 
 STEPS = 30

@@ -15,11 +15,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxprune.allocate.divergence import divergence_behind
-from onnxprune.calibrate.lockstep import Run
-from onnxprune.model.io import Model
-from onnxprune.model.runtime import Session
-from onnxprune.model.segments import reads
+from onnxprune.allocators.divergence import divergence_behind
+from onnxprune.statistics.segmented_run import Run
+from onnxprune.ir.io import Model
+from onnxprune.ir.runtime import Session
+from onnxprune.ir.extract import reads
 from onnxprune.sparsify.inputs import Reading
 from onnxprune.sparsify.layout import Target
 from onnxprune.sparsify.masks import Rows, choose

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.calibrate.taps import Geometry, Moments, columns, geometry, positions
-from onnxprune.model.io import Model
-from onnxprune.model.runtime import Session
+from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, positions
+from onnxprune.ir.io import Model
+from onnxprune.ir.runtime import Session
 from onnxprune.sparsify.layout import Target
 
 MOST_COLUMNS = 2304  # 256 channels of 3 x 3 taps; a second-moment matrix beyond that costs more than it gives

@@ -9,8 +9,8 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.errors import unknown
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import attribute
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import attribute
 
 OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

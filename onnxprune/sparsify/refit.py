@@ -15,10 +15,10 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.calibrate.lockstep import Run
-from onnxprune.calibrate.taps import Moments, columns
-from onnxprune.model.io import Model
-from onnxprune.model.weights import Array, Weight
+from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.im2col import Moments, columns
+from onnxprune.ir.io import Model
+from onnxprune.ir.weights import Array, Weight
 from onnxprune.sparsify.inputs import MOST_COLUMNS, places
 from onnxprune.sparsify.layout import Target
 

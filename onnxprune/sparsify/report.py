@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.model.io import Model
+from onnxprune.ir.io import Model
 from onnxprune.sparsify.layout import OPS, targets
 
 DENSE_ENGINES = (

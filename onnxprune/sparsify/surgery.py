@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.model.io import Model
+from onnxprune.ir.io import Model
 from onnxprune.sparsify.layout import OPS, targets
 
 LOWER, UPPER = 0.9, 1.1  # of the threshold: prune up to the one, splice beyond the other

@@ -10,9 +10,9 @@ import numpy as np
 
 from onnxprune.errors import UsageError, unknown
 from onnxprune.events import Event, silent
-from onnxprune.model.hidden import with_open_weights
-from onnxprune.model.io import Model
-from onnxprune.model.weights import Array, Weight
+from onnxprune.ir.passes.lift_weights import with_open_weights
+from onnxprune.ir.io import Model
+from onnxprune.ir.weights import Array, Weight
 from onnxprune.sparsify.admm import selected
 from onnxprune.sparsify.balance import balanced, whole
 from onnxprune.sparsify.inputs import Batches, Reading, inverse_diagonal, read

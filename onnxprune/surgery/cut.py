@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.model.canonicalize import remove_dead
-from onnxprune.model.io import Model
-from onnxprune.model.edit import free_name
-from onnxprune.model.nodes import nested
-from onnxprune.model.weights import Sliced
+from onnxprune.ir.passes.canonicalize import remove_dead
+from onnxprune.ir.io import Model
+from onnxprune.ir.edit import free_name
+from onnxprune.ir.nodes import nested
+from onnxprune.ir.weights import Sliced
 from onnxprune.surgery.fold import fold_branches
-from onnxprune.surgery.refit import Editor, refit
+from onnxprune.surgery.size_literals import Editor, refit
 from onnxprune.types import Plan
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from onnxprune.analysis.blocks import collapse
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, bias_slot
-from onnxprune.model.edit import add_weight, replace_nodes
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import attribute
-from onnxprune.model.runtime import Session
-from onnxprune.model.segments import extract
-from onnxprune.model.weights import from_array
-from onnxprune.surgery.refit import Editor
+from onnxprune.ir.edit import add_weight, replace_nodes
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import attribute
+from onnxprune.ir.runtime import Session
+from onnxprune.ir.extract import extract
+from onnxprune.ir.weights import from_array
+from onnxprune.surgery.size_literals import Editor
 
 
 def fold_branches(editor: Editor) -> None:

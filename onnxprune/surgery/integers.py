@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.model.edit import add_initializer, copied, replace_nodes
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import STANDARD_DOMAINS, attribute, nested
-from onnxprune.model.weights import Weight
+from onnxprune.ir.edit import add_initializer, copied, replace_nodes
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested
+from onnxprune.ir.weights import Weight
 
 _QUANTISED_DOMAINS = (*STANDARD_DOMAINS, "com.microsoft")
 _SUMS = ("Conv", "ConvTranspose", "MatMul", "Gemm")

@@ -12,12 +12,12 @@ from onnx import TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import VerificationError
-from onnxprune.model.canonicalize import add_initializer
-from onnxprune.model.io import INLINE_BYTES, Model
-from onnxprune.model.runtime import Session, example_feeds
-from onnxprune.model.weights import size_bytes
+from onnxprune.ir.passes.canonicalize import add_initializer
+from onnxprune.ir.io import INLINE_BYTES, Model
+from onnxprune.ir.runtime import Session, example_feeds
+from onnxprune.ir.weights import size_bytes
 from onnxprune.surgery.integers import integer_sums, is_quantised
-from onnxprune.surgery.refit import Editor
+from onnxprune.surgery.size_literals import Editor
 from onnxprune.types import Plan
 
 # Float rounding of sums in another order; single-precision chains of a few hundred layers stay below it

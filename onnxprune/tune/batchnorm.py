@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.model.edit import replace_nodes
-from onnxprune.model.io import Model
-from onnxprune.model.weights import Weight, from_array
+from onnxprune.ir.edit import replace_nodes
+from onnxprune.ir.io import Model
+from onnxprune.ir.weights import Weight, from_array
 from onnxprune.tune.bridge import OnnxModule
 from onnxprune.tune.call import torch
 

@@ -14,8 +14,8 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, helper
 
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model.io import Model
-from onnxprune.model.weights import Array
+from onnxprune.ir.io import Model
+from onnxprune.ir.weights import Array
 from onnxprune.tune.call import Batch, Call, Row, Tensor, torch
 from onnxprune.tune.ops import find
 from onnxprune.tune.ops_shape import from_numpy

@@ -18,8 +18,8 @@ import numpy as np
 
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.events import Listener, silent
-from onnxprune.model.hidden import with_open_weights
-from onnxprune.model.io import Model, digest
+from onnxprune.ir.passes.lift_weights import with_open_weights
+from onnxprune.ir.io import Model, digest
 from onnxprune.tune import batchnorm
 from onnxprune.tune.bridge import as_feeds, to_module, write_back
 from onnxprune.tune.call import torch
@@ -68,7 +68,7 @@ def tune(
     Parameters
     ----------
     data
-        Labelled data (`evaluate.data`), calibration data (`calibrate.data`), `Samples`, or arrays by input name. Held in memory.
+        Labelled data (`onnxprune.data.labelled`), calibration data (`onnxprune.data`), `Samples`, or arrays by input name. Held in memory.
     teacher
         The unpruned model; every term but "ce" and "task" needs it.
     task_loss

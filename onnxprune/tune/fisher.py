@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocate.base import Constraints, first_missed, ordered, unreachable, widths
+from onnxprune.allocators.base import Constraints, first_missed, ordered, unreachable, widths
 from onnxprune.analysis.groups import Analysis
-from onnxprune.calibrate.gradients import copies
-from onnxprune.engines.channel_costs import NORMALIZATIONS, channel_costs
+from onnxprune.statistics.gradients import copies
+from onnxprune.engines.cost.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.errors import TargetError, UsageError, unknown
 from onnxprune.tune.bridge import OnnxModule
 from onnxprune.tune.call import Tensor, torch

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx import NodeProto
 
-from onnxprune.model.io import Model
+from onnxprune.ir.io import Model
 from onnxprune.tune.bridge import OnnxModule
 from onnxprune.tune.call import torch
 from onnxprune.tune.losses import Head

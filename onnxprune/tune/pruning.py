@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.allocate.base import Constraints
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
 from onnxprune.events import Listener, silent
-from onnxprune.model.io import Model
+from onnxprune.ir.io import Model
 from onnxprune.surgery.cut import cut
 from onnxprune.tune import batchnorm
 from onnxprune.tune.finetune import TuneResult, score, tune

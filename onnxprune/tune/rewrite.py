@@ -16,11 +16,11 @@ import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError, unknown
-from onnxprune.model.canonicalize import remove_dead
-from onnxprune.model.edit import add_initializer, replace_nodes
-from onnxprune.model.io import Model
-from onnxprune.model.nodes import attribute, captured
-from onnxprune.model.shapes import infer
+from onnxprune.ir.passes.canonicalize import remove_dead
+from onnxprune.ir.edit import add_initializer, replace_nodes
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import attribute, captured
+from onnxprune.ir.shapes import infer
 
 SOURCES = ("leakyrelu", "silu", "hardswish", "gelu", "prelu", "elu", "mish")
 TARGETS = ("relu", "relu6", "hardswish", "leakyrelu")

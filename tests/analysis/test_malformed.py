@@ -18,8 +18,8 @@ from patterns import PATTERNS
 
 from onnxprune.analysis.walk import analyse
 from onnxprune.errors import OnnxpruneError
-from onnxprune.model.io import load, to_bytes
-from onnxprune.model.nodes import nested
+from onnxprune.ir.io import load, to_bytes
+from onnxprune.ir.nodes import nested
 from onnxprune.surgery.cut import cut
 
 ALL = CASES | PATTERNS | DYNAMIC | INDEXED | BODIES

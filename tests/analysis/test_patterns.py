@@ -9,9 +9,9 @@ from graph_text import net
 from graphs import Case
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.canonicalize import canonicalize
-from onnxprune.model.io import load
-from onnxprune.model.runtime import Session, example_feeds
+from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.io import load
+from onnxprune.ir.runtime import Session, example_feeds
 
 _HEAD = "float[2,5,4] x | float[4,24] w1, float[24] b1, int64[5] s = {2, 5, 3, 2, 4}, float scale = {0.5}, int64[3] back = {2, 5, 8}, float[8,5] wo, "
 _TAIL = "kt = Transpose<perm=[0,1,3,2]>(k); m = MatMul(q, kt); t = Mul(m, scale); p = Softmax<axis=-1>(t); o = MatMul(p, v); o1 = Transpose<perm=[0,2,1,3]>(o); o2 = Reshape(o1, back); y = MatMul(o2, wo)"

@@ -11,7 +11,7 @@ from graphs import CASES
 from patterns import PATTERNS
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.io import load
+from onnxprune.ir.io import load
 
 ALL = CASES | PATTERNS | DYNAMIC
 CRASH = {

@@ -15,9 +15,9 @@ from onnxprune.analysis import rules
 from onnxprune.analysis.rules import Rule
 from onnxprune.analysis.walk import analyse
 from onnxprune.errors import OnnxpruneError, VerificationError
-from onnxprune.model.io import Model, load
+from onnxprune.ir.io import Model, load
 from onnxprune.registry import Registry
-from onnxprune.surgery.contract import check_plan, check_rule
+from onnxprune.testing.plans import check_plan, check_rule
 from onnxprune.types import Plan
 
 INVERSE = Rule("... -> ...")

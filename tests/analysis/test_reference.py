@@ -10,8 +10,8 @@ from graph_text import net
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.io import Model, load, to_bytes
-from onnxprune.model.runtime import example_feeds
+from onnxprune.ir.io import Model, load, to_bytes
+from onnxprune.ir.runtime import example_feeds
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import check, masked
 

@@ -12,14 +12,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import synthetic
+from onnxprune.data.dataset import synthetic
 from onnxprune.errors import ModelError
-from onnxprune.model import canonicalize as canonical
-from onnxprune.model.io import load, to_bytes
-from onnxprune.model.nodes import nested
-from onnxprune.model.runtime import Session, example_feeds
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.ir.passes import canonicalize as canonical
+from onnxprune.ir.io import load, to_bytes
+from onnxprune.ir.nodes import nested
+from onnxprune.ir.runtime import Session, example_feeds
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 
 CHAIN = "float[2,4] x | float[4,8] w1, float[8] b1, float[8,5] w2 | a = MatMul(x, w1); b = Add(a, b1); r = Relu(b); y = MatMul(r, w2)"

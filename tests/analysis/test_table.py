@@ -16,7 +16,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.movement import MOVES
 from onnxprune.analysis.rules import RULES
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.io import load
+from onnxprune.ir.io import load
 
 SEEDS = 3
 ROWS = CASES | INDEXED

@@ -9,7 +9,7 @@ import pytest
 from onnxprune.cli import INTERRUPTED, run
 from onnxprune.cli.app import VERBS, app
 from onnxprune.errors import OnnxpruneError, TargetError, VerificationError
-from onnxprune.recipe import OPTIONS
+from onnxprune.run.recipe import OPTIONS
 
 
 @pytest.mark.parametrize("verb", VERBS)

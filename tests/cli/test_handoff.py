@@ -9,8 +9,8 @@ import pytest
 
 from onnxprune import demo
 from onnxprune.cli import run
-from onnxprune.engines.bundle import Result
-from onnxprune.engines.handoff import Collected
+from onnxprune.deploy.bundle import Result
+from onnxprune.deploy.handoff import Collected
 
 
 def test_bundle_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +61,7 @@ def test_ssh_passes_on_shapes_precision_and_seconds(tmp_path: Path, monkeypatch:
         seen.update(json.loads((folder / "manifest.json").read_text()), host=host)
         return Collected("jetson", {"original": Result("original", {"latency_ms": 2.0})})
 
-    monkeypatch.setattr("onnxprune.engines.handoff.round_trip", trip)
+    monkeypatch.setattr("onnxprune.deploy.handoff.round_trip", trip)
     model = str(demo.files().model)
     assert run(["bench", model, "--ssh", "me@board", "--precision", "f16", "--seconds", "7", "--shape", "images:2,1,8,8"]) == 0
     assert "latency_ms" in capsys.readouterr().out

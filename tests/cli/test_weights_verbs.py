@@ -12,7 +12,7 @@ import pytest
 from onnxprune import demo
 from onnxprune.analysis.walk import analyse
 from onnxprune.cli import run
-from onnxprune.model.io import load
+from onnxprune.ir.io import load
 
 FILES = demo.files()
 MODEL, CALIBRATION, EVALUATION = map(str, FILES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.model.io import Model, load
+from onnxprune.ir.io import Model, load
 
 
 def residual(width: int = 16, size: int = 12, seed: int = 0) -> Model:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.engines.cuda import Cuda
-from onnxprune.model.io import load
+from onnxprune.ir.io import load
 
 
 class FakeCuda(Cuda):

@@ -13,7 +13,7 @@ from onnxprune.engines.base import LayerTime, Measurement, Options
 from onnxprune.engines.bench import bench, difference, difference_warnings, layer_rows, precision_warnings, width_warnings
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import EngineError, UsageError
-from onnxprune.model.io import save
+from onnxprune.ir.io import save
 
 SHORT = Schedule(seconds=0.1, warmup=1, min_rounds=3)
 ROUNDING = 1e-5  # float32, fused against single operators

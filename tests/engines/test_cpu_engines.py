@@ -14,7 +14,7 @@ from onnxprune.engines.base import Engine, Options, random_feeds, static_inputs
 from onnxprune.engines.bench import difference
 from onnxprune.engines.ncnn import ENGINE as NCNN
 from onnxprune.errors import EngineError
-from onnxprune.model.io import Model, load
+from onnxprune.ir.io import Model, load
 
 AGREES = 1e-4  # relative, float32, different order of summation and Winograd transforms
 BF16_AGREES = 0.05  # 8 bits of mantissa

@@ -8,7 +8,7 @@ from engine_nets import residual
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Compiled, Options, TensorSpec, fixed, random_feeds, static_inputs
-from onnxprune.engines.contract import check_engine
+from onnxprune.testing.engines import check_engine
 from onnxprune.engines.cpu import vector_channels
 from onnxprune.errors import UsageError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from engine_nets import residual
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.explain import explain
-from onnxprune.engines.systolic import ArrayEngine, preset
+from onnxprune.engines.cost.explain import explain
+from onnxprune.engines.cost.systolic import ArrayEngine, preset
 
 ENGINE = ArrayEngine(preset("systolic16"))
 

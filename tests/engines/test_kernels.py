@@ -10,7 +10,7 @@ from engine_nets import residual
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import LayerTime, Options, random_feeds, static_inputs
 from onnxprune.engines.kernels import CONTRACTIONS, middle_mean
-from onnxprune.model.io import Model, load
+from onnxprune.ir.io import Model, load
 
 
 def profile(model: Model, level: str = "all") -> tuple[LayerTime, ...]:

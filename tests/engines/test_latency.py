@@ -9,7 +9,7 @@ from engine_nets import residual
 from onnxprune.analysis.walk import analyse
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Compiled, Options
-from onnxprune.engines.latency import Probe
+from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 
 SHORT = Schedule(seconds=0.05, warmup=2, min_rounds=3, max_rounds=10)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 from engine_nets import residual
 
-from onnxprune import decide
-from onnxprune.allocate.base import Constraints, allocate
+from onnxprune.run import planning as decide
+from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.walk import analyse
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
-from onnxprune.engines.latency import Probe
+from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import TargetError
-from onnxprune.recipe import Recipe
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.run.recipe import Recipe
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 
 QUICK = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)

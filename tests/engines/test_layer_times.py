@@ -15,9 +15,9 @@ from onnx import helper, shape_inference
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
 from onnxprune.engines.cpu import vector_channels
-from onnxprune.engines.layers import LatencyCache, LayerSpec, cache_key, layer_model, layer_spec, time_layer
+from onnxprune.engines.cost.layers import LatencyCache, LayerSpec, cache_key, layer_model, layer_spec, time_layer
 from onnxprune.errors import EngineError
-from onnxprune.model.io import load, to_bytes
+from onnxprune.ir.io import load, to_bytes
 
 SPECS = {
     "conv": LayerSpec("Conv", (1, 8, 9, 9), (12, 8, 3, 3), (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))), True),

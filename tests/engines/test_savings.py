@@ -9,11 +9,11 @@ from engine_nets import residual
 
 from onnxprune.analysis.walk import analyse
 from onnxprune.engines import ENGINES
-from onnxprune.engines.latency import Probe
-from onnxprune.engines.layers import LatencyCache
+from onnxprune.engines.cost.latency import Probe
+from onnxprune.engines.cost.layers import LatencyCache
 from onnxprune.engines.measure import Schedule
-from onnxprune.engines.savings import group_savings, layer_specs
-from onnxprune.model.io import load
+from onnxprune.engines.cost.savings import group_savings, layer_specs
+from onnxprune.ir.io import load
 
 ANALYSIS = analyse(residual(32))
 ONCE = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Engine, Options
-from onnxprune.engines.contractions import Contraction, contractions
-from onnxprune.engines.systolic import PRESETS, Array, compute_cycles, estimate, estimate_layer, preset, square
+from onnxprune.engines.cost.contractions import Contraction, contractions
+from onnxprune.engines.cost.systolic import PRESETS, Array, compute_cycles, estimate, estimate_layer, preset, square
 from onnxprune.errors import UsageError
-from onnxprune.model.io import Model, load
+from onnxprune.ir.io import Model, load
 
 SCALE_SIM_CYCLES = {16: 63_130, 8: 23_614}  # SCALE-Sim 3.0.0, weight stationary, 16x16, ResNet-8 (CIFAR) by base width
 SIZES = st.integers(1, 70)

@@ -14,8 +14,8 @@ from onnx import TensorProto
 from onnxprune.engines import ENGINES, cuda, tensorrt
 from onnxprune.engines.base import Options, fixed, random_feeds, static_inputs
 from onnxprune.engines.bench import difference
-from onnxprune.engines.jetson import to_half
-from onnxprune.engines.quantized import quantize
+from onnxprune.ir.half import to_half
+from onnxprune.ir.quantize import quantize
 from onnxprune.engines.tensorrt import TensorRtModel, build
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError

@@ -14,9 +14,9 @@ from random_graphs import graphs
 from test_laws import all_laws
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.canonicalize import canonicalize
-from onnxprune.model.io import load
-from onnxprune.model.shapes import infer
+from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.io import load
+from onnxprune.ir.shapes import infer
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 few = settings(max_examples=int(os.environ.get("ONNXPRUNE_EXAMPLES", "40")), deadline=None, suppress_health_check=_QUIET, derandomize=True)

@@ -26,7 +26,7 @@ from random_graphs import graphs
 
 from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.io import load, to_bytes
+from onnxprune.ir.io import load, to_bytes
 from onnxprune.surgery.cut import cut
 
 SLOW_PARTS, SLOW_EXAMPLES = 4, 500

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.allocate.base import Ranking, Step
+from onnxprune.allocators.base import Ranking, Step
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.rules import Rule
-from onnxprune.calibrate.inputs import Inputs
+from onnxprune.data.inputs import Inputs
 from onnxprune.engines.base import Compiled, Options, Source
-from onnxprune.evaluate.base import Labels, Metric, Outputs
-from onnxprune.evaluate.base import Options as MetricOptions
-from onnxprune.evaluate.user import user_metric
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
-from onnxprune.saliency.base import Context, per_channel
+from onnxprune.metrics.base import Labels, Metric, Outputs
+from onnxprune.metrics.base import Options as MetricOptions
+from onnxprune.metrics.user import user_metric
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
+from onnxprune.criteria.base import Context, per_channel
 from onnxprune.search.base import Search
 from onnxprune.types import Plan, Scores
 

@@ -15,12 +15,12 @@ from onnx import NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import Data, synthetic
-from onnxprune.checks import input_types
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
+from onnxprune.data.dataset import Data, synthetic
+from onnxprune.run.evaluation import input_types
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 from onnxprune.repair import REPAIRS, least_squares, problem
-from onnxprune.saliency.base import Context
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

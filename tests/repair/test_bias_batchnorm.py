@@ -9,14 +9,14 @@ from onnx import NodeProto, helper
 from repair_reference import Repaired, by_channel, initializer, node_of
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import synthetic
-from onnxprune.checks import input_types
+from onnxprune.data.dataset import synthetic
+from onnxprune.run.evaluation import input_types
 from onnxprune.errors import DataError, UsageError
-from onnxprune.model.io import load
-from onnxprune.model.nodes import label
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import load
+from onnxprune.ir.nodes import label
+from onnxprune.ir.runtime import Session
 from onnxprune.repair import REPAIRS
-from onnxprune.saliency.base import Context
+from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

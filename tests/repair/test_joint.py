@@ -10,10 +10,10 @@ from graph_text import net
 from repair_reference import Repaired
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import synthetic
-from onnxprune.calibrate.lockstep import Run
-from onnxprune.checks import input_types
-from onnxprune.model.io import load
+from onnxprune.data.dataset import synthetic
+from onnxprune.statistics.segmented_run import Run
+from onnxprune.run.evaluation import input_types
+from onnxprune.ir.io import load
 from onnxprune.repair import joint, least_squares
 from onnxprune.repair.fits import own_weights
 from onnxprune.repair.parts import parts

@@ -8,7 +8,7 @@ from graph_laws import assert_same
 
 from onnxprune import demo
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.io import load
+from onnxprune.ir.io import load
 from onnxprune.search.compose import smaller
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan

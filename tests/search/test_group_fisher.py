@@ -10,18 +10,19 @@ import onnx
 import pytest
 
 from onnxprune import demo
-from onnxprune.allocate.base import Constraints
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import open_data
-from onnxprune.checks import input_types
-from onnxprune.engines import ENGINES, savings
-from onnxprune.engines.layers import LayerSpec
+from onnxprune.data.dataset import open_data
+from onnxprune.run.evaluation import input_types
+from onnxprune.engines import ENGINES
+from onnxprune.engines.cost import savings
+from onnxprune.engines.cost.layers import LayerSpec
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.model.io import load
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.ir.io import load
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.search.base import Search, part
-from onnxprune.engines.channel_costs import channel_costs
+from onnxprune.engines.cost.channel_costs import channel_costs
 from onnxprune.search.compose import smaller, unchanged
 from onnxprune.search.group_fisher import Settings, _Scorer, group_fisher
 from onnxprune.search.journal import Journal, rows

@@ -13,14 +13,14 @@ import pytest
 from graph_text import net
 
 from onnxprune import demo
-from onnxprune.allocate.base import Constraints, widths
+from onnxprune.allocators.base import Constraints, widths
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import open_data, synthetic
-from onnxprune.checks import input_types
+from onnxprune.data.dataset import open_data, synthetic
+from onnxprune.run.evaluation import input_types
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.model.io import load
-from onnxprune.saliency import CRITERIA
-from onnxprune.saliency.base import Context
+from onnxprune.ir.io import load
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.search import base
 from onnxprune.search import layer_selection as module
 from onnxprune.search.base import Search

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from onnxprune import demo
-from onnxprune.allocate.base import Constraints
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.linear import linears
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import open_data
-from onnxprune.checks import input_types
+from onnxprune.data.dataset import open_data
+from onnxprune.run.evaluation import input_types
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.model.io import load
-from onnxprune.model.runtime import Session
-from onnxprune.pipeline import optimize
-from onnxprune.saliency.base import Context
+from onnxprune.ir.io import load
+from onnxprune.ir.runtime import Session
+from onnxprune.run.pipeline import optimize
+from onnxprune.criteria.base import Context
 from onnxprune.search.base import Search, keep_best
 from onnxprune.search.journal import Journal
 from onnxprune.search.pagcp import Settings, _Gate, cheapest, decay, pagcp, visit

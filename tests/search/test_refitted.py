@@ -12,11 +12,11 @@ from onnx import helper
 from onnxprune import demo
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import Data, synthetic
-from onnxprune.checks import input_types
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
-from onnxprune.saliency.base import Context
+from onnxprune.data.dataset import Data, synthetic
+from onnxprune.run.evaluation import input_types
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
+from onnxprune.criteria.base import Context
 from onnxprune.search.compose import smaller
 from onnxprune.search.refitted import Refitted, without
 from onnxprune.surgery.cut import cut

@@ -13,11 +13,11 @@ import pytest
 
 from onnxprune import demo
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import open_data
-from onnxprune.checks import input_types
+from onnxprune.data.dataset import open_data
+from onnxprune.run.evaluation import input_types
 from onnxprune.cli import run
 from onnxprune.errors import OnnxpruneError, UsageError
-from onnxprune.model.io import load
+from onnxprune.ir.io import load
 from onnxprune.search.layer_selection import Selection, select
 from onnxprune.search.sensitivity import Bench, Sweep, jobs_of, narrowed
 from onnxprune.search.workers import run_jobs

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from onnxprune.calibrate.taps import Moments
+from onnxprune.statistics.im2col import Moments
 from onnxprune.sparsify.admm import selected
 from onnxprune.sparsify.inputs import inverse_diagonal
 from onnxprune.sparsify.masks import choose

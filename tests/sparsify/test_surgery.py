@@ -11,13 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.data import open_data
+from onnxprune.data.dataset import open_data
 from onnxprune.errors import UsageError
-from onnxprune.model.io import Model, digest, load
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import Model, digest, load
+from onnxprune.ir.runtime import Session
 from onnxprune.repair.bias import bias
-from onnxprune.saliency.base import Context
-from onnxprune.saliency.dead import dead_channels
+from onnxprune.criteria.base import Context
+from onnxprune.criteria.dead import dead_channels
 from onnxprune.sparsify.report import sparsity
 from onnxprune.sparsify.surgery import KeepZeros, PruneAndSplice, SurgerySettings, threshold, updated
 from onnxprune.sparsify.weights import Settings as SparsitySettings

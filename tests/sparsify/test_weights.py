@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.calibrate.data import open_data
-from onnxprune.calibrate.preprocess import Preprocess
-from onnxprune.calibrate.taps import Moments, columns, geometry, positions
+from onnxprune.data.dataset import open_data
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.statistics.im2col import Moments, columns, geometry, positions
 from onnxprune.demo import files
 from onnxprune.errors import UsageError
-from onnxprune.evaluate.data import open_labelled
-from onnxprune.evaluate.run import evaluate
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
+from onnxprune.data.labelled import open_labelled
+from onnxprune.metrics.run import evaluate
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 from onnxprune.sparsify import balance
 from onnxprune.sparsify.balance import PASSED_ON, WHOLE, added, balanced, closing, whole
 from onnxprune.sparsify.inputs import read

@@ -14,7 +14,7 @@ from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.errors import UsageError
-from onnxprune.model.io import Model, load
+from onnxprune.ir.io import Model, load
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

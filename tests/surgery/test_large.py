@@ -21,11 +21,11 @@ NEEDED_BYTES = 8 * TENSOR_BYTES
 
 MEASURED = """
 import json, resource, sys
-from onnxprune.model.io import load, save
+from onnxprune.ir.io import load, save
 from onnxprune.analysis.walk import analyse
-from onnxprune.allocate.base import Constraints, allocate
-from onnxprune.saliency.base import Context
-from onnxprune.saliency.magnitude import l2
+from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.criteria.base import Context
+from onnxprune.criteria.magnitude import l2
 from onnxprune.surgery.cut import cut
 analysis = analyse(load(sys.argv[1]))
 context = Context(analysis)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.model.io import load
+from onnxprune.ir.io import load
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from onnxprune.demo import files
-from onnxprune.evaluate.data import LabelledData, open_labelled
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
-from onnxprune.model.weights import from_array
+from onnxprune.data.labelled import LabelledData, open_labelled
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
+from onnxprune.ir.weights import from_array
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model.io import Model, digest, load
-from onnxprune.model.runtime import Session
-from onnxprune.model.weights import from_array
+from onnxprune.ir.io import Model, digest, load
+from onnxprune.ir.runtime import Session
+from onnxprune.ir.weights import from_array
 
 torch = pytest.importorskip("torch")
 from onnxprune.tune.bridge import as_feeds, to_module, write_back

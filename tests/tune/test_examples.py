@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxprune.demo import files
-from onnxprune.model.io import Model, digest, load, save
+from onnxprune.ir.io import Model, digest, load, save
 
 pytest.importorskip("torch")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -15,10 +15,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.evaluate.data import LabelledData
+from onnxprune.data.labelled import LabelledData
 from onnxprune.events import Event
-from onnxprune.model.io import Model, digest, load, save
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import Model, digest, load, save
+from onnxprune.ir.runtime import Session
 
 torch = pytest.importorskip("torch")
 from onnxprune.tune import batchnorm
@@ -245,7 +245,7 @@ def test_a_process_of_several_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch)
 SCRIPT = """
     import sys
     from dataclasses import replace
-    from onnxprune.model.io import load, save
+    from onnxprune.ir.io import load, save
     from onnxprune.tune.finetune import tune
     from onnxprune.tune.samples import Samples
     from onnxprune.tune.settings import Settings

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxprune.allocate.base import Constraints
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.calibrate.backward import LABELS, Loss
-from onnxprune.calibrate.data import open_data
-from onnxprune.calibrate.gradients import mask_gradients
-from onnxprune.checks import input_types
+from onnxprune.autodiff import LABELS, Loss
+from onnxprune.data.dataset import open_data
+from onnxprune.statistics.gradients import mask_gradients
+from onnxprune.run.evaluation import input_types
 from onnxprune.demo import files as demo_files
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.evaluate.data import LabelledData
+from onnxprune.data.labelled import LabelledData
 from onnxprune.events import Event
-from onnxprune.model.io import Model, digest
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import Model, digest
+from onnxprune.ir.runtime import Session
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 
 torch = pytest.importorskip("torch")
 from onnxprune.tune.bridge import as_feeds, to_module

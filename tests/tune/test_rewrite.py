@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 from onnxprune.errors import UsageError
-from onnxprune.model.io import Model, load
-from onnxprune.model.runtime import Session
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 from onnxprune.tune.rewrite import SLOPE, find_activations, rewrite_activations
 
 X = np.linspace(-9, 9, 201, dtype=np.float32).reshape(1, 201)

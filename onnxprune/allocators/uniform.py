@@ -1,0 +1,16 @@
+"""The same share of every group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxprune.allocators.base import Ranking, Step
+from onnxprune.criteria.base import Context
+from onnxprune.types import Scores
+
+
+def uniform(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
+    """Share of the group that is gone after the step."""
+    return Ranking(np.array([1 - s.target / s.size for s in steps]), False)

@@ -1,0 +1,14 @@
+"""The control that every other criterion has to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.criteria.base import Context
+from onnxprune.types import Scores
+
+
+def random(context: Context) -> Scores:
+    """Uniform random scores from the context's seed."""
+    rng = np.random.default_rng(context.seed)
+    return {group.name: rng.random(group.size) for group in context.analysis.groups}

@@ -1,0 +1,144 @@
+"""A function of the user's own as calibration data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.data.inputs import Inputs, check_names, common_count
+from onnxprune.errors import DataError
+
+
+class Loader:
+    """The first samples that a function yields. It is called again for every pass and must yield the same each time.
+
+    The first pass counts, checks and hashes; later ones are compared with it.
+    """
+
+    sequential = True
+    checked = True
+    warning = None
+
+    def __init__(self, spec: str, function: Callable[[], Any], inputs: Inputs, samples: int) -> None:
+        self.spec, self.function, self.inputs = spec, function, inputs
+        self.hashes = []
+        for where, raw in self._samples():
+            self.hashes.append(_hash(inputs.sample(raw, where)))
+            if len(self.hashes) == samples:
+                break
+        self.count = len(self.hashes)
+        if not self.hashes:
+            raise DataError("data-empty", f"{spec} yields nothing; it must yield dicts of arrays by input name")
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """One pass over the function for every ascending run of indices."""
+        position, stream = -1, self._samples()
+        for index in indices:
+            if index <= position:
+                position, stream = -1, self._samples()
+            while position < index:
+                position += 1
+                found = next(stream, None)
+                if found is None:
+                    raise DataError("data-loader", f"{self.spec} yielded {position} samples, {self.count} before; it must yield the same each time")
+                where, raw = found
+            sample = self.inputs.sample(raw, where)
+            if _hash(sample) != self.hashes[index]:
+                raise DataError("data-loader", f"{where} is another than in the pass before; seed what is random in it, so that runs can be repeated")
+            yield where, sample
+
+    def describe(self) -> str:
+        """ "samples from loader.py:feeds"."""
+        return f"samples from {self.spec}"
+
+    def digest(self, indices: Sequence[int]) -> str:
+        """Of the samples as the model takes them."""
+        return hashlib.sha256(b"".join(self.hashes[i] for i in indices)).hexdigest()
+
+    def _samples(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Single samples of what the function yields, batch or sample each."""
+        try:
+            stream = iter(self.function())
+        except (Exception, SystemExit) as problem:
+            raise DataError("data-loader", f"{self.spec} fails: {_tell(problem)}") from problem
+        number = 0
+        while True:
+            try:
+                feed = next(stream)
+            except StopIteration:
+                return
+            except (Exception, SystemExit) as problem:
+                raise DataError("data-loader", f"{self.spec} fails at item {number}: {_tell(problem)}") from problem
+            yield from self._unbatch(feed, f"{self.spec} item {number}")
+            number += 1
+
+    def _unbatch(self, feed: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        if not isinstance(feed, Mapping):
+            kind, names = type(feed).__name__, ", ".join(self.inputs.items)
+            raise DataError("data-loader", f"{where} is {kind}; it must be a dict of arrays by input name: {names}")
+        check_names(feed, self.inputs.items, where)
+        pieces: dict[str, tuple[np.ndarray, int | None]] = {}
+        for name in feed:
+            try:
+                array = np.asarray(feed[name])
+            except Exception as problem:  # whatever the object's own conversion raises
+                raise DataError("data-loader", f"{where}: {name!r} is no array: {_tell(problem)}") from problem
+            count, piece = self.inputs.pieces(name, array.shape, array.dtype, where)
+            pieces[name] = (array.reshape((1 if count is None else count, *piece)), count)
+        for index in range(common_count({n: c for n, (_, c) in pieces.items()}, where)):
+            yield where, {n: a[0 if c is None else index] for n, (a, c) in pieces.items()}
+
+
+def open_loader(location: str, inputs: Inputs, samples: int, seed: int) -> Loader:
+    """The function of `FILE.py:FUNCTION`, called without arguments. It decides what the samples are: the first ones are taken.
+
+    Raises
+    ------
+    DataError
+        The file or function does not exist or fails, yields nothing, or yields something else than feeds that fit the model.
+    """
+    file, _, name = location.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise DataError("data-missing", f"no loader at {file or location}: give it as FILE.py:FUNCTION")
+    function = getattr(_module(path), name, None)
+    if not callable(function):
+        raise DataError("data-loader", f"{file} has no function {name!r}")
+    return Loader(location, function, inputs, samples)
+
+
+def _module(path: Path) -> Any:
+    """The file as a module; its own folder can be imported from while it loads, as when Python runs it."""
+    spec = importlib.util.spec_from_file_location(f"onnxprune_loader_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise DataError("data-loader", f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as problem:
+        raise DataError("data-loader", f"{path} fails to load: {_tell(problem)}") from problem
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _hash(sample: Mapping[str, np.ndarray]) -> bytes:
+    state = hashlib.sha256()
+    for array in sample.values():
+        state.update(f"{array.dtype}{array.shape}".encode())
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.digest()
+
+
+def _tell(problem: BaseException) -> str:
+    """The kind of an exception and the first line of what it says."""
+    lines = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__

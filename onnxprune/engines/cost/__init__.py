@@ -1,0 +1,1 @@
+"""Cost models: latency per layer and per channel, measured or computed."""

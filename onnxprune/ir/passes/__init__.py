@@ -1,0 +1,1 @@
+"""Graph passes that run before the analysis; each returns an equivalent model."""

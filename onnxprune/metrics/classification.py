@@ -1,0 +1,56 @@
+"""Top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.errors import DataError
+from onnxprune.metrics.base import Labels, MeanMetric, Options, Outputs, pick_labels, pick_output
+
+
+class TopK(MeanMetric):
+    """Share of samples whose label is among the k largest outputs.
+
+    Outputs (n, classes), trailing axes of length 1 allowed; labels int (n,). Among equal outputs the lower index is ranked first;
+    an output that is not a number is never right.
+    """
+
+    def __init__(self, k: int, options: Options) -> None:
+        super().__init__(options)
+        self.k = k
+        self.name = f"top{k}"
+
+    def update(self, outputs: Outputs, labels: Labels) -> None:
+        """Outputs of one batch and `labels`."""
+        scores = rows(pick_output(outputs, self.options, self.name), self.name)[:, self.options.class_offset :]
+        truth = pick_labels(labels, self.options, "labels", self.name).astype(np.int64).reshape(-1)
+        if len(truth) != len(scores):
+            raise DataError("data-labels", f"{self.name}: {len(scores)} outputs and {len(truth)} labels in one batch")
+        if len(truth) and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
+            raise DataError("data-labels", f"{self.name}: labels {truth.min()} to {truth.max()} do not fit {scores.shape[1]} classes")
+        self.add(rank(scores, truth) < self.k, truth)
+
+
+def rank(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How many classes come before the true one, int (n,); all of them where its output is not a number."""
+    own = np.take_along_axis(scores, truth[:, None], 1)
+    before = np.arange(scores.shape[1]) < truth[:, None]
+    above = (scores > own) | np.isnan(scores) | ((scores == own) & before)
+    return np.asarray(np.where(np.isnan(own[:, 0]), scores.shape[1], above.sum(1)))
+
+
+def rows(output: np.ndarray, metric: str) -> np.ndarray:
+    """(n, classes) from (n, classes, 1, ...); DataError for other shapes."""
+    if output.ndim < 2 or output.size != output.shape[0] * output.shape[1]:
+        raise DataError("metric-shape", f"{metric} needs one row of class scores a sample; the output is {'x'.join(map(str, output.shape))}")
+    return output.reshape(output.shape[:2])
+
+
+def top1(options: Options) -> TopK:
+    """Top-1 accuracy."""
+    return TopK(1, options)
+
+
+def top5(options: Options) -> TopK:
+    """Top-5 accuracy."""
+    return TopK(5, options)

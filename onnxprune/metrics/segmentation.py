@@ -1,0 +1,101 @@
+"""Mean intersection over union and pixel accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxprune.errors import DataError
+from onnxprune.metrics.base import Base, Estimate, Labels, Options, Outputs, pick_labels, pick_output
+
+
+class Segmentation(Base):
+    """Counts of pixels by image and class; what is kept is (images, 3, classes), not pixels.
+
+    Outputs: class scores (n, C, H, W), resized bilinearly to the labels where smaller, or class indices (n, H, W). Labels: `masks` int (n, H, W);
+    values outside of 0 .. classes - 1 and `ignore` are not scored. Predictions outside of the classes count as wrong.
+    """
+
+    def __init__(self, name: str, options: Options) -> None:
+        super().__init__(options)
+        self.name = name
+        self._counts: list[np.ndarray] = []
+
+    @property
+    def n(self) -> int:
+        return len(self._counts)
+
+    def update(self, outputs: Outputs, labels: Labels) -> None:
+        """Outputs of one batch and `masks`."""
+        output = pick_output(outputs, self.options, self.name)
+        masks = pick_labels(labels, self.options, "masks", self.name)
+        if masks.ndim != 3 or output.ndim not in (3, 4) or len(output) != len(masks):
+            raise DataError(
+                "metric-shape", f"{self.name}: output {output.shape} and masks {masks.shape} are not (n, C, H, W) or (n, H, W) and (n, H, W)"
+            )
+        for image, mask in zip(output, masks):
+            self._counts.append(self._count(self._classes_of(image, mask.shape), mask.astype(np.int64)))
+
+    def _classes_of(self, image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+        """Class index of each pixel, at the labels' size."""
+        if image.ndim == 3:
+            scores = image[self.options.class_offset :]
+            return np.asarray((scores if scores.shape[1:] == size else resize(scores, size[0], size[1])).argmax(0))
+        if image.shape != size:
+            raise DataError("metric-shape", f"{self.name}: class indices of {image.shape} for masks of {size}; they must be of one size")
+        return image.astype(np.int64) - self.options.class_offset
+
+    def _count(self, found: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(3, classes): right pixels, labelled pixels, predicted pixels of each class."""
+        classes = self.options.classes or (self._counts[0].shape[1] if self._counts else None) or int(max(found.max(), mask.max())) + 1
+        scored = (mask >= 0) & (mask < classes)
+        if self.options.ignore is not None:
+            scored &= mask != self.options.ignore
+        mask, found = mask[scored], found[scored]
+        inside = found[(found >= 0) & (found < classes)]
+        tally = [np.bincount(v, minlength=classes) for v in (mask[found == mask], mask, inside)]
+        return np.asarray(tally, np.float64)
+
+    def estimate(self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None) -> Estimate:
+        counts = np.stack(self._counts)
+        right, labelled, predicted = counts.sum(0) if weights is None else np.tensordot(weights, counts, 1)
+        chosen = np.arange(len(right)) if classes is None else np.asarray([c for c in classes if c < len(right)], np.int64)
+        union = labelled + predicted - right
+        iou = {int(c): float(right[c] / union[c]) for c in chosen if union[c]}
+        recall = {int(c): float(right[c] / labelled[c]) for c in chosen if labelled[c]}
+        total = labelled[chosen].sum()
+        figures = {
+            "miou": float(np.mean(list(iou.values()))) if iou else math.nan,
+            "pixel_acc": float(right[chosen].sum() / total) if total else math.nan,
+        }
+        per_class = iou if self.name == "miou" else recall
+        return Estimate(figures[self.name], per_class, {c: float(labelled[c]) for c in per_class}, figures)
+
+
+def resize(scores: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, pixel centres at half (as ONNX Resize and torch do without align_corners): (C, h, w) -> (C, height, width) float32."""
+    rows, columns = _weights(scores.shape[1], height), _weights(scores.shape[2], width)
+    return np.asarray(rows @ scores.astype(np.float32) @ columns.T)
+
+
+def _weights(size: int, target: int) -> np.ndarray:
+    """(target, size): how much each source position gives to each target position."""
+    at = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, size - 1)
+    matrix = np.zeros((target, size), np.float32)
+    np.add.at(matrix, (np.arange(target), low), 1 - (at - low))
+    np.add.at(matrix, (np.arange(target), high), at - low)
+    return matrix
+
+
+def miou(options: Options) -> Segmentation:
+    """Mean intersection over union; pixel accuracy is in its details."""
+    return Segmentation("miou", options)
+
+
+def pixel_acc(options: Options) -> Segmentation:
+    """Pixel accuracy; mean intersection over union is in its details."""
+    return Segmentation("pixel_acc", options)

@@ -1,0 +1,1 @@
+"""A whole run: recipe, stages, run directory, outputs."""

@@ -1,0 +1,101 @@
+"""Swaps against the error counted anew, and against all sets there are."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from onnxprune import demo
+from onnxprune.analysis.walk import analyse
+from onnxprune.run.evaluation import open_data_for
+from onnxprune.errors import UsageError
+from onnxprune.ir.io import load
+from onnxprune.run.pipeline import make_plan
+from onnxprune.run.recipe import Recipe
+from onnxprune.criteria import swap as module
+from onnxprune.criteria.base import Context
+from onnxprune.criteria.elimination import Reader, eliminate, inverse
+from onnxprune.criteria.reconstruction import group_readers, moments
+from onnxprune.criteria.swap import swap
+
+SIZE, GONE = 8, 4
+
+
+def reader(rng: np.random.Generator, taps: int, outputs: int = 5, absolute: bool = True) -> Reader:
+    """Columns of SIZE channels that follow a few causes, in an order of their own."""
+    k = SIZE * taps + 2  # two columns are another group's
+    x = rng.standard_normal((k, 4)) @ rng.standard_normal((4, 500)) + 0.4 * rng.standard_normal((k, 500))
+    w = rng.standard_normal((outputs, k))
+    return Reader(x @ x.T / 500, w.T @ w, rng.permutation(k)[: SIZE * taps].reshape(SIZE, taps), absolute)
+
+
+def error(readers: list[Reader], gone: np.ndarray) -> float:
+    """By the closed form."""
+    total = 0.0
+    for r in readers:
+        s, g = r.index[np.asarray(gone)].ravel(), inverse(r.moments)
+        total += r.scale * float(np.trace(r.weight[np.ix_(s, s)] @ np.linalg.inv(g[np.ix_(s, s)])))
+    return total
+
+
+@pytest.mark.parametrize("taps", [(1,), (3,), (4, 1)])
+def test_what_a_pair_changes_is_what_it_costs(taps: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(len(taps))
+    readers = [reader(rng, t, absolute=False) for t in taps]
+    gone, stay = np.array([1, 4, 6]), np.array([0, 2, 3, 5, 7])
+    found = [module._changes(r, inverse(r.moments), gone, stay) for r in readers]
+    change = sum(r.scale * d for r, (_, d) in zip(readers, found))
+    before = error(readers, gone)
+    assert sum(r.scale * e for r, (e, _) in zip(readers, found)) == pytest.approx(before, rel=1e-9)
+    for j in range(len(gone)):
+        for c in range(len(stay)):
+            after = error(readers, np.append(np.delete(gone, j), stay[c]))
+            assert before + change[j, c] == pytest.approx(after, rel=1e-7)
+
+
+def test_no_swap_makes_it_worse_and_most_reach_the_best_set() -> None:
+    reached, first = 0, 0
+    for seed in range(40):
+        readers = [reader(np.random.default_rng(seed), 2)]
+        start = eliminate(readers, SIZE)[0][:GONE]
+        best = min(error(readers, np.array(s)) for s in combinations(range(SIZE), GONE))
+        gone, errors = swap(readers, SIZE, start, 20)
+        assert len(gone) == len(set(gone.tolist())) == GONE
+        assert errors[0] == pytest.approx(error(readers, start)) and errors[-1] == pytest.approx(error(readers, gone))
+        assert all(b < a for a, b in zip(errors, errors[1:]))
+        reached += errors[-1] <= best * (1 + 1e-3)
+        first += errors[0] <= best * (1 + 1e-3)
+    assert reached >= 36 and reached > first, (reached, first)
+
+
+def test_nothing_to_swap() -> None:
+    readers = [reader(np.random.default_rng(0), 1)]
+    assert swap(readers, SIZE, np.array([], int), 5)[0].size == 0
+    assert swap(readers, SIZE, np.arange(SIZE), 5)[0].tolist() == list(range(SIZE))
+    assert len(swap(readers, SIZE, np.arange(4), 0)[1]) == 1
+
+
+def test_a_plan_with_swaps_has_the_same_widths_and_a_smaller_error() -> None:
+    files = demo.files()
+    plain, other = (make_plan(files.model, recipe) for recipe in recipes(0, 50))
+    assert {g: len(k) for g, k in plain.kept.items()} == {g: len(k) for g, k in other.kept.items()}
+    assert plain.kept != other.kept
+    analysis, (recipe,) = analyse(load(files.model)), recipes(0)
+    context = Context(analysis, open_data_for(analysis.model, recipe), batch_size=recipe.batch_size)
+    known = moments(context)
+    before, after = (
+        sum(error(group_readers(analysis, g, *known), np.setdiff1d(np.arange(p.sizes[g]), p.kept[g])) for g in p.kept) for p in (plain, other)
+    )
+    assert after < before
+
+
+def recipes(*swaps: int) -> list[Recipe]:
+    """Of the demo network, with so many swaps."""
+    return [Recipe(target="macs=40%", data=str(demo.files().calibration), samples=64, swaps=n) for n in swaps]
+
+
+def test_swaps_need_the_error_that_they_lower() -> None:
+    with pytest.raises(UsageError, match="reconstruction"):
+        make_plan(demo.files().model, Recipe(target="macs=50%", criterion="l2", allocate="uniform", swaps=3))

@@ -1,0 +1,132 @@
+"""A bundle is whole, is never half written, and its results find their way back by ssh."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import stubs
+import test_jetson
+
+from onnxprune.deploy.handoff import TARGETS, choose, collect, handoff, round_trip
+from onnxprune.errors import DataError, EngineError, OutputError, UsageError
+from onnxprune.files import sha256
+from onnxprune.ir.io import load
+from onnxprune.ir.runtime import Session
+
+
+def test_bundle_holds_what_its_manifest_says(tmp_path: Path) -> None:
+    original, pruned = stubs.convnet(16), stubs.convnet(8)
+    bundle = handoff(original, pruned, "jetson", tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    present = {p.relative_to(tmp_path / "b").as_posix() for p in (tmp_path / "b").rglob("*") if p.is_file()}
+    assert present == set(manifest["files"]) | {"manifest.json"} == set(bundle.files)
+    assert all(sha256(tmp_path / "b" / n) == h for n, h in manifest["files"].items())
+    assert manifest["models"]["pruned"]["inputs"] == {"images": [1, 1, 8, 8]}
+
+
+def test_models_of_a_bundle_are_fixed_valid_and_equal_to_their_source(tmp_path: Path) -> None:
+    source = stubs.convnet(16)
+    handoff(source, None, "jetson", tmp_path / "b")
+    proto = onnx.load(tmp_path / "b" / "models" / "original.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    assert [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim] == [1, 1, 8, 8]
+    assert {v.name for v in proto.graph.value_info} == {o for n in proto.graph.node for o in n.output} - {"logits"}
+    with np.load(tmp_path / "b" / "inputs.npz") as inputs, np.load(tmp_path / "b" / "expected_original.npz") as expected:
+        assert np.allclose(Session(source).run({"images": inputs["images"]})["logits"], expected["output_0"], atol=1e-6)
+    assert load(tmp_path / "b" / "models" / "original.onnx").opset == 13
+
+
+def test_nothing_is_written_over_unasked(tmp_path: Path) -> None:
+    handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
+    with pytest.raises(OutputError, match="--overwrite"):
+        handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
+    handoff(stubs.convnet(8), None, "jetson", tmp_path / "b", overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError, match="not a bundle"):
+        handoff(stubs.convnet(8), None, "jetson", tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "mine"]
+
+
+def test_unknown_targets_and_options_name_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="jetson"):
+        handoff(stubs.convnet(8), None, "jetsn", tmp_path / "b")
+    with pytest.raises(UsageError, match="precision"):
+        choose(TARGETS.get("jetson"), {"precison": "fp16"})
+    with pytest.raises(UsageError, match="fp32, fp16, int8"):
+        choose(TARGETS.get("jetson"), {"precision": "fp8"})
+
+
+def test_samples_must_fit_the_inputs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="images"):
+        handoff(stubs.convnet(8), None, "jetson", tmp_path / "b", samples={"x": np.zeros((1, 1, 8, 8), np.float32)})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9, "models": {}, "target": "jetson"}'])
+def test_a_folder_that_is_no_bundle_is_one_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="not a bundle"):
+        collect(tmp_path / "nowhere")
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match="not a bundle"):
+        collect(tmp_path)
+
+
+def test_results_before_a_run_are_asked_for(tmp_path: Path) -> None:
+    handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
+    with pytest.raises(DataError, match=r"python3 run\.py"):
+        collect(tmp_path / "b")
+
+
+def test_samples_fill_the_batch_of_the_model(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((10, 1, 8, 8), np.float32)
+    for name, given, count in (("given", {"images": images}, 8), ("invented", None, 32)):
+        handoff(stubs.convnet(8), None, "jetson", tmp_path / name, shapes={"images": (4, 1, 8, 8)}, samples=given)
+        with np.load(tmp_path / name / "inputs.npz") as inputs, np.load(tmp_path / name / "expected_original.npz") as expected:
+            wanted = Session(stubs.convnet(8)).run({"images": inputs["images"][:count]})["logits"]
+            assert expected["output_0"].shape == (count, 10) and np.allclose(expected["output_0"], wanted, atol=1e-6)
+    with pytest.raises(DataError, match="fewer samples than one run"):
+        handoff(stubs.convnet(8), None, "jetson", tmp_path / "few", shapes={"images": (16, 1, 8, 8)}, samples={"images": images})
+
+
+SSH = "line = args[args.index('--') + 1]\nsys.exit(subprocess.call(['sh', '-c', line], cwd=os.environ['REMOTE']))"
+SCP = """
+def place(text):
+    host, _, path = text.partition(":")
+    return os.path.join(os.environ["REMOTE"], path) if host == "me@board" else text
+source, target = (place(a) for a in args[-2:])
+shutil.copytree(source, os.path.join(target, os.path.basename(source)) if os.path.isdir(target) else target)
+"""
+
+
+def test_round_trip_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binaries, remote = test_jetson.board(tmp_path / "bin"), tmp_path / "remote"
+    remote.mkdir()
+    stubs.command(binaries, "ssh", SSH)
+    stubs.command(binaries, "scp", SCP)
+    monkeypatch.setenv("PATH", f"{binaries}:/usr/bin:/bin")
+    monkeypatch.setenv("REMOTE", str(remote))
+    handoff(stubs.convnet(16), stubs.convnet(8), "jetson", tmp_path / "b", options={"rounds": "1", "precision": "fp32", "idle": "0"})
+    found = round_trip(tmp_path / "b", "me@board")
+    assert found.ratios["latency_ms"] == 2.0
+    assert list(remote.iterdir()) == []
+    sent, ran, *_ = ((binaries / f"{n}.args").read_text().splitlines() for n in ("scp", "ssh"))
+    assert "BatchMode=yes" in sent[0] and "me@board" in ran[0]
+
+
+def test_ssh_failures_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
+    with pytest.raises(UsageError, match="not a host"):
+        round_trip(tmp_path / "b", "-oProxyCommand=evil")
+    binaries = tmp_path / "bin"
+    stubs.command(binaries, "scp", "sys.stderr.write('board: Permission denied (publickey).\\n'); sys.exit(255)")
+    monkeypatch.setenv("PATH", str(binaries))
+    with pytest.raises(EngineError, match="Permission denied"):
+        round_trip(tmp_path / "b", "board")
+    (binaries / "scp").unlink()
+    with pytest.raises(EngineError, match="not on PATH"):
+        round_trip(tmp_path / "b", "board")
