@@ -42,17 +42,25 @@ FLIPPED = ("cifar10", "imagenet", "vww")  # photographs that may be mirrored
 
 def main() -> None:
     """Run what is missing, then print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     zoo.add_option(parser)
     parser.add_argument("--json", type=Path, default=Path("accuracy.jsonl"))
     parser.add_argument("--models", nargs="*")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--targets", nargs="*", type=float, default=[0.7, 0.5])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, help="evaluate on the first N samples only; said in the row")
+    parser.add_argument(
+        "--limit", type=int, help="evaluate on the first N samples only; said in the row"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
+    rows = (
+        [json.loads(line) for line in options.json.read_text().splitlines()]
+        if options.json.exists()
+        else []
+    )
     done = {key(row) for row in rows}
     entries = zoo.open_zoo(options.zoo)
     for name in options.models or list(entries):
@@ -65,12 +73,20 @@ def main() -> None:
     print("\n".join(table(rows)))
 
 
-def missing(name: str, options: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+def missing(
+    name: str, options: argparse.Namespace, done: set[tuple[Any, ...]]
+) -> Iterator[dict[str, Any]]:
     """Rows to compute for a model; the whole model first."""
     for target in [1.0, *options.targets]:
         for method in options.methods if target < 1 else ["whole"]:
             for seed in range(options.seeds if target < 1 else 1):
-                row = {"model": name, "target": target, "method": method, "seed": seed, "limit": options.limit}
+                row = {
+                    "model": name,
+                    "target": target,
+                    "method": method,
+                    "seed": seed,
+                    "limit": options.limit,
+                }
                 if key(row) not in done:
                     yield row
 
@@ -90,9 +106,20 @@ def measure(entry: zoo.Entry, row: dict[str, Any], options: argparse.Namespace) 
         data, out = Path(folder) / "calibration.npz", Path(folder) / "out.onnx"
         zoo.calibration_file(entry, SAMPLES + HELD_OUT, data)
         result = onnxprune.optimize(
-            entry.path, out, target=f"macs={row['target']:.0%}", data=str(data), samples=SAMPLES, criterion=criterion, allocate=allocate, repair=repair,
-            round_to=1, seed=row["seed"], threads=options.threads, flip=entry.name.startswith(FLIPPED), engine="none",
-        )  # fmt: skip
+            entry.path,
+            out,
+            target=f"macs={row['target']:.0%}",
+            data=str(data),
+            samples=SAMPLES,
+            criterion=criterion,
+            allocate=allocate,
+            repair=repair,
+            round_to=1,
+            seed=row["seed"],
+            threads=options.threads,
+            flip=entry.name.startswith(FLIPPED),
+            engine="none",
+        )
         seconds = time.perf_counter() - began
         share = result.report.after["macs"] / result.report.before["macs"]
         return {"metric": quality(entry, out, options), "macs": share, "seconds": seconds}
@@ -100,8 +127,15 @@ def measure(entry: zoo.Entry, row: dict[str, Any], options: argparse.Namespace) 
 
 def quality(entry: zoo.Entry, model: Path, options: argparse.Namespace) -> dict[str, float]:
     """Value and standard error of the model's metric on its first evaluation file."""
-    score = next(iter(zoo.score(entry, model, limit=options.limit, threads=options.threads).values()))
-    return {"name": score.name, "value": score.value, "standard_error": score.standard_error, "n": score.n}
+    score = next(
+        iter(zoo.score(entry, model, limit=options.limit, threads=options.threads).values())
+    )
+    return {
+        "name": score.name,
+        "value": score.value,
+        "standard_error": score.standard_error,
+        "n": score.n,
+    }
 
 
 def line(row: dict[str, Any]) -> str:
@@ -112,16 +146,31 @@ def line(row: dict[str, Any]) -> str:
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: a line a model and target, a column a method."""
     methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
-    lines = ["| model | MACs | whole | " + " | ".join(methods) + " |", "| --- " * (3 + len(methods)) + "|"]
+    lines = [
+        "| model | MACs | whole | " + " | ".join(methods) + " |",
+        "| --- " * (3 + len(methods)) + "|",
+    ]
     for model in dict.fromkeys(r["model"] for r in rows):
-        whole = next((r["metric"] for r in rows if r["model"] == model and r["method"] == "whole"), None)
-        for target in sorted({r["target"] for r in rows if r["model"] == model and r["target"] < 1}, reverse=True):
+        whole = next(
+            (r["metric"] for r in rows if r["model"] == model and r["method"] == "whole"), None
+        )
+        for target in sorted(
+            {r["target"] for r in rows if r["model"] == model and r["target"] < 1}, reverse=True
+        ):
             cells = []
             for method in methods:
-                values = [r["metric"]["value"] for r in rows if (r["model"], r["target"], r["method"]) == (model, target, method)]
+                values = [
+                    r["metric"]["value"]
+                    for r in rows
+                    if (r["model"], r["target"], r["method"]) == (model, target, method)
+                ]
                 spread = f" ± {(max(values) - min(values)) / 2:.4f}" if len(values) > 1 else ""
                 cells.append(f"{mean(values):.4f}{spread}" if values else "")
-            head = f"{whole['value']:.4f} (se {whole['standard_error'] or 0:.4f}, n {whole['n']})" if whole else ""
+            head = (
+                f"{whole['value']:.4f} (se {whole['standard_error'] or 0:.4f}, n {whole['n']})"
+                if whole
+                else ""
+            )
             lines.append(f"| {model} | {target:.0%} | {head} | " + " | ".join(cells) + " |")
     return lines
 

@@ -19,14 +19,14 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
 from onnxprune.engines.bench import bench, machine
 from onnxprune.engines.measure import Schedule
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
-from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
@@ -43,10 +43,27 @@ def resnet8(seed: int = 0) -> Model:
 
     def conv(x: str, y: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> str:
         scale = np.sqrt(2 / (inputs * kernel * kernel))
-        values = (generator.standard_normal((outputs, inputs, kernel, kernel)) * scale).astype(np.float32)
-        weights.extend([numpy_helper.from_array(values, f"{y}.w"), numpy_helper.from_array(np.zeros(outputs, np.float32), f"{y}.b")])
+        values = (generator.standard_normal((outputs, inputs, kernel, kernel)) * scale).astype(
+            np.float32
+        )
+        weights.extend(
+            [
+                numpy_helper.from_array(values, f"{y}.w"),
+                numpy_helper.from_array(np.zeros(outputs, np.float32), f"{y}.b"),
+            ]
+        )
         pads = [kernel // 2] * 4
-        nodes.append(helper.make_node("Conv", [x, f"{y}.w", f"{y}.b"], [y], name=y, strides=[stride] * 2, pads=pads, kernel_shape=[kernel] * 2))
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [x, f"{y}.w", f"{y}.b"],
+                [y],
+                name=y,
+                strides=[stride] * 2,
+                pads=pads,
+                kernel_shape=[kernel] * 2,
+            )
+        )
         return y
 
     def relu(x: str) -> str:
@@ -56,17 +73,38 @@ def resnet8(seed: int = 0) -> Model:
     x, inputs = relu(conv("image", "stem", 3, BASE)), BASE
     for index, outputs in enumerate((BASE, 2 * BASE, 4 * BASE)):
         stride = 1 if index == 0 else 2
-        inner = conv(relu(conv(x, f"block{index}.a", inputs, outputs, 3, stride)), f"block{index}.b", outputs, outputs)
-        shortcut = x if index == 0 else conv(x, f"block{index}.shortcut", inputs, outputs, 1, stride)
-        nodes.append(helper.make_node("Add", [inner, shortcut], [f"block{index}"], name=f"block{index}"))
+        inner = conv(
+            relu(conv(x, f"block{index}.a", inputs, outputs, 3, stride)),
+            f"block{index}.b",
+            outputs,
+            outputs,
+        )
+        shortcut = (
+            x if index == 0 else conv(x, f"block{index}.shortcut", inputs, outputs, 1, stride)
+        )
+        nodes.append(
+            helper.make_node("Add", [inner, shortcut], [f"block{index}"], name=f"block{index}")
+        )
         x, inputs = relu(f"block{index}"), outputs
-    weights += [numpy_helper.from_array(generator.standard_normal((10, inputs)).astype(np.float32), "head.w"), numpy_helper.from_array(np.zeros(10, np.float32), "head.b")]
+    weights += [
+        numpy_helper.from_array(
+            generator.standard_normal((10, inputs)).astype(np.float32), "head.w"
+        ),
+        numpy_helper.from_array(np.zeros(10, np.float32), "head.b"),
+    ]
     nodes += [
-        helper.make_node("GlobalAveragePool", [x], ["pooled"], name="pooled"), helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
+        helper.make_node("GlobalAveragePool", [x], ["pooled"], name="pooled"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
         helper.make_node("Gemm", ["flat", "head.w", "head.b"], ["classes"], name="head", transB=1),
-    ]  # fmt: skip
+    ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIZE, SIZE])
-    graph = helper.make_graph(nodes, "resnet8", [image], [helper.make_tensor_value_info("classes", TensorProto.FLOAT, [1, 10])], weights)
+    graph = helper.make_graph(
+        nodes,
+        "resnet8",
+        [image],
+        [helper.make_tensor_value_info("classes", TensorProto.FLOAT, [1, 10])],
+        weights,
+    )
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
 
 
@@ -89,13 +127,19 @@ def halved(round_to: int, name: str) -> Model:
 
 def widths(model: Model) -> list[int]:
     """Output channels of the convolutions, in order."""
-    return [model.weights[n.input[1]].shape[0] for n in model.proto.graph.node if n.op_type == "Conv"]
+    return [
+        model.weights[n.input[1]].shape[0] for n in model.proto.graph.node if n.op_type == "Conv"
+    ]
 
 
 def contenders(engine: str) -> list[Model]:
     """The original first."""
     multiple = ENGINES.get(engine).channel_multiple()
-    return [*(at_width(width) for width in WIDTHS), halved(1, "free"), *([halved(multiple, f"auto = {multiple}")] if multiple > 1 else [])]
+    return [
+        *(at_width(width) for width in WIDTHS),
+        halved(1, "free"),
+        *([halved(multiple, f"auto = {multiple}")] if multiple > 1 else []),
+    ]
 
 
 def table(engines: Sequence[str], threads: int, seconds: float) -> list[dict[str, Any]]:
@@ -104,13 +148,30 @@ def table(engines: Sequence[str], threads: int, seconds: float) -> list[dict[str
     for engine in engines:
         models = contenders(engine)
         macs = [analyse(model).cost().macs for model in models]
-        found = bench(models, [engine], options=Options(threads=threads), schedule=Schedule(seconds=seconds, max_rounds=1000), layers=False)
+        found = bench(
+            models,
+            [engine],
+            options=Options(threads=threads),
+            schedule=Schedule(seconds=seconds, max_rounds=1000),
+            layers=False,
+        )
         ratios = {r.contender: r for r in found.ratios[engine]}
-        for model, count in zip(models, macs):
+        for model, count in zip(models, macs, strict=False):
             name = str(model.path)
             measured, ratio = found.of(engine, name), ratios.get(name)
-            row = {"engine": engine, "model": name, "macs": count / macs[0], "min_ms": measured.min_ms, "median_ms": measured.median_ms, "widths": widths(model)}
-            spread = {"speedup": ratio.median, "low": ratio.low, "high": ratio.high} if ratio else {"speedup": 1.0, "low": 1.0, "high": 1.0}
+            row = {
+                "engine": engine,
+                "model": name,
+                "macs": count / macs[0],
+                "min_ms": measured.min_ms,
+                "median_ms": measured.median_ms,
+                "widths": widths(model),
+            }
+            spread = (
+                {"speedup": ratio.median, "low": ratio.low, "high": ratio.high}
+                if ratio
+                else {"speedup": 1.0, "low": 1.0, "high": 1.0}
+            )
             rows.append({**row, **spread})
     return rows
 
@@ -123,7 +184,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    rows = table([name for name in given.engine.split(",") if ENGINES.get(name).available() is None], given.threads, given.seconds)
+    rows = table(
+        [name for name in given.engine.split(",") if ENGINES.get(name).available() is None],
+        given.threads,
+        given.seconds,
+    )
     print("engine       model      MACs   min ms  median ms  speed-up               widths")
     for row in rows:
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]"

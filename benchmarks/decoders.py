@@ -23,21 +23,36 @@ NANODET_SCORE, NANODET_OVERLAP = 0.05, 0.6
 # Yolo-FastestV2 (dog-qiuqiu/Yolo-FastestV2): three anchors a position share one set of class probabilities; sigmoid and softmax are in the graph.
 # Anchor widths and heights in pixels, for stride 16 and stride 32 (its data/coco.data)
 YOLO_SIDE = 352
-YOLO_ANCHORS = (((12.64, 19.39), (37.88, 51.48), (55.71, 138.31)), ((126.91, 78.23), (131.57, 214.55), (279.92, 258.87)))
+YOLO_ANCHORS = (
+    ((12.64, 19.39), (37.88, 51.48), (55.71, 138.31)),
+    ((126.91, 78.23), (131.57, 214.55), (279.92, 258.87)),
+)
 YOLO_SCORE, YOLO_OVERLAP = 0.01, 0.4
 
 
-def nanodet(outputs: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def nanodet(
+    outputs: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
     """Outputs (n, 112, h, w) of any strides of a 320 x 320 input. A box is the cell's centre less and plus the expected distances."""
     maps = [np.asarray(v) for v in outputs.values()]
-    return [_best(np.concatenate([_nanodet_cells(m[row]) for m in maps]), NANODET_SCORE, NANODET_OVERLAP) for row in range(len(maps[0]))]
+    return [
+        _best(
+            np.concatenate([_nanodet_cells(m[row]) for m in maps]), NANODET_SCORE, NANODET_OVERLAP
+        )
+        for row in range(len(maps[0]))
+    ]
 
 
-def yolofastestv2(outputs: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def yolofastestv2(
+    outputs: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
     """Outputs (n, 95, h, w) at strides 16 and 32 of a 352 x 352 input: 3 x (x, y, w, h), 3 objectness, 80 class probabilities."""
     maps = sorted((np.asarray(v) for v in outputs.values()), key=lambda m: -m.shape[2])
-    pairs = list(zip(maps, YOLO_ANCHORS))
-    return [_best(np.concatenate([_yolo_cells(m[row], a) for m, a in pairs]), YOLO_SCORE, YOLO_OVERLAP) for row in range(len(maps[0]))]
+    pairs = list(zip(maps, YOLO_ANCHORS, strict=False))
+    return [
+        _best(np.concatenate([_yolo_cells(m[row], a) for m, a in pairs]), YOLO_SCORE, YOLO_OVERLAP)
+        for row in range(len(maps[0]))
+    ]
 
 
 def _nanodet_cells(cells: np.ndarray) -> np.ndarray:
@@ -62,7 +77,17 @@ def _yolo_cells(cells: np.ndarray, anchors: tuple[tuple[float, float], ...]) -> 
         raw = rows[:, 4 * k : 4 * k + 4]
         centre = (raw[:, :2] * 2 - 0.5 + corner) * stride / YOLO_SIDE
         half = (raw[:, 2:] * 2) ** 2 * np.array(anchor) / YOLO_SIDE / 2
-        found.append(np.concatenate([centre - half, centre + half, (rows[:, 4 * count + k] * likely)[:, None], kind[:, None]], 1))
+        found.append(
+            np.concatenate(
+                [
+                    centre - half,
+                    centre + half,
+                    (rows[:, 4 * count + k] * likely)[:, None],
+                    kind[:, None],
+                ],
+                1,
+            )
+        )
     return np.concatenate(found)
 
 

@@ -18,6 +18,8 @@ from typing import Any
 from benchmarks.zoo import Entry, add_option, calibration, open_zoo
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options, static_inputs
 from onnxprune.engines.bench import bench, machine
@@ -25,14 +27,19 @@ from onnxprune.engines.measure import Schedule
 from onnxprune.errors import EngineError, OnnxpruneError
 from onnxprune.files import write_json
 from onnxprune.ir.io import load
-from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 
 AGREES = 1e-4  # float32: another order of summation, and Winograd transforms
 
 
-def measure(entry: Entry, engines: Sequence[str], share: float, round_to: int | str, threads: int, schedule: Schedule) -> list[dict[str, Any]]:
+def measure(
+    entry: Entry,
+    engines: Sequence[str],
+    share: float,
+    round_to: int | str,
+    threads: int,
+    schedule: Schedule,
+) -> list[dict[str, Any]]:
     """A row for each engine: speed-up with its interval, and how far the outputs of both models are from onnxruntime's."""
     analysis = analyse(load(entry.path))
     context = Context(analysis)
@@ -43,15 +50,37 @@ def measure(entry: Entry, engines: Sequence[str], share: float, round_to: int | 
     rows = []
     for engine in engines:
         multiple = ENGINES.get(engine).channel_multiple() if round_to == "auto" else int(round_to)
-        row: dict[str, Any] = {"model": entry.name, "engine": engine, "round_to": multiple, "macs": 1.0}
+        row: dict[str, Any] = {
+            "model": entry.name,
+            "engine": engine,
+            "round_to": multiple,
+            "macs": 1.0,
+        }
         try:
-            plan = allocate("knapsack", context, scores, Constraints({"macs": share * macs}, round_to=multiple, half_block=round_to == "auto"))
+            plan = allocate(
+                "knapsack",
+                context,
+                scores,
+                Constraints(
+                    {"macs": share * macs}, round_to=multiple, half_block=round_to == "auto"
+                ),
+            )
             row["macs"] = analysis.cost(plan.kept).macs / macs
             small = cut(analysis, plan)
             specs = static_inputs(small, {name: images.shape})
-            models = [replace(model, path=Path(label)) for model, label in ((analysis.model, "original"), (small, "pruned"))]
+            models = [
+                replace(model, path=Path(label))
+                for model, label in ((analysis.model, "original"), (small, "pruned"))
+            ]
             options = Options(threads=threads)
-            found = bench(models, [engine], options=options, schedule=schedule, feeds={name: images.astype(specs[name].dtype)}, layers=False)
+            found = bench(
+                models,
+                [engine],
+                options=options,
+                schedule=schedule,
+                feeds={name: images.astype(specs[name].dtype)},
+                layers=False,
+            )
             if found.failures:
                 raise EngineError("engine-refused", next(iter(found.failures.values())))
         except OnnxpruneError as problem:
@@ -59,10 +88,19 @@ def measure(entry: Entry, engines: Sequence[str], share: float, round_to: int | 
             continue
         (ratio,) = found.ratios[engine]
         before, after = found.measurements
-        rows.append({
-            **row, "before_ms": before.median_ms, "after_ms": after.median_ms, "speedup": ratio.median, "low": ratio.low, "high": ratio.high,
-            "fastest": before.min_ms / after.min_ms, "difference": max(before.difference or 0.0, after.difference or 0.0), "warnings": list(found.warnings),
-        })  # fmt: skip
+        rows.append(
+            {
+                **row,
+                "before_ms": before.median_ms,
+                "after_ms": after.median_ms,
+                "speedup": ratio.median,
+                "low": ratio.low,
+                "high": ratio.high,
+                "fastest": before.min_ms / after.min_ms,
+                "difference": max(before.difference or 0.0, after.difference or 0.0),
+                "warnings": list(found.warnings),
+            }
+        )
     return rows
 
 
@@ -72,9 +110,7 @@ def line(row: Mapping[str, Any]) -> str:
     if "failed" in row:
         return f"{head}  {row['failed']}"
     agrees = "" if row["difference"] <= AGREES else "  DIFFERS"
-    return (
-        f"{head} {row['before_ms']:9.3f} {row['after_ms']:9.3f} {row['speedup']:6.2f}x [{row['low']:.2f}, {row['high']:.2f}] {row['fastest']:6.2f}x  {row['difference']:.1e}{agrees}"
-    )
+    return f"{head} {row['before_ms']:9.3f} {row['after_ms']:9.3f} {row['speedup']:6.2f}x [{row['low']:.2f}, {row['high']:.2f}] {row['fastest']:6.2f}x  {row['difference']:.1e}{agrees}"
 
 
 def main() -> None:
@@ -84,25 +120,53 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="entries (default: all)")
     parser.add_argument("--engine", default="onnxruntime,openvino,ncnn,mnn")
     parser.add_argument("--macs", type=float, default=0.5, help="share that may remain")
-    parser.add_argument("--round-to", default="1", help="a number, or auto: the multiple of each engine")
+    parser.add_argument(
+        "--round-to", default="1", help="a number, or auto: the multiple of each engine"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing, for each model and engine")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of timing, for each model and engine"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     here = [name for name in given.engine.split(",") if ENGINES.get(name).available() is None]
-    print(f"{'model':28} {'engine':12}  MACs    before     after  speed-up             fastest  difference")
+    print(
+        f"{'model':28} {'engine':12}  MACs    before     after  speed-up             fastest  difference"
+    )
     rows: list[dict[str, Any]] = []
     for name, entry in open_zoo(given.zoo).items():
         if given.names and name not in given.names:
             continue
         try:
-            found = measure(entry, here, given.macs, given.round_to, given.threads, Schedule(seconds=given.seconds))
+            found = measure(
+                entry,
+                here,
+                given.macs,
+                given.round_to,
+                given.threads,
+                Schedule(seconds=given.seconds),
+            )
         except OnnxpruneError as problem:
-            found = [{"model": name, "engine": "-", "macs": 1.0, "failed": problem.message.splitlines()[0]}]
+            found = [
+                {
+                    "model": name,
+                    "engine": "-",
+                    "macs": 1.0,
+                    "failed": problem.message.splitlines()[0],
+                }
+            ]
         rows += found
         print("\n".join(map(line, found)), flush=True)
     if given.json:
-        write_json(given.json, {"machine": machine(), "threads": given.threads, "round_to": given.round_to, "rows": rows})
+        write_json(
+            given.json,
+            {
+                "machine": machine(),
+                "threads": given.threads,
+                "round_to": given.round_to,
+                "rows": rows,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -53,8 +53,14 @@ def train(images: np.ndarray, labels: np.ndarray) -> Model:
     torch.set_num_threads(1)
     first, second = WIDTHS
     net = nn.Sequential(
-        nn.Conv2d(1, first, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(4 * second, 10),
+        nn.Conv2d(1, first, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(first, second, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * second, 10),
     )
     optimizer = torch.optim.Adam(net.parameters(), RATE)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
@@ -68,18 +74,29 @@ def train(images: np.ndarray, labels: np.ndarray) -> Model:
 
 def exported(weights: Mapping[str, np.ndarray]) -> Model:
     """The network of `train` as ONNX."""
-    conv, pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, {"kernel_shape": [2, 2], "strides": [2, 2]}
+    conv, pool = (
+        {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+        {"kernel_shape": [2, 2], "strides": [2, 2]},
+    )
     nodes = [
         helper.make_node("Conv", ["images", "0.weight", "0.bias"], ["a"], "conv1", **conv),
         helper.make_node("Relu", ["a"], ["b"], "relu1"),
         helper.make_node("MaxPool", ["b"], ["c"], "pool1", **pool),
-        helper.make_node("Conv", ["c", "3.weight", "3.bias"], ["d"], "conv2", **conv), helper.make_node("Relu", ["d"], ["e"], "relu2"),
+        helper.make_node("Conv", ["c", "3.weight", "3.bias"], ["d"], "conv2", **conv),
+        helper.make_node("Relu", ["d"], ["e"], "relu2"),
         helper.make_node("MaxPool", ["e"], ["f"], "pool2", **pool),
-        helper.make_node("Flatten", ["f"], ["g"], "flatten", axis=1), helper.make_node("Gemm", ["g", "7.weight", "7.bias"], ["logits"], "fc", transB=1),
+        helper.make_node("Flatten", ["f"], ["g"], "flatten", axis=1),
+        helper.make_node("Gemm", ["g", "7.weight", "7.bias"], ["logits"], "fc", transB=1),
     ]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 1, 8, 8])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])
-    graph = helper.make_graph(nodes, "digits", [images], [logits], [numpy_helper.from_array(v, n) for n, v in weights.items()])
+    graph = helper.make_graph(
+        nodes,
+        "digits",
+        [images],
+        [logits],
+        [numpy_helper.from_array(v, n) for n, v in weights.items()],
+    )
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
 
 
@@ -92,11 +109,25 @@ def run_flow(name: str, python: str, folder: Path) -> dict[str, Any]:
     """The figures of a bundle after its script ran, or why it did not."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["PATH"] = f"{Path(python).absolute().parent}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run([python, str(folder / "run.py")], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [python, str(folder / "run.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"}
+        return {
+            "failed": done.stderr.strip().splitlines()[-1]
+            if done.stderr.strip()
+            else f"status {done.returncode}"
+        }
     found = collect(folder)
-    return {"original": dict(found.results["original"].figures), "pruned": dict(found.results["pruned"].figures), "ratios": dict(found.ratios)}
+    return {
+        "original": dict(found.results["original"].figures),
+        "pruned": dict(found.results["pruned"].figures),
+        "ratios": dict(found.ratios),
+    }
 
 
 def measure(pythons: Mapping[str, str], how: str, samples: int, work: Path) -> dict[str, Any]:
@@ -104,9 +135,16 @@ def measure(pythons: Mapping[str, str], how: str, samples: int, work: Path) -> d
     images, labels, held_out, answers = digits()
     original = train(images, labels)
     np.savez(work / "calibration.npz", images=images[:256])
-    pruned = onnxprune.optimize(original, data=str(work / "calibration.npz"), engine=(), round_to=1, **METHOD, **PRUNED[how]).model
+    pruned = onnxprune.optimize(
+        original, data=str(work / "calibration.npz"), engine=(), round_to=1, **METHOD, **PRUNED[how]
+    ).model
     rows: dict[str, Any] = {
-        "top1": {"original": accuracy(original, held_out, answers), "pruned": accuracy(pruned, held_out, answers)}, "flows": {}, "modelled": {},
+        "top1": {
+            "original": accuracy(original, held_out, answers),
+            "pruned": accuracy(pruned, held_out, answers),
+        },
+        "flows": {},
+        "modelled": {},
     }
     for name in FLOWS:
         if name not in pythons:
@@ -123,26 +161,56 @@ def measure(pythons: Mapping[str, str], how: str, samples: int, work: Path) -> d
 
 def table(rows: Mapping[str, Any]) -> str:
     """As text."""
-    lines = [f"top-1 on held-out digits: {rows['top1']['original']:.3f} -> {rows['top1']['pruned']:.3f}", ""]
+    lines = [
+        f"top-1 on held-out digits: {rows['top1']['original']:.3f} -> {rows['top1']['pruned']:.3f}",
+        "",
+    ]
     lines.append(f"{'flow':16} {'figure':18} {'original':>12} {'pruned':>12} {'ratio':>8}")
     for name, row in rows["flows"].items():
         if "failed" in row:
             lines.append(f"{name:16} {row['failed']}")
             continue
-        for figure in ("cycles", "outputs_wrong", "argmax_agreement", "max_error", "npu_cycles", "sram_kib", "interval_cycles", "lut"):
+        for figure in (
+            "cycles",
+            "outputs_wrong",
+            "argmax_agreement",
+            "max_error",
+            "npu_cycles",
+            "sram_kib",
+            "interval_cycles",
+            "lut",
+        ):
             if figure in row["original"]:
-                ratio = f"{row['ratios'][figure]:8.2f}" if "cycles" in figure and figure in row["ratios"] else ""
-                lines.append(f"{name:16} {figure:18} {row['original'][figure]:12.6g} {row['pruned'][figure]:12.6g} {ratio}")
-    lines += [f"{n:16} {'cycles (model)':18} {r['original']:12d} {r['pruned']:12d} {r['ratio']:8.2f}" for n, r in rows["modelled"].items()]
+                ratio = (
+                    f"{row['ratios'][figure]:8.2f}"
+                    if "cycles" in figure and figure in row["ratios"]
+                    else ""
+                )
+                lines.append(
+                    f"{name:16} {figure:18} {row['original'][figure]:12.6g} {row['pruned'][figure]:12.6g} {ratio}"
+                )
+    lines += [
+        f"{n:16} {'cycles (model)':18} {r['original']:12d} {r['pruned']:12d} {r['ratio']:8.2f}"
+        for n, r in rows["modelled"].items()
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--python", default="", help="FLOW=INTERPRETER,...: environments that tools/setup_*.sh made")
-    parser.add_argument("--prune", choices=sorted(PRUNED), default="channels", help="half of every group's channels, or half of the MACs")
-    parser.add_argument("--samples", type=int, default=200, help="digits that the simulations are compared on")
+    parser.add_argument(
+        "--python", default="", help="FLOW=INTERPRETER,...: environments that tools/setup_*.sh made"
+    )
+    parser.add_argument(
+        "--prune",
+        choices=sorted(PRUNED),
+        default="channels",
+        help="half of every group's channels, or half of the MACs",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=200, help="digits that the simulations are compared on"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     pythons = dict(pair.split("=", 1) for pair in given.python.split(",") if pair)

@@ -20,12 +20,12 @@ import numpy as np
 
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.walk import GROUPED, analyse
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.errors import TargetError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.nodes import attribute
 from onnxprune.ir.runtime import Session, example_feeds
-from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 
@@ -36,13 +36,23 @@ INPUTS = 4  # random batches
 def grouped_convolutions(model: Model) -> int:
     """How many convolutions have groups of more than one input."""
     shapes = {n: w.shape for n, w in model.weights.items()}
-    return sum(n.op_type == "Conv" and attribute(n, "group", 1) > 1 and shapes.get(n.input[1], (0, 1))[1] > 1 for n in model.proto.graph.node)
+    return sum(
+        n.op_type == "Conv"
+        and attribute(n, "group", 1) > 1
+        and shapes.get(n.input[1], (0, 1))[1] > 1
+        for n in model.proto.graph.node
+    )
 
 
 def outputs(model: Model) -> np.ndarray:
     """First output over the random inputs, a row an input."""
     session = Session(model)
-    return np.stack([next(iter(session.run(example_feeds(model, seed)).values())).ravel() for seed in range(INPUTS)]).astype(np.float64)
+    return np.stack(
+        [
+            next(iter(session.run(example_feeds(model, seed)).values())).ravel()
+            for seed in range(INPUTS)
+        ]
+    ).astype(np.float64)
 
 
 def one(model: Model, policy: str, target: float, expected: np.ndarray) -> dict[str, Any]:
@@ -58,11 +68,18 @@ def one(model: Model, policy: str, target: float, expected: np.ndarray) -> dict[
     error = outputs(pruned) - expected
     kept = 1 - float((error**2).sum() / ((expected - expected.mean()) ** 2).sum())
     left = analysis.cost(plan.kept)
-    return {"kept": kept, "macs_left": left.macs / analysis.cost().macs, "params_left": left.params / analysis.cost().params, "difference": verify(analysis, plan, pruned).difference}
+    return {
+        "kept": kept,
+        "macs_left": left.macs / analysis.cost().macs,
+        "params_left": left.params / analysis.cost().params,
+        "difference": verify(analysis, plan, pruned).difference,
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="*")
     parser.add_argument("--target", type=float, default=TARGET)
@@ -74,12 +91,19 @@ def main() -> int:
         if not grouped_convolutions(model):
             continue
         expected = outputs(model)
-        rows[path.stem] = {policy: one(model, policy, options.target, expected) for policy in GROUPED}
+        rows[path.stem] = {
+            policy: one(model, policy, options.target, expected) for policy in GROUPED
+        }
         for policy, row in rows[path.stem].items():
-            text = row.get("error") or f"MACs {row['macs_left']:.1%}  params {row['params_left']:.1%}  output kept {row['kept']:.3f}  differs {row['difference']:.1e}"
+            text = (
+                row.get("error")
+                or f"MACs {row['macs_left']:.1%}  params {row['params_left']:.1%}  output kept {row['kept']:.3f}  differs {row['difference']:.1e}"
+            )
             print(f"{path.stem:32} {policy:9} {text}", flush=True)
         if options.json:
-            options.json.write_text(json.dumps({"target": options.target, "models": rows}, indent=1) + "\n")
+            options.json.write_text(
+                json.dumps({"target": options.target, "models": rows}, indent=1) + "\n"
+            )
     return 0
 
 

@@ -20,22 +20,22 @@ from benchmarks import zoo
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, open_data, split
-from onnxprune.run.evaluation import input_types
-from onnxprune.run.planning import CONFIRM, decide, engine_options
 from onnxprune.engines import ENGINES
 from onnxprune.engines.bench import bench, machine
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import TargetError
-from onnxprune.metrics.fidelity import fidelity
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
-from onnxprune.run.pipeline import resolved
-from onnxprune.run.recipe import Recipe
+from onnxprune.metrics.fidelity import fidelity
 from onnxprune.repair import REPAIRS
-from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context
+from onnxprune.run.evaluation import input_types
+from onnxprune.run.pipeline import resolved
+from onnxprune.run.planning import CONFIRM, decide, engine_options
+from onnxprune.run.recipe import Recipe
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
@@ -47,7 +47,9 @@ FINAL = Schedule(seconds=10.0)
 
 def main() -> None:
     """A row a model and cut."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     zoo.add_option(parser)
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="of the zoo, or files")
     parser.add_argument("--engine", default="onnxruntime")
@@ -56,12 +58,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    print("| model | target | MACs left | speed-up [95 %] | divergence |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| model | target | MACs left | speed-up [95 %] | divergence |\n| --- | --- | --- | --- | --- |"
+    )
     for name in options.models:
         for row in compared(name, options):
             rows.append(row)
             speed = f"{row['speedup']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-            print(f"| {Path(name).name.removesuffix('.onnx')} | {row['target']} | {row['macs']:.1%} | {speed} | {row['divergence']:.4f} |", flush=True)
+            print(
+                f"| {Path(name).name.removesuffix('.onnx')} | {row['target']} | {row['macs']:.1%} | {speed} | {row['divergence']:.4f} |",
+                flush=True,
+            )
     if options.json:
         write_json(options.json, {"machine": machine(), "rows": rows})
 
@@ -71,22 +78,56 @@ def compared(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     entries = zoo.open_zoo(options.zoo)
     with TemporaryDirectory() as folder:
         path = entries[name].path if name in entries else Path(name)
-        data = zoo.calibration_file(entries[name], SAMPLES, Path(folder) / "data.npz") if name in entries else None
+        data = (
+            zoo.calibration_file(entries[name], SAMPLES, Path(folder) / "data.npz")
+            if name in entries
+            else None
+        )
         analysis = analyse(load(path))
-        everything = open_data(str(data) if data else None, input_types(analysis.model), samples=SAMPLES, seed=0)
-        calibration, held_out = split(everything, everything.samples - everything.samples // 3, everything.samples // 3)
-        recipe = Recipe.of({"target": f"latency.{options.engine}={options.speedup:g}x", "threads": options.threads, "flip": name.startswith("imagenet")})
+        everything = open_data(
+            str(data) if data else None, input_types(analysis.model), samples=SAMPLES, seed=0
+        )
+        calibration, held_out = split(
+            everything, everything.samples - everything.samples // 3, everything.samples // 3
+        )
+        recipe = Recipe.of(
+            {
+                "target": f"latency.{options.engine}={options.speedup:g}x",
+                "threads": options.threads,
+                "flip": name.startswith("imagenet"),
+            }
+        )
         recipe, _ = resolved(recipe, analysis, True)
-        context = Context(analysis, calibration, threads=recipe.threads, batch_size=recipe.batch_size, flip=recipe.flip)
+        context = Context(
+            analysis,
+            calibration,
+            threads=recipe.threads,
+            batch_size=recipe.batch_size,
+            flip=recipe.flip,
+        )
         scores = CRITERIA.get(recipe.criterion)(context)
         feeds = next(calibration.batches(1))
         by_latency = decide(context, scores, recipe, feeds)
         by_macs = as_fast(context, scores, recipe, by_latency, feeds)
         plans = {"latency": by_latency, **({"macs": by_macs} if by_macs else {})}
-        return rows_of({what: repaired(context, plan, recipe) for what, plan in plans.items()}, plans, analysis, held_out, recipe, feeds, name)
+        return rows_of(
+            {what: repaired(context, plan, recipe) for what, plan in plans.items()},
+            plans,
+            analysis,
+            held_out,
+            recipe,
+            feeds,
+            name,
+        )
 
 
-def as_fast(context: Context, scores: Mapping[str, Any], recipe: Recipe, plan: Plan, feeds: Mapping[str, Any]) -> Plan | None:
+def as_fast(
+    context: Context,
+    scores: Mapping[str, Any],
+    recipe: Recipe,
+    plan: Plan,
+    feeds: Mapping[str, Any],
+) -> Plan | None:
     """The cut by MACs, any width, that keeps most of them and is at least as fast as the plan; None where none is."""
     analysis, engine = context.analysis, ENGINES.get(recipe.target[0].engine)
     whole = analysis.cost().macs
@@ -96,7 +137,9 @@ def as_fast(context: Context, scores: Mapping[str, Any], recipe: Recipe, plan: P
         for _ in range(STEPS):
             share = (low + high) / 2
             try:
-                found = allocate(recipe.allocate, context, scores, Constraints({"macs": share * whole}))
+                found = allocate(
+                    recipe.allocate, context, scores, Constraints({"macs": share * whole})
+                )
             except TargetError:
                 low = share
                 continue
@@ -109,25 +152,43 @@ def as_fast(context: Context, scores: Mapping[str, Any], recipe: Recipe, plan: P
 
 def repaired(context: Context, plan: Plan, recipe: Recipe) -> Model:
     """The cut model as `optimize` leaves it."""
-    found: Model = REPAIRS.get(recipe.repair)(context.analysis, plan, cut(context.analysis, plan), context)
+    found: Model = REPAIRS.get(recipe.repair)(
+        context.analysis, plan, cut(context.analysis, plan), context
+    )
     return found
 
 
 def rows_of(
-    cuts: Mapping[str, Model], plans: Mapping[str, Plan], analysis: Analysis, held_out: Data, recipe: Recipe, feeds: Mapping[str, Any], name: str
+    cuts: Mapping[str, Model],
+    plans: Mapping[str, Plan],
+    analysis: Analysis,
+    held_out: Data,
+    recipe: Recipe,
+    feeds: Mapping[str, Any],
+    name: str,
 ) -> list[dict[str, Any]]:
     """What both cuts come to."""
-    named = [replace(model, path=Path(what)) for what, model in {"original": analysis.model, **cuts}.items()]
+    named = [
+        replace(model, path=Path(what))
+        for what, model in {"original": analysis.model, **cuts}.items()
+    ]
     engine = recipe.target[0].engine
-    timed = bench(named, [engine], options=engine_options(recipe), schedule=FINAL, feeds=feeds, layers=False)
+    timed = bench(
+        named, [engine], options=engine_options(recipe), schedule=FINAL, feeds=feeds, layers=False
+    )
     ratios = {r.contender: r for r in timed.ratios[engine]}
     return [
         {
-            "model": name, "target": what, "macs": analysis.cost(plans[what].kept).macs / analysis.cost().macs, "speedup": ratios[what].median,
-            "low": ratios[what].low, "high": ratios[what].high, "divergence": fidelity(analysis.model, model, held_out).divergence,
+            "model": name,
+            "target": what,
+            "macs": analysis.cost(plans[what].kept).macs / analysis.cost().macs,
+            "speedup": ratios[what].median,
+            "low": ratios[what].low,
+            "high": ratios[what].high,
+            "divergence": fidelity(analysis.model, model, held_out).divergence,
         }
         for what, model in cuts.items()
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

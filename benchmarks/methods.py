@@ -25,19 +25,40 @@ import onnxprune
 from benchmarks import zoo
 from benchmarks.accuracy import quality
 
-MODELS = ("cifar10_resnet56", "cifar10_resnet20", "imagenet_mobilenetv2_1.0_dq", "coco_yolofastestv2", "camvid_espnet")
-RANDOM, TUNED = "random", "layer-selection, 3 rounds tuned"  # the second only where --methods names it: its weights are trained, without labels
+MODELS = (
+    "cifar10_resnet56",
+    "cifar10_resnet20",
+    "imagenet_mobilenetv2_1.0_dq",
+    "coco_yolofastestv2",
+    "camvid_espnet",
+)
+RANDOM, TUNED = (
+    "random",
+    "layer-selection, 3 rounds tuned",
+)  # the second only where --methods names it: its weights are trained, without labels
 # name -> what it sets beside the target, the data and the repair, which are the same for all
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "one-shot": {},
     "pagcp": {"method": "pagcp"},
-    "group-fisher, flops": {"method": "group-fisher", "method_option": {"normalization": "flops", "interval": 2}},
-    "group-fisher, act": {"method": "group-fisher", "method_option": {"normalization": "act", "interval": 2}},
+    "group-fisher, flops": {
+        "method": "group-fisher",
+        "method_option": {"normalization": "flops", "interval": 2},
+    },
+    "group-fisher, act": {
+        "method": "group-fisher",
+        "method_option": {"normalization": "act", "interval": 2},
+    },
     "layer-selection": {"method": "layer-selection"},
     RANDOM: {"criterion": "random", "allocate": "uniform"},
     TUNED: {
         "method": "layer-selection",
-        "method_option": {"rounds": 3, "max_drop": 0.5, "end_map": 10, "tune": "kd", "tune_epochs": 2},
+        "method_option": {
+            "rounds": 3,
+            "max_drop": 0.5,
+            "end_map": 10,
+            "tune": "kd",
+            "tune_epochs": 2,
+        },
         "samples": 1000,  # all that there are
     },
 }
@@ -49,18 +70,34 @@ BATCH = {"camvid_espnet": 4}
 
 def main() -> None:
     """Run what is missing, then print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     zoo.add_option(parser)
     parser.add_argument("--json", type=Path, default=Path("methods.jsonl"))
     parser.add_argument("--models", nargs="*", default=list(MODELS))
-    parser.add_argument("--methods", nargs="*", default=[m for m in METHODS if m != TUNED], choices=list(METHODS))
-    parser.add_argument("--target", type=float, default=0.6, help="share of the MACs that may remain")
+    parser.add_argument(
+        "--methods", nargs="*", default=[m for m in METHODS if m != TUNED], choices=list(METHODS)
+    )
+    parser.add_argument(
+        "--target", type=float, default=0.6, help="share of the MACs that may remain"
+    )
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--limit", type=int, help="evaluate on the first N samples only; said in the row")
+    parser.add_argument(
+        "--limit", type=int, help="evaluate on the first N samples only; said in the row"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=Path, help="keep models, plans and reports here; a row that was killed goes on from there")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        help="keep models, plans and reports here; a row that was killed goes on from there",
+    )
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
+    rows = (
+        [json.loads(line) for line in options.json.read_text().splitlines()]
+        if options.json.exists()
+        else []
+    )
     done = {key(row) for row in rows}
     entries = zoo.open_zoo(options.zoo)
     for row in wanted(options):
@@ -79,7 +116,13 @@ def wanted(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for model in options.models:
         yield {"model": model, "target": 1.0, "method": "whole", "seed": 0, "limit": options.limit}
         for seed, method in itertools.product(range(options.seeds), options.methods):
-            yield {"model": model, "target": options.target, "method": method, "seed": seed, "limit": options.limit}
+            yield {
+                "model": model,
+                "target": options.target,
+                "method": method,
+                "seed": seed,
+                "limit": options.limit,
+            }
 
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -87,12 +130,24 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["model"], row["target"], row["method"], row["seed"], row["limit"]
 
 
-def measure(entry: zoo.Entry, row: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    entry: zoo.Entry, row: Mapping[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
     """Cut a model by a method and evaluate it."""
     if row["method"] == "whole":
-        return {"metric": quality(entry, entry.path, options), "macs": 1.0, "activations": 1.0, "seconds": 0.0}
+        return {
+            "metric": quality(entry, entry.path, options),
+            "macs": 1.0,
+            "activations": 1.0,
+            "seconds": 0.0,
+        }
     how = {"samples": SAMPLES.get(entry.name, USUAL_SAMPLES), **METHODS[row["method"]]}
-    samples, name = how["samples"], f"{entry.name}-{row['method']}-{row['target']:g}-{row['seed']}".replace(", ", "-").replace(" ", "-")
+    samples, name = (
+        how["samples"],
+        f"{entry.name}-{row['method']}-{row['target']:g}-{row['seed']}".replace(", ", "-").replace(
+            " ", "-"
+        ),
+    )
     began, used = time.perf_counter(), time.process_time()
     with ExitStack() as stack:
         folder = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -101,13 +156,32 @@ def measure(entry: zoo.Entry, row: Mapping[str, Any], options: argparse.Namespac
         if not data.exists():
             zoo.calibration_file(entry, samples, data)
         result = onnxprune.optimize(
-            entry.path, out, run_dir=folder / f"{name}.run", overwrite=True, target=f"macs={row['target']:.0%}", data=str(data), repair=REPAIR,
-            batch_size=BATCH.get(entry.name, 32), round_to=1, seed=row["seed"], threads=options.threads, engine="none", **how,
-        )  # fmt: skip
+            entry.path,
+            out,
+            run_dir=folder / f"{name}.run",
+            overwrite=True,
+            target=f"macs={row['target']:.0%}",
+            data=str(data),
+            repair=REPAIR,
+            batch_size=BATCH.get(entry.name, 32),
+            round_to=1,
+            seed=row["seed"],
+            threads=options.threads,
+            engine="none",
+            **how,
+        )
         spent = {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - used}
         before, after = result.report.before, result.report.after
-        shares = {"macs": after["macs"] / before["macs"], "activations": after["activation_bytes"] / before["activation_bytes"]}
-        return {"metric": quality(entry, out, options), **shares, **spent, "stages": {s.name: round(s.seconds, 1) for s in result.report.stages}}
+        shares = {
+            "macs": after["macs"] / before["macs"],
+            "activations": after["activation_bytes"] / before["activation_bytes"],
+        }
+        return {
+            "metric": quality(entry, out, options),
+            **shares,
+            **spent,
+            "stages": {s.name: round(s.seconds, 1) for s in result.report.stages},
+        }
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -118,17 +192,50 @@ def line(row: Mapping[str, Any]) -> str:
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: a line a model, a column a method; and a line on what did not beat random."""
     methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
-    lines = ["| model | MACs | whole | " + " | ".join(methods) + " |", "| --- " * (3 + len(methods)) + "|"]
+    lines = [
+        "| model | MACs | whole | " + " | ".join(methods) + " |",
+        "| --- " * (3 + len(methods)) + "|",
+    ]
     beaten: list[str] = []
     for model in dict.fromkeys(r["model"] for r in rows):
-        whole = next((r["metric"] for r in rows if r["model"] == model and r["method"] == "whole"), None)
-        for target in sorted({r["target"] for r in rows if r["model"] == model and r["method"] != "whole"}, reverse=True):
-            values = {m: [r["metric"]["value"] for r in rows if (r["model"], r["target"], r["method"]) == (model, target, m)] for m in methods}
+        whole = next(
+            (r["metric"] for r in rows if r["model"] == model and r["method"] == "whole"), None
+        )
+        for target in sorted(
+            {r["target"] for r in rows if r["model"] == model and r["method"] != "whole"},
+            reverse=True,
+        ):
+            values = {
+                m: [
+                    r["metric"]["value"]
+                    for r in rows
+                    if (r["model"], r["target"], r["method"]) == (model, target, m)
+                ]
+                for m in methods
+            }
             means = {m: mean(v) for m, v in values.items() if v}
-            head = f"{whole['value']:.4f} (se {whole['standard_error'] or 0:.4f}, n {whole['n']})" if whole else ""
-            lines.append(f"| {model} | {target:.0%} | {head} | " + " | ".join(_cell(v, means.get(m), means) for m, v in values.items()) + " |")
-            beaten += [f"{m} on {model}" for m, value in means.items() if RANDOM in means and m not in (RANDOM, TUNED) and value <= means[RANDOM]]
-    return [*lines, "", f"Not better than random: {', '.join(beaten)}." if beaten else "Every method is better than random on every model."]
+            head = (
+                f"{whole['value']:.4f} (se {whole['standard_error'] or 0:.4f}, n {whole['n']})"
+                if whole
+                else ""
+            )
+            lines.append(
+                f"| {model} | {target:.0%} | {head} | "
+                + " | ".join(_cell(v, means.get(m), means) for m, v in values.items())
+                + " |"
+            )
+            beaten += [
+                f"{m} on {model}"
+                for m, value in means.items()
+                if RANDOM in means and m not in (RANDOM, TUNED) and value <= means[RANDOM]
+            ]
+    return [
+        *lines,
+        "",
+        f"Not better than random: {', '.join(beaten)}."
+        if beaten
+        else "Every method is better than random on every model.",
+    ]
 
 
 def _cell(values: list[float], value: float | None, means: Mapping[str, float]) -> str:

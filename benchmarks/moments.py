@@ -22,7 +22,17 @@ from statistics import median
 
 import numpy as np
 
-SHAPES = ((64, 56, 1), (64, 56, 3), (256, 56, 1), (128, 28, 3), (512, 28, 1), (256, 14, 1), (1024, 14, 1), (512, 7, 1), (2048, 7, 1))  # channels, side, kernel
+SHAPES = (
+    (64, 56, 1),
+    (64, 56, 3),
+    (256, 56, 1),
+    (128, 28, 3),
+    (512, 28, 1),
+    (256, 14, 1),
+    (1024, 14, 1),
+    (512, 7, 1),
+    (2048, 7, 1),
+)  # channels, side, kernel
 BATCH, INPUTS, OVERSAMPLE = 16, 256, 32  # of a run, of the whole calibration, positions a column
 RUNS = 5
 VARIANTS = ("numpy", "graph")
@@ -51,10 +61,18 @@ def by_numpy(channels: int, side: int, kernel: int) -> Callable[[np.ndarray], np
 
 def in_graph(channels: int, side: int, kernel: int) -> Callable[[np.ndarray], np.ndarray]:
     """Nodes that give the same matrix."""
-    one = np.tile(np.eye(kernel**2, dtype=np.float32).reshape(kernel**2, 1, kernel, kernel), (channels, 1, 1, 1))
+    one = np.tile(
+        np.eye(kernel**2, dtype=np.float32).reshape(kernel**2, 1, kernel, kernel),
+        (channels, 1, 1, 1),
+    )
     k, stride = channels * kernel**2, stride_of(channels, side, kernel)
     nodes = [
-        ("Conv", ["x", "one"], "taps", {"group": channels, "pads": [kernel // 2] * 4, "strides": [stride] * 2}),
+        (
+            "Conv",
+            ["x", "one"],
+            "taps",
+            {"group": channels, "pads": [kernel // 2] * 4, "strides": [stride] * 2},
+        ),
         ("Transpose", ["taps"], "first", {"perm": [1, 0, 2, 3]}),
         ("Reshape", ["first", "shape"], "columns", {}),
         ("Transpose", ["columns"], "rows", {"perm": [1, 0]}),
@@ -63,17 +81,28 @@ def in_graph(channels: int, side: int, kernel: int) -> Callable[[np.ndarray], np
     return session(nodes, {"one": one, "shape": np.array([k, -1], np.int64)})
 
 
-def session(nodes: list[tuple[str, list[str], str, dict[str, object]]], weights: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """x -> y of a small graph."""
+def session(
+    nodes: list[tuple[str, list[str], str, dict[str, object]]], weights: dict[str, np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """X -> y of a small graph."""
     from onnx import helper, numpy_helper
 
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session
 
-    made = [helper.make_node(op, inputs, [out], **attributes) for op, inputs, out, attributes in nodes]
-    ends = [helper.make_tensor_value_info("x", 1, [None] * 4)], [helper.make_empty_tensor_value_info("y")]
-    graph = helper.make_graph(made, "moments", *ends, [numpy_helper.from_array(v, n) for n, v in weights.items()])
-    found = Session(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))
+    made = [
+        helper.make_node(op, inputs, [out], **attributes) for op, inputs, out, attributes in nodes
+    ]
+    ends = (
+        [helper.make_tensor_value_info("x", 1, [None] * 4)],
+        [helper.make_empty_tensor_value_info("y")],
+    )
+    graph = helper.make_graph(
+        made, "moments", *ends, [numpy_helper.from_array(v, n) for n, v in weights.items()]
+    )
+    found = Session(
+        load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    )
     return lambda x: np.asarray(found.run({"x": x})["y"])
 
 
@@ -92,7 +121,9 @@ def measure(variant: str, shape: tuple[int, int, int]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("VARIANT", "NUMBER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -101,14 +132,36 @@ def main() -> None:
         return
     rows = []
     for i, shape in enumerate(SHAPES):
-        row: dict[str, object] = {"channels": shape[0], "side": shape[1], "kernel": shape[2], "stride": stride_of(*shape)}
+        row: dict[str, object] = {
+            "channels": shape[0],
+            "side": shape[1],
+            "kernel": shape[2],
+            "stride": stride_of(*shape),
+        }
         for variant in VARIANTS:
-            row[variant] = json.loads(subprocess.run([sys.executable, "-m", "benchmarks.moments", "--one", variant, str(i)], check=True, capture_output=True).stdout)
+            row[variant] = json.loads(
+                subprocess.run(
+                    [sys.executable, "-m", "benchmarks.moments", "--one", variant, str(i)],
+                    check=True,
+                    capture_output=True,
+                ).stdout
+            )
         a, b = (row[v] for v in VARIANTS)
         assert abs(a["norm"] - b["norm"]) <= 1e-4 * a["norm"], row  # type: ignore[index]
-        print(f"{shape!s:14} stride {row['stride']}: " + ", ".join(f"{v} {row[v]['cpu_s'] * 1e3:.0f} ms, {row[v]['peak_mb']:.0f} MB" for v in VARIANTS))  # type: ignore[index]
+        print(
+            f"{shape!s:14} stride {row['stride']}: "
+            + ", ".join(
+                f"{v} {row[v]['cpu_s'] * 1e3:.0f} ms, {row[v]['peak_mb']:.0f} MB" for v in VARIANTS
+            )
+        )  # type: ignore[index]
         rows.append(row)
-    print("all: " + ", ".join(f"{v} {sum(r[v]['cpu_s'] for r in rows):.2f} CPU s a batch, largest peak {max(r[v]['peak_mb'] for r in rows):.0f} MB" for v in VARIANTS))  # type: ignore[index]
+    print(
+        "all: "
+        + ", ".join(
+            f"{v} {sum(r[v]['cpu_s'] for r in rows):.2f} CPU s a batch, largest peak {max(r[v]['peak_mb'] for r in rows):.0f} MB"
+            for v in VARIANTS
+        )
+    )  # type: ignore[index]
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -53,7 +53,15 @@ def random_control(model: Model, amount: float, seed: int = 0) -> Model:
     """The same share of each tensor, drawn."""
     rng = np.random.default_rng(seed)
     shapes = {t.tensor: model.weights[t.tensor].shape for t in targets(model, OPS)}
-    return masked(model, {n: rng.permutation(np.arange(math.prod(s)) >= zeros_wanted(amount, math.prod(s))).reshape(s) for n, s in shapes.items()})
+    return masked(
+        model,
+        {
+            n: rng.permutation(
+                np.arange(math.prod(s)) >= zeros_wanted(amount, math.prod(s))
+            ).reshape(s)
+            for n, s in shapes.items()
+        },
+    )
 
 
 def row(entry: Entry, way: str, amount: float, samples: int, limit: int | None) -> dict[str, Any]:
@@ -62,14 +70,25 @@ def row(entry: Entry, way: str, amount: float, samples: int, limit: int | None) 
     if way == RANDOM:
         model = random_control(model, amount)
     elif way != DENSE:
-        made = sparsify(model, Settings(amount=amount, ops=OPS, **WAYS[way]), Arrays(entry.input[0], calibration(entry, samples)))
+        made = sparsify(
+            model,
+            Settings(amount=amount, ops=OPS, **WAYS[way]),
+            Arrays(entry.input[0], calibration(entry, samples)),
+        )
         model, zeros = made.model, made.report.of_weights
     cpu_s = time.process_time() - began
     found = {file: s.value for file, s in score(entry, model, limit=limit).items()}
     return {
-        "model": entry.name, "way": way, "amount": amount, "samples": samples, "limit": limit, "value": float(np.mean(list(found.values()))),
-        "files": found, "zeros": zeros, "cpu_s": round(cpu_s, 1),
-    }  # fmt: skip
+        "model": entry.name,
+        "way": way,
+        "amount": amount,
+        "samples": samples,
+        "limit": limit,
+        "value": float(np.mean(list(found.values()))),
+        "files": found,
+        "zeros": zeros,
+        "cpu_s": round(cpu_s, 1),
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -78,16 +97,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     ways = [w for w in (DENSE, *WAYS, RANDOM) if any(r["way"] == w for r in rows)]
     lines = ["| model | " + " | ".join(ways) + " |", "| --- |" + " --- |" * len(ways)]
     for model in dict.fromkeys(r["model"] for r in rows):
-        lines.append(f"| {model} | " + " | ".join(f"{100 * values[model, w]:.2f}" if (model, w) in values else "" for w in ways) + " |")
+        lines.append(
+            f"| {model} | "
+            + " | ".join(
+                f"{100 * values[model, w]:.2f}" if (model, w) in values else "" for w in ways
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 
 def main() -> int:
     """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_option(parser)
     parser.add_argument("names", nargs="*", help="entries (default: all classifiers)")
-    parser.add_argument("--ways", nargs="*", default=[DENSE, *WAYS, RANDOM], choices=[DENSE, *WAYS, RANDOM])
+    parser.add_argument(
+        "--ways", nargs="*", default=[DENSE, *WAYS, RANDOM], choices=[DENSE, *WAYS, RANDOM]
+    )
     parser.add_argument("--amount", type=float, default=0.3)
     parser.add_argument("--samples", type=int, default=500, help="calibration inputs, at most")
     parser.add_argument("--limit", type=int, help="first samples of each evaluation file")
@@ -102,11 +131,22 @@ def main() -> int:
             if (name, way, chosen.amount, chosen.samples, chosen.limit) not in done:
                 rows.append(row(entry, way, chosen.amount, chosen.samples, chosen.limit))
                 write_json(chosen.json, rows)
-                print(f"{name:30} {way:34} {100 * rows[-1]['value']:.2f}  {rows[-1]['cpu_s']:.0f} CPU s", flush=True)
-    rows = [r for r in rows if (r["amount"], r["samples"], r["limit"]) == (chosen.amount, chosen.samples, chosen.limit)]
+                print(
+                    f"{name:30} {way:34} {100 * rows[-1]['value']:.2f}  {rows[-1]['cpu_s']:.0f} CPU s",
+                    flush=True,
+                )
+    rows = [
+        r
+        for r in rows
+        if (r["amount"], r["samples"], r["limit"]) == (chosen.amount, chosen.samples, chosen.limit)
+    ]
     print(table(rows))
     values = {(r["model"], r["way"]): r["value"] for r in rows}
-    lost = {m: values[m, DENSE] - v for (m, w), v in values.items() if w == DEFAULT and (m, DENSE) in values}
+    lost = {
+        m: values[m, DENSE] - v
+        for (m, w), v in values.items()
+        if w == DEFAULT and (m, DENSE) in values
+    }
     return int(any(v > MOST_LOSS for v in lost.values()))
 
 

@@ -29,8 +29,8 @@ from onnxprune.events import Event
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load, save
 from onnxprune.ir.runtime import Session
-from onnxprune.tune.fisher import Pruning
 from onnxprune.tune.finetune import tune
+from onnxprune.tune.fisher import Pruning
 from onnxprune.tune.pruning import prune_and_tune
 from onnxprune.tune.settings import Settings
 
@@ -66,7 +66,17 @@ def pruned(entry: Entry, way: Way, chosen: argparse.Namespace) -> Path:
     place = chosen.runs / f"{options.get('criterion', 'default')}.onnx"
     data = calibration_file(entry, SAMPLES, chosen.runs / "calibration.npz")
     if not place.exists():
-        onnxprune.optimize(entry.path, place, data=str(data), samples=SAMPLES, flip=True, target=chosen.target, round_to=1, engine="none", **options)
+        onnxprune.optimize(
+            entry.path,
+            place,
+            data=str(data),
+            samples=SAMPLES,
+            flip=True,
+            target=chosen.target,
+            round_to=1,
+            engine="none",
+            **options,
+        )
     return place
 
 
@@ -74,13 +84,29 @@ def row(entry: Entry, name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """One way."""
     way, whole = WAYS[name], load(entry.path)
     data = open_labelled(Samples(entry, TRAINING), Session(whole).inputs)
-    settings = Settings(loss=way.loss, epochs=chosen.epochs, batch_size=64, augment="flip-shift", precision=chosen.precision)
+    settings = Settings(
+        loss=way.loss,
+        epochs=chosen.epochs,
+        batch_size=64,
+        augment="flip-shift",
+        precision=chosen.precision,
+    )
     place = chosen.runs / f"{name.replace(' ', '-')}.checkpoint"
     analysis = analyse(whole)
     if way.start is None:
         began = time.process_time()
-        limits = {"macs": float(chosen.target.partition("=")[2].rstrip("%")) / 100 * analysis.cost().macs}
-        found = prune_and_tune(analysis, data, Constraints(limits), settings, Pruning(chosen.interval), checkpoint=place, on_event=show)
+        limits = {
+            "macs": float(chosen.target.partition("=")[2].rstrip("%")) / 100 * analysis.cost().macs
+        }
+        found = prune_and_tune(
+            analysis,
+            data,
+            Constraints(limits),
+            settings,
+            Pruning(chosen.interval),
+            checkpoint=place,
+            on_event=show,
+        )
         result, start = found.result, None
     else:
         start = load(pruned(entry, way, chosen))
@@ -89,10 +115,16 @@ def row(entry: Entry, name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     cpu_s = time.process_time() - began
     save(result.model, chosen.runs / f"{name.replace(' ', '-')}.tuned.onnx", overwrite=True)
     return {
-        "way": name, "dense": top1(entry, whole, chosen.limit), "start": None if start is None else top1(entry, start, chosen.limit),
-        "tuned": top1(entry, result.model, chosen.limit), "macs": analyse(result.model).cost().macs / analysis.cost().macs, "cpu_s": round(cpu_s),
-        "validation": [result.start_score, result.score], "epochs": len(result.history) - 1, "history": [dict(h) for h in result.history],
-    }  # fmt: skip
+        "way": name,
+        "dense": top1(entry, whole, chosen.limit),
+        "start": None if start is None else top1(entry, start, chosen.limit),
+        "tuned": top1(entry, result.model, chosen.limit),
+        "macs": analyse(result.model).cost().macs / analysis.cost().macs,
+        "cpu_s": round(cpu_s),
+        "validation": [result.start_score, result.score],
+        "epochs": len(result.history) - 1,
+        "history": [dict(h) for h in result.history],
+    }
 
 
 def show(event: Event) -> None:
@@ -103,22 +135,31 @@ def show(event: Event) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Top-1 in percent."""
-    lines = ["| tuning | MACs | whole | start | tuned | CPU minutes |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| tuning | MACs | whole | start | tuned | CPU minutes |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for r in rows:
         start = "" if r["start"] is None else f"{100 * r['start']:.2f}"
-        lines.append(f"| {r['way']} | {r['macs']:.0%} | {100 * r['dense']:.2f} | {start} | {100 * r['tuned']:.2f} | {r['cpu_s'] / 60:.1f} |")
+        lines.append(
+            f"| {r['way']} | {r['macs']:.0%} | {100 * r['dense']:.2f} | {start} | {100 * r['tuned']:.2f} | {r['cpu_s'] / 60:.1f} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> int:
     """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_option(parser)
     parser.add_argument("--runs", type=Path, default=Path("tuning"), metavar="FOLDER")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--target", default="macs=50%")
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--interval", type=int, default=10, help="while pruning: steps between two cuts")
+    parser.add_argument(
+        "--interval", type=int, default=10, help="while pruning: steps between two cuts"
+    )
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--limit", type=int, help="first samples of each evaluation file")
     chosen = parser.parse_args()

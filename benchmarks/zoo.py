@@ -37,7 +37,13 @@ import numpy as np
 from onnxprune.errors import DataError, OnnxpruneError, UsageError
 from onnxprune.metrics.base import Options, Score
 
-METRICS = {"classify": "top1", "person": "top1", "detect": "coco", "segment": "miou", "sr": "psnr_y"}
+METRICS = {
+    "classify": "top1",
+    "person": "top1",
+    "detect": "coco",
+    "segment": "miou",
+    "sr": "psnr_y",
+}
 PATCH = 64  # side of the low-resolution patches that sr models are calibrated on
 
 
@@ -67,11 +73,19 @@ class Entry:
     @property
     def options(self) -> Options:
         """How its outputs and labels belong together. The curves of detectors are anchored, as the folder's own evaluation draws them."""
-        decoder = f"benchmarks.decoders:{self.fields['decode']}" if "decode" in self.fields else None
+        decoder = (
+            f"benchmarks.decoders:{self.fields['decode']}" if "decode" in self.fields else None
+        )
         labels = "person" if self.task == "person" else None
         crop = int(self.fields["scale"]) if self.task == "sr" else 0
         return Options(
-            None, labels, int(self.fields.get("class_offset", 0)), self.fields.get("classes"), decoder=decoder, crop=crop, curve="anchored"
+            None,
+            labels,
+            int(self.fields.get("class_offset", 0)),
+            self.fields.get("classes"),
+            decoder=decoder,
+            crop=crop,
+            curve="anchored",
         )
 
     @cached_property
@@ -80,7 +94,10 @@ class Entry:
         import onnx
 
         value = onnx.load(self.path, load_external_data=False).graph.input[0]
-        return value.name, tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
+        return value.name, tuple(
+            d.dim_value if d.HasField("dim_value") else None
+            for d in value.type.tensor_type.shape.dim
+        )
 
 
 def open_zoo(folder: str | Path) -> dict[str, Entry]:
@@ -90,15 +107,24 @@ def open_zoo(folder: str | Path) -> dict[str, Entry]:
         found = json.loads((folder / "models.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise UsageError(
-            "zoo-missing", f"{folder} is no folder of trained models (models.json): {problem}; benchmarks/zoo.py says what is in one"
+            "zoo-missing",
+            f"{folder} is no folder of trained models (models.json): {problem}; benchmarks/zoo.py says what is in one",
         ) from problem
     return {name: Entry(name, folder, fields) for name, fields in found.items()}
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
     """--zoo FOLDER; by default ONNXPRUNE_ZOO or ../shared/zoo beside the repository."""
-    usual = Path(os.environ.get("ONNXPRUNE_ZOO", Path(__file__).resolve().parents[2] / "shared" / "zoo"))
-    parser.add_argument("--zoo", type=Path, default=usual, metavar="FOLDER", help="trained models with data; benchmarks/zoo.py says how to make one")
+    usual = Path(
+        os.environ.get("ONNXPRUNE_ZOO", Path(__file__).resolve().parents[2] / "shared" / "zoo")
+    )
+    parser.add_argument(
+        "--zoo",
+        type=Path,
+        default=usual,
+        metavar="FOLDER",
+        help="trained models with data; benchmarks/zoo.py says how to make one",
+    )
 
 
 class Samples:
@@ -110,7 +136,9 @@ class Samples:
             blob = next((k for k in ("jpeg", "png") if k in arrays.files), None)
             self._blob: np.ndarray = arrays[blob or "images"]
             self._offsets: np.ndarray | None = arrays["offsets"] if blob else None
-            self._labels = {k: arrays[k] for k in ("labels", "person", "masks", "boxes") if k in arrays.files}
+            self._labels = {
+                k: arrays[k] for k in ("labels", "person", "masks", "boxes") if k in arrays.files
+            }
         self.count = len(self._blob) if self._offsets is None else len(self._offsets) - 1
 
     def image(self, index: int) -> np.ndarray:
@@ -119,7 +147,11 @@ class Samples:
             return np.asarray(self._blob[index])
         from PIL import Image
 
-        return np.array(Image.open(io.BytesIO(self._blob[self._offsets[index] : self._offsets[index + 1]].tobytes())))
+        return np.array(
+            Image.open(
+                io.BytesIO(self._blob[self._offsets[index] : self._offsets[index + 1]].tobytes())
+            )
+        )
 
     def read(self, index: int) -> tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]:
         """Input and labels of one sample."""
@@ -129,7 +161,11 @@ class Samples:
             labels["boxes"] = self._labels["boxes"][self._labels["boxes"][:, 0] == index]
         if self.entry.task == "sr":
             labels["targets"], image = reduced(image, int(self.entry.fields["scale"]))
-        return f"{self.path.name} sample {index}", {self.name: prepared(image, self.entry.fields.get("pre", {}))}, labels
+        return (
+            f"{self.path.name} sample {index}",
+            {self.name: prepared(image, self.entry.fields.get("pre", {}))},
+            labels,
+        )
 
     def describe(self) -> str:
         """ "samples from coco_val_128.npz"."""
@@ -142,15 +178,22 @@ class Samples:
         return sha256(self.path)
 
 
-def score(entry: Entry, model: Any = None, *, limit: int | None = None, metric: str | None = None, threads: int = 1) -> dict[str, Score]:
+def score(
+    entry: Entry,
+    model: Any = None,
+    *,
+    limit: int | None = None,
+    metric: str | None = None,
+    threads: int = 1,
+) -> dict[str, Score]:
     """The entry's metric by evaluation file, of its own model or of a changed one (a path, or a loaded Model).
 
     limit: the first so many samples of each file.
     """
     from onnxprune.data.labelled import open_labelled
-    from onnxprune.metrics.run import evaluate
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session
+    from onnxprune.metrics.run import evaluate
 
     loaded = load(entry.path if model is None else model)
     inputs = Session(loaded, threads=threads).inputs
@@ -159,7 +202,9 @@ def score(entry: Entry, model: Any = None, *, limit: int | None = None, metric: 
         data = open_labelled(Samples(entry, file), inputs)
         data = replace(data, chosen=data.chosen[:limit])
         batch = 1 if entry.task in ("segment", "sr") else 32
-        found[file] = evaluate(loaded, data, metric or entry.metric, entry.options, threads=threads, batch_size=batch)
+        found[file] = evaluate(
+            loaded, data, metric or entry.metric, entry.options, threads=threads, batch_size=batch
+        )
     return found
 
 
@@ -172,9 +217,15 @@ def calibration(entry: Entry, samples: int = 256) -> np.ndarray:
     for index in range(source.count):
         whole = source.read(index)[1][source.name]
         for top in range(0, whole.shape[1] - PATCH + 1, PATCH):
-            patches += [whole[:, top : top + PATCH, left : left + PATCH] for left in range(0, whole.shape[2] - PATCH + 1, PATCH)]
+            patches += [
+                whole[:, top : top + PATCH, left : left + PATCH]
+                for left in range(0, whole.shape[2] - PATCH + 1, PATCH)
+            ]
     if not patches:
-        raise DataError("zoo-data", f"{source.path}: no image is {PATCH} pixels wide and high after the reduction")
+        raise DataError(
+            "zoo-data",
+            f"{source.path}: no image is {PATCH} pixels wide and high after the reduction",
+        )
     order = np.random.default_rng(0).permutation(len(patches))[:samples]
     return np.stack([patches[k] for k in order])
 
@@ -195,12 +246,21 @@ def prepared(image: np.ndarray, pre: Mapping[str, Any]) -> np.ndarray:
         try:
             import cv2
         except ImportError:
-            raise OnnxpruneError("missing-opencv", "this model's images are resized by OpenCV: pip install opencv-python-headless") from None
-        image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if pre.get("interp") == "area" else cv2.INTER_LINEAR)
+            raise OnnxpruneError(
+                "missing-opencv",
+                "this model's images are resized by OpenCV: pip install opencv-python-headless",
+            ) from None
+        image = cv2.resize(
+            image,
+            (side, side),
+            interpolation=cv2.INTER_AREA if pre.get("interp") == "area" else cv2.INTER_LINEAR,
+        )
     x: np.ndarray = image.astype(np.float32)
     if pre.get("order") == "bgr":
         x = x[..., ::-1]
-    x = (x * np.float32(pre.get("scale", 1)) - np.asarray(pre.get("mean", 0), np.float32)) / np.asarray(pre.get("std", 1), np.float32)
+    x = (
+        x * np.float32(pre.get("scale", 1)) - np.asarray(pre.get("mean", 0), np.float32)
+    ) / np.asarray(pre.get("std", 1), np.float32)
     return np.ascontiguousarray((x * np.float32(pre.get("post", 1))).transpose(2, 0, 1))
 
 
@@ -210,7 +270,9 @@ def reduced(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
 
     height, width = image.shape[0] // scale * scale, image.shape[1] // scale * scale
     whole = image[:height, :width]
-    return whole, np.array(Image.fromarray(whole).resize((width // scale, height // scale), Image.Resampling.BICUBIC))
+    return whole, np.array(
+        Image.fromarray(whole).resize((width // scale, height // scale), Image.Resampling.BICUBIC)
+    )
 
 
 def main() -> None:
@@ -228,9 +290,14 @@ def main() -> None:
     for name in chosen.names or entries:
         if name not in entries:
             parser.error(f"no entry {name!r}; there are {', '.join(entries)}")
-        for file, found in score(entries[name], chosen.onnx, limit=chosen.limit, threads=chosen.threads).items():
+        for file, found in score(
+            entries[name], chosen.onnx, limit=chosen.limit, threads=chosen.threads
+        ).items():
             error = "" if found.standard_error is None else f" +- {found.standard_error:.4f}"
-            print(f"{name:30} {file:30} {found.name:8} {found.value:.4f}{error} (n = {found.n})", flush=True)
+            print(
+                f"{name:30} {file:30} {found.name:8} {found.value:.4f}{error} (n = {found.n})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

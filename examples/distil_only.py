@@ -29,14 +29,21 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--mean", type=numbers, default=(0.0,))
     parser.add_argument("--std", type=numbers, default=(1.0,))
-    parser.add_argument("--loss", default="kd+0.1*feature", help="kd, dist, output, feature, or a weighted sum")
+    parser.add_argument(
+        "--loss", default="kd+0.1*feature", help="kd, dist, output, feature, or a weighted sum"
+    )
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--samples", type=int, default=4096)
     chosen = parser.parse_args()
     pruned, original = load(chosen.pruned), load(chosen.original)
     kind = Preprocess(mean=chosen.mean, std=chosen.std)
     data = open_data(chosen.data, Session(original).inputs, samples=chosen.samples, preprocess=kind)
-    result = tune(pruned, data, Settings(loss=chosen.loss, epochs=chosen.epochs, augment="flip"), teacher=original)
+    result = tune(
+        pruned,
+        data,
+        Settings(loss=chosen.loss, epochs=chosen.epochs, augment="flip"),
+        teacher=original,
+    )
     save(result.model, chosen.output, overwrite=True)
     print(f"held-out loss {-result.start_score:.4f} -> {-result.score:.4f}")
 

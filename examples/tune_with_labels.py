@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.labelled import open_labelled
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.events import Event
 from onnxprune.ir.io import load, save
 from onnxprune.ir.runtime import Session
@@ -43,12 +43,20 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="file to go on from when the run is started again")
     chosen = parser.parse_args()
     pruned, original = load(chosen.pruned), load(chosen.original)
-    data = open_labelled(chosen.data, Session(original).inputs, preprocess=Preprocess(mean=chosen.mean, std=chosen.std))
+    data = open_labelled(
+        chosen.data,
+        Session(original).inputs,
+        preprocess=Preprocess(mean=chosen.mean, std=chosen.std),
+    )
     settings = Settings(loss="kd+0.5*ce", epochs=chosen.epochs, augment="flip-shift")
-    result = tune(pruned, data, settings, teacher=original, checkpoint=chosen.checkpoint, on_event=tell)
+    result = tune(
+        pruned, data, settings, teacher=original, checkpoint=chosen.checkpoint, on_event=tell
+    )
     if os.environ.get("RANK", "0") == "0":
         save(result.model, chosen.output, overwrite=True)
-        print(f"{result.start_score:.4f} -> {result.score:.4f} on held-out samples, epoch {result.epoch}")
+        print(
+            f"{result.start_score:.4f} -> {result.score:.4f} on held-out samples, epoch {result.epoch}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """onnxprune: structured pruning of ONNX models.
 
-    import onnxprune
-    report = onnxprune.optimize("model.onnx", "small.onnx", target="macs=50%", data="images/")
+import onnxprune
+report = onnxprune.optimize("model.onnx", "small.onnx", target="macs=50%", data="images/")
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ class MissingExtraError(OnnxpruneError):
     """An optional dependency is needed and not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__("missing-extra", f'{purpose} needs {package}: pip install "onnxprune[{extra}]"')
+        super().__init__(
+            "missing-extra", f'{purpose} needs {package}: pip install "onnxprune[{extra}]"'
+        )
 
 
 class UsageError(OnnxpruneError):

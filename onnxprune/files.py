@@ -27,7 +27,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as problem:
-        raise OutputError("output-unwritable", f"cannot write {path}: {problem.strerror}") from problem
+        raise OutputError(
+            "output-unwritable", f"cannot write {path}: {problem.strerror}"
+        ) from problem
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -36,7 +38,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except OSError as problem:
-        raise OutputError("output-unwritable", f"cannot write {path}: {problem.strerror}") from problem
+        raise OutputError(
+            "output-unwritable", f"cannot write {path}: {problem.strerror}"
+        ) from problem
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -56,7 +60,11 @@ def write_json(path: str | Path, value: Any) -> None:
 def sha256(path: str | Path) -> str:
     """Hex digest of a file, read in blocks."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
 
 
 def _digest(file: BinaryIO) -> str:

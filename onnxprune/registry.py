@@ -60,7 +60,10 @@ class Registry:
         try:
             return self.plugins[name].load()
         except (Exception, SystemExit) as problem:
-            raise OnnxpruneError("plugin-broken", f"{self.kind} {name!r} is a plug-in that fails to import: {problem!r}") from problem
+            raise OnnxpruneError(
+                "plugin-broken",
+                f"{self.kind} {name!r} is a plug-in that fails to import: {problem!r}",
+            ) from problem
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, one line of description) of everything, a broken plug-in with its error."""

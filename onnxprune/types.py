@@ -65,7 +65,12 @@ class Cost:
 
     def as_dict(self) -> dict[str, int]:
         """{"macs", "params", "bytes", "activation_bytes"}: the words of the command line."""
-        return {"macs": self.macs, "params": self.params, "bytes": self.size_bytes, "activation_bytes": self.activation_bytes}
+        return {
+            "macs": self.macs,
+            "params": self.params,
+            "bytes": self.size_bytes,
+            "activation_bytes": self.activation_bytes,
+        }
 
 
 # group name -> float64 array (size,), higher = keep; NaN is not allowed
@@ -90,23 +95,42 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain data, stable order."""
         groups = {n: {"size": self.sizes[n], "kept": list(self.kept[n])} for n in sorted(self.kept)}
-        return {"format": PLAN_FORMAT, "source": self.source, "decided_by": dict(self.decided_by), "options": dict(self.options), "groups": groups}
+        return {
+            "format": PLAN_FORMAT,
+            "source": self.source,
+            "decided_by": dict(self.decided_by),
+            "options": dict(self.options),
+            "groups": groups,
+        }
 
     @staticmethod
     def from_json(data: Any) -> Plan:
         """The plan in `data`; UsageError where it is none."""
         try:
             if data["format"] != PLAN_FORMAT:
-                raise UsageError("plan-format", f"plan format {data['format']!r} is not {PLAN_FORMAT}")
+                raise UsageError(
+                    "plan-format", f"plan format {data['format']!r} is not {PLAN_FORMAT}"
+                )
             kept, sizes = {}, {}
             for name, group in data["groups"].items():
                 indices, size = [int(i) for i in group["kept"]], int(group["size"])
                 if indices != sorted(set(indices)) or any(not 0 <= i < size for i in indices):
-                    raise UsageError("plan-indices", f"group {name!r}: kept must be sorted, unique and below {size}")
+                    raise UsageError(
+                        "plan-indices",
+                        f"group {name!r}: kept must be sorted, unique and below {size}",
+                    )
                 kept[str(name)], sizes[str(name)] = tuple(indices), size
-            return Plan(str(data["source"]), kept, sizes, dict(data.get("decided_by", {})), dict(data.get("options", {})))
+            return Plan(
+                str(data["source"]),
+                kept,
+                sizes,
+                dict(data.get("decided_by", {})),
+                dict(data.get("options", {})),
+            )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
-            raise UsageError("plan-invalid", f"not a plan: {type(problem).__name__} {problem}") from problem
+            raise UsageError(
+                "plan-invalid", f"not a plan: {type(problem).__name__} {problem}"
+            ) from problem
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -114,6 +138,8 @@ class Plan:
         try:
             return Plan.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as problem:
-            raise UsageError("plan-unreadable", f"cannot read plan {path}: {problem.strerror}") from problem
+            raise UsageError(
+                "plan-unreadable", f"cannot read plan {path}: {problem.strerror}"
+            ) from problem
         except (ValueError, RecursionError) as problem:
             raise UsageError("plan-invalid", f"{path} is not a plan: {problem}") from problem

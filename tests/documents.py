@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_BLOCK = re.compile(r"(?:^<!--\s*(?P<note>[a-z ]+):\s*(?P<value>[^\n]*?)\s*-->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:^<!--\s*(?P<note>[a-z ]+):\s*(?P<value>[^\n]*?)\s*-->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 _NUMBER = re.compile(r"(?<![\w#])[-+]?\d[\d.,e+-]*")
 ELLIPSIS = "..."
 NOTES = {None, "file", "not run", "exit"}
@@ -43,8 +46,16 @@ def blocks(path: Path) -> Iterator[Block]:
     text = path.read_text(encoding="utf-8")
     for found in _BLOCK.finditer(text):
         if found["note"] not in NOTES:
-            raise ValueError(f"{path}: <!-- {found['note']}: ... --> is none of {sorted(n for n in NOTES if n)}")
-        yield Block(found["language"], found["text"], found["note"], found["value"] or "", text.count("\n", 0, found.start("language")) + 1)
+            raise ValueError(
+                f"{path}: <!-- {found['note']}: ... --> is none of {sorted(n for n in NOTES if n)}"
+            )
+        yield Block(
+            found["language"],
+            found["text"],
+            found["note"],
+            found["value"] or "",
+            text.count("\n", 0, found.start("language")) + 1,
+        )
 
 
 def commands(block: Block) -> list[Command]:
@@ -72,4 +83,6 @@ def alike(line: str) -> str:
 def absent(shown: list[str], printed: str) -> list[str]:
     """The shown lines that are not printed, figures aside; `...` stands for any lines."""
     there = {alike(line) for line in printed.splitlines()}
-    return [line for line in shown if line.strip() not in ("", ELLIPSIS) and alike(line) not in there]
+    return [
+        line for line in shown if line.strip() not in ("", ELLIPSIS) and alike(line) not in there
+    ]

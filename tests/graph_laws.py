@@ -33,7 +33,12 @@ def random_plan(analysis: Analysis, rng: np.random.Generator, floor: int = 1) ->
 def no_axis_of_one(analysis: Analysis, plan: Plan) -> Plan:
     """The plan without the groups that would leave an axis a single position: those are frozen when analysed anew."""
     kept = dict(plan.kept)
-    axes = [a for t in (*analysis.record.tensors.values(), *analysis.record.uses) for a in t.axes if isinstance(a, np.ndarray)]
+    axes = [
+        a
+        for t in (*analysis.record.tensors.values(), *analysis.record.uses)
+        for a in t.axes
+        if isinstance(a, np.ndarray)
+    ]
     group_of = {c: name for name, causes in analysis.causes.items() for c in causes.tolist()}
     for ids in axes:
         if len(ids) > 1 and analysis.keep(ids, analysis.removed(kept)).sum() <= 1:
@@ -44,11 +49,15 @@ def no_axis_of_one(analysis: Analysis, plan: Plan) -> Plan:
 
 def plan_of(analysis: Analysis, kept: Mapping[str, tuple[int, ...]]) -> Plan:
     """A plan that keeps what is told and leaves the rest whole."""
-    return Plan(analysis.digest, dict(kept), {g: analysis.group(g).size for g in kept}, {}, analysis.options)
+    return Plan(
+        analysis.digest, dict(kept), {g: analysis.group(g).size for g in kept}, {}, analysis.options
+    )
 
 
-def assert_exact(analysis: Analysis, plan: Plan, tolerance: float | None = None) -> tuple[Model, Verification]:
-    """cut == masked."""
+def assert_exact(
+    analysis: Analysis, plan: Plan, tolerance: float | None = None
+) -> tuple[Model, Verification]:
+    """Cut == masked."""
     pruned = cut(analysis, plan)
     found = verify(analysis, plan, pruned, tolerance=tolerance)
     assert found.difference <= found.tolerance, (found, dict(plan.kept))
@@ -63,7 +72,12 @@ def assert_shapes_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) ->
     checked = 0
     for name, tensor in analysis.record.tensors.items():
         for i, ids in enumerate(tensor.axes):
-            if name in found and isinstance(ids, np.ndarray) and len(found[name]) == len(tensor.axes) and found[name][i].HasField("dim_value"):
+            if (
+                name in found
+                and isinstance(ids, np.ndarray)
+                and len(found[name]) == len(tensor.axes)
+                and found[name][i].HasField("dim_value")
+            ):
                 assert found[name][i].dim_value == int(analysis.keep(ids, removed).sum()), (name, i)
                 checked += 1
     assert checked or not analysis.groups
@@ -82,7 +96,9 @@ def assert_cost_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) -> N
 Place = tuple[str, int, int, int]  # node, operand, axis, position
 
 
-def footprints(analysis: Analysis, removed: np.ndarray | None = None) -> dict[frozenset[Place], list[int]]:
+def footprints(
+    analysis: Analysis, removed: np.ndarray | None = None
+) -> dict[frozenset[Place], list[int]]:
     """Where in the weights each cause lies, positions counted among those that stay: places -> indices of the causes there."""
     gone = analysis.removed({}) if removed is None else removed
     found: dict[int, set[Place]] = {}
@@ -93,7 +109,9 @@ def footprints(analysis: Analysis, removed: np.ndarray | None = None) -> dict[fr
             keep = analysis.keep(ids, gone)
             for position, causes in enumerate(analysis.axes.table(ids)[keep]):
                 for cause in set(causes.tolist()) - {analysis.axes.causes}:
-                    found.setdefault(cause, set()).add((label(analysis.record.nodes[use.node]), use.slot, axis, position))
+                    found.setdefault(cause, set()).add(
+                        (label(analysis.record.nodes[use.node]), use.slot, axis, position)
+                    )
     by_places: dict[frozenset[Place], list[int]] = {}
     for cause, places in found.items():
         by_places.setdefault(frozenset(places), []).append(cause)
@@ -104,11 +122,16 @@ def assert_finds_the_rest(analysis: Analysis, plan: Plan, pruned: Model) -> Anal
     """The analysis of the cut model has exactly the causes that are left."""
     again = analyse(pruned)
     expected, found = set(footprints(analysis, analysis.removed(plan.kept))), set(footprints(again))
-    assert found == expected, (sorted(map(sorted, found - expected))[:3], sorted(map(sorted, expected - found))[:3])
+    assert found == expected, (
+        sorted(map(sorted, found - expected))[:3],
+        sorted(map(sorted, expected - found))[:3],
+    )
     return again
 
 
-def assert_composes(analysis: Analysis, first: Plan, pruned: Model, again: Analysis, rng: np.random.Generator) -> None:
+def assert_composes(
+    analysis: Analysis, first: Plan, pruned: Model, again: Analysis, rng: np.random.Generator
+) -> None:
     """Cut A then cut B is cut A or B: the same nodes, the same values."""
     second = random_plan(again, rng)
     left = footprints(analysis, analysis.removed(first.kept))
@@ -116,16 +139,24 @@ def assert_composes(analysis: Analysis, first: Plan, pruned: Model, again: Analy
     also = again.removed(second.kept)
     for places, causes in footprints(again).items():
         gone[left[places]] |= also[causes].any()
-    kept = {name: tuple(np.flatnonzero(~gone[causes]).tolist()) for name, causes in analysis.causes.items() if gone[causes].any()}
+    kept = {
+        name: tuple(np.flatnonzero(~gone[causes]).tolist())
+        for name, causes in analysis.causes.items()
+        if gone[causes].any()
+    }
     assert_same(cut(again, second), cut(analysis, plan_of(analysis, kept)))
 
 
 def assert_same(a: Model, b: Model) -> None:
     """The same graph up to names of initializers, and to bounds of slices, which may lie behind the end."""
     assert [n.name for n in a.proto.graph.node] == [n.name for n in b.proto.graph.node]
-    for left, right in zip(a.proto.graph.node, b.proto.graph.node):
+    for left, right in zip(a.proto.graph.node, b.proto.graph.node, strict=False):
         assert list(left.attribute) == list(right.attribute), left.name
-        for p, q in zip(left.input[:1], right.input[:1]) if left.op_type == "Slice" else zip(left.input, right.input):
+        for p, q in (
+            zip(left.input[:1], right.input[:1], strict=False)
+            if left.op_type == "Slice"
+            else zip(left.input, right.input, strict=False)
+        ):
             if p in a.weights or q in b.weights:
                 np.testing.assert_array_equal(a.weights[p].array(), b.weights[q].array(), left.name)
             else:
@@ -137,7 +168,14 @@ def live_positions(analysis: Analysis) -> set[Place]:
     return {place for places in footprints(analysis) for place in places}
 
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8)
+_FLOATS = (
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.DOUBLE,
+    TensorProto.BFLOAT16,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+)
 
 
 def counted_params(proto: ModelProto) -> int:
@@ -148,11 +186,32 @@ def counted_params(proto: ModelProto) -> int:
 def counted_macs(proto: ModelProto) -> int | None:
     """Multiply-accumulates by each op's definition; None where some op is not known here or a shape is not."""
     graph = shape_inference.infer_shapes(proto, data_prop=True).graph
-    shapes = {v.name: [d.dim_value if d.HasField("dim_value") else 0 for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.value_info, *graph.output)}
+    shapes = {
+        v.name: [
+            d.dim_value if d.HasField("dim_value") else 0 for d in v.type.tensor_type.shape.dim
+        ]
+        for v in (*graph.input, *graph.value_info, *graph.output)
+    }
     shapes |= {t.name: list(t.dims) for t in graph.initializer}
     total = 0
     for node in graph.node:
-        if any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute) or node.op_type in ("ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger", "Einsum", "Attention", "LSTM", "GRU", "RNN", "DeformConv") or node.domain:
+        if (
+            any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)
+            or node.op_type
+            in (
+                "ConvInteger",
+                "QLinearConv",
+                "QLinearMatMul",
+                "MatMulInteger",
+                "Einsum",
+                "Attention",
+                "LSTM",
+                "GRU",
+                "RNN",
+                "DeformConv",
+            )
+            or node.domain
+        ):
             return None
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue

@@ -28,7 +28,9 @@ def net(text: str, *, opset: int = 17, ir_version: int = IR_VERSION) -> ModelPro
     outputs = parts[3] if len(parts) > 3 else "float[] y"
     imports = f'"": {opset}, "com.microsoft": 1, "custom": 1'
     body = nodes.replace(";", "\n")
-    model = parser.parse_model(f"<ir_version: {ir_version}, opset_import: [{imports}]> g ({inputs}) => ({outputs}) <{weights}> {{ {body} }}")
+    model = parser.parse_model(
+        f"<ir_version: {ir_version}, opset_import: [{imports}]> g ({inputs}) => ({outputs}) <{weights}> {{ {body} }}"
+    )
     rng = np.random.default_rng(zlib.crc32(text.encode()))
     used = {d for n in model.graph.node for d in (n.domain,)} | {""}
     kept = [o for o in model.opset_import if o.domain in used]
@@ -51,12 +53,14 @@ def random_weight(rng: np.random.Generator, info: onnx.ValueInfoProto) -> Tensor
     elif info.name.startswith("v"):
         values = rng.uniform(0.5, 1.5, shape)
     else:
-        values = rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1.0) if len(shape) > 1 else 1.0)
+        values = rng.standard_normal(shape) / np.sqrt(
+            max(np.prod(shape[1:]), 1.0) if len(shape) > 1 else 1.0
+        )
     return numpy_helper.from_array(np.asarray(values).astype(dtype), info.name)
 
 
 def _give_output_shapes(model: ModelProto) -> None:
-    """onnx's checker wants a shape on every output."""
+    """Onnx's checker wants a shape on every output."""
     found = infer(load(model))
     for output in model.graph.output:
         if not output.type.tensor_type.HasField("shape") and output.name in found.types:

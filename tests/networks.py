@@ -23,10 +23,17 @@ class _Text:
         self.nodes.append(f"{name} = {text}")
         return name
 
-    def conv(self, x: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> str:
+    def conv(
+        self, x: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1
+    ) -> str:
         n, pad = len(self.nodes), kernel // 2
-        self.weights += [f"float[{outputs},{inputs // groups},{kernel},{kernel}] w{n}", f"float[{outputs}] b{n}"]
-        return self.node(f"Conv<group={groups}, kernel_shape=[{kernel},{kernel}], pads=[{pad},{pad},{pad},{pad}], strides=[{stride},{stride}]>({x}, w{n}, b{n})")
+        self.weights += [
+            f"float[{outputs},{inputs // groups},{kernel},{kernel}] w{n}",
+            f"float[{outputs}] b{n}",
+        ]
+        return self.node(
+            f"Conv<group={groups}, kernel_shape=[{kernel},{kernel}], pads=[{pad},{pad},{pad},{pad}], strides=[{stride},{stride}]>({x}, w{n}, b{n})"
+        )
 
     def model(self, x: str, width: int, side: int) -> ModelProto:
         """With a classifier behind x."""
@@ -60,7 +67,15 @@ def mobilenet_v2(side: int = 64) -> ModelProto:
         return net.node(f"Clip({x}, lo, hi)")
 
     x, width = relu6(net.conv("x", 3, 32, 3, 2)), 32
-    for t, c, n, s in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+    for t, c, n, s in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for repeat in range(n):
             stride, wide = 1 if repeat else s, t * width
             inner = relu6(net.conv(x, width, wide, 1)) if t > 1 else x

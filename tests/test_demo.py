@@ -43,8 +43,12 @@ def test_it_classifies_held_out_digits_at_any_batch_size() -> None:
     session = onnxruntime.InferenceSession(str(demo.files().model), options)
     logits = session.run(None, {"images": images})[0]
     assert (logits.argmax(1) == labels).mean() >= TOP1
-    one_by_one = np.concatenate([session.run(None, {"images": images[i : i + 1]})[0] for i in range(8)])
-    np.testing.assert_allclose(one_by_one, logits[:8], rtol=1e-4, atol=1e-4)  # float32 sums in another order
+    one_by_one = np.concatenate(
+        [session.run(None, {"images": images[i : i + 1]})[0] for i in range(8)]
+    )
+    np.testing.assert_allclose(
+        one_by_one, logits[:8], rtol=1e-4, atol=1e-4
+    )  # float32 sums in another order
 
 
 def test_no_calibration_image_is_an_evaluation_image() -> None:
@@ -62,7 +66,11 @@ def test_it_is_a_small_folded_opset_17_graph_with_class_names() -> None:
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
     ops = {node.op_type for node in model.graph.node}
     assert {"Conv", "Add", "Concat", "Gemm"} <= ops and "BatchNormalization" not in ops
-    depthwise = [n for n in model.graph.node if n.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in n.attribute)]
+    depthwise = [
+        n
+        for n in model.graph.node
+        if n.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in n.attribute)
+    ]
     assert len(depthwise) == 2
     names = json.loads({p.key: p.value for p in model.metadata_props}["names"])
     assert list(names) == [str(i) for i in range(10)] and names["7"] == "seven"
@@ -79,10 +87,16 @@ def test_the_data_are_the_scripts() -> None:
 
 
 @pytest.mark.slow
-def test_the_script_exports_the_graph_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_exports_the_graph_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = training_script()
     monkeypatch.setattr(script, "EPOCHS", 1)  # the graph is the same however long it is trained
     script.export(script.train(*script.splits()["training"]), tmp_path / "digits.onnx")
     again, shipped = onnx.load(tmp_path / "digits.onnx").graph, onnx.load(demo.files().model).graph
-    assert [(n.op_type, list(n.input), list(n.output)) for n in again.node] == [(n.op_type, list(n.input), list(n.output)) for n in shipped.node]
-    assert {t.name: list(t.dims) for t in again.initializer} == {t.name: list(t.dims) for t in shipped.initializer}
+    assert [(n.op_type, list(n.input), list(n.output)) for n in again.node] == [
+        (n.op_type, list(n.input), list(n.output)) for n in shipped.node
+    ]
+    assert {t.name: list(t.dims) for t in again.initializer} == {
+        t.name: list(t.dims) for t in shipped.initializer
+    }

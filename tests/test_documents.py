@@ -39,7 +39,11 @@ def trained(desk: Path, zoo: Path) -> None:
     with np.load(zoo / "data" / "cifar10_field_1000.npz") as data:
         write_images(desk / "calibration", data["images"][: 4 * IMAGES])
     with np.load(zoo / "data" / "cifar10_test_4000.npz") as data:
-        np.savez(desk / "evaluation.npz", images=data["images"][:LABELLED], labels=data["labels"][:LABELLED])
+        np.savez(
+            desk / "evaluation.npz",
+            images=data["images"][:LABELLED],
+            labels=data["labels"][:LABELLED],
+        )
 
 
 def write_images(folder: Path, images: np.ndarray) -> None:
@@ -54,11 +58,22 @@ def bash(text: str, folder: Path) -> tuple[int, str]:
     """(status, what was printed) of a command line as a reader would type it."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     installed = str(folder / "installed")  # what a page installs, without a network
-    pip = {"PIP_TARGET": installed, "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PYTHONPATH": installed}
+    pip = {
+        "PIP_TARGET": installed,
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PYTHONPATH": installed,
+    }
     done = subprocess.run(
-        ["bash", "-c", text], cwd=folder, env={**os.environ, **pip, "PATH": path, "COLUMNS": "160"}, text=True, timeout=COMMAND_LIMIT_S,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
+        ["bash", "-c", text],
+        cwd=folder,
+        env={**os.environ, **pip, "PATH": path, "COLUMNS": "160"},
+        text=True,
+        timeout=COMMAND_LIMIT_S,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     return done.returncode, done.stdout
 
 
@@ -83,19 +98,40 @@ def test_the_page_is_true(page: Path, desk: Path, request: pytest.FixtureRequest
             for command in listed:
                 status, printed = bash(command.text, desk)
                 expected = int(block.value) if block.note == "exit" and command is listed[-1] else 0
-                assert status == expected, f"{where}: {command.text}\nends with {status}:\n{printed}"
-                assert not absent(command.shown, printed), f"{where}: {command.text}\nprints:\n{printed}"
+                assert status == expected, (
+                    f"{where}: {command.text}\nends with {status}:\n{printed}"
+                )
+                assert not absent(command.shown, printed), (
+                    f"{where}: {command.text}\nprints:\n{printed}"
+                )
 
 
 def test_what_follows_from_the_code_is_up_to_date() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "generate_docs.py"), "--check"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "generate_docs.py"), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python tools/generate_docs.py"
 
 
 @pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
-    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "trees"), str(ROOT / "docs"), str(tmp_path / "site")]
+    build = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        str(tmp_path / "trees"),
+        str(ROOT / "docs"),
+        str(tmp_path / "site"),
+    ]
     done = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "reference.html").is_file()

@@ -36,7 +36,22 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # optional (the extras of setup.cfg): never needed to import a module that others import
-EXTRAS = {"PIL", "torch", "openvino", "ncnn", "pnnx", "MNN", "tensorrt", "cuda", "pycuda", "joblib", "ray", "dask", "distributed", "pycocotools"}
+EXTRAS = {
+    "PIL",
+    "torch",
+    "openvino",
+    "ncnn",
+    "pnnx",
+    "MNN",
+    "tensorrt",
+    "cuda",
+    "pycuda",
+    "joblib",
+    "ray",
+    "dask",
+    "distributed",
+    "pycocotools",
+}
 # always there: slow to import, or of one platform or Python version only
 HEAVY = {"onnx", "onnxruntime", "scipy", "fcntl", "msvcrt", "tomllib", "tomli"}
 
@@ -65,8 +80,12 @@ def imports(tree: ast.AST, deferred: bool = False) -> Iterator[Import]:
             yield from (Import(alias.name, deferred, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative import"
-            yield from (Import(f"{node.module}.{alias.name}", deferred, node.lineno) for alias in node.names)
-        yield from imports(node, deferred or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+            yield from (
+                Import(f"{node.module}.{alias.name}", deferred, node.lineno) for alias in node.names
+            )
+        yield from imports(
+            node, deferred or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        )
 
 
 @cache
@@ -78,7 +97,10 @@ def imported() -> Mapping[str, list[Import]]:
         return target if target in known or "." not in target else target.rpartition(".")[0]
 
     return {
-        name: [i._replace(target=module_of(i.target)) for i in imports(ast.parse(path.read_text(encoding="utf-8")))]
+        name: [
+            i._replace(target=module_of(i.target))
+            for i in imports(ast.parse(path.read_text(encoding="utf-8")))
+        ]
         for name, path in known.items()
         if path.parent != SCRIPTS
     }
@@ -98,7 +120,10 @@ def inside(target: str) -> bool:
 def optional(module: str) -> bool:
     """Whether the module needs an extra just to be imported, itself or through another."""
     top = [i.target for i in imported()[module] if not i.deferred and i.target != module]
-    return any(target.split(".")[0] in EXTRAS or target in imported() and optional(target) for target in top)
+    return any(
+        target.split(".")[0] in EXTRAS or target in imported() and optional(target)
+        for target in top
+    )
 
 
 def light(module: str) -> bool:
@@ -107,7 +132,9 @@ def light(module: str) -> bool:
 
 
 def test_every_module_has_a_layer() -> None:
-    assert {layer(m) for m in modules()} - {""} <= set(RANK), "name the new module's layer in LAYERS"
+    assert {layer(m) for m in modules()} - {""} <= set(RANK), (
+        "name the new module's layer in LAYERS"
+    )
 
 
 def test_imports_go_down() -> None:
@@ -115,14 +142,24 @@ def test_imports_go_down() -> None:
         f"{name}:{i.line} imports {i.target}"
         for name, found in imported().items()
         for i in found
-        if inside(i.target) and layer(name) and layer(i.target) and RANK[layer(name)] < RANK[layer(i.target)]
+        if inside(i.target)
+        and layer(name)
+        and layer(i.target)
+        and RANK[layer(name)] < RANK[layer(i.target)]
     ]
     assert not up
 
 
 def test_layers_have_no_cycle() -> None:
-    edges = {(layer(name), layer(i.target)) for name, found in imported().items() for i in found if inside(i.target)}
-    below = {a: {b for x, b in edges if x == a and b not in ("", a)} for a in {a for a, _ in edges} if a}
+    edges = {
+        (layer(name), layer(i.target))
+        for name, found in imported().items()
+        for i in found
+        if inside(i.target)
+    }
+    below = {
+        a: {b for x, b in edges if x == a and b not in ("", a)} for a in {a for a, _ in edges} if a
+    }
     while below:
         leaves = {a for a in below if not below[a] & below.keys()}
         assert leaves, f"these import each other in a circle: {sorted(below)}"
@@ -130,7 +167,11 @@ def test_layers_have_no_cycle() -> None:
 
 
 def test_modules_have_no_cycle() -> None:
-    below = {name: {i.target for i in found if i.target in imported() and i.target != name} for name, found in imported().items() if layer(name)}
+    below = {
+        name: {i.target for i in found if i.target in imported() and i.target != name}
+        for name, found in imported().items()
+        if layer(name)
+    }
     while below:
         leaves = {a for a in below if not below[a] & below.keys()}
         assert leaves, f"these import each other in a circle: {sorted(below)}"
@@ -143,13 +184,19 @@ def test_imports_inside_functions_have_a_reason() -> None:
         f"{name}:{i.line} imports {i.target}"
         for name, found in imported().items()
         for i in found
-        if i.deferred and i.target.split(".")[0] not in EXTRAS | HEAVY and not (inside(i.target) and (light(name) or optional(i.target)))
+        if i.deferred
+        and i.target.split(".")[0] not in EXTRAS | HEAVY
+        and not (inside(i.target) and (light(name) or optional(i.target)))
     ]
     assert not without
 
 
 def test_only_tuning_needs_an_extra_to_be_imported() -> None:
-    early = [name for name in imported() if optional(name) and (layer(name) != "tune" or name == "onnxprune.tune")]
+    early = [
+        name
+        for name in imported()
+        if optional(name) and (layer(name) != "tune" or name == "onnxprune.tune")
+    ]
     assert not early
 
 
@@ -162,19 +209,35 @@ def test_modules_classes_and_public_names_are_documented() -> None:
     silent = []
     for name, path in modules().items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
-        silent += [f"{name}.{getattr(node, 'name', '')}" for node in (tree, *classes) if tree.body and not ast.get_docstring(node)]
-    silent += [f"onnxprune.{name}" for name in onnxprune.__all__ if callable(getattr(onnxprune, name)) and not getattr(onnxprune, name).__doc__]
+        classes = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        ]
+        silent += [
+            f"{name}.{getattr(node, 'name', '')}"
+            for node in (tree, *classes)
+            if tree.body and not ast.get_docstring(node)
+        ]
+    silent += [
+        f"onnxprune.{name}"
+        for name in onnxprune.__all__
+        if callable(getattr(onnxprune, name)) and not getattr(onnxprune, name).__doc__
+    ]
     assert not silent
 
 
-@pytest.mark.parametrize("code", ["import onnxprune", "import onnxprune.cli as c; c.main(['--help'])"])
+@pytest.mark.parametrize(
+    "code", ["import onnxprune", "import onnxprune.cli as c; c.main(['--help'])"]
+)
 def test_starting_is_fast(code: str) -> None:
     """Processor time of a fresh interpreter, the least of three: other work on the machine does not count."""
     probe = f"import atexit, sys, time; atexit.register(lambda: print(time.process_time(), file=sys.stderr)); {code}"
 
     def seconds() -> float:
-        done = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", probe], check=True, capture_output=True, text=True, timeout=120
+        )
         return float(done.stderr.split()[-1])
 
     assert min(seconds() for _ in range(3)) < START_CPU_S

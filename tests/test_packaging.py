@@ -45,10 +45,23 @@ def test_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
     source = tmp_path / "source"
     ask = ["git", "ls-files", "onnxprune", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
     tracked = subprocess.run(ask, cwd=ROOT, check=True, capture_output=True, text=True)
-    for name in tracked.stdout.splitlines():  # a copy, so that the build leaves nothing in the checkout
+    for (
+        name
+    ) in tracked.stdout.splitlines():  # a copy, so that the build leaves nothing in the checkout
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        str(source),
+    ]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
@@ -60,7 +73,11 @@ def test_every_extra_that_an_error_names_exists(setup: configparser.ConfigParser
     named = set()
     for path in (ROOT / "onnxprune").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MissingExtraError" and isinstance(node.args[1], ast.Constant):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "MissingExtraError"
+                and isinstance(node.args[1], ast.Constant)
+            ):
                 named.add(node.args[1].value)
     assert named <= set(setup["options.extras_require"]), "declare the extra in setup.cfg"
 
@@ -74,7 +91,13 @@ def test_readme_begins_with_the_two_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_explain_themselves_without_installing(command: str) -> None:
-    done = subprocess.run([sys.executable, str(ROOT / command), "--help"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / command), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0 and f"usage: {command}" in done.stdout and not done.stderr
 
 
@@ -86,11 +109,22 @@ def test_ctrl_c_is_left_to_the_command_that_runs() -> None:
         "except KeyboardInterrupt: time.sleep(0.5); print('the same command goes on'); sys.exit(130)"
     )
     code = heard + f"import environment; environment.run([sys.executable, '-c', {command!r}])"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT / "tools", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as runs:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tools",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as runs:
         assert runs.stdout is not None and runs.stdout.readline() == "ready\n"
         os.killpg(runs.pid, signal.SIGINT)
         said, complained = runs.communicate(timeout=60)
-    assert (runs.returncode, said) == (130, "the same command goes on\n") and "Traceback" not in complained and "failed" not in complained
+    assert (
+        (runs.returncode, said) == (130, "the same command goes on\n")
+        and "Traceback" not in complained
+        and "failed" not in complained
+    )
 
 
 @pytest.mark.slow
@@ -102,6 +136,8 @@ def test_quickstart_prunes_the_demo_and_a_model(tmp_path: Path) -> None:
     model.write_bytes(demo.files().model.read_bytes())
     (tmp_path / "onnxprune").mkdir()  # as where the checkout is a folder of that name
     command = [sys.executable, str(ROOT / "tools" / "quickstart"), "model.onnx", "--samples", "64"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert 0 < (tmp_path / "model.pruned.onnx").stat().st_size < model.stat().st_size

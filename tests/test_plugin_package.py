@@ -20,7 +20,16 @@ PACKAGE = ROOT / "tests" / "plugin"
 MODEL, CALIBRATION, EVALUATION = demo.files()
 FAST = ["--engine=none", "--round-to=1", "--samples=32"]
 pytestmark = pytest.mark.slow
-KINDS = ("rules", "criteria", "allocators", "methods", "repairs", "engines", "metrics", "data_sources")
+KINDS = (
+    "rules",
+    "criteria",
+    "allocators",
+    "methods",
+    "repairs",
+    "engines",
+    "metrics",
+    "data_sources",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Variables of a Python that has the package installed."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(PACKAGE, folder / "source")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(folder / "installed"), str(folder / "source")]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(folder / "installed"),
+        str(folder / "source"),
+    ]
     done = subprocess.run(pip, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode and "setuptools" in done.stderr:
         pytest.skip("building needs setuptools")
@@ -37,7 +57,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def onnxprune(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "onnxprune", *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "onnxprune", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_there_is_one_of_each_kind() -> None:
@@ -50,11 +77,24 @@ def test_there_is_one_of_each_kind() -> None:
 @pytest.mark.parametrize(
     ("verb", "expected"),
     [
-        ("rules", {"com.microsoft::Trilu"}), ("engines", {"example-session"}),
-        ("criteria", {"example-widest", "example-largest-first", "example-halves", "example-nothing", "example-hits", "example-ramp"}),
+        ("rules", {"com.microsoft::Trilu"}),
+        ("engines", {"example-session"}),
+        (
+            "criteria",
+            {
+                "example-widest",
+                "example-largest-first",
+                "example-halves",
+                "example-nothing",
+                "example-hits",
+                "example-ramp",
+            },
+        ),
     ],
-)  # fmt: skip
-def test_each_is_listed_and_the_broken_ones_with_their_error(environment: dict[str, str], verb: str, expected: set[str]) -> None:
+)
+def test_each_is_listed_and_the_broken_ones_with_their_error(
+    environment: dict[str, str], verb: str, expected: set[str]
+) -> None:
     done = onnxprune(environment, verb, "--json")
     assert done.returncode == 0, done.stderr
     rows = [list(row.values()) for row in json.loads(done.stdout)]
@@ -81,33 +121,90 @@ def test_doctor_lists_plugins_and_their_errors(environment: dict[str, str]) -> N
     ],
     ids=lambda flags: flags[0],
 )
-def test_each_is_used_in_a_run(environment: dict[str, str], tmp_path: Path, flags: list[str]) -> None:
-    done = onnxprune(environment, "optimize", str(MODEL), "-o", str(tmp_path / "out.onnx"), *FAST, *flags, "--json")
+def test_each_is_used_in_a_run(
+    environment: dict[str, str], tmp_path: Path, flags: list[str]
+) -> None:
+    done = onnxprune(
+        environment,
+        "optimize",
+        str(MODEL),
+        "-o",
+        str(tmp_path / "out.onnx"),
+        *FAST,
+        *flags,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["after"]["macs"] < report["before"]["macs"] and report["verification"]["ok"]
 
 
 def test_engine_and_metric_are_used_in_a_run(environment: dict[str, str], tmp_path: Path) -> None:
-    flags = ["--criterion=l2", "--repair=none", "--engine=example-session", "--seconds=0.2", "--metric=example-hits", f"--labelled={EVALUATION}", f"--data={CALIBRATION}"]
-    done = onnxprune(environment, "optimize", str(MODEL), "-o", str(tmp_path / "out.onnx"), "--samples=32", *flags, "--json")
+    flags = [
+        "--criterion=l2",
+        "--repair=none",
+        "--engine=example-session",
+        "--seconds=0.2",
+        "--metric=example-hits",
+        f"--labelled={EVALUATION}",
+        f"--data={CALIBRATION}",
+    ]
+    done = onnxprune(
+        environment,
+        "optimize",
+        str(MODEL),
+        "-o",
+        str(tmp_path / "out.onnx"),
+        "--samples=32",
+        *flags,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["latency"]["example-session"]["before_ms"] > 0 and report["quality"]["example-hits"]["before"] > 0.9
+    assert (
+        report["latency"]["example-session"]["before_ms"] > 0
+        and report["quality"]["example-hits"]["before"] > 0.9
+    )
 
 
 def test_a_rule_opens_what_was_frozen(environment: dict[str, str], tmp_path: Path) -> None:
-    model = net("float[2,4,6,6] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | a = Conv(x, w1); b = com.microsoft.Trilu(a); y = Conv(b, w2)")
+    model = net(
+        "float[2,4,6,6] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | a = Conv(x, w1); b = com.microsoft.Trilu(a); y = Conv(b, w2)"
+    )
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     for variables, groups in ((environment, 1), ({**environment, "PYTHONPATH": str(ROOT)}, 0)):
         done = onnxprune(variables, "inspect", str(path), "--json")
         assert len(json.loads(done.stdout)["groups"]) == groups, done.stderr
-    done = onnxprune(environment, "optimize", str(path), "-o", str(tmp_path / "out.onnx"), *FAST, "--criterion=l2", "--repair=none", "--json")
+    done = onnxprune(
+        environment,
+        "optimize",
+        str(path),
+        "-o",
+        str(tmp_path / "out.onnx"),
+        *FAST,
+        "--criterion=l2",
+        "--repair=none",
+        "--json",
+    )
     assert done.returncode == 0 and json.loads(done.stdout)["verification"]["ok"], done.stderr
 
 
-def test_a_broken_plugin_that_is_named_is_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
-    done = onnxprune(environment, "optimize", str(MODEL), "-o", str(tmp_path / "out.onnx"), *FAST, "--criterion=example-broken")
-    assert done.returncode == 1 and "error[plugin-broken]: criterion 'example-broken' is a plug-in that fails to import" in done.stderr
+def test_a_broken_plugin_that_is_named_is_one_sentence(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = onnxprune(
+        environment,
+        "optimize",
+        str(MODEL),
+        "-o",
+        str(tmp_path / "out.onnx"),
+        *FAST,
+        "--criterion=example-broken",
+    )
+    assert (
+        done.returncode == 1
+        and "error[plugin-broken]: criterion 'example-broken' is a plug-in that fails to import"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

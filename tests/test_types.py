@@ -15,6 +15,15 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_type_hints_hold() -> None:
     pytest.importorskip("mypy")
-    command = [sys.executable, "-m", "mypy", "--config-file", "setup.cfg", "--cache-dir", os.devnull, "--hide-error-context"]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        "setup.cfg",
+        "--cache-dir",
+        os.devnull,
+        "--hide-error-context",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert not done.returncode, done.stdout + done.stderr

@@ -56,13 +56,20 @@ def layers(source: Model, result: Result) -> list[Layer]:
         for member in analysis.members(group.name):
             if member.site.axis == 0:
                 after = sum(c in kept for c in member.channels.tolist())
-                made.setdefault(member.site.tensor, []).append((int(member.positions.min()), Segment(group.name, len(member.positions), after)))
+                made.setdefault(member.site.tensor, []).append(
+                    (int(member.positions.min()), Segment(group.name, len(member.positions), after))
+                )
     found = []
     for node in analysis.model.proto.graph.node:
         if node.op_type == "Conv":
             before, per_group, size = analysis.model.weights[node.input[1]].shape[:3]
             depthwise = " dw" if per_group == 1 and before > 32 else ""
-            found.append(Layer(f"{size}x{size}{depthwise}", [segment for _, segment in sorted(made[node.input[1]])]))
+            found.append(
+                Layer(
+                    f"{size}x{size}{depthwise}",
+                    [segment for _, segment in sorted(made[node.input[1]])],
+                )
+            )
     return found
 
 
@@ -79,14 +86,23 @@ def picture(found: list[Layer], headline: str) -> str:
         for segment in layer.segments:
             colour = colours.get(segment.group, ALONE)
             for width, style in (
-                (segment.before, f'fill="{colour}" fill-opacity="0.15" stroke="{colour}" stroke-dasharray="3 2"'),
+                (
+                    segment.before,
+                    f'fill="{colour}" fill-opacity="0.15" stroke="{colour}" stroke-dasharray="3 2"',
+                ),
                 (segment.after, f'fill="{colour}"'),
             ):
-                parts.append(f'<rect x="{x}" y="{foot - width * scale:.1f}" width="{BAR}" height="{width * scale:.1f}" {style}/>')
+                parts.append(
+                    f'<rect x="{x}" y="{foot - width * scale:.1f}" width="{BAR}" height="{width * scale:.1f}" {style}/>'
+                )
             foot -= segment.before * scale
-        label = f"{layer.before}" if layer.before == layer.after else f"{layer.after}/{layer.before}"
+        label = (
+            f"{layer.before}" if layer.before == layer.after else f"{layer.after}/{layer.before}"
+        )
         parts.append(f'<text x="{x + BAR / 2}" y="{foot - 6:.1f}" font-size="10.5">{label}</text>')
-        parts.append(f'<text x="{x + BAR / 2}" y="{base + 15}" font-size="10.5" class="soft">{layer.kind}</text>')
+        parts.append(
+            f'<text x="{x + BAR / 2}" y="{base + 15}" font-size="10.5" class="soft">{layer.kind}</text>'
+        )
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {base + 62}" font-family="system-ui, sans-serif" text-anchor="middle" role="img">
 <title>Widths of the demo network's convolutions before and after pruning</title>
 <style>text {{ fill: #1f2328 }} .soft {{ fill: #57606a }}</style>
@@ -101,18 +117,29 @@ def picture(found: list[Layer], headline: str) -> str:
 
 def main() -> None:
     """Run the demo and draw it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "picture.svg")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "picture.svg"
+    )
     out = parser.parse_args().out
     files = demo.files()
     with tempfile.TemporaryDirectory() as folder:
         target = str(Path(folder) / "small.onnx")
-        result = optimize(files.model, target, data=str(files.calibration), metric="top1", labelled=str(files.evaluation), candidate="none", engine="none")
+        result = optimize(
+            files.model,
+            target,
+            data=str(files.calibration),
+            metric="top1",
+            labelled=str(files.evaluation),
+            candidate="none",
+            engine="none",
+        )
     report = result.report
     share = report.after["macs"] / report.before["macs"]
     top1 = report.quality["top1"]
     headline = f"onnxprune demo: {share:.0%} of the MACs stay, top-1 {top1['before']:.1%} → {top1['after']:.1%}, no training"
-
 
     out.write_text(picture(layers(load(files.model), result), headline), encoding="utf-8")
     print(f"{headline}\nwritten to {out}")

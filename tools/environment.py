@@ -47,11 +47,15 @@ def python() -> str:
         say("using the active environment " + sys.prefix)
         return sys.executable
     inside = os.path.join(OWN, "Scripts" if os.name == "nt" else "bin", "python")
-    if not os.path.exists(inside) or subprocess.call([inside, "-c", "import pip"], stderr=subprocess.DEVNULL):
+    if not os.path.exists(inside) or subprocess.call(
+        [inside, "-c", "import pip"], stderr=subprocess.DEVNULL
+    ):
         say("making a virtual environment in " + OWN)
         make = [sys.executable, "-m", "venv", "--clear", OWN]
         if not attempt(make) and not (_apt("python3-venv") and attempt(make)):
-            sys.exit("[onnxprune] this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv")
+            sys.exit(
+                "[onnxprune] this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"
+            )
     return inside
 
 
@@ -60,12 +64,20 @@ def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple 
 
     packages must install. wanted: requirements, each with its own options of pip behind spaces; one that does not install is named and left out.
     """
-    state = hashlib.sha256((ROOT + _text(os.path.join(ROOT, "setup.cfg")) + _text(os.path.abspath(__file__))).encode()).hexdigest()
-    prefix = subprocess.check_output([interpreter, "-c", "import sys; print(sys.prefix)"], universal_newlines=True).strip()
+    state = hashlib.sha256(
+        (ROOT + _text(os.path.join(ROOT, "setup.cfg")) + _text(os.path.abspath(__file__))).encode()
+    ).hexdigest()
+    prefix = subprocess.check_output(
+        [interpreter, "-c", "import sys; print(sys.prefix)"], universal_newlines=True
+    ).strip()
     stamp = os.path.join(prefix, ".onnxprune")
     asked = {*extras, *packages, *wanted}
     known, *there = _text(stamp).splitlines() or [""]
-    if known == state and asked <= set(there) and subprocess.call([interpreter, "-c", "import onnxprune"]) == 0:
+    if (
+        known == state
+        and asked <= set(there)
+        and subprocess.call([interpreter, "-c", "import onnxprune"]) == 0
+    ):
         return
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # by its path: else a folder named onnxprune where a command is run, such as this checkout below it, would be taken for the package

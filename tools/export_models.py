@@ -56,7 +56,11 @@ def build(source: str, name: str) -> tuple[Any, tuple[int, ...]]:
     elif source == "tv":
         import torchvision
 
-        options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+        options = (
+            {"init_weights": False, "aux_logits": False}
+            if name in ("googlenet", "inception_v3")
+            else {}
+        )
         module, shape = torchvision.models.get_model(name, weights=None, **options), (3, 224, 224)
     elif source == "yolo":
         from ultralytics import YOLO
@@ -83,7 +87,9 @@ def spread(module: Any) -> None:
             if name.endswith("running_var"):
                 tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.5)
             else:
-                tensor.add_((0.05 * tensor.abs().mean() + (0.02 if tensor.ndim < 2 else 0.0)) * noise)
+                tensor.add_(
+                    (0.05 * tensor.abs().mean() + (0.02 if tensor.ndim < 2 else 0.0)) * noise
+                )
 
 
 def export(source: str, name: str, path: Path, keep_batchnorm: bool, dynamo: bool) -> None:
@@ -94,7 +100,11 @@ def export(source: str, name: str, path: Path, keep_batchnorm: bool, dynamo: boo
     operators = load_torchvision()
     module, shape = build(source, name)
     spread(module)
-    options: dict[str, Any] = {"opset_version": OPSET[dynamo], "dynamo": dynamo, "input_names": ["images"]}
+    options: dict[str, Any] = {
+        "opset_version": OPSET[dynamo],
+        "dynamo": dynamo,
+        "input_names": ["images"],
+    }
     if dynamo:
         options |= {"external_data": False, "optimize": True}
     elif keep_batchnorm:
@@ -104,7 +114,9 @@ def export(source: str, name: str, path: Path, keep_batchnorm: bool, dynamo: boo
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="*", metavar="SOURCE:NAME")
     parser.add_argument("--list", type=Path, help="file with one SOURCE:NAME a line")
@@ -112,18 +124,42 @@ def main() -> int:
     parser.add_argument("--dynamo", action="store_true", help="torch's newer exporter")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process
     options = parser.parse_args()
-    models = options.models + ([m.strip() for m in options.list.read_text().splitlines() if m.strip()] if options.list else [])
+    models = options.models + (
+        [m.strip() for m in options.list.read_text().splitlines() if m.strip()]
+        if options.list
+        else []
+    )
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.here:
         source, _, name = models[0].partition(":")
-        export(source, name, options.folder / f"{source}_{name}.onnx", options.keep_batchnorm, options.dynamo)
+        export(
+            source,
+            name,
+            options.folder / f"{source}_{name}.onnx",
+            options.keep_batchnorm,
+            options.dynamo,
+        )
         return 0
-    flags = [f for f, on in (("--keep-batchnorm", options.keep_batchnorm), ("--dynamo", options.dynamo)) if on]
+    flags = [
+        f
+        for f, on in (("--keep-batchnorm", options.keep_batchnorm), ("--dynamo", options.dynamo))
+        if on
+    ]
     failed = 0
     for model in models:
         try:
-            run = subprocess.run([sys.executable, __file__, str(options.folder), model, "--here", *flags], check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
-            problem = None if run.returncode == 0 else (run.stderr.strip().splitlines() or ["no message"])[-1]
+            run = subprocess.run(
+                [sys.executable, __file__, str(options.folder), model, "--here", *flags],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+            )
+            problem = (
+                None
+                if run.returncode == 0
+                else (run.stderr.strip().splitlines() or ["no message"])[-1]
+            )
         except subprocess.TimeoutExpired:
             problem = f"not done in {TIMEOUT_S} s"
         failed += problem is not None

@@ -72,7 +72,9 @@ class Typical:
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
+    )
 
 
 def rules() -> str:
@@ -85,7 +87,10 @@ def rules() -> str:
         rule = entry if isinstance(entry, Rule) or entry.__doc__ else entry(Typical.of(op))
         if isinstance(rule, Rule):
             example = "" if rule is entry else "with common attributes "
-            found[f"{example}`{re.sub(r' +(?=[, ])', '', rule.pattern)}`", " ".join(f"`{letter}`" for letter in rule.mixes.replace(" ", ""))].append(op)
+            found[
+                f"{example}`{re.sub(r' +(?=[, ])', '', rule.pattern)}`",
+                " ".join(f"`{letter}`" for letter in rule.mixes.replace(" ", "")),
+            ].append(op)
         else:
             found[str(entry.__doc__).strip().splitlines()[0].rstrip("."), ""].append(op)
     found["moves positions: the op itself, applied to channels", ""] = list(MOVES)
@@ -106,26 +111,41 @@ def options() -> str:
     rows = []
     for name, option in OPTIONS.items():
         default = plain.get(name, "")
-        shown = ", ".join(map(str, default)) if isinstance(default, list) else "" if default in ({}, "") else str(default)
-        rows.append((f"`{name}`", f"`--{name.replace('_', '-')} {option.metavar}`".replace(" `", "`"), f"`{shown}`" if shown else "", option.help))
+        shown = (
+            ", ".join(map(str, default))
+            if isinstance(default, list)
+            else ""
+            if default in ({}, "")
+            else str(default)
+        )
+        rows.append(
+            (
+                f"`{name}`",
+                f"`--{name.replace('_', '-')} {option.metavar}`".replace(" `", "`"),
+                f"`{shown}`" if shown else "",
+                option.help,
+            )
+        )
     return table(("key", "flag", "default", "what it does"), rows)
 
 
 def registries() -> str:
     """What can be named in an option, and extended by a plug-in."""
     from onnxprune.allocators import ALLOCATORS
+    from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
     from onnxprune.engines import ENGINES
     from onnxprune.metrics import METRICS
     from onnxprune.repair import REPAIRS
-    from onnxprune.criteria import CRITERIA
     from onnxprune.search import METHODS
 
     known = (METHODS, CRITERIA, ALLOCATORS, REPAIRS, ENGINES, METRICS, DATA_SOURCES)
     parts = []
     for registry in known:
         rows = [(f"`{name}`", text) for name, (_, text) in registry.builtin.items()]
-        parts.append(f"### {registry.kind}\n\nEntry-point group of plug-ins: `{registry.group}`.\n\n{table(('name', 'what it is'), rows)}")
+        parts.append(
+            f"### {registry.kind}\n\nEntry-point group of plug-ins: `{registry.group}`.\n\n{table(('name', 'what it is'), rows)}"
+        )
     return "\n\n".join(parts)
 
 
@@ -136,9 +156,14 @@ def handoffs() -> str:
     parts = []
     for name, (_, text) in TARGETS.builtin.items():
         target = TARGETS.get(name)
-        rows = [(f"`{key}`", f"`{option.default}`" if option.default else "", option.text) for key, option in target.options.items()]
+        rows = [
+            (f"`{key}`", f"`{option.default}`" if option.default else "", option.text)
+            for key, option in target.options.items()
+        ]
         needs = "\n".join(f"- {need}" for need in target.needs)
-        parts.append(f"### {name}\n\n{text}.\n\nNeeded on the machine that runs the bundle:\n\n{needs}\n\n{table(('option', 'default', 'what it is'), rows)}")
+        parts.append(
+            f"### {name}\n\n{text}.\n\nNeeded on the machine that runs the bundle:\n\n{needs}\n\n{table(('option', 'default', 'what it is'), rows)}"
+        )
     return "\n\n".join(parts)
 
 
@@ -152,7 +177,14 @@ def commands() -> str:
     for verb in VERBS:
         command = app.get_command(click.Context(app), verb)
         assert command is not None
-        text = command.get_help(click.Context(command, info_name=f"onnxprune {verb}", terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH))
+        text = command.get_help(
+            click.Context(
+                command,
+                info_name=f"onnxprune {verb}",
+                terminal_width=HELP_WIDTH,
+                max_content_width=HELP_WIDTH,
+            )
+        )
         parts.append(f"## {verb}\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
 
@@ -165,7 +197,13 @@ def errors() -> str:
     rows = []
     for code, found in sorted(by_code.items()):
         status = ", ".join(sorted({str(f.exit_code) for f in found}))
-        rows.append((f'<a id="{code}"></a>`{code}`', status, "<br>".join(sorted(f.message.replace("<", "&lt;") for f in found))))
+        rows.append(
+            (
+                f'<a id="{code}"></a>`{code}`',
+                status,
+                "<br>".join(sorted(f.message.replace("<", "&lt;") for f in found)),
+            )
+        )
     return table(("code", "exit", "message"), rows)
 
 
@@ -183,34 +221,60 @@ def failures() -> Iterator[Failure]:
     exit_codes = _exit_codes()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+            name = (
+                getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if isinstance(node, ast.Call)
+                else ""
+            )
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             kind = _template(node.args[0])
             if name == "_say" and len(node.args) == 3 and isinstance(node.args[0], ast.Constant):
                 from onnxprune.cli import INTERRUPTED
 
-                status = node.args[2].value if isinstance(node.args[2], ast.Constant) else INTERRUPTED
+                status = (
+                    node.args[2].value if isinstance(node.args[2], ast.Constant) else INTERRUPTED
+                )
                 yield Failure(kind, int(str(status)), _short(_template(node.args[1])))
             elif name == "Registry" or (name == "unknown" and not kind.endswith(".kind}")):
                 kind = "..." if "{" in kind else kind  # computed: any of the others
-                yield Failure("unknown-" + kind.replace(" ", "-"), 2, f"unknown {kind} {{name}}; did you mean ...?")
+                yield Failure(
+                    "unknown-" + kind.replace(" ", "-"),
+                    2,
+                    f"unknown {kind} {{name}}; did you mean ...?",
+                )
             elif name == "MissingExtraError" and len(node.args) == 3:
                 package, extra, purpose = map(_template, node.args)
-                yield Failure("missing-extra", 1, f'{purpose} needs {package}: pip install "onnxprune[{extra}]"')
-            elif name in exit_codes and len(node.args) == 2 and isinstance(node.args[0], ast.Constant):
-                yield Failure(str(node.args[0].value), exit_codes[name], _short(_template(node.args[1])))
+                yield Failure(
+                    "missing-extra",
+                    1,
+                    f'{purpose} needs {package}: pip install "onnxprune[{extra}]"',
+                )
+            elif (
+                name in exit_codes
+                and len(node.args) == 2
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                yield Failure(
+                    str(node.args[0].value), exit_codes[name], _short(_template(node.args[1]))
+                )
 
 
 def _exit_codes() -> Mapping[str, int]:
     """Names of all error classes -> exit status, subclasses in other modules included."""
     from onnxprune import errors as base
 
-    found = {name: kind.exit_code for name, kind in vars(base).items() if isinstance(kind, type) and issubclass(kind, base.OnnxpruneError)}
+    found = {
+        name: kind.exit_code
+        for name, kind in vars(base).items()
+        if isinstance(kind, type) and issubclass(kind, base.OnnxpruneError)
+    }
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and node.name not in found:
-                parents = [found[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in found]
+                parents = [
+                    found[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in found
+                ]
                 if parents:
                     found[node.name] = parents[0]
     return found
@@ -221,7 +285,10 @@ def _template(node: ast.expr) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(str(v.value) if isinstance(v, ast.Constant) else "{" + _name(v.value) + "}" for v in node.values)  # type: ignore[attr-defined]
+        return "".join(
+            str(v.value) if isinstance(v, ast.Constant) else "{" + _name(v.value) + "}"
+            for v in node.values
+        )  # type: ignore[attr-defined]
     if isinstance(node, ast.BinOp):
         return _template(node.left) + _template(node.right)
     return "{" + _name(node) + "}"
@@ -257,7 +324,9 @@ def filled(text: str) -> str:
 
 def main() -> None:
     """Write, or check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []

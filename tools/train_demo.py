@@ -26,9 +26,14 @@ SEED = 0
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def conv(inputs: int, outputs: int, size: int, groups: int = 1, active: bool = True) -> nn.Sequential:
+def conv(
+    inputs: int, outputs: int, size: int, groups: int = 1, active: bool = True
+) -> nn.Sequential:
     """Convolution, BatchNorm and ReLU, padded to keep the image size."""
-    layers = [nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
+    layers = [
+        nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
     return nn.Sequential(*layers, *[nn.ReLU()] * active)
 
 
@@ -58,7 +63,11 @@ class Branches(nn.Module):
 
 def inverted(width: int, inner: int) -> Residual:
     """Inverted residual: 1x1 up, depthwise 3x3, 1x1 down."""
-    return Residual(conv(width, inner, 1), conv(inner, inner, 3, groups=inner), conv(inner, width, 1, active=False))
+    return Residual(
+        conv(width, inner, 1),
+        conv(inner, inner, 3, groups=inner),
+        conv(inner, width, 1, active=False),
+    )
 
 
 def network() -> nn.Sequential:
@@ -79,20 +88,28 @@ def network() -> nn.Sequential:
 
 
 def splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """name -> (images float32 (n, 1, 8, 8) in [0, 1], labels int64 (n,))."""
+    """Name -> (images float32 (n, 1, 8, 8) in [0, 1], labels int64 (n,))."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images, labels = (digits.images / 16).astype(np.float32)[:, None], digits.target.astype(np.int64)
+    images, labels = (
+        (digits.images / 16).astype(np.float32)[:, None],
+        digits.target.astype(np.int64),
+    )
     order = np.random.default_rng(SEED).permutation(len(images))
     parts = np.split(order, [EVALUATION, EVALUATION + CALIBRATION])
-    return {name: (images[part], labels[part]) for name, part in zip(("evaluation", "calibration", "training"), parts)}
+    return {
+        name: (images[part], labels[part])
+        for name, part in zip(("evaluation", "calibration", "training"), parts, strict=False)
+    }
 
 
 def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The batch moved by up to one pixel."""
     down, right = (int(torch.randint(0, 3, (), generator=generator)) for _ in range(2))
-    return nn.functional.pad(images, (1, 1, 1, 1))[:, :, down : down + images.shape[2], right : right + images.shape[3]]
+    return nn.functional.pad(images, (1, 1, 1, 1))[
+        :, :, down : down + images.shape[2], right : right + images.shape[3]
+    ]
 
 
 def train(images: np.ndarray, labels: np.ndarray) -> nn.Module:
@@ -101,10 +118,14 @@ def train(images: np.ndarray, labels: np.ndarray) -> nn.Module:
     generator = torch.Generator().manual_seed(SEED)
     model, x, y = network(), torch.from_numpy(images), torch.from_numpy(labels)
     optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK_RATE, total_steps=EPOCHS * (len(x) // BATCH))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, PEAK_RATE, total_steps=EPOCHS * (len(x) // BATCH)
+    )
     loss_of = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(x), generator=generator)[: len(x) // BATCH * BATCH].split(BATCH):
+        for batch in torch.randperm(len(x), generator=generator)[: len(x) // BATCH * BATCH].split(
+            BATCH
+        ):
             optimiser.zero_grad()
             loss_of(model(shifted(x[batch], generator)), y[batch]).backward()
             optimiser.step()
@@ -115,13 +136,28 @@ def train(images: np.ndarray, labels: np.ndarray) -> nn.Module:
 def export(model: nn.Module, path: Path) -> None:
     """Write the ONNX file: BatchNormalization folded, batch dynamic, class names in the metadata."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the newer exporter would write its own opset and leave BatchNormalization in
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # the newer exporter would write its own opset and leave BatchNormalization in
         torch.onnx.export(
-            model, (torch.zeros(1, 1, 8, 8),), str(path), dynamo=False, opset_version=OPSET, input_names=["images"], output_names=["logits"],
+            model,
+            (torch.zeros(1, 1, 8, 8),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["logits"],
             dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
-        )  # fmt: skip
+        )
     written = onnx.load(path)
-    onnx.helper.set_model_props(written, {"names": json.dumps(dict(enumerate(CLASSES))), "data": "scikit-learn digits, CC BY 4.0", "license": "Apache-2.0"})
+    onnx.helper.set_model_props(
+        written,
+        {
+            "names": json.dumps(dict(enumerate(CLASSES))),
+            "data": "scikit-learn digits, CC BY 4.0",
+            "license": "Apache-2.0",
+        },
+    )
     onnx.checker.check_model(written, full_check=True)
     onnx.save(written, path)
 
@@ -136,17 +172,25 @@ def accuracy(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
 
 def main() -> None:
     """Train, write, and say what the file is worth."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "onnxprune" / "demo")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).resolve().parents[1] / "onnxprune" / "demo"
+    )
     out = parser.parse_args().out
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     parts = splits()
     export(train(*parts["training"]), out / "digits.onnx")
     np.savez_compressed(out / "digits_calibration.npz", images=parts["calibration"][0])
-    np.savez_compressed(out / "digits_evaluation.npz", images=parts["evaluation"][0], labels=parts["evaluation"][1])
+    np.savez_compressed(
+        out / "digits_evaluation.npz", images=parts["evaluation"][0], labels=parts["evaluation"][1]
+    )
     size_bytes = sum(file.stat().st_size for file in out.glob("digits*"))
-    print(f"top-1 {accuracy(out / 'digits.onnx', *parts['evaluation']):.4f} on {EVALUATION} evaluation images; {size_bytes} bytes in {out}")
+    print(
+        f"top-1 {accuracy(out / 'digits.onnx', *parts['evaluation']):.4f} on {EVALUATION} evaluation images; {size_bytes} bytes in {out}"
+    )
 
 
 if __name__ == "__main__":

@@ -9,10 +9,22 @@ ALLOCATORS = Registry(
     "onnxprune.allocators",
     {
         "uniform": ("onnxprune.allocators.uniform:uniform", "the same share of every group"),
-        "threshold": ("onnxprune.allocators.threshold:threshold", "one threshold on scores relative to their group's mean"),
-        "divergence": ("onnxprune.allocators.divergence:divergence", "least divergence of the model's outputs for what it saves (needs data)"),
-        "layer-error": ("onnxprune.allocators.knapsack:layer_error", "least reconstruction error of the layers for what it saves"),
-        "knapsack": ("onnxprune.allocators.knapsack:knapsack", "least damage for what it saves on the budget's cost"),
+        "threshold": (
+            "onnxprune.allocators.threshold:threshold",
+            "one threshold on scores relative to their group's mean",
+        ),
+        "divergence": (
+            "onnxprune.allocators.divergence:divergence",
+            "least divergence of the model's outputs for what it saves (needs data)",
+        ),
+        "layer-error": (
+            "onnxprune.allocators.knapsack:layer_error",
+            "least reconstruction error of the layers for what it saves",
+        ),
+        "knapsack": (
+            "onnxprune.allocators.knapsack:knapsack",
+            "least damage for what it saves on the budget's cost",
+        ),
     },
 )
 

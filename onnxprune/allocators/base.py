@@ -12,9 +12,9 @@ import numpy as np
 from onnxprune.allocators import ALLOCATORS
 from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.groups import Analysis
+from onnxprune.criteria.base import Context
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.nodes import label
-from onnxprune.criteria.base import Context
 from onnxprune.types import Plan, Scores
 
 ROUNDS = 3  # of savings at the widths found; they settle
@@ -81,7 +81,11 @@ def widths(size: int, constraints: Constraints, *, max_fraction: float | None = 
     fraction = constraints.max_fraction if max_fraction is None else max_fraction
     least = max(constraints.floor, size - int(np.floor(size * fraction + 1e-9)), 1)
     step = constraints.round_to
-    return [size] + [k for k in range(size - 1, least - 1, -1) if k % step == 0 or constraints.half_block and 2 * k == step]
+    return [size] + [
+        k
+        for k in range(size - 1, least - 1, -1)
+        if k % step == 0 or constraints.half_block and 2 * k == step
+    ]
 
 
 def allocate(name: str, context: Context, scores: Scores, constraints: Constraints) -> Plan:
@@ -99,14 +103,20 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
     fixed = fixed_widths(analysis, scores, constraints)
     blocks = _blocks(context, constraints, fixed)
     steps, order = _steps(analysis, scores, constraints, fixed, blocks)
-    start = {n: analysis.group(n).size - len(d) for n, d in constraints.dead.items() if n in order} | fixed
+    start = {
+        n: analysis.group(n).size - len(d) for n, d in constraints.dead.items() if n in order
+    } | fixed
     search = _Search(analysis, constraints, steps, order, start, blocks)
     if constraints.budgets and (missed := search.missed(range(len(steps)))):
         raise unreachable(analysis, constraints, search.kept(range(len(steps))), missed)
     chosen: Sequence[int] = ()
     if constraints.budgets and search.missed(()):
         ranking = _ranking(name, context, scores, steps)
-        chosen = search.by_saving(ranking.values) if ranking.per_saving else search.prefix(ranking.values)
+        chosen = (
+            search.by_saving(ranking.values)
+            if ranking.per_saving
+            else search.prefix(ranking.values)
+        )
     return analysis.plan(search.kept(chosen), allocate=name)
 
 
@@ -140,7 +150,11 @@ class _Search:
         for i in chosen:
             step = self.steps[i]
             target[step.group] = min(step.target, target.get(step.group, step.size))
-        kept = {g: tuple(sorted(self.order[g][len(self.order[g]) - k :].tolist())) for g, k in target.items() if k < len(self.order[g])}
+        kept = {
+            g: tuple(sorted(self.order[g][len(self.order[g]) - k :].tolist()))
+            for g, k in target.items()
+            if k < len(self.order[g])
+        }
         return kept | {g: () for lead, k in target.items() if not k for g in self.blocks[lead]}
 
     def missed(self, chosen: Iterable[int]) -> str | None:
@@ -162,7 +176,9 @@ class _Search:
             low, high = 0, len(allowed)
             while low < high:
                 middle = (low + high) // 2
-                low, high = (low, middle) if not self.missed(allowed[:middle]) else (middle + 1, high)
+                low, high = (
+                    (low, middle) if not self.missed(allowed[:middle]) else (middle + 1, high)
+                )
             chosen = self.relaxed(allowed[:low])
             if self.constraints.measured:
                 return chosen
@@ -175,7 +191,10 @@ class _Search:
     def used(self, chosen: Iterable[int]) -> float:
         """Share of the tightest budget that is used."""
         counted = self.analysis.cost(self.kept(chosen)).as_dict()
-        return max((counted[cost] / max(limit, 1e-30) for cost, limit in self.constraints.budgets.items()), default=1.0)
+        return max(
+            (counted[cost] / max(limit, 1e-30) for cost, limit in self.constraints.budgets.items()),
+            default=1.0,
+        )
 
     def relaxed(self, chosen: list[int]) -> list[int]:
         """Give back steps from the last one on, where the budgets are met without them: the last one is often larger than what was missing.
@@ -198,9 +217,14 @@ class _Search:
     def by_saving(self, damage: np.ndarray) -> list[int]:
         """Steps by damage over saving. What a channel saves depends on the widths around it: taken between the whole and the last answer."""
         if self.constraints.savings:
-            of_blocks = {lead: sum(self.constraints.savings.get(g, 0.0) for g in block) for lead, block in self.blocks.items()}
+            of_blocks = {
+                lead: sum(self.constraints.savings.get(g, 0.0) for g in block)
+                for lead, block in self.blocks.items()
+            }
             return self.prefix(self.slopes(damage, self.constraints.savings, of_blocks))
-        what = next((c for c in self.constraints.budgets if c not in self.constraints.measures), "macs")
+        what = next(
+            (c for c in self.constraints.budgets if c not in self.constraints.measures), "macs"
+        )
         whole, whole_blocks = savings, of_blocks = self.savings(what, {})
         chosen: list[int] = []
         for _ in range(ROUNDS):
@@ -210,25 +234,42 @@ class _Search:
             of_blocks = {n: (whole_blocks[n] + blocks_at_plan[n]) / 2 for n in whole_blocks}
         return chosen
 
-    def savings(self, what: str, kept: Mapping[str, Sequence[int]]) -> tuple[dict[str, float], dict[str, float]]:
+    def savings(
+        self, what: str, kept: Mapping[str, Sequence[int]]
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """What each group as a whole is worth, and each block, where the others are as kept."""
         kept = {n: k for n, k in kept.items() if k}
-        of_groups = {n: float(v.sum()) * len(v) / len(kept.get(n, v)) for n, v in self.analysis.savings(what, kept).items()}
+        of_groups = {
+            n: float(v.sum()) * len(v) / len(kept.get(n, v))
+            for n, v in self.analysis.savings(what, kept).items()
+        }
         of_blocks = {}
         for lead, block in self.blocks.items():
             others = {n: k for n, k in kept.items() if n not in block}
-            with_block, without = (self.analysis.cost(k).as_dict()[what] for k in (others, others | dict.fromkeys(block, ())))
+            with_block, without = (
+                self.analysis.cost(k).as_dict()[what]
+                for k in (others, others | dict.fromkeys(block, ()))
+            )
             of_blocks[lead] = float(with_block - without)
         return of_groups, of_blocks
 
-    def slopes(self, damage: np.ndarray, savings: Mapping[str, float], of_blocks: Mapping[str, float]) -> np.ndarray:
+    def slopes(
+        self, damage: np.ndarray, savings: Mapping[str, float], of_blocks: Mapping[str, float]
+    ) -> np.ndarray:
         """Damage over saving along the lower convex hull of each group's curve, so that a costly step is seen with the cheap ones behind it."""
         keys = np.empty(len(self.steps))
         groups: dict[str, list[int]] = {}
         for i, step in enumerate(self.steps):
             groups.setdefault(step.group, []).append(i)
         for name, members in groups.items():
-            saved = np.array([savings[name] * (self.steps[i].width - self.steps[i].target) / self.steps[i].size for i in members])
+            saved = np.array(
+                [
+                    savings[name]
+                    * (self.steps[i].width - self.steps[i].target)
+                    / self.steps[i].size
+                    for i in members
+                ]
+            )
             if not self.steps[members[-1]].target:
                 saved[-1] += of_blocks[name] - savings[name]
             keys[members] = _hull(np.maximum(saved, 1e-30), damage[members])
@@ -238,7 +279,7 @@ class _Search:
 def _hull(run: np.ndarray, rise: np.ndarray) -> np.ndarray:
     """Slope at each step of the greatest convex curve below the one with these steps: adjacent steps pooled until slopes ascend."""
     blocks: list[list[float]] = []
-    for dx, dy in zip(run.tolist(), rise.tolist()):
+    for dx, dy in zip(run.tolist(), rise.tolist(), strict=False):
         blocks.append([dx, dy, 1])
         while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
             dx, dy, n = blocks.pop()
@@ -251,17 +292,27 @@ def ordered(scores: np.ndarray) -> np.ndarray:
     return np.lexsort((-np.arange(len(scores)), scores))
 
 
-def _blocks(context: Context, constraints: Constraints, fixed: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+def _blocks(
+    context: Context, constraints: Constraints, fixed: Mapping[str, int]
+) -> dict[str, tuple[str, ...]]:
     """Groups that may go whole, with those that go with them; none where a recipe's floor or ratio stands against it."""
     if not constraints.blocks or constraints.floor > 1:
         return {}
     if "blocks" not in context.cache:
         context.cache["blocks"] = whole_blocks(context.analysis)
-    return {lead: block for lead, block in context.cache["blocks"].items() if fixed.keys().isdisjoint(block)}
+    return {
+        lead: block
+        for lead, block in context.cache["blocks"].items()
+        if fixed.keys().isdisjoint(block)
+    }
 
 
 def _steps(
-    analysis: Analysis, scores: Scores, constraints: Constraints, fixed: Mapping[str, int], blocks: Collection[str]
+    analysis: Analysis,
+    scores: Scores,
+    constraints: Constraints,
+    fixed: Mapping[str, int],
+    blocks: Collection[str],
 ) -> tuple[list[Step], dict[str, np.ndarray]]:
     steps: list[Step] = []
     order = {}
@@ -270,7 +321,10 @@ def _steps(
             continue
         values = np.asarray(scores[group.name], np.float64)
         if not np.isfinite(values).all():
-            raise UsageError("scores-not-finite", f"scores of group {group.name!r} are not finite; do the data or the weights hold NaN or infinity?")
+            raise UsageError(
+                "scores-not-finite",
+                f"scores of group {group.name!r} are not finite; do the data or the weights hold NaN or infinity?",
+            )
         dead = np.asarray(constraints.dead.get(group.name, ()), np.int64)
         rest = ordered(values)
         order[group.name] = np.concatenate([dead, rest[~np.isin(rest, dead)]])
@@ -279,10 +333,23 @@ def _steps(
         ranked = values[order[group.name]]
         energies = np.concatenate([np.cumsum((ranked**2)[::-1])[::-1], [0.0]])
         chain = widths(group.size, constraints)
-        chain = [group.size - len(dead), *(k for k in chain if k < group.size - len(dead)), *([0] if group.name in blocks else [])]
-        for width, target in zip(chain, chain[1:]):
+        chain = [
+            group.size - len(dead),
+            *(k for k in chain if k < group.size - len(dead)),
+            *([0] if group.name in blocks else []),
+        ]
+        for width, target in zip(chain, chain[1:], strict=False):
             a, b = group.size - width, group.size - target
-            steps.append(Step(group.name, group.size, width, target, ranked[a:b], (float(energies[a]), float(energies[b]))))
+            steps.append(
+                Step(
+                    group.name,
+                    group.size,
+                    width,
+                    target,
+                    ranked[a:b],
+                    (float(energies[a]), float(energies[b])),
+                )
+            )
     return steps, order
 
 
@@ -290,7 +357,7 @@ def _in_order(steps: Sequence[Step], keys: np.ndarray) -> list[int]:
     """Indices by priority; a step never comes before an earlier one of its group."""
     running: dict[str, float] = {}
     raised = np.empty(len(steps))
-    for i, (step, value) in enumerate(zip(steps, keys)):
+    for i, (step, value) in enumerate(zip(steps, keys, strict=False)):
         raised[i] = running[step.group] = max(running.get(step.group, -np.inf), float(value))
     return np.argsort(raised, kind="stable").tolist()
 
@@ -299,41 +366,67 @@ def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -
     """Widths that the recipe's ratios set."""
     found: dict[str, int] = {}
     for pattern, ratio in constraints.ratios.items():
-        hit = [g for i, g in enumerate(analysis.groups) if fnmatchcase(g.name, pattern) or pattern == f"#{i}"]
+        hit = [
+            g
+            for i, g in enumerate(analysis.groups)
+            if fnmatchcase(g.name, pattern) or pattern == f"#{i}"
+        ]
         if not hit:
-            raise UsageError("ratio-unmatched", f"ratio pattern {pattern!r} matches no group; see: onnxprune inspect MODEL")
+            raise UsageError(
+                "ratio-unmatched",
+                f"ratio pattern {pattern!r} matches no group; see: onnxprune inspect MODEL",
+            )
         for group in hit:
             want = group.size - ratio * group.size
             chain = widths(group.size, constraints, max_fraction=1.0)
-            found[group.name] = min(chain, key=lambda k: (abs(k - want), -k)) if group.name in scores else group.size
+            found[group.name] = (
+                min(chain, key=lambda k: (abs(k - want), -k))
+                if group.name in scores
+                else group.size
+            )
     return found
 
 
-def first_missed(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]) -> str | None:
+def first_missed(
+    analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]
+) -> str | None:
     """The first budget that is not met, counted costs before measured ones, which take time."""
     counted = analysis.cost(kept).as_dict()
     for cost in sorted(constraints.budgets, key=lambda c: c in constraints.measures):
-        if (counted[cost] if cost not in constraints.measures else constraints.measures[cost](kept)) > constraints.budgets[cost]:
+        if (
+            counted[cost] if cost not in constraints.measures else constraints.measures[cost](kept)
+        ) > constraints.budgets[cost]:
             return cost
     return None
 
 
-def unreachable(analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]], cost: str) -> TargetError:
+def unreachable(
+    analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]], cost: str
+) -> TargetError:
     """Says what can be reached, and what stands in the way."""
-    original, reached = ({**analysis.cost(k).as_dict(), **{c: m(k) for c, m in constraints.measures.items()}} for k in ({}, kept))
+    original, reached = (
+        {**analysis.cost(k).as_dict(), **{c: m(k) for c, m in constraints.measures.items()}}
+        for k in ({}, kept)
+    )
     most, total = constraints.budgets[cost], original[cost] or 1
     lines = [
         f"target {cost} <= {most / total:.1%} cannot be met: {reached[cost] / total:.1%} is the least with floor={constraints.floor}, "
         f"max_fraction={constraints.max_fraction:g}, round_to={constraints.round_to}."
     ]
     before, after = analysis.node_costs(), analysis.node_costs(kept)
-    stuck = sorted((b for b, a in zip(before, after) if a.macs == b.macs), key=lambda n: -n.macs)
+    stuck = sorted(
+        (b for b, a in zip(before, after, strict=False) if a.macs == b.macs), key=lambda n: -n.macs
+    )
     share = sum(n.macs for n in stuck) / max(original["macs"], 1)
     if stuck:
         reason = _what_holds(analysis, stuck[0].node)
-        lines.append(f"  {share:.0%} of MACs sit in nodes that cannot shrink; largest: {stuck[0].node} ({reason}, {stuck[0].macs / max(original['macs'], 1):.0%}).")
+        lines.append(
+            f"  {share:.0%} of MACs sit in nodes that cannot shrink; largest: {stuck[0].node} ({reason}, {stuck[0].macs / max(original['macs'], 1):.0%})."
+        )
     name = stuck[0].node if stuck else "TENSOR"
-    lines.append(f"  Lower --floor or --round-to, raise --max-fraction, or see: onnxprune inspect MODEL --why {name}")
+    lines.append(
+        f"  Lower --floor or --round-to, raise --max-fraction, or see: onnxprune inspect MODEL --why {name}"
+    )
     return TargetError("target-unreachable", "\n".join(lines))
 
 
@@ -344,6 +437,15 @@ def _what_holds(analysis: Analysis, name: str) -> str:
     if any(analysis.axes.live(a) for p in record.products if p.node == number for a in p.axes):
         return "its channels are free, but held by the limits above"
     weights = [u.tensor for u in record.uses if u.node == number]
-    others = [t for t in (*record.nodes[number].input, *record.nodes[number].output) if t and t not in weights]
-    found = [dict.fromkeys(f.reason for t in tensors for f in analysis.why(t) if f.reason != "kernel position") for tensors in (weights, others)]
+    others = [
+        t
+        for t in (*record.nodes[number].input, *record.nodes[number].output)
+        if t and t not in weights
+    ]
+    found = [
+        dict.fromkeys(
+            f.reason for t in tensors for f in analysis.why(t) if f.reason != "kernel position"
+        )
+        for tensors in (weights, others)
+    ]
     return ", ".join(list(found[0] or found[1])[:2]) or "all its channels are frozen"

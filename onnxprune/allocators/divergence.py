@@ -14,23 +14,29 @@ from onnx import NodeProto, helper
 from onnxprune.allocators.base import Ranking, Step, ordered
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix
-from onnxprune.data.dataset import samples_of
-from onnxprune.statistics.segmented_run import Run
-from onnxprune.statistics.moments import Pair, Statistic
-from onnxprune.statistics.im2col import geometry, tap_order
-from onnxprune.metrics.tempered import Tempered
-from onnxprune.ir.passes.canonicalize import add_initializer
-from onnxprune.ir.io import Model
-from onnxprune.ir.runtime import Session
-from onnxprune.ir.extract import extract
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import inverse, refitted
 from onnxprune.criteria.reconstruction import channel_columns, moments
+from onnxprune.data.dataset import samples_of
+from onnxprune.ir.extract import extract
+from onnxprune.ir.io import Model
+from onnxprune.ir.passes.canonicalize import add_initializer
+from onnxprune.ir.runtime import Session
+from onnxprune.metrics.tempered import Tempered
+from onnxprune.statistics.im2col import geometry, tap_order
+from onnxprune.statistics.moments import Pair, Statistic
+from onnxprune.statistics.segmented_run import Run
 from onnxprune.types import Scores
 
-LEVELS = (0.5, 1.0)  # of the channels that may go; twice as many leave 3 to 7 % less divergence on held-out images and take twice the time
+LEVELS = (
+    0.5,
+    1.0,
+)  # of the channels that may go; twice as many leave 3 to 7 % less divergence on held-out images and take twice the time
 WHOLE_EVERY = 4  # of how many batches of the gate one measures a branch that goes whole: a third point of these groups takes an eighth more time, not a half
-MACS, LEAST_SAMPLES = 4e12, 32  # of all runs, half of the network each: as many samples of the gate as these MACs allow, and at least so many
+MACS, LEAST_SAMPLES = (
+    4e12,
+    32,
+)  # of all runs, half of the network each: as many samples of the gate as these MACs allow, and at least so many
 # Damage of a group that several nodes make (a residual stream) counts double: refitting the nodes between the cut and the output
 # makes up for less of it than for a branch's. Chosen by KL on calibration images of a CIFAR ResNet-20 that nothing else saw.
 STREAM = 2.0
@@ -56,14 +62,24 @@ def divergence(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranki
         error = np.cumsum(np.maximum(np.asarray(scores[name])[order], 0.0))
         gone = np.array([analysis.group(name).size - steps[i].target for i in members])
         part = gone[gone < len(order)]
-        wanted = np.unique([part[max(round(level * len(part)) - 1, 0)] for level in LEVELS if len(part)]).astype(np.int64)
+        wanted = np.unique(
+            [part[max(round(level * len(part)) - 1, 0)] for level in LEVELS if len(part)]
+        ).astype(np.int64)
         measured = np.array([probe(name, order[:count]) for count in wanted])
         if len(part) < len(gone):
-            wanted, measured = np.append(wanted, len(order)), np.append(measured, probe(name, order, WHOLE_EVERY))
-        curve = _carry(error[wanted - 1], np.maximum.accumulate(np.maximum(measured, 0.0)), error[gone - 1])
+            wanted, measured = (
+                np.append(wanted, len(order)),
+                np.append(measured, probe(name, order, WHOLE_EVERY)),
+            )
+        curve = _carry(
+            error[wanted - 1], np.maximum.accumulate(np.maximum(measured, 0.0)), error[gone - 1]
+        )
         makers = {m.site.node for m in analysis.members(name) if m.site.role == "produces"}
         damage[members] = np.diff(curve, prepend=0.0) * (STREAM if len(makers) > 1 else 1.0)
-        context.progress(len(probe.done) / len(of_group), f"{len(probe.done)} of {len(of_group)} groups; --fast does without")
+        context.progress(
+            len(probe.done) / len(of_group),
+            f"{len(probe.done)} of {len(of_group)} groups; --fast does without",
+        )
     return Ranking(damage, True)
 
 
@@ -76,13 +92,22 @@ def _carry(error: np.ndarray, measured: np.ndarray, wanted: np.ndarray) -> np.nd
     return np.maximum.accumulate(np.exp(out))
 
 
-def divergence_behind(run: Run, model: Model, nodes: Sequence[NodeProto], expected: Sequence[Mapping[str, np.ndarray]], every: int = 1) -> float:
+def divergence_behind(
+    run: Run,
+    model: Model,
+    nodes: Sequence[NodeProto],
+    expected: Sequence[Mapping[str, np.ndarray]],
+    every: int = 1,
+) -> float:
     """Divergence of the outputs from the expected ones, a batch each, where `nodes` of `model` stand for the rest of the network behind the run's place;
-    of one of so many batches."""
+    of one of so many batches.
+    """
     outputs = [o.name for o in model.proto.graph.output]
-    session = Session(extract(model, run.shapes, nodes, set(run.state[0]), outputs), threads=run.threads)
+    session = Session(
+        extract(model, run.shapes, nodes, set(run.state[0]), outputs), threads=run.threads
+    )
     meters = {o: Meter() for o in outputs}
-    for state, wanted in zip(run.state[::every], expected[::every]):
+    for state, wanted in zip(run.state[::every], expected[::every], strict=False):
         found = session.run({n: state[n] for n in session.inputs})
         for output, meter in meters.items():
             meter.update(wanted[output], found[output])
@@ -92,7 +117,9 @@ def divergence_behind(run: Run, model: Model, nodes: Sequence[NodeProto], expect
 class _Probe:
     """Runs of the whole network from where a group is read. Groups must come in graph order."""
 
-    def __init__(self, context: Context, statistics: Mapping[int, Statistic], pairs: list[Pair], groups: int) -> None:
+    def __init__(
+        self, context: Context, statistics: Mapping[int, Statistic], pairs: list[Pair], groups: int
+    ) -> None:
         self.context, self.analysis = context, context.analysis
         self.statistics, self.pairs = statistics, pairs
         runs = max(groups * len(LEVELS) / 2, 1)
@@ -104,7 +131,9 @@ class _Probe:
                 break
         session = Session(self.analysis.model, threads=context.threads)
         self.expected = [session.run(b) for b in self.batches]
-        self.run = Run(self.analysis.model, self.batches, threads=context.threads, shapes=self.analysis.shapes)
+        self.run = Run(
+            self.analysis.model, self.batches, threads=context.threads, shapes=self.analysis.shapes
+        )
         self.inverses: dict[int, np.ndarray] = {}
         self.done: set[str] = set()
         self.group = ""
@@ -142,18 +171,31 @@ class _Probe:
         model = self.analysis.model.edit()
         start = self.run.at
         nodes = list(model.proto.graph.node)[start:]
-        for node, item, index in [(nodes[place - start], item, index) for place, item, index in self.parts]:
+        for node, item, index in [
+            (nodes[place - start], item, index) for place, item, index in self.parts
+        ]:
             if isinstance(item, Pair):
-                gain = refitted(np.ones((1, len(item.xx))), self.inverse_of(item, 0), index[gone].ravel())
+                gain = refitted(
+                    np.ones((1, len(item.xx))), self.inverse_of(item, 0), index[gone].ravel()
+                )
                 scaled = f"{node.input[0]}_scaled"
                 factor = add_initializer(model, scaled + "_by", gain[0].astype(np.float32))
-                nodes.insert(nodes.index(node), helper.make_node("Mul", [node.input[0], factor], [scaled]))
+                nodes.insert(
+                    nodes.index(node), helper.make_node("Mul", [node.input[0], factor], [scaled])
+                )
                 node.input[0] = scaled
             else:
                 self.refit(model, nodes, node, item, index[gone].ravel())
         return model, nodes
 
-    def refit(self, model: Model, nodes: list[NodeProto], node: NodeProto, item: Statistic, gone: np.ndarray) -> None:
+    def refit(
+        self,
+        model: Model,
+        nodes: list[NodeProto],
+        node: NodeProto,
+        item: Statistic,
+        gone: np.ndarray,
+    ) -> None:
         """New weight of one linear node, and the mean that it loses behind it."""
         values, shift = refitted_without(self.analysis, item, gone, self.inverse_of)
         node.input[1] = add_initializer(model, f"{node.input[1]}_refit_{node.output[0]}", values)
@@ -161,7 +203,9 @@ class _Probe:
         shape = [-1 if i == item.linear.out_axis else 1 for i in range(rank)]
         inner = f"{node.output[0]}_refit"
         bias = add_initializer(model, inner + "_bias", shift.reshape(shape).astype(values.dtype))
-        nodes.insert(nodes.index(node) + 1, helper.make_node("Add", [inner, bias], [node.output[0]]))
+        nodes.insert(
+            nodes.index(node) + 1, helper.make_node("Add", [inner, bias], [node.output[0]])
+        )
         node.output[0] = inner
 
     def inverse_of(self, item: Statistic | Pair, g: int) -> np.ndarray:
@@ -174,7 +218,12 @@ class _Probe:
         return self.inverses[key]
 
 
-def refitted_without(analysis: Analysis, item: Statistic, gone: np.ndarray, inverse_of: Callable[[Statistic, int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def refitted_without(
+    analysis: Analysis,
+    item: Statistic,
+    gone: np.ndarray,
+    inverse_of: Callable[[Statistic, int], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
     """A node's weight, as it is stored, refitted once these inputs are gone; and the mean that its outputs lose by it, (outputs,).
 
     gone: positions on the node's input axis; inverse_of: inverse second moments of one of its groups.
@@ -183,15 +232,25 @@ def refitted_without(analysis: Analysis, item: Statistic, gone: np.ndarray, inve
     new = np.empty_like(weight)
     for g in range(len(weight)):
         here = gone[(gone >= g * inputs) & (gone < (g + 1) * inputs)] - g * inputs
-        new[g] = refitted(weight[g], inverse_of(item, g), (here[:, None] * item.taps + np.arange(item.taps)).ravel())
+        new[g] = refitted(
+            weight[g],
+            inverse_of(item, g),
+            (here[:, None] * item.taps + np.arange(item.taps)).ravel(),
+        )
     lost = np.einsum("gok,gk->go", weight - new, item.mean)
-    node, old = analysis.record.nodes[item.linear.node], analysis.model.weights[item.linear.weight.tensor].array()
+    node, old = (
+        analysis.record.nodes[item.linear.node],
+        analysis.model.weights[item.linear.weight.tensor].array(),
+    )
     how = geometry(node, old.shape, (0,) * old.ndim)
     taps = max(how.taps, 1)
     if item.taps == taps:
         matrix = new.reshape(len(new), -1, inputs, taps)
     else:
-        matrix, lost = new.reshape(len(new), -1, taps, inputs).transpose(0, 1, 3, 2), lost.reshape(len(new), -1, taps).sum(2)
+        matrix, lost = (
+            new.reshape(len(new), -1, taps, inputs).transpose(0, 1, 3, 2),
+            lost.reshape(len(new), -1, taps).sum(2),
+        )
     back = np.empty_like(matrix)
     back[..., tap_order(how)] = matrix
     return from_matrix(item.linear, node, back, old.shape).astype(old.dtype), lost.ravel()
@@ -218,4 +277,6 @@ class Meter:
 
     def result(self) -> float:
         """Nats, or relative squared error."""
-        return self._tempered.result().kl if self._tempered else self._error / max(self._energy, _TINY)
+        return (
+            self._tempered.result().kl if self._tempered else self._error / max(self._energy, _TINY)
+        )

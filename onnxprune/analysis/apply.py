@@ -44,7 +44,7 @@ class _Match:
         self.made = {x for axes in self.pattern.outputs for x in letters(axes)}
         self.from_data = {
             name
-            for operand, tokens in zip(self.node.operands, self.tokens)
+            for operand, tokens in zip(self.node.operands, self.tokens, strict=False)
             if operand is not None and tokens is not None and not operand.constant
             for token in tokens
             for name in (token if isinstance(token, tuple) else (token,))
@@ -56,7 +56,9 @@ class _Match:
     def measured(self) -> list[tuple[int, list[Key | tuple[str, ...]]]]:
         """Bind all lengths; the operands that are there, with their tokens."""
         present = [(s, t) for s, t in enumerate(self.tokens) if t is not None]
-        for slot, tokens in present * 2:  # again, now that a length of 1 may have become that of another operand
+        for slot, tokens in (
+            present * 2
+        ):  # again, now that a length of 1 may have become that of another operand
             self.measure(slot, tokens)
         return present
 
@@ -71,7 +73,10 @@ class _Match:
         self.freeze()
         if self.rule.masked is not None:
             self.mask_recurrent(self.rule.masked)
-        outputs = [self.output(i, tokens) for i, tokens in enumerate(self.pattern.outputs[: len(self.node.proto.output)])]
+        outputs = [
+            self.output(i, tokens)
+            for i, tokens in enumerate(self.pattern.outputs[: len(self.node.proto.output)])
+        ]
         self.finish(present)
         return outputs
 
@@ -79,7 +84,7 @@ class _Match:
 
     def measure(self, slot: int, tokens: list[Key | tuple[str, ...]]) -> None:
         """Bind the lengths of letters; Misfit where they disagree."""
-        for key, size in zip(tokens, self.node.shape(slot)):
+        for key, size in zip(tokens, self.node.shape(slot), strict=False):
             if isinstance(key, tuple) and not isinstance(key[-1], int):
                 self.measure_product(key, size)  # type: ignore[arg-type]
                 continue
@@ -128,15 +133,30 @@ class _Match:
         """The axis of a letter; fresh causes where it has none."""
         if key not in self.env:
             size = self.length[key]
-            if isinstance(key, str) and key not in self.made and key not in self.from_data and (self.from_data or self.carriers(key) < 2):
-                self.env[key] = self.node.why("a parameter of the op" if self.from_data else "a sum over a constant")
+            if (
+                isinstance(key, str)
+                and key not in self.made
+                and key not in self.from_data
+                and (self.from_data or self.carriers(key) < 2)
+            ):
+                self.env[key] = self.node.why(
+                    "a parameter of the op" if self.from_data else "a sum over a constant"
+                )
                 return self.env[key]
-            self.env[key] = self.causes.fresh(size, self.node.single()) if isinstance(size, int) else self.node.why("dynamic axis")
+            self.env[key] = (
+                self.causes.fresh(size, self.node.single())
+                if isinstance(size, int)
+                else self.node.why("dynamic axis")
+            )
         return self.env[key]
 
     def carriers(self, name: str) -> int:
         """How many operands have an axis of that letter."""
-        return sum(any(name == token or isinstance(token, tuple) and name in token for token in tokens) for tokens in self.tokens if tokens is not None)
+        return sum(
+            any(name == token or isinstance(token, tuple) and name in token for token in tokens)
+            for tokens in self.tokens
+            if tokens is not None
+        )
 
     def equal(self, key: Key, axis: Axis) -> None:
         if key not in self.env:
@@ -187,14 +207,24 @@ class _Match:
     # ------------------------------------------------------------ results
 
     def output(self, index: int, tokens: tuple[Token, ...]) -> list[Axis]:
-        shape = self.node.record.shapes.shape(self.node.proto.output[index]) if self.node.proto.output[index] else ()
+        shape = (
+            self.node.record.shapes.shape(self.node.proto.output[index])
+            if self.node.proto.output[index]
+            else ()
+        )
         axes: list[Axis] = []
         for token in tokens:
             if token == LEADING:
-                count = max([k[1] + 1 for k in self.length if isinstance(k, tuple) and k[0] == LEADING], default=0)
+                count = max(
+                    [k[1] + 1 for k in self.length if isinstance(k, tuple) and k[0] == LEADING],
+                    default=0,
+                )
                 axes += [self.leading((LEADING, k)) for k in reversed(range(count))]
             elif token == SPATIAL:
-                axes += [self.env[k] for k in sorted(k for k in self.env if isinstance(k, tuple) and k[0] == SPATIAL)]
+                axes += [
+                    self.env[k]
+                    for k in sorted(k for k in self.env if isinstance(k, tuple) and k[0] == SPATIAL)
+                ]
             elif token == ONE:
                 axes.append(self.node.single())
             elif isinstance(token, tuple):
@@ -202,7 +232,9 @@ class _Match:
             else:
                 axes.append(self.letter(token))
         if shape is not None and len(shape) != len(axes) and self.node.proto.output[index]:
-            raise Misfit(f"{self.rule.pattern!r} gives {len(axes)} axes for an output of {len(shape)}")
+            raise Misfit(
+                f"{self.rule.pattern!r} gives {len(axes)} axes for an output of {len(shape)}"
+            )
         return axes
 
     def shape(self, tokens: tuple[Token, ...]) -> tuple[Dim, ...]:
@@ -210,7 +242,10 @@ class _Match:
         dims: list[Dim] = []
         for token in tokens:
             if token in (LEADING, SPATIAL):
-                keys = sorted((k for k in self.length if isinstance(k, tuple) and k[0] == token), reverse=token == LEADING)
+                keys = sorted(
+                    (k for k in self.length if isinstance(k, tuple) and k[0] == token),
+                    reverse=token == LEADING,
+                )
                 dims += [None if token in self.rule.freeze else self.length[k] for k in keys]
             elif isinstance(token, tuple):
                 sizes = [self.length.get(n) for n in token]
@@ -226,7 +261,9 @@ class _Match:
     def finish(self, present: list[tuple[int, list[Key | tuple[str, ...]]]]) -> None:
         """Masks, roles of the initializers' axes, refits and MACs."""
         contracted = set(self.pattern.contracted) | set(self.rule.sums)
-        makes = bool(self.from_data or self.rule.macs)  # constants that are only changed go on to what makes channels of them
+        makes = bool(
+            self.from_data or self.rule.macs
+        )  # constants that are only changed go on to what makes channels of them
         for slot, tokens in present:
             operand = self.node.operands[slot]
             for i, key in enumerate(tokens):
@@ -243,12 +280,20 @@ class _Match:
                 for origin in operand.origins:  # type: ignore[union-attr]
                     self.node.record.hints.append((origin, ids, role))
         for name, letter in self.rule.refit.items():
-            axis = self.env.get(letter) if " " not in letter else self.product(tuple(letter.split()))
+            axis = (
+                self.env.get(letter) if " " not in letter else self.product(tuple(letter.split()))
+            )
             if isinstance(axis, np.ndarray):
                 listed = self.node.attribute(name)
                 entries = (axis,) * (len(listed) if isinstance(listed, list) else 1)
-                self.node.record.refits.append(Refit(self.node.index, ("attribute", name), entries, not isinstance(listed, list)))
-        averaged = tuple(a for a in (self.env.get(n) for n in self.rule.means) if isinstance(a, np.ndarray))
+                self.node.record.refits.append(
+                    Refit(
+                        self.node.index, ("attribute", name), entries, not isinstance(listed, list)
+                    )
+                )
+        averaged = tuple(
+            a for a in (self.env.get(n) for n in self.rule.means) if isinstance(a, np.ndarray)
+        )
         if averaged:
             self.node.record.averages.append(Average(self.node.index, averaged))
         for term in self.rule.macs:
@@ -258,7 +303,11 @@ class _Match:
         """One product of the multiply-accumulates."""
         factor, axes = 1, []
         for word in term.split():
-            keys: Collection[Key] = [k for k in self.length if isinstance(k, tuple) and k[0] == LEADING] if word == LEADING else [word]
+            keys: Collection[Key] = (
+                [k for k in self.length if isinstance(k, tuple) and k[0] == LEADING]
+                if word == LEADING
+                else [word]
+            )
             if word in "*@#":
                 factor *= self.positions(word)
                 continue
@@ -272,16 +321,24 @@ class _Match:
 
     def positions(self, word: str) -> int:
         weight = 3 if self.node.op == "QLinearConv" else 1
-        shape = {"*": lambda: self.node.out_shape(), "@": lambda: self.node.shape(0), "#": lambda: self.node.shape(weight)}[word]()
+        shape = {
+            "*": lambda: self.node.out_shape(),
+            "@": lambda: self.node.shape(0),
+            "#": lambda: self.node.shape(weight),
+        }[word]()
         return prod(d for d in shape[2:] if isinstance(d, int))
 
     def mask_recurrent(self, slot: int) -> None:
         operand = self.node.operands[slot]
         if operand is not None and isinstance(operand.axes[-1], np.ndarray):
-            self.node.record.masks.append(Mask(self.node.index, slot, len(operand.axes) - 1, operand.axes[-1], recurrent=True))
+            self.node.record.masks.append(
+                Mask(self.node.index, slot, len(operand.axes) - 1, operand.axes[-1], recurrent=True)
+            )
 
 
-def _expand(tokens: tuple[Token, ...], shape: tuple[Dim, ...], slot: int) -> list[Key | tuple[str, ...]] | None:
+def _expand(
+    tokens: tuple[Token, ...], shape: tuple[Dim, ...], slot: int
+) -> list[Key | tuple[str, ...]] | None:
     """One token an axis: marks become (mark, k), `...` counted from the right, `*` from the left; kernel axes of weights apart."""
     marks = [t for t in tokens if t in (SPATIAL, LEADING)]
     extra = len(shape) - (len(tokens) - len(marks))

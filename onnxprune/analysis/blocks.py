@@ -54,7 +54,13 @@ def whole_blocks(analysis: Analysis) -> dict[str, tuple[str, ...]]:
         try:
             unneeded = flow.collapse(analysis.removed({group.name: ()})).unneeded
             block = (group.name, *sorted(flow.groups_in(unneeded) - {group.name}))
-            flow.collapse(analysis.removed(dict.fromkeys((*block, *(name for known in found.values() for name in known)), ())))
+            flow.collapse(
+                analysis.removed(
+                    dict.fromkeys(
+                        (*block, *(name for known in found.values() for name in known)), ()
+                    )
+                )
+            )
         except UsageError:
             continue
         if not any(set(block) == set(known) for known in found.values()):
@@ -72,15 +78,33 @@ class _Flow:
         self.ends = {o.name for o in graph.output}
         self.linear = {li.node: li for li in linears(analysis)}
         self.makers = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
-        self.inputs = [[n for n in dict.fromkeys((*node.input, *sorted(captured(node)))) if n and n not in self.weights] for node in self.nodes]
+        self.inputs = [
+            [
+                n
+                for n in dict.fromkeys((*node.input, *sorted(captured(node))))
+                if n and n not in self.weights
+            ]
+            for node in self.nodes
+        ]
         self.readers: dict[str, list[int]] = {}
         for i, names in enumerate(self.inputs):
             for name in names:
                 self.readers.setdefault(name, []).append(i)
         tensors = analysis.record.tensors
-        axes = [(name, analysis.axes.number(a)) for name, t in tensors.items() for a in t.axes if isinstance(a, np.ndarray) and len(a)]
-        self.axis_of, self.axis_number = [name for name, _ in axes], np.array([n for _, n in axes], np.int64)
-        self.users: dict[str, set[int]] = {g.name: {analysis.record.uses[m.use].node for m in analysis.members(g.name)} for g in analysis.groups}
+        axes = [
+            (name, analysis.axes.number(a))
+            for name, t in tensors.items()
+            for a in t.axes
+            if isinstance(a, np.ndarray) and len(a)
+        ]
+        self.axis_of, self.axis_number = (
+            [name for name, _ in axes],
+            np.array([n for _, n in axes], np.int64),
+        )
+        self.users: dict[str, set[int]] = {
+            g.name: {analysis.record.uses[m.use].node for m in analysis.members(g.name)}
+            for g in analysis.groups
+        }
 
     def collapse(self, removed: np.ndarray) -> Collapse:
         """As the function."""
@@ -113,9 +137,18 @@ class _Flow:
                 raise self.refusal(i, empty, constant)
         stray = next((name for name in sorted(empty) if name not in self.makers), None)
         if stray is not None:
-            raise UsageError("group-whole", f"no channel is left of {stray!r}, which no node of the main graph makes: keep at least one")
-        unneeded = self.unneeded({self.makers[name] for name in empty if self.made_empty(self.makers[name], empty)} | folded | set(held))
-        stay = tuple(name for name in constant if any(r not in unneeded for r in self.readers.get(name, ())))
+            raise UsageError(
+                "group-whole",
+                f"no channel is left of {stray!r}, which no node of the main graph makes: keep at least one",
+            )
+        unneeded = self.unneeded(
+            {self.makers[name] for name in empty if self.made_empty(self.makers[name], empty)}
+            | folded
+            | set(held)
+        )
+        stay = tuple(
+            name for name in constant if any(r not in unneeded for r in self.readers.get(name, ()))
+        )
         return Collapse(tuple(sorted(folded)), readers, stay, frozenset(unneeded))
 
     def made_empty(self, i: int, empty: set[str]) -> bool:
@@ -125,16 +158,31 @@ class _Flow:
     def gives_bias(self, i: int, empty: set[str], lengths: np.ndarray) -> bool:
         """Whether a linear node loses all of its inputs."""
         linear = self.linear.get(i)
-        if linear is None or linear.ids is None or linear.data not in empty or linear.out in self.ends:
+        if (
+            linear is None
+            or linear.ids is None
+            or linear.data not in empty
+            or linear.out in self.ends
+        ):
             return False
-        return not lengths[self.analysis.axes.number(linear.ids)] and self.inputs[i] == [linear.data]
+        return not lengths[self.analysis.axes.number(linear.ids)] and self.inputs[i] == [
+            linear.data
+        ]
 
     def folds(self, i: int, constant: dict[str, int]) -> bool:
         """Whether a node of constants alone gives one that stands for its output everywhere."""
         node = self.nodes[i]
-        if len(node.output) != 1 or node.output[0] in self.ends or not all(n in constant for n in self.inputs[i]):
+        if (
+            len(node.output) != 1
+            or node.output[0] in self.ends
+            or not all(n in constant for n in self.inputs[i])
+        ):
             return False
-        norm = node.op_type == "BatchNormalization" and self.inputs[i] == [node.input[0]] and not attribute(node, "training_mode", 0)
+        norm = (
+            node.op_type == "BatchNormalization"
+            and self.inputs[i] == [node.input[0]]
+            and not attribute(node, "training_mode", 0)
+        )
         return norm or node.op_type == "Transpose" or self.by_element(i)
 
     def takes(self, i: int, empty: set[str], constant: dict[str, int]) -> bool:
@@ -144,7 +192,9 @@ class _Flow:
         if not self.by_element(i) or len(node.output) != 1 or empty.intersection(live):
             return False
         shape = shapes.shape(node.output[0])
-        return shape is not None and None not in shape and any(shapes.shape(n) == shape for n in live)
+        return (
+            shape is not None and None not in shape and any(shapes.shape(n) == shape for n in live)
+        )
 
     def by_element(self, i: int) -> bool:
         """Whether the rule of a node's op is broadcasting."""
@@ -157,7 +207,15 @@ class _Flow:
             for name in self.nodes[stack.pop()].output:
                 if name in self.ends:
                     return True
-                fresh = [] if name in empty else [r for r in self.readers.get(name, ()) if r not in seen and r not in folded and not self.made_empty(r, empty)]
+                fresh = (
+                    []
+                    if name in empty
+                    else [
+                        r
+                        for r in self.readers.get(name, ())
+                        if r not in seen and r not in folded and not self.made_empty(r, empty)
+                    ]
+                )
                 seen.update(fresh)
                 stack += fresh
         return False
@@ -171,7 +229,9 @@ class _Flow:
                 if maker is None or maker in known:
                     continue
                 outs = self.nodes[maker].output
-                if not self.ends.intersection(outs) and all(r in known for o in outs for r in self.readers.get(o, ())):
+                if not self.ends.intersection(outs) and all(
+                    r in known for o in outs for r in self.readers.get(o, ())
+                ):
                     known.add(maker)
                     stack.append(maker)
         return known

@@ -15,8 +15,8 @@ from onnxprune.analysis.apply import Misfit
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.movement import axes_of, stop
 from onnxprune.analysis.state import Node, Tensor
-from onnxprune.ir.subgraphs import Wire, passes, wires
 from onnxprune.ir.nodes import subgraphs
+from onnxprune.ir.subgraphs import Wire, passes, wires
 
 
 def follow(node: Node, walk: Callable[[GraphProto], None]) -> list[list[Axis]]:
@@ -32,7 +32,9 @@ def follow(node: Node, walk: Callable[[GraphProto], None]) -> list[list[Axis]]:
     for body in subgraphs(node.proto):
         walk(body)
     if times is not None:
-        record.products[before:] = [replace(p, factor=p.factor * times) for p in record.products[before:]]
+        record.products[before:] = [
+            replace(p, factor=p.factor * times) for p in record.products[before:]
+        ]
     results: dict[str, list[Axis]] = {}
     for wire in found:
         if wire.yields:
@@ -44,15 +46,27 @@ def _enter(node: Node, wire: Wire) -> list[Axis]:
     """Axes of a body's input; an operand's axis goes no further where the passes run along it or change its length."""
     tensor = node.operands[wire.slot]
     inside = node.record.shapes.shape(wire.inside)
-    if tensor is None or inside is None or len(inside) + (wire.axis is not None) != len(tensor.axes) or node.record.shapes.shape(node.names[wire.slot]) is None:
+    if (
+        tensor is None
+        or inside is None
+        or len(inside) + (wire.axis is not None) != len(tensor.axes)
+        or node.record.shapes.shape(node.names[wire.slot]) is None
+    ):
         why = node.why("its rank changes from pass to pass")
         for i, axis in enumerate(tensor.axes if tensor is not None else ()):
-            tensor.axes[i] = why if axis is None else stop(node, axis, "its rank changes from pass to pass")  # type: ignore[union-attr]
+            tensor.axes[i] = (  # type: ignore[union-attr]
+                why if axis is None else stop(node, axis, "its rank changes from pass to pass")
+            )  # type: ignore[union-attr]
         return [why] * len(inside or ())
     axes = axes_of(node, wire.slot)
     if wire.axis is not None:
         stop(node, axes.pop(wire.axis % len(axes)), "the passes run along this axis")
-    return [a if isinstance(a, int) or size == len(a) else stop(node, a, "its length changes from pass to pass") for a, size in zip(axes, inside)]
+    return [
+        a
+        if isinstance(a, int) or size == len(a)
+        else stop(node, a, "its length changes from pass to pass")
+        for a, size in zip(axes, inside, strict=False)
+    ]
 
 
 def _leave(node: Node, wire: Wire, results: dict[str, list[Axis]]) -> None:
@@ -60,12 +74,16 @@ def _leave(node: Node, wire: Wire, results: dict[str, list[Axis]]) -> None:
     shapes = node.record.shapes
     axes = _yielded(node, wire)
     if wire.inside:
-        axes = _tie(node, axes, list(node.record.tensors[wire.inside].axes), shapes.shape(wire.inside))  # type: ignore[arg-type]
+        axes = _tie(
+            node, axes, list(node.record.tensors[wire.inside].axes), shapes.shape(wire.inside)  # type: ignore[arg-type]
+        )  # type: ignore[arg-type]
     if not wire.result:
         return
     if wire.axis is not None:
         axes.insert(wire.axis % (len(axes) + 1), node.why("the passes run along this axis"))
-    results[wire.result] = _tie(node, axes, results.get(wire.result, axes), shapes.shape(wire.result))
+    results[wire.result] = _tie(
+        node, axes, results.get(wire.result, axes), shapes.shape(wire.result)
+    )
 
 
 def _yielded(node: Node, wire: Wire) -> list[Axis]:
@@ -83,9 +101,12 @@ def _tie(node: Node, a: list[Axis], b: list[Axis], shape: tuple | None) -> list[
             stop(node, axis, "returned with several ranks")
         return [node.why("returned with several ranks")] * len(shape or ())
     out: list[Axis] = []
-    for x, y, size in zip(a, b, shape):
+    for x, y, size in zip(a, b, shape, strict=False):
         if any(isinstance(z, np.ndarray) and len(z) != size for z in (x, y)):
-            x, y = stop(node, x, "returned with several lengths"), stop(node, y, "returned with several lengths")
+            x, y = (
+                stop(node, x, "returned with several lengths"),
+                stop(node, y, "returned with several lengths"),
+            )
         node.record.causes.unify(x, y)
         out.append(y if isinstance(y, int) else x)
     return out

@@ -12,7 +12,9 @@ import numpy as np
 
 Axis = int | np.ndarray
 UNKNOWN = 1  # the reason of what is frozen for none in particular
-MOST_IDS = 1 << 23  # positions that are told apart in one model: a few hundred bytes of literals can ask for billions
+MOST_IDS = (
+    1 << 23
+)  # positions that are told apart in one model: a few hundred bytes of literals can ask for billions
 _FIRST_CAPACITY = 1024
 _MARK_FACTOR = 16  # a sort of n ids costs about as much as a pass over 16 n flags
 
@@ -96,7 +98,12 @@ class Causes:
             differ[differ] &= (self._why[ra[differ]] == 0) | (self._why[rb[differ]] == 0)
             if not differ.any():
                 return
-            pairs = np.unique(np.stack([np.minimum(ra[differ], rb[differ]), np.maximum(ra[differ], rb[differ])], 1), axis=0)
+            pairs = np.unique(
+                np.stack(
+                    [np.minimum(ra[differ], rb[differ]), np.maximum(ra[differ], rb[differ])], 1
+                ),
+                axis=0,
+            )
             compound = (self._left[pairs] != 0) & (self._why[pairs] == 0)
             plain = pairs[~compound.any(1)]
             if len(plain):
@@ -153,7 +160,11 @@ class Causes:
         causes : (n,) ids of the free causes, ascending
         tables : an int array (length, width) an axis: indices into `causes`, padded with n; n alone is a frozen position
         """
-        roots = self._distinct(self.find(self._distinct(np.concatenate(axes)))) if axes else np.zeros(0, np.int64)
+        roots = (
+            self._distinct(self.find(self._distinct(np.concatenate(axes))))
+            if axes
+            else np.zeros(0, np.int64)
+        )
         compound = roots[self._left[roots] != 0]
         single = roots[(self._left[roots] == 0) & (self._why[roots] == 0)]
         owner, atom = self._all_atoms(compound)
@@ -162,8 +173,13 @@ class Causes:
         index[causes] = np.arange(len(causes))
         start = np.zeros(self._count + 1, np.int64)  # of the atoms of each root in `atom`
         count = np.ones(self._count, np.int64)
-        start[compound], count[compound] = np.searchsorted(owner, np.arange(len(compound))), np.bincount(owner, minlength=len(compound))
-        return causes, [self._row_table(self.find(axis), index, index[atom], start, count) for axis in axes]
+        start[compound], count[compound] = (
+            np.searchsorted(owner, np.arange(len(compound))),
+            np.bincount(owner, minlength=len(compound)),
+        )
+        return causes, [
+            self._row_table(self.find(axis), index, index[atom], start, count) for axis in axes
+        ]
 
     def _all_atoms(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(index of the root, free atom of it) pairs of many compound roots, sorted."""
@@ -180,7 +196,14 @@ class Causes:
             owner, ids = owner[~atomic], ids[~atomic]
         return np.divmod(np.unique(np.concatenate(found)), self._count)
 
-    def _row_table(self, roots: np.ndarray, index: np.ndarray, atoms: np.ndarray, start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    def _row_table(
+        self,
+        roots: np.ndarray,
+        index: np.ndarray,
+        atoms: np.ndarray,
+        start: np.ndarray,
+        count: np.ndarray,
+    ) -> np.ndarray:
         """Indices of the causes of each position, padded."""
         compound = self._left[roots] != 0
         if not compound.any():
@@ -261,7 +284,9 @@ class Causes:
             for side in (low[frozen_pair], high[frozen_pair]):
                 free = self._why[side] == 0
                 self._why[side[free]] = why[free]
-        touched, first = np.unique(high, return_index=True)  # pairs are sorted: the first low is the least
+        touched, first = np.unique(
+            high, return_index=True
+        )  # pairs are sorted: the first low is the least
         free = self._why[touched] == 0
         touched, target = touched[free], low[first][free]
         self._parent[touched] = target
@@ -316,13 +341,17 @@ class Causes:
         if found is not None:
             why = next((int(w) for w in self._why[cells].ravel() if w), 0)
             return self._from_sets(found[0], why), self._from_sets(found[1], why)
-        lines = _coupled_lines(cells) if (self._why[cells] == 0).all() else np.arange(sum(cells.shape))
+        lines = (
+            _coupled_lines(cells) if (self._why[cells] == 0).all() else np.arange(sum(cells.shape))
+        )
         ids = self.new(len(lines))[lines]
         r, c = ids[: len(cells)], ids[len(cells) :]
         self.unify(cells.ravel(), self.merge(r, len(r), c, len(c)))
         return r, c
 
-    def _grid(self, sets: list[list[frozenset[int]]]) -> tuple[list[frozenset[int]], list[frozenset[int]]] | None:
+    def _grid(
+        self, sets: list[list[frozenset[int]]]
+    ) -> tuple[list[frozenset[int]], list[frozenset[int]]] | None:
         """The product that is left when causes which fill a rectangle of the cells become a cause of its rows or one of its columns.
 
         So a grouped convolution passes a channel shuffle into the next. None where there is no such product.
@@ -339,13 +368,23 @@ class Causes:
                 return None
             if len(rows) < len(sets) and len(columns) < len(sets[0]):
                 parts[atom] = rows, columns
-        bands = dict.fromkeys((side, band) for atom in sorted(parts) for side, band in enumerate(parts[atom]))
+        bands = dict.fromkeys(
+            (side, band) for atom in sorted(parts) for side, band in enumerate(parts[atom])
+        )
         names = {band: -1 - n for n, band in enumerate(bands)}
-        changed = {atom: frozenset(names[side, band] for side, band in enumerate(both)) for atom, both in parts.items()}
-        product = _product([[frozenset().union(*(changed.get(a, (a,)) for a in cell)) for cell in row] for row in sets])
+        changed = {
+            atom: frozenset(names[side, band] for side, band in enumerate(both))
+            for atom, both in parts.items()
+        }
+        product = _product(
+            [
+                [frozenset().union(*(changed.get(a, (a,)) for a in cell)) for cell in row]
+                for row in sets
+            ]
+        )
         if product is None:
             return None
-        ids = dict(zip(names.values(), self.new(len(names)).tolist()))
+        ids = dict(zip(names.values(), self.new(len(names)).tolist(), strict=False))
         self._inside[list(ids.values())] = True
         for atom in sorted(changed):
             self._parent[atom] = self._union(sorted(ids[n] for n in changed[atom]))
@@ -356,7 +395,9 @@ class Causes:
         why = why or UNKNOWN
         if not any(sets):
             return why
-        return np.array([self._union(sorted(s)) if s else int(self.frozen(why, 1)[0]) for s in sets])
+        return np.array(
+            [self._union(sorted(s)) if s else int(self.frozen(why, 1)[0]) for s in sets]
+        )
 
     def _deep_reason(self, identity: int) -> int:
         """The reason of a frozen id or of the first frozen part of a pair."""
@@ -370,11 +411,21 @@ class Causes:
         return UNKNOWN
 
 
-def _product(sets: list[list[frozenset[int]]]) -> tuple[list[frozenset[int]], list[frozenset[int]]] | None:
+def _product(
+    sets: list[list[frozenset[int]]],
+) -> tuple[list[frozenset[int]], list[frozenset[int]]] | None:
     """Row and column sets by intersection, where their product is the cells."""
     rows = [frozenset.intersection(*row) for row in sets]
-    columns = [frozenset.intersection(*column) for column in zip(*sets)]
-    return (rows, columns) if all(r | c == cell for r, row in zip(rows, sets) for c, cell in zip(columns, row)) else None
+    columns = [frozenset.intersection(*column) for column in zip(*sets, strict=False)]
+    return (
+        (rows, columns)
+        if all(
+            r | c == cell
+            for r, row in zip(rows, sets, strict=False)
+            for c, cell in zip(columns, row, strict=False)
+        )
+        else None
+    )
 
 
 def _coupled_lines(cells: np.ndarray) -> np.ndarray:
@@ -392,7 +443,10 @@ def _coupled_lines(cells: np.ndarray) -> np.ndarray:
     while True:
         a, b, c, d = (line[x] for x in places)
         pair = (a != b) & (c != d)
-        joined = [np.stack([p, q], 1)[pair & (s == t) & (p != q)] for s, t, p, q in ((a, c, b, d), (b, d, a, c), (a, d, b, c), (b, c, a, d))]
+        joined = [
+            np.stack([p, q], 1)[pair & (s == t) & (p != q)]
+            for s, t, p, q in ((a, c, b, d), (b, d, a, c), (a, d, b, c), (b, c, a, d))
+        ]
         joined.append(np.stack([a, c], 1)[(a == b) & (c == d) & (a != c)])
         joins = np.concatenate(joined)
         if not len(joins):

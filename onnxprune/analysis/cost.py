@@ -21,7 +21,9 @@ class Axes:
     causes: int
     _tables: dict[int, np.ndarray] = field(repr=False)
     _numbers: dict[int, int] = field(repr=False)
-    _stacks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(repr=False)  # (rows, starts, numbers) a table width
+    _stacks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(
+        repr=False
+    )  # (rows, starts, numbers) a table width
     _alive: tuple[np.ndarray, ...] = field(repr=False)
 
     @staticmethod
@@ -43,8 +45,16 @@ class Axes:
             numbers = [i for i, t in enumerate(tables) if t.shape[1] == width and len(t)]
             if numbers:
                 lengths = [len(tables[i]) for i in numbers]
-                stacks.append((np.concatenate([tables[i] for i in numbers]), np.cumsum([0, *lengths[:-1]]), np.array(numbers)))
-        return Axes(len(found), {k: tables[v] for k, v in by_id.items()}, by_id, stacks, tuple(arrays))
+                stacks.append(
+                    (
+                        np.concatenate([tables[i] for i in numbers]),
+                        np.cumsum([0, *lengths[:-1]]),
+                        np.array(numbers),
+                    )
+                )
+        return Axes(
+            len(found), {k: tables[v] for k, v in by_id.items()}, by_id, stacks, tuple(arrays)
+        )
 
     def table(self, ids: np.ndarray) -> np.ndarray:
         """(length, width) causes of each position, padded with `causes`."""
@@ -78,7 +88,9 @@ class CostTable:
 
     axes: Axes
     terms: dict[str, tuple[np.ndarray, np.ndarray]]  # what -> (factor (n,), index (n, width))
-    variants: tuple[dict[int, tuple[int, ...]], ...]  # uses of one tensor: row of the params/bytes terms -> axes (-1: none); counted once where equally cut
+    variants: tuple[
+        dict[int, tuple[int, ...]], ...
+    ]  # uses of one tensor: row of the params/bytes terms -> axes (-1: none); counted once where equally cut
     tables: tuple[np.ndarray, ...]
 
     def values(self, what: str, removed: np.ndarray) -> np.ndarray:
@@ -92,8 +104,16 @@ class CostTable:
     def total(self, removed: np.ndarray) -> Cost:
         """All costs."""
         once, lengths = self._once(removed), self.axes.lengths(removed)
-        macs, params, size, activations = (self._products(what, lengths) for what in ("macs", "params", "bytes", "activation_bytes"))
-        return Cost(round(float(macs.sum())), round(float(params[once].sum())), round(float(size[once].sum())), round(float(activations.sum())))
+        macs, params, size, activations = (
+            self._products(what, lengths)
+            for what in ("macs", "params", "bytes", "activation_bytes")
+        )
+        return Cost(
+            round(float(macs.sum())),
+            round(float(params[once].sum())),
+            round(float(size[once].sum())),
+            round(float(activations.sum())),
+        )
 
     def savings(self, what: str, removed: np.ndarray) -> np.ndarray:
         """(causes + 1,) first-order saving of each cause."""
@@ -124,7 +144,9 @@ class CostTable:
         for rows in self.variants:
             seen = set()
             for row, axes in rows.items():
-                gone = [removed[self.tables[n]].any(1) if n >= 0 else np.zeros(0, bool) for n in axes]
+                gone = [
+                    removed[self.tables[n]].any(1) if n >= 0 else np.zeros(0, bool) for n in axes
+                ]
                 key = tuple(g.tobytes() if g.any() else b"" for g in gone)
                 once[row] = key not in seen
                 seen.add(key)
@@ -141,12 +163,23 @@ def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> Cost
     for use in record.uses:
         weight = record.model.weights[use.tensor]
         index = [axes.number(a) for a in use.axes if isinstance(a, np.ndarray)]
-        key = (use.tensor, tuple(-1 if not isinstance(a, np.ndarray) else axes.number(a) for a in use.axes))
+        key = (
+            use.tensor,
+            tuple(-1 if not isinstance(a, np.ndarray) else axes.number(a) for a in use.axes),
+        )
         if key in rows_of:
             continue
         rows_of[key] = len(params)
-        fixed = float(prod(n for n, a in zip(weight.shape, use.axes) if not isinstance(a, np.ndarray)))
-        params.append((fixed if weight.dtype in weight_types and weight.shape else 0.0, index))  # a scalar is a constant of a formula
+        fixed = float(
+            prod(
+                n
+                for n, a in zip(weight.shape, use.axes, strict=False)
+                if not isinstance(a, np.ndarray)
+            )
+        )
+        params.append(
+            (fixed if weight.dtype in weight_types and weight.shape else 0.0, index)
+        )  # a scalar is a constant of a formula
         sizes.append((fixed * bits(weight.dtype) / 8, index))
     by_tensor: dict[str, dict[int, tuple[int, ...]]] = {}
     for (tensor, numbers), r in rows_of.items():
@@ -157,12 +190,28 @@ def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> Cost
             state, shape = record.tensors.get(name), record.shapes.shape(name)
             if state is None or shape is None or len(shape) != len(state.axes):
                 continue
-            fixed = float(prod(d for d, a in zip(shape, state.axes) if isinstance(d, int) and not isinstance(a, np.ndarray)))
-            activations.append((fixed * bits(record.shapes.dtype(name)) / 8, [axes.number(a) for a in state.axes if isinstance(a, np.ndarray)]))
+            fixed = float(
+                prod(
+                    d
+                    for d, a in zip(shape, state.axes, strict=False)
+                    if isinstance(d, int) and not isinstance(a, np.ndarray)
+                )
+            )
+            activations.append(
+                (
+                    fixed * bits(record.shapes.dtype(name)) / 8,
+                    [axes.number(a) for a in state.axes if isinstance(a, np.ndarray)],
+                )
+            )
     tables: list[np.ndarray] = [np.zeros((0, 1), np.int64)] * filler
     for key_id, number in axes._numbers.items():
         tables[number] = axes._tables[key_id]
-    terms = {"macs": _matrix(macs, filler), "params": _matrix(params, filler), "bytes": _matrix(sizes, filler), "activation_bytes": _matrix(activations, filler)}
+    terms = {
+        "macs": _matrix(macs, filler),
+        "params": _matrix(params, filler),
+        "bytes": _matrix(sizes, filler),
+        "activation_bytes": _matrix(activations, filler),
+    }
     return CostTable(axes, terms, tuple(r for r in by_tensor.values() if len(r) > 1), tuple(tables))
 
 

@@ -19,7 +19,20 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.types import Cost, Frozen, Group, Plan, Site
 
 WEIGHT_TYPES = frozenset(
-    getattr(TensorProto, n) for n in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2") if hasattr(TensorProto, n)
+    getattr(TensorProto, n)
+    for n in (
+        "FLOAT",
+        "FLOAT16",
+        "BFLOAT16",
+        "DOUBLE",
+        "INT8",
+        "UINT8",
+        "INT4",
+        "UINT4",
+        "FLOAT8E4M3FN",
+        "FLOAT8E5M2",
+    )
+    if hasattr(TensorProto, n)
 )
 
 
@@ -56,7 +69,9 @@ class Analysis:
     options: Mapping[str, Any]
     record: Record = field(repr=False)
     axes: Axes = field(repr=False)
-    causes: Mapping[str, np.ndarray] = field(repr=False)  # group -> index of the cause of each channel
+    causes: Mapping[str, np.ndarray] = field(
+        repr=False
+    )  # group -> index of the cause of each channel
     _members: Mapping[str, tuple[Member, ...]] = field(repr=False)
     _costs: CostTable = field(repr=False)
 
@@ -92,7 +107,10 @@ class Analysis:
             size = self.group(name).size
             index = np.asarray(indices, np.int64)
             if len(index) and (index.min() < 0 or index.max() >= size):
-                raise UsageError("plan-indices", f"group {name!r} has {size} channels; kept {index.min()} to {index.max()}")
+                raise UsageError(
+                    "plan-indices",
+                    f"group {name!r} has {size} channels; kept {index.min()} to {index.max()}",
+                )
             mask = np.ones(size, bool)
             mask[index] = False
             gone[self.causes[name][mask]] = True
@@ -106,15 +124,22 @@ class Analysis:
         """Cost of the model when only the kept channels are left. Where a branch goes whole, its constant counts as the parameters and the output of the nodes that it replaces."""
         return self._costs.total(self.removed(kept or {}))
 
-    def node_costs(self, kept: Mapping[str, Sequence[int] | np.ndarray] | None = None) -> list[NodeCost]:
+    def node_costs(
+        self, kept: Mapping[str, Sequence[int] | np.ndarray] | None = None
+    ) -> list[NodeCost]:
         """Cost of every node that multiplies, in graph order."""
         macs = self._costs.macs(self.removed(kept or {}))
         out: dict[int, int] = {}
-        for product, value in zip(self.record.products, macs.tolist()):
+        for product, value in zip(self.record.products, macs.tolist(), strict=False):
             out[product.node] = out.get(product.node, 0) + int(value)
-        return [NodeCost(label(self.record.nodes[n]), self.record.nodes[n].op_type, v) for n, v in out.items()]
+        return [
+            NodeCost(label(self.record.nodes[n]), self.record.nodes[n].op_type, v)
+            for n, v in out.items()
+        ]
 
-    def savings(self, what: str, kept: Mapping[str, Sequence[int] | np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    def savings(
+        self, what: str, kept: Mapping[str, Sequence[int] | np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
         """First-order saving of each channel on "macs", "params" or "bytes" at the given widths: group -> float64 (size,)."""
         per_cause = self._costs.savings(what, self.removed(kept or {}))
         return {name: per_cause[index] for name, index in self.causes.items()}
@@ -132,7 +157,9 @@ class Analysis:
         if state is not None:
             uses.append((tensor, state.axes))
         if not uses:
-            raise unknown("tensor", tensor, {u.tensor for u in self.record.uses} | set(self.record.tensors))
+            raise unknown(
+                "tensor", tensor, {u.tensor for u in self.record.uses} | set(self.record.tensors)
+            )
         found = {}
         for name, axes in uses:
             for i, axis in enumerate(axes):
@@ -144,46 +171,86 @@ class Analysis:
     def plan(self, kept: Mapping[str, Sequence[int]], **decided_by: Any) -> Plan:
         """The plan that keeps these channels; groups left whole are not listed in it."""
         less = {n: tuple(map(int, k)) for n, k in kept.items() if len(k) < self.group(n).size}
-        return Plan(self.digest, less, {n: self.group(n).size for n in less}, decided_by, self.options)
+        return Plan(
+            self.digest, less, {n: self.group(n).size for n in less}, decided_by, self.options
+        )
 
     def check(self, plan: Plan) -> None:
         """UsageError where a plan was made for another model or another analysis."""
         if plan.source != self.digest:
-            raise UsageError("plan-model", f"the plan was made for another model (sha256 {plan.source[:12]}..., this one is {self.digest[:12]}...)")
+            raise UsageError(
+                "plan-model",
+                f"the plan was made for another model (sha256 {plan.source[:12]}..., this one is {self.digest[:12]}...)",
+            )
         for name, size in plan.sizes.items():
             if self.group(name).size != size:
-                raise UsageError("plan-model", f"group {name!r} has {self.group(name).size} channels here and {size} in the plan")
+                raise UsageError(
+                    "plan-model",
+                    f"group {name!r} has {self.group(name).size} channels here and {size} in the plan",
+                )
 
 
 def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
     """Groups of a finished walk."""
     _roles(record)
-    sites = [(u, i, a) for u in record.uses for i, a in enumerate(u.axes) if isinstance(a, np.ndarray)]
+    sites = [
+        (u, i, a) for u in record.uses for i, a in enumerate(u.axes) if isinstance(a, np.ndarray)
+    ]
     arrays = [a for _, _, a in sites] + _other_arrays(record)
     axes = Axes.build(record.causes, arrays)
     tables = [axes.table(a) for _, _, a in sites]
-    through = {axes.number(a): axes.table(a) for t in record.tensors.values() for a in t.axes if isinstance(a, np.ndarray)}
-    order, bounds = _partition(tables, [u.roles[i] == "produces" for u, i, _ in sites], list(through.values()), axes.causes)
+    through = {
+        axes.number(a): axes.table(a)
+        for t in record.tensors.values()
+        for a in t.axes
+        if isinstance(a, np.ndarray)
+    }
+    order, bounds = _partition(
+        tables, [u.roles[i] == "produces" for u, i, _ in sites], list(through.values()), axes.causes
+    )
     where = np.full(axes.causes + 1, -1)
     channel = np.zeros(axes.causes + 1, np.int64)
-    for g, (start, end) in enumerate(zip(bounds, bounds[1:])):
+    for g, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         where[order[start:end]] = g
         channel[order[start:end]] = np.arange(end - start)
     members = _member_lists(record, sites, tables, where, channel, len(bounds) - 1)
     inexact = mixed_causes(record, axes)
     names = _names(record, members)
-    causes = {n: order[s:e] for n, s, e in zip(names, bounds, bounds[1:])}
+    causes = {n: order[s:e] for n, s, e in zip(names, bounds, bounds[1:], strict=False)}
     groups = tuple(
-        Group(n, len(causes[n]), tuple(m.site for m in ms), not inexact[causes[n]].any()) for n, ms in zip(names, members)
-    )  # fmt: skip
-    return Analysis(record.model, groups, _frozen_axes(record), dict(options), record, axes, causes, dict(zip(names, map(tuple, members))), cost_table(record, axes, WEIGHT_TYPES))
+        Group(n, len(causes[n]), tuple(m.site for m in ms), not inexact[causes[n]].any())
+        for n, ms in zip(names, members, strict=False)
+    )
+    return Analysis(
+        record.model,
+        groups,
+        _frozen_axes(record),
+        dict(options),
+        record,
+        axes,
+        causes,
+        dict(zip(names, map(tuple, members), strict=False)),
+        cost_table(record, axes, WEIGHT_TYPES),
+    )
 
 
 def _other_arrays(record: Record) -> list[np.ndarray]:
     """Every id array whose length or content is asked for after the walk."""
-    found = [m.ids for m in record.masks] + [s.source for s in record.selects] + [a for p in record.products for a in p.axes]
-    found += [a for r in (*record.refits,) for a in (*r.entries, *r.watch) if a is not None] + [a for r in record.restores for a in r.axes if a is not None] + [a for m in record.averages for a in m.axes]
-    return found + [a for t in record.tensors.values() for a in t.axes if isinstance(a, np.ndarray)] + record.mixed
+    found = (
+        [m.ids for m in record.masks]
+        + [s.source for s in record.selects]
+        + [a for p in record.products for a in p.axes]
+    )
+    found += (
+        [a for r in (*record.refits,) for a in (*r.entries, *r.watch) if a is not None]
+        + [a for r in record.restores for a in r.axes if a is not None]
+        + [a for m in record.averages for a in m.axes]
+    )
+    return (
+        found
+        + [a for t in record.tensors.values() for a in t.axes if isinstance(a, np.ndarray)]
+        + record.mixed
+    )
 
 
 def _roles(record: Record) -> None:
@@ -205,12 +272,18 @@ def _roles(record: Record) -> None:
             break
 
 
-def _partition(tables: list[np.ndarray], produces: list[bool], through: list[np.ndarray], count: int) -> tuple[np.ndarray, list[int]]:
+def _partition(
+    tables: list[np.ndarray], produces: list[bool], through: list[np.ndarray], count: int
+) -> tuple[np.ndarray, list[int]]:
     """Causes with the same sites together: (causes in order, bounds of the groups). Causes without a site are left out.
 
     The axes of activations that they pass (`through`) count too: as long as a group keeps one, no axis of any tensor runs empty.
     """
-    keys = np.random.Generator(np.random.PCG64(0)).integers(1, 2**63 - 1, len(tables) + len(through), dtype=np.int64).astype(np.uint64)
+    keys = (
+        np.random.Generator(np.random.PCG64(0))
+        .integers(1, 2**63 - 1, len(tables) + len(through), dtype=np.int64)
+        .astype(np.uint64)
+    )
     signature = np.zeros(count + 1, np.uint64)
     first = np.full((count + 1, 2), np.iinfo(np.int64).max)
     for k in sorted(range(len(tables)), key=lambda k: (not produces[k], k)):
@@ -220,23 +293,30 @@ def _partition(tables: list[np.ndarray], produces: list[bool], through: list[np.
         new = first[cause, 0] == np.iinfo(np.int64).max
         first[cause[new], 0], first[cause[new], 1] = k, position[new] // table.shape[1]
     used = np.flatnonzero(signature[:count])
-    for key, table in zip(keys[len(tables) :], through):
+    for key, table in zip(keys[len(tables) :], through, strict=False):
         np.add.at(signature, table.ravel(), key)
     _, group = np.unique(signature[used], return_inverse=True)
     lead = np.full(group.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(lead, group, first[used, 0])
     order = np.lexsort((first[used, 1], first[used, 0], group, lead[group]))
     sorted_group = group[order]
-    bounds = [0, *(np.flatnonzero(np.diff(sorted_group)) + 1).tolist(), len(used)] if len(used) else [0]
+    bounds = (
+        [0, *(np.flatnonzero(np.diff(sorted_group)) + 1).tolist(), len(used)] if len(used) else [0]
+    )
     return used[order], bounds
 
 
 def _member_lists(
-    record: Record, sites: list[tuple[Use, int, np.ndarray]], tables: list[np.ndarray], where: np.ndarray, channel: np.ndarray, count: int
+    record: Record,
+    sites: list[tuple[Use, int, np.ndarray]],
+    tables: list[np.ndarray],
+    where: np.ndarray,
+    channel: np.ndarray,
+    count: int,
 ) -> list[list[Member]]:
     members: list[list[Member]] = [[] for _ in range(count)]
     number = {id(u): i for i, u in enumerate(record.uses)}
-    for (use, axis, _), table in zip(sites, tables):
+    for (use, axis, _), table in zip(sites, tables, strict=False):
         position, column = np.nonzero(where[table] >= 0)
         cause = table[position, column]
         owner = where[cause]
@@ -261,7 +341,14 @@ def _names(record: Record, members: list[list[Member]]) -> list[str]:
     names: list[str] = []
     seen: dict[str, int] = {}
     for sites in members:
-        lead = next((m for m in sites if m.site.role == "produces" and len(record.model.weights[m.site.tensor].shape) > 1), sites[0])
+        lead = next(
+            (
+                m
+                for m in sites
+                if m.site.role == "produces" and len(record.model.weights[m.site.tensor].shape) > 1
+            ),
+            sites[0],
+        )
         base = lead.site.node
         seen[base] = seen.get(base, 0) + 1
         names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")

@@ -45,23 +45,60 @@ def linears(analysis: Analysis, *, inside: bool = False) -> list[Linear]:
     weights: dict[tuple[int, int], Use] = {(u.node, u.slot): u for u in record.uses}
     found = []
     for index, node in enumerate(record.nodes):
-        if node.op_type not in LINEAR_OPS or node.domain not in ("", "ai.onnx") or not (inside or record.outermost(index)):
+        if (
+            node.op_type not in LINEAR_OPS
+            or node.domain not in ("", "ai.onnx")
+            or not (inside or record.outermost(index))
+        ):
             continue
         use = weights.get((index, 1))
         data = record.tensors.get(node.input[0])
         out = record.tensors.get(node.output[0])
-        if use is None or data is None or out is None or (index, 0) in weights or len(use.axes) < 2 or node.op_type == "MatMul" and len(use.axes) != 2:
+        if (
+            use is None
+            or data is None
+            or out is None
+            or (index, 0) in weights
+            or len(use.axes) < 2
+            or node.op_type == "MatMul"
+            and len(use.axes) != 2
+        ):
             continue
         if node.op_type == "Gemm" and attribute(node, "transA", 0):
             continue
-        conv, groups, shape = node.op_type.startswith("Conv"), int(attribute(node, "group", 1)), analysis.model.weights[use.tensor].shape
+        conv, groups, shape = (
+            node.op_type.startswith("Conv"),
+            int(attribute(node, "group", 1)),
+            analysis.model.weights[use.tensor].shape,
+        )
         axis, out_axis = (1, 1) if conv else (len(data.axes) - 1, len(out.axes) - 1)
-        if groups < 1 or shape[0] % groups or 0 in shape or not (0 <= axis < len(data.axes) and 0 <= out_axis < len(out.axes)):
+        if (
+            groups < 1
+            or shape[0] % groups
+            or 0 in shape
+            or not (0 <= axis < len(data.axes) and 0 <= out_axis < len(out.axes))
+        ):
             continue
         ids, out_ids = record.array(data.axes[axis]), record.array(out.axes[out_axis])
         rows, columns = _sizes(node, shape, groups)
-        if (out_ids is None or len(out_ids) == rows) and (ids is None or len(ids) == columns):  # otherwise the walk has stopped at this node
-            found.append(Linear(index, node.op_type, node.input[0], node.output[0], use, 0, groups, axis, out_axis, ids, out_ids))
+        if (out_ids is None or len(out_ids) == rows) and (
+            ids is None or len(ids) == columns
+        ):  # otherwise the walk has stopped at this node
+            found.append(
+                Linear(
+                    index,
+                    node.op_type,
+                    node.input[0],
+                    node.output[0],
+                    use,
+                    0,
+                    groups,
+                    axis,
+                    out_axis,
+                    ids,
+                    out_ids,
+                )
+            )
     return found
 
 
@@ -85,7 +122,9 @@ def to_matrix(linear: Linear, node: NodeProto, weight: np.ndarray) -> np.ndarray
     return weight.T[None, :, :, None]
 
 
-def from_matrix(linear: Linear, node: NodeProto, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def from_matrix(
+    linear: Linear, node: NodeProto, matrix: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
     """The inverse of `to_matrix`; shape is that of the weight."""
     if linear.op == "Conv":
         return matrix.reshape(shape)

@@ -24,9 +24,13 @@ def axes_of(node: Node, slot: int = 0) -> Axes:
     tensor = node.operands[slot]
     if tensor is None:
         raise Misfit(f"operand {slot} is missing")
-    for i, (axis, size) in enumerate(zip(tensor.axes, node.shape(slot))):
+    for i, (axis, size) in enumerate(zip(tensor.axes, node.shape(slot), strict=False)):
         if axis is None:
-            tensor.axes[i] = node.record.causes.fresh(size, node.single()) if isinstance(size, int) else node.why("dynamic axis")
+            tensor.axes[i] = (
+                node.record.causes.fresh(size, node.single())
+                if isinstance(size, int)
+                else node.why("dynamic axis")
+            )
     return list(tensor.axes)  # type: ignore[arg-type]
 
 
@@ -39,11 +43,21 @@ def _ids(node: Node, axis: Axis, size: Dim) -> np.ndarray:
     return node.record.causes.frozen(axis, size)
 
 
-def _refit(node: Node, where: tuple[str, str | int], entries: list[Axis | None], watch: Sequence[np.ndarray] = ()) -> None:
+def _refit(
+    node: Node,
+    where: tuple[str, str | int],
+    entries: list[Axis | None],
+    watch: Sequence[np.ndarray] = (),
+) -> None:
     """Note that a literal is to be written anew; where it is computed and nothing of it is known, nothing can be, and the axes stay."""
     arrays = tuple(e if isinstance(e, np.ndarray) else None for e in entries)
     kind, slot = where
-    if kind == "input" and int(slot) < len(node.names) and node.names[int(slot)] and node.partial(int(slot)) is None:
+    if (
+        kind == "input"
+        and int(slot) < len(node.names)
+        and node.names[int(slot)]
+        and node.partial(int(slot)) is None
+    ):
         for axis in (*arrays, *watch):
             if axis is not None:
                 stop(node, axis, "of a computed size")
@@ -53,7 +67,11 @@ def _refit(node: Node, where: tuple[str, str | int], entries: list[Axis | None],
 
 def _where(node: Node, name: str, slot: int) -> tuple[str, str | int]:
     """Where a list of sizes stands: an input in newer opsets, an attribute in older ones."""
-    return ("input", slot) if slot < len(node.proto.input) and node.proto.input[slot] else ("attribute", name)
+    return (
+        ("input", slot)
+        if slot < len(node.proto.input) and node.proto.input[slot]
+        else ("attribute", name)
+    )
 
 
 def _list(node: Node, name: str, slot: int) -> list[int] | None:
@@ -76,7 +94,9 @@ def transpose(node: Node) -> list[Axes]:
 
 
 def concat(node: Node) -> list[Axes]:
-    slots = range(2, node.inputs, 3) if node.op == "QLinearConcat" else range(node.inputs)  # a part, its scale, its zero point
+    slots = (
+        range(2, node.inputs, 3) if node.op == "QLinearConcat" else range(node.inputs)
+    )  # a part, its scale, its zero point
     parts = [axes_of(node, s) for s in slots]
     rank = len(parts[0])
     axis = int(node.attribute("axis", 1)) % rank  # type: ignore[call-overload]
@@ -89,7 +109,9 @@ def concat(node: Node) -> list[Axes]:
     if all(isinstance(p[axis], int) for p in parts):
         return [out]
     try:
-        out[axis] = np.concatenate([_ids(node, p[axis], node.shape(s)[axis]) for s, p in zip(slots, parts)])
+        out[axis] = np.concatenate(
+            [_ids(node, p[axis], node.shape(s)[axis]) for s, p in zip(slots, parts, strict=False)]
+        )
     except Misfit:
         why = node.why("joined with a dynamic axis")
         for part in parts:
@@ -117,7 +139,11 @@ def split(node: Node) -> list[Axes]:
 def slice_(node: Node) -> list[Axes]:
     axes = axes_of(node)
     if node.opset < 10:
-        starts, ends, where = _list(node, "starts", 9) or [], _list(node, "ends", 9) or [], _list(node, "axes", 9)
+        starts, ends, where = (
+            _list(node, "starts", 9) or [],
+            _list(node, "ends", 9) or [],
+            _list(node, "axes", 9),
+        )
     else:
         if all(isinstance(a, int) for a in axes):
             return [axes]
@@ -130,11 +156,13 @@ def slice_(node: Node) -> list[Axes]:
     new_starts: list[Axis | None] = [None] * len(where)
     new_ends: list[Axis | None] = [None] * len(where)
     watch = []
-    for k, (start, end, axis, step) in enumerate(zip(starts, ends, where, steps)):
+    for k, (start, end, axis, step) in enumerate(zip(starts, ends, where, steps, strict=False)):
         ids = axes[axis]
         if isinstance(ids, int):
             continue
-        index = np.arange(len(ids))[slice(start, None if step < 0 and end < -len(ids) else end, step)]
+        index = np.arange(len(ids))[
+            slice(start, None if step < 0 and end < -len(ids) else end, step)
+        ]
         axes[axis] = ids[index]
         if len(index) == len(ids) and step == 1:
             continue
@@ -171,7 +199,15 @@ def gather(node: Node) -> list[Axes]:
 def pad(node: Node) -> list[Axes]:
     axes = axes_of(node)
     amounts = _list(node, "pads", 1)
-    where = [a % len(axes) for a in (_list(node, "axes", 3) if node.opset >= 18 and len(node.proto.input) > 3 and node.proto.input[3] else None) or range(len(axes))]
+    where = [
+        a % len(axes)
+        for a in (
+            _list(node, "axes", 3)
+            if node.opset >= 18 and len(node.proto.input) > 3 and node.proto.input[3]
+            else None
+        )
+        or range(len(axes))
+    ]
     entries: list[Axis | None] = [None] * (2 * len(where))
     for k, axis in enumerate(where):
         before, after = amounts[k], amounts[k + len(where)]  # type: ignore[index]
@@ -192,7 +228,11 @@ def squeeze(node: Node) -> list[Axes]:
     axes = axes_of(node)
     gone = _list(node, "axes", 1)
     shape = node.shape(0)
-    gone = [i for i, d in enumerate(shape) if d == 1] if gone is None else [a % len(axes) for a in gone]
+    gone = (
+        [i for i, d in enumerate(shape) if d == 1]
+        if gone is None
+        else [a % len(axes) for a in gone]
+    )
     return [[a for i, a in enumerate(axes) if i not in gone]]
 
 
@@ -211,10 +251,23 @@ def expand(node: Node) -> list[Axes]:
     axes = [*[node.single()] * (len(out) - len(axes)), *axes]
     target = node.partial(1)
     lead = len(out) - (len(target) if target is not None else len(out))
-    for i, (have, want) in enumerate(zip(shape, out)):
-        if have == 1 and isinstance(want, int) and target is not None and isinstance(target[i - lead], int | np.integer) and i >= lead:
+    for i, (have, want) in enumerate(zip(shape, out, strict=False)):
+        if (
+            have == 1
+            and isinstance(want, int)
+            and target is not None
+            and isinstance(target[i - lead], int | np.integer)
+            and i >= lead
+        ):
             axes[i] = node.record.causes.fresh(want, node.single())
-    _refit(node, ("input", 1), [None if target is not None and target[i - lead] == 1 else axes[i] for i in range(lead, len(out))])
+    _refit(
+        node,
+        ("input", 1),
+        [
+            None if target is not None and target[i - lead] == 1 else axes[i]
+            for i in range(lead, len(out))
+        ],
+    )
     return [axes]
 
 
@@ -223,7 +276,7 @@ def tile(node: Node) -> list[Axes]:
     if repeats is None:
         raise Misfit("repeats are computed from the input")
     entries: list[Axis | None] = [None] * len(repeats)
-    for i, (count, size) in enumerate(zip(repeats.tolist(), node.shape(0))):
+    for i, (count, size) in enumerate(zip(repeats.tolist(), node.shape(0), strict=False)):
         if count == 1:
             continue
         if not isinstance(count, int):
@@ -242,7 +295,12 @@ def constant_of_shape(node: Node) -> list[Axes]:
     target = node.partial(0)
     if target is None:
         raise Misfit("its shape is computed from the input")
-    axes: Axes = [node.record.causes.fresh(int(d), node.single()) if isinstance(d, int | np.integer) else node.why("dynamic axis") for d in target]
+    axes: Axes = [
+        node.record.causes.fresh(int(d), node.single())
+        if isinstance(d, int | np.integer)
+        else node.why("dynamic axis")
+        for d in target
+    ]
     _refit(node, ("input", 0), list(axes))
     return [axes]
 
@@ -260,7 +318,7 @@ def shape(node: Node) -> list[Axes]:
 def resize_to_sizes(node: Node) -> list[Axes]:
     """Resize by target sizes: an axis whose length stays is carried, and its entry refitted."""
     axes, out = axes_of(node), node.out_shape()
-    for i, (have, want) in enumerate(zip(node.shape(0), out)):
+    for i, (have, want) in enumerate(zip(node.shape(0), out, strict=False)):
         if have != want or not isinstance(have, int):
             axes[i] = stop(node, axes[i], "resized")
     if node.inputs > 3:
@@ -290,8 +348,12 @@ def reshape(node: Node) -> list[Axes]:
     if node.op == "Reshape":
         target = node.partial(1)
         literal = target if target is not None else np.full(len(out), None, object)
-        _refit(node, _where(node, "shape", 1), [None if literal[i] in (-1, None) else a for i, a in enumerate(result)])
-        for axis, size in zip(result, literal):
+        _refit(
+            node,
+            _where(node, "shape", 1),
+            [None if literal[i] in (-1, None) else a for i, a in enumerate(result)],
+        )
+        for axis, size in zip(result, literal, strict=False):
             if size is None and isinstance(axis, np.ndarray):
                 stop(node, axis, "reshaped to a computed length")
     return [result]
@@ -299,23 +361,31 @@ def reshape(node: Node) -> list[Axes]:
 
 def regroup(node: Node, axes: Axes, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Axes:
     """Axes of the output of a row-major reshape."""
-    source = [(a, d) for a, d in zip(axes, before) if d != 1]
+    source = [(a, d) for a, d in zip(axes, before, strict=False) if d != 1]
     places = [i for i, d in enumerate(after) if d != 1]
     result: Axes = [node.single()] * len(after)
     target = [after[i] for i in places]
     found: Axes = [0] * len(target)
     head = 0
-    while head < min(len(source), len(target)) and source[head][1] == target[head] and target[head] is not None:
+    while (
+        head < min(len(source), len(target))
+        and source[head][1] == target[head]
+        and target[head] is not None
+    ):
         found[head] = source[head][0]
         head += 1
     tail = 0
-    while tail < min(len(source), len(target)) - head and source[-1 - tail][1] == target[-1 - tail] and target[-1 - tail] is not None:
+    while (
+        tail < min(len(source), len(target)) - head
+        and source[-1 - tail][1] == target[-1 - tail]
+        and target[-1 - tail] is not None
+    ):
         found[len(target) - 1 - tail] = source[-1 - tail][0]
         tail += 1
     middle = source[head : len(source) - tail]
     sizes = target[head : len(target) - tail]
     found[head : len(target) - tail] = _regroup_middle(node, middle, sizes)
-    for i, axis in zip(places, found):
+    for i, axis in zip(places, found, strict=False):
         result[i] = axis
     return result
 
@@ -330,8 +400,8 @@ def _regroup_middle(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]
         raise Misfit(f"lengths {lengths} are reshaped to {sizes}")
     cuts = sorted(set(np.cumprod(lengths).tolist()) | set(np.cumprod(sizes).tolist()))
     ends = [1, *cuts]
-    measured = [(axis, d) for (axis, _), d in zip(source, lengths)]
-    if all(b % a == 0 for a, b in zip(ends, ends[1:])):
+    measured = [(axis, d) for (axis, _), d in zip(source, lengths, strict=False)]
+    if all(b % a == 0 for a, b in zip(ends, ends[1:], strict=False)):
         return _collect(node, _factor(node, measured, ends), sizes, ends)
     return _split_all(node, _merge_all(node, measured), sizes)
 
@@ -349,13 +419,24 @@ def _around_dynamic(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]
         frozen[-1], between[-1] = _innermost(node, source[k - 1], sizes[m - 1], why, between[-1])
     for axis in frozen:
         node.record.causes.freeze(axis, why)
-    return [*(_regroup_middle(node, source[:i], sizes[:j]) if j else []), *between, *(_regroup_middle(node, source[k:], sizes[m:]) if len(sizes) > m else [])]
+    return [
+        *(_regroup_middle(node, source[:i], sizes[:j]) if j else []),
+        *between,
+        *(_regroup_middle(node, source[k:], sizes[m:]) if len(sizes) > m else []),
+    ]
 
 
-def _innermost(node: Node, last: tuple[Axis, Dim], size: Dim, why: int, otherwise: Axis) -> tuple[Axis, Axis]:
+def _innermost(
+    node: Node, last: tuple[Axis, Dim], size: Dim, why: int, otherwise: Axis
+) -> tuple[Axis, Axis]:
     """(what to freeze of the last axis of a block, the last axis it becomes): where one length divides the other, positions of the shorter go on."""
     axis, length = last
-    if not isinstance(axis, np.ndarray) or not isinstance(length, int) or not isinstance(size, int) or length == size:
+    if (
+        not isinstance(axis, np.ndarray)
+        or not isinstance(length, int)
+        or not isinstance(size, int)
+        or length == size
+    ):
         return axis, otherwise
     if length % size == 0:
         return node.record.causes.split(axis, length // size, size, node.single())
@@ -390,11 +471,13 @@ def _factor(node: Node, source: list[tuple[Axis, int]], ends: list[int]) -> list
         while k < len(ends) and ends[k] <= done:
             sizes.append(ends[k] // ends[k - 1])
             k += 1
-        parts += zip(_split_all(node, axis, sizes), sizes)
+        parts += zip(_split_all(node, axis, sizes), sizes, strict=False)
     return parts
 
 
-def _collect(node: Node, parts: list[tuple[Axis, int]], sizes: Sequence[int], ends: list[int]) -> Axes:
+def _collect(
+    node: Node, parts: list[tuple[Axis, int]], sizes: Sequence[int], ends: list[int]
+) -> Axes:
     out, k, done = [], 0, 1
     for size in sizes:
         done *= size
@@ -423,11 +506,27 @@ def _split_all(node: Node, axis: Axis, sizes: Sequence[int]) -> Axes:
 
 def literals(op: str) -> int:
     """First operand that is not data but spells sizes, positions or bounds, all behind it being the like."""
-    return {"Concat": 1 << 30, "QLinearConcat": 1 << 30, "Gather": 2, "ConstantOfShape": 0}.get(op, 1)
+    return {"Concat": 1 << 30, "QLinearConcat": 1 << 30, "Gather": 2, "ConstantOfShape": 0}.get(
+        op, 1
+    )
 
 
 MOVES: dict[str, Callable[[Node], list[Axes]]] = {
-    "Transpose": transpose, "Concat": concat, "QLinearConcat": concat, "Split": split, "Slice": slice_, "Gather": gather, "Pad": pad, "Squeeze": squeeze,
-    "Unsqueeze": unsqueeze, "Expand": expand, "Tile": tile, "ConstantOfShape": constant_of_shape, "Shape": shape,
-    "Reshape": reshape, "Flatten": reshape, "Resize": resize_to_sizes, "Upsample": resize_to_sizes,
-}  # fmt: skip
+    "Transpose": transpose,
+    "Concat": concat,
+    "QLinearConcat": concat,
+    "Split": split,
+    "Slice": slice_,
+    "Gather": gather,
+    "Pad": pad,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
+    "Expand": expand,
+    "Tile": tile,
+    "ConstantOfShape": constant_of_shape,
+    "Shape": shape,
+    "Reshape": reshape,
+    "Flatten": reshape,
+    "Resize": resize_to_sizes,
+    "Upsample": resize_to_sizes,
+}

@@ -30,7 +30,9 @@ class Pattern:
     @property
     def contracted(self) -> tuple[str, ...]:
         right = {x for axes in self.outputs for x in letters(axes)}
-        return tuple(dict.fromkeys(x for axes in self.inputs for x in letters(axes) if x not in right))
+        return tuple(
+            dict.fromkeys(x for axes in self.inputs for x in letters(axes) if x not in right)
+        )
 
 
 def letters(axes: tuple[Token, ...]) -> list[str]:

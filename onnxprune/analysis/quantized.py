@@ -13,9 +13,16 @@ def quantize(view: View) -> Rule:
     axis = int(view.attribute("axis", 1)) % max(len(names), 1)  # type: ignore[call-overload]
     if view.rank(1) > 1:
         blocked = " ".join("Z" if i == axis else n for i, n in enumerate(names))
-        return Rule(", ".join([" ".join(names), *[blocked] * (view.inputs - 1)]) + f" -> {' '.join(names)}", freeze=f"{names[axis]}Z")
-    scale = names[axis] if view.rank(1) == 1 and view.dim(1, 0) != 1 else ("i" if view.rank(1) else "")
-    return Rule(", ".join([" ".join(names)] + [scale] * (view.inputs - 1)) + f" -> {' '.join(names)}")
+        return Rule(
+            ", ".join([" ".join(names), *[blocked] * (view.inputs - 1)]) + f" -> {' '.join(names)}",
+            freeze=f"{names[axis]}Z",
+        )
+    scale = (
+        names[axis] if view.rank(1) == 1 and view.dim(1, 0) != 1 else ("i" if view.rank(1) else "")
+    )
+    return Rule(
+        ", ".join([" ".join(names)] + [scale] * (view.inputs - 1)) + f" -> {' '.join(names)}"
+    )
 
 
 def matmul_integer(view: View) -> Rule:
@@ -26,7 +33,13 @@ def matmul_integer(view: View) -> Rule:
 
 def conv_integer(view: View) -> Rule:
     """The zero point of the weight is a scalar or one a filter."""
-    return Rule(f"n (g c) *, (g o) c *, , {per_channel(view, 3, '(g o)')} -> n (g o) *", GROUP, freeze="*", refit={"group": "g"}, macs=("n g o c * #",))
+    return Rule(
+        f"n (g c) *, (g o) c *, , {per_channel(view, 3, '(g o)')} -> n (g o) *",
+        GROUP,
+        freeze="*",
+        refit={"group": "g"},
+        macs=("n g o c * #",),
+    )
 
 
 def dynamic_quantize(view: View) -> Rule:
@@ -43,7 +56,13 @@ def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule]:
         x, w, out = left.split(",")
         per = [per_channel(view, s, out) for s in (4, 5)]
         tail = f", {bias}" if view.inputs > 8 else ""
-        return Rule(f"{x}, , , {w}, {per[0]}, {per[1]}, , {tail} -> {right}", GROUP if "g" in bias else {}, freeze="*", refit={"group": "g"} if "g" in bias else {}, macs=(macs,))
+        return Rule(
+            f"{x}, , , {w}, {per[0]}, {per[1]}, , {tail} -> {right}",
+            GROUP if "g" in bias else {},
+            freeze="*",
+            refit={"group": "g"} if "g" in bias else {},
+            macs=(macs,),
+        )
 
     return row
 
@@ -60,7 +79,9 @@ def qlinear_elementwise(*data: int) -> Callable[[View], Rule]:
 
 def qlinear_pool(view: View) -> Rule | None:
     """onnxruntime's; channels come first."""
-    return None if view.attribute("channels_last", 0) else Rule("n c *, , , ,  -> n c *", freeze="*")
+    return (
+        None if view.attribute("channels_last", 0) else Rule("n c *, , , ,  -> n c *", freeze="*")
+    )
 
 
 def qlinear_softmax(view: View) -> Rule:
@@ -73,9 +94,14 @@ def qlinear_softmax(view: View) -> Rule:
 
 def qgemm(view: View) -> Rule:
     """onnxruntime's; A, B and C with scales, the result is float where its own scale is absent."""
-    a, b = "k m" if view.attribute("transA", 0) else "m k", "n k" if view.attribute("transB", 0) else "k n"
+    a, b = (
+        "k m" if view.attribute("transA", 0) else "m k",
+        "n k" if view.attribute("transB", 0) else "k n",
+    )
     c = "m n" if view.rank(6) == 2 else "n" if view.rank(6) == 1 else ""
-    slots = [a, "", "", b, per_channel(view, 4, "n"), per_channel(view, 5, "n"), c, "", ""][: view.inputs]
+    slots = [a, "", "", b, per_channel(view, 4, "n"), per_channel(view, 5, "n"), c, "", ""][
+        : view.inputs
+    ]
     return Rule(f"{', '.join(slots)} -> m n", macs=("m k n",))
 
 
@@ -83,9 +109,16 @@ def matmul_to_float(dynamic: bool) -> Callable[[View], Rule]:
     """MatMulInteger with its scales; where A is quantised on the way, it has none of its own."""
 
     def row(view: View) -> Rule:
-        """onnxruntime's MatMulInteger with scales and a bias"""
-        slots = ["... m k", "... k n", "n", "n", "n"] if dynamic else ["... m k", "... k n", "", "n", "", "n", "n"]
-        per = [s if s != "n" or i == len(slots) - 1 else per_channel(view, i, s) for i, s in enumerate(slots)]
+        """Onnxruntime's MatMulInteger with scales and a bias"""
+        slots = (
+            ["... m k", "... k n", "n", "n", "n"]
+            if dynamic
+            else ["... m k", "... k n", "", "n", "", "n", "n"]
+        )
+        per = [
+            s if s != "n" or i == len(slots) - 1 else per_channel(view, i, s)
+            for i, s in enumerate(slots)
+        ]
         return Rule(f"{', '.join(per[: view.inputs])} -> ... m n", macs=("... m k n",))
 
     return row

@@ -13,7 +13,9 @@ from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label, nested
 from onnxprune.ir.shapes import Dim, Shapes
 
-FLOATS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
+FLOATS = frozenset(
+    (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+)
 
 
 @dataclass
@@ -148,7 +150,15 @@ class Record:
         """Number (from 1) of a reason; the first tensor it is given for is kept."""
         key = (text, label(node) if node is not None else tensor)
         if key not in self._seen_reasons:
-            self.reasons.append(Reason(text, label(node) if node is not None else "", node.op_type if node is not None else "", tensor, axis))
+            self.reasons.append(
+                Reason(
+                    text,
+                    label(node) if node is not None else "",
+                    node.op_type if node is not None else "",
+                    tensor,
+                    axis,
+                )
+            )
             self._seen_reasons[key] = len(self.reasons)
         return self._seen_reasons[key]
 
@@ -209,7 +219,11 @@ class Node:
 
     def partial(self, slot: int) -> np.ndarray | None:
         """A value of which some elements may be unknown."""
-        return self.record.shapes.values.get(self.names[slot]) if slot < len(self.names) and self.names[slot] else None
+        return (
+            self.record.shapes.values.get(self.names[slot])
+            if slot < len(self.names) and self.names[slot]
+            else None
+        )
 
     def out_shape(self, index: int = 0) -> tuple[Dim, ...]:
         """Shape of an output; ModelError where its rank is unknown."""

@@ -8,4 +8,18 @@ from __future__ import annotations
 from onnxprune.autodiff.build import MOMENTS, ROWS, WHOLE, Blocked, Gradient, Place, gradient_model
 from onnxprune.autodiff.losses import DRAWN, LABELS, VECTOR, Feed, Loss, feeds_of
 
-__all__ = ["DRAWN", "LABELS", "MOMENTS", "ROWS", "VECTOR", "WHOLE", "Blocked", "Feed", "Gradient", "Loss", "Place", "feeds_of", "gradient_model"]
+__all__ = [
+    "DRAWN",
+    "LABELS",
+    "MOMENTS",
+    "ROWS",
+    "VECTOR",
+    "WHOLE",
+    "Blocked",
+    "Feed",
+    "Gradient",
+    "Loss",
+    "Place",
+    "feeds_of",
+    "gradient_model",
+]

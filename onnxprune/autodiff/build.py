@@ -16,9 +16,9 @@ from onnxprune.autodiff.rules import EXTRA_OUTPUT, TABLE, ZERO
 from onnxprune.autodiff.step import NoGradient, Step
 from onnxprune.autodiff.tape import PREFIX, Tape, Value
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
-from onnxprune.ir.passes.canonicalize import remove_dead
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label
+from onnxprune.ir.passes.canonicalize import remove_dead
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.ir.shapes import Shapes, infer
 from onnxprune.ir.weights import from_array
@@ -56,7 +56,8 @@ class Blocked:
 @dataclass(frozen=True)
 class Gradient:
     """model: the graph to run; outputs: the output's name of each place, in its form; feeds: inputs that the losses add;
-    blocked: what has no gradient; samples: rows of an output; sizes: elements of each place's tensor."""
+    blocked: what has no gradient; samples: rows of an output; sizes: elements of each place's tensor.
+    """
 
     model: Model
     outputs: Mapping[Place, str]
@@ -66,7 +67,14 @@ class Gradient:
     sizes: Mapping[Place, int] = field(default_factory=dict)
 
 
-def gradient_model(model: Model, places: Sequence[Place], losses: Sequence[Loss], input_shapes: Mapping[str, Sequence[int]], samples: int, values: Sequence[str] = ()) -> Gradient:
+def gradient_model(
+    model: Model,
+    places: Sequence[Place],
+    losses: Sequence[Loss],
+    input_shapes: Mapping[str, Sequence[int]],
+    samples: int,
+    values: Sequence[str] = (),
+) -> Gradient:
     """The model with mask gradients as outputs.
 
     For a place (activation A, channel axis k) in its plain form the output is, a sample n and channel c, the sum over all other axes of A * dL_n/dA: the derivative of
@@ -98,7 +106,10 @@ def gradient_model(model: Model, places: Sequence[Place], losses: Sequence[Loss]
     recorded, and everything before it that needs it is left out of the outputs: no output is ever a part of a gradient.
     """
     if model.opset < OLDEST_OPSET:
-        raise ModelError("opset-unsupported", f"gradients need opset {OLDEST_OPSET} or newer, the model has {model.opset}")
+        raise ModelError(
+            "opset-unsupported",
+            f"gradients need opset {OLDEST_OPSET} or newer, the model has {model.opset}",
+        )
     return _Builder(model, losses, input_shapes, samples, values).build(places)
 
 
@@ -112,7 +123,9 @@ class _Builder:
     samples: int
     values: Sequence[str] = ()
     partial: dict[str, list[Value]] = field(default_factory=lambda: defaultdict(list))
-    stopped: dict[str, dict[str, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
+    stopped: dict[str, dict[str, tuple[str, str]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     outputs: dict[Place, str] = field(default_factory=dict)
 
     def build(self, places: Sequence[Place]) -> Gradient:
@@ -122,7 +135,10 @@ class _Builder:
         tensors = self.split_uses(places)
         self.add_outputs()
         self.shapes = _complete(self.copy, infer(self.copy))
-        self.tape = Tape(self.copy.opset, {name for node in self.graph.node for name in node.output} | set(self.copy.weights))
+        self.tape = Tape(
+            self.copy.opset,
+            {name for node in self.graph.node for name in node.output} | set(self.copy.weights),
+        )
         feeds = self.start()
         wanted: dict[str, list[Place]] = defaultdict(list)
         for place, tensor in tensors.items():
@@ -130,7 +146,10 @@ class _Builder:
         self.sweep(wanted)
         self.finish(feeds)
         outputs = {place: self.outputs[place] for place in tensors if place in self.outputs}
-        sizes = {place: prod(n for n in self.shapes.shape(tensor) or () if isinstance(n, int)) for place, tensor in tensors.items()}
+        sizes = {
+            place: prod(n for n in self.shapes.shape(tensor) or () if isinstance(n, int))
+            for place, tensor in tensors.items()
+        }
         return Gradient(self.copy, outputs, feeds, self.blocked(tensors), self.samples, sizes)
 
     def split_uses(self, places: Sequence[Place]) -> dict[Place, str]:
@@ -144,8 +163,15 @@ class _Builder:
                 continue
             key, reader = (place.node, place.slot), nodes.get(place.node)
             if key not in made:
-                if reader is None or place.slot >= len(reader.input) or reader.input[place.slot] != place.tensor:
-                    raise ModelError("place-unknown", f"input {place.slot} of node {place.node!r} is not {place.tensor!r}")
+                if (
+                    reader is None
+                    or place.slot >= len(reader.input)
+                    or reader.input[place.slot] != place.tensor
+                ):
+                    raise ModelError(
+                        "place-unknown",
+                        f"input {place.slot} of node {place.node!r} is not {place.tensor!r}",
+                    )
                 name = f"{PREFIX}use/{len(made)}"
                 made[key] = helper.make_node("Identity", [place.tensor], [name], name=name)
                 reader.input[place.slot] = name
@@ -181,11 +207,15 @@ class _Builder:
         for loss in self.losses:
             head = self.value(loss.head)
             if head is None:
-                raise ModelError("head-unknown", f"the model has no tensor {loss.head!r} of known shape")
+                raise ModelError(
+                    "head-unknown", f"the model has no tensor {loss.head!r} of known shape"
+                )
             begin = start_tensor(self.copy, loss, self.shapes)
             start = self.value(begin)
             if start is None:
-                raise ModelError("head-unknown", f"the tensor {begin!r} behind {loss.head!r} has no known shape")
+                raise ModelError(
+                    "head-unknown", f"the tensor {begin!r} behind {loss.head!r} has no known shape"
+                )
             grad, feed = seed(loss, self.tape, start, head if begin != loss.head else None)
             self.partial[begin].append(grad)
             feeds[feed.name] = feed
@@ -193,7 +223,8 @@ class _Builder:
 
     def sweep(self, wanted: Mapping[str, Sequence[Place]]) -> None:
         """All nodes between the wanted tensors and the losses, last first. A wanted tensor is reduced as soon as its gradient is whole,
-        while it is still in the processor's cache."""
+        while it is still in the processor's cache.
+        """
         after = set(wanted)
         for node in self.graph.node:
             if after.intersection((*node.input, *captured(node))):
@@ -203,9 +234,13 @@ class _Builder:
             for name in node.output:
                 self.reduce(name, left.pop(name, ()))
             inputs = [*node.input, *captured(node)]
-            if not after.intersection(inputs) or (node.op_type in ZERO and node.domain in STANDARD_DOMAINS):
+            if not after.intersection(inputs) or (
+                node.op_type in ZERO and node.domain in STANDARD_DOMAINS
+            ):
                 continue
-            inherited = {key: why for name in node.output for key, why in self.stopped.get(name, {}).items()}
+            inherited = {
+                key: why for name in node.output for key, why in self.stopped.get(name, {}).items()
+            }
             flows = [self.gradient(name) for name in node.output]
             if not any(flows) and not inherited:
                 continue
@@ -227,9 +262,13 @@ class _Builder:
         self.partial[name] = [first]
         return first
 
-    def apply(self, node: NodeProto, flows: Sequence[Value | None], after: set[str]) -> dict[str, tuple[str, str]]:
+    def apply(
+        self, node: NodeProto, flows: Sequence[Value | None], after: set[str]
+    ) -> dict[str, tuple[str, str]]:
         """Add the gradients of a node's inputs; why not, where there is no way."""
-        needs = tuple(name in after and self.shapes.dtype(name) in (*_FLOATS, 0) for name in node.input)
+        needs = tuple(
+            name in after and self.shapes.dtype(name) in (*_FLOATS, 0) for name in node.input
+        )
         if not any(needs) and not captured(node):
             return {}
         rule = TABLE.get(node.op_type) if node.domain in STANDARD_DOMAINS else None
@@ -238,11 +277,19 @@ class _Builder:
                 raise NoGradient("the op has no gradient rule")
             inputs = tuple(self.value(name) for name in node.input)
             outputs = tuple(self.value(name) for name in node.output)
-            step = Step(node, self.tape, inputs, outputs, tuple(flows), needs, lambda i: self.known(node.input[i]))
+            step = Step(
+                node,
+                self.tape,
+                inputs,
+                outputs,
+                tuple(flows),
+                needs,
+                lambda i: self.known(node.input[i]),
+            )
             grads = rule(step)
         except NoGradient as problem:
             return {label(node): (node.op_type, str(problem))}
-        for name, need, grad in zip(node.input, needs, grads):
+        for name, need, grad in zip(node.input, needs, grads, strict=False):
             if need and grad is not None:
                 self.partial[name].append(grad)
         return {}
@@ -253,7 +300,10 @@ class _Builder:
             return
         grad, value = self.gradient(tensor), self.value(tensor)
         if value is None or value.dtype not in _FLOATS:
-            self.stopped[tensor][tensor] = ("", "the activation has no known shape, or is not of a float type")
+            self.stopped[tensor][tensor] = (
+                "",
+                "the activation has no known shape, or is not of a float type",
+            )
             return
         for place in places:
             if place.form == MOMENTS:
@@ -263,8 +313,15 @@ class _Builder:
         if not (places := [p for p in places if p.form == ROWS]):
             return
         lead = value.shape[0] // self.samples if value.shape else 0
-        if self.samples > 1 and (not lead or lead * self.samples != value.shape[0] or any(p.axis % len(value.shape) == 0 for p in places)):
-            self.stopped[tensor][tensor] = ("", f"axis 0 of shape {value.shape} is not {self.samples} samples; use a batch of 1")
+        if self.samples > 1 and (
+            not lead
+            or lead * self.samples != value.shape[0]
+            or any(p.axis % len(value.shape) == 0 for p in places)
+        ):
+            self.stopped[tensor][tensor] = (
+                "",
+                f"axis 0 of shape {value.shape} is not {self.samples} samples; use a batch of 1",
+            )
             return
         product = (grad * value).cast(_wide(value.dtype)) if grad is not None else None
         for place in places:
@@ -274,8 +331,14 @@ class _Builder:
             elif axis == 1 and self.samples == value.shape[0]:
                 rows = product.sum_space()
             else:  # the sample axis stands apart; what was merged behind it is summed
-                shape = [self.samples, lead, *value.shape[1:]] if self.samples > 1 else [1, *value.shape]
-                rows = product.reshape(shape).reduce("ReduceSum", [i for i in range(1, len(shape)) if i != axis + 1], keepdims=False)
+                shape = (
+                    [self.samples, lead, *value.shape[1:]]
+                    if self.samples > 1
+                    else [1, *value.shape]
+                )
+                rows = product.reshape(shape).reduce(
+                    "ReduceSum", [i for i in range(1, len(shape)) if i != axis + 1], keepdims=False
+                )
             self.outputs[place] = rows.name
 
     def moments(self, grad: Value | None, value: Value, axis: int) -> Value:
@@ -284,21 +347,37 @@ class _Builder:
         if grad is None:
             return self.tape.filled([width, width], 0.0, dtype)
         order = [axis, *(i for i in range(len(value.shape)) if i != axis)]
-        flat = grad.cast(dtype).transpose(order).reshape([width, prod(value.shape) // max(width, 1)])
+        flat = (
+            grad.cast(dtype).transpose(order).reshape([width, prod(value.shape) // max(width, 1)])
+        )
         return flat.matmul(flat.swap_last())
 
     def finish(self, feeds: Mapping[str, Feed]) -> None:
         read = {name for node in (*self.graph.node, *self.tape.nodes) for name in node.input}
         for node in self.graph.node:
-            if node.op_type in EXTRA_OUTPUT and node.output[-1].startswith(PREFIX) and node.output[-1] not in read:
+            if (
+                node.op_type in EXTRA_OUTPUT
+                and node.output[-1].startswith(PREFIX)
+                and node.output[-1] not in read
+            ):
                 node.output.pop()  # indices cost onnxruntime its fast pool
         self.graph.node.extend(self.tape.nodes)
         for name, array in self.tape.constants.items():
             weight = from_array(array)
             self.copy.weights[name] = weight  # type: ignore[index]  # the copy's own dict
-            self.graph.initializer.append(TensorProto(name=name, data_type=weight.dtype, dims=weight.shape))
-        self.graph.input.extend(helper.make_tensor_value_info(f.name, f.dtype, f.shape) for f in feeds.values())
-        _replace(self.graph.output, [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys((*self.outputs.values(), *self.values))])
+            self.graph.initializer.append(
+                TensorProto(name=name, data_type=weight.dtype, dims=weight.shape)
+            )
+        self.graph.input.extend(
+            helper.make_tensor_value_info(f.name, f.dtype, f.shape) for f in feeds.values()
+        )
+        _replace(
+            self.graph.output,
+            [
+                helper.make_empty_tensor_value_info(name)
+                for name in dict.fromkeys((*self.outputs.values(), *self.values))
+            ],
+        )
         del self.graph.value_info[:]
         remove_dead(self.copy)
 
@@ -310,7 +389,9 @@ class _Builder:
         return tuple(Blocked(*key, tuple(held)) for key, held in found.items())
 
 
-def _fix_inputs(graph: GraphProto, shapes: Mapping[str, Sequence[int]], weights: Mapping[str, object]) -> None:
+def _fix_inputs(
+    graph: GraphProto, shapes: Mapping[str, Sequence[int]], weights: Mapping[str, object]
+) -> None:
     """Write the given shapes into the graph's inputs; what was inferred for others goes."""
     for info in graph.input:
         if info.name in weights:
@@ -328,16 +409,25 @@ def _fix_inputs(graph: GraphProto, shapes: Mapping[str, Sequence[int]], weights:
 def _complete(model: Model, shapes: Shapes) -> Shapes:
     """Shapes with those that inference does not know taken from a run: ops of other domains, sizes that are computed in unusual ways."""
     made = [name for node in model.proto.graph.node for name in node.output if name]
-    unknown = [n for n in made if not shapes.dtype(n) or not all(isinstance(d, int) for d in shapes.shape(n) or (None,))]
+    unknown = [
+        n
+        for n in made
+        if not shapes.dtype(n) or not all(isinstance(d, int) for d in shapes.shape(n) or (None,))
+    ]
     unknown = [n for n in unknown if shapes.shape(n) != ()]
     if not unknown:
         return shapes
     try:
         found = Session(model, unknown, optimise=False).run(example_feeds(model, 0))
-    except OnnxpruneError:  # it may not run on random inputs; what stays unknown is reported where it is needed
+    except (
+        OnnxpruneError
+    ):  # it may not run on random inputs; what stays unknown is reported where it is needed
         return shapes
     arrays = {n: v for n, v in found.items() if isinstance(v, np.ndarray)}
-    types = {n: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in arrays.items()}
+    types = {
+        n: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for n, v in arrays.items()
+    }
     return Shapes({**shapes.types, **types}, shapes.values)
 
 

@@ -24,13 +24,18 @@ class Windows:
 
     @property
     def extent(self) -> tuple[int, ...]:
-        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations))
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=False))
 
     @property
     def rest(self) -> tuple[int, ...]:
         """What the windows reach beyond the end of the input; negative where they end before it."""
-        spans = ((o - 1) * s + e for o, s, e in zip(self.outputs, self.strides, self.extent))
-        return tuple(span - b - n for span, b, n in zip(spans, self.before, self.inputs))
+        spans = (
+            (o - 1) * s + e
+            for o, s, e in zip(self.outputs, self.strides, self.extent, strict=False)
+        )
+        return tuple(
+            span - b - n for span, b, n in zip(spans, self.before, self.inputs, strict=False)
+        )
 
 
 def windows(s: Step, kernel: Sequence[int], wide: Sequence[int], narrow: Sequence[int]) -> Windows:
@@ -40,12 +45,17 @@ def windows(s: Step, kernel: Sequence[int], wide: Sequence[int], narrow: Sequenc
     auto = s.attribute("auto_pad", "NOTSET")
     before = list(s.attribute("pads", [0] * 2 * len(kernel)))[: len(kernel)]
     if auto.startswith("SAME"):
-        spans = ((n - 1) * st + (k - 1) * d + 1 for n, st, k, d in zip(narrow, strides, kernel, dilations))
-        extra = [max(0, span - w) for span, w in zip(spans, wide)]
+        spans = (
+            (n - 1) * st + (k - 1) * d + 1
+            for n, st, k, d in zip(narrow, strides, kernel, dilations, strict=False)
+        )
+        extra = [max(0, span - w) for span, w in zip(spans, wide, strict=False)]
         before = [e // 2 if auto == "SAME_UPPER" else e - e // 2 for e in extra]
     elif auto == "VALID":
         before = [0] * len(kernel)
-    return Windows(tuple(kernel), tuple(strides), tuple(dilations), tuple(before), tuple(wide), tuple(narrow))
+    return Windows(
+        tuple(kernel), tuple(strides), tuple(dilations), tuple(before), tuple(wide), tuple(narrow)
+    )
 
 
 def conv(s: Step) -> list[Value | None]:
@@ -54,14 +64,22 @@ def conv(s: Step) -> list[Value | None]:
     weight, group = s.operand(1), s.attribute("group", 1)
     w = windows(s, weight.shape[2:], s.x.shape[2:], s.y.shape[2:])
     common = {"group": group, "dilations": list(w.dilations), "kernel_shape": list(w.kernel)}
-    begin = [e - 1 - b for e, b in zip(w.extent, w.before)]
-    end = [e - 1 - r for e, r in zip(w.extent, w.rest)]
+    begin = [e - 1 - b for e, b in zip(w.extent, w.before, strict=False)]
+    end = [e - 1 - r for e, r in zip(w.extent, w.rest, strict=False)]
     values = s.known(1)
     if values is not None and set(w.strides) == {1} and min(begin + end, default=0) >= 0:
         flipped = s.tape.constant(_flipped(values, group))
-        return [s.tape.emit("Conv", [s.grad, flipped], s.x.shape, s.grad.dtype, common | {"pads": begin + end})]
+        return [
+            s.tape.emit(
+                "Conv", [s.grad, flipped], s.x.shape, s.grad.dtype, common | {"pads": begin + end}
+            )
+        ]
     pads = [*w.before, *(max(0, r) for r in w.rest)]
-    more = {"strides": list(w.strides), "pads": pads, "output_padding": [max(0, -r) for r in w.rest]}
+    more = {
+        "strides": list(w.strides),
+        "pads": pads,
+        "output_padding": [max(0, -r) for r in w.rest],
+    }
     return [s.tape.emit("ConvTranspose", [s.grad, weight], s.x.shape, s.grad.dtype, common | more)]
 
 
@@ -71,7 +89,13 @@ def conv_transpose(s: Step) -> list[Value | None]:
     weight, group = s.operand(1), s.attribute("group", 1)
     w = _transposed_windows(s, weight.shape[2:])
     pads = [*w.before, *(max(0, r) for r in w.rest)]
-    common = {"group": group, "dilations": list(w.dilations), "kernel_shape": list(w.kernel), "strides": list(w.strides), "pads": pads}
+    common = {
+        "group": group,
+        "dilations": list(w.dilations),
+        "kernel_shape": list(w.kernel),
+        "strides": list(w.strides),
+        "pads": pads,
+    }
     return [s.tape.emit("Conv", [s.grad, weight], s.x.shape, s.grad.dtype, common)]
 
 
@@ -82,8 +106,13 @@ def _transposed_windows(s: Step, kernel: Sequence[int]) -> Windows:
         return windows(s, kernel, wide, narrow)
     w = windows(s, kernel, wide, narrow)
     extra = s.attribute("output_padding", [0] * len(kernel))
-    totals = [max(0, st * (n - 1) + e + o - m) for st, n, e, o, m in zip(w.strides, narrow, w.extent, extra, wide)]
-    return Windows(w.kernel, w.strides, w.dilations, tuple(t - t // 2 for t in totals), w.inputs, w.outputs)
+    totals = [
+        max(0, st * (n - 1) + e + o - m)
+        for st, n, e, o, m in zip(w.strides, narrow, w.extent, extra, wide, strict=False)
+    ]
+    return Windows(
+        w.kernel, w.strides, w.dilations, tuple(t - t // 2 for t in totals), w.inputs, w.outputs
+    )
 
 
 def gemm(s: Step) -> list[Value | None]:
@@ -119,12 +148,22 @@ def einsum(s: Step) -> list[Value | None]:
     """Einsum: the gradient of an operand is an Einsum of the others with the output's gradient."""
     left, _, out = s.attribute("equation").replace(" ", "").partition("->")
     terms = left.split(",")
-    if "." in left or "->" not in s.attribute("equation") or any(len(set(t)) != len(t) for t in (*terms, out)):
-        raise NoGradient(f"equation {s.attribute('equation')!r}: only explicit letters, each once a term, are supported")
+    if (
+        "." in left
+        or "->" not in s.attribute("equation")
+        or any(len(set(t)) != len(t) for t in (*terms, out))
+    ):
+        raise NoGradient(
+            f"equation {s.attribute('equation')!r}: only explicit letters, each once a term, are supported"
+        )
     operands = [s.operand(i) for i in range(len(terms))]
-    sizes = {letter: n for term, value in zip(terms, operands) for letter, n in zip(term, value.shape)}
+    sizes = {
+        letter: n
+        for term, value in zip(terms, operands, strict=False)
+        for letter, n in zip(term, value.shape, strict=False)
+    }
     grads: list[Value | None] = []
-    for i, (term, need) in enumerate(zip(terms, s.needs)):
+    for i, (term, need) in enumerate(zip(terms, s.needs, strict=False)):
         others = [j for j in range(len(terms)) if j != i]
         met = set(out).union(*(terms[j] for j in others))
         reached = "".join(letter for letter in term if letter in met)
@@ -132,15 +171,27 @@ def einsum(s: Step) -> list[Value | None]:
         if not need:
             grads.append(None)
             continue
-        g = s.tape.emit("Einsum", [s.grad, *(operands[j] for j in others)], [sizes[c] for c in reached], s.grad.dtype, {"equation": equation})
-        grads.append(g.reshape([sizes[c] if c in met else 1 for c in term]).expand([sizes[c] for c in term]))
+        g = s.tape.emit(
+            "Einsum",
+            [s.grad, *(operands[j] for j in others)],
+            [sizes[c] for c in reached],
+            s.grad.dtype,
+            {"equation": equation},
+        )
+        grads.append(
+            g.reshape([sizes[c] if c in met else 1 for c in term]).expand([sizes[c] for c in term])
+        )
     return grads
 
 
 def _flipped(weight: np.ndarray, group: int) -> np.ndarray:
     """(g o) c k... -> (g c) o k... with every kernel axis reversed: the weight of the adjoint at stride 1."""
     out, into, *kernel = weight.shape
-    swapped = weight.reshape(group, out // group, into, *kernel).swapaxes(1, 2).reshape(group * into, out // group, *kernel)
-    return np.ascontiguousarray(swapped[(slice(None), slice(None), *(slice(None, None, -1) for _ in kernel))])
-
-
+    swapped = (
+        weight.reshape(group, out // group, into, *kernel)
+        .swapaxes(1, 2)
+        .reshape(group * into, out // group, *kernel)
+    )
+    return np.ascontiguousarray(
+        swapped[(slice(None), slice(None), *(slice(None, None, -1) for _ in kernel))]
+    )

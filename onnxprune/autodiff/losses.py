@@ -65,18 +65,27 @@ class Feed:
         if self.loss.kind == DRAWN:
             return generator.gumbel(size=self.shape).astype(kind)
         if self.loss.kind == VECTOR:
-            scale = min(self.loss.scale, float(np.finfo(kind).max) / 4)  # an infinite gradient is none
+            scale = min(
+                self.loss.scale, float(np.finfo(kind).max) / 4
+            )  # an infinite gradient is none
             return ((generator.integers(0, 2, self.shape) * 2 - 1) * scale).astype(kind)
-        raise UsageError("labels-missing", f"the loss on {self.loss.head!r} needs labels of shape {self.shape}")
+        raise UsageError(
+            "labels-missing", f"the loss on {self.loss.head!r} needs labels of shape {self.shape}"
+        )
 
 
-def feeds_of(feeds: Mapping[str, Feed], generator: np.random.Generator, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def feeds_of(
+    feeds: Mapping[str, Feed], generator: np.random.Generator, labels: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """A value for each input that the losses add; labels: for those of kind "labels", reshaped to what is expected."""
     values = {}
     for name, feed in feeds.items():
         if feed.loss.kind == LABELS and labels is not None:
             if labels.size != math.prod(feed.shape):
-                raise UsageError("labels-shape", f"labels have shape {labels.shape}; the loss on {feed.loss.head!r} needs {feed.shape}")
+                raise UsageError(
+                    "labels-shape",
+                    f"labels have shape {labels.shape}; the loss on {feed.loss.head!r} needs {feed.shape}",
+                )
             values[name] = labels.reshape(feed.shape).astype(np.int64)
         else:
             values[name] = feed.draw(generator)
@@ -86,7 +95,12 @@ def feeds_of(feeds: Mapping[str, Feed], generator: np.random.Generator, labels: 
 def start_tensor(model: Model, loss: Loss, shapes: Shapes | None = None) -> str:
     """Where a loss begins: the logits behind the head where a Softmax over the same axis makes it, else the head itself."""
     maker = next((node for node in model.proto.graph.node if loss.head in node.output), None)
-    if loss.kind == VECTOR or maker is None or maker.op_type != "Softmax" or maker.domain not in STANDARD_DOMAINS:
+    if (
+        loss.kind == VECTOR
+        or maker is None
+        or maker.op_type != "Softmax"
+        or maker.domain not in STANDARD_DOMAINS
+    ):
         return loss.head
     shape = (shapes or infer(model)).shape(loss.head)
     if shape is None:
@@ -99,17 +113,25 @@ def start_tensor(model: Model, loss: Loss, shapes: Shapes | None = None) -> str:
 def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> tuple[Value, Feed]:
     """Gradient of the loss at its start (the logits, or the head for "vector"), and the input that it reads."""
     if loss.kind == VECTOR:
-        return Value(tape, loss.input, logits.shape, logits.dtype), Feed(loss, logits.shape, logits.dtype)
+        return Value(tape, loss.input, logits.shape, logits.dtype), Feed(
+            loss, logits.shape, logits.dtype
+        )
     axis = loss.axis % len(logits.shape)
     single = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
     if loss.kind == DRAWN:
         feed = Feed(loss, logits.shape, logits.dtype)
         noisy = logits + Value(tape, loss.input, feed.shape, feed.dtype)
-        labels = tape.emit("ArgMax", [noisy], single, TensorProto.INT64, {"axis": axis, "keepdims": 1})
+        labels = tape.emit(
+            "ArgMax", [noisy], single, TensorProto.INT64, {"axis": axis, "keepdims": 1}
+        )
     else:
-        feed = Feed(loss, tuple(n for i, n in enumerate(logits.shape) if i != axis), TensorProto.INT64)
+        feed = Feed(
+            loss, tuple(n for i, n in enumerate(logits.shape) if i != axis), TensorProto.INT64
+        )
         labels = Value(tape, loss.input, feed.shape, feed.dtype).reshape(single)
-    classes = np.arange(logits.shape[axis], dtype=np.int64).reshape([-1 if i == axis else 1 for i in range(len(single))])
+    classes = np.arange(logits.shape[axis], dtype=np.int64).reshape(
+        [-1 if i == axis else 1 for i in range(len(single))]
+    )
     target = labels.equals(tape.constant(classes))
     p = probabilities if probabilities is not None else _softmax(logits, axis)
     # p - 1 of the target as minus the sum of the others: exact to a relative error however sure the model is

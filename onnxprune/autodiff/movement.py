@@ -32,7 +32,9 @@ def put_back(grad: Value, axis: int, positions: np.ndarray, size: int) -> Value:
     if most == 1 and len(positions) and positions[0] >= 0 and (np.diff(positions) == 1).all():
         return grad.pad_axis(axis, int(positions[0]), size - 1 - int(positions[-1]))
     if size * most > _MOST_READS:
-        raise NoGradient(f"{len(positions)} indices read one of {size} positions up to {most} times")
+        raise NoGradient(
+            f"{len(positions)} indices read one of {size} positions up to {most} times"
+        )
     order = np.argsort(positions, kind="stable")
     order = order[positions[order] >= 0]
     rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -61,7 +63,9 @@ def expand(s: Step) -> list[Value | None]:
 
 
 def tile(s: Step) -> list[Value | None]:
-    pairs = [n for have, out in zip(s.x.shape, s.y.shape) for n in (out // have, have)]
+    pairs = [
+        n for have, out in zip(s.x.shape, s.y.shape, strict=False) for n in (out // have, have)
+    ]
     blocks = s.grad.reshape(pairs)
     return [blocks.reduce("ReduceSum", range(0, len(pairs), 2)).reshape(s.x.shape)]
 
@@ -81,7 +85,7 @@ def split(s: Step) -> list[Value | None]:
     axis = s.attribute("axis", 0) % len(s.x.shape)
     dtype = next(g.dtype for g in s.grads if g is not None)
     parts = []
-    for output, grad in zip(s.outputs, s.grads):
+    for output, grad in zip(s.outputs, s.grads, strict=False):
         if output is None:
             raise NoGradient("the size of a part is not known")
         parts.append(grad if grad is not None else s.tape.filled(output.shape, 0.0, dtype))
@@ -93,7 +97,7 @@ def slice_(s: Step) -> list[Value | None]:
     axes = s.numbers(3, "axes", range(len(starts))) or []
     steps = s.numbers(4, "", [1] * len(starts)) or []
     grad = s.grad
-    for start, end, axis, step in zip(starts, ends, axes, steps):
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=False):
         axis %= len(s.x.shape)
         size = s.x.shape[axis]
         stop = None if step < 0 and end < -size else end
@@ -108,10 +112,12 @@ def pad(s: Step) -> list[Value | None]:
     axes = s.numbers(3, "", range(rank)) or []
     mode = s.attribute("mode", "constant")
     grad = s.grad
-    for axis, before, after in zip(axes, pads[:half], pads[half:]):
+    for axis, before, after in zip(axes, pads[:half], pads[half:], strict=False):
         axis %= rank
         if before or after:
-            grad = put_back(grad, axis, _padded(s.x.shape[axis], before, after, mode), s.x.shape[axis])
+            grad = put_back(
+                grad, axis, _padded(s.x.shape[axis], before, after, mode), s.x.shape[axis]
+            )
     return [grad]
 
 
@@ -131,7 +137,9 @@ def gather_nd(s: Step) -> list[Value | None]:
         raise NoGradient("the indices depend on the data, or batch_dims is not 0")
     depth = indices.shape[-1]
     lead, rest = s.x.shape[:depth], math.prod(s.x.shape[depth:])
-    wrapped = [column % size for column, size in zip(indices.reshape(-1, depth).T, lead)]
+    wrapped = [
+        column % size for column, size in zip(indices.reshape(-1, depth).T, lead, strict=False)
+    ]
     positions = np.ravel_multi_index(wrapped, lead)
     grad = s.grad.reshape([len(positions), rest])
     return [put_back(grad, 0, positions, math.prod(lead)).reshape(s.x.shape)]
@@ -153,7 +161,9 @@ def cumulative_sum(s: Step) -> list[Value | None]:
 
 def triangle(s: Step) -> list[Value | None]:
     inputs = [s.grad, s.optional(1)] if s.optional(1) is not None else [s.grad]
-    return [s.tape.emit("Trilu", inputs, s.x.shape, s.grad.dtype, {"upper": s.attribute("upper", 1)})]
+    return [
+        s.tape.emit("Trilu", inputs, s.x.shape, s.grad.dtype, {"upper": s.attribute("upper", 1)})
+    ]
 
 
 def depth_to_space(s: Step) -> list[Value | None]:
@@ -167,7 +177,11 @@ def depth_to_space(s: Step) -> list[Value | None]:
 def space_to_depth(s: Step) -> list[Value | None]:
     n, c, h, w = s.x.shape
     b = s.attribute("blocksize")
-    return [s.grad.reshape([n, b, b, c, h // b, w // b]).transpose([0, 3, 4, 1, 5, 2]).reshape(s.x.shape)]
+    return [
+        s.grad.reshape([n, b, b, c, h // b, w // b])
+        .transpose([0, 3, 4, 1, 5, 2])
+        .reshape(s.x.shape)
+    ]
 
 
 def _around(shape: Sequence[int], axis: int) -> tuple[int, int, int]:

@@ -33,7 +33,10 @@ def unary(derivative: Derivative) -> Rule:
     return rule
 
 
-def binary(first: Callable[[Value, Value, Value, Value], Value], second: Callable[[Value, Value, Value, Value], Value]) -> Rule:
+def binary(
+    first: Callable[[Value, Value, Value, Value], Value],
+    second: Callable[[Value, Value, Value, Value], Value],
+) -> Rule:
     """A rule for an elementwise op of two inputs from (g, a, b, y); what was broadcast is summed."""
 
     def rule(s: Step) -> list[Value | None]:
@@ -51,7 +54,10 @@ def variadic(term: Callable[[Step, Value], Value]) -> Rule:
 
     def rule(s: Step) -> list[Value | None]:
         values = [s.operand(i) for i in range(len(s.inputs))]
-        return [term(s, v).sum_to(v.shape) if need else None for v, need in zip(values, s.needs)]
+        return [
+            term(s, v).sum_to(v.shape) if need else None
+            for v, need in zip(values, s.needs, strict=False)
+        ]
 
     return rule
 
@@ -90,7 +96,7 @@ def _swish(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
 
 
 def _kinked(g: Value, sign: Value, slope: Value) -> Value:
-    """g where `sign` is positive, slope * g elsewhere; slope: (channels,) is the fast form."""
+    """G where `sign` is positive, slope * g elsewhere; slope: (channels,) is the fast form."""
     if sign.dtype != TensorProto.FLOAT or len(sign.shape) < 3 or slope.shape != sign.shape[1:2]:
         return g.where(sign > 0, g * slope)
     return g * sign.above(0).affine(1.0 - slope, slope)
@@ -99,7 +105,11 @@ def _kinked(g: Value, sign: Value, slope: Value) -> Value:
 def _leaky_relu(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
     """By the output where it has the input's sign, so that Conv and LeakyRelu stay fused."""
     alpha = at("alpha", 0.01)
-    return _kinked(g, y if alpha > 0 else x, x.like(np.full(x.shape[1:2], alpha)) if len(x.shape) > 2 else x.like(alpha))
+    return _kinked(
+        g,
+        y if alpha > 0 else x,
+        x.like(np.full(x.shape[1:2], alpha)) if len(x.shape) > 2 else x.like(alpha),
+    )
 
 
 def _prelu(g: Value, a: Value, b: Value, y: Value) -> Value:
@@ -133,11 +143,15 @@ ELEMENTWISE: Mapping[str, Derivative] = {
     "LeakyRelu": _leaky_relu,
     "ThresholdedRelu": lambda g, x, y, at: g * (x > at("alpha", 1.0)),
     "Elu": lambda g, x, y, at: g.where(x > 0, g * (y + at("alpha", 1.0))),
-    "Selu": lambda g, x, y, at: g.where(x > 0, g * x.call("Exp") * at("alpha", _SELU_ALPHA)) * at("gamma", _SELU_GAMMA),
+    "Selu": lambda g, x, y, at: (
+        g.where(x > 0, g * x.call("Exp") * at("alpha", _SELU_ALPHA)) * at("gamma", _SELU_GAMMA)
+    ),
     "Celu": lambda g, x, y, at: g.where(x > 0, g * (x / at("alpha", 1.0)).call("Exp")),
     "Sigmoid": lambda g, x, y, at: g * y * (1.0 - y),
     "HardSigmoid": lambda g, x, y, at: g * ((y > 0) & (y < 1)) * at("alpha", 0.2),
-    "HardSwish": lambda g, x, y, at: (g * (x * (1 / 3) + 0.5) * (x < 3)).where(x > -3).where(x < 3, g),
+    "HardSwish": lambda g, x, y, at: (
+        (g * (x * (1 / 3) + 0.5) * (x < 3)).where(x > -3).where(x < 3, g)
+    ),
     "Swish": _swish,
     "Mish": _mish,
     "Gelu": _gelu,
@@ -224,10 +238,37 @@ TABLE: Mapping[str, Rule] = {
     "SpaceToDepth": movement.space_to_depth,
 }
 
-ZERO = frozenset({
-    "Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "Floor", "Ceil", "Round", "Sign",
-    "NonZero", "NonMaxSuppression", "IsNaN", "IsInf", "ConstantOfShape", "Range", "OneHot", "EyeLike", "RandomNormalLike", "RandomUniformLike",
-})  # fmt: skip
+ZERO = frozenset(
+    {
+        "Shape",
+        "Size",
+        "ArgMax",
+        "ArgMin",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Not",
+        "And",
+        "Or",
+        "Xor",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "NonZero",
+        "NonMaxSuppression",
+        "IsNaN",
+        "IsInf",
+        "ConstantOfShape",
+        "Range",
+        "OneHot",
+        "EyeLike",
+        "RandomNormalLike",
+        "RandomUniformLike",
+    }
+)
 
 # an output that the gradient needs and exporters leave out: op -> position
 EXTRA_OUTPUT: Mapping[str, int] = {"MaxPool": 1}

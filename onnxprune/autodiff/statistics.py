@@ -67,7 +67,9 @@ def layer_normalization(s: Step) -> list[Value | None]:
 def rms_normalization(s: Step) -> list[Value | None]:
     s.only_first()
     axes = range(s.attribute("axis", -1) % len(s.x.shape), len(s.x.shape))
-    return [_normalised(s.x, s.grad * s.operand(1), axes, s.attribute("epsilon", 1e-5), centred=False)]
+    return [
+        _normalised(s.x, s.grad * s.operand(1), axes, s.attribute("epsilon", 1e-5), centred=False)
+    ]
 
 
 def instance_normalization(s: Step) -> list[Value | None]:
@@ -78,14 +80,20 @@ def instance_normalization(s: Step) -> list[Value | None]:
 
 
 def group_normalization(s: Step) -> list[Value | None]:
-    """scale has an entry a group (opset 18) or a channel (21)."""
+    """Scale has an entry a group (opset 18) or a channel (21)."""
     s.only_first()
     groups, (samples, channels, *space) = s.attribute("num_groups"), s.x.shape
     scale = s.operand(1)
-    repeated = scale.reshape([scale.shape[0], 1]).expand([scale.shape[0], channels // scale.shape[0]])
+    repeated = scale.reshape([scale.shape[0], 1]).expand(
+        [scale.shape[0], channels // scale.shape[0]]
+    )
     g = s.grad * repeated.reshape([channels, *[1] * len(space)])
     folded = [samples, groups, channels // groups * math.prod(space)]
-    return [_normalised(s.x.reshape(folded), g.reshape(folded), [2], s.attribute("epsilon", 1e-5)).reshape(s.x.shape)]
+    return [
+        _normalised(
+            s.x.reshape(folded), g.reshape(folded), [2], s.attribute("epsilon", 1e-5)
+        ).reshape(s.x.shape)
+    ]
 
 
 def lp_normalization(s: Step) -> list[Value | None]:
@@ -98,7 +106,12 @@ def lp_normalization(s: Step) -> list[Value | None]:
 
 def local_response(s: Step) -> list[Value | None]:
     """LRN: y = x d^-beta with d = bias + alpha / size * sum of x^2 over neighbouring channels."""
-    size, alpha, beta, channels = s.attribute("size"), s.attribute("alpha", 1e-4), s.attribute("beta", 0.75), s.x.shape[1]
+    size, alpha, beta, channels = (
+        s.attribute("size"),
+        s.attribute("alpha", 1e-4),
+        s.attribute("beta", 0.75),
+        s.x.shape[1],
+    )
     distance = np.arange(channels)[:, None] - np.arange(channels)[None]
     band = ((distance >= -((size - 1) // 2)) & (distance <= size // 2)).astype(float)
     d = along(s.x * s.x, 1, band) * (alpha / size) + s.attribute("bias", 1.0)
@@ -106,7 +119,9 @@ def local_response(s: Step) -> list[Value | None]:
     return [s.grad * d**-beta - s.x * spread * (2 * alpha * beta / size)]
 
 
-def _normalised(x: Value, g: Value, axes: Sequence[int], epsilon: float, centred: bool = True) -> Value:
+def _normalised(
+    x: Value, g: Value, axes: Sequence[int], epsilon: float, centred: bool = True
+) -> Value:
     """Gradient of (x - mean) / sqrt(variance + epsilon), or of x / sqrt(mean square + epsilon), given that of the quotient."""
     d = x - x.reduce("ReduceMean", axes) if centred else x
     inverse = 1.0 / ((d * d).reduce("ReduceMean", axes) + epsilon).call("Sqrt")

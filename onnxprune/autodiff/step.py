@@ -62,13 +62,17 @@ class Step:
 
     def optional(self, index: int) -> Value | None:
         """An input that may be absent."""
-        return self.inputs[index] if index < len(self.node.input) and self.node.input[index] else None
+        return (
+            self.inputs[index] if index < len(self.node.input) and self.node.input[index] else None
+        )
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute of the node."""
         return attribute(self.node, name, default)
 
-    def numbers(self, index: int, name: str = "", default: Sequence[float] | None = None) -> list[Any] | None:
+    def numbers(
+        self, index: int, name: str = "", default: Sequence[float] | None = None
+    ) -> list[Any] | None:
         """A list that is an input in new opsets and an attribute in old ones, such as axes or pads."""
         if index < len(self.node.input) and self.node.input[index]:
             value = self.known(index)
@@ -83,8 +87,10 @@ class Step:
     def only_first(self) -> None:
         """Refuse where an input other than the first needs a gradient."""
         if any(self.needs[1:]):
-            wanted = [n for n, need in zip(self.node.input, self.needs) if need]
-            raise NoGradient(f"the gradient of a parameter that is computed from data is not supported ({wanted[-1]})")
+            wanted = [n for n, need in zip(self.node.input, self.needs, strict=False) if need]
+            raise NoGradient(
+                f"the gradient of a parameter that is computed from data is not supported ({wanted[-1]})"
+            )
 
 
 Rule = Callable[[Step], Sequence[Value | None]]

@@ -15,7 +15,9 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 PREFIX = "backward/"
-_STEEP = 2.0**100  # a power of two, so that scaling by it is exact; 1 / _STEEP is below any activation that matters
+_STEEP = (
+    2.0**100
+)  # a power of two, so that scaling by it is exact; 1 / _STEEP is below any activation that matters
 _LARGEST_FLOAT = 3e38
 _IMAGE_RANK = 4
 _AXES_AS_INPUT = {"ReduceSum": 13}  # first opset; the other reductions follow at 18
@@ -47,7 +49,9 @@ class Tape:
         if key not in self._known:
             self._known[key] = self.name("constant")
             self.constants[self._known[key]] = array
-        return Value(self, self._known[key], array.shape, helper.np_dtype_to_tensor_dtype(array.dtype))
+        return Value(
+            self, self._known[key], array.shape, helper.np_dtype_to_tensor_dtype(array.dtype)
+        )
 
     def integers(self, numbers: Iterable[int]) -> Value:
         """A vector of int64."""
@@ -58,11 +62,22 @@ class Tape:
         fill = helper.make_tensor("value", dtype, [1], [number])
         return self.emit("ConstantOfShape", [self.integers(shape)], shape, dtype, {"value": fill})
 
-    def emit(self, op: str, inputs: Sequence[Value | None], shape: Sequence[int], dtype: int, attributes: Mapping[str, Any] | None = None) -> Value:
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        shape: Sequence[int],
+        dtype: int,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Value:
         """One node with one output of that shape and type."""
         output = self.name(op)
-        node = helper.make_node(op, ["" if v is None else v.name for v in inputs], [output], name=output)
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in (attributes or {}).items())
+        node = helper.make_node(
+            op, ["" if v is None else v.name for v in inputs], [output], name=output
+        )
+        node.attribute.extend(
+            helper.make_attribute(key, value) for key, value in (attributes or {}).items()
+        )
         self.nodes.append(node)
         return Value(self, output, tuple(int(n) for n in shape), dtype)
 
@@ -78,7 +93,11 @@ class Value:
 
     def like(self, numbers: np.ndarray | float) -> Value:
         """A constant of this type."""
-        return self.tape.constant(np.ascontiguousarray(numbers, helper.tensor_dtype_to_np_dtype(self.dtype)).reshape(np.shape(numbers)))
+        return self.tape.constant(
+            np.ascontiguousarray(numbers, helper.tensor_dtype_to_np_dtype(self.dtype)).reshape(
+                np.shape(numbers)
+            )
+        )
 
     def _with(self, op: str, other: Value | float, swap: bool = False) -> Value:
         right = other if isinstance(other, Value) else self.like(other)
@@ -133,13 +152,19 @@ class Value:
 
     def equals(self, other: Value) -> Value:
         """Where the two are the same, as booleans."""
-        if self.tape.opset < _EQUAL_OF_FLOATS and self.dtype not in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL):
+        if self.tape.opset < _EQUAL_OF_FLOATS and self.dtype not in (
+            TensorProto.INT64,
+            TensorProto.INT32,
+            TensorProto.BOOL,
+        ):
             return ~((self - other).call("Abs") > 0)
         return self._compare("Equal", other)
 
     def _compare(self, op: str, other: Value | float) -> Value:
         right = other if isinstance(other, Value) else self.like(other)
-        return self.tape.emit(op, [self, right], np.broadcast_shapes(self.shape, right.shape), TensorProto.BOOL)
+        return self.tape.emit(
+            op, [self, right], np.broadcast_shapes(self.shape, right.shape), TensorProto.BOOL
+        )
 
     def above(self, bound: float) -> Value:
         """1 where greater than the bound, 0 elsewhere."""
@@ -156,9 +181,15 @@ class Value:
         return self.call("HardSigmoid", {"alpha": sign * _STEEP, "beta": -sign * bound * _STEEP})
 
     def affine(self, scale: Value, shift: Value) -> Value:
-        """scale * x + shift, both (channels,), as the BatchNormalization that the blocked layout knows. Rank 3 or more."""
+        """Scale * x + shift, both (channels,), as the BatchNormalization that the blocked layout knows. Rank 3 or more."""
         zeros, ones = (self.like(np.full(scale.shape, number)) for number in (0.0, 1.0))
-        return self.tape.emit("BatchNormalization", [self, scale, shift, zeros, ones], self.shape, self.dtype, {"epsilon": 0.0})
+        return self.tape.emit(
+            "BatchNormalization",
+            [self, scale, shift, zeros, ones],
+            self.shape,
+            self.dtype,
+            {"epsilon": 0.0},
+        )
 
     def where(self, condition: Value, other: Value | float = 0.0) -> Value:
         """This value where the (boolean) condition holds, the other one elsewhere."""
@@ -172,23 +203,33 @@ class Value:
 
     def cast(self, dtype: int) -> Value:
         """The same numbers in another type."""
-        return self if dtype == self.dtype else self.tape.emit("Cast", [self], self.shape, dtype, {"to": dtype})
+        return (
+            self
+            if dtype == self.dtype
+            else self.tape.emit("Cast", [self], self.shape, dtype, {"to": dtype})
+        )
 
     def reduce(self, op: str, axes: Iterable[int], keepdims: bool = True) -> Value:
         """ReduceSum, ReduceMean, ReduceMax... over the axes; itself where there are none."""
         axes = sorted({a % len(self.shape) for a in axes})
         if not axes:
             return self
-        shape = [1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i not in axes]
+        shape = [
+            1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i not in axes
+        ]
         attributes: dict[str, Any] = {"keepdims": int(keepdims)}
         if self.tape.opset >= _AXES_AS_INPUT.get(op, _AXES_AS_INPUT_OTHERS):
-            return self.tape.emit(op, [self, self.tape.integers(axes)], shape, self.dtype, attributes)
+            return self.tape.emit(
+                op, [self, self.tape.integers(axes)], shape, self.dtype, attributes
+            )
         return self.tape.emit(op, [self], shape, self.dtype, attributes | {"axes": axes})
 
     def sum_to(self, shape: Sequence[int]) -> Value:
         """The adjoint of broadcasting: summed over every axis along which `shape` was repeated."""
         lead = len(self.shape) - len(shape)
-        axes = [i for i, n in enumerate(self.shape) if i < lead or (shape[i - lead] == 1 and n != 1)]
+        axes = [
+            i for i, n in enumerate(self.shape) if i < lead or (shape[i - lead] == 1 and n != 1)
+        ]
         return self.reduce("ReduceSum", axes).reshape(shape)
 
     def sum_space(self) -> Value:
@@ -215,7 +256,13 @@ class Value:
         """Axes in another order."""
         if list(perm) == list(range(len(self.shape))):
             return self
-        return self.tape.emit("Transpose", [self], [self.shape[p] for p in perm], self.dtype, {"perm": [int(p) for p in perm]})
+        return self.tape.emit(
+            "Transpose",
+            [self],
+            [self.shape[p] for p in perm],
+            self.dtype,
+            {"perm": [int(p) for p in perm]},
+        )
 
     def swap_last(self) -> Value:
         """The last two axes exchanged."""
@@ -225,7 +272,9 @@ class Value:
     def matmul(self, other: Value) -> Value:
         """Matrix product over the last two axes, the others broadcast; both of rank 2 or more."""
         lead = np.broadcast_shapes(self.shape[:-2], other.shape[:-2])
-        return self.tape.emit("MatMul", [self, other], (*lead, self.shape[-2], other.shape[-1]), self.dtype)
+        return self.tape.emit(
+            "MatMul", [self, other], (*lead, self.shape[-2], other.shape[-1]), self.dtype
+        )
 
     def slice(self, axis: int, start: int, stop: int, step: int = 1) -> Value:
         """Positions start, start + step, ... below stop of one axis; step > 0."""
@@ -236,7 +285,13 @@ class Value:
         if self.tape.opset < _SLICE_AS_INPUT:
             if step != 1:
                 return self.take(axis, np.arange(start, stop, step))
-            return self.tape.emit("Slice", [self], shape, self.dtype, {"starts": [start], "ends": [stop], "axes": [axis]})
+            return self.tape.emit(
+                "Slice",
+                [self],
+                shape,
+                self.dtype,
+                {"starts": [start], "ends": [stop], "axes": [axis]},
+            )
         bounds = [self.tape.integers([n]) for n in (start, stop, axis, step)]
         return self.tape.emit("Slice", [self, *bounds], shape, self.dtype)
 
@@ -244,20 +299,36 @@ class Value:
         """Zeros around; negative counts cut off."""
         if not any(before) and not any(after):
             return self
-        shape = [n + b + a for n, b, a in zip(self.shape, before, after)]
+        shape = [n + b + a for n, b, a in zip(self.shape, before, after, strict=False)]
         if self.tape.opset < _PAD_AS_INPUT:
-            return self.tape.emit("Pad", [self], shape, self.dtype, {"pads": [*before, *after], "mode": "constant", "value": 0.0})
-        return self.tape.emit("Pad", [self, self.tape.integers([*before, *after]), self.like(0)], shape, self.dtype)
+            return self.tape.emit(
+                "Pad",
+                [self],
+                shape,
+                self.dtype,
+                {"pads": [*before, *after], "mode": "constant", "value": 0.0},
+            )
+        return self.tape.emit(
+            "Pad", [self, self.tape.integers([*before, *after]), self.like(0)], shape, self.dtype
+        )
 
     def pad_axis(self, axis: int, before: int, after: int) -> Value:
         """Zeros around along one axis."""
         rank = range(len(self.shape))
-        return self.pad([before if i == axis else 0 for i in rank], [after if i == axis else 0 for i in rank])
+        return self.pad(
+            [before if i == axis else 0 for i in rank], [after if i == axis else 0 for i in rank]
+        )
 
     def take(self, axis: int, indices: np.ndarray) -> Value:
         """Gather along an axis with a constant index vector."""
         shape = [len(indices) if i == axis else n for i, n in enumerate(self.shape)]
-        return self.tape.emit("Gather", [self, self.tape.constant(indices.astype(np.int64))], shape, self.dtype, {"axis": axis})
+        return self.tape.emit(
+            "Gather",
+            [self, self.tape.constant(indices.astype(np.int64))],
+            shape,
+            self.dtype,
+            {"axis": axis},
+        )
 
     def scatter(self, indices: Value, updates: Value, axis: int) -> Value:
         """This value with elements replaced (ScatterElements); no index may occur twice."""

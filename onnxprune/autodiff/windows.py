@@ -21,10 +21,20 @@ def average_pool(s: Step) -> list[Value | None]:
     """AveragePool: the mean over a box is a banded matrix along each axis."""
     kernel = s.attribute("kernel_shape")
     w = windows(s, kernel, s.x.shape[2:], s.y.shape[2:])
-    pads = s.attribute("pads", [0] * 2 * len(kernel)) if s.attribute("auto_pad", "NOTSET") == "NOTSET" else [*w.before, *(max(0, r) for r in w.rest)]
+    pads = (
+        s.attribute("pads", [0] * 2 * len(kernel))
+        if s.attribute("auto_pad", "NOTSET") == "NOTSET"
+        else [*w.before, *(max(0, r) for r in w.rest)]
+    )
     grad = s.grad
     for i in range(len(kernel)):
-        grad = along(grad, i + 2, _mean_matrix(w, i, pads[len(kernel) + i] if s.attribute("count_include_pad", 0) else None).T)
+        grad = along(
+            grad,
+            i + 2,
+            _mean_matrix(
+                w, i, pads[len(kernel) + i] if s.attribute("count_include_pad", 0) else None
+            ).T,
+        )
     return [grad]
 
 
@@ -51,12 +61,16 @@ def max_pool(s: Step) -> list[Value | None]:
     if s.outputs[1] is None or s.attribute("storage_order", 0):
         raise NoGradient("the indices of MaxPool are not available")
     w = windows(s, s.attribute("kernel_shape"), s.x.shape[2:], s.y.shape[2:])
-    periods = [min(-(-e // st), n) for e, st, n in zip(w.extent, w.strides, w.outputs)]
+    periods = [
+        min(-(-e // st), n) for e, st, n in zip(w.extent, w.strides, w.outputs, strict=False)
+    ]
     parts = []
     for offsets in itertools.product(*map(range, periods)):
         indices, updates = s.outputs[1], s.grad
-        for axis, (offset, period) in enumerate(zip(offsets, periods), start=2):
-            indices, updates = (v.slice(axis, offset, v.shape[axis], period) for v in (indices, updates))
+        for axis, (offset, period) in enumerate(zip(offsets, periods, strict=False), start=2):
+            indices, updates = (
+                v.slice(axis, offset, v.shape[axis], period) for v in (indices, updates)
+            )
         count = math.prod(updates.shape)
         zeros = s.tape.filled([math.prod(s.x.shape)], 0.0, s.grad.dtype)
         parts.append(zeros.scatter(indices.reshape([count]), updates.reshape([count]), 0))
@@ -66,11 +80,18 @@ def max_pool(s: Step) -> list[Value | None]:
 def resize(s: Step) -> list[Value | None]:
     """Resize, Upsample: linear along each axis; onnxruntime's own result on an identity is the matrix."""
     s.only_first()
-    if s.attribute("keep_aspect_ratio_policy", "stretch") != "stretch" or s.attribute("coordinate_transformation_mode") == "tf_crop_and_resize":
+    if (
+        s.attribute("keep_aspect_ratio_policy", "stretch") != "stretch"
+        or s.attribute("coordinate_transformation_mode") == "tf_crop_and_resize"
+    ):
         raise NoGradient("only the policy stretch without crop is supported")
     rank = len(s.x.shape)
     axes = [a % rank for a in s.attribute("axes", list(range(rank)))]
-    scales = s.numbers(1 if s.node.op_type == "Upsample" else 2, "scales") if len(s.node.input) > 1 or s.attribute("scales") else None
+    scales = (
+        s.numbers(1 if s.node.op_type == "Upsample" else 2, "scales")
+        if len(s.node.input) > 1 or s.attribute("scales")
+        else None
+    )
     if s.node.op_type == "Resize" and s.tape.opset < 11:
         scales = s.numbers(1)
     grad = s.grad
@@ -97,12 +118,22 @@ def _mean_matrix(w: Windows, axis: int, pad_after: int | None) -> np.ndarray:
 def _resize_matrix(s: Step, size: int, out: int, scale: float | None) -> np.ndarray:
     """(in, out) matrix of the node along one axis, by running it on an identity."""
     given = [1.0, 1.0, 1.0, scale] if scale is not None else None
-    keep = [a for a in s.node.attribute if a.name not in ("axes", "scales", "keep_aspect_ratio_policy")]
-    initializers = [] if given is None else [helper.make_tensor("scales", TensorProto.FLOAT, [4], given)]
+    keep = [
+        a for a in s.node.attribute if a.name not in ("axes", "scales", "keep_aspect_ratio_policy")
+    ]
+    initializers = (
+        [] if given is None else [helper.make_tensor("scales", TensorProto.FLOAT, [4], given)]
+    )
     if given is None:
         initializers = [helper.make_tensor("sizes", TensorProto.INT64, [4], [size, 1, 1, out])]
     two = s.node.op_type == "Upsample" or s.tape.opset < 11
-    inputs = ["x", "scales"] if two else ["x", "", "scales"] if given is not None else ["x", "", "", "sizes"]
+    inputs = (
+        ["x", "scales"]
+        if two
+        else ["x", "", "scales"]
+        if given is not None
+        else ["x", "", "", "sizes"]
+    )
     if s.tape.opset in (11, 12) and not two:
         inputs[1] = "roi"
         initializers.append(helper.make_tensor("roi", TensorProto.FLOAT, [0], []))
@@ -112,10 +143,16 @@ def _resize_matrix(s: Step, size: int, out: int, scale: float | None) -> np.ndar
     node = helper.make_node(s.node.op_type, inputs, ["y"])
     node.attribute.extend(keep)
     info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [size, 1, 1, size])
-    graph = helper.make_graph([node], "resize", [info], [helper.make_empty_tensor_value_info("y")], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", s.tape.opset)], ir_version=8)
+    graph = helper.make_graph(
+        [node], "resize", [info], [helper.make_empty_tensor_value_info("y")], initializers
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", s.tape.opset)], ir_version=8
+    )
     try:
-        found = Session(load(model)).run({"x": np.eye(size, dtype=np.float32).reshape(size, 1, 1, size)})["y"]
+        found = Session(load(model)).run(
+            {"x": np.eye(size, dtype=np.float32).reshape(size, 1, 1, size)}
+        )["y"]
     except OnnxpruneError as problem:
         raise NoGradient(f"its matrix cannot be computed: {problem.message}") from problem
     if found.shape[-1] != out:

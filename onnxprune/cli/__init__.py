@@ -38,7 +38,11 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as problem:
-        where = problem.ctx.command_path if isinstance(problem, click.UsageError) and problem.ctx else "onnxprune"
+        where = (
+            problem.ctx.command_path
+            if isinstance(problem, click.UsageError) and problem.ctx
+            else "onnxprune"
+        )
         return _say("usage", f"{problem.format_message()}\n  See: {where} --help", 2)
     except OnnxpruneError as problem:
         _debug(argv)
@@ -51,10 +55,14 @@ def run(argv: Sequence[str]) -> int:
         return 1
     except OSError as problem:
         _debug(argv)
-        return _say("system", f"{problem.filename or 'input or output'}: {problem.strerror or problem}", 1)
+        return _say(
+            "system", f"{problem.filename or 'input or output'}: {problem.strerror or problem}", 1
+        )
     except MemoryError:
         _debug(argv)
-        return _say("out-of-memory", "not enough memory; try a smaller --batch-size or fewer --samples", 1)
+        return _say(
+            "out-of-memory", "not enough memory; try a smaller --batch-size or fewer --samples", 1
+        )
     except Exception as problem:
         _debug(argv)
         first = next(iter(str(problem).strip().splitlines()), "")

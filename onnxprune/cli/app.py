@@ -24,7 +24,10 @@ VERBS = {
     "tune": ("tune", "Fine-tune the weights with torch; the graph stays."),
     "sparsify": ("sparsify", "Zeros inside the weights, and what they are worth."),
     "rewrite": ("tune", "Replace activations that an accelerator lacks."),
-    "handoff": ("handoff", "Write a bundle for a Jetson, an FPGA flow or an NPU: runs there, reports back."),
+    "handoff": (
+        "handoff",
+        "Write a bundle for a Jetson, an FPGA flow or an NPU: runs there, reports back.",
+    ),
     "report": ("report", "Show the report of a run."),
     "rules": ("lists", "Operators that are understood, one line each."),
     "criteria": ("lists", "Ways to score channels, one line each."),
@@ -44,7 +47,9 @@ class Verbs(click.Group):
             return None
         return getattr(importlib.import_module(f"onnxprune.cli.{VERBS[cmd_name][0]}"), cmd_name)  # type: ignore[no-any-return]
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         from onnxprune.errors import unknown
 
         if args and args[0] not in VERBS and not args[0].startswith("-"):
@@ -56,7 +61,11 @@ class Verbs(click.Group):
             formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
 
 
-@click.command(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command(
+    cls=Verbs,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__, prog_name="onnxprune")
 @click.pass_context
 def app(ctx: click.Context) -> None:

@@ -14,13 +14,26 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("models", nargs=-1, type=click.Path())
-@click.option("--collect", type=click.Path(), metavar="FOLDER", help="Read what a bundle's run left in FOLDER, measure nothing.")
-@click.option("--ssh", metavar="USER@HOST", help="Measure on that Jetson: bundle there, run, results back.")
+@click.option(
+    "--collect",
+    type=click.Path(),
+    metavar="FOLDER",
+    help="Read what a bundle's run left in FOLDER, measure nothing.",
+)
+@click.option(
+    "--ssh", metavar="USER@HOST", help="Measure on that Jetson: bundle there, run, results back."
+)
 @click.option("--layers", is_flag=True, help="Time each layer too.")
 @recipe_options("measure", "runtime", without=("batch_size",))
 @shared
 def bench(
-    models: tuple[str, ...], collect: str | None, ssh: str | None, layers: bool, recipe_file: str | None, as_json: bool, **values: Any
+    models: tuple[str, ...],
+    collect: str | None,
+    ssh: str | None,
+    layers: bool,
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Time MODELS interleaved; ratios are against the first."""
     from onnxprune.cli.handoff import by_ssh, show
@@ -37,8 +50,18 @@ def bench(
     from onnxprune.engines.bench import bench as run
     from onnxprune.engines.measure import Schedule
 
-    options = Options(threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape)
-    found = run(models, recipe.engine, options=options, schedule=Schedule(seconds=recipe.seconds), layers=layers, seed=recipe.seed, progress=say)
+    options = Options(
+        threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape
+    )
+    found = run(
+        models,
+        recipe.engine,
+        options=options,
+        schedule=Schedule(seconds=recipe.seconds),
+        layers=layers,
+        seed=recipe.seed,
+        progress=say,
+    )
     if as_json:
         emit(found.as_dict())
     else:
@@ -52,20 +75,48 @@ def _page(found: Bench, layers: bool) -> str:
 
     ratios = {(engine, r.contender): r for engine, rows in found.ratios.items() for r in rows}
     on_device = any(m.device_memory_bytes is not None for m in found.measurements)
-    header = ("engine", "model", "median ms", "min", "p99", "IQR", "speed-up", "95 % interval", "difference", "peak MB", "device MB")
+    header = (
+        "engine",
+        "model",
+        "median ms",
+        "min",
+        "p99",
+        "IQR",
+        "speed-up",
+        "95 % interval",
+        "difference",
+        "peak MB",
+        "device MB",
+    )
     table: list[tuple[str, ...]] = [header[: 10 + on_device]]
     for m in found.measurements:
         ratio = ratios.get((m.engine, m.model))
-        spread = (f"{ratio.median:.2f}x", f"{ratio.low:.2f} to {ratio.high:.2f}") if ratio else ("", "")
+        spread = (
+            (f"{ratio.median:.2f}x", f"{ratio.low:.2f} to {ratio.high:.2f}") if ratio else ("", "")
+        )
         apart = f"{m.difference:.1e}" if m.difference is not None else ""
-        memory = [f"{b / 1e6:.0f}" if b is not None else "" for b in (m.peak_memory_bytes, m.device_memory_bytes)]
-        table.append((m.engine, m.model, *(f"{v:.3f}" for v in (m.median_ms, m.min_ms, m.p99_ms, m.iqr_ms)), *spread, apart, *memory[: 1 + on_device]))
+        memory = [
+            f"{b / 1e6:.0f}" if b is not None else ""
+            for b in (m.peak_memory_bytes, m.device_memory_bytes)
+        ]
+        table.append(
+            (
+                m.engine,
+                m.model,
+                *(f"{v:.3f}" for v in (m.median_ms, m.min_ms, m.p99_ms, m.iqr_ms)),
+                *spread,
+                apart,
+                *memory[: 1 + on_device],
+            )
+        )
     pages = [columns(table, left=2)]
     if layers and found.layers:
         names = list(dict.fromkeys(m.model for m in found.measurements))
         rows: list[tuple[str, ...]] = [("engine", "tensor", "op", *names)]
         for row in found.layers:
             times = (row.times_ms.get(n) for n in names)
-            rows.append((row.engine, row.key, row.op, *("" if t is None else f"{t:.4f}" for t in times)))
+            rows.append(
+                (row.engine, row.key, row.op, *("" if t is None else f"{t:.4f}" for t in times))
+            )
         pages.append(columns(rows, left=3))
     return "\n\n".join(pages)

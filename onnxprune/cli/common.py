@@ -31,7 +31,9 @@ def output_options(help: str) -> Callable[[F], F]:
 
 def shared(verb: F) -> F:
     """--json and --debug."""
-    verb = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(verb)
+    verb = click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+    )(verb)
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(verb)
 
 
@@ -42,7 +44,13 @@ def recipe_options(*stages: str, without: tuple[str, ...] = ()) -> Callable[[F],
         for name, option in reversed(list(OPTIONS.items())):
             if name not in without and (not stages or option.stage in stages):
                 verb = _flag(name, option)(verb)
-        return click.option("--recipe", "recipe_file", type=click.Path(), metavar="FILE", help="Options from a TOML file; flags win over it.")(verb)
+        return click.option(
+            "--recipe",
+            "recipe_file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Options from a TOML file; flags win over it.",
+        )(verb)
 
     return add
 
@@ -65,10 +73,23 @@ def say(text: str) -> None:
 
 def _flag(name: str, option: Option) -> Callable[[F], F]:
     default = getattr(Recipe, name, None)
-    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else f"{default:.4g}" if isinstance(default, float) else default
+    shown = (
+        ", ".join(map(str, default))
+        if isinstance(default, tuple)
+        else f"{default:.4g}"
+        if isinstance(default, float)
+        else default
+    )
     note = f"  [default: {shown}]" if shown not in (None, "") and shown is not False else ""
     spelled = "--" + name.replace("_", "-")
     if option.kind == "flag":
         both = spelled if default is False else f"{spelled}/--no-{spelled[2:]}"
         return click.option(both, name, is_flag=True, default=None, help=option.help)
-    return click.option(spelled, name, default=None, metavar=option.metavar, multiple=option.kind == "list", help=option.help + note)
+    return click.option(
+        spelled,
+        name,
+        default=None,
+        metavar=option.metavar,
+        multiple=option.kind == "list",
+        help=option.help + note,
+    )

@@ -16,20 +16,34 @@ if TYPE_CHECKING:
 @click.command()
 @model_argument("a")
 @model_argument("b")
-@click.option("--classes", metavar="N,N", help="Compare these classes only, by index; all that occur by default.")
-@click.option("--names", type=click.Path(), metavar="FILE", help="Class names, one a line, class 0 first.")
+@click.option(
+    "--classes",
+    metavar="N,N",
+    help="Compare these classes only, by index; all that occur by default.",
+)
+@click.option(
+    "--names", type=click.Path(), metavar="FILE", help="Class names, one a line, class 0 first."
+)
 @recipe_options("data", "runtime", "evaluate")
 @shared
-def compare(a: str, b: str, classes: str | None, names: str | None, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+def compare(
+    a: str,
+    b: str,
+    classes: str | None,
+    names: str | None,
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Compare B to A on labelled inputs: costs, the metric, each class; differences with their standard errors.
 
     Labelled inputs are given by --labelled or --data; --metric is top1 by default.
     """
     from onnxprune.analysis.walk import analyse
-    from onnxprune.run.evaluation import input_types, metric_options, preprocess
-    from onnxprune.metrics.compare import compare as run
     from onnxprune.data.labelled import open_labelled
     from onnxprune.ir.io import load
+    from onnxprune.metrics.compare import compare as run
+    from onnxprune.run.evaluation import input_types, metric_options, preprocess
 
     recipe = recipe_from(recipe_file, values)
     where = recipe.labelled or recipe.data
@@ -39,13 +53,28 @@ def compare(a: str, b: str, classes: str | None, names: str | None, recipe_file:
     known = _lines(names)
     first, second = load(a), load(b)
     samples = recipe.samples if values.get("samples") is not None else None
-    data = open_labelled(where, input_types(first), samples=samples, seed=recipe.seed, preprocess=preprocess(recipe), shapes=recipe.shape or None)
+    data = open_labelled(
+        where,
+        input_types(first),
+        samples=samples,
+        seed=recipe.seed,
+        preprocess=preprocess(recipe),
+        shapes=recipe.shape or None,
+    )
     pages, found = [], {}
     for metric in recipe.metric or ("top1",):
         result = run(
-            first, second, data, metric, chosen, options=metric_options(recipe), names=known, cost=lambda m: analyse(m).cost(),
-            threads=recipe.threads, batch_size=recipe.batch_size,
-        )  # fmt: skip
+            first,
+            second,
+            data,
+            metric,
+            chosen,
+            options=metric_options(recipe),
+            names=known,
+            cost=lambda m: analyse(m).cost(),
+            threads=recipe.threads,
+            batch_size=recipe.batch_size,
+        )
         found[metric] = result.as_dict()
         pages.append(_page(result))
         for warning in result.warnings:
@@ -60,7 +89,9 @@ def _indices(text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")] if text else None
     except ValueError:
-        raise UsageError("option-value", f"classes: {text!r} is not a list of class indices such as 0,3,7") from None
+        raise UsageError(
+            "option-value", f"classes: {text!r} is not a list of class indices such as 0,3,7"
+        ) from None
 
 
 def _lines(path: str | None) -> list[str] | None:
@@ -70,7 +101,9 @@ def _lines(path: str | None) -> list[str] | None:
         with open(path, encoding="utf-8") as file:
             return file.read().splitlines()
     except (OSError, UnicodeDecodeError) as problem:
-        raise UsageError("names-unreadable", f"cannot read class names {path}: {problem}") from problem
+        raise UsageError(
+            "names-unreadable", f"cannot read class names {path}: {problem}"
+        ) from problem
 
 
 def _page(result: Comparison) -> str:
@@ -78,7 +111,15 @@ def _page(result: Comparison) -> str:
 
     table = [("", "A", "B", "B - A", "standard error")]
     for name, a, b, difference, error in result.rows():
-        table.append((name, _figure(a), _figure(b), f"{difference:+,d}" if isinstance(difference, int) else f"{difference:+.4f}", "" if error is None else f"{error:.4f}"))
+        table.append(
+            (
+                name,
+                _figure(a),
+                _figure(b),
+                f"{difference:+,d}" if isinstance(difference, int) else f"{difference:+.4f}",
+                "" if error is None else f"{error:.4f}",
+            )
+        )
     page = columns(table)
     if result.mcnemar is not None:
         page += f"\nright by A only: {result.only_a}, by B only: {result.only_b}; chance of such a split if the models were equal: {result.mcnemar:.3g}"

@@ -15,9 +15,16 @@ from onnxprune.cli.common import emit, shared
 CORE = ("onnxprune", "numpy", "scipy", "onnx", "onnxruntime", "click")
 # extra -> modules that it brings
 EXTRAS = {
-    "images": ("PIL",), "torch": ("torch",), "openvino": ("openvino",), "ncnn": ("ncnn", "pnnx"), "mnn": ("MNN",), "tensorrt": ("tensorrt",),
-    "pycuda": ("pycuda",), "cluster": ("joblib", "ray", "dask"), "coco": ("pycocotools",),
-}  # fmt: skip
+    "images": ("PIL",),
+    "torch": ("torch",),
+    "openvino": ("openvino",),
+    "ncnn": ("ncnn", "pnnx"),
+    "mnn": ("MNN",),
+    "tensorrt": ("tensorrt",),
+    "pycuda": ("pycuda",),
+    "cluster": ("joblib", "ray", "dask"),
+    "coco": ("pycocotools",),
+}
 LEAST_MEMORY_BYTES = 1 << 30
 
 
@@ -32,7 +39,12 @@ def doctor(as_json: bool) -> int:
         emit(found)
     else:
         for title in filter(found.get, ("machine", "packages", "extras", "engines", "plug-ins")):
-            click.echo(f"{title}\n" + columns([(f"  {name}", str(value)) for name, value in found[title].items()], left=2))
+            click.echo(
+                f"{title}\n"
+                + columns(
+                    [(f"  {name}", str(value)) for name, value in found[title].items()], left=2
+                )
+            )
         for kind in ("problem", "note"):
             for text in found[f"{kind}s"]:
                 click.echo(f"{kind}: {text}")
@@ -55,27 +67,48 @@ def examine() -> dict[str, Any]:
         except Exception as problem:  # of a plug-in
             engines[name] = f"broken: {problem!r}"
     packages = {name: _version(name) for name in CORE}
-    extras = {extra: "installed" if all(map(_found, modules)) else f'pip install "onnxprune[{extra}]"' for extra, modules in EXTRAS.items()}
+    extras = {
+        extra: "installed" if all(map(_found, modules)) else f'pip install "onnxprune[{extra}]"'
+        for extra, modules in EXTRAS.items()
+    }
     problems = _problems(packages)
     notes = [] if problems else _onnx_mismatch(packages)
-    return {"machine": _machine(), "packages": packages, "extras": extras, "engines": engines, "plug-ins": _plugins(), "problems": problems, "notes": notes}
+    return {
+        "machine": _machine(),
+        "packages": packages,
+        "extras": extras,
+        "engines": engines,
+        "plug-ins": _plugins(),
+        "problems": problems,
+        "notes": notes,
+    }
 
 
 def _plugins() -> dict[str, str]:
     """What other packages add: "kind name" -> where it is, or why it cannot be imported."""
     from onnxprune.allocators import ALLOCATORS
     from onnxprune.analysis.rules import PLUGINS
+    from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
-    from onnxprune.engines import ENGINES
     from onnxprune.deploy.handoff import TARGETS
+    from onnxprune.engines import ENGINES
     from onnxprune.errors import OnnxpruneError
     from onnxprune.metrics import METRICS
     from onnxprune.repair import REPAIRS
-    from onnxprune.criteria import CRITERIA
     from onnxprune.search import METHODS
 
     found = {}
-    for registry in (PLUGINS, CRITERIA, ALLOCATORS, METHODS, REPAIRS, ENGINES, METRICS, DATA_SOURCES, TARGETS):
+    for registry in (
+        PLUGINS,
+        CRITERIA,
+        ALLOCATORS,
+        METHODS,
+        REPAIRS,
+        ENGINES,
+        METRICS,
+        DATA_SOURCES,
+        TARGETS,
+    ):
         for name, entry in registry.plugins.items():
             try:
                 registry.get(name)
@@ -89,12 +122,21 @@ def _machine() -> dict[str, Any]:
     from onnxprune.ir.limits import memory_bytes
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"system": platform.platform(), "python": platform.python_version(), "CPUs": cpus, "memory": _gigabytes(memory_bytes())}
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "CPUs": cpus,
+        "memory": _gigabytes(memory_bytes()),
+    }
 
 
 def _problems(packages: dict[str, str]) -> list[str]:
     """What is missing or too little."""
-    found = [f"{name} is missing: pip install {name}" for name, number in packages.items() if number == "missing"]
+    found = [
+        f"{name} is missing: pip install {name}"
+        for name, number in packages.items()
+        if number == "missing"
+    ]
     from onnxprune.ir.limits import memory_bytes
 
     memory = memory_bytes()
@@ -104,7 +146,7 @@ def _problems(packages: dict[str, str]) -> list[str]:
 
 
 def _onnx_mismatch(packages: dict[str, str]) -> list[str]:
-    """onnx writes a newer IR version than onnxruntime reads: models made with it here do not run, those that are only read do."""
+    """Onnx writes a newer IR version than onnxruntime reads: models made with it here do not run, those that are only read do."""
     import onnx
     import onnxruntime  # type: ignore[import-untyped]
 
@@ -112,7 +154,9 @@ def _onnx_mismatch(packages: dict[str, str]) -> list[str]:
     try:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as problem:  # onnxruntime's exceptions share no base class
         if "IR version" in str(problem):
             return [

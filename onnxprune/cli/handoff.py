@@ -21,16 +21,40 @@ SHOWN = 12  # checks of one severity that are printed; checks.json has all
 @click.command()
 @model_argument()
 @click.argument("pruned", required=False, type=click.Path())
-@click.option("--to", required=True, metavar="TARGET", help="jetson, hls4ml, nngen, finn, vitis-ai, gemmini or vela.")
-@click.option("-o", "--output", type=click.Path(), metavar="FOLDER", help="The bundle; handoff-TARGET by default.")
+@click.option(
+    "--to",
+    required=True,
+    metavar="TARGET",
+    help="jetson, hls4ml, nngen, finn, vitis-ai, gemmini or vela.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FOLDER",
+    help="The bundle; handoff-TARGET by default.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="A choice of the target; README.txt in the bundle lists them.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A choice of the target; README.txt in the bundle lists them.",
+)
 @recipe_options("data", "runtime")
 @shared
 def handoff(
-    model: str, pruned: str | None, to: str, output: str | None, overwrite: bool, options: tuple[str, ...],
-    recipe_file: str | None, as_json: bool, **values: Any,
-) -> None:  # fmt: skip
+    model: str,
+    pruned: str | None,
+    to: str,
+    output: str | None,
+    overwrite: bool,
+    options: tuple[str, ...],
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Write a bundle for TARGET: models, run script, constraint files, and what the target says about each node.
 
     MODEL is the original; PRUNED, where it is given, goes along for comparison. With --data, inputs go along too.
@@ -45,14 +69,29 @@ def handoff(
     if recipe.data:
         samples = _samples(original, recipe)
     made = write(
-        original, load(pruned) if pruned else None, to, output or f"handoff-{to}",
-        shapes=recipe.shape, options=mapping(text)(options), samples=samples, overwrite=overwrite,
-    )  # fmt: skip
+        original,
+        load(pruned) if pruned else None,
+        to,
+        output or f"handoff-{to}",
+        shapes=recipe.shape,
+        options=mapping(text)(options),
+        samples=samples,
+        overwrite=overwrite,
+    )
     if as_json:
-        emit({"folder": str(made.folder), "target": made.target, "checks": {n: made.count(n) for n in made.checks}, "files": list(made.files)})
+        emit(
+            {
+                "folder": str(made.folder),
+                "target": made.target,
+                "checks": {n: made.count(n) for n in made.checks},
+                "files": list(made.files),
+            }
+        )
         return
     click.echo(_page(made))
-    say(f"written to {made.folder}; next, on the target's machine: python3 {made.folder / 'run.py'}")
+    say(
+        f"written to {made.folder}; next, on the target's machine: python3 {made.folder / 'run.py'}"
+    )
 
 
 def show(found: Collected, as_json: bool) -> None:
@@ -67,12 +106,27 @@ def show(found: Collected, as_json: bool) -> None:
     rows: list[tuple[str, ...]] = [("figure", *names, "original / pruned")]
     for figure in figures:
         values = (found.results[n].figures.get(figure) for n in names)
-        rows.append((figure, *("" if v is None else f"{v:.6g}" for v in values), f"{found.ratios[figure]:.2f}x" if figure in found.ratios else ""))
+        rows.append(
+            (
+                figure,
+                *("" if v is None else f"{v:.6g}" for v in values),
+                f"{found.ratios[figure]:.2f}x" if figure in found.ratios else "",
+            )
+        )
     click.echo(columns(rows, left=1))
     for name, result in found.results.items():
         if result.layers:
             slowest = sorted(result.layers.items(), key=lambda item: -item[1])[:SHOWN]
-            click.echo("\n" + columns([(f"{name}: slowest layers", result.layer_unit), *((n, f"{v:.6g}") for n, v in slowest)], left=1))
+            click.echo(
+                "\n"
+                + columns(
+                    [
+                        (f"{name}: slowest layers", result.layer_unit),
+                        *((n, f"{v:.6g}") for n, v in slowest),
+                    ],
+                    left=1,
+                )
+            )
         for note in result.notes:
             say(f"note: {name}: {note}")
 
@@ -85,9 +139,15 @@ def by_ssh(models: tuple[str, ...], host: str, recipe: Any) -> Collected:
     from onnxprune.ir.io import load
 
     if not 1 <= len(models) <= 2:
-        raise UsageError("ssh-models", f"--ssh takes the original and, if there is one, the pruned model; {len(models)} were given")
+        raise UsageError(
+            "ssh-models",
+            f"--ssh takes the original and, if there is one, the pruned model; {len(models)} were given",
+        )
     if recipe.precision not in JETSON_PRECISIONS:
-        raise UsageError("ssh-precision", f"--ssh runs {', '.join(JETSON_PRECISIONS)}, not {recipe.precision}; change --precision")
+        raise UsageError(
+            "ssh-precision",
+            f"--ssh runs {', '.join(JETSON_PRECISIONS)}, not {recipe.precision}; change --precision",
+        )
     options = {"precision": JETSON_PRECISIONS[recipe.precision], "duration": f"{recipe.seconds:g}"}
     first, second = load(models[0]), load(models[1]) if len(models) == 2 else None
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
@@ -109,9 +169,19 @@ def _page(made: Bundle) -> str:
     lines = []
     for name, checks in made.checks.items():
         counts = made.count(name)
-        lines.append(f"{name}: " + (", ".join(f"{n} {s}" for s, n in counts.items() if n) or "nothing to say against any node"))
+        lines.append(
+            f"{name}: "
+            + (
+                ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+                or "nothing to say against any node"
+            )
+        )
         for severity in counts:
             found = [c for c in checks if c.severity == severity]
             lines += [f"  {severity:11} {c.node or 'model'}: {c.text}" for c in found[:SHOWN]]
-            lines += [f"  {severity:11} ... and {len(found) - SHOWN} more in checks.json"] if len(found) > SHOWN else []
+            lines += (
+                [f"  {severity:11} ... and {len(found) - SHOWN} more in checks.json"]
+                if len(found) > SHOWN
+                else []
+            )
     return "\n".join(lines)

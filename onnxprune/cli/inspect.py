@@ -19,10 +19,16 @@ _MOST_REASONS = 12
 
 @click.command()
 @model_argument()
-@click.option("--why", metavar="TENSOR", help="Why the axes of this tensor (or of the tensors of this node) cannot be cut.")
+@click.option(
+    "--why",
+    metavar="TENSOR",
+    help="Why the axes of this tensor (or of the tensors of this node) cannot be cut.",
+)
 @recipe_options("analyse")
 @shared
-def inspect(model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+def inspect(
+    model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any
+) -> None:
     """What can be cut in MODEL, what cannot, and why."""
     from onnxprune.run.pipeline import analysed
 
@@ -40,10 +46,23 @@ def _facts(analysis: Analysis) -> dict[str, Any]:
     from onnxprune.report.collect import frozen_rows
 
     groups = [
-        {"name": g.name, "size": g.size, "exact": g.exact, "sites": [{"tensor": s.tensor, "axis": s.axis, "node": s.node, "role": s.role} for s in g.sites]}
+        {
+            "name": g.name,
+            "size": g.size,
+            "exact": g.exact,
+            "sites": [
+                {"tensor": s.tensor, "axis": s.axis, "node": s.node, "role": s.role}
+                for s in g.sites
+            ],
+        }
         for g in analysis.groups
     ]
-    return {"cost": analysis.cost().as_dict(), "prunable_macs": analysis.prunable_macs(), "groups": groups, "frozen": list(frozen_rows(analysis.frozen))}
+    return {
+        "cost": analysis.cost().as_dict(),
+        "prunable_macs": analysis.prunable_macs(),
+        "groups": groups,
+        "frozen": list(frozen_rows(analysis.frozen)),
+    }
 
 
 def _page(analysis: Analysis) -> str:
@@ -53,19 +72,33 @@ def _page(analysis: Analysis) -> str:
     cost = analysis.cost()
     ops = Counter(n.op_type for n in analysis.model.proto.graph.node)
     lines = [
-        f"{sum(ops.values())} nodes: " + ", ".join(f"{op} {n}" for op, n in ops.most_common(10)) + (", ..." if len(ops) > 10 else ""),
+        f"{sum(ops.values())} nodes: "
+        + ", ".join(f"{op} {n}" for op, n in ops.most_common(10))
+        + (", ..." if len(ops) > 10 else ""),
         f"{amount(cost.macs)} MACs, {amount(cost.params)} params, {amount(cost.size_bytes, 'B')}, activations {amount(cost.activation_bytes, 'B')}",
         f"{len(analysis.groups)} groups of coupled channels, {sum(g.size for g in analysis.groups)} channels; "
         f"{analysis.prunable_macs():.0%} of the MACs lie in nodes that can shrink",
     ]
     if analysis.groups:
         largest = sorted(analysis.groups, key=lambda g: (-g.size, g.name))[:_MOST_GROUPS]
-        rows = [("group", "channels", "sites", "exact")] + [(g.name, str(g.size), str(len(g.sites)), "yes" if g.exact else "no") for g in largest]
-        lines += ["", columns(rows)] + ([f"... and {len(analysis.groups) - _MOST_GROUPS} more (--json has all)"] if len(analysis.groups) > _MOST_GROUPS else [])
+        rows = [("group", "channels", "sites", "exact")] + [
+            (g.name, str(g.size), str(len(g.sites)), "yes" if g.exact else "no") for g in largest
+        ]
+        lines += ["", columns(rows)] + (
+            [f"... and {len(analysis.groups) - _MOST_GROUPS} more (--json has all)"]
+            if len(analysis.groups) > _MOST_GROUPS
+            else []
+        )
     reasons = Counter((f.op, f.reason) for f in analysis.frozen)
     if reasons:
-        reason_rows = [("frozen axes", "by", "because")] + [(str(n), op, reason) for (op, reason), n in reasons.most_common(_MOST_REASONS)]
-        lines += ["", columns(reason_rows, left=3), "One tensor: onnxprune inspect MODEL --why TENSOR"]
+        reason_rows = [("frozen axes", "by", "because")] + [
+            (str(n), op, reason) for (op, reason), n in reasons.most_common(_MOST_REASONS)
+        ]
+        lines += [
+            "",
+            columns(reason_rows, left=3),
+            "One tensor: onnxprune inspect MODEL --why TENSOR",
+        ]
     return "\n".join(lines)
 
 
@@ -85,7 +118,11 @@ def _why(analysis: Analysis, name: str, as_json: bool) -> None:
 def _tensors(analysis: Analysis, name: str) -> list[str]:
     """The tensor of that name, or the outputs of the node of that name; UsageError where there is neither."""
     graph = analysis.model.proto.graph
-    known = {v.name for v in graph.input} | set(analysis.model.weights) | {o for n in graph.node for o in n.output if o}
+    known = (
+        {v.name for v in graph.input}
+        | set(analysis.model.weights)
+        | {o for n in graph.node for o in n.output if o}
+    )
     if name in known:
         return [name]
     nodes = {n.name: [o for o in n.output if o] for n in graph.node if n.name}

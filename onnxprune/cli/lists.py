@@ -16,7 +16,12 @@ def rules(as_json: bool) -> None:
     from onnxprune.analysis.movement import MOVES
     from onnxprune.analysis.rules import PLUGINS, RULES, Rule
 
-    found = {op: rule.pattern if isinstance(rule, Rule) else _first_line(rule, "depends on its attributes") for op, rule in RULES.items()}
+    found = {
+        op: rule.pattern
+        if isinstance(rule, Rule)
+        else _first_line(rule, "depends on its attributes")
+        for op, rule in RULES.items()
+    }
     found |= {op: "moves positions" for op in MOVES} | dict(PLUGINS.rows())
     _show(sorted(found.items()), ("operator", "pattern"), as_json)
 
@@ -26,13 +31,20 @@ def rules(as_json: bool) -> None:
 def criteria(as_json: bool) -> None:
     """Ways to score channels, to choose widths, to repair what is left, to measure quality, and to give data."""
     from onnxprune.allocators import ALLOCATORS
+    from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
     from onnxprune.metrics import METRICS
     from onnxprune.repair import REPAIRS
-    from onnxprune.criteria import CRITERIA
     from onnxprune.search import METHODS
 
-    kinds = {"criterion": CRITERIA, "allocate": ALLOCATORS, "repair": REPAIRS, "method": METHODS, "metric": METRICS, "data": DATA_SOURCES}
+    kinds = {
+        "criterion": CRITERIA,
+        "allocate": ALLOCATORS,
+        "repair": REPAIRS,
+        "method": METHODS,
+        "metric": METRICS,
+        "data": DATA_SOURCES,
+    }
     found = [(kind, *row) for kind, registry in kinds.items() for row in registry.rows()]
     _show(found, ("option", "name", "what it does"), as_json)
 
@@ -64,7 +76,7 @@ def _first_line(thing: object, otherwise: str) -> str:
 
 def _show(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], as_json: bool) -> None:
     if as_json:
-        emit([dict(zip(header, row)) for row in rows])
+        emit([dict(zip(header, row, strict=False)) for row in rows])
     else:
         from onnxprune.report.terminal import columns
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.common import emit, model_argument, output_options, recipe_from, recipe_options, say, shared
+from onnxprune.cli.common import (
+    emit,
+    model_argument,
+    output_options,
+    recipe_from,
+    recipe_options,
+    say,
+    shared,
+)
 from onnxprune.errors import UsageError
 from onnxprune.run.recipe import Recipe
 
@@ -29,11 +37,22 @@ All options: onnxprune optimize --help
 @click.command()
 @model_argument(required=False)
 @output_options("The pruned model; MODEL.pruned.onnx beside the model by default.")
-@click.option("--run-dir", type=click.Path(), metavar="DIR", help="Plan, report, journal; what is finished there is reused. OUT with .run for .onnx by default.")
+@click.option(
+    "--run-dir",
+    type=click.Path(),
+    metavar="DIR",
+    help="Plan, report, journal; what is finished there is reused. OUT with .run for .onnx by default.",
+)
 @recipe_options()
 @shared
 def optimize(
-    model: str | None, output: str | None, overwrite: bool, run_dir: str | None, recipe_file: str | None, as_json: bool, **values: Any
+    model: str | None,
+    output: str | None,
+    overwrite: bool,
+    run_dir: str | None,
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Make MODEL smaller and faster: analyse, score, cut, repair, verify, measure."""
     if model is None:
@@ -48,28 +67,50 @@ def optimize(
 @output_options("The pruned network; onnxprune-demo.onnx by default.")
 @recipe_options()
 @shared
-def demo(output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+def demo(
+    output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any
+) -> None:
     """The whole job on a small trained network (scikit-learn's digits) that comes with onnxprune."""
     from onnxprune.demo import files
 
-    values = {**values, "data": values.get("data") or str(files().calibration), "candidate": values.get("candidate") or ("none",)}
+    values = {
+        **values,
+        "data": values.get("data") or str(files().calibration),
+        "candidate": values.get("candidate") or ("none",),
+    }
     if values.get("control") is None:
         values["control"] = 1
     if not values.get("metric"):
         values |= {"metric": ("top1",), "labelled": str(files().evaluation)}
-    _run(str(files().model), output or "onnxprune-demo.onnx", recipe_from(recipe_file, values), None, overwrite, as_json)
+    _run(
+        str(files().model),
+        output or "onnxprune-demo.onnx",
+        recipe_from(recipe_file, values),
+        None,
+        overwrite,
+        as_json,
+    )
 
 
-def _run(model: str, output: str | None, recipe: Recipe, run_dir: str | None, overwrite: bool, as_json: bool) -> None:
-    from onnxprune.run.outputs import default_output, default_run_dir
-    from onnxprune.run.pipeline import optimize as run
+def _run(
+    model: str,
+    output: str | None,
+    recipe: Recipe,
+    run_dir: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     from onnxprune.report import terminal
     from onnxprune.report.html import PAGE
+    from onnxprune.run.outputs import default_output, default_run_dir
+    from onnxprune.run.pipeline import optimize as run
 
     output = output or str(default_output(model))
     page = Path(run_dir or default_run_dir(output)) / PAGE
     with terminal.Progress() as progress:
-        report = run(model, output, recipe=recipe, run_dir=run_dir, overwrite=overwrite, on_event=progress).report
+        report = run(
+            model, output, recipe=recipe, run_dir=run_dir, overwrite=overwrite, on_event=progress
+        ).report
     if as_json:
         emit(report.to_json())
     else:

@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.common import emit, model_argument, output_options, recipe_from, recipe_options, say, shared
+from onnxprune.cli.common import (
+    emit,
+    model_argument,
+    output_options,
+    recipe_from,
+    recipe_options,
+    say,
+    shared,
+)
 
 
 @click.command()
@@ -14,12 +22,19 @@ from onnxprune.cli.common import emit, model_argument, output_options, recipe_fr
 @output_options("Where the plan goes; stdout by default.")
 @recipe_options("analyse", "data", "runtime", "score", "plan")
 @shared
-def plan(model: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+def plan(
+    model: str,
+    output: str | None,
+    overwrite: bool,
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Decide which channels of MODEL go, and write the decision as JSON."""
     from onnxprune.files import write_json
+    from onnxprune.report.terminal import Progress
     from onnxprune.run.outputs import check_output
     from onnxprune.run.pipeline import make_plan
-    from onnxprune.report.terminal import Progress
 
     recipe = recipe_from(recipe_file, values)
     if output:
@@ -39,7 +54,15 @@ def plan(model: str, output: str | None, overwrite: bool, recipe_file: str | Non
 @output_options("The cut model; MODEL.pruned.onnx beside the model by default.")
 @recipe_options("write")
 @shared
-def cut(model: str, plan_file: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+def cut(
+    model: str,
+    plan_file: str,
+    output: str | None,
+    overwrite: bool,
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Cut out of MODEL the channels that PLAN (plan.json) does not keep. Decides nothing and repairs nothing."""
     from onnxprune.ir.io import save
     from onnxprune.run.outputs import check_output, default_output
@@ -57,19 +80,35 @@ def cut(model: str, plan_file: str, output: str | None, overwrite: bool, recipe_
     if as_json:
         emit({"source": model, "output": place, "before": before, "after": after})
     else:
-        click.echo(f"{place}: {after['macs'] / max(before['macs'], 1):.1%} of the MACs, {after['params'] / max(before['params'], 1):.1%} of the parameters")
+        click.echo(
+            f"{place}: {after['macs'] / max(before['macs'], 1):.1%} of the MACs, {after['params'] / max(before['params'], 1):.1%} of the parameters"
+        )
 
 
 @click.command()
 @model_argument("original")
 @model_argument("pruned")
-@click.option("--plan", "plan_file", required=True, metavar="PLAN", type=click.Path(), help="The plan that PRUNED was cut by.")
+@click.option(
+    "--plan",
+    "plan_file",
+    required=True,
+    metavar="PLAN",
+    type=click.Path(),
+    help="The plan that PRUNED was cut by.",
+)
 @recipe_options("data", "runtime", "verify")
 @shared
-def verify(original: str, pruned: str, plan_file: str, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+def verify(
+    original: str,
+    pruned: str,
+    plan_file: str,
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Check that PRUNED computes what ORIGINAL computes with the removed channels masked. Exit code 4 where it does not."""
-    from onnxprune.run.evaluation import check, open_data_for
     from onnxprune.ir.io import load
+    from onnxprune.run.evaluation import check, open_data_for
     from onnxprune.run.pipeline import replay
     from onnxprune.types import Plan
 

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run_dir", type=click.Path())
-@click.option("--sensitivities", type=click.Path(), metavar="FILE", help="Add what `onnxprune sensitivity` measured and wrote to FILE to report.json and to the page.")
+@click.option(
+    "--sensitivities",
+    type=click.Path(),
+    metavar="FILE",
+    help="Add what `onnxprune sensitivity` measured and wrote to FILE to report.json and to the page.",
+)
 @shared
 def report(run_dir: str, sensitivities: str | None, as_json: bool) -> None:
     """Show the report of RUN_DIR (or of a report.json), and write it as a page, report.html, beside report.json."""
@@ -46,11 +51,19 @@ def _with_sensitivities(report: Report, run_dir: str, file: str) -> Report:
     from onnxprune.search.journal import rows
 
     if not os.path.isfile(file):
-        raise DataError("sensitivities-missing", f"no sensitivities at {file}; write them: onnxprune sensitivity MODEL -o {file}")
+        raise DataError(
+            "sensitivities-missing",
+            f"no sensitivities at {file}; write them: onnxprune sensitivity MODEL -o {file}",
+        )
     measured = measured_rows(rows(Path(file)))
     known = {g.name for g in report.groups}
     if strange := sorted(measured.keys() - known):
-        raise UsageError("sensitivities-mixed", f"{file} speaks of group {strange[0]!r}, which the model of this report does not have")
+        raise UsageError(
+            "sensitivities-mixed",
+            f"{file} speaks of group {strange[0]!r}, which the model of this report does not have",
+        )
     found = replace(report, measured=measured)
-    write_json(Path(run_dir) / "report.json" if os.path.isdir(run_dir) else Path(run_dir), found.to_json())
+    write_json(
+        Path(run_dir) / "report.json" if os.path.isdir(run_dir) else Path(run_dir), found.to_json()
+    )
     return found

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.common import emit, model_argument, output_options, recipe_from, recipe_options, say, shared
+from onnxprune.cli.common import (
+    emit,
+    model_argument,
+    output_options,
+    recipe_from,
+    recipe_options,
+    say,
+    shared,
+)
 from onnxprune.errors import UsageError
 
 
@@ -18,14 +26,22 @@ from onnxprune.errors import UsageError
 @output_options("Where the result goes; stdout by default.")
 @recipe_options("analyse", "data", "runtime", "score")
 @shared
-def subnet(model: str, file: str, output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any) -> None:
+def subnet(
+    model: str,
+    file: str,
+    output: str | None,
+    overwrite: bool,
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Turn a plan of MODEL into fix_subnet.json (kept counts), or such a file into a plan, its channels chosen by --criterion."""
-    from onnxprune.run.evaluation import open_data_for
-    from onnxprune.files import write_json
-    from onnxprune.run.outputs import check_output
-    from onnxprune.run.pipeline import analysed, replay
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context
+    from onnxprune.files import write_json
+    from onnxprune.run.evaluation import open_data_for
+    from onnxprune.run.outputs import check_output
+    from onnxprune.run.pipeline import analysed, replay
     from onnxprune.search.subnet import from_subnet, to_subnet
     from onnxprune.types import Plan
 
@@ -40,7 +56,11 @@ def subnet(model: str, file: str, output: str | None, overwrite: bool, recipe_fi
         analysis = analysed(model, recipe)
         data = open_data_for(analysis.model, recipe) if recipe.data else None
         context = Context(analysis, data, recipe.seed, recipe.threads, recipe.batch_size)
-        found = from_subnet(analysis, read, CRITERIA.get("l2" if recipe.criterion == "auto" else recipe.criterion)(context)).to_json()
+        found = from_subnet(
+            analysis,
+            read,
+            CRITERIA.get("l2" if recipe.criterion == "auto" else recipe.criterion)(context),
+        ).to_json()
     if output:
         write_json(output, found)
         say(f"written to {output}")
@@ -56,5 +76,7 @@ def _read(path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as problem:
         raise UsageError("plan-invalid", f"{path} is not JSON: {problem}") from problem
     if not isinstance(found, dict):
-        raise UsageError("plan-invalid", f"{path} is neither a plan nor a fix_subnet.json: it holds no table")
+        raise UsageError(
+            "plan-invalid", f"{path} is neither a plan nor a fix_subnet.json: it holds no table"
+        )
     return found

@@ -59,11 +59,16 @@ class Context:
     def required_data(self, who: str) -> Data:
         """The data; DataError where there are none."""
         if self.data is None:
-            raise DataError("data-missing", f"{who} needs calibration data; pass --data, or choose a criterion on weights such as l2")
+            raise DataError(
+                "data-missing",
+                f"{who} needs calibration data; pass --data, or choose a criterion on weights such as l2",
+            )
         return self.data
 
 
-def per_channel(analysis: Analysis, group: str, per_position: Callable[[Member], np.ndarray | None]) -> np.ndarray | None:
+def per_channel(
+    analysis: Analysis, group: str, per_position: Callable[[Member], np.ndarray | None]
+) -> np.ndarray | None:
     """Sum over a group's sites of a value a position, given to the channels that the position carries.
 
     per_position gives float64 values for all positions of the member's axis, or None to leave the site out.
@@ -90,6 +95,12 @@ def check_criterion(criterion: Criterion, context: Context) -> None:
     for name, scores in first.items():
         size = context.analysis.group(name).size
         if scores.shape != (size,) or scores.dtype != np.float64 or not np.isfinite(scores).all():
-            raise OnnxpruneError("criterion-contract", f"scores of group {name!r} must be {size} finite float64 values, not {scores.dtype} {scores.shape}")
+            raise OnnxpruneError(
+                "criterion-contract",
+                f"scores of group {name!r} must be {size} finite float64 values, not {scores.dtype} {scores.shape}",
+            )
         if not np.array_equal(scores, second[name]):
-            raise OnnxpruneError("criterion-contract", f"scores of group {name!r} differ between two calls with the same context")
+            raise OnnxpruneError(
+                "criterion-contract",
+                f"scores of group {name!r} differ between two calls with the same context",
+            )

@@ -12,8 +12,8 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis, mixed_causes
 from onnxprune.analysis.linear import Linear, linears, to_matrix
-from onnxprune.statistics.channels import channel_statistics
 from onnxprune.criteria.base import Context
+from onnxprune.statistics.channels import channel_statistics
 
 
 def dead_channels(context: Context, *, constants: bool = False) -> Mapping[str, np.ndarray]:
@@ -54,7 +54,11 @@ class _Weights:
         for linear in linears(analysis, inside=True):
             node = analysis.record.nodes[linear.node]
             values = to_matrix(linear, node, analysis.model.weights[linear.weight.tensor].array())
-            used = np.broadcast_to(np.True_, values.shape[:3]) if values.all() else (values != 0).any(3)
+            used = (
+                np.broadcast_to(np.True_, values.shape[:3])
+                if values.all()
+                else (values != 0).any(3)
+            )
             self.parts.append((linear, used))
         known = {linear.node for linear, _ in self.parts}
         self.readable = np.ones(analysis.axes.causes + 1, bool)
@@ -98,7 +102,9 @@ def _silent(context: Context, constants: bool) -> np.ndarray:
     """Causes that are zero (or constant) wherever they are read, in one run; a channel without filters has one value for all inputs."""
     analysis = context.analysis
     data = context.required_data("the search for dead channels")
-    statistics = channel_statistics(analysis, data, batch_size=1, threads=context.threads, most_batches=1)
+    statistics = channel_statistics(
+        analysis, data, batch_size=1, threads=context.threads, most_batches=1
+    )
     seen, loud = np.zeros(analysis.axes.causes + 1, bool), np.zeros(analysis.axes.causes + 1, bool)
     for mask in analysis.record.masks:
         place = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)

@@ -19,7 +19,8 @@ STEPS = 64  # eliminations a group; larger groups go several channels a step
 @dataclass
 class Reader:
     """moments: (K, K) G, float64; weight: (K, K) W^T W, or W^T F W with a weight F of output errors; index: (channels, m) columns that a
-    channel occupies; absolute: whether errors count as they are, not relative to the output's."""
+    channel occupies; absolute: whether errors count as they are, not relative to the output's.
+    """
 
     moments: np.ndarray
     weight: np.ndarray
@@ -29,7 +30,11 @@ class Reader:
     @property
     def scale(self) -> float:
         """What an error is multiplied by: one over the output's variance, summed; or 1."""
-        return 1.0 if self.absolute else 1.0 / max(float(np.einsum("ij,ij->", self.moments, self.weight)), 1e-30)
+        return (
+            1.0
+            if self.absolute
+            else 1.0 / max(float(np.einsum("ij,ij->", self.moments, self.weight)), 1e-30)
+        )
 
 
 def inverse(moments: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
@@ -46,7 +51,9 @@ def inverse(moments: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
     return np.linalg.pinv(lifted, hermitian=True)
 
 
-def eliminate(readers: Sequence[Reader], size: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
+def eliminate(
+    readers: Sequence[Reader], size: int, steps: int = STEPS
+) -> tuple[np.ndarray, np.ndarray]:
     """Order of removal of all channels of a group, and what each removal costs.
 
     Returns
@@ -115,7 +122,11 @@ def _block_costs(g: np.ndarray, p: np.ndarray, index: np.ndarray) -> np.ndarray:
     blocks = g[rows, columns]
     if index.shape[1] == 1:
         return p[rows, columns].ravel() / np.maximum(blocks.ravel(), 1e-30)
-    return np.einsum("cij,cji->c", np.linalg.pinv(blocks, hermitian=True) if _singular(blocks) else np.linalg.inv(blocks), p[rows, columns])
+    return np.einsum(
+        "cij,cji->c",
+        np.linalg.pinv(blocks, hermitian=True) if _singular(blocks) else np.linalg.inv(blocks),
+        p[rows, columns],
+    )
 
 
 def _singular(blocks: np.ndarray) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.statistics.ablation import ablate
 from onnxprune.autodiff import Loss
-from onnxprune.statistics.gradients import comparable, default_losses, mask_gradients
 from onnxprune.criteria.base import Context
+from onnxprune.statistics.ablation import ablate
+from onnxprune.statistics.gradients import comparable, default_losses, mask_gradients
 from onnxprune.types import Scores
 
 Formula = Callable[[np.ndarray], np.ndarray]
@@ -32,7 +32,12 @@ def fisher(context: Context, losses: Sequence[Loss] | None = None) -> Scores:
     return gradient_scores(context, _squared, losses)
 
 
-def gradient_scores(context: Context, formula: Formula, losses: Sequence[Loss] | None = None, labels: np.ndarray | None = None) -> Scores:
+def gradient_scores(
+    context: Context,
+    formula: Formula,
+    losses: Sequence[Loss] | None = None,
+    labels: np.ndarray | None = None,
+) -> Scores:
     """Scores of all groups from their (samples, channels) mask gradients.
 
     Parameters
@@ -47,7 +52,9 @@ def gradient_scores(context: Context, formula: Formula, losses: Sequence[Loss] |
     data = context.required_data("a gradient criterion")
     losses = tuple(losses) if losses is not None else head_losses(context)
     options = {"seed": context.seed, "batch_size": context.batch_size, "threads": context.threads}
-    found = mask_gradients(context.analysis, data, losses, labels=labels, known=context.cache, **options)
+    found = mask_gradients(
+        context.analysis, data, losses, labels=labels, known=context.cache, **options
+    )
     rows = dict(found.rows)
     if found.incomplete:
         rows |= ablate(context.analysis, data, losses, found.incomplete, labels=labels, **options)
@@ -57,15 +64,22 @@ def gradient_scores(context: Context, formula: Formula, losses: Sequence[Loss] |
 def head_losses(context: Context) -> tuple[Loss, ...]:
     """A label-free loss for each head, those without classes in units of their spread on the context's model and data."""
     data, model = context.required_data("a gradient criterion"), context.analysis.model
-    return comparable(default_losses(model), model, data, batch_size=context.batch_size, threads=context.threads)
+    return comparable(
+        default_losses(model), model, data, batch_size=context.batch_size, threads=context.threads
+    )
 
 
 def by_head(context: Context, formula: Formula | None = None) -> Mapping[str, Scores]:
     """Scores for each output head alone: importance by task. One backward pass a head."""
-    return {loss.head: gradient_scores(context, formula or _squared, [loss]) for loss in default_losses(context.analysis.model)}
+    return {
+        loss.head: gradient_scores(context, formula or _squared, [loss])
+        for loss in default_losses(context.analysis.model)
+    }
 
 
-def labelled(context: Context, labels: np.ndarray, head: str | None = None, formula: Formula | None = None) -> Scores:
+def labelled(
+    context: Context, labels: np.ndarray, head: str | None = None, formula: Formula | None = None
+) -> Scores:
     """Scores with true labels, one a sample (or a pixel) in the order of the data; head: the only output, unless named."""
     name = head if head is not None else context.analysis.model.proto.graph.output[0].name
     return gradient_scores(context, formula or _squared, [Loss("labels", name)], labels)

@@ -11,8 +11,8 @@ from string import ascii_letters
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis, Member
-from onnxprune.errors import UsageError
 from onnxprune.criteria.base import Context, per_channel
+from onnxprune.errors import UsageError
 from onnxprune.types import Scores
 
 
@@ -52,44 +52,69 @@ def bn_scale(context: Context) -> Scores:
             return None
         return np.abs(analysis.model.weights[use.tensor].array().astype(np.float64))
 
-    found = {g.name: scores for g in analysis.groups if (scores := per_channel(analysis, g.name, scale)) is not None}
+    found = {
+        g.name: scores
+        for g in analysis.groups
+        if (scores := per_channel(analysis, g.name, scale)) is not None
+    }
     if not found:
-        raise UsageError("no-batchnorm", "bn_scale needs BatchNormalization in the graph, and it is folded here; use l2, or export without folding")
+        raise UsageError(
+            "no-batchnorm",
+            "bn_scale needs BatchNormalization in the graph, and it is folded here; use l2, or export without folding",
+        )
     return found
 
 
 def bn_scale_l1(context: Context) -> Scores:
     """bn_scale times l1."""
     norms = l1(context)
-    return {name: scores * norms[name] for name, scores in bn_scale(context).items() if name in norms}
+    return {
+        name: scores * norms[name] for name, scores in bn_scale(context).items() if name in norms
+    }
 
 
 def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.ndarray:
     """(length,) float64: sum of |w|**power over all other axes of a weight, quantised weights in real units."""
     weight = analysis.model.weights[analysis.record.uses[use].tensor].array()
     values = weight.astype(np.float32, copy=False)
-    scale, zero = _parameter(analysis, use, weight.shape, 1), _parameter(analysis, use, weight.shape, 2)
+    scale, zero = (
+        _parameter(analysis, use, weight.shape, 1),
+        _parameter(analysis, use, weight.shape, 2),
+    )
     if zero is not None:
         values = values - zero
     if scale is not None:
         values = values * scale
     if power == 1:
-        return np.abs(values).sum(tuple(i for i in range(weight.ndim) if i != axis), dtype=np.float64)
+        return np.abs(values).sum(
+            tuple(i for i in range(weight.ndim) if i != axis), dtype=np.float64
+        )
     axes = ascii_letters[: weight.ndim]
     return np.einsum(f"{axes},{axes}->{axes[axis]}", values, values).astype(np.float64)
 
 
-def _parameter(analysis: Analysis, use: int, shape: tuple[int, ...], slot: int) -> np.ndarray | None:
+def _parameter(
+    analysis: Analysis, use: int, shape: tuple[int, ...], slot: int
+) -> np.ndarray | None:
     """An initializer that DequantizeLinear reads beside the weight, broadcast along its axis."""
     entry = analysis.record.uses[use]
     node = analysis.record.nodes[entry.node]
-    if node.op_type != "DequantizeLinear" or entry.slot != 0 or len(node.input) <= slot or node.input[slot] not in analysis.model.weights:
+    if (
+        node.op_type != "DequantizeLinear"
+        or entry.slot != 0
+        or len(node.input) <= slot
+        or node.input[slot] not in analysis.model.weights
+    ):
         return None
     values = analysis.model.weights[node.input[slot]].array().astype(np.float32)
     if values.ndim == 0 or values.size == 1:
         return values.reshape((1,) * len(shape))
     axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1) % len(shape)
-    return values.reshape([-1 if i == axis else 1 for i in range(len(shape))]) if values.ndim == 1 and len(values) == shape[axis] else None
+    return (
+        values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        if values.ndim == 1 and len(values) == shape[axis]
+        else None
+    )
 
 
 def _norms(analysis: Analysis, power: int) -> dict[str, np.ndarray]:
@@ -99,7 +124,11 @@ def _norms(analysis: Analysis, power: int) -> dict[str, np.ndarray]:
         for role in ("produces", "consumes", "carries"):
 
             def norms(member: Member, role: str = role) -> np.ndarray | None:
-                if member.site.role != role or role != "carries" and len(analysis.model.weights[member.site.tensor].shape) < 2:
+                if (
+                    member.site.role != role
+                    or role != "carries"
+                    and len(analysis.model.weights[member.site.tensor].shape) < 2
+                ):
                     return None
                 return position_norms(analysis, member.use, member.site.axis, power)
 

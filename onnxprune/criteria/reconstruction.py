@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.statistics.fisher import Fisher, output_fisher
-from onnxprune.statistics.moments import Pair, Statistic, collect_moments
-from onnxprune.errors import UsageError
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import Reader, eliminate
+from onnxprune.errors import UsageError
+from onnxprune.statistics.fisher import Fisher, output_fisher
+from onnxprune.statistics.moments import Pair, Statistic, collect_moments
 from onnxprune.types import Scores
 
 _TIE = 1e-9  # keeps the order of removals among equal costs
@@ -52,8 +52,21 @@ def moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair], Mapp
     statistics, pairs = second_moments(context)
     if "output fisher" not in context.cache:
         analysis, data = context.analysis, context.statistics_data("criterion 'reconstruction'")
-        outs = [(s.linear.out, s.linear.out_axis) for s in statistics.values()] + [(analysis.record.nodes[p.node].output[0], -1) for p in pairs]
-        fisher = output_fisher(analysis, data, outs, seed=context.seed, batch_size=context.batch_size, threads=context.threads) if outs else {}
+        outs = [(s.linear.out, s.linear.out_axis) for s in statistics.values()] + [
+            (analysis.record.nodes[p.node].output[0], -1) for p in pairs
+        ]
+        fisher = (
+            output_fisher(
+                analysis,
+                data,
+                outs,
+                seed=context.seed,
+                batch_size=context.batch_size,
+                threads=context.threads,
+            )
+            if outs
+            else {}
+        )
         context.cache["output fisher"] = fisher or {}
     return statistics, pairs, context.cache["output fisher"]
 
@@ -62,11 +75,23 @@ def second_moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair
     """Second moments of what is read, on the context's data, taken once."""
     if "moments" not in context.cache:
         data = context.statistics_data("criterion 'reconstruction'")
-        context.cache["moments"] = collect_moments(context.analysis, data, batch_size=context.batch_size, threads=context.threads, seed=context.seed)
+        context.cache["moments"] = collect_moments(
+            context.analysis,
+            data,
+            batch_size=context.batch_size,
+            threads=context.threads,
+            seed=context.seed,
+        )
     return context.cache["moments"]
 
 
-def group_readers(analysis: Analysis, group: str, statistics: Mapping[int, Statistic], pairs: list[Pair], fisher: Mapping[str, Fisher]) -> list[Reader]:
+def group_readers(
+    analysis: Analysis,
+    group: str,
+    statistics: Mapping[int, Statistic],
+    pairs: list[Pair],
+    fisher: Mapping[str, Fisher],
+) -> list[Reader]:
     """What reads a group, with the columns of each channel."""
     causes = analysis.causes[group]
     readers = []
@@ -80,8 +105,12 @@ def group_readers(analysis: Analysis, group: str, statistics: Mapping[int, Stati
         for g in range(len(weight)):
             here = index if len(weight) == 1 else _block(index, g, inputs)
             if here is not None:
-                taps = (here[:, :, None] * statistic.taps + np.arange(statistic.taps)).reshape(len(here), -1)
-                readers.append(Reader(statistic.xx[g], weight[g].T @ weighed[g], taps, bool(fisher)))
+                taps = (here[:, :, None] * statistic.taps + np.arange(statistic.taps)).reshape(
+                    len(here), -1
+                )
+                readers.append(
+                    Reader(statistic.xx[g], weight[g].T @ weighed[g], taps, bool(fisher))
+                )
     for pair in pairs:
         index = channel_columns(analysis, pair.ids, causes)
         if index is not None:
@@ -97,8 +126,16 @@ def _weighed(weight: np.ndarray, fisher: Fisher | None) -> np.ndarray:
         return weight
     g, rows, k = weight.shape
     outputs = len(fisher.products) // g
-    blocks = [fisher.products[i * outputs : (i + 1) * outputs, i * outputs : (i + 1) * outputs] for i in range(g)]
-    return np.stack([0.5 * fisher.positions * (b @ w.reshape(outputs, -1)).reshape(rows, k) for b, w in zip(blocks, weight)])
+    blocks = [
+        fisher.products[i * outputs : (i + 1) * outputs, i * outputs : (i + 1) * outputs]
+        for i in range(g)
+    ]
+    return np.stack(
+        [
+            0.5 * fisher.positions * (b @ w.reshape(outputs, -1)).reshape(rows, k)
+            for b, w in zip(blocks, weight, strict=False)
+        ]
+    )
 
 
 def channel_columns(analysis: Analysis, ids: np.ndarray, causes: np.ndarray) -> np.ndarray | None:

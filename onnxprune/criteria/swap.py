@@ -28,11 +28,17 @@ def swapped(context: Context, plan: Plan, most: int) -> Plan:
         readers = group_readers(context.analysis, group, *known)
         if readers and stay:
             gone = np.setdiff1d(np.arange(plan.sizes[group]), stay)
-            kept[group] = tuple(np.setdiff1d(np.arange(plan.sizes[group]), swap(readers, plan.sizes[group], gone, most)[0]).tolist())
+            kept[group] = tuple(
+                np.setdiff1d(
+                    np.arange(plan.sizes[group]), swap(readers, plan.sizes[group], gone, most)[0]
+                ).tolist()
+            )
     return replace(plan, kept=kept)
 
 
-def swap(readers: Sequence[Reader], size: int, gone: np.ndarray, most: int) -> tuple[np.ndarray, list[float]]:
+def swap(
+    readers: Sequence[Reader], size: int, gone: np.ndarray, most: int
+) -> tuple[np.ndarray, list[float]]:
     """(channels that go, their error at first and after each swap).
 
     Parameters
@@ -45,8 +51,10 @@ def swap(readers: Sequence[Reader], size: int, gone: np.ndarray, most: int) -> t
     for _ in range(most + 1):
         stay = np.setdiff1d(np.arange(size), gone)
         found = [_changes(r, g, gone, stay) for r, g in work] if len(gone) and len(stay) else []
-        errors.append(float(sum(r.scale * e for (r, _), (e, _) in zip(work, found))))
-        change = sum((r.scale * d for (r, _), (_, d) in zip(work, found)), np.zeros((1, 1)))
+        errors.append(float(sum(r.scale * e for (r, _), (e, _) in zip(work, found, strict=False))))
+        change = sum(
+            (r.scale * d for (r, _), (_, d) in zip(work, found, strict=False)), np.zeros((1, 1))
+        )
         j, c = np.unravel_index(int(np.argmin(change)), change.shape)
         if not found or len(errors) > most or change[j, c] > -LEAST * errors[-1]:
             break
@@ -54,7 +62,9 @@ def swap(readers: Sequence[Reader], size: int, gone: np.ndarray, most: int) -> t
     return gone, errors
 
 
-def _changes(reader: Reader, g: np.ndarray, gone: np.ndarray, stay: np.ndarray) -> tuple[float, np.ndarray]:
+def _changes(
+    reader: Reader, g: np.ndarray, gone: np.ndarray, stay: np.ndarray
+) -> tuple[float, np.ndarray]:
     """(error with `gone` gone, what each swap adds to it (gone, stay)); g: inverse of the second moments."""
     p, m = reader.weight, reader.index.shape[1]
     s, c = reader.index[gone].ravel(), reader.index[stay].ravel()
@@ -68,7 +78,9 @@ def _changes(reader: Reader, g: np.ndarray, gone: np.ndarray, stay: np.ndarray) 
     p_c = _own(p[np.ix_(c, c)] - left @ x - x.T @ p[np.ix_(s, c)], m)
     back = np.linalg.inv(_own(a, m))  # A_jj^-1
     x = x.reshape(len(gone), m, len(stay), m).transpose(0, 2, 1, 3)  # a block each pair
-    through = (left @ a).reshape(len(stay), m, len(gone), m).transpose(2, 0, 1, 3) @ back[:, None]  # W_c' v
+    through = (left @ a).reshape(len(stay), m, len(gone), m).transpose(2, 0, 1, 3) @ back[
+        :, None
+    ]  # W_c' v
     own = back @ apa @ back  # v' v
     turned = x.swapaxes(2, 3)
     g_pair = g_c + turned @ back[:, None] @ x

@@ -16,9 +16,18 @@ DATA_SOURCES = Registry(
             "onnxprune.data.images:open_images",
             "a folder of images, subfolders included; resize, crop, mean, std, scale, layout, colour order",
         ),
-        "arrays": ("onnxprune.data.arrays:open_arrays", ".npz or .npy by input name, or a folder of them; read sample by sample"),
-        "loader": ("onnxprune.data.loader:open_loader", "FILE.py:FUNCTION that yields feeds (dicts by input name)"),
-        "synthetic": ("onnxprune.data.synthetic:open_synthetic", "seeded random inputs; for structure and speed, not for accuracy"),
+        "arrays": (
+            "onnxprune.data.arrays:open_arrays",
+            ".npz or .npy by input name, or a folder of them; read sample by sample",
+        ),
+        "loader": (
+            "onnxprune.data.loader:open_loader",
+            "FILE.py:FUNCTION that yields feeds (dicts by input name)",
+        ),
+        "synthetic": (
+            "onnxprune.data.synthetic:open_synthetic",
+            "seeded random inputs; for structure and speed, not for accuracy",
+        ),
     },
 )
 

@@ -18,7 +18,11 @@ from onnxprune.data.sources import ARRAY_SUFFIXES, find_files
 from onnxprune.errors import DataError
 
 LABELS = ("label", "labels", "target", "targets")  # kept beside the inputs for metrics; no inputs
-ALIASES = ("", "arr_0", "images")  # .npy, np.savez without a name, image sets: the one input of a model with one input
+ALIASES = (
+    "",
+    "arr_0",
+    "images",
+)  # .npy, np.savez without a name, image sets: the one input of a model with one input
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,19 @@ class Arrays:
                 part = self.parts[number]
                 if number != current:
                     files.close()
-                    current, opened = number, {n: Pieces(f.stored, f.count or 1, f.piece) for n, f in part.fields.items()}
+                    current, opened = (
+                        number,
+                        {
+                            n: Pieces(f.stored, f.count or 1, f.piece)
+                            for n, f in part.fields.items()
+                        },
+                    )
                     for pieces in opened.values():
                         files.callback(pieces.close)
                 row = index - self.starts[number]
-                sample = {n: opened[n].read(0 if f.count is None else row) for n, f in part.fields.items()}
+                sample = {
+                    n: opened[n].read(0 if f.count is None else row) for n, f in part.fields.items()
+                }
                 yield f"{part.where} sample {row}", sample
 
     def describe(self) -> str:
@@ -100,13 +112,19 @@ def open_arrays(location: str, inputs: Inputs, samples: int, seed: int) -> Array
     if not files:
         raise DataError("data-empty", f"{location} holds no .npz or .npy")
     if len({f.suffix.lower() for f in files}) > 1:
-        raise DataError("data-kind", f"{location} holds .npy and .npz files; keep one kind in a folder")
+        raise DataError(
+            "data-kind", f"{location} holds .npy and .npz files; keep one kind in a folder"
+        )
     if files[0].suffix.lower() == ".npz":
         parts = [_part(inputs, stored_arrays(f), str(f)) for f in files]
     elif len(inputs.items) > 1:
         parts = [_part(inputs, {f.stem: stored_arrays(f)[""] for f in files}, location)]
     else:
-        parts = [_part(inputs, stored_arrays(f), str(f)) for f in files if len(files) == 1 or f.stem not in LABELS]
+        parts = [
+            _part(inputs, stored_arrays(f), str(f))
+            for f in files
+            if len(files) == 1 or f.stem not in LABELS
+        ]
     source = Arrays(place, parts)
     if source.count == 0:
         raise DataError("data-empty", f"{location} holds arrays of no samples")
@@ -117,7 +135,10 @@ def _part(inputs: Inputs, arrays: Mapping[str, Stored], where: str) -> Part:
     """The samples in one file, or in one folder of files by input name."""
     given = {n: a for n, a in arrays.items() if n in inputs.items or n not in LABELS}
     if len(inputs.items) == len(given) == 1 and next(iter(given)) in ALIASES:
-        given = dict(zip(inputs.items, given.values()))
+        given = dict(zip(inputs.items, given.values(), strict=False))
     check_names(given, inputs.items, where)
-    fields = {n: Field(given[n], *inputs.pieces(n, given[n].shape, given[n].dtype, where)) for n in inputs.items}
+    fields = {
+        n: Field(given[n], *inputs.pieces(n, given[n].shape, given[n].dtype, where))
+        for n in inputs.items
+    }
     return Part(where, fields, common_count({n: f.count for n, f in fields.items()}, where))

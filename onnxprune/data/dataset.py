@@ -17,7 +17,9 @@ from onnxprune.data.preprocess import DEFAULT, Preprocess
 from onnxprune.data.sources import Source, open_source
 from onnxprune.errors import DataError, UsageError
 
-CHECKED_BYTES = 64 << 20  # of samples that are checked when data are opened; the rest is checked when it is read
+CHECKED_BYTES = (
+    64 << 20
+)  # of samples that are checked when data are opened; the rest is checked when it is read
 
 __all__ = ["Data", "Preprocess", "flips", "gather", "open_data", "split", "synthetic"]
 
@@ -69,7 +71,8 @@ class Data:
             if waiting and not self.inputs.stackable(waiting[0], sample):
                 if self.inputs.batch is not None:
                     raise DataError(
-                        "data-shape", f"{where} has another size than samples before it; the model takes batches of {size}: make them equal"
+                        "data-shape",
+                        f"{where} has another size than samples before it; the model takes batches of {size}: make them equal",
                     )
                 yield self.inputs.stack(waiting)
                 waiting = []
@@ -92,7 +95,13 @@ class Data:
 
     @cached_property
     def _fingerprint(self) -> str:
-        parts = [self.source.digest(self.chosen), self.inputs.signature(), self.inputs.batch, repr(self.inputs.preprocess), self.flipped]
+        parts = [
+            self.source.digest(self.chosen),
+            self.inputs.signature(),
+            self.inputs.batch,
+            repr(self.inputs.preprocess),
+            self.flipped,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _read(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -149,7 +158,10 @@ def open_data(
 
 
 def synthetic(
-    inputs: Mapping[str, tuple[Sequence[Any], str]], samples: int = 256, seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None
+    inputs: Mapping[str, tuple[Sequence[Any], str]],
+    samples: int = 256,
+    seed: int = 0,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Data:
     """Seeded random inputs; parameters as in `open_data`. `.warning` says what they cost."""
     return open_data(None, inputs, samples=samples, seed=seed, shapes=shapes)
@@ -163,8 +175,14 @@ def gather(source: Source, inputs: Inputs, samples: int, seed: int) -> Data:
     DataError
         There are fewer than one batch of a model with a fixed batch size.
     """
-    chosen = np.random.default_rng(seed).choice(source.count, min(samples, source.count), replace=False).tolist()
-    return _with_chosen(Data(source, inputs, (), seed), sorted(chosen) if source.sequential else chosen)
+    chosen = (
+        np.random.default_rng(seed)
+        .choice(source.count, min(samples, source.count), replace=False)
+        .tolist()
+    )
+    return _with_chosen(
+        Data(source, inputs, (), seed), sorted(chosen) if source.sequential else chosen
+    )
 
 
 def _with_chosen(data: Data, chosen: Sequence[int]) -> Data:
@@ -172,7 +190,10 @@ def _with_chosen(data: Data, chosen: Sequence[int]) -> Data:
     batch = data.inputs.batch or 1
     whole = len(chosen) - len(chosen) % batch
     if whole == 0:
-        raise DataError("data-samples", f"{len(chosen)} samples from {data.source.describe()}; the model takes batches of {batch}: give more samples")
+        raise DataError(
+            "data-samples",
+            f"{len(chosen)} samples from {data.source.describe()}; the model takes batches of {batch}: give more samples",
+        )
     return replace(data, chosen=tuple(chosen[:whole]))
 
 
@@ -185,9 +206,15 @@ def split(data: Data, first: int, second: int) -> tuple[Data, Data]:
         There are fewer samples than asked for, or the data are mirrored already (a sample and its mirror image must stay together).
     """
     if data.flipped:
-        raise DataError("data-split", "mirrored data cannot be split; split first, then mirror the part that needs it")
+        raise DataError(
+            "data-split",
+            "mirrored data cannot be split; split first, then mirror the part that needs it",
+        )
     if first < 1 or second < 1 or first + second > len(data.chosen):
-        raise DataError("data-split", f"cannot take {first} and {second} different samples from {data.describe()}; give more samples")
+        raise DataError(
+            "data-split",
+            f"cannot take {first} and {second} different samples from {data.describe()}; give more samples",
+        )
     order = np.random.default_rng([data.seed, first, second]).permutation(len(data.chosen)).tolist()
     parts = order[:first], order[first : first + second]
     if data.source.sequential:
@@ -206,7 +233,10 @@ def flips(data: Data) -> Data:
     """
     if not any(data.inputs.image(n) for n in data.inputs.items):
         names = ", ".join(map(repr, data.inputs.items))
-        raise DataError("data-flip", f"nothing to mirror: none of the inputs {names} is an image of 1, 3 or 4 channels")
+        raise DataError(
+            "data-flip",
+            f"nothing to mirror: none of the inputs {names} is an image of 1, 3 or 4 channels",
+        )
     return replace(data, flipped=True)
 
 
@@ -221,7 +251,9 @@ def _mirror(sample: Mapping[str, np.ndarray], inputs: Inputs) -> dict[str, np.nd
     for name in sample:
         axes = inputs.image(name)
         if axes is not None:
-            mirrored[name] = np.flip(sample[name], axes.width - 4)  # counted from the end: samples lack the batch axis
+            mirrored[name] = np.flip(
+                sample[name], axes.width - 4
+            )  # counted from the end: samples lack the batch axis
     return mirrored
 
 

@@ -15,7 +15,22 @@ from onnxprune.errors import DataError
 from onnxprune.files import sha256
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
-EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+EIGHT_BIT_MODES = (
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+)
 
 
 class Images:
@@ -40,7 +55,14 @@ class Images:
         for index in indices:
             where = str(self.files[index])
             pixels = decode(self.files[index], channels)
-            yield where, {self.name: image_input(pixels, item.shape, item.dtype, self.inputs.preprocess, where)}
+            yield (
+                where,
+                {
+                    self.name: image_input(
+                        pixels, item.shape, item.dtype, self.inputs.preprocess, where
+                    )
+                },
+            )
 
     def describe(self) -> str:
         """ "images in photos (mean 0, ...)"."""
@@ -53,7 +75,9 @@ class Images:
             try:
                 state.update(sha256(self.files[index]).encode())
             except OSError as problem:
-                raise DataError("data-unreadable", f"cannot read {self.files[index]}: {problem.strerror}") from problem
+                raise DataError(
+                    "data-unreadable", f"cannot read {self.files[index]}: {problem.strerror}"
+                ) from problem
         return state.hexdigest()
 
 
@@ -73,15 +97,21 @@ def open_images(location: str, inputs: Inputs, samples: int, seed: int) -> Image
         raise DataError("data-missing", f"no data at {location}: the file or folder does not exist")
     files = [place] if place.is_file() else find_files(place, IMAGE_SUFFIXES, below=True)
     if not files:
-        raise DataError("data-empty", f"{location} holds no images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
+        raise DataError(
+            "data-empty", f"{location} holds no images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})"
+        )
     if len(inputs.items) != 1:
         names = ", ".join(map(repr, inputs.items))
-        raise DataError("data-names", f"{location}: images feed models with one input, this one has {names}; give .npz or a loader")
+        raise DataError(
+            "data-names",
+            f"{location}: images feed models with one input, this one has {names}; give .npz or a loader",
+        )
     name, item = next(iter(inputs.items.items()))
     if inputs.image(name) is None or item.shared:
         kind = f"{item.dtype} {spell(item.shape)}"
         raise DataError(
-            "data-shape", f"{location}: input {name!r} ({kind}) is no image of 1, 3 or 4 channels; give .npz or a loader, or set the layout"
+            "data-shape",
+            f"{location}: input {name!r} ({kind}) is no image of 1, 3 or 4 channels; give .npz or a loader, or set the layout",
         )
     return Images(place, files, inputs, name)
 
@@ -100,7 +130,12 @@ def decode(file: Path, channels: int) -> np.ndarray:
             mode = image.mode
             pixels = np.asarray(image.convert(MODES[channels])) if mode in EIGHT_BIT_MODES else None
     except Exception as problem:  # decoders raise what they like on broken files
-        raise DataError("data-image", f"cannot read image {file}: {problem or type(problem).__name__}") from problem
+        raise DataError(
+            "data-image", f"cannot read image {file}: {problem or type(problem).__name__}"
+        ) from problem
     if pixels is None:
-        raise DataError("data-image", f"{file} has pixels of mode {mode}, more than 8 bits a channel; save it with 8 bits or give .npz")
+        raise DataError(
+            "data-image",
+            f"{file} has pixels of mode {mode}, more than 8 bits a channel; save it with 8 bits or give .npz",
+        )
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data.preprocess import DEFAULT, ImageAxes, Preprocess, channels_last, channels_of, image_axes, image_input
+from onnxprune.data.preprocess import (
+    DEFAULT,
+    ImageAxes,
+    Preprocess,
+    channels_last,
+    channels_of,
+    image_axes,
+    image_input,
+)
 from onnxprune.errors import DataError, UsageError, unknown
 
 Feeds = Mapping[str, np.ndarray]
@@ -21,7 +29,11 @@ TYPES = {
     "tensor(double)": "float64",
     "tensor(float16)": "float16",
     "tensor(bool)": "bool",
-    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{
+        f"tensor({sign}int{bits})": f"{sign}int{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
 }
 
 
@@ -57,9 +69,15 @@ class Inputs:
     def image(self, name: str) -> ImageAxes | None:
         """The axes of an image input (rank 4, floats or uint8); None for another."""
         item = self.items[name]
-        return image_axes(item.shape, self.preprocess.layout) if item.dtype.kind == "f" or item.dtype == np.uint8 else None
+        return (
+            image_axes(item.shape, self.preprocess.layout)
+            if item.dtype.kind == "f" or item.dtype == np.uint8
+            else None
+        )
 
-    def pieces(self, name: str, shape: Sequence[int], dtype: np.dtype[Any], where: str) -> tuple[int | None, tuple[int, ...]]:
+    def pieces(
+        self, name: str, shape: Sequence[int], dtype: np.dtype[Any], where: str
+    ) -> tuple[int | None, tuple[int, ...]]:
         """How many samples an array of that shape holds and the shape of one: as bytes in C order it is so many equal pieces.
 
         Accepted are the model's shape (first axis = samples), one axis less (one sample), one axis more (first axis = feeds);
@@ -81,7 +99,10 @@ class Inputs:
             return 1, shape
         elif extra == 1:
             return shape[0] * shape[1], shape[2:]
-        raise DataError("data-shape", f"{where}: {name!r} has shape {spell(shape)}, the model takes rank {len(item.shape)}: {spell(item.shape)}")
+        raise DataError(
+            "data-shape",
+            f"{where}: {name!r} has shape {spell(shape)}, the model takes rank {len(item.shape)}: {spell(item.shape)}",
+        )
 
     def sample(self, raw: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
         """One sample that fits the model: every input, converted and checked.
@@ -113,11 +134,16 @@ class Inputs:
 
     def stack(self, samples: Sequence[Feeds]) -> dict[str, np.ndarray]:
         """One feed of samples that are stackable."""
-        return {n: np.array(samples[0][n]) if item.shared else np.stack([s[n] for s in samples]) for n, item in self.items.items()}
+        return {
+            n: np.array(samples[0][n]) if item.shared else np.stack([s[n] for s in samples])
+            for n, item in self.items.items()
+        }
 
     def signature(self) -> list[Any]:
         """Plain data that tells two models' inputs apart."""
-        return [[i.name, [str(d) for d in i.shape], i.dtype.name, i.shared] for i in self.items.values()]
+        return [
+            [i.name, [str(d) for d in i.shape], i.dtype.name, i.shared] for i in self.items.values()
+        ]
 
     def _grey_stack(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
         """Whether a uint8 array of rank 3 is a stack of grey images and not one image with its channels."""
@@ -127,26 +153,42 @@ class Inputs:
 
     def _convert(self, item: Input, value: np.ndarray, where: str) -> np.ndarray:
         axes = self.image(item.name)
-        if value.dtype == np.uint8 and item.dtype.kind == "f" and axes is not None and not item.shared:
+        if (
+            value.dtype == np.uint8
+            and item.dtype.kind == "f"
+            and axes is not None
+            and not item.shared
+        ):
             pixels = channels_last(value, channels_of(item.shape, axes), where)
             value = image_input(pixels, item.shape, item.dtype, self.preprocess, where)
         return converted(value, item.dtype, where)
 
-    def _check_shape(self, item: Input, value: np.ndarray, sizes: dict[str, tuple[str, int]], where: str) -> None:
+    def _check_shape(
+        self, item: Input, value: np.ndarray, sizes: dict[str, tuple[str, int]], where: str
+    ) -> None:
         """The sample's shape against the model's; a symbolic size must be the same on all axes that carry it."""
         wanted = item.sample_shape()
-        if len(value.shape) != len(wanted) or any(isinstance(w, int) and w != v for w, v in zip(wanted, value.shape)):
-            raise DataError("data-shape", f"{where}: {item.name!r} has shape {spell(value.shape)} a sample, the model takes {spell(wanted)}")
-        for symbol, size in zip(wanted, value.shape):
+        if len(value.shape) != len(wanted) or any(
+            isinstance(w, int) and w != v for w, v in zip(wanted, value.shape, strict=False)
+        ):
+            raise DataError(
+                "data-shape",
+                f"{where}: {item.name!r} has shape {spell(value.shape)} a sample, the model takes {spell(wanted)}",
+            )
+        for symbol, size in zip(wanted, value.shape, strict=False):
             if isinstance(symbol, str) and not anonymous(symbol):
                 first, before = sizes.setdefault(symbol, (item.name, size))
                 if before != size:
                     both = f"{before} in {first!r} and {size} in {item.name!r}"
-                    raise DataError("data-shape", f"{where}: size {symbol!r} is {both}; they must be equal")
+                    raise DataError(
+                        "data-shape", f"{where}: size {symbol!r} is {both}; they must be equal"
+                    )
 
 
 def read_inputs(
-    inputs: Mapping[str, tuple[Sequence[Any], str]], preprocess: Preprocess = DEFAULT, shapes: Mapping[str, Sequence[int]] | None = None
+    inputs: Mapping[str, tuple[Sequence[Any], str]],
+    preprocess: Preprocess = DEFAULT,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Inputs:
     """Types, overrides and the batch axis of a model's inputs.
 
@@ -168,7 +210,10 @@ def read_inputs(
     declared: dict[str, Shape] = {n: tuple(map(_dimension, s)) for n, (s, _) in inputs.items()}
     for name, (_, kind) in inputs.items():
         if kind not in TYPES:
-            raise DataError("data-type", f"input {name!r} is {kind}; data can be given for tensors of float16/32/64, integers and bool")
+            raise DataError(
+                "data-type",
+                f"input {name!r} is {kind}; data can be given for tensors of float16/32/64, integers and bool",
+            )
     sized = _override(declared, shapes or {})
     batch, shared = _batch_axis(sized)
     items = {n: Input(n, sized[n], np.dtype(TYPES[inputs[n][1]]), n in shared) for n in inputs}
@@ -189,13 +234,23 @@ def converted(value: np.ndarray, dtype: np.dtype[Any], where: str) -> np.ndarray
             result = value.astype(dtype, copy=False)
         if dtype.kind == "f" and not np.isfinite(result).all():
             bad = int(result.size - np.isfinite(result).sum())
-            cause = "NaN or infinity" if not np.isfinite(value).all() else f"values beyond the range of {dtype}"
-            raise DataError("data-not-finite", f"{where} has {cause} in {bad} of {result.size} values; clean the data")
+            cause = (
+                "NaN or infinity"
+                if not np.isfinite(value).all()
+                else f"values beyond the range of {dtype}"
+            )
+            raise DataError(
+                "data-not-finite",
+                f"{where} has {cause} in {bad} of {result.size} values; clean the data",
+            )
         return result
     if have.kind in "iu" and dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if value.size and not (limits.min <= int(value.min()) and int(value.max()) <= limits.max):
-            raise DataError("data-dtype", f"{where} holds {value.min()}..{value.max()}, the model takes {dtype} ({limits.min}..{limits.max})")
+            raise DataError(
+                "data-dtype",
+                f"{where} holds {value.min()}..{value.max()}, the model takes {dtype} ({limits.min}..{limits.max})",
+            )
         return value.astype(dtype)
     hint = ""
     if have.kind in "iub" and dtype.kind == "f":
@@ -207,11 +262,18 @@ def check_names(given: Mapping[str, Any], wanted: Mapping[str, Any], where: str)
     """Every input is given and nothing else; DataError otherwise."""
     for name in wanted:
         if name not in given:
-            raise DataError("data-names", f"{where}: no array for input {name!r}; found {', '.join(map(repr, given)) or 'nothing'}")
+            raise DataError(
+                "data-names",
+                f"{where}: no array for input {name!r}; found {', '.join(map(repr, given)) or 'nothing'}",
+            )
     for name in given:
         if name not in wanted:
             near = difflib.get_close_matches(str(name), list(wanted), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the model takes {', '.join(map(repr, wanted))}"
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"the model takes {', '.join(map(repr, wanted))}"
+            )
             raise DataError("data-names", f"{where}: {name!r} is no input of the model; {hint}")
 
 
@@ -220,7 +282,9 @@ def common_count(counts: Mapping[str, int | None], where: str) -> int:
     known = {n: c for n, c in counts.items() if c is not None}
     if len(set(known.values())) > 1:
         spelled = ", ".join(f"{n!r} {c}" for n, c in known.items())
-        raise DataError("data-shape", f"{where}: inputs have different numbers of samples: {spelled}")
+        raise DataError(
+            "data-shape", f"{where}: inputs have different numbers of samples: {spelled}"
+        )
     return next(iter(known.values()), 1)
 
 
@@ -247,16 +311,36 @@ def _override(declared: dict[str, Shape], shapes: Mapping[str, Sequence[int]]) -
         asked = f"shape {name}:{spell(wanted)}"
         if name not in declared:
             raise unknown("input", name, declared)
-        shape: Shape = declared[name] or (None,) * len(wanted)  # an input without a declared shape also reads as rank 0
+        shape: Shape = declared[name] or (None,) * len(
+            wanted
+        )  # an input without a declared shape also reads as rank 0
         if len(shape) != len(wanted):
-            raise UsageError("shape-override", f"{asked} has rank {len(wanted)}, the model's input has {len(shape)}: {spell(shape)}")
-        for have, want in zip(shape, wanted):
+            raise UsageError(
+                "shape-override",
+                f"{asked} has rank {len(wanted)}, the model's input has {len(shape)}: {spell(shape)}",
+            )
+        for have, want in zip(shape, wanted, strict=False):
             if want != -1 and (want < 1 or (isinstance(have, int) and have != want)):
-                raise UsageError("shape-override", f"{asked} does not fit the model's input {spell(shape)}")
-            if want != -1 and isinstance(have, str) and not anonymous(have) and symbols.setdefault(have, want) != want:
-                raise UsageError("shape-override", f"{asked}: size {have!r} is already {symbols[have]} and must be the same everywhere")
-        given[name] = tuple(have if want == -1 else want for have, want in zip(shape, wanted))
-    return {n: tuple(symbols.get(d, d) if isinstance(d, str) else d for d in given.get(n, s)) for n, s in declared.items()}
+                raise UsageError(
+                    "shape-override", f"{asked} does not fit the model's input {spell(shape)}"
+                )
+            if (
+                want != -1
+                and isinstance(have, str)
+                and not anonymous(have)
+                and symbols.setdefault(have, want) != want
+            ):
+                raise UsageError(
+                    "shape-override",
+                    f"{asked}: size {have!r} is already {symbols[have]} and must be the same everywhere",
+                )
+        given[name] = tuple(
+            have if want == -1 else want for have, want in zip(shape, wanted, strict=False)
+        )
+    return {
+        n: tuple(symbols.get(d, d) if isinstance(d, str) else d for d in given.get(n, s))
+        for n, s in declared.items()
+    }
 
 
 def _batch_axis(shapes: Mapping[str, Shape]) -> tuple[int | None, frozenset[str]]:
@@ -266,13 +350,17 @@ def _batch_axis(shapes: Mapping[str, Shape]) -> tuple[int | None, frozenset[str]
     is on no other axis. Else (time-major recurrences, states) nothing is stacked: a sample is a whole feed.
     Scalars and vectors of another length (thresholds, sizes) are shared.
     """
-    ranked = {n: s for n, s in shapes.items() if len(s) > 1} or {n: s for n, s in shapes.items() if len(s) == 1}
+    ranked = {n: s for n, s in shapes.items() if len(s) > 1} or {
+        n: s for n, s in shapes.items() if len(s) == 1
+    }
     first = {_known(s[0]) for s in ranked.values()}
     inner = {d for s in shapes.values() for d in s[1:] if isinstance(d, str)}
     axis = next(iter(first), None)
     if len(first) != 1 or axis in inner:
         return 1, frozenset(shapes)
-    shared = {n for n, s in shapes.items() if n not in ranked and not (s and _known(s[0]) in (axis, None))}
+    shared = {
+        n for n, s in shapes.items() if n not in ranked and not (s and _known(s[0]) in (axis, None))
+    }
     return axis if isinstance(axis, int) else None, frozenset(shared)
 
 

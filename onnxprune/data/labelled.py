@@ -73,7 +73,12 @@ class LabelledData:
 
     def fingerprint(self) -> str:
         """Hex digest of content, choice, preprocessing and the inputs' types."""
-        parts = [self.source.digest(), list(self.chosen), repr(self.inputs.preprocess), self.inputs.signature()]
+        parts = [
+            self.source.digest(),
+            list(self.chosen),
+            repr(self.inputs.preprocess),
+            self.inputs.signature(),
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def labelled_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -83,7 +88,9 @@ class LabelledData:
         for index in self.chosen:
             where, raw, labels = self.source.read(index)
             sample = self.inputs.sample(raw, where)
-            if pending and not (self.inputs.stackable(pending[0][0], sample) and _alike(pending[0][1], labels)):
+            if pending and not (
+                self.inputs.stackable(pending[0][0], sample) and _alike(pending[0][1], labels)
+            ):
                 yield self._batch(pending)
                 pending = []
             pending.append((sample, dict(labels)))
@@ -100,8 +107,15 @@ class LabelledData:
 
     def split(self, share: float, seed: int = 0) -> tuple[LabelledData, LabelledData]:
         """Two disjoint parts, the first with about `share` of the samples, each in the order of the whole: one to choose by, one to report."""
-        first = set(np.random.default_rng(seed).permutation(self.samples)[: round(share * self.samples)].tolist())
-        parts = [tuple(i for k, i in enumerate(self.chosen) if (k in first) is chosen) for chosen in (True, False)]
+        first = set(
+            np.random.default_rng(seed)
+            .permutation(self.samples)[: round(share * self.samples)]
+            .tolist()
+        )
+        parts = [
+            tuple(i for k, i in enumerate(self.chosen) if (k in first) is chosen)
+            for chosen in (True, False)
+        ]
         return replace(self, chosen=parts[0]), replace(self, chosen=parts[1])
 
     def _batch(self, pending: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]) -> Batch:
@@ -109,14 +123,18 @@ class LabelledData:
         filled = samples + [samples[-1]] * ((self.inputs.batch or len(samples)) - len(samples))
         labels = {n: np.stack([one[n] for _, one in pending]) for n in pending[0][1] if n != BOXES}
         if BOXES in pending[0][1]:
-            labels[BOXES] = np.concatenate([_renumbered(one[BOXES], row) for row, (_, one) in enumerate(pending)])
+            labels[BOXES] = np.concatenate(
+                [_renumbered(one[BOXES], row) for row, (_, one) in enumerate(pending)]
+            )
         if SIZE not in labels and (size := self._size(samples[0])):
             labels[SIZE] = np.tile(size, (len(pending), 1))
         return Batch(self.inputs.stack(filled), labels, len(pending))
 
     def _size(self, sample: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
         """Height and width of the one image input."""
-        images = [(n, axes) for n in self.inputs.items if (axes := self.inputs.image(n)) is not None]
+        images = [
+            (n, axes) for n in self.inputs.items if (axes := self.inputs.image(n)) is not None
+        ]
         if len(images) != 1:
             return None
         (name, axes), missing = images[0], 4 - sample[images[0][0]].ndim
@@ -157,7 +175,9 @@ def open_labelled(
     source = _open(Path(spec), known) if isinstance(spec, (str, Path)) else spec
     indices = list(range(source.count))
     if samples is not None and samples < source.count:
-        indices = sorted(np.random.default_rng(seed).choice(source.count, samples, replace=False).tolist())
+        indices = sorted(
+            np.random.default_rng(seed).choice(source.count, samples, replace=False).tolist()
+        )
     return LabelledData(source, known, tuple(indices))
 
 
@@ -167,7 +187,10 @@ def _open(path: Path, inputs: Inputs) -> LabelledSource:
     if path.is_dir():
         return ClassFolders(path, inputs)
     if path.suffix.lower() != ".npz":
-        raise DataError("data-kind", f"{path}: labelled data are an .npz file or a folder with one subfolder a class")
+        raise DataError(
+            "data-kind",
+            f"{path}: labelled data are an .npz file or a folder with one subfolder a class",
+        )
     return Arrays(path, inputs)
 
 
@@ -181,11 +204,18 @@ class ClassFolders:
         names = sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
         numbered = all(n.isdecimal() for n in names)
         self.classes = {n: int(n) if numbered else k for k, n in enumerate(names)}
-        self.files = [(f, self.classes[n]) for n in names for f in find_files(place / n, IMAGE_SUFFIXES, below=True)]
+        self.files = [
+            (f, self.classes[n])
+            for n in names
+            for f in find_files(place / n, IMAGE_SUFFIXES, below=True)
+        ]
         self.count = len(self.files)
         self.place, self.inputs = place, inputs
         if not self.files:
-            raise DataError("data-empty", f"{place} holds no subfolders with images; labelled images lie in one subfolder a class")
+            raise DataError(
+                "data-empty",
+                f"{place} holds no subfolders with images; labelled images lie in one subfolder a class",
+            )
         self.name, self.channels = _image_name(inputs, str(place))
 
     def read(self, index: int) -> tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]:
@@ -203,7 +233,9 @@ class ClassFolders:
 
     @cached_property
     def _digest(self) -> str:
-        return hashlib.sha256("".join(f"{sha256(f)} {label}\n" for f, label in self.files).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(f"{sha256(f)} {label}\n" for f, label in self.files).encode()
+        ).hexdigest()
 
 
 class Arrays:
@@ -217,7 +249,9 @@ class Arrays:
         except (OSError, ValueError, EOFError, KeyError) as problem:
             raise DataError("data-unreadable", f"cannot read {path}: {problem}") from problem
         except Exception as problem:  # zipfile and zlib errors of truncated files
-            raise DataError("data-unreadable", f"cannot read {path}: {type(problem).__name__}: {problem}") from problem
+            raise DataError(
+                "data-unreadable", f"cannot read {path}: {type(problem).__name__}: {problem}"
+            ) from problem
         self.blob = next((b for b in BLOBS if b in arrays), None)
         if all(name in arrays for name in inputs.items):
             self.data = {name: arrays.pop(name) for name in inputs.items}
@@ -229,22 +263,34 @@ class Arrays:
             self.count = len(self.data[keys[-1]]) - (len(keys) - 1)
         else:
             raise DataError(
-                "data-names", f"{path} has {', '.join(sorted(arrays))}; there must be images, jpeg or png with offsets, or {', '.join(inputs.items)}"
+                "data-names",
+                f"{path} has {', '.join(sorted(arrays))}; there must be images, jpeg or png with offsets, or {', '.join(inputs.items)}",
             )
         self.boxes = arrays.pop(BOXES, None)
-        self.labels = {name: a for name, a in arrays.items() if a.ndim and len(a) == self.count and a.dtype.kind in "iufb"}
+        self.labels = {
+            name: a
+            for name, a in arrays.items()
+            if a.ndim and len(a) == self.count and a.dtype.kind in "iufb"
+        }
         self._check(arrays)
 
     def _check(self, rest: Mapping[str, np.ndarray]) -> None:
         for name in ("labels", "masks", "targets"):
             if name in rest and name not in self.labels:
-                raise DataError("data-labels", f"{self.path}: {name} is {rest[name].shape}; there are {self.count} samples")
+                raise DataError(
+                    "data-labels",
+                    f"{self.path}: {name} is {rest[name].shape}; there are {self.count} samples",
+                )
         if self.boxes is not None and (self.boxes.ndim != 2 or self.boxes.shape[1] not in (6, 7)):
             raise DataError(
-                "data-labels", f"{self.path}: boxes are {self.boxes.shape}; they must be (m, 6): sample, class, centre x, centre y, width, height"
+                "data-labels",
+                f"{self.path}: boxes are {self.boxes.shape}; they must be (m, 6): sample, class, centre x, centre y, width, height",
             )
         if not self.labels and self.boxes is None:
-            raise DataError("data-labels", f"{self.path} has no labels: no array of {self.count} rows beside the inputs, and no boxes")
+            raise DataError(
+                "data-labels",
+                f"{self.path} has no labels: no array of {self.count} rows beside the inputs, and no boxes",
+            )
 
     @cached_property
     def _boxes_of(self) -> list[np.ndarray]:
@@ -261,8 +307,23 @@ class Arrays:
             return where, {self.name: self.data["images"][index]}, labels
         if "offsets" in self.data and "offsets" not in self.inputs.items:
             start, end = (int(v) for v in self.data["offsets"][index : index + 2])
-            return where, {self.name: decode_bytes(self.data[str(self.blob)][start:end].tobytes(), self.channels, where)}, labels
-        return where, {name: array if self.inputs.items[name].shared else array[index] for name, array in self.data.items()}, labels
+            return (
+                where,
+                {
+                    self.name: decode_bytes(
+                        self.data[str(self.blob)][start:end].tobytes(), self.channels, where
+                    )
+                },
+                labels,
+            )
+        return (
+            where,
+            {
+                name: array if self.inputs.items[name].shared else array[index]
+                for name, array in self.data.items()
+            },
+            labels,
+        )
 
     def describe(self) -> str:
         """ "samples from val.npz"."""
@@ -282,7 +343,9 @@ def decode_bytes(data: bytes, channels: int, where: str) -> np.ndarray:
     try:
         return decode(cast(Path, io.BytesIO(data)), channels)  # Pillow opens either
     except DataError:
-        raise DataError("data-image", f"{where}: its {len(data)} bytes are no 8-bit image") from None
+        raise DataError(
+            "data-image", f"{where}: its {len(data)} bytes are no 8-bit image"
+        ) from None
 
 
 def _image_name(inputs: Inputs, where: str) -> tuple[str, int]:
@@ -290,7 +353,8 @@ def _image_name(inputs: Inputs, where: str) -> tuple[str, int]:
     found = [(n, axes) for n in inputs.items if (axes := inputs.image(n)) is not None]
     if len(inputs.items) != 1 or not found:
         raise DataError(
-            "data-shape", f"{where}: images feed a model with one image input; this one takes {', '.join(inputs.items)}; give arrays by input name"
+            "data-shape",
+            f"{where}: images feed a model with one image input; this one takes {', '.join(inputs.items)}; give arrays by input name",
         )
     name, axes = found[0]
     return name, channels_of(inputs.items[name].shape, axes)

@@ -25,7 +25,9 @@ class Loader:
     checked = True
     warning = None
 
-    def __init__(self, spec: str, function: Callable[[], Any], inputs: Inputs, samples: int) -> None:
+    def __init__(
+        self, spec: str, function: Callable[[], Any], inputs: Inputs, samples: int
+    ) -> None:
         self.spec, self.function, self.inputs = spec, function, inputs
         self.hashes = []
         for where, raw in self._samples():
@@ -34,7 +36,9 @@ class Loader:
                 break
         self.count = len(self.hashes)
         if not self.hashes:
-            raise DataError("data-empty", f"{spec} yields nothing; it must yield dicts of arrays by input name")
+            raise DataError(
+                "data-empty", f"{spec} yields nothing; it must yield dicts of arrays by input name"
+            )
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """One pass over the function for every ascending run of indices."""
@@ -46,11 +50,17 @@ class Loader:
                 position += 1
                 found = next(stream, None)
                 if found is None:
-                    raise DataError("data-loader", f"{self.spec} yielded {position} samples, {self.count} before; it must yield the same each time")
+                    raise DataError(
+                        "data-loader",
+                        f"{self.spec} yielded {position} samples, {self.count} before; it must yield the same each time",
+                    )
                 where, raw = found
             sample = self.inputs.sample(raw, where)
             if _hash(sample) != self.hashes[index]:
-                raise DataError("data-loader", f"{where} is another than in the pass before; seed what is random in it, so that runs can be repeated")
+                raise DataError(
+                    "data-loader",
+                    f"{where} is another than in the pass before; seed what is random in it, so that runs can be repeated",
+                )
             yield where, sample
 
     def describe(self) -> str:
@@ -74,21 +84,28 @@ class Loader:
             except StopIteration:
                 return
             except (Exception, SystemExit) as problem:
-                raise DataError("data-loader", f"{self.spec} fails at item {number}: {_tell(problem)}") from problem
+                raise DataError(
+                    "data-loader", f"{self.spec} fails at item {number}: {_tell(problem)}"
+                ) from problem
             yield from self._unbatch(feed, f"{self.spec} item {number}")
             number += 1
 
     def _unbatch(self, feed: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if not isinstance(feed, Mapping):
             kind, names = type(feed).__name__, ", ".join(self.inputs.items)
-            raise DataError("data-loader", f"{where} is {kind}; it must be a dict of arrays by input name: {names}")
+            raise DataError(
+                "data-loader",
+                f"{where} is {kind}; it must be a dict of arrays by input name: {names}",
+            )
         check_names(feed, self.inputs.items, where)
         pieces: dict[str, tuple[np.ndarray, int | None]] = {}
         for name in feed:
             try:
                 array = np.asarray(feed[name])
             except Exception as problem:  # whatever the object's own conversion raises
-                raise DataError("data-loader", f"{where}: {name!r} is no array: {_tell(problem)}") from problem
+                raise DataError(
+                    "data-loader", f"{where}: {name!r} is no array: {_tell(problem)}"
+                ) from problem
             count, piece = self.inputs.pieces(name, array.shape, array.dtype, where)
             pieces[name] = (array.reshape((1 if count is None else count, *piece)), count)
         for index in range(common_count({n: c for n, (_, c) in pieces.items()}, where)):
@@ -106,7 +123,9 @@ def open_loader(location: str, inputs: Inputs, samples: int, seed: int) -> Loade
     file, _, name = location.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise DataError("data-missing", f"no loader at {file or location}: give it as FILE.py:FUNCTION")
+        raise DataError(
+            "data-missing", f"no loader at {file or location}: give it as FILE.py:FUNCTION"
+        )
     function = getattr(_module(path), name, None)
     if not callable(function):
         raise DataError("data-loader", f"{file} has no function {name!r}")

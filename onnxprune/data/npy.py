@@ -14,7 +14,9 @@ import numpy as np
 
 from onnxprune.errors import DataError
 
-ZIP_LOCAL_HEADER_BYTES = 30  # fixed part; lengths of name and extra field are at offset 26 (zip APPNOTE 4.3.7)
+ZIP_LOCAL_HEADER_BYTES = (
+    30  # fixed part; lengths of name and extra field are at offset 26 (zip APPNOTE 4.3.7)
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Stored:
     @property
     def where(self) -> str:
         """For messages."""
-        return f"{self.path}: {self.member.removesuffix('.npy')!r}" if self.member else str(self.path)
+        return (
+            f"{self.path}: {self.member.removesuffix('.npy')!r}" if self.member else str(self.path)
+        )
 
 
 def stored_arrays(path: Path) -> dict[str, Stored]:
@@ -56,7 +60,9 @@ def stored_arrays(path: Path) -> dict[str, Stored]:
             for info in archive.infolist():
                 if info.filename.endswith(".npy"):
                     with archive.open(info) as member:
-                        found[info.filename.removesuffix(".npy")] = _header(path, info.filename, member, _member_start(path, info), info.file_size)
+                        found[info.filename.removesuffix(".npy")] = _header(
+                            path, info.filename, member, _member_start(path, info), info.file_size
+                        )
         return found
     except Exception as problem:  # zipfile, its decoders and numpy raise many kinds on broken files
         raise _unreadable(path, problem) from problem
@@ -76,8 +82,14 @@ class Pieces:
                 self._member = self._archive.open(stored.member)
             else:
                 order: Any = "F" if stored.fortran else "C"
-                mapped = np.memmap(stored.path, stored.dtype, "r", stored.start, stored.shape or (1,), order)
-                self._mapped = mapped if (count, *self.piece) == stored.shape else mapped.reshape((count, *self.piece))
+                mapped = np.memmap(
+                    stored.path, stored.dtype, "r", stored.start, stored.shape or (1,), order
+                )
+                self._mapped = (
+                    mapped
+                    if (count, *self.piece) == stored.shape
+                    else mapped.reshape((count, *self.piece))
+                )
         except Exception as problem:  # as in stored_arrays
             self.close()
             raise _unreadable(stored.path, problem) from problem
@@ -106,21 +118,34 @@ class Pieces:
 def _header(path: Path, member: str, file: IO[bytes], start: int | None, length: int) -> Stored:
     """From the first bytes of an array; `start`: where the member begins in the file, `length`: its bytes."""
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read(file)
     skip = file.tell()
     if any(size < 0 for size in shape):
         raise ValueError(f"negative size in shape {shape}")
     if dtype.hasobject:
-        raise DataError("data-unreadable", f"{path}{f': {member!r}' if member else ''} holds Python objects, which are not read; save plain arrays")
+        raise DataError(
+            "data-unreadable",
+            f"{path}{f': {member!r}' if member else ''} holds Python objects, which are not read; save plain arrays",
+        )
     needed = skip + math.prod(shape) * dtype.itemsize
     if needed > length:
-        raise DataError("data-unreadable", f"{path} is truncated: {member or 'the array'} needs {needed} bytes and has {length}")
+        raise DataError(
+            "data-unreadable",
+            f"{path} is truncated: {member or 'the array'} needs {needed} bytes and has {length}",
+        )
     if fortran and start is None and len(shape) > 1:
         raise DataError(
-            "data-unreadable", f"{path}: {member!r} is compressed in Fortran order and cannot be read in parts; save np.ascontiguousarray of it"
+            "data-unreadable",
+            f"{path}: {member!r} is compressed in Fortran order and cannot be read in parts; save np.ascontiguousarray of it",
         )
-    return Stored(path, member, tuple(shape), dtype, fortran, None if start is None else start + skip, skip)
+    return Stored(
+        path, member, tuple(shape), dtype, fortran, None if start is None else start + skip, skip
+    )
 
 
 def _member_start(path: Path, info: zipfile.ZipInfo) -> int | None:
@@ -136,5 +161,10 @@ def _member_start(path: Path, info: zipfile.ZipInfo) -> int | None:
 def _unreadable(path: Path, problem: BaseException) -> DataError:
     if isinstance(problem, DataError):
         return problem
-    reason = isinstance(problem, OSError) and problem.strerror or str(problem).strip() or type(problem).__name__
+    reason = (
+        isinstance(problem, OSError)
+        and problem.strerror
+        or str(problem).strip()
+        or type(problem).__name__
+    )
     return DataError("data-unreadable", f"cannot read {path}: {reason.splitlines()[0]}")

@@ -67,15 +67,23 @@ class Preprocess:
         for key in ("scale", "mean", "std", "post"):
             numbers = _numbers(key, getattr(self, key))
             if key in ("scale", "post") and len(numbers) != 1:
-                raise UsageError("preprocess-number", f"preprocess: {key} is one number, not {len(numbers)}")
+                raise UsageError(
+                    "preprocess-number", f"preprocess: {key} is one number, not {len(numbers)}"
+                )
             if key != "mean" and 0.0 in numbers:
                 raise UsageError("preprocess-number", f"preprocess: {key} must not be 0")
             object.__setattr__(self, key, numbers if key in ("mean", "std") else numbers[0])
 
     def describe(self) -> str:
         """The settings in one line, geometry only where it was asked for."""
-        geometry = [f"{key} {_spell(getattr(self, key))}" for key in ("resize", "crop") if getattr(self, key) is not None]
-        numbers = [f"{key} {_spell(getattr(self, key))}" for key in ("scale", "mean", "std", "post")]
+        geometry = [
+            f"{key} {_spell(getattr(self, key))}"
+            for key in ("resize", "crop")
+            if getattr(self, key) is not None
+        ]
+        numbers = [
+            f"{key} {_spell(getattr(self, key))}" for key in ("scale", "mean", "std", "post")
+        ]
         return ", ".join([*geometry, *numbers, self.order])
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
@@ -90,8 +98,13 @@ class Preprocess:
         x: np.ndarray = self.ordered(pixels).astype(np.float32)
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, channels):
-                raise UsageError("preprocess-number", f"preprocess: {key} has {len(getattr(self, key))} numbers, the image has {channels} channels")
-        x = (x * np.float32(self.scale) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+                raise UsageError(
+                    "preprocess-number",
+                    f"preprocess: {key} has {len(getattr(self, key))} numbers, the image has {channels} channels",
+                )
+        x = (x * np.float32(self.scale) - np.asarray(self.mean, np.float32)) / np.asarray(
+            self.std, np.float32
+        )
         return np.asarray(x * np.float32(self.post), np.float32)
 
     def ordered(self, pixels: np.ndarray) -> np.ndarray:
@@ -102,7 +115,12 @@ class Preprocess:
 
     def keeps_numbers(self) -> bool:
         """Whether scale, mean, std and post are the defaults."""
-        return (self.scale, self.mean, self.std, self.post) == (DEFAULT.scale, DEFAULT.mean, DEFAULT.std, DEFAULT.post)
+        return (self.scale, self.mean, self.std, self.post) == (
+            DEFAULT.scale,
+            DEFAULT.mean,
+            DEFAULT.std,
+            DEFAULT.post,
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,9 @@ def image_axes(shape: Dims, layout: str) -> ImageAxes | None:
         return None
     for name, axes in (("nchw", ImageAxes(1, 2, 3)), ("nhwc", ImageAxes(3, 1, 2))):
         channels = shape[axes.channels]
-        if layout in ("auto", name) and (not isinstance(channels, int) or channels in IMAGE_CHANNELS):
+        if layout in ("auto", name) and (
+            not isinstance(channels, int) or channels in IMAGE_CHANNELS
+        ):
             return axes
     return None
 
@@ -145,10 +165,15 @@ def channels_last(pixels: np.ndarray, channels: int, where: str) -> np.ndarray:
         return pixels
     if pixels.ndim == 3 and pixels.shape[0] == channels:
         return pixels.transpose(1, 2, 0)
-    raise DataError("data-shape", f"{where}: an image of shape {_spell(pixels.shape)} does not have the {channels} channels of the model's input")
+    raise DataError(
+        "data-shape",
+        f"{where}: an image of shape {_spell(pixels.shape)} does not have the {channels} channels of the model's input",
+    )
 
 
-def image_input(pixels: np.ndarray, shape: Dims, dtype: np.dtype[Any], preprocess: Preprocess, where: str) -> np.ndarray:
+def image_input(
+    pixels: np.ndarray, shape: Dims, dtype: np.dtype[Any], preprocess: Preprocess, where: str
+) -> np.ndarray:
     """One sample of an image input from 8-bit pixels.
 
     Parameters
@@ -174,20 +199,34 @@ def image_input(pixels: np.ndarray, shape: Dims, dtype: np.dtype[Any], preproces
     axes = image_axes(shape, preprocess.layout)
     if axes is None:
         layout = preprocess.layout
-        raise DataError("data-shape", f"{where}: the model's input {_spell(shape)} is not an image of 1, 3 or 4 channels in layout {layout}")
+        raise DataError(
+            "data-shape",
+            f"{where}: the model's input {_spell(shape)} is not an image of 1, 3 or 4 channels in layout {layout}",
+        )
     pixels = _fit(pixels, (shape[axes.height], shape[axes.width]), preprocess, where)
     if dtype.kind == "f":
         values = preprocess.normalise(pixels).astype(dtype)
     elif dtype != np.uint8:
-        raise DataError("data-dtype", f"{where}: images cannot feed an input of type {dtype}; give .npz or a loader")
+        raise DataError(
+            "data-dtype",
+            f"{where}: images cannot feed an input of type {dtype}; give .npz or a loader",
+        )
     elif not preprocess.keeps_numbers():
-        raise UsageError("preprocess-uint8", "the model takes uint8 images, so scale, mean, std and post do not apply: leave them out")
+        raise UsageError(
+            "preprocess-uint8",
+            "the model takes uint8 images, so scale, mean, std and post do not apply: leave them out",
+        )
     else:
         values = preprocess.ordered(pixels)
     return values if axes.channels == 3 else values.transpose(2, 0, 1)
 
 
-def _fit(pixels: np.ndarray, target: tuple[int | str | None, int | str | None], preprocess: Preprocess, where: str) -> np.ndarray:
+def _fit(
+    pixels: np.ndarray,
+    target: tuple[int | str | None, int | str | None],
+    preprocess: Preprocess,
+    where: str,
+) -> np.ndarray:
     """Resize and crop to the model's size, where it has one."""
     known = [side if isinstance(side, int) else None for side in target]
     resize, crop = preprocess.resize, preprocess.crop
@@ -206,18 +245,27 @@ def _fit(pixels: np.ndarray, target: tuple[int | str | None, int | str | None], 
         pixels = _crop(pixels, (crop, crop) if isinstance(crop, int) else crop, where)
     elif isinstance(resize, int):
         pixels = _crop(pixels, (known[0] or size[0], known[1] or size[1]), where)
-    if any(want is not None and want != got for want, got in zip(known, pixels.shape)):
+    if any(
+        want is not None and want != got for want, got in zip(known, pixels.shape, strict=False)
+    ):
         got = "x".join(map(str, pixels.shape[:2]))
-        raise DataError("data-shape", f"{where}: resize and crop give {got}, the model takes {'x'.join(map(str, target))}")
+        raise DataError(
+            "data-shape",
+            f"{where}: resize and crop give {got}, the model takes {'x'.join(map(str, target))}",
+        )
     return pixels
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], interp: str) -> np.ndarray:
     if pixels.shape[:2] == size:
         return pixels
-    image = pillow().fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels))
+    image = pillow().fromarray(
+        pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)
+    )
     filters = pillow().Resampling
-    name = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "area": "BOX"}[interp]
+    name = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "area": "BOX"}[
+        interp
+    ]
     resized = np.asarray(image.resize((size[1], size[0]), getattr(filters, name)))
     return resized[..., None] if resized.ndim == 2 else resized
 
@@ -226,7 +274,10 @@ def _crop(pixels: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
     """The centre, as torchvision places it."""
     height, width = pixels.shape[:2]
     if size[0] > height or size[1] > width:
-        raise DataError("data-shape", f"{where}: {height}x{width} after resize is smaller than the crop {size[0]}x{size[1]}; give a larger resize")
+        raise DataError(
+            "data-shape",
+            f"{where}: {height}x{width} after resize is smaller than the crop {size[0]}x{size[1]}; give a larger resize",
+        )
     top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
     return pixels[top : top + size[0], left : left + size[1]]
 
@@ -243,9 +294,20 @@ def pillow() -> Any:
 def _size(key: str, value: Any) -> int | tuple[int, int] | None:
     if value is None:
         return None
-    sides = [value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    if len(sides) not in (1, 2) or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sides):
-        raise UsageError("preprocess-size", f"preprocess: {key} is one positive whole number or (height, width), not {value!r}")
+    sides = (
+        [value]
+        if isinstance(value, int)
+        else list(value)
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else []
+    )
+    if len(sides) not in (1, 2) or not all(
+        isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sides
+    ):
+        raise UsageError(
+            "preprocess-size",
+            f"preprocess: {key} is one positive whole number or (height, width), not {value!r}",
+        )
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
 
 
@@ -255,7 +317,10 @@ def _numbers(key: str, value: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         numbers = ()
     if not numbers or not all(math.isfinite(n) for n in numbers):
-        raise UsageError("preprocess-number", f"preprocess: {key} is a finite number or a list of them, not {value!r}")
+        raise UsageError(
+            "preprocess-number",
+            f"preprocess: {key} is a finite number or a list of them, not {value!r}",
+        )
     return numbers
 
 

@@ -67,7 +67,10 @@ def open_source(spec: str | Path | None, inputs: Inputs, samples: int, seed: int
 def kind_of(spec: str) -> tuple[str, str]:
     """(name in the registry, location) of a specification; DataError where it is none."""
     if not spec:
-        raise DataError("data-missing", "the name of the data is empty; give a folder, a file, or FILE.py:FUNCTION")
+        raise DataError(
+            "data-missing",
+            "the name of the data is empty; give a folder, a file, or FILE.py:FUNCTION",
+        )
     path = Path(spec)
     if spec in DATA_SOURCES and not path.exists():
         return spec, ""
@@ -77,7 +80,9 @@ def kind_of(spec: str) -> tuple[str, str]:
     if re.fullmatch(r".+\.py:\w+", spec):
         return "loader", spec
     if path.suffix == ".py":
-        raise DataError("data-loader", f"{spec}: name the function that yields feeds, as {spec}:FUNCTION")
+        raise DataError(
+            "data-loader", f"{spec}: name the function that yields feeds, as {spec}:FUNCTION"
+        )
     if path.is_dir():
         return _folder_kind(path), spec
     if not path.exists():
@@ -86,7 +91,10 @@ def kind_of(spec: str) -> tuple[str, str]:
         return "arrays", spec
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return "images", spec
-    raise DataError("data-kind", f"{spec}: not a kind of data that is known; give a folder of images, .npz, .npy, or FILE.py:FUNCTION")
+    raise DataError(
+        "data-kind",
+        f"{spec}: not a kind of data that is known; give a folder of images, .npz, .npy, or FILE.py:FUNCTION",
+    )
 
 
 def find_files(folder: Path, suffixes: Sequence[str], *, below: bool) -> list[Path]:
@@ -94,7 +102,11 @@ def find_files(folder: Path, suffixes: Sequence[str], *, below: bool) -> list[Pa
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if below and not f.startswith("."))
-        found += [Path(place, n) for n in sorted(names) if not n.startswith(".") and n.lower().endswith(tuple(suffixes))]
+        found += [
+            Path(place, n)
+            for n in sorted(names)
+            if not n.startswith(".") and n.lower().endswith(tuple(suffixes))
+        ]
     return found
 
 
@@ -102,7 +114,13 @@ def _folder_kind(folder: Path) -> str:
     arrays = bool(find_files(folder, ARRAY_SUFFIXES, below=False))
     images = bool(find_files(folder, IMAGE_SUFFIXES, below=True))
     if arrays and images:
-        raise DataError("data-kind", f"{folder} holds images and arrays; say which: images:{folder} or arrays:{folder}")
+        raise DataError(
+            "data-kind",
+            f"{folder} holds images and arrays; say which: images:{folder} or arrays:{folder}",
+        )
     if not arrays and not images:
-        raise DataError("data-empty", f"{folder} holds no images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}) and no .npz or .npy")
+        raise DataError(
+            "data-empty",
+            f"{folder} holds no images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}) and no .npz or .npy",
+        )
     return "arrays" if arrays else "images"

@@ -41,18 +41,28 @@ class Synthetic:
             for number, (name, item) in enumerate(self.inputs.items.items()):
                 own = 0 if item.shared and self.inputs.batch != 1 else index
                 generator = np.random.default_rng([self.seed, number, own])
-                high = 256 if item.dtype == np.uint8 and self.inputs.image(name) is not None else INTEGERS
+                high = (
+                    256
+                    if item.dtype == np.uint8 and self.inputs.image(name) is not None
+                    else INTEGERS
+                )
                 sample[name] = draw(generator, self.shapes[name], item.dtype, high)
             yield f"synthetic sample {index}", sample
 
     def describe(self) -> str:
         """ "synthetic inputs (x 3x224x224)"."""
-        shapes = ", ".join(f"{n} {'x'.join(map(str, s)) or 'scalar'}" for n, s in self.shapes.items())
+        shapes = ", ".join(
+            f"{n} {'x'.join(map(str, s)) or 'scalar'}" for n, s in self.shapes.items()
+        )
         return f"synthetic inputs ({shapes})"
 
     def digest(self, indices: Sequence[int]) -> str:
         """Of what determines the values."""
-        return hashlib.sha256(json.dumps([self.seed, {n: list(s) for n, s in self.shapes.items()}, list(indices)]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(
+                [self.seed, {n: list(s) for n, s in self.shapes.items()}, list(indices)]
+            ).encode()
+        ).hexdigest()
 
 
 def open_synthetic(location: str, inputs: Inputs, samples: int, seed: int) -> Synthetic:
@@ -60,7 +70,9 @@ def open_synthetic(location: str, inputs: Inputs, samples: int, seed: int) -> Sy
     return Synthetic(inputs, samples, seed)
 
 
-def draw(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic], high: int) -> np.ndarray:
+def draw(
+    generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic], high: int
+) -> np.ndarray:
     """Random values of any type a model takes; integers below `high`."""
     if dtype.kind == "f":
         return np.asarray(generator.standard_normal(shape), np.float32).astype(dtype)
@@ -78,12 +90,21 @@ def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     symbols: dict[str, int] = {}
     plain = {}
     for name, item in inputs.items.items():
-        plain[name] = [d if isinstance(d, int) else _size(inputs, item, axis) for axis, d in enumerate(item.shape)]
-        for size, symbol in zip(plain[name], item.shape):
+        plain[name] = [
+            d if isinstance(d, int) else _size(inputs, item, axis)
+            for axis, d in enumerate(item.shape)
+        ]
+        for size, symbol in zip(plain[name], item.shape, strict=False):
             if isinstance(symbol, str) and not anonymous(symbol):
                 symbols[symbol] = min(size, symbols.get(symbol, size))
     sums = {s: _sum(s, symbols) for s in symbols}
-    shapes = {n: tuple(sums.get(d, size) if isinstance(d, str) else size for d, size in zip(i.shape, plain[n])) for n, i in inputs.items.items()}
+    shapes = {
+        n: tuple(
+            sums.get(d, size) if isinstance(d, str) else size
+            for d, size in zip(i.shape, plain[n], strict=False)
+        )
+        for n, i in inputs.items.items()
+    }
     return {n: shapes[n] if i.shared else shapes[n][1:] for n, i in inputs.items.items()}
 
 

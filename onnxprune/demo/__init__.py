@@ -25,4 +25,6 @@ class DemoFiles(NamedTuple):
 def files() -> DemoFiles:
     """Paths of the demo's model, calibration data and evaluation data."""
     folder = Path(__file__).parent
-    return DemoFiles(folder / "digits.onnx", folder / "digits_calibration.npz", folder / "digits_evaluation.npz")
+    return DemoFiles(
+        folder / "digits.onnx", folder / "digits_calibration.npz", folder / "digits_evaluation.npz"
+    )

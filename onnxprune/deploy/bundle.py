@@ -11,12 +11,12 @@ from typing import Any, cast
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.engines.base import fixed
 from onnxprune.deploy.opset import converted
+from onnxprune.engines.base import fixed
 from onnxprune.errors import DataError, OnnxpruneError
-from onnxprune.ir.passes.canonicalize import canonicalize, remove_dead
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label, set_attribute
+from onnxprune.ir.passes.canonicalize import canonicalize, remove_dead
 from onnxprune.ir.shapes import QONNX_OPS, Shapes, infer
 from onnxprune.ir.weights import from_array
 
@@ -29,7 +29,8 @@ SEVERITIES = ("unsupported", "fallback", "slow", "note")
 @dataclass(frozen=True)
 class Check:
     """What a target says about one node. severity: unsupported (its compiler refuses or goes wrong), fallback (runs on another
-    device), slow (array cells idle), note (has to be known); node "" = the whole model."""
+    device), slow (array cells idle), note (has to be known); node "" = the whole model.
+    """
 
     node: str
     op: str
@@ -49,7 +50,11 @@ class Node:
     @property
     def op(self) -> str:
         """Operator, with its domain where that is not ONNX's."""
-        return self.proto.op_type if self.proto.domain in STANDARD_DOMAINS else f"{self.proto.domain}.{self.proto.op_type}"
+        return (
+            self.proto.op_type
+            if self.proto.domain in STANDARD_DOMAINS
+            else f"{self.proto.domain}.{self.proto.op_type}"
+        )
 
     @property
     def name(self) -> str:
@@ -71,7 +76,11 @@ class Node:
 
     def constant(self, index: int) -> bool:
         """Whether an input is an initializer (rounded or not), or absent."""
-        return index >= len(self.proto.input) or self.proto.input[index] in self.fixed or not self.proto.input[index]
+        return (
+            index >= len(self.proto.input)
+            or self.proto.input[index] in self.fixed
+            or not self.proto.input[index]
+        )
 
     def value(self, index: int) -> np.ndarray | None:
         """Values of an input that is an initializer."""
@@ -102,7 +111,12 @@ class Node:
     @property
     def depthwise(self) -> bool:
         """A convolution with as many groups as channels."""
-        return self.op == "Conv" and self.get("group", 1) > 1 and self.channels is not None and self.channels[0] == self.get("group", 1)
+        return (
+            self.op == "Conv"
+            and self.get("group", 1) > 1
+            and self.channels is not None
+            and self.channels[0] == self.get("group", 1)
+        )
 
 
 Test = Callable[[Node], Iterator[tuple[str, str]]]  # yields (severity, sentence)
@@ -120,12 +134,23 @@ class Prepared:
     def nodes(self) -> tuple[Node, ...]:
         """The graph's nodes for looking at."""
         nodes, weights = self.model.proto.graph.node, self.model.weights
-        rounded = {o for n in nodes if n.op_type in (*QONNX_OPS, "DequantizeLinear") and n.input[0] in weights for o in n.output}
-        return tuple(Node(n, self.shapes, self.model, frozenset({*weights, *rounded})) for n in nodes)
+        rounded = {
+            o
+            for n in nodes
+            if n.op_type in (*QONNX_OPS, "DequantizeLinear") and n.input[0] in weights
+            for o in n.output
+        }
+        return tuple(
+            Node(n, self.shapes, self.model, frozenset({*weights, *rounded})) for n in nodes
+        )
 
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the graph's inputs."""
-        return {v.name: self.shapes[v.name] for v in self.model.proto.graph.input if v.name not in self.model.weights}
+        return {
+            v.name: self.shapes[v.name]
+            for v in self.model.proto.graph.input
+            if v.name not in self.model.weights
+        }
 
     def feeds(self, samples: Samples) -> list[dict[str, np.ndarray]]:
         """The samples, input name -> (n, ...), as feeds of the model's batch; what fills no batch is left out.
@@ -139,13 +164,25 @@ class Prepared:
         count = min(len(samples[n]) // _batch(s) for n, s in shapes.items())
         if not count:
             batch = ", ".join(f"{n} {list(s)}" for n, s in shapes.items())
-            raise DataError("samples-few", f"there are fewer samples than one run of the model takes ({batch}); give more")
-        return [{n: np.asarray(samples[n])[i * _batch(s) : (i + 1) * _batch(s)].reshape(s) for n, s in shapes.items()} for i in range(count)]
+            raise DataError(
+                "samples-few",
+                f"there are fewer samples than one run of the model takes ({batch}); give more",
+            )
+        return [
+            {
+                n: np.asarray(samples[n])[i * _batch(s) : (i + 1) * _batch(s)].reshape(s)
+                for n, s in shapes.items()
+            }
+            for i in range(count)
+        ]
 
     def invented(self, runs: int) -> dict[str, np.ndarray]:
         """Samples for so many runs: seeded numbers, uniform in [0, 1)."""
         generator = np.random.default_rng(0)
-        return {n: generator.random((runs * _batch(s), *s[1:]), np.float32) for n, s in self.inputs().items()}
+        return {
+            n: generator.random((runs * _batch(s), *s[1:]), np.float32)
+            for n, s in self.inputs().items()
+        }
 
 
 @dataclass(frozen=True)
@@ -198,7 +235,9 @@ class Target:
     sources: tuple[str, ...] = ()
 
 
-def prepare(model: Model, name: str, target: Target, shapes: Mapping[str, Sequence[int]] | None = None) -> Prepared:
+def prepare(
+    model: Model, name: str, target: Target, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Prepared:
     """The model as a target reads it.
 
     Parameters
@@ -226,32 +265,51 @@ def prepare(model: Model, name: str, target: Target, shapes: Mapping[str, Sequen
         if known.shape(value.name) is not None:
             value.type.CopyFrom(known.types[value.name])
     made = {o for n in copy.proto.graph.node for o in n.output if o}
-    copy.proto.graph.value_info.extend(helper.make_value_info(n, t) for n, t in known.types.items() if n in made and n not in io_names)
+    copy.proto.graph.value_info.extend(
+        helper.make_value_info(n, t)
+        for n, t in known.types.items()
+        if n in made and n not in io_names
+    )
     sizes = {n: s for n in known.types if (s := _whole(known.shape(n))) is not None}
     unknown = sorted(made - set(sizes))
     if unknown:
-        notes.append(f"{len(unknown)} tensors have no fixed shape, the first is {unknown[0]!r}: compilers for fixed hardware refuse them")
+        notes.append(
+            f"{len(unknown)} tensors have no fixed shape, the first is {unknown[0]!r}: compilers for fixed hardware refuse them"
+        )
     return Prepared(name, copy, sizes, tuple(notes))
 
 
 def explicit(model: Model) -> Model:
     """A copy whose layers say everything: default attributes written out, weights of Gemm as (out, in). Importers of
-    accelerators read attributes where they stand and know few defaults."""
+    accelerators read attributes where they stand and know few defaults.
+    """
     copy = model.edit()
     for node in copy.proto.graph.node:
-        weight = copy.weights.get(node.input[1]) if node.op_type in _WINDOWS and node.input[1:] else None
+        weight = (
+            copy.weights.get(node.input[1]) if node.op_type in _WINDOWS and node.input[1:] else None
+        )
         rank = len(weight.shape) - 2 if weight is not None else 0
         if node.op_type in (*_WINDOWS, "MaxPool", "AveragePool"):
             rank = rank or len(attribute(node, "kernel_shape", ()))
         defaults: dict[str, Any] = dict(_DEFAULTS.get(node.op_type, {}))
         if rank > 0:
-            defaults |= {"strides": [1] * rank} | ({"dilations": [1] * rank, "group": 1} if node.op_type in _WINDOWS else {})
+            defaults |= {"strides": [1] * rank} | (
+                {"dilations": [1] * rank, "group": 1} if node.op_type in _WINDOWS else {}
+            )
             defaults |= {"kernel_shape": list(weight.shape[2:])} if weight is not None else {}
-            defaults |= {"pads": [0] * (2 * rank)} if attribute(node, "auto_pad", "NOTSET") == "NOTSET" else {}
+            defaults |= (
+                {"pads": [0] * (2 * rank)}
+                if attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+                else {}
+            )
         for name, value in defaults.items():
             if attribute(node, name) is None:
                 set_attribute(node, name, value)
-        if node.op_type == "Gemm" and not attribute(node, "transB") and node.input[1] in copy.weights:
+        if (
+            node.op_type == "Gemm"
+            and not attribute(node, "transB")
+            and node.input[1] in copy.weights
+        ):
             _transpose_weight(copy, node)
     remove_dead(copy)
     return copy
@@ -265,7 +323,9 @@ def _transpose_weight(model: Model, node: NodeProto) -> None:
     while name in model.weights and not np.array_equal(model.weights[name].array(), values):
         name += "_"
     if name not in model.weights:
-        model.proto.graph.initializer.add(name=name, data_type=model.weights[old].dtype, dims=values.shape)
+        model.proto.graph.initializer.add(
+            name=name, data_type=model.weights[old].dtype, dims=values.shape
+        )
         cast(dict[str, Any], model.weights)[name] = from_array(values)
     node.input[1] = name
     set_attribute(node, "transB", 1)
@@ -286,18 +346,38 @@ def _batch(shape: tuple[int, ...]) -> int:
 
 def foreign(model: Model) -> tuple[str, ...]:
     """Operators of domains that onnxruntime has no kernels for, such as QONNX's Quant."""
-    return tuple(dict.fromkeys(n.op_type for n in model.proto.graph.node if n.domain not in (*STANDARD_DOMAINS, *_RUNTIME_DOMAINS)))
+    return tuple(
+        dict.fromkeys(
+            n.op_type
+            for n in model.proto.graph.node
+            if n.domain not in (*STANDARD_DOMAINS, *_RUNTIME_DOMAINS)
+        )
+    )
 
 
 def check(prepared: Prepared, target: Target) -> tuple[Check, ...]:
     """What the target says about every node, in graph order, notes on the whole model first."""
     found = [Check("", "", "note", text) for text in prepared.notes]
     if unknown := foreign(prepared.model):
-        found.append(Check("", "", "note", f"onnxruntime has no {', '.join(unknown)}: the bundle holds no outputs to compare with"))
-    found += [Check("", "", severity, text) for severity, text in (target.whole(prepared) if target.whole else ())]
+        found.append(
+            Check(
+                "",
+                "",
+                "note",
+                f"onnxruntime has no {', '.join(unknown)}: the bundle holds no outputs to compare with",
+            )
+        )
+    found += [
+        Check("", "", severity, text)
+        for severity, text in (target.whole(prepared) if target.whole else ())
+    ]
     for node in prepared.nodes():
         if node.op not in target.ops:
-            found.append(Check(node.name, node.op, target.otherwise, f"{target.title} does not run {node.op}"))
+            found.append(
+                Check(
+                    node.name, node.op, target.otherwise, f"{target.title} does not run {node.op}"
+                )
+            )
         for test in (*target.ops.get(node.op, ()), *target.everywhere):
             found += [Check(node.name, node.op, severity, text) for severity, text in test(node)]
     return tuple(found)
@@ -313,7 +393,9 @@ def _converted(model: Model, target: Target, notes: list[str]) -> Model:
     try:
         return converted(model, target.opset)
     except OnnxpruneError as problem:
-        notes.append(f"opset {model.opset} stays, {target.title} reads {target.opset} best: {problem.message}")
+        notes.append(
+            f"opset {model.opset} stays, {target.title} reads {target.opset} best: {problem.message}"
+        )
         return model
 
 

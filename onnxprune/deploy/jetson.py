@@ -22,7 +22,9 @@ from onnxprune.ir.half import to_half
 from onnxprune.ir.io import to_bytes
 from onnxprune.ir.quantize import is_quantized, quantize
 
-BUSY_SHARE = 0.5  # of the highest GPU load in a log; samples below it are engine loading and shut-down
+BUSY_SHARE = (
+    0.5  # of the highest GPU load in a log; samples below it are engine loading and shut-down
+)
 TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")  # the whole module on one rail
 INNER_RAILS = frozenset({"VDDQ_VDD2_1V8AO"})  # fed by another rail of the list
 
@@ -77,16 +79,29 @@ def parse(results: Path, model: str) -> Result:
     environment = _environment(results)
     warm_up = environment.get("warm_up_ms")
     warm_up = float(warm_up) if isinstance(warm_up, (int, float)) else 0.0
-    runs = [parse_times(p.read_text(encoding="utf-8", errors="replace"), warm_up) for p in sorted(results.glob(f"{model}.*.times.json"))]
+    runs = [
+        parse_times(p.read_text(encoding="utf-8", errors="replace"), warm_up)
+        for p in sorted(results.glob(f"{model}.*.times.json"))
+    ]
     if not runs:
-        raise DataError("results-missing", f"{results} has no {model}.*.times.json: the run on the device did not finish; see its *.log")
+        raise DataError(
+            "results-missing",
+            f"{results} has no {model}.*.times.json: the run on the device did not finish; see its *.log",
+        )
     latency = np.concatenate([r.latency_ms for r in runs])
     q1, median, q3 = np.percentile(latency, [25, 50, 75])
     figures = {
-        "latency_ms": float(median), "latency_min_ms": float(latency.min()), "latency_p99_ms": float(np.percentile(latency, 99)),
-        "latency_iqr_ms": float(q3 - q1), "inferences": float(len(latency)), "throughput_per_s": 1e3 / float(np.mean([r.period_ms for r in runs])),
+        "latency_ms": float(median),
+        "latency_min_ms": float(latency.min()),
+        "latency_p99_ms": float(np.percentile(latency, 99)),
+        "latency_iqr_ms": float(q3 - q1),
+        "inferences": float(len(latency)),
+        "throughput_per_s": 1e3 / float(np.mean([r.period_ms for r in runs])),
     }
-    powers = [busy_mw(parse_tegrastats(p.read_text(errors="replace"))) for p in sorted(results.glob(f"{model}.*.power.log"))]
+    powers = [
+        busy_mw(parse_tegrastats(p.read_text(errors="replace")))
+        for p in sorted(results.glob(f"{model}.*.power.log"))
+    ]
     notes = []
     if powers and np.isfinite(powers).any():
         figures["power_mw"] = float(np.nanmean(powers))
@@ -97,9 +112,15 @@ def parse(results: Path, model: str) -> Result:
     else:
         notes.append("no power rails in the tegrastats log: no energy")
     if "done" not in str(environment.get("clocks_set", "done")):
-        notes.append(f"clocks were not fixed ({environment['clocks_set']}): latencies vary with load and temperature")
+        notes.append(
+            f"clocks were not fixed ({environment['clocks_set']}): latencies vary with load and temperature"
+        )
     profile = results / f"{model}.profile.json"
-    layers = parse_profile(profile.read_text(encoding="utf-8", errors="replace")) if profile.is_file() else {}
+    layers = (
+        parse_profile(profile.read_text(encoding="utf-8", errors="replace"))
+        if profile.is_file()
+        else {}
+    )
     information = results / f"{model}.layers.json"
     options = environment.get("options")
     if isinstance(options, dict) and options.get("dla", "none") != "none" and information.is_file():
@@ -113,7 +134,11 @@ def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Sampl
     if options["precision"] == "fp16":
         found |= {f"models/{m.name}.fp16.onnx": to_bytes(to_half(m.model)) for m in models}
     if options["precision"] == "int8":
-        found |= {f"models/{m.name}.int8.onnx": to_bytes(quantize(m.model, samples, qdq=True)) for m in models if not is_quantized(m.model)}
+        found |= {
+            f"models/{m.name}.int8.onnx": to_bytes(quantize(m.model, samples, qdq=True))
+            for m in models
+            if not is_quantized(m.model)
+        }
     return found
 
 
@@ -125,7 +150,9 @@ def _number(match: re.Match[str] | None) -> float:
 def _environment(results: Path) -> dict[str, Any]:
     """What run.py wrote about the device."""
     try:
-        found = json.loads((results / "environment.json").read_text(encoding="utf-8", errors="replace"))
+        found = json.loads(
+            (results / "environment.json").read_text(encoding="utf-8", errors="replace")
+        )
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -139,33 +166,66 @@ def _not_on_dla(text: str) -> list[str]:
         return []
     names = [str(r.get("Name", "")) if isinstance(r, dict) else str(r) for r in rows]
     outside = [n for n in names if "ForeignNode" not in n and not n.startswith("Reformat") and n]
-    return [f"{len(outside)} of {len(names)} layers stayed on the GPU: {', '.join(outside[:5])}"] if outside else []
+    return (
+        [f"{len(outside)} of {len(names)} layers stayed on the GPU: {', '.join(outside[:5])}"]
+        if outside
+        else []
+    )
 
 
-_RAIL = re.compile(r"(?<![\w/])([A-Z][A-Z0-9_]+) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?![\w(])", re.ASCII)
+_RAIL = re.compile(
+    r"(?<![\w/])([A-Z][A-Z0-9_]+) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?![\w(])", re.ASCII
+)
 _GPU = re.compile(r"\bGR3D(?:_FREQ)? (\d{1,3})%", re.ASCII)
 _STAMP = re.compile(r"(\d{1,15}\.\d{1,9}) ", re.ASCII)
 
 # TensorRT developer guide, "DLA supported layers and restrictions"
 _DLA_CONV = (
-    limits.rank(4, "fallback"), limits.constant_weights("fallback"), limits.kernel_at_most(32, "fallback"), limits.stride_at_most(8, "fallback"),
+    limits.rank(4, "fallback"),
+    limits.constant_weights("fallback"),
+    limits.kernel_at_most(32, "fallback"),
+    limits.stride_at_most(8, "fallback"),
 )
-_DLA_POOL = (limits.rank(4, "fallback"), limits.kernel_at_most(8, "fallback"), limits.stride_at_most(16, "fallback"), limits.no_dilation("fallback"))
+_DLA_POOL = (
+    limits.rank(4, "fallback"),
+    limits.kernel_at_most(8, "fallback"),
+    limits.stride_at_most(16, "fallback"),
+    limits.no_dilation("fallback"),
+)
 DLA_OPS = {
     "Conv": _DLA_CONV,
-    "ConvTranspose": (*_DLA_CONV, limits.no_groups(False, "fallback"), limits.no_dilation("fallback")),
+    "ConvTranspose": (
+        *_DLA_CONV,
+        limits.no_groups(False, "fallback"),
+        limits.no_dilation("fallback"),
+    ),
     "MaxPool": _DLA_POOL,
     "AveragePool": (*_DLA_POOL, limits.attribute_is("count_include_pad", 0, 1, severity="note")),
-    "GlobalAveragePool": (limits.rank(4, "fallback"), limits.always("note", "runs on DLA up to an 8x8 window, larger ones on the GPU")),
-    "Relu": (), "Sigmoid": (), "Tanh": (), "Clip": (), "LeakyRelu": (), "PRelu": (),
+    "GlobalAveragePool": (
+        limits.rank(4, "fallback"),
+        limits.always("note", "runs on DLA up to an 8x8 window, larger ones on the GPU"),
+    ),
+    "Relu": (),
+    "Sigmoid": (),
+    "Tanh": (),
+    "Clip": (),
+    "LeakyRelu": (),
+    "PRelu": (),
     **{op: (limits.rank(4, "fallback"),) for op in ("Add", "Sub", "Mul", "Max", "Min", "Div")},
     "BatchNormalization": (limits.rank(4, "fallback"),),
-    "Concat": (limits.rank(4, "fallback"), limits.attribute_is("axis", 1, 1, -3, severity="fallback")),
+    "Concat": (
+        limits.rank(4, "fallback"),
+        limits.attribute_is("axis", 1, 1, -3, severity="fallback"),
+    ),
     "LRN": (limits.attribute_is("size", 0, 3, 5, 7, 9, severity="fallback"),),
     "Softmax": (limits.always("note", "on Orin's DLA only"),),
     "Resize": (limits.attribute_is("mode", "nearest", "nearest", severity="fallback"),),
-    "Slice": (limits.rank(4, "fallback"),), "Split": (limits.rank(4, "fallback"),),
-    "QuantizeLinear": (), "DequantizeLinear": (), "Identity": (), "Constant": (),
+    "Slice": (limits.rank(4, "fallback"),),
+    "Split": (limits.rank(4, "fallback"),),
+    "QuantizeLinear": (),
+    "DequantizeLinear": (),
+    "Identity": (),
+    "Constant": (),
 }
 
 TARGET = Target(
@@ -180,7 +240,11 @@ TARGET = Target(
     options={
         "precision": Option("fp16", "what the engine computes in", ("fp32", "fp16", "int8")),
         "dla": Option("none", "DLA core to use", ("none", "0", "1")),
-        "clocks": Option("max", "fix the clocks at their highest (needs sudo without password) or leave them", ("max", "keep")),
+        "clocks": Option(
+            "max",
+            "fix the clocks at their highest (needs sudo without password) or leave them",
+            ("max", "keep"),
+        ),
         "power-mode": Option("0", "nvpmodel -m"),
         "duration": Option("10", "seconds of a timing round"),
         "rounds": Option("3", "rounds of each model, in turns"),
@@ -191,5 +255,7 @@ TARGET = Target(
     files=files,
     opset=0,
     multiple=16,
-    sources=("https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-with-dla.html",),
+    sources=(
+        "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-with-dla.html",
+    ),
 )

@@ -56,7 +56,10 @@ def no_groups(depthwise: bool, severity: str = "unsupported") -> Test:
     def test(node: Node) -> Finding:
         group = node.get("group", 1)
         if group > 1 and not (depthwise and node.depthwise):
-            yield severity, f"{group} groups; only {'dense and depthwise' if depthwise else 'dense'} convolutions"
+            yield (
+                severity,
+                f"{group} groups; only {'dense and depthwise' if depthwise else 'dense'} convolutions",
+            )
 
     return test
 
@@ -93,7 +96,10 @@ def channels_multiple(multiple: int) -> Test:
         if channels is not None and channels[1] % multiple:
             out = channels[1]
             padded = -(-out // multiple) * multiple
-            yield "slow", f"{out} output channels cost what {padded} cost (multiple of {multiple}): {100 * (1 - out / padded):.0f} % idle"
+            yield (
+                "slow",
+                f"{out} output channels cost what {padded} cost (multiple of {multiple}): {100 * (1 - out / padded):.0f} % idle",
+            )
 
     return test
 
@@ -104,11 +110,22 @@ def clip_is(*bounds: tuple[float, float]) -> Test:
     def test(node: Node) -> Finding:
         low, high = node.value(1), node.value(2)
         if node.get("max") is not None or node.get("min") is not None:
-            found: tuple[float, float] | None = (float(node.get("min", -1)), float(node.get("max", -1)))
+            found: tuple[float, float] | None = (
+                float(node.get("min", -1)),
+                float(node.get("max", -1)),
+            )
         else:
-            found = (float(low), float(high)) if low is not None and high is not None and low.size == high.size == 1 else None
+            found = (
+                (float(low), float(high))
+                if low is not None and high is not None and low.size == high.size == 1
+                else None
+            )
         if found not in bounds:
-            yield "unsupported", f"Clip to {found if found else 'computed bounds'}; only " + ", ".join(str(b) for b in bounds)
+            yield (
+                "unsupported",
+                f"Clip to {found if found else 'computed bounds'}; only "
+                + ", ".join(str(b) for b in bounds),
+            )
 
     return test
 
@@ -118,12 +135,18 @@ def leaky_slope(slope: float, note: str) -> Test:
 
     def test(node: Node) -> Finding:
         alpha = node.get("alpha", 0.01)
-        yield ("note", note) if abs(alpha - slope) < 1e-4 else ("unsupported", f"slope {alpha:g}, not {slope:g}; {note}")
+        yield (
+            ("note", note)
+            if abs(alpha - slope) < 1e-4
+            else ("unsupported", f"slope {alpha:g}, not {slope:g}; {note}")
+        )
 
     return test
 
 
-def attribute_is(name: str, default: object, *allowed: object, severity: str = "unsupported") -> Test:
+def attribute_is(
+    name: str, default: object, *allowed: object, severity: str = "unsupported"
+) -> Test:
     """An attribute with one of the allowed values."""
 
     def test(node: Node) -> Finding:

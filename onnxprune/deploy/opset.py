@@ -7,16 +7,36 @@ import onnx.version_converter
 from onnx import ModelProto, NodeProto
 
 from onnxprune.errors import ModelError, OnnxpruneError
-from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label, nested, set_attribute
+from onnxprune.ir.passes.canonicalize import canonicalize
 
 # attributes that later versions added, with the value under which the node is what it was before
 ADDED = {
-    "allowzero": 0, "training_mode": 0, "antialias": 0, "keep_aspect_ratio_policy": "stretch", "layout": 0, "reduction": "none", "num_outputs": None,
-    "start": 0, "stash_type": None, "output_dtype": 0, "block_size": 0, "saturate": 1,
+    "allowzero": 0,
+    "training_mode": 0,
+    "antialias": 0,
+    "keep_aspect_ratio_policy": "stretch",
+    "layout": 0,
+    "reduction": "none",
+    "num_outputs": None,
+    "start": 0,
+    "stash_type": None,
+    "output_dtype": 0,
+    "block_size": 0,
+    "saturate": 1,
 }
-REDUCED = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")
+REDUCED = (
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceSumSquare",
+)
 AXES_AS_INPUT = 18  # opset in which the operators of REDUCED take their axes as an input
 
 
@@ -47,12 +67,17 @@ def converted(model: Model, opset: int) -> Model:
 def _raised(model: Model, opset: int) -> Model:
     """By onnx's converter."""
     try:
-        proto = onnx.version_converter.convert_version(ModelProto.FromString(to_bytes(model)), opset)
+        proto = onnx.version_converter.convert_version(
+            ModelProto.FromString(to_bytes(model)), opset
+        )
         made = canonicalize(load(proto))
     except OnnxpruneError:
         raise
     except Exception as problem:  # onnx's C++ errors have no common type
-        raise ModelError("opset-conversion", f"onnx's converter fails: {str(problem).strip().splitlines()[0][:200]}") from problem
+        raise ModelError(
+            "opset-conversion",
+            f"onnx's converter fails: {str(problem).strip().splitlines()[0][:200]}",
+        ) from problem
     if made.opset != opset:
         raise ModelError("opset-conversion", f"onnx's converter leaves it at {made.opset}")
     return made
@@ -63,7 +88,9 @@ def _lower(model: Model, node: NodeProto, opset: int) -> None:
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
-        raise ModelError("opset-conversion", f"operator set {opset} has no {node.op_type} (node {label(node)!r})") from None
+        raise ModelError(
+            "opset-conversion", f"operator set {opset} has no {node.op_type} (node {label(node)!r})"
+        ) from None
     if node.op_type in REDUCED and opset < AXES_AS_INPUT <= model.opset:
         _axes_to_attribute(model, node)
     for name, neutral in ADDED.items():
@@ -74,8 +101,15 @@ def _lower(model: Model, node: NodeProto, opset: int) -> None:
             node.attribute.extend(kept)
     later = [a.name for a in node.attribute if a.name not in schema.attributes]
     if later or len(node.input) > schema.max_input or len(node.output) > schema.max_output:
-        what = f"attribute {later[0]!r}" if later else f"{len(node.input)} inputs and {len(node.output)} outputs"
-        raise ModelError("opset-conversion", f"{node.op_type} has no {what} in operator set {opset} (node {label(node)!r})")
+        what = (
+            f"attribute {later[0]!r}"
+            if later
+            else f"{len(node.input)} inputs and {len(node.output)} outputs"
+        )
+        raise ModelError(
+            "opset-conversion",
+            f"{node.op_type} has no {what} in operator set {opset} (node {label(node)!r})",
+        )
 
 
 def _axes_to_attribute(model: Model, node: NodeProto) -> None:
@@ -83,7 +117,9 @@ def _axes_to_attribute(model: Model, node: NodeProto) -> None:
     if len(node.input) < 2 or not node.input[1]:
         return
     if attribute(node, "noop_with_empty_axes", 0) or node.input[1] not in model.weights:
-        raise ModelError("opset-conversion", f"the axes of {node.op_type} are computed (node {label(node)!r})")
+        raise ModelError(
+            "opset-conversion", f"the axes of {node.op_type} are computed (node {label(node)!r})"
+        )
     set_attribute(node, "axes", [int(a) for a in model.weights[node.input[1]].array().reshape(-1)])
     del node.input[1:]
     kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]

@@ -50,9 +50,14 @@ class Options:
         if self.threads < 1:
             raise UsageError("threads", f"threads is {self.threads}; at least 1")
         if self.precision not in PRECISIONS:
-            raise UsageError("precision", f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+            raise UsageError(
+                "precision", f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}"
+            )
         if self.level not in LEVELS:
-            raise UsageError("optimisation-level", f"optimisation level {self.level!r} is none of {', '.join(LEVELS)}")
+            raise UsageError(
+                "optimisation-level",
+                f"optimisation level {self.level!r} is none of {', '.join(LEVELS)}",
+            )
 
 
 DEFAULTS = Options()
@@ -122,7 +127,11 @@ class Measurement:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a report, layers included."""
-        return {**asdict(self), "iqr_ms": self.iqr_ms, "layers": [layer.as_dict() for layer in self.layers]}
+        return {
+            **asdict(self),
+            "iqr_ms": self.iqr_ms,
+            "layers": [layer.as_dict() for layer in self.layers],
+        }
 
 
 class Compiled(ABC):
@@ -227,13 +236,19 @@ def stdout_to_stderr() -> Iterator[None]:
 def refused(engine: str, problem: Exception | str) -> EngineError:
     """The error for a model that an engine does not take, with the first line of what it says."""
     lines = str(problem).strip().splitlines()
-    return EngineError("engine-refused", f"{engine} refuses the model: {lines[0][:300] if lines else type(problem).__name__}")
+    return EngineError(
+        "engine-refused",
+        f"{engine} refuses the model: {lines[0][:300] if lines else type(problem).__name__}",
+    )
 
 
 def only_precisions(engine: str, options: Options, *known: str) -> None:
     """EngineError where the options ask for a precision that is not in `known`."""
     if options.precision not in known:
-        raise EngineError("engine-precision", f"{engine} runs {', '.join(known)} here, not {options.precision}; change --precision")
+        raise EngineError(
+            "engine-precision",
+            f"{engine} runs {', '.join(known)} here, not {options.precision}; change --precision",
+        )
 
 
 def static_inputs(model: Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, TensorSpec]:
@@ -246,20 +261,43 @@ def static_inputs(model: Model, shapes: Mapping[str, Sequence[int]]) -> dict[str
     UsageError
         `shapes` names no input, contradicts a fixed axis, or is missing for a dynamic one.
     """
-    inputs = {v.name: v.type.tensor_type for v in model.proto.graph.input if v.name not in model.weights}
+    inputs = {
+        v.name: v.type.tensor_type for v in model.proto.graph.input if v.name not in model.weights
+    }
     for name in shapes:
         if name not in inputs:
-            raise UsageError("unknown-input", f"shape given for {name!r}; the model's inputs are {', '.join(inputs) or 'none'}")
+            raise UsageError(
+                "unknown-input",
+                f"shape given for {name!r}; the model's inputs are {', '.join(inputs) or 'none'}",
+            )
     found = {}
     for name, kind in inputs.items():
         declared = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
         given = shapes.get(name)
-        shape = tuple(given) if given is not None else tuple(1 if d is None and i == 0 else d for i, d in enumerate(declared))
-        clash = given is not None and kind.HasField("shape") and (len(shape) != len(declared) or any(d not in (None, n) for n, d in zip(shape, declared)))
+        shape = (
+            tuple(given)
+            if given is not None
+            else tuple(1 if d is None and i == 0 else d for i, d in enumerate(declared))
+        )
+        clash = (
+            given is not None
+            and kind.HasField("shape")
+            and (
+                len(shape) != len(declared)
+                or any(d not in (None, n) for n, d in zip(shape, declared, strict=False))
+            )
+        )
         if clash or None in shape:
             text = ",".join("?" if d is None else str(d) for d in declared)
-            raise UsageError("input-shape", f"input {name!r} is declared as [{text}]" + (f", {shape} does not fit" if clash else f"; pass --shape {name}:1,..."))
-        found[name] = TensorSpec(tuple(int(d) for d in shape if d is not None), np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+            raise UsageError(
+                "input-shape",
+                f"input {name!r} is declared as [{text}]"
+                + (f", {shape} does not fit" if clash else f"; pass --shape {name}:1,..."),
+            )
+        found[name] = TensorSpec(
+            tuple(int(d) for d in shape if d is not None),
+            np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)),
+        )
     return found
 
 
@@ -267,7 +305,11 @@ def random_feeds(inputs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, n
     """Inputs to time with: floats uniform in [0, 1), integers 0, booleans false (indices stay in range)."""
     generator = np.random.default_rng(seed)
     return {
-        name: (generator.random(spec.shape) if np.issubdtype(spec.dtype, np.floating) else np.zeros(spec.shape)).astype(spec.dtype)
+        name: (
+            generator.random(spec.shape)
+            if np.issubdtype(spec.dtype, np.floating)
+            else np.zeros(spec.shape)
+        ).astype(spec.dtype)
         for name, spec in inputs.items()
     }
 

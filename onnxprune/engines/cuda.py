@@ -17,8 +17,17 @@ from onnxprune.errors import EngineError
 
 INSTALL = "pip install cuda-python (or pycuda)"
 _DRIVERS = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
-_GRAPH_CALLS = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy", "cuGraphLaunch", "cuGraphExecDestroy")
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may call what a capture forbids
+_GRAPH_CALLS = (
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphDestroy",
+    "cuGraphLaunch",
+    "cuGraphExecDestroy",
+)
+_THREAD_LOCAL = (
+    1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may call what a capture forbids
+)
 
 
 class Cuda(ABC):
@@ -67,7 +76,9 @@ def open_cuda() -> Cuda:
         return CudaPython()
     if _has("pycuda"):
         return PyCuda()
-    raise EngineError("engine-missing", f"memory and timing on the GPU need cuda-python or pycuda: {INSTALL}")
+    raise EngineError(
+        "engine-missing", f"memory and timing on the GPU need cuda-python or pycuda: {INSTALL}"
+    )
 
 
 def has_binding() -> bool:
@@ -79,7 +90,12 @@ def has_gpu() -> bool:
     """Whether the driver finds a device; asks nothing but the driver."""
     driver = _driver()
     count = ctypes.c_int()
-    return driver is not None and driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return (
+        driver is not None
+        and driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )
 
 
 def _driver() -> Any:
@@ -124,11 +140,25 @@ class CudaPython(Cuda):
         return self._memory[-1]
 
     def upload(self, address: int, values: np.ndarray) -> None:
-        self._call("cudaMemcpyAsync", address, values.ctypes.data, values.nbytes, self._api.cudaMemcpyKind.cudaMemcpyHostToDevice, self._stream)
+        self._call(
+            "cudaMemcpyAsync",
+            address,
+            values.ctypes.data,
+            values.nbytes,
+            self._api.cudaMemcpyKind.cudaMemcpyHostToDevice,
+            self._stream,
+        )
         self.synchronize()
 
     def download(self, values: np.ndarray, address: int) -> None:
-        self._call("cudaMemcpyAsync", values.ctypes.data, address, values.nbytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost, self._stream)
+        self._call(
+            "cudaMemcpyAsync",
+            values.ctypes.data,
+            address,
+            values.nbytes,
+            self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost,
+            self._stream,
+        )
         self.synchronize()
 
     def synchronize(self) -> None:
@@ -142,7 +172,11 @@ class CudaPython(Cuda):
         return float(self._call("cudaEventElapsedTime", self._begin, self._end))
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
-        self._call("cudaStreamBeginCapture", self._stream, self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        self._call(
+            "cudaStreamBeginCapture",
+            self._stream,
+            self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+        )
         try:
             launch()
         finally:
@@ -167,7 +201,10 @@ class CudaPython(Cuda):
         status, *results = getattr(self._api, name)(*values)
         if int(status) != 0:
             _, text = self._api.cudaGetErrorString(status)
-            raise EngineError("cuda-failed", f"{name} failed: {text.decode() if isinstance(text, bytes) else text}")
+            raise EngineError(
+                "cuda-failed",
+                f"{name} failed: {text.decode() if isinstance(text, bytes) else text}",
+            )
         return results[0] if results else None
 
 
@@ -178,7 +215,9 @@ class PyCuda(Cuda):
         from pycuda import driver
 
         self._library = _driver()
-        self.graphs = self._library is not None and all(hasattr(self._library, name) for name in _GRAPH_CALLS)
+        self.graphs = self._library is not None and all(
+            hasattr(self._library, name) for name in _GRAPH_CALLS
+        )
         self._graphs: list[ctypes.c_void_p] = []
         self._driver: Any = driver
         driver.init()
@@ -216,7 +255,10 @@ class PyCuda(Cuda):
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         if not self.graphs:
-            raise EngineError("cuda-graph", f"the driver's library has no CUDA graphs (they came with version 11.4 of CUDA): {INSTALL}")
+            raise EngineError(
+                "cuda-graph",
+                f"the driver's library has no CUDA graphs (they came with version 11.4 of CUDA): {INSTALL}",
+            )
         stream, graph, ready = ctypes.c_void_p(self.stream), ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL))
         try:

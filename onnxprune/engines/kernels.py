@@ -17,13 +17,35 @@ from onnx import ModelProto, NodeProto
 
 from onnxprune.engines.base import LayerTime
 
-CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger", "Einsum", "Gemm", "GRU", "LSTM", "MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul", "RNN"})
+CONTRACTIONS = frozenset(
+    {
+        "Conv",
+        "ConvTranspose",
+        "ConvInteger",
+        "Einsum",
+        "Gemm",
+        "GRU",
+        "LSTM",
+        "MatMul",
+        "MatMulInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RNN",
+    }
+)
 _BLOCKED = "_nchwc"
 _SUFFIX = "_kernel_time"
 # optimised operator -> original operators it is made around; an operator that is not here and not in the original is a composite
 _CORES = {
-    "FusedConv": ("Conv",), "NhwcFusedConv": ("Conv",), "QLinearConv": ("Conv",), "Gemm": ("Gemm", "MatMul"), "FusedGemm": ("Gemm", "MatMul"),
-    "FusedMatMul": ("MatMul",), "QLinearMatMul": ("MatMul",), "MatMulInteger": ("MatMul",), "QGemm": ("Gemm",),
+    "FusedConv": ("Conv",),
+    "NhwcFusedConv": ("Conv",),
+    "QLinearConv": ("Conv",),
+    "Gemm": ("Gemm", "MatMul"),
+    "FusedGemm": ("Gemm", "MatMul"),
+    "FusedMatMul": ("MatMul",),
+    "QLinearMatMul": ("MatMul",),
+    "MatMulInteger": ("MatMul",),
+    "QGemm": ("Gemm",),
 }
 
 
@@ -45,7 +67,11 @@ def kernel_times(path: Path, *, skip: int) -> list[Kernel]:
         if event.get("cat") != "Node" or not name.endswith(_SUFFIX):
             continue
         arguments = event.get("args", {})
-        key = (int(arguments.get("node_index", -1)), name.removesuffix(_SUFFIX), str(arguments.get("op_name", "")))
+        key = (
+            int(arguments.get("node_index", -1)),
+            name.removesuffix(_SUFFIX),
+            str(arguments.get("op_name", "")),
+        )
         times.setdefault(key, []).append(float(event["dur"]) / 1e3)
     return [Kernel(name, op, middle_mean(ms[skip:] or ms)) for (_, name, op), ms in times.items()]
 
@@ -56,7 +82,9 @@ def middle_mean(values: Sequence[float]) -> float:
     return statistics.fmean(sorted(values)[cut : len(values) - cut])
 
 
-def map_kernels(kernels: Sequence[Kernel], optimised: ModelProto, original: ModelProto) -> tuple[LayerTime, ...]:
+def map_kernels(
+    kernels: Sequence[Kernel], optimised: ModelProto, original: ModelProto
+) -> tuple[LayerTime, ...]:
     """Kernels with the nodes they compute, in the order of the profile."""
     owners = _owners(optimised.graph.node, original.graph.node)
     by_name: dict[str, list[int]] = {}
@@ -66,7 +94,10 @@ def map_kernels(kernels: Sequence[Kernel], optimised: ModelProto, original: Mode
     for kernel in kernels:
         indices = by_name.get(kernel.name, [])
         index = indices.pop(0) if len(indices) > 1 else indices[0] if indices else -1
-        nodes = [original.graph.node[i] for i in sorted(i for i, owner in owners.items() if owner == index)]
+        nodes = [
+            original.graph.node[i]
+            for i in sorted(i for i, owner in owners.items() if owner == index)
+        ]
         layers.append(layer_time(kernel.name, kernel.op, kernel.time_ms, nodes))
     return tuple(layers)
 
@@ -76,15 +107,25 @@ def layer_time(name: str, op: str, time_ms: float, nodes: Sequence[NodeProto]) -
     tensors = tuple(output for node in nodes for output in node.output if output)
     contraction = next((node.output[0] for node in nodes if node.op_type in CONTRACTIONS), None)
     key = contraction or (tensors[-1] if tensors else "")
-    return LayerTime(name, op, time_ms, tuple(node.name or node.output[0] for node in nodes), tensors, key)
+    return LayerTime(
+        name, op, time_ms, tuple(node.name or node.output[0] for node in nodes), tensors, key
+    )
 
 
 def _owners(optimised: Sequence[NodeProto], original: Sequence[NodeProto]) -> dict[int, int]:
     """Original node index -> optimised node index."""
     producer = producers(original)
     named = {node.name: i for i, node in enumerate(original) if node.name}
-    anchors = {index: (anchor,) for index, node in enumerate(optimised) if (anchor := _anchor(node, producer, named)) is not None}
-    return share(original, anchors, {index: _CORES.get(node.op_type, (node.op_type,)) for index, node in enumerate(optimised)})
+    anchors = {
+        index: (anchor,)
+        for index, node in enumerate(optimised)
+        if (anchor := _anchor(node, producer, named)) is not None
+    }
+    return share(
+        original,
+        anchors,
+        {index: _CORES.get(node.op_type, (node.op_type,)) for index, node in enumerate(optimised)},
+    )
 
 
 def producers(nodes: Sequence[NodeProto]) -> dict[str, int]:
@@ -92,7 +133,11 @@ def producers(nodes: Sequence[NodeProto]) -> dict[str, int]:
     return {output: i for i, node in enumerate(nodes) for output in node.output if output}
 
 
-def share(nodes: Sequence[NodeProto], anchors: Mapping[int, Sequence[int]], cores: Mapping[int, Sequence[str]]) -> dict[int, int]:
+def share(
+    nodes: Sequence[NodeProto],
+    anchors: Mapping[int, Sequence[int]],
+    cores: Mapping[int, Sequence[str]],
+) -> dict[int, int]:
     """Give every node to one kernel.
 
     Parameters
@@ -118,8 +163,12 @@ def share(nodes: Sequence[NodeProto], anchors: Mapping[int, Sequence[int]], core
         own = [anchor for anchor in certain if owners[anchor] == kernel]
         if not any(nodes[anchor].op_type in cores[kernel] for anchor in own):
             _claim_inputs(kernel, own, cores[kernel], nodes, producer, owners)
-    for i, node in enumerate(nodes):  # what is left was fused into the kernel that makes its input: an activation, a shortcut's Add
-        if i not in owners and (found := [owners[producer[t]] for t in node.input if producer.get(t) in owners]):
+    for i, node in enumerate(
+        nodes
+    ):  # what is left was fused into the kernel that makes its input: an activation, a shortcut's Add
+        if i not in owners and (
+            found := [owners[producer[t]] for t in node.input if producer.get(t) in owners]
+        ):
             owners[i] = max(found)
     return owners
 
@@ -135,7 +184,12 @@ def _anchor(node: NodeProto, producer: Mapping[str, int], named: Mapping[str, in
 
 
 def _claim_inputs(
-    kernel: int, anchors: Sequence[int], cores: Sequence[str], nodes: Sequence[NodeProto], producer: Mapping[str, int], owners: dict[int, int]
+    kernel: int,
+    anchors: Sequence[int],
+    cores: Sequence[str],
+    nodes: Sequence[NodeProto],
+    producer: Mapping[str, int],
+    owners: dict[int, int],
 ) -> None:
     """Give a kernel the nodes before its anchors that were fused into it, back to the one it is made around."""
     pending = list(anchors)

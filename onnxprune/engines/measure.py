@@ -73,11 +73,16 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
     of a block runs with caches that the others filled and is left out where a block has more than one.
     """
     warm = {name: min(sampler(schedule.warmup)) for name, sampler in samplers.items()}
-    blocks = {name: int(np.clip(np.ceil(BLOCK_MS / max(t, 1e-6)), 1, MAX_BLOCK)) for name, t in warm.items()}
+    blocks = {
+        name: int(np.clip(np.ceil(BLOCK_MS / max(t, 1e-6)), 1, MAX_BLOCK))
+        for name, t in warm.items()
+    }
     times: dict[K, list[Sequence[float]]] = {name: [] for name in samplers}
     order = list(samplers)
     end = time.perf_counter() + schedule.seconds * len(samplers)
-    while (done := len(times[order[0]])) < schedule.max_rounds and (done < schedule.min_rounds or time.perf_counter() < end):
+    while (done := len(times[order[0]])) < schedule.max_rounds and (
+        done < schedule.min_rounds or time.perf_counter() < end
+    ):
         for name in order:
             extra = 1 if blocks[name] > 1 else 0
             times[name].append(samplers[name](blocks[name] + extra)[extra:])
@@ -85,17 +90,39 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
     return {name: np.asarray(rows, np.float64) for name, rows in times.items()}
 
 
-def summarise(engine: str, model: str, times: np.ndarray, *, threads: int = 1, precision: str = "f32", version: str = "") -> Measurement:
+def summarise(
+    engine: str,
+    model: str,
+    times: np.ndarray,
+    *,
+    threads: int = 1,
+    precision: str = "f32",
+    version: str = "",
+) -> Measurement:
     """Statistics of the (rounds, block) times of one contender."""
     q1, median, q3, p99 = np.percentile(times, [25, 50, 75, 99])
     low, middle, high = np.percentile(np.median(times, axis=1), [25, 50, 75])
     return Measurement(
-        engine, model, samples=times.size, rounds=len(times), median_ms=float(median), min_ms=float(times.min()), mean_ms=float(times.mean()),
-        p99_ms=float(p99), q1_ms=float(q1), q3_ms=float(q3), noise=float((high - low) / middle), threads=threads, precision=precision, version=version,
+        engine,
+        model,
+        samples=times.size,
+        rounds=len(times),
+        median_ms=float(median),
+        min_ms=float(times.min()),
+        mean_ms=float(times.mean()),
+        p99_ms=float(p99),
+        q1_ms=float(q1),
+        q3_ms=float(q3),
+        noise=float((high - low) / middle),
+        threads=threads,
+        precision=precision,
+        version=version,
     )
 
 
-def ratio(base: str, base_times: np.ndarray, contender: str, times: np.ndarray, *, seed: int = 0) -> Ratio:
+def ratio(
+    base: str, base_times: np.ndarray, contender: str, times: np.ndarray, *, seed: int = 0
+) -> Ratio:
     """Median over rounds of base / contender, rounds paired, with a bootstrap interval (percentile method)."""
     paired = np.median(base_times, axis=1) / np.median(times, axis=1)
     draws = np.random.default_rng(seed).integers(0, len(paired), (BOOTSTRAP, len(paired)))
@@ -106,14 +133,22 @@ def ratio(base: str, base_times: np.ndarray, contender: str, times: np.ndarray, 
 def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
     """What about this machine, before measuring, makes times less certain."""
     found = []
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     if threads > allowed:
-        found.append(f"{threads} threads on {allowed} CPUs: they wait for each other; pass --threads {allowed} or less")
+        found.append(
+            f"{threads} threads on {allowed} CPUs: they wait for each other; pass --threads {allowed} or less"
+        )
     elif not cores and allowed > threads:
-        found.append(f"{threads} thread{'s' * (threads > 1)} may move between {allowed} CPUs; pin them with --pin, or run under taskset")
+        found.append(
+            f"{threads} thread{'s' * (threads > 1)} may move between {allowed} CPUs; pin them with --pin, or run under taskset"
+        )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY_LOAD:
-        found.append(f"load average is {load:.1f}: other programs are running; ratios hold better than single times")
+        found.append(
+            f"load average is {load:.1f}: other programs are running; ratios hold better than single times"
+        )
     return found
 
 

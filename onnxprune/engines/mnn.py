@@ -32,7 +32,7 @@ from onnxprune.engines.base import (
     require,
     static_inputs,
     stdout_to_stderr,
-)  # fmt: skip
+)
 from onnxprune.engines.kernels import CONTRACTIONS, layer_time, middle_mean, producers, share
 from onnxprune.errors import EngineError
 from onnxprune.ir.io import save
@@ -64,7 +64,10 @@ class Mnn:
         return MnnModel(self.name, source, options)
 
     def limits(self) -> Mapping[str, str]:
-        return {"dtype": "float32 or int32 inputs", "precision": "bf16 and f16 are its \"low\" precision, which the CPU may or may not take up"}
+        return {
+            "dtype": "float32 or int32 inputs",
+            "precision": 'bf16 and f16 are its "low" precision, which the CPU may or may not take up',
+        }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
         return 1
@@ -87,10 +90,19 @@ class MnnModel(Compiled):
             _convert(name, path)
             self._net = MNN.Interpreter(str(path.with_suffix(".mnn")))
         with stdout_to_stderr():
-            self._session = self._net.createSession({"backend": "CPU", "precision": _PRECISION[options.precision], "numThread": options.threads})
+            self._session = self._net.createSession(
+                {
+                    "backend": "CPU",
+                    "precision": _PRECISION[options.precision],
+                    "numThread": options.threads,
+                }
+            )
         absent = set(self.outputs) - set(self._net.getSessionOutputAll(self._session))
         if absent:
-            raise EngineError("engine-refused", f"{name} lost the output {min(absent)!r} when it converted the model")
+            raise EngineError(
+                "engine-refused",
+                f"{name} lost the output {min(absent)!r} when it converted the model",
+            )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._feed(feeds)
@@ -99,7 +111,12 @@ class MnnModel(Compiled):
         for name in self.outputs:
             tensor = self._net.getSessionOutput(self._session, name)
             shape = tuple(tensor.getShape())
-            host = self._mnn.Tensor(shape, tensor.getDataType(), np.zeros(shape, np.int32 if self._is_int(tensor) else np.float32), self._mnn.Tensor_DimensionType_Caffe)
+            host = self._mnn.Tensor(
+                shape,
+                tensor.getDataType(),
+                np.zeros(shape, np.int32 if self._is_int(tensor) else np.float32),
+                self._mnn.Tensor_DimensionType_Caffe,
+            )
             tensor.copyToHostTensor(host)
             found[name] = np.array(host.getNumpyData()).reshape(shape)
         return found
@@ -125,7 +142,9 @@ class MnnModel(Compiled):
             return True
 
         def after(_: Any, op: Any) -> bool:
-            times.setdefault((op.getName(), op.getType()), []).append((time.perf_counter_ns() - started) / 1e6)
+            times.setdefault((op.getName(), op.getType()), []).append(
+                (time.perf_counter_ns() - started) / 1e6
+            )
             return True
 
         for _ in range(count + 1):
@@ -143,10 +162,19 @@ class MnnModel(Compiled):
             tensor = next((name.removesuffix(s) for s in _SUFFIXES if name.endswith(s)), name)
             if tensor in producer:
                 anchors[index] = (producer[tensor],)
-                cores[index] = tuple(CONTRACTIONS) if "onvolution" in op else (nodes[producer[tensor]].op_type,)
+                cores[index] = (
+                    tuple(CONTRACTIONS)
+                    if "onvolution" in op
+                    else (nodes[producer[tensor]].op_type,)
+                )
         owners = share(nodes, anchors, cores)
         return tuple(
-            layer_time(name, op, ms, [nodes[i] for i in sorted(i for i, owner in owners.items() if owner == index)])
+            layer_time(
+                name,
+                op,
+                ms,
+                [nodes[i] for i in sorted(i for i, owner in owners.items() if owner == index)],
+            )
             for index, (name, op, ms) in enumerate(kernels)
         )
 
@@ -154,7 +182,12 @@ class MnnModel(Compiled):
         for name, spec in self._inputs.items():
             tensor = self._net.getSessionInput(self._session, name)
             dtype = np.int32 if self._is_int(tensor) else np.float32
-            host = self._mnn.Tensor(spec.shape, tensor.getDataType(), np.ascontiguousarray(feeds[name], dtype), self._mnn.Tensor_DimensionType_Caffe)
+            host = self._mnn.Tensor(
+                spec.shape,
+                tensor.getDataType(),
+                np.ascontiguousarray(feeds[name], dtype),
+                self._mnn.Tensor_DimensionType_Caffe,
+            )
             tensor.copyFrom(host)
 
     def _infer(self) -> None:
@@ -168,13 +201,37 @@ class MnnModel(Compiled):
 def _convert(name: str, path: Path) -> None:
     """Write model.mnn beside `path`; EngineError where the converter fails."""
     target = path.with_suffix(".mnn")
-    command = [sys.executable, "-c", _CONVERT, "-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(target), "--bizCode", "onnxprune"]
+    command = [
+        sys.executable,
+        "-c",
+        _CONVERT,
+        "-f",
+        "ONNX",
+        "--modelFile",
+        str(path),
+        "--MNNModel",
+        str(target),
+        "--bizCode",
+        "onnxprune",
+    ]
     try:
-        done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, errors="replace", timeout=CONVERT_SECONDS, check=False)
+        done = subprocess.run(
+            command,
+            cwd=path.parent,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CONVERT_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
-        raise EngineError("engine-refused", f"{name}: the converter did not end within {CONVERT_SECONDS} s") from None
+        raise EngineError(
+            "engine-refused", f"{name}: the converter did not end within {CONVERT_SECONDS} s"
+        ) from None
     if done.returncode != 0 or not target.is_file():
-        words = (done.stdout.strip() or done.stderr.strip() or f"ended with status {done.returncode}").splitlines()
+        words = (
+            done.stdout.strip() or done.stderr.strip() or f"ended with status {done.returncode}"
+        ).splitlines()
         raise refused(f"{name}'s converter", words[-1])
 
 

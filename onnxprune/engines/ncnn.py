@@ -17,17 +17,37 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.engines.base import Compiled, Options, Source, fixed, installed, missing, only_precisions, open_model, refused, require, static_inputs
+from onnxprune.engines.base import (
+    Compiled,
+    Options,
+    Source,
+    fixed,
+    installed,
+    missing,
+    only_precisions,
+    open_model,
+    refused,
+    require,
+    static_inputs,
+)
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
-from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.io import Model, save
 from onnxprune.ir.nodes import label, set_attribute
+from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.shapes import infer
 
 CHANNELS = 16  # packs 16 channels with AVX-512
 CONVERT_SECONDS = 300
-_TYPES = {"float32": "f32", "float16": "f16", "int32": "i32", "int64": "i64", "int8": "i8", "uint8": "u8", "bool": "u8"}
+_TYPES = {
+    "float32": "f32",
+    "float16": "f16",
+    "int32": "i32",
+    "int64": "i64",
+    "int8": "i8",
+    "uint8": "u8",
+    "bool": "u8",
+}
 
 
 @dataclass(frozen=True)
@@ -79,28 +99,53 @@ class NcnnModel(Compiled):
         model = slices_as_pools(canonicalize(fixed(open_model(source), options.shapes)))
         self._inputs = static_inputs(model, {})
         self.outputs = tuple(o.name for o in model.proto.graph.output)
-        self._shapes = {o.name: tuple(d.dim_value for d in o.type.tensor_type.shape.dim) for o in model.proto.graph.output}
+        self._shapes = {
+            o.name: tuple(d.dim_value for d in o.type.tensor_type.shape.dim)
+            for o in model.proto.graph.output
+        }
         for input_name, spec in self._inputs.items():
             if spec.dtype != np.float32 or spec.shape[:1] != (1,):
-                raise EngineError("engine-refused", f"{name} takes float32 inputs of batch 1; {input_name!r} is {spec.dtype} {list(spec.shape)}")
+                raise EngineError(
+                    "engine-refused",
+                    f"{name} takes float32 inputs of batch 1; {input_name!r} is {spec.dtype} {list(spec.shape)}",
+                )
         _check_gathers(name, model)
         self._net: Any = ncnn.Net()
         self._net.opt.num_threads = options.threads
-        self._net.opt.use_fp16_packed = self._net.opt.use_fp16_storage = self._net.opt.use_fp16_arithmetic = False
+        self._net.opt.use_fp16_packed = self._net.opt.use_fp16_storage = (
+            self._net.opt.use_fp16_arithmetic
+        ) = False
         self._net.opt.use_bf16_storage = options.precision == "bf16"
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
             path = Path(folder) / "model.onnx"
             save(model, path)
-            _convert(name, path, ",".join(f"[{','.join(map(str, s.shape))}]{_TYPES[s.dtype.name]}" for s in self._inputs.values()))
+            _convert(
+                name,
+                path,
+                ",".join(
+                    f"[{','.join(map(str, s.shape))}]{_TYPES[s.dtype.name]}"
+                    for s in self._inputs.values()
+                ),
+            )
             parameters = path.with_suffix(".ncnn.param")
             if unknown := _unknown_layers(parameters):
-                raise EngineError("engine-refused", f"{name} has no {', '.join(unknown)}, which pnnx leaves in the model")
-            if self._net.load_param(str(parameters)) != 0 or self._net.load_model(str(path.with_suffix(".ncnn.bin"))) != 0:
-                raise EngineError("engine-refused", f"{name} cannot load what pnnx made of the model")
+                raise EngineError(
+                    "engine-refused",
+                    f"{name} has no {', '.join(unknown)}, which pnnx leaves in the model",
+                )
+            if (
+                self._net.load_param(str(parameters)) != 0
+                or self._net.load_model(str(path.with_suffix(".ncnn.bin"))) != 0
+            ):
+                raise EngineError(
+                    "engine-refused", f"{name} cannot load what pnnx made of the model"
+                )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         found = self._infer(self._mats(feeds))
-        return {name: self._array(name, mat) for name, mat in zip(self.outputs, found)}
+        return {
+            name: self._array(name, mat) for name, mat in zip(self.outputs, found, strict=False)
+        }
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
         mats, times = self._mats(feeds), []
@@ -124,7 +169,9 @@ class NcnnModel(Compiled):
             for index, mat in enumerate(mats):
                 extractor.input(f"in{index}", mat)
             found = [extractor.extract(f"out{index}") for index in range(len(self.outputs))]
-        failed = [name for name, (status, _) in zip(self.outputs, found) if status != 0]
+        failed = [
+            name for name, (status, _) in zip(self.outputs, found, strict=False) if status != 0
+        ]
         if failed:
             raise EngineError("engine-run", f"{self._name} cannot compute output {failed[0]!r}")
         return [mat for _, mat in found]
@@ -142,9 +189,15 @@ def slices_as_pools(model: Model) -> Model:
     """A copy in which every n-th row or column of an image is taken by pooling over one pixel: pnnx leaves a Slice with steps as it is."""
     copy, known = model.edit(), infer(model)
     for node in copy.proto.graph.node:
-        shape = known.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else None
+        shape = (
+            known.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else None
+        )
         bounds = [known.value(name) for name in node.input[1:]]
-        if shape is None or len(shape) != 4 or any(value is None or value.size != 1 for value in bounds):
+        if (
+            shape is None
+            or len(shape) != 4
+            or any(value is None or value.size != 1 for value in bounds)
+        ):
             continue
         start, end, axis, step = (int(value.item()) for value in bounds if value is not None)
         length = shape[axis]
@@ -152,7 +205,11 @@ def slices_as_pools(model: Model) -> Model:
             continue
         del node.input[1:]
         node.op_type = "MaxPool"
-        for name, values in (("kernel_shape", [1, 1]), ("strides", [step if axis % 4 == place else 1 for place in (2, 3)]), ("pads", [0, 0, 0, 0])):
+        for name, values in (
+            ("kernel_shape", [1, 1]),
+            ("strides", [step if axis % 4 == place else 1 for place in (2, 3)]),
+            ("pads", [0, 0, 0, 0]),
+        ):
             set_attribute(node, name, values)
     return copy
 
@@ -161,9 +218,16 @@ def _check_gathers(name: str, model: Model) -> None:
     """EngineError for a Gather of several positions: pnnx makes a crop of one of it, which computes something else."""
     for node in model.proto.graph.node:
         index = model.weights.get(node.input[1]) if node.op_type == "Gather" else None
-        if index is not None and node.input[0] not in model.weights and int(np.prod(index.shape)) > 1:
+        if (
+            index is not None
+            and node.input[0] not in model.weights
+            and int(np.prod(index.shape)) > 1
+        ):
             count = int(np.prod(index.shape))
-            raise EngineError("engine-refused", f"{name} has no Gather of {count} positions ({label(node)}), such as a channel shuffle becomes when it is cut")
+            raise EngineError(
+                "engine-refused",
+                f"{name} has no Gather of {count} positions ({label(node)}), such as a channel shuffle becomes when it is cut",
+            )
 
 
 def _unknown_layers(parameters: Path) -> list[str]:
@@ -191,11 +255,23 @@ def _convert(name: str, path: Path, shapes: str) -> None:
         raise EngineError("engine-missing", missing(name, "the pnnx converter", Ncnn().install))
     command = [program, str(path), f"inputshape={shapes}", "fp16=0"]
     try:
-        done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, errors="replace", timeout=CONVERT_SECONDS, check=False)
+        done = subprocess.run(
+            command,
+            cwd=path.parent,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CONVERT_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
-        raise EngineError("engine-refused", f"{name}: pnnx did not end within {CONVERT_SECONDS} s") from None
+        raise EngineError(
+            "engine-refused", f"{name}: pnnx did not end within {CONVERT_SECONDS} s"
+        ) from None
     if done.returncode != 0 or not path.with_suffix(".ncnn.param").is_file():
-        words = (done.stderr.strip() or done.stdout.strip() or f"ended with status {done.returncode}").splitlines()
+        words = (
+            done.stderr.strip() or done.stdout.strip() or f"ended with status {done.returncode}"
+        ).splitlines()
         raise refused(f"{name}'s converter pnnx", words[-1])
 
 

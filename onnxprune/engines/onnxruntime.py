@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.engines.base import Compiled, LayerTime, Options, Source, as_file, missing, only_precisions, open_model, refused, require
+from onnxprune.engines.base import (
+    Compiled,
+    LayerTime,
+    Options,
+    Source,
+    as_file,
+    missing,
+    only_precisions,
+    open_model,
+    refused,
+    require,
+)
 from onnxprune.engines.cpu import vector_channels
 from onnxprune.engines.kernels import kernel_times, map_kernels
 from onnxprune.errors import EngineError
@@ -81,9 +92,12 @@ class OnnxRuntimeModel(Compiled):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return dict(zip(self.outputs, self._session.run(None, dict(feeds))))
+            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=False))
         except Exception as problem:  # onnxruntime's exceptions share no base class
-            raise EngineError("engine-run", f"{self._engine.name} cannot run the model: {str(problem).strip()[:300]}") from problem
+            raise EngineError(
+                "engine-run",
+                f"{self._engine.name} cannot run the model: {str(problem).strip()[:300]}",
+            ) from problem
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Kernel times of a session that profiles and takes the place of the first, so that there is never more than one in memory.
@@ -91,7 +105,10 @@ class OnnxRuntimeModel(Compiled):
         Nodes are found through the optimised graph that it writes.
         """
         del self._session
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder, as_file(self._source) as path:
+        with (
+            tempfile.TemporaryDirectory(prefix="onnxprune-") as folder,
+            as_file(self._source) as path,
+        ):
             settings = self._session_options()
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
@@ -110,10 +127,15 @@ class OnnxRuntimeModel(Compiled):
         settings.intra_op_num_threads = self._options.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 4
-        settings.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads must not disturb the other contender's turn
+        settings.add_session_config_entry(
+            "session.force_spinning_stop", "1"
+        )  # idle threads must not disturb the other contender's turn
         level = onnxruntime.GraphOptimizationLevel
         settings.graph_optimization_level = {
-            "off": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "extended": level.ORT_ENABLE_EXTENDED, "all": level.ORT_ENABLE_ALL,
+            "off": level.ORT_DISABLE_ALL,
+            "basic": level.ORT_ENABLE_BASIC,
+            "extended": level.ORT_ENABLE_EXTENDED,
+            "all": level.ORT_ENABLE_ALL,
         }[self._options.level]
         return settings
 
@@ -125,19 +147,39 @@ class OnnxRuntimeModel(Compiled):
         except Exception as problem:
             raise refused(self._engine.name, problem) from problem
         if self._engine.provider not in session.get_providers():
-            raise EngineError("engine-fallback", f"{self._engine.name}: onnxruntime fell back to {session.get_providers()[0]}; see that the GPU's libraries are found")
+            raise EngineError(
+                "engine-fallback",
+                f"{self._engine.name}: onnxruntime fell back to {session.get_providers()[0]}; see that the GPU's libraries are found",
+            )
         return session
 
     def _providers(self) -> list[Any]:
         """The provider and those that take what it cannot, with its own options."""
         if self._engine.provider != "TensorrtExecutionProvider":
             return [self._engine.provider]
-        settings: dict[str, Any] = {"trt_fp16_enable": self._options.precision == "f16", "trt_int8_enable": self._options.precision == "int8"}
+        settings: dict[str, Any] = {
+            "trt_fp16_enable": self._options.precision == "f16",
+            "trt_int8_enable": self._options.precision == "int8",
+        }
         if self._options.cache is not None:
-            settings |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(self._options.cache), "trt_timing_cache_enable": True}
+            settings |= {
+                "trt_engine_cache_enable": True,
+                "trt_engine_cache_path": str(self._options.cache),
+                "trt_timing_cache_enable": True,
+            }
         return [("TensorrtExecutionProvider", settings), "CUDAExecutionProvider"]
 
 
 CPU = OnnxRuntime("onnxruntime", "CPUExecutionProvider", "pip install onnxruntime", {})
-CUDA = OnnxRuntime("onnxruntime-cuda", "CUDAExecutionProvider", "pip install onnxruntime-gpu", {"f32": 4, "f16": 8, "int8": 32})
-TENSORRT = OnnxRuntime("onnxruntime-tensorrt", "TensorrtExecutionProvider", "pip install onnxruntime-gpu tensorrt", {"f32": 4, "f16": 8, "int8": 32})
+CUDA = OnnxRuntime(
+    "onnxruntime-cuda",
+    "CUDAExecutionProvider",
+    "pip install onnxruntime-gpu",
+    {"f32": 4, "f16": 8, "int8": 32},
+)
+TENSORRT = OnnxRuntime(
+    "onnxruntime-tensorrt",
+    "TensorrtExecutionProvider",
+    "pip install onnxruntime-gpu tensorrt",
+    {"f32": 4, "f16": 8, "int8": 32},
+)

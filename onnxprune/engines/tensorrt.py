@@ -16,12 +16,24 @@ from typing import Any
 import numpy as np
 
 from onnxprune.engines import cuda
-from onnxprune.engines.base import Compiled, LayerTime, Options, Source, fixed, missing, only_precisions, open_model, refused, require, static_inputs
-from onnxprune.ir.half import to_half
+from onnxprune.engines.base import (
+    Compiled,
+    LayerTime,
+    Options,
+    Source,
+    fixed,
+    missing,
+    only_precisions,
+    open_model,
+    refused,
+    require,
+    static_inputs,
+)
 from onnxprune.engines.kernels import middle_mean
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError
 from onnxprune.files import write_bytes
+from onnxprune.ir.half import to_half
 from onnxprune.ir.io import Model, save
 
 MAJORS = (10, 11)
@@ -50,7 +62,11 @@ class TensorRt:
             return f"engine {self.name} needs TensorRT {MAJORS[0]} or {MAJORS[1]}, found {version}: {self.install}"
         if not cuda.has_binding():
             return missing(self.name, "cuda-python or pycuda", self.install)
-        return None if cuda.has_gpu() else f"engine {self.name} needs an NVIDIA GPU with its driver, none is found; with one: {self.install}"
+        return (
+            None
+            if cuda.has_gpu()
+            else f"engine {self.name} needs an NVIDIA GPU with its driver, none is found; with one: {self.install}"
+        )
 
     def version(self) -> str:
         if importlib.util.find_spec("tensorrt") is None:
@@ -98,9 +114,18 @@ def build(trt: Any, model: Model, options: Options) -> bytes:
     parser = trt.OnnxParser(network, logger)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
-        save(to_half(model) if options.precision == "f16" and not hasattr(trt.BuilderFlag, "FP16") else model, path)
+        save(
+            to_half(model)
+            if options.precision == "f16" and not hasattr(trt.BuilderFlag, "FP16")
+            else model,
+            path,
+        )
         if not parser.parse_from_file(str(path)):
-            raise refused("tensorrt", "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or logger.worst)
+            raise refused(
+                "tensorrt",
+                "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+                or logger.worst,
+            )
     _set_precision(trt, config, options.precision)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -128,7 +153,10 @@ class TensorRtModel(Compiled):
         self._runtime = tensorrt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise EngineError("engine-refused", f"tensorrt cannot load the engine that it built: {self._logger.worst}")
+            raise EngineError(
+                "engine-refused",
+                f"tensorrt cannot load the engine that it built: {self._logger.worst}",
+            )
         self._context = self._engine.create_execution_context()
         self._arrays: dict[str, np.ndarray] = {}
         self._addresses: dict[str, int] = {}
@@ -166,7 +194,11 @@ class TensorRtModel(Compiled):
             self._cuda.synchronize()
         times = {name: middle_mean(ms[1:] or ms) for name, ms in recorder.times.items()}
         inspector = self._engine.create_engine_inspector()
-        return layer_times(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON), times, self._model.proto)
+        return layer_times(
+            inspector.get_engine_information(self._trt.LayerInformationFormat.JSON),
+            times,
+            self._model.proto,
+        )
 
     def device_memory_bytes(self) -> int | None:
         """The engine itself (weights and kernels) and its scratch memory."""
@@ -181,7 +213,10 @@ class TensorRtModel(Compiled):
         """Buffers of an input or output on both sides."""
         shape = tuple(self._engine.get_tensor_shape(name))
         if any(length < 0 for length in shape):
-            raise EngineError("engine-refused", f"tensorrt: the size of {name!r} {list(shape)} depends on the data; cut the graph before it")
+            raise EngineError(
+                "engine-refused",
+                f"tensorrt: the size of {name!r} {list(shape)} depends on the data; cut the graph before it",
+            )
         dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
         self._arrays[name] = np.zeros(shape, dtype)
         self._addresses[name] = self._cuda.allocate(self._arrays[name].nbytes)
@@ -193,7 +228,10 @@ class TensorRtModel(Compiled):
             if array is None:  # the builder dropped an input that nothing reads
                 continue
             if feeds[name].shape != array.shape:
-                raise EngineError("engine-run", f"tensorrt: input {name!r} is {list(feeds[name].shape)}, the engine was built for {list(array.shape)}")
+                raise EngineError(
+                    "engine-run",
+                    f"tensorrt: input {name!r} is {list(feeds[name].shape)}, the engine was built for {list(array.shape)}",
+                )
             array[...] = feeds[name]
             self._cuda.upload(self._addresses[name], array)
 
@@ -208,7 +246,10 @@ def _set_precision(trt: Any, config: Any, precision: str) -> None:
     if precision == "f32" and hasattr(flags, "TF32"):
         config.clear_flag(flags.TF32)
     if precision == "bf16" and not hasattr(flags, "BF16"):
-        raise EngineError("engine-precision", f"tensorrt {trt.__version__} runs bf16 only from a bfloat16 graph; use --precision f16")
+        raise EngineError(
+            "engine-precision",
+            f"tensorrt {trt.__version__} runs bf16 only from a bfloat16 graph; use --precision f16",
+        )
     for name in _FLAGS.get(precision, ()):
         if hasattr(flags, name):
             config.set_flag(getattr(flags, name))

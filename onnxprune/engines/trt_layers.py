@@ -21,7 +21,9 @@ _ONNX = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _REFORMAT = ("Reformat", "NoOp")
 
 
-def layer_times(information: str, times: Mapping[str, float], model: ModelProto) -> tuple[LayerTime, ...]:
+def layer_times(
+    information: str, times: Mapping[str, float], model: ModelProto
+) -> tuple[LayerTime, ...]:
     """The layers that have a time, in the order of the engine.
 
     Parameters
@@ -39,13 +41,21 @@ def layer_times(information: str, times: Mapping[str, float], model: ModelProto)
         `information` is not such JSON.
     """
     described = {layer["Name"]: layer for layer in _layers(information)}
-    positions = {name: i for i, node in enumerate(model.graph.node) for name in (node.name,) if name}
-    outputs = {tensor: i for i, node in enumerate(model.graph.node) for tensor in node.output if tensor}
+    positions = {
+        name: i for i, node in enumerate(model.graph.node) for name in (node.name,) if name
+    }
+    outputs = {
+        tensor: i for i, node in enumerate(model.graph.node) for tensor in node.output if tensor
+    }
     found = []
     for name, time_ms in times.items():
         layer = described.get(name, {"Name": name})
         kind = str(layer.get("LayerType", ""))
-        owned = [] if kind in _REFORMAT or name.startswith("Reformatting CopyNode") else _nodes(layer, positions, outputs)
+        owned = (
+            []
+            if kind in _REFORMAT or name.startswith("Reformatting CopyNode")
+            else _nodes(layer, positions, outputs)
+        )
         found.append(layer_time(name, kind, time_ms, [model.graph.node[i] for i in owned]))
     return tuple(found)
 
@@ -55,11 +65,15 @@ def _layers(information: str) -> list[dict[str, Any]]:
     try:
         layers = json.loads(information)["Layers"]
     except (ValueError, KeyError, TypeError) as problem:
-        raise EngineError("layers-invalid", f"not TensorRT's layer information: {problem}") from problem
+        raise EngineError(
+            "layers-invalid", f"not TensorRT's layer information: {problem}"
+        ) from problem
     return [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
 
 
-def _nodes(layer: Mapping[str, Any], positions: Mapping[str, int], outputs: Mapping[str, int]) -> Sequence[int]:
+def _nodes(
+    layer: Mapping[str, Any], positions: Mapping[str, int], outputs: Mapping[str, int]
+) -> Sequence[int]:
     """Indices of the nodes of a layer: by its metadata, else by the node names in its own name, else by its output tensors."""
     named = _ONNX.findall(str(layer.get("Metadata", ""))) or _parts(str(layer["Name"]))
     found = {positions[name] for name in named if name in positions}

@@ -34,16 +34,37 @@ def parse_times(text: str, warm_up_ms: float = 0.0) -> Times:
     """
     rows = _json_rows(text, "exportTimes")
     try:
-        starts = np.array([r.get("startEnqMs", r.get("startInMs", r.get("startComputeMs", i))) for i, r in enumerate(rows)], float)
-        compute = np.array([r["computeMs"] if "computeMs" in r else r["latencyMs"] - r.get("inMs", 0.0) - r.get("outMs", 0.0) for r in rows], float)
+        starts = np.array(
+            [
+                r.get("startEnqMs", r.get("startInMs", r.get("startComputeMs", i)))
+                for i, r in enumerate(rows)
+            ],
+            float,
+        )
+        compute = np.array(
+            [
+                r["computeMs"]
+                if "computeMs" in r
+                else r["latencyMs"] - r.get("inMs", 0.0) - r.get("outMs", 0.0)
+                for r in rows
+            ],
+            float,
+        )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as problem:
-        raise DataError("times-invalid", f"not trtexec's exportTimes: a row without start or compute time ({problem})") from problem
+        raise DataError(
+            "times-invalid",
+            f"not trtexec's exportTimes: a row without start or compute time ({problem})",
+        ) from problem
     if not (np.isfinite(starts).all() and np.isfinite(compute).all()):
         raise DataError("times-invalid", "not trtexec's exportTimes: a time is not a number")
     warm = starts - starts[0] >= warm_up_ms
     if warm.any():
         starts, compute = starts[warm], compute[warm]
-    period = float((starts[-1] - starts[0]) / (len(starts) - 1)) if len(starts) > 1 else float(compute[0])
+    period = (
+        float((starts[-1] - starts[0]) / (len(starts) - 1))
+        if len(starts) > 1
+        else float(compute[0])
+    )
     return Times(compute, period if period > 0 else float(np.median(compute)))
 
 
@@ -55,7 +76,11 @@ def parse_profile(text: str) -> dict[str, float]:
         count = float(rows[0].get("count", 1)) if isinstance(rows[0], dict) else 1.0
         for row in rows:
             if isinstance(row, dict) and "name" in row:
-                mean = float(row["averageMs"]) if "averageMs" in row else float(row.get("timeMs", 0.0)) / max(1.0, count)
+                mean = (
+                    float(row["averageMs"])
+                    if "averageMs" in row
+                    else float(row.get("timeMs", 0.0)) / max(1.0, count)
+                )
                 found[str(row["name"])] = found.get(str(row["name"]), 0.0) + mean
     except (TypeError, ValueError) as problem:
         raise DataError("profile-invalid", f"not trtexec's exportProfile: {problem}") from problem

@@ -17,13 +17,25 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune.engines.base import Compiled, LayerTime, Options, Source, fixed, missing, only_precisions, open_model, refused, require, static_inputs
+from onnxprune.engines.base import (
+    Compiled,
+    LayerTime,
+    Options,
+    Source,
+    fixed,
+    missing,
+    only_precisions,
+    open_model,
+    refused,
+    require,
+    static_inputs,
+)
 from onnxprune.engines.cuda import has_gpu
-from onnxprune.engines.trt_logs import parse_profile, parse_times
-from onnxprune.ir.half import to_half
 from onnxprune.engines.tensorrt import MULTIPLES
 from onnxprune.engines.trt_layers import layer_times
+from onnxprune.engines.trt_logs import parse_profile, parse_times
 from onnxprune.errors import EngineError
+from onnxprune.ir.half import to_half
 from onnxprune.ir.io import Model, save
 
 PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
@@ -42,7 +54,11 @@ class TrtExec:
     def available(self) -> str | None:
         if program() is None:
             return missing(self.name, "the trtexec program", self.install)
-        return None if has_gpu() else f"engine {self.name} needs an NVIDIA GPU with its driver, none is found; with one: {self.install}"
+        return (
+            None
+            if has_gpu()
+            else f"engine {self.name} needs an NVIDIA GPU with its driver, none is found; with one: {self.install}"
+        )
 
     def version(self) -> str:
         found = program()
@@ -53,11 +69,15 @@ class TrtExec:
         only_precisions(self.name, options, *MULTIPLES)
         found = program()
         if found is None:
-            raise EngineError("engine-missing", missing(self.name, "the trtexec program", self.install))
+            raise EngineError(
+                "engine-missing", missing(self.name, "the trtexec program", self.install)
+            )
         return TrtExecModel(found, fixed(open_model(source), options.shapes), options)
 
     def limits(self) -> Mapping[str, str]:
-        return {"precision": "from version 11 on the graph decides: bf16 needs a bfloat16 graph, int8 needs Q/DQ in every version"}
+        return {
+            "precision": "from version 11 on the graph decides: bf16 needs a bfloat16 graph, int8 needs Q/DQ in every version"
+        }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
         return MULTIPLES.get(dtype, MULTIPLES["f16"])
@@ -75,11 +95,23 @@ class TrtExecModel(Compiled):
         self._folder = Path(self._temporary.name)
         half = options.precision == "f16" and "--fp16" not in self._known
         save(to_half(model) if half else model, self._folder / "model.onnx")
-        self._call("refuses the model", [*precision_flags(options.precision, self._known), *self._build_flags()])
+        self._call(
+            "refuses the model",
+            [*precision_flags(options.precision, self._known), *self._build_flags()],
+        )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         target = self._file("output.json")
-        self._call("cannot run the model", [*self._load(feeds), "--iterations=1", "--warmUp=0", "--duration=0", f"--exportOutput={target}"])
+        self._call(
+            "cannot run the model",
+            [
+                *self._load(feeds),
+                "--iterations=1",
+                "--warmUp=0",
+                "--duration=0",
+                f"--exportOutput={target}",
+            ],
+        )
         rows = {row["name"]: row for row in json.loads(target.read_text(encoding="utf-8"))}
         try:
             return {name: values(rows[name]) for name in self.outputs}
@@ -89,16 +121,38 @@ class TrtExecModel(Compiled):
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
         target = self._file("times.json")
         quick = [flag for flag in ("--useSpinWait", "--noDataTransfers") if flag in self._known]
-        quick += ["--useCudaGraph"] if self._options.cuda_graph and "--useCudaGraph" in self._known else []
-        timing = [f"--iterations={count}", f"--warmUp={WARMUP_MS}", "--duration=0", f"--exportTimes={target}"]
+        quick += (
+            ["--useCudaGraph"]
+            if self._options.cuda_graph and "--useCudaGraph" in self._known
+            else []
+        )
+        timing = [
+            f"--iterations={count}",
+            f"--warmUp={WARMUP_MS}",
+            "--duration=0",
+            f"--exportTimes={target}",
+        ]
         self._call("cannot run the model", [*self._load({}), *quick, *timing])
-        return [float(ms) for ms in parse_times(target.read_text(encoding="utf-8")).latency_ms[-count:]]
+        return [
+            float(ms) for ms in parse_times(target.read_text(encoding="utf-8")).latency_ms[-count:]
+        ]
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         target = self._file("profile.json")
-        self._call("cannot run the model", [*self._load({}), f"--iterations={count}", f"--warmUp={WARMUP_MS}", "--duration=0", f"--exportProfile={target}"])
+        self._call(
+            "cannot run the model",
+            [
+                *self._load({}),
+                f"--iterations={count}",
+                f"--warmUp={WARMUP_MS}",
+                "--duration=0",
+                f"--exportProfile={target}",
+            ],
+        )
         times = parse_profile(target.read_text(encoding="utf-8"))
-        return layer_times((self._folder / "layers.json").read_text(encoding="utf-8"), times, self._model.proto)
+        return layer_times(
+            (self._folder / "layers.json").read_text(encoding="utf-8"), times, self._model.proto
+        )
 
     def device_memory_bytes(self) -> int | None:
         """The engine file alone; trtexec does not write down its scratch memory."""
@@ -108,7 +162,11 @@ class TrtExecModel(Compiled):
         self._temporary.cleanup()
 
     def _build_flags(self) -> list[str]:
-        flags = [f"--onnx={self._folder / 'model.onnx'}", f"--saveEngine={self._folder / 'model.engine'}", f"--exportLayerInfo={self._folder / 'layers.json'}"]
+        flags = [
+            f"--onnx={self._folder / 'model.onnx'}",
+            f"--saveEngine={self._folder / 'model.engine'}",
+            f"--exportLayerInfo={self._folder / 'layers.json'}",
+        ]
         flags += ["--profilingVerbosity=detailed"] if "--profilingVerbosity" in self._known else []
         flags += ["--skipInference"] if "--skipInference" in self._known else ["--buildOnly"]
         if self._options.cache is not None:
@@ -134,7 +192,14 @@ class TrtExecModel(Compiled):
 
     def _call(self, failed: str, flags: Sequence[str]) -> None:
         try:
-            done = subprocess.run([self._program, *flags], capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
+            done = subprocess.run(
+                [self._program, *flags],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=SECONDS,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             raise EngineError("engine-refused", f"trtexec did not end within {SECONDS} s") from None
         if done.returncode != 0:
@@ -148,13 +213,22 @@ class TrtExecModel(Compiled):
 
 def program() -> str | None:
     """Path of trtexec: on the PATH, or where NVIDIA's packages put it."""
-    return shutil.which("trtexec") or next((place for place in PLACES if Path(place).is_file()), None)
+    return shutil.which("trtexec") or next(
+        (place for place in PLACES if Path(place).is_file()), None
+    )
 
 
 @lru_cache(maxsize=4)
 def help_text(program_path: str) -> str:
     """What trtexec --help prints: which flags this version has."""
-    done = subprocess.run([program_path, "--help"], capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    done = subprocess.run(
+        [program_path, "--help"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60,
+        check=False,
+    )
     return done.stdout + done.stderr
 
 
@@ -173,7 +247,10 @@ def precision_flags(precision: str, known: str) -> list[str]:
     if precision == "f32":
         return ["--noTF32"] if "--noTF32" in known else []
     if precision == "bf16" and "--bf16" not in known:
-        raise EngineError("engine-precision", "this trtexec runs bf16 only from a bfloat16 graph; use --precision f16")
+        raise EngineError(
+            "engine-precision",
+            "this trtexec runs bf16 only from a bfloat16 graph; use --precision f16",
+        )
     wanted = {"f16": ("--fp16",), "bf16": ("--bf16",), "int8": ("--int8", "--fp16")}[precision]
     return [flag for flag in wanted if flag in known]
 

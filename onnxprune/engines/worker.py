@@ -51,9 +51,17 @@ class Worker(Compiled):
         self._log = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115 - closed in close()
         path = self._path(source)
         package = str(Path(__file__).resolve().parents[2])
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(options.threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
+        }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "onnxprune.engines.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
+            [sys.executable, "-m", "onnxprune.engines.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
         )
         try:
             self.outputs: tuple[str, ...] = self._ask("compile", engine, path, options)
@@ -117,7 +125,9 @@ class Worker(Compiled):
             _send(stdin, (verb, arguments))
             kind, value = pickle.load(stdout)
         except (OSError, EOFError, pickle.UnpicklingError, ValueError) as problem:
-            raise EngineError("engine-crashed", f"{self.engine} ended {self._how()} during {verb}{self._words()}") from problem
+            raise EngineError(
+                "engine-crashed", f"{self.engine} ended {self._how()} during {verb}{self._words()}"
+            ) from problem
         if kind == "error":
             raise EngineError(*value)
         return value
@@ -181,7 +191,9 @@ class _Child:
         if library := getattr(engine, "library", ""):
             importlib.import_module(library)  # so that its size is not counted as the model's
         self.before_bytes = _status_bytes("VmRSS") or 0
-        here = getattr(engine, "compile_here", engine.compile)  # an engine that isolates itself is already isolated
+        here = getattr(
+            engine, "compile_here", engine.compile
+        )  # an engine that isolates itself is already isolated
         self.compiled = here(path, options)
         return self.compiled.outputs
 
@@ -210,7 +222,16 @@ def main() -> None:
         except OnnxpruneError as problem:
             _send(out, ("error", (problem.code, problem.message)))
         except Exception as problem:  # noqa: BLE001 - engines raise what they like; the parent gets one sentence
-            _send(out, ("error", ("engine-failed", f"{verb} failed: {type(problem).__name__}: {str(problem).strip()[:_LAST_WORDS]}")))
+            _send(
+                out,
+                (
+                    "error",
+                    (
+                        "engine-failed",
+                        f"{verb} failed: {type(problem).__name__}: {str(problem).strip()[:_LAST_WORDS]}",
+                    ),
+                ),
+            )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def _made(model: Model) -> frozenset[str]:
     known: frozenset[str] | None = getattr(model, "_made_names", None)
     if known is None:
         graphs = list(nested(model.proto.graph))
-        known = frozenset(i.name for g in graphs for i in g.input) | {o for g in graphs for n in g.node for o in n.output}
+        known = frozenset(i.name for g in graphs for i in g.input) | {
+            o for g in graphs for n in g.node for o in n.output
+        }
         object.__setattr__(model, "_made_names", known)
     return known

@@ -18,7 +18,14 @@ def reads(node: NodeProto) -> set[str]:
     return {n for n in node.input if n} | captured(node)
 
 
-def extract(model: Model, shapes: Shapes, nodes: Sequence[NodeProto], inputs: Collection[str], outputs: Sequence[str], parameters: Collection[str] = ()) -> Model:
+def extract(
+    model: Model,
+    shapes: Shapes,
+    nodes: Sequence[NodeProto],
+    inputs: Collection[str],
+    outputs: Sequence[str],
+    parameters: Collection[str] = (),
+) -> Model:
     """A model of some nodes of another.
 
     inputs: activations that are given; outputs: what is wanted; parameters: initializers that become inputs as well. Weights are shared.
@@ -38,8 +45,12 @@ def extract(model: Model, shapes: Shapes, nodes: Sequence[NodeProto], inputs: Co
     for tensor in model.proto.graph.initializer:
         if tensor.name in weights:
             graph.initializer.append(tensor)
-    graph.sparse_initializer.extend(s for s in model.proto.graph.sparse_initializer if s.values.name in used)
-    proto = onnx.ModelProto(ir_version=model.proto.ir_version, opset_import=model.proto.opset_import)
+    graph.sparse_initializer.extend(
+        s for s in model.proto.graph.sparse_initializer if s.values.name in used
+    )
+    proto = onnx.ModelProto(
+        ir_version=model.proto.ir_version, opset_import=model.proto.opset_import
+    )
     proto.graph.CopyFrom(graph)
     return Model(proto, weights)
 
@@ -50,5 +61,7 @@ def live_after(model: Model) -> list[set[str]]:
     wanted = {o.name for o in model.proto.graph.output}
     live = [set(wanted) for _ in range(len(nodes) + 1)]
     for p in range(len(nodes) - 1, -1, -1):
-        live[p] = (live[p + 1] - set(nodes[p].output)) | {n for n in reads(nodes[p]) if n not in model.weights}
+        live[p] = (live[p + 1] - set(nodes[p].output)) | {
+            n for n in reads(nodes[p]) if n not in model.weights
+        }
     return live

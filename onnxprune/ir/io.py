@@ -22,7 +22,9 @@ from onnxprune.ir import wire
 from onnxprune.ir.weights import Mapped, Stored, Weight, from_proto, size_bytes
 
 INLINE_BYTES = 1024  # initializers up to this size are parsed with the graph
-PROTOBUF_LIMIT_BYTES = 2_000_000_000  # a message over 2 GiB cannot be parsed; some room for the graph itself
+PROTOBUF_LIMIT_BYTES = (
+    2_000_000_000  # a message over 2 GiB cannot be parsed; some room for the graph itself
+)
 EXTERNAL_ALIGN_BYTES = 4096  # page size, so that onnxruntime can map external data
 _LONGEST_NAME = 120
 
@@ -95,11 +97,17 @@ def serialize(model: Model) -> Iterator[memoryview | bytes]:
     proto.ClearField("graph")
     heads = [t.SerializeToString(deterministic=True) for t in tensors]
     sizes = [size_bytes(model.weights[t.name]) if _has_raw(t) else None for t in tensors]
-    bodies = [len(h) + (0 if n is None else len(wire.header(wire.RAW_DATA_FIELD, n)) + n) for h, n in zip(heads, sizes)]
+    bodies = [
+        len(h) + (0 if n is None else len(wire.header(wire.RAW_DATA_FIELD, n)) + n)
+        for h, n in zip(heads, sizes, strict=False)
+    ]
     yield proto.SerializeToString(deterministic=True)
-    yield wire.header(wire.GRAPH_FIELD, len(graph) + sum(len(wire.header(wire.INITIALIZER_FIELD, b)) + b for b in bodies))
+    yield wire.header(
+        wire.GRAPH_FIELD,
+        len(graph) + sum(len(wire.header(wire.INITIALIZER_FIELD, b)) + b for b in bodies),
+    )
     yield graph
-    for tensor, head, size, body in zip(tensors, heads, sizes, bodies):
+    for tensor, head, size, body in zip(tensors, heads, sizes, bodies, strict=False):
         yield wire.header(wire.INITIALIZER_FIELD, body) + head
         if size is not None:
             yield wire.header(wire.RAW_DATA_FIELD, size)
@@ -109,11 +117,20 @@ def serialize(model: Model) -> Iterator[memoryview | bytes]:
 def to_bytes(model: Model) -> bytes:
     """The whole file; ModelError over 2 GB."""
     if model.size_bytes() > PROTOBUF_LIMIT_BYTES:
-        raise ModelError("model-too-large", f"{model.size_bytes()} bytes of weights do not fit one ONNX message; save with external data")
+        raise ModelError(
+            "model-too-large",
+            f"{model.size_bytes()} bytes of weights do not fit one ONNX message; save with external data",
+        )
     return b"".join(serialize(model))
 
 
-def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None, overwrite: bool = False) -> None:
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write a model, weight by weight.
 
     Parameters
@@ -129,7 +146,9 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
         external_data = model.size_bytes() > PROTOBUF_LIMIT_BYTES
     for taken in (path, data) if external_data else (path,):
         if taken.exists() and not overwrite:
-            raise OutputError("output-exists", f"{taken} exists; pass --overwrite (overwrite=True) to replace it")
+            raise OutputError(
+                "output-exists", f"{taken} exists; pass --overwrite (overwrite=True) to replace it"
+            )
     if external_data:
         model = _externalise(model, data)
     with replacing(path) as file:
@@ -173,16 +192,29 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
         proto = ModelProto()
         proto.ParseFromString(skeleton)
     except Exception as problem:  # protobuf's DecodeError has no stable home
-        raise ModelError("model-not-onnx", f"{name} is not an ONNX model or is cut off: {problem}") from problem
+        raise ModelError(
+            "model-not-onnx", f"{name} is not an ONNX model or is cut off: {problem}"
+        ) from problem
     if not proto.graph.node and not proto.graph.output and not proto.opset_import:
-        raise ModelError("model-not-onnx", f"{name} is not an ONNX model: it has neither nodes nor outputs")
+        raise ModelError(
+            "model-not-onnx", f"{name} is not an ONNX model: it has neither nodes nor outputs"
+        )
     weights: dict[str, Weight] = {}
     files: dict[Path, BinaryIO] = {}
     for tensor in proto.graph.initializer:
         if tensor.name in weights:
             raise ModelError("model-invalid", f"{name} has two initializers named {tensor.name!r}")
         weights[tensor.name] = _weight(tensor, held.get(tensor.name), path, files)
-        for values in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data", "data_location"):
+        for values in (
+            "raw_data",
+            "float_data",
+            "int32_data",
+            "int64_data",
+            "double_data",
+            "uint64_data",
+            "external_data",
+            "data_location",
+        ):
             if tensor.data_type != TensorProto.STRING:
                 tensor.ClearField(values)
     return Model(proto, weights, path)
@@ -198,7 +230,11 @@ def _split(buffer: memoryview) -> tuple[bytes, dict[str, memoryview]]:
             continue
         graph: list[bytes | memoryview] = []
         for item in wire.fields(buffer, top.body, top.end):
-            if item.number == wire.INITIALIZER_FIELD and item.is_bytes and item.end - item.body > INLINE_BYTES:
+            if (
+                item.number == wire.INITIALIZER_FIELD
+                and item.is_bytes
+                and item.end - item.body > INLINE_BYTES
+            ):
                 graph.append(_split_tensor(buffer, item, held))
             else:
                 graph.append(buffer[item.start : item.end])
@@ -218,16 +254,28 @@ def _split_tensor(buffer: memoryview, item: wire.Field, held: dict[str, memoryvi
     return wire.header(wire.INITIALIZER_FIELD, len(rest)) + rest
 
 
-def _weight(tensor: TensorProto, data: memoryview | None, path: Path | None, files: dict[Path, BinaryIO]) -> Weight:
+def _weight(
+    tensor: TensorProto, data: memoryview | None, path: Path | None, files: dict[Path, BinaryIO]
+) -> Weight:
     """Values of one initializer, checked against its type and shape."""
     shape = tuple(tensor.dims)
-    if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED or min(shape, default=0) < 0:
-        raise ModelError("model-invalid", f"initializer {tensor.name!r} has type {tensor.data_type} and shape {shape}")
+    if (
+        tensor.data_type not in TensorProto.DataType.values()
+        or tensor.data_type == TensorProto.UNDEFINED
+        or min(shape, default=0) < 0
+    ):
+        raise ModelError(
+            "model-invalid",
+            f"initializer {tensor.name!r} has type {tensor.data_type} and shape {shape}",
+        )
     expected = size_bytes(_Shape(tensor.data_type, shape))
     if tensor.data_location == TensorProto.EXTERNAL:
         file, offset, length = _external(tensor, path, files)
         if length != expected:
-            raise ModelError("model-truncated", f"initializer {tensor.name!r} of shape {shape} holds {length} bytes, not {expected}")
+            raise ModelError(
+                "model-truncated",
+                f"initializer {tensor.name!r} of shape {shape} holds {length} bytes, not {expected}",
+            )
         return Mapped(tensor.data_type, shape, file, offset, length)
     if data is None and tensor.HasField("raw_data"):
         data = memoryview(tensor.raw_data)
@@ -235,9 +283,14 @@ def _weight(tensor: TensorProto, data: memoryview | None, path: Path | None, fil
         try:
             return from_proto(tensor)
         except Exception as problem:
-            raise ModelError("model-invalid", f"initializer {tensor.name!r} cannot be read: {problem}") from problem
+            raise ModelError(
+                "model-invalid", f"initializer {tensor.name!r} cannot be read: {problem}"
+            ) from problem
     if len(data) != expected:
-        raise ModelError("model-truncated", f"initializer {tensor.name!r} of shape {shape} holds {len(data)} bytes, not {expected}")
+        raise ModelError(
+            "model-truncated",
+            f"initializer {tensor.name!r} of shape {shape} holds {len(data)} bytes, not {expected}",
+        )
     return Stored(tensor.data_type, shape, data)
 
 
@@ -249,26 +302,43 @@ class _Shape:
     shape: tuple[int, ...]
 
 
-def _external(tensor: TensorProto, path: Path | None, files: dict[Path, BinaryIO]) -> tuple[BinaryIO, int, int]:
+def _external(
+    tensor: TensorProto, path: Path | None, files: dict[Path, BinaryIO]
+) -> tuple[BinaryIO, int, int]:
     """(file, offset, length) of an initializer that lies in another file. `files`: those that are open already."""
     info = {e.key: e.value for e in tensor.external_data}
     location = info.get("location", "")
     if path is None:
-        raise ModelError("external-data", f"initializer {tensor.name!r} lies in {location!r}, and the model was not read from a file")
+        raise ModelError(
+            "external-data",
+            f"initializer {tensor.name!r} lies in {location!r}, and the model was not read from a file",
+        )
     folder = path.resolve().parent
     try:
         file_path = (folder / location).resolve()
         if not location or not file_path.is_relative_to(folder):
-            raise ModelError("external-data-outside", f"initializer {tensor.name!r} points to {location[:_LONGEST_NAME]!r}, outside of the model's folder")
+            raise ModelError(
+                "external-data-outside",
+                f"initializer {tensor.name!r} points to {location[:_LONGEST_NAME]!r}, outside of the model's folder",
+            )
         offset = int(info.get("offset") or 0)
         if file_path not in files:
             files[file_path] = open(file_path, "rb")  # noqa: SIM115 (stays open as long as the weights; a renamed or replaced file does no harm)
         available = os.fstat(files[file_path].fileno()).st_size
         length = int(info.get("length") or available - offset)
         if offset < 0 or length < 0 or offset + length > available:
-            raise ModelError("external-data", f"{location} has {available} bytes; initializer {tensor.name!r} needs {offset + length}")
+            raise ModelError(
+                "external-data",
+                f"{location} has {available} bytes; initializer {tensor.name!r} needs {offset + length}",
+            )
         return files[file_path], offset, length
     except OSError as problem:
-        raise ModelError("external-data", f"cannot read {location[:_LONGEST_NAME]!r}, the external data of {tensor.name!r}: {problem.strerror}") from problem
+        raise ModelError(
+            "external-data",
+            f"cannot read {location[:_LONGEST_NAME]!r}, the external data of {tensor.name!r}: {problem.strerror}",
+        ) from problem
     except ValueError as problem:
-        raise ModelError("external-data", f"initializer {tensor.name!r} has an invalid external location: {problem}") from problem
+        raise ModelError(
+            "external-data",
+            f"initializer {tensor.name!r} has an invalid external location: {problem}",
+        ) from problem

@@ -20,9 +20,16 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from onnxprune.ir.shapes import Shapes
 
-LARGEST_SHARE = 0.5  # of the memory that one tensor may take: a node needs an input and an output at least
-LONGEST_AXIS = 1 << 22  # positions that are followed one by one; what rearranges more of them is frozen
-MOST_UNFOLDED, UNFOLDED_FACTOR = 20_000, 100  # nodes that calls of local functions may unfold to, and times the nodes of the file where those are many
+LARGEST_SHARE = (
+    0.5  # of the memory that one tensor may take: a node needs an input and an output at least
+)
+LONGEST_AXIS = (
+    1 << 22
+)  # positions that are followed one by one; what rearranges more of them is frozen
+MOST_UNFOLDED, UNFOLDED_FACTOR = (
+    20_000,
+    100,
+)  # nodes that calls of local functions may unfold to, and times the nodes of the file where those are many
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -34,7 +41,9 @@ def memory_bytes() -> int:
     except (AttributeError, OSError, ValueError):
         pass
     if sys.platform != "win32":
-        softs = (resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+        softs = (
+            resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+        )
         found += [soft for soft in softs if soft != resource.RLIM_INFINITY]
     for place in _CGROUP_LIMITS:
         try:
@@ -53,14 +62,21 @@ def check_sizes(shapes: Shapes) -> None:
         for d in known:
             size *= d
         if min(known, default=0) < 0:
-            raise ModelError("model-invalid", f"tensor {name!r} has a negative length: {list(dims)}")
+            raise ModelError(
+                "model-invalid", f"tensor {name!r} has a negative length: {list(dims)}"
+            )
         if allowed and size > allowed:
-            raise ModelError("tensor-too-large", f"tensor {name!r} of shape {list(dims)} takes {size / 1e9:.3g} GB; more than {allowed / 1e9:.3g} GB do not fit this machine")
+            raise ModelError(
+                "tensor-too-large",
+                f"tensor {name!r} of shape {list(dims)} takes {size / 1e9:.3g} GB; more than {allowed / 1e9:.3g} GB do not fit this machine",
+            )
 
 
 def check_functions(proto: ModelProto) -> None:
     """ModelError where local functions call themselves, or unfold to a graph out of proportion to the file."""
-    functions: Mapping[tuple[str, str], FunctionProto] = {(f.domain, f.name): f for f in proto.functions}
+    functions: Mapping[tuple[str, str], FunctionProto] = {
+        (f.domain, f.name): f for f in proto.functions
+    }
     sizes: dict[tuple[str, str], int] = {}
 
     def unfolded(nodes: Iterator[NodeProto]) -> int:
@@ -69,13 +85,22 @@ def check_functions(proto: ModelProto) -> None:
             called = node.domain, node.op_type
             total += 1 + (sizes.get(called, 0) if called in functions else 0)
             if total > allowed:
-                raise ModelError("model-too-large", f"local functions unfold to more than {allowed} nodes")
+                raise ModelError(
+                    "model-too-large", f"local functions unfold to more than {allowed} nodes"
+                )
         return total
 
-    allowed = max(MOST_UNFOLDED, UNFOLDED_FACTOR * (len(proto.graph.node) + sum(len(f.node) for f in proto.functions)))
+    allowed = max(
+        MOST_UNFOLDED,
+        UNFOLDED_FACTOR * (len(proto.graph.node) + sum(len(f.node) for f in proto.functions)),
+    )
     left = dict(functions)
     while left:
-        ready = [key for key, f in left.items() if not any((n.domain, n.op_type) in left for n in _inside(f.node))]
+        ready = [
+            key
+            for key, f in left.items()
+            if not any((n.domain, n.op_type) in left for n in _inside(f.node))
+        ]
         if not ready:
             raise ModelError("model-invalid", f"local function {min(left)[1]!r} calls itself")
         for key in ready:

@@ -57,7 +57,9 @@ def captured(node: NodeProto) -> set[str]:
     for body in subgraphs(node):
         own = {i.name for i in body.input} | {i.name for i in body.initializer}
         for inner in body.node:
-            names |= {n for n in inner.input if n and n not in own} | {n for n in captured(inner) if n not in own}
+            names |= {n for n in inner.input if n and n not in own} | {
+                n for n in captured(inner) if n not in own
+            }
             own |= set(inner.output)
         names |= {o.name for o in body.output if o.name not in own}
     return names

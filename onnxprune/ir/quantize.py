@@ -20,7 +20,17 @@ OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def is_quantized(model: Model) -> bool:
     """Whether the graph holds integer operators or Q/DQ."""
     names = {n.op_type for n in model.proto.graph.node if n.domain in STANDARD_DOMAINS}
-    return bool(names & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
+    return bool(
+        names
+        & {
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "QLinearConv",
+            "QLinearMatMul",
+            "ConvInteger",
+            "MatMulInteger",
+        }
+    )
 
 
 def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: bool) -> Model:
@@ -40,7 +50,10 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
         No samples.
     """
     if not samples:
-        raise DataError("int8-without-data", "an int8 copy needs real inputs for its ranges: give --data, or a model that is quantized already")
+        raise DataError(
+            "int8-without-data",
+            "an int8 copy needs real inputs for its ranges: give --data, or a model that is quantized already",
+        )
     from onnxruntime import quantization  # type: ignore[import-untyped]
 
     rows = _rows(samples)
@@ -58,14 +71,29 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         made = Path(folder) / "int8.onnx"
         quantization.quantize_static(
-            ModelProto.FromString(to_bytes(model)), str(made), Reader(), op_types_to_quantize=list(OPERATORS) if qdq else None,
-            quant_format=quantization.QuantFormat.QDQ if qdq else quantization.QuantFormat.QOperator, per_channel=qdq and model.opset >= PER_CHANNEL_OPSET,
-            activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
-            extra_options=symmetric | ({"QuantizeBias": False, "AddQDQPairToWeight": True, "DedicatedQDQPair": True} if qdq else {}),
+            ModelProto.FromString(to_bytes(model)),
+            str(made),
+            Reader(),
+            op_types_to_quantize=list(OPERATORS) if qdq else None,
+            quant_format=quantization.QuantFormat.QDQ
+            if qdq
+            else quantization.QuantFormat.QOperator,
+            per_channel=qdq and model.opset >= PER_CHANNEL_OPSET,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options=symmetric
+            | (
+                {"QuantizeBias": False, "AddQDQPairToWeight": True, "DedicatedQDQPair": True}
+                if qdq
+                else {}
+            ),
         )
         return load(made.read_bytes())
 
 
 def _rows(samples: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Feeds of batch 1."""
-    return [{n: a[i : i + 1] for n, a in samples.items()} for i in range(min(map(len, samples.values())))]
+    return [
+        {n: a[i : i + 1] for n, a in samples.items()}
+        for i in range(min(map(len, samples.values())))
+    ]

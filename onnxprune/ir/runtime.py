@@ -34,7 +34,15 @@ class Session:
         Keep freed memory for the next tensors: faster (up to twice) for graphs with many large ones, at a higher peak.
     """
 
-    def __init__(self, model: Model, outputs: Sequence[str] | None = None, *, threads: int = 1, optimise: bool = True, arena: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        outputs: Sequence[str] | None = None,
+        *,
+        threads: int = 1,
+        optimise: bool = True,
+        arena: bool = False,
+    ) -> None:
         import onnxruntime
 
         if outputs is not None:
@@ -46,24 +54,45 @@ class Session:
         options.enable_cpu_mem_arena = arena
         options.add_session_config_entry("session.disable_prepacking", "1" if not optimise else "0")
         level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        )
         try:
             self._session = _open(onnxruntime, model, options)
         except Exception as problem:  # onnxruntime's exceptions share no base class
-            raise ModelError("model-refused", f"onnxruntime refuses the model: {_first_line(problem)}") from problem
-        self._limit_s = loop_limit_s() if any(n.op_type == "Loop" for g in nested(model.proto.graph) for n in g.node) else None
+            raise ModelError(
+                "model-refused", f"onnxruntime refuses the model: {_first_line(problem)}"
+            ) from problem
+        self._limit_s = (
+            loop_limit_s()
+            if any(n.op_type == "Loop" for g in nested(model.proto.graph) for n in g.node)
+            else None
+        )
         self.inputs = {i.name: (i.shape, i.type) for i in self._session.get_inputs()}
-        self.outputs = list(outputs) if outputs is not None else [o.name for o in self._session.get_outputs()]
+        self.outputs = (
+            list(outputs) if outputs is not None else [o.name for o in self._session.get_outputs()]
+        )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Values by output name; ModelError where the run fails."""
         try:
             with _ended_after(self._limit_s) as options:
-                return dict(zip(self.outputs, self._session.run(self.outputs, dict(feeds), options)))
+                return dict(
+                    zip(
+                        self.outputs,
+                        self._session.run(self.outputs, dict(feeds), options),
+                        strict=False,
+                    )
+                )
         except TimeoutError as problem:
-            raise ModelError("run-endless", f"{problem}; a Loop may run forever, or set ONNXPRUNE_LOOP_LIMIT_S to more seconds") from problem
+            raise ModelError(
+                "run-endless",
+                f"{problem}; a Loop may run forever, or set ONNXPRUNE_LOOP_LIMIT_S to more seconds",
+            ) from problem
         except Exception as problem:
-            raise ModelError("run-failed", f"onnxruntime cannot run the model: {_first_line(problem)}") from problem
+            raise ModelError(
+                "run-failed", f"onnxruntime cannot run the model: {_first_line(problem)}"
+            ) from problem
 
 
 def loop_limit_s() -> float:
@@ -102,7 +131,9 @@ def _ended_after(seconds: float | None) -> Iterator[Any]:
         timer.cancel()
 
 
-def example_feeds(model: Model, seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, np.ndarray]:
+def example_feeds(
+    model: Model, seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, np.ndarray]:
     """Seeded random inputs that fit a model.
 
     Floats are standard normal, integers 0 or 1, both in the declared type. Dynamic axes: 2 for the first, 64 for the last two
@@ -118,18 +149,29 @@ def example_feeds(model: Model, seed: int = 0, shapes: Mapping[str, Sequence[int
         dims = []
         for i, d in enumerate(kind.shape.dim):
             default = 2 if i == 0 else 64 if len(kind.shape.dim) == 4 and i > 1 else 16
-            dims.append(d.dim_value if d.HasField("dim_value") else symbols.setdefault(d.dim_param, default) if d.dim_param else default)
+            dims.append(
+                d.dim_value
+                if d.HasField("dim_value")
+                else symbols.setdefault(d.dim_param, default)
+                if d.dim_param
+                else default
+            )
         dims = list((shapes or {}).get(info.name, dims))
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         floating = np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
-        feeds[info.name] = (rng.standard_normal(dims) if floating else rng.integers(0, 2, dims)).astype(dtype)
+        feeds[info.name] = (
+            rng.standard_normal(dims) if floating else rng.integers(0, 2, dims)
+        ).astype(dtype)
     return feeds
 
 
 def with_outputs(model: Model, names: Sequence[str]) -> Model:
     """A copy whose outputs are the named tensors."""
     copy = model.edit()
-    known = {v.name: v for v in (*copy.proto.graph.output, *copy.proto.graph.value_info, *copy.proto.graph.input)}
+    known = {
+        v.name: v
+        for v in (*copy.proto.graph.output, *copy.proto.graph.value_info, *copy.proto.graph.input)
+    }
     infos = [known.get(n) or helper.make_empty_tensor_value_info(n) for n in names]
     del copy.proto.graph.output[:]
     copy.proto.graph.output.extend(infos)

@@ -46,11 +46,15 @@ class Stored:
         data = self.raw()
         if self.dtype in _PLAIN:
             return np.frombuffer(data, _PLAIN[self.dtype]).reshape(self.shape)
-        return numpy_helper.to_array(TensorProto(data_type=self.dtype, dims=self.shape, raw_data=bytes(data)))
+        return numpy_helper.to_array(
+            TensorProto(data_type=self.dtype, dims=self.shape, raw_data=bytes(data))
+        )
 
     def raw(self) -> memoryview:
         file = self.data.obj
-        if isinstance(file, mmap.mmap) and file.size() < len(file):  # to read on would be the end of the process (SIGBUS)
+        if isinstance(file, mmap.mmap) and file.size() < len(
+            file
+        ):  # to read on would be the end of the process (SIGBUS)
             raise _shortened()
         return self.data
 
@@ -74,7 +78,11 @@ class Mapped:
         start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         skip = self.offset - start
         try:
-            return memoryview(mmap.mmap(self.file.fileno(), self.length + skip, access=mmap.ACCESS_READ, offset=start))[skip:]
+            return memoryview(
+                mmap.mmap(
+                    self.file.fileno(), self.length + skip, access=mmap.ACCESS_READ, offset=start
+                )
+            )[skip:]
         except ValueError:
             raise _shortened() from None
 
@@ -112,7 +120,9 @@ class Sliced:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(n if k is None else len(k) for n, k in zip(self.base.shape, self.keep))
+        return tuple(
+            n if k is None else len(k) for n, k in zip(self.base.shape, self.keep, strict=False)
+        )
 
     def array(self) -> np.ndarray:
         values = self.base.array()
@@ -148,7 +158,10 @@ class Scattered:
 
 
 def _shortened() -> ModelError:
-    return ModelError("model-changed", "a file of the model became shorter while its weights were in use; run again once nothing writes to it")
+    return ModelError(
+        "model-changed",
+        "a file of the model became shorter while its weights were in use; run again once nothing writes to it",
+    )
 
 
 def _taken(values: np.ndarray, keep: tuple[np.ndarray | None, ...]) -> np.ndarray:
@@ -187,12 +200,23 @@ def bits(dtype: int) -> int:
 
 
 _PLAIN: dict[int, str] = {
-    TensorProto.FLOAT: "<f4", TensorProto.DOUBLE: "<f8", TensorProto.FLOAT16: "<f2",
-    TensorProto.INT8: "|i1", TensorProto.UINT8: "|u1", TensorProto.INT16: "<i2", TensorProto.UINT16: "<u2",
-    TensorProto.INT32: "<i4", TensorProto.UINT32: "<u4", TensorProto.INT64: "<i8", TensorProto.UINT64: "<u8",
-    TensorProto.BOOL: "|b1", TensorProto.COMPLEX64: "<c8", TensorProto.COMPLEX128: "<c16",
+    TensorProto.FLOAT: "<f4",
+    TensorProto.DOUBLE: "<f8",
+    TensorProto.FLOAT16: "<f2",
+    TensorProto.INT8: "|i1",
+    TensorProto.UINT8: "|u1",
+    TensorProto.INT16: "<i2",
+    TensorProto.UINT16: "<u2",
+    TensorProto.INT32: "<i4",
+    TensorProto.UINT32: "<u4",
+    TensorProto.INT64: "<i8",
+    TensorProto.UINT64: "<u8",
+    TensorProto.BOOL: "|b1",
+    TensorProto.COMPLEX64: "<c8",
+    TensorProto.COMPLEX128: "<c16",
 }
 _ODD_BITS = {TensorProto.BFLOAT16: 16} | {
     getattr(TensorProto, name): width
-    for name, width in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items() if hasattr(TensorProto, name)
+    for name, width in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items()
+    if hasattr(TensorProto, name)
 }

@@ -13,15 +13,39 @@ METRICS = Registry(
     "metric",
     "onnxprune.metrics",
     {
-        "top1": ("onnxprune.metrics.classification:top1", "share of samples whose largest output is the label"),
-        "top5": ("onnxprune.metrics.classification:top5", "share of samples whose label is among the five largest outputs"),
-        "miou": ("onnxprune.metrics.segmentation:miou", "intersection over union of a class's pixels, mean over the classes that occur"),
-        "pixel_acc": ("onnxprune.metrics.segmentation:pixel_acc", "share of labelled pixels with the right class"),
-        "psnr": ("onnxprune.metrics.restoration:psnr", "peak signal to noise ratio in dB, mean over images"),
-        "psnr_y": ("onnxprune.metrics.restoration:psnr_y", "psnr of the luma (BT.601), as super-resolution papers give it"),
-        "coco": ("onnxprune.metrics.detection:coco", "box mAP: 101-point average precision, IoU 0.50 to 0.95, mean over the classes that occur"),
+        "top1": (
+            "onnxprune.metrics.classification:top1",
+            "share of samples whose largest output is the label",
+        ),
+        "top5": (
+            "onnxprune.metrics.classification:top5",
+            "share of samples whose label is among the five largest outputs",
+        ),
+        "miou": (
+            "onnxprune.metrics.segmentation:miou",
+            "intersection over union of a class's pixels, mean over the classes that occur",
+        ),
+        "pixel_acc": (
+            "onnxprune.metrics.segmentation:pixel_acc",
+            "share of labelled pixels with the right class",
+        ),
+        "psnr": (
+            "onnxprune.metrics.restoration:psnr",
+            "peak signal to noise ratio in dB, mean over images",
+        ),
+        "psnr_y": (
+            "onnxprune.metrics.restoration:psnr_y",
+            "psnr of the luma (BT.601), as super-resolution papers give it",
+        ),
+        "coco": (
+            "onnxprune.metrics.detection:coco",
+            "box mAP: 101-point average precision, IoU 0.50 to 0.95, mean over the classes that occur",
+        ),
         "map50": ("onnxprune.metrics.detection:map50", "box mAP at IoU 0.50"),
-        "coco-official": ("onnxprune.metrics.pycoco:official", "box mAP by pycocotools (extra coco), without spread"),
+        "coco-official": (
+            "onnxprune.metrics.pycoco:official",
+            "box mAP by pycocotools (extra coco), without spread",
+        ),
     },
 )
 

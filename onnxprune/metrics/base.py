@@ -85,7 +85,10 @@ class Score:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, None for what is not finite; class indices become strings there."""
-        return {"metric": self.name, **{key: plain(value) for key, value in vars(self).items() if key != "name"}}
+        return {
+            "metric": self.name,
+            **{key: plain(value) for key, value in vars(self).items() if key != "name"},
+        }
 
 
 @runtime_checkable
@@ -106,7 +109,9 @@ class Metric(Protocol):
     def update(self, outputs: Outputs, labels: Labels) -> None:
         """Take one batch: outputs by name and labels by name, the batch first."""
 
-    def estimate(self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None) -> Estimate | None:
+    def estimate(
+        self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
+    ) -> Estimate | None:
         """The metric where sample i counts `weights[i]` times (float64 (n,)), over the chosen classes; None where it cannot be reweighted."""
 
     def outcomes(self) -> np.ndarray | None:
@@ -130,7 +135,9 @@ class Base:
     def n(self) -> int:
         raise NotImplementedError
 
-    def estimate(self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None) -> Estimate | None:
+    def estimate(
+        self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
+    ) -> Estimate | None:
         raise NotImplementedError
 
     def outcomes(self) -> np.ndarray | None:
@@ -141,7 +148,16 @@ class Base:
             raise DataError("data-empty", f"{self.name}: no labelled sample was seen")
         found = self.estimate()
         assert found is not None
-        return Score(self.name, found.value, self.n, self._error(), self.higher_is_better, found.per_class, found.counts, found.details)
+        return Score(
+            self.name,
+            found.value,
+            self.n,
+            self._error(),
+            self.higher_is_better,
+            found.per_class,
+            found.counts,
+            found.details,
+        )
 
     def _error(self) -> float | None:
         values = self.outcomes()
@@ -166,12 +182,16 @@ class MeanMetric(Base):
     def add(self, values: np.ndarray, classes: np.ndarray | None = None) -> None:
         """Values of one batch, float (batch,), and the class of each sample where there is one."""
         self._values.append(np.asarray(values, np.float64))
-        self._classes.append(np.full(len(values), -1) if classes is None else np.asarray(classes, np.int64))
+        self._classes.append(
+            np.full(len(values), -1) if classes is None else np.asarray(classes, np.int64)
+        )
 
     def outcomes(self) -> np.ndarray:
         return np.concatenate(self._values) if self._values else np.zeros(0)
 
-    def estimate(self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None) -> Estimate:
+    def estimate(
+        self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
+    ) -> Estimate:
         values, labels = self.outcomes(), np.concatenate(self._classes)
         weights = np.ones(len(values)) if weights is None else weights
         if classes is not None:
@@ -195,7 +215,10 @@ def plain(value: Any) -> Any:
 
 
 def resample(
-    metrics: Sequence[Metric | Base], draws: int, rng: np.random.Generator, classes: Sequence[int] | None = None
+    metrics: Sequence[Metric | Base],
+    draws: int,
+    rng: np.random.Generator,
+    classes: Sequence[int] | None = None,
 ) -> list[list[Estimate]] | None:
     """Bootstrap over samples: for each draw the estimates of all metrics under the same weights (Efron 1979).
 
@@ -239,17 +262,29 @@ def find_function(where: str, purpose: str) -> Any:
     """
     module, _, attribute = where.rpartition(":")
     if not module or not attribute:
-        raise UsageError("function-name", f"{purpose} {where!r} is not of the form module:function or FILE.py:function")
+        raise UsageError(
+            "function-name",
+            f"{purpose} {where!r} is not of the form module:function or FILE.py:function",
+        )
     folder = str(Path(module).resolve().parent) if module.endswith(".py") else os.getcwd()
     sys.path.insert(0, folder)
     try:
-        found = _file_module(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+        found = (
+            _file_module(Path(module))
+            if module.endswith(".py")
+            else importlib.import_module(module)
+        )
     except Exception as problem:
-        raise UsageError("function-import", f"{purpose} {where!r}: cannot import {module!r}: {type(problem).__name__}: {problem}") from problem
+        raise UsageError(
+            "function-import",
+            f"{purpose} {where!r}: cannot import {module!r}: {type(problem).__name__}: {problem}",
+        ) from problem
     finally:
         sys.path.remove(folder)
     if not hasattr(found, attribute):
-        raise UsageError("function-missing", f"{purpose} {where!r}: {module!r} has no {attribute!r}")
+        raise UsageError(
+            "function-missing", f"{purpose} {where!r}: {module!r} has no {attribute!r}"
+        )
     return getattr(found, attribute)
 
 
@@ -266,10 +301,16 @@ def pick_output(outputs: Outputs, options: Options, metric: str) -> np.ndarray:
     """The output to score; UsageError where there are several and none was named."""
     if options.output is not None:
         if options.output not in outputs:
-            raise UsageError("metric-output", f"{metric}: no output {options.output!r}; there are {', '.join(sorted(outputs))}")
+            raise UsageError(
+                "metric-output",
+                f"{metric}: no output {options.output!r}; there are {', '.join(sorted(outputs))}",
+            )
         return np.asarray(outputs[options.output])
     if len(outputs) != 1:
-        raise UsageError("metric-output", f"{metric}: the model has {len(outputs)} outputs ({', '.join(sorted(outputs))}); say which one")
+        raise UsageError(
+            "metric-output",
+            f"{metric}: the model has {len(outputs)} outputs ({', '.join(sorted(outputs))}); say which one",
+        )
     return np.asarray(next(iter(outputs.values())))
 
 
@@ -277,5 +318,8 @@ def pick_labels(labels: Labels, options: Options, usual: str, metric: str) -> np
     """The label array of the metric; DataError where the data have none of that name."""
     name = options.labels or usual
     if name not in labels:
-        raise DataError("data-labels", f"{metric} needs labels {name!r}; the data have {', '.join(sorted(labels)) or 'none'}")
+        raise DataError(
+            "data-labels",
+            f"{metric} needs labels {name!r}; the data have {', '.join(sorted(labels)) or 'none'}",
+        )
     return np.asarray(labels[name])

@@ -24,7 +24,9 @@ _COUNTS = ("num_detections", "num_dets", "num_boxes")
 def overlap(a: np.ndarray, b: np.ndarray, *, of_first: bool = False) -> np.ndarray:
     """Intersection over union (or over the area of `a`) of boxes (n, 4+) and (m, 4+): float64 (n, m)."""
     a, b = a[:, None, :4].astype(np.float64), b[None, :, :4].astype(np.float64)
-    common = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
+    common = np.clip(
+        np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None
+    ).prod(-1)
     total = (a[..., 2:] - a[..., :2]).prod(-1)
     if not of_first:
         total = total + (b[..., 2:] - b[..., :2]).prod(-1) - common
@@ -60,10 +62,16 @@ def detections_of(outputs: Outputs, labels: Labels, options: Options) -> list[np
     found = [np.asarray(d, np.float64) for d in decode(outputs, labels)]
     size = len(next(iter(outputs.values())))
     if decode is not native and len(found) != size:
-        raise DataError("decoder-shape", f"the decoder gave detections of {len(found)} samples for a batch of {size}")
+        raise DataError(
+            "decoder-shape",
+            f"the decoder gave detections of {len(found)} samples for a batch of {size}",
+        )
     for one in found:
         if one.ndim != 2 or one.shape[1] != COLUMNS:
-            raise DataError("decoder-shape", f"the decoder gave {one.shape} for a sample; it must give (boxes, 6): x1, y1, x2, y2, score, class")
+            raise DataError(
+                "decoder-shape",
+                f"the decoder gave {one.shape} for a sample; it must give (boxes, 6): x1, y1, x2, y2, score, class",
+            )
     return found
 
 
@@ -80,7 +88,11 @@ def native(outputs: Outputs, labels: Labels) -> list[np.ndarray]:
         None of these forms: name a decoder.
     """
     names = {n.lower(): n for n in outputs}
-    if len(outputs) == 1 and (only := np.asarray(next(iter(outputs.values())))).ndim == 3 and _are_detections(only):
+    if (
+        len(outputs) == 1
+        and (only := np.asarray(next(iter(outputs.values())))).ndim == 3
+        and _are_detections(only)
+    ):
         return _relative([row[row[:, 4] > 0] for row in only], labels)
     boxes, flipped = _first(outputs, names, _CORNERS_XY), False
     if boxes is None:
@@ -97,8 +109,13 @@ def native(outputs: Outputs, labels: Labels) -> list[np.ndarray]:
         boxes, scores, classes = boxes[None], scores[None], classes[None]
     corners = boxes[..., [1, 0, 3, 2]] if flipped else boxes
     counts = _first(outputs, names, _COUNTS)
-    lengths = [boxes.shape[1]] * len(boxes) if counts is None else [int(c) for c in counts.reshape(-1)]
-    rows = [np.concatenate([c, s.reshape(-1, 1), k.reshape(-1, 1)], 1)[:n] for c, s, k, n in zip(corners, scores, classes, lengths)]
+    lengths = (
+        [boxes.shape[1]] * len(boxes) if counts is None else [int(c) for c in counts.reshape(-1)]
+    )
+    rows = [
+        np.concatenate([c, s.reshape(-1, 1), k.reshape(-1, 1)], 1)[:n]
+        for c, s, k, n in zip(corners, scores, classes, lengths, strict=False)
+    ]
     return _relative([row[row[:, 4] > 0] for row in rows], labels)
 
 
@@ -121,10 +138,14 @@ def _relative(found: list[np.ndarray], labels: Labels) -> list[np.ndarray]:
         return found
     if "size" not in labels:
         raise DataError(
-            "data-labels", "the model's boxes are in pixels and the data do not say the input's size: give labels 'size' (n, 2), height and width"
+            "data-labels",
+            "the model's boxes are in pixels and the data do not say the input's size: give labels 'size' (n, 2), height and width",
         )
     sizes = np.asarray(labels["size"], np.float64).reshape(-1, 2)
-    return [np.concatenate([f[:, :4] / size[[1, 0, 1, 0]], f[:, 4:]], 1) for f, size in zip(found, sizes)]
+    return [
+        np.concatenate([f[:, :4] / size[[1, 0, 1, 0]], f[:, 4:]], 1)
+        for f, size in zip(found, sizes, strict=False)
+    ]
 
 
 def centre_to_corner(boxes: np.ndarray) -> np.ndarray:

@@ -22,12 +22,20 @@ class TopK(MeanMetric):
 
     def update(self, outputs: Outputs, labels: Labels) -> None:
         """Outputs of one batch and `labels`."""
-        scores = rows(pick_output(outputs, self.options, self.name), self.name)[:, self.options.class_offset :]
+        scores = rows(pick_output(outputs, self.options, self.name), self.name)[
+            :, self.options.class_offset :
+        ]
         truth = pick_labels(labels, self.options, "labels", self.name).astype(np.int64).reshape(-1)
         if len(truth) != len(scores):
-            raise DataError("data-labels", f"{self.name}: {len(scores)} outputs and {len(truth)} labels in one batch")
+            raise DataError(
+                "data-labels",
+                f"{self.name}: {len(scores)} outputs and {len(truth)} labels in one batch",
+            )
         if len(truth) and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
-            raise DataError("data-labels", f"{self.name}: labels {truth.min()} to {truth.max()} do not fit {scores.shape[1]} classes")
+            raise DataError(
+                "data-labels",
+                f"{self.name}: labels {truth.min()} to {truth.max()} do not fit {scores.shape[1]} classes",
+            )
         self.add(rank(scores, truth) < self.k, truth)
 
 
@@ -42,7 +50,10 @@ def rank(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def rows(output: np.ndarray, metric: str) -> np.ndarray:
     """(n, classes) from (n, classes, 1, ...); DataError for other shapes."""
     if output.ndim < 2 or output.size != output.shape[0] * output.shape[1]:
-        raise DataError("metric-shape", f"{metric} needs one row of class scores a sample; the output is {'x'.join(map(str, output.shape))}")
+        raise DataError(
+            "metric-shape",
+            f"{metric} needs one row of class scores a sample; the output is {'x'.join(map(str, output.shape))}",
+        )
     return output.reshape(output.shape[:2])
 
 

@@ -54,7 +54,10 @@ class Detection(Base):
 
     def add(self, detections: np.ndarray, truth: np.ndarray) -> None:
         """One image: detections (n, 6) and label rows (m, 6 or 7)."""
-        corners, crowd = centre_to_corner(truth[:, 2:6]), truth[:, 6] > 0 if truth.shape[1] == 7 else np.zeros(len(truth), bool)
+        corners, crowd = (
+            centre_to_corner(truth[:, 2:6]),
+            truth[:, 6] > 0 if truth.shape[1] == 7 else np.zeros(len(truth), bool),
+        )
         for c in np.union1d(detections[:, 5], truth[:, 1]):
             of_class = truth[:, 1] == c
             mine = detections[detections[:, 5] == c]
@@ -70,13 +73,18 @@ class Detection(Base):
 
     @cached_property
     def _by_class(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """class -> (rows of `_truth`, rows of `_found` by falling score), for the classes that have a box."""
+        """Class -> (rows of `_truth`, rows of `_found` by falling score), for the classes that have a box."""
         truth = np.concatenate(self._truth) if self._truth else np.zeros((0, 3))
         found = np.concatenate(self._found) if self._found else np.zeros((0, 3 + 2 * len(OVERLAPS)))
         found = found[np.argsort(-found[:, 2], kind="stable")]
-        return {int(c): (truth[truth[:, 1] == c], found[found[:, 1] == c]) for c in np.unique(truth[:, 1])}
+        return {
+            int(c): (truth[truth[:, 1] == c], found[found[:, 1] == c])
+            for c in np.unique(truth[:, 1])
+        }
 
-    def estimate(self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None) -> Estimate:
+    def estimate(
+        self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
+    ) -> Estimate:
         weights = np.ones(self._images) if weights is None else weights
         curves, counts, peaks = {}, {}, {}
         for c, (truth, found) in self._by_class.items():
@@ -98,7 +106,9 @@ class Detection(Base):
         }
         return Estimate(float(mean[: self._overlaps].mean()), per_class, counts, details)
 
-    def _curve(self, found: np.ndarray, weights: np.ndarray, total: float) -> tuple[np.ndarray, tuple[float, float]]:
+    def _curve(
+        self, found: np.ndarray, weights: np.ndarray, total: float
+    ) -> tuple[np.ndarray, tuple[float, float]]:
         """Average precision (overlaps,) of one class, and precision and recall at overlap 0.5 where their harmonic mean is largest."""
         steps = len(OVERLAPS)
         counted = weights[found[:, 0].astype(int)][:, None] * (1 - found[:, 3 + steps :])
@@ -109,11 +119,17 @@ class Detection(Base):
         areas = area(recall, precision, self.options.curve)
         if not len(found):
             return areas, (0.0, 0.0)
-        best = int(np.argmax(precision[:, 0] * recall[:, 0] / np.maximum(precision[:, 0] + recall[:, 0], 1e-12)))
+        best = int(
+            np.argmax(
+                precision[:, 0] * recall[:, 0] / np.maximum(precision[:, 0] + recall[:, 0], 1e-12)
+            )
+        )
         return areas, (float(precision[best, 0]), float(recall[best, 0]))
 
 
-def match(detections: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def match(
+    detections: np.ndarray, truth: np.ndarray, crowd: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Which detections of one class in one image are right, and which do not count, at each overlap: two float (n, overlaps) of 0 and 1.
 
     Greedy by falling score: a detection takes the free box that it overlaps most, if by enough; failing that it may lie in a crowd.
@@ -143,7 +159,10 @@ def area(recall: np.ndarray, precision: np.ndarray, curve: str = "coco") -> np.n
     """
     if curve == "anchored":
         ends = np.zeros((1, recall.shape[1])), np.ones((1, recall.shape[1]))
-        recall, precision = np.concatenate([ends[0], recall, ends[1]]), np.concatenate([ends[1], precision, ends[0]])
+        recall, precision = (
+            np.concatenate([ends[0], recall, ends[1]]),
+            np.concatenate([ends[1], precision, ends[0]]),
+        )
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     reached = np.searchsorted(RECALLS, recall, side="right")  # how many of the 101 lie at or below
     return np.asarray((envelope * np.diff(reached, axis=0, prepend=0)).sum(0) / len(RECALLS))
@@ -153,7 +172,10 @@ def check_boxes(boxes: np.ndarray, metric: str) -> np.ndarray:
     """Label rows as float64 (m, 6 or 7); DataError for other shapes."""
     boxes = np.asarray(boxes, np.float64)
     if boxes.ndim != 2 or boxes.shape[1] not in LABEL_COLUMNS:
-        raise DataError("data-labels", f"{metric}: boxes are {boxes.shape}; they must be (m, 6): sample, class, centre x, centre y, width, height")
+        raise DataError(
+            "data-labels",
+            f"{metric}: boxes are {boxes.shape}; they must be (m, 6): sample, class, centre x, centre y, width, height",
+        )
     return boxes
 
 

@@ -19,16 +19,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxprune.errors import DataError, UsageError
+from onnxprune.ir.io import Model
+from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Decoder, Options, Outputs, plain
 from onnxprune.metrics.boxes import detections_of, overlap
 from onnxprune.metrics.tempered import Tempered
-from onnxprune.ir.io import Model
-from onnxprune.ir.runtime import Session
 
 CONFIDENT = 0.99  # mean maximum probability above which plain divergence says next to nothing
 BOX_OVERLAP = 0.5
 IMAGE_CHANNELS = (1, 3)
-PIECE_VALUES = 1 << 20  # of an output in float64 at a time: 8 MB, of which a handful of temporaries exist
+PIECE_VALUES = (
+    1 << 20
+)  # of an output in float64 at a time: 8 MB, of which a handful of temporaries exist
 
 
 class Feeds(Protocol):
@@ -74,14 +76,24 @@ class Fidelity:
     @property
     def relative_error(self) -> float | None:
         """Of the worst output; NaN where a value is; None where only boxes are compared."""
-        return float(np.max([o.relative_error for o in self.outputs.values()])) if self.outputs else None
+        return (
+            float(np.max([o.relative_error for o in self.outputs.values()]))
+            if self.outputs
+            else None
+        )
 
     @property
     def agreement(self) -> float | None:
         """The agreement that fits the model: boxes, else the least top-1, else the least location agreement; None where there is none."""
         top1 = [o.top1_agreement for o in self.outputs.values() if o.top1_agreement is not None]
-        places = [o.location_agreement for o in self.outputs.values() if o.location_agreement is not None]
-        return self.box_agreement if self.box_agreement is not None else min(top1 or places, default=None)
+        places = [
+            o.location_agreement for o in self.outputs.values() if o.location_agreement is not None
+        ]
+        return (
+            self.box_agreement
+            if self.box_agreement is not None
+            else min(top1 or places, default=None)
+        )
 
     @property
     def divergence(self) -> float:
@@ -91,15 +103,30 @@ class Fidelity:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, None for what is not finite."""
-        head = {"samples": self.samples, "relative_error": self.relative_error, "agreement": self.agreement, "box_agreement": self.box_agreement}
-        found = {**head, "outputs": {n: asdict(o) for n, o in self.outputs.items()}, "warnings": self.warnings}
+        head = {
+            "samples": self.samples,
+            "relative_error": self.relative_error,
+            "agreement": self.agreement,
+            "box_agreement": self.box_agreement,
+        }
+        found = {
+            **head,
+            "outputs": {n: asdict(o) for n, o in self.outputs.items()},
+            "warnings": self.warnings,
+        }
         return {key: plain(value) for key, value in found.items()}
 
 
 class Accumulator:
     """Sums over batches; `update` with the outputs of both models, then `result`."""
 
-    def __init__(self, *, decoder: str | Decoder | None = None, class_axes: Mapping[str, int] | None = None, box_score: float = 0.25) -> None:
+    def __init__(
+        self,
+        *,
+        decoder: str | Decoder | None = None,
+        class_axes: Mapping[str, int] | None = None,
+        box_score: float = 0.25,
+    ) -> None:
         self._options = Options(decoder=decoder)
         self._axes = dict(class_axes or {})
         self._box_score = box_score
@@ -107,7 +134,9 @@ class Accumulator:
         self._boxes: list[int] | None = [0, 0]
         self._samples = 0
 
-    def update(self, original: Outputs, pruned: Outputs, feeds: Mapping[str, np.ndarray] | None = None) -> None:
+    def update(
+        self, original: Outputs, pruned: Outputs, feeds: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         """One batch; `feeds` gives the input's size to models whose boxes are in pixels.
 
         Raises
@@ -118,7 +147,10 @@ class Accumulator:
             `class_axes` names an output or axis that is not there.
         """
         if unknown := sorted(set(self._axes) - set(original)):
-            raise UsageError("fidelity-output", f"class_axes: no output {unknown[0]!r}; there are {', '.join(original)}")
+            raise UsageError(
+                "fidelity-output",
+                f"class_axes: no output {unknown[0]!r}; there are {', '.join(original)}",
+            )
         self._samples += next((len(v) for v in original.values() if np.ndim(v)), 1)
         if self._update_boxes(original, pruned, feeds or {}):
             return
@@ -127,7 +159,10 @@ class Accumulator:
             if a.dtype.kind != "f":
                 continue
             if a.shape != b.shape:
-                raise DataError("fidelity-shape", f"output {name!r}: {a.shape} in the original, {b.shape} in the pruned model")
+                raise DataError(
+                    "fidelity-shape",
+                    f"output {name!r}: {a.shape} in the original, {b.shape} in the pruned model",
+                )
             if name not in self._sums:
                 self._sums[name] = _Sums(name, a, self._axes.get(name))
             self._sums[name].update(np.atleast_1d(a), np.atleast_1d(b))
@@ -137,7 +172,11 @@ class Accumulator:
         if not self._samples:
             raise DataError("data-empty", "fidelity: no sample was seen")
         outputs = {n: s.result() for n, s in self._sums.items()}
-        sure = [n for n, o in outputs.items() if o.max_probability is not None and o.max_probability > CONFIDENT]
+        sure = [
+            n
+            for n, o in outputs.items()
+            if o.max_probability is not None and o.max_probability > CONFIDENT
+        ]
         warnings = tuple(
             f"output {n!r}: mean maximum probability {outputs[n].max_probability:.4f} > {CONFIDENT}: the inputs look memorised; "
             f"divergence is given at temperature {outputs[n].temperature:.3g}; use inputs that the model was not trained on"
@@ -146,9 +185,13 @@ class Accumulator:
         if self._boxes is None:
             return Fidelity(outputs, self._samples, warnings=warnings)
         common, total = self._boxes
-        return Fidelity(outputs, self._samples, 2 * common / total if total else 1.0, self._box_score, warnings)
+        return Fidelity(
+            outputs, self._samples, 2 * common / total if total else 1.0, self._box_score, warnings
+        )
 
-    def _update_boxes(self, original: Outputs, pruned: Outputs, feeds: Mapping[str, np.ndarray]) -> bool:
+    def _update_boxes(
+        self, original: Outputs, pruned: Outputs, feeds: Mapping[str, np.ndarray]
+    ) -> bool:
         """Count common boxes; whether the outputs are boxes of the model's own, whose rows are in no common order."""
         if self._boxes is None:
             return False
@@ -159,7 +202,7 @@ class Accumulator:
                 raise
             self._boxes = None
             return False
-        for a, b in zip(*found):
+        for a, b in zip(*found, strict=False):
             a, b = (d[d[:, 4] >= self._box_score] for d in (a, b))
             self._boxes[0] += common_boxes(a, b)
             self._boxes[1] += len(a) + len(b)
@@ -171,7 +214,10 @@ class _Sums:
 
     def __init__(self, name: str, first: np.ndarray, axis: int | None) -> None:
         if axis is not None and not -first.ndim <= axis < first.ndim:
-            raise UsageError("fidelity-axis", f"class_axes: output {name!r} of shape {first.shape} has no axis {axis}")
+            raise UsageError(
+                "fidelity-axis",
+                f"class_axes: output {name!r} of shape {first.shape} has no axis {axis}",
+            )
         flat = first.ndim >= 2 and first.shape[1] > 1 and math.prod(first.shape[2:]) == 1
         self.axis = 1 if axis is None and flat else axis
         self.places = self.axis is None and first.ndim == 4 and first.shape[1] not in IMAGE_CHANNELS
@@ -183,15 +229,24 @@ class _Sums:
 
     def update(self, a: np.ndarray, b: np.ndarray) -> None:
         """Both models' values of one batch; float64 copies are of few samples at a time."""
-        step = max(1, PIECE_VALUES // max(1, a[:1].size)) if self.axis is None or self.axis % a.ndim else len(a)
+        step = (
+            max(1, PIECE_VALUES // max(1, a[:1].size))
+            if self.axis is None or self.axis % a.ndim
+            else len(a)
+        )
         for start in range(0, len(a), step):
-            self._add(a[start : start + step].astype(np.float64), b[start : start + step].astype(np.float64))
+            self._add(
+                a[start : start + step].astype(np.float64),
+                b[start : start + step].astype(np.float64),
+            )
 
     def _add(self, a: np.ndarray, b: np.ndarray) -> None:
         gap = np.abs(a - b)
         self.error += float(np.sum(gap * gap))
         self.power += float(np.sum(a * a))
-        self.largest = max(self.largest, float(gap.max(initial=0.0))) if not np.isnan(gap).any() else math.nan
+        self.largest = (
+            max(self.largest, float(gap.max(initial=0.0))) if not np.isnan(gap).any() else math.nan
+        )
         self._add_channels(a)
         axis = 1 if self.places else self.axis
         if axis is not None:
@@ -202,14 +257,24 @@ class _Sums:
 
     def _add_channels(self, a: np.ndarray) -> None:
         """Sums a channel (axis 1), as long as it is one: an axis whose length changes between batches is not."""
-        sums = a.sum(tuple(k for k in range(a.ndim) if k != 1)) if a.ndim > 1 else a.sum(keepdims=True).reshape(1)
+        sums = (
+            a.sum(tuple(k for k in range(a.ndim) if k != 1))
+            if a.ndim > 1
+            else a.sum(keepdims=True).reshape(1)
+        )
         if self.channel_sums is not None:
-            self.channel_sums = self.channel_sums + sums if sums.shape == self.channel_sums.shape else None
+            self.channel_sums = (
+                self.channel_sums + sums if sums.shape == self.channel_sums.shape else None
+            )
             self.channel_count += a.size // max(1, len(sums))
 
     def result(self) -> OutputFidelity:
         """The output's figures."""
-        relative = math.sqrt(self.error / self.power) if self.power else (0.0 if self.error == 0 else math.inf)
+        relative = (
+            math.sqrt(self.error / self.power)
+            if self.power
+            else (0.0 if self.error == 0 else math.inf)
+        )
         spread = 0.0
         if self.channel_sums is not None and self.channel_count:
             spread = self.power - float((self.channel_sums**2).sum()) / self.channel_count
@@ -219,7 +284,15 @@ class _Sums:
         if self.tempered is None:
             return OutputFidelity(relative, nmse, self.largest, location_agreement=agreement)
         found = self.tempered.result()
-        return OutputFidelity(relative, nmse, self.largest, agreement, found.kl, found.temperature, found.max_probability)
+        return OutputFidelity(
+            relative,
+            nmse,
+            self.largest,
+            agreement,
+            found.kl,
+            found.temperature,
+            found.max_probability,
+        )
 
 
 def fidelity(
@@ -278,4 +351,9 @@ def _sizes(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if len(images) != 1:
         return {}
     shape = images[0].shape
-    return {"size": np.tile(shape[1:3] if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else shape[2:4], (shape[0], 1))}
+    return {
+        "size": np.tile(
+            shape[1:3] if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else shape[2:4],
+            (shape[0], 1),
+        )
+    }

@@ -39,13 +39,19 @@ class Official(Base):
             self._found.append(detections)
             self._truth.append(truth[truth[:, 0] == index])
 
-    def estimate(self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None) -> Estimate | None:
+    def estimate(
+        self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
+    ) -> Estimate | None:
         """The metric over the chosen classes; None under weights."""
         return None if weights is not None else official_map(self._found, self._truth, classes)
 
 
-def official_map(detections: Sequence[np.ndarray], truth: Sequence[np.ndarray], classes: Sequence[int] | None = None) -> Estimate:
-    """mAP by pycocotools of detections (n, 6) and label rows (m, 6 or 7), a pair for each image.
+def official_map(
+    detections: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    classes: Sequence[int] | None = None,
+) -> Estimate:
+    """MAP by pycocotools of detections (n, 6) and label rows (m, 6 or 7), a pair for each image.
 
     Raises
     ------
@@ -57,7 +63,9 @@ def official_map(detections: Sequence[np.ndarray], truth: Sequence[np.ndarray], 
         from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         raise MissingExtraError("pycocotools", "coco", "metric coco-official") from None
-    every = sorted({int(c) for t in truth for c in t[:, 1]} | {int(c) for d in detections for c in d[:, 5]})
+    every = sorted(
+        {int(c) for t in truth for c in t[:, 1]} | {int(c) for d in detections for c in d[:, 5]}
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         answer = COCO()
         answer.dataset = {
@@ -70,23 +78,39 @@ def official_map(detections: Sequence[np.ndarray], truth: Sequence[np.ndarray], 
         run.params.catIds = [c for c in every if classes is None or c in classes]
         run.evaluate()
         run.accumulate()
-    precision = run.eval["precision"][:, :, :, 0, 2]  # (overlaps, recalls, classes), area "all", 100 detections
-    counts = {c: float(sum(((t[:, 1] == c) & (t[:, 6:].sum(1) == 0)).sum() for t in truth)) for c in run.params.catIds}
+    precision = run.eval["precision"][
+        :, :, :, 0, 2
+    ]  # (overlaps, recalls, classes), area "all", 100 detections
+    counts = {
+        c: float(sum(((t[:, 1] == c) & (t[:, 6:].sum(1) == 0)).sum() for t in truth))
+        for c in run.params.catIds
+    }
     present = [k for k, c in enumerate(run.params.catIds) if counts[c]]
     per_class = {run.params.catIds[k]: float(precision[:, :, k].mean()) for k in present}
     shown = precision[:, :, present]
-    details = {"map": float(shown.mean()), "map50": float(shown[0].mean()), "map75": float(shown[5].mean())}
+    details = {
+        "map": float(shown.mean()),
+        "map50": float(shown[0].mean()),
+        "map75": float(shown[5].mean()),
+    }
     return Estimate(details["map"], per_class, {c: counts[c] for c in per_class}, details)
 
 
 def _annotations(truth: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for image, rows in enumerate(truth):
-        for row, (x1, y1, x2, y2) in zip(rows, centre_to_corner(rows[:, 2:6]) * SIDE):
+        for row, (x1, y1, x2, y2) in zip(rows, centre_to_corner(rows[:, 2:6]) * SIDE, strict=False):
             crowd = int(row[6]) if len(row) == 7 else 0
             box = [x1, y1, x2 - x1, y2 - y1]
             found.append(
-                {"id": len(found) + 1, "image_id": image + 1, "category_id": int(row[1]), "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+                {
+                    "id": len(found) + 1,
+                    "image_id": image + 1,
+                    "category_id": int(row[1]),
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": crowd,
+                }
             )
     return found
 
@@ -97,7 +121,9 @@ def _results(answer: Any, detections: Sequence[np.ndarray], coco: Any) -> Any:
     for image, found in enumerate(detections):
         for x1, y1, x2, y2, score, c in found:
             box = [x1 * SIDE, y1 * SIDE, (x2 - x1) * SIDE, (y2 - y1) * SIDE]
-            rows.append({"image_id": image + 1, "category_id": int(c), "bbox": box, "score": float(score)})
+            rows.append(
+                {"image_id": image + 1, "category_id": int(c), "bbox": box, "score": float(score)}
+            )
     if rows:
         return answer.loadRes(rows)
     empty = coco()

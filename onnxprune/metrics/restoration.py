@@ -33,26 +33,54 @@ class Psnr(MeanMetric):
         output = pick_output(outputs, self.options, self.name)
         targets = pick_labels(labels, self.options, "targets", self.name)
         if output.ndim != 4 or targets.ndim != 4 or len(output) != len(targets):
-            raise DataError("metric-shape", f"{self.name}: output {output.shape} and targets {targets.shape} are not batches of images")
-        self.add(np.array([self._value(o, t) for o, t in zip(output.transpose(0, 2, 3, 1), targets)]))
+            raise DataError(
+                "metric-shape",
+                f"{self.name}: output {output.shape} and targets {targets.shape} are not batches of images",
+            )
+        self.add(
+            np.array(
+                [
+                    self._value(o, t)
+                    for o, t in zip(output.transpose(0, 2, 3, 1), targets, strict=False)
+                ]
+            )
+        )
 
     def _value(self, output: np.ndarray, target: np.ndarray) -> float:
         """Of one image, channels last."""
         if target.dtype == np.uint8:
-            peak, ours, truth = PEAK_8BIT, np.round(np.clip(output / np.float32(self.options.peak), 0, 1) * 255), target
+            peak, ours, truth = (
+                PEAK_8BIT,
+                np.round(np.clip(output / np.float32(self.options.peak), 0, 1) * 255),
+                target,
+            )
         else:
             peak, ours, truth = self.options.peak, output, target.transpose(1, 2, 0)
             if self.luma:
-                peak, ours, truth = PEAK_8BIT, ours * (255 / self.options.peak), truth * (255 / self.options.peak)
+                peak, ours, truth = (
+                    PEAK_8BIT,
+                    ours * (255 / self.options.peak),
+                    truth * (255 / self.options.peak),
+                )
         if ours.shape != truth.shape:
-            raise DataError("metric-shape", f"{self.name}: an output image of {ours.shape} for a target of {truth.shape} (height, width, channels)")
-        return psnr_of(_luma(ours) if self.luma else ours, _luma(truth) if self.luma else truth, peak, self.options.crop)
+            raise DataError(
+                "metric-shape",
+                f"{self.name}: an output image of {ours.shape} for a target of {truth.shape} (height, width, channels)",
+            )
+        return psnr_of(
+            _luma(ours) if self.luma else ours,
+            _luma(truth) if self.luma else truth,
+            peak,
+            self.options.crop,
+        )
 
 
 def psnr_of(image: np.ndarray, target: np.ndarray, peak: float, crop: int = 0) -> float:
-    """dB between two arrays (H, W, ...) of one shape; inf where they are equal."""
+    """DB between two arrays (H, W, ...) of one shape; inf where they are equal."""
     inner = np.s_[crop : image.shape[0] - crop, crop : image.shape[1] - crop]
-    error = float(np.mean((image[inner].astype(np.float64) - target[inner].astype(np.float64)) ** 2))
+    error = float(
+        np.mean((image[inner].astype(np.float64) - target[inner].astype(np.float64)) ** 2)
+    )
     return 10 * math.log10(peak**2 / error) if error else math.inf
 
 

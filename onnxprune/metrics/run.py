@@ -6,18 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.errors import DataError
-from onnxprune.metrics import find_metric
-from onnxprune.metrics.base import NO_OPTIONS, Metric, Options, Score
 from onnxprune.data.labelled import LabelledData
+from onnxprune.errors import DataError
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
+from onnxprune.metrics import find_metric
+from onnxprune.metrics.base import NO_OPTIONS, Metric, Options, Score
 
 BATCH_SIZE = 32
 
 
 def evaluate(
-    model: Model, data: LabelledData, metric: str, options: Options = NO_OPTIONS, *, threads: int = 1, batch_size: int = BATCH_SIZE
+    model: Model,
+    data: LabelledData,
+    metric: str,
+    options: Options = NO_OPTIONS,
+    *,
+    threads: int = 1,
+    batch_size: int = BATCH_SIZE,
 ) -> Score:
     """The metric of a model; see `find_metric` for names and errors. Memory does not grow with the outputs."""
     found = find_metric(metric, options)
@@ -25,7 +31,14 @@ def evaluate(
     return found.result()
 
 
-def measure(model: Model, data: LabelledData, metrics: Sequence[Metric], *, threads: int = 1, batch_size: int = BATCH_SIZE) -> None:
+def measure(
+    model: Model,
+    data: LabelledData,
+    metrics: Sequence[Metric],
+    *,
+    threads: int = 1,
+    batch_size: int = BATCH_SIZE,
+) -> None:
     """Run the model once over the data and update all metrics.
 
     Raises
@@ -36,9 +49,15 @@ def measure(model: Model, data: LabelledData, metrics: Sequence[Metric], *, thre
     session = Session(model, threads=threads)
     for batch in data.labelled_batches(batch_size):
         outputs = session.run(batch.feeds)
-        filled = len(next(iter(batch.feeds.values()))) if any(np.ndim(f) for f in batch.feeds.values()) else batch.count
+        filled = (
+            len(next(iter(batch.feeds.values())))
+            if any(np.ndim(f) for f in batch.feeds.values())
+            else batch.count
+        )
         if filled != batch.count:
-            outputs = {name: _cut(name, value, filled, batch.count) for name, value in outputs.items()}
+            outputs = {
+                name: _cut(name, value, filled, batch.count) for name, value in outputs.items()
+            }
         for metric in metrics:
             metric.update(outputs, batch.labels)
 

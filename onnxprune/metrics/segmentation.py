@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.errors import DataError
-from onnxprune.metrics.base import Base, Estimate, Labels, Options, Outputs, pick_labels, pick_output
+from onnxprune.metrics.base import (
+    Base,
+    Estimate,
+    Labels,
+    Options,
+    Outputs,
+    pick_labels,
+    pick_output,
+)
 
 
 class Segmentation(Base):
@@ -33,23 +41,35 @@ class Segmentation(Base):
         masks = pick_labels(labels, self.options, "masks", self.name)
         if masks.ndim != 3 or output.ndim not in (3, 4) or len(output) != len(masks):
             raise DataError(
-                "metric-shape", f"{self.name}: output {output.shape} and masks {masks.shape} are not (n, C, H, W) or (n, H, W) and (n, H, W)"
+                "metric-shape",
+                f"{self.name}: output {output.shape} and masks {masks.shape} are not (n, C, H, W) or (n, H, W) and (n, H, W)",
             )
-        for image, mask in zip(output, masks):
-            self._counts.append(self._count(self._classes_of(image, mask.shape), mask.astype(np.int64)))
+        for image, mask in zip(output, masks, strict=False):
+            self._counts.append(
+                self._count(self._classes_of(image, mask.shape), mask.astype(np.int64))
+            )
 
     def _classes_of(self, image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
         """Class index of each pixel, at the labels' size."""
         if image.ndim == 3:
             scores = image[self.options.class_offset :]
-            return np.asarray((scores if scores.shape[1:] == size else resize(scores, size[0], size[1])).argmax(0))
+            return np.asarray(
+                (scores if scores.shape[1:] == size else resize(scores, size[0], size[1])).argmax(0)
+            )
         if image.shape != size:
-            raise DataError("metric-shape", f"{self.name}: class indices of {image.shape} for masks of {size}; they must be of one size")
+            raise DataError(
+                "metric-shape",
+                f"{self.name}: class indices of {image.shape} for masks of {size}; they must be of one size",
+            )
         return image.astype(np.int64) - self.options.class_offset
 
     def _count(self, found: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """(3, classes): right pixels, labelled pixels, predicted pixels of each class."""
-        classes = self.options.classes or (self._counts[0].shape[1] if self._counts else None) or int(max(found.max(), mask.max())) + 1
+        classes = (
+            self.options.classes
+            or (self._counts[0].shape[1] if self._counts else None)
+            or int(max(found.max(), mask.max())) + 1
+        )
         scored = (mask >= 0) & (mask < classes)
         if self.options.ignore is not None:
             scored &= mask != self.options.ignore
@@ -58,10 +78,18 @@ class Segmentation(Base):
         tally = [np.bincount(v, minlength=classes) for v in (mask[found == mask], mask, inside)]
         return np.asarray(tally, np.float64)
 
-    def estimate(self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None) -> Estimate:
+    def estimate(
+        self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
+    ) -> Estimate:
         counts = np.stack(self._counts)
-        right, labelled, predicted = counts.sum(0) if weights is None else np.tensordot(weights, counts, 1)
-        chosen = np.arange(len(right)) if classes is None else np.asarray([c for c in classes if c < len(right)], np.int64)
+        right, labelled, predicted = (
+            counts.sum(0) if weights is None else np.tensordot(weights, counts, 1)
+        )
+        chosen = (
+            np.arange(len(right))
+            if classes is None
+            else np.asarray([c for c in classes if c < len(right)], np.int64)
+        )
         union = labelled + predicted - right
         iou = {int(c): float(right[c] / union[c]) for c in chosen if union[c]}
         recall = {int(c): float(right[c] / labelled[c]) for c in chosen if labelled[c]}
@@ -71,7 +99,9 @@ class Segmentation(Base):
             "pixel_acc": float(right[chosen].sum() / total) if total else math.nan,
         }
         per_class = iou if self.name == "miou" else recall
-        return Estimate(figures[self.name], per_class, {c: float(labelled[c]) for c in per_class}, figures)
+        return Estimate(
+            figures[self.name], per_class, {c: float(labelled[c]) for c in per_class}, figures
+        )
 
 
 def resize(scores: np.ndarray, height: int, width: int) -> np.ndarray:

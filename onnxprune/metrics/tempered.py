@@ -55,7 +55,11 @@ class Tempered:
         tops = self._tops / self._rows
         enough = np.flatnonzero(tops <= MEAN_MAXIMUM)
         chosen = int(enough[0]) if len(enough) else len(TEMPERATURES) - 1
-        return Divergence(max(0.0, float(self._sums[chosen] / self._rows)), float(TEMPERATURES[chosen]), float(tops[0]))
+        return Divergence(
+            max(0.0, float(self._sums[chosen] / self._rows)),
+            float(TEMPERATURES[chosen]),
+            float(tops[0]),
+        )
 
 
 def _rows(values: np.ndarray) -> np.ndarray:

@@ -15,7 +15,9 @@ from onnxprune.metrics.base import Labels, MeanMetric, Metric, Options, Outputs
 class FunctionMetric(MeanMetric):
     """Mean of what `function(outputs, labels)` gives for each sample: float (batch,), or one number, which then counts for every sample of its batch."""
 
-    def __init__(self, name: str, function: Callable[[Outputs, Labels], Any], options: Options) -> None:
+    def __init__(
+        self, name: str, function: Callable[[Outputs, Labels], Any], options: Options
+    ) -> None:
         super().__init__(options)
         self.name = name
         self.higher_is_better = bool(getattr(function, "higher_is_better", True))
@@ -27,9 +29,14 @@ class FunctionMetric(MeanMetric):
         try:
             values = np.asarray(self._function(outputs, labels), np.float64)
         except Exception as problem:
-            raise UsageError("metric-failed", f"metric {self.name!r} failed: {type(problem).__name__}: {problem}") from problem
+            raise UsageError(
+                "metric-failed", f"metric {self.name!r} failed: {type(problem).__name__}: {problem}"
+            ) from problem
         if values.shape not in ((), (size,)):
-            raise DataError("metric-shape", f"metric {self.name!r} gave {values.shape} for a batch of {size}; it must give ({size},) or one number")
+            raise DataError(
+                "metric-shape",
+                f"metric {self.name!r} gave {values.shape} for a batch of {size}; it must give ({size},) or one number",
+            )
         self.add(np.broadcast_to(values, (size,)))
 
 
@@ -42,12 +49,15 @@ def user_metric(name: str, found: Any, options: Options) -> Metric:
         None of these.
     """
     if not callable(found):
-        raise UsageError("metric-kind", f"metric {name!r} is {type(found).__name__}, not a function or class")
+        raise UsageError(
+            "metric-kind", f"metric {name!r} is {type(found).__name__}, not a function or class"
+        )
     if not isinstance(found, type) and len(inspect.signature(found).parameters) == 2:
         return FunctionMetric(name, found, options)
     made = found(options)
     if not isinstance(made, Metric):
         raise UsageError(
-            "metric-kind", f"metric {name!r} is neither (outputs, labels) -> values nor a Metric (name, higher_is_better, update, result)"
+            "metric-kind",
+            f"metric {name!r} is neither (outputs, labels) -> values nor a Metric (name, higher_is_better, update, result)",
         )
     return made

@@ -13,11 +13,11 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix, to_matrix
-from onnxprune.statistics.segmented_run import Run
-from onnxprune.statistics.moments import products
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.fits import Fit, kept_values, set_values
+from onnxprune.statistics.moments import products
+from onnxprune.statistics.segmented_run import Run
 
 RIDGE = 1e-3  # of the mean diagonal of the normal equations, towards the query as it is
 MOST_SAMPLES = 128  # inputs; each gives an equation for every pair of positions
@@ -25,18 +25,35 @@ ITERATIONS, ACCURACY = 200, 1e-7  # of conjugate gradients; preconditioned, they
 EXACT = 1e-3  # a probe's channel numbers are integers within this
 
 
-def lossy_products(analysis: Analysis, removed: np.ndarray, fits: Sequence[Fit]) -> list[tuple[str, list[Fit]]]:
+def lossy_products(
+    analysis: Analysis, removed: np.ndarray, fits: Sequence[Fit]
+) -> list[tuple[str, list[Fit]]]:
     """Outputs of products of two activations that sum over an axis of which something goes, in graph order, and what may make their query."""
     found = []
     for node, ids in products(analysis):
         if not analysis.keep(ids, removed).all():
             summed = analysis.axes.table(ids)
-            makers = [f for f in fits if f.linear.out_ids is not None and np.isin(analysis.axes.table(f.linear.out_ids), summed[summed < analysis.axes.causes]).any()]
+            makers = [
+                f
+                for f in fits
+                if f.linear.out_ids is not None
+                and np.isin(
+                    analysis.axes.table(f.linear.out_ids), summed[summed < analysis.axes.causes]
+                ).any()
+            ]
             found.append((analysis.record.nodes[node].output[0], makers))
     return found
 
 
-def refit_query(analysis: Analysis, removed: np.ndarray, model: Model, makers: Sequence[Fit], out: str, cut: Run, whole: Run) -> None:
+def refit_query(
+    analysis: Analysis,
+    removed: np.ndarray,
+    model: Model,
+    makers: Sequence[Fit],
+    out: str,
+    cut: Run,
+    whole: Run,
+) -> None:
     """Multiply the query of one product by the best matrix a head. `model` and the state of `cut` are changed.
 
     Nothing is done where the query does not come from one linear node with a bias by moving channels and scaling all alike, or is
@@ -49,13 +66,25 @@ def refit_query(analysis: Analysis, removed: np.ndarray, model: Model, makers: S
     query, key = node.input[:2]
     cut.advance(place)
     whole.advance(whole.place(out) + 1, keep=[out])
-    if not (cut.has(query) and cut.has(key) and whole.has(out)) or sum(list(n.input).count(query) for n in cut.nodes) != 1:
+    if (
+        not (cut.has(query) and cut.has(key) and whole.has(out))
+        or sum(list(n.input).count(query) for n in cut.nodes) != 1
+    ):
         return
-    found = ((fit, where) for fit in makers if (where := _channels(model, fit, query, cut)) is not None)
+    found = (
+        (fit, where) for fit in makers if (where := _channels(model, fit, query, cut)) is not None
+    )
     fit, where = next(found, (None, None))
     if fit is None or where is None:
         return
-    q, k, logits = (_by_head(values) for values in (cut.values(query), cut.values(key), kept_values(analysis, removed, out, whole.values(out))))
+    q, k, logits = (
+        _by_head(values)
+        for values in (
+            cut.values(query),
+            cut.values(key),
+            kept_values(analysis, removed, out, whole.values(out)),
+        )
+    )
     if logits.shape != (*q.shape[:3], k.shape[3]):
         return
     mixed = [best_mixture(q[:, h], k[:, h], logits[:, h]) for h in range(q.shape[1])]
@@ -65,7 +94,9 @@ def refit_query(analysis: Analysis, removed: np.ndarray, model: Model, makers: S
     for state in cut.state:
         values = state[query]
         heads = values.reshape(-1, len(mixed), *values.shape[-2:])
-        state[query] = np.einsum("bhnd,hde->bhne", heads, np.array(mixed, values.dtype)).reshape(values.shape)
+        state[query] = np.einsum("bhnd,hde->bhne", heads, np.array(mixed, values.dtype)).reshape(
+            values.shape
+        )
 
 
 def best_mixture(q: np.ndarray, k: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -79,14 +110,23 @@ def best_mixture(q: np.ndarray, k: np.ndarray, logits: np.ndarray) -> np.ndarray
     values = np.maximum(np.outer(a, b), 0.0) + lift
 
     def normal(m: np.ndarray) -> np.ndarray:
-        return np.asarray(((left @ m.reshape(d, d) @ right).sum(0) + lift * m.reshape(d, d)).ravel())
+        return np.asarray(
+            ((left @ m.reshape(d, d) @ right).sum(0) + lift * m.reshape(d, d)).ravel()
+        )
 
     def rough(m: np.ndarray) -> np.ndarray:
         return np.asarray((u @ (u.T @ m.reshape(d, d) @ v / values) @ v.T).ravel())
 
     wanted = (q.swapaxes(1, 2) @ logits @ k.swapaxes(1, 2)).sum(0) + lift * np.eye(d)
     size = (d * d, d * d)
-    found, _ = cg(LinearOperator(size, normal), wanted.ravel(), np.eye(d).ravel(), rtol=ACCURACY, maxiter=ITERATIONS, M=LinearOperator(size, rough))
+    found, _ = cg(
+        LinearOperator(size, normal),
+        wanted.ravel(),
+        np.eye(d).ravel(),
+        rtol=ACCURACY,
+        maxiter=ITERATIONS,
+        M=LinearOperator(size, rough),
+    )
     return np.asarray(found.reshape(d, d))
 
 
@@ -101,7 +141,12 @@ def _channels(model: Model, fit: Fit, tensor: str, cut: Run) -> np.ndarray | Non
 
     None where the tensor does not hold them, or other things too: numbers are then no integers, or not those of every input and position.
     """
-    if not fit.bias or np.ndim(fit.scale) or fit.linear.groups != 1 or cut.place(fit.linear.out) > cut.place(tensor):
+    if (
+        not fit.bias
+        or np.ndim(fit.scale)
+        or fit.linear.groups != 1
+        or cut.place(fit.linear.out) > cut.place(tensor)
+    ):
         return None
     size = model.weights[fit.bias].shape[0]
     found = []
@@ -109,15 +154,27 @@ def _channels(model: Model, fit: Fit, tensor: str, cut: Run) -> np.ndarray | Non
         probe = model.edit()
         set_values(probe, fit.weight, np.zeros(model.weights[fit.weight].shape))
         set_values(probe, fit.bias, numbers)
-        found.append(np.asarray(Session(probe, [tensor], threads=cut.threads).run(cut.feeds)[tensor], np.float64))
+        found.append(
+            np.asarray(
+                Session(probe, [tensor], threads=cut.threads).run(cut.feeds)[tensor], np.float64
+            )
+        )
     one, ramp = (v.reshape(len(v), -1, *v.shape[-2:]) for v in found)
     if not one.all():
         return None
     channels = ramp / one - 1
     first = channels[:1, :, :1]
     where = np.rint(first).astype(np.int64).reshape(-1, channels.shape[-1])
-    same = np.abs(channels - first).max() <= EXACT and np.abs(first.reshape(where.shape) - where).max() <= EXACT and np.ptp(one) <= EXACT * abs(float(one.flat[0]))
-    return where if same and len(np.unique(where)) == where.size and 0 <= where.min() and where.max() < size else None
+    same = (
+        np.abs(channels - first).max() <= EXACT
+        and np.abs(first.reshape(where.shape) - where).max() <= EXACT
+        and np.ptp(one) <= EXACT * abs(float(one.flat[0]))
+    )
+    return (
+        where
+        if same and len(np.unique(where)) == where.size and where.min() >= 0 and where.max() < size
+        else None
+    )
 
 
 def _write(model: Model, fit: Fit, where: np.ndarray, mixed: Sequence[np.ndarray]) -> None:
@@ -126,7 +183,7 @@ def _write(model: Model, fit: Fit, where: np.ndarray, mixed: Sequence[np.ndarray
     weight = model.weights[fit.weight]
     matrix = to_matrix(fit.linear, node, weight.array()).astype(np.float64)
     bias = model.weights[fit.bias].array().astype(np.float64)
-    for channels, m in zip(where, mixed):
+    for channels, m in zip(where, mixed, strict=False):
         matrix[0, channels] = np.einsum("oct,oe->ect", matrix[0, channels], m)
         bias[channels] = bias[channels] @ m
     set_values(model, fit.weight, from_matrix(fit.linear, node, matrix, weight.shape))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.criteria.base import Context
 from onnxprune.errors import UsageError
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.io import Model
+from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.repair.constants import with_means
 from onnxprune.repair.fits import set_values
-from onnxprune.criteria.base import Context
+from onnxprune.statistics.segmented_run import Run
 from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
 
@@ -26,13 +26,24 @@ def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -
     """
     data = context.repair_data("repair 'batchnorm'")
     model = with_means(analysis, plan, pruned, context).edit()
-    nodes = [n for n in model.proto.graph.node if n.op_type == "BatchNormalization" and all(i in model.weights for i in n.input[3:5])]
+    nodes = [
+        n
+        for n in model.proto.graph.node
+        if n.op_type == "BatchNormalization" and all(i in model.weights for i in n.input[3:5])
+    ]
     if not nodes and not constants_of(analysis, pruned):
-        raise UsageError("no-batchnorm", "repair 'batchnorm' needs BatchNormalization in the graph, and it is folded here; use least-squares or bias")
+        raise UsageError(
+            "no-batchnorm",
+            "repair 'batchnorm' needs BatchNormalization in the graph, and it is folded here; use least-squares or bias",
+        )
     for node in nodes:
         for slot in (3, 4):
             if sum(list(n.input).count(node.input[slot]) for n in nodes) > 1:
-                node.input[slot] = add_initializer(model, f"{node.input[slot]}_own", np.array(model.weights[node.input[slot]].array()))
+                node.input[slot] = add_initializer(
+                    model,
+                    f"{node.input[slot]}_own",
+                    np.array(model.weights[node.input[slot]].array()),
+                )
     run = Run(model, list(data.batches(context.batch_size)), threads=context.threads)
     for node in run.nodes:
         if node.op_type != "BatchNormalization" or node.input[3] not in model.weights:

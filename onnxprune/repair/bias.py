@@ -10,14 +10,14 @@ from onnx import helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears, to_matrix
-from onnxprune.statistics.channels import channel_statistics
-from onnxprune.ir.passes.canonicalize import add_initializer
-from onnxprune.ir.io import Model
+from onnxprune.criteria.base import Context
 from onnxprune.ir.edit import free_name
+from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label, nested
+from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.weights import from_array
 from onnxprune.repair.constants import with_means
-from onnxprune.criteria.base import Context
+from onnxprune.statistics.channels import channel_statistics
 from onnxprune.types import Plan
 
 
@@ -33,7 +33,12 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
     treated like the inside.
     """
     removed = analysis.removed(plan.kept)
-    means = channel_statistics(analysis, context.repair_data("repair 'bias'"), batch_size=context.batch_size, threads=context.threads)
+    means = channel_statistics(
+        analysis,
+        context.repair_data("repair 'bias'"),
+        batch_size=context.batch_size,
+        threads=context.threads,
+    )
     model = with_means(analysis, plan, pruned, context).edit()
     parameters = Parameters(model)
     for linear in linears(analysis):
@@ -53,7 +58,9 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
 def _contribution(analysis: Analysis, linear: Linear, mean: np.ndarray) -> np.ndarray:
     """(outputs,) what inputs of constant value `mean` (inputs,) give."""
     node = analysis.record.nodes[linear.node]
-    matrix = to_matrix(linear, node, analysis.model.weights[linear.weight.tensor].array()).astype(np.float64)
+    matrix = to_matrix(linear, node, analysis.model.weights[linear.weight.tensor].array()).astype(
+        np.float64
+    )
     taps = matrix.sum(3)
     if linear.op == "ConvTranspose":
         taps = taps / prod(attribute(node, "strides") or [1])
@@ -79,14 +86,31 @@ class Parameters:
     def add_bias(self, linear: Linear, shift: np.ndarray) -> None:
         """Add a vector to a node's output channels: to its bias, to a new one, or by an Add behind a MatMul."""
         node, model = self.maker[linear.out], self.model
-        dtype = model.weights[node.input[1]].array().dtype if node.input[1] in model.weights else np.dtype(np.float32)
+        dtype = (
+            model.weights[node.input[1]].array().dtype
+            if node.input[1] in model.weights
+            else np.dtype(np.float32)
+        )
         if linear.op == "MatMul":
-            name, nodes = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype)), model.proto.graph.node
+            name, nodes = (
+                add_initializer(model, f"{linear.out}_bias", shift.astype(dtype)),
+                model.proto.graph.node,
+            )
             at = next(i for i, n in enumerate(nodes) if linear.out in n.output)
             own, added = label(node), f"{linear.out}_bias"
-            node.name = own if own not in self.names else node.name  # what it is called stays, though its output does not
+            node.name = (
+                own if own not in self.names else node.name
+            )  # what it is called stays, though its output does not
             node.output[0] = unbiased(linear.out)
-            nodes.insert(at + 1, helper.make_node("Add", [node.output[0], name], [linear.out], name=free_name(added, self.names) if added in self.names else added))
+            nodes.insert(
+                at + 1,
+                helper.make_node(
+                    "Add",
+                    [node.output[0], name],
+                    [linear.out],
+                    name=free_name(added, self.names) if added in self.names else added,
+                ),
+            )
             self.names.update((node.name, nodes[at + 1].name))
             return
         old = model.weights.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None

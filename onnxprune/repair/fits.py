@@ -10,9 +10,9 @@ from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, bias_slot, linears
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute
+from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.weights import from_array
 
 
@@ -62,14 +62,24 @@ def own_weights(analysis: Analysis, pruned: Model, removed: np.ndarray) -> tuple
         follow = readers.get(linear.out, []) if linear.out not in outputs else []
         target, bias, scale = linear.out, "", np.ones(())
         behind = follow[0] if len(follow) == 1 else None
-        if behind is not None and behind.op_type == "BatchNormalization" and all(n in model.weights for n in behind.input[1:5]):
+        if (
+            behind is not None
+            and behind.op_type == "BatchNormalization"
+            and all(n in model.weights for n in behind.input[1:5])
+        ):
             bias = _own(model, behind, 2, readers)
             target = behind.output[0]
-            gamma, variance = (model.weights[behind.input[i]].array().astype(np.float64) for i in (1, 4))
+            gamma, variance = (
+                model.weights[behind.input[i]].array().astype(np.float64) for i in (1, 4)
+            )
             scale = gamma / np.sqrt(variance + float(attribute(behind, "epsilon", 1e-5)))
         elif bias_slot(linear) is not None:
             bias = _bias(model, node, readers, linear)
-        elif behind is not None and behind.op_type == "Add" and (constant := _constant_side(model, behind)) is not None:
+        elif (
+            behind is not None
+            and behind.op_type == "Add"
+            and (constant := _constant_side(model, behind)) is not None
+        ):
             bias = _own(model, behind, constant, readers)
             target = behind.output[0]
         kept = None
@@ -77,10 +87,27 @@ def own_weights(analysis: Analysis, pruned: Model, removed: np.ndarray) -> tuple
             keep = analysis.keep(linear.out_ids, removed)
             kept = None if keep.all() else np.flatnonzero(keep)
         after = readers.get(target, []) if target not in outputs else []
-        shortcut = next((n for n in after[0].input if n != target and n not in model.weights), "") if len(after) == 1 and after[0].op_type == "Add" else ""
+        shortcut = (
+            next((n for n in after[0].input if n != target and n not in model.weights), "")
+            if len(after) == 1 and after[0].op_type == "Add"
+            else ""
+        )
         final = after[0].output[0] if shortcut else target
         bounds = _bounds(model, readers.get(final, [])) if final not in outputs else ()
-        fits.append(Fit(linear, linear.out, node.input[1], bias, target, scale, kept, shortcut, not after, *bounds))
+        fits.append(
+            Fit(
+                linear,
+                linear.out,
+                node.input[1],
+                bias,
+                target,
+                scale,
+                kept,
+                shortcut,
+                not after,
+                *bounds,
+            )
+        )
     return model, fits
 
 
@@ -105,7 +132,9 @@ def depthwise(node: NodeProto, weight_shape: Sequence[int]) -> bool:
     return groups > 1 and tuple(weight_shape[:2]) == (groups, 1)
 
 
-def kept_values(analysis: Analysis, removed: np.ndarray, tensor: str, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+def kept_values(
+    analysis: Analysis, removed: np.ndarray, tensor: str, values: Sequence[np.ndarray]
+) -> list[np.ndarray]:
     """A tensor of the whole model at the positions that the cut one still has; values: a batch each."""
     for axis, entry in enumerate(analysis.record.tensors[tensor].axes):
         ids = analysis.record.array(entry)
@@ -124,29 +153,47 @@ def _own(model: Model, node: NodeProto, slot: int, readers: dict[str, list[NodeP
     """Make an operand an initializer that only this node reads; its name."""
     name = node.input[slot]
     if sum(list(n.input).count(name) for n in readers.get(name, [node])) > 1:
-        node.input[slot] = add_initializer(model, f"{name}_own", np.array(model.weights[name].array()))
+        node.input[slot] = add_initializer(
+            model, f"{name}_own", np.array(model.weights[name].array())
+        )
         readers[name] = [n for n in readers[name] if n is not node]
         readers[node.input[slot]] = [node]
     return node.input[slot]
 
 
-def _bias(model: Model, node: NodeProto, readers: dict[str, list[NodeProto]], linear: Linear) -> str:
+def _bias(
+    model: Model, node: NodeProto, readers: dict[str, list[NodeProto]], linear: Linear
+) -> str:
     """The bias operand of a Conv or Gemm, added where it has none; "" where it cannot be set."""
     if len(node.input) > 2 and node.input[2]:
-        if node.input[2] not in model.weights or linear.op == "Gemm" and (attribute(node, "beta", 1.0) != 1.0 or len(model.weights[node.input[2]].shape) != 1):
+        if (
+            node.input[2] not in model.weights
+            or linear.op == "Gemm"
+            and (
+                attribute(node, "beta", 1.0) != 1.0 or len(model.weights[node.input[2]].shape) != 1
+            )
+        ):
             return ""
         return _own(model, node, 2, readers)
     weight = model.weights[node.input[1]]
     groups = int(attribute(node, "group", 1))
-    size = {"Conv": weight.shape[0], "ConvTranspose": weight.shape[1] * groups}.get(linear.op, weight.shape[0 if attribute(node, "transB", 0) else 1])
+    size = {"Conv": weight.shape[0], "ConvTranspose": weight.shape[1] * groups}.get(
+        linear.op, weight.shape[0 if attribute(node, "transB", 0) else 1]
+    )
     del node.input[2:]
-    node.input.append(add_initializer(model, f"{linear.out}_bias", np.zeros(size, weight.array().dtype)))
+    node.input.append(
+        add_initializer(model, f"{linear.out}_bias", np.zeros(size, weight.array().dtype))
+    )
     return node.input[2]
 
 
 def _constant_side(model: Model, node: NodeProto) -> int | None:
     """Operand of an Add that is a constant vector over the last axis."""
     for slot, name in enumerate(node.input):
-        if name in model.weights and len(model.weights[name].shape) == 1 and model.weights[name].shape[0] > 1:
+        if (
+            name in model.weights
+            and len(model.weights[name].shape) == 1
+            and model.weights[name].shape[0] > 1
+        ):
             return slot
     return None

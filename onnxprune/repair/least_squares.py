@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import samples_of
-from onnxprune.statistics.segmented_run import Run
 from onnxprune.ir.io import Model
 from onnxprune.repair.attention import lossy_products, refit_query
 from onnxprune.repair.constants import with_means
@@ -22,7 +22,7 @@ from onnxprune.repair.fits import kept_values, own_weights
 from onnxprune.repair.joint import refine
 from onnxprune.repair.parts import parts
 from onnxprune.repair.problem import Problem
-from onnxprune.criteria.base import Context
+from onnxprune.statistics.segmented_run import Run
 from onnxprune.types import Plan
 
 MULTIPLICATIONS = 3e10  # for the moments of all nodes, each an equal share; as many positions as that allows are used
@@ -41,7 +41,9 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     removed = analysis.removed(plan.kept)
     model, fits = own_weights(analysis, with_means(analysis, plan, pruned, context), removed)
     lossy = lossy_products(analysis, removed, fits)
-    waiting, held = _held_apart(list(data.batches(context.batch_size)), data.inputs.batch is not None)
+    waiting, held = _held_apart(
+        list(data.batches(context.batch_size)), data.inputs.batch is not None
+    )
     first, waiting = waiting[: held + 1], waiting[held + 1 :]
     whole = Run(analysis.model, first, threads=context.threads, shapes=analysis.shapes)
     cut = Run(model, first, threads=context.threads)
@@ -66,26 +68,44 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
             whole.advance(whole.place(fit.target) + 1, keep=[fit.target, *part.exits])
             if not cut.has(cut.nodes[place].input[0]) or not whole.has(fit.target):
                 continue
-            problem = Problem.of(fit, model, cut.nodes[place], cut, whole, MULTIPLICATIONS / len(fits), context.seed, held)
+            problem = Problem.of(
+                fit,
+                model,
+                cut.nodes[place],
+                cut,
+                whole,
+                MULTIPLICATIONS / len(fits),
+                context.seed,
+                held,
+            )
             if problem is not None:
                 problem.solve(model)
                 problems.append(problem)
         mix_queries(part.end)
         cut.advance(part.end)
         whole.advance(max((whole.place(e) for e in part.exits), default=-1) + 1, keep=part.exits)
-        wanted = {e: kept_values(analysis, removed, e, whole.values(e)) for e in part.exits if whole.has(e) and e in analysis.record.tensors}
+        wanted = {
+            e: kept_values(analysis, removed, e, whole.values(e))
+            for e in part.exits
+            if whole.has(e) and e in analysis.record.tensors
+        }
         if refine(part, problems, model, begin, cut, wanted, held, EFFORT / len(divided), context):
             cut.rewind(begin)
             cut.advance(part.end)
     return model
 
 
-def _held_apart(batches: list[dict[str, np.ndarray]], fixed: bool) -> tuple[list[dict[str, np.ndarray]], int]:
+def _held_apart(
+    batches: list[dict[str, np.ndarray]], fixed: bool
+) -> tuple[list[dict[str, np.ndarray]], int]:
     """The batches, and how many of the first are not fitted but judge: an eighth of the samples, an even number for their mirror images, or at most `HELD`."""
     counts = [samples_of(b) for b in batches]
     wanted = min(HELD, sum(counts) // 8) // 2 * 2
     if not fixed and 0 < wanted < counts[0]:
-        parts = [{n: a[s] if a.ndim and len(a) == counts[0] else a for n, a in batches[0].items()} for s in (slice(wanted), slice(wanted, None))]
+        parts = [
+            {n: a[s] if a.ndim and len(a) == counts[0] else a for n, a in batches[0].items()}
+            for s in (slice(wanted), slice(wanted, None))
+        ]
         return [*parts, *batches[1:]], 1
     held = wanted // counts[0]
     return batches, held if held < len(batches) else 0
@@ -94,7 +114,12 @@ def _held_apart(batches: list[dict[str, np.ndarray]], fixed: bool) -> tuple[list
 def _let_in(waiting: list[dict[str, np.ndarray]], whole: Run, cut: Run) -> None:
     """As many of the waiting batches as there is memory for; not a few at a time, because each time both networks are set up from their beginnings."""
     held = len(cut.state)
-    room = int(LIVE_BYTES / max(max(cut.counts) * (whole.bytes_from_here() + cut.bytes_from_here()), 1)) - held
+    room = (
+        int(
+            LIVE_BYTES / max(max(cut.counts) * (whole.bytes_from_here() + cut.bytes_from_here()), 1)
+        )
+        - held
+    )
     if waiting and room >= min(held, len(waiting)):
         fresh = waiting[:room]
         del waiting[:room]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxprune.statistics.segmented_run import Run
 from onnxprune.repair.fits import Fit, depthwise
+from onnxprune.statistics.segmented_run import Run
 
 FEWEST, MOST = 2, 8  # linear nodes of a part, depthwise ones not counted
 
@@ -28,20 +28,33 @@ class Part:
 def parts(cut: Run, fits: Sequence[Fit]) -> list[Part]:
     """The fits in graph order, divided. A residual block is one part, because one activation is alive on both sides of it and more inside."""
     places = [cut.place(f.linear.out) for f in fits]
-    wide = [not depthwise(cut.nodes[p], cut.model.weights[f.weight].shape) for f, p in zip(fits, places)]
+    wide = [
+        not depthwise(cut.nodes[p], cut.model.weights[f.weight].shape)
+        for f, p in zip(fits, places, strict=False)
+    ]
     found, first, start = [], 0, 0
     while first < len(fits):
         choices, count = [], 0
         for last in range(first, len(fits)):
             count += wide[last]
             after = places[last + 1] if last + 1 < len(fits) else len(cut.nodes)
-            place = min(range(after, places[last], -1), key=lambda p: (len(cut.live[p]), -cut.bytes_at(p)))
+            place = min(
+                range(after, places[last], -1), key=lambda p: (len(cut.live[p]), -cut.bytes_at(p))
+            )
             if count >= FEWEST or last + 1 == len(fits):
                 choices.append((len(cut.live[place]), last, place))
             if count == MOST:
                 break
         _, last, end = min(choices)
         made = {o for n in cut.nodes[start:end] for o in n.output}
-        found.append(Part(start, end, tuple(fits[first : last + 1]), tuple(sorted(cut.live[start])), tuple(sorted(cut.live[end] & made))))
+        found.append(
+            Part(
+                start,
+                end,
+                tuple(fits[first : last + 1]),
+                tuple(sorted(cut.live[start])),
+                tuple(sorted(cut.live[end] & made)),
+            )
+        )
         first, start = last + 1, end
     return found

@@ -9,17 +9,31 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.analysis.linear import from_matrix, to_matrix
-from onnxprune.statistics.segmented_run import Run
-from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, joined, outputs, positions, tap_order
 from onnxprune.ir.io import Model
 from onnxprune.repair.fits import Fit, depthwise, set_values
+from onnxprune.statistics.im2col import (
+    Geometry,
+    Moments,
+    columns,
+    geometry,
+    joined,
+    outputs,
+    positions,
+    tap_order,
+)
+from onnxprune.statistics.segmented_run import Run
 
-RIDGE, LAST_RIDGE = 1e-3, 1e-2  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted
+RIDGE, LAST_RIDGE = (
+    1e-3,
+    1e-2,
+)  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted
 OVERSAMPLE = 48  # positions an unknown, at least
 HELD_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
 BENDS = 1  # solutions with targets that respect the activation behind a node; each makes the error behind it smaller
 LIFT_FACTOR = 100.0  # from one ridge to the next where sums are not definite
-LEAST_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
+LEAST_SCALE = (
+    1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
+)
 
 Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 
@@ -28,7 +42,8 @@ Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 class Problem:
     """One node, its samples in both networks, and how its weight lies in them. added: whether the cut network's shortcut counts; most: positions an input, at
     most; seed: of their choice; outputs: positions that a sample has behind the node; held: batches
-    at the beginning that are not fitted; systems: a group of outputs each, once they are solved."""
+    at the beginning that are not fitted; systems: a group of outputs each, once they are solved.
+    """
 
     fit: Fit
     node: NodeProto
@@ -44,7 +59,16 @@ class Problem:
     systems: list[System] = field(default_factory=list)
 
     @staticmethod
-    def of(fit: Fit, model: Model, node: NodeProto, cut: Run, whole: Run, multiplications: float, seed: int, held: int) -> Problem | None:
+    def of(
+        fit: Fit,
+        model: Model,
+        node: NodeProto,
+        cut: Run,
+        whole: Run,
+        multiplications: float,
+        seed: int,
+        held: int,
+    ) -> Problem | None:
         """None where there is nothing to refit across channels."""
         weight = model.weights[fit.weight]
         if depthwise(node, weight.shape):
@@ -52,14 +76,20 @@ class Problem:
         g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
         how = geometry(node, weight.shape, cut.values(node.input[0])[0].shape)  # type: ignore[arg-type]
         samples = max(sum(len(x) for x in cut.values(node.input[0])), 1)
-        most = max(-(-OVERSAMPLE * c * t // samples), int(multiplications / (c * t) ** 2 / samples), 4)
+        most = max(
+            -(-OVERSAMPLE * c * t // samples), int(multiplications / (c * t) ** 2 / samples), 4
+        )
         added = bool(fit.shortcut) and cut.has(fit.shortcut) and whole.has(fit.shortcut)
         if added:
-            shapes = {_kept(whole.values(n)[0], fit).shape for n in (fit.shortcut, fit.target)} | {cut.values(fit.shortcut)[0].shape}
+            shapes = {_kept(whole.values(n)[0], fit).shape for n in (fit.shortcut, fit.target)} | {
+                cut.values(fit.shortcut)[0].shape
+            }
             added = len(shapes) == 1
         y = whole.values(fit.target)[0]
         places = y.size / (y.shape[fit.linear.out_axis] * max(cut.counts[0], 1))
-        return Problem(fit, node, how, (g, c * t, o), cut, whole, added, most, (seed, cut.at), places, held)
+        return Problem(
+            fit, node, how, (g, c * t, o), cut, whole, added, most, (seed, cut.at), places, held
+        )
 
     @property
     def bent(self) -> bool:
@@ -69,14 +99,22 @@ class Problem:
     def samples(self, source: str) -> Iterator[Sample]:
         """By batch, the same in every pass: columns (K, P), targets (O, P), and what the cut network adds to the node's output, None for nothing."""
         fit, rng = self.fit, np.random.default_rng(self.seed)
-        for i, (x, y) in enumerate(zip(self.cut.values(source), self.whole.values(fit.target))):
+        for i, (x, y) in enumerate(
+            zip(self.cut.values(source), self.whole.values(fit.target), strict=False)
+        ):
             if i < self.held:
                 continue
             y = _kept(y, fit)
             at = positions(y.shape, self.how.spatial, self.most, rng)
             parts = [outputs(y, self.how, at)]
             if self.added:
-                parts += [outputs(s, self.how, at) for s in (_kept(self.whole.values(fit.shortcut)[i], fit), self.cut.values(fit.shortcut)[i])]
+                parts += [
+                    outputs(s, self.how, at)
+                    for s in (
+                        _kept(self.whole.values(fit.shortcut)[i], fit),
+                        self.cut.values(fit.shortcut)[i],
+                    )
+                ]
             xs = columns(x, self.how, at)
             if not self.how.spatial and xs.shape[1] > self.most * len(x):
                 pick = np.sort(rng.choice(xs.shape[1], self.most * len(x), replace=False))
@@ -89,14 +127,19 @@ class Problem:
     def batches(self, source: str) -> Callable[[], Iterable[Sample]]:
         """`samples` for several passes, as many together as pay for their sums: laid out once where they are small."""
         inputs, least = self.cut.values(source), self.shape[1]
-        if self.bent and self.shape[0] * self.shape[1] * self.most * sum(map(len, inputs)) * 4 <= HELD_BYTES:
+        if (
+            self.bent
+            and self.shape[0] * self.shape[1] * self.most * sum(map(len, inputs)) * 4 <= HELD_BYTES
+        ):
             held = list(joined(self.samples(source), least))
             return lambda: held
         return lambda: joined(self.samples(source), least)
 
     def rows(self, model: Model) -> np.ndarray:
         """The weight as (groups, outputs, K), in the order of the columns."""
-        matrix = to_matrix(self.fit.linear, self.node, model.weights[self.fit.weight].array()).astype(np.float64)
+        matrix = to_matrix(
+            self.fit.linear, self.node, model.weights[self.fit.weight].array()
+        ).astype(np.float64)
         return matrix[..., tap_order(self.how)].reshape(*self.shape[::2], self.shape[1])
 
     def stored(self, model: Model, rows: np.ndarray) -> np.ndarray:
@@ -117,10 +160,13 @@ class Problem:
         fit, (g, k, o) = self.fit, self.shape
         flat, scale = self.rows(model), self.scale
         start = flat * scale[:, :, None]
-        self.systems = systems = [System(Moments.zeros(k, o), w, LAST_RIDGE if fit.last else RIDGE, bool(fit.bias)) for w in start]
+        self.systems = systems = [
+            System(Moments.zeros(k, o), w, LAST_RIDGE if fit.last else RIDGE, bool(fit.bias))
+            for w in start
+        ]
         batches = self.batches(self.node.input[0])
         for xs, ys, _ in batches():
-            for system, x, y in zip(systems, np.split(xs, g), np.split(ys, g)):
+            for system, x, y in zip(systems, np.split(xs, g), np.split(ys, g), strict=False):
                 system.moments.add(x, y)
         for system in systems:
             system.solve()
@@ -129,7 +175,9 @@ class Problem:
                 system.forget_targets()
             for xs, ys, shortcut in batches():
                 added = [None] * g if shortcut is None else np.split(shortcut, g)
-                for system, x, y, extra in zip(systems, np.split(xs, g), np.split(ys, g), added):
+                for system, x, y, extra in zip(
+                    systems, np.split(xs, g), np.split(ys, g), added, strict=False
+                ):
                     system.add_bent(x, y, extra, fit)
             for system in systems:
                 system.solve()
@@ -149,7 +197,11 @@ class Problem:
         if behind:
             bn = next(n for n in model.proto.graph.node if self.fit.target in n.output)
             mean = model.weights[bn.input[3]].array().astype(np.float64)
-            own = model.weights[self.node.input[2]].array().astype(np.float64) if len(self.node.input) > 2 and self.node.input[2] else 0.0
+            own = (
+                model.weights[self.node.input[2]].array().astype(np.float64)
+                if len(self.node.input) > 2 and self.node.input[2]
+                else 0.0
+            )
             shift = shift + self.fit.scale * (mean - own)
         set_values(model, self.fit.bias, shift)
 
@@ -214,7 +266,10 @@ class System:
         """
         now = self.weight.astype(np.float32) @ x
         now += self.shift.astype(np.float32)[:, None]
-        for limit, beyond, nearer in ((fit.low, np.less_equal, np.minimum), (fit.high, np.greater_equal, np.maximum)):
+        for limit, beyond, nearer in (
+            (fit.low, np.less_equal, np.minimum),
+            (fit.high, np.greater_equal, np.maximum),
+        ):
             if np.isfinite(limit):
                 here = np.float32(limit) - (0 if shortcut is None else shortcut)
                 y = np.where(beyond(y, here), nearer(now, here), y)

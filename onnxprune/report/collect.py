@@ -29,13 +29,25 @@ def group_rows(analysis: Analysis, plan: Plan) -> tuple[GroupRow, ...]:
     for group in analysis.groups:
         makers = {s.node for s in group.sites if s.role == "produces"}
         after = len(plan.kept.get(group.name, range(group.size)))
-        rows.append(GroupRow(group.name, group.size, after, group.exact, sum(macs.get(n, 0) for n in makers) / total, tuple(sorted(makers))))
+        rows.append(
+            GroupRow(
+                group.name,
+                group.size,
+                after,
+                group.exact,
+                sum(macs.get(n, 0) for n in makers) / total,
+                tuple(sorted(makers)),
+            )
+        )
     return tuple(rows)
 
 
 def frozen_rows(frozen: Iterable[Frozen]) -> tuple[dict[str, Any], ...]:
     """What cannot be cut, as plain data."""
-    return tuple({"tensor": f.tensor, "axis": f.axis, "op": f.op, "node": f.node, "reason": f.reason} for f in frozen)
+    return tuple(
+        {"tensor": f.tensor, "axis": f.axis, "op": f.op, "node": f.node, "reason": f.reason}
+        for f in frozen
+    )
 
 
 def sensitivity_rows(scores: Scores, max_fraction: float) -> dict[str, list[list[float]]]:
@@ -43,8 +55,12 @@ def sensitivity_rows(scores: Scores, max_fraction: float) -> dict[str, list[list
     rows = {}
     for name, values in scores.items():
         error = np.cumsum(np.sort(np.maximum(values, 0.0)))
-        counts = np.unique(np.linspace(1, max(int(len(error) * max_fraction), 1), MOST_POINTS).round().astype(int))
-        rows[name] = [[round(float(n / len(error)), 4), float(f"{error[n - 1]:.5g}")] for n in counts]
+        counts = np.unique(
+            np.linspace(1, max(int(len(error) * max_fraction), 1), MOST_POINTS).round().astype(int)
+        )
+        rows[name] = [
+            [round(float(n / len(error)), 4), float(f"{error[n - 1]:.5g}")] for n in counts
+        ]
     return rows
 
 
@@ -61,13 +77,24 @@ def measured_rows(records: Iterable[Mapping[str, Any]]) -> dict[str, list[list[f
     try:
         for r in (r for r in records if "group" in r):
             sweeps.add(str(r.get("key", "")).partition(":")[0])
-            rows.setdefault(str(r["group"]), []).append((round(1 - r["kept"] / max(r["size"], 1), 4), float(r["quality"])))
+            rows.setdefault(str(r["group"]), []).append(
+                (round(1 - r["kept"] / max(r["size"], 1), 4), float(r["quality"]))
+            )
     except (KeyError, TypeError, ValueError) as problem:
-        raise UsageError("sensitivities-invalid", f"not the records of a sweep: {type(problem).__name__} {problem}") from problem
+        raise UsageError(
+            "sensitivities-invalid",
+            f"not the records of a sweep: {type(problem).__name__} {problem}",
+        ) from problem
     if len(sweeps) != 1 or "" not in rows:
-        raise UsageError("sensitivities-mixed", f"{len(sweeps)} sweeps, {'with' if '' in rows else 'without'} the whole model's quality; write each to a file of its own")
+        raise UsageError(
+            "sensitivities-mixed",
+            f"{len(sweeps)} sweeps, {'with' if '' in rows else 'without'} the whole model's quality; write each to a file of its own",
+        )
     whole = rows.pop("")[-1][1]
-    return {name: [[share, whole - quality] for share, quality in sorted(points)] for name, points in rows.items()}
+    return {
+        name: [[share, whole - quality] for share, quality in sorted(points)]
+        for name, points in rows.items()
+    }
 
 
 def latency_rows(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -77,23 +104,38 @@ def latency_rows(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         times = {m["model"]: m["median_ms"] for m in bench["measurements"] if m["engine"] == engine}
         for r in ratios:
             rows[engine] = {
-                "before_ms": times[r["base"]], "after_ms": times[r["contender"]], "speedup": r["median"], "low": r["low"], "high": r["high"],
-            }  # fmt: skip
+                "before_ms": times[r["base"]],
+                "after_ms": times[r["contender"]],
+                "speedup": r["median"],
+                "low": r["low"],
+                "high": r["high"],
+            }
     return rows
 
 
-def layer_rows(analysis: Analysis, plan: Plan, bench: Mapping[str, Any], pruned: Model | None = None) -> tuple[dict[str, Any], ...]:
+def layer_rows(
+    analysis: Analysis, plan: Plan, bench: Mapping[str, Any], pruned: Model | None = None
+) -> tuple[dict[str, Any], ...]:
     """MACs of each node that multiplies, before and after, its time where the engine tells it (the first engine measured), and the bytes that it reads
-    and writes where the pruned model is given."""
+    and writes where the pruned model is given.
+    """
     after = {c.node: c.macs for c in analysis.node_costs(plan.kept)}
-    moved = (traffic(analysis.model, analysis.shapes), traffic(pruned, infer(pruned))) if pruned else ({}, {})
+    moved = (
+        (traffic(analysis.model, analysis.shapes), traffic(pruned, infer(pruned)))
+        if pruned
+        else ({}, {})
+    )
     times: dict[str, list[float | None]] = {}
     for timed in bench.get("layers", ()):
         for node in timed["nodes"]:
             times.setdefault(node, list(timed["times_ms"].values()))
     rows = []
     for cost in analysis.node_costs():
-        row: dict[str, Any] = {"node": cost.node, "op": cost.op, "macs": [cost.macs, after[cost.node]]}
+        row: dict[str, Any] = {
+            "node": cost.node,
+            "op": cost.op,
+            "macs": [cost.macs, after[cost.node]],
+        }
         if all(cost.node in m for m in moved):
             row["bytes"] = [m[cost.node] for m in moved]
         rows.append({**row, "time_ms": times[cost.node]} if cost.node in times else row)
@@ -113,7 +155,9 @@ def traffic(model: Model, shapes: Shapes) -> dict[str, int]:
 def _size(model: Model, shapes: Shapes, name: str) -> int | None:
     """Bytes of a tensor."""
     weight = model.weights.get(name)
-    shape, dtype = (weight.shape, weight.dtype) if weight else (shapes.shape(name), shapes.dtype(name))
+    shape, dtype = (
+        (weight.shape, weight.dtype) if weight else (shapes.shape(name), shapes.dtype(name))
+    )
     if shape is None or not dtype:
         return None
     return (prod(d if isinstance(d, int) else 1 for d in shape) * bits(dtype) + 7) // 8
@@ -130,7 +174,9 @@ def graph_rows(analysis: Analysis) -> tuple[dict[str, Any], ...]:
     rows: list[dict[str, Any]] = []
     behind: dict[str, tuple[int, ...]] = {}  # tensor -> boxes that it comes from
 
-    def box(name: str, op: str, inputs: tuple[int, ...], made: Sequence[str] = ()) -> tuple[int, ...]:
+    def box(
+        name: str, op: str, inputs: tuple[int, ...], made: Sequence[str] = ()
+    ) -> tuple[int, ...]:
         rows.append({"node": name, "op": op, "inputs": list(inputs), "groups": list(made)})
         return (len(rows) - 1,)
 
@@ -155,7 +201,11 @@ def _carried(analysis: Analysis) -> Callable[[str], list[str]]:
 
     def groups(tensor: str) -> list[str]:
         state = analysis.record.tensors.get(tensor)
-        axes = [a for a in (state.axes or () if state else ()) if isinstance(a, np.ndarray) and analysis.axes.known(a)]
+        axes = [
+            a
+            for a in (state.axes or () if state else ())
+            if isinstance(a, np.ndarray) and analysis.axes.known(a)
+        ]
         found = {int(i) for a in axes for i in np.unique(owner[analysis.axes.table(a)]) if i >= 0}
         return [analysis.groups[i].name for i in sorted(found)]
 

@@ -99,13 +99,17 @@ class Report:
         """The report in `data`; UsageError where it is none."""
         try:
             if data["format"] != REPORT_FORMAT:
-                raise UsageError("report-format", f"report format {data['format']!r} is not {REPORT_FORMAT}")
+                raise UsageError(
+                    "report-format", f"report format {data['format']!r} is not {REPORT_FORMAT}"
+                )
             values = {f.name: data[f.name] for f in fields(Report) if f.name in data}
             for name, row in (("targets", TargetRow), ("groups", GroupRow), ("stages", Stage)):
                 values[name] = tuple(row(**r) for r in values.get(name, ()))
             return Report(**values)
         except (KeyError, TypeError, AttributeError) as problem:
-            raise UsageError("report-invalid", f"not a report: {type(problem).__name__} {problem}") from problem
+            raise UsageError(
+                "report-invalid", f"not a report: {type(problem).__name__} {problem}"
+            ) from problem
 
     @staticmethod
     def load(path: str | Path) -> Report:
@@ -115,6 +119,8 @@ class Report:
         try:
             return Report.from_json(json.loads(path.read_text(encoding="utf-8")))
         except OSError as problem:
-            raise UsageError("report-unreadable", f"cannot read report {path}: {problem.strerror}") from problem
+            raise UsageError(
+                "report-unreadable", f"cannot read report {path}: {problem.strerror}"
+            ) from problem
         except (ValueError, RecursionError) as problem:
             raise UsageError("report-invalid", f"{path} is not a report: {problem}") from problem

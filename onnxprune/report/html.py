@@ -32,11 +32,19 @@ MOST_NAME = 160  # characters of a name that are shown
 MOST_CURVES = 12
 MOST_CLASSES = 30
 MOST_TEXT = 600
-_COSTS = (("macs", "Multiply-accumulates (MACs)", ""), ("params", "Parameters", ""), ("bytes", "Size of the weights", "B"), ("activation_bytes", "Activation memory", "B"))
+_COSTS = (
+    ("macs", "Multiply-accumulates (MACs)", ""),
+    ("params", "Parameters", ""),
+    ("bytes", "Size of the weights", "B"),
+    ("activation_bytes", "Activation memory", "B"),
+)
 _SPLITS = {
-    "calibration": "Calibrates", "selection": "Chooses between models", "selection_labels": "Chooses between models, with labels", "report": "Only measures",
+    "calibration": "Calibrates",
+    "selection": "Chooses between models",
+    "selection_labels": "Chooses between models, with labels",
+    "report": "Only measures",
     "report_labels": "Only measures, with labels",
-}  # fmt: skip
+}
 
 
 def write(report: Report, folder: Path) -> Path:
@@ -64,21 +72,59 @@ def page(report: Report) -> str:
     """
     report = Report.from_json(json.loads(json.dumps(report.to_json())))
     environment = Environment(
-        loader=DictLoader({"page": _file("template.html")}), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
-    environment.filters.update(json=partial(json.dumps, ensure_ascii=False), pair=_time_bars, amount=number, name=partial(clip, most=MOST_NAME), text=partial(clip, most=MOST_TEXT), seconds=duration)
+        loader=DictLoader({"page": _file("template.html")}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        json=partial(json.dumps, ensure_ascii=False),
+        pair=_time_bars,
+        amount=number,
+        name=partial(clip, most=MOST_NAME),
+        text=partial(clip, most=MOST_TEXT),
+        seconds=duration,
+    )
     script, style = _file("page.js"), _file("page.css")
     own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     try:
         return environment.get_template("page").render(
-            r=report, script=Markup(script), style=Markup(style), script_hash=own, title=_title(report), headline=headline(report), most=MOST_ROWS,
-            most_boxes=MOST_BOXES, costs=_cost_rows(report), metrics=_metric_rows(report), missed=[t for t in report.targets if t.reached > t.allowed * 1.05],
-            splits=[(text, report.splits[part]) for part, text in _SPLITS.items() if part in report.splits], control=_control(report),
-            outputs=_outputs(report), selection=_selection(report), curve=_curve(report), groups=_group_rows(report), picture=_picture(report), layers=_layer_rows(report), timed=any(r.get("time_ms") for r in report.layers),
-            frozen=_frozen(report.frozen), sensitivity=_sensitivity(report.sensitivity, "divergence, estimated"), measured=_sensitivity(report.measured, "quality lost"), classes=_classes(report), command=_command(report), random=report.decided_by.get("criterion") == "random",
-        )  # fmt: skip
+            r=report,
+            script=Markup(script),
+            style=Markup(style),
+            script_hash=own,
+            title=_title(report),
+            headline=headline(report),
+            most=MOST_ROWS,
+            most_boxes=MOST_BOXES,
+            costs=_cost_rows(report),
+            metrics=_metric_rows(report),
+            missed=[t for t in report.targets if t.reached > t.allowed * 1.05],
+            splits=[
+                (text, report.splits[part])
+                for part, text in _SPLITS.items()
+                if part in report.splits
+            ],
+            control=_control(report),
+            outputs=_outputs(report),
+            selection=_selection(report),
+            curve=_curve(report),
+            groups=_group_rows(report),
+            picture=_picture(report),
+            layers=_layer_rows(report),
+            timed=any(r.get("time_ms") for r in report.layers),
+            frozen=_frozen(report.frozen),
+            sensitivity=_sensitivity(report.sensitivity, "divergence, estimated"),
+            measured=_sensitivity(report.measured, "quality lost"),
+            classes=_classes(report),
+            command=_command(report),
+            random=report.decided_by.get("criterion") == "random",
+        )
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
-        raise UsageError("report-invalid", f"not a report: {type(problem).__name__} {problem}") from problem
+        raise UsageError(
+            "report-invalid", f"not a report: {type(problem).__name__} {problem}"
+        ) from problem
 
 
 def number(value: Any, unit: str = "") -> str:
@@ -98,8 +144,13 @@ def headline(report: Report) -> str:
     parts = [f"{share:.1%} of the multiply-accumulates remain"]
     if report.before.get("params"):
         parts.append(f"{report.after['params'] / report.before['params']:.1%} of the parameters")
-    parts += [f"{row['speedup']:.2f} times as fast on {engine}" for engine, row in report.latency.items()]
-    parts += [f"{metric} went from {row['before']:.4g} to {row['after']:.4g}" for metric, row in report.quality.items()]
+    parts += [
+        f"{row['speedup']:.2f} times as fast on {engine}" for engine, row in report.latency.items()
+    ]
+    parts += [
+        f"{metric} went from {row['before']:.4g} to {row['after']:.4g}"
+        for metric, row in report.quality.items()
+    ]
     return "; ".join([", ".join(parts[:2]), *parts[2:]]) + "."
 
 
@@ -118,7 +169,14 @@ def _cost_rows(report: Report) -> list[dict[str, Any]]:
     for key, title, unit in _COSTS:
         if key in report.before and key in report.after:
             before, after = report.before[key], report.after[key]
-            rows.append({"title": title, "before": number(before, unit), "after": number(after, unit), "share": after / before if before else 1.0})
+            rows.append(
+                {
+                    "title": title,
+                    "before": number(before, unit),
+                    "after": number(after, unit),
+                    "share": after / before if before else 1.0,
+                }
+            )
     return rows
 
 
@@ -133,30 +191,70 @@ def _metric_rows(report: Report) -> list[dict[str, Any]]:
     rows = []
     for metric, row in report.quality.items():
         error, change = row.get("standard_error"), row["after"] - row["before"]
-        note = "" if not error else "within twice the standard error" if abs(change) <= 2 * error else "more than twice the standard error"
-        rows.append({"metric": metric, "before": row["before"], "after": row["after"], "change": change, "error": error, "note": note, "samples": row.get("samples")})
+        note = (
+            ""
+            if not error
+            else "within twice the standard error"
+            if abs(change) <= 2 * error
+            else "more than twice the standard error"
+        )
+        rows.append(
+            {
+                "metric": metric,
+                "before": row["before"],
+                "after": row["after"],
+                "change": change,
+                "error": error,
+                "note": note,
+                "samples": row.get("samples"),
+            }
+        )
     return rows
 
 
 def _outputs(report: Report) -> list[dict[str, Any]]:
     """Fidelity of each output, where there are several."""
     outputs = report.fidelity.get("outputs", {})
-    agreement = {name: next((row[k] for k in ("top1_agreement", "location_agreement") if row.get(k) is not None), None) for name, row in outputs.items()}
-    rows = [{"name": name, "error": row["relative_error"], "agreement": agreement[name], "largest": row["max_abs"]} for name, row in outputs.items()]
+    agreement = {
+        name: next(
+            (row[k] for k in ("top1_agreement", "location_agreement") if row.get(k) is not None),
+            None,
+        )
+        for name, row in outputs.items()
+    }
+    rows = [
+        {
+            "name": name,
+            "error": row["relative_error"],
+            "agreement": agreement[name],
+            "largest": row["max_abs"],
+        }
+        for name, row in outputs.items()
+    ]
     return rows if len(rows) > 1 else []
 
 
 def _own(report: Report) -> dict[str, Any]:
     """The figures of the model that was written, as those of a control."""
-    metrics = {m: {"value": row["after"], "standard_error": row.get("standard_error")} for m, row in report.quality.items()}
-    return {"relative_error": report.fidelity.get("relative_error"), "agreement": report.fidelity.get("agreement"), "metrics": metrics}
+    metrics = {
+        m: {"value": row["after"], "standard_error": row.get("standard_error")}
+        for m, row in report.quality.items()
+    }
+    return {
+        "relative_error": report.fidelity.get("relative_error"),
+        "agreement": report.fidelity.get("agreement"),
+        "metrics": metrics,
+    }
 
 
 def _measures(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[float | None]]]:
     """(measure, its value in each row) of those that some row has: metrics first."""
     names = dict.fromkeys(m for row in rows for m in row.get("metrics", {}))
     found = [(m, [row.get("metrics", {}).get(m, {}).get("value") for row in rows]) for m in names]
-    found += [(title, [row.get(name) for row in rows]) for name, title in (("agreement", "Agreement"), ("relative_error", "Relative output error"))]
+    found += [
+        (title, [row.get(name) for row in rows])
+        for name, title in (("agreement", "Agreement"), ("relative_error", "Relative output error"))
+    ]
     return [(name, values) for name, values in found if any(v is not None for v in values)]
 
 
@@ -167,34 +265,69 @@ def _control(report: Report) -> dict[str, Any] | None:
     rows = [_own(report), *report.control]
     own, *others = [row["relative_error"] for row in rows]
     farther = sum(other is None or other > own for other in others) if own is not None else None
-    return {"rows": ["This model", *(f"Random {i}" for i in range(1, len(rows)))], "measures": _measures(rows), "count": len(others), "farther": farther}
+    return {
+        "rows": ["This model", *(f"Random {i}" for i in range(1, len(rows)))],
+        "measures": _measures(rows),
+        "count": len(others),
+        "farther": farther,
+    }
 
 
 def _selection(report: Report) -> list[dict[str, Any]]:
     """Candidates with their figure, or why there is none."""
-    return [{**row, "way": f"{row['criterion']}, {row['allocate']}"} for row in report.selection.get("rows", ())]
+    return [
+        {**row, "way": f"{row['criterion']}, {row['allocate']}"}
+        for row in report.selection.get("rows", ())
+    ]
 
 
 def _curve(report: Report) -> dict[str, Any] | None:
     """The trade-off as a plot and as rows."""
-    points = sorted((p for p in report.curve if p["quality"] is not None and isfinite(p["quality"])), key=lambda p: p["macs"])
+    points = sorted(
+        (p for p in report.curve if p["quality"] is not None and isfinite(p["quality"])),
+        key=lambda p: p["macs"],
+    )
     if len(points) < 2:
         return None
     places = [(float(p["macs"]), float(p["quality"])) for p in points]
-    chosen = [place for place, p in zip(places, points) if p.get("chosen")]
-    drawn = [Curve(places, BEFORE), Curve(places, BEFORE, dots=True), Curve(chosen, AFTER, dots=True, large=True)]
+    chosen = [place for place, p in zip(places, points, strict=False) if p.get("chosen")]
+    drawn = [
+        Curve(places, BEFORE),
+        Curve(places, BEFORE, dots=True),
+        Curve(chosen, AFTER, dots=True, large=True),
+    ]
     metric = str(points[0].get("metric", "quality"))
     label = f"{metric} over the share of multiply-accumulates that remain, {len(points)} points"
-    svg = plot([c for c in drawn if c.points], "MACs that remain", clip(metric, 40), label, from_zero=False)
+    svg = plot(
+        [c for c in drawn if c.points], "MACs that remain", clip(metric, 40), label, from_zero=False
+    )
     measures = _measures(points) or [(metric, [p["quality"] for p in points])]
-    errors = [e for p in points if p.get("chosen") and (e := p.get("metrics", {}).get(metric, {}).get("standard_error"))]
-    return {"svg": Markup(svg), "points": points, "metric": metric, "measures": measures, "error": max(errors, default=None)}
+    errors = [
+        e
+        for p in points
+        if p.get("chosen") and (e := p.get("metrics", {}).get(metric, {}).get("standard_error"))
+    ]
+    return {
+        "svg": Markup(svg),
+        "points": points,
+        "metric": metric,
+        "measures": measures,
+        "error": max(errors, default=None),
+    }
 
 
 def _group_rows(report: Report) -> list[dict[str, Any]]:
     """Rows of the table of groups, numbered as in the picture."""
     colours = tints(report.graph)
-    return [{**asdict(g), "number": i, "colour": colours.get(g.name), "share": g.after / max(g.before, 1)} for i, g in enumerate(report.groups, 1)]
+    return [
+        {
+            **asdict(g),
+            "number": i,
+            "colour": colours.get(g.name),
+            "share": g.after / max(g.before, 1),
+        }
+        for i, g in enumerate(report.groups, 1)
+    ]
 
 
 def _picture(report: Report) -> Markup | None:
@@ -213,14 +346,29 @@ def _layer_rows(report: Report) -> list[dict[str, Any]]:
         times = row.get("time_ms") or (None,)
         return times[0] or 0.0, row["macs"][0]
 
-    costly = sorted(range(len(report.layers)), key=lambda i: cost(report.layers[i]), reverse=True)[:MOST_ROWS]
+    costly = sorted(range(len(report.layers)), key=lambda i: cost(report.layers[i]), reverse=True)[
+        :MOST_ROWS
+    ]
     times = any(r.get("time_ms") for r in report.layers)
-    shown = [(r, (r.get("time_ms") or (None, None)) if times else r["macs"]) for r in (report.layers[i] for i in sorted(costly))]
+    shown = [
+        (r, (r.get("time_ms") or (None, None)) if times else r["macs"])
+        for r in (report.layers[i] for i in sorted(costly))
+    ]
     longest = max((v for _, values in shown for v in values if v), default=0) or 1
     rows = []
     for row, values in shown:
-        intensity = [m / b if b else None for m, b in zip(row["macs"], row.get("bytes", (0, 0)))]
-        rows.append({**row, "time_ms": row.get("time_ms") or (None, None), "intensity": intensity, "bars": [100 * (v or 0) / longest for v in values]})
+        intensity = [
+            m / b if b else None
+            for m, b in zip(row["macs"], row.get("bytes", (0, 0)), strict=False)
+        ]
+        rows.append(
+            {
+                **row,
+                "time_ms": row.get("time_ms") or (None, None),
+                "intensity": intensity,
+                "bars": [100 * (v or 0) / longest for v in values],
+            }
+        )
     return rows
 
 
@@ -230,32 +378,64 @@ def _frozen(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int, list[Mapp
     for row in rows:
         found.setdefault(clip(row["reason"], MOST_TEXT), []).append(row)
     ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))[:40]
-    return [(reason, len(members), members[: max(MOST_ROWS // len(ordered), 5)]) for reason, members in ordered]
+    return [
+        (reason, len(members), members[: max(MOST_ROWS // len(ordered), 5)])
+        for reason, members in ordered
+    ]
 
 
 def _sensitivity(rows: Mapping[str, Sequence[Sequence[float]]], what: str) -> dict[str, Any] | None:
     """The groups that hurt most, as curves."""
-    curve = {name: [(0.0, 0.0), *((float(x), float(y)) for x, y in points)] for name, points in rows.items() if points}
+    curve = {
+        name: [(0.0, 0.0), *((float(x), float(y)) for x, y in points)]
+        for name, points in rows.items()
+        if points
+    }
     if not curve:
         return None
     worst = sorted(curve, key=lambda name: (-max(y for _, y in curve[name]), name))[:MOST_CURVES]
     drawn = curves([curve[name] for name in worst])
-    svg = plot(drawn, "share of the group's channels removed", what, f"sensitivity of {len(worst)} groups")
-    return {"svg": Markup(svg), "legend": list(zip(worst, drawn)), "total": len(curve), "points": {name: curve[name][-1] for name in worst}}
+    svg = plot(
+        drawn, "share of the group's channels removed", what, f"sensitivity of {len(worst)} groups"
+    )
+    return {
+        "svg": Markup(svg),
+        "legend": list(zip(worst, drawn, strict=False)),
+        "total": len(curve),
+        "points": {name: curve[name][-1] for name in worst},
+    }
 
 
 def _classes(report: Report) -> list[dict[str, Any]]:
     """By metric: the classes that changed most."""
     found = []
     for metric, row in report.quality.items():
-        rows = [{"class": c, "before": b, "after": a, "change": a - b, "count": n} for c, (b, a, n) in row.get("classes", {}).items() if b is not None and a is not None]
+        rows = [
+            {"class": c, "before": b, "after": a, "change": a - b, "count": n}
+            for c, (b, a, n) in row.get("classes", {}).items()
+            if b is not None and a is not None
+        ]
         rows.sort(key=lambda r: (-abs(r["change"]), len(r["class"]), r["class"]))
         if rows:
-            found.append({"metric": metric, "rows": rows[:MOST_CLASSES], "total": len(rows), "worse": sum(r["change"] < 0 for r in rows)})
+            found.append(
+                {
+                    "metric": metric,
+                    "rows": rows[:MOST_CLASSES],
+                    "total": len(rows),
+                    "worse": sum(r["change"] < 0 for r in rows),
+                }
+            )
     return found
 
 
 def _command(report: Report) -> str:
     """What does the run again, beside its recipe.toml."""
-    parts: Sequence[str] = ("onnxprune", "optimize", report.source, *(("-o", report.output) if report.output else ()), "--recipe", "recipe.toml")
+    parts: Sequence[str] = (
+        "onnxprune",
+        "optimize",
+        report.source,
+        *(("-o", report.output) if report.output else ()),
+        "--recipe",
+        "recipe.toml",
+    )
     return shlex.join(parts) if report.source else ""

@@ -31,7 +31,11 @@ def tints(graph: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {name: TINTS[i % len(TINTS)] for i, name in enumerate(n for n in order if boxes[n] > 1)}
 
 
-def picture(graph: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], widths: Mapping[str, tuple[int, int]]) -> str:
+def picture(
+    graph: Sequence[Mapping[str, Any]],
+    numbers: Mapping[str, int],
+    widths: Mapping[str, tuple[int, int]],
+) -> str:
     """SVG of the boxes of `collect.graph_rows`.
 
     Parameters
@@ -49,11 +53,17 @@ def picture(graph: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], widt
     group = ET.Element("g")
     arrows = [(i, j) for j, box in enumerate(graph) for i in box["inputs"]][:MOST_ARROWS]
     right = _arrows(group, arrows, rows, x, y)
-    for box, bx, by in zip(graph, x, y):
+    for box, bx, by in zip(graph, x, y, strict=False):
         group.append(_box(box, bx, by, colours, numbers, widths))
     joined = sum(1 for box in graph if box["op"] not in ("input", "output"))
     label = f"the network as {joined} boxes from input to output, {len(colours)} coupled groups in colour; the tables on this page have the same figures"
-    return figure(group, round(max(right, max(x) + _BOX[0] / 2) + _MARGIN), round(max(y) + _BOX[1] / 2 + _MARGIN), label, scaled=False)
+    return figure(
+        group,
+        round(max(right, max(x) + _BOX[0] / 2) + _MARGIN),
+        round(max(y) + _BOX[1] / 2 + _MARGIN),
+        label,
+        scaled=False,
+    )
 
 
 def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
@@ -66,7 +76,10 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     for i, row in enumerate(rows):
         by_row.setdefault(row, []).append(i)
     for row in sorted(by_row):
-        wanted = {i: sum(columns[s] for s in inputs[i]) / len(inputs[i]) if inputs[i] else 0.0 for i in by_row[row]}
+        wanted = {
+            i: sum(columns[s] for s in inputs[i]) / len(inputs[i]) if inputs[i] else 0.0
+            for i in by_row[row]
+        }
         members = sorted(by_row[row], key=lambda i: (wanted[i], i))
         for place, i in enumerate(members):
             columns[i] = max(wanted[i], columns[members[place - 1]] + 1) if place else wanted[i]
@@ -76,11 +89,17 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     return rows, columns
 
 
-def _arrows(group: ET.Element, arrows: Sequence[tuple[int, int]], rows: Sequence[int], x: Sequence[float], y: Sequence[float]) -> float:
+def _arrows(
+    group: ET.Element,
+    arrows: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    x: Sequence[float],
+    y: Sequence[float],
+) -> float:
     """Draw them; returns how far to the right they reach. An arrow over boxes in between goes around them on the right."""
     half, lanes, right = _BOX[1] / 2, Counter[int](), 0.0
     edges: dict[int, float] = {}
-    for row, box_x in zip(rows, x):
+    for row, box_x in zip(rows, x, strict=False):
         edges[row] = max(edges.get(row, 0.0), box_x + _BOX[0] / 2)
     for i, j in arrows:
         between = [edges[r] for r in range(rows[i] + 1, rows[j])]
@@ -101,7 +120,12 @@ def _arrows(group: ET.Element, arrows: Sequence[tuple[int, int]], rows: Sequence
 
 
 def _box(
-    box: Mapping[str, Any], x: float, y: float, colours: Mapping[str, str], numbers: Mapping[str, int], widths: Mapping[str, tuple[int, int]]
+    box: Mapping[str, Any],
+    x: float,
+    y: float,
+    colours: Mapping[str, str],
+    numbers: Mapping[str, int],
+    widths: Mapping[str, tuple[int, int]],
 ) -> ET.Element:
     """One box: operator, number of the group, widths; its name as a tooltip."""
     names = [n for n in box["groups"] if n in widths]
@@ -109,13 +133,23 @@ def _box(
     kind = "end" if box["op"] in ("input", "output") else "whole" if not names else "cut"
     group = ET.Element("g", {"class": f"box {kind}"})
     ET.SubElement(group, "title").text = box["node"]
-    place = {"x": f"{x - _BOX[0] / 2:.0f}", "y": f"{y - _BOX[1] / 2:.0f}", "width": str(_BOX[0]), "height": str(_BOX[1]), "rx": "5"}
+    place = {
+        "x": f"{x - _BOX[0] / 2:.0f}",
+        "y": f"{y - _BOX[1] / 2:.0f}",
+        "width": str(_BOX[0]),
+        "height": str(_BOX[1]),
+        "rx": "5",
+    }
     ET.SubElement(group, "rect", {**place, "fill": fills[0] if fills else "#FFFFFF"})
     text = box["op"] if kind != "end" else f"{box['op']}: {box['node']}"
-    ET.SubElement(group, "text", {"x": f"{x:.0f}", "y": f"{y - (3 if names else -4):.0f}"}).text = text if len(text) <= 20 else text[:19] + "…"
+    ET.SubElement(group, "text", {"x": f"{x:.0f}", "y": f"{y - (3 if names else -4):.0f}"}).text = (
+        text if len(text) <= 20 else text[:19] + "…"
+    )
     if names:
         before, after = (sum(widths[n][i] for n in names) for i in (0, 1))
         which = f"#{numbers[names[0]]}" + (f" +{len(names) - 1}" if len(names) > 1 else "")
         width = f"{before} → {after}" if before != after else str(before)
-        ET.SubElement(group, "text", {"x": f"{x:.0f}", "y": f"{y + 12:.0f}", "class": "small"}).text = f"{which}: {width}"
+        ET.SubElement(
+            group, "text", {"x": f"{x:.0f}", "y": f"{y + 12:.0f}", "class": "small"}
+        ).text = f"{which}: {width}"
     return group

@@ -43,7 +43,9 @@ class _Dots(leather.Dots):  # type: ignore[misc]
 def curves(points: Sequence[Sequence[tuple[float, float]]]) -> list[Curve]:
     """A colour, and beyond eight a dash, for each line."""
     n = len(COLOURS)
-    return [Curve(p, COLOURS[i % n], dash=_DASHES[i // n % len(_DASHES)]) for i, p in enumerate(points)]
+    return [
+        Curve(p, COLOURS[i % n], dash=_DASHES[i // n % len(_DASHES)]) for i, p in enumerate(points)
+    ]
 
 
 def plot(drawn: Sequence[Curve], x: str, y: str, label: str, from_zero: bool = True) -> str:
@@ -64,17 +66,31 @@ def plot(drawn: Sequence[Curve], x: str, y: str, label: str, from_zero: bool = T
     chart = leather.Chart()
     chart.add_x_scale(0.0, 1.0)
     chart.add_y_scale(low if from_zero else low - room, high + room)
-    chart.add_x_axis(ticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], tick_formatter=lambda v, i, n: f"{float(v):.0%}", name=x)
+    chart.add_x_axis(
+        ticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], tick_formatter=lambda v, i, n: f"{float(v):.0%}", name=x
+    )
     chart.add_y_axis(tick_formatter=lambda v, i, n: f"{float(v):.4g}", name=y)
     for curve in drawn:
-        shape = _Dots(curve.colour, 7 if curve.large else 4) if curve.dots else _Line(curve.colour, 2, curve.dash)
+        shape = (
+            _Dots(curve.colour, 7 if curve.large else 4)
+            if curve.dots
+            else _Line(curve.colour, 2, curve.dash)
+        )
         chart.add_series(leather.Series(curve.points), shape)
     return figure(chart.to_svg_group(WIDTH, HEIGHT), WIDTH, HEIGHT, label)
 
 
 def figure(content: ET.Element, width: int, height: int, label: str, scaled: bool = True) -> str:
     """An inline SVG that says what it shows; scaled: as wide as the page, else in its own size."""
-    root = ET.Element("svg", {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": label, "class": "plot" if scaled else "picture"})
+    root = ET.Element(
+        "svg",
+        {
+            "viewBox": f"0 0 {width} {height}",
+            "role": "img",
+            "aria-label": label,
+            "class": "plot" if scaled else "picture",
+        },
+    )
     if not scaled:
         root.set("width", str(width))
         root.set("height", str(height))

@@ -42,7 +42,12 @@ class Progress:
         self._ticker.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop.set()
         self._ticker.join()
         self._clear()
@@ -58,14 +63,20 @@ class Progress:
                 self._running = None
                 self._clear()
                 took = f"{event.seconds:8.2f} s" if event.state == "end" else "  reused  "
-                self._out.write(f"{event.stage:<{_STAGE_WIDTH}}{took}  {event.detail}".rstrip() + "\n")
+                self._out.write(
+                    f"{event.stage:<{_STAGE_WIDTH}}{took}  {event.detail}".rstrip() + "\n"
+                )
                 self._out.flush()
 
     def _tick(self) -> None:
         while not self._stop.wait(TERMINAL_S):
             with self._lock:
                 now = time.monotonic()
-                due = self._running and now - self._began >= LONG_S and now - self._shown >= (0 if self._live else LOG_S)
+                due = (
+                    self._running
+                    and now - self._began >= LONG_S
+                    and now - self._shown >= (0 if self._live else LOG_S)
+                )
                 if due and self._running:
                     self._shown = now
                     self._show(running_line(self._running, now - self._began, now - self._told))
@@ -89,10 +100,18 @@ def running_line(event: Event, elapsed: float, since: float = 0.0) -> str:
     parts = [f"{elapsed:.0f} s"]
     if event.share:
         before = elapsed - since
-        parts = [f"{event.share:.0%}", *parts, f"about {duration(max(before * (1 - event.share) / event.share - since, 0))} left"]
+        parts = [
+            f"{event.share:.0%}",
+            *parts,
+            f"about {duration(max(before * (1 - event.share) / event.share - since, 0))} left",
+        ]
     elif event.left_s is not None:
         parts.append(f"about {duration(max(event.left_s - since, 0))} left")
-    return f"{event.stage:<{_STAGE_WIDTH}}  " + ", ".join(parts) + (f"  {event.detail}" if event.detail else "")
+    return (
+        f"{event.stage:<{_STAGE_WIDTH}}  "
+        + ", ".join(parts)
+        + (f"  {event.detail}" if event.detail else "")
+    )
 
 
 def duration(seconds: float) -> str:
@@ -107,27 +126,63 @@ def amount(value: float, unit: str = "") -> str:
     """Three figures and a decimal prefix: 12.3 M."""
     for factor, prefix in _PREFIXES:
         if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}" if value / factor < 999.5 else f"{value / factor:.0f} {prefix}{unit}"
+            return (
+                f"{value / factor:.3g} {prefix}{unit}"
+                if value / factor < 999.5
+                else f"{value / factor:.0f} {prefix}{unit}"
+            )
     return f"{value:.4g} {unit}".rstrip()
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Rows as aligned columns, the first `left` ones to the left, the others to the right."""
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if i < left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=False))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def before_after(report: Report) -> str:
     """The table of a run: MACs, params, bytes, activation bytes, quality, latency."""
     rows = [("", "before", "after", "")]
-    for key, title, unit in (("macs", "MACs", ""), ("params", "params", ""), ("bytes", "size", "B"), ("activation_bytes", "activations", "B")):
+    for key, title, unit in (
+        ("macs", "MACs", ""),
+        ("params", "params", ""),
+        ("bytes", "size", "B"),
+        ("activation_bytes", "activations", "B"),
+    ):
         if key in report.before and key in report.after:
             before, after = report.before[key], report.after[key]
-            rows.append((title, amount(before, unit), amount(after, unit), f"{after / before:.1%}" if before else ""))
+            rows.append(
+                (
+                    title,
+                    amount(before, unit),
+                    amount(after, unit),
+                    f"{after / before:.1%}" if before else "",
+                )
+            )
     for metric, row in report.quality.items():
-        rows.append((metric, f"{row['before']:.4g}", f"{row['after']:.4g}", f"{row['after'] - row['before']:+.4g}"))
+        rows.append(
+            (
+                metric,
+                f"{row['before']:.4g}",
+                f"{row['after']:.4g}",
+                f"{row['after'] - row['before']:+.4g}",
+            )
+        )
     for engine, row in report.latency.items():
-        rows.append((f"latency {engine}", f"{row['before_ms']:.3g} ms", f"{row['after_ms']:.3g} ms", f"{row['speedup']:.2f}x"))
+        rows.append(
+            (
+                f"latency {engine}",
+                f"{row['before_ms']:.3g} ms",
+                f"{row['after_ms']:.3g} ms",
+                f"{row['speedup']:.2f}x",
+            )
+        )
     return columns(rows)
 
 
@@ -135,26 +190,54 @@ def others(report: Report) -> str:
     """What was made beside the model that is written: the trade-off, the way to a tolerance, candidates, random controls; empty where nothing was."""
     parts = []
     if report.curve:
-        names = [name for name in ("relative_error", "agreement") if any(p.get(name) is not None for p in report.curve)]
+        names = [
+            name
+            for name in ("relative_error", "agreement")
+            if any(p.get(name) is not None for p in report.curve)
+        ]
         metrics = list(dict.fromkeys(m for p in report.curve for m in p.get("metrics", {})))
         rows = [("trade-off", "MACs", *metrics, *(n.replace("_", " ") for n in names))]
         for p in report.curve:
-            values = [p.get("metrics", {}).get(m, {}).get("value") for m in metrics] + [p.get(n) for n in names]
-            rows.append((f"{p['label']}{' (written)' if p.get('chosen') else ''}", f"{p['macs']:.1%}", *map(_figure, values)))
+            values = [p.get("metrics", {}).get(m, {}).get("value") for m in metrics] + [
+                p.get(n) for n in names
+            ]
+            rows.append(
+                (
+                    f"{p['label']}{' (written)' if p.get('chosen') else ''}",
+                    f"{p['macs']:.1%}",
+                    *map(_figure, values),
+                )
+            )
         parts.append(columns(rows))
     if report.bisection:
         found = report.bisection
         where = f"on the {found['samples']} inputs that chose, after {len(found['rows'])} cuts"
-        parts.append(f"max_divergence {found['max_divergence']:g}: {_figure(found['reached'])} {where}")
+        parts.append(
+            f"max_divergence {found['max_divergence']:g}: {_figure(found['reached'])} {where}"
+        )
     if report.selection:
         ways = [
-            f"{row['criterion']}+{row['allocate']} {_figure(row['value'])}{' (written)' if row['chosen'] else ''}" for row in report.selection["rows"]
+            f"{row['criterion']}+{row['allocate']} {_figure(row['value'])}{' (written)' if row['chosen'] else ''}"
+            for row in report.selection["rows"]
         ]
-        parts.append(f"{report.selection['metric']} on {report.selection['samples']} labelled samples that chose: " + ", ".join(ways))
+        parts.append(
+            f"{report.selection['metric']} on {report.selection['samples']} labelled samples that chose: "
+            + ", ".join(ways)
+        )
     if report.control:
-        errors, own = ", ".join(_figure(row["relative_error"]) for row in report.control), report.fidelity.get("relative_error")
-        told = [f"outputs differ by {errors}, of this model by {_figure(own)}"] if own is not None else []
-        told += [f"{m} {', '.join(_figure(row['metrics'][m]['value']) for row in report.control)}" for m in report.quality]
+        errors, own = (
+            ", ".join(_figure(row["relative_error"]) for row in report.control),
+            report.fidelity.get("relative_error"),
+        )
+        told = (
+            [f"outputs differ by {errors}, of this model by {_figure(own)}"]
+            if own is not None
+            else []
+        )
+        told += [
+            f"{m} {', '.join(_figure(row['metrics'][m]['value']) for row in report.control)}"
+            for m in report.quality
+        ]
         parts.append("random channels of the same widths: " + "; ".join(told))
     return "\n\n".join(parts)
 
@@ -168,7 +251,11 @@ def held_out(report: Report) -> str:
     found = report.fidelity
     if found.get("relative_error") is None:
         return ""
-    same = f", the largest is the same for {found['agreement']:.1%}" if found.get("agreement") is not None else ""
+    same = (
+        f", the largest is the same for {found['agreement']:.1%}"
+        if found.get("agreement") is not None
+        else ""
+    )
     return f"on {found['samples']} inputs that chose nothing, outputs differ by {found['relative_error']:.2g} of their size{same}"
 
 
@@ -181,6 +268,12 @@ def summary(report: Report, page: PathLike[str] | None = None) -> str:
 
 def warnings(report: Report, page: PathLike[str] | None = None) -> str:
     """The warnings, one a line; empty where there are none. With a page that has all of them, the first ones."""
-    most = MOST_WARNINGS if page and len(report.warnings) > MOST_WARNINGS + 1 else len(report.warnings)
-    more = [f"{len(report.warnings) - most} more warnings are in {page}"] if len(report.warnings) > most else []
+    most = (
+        MOST_WARNINGS if page and len(report.warnings) > MOST_WARNINGS + 1 else len(report.warnings)
+    )
+    more = (
+        [f"{len(report.warnings) - most} more warnings are in {page}"]
+        if len(report.warnings) > most
+        else []
+    )
     return "\n".join([*(f"warning: {w}" for w in report.warnings[:most]), *more])

@@ -11,22 +11,29 @@ from onnx import TensorProto
 from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data, Preprocess, open_data, split
 from onnxprune.data.images import Images
+from onnxprune.data.labelled import LabelledData, open_labelled
 from onnxprune.data.preprocess import DEFAULT
 from onnxprune.errors import DataError, ModelError, VerificationError
+from onnxprune.ir.io import Model, digest
 from onnxprune.metrics import find_metric
 from onnxprune.metrics.base import Options as MetricOptions
 from onnxprune.metrics.base import Score
-from onnxprune.data.labelled import LabelledData, open_labelled
 from onnxprune.metrics.fidelity import Fidelity, fidelity
 from onnxprune.metrics.run import measure
-from onnxprune.ir.io import Model, digest
 from onnxprune.run.recipe import Recipe
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
 
-HELD_OUT_PART, HELD_OUT_MOST = 4, 64  # one input for every so many calibration inputs, at most so many: for figures that nothing was chosen by
-SELECTED_PART, SELECTED_LEAST, SELECTED_MOST = 4, 25, 1000  # one labelled sample in so many chooses between candidates, with a least and a most
+HELD_OUT_PART, HELD_OUT_MOST = (
+    4,
+    64,
+)  # one input for every so many calibration inputs, at most so many: for figures that nothing was chosen by
+SELECTED_PART, SELECTED_LEAST, SELECTED_MOST = (
+    4,
+    25,
+    1000,
+)  # one labelled sample in so many chooses between candidates, with a least and a most
 RESULT = "result_sha256"  # in a plan's decided_by: the model that its run wrote, where repair changed weights
 
 
@@ -47,7 +54,11 @@ class Parts:
     def describe(self) -> dict[str, str]:
         """Part -> what is in it, of real inputs."""
         data = {"calibration": self.calibration, "selection": self.selection, "report": self.report}
-        found = {name: part.describe() for name, part in data.items() if part is not None and not part.warning}
+        found = {
+            name: part.describe()
+            for name, part in data.items()
+            if part is not None and not part.warning
+        }
         labels = {"selection_labels": self.selection_labels, "report_labels": self.report_labels}
         return found | {name: part.describe() for name, part in labels.items() if part is not None}
 
@@ -57,15 +68,26 @@ def open_data_for(model: Model, recipe: Recipe) -> Data:
     more = min(HELD_OUT_MOST, recipe.samples // HELD_OUT_PART) if recipe.data else 0
     more *= 2 if recipe.max_divergence is not None else 1
     return open_data(
-        recipe.data, input_types(model), samples=recipe.samples + more, seed=recipe.seed, preprocess=preprocess(recipe), shapes=recipe.shape or None
-    )  # fmt: skip
+        recipe.data,
+        input_types(model),
+        samples=recipe.samples + more,
+        seed=recipe.seed,
+        preprocess=preprocess(recipe),
+        shapes=recipe.shape or None,
+    )
 
 
 def open_labels(model: Model, recipe: Recipe) -> LabelledData | None:
     """The labelled inputs of a recipe that measures with them."""
     if not (recipe.labelled and recipe.metric):
         return None
-    return open_labelled(recipe.labelled, input_types(model), seed=recipe.seed, preprocess=preprocess(recipe), shapes=recipe.shape or None)
+    return open_labelled(
+        recipe.labelled,
+        input_types(model),
+        seed=recipe.seed,
+        preprocess=preprocess(recipe),
+        shapes=recipe.shape or None,
+    )
 
 
 def parts_of(everything: Data, labels: LabelledData | None, recipe: Recipe) -> Parts:
@@ -86,7 +108,9 @@ def parts_of(everything: Data, labels: LabelledData | None, recipe: Recipe) -> P
     if recipe.max_divergence is not None:
         if report is None:
             few = f"{everything.describe()} are too few, or synthetic: give {HELD_OUT_PART + 2} batches or more"
-            raise DataError("data-samples", f"max_divergence is measured on inputs of its own; {few}")
+            raise DataError(
+                "data-samples", f"max_divergence is measured on inputs of its own; {few}"
+            )
         rest, selection = split(rest, len(rest.chosen) - keep, keep)
     if labels is None or not recipe.candidate:
         return Parts(rest, selection, report, None, labels)
@@ -97,7 +121,9 @@ def parts_of(everything: Data, labels: LabelledData | None, recipe: Recipe) -> P
     return Parts(rest, selection, report, chosen, kept)
 
 
-def oracle(analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, recipe: Recipe) -> dict[str, Any]:
+def oracle(
+    analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, recipe: Recipe
+) -> dict[str, Any]:
     """Figures of a cut model (before repair) against the masked original, on one input.
 
     Raises
@@ -106,7 +132,15 @@ def oracle(analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, rec
         It differs by more than the tolerance.
     """
     feeds = next(iter(data.batches(1))) if data else None
-    found = verify(analysis, plan, pruned, feeds, tolerance=recipe.tolerance, seed=recipe.seed, threads=recipe.threads)
+    found = verify(
+        analysis,
+        plan,
+        pruned,
+        feeds,
+        tolerance=recipe.tolerance,
+        seed=recipe.seed,
+        threads=recipe.threads,
+    )
     if not found.ok:
         worst = max(found.outputs, key=lambda name: found.outputs[name])
         raise VerificationError(
@@ -117,7 +151,9 @@ def oracle(analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, rec
     return found.as_dict()
 
 
-def check(analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, recipe: Recipe) -> dict[str, Any]:
+def check(
+    analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, recipe: Recipe
+) -> dict[str, Any]:
     """Figures of a model that a plan's run wrote.
 
     Where weights were repaired, values no longer equal the masked original's: then the plan itself is checked by a cut of its own, and the model by
@@ -135,31 +171,54 @@ def check(analysis: Analysis, plan: Plan, pruned: Model, data: Data | None, reci
     own = cut(analysis, plan)
     figures = oracle(analysis, plan, own, data, recipe)
     if _shapes(own) != _shapes(pruned):
-        raise VerificationError("verification-failed", f"the model does not have the weights that the plan leaves: {_first_difference(_shapes(own), _shapes(pruned))}")
+        raise VerificationError(
+            "verification-failed",
+            f"the model does not have the weights that the plan leaves: {_first_difference(_shapes(own), _shapes(pruned))}",
+        )
     if digest(pruned) not in (result, digest(own)):
         raise VerificationError(
-            "verification-failed", f"the model is not the one that the plan's run wrote (sha256 {digest(pruned)[:12]}..., not {str(result)[:12]}...): its weights were changed after"
+            "verification-failed",
+            f"the model is not the one that the plan's run wrote (sha256 {digest(pruned)[:12]}..., not {str(result)[:12]}...): its weights were changed after",
         )
     return {**figures, "repair": repair, RESULT: result}
 
 
-def evaluated(original: Model, pruned: Model, apart: Data | None, labels: LabelledData | None, recipe: Recipe) -> dict[str, Any]:
-    """"fidelity": of the outputs on inputs that chose nothing; "quality": metric -> before, after, on labelled inputs."""
+def evaluated(
+    original: Model, pruned: Model, apart: Data | None, labels: LabelledData | None, recipe: Recipe
+) -> dict[str, Any]:
+    """ "fidelity": of the outputs on inputs that chose nothing; "quality": metric -> before, after, on labelled inputs."""
     found: dict[str, Any] = {"fidelity": {}, "quality": {}}
     if apart is not None:
         found["fidelity"] = compared(original, pruned, apart, recipe).as_dict()
     if labels is not None:
-        for before, after in zip(*(scored(model, labels, recipe) for model in (original, pruned))):
-            row: dict[str, Any] = {"before": before.value, "after": after.value, "standard_error": after.standard_error, "samples": after.n}
+        for before, after in zip(
+            *(scored(model, labels, recipe) for model in (original, pruned)), strict=False
+        ):
+            row: dict[str, Any] = {
+                "before": before.value,
+                "after": after.value,
+                "standard_error": after.standard_error,
+                "samples": after.n,
+            }
             if after.per_class:
-                row["classes"] = {str(c): [score, after.per_class.get(c, 0.0), after.counts.get(c)] for c, score in sorted(before.per_class.items())}
+                row["classes"] = {
+                    str(c): [score, after.per_class.get(c, 0.0), after.counts.get(c)]
+                    for c, score in sorted(before.per_class.items())
+                }
             found["quality"][recipe.metric[len(found["quality"])]] = row
     return found
 
 
 def compared(original: Model, pruned: Model, data: Data, recipe: Recipe) -> Fidelity:
     """Fidelity of the outputs on these inputs."""
-    return fidelity(original, pruned, data, decoder=recipe.decoder, threads=recipe.threads, batch_size=recipe.batch_size)
+    return fidelity(
+        original,
+        pruned,
+        data,
+        decoder=recipe.decoder,
+        threads=recipe.threads,
+        batch_size=recipe.batch_size,
+    )
 
 
 def scored(model: Model, labels: LabelledData, recipe: Recipe) -> list[Score]:
@@ -177,16 +236,33 @@ def metric_options(recipe: Recipe) -> MetricOptions:
 def preprocess(recipe: Recipe) -> Preprocess:
     """How images become inputs."""
     return Preprocess(
-        resize=recipe.resize, crop=recipe.crop, interp=recipe.interp, order=recipe.order, scale=recipe.scale, mean=recipe.mean, std=recipe.std,
-        post=recipe.post, layout=recipe.layout,
-    )  # fmt: skip
+        resize=recipe.resize,
+        crop=recipe.crop,
+        interp=recipe.interp,
+        order=recipe.order,
+        scale=recipe.scale,
+        mean=recipe.mean,
+        std=recipe.std,
+        post=recipe.post,
+        layout=recipe.layout,
+    )
 
 
 def guessed(data: Data, recipe: Recipe) -> bool:
     """Whether image files went into a float model by numbers that nobody gave."""
-    floats = any(item.dtype.kind == "f" and data.inputs.image(name) is not None for name, item in data.inputs.items.items())
+    floats = any(
+        item.dtype.kind == "f" and data.inputs.image(name) is not None
+        for name, item in data.inputs.items.items()
+    )
     asked = preprocess(recipe)
-    return isinstance(data.source, Images) and floats and all(getattr(asked, n) == getattr(DEFAULT, n) for n in ("scale", "mean", "std", "post", "order"))
+    return (
+        isinstance(data.source, Images)
+        and floats
+        and all(
+            getattr(asked, n) == getattr(DEFAULT, n)
+            for n in ("scale", "mean", "std", "post", "order")
+        )
+    )
 
 
 def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
@@ -196,9 +272,17 @@ def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
         if info.name in model.weights:
             continue
         kind = info.type.tensor_type
-        if not info.type.HasField("tensor_type") or kind.elem_type not in TensorProto.DataType.values():
-            raise ModelError("model-input", f"input {info.name!r} is not a tensor of a known type: calibration and measuring cannot feed it")
-        dims: list[int | str | None] = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
+        if (
+            not info.type.HasField("tensor_type")
+            or kind.elem_type not in TensorProto.DataType.values()
+        ):
+            raise ModelError(
+                "model-input",
+                f"input {info.name!r} is not a tensor of a known type: calibration and measuring cannot feed it",
+            )
+        dims: list[int | str | None] = [
+            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
+        ]
         found[info.name] = dims, f"tensor({TensorProto.DataType.Name(kind.elem_type).lower()})"
     return found
 
@@ -207,6 +291,8 @@ def _shapes(model: Model) -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in model.weights.items()}
 
 
-def _first_difference(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+def _first_difference(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
     name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     return f"{name!r} has shape {found.get(name)}, not {expected.get(name)}"

@@ -26,7 +26,9 @@ def default_run_dir(output: PathLike) -> Path:
     return Path(output).with_suffix(".run")
 
 
-def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None, external_data: bool = False) -> bool:
+def check_output(
+    output: PathLike, overwrite: bool, run_dir: Path | None = None, external_data: bool = False
+) -> bool:
     """Whether the output may be written over; checked by writing a temporary file beside it.
 
     An output that the journal in `run_dir` says to be its own passes for now; `check_same` decides when it is known what this run will write.
@@ -38,8 +40,15 @@ def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None,
     """
     output = Path(output)
     if output.exists() and not output.is_file():
-        raise OutputError("output-unwritable", f"{output} is {'a folder' if output.is_dir() else 'no regular file'}; name the file to write")
-    taken = [p for p in (output, output.with_name(output.name + ".data"))[: 1 + external_data] if p.exists()]
+        raise OutputError(
+            "output-unwritable",
+            f"{output} is {'a folder' if output.is_dir() else 'no regular file'}; name the file to write",
+        )
+    taken = [
+        p
+        for p in (output, output.with_name(output.name + ".data"))[: 1 + external_data]
+        if p.exists()
+    ]
     if taken and not overwrite and not (run_dir and _last_written(RunDir(run_dir), output)):
         raise _exists(taken[0])
     for folder in {output.parent, run_dir.parent if run_dir else output.parent}:
@@ -47,7 +56,9 @@ def check_output(output: PathLike, overwrite: bool, run_dir: Path | None = None,
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as problem:
-            raise OutputError("output-unwritable", f"cannot write into {folder}: {problem.strerror}") from problem
+            raise OutputError(
+                "output-unwritable", f"cannot write into {folder}: {problem.strerror}"
+            ) from problem
     return overwrite
 
 
@@ -74,7 +85,11 @@ def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) 
     if overwrite or not output.exists():
         return overwrite
     last = _last_written(run, output) if run else None
-    if last and last.facts.get("run") == run_key and (last.stage == "write" or last.facts.get("sha256") == sha256(output)):
+    if (
+        last
+        and last.facts.get("run") == run_key
+        and (last.stage == "write" or last.facts.get("sha256") == sha256(output))
+    ):
         return True
     raise _exists(output)
 
@@ -82,8 +97,16 @@ def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) 
 def _last_written(run: RunDir, output: Path) -> Entry | None:
     """The journal's last line, if it says that this output will be written now ("write") or has been ("report")."""
     entries = run.entries()
-    return entries[-1] if entries and entries[-1].stage in ("write", "report") and entries[-1].facts.get("output") == str(output) else None
+    return (
+        entries[-1]
+        if entries
+        and entries[-1].stage in ("write", "report")
+        and entries[-1].facts.get("output") == str(output)
+        else None
+    )
 
 
 def _exists(path: Path) -> OutputError:
-    return OutputError("output-exists", f"{path} exists; pass --overwrite (overwrite=True) to replace it")
+    return OutputError(
+        "output-exists", f"{path} exists; pass --overwrite (overwrite=True) to replace it"
+    )

@@ -15,7 +15,15 @@ from typing import Any
 from onnxprune.errors import unknown
 
 Reader = Callable[[Any], Any]
-CRITERION_NUMBERS = {"0": "l2", "1": "largest_l2", "2": "l1", "3": "largest_l1", "4": "bn_scale", "5": "bn_scale*l1", "6": "random"}
+CRITERION_NUMBERS = {
+    "0": "l2",
+    "1": "largest_l2",
+    "2": "l1",
+    "3": "largest_l1",
+    "4": "bn_scale",
+    "5": "bn_scale*l1",
+    "6": "random",
+}
 _FALSE, _TRUE = ("false", "no", "off", "0"), ("true", "yes", "on", "1")
 
 
@@ -89,7 +97,13 @@ def share(value: Any) -> float:
 
 def numbers(value: Any) -> tuple[float, ...]:
     """One number or more: a number, a list, or text with commas."""
-    parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, (int, float)) else value
+    parts = (
+        value.split(",")
+        if isinstance(value, str)
+        else [value]
+        if isinstance(value, (int, float))
+        else value
+    )
     found = tuple(_finite(v) for v in parts)
     if not found:
         raise ValueError("at least one number is needed")
@@ -99,13 +113,21 @@ def numbers(value: Any) -> tuple[float, ...]:
 def counts(value: Any) -> tuple[int, ...]:
     """Whole numbers of 0 or more: one, a list, or text with commas."""
     parts = [value] if isinstance(value, (int, str)) else value
-    return tuple(integer(0)(p) for part in parts for p in (part.split(",") if isinstance(part, str) else [part]))
+    return tuple(
+        integer(0)(p)
+        for part in parts
+        for p in (part.split(",") if isinstance(part, str) else [part])
+    )
 
 
 def names(value: Any) -> tuple[str, ...]:
     """One name or several, as a list or as text with commas; "none" is the empty list."""
     parts = value.split(",") if isinstance(value, str) else list(value)
-    found = tuple(text(p).strip() for part in parts for p in (part.split(",") if isinstance(part, str) else [part]))
+    found = tuple(
+        text(p).strip()
+        for part in parts
+        for p in (part.split(",") if isinstance(part, str) else [part])
+    )
     return () if found == ("none",) else found
 
 
@@ -149,7 +171,7 @@ def candidates(value: Any) -> tuple[str, ...]:
     if found == ("auto",):
         return found
     pairs = [part.rpartition("+") for part in found]
-    for (name, plus, allocator), part in zip(pairs, found):
+    for (name, plus, allocator), part in zip(pairs, found, strict=False):
         if not plus or "auto" in (name, allocator):
             raise ValueError(f"{part!r} is not CRITERION+ALLOCATOR such as reconstruction+uniform")
     allocators = name_in("onnxprune.allocators", "ALLOCATORS")
@@ -205,7 +227,10 @@ def mapping(read_value: Reader, separator: str = "=") -> Reader:
         if isinstance(value, Mapping):
             pairs = list(value.items())
         else:
-            pairs = [_pair(text(item), separator) for item in ([value] if isinstance(value, str) else value)]
+            pairs = [
+                _pair(text(item), separator)
+                for item in ([value] if isinstance(value, str) else value)
+            ]
         return {text(k): read_value(v) for k, v in pairs}
 
     return read

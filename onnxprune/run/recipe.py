@@ -1,5 +1,6 @@
 """Everything that a run can be told, once: the fields of `Recipe` are the flags of the command line, the keys of a recipe file
-and the keywords of `optimize`."""
+and the keywords of `optimize`.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +15,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune.run import parsers as options
 from onnxprune.data import DATA_SOURCES
 from onnxprune.errors import UsageError, unknown
+from onnxprune.run import parsers as options
 
 COSTS = ("macs", "params", "bytes", "activation_bytes", "latency")
-PROVENANCE = "provenance"  # table of a resolved recipe that says where it came from; ignored when read
+PROVENANCE = (
+    "provenance"  # table of a resolved recipe that says where it came from; ignored when read
+)
 _SUFFIXES = {
-    "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
-}  # fmt: skip
+    "": 1.0,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+}
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _QUANTITY = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
 
@@ -58,13 +71,17 @@ class Target:
         if isinstance(value, Target):
             return value
         if not isinstance(value, str) or "=" not in value:
-            raise ValueError(f"{value!r} is not COST=AMOUNT such as macs=50%, params=2x, bytes=1.5MB, latency.onnxruntime=1.5x")
+            raise ValueError(
+                f"{value!r} is not COST=AMOUNT such as macs=50%, params=2x, bytes=1.5MB, latency.onnxruntime=1.5x"
+            )
         name, _, amount = (part.strip() for part in value.partition("="))
         cost, _, engine = name.partition(".")
         if cost not in COSTS:
             raise ValueError(unknown("cost", cost, COSTS).message)
         if (cost == "latency") != bool(engine):
-            raise ValueError(f"{name!r}: a latency names its engine (latency.onnxruntime=1.5x), other costs name none")
+            raise ValueError(
+                f"{name!r}: a latency names its engine (latency.onnxruntime=1.5x), other costs name none"
+            )
         limit, relative = _amount(cost, amount)
         return Target(cost, limit, relative, engine, f"{name}={amount}")
 
@@ -79,13 +96,19 @@ def _amount(cost: str, amount: str) -> tuple[float, bool]:
     if unit in ("%", "x"):
         limit = value / 100 if unit == "%" else (1 / value if value else 0.0)
         if not 0 < limit <= 1:
-            raise ValueError(f"{amount!r} of {cost} is out of range: what remains is above 0% and at most 100%, a factor is at least 1x")
+            raise ValueError(
+                f"{amount!r} of {cost} is out of range: what remains is above 0% and at most 100%, a factor is at least 1x"
+            )
         return limit, True
     units = _MILLISECONDS if cost == "latency" else _SUFFIXES
     if unit not in units:
-        raise ValueError(f"{amount!r} has unknown unit {unit!r}; known: %, x, {', '.join(u for u in units if u)}")
+        raise ValueError(
+            f"{amount!r} has unknown unit {unit!r}; known: %, x, {', '.join(u for u in units if u)}"
+        )
     if value * units[unit] < 1 and cost != "latency" or value <= 0:
-        raise ValueError(f"{amount!r} of {cost} is less than one; for a share of the original write {value * 100:g}%")
+        raise ValueError(
+            f"{amount!r} of {cost} is less than one; for a share of the original write {value * 100:g}%"
+        )
     return value * units[unit], False
 
 
@@ -115,8 +138,17 @@ class Option:
     kind: str = "value"
 
 
-def _option(default: Any, parse: Callable[[Any], Any], stage: str, metavar: str, help: str, kind: str = "value") -> Any:
-    return dataclasses.field(default=default, metadata={"option": Option(parse, stage, help, metavar, kind)})
+def _option(
+    default: Any,
+    parse: Callable[[Any], Any],
+    stage: str,
+    metavar: str,
+    help: str,
+    kind: str = "value",
+) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"option": Option(parse, stage, help, metavar, kind)}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,90 +164,329 @@ class Recipe:
     """
 
     target: tuple[Target, ...] = _option(
-        (), targets, "plan", "COST=AMOUNT",
-        "What may remain: macs=50% (where nothing is said), params=2x (half), bytes=1.5MB, activation_bytes=.., latency.ENGINE=1.5x; several hold together.", "list")
+        (),
+        targets,
+        "plan",
+        "COST=AMOUNT",
+        "What may remain: macs=50% (where nothing is said), params=2x (half), bytes=1.5MB, activation_bytes=.., latency.ENGINE=1.5x; several hold together.",
+        "list",
+    )
     max_divergence: float | None = _option(
-        None, options.optional(options.number(0, above=True)), "variants", "X",
-        "Cut as much as keeps the outputs within this relative error on inputs that chose and fitted nothing else, and no more than --target where there is one.")
+        None,
+        options.optional(options.number(0, above=True)),
+        "variants",
+        "X",
+        "Cut as much as keeps the outputs within this relative error on inputs that chose and fitted nothing else, and no more than --target where there is one.",
+    )
     criterion: str = _option(
-        "auto", options.criterion, "score", "NAME",
-        "How channels are scored, see: onnxprune criteria; auto = the best with data, l2 without.")
+        "auto",
+        options.criterion,
+        "score",
+        "NAME",
+        "How channels are scored, see: onnxprune criteria; auto = the best with data, l2 without.",
+    )
     swaps: int = _option(
-        0, options.integer(0), "plan", "N",
-        "Criterion reconstruction: exchange at most N channels of each group for others in the end, where its readers' error shrinks by it.")
+        0,
+        options.integer(0),
+        "plan",
+        "N",
+        "Criterion reconstruction: exchange at most N channels of each group for others in the end, where its readers' error shrinks by it.",
+    )
     allocate: str = _option(
-        "auto", options.name_in("onnxprune.allocators", "ALLOCATORS"), "plan", "NAME",
-        "How widths are chosen: uniform, threshold, knapsack, ...; auto = the best with data, knapsack without.")
+        "auto",
+        options.name_in("onnxprune.allocators", "ALLOCATORS"),
+        "plan",
+        "NAME",
+        "How widths are chosen: uniform, threshold, knapsack, ...; auto = the best with data, knapsack without.",
+    )
     method: str = _option(
-        "one-shot", options.name_in("onnxprune.search", "METHODS"), "plan", "NAME",
-        "How the plan is found: one-shot (criterion and allocator, once), or a search: pagcp, ...; see: onnxprune criteria.")
+        "one-shot",
+        options.name_in("onnxprune.search", "METHODS"),
+        "plan",
+        "NAME",
+        "How the plan is found: one-shot (criterion and allocator, once), or a search: pagcp, ...; see: onnxprune criteria.",
+    )
     method_option: Mapping[str, str] = _option(
-        (), options.mapping(lambda value: str(value)), "plan", "NAME=VALUE", "A setting of the method, such as initial_rate=0.06.", "list")
+        (),
+        options.mapping(lambda value: str(value)),
+        "plan",
+        "NAME=VALUE",
+        "A setting of the method, such as initial_rate=0.06.",
+        "list",
+    )
     losses: str | None = _option(
-        None, options.optional(options.text), "plan", "MODULE:FUNCTION",
-        "Method pagcp: (outputs, indices of the samples) -> task: loss; without it every output head is a task, measured against the dense model.")
+        None,
+        options.optional(options.text),
+        "plan",
+        "MODULE:FUNCTION",
+        "Method pagcp: (outputs, indices of the samples) -> task: loss; without it every output head is a task, measured against the dense model.",
+    )
     repair: str = _option(
-        "auto", options.name_in("onnxprune.repair", "REPAIRS"), "repair", "NAME",
-        "How the kept weights make up for the removed ones; none = not; auto = the best with data, none without.")
-    fast: bool = _option(False, options.flag, "plan", "", "Choose widths by the error of layers instead of running the model for every group.", "flag")
+        "auto",
+        options.name_in("onnxprune.repair", "REPAIRS"),
+        "repair",
+        "NAME",
+        "How the kept weights make up for the removed ones; none = not; auto = the best with data, none without.",
+    )
+    fast: bool = _option(
+        False,
+        options.flag,
+        "plan",
+        "",
+        "Choose widths by the error of layers instead of running the model for every group.",
+        "flag",
+    )
     round_to: int | str | None = _option(
-        None, options.optional(options.whole_or_auto(1)), "plan", "N",
-        "Kept channel counts are multiples of N; auto = of the engine's block, or half of one; by default 8, and auto with a target on latency.")
-    floor: int = _option(1, options.integer(1), "plan", "N", "Channels that stay in every group at the least.")
-    max_fraction: float = _option(0.9, options.share, "plan", "SHARE", "Largest share of a group that may go.")
-    blocks: bool = _option(False, options.flag, "plan", "", "Method one-shot: whole branches of residual blocks may go, whatever --max-fraction and --round-to say.", "flag")
+        None,
+        options.optional(options.whole_or_auto(1)),
+        "plan",
+        "N",
+        "Kept channel counts are multiples of N; auto = of the engine's block, or half of one; by default 8, and auto with a target on latency.",
+    )
+    floor: int = _option(
+        1, options.integer(1), "plan", "N", "Channels that stay in every group at the least."
+    )
+    max_fraction: float = _option(
+        0.9, options.share, "plan", "SHARE", "Largest share of a group that may go."
+    )
+    blocks: bool = _option(
+        False,
+        options.flag,
+        "plan",
+        "",
+        "Method one-shot: whole branches of residual blocks may go, whatever --max-fraction and --round-to say.",
+        "flag",
+    )
     ratio: Mapping[str, float] = _option(
-        (), options.ratios, "plan", "GLOB=SHARE",
-        "Remove exactly this share of the groups with a matching name (0 = leave whole); also SHARE for all, or [(2, 0.5), (6, 0.5)] by numbers of groups.", "list")
-    freeze: tuple[str, ...] = _option((), options.globs, "analyse", "GLOB", "Tensors or nodes whose channels stay.", "list")
+        (),
+        options.ratios,
+        "plan",
+        "GLOB=SHARE",
+        "Remove exactly this share of the groups with a matching name (0 = leave whole); also SHARE for all, or [(2, 0.5), (6, 0.5)] by numbers of groups.",
+        "list",
+    )
+    freeze: tuple[str, ...] = _option(
+        (), options.globs, "analyse", "GLOB", "Tensors or nodes whose channels stay.", "list"
+    )
     allow_mixing: tuple[str, ...] = _option(
-        (), options.names, "analyse", "OP", "Open axes that OP mixes, such as LayerNormalization; the result is then not exact.", "list")
+        (),
+        options.names,
+        "analyse",
+        "OP",
+        "Open axes that OP mixes, such as LayerNormalization; the result is then not exact.",
+        "list",
+    )
     grouped: str = _option(
-        "both", options.choice("both", "group", "position"), "analyse", "POLICY", "Grouped convolutions: drop whole groups, the same position of each, or both.")
-    strict: bool = _option(False, options.flag, "analyse", "", "Fail on an operator without a rule instead of freezing what it touches.", "flag")
+        "both",
+        options.choice("both", "group", "position"),
+        "analyse",
+        "POLICY",
+        "Grouped convolutions: drop whole groups, the same position of each, or both.",
+    )
+    strict: bool = _option(
+        False,
+        options.flag,
+        "analyse",
+        "",
+        "Fail on an operator without a rule instead of freezing what it touches.",
+        "flag",
+    )
     data: str | None = _option(
-        None, options.optional(options.text), "data", "PATH", "Calibration inputs: folder of images, .npz, .npy, or loader.py:function; none = synthetic.")
+        None,
+        options.optional(options.text),
+        "data",
+        "PATH",
+        "Calibration inputs: folder of images, .npz, .npy, or loader.py:function; none = synthetic.",
+    )
     samples: int = _option(256, options.integer(1), "data", "N", "Calibration inputs used.")
-    flip: bool = _option(False, options.flag, "data", "", "Images: learn from every input mirrored left to right as well; not for text or digits.", "flag")
-    batch_size: int = _option(32, options.integer(1), "runtime", "N", "Inputs a run where the model's batch axis allows it.")
+    flip: bool = _option(
+        False,
+        options.flag,
+        "data",
+        "",
+        "Images: learn from every input mirrored left to right as well; not for text or digits.",
+        "flag",
+    )
+    batch_size: int = _option(
+        32,
+        options.integer(1),
+        "runtime",
+        "N",
+        "Inputs a run where the model's batch axis allows it.",
+    )
     shape: Mapping[str, tuple[int, ...]] = _option(
-        (), options.mapping(options.shape, ":"), "runtime", "NAME:1,3,224,224", "Shape of an input with dynamic axes, for calibration and measuring.", "list")
+        (),
+        options.mapping(options.shape, ":"),
+        "runtime",
+        "NAME:1,3,224,224",
+        "Shape of an input with dynamic axes, for calibration and measuring.",
+        "list",
+    )
     resize: int | tuple[int, int] | None = _option(
-        None, options.optional(options.size), "data", "HxW", "Images: stretch to HxW, or the shorter side to N; by default to the model's input.")
-    crop: int | tuple[int, int] | None = _option(None, options.optional(options.size), "data", "HxW", "Images: cut out the centre after the resize.")
+        None,
+        options.optional(options.size),
+        "data",
+        "HxW",
+        "Images: stretch to HxW, or the shorter side to N; by default to the model's input.",
+    )
+    crop: int | tuple[int, int] | None = _option(
+        None,
+        options.optional(options.size),
+        "data",
+        "HxW",
+        "Images: cut out the centre after the resize.",
+    )
     interp: str = _option(
-        "bilinear", options.choice("nearest", "bilinear", "bicubic", "area"), "data", "NAME", "Images: how to resize: nearest, bilinear, bicubic, area.")
-    order: str = _option("rgb", options.choice("rgb", "bgr"), "data", "ORDER", "Images: order of the model's colour channels, rgb or bgr.")
-    scale: float = _option(1 / 255, options.number(0, above=True), "data", "X", "Images: the model takes (pixel * scale - mean) / std * post.")
-    mean: tuple[float, ...] = _option((0.0,), options.numbers, "data", "A,B,C", "Images: one number, or one a channel of the model.")
-    std: tuple[float, ...] = _option((1.0,), options.numbers, "data", "A,B,C", "Images: one number, or one a channel of the model.")
-    post: float = _option(1.0, options.number(0, above=True), "data", "X", "Images: factor at the end of the formula.")
-    layout: str = _option("auto", options.choice("auto", "nchw", "nhwc"), "data", "ORDER", "Images: where the channel axis is, auto, nchw or nhwc.")
-    seed: int = _option(0, options.integer(0), "runtime", "N", "Of everything random; the same seed gives the same bytes.")
+        "bilinear",
+        options.choice("nearest", "bilinear", "bicubic", "area"),
+        "data",
+        "NAME",
+        "Images: how to resize: nearest, bilinear, bicubic, area.",
+    )
+    order: str = _option(
+        "rgb",
+        options.choice("rgb", "bgr"),
+        "data",
+        "ORDER",
+        "Images: order of the model's colour channels, rgb or bgr.",
+    )
+    scale: float = _option(
+        1 / 255,
+        options.number(0, above=True),
+        "data",
+        "X",
+        "Images: the model takes (pixel * scale - mean) / std * post.",
+    )
+    mean: tuple[float, ...] = _option(
+        (0.0,),
+        options.numbers,
+        "data",
+        "A,B,C",
+        "Images: one number, or one a channel of the model.",
+    )
+    std: tuple[float, ...] = _option(
+        (1.0,),
+        options.numbers,
+        "data",
+        "A,B,C",
+        "Images: one number, or one a channel of the model.",
+    )
+    post: float = _option(
+        1.0, options.number(0, above=True), "data", "X", "Images: factor at the end of the formula."
+    )
+    layout: str = _option(
+        "auto",
+        options.choice("auto", "nchw", "nhwc"),
+        "data",
+        "ORDER",
+        "Images: where the channel axis is, auto, nchw or nhwc.",
+    )
+    seed: int = _option(
+        0,
+        options.integer(0),
+        "runtime",
+        "N",
+        "Of everything random; the same seed gives the same bytes.",
+    )
     threads: int = _option(1, options.integer(1), "runtime", "N", "Threads of onnxruntime.")
     tolerance: float | None = _option(
-        None, options.optional(options.number(0, above=True)), "verify", "X",
-        "Largest relative difference to the masked original that passes; by default as the model's type rounds, 1e-5 in float32.")
+        None,
+        options.optional(options.number(0, above=True)),
+        "verify",
+        "X",
+        "Largest relative difference to the masked original that passes; by default as the model's type rounds, 1e-5 in float32.",
+    )
     metric: tuple[str, ...] = _option(
-        (), options.names, "evaluate", "NAME", "Measure both models with labels: top1, top5, miou, coco, psnr, ... or module:function.", "list")
+        (),
+        options.names,
+        "evaluate",
+        "NAME",
+        "Measure both models with labels: top1, top5, miou, coco, psnr, ... or module:function.",
+        "list",
+    )
     labelled: str | None = _option(
-        None, options.optional(options.text), "evaluate", "PATH",
-        "Labelled inputs for --metric: .npz, or a folder with one subfolder a class. A quarter chooses between candidates, see --candidate; the rest only measures.")
+        None,
+        options.optional(options.text),
+        "evaluate",
+        "PATH",
+        "Labelled inputs for --metric: .npz, or a folder with one subfolder a class. A quarter chooses between candidates, see --candidate; the rest only measures.",
+    )
     candidate: tuple[str, ...] = _option(
-        "auto", options.candidates, "variants", "CRITERION+ALLOCATOR",
+        "auto",
+        options.candidates,
+        "variants",
+        "CRITERION+ALLOCATOR",
         "Another way to the same target, taken where the first --metric is better by more than its standard error on labels that are not reported; "
-        "none = no others; auto = a few where criterion and allocator are auto too.", "list")
-    curve: bool = _option(False, options.flag, "variants", "", "Also make and measure models of 80, 70, 60, 50 and 40 % of the MACs: the trade-off in the report.", "flag")
+        "none = no others; auto = a few where criterion and allocator are auto too.",
+        "list",
+    )
+    curve: bool = _option(
+        False,
+        options.flag,
+        "variants",
+        "",
+        "Also make and measure models of 80, 70, 60, 50 and 40 % of the MACs: the trade-off in the report.",
+        "flag",
+    )
     control: int = _option(
-        0, options.integer(0), "variants", "N", "Also repair and measure N models of the same widths whose channels were drawn at random: what choosing them was worth.")
-    decoder: str | None = _option(None, options.optional(options.text), "evaluate", "MODULE:FUNCTION", "Boxes from the raw outputs of a detector.")
-    class_offset: int = _option(0, options.integer(0), "evaluate", "N", "Outputs before class 0: 1 where output 0 is a background class.")
-    engine: tuple[str, ...] = _option(("onnxruntime",), options.names, "measure", "NAME", "Engines to measure on; none = do not measure.", "list")
-    seconds: float = _option(2.0, options.number(0, above=True), "measure", "S", "Measuring time of each model on each engine.")
-    precision: str = _option("f32", options.choice("f32", "bf16", "f16", "int8"), "measure", "NAME", "Of the engines: f32, bf16, f16 or int8.")
-    pin: tuple[int, ...] = _option((), options.counts, "measure", "CPU", "CPUs that measuring is pinned to, such as 0 or 0,1.", "list")
+        0,
+        options.integer(0),
+        "variants",
+        "N",
+        "Also repair and measure N models of the same widths whose channels were drawn at random: what choosing them was worth.",
+    )
+    decoder: str | None = _option(
+        None,
+        options.optional(options.text),
+        "evaluate",
+        "MODULE:FUNCTION",
+        "Boxes from the raw outputs of a detector.",
+    )
+    class_offset: int = _option(
+        0,
+        options.integer(0),
+        "evaluate",
+        "N",
+        "Outputs before class 0: 1 where output 0 is a background class.",
+    )
+    engine: tuple[str, ...] = _option(
+        ("onnxruntime",),
+        options.names,
+        "measure",
+        "NAME",
+        "Engines to measure on; none = do not measure.",
+        "list",
+    )
+    seconds: float = _option(
+        2.0,
+        options.number(0, above=True),
+        "measure",
+        "S",
+        "Measuring time of each model on each engine.",
+    )
+    precision: str = _option(
+        "f32",
+        options.choice("f32", "bf16", "f16", "int8"),
+        "measure",
+        "NAME",
+        "Of the engines: f32, bf16, f16 or int8.",
+    )
+    pin: tuple[int, ...] = _option(
+        (),
+        options.counts,
+        "measure",
+        "CPU",
+        "CPUs that measuring is pinned to, such as 0 or 0,1.",
+        "list",
+    )
     external_data: bool | None = _option(
-        None, options.optional(options.flag), "write", "", "Put weights into OUT.data beside the graph; by default only over 2 GB.", "flag")
+        None,
+        options.optional(options.flag),
+        "write",
+        "",
+        "Put weights into OUT.data beside the graph; by default only over 2 GB.",
+        "flag",
+    )
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
@@ -234,7 +505,9 @@ class Recipe:
 
     def plain(self, stage: str | None = None) -> dict[str, Any]:
         """The options (of one stage) as JSON and TOML can hold them; what is None is left out."""
-        chosen = {n: _plain(getattr(self, n)) for n, o in OPTIONS.items() if stage in (None, o.stage)}
+        chosen = {
+            n: _plain(getattr(self, n)) for n, o in OPTIONS.items() if stage in (None, o.stage)
+        }
         return {n: v for n, v in chosen.items() if v is not None}
 
 
@@ -254,7 +527,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as problem:
-        raise UsageError("recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}") from problem
+        raise UsageError(
+            "recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}"
+        ) from problem
     except (ValueError, RecursionError) as problem:
         raise UsageError("recipe-not-toml", f"recipe {path} is not TOML: {problem}") from problem
     values.pop(PROVENANCE, None)
@@ -274,10 +549,23 @@ def read_data_only(path: str | os.PathLike[str], given: Collection[str] = ()) ->
     """
     values = {name: value for name, value in read(path).items() if name not in given}
     for name in _CODE_KEYS & values.keys():
-        texts = [str(t) for t in (values[name] if isinstance(values[name], list) else [values[name]])]
-        code = [t for t in texts if (re.search(r"\.py:\w*$", t) or t.startswith("loader:") if name == "data" else ":" in t)]
+        texts = [
+            str(t) for t in (values[name] if isinstance(values[name], list) else [values[name]])
+        ]
+        code = [
+            t
+            for t in texts
+            if (
+                re.search(r"\.py:\w*$", t) or t.startswith("loader:")
+                if name == "data"
+                else ":" in t
+            )
+        ]
         if code:
-            raise UsageError("recipe-code", f"recipe {path}: {name} names Python code, {code[0]!r}; a recipe is data only: give it as --{name} {code[0]}")
+            raise UsageError(
+                "recipe-code",
+                f"recipe {path}: {name} names Python code, {code[0]!r}; a recipe is data only: give it as --{name} {code[0]}",
+            )
     return values
 
 
@@ -286,7 +574,11 @@ def to_toml(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
     lines, tables = [], []
     for name, value in recipe.plain().items():
         if isinstance(value, dict):
-            tables += ["", f"[{name}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())] if value else []
+            tables += (
+                ["", f"[{name}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())]
+                if value
+                else []
+            )
         else:
             lines.append(f"{name} = {_toml(value)}")
     if provenance:
@@ -299,7 +591,11 @@ def _beside(folder: str, spec: str) -> str:
     name, colon, place = spec.partition(":")
     if spec in DATA_SOURCES and not os.path.exists(os.path.join(folder, spec)):
         return spec
-    return f"{name}:{os.path.join(folder, place)}" if colon and name in DATA_SOURCES else os.path.join(folder, spec)
+    return (
+        f"{name}:{os.path.join(folder, place)}"
+        if colon and name in DATA_SOURCES
+        else os.path.join(folder, spec)
+    )
 
 
 def _check_keys(values: Mapping[str, Any], where: str) -> None:

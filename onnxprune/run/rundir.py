@@ -33,7 +33,9 @@ LOCK = "lock"
 
 def key(*parts: Any) -> str:
     """A hash over plain JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class RunDir:
     def entries(self) -> list[Entry]:
         """The journal; a last line that a kill cut short is left out."""
         found = []
-        with contextlib.suppress(FileNotFoundError), open(self.file(JOURNAL), encoding="utf-8") as file:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(self.file(JOURNAL), encoding="utf-8") as file,
+        ):
             for line in file:
                 with contextlib.suppress(ValueError, TypeError):
                     found.append(Entry(**json.loads(line)))
@@ -69,13 +74,30 @@ class RunDir:
     def done(self, stage: str, stage_key: str) -> Entry | None:
         """What the journal has of this stage, if key and files are unchanged."""
         for entry in reversed(self.entries()):
-            if entry.stage == stage and entry.key == stage_key and all(self._unchanged(*f) for f in entry.files.items()):
+            if (
+                entry.stage == stage
+                and entry.key == stage_key
+                and all(self._unchanged(*f) for f in entry.files.items())
+            ):
                 return entry
         return None
 
-    def record(self, stage: str, stage_key: str, seconds: float, files: Sequence[str] = (), facts: Mapping[str, Any] | None = None) -> Entry:
+    def record(
+        self,
+        stage: str,
+        stage_key: str,
+        seconds: float,
+        files: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> Entry:
         """Note a finished stage whose files are in place."""
-        entry = Entry(stage, stage_key, {n: sha256(self.file(n)) for n in files}, dict(facts or {}), round(seconds, 4))
+        entry = Entry(
+            stage,
+            stage_key,
+            {n: sha256(self.file(n)) for n in files},
+            dict(facts or {}),
+            round(seconds, 4),
+        )
         line = json.dumps(vars(entry), ensure_ascii=False) + "\n"
         with open(self.file(JOURNAL), "a+b") as file:
             # a line that was cut short by a kill must not swallow this one
@@ -115,9 +137,13 @@ def opened(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
         stranger = not made and not (path / LOCK).exists() and any(path.iterdir())
         lock = None if stranger else open(path / LOCK, "a+", encoding="utf-8")
     except OSError as problem:
-        raise OutputError("run-dir", f"cannot use {path} as run directory: {problem.strerror}") from problem
+        raise OutputError(
+            "run-dir", f"cannot use {path} as run directory: {problem.strerror}"
+        ) from problem
     if lock is None:
-        raise OutputError("run-dir", f"{path} is not empty and not a run directory; choose another --run-dir")
+        raise OutputError(
+            "run-dir", f"{path} is not empty and not a run directory; choose another --run-dir"
+        )
     with lock:
         _take(lock, path)
         try:
@@ -139,7 +165,10 @@ def _take(lock: IO[str], path: Path) -> None:
     except OSError as problem:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
-        raise OutputError("run-dir-busy", f"run directory {path} is in use by {holder}; wait for it or choose another --run-dir") from problem
+        raise OutputError(
+            "run-dir-busy",
+            f"run directory {path} is in use by {holder}; wait for it or choose another --run-dir",
+        ) from problem
     with contextlib.suppress(OSError):  # who holds it is a courtesy
         os.ftruncate(lock.fileno(), 0)
         os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -48,8 +48,12 @@ def _read_scores(path: Path) -> Scores:
 
 
 SCORES: Kept[Scores] = Kept("scores.npz", _write_scores, _read_scores)
-PLAN: Kept[Plan] = Kept("decision.json", lambda path, plan: write_json(path, plan.to_json()), Plan.load)
-MODEL: Kept[Model] = Kept("repaired.onnx", lambda path, model: save(model, path, overwrite=True), load)
+PLAN: Kept[Plan] = Kept(
+    "decision.json", lambda path, plan: write_json(path, plan.to_json()), Plan.load
+)
+MODEL: Kept[Model] = Kept(
+    "repaired.onnx", lambda path, model: save(model, path, overwrite=True), load
+)
 
 
 @dataclass
@@ -71,7 +75,13 @@ class Stages:
     _detail: str = ""
     _told: bool = False
 
-    def do(self, name: str, work: Callable[[], T], depends_on: Mapping[str, Any] | None = None, kept: Kept[T] | None = None) -> T:
+    def do(
+        self,
+        name: str,
+        work: Callable[[], T],
+        depends_on: Mapping[str, Any] | None = None,
+        kept: Kept[T] | None = None,
+    ) -> T:
         """The result of `work`, or of an earlier run where everything it depends on is the same."""
         self.chain = key(self.chain, name, dict(depends_on or {}))
         self.current, self._began, self._detail, self._told = name, time.monotonic(), "", False
@@ -86,7 +96,9 @@ class Stages:
         seconds = time.monotonic() - self._began
         if self.run and kept:
             kept.write(self.run.file(kept.name), result)
-            self.run.record(name, self.chain, seconds, [kept.name], {"detail": self._detail, "used": self.used})
+            self.run.record(
+                name, self.chain, seconds, [kept.name], {"detail": self._detail, "used": self.used}
+            )
         self._finish(Stage(name, seconds, False, self._detail))
         return result
 
@@ -105,7 +117,9 @@ class Stages:
             self._tell(share if share < 1 else None, detail, None)
 
     def _tell(self, share: float | None, detail: str, left_s: float | None) -> None:
-        self.listener(Event(self.current, "progress", time.monotonic() - self._began, share, detail, left_s))
+        self.listener(
+            Event(self.current, "progress", time.monotonic() - self._began, share, detail, left_s)
+        )
 
     def watched(self, data: Data) -> Data:
         """The same data; passing over it tells the progress of the pass."""
@@ -113,7 +127,11 @@ class Stages:
 
     def _finish(self, stage: Stage) -> None:
         self.done.append(stage)
-        self.listener(Event(stage.name, "reused" if stage.reused else "end", stage.seconds, detail=stage.detail))
+        self.listener(
+            Event(
+                stage.name, "reused" if stage.reused else "end", stage.seconds, detail=stage.detail
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,4 +149,6 @@ class WatchedData(Data):
             yield feeds
             seen += max((len(a) for a in feeds.values() if a.ndim), default=1)
             if self.stages:
-                self.stages.passed(min(1.0, seen / self.samples), f"{seen} of {self.samples} inputs")
+                self.stages.passed(
+                    min(1.0, seen / self.samples), f"{seen} of {self.samples} inputs"
+                )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxprune.criteria.base import Context
 from onnxprune.events import Event
 from onnxprune.ir.io import Model, digest
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.rundir import key
-from onnxprune.criteria.base import Context
 from onnxprune.run.stages import Stages
 from onnxprune.tune.settings import Settings
 
@@ -31,12 +31,26 @@ class Tuner:
 
         recipe, context = self.recipe, self.context
         settings = Settings(
-            loss=loss, epochs=epochs, batch_size=recipe.batch_size, augment="flip" if recipe.flip else "none", threads=recipe.threads, seed=recipe.seed,
+            loss=loss,
+            epochs=epochs,
+            batch_size=recipe.batch_size,
+            augment="flip" if recipe.flip else "none",
+            threads=recipe.threads,
+            seed=recipe.seed,
             class_offset=recipe.class_offset,
-        )  # fmt: skip
-        what = key(digest(model), loss, epochs, recipe.plain("runtime"), recipe.flip, recipe.class_offset)
+        )
+        what = key(
+            digest(model), loss, epochs, recipe.plain("runtime"), recipe.flip, recipe.class_offset
+        )
         place = self.stages.run.file(f"tune-{what[:12]}.checkpoint") if self.stages.run else None
-        return tune(model, context.required_data("tuning"), settings, teacher=context.analysis.model, checkpoint=place, on_event=self._told).model
+        return tune(
+            model,
+            context.required_data("tuning"),
+            settings,
+            teacher=context.analysis.model,
+            checkpoint=place,
+            on_event=self._told,
+        ).model
 
     def made(self, model: Model) -> None:
         """The search ended with this."""

@@ -11,9 +11,18 @@ METHODS = Registry(
     "onnxprune.methods",
     {
         ONE_SHOT: ("onnxprune.search.oneshot:one_shot", "scores and an allocator, once"),
-        "pagcp": ("onnxprune.search.pagcp:pagcp", "group after group, the largest share that keeps every output head within its tolerance"),
-        "group-fisher": ("onnxprune.search.group_fisher:group_fisher", "globally the least squared mask gradient over cost, scored anew after every few channels"),
-        "layer-selection": ("onnxprune.search.layer_selection:layer_selection", "rounds: the groups that save most for what their cut alone costs, checked together"),
+        "pagcp": (
+            "onnxprune.search.pagcp:pagcp",
+            "group after group, the largest share that keeps every output head within its tolerance",
+        ),
+        "group-fisher": (
+            "onnxprune.search.group_fisher:group_fisher",
+            "globally the least squared mask gradient over cost, scored anew after every few channels",
+        ),
+        "layer-selection": (
+            "onnxprune.search.layer_selection:layer_selection",
+            "rounds: the groups that save most for what their cut alone costs, checked together",
+        ),
     },
 )
 

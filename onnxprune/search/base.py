@@ -8,17 +8,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxprune.allocators.base import Constraints, first_missed, fixed_widths, ordered, unreachable, widths
+from onnxprune.allocators.base import (
+    Constraints,
+    first_missed,
+    fixed_widths,
+    ordered,
+    unreachable,
+    widths,
+)
 from onnxprune.analysis.groups import Analysis
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data
-from onnxprune.statistics.moments import refittable
 from onnxprune.engines.base import DEFAULTS as ENGINE_DEFAULTS
 from onnxprune.engines.base import Options as EngineOptions
 from onnxprune.errors import TargetError, UsageError, unknown
 from onnxprune.ir.io import Model
-from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context
 from onnxprune.search.journal import Journal
+from onnxprune.statistics.moments import refittable
 from onnxprune.types import Plan, Scores
 
 Kept = dict[str, tuple[int, ...]]
@@ -68,7 +75,11 @@ class Search:
         if self.criterion != "auto":
             return self.scores(self.criterion)
         found = self.scores("l2")
-        return {**found, **self.scores("reconstruction")} if refit and refittable(self.analysis) else found
+        return (
+            {**found, **self.scores("reconstruction")}
+            if refit and refittable(self.analysis)
+            else found
+        )
 
     def met(self, kept: Mapping[str, Sequence[int]]) -> bool:
         """Whether every budget is met."""
@@ -77,37 +88,68 @@ class Search:
     def gate(self, who: str) -> Data:
         """Inputs that say what a trial does to the outputs, apart from those that statistics are taken from: as many as GATE_MACS allow, or the least."""
         found = self.context.gate_data(who)
-        outputs = (len(self.analysis.shapes.shape(o.name) or ()) for o in self.analysis.model.proto.graph.output)
+        outputs = (
+            len(self.analysis.shapes.shape(o.name) or ())
+            for o in self.analysis.model.proto.graph.output
+        )
         least = LEAST_DENSE if any(rank > 2 for rank in outputs) else LEAST_SCORED
         return part(found, max(least, int(GATE_MACS / max(self.analysis.cost().macs, 1))))
 
     def cost(self, kept: Mapping[str, Sequence[int]]) -> float:
         """What the counted budget counts that the model as it came exceeds most; MACs where none is counted."""
-        whole, counted = self.analysis.cost().as_dict(), {c: most for c, most in self.constraints.budgets.items() if c not in self.constraints.measures}
-        return float(self.analysis.cost(kept).as_dict()[max(counted, key=lambda c: whole[c] / max(counted[c], 1), default="macs")])
+        whole, counted = (
+            self.analysis.cost().as_dict(),
+            {
+                c: most
+                for c, most in self.constraints.budgets.items()
+                if c not in self.constraints.measures
+            },
+        )
+        return float(
+            self.analysis.cost(kept).as_dict()[
+                max(counted, key=lambda c: whole[c] / max(counted[c], 1), default="macs")
+            ]
+        )
 
     def excess(self, kept: Mapping[str, Sequence[int]]) -> float:
         """By what share of the original the counted budgets are exceeded, the worst of them; 0 = by none."""
         counted, whole = self.analysis.cost(kept).as_dict(), self.analysis.cost().as_dict()
-        return max((max(counted[c] - most, 0) / max(whole[c], 1) for c, most in self.constraints.budgets.items() if c in counted), default=0.0)
+        return max(
+            (
+                max(counted[c] - most, 0) / max(whole[c], 1)
+                for c, most in self.constraints.budgets.items()
+                if c in counted
+            ),
+            default=0.0,
+        )
 
-    def behind(self, before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]], rounds: int) -> bool:
+    def behind(
+        self, before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]], rounds: int
+    ) -> bool:
         """Whether a round saved less than it had to, for it and the `rounds` - 1 behind it to meet the counted budgets with as much each."""
         return self.excess(after) > self.excess(before) * (1 - 1 / rounds)
 
     def plan(self, kept: Mapping[str, Sequence[int]], **decided_by: Any) -> Plan:
         """The plan that keeps these channels."""
-        return self.analysis.plan({g.name: kept[g.name] for g in self.analysis.groups if g.name in kept}, **decided_by)
+        return self.analysis.plan(
+            {g.name: kept[g.name] for g in self.analysis.groups if g.name in kept}, **decided_by
+        )
 
     def missed(self, kept: Mapping[str, Sequence[int]], why: str) -> TargetError:
         """The error of a search that ends above a budget."""
-        cost = first_missed(self.analysis, self.constraints, kept) or next(iter(self.constraints.budgets))
+        cost = first_missed(self.analysis, self.constraints, kept) or next(
+            iter(self.constraints.budgets)
+        )
         error = unreachable(self.analysis, self.constraints, kept, cost)
         return TargetError(error.code, f"{error.message}\n  {why}")
 
     def fixed(self, scores: Scores) -> Kept:
         """What the recipe's ratios keep; these groups are not searched."""
-        return {n: keep_best(scores[n], k) for n, k in fixed_widths(self.analysis, scores, self.constraints).items() if n in scores}
+        return {
+            n: keep_best(scores[n], k)
+            for n, k in fixed_widths(self.analysis, scores, self.constraints).items()
+            if n in scores
+        }
 
     def width_near(self, size: int, ratio: float) -> int:
         """The allowed width nearest to what is left when `ratio` of `size` channels goes, not more than all and not fewer than allowed."""
@@ -121,7 +163,13 @@ def keep_best(scores: np.ndarray, count: int) -> tuple[int, ...]:
     return tuple(sorted(order[len(order) - count :].tolist()))
 
 
-def relaxed(kept: Kept, order: Sequence[str], scores: Scores, allowed: Callable[[str], Sequence[int]], met: Callable[[Kept], bool]) -> Kept:
+def relaxed(
+    kept: Kept,
+    order: Sequence[str],
+    scores: Scores,
+    allowed: Callable[[str], Sequence[int]],
+    met: Callable[[Kept], bool],
+) -> Kept:
     """Each group in turn with the most channels with which the budgets are still met, those that it keeps among them.
 
     allowed: widths that a group may have; where the budgets are not met, nothing changes.
@@ -132,7 +180,11 @@ def relaxed(kept: Kept, order: Sequence[str], scores: Scores, allowed: Callable[
         low, high = 0, len(wider)  # so many of them can be had
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if met({**kept, name: _wider(scores[name], kept[name], wider[middle - 1])}) else (low, middle - 1)
+            low, high = (
+                (middle, high)
+                if met({**kept, name: _wider(scores[name], kept[name], wider[middle - 1])})
+                else (low, middle - 1)
+            )
         if low:
             kept[name] = _wider(scores[name], kept[name], wider[low - 1])
     return kept
@@ -184,7 +236,12 @@ def _read(name: str, value: Any, default: Any, method: str) -> Any:
     """A value in the type of its default."""
     try:
         if isinstance(default, bool):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                str(value).lower()
+            ]
         return type(default)(value) if isinstance(default, (int, float, str)) else value
     except (KeyError, TypeError, ValueError):
-        raise UsageError("method-option", f"{method}: {name} is {value!r}, not {type(default).__name__} such as {default!r}") from None
+        raise UsageError(
+            "method-option",
+            f"{method}: {name} is {value!r}, not {type(default).__name__} such as {default!r}",
+        ) from None

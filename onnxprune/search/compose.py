@@ -19,7 +19,9 @@ from onnxprune.ir.nodes import label
 from onnxprune.surgery.cut import cut
 
 Kept = Mapping[str, Sequence[int]]
-Places = tuple[tuple[str, int], ...]  # the original channels (group, index) that go with one of a cut model
+Places = tuple[
+    tuple[str, int], ...
+]  # the original channels (group, index) that go with one of a cut model
 Place = tuple[str, int, int]  # an axis of a weight that channels lie on: (node, slot, axis)
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -56,12 +58,21 @@ class Smaller:
                 if channel not in stay:
                     for group, index in places:
                         left[group].discard(index)
-        return {g.name: tuple(sorted(left[g.name])) for g in self.original.groups if len(left[g.name]) < g.size}
+        return {
+            g.name: tuple(sorted(left[g.name]))
+            for g in self.original.groups
+            if len(left[g.name]) < g.size
+        }
 
 
 def unchanged(original: Analysis) -> Smaller:
     """The model as it came, nothing cut."""
-    return Smaller(original, {}, original, {g.name: tuple(((g.name, i),) for i in range(g.size)) for g in original.groups})
+    return Smaller(
+        original,
+        {},
+        original,
+        {g.name: tuple(((g.name, i),) for i in range(g.size)) for g in original.groups},
+    )
 
 
 def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Smaller:
@@ -74,7 +85,10 @@ def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Small
     """
     plan = original.plan(kept)
     again = analyse(cut(original, plan) if model is None else model, **original.options)
-    gone, shared = original.removed(plan.kept), {p for p, _ in _places(original)} & {p for p, _ in _places(again)}
+    gone, shared = (
+        original.removed(plan.kept),
+        {p for p, _ in _places(original)} & {p for p, _ in _places(again)},
+    )
     there: dict[int, list[tuple[str, int]]] = {}
     signatures = _signatures(original, gone, shared)
     for name, causes in original.causes.items():
@@ -93,7 +107,11 @@ def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Small
 def _places(analysis: Analysis) -> Iterator[tuple[Place, np.ndarray]]:
     """Where channels lie in the weights, with the ids of each axis."""
     for use in analysis.record.uses:
-        yield from (((label(analysis.record.nodes[use.node]), use.slot, axis), ids) for axis, ids in enumerate(use.axes) if isinstance(ids, np.ndarray))
+        yield from (
+            ((label(analysis.record.nodes[use.node]), use.slot, axis), ids)
+            for axis, ids in enumerate(use.axes)
+            if isinstance(ids, np.ndarray)
+        )
 
 
 def _signatures(analysis: Analysis, gone: np.ndarray, shared: set[Place]) -> np.ndarray:
@@ -107,7 +125,9 @@ def _signatures(analysis: Analysis, gone: np.ndarray, shared: set[Place]) -> np.
             continue
         table = analysis.axes.table(ids)[analysis.keep(ids, gone)]
         name = "\0".join(map(str, place))
-        start = np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
+        start = np.uint64(
+            int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+        )
         keys = _mixed(start + np.arange(len(table), dtype=np.uint64) * _ODD)
         np.add.at(found, table.ravel(), np.repeat(keys, table.shape[1]))
     return found

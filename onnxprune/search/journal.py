@@ -29,7 +29,9 @@ class Journal:
         self.path = Path(path) if path is not None else None
         self.prefix = prefix
         self.measured = 0  # by this object, not read from the file
-        self._known: dict[str, Mapping[str, Any]] = {row.pop("key"): row for row in rows(self.path) if "key" in row} if self.path else {}
+        self._known: dict[str, Mapping[str, Any]] = (
+            {row.pop("key"): row for row in rows(self.path) if "key" in row} if self.path else {}
+        )
 
     def below(self, prefix: str) -> Journal:
         """The same file with a longer prefix."""
@@ -65,12 +67,17 @@ class Journal:
 
 def key(*parts: Any) -> str:
     """A hash over plain JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file of JSON objects; none where there is no file."""
-    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path, encoding="utf-8", errors="replace") as file,
+    ):
         for line in file:
             with contextlib.suppress(ValueError):
                 found = json.loads(line)

@@ -25,7 +25,10 @@ from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
 LAYERS = {"params": 6, "flops": 5, "latency": 5}  # the first two as published
-TYPICAL, LEAST = 0.01, 1e-5  # loss of quality of a typical group at the least rate, relative, and the least that is told from none
+TYPICAL, LEAST = (
+    0.01,
+    1e-5,
+)  # loss of quality of a typical group at the least rate, relative, and the least that is told from none
 Record = Mapping[str, Any]
 
 
@@ -65,9 +68,17 @@ def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choi
     whole = next((r for r in records if not r["group"]), None)
     rows = [r for r in records if r["group"]]
     if not rows:
-        raise UsageError("select-empty", "there are no sensitivities to select from; run: onnxprune sensitivity MODEL --data ...")
-    if how.latency_layers and not (whole and whole.get("timing") and all(r.get("timing") for r in rows)):
-        raise UsageError("select-timing", "latency-layers needs timings of every group and of the whole model; measure without --no-time")
+        raise UsageError(
+            "select-empty",
+            "there are no sensitivities to select from; run: onnxprune sensitivity MODEL --data ...",
+        )
+    if how.latency_layers and not (
+        whole and whole.get("timing") and all(r.get("timing") for r in rows)
+    ):
+        raise UsageError(
+            "select-timing",
+            "latency-layers needs timings of every group and of the whole model; measure without --no-time",
+        )
     found: dict[str, Choice] = {}
     for name, count in _lists(how).items():
         best: dict[str, tuple[float, Record]] = {}
@@ -80,7 +91,13 @@ def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choi
             old = found.get(r["group"])
             rate = min(r["rate"], old.rate) if old else r["rate"]
             share = value / top[0][0]
-            found[r["group"]] = Choice(r["group"], r["index"], rate, max(share, old.value if old else 0.0), (*(old.lists if old else ()), name))
+            found[r["group"]] = Choice(
+                r["group"],
+                r["index"],
+                rate,
+                max(share, old.value if old else 0.0),
+                (*(old.lists if old else ()), name),
+            )
     return sorted(found.values(), key=lambda c: c.index)
 
 
@@ -106,7 +123,8 @@ class Settings(Selection):
     backed off from, but not below what the round has to save; rates: as text; refit: trials are networks whose weights were refitted to the cut in closed
     form, as a repair leaves them, and channels go by reconstruction error, not by norms; scaled: exponents are for networks in which a typical group costs
     1 % of the quality at the least rate, and are larger by as much as the first round finds it less; tune: loss to tune with between rounds, such as kd (extra torch),
-    "" = no tuning; tune_epochs: passes over the calibration data each time; repair: before it. As published: all lists, refit and scaled false."""
+    "" = no tuning; tune_epochs: passes over the calibration data each time; repair: before it. As published: all lists, refit and scaled false.
+    """
 
     params_layers: int = -1
     flops_layers: int = -1
@@ -123,7 +141,10 @@ class Settings(Selection):
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 <= self.max_drop <= 1:
-            raise UsageError("method-option", f"layer-selection: rounds {self.rounds} must be at least 1, max_drop {self.max_drop:g} in [0, 1]")
+            raise UsageError(
+                "method-option",
+                f"layer-selection: rounds {self.rounds} must be at least 1, max_drop {self.max_drop:g} in [0, 1]",
+            )
         _ = self.ascending
 
     @property
@@ -134,7 +155,10 @@ class Settings(Selection):
         except ValueError:
             found = []
         if not found or not 0 < found[0] <= found[-1] < 1:
-            raise UsageError("method-option", f"layer-selection: rates {self.rates!r} are not numbers between 0 and 1, such as 0.25,0.5")
+            raise UsageError(
+                "method-option",
+                f"layer-selection: rates {self.rates!r} are not numbers between 0 and 1, such as 0.25,0.5",
+            )
         return found
 
 
@@ -145,15 +169,31 @@ class _Stage:
     """
 
     def __init__(self, search: Search, chosen: Settings, step: Smaller, fixed: Kept) -> None:
-        context = search.context if step.analysis is search.analysis else replace(search.context, analysis=step.analysis, cache={})
+        context = (
+            search.context
+            if step.analysis is search.analysis
+            else replace(search.context, analysis=step.analysis, cache={})
+        )
         self.search, self.step, self.analysis = search, step, step.analysis
         self.scores = replace(search, context=context).own_scores(chosen.refit)
-        self.free = tuple(n for n in self.scores if n in step.origin and not step.groups(n) & fixed.keys())
+        self.free = tuple(
+            n for n in self.scores if n in step.origin and not step.groups(n) & fixed.keys()
+        )
         sweep = Sweep(
-            "", step.analysis.options, self.scores, search.gate("method layer-selection"), time=chosen.latency_layers > 0, threads=context.threads,
+            "",
+            step.analysis.options,
+            self.scores,
+            search.gate("method layer-selection"),
+            time=chosen.latency_layers > 0,
+            threads=context.threads,
             batch_size=context.batch_size,
-        )  # fmt: skip
-        self.bench = Bench(sweep, step.analysis, search.analysis.model, Refitted.of(context) if chosen.refit else None)
+        )
+        self.bench = Bench(
+            sweep,
+            step.analysis,
+            search.analysis.model,
+            Refitted.of(context) if chosen.refit else None,
+        )
         self.bench.base = {n: k for n, k in fixed.items() if step.analysis is search.analysis}
 
     @property
@@ -189,8 +229,13 @@ def layer_selection(search: Search) -> Plan:
     """
     chosen = _with_lists(settings(Settings, search.options, "layer-selection"), search)
     if chosen.tune and search.tune is None:
-        raise UsageError("method-option", "layer-selection: tune works inside of a whole run (optimize) with --data; here it cannot")
-    kept = fixed = search.fixed(search.own_scores(chosen.refit)) if search.constraints.ratios else {}
+        raise UsageError(
+            "method-option",
+            "layer-selection: tune works inside of a whole run (optimize) with --data; here it cannot",
+        )
+    kept = fixed = (
+        search.fixed(search.own_scores(chosen.refit)) if search.constraints.ratios else {}
+    )
     step, stage, model = unchanged(search.analysis), None, None
     rounds: list[dict[str, float]] = []
     factor = 1.0
@@ -203,13 +248,18 @@ def layer_selection(search: Search) -> Plan:
         if not cut_now:
             break
         stage.bench.base, kept = left, stage.step.composed(left)
-        rounds.append({"macs": search.analysis.cost(kept).macs, "groups": cut_now, "quality": quality})
+        rounds.append(
+            {"macs": search.analysis.cost(kept).macs, "groups": cut_now, "quality": quality}
+        )
         if chosen.tune:
             model = _tuned(chosen, stage, len(rounds))
             step, stage = smaller(search.analysis, kept, model), None
     if not search.met(kept):
         more = "max_drop or rounds" if search.constraints.measured else "rounds"
-        raise search.missed(kept, f"layer-selection found no more after {len(rounds)} rounds: raise {more}, or give higher rates (--method-option)")
+        raise search.missed(
+            kept,
+            f"layer-selection found no more after {len(rounds)} rounds: raise {more}, or give higher rates (--method-option)",
+        )
     if model is None:
         return search.plan(kept, method="layer-selection", rounds=rounds)
     search.made(model)
@@ -219,8 +269,16 @@ def layer_selection(search: Search) -> Plan:
 def _with_lists(chosen: Settings, search: Search) -> Settings:
     """The settings with numbers in place of -1."""
     budgets = search.constraints.budgets.keys()
-    counted = {"params": {"params", "bytes"}, "flops": {"macs", "activation_bytes"}, "latency": search.constraints.measures.keys()}
-    own: dict[str, Any] = {f"{n}_layers": LAYERS[n] if costs & budgets else 0 for n, costs in counted.items() if getattr(chosen, f"{n}_layers") < 0}
+    counted = {
+        "params": {"params", "bytes"},
+        "flops": {"macs", "activation_bytes"},
+        "latency": search.constraints.measures.keys(),
+    }
+    own: dict[str, Any] = {
+        f"{n}_layers": LAYERS[n] if costs & budgets else 0
+        for n, costs in counted.items()
+        if getattr(chosen, f"{n}_layers") < 0
+    }
     return replace(chosen, **own)
 
 
@@ -230,14 +288,18 @@ def _factor(chosen: Settings, stage: _Stage) -> float:
     With the published ones the search takes most of a few groups of a deep network, because none alone costs anything. Chosen by divergence on calibration
     images that nothing else saw: ResNet-56 .035 for .104; smaller exponents where groups cost more were worse (a detector).
     """
-    lowest = _records(replace(chosen, rates=str(chosen.ascending[0])), stage, _journal(stage, 0), 0, 1.0)
+    lowest = _records(
+        replace(chosen, rates=str(chosen.ascending[0])), stage, _journal(stage, 0), 0, 1.0
+    )
     lost = [math.log(lowest[0]["quality"] / max(r["quality"], LEAST)) for r in lowest[1:]]
     return max(TYPICAL / max(float(np.median(lost)), LEAST), 1.0) if lost else 1.0
 
 
 def _journal(stage: _Stage, number: int) -> Journal:
     """Where a round notes what it measures."""
-    return stage.search.journal.below(f"round {number} {stage.analysis.digest[:16]} {key(stage.left)[:16]}:")
+    return stage.search.journal.below(
+        f"round {number} {stage.analysis.digest[:16]} {key(stage.left)[:16]}:"
+    )
 
 
 def _round(chosen: Settings, stage: _Stage, number: int, factor: float) -> tuple[Kept, float]:
@@ -247,7 +309,10 @@ def _round(chosen: Settings, stage: _Stage, number: int, factor: float) -> tuple
     added: Kept = {}
     for extra in range(len(stage.free) if len(records) > 1 else 0):
         choices = select(records, _scheduled(chosen, number, factor, extra))
-        added = {c.group: stage.narrowed(c.group, c.rate) for c in sorted(choices, key=lambda c: -c.value)}
+        added = {
+            c.group: stage.narrowed(c.group, c.rate)
+            for c in sorted(choices, key=lambda c: -c.value)
+        }
         if added and _paces(chosen, stage, {**stage.left, **added}, number):
             break
     return _together(chosen, stage, added, journal, number, float(records[0]["quality"]))
@@ -259,19 +324,26 @@ def _tuned(chosen: Settings, stage: _Stage, number: int) -> Model:
     plan = analysis.plan(stage.left)
     found = cut(analysis, plan)
     if chosen.repair != "none":
-        found = REPAIRS.get(chosen.repair)(analysis, plan, found, replace(search.context, analysis=analysis, cache={}))
+        found = REPAIRS.get(chosen.repair)(
+            analysis, plan, found, replace(search.context, analysis=analysis, cache={})
+        )
     search.tell(f"layer-selection round {number}, tuning by {chosen.tune}")
     assert search.tune is not None  # asked for at the beginning
     return search.tune(found, chosen.tune, chosen.tune_epochs)
 
 
-def _records(chosen: Settings, stage: _Stage, journal: Journal, number: int, factor: float) -> list[Record]:
+def _records(
+    chosen: Settings, stage: _Stage, journal: Journal, number: int, factor: float
+) -> list[Record]:
     """The sensitivities of a round, the whole model's first: each group at higher rates as long as these are worth more in some list."""
     bench, how = stage.bench, _scheduled(chosen, number, factor)
 
     def measured(index: int, group: str, rate: float, kept: tuple[int, ...]) -> Record:
         about = {"index": index, "group": group, "rate": rate}
-        return journal.recall(f"{group} {len(kept)}", lambda: {**about, **bench.figures({group: kept} if group else {})})
+        return journal.recall(
+            f"{group} {len(kept)}",
+            lambda: {**about, **bench.figures({group: kept} if group else {})},
+        )
 
     records = [measured(-1, "", 0.0, ())]
     for index, group in enumerate(stage.free):
@@ -285,26 +357,41 @@ def _records(chosen: Settings, stage: _Stage, journal: Journal, number: int, fac
             if not any(v > best.get(n, 0.0) for n, v in values.items()):
                 break
             best = {n: max(v, best.get(n, 0.0)) for n, v in values.items()}
-        stage.search.tell(f"layer-selection round {number + 1}, {index + 1} of {len(stage.free)}: {group}, quality {records[-1]['quality']:.4f}")
+        stage.search.tell(
+            f"layer-selection round {number + 1}, {index + 1} of {len(stage.free)}: {group}, quality {records[-1]['quality']:.4f}"
+        )
     return records
 
 
 def _scheduled(chosen: Settings, number: int, factor: float, extra: int = 0) -> Selection:
     """This round's exponents times a factor, and `extra` groups more from each list."""
     share = number / max(chosen.rounds - 1, 1)
-    powers = {n: factor * (v + (chosen.end_map - v) * share) for n, v in vars(chosen).items() if n in ("params_map", "flops_map", "latency_map")}
-    counts = {n: v and v + extra for n, v in vars(chosen).items() if n in ("params_layers", "flops_layers", "latency_layers")}
+    powers = {
+        n: factor * (v + (chosen.end_map - v) * share)
+        for n, v in vars(chosen).items()
+        if n in ("params_map", "flops_map", "latency_map")
+    }
+    counts = {
+        n: v and v + extra
+        for n, v in vars(chosen).items()
+        if n in ("params_layers", "flops_layers", "latency_layers")
+    }
     return Selection(**counts, **powers)
 
 
 def _paces(chosen: Settings, stage: _Stage, left: Kept, number: int) -> bool:
     """Whether a round saves what it has to, for the rounds that are left to meet the budget with as much each."""
-    return not stage.search.behind(stage.step.composed(stage.left), stage.step.composed(left), chosen.rounds - number)
+    return not stage.search.behind(
+        stage.step.composed(stage.left), stage.step.composed(left), chosen.rounds - number
+    )
 
 
-def _together(chosen: Settings, stage: _Stage, added: Kept, journal: Journal, number: int, before: float) -> tuple[Kept, float]:
+def _together(
+    chosen: Settings, stage: _Stage, added: Kept, journal: Journal, number: int, before: float
+) -> tuple[Kept, float]:
     """What is left with the best choices that the network bears together, no more of them than the budget needs, and the quality with them; what the round
-    has to save in any case."""
+    has to save in any case.
+    """
     names = list(added)
     if not names:
         return stage.left, before
@@ -312,9 +399,20 @@ def _together(chosen: Settings, stage: _Stage, added: Kept, journal: Journal, nu
     def measured(count: int) -> tuple[Kept, float]:
         left = _trimmed(stage, {n: added[n] for n in names[:count]})
         name = f"together {sorted((n, len(k)) for n, k in left.items())}"
-        return left, float(journal.recall(name, lambda: {"quality": stage.bench.figures(left)["quality"]})["quality"])
+        return left, float(
+            journal.recall(name, lambda: {"quality": stage.bench.figures(left)["quality"]})[
+                "quality"
+            ]
+        )
 
-    low = next((i for i in range(1, len(names)) if _paces(chosen, stage, {**stage.left, **{n: added[n] for n in names[:i]}}, number)), len(names))
+    low = next(
+        (
+            i
+            for i in range(1, len(names))
+            if _paces(chosen, stage, {**stage.left, **{n: added[n] for n in names[:i]}}, number)
+        ),
+        len(names),
+    )
     high = count = len(names)
     while low < high:
         borne = measured(count)[1] >= before * (1 - chosen.max_drop)

@@ -33,7 +33,8 @@ class Settings:
     relax: factor on initial_rate after a round that saved less than the rounds left need each, 1 = none: the search ends where no group can shrink; refit:
     losses are those of a network whose weights were refitted to the cut in closed form, as a repair leaves it, and channels go by reconstruction error, not
     by norms; proportional: a step's tolerance grows with what it saves, initial_rate being for what a trial cut of a group saves on average.
-    As published: initial_rate 0.06, topk 0.8, relax 1, and neither refit nor proportional."""
+    As published: initial_rate 0.06, topk 0.8, relax 1, and neither refit nor proportional.
+    """
 
     initial_rate: float = 0.01
     initial_thres: float = 6.0
@@ -47,7 +48,13 @@ class Settings:
     proportional: bool = True
 
     def __post_init__(self) -> None:
-        if self.initial_rate <= 0 or self.initial_thres <= 1 or not 0 < self.topk <= 1 or self.round < 1 or self.relax < 1:
+        if (
+            self.initial_rate <= 0
+            or self.initial_thres <= 1
+            or not 0 < self.topk <= 1
+            or self.round < 1
+            or self.relax < 1
+        ):
             raise UsageError(
                 "method-option",
                 f"pagcp: initial_rate {self.initial_rate:g} must be above 0, initial_thres {self.initial_thres:g} above 1, topk {self.topk:g} in (0, 1], "
@@ -69,7 +76,9 @@ class Accepted:
     @property
     def cost(self) -> float:
         """Loss increase, relative and of the worst task, a MAC (or what else the budget is in) saved."""
-        return max(0.0, *(self.losses[t] / self.base[t] - 1 for t in self.base)) / max(self.saved, 1.0)
+        return max(0.0, *(self.losses[t] / self.base[t] - 1 for t in self.base)) / max(
+            self.saved, 1.0
+        )
 
 
 def decay(count: int, initial_rate: float = 0.06, initial_thres: float = 6.0) -> float:
@@ -81,7 +90,10 @@ def decay(count: int, initial_rate: float = 0.06, initial_thres: float = 6.0) ->
 
     def excess(log_factor: float) -> float:
         with np.errstate(over="ignore"):
-            return float(np.log1p(initial_rate * np.exp(log_factor * np.arange(count))).sum() - np.log(initial_thres))
+            return float(
+                np.log1p(initial_rate * np.exp(log_factor * np.arange(count))).sum()
+                - np.log(initial_thres)
+            )
 
     if count < 2 or np.log1p(initial_rate) >= np.log(initial_thres):
         return 1.0
@@ -123,20 +135,50 @@ def pagcp(search: Search) -> Plan:
             kept[step.group] = step.kept
             if search.met(kept):
                 dear = sorted(steps, key=lambda s: -s.cost)
-                names = [n for n in dict.fromkeys([step.group, *(s.group for s in dear), *free]) if n in kept]
+                names = [
+                    n
+                    for n in dict.fromkeys([step.group, *(s.group for s in dear), *free])
+                    if n in kept
+                ]
                 names = names[:1] if search.constraints.measured else names
-                kept = relaxed(kept, names, scores, lambda n: widths(search.analysis.group(n).size, search.constraints), search.met)
+                kept = relaxed(
+                    kept,
+                    names,
+                    scores,
+                    lambda n: widths(search.analysis.group(n).size, search.constraints),
+                    search.met,
+                )
                 losses = gate.base(kept)
-                return search.plan(kept, method="pagcp", rounds=number + 1, rate=rates, tasks={t: [gate.start[t], losses[t]] for t in losses})
+                return search.plan(
+                    kept,
+                    method="pagcp",
+                    rounds=number + 1,
+                    rate=rates,
+                    tasks={t: [gate.start[t], losses[t]] for t in losses},
+                )
         if not steps and (chosen.relax == 1 or not any(_widths(search, g, kept) for g in free)):
             break
         if not steps or search.behind(before, kept, chosen.round - number):
             chosen = replace(chosen, initial_rate=chosen.initial_rate * chosen.relax)
-    more = "round, initial_rate, initial_thres or relax" if chosen.exp else "round, initial_rate or relax"
-    raise search.missed(kept, f"pagcp found no more after {len(rates)} rounds: raise {more} (--method-option)")
+    more = (
+        "round, initial_rate, initial_thres or relax"
+        if chosen.exp
+        else "round, initial_rate or relax"
+    )
+    raise search.missed(
+        kept, f"pagcp found no more after {len(rates)} rounds: raise {more} (--method-option)"
+    )
 
 
-def visit(search: Search, gate: _Gate, chosen: Settings, scores: Scores, kept: Kept, free: Sequence[str], number: int) -> list[Accepted]:
+def visit(
+    search: Search,
+    gate: _Gate,
+    chosen: Settings,
+    scores: Scores,
+    kept: Kept,
+    free: Sequence[str],
+    number: int,
+) -> list[Accepted]:
     """One pass over the groups, on the network as it is cut so far: what each was allowed."""
     done, accepted = dict(kept), []
     base = dict(gate.base(kept))
@@ -177,13 +219,26 @@ def _probed(search: Search, scores: Scores, kept: Kept, free: Sequence[str]) -> 
         if allowed:
             here = _count(search, kept, group)
             trial = min(allowed, key=lambda k: abs(k - here * (1 - PROBE_RATIO)))
-            saved[group] = whole - search.cost({**kept, group: keep_best(remaining(scores, kept, group), trial)})
+            saved[group] = whole - search.cost(
+                {**kept, group: keep_best(remaining(scores, kept, group), trial)}
+            )
     return saved
 
 
-def _largest(gate: _Gate, kept: Kept, group: str, trials: Sequence[tuple[tuple[int, ...], float, float]], base: Values) -> Accepted | None:
+def _largest(
+    gate: _Gate,
+    kept: Kept,
+    group: str,
+    trials: Sequence[tuple[tuple[int, ...], float, float]],
+    base: Values,
+) -> Accepted | None:
     """The last of the trials (what stays, what that saves, its tolerance) with every loss within the tolerance, by bisection; None where the first is not."""
-    found, low, high, middle = None, 0, len(trials), 0  # fewer and fewer channels stay; those below `low` are within the bounds
+    found, low, high, middle = (
+        None,
+        0,
+        len(trials),
+        0,
+    )  # fewer and fewer channels stay; those below `low` are within the bounds
     while low < high:
         trial, saved, tolerance = trials[middle]
         losses = gate.within(kept, group, trial, {t: v * (1 + tolerance) for t, v in base.items()})
@@ -223,14 +278,19 @@ class _Gate:
         self.of: Losses
         if self.settings.losses:
             counts = [max((len(a) for a in b.values() if a.ndim), default=1) for b in batches]
-            self.of = OwnLosses(self.settings.losses, np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1]))
+            self.of = OwnLosses(
+                self.settings.losses, np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1])
+            )
         else:
             self.of = HeadLosses(expected)
         changed = Refitted.of(context) if self.settings.refit else None
         self.suffix = Suffix(context.analysis, batches, self.of, context.threads, changed)
         self.start = summed(self.of, expected)
         if bad := [t for t, v in self.start.items() if not v > 0]:
-            raise UsageError("losses-value", f"task {bad[0]!r} has loss {self.start[bad[0]]:g} before anything is cut; tolerances are relative to it: it must be above 0")
+            raise UsageError(
+                "losses-value",
+                f"task {bad[0]!r} has loss {self.start[bad[0]]:g} before anything is cut; tolerances are relative to it: it must be above 0",
+            )
 
     def base(self, kept: Kept) -> Values:
         """Losses as cut so far."""
@@ -245,12 +305,24 @@ class _Gate:
         assert found is not None  # without bounds nothing stops early
         return found
 
-    def within(self, kept: Kept, group: str, trial: tuple[int, ...], bounds: Values | None) -> Values | None:
+    def within(
+        self, kept: Kept, group: str, trial: tuple[int, ...], bounds: Values | None
+    ) -> Values | None:
         """Losses with one group reduced further; None where one exceeds its bound."""
 
         def measured() -> Mapping[str, Values | None]:
             return {"losses": self.suffix(kept, group, trial, bounds)}
 
-        name = key(self.settings.refit, {n: k for n, k in kept.items() if n != group}, group, trial, dict(bounds or {}))
+        name = key(
+            self.settings.refit,
+            {n: k for n, k in kept.items() if n != group},
+            group,
+            trial,
+            dict(bounds or {}),
+        )
         found: Values | None = self.search.journal.recall(name, measured)["losses"]
-        return found if found is None or not bounds or all(found[t] <= bounds[t] for t in found) else None
+        return (
+            found
+            if found is None or not bounds or all(found[t] <= bounds[t] for t in found)
+            else None
+        )

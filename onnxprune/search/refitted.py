@@ -9,13 +9,13 @@ import numpy as np
 
 from onnxprune.allocators.divergence import refitted_without
 from onnxprune.analysis.groups import Analysis
-from onnxprune.statistics.moments import Statistic
-from onnxprune.ir.io import Model
-from onnxprune.repair.bias import Parameters
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import inverse
 from onnxprune.criteria.reconstruction import second_moments
+from onnxprune.ir.io import Model
+from onnxprune.repair.bias import Parameters
 from onnxprune.search.compose import Kept
+from onnxprune.statistics.moments import Statistic
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import masked
 
@@ -33,7 +33,9 @@ class _Recent:
     def __init__(self) -> None:
         self.known, self.bytes = dict[Hashable, tuple[np.ndarray, ...]](), 0
 
-    def get(self, key: Hashable, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    def get(
+        self, key: Hashable, make: Callable[[], tuple[np.ndarray, ...]]
+    ) -> tuple[np.ndarray, ...]:
         """What is known under a key, or made now."""
         if key not in self.known:
             made = make()
@@ -83,7 +85,12 @@ class Refitted:
                 if isinstance(ids, np.ndarray):
                     values = np.compress(self.analysis.keep(ids, removed), values, axis)
             parameters.replace(linear.out, 1, values)
-            parameters.add_bias(linear, shift if linear.out_ids is None else shift[self.analysis.keep(linear.out_ids, removed)])
+            parameters.add_bias(
+                linear,
+                shift
+                if linear.out_ids is None
+                else shift[self.analysis.keep(linear.out_ids, removed)],
+            )
         return model
 
     def _changed(self, removed: np.ndarray) -> Iterator[tuple[Statistic, np.ndarray, np.ndarray]]:
@@ -96,7 +103,10 @@ class Refitted:
     def weight(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(weight of a node, what is added to its bias) with these inputs gone, (inputs,) bool."""
         values, shift = self._weights.get(
-            (number, gone.tobytes()), lambda: refitted_without(self.analysis, self.statistics[number], np.flatnonzero(gone), self._inverse)
+            (number, gone.tobytes()),
+            lambda: refitted_without(
+                self.analysis, self.statistics[number], np.flatnonzero(gone), self._inverse
+            ),
         )
         return values, shift
 

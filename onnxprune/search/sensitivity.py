@@ -16,15 +16,15 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.data.dataset import Data
+from onnxprune.data.labelled import LabelledData
 from onnxprune.errors import UsageError
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 from onnxprune.metrics import find_metric
 from onnxprune.metrics.base import NO_OPTIONS, Options
 from onnxprune.metrics.boxes import detections_of
-from onnxprune.data.labelled import LabelledData
 from onnxprune.metrics.detection import Detection
 from onnxprune.metrics.run import measure
-from onnxprune.ir.io import Model, load
-from onnxprune.ir.runtime import Session
 from onnxprune.search.base import Kept, keep_best
 from onnxprune.search.journal import Journal, key
 from onnxprune.search.suffix import Changed, Suffix
@@ -75,23 +75,54 @@ class Job:
         return f"{self.group}@{self.rate:g}"
 
 
-def jobs_of(sweep: Sweep, analysis: Analysis, rates: Sequence[float] = RATES, groups: Sequence[str] | None = None) -> list[Job]:
+def jobs_of(
+    sweep: Sweep,
+    analysis: Analysis,
+    rates: Sequence[float] = RATES,
+    groups: Sequence[str] | None = None,
+) -> list[Job]:
     """The whole model, then each group at each rate; UsageError for a rate outside of (0, 1)."""
     if bad := [r for r in rates if not 0 < r < 1]:
         raise UsageError("option-value", f"rates: {bad[0]:g} is not between 0 and 1")
-    chosen = [(i, g.name) for i, g in enumerate(analysis.groups) if g.name in sweep.scores and (groups is None or g.name in groups)]
+    chosen = [
+        (i, g.name)
+        for i, g in enumerate(analysis.groups)
+        if g.name in sweep.scores and (groups is None or g.name in groups)
+    ]
     return [Job(sweep, -1, "", 0.0)] + [Job(sweep, i, n, r) for i, n in chosen for r in rates]
 
 
 def sweep_key(sweep: Sweep) -> str:
     """What the figures of a file depend on, beside group and rate."""
-    labels = sweep.labelled.fingerprint() if sweep.labelled is not None and hasattr(sweep.labelled, "fingerprint") else ""
+    labels = (
+        sweep.labelled.fingerprint()
+        if sweep.labelled is not None and hasattr(sweep.labelled, "fingerprint")
+        else ""
+    )
     scores = {n: key(np.asarray(s).tolist()) for n, s in sweep.scores.items()}
-    return key(sweep.source, dict(sweep.options), scores, sweep.gate.fingerprint(), labels, list(sweep.metrics), sweep.multiple)[:16] + ":"
+    return (
+        key(
+            sweep.source,
+            dict(sweep.options),
+            scores,
+            sweep.gate.fingerprint(),
+            labels,
+            list(sweep.metrics),
+            sweep.multiple,
+        )[:16]
+        + ":"
+    )
 
 
 def sensitivity(
-    sweep: Sweep, jobs: Sequence[Job], journal: Journal, *, workers: int = 1, cluster: str = "", tell: Callable[[str], None] = lambda text: None, here: Bench | None = None
+    sweep: Sweep,
+    jobs: Sequence[Job],
+    journal: Journal,
+    *,
+    workers: int = 1,
+    cluster: str = "",
+    tell: Callable[[str], None] = lambda text: None,
+    here: Bench | None = None,
 ) -> list[Mapping[str, Any]]:
     """The record of every job, in the jobs' order; what the journal has is not measured again.
 
@@ -103,10 +134,14 @@ def sensitivity(
         tell(f"{done} of {len(jobs)} measured before")
     alone = workers == 1 and not cluster
     bench = (here or Bench(sweep)) if alone and left else None
-    for job, record in run_jobs(bench.record if bench else record_of, left, workers=workers, cluster=cluster):
+    for job, record in run_jobs(
+        bench.record if bench else record_of, left, workers=workers, cluster=cluster
+    ):
         journal.write(job.key, record)
         done += 1
-        tell(f"{done} of {len(jobs)}: {job.group or 'whole model'} at {job.rate:g}, quality {record['quality']:.4f}")
+        tell(
+            f"{done} of {len(jobs)}: {job.group or 'whole model'} at {job.rate:g}, quality {record['quality']:.4f}"
+        )
     return [journal.recall(j.key, dict) for j in jobs]
 
 
@@ -134,7 +169,11 @@ class Bench:
     """
 
     def __init__(
-        self, sweep: Sweep, analysis: Analysis | None = None, reference: Model | None = None, changed: Changed | None = None
+        self,
+        sweep: Sweep,
+        analysis: Analysis | None = None,
+        reference: Model | None = None,
+        changed: Changed | None = None,
     ) -> None:
         self.base: Kept = {}
         self.changed = changed is not None
@@ -157,25 +196,45 @@ class Bench:
             heads: label-free losses relative to the reference's; quality: 0 to 1, the first metric (or the agreement of the heads without labels);
             timing: of one batch: inference_ms, nms_ms (from outputs to boxes, 0 where no metric has any), total_ms, batch, h, w; shapes of its inputs.
         """
-        kept = {job.group: narrowed(self.sweep.scores[job.group], job.rate, self.sweep.multiple)} if job.group else {}
+        kept = (
+            {job.group: narrowed(self.sweep.scores[job.group], job.rate, self.sweep.multiple)}
+            if job.group
+            else {}
+        )
         return {"index": job.index, "group": job.group, "rate": job.rate, **self.figures(kept)}
 
     def figures(self, kept: Kept) -> dict[str, Any]:
         """All that is measured of one cut model, whose other groups are as in the base."""
-        sweep, analysis, group, left = self.sweep, self.analysis, next(iter(kept), ""), {**self.base, **kept}
+        sweep, analysis, group, left = (
+            self.sweep,
+            self.analysis,
+            next(iter(kept), ""),
+            {**self.base, **kept},
+        )
         sizes = {n: analysis.group(n).size for n in left}
         before, after = analysis.cost(self.base), analysis.cost(left)
         found: dict[str, Any] = {
-            "size": sizes.get(group, 0), "kept": len(kept.get(group, ())), "params": after.params, "macs": after.macs,
-            "saved_params": before.params - after.params, "saved_macs": before.macs - after.macs, "metrics": {}, "per_class": {}, "timing": {},
-        }  # fmt: skip
+            "size": sizes.get(group, 0),
+            "kept": len(kept.get(group, ())),
+            "params": after.params,
+            "macs": after.macs,
+            "saved_params": before.params - after.params,
+            "saved_macs": before.macs - after.macs,
+            "metrics": {},
+            "per_class": {},
+            "timing": {},
+        }
         model = None
         if sweep.time or sweep.metrics and sweep.labelled is not None:
             model = cut(analysis, analysis.plan(left)) if left else analysis.model
         if model is not None and not self.changed:
             heads: Mapping[str, float] | None = self.heads(model)
         else:
-            heads = self.suffix(self.base, group, kept[group]) if len(kept) == 1 else self.heads(self.suffix.changed(left) if left else analysis.model)
+            heads = (
+                self.suffix(self.base, group, kept[group])
+                if len(kept) == 1
+                else self.heads(self.suffix.changed(left) if left else analysis.model)
+            )
         assert heads is not None  # without bounds nothing stops early
         found["heads"] = {n: v / self.start[n] for n, v in heads.items()}
         quality = float(np.mean([1 / max(v, 1.0) for v in found["heads"].values()]))
@@ -192,20 +251,30 @@ class Bench:
         return summed(self.losses, [session.run(b) for b in self.batches])
 
     def labelled(self, model: Model, data: LabelledData) -> dict[str, Any]:
-        """metrics and per_class."""
+        """Metrics and per_class."""
         sweep = self.sweep
         metrics = [find_metric(n, sweep.metric_options) for n in sweep.metrics]
         measure(model, data, metrics, threads=sweep.threads, batch_size=sweep.batch_size)
-        scores = {name: m.result() for name, m in zip(sweep.metrics, metrics)}
-        values = {n: {"value": s.value, **{k: float(v) for k, v in s.details.items()}} for n, s in scores.items()}
-        return {"metrics": values, "per_class": {n: {str(k): float(v) for k, v in s.per_class.items()} for n, s in scores.items()}}
+        scores = {name: m.result() for name, m in zip(sweep.metrics, metrics, strict=False)}
+        values = {
+            n: {"value": s.value, **{k: float(v) for k, v in s.details.items()}}
+            for n, s in scores.items()
+        }
+        return {
+            "metrics": values,
+            "per_class": {
+                n: {str(k): float(v) for k, v in s.per_class.items()} for n, s in scores.items()
+            },
+        }
 
     def timing(self, model: Model) -> dict[str, Any]:
         """Medians over a few runs of the first batch."""
         sweep, session = self.sweep, Session(model, threads=self.sweep.threads)
         feeds: Mapping[str, np.ndarray] = self.batches[0]
         labels: Mapping[str, np.ndarray] = {}
-        boxes = any(isinstance(find_metric(n, sweep.metric_options), Detection) for n in sweep.metrics)
+        boxes = any(
+            isinstance(find_metric(n, sweep.metric_options), Detection) for n in sweep.metrics
+        )
         if sweep.labelled is not None and boxes:
             batch = next(iter(sweep.labelled.labelled_batches(sweep.batch_size)))
             feeds, labels = batch.feeds, batch.labels
@@ -219,7 +288,13 @@ class Bench:
             times.append((ran - began, time.perf_counter() - ran if labels else 0.0))
         inference, nms = np.median(times, 0) * 1e3
         shapes = {n: list(v.shape) for n, v in feeds.items()}
-        return {"inference_ms": float(inference), "nms_ms": float(nms), "total_ms": float(inference + nms), **_image(next(iter(shapes.values()))), "shapes": shapes}
+        return {
+            "inference_ms": float(inference),
+            "nms_ms": float(nms),
+            "total_ms": float(inference + nms),
+            **_image(next(iter(shapes.values()))),
+            "shapes": shapes,
+        }
 
 
 def _image(shape: Sequence[int]) -> dict[str, int]:

@@ -17,14 +17,19 @@ def unit_names(analysis: Analysis) -> dict[str, str]:
         members = analysis.members(group.name)
         lead = next((m for m in members if m.site.role == "produces"), members[0])
         total = analysis.model.weights[lead.site.tensor].shape[lead.site.axis]
-        found[group.name] = f"{group.name}_({int(lead.positions.min())}, {int(lead.positions.max()) + 1})_{total}"
+        found[group.name] = (
+            f"{group.name}_({int(lead.positions.min())}, {int(lead.positions.max()) + 1})_{total}"
+        )
     return found
 
 
 def to_subnet(analysis: Analysis, plan: Plan) -> dict[str, int]:
     """Kept counts of all groups; UsageError where the plan is of another model."""
     analysis.check(plan)
-    return {unit: len(plan.kept.get(name, range(analysis.group(name).size))) for name, unit in unit_names(analysis).items()}
+    return {
+        unit: len(plan.kept.get(name, range(analysis.group(name).size)))
+        for name, unit in unit_names(analysis).items()
+    }
 
 
 def from_subnet(analysis: Analysis, counts: Mapping[str, object], scores: Scores) -> Plan:
@@ -42,9 +47,15 @@ def from_subnet(analysis: Analysis, counts: Mapping[str, object], scores: Scores
             raise unknown("unit", unit, groups)
         size = analysis.group(groups[unit]).size
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= size:
-            raise UsageError("subnet-count", f"unit {unit!r} keeps {count!r}; it has {size} channels: give 1 to {size}")
+            raise UsageError(
+                "subnet-count",
+                f"unit {unit!r} keeps {count!r}; it has {size} channels: give 1 to {size}",
+            )
         if count < size:
             if groups[unit] not in scores:
-                raise UsageError("subnet-scores", f"the criterion gives no scores for {groups[unit]!r}; choose another --criterion")
+                raise UsageError(
+                    "subnet-scores",
+                    f"the criterion gives no scores for {groups[unit]!r}; choose another --criterion",
+                )
             kept[groups[unit]] = keep_best(scores[groups[unit]], count)
     return analysis.plan(kept, method="subnet")

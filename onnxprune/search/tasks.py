@@ -12,10 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune.statistics.scale import Spread
 from onnxprune.errors import UsageError
 from onnxprune.metrics.base import find_function
-from onnxprune.metrics.tempered import MEAN_MAXIMUM, TEMPERATURES, TINY, are_probabilities, log_softmax
+from onnxprune.metrics.tempered import (
+    MEAN_MAXIMUM,
+    TEMPERATURES,
+    TINY,
+    are_probabilities,
+    log_softmax,
+)
+from onnxprune.statistics.scale import Spread
 
 Outputs = Mapping[str, np.ndarray]
 UserLosses = Callable[[Outputs, np.ndarray], Mapping[str, Any]]
@@ -47,7 +53,10 @@ class HeadLosses:
         self.expected = expected
         self.heads = [n for n, v in expected[0].items() if v.dtype.kind == "f"]
         if not self.heads:
-            raise UsageError("tasks-none", "the model has no float output to measure; give --losses module:function")
+            raise UsageError(
+                "tasks-none",
+                "the model has no float output to measure; give --losses module:function",
+            )
         self.temperature: dict[str, float] = {}
         self.scale: dict[str, float] = {}
         for name in self.heads:
@@ -64,14 +73,22 @@ class HeadLosses:
         """As of Losses."""
         found = {}
         for name in self.heads:
-            a, b = (np.atleast_1d(np.asarray(o[name], np.float64)) for o in (self.expected[number], outputs))
+            a, b = (
+                np.atleast_1d(np.asarray(o[name], np.float64))
+                for o in (self.expected[number], outputs)
+            )
             if a.shape != b.shape:
-                raise UsageError("tasks-shape", f"output {name!r} changes its shape from {a.shape} to {b.shape}; give --losses module:function")
+                raise UsageError(
+                    "tasks-shape",
+                    f"output {name!r} changes its shape from {a.shape} to {b.shape}; give --losses module:function",
+                )
             if name in self.temperature:
                 p, q = (log_softmax(_logits(v) / self.temperature[name]) for v in (a, b))
                 found[name] = float(-(np.exp(p) * q).sum()) / self.rows[name]
             else:
-                found[name] = len(a) / self.rows[name] + float(np.square(b - a).sum()) / self.scale[name]
+                found[name] = (
+                    len(a) / self.rows[name] + float(np.square(b - a).sum()) / self.scale[name]
+                )
         return found
 
     def least(self, number: int) -> Mapping[str, float]:
@@ -94,9 +111,15 @@ class OwnLosses:
             found = dict(self.function(outputs, index))
             means = {str(n): float(np.mean(np.asarray(v, np.float64))) for n, v in found.items()}
         except Exception as problem:
-            raise UsageError("losses-failed", f"losses {self.where!r} failed: {type(problem).__name__}: {problem}") from problem
+            raise UsageError(
+                "losses-failed",
+                f"losses {self.where!r} failed: {type(problem).__name__}: {problem}",
+            ) from problem
         if not means or not all(np.isfinite(v) for v in means.values()):
-            raise UsageError("losses-value", f"losses {self.where!r} must give finite numbers by task name, not {found!r}")
+            raise UsageError(
+                "losses-value",
+                f"losses {self.where!r} must give finite numbers by task name, not {found!r}",
+            )
         return {n: v * len(index) / self.total for n, v in means.items()}
 
     def least(self, number: int) -> Mapping[str, float]:
@@ -110,5 +133,7 @@ def _logits(values: np.ndarray) -> np.ndarray:
 
 def _temperature(logits: np.ndarray) -> float:
     """The least of TEMPERATURES at which the mean maximum probability is at most 0.9."""
-    sure = (t for t in TEMPERATURES if np.exp(log_softmax(logits / t).max(1)).mean() <= MEAN_MAXIMUM)
+    sure = (
+        t for t in TEMPERATURES if np.exp(log_softmax(logits / t).max(1)).mean() <= MEAN_MAXIMUM
+    )
     return float(next(sure, TEMPERATURES[-1]))

@@ -14,7 +14,9 @@ TRIES = 3  # a process that dies (memory, a kill) takes its unfinished job along
 Job = Callable[[Any], Any]
 
 
-def run_jobs(function: Job, jobs: Sequence[Any], *, workers: int = 1, cluster: str = "") -> Iterator[tuple[Any, Any]]:
+def run_jobs(
+    function: Job, jobs: Sequence[Any], *, workers: int = 1, cluster: str = ""
+) -> Iterator[tuple[Any, Any]]:
     """(job, result) of every job, in the order in which they finish.
 
     Parameters
@@ -37,7 +39,10 @@ def run_jobs(function: Job, jobs: Sequence[Any], *, workers: int = 1, cluster: s
     """
     name, _, address = cluster.partition(":")
     if name and name not in CLUSTERS:
-        raise UsageError("cluster-unknown", f"cluster {cluster!r} is none of {', '.join(CLUSTERS)}, alone or with :ADDRESS")
+        raise UsageError(
+            "cluster-unknown",
+            f"cluster {cluster!r} is none of {', '.join(CLUSTERS)}, alone or with :ADDRESS",
+        )
     if name:
         yield from (_ray if name == "ray" else _dask)(function, jobs, workers, address)
     elif workers == 1:
@@ -47,7 +52,7 @@ def run_jobs(function: Job, jobs: Sequence[Any], *, workers: int = 1, cluster: s
 
 
 def _processes(function: Job, jobs: list[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """joblib's processes; started anew where one dies."""
+    """Joblib's processes; started anew where one dies."""
     try:
         import joblib  # type: ignore[import-untyped, unused-ignore]
         from joblib.externals.loky.process_executor import BrokenProcessPool  # type: ignore[import-untyped, unused-ignore]
@@ -55,26 +60,40 @@ def _processes(function: Job, jobs: list[Any], workers: int) -> Iterator[tuple[A
         raise MissingExtraError("joblib", "cluster", "several workers") from problem
     left = dict(enumerate(jobs))
     for _ in range(TRIES):
-        pool = joblib.Parallel(n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+        pool = joblib.Parallel(
+            n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
+        )
         try:
-            for number, result in pool(joblib.delayed(_numbered)(function, n, job) for n, job in list(left.items())):
+            for number, result in pool(
+                joblib.delayed(_numbered)(function, n, job) for n, job in list(left.items())
+            ):
                 yield left.pop(number), result
         except BrokenProcessPool:
             continue
         return
-    raise OnnxpruneError("workers-died", f"worker processes died {TRIES} times with {len(left)} jobs left (out of memory?): use fewer --workers and run again")
+    raise OnnxpruneError(
+        "workers-died",
+        f"worker processes died {TRIES} times with {len(left)} jobs left (out of memory?): use fewer --workers and run again",
+    )
 
 
 def _numbered(function: Job, number: int, job: Any) -> tuple[int, Any]:
     return number, function(job)
 
 
-def _ray(function: Job, jobs: Sequence[Any], workers: int, address: str) -> Iterator[tuple[Any, Any]]:
+def _ray(
+    function: Job, jobs: Sequence[Any], workers: int, address: str
+) -> Iterator[tuple[Any, Any]]:
     try:
         import ray  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as problem:
         raise MissingExtraError("ray", "cluster", "a Ray cluster") from problem
-    ray.init(address=address or None, num_cpus=None if address else workers, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address=address or None,
+        num_cpus=None if address else workers,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     try:
         task = ray.remote(num_cpus=1, max_retries=TRIES)(function)
         waiting = {task.remote(job): job for job in jobs}
@@ -84,7 +103,10 @@ def _ray(function: Job, jobs: Sequence[Any], workers: int, address: str) -> Iter
                 try:
                     result = ray.get(done)
                 except ray.exceptions.WorkerCrashedError as problem:
-                    raise OnnxpruneError("workers-died", f"a Ray worker died {TRIES} times on one job with {len(waiting)} left; run again") from problem
+                    raise OnnxpruneError(
+                        "workers-died",
+                        f"a Ray worker died {TRIES} times on one job with {len(waiting)} left; run again",
+                    ) from problem
                 except ray.exceptions.RayTaskError as problem:
                     raise problem.cause from problem
                 yield job, result
@@ -92,13 +114,21 @@ def _ray(function: Job, jobs: Sequence[Any], workers: int, address: str) -> Iter
         ray.shutdown()
 
 
-def _dask(function: Job, jobs: Sequence[Any], workers: int, address: str) -> Iterator[tuple[Any, Any]]:
+def _dask(
+    function: Job, jobs: Sequence[Any], workers: int, address: str
+) -> Iterator[tuple[Any, Any]]:
     try:
         from dask.distributed import Client, LocalCluster, as_completed  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as problem:
         raise MissingExtraError("dask", "cluster", "a Dask cluster") from problem
     with ExitStack() as stack:
-        own = None if address else stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None))
+        own = (
+            None
+            if address
+            else stack.enter_context(
+                LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            )
+        )
         client = stack.enter_context(Client(own or address))
         waiting = {client.submit(function, job, pure=False, retries=TRIES): job for job in jobs}
         for done in as_completed(list(waiting)):

@@ -13,14 +13,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxprune.statistics.im2col import Moments
 from onnxprune.sparsify.refit import damped
+from onnxprune.statistics.im2col import Moments
 
 STEPS = 30
-PENALTY, GROWTH = 0.1, 1.08  # of the distance between both copies, in units of a second moment; a step more, so many times stronger
+PENALTY, GROWTH = (
+    0.1,
+    1.08,
+)  # of the distance between both copies, in units of a second moment; a step more, so many times stronger
 
 
-def selected(rows: np.ndarray, moments: Sequence[Moments], biased: bool, project: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def selected(
+    rows: np.ndarray,
+    moments: Sequence[Moments],
+    biased: bool,
+    project: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
     """True where a weight stays, (groups, outputs, columns).
 
     Parameters
@@ -39,7 +47,12 @@ def selected(rows: np.ndarray, moments: Sequence[Moments], biased: bool, project
     values, axes = np.linalg.eigh((h / size / size.swapaxes(1, 2)).astype(np.float32))
     values, back = values[:, None, :], axes.swapaxes(1, 2)
     dense = (rows * size).astype(np.float32)
-    wanted, sparse, price, penalty = (dense @ axes * values) @ back, dense, np.zeros_like(dense), PENALTY
+    wanted, sparse, price, penalty = (
+        (dense @ axes * values) @ back,
+        dense,
+        np.zeros_like(dense),
+        PENALTY,
+    )
     for _ in range(STEPS):
         free = ((wanted - price + penalty * sparse) @ axes / (values + penalty)) @ back
         drawn = free + price / penalty
@@ -52,4 +65,8 @@ def selected(rows: np.ndarray, moments: Sequence[Moments], biased: bool, project
 
 def _free(h: np.ndarray, size: int) -> np.ndarray:
     """Without the bias, which is always at its best."""
-    return h if len(h) == size else h[:size, :size] - np.outer(h[:size, size], h[size, :size]) / h[size, size]
+    return (
+        h
+        if len(h) == size
+        else h[:size, :size] - np.outer(h[:size, size], h[size, :size]) / h[size, size]
+    )

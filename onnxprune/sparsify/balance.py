@@ -16,14 +16,14 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.allocators.divergence import divergence_behind
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.ir.extract import reads
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
-from onnxprune.ir.extract import reads
 from onnxprune.sparsify.inputs import Reading
 from onnxprune.sparsify.layout import Target
 from onnxprune.sparsify.masks import Rows, choose
 from onnxprune.sparsify.refit import resolved
+from onnxprune.statistics.segmented_run import Run
 
 ERROR = 0.003  # of what a tensor gives: so small that damage grows with it, so large that it is no rounding
 LARGE = 0.005  # of all weights: smaller tensors are measured at the small error only, for they have little to give
@@ -85,23 +85,49 @@ def balanced(
     session = Session(model, threads=threads)
     expected = [session.run(b) for b in batches]
     start, run = Run(model, batches, threads=threads), Run(model, batches, threads=threads)
-    total, untouched = sum(s.size for s in scores.values()), whole({n: s.size for n, s in scores.items()}, amount)
+    total, untouched = (
+        sum(s.size for s in scores.values()),
+        whole({n: s.size for n, s in scores.items()}, amount),
+    )
     out = {n: np.full(scores[n].shape, np.inf) for n in untouched}
-    wanted = sorted((t for t in found if t.tensor not in untouched), key=lambda t: min(run.place(n.output[0]) for n in t.nodes))
+    wanted = sorted(
+        (t for t in found if t.tensor not in untouched),
+        key=lambda t: min(run.place(n.output[0]) for n in t.nodes),
+    )
     for i, target in enumerate(wanted):
         name = target.tensor
         run.advance(min(run.place(n.output[0]) for n in target.nodes))
         points = []
         for mask in _probed(scores[name], amount if scores[name].size >= LARGE * total else 0.0):
-            changed = replace(model, weights={**model.weights, **resolved(model, target, mask, readings[name].moments())})
-            points.append((float(scores[name][~mask].sum()), divergence_behind(run, changed, run.nodes[run.at :], expected)))
+            changed = replace(
+                model,
+                weights={
+                    **model.weights,
+                    **resolved(model, target, mask, readings[name].moments()),
+                },
+            )
+            points.append(
+                (
+                    float(scores[name][~mask].sum()),
+                    divergence_behind(run, changed, run.nodes[run.at :], expected),
+                )
+            )
         out[name] = added(scores[name], points)
         progress((i + 1) / (len(wanted) + len(PASSED_ON)))
     last, best, least = closing(model, found), {}, np.inf
     for factor in PASSED_ON:
-        kept = choose({t.tensor: out[t.tensor] * (1.0 if t.tensor in last else factor) for t in found}, amount, "global")
+        kept = choose(
+            {t.tensor: out[t.tensor] * (1.0 if t.tensor in last else factor) for t in found},
+            amount,
+            "global",
+        )
         weights = [resolved(model, t, kept[t.tensor], readings[t.tensor].moments()) for t in wanted]
-        damage = divergence_behind(start, replace(model, weights=dict(ChainMap(*weights, dict(model.weights)))), start.nodes, expected)
+        damage = divergence_behind(
+            start,
+            replace(model, weights=dict(ChainMap(*weights, dict(model.weights)))),
+            start.nodes,
+            expected,
+        )
         if damage >= least:
             break
         best, least = kept, damage
@@ -119,7 +145,11 @@ def added(scores: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarr
     """
     (first, damage), (last, more) = points[0], points[-1]
     first, damage = max(first, _TINY), max(damage, _TINY)
-    power = max(1.0, float(np.log(max(more, damage) / damage) / np.log(last / first))) if last > first else 1.0
+    power = (
+        max(1.0, float(np.log(max(more, damage) / damage) / np.log(last / first)))
+        if last > first
+        else 1.0
+    )
     order = np.argsort(scores, axis=None, kind="stable")
     sums = np.concatenate([[0.0], np.cumsum(scores.reshape(-1)[order])])
     out = np.empty(scores.size)

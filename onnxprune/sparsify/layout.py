@@ -39,7 +39,9 @@ class Target:
             return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
         if self.op == "ConvTranspose":
             inputs, outputs = weight.shape[0] // self.groups, weight.shape[1]
-            blocks = weight.reshape(self.groups, inputs, outputs, -1)[..., ::-1]  # the taps of the convolution that it is
+            blocks = weight.reshape(self.groups, inputs, outputs, -1)[
+                ..., ::-1
+            ]  # the taps of the convolution that it is
             return blocks.transpose(0, 2, 1, 3).reshape(self.groups, outputs, -1)
         return (weight if self.transposed else weight.T)[None]
 
@@ -48,7 +50,9 @@ class Target:
         if self.op == "Conv":
             return np.ascontiguousarray(rows.reshape(shape))
         if self.op == "ConvTranspose":
-            blocks = rows.reshape(self.groups, shape[1], shape[0] // self.groups, -1).transpose(0, 2, 1, 3)[..., ::-1]
+            blocks = rows.reshape(self.groups, shape[1], shape[0] // self.groups, -1).transpose(
+                0, 2, 1, 3
+            )[..., ::-1]
             return np.ascontiguousarray(blocks.reshape(shape))
         return np.ascontiguousarray(rows[0] if self.transposed else rows[0].T)
 
@@ -58,11 +62,20 @@ class Target:
 
     def bias(self, model: Model) -> str | None:
         """Name of the bias that this weight's one node alone reads, if there is such a one."""
-        if len(self.nodes) != 1 or self.op == "MatMul" or len(self.nodes[0].input) < 3 or attribute(self.nodes[0], "beta", 1.0) != 1:
+        if (
+            len(self.nodes) != 1
+            or self.op == "MatMul"
+            or len(self.nodes[0].input) < 3
+            or attribute(self.nodes[0], "beta", 1.0) != 1
+        ):
             return None
         name = str(self.nodes[0].input[2])
         uses = sum(list(n.input).count(name) for n in model.proto.graph.node)
-        return name if name in model.weights and uses == 1 and len(model.weights[name].shape) == 1 else None
+        return (
+            name
+            if name in model.weights and uses == 1 and len(model.weights[name].shape) == 1
+            else None
+        )
 
 
 def targets(model: Model, ops: Sequence[str] = ("Conv",)) -> list[Target]:
@@ -80,12 +93,21 @@ def targets(model: Model, ops: Sequence[str] = ("Conv",)) -> list[Target]:
     for node in model.proto.graph.node:
         for position, name in enumerate(node.input):
             if name in model.weights:
-                found.setdefault(name, []).append(node if node.op_type in ops and position == 1 and not attribute(node, "transA", 0) else NodeProto())
+                found.setdefault(name, []).append(
+                    node
+                    if node.op_type in ops and position == 1 and not attribute(node, "transA", 0)
+                    else NodeProto()
+                )
     out = []
     for name, nodes in found.items():
         ways = {(n.op_type, attribute(n, "group", 1), attribute(n, "transB", 0)) for n in nodes}
         weight = model.weights[name]
         least = 3 if nodes[0].op_type.startswith("Conv") else 2
-        if len(ways) == 1 and nodes[0].op_type and weight.array().dtype.kind == "f" and (len(weight.shape) == 2 or least == 3 <= len(weight.shape)):
+        if (
+            len(ways) == 1
+            and nodes[0].op_type
+            and weight.array().dtype.kind == "f"
+            and (len(weight.shape) == 2 or least == 3 <= len(weight.shape))
+        ):
             out.append(Target(name, tuple(nodes), attribute(nodes[0], "group", 1)))
     return out

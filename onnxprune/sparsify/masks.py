@@ -21,7 +21,9 @@ def zeros_wanted(amount: float, count: int) -> int:
     return round(amount * count)
 
 
-def choose(scores: Rows, amount: float, scope: str, taps: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+def choose(
+    scores: Rows, amount: float, scope: str, taps: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
     """True where a weight stays.
 
     Parameters
@@ -39,22 +41,39 @@ def choose(scores: Rows, amount: float, scope: str, taps: Mapping[str, int] | No
         `amount` is not in [0, 1) or `scope` is none.
     """
     if not 0 <= amount < 1:
-        raise UsageError("sparsity-amount", f"amount is the fraction of weights to remove, 0 <= amount < 1, not {amount}")
+        raise UsageError(
+            "sparsity-amount",
+            f"amount is the fraction of weights to remove, 0 <= amount < 1, not {amount}",
+        )
     if pattern := re.fullmatch(r"(\d+):(\d+)", scope):
         n, m = int(pattern[1]), int(pattern[2])
         if not 0 < n < m:
-            raise UsageError("sparsity-pattern", f"pattern {scope} keeps {n} of {m}; it must keep some and remove some, as 2:4 does")
+            raise UsageError(
+                "sparsity-pattern",
+                f"pattern {scope} keeps {n} of {m}; it must keep some and remove some, as 2:4 does",
+            )
         return {name: _n_of_m(s, n, m, (taps or {}).get(name, 1)) for name, s in scores.items()}
     if scope == "tensor":
-        return {n: _largest(s.reshape(1, -1), zeros_wanted(amount, s.size)).reshape(s.shape) for n, s in scores.items()}
+        return {
+            n: _largest(s.reshape(1, -1), zeros_wanted(amount, s.size)).reshape(s.shape)
+            for n, s in scores.items()
+        }
     if scope == "output":
-        return {n: _largest(s.reshape(-1, s.shape[-1]), zeros_wanted(amount, s.shape[-1])).reshape(s.shape) for n, s in scores.items()}
+        return {
+            n: _largest(s.reshape(-1, s.shape[-1]), zeros_wanted(amount, s.shape[-1])).reshape(
+                s.shape
+            )
+            for n, s in scores.items()
+        }
     if scope != "global":
-        raise UsageError("sparsity-scope", f"scope {scope!r} is none of {', '.join(SCOPES)}, and no pattern such as 2:4")
+        raise UsageError(
+            "sparsity-scope",
+            f"scope {scope!r} is none of {', '.join(SCOPES)}, and no pattern such as 2:4",
+        )
     flat = np.concatenate([s.reshape(-1) for s in scores.values()]) if scores else np.zeros(0)
     kept = _largest(flat[None], zeros_wanted(amount, flat.size))[0]
     parts = np.split(kept, np.cumsum([s.size for s in scores.values()])[:-1]) if scores else []
-    return {n: p.reshape(s.shape) for (n, s), p in zip(scores.items(), parts)}
+    return {n: p.reshape(s.shape) for (n, s), p in zip(scores.items(), parts, strict=False)}
 
 
 def _largest(scores: np.ndarray, remove: int) -> np.ndarray:
@@ -73,5 +92,7 @@ def _n_of_m(scores: np.ndarray, n: int, m: int, taps: int) -> np.ndarray:
     whole = by_tap.shape[-1] // m * m
     kept = np.ones(by_tap.shape, bool)
     if whole:
-        kept[..., :whole] = _largest(by_tap[..., :whole].reshape(-1, m), m - n).reshape(*by_tap.shape[:-1], whole)
+        kept[..., :whole] = _largest(by_tap[..., :whole].reshape(-1, m), m - n).reshape(
+            *by_tap.shape[:-1], whole
+        )
     return kept.swapaxes(2, 3).reshape(scores.shape)

@@ -15,12 +15,12 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.statistics.segmented_run import Run
-from onnxprune.statistics.im2col import Moments, columns
 from onnxprune.ir.io import Model
 from onnxprune.ir.weights import Array, Weight
 from onnxprune.sparsify.inputs import MOST_COLUMNS, places
 from onnxprune.sparsify.layout import Target
+from onnxprune.statistics.im2col import Moments, columns
+from onnxprune.statistics.segmented_run import Run
 
 RIDGE = 1e-3
 LEAST_RIDGE = 1e-12  # inputs that are all zero leave their weights as they are
@@ -47,7 +47,11 @@ def refit_all(
     """
     rng = np.random.default_rng(seed)
     weights: dict[str, Weight] = dict(model.weights)
-    dense, sparse, skipped = Run(model, batches, threads=threads), Run(model, batches, threads=threads), []
+    dense, sparse, skipped = (
+        Run(model, batches, threads=threads),
+        Run(model, batches, threads=threads),
+        [],
+    )
     for i, target in enumerate(found):
         node, (rows, bias) = target.nodes[0], _double(model, target)
         mask, moments = kept[target.tensor], None
@@ -57,7 +61,9 @@ def refit_all(
             for run in (dense, sparse):
                 run.advance(run.place(node.output[0]), keep=(node.input[0],))
             read = dense.values(node.input[0]), sparse.values(node.input[0])
-            moments = _moments(target, node, model.weights[target.tensor].shape, rows, bias, *read, rng)
+            moments = _moments(
+                target, node, model.weights[target.tensor].shape, rows, bias, *read, rng
+            )
         weights |= resolved(model, target, mask, moments)
         sparse.model = replace(model, weights=weights)
         progress((i + 1) / len(found))
@@ -68,24 +74,42 @@ def _double(model: Model, target: Target) -> tuple[np.ndarray, np.ndarray | None
     """(rows, bias) in double precision: (groups, outputs, columns), and (groups, outputs) or None where there is none."""
     name = target.bias(model)
     rows = target.rows(model.weights[target.tensor].array()).astype(np.float64)
-    return rows, model.weights[name].array().reshape(target.groups, -1).astype(np.float64) if name else None
+    return rows, model.weights[name].array().reshape(target.groups, -1).astype(
+        np.float64
+    ) if name else None
 
 
-def resolved(model: Model, target: Target, kept: np.ndarray, moments: Sequence[Moments] | None) -> dict[str, Weight]:
+def resolved(
+    model: Model, target: Target, kept: np.ndarray, moments: Sequence[Moments] | None
+) -> dict[str, Weight]:
     """A weight made sparse, and its bias, by name: refitted to moments, a group each; without these the weight alone, with zeros."""
-    (rows, bias), name, old = _double(model, target), target.bias(model), model.weights[target.tensor]
+    (rows, bias), name, old = (
+        _double(model, target),
+        target.bias(model),
+        model.weights[target.tensor],
+    )
     values = np.where(kept, rows, 0)
     out: dict[str, Weight] = {}
     if moments:
-        parts = [refit(rows[g], kept[g], m, bias[g] if bias is not None else None) for g, m in enumerate(moments)]
+        parts = [
+            refit(rows[g], kept[g], m, bias[g] if bias is not None else None)
+            for g, m in enumerate(moments)
+        ]
         values = np.stack([p[0] for p in parts])
         if name:
             shift = np.concatenate([p[1] for p in parts if p[1] is not None])
-            out[name] = Array(model.weights[name].dtype, shift.astype(model.weights[name].array().dtype))
-    return {target.tensor: Array(old.dtype, target.weight(values, old.shape).astype(old.array().dtype)), **out}
+            out[name] = Array(
+                model.weights[name].dtype, shift.astype(model.weights[name].array().dtype)
+            )
+    return {
+        target.tensor: Array(old.dtype, target.weight(values, old.shape).astype(old.array().dtype)),
+        **out,
+    }
 
 
-def refit(rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def refit(
+    rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """(rows, bias) refitted.
 
     Parameters
@@ -102,7 +126,11 @@ def refit(rows: np.ndarray, kept: np.ndarray, moments: Moments, bias: np.ndarray
     h, ridge = damped(moments, rows.shape[1], bias is not None)
     dense = rows if bias is None else np.column_stack([rows, bias])
     left = kept if bias is None else np.column_stack([kept, np.ones(len(kept), bool)])
-    wanted = dense @ h if moments.yx is None else moments.yx[:, : len(h)] / max(moments.count, 1) + ridge * dense
+    wanted = (
+        dense @ h
+        if moments.yx is None
+        else moments.yx[:, : len(h)] / max(moments.count, 1) + ridge * dense
+    )
     out = _constrained(h, wanted, left)
     return (out, None) if bias is None else (out[:, :-1], out[:, -1])
 
@@ -128,7 +156,9 @@ def _constrained(h: np.ndarray, wanted: np.ndarray, left: np.ndarray) -> np.ndar
     for i, mask in enumerate(left):
         gone = np.flatnonzero(~mask)
         if 2 * len(gone) < len(mask):
-            out[i] = free[i] - inverse[:, gone] @ _solved(inverse[np.ix_(gone, gone)], free[i, gone])
+            out[i] = free[i] - inverse[:, gone] @ _solved(
+                inverse[np.ix_(gone, gone)], free[i, gone]
+            )
             out[i, gone] = 0
         else:
             out[i, mask] = _solved(h[np.ix_(mask, mask)], wanted[i, mask])
@@ -159,12 +189,14 @@ def _moments(
     groups, outputs, size = rows.shape
     xx, yx, count = np.zeros((groups, size + 1, size + 1)), np.zeros((groups, outputs, size + 1)), 0
     weights = rows.astype(np.float32)
-    for there, here in zip(dense, sparse):
+    for there, here in zip(dense, sparse, strict=False):
         how, at = places(node, shape, here.shape, rng)
         read, meant = (columns(x, how, at).reshape(groups, size, -1) for x in (here, there))
         full = np.concatenate([read, np.ones((groups, 1, read.shape[2]), np.float32)], 1)
         y = weights @ meant + (bias[:, :, None].astype(np.float32) if bias is not None else 0)
-        xx += (full[0] @ full[0].T)[None] if groups == 1 else full @ full.swapaxes(1, 2)  # numpy's symmetric product is of two axes
+        xx += (
+            (full[0] @ full[0].T)[None] if groups == 1 else full @ full.swapaxes(1, 2)
+        )  # numpy's symmetric product is of two axes
         yx += y @ full.swapaxes(1, 2)
         count += read.shape[2]
-    return [Moments(x, x[-1], y, count=count) for x, y in zip(xx, yx)]
+    return [Moments(x, x[-1], y, count=count) for x, y in zip(xx, yx, strict=False)]

@@ -17,7 +17,9 @@ DENSE_ENGINES = (
     "latency and memory stay. They help where weights are stored compressed, on engines with sparse kernels (2:4 on TensorRT), and where whole channels "
     "are zero: `onnxprune optimize` cuts those out."
 )
-GAP_BITS = 5  # relative index of Deep Compression's fully connected layers; 8 for convolutions there
+GAP_BITS = (
+    5  # relative index of Deep Compression's fully connected layers; 8 for convolutions there
+)
 CODEBOOK_BITS = 5
 
 
@@ -65,10 +67,25 @@ def sparsity(model: Model) -> Sparsity:
     for target in targets(model, OPS):
         value = target.rows(model.weights[target.tensor].array())
         dead = int((~value.any(-1)).sum())
-        rows.append(TensorSparsity(target.tensor, target.op, value.size, int((value == 0).sum()), value.shape[0] * value.shape[1], dead))
+        rows.append(
+            TensorSparsity(
+                target.tensor,
+                target.op,
+                value.size,
+                int((value == 0).sum()),
+                value.shape[0] * value.shape[1],
+                dead,
+            )
+        )
     floats = [v for w in model.weights.values() if (v := w.array()).dtype.kind == "f"]
     zeros = sum(int((v == 0).sum()) for v in floats)
-    return Sparsity(rows, sum(v.size for v in floats), zeros, sum(r.size for r in rows), sum(r.zeros for r in rows))
+    return Sparsity(
+        rows,
+        sum(v.size for v in floats),
+        zeros,
+        sum(r.size for r in rows),
+        sum(r.zeros for r in rows),
+    )
 
 
 @dataclass(frozen=True)
@@ -80,17 +97,23 @@ class Packed:
     codes: int
 
 
-def packed(values: np.ndarray, codebook_bits: int = CODEBOOK_BITS, gap_bits: int = GAP_BITS) -> Packed:
+def packed(
+    values: np.ndarray, codebook_bits: int = CODEBOOK_BITS, gap_bits: int = GAP_BITS
+) -> Packed:
     """Size on disk, not speed. Source: Han et al. 2016, sections 2 to 4; the codebook is k-means from evenly spaced centres."""
     flat = np.asarray(values, np.float64).reshape(-1)
     at = np.flatnonzero(flat)
     if not len(at):
         return Packed(0, flat.size * 4, 0)
     gaps, longest = np.diff(at, prepend=-1) - 1, 2**gap_bits - 1
-    fillers = int((gaps // (longest + 1)).sum())  # a gap that does not fit is bridged by stored zeros
+    fillers = int(
+        (gaps // (longest + 1)).sum()
+    )  # a gap that does not fit is bridged by stored zeros
     codes = _nearest(flat[at], _codebook(flat[at], 2**codebook_bits))
     symbols = np.concatenate([np.bincount(codes), [fillers]])
-    spans = np.bincount(np.concatenate([gaps % (longest + 1), np.full(fillers, longest)]).astype(np.int64))
+    spans = np.bincount(
+        np.concatenate([gaps % (longest + 1), np.full(fillers, longest)]).astype(np.int64)
+    )
     bits = _huffman_bits(symbols) + _huffman_bits(spans)
     used = int((symbols > 0).sum())
     return Packed(-(-bits // 8) + 4 * used, flat.size * 4, used)

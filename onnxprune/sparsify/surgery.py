@@ -23,7 +23,8 @@ LOWER, UPPER = 0.9, 1.1  # of the threshold: prune up to the one, splice beyond 
 class SurgerySettings:
     """gamma, power: the masks are looked at with probability (1 + gamma * step) ** -power; stop_step: never from then on;
     c_rate: the threshold is mean + c_rate * deviation of a tensor's |w| at the start; rates: other values for single tensors;
-    ops: whose weights; least_sparsity: a result counts only once the share of zeros among these weights is that high."""
+    ops: whose weights; least_sparsity: a result counts only once the share of zeros among these weights is that high.
+    """
 
     gamma: float = 1e-3
     power: float = 1.0
@@ -36,7 +37,7 @@ class SurgerySettings:
 
 
 def threshold(weight: np.ndarray, c_rate: float) -> float:
-    """h = max(mu + c_rate * sigma, 0) with mu = mean |w| and sigma = sqrt(mean w^2 - mu^2)."""
+    """H = max(mu + c_rate * sigma, 0) with mu = mean |w| and sigma = sqrt(mean w^2 - mu^2)."""
     mean = float(np.abs(weight).mean())
     deviation = float(np.sqrt(max(np.square(weight).mean() - mean**2, 0.0)))
     return max(mean + c_rate * deviation, 0.0)
@@ -54,18 +55,29 @@ class PruneAndSplice:
     def __init__(self, model: Model, settings: SurgerySettings) -> None:
         unknown = sorted(set(settings.rates) - set(model.weights))
         if unknown:
-            raise UsageError("surgery-tensor", f"rates name {unknown[0]!r}, which is no weight of the model")
+            raise UsageError(
+                "surgery-tensor", f"rates name {unknown[0]!r}, which is no weight of the model"
+            )
         self.settings = settings
-        arrays = {t.tensor: model.weights[t.tensor].array().astype(np.float64) for t in targets(model, settings.ops)}
+        arrays = {
+            t.tensor: model.weights[t.tensor].array().astype(np.float64)
+            for t in targets(model, settings.ops)
+        }
         if not arrays:
-            raise UsageError("surgery-nothing", f"the model has no weights of {', '.join(settings.ops)}")
-        self.thresholds = {n: threshold(w, settings.rates.get(n, settings.c_rate)) for n, w in arrays.items()}
+            raise UsageError(
+                "surgery-nothing", f"the model has no weights of {', '.join(settings.ops)}"
+            )
+        self.thresholds = {
+            n: threshold(w, settings.rates.get(n, settings.c_rate)) for n, w in arrays.items()
+        }
         self.masks: dict[str, Any] = {n: np.ones(w.shape, bool) for n, w in arrays.items()}
 
     @property
     def sparsity(self) -> float:
         """Share of zeros among the weights that are under surgery."""
-        return 1 - float(sum(m.sum() for m in self.masks.values())) / sum(m.size for m in self.masks.values())
+        return 1 - float(sum(m.sum() for m in self.masks.values())) / sum(
+            m.size for m in self.masks.values()
+        )
 
     def start(self, module: Any) -> None:
         """Masks enter the forward pass; their gradient passes straight to the weights."""
@@ -74,11 +86,17 @@ class PruneAndSplice:
     def before_step(self, module: Any, step: int) -> None:
         """Look at the masks, with a probability that falls."""
         settings = self.settings
-        if step >= settings.stop_step or np.random.default_rng([settings.seed, step]).random() >= (1 + settings.gamma * step) ** -settings.power:
+        if (
+            step >= settings.stop_step
+            or np.random.default_rng([settings.seed, step]).random()
+            >= (1 + settings.gamma * step) ** -settings.power
+        ):
             return
         for name, weight in module.named().items():
             if name in self.masks:
-                self.masks[name] = updated(self.masks[name], weight.detach().cpu().numpy(), self.thresholds[name])
+                self.masks[name] = updated(
+                    self.masks[name], weight.detach().cpu().numpy(), self.thresholds[name]
+                )
         self.start(module)
 
     def observe(self, loss: Any, tensors: Any, heads: Any, samples: int, step: int) -> None:
@@ -112,7 +130,9 @@ class KeepZeros:
     """A hook that keeps a sparse model's zeros while its other weights are tuned."""
 
     def __init__(self, model: Model, ops: Sequence[str] = OPS) -> None:
-        self.masks: dict[str, Any] = {t.tensor: model.weights[t.tensor].array() != 0 for t in targets(model, ops)}
+        self.masks: dict[str, Any] = {
+            t.tensor: model.weights[t.tensor].array() != 0 for t in targets(model, ops)
+        }
 
     def start(self, module: Any) -> None:
         """Zeros enter the forward pass."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxprune.errors import UsageError, unknown
 from onnxprune.events import Event, silent
-from onnxprune.ir.passes.lift_weights import with_open_weights
 from onnxprune.ir.io import Model
+from onnxprune.ir.passes.lift_weights import with_open_weights
 from onnxprune.ir.weights import Array, Weight
 from onnxprune.sparsify.admm import selected
 from onnxprune.sparsify.balance import balanced, whole
@@ -61,7 +61,11 @@ class Settings:
         refit = has_data if self.refit is None else self.refit
         if method not in METHODS:
             raise unknown("method", method, ("auto", *METHODS))
-        needs = [f"method {method}"] * (method != "magnitude") + ["scope balanced"] * (scope == BALANCED) + ["the refit"] * refit
+        needs = (
+            [f"method {method}"] * (method != "magnitude")
+            + ["scope balanced"] * (scope == BALANCED)
+            + ["the refit"] * refit
+        )
         if needs and not has_data:
             raise UsageError("sparsity-data", f"{needs[0]} looks at real inputs; give --data")
         return replace(self, method=method, scope=scope, refit=refit)
@@ -70,7 +74,8 @@ class Settings:
 @dataclass(frozen=True)
 class Sparsified:
     """model: with zeros made permanent; masks: True where a weight stays, by tensor, in its shape; report: of the new model;
-    not_refitted: tensors with too many inputs for a refit."""
+    not_refitted: tensors with too many inputs for a refit.
+    """
 
     model: Model
     masks: Mapping[str, np.ndarray]
@@ -78,7 +83,12 @@ class Sparsified:
     not_refitted: tuple[str, ...] = ()
 
 
-def sparsify(model: Model, settings: Settings, data: Batches | None = None, on_event: Callable[[Event], None] = silent) -> Sparsified:
+def sparsify(
+    model: Model,
+    settings: Settings,
+    data: Batches | None = None,
+    on_event: Callable[[Event], None] = silent,
+) -> Sparsified:
     """Set the least important weights to zero.
 
     Parameters
@@ -95,7 +105,9 @@ def sparsify(model: Model, settings: Settings, data: Batches | None = None, on_e
     model = with_open_weights(model)
     found = targets(model, settings.ops)
     if not found:
-        raise UsageError("sparsity-nothing", f"the model has no weights of {', '.join(settings.ops)}; see --ops")
+        raise UsageError(
+            "sparsity-nothing", f"the model has no weights of {', '.join(settings.ops)}; see --ops"
+        )
     feeds = list(data.batches(settings.batch_size)) if data is not None else []
     kept = _kept(model, found, settings, feeds, on_event)
     masks = {t.tensor: t.weight(kept[t.tensor], model.weights[t.tensor].shape) for t in found}
@@ -103,7 +115,15 @@ def sparsify(model: Model, settings: Settings, data: Batches | None = None, on_e
     sparse = masked(model, masks)
     if settings.refit:
         with _told("refit", on_event) as progress:
-            sparse, left = refit_all(model, found, kept, feeds, seed=settings.seed, threads=settings.threads, progress=progress)
+            sparse, left = refit_all(
+                model,
+                found,
+                kept,
+                feeds,
+                seed=settings.seed,
+                threads=settings.threads,
+                progress=progress,
+            )
     return Sparsified(sparse, masks, sparsity(sparse), left)
 
 
@@ -111,11 +131,20 @@ def masked(model: Model, masks: Mapping[str, np.ndarray]) -> Model:
     """The model with zeros where a mask is False."""
     weights: dict[str, Weight] = dict(model.weights)
     for name, mask in masks.items():
-        weights[name] = Array(weights[name].dtype, np.where(mask, weights[name].array(), 0).astype(weights[name].array().dtype))
+        weights[name] = Array(
+            weights[name].dtype,
+            np.where(mask, weights[name].array(), 0).astype(weights[name].array().dtype),
+        )
     return replace(model, weights=weights)
 
 
-def _kept(model: Model, found: Sequence[Target], settings: Settings, feeds: Feeds, on_event: Callable[[Event], None]) -> dict[str, np.ndarray]:
+def _kept(
+    model: Model,
+    found: Sequence[Target],
+    settings: Settings,
+    feeds: Feeds,
+    on_event: Callable[[Event], None],
+) -> dict[str, np.ndarray]:
     """True where a weight stays, by tensor, (groups, outputs, columns)."""
     rows = {t.tensor: t.rows(model.weights[t.tensor].array()).astype(np.float64) for t in found}
     taps = {t.tensor: t.taps(model.weights[t.tensor].shape) for t in found}
@@ -123,31 +152,74 @@ def _kept(model: Model, found: Sequence[Target], settings: Settings, feeds: Feed
     probes = feeds[::PROBES] if measured and len(feeds) > 1 else feeds
     readings: Mapping[str, Reading] = {}
     if measured or settings.method != "magnitude":
-        seen = [f for i, f in enumerate(feeds) if i % PROBES] if measured and len(feeds) > 1 else feeds
-        untouched = whole({n: r.size for n, r in rows.items()}, settings.amount) if measured else set()
+        seen = (
+            [f for i, f in enumerate(feeds) if i % PROBES] if measured and len(feeds) > 1 else feeds
+        )
+        untouched = (
+            whole({n: r.size for n, r in rows.items()}, settings.amount) if measured else set()
+        )
         looked = [t for t in found if t.tensor not in untouched]
-        readings = read(model, looked, seen, products=measured or settings.method in BY_PRODUCTS, seed=settings.seed, threads=settings.threads)
+        readings = read(
+            model,
+            looked,
+            seen,
+            products=measured or settings.method in BY_PRODUCTS,
+            seed=settings.seed,
+            threads=settings.threads,
+        )
     scores = {n: _scores(r, readings.get(n), settings.method) for n, r in rows.items()}
     if measured:
         with _told("balance", on_event) as progress:
-            kept = balanced(model, found, scores, readings, probes, settings.amount, threads=settings.threads, progress=progress)
+            kept = balanced(
+                model,
+                found,
+                scores,
+                readings,
+                probes,
+                settings.amount,
+                threads=settings.threads,
+                progress=progress,
+            )
     else:
         kept = choose(scores, settings.amount, settings.scope, taps)
     if settings.method == "admm":
         with _told("select", on_event) as progress:
             for i, target in enumerate(found):
-                kept[target.tensor] = _selected(model, target, rows[target.tensor], kept[target.tensor], readings.get(target.tensor), settings, taps)
+                kept[target.tensor] = _selected(
+                    model,
+                    target,
+                    rows[target.tensor],
+                    kept[target.tensor],
+                    readings.get(target.tensor),
+                    settings,
+                    taps,
+                )
                 progress((i + 1) / len(found))
     return kept
 
 
-def _selected(model: Model, target: Target, rows: np.ndarray, kept: np.ndarray, reading: Reading | None, settings: Settings, taps: Mapping[str, int]) -> np.ndarray:
+def _selected(
+    model: Model,
+    target: Target,
+    rows: np.ndarray,
+    kept: np.ndarray,
+    reading: Reading | None,
+    settings: Settings,
+    taps: Mapping[str, int],
+) -> np.ndarray:
     """As many zeros of one tensor as before, or in the same pattern, at the best places; as they are where products were not read."""
     if reading is None or reading.products is None or kept.all() or not kept.any():
         return kept
     shared = settings.scope in (BALANCED, "global")
-    scope, amount = ("tensor", 1 - float(kept.mean())) if shared else (settings.scope, settings.amount)
-    return selected(rows, reading.moments(), target.bias(model) is not None, lambda s: choose({target.tensor: s}, amount, scope, taps)[target.tensor])
+    scope, amount = (
+        ("tensor", 1 - float(kept.mean())) if shared else (settings.scope, settings.amount)
+    )
+    return selected(
+        rows,
+        reading.moments(),
+        target.bias(model) is not None,
+        lambda s: choose({target.tensor: s}, amount, scope, taps)[target.tensor],
+    )
 
 
 def _scores(rows: np.ndarray, reading: Reading | None, method: str) -> np.ndarray:
@@ -157,7 +229,11 @@ def _scores(rows: np.ndarray, reading: Reading | None, method: str) -> np.ndarra
         return squares if reading is None else squares / max(float(squares.sum()), _TINY)
     products = reading.products if method in BY_PRODUCTS else None
     worth = reading.squares if products is None else 1 / inverse_diagonal(products, SCORE_RIDGE)
-    return squares * worth[:, None, :] / max(float((squares * reading.squares[:, None, :]).sum()), _TINY)
+    return (
+        squares
+        * worth[:, None, :]
+        / max(float((squares * reading.squares[:, None, :]).sum()), _TINY)
+    )
 
 
 @contextmanager

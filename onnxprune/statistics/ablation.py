@@ -41,7 +41,11 @@ def ablate(
     wanted = np.concatenate([analysis.causes[name] for name in groups])
     masks, hidden = _masks(analysis, wanted)
     starts = [start_tensor(analysis.model, loss) for loss in losses]
-    session = Session(with_outputs(_maskable(analysis, masks), list(dict.fromkeys(starts))), threads=threads, arena=True)
+    session = Session(
+        with_outputs(_maskable(analysis, masks), list(dict.fromkeys(starts))),
+        threads=threads,
+        arena=True,
+    )
     generator = np.random.Generator(np.random.PCG64(seed))
     whole = {f"mask/{i}": np.ones(len(mask.ids), np.float32) for i, mask in enumerate(masks)}
     masked = {c: _factors(analysis, masks, c) for c in wanted.tolist() if c not in hidden}
@@ -51,14 +55,21 @@ def ablate(
         base = session.run({**feeds, **whole})
         count = len(base[starts[0]])
         given = None if labels is None else labels[begin : begin + count]
-        targets = [_target(loss, base[start], generator, given) for loss, start in zip(losses, starts)]
+        targets = [
+            _target(loss, base[start], generator, given)
+            for loss, start in zip(losses, starts, strict=False)
+        ]
         before = _total(losses, starts, base, targets)
         for cause, factors in masked.items():
             found = session.run({**feeds, **whole, **factors})
             changes[cause].append(before - _total(losses, starts, found, targets))
         begin += count
     rows = {cause: np.concatenate(parts) for cause, parts in changes.items()}
-    return {name: np.stack([rows[c] for c in analysis.causes[name].tolist()], 1) for name in groups if not hidden.intersection(analysis.causes[name].tolist())}
+    return {
+        name: np.stack([rows[c] for c in analysis.causes[name].tolist()], 1)
+        for name in groups
+        if not hidden.intersection(analysis.causes[name].tolist())
+    }
 
 
 def _masks(analysis: Analysis, causes: np.ndarray) -> tuple[list[Mask], set[int]]:
@@ -95,7 +106,9 @@ def _maskable(analysis: Analysis, masks: Sequence[Mask]) -> Model:
         made = [
             helper.make_node("Constant", [], [f"mask/{i}/shape"], value_ints=shape),
             helper.make_node("Cast", [f"mask/{i}"], [f"mask/{i}/cast"], to=dtype),
-            helper.make_node("Reshape", [f"mask/{i}/cast", f"mask/{i}/shape"], [f"mask/{i}/factor"]),
+            helper.make_node(
+                "Reshape", [f"mask/{i}/cast", f"mask/{i}/shape"], [f"mask/{i}/factor"]
+            ),
             helper.make_node("Mul", [tensor, f"mask/{i}/factor"], [f"mask/{i}/masked"]),
         ]
         before.setdefault(label(node), []).extend(made)
@@ -104,19 +117,34 @@ def _maskable(analysis: Analysis, masks: Sequence[Mask]) -> Model:
     return model
 
 
-def _target(loss: Loss, head: np.ndarray, generator: np.random.Generator, labels: np.ndarray | None) -> np.ndarray:
+def _target(
+    loss: Loss, head: np.ndarray, generator: np.random.Generator, labels: np.ndarray | None
+) -> np.ndarray:
     """The vector, or the labels with an axis of length 1 for the classes."""
     axis = loss.axis % head.ndim
     if loss.kind == LABELS:
-        feed = Feed(loss, tuple(n for i, n in enumerate(head.shape) if i != axis), TensorProto.INT64)
+        feed = Feed(
+            loss, tuple(n for i, n in enumerate(head.shape) if i != axis), TensorProto.INT64
+        )
         return np.expand_dims(feeds_of({feed.name: feed}, generator, labels)[feed.name], axis)
     drawn = Feed(loss, head.shape, TensorProto.FLOAT).draw(generator)
     return drawn if loss.kind == VECTOR else (head + drawn).argmax(axis, keepdims=True)
 
 
-def _total(losses: Sequence[Loss], starts: Sequence[str], values: Mapping[str, np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+def _total(
+    losses: Sequence[Loss],
+    starts: Sequence[str],
+    values: Mapping[str, np.ndarray],
+    targets: Sequence[np.ndarray],
+) -> np.ndarray:
     """(samples,) sum of the losses."""
-    return np.sum([_loss(loss, values[start], target) for loss, start, target in zip(losses, starts, targets)], axis=0)
+    return np.sum(
+        [
+            _loss(loss, values[start], target)
+            for loss, start, target in zip(losses, starts, targets, strict=False)
+        ],
+        axis=0,
+    )
 
 
 def _loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -129,5 +157,3 @@ def _loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarray:
     logs = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
     picked = np.take_along_axis(logs, np.maximum(target, 0), axis) * (target >= 0)
     return np.asarray(-picked.reshape(len(values), -1).mean(1))
-
-

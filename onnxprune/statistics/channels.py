@@ -11,8 +11,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.io import Model
+from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.runtime import Session
 
 Place = tuple[str, int]  # tensor, axis
@@ -39,11 +39,22 @@ class ChannelStatistics:
 
 def consumed(analysis: Analysis) -> list[Place]:
     """(tensor, axis) of every activation axis that some node sums over and that can be cut, in graph order; those in bodies cannot be asked for."""
-    places = {(analysis.record.nodes[m.node].input[m.slot], m.axis): None for m in analysis.record.masks if not m.recurrent and analysis.record.outermost(m.node)}
+    places = {
+        (analysis.record.nodes[m.node].input[m.slot], m.axis): None
+        for m in analysis.record.masks
+        if not m.recurrent and analysis.record.outermost(m.node)
+    }
     return list(places)
 
 
-def channel_statistics(analysis: Analysis, data: Data, *, batch_size: int = 16, threads: int = 1, most_batches: int | None = None) -> Mapping[Place, ChannelStatistics]:
+def channel_statistics(
+    analysis: Analysis,
+    data: Data,
+    *,
+    batch_size: int = 16,
+    threads: int = 1,
+    most_batches: int | None = None,
+) -> Mapping[Place, ChannelStatistics]:
     """Statistics of all consumed axes; one pass over the data, memory independent of the number of samples.
 
     Raises
@@ -63,7 +74,10 @@ def channel_statistics(analysis: Analysis, data: Data, *, batch_size: int = 16, 
         for name, value in session.run(feeds).items():
             sums[name] = sums.get(name, 0.0) + weight * value.astype(np.float64)
         total += weight
-    return {place: ChannelStatistics(*(sums[f"{_name(place)}_{what}"] / total for what in _REDUCED)) for place in places}
+    return {
+        place: ChannelStatistics(*(sums[f"{_name(place)}_{what}"] / total for what in _REDUCED))
+        for place in places
+    }
 
 
 def _name(place: Place) -> str:
@@ -85,8 +99,12 @@ def _instrumented(analysis: Analysis, places: list[Place]) -> tuple[Model, list[
         nodes.append(helper.make_node("Abs", [real], [f"{base}_abs"]))
         nodes.append(helper.make_node("Mul", [real, real], [f"{base}_sq"]))
         nodes.append(helper.make_node("Greater", [real, one], [f"{base}_gt"]))
-        nodes.append(helper.make_node("Cast", [f"{base}_gt"], [f"{base}_gt_f32"], to=TensorProto.FLOAT))
-        for what, source in zip(_REDUCED, (real, f"{base}_abs", f"{base}_sq", f"{base}_gt_f32")):
+        nodes.append(
+            helper.make_node("Cast", [f"{base}_gt"], [f"{base}_gt_f32"], to=TensorProto.FLOAT)
+        )
+        for what, source in zip(
+            _REDUCED, (real, f"{base}_abs", f"{base}_sq", f"{base}_gt_f32"), strict=False
+        ):
             nodes.append(reduce_mean(model, source, f"{base}_{what}", others))
             outputs.append(f"{base}_{what}")
     model.proto.graph.node.extend(nodes)
@@ -97,4 +115,9 @@ def reduce_mean(model: Model, source: str, out: str, axes: list[int]) -> NodePro
     """A ReduceMean without keepdims in the form of the model's opset."""
     if model.opset < 18:
         return helper.make_node("ReduceMean", [source], [out], axes=axes, keepdims=0)
-    return helper.make_node("ReduceMean", [source, add_initializer(model, f"{out}_axes", np.array(axes, np.int64))], [out], keepdims=0)
+    return helper.make_node(
+        "ReduceMean",
+        [source, add_initializer(model, f"{out}_axes", np.array(axes, np.int64))],
+        [out],
+        keepdims=0,
+    )

@@ -10,11 +10,14 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis
 from onnxprune.autodiff import MOMENTS, Gradient, Place, feeds_of, gradient_model
 from onnxprune.data.dataset import Data, samples_of
-from onnxprune.statistics.gradients import default_losses
 from onnxprune.errors import ModelError
 from onnxprune.ir.runtime import Session
+from onnxprune.statistics.gradients import default_losses
 
-LEAST_SAMPLES, MACS = 64, 3e10  # as many as these MACs of forward passes allow, and at least so many
+LEAST_SAMPLES, MACS = (
+    64,
+    3e10,
+)  # as many as these MACs of forward passes allow, and at least so many
 ACTIVATION_BYTES = 500_000_000  # of a batch; the backward pass holds about twice as much
 MOST_BATCH = 32
 
@@ -27,7 +30,15 @@ class Fisher:
     positions: float
 
 
-def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, int]], *, seed: int = 0, batch_size: int = 16, threads: int = 1) -> Mapping[str, Fisher] | None:
+def output_fisher(
+    analysis: Analysis,
+    data: Data,
+    tensors: Iterable[tuple[str, int]],
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    threads: int = 1,
+) -> Mapping[str, Fisher] | None:
     """Fisher information of tensors, by name.
 
     Half of `positions * tr(D' products D)` is what a small change D of a tensor's channels costs in divergence of the model's answer, positions
@@ -51,7 +62,13 @@ def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, i
     except ModelError:
         return None
     generator = np.random.Generator(np.random.PCG64(seed))
-    batch = int(np.clip(ACTIVATION_BYTES // max(analysis.cost().activation_bytes, 1), 1, min(batch_size, MOST_BATCH)))
+    batch = int(
+        np.clip(
+            ACTIVATION_BYTES // max(analysis.cost().activation_bytes, 1),
+            1,
+            min(batch_size, MOST_BATCH),
+        )
+    )
     built: dict[tuple[tuple[int, ...], ...], tuple[Gradient, Session]] = {}
     sums: dict[Place, np.ndarray] = {}
     counts: dict[Place, float] = {}
@@ -60,7 +77,13 @@ def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, i
         key = tuple(a.shape for a in feeds.values())
         if key not in built:
             try:
-                gradient = gradient_model(analysis.model, places, losses, {n: a.shape for n, a in feeds.items()}, samples_of(feeds))
+                gradient = gradient_model(
+                    analysis.model,
+                    places,
+                    losses,
+                    {n: a.shape for n, a in feeds.items()},
+                    samples_of(feeds),
+                )
             except ModelError:
                 return None
             if gradient.blocked:
@@ -76,4 +99,7 @@ def output_fisher(analysis: Analysis, data: Data, tensors: Iterable[tuple[str, i
             break
     if not all(np.isfinite(total).all() and total.any() for total in sums.values()):
         return None
-    return {p.tensor: Fisher(total / max(counts[p], 1.0), counts[p] / max(seen, 1)) for p, total in sums.items()}
+    return {
+        p.tensor: Fisher(total / max(counts[p], 1.0), counts[p] / max(seen, 1))
+        for p, total in sums.items()
+    }

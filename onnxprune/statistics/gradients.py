@@ -10,15 +10,24 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.autodiff import DRAWN, VECTOR, Blocked, Gradient, Loss, Place, feeds_of, gradient_model
+from onnxprune.autodiff import (
+    DRAWN,
+    VECTOR,
+    Blocked,
+    Gradient,
+    Loss,
+    Place,
+    feeds_of,
+    gradient_model,
+)
 from onnxprune.autodiff.losses import start_tensor
 from onnxprune.data.dataset import Data, samples_of
-from onnxprune.statistics.scale import Spread
 from onnxprune.errors import DataError, ModelError
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import label
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.shapes import infer
+from onnxprune.statistics.scale import Spread
 
 # Rows of one sample, alone and in a batch, differ by float noise and by units on a kink; a mixed-up row is another sample's, far beyond this
 ROW_TOLERANCE = 0.1
@@ -29,7 +38,8 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 @dataclass(frozen=True)
 class MaskGradients:
     """rows: group -> (samples, channels) float64, the sum over the coupled copies and all positions of A * dL/dA; blocked: nodes that no
-    gradient passes; incomplete: groups that have a copy before such a node and are therefore not in rows."""
+    gradient passes; incomplete: groups that have a copy before such a node and are therefore not in rows.
+    """
 
     rows: Mapping[str, np.ndarray]
     blocked: tuple[Blocked, ...]
@@ -49,13 +59,19 @@ def default_losses(model: Model) -> tuple[Loss, ...]:
             continue
         classes = Loss(DRAWN, output.name)
         plain = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
-        losses.append(classes if plain or start_tensor(model, classes, shapes) != output.name else Loss(VECTOR, output.name))
+        losses.append(
+            classes
+            if plain or start_tensor(model, classes, shapes) != output.name
+            else Loss(VECTOR, output.name)
+        )
     if not losses:
         raise ModelError("head-unknown", "the model has no float output to differentiate")
     return tuple(losses)
 
 
-def comparable(losses: Sequence[Loss], model: Model, data: Data, *, batch_size: int = 16, threads: int = 1) -> tuple[Loss, ...]:
+def comparable(
+    losses: Sequence[Loss], model: Model, data: Data, *, batch_size: int = 16, threads: int = 1
+) -> tuple[Loss, ...]:
     """The losses with heads without classes in units of their spread over a sample, so that a large head does not outweigh the others in their sum.
 
     One forward pass of `model` over the data; none where there is nothing to compare with.
@@ -68,7 +84,9 @@ def comparable(losses: Sequence[Loss], model: Model, data: Data, *, batch_size: 
     for feeds in data.batches(batch_size):
         for head, values in session.run(feeds).items():
             spreads[head].add(values)
-    return tuple(replace(x, scale=spreads[x.head].scale) if x.head in spreads else x for x in losses)
+    return tuple(
+        replace(x, scale=spreads[x.head].scale) if x.head in spreads else x for x in losses
+    )
 
 
 def mask_gradients(
@@ -102,14 +120,18 @@ def mask_gradients(
     """
     if labels is not None and len(labels) != data.samples:
         raise DataError("labels-count", f"{len(labels)} labels for {data.samples} samples")
-    run = _Run(analysis, tuple(losses) if losses is not None else default_losses(analysis.model), threads)
+    run = _Run(
+        analysis, tuple(losses) if losses is not None else default_losses(analysis.model), threads
+    )
     generator = np.random.Generator(np.random.PCG64(seed))
     start, pieces = 0, []
     name, known = f"{BATCHES}{batch_size}", {} if known is None else known
     known[name] = known.get(name) or run.batch_size(data, batch_size)
     for feeds in data.batches(known[name]):
         count = samples_of(feeds)
-        pieces.append(run.rows(feeds, generator, None if labels is None else labels[start : start + count]))
+        pieces.append(
+            run.rows(feeds, generator, None if labels is None else labels[start : start + count])
+        )
         start += count
     if not pieces:
         raise DataError("data-empty", "there is no calibration sample")
@@ -118,7 +140,8 @@ def mask_gradients(
 
 def copies(analysis: Analysis) -> tuple[dict[Place, np.ndarray], set[int]]:
     """Activations that a node sums over, with the causes of each position (length, width), and causes with a copy that has no such place:
-    recurrent, or inside of a nested graph."""
+    recurrent, or inside of a nested graph.
+    """
     outermost = {label(node) for node in analysis.model.proto.graph.node}
     places: dict[Place, np.ndarray] = {}
     lost: set[int] = set()
@@ -167,9 +190,17 @@ class _Run:
             return False
         if any(not b.op for b in gradient.blocked):
             return False
-        labels = np.zeros(max((int(np.prod(f.shape)) for f in gradient.feeds.values()), default=0), np.int64)
-        extra = {name: _first(a) for name, a in feeds_of(gradient.feeds, np.random.default_rng(0), labels).items()}
-        mixed, alike = session.run({**feeds, **extra}), session.run({**{n: _first(a) for n, a in feeds.items()}, **extra})
+        labels = np.zeros(
+            max((int(np.prod(f.shape)) for f in gradient.feeds.values()), default=0), np.int64
+        )
+        extra = {
+            name: _first(a)
+            for name, a in feeds_of(gradient.feeds, np.random.default_rng(0), labels).items()
+        }
+        mixed, alike = (
+            session.run({**feeds, **extra}),
+            session.run({**{n: _first(a) for n, a in feeds.items()}, **extra}),
+        )
         error = sum(float(((alike[n] - mixed[n][:1]) ** 2).sum()) for n in alike)
         return error <= ROW_TOLERANCE**2 * sum(float((v**2).sum()) for v in alike.values())
 
@@ -177,17 +208,39 @@ class _Run:
         key = tuple(a.shape for a in feeds.values())
         if key not in self.built:
             shapes = {name: a.shape for name, a in feeds.items()}
-            gradient = gradient_model(self.analysis.model, list(self.places), self.losses, shapes, samples_of(feeds))
+            gradient = gradient_model(
+                self.analysis.model, list(self.places), self.losses, shapes, samples_of(feeds)
+            )
             self.blocked.update(dict.fromkeys(gradient.blocked))
             self.built[key] = gradient, Session(gradient.model, threads=self.threads, arena=True)
         return self.built[key]
 
-    def rows(self, feeds: Mapping[str, np.ndarray], generator: np.random.Generator, labels: np.ndarray | None) -> np.ndarray:
+    def rows(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        generator: np.random.Generator,
+        labels: np.ndarray | None,
+    ) -> np.ndarray:
         """(samples, causes) mask gradients of a batch."""
         count = samples_of(feeds)
-        full = next((key for key in self.built if all(k[1:] == a.shape[1:] and len(k) == a.ndim for k, a in zip(key, feeds.values()))), None)
-        if full is not None and count < full[0][0]:  # the last batch is filled up, so that no other graph is needed
-            feeds = {name: np.resize(a, shape) if a.ndim else a for (name, a), shape in zip(feeds.items(), full)}
+        full = next(
+            (
+                key
+                for key in self.built
+                if all(
+                    k[1:] == a.shape[1:] and len(k) == a.ndim
+                    for k, a in zip(key, feeds.values(), strict=False)
+                )
+            ),
+            None,
+        )
+        if (
+            full is not None and count < full[0][0]
+        ):  # the last batch is filled up, so that no other graph is needed
+            feeds = {
+                name: np.resize(a, shape) if a.ndim else a
+                for (name, a), shape in zip(feeds.items(), full, strict=False)
+            }
             labels = None if labels is None else np.resize(labels, (full[0][0], *labels.shape[1:]))
         gradient, session = self.session(feeds)
         found = session.run({**feeds, **feeds_of(gradient.feeds, generator, labels)})
@@ -199,7 +252,12 @@ class _Run:
         return rows.T[:count]
 
     def result(self, rows: np.ndarray) -> MaskGradients:
-        lost = {c for b in self.blocked for place in b.places for c in self.places[place].ravel().tolist()} | self.lost
+        lost = {
+            c
+            for b in self.blocked
+            for place in b.places
+            for c in self.places[place].ravel().tolist()
+        } | self.lost
         reached = {c for table in self.places.values() for c in table.ravel().tolist()} | lost
         groups, incomplete = {}, []
         for name, causes in self.analysis.causes.items():
@@ -213,4 +271,3 @@ class _Run:
 def _first(array: np.ndarray) -> np.ndarray:
     """The first sample in place of each."""
     return np.repeat(array[:1], len(array), 0) if array.ndim else array
-

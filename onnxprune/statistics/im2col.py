@@ -38,7 +38,9 @@ class Geometry:
         return prod(self.kernel)
 
 
-def geometry(node: NodeProto, weight_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> Geometry:
+def geometry(
+    node: NodeProto, weight_shape: tuple[int, ...], input_shape: tuple[int, ...]
+) -> Geometry:
     """Geometry of a Conv, ConvTranspose, Gemm or MatMul; input_shape: of one batch, for auto_pad."""
     if not node.op_type.startswith("Conv"):
         return Geometry(0)
@@ -50,13 +52,29 @@ def geometry(node: NodeProto, weight_shape: tuple[int, ...], input_shape: tuple[
     mode = attribute(node, "auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         for i, size in enumerate(input_shape[2:]):
-            need = max((-(-size // strides[i]) - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 - size, 0)
+            need = max(
+                (-(-size // strides[i]) - 1) * strides[i]
+                + (kernel[i] - 1) * dilations[i]
+                + 1
+                - size,
+                0,
+            )
             small, large = need // 2, need - need // 2
             pads[i], pads[i + n] = (small, large) if mode == "SAME_UPPER" else (large, small)
-    return Geometry(n, kernel, strides, dilations, tuple(pads[:n]), tuple(pads[n:]), node.op_type == "ConvTranspose")
+    return Geometry(
+        n,
+        kernel,
+        strides,
+        dilations,
+        tuple(pads[:n]),
+        tuple(pads[n:]),
+        node.op_type == "ConvTranspose",
+    )
 
 
-def positions(output_shape: tuple[int, ...], spatial: int, most: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def positions(
+    output_shape: tuple[int, ...], spatial: int, most: int, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
     """A random grid of at most about `most` output positions: indices an axis."""
     sizes = output_shape[2 : 2 + spatial]
     total = prod(sizes)
@@ -72,12 +90,24 @@ def columns(x: np.ndarray, how: Geometry, at: tuple[np.ndarray, ...]) -> np.ndar
         return np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T, np.float32)
     if how.transposed:
         x, how = _spread(x, how)
-    ends = [max(int(a[-1]) * s + (k - 1) * d + 1, 0) if len(a) else 0 for a, s, k, d in zip(at, how.strides, how.kernel, how.dilations)]
-    x = _padded(x, how.before, [max(a, e - b - size, 0) for b, a, e, size in zip(how.before, how.after, ends, x.shape[2:])])
+    ends = [
+        max(int(a[-1]) * s + (k - 1) * d + 1, 0) if len(a) else 0
+        for a, s, k, d in zip(at, how.strides, how.kernel, how.dilations, strict=False)
+    ]
+    x = _padded(
+        x,
+        how.before,
+        [
+            max(a, e - b - size, 0)
+            for b, a, e, size in zip(how.before, how.after, ends, x.shape[2:], strict=False)
+        ],
+    )
     n, c = x.shape[:2]
     out = np.empty((c, how.taps, n, *map(len, at)), np.float32)
     parts = [x]  # what a tap of the axes so far reads
-    for axis, (index, stride, size, dilation) in enumerate(zip(at, how.strides, how.kernel, how.dilations)):
+    for axis, (index, stride, size, dilation) in enumerate(
+        zip(at, how.strides, how.kernel, how.dilations, strict=False)
+    ):
         places = [_places(index * stride + k * dilation) for k in range(size)]
         if axis + 1 < how.spatial:
             parts = [_take(part, place, axis + 2) for part in parts for place in places]
@@ -91,8 +121,20 @@ def _padded(x: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.nd
     """With zeros around the spatial axes."""
     if not any(before) and not any(after):
         return x
-    out = np.zeros((*x.shape[:2], *(b + size + a for b, size, a in zip(before, x.shape[2:], after))), x.dtype)
-    out[(slice(None), slice(None), *(slice(b, b + size) for b, size in zip(before, x.shape[2:])))] = x
+    out = np.zeros(
+        (
+            *x.shape[:2],
+            *(b + size + a for b, size, a in zip(before, x.shape[2:], after, strict=False)),
+        ),
+        x.dtype,
+    )
+    out[
+        (
+            slice(None),
+            slice(None),
+            *(slice(b, b + size) for b, size in zip(before, x.shape[2:], strict=False)),
+        )
+    ] = x
     return out
 
 
@@ -114,18 +156,32 @@ def _places(index: np.ndarray) -> slice | np.ndarray:
 
 def _take(x: np.ndarray, place: slice | np.ndarray, axis: int) -> np.ndarray:
     """Positions of an axis; a view for a slice."""
-    return x[(slice(None),) * axis + (place,)] if isinstance(place, slice) else np.take(x, place, axis)
+    return (
+        x[(slice(None),) * axis + (place,)] if isinstance(place, slice) else np.take(x, place, axis)
+    )
 
 
 def _spread(x: np.ndarray, how: Geometry) -> tuple[np.ndarray, Geometry]:
     """A transposed convolution as a plain one: zeros between the inputs, taps in reverse (see `tap_order`)."""
-    shape = [*x.shape[:2], *((s - 1) * stride + 1 for s, stride in zip(x.shape[2:], how.strides))]
+    shape = [
+        *x.shape[:2],
+        *((s - 1) * stride + 1 for s, stride in zip(x.shape[2:], how.strides, strict=False)),
+    ]
     spread = np.zeros(shape, x.dtype)
     spread[(slice(None), slice(None), *(slice(None, None, s) for s in how.strides))] = x
-    before = tuple(d * (k - 1) - b for k, d, b in zip(how.kernel, how.dilations, how.before))
+    before = tuple(
+        d * (k - 1) - b for k, d, b in zip(how.kernel, how.dilations, how.before, strict=False)
+    )
     crop = [max(-b, 0) for b in before]
     spread = spread[(slice(None), slice(None), *(slice(c, None) for c in crop))]
-    plain = Geometry(how.spatial, how.kernel, (1,) * how.spatial, how.dilations, tuple(max(b, 0) for b in before), (0,) * how.spatial)
+    plain = Geometry(
+        how.spatial,
+        how.kernel,
+        (1,) * how.spatial,
+        how.dilations,
+        tuple(max(b, 0) for b in before),
+        (0,) * how.spatial,
+    )
     return spread, plain
 
 
@@ -142,7 +198,14 @@ def joined(parts: Iterable[tuple[Any, ...]], least: int) -> Iterator[tuple[Any, 
 
 
 def _together(held: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return held[0] if len(held) == 1 else tuple(None if column[0] is None else np.concatenate(column, -1) for column in zip(*held))
+    return (
+        held[0]
+        if len(held) == 1
+        else tuple(
+            None if column[0] is None else np.concatenate(column, -1)
+            for column in zip(*held, strict=False)
+        )
+    )
 
 
 def tap_order(how: Geometry) -> np.ndarray:
@@ -169,7 +232,11 @@ class Moments:
     @staticmethod
     def zeros(inputs: int, outs: int = 0) -> Moments:
         """Nothing summed yet."""
-        more = (np.zeros((outs, inputs)), np.zeros(outs), np.zeros(outs)) if outs else (None, None, None)
+        more = (
+            (np.zeros((outs, inputs)), np.zeros(outs), np.zeros(outs))
+            if outs
+            else (None, None, None)
+        )
         return Moments(np.zeros((inputs, inputs)), np.zeros(inputs), *more)
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.data.dataset import samples_of
+from onnxprune.ir.extract import extract, live_after, reads
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
-from onnxprune.ir.extract import extract, live_after, reads
 from onnxprune.ir.shapes import Shapes, infer
 
 FLOAT_BYTES = 4
@@ -25,7 +25,14 @@ class Run:
     the same nodes and other weights. feeds: of the first batch.
     """
 
-    def __init__(self, model: Model, batches: list[dict[str, np.ndarray]], *, threads: int = 1, shapes: Shapes | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        batches: list[dict[str, np.ndarray]],
+        *,
+        threads: int = 1,
+        shapes: Shapes | None = None,
+    ) -> None:
         self.model = model
         self.shapes = shapes or infer(model)
         self.nodes: list[NodeProto] = list(model.proto.graph.node)
@@ -52,7 +59,9 @@ class Run:
         outs = sorted(wanted & made)
         if outs:
             needed = set().union(*map(reads, part))
-            session = Session(extract(self.model, self.shapes, part, held, outs), threads=self.threads)
+            session = Session(
+                extract(self.model, self.shapes, part, held, outs), threads=self.threads
+            )
             names = [n for n in session.inputs if n in needed]
         for i, state in enumerate(self.state):
             fresh = session.run({n: state[n] for n in names}) if outs else {}
@@ -71,7 +80,16 @@ class Run:
         """Bring further batches to this place, one after the other."""
         held = set(self.state[0]) if self.state else set(self.live[self.at])
         made = {o for n in self.nodes[: self.at] for o in n.output} & held
-        session = Session(extract(self.model, self.shapes, self.nodes[: self.at], set(self.feeds), sorted(made)), threads=self.threads) if made else None
+        session = (
+            Session(
+                extract(
+                    self.model, self.shapes, self.nodes[: self.at], set(self.feeds), sorted(made)
+                ),
+                threads=self.threads,
+            )
+            if made
+            else None
+        )
         for batch in batches:
             self.counts.append(samples_of(batch))
             fresh = session.run({n: batch[n] for n in session.inputs}) if session else {}

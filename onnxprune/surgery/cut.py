@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.ir.passes.canonicalize import remove_dead
-from onnxprune.ir.io import Model
 from onnxprune.ir.edit import free_name
+from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import nested
+from onnxprune.ir.passes.canonicalize import remove_dead
 from onnxprune.ir.weights import Sliced
 from onnxprune.surgery.fold import fold_branches
 from onnxprune.surgery.size_literals import Editor, refit
@@ -43,7 +43,9 @@ def _slice_weights(editor: Editor) -> None:
     tensors = {t.name: t for t in model.proto.graph.initializer}
     inputs = {i.name: i for i in model.proto.graph.input}
     needs = [(use, tuple(_positions(editor, a) for a in use.axes)) for use in analysis.record.uses]
-    whole = {o.name for g in nested(model.proto.graph) for o in g.output} | {use.tensor for use, keeps in needs if all(k is None for k in keeps)}
+    whole = {o.name for g in nested(model.proto.graph) for o in g.output} | {
+        use.tensor for use, keeps in needs if all(k is None for k in keeps)
+    }
     names: dict[tuple[str, tuple[bytes, ...]], str] = {}
     seen: set[str] = set()
     weights = model.weights
@@ -52,7 +54,9 @@ def _slice_weights(editor: Editor) -> None:
         if key not in names:
             first = use.tensor not in seen and use.tensor not in whole
             seen.add(use.tensor)
-            name = use.tensor if first or not any(key[1]) else free_name(f"{use.tensor}_cut", tensors)
+            name = (
+                use.tensor if first or not any(key[1]) else free_name(f"{use.tensor}_cut", tensors)
+            )
             names[key] = name
             base = analysis.model.weights[use.tensor]
             weights[name] = Sliced(base, keeps) if any(key[1]) else base  # type: ignore[index]
@@ -83,12 +87,12 @@ def _update_infos(editor: Editor) -> None:
         for info in (*graph.value_info, *graph.input, *graph.output):
             dims = info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else []
             if info.name in editor.model.weights:  # exporters declare initializers too
-                for dim, size in zip(dims, editor.model.weights[info.name].shape):
+                for dim, size in zip(dims, editor.model.weights[info.name].shape, strict=False):
                     dim.dim_value = size
                 continue
             state = tensors.get(info.name)
             if state is None or len(dims) != len(state.axes):
                 continue
-            for dim, axis in zip(dims, state.axes):
+            for dim, axis in zip(dims, state.axes, strict=False):
                 if isinstance(axis, np.ndarray) and dim.HasField("dim_value"):
                     dim.dim_value = editor.length(axis)

@@ -8,10 +8,10 @@ from onnxprune.analysis.blocks import collapse
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, bias_slot
 from onnxprune.ir.edit import add_weight, replace_nodes
+from onnxprune.ir.extract import extract
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute
 from onnxprune.ir.runtime import Session
-from onnxprune.ir.extract import extract
 from onnxprune.ir.weights import from_array
 from onnxprune.surgery.size_literals import Editor
 
@@ -42,7 +42,11 @@ def fold_branches(editor: Editor) -> None:
 def constants_of(analysis: Analysis, pruned: Model) -> dict[str, tuple[int, ...]]:
     """The constants that stand for branches in a cut model: name of the activation -> shape."""
     known = analysis.record.tensors
-    return {name: weight.shape for name, weight in pruned.weights.items() if name in known and name not in analysis.model.weights}
+    return {
+        name: weight.shape
+        for name, weight in pruned.weights.items()
+        if name in known and name not in analysis.model.weights
+    }
 
 
 def _bias(editor: Editor, linear: Linear) -> np.ndarray:
@@ -53,11 +57,17 @@ def _bias(editor: Editor, linear: Linear) -> np.ndarray:
     if not name:
         weight = weights[node.input[1]]
         per_group = weight.shape[1] * int(attribute(node, "group", 1))
-        outputs = {"Conv": weight.shape[0], "ConvTranspose": per_group}.get(linear.op, weight.shape[0 if attribute(node, "transB", 0) else 1])
+        outputs = {"Conv": weight.shape[0], "ConvTranspose": per_group}.get(
+            linear.op, weight.shape[0 if attribute(node, "transB", 0) else 1]
+        )
         values = np.zeros(outputs, weight.array().dtype)
     else:
         values = weights[name].array()
-        values = values * np.asarray(attribute(node, "beta", 1.0), values.dtype) if linear.op == "Gemm" else values
+        values = (
+            values * np.asarray(attribute(node, "beta", 1.0), values.dtype)
+            if linear.op == "Gemm"
+            else values
+        )
     if linear.op == "Gemm" and values.ndim == 2:
         return values
     return values.reshape([-1 if axis == linear.out_axis else 1 for axis in range(rank)])

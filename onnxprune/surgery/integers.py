@@ -21,7 +21,21 @@ from onnxprune.ir.weights import Weight
 _QUANTISED_DOMAINS = (*STANDARD_DOMAINS, "com.microsoft")
 _SUMS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _SMALL = (TensorProto.INT8, TensorProto.UINT8)  # products of wider types leave float32's integers
-_COMMUTE = frozenset(["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand", "Identity", "Relu", "MaxPool"])  # with one positive scale
+_COMMUTE = frozenset(
+    [
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Slice",
+        "Gather",
+        "Expand",
+        "Identity",
+        "Relu",
+        "MaxPool",
+    ]
+)  # with one positive scale
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,11 @@ class _Sums:
 
     def run(self) -> None:
         for node in self.graph.node:
-            if node.op_type not in _SUMS or node.domain not in STANDARD_DOMAINS or not self.rewrite(node):
+            if (
+                node.op_type not in _SUMS
+                or node.domain not in STANDARD_DOMAINS
+                or not self.rewrite(node)
+            ):
                 self.nodes.append(node)
         replace_nodes(self.graph, self.nodes)
 
@@ -73,9 +91,16 @@ class _Sums:
         if data is None or weight is None or data.axis is not None:
             return False
         conv, out = node.op_type.startswith("Conv"), node.output[0]
-        if conv and weight.shape is None or weight.axis is not None and not _along_output(node, weight):
+        if (
+            conv
+            and weight.shape is None
+            or weight.axis is not None
+            and not _along_output(node, weight)
+        ):
             return False
-        behind = [-1] + [1] * (len(weight.shape) - 2 if conv and weight.shape else 0)  # a vector along the output's channels
+        behind = [-1] + [1] * (
+            len(weight.shape) - 2 if conv and weight.shape else 0
+        )  # a vector along the output's channels
         inner = copied(node)
         inner.input[:], inner.output[:] = [data.name, weight.name], [f"{out}_integers"]
         self.nodes.append(inner)
@@ -84,7 +109,9 @@ class _Sums:
         bias = node.input[2] if len(node.input) > 2 else ""
         scaled = self.add("Mul", [inner.output[0], product], f"{out}_scaled" if bias else out)
         if bias:
-            self.add("Add", [scaled, self.shaped(bias, behind, f"{out}_bias") if conv else bias], out)
+            self.add(
+                "Add", [scaled, self.shaped(bias, behind, f"{out}_bias") if conv else bias], out
+            )
         return True
 
     def integers(self, name: str) -> _Integers | None:
@@ -98,7 +125,11 @@ class _Sums:
         """A DequantizeLinear with scale 1, or what moves or masks such a tensor, once more."""
         if node.op_type == "DequantizeLinear" and node.domain in _QUANTISED_DOMAINS:
             return self.dequantised(node)
-        if len(node.output) > 1 or node.domain not in STANDARD_DOMAINS or not (node.op_type in _COMMUTE or self.masks(node)):
+        if (
+            len(node.output) > 1
+            or node.domain not in STANDARD_DOMAINS
+            or not (node.op_type in _COMMUTE or self.masks(node))
+        ):
             return None
         found = self.integers(node.input[0])
         if found is None or found.axis is not None:
@@ -110,7 +141,13 @@ class _Sums:
         values = self.constant(node.input[0])
         zero = self.model.weights.get(node.input[2]) if len(node.input) > 2 else None
         kind = zero.dtype if zero is not None else values.dtype if values is not None else None
-        if scale is None or kind not in _SMALL or scale.dtype != TensorProto.FLOAT or len(scale.shape) > 1 or (scale.array() <= 0).any():
+        if (
+            scale is None
+            or kind not in _SMALL
+            or scale.dtype != TensorProto.FLOAT
+            or len(scale.shape) > 1
+            or (scale.array() <= 0).any()
+        ):
             return None
         vector = scale.shape not in ((), (1,))
         if vector and values is None:
@@ -123,7 +160,9 @@ class _Sums:
     def constant(self, name: str) -> Weight | None:
         """The initializer that is dequantised, or that is quantised first."""
         maker = self.makers.get(name)
-        return self.model.weights.get(maker.input[0] if maker is not None and maker.op_type == "QuantizeLinear" else name)
+        return self.model.weights.get(
+            maker.input[0] if maker is not None and maker.op_type == "QuantizeLinear" else name
+        )
 
     def masks(self, node: NodeProto) -> bool:
         """Whether a node multiplies by zeros and ones."""
@@ -138,7 +177,15 @@ class _Sums:
         return copy.output[0]
 
     def shaped(self, name: str, shape: list[int], out: str) -> str:
-        return name if len(shape) == 1 else self.add("Reshape", [name, add_initializer(self.model, f"{out}_shape", np.array(shape, np.int64))], f"{out}_shaped")
+        return (
+            name
+            if len(shape) == 1
+            else self.add(
+                "Reshape",
+                [name, add_initializer(self.model, f"{out}_shape", np.array(shape, np.int64))],
+                f"{out}_shaped",
+            )
+        )
 
     def add(self, op: str, inputs: list[str], output: str) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output]))

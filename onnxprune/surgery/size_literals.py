@@ -10,9 +10,9 @@ from onnx import GraphProto, NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Average, Refit, Restore, Select
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, nested, set_attribute
+from onnxprune.ir.passes.canonicalize import add_initializer
 
 _SHARE = "_share_of_mean"  # ends the name of the node that _average adds
 
@@ -39,7 +39,9 @@ class Editor:
     def insert(self, index: int, node: NodeProto, *, after: bool = False) -> None:
         """Put a node before or behind that of a number."""
         graph = self.owners[index]
-        at = next(i for i, n in enumerate(graph.node) if list(n.output) == list(self.nodes[index].output))
+        at = next(
+            i for i, n in enumerate(graph.node) if list(n.output) == list(self.nodes[index].output)
+        )
         graph.node.insert(at + after, node)
 
 
@@ -77,12 +79,20 @@ def _refit(editor: Editor, item: Refit) -> None:
         values = np.array([new.get(i, 0) for i in range(len(item.entries))], np.int64)
         _drop(node, "num_outputs")
     else:
-        values = np.array([new.get(i, 0 if v is None or isinstance(v, str) else v) for i, v in enumerate(old)], np.int64 if old.dtype == object else old.dtype)
+        values = np.array(
+            [new.get(i, 0 if v is None or isinstance(v, str) else v) for i, v in enumerate(old)],
+            np.int64 if old.dtype == object else old.dtype,
+        )
     name = add_initializer(editor.model, f"{node.output[0]}_sizes", values)
     if old is not None and old.dtype == object:
-        mask = add_initializer(editor.model, f"{node.output[0]}_known", np.array([i in new for i in range(len(old))]))
+        mask = add_initializer(
+            editor.model, f"{node.output[0]}_known", np.array([i in new for i in range(len(old))])
+        )
         merged = f"{name}_merged"
-        editor.insert(item.node, helper.make_node("Where", [mask, name, node.input[slot]], [merged], name=merged))
+        editor.insert(
+            item.node,
+            helper.make_node("Where", [mask, name, node.input[slot]], [merged], name=merged),
+        )
         name = merged
     node.input[slot] = name
 
@@ -106,7 +116,14 @@ def _select(editor: Editor, item: Select) -> None:
     if node.op_type == "Gather":
         node.input[1] = values
         return
-    gather = helper.make_node("Gather", [node.input[0], values], list(node.output), name=node.name, axis=item.axis, doc_string=node.doc_string)
+    gather = helper.make_node(
+        "Gather",
+        [node.input[0], values],
+        list(node.output),
+        name=node.name,
+        axis=item.axis,
+        doc_string=node.doc_string,
+    )
     node.CopyFrom(gather)
 
 
@@ -117,9 +134,17 @@ def _restore(editor: Editor, item: Restore) -> None:
         return
     node = editor.nodes[item.node]
     told, inner = node.output[0], f"{node.output[0]}_cut"
-    old = add_initializer(editor.model, f"{told}_whole", np.array([len(a) if a is not None else 0 for a in item.axes], np.int64))
+    old = add_initializer(
+        editor.model,
+        f"{told}_whole",
+        np.array([len(a) if a is not None else 0 for a in item.axes], np.int64),
+    )
     mask = add_initializer(editor.model, f"{told}_changed", cut)
-    editor.insert(item.node, helper.make_node("Where", [mask, old, inner], [told], name=f"{told}_whole"), after=True)
+    editor.insert(
+        item.node,
+        helper.make_node("Where", [mask, old, inner], [told], name=f"{told}_whole"),
+        after=True,
+    )
     node.output[0] = inner
 
 
@@ -131,12 +156,23 @@ def _average(editor: Editor, item: Average) -> None:
     node = editor.nodes[item.node]
     told = node.output[0]
     dtype = helper.tensor_dtype_to_np_dtype(editor.analysis.shapes.dtype(told))
-    earlier = next((n for n in editor.owners[item.node].node if n.op_type == "Mul" and n.input[0] == told and n.name.endswith(_SHARE)), None)
+    earlier = next(
+        (
+            n
+            for n in editor.owners[item.node].node
+            if n.op_type == "Mul" and n.input[0] == told and n.name.endswith(_SHARE)
+        ),
+        None,
+    )
     if earlier is not None:  # the model was cut before
         share *= float(editor.model.weights[earlier.input[1]].array())
         earlier.input[1] = add_initializer(editor.model, earlier.input[1], np.array(share, dtype))
         return
     inner = f"{told}_kept"
     factor = add_initializer(editor.model, f"{told}{_SHARE}", np.array(share, dtype))
-    editor.insert(item.node, helper.make_node("Mul", [inner, factor], [told], name=f"{told}{_SHARE}"), after=True)
+    editor.insert(
+        item.node,
+        helper.make_node("Mul", [inner, factor], [told], name=f"{told}{_SHARE}"),
+        after=True,
+    )
     node.output[0] = inner

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import VerificationError
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.io import INLINE_BYTES, Model
+from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.ir.weights import size_bytes
 from onnxprune.surgery.integers import integer_sums, is_quantised
@@ -21,7 +21,12 @@ from onnxprune.surgery.size_literals import Editor
 from onnxprune.types import Plan
 
 # Float rounding of sums in another order; single-precision chains of a few hundred layers stay below it
-TOLERANCE: dict[int, float] = {TensorProto.FLOAT: 1e-5, TensorProto.DOUBLE: 1e-12, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
+TOLERANCE: dict[int, float] = {
+    TensorProto.FLOAT: 1e-5,
+    TensorProto.DOUBLE: 1e-12,
+    TensorProto.FLOAT16: 2e-2,
+    TensorProto.BFLOAT16: 1e-1,
+}
 _ROUNDING = 2.0  # times what the original differs from itself is not held against a cut
 _MOST_TOLERANCES = 10.0
 _BLOCK = 1 << 20  # values of an output that are compared at a time
@@ -50,11 +55,25 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"ok": self.ok, "exact": self.exact, "difference": self.difference, "masked_difference": self.masked_difference, "tolerance": self.tolerance, "outputs": dict(self.outputs)}
+        return {
+            "ok": self.ok,
+            "exact": self.exact,
+            "difference": self.difference,
+            "masked_difference": self.masked_difference,
+            "tolerance": self.tolerance,
+            "outputs": dict(self.outputs),
+        }
 
 
 def verify(
-    analysis: Analysis, plan: Plan, pruned: Model, feeds: Mapping[str, np.ndarray] | None = None, *, tolerance: float | None = None, seed: int = 0, threads: int = 1
+    analysis: Analysis,
+    plan: Plan,
+    pruned: Model,
+    feeds: Mapping[str, np.ndarray] | None = None,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+    threads: int = 1,
 ) -> Verification:
     """Compare a cut model (before repair) with the masked original on real runs.
 
@@ -86,16 +105,27 @@ def verify(
             Session(pruned, threads=threads, optimise=False).run(feeds)
         found = run(pruned)
     except Exception as problem:
-        raise VerificationError("cut-refused", f"the cut model does not run: {problem}") from problem
+        raise VerificationError(
+            "cut-refused", f"the cut model does not run: {problem}"
+        ) from problem
     by_output = {n: relative_difference(found[n], reference[n]) for n in reference}
-    exact = all(g.exact or g.name not in plan.kept or len(plan.kept[g.name]) == g.size for g in analysis.groups)
+    exact = all(
+        g.exact or g.name not in plan.kept or len(plan.kept[g.name]) == g.size
+        for g in analysis.groups
+    )
     limit = tolerance if tolerance is not None else _tolerance(analysis)
     worst = max(by_output.values(), default=0.0)
     if tolerance is None and exact and limit < worst <= _MOST_TOLERANCES * limit:
         again = Session(as_compared(analysis.model), threads=threads).run(feeds)
         rounding = max(relative_difference(again[n], original[n]) for n in original)
         limit = max(limit, min(_ROUNDING * rounding, _MOST_TOLERANCES * limit))
-    return Verification(worst, max((relative_difference(reference[n], original[n]) for n in reference), default=0.0), limit, by_output, exact)
+    return Verification(
+        worst,
+        max((relative_difference(reference[n], original[n]) for n in reference), default=0.0),
+        limit,
+        by_output,
+        exact,
+    )
 
 
 def _check_as_good(original: Model, pruned: Model) -> None:
@@ -124,13 +154,17 @@ def check(model: Model) -> None:
             tensor.raw_data = bytes(weight.raw())
             small.append(tensor)
         elif tensor.name not in given:
-            skeleton.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            skeleton.graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
     del skeleton.graph.initializer[:]
     skeleton.graph.initializer.extend(small)
     try:
         onnx.checker.check_model(skeleton, full_check=True)
     except Exception as problem:  # onnx's C++ errors have no common type
-        raise VerificationError("cut-invalid", f"the cut model is not valid: {str(problem).strip().splitlines()[0]}") from problem
+        raise VerificationError(
+            "cut-invalid", f"the cut model is not valid: {str(problem).strip().splitlines()[0]}"
+        ) from problem
 
 
 def masked(analysis: Analysis, plan: Plan) -> Model:
@@ -159,10 +193,19 @@ def _multiply(editor: Editor, index: int, slot: int, keep: np.ndarray, number: i
         editor.insert(index, helper.make_node("Mul", [name, factor], [out], name=out))
         return out
     node = editor.nodes[index]
-    zero_slot = {"ConvInteger": 2 + slot, "MatMulInteger": 2 + slot, "QLinearConv": slot + 2, "QLinearMatMul": slot + 2, "QGemm": slot + 2, "MatMulIntegerToFloat": slot + 4}.get(node.op_type, len(node.input))
+    zero_slot = {
+        "ConvInteger": 2 + slot,
+        "MatMulInteger": 2 + slot,
+        "QLinearConv": slot + 2,
+        "QLinearMatMul": slot + 2,
+        "QGemm": slot + 2,
+        "MatMulIntegerToFloat": slot + 4,
+    }.get(node.op_type, len(node.input))
     zero = node.input[zero_slot] if zero_slot < len(node.input) and node.input[zero_slot] else ""
     if not zero:
-        zero = add_initializer(editor.model, f"{out}_zero", np.zeros((), helper.tensor_dtype_to_np_dtype(dtype)))
+        zero = add_initializer(
+            editor.model, f"{out}_zero", np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
+        )
     mask = add_initializer(editor.model, f"{out}_keep", keep)
     editor.insert(index, helper.make_node("Where", [mask, name, zero], [out], name=out))
     return out
@@ -178,9 +221,14 @@ def relative_difference(found: Any, expected: Any) -> float:
     scale = worst = 0.0
     flat_a, flat_b = a.ravel(), b.ravel()
     for at in range(0, a.size, _BLOCK):
-        x, y = flat_a[at : at + _BLOCK].astype(np.float64), flat_b[at : at + _BLOCK].astype(np.float64)
+        x, y = (
+            flat_a[at : at + _BLOCK].astype(np.float64),
+            flat_b[at : at + _BLOCK].astype(np.float64),
+        )
         finite = np.isfinite(y)
-        if not np.array_equal(np.isfinite(x), finite) or not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+        if not np.array_equal(np.isfinite(x), finite) or not np.array_equal(
+            x[~finite], y[~finite], equal_nan=True
+        ):
             return float("inf")
         scale = max(scale, float(np.abs(y[finite]).max(initial=0.0)))
         worst = max(worst, float(np.abs(x[finite] - y[finite]).max(initial=0.0)))

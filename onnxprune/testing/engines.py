@@ -12,7 +12,9 @@ from onnxprune.errors import EngineError
 SAMPLES = 3
 
 
-def check_engine(engine: Engine, source: Source, feeds: Mapping[str, np.ndarray], options: Options | None = None) -> None:
+def check_engine(
+    engine: Engine, source: Source, feeds: Mapping[str, np.ndarray], options: Options | None = None
+) -> None:
     """Raise AssertionError, with a sentence, where an engine breaks the protocol.
 
     Parameters
@@ -20,12 +22,24 @@ def check_engine(engine: Engine, source: Source, feeds: Mapping[str, np.ndarray]
     source, feeds
         A small model that the engine takes, and its inputs.
     """
-    _say(isinstance(engine, Engine), "it has not all of name, install, available, version, compile, limits, channel_multiple")
-    _say(all(isinstance(m := engine.channel_multiple(p), int) and m >= 1 for p in PRECISIONS), "a channel multiple is not a whole number of at least 1")
-    _say(all(isinstance(k, str) and isinstance(v, str) for k, v in engine.limits().items()), "limits are not topic -> sentence")
+    _say(
+        isinstance(engine, Engine),
+        "it has not all of name, install, available, version, compile, limits, channel_multiple",
+    )
+    _say(
+        all(isinstance(m := engine.channel_multiple(p), int) and m >= 1 for p in PRECISIONS),
+        "a channel multiple is not a whole number of at least 1",
+    )
+    _say(
+        all(isinstance(k, str) and isinstance(v, str) for k, v in engine.limits().items()),
+        "limits are not topic -> sentence",
+    )
     reason = engine.available()
     if reason is not None:
-        _say(engine.install in reason and "\n" not in reason, "the reason why it is not available is not one sentence with the way to install it")
+        _say(
+            engine.install in reason and "\n" not in reason,
+            "the reason why it is not available is not one sentence with the way to install it",
+        )
         try:
             engine.compile(source, options or Options())
         except EngineError as problem:
@@ -40,12 +54,24 @@ def check_engine(engine: Engine, source: Source, feeds: Mapping[str, np.ndarray]
 
 def _check_compiled(compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> None:
     first, second = compiled.run(feeds), compiled.run(feeds)
-    _say(set(first) == set(compiled.outputs), f"run gives {sorted(first)}, outputs are {sorted(compiled.outputs)}")
-    _say(all(np.array_equal(first[n], second[n], equal_nan=True) for n in first), "the same inputs give other outputs")
+    _say(
+        set(first) == set(compiled.outputs),
+        f"run gives {sorted(first)}, outputs are {sorted(compiled.outputs)}",
+    )
+    _say(
+        all(np.array_equal(first[n], second[n], equal_nan=True) for n in first),
+        "the same inputs give other outputs",
+    )
     times = compiled.sample(feeds, SAMPLES)
-    _say(len(times) == SAMPLES and all(ms > 0 for ms in times), f"sample gives {times}, not {SAMPLES} positive times")
+    _say(
+        len(times) == SAMPLES and all(ms > 0 for ms in times),
+        f"sample gives {times}, not {SAMPLES} positive times",
+    )
     layers = compiled.profile(feeds, SAMPLES)
-    _say(all(isinstance(layer, LayerTime) and layer.time_ms >= 0 for layer in layers), "a layer is no LayerTime or has a negative time")
+    _say(
+        all(isinstance(layer, LayerTime) and layer.time_ms >= 0 for layer in layers),
+        "a layer is no LayerTime or has a negative time",
+    )
     nodes = [node for layer in layers for node in layer.nodes]
     _say(len(nodes) == len(set(nodes)), "a node belongs to more than one layer")
     memory = compiled.device_memory_bytes()

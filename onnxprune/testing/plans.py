@@ -19,7 +19,15 @@ from onnxprune.types import Plan
 SEEN = 1e-4  # relative change of the output below which a plan proves nothing
 
 
-def check_rule(op: str, model: Model, *, allow_mixing: Collection[str] = (), plans: int = 3, seed: int = 0, tolerance: float | None = None) -> None:
+def check_rule(
+    op: str,
+    model: Model,
+    *,
+    allow_mixing: Collection[str] = (),
+    plans: int = 3,
+    seed: int = 0,
+    tolerance: float | None = None,
+) -> None:
     """Contract of a row: on `model`, channels that pass the op can be cut, and the cut is the masked original.
 
     Parameters
@@ -47,11 +55,17 @@ def check_rule(op: str, model: Model, *, allow_mixing: Collection[str] = (), pla
         pruned = cut(analysis, plan)
         found = verify(analysis, plan, pruned, tolerance=tolerance)
         if found.difference > found.tolerance:
-            raise VerificationError("rule-contract", f"the row of {op!r} is wrong: cut and masked differ by {found.difference:.2g}, more than {found.tolerance:.2g}")
+            raise VerificationError(
+                "rule-contract",
+                f"the row of {op!r} is wrong: cut and masked differ by {found.difference:.2g}, more than {found.tolerance:.2g}",
+            )
         _lengths(analysis, plan, pruned, op)
         changed = max(changed, found.masked_difference)
     if changed < SEEN:
-        raise OnnxpruneError("rule-contract", f"no plan changes the output by more than {SEEN}: the model proves nothing about {op!r}")
+        raise OnnxpruneError(
+            "rule-contract",
+            f"no plan changes the output by more than {SEEN}: the model proves nothing about {op!r}",
+        )
 
 
 def check_plan(analysis: Analysis, plan: Plan) -> None:
@@ -68,19 +82,29 @@ def check_plan(analysis: Analysis, plan: Plan) -> None:
     """
     analysis.check(plan)
     if set(plan.kept) != set(plan.sizes) or dict(plan.options) != dict(analysis.options):
-        raise OnnxpruneError("plan-contract", "a plan names the same groups in kept and sizes, and carries the options of its analysis")
+        raise OnnxpruneError(
+            "plan-contract",
+            "a plan names the same groups in kept and sizes, and carries the options of its analysis",
+        )
     if Plan.from_json(json.loads(json.dumps(plan.to_json()))) != plan:
-        raise OnnxpruneError("plan-contract", "the plan is not the same after it was written and read")
+        raise OnnxpruneError(
+            "plan-contract", "the plan is not the same after it was written and read"
+        )
     pruned = cut(analysis, plan)
     found = verify(analysis, plan, pruned)
     if not found.ok:
-        raise VerificationError("plan-contract", f"cut and masked differ by {found.difference:.2g}, more than {found.tolerance:.2g}")
+        raise VerificationError(
+            "plan-contract",
+            f"cut and masked differ by {found.difference:.2g}, more than {found.tolerance:.2g}",
+        )
 
 
 def _passes(analysis: Analysis, op: str) -> None:
     """OnnxpruneError where the op is not there or all its axes are frozen."""
     domain, _, name = op.rpartition("::")
-    nodes = [n for n in analysis.record.nodes if n.op_type == name and (n.domain == domain or not domain)]
+    nodes = [
+        n for n in analysis.record.nodes if n.op_type == name and (n.domain == domain or not domain)
+    ]
     if not nodes:
         raise OnnxpruneError("rule-contract", f"the model has no node of {op!r}")
     reasons = []
@@ -90,15 +114,25 @@ def _passes(analysis: Analysis, op: str) -> None:
             for axis in state.axes if state is not None else ():
                 if isinstance(axis, np.ndarray) and analysis.axes.live(axis):
                     return
-            reasons += [f"{f.tensor} axis {f.axis}: {f.reason}" for f in (analysis.why(tensor) if state is not None else ())]
-    raise OnnxpruneError("rule-contract", f"no channel that passes {op!r} can be cut: {'; '.join(dict.fromkeys(reasons))}")
+            reasons += [
+                f"{f.tensor} axis {f.axis}: {f.reason}"
+                for f in (analysis.why(tensor) if state is not None else ())
+            ]
+    raise OnnxpruneError(
+        "rule-contract",
+        f"no channel that passes {op!r} can be cut: {'; '.join(dict.fromkeys(reasons))}",
+    )
 
 
 def _random_plan(analysis: Analysis, rng: np.random.Generator) -> Plan:
     kept = {}
     for group in analysis.groups:
         if group.size > 1:
-            kept[group.name] = tuple(sorted(rng.choice(group.size, int(rng.integers(1, group.size)), replace=False).tolist()))
+            kept[group.name] = tuple(
+                sorted(
+                    rng.choice(group.size, int(rng.integers(1, group.size)), replace=False).tolist()
+                )
+            )
     return analysis.plan(kept)
 
 
@@ -108,7 +142,15 @@ def _lengths(analysis: Analysis, plan: Plan, pruned: Model, op: str) -> None:
     for name, tensor in analysis.record.tensors.items():
         found = shapes.shape(name)
         for i, ids in enumerate(tensor.axes):
-            if found is not None and len(found) == len(tensor.axes) and isinstance(ids, np.ndarray) and isinstance(found[i], int):
+            if (
+                found is not None
+                and len(found) == len(tensor.axes)
+                and isinstance(ids, np.ndarray)
+                and isinstance(found[i], int)
+            ):
                 foretold = int(analysis.keep(ids, removed).sum())
                 if found[i] != foretold:
-                    raise OnnxpruneError("rule-contract", f"axis {i} of {name!r} is {found[i]} long after the cut, and {op!r} says {foretold}")
+                    raise OnnxpruneError(
+                        "rule-contract",
+                        f"axis {i} of {name!r} is {found[i]} long after the cut, and {op!r} says {foretold}",
+                    )

@@ -68,11 +68,17 @@ def insert(model: Model, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
         var = np.maximum(var, np.float32(LEAST_DEVIATION**2))
         node.output[0] = f"{output}{_BEFORE}"
         names = [f"{output}{_MARK}{p}" for p in PARTS]
-        for name, value in zip(names, (np.sqrt(var + np.float32(EPSILON)), mean, mean, var)):
+        for name, value in zip(
+            names, (np.sqrt(var + np.float32(EPSILON)), mean, mean, var), strict=False
+        ):
             weights[name] = from_array(value)
             copy.proto.graph.initializer.append(_bare(value, name))
         inputs = [f"{output}{_BEFORE}", *names]
-        nodes.append(helper.make_node("BatchNormalization", inputs, [output], f"{output}{_MARK}node", epsilon=EPSILON))
+        nodes.append(
+            helper.make_node(
+                "BatchNormalization", inputs, [output], f"{output}{_MARK}node", epsilon=EPSILON
+            )
+        )
     replace_nodes(copy.proto.graph, nodes)
     return replace(copy, weights=weights)
 
@@ -92,12 +98,18 @@ def fold(tuned: Model, original: Model) -> Model:
         factor = scale / np.sqrt(var + EPSILON)
         weight = values[node.input[1]].array()
         bias = values[node.input[2]].array() if _has_bias(node) else np.zeros(len(mean))
-        values[node.input[1]] = from_array((weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(weight.dtype))
-        values[_own_bias(copy, node, weight.dtype)] = from_array(((bias - mean) * factor + shift).astype(weight.dtype))
+        values[node.input[1]] = from_array(
+            (weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(weight.dtype)
+        )
+        values[_own_bias(copy, node, weight.dtype)] = from_array(
+            ((bias - mean) * factor + shift).astype(weight.dtype)
+        )
     return copy
 
 
-def moments(module: OnnxModule, names: list[str], batches: list[dict[str, torch.Tensor]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def moments(
+    module: OnnxModule, names: list[str], batches: list[dict[str, torch.Tensor]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Mean and variance of each channel (axis 1) of inner tensors, accumulated in float64."""
     counts = dict.fromkeys(names, 0)
     sums, squares = {n: np.zeros(1) for n in names}, {n: np.zeros(1) for n in names}
@@ -118,12 +130,17 @@ def _has_bias(node: NodeProto) -> bool:
 
 def _own_bias(model: Model, node: NodeProto, dtype: np.dtype) -> str:
     """Name of a bias that this convolution alone reads; made where it has none or shares one."""
-    if _has_bias(node) and sum(list(n.input).count(node.input[2]) for n in model.proto.graph.node) == 1:
+    if (
+        _has_bias(node)
+        and sum(list(n.input).count(node.input[2]) for n in model.proto.graph.node) == 1
+    ):
         return str(node.input[2])
     name = f"{node.output[0]}_bias"
     while name in model.weights:
         name += "_"
-    model.proto.graph.initializer.append(_bare(np.zeros(model.weights[node.input[1]].shape[0], dtype), name))
+    model.proto.graph.initializer.append(
+        _bare(np.zeros(model.weights[node.input[1]].shape[0], dtype), name)
+    )
     if len(node.input) > 2:
         node.input[2] = name
     else:

@@ -75,10 +75,14 @@ class OnnxModule(torch.nn.Module):
         self.steps, self.inputs, self.outputs = graph.steps, graph.inputs, graph.outputs
         self.names = tuple(n for n in graph.values if n in graph.trainable)
         self.statistics = tuple(n for n in graph.values if n in graph.running)
-        self.weights = torch.nn.ParameterList([torch.nn.Parameter(graph.values[n]) for n in self.names])
+        self.weights = torch.nn.ParameterList(
+            [torch.nn.Parameter(graph.values[n]) for n in self.names]
+        )
         for i, name in enumerate(self.statistics):
             self.register_buffer(f"statistic{i}", graph.values[name].clone())
-        self.constants = {n: v for n, v in graph.values.items() if n not in graph.trainable | graph.running}
+        self.constants = {
+            n: v for n, v in graph.values.items() if n not in graph.trainable | graph.running
+        }
         self.transform: Transform | None = None
         self.gates: Gates = {}
         self._batch, self._mode = graph.batch, graph.mode
@@ -90,13 +94,15 @@ class OnnxModule(torch.nn.Module):
 
     def named(self) -> dict[str, Tensor]:
         """The parameters by initializer name."""
-        return dict(zip(self.names, self.weights))
+        return dict(zip(self.names, self.weights, strict=False))
 
     def buffers_by_name(self) -> dict[str, Tensor]:
         """The running statistics by initializer name."""
         return {n: getattr(self, f"statistic{i}") for i, n in enumerate(self.statistics)}
 
-    def forward(self, feeds: Mapping[str, Tensor] | Tensor, outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, feeds: Mapping[str, Tensor] | Tensor, outputs: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """Run the graph.
 
         Parameters
@@ -109,14 +115,22 @@ class OnnxModule(torch.nn.Module):
         feeds = {self.inputs[0]: feeds} if isinstance(feeds, torch.Tensor) else feeds
         missing = [n for n in self.inputs if n not in feeds]
         if missing:
-            raise DataError("data-input", f"the graph reads {', '.join(map(repr, missing))}, the data has {', '.join(map(repr, feeds)) or 'nothing'}")
+            raise DataError(
+                "data-input",
+                f"the graph reads {', '.join(map(repr, missing))}, the data has {', '.join(map(repr, feeds)) or 'nothing'}",
+            )
         wanted = tuple(self.outputs if outputs is None else outputs)
         self._mode["training"] = self.training
         self._set_batch(feeds)
         change = self.transform or (lambda name, value: value)
         env: dict[str, Tensor] = {**self.constants, **self.buffers_by_name()}
         env.update({n: change(n, w) for n, w in self.named().items()})
-        env.update({n: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for n, v in feeds.items()})
+        env.update(
+            {
+                n: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+                for n, v in feeds.items()
+            }
+        )
         _run(self.steps, env, frozenset(wanted), {} if self._batch.recording else self.gates)
         absent = [n for n in wanted if n not in env]
         if absent:
@@ -133,9 +147,16 @@ class OnnxModule(torch.nn.Module):
         batch.recording, self.training = True, False
         try:
             with torch.no_grad():
-                self.forward({n: v.new_zeros(batch.declared, *v.shape[1:]) for n, v in feeds.items()}, ())
+                self.forward(
+                    {n: v.new_zeros(batch.declared, *v.shape[1:]) for n, v in feeds.items()}, ()
+                )
         finally:
-            batch.recording, self.training, batch.actual, self._mode["training"] = False, mode, actual, mode
+            batch.recording, self.training, batch.actual, self._mode["training"] = (
+                False,
+                mode,
+                actual,
+                mode,
+            )
         batch.inputs = shapes
 
     def values(self) -> dict[str, np.ndarray]:
@@ -143,12 +164,16 @@ class OnnxModule(torch.nn.Module):
         change = self.transform or (lambda name, value: value)
         with torch.no_grad():
             found = {n: change(n, w).detach().cpu().numpy().copy() for n, w in self.named().items()}
-        return found | {n: b.detach().cpu().numpy().copy() for n, b in self.buffers_by_name().items()}
+        return found | {
+            n: b.detach().cpu().numpy().copy() for n, b in self.buffers_by_name().items()
+        }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxModule:
         """Float constants follow the parameters to a device; scalars, shapes and indices stay on the host."""
         super()._apply(fn, recurse)
-        self.constants = {n: fn(v) if v.is_floating_point() and v.ndim else v for n, v in self.constants.items()}
+        self.constants = {
+            n: fn(v) if v.is_floating_point() and v.ndim else v for n, v in self.constants.items()
+        }
         return self
 
 
@@ -166,7 +191,10 @@ def to_module(model: Model) -> OnnxModule:
     """
     graph, mode = model.proto.graph, {"training": False}
     if graph.sparse_initializer:
-        raise ModelError("tune-unsupported", f"initializer {graph.sparse_initializer[0].values.name!r} is sparse; make it dense first")
+        raise ModelError(
+            "tune-unsupported",
+            f"initializer {graph.sparse_initializer[0].values.name!r} is sparse; make it dense first",
+        )
     values = {t.name: from_numpy(model.weights[t.name].array()) for t in graph.initializer}
     inputs = [i for i in graph.input if i.name not in values]
     batch = Batch(declared=_declared(inputs))
@@ -176,7 +204,18 @@ def to_module(model: Model) -> OnnxModule:
     names, outputs = tuple(i.name for i in inputs), tuple(o.name for o in graph.output)
     read = frozenset(outputs).union(*(_reads(s) for s in steps))
     values = {n: v for n, v in values.items() if n in read}
-    return OnnxModule(Prepared(_with_drops(steps, names), names, outputs, values, read & trainable, read & running, batch, mode)).eval()
+    return OnnxModule(
+        Prepared(
+            _with_drops(steps, names),
+            names,
+            outputs,
+            values,
+            read & trainable,
+            read & running,
+            batch,
+            mode,
+        )
+    ).eval()
 
 
 def write_back(model: Model, module: OnnxModule) -> Model:
@@ -184,7 +223,10 @@ def write_back(model: Model, module: OnnxModule) -> Model:
     weights = dict(model.weights)
     for name, value in module.values().items():
         weight = weights[name]
-        weights[name] = Array(weight.dtype, value.astype(helper.tensor_dtype_to_np_dtype(weight.dtype)).reshape(weight.shape))
+        weights[name] = Array(
+            weight.dtype,
+            value.astype(helper.tensor_dtype_to_np_dtype(weight.dtype)).reshape(weight.shape),
+        )
     return replace(model, weights=weights)
 
 
@@ -198,22 +240,42 @@ def _step(node: NodeProto, opset: int, batch: Batch, mode: Mapping[str, bool]) -
     """A node ready to run."""
     attributes = {a.name: _attribute(a) for a in node.attribute}
     first = node.output[0] if node.output else ""
-    call = Call(node.op_type, node.name or first, first, attributes, opset, len([o for o in node.output if o]), batch, mode)
+    call = Call(
+        node.op_type,
+        node.name or first,
+        first,
+        attributes,
+        opset,
+        len([o for o in node.output if o]),
+        batch,
+        mode,
+    )
     inputs, outputs = tuple(node.input), tuple(node.output)
     if node.op_type == "If" and node.domain in ("", "ai.onnx"):
-        bodies = {n: _body(g, opset, batch, mode) for n, g in attributes.items() if isinstance(g, GraphProto)}
+        bodies = {
+            n: _body(g, opset, batch, mode)
+            for n, g in attributes.items()
+            if isinstance(g, GraphProto)
+        }
         return Step(None, call, inputs, outputs, bodies=bodies)
     row = find(node.op_type, node.domain)
     if row is None:
         name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        raise ModelError("tune-unsupported", f"{name} (node {call.node!r}) cannot be tuned through: it has no row in onnxprune/tune/ops.py; {_NEXT}")
+        raise ModelError(
+            "tune-unsupported",
+            f"{name} (node {call.node!r}) cannot be tuned through: it has no row in onnxprune/tune/ops.py; {_NEXT}",
+        )
     return Step(row, call, inputs, outputs)
 
 
-def _body(graph: GraphProto, opset: int, batch: Batch, mode: Mapping[str, bool]) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+def _body(
+    graph: GraphProto, opset: int, batch: Batch, mode: Mapping[str, bool]
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """(steps, outputs) of a branch; its initializers become constants of it."""
     constants = [helper.make_node("Constant", [], [t.name], value=t) for t in graph.initializer]
-    return tuple(_step(n, opset, batch, mode) for n in (*constants, *graph.node)), tuple(o.name for o in graph.output)
+    return tuple(_step(n, opset, batch, mode) for n in (*constants, *graph.node)), tuple(
+        o.name for o in graph.output
+    )
 
 
 def _attribute(attribute: AttributeProto) -> Any:
@@ -226,7 +288,9 @@ def _attribute(attribute: AttributeProto) -> Any:
     return [v.decode() for v in value] if attribute.type == AttributeProto.STRINGS else value
 
 
-def _roles(steps: Iterable[Step], values: Mapping[str, Tensor]) -> tuple[set[str], set[str], set[str]]:
+def _roles(
+    steps: Iterable[Step], values: Mapping[str, Tensor]
+) -> tuple[set[str], set[str], set[str]]:
     """(parameters, running statistics, statistics that several nodes share and none may update)."""
     learn: set[str] = set()
     fixed: set[str] = set()
@@ -237,7 +301,11 @@ def _roles(steps: Iterable[Step], values: Mapping[str, Tensor]) -> tuple[set[str
                 continue
             if position in STATISTICS.get(step.call.op, ()):
                 running[name] += 1
-            elif step.row is None or position not in step.row.trainable or (step.row.elementwise and values[name].numel() == 1):
+            elif (
+                step.row is None
+                or position not in step.row.trainable
+                or (step.row.elementwise and values[name].numel() == 1)
+            ):
                 fixed.add(name)
             else:
                 learn.add(name)
@@ -247,9 +315,13 @@ def _roles(steps: Iterable[Step], values: Mapping[str, Tensor]) -> tuple[set[str
 
 def _with_fixed(step: Step, shared: set[str]) -> Step:
     """A normalisation whose statistics others use too must not update them."""
-    if step.call.op not in STATISTICS or not shared & {step.inputs[i] for i in STATISTICS[step.call.op]}:
+    if step.call.op not in STATISTICS or not shared & {
+        step.inputs[i] for i in STATISTICS[step.call.op]
+    }:
         return step
-    return replace(step, call=replace(step.call, attributes={**step.call.attributes, "fixed_statistics": True}))
+    return replace(
+        step, call=replace(step.call, attributes={**step.call.attributes, "fixed_statistics": True})
+    )
 
 
 def _folded(steps: list[Step], values: dict[str, Tensor], moving: set[str]) -> list[Step]:
@@ -288,7 +360,9 @@ def _with_drops(steps: list[Step], inputs: Sequence[str]) -> tuple[Step, ...]:
     return tuple(reversed(out))
 
 
-def _run(steps: Sequence[Step], env: dict[str, Tensor], keep: frozenset[str], gates: Gates = {}) -> None:  # noqa: B006 - never written to
+def _run(
+    steps: Sequence[Step], env: dict[str, Tensor], keep: frozenset[str], gates: Gates = {}
+) -> None:  # noqa: B006 - never written to
     """Run steps in order; `env` holds the values by name and loses those that are no longer read. Gates are of the outermost nodes."""
     for step in steps:
         if step.row is None:
@@ -296,13 +370,31 @@ def _run(steps: Sequence[Step], env: dict[str, Tensor], keep: frozenset[str], ga
         else:
             arguments = [env[n] if n else None for n in step.inputs]
             if gates:
-                arguments = [gates[key](a) if a is not None and (key := (step.call.node, i)) in gates else a for i, a in enumerate(arguments)]
+                arguments = [
+                    gates[key](a) if a is not None and (key := (step.call.node, i)) in gates else a
+                    for i, a in enumerate(arguments)
+                ]
             try:
                 result = step.row.function(step.call, *arguments)
-            except (RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError) as problem:
-                shapes, why = ", ".join("-" if a is None else str(tuple(a.shape)) for a in arguments), str(problem).partition("\n")[0]
-                raise ModelError("tune-failed", f"{step.call.op} node {step.call.node!r} fails in torch on inputs {shapes}: {why}") from problem
-        for name, value in zip(step.outputs, result if isinstance(result, (tuple, list)) else (result,)):
+            except (
+                RuntimeError,
+                IndexError,
+                TypeError,
+                ValueError,
+                KeyError,
+                AttributeError,
+            ) as problem:
+                shapes, why = (
+                    ", ".join("-" if a is None else str(tuple(a.shape)) for a in arguments),
+                    str(problem).partition("\n")[0],
+                )
+                raise ModelError(
+                    "tune-failed",
+                    f"{step.call.op} node {step.call.node!r} fails in torch on inputs {shapes}: {why}",
+                ) from problem
+        for name, value in zip(
+            step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False
+        ):
             if name:
                 env[name] = value
         for name in step.drop:
@@ -312,14 +404,18 @@ def _run(steps: Sequence[Step], env: dict[str, Tensor], keep: frozenset[str], ga
 
 def _branch(step: Step, env: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """The results of the branch that an If's condition chooses."""
-    steps, outputs = (step.bodies or {})["then_branch" if bool(env[step.inputs[0]].item()) else "else_branch"]
+    steps, outputs = (step.bodies or {})[
+        "then_branch" if bool(env[step.inputs[0]].item()) else "else_branch"
+    ]
     inner = dict(env)
     _run(steps, inner, frozenset(outputs))
     return tuple(inner[n] for n in outputs)
 
 
 def as_feeds(value: Any, module: OnnxModule) -> dict[str, Tensor]:
-    """numpy arrays by input name, or one array, as tensors on the module's device."""
+    """Numpy arrays by input name, or one array, as tensors on the module's device."""
     device = next(iter(module.parameters()), torch.empty(0)).device
     arrays = {module.inputs[0]: value} if isinstance(value, np.ndarray) else value
-    return {n: from_numpy(np.asarray(a)).to(device) for n, a in arrays.items() if n in module.inputs}
+    return {
+        n: from_numpy(np.asarray(a)).to(device) for n, a in arrays.items() if n in module.inputs
+    }

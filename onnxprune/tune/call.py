@@ -71,14 +71,17 @@ class Call:
         return self.mode["training"]
 
     def dtype(self, kind: int) -> torch.dtype:
-        """torch's name of an ONNX type; half precision is computed in float32."""
+        """Torch's name of an ONNX type; half precision is computed in float32."""
         if kind not in DTYPES:
             raise self.unsupported(f"type {TensorProto.DataType.Name(kind)}")
         return DTYPES[kind]
 
     def unsupported(self, what: str) -> ModelError:
         """The error for an operator's variant that has no torch form here."""
-        return ModelError("tune-unsupported", f"{self.op} node {self.node!r}: {what} cannot be tuned through; prune without --tune")
+        return ModelError(
+            "tune-unsupported",
+            f"{self.op} node {self.node!r}: {what} cannot be tuned through; prune without --tune",
+        )
 
 
 DTYPES: dict[int, torch.dtype] = {

@@ -59,7 +59,11 @@ class World:
 
 def own_device(device: str) -> str:
     """ "cuda" as the GPU that the launcher meant for this process; other devices as they are."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    return (
+        f"cuda:{os.environ['LOCAL_RANK']}"
+        if device == "cuda" and "LOCAL_RANK" in os.environ
+        else device
+    )
 
 
 def join_world(device: str) -> World:
@@ -74,12 +78,16 @@ def join_world(device: str) -> World:
     if size == 1:
         return World()
     if not torch.distributed.is_available():
-        raise OnnxpruneError("tune-distributed", "WORLD_SIZE is set and this build of torch has no distributed package; start one process")
+        raise OnnxpruneError(
+            "tune-distributed",
+            "WORLD_SIZE is set and this build of torch has no distributed package; start one process",
+        )
     if not torch.distributed.is_initialized():
         try:
             torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         except (RuntimeError, ValueError) as problem:
             raise OnnxpruneError(
-                "tune-distributed", f"{size} processes cannot meet: {problem}; start them by torchrun or accelerate launch"
+                "tune-distributed",
+                f"{size} processes cannot meet: {problem}; start them by torchrun or accelerate launch",
             ) from problem
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size())

@@ -15,9 +15,9 @@ import numpy as np
 
 from onnxprune.allocators.base import Constraints, first_missed, ordered, unreachable, widths
 from onnxprune.analysis.groups import Analysis
-from onnxprune.statistics.gradients import copies
 from onnxprune.engines.cost.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.errors import TargetError, UsageError, unknown
+from onnxprune.statistics.gradients import copies
 from onnxprune.tune.bridge import OnnxModule
 from onnxprune.tune.call import Tensor, torch
 from onnxprune.tune.distributed import join_world
@@ -30,7 +30,8 @@ CUTS = 50  # of a whole network, where `step` does not say it
 @dataclass(frozen=True)
 class Pruning:
     """interval: steps of training between two cuts; step: channels of a cut, 0 = a fiftieth of all; lr_ratio: share of the learning rate while channels
-    go; normalization: of NORMALIZATIONS, what a channel's importance is divided by; engine: whose latency."""
+    go; normalization: of NORMALIZATIONS, what a channel's importance is divided by; engine: whose latency.
+    """
 
     interval: int = 25
     step: int = 0
@@ -42,22 +43,48 @@ class Pruning:
         if self.normalization not in NORMALIZATIONS:
             raise unknown("normalization", self.normalization, NORMALIZATIONS)
         if self.step < 0 or self.interval < 1 or self.lr_ratio <= 0:
-            raise UsageError("tune-setting", f"step {self.step} must be 0 or more, interval {self.interval} at least 1, lr_ratio {self.lr_ratio} above 0")
+            raise UsageError(
+                "tune-setting",
+                f"step {self.step} must be 0 or more, interval {self.interval} at least 1, lr_ratio {self.lr_ratio} above 0",
+            )
 
 
 class PruneByFisher:
     """A hook for `tune.finetune.tune`: masks that close while the network is trained."""
 
-    def __init__(self, analysis: Analysis, constraints: Constraints, how: Pruning, *, labelled: bool, seed: int = 0, threads: int = 1) -> None:
+    def __init__(
+        self,
+        analysis: Analysis,
+        constraints: Constraints,
+        how: Pruning,
+        *,
+        labelled: bool,
+        seed: int = 0,
+        threads: int = 1,
+    ) -> None:
         measured = [c for c in constraints.budgets if c not in analysis.cost().as_dict()]
         if measured:
-            raise UsageError("target-counted", f"target {measured[0]} cannot be followed while training; give macs, params, bytes or activation_bytes")
-        self.analysis, self.constraints, self.how, self.labelled, self.seed, self.threads = analysis, constraints, how, labelled, seed, threads
+            raise UsageError(
+                "target-counted",
+                f"target {measured[0]} cannot be followed while training; give macs, params, bytes or activation_bytes",
+            )
+        self.analysis, self.constraints, self.how, self.labelled, self.seed, self.threads = (
+            analysis,
+            constraints,
+            how,
+            labelled,
+            seed,
+            threads,
+        )
         places, lost = copies(analysis)
         self.tables = {(p.node, p.slot): (p.axis, table) for p, table in places.items()}
         reached = {c for table in places.values() for c in table.ravel().tolist()} - lost
-        self.groups = [g.name for g in analysis.groups if reached.issuperset(analysis.causes[g.name].tolist())]
-        self.kept: dict[str, np.ndarray] = {n: np.ones(analysis.group(n).size, bool) for n in self.groups}
+        self.groups = [
+            g.name for g in analysis.groups if reached.issuperset(analysis.causes[g.name].tolist())
+        ]
+        self.kept: dict[str, np.ndarray] = {
+            n: np.ones(analysis.group(n).size, bool) for n in self.groups
+        }
         self.count = how.step or max(1, sum(analysis.group(n).size for n in self.groups) // CUTS)
         self.sums = torch.zeros(analysis.axes.causes + 1, dtype=torch.float64)
         self.passed: dict[tuple[str, int], Tensor] = {}
@@ -70,14 +97,19 @@ class PruneByFisher:
 
     def plan(self) -> Plan:
         """Which channels stay, of the analysed model."""
-        return self.analysis.plan(self._indices(), method="group-fisher", training=True, **vars(self.how), seed=self.seed)
+        return self.analysis.plan(
+            self._indices(), method="group-fisher", training=True, **vars(self.how), seed=self.seed
+        )
 
     def start(self, module: OnnxModule) -> None:
         """Masks enter the forward pass."""
         device = next(iter(module.parameters())).device
         self.sums = self.sums.to(device)
         gone = self.analysis.removed(self._indices())
-        module.gates = {key: self._gate(key, axis, ~gone[table].any(1), device) for key, (axis, table) in self.tables.items()}
+        module.gates = {
+            key: self._gate(key, axis, ~gone[table].any(1), device)
+            for key, (axis, table) in self.tables.items()
+        }
 
     def before_step(self, module: OnnxModule, step: int) -> None:
         """A cut after each interval."""
@@ -88,13 +120,22 @@ class PruneByFisher:
             self.sums.zero_()
             self.start(module)
 
-    def observe(self, loss: Tensor, tensors: Mapping[str, Tensor], heads: Sequence[Head], samples: int, step: int) -> None:
+    def observe(
+        self,
+        loss: Tensor,
+        tensors: Mapping[str, Tensor],
+        heads: Sequence[Head],
+        samples: int,
+        step: int,
+    ) -> None:
         """Add the squared mask gradients of a batch."""
         goal = loss * samples if self.labelled else _drawn(tensors, heads, self.seed, step)
         live = {k: v for k, v in self.passed.items() if v.requires_grad}
-        gradients = torch.autograd.grad(goal, list(live.values()), retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            goal, list(live.values()), retain_graph=True, allow_unused=True
+        )
         rows = torch.zeros(samples, len(self.sums), dtype=torch.float64, device=self.sums.device)
-        for (key, value), gradient in zip(live.items(), gradients):
+        for (key, value), gradient in zip(live.items(), gradients, strict=False):
             if gradient is None:
                 continue
             axis, table = self.tables[key]
@@ -110,7 +151,11 @@ class PruneByFisher:
         missed = first_missed(self.analysis, self.constraints, kept)
         if missed is None:
             return 1.0
-        whole, now, limit = self.analysis.cost().as_dict()[missed], self.analysis.cost(kept).as_dict()[missed], self.constraints.budgets[missed]
+        whole, now, limit = (
+            self.analysis.cost().as_dict()[missed],
+            self.analysis.cost(kept).as_dict()[missed],
+            self.constraints.budgets[missed],
+        )
         return min((whole - now) / max(whole - limit, 1e-12), 0.999)
 
     def accepts(self, step: int) -> bool:
@@ -133,7 +178,9 @@ class PruneByFisher:
     def _indices(self) -> dict[str, tuple[int, ...]]:
         return {n: tuple(np.flatnonzero(m).tolist()) for n, m in self.kept.items()}
 
-    def _gate(self, key: tuple[str, int], axis: int, stays: np.ndarray, device: Any) -> Callable[[Tensor], Tensor]:
+    def _gate(
+        self, key: tuple[str, int], axis: int, stays: np.ndarray, device: Any
+    ) -> Callable[[Tensor], Tensor]:
         """Multiplies by a mask, and keeps what comes out for its gradient."""
         mask = torch.from_numpy(stays.astype(np.float32)).to(device)
 
@@ -150,16 +197,26 @@ class PruneByFisher:
     def _cut(self, sums: np.ndarray) -> None:
         """Close the masks of the channels with the least importance for their cost, until `count` are gone or the target is met."""
         removed = 0
-        while removed < self.count and first_missed(self.analysis, self.constraints, self._indices()) is not None:
+        while (
+            removed < self.count
+            and first_missed(self.analysis, self.constraints, self._indices()) is not None
+        ):
             costs = self._costs()
-            bundles = [b for n in self.groups for b in [self._bundle(n, sums[self.analysis.causes[n]], costs[n])] if b is not None]
+            bundles = [
+                b
+                for n in self.groups
+                for b in [self._bundle(n, sums[self.analysis.causes[n]], costs[n])]
+                if b is not None
+            ]
             if not bundles:
                 raise self._missed()
             _, name, channels = min(bundles, key=lambda b: b[0])
             self.kept[name][channels] = False
             removed += len(channels)
 
-    def _bundle(self, name: str, scores: np.ndarray, costs: np.ndarray) -> tuple[float, str, np.ndarray] | None:
+    def _bundle(
+        self, name: str, scores: np.ndarray, costs: np.ndarray
+    ) -> tuple[float, str, np.ndarray] | None:
         """(importance over cost, group, channels) of the step to the next allowed width."""
         left = np.flatnonzero(self.kept[name])
         target = next((w for w in widths(len(scores), self.constraints) if w < len(left)), None)
@@ -171,17 +228,27 @@ class PruneByFisher:
     def _costs(self) -> dict[str, np.ndarray]:
         """What a channel costs at the present widths; time, which is measured, once."""
         if self.how.normalization != "latency" or not self.timed:
-            self.timed = channel_costs(self.analysis, self.how.normalization, self.how.engine, threads=self.threads, kept=self._indices())
+            self.timed = channel_costs(
+                self.analysis,
+                self.how.normalization,
+                self.how.engine,
+                threads=self.threads,
+                kept=self._indices(),
+            )
         return self.timed
 
     def _missed(self) -> TargetError:
-        cost = first_missed(self.analysis, self.constraints, self._indices()) or next(iter(self.constraints.budgets))
+        cost = first_missed(self.analysis, self.constraints, self._indices()) or next(
+            iter(self.constraints.budgets)
+        )
         return unreachable(self.analysis, self.constraints, self._indices(), cost)
 
 
 def _drawn(tensors: Mapping[str, Tensor], heads: Sequence[Head], seed: int, step: int) -> Tensor:
     """Sum over samples of a loss without labels: cross-entropy against classes drawn from the answers, a vector of signs for outputs without classes."""
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, join_world("").rank]).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, step, join_world("").rank]).generate_state(1)[0])
+    )
     terms = []
     for head in heads:
         values = tensors[head.tensor]
@@ -190,7 +257,9 @@ def _drawn(tensors: Mapping[str, Tensor], heads: Sequence[Head], seed: int, step
             terms.append((values * signs).sum())
         else:
             rows = values.movedim(head.axis, -1).flatten(0, -2)
-            labels = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(rows.device)
+            labels = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=generator)[
+                :, 0
+            ].to(rows.device)
             terms.append(torch.nn.functional.cross_entropy(rows, labels, reduction="sum"))
     return torch.stack(terms).sum()
 
@@ -198,8 +267,19 @@ def _drawn(tensors: Mapping[str, Tensor], heads: Sequence[Head], seed: int, step
 def _by_sample(values: Tensor, axis: int, samples: int) -> Tensor:
     """(samples, channels): the sum over all other positions. A tensor without an axis for the samples counts as one sample."""
     own = next((i for i, n in enumerate(values.shape) if n == samples and i != axis), None)
-    if own is None and axis and len(values) % samples == 0:  # windows or patches of a sample lie behind one another
+    if (
+        own is None and axis and len(values) % samples == 0
+    ):  # windows or patches of a sample lie behind one another
         values, own, axis = values.unflatten(0, (samples, -1)), 0, axis + 1
     if own is None:
-        return torch.cat([values.movedim(axis, 0).flatten(1).sum(1)[None], values.new_zeros(samples - 1, values.shape[axis])])
-    return values.movedim((own, axis), (0, 1)).flatten(2).sum(2) if values.ndim > 2 else values.movedim((own, axis), (0, 1))
+        return torch.cat(
+            [
+                values.movedim(axis, 0).flatten(1).sum(1)[None],
+                values.new_zeros(samples - 1, values.shape[axis]),
+            ]
+        )
+    return (
+        values.movedim((own, axis), (0, 1)).flatten(2).sum(2)
+        if values.ndim > 2
+        else values.movedim((own, axis), (0, 1))
+    )

@@ -16,7 +16,9 @@ _JOINS = ("Add", "Concat", "GlobalAveragePool", "ReduceMean", "MaxPool")
 MOST_FEATURES = 4
 
 
-def heads(model: Model, class_axis: int | None = None, ranks: Mapping[str, int] | None = None) -> list[Head]:
+def heads(
+    model: Model, class_axis: int | None = None, ranks: Mapping[str, int] | None = None
+) -> list[Head]:
     """The graph's outputs as losses see them.
 
     An output of a Softmax has its classes on that axis and is read before it. One of rank 2 has them on the last axis. Another has none,
@@ -24,12 +26,20 @@ def heads(model: Model, class_axis: int | None = None, ranks: Mapping[str, int] 
     """
     producers = {o: n for n in model.proto.graph.node for o in n.output}
     return [
-        _head(o.name, producers, model.opset, class_axis, (ranks or {}).get(o.name, len(o.type.tensor_type.shape.dim)))
+        _head(
+            o.name,
+            producers,
+            model.opset,
+            class_axis,
+            (ranks or {}).get(o.name, len(o.type.tensor_type.shape.dim)),
+        )
         for o in model.proto.graph.output
     ]
 
 
-def _head(output: str, producers: Mapping[str, NodeProto], opset: int, class_axis: int | None, rank: int) -> Head:
+def _head(
+    output: str, producers: Mapping[str, NodeProto], opset: int, class_axis: int | None, rank: int
+) -> Head:
     name = output
     while name in producers and producers[name].op_type in _PASSING:
         name = producers[name].input[0]
@@ -42,7 +52,9 @@ def _head(output: str, producers: Mapping[str, NodeProto], opset: int, class_axi
     return Head(output, output, -1 if rank == 2 else None)
 
 
-def common_features(student: OnnxModule, teacher: OnnxModule, feeds: Mapping[str, torch.Tensor], least_rank: int = 2) -> list[str]:
+def common_features(
+    student: OnnxModule, teacher: OnnxModule, feeds: Mapping[str, torch.Tensor], least_rank: int = 2
+) -> list[str]:
     """Names of up to four inner tensors that join branches or pool and have one shape in both models, evenly spread over the depth."""
     names = [s.outputs[0] for s in student.steps if s.call.op in _JOINS]
     theirs = {o for s in teacher.steps for o in s.outputs}
@@ -51,7 +63,11 @@ def common_features(student: OnnxModule, teacher: OnnxModule, feeds: Mapping[str
         return []
     with torch.no_grad():
         a, b = student(feeds, names), teacher(feeds, names)
-    same = [n for n in names if a[n].shape == b[n].shape and a[n].is_floating_point() and a[n].ndim >= least_rank]
+    same = [
+        n
+        for n in names
+        if a[n].shape == b[n].shape and a[n].is_floating_point() and a[n].ndim >= least_rank
+    ]
     return _spread(same, MOST_FEATURES)
 
 

@@ -35,7 +35,14 @@ class Hook(Protocol):
     def before_step(self, module: OnnxModule, step: int) -> None:
         """Before each forward pass; steps count from 0. A draw must depend on the step and the hook's own seed alone."""
 
-    def observe(self, loss: Tensor, tensors: Mapping[str, Tensor], heads: Sequence[Head], samples: int, step: int) -> None:
+    def observe(
+        self,
+        loss: Tensor,
+        tensors: Mapping[str, Tensor],
+        heads: Sequence[Head],
+        samples: int,
+        step: int,
+    ) -> None:
         """After each forward pass and before the backward one: the mean loss of so many samples, the outputs and logits."""
 
     def done(self) -> float | None:
@@ -74,12 +81,18 @@ class Run:
 
 def resume(run: Run, path: Path | None, key: str) -> bool:
     """Take over a checkpoint; False where there is none. The leader reads it for all."""
-    found = run.world.from_leader(read_checkpoint(path, key) if path is not None and run.world.leads else None)
+    found = run.world.from_leader(
+        read_checkpoint(path, key) if path is not None and run.world.leads else None
+    )
     if found is None:
         return False
     device = run.settings.device
-    moved = {n: {k: v.to(device) for k, v in found["state"][n].items()} for n in ("averaged", "best")}
-    run.state = State(**{**found["state"], **moved, "best_score": tuple(found["state"]["best_score"])})
+    moved = {
+        n: {k: v.to(device) for k, v in found["state"][n].items()} for n in ("averaged", "best")
+    }
+    run.state = State(
+        **{**found["state"], **moved, "best_score": tuple(found["state"]["best_score"])}
+    )
     put(run.module, found["values"])
     run.optimizer.load_state_dict(found["optimizer"])
     if run.hook is not None:
@@ -94,13 +107,26 @@ def validate_start(run: Run, validator: Validator, on_event: Listener) -> None:
     _validate(run, validator, 0, math.nan, 0.0, on_event)
 
 
-def train(run: Run, samples: Samples, validator: Validator, path: Path | None, key: str, on_event: Listener) -> None:
+def train(
+    run: Run,
+    samples: Samples,
+    validator: Validator,
+    path: Path | None,
+    key: str,
+    on_event: Listener,
+) -> None:
     """All steps that are left."""
     settings, state = run.settings, run.state
     per_epoch = -(-len(samples) // settings.batch_size)
     total = settings.steps or settings.epochs * per_epoch
     done = f", {state.step} done" if state.step else ""
-    on_event(Event("tune", "begin", detail=f"{total} steps{done} of {settings.batch_size} of {len(samples)} samples, lr {run.lr:g}"))
+    on_event(
+        Event(
+            "tune",
+            "begin",
+            detail=f"{total} steps{done} of {settings.batch_size} of {len(samples)} samples, lr {run.lr:g}",
+        )
+    )
     began = written = time.monotonic()
     first = _share(run, total)
     stop = first >= 1
@@ -113,15 +139,37 @@ def train(run: Run, samples: Samples, validator: Validator, path: Path | None, k
         left = (now - began) / (share - first) * (1 - share) if share > first else None
         on_event(Event("tune", "progress", now - began, share, f"loss {loss:.4g}", left))
         ends = state.step % per_epoch == 0 or state.step == total
-        stop = share >= 1 or bool(settings.limit_s) and run.world.from_leader(now - began > settings.limit_s)
+        stop = (
+            share >= 1
+            or bool(settings.limit_s)
+            and run.world.from_leader(now - began > settings.limit_s)
+        )
         if ends or stop:
             mean = state.running_loss / ((state.step - 1) % per_epoch + 1)
             _validate(run, validator, -(-state.step // per_epoch), mean, now - began, on_event)
             state.running_loss = 0.0 if ends else state.running_loss
-        if path is not None and run.world.leads and (ends or stop or now - written > settings.checkpoint_s):
-            write_checkpoint(path, key, state, run.module, run.optimizer, run.hook.state() if run.hook is not None else {})
+        if (
+            path is not None
+            and run.world.leads
+            and (ends or stop or now - written > settings.checkpoint_s)
+        ):
+            write_checkpoint(
+                path,
+                key,
+                state,
+                run.module,
+                run.optimizer,
+                run.hook.state() if run.hook is not None else {},
+            )
             written = now
-    on_event(Event("tune", "end", time.monotonic() - began, detail=f"best score {state.best_score[0]:.4f} in epoch {state.best_epoch}"))
+    on_event(
+        Event(
+            "tune",
+            "end",
+            time.monotonic() - began,
+            detail=f"best score {state.best_score[0]:.4f} in epoch {state.best_epoch}",
+        )
+    )
     run.world.wait()
 
 
@@ -135,9 +183,15 @@ def _step(run: Run, samples: Samples, step: int, per_epoch: int, total: int) -> 
     """One step of the optimizer; which samples it takes and how they are changed depends on the seed and the step alone."""
     settings, module, size = run.settings, run.module, run.settings.batch_size
     epoch, place = divmod(step, per_epoch)
-    rows = np.random.default_rng([settings.seed, epoch]).permutation(len(samples))[place * size : (place + 1) * size]
+    rows = np.random.default_rng([settings.seed, epoch]).permutation(len(samples))[
+        place * size : (place + 1) * size
+    ]
     batch = samples.take(run.world.share(rows))
-    inputs = augmented(batch.inputs, settings.augment, np.random.default_rng([settings.seed, step, run.world.rank, 1]))
+    inputs = augmented(
+        batch.inputs,
+        settings.augment,
+        np.random.default_rng([settings.seed, step, run.world.rank, 1]),
+    )
     if run.hook is not None:
         run.hook.before_step(module, step)
     for group in run.optimizer.param_groups:
@@ -146,7 +200,11 @@ def _step(run: Run, samples: Samples, step: int, per_epoch: int, total: int) -> 
     run.optimizer.zero_grad()
     value = 0.0
     if len(batch):
-        with torch.autocast(settings.device.split(":")[0], torch.bfloat16) if settings.precision == "bfloat16" else nullcontext():
+        with (
+            torch.autocast(settings.device.split(":")[0], torch.bfloat16)
+            if settings.precision == "bfloat16"
+            else nullcontext()
+        ):
             loss, tensors = loss_and_outputs(run, inputs, batch.labels)
         if run.hook is not None:
             run.hook.observe(loss, tensors, run.heads, len(batch), step)
@@ -154,7 +212,10 @@ def _step(run: Run, samples: Samples, step: int, per_epoch: int, total: int) -> 
         value = float(loss.detach())
     _share_gradients(run, len(batch) * run.world.size / len(rows))
     if not math.isfinite(value):
-        raise OnnxpruneError("tune-diverged", f"the loss is {value} at step {step + 1} of {total}; lower lr (now {run.lr:g})")
+        raise OnnxpruneError(
+            "tune-diverged",
+            f"the loss is {value} at step {step + 1} of {total}; lower lr (now {run.lr:g})",
+        )
     if settings.clip_norm:
         torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
     run.optimizer.step()
@@ -180,19 +241,37 @@ def _factor(settings: Settings, step: int, total: int) -> float:
     warm = max(1, round(settings.warmup * total))
     if step < warm:
         return (step + 1) / warm
-    return 1.0 if settings.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    return (
+        1.0
+        if settings.schedule == "constant"
+        else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    )
 
 
-def loss_and_outputs(run: Run, inputs: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_outputs(
+    run: Run, inputs: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """(weighted sum of the terms on one batch, the student's outputs and logits)."""
     feeds = as_feeds(inputs, run.module)
-    names = list(dict.fromkeys([*(h.tensor for h in run.heads), *(h.output for h in run.heads), *run.features]))
+    names = list(
+        dict.fromkeys(
+            [*(h.tensor for h in run.heads), *(h.output for h in run.heads), *run.features]
+        )
+    )
     student, guide = _float(run.module(feeds, names)), {}
     if run.teacher is not None:
         with torch.no_grad():
             guide = _float(run.teacher(feeds, names))
     known = {n: torch.from_numpy(np.asarray(v)).to(run.settings.device) for n, v in labels.items()}
-    sight = Sight(student, guide, known, run.heads, run.features, run.settings.temperature, run.settings.class_offset)
+    sight = Sight(
+        student,
+        guide,
+        known,
+        run.heads,
+        run.features,
+        run.settings.temperature,
+        run.settings.class_offset,
+    )
     terms = [weight * _term(run, name, sight).float() for name, weight in run.weights.items()]
     return torch.stack(terms).sum(), student
 
@@ -209,7 +288,14 @@ def _float(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
 
 
-def _validate(run: Run, validator: Validator, epoch: int, train_loss: float, seconds: float, on_event: Listener) -> None:
+def _validate(
+    run: Run,
+    validator: Validator,
+    epoch: int,
+    train_loss: float,
+    seconds: float,
+    on_event: Listener,
+) -> None:
     """Score the averaged weights (the weights where there are none) and keep them if they are the best.
 
     The best: of those whose score is within a standard error of the highest, and not below the start's, the one with the least loss. A few hundred samples
@@ -220,19 +306,42 @@ def _validate(run: Run, validator: Validator, epoch: int, train_loss: float, sec
     put(module, state.averaged or current)
     score, loss, doubt = run.world.from_leader(validator.score(module) if run.world.leads else None)
     accepted = run.hook is None or run.hook.accepts(state.step)
-    row = {"epoch": epoch, "step": state.step, "score": score, "validation_loss": loss, "loss": train_loss, "seconds": seconds, "accepted": accepted}
+    row = {
+        "epoch": epoch,
+        "step": state.step,
+        "score": score,
+        "validation_loss": loss,
+        "loss": train_loss,
+        "seconds": seconds,
+        "accepted": accepted,
+    }
     state.history.append(row)
     top = max((r["score"] for r in state.history if r["accepted"]), default=score)
     least = max(top - doubt, state.history[0]["score"]) if run.hook is None else top - doubt
-    if accepted and score >= least and (not state.best or state.best_score[0] < least or (-loss, score) > state.best_score[::-1]):
+    if (
+        accepted
+        and score >= least
+        and (
+            not state.best or state.best_score[0] < least or (-loss, score) > state.best_score[::-1]
+        )
+    ):
         state.best_score, state.best_epoch, state.best = (score, -loss), epoch, effective(module)
     put(module, current)
     best = ", the best so far" if state.best and state.best_epoch == epoch else ""
-    on_event(Event("validate", "end", seconds, detail=f"epoch {epoch}: score {score:.4f}, loss {loss:.4f}{best}"))
+    on_event(
+        Event(
+            "validate",
+            "end",
+            seconds,
+            detail=f"epoch {epoch}: score {score:.4f}, loss {loss:.4f}{best}",
+        )
+    )
 
 
 def effective(module: OnnxModule) -> dict[str, Tensor]:
     """Values as they enter the forward pass, masks applied."""
     change = module.transform or (lambda name, value: value)
     with torch.no_grad():
-        return snapshot(module) | {n: change(n, v).detach().clone() for n, v in module.named().items()}
+        return snapshot(module) | {
+            n: change(n, v).detach().clone() for n, v in module.named().items()
+        }

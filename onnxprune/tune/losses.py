@@ -55,7 +55,10 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float, axis: int =
 
 def correlation(student: Tensor, teacher: Tensor, temperature: float, axis: int = -1) -> Tensor:
     """DIST: 1 - Pearson over the rows plus 1 - Pearson over the columns of the softmax. Source: Huang et al. 2022, equations 9 to 11."""
-    rows = [F.softmax(z / temperature, axis).movedim(axis, -1).flatten(0, -2) for z in (student, teacher)]
+    rows = [
+        F.softmax(z / temperature, axis).movedim(axis, -1).flatten(0, -2)
+        for z in (student, teacher)
+    ]
     between = 1 - _pearson(rows[0], rows[1]).mean()
     within = 1 - _pearson(rows[0].T, rows[1].T).mean() if len(rows[0]) > 1 else between
     return (between + within) * temperature**2
@@ -76,39 +79,64 @@ def _ce(sight: Sight) -> Tensor:
     head = sight.heads[0]
     name = next((n for n in ("labels", "masks", "targets") if n in sight.labels), None)
     if name is None or head.axis is None:
-        why = "the data have no labels (labels, masks or targets)" if name is None else f"output {head.output!r} has no class axis; set class_axis"
+        why = (
+            "the data have no labels (labels, masks or targets)"
+            if name is None
+            else f"output {head.output!r} has no class axis; set class_axis"
+        )
         raise DataError("tune-labels", f"loss ce: {why}; distil with kd, dist or feature instead")
-    return cross_entropy(sight.student[head.tensor], sight.labels[name].long() + sight.class_offset, head.axis)
+    return cross_entropy(
+        sight.student[head.tensor], sight.labels[name].long() + sight.class_offset, head.axis
+    )
 
 
-def _per_head(function: Callable[[Tensor, Tensor, float, int], Tensor]) -> Callable[[Sight], Tensor]:
+def _per_head(
+    function: Callable[[Tensor, Tensor, float, int], Tensor],
+) -> Callable[[Sight], Tensor]:
     """A term over all outputs; one without classes is compared by its relative error."""
 
     def run(sight: Sight) -> Tensor:
         terms = []
         for head in sight.heads:
             mine, theirs = sight.student[head.tensor], sight.teacher[head.tensor]
-            terms.append(relative_error(mine, theirs) if head.axis is None else function(mine, theirs, sight.temperature, head.axis))
+            terms.append(
+                relative_error(mine, theirs)
+                if head.axis is None
+                else function(mine, theirs, sight.temperature, head.axis)
+            )
         return torch.stack(terms).sum()
 
     return run
 
 
 def _output(sight: Sight) -> Tensor:
-    return torch.stack([relative_error(sight.student[h.tensor], sight.teacher[h.tensor]) for h in sight.heads]).sum()
+    return torch.stack(
+        [relative_error(sight.student[h.tensor], sight.teacher[h.tensor]) for h in sight.heads]
+    ).sum()
 
 
 def _feature(sight: Sight) -> Tensor:
     if not sight.features:
-        raise UsageError("tune-features", "loss feature: no inner tensor has the same shape in both models; name some in features, or use kd")
-    return torch.stack([relative_error(sight.student[n], sight.teacher[n]) for n in sight.features]).mean()
+        raise UsageError(
+            "tune-features",
+            "loss feature: no inner tensor has the same shape in both models; name some in features, or use kd",
+        )
+    return torch.stack(
+        [relative_error(sight.student[n], sight.teacher[n]) for n in sight.features]
+    ).mean()
 
 
 Term = Callable[[Sight], Tensor]
 LOSSES: Mapping[str, tuple[Term, str]] = {
     "ce": (_ce, "cross-entropy against the labels"),
-    "kd": (_per_head(divergence), "divergence of the softened class probabilities from the unpruned model's"),
-    "dist": (_per_head(correlation), "1 - Pearson correlation with the unpruned model's probabilities, over rows and columns"),
+    "kd": (
+        _per_head(divergence),
+        "divergence of the softened class probabilities from the unpruned model's",
+    ),
+    "dist": (
+        _per_head(correlation),
+        "1 - Pearson correlation with the unpruned model's probabilities, over rows and columns",
+    ),
     "output": (_output, "relative squared error of the outputs"),
     "feature": (_feature, "relative squared error of inner tensors that both models have"),
 }
@@ -127,7 +155,10 @@ def parse(spec: str) -> dict[str, float]:
     for part in spec.split("+"):
         match = _TERM.fullmatch(part.strip())
         if match is None:
-            raise UsageError("loss-form", f"loss {spec!r} is not of the form TERM+WEIGHT*TERM; terms: {', '.join(LOSSES)}, task")
+            raise UsageError(
+                "loss-form",
+                f"loss {spec!r} is not of the form TERM+WEIGHT*TERM; terms: {', '.join(LOSSES)}, task",
+            )
         if match[2] not in (*LOSSES, "task"):
             raise unknown("loss", match[2], (*LOSSES, "task"))
         try:
@@ -142,11 +173,23 @@ def needs_teacher(weights: Mapping[str, float]) -> bool:
     return bool(set(weights) - {"ce", "task"})
 
 
-def accuracy(outputs: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], head: Head, class_offset: int = 0) -> float | None:
+def accuracy(
+    outputs: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    head: Head,
+    class_offset: int = 0,
+) -> float | None:
     """Share of labels (of pixels, for masks) that the largest class hits; None without labels or classes."""
     name = next((n for n in ("labels", "masks") if n in labels), None)
     if name is None or head.axis is None:
         return None
-    found, wanted = outputs[head.tensor].argmax(head.axis), labels[name].astype(np.int64) + class_offset
+    found, wanted = (
+        outputs[head.tensor].argmax(head.axis),
+        labels[name].astype(np.int64) + class_offset,
+    )
     known = (wanted >= 0) & (wanted < outputs[head.tensor].shape[head.axis])
-    return float((found == wanted)[known].mean()) if found.shape == wanted.shape and known.any() else None
+    return (
+        float((found == wanted)[known].mean())
+        if found.shape == wanted.shape and known.any()
+        else None
+    )

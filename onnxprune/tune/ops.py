@@ -30,7 +30,11 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
 
 def _variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
     """A row that joins any number of tensors from the left."""
-    return Row(lambda c, *xs: functools.reduce(function, together(*xs)), trainable=tuple(range(8)), elementwise=True)
+    return Row(
+        lambda c, *xs: functools.reduce(function, together(*xs)),
+        trainable=tuple(range(8)),
+        elementwise=True,
+    )
 
 
 def _logical(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
@@ -39,7 +43,11 @@ def _logical(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
-    return a / b if a.is_floating_point() or b.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+    return (
+        a / b
+        if a.is_floating_point() or b.is_floating_point()
+        else torch.div(a, b, rounding_mode="trunc")
+    )
 
 
 def _mod(c: Call, a: Tensor, b: Tensor) -> Tensor:
@@ -47,7 +55,9 @@ def _mod(c: Call, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _clip(c: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    least, most = (c.get(n, None) if v is None else v.item() for n, v in (("min", low), ("max", high)))
+    least, most = (
+        c.get(n, None) if v is None else v.item() for n, v in (("min", low), ("max", high))
+    )
     return x if least is None and most is None else torch.clamp(x, least, most)
 
 
@@ -92,7 +102,9 @@ def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Row:
         over = axes.tolist() if axes is not None else c.get("axes", [])
         if not over and c.get("noop_with_empty_axes", 0):
             return x
-        return function(x, [a % x.ndim for a in over] or list(range(x.ndim)), bool(c.get("keepdims", 1)))
+        return function(
+            x, [a % x.ndim for a in over] or list(range(x.ndim)), bool(c.get("keepdims", 1))
+        )
 
     return Row(run)
 
@@ -116,7 +128,11 @@ def _round_through(x: Tensor) -> Tensor:
 def _per_axis(c: Call, x: Tensor, value: Tensor) -> Tensor:
     """A scale or zero point, shaped to broadcast over `x` along the axis attribute."""
     value = value.to(x.device, torch.float32)
-    return value.reshape([-1 if a == c.get("axis", 1) % x.ndim else 1 for a in range(x.ndim)]) if value.ndim == 1 and value.numel() > 1 else value
+    return (
+        value.reshape([-1 if a == c.get("axis", 1) % x.ndim else 1 for a in range(x.ndim)])
+        if value.ndim == 1 and value.numel() > 1
+        else value
+    )
 
 
 def _quantize(c: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -167,12 +183,18 @@ ELEMENTWISE: dict[str, Row] = {
     "Swish": Row(lambda c, x: x * torch.sigmoid(c.get("alpha", 1.0) * x)),
     "Gelu": Row(_gelu),
     "Shrink": Row(_shrink),
-    "HardSigmoid": Row(lambda c, x: torch.clamp(c.get("alpha", 0.2) * x + c.get("beta", 0.5), 0, 1)),
+    "HardSigmoid": Row(
+        lambda c, x: torch.clamp(c.get("alpha", 0.2) * x + c.get("beta", 0.5), 0, 1)
+    ),
     "LeakyRelu": Row(lambda c, x: F.leaky_relu(x, c.get("alpha", 0.01))),
     "Elu": Row(lambda c, x: F.elu(x, c.get("alpha", 1.0))),
     "Celu": Row(lambda c, x: F.celu(x, c.get("alpha", 1.0))),
     "ThresholdedRelu": Row(lambda c, x: x * (x > c.get("alpha", 1.0))),
-    "Selu": Row(lambda c, x: c.get("gamma", 1.0507009873554805) * F.elu(x, c.get("alpha", 1.6732632423543772))),
+    "Selu": Row(
+        lambda c, x: (
+            c.get("gamma", 1.0507009873554805) * F.elu(x, c.get("alpha", 1.6732632423543772))
+        )
+    ),
     "PRelu": Row(_prelu, trainable=(1,)),
     "Clip": Row(_clip),
     "Cast": Row(_cast, trainable=(0,), elementwise=True),

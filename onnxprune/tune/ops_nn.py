@@ -13,13 +13,18 @@ from onnxprune.tune.ops_shape import from_numpy
 F = torch.nn.functional
 
 
-def _window(c: Call, x: Tensor, kernel: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+def _window(
+    c: Call, x: Tensor, kernel: list[int]
+) -> tuple[list[int], list[int], list[int], list[int]]:
     """(strides, dilations, pads before, pads after) of a sliding window over the spatial axes."""
     rank = len(kernel)
     strides, dilations = c.get("strides", [1] * rank), c.get("dilations", [1] * rank)
     auto = c.get("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0) for n, s, d, k in zip(x.shape[2:], strides, dilations, kernel)]
+        total = [
+            max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            for n, s, d, k in zip(x.shape[2:], strides, dilations, kernel, strict=False)
+        ]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
         return strides, dilations, *((small, large) if auto == "SAME_UPPER" else (large, small))
     pads = c.get("pads", [0] * 2 * rank) if auto == "NOTSET" else [0] * 2 * rank
@@ -28,7 +33,7 @@ def _window(c: Call, x: Tensor, kernel: list[int]) -> tuple[list[int], list[int]
 
 def _padded(x: Tensor, before: list[int], after: list[int], value: float = 0.0) -> Tensor:
     """`x` with its spatial axes padded."""
-    flat = [n for pair in zip(reversed(before), reversed(after)) for n in pair]
+    flat = [n for pair in zip(reversed(before), reversed(after), strict=False) for n in pair]
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
@@ -45,17 +50,20 @@ def _conv_transpose(c: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> T
     strides, dilations = c.get("strides", [1] * rank), c.get("dilations", [1] * rank)
     extra, pads = list(c.get("output_padding", [0] * rank)), list(c.get("pads", [0] * 2 * rank))
     auto, wanted = c.get("auto_pad", "NOTSET"), c.get("output_shape", None)
-    whole = [s * (n - 1) + e + d * (k - 1) + 1 for s, n, e, d, k in zip(strides, x.shape[2:], extra, dilations, w.shape[2:])]
+    whole = [
+        s * (n - 1) + e + d * (k - 1) + 1
+        for s, n, e, d, k in zip(strides, x.shape[2:], extra, dilations, w.shape[2:], strict=False)
+    ]
     if wanted is None and auto in ("SAME_UPPER", "SAME_LOWER"):
-        wanted = [n * s for n, s in zip(x.shape[2:], strides)]
+        wanted = [n * s for n, s in zip(x.shape[2:], strides, strict=False)]
     if wanted is not None:
-        total = [n - want for n, want in zip(whole, wanted[-rank:])]
+        total = [n - want for n, want in zip(whole, wanted[-rank:], strict=False)]
         half = [t // 2 for t in total] if auto == "SAME_UPPER" else [t - t // 2 for t in total]
-        pads = half + [t - h for t, h in zip(total, half)]
+        pads = half + [t - h for t, h in zip(total, half, strict=False)]
     function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
     y = function(x, w, b, strides, 0, 0, c.get("group", 1), dilations)
     # the border that output_padding adds holds the bias alone; pads crop it again from the end
-    grow = [n - have for n, have in zip(whole, y.shape[2:])]
+    grow = [n - have for n, have in zip(whole, y.shape[2:], strict=False)]
     if any(grow):
         shift = torch.zeros(()) if b is None else b.reshape(-1, *[1] * rank)
         y = _padded(y - shift, [0] * rank, grow) + shift
@@ -66,7 +74,9 @@ def _gemm(c: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     a, b = a.T if c.get("transA", 0) else a, b.T if c.get("transB", 0) else b
     y = a @ b
     y = y * c.get("alpha", 1.0) if c.get("alpha", 1.0) != 1 else y
-    return y if bias is None else y + (bias * c.get("beta", 1.0) if c.get("beta", 1.0) != 1 else bias)
+    return (
+        y if bias is None else y + (bias * c.get("beta", 1.0) if c.get("beta", 1.0) != 1 else bias)
+    )
 
 
 def _einsum(c: Call, *xs: Tensor) -> Tensor:
@@ -79,7 +89,7 @@ def _max_pool(c: Call, x: Tensor) -> Tensor:
     kernel = c.get("kernel_shape", [])
     strides, dilations, before, after = _window(c, x, kernel)
     function = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
-    if before != after or any(2 * p > k for p, k in zip(before, kernel)):
+    if before != after or any(2 * p > k for p, k in zip(before, kernel, strict=False)):
         x, before = _padded(x, before, after, -math.inf), [0] * len(before)
     return function(x, kernel, strides, before, dilations, bool(c.get("ceil_mode", 0)))
 
@@ -92,10 +102,18 @@ def _average_pool(c: Call, x: Tensor) -> Tensor:
         raise c.unsupported("a dilated window")
     flat = len(kernel) == 1
     ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
-    x, ones = _padded(x, before, after), _padded(ones, before, after, float(c.get("count_include_pad", 0)))
+    x, ones = (
+        _padded(x, before, after),
+        _padded(ones, before, after, float(c.get("count_include_pad", 0))),
+    )
     if flat:
         x, ones, kernel, strides = x.unsqueeze(2), ones.unsqueeze(2), [1, *kernel], [1, *strides]
-    pool = functools.partial(F.avg_pool3d if len(kernel) == 3 else F.avg_pool2d, kernel_size=kernel, stride=strides, divisor_override=1)
+    pool = functools.partial(
+        F.avg_pool3d if len(kernel) == 3 else F.avg_pool2d,
+        kernel_size=kernel,
+        stride=strides,
+        divisor_override=1,
+    )
     ceil = bool(c.get("ceil_mode", 0))
     y = pool(x, ceil_mode=ceil) / pool(ones, ceil_mode=ceil)
     return y.squeeze(2) if flat else y
@@ -106,10 +124,14 @@ def _global(name: str) -> Row:
     return Row(lambda c, x: getattr(x, name)(list(range(2, x.ndim)), keepdim=True))
 
 
-def _batch_norm(c: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+def _batch_norm(
+    c: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor
+) -> Tensor:
     """ONNX's momentum is what is kept of the old statistics, torch's what is taken of the new."""
     learns = c.training and not c.get("fixed_statistics", False)
-    return F.batch_norm(x, mean, var, scale, bias, learns, 1.0 - c.get("momentum", 0.9), c.get("epsilon", 1e-5))
+    return F.batch_norm(
+        x, mean, var, scale, bias, learns, 1.0 - c.get("momentum", 0.9), c.get("epsilon", 1e-5)
+    )
 
 
 def _layer_norm(c: Call, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -136,29 +158,45 @@ def _group_norm(c: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def _lp_norm(c: Call, x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x, c.get("p", 2), c.get("axis", -1), keepdim=True).clamp_min(1e-12)
+    return x / torch.linalg.vector_norm(
+        x, c.get("p", 2), c.get("axis", -1), keepdim=True
+    ).clamp_min(1e-12)
 
 
 def _lrn(c: Call, x: Tensor) -> Tensor:
-    return F.local_response_norm(x, c.get("size", 1), c.get("alpha", 1e-4), c.get("beta", 0.75), c.get("bias", 1.0))
+    return F.local_response_norm(
+        x, c.get("size", 1), c.get("alpha", 1e-4), c.get("beta", 0.75), c.get("bias", 1.0)
+    )
 
 
-def _resize(c: Call, x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
+def _resize(
+    c: Call,
+    x: Tensor,
+    roi: Tensor | None = None,
+    scales: Tensor | None = None,
+    sizes: Tensor | None = None,
+) -> Tensor:
     """Separable resampling, an axis at a time."""
     if c.op == "Upsample" or (c.op == "Resize" and c.opset < 11):
         scales, roi = roi if scales is None else scales, None
     usual = "half_pixel" if c.opset >= 11 and c.op == "Resize" else "asymmetric"
     mode, how = c.get("mode", "nearest"), c.get("coordinate_transformation_mode", usual)
-    if how == "tf_crop_and_resize" or c.get("antialias", 0) or c.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+    if (
+        how == "tf_crop_and_resize"
+        or c.get("antialias", 0)
+        or c.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+    ):
         raise c.unsupported("cropping, antialiasing or aspect policy")
     axes = [a % x.ndim for a in c.get("axes", range(x.ndim))]
     if sizes is not None and sizes.numel():
         targets = [int(n) for n in sizes.tolist()]
-        ratios = [n / x.shape[a] for n, a in zip(targets, axes)]
+        ratios = [n / x.shape[a] for n, a in zip(targets, axes, strict=False)]
     else:
-        ratios = [float(s) for s in (scales.tolist() if scales is not None else c.get("scales", []))]
-        targets = [math.floor(x.shape[a] * r) for a, r in zip(axes, ratios)]
-    for axis, ratio, target in zip(axes, ratios, targets):
+        ratios = [
+            float(s) for s in (scales.tolist() if scales is not None else c.get("scales", []))
+        ]
+        targets = [math.floor(x.shape[a] * r) for a, r in zip(axes, ratios, strict=False)]
+    for axis, ratio, target in zip(axes, ratios, targets, strict=False):
         if axis == 0 and c.batch.rebased and target == c.batch.declared:
             continue
         if target != x.shape[axis] or ratio != 1:
@@ -185,13 +223,25 @@ def _resample(c: Call, x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tenso
     """Values of an axis at fractional positions: a weighted sum of its neighbours."""
     size = x.shape[axis]
     if mode == "nearest":
-        rounding = c.get("nearest_mode", "round_prefer_floor" if c.opset >= 11 and c.op == "Resize" else "floor")
+        rounding = c.get(
+            "nearest_mode", "round_prefer_floor" if c.opset >= 11 and c.op == "Resize" else "floor"
+        )
         halves = {"round_prefer_floor": np.ceil(at - 0.5), "round_prefer_ceil": np.floor(at + 0.5)}
-        found = halves[rounding] if rounding in halves else np.floor(at) if rounding == "floor" else np.ceil(at)
-        return x.index_select(axis, from_numpy(found.clip(0, size - 1).astype(np.int64)).to(x.device))
+        found = (
+            halves[rounding]
+            if rounding in halves
+            else np.floor(at)
+            if rounding == "floor"
+            else np.ceil(at)
+        )
+        return x.index_select(
+            axis, from_numpy(found.clip(0, size - 1).astype(np.int64)).to(x.device)
+        )
     base = np.floor(at)
     offsets = (0, 1) if mode == "linear" else (-1, 0, 1, 2)
-    weights = np.stack([_kernel(mode, at - base - o, c.get("cubic_coeff_a", -0.75)) for o in offsets])
+    weights = np.stack(
+        [_kernel(mode, at - base - o, c.get("cubic_coeff_a", -0.75)) for o in offsets]
+    )
     places = np.stack([base + o for o in offsets])
     if c.get("exclude_outside", 0):
         weights = weights * ((places >= 0) & (places < size))
@@ -199,7 +249,9 @@ def _resample(c: Call, x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tenso
     shape = [-1 if a == axis else 1 for a in range(x.ndim)]
     indices = [from_numpy(p.clip(0, size - 1).astype(np.int64)).to(x.device) for p in places]
     factors = [from_numpy(w).to(x.device, x.dtype).reshape(shape) for w in weights]
-    return functools.reduce(torch.add, (x.index_select(axis, i) * w for i, w in zip(indices, factors)))
+    return functools.reduce(
+        torch.add, (x.index_select(axis, i) * w for i, w in zip(indices, factors, strict=False))
+    )
 
 
 def _kernel(mode: str, distance: np.ndarray, a: float) -> np.ndarray:
@@ -212,8 +264,12 @@ def _kernel(mode: str, distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def _grid_sample(c: Call, x: Tensor, grid: Tensor) -> Tensor:
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(c.get("mode", "linear"), c.get("mode", "linear"))
-    return F.grid_sample(x, grid, mode, c.get("padding_mode", "zeros"), bool(c.get("align_corners", 0)))
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(
+        c.get("mode", "linear"), c.get("mode", "linear")
+    )
+    return F.grid_sample(
+        x, grid, mode, c.get("padding_mode", "zeros"), bool(c.get("align_corners", 0))
+    )
 
 
 NN: dict[str, Row] = {

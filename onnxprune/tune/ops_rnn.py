@@ -10,7 +10,9 @@ F = torch.nn.functional
 Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
-def _direction(step: Step, inputs: Tensor, state: tuple[Tensor, ...], backwards: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _direction(
+    step: Step, inputs: Tensor, state: tuple[Tensor, ...], backwards: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(outputs of all steps, last state) of one direction."""
     outputs = []
     for x in reversed(inputs.unbind(0)) if backwards else inputs.unbind(0):
@@ -52,7 +54,9 @@ def _gru_step(w: Tensor, r: Tensor, b: Tensor | None, linear_before_reset: bool)
     def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (h,) = state
         given = F.linear(x, w, wb)
-        z, reset = torch.sigmoid(given[:, :split] + F.linear(h, r[:split], rb[:split])).split(hidden, -1)
+        z, reset = torch.sigmoid(given[:, :split] + F.linear(h, r[:split], rb[:split])).split(
+            hidden, -1
+        )
         if linear_before_reset:
             new = torch.tanh(given[:, split:] + reset * F.linear(h, r[split:], rb[split:]))
         else:
@@ -68,14 +72,30 @@ def _rnn_step(w: Tensor, r: Tensor, b: Tensor | None) -> Step:
 
 
 def _recurrent(
-    c: Call, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None, *rest: Tensor | None
+    c: Call,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *rest: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Y (steps, directions, batch, hidden), Y_h and, for an LSTM, Y_c."""
-    if lengths is not None or set(c.get("activations", [])) - {"Sigmoid", "Tanh"} or c.get("clip", 0) or c.get("layout", 0):
+    if (
+        lengths is not None
+        or set(c.get("activations", [])) - {"Sigmoid", "Tanh"}
+        or c.get("clip", 0)
+        or c.get("layout", 0)
+    ):
         raise c.unsupported("sequence lengths, other activations, clipping or batch-first layout")
     states = 2 if c.op == "LSTM" else 1
-    given, peephole = [*rest, None, None][:states], [*rest, None, None, None][2] if c.op == "LSTM" else None
-    backwards = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[c.get("direction", "forward")]
+    given, peephole = (
+        [*rest, None, None][:states],
+        [*rest, None, None, None][2] if c.op == "LSTM" else None,
+    )
+    backwards = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[
+        c.get("direction", "forward")
+    ]
     zero = x.new_zeros(x.shape[1], r.shape[-1])
     outputs, last = [], []
     for d, reverse in enumerate(backwards):
@@ -83,11 +103,17 @@ def _recurrent(
         if c.op == "LSTM":
             step = _lstm_step(w[d], r[d], bias, peephole[d] if peephole is not None else None)
         else:
-            step = _gru_step(w[d], r[d], bias, bool(c.get("linear_before_reset", 0))) if c.op == "GRU" else _rnn_step(w[d], r[d], bias)
+            step = (
+                _gru_step(w[d], r[d], bias, bool(c.get("linear_before_reset", 0)))
+                if c.op == "GRU"
+                else _rnn_step(w[d], r[d], bias)
+            )
         y, state = _direction(step, x, tuple(zero if s is None else s[d] for s in given), reverse)
         outputs.append(y)
         last.append(state)
-    return torch.stack(outputs, 1), *(torch.stack(part) for part in zip(*last))
+    return torch.stack(outputs, 1), *(torch.stack(part) for part in zip(*last, strict=False))
 
 
-RECURRENT: dict[str, Row] = {name: Row(_recurrent, trainable=(1, 2, 3)) for name in ("LSTM", "GRU", "RNN")}
+RECURRENT: dict[str, Row] = {
+    name: Row(_recurrent, trainable=(1, 2, 3)) for name in ("LSTM", "GRU", "RNN")
+}

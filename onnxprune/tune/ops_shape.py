@@ -24,13 +24,22 @@ def _rebatch(c: Call, x: Tensor, target: list[int]) -> Tensor:
     The batch is the axis that -1 stands for where that is the batch's size at the declared run, else the outermost axis.
     """
     batch, shape = c.batch, c.batch.shapes.get(c.output)
-    if not batch.rebased or not shape or x.numel() * batch.declared != math.prod(shape) * batch.actual:
+    if (
+        not batch.rebased
+        or not shape
+        or x.numel() * batch.declared != math.prod(shape) * batch.actual
+    ):
         y = x.reshape(target)
         if batch.recording:
             batch.shapes[c.output] = tuple(y.shape)
         return y
     outermost = shape[0] == batch.declared and x.shape[0] == batch.actual
-    if -1 in target and shape[target.index(-1)] == batch.declared and not outermost or shape[0] * batch.actual % batch.declared:
+    if (
+        -1 in target
+        and shape[target.index(-1)] == batch.declared
+        and not outermost
+        or shape[0] * batch.actual % batch.declared
+    ):
         return x.reshape(target)
     return x.reshape((shape[0] * batch.actual // batch.declared, *shape[1:]))
 
@@ -45,7 +54,11 @@ def _reshape(c: Call, x: Tensor, shape: Tensor | None = None) -> Tensor:
 def _flatten(c: Call, x: Tensor) -> Tensor:
     axis = c.get("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:axis]), -1) if x.numel() else x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    return (
+        x.reshape(math.prod(x.shape[:axis]), -1)
+        if x.numel()
+        else x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    )
 
 
 def _transpose(c: Call, x: Tensor) -> Tensor:
@@ -70,7 +83,9 @@ def _unsqueeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 def _concat(c: Call, *xs: Tensor) -> Tensor:
     axis, xs = c.get("axis", 1), together(*xs)
-    if axis % xs[0].ndim and c.batch.rebased:  # a class token of the declared batch meets samples of another
+    if (
+        axis % xs[0].ndim and c.batch.rebased
+    ):  # a class token of the declared batch meets samples of another
         rows = max(x.shape[0] for x in xs)
         xs = tuple(x.expand(rows, *x.shape[1:]) if x.shape[0] == 1 < rows else x for x in xs)
     return torch.cat(xs, axis)
@@ -85,12 +100,19 @@ def _split(c: Call, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...
 
 
 def _slice(
-    c: Call, x: Tensor, starts: Tensor | None = None, ends: Tensor | None = None, axes: Tensor | None = None, steps: Tensor | None = None
+    c: Call,
+    x: Tensor,
+    starts: Tensor | None = None,
+    ends: Tensor | None = None,
+    axes: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> Tensor:
     begin = starts.tolist() if starts is not None else c.get("starts", [])
     end = ends.tolist() if ends is not None else c.get("ends", [])
     over = _axes(c, axes) or list(range(len(begin)))
-    for a, b, e, s in zip(over, begin, end, steps.tolist() if steps is not None else [1] * len(begin)):
+    for a, b, e, s in zip(
+        over, begin, end, steps.tolist() if steps is not None else [1] * len(begin), strict=False
+    ):
         axis = a % x.ndim
         window = range(x.shape[axis])[slice(b, None if s < 0 and e < -x.shape[axis] else e, s)]
         if s > 0:
@@ -121,7 +143,12 @@ def _gather_elements(c: Call, x: Tensor, indices: Tensor) -> Tensor:
 def _gather_nd(c: Call, x: Tensor, indices: Tensor) -> Tensor:
     leading = c.get("batch_dims", 0)
     index = indices.to(x.device, torch.int64)
-    rows = [torch.arange(n, device=x.device).reshape([-1 if a == i else 1 for a in range(index.ndim - 1)]) for i, n in enumerate(x.shape[:leading])]
+    rows = [
+        torch.arange(n, device=x.device).reshape(
+            [-1 if a == i else 1 for a in range(index.ndim - 1)]
+        )
+        for i, n in enumerate(x.shape[:leading])
+    ]
     return x[(*rows, *index.unbind(-1))]
 
 
@@ -130,19 +157,33 @@ def _scatter_elements(c: Call, x: Tensor, indices: Tensor, updates: Tensor) -> T
     index = _wrapped(indices, x.shape[axis], x)
     if how == "none":
         return x.scatter(axis, index, updates.to(x.dtype))
-    return x.scatter_reduce(axis, index, updates.to(x.dtype), {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[how])
+    return x.scatter_reduce(
+        axis,
+        index,
+        updates.to(x.dtype),
+        {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[how],
+    )
 
 
 def _scatter_nd(c: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     how = c.get("reduction", "none")
     if how not in ("none", "add"):
         raise c.unsupported(f"reduction {how!r}")
-    return x.index_put(indices.to(x.device, torch.int64).unbind(-1), updates.to(x.device, x.dtype), accumulate=how == "add")
+    return x.index_put(
+        indices.to(x.device, torch.int64).unbind(-1),
+        updates.to(x.device, x.dtype),
+        accumulate=how == "add",
+    )
 
 
 def _expand(c: Call, x: Tensor, shape: Tensor) -> Tensor:
     target = [int(n) for n in shape.tolist()]
-    if c.batch.rebased and len(target) == x.ndim and target[0] == c.batch.declared and x.shape[0] == c.batch.actual:
+    if (
+        c.batch.rebased
+        and len(target) == x.ndim
+        and target[0] == c.batch.declared
+        and x.shape[0] == c.batch.actual
+    ):
         target[0] = c.batch.actual
     return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(target)))
 
@@ -152,7 +193,12 @@ def _shape(c: Call, x: Tensor) -> Tensor:
 
 
 def _constant(c: Call) -> Tensor:
-    for name, kind in (("value_float", torch.float32), ("value_floats", torch.float32), ("value_int", torch.int64), ("value_ints", torch.int64)):
+    for name, kind in (
+        ("value_float", torch.float32),
+        ("value_floats", torch.float32),
+        ("value_int", torch.int64),
+        ("value_ints", torch.int64),
+    ):
         if name in c.attributes:
             return torch.tensor(c.attributes[name], dtype=kind)
     if "value" not in c.attributes:
@@ -165,18 +211,28 @@ def _constant_of_shape(c: Call, shape: Tensor) -> Tensor:
     return value.reshape(()).expand(*shape.tolist()).clone()
 
 
-def _pad(c: Call, x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None) -> Tensor:
+def _pad(
+    c: Call,
+    x: Tensor,
+    pads: Tensor | None = None,
+    value: Tensor | None = None,
+    axes: Tensor | None = None,
+) -> Tensor:
     amounts = pads.tolist() if pads is not None else c.get("pads", c.get("paddings", []))
     over = [a % x.ndim for a in axes.tolist()] if axes is not None else list(range(x.ndim))
     before, after, mode = amounts[: len(over)], amounts[len(over) :], c.get("mode", "constant")
     if mode == "constant":
         flat = [0] * (2 * x.ndim)
-        for axis, b, e in zip(over, before, after):
+        for axis, b, e in zip(over, before, after, strict=False):
             flat[2 * (x.ndim - 1 - axis)], flat[2 * (x.ndim - 1 - axis) + 1] = b, e
-        return F.pad(x, flat, value=float(value.item()) if value is not None else c.get("value", 0.0))
-    for axis, b, e in zip(over, before, after):
+        return F.pad(
+            x, flat, value=float(value.item()) if value is not None else c.get("value", 0.0)
+        )
+    for axis, b, e in zip(over, before, after, strict=False):
         if b or e:
-            x = x.index_select(axis, _border(np.arange(-b, x.shape[axis] + e), x.shape[axis], mode).to(x.device))
+            x = x.index_select(
+                axis, _border(np.arange(-b, x.shape[axis] + e), x.shape[axis], mode).to(x.device)
+            )
     return x
 
 
@@ -196,13 +252,25 @@ def _border(positions: np.ndarray, size: int, mode: str) -> Tensor:
 def _depth_to_space(c: Call, x: Tensor) -> Tensor:
     b, (n, ch, h, w) = c.get("blocksize", 1), x.shape
     if c.get("mode", "DCR") == "DCR":
-        return x.reshape(n, b, b, ch // b**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, ch // b**2, h * b, w * b)
-    return x.reshape(n, ch // b**2, b, b, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, ch // b**2, h * b, w * b)
+        return (
+            x.reshape(n, b, b, ch // b**2, h, w)
+            .permute(0, 3, 4, 1, 5, 2)
+            .reshape(n, ch // b**2, h * b, w * b)
+        )
+    return (
+        x.reshape(n, ch // b**2, b, b, h, w)
+        .permute(0, 1, 4, 2, 5, 3)
+        .reshape(n, ch // b**2, h * b, w * b)
+    )
 
 
 def _space_to_depth(c: Call, x: Tensor) -> Tensor:
     b, (n, ch, h, w) = c.get("blocksize", 1), x.shape
-    return x.reshape(n, ch, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, ch * b * b, h // b, w // b)
+    return (
+        x.reshape(n, ch, h // b, b, w // b, b)
+        .permute(0, 3, 5, 1, 2, 4)
+        .reshape(n, ch * b * b, h // b, w // b)
+    )
 
 
 def _cumsum(c: Call, x: Tensor, axis: Tensor) -> Tensor:
@@ -214,7 +282,9 @@ def _cumsum(c: Call, x: Tensor, axis: Tensor) -> Tensor:
 
 def _topk(c: Call, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
     count = int(k.item()) if k is not None else c.get("k", 1)
-    values, indices = torch.topk(x, count, c.get("axis", -1), bool(c.get("largest", 1)), bool(c.get("sorted", 1)))
+    values, indices = torch.topk(
+        x, count, c.get("axis", -1), bool(c.get("largest", 1)), bool(c.get("sorted", 1))
+    )
     return values, indices
 
 
@@ -229,11 +299,20 @@ def _col2im(c: Call, x: Tensor, image: Tensor, block: Tensor) -> Tensor:
     pads = c.get("pads", [0, 0, 0, 0])
     if image.numel() != 2 or pads[:2] != pads[2:]:
         raise c.unsupported("other than two spatial axes with symmetric pads")
-    return F.fold(x, tuple(image.tolist()), tuple(block.tolist()), c.get("dilations", 1), pads[:2], c.get("strides", 1))
+    return F.fold(
+        x,
+        tuple(image.tolist()),
+        tuple(block.tolist()),
+        c.get("dilations", 1),
+        pads[:2],
+        c.get("strides", 1),
+    )
 
 
 def _trilu(c: Call, x: Tensor, k: Tensor | None = None) -> Tensor:
-    return (torch.triu if c.get("upper", 1) else torch.tril)(x, int(k.item()) if k is not None else 0)
+    return (torch.triu if c.get("upper", 1) else torch.tril)(
+        x, int(k.item()) if k is not None else 0
+    )
 
 
 def tensor_of(proto: Any) -> Tensor:

@@ -24,13 +24,17 @@ from onnxprune.tune.losses import parse
 from onnxprune.tune.settings import FOLDED_LIMIT, Settings
 from onnxprune.types import Plan
 
-LABELLED = {"ce", "task"}  # losses with a gradient at the unpruned model; distillation from itself has none there
+LABELLED = {
+    "ce",
+    "task",
+}  # losses with a gradient at the unpruned model; distillation from itself has none there
 
 
 @dataclass(frozen=True)
 class Pruned:
     """result: of the tuning after the cut, its start the better of the cut trained network and the plan's cut of the untrained one;
-    plan: of the given model; trained_score, untuned_score: of these two on the validation samples; steps: of training until the target was met."""
+    plan: of the given model; trained_score, untuned_score: of these two on the validation samples; steps: of training until the target was met.
+    """
 
     result: TuneResult
     plan: Plan
@@ -69,26 +73,65 @@ def prune_and_tune(
         No channel is left that may go.
     """
     began = time.monotonic()
-    hook = PruneByFisher(analysis, constraints, how, labelled=bool(LABELLED & set(parse(settings.loss))), seed=settings.seed, threads=settings.threads)
-    given: dict[str, Any] = {"teacher": teacher or analysis.model, "task_loss": task_loss, "validation": validation, "metric": metric}
+    hook = PruneByFisher(
+        analysis,
+        constraints,
+        how,
+        labelled=bool(LABELLED & set(parse(settings.loss))),
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+    given: dict[str, Any] = {
+        "teacher": teacher or analysis.model,
+        "task_loss": task_loss,
+        "validation": validation,
+        "metric": metric,
+    }
     first = None if checkpoint is None else f"{checkpoint}.pruning"
-    trained = tune(analysis.model, data, _while_cutting(analysis, settings, how, hook), hook=hook, checkpoint=first, on_event=on_event, **given)
+    trained = tune(
+        analysis.model,
+        data,
+        _while_cutting(analysis, settings, how, hook),
+        hook=hook,
+        checkpoint=first,
+        on_event=on_event,
+        **given,
+    )
     plan = hook.plan()
     starts = _cut_of(analysis, plan, trained.model), cut(analysis, plan)
     scores = [score(m, data, settings, **given) for m in starts]
-    left = replace(settings, limit_s=max(1.0, settings.limit_s - (time.monotonic() - began)) if settings.limit_s else 0.0)
-    result = tune(starts[scores[1] > scores[0]], data, left, checkpoint=checkpoint, on_event=on_event, **given)
+    left = replace(
+        settings,
+        limit_s=max(1.0, settings.limit_s - (time.monotonic() - began))
+        if settings.limit_s
+        else 0.0,
+    )
+    result = tune(
+        starts[scores[1] > scores[0]], data, left, checkpoint=checkpoint, on_event=on_event, **given
+    )
     return Pruned(result, plan, scores[0], scores[1], int(trained.history[-1]["step"]))
 
 
-def _while_cutting(analysis: Analysis, settings: Settings, how: Pruning, hook: PruneByFisher) -> Settings:
+def _while_cutting(
+    analysis: Analysis, settings: Settings, how: Pruning, hook: PruneByFisher
+) -> Settings:
     """A constant low rate, until the hook says that it is done."""
     normalised = batchnorm.normalised(analysis.model)
-    rate = settings.rate(normalised) if normalised or settings.force_lr else min(settings.rate(normalised), FOLDED_LIMIT)
+    rate = (
+        settings.rate(normalised)
+        if normalised or settings.force_lr
+        else min(settings.rate(normalised), FOLDED_LIMIT)
+    )
     keep = "keep" if settings.batchnorm == "insert" else settings.batchnorm
     return replace(
-        settings, lr=max(rate * how.lr_ratio, 1e-12), batchnorm=keep, schedule="constant", warmup=0.0, steps=how.interval * (hook.most_cuts + 1), limit_s=0.0
-    )  # fmt: skip
+        settings,
+        lr=max(rate * how.lr_ratio, 1e-12),
+        batchnorm=keep,
+        schedule="constant",
+        warmup=0.0,
+        steps=how.interval * (hook.most_cuts + 1),
+        limit_s=0.0,
+    )
 
 
 def _cut_of(analysis: Analysis, plan: Plan, values: Model) -> Model:

@@ -16,10 +16,10 @@ import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError, unknown
-from onnxprune.ir.passes.canonicalize import remove_dead
 from onnxprune.ir.edit import add_initializer, replace_nodes
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, captured
+from onnxprune.ir.passes.canonicalize import remove_dead
 from onnxprune.ir.shapes import infer
 
 SOURCES = ("leakyrelu", "silu", "hardswish", "gelu", "prelu", "elu", "mish")
@@ -47,7 +47,9 @@ class Rewritten:
     left: Mapping[str, int]
 
 
-def rewrite_activations(model: Model, target: str, sources: Collection[str] = ("leakyrelu", "silu", "hardswish", "gelu")) -> Rewritten:
+def rewrite_activations(
+    model: Model, target: str, sources: Collection[str] = ("leakyrelu", "silu", "hardswish", "gelu")
+) -> Rewritten:
     """Replace activations. Tensors keep their names; a node's name goes to the node that replaces it.
 
     Parameters
@@ -68,8 +70,13 @@ def rewrite_activations(model: Model, target: str, sources: Collection[str] = ("
     every = [f for f in find_activations(model) if f.kind != target]
     chosen = [f for f in every if f.kind in sources]
     if not chosen:
-        have = ", ".join(f"{n} {k}" for k, n in Counter(f.kind for f in every).items()) or "none of " + ", ".join(SOURCES)
-        raise UsageError("rewrite-nothing", f"no {' or '.join(sources)} to replace by {target}; the model has {have}")
+        have = ", ".join(
+            f"{n} {k}" for k, n in Counter(f.kind for f in every).items()
+        ) or "none of " + ", ".join(SOURCES)
+        raise UsageError(
+            "rewrite-nothing",
+            f"no {' or '.join(sources)} to replace by {target}; the model has {have}",
+        )
     copy = model.edit()
     gone = {n.output[0] for f in chosen for n in f.nodes}
     last = {f.nodes[-1].output[0]: f for f in chosen}
@@ -82,7 +89,9 @@ def rewrite_activations(model: Model, target: str, sources: Collection[str] = ("
             nodes.append(node)
     replace_nodes(copy.proto.graph, nodes)
     remove_dead(copy)
-    return Rewritten(copy, Counter(f.kind for f in chosen), Counter(f.kind for f in every if f not in chosen))
+    return Rewritten(
+        copy, Counter(f.kind for f in chosen), Counter(f.kind for f in every if f not in chosen)
+    )
 
 
 def find_activations(model: Model) -> list[Found]:
@@ -114,7 +123,11 @@ class _Graph:
     def op(self, tensor: str, kind: str) -> NodeProto | None:
         """The node that makes a tensor, if it is of that kind."""
         node = self.producers.get(tensor)
-        return node if node is not None and node.op_type == kind and node.domain in ("", "ai.onnx") else None
+        return (
+            node
+            if node is not None and node.op_type == kind and node.domain in ("", "ai.onnx")
+            else None
+        )
 
     def scalar(self, tensor: str) -> float | None:
         """The one value of a constant."""
@@ -127,7 +140,11 @@ class _Graph:
     def private(self, match: Found) -> bool:
         """Whether what the pattern makes on the way is read by the pattern alone."""
         inside = Counter(i for n in match.nodes for i in n.input)
-        return all(self.reads[n.output[0]] == inside[n.output[0]] for n in match.nodes if n.output[0] != match.output)
+        return all(
+            self.reads[n.output[0]] == inside[n.output[0]]
+            for n in match.nodes
+            if n.output[0] != match.output
+        )
 
     def sorted(self, nodes: Sequence[NodeProto]) -> tuple[NodeProto, ...]:
         """In graph order."""
@@ -136,7 +153,14 @@ class _Graph:
 
 def _single(graph: _Graph, node: NodeProto) -> Found | None:
     """An activation that is one operator."""
-    kinds = {"LeakyRelu": "leakyrelu", "HardSwish": "hardswish", "Gelu": "gelu", "PRelu": "prelu", "Elu": "elu", "Mish": "mish"}
+    kinds = {
+        "LeakyRelu": "leakyrelu",
+        "HardSwish": "hardswish",
+        "Gelu": "gelu",
+        "PRelu": "prelu",
+        "Elu": "elu",
+        "Mish": "mish",
+    }
     kind = kinds.get(node.op_type)
     if node.op_type == "Swish" and attribute(node, "alpha", 1.0) == 1:
         kind = "silu"
@@ -144,7 +168,7 @@ def _single(graph: _Graph, node: NodeProto) -> Found | None:
 
 
 def _gated(graph: _Graph, node: NodeProto) -> Found | None:
-    """x * gate(x)."""
+    """X * gate(x)."""
     if node.op_type != "Mul":
         return None
     for x, gate in (node.input, reversed(node.input)):
@@ -161,7 +185,11 @@ def _sigmoid(graph: _Graph, gate: str, x: str) -> tuple[str, list[NodeProto]] | 
         return None
     if inner.input[0] == x:
         plain = inner.op_type == "Sigmoid"
-        return ("silu" if plain else "hardswish", [inner]) if plain or _near(attribute(inner, "alpha", 0.2), 1 / 6) else None
+        return (
+            ("silu" if plain else "hardswish", [inner])
+            if plain or _near(attribute(inner, "alpha", 0.2), 1 / 6)
+            else None
+        )
     more = _times(graph, inner.input[0], [x], 1.702) if inner.op_type == "Sigmoid" else None
     return ("gelu", [inner, *more]) if more else None
 
@@ -170,21 +198,34 @@ def _softplus(graph: _Graph, gate: str, x: str) -> tuple[str, list[NodeProto]] |
     """(kind, nodes) of a gate that is Tanh(Softplus(x))."""
     tanh = graph.op(gate, "Tanh")
     inner = graph.op(tanh.input[0], "Softplus") if tanh is not None else None
-    return ("mish", [tanh, inner]) if tanh is not None and inner is not None and inner.input[0] == x else None
+    return (
+        ("mish", [tanh, inner])
+        if tanh is not None and inner is not None and inner.input[0] == x
+        else None
+    )
 
 
 def _clipped(graph: _Graph, node: NodeProto) -> Found | None:
-    """x * Clip(x + 3, 0, 6) / 6, divided before or after the product, by Div or Mul."""
+    """X * Clip(x + 3, 0, 6) / 6, divided before or after the product, by Div or Mul."""
     if node.op_type not in ("Mul", "Div"):
         return None
     factors, nodes, constant = _product(graph, node)
     for i, name in enumerate(factors):
         clip = graph.op(name, "Clip")
         rest = factors[:i] + factors[i + 1 :]
-        if clip is None or len(rest) != 1 or not _near(constant, 1 / 6) or not _between(graph, clip, 0, 6):
+        if (
+            clip is None
+            or len(rest) != 1
+            or not _near(constant, 1 / 6)
+            or not _between(graph, clip, 0, 6)
+        ):
             continue
         add = graph.op(clip.input[0], "Add")
-        if add is not None and rest[0] in add.input and any(_near(graph.scalar(n), 3) for n in add.input):
+        if (
+            add is not None
+            and rest[0] in add.input
+            and any(_near(graph.scalar(n), 3) for n in add.input)
+        ):
             return Found("hardswish", rest[0], node.output[0], graph.sorted((*nodes, clip, add)))
     return None
 
@@ -196,17 +237,36 @@ def _written_gelu(graph: _Graph, node: NodeProto) -> Found | None:
     factors, nodes, constant = _product(graph, node)
     for i, name in enumerate(factors):
         add, rest = graph.op(name, "Add"), factors[:i] + factors[i + 1 :]
-        if add is None or len(rest) != 1 or not rest[0] or not _near(constant, 0.5) or not any(_near(graph.scalar(n), 1) for n in add.input):
+        if (
+            add is None
+            or len(rest) != 1
+            or not rest[0]
+            or not _near(constant, 0.5)
+            or not any(_near(graph.scalar(n), 1) for n in add.input)
+        ):
             continue
         for tensor in add.input:
             erf, tanh = graph.op(tensor, "Erf"), graph.op(tensor, "Tanh")
-            more = _times(graph, erf.input[0], rest, math.sqrt(0.5)) if erf is not None else _cubic(graph, tanh.input[0], rest[0]) if tanh is not None else None
+            more = (
+                _times(graph, erf.input[0], rest, math.sqrt(0.5))
+                if erf is not None
+                else _cubic(graph, tanh.input[0], rest[0])
+                if tanh is not None
+                else None
+            )
             if more:
-                return Found("gelu", rest[0], node.output[0], graph.sorted((*nodes, add, graph.producers[tensor], *more)))
+                return Found(
+                    "gelu",
+                    rest[0],
+                    node.output[0],
+                    graph.sorted((*nodes, add, graph.producers[tensor], *more)),
+                )
     return None
 
 
-def _times(graph: _Graph, tensor: str, factors: list[str], constant: float) -> list[NodeProto] | None:
+def _times(
+    graph: _Graph, tensor: str, factors: list[str], constant: float
+) -> list[NodeProto] | None:
     """The nodes that make a tensor, if it is the product of these factors and this constant."""
     node = graph.producers.get(tensor)
     if node is None or node.op_type not in ("Mul", "Div"):
@@ -226,13 +286,27 @@ def _cubic(graph: _Graph, tensor: str, x: str) -> list[NodeProto] | None:
     other = add.input[1] if add.input[0] == x else add.input[0]
     cubed = _times(graph, other, [x, x, x], 0.044715)
     if cubed is None and (scaled := graph.producers.get(other)) is not None:
-        power = next((p for n in scaled.input if (p := graph.op(n, "Pow")) is not None and p.input[0] == x and _near(graph.scalar(p.input[1]), 3)), None)
+        power = next(
+            (
+                p
+                for n in scaled.input
+                if (p := graph.op(n, "Pow")) is not None
+                and p.input[0] == x
+                and _near(graph.scalar(p.input[1]), 3)
+            ),
+            None,
+        )
         nodes = _times(graph, other, [power.output[0]], 0.044715) if power is not None else None
         cubed = [*nodes, power] if nodes and power is not None else None
     return [*outer, add, *cubed] if cubed else None
 
 
-_MATCHERS: tuple[Callable[[_Graph, NodeProto], Found | None], ...] = (_single, _gated, _clipped, _written_gelu)
+_MATCHERS: tuple[Callable[[_Graph, NodeProto], Found | None], ...] = (
+    _single,
+    _gated,
+    _clipped,
+    _written_gelu,
+)
 
 
 def _product(graph: _Graph, node: NodeProto) -> tuple[list[str], list[NodeProto], float]:
@@ -243,7 +317,12 @@ def _product(graph: _Graph, node: NodeProto) -> tuple[list[str], list[NodeProto]
         value, inner = graph.scalar(name), graph.producers.get(name)
         if value is not None:
             constant = constant / value if node.op_type == "Div" and i else constant * value
-        elif inner is not None and inner.op_type in ("Mul", "Div") and graph.reads[name] == 1 and not (node.op_type == "Div" and i):
+        elif (
+            inner is not None
+            and inner.op_type in ("Mul", "Div")
+            and graph.reads[name] == 1
+            and not (node.op_type == "Div" and i)
+        ):
             more, below, factor = _product(graph, inner)
             factors, nodes, constant = factors + more, nodes + below, constant * factor
         else:
@@ -253,7 +332,11 @@ def _product(graph: _Graph, node: NodeProto) -> tuple[list[str], list[NodeProto]
 
 def _between(graph: _Graph, clip: NodeProto, low: float, high: float) -> bool:
     """Whether a Clip has these limits."""
-    given = [graph.scalar(n) for n in clip.input[1:3]] if len(clip.input) > 1 else [attribute(clip, "min"), attribute(clip, "max")]
+    given = (
+        [graph.scalar(n) for n in clip.input[1:3]]
+        if len(clip.input) > 1
+        else [attribute(clip, "min"), attribute(clip, "max")]
+    )
     return len(given) == 2 and _near(given[0], low) and _near(given[1], high)
 
 
@@ -275,7 +358,9 @@ def _made(found: Found, target: str, opset: int, limits: Sequence[str]) -> list[
     if opset >= 14:
         return [helper.make_node("HardSwish", [given], [output], name)]
     gate = f"{output}/gate"
-    sigmoid = helper.make_node("HardSigmoid", [given], [gate], f"{name}/gate" if name else "", alpha=1 / 6, beta=0.5)
+    sigmoid = helper.make_node(
+        "HardSigmoid", [given], [gate], f"{name}/gate" if name else "", alpha=1 / 6, beta=0.5
+    )
     return [sigmoid, helper.make_node("Mul", [given, gate], [output], name)]
 
 

@@ -45,7 +45,13 @@ class Samples:
         if BOXES in self.labels:
             boxes = self.labels[BOXES]
             parts = [boxes[boxes[:, 0] == r] for r in rows]
-            labels[BOXES] = np.concatenate([np.column_stack([np.full(len(p), i), p[:, 1:]]) for i, p in enumerate(parts)]) if parts else boxes[:0]
+            labels[BOXES] = (
+                np.concatenate(
+                    [np.column_stack([np.full(len(p), i), p[:, 1:]]) for i, p in enumerate(parts)]
+                )
+                if parts
+                else boxes[:0]
+            )
         return Samples({n: v[rows] for n, v in self.inputs.items()}, labels)
 
     def split(self, share: float, seed: int) -> tuple[Samples, Samples]:
@@ -58,7 +64,8 @@ class Samples:
         """
         if len(self) < 2:
             raise DataError(
-                "data-samples", f"{len(self)} sample cannot be split into some to tune and some to validate with; give more or pass validation data"
+                "data-samples",
+                f"{len(self)} sample cannot be split into some to tune and some to validate with; give more or pass validation data",
             )
         count = min(max(1, round(share * len(self))), len(self) - 1)
         order = np.random.default_rng([seed, len(self)]).permutation(len(self))
@@ -67,7 +74,9 @@ class Samples:
     def fingerprint(self) -> str:
         """Hex sha256 of all values."""
         state = hashlib.sha256()
-        for name, value in sorted({**self.inputs, **{f"label {n}": v for n, v in self.labels.items()}}.items()):
+        for name, value in sorted(
+            {**self.inputs, **{f"label {n}": v for n, v in self.labels.items()}}.items()
+        ):
             state.update(f"{name}{value.dtype}{value.shape}".encode())
             state.update(np.ascontiguousarray(value).tobytes())
         return state.hexdigest()
@@ -91,7 +100,9 @@ def gather(source: Samples | Labelled | Unlabelled | Mapping[str, np.ndarray]) -
     if hasattr(source, "labelled_batches"):
         for batch in source.labelled_batches(_PASS):
             feeds.append({n: v[: batch.count] for n, v in batch.feeds.items()})
-            labels.append({n: _shifted(v, rows) if n == BOXES else v for n, v in batch.labels.items()})
+            labels.append(
+                {n: _shifted(v, rows) if n == BOXES else v for n, v in batch.labels.items()}
+            )
             rows += batch.count
     else:
         feeds = list(source.batches(_PASS))
@@ -105,7 +116,10 @@ def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     shapes = {n: {p[n].shape[1:] for p in parts} for n in parts[0]}
     mixed = next((n for n, s in shapes.items() if len(s) > 1), None)
     if mixed is not None:
-        raise DataError("data-shape", f"samples of {mixed!r} have {len(shapes[mixed])} different sizes; tuning needs one: fix it with --shape")
+        raise DataError(
+            "data-shape",
+            f"samples of {mixed!r} have {len(shapes[mixed])} different sizes; tuning needs one: fix it with --shape",
+        )
     return {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
 
 
@@ -116,18 +130,34 @@ def _shifted(boxes: np.ndarray, rows: int) -> np.ndarray:
 
 def _checked(samples: Samples) -> Samples:
     """The same samples, or why they do not belong together."""
-    lengths = {n: len(v) for n, v in {**samples.inputs, **{k: v for k, v in samples.labels.items() if k != BOXES}}.items()}
+    lengths = {
+        n: len(v)
+        for n, v in {
+            **samples.inputs,
+            **{k: v for k, v in samples.labels.items() if k != BOXES},
+        }.items()
+    }
     if len(set(lengths.values())) != 1 or not min(lengths.values()):
-        raise DataError("data-count", "arrays of different lengths or empty: " + ", ".join(f"{n} {k}" for n, k in lengths.items()))
+        raise DataError(
+            "data-count",
+            "arrays of different lengths or empty: "
+            + ", ".join(f"{n} {k}" for n, k in lengths.items()),
+        )
     return samples
 
 
-def augmented(inputs: Mapping[str, np.ndarray], how: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def augmented(
+    inputs: Mapping[str, np.ndarray], how: str, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Inputs of rank 4, channels first, mirrored ("flip") and shifted by up to an eighth of the side ("flip-shift") at random, others as they are.
 
     The border that a shift uncovers repeats the edge.
     """
-    return {n: _augment(v, how, rng) if v.ndim == 4 else v for n, v in inputs.items()} if how != "none" else dict(inputs)
+    return (
+        {n: _augment(v, how, rng) if v.ndim == 4 else v for n, v in inputs.items()}
+        if how != "none"
+        else dict(inputs)
+    )
 
 
 def _augment(images: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
@@ -139,4 +169,6 @@ def _augment(images: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarr
     reach = max(1, height // 8), max(1, width // 8)
     padded = np.pad(images, [(0, 0), (0, 0), (reach[0],) * 2, (reach[1],) * 2], "edge")
     at = np.stack([rng.integers(0, 2 * r + 1, count) for r in reach], 1)
-    return np.stack([p[:, i : i + height, j : j + width] for p, (i, j) in zip(padded, at)])
+    return np.stack(
+        [p[:, i : i + height, j : j + width] for p, (i, j) in zip(padded, at, strict=False)]
+    )

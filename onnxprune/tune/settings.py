@@ -11,9 +11,12 @@ from onnxprune.errors import UsageError, unknown
 FOLDED_LIMIT = 1e-4  # 2e-3 destroyed a folded ResNet: 85.8 -> 35.2 % (METHODS.md section 7)
 NORMALISED_RATE = 1e-3
 CHOICES = {
-    "optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16"), "batchnorm": ("keep", "frozen", "insert"),
-    "augment": ("none", "flip", "flip-shift"), "schedule": ("cosine", "constant"),
-}  # fmt: skip
+    "optimizer": ("adamw", "sgd"),
+    "precision": ("float32", "bfloat16"),
+    "batchnorm": ("keep", "frozen", "insert"),
+    "augment": ("none", "flip", "flip-shift"),
+    "schedule": ("cosine", "constant"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,26 @@ class Settings:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
-        least: dict[str, Any] = {"epochs": 1, "steps": 0, "batch_size": 1, "threads": 1, "limit_s": 0, "ema": 0, "warmup": 0, "clip_norm": 0}
+        least: dict[str, Any] = {
+            "epochs": 1,
+            "steps": 0,
+            "batch_size": 1,
+            "threads": 1,
+            "limit_s": 0,
+            "ema": 0,
+            "warmup": 0,
+            "clip_norm": 0,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise UsageError("tune-setting", f"{name} must be at least {low}, not {getattr(self, name)}")
+                raise UsageError(
+                    "tune-setting", f"{name} must be at least {low}, not {getattr(self, name)}"
+                )
         if not 0 < self.validation < 1 or self.ema >= 1 or (self.lr is not None and self.lr <= 0):
-            raise UsageError("tune-setting", f"validation {self.validation} and ema {self.ema} must be below 1, lr {self.lr} above 0")
+            raise UsageError(
+                "tune-setting",
+                f"validation {self.validation} and ema {self.ema} must be below 1, lr {self.lr} above 0",
+            )
 
     def rate(self, normalised: bool) -> float:
         """The peak learning rate, guarded: a graph without normalisation (exported with it folded) breaks above 1e-4.
@@ -83,5 +100,8 @@ class Settings:
             return NORMALISED_RATE if safe else FOLDED_LIMIT
         if self.lr > FOLDED_LIMIT and not safe and not self.force_lr:
             ways = "lower it, set batchnorm to insert, or force it"
-            raise UsageError("tune-rate", f"lr {self.lr:g} is too high for a graph whose normalisation is folded (limit {FOLDED_LIMIT:g}): {ways}")
+            raise UsageError(
+                "tune-rate",
+                f"lr {self.lr:g} is too high for a graph whose normalisation is folded (limit {FOLDED_LIMIT:g}): {ways}",
+            )
         return self.lr

@@ -32,7 +32,10 @@ class State:
 
 def snapshot(module: OnnxModule) -> Tensors:
     """Copies of the parameters and running statistics by initializer name."""
-    return {n: v.detach().clone() for n, v in (*module.named().items(), *module.buffers_by_name().items())}
+    return {
+        n: v.detach().clone()
+        for n, v in (*module.named().items(), *module.buffers_by_name().items())
+    }
 
 
 def put(module: OnnxModule, values: Mapping[str, torch.Tensor]) -> None:
@@ -47,14 +50,30 @@ def average(averaged: Tensors, module: OnnxModule, decay: float, step: int) -> N
     rate = 1 - min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for name, tensor in (*module.named().items(), *module.buffers_by_name().items()):
-            averaged[name].lerp_(tensor, rate) if tensor.is_floating_point() else averaged[name].copy_(tensor)
+            averaged[name].lerp_(tensor, rate) if tensor.is_floating_point() else averaged[
+                name
+            ].copy_(tensor)
 
 
-def write_checkpoint(path: Path, key: str, state: State, module: OnnxModule, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    path: Path,
+    key: str,
+    state: State,
+    module: OnnxModule,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Any],
+) -> None:
     """Write everything a later process needs to go on, atomically."""
     buffer = io.BytesIO()
     torch.save(
-        {"format": FORMAT, "key": key, "state": vars(state), "values": snapshot(module), "optimizer": optimizer.state_dict(), "extra": dict(extra)},
+        {
+            "format": FORMAT,
+            "key": key,
+            "state": vars(state),
+            "values": snapshot(module),
+            "optimizer": optimizer.state_dict(),
+            "extra": dict(extra),
+        },
         buffer,
     )
     write_bytes(path, buffer.getvalue())
@@ -75,8 +94,12 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
         same = found["format"] == FORMAT and found["key"] == key
     except Exception as problem:  # torch raises whatever its unpickler meets
         raise UsageError(
-            "checkpoint-invalid", f"{path} is no checkpoint of tuning: {str(problem).splitlines()[0]}; remove it to start over"
+            "checkpoint-invalid",
+            f"{path} is no checkpoint of tuning: {str(problem).splitlines()[0]}; remove it to start over",
         ) from problem
     if not same:
-        raise UsageError("checkpoint-other", f"{path} belongs to a run with another model, data or settings; remove it or name another to start over")
+        raise UsageError(
+            "checkpoint-other",
+            f"{path} belongs to a run with another model, data or settings; remove it or name another to start over",
+        )
     return found

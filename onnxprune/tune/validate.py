@@ -14,7 +14,9 @@ from onnxprune.tune.losses import Head, accuracy
 from onnxprune.tune.samples import Samples
 from onnxprune.tune.settings import Settings
 
-Forward = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], tuple[Any, Mapping[str, Any]]]
+Forward = Callable[
+    [Mapping[str, np.ndarray], Mapping[str, np.ndarray]], tuple[Any, Mapping[str, Any]]
+]
 
 
 class Validator:
@@ -24,8 +26,21 @@ class Validator:
     forward: (inputs, labels) of a batch -> (loss, outputs and logits by name) of the module that is scored.
     """
 
-    def __init__(self, samples: Samples, settings: Settings, heads: list[Head], metric: Callable[[], Any] | None, forward: Forward) -> None:
-        self.samples, self.settings, self.heads, self.metric, self.forward = samples, settings, heads, metric, forward
+    def __init__(
+        self,
+        samples: Samples,
+        settings: Settings,
+        heads: list[Head],
+        metric: Callable[[], Any] | None,
+        forward: Forward,
+    ) -> None:
+        self.samples, self.settings, self.heads, self.metric, self.forward = (
+            samples,
+            settings,
+            heads,
+            metric,
+            forward,
+        )
 
     def score(self, module: OnnxModule) -> tuple[float, float, float]:
         """(score, higher is better; mean loss; standard error of the score, 0 where it is not known)."""
@@ -39,12 +54,18 @@ class Validator:
             outputs = {n: v.cpu().numpy() for n, v in tensors.items()}
             if metric is not None:
                 metric.update({h.output: outputs[h.output] for h in self.heads}, batch.labels)
-            elif (share := accuracy(outputs, batch.labels, self.heads[0], self.settings.class_offset)) is not None:
+            elif (
+                share := accuracy(outputs, batch.labels, self.heads[0], self.settings.class_offset)
+            ) is not None:
                 hits, judged = hits + share * len(batch), judged + len(batch)
         mean = total / len(self.samples)
         if metric is not None:
             result = metric.result()
-            return (result.value if result.higher_is_better else -result.value), mean, getattr(result, "standard_error", None) or 0.0
+            return (
+                (result.value if result.higher_is_better else -result.value),
+                mean,
+                getattr(result, "standard_error", None) or 0.0,
+            )
         share = hits / judged if judged else 0.0
         return (share if judged else -mean), mean, math.sqrt(share * (1 - share) / max(judged, 1))
 

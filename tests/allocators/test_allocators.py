@@ -17,9 +17,9 @@ from onnxprune.allocators import ALLOCATORS, knapsack
 from onnxprune.allocators.base import Constraints, Ranking, Step, allocate, ordered, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria.base import Context
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import load
-from onnxprune.criteria.base import Context
 from onnxprune.testing.plans import check_plan
 from onnxprune.types import Plan, Scores
 
@@ -29,7 +29,13 @@ CONVOLUTIONS = (
     "a = Conv<pads=[1,1,1,1]>(x, w1); r = Relu(a); b = Conv<pads=[1,1,1,1]>(r, w2); s = Relu(b); c = Conv(s, w3); d = Add(a, c); e = Conv<strides=[2,2]>(d, w4); y = Conv(e, w5)"
 )
 ANALYSIS = analyse(load(net(CONVOLUTIONS)))
-HELD = analyse(load(net("float[1,64] x | float[64,64] w0, float[64,8] w1, float[8,4] w2 | y = MatMul(x, w0); a = MatMul(x, w1); z = MatMul(a, w2) | float[] y, float[] z")))
+HELD = analyse(
+    load(
+        net(
+            "float[1,64] x | float[64,64] w0, float[64,8] w1, float[8,4] w2 | y = MatMul(x, w0); a = MatMul(x, w1); z = MatMul(a, w2) | float[] y, float[] z"
+        )
+    )
+)
 COSTS = ("macs", "params", "bytes", "activation_bytes")
 budgets = st.fixed_dictionaries({}, optional={c: st.floats(0.35, 1.1) for c in COSTS})
 
@@ -53,8 +59,16 @@ def kept_of(plan: Plan) -> dict[str, set[int]]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.sampled_from(NAMES), budgets, st.integers(0, 10**6), st.sampled_from([1, 1, 4]), st.sampled_from([1, 3]))
-def test_within_the_budget_and_no_further(name: str, shares: dict[str, float], seed: int, round_to: int, floor: int) -> None:
+@given(
+    st.sampled_from(NAMES),
+    budgets,
+    st.integers(0, 10**6),
+    st.sampled_from([1, 1, 4]),
+    st.sampled_from([1, 3]),
+)
+def test_within_the_budget_and_no_further(
+    name: str, shares: dict[str, float], seed: int, round_to: int, floor: int
+) -> None:
     scores, limits = scores_of(seed), absolute(shares)
     plan = planned(name, scores, budgets=limits, round_to=round_to, floor=floor)
     found = ANALYSIS.cost(plan.kept).as_dict()
@@ -68,9 +82,13 @@ def test_within_the_budget_and_no_further(name: str, shares: dict[str, float], s
             continue
         chain = widths(group.size, Constraints(round_to=round_to, floor=floor))
         wider = chain[chain.index(count) - 1]
-        back = dict(plan.kept) | {group.name: sorted(np.argsort(-scores[group.name])[:wider].tolist())}
+        back = dict(plan.kept) | {
+            group.name: sorted(np.argsort(-scores[group.name])[:wider].tolist())
+        }
         more = ANALYSIS.cost(back).as_dict()
-        assert any(more[c] > limit for c, limit in limits.items()), f"{group.name} lost a step more than was asked for"
+        assert any(more[c] > limit for c, limit in limits.items()), (
+            f"{group.name} lost a step more than was asked for"
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,7 +123,10 @@ def test_threshold_is_blind_to_the_scale_of_a_group() -> None:
     scores = scores_of(1)
     scaled = {g: 1000.0**i * s for i, (g, s) in enumerate(scores.items())}
     limits = absolute({"macs": 0.5})
-    assert planned("threshold", scores, budgets=limits).kept == planned("threshold", scaled, budgets=limits).kept
+    assert (
+        planned("threshold", scores, budgets=limits).kept
+        == planned("threshold", scaled, budgets=limits).kept
+    )
 
 
 def test_knapsack_takes_what_is_cheap_to_lose() -> None:
@@ -120,7 +141,12 @@ def test_knapsack_takes_what_is_cheap_to_lose() -> None:
 
 def test_ratios_are_fixed_and_the_rest_meets_the_budget() -> None:
     first, second = ANALYSIS.groups[0], ANALYSIS.groups[1]
-    plan = planned("knapsack", scores_of(2), budgets=absolute({"macs": 0.8}), ratios={first.name: 0.25, second.name: 0.0})
+    plan = planned(
+        "knapsack",
+        scores_of(2),
+        budgets=absolute({"macs": 0.8}),
+        ratios={first.name: 0.25, second.name: 0.0},
+    )
     assert len(plan.kept[first.name]) == first.size * 3 // 4
     assert second.name not in plan.kept
     with pytest.raises(UsageError, match="matches no group"):
@@ -130,7 +156,11 @@ def test_ratios_are_fixed_and_the_rest_meets_the_budget() -> None:
 def test_a_group_without_scores_stays_whole() -> None:
     scores = scores_of(0)
     left_out = ANALYSIS.groups[1].name
-    plan = planned("uniform", {g: s for g, s in scores.items() if g != left_out}, budgets=absolute({"macs": 0.7}))
+    plan = planned(
+        "uniform",
+        {g: s for g, s in scores.items() if g != left_out},
+        budgets=absolute({"macs": 0.7}),
+    )
     assert left_out not in plan.kept
 
 
@@ -161,7 +191,9 @@ def test_an_allocator_is_asked_once_for_all_budgets(monkeypatch: pytest.MonkeyPa
     alone = [planned("knapsack", scores_of(0), budgets=b).kept for b in budgets]
     monkeypatch.setitem(ALLOCATORS.builtin, "counted", ("counted:counted", ""))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "counted", SimpleNamespace(counted=counted))  # type: ignore[arg-type]
-    assert [allocate("counted", context, scores_of(0), Constraints(b)).kept for b in budgets] == alone
+    assert [
+        allocate("counted", context, scores_of(0), Constraints(b)).kept for b in budgets
+    ] == alone
     assert len(asked) == 1
     allocate("counted", context, scores_of(1), Constraints(budgets[0]))
     allocate("counted", context, scores_of(1), Constraints(budgets[0], floor=8))
@@ -185,15 +217,25 @@ def test_widths(size: int, round_to: int, floor: int, fraction: float) -> None:
     chain = widths(size, Constraints(round_to=round_to, floor=floor, max_fraction=fraction))
     assert chain[0] == size
     assert chain == sorted(set(chain), reverse=True)
-    assert all(k % round_to == 0 and k >= floor and size - k <= fraction * size + 1e-6 and k >= 1 for k in chain[1:])
+    assert all(
+        k % round_to == 0 and k >= floor and size - k <= fraction * size + 1e-6 and k >= 1
+        for k in chain[1:]
+    )
 
 
 @given(st.integers(1, 80), st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(1, 8))
 def test_half_a_block_is_the_one_width_more(size: int, block: int, floor: int) -> None:
-    plain, more = (widths(size, Constraints({}, round_to=block, floor=floor, half_block=half)) for half in (False, True))
+    plain, more = (
+        widths(size, Constraints({}, round_to=block, floor=floor, half_block=half))
+        for half in (False, True)
+    )
     assert set(more) - set(plain) <= {block // 2} and set(plain) <= set(more)
-    assert (block // 2 in more) == (block // 2 in plain or block > 1 and floor <= block // 2 < size and block // 2 >= size - int(size * 0.9 + 1e-9))
-
+    assert (block // 2 in more) == (
+        block // 2 in plain
+        or block > 1
+        and floor <= block // 2 < size
+        and block // 2 >= size - int(size * 0.9 + 1e-9)
+    )
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20))

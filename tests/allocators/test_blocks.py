@@ -18,15 +18,15 @@ import onnxprune
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria.base import Context
+from onnxprune.criteria.reconstruction import reconstruction
 from onnxprune.data.dataset import synthetic
-from onnxprune.run.evaluation import input_types
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.ir.runtime import Session
 from onnxprune.repair import REPAIRS
-from onnxprune.criteria.base import Context
-from onnxprune.criteria.reconstruction import reconstruction
-from onnxprune.testing.plans import check_plan
+from onnxprune.run.evaluation import input_types
 from onnxprune.surgery.cut import cut
+from onnxprune.testing.plans import check_plan
 from onnxprune.types import Plan, Scores
 
 _NORM = ", ".join(f"float[12] s{i}, float[12] t{i}, float[12] m{i}, float[12] v{i}" for i in (1, 2))
@@ -47,21 +47,27 @@ def model_of(quiet: str = "") -> ModelProto:
     model = net(NETWORK)
     for i, tensor in enumerate(model.graph.initializer):
         if tensor.name == quiet:
-            model.graph.initializer[i].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / 1000, quiet))
+            model.graph.initializer[i].CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) / 1000, quiet)
+            )
     return model
 
 
 @cache
 def scored(quiet: str = "") -> tuple[Context, Scores]:
     analysis = analyse(load(model_of(quiet)))
-    context = Context(analysis, synthetic(input_types(analysis.model), samples=SAMPLES, seed=3), batch_size=8)
+    context = Context(
+        analysis, synthetic(input_types(analysis.model), samples=SAMPLES, seed=3), batch_size=8
+    )
     return context, reconstruction(context)
 
 
 def planned(name: str, quiet: str, share: float, **constraints: Any) -> Plan:
     context, scores = scored(quiet)
     budget = {"macs": share * context.analysis.cost().macs}
-    return allocate(name, context, scores, Constraints(budgets=budget, **{"blocks": True, **constraints}))
+    return allocate(
+        name, context, scores, Constraints(budgets=budget, **{"blocks": True, **constraints})
+    )
 
 
 def gone(plan: Plan) -> set[str]:
@@ -69,12 +75,17 @@ def gone(plan: Plan) -> set[str]:
 
 
 def test_what_can_go() -> None:
-    assert {frozenset(b) for b in whole_blocks(scored()[0].analysis).values()} == {frozenset(FIRST), frozenset(SECOND)}
+    assert {frozenset(b) for b in whole_blocks(scored()[0].analysis).values()} == {
+        frozenset(FIRST),
+        frozenset(SECOND),
+    }
 
 
 @pytest.mark.parametrize("name", ["divergence", "layer-error"])
 @pytest.mark.parametrize("quiet, block", [("w2", FIRST), ("w5", SECOND)])
-def test_a_branch_that_is_nearly_constant_goes(name: str, quiet: str, block: tuple[str, ...]) -> None:
+def test_a_branch_that_is_nearly_constant_goes(
+    name: str, quiet: str, block: tuple[str, ...]
+) -> None:
     context, _ = scored(quiet)
     left = context.analysis.cost(dict.fromkeys(block, ())).macs / context.analysis.cost().macs
     plan = planned(name, quiet, left)
@@ -84,19 +95,31 @@ def test_a_branch_that_is_nearly_constant_goes(name: str, quiet: str, block: tup
 
 @pytest.mark.parametrize("name", ["divergence", "layer-error"])
 def test_what_forbids_it(name: str) -> None:
-    for limits in ({"blocks": False}, {"floor": 2}, {"ratios": {"b0": 0.5}}, {"ratios": {"b0": 0.0}}):
+    for limits in (
+        {"blocks": False},
+        {"floor": 2},
+        {"ratios": {"b0": 0.5}},
+        {"ratios": {"b0": 0.0}},
+    ):
         assert "b0" not in gone(planned(name, "w2", 0.7, **limits)), limits
     assert "b0" in gone(planned(name, "w2", 0.7, max_fraction=0.5, round_to=12))
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from(["divergence", "layer-error", "knapsack", "threshold", "uniform"]), st.floats(0.2, 0.95), st.sampled_from(["macs", "params", "bytes"]), st.sampled_from([1, 4]))
+@given(
+    st.sampled_from(["divergence", "layer-error", "knapsack", "threshold", "uniform"]),
+    st.floats(0.2, 0.95),
+    st.sampled_from(["macs", "params", "bytes"]),
+    st.sampled_from([1, 4]),
+)
 def test_within_the_budget(name: str, share: float, cost: str, round_to: int) -> None:
     """Whatever goes whole, the plan is met and can be cut."""
     context, scores = scored()
     analysis = context.analysis
     budget = share * analysis.cost().as_dict()[cost]
-    plan = allocate(name, context, scores, Constraints({cost: budget}, round_to=round_to, blocks=True))
+    plan = allocate(
+        name, context, scores, Constraints({cost: budget}, round_to=round_to, blocks=True)
+    )
     assert analysis.cost(plan.kept).as_dict()[cost] <= budget
     check_plan(analysis, plan)
 
@@ -105,7 +128,9 @@ def _error(context: Context, model: Any) -> float:
     data = context.required_data("test")
     whole, cut_ = Session(context.analysis.model), Session(model)
     pairs = [(whole.run(b)["y"], cut_.run(b)["y"]) for b in data.batches(8)]
-    return float(sum(np.square(a - b).sum() for a, b in pairs) / sum(np.square(a).sum() for a, _ in pairs))
+    return float(
+        sum(np.square(a - b).sum() for a, b in pairs) / sum(np.square(a).sum() for a, _ in pairs)
+    )
 
 
 @pytest.mark.parametrize("repair", ["bias", "batchnorm", "least-squares"])
@@ -113,11 +138,21 @@ def _error(context: Context, model: Any) -> float:
 def test_the_constant_is_the_mean(repair: str, block: tuple[str, ...]) -> None:
     context, _ = scored()
     analysis = context.analysis
-    plan = plan_of(analysis, {**dict.fromkeys(block, ()), "a": tuple(range(0, 12, 2))} if repair == "bias" else dict.fromkeys(block, ()))
+    plan = plan_of(
+        analysis,
+        {**dict.fromkeys(block, ()), "a": tuple(range(0, 12, 2))}
+        if repair == "bias"
+        else dict.fromkeys(block, ()),
+    )
     bare = cut(analysis, plan)
     repaired = REPAIRS.get(repair)(analysis, plan, bare, context)
     tensor = "c" if block == FIRST else "g"
-    values = np.concatenate([Session(analysis.model, [tensor]).run(b)[tensor] for b in context.required_data("test").batches(8)])
+    values = np.concatenate(
+        [
+            Session(analysis.model, [tensor]).run(b)[tensor]
+            for b in context.required_data("test").batches(8)
+        ]
+    )
     expected = values.mean((0, 2, 3), keepdims=True)[:, list(plan.kept.get("a", range(12)))]
     np.testing.assert_allclose(repaired.weights[tensor].array(), expected, rtol=1e-4, atol=1e-5)
     assert _error(context, repaired) < _error(context, bare)
@@ -129,23 +164,51 @@ def test_from_end_to_end(tmp_path: Path) -> None:
     source.write_bytes(to_bytes(load(model_of("w2"))))
     data = tmp_path / "data.npz"
     np.savez(data, x=np.random.default_rng(0).standard_normal((160, 4, 8, 8)).astype(np.float32))
-    result = onnxprune.optimize(source, tmp_path / "out.onnx", data=str(data), target="macs=32%", blocks=True, curve=True, control=1, engine="none", round_to=1)
+    result = onnxprune.optimize(
+        source,
+        tmp_path / "out.onnx",
+        data=str(data),
+        target="macs=32%",
+        blocks=True,
+        curve=True,
+        control=1,
+        engine="none",
+        round_to=1,
+    )
     assert result.report.verification["ok"] and "b0" in gone(result.plan)
     assert Plan.from_json(result.plan.to_json()) == result.plan
     assert {g.name: g.after for g in result.report.groups}["b0"] == 0
     assert analyse(load(tmp_path / "out.onnx")).cost().macs == result.report.after["macs"]
-    near = onnxprune.optimize(source, data=str(data), max_divergence=0.05, blocks=True, engine="none", round_to=1)
+    near = onnxprune.optimize(
+        source, data=str(data), max_divergence=0.05, blocks=True, engine="none", round_to=1
+    )
     assert near.report.bisection["reached"] <= 0.05
 
 
 @pytest.mark.slow
 def test_resnet20(zoo: Path, tmp_path: Path) -> None:
     """From end to end on a trained network, at less than its widths alone reach."""
-    images = np.load(zoo / "data" / "cifar10_field_1000.npz")["images"][:192].astype(np.float32) / 255
-    x = ((images - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)).transpose(0, 3, 1, 2)
+    images = (
+        np.load(zoo / "data" / "cifar10_field_1000.npz")["images"][:192].astype(np.float32) / 255
+    )
+    x = (
+        (images - np.array([0.485, 0.456, 0.406], np.float32))
+        / np.array([0.229, 0.224, 0.225], np.float32)
+    ).transpose(0, 3, 1, 2)
     data = tmp_path / "data.npz"
     np.savez(data, **{next(iter(Session(load(zoo / "cifar10_resnet20.onnx")).inputs)): x})
-    result = onnxprune.optimize(zoo / "cifar10_resnet20.onnx", data=str(data), target="macs=20%", blocks=True, max_fraction=0.5, fast=True, repair="bias", engine="none")
+    result = onnxprune.optimize(
+        zoo / "cifar10_resnet20.onnx",
+        data=str(data),
+        target="macs=20%",
+        blocks=True,
+        max_fraction=0.5,
+        fast=True,
+        repair="bias",
+        engine="none",
+    )
     assert result.report.verification["ok"] and gone(result.plan)
     assert result.report.after["macs"] <= 0.2 * result.report.before["macs"]
-    assert len(result.model.proto.graph.node) < len(analyse(load(zoo / "cifar10_resnet20.onnx")).model.proto.graph.node)
+    assert len(result.model.proto.graph.node) < len(
+        analyse(load(zoo / "cifar10_resnet20.onnx")).model.proto.graph.node
+    )

@@ -16,16 +16,16 @@ from onnxprune.allocators.base import Constraints, Step, allocate, widths
 from onnxprune.allocators.divergence import divergence
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.data.dataset import Data, synthetic
-from onnxprune.run.evaluation import input_types
-from onnxprune.errors import DataError
-from onnxprune.ir.io import load
-from onnxprune.ir.runtime import Session
 from onnxprune.criteria import reconstruction as statistics
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.reconstruction import reconstruction
-from onnxprune.testing.plans import check_plan
+from onnxprune.data.dataset import Data, synthetic
+from onnxprune.errors import DataError
+from onnxprune.ir.io import load
+from onnxprune.ir.runtime import Session
+from onnxprune.run.evaluation import input_types
 from onnxprune.surgery.cut import cut
+from onnxprune.testing.plans import check_plan
 from onnxprune.types import Plan, Scores
 
 SAMPLES = 40  # of which a quarter measures
@@ -47,7 +47,9 @@ def context_of(text: str, silent: str = "", part: float = 1.0) -> Context:
             values[round(len(values) * (1 - part)) :] = 0.0
             tensor.raw_data = values.tobytes()
     analysis = analyse(load(model))
-    return Context(analysis, synthetic(input_types(analysis.model), samples=SAMPLES, seed=3), batch_size=8)
+    return Context(
+        analysis, synthetic(input_types(analysis.model), samples=SAMPLES, seed=3), batch_size=8
+    )
 
 
 @cache
@@ -56,7 +58,9 @@ def scored() -> tuple[Context, Scores]:
     return context, reconstruction(context)
 
 
-def planned(context: Context, scores: Scores, share: float, cost: str = "macs", **constraints: Any) -> Plan:
+def planned(
+    context: Context, scores: Scores, share: float, cost: str = "macs", **constraints: Any
+) -> Plan:
     budget = {cost: share * context.analysis.cost().as_dict()[cost]}
     return allocate("divergence", context, scores, Constraints(budgets=budget, **constraints))
 
@@ -65,7 +69,10 @@ def steps_of(analysis: Analysis, constraints: Constraints | None = None) -> list
     found = []
     for group in analysis.groups:
         chain = widths(group.size, constraints or Constraints())
-        found += [Step(group.name, group.size, a, b, np.zeros(a - b), (0.0, 0.0)) for a, b in zip(chain, chain[1:])]
+        found += [
+            Step(group.name, group.size, a, b, np.zeros(a - b), (0.0, 0.0))
+            for a, b in zip(chain, chain[1:], strict=False)
+        ]
     return found
 
 
@@ -73,14 +80,23 @@ def curves(context: Context, scores: Scores) -> dict[str, np.ndarray]:
     """Damage by group, cumulated over its steps."""
     steps = steps_of(context.analysis)
     values = divergence(context, scores, steps).values
-    return {g.name: np.cumsum([v for s, v in zip(steps, values) if s.group == g.name]) for g in context.analysis.groups}
+    return {
+        g.name: np.cumsum([v for s, v in zip(steps, values, strict=False) if s.group == g.name])
+        for g in context.analysis.groups
+    }
 
 
 @settings(max_examples=12, deadline=None)
 @given(
-    st.floats(0.35, 0.95), st.sampled_from(["macs", "params", "bytes", "activation_bytes"]), st.sampled_from([1, 4]), st.sampled_from([1, 3]), st.sampled_from([0.5, 0.9])
-)  # fmt: skip
-def test_within_the_budget_and_no_further(share: float, cost: str, round_to: int, floor: int, fraction: float) -> None:
+    st.floats(0.35, 0.95),
+    st.sampled_from(["macs", "params", "bytes", "activation_bytes"]),
+    st.sampled_from([1, 4]),
+    st.sampled_from([1, 3]),
+    st.sampled_from([0.5, 0.9]),
+)
+def test_within_the_budget_and_no_further(
+    share: float, cost: str, round_to: int, floor: int, fraction: float
+) -> None:
     """Every budget is met, no group could keep a step more, and no limit of a group is passed."""
     context, scores = scored()
     analysis = context.analysis
@@ -88,7 +104,9 @@ def test_within_the_budget_and_no_further(share: float, cost: str, round_to: int
     least = {g.name: tuple(range(widths(g.size, limits)[-1])) for g in analysis.groups}
     whole = analysis.cost().as_dict()[cost]
     share = max(share, analysis.cost(least).as_dict()[cost] / whole + 1e-3)
-    plan = planned(context, scores, share, cost, round_to=round_to, floor=floor, max_fraction=fraction)
+    plan = planned(
+        context, scores, share, cost, round_to=round_to, floor=floor, max_fraction=fraction
+    )
     check_plan(analysis, plan)
     assert analysis.cost(plan.kept).as_dict()[cost] <= share * whole
     for name, kept in plan.kept.items():
@@ -96,7 +114,9 @@ def test_within_the_budget_and_no_further(share: float, cost: str, round_to: int
         assert len(kept) in chain
         wider = chain[chain.index(len(kept)) - 1]
         back = {**plan.kept, name: tuple(sorted(np.argsort(-scores[name])[:wider].tolist()))}
-        assert analysis.cost(back).as_dict()[cost] > share * whole, f"{name} lost a step more than was asked for"
+        assert analysis.cost(back).as_dict()[cost] > share * whole, (
+            f"{name} lost a step more than was asked for"
+        )
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5])
@@ -135,7 +155,9 @@ def test_ratios_are_fixed_and_the_rest_meets_the_budget() -> None:
 
 def test_damage_never_falls_and_never_is_negative() -> None:
     for curve in curves(*scored()).values():
-        assert (np.diff(curve, prepend=0.0) >= 0).all() and np.isfinite(curve).all() and curve[-1] > 0
+        assert (
+            (np.diff(curve, prepend=0.0) >= 0).all() and np.isfinite(curve).all() and curve[-1] > 0
+        )
 
 
 def test_channels_that_give_nothing_go_first() -> None:
@@ -159,7 +181,10 @@ def test_what_is_measured_is_the_error_of_the_outputs_after_a_refit() -> None:
 
     def values(data: Data) -> tuple[np.ndarray, np.ndarray]:
         runs = [session.run(b) for b in data.batches(8)]
-        return tuple(np.concatenate([r[n].reshape(-1, r[n].shape[-1]) for r in runs]).astype(np.float64) for n in ("r", "y"))  # type: ignore[return-value]
+        return tuple(
+            np.concatenate([r[n].reshape(-1, r[n].shape[-1]) for r in runs]).astype(np.float64)
+            for n in ("r", "y")
+        )  # type: ignore[return-value]
 
     (x, _), (gate, y) = values(context.statistics_data("")), values(context.gate_data(""))
     gone = np.argsort(scores[group.name], kind="stable")[: len(found)]
@@ -172,7 +197,9 @@ def test_what_is_measured_is_the_error_of_the_outputs_after_a_refit() -> None:
     np.testing.assert_allclose(found[-1], error, rtol=SINGLE)
 
 
-def test_inputs_that_measure_are_apart_from_those_of_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_that_measure_are_apart_from_those_of_the_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     context = context_of(NETWORK)
     seen: dict[str, list[np.ndarray]] = {"statistics": [], "measured": []}
     collect, run = statistics.collect_moments, module.Run
@@ -188,7 +215,10 @@ def test_inputs_that_measure_are_apart_from_those_of_the_statistics(monkeypatch:
     monkeypatch.setattr(statistics, "collect_moments", collected)
     monkeypatch.setattr(module, "Run", started)
     planned(context, reconstruction(context), 0.7)
-    sets = {what: {row.tobytes() for batch in batches for row in batch} for what, batches in seen.items()}
+    sets = {
+        what: {row.tobytes() for batch in batches for row in batch}
+        for what, batches in seen.items()
+    }
     assert len(sets["statistics"]) == SAMPLES * 3 // 4 and len(sets["measured"]) == SAMPLES // 4
     assert not sets["statistics"] & sets["measured"]
 
@@ -196,4 +226,8 @@ def test_inputs_that_measure_are_apart_from_those_of_the_statistics(monkeypatch:
 def test_without_data() -> None:
     context = context_of(NETWORK)
     with pytest.raises(DataError, match="calibration data"):
-        planned(Context(context.analysis), {g.name: np.ones(g.size) for g in context.analysis.groups}, 0.7)
+        planned(
+            Context(context.analysis),
+            {g.name: np.ones(g.size) for g in context.analysis.groups},
+            0.7,
+        )

@@ -52,7 +52,7 @@ class Naive:
             self.bound |= dict.fromkeys(left | right, cause)
 
     def unify(self, a: list[frozenset[int]], b: list[frozenset[int]]) -> None:
-        for x, y in zip(a, b):
+        for x, y in zip(a, b, strict=False):
             self.equal(x, y)
 
     def freeze(self, a: list[frozenset[int]]) -> None:
@@ -66,7 +66,20 @@ def programs(draw: st.DrawFn, approximate: bool = True) -> list[tuple]:
     steps: list[tuple] = [("fresh", 2), ("fresh", 3)]
     lengths = [2, 3]
     for _ in range(draw(st.integers(1, 9))):
-        op = draw(st.sampled_from(["fresh", "unify", "unify", "merge", "merge", "freeze", "join", *["split", "pick"] * approximate]))
+        op = draw(
+            st.sampled_from(
+                [
+                    "fresh",
+                    "unify",
+                    "unify",
+                    "merge",
+                    "merge",
+                    "freeze",
+                    "join",
+                    *["split", "pick"] * approximate,
+                ]
+            )
+        )
         a = draw(st.integers(0, len(lengths) - 1))
         if op == "fresh":
             steps.append((op, draw(st.sampled_from([2, 3, 4, 6]))))
@@ -116,7 +129,17 @@ def run(steps: list[tuple]) -> tuple[Causes, list[Axis], list[int], list[tuple]]
             relations.append((op, *rest))
         elif op == "merge":
             a, b = rest
-            relations.append((op, a, b, push(causes.merge(axes[a], lengths[a], axes[b], lengths[b]), lengths[a] * lengths[b])))
+            relations.append(
+                (
+                    op,
+                    a,
+                    b,
+                    push(
+                        causes.merge(axes[a], lengths[a], axes[b], lengths[b]),
+                        lengths[a] * lengths[b],
+                    ),
+                )
+            )
         elif op == "split":
             a, rows = rest
             r, c = causes.split(axes[a], rows, lengths[a] // rows, SINGLE)
@@ -127,7 +150,10 @@ def run(steps: list[tuple]) -> tuple[Causes, list[Axis], list[int], list[tuple]]
         elif op == "pick":
             push(array(rest[0])[list(rest[1])], len(rest[1]))
         else:
-            push(np.concatenate([array(rest[0]), array(rest[1])]), lengths[rest[0]] + lengths[rest[1]])
+            push(
+                np.concatenate([array(rest[0]), array(rest[1])]),
+                lengths[rest[0]] + lengths[rest[1]],
+            )
     return causes, axes, lengths, relations
 
 
@@ -136,10 +162,10 @@ def run(steps: list[tuple]) -> tuple[Causes, list[Axis], list[int], list[tuple]]
 def test_every_relation_holds_for_every_removal(steps: list[tuple]) -> None:
     """Whatever causes go: unified axes lose the same positions, a product loses whole rows and columns, frozen axes lose none."""
     causes, axes, lengths, relations = run(steps)
-    found = [sets(causes, a, n) for a, n in zip(axes, lengths)]
+    found = [sets(causes, a, n) for a, n in zip(axes, lengths, strict=False)]
     free = sorted(frozenset().union(*(s for axis in found for s in axis)))
     for chosen in product([False, True], repeat=min(len(free), MOST)):
-        gone = {c for c, yes in zip(free, chosen) if yes}
+        gone = {c for c, yes in zip(free, chosen, strict=False) if yes}
         mask = [[bool(s & gone) for s in axis] for axis in found]
         for op, a, *rest in relations:
             if op == "unify":
@@ -182,7 +208,9 @@ def footprints(axes: list[list[frozenset[int]]]) -> set[frozenset[tuple[int, int
 def test_equal_to_sets(steps: list[tuple]) -> None:
     """The same causes at the same places as with Python sets."""
     causes, axes, lengths, _ = run(steps)
-    assert footprints([sets(causes, a, n) for a, n in zip(axes, lengths)]) == footprints(naive(steps))
+    assert footprints(
+        [sets(causes, a, n) for a, n in zip(axes, lengths, strict=False)]
+    ) == footprints(naive(steps))
 
 
 @fast
@@ -192,8 +220,10 @@ def test_table_is_atoms(steps: list[tuple]) -> None:
     causes, axes, _, _ = run(steps)
     arrays = [a for a in axes if isinstance(a, np.ndarray)]
     names, tables = causes.table(arrays)
-    for array, table in zip(arrays, tables):
-        assert [frozenset(names[[i for i in row if i < len(names)]].tolist()) for row in table.tolist()] == [causes.atoms(int(i)) for i in array]
+    for array, table in zip(arrays, tables, strict=False):
+        assert [
+            frozenset(names[[i for i in row if i < len(names)]].tolist()) for row in table.tolist()
+        ] == [causes.atoms(int(i)) for i in array]
 
 
 @fast
@@ -257,7 +287,12 @@ def test_a_table_looked_up_by_distance_is_split_at_once() -> None:
     place = (y[:, None] - y + side - 1) * (2 * side - 1) + x[:, None] - x + side - 1
     table = causes.fresh((2 * side - 1) ** 2, SINGLE)
     r, c = causes.split(table[place.ravel()], side**2, side**2, SINGLE)
-    assert len({*sets(causes, table, len(table)), *sets(causes, r, side**2), *sets(causes, c, side**2)}) == 1
+    assert (
+        len(
+            {*sets(causes, table, len(table)), *sets(causes, r, side**2), *sets(causes, c, side**2)}
+        )
+        == 1
+    )
 
 
 def test_repeated_columns_are_one() -> None:

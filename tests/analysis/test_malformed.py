@@ -31,8 +31,30 @@ def change(model: ModelProto, draw: st.DataObject) -> None:
     graphs = list(nested(model.graph))
     nodes = [n for g in graphs for n in g.node]
     node = nodes[draw.draw(st.integers(0, len(nodes) - 1))]
-    what = draw.draw(st.sampled_from(["attribute", "attribute", "drop input", "swap inputs", "other input", "op", "drop output", "dims", "initializer", "domain", "drop body input", "drop body output", "move body"]))
-    names = [i.name for i in model.graph.initializer] + [n.output[0] for n in nodes if n.output] + ["x", ""]
+    what = draw.draw(
+        st.sampled_from(
+            [
+                "attribute",
+                "attribute",
+                "drop input",
+                "swap inputs",
+                "other input",
+                "op",
+                "drop output",
+                "dims",
+                "initializer",
+                "domain",
+                "drop body input",
+                "drop body output",
+                "move body",
+            ]
+        )
+    )
+    names = (
+        [i.name for i in model.graph.initializer]
+        + [n.output[0] for n in nodes if n.output]
+        + ["x", ""]
+    )
     if what == "attribute" and node.attribute:
         attribute = node.attribute[draw.draw(st.integers(0, len(node.attribute) - 1))]
         number = draw.draw(st.sampled_from([-9, -1, 0, 1, 2, 3, 7, 2**40]))
@@ -47,15 +69,25 @@ def change(model: ModelProto, draw: st.DataObject) -> None:
     elif what == "swap inputs":
         node.input[:] = list(node.input)[::-1]
     elif what == "other input" and node.input:
-        node.input[draw.draw(st.integers(0, len(node.input) - 1))] = draw.draw(st.sampled_from(names))
+        node.input[draw.draw(st.integers(0, len(node.input) - 1))] = draw.draw(
+            st.sampled_from(names)
+        )
     elif what == "op":
-        node.op_type = draw.draw(st.sampled_from([n.op_type for n in nodes] + ["Concat", "LSTM", "Reshape", "Gemm", "Split", "TopK"]))
+        node.op_type = draw.draw(
+            st.sampled_from(
+                [n.op_type for n in nodes] + ["Concat", "LSTM", "Reshape", "Gemm", "Split", "TopK"]
+            )
+        )
     elif what == "drop output" and node.output:
         node.output[draw.draw(st.integers(0, len(node.output) - 1))] = ""
     elif what == "dims" and model.graph.input[0].type.tensor_type.shape.dim:
-        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = draw.draw(st.sampled_from([-1, 0, 1, 10**9]))
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = draw.draw(
+            st.sampled_from([-1, 0, 1, 10**9])
+        )
     elif what == "initializer" and model.graph.initializer:
-        tensor = model.graph.initializer[draw.draw(st.integers(0, len(model.graph.initializer) - 1))]
+        tensor = model.graph.initializer[
+            draw.draw(st.integers(0, len(model.graph.initializer) - 1))
+        ]
         if len(tensor.dims) > 1:
             tensor.dims[:] = list(tensor.dims)[::-1]
     elif what.startswith("drop body"):

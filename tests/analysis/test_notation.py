@@ -31,7 +31,14 @@ def test_marks_and_absent_axes() -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("n c", "no '->'"), ("n c ? -> n", "cannot read '?'"), ("(n c -> n", "cannot read"), ("n * * -> n", "twice"), ("a ... -> a", "must come first"), ("() -> a", "cannot read")],
+    [
+        ("n c", "no '->'"),
+        ("n c ? -> n", "cannot read '?'"),
+        ("(n c -> n", "cannot read"),
+        ("n * * -> n", "twice"),
+        ("a ... -> a", "must come first"),
+        ("() -> a", "cannot read"),
+    ],
 )
 def test_what_is_refused_is_quoted(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)) as caught:
@@ -39,11 +46,17 @@ def test_what_is_refused_is_quoted(text: str, problem: str) -> None:
     assert repr(text) in str(caught.value)
 
 
-@given(st.lists(st.lists(st.sampled_from(["a", "b", "c", "(a b)", "*"]), max_size=4, unique=True), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "c", "(a b)", "*"]), max_size=4, unique=True),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_operands_stay_in_order(operands: list[list[str]]) -> None:
     pattern = parse(", ".join(" ".join(o) for o in operands) + " -> a")
     assert len(pattern.inputs) == len(operands)
-    for tokens, words in zip(pattern.inputs, operands):
+    for tokens, words in zip(pattern.inputs, operands, strict=False):
         assert [t if isinstance(t, str) else f"({' '.join(t)})" for t in tokens] == words
 
 
@@ -51,6 +64,8 @@ def test_operands_stay_in_order(operands: list[list[str]]) -> None:
 def test_rows_speak_of_their_own_letters(op: str) -> None:
     rule = ROWS[op]
     pattern = parse(rule.pattern)
-    known = {x for axes in (*pattern.inputs, *pattern.outputs) for x in letters(axes)} | set("*.@# ")
+    known = {x for axes in (*pattern.inputs, *pattern.outputs) for x in letters(axes)} | set(
+        "*.@# "
+    )
     for field in (rule.mixes, rule.freeze, rule.sums, *rule.macs, *rule.let, *rule.refit.values()):
         assert set(field) <= known, field

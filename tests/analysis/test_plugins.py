@@ -46,7 +46,15 @@ def entry(name: str, value: str) -> EntryPoint:
 
 def model(op: str) -> Model:
     proto = net(TOKENS.format(op=op))
-    proto.graph.value_info.add(name="b").type.CopyFrom(net(TOKENS.format(op=op).replace("y = MatMul(b, w2) | float[2,6,5] y", "y = Relu(b) | float[2,6,8] y")).graph.output[0].type)
+    proto.graph.value_info.add(name="b").type.CopyFrom(
+        net(
+            TOKENS.format(op=op).replace(
+                "y = MatMul(b, w2) | float[2,6,5] y", "y = Relu(b) | float[2,6,8] y"
+            )
+        )
+        .graph.output[0]
+        .type
+    )
     return load(proto)
 
 
@@ -62,7 +70,7 @@ def test_a_plugin_adds_a_row(plugins: dict[str, EntryPoint]) -> None:
 
 
 def test_a_row_tells_shapes_that_nothing_declares(plugins: dict[str, EntryPoint]) -> None:
-    """onnx knows no shapes of foreign ops; the letters do, and the walk goes on behind them."""
+    """Onnx knows no shapes of foreign ops; the letters do, and the walk goes on behind them."""
     text = (
         "float[3,4] x, float[5,4] z | float[4,8] w1, float[5,6] w2, float[6,7] w3 | a = MatMul(x, w1); b = MatMul(z, w1);"
         "d = com.microsoft.CDist(a, b); e = MatMul(d, w2); y = MatMul(e, w3) | float[3,7] y"
@@ -78,18 +86,46 @@ def test_a_row_tells_shapes_that_nothing_declares(plugins: dict[str, EntryPoint]
 @pytest.mark.parametrize(
     ("pattern", "given", "expected"),
     [
-        ("b c t -> b t c", [(2, 3, 4)], (2, 4, 3)), ("b (g c) -> b g c", [(2, 12)], (2, 4, 3)), ("b c, c d -> b d", [("n", 3), (3, 7)], ("n", 7)), ("..., ... -> ...", [(2, 1, 5), (4, 1)], (2, 4, 5)),
-        ("b c t -> b (c t)", [("n", 3, 4)], ("n", 12)), ("n c * -> n c *", [(2, 3, 8, 9)], (2, 3, None, None)), ("b c -> b c 1", [(2, 3)], (2, 3, None)),
+        ("b c t -> b t c", [(2, 3, 4)], (2, 4, 3)),
+        ("b (g c) -> b g c", [(2, 12)], (2, 4, 3)),
+        ("b c, c d -> b d", [("n", 3), (3, 7)], ("n", 7)),
+        ("..., ... -> ...", [(2, 1, 5), (4, 1)], (2, 4, 5)),
+        ("b c t -> b (c t)", [("n", 3, 4)], ("n", 12)),
+        ("n c * -> n c *", [(2, 3, 8, 9)], (2, 3, None, None)),
+        ("b c -> b c 1", [(2, 3)], (2, 3, None)),
     ],
-)  # fmt: skip
-def test_shapes_by_letters(plugins: dict[str, EntryPoint], monkeypatch: pytest.MonkeyPatch, pattern: str, given: list[tuple], expected: tuple) -> None:
+)
+def test_shapes_by_letters(
+    plugins: dict[str, EntryPoint],
+    monkeypatch: pytest.MonkeyPatch,
+    pattern: str,
+    given: list[tuple],
+    expected: tuple,
+) -> None:
     """Frozen marks and new axes are lengths that a pattern does not say."""
     monkeypatch.setitem(globals(), "ROW", Rule(pattern, {"g": 4}, freeze="*"))
     plugins["custom::Op"] = entry("custom::Op", f"{__name__}:ROW")
     names = [f"x{i}" for i in range(len(given))]
-    inputs = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in zip(names, given)]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Op", names, ["y"], domain="custom")], "g", inputs, [onnx.helper.make_empty_tensor_value_info("y")])
-    found = analyse(load(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("custom", 1)]))).shapes.shape("y")
+    inputs = [
+        onnx.helper.make_tensor_value_info(n, 1, s) for n, s in zip(names, given, strict=False)
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Op", names, ["y"], domain="custom")],
+        "g",
+        inputs,
+        [onnx.helper.make_empty_tensor_value_info("y")],
+    )
+    found = analyse(
+        load(
+            onnx.helper.make_model(
+                graph,
+                opset_imports=[
+                    onnx.helper.make_opsetid("", 17),
+                    onnx.helper.make_opsetid("custom", 1),
+                ],
+            )
+        )
+    ).shapes.shape("y")
     assert found is not None
     assert tuple(None if isinstance(d, str) and d.startswith("?") else d for d in found) == expected
 
@@ -119,7 +155,9 @@ def test_check_rule_refuses_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_check_rule_refuses_a_row_that_hides_mixing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rules.RULES, "LayerNormalization", replace(INVERSE, pattern="..., e, e -> ..."))
+    monkeypatch.setitem(
+        rules.RULES, "LayerNormalization", replace(INVERSE, pattern="..., e, e -> ...")
+    )
     text = "float[2,6,4] x | float[4,8] w1, float[8] s, float[8] b, float[8,5] w2 | a = MatMul(x, w1); n = LayerNormalization(a, s, b); y = MatMul(n, w2)"
     monkeypatch.setitem(rules.RULES, "LayerNormalization", Rule("b t e, e, e -> b t e"))
     with pytest.raises(VerificationError, match="differ"):
@@ -135,11 +173,23 @@ def test_check_rule_wants_a_graph_that_can_be_cut() -> None:
 
 
 def test_check_plan() -> None:
-    analysis = analyse(load(net("float[2,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); y = MatMul(a, w2)")))
+    analysis = analyse(
+        load(
+            net(
+                "float[2,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); y = MatMul(a, w2)"
+            )
+        )
+    )
     name = analysis.groups[0].name
     plan = Plan(analysis.digest, {name: (0, 2, 5)}, {name: 8}, {"seed": 0}, analysis.options)
     check_plan(analysis, plan)
-    for wrong in (replace(plan, source="0" * 64), replace(plan, sizes={}), replace(plan, options={}), replace(plan, kept={name: (9,)}), replace(plan, kept={name: ()})):
+    for wrong in (
+        replace(plan, source="0" * 64),
+        replace(plan, sizes={}),
+        replace(plan, options={}),
+        replace(plan, kept={name: (9,)}),
+        replace(plan, kept={name: ()}),
+    ):
         with pytest.raises(OnnxpruneError):
             check_plan(analysis, wrong)
     with pytest.raises(OnnxpruneError):

@@ -29,9 +29,10 @@ CASES = {
     "RNN_initial_state": (batch_first("RNN", 1, "float[2,1,6] w5, ", ", , w5"), (6,)),
     "ConvInteger_zero_point_a_filter": (
         "float[2,4,6,6] x | float[8,4,3,3] w1, uint8[6,8,3,3] k, uint8 xz = {3}, uint8[6] kz = {1,2,3,4,5,6}, float s = {0.1}, float[5,6,1,1] w2 |"
-        "a = Conv(x, w1); q = QuantizeLinear(a, s, xz); i = ConvInteger(q, k, xz, kz); f = Cast<to=1>(i); b = Mul(f, s); y = Conv(b, w2)", (6, 8)
+        "a = Conv(x, w1); q = QuantizeLinear(a, s, xz); i = ConvInteger(q, k, xz, kz); f = Cast<to=1>(i); b = Mul(f, s); y = Conv(b, w2)",
+        (6, 8),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -49,5 +50,7 @@ def test_cut_equals_masked(name: str) -> None:
         plan = random_plan(analysis, np.random.default_rng(seed))
         pruned, expected = cut(analysis, plan), run(masked(analysis, plan))
         check(pruned)
-        np.testing.assert_allclose(run(pruned), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            run(pruned), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
+        )
         assert np.abs(expected - original).max() > 1e-2 * np.abs(original).max()

@@ -12,14 +12,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.data.dataset import synthetic
-from onnxprune.errors import ModelError
-from onnxprune.ir.passes import canonicalize as canonical
-from onnxprune.ir.io import load, to_bytes
-from onnxprune.ir.nodes import nested
-from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
+from onnxprune.data.dataset import synthetic
+from onnxprune.errors import ModelError
+from onnxprune.ir.io import load, to_bytes
+from onnxprune.ir.nodes import nested
+from onnxprune.ir.passes import canonicalize as canonical
+from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.surgery.cut import cut
 
 CHAIN = "float[2,4] x | float[4,8] w1, float[8] b1, float[8,5] w2 | a = MatMul(x, w1); b = Add(a, b1); r = Relu(b); y = MatMul(r, w2)"
@@ -44,10 +44,11 @@ def test_what_is_left_is_found_anew(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "reason"),
     [
-        ("scan_over_channels", "w1", "the passes run along this axis"), ("loop_state_of_growing_channels", "w0", "its length changes from pass to pass"),
+        ("scan_over_channels", "w1", "the passes run along this axis"),
+        ("loop_state_of_growing_channels", "w0", "its length changes from pass to pass"),
         ("if_other_lengths", "w1", "returned with several lengths"),
     ],
-)  # fmt: skip
+)
 def test_why_a_border_is_not_passed(name: str, tensor: str, reason: str) -> None:
     assert reason in {f.reason for f in of(name).why(tensor)}
 
@@ -96,10 +97,14 @@ def test_declared_shapes_of_bodies_follow() -> None:
     plan = random_plan(analysis, np.random.default_rng(0))
     (kept,) = plan.kept.values()
     _, body = nested(cut(analysis, plan).proto.graph)
-    assert [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in (body.input[2], body.output[1])] == [[2, len(kept)]] * 2
+    assert [
+        [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (body.input[2], body.output[1])
+    ] == [[2, len(kept)]] * 2
 
 
-@pytest.mark.parametrize("criterion", ["l2", "reconstruction", "activation_mean", "activation*weight", "taylor"])
+@pytest.mark.parametrize(
+    "criterion", ["l2", "reconstruction", "activation_mean", "activation*weight", "taylor"]
+)
 def test_scores_of_what_can_be_seen(criterion: str) -> None:
     """Tensors in bodies cannot be asked for; what lies outside is scored, and nothing fails."""
     text = BODIES["loop_captured_layer"].text.replace("float[2,", "float[n,")
@@ -119,13 +124,16 @@ SQUEEZE = (
 
 
 def test_a_branch_that_is_always_taken_is_inlined() -> None:
-    """torch's older exporter writes squeeze(2) so; the ranks of the branches differ."""
+    """Torch's older exporter writes squeeze(2) so; the ranks of the branches differ."""
     model = load(net(SQUEEZE))
     analysis = analyse(model)
     assert "If" not in {n.op_type for n in analysis.record.nodes}
     assert [g.size for g in analysis.groups] == [8]
     feeds = example_feeds(model)
-    np.testing.assert_array_equal(Session(analysis.model, optimise=False).run(feeds)["y"], Session(model, optimise=False).run(feeds)["y"])
+    np.testing.assert_array_equal(
+        Session(analysis.model, optimise=False).run(feeds)["y"],
+        Session(model, optimise=False).run(feeds)["y"],
+    )
     assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
 
 
@@ -155,8 +163,14 @@ def made_sparse(proto: ModelProto, name: str, *, rows: bool = False) -> ModelPro
 
 
 def sparse(values: np.ndarray, name: str, rows: bool) -> onnx.SparseTensorProto:
-    places = np.argwhere(values).astype(np.int64) if rows else np.flatnonzero(values).astype(np.int64)
-    return helper.make_sparse_tensor(numpy_helper.from_array(values[values != 0], name), numpy_helper.from_array(places), values.shape)
+    places = (
+        np.argwhere(values).astype(np.int64) if rows else np.flatnonzero(values).astype(np.int64)
+    )
+    return helper.make_sparse_tensor(
+        numpy_helper.from_array(values[values != 0], name),
+        numpy_helper.from_array(places),
+        values.shape,
+    )
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -170,20 +184,28 @@ def test_sparse_initializers_are_cut(rows: bool) -> None:
     assert found.masked_difference > 1e-2
     assert not pruned.proto.graph.sparse_initializer
     feeds = example_feeds(analysis.model)
-    np.testing.assert_array_equal(Session(analysis.model, optimise=False).run(feeds)["y"], Session(load(proto), optimise=False).run(feeds)["y"])
+    np.testing.assert_array_equal(
+        Session(analysis.model, optimise=False).run(feeds)["y"],
+        Session(load(proto), optimise=False).run(feeds)["y"],
+    )
 
 
 def test_sparse_values_in_bodies_and_constants() -> None:
     proto = net(BODIES["if_convolutions"].text)
     bodies = list(nested(proto.graph))[1:]
-    for body, name in zip(bodies, ("w3", "w4")):
+    for body, name in zip(bodies, ("w3", "w4"), strict=False):
         values = np.random.default_rng(0).standard_normal((8, 8, 1, 1)).astype(np.float32)
         values[values < 0] = 0
         body.node[0].input[1] = f"own_{name}"
         if name == "w3":
             body.sparse_initializer.append(sparse(values, "own_w3", False))
         else:
-            body.node.insert(0, helper.make_node("Constant", [], ["own_w4"], sparse_value=sparse(values, "", False)))
+            body.node.insert(
+                0,
+                helper.make_node(
+                    "Constant", [], ["own_w4"], sparse_value=sparse(values, "", False)
+                ),
+            )
     analysis = analyse(load(proto))
     assert [g.size for g in analysis.groups] == [8] * 4
     assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
@@ -193,9 +215,13 @@ def test_large_sparse_initializers_freeze(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(canonical, "DENSE_BYTES", 100)
     analysis = analyse(load(made_sparse(net(CHAIN), "w1")))
     assert not analysis.groups
-    assert "sparse initializer" in {f.reason for f in analysis.why("a")} | {r.text for r in analysis.record.reasons}
+    assert "sparse initializer" in {f.reason for f in analysis.why("a")} | {
+        r.text for r in analysis.record.reasons
+    }
     feeds = example_feeds(analysis.model)
-    assert Session(cut(analysis, random_plan(analysis, np.random.default_rng(0)))).run(feeds)["y"].shape == (2, 5)
+    assert Session(cut(analysis, random_plan(analysis, np.random.default_rng(0)))).run(feeds)[
+        "y"
+    ].shape == (2, 5)
 
 
 def test_sparse_places_outside_of_the_tensor_are_one_sentence() -> None:
@@ -208,13 +234,22 @@ def test_sparse_places_outside_of_the_tensor_are_one_sentence() -> None:
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_initializers_that_are_inputs(ir_version: int) -> None:
     """IR 3 wants every initializer among the inputs; the cut gives those their new shapes."""
-    proto = net("float[2,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[5,6,1,1] w3 | a = Conv(x, w1, b1); b = Relu(a); c = Conv(b, w2); y = Conv(c, w3)", opset=8, ir_version=ir_version)
+    proto = net(
+        "float[2,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[5,6,1,1] w3 | a = Conv(x, w1, b1); b = Relu(a); c = Conv(b, w2); y = Conv(c, w3)",
+        opset=8,
+        ir_version=ir_version,
+    )
     for tensor in proto.graph.initializer:
-        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        proto.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
     analysis = analyse(load(proto))
     assert [g.size for g in analysis.groups] == [8, 6]
     pruned, found = assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
     assert found.masked_difference > 1e-2
     for info in pruned.proto.graph.input[1:]:
-        assert tuple(d.dim_value for d in info.type.tensor_type.shape.dim) == pruned.weights[info.name].shape
+        assert (
+            tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
+            == pruned.weights[info.name].shape
+        )
         assert info.type.tensor_type.elem_type == TensorProto.FLOAT

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from bodies import BODIES
 from dynamic import DYNAMIC
-from graph_laws import SEEN, assert_cost_as_predicted, assert_exact, assert_shapes_as_predicted, random_plan
+from graph_laws import (
+    SEEN,
+    assert_cost_as_predicted,
+    assert_exact,
+    assert_shapes_as_predicted,
+    random_plan,
+)
 from graph_text import net
 from graphs import CASES, Case
 from indexed import INDEXED
@@ -21,7 +27,10 @@ from onnxprune.ir.io import load
 SEEDS = 3
 ROWS = CASES | INDEXED
 ALL = ROWS | PATTERNS | DYNAMIC | BODIES
-NOTHING_TO_CUT = {"LRN", "Identity"}  # sums over neighbouring channels, frozen unless opened; passed by before the analysis
+NOTHING_TO_CUT = {
+    "LRN",
+    "Identity",
+}  # sums over neighbouring channels, frozen unless opened; passed by before the analysis
 
 
 def analysed(case: Case) -> Analysis:
@@ -53,7 +62,14 @@ def test_every_row_and_every_move_has_a_graph() -> None:
         analysis = analysed(case)
         for node in analysis.record.nodes:
             tensors = [analysis.record.tensors.get(n) for n in (*node.input, *node.output)]
-            axes = [a for t in tensors if t is not None for a in t.axes] + [a for u in analysis.record.uses if analysis.record.nodes[u.node] is node for a in u.axes]
-            if any(isinstance(a, np.ndarray) and analysis.record.causes.reason(a) == 0 for a in axes):
+            axes = [a for t in tensors if t is not None for a in t.axes] + [
+                a
+                for u in analysis.record.uses
+                if analysis.record.nodes[u.node] is node
+                for a in u.axes
+            ]
+            if any(
+                isinstance(a, np.ndarray) and analysis.record.causes.reason(a) == 0 for a in axes
+            ):
                 covered.add(node.op_type)
     assert set(RULES) | set(MOVES) <= covered | NOTHING_TO_CUT

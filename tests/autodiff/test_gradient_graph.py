@@ -12,19 +12,33 @@ import pytest
 from gradient_cases import CASES, Case
 from onnx import helper, numpy_helper
 
-from onnxprune.autodiff import DRAWN, LABELS, VECTOR, Gradient, Loss, Place, feeds_of, gradient_model
+from onnxprune.autodiff import (
+    DRAWN,
+    LABELS,
+    VECTOR,
+    Gradient,
+    Loss,
+    Place,
+    feeds_of,
+    gradient_model,
+)
 from onnxprune.autodiff.rules import TABLE
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.nodes import label
+from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.runtime import Session
 
 SINGLE = 1e-4  # float32 sums of a few hundred terms against float64
 STEP = 1e-5  # of central differences in float64: error about STEP**2
-FORMULA = 2e-7  # float64 against float64; the graph's own constants (1 / pixels, slopes) are float32
+FORMULA = (
+    2e-7  # float64 against float64; the graph's own constants (1 / pixels, slopes) are float32
+)
 FORWARD_PASSES = 5.0
-COST_RUNS, LARGE_INPUT = 20, 400_000  # numbers of an input, above which a run is long enough to need few
+COST_RUNS, LARGE_INPUT = (
+    20,
+    400_000,
+)  # numbers of an input, above which a run is long enough to need few
 
 
 def in_torch(model: Model) -> Any:
@@ -33,11 +47,15 @@ def in_torch(model: Model) -> Any:
     from onnxprune.tune.bridge import to_module
 
     module = to_module(model).eval().double()
-    module.constants = {n: v.double() if v.is_floating_point() else v for n, v in module.constants.items()}
+    module.constants = {
+        n: v.double() if v.is_floating_point() else v for n, v in module.constants.items()
+    }
     return torch, module
 
 
-def mask_derivatives(model: Model, feeds: dict[str, np.ndarray], place: Place, vector: np.ndarray) -> np.ndarray:
+def mask_derivatives(
+    model: Model, feeds: dict[str, np.ndarray], place: Place, vector: np.ndarray
+) -> np.ndarray:
     """(samples, channels) derivative of v'f by a factor on each channel of an input, a sample at a time, by central differences in float64."""
     torch, module = in_torch(model)
     tensors = {n: torch.from_numpy(v) for n, v in feeds.items()}
@@ -56,7 +74,9 @@ def mask_derivatives(model: Model, feeds: dict[str, np.ndarray], place: Place, v
     return found
 
 
-def run(gradient: Gradient, feeds: dict[str, np.ndarray], extra: dict[str, np.ndarray]) -> dict[Place, np.ndarray]:
+def run(
+    gradient: Gradient, feeds: dict[str, np.ndarray], extra: dict[str, np.ndarray]
+) -> dict[Place, np.ndarray]:
     """Outputs by place."""
     values = Session(gradient.model).run({**feeds, **extra})
     return {place: values[name] for place, name in gradient.outputs.items()}
@@ -68,16 +88,27 @@ def test_an_operator_equals_finite_differences(case: Case) -> None:
     feeds = case.feeds()
     model = canonicalize(load(case.model()))
     places = [Place(n, axis) for n, v in feeds.items() for axis in range(1, v.ndim)]
-    gradient = gradient_model(model, places, [Loss(VECTOR, f"y{case.head}")], {n: v.shape for n, v in feeds.items()}, case.samples)
+    gradient = gradient_model(
+        model,
+        places,
+        [Loss(VECTOR, f"y{case.head}")],
+        {n: v.shape for n, v in feeds.items()},
+        case.samples,
+    )
     assert not gradient.blocked
     vector = feeds_of(gradient.feeds, np.random.default_rng(1))
     found = run(gradient, {n: v.astype(np.float32) for n, v in feeds.items()}, vector)
     assert set(found) == set(places)
-    expected = {place: mask_derivatives(model, feeds, place, next(iter(vector.values()))) for place in places}
+    expected = {
+        place: mask_derivatives(model, feeds, place, next(iter(vector.values())))
+        for place in places
+    }
     scale = max(np.abs(e).max() for e in expected.values())
     for place, rows in expected.items():
         rows = rows if case.samples > 1 else rows.sum(0, keepdims=True)
-        assert np.abs(found[place] - rows).max() <= SINGLE * scale, f"{place}: {found[place]} instead of {rows}"
+        assert np.abs(found[place] - rows).max() <= SINGLE * scale, (
+            f"{place}: {found[place]} instead of {rows}"
+        )
 
 
 def test_every_row_of_the_table_is_tested() -> None:
@@ -95,15 +126,32 @@ def test_where_and_cast_like() -> None:
         helper.make_node("Where", ["c", "like", "xy"], ["z"], name="where"),
     ]
     infos = [helper.make_tensor_value_info(n, 1, [2, 3, 4]) for n in ("x", "y", "z")]
-    graph = helper.make_graph(nodes, "where", infos[:2], infos[2:], [numpy_helper.from_array(condition, "c")])
-    model = canonicalize(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))
-    gradient = gradient_model(model, [Place("x", 1), Place("y", 2)], [Loss(VECTOR, "z")], {"x": (2, 3, 4), "y": (2, 3, 4)}, 2)
+    graph = helper.make_graph(
+        nodes, "where", infos[:2], infos[2:], [numpy_helper.from_array(condition, "c")]
+    )
+    model = canonicalize(
+        load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    )
+    gradient = gradient_model(
+        model,
+        [Place("x", 1), Place("y", 2)],
+        [Loss(VECTOR, "z")],
+        {"x": (2, 3, 4), "y": (2, 3, 4)},
+        2,
+    )
     feeds = {n: r.standard_normal((2, 3, 4)).astype(np.float32) for n in ("x", "y")}
     extra = feeds_of(gradient.feeds, r)
     (v,) = extra.values()
-    by_x, by_y = feeds["x"] * np.where(condition, v, v * feeds["y"]), feeds["y"] * np.where(condition, 0, v * feeds["x"])
+    by_x, by_y = (
+        feeds["x"] * np.where(condition, v, v * feeds["y"]),
+        feeds["y"] * np.where(condition, 0, v * feeds["x"]),
+    )
     assert not gradient.blocked
-    close(run(gradient, feeds, extra), {Place("x", 1): by_x.sum(2), Place("y", 2): by_y.sum(1)}, SINGLE)
+    close(
+        run(gradient, feeds, extra),
+        {Place("x", 1): by_x.sum(2), Place("y", 2): by_y.sum(1)},
+        SINGLE,
+    )
 
 
 # ---------------------------------------------------------------- whole models
@@ -126,7 +174,9 @@ ZOO = {
     "imagenet_squeezenet1.1": (1, 3, 224, 224),
     "imagenet_mobilenetv2_1.0_dq": (1, 3, 224, 224),
 }
-POOLED = ("imagenet_squeezenet1.1",)  # the torch module has no indices of MaxPool: the graph runs in onnxruntime alone
+POOLED = (
+    "imagenet_squeezenet1.1",
+)  # the torch module has no indices of MaxPool: the graph runs in onnxruntime alone
 
 
 def consumers(model: Model) -> list[Place]:
@@ -134,42 +184,70 @@ def consumers(model: Model) -> list[Place]:
     given = {i.name for i in model.proto.graph.input} | set(model.weights)
     places = []
     for node in model.proto.graph.node:
-        axes = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (-1, -2)}.get(node.op_type, ())
-        places += [Place(name, axis) for name, axis in zip(node.input, axes) if name not in given]
+        axes = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (-1, -2)}.get(
+            node.op_type, ()
+        )
+        places += [
+            Place(name, axis)
+            for name, axis in zip(node.input, axes, strict=False)
+            if name not in given
+        ]
     return list(dict.fromkeys(places))
 
 
-def autograd(model: Model, feeds: dict[str, np.ndarray], losses: list[Loss], extra: dict[str, np.ndarray], places: list[Place]) -> dict[Place, np.ndarray]:
+def autograd(
+    model: Model,
+    feeds: dict[str, np.ndarray],
+    losses: list[Loss],
+    extra: dict[str, np.ndarray],
+    places: list[Place],
+) -> dict[Place, np.ndarray]:
     """(samples, channels) of A * dL/dA by torch autograd in float64."""
     torch, module = in_torch(model)
     tensors = {n: torch.from_numpy(v).double().requires_grad_(True) for n, v in feeds.items()}
     makers = {o: node for node in model.proto.graph.node for o in node.output}
-    starts = [makers[x.head].input[0] if makers[x.head].op_type == "Softmax" and x.kind != VECTOR else x.head for x in losses]
+    starts = [
+        makers[x.head].input[0]
+        if makers[x.head].op_type == "Softmax" and x.kind != VECTOR
+        else x.head
+        for x in losses
+    ]
     names = list(dict.fromkeys(p.tensor for p in places))
     values = module(tensors, [*names, *starts])
     total = torch.zeros((), dtype=torch.float64)
-    for loss, start in zip(losses, starts):
+    for loss, start in zip(losses, starts, strict=False):
         head, given = values[start], torch.from_numpy(extra[loss.input])
         if loss.kind == VECTOR:
             total = total + (head * given).sum()
             continue
         labels = (head + given).argmax(1) if loss.kind == DRAWN else given
         positions = labels[0].numel()
-        total = total + torch.nn.functional.cross_entropy(head, labels, reduction="sum", ignore_index=-1) / positions
-    grads = dict(zip(names, torch.autograd.grad(total, [values[n] for n in names])))
+        total = (
+            total
+            + torch.nn.functional.cross_entropy(head, labels, reduction="sum", ignore_index=-1)
+            / positions
+        )
+    grads = dict(zip(names, torch.autograd.grad(total, [values[n] for n in names]), strict=False))
     found = {}
     for place in places:
         a = values[place.tensor].detach()
-        product = (a * grads[place.tensor]).reshape(len(next(iter(feeds.values()))), -1, *a.shape[1:])
+        product = (a * grads[place.tensor]).reshape(
+            len(next(iter(feeds.values()))), -1, *a.shape[1:]
+        )
         axis = place.axis % a.ndim + 1
         found[place] = product.sum([i for i in range(1, product.ndim) if i != axis]).numpy()
     return found
 
 
-def close(found: dict[Place, np.ndarray], expected: dict[Place, np.ndarray], tolerance: float) -> None:
+def close(
+    found: dict[Place, np.ndarray], expected: dict[Place, np.ndarray], tolerance: float
+) -> None:
     """Every place within a relative tolerance in the Euclidean norm."""
     assert set(found) == set(expected)
-    errors = {p: np.linalg.norm(found[p] - e) / max(np.linalg.norm(e), 1e-300) for p, e in expected.items()}
+    errors = {
+        p: np.linalg.norm(found[p] - e) / max(np.linalg.norm(e), 1e-300)
+        for p, e in expected.items()
+    }
     worst = max(errors, key=lambda p: errors[p])
     assert errors[worst] <= tolerance, f"{worst}: {errors[worst]}"
 
@@ -198,7 +276,9 @@ def test_a_trained_model_equals_autograd(zoo: Path, name: str) -> None:
     if name not in POOLED:
         torch, module = in_torch(gradient.model)
         with torch.no_grad():
-            values = module({n: torch.from_numpy(v).double() for n, v in {**feeds, **extra}.items()})
+            values = module(
+                {n: torch.from_numpy(v).double() for n, v in {**feeds, **extra}.items()}
+            )
         close({p: values[o].numpy() for p, o in gradient.outputs.items()}, expected, FORMULA)
 
 
@@ -206,10 +286,13 @@ def test_a_trained_model_equals_autograd(zoo: Path, name: str) -> None:
 
 
 def small(seed: int = 0, ending: str = "", opset: int = 17) -> Model:
-    """x (N, 3, 6, 6) -> conv a, relu -> conv b, relu + a -> pool -> gemm -> logits [-> Softmax]."""
+    """X (N, 3, 6, 6) -> conv a, relu -> conv b, relu + a -> pool -> gemm -> logits [-> Softmax]."""
     r = np.random.default_rng(seed)
     shapes = {"wa": (4, 3, 3, 3), "wb": (4, 4, 3, 3), "wf": (5, 4), "bf": (5,)}
-    weights = [numpy_helper.from_array(r.standard_normal(s).astype(np.float32) * 0.5, n) for n, s in shapes.items()]
+    weights = [
+        numpy_helper.from_array(r.standard_normal(s).astype(np.float32) * 0.5, n)
+        for n, s in shapes.items()
+    ]
     nodes = [
         helper.make_node("Conv", ["x", "wa"], ["ca"], name="conv_a", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["ca"], ["ra"], name="relu_a"),
@@ -224,7 +307,9 @@ def small(seed: int = 0, ending: str = "", opset: int = 17) -> Model:
     x = helper.make_tensor_value_info("x", 1, ["N", 3, 6, 6])
     y = helper.make_tensor_value_info("prob" if ending else "logits", 1, ["N", 5])
     graph = helper.make_graph(nodes, "small", [x], [y], weights)
-    return canonicalize(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)))
+    return canonicalize(
+        load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+    )
 
 
 def inputs(count: int = 6) -> dict[str, np.ndarray]:
@@ -251,11 +336,13 @@ def test_ignored_labels_have_no_gradient() -> None:
     gradient = gradient_model(model, PLACES, [Loss(LABELS, "logits")], {"x": (6, 3, 6, 6)}, 6)
     labels = {Loss(LABELS, "logits").input: np.array([0, -1, 2, -1, 1, 3])}
     found = run(gradient, feeds, labels)
-    assert all(not rows[[1, 3]].any() and rows[[0, 2, 4, 5]].any(1).all() for rows in found.values())
+    assert all(
+        not rows[[1, 3]].any() and rows[[0, 2, 4, 5]].any(1).all() for rows in found.values()
+    )
 
 
 def test_a_sure_model_keeps_its_digits() -> None:
-    """p - 1 of a class with p near 1 is computed from the other classes: float32 softmax minus one would have no digit left."""
+    """P - 1 of a class with p near 1 is computed from the other classes: float32 softmax minus one would have no digit left."""
     model, feeds = small(), inputs()
     scaled = model.edit()
     from onnxprune.ir.weights import from_array
@@ -270,7 +357,7 @@ def test_a_sure_model_keeps_its_digits() -> None:
 
 
 def test_drawn_labels_follow_the_softmax() -> None:
-    """argmax of logits + Gumbel noise: frequencies within four standard errors of the probabilities."""
+    """Argmax of logits + Gumbel noise: frequencies within four standard errors of the probabilities."""
     model, x = small(), inputs(1)["x"]
     count = 4000
     logits = Session(model).run({"x": x})["logits"]
@@ -279,7 +366,9 @@ def test_drawn_labels_follow_the_softmax() -> None:
     (feed,) = gradient.feeds.values()
     generator = np.random.default_rng(5)
     drawn = np.array([(logits + feed.draw(generator)).argmax() for _ in range(count)])
-    assert (np.abs(np.bincount(drawn, minlength=5) / count - p) <= 4 * np.sqrt(p * (1 - p) / count)).all()
+    assert (
+        np.abs(np.bincount(drawn, minlength=5) / count - p) <= 4 * np.sqrt(p * (1 - p) / count)
+    ).all()
 
 
 def test_heads_add_up() -> None:
@@ -305,15 +394,22 @@ def test_rows_are_a_sample_s_own() -> None:
     whole = gradient_model(model, PLACES, losses, {"x": (6, 3, 6, 6)}, 6)
     single = gradient_model(model, PLACES, losses, {"x": (1, 3, 6, 6)}, 1)
     extra = feeds_of(whole.feeds, np.random.default_rng(0))
-    alone = [run(single, {"x": feeds["x"][i : i + 1]}, {n: v[i : i + 1] for n, v in extra.items()}) for i in range(6)]
-    close(run(whole, feeds, extra), {p: np.concatenate([a[p] for a in alone]) for p in PLACES}, SINGLE)
+    alone = [
+        run(single, {"x": feeds["x"][i : i + 1]}, {n: v[i : i + 1] for n, v in extra.items()})
+        for i in range(6)
+    ]
+    close(
+        run(whole, feeds, extra), {p: np.concatenate([a[p] for a in alone]) for p in PLACES}, SINGLE
+    )
 
 
 def test_uses_of_a_tensor_add_up_to_the_tensor() -> None:
     """`ra` is read by a Conv and by an Add; a place that names the node means that use alone."""
     model, feeds = small(), inputs()
     uses = [Place("ra", 1, "conv_b", 0), Place("ra", 1, "add", 1)]
-    gradient = gradient_model(model, [*uses, Place("ra", 1)], [Loss(VECTOR, "logits")], {"x": (6, 3, 6, 6)}, 6)
+    gradient = gradient_model(
+        model, [*uses, Place("ra", 1)], [Loss(VECTOR, "logits")], {"x": (6, 3, 6, 6)}, 6
+    )
     found = run(gradient, feeds, feeds_of(gradient.feeds, np.random.default_rng(0)))
     close({uses[0]: found[uses[0]] + found[uses[1]]}, {uses[0]: found[Place("ra", 1)]}, SINGLE)
     assert np.linalg.norm(found[uses[0]]) > 0.01 * np.linalg.norm(found[uses[1]]) > 0
@@ -329,9 +425,19 @@ def blocked_model() -> Model:
 
 
 def test_a_node_without_a_rule_is_named_and_nothing_partial_is_given() -> None:
-    gradient = gradient_model(blocked_model(), [Place("ra", 1), Place("cb", 1), Place("s", 1)], [Loss(VECTOR, "logits")], {"x": (6, 3, 6, 6)}, 6)
+    gradient = gradient_model(
+        blocked_model(),
+        [Place("ra", 1), Place("cb", 1), Place("s", 1)],
+        [Loss(VECTOR, "logits")],
+        {"x": (6, 3, 6, 6)},
+        6,
+    )
     (blocked,) = gradient.blocked
-    assert (blocked.op, blocked.node, set(blocked.places)) == ("Hardmax", "relu_b", {Place("ra", 1), Place("cb", 1)})
+    assert (blocked.op, blocked.node, set(blocked.places)) == (
+        "Hardmax",
+        "relu_b",
+        {Place("ra", 1), Place("cb", 1)},
+    )
     assert set(gradient.outputs) == {Place("s", 1)}
 
 
@@ -342,7 +448,13 @@ def test_an_op_of_another_domain_has_no_rule() -> None:
     gemm.op_type, gemm.domain = "FusedGemm", "com.microsoft"
     gemm.attribute.append(helper.make_attribute("activation", "Relu"))
     model.proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    gradient = gradient_model(model, [Place("cb", 1), Place("logits", 1)], [Loss(VECTOR, "logits")], {"x": (6, 3, 6, 6)}, 6)
+    gradient = gradient_model(
+        model,
+        [Place("cb", 1), Place("logits", 1)],
+        [Loss(VECTOR, "logits")],
+        {"x": (6, 3, 6, 6)},
+        6,
+    )
     assert [(b.op, b.places) for b in gradient.blocked] == [("FusedGemm", (Place("cb", 1),))]
     feeds, extra = inputs(), feeds_of(gradient.feeds, np.random.default_rng(0))
     (rows,) = run(gradient, feeds, extra).values()
@@ -363,7 +475,10 @@ def test_the_pool_s_indices_are_only_asked_for_where_needed() -> None:
     model = canonicalize(load(case.model()))
     before = gradient_model(model, [Place("x0", 1)], [Loss(VECTOR, "y0")], {"x0": (2, 4, 6, 8)}, 2)
     after = gradient_model(model, [Place("y0", 1)], [Loss(VECTOR, "y0")], {"x0": (2, 4, 6, 8)}, 2)
-    outputs = [next(len(n.output) for n in g.model.proto.graph.node if n.op_type == "MaxPool") for g in (before, after)]
+    outputs = [
+        next(len(n.output) for n in g.model.proto.graph.node if n.op_type == "MaxPool")
+        for g in (before, after)
+    ]
     assert outputs == [2, 1]
 
 
@@ -372,7 +487,9 @@ def test_errors() -> None:
     with pytest.raises(ModelError, match="logit'"):
         gradient_model(model, PLACES, [Loss(VECTOR, "logit")], {"x": (1, 3, 6, 6)}, 1)
     with pytest.raises(ModelError, match="input 1 of node 'conv_b'"):
-        gradient_model(model, [Place("ra", 1, "conv_b", 1)], [Loss(VECTOR, "logits")], {"x": (1, 3, 6, 6)}, 1)
+        gradient_model(
+            model, [Place("ra", 1, "conv_b", 1)], [Loss(VECTOR, "logits")], {"x": (1, 3, 6, 6)}, 1
+        )
     with pytest.raises(UsageError, match="input 'x'"):
         gradient_model(model, PLACES, [Loss(VECTOR, "logits")], {}, 1)
     with pytest.raises(UsageError, match="nll"):
@@ -398,19 +515,29 @@ def test_the_model_given_is_not_changed() -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_fisher_costs_at_most_five_forward_passes(zoo: Path, name: str) -> None:
     """All channels of all groups for at most five forward passes (1.8 to 4.5 measured): CPU time on one thread, in pairs, so that other work
-    on the machine slows both, and the median of the pairs."""
+    on the machine slows both, and the median of the pairs.
+    """
     from onnxprune.analysis.walk import analyse
     from onnxprune.statistics.gradients import copies, default_losses
 
     analysis = analyse(load(zoo / f"{name}.onnx"))
     model, (places, _) = analysis.model, copies(analysis)
     (entry,) = [i for i in model.proto.graph.input if i.name not in model.weights]
-    shape = tuple(d.dim_value or n for d, n in zip(entry.type.tensor_type.shape.dim, ZOO[name]))
+    shape = tuple(
+        d.dim_value or n for d, n in zip(entry.type.tensor_type.shape.dim, ZOO[name], strict=False)
+    )
     feeds = {entry.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    gradient = gradient_model(model, list(places), default_losses(model), {n: v.shape for n, v in feeds.items()}, shape[0])
+    gradient = gradient_model(
+        model, list(places), default_losses(model), {n: v.shape for n, v in feeds.items()}, shape[0]
+    )
     full = {**feeds, **feeds_of(gradient.feeds, np.random.default_rng(0))}
     forward, backward = Session(model, arena=True), Session(gradient.model, arena=True)
-    times = np.array([[_seconds(forward, feeds), _seconds(backward, full)] for _ in range(COST_RUNS if np.prod(shape) < LARGE_INPUT else 4)])
+    times = np.array(
+        [
+            [_seconds(forward, feeds), _seconds(backward, full)]
+            for _ in range(COST_RUNS if np.prod(shape) < LARGE_INPUT else 4)
+        ]
+    )
     assert np.median(times[:, 1] / times[:, 0]) <= FORWARD_PASSES
 
 

@@ -13,10 +13,17 @@ from onnxprune.run.recipe import OPTIONS
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself_and_takes_json_and_debug(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_explains_itself_and_takes_json_and_debug(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run([verb, "--help"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"Usage: onnxprune {verb}") and "--json" in out and "--debug" in out and not err
+    assert (
+        out.startswith(f"Usage: onnxprune {verb}")
+        and "--json" in out
+        and "--debug" in out
+        and not err
+    )
 
 
 def test_optimize_has_every_option_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,12 +47,22 @@ def test_optimize_without_a_model_explains_the_job(capsys: pytest.CaptureFixture
         (["optimize", "m.onnx", "--criterion", "l3"], 2, "unknown criterion 'l3'"),
         (["optimize", "m.onnx", "--recipe", "nowhere.toml"], 2, "cannot read recipe nowhere.toml"),
         (["inspect"], 2, "Missing argument 'MODEL'"),
-        (["inspect", "nowhere.onnx"], 1, "error[model-unreadable]: cannot read nowhere.onnx: No such file or directory"),
-        (["verify", "a.onnx", "b.onnx", "--plan", "nowhere.json"], 2, "cannot read plan nowhere.json"),
+        (
+            ["inspect", "nowhere.onnx"],
+            1,
+            "error[model-unreadable]: cannot read nowhere.onnx: No such file or directory",
+        ),
+        (
+            ["verify", "a.onnx", "b.onnx", "--plan", "nowhere.json"],
+            2,
+            "cannot read plan nowhere.json",
+        ),
         (["report", "nowhere"], 2, "cannot read report nowhere"),
     ],
 )
-def test_wrong_use_is_one_sentence_on_stderr(argv: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_is_one_sentence_on_stderr(
+    argv: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(argv) == code
     out, err = capsys.readouterr()
     assert says in err and err.startswith("error[") and "Traceback" not in err and not out
@@ -61,14 +78,26 @@ def no_space() -> OSError:
         (OnnxpruneError("x", "so it is"), 1, "error[x]: so it is\n"),
         (TargetError("t", "62% is the least"), 3, "error[t]"),
         (VerificationError("v", "differs"), 4, "error[v]"),
-        (KeyboardInterrupt("stopped in stage score"), INTERRUPTED, "error[interrupted]: stopped in stage score\n"),
+        (
+            KeyboardInterrupt("stopped in stage score"),
+            INTERRUPTED,
+            "error[interrupted]: stopped in stage score\n",
+        ),
         (no_space(), 1, "error[system]: out.onnx: No space left on device\n"),
         (MemoryError(), 1, "error[out-of-memory]"),
-        (ZeroDivisionError("division by zero"), 1, "error[internal]: ZeroDivisionError: division by zero\n  this is a bug"),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "error[internal]: ZeroDivisionError: division by zero\n  this is a bug",
+        ),
     ],
 )
 def test_whatever_happens_is_one_sentence_and_an_exit_code(
-    problem: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    problem: BaseException,
+    code: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(**_: object) -> None:
         raise problem
@@ -85,6 +114,8 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("verb", ["rules", "criteria", "engines", "doctor"])
-def test_lists_print_json_and_nothing_else_on_stdout(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_print_json_and_nothing_else_on_stdout(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run([verb, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)

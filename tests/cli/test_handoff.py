@@ -16,19 +16,36 @@ from onnxprune.deploy.handoff import Collected
 def test_bundle_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = demo.files()
     folder = tmp_path / "bundle"
-    command = ["handoff", str(files.model), "--to", "nngen", "-o", str(folder), "--option", "bits=16", "--data", str(files.calibration), "--samples", "8"]
+    command = [
+        "handoff",
+        str(files.model),
+        "--to",
+        "nngen",
+        "-o",
+        str(folder),
+        "--option",
+        "bits=16",
+        "--data",
+        str(files.calibration),
+        "--samples",
+        "8",
+    ]
     assert run(command) == 0
     said = capsys.readouterr()
     assert "only dense convolutions" in said.out and "run.py" in said.err
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["options"]["bits"] == "16" and manifest["models"]["original"]["inputs"] == {"images": [1, 1, 8, 8]}
+    assert manifest["options"]["bits"] == "16" and manifest["models"]["original"]["inputs"] == {
+        "images": [1, 1, 8, 8]
+    }
     assert run(command) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert run([*command, "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checks"]["original"]["unsupported"] > 0
 
 
-def test_collecting_prints_figures_and_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_collecting_prints_figures_and_ratios(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = str(demo.files().model)
     folder = tmp_path / "bundle"
     assert run(["handoff", model, model, "--to", "gemmini", "-o", str(folder)]) == 0
@@ -54,7 +71,9 @@ def test_mistakes_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "f32, f16, int8" in capsys.readouterr().err
 
 
-def test_ssh_passes_on_shapes_precision_and_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ssh_passes_on_shapes_precision_and_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: dict[str, object] = {}
 
     def trip(folder: Path, host: str) -> Collected:
@@ -63,8 +82,29 @@ def test_ssh_passes_on_shapes_precision_and_seconds(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("onnxprune.deploy.handoff.round_trip", trip)
     model = str(demo.files().model)
-    assert run(["bench", model, "--ssh", "me@board", "--precision", "f16", "--seconds", "7", "--shape", "images:2,1,8,8"]) == 0
+    assert (
+        run(
+            [
+                "bench",
+                model,
+                "--ssh",
+                "me@board",
+                "--precision",
+                "f16",
+                "--seconds",
+                "7",
+                "--shape",
+                "images:2,1,8,8",
+            ]
+        )
+        == 0
+    )
     assert "latency_ms" in capsys.readouterr().out
-    assert seen["host"] == "me@board" and seen["models"]["original"]["inputs"] == {"images": [2, 1, 8, 8]}  # type: ignore[index]
-    assert {k: seen["options"][k] for k in ("precision", "duration")} == {"precision": "fp16", "duration": "7"}  # type: ignore[index]
+    assert seen["host"] == "me@board" and seen["models"]["original"]["inputs"] == {
+        "images": [2, 1, 8, 8]
+    }  # type: ignore[index]
+    assert {k: seen["options"][k] for k in ("precision", "duration")} == {
+        "precision": "fp16",
+        "duration": "7",
+    }  # type: ignore[index]
     assert "models/original.fp16.onnx" in seen["files"]  # type: ignore[operator]

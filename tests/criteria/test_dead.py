@@ -7,14 +7,14 @@ import numpy as np
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.data.dataset import synthetic
-from onnxprune.run.evaluation import input_types
-from onnxprune.demo import files
-from onnxprune.ir.io import Model, load
-from onnxprune.ir.weights import from_array
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.dead import dead_channels
 from onnxprune.criteria.magnitude import l2
+from onnxprune.data.dataset import synthetic
+from onnxprune.demo import files
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.weights import from_array
+from onnxprune.run.evaluation import input_types
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 
@@ -57,17 +57,38 @@ def test_dead_channels_are_found_and_their_cut_equals_the_original() -> None:
 
 def test_a_channel_that_only_a_dead_one_reads_is_dead() -> None:
     whole = context(load(files().model)).analysis
-    reads = {m.site.node: g.name for g in whole.groups for m in whole.members(g.name) if m.site.role == "consumes"}
-    made = [(g.name, m.site.node) for g in whole.groups for m in whole.members(g.name) if m.site.role == "produces" and m.site.node in reads]
-    below, (above, node) = next((reads[n], (g, n)) for g, n in made if reads[n] != g and sum(m.site.role == "consumes" for m in whole.members(reads[n])) == 1)
+    reads = {
+        m.site.node: g.name
+        for g in whole.groups
+        for m in whole.members(g.name)
+        if m.site.role == "consumes"
+    }
+    made = [
+        (g.name, m.site.node)
+        for g in whole.groups
+        for m in whole.members(g.name)
+        if m.site.role == "produces" and m.site.node in reads
+    ]
+    below, (above, node) = next(
+        (reads[n], (g, n))
+        for g, n in made
+        if reads[n] != g and sum(m.site.role == "consumes" for m in whole.members(reads[n])) == 1
+    )
     model = whole.model.edit()
-    reader = next(m for m in whole.members(below) if m.site.role == "consumes" and m.site.node == node)
+    reader = next(
+        m for m in whole.members(below) if m.site.role == "consumes" and m.site.node == node
+    )
     values = np.array(model.weights[reader.site.tensor].array())
     column = reader.positions[reader.channels == 0]
     others = np.ones(values.shape[0], bool)
-    others[next(m for m in whole.members(above) if m.site.tensor == reader.site.tensor).positions[:1]] = False
+    others[
+        next(m for m in whole.members(above) if m.site.tensor == reader.site.tensor).positions[:1]
+    ] = False
     values[np.ix_(others, column)] = 0
     model.weights[reader.site.tensor] = from_array(values)  # type: ignore[index]
     assert dead_channels(context(model)) == {}
     zeroed(whole, above, "consumes", [0], model)
-    assert {n: v.tolist() for n, v in dead_channels(context(model)).items()} == {below: [0], above: [0]}
+    assert {n: v.tolist() for n, v in dead_channels(context(model)).items()} == {
+        below: [0],
+        above: [0],
+    }

@@ -10,17 +10,24 @@ from onnx import helper, numpy_helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
-from onnxprune.statistics.ablation import ablate
 from onnxprune.autodiff import DRAWN, LABELS, VECTOR, Loss
+from onnxprune.criteria.base import Context, check_criterion
+from onnxprune.criteria.gradient import (
+    by_head,
+    fisher,
+    gradient_scores,
+    head_losses,
+    labelled,
+    taylor,
+)
 from onnxprune.data.dataset import Data, open_data
-from onnxprune.statistics.gradients import copies, default_losses, mask_gradients
 from onnxprune.errors import DataError
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.io import load
+from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.weights import from_array
-from onnxprune.criteria.base import Context, check_criterion
-from onnxprune.criteria.gradient import by_head, fisher, gradient_scores, head_losses, labelled, taylor
+from onnxprune.statistics.ablation import ablate
+from onnxprune.statistics.gradients import copies, default_losses, mask_gradients
 
 SINGLE = 1e-4  # float32 sums
 STEP = 1e-2  # of central differences on float32 outputs: rounding 1e-7 / STEP, curvature STEP**2
@@ -32,7 +39,10 @@ def net(activation: str = "Tanh", ending: str = "", opset: int = 17) -> Analysis
     """Stem -> residual block (conv a, conv b, add) -> pool -> fc; the stream is read by conv a and by fc. Smooth for finite differences."""
     r = np.random.default_rng(1)
     shapes = {"ws": (6, 3, 3, 3), "wa": (5, 6, 3, 3), "wb": (6, 5, 3, 3), "wf": (4, 6), "bf": (4,)}
-    weights = [numpy_helper.from_array(r.standard_normal(s).astype(np.float32) * 0.4, n) for n, s in shapes.items()]
+    weights = [
+        numpy_helper.from_array(r.standard_normal(s).astype(np.float32) * 0.4, n)
+        for n, s in shapes.items()
+    ]
     same = {"pads": [1, 1, 1, 1]}
     nodes = [
         helper.make_node("Conv", ["x", "ws"], ["s0"], name="stem", **same),
@@ -48,18 +58,29 @@ def net(activation: str = "Tanh", ending: str = "", opset: int = 17) -> Analysis
     nodes += [helper.make_node(ending, ["y"], ["z"], name="end")] if ending else []
     head = "z" if ending else "y"
     graph = helper.make_graph(
-        nodes, "net", [helper.make_tensor_value_info("x", 1, ["N", 3, 6, 6])], [helper.make_tensor_value_info(head, 1, ["N", 4])], weights
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", 1, ["N", 3, 6, 6])],
+        [helper.make_tensor_value_info(head, 1, ["N", 4])],
+        weights,
     )
-    return analyse(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)))
+    return analyse(
+        load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+    )
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Data:
-    np.savez(tmp_path / "x.npz", x=np.random.default_rng(2).standard_normal((SAMPLES, 3, 6, 6)).astype(np.float32))
+    np.savez(
+        tmp_path / "x.npz",
+        x=np.random.default_rng(2).standard_normal((SAMPLES, 3, 6, 6)).astype(np.float32),
+    )
     return open_data(tmp_path / "x.npz", {"x": (["N", 3, 6, 6], "tensor(float)")})
 
 
-def loss_of(analysis: Analysis, x: np.ndarray, group: str, channel: int, factor: float, labels: np.ndarray) -> np.ndarray:
+def loss_of(
+    analysis: Analysis, x: np.ndarray, group: str, channel: int, factor: float, labels: np.ndarray
+) -> np.ndarray:
     """(samples,) cross-entropy when every copy of a channel that a consumer reads is multiplied by a factor: the weights of the consumers are."""
     model = analysis.model.edit()
     for member in analysis.members(group):
@@ -79,11 +100,21 @@ def test_rows_are_derivatives_by_a_mask_on_all_copies(data: Data) -> None:
     (feeds,) = data.batches(SAMPLES)
     labels = np.array([0, 1, 2, 3, 0, 1, 2])
     rows = mask_gradients(analysis, data, [Loss(LABELS, "y")], labels=labels, batch_size=3).rows
-    assert set(rows) == {g.name for g in analysis.groups} and max(len(analysis.members(g.name)) for g in analysis.groups) > 3
+    assert (
+        set(rows) == {g.name for g in analysis.groups}
+        and max(len(analysis.members(g.name)) for g in analysis.groups) > 3
+    )
     for name, found in rows.items():
         for channel in range(found.shape[1]):
-            ends = [loss_of(analysis, feeds["x"], name, channel, 1 + sign * STEP, labels) for sign in (1, -1)]
-            np.testing.assert_allclose(found[:, channel], (ends[0] - ends[1]) / (2 * STEP), atol=DIFFERENCE * np.abs(found).max())
+            ends = [
+                loss_of(analysis, feeds["x"], name, channel, 1 + sign * STEP, labels)
+                for sign in (1, -1)
+            ]
+            np.testing.assert_allclose(
+                found[:, channel],
+                (ends[0] - ends[1]) / (2 * STEP),
+                atol=DIFFERENCE * np.abs(found).max(),
+            )
 
 
 def test_square_after_copies_and_before_samples(data: Data) -> None:
@@ -104,7 +135,10 @@ def test_contract(data: Data, criterion: object) -> None:
 def test_the_batch_size_does_not_matter(data: Data) -> None:
     analysis = net()
     labels = np.arange(SAMPLES) % 4
-    parts = [mask_gradients(analysis, data, [Loss(LABELS, "y")], labels=labels, batch_size=b).rows for b in (1, 3, SAMPLES)]
+    parts = [
+        mask_gradients(analysis, data, [Loss(LABELS, "y")], labels=labels, batch_size=b).rows
+        for b in (1, 3, SAMPLES)
+    ]
     for name, rows in parts[0].items():
         assert rows.shape == (SAMPLES, analysis.group(name).size)
         for other in parts[1:]:
@@ -112,7 +146,7 @@ def test_the_batch_size_does_not_matter(data: Data) -> None:
 
 
 def test_a_model_that_mixes_samples_is_run_one_at_a_time(data: Data) -> None:
-    """x minus its mean over the batch: rows of a batch would hold other samples' gradients."""
+    """X minus its mean over the batch: rows of a batch would hold other samples' gradients."""
     analysis = net()
     model = analysis.model.edit()
     mean = helper.make_node("ReduceMean", ["s0"], ["m"], name="mean", axes=[0])
@@ -121,8 +155,16 @@ def test_a_model_that_mixes_samples_is_run_one_at_a_time(data: Data) -> None:
     nodes = list(model.proto.graph.node)
     nodes[1].input[0] = "e"
     nodes[1:1] = [mean, centred, double]
-    graph = helper.make_graph(nodes, "mixing", list(model.proto.graph.input), list(model.proto.graph.output), [numpy_helper.from_array(w.array(), n) for n, w in model.weights.items()])
-    mixing = analyse(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))
+    graph = helper.make_graph(
+        nodes,
+        "mixing",
+        list(model.proto.graph.input),
+        list(model.proto.graph.output),
+        [numpy_helper.from_array(w.array(), n) for n, w in model.weights.items()],
+    )
+    mixing = analyse(
+        load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    )
     options = {"labels": np.arange(SAMPLES) % 4}
     alone = mask_gradients(mixing, data, [Loss(LABELS, "y")], batch_size=1, **options).rows
     batch = mask_gradients(mixing, data, [Loss(LABELS, "y")], batch_size=SAMPLES, **options).rows
@@ -141,8 +183,17 @@ def of_two_heads(factor: float) -> Analysis:
     """With the stream, and `factor` times the sum behind it, as outputs that have no classes."""
     model = net().model.edit()
     graph = model.proto.graph
-    graph.node.append(helper.make_node("Mul", ["t", add_initializer(model, "factor", np.float32([factor]))], ["u"], name="large"))
-    graph.output.extend([helper.make_tensor_value_info(name, 1, ["N", 6, 6, 6]) for name in ("s", "u")])
+    graph.node.append(
+        helper.make_node(
+            "Mul",
+            ["t", add_initializer(model, "factor", np.float32([factor]))],
+            ["u"],
+            name="large",
+        )
+    )
+    graph.output.extend(
+        [helper.make_tensor_value_info(name, 1, ["N", 6, 6, 6]) for name in ("s", "u")]
+    )
     return analyse(model)
 
 
@@ -155,7 +206,9 @@ def test_heads_without_classes_count_in_units_of_their_spread(data: Data) -> Non
         values = Session(context.analysis.model).run(next(data.batches(SAMPLES)))
         for loss in (s, u):
             y = values[loss.head].astype(np.float64)
-            assert loss.scale == pytest.approx(np.square(y - y.mean(0)).sum((1, 2, 3)).mean() ** -0.5, rel=SINGLE)
+            assert loss.scale == pytest.approx(
+                np.square(y - y.mean(0)).sum((1, 2, 3)).mean() ** -0.5, rel=SINGLE
+            )
         assert of_classes == Loss(DRAWN, "y") and s.kind == u.kind == VECTOR
         scores.append(fisher(context))
     for name, found in scores[0].items():
@@ -179,7 +232,9 @@ def test_by_head(data: Data) -> None:
 
 def test_labelled_needs_a_label_a_sample(data: Data) -> None:
     context = Context(net(), data, batch_size=4)
-    assert set(labelled(context, np.arange(SAMPLES) % 4)) == {g.name for g in context.analysis.groups}
+    assert set(labelled(context, np.arange(SAMPLES) % 4)) == {
+        g.name for g in context.analysis.groups
+    }
     with pytest.raises(DataError, match="3 labels for 7 samples"):
         labelled(context, np.zeros(3, np.int64))
     with pytest.raises(DataError, match="calibration data"):
@@ -187,7 +242,7 @@ def test_labelled_needs_a_label_a_sample(data: Data) -> None:
 
 
 def test_ablation_of_a_linear_head_is_the_mask_gradient(data: Data) -> None:
-    """f is linear in the last layer's inputs and the loss v'f is linear in f: first order is exact."""
+    """F is linear in the last layer's inputs and the loss v'f is linear in f: first order is exact."""
     analysis = net()
     model = analysis.model.edit()
     nodes = {n.name: n for n in model.proto.graph.node}
@@ -206,7 +261,9 @@ def test_a_group_before_an_unknown_op_is_scored_by_removal(data: Data) -> None:
     assert [(b.op, b.node) for b in found.blocked] == [("Hardmax", "act_a")]
     context = Context(analysis, data, batch_size=SAMPLES)
     scores = fisher(context)
-    ablated = ablate(analysis, data, default_losses(analysis.model), found.incomplete, batch_size=SAMPLES)
+    ablated = ablate(
+        analysis, data, default_losses(analysis.model), found.incomplete, batch_size=SAMPLES
+    )
     assert set(scores) == set(found.rows) | set(ablated) and ablated
     for name, rows in ablated.items():
         np.testing.assert_allclose(scores[name], (rows**2).sum(0))
@@ -218,4 +275,6 @@ def test_copies_are_the_oracle_s(data: Data) -> None:
     places, lost = copies(analysis)
     assert {(p.node, p.tensor) for p in places} == {("conv_a", "s"), ("conv_b", "a"), ("fc", "f")}
     assert not lost
-    assert gradient_scores(Context(analysis, data), lambda rows: np.abs(rows).max(0)).keys() == {g.name for g in analysis.groups}
+    assert gradient_scores(Context(analysis, data), lambda rows: np.abs(rows).max(0)).keys() == {
+        g.name for g in analysis.groups
+    }

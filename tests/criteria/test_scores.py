@@ -8,12 +8,12 @@ from graph_text import net
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context, check_criterion
 from onnxprune.data.dataset import Data, synthetic
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
-from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context, check_criterion
 
 RESIDUAL = (
     "float[n,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[8,6,1,1] w3, float[5,8,1,1] w4 |"
@@ -62,15 +62,23 @@ def test_norms_of_filters() -> None:
 def test_norms_do_not_hang_on_the_layout(trans: int) -> None:
     """Gemm with its weight transposed or not, MatMul, and a convolution of one position give the same."""
     w = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
-    proto = net(f"float[2,4] x | float[{'8,4' if trans else '4,8'}] w1, float[8,5] w2 | a = Gemm<transB={trans}>(x, w1); y = MatMul(a, w2)")
-    next(t for t in proto.graph.initializer if t.name == "w1").raw_data = (w if trans else w.T).tobytes()
+    proto = net(
+        f"float[2,4] x | float[{'8,4' if trans else '4,8'}] w1, float[8,5] w2 | a = Gemm<transB={trans}>(x, w1); y = MatMul(a, w2)"
+    )
+    next(t for t in proto.graph.initializer if t.name == "w1").raw_data = (
+        w if trans else w.T
+    ).tobytes()
     c = Context(analyse(load(proto)))
-    np.testing.assert_allclose(CRITERIA.get("l2")(c)["a"], np.sqrt((w.astype(np.float64) ** 2).sum(1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        CRITERIA.get("l2")(c)["a"], np.sqrt((w.astype(np.float64) ** 2).sum(1)), rtol=1e-6
+    )
 
 
 def test_a_channel_of_several_positions_counts_all() -> None:
     """Behind a flatten each channel of the convolution is read at 16 positions; what makes it is still one filter."""
-    c = context("float[2,4,6,6] x | float[8,4,3,3] w1, float[128,6] w2, float[6,5] w3 | a = Conv(x, w1); f = Flatten(a); g = Gemm(f, w2); y = Gemm(g, w3)")
+    c = context(
+        "float[2,4,6,6] x | float[8,4,3,3] w1, float[128,6] w2, float[6,5] w3 | a = Conv(x, w1); f = Flatten(a); g = Gemm(f, w2); y = Gemm(g, w3)"
+    )
     np.testing.assert_allclose(CRITERIA.get("l1")(c)["a"], np.abs(weights(c)["w1"]).sum((1, 2, 3)))
 
 
@@ -90,7 +98,9 @@ def test_batchnorm_scale_is_absolute() -> None:
     found = CRITERIA.get("bn_scale")(c)
     assert list(found) == ["a"]
     np.testing.assert_allclose(found["a"], np.abs(w["g"]))
-    np.testing.assert_allclose(CRITERIA.get("bn_scale*l1")(c)["a"], np.abs(w["g"]) * np.abs(w["w1"]).sum((1, 2, 3)))
+    np.testing.assert_allclose(
+        CRITERIA.get("bn_scale*l1")(c)["a"], np.abs(w["g"]) * np.abs(w["w1"]).sum((1, 2, 3))
+    )
     with pytest.raises(UsageError, match="folded"):
         CRITERIA.get("bn_scale")(context())
 
@@ -99,18 +109,30 @@ def recorded(c: Context) -> dict[str, np.ndarray]:
     """What the layers read, all samples, channel first: (channels, everything else)."""
     session = Session(c.analysis.model, ["r", "s", "e"])
     runs = [session.run(feeds) for feeds in c.data.batches(4)]  # type: ignore[union-attr]
-    return {n: np.concatenate([r[n] for r in runs]).astype(np.float64).transpose(1, 0, 2, 3).reshape(runs[0][n].shape[1], -1) for n in ("r", "s", "e")}
+    return {
+        n: np.concatenate([r[n] for r in runs])
+        .astype(np.float64)
+        .transpose(1, 0, 2, 3)
+        .reshape(runs[0][n].shape[1], -1)
+        for n in ("r", "s", "e")
+    }
 
 
 def test_activation_criteria() -> None:
     """Mean over the places where a channel is read: twice for the residual stream, once for the branch."""
     c = context(samples=10, batch_size=4)
     x, w = recorded(c), weights(c)
-    norms = {"r": (w["w2"] ** 2).sum((0, 2, 3)), "s": (w["w3"] ** 2).sum((0, 2, 3)), "e": (w["w4"] ** 2).sum((0, 2, 3))}
+    norms = {
+        "r": (w["w2"] ** 2).sum((0, 2, 3)),
+        "s": (w["w3"] ** 2).sum((0, 2, 3)),
+        "e": (w["w4"] ** 2).sum((0, 2, 3)),
+    }
     formulas = {
-        "activation_mean": lambda n: np.abs(x[n]).mean(1), "activation_variance": lambda n: x[n].var(1), "apoz": lambda n: (x[n] > 0).mean(1),
+        "activation_mean": lambda n: np.abs(x[n]).mean(1),
+        "activation_variance": lambda n: x[n].var(1),
+        "apoz": lambda n: (x[n] > 0).mean(1),
         "activation*weight": lambda n: (x[n] ** 2).mean(1) * norms[n],
-    }  # fmt: skip
+    }
     for name, formula in formulas.items():
         finish = np.sqrt if name == "activation*weight" else lambda v: v
         found = CRITERIA.get(name)(c)
@@ -149,11 +171,15 @@ def test_an_unknown_criterion_names_the_nearest() -> None:
 @pytest.mark.parametrize("name", ON_DATA)
 def test_what_bodies_alone_read_has_no_score(name: str) -> None:
     """Data show the main graph only; a group without a score stays."""
-    bodies = ", ".join(f"{side}_branch = {side} () => (float[2,5,6,6] {side}_y) {{ {side}_y = Conv(a, {side}_w) }}" for side in ("then", "else"))
+    bodies = ", ".join(
+        f"{side}_branch = {side} () => (float[2,5,6,6] {side}_y) {{ {side}_y = Conv(a, {side}_w) }}"
+        for side in ("then", "else")
+    )
     c = context(
         "float[2,4,6,6] x | float[8,4,1,1] w1, float z = {0}, float[5,8,1,1] then_w, float[5,8,1,1] else_w |"
-        f"a = Conv(x, w1); s = ReduceSum<keepdims=0>(x); p = Greater(s, z); y = If(p) <{bodies}> | float[2,5,6,6] y", samples=4
-    )  # fmt: skip
+        f"a = Conv(x, w1); s = ReduceSum<keepdims=0>(x); p = Greater(s, z); y = If(p) <{bodies}> | float[2,5,6,6] y",
+        samples=4,
+    )
     assert [g.name for g in c.analysis.groups] == ["a"]
     assert not CRITERIA.get(name)(c)
     assert len(CRITERIA.get("l2")(c)["a"]) == 8

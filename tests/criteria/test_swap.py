@@ -9,16 +9,16 @@ import pytest
 
 from onnxprune import demo
 from onnxprune.analysis.walk import analyse
-from onnxprune.run.evaluation import open_data_for
-from onnxprune.errors import UsageError
-from onnxprune.ir.io import load
-from onnxprune.run.pipeline import make_plan
-from onnxprune.run.recipe import Recipe
 from onnxprune.criteria import swap as module
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import Reader, eliminate, inverse
 from onnxprune.criteria.reconstruction import group_readers, moments
 from onnxprune.criteria.swap import swap
+from onnxprune.errors import UsageError
+from onnxprune.ir.io import load
+from onnxprune.run.evaluation import open_data_for
+from onnxprune.run.pipeline import make_plan
+from onnxprune.run.recipe import Recipe
 
 SIZE, GONE = 8, 4
 
@@ -26,9 +26,13 @@ SIZE, GONE = 8, 4
 def reader(rng: np.random.Generator, taps: int, outputs: int = 5, absolute: bool = True) -> Reader:
     """Columns of SIZE channels that follow a few causes, in an order of their own."""
     k = SIZE * taps + 2  # two columns are another group's
-    x = rng.standard_normal((k, 4)) @ rng.standard_normal((4, 500)) + 0.4 * rng.standard_normal((k, 500))
+    x = rng.standard_normal((k, 4)) @ rng.standard_normal((4, 500)) + 0.4 * rng.standard_normal(
+        (k, 500)
+    )
     w = rng.standard_normal((outputs, k))
-    return Reader(x @ x.T / 500, w.T @ w, rng.permutation(k)[: SIZE * taps].reshape(SIZE, taps), absolute)
+    return Reader(
+        x @ x.T / 500, w.T @ w, rng.permutation(k)[: SIZE * taps].reshape(SIZE, taps), absolute
+    )
 
 
 def error(readers: list[Reader], gone: np.ndarray) -> float:
@@ -46,9 +50,11 @@ def test_what_a_pair_changes_is_what_it_costs(taps: tuple[int, ...]) -> None:
     readers = [reader(rng, t, absolute=False) for t in taps]
     gone, stay = np.array([1, 4, 6]), np.array([0, 2, 3, 5, 7])
     found = [module._changes(r, inverse(r.moments), gone, stay) for r in readers]
-    change = sum(r.scale * d for r, (_, d) in zip(readers, found))
+    change = sum(r.scale * d for r, (_, d) in zip(readers, found, strict=False))
     before = error(readers, gone)
-    assert sum(r.scale * e for r, (e, _) in zip(readers, found)) == pytest.approx(before, rel=1e-9)
+    assert sum(r.scale * e for r, (e, _) in zip(readers, found, strict=False)) == pytest.approx(
+        before, rel=1e-9
+    )
     for j in range(len(gone)):
         for c in range(len(stay)):
             after = error(readers, np.append(np.delete(gone, j), stay[c]))
@@ -63,8 +69,10 @@ def test_no_swap_makes_it_worse_and_most_reach_the_best_set() -> None:
         best = min(error(readers, np.array(s)) for s in combinations(range(SIZE), GONE))
         gone, errors = swap(readers, SIZE, start, 20)
         assert len(gone) == len(set(gone.tolist())) == GONE
-        assert errors[0] == pytest.approx(error(readers, start)) and errors[-1] == pytest.approx(error(readers, gone))
-        assert all(b < a for a, b in zip(errors, errors[1:]))
+        assert errors[0] == pytest.approx(error(readers, start)) and errors[-1] == pytest.approx(
+            error(readers, gone)
+        )
+        assert all(b < a for a, b in zip(errors, errors[1:], strict=False))
         reached += errors[-1] <= best * (1 + 1e-3)
         first += errors[0] <= best * (1 + 1e-3)
     assert reached >= 36 and reached > first, (reached, first)
@@ -86,16 +94,28 @@ def test_a_plan_with_swaps_has_the_same_widths_and_a_smaller_error() -> None:
     context = Context(analysis, open_data_for(analysis.model, recipe), batch_size=recipe.batch_size)
     known = moments(context)
     before, after = (
-        sum(error(group_readers(analysis, g, *known), np.setdiff1d(np.arange(p.sizes[g]), p.kept[g])) for g in p.kept) for p in (plain, other)
+        sum(
+            error(
+                group_readers(analysis, g, *known), np.setdiff1d(np.arange(p.sizes[g]), p.kept[g])
+            )
+            for g in p.kept
+        )
+        for p in (plain, other)
     )
     assert after < before
 
 
 def recipes(*swaps: int) -> list[Recipe]:
     """Of the demo network, with so many swaps."""
-    return [Recipe(target="macs=40%", data=str(demo.files().calibration), samples=64, swaps=n) for n in swaps]
+    return [
+        Recipe(target="macs=40%", data=str(demo.files().calibration), samples=64, swaps=n)
+        for n in swaps
+    ]
 
 
 def test_swaps_need_the_error_that_they_lower() -> None:
     with pytest.raises(UsageError, match="reconstruction"):
-        make_plan(demo.files().model, Recipe(target="macs=50%", criterion="l2", allocate="uniform", swaps=3))
+        make_plan(
+            demo.files().model,
+            Recipe(target="macs=50%", criterion="l2", allocate="uniform", swaps=3),
+        )

@@ -18,7 +18,9 @@ TOKENS = {"ids": (["batch", "seq"], "tensor(int64)"), "mask": (["batch", "seq"],
 
 def numbered(count: int, shape: tuple[int, ...] = (3, 8, 8)) -> np.ndarray:
     """Sample i holds the number i everywhere."""
-    return np.arange(count, dtype=np.float32).reshape(-1, *[1] * len(shape)) * np.ones(shape, np.float32)
+    return np.arange(count, dtype=np.float32).reshape(-1, *[1] * len(shape)) * np.ones(
+        shape, np.float32
+    )
 
 
 def values(data: Data, name: str = "x", batch_size: int = 4) -> np.ndarray:
@@ -32,7 +34,9 @@ def first_numbers(data: Data) -> list[int]:
     return x.reshape(len(x), -1)[:, 0].astype(int).tolist()
 
 
-def save_npz(folder: Path, compressed: bool = False, name: str = "calib.npz", **arrays: np.ndarray) -> Path:
+def save_npz(
+    folder: Path, compressed: bool = False, name: str = "calib.npz", **arrays: np.ndarray
+) -> Path:
     path = folder / name
     (np.savez_compressed if compressed else np.savez)(path, **arrays)
     return path

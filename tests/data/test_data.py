@@ -29,7 +29,9 @@ def test_samples_are_a_seeded_subset_of_all(tmp_path, compressed):
 
 
 @settings(deadline=None, max_examples=40)
-@given(count=st.integers(1, 23), batch=st.integers(1, 9), size=st.integers(1, 30), fixed=st.booleans())
+@given(
+    count=st.integers(1, 23), batch=st.integers(1, 9), size=st.integers(1, 30), fixed=st.booleans()
+)
 def test_batches_have_the_size_the_model_takes(tmp_path_factory, count, batch, size, fixed):
     path = save_npz(tmp_path_factory.mktemp("npz"), x=numbered(count))
     inputs = {"x": ([batch if fixed else "N", 3, 8, 8], "tensor(float)")}
@@ -42,7 +44,11 @@ def test_batches_have_the_size_the_model_takes(tmp_path_factory, count, batch, s
     if fixed:
         assert set(sizes) == {batch} and data.samples == count // batch * batch
     else:
-        assert set(sizes[:-1]) <= {size} and sizes[-1] == (count % size or size) and data.samples == count
+        assert (
+            set(sizes[:-1]) <= {size}
+            and sizes[-1] == (count % size or size)
+            and data.samples == count
+        )
     assert sum(sizes) == data.samples and len(set(first_numbers(data))) == data.samples
 
 
@@ -86,7 +92,12 @@ def test_batch_size_and_samples_must_be_positive(tmp_path):
 
 
 @settings(deadline=None, max_examples=30)
-@given(first=st.integers(1, 12), second=st.integers(1, 12), batch=st.sampled_from([None, 1, 3]), compressed=st.booleans())
+@given(
+    first=st.integers(1, 12),
+    second=st.integers(1, 12),
+    batch=st.sampled_from([None, 1, 3]),
+    compressed=st.booleans(),
+)
 def test_split_is_disjoint_and_seeded(tmp_path_factory, first, second, batch, compressed):
     path = save_npz(tmp_path_factory.mktemp("npz"), compressed, x=numbered(18))
     data = open_data(path, {"x": ([batch, 3, 8, 8], "tensor(float)")})
@@ -95,7 +106,10 @@ def test_split_is_disjoint_and_seeded(tmp_path_factory, first, second, batch, co
             split(data, first, second)
         return
     one, other = split(data, first, second)
-    assert (one.samples, other.samples) == (first - first % (batch or 1), second - second % (batch or 1))
+    assert (one.samples, other.samples) == (
+        first - first % (batch or 1),
+        second - second % (batch or 1),
+    )
     assert not set(first_numbers(one)) & set(first_numbers(other))
     assert one.fingerprint() == split(data, first, second)[0].fingerprint() != other.fingerprint()
 
@@ -106,11 +120,19 @@ def test_flips_mirror_images_only(tmp_path):
     inputs = {"x": ([None, 3, 5, 6], "tensor(float)"), "v": ([None, 7], "tensor(float)")}
     data = open_data(save_npz(tmp_path, x=x, v=v), inputs)
     both = flips(data)
-    assert both.samples == 10 and both.fingerprint() != data.fingerprint() and "mirrored" in both.describe()
+    assert (
+        both.samples == 10
+        and both.fingerprint() != data.fingerprint()
+        and "mirrored" in both.describe()
+    )
     np.testing.assert_array_equal(values(both, batch_size=3)[0::2], x[list(data.chosen)])
     np.testing.assert_array_equal(values(both, batch_size=3)[1::2], x[list(data.chosen)][..., ::-1])
     np.testing.assert_array_equal(values(both, "v")[1::2], v[list(data.chosen)])
-    last = flips(open_data(save_npz(tmp_path, x=x.transpose(0, 2, 3, 1)), {"x": ([None, 5, 6, 3], "tensor(float)")}))
+    last = flips(
+        open_data(
+            save_npz(tmp_path, x=x.transpose(0, 2, 3, 1)), {"x": ([None, 5, 6, 3], "tensor(float)")}
+        )
+    )
     np.testing.assert_array_equal(values(last)[1::2], values(last)[0::2][:, :, ::-1])
     with refuse("data-split", "mirror"):
         split(both, 2, 2)
@@ -174,10 +196,19 @@ def test_a_real_model_is_as_accurate_as_published_on_its_images(zoo):
 
     path = zoo / "data" / "cifar10_test_4000.npz"
     session = Session(load(zoo / "cifar10_resnet20.onnx"))
-    data = open_data(path, session.inputs, samples=400, preprocess=Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
-    outputs = np.concatenate([next(iter(session.run(feeds).values())) for feeds in data.batches(50)])
+    data = open_data(
+        path,
+        session.inputs,
+        samples=400,
+        preprocess=Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    )
+    outputs = np.concatenate(
+        [next(iter(session.run(feeds).values())) for feeds in data.batches(50)]
+    )
     accuracy = np.mean(outputs.argmax(1) == np.load(path)["labels"][list(data.chosen)])
-    assert abs(accuracy - 0.9175) < 3 * np.sqrt(0.9175 * 0.0825 / 400)  # three standard errors of 400 draws
+    assert abs(accuracy - 0.9175) < 3 * np.sqrt(
+        0.9175 * 0.0825 / 400
+    )  # three standard errors of 400 draws
 
 
 def test_data_of_real_models_run(zoo):
@@ -185,7 +216,12 @@ def test_data_of_real_models_run(zoo):
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session
 
-    for name in ("cifar10_vit_pgd_2_3_16", "vww_mobilenetv1_0.25", "coco_yolofastestv2", "sr_imdn_x2"):
+    for name in (
+        "cifar10_vit_pgd_2_3_16",
+        "vww_mobilenetv1_0.25",
+        "coco_yolofastestv2",
+        "sr_imdn_x2",
+    ):
         session = Session(load(zoo / f"{name}.onnx"))
         shapes = {"input": (1, 3, 16, 16)} if name == "sr_imdn_x2" else None
         (feeds,) = synthetic(session.inputs, samples=1, shapes=shapes).batches(8)
@@ -194,4 +230,7 @@ def test_data_of_real_models_run(zoo):
 
 def test_inputs_keep_their_order_and_types():
     inputs = read_inputs({"b": ([1], "tensor(bool)"), "a": (["N", 2], "tensor(int8)")})
-    assert [(i.name, i.dtype.name, i.shared) for i in inputs.items.values()] == [("b", "bool", True), ("a", "int8", False)]
+    assert [(i.name, i.dtype.name, i.shared) for i in inputs.items.values()] == [
+        ("b", "bool", True),
+        ("a", "int8", False),
+    ]

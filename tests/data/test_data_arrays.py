@@ -82,9 +82,24 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
         ({"x": bad}, IMAGE, "data-not-finite", ("sample 7", "1 of 192")),
         ({"y": numbered(4)}, IMAGE, "data-names", ("'x'", "'y'")),
         ({"x": numbered(4), "extra": numbered(4)}, IMAGE, "data-names", ("'extra'",)),
-        ({"ids": np.ones((4, 5), int), "maks": np.ones((4, 5), int)}, TOKENS, "data-names", ("'mask'",)),
-        ({"ids": np.ones((4, 5), int), "mask": np.ones((4, 6), int)}, TOKENS, "data-shape", ("'seq'", "5", "6")),
-        ({"ids": np.ones((4, 5), int), "mask": np.ones((3, 5), int)}, TOKENS, "data-shape", ("'ids' 4", "'mask' 3")),
+        (
+            {"ids": np.ones((4, 5), int), "maks": np.ones((4, 5), int)},
+            TOKENS,
+            "data-names",
+            ("'mask'",),
+        ),
+        (
+            {"ids": np.ones((4, 5), int), "mask": np.ones((4, 6), int)},
+            TOKENS,
+            "data-shape",
+            ("'seq'", "5", "6"),
+        ),
+        (
+            {"ids": np.ones((4, 5), int), "mask": np.ones((3, 5), int)},
+            TOKENS,
+            "data-shape",
+            ("'ids' 4", "'mask' 3"),
+        ),
         ({"x": numbered(4)[:0]}, IMAGE, "data-empty", ("no samples",)),
         ({"x": np.array([{}, {}])}, IMAGE, "data-unreadable", ("objects",)),
     ):
@@ -95,7 +110,9 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize("compressed", [False, True])
 def test_broken_array_files_are_refused(tmp_path, compressed):
     rng = np.random.default_rng(0)
-    whole = save_npz(tmp_path, compressed, x=rng.standard_normal((4, 3, 8, 8)).astype(np.float32)).read_bytes()
+    whole = save_npz(
+        tmp_path, compressed, x=rng.standard_normal((4, 3, 8, 8)).astype(np.float32)
+    ).read_bytes()
     path = tmp_path / "broken.npz"
     middle = bytearray(whole)
     middle[600:900] = b"\xff" * 300
@@ -125,19 +142,34 @@ def test_mutated_array_files_never_raise_anything_else(tmp_path_factory, draw):
 
 
 def test_models_without_a_common_batch_axis_get_whole_feeds(tmp_path):
-    recurrent = {"x": (["seq", "batch", 4], "tensor(float)"), "h": ([1, "batch", 6], "tensor(float)")}
-    data = open_data(save_npz(tmp_path, x=np.ones((5, 7, 2, 4)), h=np.ones((5, 1, 2, 6))), recurrent)
+    recurrent = {
+        "x": (["seq", "batch", 4], "tensor(float)"),
+        "h": ([1, "batch", 6], "tensor(float)"),
+    }
+    data = open_data(
+        save_npz(tmp_path, x=np.ones((5, 7, 2, 4)), h=np.ones((5, 1, 2, 6))), recurrent
+    )
     assert data.samples == 5
-    assert [{n: a.shape for n, a in b.items()} for b in data.batches(16)] == [{"x": (7, 2, 4), "h": (1, 2, 6)}] * 5
+    assert [{n: a.shape for n, a in b.items()} for b in data.batches(16)] == [
+        {"x": (7, 2, 4), "h": (1, 2, 6)}
+    ] * 5
     assert [b["h"].shape for b in synthetic(recurrent, samples=3).batches(16)] == [(1, 32, 6)] * 3
 
 
 def test_scalars_and_thresholds_are_shared_by_a_batch(tmp_path):
-    inputs = {"x": (["N", 3], "tensor(float)"), "scale": ([], "tensor(float)"), "limit": ([1], "tensor(int64)")}
+    inputs = {
+        "x": (["N", 3], "tensor(float)"),
+        "scale": ([], "tensor(float)"),
+        "limit": ([1], "tensor(int64)"),
+    }
     path = save_npz(tmp_path, x=numbered(6, (3,)), scale=np.float32(2), limit=np.array([4]))
     (batch,) = open_data(path, inputs).batches(8)
-    assert batch["x"].shape == (6, 3) and batch["scale"].shape == () and batch["limit"].tolist() == [4]
-    path = save_npz(tmp_path, x=numbered(6, (3,)), scale=np.arange(6) // 3 * 1.0, limit=np.array([4]))
+    assert (
+        batch["x"].shape == (6, 3) and batch["scale"].shape == () and batch["limit"].tolist() == [4]
+    )
+    path = save_npz(
+        tmp_path, x=numbered(6, (3,)), scale=np.arange(6) // 3 * 1.0, limit=np.array([4])
+    )
     for batch in open_data(path, inputs).batches(8):
         assert set(batch["x"][:, 0] // 3) == {float(batch["scale"])}
     assert [len(b["x"]) for b in synthetic(inputs, samples=10).batches(8)] == [8, 2]

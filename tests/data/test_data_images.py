@@ -17,7 +17,9 @@ def test_images_become_what_the_formula_says(photos):
     assert x.shape == (6, 3, 20, 16) and x.dtype == np.float32
     ramp = np.arange(16) * 16
     np.testing.assert_allclose(x[:, 0], np.full((6, 20, 16), (255 * 0.5 - 1) / 2 * 3), rtol=1e-6)
-    np.testing.assert_allclose(x[:, 1], np.broadcast_to((ramp * 0.5 - 2) / 4 * 3, (6, 20, 16)), rtol=1e-6)
+    np.testing.assert_allclose(
+        x[:, 1], np.broadcast_to((ramp * 0.5 - 2) / 4 * 3, (6, 20, 16)), rtol=1e-6
+    )
     assert sorted(np.round((x[:, 2, 0, 0] / 3 * 8 + 3) * 2).astype(int)) == [0, 10, 20, 30, 40, 50]
 
 
@@ -38,7 +40,10 @@ def test_images_become_what_the_formula_says(photos):
     ],
 )
 def test_geometry_and_layout(photos, shape, p, expected):
-    assert values(open_data(photos, {"x": (shape, "tensor(float)")}, preprocess=p)).shape == (6, *expected)
+    assert values(open_data(photos, {"x": (shape, "tensor(float)")}, preprocess=p)).shape == (
+        6,
+        *expected,
+    )
 
 
 def test_one_number_resizes_the_shorter_side_and_crops_the_centre(photos):
@@ -48,7 +53,9 @@ def test_one_number_resizes_the_shorter_side_and_crops_the_centre(photos):
     for index, x in zip(data.chosen, values(data), strict=True):
         with image.open(data.source.files[index]) as picture:
             reference = np.asarray(picture.resize((13, 16), image.Resampling.BILINEAR))[4:12, 2:10]
-        np.testing.assert_array_equal(np.round(x * 255).astype(np.uint8), reference.transpose(2, 0, 1))
+        np.testing.assert_array_equal(
+            np.round(x * 255).astype(np.uint8), reference.transpose(2, 0, 1)
+        )
 
 
 def test_uint8_models_take_pixels(photos):
@@ -70,7 +77,9 @@ def test_uint8_arrays_of_images_are_preprocessed(tmp_path, photos):
             by_array = open_data(save_npz(tmp_path, **{name: array}), IMAGE, preprocess=p)
             np.testing.assert_array_equal(values(by_array), values(by_file))
     grey = {"x": ([None, 1, 20, 16], "tensor(float)")}
-    np.testing.assert_allclose(values(open_data(save_npz(tmp_path, x=pixels[..., 0]), grey)).max(), 50 / 255, rtol=1e-6)
+    np.testing.assert_allclose(
+        values(open_data(save_npz(tmp_path, x=pixels[..., 0]), grey)).max(), 50 / 255, rtol=1e-6
+    )
 
 
 def test_images_equal_the_zoos_own_protocol(zoo):
@@ -92,7 +101,9 @@ def test_images_that_do_not_fit_are_refused(photos, tmp_path):
     with refuse("data-shape", "3x10", "8x8"):
         open_data(photos, IMAGE, preprocess=Preprocess(resize=(3, 10)))
     with refuse("data-shape", "20x16", "30x30"):
-        open_data(photos, {"x": (["N", 3, 30, 30], "tensor(float)")}, preprocess=Preprocess(crop=30))
+        open_data(
+            photos, {"x": (["N", 3, 30, 30], "tensor(float)")}, preprocess=Preprocess(crop=30)
+        )
     with refuse("data-shape", "'x'", "16"):
         open_data(photos, {"x": (["N", 16, 8, 8], "tensor(float)")})
     with refuse("data-names", "'ids'", "'mask'"):
@@ -138,5 +149,7 @@ def test_preprocess_refuses_nonsense(settings_, code):
 
 
 def test_preprocess_is_the_same_however_it_is_spelled():
-    assert Preprocess(mean=1, std=[2, 3, 4], resize=[5, 6]) == Preprocess(mean=(1.0,), std=(2.0, 3.0, 4.0), resize=(5, 6))
+    assert Preprocess(mean=1, std=[2, 3, 4], resize=[5, 6]) == Preprocess(
+        mean=(1.0,), std=(2.0, 3.0, 4.0), resize=(5, 6)
+    )
     assert hash(Preprocess(std=[1, 2, 3])) == hash(Preprocess(std=(1.0, 2.0, 3.0)))

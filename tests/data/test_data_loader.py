@@ -13,7 +13,10 @@ from onnxprune.data.dataset import open_data, split
 def loader(folder: Path, body: str, setup: str = "") -> str:
     """loader.py with a function `feeds` of that body."""
     (folder / "loader.py").write_text(
-        "import numpy as np\nimport helper_of_loader\n" + setup + "\ndef feeds():\n" + "\n".join(f"    {line}" for line in body.splitlines())
+        "import numpy as np\nimport helper_of_loader\n"
+        + setup
+        + "\ndef feeds():\n"
+        + "\n".join(f"    {line}" for line in body.splitlines())
     )
     (folder / "helper_of_loader.py").write_text("")
     return f"{folder / 'loader.py'}:feeds"
@@ -26,7 +29,11 @@ def test_loader_yields_batches_or_samples(tmp_path):
     spec = loader(tmp_path, single + batch + endless)
     data = open_data(spec, IMAGE, samples=7)
     assert first_numbers(data) == first_numbers(data) == list(range(7)) and data.samples == 7
-    assert data.fingerprint() == open_data(spec, IMAGE, samples=7).fingerprint() != open_data(spec, IMAGE, samples=6).fingerprint()
+    assert (
+        data.fingerprint()
+        == open_data(spec, IMAGE, samples=7).fingerprint()
+        != open_data(spec, IMAGE, samples=6).fingerprint()
+    )
     one, other = split(data, 3, 4)
     assert sorted(first_numbers(one) + first_numbers(other)) == list(range(7))
 
@@ -38,7 +45,11 @@ def test_loader_yields_batches_or_samples(tmp_path):
         ("return None", "data-loader", ("TypeError",)),
         ("yield np.zeros((1, 3, 8, 8))", "data-loader", ("item 0", "ndarray", "dict")),
         ("return {'x': np.zeros((1, 3, 8, 8))}", "data-loader", ("str", "dict")),
-        ("yield {'x': np.zeros((1, 3, 8, 8))}\nraise ValueError('no disk\\nsecond line')", "data-loader", ("item 1", "ValueError: no disk")),
+        (
+            "yield {'x': np.zeros((1, 3, 8, 8))}\nraise ValueError('no disk\\nsecond line')",
+            "data-loader",
+            ("item 1", "ValueError: no disk"),
+        ),
         ("raise SystemExit(3)\nyield", "data-loader", ("SystemExit",)),
         ("yield {'y': np.zeros((1, 3, 8, 8))}", "data-names", ("'x'", "'y'")),
         ("yield {'x': [[1, 2], [3]]}", "data-loader", ("'x'",)),
@@ -56,7 +67,11 @@ def test_loaders_that_change_are_refused(tmp_path):
     spec = loader(tmp_path, "yield {'x': np.random.rand(1, 3, 8, 8)}")
     with refuse("data-loader", "seed"):
         list(open_data(spec, IMAGE).batches(1))
-    spec = loader(tmp_path, "while calls.pop():\n    yield {'x': np.zeros((1, 3, 8, 8))}", "calls = [0, 1, 0, 1, 1]")
+    spec = loader(
+        tmp_path,
+        "while calls.pop():\n    yield {'x': np.zeros((1, 3, 8, 8))}",
+        "calls = [0, 1, 0, 1, 1]",
+    )
     with refuse("data-loader", "yielded 1 samples, 2 before"):
         list(open_data(spec, IMAGE).batches(1))
 

@@ -28,10 +28,17 @@ def test_synthetic_inputs_fit_types_and_shapes():
         "past": ((2, 32, 64), "float64"),
     }
     image = batches[0]["image"]
-    assert abs(image.mean()) < 0.02 and abs(image.std() - 1) < 0.02  # 196,608 normal numbers: 5 sigma is 0.011
+    assert (
+        abs(image.mean()) < 0.02 and abs(image.std() - 1) < 0.02
+    )  # 196,608 normal numbers: 5 sigma is 0.011
     assert set(np.unique(batches[0]["ids"])) == {0, 1}
     assert len(np.unique(image[:, 0, 0, 0])) == 4
-    assert "no data" in data.warning and open_data(None, inputs).warning == data.warning == open_data("synthetic", inputs).warning
+    assert (
+        "no data" in data.warning
+        and open_data(None, inputs).warning
+        == data.warning
+        == open_data("synthetic", inputs).warning
+    )
     again, other = synthetic(inputs, samples=5), synthetic(inputs, samples=5, seed=1)
     np.testing.assert_array_equal(values(again, "image"), values(data, "image"))
     assert again.fingerprint() == data.fingerprint() != other.fingerprint()

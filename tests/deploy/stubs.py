@@ -37,28 +37,46 @@ def module(folder: Path, name: str, body: str) -> None:
 
 
 def run(
-    bundle: Path, binaries: Path, *arguments: str, extra: Mapping[str, str] | None = None, bare: bool = False, cwd: Path | None = None
+    bundle: Path,
+    binaries: Path,
+    *arguments: str,
+    extra: Mapping[str, str] | None = None,
+    bare: bool = False,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """run.py of a bundle on a machine that has only the stubs and Python (`bare`: without its packages)."""
     environment = {"PATH": f"{binaries}{os.pathsep}/usr/bin{os.pathsep}/bin", **(extra or {})}
     interpreter = [sys.executable, "-S"] if bare else [sys.executable]
     command = [*interpreter, str(bundle / "run.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd
+    )
 
 
 def convnet(width: int = 16, hidden: int = 10) -> Model:
-    """images (n, 1, 8, 8) -> Conv, Relu, MaxPool, Conv, Relu, GlobalAveragePool, Flatten, Gemm -> (n, 10); seeded weights."""
+    """Images (n, 1, 8, 8) -> Conv, Relu, MaxPool, Conv, Relu, GlobalAveragePool, Flatten, Gemm -> (n, 10); seeded weights."""
     generator = np.random.default_rng(width)
 
     def weight(name: str, *shape: int) -> TensorProto:
-        return numpy_helper.from_array((generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32), name)
+        return numpy_helper.from_array(
+            (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32),
+            name,
+        )
 
-    weights = [weight("w1", width, 1, 3, 3), weight("w2", 2 * width, width, 3, 3), weight("w3", hidden, 2 * width)]
+    weights = [
+        weight("w1", width, 1, 3, 3),
+        weight("w2", 2 * width, width, 3, 3),
+        weight("w3", hidden, 2 * width),
+    ]
     nodes = [
-        helper.make_node("Conv", ["images", "w1"], ["a"], "conv1", pads=[1, 1, 1, 1], kernel_shape=[3, 3]),
+        helper.make_node(
+            "Conv", ["images", "w1"], ["a"], "conv1", pads=[1, 1, 1, 1], kernel_shape=[3, 3]
+        ),
         helper.make_node("Relu", ["a"], ["b"], "relu1"),
         helper.make_node("MaxPool", ["b"], ["c"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Conv", ["c", "w2"], ["d"], "conv2", pads=[1, 1, 1, 1], kernel_shape=[3, 3]),
+        helper.make_node(
+            "Conv", ["c", "w2"], ["d"], "conv2", pads=[1, 1, 1, 1], kernel_shape=[3, 3]
+        ),
         helper.make_node("Relu", ["d"], ["e"], "relu2"),
         helper.make_node("GlobalAveragePool", ["e"], ["f"], "gap"),
         helper.make_node("Flatten", ["f"], ["g"], "flatten"),
@@ -66,6 +84,10 @@ def convnet(width: int = 16, hidden: int = 10) -> Model:
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "net", [value("images", TensorProto.FLOAT, ["n", 1, 8, 8])], [value("logits", TensorProto.FLOAT, ["n", hidden])], weights
+        nodes,
+        "net",
+        [value("images", TensorProto.FLOAT, ["n", 1, 8, 8])],
+        [value("logits", TensorProto.FLOAT, ["n", hidden])],
+        weights,
     )
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))

@@ -13,8 +13,13 @@ from onnxprune.deploy.handoff import TARGETS, collect, handoff
 from onnxprune.ir.io import load
 
 NEEDED = {
-    "hls4ml": "tools/setup_hls4ml.sh", "nngen": "tools/setup_nngen.sh", "finn": "FINN_ROOT", "vitis-ai": "Vitis AI", "gemmini": "onnxruntime-riscv",
-    "vela": "tools/setup_vela.sh", "jetson": "nvidia-jetpack",
+    "hls4ml": "tools/setup_hls4ml.sh",
+    "nngen": "tools/setup_nngen.sh",
+    "finn": "FINN_ROOT",
+    "vitis-ai": "Vitis AI",
+    "gemmini": "onnxruntime-riscv",
+    "vela": "tools/setup_vela.sh",
+    "jetson": "nvidia-jetpack",
 }
 
 
@@ -74,42 +79,76 @@ def test_finn_by_docker_and_by_finn_plus(tmp_path: Path, kind: str) -> None:
 def test_vitis_ai_in_the_container_and_on_the_board(tmp_path: Path) -> None:
     binaries, modules, arch = tmp_path / "bin", tmp_path / "modules", tmp_path / "arch.json"
     arch.write_text("{}")
-    stubs.command(binaries, "vai_c_xir", (
-        "out = pathlib.Path(args[args.index('-o') + 1]) / (args[args.index('-n') + 1] + '.xmodel')\n"
-        "assert pathlib.Path(args[args.index('-x') + 1]).is_file()\nout.write_bytes(b'x')\n"
-        "print('[UNILOG][INFO] Total device subgraph number 5, DPU subgraph number 2')"
-    ))
-    stubs.module(modules, "vai_q_onnx", (
-        "class QuantFormat: QDQ = 1\nclass PowerOfTwoMethod: MinMSE = 1\nclass QuantType: QInt8 = 1\n"
-        "def quantize_static(source, made, reader, **options):\n"
-        "    rows = 0\n    while reader.get_next() is not None: rows += 1\n"
-        "    assert rows == 8 and options['enable_dpu']\n    open(made, 'wb').write(open(source, 'rb').read())\n"
-    ))
-    handoff(stubs.convnet(16), stubs.convnet(8), "vitis-ai", tmp_path / "b", options={"arch": str(arch)})
+    stubs.command(
+        binaries,
+        "vai_c_xir",
+        (
+            "out = pathlib.Path(args[args.index('-o') + 1]) / (args[args.index('-n') + 1] + '.xmodel')\n"
+            "assert pathlib.Path(args[args.index('-x') + 1]).is_file()\nout.write_bytes(b'x')\n"
+            "print('[UNILOG][INFO] Total device subgraph number 5, DPU subgraph number 2')"
+        ),
+    )
+    stubs.module(
+        modules,
+        "vai_q_onnx",
+        (
+            "class QuantFormat: QDQ = 1\nclass PowerOfTwoMethod: MinMSE = 1\nclass QuantType: QInt8 = 1\n"
+            "def quantize_static(source, made, reader, **options):\n"
+            "    rows = 0\n    while reader.get_next() is not None: rows += 1\n"
+            "    assert rows == 8 and options['enable_dpu']\n    open(made, 'wb').write(open(source, 'rb').read())\n"
+        ),
+    )
+    handoff(
+        stubs.convnet(16), stubs.convnet(8), "vitis-ai", tmp_path / "b", options={"arch": str(arch)}
+    )
     done = stubs.run(tmp_path / "b", binaries, extra={"PYTHONPATH": str(modules)})
     assert done.returncode == 0, done.stderr
     found = collect(tmp_path / "b").results["original"]
     assert found.figures == {"subgraphs": 5, "dpu_subgraphs": 2} and len(found.notes) == 2
     (binaries / "vai_c_xir").unlink()
-    stubs.command(binaries, "xdputil", "print('FPS= 250.5 number_of_frames= 5010 time= 20.0 seconds.')")
+    stubs.command(
+        binaries, "xdputil", "print('FPS= 250.5 number_of_frames= 5010 time= 20.0 seconds.')"
+    )
     done = stubs.run(tmp_path / "b", binaries)
     assert done.returncode == 0, done.stderr
     assert calls(binaries, "xdputil")[1][0] == "benchmark"
-    assert collect(tmp_path / "b").results["pruned"].figures["latency_ms"] == pytest.approx(1e3 / 250.5)
+    assert collect(tmp_path / "b").results["pruned"].figures["latency_ms"] == pytest.approx(
+        1e3 / 250.5
+    )
 
 
 def test_gemmini_on_spike(tmp_path: Path) -> None:
     binaries = tmp_path / "bin"
     stubs.command(binaries, "spike", "sys.exit(subprocess.call(args[2:]))")
-    stubs.command(binaries, "ort_test", "print('Called into systolic conv')\nprint('Done! Inference took 123456 cycles')")
+    stubs.command(
+        binaries,
+        "ort_test",
+        "print('Called into systolic conv')\nprint('Done! Inference took 123456 cycles')",
+    )
     images = {"images": np.random.default_rng(0).random((8, 1, 8, 8), np.float32)}
-    handoff(stubs.convnet(16), stubs.convnet(8), "gemmini", tmp_path / "b", options={"runner": str(binaries / "ort_test")}, samples=images)
-    assert "QLinearConv" in {n.op_type for n in load(tmp_path / "b" / "models" / "pruned.int8.onnx").proto.graph.node}
+    handoff(
+        stubs.convnet(16),
+        stubs.convnet(8),
+        "gemmini",
+        tmp_path / "b",
+        options={"runner": str(binaries / "ort_test")},
+        samples=images,
+    )
+    assert "QLinearConv" in {
+        n.op_type for n in load(tmp_path / "b" / "models" / "pruned.int8.onnx").proto.graph.node
+    }
     done = stubs.run(tmp_path / "b", binaries)
     assert done.returncode == 0, done.stderr
-    assert calls(binaries, "spike")[0][:3] == ["--extension=gemmini", "pk", str(binaries / "ort_test")]
+    assert calls(binaries, "spike")[0][:3] == [
+        "--extension=gemmini",
+        "pk",
+        str(binaries / "ort_test"),
+    ]
     assert calls(binaries, "spike")[0][4].endswith("original.int8.onnx")
-    assert collect(tmp_path / "b").results["pruned"].figures == {"cycles": 123456, "systolic_calls": 1}
+    assert collect(tmp_path / "b").results["pruned"].figures == {
+        "cycles": 123456,
+        "systolic_calls": 1,
+    }
     estimate = json.loads((tmp_path / "b" / "estimate.json").read_text())["models"]
     assert estimate["original"]["cycles"] > estimate["pruned"]["cycles"]
 
@@ -126,11 +165,15 @@ assert pathlib.Path(args[0]).read_bytes() == b"int8"
 def test_vela_after_onnx2tf_and_from_given_files(tmp_path: Path) -> None:
     binaries = tmp_path / "bin"
     stubs.command(binaries, "vela", VELA)
-    stubs.command(binaries, "onnx2tf", (
-        "out = pathlib.Path(args[args.index('-o') + 1])\nout.mkdir()\n"
-        "shape = open(args[args.index('-cind') + 2], 'rb').read(128)\nassert b'(8, 8, 8, 1)' in shape, shape\n"
-        "(out / 'original_full_integer_quant.tflite').write_bytes(b'int8')"
-    ))
+    stubs.command(
+        binaries,
+        "onnx2tf",
+        (
+            "out = pathlib.Path(args[args.index('-o') + 1])\nout.mkdir()\n"
+            "shape = open(args[args.index('-cind') + 2], 'rb').read(128)\nassert b'(8, 8, 8, 1)' in shape, shape\n"
+            "(out / 'original_full_integer_quant.tflite').write_bytes(b'int8')"
+        ),
+    )
     handoff(stubs.convnet(16), stubs.convnet(8), "vela", tmp_path / "b")
     done = stubs.run(tmp_path / "b", binaries)
     assert done.returncode == 0, done.stderr
@@ -143,7 +186,12 @@ def test_vela_after_onnx2tf_and_from_given_files(tmp_path: Path) -> None:
     given.mkdir()
     for name in ("original", "pruned"):
         (given / f"{name}.tflite").write_bytes(b"int8")
-    assert stubs.run(tmp_path / "b", binaries, "--tflite", str(given), "--results", str(tmp_path / "r")).returncode == 0
+    assert (
+        stubs.run(
+            tmp_path / "b", binaries, "--tflite", str(given), "--results", str(tmp_path / "r")
+        ).returncode
+        == 0
+    )
 
 
 QONNX = """
@@ -182,9 +230,19 @@ def test_hls4ml_compares_and_synthesizes_where_it_can(tmp_path: Path) -> None:
     stubs.module(modules, "hls4ml", HLS4ML)
     stubs.module(modules, "qonnx.core.modelwrapper", QONNX)
     stubs.module(modules, "qonnx.util.cleanup", "def cleanup_model(model): return model")
-    stubs.module(modules, "qonnx.transformation.channels_last", "class ConvertToChannelsLastAndClean:\n    def __init__(self, **o): self.o = o")
+    stubs.module(
+        modules,
+        "qonnx.transformation.channels_last",
+        "class ConvertToChannelsLastAndClean:\n    def __init__(self, **o): self.o = o",
+    )
     stubs.module(modules, "qonnx.transformation.gemm_to_matmul", "class GemmToMatMul: pass")
-    handoff(stubs.convnet(16), None, "hls4ml", tmp_path / "b", options={"strategy": "Resource", "reuse": "3"})
+    handoff(
+        stubs.convnet(16),
+        None,
+        "hls4ml",
+        tmp_path / "b",
+        options={"strategy": "Resource", "reuse": "3"},
+    )
     with np.load(tmp_path / "b" / "expected_original.npz") as expected:
         answer = expected["output_0"].copy()
     answer[0] = -answer[0]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from onnxprune.deploy.bundle import Check, check, explicit, prepare
+from onnxprune.deploy.handoff import TARGETS, handoff
 from onnxprune.deploy.targets.finn import divisors, folding
 from onnxprune.deploy.targets.hls4ml import UNROLLED_WEIGHTS, parse_synthesis, reuse
 from onnxprune.deploy.targets.vela import parse_summary
-from onnxprune.deploy.handoff import TARGETS, handoff
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.runtime import Session
@@ -28,13 +28,17 @@ WIDTHS = st.integers(1, 96)
 
 
 def graph(body: str, weights: str, opset: int = 13) -> Model:
-    """x (1, 12, 16, 16) -> y with seeded random weights."""
-    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[1,12,16,16] x) => (float y) <{weights}> {{ {body} }}')
+    """X (1, 12, 16, 16) -> y with seeded random weights."""
+    proto = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[1,12,16,16] x) => (float y) <{weights}> {{ {body} }}'
+    )
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     generator = np.random.default_rng(0)
     for value in list(proto.graph.value_info):
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        proto.graph.initializer.append(numpy_helper.from_array(generator.standard_normal(dims).astype(np.float32), value.name))
+        proto.graph.initializer.append(
+            numpy_helper.from_array(generator.standard_normal(dims).astype(np.float32), value.name)
+        )
     del proto.graph.value_info[:]
     return load(proto)
 
@@ -66,14 +70,23 @@ def test_relu6_is_taken_by_dpu_and_gemmini() -> None:
         if tensor.name == "w":
             tensor.CopyFrom(numpy_helper.from_array(model.weights["w"].array(), "w"))
     model = load(proto)
-    assert not [k for k in (*found(model, "vitis-ai"), *found(model, "gemmini")) if k[1] in ("unsupported", "fallback")]
+    assert not [
+        k
+        for k in (*found(model, "vitis-ai"), *found(model, "gemmini"))
+        if k[1] in ("unsupported", "fallback")
+    ]
     assert ("Clip", "unsupported") in found(model, "hls4ml")
 
 
 def test_nngen_knows_no_groups_and_uneven_pads() -> None:
     said = found(graph("y = Conv<group=4>(x, w)", "float[8,3,3,3] w"), "nngen")
     assert "groups" in said["Conv", "unsupported"]
-    assert "pads" in found(graph("y = Conv<pads=[0,0,1,1]>(x, v)", "float[8,12,3,3] v"), "nngen")["Conv", "unsupported"]
+    assert (
+        "pads"
+        in found(graph("y = Conv<pads=[0,0,1,1]>(x, v)", "float[8,12,3,3] v"), "nngen")[
+            "Conv", "unsupported"
+        ]
+    )
 
 
 def test_finn_wants_quantizers_and_widths_with_divisors() -> None:
@@ -86,28 +99,44 @@ def test_finn_wants_quantizers_and_widths_with_divisors() -> None:
 def test_every_target_takes_a_plain_network() -> None:
     for name in TARGETS:
         target = TARGETS.get(name)
-        counts = Counter(c.severity for c in check(prepare(stubs.convnet(16, 16), "m", target), target) if c.op)
+        counts = Counter(
+            c.severity for c in check(prepare(stubs.convnet(16, 16), "m", target), target) if c.op
+        )
         assert counts["unsupported"] == 0, name
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_prepared_models_compute_the_same(name: str) -> None:
     source = graph(
-        "a = Conv(x, w) b = GlobalAveragePool(a) c = Flatten(b) y = Gemm(c, f)", "float[8,12,3,3] w, float[8,5] f", opset=13
+        "a = Conv(x, w) b = GlobalAveragePool(a) c = Flatten(b) y = Gemm(c, f)",
+        "float[8,12,3,3] w, float[8,5] f",
+        opset=13,
     )
     prepared = prepare(source, "m", TARGETS.get(name))
     feeds = {"x": np.random.default_rng(1).random((1, 12, 16, 16), np.float32)}
-    assert np.allclose(Session(source).run(feeds)["y"], Session(prepared.model).run(feeds)["y"], rtol=1e-5, atol=1e-5)
+    assert np.allclose(
+        Session(source).run(feeds)["y"],
+        Session(prepared.model).run(feeds)["y"],
+        rtol=1e-5,
+        atol=1e-5,
+    )
     gemm = next(n for n in prepared.nodes() if n.op == "Gemm")
     assert gemm.get("transB") == 1 and gemm.channels == (8, 5)
     pool = next(n for n in prepared.nodes() if n.proto.output[0] == "b")
-    assert pool.op == {"nngen": "AveragePool", "hls4ml": "Conv", "finn": "Conv"}.get(name, "GlobalAveragePool")
+    assert pool.op == {"nngen": "AveragePool", "hls4ml": "Conv", "finn": "Conv"}.get(
+        name, "GlobalAveragePool"
+    )
 
 
 def test_a_weight_shared_by_two_gemms_is_turned_for_each() -> None:
-    model = graph("a = GlobalAveragePool(x) b = Flatten(a) c = Gemm(b, f) y = Gemm<transB=1>(c, f)", "float[12,12] f")
+    model = graph(
+        "a = GlobalAveragePool(x) b = Flatten(a) c = Gemm(b, f) y = Gemm<transB=1>(c, f)",
+        "float[12,12] f",
+    )
     feeds = {"x": np.random.default_rng(1).random((1, 12, 16, 16), np.float32)}
-    assert np.allclose(Session(model).run(feeds)["y"], Session(explicit(model)).run(feeds)["y"], rtol=1e-5)
+    assert np.allclose(
+        Session(model).run(feeds)["y"], Session(explicit(model)).run(feeds)["y"], rtol=1e-5
+    )
 
 
 OLDER = {
@@ -134,13 +163,18 @@ def test_other_opsets_become_the_targets(opset: int) -> None:
 
 
 def test_what_has_no_older_form_stays_and_is_said() -> None:
-    for opset, body, reason in ((18, "a = Conv(x, w) y = Mish(a)", "no Mish"), (19, "y = AveragePool<kernel_shape=[2,2], dilations=[2,2]>(x)", "'dilations'")):
+    for opset, body, reason in (
+        (18, "a = Conv(x, w) y = Mish(a)", "no Mish"),
+        (19, "y = AveragePool<kernel_shape=[2,2], dilations=[2,2]>(x)", "'dilations'"),
+    ):
         stuck = prepare(graph(body, "float[8,12,3,3] w", opset), "m", TARGETS.get("hls4ml"))
         assert stuck.model.opset == opset and reason in stuck.notes[0]
 
 
 @given(WIDTHS, WIDTHS, st.sampled_from([1, 9, 25]), st.integers(1, 100), st.integers(1, 200_000))
-def test_folding_divides_and_keeps_its_budget(channels: int, outputs: int, taps: int, positions: int, budget: int) -> None:
+def test_folding_divides_and_keeps_its_budget(
+    channels: int, outputs: int, taps: int, positions: int, budget: int
+) -> None:
     inputs = taps * channels
     chosen = folding(inputs, outputs, positions, budget, channels)
     assert inputs % chosen.simd == channels % chosen.simd == outputs % chosen.pe == 0
@@ -148,7 +182,12 @@ def test_folding_divides_and_keeps_its_budget(channels: int, outputs: int, taps:
     fastest = taps * positions
     assert chosen.cycles <= max(budget, fastest)
     if chosen.pe * chosen.simd > 1:
-        cheaper = [p * s for p in divisors(outputs) for s in divisors(channels) if p * s < chosen.pe * chosen.simd]
+        cheaper = [
+            p * s
+            for p in divisors(outputs)
+            for s in divisors(channels)
+            if p * s < chosen.pe * chosen.simd
+        ]
         assert all(inputs * outputs * positions // c > budget for c in cheaper)
 
 
@@ -165,10 +204,17 @@ def test_reuse_factors_are_valid(inputs: int, outputs: int, asked: int) -> None:
 
 
 def test_finn_folding_file_names_every_unit(tmp_path: Path) -> None:
-    handoff(stubs.convnet(16), stubs.convnet(8), "finn", tmp_path / "b", options={"target-fps": "20000"})
+    handoff(
+        stubs.convnet(16), stubs.convnet(8), "finn", tmp_path / "b", options={"target-fps": "20000"}
+    )
     slow = json.loads((tmp_path / "b" / "folding_original.json").read_text())
-    assert list(slow) == ["Defaults", "ConvolutionInputGenerator_rtl_0", "MVAU_hls_0", "ConvolutionInputGenerator_rtl_2", "MVAU_hls_1"] + [
-        "ConvolutionInputGenerator_rtl_3", "VVAU_hls_0", "MVAU_hls_2"]
+    assert list(slow) == [
+        "Defaults",
+        "ConvolutionInputGenerator_rtl_0",
+        "MVAU_hls_0",
+        "ConvolutionInputGenerator_rtl_2",
+        "MVAU_hls_1",
+    ] + ["ConvolutionInputGenerator_rtl_3", "VVAU_hls_0", "MVAU_hls_2"]
     cycles = 32 // slow["MVAU_hls_1"]["PE"] * (144 // slow["MVAU_hls_1"]["SIMD"]) * 16
     assert cycles <= 1e9 / 5 / 20000
     with pytest.raises(UsageError, match="target-fps"):
@@ -181,7 +227,12 @@ def test_synthesis_report_of_vitis_hls() -> None:
         "<SummaryOfOverallLatency><Worst-caseLatency>421</Worst-caseLatency><Interval-max>undef</Interval-max></SummaryOfOverallLatency>"
         "</PerformanceEstimates><AreaEstimates><Resources><DSP>12</DSP><LUT>3456</LUT></Resources></AreaEstimates></profile>"
     )
-    assert parse_synthesis(text) == {"latency_cycles": 421, "clock_ns": 3.644, "dsp": 12, "lut": 3456}
+    assert parse_synthesis(text) == {
+        "latency_cycles": 421,
+        "clock_ns": 3.644,
+        "dsp": 12,
+        "lut": 3456,
+    }
     for broken in ("", "<profile/>", "<a>", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'):
         with pytest.raises(DataError):
             parse_synthesis(broken)
@@ -192,19 +243,35 @@ def test_vela_summary_needs_its_columns() -> None:
         parse_summary("a,b\n1,2\n")
 
 
-@pytest.mark.parametrize("attributes", ["kernel_shape=[2,2], strides=[2,2]", "kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1"])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "kernel_shape=[2,2], strides=[2,2]",
+        "kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1",
+    ],
+)
 def test_average_pooling_as_a_convolution_is_the_same(attributes: str) -> None:
     source = graph(f"y = AveragePool<{attributes}>(x)", "")
     prepared = prepare(source, "m", TARGETS.get("hls4ml"))
     feeds = {"x": np.random.default_rng(1).random((1, 12, 16, 16), np.float32)}
     assert [n.op for n in prepared.nodes()] == ["Conv"]
-    assert np.allclose(Session(source).run(feeds)["y"], Session(prepared.model).run(feeds)["y"], rtol=1e-5)
+    assert np.allclose(
+        Session(source).run(feeds)["y"], Session(prepared.model).run(feeds)["y"], rtol=1e-5
+    )
 
 
 def test_hls4ml_takes_chains_only() -> None:
-    said = found(graph("a = Conv(x, w) b = Add(a, c) d = Concat<axis=1>(b, a) y = Relu(d)", "float[8,12,3,3] w, float[1,8,1,1] c"), "hls4ml")
+    said = found(
+        graph(
+            "a = Conv(x, w) b = Add(a, c) d = Concat<axis=1>(b, a) y = Relu(d)",
+            "float[8,12,3,3] w, float[1,8,1,1] c",
+        ),
+        "hls4ml",
+    )
     assert ("Concat", "unsupported") in said and ("Add", "unsupported") not in said
 
 
 def test_average_pooling_that_leaves_out_its_padding_stays() -> None:
-    assert ("AveragePool", "unsupported") in found(graph("y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)", ""), "hls4ml")
+    assert ("AveragePool", "unsupported") in found(
+        graph("y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)", ""), "hls4ml"
+    )

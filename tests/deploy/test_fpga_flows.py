@@ -21,14 +21,32 @@ pytestmark = pytest.mark.slow
 
 def run(name: str, folder: Path, **options: str) -> Collected:
     """Half against whole of a small network, through the flow's own tools."""
-    python = Path(os.environ.get(f"ONNXPRUNE_{name.upper()}_PYTHON", ROOT / f".venv-{name}" / "bin" / "python"))
+    python = Path(
+        os.environ.get(
+            f"ONNXPRUNE_{name.upper()}_PYTHON", ROOT / f".venv-{name}" / "bin" / "python"
+        )
+    )
     if not python.is_file():
         pytest.skip(f"no environment for {name}: run tools/setup_{name}.sh")
     images = np.random.default_rng(0).random((24, 1, 8, 8), np.float32)
-    handoff(stubs.convnet(8), stubs.convnet(4), name, folder, options=options, samples={"images": images})
+    handoff(
+        stubs.convnet(8),
+        stubs.convnet(4),
+        name,
+        folder,
+        options=options,
+        samples={"images": images},
+    )
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PATH": path}
-    done = subprocess.run([python, folder / "run.py"], env=environment, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        [python, folder / "run.py"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return collect(folder)
 
@@ -37,13 +55,18 @@ def test_nngen_counts_cycles_and_equals_its_integer_model(tmp_path: Path) -> Non
     if shutil.which("iverilog") is None:
         pytest.skip("no Icarus Verilog")
     found = run("nngen", tmp_path / "b", bits="16")
-    assert all(r.figures["outputs_wrong"] == 0 and r.figures["argmax_agreement"] >= AGREES for r in found.results.values())
+    assert all(
+        r.figures["outputs_wrong"] == 0 and r.figures["argmax_agreement"] >= AGREES
+        for r in found.results.values()
+    )
     assert found.ratios["cycles"] > 1.5
 
 
 def test_hls4ml_agrees_with_onnxruntime(tmp_path: Path) -> None:
     found = run("hls4ml", tmp_path / "b")
-    assert all(r.figures["max_error"] < 0.1 * r.figures["max_output"] for r in found.results.values())
+    assert all(
+        r.figures["max_error"] < 0.1 * r.figures["max_output"] for r in found.results.values()
+    )
 
 
 def test_vela_reports_fewer_cycles(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def test_bundle_holds_what_its_manifest_says(tmp_path: Path) -> None:
     original, pruned = stubs.convnet(16), stubs.convnet(8)
     bundle = handoff(original, pruned, "jetson", tmp_path / "b")
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
-    present = {p.relative_to(tmp_path / "b").as_posix() for p in (tmp_path / "b").rglob("*") if p.is_file()}
+    present = {
+        p.relative_to(tmp_path / "b").as_posix() for p in (tmp_path / "b").rglob("*") if p.is_file()
+    }
     assert present == set(manifest["files"]) | {"manifest.json"} == set(bundle.files)
     assert all(sha256(tmp_path / "b" / n) == h for n, h in manifest["files"].items())
     assert manifest["models"]["pruned"]["inputs"] == {"images": [1, 1, 8, 8]}
@@ -34,9 +36,18 @@ def test_models_of_a_bundle_are_fixed_valid_and_equal_to_their_source(tmp_path: 
     proto = onnx.load(tmp_path / "b" / "models" / "original.onnx")
     onnx.checker.check_model(proto, full_check=True)
     assert [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim] == [1, 1, 8, 8]
-    assert {v.name for v in proto.graph.value_info} == {o for n in proto.graph.node for o in n.output} - {"logits"}
-    with np.load(tmp_path / "b" / "inputs.npz") as inputs, np.load(tmp_path / "b" / "expected_original.npz") as expected:
-        assert np.allclose(Session(source).run({"images": inputs["images"]})["logits"], expected["output_0"], atol=1e-6)
+    assert {v.name for v in proto.graph.value_info} == {
+        o for n in proto.graph.node for o in n.output
+    } - {"logits"}
+    with (
+        np.load(tmp_path / "b" / "inputs.npz") as inputs,
+        np.load(tmp_path / "b" / "expected_original.npz") as expected,
+    ):
+        assert np.allclose(
+            Session(source).run({"images": inputs["images"]})["logits"],
+            expected["output_0"],
+            atol=1e-6,
+        )
     assert load(tmp_path / "b" / "models" / "original.onnx").opset == 13
 
 
@@ -64,10 +75,18 @@ def test_unknown_targets_and_options_name_the_nearest(tmp_path: Path) -> None:
 
 def test_samples_must_fit_the_inputs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images"):
-        handoff(stubs.convnet(8), None, "jetson", tmp_path / "b", samples={"x": np.zeros((1, 1, 8, 8), np.float32)})
+        handoff(
+            stubs.convnet(8),
+            None,
+            "jetson",
+            tmp_path / "b",
+            samples={"x": np.zeros((1, 1, 8, 8), np.float32)},
+        )
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9, "models": {}, "target": "jetson"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 9, "models": {}, "target": "jetson"}']
+)
 def test_a_folder_that_is_no_bundle_is_one_sentence(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match="not a bundle"):
         collect(tmp_path / "nowhere")
@@ -85,12 +104,31 @@ def test_results_before_a_run_are_asked_for(tmp_path: Path) -> None:
 def test_samples_fill_the_batch_of_the_model(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((10, 1, 8, 8), np.float32)
     for name, given, count in (("given", {"images": images}, 8), ("invented", None, 32)):
-        handoff(stubs.convnet(8), None, "jetson", tmp_path / name, shapes={"images": (4, 1, 8, 8)}, samples=given)
-        with np.load(tmp_path / name / "inputs.npz") as inputs, np.load(tmp_path / name / "expected_original.npz") as expected:
+        handoff(
+            stubs.convnet(8),
+            None,
+            "jetson",
+            tmp_path / name,
+            shapes={"images": (4, 1, 8, 8)},
+            samples=given,
+        )
+        with (
+            np.load(tmp_path / name / "inputs.npz") as inputs,
+            np.load(tmp_path / name / "expected_original.npz") as expected,
+        ):
             wanted = Session(stubs.convnet(8)).run({"images": inputs["images"][:count]})["logits"]
-            assert expected["output_0"].shape == (count, 10) and np.allclose(expected["output_0"], wanted, atol=1e-6)
+            assert expected["output_0"].shape == (count, 10) and np.allclose(
+                expected["output_0"], wanted, atol=1e-6
+            )
     with pytest.raises(DataError, match="fewer samples than one run"):
-        handoff(stubs.convnet(8), None, "jetson", tmp_path / "few", shapes={"images": (16, 1, 8, 8)}, samples={"images": images})
+        handoff(
+            stubs.convnet(8),
+            None,
+            "jetson",
+            tmp_path / "few",
+            shapes={"images": (16, 1, 8, 8)},
+            samples={"images": images},
+        )
 
 
 SSH = "line = args[args.index('--') + 1]\nsys.exit(subprocess.call(['sh', '-c', line], cwd=os.environ['REMOTE']))"
@@ -110,7 +148,13 @@ def test_round_trip_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     stubs.command(binaries, "scp", SCP)
     monkeypatch.setenv("PATH", f"{binaries}:/usr/bin:/bin")
     monkeypatch.setenv("REMOTE", str(remote))
-    handoff(stubs.convnet(16), stubs.convnet(8), "jetson", tmp_path / "b", options={"rounds": "1", "precision": "fp32", "idle": "0"})
+    handoff(
+        stubs.convnet(16),
+        stubs.convnet(8),
+        "jetson",
+        tmp_path / "b",
+        options={"rounds": "1", "precision": "fp32", "idle": "0"},
+    )
     found = round_trip(tmp_path / "b", "me@board")
     assert found.ratios["latency_ms"] == 2.0
     assert list(remote.iterdir()) == []
@@ -123,7 +167,11 @@ def test_ssh_failures_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UsageError, match="not a host"):
         round_trip(tmp_path / "b", "-oProxyCommand=evil")
     binaries = tmp_path / "bin"
-    stubs.command(binaries, "scp", "sys.stderr.write('board: Permission denied (publickey).\\n'); sys.exit(255)")
+    stubs.command(
+        binaries,
+        "scp",
+        "sys.stderr.write('board: Permission denied (publickey).\\n'); sys.exit(255)",
+    )
     monkeypatch.setenv("PATH", str(binaries))
     with pytest.raises(EngineError, match="Permission denied"):
         round_trip(tmp_path / "b", "board")

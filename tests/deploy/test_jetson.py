@@ -31,10 +31,16 @@ NANO = (
 XAVIER = "RAM 1/2MB GR3D_FREQ 50%@1377 GPU 1000/900 CPU 310/310 SOC 930/930 CV 0/0 VDDRQ 155/155 SYS5V 1240/1240"
 
 
-@pytest.mark.parametrize(("line", "gpu", "total", "rails"), [
-    (ORIN, 14, 4521, 3), (AGX_ORIN, 99, 7200, 4), (NANO, 76, 2532, 3), (XAVIER, 50, 3635, 6),
-    ("RAM 1/2MB GR3D 88%@1109 VDD_IN 3532/3600", 88, 3532, 1),
-])
+@pytest.mark.parametrize(
+    ("line", "gpu", "total", "rails"),
+    [
+        (ORIN, 14, 4521, 3),
+        (AGX_ORIN, 99, 7200, 4),
+        (NANO, 76, 2532, 3),
+        (XAVIER, 50, 3635, 6),
+        ("RAM 1/2MB GR3D 88%@1109 VDD_IN 3532/3600", 88, 3532, 1),
+    ],
+)
 def test_tegrastats_lines_old_and_new(line: str, gpu: float, total: float, rails: int) -> None:
     (sample,) = parse_tegrastats("1795317233.125 " + line)
     assert sample.at_s == 1795317233.125
@@ -44,9 +50,14 @@ def test_tegrastats_lines_old_and_new(line: str, gpu: float, total: float, rails
 
 
 def test_power_counts_only_while_the_gpu_works() -> None:
-    lines = [f"GR3D_FREQ {gpu}%@[420] VDD_IN {mw}mW/1mW" for gpu, mw in [(0, 1000), (3, 1200), (90, 5000), (98, 7000), (1, 900)]]
+    lines = [
+        f"GR3D_FREQ {gpu}%@[420] VDD_IN {mw}mW/1mW"
+        for gpu, mw in [(0, 1000), (3, 1200), (90, 5000), (98, 7000), (1, 900)]
+    ]
     assert busy_mw(parse_tegrastats("\n".join(lines))) == 6000
-    assert busy_mw(parse_tegrastats("GR3D_FREQ 0%@[420] VDD_IN 1000mW/1mW\nVDD_IN 3000mW/1mW")) == 2000
+    assert (
+        busy_mw(parse_tegrastats("GR3D_FREQ 0%@[420] VDD_IN 1000mW/1mW\nVDD_IN 3000mW/1mW")) == 2000
+    )
     assert np.isnan(busy_mw(parse_tegrastats("RAM 3210/7620MB (lfb 4x4MB) GR3D_FREQ 14%@[420]")))
 
 
@@ -56,9 +67,27 @@ def rows(form: str) -> str:
     for i in range(10):
         compute = 4.5 if i < 5 else 1.5
         if form == "new":
-            found.append({"startEnqMs": 2.0 * i, "h2dMs": 0.1, "computeMs": compute, "d2hMs": 0.1, "latencyMs": compute + 0.2, "endToEndMs": 9.0})
+            found.append(
+                {
+                    "startEnqMs": 2.0 * i,
+                    "h2dMs": 0.1,
+                    "computeMs": compute,
+                    "d2hMs": 0.1,
+                    "latencyMs": compute + 0.2,
+                    "endToEndMs": 9.0,
+                }
+            )
         else:
-            found.append({"startInMs": 2.0 * i, "inMs": 0.1, "computeMs": compute, "outMs": 0.1, "latencyMs": compute + 0.2, "endToEndMs": 9.0})
+            found.append(
+                {
+                    "startInMs": 2.0 * i,
+                    "inMs": 0.1,
+                    "computeMs": compute,
+                    "outMs": 0.1,
+                    "latencyMs": compute + 0.2,
+                    "endToEndMs": 9.0,
+                }
+            )
     return json.dumps(found)
 
 
@@ -71,7 +100,11 @@ def test_times_drop_the_warm_up(form: str) -> None:
 
 
 def test_profile_skips_the_count_and_adds_equal_names() -> None:
-    layers = [{"name": "a", "timeMs": 4.0, "averageMs": 1.0, "percentage": 50}, {"name": "b", "timeMs": 2.0}, {"name": "a", "averageMs": 0.5}]
+    layers = [
+        {"name": "a", "timeMs": 4.0, "averageMs": 1.0, "percentage": 50},
+        {"name": "b", "timeMs": 2.0},
+        {"name": "a", "averageMs": 0.5},
+    ]
     assert parse_profile(json.dumps([{"count": 4}, *layers])) == {"a": 1.5, "b": 0.5}
 
 
@@ -92,7 +125,11 @@ g (float[1,3,64,64] x) => (float[1,10] y) <float[16,3,35,35] w, float[12,16,3,3]
 def test_dla_says_what_falls_back() -> None:
     proto = parser.parse_model(DLA)
     for value in list(proto.graph.value_info):
-        proto.graph.initializer.add(name=value.name, data_type=1, dims=[d.dim_value for d in value.type.tensor_type.shape.dim]).raw_data = b""
+        proto.graph.initializer.add(
+            name=value.name,
+            data_type=1,
+            dims=[d.dim_value for d in value.type.tensor_type.shape.dim],
+        ).raw_data = b""
     for tensor in proto.graph.initializer:
         tensor.raw_data = np.zeros(list(tensor.dims), np.float32).tobytes()
     del proto.graph.value_info[:]
@@ -127,7 +164,11 @@ for a in args:
 def board(folder: Path) -> Path:
     """Commands of a JetPack."""
     stubs.command(folder, "trtexec", TRTEXEC)
-    stubs.command(folder, "tegrastats", "while True:\n    print('GR3D_FREQ 97%@[918] VDD_IN 8000mW/8000mW', flush=True)\n    time.sleep(0.05)")
+    stubs.command(
+        folder,
+        "tegrastats",
+        "while True:\n    print('GR3D_FREQ 97%@[918] VDD_IN 8000mW/8000mW', flush=True)\n    time.sleep(0.05)",
+    )
     stubs.command(folder, "nvpmodel", "print('NV Power Mode: MAXN')")
     stubs.command(folder, "jetson_clocks", "print('clocks')")
     stubs.command(folder, "sudo", "sys.exit(subprocess.call(args[1:]))")
@@ -142,30 +183,47 @@ def arguments(binaries: Path, name: str) -> list[list[str]]:
 @pytest.mark.parametrize("major", [10, 11])
 def test_bundle_runs_on_a_machine_with_jetpack_only(tmp_path: Path, major: int) -> None:
     bundle, binaries = tmp_path / "bundle", board(tmp_path / "bin")
-    handoff(stubs.convnet(16), stubs.convnet(8), "jetson", bundle, options={"rounds": "2", "idle": "0"})
+    handoff(
+        stubs.convnet(16), stubs.convnet(8), "jetson", bundle, options={"rounds": "2", "idle": "0"}
+    )
     done = stubs.run(bundle, binaries, extra={"FLAGS": "--fp16 --int8" if major == 10 else ""})
     assert done.returncode == 0, done.stderr
     calls = arguments(binaries, "trtexec")
     builds = [c for c in calls if any(a.startswith("--saveEngine") for a in c)]
     assert all(("--fp16" in c) == (major == 10) for c in builds)
     assert all(c[0].endswith(".fp16.onnx") == (major == 11) for c in builds)
-    timed = [next(a for a in c if a.startswith("--exportTimes")) for c in calls if any(a.startswith("--exportTimes") for a in c)]
+    timed = [
+        next(a for a in c if a.startswith("--exportTimes"))
+        for c in calls
+        if any(a.startswith("--exportTimes") for a in c)
+    ]
     assert ["original" in t for t in timed] == [True, False, True, False]
     assert arguments(binaries, "nvpmodel")[0] == ["-m", "0"]
     found = collect(bundle)
     assert found.results["original"].figures["latency_ms"] == 2.0
     assert found.ratios["latency_ms"] == 2.0
-    assert found.results["pruned"].figures["energy_mj"] == pytest.approx(8000 * 2.0 / 1000, rel=1e-6)
+    assert found.results["pruned"].figures["energy_mj"] == pytest.approx(
+        8000 * 2.0 / 1000, rel=1e-6
+    )
     assert found.results["pruned"].layers == {"conv1 + relu1": 1.0}
     assert found.environment["power_mode"] == "NV Power Mode: MAXN"
 
 
 def test_dla_run_names_the_layers_left_on_the_gpu(tmp_path: Path) -> None:
     bundle, binaries = tmp_path / "bundle", board(tmp_path / "bin")
-    handoff(stubs.convnet(16), None, "jetson", bundle, options={"dla": "0", "rounds": "1", "precision": "fp32", "idle": "0"})
+    handoff(
+        stubs.convnet(16),
+        None,
+        "jetson",
+        bundle,
+        options={"dla": "0", "rounds": "1", "precision": "fp32", "idle": "0"},
+    )
     assert stubs.run(bundle, binaries).returncode == 0
     assert "--useDLACore=0" in arguments(binaries, "trtexec")[1]
-    assert any("1 of 2 layers stayed on the GPU: conv1" in n for n in collect(bundle).results["original"].notes)
+    assert any(
+        "1 of 2 layers stayed on the GPU: conv1" in n
+        for n in collect(bundle).results["original"].notes
+    )
 
 
 def test_without_tensorrt_the_script_says_so_in_one_sentence(tmp_path: Path) -> None:
@@ -184,7 +242,11 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 
 
 def test_int8_wants_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
-    bundle, binaries, options = tmp_path / "bundle", board(tmp_path / "bin"), {"precision": "int8", "rounds": "1", "idle": "0"}
+    bundle, binaries, options = (
+        tmp_path / "bundle",
+        board(tmp_path / "bin"),
+        {"precision": "int8", "rounds": "1", "idle": "0"},
+    )
     with pytest.raises(DataError, match="--data"):
         handoff(stubs.convnet(8), None, "jetson", bundle, options=options)
     assert not bundle.exists()
@@ -193,7 +255,9 @@ def test_int8_wants_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
     quantized = load(bundle / "models" / "original.int8.onnx")
     operators = [n.op_type for n in quantized.proto.graph.node]
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(operators) and "Conv" in operators
-    wanted, made = (Session(m).run({"images": images[:1]})["logits"] for m in (stubs.convnet(8), quantized))
+    wanted, made = (
+        Session(m).run({"images": images[:1]})["logits"] for m in (stubs.convnet(8), quantized)
+    )
     assert np.abs(made - wanted).max() < 0.1 * np.abs(wanted).max()
     assert stubs.run(bundle, binaries).returncode == 0
     assert arguments(binaries, "trtexec")[1][0].endswith("original.int8.onnx")

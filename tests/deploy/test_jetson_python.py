@@ -81,9 +81,25 @@ def test_without_trtexec_the_bindings_do(tmp_path: Path, major: int) -> None:
     libraries, modules, bundle = tmp_path / "lib", tmp_path / "modules", tmp_path / "bundle"
     libraries.mkdir()
     (tmp_path / "cuda.c").write_text(CUDA)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(libraries / "libcudart.so"), str(tmp_path / "cuda.c")], check=True)
+    subprocess.run(
+        [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(libraries / "libcudart.so"),
+            str(tmp_path / "cuda.c"),
+        ],
+        check=True,
+    )
     stubs.module(modules, "tensorrt", TENSORRT)
-    handoff(stubs.convnet(8), None, "jetson", bundle, options={"rounds": "1", "duration": "0.2", "warm-up": "20", "clocks": "keep"})
+    handoff(
+        stubs.convnet(8),
+        None,
+        "jetson",
+        bundle,
+        options={"rounds": "1", "duration": "0.2", "warm-up": "20", "clocks": "keep"},
+    )
     extra = {"PYTHONPATH": str(modules), "LD_LIBRARY_PATH": str(libraries), "MAJOR": str(major)}
     done = stubs.run(bundle, tmp_path / "bin", extra=extra, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -95,15 +111,27 @@ def test_without_trtexec_the_bindings_do(tmp_path: Path, major: int) -> None:
 
 
 OWNERS = {
-    "trt": "", "self.trt": "", "builder": "Builder", "config": "IBuilderConfig", "parser": "OnnxParser", "flags": "BuilderFlag",
-    "self.engine": "ICudaEngine", "self.context": "IExecutionContext", "self.runtime": "Runtime", "inspector": "EngineInspector",
+    "trt": "",
+    "self.trt": "",
+    "builder": "Builder",
+    "config": "IBuilderConfig",
+    "parser": "OnnxParser",
+    "flags": "BuilderFlag",
+    "self.engine": "ICudaEngine",
+    "self.context": "IExecutionContext",
+    "self.runtime": "Runtime",
+    "inspector": "EngineInspector",
 }
 GUARDED = {"BuilderFlag.FP16", "BuilderFlag.INT8", "BuilderFlag.TF32"}
 
 
 def used() -> set[str]:
     """Dotted names of TensorRT that the script reaches."""
-    source = resources.files("onnxprune.deploy.scripts").joinpath("jetson_python.py").read_text(encoding="utf-8")
+    source = (
+        resources.files("onnxprune.deploy.scripts")
+        .joinpath("jetson_python.py")
+        .read_text(encoding="utf-8")
+    )
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and (owner := ast.unparse(node.value)) in OWNERS:

@@ -11,8 +11,8 @@ import stubs
 from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.deploy.bundle import check, prepare
-from onnxprune.deploy.targets.qonnx import is_qonnx, quantised
 from onnxprune.deploy.handoff import TARGETS, handoff
+from onnxprune.deploy.targets.qonnx import is_qonnx, quantised
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.runtime import Session
@@ -35,11 +35,15 @@ def standard(model: Model) -> Model:
         top = 2 ** (bits - 1) - 1 if at["signed"] else 2**bits - 1
         name = node.output[0]
         for bound, value in (("low", -top if at["signed"] else 0), ("high", top)):
-            proto.graph.initializer.append(helper.make_tensor(f"{name}.{bound}", 1, [], [float(value)]))
+            proto.graph.initializer.append(
+                helper.make_tensor(f"{name}.{bound}", 1, [], [float(value)])
+            )
         nodes += [
-            helper.make_node("Div", [source, scale], [f"{name}.0"]), helper.make_node("Round", [f"{name}.0"], [f"{name}.1"]),
-            helper.make_node("Clip", [f"{name}.1", f"{name}.low", f"{name}.high"], [f"{name}.2"]), helper.make_node("Mul", [f"{name}.2", scale], [name]),
-        ]  # fmt: skip
+            helper.make_node("Div", [source, scale], [f"{name}.0"]),
+            helper.make_node("Round", [f"{name}.0"], [f"{name}.1"]),
+            helper.make_node("Clip", [f"{name}.1", f"{name}.low", f"{name}.high"], [f"{name}.2"]),
+            helper.make_node("Mul", [f"{name}.2", scale], [name]),
+        ]
     del proto.graph.node[:], proto.opset_import[1:]
     proto.graph.node.extend(nodes)
     return load(proto)
@@ -59,8 +63,20 @@ def test_the_rounded_copy_computes_nearly_the_same(bits: int) -> None:
 
 def test_every_layer_input_and_activation_is_rounded() -> None:
     made = quantised(prepare(stubs.convnet(8), "m", FINN), None, 3, 5)
-    bits = {n.output[0]: int(made.weights[n.input[3]].array()) for n in made.proto.graph.node if n.op_type == "Quant"}
-    assert bits == {"images.rounded": 8, "w1.rounded": 3, "w2.rounded": 3, "f_mean.rounded": 3, "w3.rounded": 3, "b": 5, "e": 5}
+    bits = {
+        n.output[0]: int(made.weights[n.input[3]].array())
+        for n in made.proto.graph.node
+        if n.op_type == "Quant"
+    }
+    assert bits == {
+        "images.rounded": 8,
+        "w1.rounded": 3,
+        "w2.rounded": 3,
+        "f_mean.rounded": 3,
+        "w3.rounded": 3,
+        "b": 5,
+        "e": 5,
+    }
     order = [o for n in made.proto.graph.node for o in n.output]
     made_before = set(made.weights) | {"images"}
     for node in made.proto.graph.node:
@@ -69,37 +85,65 @@ def test_every_layer_input_and_activation_is_rounded() -> None:
     assert len(order) == len(set(order))
 
 
-def test_a_bundle_of_a_rounded_graph_has_its_folding_and_says_that_nothing_is_compared(tmp_path: Path) -> None:
+def test_a_bundle_of_a_rounded_graph_has_its_folding_and_says_that_nothing_is_compared(
+    tmp_path: Path,
+) -> None:
     plain = stubs.convnet(16)
     rounded = quantised(prepare(plain, "m", FINN), None, 4, 4)
     bundle = handoff(rounded, None, "finn", tmp_path / "rounded")
     handoff(plain, None, "finn", tmp_path / "plain")
-    assert [c.text for c in bundle.checks["original"] if "Quant" in c.text] == ["onnxruntime has no Quant: the bundle holds no outputs to compare with"]
-    assert not (tmp_path / "rounded" / "expected_original.npz").exists() and not (tmp_path / "rounded" / "models" / "original.qonnx.onnx").exists()
-    read = [json.loads((tmp_path / name / "folding_original.json").read_text()) for name in ("rounded", "plain")]
+    assert [c.text for c in bundle.checks["original"] if "Quant" in c.text] == [
+        "onnxruntime has no Quant: the bundle holds no outputs to compare with"
+    ]
+    assert (
+        not (tmp_path / "rounded" / "expected_original.npz").exists()
+        and not (tmp_path / "rounded" / "models" / "original.qonnx.onnx").exists()
+    )
+    read = [
+        json.loads((tmp_path / name / "folding_original.json").read_text())
+        for name in ("rounded", "plain")
+    ]
     assert read[0] == read[1] and {"MVAU_hls_0", "MVAU_hls_1", "MVAU_hls_2"} <= set(read[0])
-    assert load(tmp_path / "plain" / "models" / "original.qonnx.onnx").proto.opset_import[1].domain == "qonnx.custom_op.general"
+    assert (
+        load(tmp_path / "plain" / "models" / "original.qonnx.onnx").proto.opset_import[1].domain
+        == "qonnx.custom_op.general"
+    )
 
 
 def test_poolings_count_among_the_sliding_windows_and_the_style_is_pinned(tmp_path: Path) -> None:
     handoff(stubs.convnet(16), None, "finn", tmp_path / "b", options={"style": "rtl"})
     folding = json.loads((tmp_path / "b" / "folding_original.json").read_text())
     windows = [name for name in folding if name.startswith("ConvolutionInputGenerator")]
-    assert [name[-1] for name in windows] == ["0", "2", "3"], "1 is that of the pooling, 3 that of the global average"
+    assert [name[-1] for name in windows] == ["0", "2", "3"], (
+        "1 is that of the pooling, 3 that of the global average"
+    )
     styles = json.loads((tmp_path / "b" / "specialize_layers_config.json").read_text())
     assert styles["Defaults"]["preferred_impl_style"] == ["rtl", ["MVAU", "VVAU"]]
-    assert json.loads((tmp_path / "b" / "dataflow_build_config.json").read_text())["standalone_thresholds"] is True
+    assert (
+        json.loads((tmp_path / "b" / "dataflow_build_config.json").read_text())[
+            "standalone_thresholds"
+        ]
+        is True
+    )
 
 
 def test_bits_and_samples_that_do_not_fit_are_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="weight-bits='1'"):
         handoff(stubs.convnet(8), None, "finn", tmp_path / "b", options={"weight-bits": "1"})
     with pytest.raises(DataError, match="images"):
-        handoff(stubs.convnet(8), None, "finn", tmp_path / "b", samples={"x": np.zeros((1, 1, 8, 8), np.float32)})
+        handoff(
+            stubs.convnet(8),
+            None,
+            "finn",
+            tmp_path / "b",
+            samples={"x": np.zeros((1, 1, 8, 8), np.float32)},
+        )
 
 
 def test_checks_of_a_rounded_graph_are_those_of_the_float_graph() -> None:
     source = prepare(stubs.convnet(13), "m", FINN)
     rounded = prepare(quantised(source, None, 4, 4), "m", FINN)
     assert not rounded.notes
-    assert [c.text for c in check(rounded, FINN) if c.op] == [c.text for c in check(source, FINN) if c.op]
+    assert [c.text for c in check(rounded, FINN) if c.op] == [
+        c.text for c in check(source, FINN) if c.op
+    ]

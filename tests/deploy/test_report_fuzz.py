@@ -12,19 +12,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.deploy.targets import finn, gemmini, hls4ml, nngen, vela, vitis_ai
 from onnxprune.deploy.handoff import read_manifest
 from onnxprune.deploy.jetson import TARGET, busy_mw, parse_tegrastats
+from onnxprune.deploy.targets import finn, gemmini, hls4ml, nngen, vela, vitis_ai
 from onnxprune.engines.trt_logs import parse_profile, parse_times
 from onnxprune.errors import DataError
 
-KEYS = st.sampled_from(["startEnqMs", "computeMs", "latencyMs", "inMs", "name", "averageMs", "timeMs", "count", "format", "models", "target", "total", "x"])
+KEYS = st.sampled_from(
+    [
+        "startEnqMs",
+        "computeMs",
+        "latencyMs",
+        "inMs",
+        "name",
+        "averageMs",
+        "timeMs",
+        "count",
+        "format",
+        "models",
+        "target",
+        "total",
+        "x",
+    ]
+)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["jetson", "1e999", "undef"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["jetson", "1e999", "undef"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
 )
 TEXTS = VALUES.map(json.dumps) | st.text(max_size=60)
-LINES = st.lists(st.sampled_from(["GR3D_FREQ 14%@[420]", "GR3D 9", "VDD_IN 4521mW/4500mW", "POM_5V_IN 2532/25", "VDD_IN 9" * 40, "RAM 1/2MB", "\x00", "²³%"]))
+LINES = st.lists(
+    st.sampled_from(
+        [
+            "GR3D_FREQ 14%@[420]",
+            "GR3D 9",
+            "VDD_IN 4521mW/4500mW",
+            "POM_5V_IN 2532/25",
+            "VDD_IN 9" * 40,
+            "RAM 1/2MB",
+            "\x00",
+            "²³%",
+        ]
+    )
+)
 
 
 @given(TEXTS, st.floats(0, 100))
@@ -48,12 +83,25 @@ def test_tables(text: str) -> None:
 
 
 FILES = (
-    "original.json", "original.csynth.xml", "original.estimate_network_performance.json", "original.estimate_layer_resources.json",
-    "original.estimate_layer_cycles.json", "original.rtlsim_performance.json", "original.compile.log", "original.benchmark.log",
-    "original.summary.csv", "original.layers.csv", "original.0.times.json", "original.0.power.log", "original.profile.json", "original.layers.json",
+    "original.json",
+    "original.csynth.xml",
+    "original.estimate_network_performance.json",
+    "original.estimate_layer_resources.json",
+    "original.estimate_layer_cycles.json",
+    "original.rtlsim_performance.json",
+    "original.compile.log",
+    "original.benchmark.log",
+    "original.summary.csv",
+    "original.layers.csv",
+    "original.0.times.json",
+    "original.0.power.log",
+    "original.profile.json",
+    "original.layers.json",
     "environment.json",
 )
-PARSERS = {t.TARGET.name: t.TARGET.parse for t in (finn, gemmini, hls4ml, nngen, vela, vitis_ai)} | {"jetson": TARGET.parse}
+PARSERS = {
+    t.TARGET.name: t.TARGET.parse for t in (finn, gemmini, hls4ml, nngen, vela, vitis_ai)
+} | {"jetson": TARGET.parse}
 
 
 @pytest.fixture(scope="module")

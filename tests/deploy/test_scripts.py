@@ -9,7 +9,9 @@ from importlib import resources
 import pytest
 
 OLDEST = (3, 8)  # JetPack 5
-SCRIPTS = sorted(p.name for p in resources.files("onnxprune.deploy.scripts").iterdir() if p.name.endswith(".py"))
+SCRIPTS = sorted(
+    p.name for p in resources.files("onnxprune.deploy.scripts").iterdir() if p.name.endswith(".py")
+)
 BESIDE = {"common", "jetson_python"}
 
 
@@ -17,10 +19,19 @@ BESIDE = {"common", "jetson_python"}
 def test_scripts_are_old_python_and_import_only_what_is_there(name: str) -> None:
     source = resources.files("onnxprune.deploy.scripts").joinpath(name).read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=OLDEST)
-    found = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    found = {
+        a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names
+    }
     found |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert found <= sys.stdlib_module_names | BESIDE, "vendors' packages come by common.module, which says how to get them"
-    newer = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in ("removeprefix", "removesuffix", "is_relative_to", "hardlink_to")]
+    assert found <= sys.stdlib_module_names | BESIDE, (
+        "vendors' packages come by common.module, which says how to get them"
+    )
+    newer = [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute)
+        and n.attr in ("removeprefix", "removesuffix", "is_relative_to", "hardlink_to")
+    ]
     assert not newer
     if name != "__init__.py":
         assert "from __future__ import annotations" in source

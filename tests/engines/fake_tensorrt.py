@@ -61,7 +61,13 @@ class FakeCuda(Cuda):
         self.closed = True
 
 
-def module(major: int, device: FakeCuda, *, refuse: str = "", tensors: dict[str, tuple[bool, tuple[int, ...]]] | None = None) -> Any:
+def module(
+    major: int,
+    device: FakeCuda,
+    *,
+    refuse: str = "",
+    tensors: dict[str, tuple[bool, tuple[int, ...]]] | None = None,
+) -> Any:
     """A tensorrt module of that major; tensors: name -> (is an input, shape); refuse: what the parser complains of."""
     calls: list[tuple[str, Any]] = []
     tensors = tensors or {}
@@ -140,7 +146,9 @@ def module(major: int, device: FakeCuda, *, refuse: str = "", tensors: dict[str,
                     device.memory[self.addresses[name]] = np.full(shape, 3, np.float32).tobytes()
             if self.profiler is not None:
                 self.profiler.report_layer_time("n_c0 + n_r0", 0.25)
-                self.profiler.report_layer_time("Reformatting CopyNode for Output Tensor 0 to n_c0", 0.125)
+                self.profiler.report_layer_time(
+                    "Reformatting CopyNode for Output Tensor 0 to n_c0", 0.125
+                )
             return True
 
     class Engine:
@@ -160,12 +168,26 @@ def module(major: int, device: FakeCuda, *, refuse: str = "", tensors: dict[str,
             return Context()
 
         def create_engine_inspector(self) -> SimpleNamespace:
-            return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": ["n_c0 + n_r0"], "Bindings": list(tensors)}))
+            return SimpleNamespace(
+                get_engine_information=lambda form: json.dumps(
+                    {"Layers": ["n_c0 + n_r0"], "Bindings": list(tensors)}
+                )
+            )
 
-    flags = {"TF32": "TF32"} | ({"FP16": "FP16", "INT8": "INT8", "BF16": "BF16"} if major == 10 else {})
+    flags = {"TF32": "TF32"} | (
+        {"FP16": "FP16", "INT8": "INT8", "BF16": "BF16"} if major == 10 else {}
+    )
     return SimpleNamespace(
-        __version__=f"{major}.4.0", calls=calls, ILogger=ILogger, IProfiler=IProfiler, Builder=Builder, OnnxParser=OnnxParser, BuilderFlag=SimpleNamespace(**flags),
-        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"), ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
-        LayerInformationFormat=SimpleNamespace(JSON="json"), nptype=lambda _: np.float32,
+        __version__=f"{major}.4.0",
+        calls=calls,
+        ILogger=ILogger,
+        IProfiler=IProfiler,
+        Builder=Builder,
+        OnnxParser=OnnxParser,
+        BuilderFlag=SimpleNamespace(**flags),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+        nptype=lambda _: np.float32,
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine()),
     )

@@ -10,7 +10,14 @@ from engine_nets import residual
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import LayerTime, Measurement, Options
-from onnxprune.engines.bench import bench, difference, difference_warnings, layer_rows, precision_warnings, width_warnings
+from onnxprune.engines.bench import (
+    bench,
+    difference,
+    difference_warnings,
+    layer_rows,
+    precision_warnings,
+    width_warnings,
+)
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.ir.io import save
@@ -23,12 +30,30 @@ def test_two_models_side_by_side(tmp_path) -> None:
     for name, width in (("wide", 32), ("narrow", 16)):
         save(residual(width), tmp_path / f"{name}.onnx")
     said: list[str] = []
-    found = bench([tmp_path / "wide.onnx", tmp_path / "narrow.onnx"], options=Options(), schedule=SHORT, progress=said.append)
-    assert [(m.engine, m.model) for m in found.measurements] == [("onnxruntime", "wide"), ("onnxruntime", "narrow")]
+    found = bench(
+        [tmp_path / "wide.onnx", tmp_path / "narrow.onnx"],
+        options=Options(),
+        schedule=SHORT,
+        progress=said.append,
+    )
+    assert [(m.engine, m.model) for m in found.measurements] == [
+        ("onnxruntime", "wide"),
+        ("onnxruntime", "narrow"),
+    ]
     (ratio,) = found.ratios["onnxruntime"]
-    assert (ratio.base, ratio.contender) == ("wide", "narrow") and ratio.low <= ratio.median <= ratio.high
+    assert (ratio.base, ratio.contender) == (
+        "wide",
+        "narrow",
+    ) and ratio.low <= ratio.median <= ratio.high
     for measured in found.measurements:
-        assert 0 < measured.min_ms <= measured.q1_ms <= measured.median_ms <= measured.q3_ms <= measured.p99_ms
+        assert (
+            0
+            < measured.min_ms
+            <= measured.q1_ms
+            <= measured.median_ms
+            <= measured.q3_ms
+            <= measured.p99_ms
+        )
         assert measured.difference is not None and measured.difference <= ROUNDING
         assert measured.version == ENGINES.get("onnxruntime").version()
     rows = {row.key: row for row in found.layers if row.key}
@@ -71,7 +96,11 @@ def test_unaligned_widths_are_named_with_the_multiple() -> None:
     multiple = engine.channel_multiple()
     assert width_warnings(engine, {"even": residual(2 * multiple)}) == []
     (warning,) = width_warnings(engine, {"odd": residual(2 * multiple - 1)})
-    assert "3 of 3" in warning and f"--round-to {multiple}" in warning and f"n_c0 {2 * multiple - 1}" in warning
+    assert (
+        "3 of 3" in warning
+        and f"--round-to {multiple}" in warning
+        and f"n_c0 {2 * multiple - 1}" in warning
+    )
 
 
 def test_difference_is_relative_to_the_largest_value_and_never_forgives_a_nan() -> None:
@@ -89,7 +118,10 @@ def test_layout_changes_are_summed_and_missing_layers_are_none() -> None:
     conv = LayerTime("k", "Conv", 2.0, ("n",), ("t",), "t")
     reorder = LayerTime("r", "ReorderInput", 0.5)
     rows = layer_rows([measured("a", conv, reorder, reorder), measured("b", reorder)])
-    assert [(r.key, r.op, dict(r.times_ms)) for r in rows] == [("t", "Conv", {"a": 2.0, "b": None}), ("", "ReorderInput", {"a": 1.0, "b": 0.5})]
+    assert [(r.key, r.op, dict(r.times_ms)) for r in rows] == [
+        ("t", "Conv", {"a": 2.0, "b": None}),
+        ("", "ReorderInput", {"a": 1.0, "b": 0.5}),
+    ]
 
 
 def test_outputs_that_differ_are_said() -> None:

@@ -29,8 +29,12 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return found
 
 
-def reference(model: Model, feeds: dict[str, np.ndarray], options: Options) -> dict[str, np.ndarray]:
-    with ENGINES.get("onnxruntime").compile(model, Options(level="off", shapes=options.shapes)) as compiled:
+def reference(
+    model: Model, feeds: dict[str, np.ndarray], options: Options
+) -> dict[str, np.ndarray]:
+    with ENGINES.get("onnxruntime").compile(
+        model, Options(level="off", shapes=options.shapes)
+    ) as compiled:
         return compiled.run(feeds)
 
 
@@ -99,7 +103,16 @@ def test_missing_package_is_one_sentence_with_the_command(monkeypatch: pytest.Mo
 
 @pytest.mark.zoo
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cifar10_mlp_resnet8", "cifar10_resnet20", "cifar10_vit_pgd_2_3_16", "coco_yolofastestv2", "vww_mobilenetv1_0.25"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar10_mlp_resnet8",
+        "cifar10_resnet20",
+        "cifar10_vit_pgd_2_3_16",
+        "coco_yolofastestv2",
+        "vww_mobilenetv1_0.25",
+    ],
+)
 def test_real_models_agree(engine: Engine, zoo: Path, name: str) -> None:
     model, options = load(zoo / f"{name}.onnx"), Options()
     feeds = random_feeds(static_inputs(model, {}))
@@ -119,11 +132,22 @@ def shuffled(axis: int) -> Model:
     """Conv, an interleaving of its channels by Gather, Conv."""
     weight = np.random.default_rng(1).standard_normal((8, 8, 1, 1)).astype(np.float32)
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Gather", ["a", "order"], ["b"], axis=axis), helper.make_node("Conv", ["b", "w"], ["y"]),
-    ]  # fmt: skip
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Gather", ["a", "order"], ["b"], axis=axis),
+        helper.make_node("Conv", ["b", "w"], ["y"]),
+    ]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 4, 4]) for name in "xy"]
-    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.arange(8).reshape(2, 4).T.ravel(), "order")]
-    return load(helper.make_model(helper.make_graph(nodes, "shuffled", values[:1], values[1:], constants), opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+    constants = [
+        numpy_helper.from_array(weight, "w"),
+        numpy_helper.from_array(np.arange(8).reshape(2, 4).T.ravel(), "order"),
+    ]
+    return load(
+        helper.make_model(
+            helper.make_graph(nodes, "shuffled", values[:1], values[1:], constants),
+            opset_imports=[helper.make_opsetid("", 13)],
+            ir_version=8,
+        )
+    )
 
 
 def test_channel_orders_as_the_canonical_form_writes_them(engine: Engine) -> None:
@@ -138,20 +162,34 @@ def test_channel_orders_as_the_canonical_form_writes_them(engine: Engine) -> Non
         assert difference(compiled.run(feeds), reference(model, feeds, Options())) <= AGREES
 
 
-@pytest.mark.parametrize(("size", "step", "end"), [(8, 2, 8), (9, 2, 2**31), (9, 3, 9), (8, 3, 1000)])
-def test_every_nth_pixel_is_taken_by_every_engine(engine: Engine, size: int, step: int, end: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "step", "end"), [(8, 2, 8), (9, 2, 2**31), (9, 3, 9), (8, 3, 1000)]
+)
+def test_every_nth_pixel_is_taken_by_every_engine(
+    engine: Engine, size: int, step: int, end: int
+) -> None:
     """As shortcuts without weights do; pnnx knows no Slice with steps, and is given a pooling over one pixel."""
     weight = np.random.default_rng(1).standard_normal((8, 3, 1, 1)).astype(np.float32)
     nodes = [helper.make_node("Conv", ["x", "w"], ["a"])]
     constants = [numpy_helper.from_array(weight, "w")]
     for source, target, axis in (("a", "b", 2), ("b", "y", -1)):
         values = {"start": 0, "end": end, "axis": axis, "step": step}
-        constants += [numpy_helper.from_array(np.array([v], np.int64), f"{target}.{k}") for k, v in values.items()]
-        nodes.append(helper.make_node("Slice", [source, *(f"{target}.{k}" for k in values)], [target]))
+        constants += [
+            numpy_helper.from_array(np.array([v], np.int64), f"{target}.{k}")
+            for k, v in values.items()
+        ]
+        nodes.append(
+            helper.make_node("Slice", [source, *(f"{target}.{k}" for k in values)], [target])
+        )
     left = -(-size // step)
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 3, size, size]), ("y", [1, 8, left, left]))]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        for n, s in (("x", [1, 3, size, size]), ("y", [1, 8, left, left]))
+    ]
     graph = helper.make_graph(nodes, "strided", ends[:1], ends[1:], constants)
-    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+    model = load(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    )
     feeds = random_feeds(static_inputs(model, {}))
     with engine.compile(model, Options()) as compiled:
         assert difference(compiled.run(feeds), reference(model, feeds, Options())) <= AGREES

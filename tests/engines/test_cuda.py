@@ -66,7 +66,12 @@ def runtime(device: Device, fails: str = "") -> ModuleType:
             if name in ("cudaStreamCreate", "cudaEventCreate"):
                 device.open += 1
                 return (SimpleNamespace(at=0.0, __int__=lambda: 7) if "Event" in name else 7,)
-            if name in ("cudaStreamDestroy", "cudaEventDestroy", "cudaFree", "cudaGraphExecDestroy"):
+            if name in (
+                "cudaStreamDestroy",
+                "cudaEventDestroy",
+                "cudaFree",
+                "cudaGraphExecDestroy",
+            ):
                 device.open -= 1
             if name == "cudaMalloc":
                 device.open += 1
@@ -81,7 +86,13 @@ def runtime(device: Device, fails: str = "") -> ModuleType:
                 device.open += 1
             if name == "cudaGraphLaunch":
                 device.clock += 0.25
-            return ("graph",) if name in ("cudaStreamEndCapture", "cudaGraphInstantiate") else (b"out of memory",) if name == "cudaGetErrorString" else ()
+            return (
+                ("graph",)
+                if name in ("cudaStreamEndCapture", "cudaGraphInstantiate")
+                else (b"out of memory",)
+                if name == "cudaGetErrorString"
+                else ()
+            )
 
     return Api("cuda.bindings.runtime")
 
@@ -110,10 +121,17 @@ def driver(device: Device) -> ModuleType:
     made = ModuleType("pycuda.driver")
     context = SimpleNamespace(push=lambda: None, pop=lambda: None)
     for name, value in {
-        "init": lambda: None, "Device": lambda index: SimpleNamespace(retain_primary_context=lambda: context), "Event": Event, "mem_alloc": mem_alloc,
+        "init": lambda: None,
+        "Device": lambda index: SimpleNamespace(retain_primary_context=lambda: context),
+        "Event": Event,
+        "mem_alloc": mem_alloc,
         "Stream": lambda: SimpleNamespace(handle=7, synchronize=lambda: None),
-        "memcpy_htod_async": lambda address, values, stream: device.copy_in(address, values.ctypes.data, values.nbytes),
-        "memcpy_dtoh_async": lambda values, address, stream: device.copy_out(values.ctypes.data, address, values.nbytes),
+        "memcpy_htod_async": lambda address, values, stream: device.copy_in(
+            address, values.ctypes.data, values.nbytes
+        ),
+        "memcpy_dtoh_async": lambda values, address, stream: device.copy_out(
+            values.ctypes.data, address, values.nbytes
+        ),
     }.items():
         setattr(made, name, value)
     return made
@@ -127,16 +145,24 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
         pytest.skip("no C compiler")
     (tmp_path / "driver.c").write_text(DRIVER)
     made = tmp_path / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), str(tmp_path / "driver.c")], check=True)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", str(made), str(tmp_path / "driver.c")], check=True
+    )
     monkeypatch.setattr(cuda, "_DRIVERS", (str(made),))
     return ctypes.CDLL(str(made))
 
 
 @pytest.fixture(params=["cuda", "pycuda"])
-def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, library: ctypes.CDLL) -> tuple[cuda.Cuda, Device]:
+def opened(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, library: ctypes.CDLL
+) -> tuple[cuda.Cuda, Device]:
     """Either binding, opened as the engine does."""
     device = Device()
-    monkeypatch.setattr(cuda, "_has", lambda module: module.startswith(request.param + ("." if request.param == "cuda" else "")))
+    monkeypatch.setattr(
+        cuda,
+        "_has",
+        lambda module: module.startswith(request.param + ("." if request.param == "cuda" else "")),
+    )
     top = ModuleType(request.param)
     if request.param == "cuda":
         bindings = ModuleType("cuda.bindings")
@@ -170,7 +196,9 @@ def test_what_went_up_comes_down_and_all_is_released(opened: tuple[cuda.Cuda, De
     assert device.open == 0
 
 
-def test_a_graph_is_recorded_once_and_launched_as_often_as_asked(opened: tuple[cuda.Cuda, Device], library: ctypes.CDLL) -> None:
+def test_a_graph_is_recorded_once_and_launched_as_often_as_asked(
+    opened: tuple[cuda.Cuda, Device], library: ctypes.CDLL
+) -> None:
     found, device = opened
     launches = 0
 

@@ -8,9 +8,9 @@ from engine_nets import residual
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Compiled, Options, TensorSpec, fixed, random_feeds, static_inputs
-from onnxprune.testing.engines import check_engine
 from onnxprune.engines.cpu import vector_channels
 from onnxprune.errors import UsageError
+from onnxprune.testing.engines import check_engine
 
 
 def test_dynamic_batch_counts_as_one() -> None:
@@ -29,14 +29,26 @@ def test_an_open_axis_says_what_to_pass() -> None:
     model.proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     with pytest.raises(UsageError, match="--shape x:"):
         static_inputs(model, {})
-    assert [d.dim_value for d in fixed(model, {"x": (1, 3, 9, 9)}).proto.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 9, 9]
+    assert [
+        d.dim_value
+        for d in fixed(model, {"x": (1, 3, 9, 9)}).proto.graph.input[0].type.tensor_type.shape.dim
+    ] == [1, 3, 9, 9]
     assert model.proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param == "height"
 
 
 def test_random_inputs_are_seeded_and_of_the_right_type() -> None:
-    specs = {"a": TensorSpec((2, 3), np.dtype(np.float16)), "i": TensorSpec((4,), np.dtype(np.int64)), "b": TensorSpec((), np.dtype(bool))}
+    specs = {
+        "a": TensorSpec((2, 3), np.dtype(np.float16)),
+        "i": TensorSpec((4,), np.dtype(np.int64)),
+        "b": TensorSpec((), np.dtype(bool)),
+    }
     first, second = random_feeds(specs, 1), random_feeds(specs, 1)
-    assert all(np.array_equal(first[k], second[k]) and first[k].dtype == specs[k].dtype and first[k].shape == specs[k].shape for k in specs)
+    assert all(
+        np.array_equal(first[k], second[k])
+        and first[k].dtype == specs[k].dtype
+        and first[k].shape == specs[k].shape
+        for k in specs
+    )
 
 
 @pytest.mark.parametrize("bad", [{"threads": 0}, {"precision": "f8"}, {"level": "most"}])
@@ -45,7 +57,10 @@ def test_options_that_make_no_sense_are_errors(bad: dict[str, object]) -> None:
         Options(**bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("flags", "channels"), [({"avx2", "avx512f"}, 16), ({"sse2", "avx2"}, 8), ({"asimd"}, 4), (set(), 4)])
+@pytest.mark.parametrize(
+    ("flags", "channels"),
+    [({"avx2", "avx512f"}, 16), ({"sse2", "avx2"}, 8), ({"asimd"}, 4), (set(), 4)],
+)
 def test_block_follows_the_instruction_set(flags: set[str], channels: int) -> None:
     assert vector_channels(frozenset(flags)) == channels
 
@@ -67,4 +82,10 @@ def test_contract_finds_what_is_broken() -> None:
 
     engine = ENGINES.get("onnxruntime")
     with pytest.raises(AssertionError, match=r"run gives \['z'\], outputs are \['y'\]"):
-        check_engine(type("Wrong", (type(engine),), {"compile": lambda *_: Broken()})("onnxruntime", engine.provider, engine.install, {}), residual(), {})
+        check_engine(
+            type("Wrong", (type(engine),), {"compile": lambda *_: Broken()})(
+                "onnxruntime", engine.provider, engine.install, {}
+            ),
+            residual(),
+            {},
+        )

@@ -11,7 +11,9 @@ from onnxprune.engines.cost.systolic import ArrayEngine, preset
 ENGINE = ArrayEngine(preset("systolic16"))
 
 
-def row(node: str, macs: tuple[int, int], time_ms: tuple[float | None, float | None]) -> dict[str, object]:
+def row(
+    node: str, macs: tuple[int, int], time_ms: tuple[float | None, float | None]
+) -> dict[str, object]:
     return {"node": node, "op": "Conv", "macs": list(macs), "time_ms": list(time_ms)}
 
 
@@ -23,17 +25,29 @@ def test_an_unaligned_width_is_named_with_its_multiple() -> None:
 
 def test_layers_that_paid_off_or_do_not_matter_are_left_out() -> None:
     rows = [
-        row("n_c1", (100, 50), (1.0, 0.6)), row("n_c2", (100, 50), (0.01, 0.01)), row("n_c0", (100, 95), (1.0, 1.0)), row("n_g", (100, 50), (1.0, None)),
+        row("n_c1", (100, 50), (1.0, 0.6)),
+        row("n_c2", (100, 50), (0.01, 0.01)),
+        row("n_c0", (100, 95), (1.0, 1.0)),
+        row("n_g", (100, 50), (1.0, None)),
         {"node": "n_p", "macs": [4, 2]},
-    ]  # fmt: skip
+    ]
     assert explain(rows, residual(16), ENGINE) == ()
 
 
 def test_the_slowest_comes_first_and_short_layers_have_their_reason() -> None:
-    found = explain([row("n_g", (100, 50), (0.004, 0.004)), row("n_c1", (100, 25), (0.05, 0.05))], residual(8), ENGINE)
-    assert found[0].startswith("n_c1") and "8 output channels fill less than one block of 16" in found[0]
+    found = explain(
+        [row("n_g", (100, 50), (0.004, 0.004)), row("n_c1", (100, 25), (0.05, 0.05))],
+        residual(8),
+        ENGINE,
+    )
+    assert (
+        found[0].startswith("n_c1")
+        and "8 output channels fill less than one block of 16" in found[0]
+    )
     assert found[1].startswith("n_g") and found[1].endswith("of all layers')")
-    (called,) = explain([row("n_g", (100, 50), (0.004, 0.004))], residual(8), ENGINES.get("onnxruntime"))
+    (called,) = explain(
+        [row("n_g", (100, 50), (0.004, 0.004))], residual(8), ENGINES.get("onnxruntime")
+    )
     assert "the call is most of it" in called
 
 

@@ -39,7 +39,9 @@ def test_kernels_without_nodes_are_layout_changes() -> None:
 
 def test_times_are_positive_and_plain_data() -> None:
     layers = profile(residual(), "all")
-    assert all(layer.time_ms >= 0 for layer in layers) and sum(layer.time_ms for layer in layers) > 0
+    assert (
+        all(layer.time_ms >= 0 for layer in layers) and sum(layer.time_ms for layer in layers) > 0
+    )
     assert layers[0].as_dict()["nodes"] == list(layers[0].nodes)
 
 
@@ -49,11 +51,18 @@ def test_middle_mean_ignores_outliers_and_is_finer_than_the_tick() -> None:
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ["cifar10_mlp_resnet8", "cifar10_resnet20_bn", "vww_mobilenetv1_0.25", "coco_yolofastestv2_bn"])
+@pytest.mark.parametrize(
+    "name",
+    ["cifar10_mlp_resnet8", "cifar10_resnet20_bn", "vww_mobilenetv1_0.25", "coco_yolofastestv2_bn"],
+)
 def test_each_contraction_of_a_real_model_has_one_kernel(zoo: Path, name: str) -> None:
     model = load(zoo / f"{name}.onnx")
     wanted = {node.output[0] for node in model.proto.graph.node if node.op_type in CONTRACTIONS}
     layers = profile(model)
     found = [layer.key for layer in layers if layer.key in wanted]
     assert sorted(found) == sorted(wanted)
-    assert all(layer.op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm") for layer in layers if layer.key in wanted)
+    assert all(
+        layer.op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm")
+        for layer in layers
+        if layer.key in wanted
+    )

@@ -25,7 +25,10 @@ def test_computed_latency_is_that_of_the_cut_model() -> None:
     engine = ENGINES.get("systolic16")
     with Probe(engine, ANALYSIS, schedule=SHORT) as probe:
         half = probe(kept(16))
-        with engine.compile(residual(16), Options()) as small, engine.compile(residual(32), Options()) as large:
+        with (
+            engine.compile(residual(16), Options()) as small,
+            engine.compile(residual(32), Options()) as large,
+        ):
             assert half == pytest.approx(small.sample({}, 1)[0])
             assert probe.original_ms == probe({}) == large.sample({}, 1)[0]
         assert half < probe.original_ms

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 from engine_nets import residual
 
-from onnxprune.run import planning as decide
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import TargetError
+from onnxprune.run import planning as decide
 from onnxprune.run.recipe import Recipe
-from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context
 from onnxprune.surgery.cut import cut
 
 QUICK = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)
@@ -28,7 +28,12 @@ ENGINE = ENGINES.get("systolic8")
 def plan(share: float, round_to: int, budgets: dict[str, float] | None = None):
     with Probe(ENGINE, ANALYSIS, schedule=QUICK) as probe:
         limits = {"latency.systolic8": share * probe.original_ms, **(budgets or {})}
-        return allocate("knapsack", CONTEXT, SCORES, Constraints(limits, round_to=round_to, measures={"latency.systolic8": probe})), probe
+        return allocate(
+            "knapsack",
+            CONTEXT,
+            SCORES,
+            Constraints(limits, round_to=round_to, measures={"latency.systolic8": probe}),
+        ), probe
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
@@ -55,20 +60,36 @@ def test_what_cannot_be_met_says_what_can() -> None:
         plan(0.01, 8)
 
 
-@pytest.mark.parametrize(("options", "multiple", "half"), [
-    ({"target": "latency.systolic16=1.5x"}, 16, True), ({"target": "latency.openvino=1.5x"}, 1, True), ({"target": "macs=50%"}, 8, False),
-    ({"target": "macs=50%", "round_to": "auto", "engine": "systolic32"}, 32, True), ({"target": "latency.systolic16=1.5x", "round_to": 4}, 4, False),
-])
-def test_widths_follow_the_engine_where_it_is_the_target(options: dict[str, object], multiple: int, half: bool) -> None:
+@pytest.mark.parametrize(
+    ("options", "multiple", "half"),
+    [
+        ({"target": "latency.systolic16=1.5x"}, 16, True),
+        ({"target": "latency.openvino=1.5x"}, 1, True),
+        ({"target": "macs=50%"}, 8, False),
+        ({"target": "macs=50%", "round_to": "auto", "engine": "systolic32"}, 32, True),
+        ({"target": "latency.systolic16=1.5x", "round_to": 4}, 4, False),
+    ],
+)
+def test_widths_follow_the_engine_where_it_is_the_target(
+    options: dict[str, object], multiple: int, half: bool
+) -> None:
     recipe = Recipe(**options)
     assert (decide.multiple(recipe), decide.by_engine(recipe)) == (multiple, half)
 
 
 def test_the_engine_of_the_target_comes_first_and_its_layers_are_explained() -> None:
-    assert decide.engines_of(Recipe(target="latency.systolic16=1.5x", engine="onnxruntime,systolic16,mnn")) == ["systolic16", "onnxruntime", "mnn"]
+    assert decide.engines_of(
+        Recipe(target="latency.systolic16=1.5x", engine="onnxruntime,systolic16,mnn")
+    ) == ["systolic16", "onnxruntime", "mnn"]
 
 
 def test_a_latency_target_cuts_to_blocks_of_its_engine_or_half_of_one() -> None:
-    recipe = Recipe(target="latency.systolic16=1.7x", criterion="l2", allocate="knapsack", repair="none", engine="none")
+    recipe = Recipe(
+        target="latency.systolic16=1.7x",
+        criterion="l2",
+        allocate="knapsack",
+        repair="none",
+        engine="none",
+    )
     kept = decide.decide(CONTEXT, SCORES, recipe).kept
     assert kept and all(len(channels) in (8, 16, 32) for channels in kept.values())

@@ -14,16 +14,35 @@ from onnx import helper, shape_inference
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Options
+from onnxprune.engines.cost.layers import (
+    LatencyCache,
+    LayerSpec,
+    cache_key,
+    layer_model,
+    layer_spec,
+    time_layer,
+)
 from onnxprune.engines.cpu import vector_channels
-from onnxprune.engines.cost.layers import LatencyCache, LayerSpec, cache_key, layer_model, layer_spec, time_layer
 from onnxprune.errors import EngineError
 from onnxprune.ir.io import load, to_bytes
 
 SPECS = {
-    "conv": LayerSpec("Conv", (1, 8, 9, 9), (12, 8, 3, 3), (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))), True),
-    "grouped": LayerSpec("Conv", (1, 8, 9, 9), (12, 4, 3, 3), (("group", 2), ("kernel_shape", (3, 3)))),
-    "depthwise": LayerSpec("Conv", (1, 8, 9, 9), (8, 1, 3, 3), (("group", 8), ("kernel_shape", (3, 3)))),
-    "transpose": LayerSpec("ConvTranspose", (1, 8, 9, 9), (8, 6, 2, 2), (("strides", (2, 2)),), True),
+    "conv": LayerSpec(
+        "Conv",
+        (1, 8, 9, 9),
+        (12, 8, 3, 3),
+        (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))),
+        True,
+    ),
+    "grouped": LayerSpec(
+        "Conv", (1, 8, 9, 9), (12, 4, 3, 3), (("group", 2), ("kernel_shape", (3, 3)))
+    ),
+    "depthwise": LayerSpec(
+        "Conv", (1, 8, 9, 9), (8, 1, 3, 3), (("group", 8), ("kernel_shape", (3, 3)))
+    ),
+    "transpose": LayerSpec(
+        "ConvTranspose", (1, 8, 9, 9), (8, 6, 2, 2), (("strides", (2, 2)),), True
+    ),
     "gemm": LayerSpec("Gemm", (1, 8), (8, 5), (), True),
     "gemm_transposed": LayerSpec("Gemm", (1, 8), (5, 8), (("transB", 1),), True),
     "matmul": LayerSpec("MatMul", (1, 7, 8), (8, 5)),
@@ -45,7 +64,13 @@ def test_resized_layer_has_those_widths(name: str, inputs: int, outputs: int) ->
     channel = 1 if "Conv" in spec.op or spec.op == "Gemm" else -1
     assert shape[channel] == outputs
     assert resized.input[channel] == inputs
-    assert resized.resized(spec.input[channel], {"conv": 12, "grouped": 12, "depthwise": 8, "transpose": 6}.get(name, 5)) == spec
+    assert (
+        resized.resized(
+            spec.input[channel],
+            {"conv": 12, "grouped": 12, "depthwise": 8, "transpose": 6}.get(name, 5),
+        )
+        == spec
+    )
 
 
 def _proto(spec: LayerSpec):
@@ -62,14 +87,22 @@ def test_groups_that_do_not_divide_are_an_error() -> None:
 
 
 def test_spec_of_a_node() -> None:
-    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], auto_pad="NOTSET")
+    node = helper.make_node(
+        "Conv", ["x", "w", "b"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], auto_pad="NOTSET"
+    )
     spec = layer_spec(node, (1, 8, 9, 9), (12, 8, 3, 3))
-    assert dict(spec.attributes) == {"auto_pad": "NOTSET", "kernel_shape": (3, 3), "pads": (1, 1, 1, 1)} and spec.bias
+    assert (
+        dict(spec.attributes)
+        == {"auto_pad": "NOTSET", "kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}
+        and spec.bias
+    )
     assert load(_proto(spec)).weights["b"].shape == (12,)
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_time_is_positive_and_comes_from_the_cache_the_second_time(name: str, tmp_path: Path) -> None:
+def test_time_is_positive_and_comes_from_the_cache_the_second_time(
+    name: str, tmp_path: Path
+) -> None:
     engine, options = ENGINES.get("onnxruntime"), Options()
     first = time_layer(engine, SPECS[name], options, LatencyCache(tmp_path / "new"))
     assert first > 0
@@ -99,13 +132,19 @@ def test_a_key_differs_where_the_time_may() -> None:
     assert len(keys) == 9
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0, "times_ms": {"a": 1}}', '{"format": 1, "times_ms": [1]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"format": 0, "times_ms": {"a": 1}}', '{"format": 1, "times_ms": [1]}'],
+)
 def test_an_unreadable_cache_counts_as_empty(content: str, tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text(content)
     cache = LatencyCache(tmp_path)
     assert cache.get("a") is None
     cache.put("a", 2.0)
-    assert json.loads((tmp_path / "latency.json").read_text()) == {"format": 1, "times_ms": {"a": 2.0}}
+    assert json.loads((tmp_path / "latency.json").read_text()) == {
+        "format": 1,
+        "times_ms": {"a": 2.0},
+    }
 
 
 def test_two_users_of_a_cache_keep_each_other_s_times(tmp_path: Path) -> None:
@@ -117,15 +156,36 @@ def test_two_users_of_a_cache_keep_each_other_s_times(tmp_path: Path) -> None:
 
 
 def test_weights_are_seeded() -> None:
-    assert np.array_equal(layer_model(SPECS["conv"]).weights["w"].array(), layer_model(SPECS["conv"]).weights["w"].array())
+    assert np.array_equal(
+        layer_model(SPECS["conv"]).weights["w"].array(),
+        layer_model(SPECS["conv"]).weights["w"].array(),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(vector_channels() != 16, reason="the staircase of 16 belongs to AVX-512")
 def test_the_staircase_of_onnxruntime_is_seen(tmp_path: Path) -> None:
     """An unaligned width costs twice the aligned one, and a depthwise one off the blocked layout several times."""
-    spec = LayerSpec("Conv", (1, 32, 28, 28), (32, 32, 3, 3), (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))), True)
-    depthwise = LayerSpec("Conv", (1, 32, 28, 28), (32, 1, 3, 3), (("group", 32), ("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))), True)
+    spec = LayerSpec(
+        "Conv",
+        (1, 32, 28, 28),
+        (32, 32, 3, 3),
+        (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))),
+        True,
+    )
+    depthwise = LayerSpec(
+        "Conv",
+        (1, 32, 28, 28),
+        (32, 1, 3, 3),
+        (("group", 32), ("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))),
+        True,
+    )
     for layer, least in ((spec, 1.3), (depthwise, 2.0)):
-        odd, even = (min(time_layer(ENGINES.get("onnxruntime"), layer.resized(width, width), Options()) for _ in range(3)) for width in (31, 32))
+        odd, even = (
+            min(
+                time_layer(ENGINES.get("onnxruntime"), layer.resized(width, width), Options())
+                for _ in range(3)
+            )
+            for width in (31, 32)
+        )
         assert odd > least * even

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.engines.measure import NOISE_LIMIT, Schedule, interleave, machine_warnings, noise_warnings, ratio, summarise
+from onnxprune.engines.measure import (
+    NOISE_LIMIT,
+    Schedule,
+    interleave,
+    machine_warnings,
+    noise_warnings,
+    ratio,
+    summarise,
+)
 from onnxprune.errors import UsageError
 
 
@@ -19,14 +27,19 @@ def test_contenders_take_turns_and_the_order_reverses() -> None:
 
         return sample
 
-    times = interleave({"a": sampler("a", 2.0), "b": sampler("b", 100.0)}, Schedule(seconds=0.0, warmup=2, min_rounds=4))
-    assert calls[2:] == list("ab" "ba" "ab" "ba")
+    times = interleave(
+        {"a": sampler("a", 2.0), "b": sampler("b", 100.0)},
+        Schedule(seconds=0.0, warmup=2, min_rounds=4),
+    )
+    assert calls[2:] == list("abbaabba")
     assert times["a"].shape == (4, 5)  # 5 * 2 ms make the block of 10 ms
     assert times["b"].shape == (4, 1)
 
 
 def test_first_inference_of_a_block_is_left_out() -> None:
-    times = interleave({"a": lambda count: [9.0] + [1.0] * (count - 1)}, Schedule(seconds=0.0, min_rounds=2))
+    times = interleave(
+        {"a": lambda count: [9.0] + [1.0] * (count - 1)}, Schedule(seconds=0.0, min_rounds=2)
+    )
     assert np.all(times["a"] == 1.0)
 
 
@@ -52,8 +65,12 @@ def test_ratio_is_paired_so_common_drift_cancels() -> None:
 def test_interval_of_equal_contenders_holds_one_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(2)
     trials = 100
-    held = sum(not ratio("a", x[0], "b", x[1]).clear for x in generator.normal(1, 0.1, (trials, 2, 15, 1)))
-    assert held >= 0.85 * trials  # 95 % nominal; the percentile method on 15 rounds is a little short
+    held = sum(
+        not ratio("a", x[0], "b", x[1]).clear for x in generator.normal(1, 0.1, (trials, 2, 15, 1))
+    )
+    assert (
+        held >= 0.85 * trials
+    )  # 95 % nominal; the percentile method on 15 rounds is a little short
 
 
 def test_noise_is_reported_with_its_figure() -> None:

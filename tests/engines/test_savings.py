@@ -11,8 +11,8 @@ from onnxprune.analysis.walk import analyse
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.cost.layers import LatencyCache
-from onnxprune.engines.measure import Schedule
 from onnxprune.engines.cost.savings import group_savings, layer_specs
+from onnxprune.engines.measure import Schedule
 from onnxprune.ir.io import load
 
 ANALYSIS = analyse(residual(32))
@@ -40,7 +40,9 @@ def test_depthwise_layers_and_shortcuts_too(zoo: Path, name: str) -> None:
             half = -(-(group.size // 2) // 8) * 8
             kept = half if half < group.size else group.size // 2
             saved = probe.original_ms - probe({group.name: tuple(range(kept))})
-            assert found[group.name] == pytest.approx(saved * group.size / (group.size - kept), rel=1e-6, abs=1e-3 * max(found.values()))
+            assert found[group.name] == pytest.approx(
+                saved * group.size / (group.size - kept), rel=1e-6, abs=1e-3 * max(found.values())
+            )
 
 
 def test_every_shape_is_timed_once_and_kept(tmp_path: Path) -> None:

@@ -13,11 +13,22 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Engine, Options
 from onnxprune.engines.cost.contractions import Contraction, contractions
-from onnxprune.engines.cost.systolic import PRESETS, Array, compute_cycles, estimate, estimate_layer, preset, square
+from onnxprune.engines.cost.systolic import (
+    PRESETS,
+    Array,
+    compute_cycles,
+    estimate,
+    estimate_layer,
+    preset,
+    square,
+)
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, load
 
-SCALE_SIM_CYCLES = {16: 63_130, 8: 23_614}  # SCALE-Sim 3.0.0, weight stationary, 16x16, ResNet-8 (CIFAR) by base width
+SCALE_SIM_CYCLES = {
+    16: 63_130,
+    8: 23_614,
+}  # SCALE-Sim 3.0.0, weight stationary, 16x16, ResNet-8 (CIFAR) by base width
 SIZES = st.integers(1, 70)
 
 
@@ -26,23 +37,40 @@ def resnet8(width: int) -> Model:
     nodes, weights = [], []
 
     def conv(source: str, name: str, cin: int, cout: int, kernel: int, stride: int) -> str:
-        weights.append(numpy_helper.from_array(np.zeros((cout, cin, kernel, kernel), np.float32), name + ".w"))
+        weights.append(
+            numpy_helper.from_array(np.zeros((cout, cin, kernel, kernel), np.float32), name + ".w")
+        )
         pad = kernel // 2
-        nodes.append(helper.make_node("Conv", [source, name + ".w"], [name], name, strides=[stride] * 2, pads=[pad] * 4))
+        nodes.append(
+            helper.make_node(
+                "Conv", [source, name + ".w"], [name], name, strides=[stride] * 2, pads=[pad] * 4
+            )
+        )
         return name
 
     x = conv("x", "stem", 3, width, 3, 1)
-    for stage, (cin, cout) in enumerate([(width, width), (width, 2 * width), (2 * width, 4 * width)]):
+    for stage, (cin, cout) in enumerate(
+        [(width, width), (width, 2 * width), (2 * width, 4 * width)]
+    ):
         stride = 1 if stage == 0 else 2
         y = conv(conv(x, f"{stage}.a", cin, cout, 3, stride), f"{stage}.b", cout, cout, 3, 1)
         shortcut = x if stage == 0 else conv(x, f"{stage}.s", cin, cout, 1, stride)
         nodes.append(helper.make_node("Add", [y, shortcut], [f"{stage}.out"]))
         x = f"{stage}.out"
-    nodes += [helper.make_node("GlobalAveragePool", [x], ["p"]), helper.make_node("Flatten", ["p"], ["f"])]
+    nodes += [
+        helper.make_node("GlobalAveragePool", [x], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+    ]
     weights.append(numpy_helper.from_array(np.zeros((4 * width, 10), np.float32), "fc.w"))
     nodes.append(helper.make_node("Gemm", ["f", "fc.w"], ["y"], "fc"))
     value = helper.make_tensor_value_info
-    graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, ["n", 3, 32, 32])], [value("y", TensorProto.FLOAT, None)], weights)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [value("y", TensorProto.FLOAT, None)],
+        weights,
+    )
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
 
 
@@ -59,20 +87,31 @@ def folded(array: Array, layer: Contraction) -> int:
     for _ in range(layer.groups):
         for _ in range(0, layer.k, array.rows):
             for _ in range(0, layer.n, array.columns):
-                load_weights, fill_rows, drain_columns = array.rows, array.rows - 1, array.columns - 1
+                load_weights, fill_rows, drain_columns = (
+                    array.rows,
+                    array.rows - 1,
+                    array.columns - 1,
+                )
                 total += load_weights + fill_rows + layer.m + drain_columns
     return total
 
 
 @given(SIZES, SIZES, SIZES, st.integers(1, 4), st.integers(1, 20), st.integers(1, 20))
-def test_closed_form_equals_walking_the_folds(m: int, k: int, n: int, groups: int, rows: int, columns: int) -> None:
+def test_closed_form_equals_walking_the_folds(
+    m: int, k: int, n: int, groups: int, rows: int, columns: int
+) -> None:
     array, layer = Array("a", rows, columns), Contraction("l", "Gemm", m, k, n, groups)
     assert compute_cycles(array, layer) == folded(array, layer)
 
 
 @given(st.sampled_from(sorted(PRESETS)), SIZES, SIZES, SIZES, st.sampled_from([1, 9]))
-def test_never_faster_than_the_peak_and_never_slower_for_less(name: str, m: int, channels: int, n: int, taps: int) -> None:
-    array, layer = PRESETS[name], Contraction("l", "Conv", m, channels * taps, n, 1, taps, m, n, m * n)
+def test_never_faster_than_the_peak_and_never_slower_for_less(
+    name: str, m: int, channels: int, n: int, taps: int
+) -> None:
+    array, layer = (
+        PRESETS[name],
+        Contraction("l", "Conv", m, channels * taps, n, 1, taps, m, n, m * n),
+    )
     result = estimate_layer(array, layer)
     assert 0 < result.utilisation <= 1
     smaller = dataclasses.replace(layer, n=max(1, n - 1))
@@ -87,7 +126,8 @@ def test_utilisation_is_full_on_the_tile_and_drops_beside_it() -> None:
 
 
 VELA_CYCLES = {  # Vela 5.2.0, ethos-u55-128, NPU cycles of the convolutions of ResNet-8 by base width, in graph order
-    16: (14752, 25715, 25715, 13680, 19796, 4416, 18396, 20192, 2688), 8: (8010, 7420, 7420, 4064, 7268, 2240, 4384, 5792, 1976),
+    16: (14752, 25715, 25715, 13680, 19796, 4416, 18396, 20192, 2688),
+    8: (8010, 7420, 7420, 4064, 7268, 2240, 4384, 5792, 1976),
 }
 
 
@@ -95,16 +135,21 @@ VELA_CYCLES = {  # Vela 5.2.0, ethos-u55-128, NPU cycles of the convolutions of 
 def test_ethos_is_a_bound_near_vela(width: int) -> None:
     result = estimate(resnet8(width), preset("ethos-u55-128"))
     modelled = [layer.compute_cycles for layer in result.layers if layer.op == "Conv"]
-    assert all(ours <= theirs for ours, theirs in zip(modelled, VELA_CYCLES[width]))
+    assert all(ours <= theirs for ours, theirs in zip(modelled, VELA_CYCLES[width], strict=False))
     assert sum(modelled) >= 0.75 * sum(VELA_CYCLES[width])
 
 
 def test_memory_roof_is_met_by_a_matrix_vector_product() -> None:
-    layer = estimate_layer(preset("gemmini"), Contraction("fc", "Gemm", 1, 1024, 1024, 1, 1, 1024, 1024 * 1024, 1024))
+    layer = estimate_layer(
+        preset("gemmini"), Contraction("fc", "Gemm", 1, 1024, 1024, 1, 1, 1024, 1024 * 1024, 1024)
+    )
     assert layer.traffic_bytes == 1024 * 1024 + 2048
     assert layer.memory_cycles == layer.traffic_bytes / 16
     assert layer.bound == ("memory" if layer.memory_cycles > layer.compute_cycles else "compute")
-    wide = estimate_layer(dataclasses.replace(preset("gemmini"), bandwidth_bytes=1.0), Contraction("fc", "Gemm", 1, 1024, 1024, 1, 1, 1024, 1 << 20, 1024))
+    wide = estimate_layer(
+        dataclasses.replace(preset("gemmini"), bandwidth_bytes=1.0),
+        Contraction("fc", "Gemm", 1, 1024, 1024, 1, 1, 1024, 1 << 20, 1024),
+    )
     assert wide.bound == "memory" and wide.cycles == wide.memory_cycles
 
 
@@ -120,7 +165,9 @@ def with_weights(text: str) -> Model:
     proto = parser.parse_model(text)
     for value in list(proto.graph.value_info):
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        proto.graph.initializer.append(numpy_helper.from_array(np.zeros(dims, np.float32), value.name))
+        proto.graph.initializer.append(
+            numpy_helper.from_array(np.zeros(dims, np.float32), value.name)
+        )
     del proto.graph.value_info[:]
     return load(proto)
 
@@ -168,20 +215,37 @@ def test_engine_says_what_the_estimate_says_and_runs_like_the_reference() -> Non
     compiled = ENGINES.get("systolic16").compile(model, Options())
     expected = estimate(model, preset("systolic16"))
     assert compiled.sample({}, 3) == [expected.latency_ms] * 3
-    assert sum(layer.time_ms for layer in compiled.profile({}, 1)) == pytest.approx(expected.latency_ms)
+    assert sum(layer.time_ms for layer in compiled.profile({}, 1)) == pytest.approx(
+        expected.latency_ms
+    )
     feeds = {"x": np.ones((1, 3, 32, 32), np.float32)}
     assert compiled.run(feeds)["y"].shape == (1, 10)
 
 
 def test_size_clock_and_bus_are_parameters_of_the_name() -> None:
     array = ENGINES.get("systolic24x32-500mhz-8b").array
-    assert (array.rows, array.columns, array.clock_mhz, array.bandwidth_bytes, array.multiple) == (24, 32, 500.0, 8.0, 32)
+    assert (array.rows, array.columns, array.clock_mhz, array.bandwidth_bytes, array.multiple) == (
+        24,
+        32,
+        500.0,
+        8.0,
+        32,
+    )
     slower, wider = ENGINES.get("dpu-b4096-150mhz").array, ENGINES.get("gemmini-4b").array
-    assert dataclasses.replace(slower, name="dpu-b4096", clock_mhz=300.0) == PRESETS["dpu-b4096"] and slower.clock_mhz == 150
-    assert dataclasses.replace(wider, name="gemmini", bandwidth_bytes=16.0) == PRESETS["gemmini"] and wider.bandwidth_bytes == 4
+    assert (
+        dataclasses.replace(slower, name="dpu-b4096", clock_mhz=300.0) == PRESETS["dpu-b4096"]
+        and slower.clock_mhz == 150
+    )
+    assert (
+        dataclasses.replace(wider, name="gemmini", bandwidth_bytes=16.0) == PRESETS["gemmini"]
+        and wider.bandwidth_bytes == 4
+    )
     assert ENGINES.get("systolic20").array == dataclasses.replace(square(20), name="systolic20")
     model = resnet8(16)
-    fast, slow = (ENGINES.get(name).compile(model, Options()).sample({}, 1)[0] for name in ("systolic16", "systolic16-500mhz"))
+    fast, slow = (
+        ENGINES.get(name).compile(model, Options()).sample({}, 1)[0]
+        for name in ("systolic16", "systolic16-500mhz")
+    )
     assert slow == 2 * fast
     for wrong in ("systolic", "systolic16x", "systolic16-8x", "dpu-b99"):
         with pytest.raises(UsageError, match="unknown engine"):

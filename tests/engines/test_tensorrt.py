@@ -14,11 +14,11 @@ from onnx import TensorProto
 from onnxprune.engines import ENGINES, cuda, tensorrt
 from onnxprune.engines.base import Options, fixed, random_feeds, static_inputs
 from onnxprune.engines.bench import difference
-from onnxprune.ir.half import to_half
-from onnxprune.ir.quantize import quantize
 from onnxprune.engines.tensorrt import TensorRtModel, build
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError
+from onnxprune.ir.half import to_half
+from onnxprune.ir.quantize import quantize
 
 HALF_AGREES = 0.01  # 11 bits of mantissa through a dozen layers
 TF32_AGREES = 1e-3
@@ -32,11 +32,17 @@ def major(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.mark.parametrize(("precision", "flags"), [("f32", set()), ("f16", {"FP16"}), ("int8", {"INT8", "FP16"})])
-def test_precision_is_by_flag_on_10_and_by_graph_on_11(major: int, precision: str, flags: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("precision", "flags"), [("f32", set()), ("f16", {"FP16"}), ("int8", {"INT8", "FP16"})]
+)
+def test_precision_is_by_flag_on_10_and_by_graph_on_11(
+    major: int, precision: str, flags: set[str]
+) -> None:
     trt = module(major, FakeCuda())
     assert build(trt, MODEL, Options(precision=precision)) == b"plan"
-    assert {flag for call, flag in trt.calls if call == "set_flag"} == (flags if major == 10 else set())
+    assert {flag for call, flag in trt.calls if call == "set_flag"} == (
+        flags if major == 10 else set()
+    )
     assert (("clear_flag", "TF32") in trt.calls) == (precision == "f32")
     (parsed,) = [value for call, value in trt.calls if call == "parsed"]
     wanted = TensorProto.FLOAT16 if precision == "f16" and major == 11 else TensorProto.FLOAT
@@ -54,8 +60,14 @@ def test_bfloat16_needs_version_10(major: int) -> None:
 
 
 def test_refusal_carries_the_parser_s_words() -> None:
-    with pytest.raises(EngineError, match="tensorrt refuses the model: no importer for NoSuchOperator"):
-        build(module(10, FakeCuda(), refuse="no importer for NoSuchOperator\nat node 3"), MODEL, Options())
+    with pytest.raises(
+        EngineError, match="tensorrt refuses the model: no importer for NoSuchOperator"
+    ):
+        build(
+            module(10, FakeCuda(), refuse="no importer for NoSuchOperator\nat node 3"),
+            MODEL,
+            Options(),
+        )
 
 
 def test_timing_cache_is_kept_and_one_of_another_device_dropped(tmp_path: Path) -> None:
@@ -71,7 +83,9 @@ def test_timing_cache_is_kept_and_one_of_another_device_dropped(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("graphs", [True, False])
-def test_a_model_runs_times_and_profiles(major: int, graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_runs_times_and_profiles(
+    major: int, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = FakeCuda(graphs)
     monkeypatch.setitem(sys.modules, "tensorrt", module(major, device, tensors=TENSORS))
     monkeypatch.setattr(cuda, "open_cuda", lambda: device)
@@ -84,21 +98,37 @@ def test_a_model_runs_times_and_profiles(major: int, graphs: bool, monkeypatch: 
         assert compiled.device_memory_bytes() == 1000 + len(b"plan")
         with pytest.raises(EngineError, match="built for"):
             compiled.run({"x": np.zeros((2, 3, 12, 12), np.float32)})
-    assert [(layer.nodes, layer.time_ms) for layer in layers] == [(("n_c0", "n_r0"), 0.25), ((), 0.125)]
+    assert [(layer.nodes, layer.time_ms) for layer in layers] == [
+        (("n_c0", "n_r0"), 0.25),
+        ((), 0.125),
+    ]
     assert device.closed
 
 
 def test_an_output_whose_size_depends_on_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     device = FakeCuda()
-    monkeypatch.setitem(sys.modules, "tensorrt", module(10, device, tensors={"x": (True, (1, 3, 12, 12)), "y": (False, (-1, 6))}))
+    monkeypatch.setitem(
+        sys.modules,
+        "tensorrt",
+        module(10, device, tensors={"x": (True, (1, 3, 12, 12)), "y": (False, (-1, 6))}),
+    )
     monkeypatch.setattr(cuda, "open_cuda", lambda: device)
     with pytest.raises(EngineError, match="depends on the data"):
         TensorRtModel(MODEL, b"plan", Options())
 
 
-@pytest.mark.parametrize(("version", "said"), [("8.6.1", "needs TensorRT 10 or 11, found 8.6.1"), ("10.3.0", "cuda-python"), ("11.4.0", "cuda-python")])
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("8.6.1", "needs TensorRT 10 or 11, found 8.6.1"),
+        ("10.3.0", "cuda-python"),
+        ("11.4.0", "cuda-python"),
+    ],
+)
 def test_what_is_missing_is_said(version: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: object() if name == "tensorrt" else None)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *_: object() if name == "tensorrt" else None
+    )
     fake = module(10, FakeCuda())
     fake.__version__ = version
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
@@ -115,15 +145,39 @@ def test_half_graph_computes_nearly_the_same() -> None:
     assert 0 < difference(outputs[1], outputs[0]) <= HALF_AGREES
 
 
-@pytest.mark.parametrize(("layer", "nodes"), [
-    ({"Name": "a", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: n_c1]\x1e[ONNX Layer: n_r1]"}, ("n_c1", "n_r1")),
-    ({"Name": "n_c2 + n_a2 + n_r2", "LayerType": "CaskConvolution"}, ("n_c2", "n_a2", "n_r2")),
-    ("n_c1 + n_r1", ("n_c1", "n_r1")),
-    ({"Name": "PWN(PWN(n_a2), n_r2)", "LayerType": "PointWiseV2"}, ("n_a2", "n_r2")),
-    ({"Name": "__myl_Conv", "LayerType": "kgen", "Outputs": [{"Name": "p", "Dimensions": [1]}]}, ("n_p",)),
-    ({"Name": "Reformatting CopyNode for Input Tensor 0 to n_c0", "LayerType": "Reformat", "Outputs": [{"Name": "c0"}]}, ()),
-    ("{ForeignNode[n_c0...n_y]}", ()),
-])
+@pytest.mark.parametrize(
+    ("layer", "nodes"),
+    [
+        (
+            {
+                "Name": "a",
+                "LayerType": "CaskConvolution",
+                "Metadata": "[ONNX Layer: n_c1]\x1e[ONNX Layer: n_r1]",
+            },
+            ("n_c1", "n_r1"),
+        ),
+        ({"Name": "n_c2 + n_a2 + n_r2", "LayerType": "CaskConvolution"}, ("n_c2", "n_a2", "n_r2")),
+        ("n_c1 + n_r1", ("n_c1", "n_r1")),
+        ({"Name": "PWN(PWN(n_a2), n_r2)", "LayerType": "PointWiseV2"}, ("n_a2", "n_r2")),
+        (
+            {
+                "Name": "__myl_Conv",
+                "LayerType": "kgen",
+                "Outputs": [{"Name": "p", "Dimensions": [1]}],
+            },
+            ("n_p",),
+        ),
+        (
+            {
+                "Name": "Reformatting CopyNode for Input Tensor 0 to n_c0",
+                "LayerType": "Reformat",
+                "Outputs": [{"Name": "c0"}],
+            },
+            (),
+        ),
+        ("{ForeignNode[n_c0...n_y]}", ()),
+    ],
+)
 def test_layers_find_their_nodes(layer: object, nodes: tuple[str, ...]) -> None:
     import json
 

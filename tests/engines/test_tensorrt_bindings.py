@@ -29,15 +29,35 @@ LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 STUBS = "".join(
     f"void *{name}(void) {{ return 0; }}\n"
     for name in (
-        "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL", "createNvOnnxParserRefitter_INTERNAL",
-        "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry", "getNvOnnxParserVersion", "getPluginRegistry", "initLibNvInferPlugins",
+        "createInferBuilder_INTERNAL",
+        "createInferRefitter_INTERNAL",
+        "createInferRuntime_INTERNAL",
+        "createNvOnnxParserRefitter_INTERNAL",
+        "createNvOnnxParser_INTERNAL",
+        "getBuilderPluginRegistry",
+        "getNvOnnxParserVersion",
+        "getPluginRegistry",
+        "initLibNvInferPlugins",
     )
 )
 # what each variable of the engine's code holds; a call is written with "()"
 CLASSES = {
-    "trt": "", "self._trt": "", "tensorrt": "", "builder": "Builder", "config": "IBuilderConfig", "network": "INetworkDefinition", "parser": "OnnxParser",
-    "flags": "BuilderFlag", "self._runtime": "Runtime", "engine": "ICudaEngine", "self._engine": "ICudaEngine", "context": "IExecutionContext",
-    "self._context": "IExecutionContext", "inspector": "EngineInspector", "parser.get_error()": "ParserError", "config.get_timing_cache()": "ITimingCache",
+    "trt": "",
+    "self._trt": "",
+    "tensorrt": "",
+    "builder": "Builder",
+    "config": "IBuilderConfig",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "flags": "BuilderFlag",
+    "self._runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "self._engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "self._context": "IExecutionContext",
+    "inspector": "EngineInspector",
+    "parser.get_error()": "ParserError",
+    "config.get_timing_cache()": "ITimingCache",
 }
 GUARDED = {"BuilderFlag.FP16", "BuilderFlag.BF16", "BuilderFlag.INT8", "BuilderFlag.TF32"}
 
@@ -68,7 +88,12 @@ def spelled(node: ast.AST) -> str | None:
 def guards() -> Iterator[str]:
     """The names in hasattr(x, "name"), and the flags that a loop asks for so."""
     for node in ast.walk(ast.parse(Path(tensorrt.__file__).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr" and isinstance(node.args[1], ast.Constant):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "hasattr"
+            and isinstance(node.args[1], ast.Constant)
+        ):
             yield str(node.args[1].value)
     yield from (flag for flags in tensorrt._FLAGS.values() for flag in flags)
 
@@ -80,13 +105,30 @@ def download(request: pytest.FixtureRequest):
         pytest.skip("the bindings are taken for Linux on x86_64")
 
     def fetch(name: str, *requirements: str) -> Path:
-        folder = Path(request.config.cache.mkdir(f"wheels-{name}-{sys.version_info.major}{sys.version_info.minor}"))
+        folder = Path(
+            request.config.cache.mkdir(
+                f"wheels-{name}-{sys.version_info.major}{sys.version_info.minor}"
+            )
+        )
         if not list(folder.glob("*.whl")):
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *requirements]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--dest",
+                str(folder),
+                *requirements,
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
             if done.returncode != 0:
                 shutil.rmtree(folder)
-                pytest.skip(f"cannot download {', '.join(requirements)}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+                pytest.skip(
+                    f"cannot download {', '.join(requirements)}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+                )
         return folder
 
     return fetch
@@ -110,7 +152,14 @@ def existing(folder: Path, module: str, names: set[str]) -> tuple[str, set[str]]
         "print(json.dumps([getattr(module, '__version__', ''), [n for n in json.loads(sys.argv[2]) if has(n)]]))\n"
     )
     command = [sys.executable, "-c", code, module, json.dumps(sorted(names))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env={**os.environ, "PYTHONPATH": str(folder)})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )
     version, found = json.loads(done.stdout.splitlines()[-1])
     return version, set(found)
 
@@ -127,18 +176,37 @@ def bindings(request: pytest.FixtureRequest, download, tmp_path: Path) -> tuple[
     source.write_text(STUBS)
     for library in LIBRARIES:
         name = f"lib{library}.so.{major}"
-        subprocess.run([compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(tmp_path / "tensorrt_bindings" / name), str(source)], check=True, timeout=60)
+        subprocess.run(
+            [
+                compiler,
+                "-shared",
+                "-fPIC",
+                f"-Wl,-soname,{name}",
+                "-o",
+                str(tmp_path / "tensorrt_bindings" / name),
+                str(source),
+            ],
+            check=True,
+            timeout=60,
+        )
     return major, tmp_path
 
 
 def test_names_exist_in_both_majors_or_are_guarded(bindings: tuple[int, Path]) -> None:
     major, folder = bindings
     names = used()
-    assert {"Builder.build_serialized_network", "OnnxParser.parse_from_file", "IExecutionContext.execute_async_v3", "BuilderFlag.TF32"} <= names
+    assert {
+        "Builder.build_serialized_network",
+        "OnnxParser.parse_from_file",
+        "IExecutionContext.execute_async_v3",
+        "BuilderFlag.TF32",
+    } <= names
     version, found = existing(folder, "tensorrt_bindings", names | GUARDED)
     assert version.startswith(f"{major}.")
     assert names - found <= GUARDED, f"TensorRT {version} has not {sorted(names - found - GUARDED)}"
-    assert {name.rpartition(".")[2] for name in GUARDED - found} <= set(guards()), "used without hasattr"
+    assert {name.rpartition(".")[2] for name in GUARDED - found} <= set(guards()), (
+        "used without hasattr"
+    )
 
 
 def test_version_10_has_the_flags_and_version_11_has_not(bindings: tuple[int, Path]) -> None:
@@ -151,7 +219,9 @@ def test_version_10_has_the_flags_and_version_11_has_not(bindings: tuple[int, Pa
 def test_cuda_python_has_every_call(download, tmp_path: Path) -> None:
     unpack(download("cuda", *CUDA_WHEELS), tmp_path)
     source = Path(cuda.__file__).read_text(encoding="utf-8")
-    names = set(re.findall(r'"(cuda[A-Z]\w+)"', source)) | set(re.findall(r"_api\.(cuda[\w.]+)", source))
+    names = set(re.findall(r'"(cuda[A-Z]\w+)"', source)) | set(
+        re.findall(r"_api\.(cuda[\w.]+)", source)
+    )
     assert "cudaGraphLaunch" in names and "cudaMemcpyKind.cudaMemcpyHostToDevice" in names
     _, found = existing(tmp_path, "cuda.bindings.runtime", names)
     assert found == names

@@ -37,13 +37,23 @@ else:
         if flag in given: open(given[flag], "w").write(text)
 """
 FLAGS_10 = "--fp16 --int8 --bf16 --noTF32 --useCudaGraph --useSpinWait --noDataTransfers --profilingVerbosity --skipInference"
-FLAGS_11 = "--noTF32 --useCudaGraph --useSpinWait --noDataTransfers --profilingVerbosity --skipInference"
+FLAGS_11 = (
+    "--noTF32 --useCudaGraph --useSpinWait --noDataTransfers --profilingVerbosity --skipInference"
+)
 
 
 def stand_in(folder: Path, version: int = 101600, flags: str = FLAGS_10, refuse: str = "") -> Path:
     trtexec.help_text.cache_clear()
     path = folder / "trtexec"
-    path.write_text(STAND_IN.format(python=sys.executable, log=str(folder / "log"), version=version, flags=flags, refuse=refuse))
+    path.write_text(
+        STAND_IN.format(
+            python=sys.executable,
+            log=str(folder / "log"),
+            version=version,
+            flags=flags,
+            refuse=refuse,
+        )
+    )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -57,7 +67,9 @@ def test_the_whole_round(flags: str, wanted: list[str], tmp_path: Path) -> None:
     model = fixed(residual(16), {})
     feeds = random_feeds(static_inputs(model, {}))
     program = stand_in(tmp_path, flags=flags)
-    with TrtExecModel(str(program), model, Options(precision="f16", cache=tmp_path / "cache")) as compiled:
+    with TrtExecModel(
+        str(program), model, Options(precision="f16", cache=tmp_path / "cache")
+    ) as compiled:
         assert np.array_equal(compiled.run(feeds)["y"], np.arange(10, dtype=np.float32)[None])
         assert compiled.sample(feeds, 3) == [2.0] * 3, "warm-up rows are dropped"
         (layer,) = compiled.profile(feeds, 2)
@@ -65,7 +77,10 @@ def test_the_whole_round(flags: str, wanted: list[str], tmp_path: Path) -> None:
         assert compiled.device_memory_bytes() == len("engine")
     _, built, ran, timed, profiled = commands(tmp_path)
     assert [flag for flag in built if flag in ("--fp16", "--int8", "--noTF32")] == wanted
-    assert "--skipInference" in built and f"--timingCacheFile={tmp_path / 'cache' / 'trtexec.timing'}" in built
+    assert (
+        "--skipInference" in built
+        and f"--timingCacheFile={tmp_path / 'cache' / 'trtexec.timing'}" in built
+    )
     assert any(flag.startswith("--loadInputs='x':") for flag in ran)
     assert {"--useCudaGraph", "--useSpinWait", "--noDataTransfers"} <= set(timed)
     assert "--useCudaGraph" not in profiled
@@ -73,11 +88,20 @@ def test_the_whole_round(flags: str, wanted: list[str], tmp_path: Path) -> None:
 
 def test_refusal_is_trtexec_s_own_sentence(tmp_path: Path) -> None:
     program = stand_in(tmp_path, refuse="no importer for NoSuchOperator")
-    with pytest.raises(EngineError, match="trtexec refuses the model: .*no importer for NoSuchOperator"):
+    with pytest.raises(
+        EngineError, match="trtexec refuses the model: .*no importer for NoSuchOperator"
+    ):
         TrtExecModel(str(program), fixed(residual(16), {}), Options())
 
 
-@pytest.mark.parametrize(("precision", "ten", "eleven"), [("f32", ["--noTF32"], ["--noTF32"]), ("f16", ["--fp16"], []), ("int8", ["--int8", "--fp16"], [])])
+@pytest.mark.parametrize(
+    ("precision", "ten", "eleven"),
+    [
+        ("f32", ["--noTF32"], ["--noTF32"]),
+        ("f16", ["--fp16"], []),
+        ("int8", ["--int8", "--fp16"], []),
+    ],
+)
 def test_precision_flags(precision: str, ten: list[str], eleven: list[str]) -> None:
     assert precision_flags(precision, FLAGS_10) == ten
     assert precision_flags(precision, FLAGS_11) == eleven
@@ -89,7 +113,15 @@ def test_bfloat16_without_its_flag_is_refused() -> None:
         precision_flags("bf16", FLAGS_11)
 
 
-@pytest.mark.parametrize(("banner", "version"), [("[TensorRT v8601]", "8.6.1"), ("[TensorRT v100300]", "10.3.0"), ("[TensorRT v110401]", "11.4.1"), ("", "")])
+@pytest.mark.parametrize(
+    ("banner", "version"),
+    [
+        ("[TensorRT v8601]", "8.6.1"),
+        ("[TensorRT v100300]", "10.3.0"),
+        ("[TensorRT v110401]", "11.4.1"),
+        ("", ""),
+    ],
+)
 def test_release_of_the_banner(banner: str, version: str) -> None:
     assert release(f"&&&& RUNNING TensorRT.trtexec {banner} # trtexec --help") == version
 

@@ -19,12 +19,17 @@ from onnxprune.errors import EngineError
 def test_same_outputs_as_in_this_process() -> None:
     model = residual()
     feeds = random_feeds(static_inputs(model, {}))
-    with ENGINES.get("onnxruntime").compile(model, Options()) as here, Worker("onnxruntime", model, Options()) as there:
+    with (
+        ENGINES.get("onnxruntime").compile(model, Options()) as here,
+        Worker("onnxruntime", model, Options()) as there,
+    ):
         assert np.array_equal(here.run(feeds)["y"], there.run(feeds)["y"])
         other = {"x": feeds["x"] + 1}
         assert np.array_equal(here.run(other)["y"], there.run(other)["y"])
         assert len(there.sample(feeds, 7)) == 7
-        assert [layer.key for layer in there.profile(feeds, 2)] == [layer.key for layer in here.profile(feeds, 2)]
+        assert [layer.key for layer in there.profile(feeds, 2)] == [
+            layer.key for layer in here.profile(feeds, 2)
+        ]
         memory = there.memory_bytes()
     if memory is not None:
         peak, before = memory
@@ -47,7 +52,9 @@ def test_a_crash_is_an_error_that_names_the_signal() -> None:
             worker.run(random_feeds(static_inputs(model, {})))
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not pin processes")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="the system does not pin processes"
+)
 def test_pinned_to_the_cores_asked_for() -> None:
     core = min(os.sched_getaffinity(0))
     with Worker("onnxruntime", residual(), Options(cores=(core,))) as worker:

@@ -48,13 +48,24 @@ def carried(model: ModelProto) -> dict[str, object]:
     """All that is not weights and sizes."""
     node, graph = model.graph.node[0], model.graph
     return {
-        "header": (model.producer_name, model.producer_version, model.domain, model.model_version, model.doc_string, model.ir_version),
-        "props": {p.key: p.value for p in model.metadata_props}, "opsets": [(o.domain, o.version) for o in model.opset_import],
+        "header": (
+            model.producer_name,
+            model.producer_version,
+            model.domain,
+            model.model_version,
+            model.doc_string,
+            model.ir_version,
+        ),
+        "props": {p.key: p.value for p in model.metadata_props},
+        "opsets": [(o.domain, o.version) for o in model.opset_import],
         "graph": (graph.name, graph.doc_string, [(p.key, p.value) for p in graph.metadata_props]),
-        "node": (node.name, node.doc_string, [(p.key, p.value) for p in node.metadata_props]), "input": graph.input[0].doc_string,
-        "initializer": graph.initializer[0].doc_string, "annotation": [a.SerializeToString() for a in graph.quantization_annotation], "training": len(model.training_info),
+        "node": (node.name, node.doc_string, [(p.key, p.value) for p in node.metadata_props]),
+        "input": graph.input[0].doc_string,
+        "initializer": graph.initializer[0].doc_string,
+        "annotation": [a.SerializeToString() for a in graph.quantization_annotation],
+        "training": len(model.training_info),
         "names": ([i.name for i in graph.input], [o.name for o in graph.output]),
-    }  # fmt: skip
+    }
 
 
 def test_nothing_is_lost_by_load_and_save(tmp_path: Path) -> None:
@@ -62,7 +73,7 @@ def test_nothing_is_lost_by_load_and_save(tmp_path: Path) -> None:
     save(load(original), tmp_path / "m.onnx")
     again = onnx.load(tmp_path / "m.onnx")
     assert carried(again) == carried(original)
-    for a, b in zip(original.graph.initializer, again.graph.initializer):
+    for a, b in zip(original.graph.initializer, again.graph.initializer, strict=False):
         np.testing.assert_array_equal(numpy_helper.to_array(a), numpy_helper.to_array(b))
     assert original.graph.node == again.graph.node
 
@@ -71,7 +82,11 @@ def test_nothing_is_lost_by_a_cut() -> None:
     original = decorated()
     analysis = analyse(load(original))
     name = analysis.groups[0].name
-    pruned = onnx.load_from_string(to_bytes(cut(analysis, Plan(analysis.digest, {name: (0, 3)}, {name: 32}, {}, analysis.options))))
+    pruned = onnx.load_from_string(
+        to_bytes(
+            cut(analysis, Plan(analysis.digest, {name: (0, 3)}, {name: 32}, {}, analysis.options))
+        )
+    )
     assert carried(pruned) == carried(original)
     assert pruned.graph.initializer[0].dims[0] == 2
 
@@ -82,7 +97,9 @@ def test_the_same_bytes_twice() -> None:
 
 
 def test_weights_are_not_copied_before_they_are_asked_for(tmp_path: Path) -> None:
-    big = net("float[1,1000] x | float[1000,3000] w1, float[3000,10] w2 | a = MatMul(x, w1); y = MatMul(a, w2)")
+    big = net(
+        "float[1,1000] x | float[1000,3000] w1, float[3000,10] w2 | a = MatMul(x, w1); y = MatMul(a, w2)"
+    )
     onnx.save(big, tmp_path / "m.onnx")
     model = load(tmp_path / "m.onnx")
     assert not model.proto.graph.initializer[0].raw_data
@@ -90,29 +107,64 @@ def test_weights_are_not_copied_before_they_are_asked_for(tmp_path: Path) -> Non
         "import sys, tracemalloc; tracemalloc.start(); from onnxprune.ir.io import load; m = load(sys.argv[1]);"
         "sizes = [t.size for t in tracemalloc.take_snapshot().traces]; print(max(sizes))"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.onnx")], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.onnx")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert int(out.stdout) < 2**20 < 12_000_000
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int8, np.uint8, np.int16, np.int32, np.int64, np.bool_])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float32, np.float16, np.float64, np.int8, np.uint8, np.int16, np.int32, np.int64, np.bool_],
+)
 def test_values_of_every_type(dtype: type) -> None:
     values = np.arange(600).reshape(20, 30).astype(dtype)
-    for tensor in (numpy_helper.from_array(values, "w"), helper.make_tensor("w", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), values.shape, values.ravel().tolist())):
-        graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [helper.make_tensor_value_info("y", tensor.data_type, values.shape)], [tensor])
+    for tensor in (
+        numpy_helper.from_array(values, "w"),
+        helper.make_tensor(
+            "w",
+            helper.np_dtype_to_tensor_dtype(np.dtype(dtype)),
+            values.shape,
+            values.ravel().tolist(),
+        ),
+    ):
+        graph = helper.make_graph(
+            [helper.make_node("Identity", ["w"], ["y"])],
+            "g",
+            [],
+            [helper.make_tensor_value_info("y", tensor.data_type, values.shape)],
+            [tensor],
+        )
         model = load(helper.make_model(graph))
         np.testing.assert_array_equal(model.weights["w"].array(), values)
-        np.testing.assert_array_equal(numpy_helper.to_array(onnx.load_from_string(to_bytes(model)).graph.initializer[0]), values)
+        np.testing.assert_array_equal(
+            numpy_helper.to_array(onnx.load_from_string(to_bytes(model)).graph.initializer[0]),
+            values,
+        )
 
 
 @pytest.mark.parametrize("name", ["BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2", "INT4", "UINT4"])
 def test_values_of_types_without_a_numpy_form(name: str) -> None:
     tensor = helper.make_tensor("w", getattr(TensorProto, name), (6, 4), np.arange(24) % 7)
-    graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [helper.make_tensor_value_info("y", tensor.data_type, (6, 4))], [tensor])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["y"])],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", tensor.data_type, (6, 4))],
+        [tensor],
+    )
     model = load(helper.make_model(graph))
     expected = numpy_helper.to_array(tensor)
-    np.testing.assert_array_equal(model.weights["w"].array().astype(np.float32), expected.astype(np.float32))
+    np.testing.assert_array_equal(
+        model.weights["w"].array().astype(np.float32), expected.astype(np.float32)
+    )
     again = onnx.load_from_string(to_bytes(model)).graph.initializer[0]
-    np.testing.assert_array_equal(numpy_helper.to_array(again).astype(np.float32), expected.astype(np.float32))
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(again).astype(np.float32), expected.astype(np.float32)
+    )
 
 
 # ---------------------------------------------------------------- external data
@@ -122,12 +174,20 @@ def test_external_data_round_trip(tmp_path: Path) -> None:
     original = net(TEXT)
     save(load(original), tmp_path / "m.onnx", external_data=True)
     assert (tmp_path / "m.onnx.data").stat().st_size >= 4 * 32 * 4 * 9
-    assert max(len(t.raw_data) for t in onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer) <= INLINE_BYTES
+    assert (
+        max(
+            len(t.raw_data)
+            for t in onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer
+        )
+        <= INLINE_BYTES
+    )
     by_onnx = onnx.load(tmp_path / "m.onnx")
     ours = load(tmp_path / "m.onnx")
-    for tensor, first in zip(by_onnx.graph.initializer, original.graph.initializer):
+    for tensor, first in zip(by_onnx.graph.initializer, original.graph.initializer, strict=False):
         np.testing.assert_array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(first))
-        np.testing.assert_array_equal(ours.weights[tensor.name].array(), numpy_helper.to_array(first))
+        np.testing.assert_array_equal(
+            ours.weights[tensor.name].array(), numpy_helper.to_array(first)
+        )
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -139,16 +199,29 @@ def test_a_file_that_becomes_shorter_is_told(tmp_path: Path, external: bool) -> 
         "try: print(sum(w.array().sum() for w in model.weights.values()))\nexcept Exception as problem: print(problem.code)"
     )
     shortened = tmp_path / ("m.onnx.data" if external else "m.onnx")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "m.onnx", shortened], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "m.onnx", shortened],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "model-changed"), done.stderr
 
 
 def test_external_data_of_onnx_is_read(tmp_path: Path) -> None:
     original = net(TEXT)
-    onnx.save(original, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    onnx.save(
+        original,
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+    )
     ours = load(tmp_path / "m.onnx")
     for tensor in net(TEXT).graph.initializer:
-        np.testing.assert_array_equal(ours.weights[tensor.name].array(), numpy_helper.to_array(tensor))
+        np.testing.assert_array_equal(
+            ours.weights[tensor.name].array(), numpy_helper.to_array(tensor)
+        )
 
 
 def external(tmp_path: Path, **entries: str) -> Path:
@@ -165,11 +238,16 @@ def external(tmp_path: Path, **entries: str) -> Path:
 @pytest.mark.parametrize(
     ("entries", "code"),
     [
-        ({"location": "gone.bin"}, "external-data"), ({}, "external-data-outside"), ({"location": "../up.bin"}, "external-data-outside"),
-        ({"location": "/etc/passwd"}, "external-data-outside"), ({"location": "w.bin", "offset": "many"}, "external-data"),
-        ({"location": "w.bin", "offset": "-4"}, "external-data"), ({"location": "w.bin", "length": "999999999"}, "external-data"), ({"location": "w.bin", "length": "8"}, "model-truncated"),
+        ({"location": "gone.bin"}, "external-data"),
+        ({}, "external-data-outside"),
+        ({"location": "../up.bin"}, "external-data-outside"),
+        ({"location": "/etc/passwd"}, "external-data-outside"),
+        ({"location": "w.bin", "offset": "many"}, "external-data"),
+        ({"location": "w.bin", "offset": "-4"}, "external-data"),
+        ({"location": "w.bin", "length": "999999999"}, "external-data"),
+        ({"location": "w.bin", "length": "8"}, "model-truncated"),
     ],
-)  # fmt: skip
+)
 def test_external_data_that_is_wrong(tmp_path: Path, entries: dict[str, str], code: str) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(4 * 32 * 4 * 9))
     (tmp_path.parent / "up.bin").write_bytes(bytes(4 * 32 * 4 * 9))
@@ -192,14 +270,23 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
 
 def test_no_file_empty_file_folder(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
-    for path, code in ((tmp_path / "no.onnx", "model-unreadable"), (tmp_path / "empty.onnx", "model-empty"), (tmp_path, "model-unreadable")):
+    for path, code in (
+        (tmp_path / "no.onnx", "model-unreadable"),
+        (tmp_path / "empty.onnx", "model-empty"),
+        (tmp_path, "model-unreadable"),
+    ):
         with pytest.raises(ModelError) as caught:
             load(path)
         assert caught.value.code == code
 
 
 def test_something_else_than_onnx(tmp_path: Path) -> None:
-    for data in (b"hello, this is text\n" * 40, b"\x89PNG\r\n\x1a\n" + bytes(500), bytes(1000), b"PK\x03\x04" * 200):
+    for data in (
+        b"hello, this is text\n" * 40,
+        b"\x89PNG\r\n\x1a\n" + bytes(500),
+        bytes(1000),
+        b"PK\x03\x04" * 200,
+    ):
         (tmp_path / "x").write_bytes(data)
         with pytest.raises(ModelError, match="not an ONNX model"):
             load(tmp_path / "x")

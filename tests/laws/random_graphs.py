@@ -16,7 +16,20 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 OPSET = 18
 BATCH, CHANNELS, SIDE = 2, 3, 4
 LARGEST = 40  # channels a tensor may reach
-UNARY = ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Abs", "Elu", "Softplus", "Neg", "HardSwish", "Identity", "Erf", "Softsign")
+UNARY = (
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "LeakyRelu",
+    "Abs",
+    "Elu",
+    "Softplus",
+    "Neg",
+    "HardSwish",
+    "Identity",
+    "Erf",
+    "Softsign",
+)
 BINARY = ("Add", "Sub", "Mul", "Max", "Min", "Mean")
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -62,17 +75,23 @@ class Grower:
     def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """Append a node; the name of its output, or of several."""
         names = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"n{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(op, list(inputs), names, name=f"n{len(self.nodes)}", **attributes)
+        )
         return names[0] if outputs == 1 else names
 
     def add(self, name: str, channels: int, side: int) -> Image:
         self.images.append(Image(name, channels, side))
         return self.images[-1]
 
-    def conv(self, x: Image, channels: int, *, kernel: int = 1, group: int = 1, stride: int = 1) -> Image:
+    def conv(
+        self, x: Image, channels: int, *, kernel: int = 1, group: int = 1, stride: int = 1
+    ) -> Image:
         w = self.weight(channels, x.channels // group, kernel, kernel)
         bias = [self.weight(channels)] if self.draw(st.booleans()) else []
-        out = self.node("Conv", x.name, w, *bias, group=group, strides=[stride] * 2, pads=[kernel // 2] * 4)
+        out = self.node(
+            "Conv", x.name, w, *bias, group=group, strides=[stride] * 2, pads=[kernel // 2] * 4
+        )
         return self.add(out, channels, (x.side - 1) // stride + 1)
 
     def model(self) -> ModelProto:
@@ -81,11 +100,20 @@ class Grower:
         ends = [self.conv(last, 3)]
         if self.draw(st.booleans()):
             ends.append(self.conv(self.pick(self.images), 2))
-        outputs = [helper.make_tensor_value_info(e.name, TensorProto.FLOAT, [BATCH, e.channels, e.side, e.side]) for e in dict.fromkeys(ends)]
-        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [BATCH, CHANNELS, SIDE, SIDE])]
+        outputs = [
+            helper.make_tensor_value_info(
+                e.name, TensorProto.FLOAT, [BATCH, e.channels, e.side, e.side]
+            )
+            for e in dict.fromkeys(ends)
+        ]
+        inputs = [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [BATCH, CHANNELS, SIDE, SIDE])
+        ]
         initializers = [numpy_helper.from_array(v, n) for n, v in self.weights.items()]
         graph = helper.make_graph(self.nodes, "random", inputs, outputs, initializers)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8
+        )
 
 
 # ---------------------------------------------------------------- blocks: (Grower, Image) -> nothing; where one does not fit it does nothing
@@ -106,7 +134,9 @@ def transposed(g: Grower, x: Image) -> None:
     group = g.pick([d for d in range(1, x.channels + 1) if x.channels % d == 0])
     each = g.integer(1, max(1, 8 // group))
     if x.side <= SIDE:
-        out = g.node("ConvTranspose", x.name, g.weight(x.channels, each, 2, 2), group=group, strides=[2, 2])
+        out = g.node(
+            "ConvTranspose", x.name, g.weight(x.channels, each, 2, 2), group=group, strides=[2, 2]
+        )
         g.add(out, group * each, 2 * x.side)
 
 
@@ -121,7 +151,9 @@ def binary(g: Grower, x: Image) -> None:
 
 def per_channel(g: Grower, x: Image) -> None:
     shape = g.pick([(x.channels, 1, 1), (1, x.channels, 1, 1), (1,), (x.channels, x.side, x.side)])
-    g.add(g.node(g.pick(["Add", "Mul", "Sub", "PRelu"]), x.name, g.weight(*shape)), x.channels, x.side)
+    g.add(
+        g.node(g.pick(["Add", "Mul", "Sub", "PRelu"]), x.name, g.weight(*shape)), x.channels, x.side
+    )
 
 
 def batchnorm(g: Grower, x: Image) -> None:
@@ -147,7 +179,9 @@ def normalise(g: Grower, x: Image) -> None:
 
 def residual(g: Grower, x: Image) -> None:
     inner = g.conv(x, g.integer(2, 6))
-    back = g.conv(Image(g.node("Relu", inner.name), inner.channels, inner.side), x.channels, kernel=3)
+    back = g.conv(
+        Image(g.node("Relu", inner.name), inner.channels, inner.side), x.channels, kernel=3
+    )
     g.add(g.node("Add", x.name, back.name), x.channels, x.side)
 
 
@@ -155,7 +189,11 @@ def concat(g: Grower, x: Image) -> None:
     like = [i for i in g.images if i.side == x.side]
     parts = [x, *(g.pick(like) for _ in range(g.integer(1, 2)))]
     if sum(p.channels for p in parts) <= LARGEST:
-        g.add(g.node("Concat", *(p.name for p in parts), axis=g.pick([1, -3])), sum(p.channels for p in parts), x.side)
+        g.add(
+            g.node("Concat", *(p.name for p in parts), axis=g.pick([1, -3])),
+            sum(p.channels for p in parts),
+            x.side,
+        )
 
 
 def split(g: Grower, x: Image) -> None:
@@ -175,10 +213,20 @@ def halves(g: Grower, x: Image) -> None:
 
 
 def slice_(g: Grower, x: Image) -> None:
-    start, end, step = g.integer(-x.channels, x.channels - 1), g.integer(-x.channels, x.channels + 2), g.pick([1, 1, 1, 2, -1])
+    start, end, step = (
+        g.integer(-x.channels, x.channels - 1),
+        g.integer(-x.channels, x.channels + 2),
+        g.pick([1, 1, 1, 2, -1]),
+    )
     count = len(range(*slice(start, end, step).indices(x.channels)))
     if count:
-        g.add(g.node("Slice", x.name, g.ints(start), g.ints(end), g.ints(g.pick([1, -3])), g.ints(step)), count, x.side)
+        g.add(
+            g.node(
+                "Slice", x.name, g.ints(start), g.ints(end), g.ints(g.pick([1, -3])), g.ints(step)
+            ),
+            count,
+            x.side,
+        )
 
 
 def gather(g: Grower, x: Image) -> None:
@@ -188,7 +236,11 @@ def gather(g: Grower, x: Image) -> None:
 
 def pad(g: Grower, x: Image) -> None:
     before, after, edge = g.integer(0, 2), g.integer(0, 2), g.integer(0, 1) if x.side <= SIDE else 0
-    g.add(g.node("Pad", x.name, g.ints(0, before, edge, edge, 0, after, edge, edge)), x.channels + before + after, x.side + 2 * edge)
+    g.add(
+        g.node("Pad", x.name, g.ints(0, before, edge, edge, 0, after, edge, edge)),
+        x.channels + before + after,
+        x.side + 2 * edge,
+    )
 
 
 def pool(g: Grower, x: Image) -> None:
@@ -199,7 +251,10 @@ def pool(g: Grower, x: Image) -> None:
 
 def squeeze_excite(g: Grower, x: Image) -> None:
     mean = Image(g.node(g.pick(["GlobalAveragePool", "GlobalMaxPool"]), x.name), x.channels, 1)
-    gate = g.conv(Image(g.node("Relu", g.conv(mean, g.integer(2, 4)).name), g.images[-1].channels, 1), x.channels)
+    gate = g.conv(
+        Image(g.node("Relu", g.conv(mean, g.integer(2, 4)).name), g.images[-1].channels, 1),
+        x.channels,
+    )
     g.add(g.node("Mul", x.name, g.node("Sigmoid", gate.name)), x.channels, x.side)
 
 
@@ -207,19 +262,31 @@ def shuffle(g: Grower, x: Image) -> None:
     factor = g.pick([d for d in range(1, x.channels + 1) if x.channels % d == 0])
     a = g.node("Reshape", x.name, g.ints(BATCH, factor, x.channels // factor, x.side, x.side))
     b = g.node("Transpose", a, perm=[0, 2, 1, 3, 4])
-    g.add(g.node("Reshape", b, g.ints(g.pick([0, -1]), x.channels, x.side, x.side)), x.channels, x.side)
+    g.add(
+        g.node("Reshape", b, g.ints(g.pick([0, -1]), x.channels, x.side, x.side)),
+        x.channels,
+        x.side,
+    )
 
 
 def reduce_factor(g: Grower, x: Image) -> None:
     """A part of a channel axis summed over, or its largest taken."""
     factor = g.pick([d for d in range(1, x.channels + 1) if x.channels % d == 0])
     rest = x.channels // factor
-    a = g.node("Reshape", x.name, g.ints(*g.pick([(0, factor, rest, x.side, x.side), (BATCH, factor, -1, x.side, x.side)])))
+    a = g.node(
+        "Reshape",
+        x.name,
+        g.ints(*g.pick([(0, factor, rest, x.side, x.side), (BATCH, factor, -1, x.side, x.side)])),
+    )
     axis = g.integer(1, 2)
     if g.draw(st.booleans()):
-        g.add(g.node("ReduceSum", a, g.ints(axis), keepdims=0), rest if axis == 1 else factor, x.side)
+        g.add(
+            g.node("ReduceSum", a, g.ints(axis), keepdims=0), rest if axis == 1 else factor, x.side
+        )
     else:
-        g.add(g.node("ReduceMax", a, g.ints(axis), keepdims=0), rest if axis == 1 else factor, x.side)
+        g.add(
+            g.node("ReduceMax", a, g.ints(axis), keepdims=0), rest if axis == 1 else factor, x.side
+        )
 
 
 def channels_last(g: Grower, x: Image) -> None:
@@ -231,12 +298,20 @@ def channels_last(g: Grower, x: Image) -> None:
 
 def contraction(g: Grower, x: Image) -> None:
     channels = g.integer(2, 6)
-    g.add(g.node("Einsum", x.name, g.weight(channels, x.channels), equation="bchw,dc->bdhw"), channels, x.side)
+    g.add(
+        g.node("Einsum", x.name, g.weight(channels, x.channels), equation="bchw,dc->bdhw"),
+        channels,
+        x.side,
+    )
 
 
 def depth_and_space(g: Grower, x: Image) -> None:
     if x.channels % 4 == 0 and x.side <= SIDE:
-        g.add(g.node("DepthToSpace", x.name, blocksize=2, mode=g.pick(["DCR", "CRD"])), x.channels // 4, 2 * x.side)
+        g.add(
+            g.node("DepthToSpace", x.name, blocksize=2, mode=g.pick(["DCR", "CRD"])),
+            x.channels // 4,
+            2 * x.side,
+        )
     elif x.side % 2 == 0 and 4 * x.channels <= LARGEST:
         g.add(g.node("SpaceToDepth", x.name, blocksize=2), 4 * x.channels, x.side // 2)
 
@@ -250,16 +325,27 @@ def interleave(g: Grower, x: Image) -> None:
     if 2 * x.channels <= LARGEST:
         a = g.node("Unsqueeze", x.name, g.ints(2))
         b = g.node("Expand", a, g.ints(1, 1, 2, 1, 1))
-        g.add(g.node("Reshape", b, g.ints(0, 2 * x.channels, x.side, x.side)), 2 * x.channels, x.side)
+        g.add(
+            g.node("Reshape", b, g.ints(0, 2 * x.channels, x.side, x.side)), 2 * x.channels, x.side
+        )
 
 
 def resize(g: Grower, x: Image) -> None:
     if x.side > SIDE:
         return
     if g.draw(st.booleans()):
-        out = g.node("Resize", x.name, "", g.constant(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
+        out = g.node(
+            "Resize", x.name, "", g.constant(np.array([1, 1, 2, 2], np.float32)), mode="nearest"
+        )
     else:
-        out = g.node("Resize", x.name, "", "", g.ints(BATCH, x.channels, 2 * x.side, 2 * x.side), mode="linear")
+        out = g.node(
+            "Resize",
+            x.name,
+            "",
+            "",
+            g.ints(BATCH, x.channels, 2 * x.side, 2 * x.side),
+            mode="linear",
+        )
     g.add(out, x.channels, 2 * x.side)
 
 
@@ -272,11 +358,21 @@ def attention(g: Grower, x: Image) -> None:
         flat = g.node("MatMul", tokens, g.weight(x.channels, heads * size))
         return g.node("Transpose", g.node("Reshape", flat, g.ints(0, 0, heads, size)), perm=perm)
 
-    scores = g.node("Softmax", g.node("MatMul", project(width, [0, 2, 1, 3]), project(width, [0, 2, 3, 1])), axis=-1)
-    mixed = g.node("Transpose", g.node("MatMul", scores, project(values, [0, 2, 1, 3])), perm=[0, 2, 1, 3])
+    scores = g.node(
+        "Softmax",
+        g.node("MatMul", project(width, [0, 2, 1, 3]), project(width, [0, 2, 3, 1])),
+        axis=-1,
+    )
+    mixed = g.node(
+        "Transpose", g.node("MatMul", scores, project(values, [0, 2, 1, 3])), perm=[0, 2, 1, 3]
+    )
     flat = g.node("Reshape", mixed, g.ints(0, 0, heads * values))
     out = g.node("MatMul", flat, g.weight(heads * values, x.channels))
-    back = g.node("Reshape", g.node("Transpose", out, perm=[0, 2, 1]), g.ints(BATCH, x.channels, x.side, x.side))
+    back = g.node(
+        "Reshape",
+        g.node("Transpose", out, perm=[0, 2, 1]),
+        g.ints(BATCH, x.channels, x.side, x.side),
+    )
     g.add(g.node("Add", back, x.name), x.channels, x.side)
 
 
@@ -287,15 +383,56 @@ def lstm(g: Grower, x: Image) -> None:
     op, gates = g.pick([("LSTM", 4), ("GRU", 3), ("RNN", 1)])
     rows = g.node("ReduceSum", x.name, g.ints(3), keepdims=0)
     steps = g.node("Transpose", rows, perm=[2, 0, 1])
-    out = g.node(op, steps, g.weight(d, gates * hidden, x.channels), g.weight(d, gates * hidden, hidden), hidden_size=hidden, direction=way)
-    flat = g.node("Reshape", g.node("Transpose", out, perm=[2, 1, 3, 0]), g.ints(BATCH, d * hidden, x.side, 1))
+    out = g.node(
+        op,
+        steps,
+        g.weight(d, gates * hidden, x.channels),
+        g.weight(d, gates * hidden, hidden),
+        hidden_size=hidden,
+        direction=way,
+    )
+    flat = g.node(
+        "Reshape", g.node("Transpose", out, perm=[2, 1, 3, 0]), g.ints(BATCH, d * hidden, x.side, 1)
+    )
     g.add(g.node("Expand", flat, g.ints(1, 1, x.side, x.side)), d * hidden, x.side)
 
 
 BLOCKS = (
-    dense, dense, dense, grouped, grouped, transposed, unary, unary, binary, binary, per_channel, batchnorm, normalise, residual, concat, concat, split, split, halves, slice_, gather,
-    pad, pool, squeeze_excite, shuffle, reduce_factor, channels_last, contraction, depth_and_space, tile, interleave, resize, attention, lstm,
-)  # fmt: skip
+    dense,
+    dense,
+    dense,
+    grouped,
+    grouped,
+    transposed,
+    unary,
+    unary,
+    binary,
+    binary,
+    per_channel,
+    batchnorm,
+    normalise,
+    residual,
+    concat,
+    concat,
+    split,
+    split,
+    halves,
+    slice_,
+    gather,
+    pad,
+    pool,
+    squeeze_excite,
+    shuffle,
+    reduce_factor,
+    channels_last,
+    contraction,
+    depth_and_space,
+    tile,
+    interleave,
+    resize,
+    attention,
+    lstm,
+)
 
 
 @st.composite

@@ -14,12 +14,17 @@ from random_graphs import graphs
 from test_laws import all_laws
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.io import load
+from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.shapes import infer
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-few = settings(max_examples=int(os.environ.get("ONNXPRUNE_EXAMPLES", "40")), deadline=None, suppress_health_check=_QUIET, derandomize=True)
+few = settings(
+    max_examples=int(os.environ.get("ONNXPRUNE_EXAMPLES", "40")),
+    deadline=None,
+    suppress_health_check=_QUIET,
+    derandomize=True,
+)
 seeds = st.integers(0, 2**16)
 
 
@@ -46,16 +51,32 @@ def wrapped(model: ModelProto, kind: str, seed: int) -> tuple[ModelProto, set[st
         return copies
 
     def outputs(suffix: str) -> list:
-        return [helper.make_tensor_value_info(i.name + suffix, i.type.tensor_type.elem_type, [d.dim_value for d in i.type.tensor_type.shape.dim]) for i in infos]
+        return [
+            helper.make_tensor_value_info(
+                i.name + suffix,
+                i.type.tensor_type.elem_type,
+                [d.dim_value for d in i.type.tensor_type.shape.dim],
+            )
+            for i in infos
+        ]
 
     if kind == "If":
         proto.graph.input.append(helper.make_tensor_value_info("chosen", TensorProto.BOOL, []))
-        branches = {f"{b}_branch": helper.make_graph(body(f"_{b}"), b, [], outputs(f"_{b}")) for b in ("then", "else")}
+        branches = {
+            f"{b}_branch": helper.make_graph(body(f"_{b}"), b, [], outputs(f"_{b}"))
+            for b in ("then", "else")
+        }
         middle = [helper.make_node("If", ["chosen"], results, name="If", **branches)]
     else:
         middle = _once(kind, body("_in"), outputs("_in"), results)
-        once, axis, clock = ("once", TensorProto.INT64, [], [1]), ("axis0", TensorProto.INT64, [1], [0]), ("clock", TensorProto.FLOAT, [1], [0])
-        proto.graph.initializer.extend(helper.make_tensor(*tensor) for tensor in (once, axis, clock))
+        once, axis, clock = (
+            ("once", TensorProto.INT64, [], [1]),
+            ("axis0", TensorProto.INT64, [1], [0]),
+            ("clock", TensorProto.FLOAT, [1], [0]),
+        )
+        proto.graph.initializer.extend(
+            helper.make_tensor(*tensor) for tensor in (once, axis, clock)
+        )
     del proto.graph.node[:]
     proto.graph.node.extend([*nodes[:start], *middle, *nodes[end:]])
     for tensor in proto.graph.initializer:
@@ -70,12 +91,27 @@ def _once(kind: str, nodes: list[NodeProto], outputs: list, results: list[str]) 
     if kind == "Loop":
         going = helper.make_tensor_value_info("going", TensorProto.BOOL, [])
         inputs = [helper.make_tensor_value_info("count", TensorProto.INT64, []), going]
-        body = helper.make_graph([helper.make_node("Identity", ["going"], ["goes"]), *nodes], "body", inputs, [helper.make_tensor_value_info("goes", TensorProto.BOOL, []), *outputs])
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["going"], ["goes"]), *nodes],
+            "body",
+            inputs,
+            [helper.make_tensor_value_info("goes", TensorProto.BOOL, []), *outputs],
+        )
         node = helper.make_node("Loop", ["once", ""], stacks, name="Loop", body=body)
     else:
-        body = helper.make_graph(nodes, "body", [helper.make_tensor_value_info("tick", TensorProto.FLOAT, [])], outputs)
-        node = helper.make_node("Scan", ["clock"], stacks, name="Scan", body=body, num_scan_inputs=1)
-    return [node, *(helper.make_node("Squeeze", [s, "axis0"], [r], name=f"{r}_single") for s, r in zip(stacks, results))]
+        body = helper.make_graph(
+            nodes, "body", [helper.make_tensor_value_info("tick", TensorProto.FLOAT, [])], outputs
+        )
+        node = helper.make_node(
+            "Scan", ["clock"], stacks, name="Scan", body=body, num_scan_inputs=1
+        )
+    return [
+        node,
+        *(
+            helper.make_node("Squeeze", [s, "axis0"], [r], name=f"{r}_single")
+            for s, r in zip(stacks, results, strict=False)
+        ),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])

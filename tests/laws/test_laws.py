@@ -31,10 +31,17 @@ from onnxprune.surgery.cut import cut
 
 SLOW_PARTS, SLOW_EXAMPLES = 4, 500
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-few = settings(max_examples=int(os.environ.get("ONNXPRUNE_EXAMPLES", "100")), deadline=None, suppress_health_check=_QUIET, derandomize=True)
+few = settings(
+    max_examples=int(os.environ.get("ONNXPRUNE_EXAMPLES", "100")),
+    deadline=None,
+    suppress_health_check=_QUIET,
+    derandomize=True,
+)
 many = settings(max_examples=SLOW_EXAMPLES, deadline=None, suppress_health_check=_QUIET)
 seeds = st.integers(0, 2**16)
-TOLERANCE = 1e-4  # products of many tensors grow and cancel, and the two graphs sum in different order
+TOLERANCE = (
+    1e-4  # products of many tensors grow and cancel, and the two graphs sum in different order
+)
 
 
 def all_laws(model: ModelProto, seed: int) -> None:
@@ -68,7 +75,9 @@ def unknown_op_freezes_only_more(model: ModelProto, seed: int) -> None:
     name = nodes[at].output[0]
     for node in strange.proto.graph.node[at + 1 :]:
         node.input[:] = [f"{n}_strange" if n == name else n for n in node.input]
-    strange.proto.graph.node.insert(at + 1, helper.make_node("Mystery", [name], [f"{name}_strange"], domain="elsewhere"))
+    strange.proto.graph.node.insert(
+        at + 1, helper.make_node("Mystery", [name], [f"{name}_strange"], domain="elsewhere")
+    )
     kind = analysis.shapes.types[name]
     strange.proto.graph.value_info.append(onnx.ValueInfoProto(name=f"{name}_strange", type=kind))
     strange.proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
@@ -89,7 +98,10 @@ def test_whole_blocks(model: ModelProto, seed: int) -> None:
     rng = np.random.default_rng(seed)
     analysis = analyse(load(model))
     blocks = [block for block in whole_blocks(analysis).values() if rng.random() < 0.7]
-    plan = plan_of(analysis, {**random_plan(analysis, rng).kept, **{group: () for block in blocks for group in block}})
+    plan = plan_of(
+        analysis,
+        {**random_plan(analysis, rng).kept, **{group: () for block in blocks for group in block}},
+    )
     pruned, _ = assert_exact(analysis, plan, tolerance=TOLERANCE)
     macs = counted_macs(onnx.load_from_string(to_bytes(pruned)))
     assert macs is None or macs == analysis.cost(plan.kept).macs

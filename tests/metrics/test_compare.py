@@ -8,12 +8,12 @@ import numpy as np
 import onnx.parser
 import pytest
 
+from onnxprune.data.labelled import open_labelled
 from onnxprune.errors import UsageError
+from onnxprune.ir.io import load
 from onnxprune.metrics import Options, find_metric
 from onnxprune.metrics.base import resample, spread
 from onnxprune.metrics.compare import compare, compare_metrics, mcnemar
-from onnxprune.data.labelled import open_labelled
-from onnxprune.ir.io import load
 from onnxprune.types import Cost
 
 BOOTSTRAP = 0.15  # relative; 400 draws give the deviation to about 4 %
@@ -37,12 +37,18 @@ def test_mcnemar_and_paired_error_are_exact():
     found = compare_metrics(a, b)
     first, second = a.outcomes(), b.outcomes()
     only_a, only_b = int((first > second).sum()), int((second > first).sum())
-    assert (found.only_a, found.only_b) == (only_a, only_b) and found.difference == pytest.approx((only_b - only_a) / 300)
-    tail = sum(math.comb(only_a + only_b, k) for k in range(min(only_a, only_b) + 1)) / 2 ** (only_a + only_b)
+    assert (found.only_a, found.only_b) == (only_a, only_b) and found.difference == pytest.approx(
+        (only_b - only_a) / 300
+    )
+    tail = sum(math.comb(only_a + only_b, k) for k in range(min(only_a, only_b) + 1)) / 2 ** (
+        only_a + only_b
+    )
     assert found.mcnemar == pytest.approx(min(1, 2 * tail)) and mcnemar(0, 0) == 1
     assert found.standard_error == pytest.approx(np.std(second - first, ddof=1) / math.sqrt(300))
     drawn = resample([a, b], 400, np.random.default_rng(1))
-    assert spread([y.value - x.value for x, y in drawn]) == pytest.approx(found.standard_error, rel=BOOTSTRAP)
+    assert spread([y.value - x.value for x, y in drawn]) == pytest.approx(
+        found.standard_error, rel=BOOTSTRAP
+    )
     assert found.interval[0] < found.difference < found.interval[1]
 
 
@@ -56,13 +62,26 @@ def test_classes_and_subset():
     (a, b), labels = pair(2)
     found = compare_metrics(a, b, [1, 3], names=["n", "one"])
     chosen = np.isin(labels, [1, 3])
-    assert found.subset_a == pytest.approx(a.outcomes()[chosen].mean()) and found.a.value == pytest.approx(a.outcomes().mean())
+    assert found.subset_a == pytest.approx(
+        a.outcomes()[chosen].mean()
+    ) and found.a.value == pytest.approx(a.outcomes().mean())
     assert [(r.index, r.name) for r in found.classes] == [(1, "one"), (3, "3")]
     row = found.classes[0]
     mine = labels == 1
-    assert row.a == pytest.approx(a.outcomes()[mine].mean()) and row.count == mine.sum() and row.difference == pytest.approx(row.b - row.a)
-    assert row.standard_error == pytest.approx(np.std((b.outcomes() - a.outcomes())[mine]) / math.sqrt(mine.sum()), rel=BOOTSTRAP)
-    assert found.mcnemar is None and [r[0] for r in found.rows()] == ["top1", "top1 of 2 classes", "one", "3"]
+    assert (
+        row.a == pytest.approx(a.outcomes()[mine].mean())
+        and row.count == mine.sum()
+        and row.difference == pytest.approx(row.b - row.a)
+    )
+    assert row.standard_error == pytest.approx(
+        np.std((b.outcomes() - a.outcomes())[mine]) / math.sqrt(mine.sum()), rel=BOOTSTRAP
+    )
+    assert found.mcnemar is None and [r[0] for r in found.rows()] == [
+        "top1",
+        "top1 of 2 classes",
+        "one",
+        "3",
+    ]
     with pytest.raises(UsageError, match="no sample of class 9"):
         compare_metrics(a, b, [9])
 
@@ -70,35 +89,70 @@ def test_classes_and_subset():
 def test_the_same_model_does_not_differ():
     (a, _), _ = pair()
     found = compare_metrics(a, a)
-    assert found.difference == found.standard_error == 0 and found.interval == (0, 0) and found.mcnemar == 1
+    assert (
+        found.difference == found.standard_error == 0
+        and found.interval == (0, 0)
+        and found.mcnemar == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["miou", "coco"])
 def test_other_metrics_have_a_spread_too(name):
     rng = np.random.default_rng(3)
-    metrics = [find_metric(name, Options(classes=3, decoder=lambda o, n: list(o["y"]))) for _ in range(2)]
+    metrics = [
+        find_metric(name, Options(classes=3, decoder=lambda o, n: list(o["y"]))) for _ in range(2)
+    ]
     for k in range(12):
         if name == "miou":
             labels = {"masks": rng.integers(0, 3, (1, 4, 4))}
-            outputs = [{"y": np.where(rng.random((1, 4, 4)) < p, labels["masks"], 0)} for p in (0.9, 0.6)]
+            outputs = [
+                {"y": np.where(rng.random((1, 4, 4)) < p, labels["masks"], 0)} for p in (0.9, 0.6)
+            ]
         else:
             corner = rng.uniform(0, 0.4, (3, 2))
-            labels = {"boxes": np.c_[np.zeros(3), np.arange(3), corner + 0.25, np.full((3, 2), 0.5)]}
-            outputs = [{"y": np.c_[corner + s, corner + 0.5, rng.random(3), np.arange(3)][None]} for s in (0.0, rng.choice([0.0, 0.1]))]
-        for metric, output in zip(metrics, outputs):
+            labels = {
+                "boxes": np.c_[np.zeros(3), np.arange(3), corner + 0.25, np.full((3, 2), 0.5)]
+            }
+            outputs = [
+                {"y": np.c_[corner + s, corner + 0.5, rng.random(3), np.arange(3)][None]}
+                for s in (0.0, rng.choice([0.0, 0.1]))
+            ]
+        for metric, output in zip(metrics, outputs, strict=False):
             metric.update(output, labels)
     found = compare_metrics(*metrics)
-    assert found.difference < 0 < found.standard_error and found.interval[0] < found.difference < found.interval[1]
+    assert (
+        found.difference < 0 < found.standard_error
+        and found.interval[0] < found.difference < found.interval[1]
+    )
     assert found.mcnemar is None and len(found.classes) == 3 and "12 samples" in found.warnings[0]
     assert found.as_dict()["a"]["metric"] == name
 
 
 def test_models_end_to_end(tmp_path):
     text = '<ir_version: 8, opset_import: ["" : 13]> agraph (float[N,3] x) => (float[N,3] y) <float[3] k = {KK}> { y = Add(x, k) }'
-    a, b = (load(onnx.parser.parse_model(text.replace("KK", k))) for k in ("0.0, 0.0, 0.0", "0.0, 0.0, 9.0"))
-    np.savez(tmp_path / "d.npz", x=np.eye(3, dtype=np.float32)[[0, 1, 2, 2]], labels=np.array([0, 1, 2, 2]))
+    a, b = (
+        load(onnx.parser.parse_model(text.replace("KK", k)))
+        for k in ("0.0, 0.0, 0.0", "0.0, 0.0, 9.0")
+    )
+    np.savez(
+        tmp_path / "d.npz",
+        x=np.eye(3, dtype=np.float32)[[0, 1, 2, 2]],
+        labels=np.array([0, 1, 2, 2]),
+    )
     data = open_labelled(tmp_path / "d.npz", {"x": (["N", 3], "tensor(float)")})
     found = compare(a, b, data, "top1", cost=lambda m: Cost(10, 20, 80, 5), batch_size=3)
-    assert found.a.value == 1 and found.b.value == 0.5 and found.only_a == 2 and found.cost_a.macs == 10
-    assert [r[:4] for r in found.rows()][:1] == [("macs", 10, 10, 0)] and [r.b for r in found.classes] == [0, 0, 1]
-    assert found.as_dict()["cost"]["b"] == {"macs": 10, "params": 20, "bytes": 80, "activation_bytes": 5}
+    assert (
+        found.a.value == 1
+        and found.b.value == 0.5
+        and found.only_a == 2
+        and found.cost_a.macs == 10
+    )
+    assert [r[:4] for r in found.rows()][:1] == [("macs", 10, 10, 0)] and [
+        r.b for r in found.classes
+    ] == [0, 0, 1]
+    assert found.as_dict()["cost"]["b"] == {
+        "macs": 10,
+        "params": 20,
+        "bytes": 80,
+        "activation_bytes": 5,
+    }

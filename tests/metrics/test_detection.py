@@ -16,7 +16,9 @@ from onnxprune.metrics.pycoco import official_map
 SAME = 1e-9  # both compute in float64; the order of sums differs
 
 
-def scene(seed: int, images: int = 6, classes: int = 3, crowd: bool = False) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def scene(
+    seed: int, images: int = 6, classes: int = 3, crowd: bool = False
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Random boxes, and detections that are jittered copies of them and noise, without ties in score."""
     rng = np.random.default_rng(seed)
     detections, truth = [], []
@@ -25,19 +27,29 @@ def scene(seed: int, images: int = 6, classes: int = 3, crowd: bool = False) -> 
         centre, size = rng.uniform(0.2, 0.8, (count, 2)), rng.uniform(0.05, 0.4, (count, 2))
         labels = rng.integers(0, classes, count)
         columns = [np.full(count, image), labels, *centre.T, *size.T]
-        truth.append(np.stack([*columns, rng.random(count) < 0.3] if crowd else columns, 1).astype(float))
+        truth.append(
+            np.stack([*columns, rng.random(count) < 0.3] if crowd else columns, 1).astype(float)
+        )
         again = np.concatenate([np.arange(count)] * 2)
-        c = np.concatenate([centre[again] + rng.normal(0, 0.02, (2 * count, 2)), rng.uniform(0.2, 0.8, (5, 2))])
-        s = np.concatenate([size[again] * rng.uniform(0.8, 1.2, (2 * count, 2)), rng.uniform(0.05, 0.4, (5, 2))])
+        c = np.concatenate(
+            [centre[again] + rng.normal(0, 0.02, (2 * count, 2)), rng.uniform(0.2, 0.8, (5, 2))]
+        )
+        s = np.concatenate(
+            [size[again] * rng.uniform(0.8, 1.2, (2 * count, 2)), rng.uniform(0.05, 0.4, (5, 2))]
+        )
         k = np.concatenate([labels[again], rng.integers(0, classes + 1, 5)])
-        detections.append(np.concatenate([c - s / 2, c + s / 2, rng.random((len(c), 1)), k[:, None]], 1))
+        detections.append(
+            np.concatenate([c - s / 2, c + s / 2, rng.random((len(c), 1)), k[:, None]], 1)
+        )
     return detections, truth
 
 
-def stream(name: str, detections: list[np.ndarray], truth: list[np.ndarray], options: Options) -> object:
+def stream(
+    name: str, detections: list[np.ndarray], truth: list[np.ndarray], options: Options
+) -> object:
     """A metric that has seen the scene in batches of one."""
     metric = find_metric(name, options)
-    for found, boxes in zip(detections, truth):
+    for found, boxes in zip(detections, truth, strict=False):
         boxes = boxes.copy()
         boxes[:, 0] = 0
         metric.update({"boxes": found[None]}, {"boxes": boxes})
@@ -67,7 +79,10 @@ def test_map_equals_pycocotools(seed, crowd):
 def test_official_metric_is_the_same_by_name():
     pytest.importorskip("pycocotools")
     detections, truth = scene(3)
-    ours, theirs = (stream(n, detections, truth, Options(decoder=plain)).result() for n in ("coco", "coco-official"))
+    ours, theirs = (
+        stream(n, detections, truth, Options(decoder=plain)).result()
+        for n in ("coco", "coco-official")
+    )
     assert ours.value == pytest.approx(theirs.value, abs=SAME) and theirs.standard_error is None
 
 
@@ -76,7 +91,9 @@ def test_weights_count_images_as_often_as_they_say():
     detections, truth = scene(5, images=8)
     whole = stream("coco", detections, truth, Options(decoder=plain))
     chosen = [0, 2, 3, 5]
-    part = stream("coco", [detections[i] for i in chosen], [truth[i] for i in chosen], Options(decoder=plain))
+    part = stream(
+        "coco", [detections[i] for i in chosen], [truth[i] for i in chosen], Options(decoder=plain)
+    )
     weights = np.isin(np.arange(8), chosen).astype(float)
     assert whole.estimate(weights).value == pytest.approx(part.estimate().value, abs=SAME)
     assert whole.estimate(2 * weights).value == pytest.approx(part.estimate().value, abs=SAME)
@@ -87,15 +104,25 @@ def test_classes_restrict_the_mean():
     metric = stream("coco", detections, truth, Options(decoder=plain))
     every = metric.estimate().per_class
     assert metric.estimate(classes=[1]).value == pytest.approx(every[1], abs=SAME)
-    assert metric.estimate(classes=[0, 1]).value == pytest.approx((every[0] + every[1]) / 2, abs=SAME)
+    assert metric.estimate(classes=[0, 1]).value == pytest.approx(
+        (every[0] + every[1]) / 2, abs=SAME
+    )
 
 
 def test_perfect_detections_score_one_and_none_score_zero():
     _, truth = scene(7)
-    perfect = [np.concatenate([t[:, 2:4] - t[:, 4:6] / 2, t[:, 2:4] + t[:, 4:6] / 2, np.ones((len(t), 1)), t[:, 1:2]], 1) for t in truth]
+    perfect = [
+        np.concatenate(
+            [t[:, 2:4] - t[:, 4:6] / 2, t[:, 2:4] + t[:, 4:6] / 2, np.ones((len(t), 1)), t[:, 1:2]],
+            1,
+        )
+        for t in truth
+    ]
     found = stream("map50", perfect, truth, Options(decoder=plain)).result()
     assert found.value == 1 and found.details["recall"] == 1 and found.standard_error == 0
-    assert stream("coco", [p[:0] for p in perfect], truth, Options(decoder=plain)).result().value == 0
+    assert (
+        stream("coco", [p[:0] for p in perfect], truth, Options(decoder=plain)).result().value == 0
+    )
 
 
 def test_anchored_curve_begins_at_precision_one():
@@ -110,7 +137,12 @@ def test_anchored_curve_begins_at_precision_one():
 def test_a_box_is_found_once():
     box = np.array([[0.1, 0.1, 0.5, 0.5]])
     right, ignored = match(np.repeat(np.c_[box, 0.9, 0], 2, 0), box, np.zeros(1, bool))
-    assert right[0].all() and not right[1].any() and not ignored.any() and right.shape == (2, len(OVERLAPS))
+    assert (
+        right[0].all()
+        and not right[1].any()
+        and not ignored.any()
+        and right.shape == (2, len(OVERLAPS))
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -118,7 +150,15 @@ def test_a_box_is_found_once():
 def test_suppression_leaves_no_overlap_and_drops_only_overlapped(seed, limit):
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 0.5, (30, 2))
-    rows = np.concatenate([corner, corner + rng.uniform(0.1, 0.5, (30, 2)), rng.random((30, 1)), rng.integers(0, 2, (30, 1))], 1)
+    rows = np.concatenate(
+        [
+            corner,
+            corner + rng.uniform(0.1, 0.5, (30, 2)),
+            rng.random((30, 1)),
+            rng.integers(0, 2, (30, 1)),
+        ],
+        1,
+    )
     kept = suppress(rows, limit)
     for c in (0, 1):
         mine = kept[kept[:, 5] == c]
@@ -132,7 +172,11 @@ def test_native_outputs_of_the_common_exports_agree():
     rows = np.array([[[10.0, 20, 30, 60, 0.9, 2], [0, 0, 50, 50, 0.5, 1], [0, 0, 0, 0, 0, 0]]])
     size = {"size": np.array([[100, 50]])}
     expected = np.array([[0.2, 0.2, 0.6, 0.6, 0.9, 2], [0, 0, 1, 0.5, 0.5, 1]])
-    torchvision = {"boxes": rows[0, :2, :4], "labels": rows[0, :2, 5].astype(int), "scores": rows[0, :2, 4]}
+    torchvision = {
+        "boxes": rows[0, :2, :4],
+        "labels": rows[0, :2, 5].astype(int),
+        "scores": rows[0, :2, 4],
+    }
     relative = rows[..., :4] / np.array([50, 100, 50, 100])
     tensorflow = {
         "num_detections": np.array([2.0]),
@@ -157,5 +201,7 @@ def test_what_is_wrong_is_said():
     with pytest.raises(DataError, match="no labelled sample"):
         metric.result()
     with pytest.raises(UsageError, match="module:function"):
-        find_metric("coco", Options(decoder="nowhere:")).update({"x": np.zeros((1, 2))}, {"boxes": np.zeros((1, 6))})
+        find_metric("coco", Options(decoder="nowhere:")).update(
+            {"x": np.zeros((1, 2))}, {"boxes": np.zeros((1, 6))}
+        )
     assert {"top1", "top5", "miou", "pixel_acc", "psnr", "coco"} <= set(METRICS)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError, UsageError
+from onnxprune.ir.io import load
 from onnxprune.metrics.fidelity import Accumulator, common_boxes, fidelity
 from onnxprune.metrics.tempered import MEAN_MAXIMUM, TEMPERATURES
-from onnxprune.ir.io import load
 
 SUMS = 1e-9  # float64 sums in another order
 
@@ -33,14 +33,25 @@ def test_class_rows_equal_closed_forms_in_any_batching(seed, pieces, scale):
     a = rng.normal(size=(20, 6)) * scale
     b = a + rng.normal(size=a.shape)
     found = run({"y": a}, {"y": b}, pieces).outputs["y"]
-    assert found.relative_error == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=SUMS)
-    assert found.nmse == pytest.approx(((a - b) ** 2).sum() / ((a - a.mean(0)) ** 2).sum(), rel=1e-6)
-    assert found.max_abs == np.abs(a - b).max() and found.top1_agreement == (a.argmax(1) == b.argmax(1)).mean()
+    assert found.relative_error == pytest.approx(
+        np.linalg.norm(a - b) / np.linalg.norm(a), rel=SUMS
+    )
+    assert found.nmse == pytest.approx(
+        ((a - b) ** 2).sum() / ((a - a.mean(0)) ** 2).sum(), rel=1e-6
+    )
+    assert (
+        found.max_abs == np.abs(a - b).max()
+        and found.top1_agreement == (a.argmax(1) == b.argmax(1)).mean()
+    )
     p, q = (torch.log_softmax(torch.tensor(v) / found.temperature, 1) for v in (a, b))
-    assert found.kl == pytest.approx(torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean").item(), rel=1e-6)
+    assert found.kl == pytest.approx(
+        torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean").item(), rel=1e-6
+    )
     tops = [torch.softmax(torch.tensor(a) / t, 1).max(1).values.mean().item() for t in TEMPERATURES]
     assert found.max_probability == pytest.approx(tops[0])
-    assert found.temperature == next(t for t, top in zip(TEMPERATURES, tops) if top <= MEAN_MAXIMUM)
+    assert found.temperature == next(
+        t for t, top in zip(TEMPERATURES, tops, strict=False) if top <= MEAN_MAXIMUM
+    )
     assert found.location_agreement is None
 
 
@@ -48,27 +59,58 @@ def test_equal_models_have_no_distance_and_confident_ones_are_warned_about():
     a = np.eye(5)[[0, 1, 2, 3]] * 50
     found = run({"y": a}, {"y": a.copy()})
     out = found.outputs["y"]
-    assert (out.relative_error, out.nmse, out.max_abs, out.kl, out.top1_agreement) == (0, 0, 0, 0, 1)
-    assert out.max_probability > 0.99 and out.temperature > 1 and "memorised" in found.warnings[0] and found.agreement == 1
+    assert (out.relative_error, out.nmse, out.max_abs, out.kl, out.top1_agreement) == (
+        0,
+        0,
+        0,
+        0,
+        1,
+    )
+    assert (
+        out.max_probability > 0.99
+        and out.temperature > 1
+        and "memorised" in found.warnings[0]
+        and found.agreement == 1
+    )
 
 
 def test_probabilities_are_read_as_such():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 30, 4))
     soft = [np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (a, b)]
-    logits, probabilities = run({"y": a}, {"y": b}).outputs["y"], run({"y": soft[0]}, {"y": soft[1]}).outputs["y"]
-    assert probabilities.kl == pytest.approx(logits.kl) and probabilities.temperature == logits.temperature
+    logits, probabilities = (
+        run({"y": a}, {"y": b}).outputs["y"],
+        run({"y": soft[0]}, {"y": soft[1]}).outputs["y"],
+    )
+    assert (
+        probabilities.kl == pytest.approx(logits.kl)
+        and probabilities.temperature == logits.temperature
+    )
 
 
 def test_maps_sequences_images_and_integers():
     rng = np.random.default_rng(1)
-    a = {"map": rng.normal(size=(2, 5, 3, 3)), "image": rng.random((2, 3, 4, 4)), "tokens": rng.normal(size=(2, 7, 9)), "ids": np.ones((2, 3), int)}
+    a = {
+        "map": rng.normal(size=(2, 5, 3, 3)),
+        "image": rng.random((2, 3, 4, 4)),
+        "tokens": rng.normal(size=(2, 7, 9)),
+        "ids": np.ones((2, 3), int),
+    }
     b = {n: -v for n, v in a.items()}
     found = run(a, b, class_axes={"tokens": -1})
     assert set(found.outputs) == {"map", "image", "tokens"}
-    assert found.outputs["map"].location_agreement == (a["map"].argmax(1) == b["map"].argmax(1)).mean() and found.outputs["map"].kl is None
-    assert found.outputs["image"].location_agreement is None and found.outputs["image"].relative_error == pytest.approx(2)
-    assert found.outputs["tokens"].top1_agreement == (a["tokens"].argmax(-1) == b["tokens"].argmax(-1)).mean() and found.outputs["tokens"].kl > 0
+    assert (
+        found.outputs["map"].location_agreement == (a["map"].argmax(1) == b["map"].argmax(1)).mean()
+        and found.outputs["map"].kl is None
+    )
+    assert found.outputs["image"].location_agreement is None and found.outputs[
+        "image"
+    ].relative_error == pytest.approx(2)
+    assert (
+        found.outputs["tokens"].top1_agreement
+        == (a["tokens"].argmax(-1) == b["tokens"].argmax(-1)).mean()
+        and found.outputs["tokens"].kl > 0
+    )
     assert found.box_agreement is None and found.as_dict()["outputs"]["image"]["kl"] is None
 
 
@@ -81,7 +123,9 @@ def test_large_outputs_are_taken_in_pieces(monkeypatch):
     pieces = run(a, b, class_axes={"map": 1, "first": 0}).outputs
     for name in a:
         known = {k: v for k, v in vars(whole[name]).items() if v is not None}
-        assert {k: getattr(pieces[name], k) for k in known} == pytest.approx(known, rel=SUMS) and len(known) >= 6
+        assert {k: getattr(pieces[name], k) for k in known} == pytest.approx(
+            known, rel=SUMS
+        ) and len(known) >= 6
     assert whole["first"].top1_agreement == (a["first"].argmax(0) == b["first"].argmax(0)).mean()
 
 
@@ -89,9 +133,15 @@ def test_degenerate_outputs():
     constant = run({"y": np.ones((3, 2))}, {"y": np.zeros((3, 2))}).outputs["y"]
     assert constant.relative_error == 1 and constant.nmse is None
     nothing = run({"y": np.zeros((3, 1))}, {"y": np.ones((3, 1))}).outputs["y"]
-    assert nothing.relative_error == math.inf and nothing.kl is None and nothing.top1_agreement is None
+    assert (
+        nothing.relative_error == math.inf and nothing.kl is None and nothing.top1_agreement is None
+    )
     broken = run({"y": np.eye(3)}, {"y": np.full((3, 3), np.nan)})
-    assert math.isnan(broken.relative_error) and broken.outputs["y"].top1_agreement == 0 and broken.as_dict()["relative_error"] is None
+    assert (
+        math.isnan(broken.relative_error)
+        and broken.outputs["y"].top1_agreement == 0
+        and broken.as_dict()["relative_error"] is None
+    )
     grow = Accumulator()
     for length in (2, 3):
         grow.update({"y": np.ones((1, length, 4))}, {"y": np.ones((1, length, 4))})
@@ -113,7 +163,11 @@ def test_boxes_are_used_once_and_by_class():
     box = [0.1, 0.1, 0.5, 0.5]
     a = np.array([[*box, 0.9, 0], [*box, 0.8, 0], [*box, 0.7, 1]])
     b = np.array([[*box, 0.6, 0], [0.6, 0.6, 0.9, 0.9, 0.6, 1]])
-    assert common_boxes(a, b) == common_boxes(b, a) == 1 and common_boxes(a, a) == 3 and common_boxes(a, b[:0]) == 0
+    assert (
+        common_boxes(a, b) == common_boxes(b, a) == 1
+        and common_boxes(a, a) == 3
+        and common_boxes(a, b[:0]) == 0
+    )
 
 
 def test_box_agreement_of_native_and_decoded_boxes():
@@ -123,7 +177,11 @@ def test_box_agreement_of_native_and_decoded_boxes():
     sums = Accumulator()
     sums.update({"output0": a}, {"output0": b}, feeds)
     found = sums.result()
-    assert found.box_agreement == found.agreement == 0.5 and not found.outputs and found.relative_error is None
+    assert (
+        found.box_agreement == found.agreement == 0.5
+        and not found.outputs
+        and found.relative_error is None
+    )
     decoded = Accumulator(decoder=lambda outputs, labels: list(outputs["y"]))
     decoded.update({"y": a}, {"y": a}, feeds)
     assert decoded.result().box_agreement == 1 and decoded.result().outputs["y"].relative_error == 0
@@ -134,7 +192,14 @@ def test_box_agreement_of_native_and_decoded_boxes():
 
 def test_two_models_on_data():
     text = "agraph (float[N,3] x) => (float[N,3] y) <float k = {K}> { y = Mul(x, k) }"
-    models = [load(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> {text.replace("K", k)}')) for k in ("1.0", "0.5")]
+    models = [
+        load(
+            onnx.parser.parse_model(
+                f'<ir_version: 8, opset_import: ["" : 13]> {text.replace("K", k)}'
+            )
+        )
+        for k in ("1.0", "0.5")
+    ]
 
     class Data:
         def batches(self, batch_size):
@@ -142,4 +207,6 @@ def test_two_models_on_data():
             yield {"x": np.eye(3, dtype=np.float32)}
 
     found = fidelity(*models, Data())
-    assert found.relative_error == pytest.approx(0.5) and found.samples == 5 and found.agreement == 1
+    assert (
+        found.relative_error == pytest.approx(0.5) and found.samples == 5 and found.agreement == 1
+    )

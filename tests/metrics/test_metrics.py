@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnxprune.errors import DataError, UsageError
 from onnxprune.metrics import METRICS, Options, find_metric
 from onnxprune.metrics.classification import TopK
-from onnxprune.testing.metrics import check_metric
 from onnxprune.metrics.segmentation import resize
+from onnxprune.testing.metrics import check_metric
 
 F32 = 1e-5  # float32 interpolation weights
 
@@ -48,17 +48,27 @@ def test_topk_equals_torch_in_any_batching(seed, n, pieces):
         metric = find_metric(name)
         for part in np.array_split(np.arange(n), pieces):
             metric.update({"y": scores[part]}, {"labels": labels[part]})
-        hits = (torch.tensor(scores).topk(k).indices == torch.tensor(labels)[:, None]).any(1).double().numpy()
+        hits = (
+            (torch.tensor(scores).topk(k).indices == torch.tensor(labels)[:, None])
+            .any(1)
+            .double()
+            .numpy()
+        )
         found = metric.result()
         assert found.value == pytest.approx(hits.mean()) and found.n == n
-        assert found.per_class == pytest.approx({c: hits[labels == c].mean() for c in np.unique(labels)})
+        assert found.per_class == pytest.approx(
+            {c: hits[labels == c].mean() for c in np.unique(labels)}
+        )
         if n > 1:
             assert found.standard_error == pytest.approx(hits.std(ddof=1) / math.sqrt(n))
 
 
 def test_topk_edge_cases():
     metric = find_metric("top1", Options(class_offset=1))
-    metric.update({"y": np.array([[9, 0, 1], [9, 2, 2], [9, np.nan, 0]])[:, :, None, None]}, {"labels": np.array([1, 0, 0])})
+    metric.update(
+        {"y": np.array([[9, 0, 1], [9, 2, 2], [9, np.nan, 0]])[:, :, None, None]},
+        {"labels": np.array([1, 0, 0])},
+    )
     assert metric.outcomes().tolist() == [1, 1, 0]  # a tie goes to the lower index, NaN is wrong
     with pytest.raises(DataError, match="do not fit 2 classes"):
         metric.update({"y": np.zeros((1, 3))}, {"labels": np.array([2])})
@@ -82,12 +92,21 @@ def test_weights_and_classes_of_means():
 @given(st.integers(0, 10**6), st.integers(2, 5))
 def test_segmentation_equals_a_confusion_matrix(seed, classes):
     rng = np.random.default_rng(seed)
-    scores, masks = rng.normal(size=(4, classes + 1, 5, 6)), rng.integers(0, classes + 1, (4, 5, 6)).astype(np.uint8)
+    scores, masks = (
+        rng.normal(size=(4, classes + 1, 5, 6)),
+        rng.integers(0, classes + 1, (4, 5, 6)).astype(np.uint8),
+    )
     confusion = np.zeros((classes + 1, classes + 1))
     np.add.at(confusion, (masks.ravel(), scores.argmax(1).ravel()), 1)
     confusion = confusion[:classes]  # the last label is void; predicting it is wrong
-    iou = [confusion[c, c] / (confusion[c].sum() + confusion[:, c].sum() - confusion[c, c]) for c in range(classes)]
-    for name, value in (("miou", np.mean(iou)), ("pixel_acc", np.trace(confusion) / confusion.sum())):
+    iou = [
+        confusion[c, c] / (confusion[c].sum() + confusion[:, c].sum() - confusion[c, c])
+        for c in range(classes)
+    ]
+    for name, value in (
+        ("miou", np.mean(iou)),
+        ("pixel_acc", np.trace(confusion) / confusion.sum()),
+    ):
         metric = find_metric(name, Options(classes=classes))
         metric.update({"y": scores[:3]}, {"masks": masks[:3]})
         metric.update({"y": scores[3:].argmax(1)}, {"masks": masks[3:]})
@@ -102,7 +121,9 @@ def test_segmentation_ignores_and_resizes():
     assert metric.result().value == 1 and metric.result().standard_error is None
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
-    theirs = torch.nn.functional.interpolate(torch.tensor(x)[None], (11, 9), mode="bilinear", align_corners=False)[0].numpy()
+    theirs = torch.nn.functional.interpolate(
+        torch.tensor(x)[None], (11, 9), mode="bilinear", align_corners=False
+    )[0].numpy()
     assert np.allclose(resize(x, 11, 9), theirs, atol=F32)
     with pytest.raises(DataError, match="one size"):
         metric.update({"y": np.zeros((1, 2, 2), int)}, {"masks": np.zeros((1, 4, 4), int)})
@@ -111,15 +132,22 @@ def test_segmentation_ignores_and_resizes():
 def test_psnr_closed_forms():
     target = np.full((1, 8, 8, 3), 100, np.uint8)
     metric = find_metric("psnr", Options(crop=1))
-    metric.update({"y": np.full((1, 3, 8, 8), 110.2 / 255, np.float32)}, {"targets": target})  # rounds to 110
+    metric.update(
+        {"y": np.full((1, 3, 8, 8), 110.2 / 255, np.float32)}, {"targets": target}
+    )  # rounds to 110
     assert metric.result().value == pytest.approx(10 * math.log10(255**2 / 100))
     luma = find_metric("psnr_y")
     luma.update({"y": np.full((1, 3, 8, 8), 110 / 255, np.float32)}, {"targets": target})
-    assert luma.result().value == pytest.approx(10 * math.log10(255**2 / (10 * 219 / 255) ** 2), rel=1e-6)
+    assert luma.result().value == pytest.approx(
+        10 * math.log10(255**2 / (10 * 219 / 255) ** 2), rel=1e-6
+    )
     exact = find_metric("psnr", Options(peak=2.0))
     exact.update({"y": np.ones((1, 1, 2, 2))}, {"targets": np.ones((1, 1, 2, 2))})
     exact.update({"y": np.ones((1, 1, 2, 2))}, {"targets": np.zeros((1, 1, 2, 2))})
-    assert exact.outcomes().tolist() == [math.inf, pytest.approx(10 * math.log10(4))] and exact.result().standard_error is None
+    assert (
+        exact.outcomes().tolist() == [math.inf, pytest.approx(10 * math.log10(4))]
+        and exact.result().standard_error is None
+    )
     with pytest.raises(DataError, match="for a target"):
         exact.update({"y": np.ones((1, 1, 2, 2))}, {"targets": np.ones((1, 1, 4, 4))})
 
@@ -152,7 +180,10 @@ def test_user_metrics_of_the_current_folder_and_of_files(tmp_path, monkeypatch):
         metric.update({"y": np.ones((2, 3))}, {})
         assert metric.result().value == 1
         monkeypatch.chdir(tmp_path)
-    for name, message in (("bad_metric:one", "cannot import 'bad_metric': AttributeError: x"), ("none.py:one", "cannot import 'none.py'")):
+    for name, message in (
+        ("bad_metric:one", "cannot import 'bad_metric': AttributeError: x"),
+        ("none.py:one", "cannot import 'none.py'"),
+    ):
         with pytest.raises(UsageError, match=message):
             find_metric(name)
 
@@ -165,9 +196,16 @@ def samples(name: str) -> list:
         if name in ("top1", "top5"):
             found.append(({"y": rng.normal(size=(1, 8))}, {"labels": rng.integers(0, 8, 1)}))
         elif name in ("miou", "pixel_acc"):
-            found.append(({"y": rng.normal(size=(1, 3, 4, 4))}, {"masks": rng.integers(0, 3, (1, 4, 4))}))
+            found.append(
+                ({"y": rng.normal(size=(1, 3, 4, 4))}, {"masks": rng.integers(0, 3, (1, 4, 4))})
+            )
         elif name.startswith("psnr"):
-            found.append(({"y": rng.random((1, 3, 4, 4))}, {"targets": rng.integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)}))
+            found.append(
+                (
+                    {"y": rng.random((1, 3, 4, 4))},
+                    {"targets": rng.integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)},
+                )
+            )
         else:
             box = np.r_[rng.uniform(0.3, 0.6, 2), 0.3, 0.3]
             near = np.r_[box[:2] - 0.15, box[:2] + rng.uniform(0.1, 0.15), rng.random(), 0]

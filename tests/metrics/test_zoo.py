@@ -11,7 +11,15 @@ import pytest
 
 SAME = 1e-6  # asked for; both are the same float32 runs
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"top1": "top1", "top5": "top5", "coco": "mAP", "map50": "mAP50", "miou": "mIoU", "pixel_acc": "pixel_acc", "psnr_y": "psnr_y"}
+NAMES = {
+    "top1": "top1",
+    "top5": "top5",
+    "coco": "mAP",
+    "map50": "mAP50",
+    "miou": "mIoU",
+    "pixel_acc": "pixel_acc",
+    "psnr_y": "psnr_y",
+}
 
 
 @pytest.fixture
@@ -51,7 +59,9 @@ def test_same_figures_as_the_folders_own_script(zoo, trained, name, limit, metri
     theirs = script.evaluate(str(zoo), dict(entry.fields), None, limit, 1)[file]
     for metric in metrics:
         ours = reader.score(entry, limit=limit, metric=metric)[file]
-        assert ours.value == pytest.approx(theirs[NAMES[metric]], abs=SAME) and ours.n == theirs["n"]
+        assert (
+            ours.value == pytest.approx(theirs[NAMES[metric]], abs=SAME) and ours.n == theirs["n"]
+        )
         assert ours.standard_error is not None
 
 
@@ -59,14 +69,20 @@ def test_same_figures_as_the_folders_own_script(zoo, trained, name, limit, metri
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other", "limit", "metric"),
-    [("cifar10_resnet20", "cifar10_resnet56", 300, "top1"), ("camvid_espnet", "camvid_espnet_bn", 2, "miou"), ("coco_yolofastestv2", "coco_yolofastestv2_bn", 24, "coco")],
+    [
+        ("cifar10_resnet20", "cifar10_resnet56", 300, "top1"),
+        ("camvid_espnet", "camvid_espnet_bn", 2, "miou"),
+        ("coco_yolofastestv2", "coco_yolofastestv2_bn", 24, "coco"),
+    ],
 )
-def test_comparisons_give_the_scripts_figures_and_each_class(zoo, trained, name, other, limit, metric):
+def test_comparisons_give_the_scripts_figures_and_each_class(
+    zoo, trained, name, other, limit, metric
+):
     """All classes and a chosen subset of trained models; detection a second time by pycocotools."""
-    from onnxprune.metrics.compare import compare
     from onnxprune.data.labelled import open_labelled
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session
+    from onnxprune.metrics.compare import compare
 
     if metric == "coco":
         pytest.importorskip("cv2"), pytest.importorskip("pycocotools")
@@ -79,7 +95,9 @@ def test_comparisons_give_the_scripts_figures_and_each_class(zoo, trained, name,
     batch = 1 if metric == "miou" else 32
     found = compare(a, b, data, metric, options=entry.options, batch_size=batch)
     for score, which in ((found.a, name), (found.b, other)):
-        theirs = script.evaluate(str(zoo), {**entries[which].fields, "eval_data": [file]}, None, limit, 1)[file]
+        theirs = script.evaluate(
+            str(zoo), {**entries[which].fields, "eval_data": [file]}, None, limit, 1
+        )[file]
         assert score.value == pytest.approx(theirs[NAMES[metric]], abs=SAME)
     assert [r.index for r in found.classes] == sorted(found.a.per_class) and len(found.classes) > 5
     chosen = [r.index for r in found.classes[:2]]
@@ -87,8 +105,13 @@ def test_comparisons_give_the_scripts_figures_and_each_class(zoo, trained, name,
     assert [(r.a, r.b) for r in part.classes] == [(r.a, r.b) for r in found.classes[:2]]
     if metric == "coco":
         plain = replace(entry.options, curve="coco")
-        ours, official = (compare(a, b, data, m, options=plain, batch_size=batch) for m in ("coco", "coco-official"))
-        assert [(r.index, r.a, r.b) for r in official.classes] == [(r.index, pytest.approx(r.a), pytest.approx(r.b)) for r in ours.classes]
+        ours, official = (
+            compare(a, b, data, m, options=plain, batch_size=batch)
+            for m in ("coco", "coco-official")
+        )
+        assert [(r.index, r.a, r.b) for r in official.classes] == [
+            (r.index, pytest.approx(r.a), pytest.approx(r.b)) for r in ours.classes
+        ]
 
 
 @pytest.mark.zoo
@@ -97,7 +120,10 @@ def test_calibration_inputs_are_the_scripts(zoo, trained, tmp_path):
     entries = reader.open_zoo(zoo)
     for name in ("cifar10_resnet20", "camvid_espnet"):
         theirs = script.calib_inputs(str(zoo), dict(entries[name].fields), 3)
-        assert np.array_equal(reader.calibration(entries[name], 3), np.concatenate([next(iter(f.values())) for f in theirs]))
+        assert np.array_equal(
+            reader.calibration(entries[name], 3),
+            np.concatenate([next(iter(f.values())) for f in theirs]),
+        )
     path = reader.calibration_file(entries["sr_imdn_x2"], 8, tmp_path / "sr.npz")
     with np.load(path) as file:
         assert file[entries["sr_imdn_x2"].input[0]].shape == (8, 3, reader.PATCH, reader.PATCH)
@@ -106,9 +132,9 @@ def test_calibration_inputs_are_the_scripts(zoo, trained, tmp_path):
 @pytest.mark.zoo
 def test_fidelity_of_a_detector_with_its_decoder(zoo, trained):
     pytest.importorskip("cv2")
-    from onnxprune.metrics.fidelity import fidelity
     from onnxprune.ir.io import load
     from onnxprune.ir.weights import from_array
+    from onnxprune.metrics.fidelity import fidelity
 
     reader, _ = trained
     entry = reader.open_zoo(zoo)["coco_yolofastestv2"]
@@ -117,7 +143,9 @@ def test_fidelity_of_a_detector_with_its_decoder(zoo, trained):
     rng = np.random.default_rng(0)
     for name, weight in model.weights.items():
         if len(weight.shape) == 4:
-            changed.weights[name] = from_array((weight.array() * (1 + 0.05 * rng.normal(size=weight.shape))).astype(np.float32))
+            changed.weights[name] = from_array(
+                (weight.array() * (1 + 0.05 * rng.normal(size=weight.shape))).astype(np.float32)
+            )
 
     class Data:
         def batches(self, batch_size):
@@ -125,6 +153,12 @@ def test_fidelity_of_a_detector_with_its_decoder(zoo, trained):
                 yield {entry.input[0]: one[None]}
 
     same = fidelity(model, model, Data(), decoder=entry.options.decoder)
-    assert same.box_agreement == 1 and same.relative_error == 0 and set(same.outputs) == {"p16", "p32"}
+    assert (
+        same.box_agreement == 1 and same.relative_error == 0 and set(same.outputs) == {"p16", "p32"}
+    )
     other = fidelity(model, changed, Data(), decoder=entry.options.decoder)
-    assert 0 < other.box_agreement < 1 and other.relative_error > 0 and other.outputs["p16"].location_agreement < 1
+    assert (
+        0 < other.box_agreement < 1
+        and other.relative_error > 0
+        and other.outputs["p16"].location_agreement < 1
+    )

@@ -10,14 +10,14 @@ import numpy as np
 from onnxprune.allocators.base import Ranking, Step
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.rules import Rule
+from onnxprune.criteria.base import Context, per_channel
 from onnxprune.data.inputs import Inputs
 from onnxprune.engines.base import Compiled, Options, Source
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Labels, Metric, Outputs
 from onnxprune.metrics.base import Options as MetricOptions
 from onnxprune.metrics.user import user_metric
-from onnxprune.ir.io import Model, load
-from onnxprune.ir.runtime import Session
-from onnxprune.criteria.base import Context, per_channel
 from onnxprune.search.base import Search
 from onnxprune.types import Plan, Scores
 
@@ -31,10 +31,15 @@ def widest(context: Context) -> Scores:
         if member.site.role != "produces":
             return None
         weights = context.analysis.model.weights[member.site.tensor].array().astype(np.float64)
-        rows = np.moveaxis(weights, member.site.axis, 0).reshape(weights.shape[member.site.axis], -1)
+        rows = np.moveaxis(weights, member.site.axis, 0).reshape(
+            weights.shape[member.site.axis], -1
+        )
         return rows.max(1) - rows.min(1)
 
-    scores = {group.name: per_channel(context.analysis, group.name, of) for group in context.analysis.groups}
+    scores = {
+        group.name: per_channel(context.analysis, group.name, of)
+        for group in context.analysis.groups
+    }
     return {name: values for name, values in scores.items() if values is not None}
 
 
@@ -47,7 +52,13 @@ def halves(search: Search) -> Plan:
     """The first half of every group stays."""
     analysis = search.analysis
     kept = {g.name: tuple(range((g.size + 1) // 2)) for g in analysis.groups}
-    return Plan(analysis.digest, kept, {n: analysis.group(n).size for n in kept}, {"method": "example-halves"}, analysis.options)
+    return Plan(
+        analysis.digest,
+        kept,
+        {n: analysis.group(n).size for n in kept},
+        {"method": "example-halves"},
+        analysis.options,
+    )
 
 
 def nothing(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
@@ -111,7 +122,13 @@ class Ramp:
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
         for index in indices:
-            yield f"ramp {index}", {n: self._values(tuple(int(d) for d in i.sample_shape()), index).astype(i.dtype) for n, i in self.inputs.items.items()}
+            yield (
+                f"ramp {index}",
+                {
+                    n: self._values(tuple(int(d) for d in i.sample_shape()), index).astype(i.dtype)
+                    for n, i in self.inputs.items.items()
+                },
+            )
 
     def describe(self) -> str:
         return "ramps"

@@ -15,12 +15,12 @@ from onnx import NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, synthetic
-from onnxprune.run.evaluation import input_types
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.repair import REPAIRS, least_squares, problem
-from onnxprune.criteria.base import Context
+from onnxprune.run.evaluation import input_types
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
@@ -38,19 +38,44 @@ class Repaired:
     data: Data
 
     @staticmethod
-    def of(model: str | Model, repair: str = "least-squares", *, samples: int = 24, share: float = 0.5, seed: int = 0, bends: int = 0, held: int = 0) -> Repaired:
+    def of(
+        model: str | Model,
+        repair: str = "least-squares",
+        *,
+        samples: int = 24,
+        share: float = 0.5,
+        seed: int = 0,
+        bends: int = 0,
+        held: int = 0,
+    ) -> Repaired:
         """From a text or a model; bends: solutions after the linear one that respect the activation behind a node; held: samples
-        that judge joint refits, 0 for none of these."""
+        that judge joint refits, 0 for none of these.
+        """
         analysis = analyse(load(net(model)) if isinstance(model, str) else model)
         rng = np.random.default_rng(seed)
-        kept = {g.name: tuple(sorted(rng.choice(g.size, max(1, round(g.size * share)), replace=False).tolist())) for g in analysis.groups}
-        plan = Plan(analysis.digest, kept, {g.name: g.size for g in analysis.groups}, {}, analysis.options)
+        kept = {
+            g.name: tuple(
+                sorted(rng.choice(g.size, max(1, round(g.size * share)), replace=False).tolist())
+            )
+            for g in analysis.groups
+        }
+        plan = Plan(
+            analysis.digest, kept, {g.name: g.size for g in analysis.groups}, {}, analysis.options
+        )
         data = synthetic(input_types(analysis.model), samples=samples, seed=seed + 1)
         before = cut(analysis, plan)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(problem, "BENDS", bends)
             patch.setattr(least_squares, "HELD", held)
-            return Repaired(analysis, plan, before, REPAIRS.get(repair)(analysis, plan, before, Context(analysis, data, batch_size=BATCH)), data)
+            return Repaired(
+                analysis,
+                plan,
+                before,
+                REPAIRS.get(repair)(
+                    analysis, plan, before, Context(analysis, data, batch_size=BATCH)
+                ),
+                data,
+            )
 
     @property
     def whole(self) -> Model:
@@ -66,17 +91,29 @@ class Repaired:
         """Positions of an activation's axis that are left."""
         ids = self.analysis.record.array(self.analysis.record.tensors[tensor].axes[axis])
         length = (self.analysis.shapes.shape(tensor) or ())[axis]
-        return np.arange(length) if ids is None else np.flatnonzero(self.analysis.keep(ids, self.analysis.removed(self.plan.kept)))
+        return (
+            np.arange(length)
+            if ids is None
+            else np.flatnonzero(self.analysis.keep(ids, self.analysis.removed(self.plan.kept)))
+        )
 
     def error(self, model: Model) -> float:
         """Squared error of the outputs, summed."""
         names = [o.name for o in self.whole.proto.graph.output]
-        return sum(float(np.square(a - b).sum()) for a, b in zip(self.values(self.whole, *names), self.values(model, *names)))
+        return sum(
+            float(np.square(a - b).sum())
+            for a, b in zip(
+                self.values(self.whole, *names), self.values(model, *names), strict=False
+            )
+        )
 
     @property
     def noise(self) -> float:
         """Squared rounding of the outputs in single precision."""
-        return 1e-12 * sum(float(np.square(v).sum()) for v in self.values(self.whole, *(o.name for o in self.whole.proto.graph.output)))
+        return 1e-12 * sum(
+            float(np.square(v).sum())
+            for v in self.values(self.whole, *(o.name for o in self.whole.proto.graph.output))
+        )
 
 
 def node_of(model: Model, out: str) -> NodeProto:
@@ -90,7 +127,13 @@ def filters(node: NodeProto, weight: np.ndarray, groups: int) -> np.ndarray:
         return weight.reshape(len(weight), -1)
     if node.op_type == "ConvTranspose":
         inputs, outs = weight.shape[0] // groups, weight.shape[1]
-        return np.stack([weight[g * inputs : (g + 1) * inputs, o].ravel() for g in range(groups) for o in range(outs)])
+        return np.stack(
+            [
+                weight[g * inputs : (g + 1) * inputs, o].ravel()
+                for g in range(groups)
+                for o in range(outs)
+            ]
+        )
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
     return weight if transposed else weight.T
 
@@ -104,9 +147,13 @@ def design(node: NodeProto, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
     del plain.input[:], plain.output[:]
     plain.input.extend(["x", "w"])
     plain.output.append("y")
-    kinds = [helper.make_tensor_value_info(n, 1, [None] * a.ndim) for n, a in (("x", x), ("w", weight))]
+    kinds = [
+        helper.make_tensor_value_info(n, 1, [None] * a.ndim) for n, a in (("x", x), ("w", weight))
+    ]
     graph = helper.make_graph([plain], "one", kinds, [helper.make_empty_tensor_value_info("y")])
-    session = Session(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))
+    session = Session(
+        load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    )
     columns = []
     for k in range(entries):
         one = np.zeros(weight.shape, np.float32)
@@ -124,10 +171,12 @@ def by_channel(y: np.ndarray, node: NodeProto) -> np.ndarray:
     return np.moveaxis(y, axis, 0).reshape(y.shape[axis], -1)
 
 
-def ridge(x: np.ndarray, y: np.ndarray, start: np.ndarray, share: float, centred: bool) -> np.ndarray:
+def ridge(
+    x: np.ndarray, y: np.ndarray, start: np.ndarray, share: float, centred: bool
+) -> np.ndarray:
     """(outputs, entries): argmin |y - x w - c|^2 + share * mean diagonal * |w - start|^2, with a free constant c where centred."""
     solved = []
-    for xo, yo, wo in zip(x, y, start):
+    for xo, yo, wo in zip(x, y, start, strict=False):
         if centred:
             xo, yo = xo - xo.mean(0), yo - yo.mean()
         lift = np.sqrt(share * np.square(xo).sum() / xo.shape[1])

@@ -9,14 +9,14 @@ from onnx import NodeProto, helper
 from repair_reference import Repaired, by_channel, initializer, node_of
 
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import synthetic
-from onnxprune.run.evaluation import input_types
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.nodes import label
 from onnxprune.ir.runtime import Session
 from onnxprune.repair import REPAIRS
-from onnxprune.criteria.base import Context
+from onnxprune.run.evaluation import input_types
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
@@ -55,10 +55,14 @@ def inside(node: NodeProto, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
     plain.output.append("y")
     infos = [helper.make_tensor_value_info(n, 1, v.shape) for n, v in (("x", x), ("w", weight))]
     graph = helper.make_graph([plain], "inside", infos, [helper.make_empty_tensor_value_info("y")])
-    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    model = load(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
     y = Session(model).run({"x": x, "w": weight.astype(np.float32)})["y"]
     first = [s // 2 - s // 2 % 2 for s in y.shape[2:]]
-    return np.asarray(y[0, :, first[0] : first[0] + 2, first[1] : first[1] + 2].astype(np.float64).mean((1, 2)))
+    return np.asarray(
+        y[0, :, first[0] : first[0] + 2, first[1] : first[1] + 2].astype(np.float64).mean((1, 2))
+    )
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -72,9 +76,16 @@ def test_a_bias_gains_what_the_means_of_removed_channels_gave(name: str) -> None
     gained = inside(node, initializer(found.whole, "w2"), removed)
     after = node_of(found.after, "y")
     before = initializer(found.whole, "b2") if "b2" in found.whole.weights else 0.0
-    np.testing.assert_allclose(initializer(found.after, after.input[2]) - before, gained, atol=SINGLE * np.abs(gained).max())
+    np.testing.assert_allclose(
+        initializer(found.after, after.input[2]) - before,
+        gained,
+        atol=SINGLE * np.abs(gained).max(),
+    )
     for weight in ("w1", "w2"):
-        np.testing.assert_array_equal(initializer(found.after, node_of(found.after, "a" if weight == "w1" else "y").input[1]), initializer(found.before, weight))
+        np.testing.assert_array_equal(
+            initializer(found.after, node_of(found.after, "a" if weight == "w1" else "y").input[1]),
+            initializer(found.before, weight),
+        )
 
 
 @pytest.mark.parametrize("name", [*PRODUCTS, "pointwise"])
@@ -82,21 +93,35 @@ def test_outputs_keep_their_mean(name: str) -> None:
     """Where every output reads one position, nothing is left of the mean error."""
     found = Repaired.of(PRODUCTS[name] if name in PRODUCTS else conv(CONVOLUTIONS[name]), "bias")
     axis = 1 if name in ("shared bias", "pointwise") else -1
-    whole, before, after = (np.moveaxis(found.values(m, "y")[0], axis, 0).reshape(found.values(m, "y")[0].shape[axis], -1).mean(1) for m in (found.whole, found.before, found.after))
+    whole, before, after = (
+        np.moveaxis(found.values(m, "y")[0], axis, 0)
+        .reshape(found.values(m, "y")[0].shape[axis], -1)
+        .mean(1)
+        for m in (found.whole, found.before, found.after)
+    )
     np.testing.assert_allclose(after, whole, atol=SINGLE * np.abs(whole).max())
     assert np.abs(before - whole).max() > 100 * np.abs(after - whole).max()
 
 
 def test_names_of_nodes_stay_apart() -> None:
     """Nodes that have the names that a new Add and its MatMul would have: onnxruntime refuses two of one name."""
-    proto = net(PRODUCTS["product"].replace("y = MatMul(r, w2)", "o = MatMul(r, w2); s = Relu(o); y = Neg(s)"))
+    proto = net(
+        PRODUCTS["product"].replace(
+            "y = MatMul(r, w2)", "o = MatMul(r, w2); s = Relu(o); y = Neg(s)"
+        )
+    )
     proto.graph.node[3].name, proto.graph.node[4].name = "o", "o_bias"
     analysis = analyse(load(proto))
     (group,) = analysis.groups
     plan = Plan(analysis.digest, {group.name: tuple(range(5))}, {group.name: group.size})
-    context = Context(analysis, synthetic(input_types(analysis.model), samples=16, seed=1), batch_size=16)
+    context = Context(
+        analysis, synthetic(input_types(analysis.model), samples=16, seed=1), batch_size=16
+    )
     repaired = REPAIRS.get("bias")(analysis, plan, cut(analysis, plan), context)
-    assert len(repaired.proto.graph.node) == 6 and len({label(n) for n in repaired.proto.graph.node}) == 6
+    assert (
+        len(repaired.proto.graph.node) == 6
+        and len({label(n) for n in repaired.proto.graph.node}) == 6
+    )
     Session(repaired)
 
 
@@ -117,19 +142,28 @@ def test_running_statistics_are_those_of_the_cut_network() -> None:
     for out, fed in (("b", "a"), ("d", "c")):
         node = node_of(found.after, out)
         x = by_channel(found.values(found.after, fed)[0], node_of(found.after, fed))
-        np.testing.assert_allclose(initializer(found.after, node.input[3]), x.mean(1), atol=SINGLE * np.abs(x).max())
+        np.testing.assert_allclose(
+            initializer(found.after, node.input[3]), x.mean(1), atol=SINGLE * np.abs(x).max()
+        )
         np.testing.assert_allclose(initializer(found.after, node.input[4]), x.var(1), rtol=1e-4)
         y = by_channel(found.values(found.after, out)[0], node_of(found.after, fed))
         np.testing.assert_allclose(y.mean(1), initializer(found.after, node.input[2]), atol=1e-4)
         for slot in (1, 2):
-            np.testing.assert_array_equal(initializer(found.after, node.input[slot]), initializer(found.before, node_of(found.before, out).input[slot]))
+            np.testing.assert_array_equal(
+                initializer(found.after, node.input[slot]),
+                initializer(found.before, node_of(found.before, out).input[slot]),
+            )
 
 
 def test_statistics_do_not_hang_on_the_batches() -> None:
     found = Repaired.of(NORMALISED, "batchnorm", samples=10)
-    once = REPAIRS.get("batchnorm")(found.analysis, found.plan, found.before, Context(found.analysis, found.data, batch_size=3))
+    once = REPAIRS.get("batchnorm")(
+        found.analysis, found.plan, found.before, Context(found.analysis, found.data, batch_size=3)
+    )
     for name in found.after.weights:
-        np.testing.assert_allclose(initializer(once, name), initializer(found.after, name), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            initializer(once, name), initializer(found.after, name), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_errors() -> None:

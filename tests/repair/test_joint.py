@@ -11,12 +11,12 @@ from repair_reference import Repaired
 
 from onnxprune.analysis.walk import analyse
 from onnxprune.data.dataset import synthetic
-from onnxprune.statistics.segmented_run import Run
-from onnxprune.run.evaluation import input_types
 from onnxprune.ir.io import load
 from onnxprune.repair import joint, least_squares
 from onnxprune.repair.fits import own_weights
 from onnxprune.repair.parts import parts
+from onnxprune.run.evaluation import input_types
+from onnxprune.statistics.segmented_run import Run
 
 STEM = "float[n,3,8,8] x | float[8,3,3,3] w0, float[8] b0, float[12,8,3,3] w1, float[12] b1, float[8,12,3,3] w2, float[8] b2, "
 BLOCK = "a = Conv<pads=[1,1,1,1]>(x, w0, b0); r = Relu(a); h = Conv<pads=[1,1,1,1]>(r, w1, b1); k = Relu(h); c = Conv<pads=[1,1,1,1]>(k, w2, b2); d = Add(c, r); s = Relu(d); "
@@ -51,14 +51,20 @@ def test_a_residual_block_is_one_part() -> None:
 
 
 def test_a_chain_is_divided_in_pairs_and_depthwise_nodes_do_not_count() -> None:
-    weights = "float[8,3,1,1] a, float[8,1,3,3] b, float[6,8,1,1] c, float[5,6,1,1] d, float[4,5,1,1] e"
-    found = divided(f"float[n,3,8,8] x | {weights} | p = Conv(x, a); q = Conv<group=8>(p, b); r = Conv(q, c); s = Conv(r, d); y = Conv(s, e)")
+    weights = (
+        "float[8,3,1,1] a, float[8,1,3,3] b, float[6,8,1,1] c, float[5,6,1,1] d, float[4,5,1,1] e"
+    )
+    found = divided(
+        f"float[n,3,8,8] x | {weights} | p = Conv(x, a); q = Conv<group=8>(p, b); r = Conv(q, c); s = Conv(r, d); y = Conv(s, e)"
+    )
     assert [outs(p) for p in found] == [["p", "q", "r"], ["s", "y"]]
 
 
 def test_a_pooled_activation_is_no_exit_where_a_wider_one_is_as_good() -> None:
     """Of equally few activations the largest says most of the part before it."""
-    found = divided("float[n,3,8,8] x | float[8,3,3,3] a, float[6,8,3,3] b, float[9,6] c | p = Conv(x, a); q = Conv(p, b); r = Relu(q); s = GlobalAveragePool(r); t = Flatten(s); y = Gemm<transB=1>(t, c)")
+    found = divided(
+        "float[n,3,8,8] x | float[8,3,3,3] a, float[6,8,3,3] b, float[9,6] c | p = Conv(x, a); q = Conv(p, b); r = Relu(q); s = GlobalAveragePool(r); t = Flatten(s); y = Gemm<transB=1>(t, c)"
+    )
     assert found[0].exits == ("r",)
 
 
@@ -77,11 +83,20 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Any:
     return collect
 
 
-@pytest.mark.parametrize("text", [RESIDUAL, STRIDED, NORMALISED, PRODUCTS], ids=["residual", "strided", "normalised", "products"])
-def test_slopes_are_differences_of_the_error(text: str, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [RESIDUAL, STRIDED, NORMALISED, PRODUCTS],
+    ids=["residual", "strided", "normalised", "products"],
+)
+def test_slopes_are_differences_of_the_error(
+    text: str, found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Along random ways in the coordinates, by central differences, away from the start, where nothing is small by chance; without bends."""
     monkeypatch.setattr(joint, "SPREAD", 10**6)
-    problems, rng = found(text.replace("LeakyRelu(", "Sigmoid(").replace("Relu(", "Sigmoid(")), np.random.default_rng(0)
+    problems, rng = (
+        found(text.replace("LeakyRelu(", "Sigmoid(").replace("Relu(", "Sigmoid(")),
+        np.random.default_rng(0),
+    )
     assert len(problems) == 2
     for problem in problems:
         pieces = range(problem.samples.fitted)
@@ -92,11 +107,20 @@ def test_slopes_are_differences_of_the_error(text: str, found: Any, monkeypatch:
         for _ in range(4):
             way = rng.standard_normal(start.shape)
             step = 2e-3 * np.linalg.norm(start) / np.linalg.norm(way)
-            difference = (problem.error(start + step * way, pieces) - problem.error(start - step * way, pieces)) / (2 * step)
-            assert difference == pytest.approx(slope @ way, rel=2e-2, abs=2e-3 * float(np.linalg.norm(slope) * np.linalg.norm(way)))
+            difference = (
+                problem.error(start + step * way, pieces)
+                - problem.error(start - step * way, pieces)
+            ) / (2 * step)
+            assert difference == pytest.approx(
+                slope @ way, rel=2e-2, abs=2e-3 * float(np.linalg.norm(slope) * np.linalg.norm(way))
+            )
 
 
-@pytest.mark.parametrize("text", [RESIDUAL, STRIDED, NORMALISED, PRODUCTS], ids=["residual", "strided", "normalised", "products"])
+@pytest.mark.parametrize(
+    "text",
+    [RESIDUAL, STRIDED, NORMALISED, PRODUCTS],
+    ids=["residual", "strided", "normalised", "products"],
+)
 def test_coordinates_are_the_weights(text: str, found: Any) -> None:
     """At the start they give the weights that are there."""
     for problem in found(text):
@@ -104,7 +128,9 @@ def test_coordinates_are_the_weights(text: str, found: Any) -> None:
         start = np.concatenate([b.coordinates() for b in problem.blocks])
         for name, values in problem.parameters(start).items():
             there = problem.model.weights[name].array()
-            np.testing.assert_allclose(values, there, atol=2e-5 * max(float(np.abs(there).max()), 1e-3))
+            np.testing.assert_allclose(
+                values, there, atol=2e-5 * max(float(np.abs(there).max()), 1e-3)
+            )
 
 
 def test_the_error_on_other_inputs_falls() -> None:
@@ -128,10 +154,16 @@ def test_worse_on_what_judges_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(joint, "RATE", -joint.RATE)
     after = Repaired.of(RESIDUAL, samples=64, held=8)
     for name, weight in before.after.weights.items():
-        np.testing.assert_array_equal(weight.array(), after.after.weights[name].array(), err_msg=name)
+        np.testing.assert_array_equal(
+            weight.array(), after.after.weights[name].array(), err_msg=name
+        )
 
 
-@pytest.mark.parametrize("text", ["float[2,6,10] x |" + PRODUCTS.split("|", 1)[1], PRODUCTS], ids=["fixed batch", "any batch"])
+@pytest.mark.parametrize(
+    "text",
+    ["float[2,6,10] x |" + PRODUCTS.split("|", 1)[1], PRODUCTS],
+    ids=["fixed batch", "any batch"],
+)
 def test_few_samples_are_all_fitted(text: str) -> None:
     """Nothing can judge: the repair is that of node after node."""
     analysis = analyse(load(net(text)))
@@ -141,7 +173,10 @@ def test_few_samples_are_all_fitted(text: str) -> None:
 
 
 def test_held_samples_are_an_eighth() -> None:
-    batches, held = least_squares._held_apart([{"x": np.arange(32), "one": np.ones(())}, {"x": np.arange(32, 64), "one": np.ones(())}], False)
+    batches, held = least_squares._held_apart(
+        [{"x": np.arange(32), "one": np.ones(())}, {"x": np.arange(32, 64), "one": np.ones(())}],
+        False,
+    )
     assert held == 1 and [len(b["x"]) for b in batches] == [8, 24, 32]
     np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), np.arange(64))
     batches, held = least_squares._held_apart([{"x": np.arange(2)} for _ in range(40)], True)

@@ -32,50 +32,121 @@ def plain(*names: str) -> dict[str, tuple[str, str]]:
 
 STEM = "float[n,4,9,8] x | float[8,4,3,3] w1, float[8] b1, {} | a = Conv<pads=[1,1,1,1]>(x, w1, b1); r = Relu(a); {}"
 CASES = {
-    "pointwise": Case(STEM.format("float[5,8,1,1] w2, float[5] b2", "y = Conv(r, w2, b2)"), plain("a", "y")),
+    "pointwise": Case(
+        STEM.format("float[5,8,1,1] w2, float[5] b2", "y = Conv(r, w2, b2)"), plain("a", "y")
+    ),
     "without bias": Case(STEM.format("float[5,8,1,1] w2", "y = Conv(r, w2)"), plain("a", "y")),
-    "strided": Case(STEM.format("float[5,8,3,3] w2, float[5] b2", "y = Conv<strides=[2,1],pads=[1,0,0,1]>(r, w2, b2)"), plain("y")),
-    "dilated": Case(STEM.format("float[5,8,3,2] w2", "y = Conv<dilations=[2,3],pads=[2,1,2,2]>(r, w2)"), plain("y")),
-    "same upper": Case(STEM.format("float[5,8,3,3] w2", 'y = Conv<strides=[2,2],auto_pad="SAME_UPPER">(r, w2)'), plain("y")),
-    "same lower": Case(STEM.format("float[5,8,2,2] w2", 'y = Conv<strides=[2,3],auto_pad="SAME_LOWER">(r, w2)'), plain("y")),
+    "strided": Case(
+        STEM.format(
+            "float[5,8,3,3] w2, float[5] b2", "y = Conv<strides=[2,1],pads=[1,0,0,1]>(r, w2, b2)"
+        ),
+        plain("y"),
+    ),
+    "dilated": Case(
+        STEM.format("float[5,8,3,2] w2", "y = Conv<dilations=[2,3],pads=[2,1,2,2]>(r, w2)"),
+        plain("y"),
+    ),
+    "same upper": Case(
+        STEM.format("float[5,8,3,3] w2", 'y = Conv<strides=[2,2],auto_pad="SAME_UPPER">(r, w2)'),
+        plain("y"),
+    ),
+    "same lower": Case(
+        STEM.format("float[5,8,2,2] w2", 'y = Conv<strides=[2,3],auto_pad="SAME_LOWER">(r, w2)'),
+        plain("y"),
+    ),
     "grouped": Case(
         "float[n,4,6,6] x | float[8,4,1,1] w1, float[6,4,3,3] w2, float[6] b2, float[5,6,1,1] w3 |"
-        "a = Conv(x, w1); r = Relu(a); b = Conv<group=2>(r, w2, b2); s = Relu(b); y = Conv(s, w3)", plain("a", "b", "y")),
-    "transposed": Case(STEM.format("float[8,5,3,2] w2, float[5] b2", "y = ConvTranspose<strides=[2,3],pads=[1,0,1,1]>(r, w2, b2)"), plain("y")),
-    "transposed, dilated": Case(STEM.format("float[8,5,3,3] w2", "y = ConvTranspose<dilations=[2,1],output_padding=[1,0],strides=[2,1]>(r, w2)"), plain("y")),
-    "transposed, grouped": Case(STEM.format("float[8,3,3,3] w2", "y = ConvTranspose<group=2,strides=[2,2]>(r, w2)"), plain("y")),
+        "a = Conv(x, w1); r = Relu(a); b = Conv<group=2>(r, w2, b2); s = Relu(b); y = Conv(s, w3)",
+        plain("a", "b", "y"),
+    ),
+    "transposed": Case(
+        STEM.format(
+            "float[8,5,3,2] w2, float[5] b2",
+            "y = ConvTranspose<strides=[2,3],pads=[1,0,1,1]>(r, w2, b2)",
+        ),
+        plain("y"),
+    ),
+    "transposed, dilated": Case(
+        STEM.format(
+            "float[8,5,3,3] w2",
+            "y = ConvTranspose<dilations=[2,1],output_padding=[1,0],strides=[2,1]>(r, w2)",
+        ),
+        plain("y"),
+    ),
+    "transposed, grouped": Case(
+        STEM.format("float[8,3,3,3] w2", "y = ConvTranspose<group=2,strides=[2,2]>(r, w2)"),
+        plain("y"),
+    ),
     "depthwise": Case(
-        STEM.format("float[8,1,3,3] wd, float[8] bd, float[5,8,1,1] w2", "d = Conv<group=8>(r, wd, bd); s = Relu(d); y = Conv(s, w2)"), plain("a", "y")),
-    "one axis": Case("float[n,4,12] x | float[8,4,3] w1, float[5,8,4] w2 | a = Conv(x, w1); r = Relu(a); y = Conv<strides=[3]>(r, w2)", plain("y")),
+        STEM.format(
+            "float[8,1,3,3] wd, float[8] bd, float[5,8,1,1] w2",
+            "d = Conv<group=8>(r, wd, bd); s = Relu(d); y = Conv(s, w2)",
+        ),
+        plain("a", "y"),
+    ),
+    "one axis": Case(
+        "float[n,4,12] x | float[8,4,3] w1, float[5,8,4] w2 | a = Conv(x, w1); r = Relu(a); y = Conv<strides=[3]>(r, w2)",
+        plain("y"),
+    ),
     "three axes": Case(
-        "float[n,2,4,5,3] x | float[6,2,2,2,2] w1, float[3,6,2,2,1] w2 | a = Conv(x, w1); r = Relu(a); y = Conv<pads=[1,0,0,0,1,0]>(r, w2)", plain("y")),
+        "float[n,2,4,5,3] x | float[6,2,2,2,2] w1, float[3,6,2,2,1] w2 | a = Conv(x, w1); r = Relu(a); y = Conv<pads=[1,0,0,0,1,0]>(r, w2)",
+        plain("y"),
+    ),
     "concat": Case(
         "float[n,4,6,6] x | float[8,4,1,1] w1, float[6,4,3,3] w2, float[5,14,3,3] w3 |"
-        "a = Conv(x, w1); b = Conv<pads=[1,1,1,1]>(x, w2); c = Concat<axis=1>(a, b); r = Relu(c); y = Conv(r, w3)", plain("a", "b", "y")),
+        "a = Conv(x, w1); b = Conv<pads=[1,1,1,1]>(x, w2); c = Concat<axis=1>(a, b); r = Relu(c); y = Conv(r, w3)",
+        plain("a", "b", "y"),
+    ),
     "shared input": Case(
-        STEM.format("float[6,8,1,1] w2, float[6,8,3,3] w3, float[5,12,1,1] w4", "b = Conv(r, w2); c = Conv<pads=[1,1,1,1]>(r, w3); d = Concat<axis=1>(b, c); y = Conv(d, w4)"),
-        plain("a", "b", "c", "y")),
+        STEM.format(
+            "float[6,8,1,1] w2, float[6,8,3,3] w3, float[5,12,1,1] w4",
+            "b = Conv(r, w2); c = Conv<pads=[1,1,1,1]>(r, w3); d = Concat<axis=1>(b, c); y = Conv(d, w4)",
+        ),
+        plain("a", "b", "c", "y"),
+    ),
     "shared weights": Case(
-        "float[n,6,5,5] x | float[6,6,1,1] w, float[4,6,1,1] w2 | a = Conv(x, w); r = Relu(a); b = Conv(r, w); s = Relu(b); y = Conv(s, w2)", plain("a", "b", "y")),
+        "float[n,6,5,5] x | float[6,6,1,1] w, float[4,6,1,1] w2 | a = Conv(x, w); r = Relu(a); b = Conv(r, w); s = Relu(b); y = Conv(s, w2)",
+        plain("a", "b", "y"),
+    ),
     "gemm": Case(
         "float[n,6] x | float[12,6] w1, float[12] b1, float[12,7] w2, float[7] b2 |"
-        "a = Gemm<transB=1>(x, w1, b1); r = Relu(a); y = Gemm<alpha=0.5>(r, w2, b2)", plain("a", "y")),
+        "a = Gemm<transB=1>(x, w1, b1); r = Relu(a); y = Gemm<alpha=0.5>(r, w2, b2)",
+        plain("a", "y"),
+    ),
     "product and sum": Case(
         "float[n,5,6] x | float[6,12] w1, float[12] b1, float[12,7] w2, float[7] b2 |"
-        "m = MatMul(x, w1); a = Add(m, b1); r = Relu(a); o = MatMul(r, w2); y = Add(b2, o)", {"m": ("a", ""), "o": ("y", "")}),
-    "product": Case("float[n,5,6] x | float[6,12] w1, float[12,7] w2 | a = MatMul(x, w1); r = Relu(a); y = MatMul(r, w2)", plain("a", "y")),
-    "flattened": Case("float[n,4,6,6] x | float[8,4,3,3] w1, float[128,6] w2, float[6,5] w3 | a = Conv(x, w1); f = Flatten(a); g = Gemm(f, w2); y = Gemm(g, w3)", plain("g", "y")),
+        "m = MatMul(x, w1); a = Add(m, b1); r = Relu(a); o = MatMul(r, w2); y = Add(b2, o)",
+        {"m": ("a", ""), "o": ("y", "")},
+    ),
+    "product": Case(
+        "float[n,5,6] x | float[6,12] w1, float[12,7] w2 | a = MatMul(x, w1); r = Relu(a); y = MatMul(r, w2)",
+        plain("a", "y"),
+    ),
+    "flattened": Case(
+        "float[n,4,6,6] x | float[8,4,3,3] w1, float[128,6] w2, float[6,5] w3 | a = Conv(x, w1); f = Flatten(a); g = Gemm(f, w2); y = Gemm(g, w3)",
+        plain("g", "y"),
+    ),
     "residual": Case(
         "float[n,4,6,6] x | float[8,4,1,1] w0, float[12,8,3,3] w1, float[8,12,1,1] w2, float[12,8,1,1] w3, float[8,12,1,1] w4, float[5,8,1,1] w5 |"
         "t = Conv(x, w0); a = Conv<pads=[1,1,1,1]>(t, w1); r = Relu(a); b = Conv(r, w2); u = Add(t, b); v = Relu(u);"
         "c = Conv(v, w3); s = Relu(c); d = Conv(s, w4); z = Add(d, v); y = Conv(z, w5)",
-        {**plain("a", "c", "y"), "b": ("b", "t"), "d": ("d", "v")}),
-    "double": Case("double[n,3,6] x | double[6,12] w1, double[12,7] w2 | a = MatMul(x, w1); r = Relu(a); y = MatMul(r, w2)", plain("a", "y")),
-    "half": Case("float16[n,4,6,6] x | float16[8,4,1,1] w1, float16[5,8,3,3] w2, float16[5] b2 | a = Conv(x, w1); r = Relu(a); y = Conv(r, w2, b2)", plain("a", "y"), HALF),
-}  # fmt: skip
+        {**plain("a", "c", "y"), "b": ("b", "t"), "d": ("d", "v")},
+    ),
+    "double": Case(
+        "double[n,3,6] x | double[6,12] w1, double[12,7] w2 | a = MatMul(x, w1); r = Relu(a); y = MatMul(r, w2)",
+        plain("a", "y"),
+    ),
+    "half": Case(
+        "float16[n,4,6,6] x | float16[8,4,1,1] w1, float16[5,8,3,3] w2, float16[5] b2 | a = Conv(x, w1); r = Relu(a); y = Conv(r, w2, b2)",
+        plain("a", "y"),
+        HALF,
+    ),
+}
 
 
-def expected(found: Repaired, out: str, target: str, shortcut: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def expected(
+    found: Repaired, out: str, target: str, shortcut: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(design, targets, filters as they were cut, filters by definition) of a node on what it reads in the repaired model."""
     node, before = node_of(found.after, out), node_of(found.before, out)
     start = initializer(found.before, before.input[1])
@@ -84,14 +155,24 @@ def expected(found: Repaired, out: str, target: str, shortcut: str) -> tuple[np.
     (x,), (y,) = found.values(found.after, node.input[0]), found.values(found.whole, target)
     y = np.take(y, kept, axis)
     if shortcut:
-        (dense,), (lossy,) = found.values(found.whole, shortcut), found.values(found.after, shortcut)
+        (dense,), (lossy,) = (
+            found.values(found.whole, shortcut),
+            found.values(found.after, shortcut),
+        )
         y = y + np.take(dense, kept, axis) - lossy
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     flat = filters(node, start, groups)
     rows = design(node, start, x)
-    last = not any(out in n.input for n in found.after.proto.graph.node) or target in {o.name for o in found.whole.proto.graph.output}
+    last = not any(out in n.input for n in found.after.proto.graph.node) or target in {
+        o.name for o in found.whole.proto.graph.output
+    }
     centred = node.op_type != "MatMul" or target != out
-    return rows, by_channel(y, node), flat, ridge(rows, by_channel(y, node), flat, LAST_RIDGE if last else RIDGE, centred)
+    return (
+        rows,
+        by_channel(y, node),
+        flat,
+        ridge(rows, by_channel(y, node), flat, LAST_RIDGE if last else RIDGE, centred),
+    )
 
 
 def fitted(found: Repaired, out: str) -> np.ndarray:
@@ -108,27 +189,62 @@ def test_refitted_weights_are_those_of_ridge_regression(name: str) -> None:
     found = Repaired.of(case.text)
     for out, (target, shortcut) in case.fits.items():
         *_, flat, reference = expected(found, out, target, shortcut)
-        np.testing.assert_allclose(fitted(found, out), reference, atol=case.tolerance * np.abs(reference).max(), err_msg=out)
+        np.testing.assert_allclose(
+            fitted(found, out),
+            reference,
+            atol=case.tolerance * np.abs(reference).max(),
+            err_msg=out,
+        )
     if name != "shared weights":  # of which one node's are its own now
-        untouched = {i for n in found.after.proto.graph.node if n.op_type == "Conv" and n.output[0] == "d" and len(n.input) > 2 for i in n.input[1:]}
-        assert all(np.array_equal(initializer(found.after, i), initializer(found.before, i)) for i in untouched if name == "depthwise")
+        untouched = {
+            i
+            for n in found.after.proto.graph.node
+            if n.op_type == "Conv" and n.output[0] == "d" and len(n.input) > 2
+            for i in n.input[1:]
+        }
+        assert all(
+            np.array_equal(initializer(found.after, i), initializer(found.before, i))
+            for i in untouched
+            if name == "depthwise"
+        )
     assert found.error(found.after) <= found.error(found.before) * SLACK + found.noise
 
 
-@pytest.mark.parametrize("name", ["pointwise", "strided", "transposed, grouped", "gemm", "product and sum", "residual", "concat"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pointwise",
+        "strided",
+        "transposed, grouped",
+        "gemm",
+        "product and sum",
+        "residual",
+        "concat",
+    ],
+)
 def test_the_constant_makes_up_for_the_means(name: str) -> None:
     """The mean of every refitted channel is that of its target."""
     case = CASES[name]
     found = Repaired.of(case.text)
     for out, (target, shortcut) in case.fits.items():
-        axis = 1 if node_of(found.whole, out).op_type.startswith("Conv") else len(found.analysis.shapes.shape(out) or ()) - 1
+        axis = (
+            1
+            if node_of(found.whole, out).op_type.startswith("Conv")
+            else len(found.analysis.shapes.shape(out) or ()) - 1
+        )
         kept = found.kept_of(out, axis)
         wanted = np.take(found.values(found.whole, target)[0], kept, axis)
         (given_,) = found.values(found.after, target)
         if shortcut:
-            wanted = wanted + np.take(found.values(found.whole, shortcut)[0], kept, axis) - found.values(found.after, shortcut)[0]
+            wanted = (
+                wanted
+                + np.take(found.values(found.whole, shortcut)[0], kept, axis)
+                - found.values(found.after, shortcut)[0]
+            )
         others = tuple(i for i in range(given_.ndim) if i != axis)
-        np.testing.assert_allclose(given_.mean(others), wanted.mean(others), atol=1e-4 * np.abs(wanted).max(), err_msg=out)
+        np.testing.assert_allclose(
+            given_.mean(others), wanted.mean(others), atol=1e-4 * np.abs(wanted).max(), err_msg=out
+        )
 
 
 def test_behind_a_normalisation_the_target_is_what_it_gives() -> None:
@@ -138,12 +254,18 @@ def test_behind_a_normalisation_the_target_is_what_it_gives() -> None:
         "a = Conv(x, w1); r = Relu(a); c = Conv(r, w2, b2); y = BatchNormalization<epsilon=0.01>(c, g, o, m, v)"
     )
     found = Repaired.of(text)
-    factor = (initializer(found.whole, "g") / np.sqrt(initializer(found.whole, "v") + 0.01))[:, None]
+    factor = (initializer(found.whole, "g") / np.sqrt(initializer(found.whole, "v") + 0.01))[
+        :, None
+    ]
     rows, targets, flat, _ = expected(found, "c", "y", "")
     reference = ridge(rows, targets, flat * factor, LAST_RIDGE, centred=True)
-    np.testing.assert_allclose(fitted(found, "c") * factor, reference, atol=SINGLE * np.abs(reference).max())
+    np.testing.assert_allclose(
+        fitted(found, "c") * factor, reference, atol=SINGLE * np.abs(reference).max()
+    )
     (given_,) = found.values(found.after, "y")
-    np.testing.assert_allclose(by_channel(given_, node_of(found.after, "c")).mean(1), targets.mean(1), atol=1e-4)
+    np.testing.assert_allclose(
+        by_channel(given_, node_of(found.after, "c")).mean(1), targets.mean(1), atol=1e-4
+    )
 
 
 def test_a_normalisation_that_is_off_stays_off() -> None:
@@ -153,12 +275,20 @@ def test_a_normalisation_that_is_off_stays_off() -> None:
         "a = Conv(x, w1); r = Relu(a); c = Conv(r, w2); y = BatchNormalization(c, g, o, m, v)"
     )
     found = Repaired.of(text)
-    before = filters(node_of(found.before, "c"), initializer(found.before, node_of(found.before, "c").input[1]), 1)
+    before = filters(
+        node_of(found.before, "c"),
+        initializer(found.before, node_of(found.before, "c").input[1]),
+        1,
+    )
     np.testing.assert_array_equal(fitted(found, "c")[0], before[0])
     assert (fitted(found, "c")[1:] != before[1:]).any(1).all()
 
 
-BEHIND = {"relu": "r = Relu(a)", "clip": "r = Clip(a, zero, six)", "sum": "u = Add(a, x); r = Relu(u)"}
+BEHIND = {
+    "relu": "r = Relu(a)",
+    "clip": "r = Clip(a, zero, six)",
+    "sum": "u = Add(a, x); r = Relu(u)",
+}
 
 
 @pytest.mark.parametrize("name", BEHIND)
@@ -166,7 +296,9 @@ def test_a_target_that_respects_the_activation_leaves_less_error_behind_it(name:
     """Values where a Relu or Clip is flat need not be met: what follows it is met better, and the sum with a shortcut is looked at as a whole."""
     text = (
         "float[n,5,9,8] x | float[8,5,3,3] w0, float[5,8,3,3] w1, float[5] b1, float[4,5,1,1] w2, float zero = {0.0}, float six = {0.7} |"
-        "s = Conv<pads=[1,1,1,1]>(x, w0); t = Relu(s); a = Conv<pads=[1,1,1,1]>(t, w1, b1);" + BEHIND[name] + "; y = Conv(r, w2)"
+        "s = Conv<pads=[1,1,1,1]>(x, w0); t = Relu(s); a = Conv<pads=[1,1,1,1]>(t, w1, b1);"
+        + BEHIND[name]
+        + "; y = Conv(r, w2)"
     )
     linear, bent = (Repaired.of(text, share=0.5, bends=bends) for bends in (0, 3))
     errors = []
@@ -190,13 +322,19 @@ def test_nothing_cut_changes_nothing() -> None:
 @st.composite
 def consumers(draw: st.DrawFn) -> str:
     """A convolution, plain or transposed, of any geometry behind a layer that is cut."""
-    transposed, group, kernel = draw(st.booleans()), draw(st.sampled_from([1, 1, 2])), [draw(st.integers(1, 3)) for _ in range(2)]
+    transposed, group, kernel = (
+        draw(st.booleans()),
+        draw(st.sampled_from([1, 1, 2])),
+        [draw(st.integers(1, 3)) for _ in range(2)],
+    )
     stride, dilation = ([draw(st.integers(1, 3)) for _ in range(2)] for _ in range(2))
     pads = [draw(st.integers(0, k - 1)) for k in kernel * 2]
     shape = [8, 6 // group, *kernel] if transposed else [6, 8 // group, *kernel]
     bias = draw(st.booleans())
     attributes = f"group={group},strides={stride},dilations={dilation},pads={pads}"
-    weights = f"float[8,3,1,1] w1, float[{','.join(map(str, shape))}] w2" + (", float[6] b2" if bias else "")
+    weights = f"float[8,3,1,1] w1, float[{','.join(map(str, shape))}] w2" + (
+        ", float[6] b2" if bias else ""
+    )
     op = "ConvTranspose" if transposed else "Conv"
     return f"float[n,3,9,8] x | {weights} | a = Conv(x, w1); r = Relu(a); y = {op}<{attributes}>(r, w2{', b2' if bias else ''})"
 
@@ -206,5 +344,7 @@ def consumers(draw: st.DrawFn) -> str:
 def test_any_geometry_and_never_worse_than_unrepaired(text: str, seed: int, share: float) -> None:
     found = Repaired.of(text, samples=12, share=share, seed=seed)
     *_, reference = expected(found, "y", "y", "")
-    np.testing.assert_allclose(fitted(found, "y"), reference, atol=SINGLE * max(np.abs(reference).max(), 1e-3))
+    np.testing.assert_allclose(
+        fitted(found, "y"), reference, atol=SINGLE * max(np.abs(reference).max(), 1e-3)
+    )
     assert found.error(found.after) <= found.error(found.before) * SLACK + found.noise

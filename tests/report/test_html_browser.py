@@ -14,14 +14,29 @@ from pages import HOSTILE, full
 from onnxprune.report import html
 from onnxprune.report.data import Report
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 WIDTHS = (1280, 400)
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Chromium and chromedriver (Debian: chromium chromium-driver)")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER),
+        reason="needs Chromium and chromedriver (Debian: chromium chromium-driver)",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +54,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def opened(browser: Any, report: Report, folder: Path, width: int = WIDTHS[0]) -> None:
     """Load the page of a report in a window of that width."""
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
     browser.get(html.write(report, folder).as_uri())
 
 
 def column(browser: Any, index: int) -> list[str]:
     """Texts of a column of the table of groups."""
-    found: list[str] = browser.execute_script(f"return [...document.querySelectorAll('#groups tbody tr')].map((r) => r.cells[{index}].textContent.trim())")
+    found: list[str] = browser.execute_script(
+        f"return [...document.querySelectorAll('#groups tbody tr')].map((r) => r.cells[{index}].textContent.trim())"
+    )
     return found
 
 
@@ -60,16 +80,31 @@ def test_a_click_sorts_the_table_and_a_second_one_turns_it(browser: Any, tmp_pat
     heads[1].click()
     names = column(browser, 1)
     assert [int(n.rpartition(".")[2]) for n in names] == list(range(120))
-    assert browser.execute_script("return [...document.querySelectorAll('#groups th[aria-sort]')].map((h) => h.cellIndex)") == [1]
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('#groups th[aria-sort]')].map((h) => h.cellIndex)"
+    ) == [1]
     assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["/a/" + "very_long_name_without_a_break" * 8, HOSTILE, "/block/conv"], ids=["long", "hostile", "plain"])
-def test_nothing_overflows_and_nothing_is_complained_about(browser: Any, tmp_path: Path, width: int, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["/a/" + "very_long_name_without_a_break" * 8, HOSTILE, "/block/conv"],
+    ids=["long", "hostile", "plain"],
+)
+def test_nothing_overflows_and_nothing_is_complained_about(
+    browser: Any, tmp_path: Path, width: int, name: str
+) -> None:
     opened(browser, full(30, name), tmp_path, width)
-    browser.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    assert browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+    browser.execute_script(
+        "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
+    )
+    assert (
+        browser.execute_script(
+            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        == 0
+    )
     assert browser.get_log("browser") == []
 
 
@@ -79,9 +114,13 @@ def test_axe_finds_no_violation(browser: Any, tmp_path: Path, width: int) -> Non
     if found is None or found.origin is None:
         pytest.skip("needs axe-core-python")
     opened(browser, full(30), tmp_path, width)
-    browser.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    browser.execute_script(
+        "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
+    )
     browser.execute_script((Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
-    result = browser.execute_async_script("const done = arguments[0]; axe.run().then(done, (problem) => done({ violations: [String(problem)], passes: [] }))")
+    result = browser.execute_async_script(
+        "const done = arguments[0]; axe.run().then(done, (problem) => done({ violations: [String(problem)], passes: [] }))"
+    )
     assert not result["violations"] and len(result["passes"]) > 20
 
 
@@ -90,6 +129,8 @@ def test_it_reads_without_scripts(browser: Any, tmp_path: Path) -> None:
     try:
         opened(browser, full(), tmp_path)
         text = browser.find_element("css selector", "main").text
-        assert "Channels that must stay or go together" in text and not browser.find_elements("css selector", "th button")
+        assert "Channels that must stay or go together" in text and not browser.find_elements(
+            "css selector", "th button"
+        )
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

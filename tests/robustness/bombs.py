@@ -18,7 +18,9 @@ def _end(model: ModelProto, name: str) -> None:
 
 def _source(rng: np.random.Generator, model: ModelProto) -> str:
     """A tensor of the main graph."""
-    made = [o for n in model.graph.node for o in n.output if o] + [i.name for i in (*model.graph.input, *model.graph.initializer)]
+    made = [o for n in model.graph.node for o in n.output if o] + [
+        i.name for i in (*model.graph.input, *model.graph.initializer)
+    ]
     return str(pick(rng, made)) if made else "x"
 
 
@@ -43,7 +45,10 @@ def huge_expansion(rng: np.random.Generator, model: ModelProto) -> None:
     source, tag = _source(rng, model), f"wide{rng.integers(1 << 30)}"
     op = pick(rng, ("Expand", "Tile", "Pad", "Resize", "Reshape", "OneHot"))
     sizes = [size(rng) if rng.random() < 0.4 else 1 for _ in range(int(pick(rng, (1, 2, 4, 8))))]
-    inputs = {"Resize": [source, "", "", f"{tag}_n"], "OneHot": [f"{tag}_n", f"{tag}_d", f"{tag}_v"]}.get(op, [source, f"{tag}_n"])
+    inputs = {
+        "Resize": [source, "", "", f"{tag}_n"],
+        "OneHot": [f"{tag}_n", f"{tag}_d", f"{tag}_v"],
+    }.get(op, [source, f"{tag}_n"])
     _constant(model, f"{tag}_n", sizes)
     if op == "OneHot":
         _constant(model, f"{tag}_d", size(rng))
@@ -59,11 +64,15 @@ def doubling(rng: np.random.Generator, model: ModelProto) -> None:
     for i in range(int(pick(rng, _DOUBLINGS))):
         out = f"twice{i}_{rng.integers(1 << 30)}"
         if op == "Tile":
-            node = helper.make_node("Tile", [name, _constant(model, f"{out}_n", [2, 2, 2, 2])], [out])
+            node = helper.make_node(
+                "Tile", [name, _constant(model, f"{out}_n", [2, 2, 2, 2])], [out]
+            )
         elif op == "Einsum":
             node = helper.make_node("Einsum", [name, name], [out], equation="...,...->...")
         else:
-            node = helper.make_node(op, [name, name], [out], **({"axis": axis} if op == "Concat" else {}))
+            node = helper.make_node(
+                op, [name, name], [out], **({"axis": axis} if op == "Concat" else {})
+            )
         model.graph.node.append(node)
         name = out
     _end(model, name)
@@ -80,7 +89,11 @@ def doubling_on_the_way(rng: np.random.Generator, model: ModelProto) -> None:
     reader = pick(rng, nodes)
     made = []
     for i in range(int(pick(rng, _DOUBLINGS[:4]))):
-        made.append(helper.make_node("Concat", [name, name], [f"{node.output[0]}_{i}_{rng.integers(1 << 30)}"], axis=1))
+        made.append(
+            helper.make_node(
+                "Concat", [name, name], [f"{node.output[0]}_{i}_{rng.integers(1 << 30)}"], axis=1
+            )
+        )
         name = made[-1].output[0]
     at = list(model.graph.node).index(node) + 1
     rest = [type(n).FromString(n.SerializeToString()) for n in model.graph.node[at:]]
@@ -95,8 +108,10 @@ def computed_shape(rng: np.random.Generator, model: ModelProto) -> None:
     """A shape that depends on values: what it becomes is known only in the run."""
     source, tag = _source(rng, model), f"computed{rng.integers(1 << 30)}"
     for op, inputs, out in (
-        ("Shape", [source], f"{tag}_s"), ("Mul", [f"{tag}_s", _constant(model, f"{tag}_f", [size(rng)])], f"{tag}_m"), ("Expand", [source, f"{tag}_m"], tag)
-    ):  # fmt: skip
+        ("Shape", [source], f"{tag}_s"),
+        ("Mul", [f"{tag}_s", _constant(model, f"{tag}_f", [size(rng)])], f"{tag}_m"),
+        ("Expand", [source, f"{tag}_m"], tag),
+    ):
         model.graph.node.add(op_type=op, input=inputs, output=[out])
     _end(model, tag)
 
@@ -104,14 +119,22 @@ def computed_shape(rng: np.random.Generator, model: ModelProto) -> None:
 @mutator
 def long_range(rng: np.random.Generator, model: ModelProto) -> None:
     tag = f"range{rng.integers(1 << 30)}"
-    limits = [_constant(model, f"{tag}_{i}", v) for i, v in enumerate((0, size(rng), pick(rng, (1, 1, -1, 0, 2**40))))]
+    limits = [
+        _constant(model, f"{tag}_{i}", v)
+        for i, v in enumerate((0, size(rng), pick(rng, (1, 1, -1, 0, 2**40))))
+    ]
     model.graph.node.add(op_type="Range", input=limits, output=[tag])
     _end(model, tag)
 
 
 @mutator
 def long_split(rng: np.random.Generator, model: ModelProto) -> None:
-    node = helper.make_node("Split", [_source(rng, model)], [f"part{i}_{rng.integers(1 << 30)}" for i in range(int(pick(rng, (0, 1, 5, 3000))))], axis=int(pick(rng, (0, 1, -1, 99))))
+    node = helper.make_node(
+        "Split",
+        [_source(rng, model)],
+        [f"part{i}_{rng.integers(1 << 30)}" for i in range(int(pick(rng, (0, 1, 5, 3000))))],
+        axis=int(pick(rng, (0, 1, -1, 99))),
+    )
     model.graph.node.append(node)
 
 
@@ -119,14 +142,35 @@ def long_split(rng: np.random.Generator, model: ModelProto) -> None:
 def long_loop(rng: np.random.Generator, model: ModelProto) -> None:
     """A Loop that runs long, or collects what it makes."""
     tag = f"loop{rng.integers(1 << 30)}"
-    count, go = _constant(model, f"{tag}_m", size(rng)), _constant(model, f"{tag}_c", True, np.bool_)  # type: ignore[arg-type]
-    nodes = [helper.make_node("Identity", [f"{tag}_go"], [f"{tag}_d"]), helper.make_node("Add", [f"{tag}_s", f"{tag}_s"], [f"{tag}_t"])]
-    state = [helper.make_tensor_value_info(f"{tag}_{n}", TensorProto.FLOAT, [4]) for n in ("s", "t")]
+    count, go = (
+        _constant(model, f"{tag}_m", size(rng)),
+        _constant(model, f"{tag}_c", True, np.bool_),
+    )  # type: ignore[arg-type]
+    nodes = [
+        helper.make_node("Identity", [f"{tag}_go"], [f"{tag}_d"]),
+        helper.make_node("Add", [f"{tag}_s", f"{tag}_s"], [f"{tag}_t"]),
+    ]
+    state = [
+        helper.make_tensor_value_info(f"{tag}_{n}", TensorProto.FLOAT, [4]) for n in ("s", "t")
+    ]
     flags = [helper.make_tensor_value_info(f"{tag}_{n}", TensorProto.BOOL, []) for n in ("go", "d")]
-    collected = [helper.make_tensor_value_info(f"{tag}_t", TensorProto.FLOAT, [4])] if rng.random() < 0.5 else []
-    body = helper.make_graph(nodes, "body", [helper.make_tensor_value_info(f"{tag}_i", TensorProto.INT64, []), flags[0], state[0]], [flags[1], state[1], *collected])
+    collected = (
+        [helper.make_tensor_value_info(f"{tag}_t", TensorProto.FLOAT, [4])]
+        if rng.random() < 0.5
+        else []
+    )
+    body = helper.make_graph(
+        nodes,
+        "body",
+        [helper.make_tensor_value_info(f"{tag}_i", TensorProto.INT64, []), flags[0], state[0]],
+        [flags[1], state[1], *collected],
+    )
     start = _constant(model, f"{tag}_0", np.ones(4), np.float32)  # type: ignore[arg-type]
-    model.graph.node.append(helper.make_node("Loop", [count, go, start], [f"{tag}_e", *[f"{tag}_all" for _ in collected]], body=body))
+    model.graph.node.append(
+        helper.make_node(
+            "Loop", [count, go, start], [f"{tag}_e", *[f"{tag}_all" for _ in collected]], body=body
+        )
+    )
     _end(model, f"{tag}_e")
 
 
@@ -135,7 +179,12 @@ def deep_bodies(rng: np.random.Generator, model: ModelProto) -> None:
     tag = f"deep{rng.integers(1 << 30)}"
     yes = _constant(model, f"{tag}_yes", True, np.bool_)  # type: ignore[arg-type]
     source = _source(rng, model)
-    graph = helper.make_graph([helper.make_node("Relu", [source], [f"{tag}_r"])], "leaf", [], [helper.make_empty_tensor_value_info(f"{tag}_r")])
+    graph = helper.make_graph(
+        [helper.make_node("Relu", [source], [f"{tag}_r"])],
+        "leaf",
+        [],
+        [helper.make_empty_tensor_value_info(f"{tag}_r")],
+    )
     for level in range(int(pick(rng, _DEPTHS))):
         out = f"{tag}_{level}"
         node = helper.make_node("If", [yes], [out])
@@ -150,9 +199,18 @@ def deep_bodies(rng: np.random.Generator, model: ModelProto) -> None:
 def odd_body(rng: np.random.Generator, model: ModelProto) -> None:
     """An If whose branches do not agree, or a Loop or Scan whose body does not fit."""
     tag = f"odd{rng.integers(1 << 30)}"
-    body = helper.make_graph([helper.make_node("Relu", [_source(rng, model)], [f"{tag}_r"])], "b", [], [helper.make_empty_tensor_value_info(f"{tag}_r")])
+    body = helper.make_graph(
+        [helper.make_node("Relu", [_source(rng, model)], [f"{tag}_r"])],
+        "b",
+        [],
+        [helper.make_empty_tensor_value_info(f"{tag}_r")],
+    )
     op = pick(rng, ("If", "Loop", "Scan", "SequenceMap"))
-    node = helper.make_node(op, [_source(rng, model) for _ in range(int(rng.integers(0, 4)))], [f"{tag}_{i}" for i in range(int(rng.integers(0, 4)))])
+    node = helper.make_node(
+        op,
+        [_source(rng, model) for _ in range(int(rng.integers(0, 4)))],
+        [f"{tag}_{i}" for i in range(int(rng.integers(0, 4)))],
+    )
     for name in pick(rng, (["body"], ["then_branch"], ["then_branch", "else_branch"], [])):
         node.attribute.append(AttributeProto(name=name, type=AttributeProto.GRAPH, g=body))
     model.graph.node.append(node)
@@ -161,10 +219,24 @@ def odd_body(rng: np.random.Generator, model: ModelProto) -> None:
 def _function(model: ModelProto, name: str, calls: list[str]) -> FunctionProto:
     nodes, value = [], "i"
     for n, called in enumerate(calls):
-        nodes.append(helper.make_node(called, [value], [f"v{n}"], domain="local" if called.startswith("f") else ""))
+        nodes.append(
+            helper.make_node(
+                called, [value], [f"v{n}"], domain="local" if called.startswith("f") else ""
+            )
+        )
         value = f"v{n}"
     nodes.append(helper.make_node("Identity", [value], ["o"]))
-    return helper.make_function("local", name, ["i"], ["o"], nodes, [helper.make_opsetid("", model.opset_import[0].version if model.opset_import else 17), helper.make_opsetid("local", 1)])
+    return helper.make_function(
+        "local",
+        name,
+        ["i"],
+        ["o"],
+        nodes,
+        [
+            helper.make_opsetid("", model.opset_import[0].version if model.opset_import else 17),
+            helper.make_opsetid("local", 1),
+        ],
+    )
 
 
 def _call(rng: np.random.Generator, model: ModelProto, name: str) -> None:
@@ -202,7 +274,9 @@ def odd_function(rng: np.random.Generator, model: ModelProto) -> None:
     elif choice < 0.6:
         function.input.extend(["i", "j"])
     elif choice < 0.8:
-        function.node[0].attribute.append(AttributeProto(name="alpha", type=AttributeProto.FLOAT, ref_attr_name="missing"))
+        function.node[0].attribute.append(
+            AttributeProto(name="alpha", type=AttributeProto.FLOAT, ref_attr_name="missing")
+        )
     else:
         function.ClearField("node")
     _call(rng, model, "f0")
@@ -212,6 +286,10 @@ def odd_function(rng: np.random.Generator, model: ModelProto) -> None:
 def long_chain(rng: np.random.Generator, model: ModelProto) -> None:
     name = _source(rng, model)
     for i in range(int(pick(rng, (100, 1000)))):
-        model.graph.node.add(op_type=pick(rng, ("Relu", "Identity", "Neg")), input=[name], output=[f"link{i}_{rng.integers(1 << 30)}"])
+        model.graph.node.add(
+            op_type=pick(rng, ("Relu", "Identity", "Neg")),
+            input=[name],
+            output=[f"link{i}_{rng.integers(1 << 30)}"],
+        )
         name = model.graph.node[-1].output[0]
     _end(model, name)

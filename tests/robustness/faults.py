@@ -24,7 +24,19 @@ OPTIONS = ["--repair=bias", "--engine=none"]
 
 def _command(out: Path, *more: str) -> list[str]:
     model, calibration, _ = demo.files()
-    return [sys.executable, "-m", "onnxprune", "optimize", str(model), "-o", str(out), *OPTIONS, "--data", str(calibration), *more]
+    return [
+        sys.executable,
+        "-m",
+        "onnxprune",
+        "optimize",
+        str(model),
+        "-o",
+        str(out),
+        *OPTIONS,
+        "--data",
+        str(calibration),
+        *more,
+    ]
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -32,7 +44,14 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_heard)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_heard,
+    )
 
 
 def _heard() -> None:
@@ -52,11 +71,15 @@ def _whole(folder: Path) -> float:
 def _same(folder: Path, name: str) -> bool:
     """Whether output and plan are those of the undisturbed run."""
     places = (Path("{}.onnx"), Path("{}.run") / "plan.json")
-    return all((folder / str(p).format(name)).read_bytes() == (folder / str(p).format("whole")).read_bytes() for p in places)
+    return all(
+        (folder / str(p).format(name)).read_bytes()
+        == (folder / str(p).format("whole")).read_bytes()
+        for p in places
+    )
 
 
 def killed(folder: Path, times: int) -> tuple[bool, str]:
-    """kill -9 at random moments, then the same command."""
+    """Kill -9 at random moments, then the same command."""
     whole, moments = _whole(folder), random.Random(0)
     hit = same = 0
     for number in range(times):
@@ -70,7 +93,10 @@ def killed(folder: Path, times: int) -> tuple[bool, str]:
         again = _run(_command(folder / f"{number}.onnx"))
         same += again.returncode == 0 and _same(folder, str(number))
     left = [p.name for p in folder.rglob(".*")]
-    return same == times and not left, f"{hit} of {times} runs were hit; the same command then ended in the same bytes {same} times of {times}, {len(left)} temporary files left"
+    return (
+        same == times and not left,
+        f"{hit} of {times} runs were hit; the same command then ended in the same bytes {same} times of {times}, {len(left)} temporary files left",
+    )
 
 
 def interrupted(folder: Path, times: int) -> tuple[bool, str]:
@@ -82,9 +108,17 @@ def interrupted(folder: Path, times: int) -> tuple[bool, str]:
     os.killpg(process.pid, signal.SIGINT)
     err = process.communicate(timeout=LIMIT_S)[1]
     said = err.splitlines()[-1] if err else ""
-    clean = process.returncode == 130 and said.startswith("error[interrupted]") and "Traceback" not in err and not (folder / "other.onnx").exists()
+    clean = (
+        process.returncode == 130
+        and said.startswith("error[interrupted]")
+        and "Traceback" not in err
+        and not (folder / "other.onnx").exists()
+    )
     again = _run(_command(folder / "other.onnx"))
-    return clean and again.returncode == 0 and _same(folder, "other"), f"exit code {process.returncode}, `{said.replace(str(folder), 'FOLDER')}`; the same command then ended in the same bytes"
+    return (
+        clean and again.returncode == 0 and _same(folder, "other"),
+        f"exit code {process.returncode}, `{said.replace(str(folder), 'FOLDER')}`; the same command then ended in the same bytes",
+    )
 
 
 def two_runs(folder: Path, times: int) -> tuple[bool, str]:
@@ -94,9 +128,24 @@ def two_runs(folder: Path, times: int) -> tuple[bool, str]:
     _wait_for(folder / "one.run" / "lock")
     second = _run(_command(folder / "two.onnx", "--run-dir", str(folder / "one.run")))
     first.communicate(timeout=LIMIT_S)
-    said = second.stderr.splitlines()[-1].split(";")[0].replace(str(folder), "FOLDER") if second.stderr else "nothing"
-    held = first.returncode == 0 and _same(folder, "one") and (second.returncode == 1 and "run-dir-busy" in second.stderr and not (folder / "two.onnx").exists())
-    return held, f"the first ends as if alone, the second with exit code {second.returncode}: `{said}`"
+    said = (
+        second.stderr.splitlines()[-1].split(";")[0].replace(str(folder), "FOLDER")
+        if second.stderr
+        else "nothing"
+    )
+    held = (
+        first.returncode == 0
+        and _same(folder, "one")
+        and (
+            second.returncode == 1
+            and "run-dir-busy" in second.stderr
+            and not (folder / "two.onnx").exists()
+        )
+    )
+    return (
+        held,
+        f"the first ends as if alone, the second with exit code {second.returncode}: `{said}`",
+    )
 
 
 def vanished(folder: Path, times: int) -> tuple[bool, str]:
@@ -105,15 +154,27 @@ def vanished(folder: Path, times: int) -> tuple[bool, str]:
     rng = np.random.default_rng(0)
     for i in range(64):
         np.save(folder / "data" / f"{i}.npy", rng.random((1, 8, 8), np.float32))
-    command = [*_command(folder / "out.onnx", "--overwrite"), f"--data={folder / 'data'}", "--criterion=activation_mean"]
+    command = [
+        *_command(folder / "out.onnx", "--overwrite"),
+        f"--data={folder / 'data'}",
+        "--criterion=activation_mean",
+    ]
     (folder / "out.onnx").write_bytes(b"precious")
     process = _start(command)
     _wait_for(folder / "out.run" / "scores.npz")  # the repair reads them again
     shutil.rmtree(folder / "data")
     err = process.communicate(timeout=LIMIT_S)[1]
     said = [line for line in err.splitlines() if line.startswith("error[")]
-    held = process.returncode == 1 and len(said) == 1 and "internal" not in said[0] and (folder / "out.onnx").read_bytes() == b"precious"
-    return held, f"exit code {process.returncode}, `{(said or ['nothing'])[0].replace(str(folder), 'FOLDER')}`; the old output is untouched"
+    held = (
+        process.returncode == 1
+        and len(said) == 1
+        and "internal" not in said[0]
+        and (folder / "out.onnx").read_bytes() == b"precious"
+    )
+    return (
+        held,
+        f"exit code {process.returncode}, `{(said or ['nothing'])[0].replace(str(folder), 'FOLDER')}`; the old output is untouched",
+    )
 
 
 def model_replaced(folder: Path, times: int) -> tuple[bool, str]:
@@ -127,7 +188,9 @@ def model_replaced(folder: Path, times: int) -> tuple[bool, str]:
     _wait_for(folder / "other.run" / "lock")
     model.unlink()
     process.communicate(timeout=LIMIT_S)
-    return process.returncode == 0 and _same(folder, "other"), f"exit code {process.returncode}; what was opened stays readable: the same bytes"
+    return process.returncode == 0 and _same(
+        folder, "other"
+    ), f"exit code {process.returncode}; what was opened stays readable: the same bytes"
 
 
 def torn_journal(folder: Path, times: int) -> tuple[bool, str]:
@@ -145,22 +208,36 @@ def torn_journal(folder: Path, times: int) -> tuple[bool, str]:
                 (run / name).write_bytes(b"half")
     (folder / "other.onnx").unlink()
     again = _run(_command(folder / "other.onnx"))
-    return again.returncode == 0 and _same(folder, "other"), f"exit code {again.returncode}; what does not match its hash is done again: the same bytes"
+    return again.returncode == 0 and _same(
+        folder, "other"
+    ), f"exit code {again.returncode}; what does not match its hash is done again: the same bytes"
 
 
 def full_disk(folder: Path, times: int) -> tuple[bool, str]:
     """A file system of 300 kB, with an old output on it."""
     disk = folder / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
-        return True, "not tried: mounting is not permitted here; the limit on the size of files stands for it"
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
+    ).returncode:
+        return (
+            True,
+            "not tried: mounting is not permitted here; the limit on the size of files stands for it",
+        )
     try:
         (disk / "out.onnx").write_bytes(b"precious")
         done = _run([*_command(disk / "out.onnx", "--overwrite"), "--target=macs=95%"])
         said = [line for line in done.stderr.splitlines() if line.startswith("error[")]
-        kept = {p.name: p.read_bytes() for p in disk.rglob("*") if p.is_file()} == {"out.onnx": b"precious"}
+        kept = {p.name: p.read_bytes() for p in disk.rglob("*") if p.is_file()} == {
+            "out.onnx": b"precious"
+        }
         held = done.returncode == 1 and len(said) == 1 and "internal" not in said[0] and kept
-        return held, f"exit code {done.returncode}, `{(said or ['nothing'])[0].replace(str(disk), 'DISK')}`; the old output is untouched, nothing else is left"
+        return (
+            held,
+            f"exit code {done.returncode}, `{(said or ['nothing'])[0].replace(str(disk), 'DISK')}`; the old output is untouched, nothing else is left",
+        )
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
@@ -172,6 +249,11 @@ def _wait_for(path: Path) -> None:
 
 
 FAULTS: dict[str, Fault] = {
-    "`kill -9` at a random moment, then the same command": killed, "Ctrl-C": interrupted, "two runs in one run directory": two_runs,
-    "calibration data vanish during the run": vanished, "a file system of 300 kB": full_disk, "the model vanishes during the run": model_replaced, "half a journal, changed files in the run directory": torn_journal,
-}  # fmt: skip
+    "`kill -9` at a random moment, then the same command": killed,
+    "Ctrl-C": interrupted,
+    "two runs in one run directory": two_runs,
+    "calibration data vanish during the run": vanished,
+    "a file system of 300 kB": full_disk,
+    "the model vanishes during the run": model_replaced,
+    "half a journal, changed files in the run directory": torn_journal,
+}

@@ -28,17 +28,36 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from tests.robustness import bombs  # noqa: F401 (enters its mutators)
-from tests.robustness.mutants import BYTES, MUTATORS, SPECIAL, graphs, pick, seed_bytes, seed_model, size
+from tests.robustness.mutants import (
+    BYTES,
+    MUTATORS,
+    SPECIAL,
+    graphs,
+    pick,
+    seed_bytes,
+    seed_model,
+    size,
+)
 
-SPECIAL_SHARE = 0.6  # of the mutants come from SPECIAL, the others from the test graphs of single operators
+SPECIAL_SHARE = (
+    0.6  # of the mutants come from SPECIAL, the others from the test graphs of single operators
+)
 BYTES_SHARE = 0.25  # of the mutants have bytes changed, the others structure
 MOST_CHANGES = 3
 TIME_LIMIT_S = 10.0  # of processor time, of one verb
 WALL_LIMIT_S = 60.0  # of one verb that may be waiting
 LOOP_LIMIT_S = "2"  # of one run of a Loop, see onnxprune.ir.runtime
-MEMORY_LIMIT_BYTES = 10**9  # resident, the libraries included; and the limit (RLIMIT_DATA) that stands for a machine of that size
+MEMORY_LIMIT_BYTES = (
+    10**9
+)  # resident, the libraries included; and the limit (RLIMIT_DATA) that stands for a machine of that size
 ONE_INPUT = ["--samples=2", "--batch-size=2"]
-PLAN_FLAGS = ["--target=macs=70%", "--criterion=l2", "--allocate=knapsack", "--round-to=1", *ONE_INPUT]
+PLAN_FLAGS = [
+    "--target=macs=70%",
+    "--criterion=l2",
+    "--allocate=knapsack",
+    "--round-to=1",
+    *ONE_INPUT,
+]
 ENDS = {0, 1, 2, 3, 4}
 _OVERFLOWS = {"odd values", *BYTES}  # weights of 1e38: sums in another order are other infinities
 
@@ -77,10 +96,19 @@ def model_mutant(number: int, seed: int = 0) -> Mutant:
     model, external = seed_model(name)
     if rng.random() < BYTES_SHARE:
         how = pick(rng, list(BYTES))
-        return Mutant(name, (how,), {"model.onnx": bytes(BYTES[how](rng, bytearray(model.SerializeToString()))), **external})
+        return Mutant(
+            name,
+            (how,),
+            {
+                "model.onnx": bytes(BYTES[how](rng, bytearray(model.SerializeToString()))),
+                **external,
+            },
+        )
     changes = [pick(rng, list(MUTATORS)) for _ in range(int(rng.integers(1, MOST_CHANGES + 1)))]
     for change in changes:
-        with contextlib.suppress(DecodeError):  # graphs too deep for protobuf are made of bytes, see `deeper`
+        with contextlib.suppress(
+            DecodeError
+        ):  # graphs too deep for protobuf are made of bytes, see `deeper`
             MUTATORS[change](rng, model)
     return Mutant(name, tuple(changes), {"model.onnx": model.SerializeToString(), **external})
 
@@ -91,14 +119,28 @@ def plan_mutant(number: int, seed: int = 0) -> Mutant:
     plan = json.loads(_good_plan())
     if rng.random() < BYTES_SHARE:
         how = pick(rng, list(BYTES))
-        return Mutant("plan", (how,), {"plan.json": bytes(BYTES[how](rng, bytearray(_good_plan()))), "good.onnx": seed_bytes("transformer")})
+        return Mutant(
+            "plan",
+            (how,),
+            {
+                "plan.json": bytes(BYTES[how](rng, bytearray(_good_plan()))),
+                "good.onnx": seed_bytes("transformer"),
+            },
+        )
     changes = []
     for _ in range(int(rng.integers(1, MOST_CHANGES + 1))):
         changes.append(_change_json(rng, plan))
     text = json.dumps(plan)
     if rng.random() < 0.05:
         text = "[" * 100_000 + text
-    return Mutant("plan", tuple(changes), {"plan.json": text.encode("utf-8", "surrogatepass"), "good.onnx": seed_bytes("transformer")})
+    return Mutant(
+        "plan",
+        tuple(changes),
+        {
+            "plan.json": text.encode("utf-8", "surrogatepass"),
+            "good.onnx": seed_bytes("transformer"),
+        },
+    )
 
 
 def recipe_mutant(number: int, seed: int = 0) -> Mutant:
@@ -106,11 +148,28 @@ def recipe_mutant(number: int, seed: int = 0) -> Mutant:
     from onnxprune.run.recipe import OPTIONS, Recipe, to_toml
 
     rng = np.random.default_rng([seed, 2, number])
-    text = to_toml(Recipe(target="macs=70%", criterion="l2", allocate="knapsack", repair="none", engine="none", round_to=1, samples=2))
+    text = to_toml(
+        Recipe(
+            target="macs=70%",
+            criterion="l2",
+            allocate="knapsack",
+            repair="none",
+            engine="none",
+            round_to=1,
+            samples=2,
+        )
+    )
     lines = text.splitlines()
     if rng.random() < BYTES_SHARE:
         how = pick(rng, list(BYTES))
-        return Mutant("recipe", (how,), {"recipe.toml": bytes(BYTES[how](rng, bytearray(text.encode()))), "good.onnx": seed_bytes("transformer")})
+        return Mutant(
+            "recipe",
+            (how,),
+            {
+                "recipe.toml": bytes(BYTES[how](rng, bytearray(text.encode()))),
+                "good.onnx": seed_bytes("transformer"),
+            },
+        )
     changes = []
     for _ in range(int(rng.integers(1, MOST_CHANGES + 1))):
         key = str(pick(rng, list(OPTIONS)))
@@ -118,17 +177,74 @@ def recipe_mutant(number: int, seed: int = 0) -> Mutant:
         lines = [line for line in lines if not line.startswith(f"{key} = ")]
         lines.insert(0, f"{key} = {value}")
         changes.append(f"{key} = {value[:30]}")
-    return Mutant("recipe", tuple(changes), {"recipe.toml": "\n".join(lines).encode(), "good.onnx": seed_bytes("transformer")})
+    return Mutant(
+        "recipe",
+        tuple(changes),
+        {"recipe.toml": "\n".join(lines).encode(), "good.onnx": seed_bytes("transformer")},
+    )
 
 
 _TOML_VALUES = (
-    '""', '"x"', "true", "[]", "[[]]", "{}", "nan", "inf", "-inf", "1e308", "-1", "0", "0.5", '["a", 1]', "{a = 1}", '{"*" = 2}', "1979-05-27", '"macs=0%"', '"macs=nan%"',
-    '"latency.none=2x"', '"macs=1e999"', '"../../../etc"', '"/dev/zero"', '"\\u0000"', '["macs=50%", "params=1"]', '"[(2, 0.5)]"', '"x:1,2,3"', '{x = [1, 2]}', "[" * 500 + "]" * 500,
-    '"loader.py:f"', '"os:system"', '{"x" = "1,99999999999,4"}', '"' + "a" * 10_000 + '"', "'''", "= =",
-)  # fmt: skip
+    '""',
+    '"x"',
+    "true",
+    "[]",
+    "[[]]",
+    "{}",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    "-1",
+    "0",
+    "0.5",
+    '["a", 1]',
+    "{a = 1}",
+    '{"*" = 2}',
+    "1979-05-27",
+    '"macs=0%"',
+    '"macs=nan%"',
+    '"latency.none=2x"',
+    '"macs=1e999"',
+    '"../../../etc"',
+    '"/dev/zero"',
+    '"\\u0000"',
+    '["macs=50%", "params=1"]',
+    '"[(2, 0.5)]"',
+    '"x:1,2,3"',
+    "{x = [1, 2]}",
+    "[" * 500 + "]" * 500,
+    '"loader.py:f"',
+    '"os:system"',
+    '{"x" = "1,99999999999,4"}',
+    '"' + "a" * 10_000 + '"',
+    "'''",
+    "= =",
+)
 _JSON_VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 0.5, 1e308, 10**30, 2**63, float("nan"), float("inf"), "", "x", "1", [], {}, [[]], {"a": {}}, "é\ud800", [0, 0], [1, 0], "a" * 10_000,
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1,
+    0.5,
+    1e308,
+    10**30,
+    2**63,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "1",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    "é\ud800",
+    [0, 0],
+    [1, 0],
+    "a" * 10_000,
+)
 
 
 def _change_json(rng: np.random.Generator, value: Any) -> str:
@@ -160,7 +276,16 @@ def _good_plan() -> bytes:
         from onnxprune.run.pipeline import make_plan
         from onnxprune.run.recipe import Recipe
 
-        plan = make_plan(seed_bytes("transformer"), Recipe(target="macs=70%", criterion="l2", allocate="knapsack", round_to=1, allow_mixing=["LayerNormalization"]))
+        plan = make_plan(
+            seed_bytes("transformer"),
+            Recipe(
+                target="macs=70%",
+                criterion="l2",
+                allocate="knapsack",
+                round_to=1,
+                allow_mixing=["LayerNormalization"],
+            ),
+        )
         _PLAN.append(json.dumps(plan.to_json()).encode())
     return _PLAN[0]
 
@@ -180,20 +305,29 @@ def model_verbs(folder: str) -> Iterator[list[str]]:
 
 
 def plan_verbs(folder: str) -> Iterator[list[str]]:
-    """cut and verify with a changed plan."""
+    """Cut and verify with a changed plan."""
     model, plan, out = (os.path.join(folder, n) for n in ("good.onnx", "plan.json", "out.onnx"))
     yield ["cut", model, plan, "-o", out]
     yield ["verify", model, out if os.path.exists(out) else model, "--plan", plan, *ONE_INPUT]
 
 
 def recipe_verbs(folder: str) -> Iterator[list[str]]:
-    """plan with a changed recipe."""
-    yield ["plan", os.path.join(folder, "good.onnx"), "-o", os.path.join(folder, "plan.json"), "--recipe", os.path.join(folder, "recipe.toml")]
+    """Plan with a changed recipe."""
+    yield [
+        "plan",
+        os.path.join(folder, "good.onnx"),
+        "-o",
+        os.path.join(folder, "plan.json"),
+        "--recipe",
+        os.path.join(folder, "recipe.toml"),
+    ]
 
 
 KINDS: dict[str, tuple[Callable[[int, int], Mutant], Callable[[str], Iterator[list[str]]]]] = {
-    "models": (model_mutant, model_verbs), "plans": (plan_mutant, plan_verbs), "recipes": (recipe_mutant, recipe_verbs),
-}  # fmt: skip
+    "models": (model_mutant, model_verbs),
+    "plans": (plan_mutant, plan_verbs),
+    "recipes": (recipe_mutant, recipe_verbs),
+}
 
 
 def _child(verbs: Iterator[list[str]], record: str) -> None:
@@ -216,7 +350,9 @@ def _child(verbs: Iterator[list[str]], record: str) -> None:
     os._exit(0)
 
 
-def try_one(mutant: Mutant, verbs: Callable[[str], Iterator[list[str]]], number: int = 0) -> Outcome:
+def try_one(
+    mutant: Mutant, verbs: Callable[[str], Iterator[list[str]]], number: int = 0
+) -> Outcome:
     """One mutant through its verbs, in a process that may die."""
     outcome = Outcome(number, mutant.seed, mutant.changes)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
@@ -232,8 +368,16 @@ def try_one(mutant: Mutant, verbs: Callable[[str], Iterator[list[str]]], number:
             verb, code, seconds, *_ = [*line.split(), "-1", "0"]
             outcome.verbs[verb] = int(code)
             outcome.seconds = max(outcome.seconds, float(seconds))
-        outcome.talk = Path(f"{record}.talk").read_text(errors="replace") if os.path.exists(f"{record}.talk") else ""
-        outcome.codes = [line[6 : line.index("]")] for line in outcome.talk.splitlines() if line.startswith("error[")]
+        outcome.talk = (
+            Path(f"{record}.talk").read_text(errors="replace")
+            if os.path.exists(f"{record}.talk")
+            else ""
+        )
+        outcome.codes = [
+            line[6 : line.index("]")]
+            for line in outcome.talk.splitlines()
+            if line.startswith("error[")
+        ]
         outcome.fault = _fault(outcome, status, folder)
     return outcome
 
@@ -246,11 +390,19 @@ def _fault(outcome: Outcome, status: int, folder: str) -> str:
         return f"takes over {WALL_LIMIT_S:g} s of waiting"
     if outcome.seconds > TIME_LIMIT_S:
         return f"takes {outcome.seconds:.1f} s"
-    if "internal" in outcome.codes or "Traceback" in outcome.talk.split("error[")[0] and not outcome.codes:
+    if (
+        "internal" in outcome.codes
+        or "Traceback" in outcome.talk.split("error[")[0]
+        and not outcome.codes
+    ):
         return "a traceback"
     if "out-of-memory" in outcome.codes:
         return "runs out of memory"
-    if outcome.verbs.get("verify") == 4 and not outcome.seed.startswith("plan") and not _OVERFLOWS & set(outcome.changes):
+    if (
+        outcome.verbs.get("verify") == 4
+        and not outcome.seed.startswith("plan")
+        and not _OVERFLOWS & set(outcome.changes)
+    ):
         return "the cut model is not the masked original"
     wrong = [f"{verb} ends with {code}" for verb, code in outcome.verbs.items() if code not in ENDS]
     if wrong or len(outcome.codes) != sum(code != 0 for code in outcome.verbs.values()):
@@ -270,13 +422,24 @@ def prepare() -> None:
 
     import onnxruntime  # noqa: F401
 
-    for name in ("cli.app", "cli.inspect", "cli.plan", "run.pipeline", "report.terminal", "allocators.knapsack", "criteria.magnitude", "data.synthetic"):
+    for name in (
+        "cli.app",
+        "cli.inspect",
+        "cli.plan",
+        "run.pipeline",
+        "report.terminal",
+        "allocators.knapsack",
+        "criteria.magnitude",
+        "data.synthetic",
+    ):
         importlib.import_module(f"onnxprune.{name}")
     graphs()
     _good_plan()
 
 
-def fuzz(kind: str, numbers: Sequence[int], seed: int = 0, keep: Path | None = None) -> dict[str, Any]:
+def fuzz(
+    kind: str, numbers: Sequence[int], seed: int = 0, keep: Path | None = None
+) -> dict[str, Any]:
     """The mutants of these numbers: counts, and every fault."""
     prepare()
     make, verbs = KINDS[kind]
@@ -287,24 +450,54 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int = 0, keep: Path | None = N
         mutant = make(number, seed)
         outcome = try_one(mutant, verbs, number)
         done = list(outcome.verbs.values())
-        ends["fault" if outcome.fault else "goes through" if done and not any(done) else "refused with one sentence"] += 1
+        ends[
+            "fault"
+            if outcome.fault
+            else "goes through"
+            if done and not any(done)
+            else "refused with one sentence"
+        ] += 1
         codes.update(set(outcome.codes))
         slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.peak_bytes)
         if outcome.fault:
-            faults.append({"number": number, "seed": mutant.seed, "changes": list(mutant.changes), "fault": outcome.fault, "verbs": outcome.verbs, "talk": outcome.talk[-1500:]})
-            print(f"{kind} {number} {mutant.seed} {mutant.changes}: {outcome.fault}", file=sys.stderr, flush=True)
+            faults.append(
+                {
+                    "number": number,
+                    "seed": mutant.seed,
+                    "changes": list(mutant.changes),
+                    "fault": outcome.fault,
+                    "verbs": outcome.verbs,
+                    "talk": outcome.talk[-1500:],
+                }
+            )
+            print(
+                f"{kind} {number} {mutant.seed} {mutant.changes}: {outcome.fault}",
+                file=sys.stderr,
+                flush=True,
+            )
             if keep:
                 shutil.rmtree(keep / f"{kind}{number}", ignore_errors=True)
                 (keep / f"{kind}{number}").mkdir(parents=True)
                 for name, data in {**mutant.files, "talk.txt": outcome.talk.encode()}.items():
                     (keep / f"{kind}{number}" / name).write_bytes(data)
-    return {"kind": kind, "files": len(numbers), "first": min(numbers), "seed": seed, "ends": dict(ends), "codes": dict(codes.most_common()), "faults": faults,
-            "slowest_s": round(slowest, 2), "peak_bytes": largest}  # fmt: skip
+    return {
+        "kind": kind,
+        "files": len(numbers),
+        "first": min(numbers),
+        "seed": seed,
+        "ends": dict(ends),
+        "codes": dict(codes.most_common()),
+        "faults": faults,
+        "slowest_s": round(slowest, 2),
+        "peak_bytes": largest,
+    }
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="+", help="these numbers and no others")
@@ -313,8 +506,17 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the files that fail")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = fuzz(given.kind, given.only or range(given.first, given.first + given.files), given.seed, given.keep)
-    print(json.dumps(found, indent=1) if given.json else "\n".join(f"{k}: {v}" for k, v in found.items() if k != "faults"))
+    found = fuzz(
+        given.kind,
+        given.only or range(given.first, given.first + given.files),
+        given.seed,
+        given.keep,
+    )
+    print(
+        json.dumps(found, indent=1)
+        if given.json
+        else "\n".join(f"{k}: {v}" for k, v in found.items() if k != "faults")
+    )
     sys.exit(1 if found["faults"] else 0)
 
 

@@ -27,15 +27,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tests.robustness.faults import FAULTS
 from onnxprune import demo
+from tests.robustness.faults import FAULTS
 
 MODEL = demo.files().model
 FLAGS = ["--criterion=l2", "--repair=none", "--engine=none", "--round-to=1"]
 LIMIT_S = 120
 SLICE = 250  # mutants a process
 PR_CAPBSET_DROP = 24  # linux/prctl.h
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path[1:]])}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path[1:]]),
+}
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,43 @@ class Row:
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below, with its content."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in folder.rglob("*")
+    }
 
 
 def tried(bad: Bad, folder: Path) -> Row:
     """One bad input."""
     before = tree(folder)
     command = [sys.executable, "-m", "onnxprune", *bad.arguments]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_S, check=False, **bad.run)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        **bad.run,
+    )
     said = [line for line in done.stderr.splitlines() if line.startswith("error[")]
     after = tree(folder)
     left = sorted(k for k in before.keys() | after.keys() if before.get(k, 0) != after.get(k, 0))
     internal = "error[internal]" in done.stderr or "Traceback" in done.stderr
     ok = done.returncode == bad.code and len(said) == 1 and not left and not internal
-    text = (said[0] if said else "nothing").replace(f"{folder}/", "").replace(str(folder), "FOLDER").replace(str(MODEL), "model.onnx")
-    return Row(bad.what + (f" ({bad.how})" if bad.how else ""), text + (f"; left or changed: {', '.join(left)}" if left else ""), done.returncode, ok)
+    text = (
+        (said[0] if said else "nothing")
+        .replace(f"{folder}/", "")
+        .replace(str(folder), "FOLDER")
+        .replace(str(MODEL), "model.onnx")
+    )
+    return Row(
+        bad.what + (f" ({bad.how})" if bad.how else ""),
+        text + (f"; left or changed: {', '.join(left)}" if left else ""),
+        done.returncode,
+        ok,
+    )
 
 
 # ---------------------------------------------------------------- bad inputs
@@ -92,7 +118,10 @@ def bad_models(folder: Path) -> list[Bad]:
     _with(folder / "outside.onnx", _external("../weights.bin"))
     _with(folder / "absolute.onnx", _external("/etc/hostname"))
     _with(folder / "opset.onnx", lambda m: setattr(m.opset_import[0], "version", 5))
-    _with(folder / "cycle.onnx", lambda m: m.graph.node[0].input.__setitem__(0, m.graph.node[-1].output[0]))
+    _with(
+        folder / "cycle.onnx",
+        lambda m: m.graph.node[0].input.__setitem__(0, m.graph.node[-1].output[0]),
+    )
     _with(folder / "dangling.onnx", lambda m: m.graph.node[3].input.__setitem__(0, "nowhere"))
     _with(folder / "twice.onnx", lambda m: m.graph.initializer.append(m.graph.initializer[0]))
     _with(folder / "huge.onnx", lambda m: _dims(m, 1 << 40))
@@ -102,22 +131,41 @@ def bad_models(folder: Path) -> list[Bad]:
     os.symlink("/etc", folder / "link")
     _with(folder / "linked.onnx", _external("link/hostname"))
     rows = {
-        "not an ONNX file": "text.onnx", "an empty file": "empty.onnx", "a file of zeros": "zeros.onnx", "a truncated file": "truncated.onnx", "no such file": "nowhere.onnx",
-        "a folder in place of a model": ".", "missing external data": "external.onnx", "external data that leave the folder": "outside.onnx",
-        "external data by an absolute path": "absolute.onnx", "external data through a link out of the folder": "linked.onnx", "an opset that is too old": "opset.onnx",
-        "a cycle": "cycle.onnx", "an input that nothing makes": "dangling.onnx", "two initializers of one name": "twice.onnx", "an input of 2^40 rows": "huge.onnx",
-        "a negative length": "negative.onnx", "functions that unfold to 10^9 nodes": "bomb.onnx", "a function that calls itself": "endless.onnx",
-    }  # fmt: skip
-    return [Bad(what, ["optimize", name, "-o", "out.onnx", *FLAGS], 1) for what, name in rows.items()]
+        "not an ONNX file": "text.onnx",
+        "an empty file": "empty.onnx",
+        "a file of zeros": "zeros.onnx",
+        "a truncated file": "truncated.onnx",
+        "no such file": "nowhere.onnx",
+        "a folder in place of a model": ".",
+        "missing external data": "external.onnx",
+        "external data that leave the folder": "outside.onnx",
+        "external data by an absolute path": "absolute.onnx",
+        "external data through a link out of the folder": "linked.onnx",
+        "an opset that is too old": "opset.onnx",
+        "a cycle": "cycle.onnx",
+        "an input that nothing makes": "dangling.onnx",
+        "two initializers of one name": "twice.onnx",
+        "an input of 2^40 rows": "huge.onnx",
+        "a negative length": "negative.onnx",
+        "functions that unfold to 10^9 nodes": "bomb.onnx",
+        "a function that calls itself": "endless.onnx",
+    }
+    return [
+        Bad(what, ["optimize", name, "-o", "out.onnx", *FLAGS], 1) for what, name in rows.items()
+    ]
 
 
 def bad_data(folder: Path) -> list[Bad]:
     """Calibration data that do not fit."""
     good = np.zeros((8, 1, 8, 8), np.float32)
     arrays = {
-        "data of a wrong shape": np.zeros((8, 3, 8, 8), np.float32), "data of a wrong type": np.full((8, 1, 8, 8), "a"), "data with NaN": np.full_like(good, np.nan),
-        "data with infinities": np.full_like(good, np.inf), "no samples": good[:0], "pickled objects as data": np.array([{"a": 1}] * 8, dtype=object),
-    }  # fmt: skip
+        "data of a wrong shape": np.zeros((8, 3, 8, 8), np.float32),
+        "data of a wrong type": np.full((8, 1, 8, 8), "a"),
+        "data with NaN": np.full_like(good, np.nan),
+        "data with infinities": np.full_like(good, np.inf),
+        "no samples": good[:0],
+        "pickled objects as data": np.array([{"a": 1}] * 8, dtype=object),
+    }
     rows = []
     for number, (what, values) in enumerate(arrays.items()):
         np.savez(folder / f"data{number}.npz", images=values)
@@ -128,9 +176,19 @@ def bad_data(folder: Path) -> list[Bad]:
     (folder / "broken").mkdir()
     (folder / "broken" / "image.png").write_bytes(b"no image")
     (folder / "raises.py").write_text("def feeds():\n    raise RuntimeError('no data today')\n")
-    rows += [("data for an input that does not exist", "names.npz"), ("a truncated .npz", "cut.npz"), ("an empty folder of images", "folder"), ("a folder of broken images", "broken"),
-             ("no such data", "nowhere"), ("a loader that fails", "raises.py:feeds"), ("a loader that does not exist", "raises.py:other")]  # fmt: skip
-    return [Bad(what, ["optimize", str(MODEL), "-o", "out.onnx", *FLAGS, "--data", place], 1) for what, place in rows]
+    rows += [
+        ("data for an input that does not exist", "names.npz"),
+        ("a truncated .npz", "cut.npz"),
+        ("an empty folder of images", "folder"),
+        ("a folder of broken images", "broken"),
+        ("no such data", "nowhere"),
+        ("a loader that fails", "raises.py:feeds"),
+        ("a loader that does not exist", "raises.py:other"),
+    ]
+    return [
+        Bad(what, ["optimize", str(MODEL), "-o", "out.onnx", *FLAGS, "--data", place], 1)
+        for what, place in rows
+    ]
 
 
 def bad_words(folder: Path) -> list[Bad]:
@@ -138,20 +196,31 @@ def bad_words(folder: Path) -> list[Bad]:
     (folder / "typo.toml").write_text("rount_to = 8")
     (folder / "broken.toml").write_text("target = [")
     (folder / "code.toml").write_text('data = "raises.py:feeds"')
-    (folder / "plan.json").write_text('{"format": 1, "source": "0", "groups": {"a": {"size": 2, "kept": [1, 0]}}}')
+    (folder / "plan.json").write_text(
+        '{"format": 1, "source": "0", "groups": {"a": {"size": 2, "kept": [1, 0]}}}'
+    )
     (folder / "other.json").write_text('{"format": 1, "source": "0", "groups": {}}')
     model, good = str(MODEL), ["-o", "out.onnx", *FLAGS]
     optimize = ["optimize", model, *good]
     return [
-        Bad("a target below reach", [*optimize, "--target=macs=0.1%"], 3), Bad("an unknown criterion", [*optimize, "--criterion=l3"], 2),
-        Bad("an unknown cost in a target", [*optimize, "--target=flops=50%"], 2), Bad("a target that is no number", [*optimize, "--target=macs=much"], 2),
-        Bad("an unknown option", [*optimize, "--ratioo=1"], 2), Bad("an unknown verb", ["optimise", model], 2), Bad("an unknown engine", [*optimize, "--engine=onnxrt"], 2),
-        Bad("a metric without labels", [*optimize, "--metric=top1"], 2), Bad("a pattern that matches nothing", [*optimize, "--freeze=nowhere*"], 2),
-        Bad("an unknown key in a recipe", [*optimize, "--recipe=typo.toml"], 2), Bad("a recipe that is not TOML", [*optimize, "--recipe=broken.toml"], 2),
-        Bad("a recipe that names Python code", ["optimize", model, *good, "--recipe=code.toml"], 2), Bad("no such recipe", [*optimize, "--recipe=nowhere.toml"], 2),
-        Bad("a plan whose channels are unsorted", ["cut", model, "plan.json", "-o", "out.onnx"], 2), Bad("a plan of another model", ["cut", model, "other.json", "-o", "out.onnx"], 2),
-        Bad("a plan that is no JSON", ["cut", model, "broken.toml", "-o", "out.onnx"], 2), Bad("a report of no run", ["report", "folder"], 2),
-    ]  # fmt: skip
+        Bad("a target below reach", [*optimize, "--target=macs=0.1%"], 3),
+        Bad("an unknown criterion", [*optimize, "--criterion=l3"], 2),
+        Bad("an unknown cost in a target", [*optimize, "--target=flops=50%"], 2),
+        Bad("a target that is no number", [*optimize, "--target=macs=much"], 2),
+        Bad("an unknown option", [*optimize, "--ratioo=1"], 2),
+        Bad("an unknown verb", ["optimise", model], 2),
+        Bad("an unknown engine", [*optimize, "--engine=onnxrt"], 2),
+        Bad("a metric without labels", [*optimize, "--metric=top1"], 2),
+        Bad("a pattern that matches nothing", [*optimize, "--freeze=nowhere*"], 2),
+        Bad("an unknown key in a recipe", [*optimize, "--recipe=typo.toml"], 2),
+        Bad("a recipe that is not TOML", [*optimize, "--recipe=broken.toml"], 2),
+        Bad("a recipe that names Python code", ["optimize", model, *good, "--recipe=code.toml"], 2),
+        Bad("no such recipe", [*optimize, "--recipe=nowhere.toml"], 2),
+        Bad("a plan whose channels are unsorted", ["cut", model, "plan.json", "-o", "out.onnx"], 2),
+        Bad("a plan of another model", ["cut", model, "other.json", "-o", "out.onnx"], 2),
+        Bad("a plan that is no JSON", ["cut", model, "broken.toml", "-o", "out.onnx"], 2),
+        Bad("a report of no run", ["report", "folder"], 2),
+    ]
 
 
 def bad_places(folder: Path) -> list[Bad]:
@@ -162,11 +231,21 @@ def bad_places(folder: Path) -> list[Bad]:
     (folder / "strange.run" / "letter.txt").write_text("precious")
     optimize = ["optimize", str(MODEL), *FLAGS, "-o"]
     rows = [
-        Bad("an output that exists", [*optimize, "there.onnx"], 1), Bad("an output that is a folder", [*optimize, "folder"], 1), Bad("an output in no folder", [*optimize, "nowhere/out.onnx"], 1),
-        Bad("an output below a file", [*optimize, "text.onnx/out.onnx"], 1), Bad("a run directory that is something else", [*optimize, "strange.onnx"], 1),
-    ]  # fmt: skip
+        Bad("an output that exists", [*optimize, "there.onnx"], 1),
+        Bad("an output that is a folder", [*optimize, "folder"], 1),
+        Bad("an output in no folder", [*optimize, "nowhere/out.onnx"], 1),
+        Bad("an output below a file", [*optimize, "text.onnx/out.onnx"], 1),
+        Bad("a run directory that is something else", [*optimize, "strange.onnx"], 1),
+    ]
     (folder / "closed").chmod(0o555)
-    rows.append(Bad("a folder that cannot be written", [*optimize, "closed/out.onnx"], 1, run={"preexec_fn": _no_override}))
+    rows.append(
+        Bad(
+            "a folder that cannot be written",
+            [*optimize, "closed/out.onnx"],
+            1,
+            run={"preexec_fn": _no_override},
+        )
+    )
     return rows + full_disk(optimize)
 
 
@@ -178,7 +257,14 @@ def full_disk(optimize: list[str]) -> list[Bad]:
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     return [
-        Bad(f"a disk that is full after {size} kB", [*optimize, "there.onnx", "--overwrite"], 1, "RLIMIT_FSIZE", {"preexec_fn": limited(size * 1000)}) for size in (0, 1, 50)
+        Bad(
+            f"a disk that is full after {size} kB",
+            [*optimize, "there.onnx", "--overwrite"],
+            1,
+            "RLIMIT_FSIZE",
+            {"preexec_fn": limited(size * 1000)},
+        )
+        for size in (0, 1, 50)
     ]
 
 
@@ -216,10 +302,20 @@ def call_functions(model: onnx.ModelProto, calls: Sequence[list[str]]) -> None:
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     for number, called in enumerate(calls):
         names = ["x", *[f"v{i}" for i in range(len(called) - 1)], "y"]
-        nodes = [helper.make_node(op, [a], [b], domain="local" if op[0] == "f" else "") for op, a, b in zip(called, names, names[1:])]
-        model.functions.append(helper.make_function("local", f"f{number}", ["x"], ["y"], nodes, imports))
+        nodes = [
+            helper.make_node(op, [a], [b], domain="local" if op[0] == "f" else "")
+            for op, a, b in zip(called, names, names[1:], strict=False)
+        ]
+        model.functions.append(
+            helper.make_function("local", f"f{number}", ["x"], ["y"], nodes, imports)
+        )
     model.opset_import.append(imports[1])
-    model.graph.node.add(op_type=f"f{len(calls) - 1}", domain="local", input=[model.graph.input[0].name], output=["called"])
+    model.graph.node.add(
+        op_type=f"f{len(calls) - 1}",
+        domain="local",
+        input=[model.graph.input[0].name],
+        output=["called"],
+    )
     model.graph.output.append(helper.make_empty_tensor_value_info("called"))
 
 
@@ -240,10 +336,19 @@ def bad_inputs() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="robustness-") as name:
         folder = Path(name).resolve()
         folder.chmod(0o755)
-        cases = [bad for make in (bad_models, bad_data, bad_words, bad_places) for bad in make(folder)]
+        cases = [
+            bad for make in (bad_models, bad_data, bad_words, bad_places) for bad in make(folder)
+        ]
         for bad in cases:
             row = tried(bad, folder)
-            print(("ok   " if row.ok else "WRONG"), row.what, row.code, row.result, file=sys.stderr, flush=True)
+            print(
+                ("ok   " if row.ok else "WRONG"),
+                row.what,
+                row.code,
+                row.result,
+                file=sys.stderr,
+                flush=True,
+            )
             rows.append(row)
         (folder / "closed").chmod(0o755)
     return rows
@@ -266,10 +371,27 @@ def fuzzed(files: int) -> list[dict[str, Any]]:
     for kind, count in (("models", files), ("plans", files // 10), ("recipes", files // 10)):
         parts: list[dict[str, Any]] = []
         for first in range(0, count, SLICE):
-            command = [sys.executable, "-m", "tests.robustness.fuzz", "--kind", kind, "--first", str(first), "--files", str(min(SLICE, count - first)), "--json"]
-            done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False)
+            command = [
+                sys.executable,
+                "-m",
+                "tests.robustness.fuzz",
+                "--kind",
+                kind,
+                "--first",
+                str(first),
+                "--files",
+                str(min(SLICE, count - first)),
+                "--json",
+            ]
+            done = subprocess.run(
+                command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False
+            )
             parts.append(json.loads(done.stdout))
-            print(f"{kind} {first + parts[-1]['files']} of {count}: {len(parts[-1]['faults'])} faults", file=sys.stderr, flush=True)
+            print(
+                f"{kind} {first + parts[-1]['files']} of {count}: {len(parts[-1]['faults'])} faults",
+                file=sys.stderr,
+                flush=True,
+            )
         if parts:
             found.append(joined(parts))
     return found
@@ -277,18 +399,40 @@ def fuzzed(files: int) -> list[dict[str, Any]]:
 
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Slices of one kind as one."""
-    sums = {key: dict(sum((Counter(p[key]) for p in parts), Counter()).most_common()) for key in ("ends", "codes")}
+    sums = {
+        key: dict(sum((Counter(p[key]) for p in parts), Counter()).most_common())
+        for key in ("ends", "codes")
+    }
     most = {key: max(p[key] for p in parts) for key in ("slowest_s", "peak_bytes")}
-    return {"kind": parts[0]["kind"], "files": sum(p["files"] for p in parts), "seed": parts[0]["seed"], **sums, **most, "faults": [f for p in parts for f in p["faults"]]}
+    return {
+        "kind": parts[0]["kind"],
+        "files": sum(p["files"] for p in parts),
+        "seed": parts[0]["seed"],
+        **sums,
+        **most,
+        "faults": [f for p in parts for f in p["faults"]],
+    }
 
 
 def tables(found: dict[str, Any]) -> str:
     """Markdown."""
     lines = ["## Bad inputs", "", "| tried | exit code | what is said |", "| --- | --- | --- |"]
-    lines += [f"| {r['what']} | {r['code']}{'' if r['ok'] else ' (wrong)'} | {_cell(r['result'])} |" for r in found["bad"]]
+    lines += [
+        f"| {r['what']} | {r['code']}{'' if r['ok'] else ' (wrong)'} | {_cell(r['result'])} |"
+        for r in found["bad"]
+    ]
     lines += ["", "## Faults", "", "| what happens | what comes of it |", "| --- | --- |"]
-    lines += [f"| {r['what']} | {'' if r['ok'] else 'WRONG: '}{_cell(r['result'])} |" for r in found["faults"]]
-    lines += ["", "## Changed files", "", "| files | number | go through | refused with one sentence | tracebacks, crashes, hangs | slowest verb | most memory |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {r['what']} | {'' if r['ok'] else 'WRONG: '}{_cell(r['result'])} |"
+        for r in found["faults"]
+    ]
+    lines += [
+        "",
+        "## Changed files",
+        "",
+        "| files | number | go through | refused with one sentence | tracebacks, crashes, hangs | slowest verb | most memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for r in found["fuzzed"]:
         ends = r["ends"]
         lines.append(
@@ -303,24 +447,38 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=5000, help="mutated models")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of this file and do nothing")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="print the tables of this file and do nothing"
+    )
     given = parser.parse_args()
     if given.table:
         print(tables(json.loads(given.table.read_text())))
         return
     found = {
         "command": f"python -m tests.robustness.measure --files {given.files} --kills {given.kills}",
-        "versions": {"python": platform.python_version(), "onnx": onnx.__version__, "system": platform.system()},
-        "bad": [asdict(r) for r in bad_inputs()], "faults": [asdict(r) for r in faults(given.kills)], "fuzzed": fuzzed(given.files),
-    }  # fmt: skip
+        "versions": {
+            "python": platform.python_version(),
+            "onnx": onnx.__version__,
+            "system": platform.system(),
+        },
+        "bad": [asdict(r) for r in bad_inputs()],
+        "faults": [asdict(r) for r in faults(given.kills)],
+        "fuzzed": fuzzed(given.files),
+    }
     if given.json:
-        given.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        given.json.write_text(
+            json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     print(tables(found))
-    wrong = [r for r in (*found["bad"], *found["faults"]) if not r["ok"]] + [f for r in found["fuzzed"] for f in r["faults"]]  # type: ignore[misc]
+    wrong = [r for r in (*found["bad"], *found["faults"]) if not r["ok"]] + [
+        f for r in found["fuzzed"] for f in r["faults"]
+    ]  # type: ignore[misc]
     sys.exit(1 if wrong else 0)
 
 

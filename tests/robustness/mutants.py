@@ -12,24 +12,123 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, parser
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+    parser,
+)
 
 from onnxprune import demo
 from onnxprune.ir import wire
 from onnxprune.ir.nodes import nested
 
 TESTS = Path(__file__).resolve().parents[1]
-SIZES = (-(2**63), -(2**31), -9, -1, 0, 1, 2, 3, 7, 255, 65536, 2**24, 2**28, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1)
-NAMES = ("", " ", "x", "y", "<script>alert(1)</script>", "../../etc/passwd", "\x00", "a\nb", "é" * 300, "n" * 100_000, "%s{0}", "\u202e")
-LOCATIONS = ("../w", "/etc/passwd", "", ".", "w\x00", "w", "missing", "a" * 5000, "./../x/w", "\\w", "file:///etc/passwd")
+SIZES = (
+    -(2**63),
+    -(2**31),
+    -9,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    255,
+    65536,
+    2**24,
+    2**28,
+    2**31 - 1,
+    2**31,
+    2**40,
+    2**62,
+    2**63 - 1,
+)
+NAMES = (
+    "",
+    " ",
+    "x",
+    "y",
+    "<script>alert(1)</script>",
+    "../../etc/passwd",
+    "\x00",
+    "a\nb",
+    "é" * 300,
+    "n" * 100_000,
+    "%s{0}",
+    "\u202e",
+)
+LOCATIONS = (
+    "../w",
+    "/etc/passwd",
+    "",
+    ".",
+    "w\x00",
+    "w",
+    "missing",
+    "a" * 5000,
+    "./../x/w",
+    "\\w",
+    "file:///etc/passwd",
+)
 ODD_TYPES = (0, 1, 2, 6, 7, 8, 9, 10, 11, 14, 16, 17, 21, 22, 23, 99, -1)
 OPS = (
-    "Add", "Concat", "Conv", "ConvTranspose", "Gemm", "MatMul", "Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze",
-    "Expand", "Tile", "Pad", "Resize", "LSTM", "GRU", "Einsum", "TopK", "Loop", "If", "Scan", "Softmax", "ReduceMean", "BatchNormalization",
-    "GroupNormalization", "LayerNormalization", "DepthToSpace", "QuantizeLinear", "DequantizeLinear", "ConstantOfShape", "Range", "Shape",
-    "Constant", "Attention", "Where", "NonZero", "OneHot", "ScatterND", "GatherND", "CumSum", "Identity", "Cast", "Upsample", "AveragePool",
-    "MaxPool", "SequenceConstruct", "Optional", "StringNormalizer",
-)  # fmt: skip
+    "Add",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "Reshape",
+    "Transpose",
+    "Split",
+    "Slice",
+    "Gather",
+    "Squeeze",
+    "Unsqueeze",
+    "Expand",
+    "Tile",
+    "Pad",
+    "Resize",
+    "LSTM",
+    "GRU",
+    "Einsum",
+    "TopK",
+    "Loop",
+    "If",
+    "Scan",
+    "Softmax",
+    "ReduceMean",
+    "BatchNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "DepthToSpace",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "ConstantOfShape",
+    "Range",
+    "Shape",
+    "Constant",
+    "Attention",
+    "Where",
+    "NonZero",
+    "OneHot",
+    "ScatterND",
+    "GatherND",
+    "CumSum",
+    "Identity",
+    "Cast",
+    "Upsample",
+    "AveragePool",
+    "MaxPool",
+    "SequenceConstruct",
+    "Optional",
+    "StringNormalizer",
+)
 
 _FUNCTIONS = """
 <ir_version: 10, opset_import: ["": 17, "local": 1]>
@@ -67,11 +166,27 @@ g (float[3,2,4] x) => (float[3,2,8] y) <float[2,8] h, float[4,8] w1> {
 """
 # name -> a graph of the tests, by table and name; the others are above
 SPECIAL = {
-    "demo": "", "functions": _FUNCTIONS, "loop": _LOOP, "scan": _SCAN, "external data": "Gemm", "if": _IF, "transformer": "attention",
-    "fused attention": "attention_fused", "dynamic heads": "heads_of_a_dynamic_sequence", "windows": "window_partition", "shuffle": "channel_shuffle",
-    "q/dq": "DequantizeLinear_weights", "integer convolution": "QLinearConv", "lstm": "LSTM_bidirectional", "quantised lstm": "LSTM_quantised", "detector": "detector_head",
-    "u-net": "unet", "computed shape": "zeros_like_a_computed_shape", "embedding": "tied_embedding", "view": "view_with_height_and_width",
-}  # fmt: skip
+    "demo": "",
+    "functions": _FUNCTIONS,
+    "loop": _LOOP,
+    "scan": _SCAN,
+    "external data": "Gemm",
+    "if": _IF,
+    "transformer": "attention",
+    "fused attention": "attention_fused",
+    "dynamic heads": "heads_of_a_dynamic_sequence",
+    "windows": "window_partition",
+    "shuffle": "channel_shuffle",
+    "q/dq": "DequantizeLinear_weights",
+    "integer convolution": "QLinearConv",
+    "lstm": "LSTM_bidirectional",
+    "quantised lstm": "LSTM_quantised",
+    "detector": "detector_head",
+    "u-net": "unet",
+    "computed shape": "zeros_like_a_computed_shape",
+    "embedding": "tied_embedding",
+    "view": "view_with_height_and_width",
+}
 
 
 @cache
@@ -97,7 +212,11 @@ def seed_bytes(name: str) -> bytes:
     from graph_text import net, random_weight  # type: ignore[import-not-found]
 
     if text in known:
-        return bytes(net(known[text].text, opset=known[text].opset, ir_version=known[text].ir_version).SerializeToString())
+        return bytes(
+            net(
+                known[text].text, opset=known[text].opset, ir_version=known[text].ir_version
+            ).SerializeToString()
+        )
     model = parser.parse_model(text)
     rng = np.random.default_rng(0)
     model.graph.initializer.extend(random_weight(rng, info) for info in model.graph.value_info)
@@ -120,7 +239,12 @@ def _move_out(tensor: TensorProto, external: dict[str, bytes], place: str) -> No
     values = numpy_helper.to_array(tensor).tobytes()
     entries = {"location": place, "offset": len(external.get(place, b"")), "length": len(values)}
     external[place] = external.get(place, b"") + values
-    moved = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, data_location=TensorProto.EXTERNAL)
+    moved = TensorProto(
+        name=tensor.name,
+        dims=tensor.dims,
+        data_type=tensor.data_type,
+        data_location=TensorProto.EXTERNAL,
+    )
     for key, value in entries.items():
         moved.external_data.add(key=key, value=str(value))
     tensor.CopyFrom(moved)
@@ -190,14 +314,25 @@ def _deeper(rng: np.random.Generator, data: bytearray) -> bytearray:
     """An If in an If, deeper than protobuf reads."""
     inner = b""
     for _ in range(int(pick(rng, (24, 26, 40, 1000)))):
-        for number in (wire.GRAPH_FIELD - 1, 5, 1):  # AttributeProto.g, NodeProto.attribute, GraphProto.node
+        for number in (
+            wire.GRAPH_FIELD - 1,
+            5,
+            1,
+        ):  # AttributeProto.g, NodeProto.attribute, GraphProto.node
             inner = wire.header(number, len(inner)) + inner
     return data + wire.header(wire.GRAPH_FIELD, len(inner)) + inner
 
 
 BYTES: dict[str, Callable[[np.random.Generator, bytearray], bytearray]] = {
-    "flip": _flip, "noise": _noise, "remove": _remove, "repeat": _repeat, "truncate": _truncate, "varint": _varint, "move": _move, "deeper": _deeper,
-}  # fmt: skip
+    "flip": _flip,
+    "noise": _noise,
+    "remove": _remove,
+    "repeat": _repeat,
+    "truncate": _truncate,
+    "varint": _varint,
+    "move": _move,
+    "deeper": _deeper,
+}
 
 
 # ---------------------------------------------------------------- structure
@@ -213,7 +348,11 @@ def mutator(change: Mutator) -> Mutator:
 
 
 def _graph(rng: np.random.Generator, model: ModelProto) -> GraphProto:
-    found: GraphProto = pick(rng, list(nested(model.graph))) if rng.random() < 0.3 and _shallow(model) else model.graph
+    found: GraphProto = (
+        pick(rng, list(nested(model.graph)))
+        if rng.random() < 0.3 and _shallow(model)
+        else model.graph
+    )
     return found
 
 
@@ -226,17 +365,27 @@ def _shallow(model: ModelProto) -> bool:
 
 def _node(rng: np.random.Generator, model: ModelProto) -> NodeProto:
     graph = _graph(rng, model)
-    return pick(rng, graph.node) if graph.node else graph.node.add(op_type="Relu", input=["x"], output=["made"])  # type: ignore[no-any-return]
+    return (
+        pick(rng, graph.node)
+        if graph.node
+        else graph.node.add(op_type="Relu", input=["x"], output=["made"])
+    )  # type: ignore[no-any-return]
 
 
 def _names(model: ModelProto) -> list[str]:
     graph = model.graph
-    return [i.name for i in (*graph.input, *graph.initializer)] + [o for n in graph.node for o in n.output] + ["nowhere"]
+    return (
+        [i.name for i in (*graph.input, *graph.initializer)]
+        + [o for n in graph.node for o in n.output]
+        + ["nowhere"]
+    )
 
 
 def _tensor(rng: np.random.Generator, model: ModelProto) -> TensorProto:
     if not model.graph.initializer:
-        model.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 3), np.float32), "spare"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.zeros((2, 3), np.float32), "spare")
+        )
     return pick(rng, model.graph.initializer)  # type: ignore[no-any-return]
 
 
@@ -337,7 +486,17 @@ def odd_name(rng: np.random.Generator, model: ModelProto) -> None:
 
 @mutator
 def empty_graph(rng: np.random.Generator, model: ModelProto) -> None:
-    for part in pick(rng, (["node"], ["output"], ["input"], ["initializer"], ["node", "output"], ["node", "initializer", "input", "output"])):
+    for part in pick(
+        rng,
+        (
+            ["node"],
+            ["output"],
+            ["input"],
+            ["initializer"],
+            ["node", "output"],
+            ["node", "initializer", "input", "output"],
+        ),
+    ):
         model.graph.ClearField(part)
 
 
@@ -375,7 +534,9 @@ def other_type(rng: np.random.Generator, model: ModelProto) -> None:
 def wrong_rank(rng: np.random.Generator, model: ModelProto) -> None:
     tensor = _tensor(rng, model)
     dims = list(tensor.dims)
-    tensor.dims[:] = pick(rng, ([int(np.prod(dims))], [*dims, 1], [1, 1, *dims], dims[::-1], dims[1:], []))
+    tensor.dims[:] = pick(
+        rng, ([int(np.prod(dims))], [*dims, 1], [1, 1, *dims], dims[::-1], dims[1:], [])
+    )
 
 
 @mutator
@@ -390,7 +551,9 @@ def empty_weight(rng: np.random.Generator, model: ModelProto) -> None:
     tensor = _tensor(rng, model)
     dims = list(tensor.dims) or [1]
     dims[int(rng.integers(len(dims)))] = 0
-    tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=dims, raw_data=b""))
+    tensor.CopyFrom(
+        TensorProto(name=tensor.name, data_type=tensor.data_type, dims=dims, raw_data=b"")
+    )
 
 
 @mutator
@@ -408,10 +571,17 @@ def odd_values(rng: np.random.Generator, model: ModelProto) -> None:
     kind = tensor.data_type
     count = int(np.prod(tensor.dims)) if tensor.dims else 1
     if kind == TensorProto.INT64 and count < 1000:
-        tensor.CopyFrom(numpy_helper.from_array(np.array([size(rng) for _ in range(count)], np.int64).reshape(tensor.dims), tensor.name))
+        tensor.CopyFrom(
+            numpy_helper.from_array(
+                np.array([size(rng) for _ in range(count)], np.int64).reshape(tensor.dims),
+                tensor.name,
+            )
+        )
     elif kind == TensorProto.FLOAT and 0 <= count < 1 << 20:
         value = pick(rng, (np.nan, np.inf, -np.inf, 3e38, 0, 1e-42))
-        tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), tensor.name))
+        tensor.CopyFrom(
+            numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), tensor.name)
+        )
 
 
 @mutator
@@ -420,7 +590,11 @@ def external_location(rng: np.random.Generator, model: ModelProto) -> None:
     tensor.ClearField("raw_data")
     tensor.ClearField("external_data")
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", pick(rng, LOCATIONS)), ("offset", str(size(rng))), ("length", pick(rng, (str(size(rng)), "", "x", "9" * 5000)))):
+    for key, value in (
+        ("location", pick(rng, LOCATIONS)),
+        ("offset", str(size(rng))),
+        ("length", pick(rng, (str(size(rng)), "", "x", "9" * 5000))),
+    ):
         if rng.random() < 0.9:
             tensor.external_data.add(key=key, value=value)
 
@@ -429,7 +603,11 @@ def external_location(rng: np.random.Generator, model: ModelProto) -> None:
 def sparse_initializer(rng: np.random.Generator, model: ModelProto) -> None:
     tensor = _tensor(rng, model)
     sparse = model.graph.sparse_initializer.add(dims=[size(rng), size(rng)])
-    sparse.values.CopyFrom(numpy_helper.from_array(np.ones(2, np.float32), tensor.name if rng.random() < 0.5 else "thin"))
+    sparse.values.CopyFrom(
+        numpy_helper.from_array(
+            np.ones(2, np.float32), tensor.name if rng.random() < 0.5 else "thin"
+        )
+    )
     sparse.indices.CopyFrom(numpy_helper.from_array(np.array([0, size(rng)], np.int64), "i"))
 
 
@@ -437,7 +615,26 @@ def sparse_initializer(rng: np.random.Generator, model: ModelProto) -> None:
 def odd_attribute(rng: np.random.Generator, model: ModelProto) -> None:
     node = _node(rng, model)
     if not node.attribute:
-        node.attribute.append(helper.make_attribute(pick(rng, ("axis", "axes", "perm", "group", "to", "body", "then_branch", "value", "blocksize", "num_outputs")), 1))
+        node.attribute.append(
+            helper.make_attribute(
+                pick(
+                    rng,
+                    (
+                        "axis",
+                        "axes",
+                        "perm",
+                        "group",
+                        "to",
+                        "body",
+                        "then_branch",
+                        "value",
+                        "blocksize",
+                        "num_outputs",
+                    ),
+                ),
+                1,
+            )
+        )
     attribute = pick(rng, node.attribute)
     choice = rng.random()
     if choice < 0.3 and attribute.type == AttributeProto.INT:
@@ -451,7 +648,19 @@ def odd_attribute(rng: np.random.Generator, model: ModelProto) -> None:
     elif choice < 0.8:
         node.attribute.remove(attribute)
     elif choice < 0.9:
-        value = pick(rng, (1.5, -1, "text", b"\xff\xfe", [1, 2], [0.5], ["a"], numpy_helper.from_array(np.zeros((0, 2)))))
+        value = pick(
+            rng,
+            (
+                1.5,
+                -1,
+                "text",
+                b"\xff\xfe",
+                [1, 2],
+                [0.5],
+                ["a"],
+                numpy_helper.from_array(np.zeros((0, 2))),
+            ),
+        )
         attribute.CopyFrom(helper.make_attribute(attribute.name, value))
     else:
         node.attribute.append(attribute)
@@ -465,7 +674,11 @@ def versions(rng: np.random.Generator, model: ModelProto) -> None:
     if choice < 0.3 and model.opset_import:
         model.opset_import[0].version = int(pick(rng, (-1, 0, 1, 6, 7, 9, 13, 25, 999, 2**62)))
     elif choice < 0.5:
-        model.opset_import.append(helper.make_opsetid(pick(rng, ("", "ai.onnx", "com.microsoft")), int(pick(rng, (1, 7, 12)))))
+        model.opset_import.append(
+            helper.make_opsetid(
+                pick(rng, ("", "ai.onnx", "com.microsoft")), int(pick(rng, (1, 7, 12)))
+            )
+        )
     elif choice < 0.6:
         model.ClearField("opset_import")
     else:

@@ -13,40 +13,61 @@ import pytest
 from graph_text import net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from tests.robustness.measure import call_functions
 from onnxprune.analysis.walk import analyse
-from onnxprune.statistics.im2col import Moments
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.limits import MOST_UNFOLDED
 from onnxprune.ir.runtime import Session
+from onnxprune.repair.problem import System
 from onnxprune.run.pipeline import make_plan
 from onnxprune.run.recipe import Recipe, read_data_only
-from onnxprune.repair.problem import System
+from onnxprune.statistics.im2col import Moments
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import relative_difference
 from onnxprune.types import PLAN_FORMAT, Plan
+from tests.robustness.measure import call_functions
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"models": 240, "plans": 30, "recipes": 30}
 LONG = {"models": 300, "plans": 50, "recipes": 50}
 FIRST_OF_LONG = 100_000  # other files than the quick ones
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and counts memory as Linux does")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="forks, and counts memory as Linux does"
+)
 
 
 def codes_explained() -> set[str]:
     """Codes that the page on troubleshooting lists."""
-    return set(re.findall(r'<a id="([^"]+)">', (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")))
+    return set(
+        re.findall(
+            r'<a id="([^"]+)">', (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+        )
+    )
 
 
 def fuzzed(kind: str, files: int, first: int) -> None:
-    command = [sys.executable, "-m", "tests.robustness.fuzz", "--kind", kind, "--files", str(files), "--first", str(first), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.robustness.fuzz",
+        "--kind",
+        kind,
+        "--files",
+        str(files),
+        "--first",
+        str(first),
+        "--json",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     assert not found["faults"], done.stderr + json.dumps(found["faults"], indent=1)[:3000]
-    assert sum(found["ends"].values()) == files and len(found["ends"]) == 2, "some go through, some are refused"
+    assert sum(found["ends"].values()) == files and len(found["ends"]) == 2, (
+        "some go through, some are refused"
+    )
     assert set(found["codes"]) <= codes_explained()
 
 
@@ -85,7 +106,9 @@ def plan_and_cut(model: ModelProto) -> None:
     cut(analyse(load(model)), plan)
 
 
-@pytest.mark.parametrize("calls", [[["f0"]], [["f1"], ["f0"]], [["Relu", "f2"], ["f0"], ["f1", "f1"]]])
+@pytest.mark.parametrize(
+    "calls", [[["f0"]], [["f1"], ["f0"]], [["Relu", "f2"], ["f0"], ["f1", "f1"]]]
+)
 def test_functions_that_call_themselves_are_refused(calls: list[list[str]]) -> None:
     with pytest.raises(ModelError, match="calls itself"):
         analyse(load(with_function(*calls)))
@@ -99,32 +122,56 @@ def test_functions_unfold_within_bounds() -> None:
 
 @pytest.mark.parametrize("sizes", [[2**40], [2**62, 2**62], [1, 2**63 - 1, 4], [2**31, 8]])
 def test_a_tensor_that_fits_no_machine_is_refused(sizes: list[int]) -> None:
-    model = chain("s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)", f", int64[{len(sizes)}] n = {{{', '.join(map(str, sizes))}}}")
+    model = chain(
+        "s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)",
+        f", int64[{len(sizes)}] n = {{{', '.join(map(str, sizes))}}}",
+    )
     with pytest.raises(ModelError, match="do not fit this machine|negative") as caught:
         analyse(load(model))
     assert caught.value.code in ("tensor-too-large", "model-invalid")
 
 
 def test_a_long_axis_is_frozen_not_enumerated() -> None:
-    model = chain("s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)", ", int64[1] n = {16777216}")
+    model = chain(
+        "s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)",
+        ", int64[1] n = {16777216}",
+    )
     assert [g.size for g in analyse(load(model)).groups] == [8]
 
 
 def test_doubling_channels_is_frozen_where_it_gets_too_long() -> None:
     doubled = "; ".join(f"c{i + 1} = Concat<axis=1>(c{i}, c{i})" for i in range(20))
-    model = net(f"float[1,4,1,1] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | c0 = Conv(x, w1); {doubled}; y = ReduceMean<axes=[1]>(c20) | float[1,1,1,1] y")
+    model = net(
+        f"float[1,4,1,1] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | c0 = Conv(x, w1); {doubled}; y = ReduceMean<axes=[1]>(c20) | float[1,1,1,1] y"
+    )
     analysis = analyse(load(model))
     assert not analysis.groups and any("positions" in f.reason for f in analysis.frozen)
 
 
 def test_an_endless_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     body = helper.make_graph(
-        [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Identity", ["s"], ["t"])], "body",
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in (("i", TensorProto.INT64, []), ("c", TensorProto.BOOL, []), ("s", TensorProto.FLOAT, None))],
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in (("d", TensorProto.BOOL, []), ("t", TensorProto.FLOAT, None))],
-    )  # fmt: skip
+        [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Identity", ["s"], ["t"])],
+        "body",
+        [
+            helper.make_tensor_value_info(n, t, s)
+            for n, t, s in (
+                ("i", TensorProto.INT64, []),
+                ("c", TensorProto.BOOL, []),
+                ("s", TensorProto.FLOAT, None),
+            )
+        ],
+        [
+            helper.make_tensor_value_info(n, t, s)
+            for n, t, s in (("d", TensorProto.BOOL, []), ("t", TensorProto.FLOAT, None))
+        ],
+    )
     model = chain()
-    model.graph.initializer.extend([numpy_helper.from_array(np.array(2**62), "m"), numpy_helper.from_array(np.array(True), "go")])
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(2**62), "m"),
+            numpy_helper.from_array(np.array(True), "go"),
+        ]
+    )
     model.graph.node.append(helper.make_node("Loop", ["m", "go", "y"], ["z"], body=body))
     model.graph.output.append(helper.make_empty_tensor_value_info("z"))
     monkeypatch.setenv("ONNXPRUNE_LOOP_LIMIT_S", "0.3")
@@ -137,15 +184,36 @@ def test_an_endless_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("what", "text"),
     [
-        ("groups that do not divide", "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = Conv(x, w1); y = Conv<group=3>(a, w2)"),
-        ("no groups", "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = Conv(x, w1); y = Conv<group=0>(a, w2)"),
-        ("a weight of another size", "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,16,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)"),
-        ("an empty weight", "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,0,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)"),
-        ("a weight of another rank", "float[2,4,6,6] x | float[8,4,3,3] w1, float[1,1,5,8,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)"),
-        ("an input of another domain", "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = custom.Conv(x, w1); y = Conv(a, w2)"),
-        ("a vector as data", "float[8] x | float[8,4] w1, float[8,4,3,3] w2 | a = MatMul(x, w1); y = Conv(a, w2)"),
+        (
+            "groups that do not divide",
+            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = Conv(x, w1); y = Conv<group=3>(a, w2)",
+        ),
+        (
+            "no groups",
+            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = Conv(x, w1); y = Conv<group=0>(a, w2)",
+        ),
+        (
+            "a weight of another size",
+            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,16,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)",
+        ),
+        (
+            "an empty weight",
+            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,0,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)",
+        ),
+        (
+            "a weight of another rank",
+            "float[2,4,6,6] x | float[8,4,3,3] w1, float[1,1,5,8,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)",
+        ),
+        (
+            "an input of another domain",
+            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = custom.Conv(x, w1); y = Conv(a, w2)",
+        ),
+        (
+            "a vector as data",
+            "float[8] x | float[8,4] w1, float[8,4,3,3] w2 | a = MatMul(x, w1); y = Conv(a, w2)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_node_that_does_not_fit_is_no_fault_of_ours(what: str, text: str) -> None:
     try:
         plan_and_cut(net(text + " | float[] y"))
@@ -157,8 +225,15 @@ def test_a_node_that_does_not_fit_is_no_fault_of_ours(what: str, text: str) -> N
 def test_an_if_without_a_branch_is_no_fault_of_ours(branches: list[str]) -> None:
     model = chain()
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "go"))
-    body = helper.make_graph([helper.make_node("Relu", ["y"], ["r"])], "body", [], [helper.make_empty_tensor_value_info("r")])
-    model.graph.node.append(helper.make_node("If", ["go"], ["z"], **{name: body for name in branches}))
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["y"], ["r"])],
+        "body",
+        [],
+        [helper.make_empty_tensor_value_info("r")],
+    )
+    model.graph.node.append(
+        helper.make_node("If", ["go"], ["z"], **{name: body for name in branches})
+    )
     model.graph.output.append(helper.make_empty_tensor_value_info("z"))
     try:
         plan_and_cut(model)
@@ -171,10 +246,19 @@ def test_outputs_of_any_size_are_compared(value: np.ndarray) -> None:
     big = np.tile(value, (1 << 20) + 5)
     other = big.copy()
     other[-1] += 1
-    assert relative_difference(big, big) == 0 and relative_difference(other, big) == pytest.approx(1 / np.abs(big).max() if big.any() else np.inf, rel=1e-6)
+    assert relative_difference(big, big) == 0 and relative_difference(other, big) == pytest.approx(
+        1 / np.abs(big).max() if big.any() else np.inf, rel=1e-6
+    )
 
 
-@pytest.mark.parametrize(("xx", "finite"), [([[1.0, 2.0], [2.0, 1.0]], True), ([[-1e-9, 0.0], [0.0, 1.0]], True), ([[np.inf, 0.0], [0.0, 1.0]], False)])
+@pytest.mark.parametrize(
+    ("xx", "finite"),
+    [
+        ([[1.0, 2.0], [2.0, 1.0]], True),
+        ([[-1e-9, 0.0], [0.0, 1.0]], True),
+        ([[np.inf, 0.0], [0.0, 1.0]], False),
+    ],
+)
 def test_a_repair_of_indefinite_sums_ends(xx: list[list[float]], finite: bool) -> None:
     system = System(Moments.zeros(2, 1), np.ones((1, 2)), 1e-9, False)
     system.moments.xx, system.moments.yx = np.array(xx), np.ones((1, 2))
@@ -192,9 +276,17 @@ def test_an_input_of_no_type_is_refused(kind: int) -> None:
 
 @pytest.mark.parametrize(
     ("line", "code"),
-    [('data = "loader.py:feeds"', "data"), ('data = "loader:l.py:feeds"', "data"), ('metric = ["top1", "mine:score"]', "metric"), ('losses = "os:system"', "losses"), ('decoder = "m:f"', "decoder")],
-)  # fmt: skip
-def test_a_recipe_runs_no_code_that_the_command_line_does_not_name(tmp_path: Path, line: str, code: str) -> None:
+    [
+        ('data = "loader.py:feeds"', "data"),
+        ('data = "loader:l.py:feeds"', "data"),
+        ('metric = ["top1", "mine:score"]', "metric"),
+        ('losses = "os:system"', "losses"),
+        ('decoder = "m:f"', "decoder"),
+    ],
+)
+def test_a_recipe_runs_no_code_that_the_command_line_does_not_name(
+    tmp_path: Path, line: str, code: str
+) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(line)
     with pytest.raises(UsageError, match="a recipe is data only") as caught:
@@ -203,7 +295,9 @@ def test_a_recipe_runs_no_code_that_the_command_line_does_not_name(tmp_path: Pat
     assert read_data_only(path, {code}) == {}
 
 
-@pytest.mark.parametrize("line", ['data = "images/"', 'data = "arrays:a.npz"', 'metric = ["top1"]', "seed = 3"])
+@pytest.mark.parametrize(
+    "line", ['data = "images/"', 'data = "arrays:a.npz"', 'metric = ["top1"]', "seed = 3"]
+)
 def test_a_recipe_of_plain_values_is_read(tmp_path: Path, line: str) -> None:
     (tmp_path / "recipe.toml").write_text(line)
     assert len(read_data_only(tmp_path / "recipe.toml")) == 1
@@ -212,4 +306,6 @@ def test_a_recipe_of_plain_values_is_read(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "x", None, [], -1, 4])
 def test_a_plan_with_a_strange_index_is_refused(value: object) -> None:
     with pytest.raises(UsageError):
-        Plan.from_json({"format": PLAN_FORMAT, "source": "s", "groups": {"a": {"size": 4, "kept": [value]}}})
+        Plan.from_json(
+            {"format": PLAN_FORMAT, "source": "s", "groups": {"a": {"size": 4, "kept": [value]}}}
+        )

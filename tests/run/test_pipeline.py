@@ -38,14 +38,23 @@ def small(output: Path | None = None, **options: object) -> Result:
     return optimize(MODEL, output, **{**FAST, **options})
 
 
-@pytest.mark.parametrize(("target", "cost", "share"), [("macs=70%", "macs", 0.7), ("params=2x", "params", 0.5), ("bytes=200kB", "bytes", None)])
-def test_the_target_is_met_and_the_model_runs(tmp_path: Path, target: str, cost: str, share: float | None) -> None:
+@pytest.mark.parametrize(
+    ("target", "cost", "share"),
+    [("macs=70%", "macs", 0.7), ("params=2x", "params", 0.5), ("bytes=200kB", "bytes", None)],
+)
+def test_the_target_is_met_and_the_model_runs(
+    tmp_path: Path, target: str, cost: str, share: float | None
+) -> None:
     report = small(tmp_path / "out.onnx", target=target).report
     most = share * report.before[cost] if share else 200e3
     assert 0.8 * most < report.after[cost] <= most
     assert report.verification["ok"] and report.verification["masked_difference"] > 0
     onnx.checker.check_model(str(tmp_path / "out.onnx"), full_check=True)
-    parameters = sum(np.prod(t.dims) for t in onnx.load(tmp_path / "out.onnx").graph.initializer if t.data_type == 1)
+    parameters = sum(
+        np.prod(t.dims)
+        for t in onnx.load(tmp_path / "out.onnx").graph.initializer
+        if t.data_type == 1
+    )
     assert parameters == report.after["params"]
 
 
@@ -53,7 +62,10 @@ def test_a_latency_target_is_met_on_the_engine_it_names(tmp_path: Path) -> None:
     """On a modelled engine, whose latency is computed: nothing depends on the machine."""
     report = small(tmp_path / "out.onnx", target=["latency.systolic8=1.5x", "params=90%"]).report
     row = report.latency["systolic8"]
-    assert row["after_ms"] <= row["before_ms"] / 1.5 and report.after["params"] <= 0.9 * report.before["params"]
+    assert (
+        row["after_ms"] <= row["before_ms"] / 1.5
+        and report.after["params"] <= 0.9 * report.before["params"]
+    )
     assert not [w for w in report.warnings if "target" in w]
     less = small(target=["latency.systolic8=1.2x"]).report
     assert row["after_ms"] < less.latency["systolic8"]["after_ms"] <= row["before_ms"] / 1.2
@@ -61,11 +73,32 @@ def test_a_latency_target_is_met_on_the_engine_it_names(tmp_path: Path) -> None:
 
 def test_command_python_and_recipe_give_the_same_bytes(tmp_path: Path) -> None:
     small(tmp_path / "python.onnx", target="macs=60%")
-    assert run(["optimize", str(MODEL), "-o", str(tmp_path / "flags.onnx"), "--target", "macs=60%", *FLAGS]) == 0
+    assert (
+        run(
+            [
+                "optimize",
+                str(MODEL),
+                "-o",
+                str(tmp_path / "flags.onnx"),
+                "--target",
+                "macs=60%",
+                *FLAGS,
+            ]
+        )
+        == 0
+    )
     resolved = tmp_path / "flags.run" / "recipe.toml"
-    assert run(["optimize", str(MODEL), "-o", str(tmp_path / "recipe.onnx"), "--recipe", str(resolved)]) == 0
+    assert (
+        run(
+            ["optimize", str(MODEL), "-o", str(tmp_path / "recipe.onnx"), "--recipe", str(resolved)]
+        )
+        == 0
+    )
     models = [(tmp_path / f"{way}.onnx").read_bytes() for way in ("python", "flags", "recipe")]
-    plans = [(tmp_path / f"{way}.run" / "plan.json").read_bytes() for way in ("python", "flags", "recipe")]
+    plans = [
+        (tmp_path / f"{way}.run" / "plan.json").read_bytes()
+        for way in ("python", "flags", "recipe")
+    ]
     assert models[0] == models[1] == models[2] and plans[0] == plans[1] == plans[2]
 
 
@@ -75,14 +108,32 @@ QUANTISED = (
 )
 
 
-@pytest.mark.parametrize(("ending", "repair"), [("w = DequantizeLinear<axis=0>(k3, v3); y = Conv(s, w)", "none"), ("y = Conv(s, w3)", "bias")])
-def test_weights_that_no_refit_can_write_are_said_once(tmp_path: Path, ending: str, repair: str) -> None:
+@pytest.mark.parametrize(
+    ("ending", "repair"),
+    [("w = DequantizeLinear<axis=0>(k3, v3); y = Conv(s, w)", "none"), ("y = Conv(s, w3)", "bias")],
+)
+def test_weights_that_no_refit_can_write_are_said_once(
+    tmp_path: Path, ending: str, repair: str
+) -> None:
     """The default goes on with scores that need no refit; asked for by name, the criterion says why it cannot."""
-    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((48, 4, 8, 8)).astype(np.float32))
-    model, options = net(QUANTISED + ending).SerializeToString(), {"data": str(tmp_path / "x.npz"), "engine": "none", "round_to": 1, "target": "macs=60%"}
+    np.savez(
+        tmp_path / "x.npz",
+        x=np.random.default_rng(0).standard_normal((48, 4, 8, 8)).astype(np.float32),
+    )
+    model, options = (
+        net(QUANTISED + ending).SerializeToString(),
+        {"data": str(tmp_path / "x.npz"), "engine": "none", "round_to": 1, "target": "macs=60%"},
+    )
     report = optimize(model, **options).report
-    assert (report.recipe["criterion"], report.recipe["allocate"], report.recipe["repair"]) == ("activation*weight", "knapsack", repair)
-    assert len([w for w in report.warnings if "prune the float model and quantise the result" in w]) == 1
+    assert (report.recipe["criterion"], report.recipe["allocate"], report.recipe["repair"]) == (
+        "activation*weight",
+        "knapsack",
+        repair,
+    )
+    assert (
+        len([w for w in report.warnings if "prune the float model and quantise the result" in w])
+        == 1
+    )
     assert report.after["macs"] <= 0.6 * report.before["macs"] and report.verification["ok"]
     if repair == "none":
         with pytest.raises(UsageError, match="plain weights"):
@@ -99,7 +150,13 @@ def test_the_same_command_reuses_its_stages(tmp_path: Path) -> None:
     events.clear()
     with pytest.raises(OutputError, match="--overwrite"):
         small(tmp_path / "out.onnx", target="macs=60%")
-    optimize(MODEL, tmp_path / "out.onnx", overwrite=True, on_event=events.append, **{**FAST, "target": "macs=60%"})
+    optimize(
+        MODEL,
+        tmp_path / "out.onnx",
+        overwrite=True,
+        on_event=events.append,
+        **{**FAST, "target": "macs=60%"},
+    )
     assert {e.stage for e in events if e.state == "reused"} == {"score"}
     (tmp_path / "out.onnx").write_bytes(b"precious")
     with pytest.raises(OutputError, match="--overwrite"):
@@ -163,14 +220,18 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], int]]:
     }
 
 
-def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_sentence_and_leaves_nothing_behind(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     cases = bad_inputs(tmp_path)
     before = tree(tmp_path)
     for name, (arguments, code) in cases.items():
         assert run(["optimize", *arguments]) == code, name
         out, err = capfd.readouterr()
         errors = [line for line in err.splitlines() if line.startswith("error[")]
-        assert len(errors) == 1 and "Traceback" not in err and "error[internal]" not in err and not out, (name, err)
+        assert (
+            len(errors) == 1 and "Traceback" not in err and "error[internal]" not in err and not out
+        ), (name, err)
         assert tree(tmp_path) == before, name
 
 
@@ -181,7 +242,9 @@ def test_few_images_and_numbers_that_nobody_gave_are_told(tmp_path: Path) -> Non
         image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / f"{i}.png")
     options = {"criterion": "activation*weight", "data": str(tmp_path)}
     few, numbers = (w.partition(":")[0] for w in small(**options).report.warnings)
-    assert few.startswith("10 inputs calibrate") and numbers.startswith("images went into the model as RGB from 0 to 1")
+    assert few.startswith("10 inputs calibrate") and numbers.startswith(
+        "images went into the model as RGB from 0 to 1"
+    )
     assert len(small(**options, mean="0.3").report.warnings) == 1
 
 
@@ -202,7 +265,9 @@ def test_memory_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.model.size_bytes() < MODEL.stat().st_size
 
 
-def test_verify_passes_what_a_run_wrote_and_refuses_everything_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_passes_what_a_run_wrote_and_refuses_everything_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, plan = tmp_path / "out.onnx", tmp_path / "out.run" / "plan.json"
     small(out)
     assert run(["verify", str(MODEL), str(out), "--plan", str(plan), "--json"]) == 0
@@ -218,7 +283,12 @@ def test_verify_passes_what_a_run_wrote_and_refuses_everything_else(tmp_path: Pa
 
 def test_a_repaired_model_in_two_files_is_known_by_its_plan(tmp_path: Path) -> None:
     out, plan = tmp_path / "out.onnx", tmp_path / "out.run" / "plan.json"
-    options = {**FAST, "repair": "bias", "data": str(demo.files().calibration), "external_data": True}
+    options = {
+        **FAST,
+        "repair": "bias",
+        "data": str(demo.files().calibration),
+        "external_data": True,
+    }
     report = optimize(MODEL, out, **options).report
     assert (tmp_path / "out.onnx.data").exists() and report.fidelity["samples"] > 0
     assert run(["verify", str(MODEL), str(out), "--plan", str(plan)]) == 0
@@ -231,30 +301,49 @@ def test_plan_then_cut_is_optimize(tmp_path: Path) -> None:
     small(tmp_path / "whole.onnx")
     steps = [f for f in FLAGS if not f.startswith(("--repair", "--engine"))]
     assert run(["plan", str(MODEL), "-o", str(tmp_path / "plan.json"), *steps]) == 0
-    assert run(["cut", str(MODEL), str(tmp_path / "plan.json"), "-o", str(tmp_path / "steps.onnx")]) == 0
+    assert (
+        run(["cut", str(MODEL), str(tmp_path / "plan.json"), "-o", str(tmp_path / "steps.onnx")])
+        == 0
+    )
     assert (tmp_path / "steps.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"options": {"freeze": 3}}, {"options": {"grouped": "odd"}}, {"source": "0"}, {"format": 2}, {"groups": []}, {"groups": {"a": {"kept": [0], "size": 1}}},
-        {"groups": {"a": {"kept": [1, 0], "size": 2}}}, {"decided_by": 3},
+        {"options": {"freeze": 3}},
+        {"options": {"grouped": "odd"}},
+        {"source": "0"},
+        {"format": 2},
+        {"groups": []},
+        {"groups": {"a": {"kept": [0], "size": 1}}},
+        {"groups": {"a": {"kept": [1, 0], "size": 2}}},
+        {"decided_by": 3},
     ],
-)  # fmt: skip
-def test_a_plan_that_makes_no_sense_is_one_sentence(tmp_path: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+)
+def test_a_plan_that_makes_no_sense_is_one_sentence(
+    tmp_path: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = {**small().plan.to_json(), **change}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    assert run(["cut", str(MODEL), str(tmp_path / "plan.json"), "-o", str(tmp_path / "out.onnx")]) == 2
+    assert (
+        run(["cut", str(MODEL), str(tmp_path / "plan.json"), "-o", str(tmp_path / "out.onnx")]) == 2
+    )
     err = capsys.readouterr().err
-    assert err.startswith("error[") and "internal" not in err and not (tmp_path / "out.onnx").exists()
+    assert (
+        err.startswith("error[") and "internal" not in err and not (tmp_path / "out.onnx").exists()
+    )
 
 
 def test_json_is_one_object_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["optimize", str(MODEL), "-o", str(tmp_path / "out.onnx"), "--json", *FLAGS]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["source"] == str(MODEL) and found["output"] == str(tmp_path / "out.onnx")
-    assert found["after"]["macs"] <= found["before"]["macs"] / 2 and found["verification"]["ok"] and isinstance(found["warnings"], list)
+    assert (
+        found["after"]["macs"] <= found["before"]["macs"] / 2
+        and found["verification"]["ok"]
+        and isinstance(found["warnings"], list)
+    )
     assert run(["report", str(tmp_path / "out.run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
 
@@ -262,7 +351,9 @@ def test_json_is_one_object_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_strict_run_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     model = onnx.load(MODEL)
     last = model.graph.output[0].name
-    model.graph.node.append(onnx.helper.make_node("Mystery", [last], ["after"], name="odd", domain="custom"))
+    model.graph.node.append(
+        onnx.helper.make_node("Mystery", [last], ["after"], name="odd", domain="custom")
+    )
     model.opset_import.append(onnx.helper.make_opsetid("custom", 1))
     model.graph.output.append(onnx.helper.make_tensor_value_info("after", 1, None))
     with pytest.raises(UsageError, match="odd .*no rule for custom::Mystery"):
@@ -270,7 +361,10 @@ def test_a_strict_run_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 
 
 def test_a_second_run_on_the_same_directory_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path / "out.run"), pytest.raises(OutputError, match=f"in use by process {os.getpid()}"):
+    with (
+        opened(tmp_path / "out.run"),
+        pytest.raises(OutputError, match=f"in use by process {os.getpid()}"),
+    ):
         small(tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
@@ -286,34 +380,69 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_output(tmp_path: Path, l
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit * 1000, limit * 1000))
 
-    command = [sys.executable, "-m", "onnxprune", "optimize", str(MODEL), "-o", str(out), "--overwrite", *FLAGS]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, timeout=120, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "onnxprune",
+        "optimize",
+        str(MODEL),
+        "-o",
+        str(out),
+        "--overwrite",
+        *FLAGS,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=limited, timeout=120, check=False
+    )
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error["), done.stderr
-    assert "File too large" in done.stderr and "internal" not in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "File too large" in done.stderr
+        and "internal" not in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert tree(tmp_path) == {"out.onnx": b"precious"}
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "onnxprune", "optimize", str(MODEL), "--repair=bias", "--engine=none", "--data", str(demo.files().calibration)]
+    command = [
+        sys.executable,
+        "-m",
+        "onnxprune",
+        "optimize",
+        str(MODEL),
+        "--repair=bias",
+        "--engine=none",
+        "--data",
+        str(demo.files().calibration),
+    ]
     start = time.monotonic()
-    subprocess.run([*command, "-o", str(tmp_path / "undisturbed.onnx")], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "-o", str(tmp_path / "undisturbed.onnx")], check=True, capture_output=True
+    )
     whole = time.monotonic() - start
     moments = random.Random(0)
     killed = 0
     for number in range(KILLS):
         out = tmp_path / f"{number}.onnx"
-        process = subprocess.Popen([*command, "-o", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, "-o", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             process.wait(timeout=whole * moments.uniform(0.2, 1.0))
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             killed += 1
-            again = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True, check=False)
+            again = subprocess.run(
+                [*command, "-o", str(out)], capture_output=True, text=True, check=False
+            )
             assert again.returncode == 0, again.stderr
         assert out.read_bytes() == (tmp_path / "undisturbed.onnx").read_bytes()
-        plans = [(tmp_path / f"{run_dir}.run" / "plan.json").read_bytes() for run_dir in (number, "undisturbed")]
+        plans = [
+            (tmp_path / f"{run_dir}.run" / "plan.json").read_bytes()
+            for run_dir in (number, "undisturbed")
+        ]
         assert plans[0] == plans[1]
     assert killed > KILLS // 4
 
@@ -326,9 +455,27 @@ def heard() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_with_one_sentence_that_says_how_to_go_on(tmp_path: Path, sent: signal.Signals) -> None:
-    command = [sys.executable, "-m", "onnxprune", "optimize", str(MODEL), "-o", str(tmp_path / "out.onnx"), "--seconds=60"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard)
+def test_ctrl_c_ends_with_one_sentence_that_says_how_to_go_on(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "onnxprune",
+        "optimize",
+        str(MODEL),
+        "-o",
+        str(tmp_path / "out.onnx"),
+        "--seconds=60",
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heard,
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "out.run" / "verify.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -336,5 +483,9 @@ def test_ctrl_c_ends_with_one_sentence_that_says_how_to_go_on(tmp_path: Path, se
     os.killpg(process.pid, sent)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("error[interrupted]: stopped in stage") and f"goes on from {tmp_path / 'out.run'}" in err and "Traceback" not in err
+    assert (
+        err.splitlines()[-1].startswith("error[interrupted]: stopped in stage")
+        and f"goes on from {tmp_path / 'out.run'}" in err
+        and "Traceback" not in err
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.run"]

@@ -58,8 +58,13 @@ def test_wrong_target_says_what_is_allowed(text: str, says: str) -> None:
 
 
 def test_several_targets_but_one_a_cost() -> None:
-    assert [str(t) for t in Recipe(target=["macs=50%", "bytes=1MB"]).target] == ["macs=50%", "bytes=1MB"]
-    assert Recipe(target={"macs": "50%", "params": "2x"}) == Recipe(target=["macs=50%", "params=2x"])
+    assert [str(t) for t in Recipe(target=["macs=50%", "bytes=1MB"]).target] == [
+        "macs=50%",
+        "bytes=1MB",
+    ]
+    assert Recipe(target={"macs": "50%", "params": "2x"}) == Recipe(
+        target=["macs=50%", "params=2x"]
+    )
     with pytest.raises(UsageError, match="one a cost"):
         Recipe(target=["macs=50%", "macs=60%"])
 
@@ -91,8 +96,24 @@ def test_wrong_value_names_option_and_range(values: dict, says: str) -> None:
 
 
 def test_text_and_plain_values_mean_the_same() -> None:
-    plain = Recipe(round_to=4, mean=[0.5, 0.25], shape={"in:0": [1, 3, 8, 8]}, ratio={"a=b": 0.5}, resize=[32, 48], max_fraction=0.8, engine=["a", "b"])
-    text = Recipe(round_to="4", mean="0.5,0.25", shape="in:0:1x3x8x8", ratio=("a=b=50%",), resize="32x48", max_fraction="80%", engine="a,b")
+    plain = Recipe(
+        round_to=4,
+        mean=[0.5, 0.25],
+        shape={"in:0": [1, 3, 8, 8]},
+        ratio={"a=b": 0.5},
+        resize=[32, 48],
+        max_fraction=0.8,
+        engine=["a", "b"],
+    )
+    text = Recipe(
+        round_to="4",
+        mean="0.5,0.25",
+        shape="in:0:1x3x8x8",
+        ratio=("a=b=50%",),
+        resize="32x48",
+        max_fraction="80%",
+        engine="a,b",
+    )
     assert plain == text
 
 
@@ -108,13 +129,27 @@ names = st.text(min_size=1).filter(lambda s: s.isprintable() or "\x7f" in s)
 
 
 @given(
-    freeze=st.lists(st.text(min_size=1, alphabet=st.characters(blacklist_categories=["Cs"])), max_size=3),
-    ratio=st.dictionaries(st.text(min_size=1, alphabet=st.characters(blacklist_categories=["Cs"])), st.floats(0, 1), max_size=3),
+    freeze=st.lists(
+        st.text(min_size=1, alphabet=st.characters(blacklist_categories=["Cs"])), max_size=3
+    ),
+    ratio=st.dictionaries(
+        st.text(min_size=1, alphabet=st.characters(blacklist_categories=["Cs"])),
+        st.floats(0, 1),
+        max_size=3,
+    ),
     samples=st.integers(1, 10**9),
     percent=st.floats(0.001, 100),
 )
-def test_what_is_written_reads_as_the_same_recipe(tmp_path_factory, freeze, ratio, samples, percent) -> None:
-    recipe = Recipe(freeze=freeze, ratio=ratio, samples=samples, target=f"macs={percent!r}%", external_data=False)
+def test_what_is_written_reads_as_the_same_recipe(
+    tmp_path_factory, freeze, ratio, samples, percent
+) -> None:
+    recipe = Recipe(
+        freeze=freeze,
+        ratio=ratio,
+        samples=samples,
+        target=f"macs={percent!r}%",
+        external_data=False,
+    )
     path = tmp_path_factory.mktemp("recipe") / "r.toml"
     path.write_text(to_toml(recipe, {"onnxprune": "1", "source": 'a"b\n'}), encoding="utf-8")
     assert Recipe.of(read(path)) == recipe
@@ -123,13 +158,27 @@ def test_what_is_written_reads_as_the_same_recipe(tmp_path_factory, freeze, rati
 def test_data_in_a_recipe_is_relative_to_the_recipe(tmp_path) -> None:
     path = tmp_path / "r.toml"
     (tmp_path / "images").mkdir()
-    given = {"images": f"{tmp_path}/images", "arrays:a.npz": f"arrays:{tmp_path}/a.npz", "l.py:f": f"{tmp_path}/l.py:f", "/there": "/there", "synthetic": "synthetic"}
+    given = {
+        "images": f"{tmp_path}/images",
+        "arrays:a.npz": f"arrays:{tmp_path}/a.npz",
+        "l.py:f": f"{tmp_path}/l.py:f",
+        "/there": "/there",
+        "synthetic": "synthetic",
+    }
     for written, meant in given.items():
         path.write_text(f'data = "{written}"\n')
         assert read(path)["data"] == meant
 
 
-@pytest.mark.parametrize(("content", "code"), [("rount_to = 3", "unknown-key"), ("a = = 1", "recipe-not-toml"), (b"\xff\xfe", "recipe-not-toml"), (None, "recipe-unreadable")])
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("rount_to = 3", "unknown-key"),
+        ("a = = 1", "recipe-not-toml"),
+        (b"\xff\xfe", "recipe-not-toml"),
+        (None, "recipe-unreadable"),
+    ],
+)
 def test_bad_recipe_file_is_one_usage_error(tmp_path, content, code) -> None:
     path = tmp_path / "r.toml"
     if content is not None:
@@ -141,9 +190,21 @@ def test_bad_recipe_file_is_one_usage_error(tmp_path, content, code) -> None:
 
 def test_layer_selection_words_are_read() -> None:
     """One ratio for all groups, [(number, ratio), ...], and the published numbers of criteria."""
-    assert Recipe(ratio="[(2, 0.5), (6, 0.25)]").ratio == Recipe(ratio=[(2, 0.5), (6, 0.25)]).ratio == {"#2": 0.5, "#6": 0.25}
+    assert (
+        Recipe(ratio="[(2, 0.5), (6, 0.25)]").ratio
+        == Recipe(ratio=[(2, 0.5), (6, 0.25)]).ratio
+        == {"#2": 0.5, "#6": 0.25}
+    )
     assert Recipe(ratio="0.5").ratio == Recipe(ratio=0.5).ratio == {"*": 0.5}
-    assert [Recipe(criterion=str(n)).criterion for n in range(7)] == ["l2", "largest_l2", "l1", "largest_l1", "bn_scale", "bn_scale*l1", "random"]
+    assert [Recipe(criterion=str(n)).criterion for n in range(7)] == [
+        "l2",
+        "largest_l2",
+        "l1",
+        "largest_l1",
+        "bn_scale",
+        "bn_scale*l1",
+        "random",
+    ]
     for wrong in ("[(2, 5)]", "[2]", "[(a, 1)]", "[("):
         with pytest.raises(UsageError):
             Recipe(ratio=wrong)

@@ -42,9 +42,14 @@ def test_a_journal_line_cut_by_a_kill_is_forgotten_and_harms_no_other(tmp_path, 
 
 def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path) -> None:
     code = "import sys, time; from onnxprune.run.rundir import opened\nwith opened(sys.argv[1]): print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with pytest.raises(OutputError, match=f"in use by process {holder.pid} ") as caught, opened(tmp_path / "run"):
+    with (
+        pytest.raises(OutputError, match=f"in use by process {holder.pid} ") as caught,
+        opened(tmp_path / "run"),
+    ):
         pass
     assert caught.value.code == "run-dir-busy"
     os.kill(holder.pid, signal.SIGKILL)

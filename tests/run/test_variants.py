@@ -12,31 +12,37 @@ import pytest
 
 from onnxprune import demo
 from onnxprune.analysis.walk import analyse
-from onnxprune.data.dataset import Data
-from onnxprune.run.evaluation import open_data_for, open_labels, parts_of
 from onnxprune.cli import run
-from onnxprune.errors import DataError, TargetError
-from onnxprune.metrics.fidelity import Fidelity, OutputFidelity
-from onnxprune.events import Event
-from onnxprune.ir.io import Model, load, to_bytes
-from onnxprune.run.pipeline import Result, optimize
-from onnxprune.run.recipe import Recipe
-from onnxprune.report.collect import MOST_POINTS, sensitivity_rows
-from onnxprune.report.data import Report
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import eliminate
 from onnxprune.criteria.reconstruction import group_readers, moments, reconstruction
+from onnxprune.data.dataset import Data
+from onnxprune.errors import DataError, TargetError
+from onnxprune.events import Event
+from onnxprune.ir.io import Model, load, to_bytes
+from onnxprune.metrics.fidelity import Fidelity, OutputFidelity
+from onnxprune.report.collect import MOST_POINTS, sensitivity_rows
+from onnxprune.report.data import Report
+from onnxprune.run.evaluation import open_data_for, open_labels, parts_of
+from onnxprune.run.pipeline import Result, optimize
+from onnxprune.run.recipe import Recipe
+from onnxprune.run.variants import CURVE
 from onnxprune.search.base import keep_best
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
-from onnxprune.run.variants import CURVE
 
 MODEL, CALIBRATION, EVALUATION = demo.files()
 FAST: dict[str, Any] = {
-    "criterion": "l2", "allocate": "knapsack", "repair": "bias", "engine": "none", "round_to": 1, "data": str(CALIBRATION), "samples": 64,
+    "criterion": "l2",
+    "allocate": "knapsack",
+    "repair": "bias",
+    "engine": "none",
+    "round_to": 1,
+    "data": str(CALIBRATION),
+    "samples": 64,
     "target": "macs=50%",
-}  # fmt: skip
+}
 LABELS: dict[str, Any] = {"metric": "top1", "labelled": str(EVALUATION)}
 
 
@@ -46,9 +52,14 @@ def small(output: Path | None = None, **options: Any) -> Result:
 
 def relative_error(pruned_model: Model, data: Data) -> float:
     """||a - b|| / ||a|| of the demo's one output, by numpy."""
-    original, pruned = (onnxruntime.InferenceSession(m) for m in (MODEL.read_bytes(), to_bytes(pruned_model)))
+    original, pruned = (
+        onnxruntime.InferenceSession(m) for m in (MODEL.read_bytes(), to_bytes(pruned_model))
+    )
     batches = [next(iter(b.values())) for b in data.batches(64)]
-    a, b = (np.concatenate([s.run(None, {"images": x})[0] for x in batches]).astype(np.float64) for s in (original, pruned))
+    a, b = (
+        np.concatenate([s.run(None, {"images": x})[0] for x in batches]).astype(np.float64)
+        for s in (original, pruned)
+    )
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
 
@@ -60,24 +71,48 @@ def split_of(result: Result) -> Any:
 
 def test_a_point_of_the_curve_is_a_run_of_its_own(tmp_path: Path) -> None:
     """The same figures as a run with that target has, and the model that is written does not depend on the curve."""
-    plain, curved = small(tmp_path / "plain.onnx", **LABELS), small(tmp_path / "curved.onnx", curve=True, **LABELS)
+    plain, curved = (
+        small(tmp_path / "plain.onnx", **LABELS),
+        small(tmp_path / "curved.onnx", curve=True, **LABELS),
+    )
     assert (tmp_path / "plain.onnx").read_bytes() == (tmp_path / "curved.onnx").read_bytes()
     points = {p["label"]: p for p in curved.report.curve}
-    assert list(points) == [*(f"macs={s:.0%}" for s in reversed(CURVE)), "original"] and [n for n, p in points.items() if p.get("chosen")] == ["macs=50%"]
+    assert list(points) == [*(f"macs={s:.0%}" for s in reversed(CURVE)), "original"] and [
+        n for n, p in points.items() if p.get("chosen")
+    ] == ["macs=50%"]
     alone = small(target="macs=70%", **LABELS).report
     for point, report in ((points["macs=70%"], alone), (points["macs=50%"], plain.report)):
         assert point["macs"] == report.after["macs"] / report.before["macs"]
-        assert point["relative_error"] == report.fidelity["relative_error"] and point["agreement"] == report.fidelity["agreement"]
-        assert point["quality"] == point["metrics"]["top1"]["value"] == report.quality["top1"]["after"]
-    assert points["original"]["quality"] == plain.report.quality["top1"]["before"] and points["original"]["relative_error"] == 0
+        assert (
+            point["relative_error"] == report.fidelity["relative_error"]
+            and point["agreement"] == report.fidelity["agreement"]
+        )
+        assert (
+            point["quality"] == point["metrics"]["top1"]["value"] == report.quality["top1"]["after"]
+        )
+    assert (
+        points["original"]["quality"] == plain.report.quality["top1"]["before"]
+        and points["original"]["relative_error"] == 0
+    )
 
 
 def test_a_target_between_the_points_is_one_more() -> None:
     found = small(curve=True, target="params=80%", max_fraction=0.3).report
     assert [p["label"] for p in found.curve if p.get("chosen")] == ["params=80%"]
     shares = [p["macs"] for p in found.curve]
-    assert shares == sorted(shares) and all(p["metric"] == "relative output error" for p in found.curve)
-    assert len([w for w in found.warnings if w.startswith("trade-off curve: target macs <= 40.0% cannot be met")]) == 1
+    assert shares == sorted(shares) and all(
+        p["metric"] == "relative output error" for p in found.curve
+    )
+    assert (
+        len(
+            [
+                w
+                for w in found.warnings
+                if w.startswith("trade-off curve: target macs <= 40.0% cannot be met")
+            ]
+        )
+        == 1
+    )
     assert "macs=40%" not in [p["label"] for p in found.curve]
 
 
@@ -93,7 +128,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Report
 
 
 @pytest.mark.parametrize("stage", ["candidate 2", "control 1", "curve 60%"])
-def test_an_interrupted_run_goes_on_after_the_last_model(tmp_path: Path, stage: str, undisturbed: tuple[bytes, Report]) -> None:
+def test_an_interrupted_run_goes_on_after_the_last_model(
+    tmp_path: Path, stage: str, undisturbed: tuple[bytes, Report]
+) -> None:
     def stop(event: Event) -> None:
         if event.stage == stage:
             raise KeyboardInterrupt
@@ -104,14 +141,24 @@ def test_an_interrupted_run_goes_on_after_the_last_model(tmp_path: Path, stage: 
     again = optimize(MODEL, tmp_path / "out.onnx", on_event=events.append, **{**FAST, **ALL})
     output, report = undisturbed
     order = [s.name for s in report.stages]
-    assert {e.stage for e in events if e.state == "reused"} == {n for n in order[: order.index(stage)] if n not in ("load", "analyse", "cut")}
+    assert {e.stage for e in events if e.state == "reused"} == {
+        n for n in order[: order.index(stage)] if n not in ("load", "analyse", "cut")
+    }
     assert (tmp_path / "out.onnx").read_bytes() == output
     for name in ("curve", "control", "selection", "fidelity", "quality"):
         assert getattr(again.report, name) == getattr(report, name)
 
 
 def test_parts_share_no_input() -> None:
-    recipe = Recipe.of({"data": str(CALIBRATION), "samples": 128, "max_divergence": 0.1, "candidate": "l2+uniform", **LABELS})
+    recipe = Recipe.of(
+        {
+            "data": str(CALIBRATION),
+            "samples": 128,
+            "max_divergence": 0.1,
+            "candidate": "l2+uniform",
+            **LABELS,
+        }
+    )
     parts = parts_of(open_data_for(load(MODEL), recipe), open_labels(load(MODEL), recipe), recipe)
     chosen = [set(p.chosen) for p in (parts.calibration, parts.selection, parts.report)]
     labelled = [set(p.chosen) for p in (parts.selection_labels, parts.report_labels)]
@@ -124,27 +171,53 @@ def test_the_cut_stays_within_the_tolerance_and_the_next_one_does_not(tmp_path: 
     found = result.report.bisection
     parts = split_of(result)
     assert parts.selection.samples == found["samples"] > 0
-    assert relative_error(result.model, parts.selection) == pytest.approx(found["reached"], rel=1e-4)
-    assert relative_error(result.model, parts.report) == pytest.approx(result.report.fidelity["relative_error"], rel=1e-4)
+    assert relative_error(result.model, parts.selection) == pytest.approx(
+        found["reached"], rel=1e-4
+    )
+    assert relative_error(result.model, parts.report) == pytest.approx(
+        result.report.fidelity["relative_error"], rel=1e-4
+    )
     within = [row["macs"] for row in found["rows"] if row["divergence"] <= 0.3]
     beyond = [row["macs"] for row in found["rows"] if row["divergence"] > 0.3]
-    assert found["reached"] <= 0.3 and min(within) == result.report.after["macs"] / result.report.before["macs"] > max(beyond)
+    assert found["reached"] <= 0.3 and min(within) == result.report.after[
+        "macs"
+    ] / result.report.before["macs"] > max(beyond)
     assert found["reached"] > 0.98 * 0.3 or min(within) - max(beyond) < 0.03
-    assert [t.target for t in result.report.targets] == ["max_divergence=0.3"] and len(found["rows"]) <= 10
+    assert [t.target for t in result.report.targets] == ["max_divergence=0.3"] and len(
+        found["rows"]
+    ) <= 10
 
 
 def test_of_a_target_and_a_tolerance_the_one_that_cuts_less_holds() -> None:
     loose = small(target="macs=80%", max_divergence=10.0).report
-    assert 0.75 < loose.after["macs"] / loose.before["macs"] <= 0.8 and len(loose.bisection["rows"]) == 1 and not loose.warnings
+    assert (
+        0.75 < loose.after["macs"] / loose.before["macs"] <= 0.8
+        and len(loose.bisection["rows"]) == 1
+        and not loose.warnings
+    )
     tight = small(target=["macs=30%", "params=40%"], max_divergence=0.3).report
     assert tight.bisection["reached"] <= 0.3 and tight.after["macs"] > 0.3 * tight.before["macs"]
-    assert len([w for w in tight.warnings if "max_divergence 0.3 ended the cut" in w and "before macs=30%, params=40%" in w]) == 1
+    assert (
+        len(
+            [
+                w
+                for w in tight.warnings
+                if "max_divergence 0.3 ended the cut" in w and "before macs=30%, params=40%" in w
+            ]
+        )
+        == 1
+    )
     with pytest.raises(TargetError, match="cannot be kept: macs=.* differs by"):
         small(max_divergence=1e-6)
 
 
 def test_divergence_of_outputs_and_of_boxes() -> None:
-    assert Fidelity({"y": OutputFidelity(0.25, None, 1.0), "z": OutputFidelity(0.5, None, 1.0)}, 8).divergence == 0.5
+    assert (
+        Fidelity(
+            {"y": OutputFidelity(0.25, None, 1.0), "z": OutputFidelity(0.5, None, 1.0)}, 8
+        ).divergence
+        == 0.5
+    )
     assert Fidelity({"y": OutputFidelity(float("nan"), None, 1.0)}, 8).divergence == float("inf")
     assert Fidelity({}, 8, box_agreement=0.75).divergence == 0.25
 
@@ -152,13 +225,20 @@ def test_divergence_of_outputs_and_of_boxes() -> None:
 def test_the_better_candidate_is_written_and_reported_on_other_labels(tmp_path: Path) -> None:
     """Random channels are far worse than the smallest; what cannot be made is listed with its reason."""
     worse = {**LABELS, "criterion": "random", "allocate": "uniform", "target": "macs=70%"}
-    found = small(tmp_path / "chosen.onnx", candidate=["l2+uniform", "bn_scale+uniform"], **worse).report
+    found = small(
+        tmp_path / "chosen.onnx", candidate=["l2+uniform", "bn_scale+uniform"], **worse
+    ).report
     small(tmp_path / "alone.onnx", **{**worse, "criterion": "l2"})
     assert (tmp_path / "chosen.onnx").read_bytes() == (tmp_path / "alone.onnx").read_bytes()
     rows = found.selection["rows"]
-    assert [row["chosen"] for row in rows] == [False, True, False] and rows[1]["value"] > rows[0]["value"] + rows[1]["standard_error"]
+    assert [row["chosen"] for row in rows] == [False, True, False] and rows[1]["value"] > rows[0][
+        "value"
+    ] + rows[1]["standard_error"]
     assert "BatchNormalization" in rows[2]["problem"] and rows[2]["value"] is None
-    assert (found.selection["samples"], found.quality["top1"]["samples"]) == (125, 375) and found.decided_by["criterion"] == "l2"
+    assert (found.selection["samples"], found.quality["top1"]["samples"]) == (
+        125,
+        375,
+    ) and found.decided_by["criterion"] == "l2"
 
 
 def test_a_candidate_that_is_no_better_changes_nothing(tmp_path: Path) -> None:
@@ -183,7 +263,14 @@ def test_auto_compares_only_where_the_run_is_free_to_choose() -> None:
         return stages[-1]
 
     assert first() == "candidate 1"
-    for other in ({"fast": True}, {"criterion": "l2"}, {"allocate": "uniform"}, {"candidate": "none"}, {"metric": ()}, {"data": None}):
+    for other in (
+        {"fast": True},
+        {"criterion": "l2"},
+        {"allocate": "uniform"},
+        {"candidate": "none"},
+        {"metric": ()},
+        {"data": None},
+    ):
         assert first(**other) == "plan", other
 
 
@@ -194,9 +281,18 @@ def test_controls_are_random_channels_of_the_same_widths() -> None:
     for seed in (1, 2):
         scores = CRITERIA.get("random")(Context(analysis, seed=seed))
         kept = {name: keep_best(scores[name], len(k)) for name, k in result.plan.kept.items()}
-        figures.append(relative_error(cut(analysis, Plan(analysis.digest, kept, result.plan.sizes)), parts.report))
-    assert [row["relative_error"] for row in result.report.control] == pytest.approx(figures, rel=1e-4)
-    assert result.report.control[0] != result.report.control[1] and small(control=2, repair="none", **LABELS).report.control == result.report.control
+        figures.append(
+            relative_error(
+                cut(analysis, Plan(analysis.digest, kept, result.plan.sizes)), parts.report
+            )
+        )
+    assert [row["relative_error"] for row in result.report.control] == pytest.approx(
+        figures, rel=1e-4
+    )
+    assert (
+        result.report.control[0] != result.report.control[1]
+        and small(control=2, repair="none", **LABELS).report.control == result.report.control
+    )
     assert all(0 <= row["metrics"]["top1"]["value"] <= 1 for row in result.report.control)
 
 
@@ -216,9 +312,15 @@ def test_controls_are_random_channels_of_the_same_widths() -> None:
         ({"control": "1000000000"}, "more than 20"),
     ],
 )
-def test_options_that_do_not_go_together(options: Mapping[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_do_not_go_together(
+    options: Mapping[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = {"data": str(CALIBRATION), "engine": "none", **options}
-    flags = [f"--{n.replace('_', '-')}" if v is True else f"--{n.replace('_', '-')}={v}" for n, v in given.items() if v is not None]
+    flags = [
+        f"--{n.replace('_', '-')}" if v is True else f"--{n.replace('_', '-')}={v}"
+        for n, v in given.items()
+        if v is not None
+    ]
     assert run(["optimize", str(MODEL), "-o", str(tmp_path / "out.onnx"), *flags]) == 2
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
 
@@ -227,7 +329,11 @@ def test_too_few_inputs(tmp_path: Path) -> None:
     with np.load(EVALUATION) as data:
         np.savez(tmp_path / "few.npz", images=data["images"][:60], labels=data["labels"][:60])
     found = small(candidate="l1+uniform", metric="top1", labelled=str(tmp_path / "few.npz")).report
-    assert not found.selection and found.quality["top1"]["samples"] == 60 and [w for w in found.warnings if "60 labelled samples are too few" in w]
+    assert (
+        not found.selection
+        and found.quality["top1"]["samples"] == 60
+        and [w for w in found.warnings if "60 labelled samples are too few" in w]
+    )
     np.savez(tmp_path / "two.npz", images=np.zeros((4, 1, 8, 8), np.float32))
     with pytest.raises(DataError, match="too few"):
         small(max_divergence=0.1, data=str(tmp_path / "two.npz"))
@@ -241,8 +347,17 @@ def test_sensitivity_is_the_error_curve_of_the_elimination() -> None:
     curves = sensitivity_rows(reconstruction(context), 0.9)
     assert set(curves) == {g.name for g in analysis.groups}
     for name, points in curves.items():
-        _, cost = eliminate(group_readers(analysis, name, *moments(context)), analysis.group(name).size)
+        _, cost = eliminate(
+            group_readers(analysis, name, *moments(context)), analysis.group(name).size
+        )
         shares, errors = np.array(points).T
         counts = np.round(shares * analysis.group(name).size).astype(int)
-        assert len(points) <= MOST_POINTS and 0.8 < shares[-1] <= 0.9 and (np.diff(shares) > 0).all() and (np.diff(errors) > 0).all()
-        np.testing.assert_allclose(errors, np.cumsum(cost)[counts - 1], rtol=0.1, atol=0.02 * cost.sum())
+        assert (
+            len(points) <= MOST_POINTS
+            and 0.8 < shares[-1] <= 0.9
+            and (np.diff(shares) > 0).all()
+            and (np.diff(errors) > 0).all()
+        )
+        np.testing.assert_allclose(
+            errors, np.cumsum(cost)[counts - 1], rtol=0.1, atol=0.02 * cost.sum()
+        )

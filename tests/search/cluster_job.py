@@ -21,5 +21,7 @@ def dies_once(job: tuple[str, int]) -> int:
 
 
 if __name__ == "__main__":
-    found = run_jobs(dies_once, [(sys.argv[1], i) for i in range(6)], workers=2, cluster=sys.argv[2])
+    found = run_jobs(
+        dies_once, [(sys.argv[1], i) for i in range(6)], workers=2, cluster=sys.argv[2]
+    )
     print("RESULT", sorted(result for _, result in found))

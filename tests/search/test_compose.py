@@ -15,11 +15,22 @@ from onnxprune.types import Plan
 
 
 def random_kept(analysis, rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
-    return {g.name: tuple(sorted(rng.choice(g.size, rng.integers(max(g.size // 2, 1), g.size + 1), replace=False).tolist())) for g in analysis.groups}
+    return {
+        g.name: tuple(
+            sorted(
+                rng.choice(
+                    g.size, rng.integers(max(g.size // 2, 1), g.size + 1), replace=False
+                ).tolist()
+            )
+        )
+        for g in analysis.groups
+    }
 
 
 def plan(analysis, kept) -> Plan:
-    return Plan(analysis.digest, kept, {n: analysis.group(n).size for n in kept}, {}, analysis.options)
+    return Plan(
+        analysis.digest, kept, {n: analysis.group(n).size for n in kept}, {}, analysis.options
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -30,7 +41,9 @@ def test_two_cuts_are_one(seed: int) -> None:
     assert set(step.origin) == {g.name for g in step.analysis.groups}
     second = random_kept(step.analysis, rng)
     both = step.composed(second)
-    assert_same(cut(step.analysis, plan(step.analysis, second)), cut(analysis, plan(analysis, both)))
+    assert_same(
+        cut(step.analysis, plan(step.analysis, second)), cut(analysis, plan(analysis, both))
+    )
     assert step.composed({}) == {n: k for n, k in first.items() if len(k) < analysis.group(n).size}
 
 
@@ -38,4 +51,7 @@ def test_on_a_trained_network(zoo) -> None:
     analysis, rng = analyse(load(zoo / "coco_yolofastestv2.onnx")), np.random.default_rng(0)
     step = smaller(analysis, random_kept(analysis, rng))
     second = random_kept(step.analysis, rng)
-    assert_same(cut(step.analysis, plan(step.analysis, second)), cut(analysis, plan(analysis, step.composed(second))))
+    assert_same(
+        cut(step.analysis, plan(step.analysis, second)),
+        cut(analysis, plan(analysis, step.composed(second))),
+    )

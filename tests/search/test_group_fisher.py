@@ -12,17 +12,17 @@ import pytest
 from onnxprune import demo
 from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria import CRITERIA
+from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import open_data
-from onnxprune.run.evaluation import input_types
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost import savings
+from onnxprune.engines.cost.channel_costs import channel_costs
 from onnxprune.engines.cost.layers import LayerSpec
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import load
-from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context
+from onnxprune.run.evaluation import input_types
 from onnxprune.search.base import Search, part
-from onnxprune.engines.cost.channel_costs import channel_costs
 from onnxprune.search.compose import smaller, unchanged
 from onnxprune.search.group_fisher import Settings, _Scorer, group_fisher
 from onnxprune.search.journal import Journal, rows
@@ -35,11 +35,13 @@ def search(budget: float = 0.8, round_to: int = 4, **options: object) -> Search:
     analysis = analyse(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=32)
     constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=round_to)
-    return Search(Context(analysis, data, batch_size=16), constraints, options={"interval": 1, **options})
+    return Search(
+        Context(analysis, data, batch_size=16), constraints, options={"interval": 1, **options}
+    )
 
 
 def test_costs_by_hand() -> None:
-    """conv 3 -> 8 (3x3, 10x10 out), depthwise 3x3, conv 8 -> 5 (1x1): the one group's channel in MACs and in values made."""
+    """Conv 3 -> 8 (3x3, 10x10 out), depthwise 3x3, conv 8 -> 5 (1x1): the one group's channel in MACs and in values made."""
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 10, 10] x, float[8, 3, 3, 3] a, float[8, 1, 3, 3] d, float[5, 8, 1, 1] b) => (float[1, 5, 10, 10] y) {
         h = Conv <pads = [1, 1, 1, 1]> (x, a)
         k = Conv <pads = [1, 1, 1, 1], group = 8> (h, d)
@@ -47,7 +49,9 @@ def test_costs_by_hand() -> None:
     proto = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
     for name, shape in {"a": (8, 3, 3, 3), "d": (8, 1, 3, 3), "b": (5, 8, 1, 1)}.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+        )
     del proto.graph.input[1:]
     analysis = analyse(load(proto.SerializeToString()))
     (group,) = analysis.groups
@@ -63,29 +67,42 @@ def steps_of_eight(engine: object, spec: LayerSpec, options: object, cache: obje
 
 
 def test_latency_is_the_next_step_down_the_staircase(monkeypatch: pytest.MonkeyPatch) -> None:
-    """conv 3 -> 20 -> 5 on steps of 8: the step from 20 to 16 takes 4 channels and saves 1 ms, so a channel costs a quarter."""
+    """Conv 3 -> 20 -> 5 on steps of 8: the step from 20 to 16 takes 4 channels and saves 1 ms, so a channel costs a quarter."""
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 10, 10] x, float[20, 3, 3, 3] a, float[5, 20, 1, 1] b) => (float[1, 5, 10, 10] y) {
         h = Conv <pads = [1, 1, 1, 1]> (x, a)
         y = Conv (h, b) }"""
     proto = onnx.parser.parse_model(text)
     for name, shape in {"a": (20, 3, 3, 3), "b": (5, 20, 1, 1)}.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.ones(shape, np.float32), name)
+        )
     del proto.graph.input[1:]
     analysis = analyse(load(proto.SerializeToString()))
     (group,) = analysis.groups
     monkeypatch.setattr(savings, "time_layer", steps_of_eight)
-    monkeypatch.setattr(type(ENGINES.get("onnxruntime")), "channel_multiple", lambda engine, precision: 8)
+    monkeypatch.setattr(
+        type(ENGINES.get("onnxruntime")), "channel_multiple", lambda engine, precision: 8
+    )
     np.testing.assert_allclose(channel_costs(analysis, "latency")[group.name], 0.25)
-    np.testing.assert_allclose(channel_costs(analysis, "latency", least={group.name: 18})[group.name], 1e-12)  # 20 to 18: nothing saved
+    np.testing.assert_allclose(
+        channel_costs(analysis, "latency", least={group.name: 18})[group.name], 1e-12
+    )  # 20 to 18: nothing saved
 
 
 def test_a_search_by_latency_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times differ from run to run; what a killed search measured stays."""
     monkeypatch.setattr(savings, "time_layer", steps_of_eight)
-    whole = group_fisher(replace(search(normalization="latency"), journal=Journal(tmp_path / "j.jsonl")))
+    whole = group_fisher(
+        replace(search(normalization="latency"), journal=Journal(tmp_path / "j.jsonl"))
+    )
     assert search().met(whole.kept)
     monkeypatch.setattr(savings, "time_layer", lambda *rest: 1 / 0)
-    assert group_fisher(replace(search(normalization="latency"), journal=Journal(tmp_path / "j.jsonl"))).kept == whole.kept
+    assert (
+        group_fisher(
+            replace(search(normalization="latency"), journal=Journal(tmp_path / "j.jsonl"))
+        ).kept
+        == whole.kept
+    )
 
 
 @pytest.mark.parametrize("normalization", ["none", "flops", "act"])
@@ -97,14 +114,20 @@ def test_the_budget_is_met_at_allowed_widths(normalization: str) -> None:
     assert all(len(k) % 4 == 0 for k in plan.kept.values())
 
 
-@pytest.mark.parametrize(("budget", "share", "better"), [("macs", 0.7, "act"), ("activation_bytes", 0.8, "flops")])
-def test_each_normalisation_is_better_on_its_own_cost(budget: str, share: float, better: str) -> None:
+@pytest.mark.parametrize(
+    ("budget", "share", "better"), [("macs", 0.7, "act"), ("activation_bytes", 0.8, "flops")]
+)
+def test_each_normalisation_is_better_on_its_own_cost(
+    budget: str, share: float, better: str
+) -> None:
     """At the same share of the other's cost: fewer activations by "act", fewer MACs by "flops"."""
     left = {}
     for normalization in ("act", "flops"):
         here = search(round_to=1, normalization=normalization)
         whole = here.analysis.cost().as_dict()
-        here = replace(here, constraints=replace(here.constraints, budgets={budget: share * whole[budget]}))
+        here = replace(
+            here, constraints=replace(here.constraints, budgets={budget: share * whole[budget]})
+        )
         left[normalization] = here.analysis.cost(group_fisher(here).kept).as_dict()
     own = {"act": "activation_bytes", "flops": "macs"}[better]
     other = "flops" if better == "act" else "act"
@@ -115,14 +138,23 @@ def test_one_scoring_with_one_step_is_the_global_order() -> None:
     """With all channels in one step and no rounding, what goes is what a sort of importance over cost says, until the budget."""
     here = search(0.9, round_to=1, step=10**6, normalization="none")
     plan = group_fisher(here)
-    scores = CRITERIA.get("fisher")(replace(here.context, data=part(here.context.statistics_data("a test"), 16)))
+    scores = CRITERIA.get("fisher")(
+        replace(here.context, data=part(here.context.statistics_data("a test"), 16))
+    )
     ranked = sorted((float(v), n, i) for n, s in scores.items() for i, v in enumerate(s))
     gone: dict[str, set[int]] = {}
     for _, name, index in ranked:
-        if here.met({n: [c for c in range(here.analysis.group(n).size) if c not in g] for n, g in gone.items()}):
+        if here.met(
+            {
+                n: [c for c in range(here.analysis.group(n).size) if c not in g]
+                for n, g in gone.items()
+            }
+        ):
             break
         gone.setdefault(name, set()).add(index)
-    assert {n: set(range(here.analysis.group(n).size)) - set(k) for n, k in plan.kept.items()} == gone
+    assert {
+        n: set(range(here.analysis.group(n).size)) - set(k) for n, k in plan.kept.items()
+    } == gone
 
 
 def test_a_killed_search_ends_alike(tmp_path: Path) -> None:
@@ -130,7 +162,10 @@ def test_a_killed_search_ends_alike(tmp_path: Path) -> None:
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "part.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
     journal = Journal(tmp_path / "part.jsonl")
-    assert group_fisher(replace(search(), journal=journal)).kept == whole.kept and journal.measured == len(lines) - len(lines) // 2
+    assert (
+        group_fisher(replace(search(), journal=journal)).kept == whole.kept
+        and journal.measured == len(lines) - len(lines) // 2
+    )
 
 
 def noted(path: Path, **options: object) -> list[dict[str, list[float]]]:
@@ -151,10 +186,14 @@ def test_importance_is_averaged_over_scorings() -> None:
     here = search()
     group, scorer = here.analysis.groups[0], _Scorer(here, Settings(refit=False))
     first = {group.name: np.arange(float(group.size))}
-    np.testing.assert_array_equal(scorer.averaged(unchanged(here.analysis), first)[group.name], first[group.name])
+    np.testing.assert_array_equal(
+        scorer.averaged(unchanged(here.analysis), first)[group.name], first[group.name]
+    )
     step = smaller(here.analysis, {group.name: tuple(range(1, group.size))})
     (name,) = [n for n in step.origin if step.groups(n) == {group.name}]
-    again = scorer.averaged(step, {name: np.full(group.size - 1, 3.0), "none of the original's": np.ones(2)})
+    again = scorer.averaged(
+        step, {name: np.full(group.size - 1, 3.0), "none of the original's": np.ones(2)}
+    )
     assert set(again) == {name}
     np.testing.assert_allclose(again[name], (np.arange(1.0, group.size) + 3) / 2)
     kept = [group_fisher(search(0.5, average=average)).kept for average in (True, False)]
@@ -183,8 +222,13 @@ def test_fix_subnet_there_and_back() -> None:
     here = search()
     plan = group_fisher(here)
     counts = to_subnet(here.analysis, plan)
-    assert set(counts) == set(unit_names(here.analysis).values()) and len(counts) == len(here.analysis.groups)
-    scores = {g.name: np.isin(np.arange(g.size), plan.kept.get(g.name, ())).astype(np.float64) for g in here.analysis.groups}
+    assert set(counts) == set(unit_names(here.analysis).values()) and len(counts) == len(
+        here.analysis.groups
+    )
+    scores = {
+        g.name: np.isin(np.arange(g.size), plan.kept.get(g.name, ())).astype(np.float64)
+        for g in here.analysis.groups
+    }
     assert from_subnet(here.analysis, counts, scores).kept == plan.kept
     unit = next(iter(counts))
     with pytest.raises(UsageError, match="channels"):

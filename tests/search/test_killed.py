@@ -15,20 +15,60 @@ from onnxprune import demo
 
 FILES = demo.files()
 WAIT_S = 240
-ROUNDS = [part for option in ("rates=0.25,0.5", "params_map=4", "flops_map=4", "rounds=6") for part in ("--method-option", option)]
+ROUNDS = [
+    part
+    for option in ("rates=0.25,0.5", "params_map=4", "flops_map=4", "rounds=6")
+    for part in ("--method-option", option)
+]
 METHODS = {
     "pagcp": ["--target", "macs=80%"],
     "group-fisher": ["--target", "macs=80%", "--method-option", "interval=1"],
     "layer-selection": ["--target", "macs=80%", *ROUNDS],
-    "layer-selection, tuned": ["--target", "macs=80%", *ROUNDS, "--method-option", "tune=kd", "--method-option", "tune_epochs=1"],
+    "layer-selection, tuned": [
+        "--target",
+        "macs=80%",
+        *ROUNDS,
+        "--method-option",
+        "tune=kd",
+        "--method-option",
+        "tune_epochs=1",
+    ],
 }
 
 
 def start(method: str, folder: Path) -> subprocess.Popen[bytes]:
     """The command, in a process of its own."""
-    command = [sys.executable, "-m", "onnxprune", "optimize", str(FILES.model), "-o", str(folder / "out.onnx"), "--data", str(FILES.calibration)]
-    how = ["--samples", "64", "--round-to", "2", "--repair", "bias", "--engine", "none", "--method", method.split(",")[0], *METHODS[method]]
-    return subprocess.Popen([*command, *how], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    command = [
+        sys.executable,
+        "-m",
+        "onnxprune",
+        "optimize",
+        str(FILES.model),
+        "-o",
+        str(folder / "out.onnx"),
+        "--data",
+        str(FILES.calibration),
+    ]
+    how = [
+        "--samples",
+        "64",
+        "--round-to",
+        "2",
+        "--repair",
+        "bias",
+        "--engine",
+        "none",
+        "--method",
+        method.split(",")[0],
+        *METHODS[method],
+    ]
+    return subprocess.Popen(
+        [*command, *how],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
 
 def finished(process: subprocess.Popen[bytes]) -> None:
@@ -55,7 +95,11 @@ def test_killed_and_started_again_gives_the_same_bytes(method: str, tmp_path: Pa
     assert measured >= 4
     for share in (1 / 3, 2 / 3):
         process, until = start(method, broken), time.monotonic() + WAIT_S
-        while lines(broken / "out.run" / "search.jsonl") < measured * share and process.poll() is None and time.monotonic() < until:
+        while (
+            lines(broken / "out.run" / "search.jsonl") < measured * share
+            and process.poll() is None
+            and time.monotonic() < until
+        ):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -63,4 +107,6 @@ def test_killed_and_started_again_gives_the_same_bytes(method: str, tmp_path: Pa
     assert 0 < lines(broken / "out.run" / "search.jsonl") < measured
     finished(start(method, broken))
     assert (broken / "out.onnx").read_bytes() == (whole / "out.onnx").read_bytes()
-    assert lines(broken / "out.run" / "search.jsonl") <= measured + 4  # a line that a kill cut short is written once more
+    assert (
+        lines(broken / "out.run" / "search.jsonl") <= measured + 4
+    )  # a line that a kill cut short is written once more

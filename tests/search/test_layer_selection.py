@@ -15,12 +15,12 @@ from graph_text import net
 from onnxprune import demo
 from onnxprune.allocators.base import Constraints, widths
 from onnxprune.analysis.walk import analyse
-from onnxprune.data.dataset import open_data, synthetic
-from onnxprune.run.evaluation import input_types
-from onnxprune.errors import TargetError, UsageError
-from onnxprune.ir.io import load
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
+from onnxprune.data.dataset import open_data, synthetic
+from onnxprune.errors import TargetError, UsageError
+from onnxprune.ir.io import load
+from onnxprune.run.evaluation import input_types
 from onnxprune.search import base
 from onnxprune.search import layer_selection as module
 from onnxprune.search.base import Search
@@ -38,7 +38,18 @@ def search(budget: float, **options: object) -> Search:
     analysis = analyse(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=40)
     constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=4)
-    return Search(Context(analysis, data, batch_size=16), constraints, options={"rates": "0.25,0.5", "params_map": 4, "flops_map": 4, "end_map": 2, "rounds": 6, **options})
+    return Search(
+        Context(analysis, data, batch_size=16),
+        constraints,
+        options={
+            "rates": "0.25,0.5",
+            "params_map": 4,
+            "flops_map": 4,
+            "end_map": 2,
+            "rounds": 6,
+            **options,
+        },
+    )
 
 
 def test_rounds_meet_the_budget_and_go_on_after_a_kill(tmp_path: Path) -> None:
@@ -49,7 +60,9 @@ def test_rounds_meet_the_budget_and_go_on_after_a_kill(tmp_path: Path) -> None:
         assert len(kept) >= max(1, here.analysis.group(name).size * 0.1)
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "part.jsonl").write_bytes(b"".join(lines[: 2 * len(lines) // 3]))
-    assert layer_selection(replace(here, journal=Journal(tmp_path / "part.jsonl"))).kept == whole.kept
+    assert (
+        layer_selection(replace(here, journal=Journal(tmp_path / "part.jsonl"))).kept == whole.kept
+    )
 
 
 @pytest.mark.parametrize(("budget", "round_to"), [(0.8, 1), (0.8, 4), (0.3, 8)])
@@ -71,7 +84,9 @@ def test_lower_rates_are_tried_where_higher_ones_are_not_allowed() -> None:
     here = search(0.8, flops_map=0.1, end_map=0.1)
     here = replace(here, constraints=replace(here.constraints, round_to=1, max_fraction=0.4))
     kept = layer_selection(here).kept
-    assert here.met(kept) and all(len(k) >= 0.6 * here.analysis.group(n).size - 1e-9 for n, k in kept.items())
+    assert here.met(kept) and all(
+        len(k) >= 0.6 * here.analysis.group(n).size - 1e-9 for n, k in kept.items()
+    )
 
 
 def test_a_measured_budget_goes_on_to_other_groups() -> None:
@@ -79,7 +94,9 @@ def test_a_measured_budget_goes_on_to_other_groups() -> None:
     here = search(0.6, flops_layers=1, latency_layers=0, rounds=40)
     whole = here.analysis.cost().macs
     measures = {"latency": lambda kept: here.analysis.cost(kept).macs / whole}
-    here = replace(here, constraints=Constraints({"latency": 0.6}, measures=measures, max_fraction=0.5))
+    here = replace(
+        here, constraints=Constraints({"latency": 0.6}, measures=measures, max_fraction=0.5)
+    )
     kept = layer_selection(here).kept
     assert measures["latency"](kept) <= 0.6 and len(kept) > 1
 
@@ -93,11 +110,15 @@ def test_weights_that_cannot_be_refitted_are_cut_by_norms(method: Callable[[Sear
     )
     analysis = analyse(load(model))
     data = synthetic(input_types(analysis.model), samples=40, seed=1)
-    here = Search(Context(analysis, data, batch_size=16), Constraints({"macs": 0.7 * analysis.cost().macs}))
+    here = Search(
+        Context(analysis, data, batch_size=16), Constraints({"macs": 0.7 * analysis.cost().macs})
+    )
     assert here.met(method(here).kept)
 
 
-@pytest.mark.parametrize("options", [{"rates": "0.25,abc"}, {"rates": "1.5"}, {"rounds": 0}, {"max_drop": 2}])
+@pytest.mark.parametrize(
+    "options", [{"rates": "0.25,abc"}, {"rates": "1.5"}, {"rounds": 0}, {"max_drop": 2}]
+)
 def test_wrong_settings_are_said_before_anything_is_measured(options: Mapping[str, object]) -> None:
     here = search(0.8, **options)
     with pytest.raises(UsageError, match="layer-selection: (rates|rounds)"):
@@ -114,9 +135,15 @@ def test_ratios_for_all_groups_leave_nothing_to_search() -> None:
 def test_scores_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By fixed groups and by the rounds alike."""
     asked: list[str] = []
-    monkeypatch.setattr(base, "CRITERIA", SimpleNamespace(get=lambda name: asked.append(name) or CRITERIA.get(name)))
+    monkeypatch.setattr(
+        base, "CRITERIA", SimpleNamespace(get=lambda name: asked.append(name) or CRITERIA.get(name))
+    )
     here = search(0.8)
-    layer_selection(replace(here, constraints=replace(here.constraints, ratios={here.analysis.groups[0].name: 0.25})))
+    layer_selection(
+        replace(
+            here, constraints=replace(here.constraints, ratios={here.analysis.groups[0].name: 0.25})
+        )
+    )
     assert sorted(asked) == ["l2", "reconstruction"]
 
 
@@ -137,25 +164,49 @@ def test_every_round_saves_its_share_whatever_that_costs() -> None:
 
 def test_lists_are_those_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Selection] = []
-    monkeypatch.setattr(module, "select", lambda records, how: asked.append(how) or select(records, how))
+    monkeypatch.setattr(
+        module, "select", lambda records, how: asked.append(how) or select(records, how)
+    )
     here = search(0.9, rounds=1)
     layer_selection(here)
-    layer_selection(replace(here, constraints=replace(here.constraints, budgets={"params": 0.9 * here.analysis.cost().params})))
+    layer_selection(
+        replace(
+            here,
+            constraints=replace(
+                here.constraints, budgets={"params": 0.9 * here.analysis.cost().params}
+            ),
+        )
+    )
     layer_selection(replace(here, options={**here.options, "params_layers": 2}))
-    assert [(how.params_layers > 0, how.flops_layers > 0) for how in (asked[0], asked[-1])] == [(False, True), (True, True)]
+    assert [(how.params_layers > 0, how.flops_layers > 0) for how in (asked[0], asked[-1])] == [
+        (False, True),
+        (True, True),
+    ]
     assert any(how.params_layers and not how.flops_layers for how in asked)
 
 
-def test_exponents_grow_where_single_groups_cost_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exponents_grow_where_single_groups_cost_next_to_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """To these a typical group costs what it would if it took 1 % of the quality; where it takes more, they are as they are."""
     powers: list[float] = []
-    monkeypatch.setattr(module, "select", lambda records, how: powers.append(how.flops_map) or select(records, how))
+    monkeypatch.setattr(
+        module, "select", lambda records, how: powers.append(how.flops_map) or select(records, how)
+    )
     for cost, expected in ((0.0005, 80.0), (0.05, 4.0)):
-        monkeypatch.setattr(Bench, "figures", lambda self, kept, q=cost: {**FIGURES, "quality": math.exp(-q) if kept else 1.0})
+        monkeypatch.setattr(
+            Bench,
+            "figures",
+            lambda self, kept, q=cost: {**FIGURES, "quality": math.exp(-q) if kept else 1.0},
+        )
         layer_selection(search(0.9, rounds=1))
         np.testing.assert_allclose(powers.pop(), expected)
         monkeypatch.undo()
-        monkeypatch.setattr(module, "select", lambda records, how: powers.append(how.flops_map) or select(records, how))
+        monkeypatch.setattr(
+            module,
+            "select",
+            lambda records, how: powers.append(how.flops_map) or select(records, how),
+        )
 
 
 def test_as_published_there_is_no_refit() -> None:

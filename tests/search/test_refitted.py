@@ -12,11 +12,11 @@ from onnx import helper
 from onnxprune import demo
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, synthetic
-from onnxprune.run.evaluation import input_types
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
-from onnxprune.criteria.base import Context
+from onnxprune.run.evaluation import input_types
 from onnxprune.search.compose import smaller
 from onnxprune.search.refitted import Refitted, without
 from onnxprune.surgery.cut import cut
@@ -48,7 +48,12 @@ class Halved:
 
     def outputs(self, model: Model) -> np.ndarray:
         session = Session(model)
-        return np.concatenate([np.concatenate([v.ravel() for v in session.run(b).values()]) for b in self.data.batches(16)])
+        return np.concatenate(
+            [
+                np.concatenate([v.ravel() for v in session.run(b).values()])
+                for b in self.data.batches(16)
+            ]
+        )
 
 
 @pytest.fixture(params=[*NETS, "demo"])
@@ -56,14 +61,20 @@ def halved(request: pytest.FixtureRequest) -> Halved:
     name = request.param
     analysis = analyse(load(demo.files().model if name == "demo" else net(NETS[name])))
     rng = np.random.default_rng(0)
-    kept = {g.name: tuple(sorted(rng.choice(g.size, max(2, g.size // 2), replace=False).tolist())) for g in analysis.groups}
+    kept = {
+        g.name: tuple(sorted(rng.choice(g.size, max(2, g.size // 2), replace=False).tolist()))
+        for g in analysis.groups
+    }
     assert kept
     return Halved(analysis, synthetic(input_types(analysis.model), samples=64, seed=1), kept)
 
 
 def test_refitted_weights_are_nearer_to_the_whole_network(halved: Halved) -> None:
     analysis, kept = halved.analysis, halved.kept
-    whole, masked, plain = (halved.outputs(m) for m in (analysis.model, halved.refitted()(kept), without(analysis, kept)))
+    whole, masked, plain = (
+        halved.outputs(m)
+        for m in (analysis.model, halved.refitted()(kept), without(analysis, kept))
+    )
     assert np.square(masked - whole).sum() < 0.9 * np.square(plain - whole).sum()
 
 
@@ -78,15 +89,23 @@ def test_a_cut_network_says_what_the_masked_one_does(halved: Halved) -> None:
 def test_weights_that_a_body_reads_stay() -> None:
     """Both branches of an If read the stream and the weights of the nodes behind it."""
     proto = net(f"bool c, {NETS['products']}")
-    body = [helper.make_node("MatMul", ["r", "w2"], ["m"]), helper.make_node("MatMul", ["m", "w3"], ["b"])]
+    body = [
+        helper.make_node("MatMul", ["r", "w2"], ["m"]),
+        helper.make_node("MatMul", ["m", "w3"], ["b"]),
+    ]
     branch = helper.make_graph(body, "branch", [], [helper.make_tensor_value_info("b", 1, None)])
-    proto.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+    proto.graph.node.append(
+        helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    )
     proto.graph.output.append(helper.make_tensor_value_info("z", 1, ["n", 5, 7]))
     analysis = analyse(load(proto))
     data, kept = synthetic(input_types(analysis.model), samples=32, seed=1), {"a": tuple(range(6))}
     (feeds,) = data.batches(32)
     refitted = Refitted.of(Context(analysis, data, batch_size=32))
-    plain, small, masked = (Session(m).run(feeds) for m in (cut(analysis, analysis.plan(kept)), refitted.cut(kept), refitted(kept)))
+    plain, small, masked = (
+        Session(m).run(feeds)
+        for m in (cut(analysis, analysis.plan(kept)), refitted.cut(kept), refitted(kept))
+    )
     assert np.abs(small["y"] - plain["y"]).max() > 0.01
     np.testing.assert_allclose(small["y"], masked["y"], atol=1e-5)
     for found in (small, masked):
@@ -95,5 +114,8 @@ def test_weights_that_a_body_reads_stay() -> None:
 
 def test_channels_are_found_again_behind_new_biases(halved: Halved) -> None:
     """A refit gives nodes biases that had none, and moves the output of a MatMul."""
-    plain, refitted = (smaller(halved.analysis, halved.kept, model) for model in (None, halved.refitted().cut(halved.kept)))
+    plain, refitted = (
+        smaller(halved.analysis, halved.kept, model)
+        for model in (None, halved.refitted().cut(halved.kept))
+    )
     assert set(plain.origin.values()) == set(refitted.origin.values()) and plain.origin

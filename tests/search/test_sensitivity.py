@@ -13,11 +13,11 @@ import pytest
 
 from onnxprune import demo
 from onnxprune.analysis.walk import analyse
-from onnxprune.data.dataset import open_data
-from onnxprune.run.evaluation import input_types
 from onnxprune.cli import run
+from onnxprune.data.dataset import open_data
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.ir.io import load
+from onnxprune.run.evaluation import input_types
 from onnxprune.search.layer_selection import Selection, select
 from onnxprune.search.sensitivity import Bench, Sweep, jobs_of, narrowed
 from onnxprune.search.workers import run_jobs
@@ -28,10 +28,24 @@ FILES, INPUT = demo.files(), "images"
 
 
 def sweep(out: Path, *more: str) -> list[str]:
-    return ["sensitivity", str(FILES.model), "-o", str(out), "--data", str(FILES.calibration), "--samples", "40", "--rates", "0.25,0.75", *more]
+    return [
+        "sensitivity",
+        str(FILES.model),
+        "-o",
+        str(out),
+        "--data",
+        str(FILES.calibration),
+        "--samples",
+        "40",
+        "--rates",
+        "0.25,0.75",
+        *more,
+    ]
 
 
-def test_a_sweep_resumes_and_says_what_cuts_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_resumes_and_says_what_cuts_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     analysis = analyse(load(FILES.model))
     names = [g.name for g in analysis.groups][:2]
     out = tmp_path / "s.jsonl"
@@ -41,10 +55,18 @@ def test_a_sweep_resumes_and_says_what_cuts_say(tmp_path: Path, capsys: pytest.C
     assert len(records) == 5 and records[0]["group"] == "" and records[0]["quality"] > 0.98
     for r in records[1:]:
         cost = analysis.cost({r["group"]: range(r["kept"])})
-        assert (r["params"], r["macs"]) == (cost.params, cost.macs) and r["kept"] == int(r["size"] * (1 - r["rate"]) // 2) * 2
+        assert (r["params"], r["macs"]) == (cost.params, cost.macs) and r["kept"] == int(
+            r["size"] * (1 - r["rate"]) // 2
+        ) * 2
         timing = r["timing"]
-        assert len(r["per_class"]["top1"]) == 10 and timing["inference_ms"] > 0 and timing["nms_ms"] == 0
-        assert timing["total_ms"] == timing["inference_ms"] and [timing[n] for n in ("batch", "h", "w")] == [timing["shapes"]["images"][i] for i in (0, 2, 3)]
+        assert (
+            len(r["per_class"]["top1"]) == 10
+            and timing["inference_ms"] > 0
+            and timing["nms_ms"] == 0
+        )
+        assert timing["total_ms"] == timing["inference_ms"] and [
+            timing[n] for n in ("batch", "h", "w")
+        ] == [timing["shapes"]["images"][i] for i in (0, 2, 3)]
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + lines[3][:30])
     assert run(sweep(out, *flags, "--labelled", str(FILES.evaluation), "--json")) == 0
@@ -52,13 +74,29 @@ def test_a_sweep_resumes_and_says_what_cuts_say(tmp_path: Path, capsys: pytest.C
     assert "3 of 5 measured before" in said.err
     strip = [{k: v for k, v in r.items() if k != "timing"} for r in records]
     assert [{k: v for k, v in r.items() if k != "timing"} for r in json.loads(said.out)] == strip
-    assert run(["select", str(out), "--params-layers", "1", "--flops-layers", "1", "--latency-layers", "0"]) == 0
+    assert (
+        run(
+            [
+                "select",
+                str(out),
+                "--params-layers",
+                "1",
+                "--flops-layers",
+                "1",
+                "--latency-layers",
+                "0",
+            ]
+        )
+        == 0
+    )
     assert "--ratio" in capsys.readouterr().out
     assert run(["select", str(tmp_path / "none.jsonl")]) == 1
     assert run(sweep(out, "--rates", "2")) == 2
 
 
-def test_a_detector_has_time_for_its_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_detector_has_time_for_its_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "boxes.py").write_text(
         "import time, numpy as np\n"
         "def decode(outputs, labels):\n"
@@ -68,12 +106,33 @@ def test_a_detector_has_time_for_its_boxes(tmp_path: Path, capsys: pytest.Captur
     images = np.load(FILES.calibration)[INPUT][:8]
     boxes = np.array([[i, 0, 0.5, 0.5, 0.6, 0.6] for i in range(8)])
     np.savez(tmp_path / "boxes.npz", **{INPUT: images, "boxes": boxes})
-    how = ["--metric", "map50", "--labelled", str(tmp_path / "boxes.npz"), "--decoder", f"{tmp_path / 'boxes.py'}:decode"]
-    assert run(sweep(tmp_path / "s.jsonl", f"--group={analyse(load(FILES.model)).groups[0].name}", "--json", *how)) == 0
+    how = [
+        "--metric",
+        "map50",
+        "--labelled",
+        str(tmp_path / "boxes.npz"),
+        "--decoder",
+        f"{tmp_path / 'boxes.py'}:decode",
+    ]
+    assert (
+        run(
+            sweep(
+                tmp_path / "s.jsonl",
+                f"--group={analyse(load(FILES.model)).groups[0].name}",
+                "--json",
+                *how,
+            )
+        )
+        == 0
+    )
     for r in json.loads(capsys.readouterr().out):
         timing = r["timing"]
-        assert timing["nms_ms"] >= 3 and timing["total_ms"] == pytest.approx(timing["inference_ms"] + timing["nms_ms"])
-        assert {"recall", "precision", "map50", "map"} <= set(r["metrics"]["map50"]) and r["metrics"]["map50"]["value"] == pytest.approx(1)
+        assert timing["nms_ms"] >= 3 and timing["total_ms"] == pytest.approx(
+            timing["inference_ms"] + timing["nms_ms"]
+        )
+        assert {"recall", "precision", "map50", "map"} <= set(r["metrics"]["map50"]) and r[
+            "metrics"
+        ]["map50"]["value"] == pytest.approx(1)
 
 
 def test_masked_from_the_group_on_is_what_the_cut_model_gives() -> None:
@@ -84,22 +143,51 @@ def test_masked_from_the_group_on_is_what_the_cut_model_gives() -> None:
     bench = Bench(Sweep(str(FILES.model), analysis.options, scores, data, time=False), analysis)
     for job in jobs_of(bench.sweep, analysis, [0.5]):
         kept = {job.group: narrowed(scores[job.group], 0.5)} if job.group else {}
-        model = cut(analysis, Plan(analysis.digest, kept, {n: analysis.group(n).size for n in kept}, {}, analysis.options))
+        model = cut(
+            analysis,
+            Plan(
+                analysis.digest,
+                kept,
+                {n: analysis.group(n).size for n in kept},
+                {},
+                analysis.options,
+            ),
+        )
         expected = {n: v / bench.start[n] for n, v in bench.heads(model).items()}
         assert bench.record(job)["heads"] == pytest.approx(expected, rel=1e-4)
 
 
 def record(group: str, rate: float, quality: float, params: int, macs: int) -> dict:
-    return {"group": group, "index": int(group[1:]), "rate": rate, "quality": quality, "saved_params": params, "saved_macs": macs, "timing": {}}
+    return {
+        "group": group,
+        "index": int(group[1:]),
+        "rate": rate,
+        "quality": quality,
+        "saved_params": params,
+        "saved_macs": macs,
+        "timing": {},
+    }
 
 
 def test_selection_is_its_formula() -> None:
-    rows = [record("g0", 0.25, 1.0, 10, 1), record("g0", 0.5, 0.9, 30, 2), record("g1", 0.25, 0.99, 20, 50), record("g2", 0.5, 0.5, 900, 900)]
+    rows = [
+        record("g0", 0.25, 1.0, 10, 1),
+        record("g0", 0.5, 0.9, 30, 2),
+        record("g1", 0.25, 0.99, 20, 50),
+        record("g2", 0.5, 0.5, 900, 900),
+    ]
     # params: g0 max(10, 30 * 0.9^2 = 24.3), g1 20 * 0.9801 = 19.6, g2 225; flops with power 20: g2 0.0009, g1 40.9, g0 1
     found = select(rows, Selection(1, 1, 0, params_map=2, flops_map=20))
-    assert [(c.group, c.rate, c.lists) for c in found] == [("g1", 0.25, ("flops",)), ("g2", 0.5, ("params",))]
+    assert [(c.group, c.rate, c.lists) for c in found] == [
+        ("g1", 0.25, ("flops",)),
+        ("g2", 0.5, ("params",)),
+    ]
     found = select(rows, Selection(3, 3, 0, params_map=2, flops_map=20))
-    assert [(c.group, c.rate) for c in found] == [("g0", 0.25), ("g1", 0.25), ("g2", 0.5)]  # g0: 0.5 by params, 0.25 by flops
+    assert [(c.group, c.rate) for c in found] == [
+        ("g0", 0.25),
+        ("g1", 0.25),
+        ("g2", 0.5),
+    ]  # g0: 0.5 by params, 0.25 by flops
     ties = [record(f"g{i}", 0.5, 1.0, 7, 7) for i in range(20)]
     assert len(select(ties, Selection(6, 0, 0))) == 6
     with pytest.raises(UsageError, match="timings"):
@@ -139,7 +227,13 @@ def test_a_local_cluster_whose_worker_dies(cluster: str, package: str, tmp_path:
     """In a process of its own, as the command line runs it: two workers, one of which its job ends."""
     pytest.importorskip(package)
     script = Path(__file__).with_name("cluster_job.py")
-    done = subprocess.run([sys.executable, str(script), str(tmp_path), cluster], capture_output=True, text=True, timeout=240, cwd=script.parents[2])
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), cluster],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=script.parents[2],
+    )
     assert "RESULT [0, 1, 4, 9, 16, 25]" in done.stdout, done.stderr[-2000:]
     assert (tmp_path / "died").exists()
 

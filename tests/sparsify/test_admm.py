@@ -7,21 +7,27 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from onnxprune.statistics.im2col import Moments
 from onnxprune.sparsify.admm import selected
 from onnxprune.sparsify.inputs import inverse_diagonal
 from onnxprune.sparsify.masks import choose
 from onnxprune.sparsify.refit import refit
+from onnxprune.statistics.im2col import Moments
 
 COLUMNS, GONE = 8, 3
 
 
-def problem(seed: int, outputs: int = 1, columns: int = COLUMNS, groups: int = 1) -> tuple[np.ndarray, list[Moments]]:
+def problem(
+    seed: int, outputs: int = 1, columns: int = COLUMNS, groups: int = 1
+) -> tuple[np.ndarray, list[Moments]]:
     """Weights, and inputs that have a mean and follow three causes."""
     rng = np.random.default_rng(seed)
     out = []
     for _ in range(groups):
-        x = rng.standard_normal((columns, 3)) @ rng.standard_normal((3, 4000)) + 0.5 * rng.standard_normal((columns, 4000)) + rng.standard_normal((columns, 1))
+        x = (
+            rng.standard_normal((columns, 3)) @ rng.standard_normal((3, 4000))
+            + 0.5 * rng.standard_normal((columns, 4000))
+            + rng.standard_normal((columns, 1))
+        )
         full = np.concatenate([x, np.ones((1, x.shape[1]))])
         out.append(Moments(full @ full.T, full.sum(1), count=x.shape[1]))
     return rng.standard_normal((groups, outputs, columns)), out
@@ -30,7 +36,7 @@ def problem(seed: int, outputs: int = 1, columns: int = COLUMNS, groups: int = 1
 def error(rows: np.ndarray, kept: np.ndarray, moments: list[Moments]) -> float:
     """Mean squared change of the outputs after a refit with bias."""
     total = 0.0
-    for r, k, m in zip(rows, kept, moments):
+    for r, k, m in zip(rows, kept, moments, strict=False):
         bias = np.zeros(len(r))
         new, shift = refit(r, k, m, bias)
         change = np.column_stack([new - r, shift])
@@ -46,8 +52,21 @@ def test_close_to_the_best_of_all_placements() -> None:
         for gone in combinations(range(COLUMNS), GONE):
             masks.append(np.isin(np.arange(COLUMNS), gone, invert=True).reshape(rows.shape))
         best.append(min(error(rows, m, moments) for m in masks))
-        found.append(error(rows, selected(rows, moments, True, lambda s: choose({"w": s}, GONE / COLUMNS, "tensor")["w"]), moments))
-        scores = np.square(rows) / inverse_diagonal(moments[0].xx[None, :COLUMNS, :COLUMNS] / moments[0].count, 1e-2)[:, None]
+        found.append(
+            error(
+                rows,
+                selected(
+                    rows, moments, True, lambda s: choose({"w": s}, GONE / COLUMNS, "tensor")["w"]
+                ),
+                moments,
+            )
+        )
+        scores = (
+            np.square(rows)
+            / inverse_diagonal(moments[0].xx[None, :COLUMNS, :COLUMNS] / moments[0].count, 1e-2)[
+                :, None
+            ]
+        )
         alone.append(error(rows, choose({"w": scores}, GONE / COLUMNS, "tensor")["w"], moments))
     ours, theirs = (float(np.mean(np.log(np.array(e) / best))) for e in (found, alone))
     assert min(np.array(found) / best) >= 1 - 1e-9

@@ -13,7 +13,9 @@ from onnxprune.sparsify.masks import choose, zeros_wanted
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("amount, count, zeros", [(0.5, 5, 2), (0.5, 7, 4), (0.3, 5, 2), (0.25, 10, 2), (0, 9, 0)])
+@pytest.mark.parametrize(
+    "amount, count, zeros", [(0.5, 5, 2), (0.5, 7, 4), (0.3, 5, 2), (0.25, 10, 2), (0, 9, 0)]
+)
 def test_halves_are_rounded_to_even(amount: float, count: int, zeros: int) -> None:
     assert zeros_wanted(amount, count) == zeros
 
@@ -25,7 +27,10 @@ def test_tensor_scope_is_what_torch_prunes() -> None:
     layer = torch.nn.Conv2d(6, 5, 3)
     prune.l1_unstructured(layer, "weight", 0.3)
     score = layer.weight_orig.detach().abs().numpy().reshape(1, 5, -1)
-    assert (choose({"w": score}, 0.3, "tensor")["w"].reshape(5, 6, 3, 3) == layer.weight_mask.numpy().astype(bool)).all()
+    assert (
+        choose({"w": score}, 0.3, "tensor")["w"].reshape(5, 6, 3, 3)
+        == layer.weight_mask.numpy().astype(bool)
+    ).all()
 
 
 @given(st.floats(0, 0.99), st.sampled_from(["tensor", "output", "global"]))
@@ -34,8 +39,21 @@ def test_what_goes_scores_no_more_than_what_stays(amount: float, scope: str) -> 
     kept = choose(scores, amount, scope)
     pairs = {
         "tensor": [(scores[n], kept[n]) for n in scores],
-        "output": [(s, k) for n in scores for s, k in zip(scores[n].reshape(-1, scores[n].shape[-1]), kept[n].reshape(-1, scores[n].shape[-1]))],
-        "global": [(np.concatenate([s.ravel() for s in scores.values()]), np.concatenate([k.ravel() for k in kept.values()]))],
+        "output": [
+            (s, k)
+            for n in scores
+            for s, k in zip(
+                scores[n].reshape(-1, scores[n].shape[-1]),
+                kept[n].reshape(-1, scores[n].shape[-1]),
+                strict=False,
+            )
+        ],
+        "global": [
+            (
+                np.concatenate([s.ravel() for s in scores.values()]),
+                np.concatenate([k.ravel() for k in kept.values()]),
+            )
+        ],
     }[scope]
     for score, keep in pairs:
         assert (~keep).sum() == round(amount * keep.size)
@@ -50,11 +68,20 @@ def test_two_of_four_along_the_input_channels_each_tap_by_itself() -> None:
         for t in range(taps):
             for first in (0, 4):
                 four = score.reshape(outputs, channels, taps)[o, first : first + 4, t]
-                assert set(np.flatnonzero(kept[o, first : first + 4, t])) == set(np.argsort(four)[2:])
+                assert set(np.flatnonzero(kept[o, first : first + 4, t])) == set(
+                    np.argsort(four)[2:]
+                )
     assert kept[:, 8:].all(), "the last two channels are no full four"
 
 
-@pytest.mark.parametrize("amount, scope, hint", [(1.0, "tensor", "0 <= amount < 1"), (0.5, "layer", "none of tensor"), (0.5, "4:2", "keeps 4 of 2")])
+@pytest.mark.parametrize(
+    "amount, scope, hint",
+    [
+        (1.0, "tensor", "0 <= amount < 1"),
+        (0.5, "layer", "none of tensor"),
+        (0.5, "4:2", "keeps 4 of 2"),
+    ],
+)
 def test_choices_that_make_no_sense(amount: float, scope: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):
         choose({"w": np.ones((1, 2, 4))}, amount, scope)

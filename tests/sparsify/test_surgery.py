@@ -11,15 +11,21 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.analysis.walk import analyse
+from onnxprune.criteria.base import Context
+from onnxprune.criteria.dead import dead_channels
 from onnxprune.data.dataset import open_data
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, digest, load
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.bias import bias
-from onnxprune.criteria.base import Context
-from onnxprune.criteria.dead import dead_channels
 from onnxprune.sparsify.report import sparsity
-from onnxprune.sparsify.surgery import KeepZeros, PruneAndSplice, SurgerySettings, threshold, updated
+from onnxprune.sparsify.surgery import (
+    KeepZeros,
+    PruneAndSplice,
+    SurgerySettings,
+    threshold,
+    updated,
+)
 from onnxprune.sparsify.weights import Settings as SparsitySettings
 from onnxprune.sparsify.weights import sparsify
 from onnxprune.surgery.cut import cut
@@ -38,13 +44,21 @@ def mlp(*sizes: int, seed: int = 0) -> Model:
     rng, name, nodes, held = np.random.default_rng(seed), "x", [], []
     for i, (a, b) in enumerate(pairwise(sizes)):
         weight = rng.standard_normal((b, a)).astype(np.float32) * np.float32((2 / a) ** 0.5)
-        held += [numpy_helper.from_array(weight, f"w{i}"), numpy_helper.from_array(np.zeros(b, np.float32), f"b{i}")]
+        held += [
+            numpy_helper.from_array(weight, f"w{i}"),
+            numpy_helper.from_array(np.zeros(b, np.float32), f"b{i}"),
+        ]
         last = i == len(sizes) - 2
-        nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], ["y" if last else f"h{i}"], transB=1))
+        nodes.append(
+            helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], ["y" if last else f"h{i}"], transB=1)
+        )
         if not last:
             nodes.append(helper.make_node("Relu", [f"h{i}"], [f"r{i}"]))
             name = f"r{i}"
-    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", s]) for n, s in (("x", sizes[0]), ("y", sizes[-1]))]
+    info = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", s])
+        for n, s in (("x", sizes[0]), ("y", sizes[-1]))
+    ]
     graph = helper.make_graph(nodes, "mlp", info[:1], info[1:], held)
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
 
@@ -62,7 +76,7 @@ def test_between_the_thresholds_a_mask_stays_as_it_is() -> None:
 
 
 def test_a_pruned_weight_goes_on_learning_and_comes_back() -> None:
-    """y = w x with x = 1 and w pruned: the gradient at w is that at 0, so w grows until it is spliced in."""
+    """Y = w x with x = 1 and w pruned: the gradient at w is that at 0, so w grows until it is spliced in."""
     model = mlp(2, 1)
     hook = PruneAndSplice(model, SurgerySettings(c_rate=0.0, stop_step=10**9))
     hook.thresholds["w0"] = 0.5
@@ -76,7 +90,9 @@ def test_a_pruned_weight_goes_on_learning_and_comes_back() -> None:
     feed = {"x": torch.ones(1, 2)}
     assert module(feed)["y"].item() == 2.0
     module(feed)["y"].sum().backward()
-    assert module.named()["w0"].grad.tolist() == [[1.0, 1.0]], "the gradient of the masked weight, applied to the weight"
+    assert module.named()["w0"].grad.tolist() == [[1.0, 1.0]], (
+        "the gradient of the masked weight, applied to the weight"
+    )
     with torch.no_grad():
         module.named()["w0"].add_(0.2)
     hook.before_step(module, 0)
@@ -94,14 +110,20 @@ def test_masks_are_looked_at_less_and_less_and_then_rest() -> None:
         hook.before_step(module, step)
         looked.append(module.transform is not before)
     expected = np.sum((1 + 0.01 * np.arange(2000)) ** -1.0)
-    assert sum(looked) == pytest.approx(expected, abs=4 * np.sqrt(expected)) and not any(looked[2000:])
+    assert sum(looked) == pytest.approx(expected, abs=4 * np.sqrt(expected)) and not any(
+        looked[2000:]
+    )
     assert not hook.accepts(1999) and hook.accepts(2000)
 
 
 def test_tuning_keeps_zeros() -> None:
     model = sparsify(mlp(10, 20, 5), SparsitySettings(amount=0.7, ops=("Gemm",))).model
-    data = Samples({"x": RNG.standard_normal((64, 10)).astype(np.float32)}, {"labels": RNG.integers(0, 5, 64)})
-    tuned = tune(model, data, Settings(loss="ce", epochs=3, batch_size=16), hook=KeepZeros(model)).model
+    data = Samples(
+        {"x": RNG.standard_normal((64, 10)).astype(np.float32)}, {"labels": RNG.integers(0, 5, 64)}
+    )
+    tuned = tune(
+        model, data, Settings(loss="ce", epochs=3, batch_size=16), hook=KeepZeros(model)
+    ).model
     assert digest(tuned) != digest(model)
     assert sparsity(tuned).weight_zeros == sparsity(model).weight_zeros
 
@@ -135,14 +157,20 @@ def operated() -> Operated:
     dense = tune(mlp(64, 300, 100, 10), data, Settings(loss="ce", epochs=20)).model
     hook = PruneAndSplice(dense, SurgerySettings(c_rate=3.1, rates={"w2": 1.0}, stop_step=800))
     settings = Settings(loss="kd", steps=1600, lr=2e-3, weight_decay=0.3)
-    return Operated(dense, tune(dense, data, settings, teacher=dense, hook=hook).model, x[test], y[test])
+    return Operated(
+        dense, tune(dense, data, settings, teacher=dense, hook=hook).model, x[test], y[test]
+    )
 
 
 @pytest.mark.slow
 def test_twenty_times_fewer_weights_within_one_point(operated: Operated) -> None:
     found = sparsity(operated.sparse)
     assert found.weights - found.weight_zeros <= found.weights / 20
-    assert accuracy(operated.sparse, operated.x, operated.y) >= accuracy(operated.dense, operated.x, operated.y) - 0.01 > 0.94
+    assert (
+        accuracy(operated.sparse, operated.x, operated.y)
+        >= accuracy(operated.dense, operated.x, operated.y) - 0.01
+        > 0.94
+    )
 
 
 @pytest.mark.slow
@@ -157,5 +185,9 @@ def test_its_dead_channels_are_cut_exactly(operated: Operated, tmp_path: Path) -
     smaller = bias(context.analysis, plan, cut(context.analysis, plan), context)
     assert sum(len(d) for d in dead.values()) >= 100
     expected = Session(operated.sparse).run({"x": operated.x})["y"]
-    np.testing.assert_allclose(Session(smaller).run({"x": operated.x})["y"], expected, atol=1e-5 * np.abs(expected).max())
-    assert sum(w.array().size for w in smaller.weights.values()) < 0.8 * sum(w.array().size for w in operated.dense.weights.values())
+    np.testing.assert_allclose(
+        Session(smaller).run({"x": operated.x})["y"], expected, atol=1e-5 * np.abs(expected).max()
+    )
+    assert sum(w.array().size for w in smaller.weights.values()) < 0.8 * sum(
+        w.array().size for w in operated.dense.weights.values()
+    )

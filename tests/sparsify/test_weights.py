@@ -10,14 +10,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.data.dataset import open_data
+from onnxprune.data.labelled import open_labelled
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.statistics.im2col import Moments, columns, geometry, positions
 from onnxprune.demo import files
 from onnxprune.errors import UsageError
-from onnxprune.data.labelled import open_labelled
-from onnxprune.metrics.run import evaluate
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
+from onnxprune.metrics.run import evaluate
 from onnxprune.sparsify import balance
 from onnxprune.sparsify.balance import PASSED_ON, WHOLE, added, balanced, closing, whole
 from onnxprune.sparsify.inputs import read
@@ -26,19 +25,29 @@ from onnxprune.sparsify.masks import choose, zeros_wanted
 from onnxprune.sparsify.refit import refit, resolved
 from onnxprune.sparsify.report import packed, sparsity
 from onnxprune.sparsify.weights import Settings, sparsify
+from onnxprune.statistics.im2col import Moments, columns, geometry, positions
 
 RNG = np.random.default_rng(0)
 ALL = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def one(op: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], **attributes: object) -> tuple[Model, np.ndarray]:
+def one(
+    op: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], **attributes: object
+) -> tuple[Model, np.ndarray]:
     """A model of one node without a bias, and an input."""
     x = RNG.standard_normal(x_shape).astype(np.float32)
     w = numpy_helper.from_array(RNG.standard_normal(w_shape).astype(np.float32), "w")
     node = helper.make_node(op, ["x", "w"], ["y"], **attributes)
-    info = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x_shape), helper.make_empty_tensor_value_info("y")]
+    info = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, x_shape),
+        helper.make_empty_tensor_value_info("y"),
+    ]
     return load(
-        helper.make_model(helper.make_graph([node], "one", info[:1], info[1:], [w]), opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        helper.make_model(
+            helper.make_graph([node], "one", info[:1], info[1:], [w]),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=9,
+        )
     ), x
 
 
@@ -46,7 +55,9 @@ def one(op: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], **attribute
     "model, x",
     [
         one("Conv", (2, 6, 7, 8), (4, 3, 3, 2), group=2, pads=[1, 0, 1, 1], strides=[2, 1]),
-        one("ConvTranspose", (2, 4, 5, 6), (4, 3, 3, 3), group=2, strides=[2, 2], pads=[1, 1, 1, 1]),
+        one(
+            "ConvTranspose", (2, 4, 5, 6), (4, 3, 3, 3), group=2, strides=[2, 2], pads=[1, 1, 1, 1]
+        ),
         one("Gemm", (5, 4), (3, 4), transB=1),
         one("Gemm", (5, 4), (4, 3)),
         one("MatMul", (2, 5, 4), (4, 3)),
@@ -60,28 +71,45 @@ def test_rows_times_columns_is_the_operator(model: Model, x: np.ndarray) -> None
     how = geometry(target.nodes[0], weight.shape, x.shape)
     parts = columns(x, how, positions(expected.shape, how.spatial, 10**9, RNG))
     rows = target.rows(weight)
-    found = np.einsum("gok,gkp->gop", rows, parts.reshape(target.groups, -1, parts.shape[1])).reshape(-1, parts.shape[1])
+    found = np.einsum(
+        "gok,gkp->gop", rows, parts.reshape(target.groups, -1, parts.shape[1])
+    ).reshape(-1, parts.shape[1])
     flat = np.moveaxis(expected, 1 if how.spatial else -1, 0).reshape(len(found), -1)
     np.testing.assert_allclose(found, flat, rtol=1e-4, atol=1e-4)
     assert (target.weight(rows, weight.shape) == weight).all()
 
 
 def test_refit_is_the_least_squares_solution() -> None:
-    x = RNG.standard_normal((12, 400)).astype(np.float32) * np.linspace(0.3, 2, 12, dtype=np.float32)[:, None] + 0.5
+    x = (
+        RNG.standard_normal((12, 400)).astype(np.float32)
+        * np.linspace(0.3, 2, 12, dtype=np.float32)[:, None]
+        + 0.5
+    )
     x[6:] += x[:6]  # correlated, or a refit would have nothing to do
-    rows, bias, kept = RNG.standard_normal((3, 12)), RNG.standard_normal(3), RNG.random((3, 12)) > 0.5
+    rows, bias, kept = (
+        RNG.standard_normal((3, 12)),
+        RNG.standard_normal(3),
+        RNG.random((3, 12)) > 0.5,
+    )
     moments = Moments.zeros(13)
     full = np.concatenate([x, np.ones((1, 400), np.float32)])
     moments.add(full)
     found, shift = refit(rows, kept, moments, bias)
     assert not found[~kept].any()
     dense = np.column_stack([rows, bias])
-    ridge = np.sqrt(np.append(np.full(12, 13 / 400), 1e-3) * np.diag(moments.xx / 400)[:12].mean() * 400)
+    ridge = np.sqrt(
+        np.append(np.full(12, 13 / 400), 1e-3) * np.diag(moments.xx / 400)[:12].mean() * 400
+    )
     for i in range(3):
         mask = np.append(kept[i], True)
         a = np.concatenate([full[mask].T.astype(np.float64), np.diag(ridge)[:, mask]])
         b = np.concatenate([full.T.astype(np.float64) @ dense[i], ridge * dense[i]])
-        np.testing.assert_allclose(np.append(found[i], shift[i])[mask], np.linalg.lstsq(a, b, rcond=None)[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            np.append(found[i], shift[i])[mask],
+            np.linalg.lstsq(a, b, rcond=None)[0],
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
 def test_few_positions_do_not_draw_weights_away() -> None:
@@ -89,22 +117,34 @@ def test_few_positions_do_not_draw_weights_away() -> None:
     rng = np.random.default_rng(3)
     mix = rng.standard_normal((60, 60))
     seen, other = (mix @ rng.standard_normal((60, count)) + 1 for count in (60, 4000))
-    rows, bias, kept = rng.standard_normal((20, 60)), rng.standard_normal(20), rng.random((20, 60)) > 0.3
+    rows, bias, kept = (
+        rng.standard_normal((20, 60)),
+        rng.standard_normal(20),
+        rng.random((20, 60)) > 0.3,
+    )
     noise = 0.3 * float(np.std(rows @ seen)) * rng.standard_normal((20, 60))
     moments = Moments.zeros(61, 20)
     moments.add(np.concatenate([seen, np.ones((1, 60))]), rows @ seen + bias[:, None] + noise)
     moments.flush()
 
     def error(found: np.ndarray, shift: np.ndarray) -> float:
-        return float(np.square(found @ other + shift[:, None] - rows @ other - bias[:, None]).mean())
+        return float(
+            np.square(found @ other + shift[:, None] - rows @ other - bias[:, None]).mean()
+        )
 
     found, shift = refit(rows, kept, moments, bias)
     assert shift is not None and not found[~kept].any()
     exact, full = np.zeros((20, 61)), np.concatenate([seen, np.ones((1, 60))])
     for i, mask in enumerate(np.column_stack([kept, np.ones(20, bool)])):
-        exact[i, mask] = np.linalg.lstsq(full[mask].T, (rows @ seen + bias[:, None] + noise)[i], rcond=None)[0]
+        exact[i, mask] = np.linalg.lstsq(
+            full[mask].T, (rows @ seen + bias[:, None] + noise)[i], rcond=None
+        )[0]
     plain = np.where(kept, rows, 0)
-    assert error(found, shift) < min(error(exact[:, :-1], exact[:, -1]), error(plain, bias), error(plain, bias + ((rows - plain) @ seen).mean(1)))
+    assert error(found, shift) < min(
+        error(exact[:, :-1], exact[:, -1]),
+        error(plain, bias),
+        error(plain, bias + ((rows - plain) @ seen).mean(1)),
+    )
 
 
 def test_damage_grows_as_it_was_measured() -> None:
@@ -115,8 +155,12 @@ def test_damage_grows_as_it_was_measured() -> None:
     for damage, power in ((0.32, 2.5), (0.01 * sums[150] / sums[30], 1.0), (0.02, 1.0)):
         last = float(sums[30] * (damage / 0.01) ** (1 / power)) if power > 1 else float(sums[150])
         found = added(scores, [(float(sums[30]), 0.01), (last, damage)])
-        assert found.shape == scores.shape and (np.diff(found.reshape(-1)[order]) >= -1e-15).all(), "of one tensor the least go first"
-        np.testing.assert_allclose(np.cumsum(found.reshape(-1)[order]), 0.01 * (sums / sums[30]) ** power, rtol=1e-9)
+        assert (
+            found.shape == scores.shape and (np.diff(found.reshape(-1)[order]) >= -1e-15).all()
+        ), "of one tensor the least go first"
+        np.testing.assert_allclose(
+            np.cumsum(found.reshape(-1)[order]), 0.01 * (sums / sums[30]) ** power, rtol=1e-9
+        )
     assert np.isfinite(added(scores, [(float(sums[30]), 0.0), (float(sums[150]), 0.1)])).all()
 
 
@@ -132,17 +176,32 @@ def branches(gains: tuple[float, float]) -> Model:
     """Two equal linear layers of the same input, whose outputs count with different gains, and one small layer for both."""
     rng = np.random.default_rng(5)
     held = {
-        "a": rng.standard_normal((40, 40)), "b": rng.standard_normal((40, 40)), "c": rng.standard_normal((40, 10)) / 7,
-        "ga": np.array(gains[0]), "gb": np.array(gains[1]),
-    }  # fmt: skip
+        "a": rng.standard_normal((40, 40)),
+        "b": rng.standard_normal((40, 40)),
+        "c": rng.standard_normal((40, 10)) / 7,
+        "ga": np.array(gains[0]),
+        "gb": np.array(gains[1]),
+    }
     nodes = [
-        helper.make_node("MatMul", ["x", "a"], ["ya"]), helper.make_node("MatMul", ["x", "b"], ["yb"]),
-        helper.make_node("Mul", ["ya", "ga"], ["za"]), helper.make_node("Mul", ["yb", "gb"], ["zb"]),
-        helper.make_node("Add", ["za", "zb"], ["s"]), helper.make_node("MatMul", ["s", "c"], ["y"]),
-    ]  # fmt: skip
-    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 40])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])]
+        helper.make_node("MatMul", ["x", "a"], ["ya"]),
+        helper.make_node("MatMul", ["x", "b"], ["yb"]),
+        helper.make_node("Mul", ["ya", "ga"], ["za"]),
+        helper.make_node("Mul", ["yb", "gb"], ["zb"]),
+        helper.make_node("Add", ["za", "zb"], ["s"]),
+        helper.make_node("MatMul", ["s", "c"], ["y"]),
+    ]
+    ends = (
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 40])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+    )
     tensors = [numpy_helper.from_array(v.astype(np.float32), n) for n, v in held.items()]
-    return load(helper.make_model(helper.make_graph(nodes, "branches", *ends, tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    return load(
+        helper.make_model(
+            helper.make_graph(nodes, "branches", *ends, tensors),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=9,
+        )
+    )
 
 
 def test_zeros_go_where_the_outputs_feel_them_least() -> None:
@@ -152,9 +211,15 @@ def test_zeros_go_where_the_outputs_feel_them_least() -> None:
     assert closing(model, found) == {"c"}
     feeds = [{"x": rng.standard_normal((64, 40)).astype(np.float32)} for _ in range(8)]
     readings = read(model, found, feeds[2:], products=True)
-    scores = {t.tensor: np.square(t.rows(model.weights[t.tensor].array()).astype(np.float64)) for t in found}
+    scores = {
+        t.tensor: np.square(t.rows(model.weights[t.tensor].array()).astype(np.float64))
+        for t in found
+    }
     scores = {n: s / s.sum() for n, s in scores.items()}
-    even, moved = choose(scores, 0.3, "global"), balanced(model, found, scores, readings, feeds[:2], 0.3)
+    even, moved = (
+        choose(scores, 0.3, "global"),
+        balanced(model, found, scores, readings, feeds[:2], 0.3),
+    )
     zeros = {n: float((~k).mean()) for n, k in moved.items()}
     assert sum(int((~k).sum()) for k in moved.values()) == zeros_wanted(0.3, 40 * 90)
     assert abs(float((~even["a"]).mean()) - float((~even["b"]).mean())) < 0.05
@@ -167,14 +232,20 @@ def test_how_much_dearer_inner_layers_are_is_measured(monkeypatch: pytest.Monkey
     found, rng = targets(model, ALL), np.random.default_rng(6)
     feeds = [{"x": rng.standard_normal((64, 40)).astype(np.float32)} for _ in range(8)]
     readings = read(model, found, feeds[2:], products=True)
-    scores = {t.tensor: np.square(t.rows(model.weights[t.tensor].array()).astype(np.float64)) for t in found}
+    scores = {
+        t.tensor: np.square(t.rows(model.weights[t.tensor].array()).astype(np.float64))
+        for t in found
+    }
     scores = {n: s / s.sum() for n, s in scores.items()}
 
     def error(masks: dict[str, np.ndarray]) -> float:
         held = dict(model.weights)
         for t in found:
             held |= resolved(model, t, masks[t.tensor], readings[t.tensor].moments())
-        pairs = [(Session(model).run(f)["y"], Session(replace(model, weights=held)).run(f)["y"]) for f in feeds[:2]]
+        pairs = [
+            (Session(model).run(f)["y"], Session(replace(model, weights=held)).run(f)["y"])
+            for f in feeds[:2]
+        ]
         return sum(float(np.square(a - b).sum()) for a, b in pairs)
 
     chosen = balanced(model, found, scores, readings, feeds[:2], 0.4)
@@ -182,7 +253,9 @@ def test_how_much_dearer_inner_layers_are_is_measured(monkeypatch: pytest.Monkey
     for factor in PASSED_ON:
         monkeypatch.setattr(balance, "PASSED_ON", (factor,))
         alone.append(balanced(model, found, scores, readings, feeds[:2], 0.4))
-    (at,) = [i for i, masks in enumerate(alone) if all((masks[n] == chosen[n]).all() for n in masks)]
+    (at,) = [
+        i for i, masks in enumerate(alone) if all((masks[n] == chosen[n]).all() for n in masks)
+    ]
     errors = [error(m) for m in alone]
     assert len({round(e, 9) for e in errors}) > 2, "the factor matters here"
     assert errors[at] == min(errors[: at + 2]), (at, errors)
@@ -198,7 +271,10 @@ class Judged:
 def judge():
     model = load(files().model)
     inputs = Session(model).inputs
-    labelled, unlabelled = open_labelled(files().evaluation, inputs), open_data(files().calibration, inputs)
+    labelled, unlabelled = (
+        open_labelled(files().evaluation, inputs),
+        open_data(files().calibration, inputs),
+    )
 
     def run(**settings: object) -> tuple[Model, float, object]:
         made = sparsify(model, Settings(**settings), unlabelled)
@@ -209,7 +285,9 @@ def judge():
 
 def test_a_third_costs_nothing_and_refitting_saves_what_more_costs(judge) -> None:
     assert judge(amount=0.3)[1] >= 0.98
-    plain, refitted = (judge(amount=0.75, method="magnitude", scope="tensor", refit=r)[1] for r in (False, True))
+    plain, refitted = (
+        judge(amount=0.75, method="magnitude", scope="tensor", refit=r)[1] for r in (False, True)
+    )
     assert refitted > plain + 0.02
     assert judge(amount=0.75)[1] >= refitted, "what is chosen where nothing is said"
 
@@ -227,8 +305,12 @@ def test_two_of_four_with_activations_and_refit(judge) -> None:
 def test_the_report_counts(judge) -> None:
     model, _, made = judge(amount=0.5)
     by_hand = {n: int((w.array() == 0).sum()) for n, w in model.weights.items()}
-    assert made.report.zeros == sum(by_hand[n] for n, w in model.weights.items() if w.array().dtype.kind == "f")
-    assert {t.tensor: t.zeros for t in made.report.tensors} == {t.tensor: by_hand[t.tensor] for t in made.report.tensors}
+    assert made.report.zeros == sum(
+        by_hand[n] for n, w in model.weights.items() if w.array().dtype.kind == "f"
+    )
+    assert {t.tensor: t.zeros for t in made.report.tensors} == {
+        t.tensor: by_hand[t.tensor] for t in made.report.tensors
+    }
     assert made.report.of_weights > made.report.of_params > 0.4
     assert "latency and memory stay" in made.report.note
     assert made.report == sparsity(model)
@@ -261,8 +343,12 @@ def test_thirty_percent_on_a_trained_classifier(zoo: Path) -> None:
     """Plain magnitude costs this folded network 8 points; all classifiers are in benchmarks/sparsity.py."""
     model = load(zoo / "cifar10_mlp_resnet8.onnx")
     inputs, kind = Session(model).inputs, Preprocess(scale=1.0)
-    labelled = open_labelled(zoo / "data" / "cifar10_test_4000.npz", inputs, samples=500, preprocess=kind)
-    unlabelled = open_data(zoo / "data" / "cifar10_field_1000.npz", inputs, samples=128, preprocess=kind)
+    labelled = open_labelled(
+        zoo / "data" / "cifar10_test_4000.npz", inputs, samples=500, preprocess=kind
+    )
+    unlabelled = open_data(
+        zoo / "data" / "cifar10_field_1000.npz", inputs, samples=128, preprocess=kind
+    )
     made = sparsify(model, Settings(amount=0.3, ops=ALL), unlabelled)
     before, after = (evaluate(m, labelled, "top1").value for m in (model, made.model))
     assert made.report.of_weights == pytest.approx(0.3, abs=0.001)

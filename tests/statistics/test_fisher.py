@@ -7,11 +7,11 @@ import pytest
 from onnx import parser
 
 from onnxprune.analysis.walk import analyse
-from onnxprune.autodiff import MOMENTS, LABELS, Loss, Place, feeds_of, gradient_model
+from onnxprune.autodiff import LABELS, MOMENTS, Loss, Place, feeds_of, gradient_model
 from onnxprune.data.dataset import synthetic
-from onnxprune.statistics.fisher import Fisher, output_fisher
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
+from onnxprune.statistics.fisher import Fisher, output_fisher
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, 6, 6] x) => (float[N, 5] y) <float[8, 3, 3, 3] a, float[6, 8, 1, 1] b, float[6, 5] c, float[6] s> {
@@ -32,7 +32,10 @@ def network(activation: str = "Tanh") -> Model:
 
     shapes = {"a": (8, 3, 3, 3), "b": (6, 8, 1, 1), "c": (6, 5), "s": (6,)}
     del proto.graph.initializer[:]
-    proto.graph.initializer.extend(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in shapes.items())
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    )
     return load(proto)
 
 
@@ -42,18 +45,26 @@ def test_products_equal_autograd() -> None:
 
     model = analyse(network()).model
     feeds = {"x": np.random.default_rng(1).standard_normal((4, 3, 6, 6)).astype(np.float32)}
-    places = [Place("ha", 1, form=MOMENTS), Place("hb", 1, form=MOMENTS), Place("y", -1, form=MOMENTS)]
+    places = [
+        Place("ha", 1, form=MOMENTS),
+        Place("hb", 1, form=MOMENTS),
+        Place("y", -1, form=MOMENTS),
+    ]
     gradient = gradient_model(model, places, [Loss(LABELS, "y")], {"x": (4, 3, 6, 6)}, 4)
     labels = np.array([0, 4, 2, 1])
     extra = feeds_of(gradient.feeds, np.random.default_rng(2), labels)
     found = Session(gradient.model).run({**feeds, **extra})
     module = to_module(model)
     values = module({"x": torch.from_numpy(feeds["x"])}, outputs=["ha", "hb", "y"])
-    total = torch.nn.functional.cross_entropy(values["y"], torch.from_numpy(labels), reduction="sum")
-    grads = dict(zip(values, torch.autograd.grad(total, list(values.values()))))
+    total = torch.nn.functional.cross_entropy(
+        values["y"], torch.from_numpy(labels), reduction="sum"
+    )
+    grads = dict(zip(values, torch.autograd.grad(total, list(values.values())), strict=False))
     for place in places:
         flat = grads[place.tensor].movedim(place.axis, 0).flatten(1).double()
-        np.testing.assert_allclose(found[gradient.outputs[place]], (flat @ flat.T).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found[gradient.outputs[place]], (flat @ flat.T).numpy(), rtol=1e-4, atol=1e-5
+        )
         assert gradient.sizes[place] == flat.numel()
 
 
@@ -86,7 +97,13 @@ def test_without_a_gradient_there_is_none() -> None:
 def test_the_same_seed_gives_the_same() -> None:
     analysis = analyse(network())
     data = synthetic({"x": (("N", 3, 6, 6), "tensor(float)")}, samples=16, seed=0)
-    first, second = (output_fisher(analysis, data, [("ha", 1), ("hb", 1)], seed=3) for _ in range(2))
+    first, second = (
+        output_fisher(analysis, data, [("ha", 1), ("hb", 1)], seed=3) for _ in range(2)
+    )
     assert first is not None and second is not None
-    assert isinstance(first["ha"], Fisher) and first["ha"].positions == 36 and first["hb"].positions == 9
+    assert (
+        isinstance(first["ha"], Fisher)
+        and first["ha"].positions == 36
+        and first["hb"].positions == 9
+    )
     assert all(np.array_equal(first[n].products, second[n].products) for n in first)

@@ -23,7 +23,11 @@ def test_squared_distance_from_the_mean_over_samples() -> None:
     assert whole.scale == pytest.approx((7 / whole.total) ** 0.5)
 
 
-@pytest.mark.parametrize("batches", [[np.full((4, 3), 2.0)], [np.ones((1, 2)), np.full((2, 5), 1.0)], [np.float64(2.0)]], ids=["alike", "shapes", "scalar"])
+@pytest.mark.parametrize(
+    "batches",
+    [[np.full((4, 3), 2.0)], [np.ones((1, 2)), np.full((2, 5), 1.0)], [np.float64(2.0)]],
+    ids=["alike", "shapes", "scalar"],
+)
 def test_from_zero_where_samples_cannot_be_compared(batches: list[np.ndarray]) -> None:
     assert spread(*batches).total == pytest.approx(sum(np.square(b).sum() for b in batches))
 

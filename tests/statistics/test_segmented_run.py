@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.statistics.segmented_run import FLOAT_BYTES, Run
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.weights import from_array
 from onnxprune.repair import least_squares
+from onnxprune.statistics.segmented_run import FLOAT_BYTES, Run
 
 TEXT = """<ir_version: 8, opset_import: ["": 13]> net (float[n,3,6,6] x) => (float[n,8,6,6] y)
 <float[8,3,3,3] v, float[8,8,1,1] w> {
@@ -27,11 +27,18 @@ TEXT = """<ir_version: 8, opset_import: ["": 13]> net (float[n,3,6,6] x) => (flo
 @pytest.fixture
 def model() -> Model:
     rng = np.random.default_rng(0)
-    proto = onnx.parser.parse_model(TEXT.replace("float[8,8,1,1] w>", "float[8,8,1,1] w, float[4] scales>"))
+    proto = onnx.parser.parse_model(
+        TEXT.replace("float[8,8,1,1] w>", "float[8,8,1,1] w, float[4] scales>")
+    )
     weights = {"v": (8, 3, 3, 3), "w": (8, 8, 1, 1)}
     del proto.graph.initializer[:]
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in weights.items())
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in weights.items()
+    )
+    proto.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    )
     return load(proto)
 
 
@@ -42,19 +49,23 @@ def batches() -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("place", range(6))
-def test_those_that_join_stand_where_the_others_do(model: Model, batches: list[dict[str, np.ndarray]], place: int) -> None:
+def test_those_that_join_stand_where_the_others_do(
+    model: Model, batches: list[dict[str, np.ndarray]], place: int
+) -> None:
     along, joined = Run(model, batches), Run(model, batches[:2])
     for run in (along, joined):
         run.advance(place, keep=["a"])
     joined.join(batches[2:])
     assert len(joined.state) == len(batches)
-    for one, other in zip(along.state, joined.state):
+    for one, other in zip(along.state, joined.state, strict=False):
         assert set(one) == set(other)
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_those_that_join_meet_the_weights_of_now(model: Model, batches: list[dict[str, np.ndarray]]) -> None:
+def test_those_that_join_meet_the_weights_of_now(
+    model: Model, batches: list[dict[str, np.ndarray]]
+) -> None:
     changed = replace(model, weights=dict(model.weights))
     run = Run(changed, batches[:1])
     changed.weights["v"] = from_array(np.zeros((8, 3, 3, 3), np.float32))
@@ -63,7 +74,9 @@ def test_those_that_join_meet_the_weights_of_now(model: Model, batches: list[dic
     assert all(not state["r"].any() for state in run.state)
 
 
-def test_bytes_are_those_of_the_largest_place_ahead(model: Model, batches: list[dict[str, np.ndarray]]) -> None:
+def test_bytes_are_those_of_the_largest_place_ahead(
+    model: Model, batches: list[dict[str, np.ndarray]]
+) -> None:
     run = Run(model, batches[:1])
     full, pooled, image = 8 * 36, 8 * 9, 3 * 36
     most = [max(image, full, full + pooled, 2 * full)] * 5 + [2 * full, full]
@@ -72,7 +85,9 @@ def test_bytes_are_those_of_the_largest_place_ahead(model: Model, batches: list[
         assert run.bytes_from_here() == FLOAT_BYTES * most[place]
 
 
-def test_samples_wait_until_there_is_room(model: Model, batches: list[dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_wait_until_there_is_room(
+    model: Model, batches: list[dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, cut = (Run(model, batches[:1]) for _ in range(2))
     a_batch = 2 * (whole.bytes_from_here() + cut.bytes_from_here())
     for limit, expected in ((1, 1), (3 * a_batch, 3), (4 * a_batch, 3), (5 * a_batch, 5)):

@@ -21,17 +21,32 @@ from onnxprune.types import Plan
 _IN, _BATCH = "float[2,4,6,6] x", "float[N,4,6,6] x"
 _STEM, _HEAD = "float[8,4,1,1] ws, float[8] bs", "float[5,8,1,1] wh"
 _3X3 = "kernel_shape=[3,3], pads=[1,1,1,1]"
-_NORM = ", ".join(f"float[{{0}}] s{i}, float[{{0}}] t{i}, float[{{0}}] m{i}, float[{{0}}] v{i}" for i in (1, 2))
+_NORM = ", ".join(
+    f"float[{{0}}] s{i}, float[{{0}}] t{i}, float[{{0}}] m{i}, float[{{0}}] v{i}" for i in (1, 2)
+)
 
 
 def residual(weights: str, nodes: str, *, batch: str = _IN, opset: int = 17) -> Analysis:
     """A stem that makes h, the nodes of a block from h to z, and a head."""
-    return analyse(load(net(f"{batch} | {_STEM}, {weights}, {_HEAD} | h0 = Conv(x, ws, bs); h = Relu(h0); {nodes}; zr = Relu(z); y = Conv(zr, wh)", opset=opset)))
+    return analyse(
+        load(
+            net(
+                f"{batch} | {_STEM}, {weights}, {_HEAD} | h0 = Conv(x, ws, bs); h = Relu(h0); {nodes}; zr = Relu(z); y = Conv(zr, wh)",
+                opset=opset,
+            )
+        )
+    )
 
 
 BLOCKS = {
-    "basic": ("float[6,8,3,3] w1, float[6] b1, float[8,6,3,3] w2, float[8] b2", f"a = Conv<{_3X3}>(h, w1, b1); b = Relu(a); c = Conv<{_3X3}>(b, w2, b2); z = Add(h, c)"),
-    "basic without biases": ("float[6,8,3,3] w1, float[8,6,3,3] w2", f"a = Conv<{_3X3}>(h, w1); b = Relu(a); c = Conv<{_3X3}>(b, w2); z = Add(c, h)"),
+    "basic": (
+        "float[6,8,3,3] w1, float[6] b1, float[8,6,3,3] w2, float[8] b2",
+        f"a = Conv<{_3X3}>(h, w1, b1); b = Relu(a); c = Conv<{_3X3}>(b, w2, b2); z = Add(h, c)",
+    ),
+    "basic without biases": (
+        "float[6,8,3,3] w1, float[8,6,3,3] w2",
+        f"a = Conv<{_3X3}>(h, w1); b = Relu(a); c = Conv<{_3X3}>(b, w2); z = Add(c, h)",
+    ),
     "bottleneck": (
         "float[6,8,1,1] w1, float[7,6,3,3] w2, float[7] b2, float[8,7,1,1] w3, float[8] b3",
         f"a0 = Conv(h, w1); a = Relu(a0); c0 = Conv<{_3X3}>(a, w2, b2); c = Relu(c0); d = Conv(c, w3, b3); z = Sum(h, d)",
@@ -52,7 +67,10 @@ BLOCKS = {
         "float[12,8,1,1] w1, float[3,12,1,1] w3, float[3] b3, float[12,3,1,1] w4, float[12] b4, float[8,12,1,1] w2, float[8] b2",
         "a = Conv(h, w1); b = Relu(a); p = GlobalAveragePool(b); q = Conv(p, w3, b3); r = Relu(q); s = Conv(r, w4, b4); t = Sigmoid(s); u = Mul(b, t); c = Conv(u, w2, b2); z = Add(h, c)",
     ),
-    "scaled": ("float[6,8,1,1] w1, float[8,6,1,1] w2, float[8] b2, float[1,8,1,1] g", "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2, b2); k = Mul(c, g); z = Add(h, k)"),
+    "scaled": (
+        "float[6,8,1,1] w1, float[8,6,1,1] w2, float[8] b2, float[1,8,1,1] g",
+        "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2, b2); k = Mul(c, g); z = Add(h, k)",
+    ),
     "transposed": (
         "float[6,8,1,1] w1, float[6,8,1,1] w2, float[8] b2",
         "a = Conv(h, w1); b = Relu(a); c = ConvTranspose(b, w2, b2); z = Add(h, c)",
@@ -62,7 +80,10 @@ BLOCKS = {
         "l = Transpose<perm=[0,2,3,1]>(h); a = MatMul(l, w1); b = Add(a, b1); e = Erf(b); c = MatMul(e, w2); d = Add(c, b2); k = Mul(d, g); f = Transpose<perm=[0,3,1,2]>(k); z = Add(h, f)",
     ),
 }
-WITH = {"bottleneck": 2, "squeeze and excitation": 2}  # groups of the block, where there are several
+WITH = {
+    "bottleneck": 2,
+    "squeeze and excitation": 2,
+}  # groups of the block, where there are several
 
 
 def gone(analysis: Analysis, lead: str) -> Plan:
@@ -76,7 +97,9 @@ def largest(analysis: Analysis) -> str:
 
 
 def convolutions(model: Model) -> int:
-    return sum(n.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") for n in model.proto.graph.node)
+    return sum(
+        n.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") for n in model.proto.graph.node
+    )
 
 
 @pytest.mark.parametrize("batch", [_IN, _BATCH], ids=["static", "dynamic"])
@@ -89,8 +112,16 @@ def test_a_block_goes_whole(name: str, batch: str) -> None:
     pruned, found = assert_exact(analysis, plan)
     assert found.masked_difference > 1e-3
     assert convolutions(pruned) == 2
-    assert [n.op_type for n in pruned.proto.graph.node] == ["Conv", "Relu", _last(analysis), "Relu", "Conv"]
-    assert analysis.cost(plan.kept).macs == sum(c.macs for c in analysis.node_costs() if c.node in ("h0", "y"))
+    assert [n.op_type for n in pruned.proto.graph.node] == [
+        "Conv",
+        "Relu",
+        _last(analysis),
+        "Relu",
+        "Conv",
+    ]
+    assert analysis.cost(plan.kept).macs == sum(
+        c.macs for c in analysis.node_costs() if c.node in ("h0", "y")
+    )
 
 
 def _last(analysis: Analysis) -> str:
@@ -135,7 +166,9 @@ def test_a_transformer_block_goes_whole() -> None:
     for lead in blocks:
         pruned, found = assert_exact(analysis, gone(analysis, lead))
         assert found.masked_difference > 1e-3
-    pruned, _ = assert_exact(analysis, plan_of(analysis, {g: () for block in blocks.values() for g in block}))
+    pruned, _ = assert_exact(
+        analysis, plan_of(analysis, {g: () for block in blocks.values() for g in block})
+    )
     assert [n.op_type for n in pruned.proto.graph.node] == ["Add", "Add"]
 
 
@@ -148,13 +181,18 @@ def test_whole_networks(network: Callable[[int], ModelProto]) -> None:
     for leads in (list(blocks)[::2], list(blocks)):
         plan = plan_of(analysis, {g: () for lead in leads for g in blocks[lead]})
         pruned, _ = assert_exact(analysis, plan)
-        assert convolutions(analysis.model) - convolutions(pruned) == (2 if network is resnet18 else 3) * len(leads)
+        assert convolutions(analysis.model) - convolutions(pruned) == (
+            2 if network is resnet18 else 3
+        ) * len(leads)
 
 
 def test_blocks_that_go_together_alone() -> None:
     """Of two branches that make a tensor between them, one can go."""
     weights = "float[6,8,1,1] w1, float[8,6,1,1] w2, float[6,8,1,1] w3, float[8,6,1,1] w4"
-    analysis = residual(weights, "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2); d = Conv(h, w3); e = Relu(d); f = Conv(e, w4); z = Add(c, f)")
+    analysis = residual(
+        weights,
+        "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2); d = Conv(h, w3); e = Relu(d); f = Conv(e, w4); z = Add(c, f)",
+    )
     assert whole_blocks(analysis) == {"a": ("a",)}
     assert_exact(analysis, plan_of(analysis, {"d": ()}))
     with pytest.raises(UsageError, match="would be a constant"):
@@ -162,12 +200,36 @@ def test_blocks_that_go_together_alone() -> None:
 
 
 REFUSED = {
-    "a chain": ("float[6,8,1,1] w1, float[8,6,1,1] w2", "a = Conv(h, w1); b = Relu(a); z = Conv(b, w2)", {"a": ()}, "'zr' would be a constant, and node 'y'"),
-    "a bottleneck's first group alone": (*BLOCKS["bottleneck"], {"a0": ()}, "'c' would be a constant, and node 'd' .Conv. works on it.*all groups of that branch"),
+    "a chain": (
+        "float[6,8,1,1] w1, float[8,6,1,1] w2",
+        "a = Conv(h, w1); b = Relu(a); z = Conv(b, w2)",
+        {"a": ()},
+        "'zr' would be a constant, and node 'y'",
+    ),
+    "a bottleneck's first group alone": (
+        *BLOCKS["bottleneck"],
+        {"a0": ()},
+        "'c' would be a constant, and node 'd' .Conv. works on it.*all groups of that branch",
+    ),
     "a stream": (*BLOCKS["basic"], {"h0": ()}, "'zr' would have no channel, and node 'y'"),
-    "a shortcut that is wider": ("float[6,8,1,1] w1, float[8,6,1,1] w2", "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2); p = GlobalAveragePool(h); z = Add(p, c)", {"a": ()}, "'c' would be a constant, and node 'z' .Add."),
-    "a mean over channels": ("float[6,8,1,1] w1", "a = Conv(h, w1); p = ReduceMean<axes=[1]>(a); z = Mul(h, p)", {"a": ()}, "'a' would have no channel, and node 'p' .ReduceMean."),
-    "a concatenation": ("float[6,8,1,1] w1, float[8,14,1,1] w2", "a = Conv(h, w1); j = Concat<axis=1>(h, a); z = Conv(j, w2)", {"a": ()}, "'a' would have no channel, and node 'j' .Concat."),
+    "a shortcut that is wider": (
+        "float[6,8,1,1] w1, float[8,6,1,1] w2",
+        "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2); p = GlobalAveragePool(h); z = Add(p, c)",
+        {"a": ()},
+        "'c' would be a constant, and node 'z' .Add.",
+    ),
+    "a mean over channels": (
+        "float[6,8,1,1] w1",
+        "a = Conv(h, w1); p = ReduceMean<axes=[1]>(a); z = Mul(h, p)",
+        {"a": ()},
+        "'a' would have no channel, and node 'p' .ReduceMean.",
+    ),
+    "a concatenation": (
+        "float[6,8,1,1] w1, float[8,14,1,1] w2",
+        "a = Conv(h, w1); j = Concat<axis=1>(h, a); z = Conv(j, w2)",
+        {"a": ()},
+        "'a' would have no channel, and node 'j' .Concat.",
+    ),
 }
 
 

@@ -26,14 +26,21 @@ from onnxprune.types import Plan
 
 NETWORKS = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2}
 FORMS = [("QDQ", "int8", False), ("QDQ", "uint8", True), ("QOperator", "mixed", True)]
-MORE = [("QDQ", "int8", True), ("QDQ", "uint8", False), ("QDQ", "mixed", True), ("QOperator", "mixed", False)]
+MORE = [
+    ("QDQ", "int8", True),
+    ("QDQ", "uint8", False),
+    ("QDQ", "mixed", True),
+    ("QOperator", "mixed", False),
+]
 KEPT = 0.75  # share of each group: what is left still tells inputs apart after eighteen layers of eight bits
 
 
 class _Noise(CalibrationDataReader):
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.batches = iter([{"x": rng.standard_normal((1, 3, 64, 64)).astype(np.float32)} for _ in range(2)])
+        self.batches = iter(
+            [{"x": rng.standard_normal((1, 3, 64, 64)).astype(np.float32)} for _ in range(2)]
+        )
 
     def get_next(self) -> dict | None:
         return next(self.batches, None)
@@ -48,15 +55,35 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def quantised(source: Path, target: Path, form: str, values: str, per_channel: bool) -> ModelProto:
-    kinds = {"int8": (QuantType.QInt8, QuantType.QInt8), "uint8": (QuantType.QUInt8, QuantType.QUInt8), "mixed": (QuantType.QUInt8, QuantType.QInt8)}
+    kinds = {
+        "int8": (QuantType.QInt8, QuantType.QInt8),
+        "uint8": (QuantType.QUInt8, QuantType.QUInt8),
+        "mixed": (QuantType.QUInt8, QuantType.QInt8),
+    }
     activation, weight = kinds[values]
-    quantize_static(source, target, _Noise(), quant_format=QuantFormat[form], activation_type=activation, weight_type=weight, per_channel=per_channel)
+    quantize_static(
+        source,
+        target,
+        _Noise(),
+        quant_format=QuantFormat[form],
+        activation_type=activation,
+        weight_type=weight,
+        per_channel=per_channel,
+    )
     return onnx.load(target)
 
 
 def some(analysis: Analysis) -> Plan:
     rng = np.random.default_rng(0)
-    return plan_of(analysis, {g.name: tuple(sorted(rng.choice(g.size, max(int(KEPT * g.size), 1), replace=False).tolist())) for g in analysis.groups})
+    return plan_of(
+        analysis,
+        {
+            g.name: tuple(
+                sorted(rng.choice(g.size, max(int(KEPT * g.size), 1), replace=False).tolist())
+            )
+            for g in analysis.groups
+        },
+    )
 
 
 def without_what_goes(analysis: Analysis, plan: Plan) -> Model:
@@ -72,7 +99,11 @@ def without_what_goes(analysis: Analysis, plan: Plan) -> Model:
             values = weight.array().copy()
             gone = ~analysis.keep(use.axes[axis], removed)
             shape = [-1] + [1] * (values.ndim - 1) if zero.size > 1 else [1] * values.ndim
-            values = np.where(np.expand_dims(gone, [i for i in range(values.ndim) if i != axis]), zero.reshape(shape), values)
+            values = np.where(
+                np.expand_dims(gone, [i for i in range(values.ndim) if i != axis]),
+                zero.reshape(shape),
+                values,
+            )
             model.weights[use.tensor] = from_array(values)  # type: ignore[index]
     return model
 
@@ -83,14 +114,26 @@ def run_fused(model: Model, x: np.ndarray) -> np.ndarray:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.x64quantprecision", "1")
-    return onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    return onnxruntime.InferenceSession(
+        to_bytes(model), options, providers=["CPUExecutionProvider"]
+    ).run(None, {"x": x})[0]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("form", "values", "per_channel"), [*FORMS, *(pytest.param(*m, marks=pytest.mark.slow) for m in MORE)])
-def test_whole_network(name: str, form: str, values: str, per_channel: bool, floats: dict[str, Path], tmp_path: Path) -> None:
-    analysis = analyse(load(quantised(floats[name], tmp_path / "int8.onnx", form, values, per_channel)))
-    assert analysis.prunable_macs() == 1 and {f.reason for f in analysis.frozen} == {"graph input", "graph output"}
+@pytest.mark.parametrize(
+    ("form", "values", "per_channel"),
+    [*FORMS, *(pytest.param(*m, marks=pytest.mark.slow) for m in MORE)],
+)
+def test_whole_network(
+    name: str, form: str, values: str, per_channel: bool, floats: dict[str, Path], tmp_path: Path
+) -> None:
+    analysis = analyse(
+        load(quantised(floats[name], tmp_path / "int8.onnx", form, values, per_channel))
+    )
+    assert analysis.prunable_macs() == 1 and {f.reason for f in analysis.frozen} == {
+        "graph input",
+        "graph output",
+    }
     plan = some(analysis)
     pruned, found = assert_exact(analysis, plan)
     assert found.difference == 0 and found.masked_difference > SEEN

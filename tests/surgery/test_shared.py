@@ -25,7 +25,9 @@ def test_the_reader_that_stays_whole_keeps_the_whole_initializer(order: tuple[in
     rng = np.random.default_rng(0)
     proto = onnx.parser.parse_model(GRAPH.format(nodes="\n  ".join(READERS[i] for i in order)))
     for name, shape in (("first", (3, 8)), ("shared", (8, 4))):
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        )
     analysis = analyse(load(proto))
     (group,) = analysis.groups
     plan = Plan(analysis.digest, {group.name: (1, 4, 6)}, {group.name: 8}, {}, analysis.options)

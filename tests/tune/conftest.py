@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxprune.demo import files
 from onnxprune.data.labelled import LabelledData, open_labelled
+from onnxprune.demo import files
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.weights import from_array
@@ -26,7 +26,11 @@ def damaged(demo: Model) -> Model:
     for name, weight in demo.weights.items():
         value = weight.array()
         if value.ndim == 4:
-            weights[name] = from_array(np.where(np.abs(value) > np.quantile(np.abs(value), 0.5), value, 0).astype(np.float32))
+            weights[name] = from_array(
+                np.where(np.abs(value) > np.quantile(np.abs(value), 0.5), value, 0).astype(
+                    np.float32
+                )
+            )
     return replace(demo, weights=weights)
 
 

@@ -40,7 +40,16 @@ NAMES = [
 def net(seed: int = 0) -> Model:
     """Convolution, normalisation, a formula's scalar and a classifier; one name with a dot."""
     rng = np.random.default_rng(seed)
-    shapes = {"a.w": (4, 3, 3, 3), "a.b": (4,), "scale": (4,), "shift": (4,), "mean": (4,), "var": (4,), "fc": (5, 4), "fcb": (5,)}
+    shapes = {
+        "a.w": (4, 3, 3, 3),
+        "a.b": (4,),
+        "scale": (4,),
+        "shift": (4,),
+        "mean": (4,),
+        "var": (4,),
+        "fc": (5, 4),
+        "fcb": (5,),
+    }
     held = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     held["var"] = np.abs(held["var"]) + np.float32(0.5)
     nodes = [
@@ -52,21 +61,34 @@ def net(seed: int = 0) -> Model:
         helper.make_node("Flatten", ["p"], ["f"]),
         helper.make_node("Gemm", ["f", "fc", "fcb"], ["y"], transB=1),
     ]
-    info = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", ["N", 3, 8, 8]), ("y", ["N", 5]))]
+    info = [
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
+        for n, s in (("x", ["N", 3, 8, 8]), ("y", ["N", 5]))
+    ]
     tensors = [numpy_helper.from_array(v, n) for n, v in (held | {"half": np.float32(0.5)}).items()]
     return load(
-        helper.make_model(helper.make_graph(nodes, "net", info[:1], info[1:], tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        helper.make_model(
+            helper.make_graph(nodes, "net", info[:1], info[1:], tensors),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=9,
+        )
     )
 
 
 def feeds_of(model: Model, batch: int, spatial: int = 48) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
-    shapes = {n: [s if isinstance(s, int) else spatial for s in shape[1:]] for n, (shape, _) in Session(model).inputs.items()}
+    shapes = {
+        n: [s if isinstance(s, int) else spatial for s in shape[1:]]
+        for n, (shape, _) in Session(model).inputs.items()
+    }
     return {n: rng.standard_normal((batch, *s)).astype(np.float32) for n, s in shapes.items()}
 
 
 def largest_error(found: dict, expected: dict) -> float:
-    return max(float(np.abs(found[n].detach().numpy() - v).max() / np.abs(v).max()) for n, v in expected.items())
+    return max(
+        float(np.abs(found[n].detach().numpy() - v).max() / np.abs(v).max())
+        for n, v in expected.items()
+    )
 
 
 @pytest.mark.zoo
@@ -94,9 +116,13 @@ def test_a_literal_batch_of_one_takes_any_batch(zoo: Path) -> None:
 
 def test_parameters_are_the_initializers_by_name() -> None:
     module = to_module(net())
-    assert set(module.names) == {"a.w", "a.b", "scale", "shift", "fc", "fcb"}, "limits and the scalars of formulas are no parameters"
+    assert set(module.names) == {"a.w", "a.b", "scale", "shift", "fc", "fcb"}, (
+        "limits and the scalars of formulas are no parameters"
+    )
     assert set(module.statistics) == {"mean", "var"}
-    assert [p is q for p, q in zip(module.parameters(), module.named().values())] == [True] * 6
+    assert [p is q for p, q in zip(module.parameters(), module.named().values(), strict=False)] == [
+        True
+    ] * 6
 
 
 def test_writing_back_unchanged_values_gives_the_same_file() -> None:
@@ -130,7 +156,9 @@ def test_gradient_is_the_slope_of_the_onnx_graph() -> None:
             weights[name] = from_array(value)
             shifted = Model(model.proto, weights)
             sums.append(float(np.square(Session(shifted).run(feeds)["y"].astype(np.float64)).sum()))
-        assert module.named()[name].grad[index] == pytest.approx((sums[0] - sums[1]) / (2 * step), rel=0.02, abs=1e-3)
+        assert module.named()[name].grad[index] == pytest.approx(
+            (sums[0] - sums[1]) / (2 * step), rel=0.02, abs=1e-3
+        )
 
 
 def test_batch_normalisation_learns_statistics_in_training_only() -> None:
@@ -157,7 +185,10 @@ def test_shared_statistics_stay_as_they_are() -> None:
 
 def test_half_precision_is_tuned_in_single_and_written_back_as_half() -> None:
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Cast", ["m"], ["y"], to=onnx.TensorProto.FLOAT16)],
+        [
+            helper.make_node("MatMul", ["x", "w"], ["m"]),
+            helper.make_node("Cast", ["m"], ["y"], to=onnx.TensorProto.FLOAT16),
+        ],
         "half",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, [2, 3])],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, [2, 4])],

@@ -21,9 +21,24 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def test_example(damaged: Model, tmp_path: Path, name: str) -> None:
     save(damaged, tmp_path / "pruned.onnx")
     data = files().evaluation if name == "tune_with_labels" else files().calibration
-    arguments = [str(tmp_path / "pruned.onnx"), str(files().model), str(data), str(tmp_path / "tuned.onnx"), "--epochs", "2"]
-    done = subprocess.run([sys.executable, str(EXAMPLES / f"{name}.py"), *arguments], check=True, capture_output=True, text=True, timeout=300)
+    arguments = [
+        str(tmp_path / "pruned.onnx"),
+        str(files().model),
+        str(data),
+        str(tmp_path / "tuned.onnx"),
+        "--epochs",
+        "2",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert " -> " in done.stdout
     tuned = load(tmp_path / "tuned.onnx")
     assert tuned.proto == load(tmp_path / "pruned.onnx").proto and digest(tuned) != digest(damaged)
-    assert all(np.isfinite(w.array()).all() for w in tuned.weights.values() if w.array().dtype.kind == "f")
+    assert all(
+        np.isfinite(w.array()).all() for w in tuned.weights.values() if w.array().dtype.kind == "f"
+    )

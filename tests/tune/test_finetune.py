@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxprune.errors import DataError, UsageError
 from onnxprune.data.labelled import LabelledData
+from onnxprune.errors import DataError, UsageError
 from onnxprune.events import Event
 from onnxprune.ir.io import Model, digest, load, save
 from onnxprune.ir.runtime import Session
@@ -58,8 +58,16 @@ def test_the_callers_own_loss(damaged: Model, digits: Digits) -> None:
     def wrong(outputs, labels):
         return torch.nn.functional.cross_entropy(outputs["logits"], (labels["labels"] + 1) % 10)
 
-    result = tune(damaged, digits[0], replace(QUICK, loss="task", epochs=8, lr=1e-3, force_lr=True), task_loss=wrong, metric=lambda: Shifted())
-    assert result.score > result.start_score + 0.1, "it learns whatever the loss says, judged by the caller's own metric"
+    result = tune(
+        damaged,
+        digits[0],
+        replace(QUICK, loss="task", epochs=8, lr=1e-3, force_lr=True),
+        task_loss=wrong,
+        metric=lambda: Shifted(),
+    )
+    assert result.score > result.start_score + 0.1, (
+        "it learns whatever the loss says, judged by the caller's own metric"
+    )
 
 
 class Shifted:
@@ -83,23 +91,47 @@ def test_never_ends_below_the_start(demo: Model, digits: Digits) -> None:
 @pytest.mark.parametrize(
     ("doubt", "rows", "best"),
     [
-        (0.01, [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.88, 0.5)], 2),  # as good as the highest, and the least loss; one that is worse does not count
-        (0.0, [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.91, 0.8)], 3),  # without doubt the highest, of equal ones the least loss
+        (
+            0.01,
+            [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.88, 0.5)],
+            2,
+        ),  # as good as the highest, and the least loss; one that is worse does not count
+        (
+            0.0,
+            [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.91, 0.8)],
+            3,
+        ),  # without doubt the highest, of equal ones the least loss
         (0.01, [(0.90, 1.0), (0.895, 0.5)], 0),  # never below the start
-        (0.01, [(0.80, 0.4), (0.90, 0.5), (0.895, 0.6)], 1),  # what was best is no more, once something is clearly higher
+        (
+            0.01,
+            [(0.80, 0.4), (0.90, 0.5), (0.895, 0.6)],
+            1,
+        ),  # what was best is no more, once something is clearly higher
     ],
 )
-def test_the_best_epoch(demo: Model, damaged: Model, digits: Digits, monkeypatch: pytest.MonkeyPatch, doubt: float, rows: list[tuple[float, float]], best: int) -> None:
+def test_the_best_epoch(
+    demo: Model,
+    damaged: Model,
+    digits: Digits,
+    monkeypatch: pytest.MonkeyPatch,
+    doubt: float,
+    rows: list[tuple[float, float]],
+    best: int,
+) -> None:
     said = iter(rows)
     monkeypatch.setattr(Validator, "score", lambda self, module: (*next(said), doubt))
     result = tune(damaged, digits[0], replace(QUICK, epochs=len(rows) - 1), teacher=demo)
     assert (result.epoch, result.score) == (best, rows[best][0])
 
 
-def test_the_standard_error_of_an_accuracy(demo: Model, digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_standard_error_of_an_accuracy(
+    demo: Model, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[float, float, float]] = []
     score = Validator.score
-    monkeypatch.setattr(Validator, "score", lambda self, module: seen.append(score(self, module)) or seen[-1])
+    monkeypatch.setattr(
+        Validator, "score", lambda self, module: seen.append(score(self, module)) or seen[-1]
+    )
     tune(demo, digits[0], replace(QUICK, epochs=1), teacher=demo, validation=digits[1])
     share, samples = top1(demo, digits[1]), len(gather(digits[1]))
     np.testing.assert_allclose(seen[0][0], share)
@@ -112,14 +144,22 @@ def test_a_rate_that_breaks_folded_graphs_is_refused(demo: Model, digits: Digits
 
 
 def test_the_same_seed_gives_the_same_bytes(demo: Model, damaged: Model, digits: Digits) -> None:
-    runs = [tune(damaged, digits[0], replace(QUICK, augment="flip-shift", seed=s), teacher=demo) for s in (1, 1, 2)]
+    runs = [
+        tune(damaged, digits[0], replace(QUICK, augment="flip-shift", seed=s), teacher=demo)
+        for s in (1, 1, 2)
+    ]
     assert digest(runs[0].model) == digest(runs[1].model) != digest(runs[2].model)
 
 
-def test_half_precision_passes_keep_float32_weights(demo: Model, damaged: Model, digits: Digits) -> None:
+def test_half_precision_passes_keep_float32_weights(
+    demo: Model, damaged: Model, digits: Digits
+) -> None:
     result = tune(damaged, digits[0], replace(QUICK, precision="bfloat16"), teacher=demo)
     assert result.score > result.start_score
-    assert {w.array().dtype for w in result.model.weights.values()} <= {np.dtype(np.float32), np.dtype(np.int64)}
+    assert {w.array().dtype for w in result.model.weights.values()} <= {
+        np.dtype(np.float32),
+        np.dtype(np.int64),
+    }
 
 
 class Stop(Exception):
@@ -127,7 +167,9 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("at", [1, 4, 7])
-def test_an_interrupted_run_goes_on_to_the_same_result(demo: Model, damaged: Model, digits: Digits, tmp_path: Path, at: int) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_result(
+    demo: Model, damaged: Model, digits: Digits, tmp_path: Path, at: int
+) -> None:
     settings = replace(QUICK, epochs=2, checkpoint_s=0)
     whole = tune(damaged, digits[0], settings, teacher=demo)
 
@@ -141,16 +183,33 @@ def test_an_interrupted_run_goes_on_to_the_same_result(demo: Model, damaged: Mod
     with pytest.raises(Stop):
         tune(damaged, digits[0], settings, teacher=demo, checkpoint=tmp_path / "c", on_event=stop)
     events: list[Event] = []
-    again = tune(damaged, digits[0], settings, teacher=demo, checkpoint=tmp_path / "c", on_event=events.append)
-    assert at == 1 or f"{at - 1} done" in next(e.detail for e in events if e.state == "begin"), "it goes on, it does not begin again"
+    again = tune(
+        damaged,
+        digits[0],
+        settings,
+        teacher=demo,
+        checkpoint=tmp_path / "c",
+        on_event=events.append,
+    )
+    assert at == 1 or f"{at - 1} done" in next(e.detail for e in events if e.state == "begin"), (
+        "it goes on, it does not begin again"
+    )
     assert digest(again.model) == digest(whole.model)
     assert [r["score"] for r in again.history] == [r["score"] for r in whole.history]
 
 
-def test_a_checkpoint_of_another_run_is_refused(demo: Model, damaged: Model, digits: Digits, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(
+    demo: Model, damaged: Model, digits: Digits, tmp_path: Path
+) -> None:
     tune(damaged, digits[0], replace(QUICK, steps=1), teacher=demo, checkpoint=tmp_path / "c")
     with pytest.raises(UsageError, match="belongs to a run with another model, data or settings"):
-        tune(damaged, digits[0], replace(QUICK, steps=1, loss="dist"), teacher=demo, checkpoint=tmp_path / "c")
+        tune(
+            damaged,
+            digits[0],
+            replace(QUICK, steps=1, loss="dist"),
+            teacher=demo,
+            checkpoint=tmp_path / "c",
+        )
     (tmp_path / "c").write_bytes(b"nothing")
     with pytest.raises(UsageError, match="is no checkpoint"):
         tune(damaged, digits[0], replace(QUICK, steps=1), teacher=demo, checkpoint=tmp_path / "c")
@@ -164,8 +223,12 @@ def test_progress_counts_down(demo: Model, damaged: Model, digits: Digits) -> No
     assert shares == sorted(shares) and shares[-1] == 1
     assert steps[0].left_s > 0 == steps[-1].left_s
     assert [(e.stage, e.state) for e in events if e.state != "progress"] == [
-        ("validate", "end"), ("tune", "begin"), ("validate", "end"), ("validate", "end"), ("tune", "end"),
-    ]  # fmt: skip
+        ("validate", "end"),
+        ("tune", "begin"),
+        ("validate", "end"),
+        ("validate", "end"),
+        ("tune", "end"),
+    ]
 
 
 def test_time_is_up(demo: Model, damaged: Model, digits: Digits) -> None:
@@ -178,20 +241,31 @@ def test_normalisation_put_back_changes_nothing_and_folds_away(demo: Model, digi
     module = to_module(demo)
     places = batchnorm.sites(demo)
     inserted = batchnorm.insert(demo, batchnorm.moments(module, places, [as_feeds(feeds, module)]))
-    assert sum(n.op_type == "BatchNormalization" for n in inserted.proto.graph.node) == len(places) > 10
+    assert (
+        sum(n.op_type == "BatchNormalization" for n in inserted.proto.graph.node)
+        == len(places)
+        > 10
+    )
     expected = Session(demo).run(feeds)["logits"]
     for model in (inserted, batchnorm.fold(inserted, demo)):
-        np.testing.assert_allclose(Session(model).run(feeds)["logits"], expected, atol=EXACT * np.abs(expected).max())
+        np.testing.assert_allclose(
+            Session(model).run(feeds)["logits"], expected, atol=EXACT * np.abs(expected).max()
+        )
     normalised = to_module(inserted).train()(as_feeds(feeds, module))["logits"].detach().numpy()
     np.testing.assert_allclose(
-        normalised, expected, atol=1e-3 * np.abs(expected).max(), err_msg="batch statistics on the calibration batch are these"
+        normalised,
+        expected,
+        atol=1e-3 * np.abs(expected).max(),
+        err_msg="batch statistics on the calibration batch are these",
     )
 
 
 def test_tuning_with_normalisation_put_back(demo: Model, damaged: Model, digits: Digits) -> None:
     result = tune(damaged, digits[0], replace(QUICK, batchnorm="insert", epochs=4), teacher=demo)
     assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
-    assert result.model.proto == damaged.proto, "all convolutions had a bias: the graph is as it was"
+    assert result.model.proto == damaged.proto, (
+        "all convolutions had a bias: the graph is as it was"
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +278,9 @@ def test_tuning_with_normalisation_put_back(demo: Model, damaged: Model, digits:
         ({"epochs": 0}, "epochs must be at least 1"),
     ],
 )
-def test_settings_that_make_no_sense(demo: Model, digits: Digits, settings: dict, hint: str) -> None:
+def test_settings_that_make_no_sense(
+    demo: Model, digits: Digits, settings: dict, hint: str
+) -> None:
     with pytest.raises(UsageError, match=hint):
         tune(demo, digits[0], replace(QUICK, **settings))
 
@@ -215,7 +291,9 @@ def test_cross_entropy_without_labels_is_explained(demo: Model, digits: Digits) 
 
 
 def test_boxes_follow_their_samples() -> None:
-    samples = Samples({"x": np.arange(4)}, {"boxes": np.array([[0, 1.0], [2, 2.0], [2, 3.0], [3, 4.0]])})
+    samples = Samples(
+        {"x": np.arange(4)}, {"boxes": np.array([[0, 1.0], [2, 2.0], [2, 3.0], [3, 4.0]])}
+    )
     assert samples.take(np.array([3, 2, 1])).labels["boxes"].tolist() == [[0, 4], [1, 2], [1, 3]]
 
 
@@ -225,15 +303,25 @@ def test_augmentation_moves_and_mirrors_whole_images() -> None:
     again = augmented({"x": images, "n": np.zeros(6)}, "flip-shift", np.random.default_rng(1))
     assert (found["x"] == again["x"]).all() and found["x"].shape == images.shape
     inner = found["x"][:, :, 2:-2, 2:-2]
-    for image, piece in zip(images, inner):
-        views = [v[:, i : i + 4, j : j + 4] for v in (image, image[..., ::-1]) for i in range(5) for j in range(5)]
+    for image, piece in zip(images, inner, strict=False):
+        views = [
+            v[:, i : i + 4, j : j + 4]
+            for v in (image, image[..., ::-1])
+            for i in range(5)
+            for j in range(5)
+        ]
         assert any((piece == v).all() for v in views)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_tuning_on_a_gpu(demo: Model, damaged: Model, digits: Digits) -> None:
-    result = tune(damaged, digits[0], replace(QUICK, device="cuda", precision="bfloat16", augment="flip-shift"), teacher=demo)
+    result = tune(
+        damaged,
+        digits[0],
+        replace(QUICK, device="cuda", precision="bfloat16", augment="flip-shift"),
+        teacher=demo,
+    )
     assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
 
 
@@ -264,7 +352,9 @@ SCRIPT = """
 @pytest.fixture
 def folder(demo: Model, damaged: Model, digits: Digits, tmp_path: Path) -> Path:
     samples = gather(digits[0])
-    np.savez(tmp_path / "data.npz", images=samples.inputs["images"], labels=samples.labels["labels"])
+    np.savez(
+        tmp_path / "data.npz", images=samples.inputs["images"], labels=samples.labels["labels"]
+    )
     save(demo, tmp_path / "demo.onnx")
     save(damaged, tmp_path / "damaged.onnx")
     (tmp_path / "run.py").write_text(textwrap.dedent(SCRIPT))
@@ -274,7 +364,14 @@ def folder(demo: Model, damaged: Model, digits: Digits, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_result(folder: Path) -> None:
     def command(out: str, checkpoint: str) -> list[str]:
-        return [sys.executable, str(folder / "run.py"), str(folder), "10", str(folder / out), checkpoint]
+        return [
+            sys.executable,
+            str(folder / "run.py"),
+            str(folder),
+            "10",
+            str(folder / out),
+            checkpoint,
+        ]
 
     subprocess.run(command("whole.onnx", ""), check=True, timeout=300)
     checkpoint = folder / "c"
@@ -291,9 +388,23 @@ def test_a_killed_process_goes_on_to_the_same_result(folder: Path) -> None:
 def test_two_processes_take_the_steps_of_one(folder: Path) -> None:
     """Gradients are averaged: without statistics over the batch the result is that of one process, but for rounding."""
     arguments = [str(folder / "run.py"), str(folder), "1"]
-    subprocess.run([sys.executable, *arguments, str(folder / "one.onnx"), ""], check=True, timeout=300)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, *arguments, str(folder / "two.onnx"), ""], check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, *arguments, str(folder / "one.onnx"), ""], check=True, timeout=300
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    subprocess.run(
+        [*launch, *arguments, str(folder / "two.onnx"), ""],
+        check=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     one, two = load(folder / "one.onnx"), load(folder / "two.onnx")
     moved = 0.0
     for name, weight in load(folder / "damaged.onnx").weights.items():
@@ -304,10 +415,20 @@ def test_two_processes_take_the_steps_of_one(folder: Path) -> None:
     assert moved > 1e-4
 
 
-def test_weights_in_constant_nodes_are_tuned_too(demo: Model, damaged: Model, digits: Digits) -> None:
+def test_weights_in_constant_nodes_are_tuned_too(
+    demo: Model, damaged: Model, digits: Digits
+) -> None:
     hidden = damaged.edit()
     name = next(n.input[1] for n in hidden.proto.graph.node if n.op_type == "Gemm")
-    hidden.proto.graph.node.insert(0, helper.make_node("Constant", [], [name], value=numpy_helper.from_array(damaged.weights[name].array(), name)))
+    hidden.proto.graph.node.insert(
+        0,
+        helper.make_node(
+            "Constant",
+            [],
+            [name],
+            value=numpy_helper.from_array(damaged.weights[name].array(), name),
+        ),
+    )
     del hidden.weights[name]
     kept = [t for t in hidden.proto.graph.initializer if t.name != name]
     del hidden.proto.graph.initializer[:]

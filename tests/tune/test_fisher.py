@@ -17,14 +17,14 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyse
 from onnxprune.autodiff import LABELS, Loss
 from onnxprune.data.dataset import open_data
-from onnxprune.statistics.gradients import mask_gradients
-from onnxprune.run.evaluation import input_types
+from onnxprune.data.labelled import LabelledData
 from onnxprune.demo import files as demo_files
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.data.labelled import LabelledData
 from onnxprune.events import Event
 from onnxprune.ir.io import Model, digest
 from onnxprune.ir.runtime import Session
+from onnxprune.run.evaluation import input_types
+from onnxprune.statistics.gradients import mask_gradients
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
@@ -56,36 +56,64 @@ def half(analysis: Analysis, share: float = 0.5) -> Constraints:
 def test_importance_is_the_squared_mask_gradient_of_onnxruntime(analysis: Analysis) -> None:
     data = open_data(demo_files().calibration, input_types(analysis.model), samples=24)
     feeds, labels = next(iter(data.batches(24))), np.arange(24) % 10
-    reference = mask_gradients(analysis, data, [Loss(LABELS, "logits")], labels=labels, batch_size=24).rows
-    hook, module = PruneByFisher(analysis, half(analysis), OFTEN, labelled=True), to_module(analysis.model)
+    reference = mask_gradients(
+        analysis, data, [Loss(LABELS, "logits")], labels=labels, batch_size=24
+    ).rows
+    hook, module = (
+        PruneByFisher(analysis, half(analysis), OFTEN, labelled=True),
+        to_module(analysis.model),
+    )
     hook.start(module)
     found = module(as_feeds(feeds, module))
-    hook.observe(cross_entropy(found["logits"], torch.from_numpy(labels)), found, heads(analysis.model), 24, 0)
+    hook.observe(
+        cross_entropy(found["logits"], torch.from_numpy(labels)),
+        found,
+        heads(analysis.model),
+        24,
+        0,
+    )
     assert set(hook.groups) == set(reference) and len(reference) > 5
     for name, rows in reference.items():
         expected = np.square(rows).sum(0)
-        np.testing.assert_allclose(hook.sums[torch.from_numpy(analysis.causes[name])].numpy(), expected, atol=RTOL * expected.max())
+        np.testing.assert_allclose(
+            hook.sums[torch.from_numpy(analysis.causes[name])].numpy(),
+            expected,
+            atol=RTOL * expected.max(),
+        )
 
 
 def test_a_masked_network_computes_what_the_cut_one_does(analysis: Analysis) -> None:
-    hook, module = PruneByFisher(analysis, half(analysis), OFTEN, labelled=False), to_module(analysis.model)
+    hook, module = (
+        PruneByFisher(analysis, half(analysis), OFTEN, labelled=False),
+        to_module(analysis.model),
+    )
     rng = np.random.default_rng(0)
     for name, mask in hook.kept.items():
         mask[rng.permutation(len(mask))[: len(mask) // 3]] = False
     hook.start(module)
-    feeds = gather(open_data(demo_files().calibration, input_types(analysis.model), samples=8)).inputs
+    feeds = gather(
+        open_data(demo_files().calibration, input_types(analysis.model), samples=8)
+    ).inputs
     with torch.no_grad():
         masked = module(as_feeds(feeds, module))["logits"].numpy()
     expected = Session(cut(analysis, hook.plan())).run(feeds)["logits"]
     np.testing.assert_allclose(masked, expected, atol=RTOL * np.abs(expected).max())
-    assert np.abs(Session(analysis.model).run(feeds)["logits"] - expected).max() > 0.1, "the masks did something"
+    assert np.abs(Session(analysis.model).run(feeds)["logits"] - expected).max() > 0.1, (
+        "the masks did something"
+    )
 
 
 @pytest.mark.parametrize("loss", ["kd", "ce"])
-def test_the_target_is_met_and_the_end_is_no_worse_than_an_untuned_cut(analysis: Analysis, digits: Digits, loss: str) -> None:
+def test_the_target_is_met_and_the_end_is_no_worse_than_an_untuned_cut(
+    analysis: Analysis, digits: Digits, loss: str
+) -> None:
     settings = replace(QUICK, loss=loss)
     found = prune_and_tune(analysis, digits[0], half(analysis, 0.6), settings, OFTEN)
-    assert 0.5 * analysis.cost().macs < analysis.cost(found.plan.kept).macs <= 0.6 * analysis.cost().macs
+    assert (
+        0.5 * analysis.cost().macs
+        < analysis.cost(found.plan.kept).macs
+        <= 0.6 * analysis.cost().macs
+    )
     assert all(len(k) % 4 == 0 for k in found.plan.kept.values())
     assert analyse(found.result.model).cost() == analysis.cost(found.plan.kept)
     untuned = score(cut(analysis, found.plan), digits[0], settings, teacher=analysis.model)
@@ -96,6 +124,7 @@ def test_the_target_is_met_and_the_end_is_no_worse_than_an_untuned_cut(analysis:
 
 def test_an_untuned_cut_that_is_better_is_the_start(analysis: Analysis, digits: Digits) -> None:
     """Training that destroys: the labels are wrong by one and the rate is far too high."""
+
     def wrong(outputs, labels):
         return torch.nn.functional.cross_entropy(outputs["logits"], (labels["labels"] + 1) % 10)
 
@@ -109,15 +138,21 @@ def test_an_untuned_cut_that_is_better_is_the_start(analysis: Analysis, digits: 
             return self
 
     settings = replace(QUICK, loss="task", lr=0.1, force_lr=True)
-    found = prune_and_tune(analysis, digits[0], half(analysis, 0.8), settings, OFTEN, task_loss=wrong, metric=Right)
-    assert found.trained_score < found.untuned_score == found.result.start_score <= found.result.score
+    found = prune_and_tune(
+        analysis, digits[0], half(analysis, 0.8), settings, OFTEN, task_loss=wrong, metric=Right
+    )
+    assert (
+        found.trained_score < found.untuned_score == found.result.start_score <= found.result.score
+    )
 
 
 class Stop(Exception):
     pass
 
 
-def test_an_interrupted_run_ends_the_same(analysis: Analysis, digits: Digits, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_the_same(
+    analysis: Analysis, digits: Digits, tmp_path: Path
+) -> None:
     def run(place: Path | None, stop_at: int = 0) -> tuple[str, Plan, int]:
         steps = 0
 
@@ -127,33 +162,72 @@ def test_an_interrupted_run_ends_the_same(analysis: Analysis, digits: Digits, tm
             if stop_at and steps == stop_at:
                 raise Stop
 
-        found = prune_and_tune(analysis, digits[0], half(analysis, 0.85), QUICK, OFTEN, checkpoint=place, on_event=listen)
+        found = prune_and_tune(
+            analysis,
+            digits[0],
+            half(analysis, 0.85),
+            QUICK,
+            OFTEN,
+            checkpoint=place,
+            on_event=listen,
+        )
         return digest(found.result.model), found.plan, steps
 
     model, plan, steps = run(None)
     for at in (4, steps - 2):  # while channels go, and while the rest is tuned
         with pytest.raises(Stop):
             run(tmp_path / f"{at}", at)
-        assert run(tmp_path / f"{at}") == (model, plan, steps - at + 1), "it goes on, it does not begin again"
+        assert run(tmp_path / f"{at}") == (model, plan, steps - at + 1), (
+            "it goes on, it does not begin again"
+        )
 
 
 @pytest.mark.slow
 def test_two_processes_cut_what_one_does(tmp_path: Path) -> None:
     """Each adds the squared gradients of its samples; the sums are one."""
     files = demo_files()
-    arguments = ["-m", "onnxprune", "tune", str(files.model), "--data", str(files.evaluation), "--loss", "ce", "--target", "macs=85%", "--interval", "1", "--steps", "1"]
+    arguments = [
+        "-m",
+        "onnxprune",
+        "tune",
+        str(files.model),
+        "--data",
+        str(files.evaluation),
+        "--loss",
+        "ce",
+        "--target",
+        "macs=85%",
+        "--interval",
+        "1",
+        "--steps",
+        "1",
+    ]
     groups = []
-    for launch in ([sys.executable], [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+    for launch in (
+        [sys.executable],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    ):
         plan = tmp_path / f"{len(groups)}.json"
         places = ["-o", str(tmp_path / f"{len(groups)}.onnx"), "--plan", str(plan)]
-        subprocess.run([*launch, *arguments, *places], check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run(
+            [*launch, *arguments, *places],
+            check=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         groups.append(json.loads(plan.read_text())["groups"])
     assert groups[0] == groups[1] and groups[0]
 
 
 def test_what_cannot_be_met_is_said(analysis: Analysis, digits: Digits) -> None:
     with pytest.raises(TargetError, match="is the least with floor=1, max_fraction=0.3"):
-        prune_and_tune(analysis, digits[0], replace(half(analysis, 0.1), max_fraction=0.3), QUICK, Pruning(interval=1, step=400))
+        prune_and_tune(
+            analysis,
+            digits[0],
+            replace(half(analysis, 0.1), max_fraction=0.3),
+            QUICK,
+            Pruning(interval=1, step=400),
+        )
     with pytest.raises(UsageError, match="latency.onnxruntime cannot be followed"):
         prune_and_tune(analysis, digits[0], Constraints({"latency.onnxruntime": 1.0}), QUICK)
 
@@ -161,7 +235,11 @@ def test_what_cannot_be_met_is_said(analysis: Analysis, digits: Digits) -> None:
 def test_samples_are_found_where_they_are() -> None:
     values = torch.arange(24.0).reshape(2, 3, 4)
     np.testing.assert_array_equal(_by_sample(values, 1, 2), values.sum(2))
-    np.testing.assert_array_equal(_by_sample(values, 2, 3), values.sum(0), "the samples lie on axis 1, as in recurrent networks")
+    np.testing.assert_array_equal(
+        _by_sample(values, 2, 3),
+        values.sum(0),
+        "the samples lie on axis 1, as in recurrent networks",
+    )
     windows = torch.arange(48.0).reshape(4, 3, 4)
     np.testing.assert_array_equal(_by_sample(windows, 2, 2), windows.reshape(2, 6, 4).sum(1))
     np.testing.assert_array_equal(_by_sample(windows[:3], 2, 7)[0], windows[:3].sum((0, 1)))

@@ -21,17 +21,24 @@ def tensor(value: np.ndarray) -> torch.Tensor:
 
 def test_divergence_is_kullback_leibler_of_the_softened_outputs() -> None:
     p, q = softmax(TEACHER / 4, 1), softmax(STUDENT / 4, 1)
-    assert float(divergence(tensor(STUDENT), tensor(TEACHER), 4.0)) == pytest.approx(16 * (p * np.log(p / q)).sum(1).mean())
+    assert float(divergence(tensor(STUDENT), tensor(TEACHER), 4.0)) == pytest.approx(
+        16 * (p * np.log(p / q)).sum(1).mean()
+    )
 
 
 def test_dist_is_one_minus_pearson_over_rows_and_columns() -> None:
     p, q = softmax(TEACHER, 1), softmax(STUDENT, 1)
-    rows = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q)])
-    columns = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T)])
-    assert float(correlation(tensor(STUDENT), tensor(TEACHER), 1.0)) == pytest.approx(rows + columns)
+    rows = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=False)])
+    columns = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=False)])
+    assert float(correlation(tensor(STUDENT), tensor(TEACHER), 1.0)) == pytest.approx(
+        rows + columns
+    )
 
 
-@pytest.mark.parametrize("loss", [lambda s, t: divergence(s, t, 4.0), lambda s, t: correlation(s, t, 1.0), relative_error])
+@pytest.mark.parametrize(
+    "loss",
+    [lambda s, t: divergence(s, t, 4.0), lambda s, t: correlation(s, t, 1.0), relative_error],
+)
 def test_following_perfectly_costs_nothing(loss) -> None:
     assert float(loss(tensor(TEACHER), tensor(TEACHER))) == pytest.approx(0, abs=1e-9)
 
@@ -39,8 +46,12 @@ def test_following_perfectly_costs_nothing(loss) -> None:
 def test_the_class_axis_can_be_any() -> None:
     maps = RNG.standard_normal((2, 3, 5, 4, 6))
     flat = [m.transpose(0, 2, 3, 1).reshape(-1, 5) for m in maps]
-    assert float(divergence(*map(tensor, maps), 2.0, 1)) == pytest.approx(float(divergence(*map(tensor, flat), 2.0)))
-    assert float(correlation(*map(tensor, maps), 2.0, 1)) == pytest.approx(float(correlation(*map(tensor, flat), 2.0)))
+    assert float(divergence(*map(tensor, maps), 2.0, 1)) == pytest.approx(
+        float(divergence(*map(tensor, flat), 2.0))
+    )
+    assert float(correlation(*map(tensor, maps), 2.0, 1)) == pytest.approx(
+        float(correlation(*map(tensor, flat), 2.0))
+    )
 
 
 def test_cross_entropy_leaves_void_out() -> None:
@@ -55,7 +66,10 @@ def test_a_loss_is_written_as_weighted_terms() -> None:
     assert parse("ce + 0.5*dist+1e-2*kd") == {"ce": 1.0, "dist": 0.5, "kd": 0.01}
 
 
-@pytest.mark.parametrize("spec, hint", [("dits", "did you mean 'dist'"), ("kd*2", "is not of the form"), ("", "is not of the form")])
+@pytest.mark.parametrize(
+    "spec, hint",
+    [("dits", "did you mean 'dist'"), ("kd*2", "is not of the form"), ("", "is not of the form")],
+)
 def test_a_wrong_loss_is_explained(spec: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):
         parse(spec)

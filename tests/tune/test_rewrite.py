@@ -51,7 +51,13 @@ def graph(body: str, opset: int = 17) -> Model:
     return load(parser.parse_model(text))
 
 
-CASES = [(kind, body, target) for kind, bodies in PATTERNS.items() for body in bodies for target in EXPECTED if target != kind]
+CASES = [
+    (kind, body, target)
+    for kind, bodies in PATTERNS.items()
+    for body in bodies
+    for target in EXPECTED
+    if target != kind
+]
 
 
 @pytest.mark.parametrize("kind, body, target", CASES)
@@ -90,7 +96,9 @@ def test_each_is_counted_and_the_rest_is_named() -> None:
     body = "a = LeakyRelu(x) s = Sigmoid(a) b = Mul(a, s) y = Elu(b)"
     found = rewrite_activations(graph(body), "relu")
     assert found.replaced == {"leakyrelu": 1, "silu": 1} and found.left == {"elu": 1}
-    with pytest.raises(UsageError, match="no mish to replace by relu; the model has 1 leakyrelu, 1 silu, 1 elu"):
+    with pytest.raises(
+        UsageError, match="no mish to replace by relu; the model has 1 leakyrelu, 1 silu, 1 elu"
+    ):
         rewrite_activations(graph(body), "relu", ("mish",))
     with pytest.raises(UsageError, match="did you mean 'leakyrelu'"):
         rewrite_activations(graph(body), "leakyrel")
@@ -99,10 +107,19 @@ def test_each_is_counted_and_the_rest_is_named() -> None:
 def test_half_precision_gets_half_limits() -> None:
     infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, ["N", 201]) for n in "xy"]
     node = helper.make_node("LeakyRelu", ["x"], ["y"], "act")
-    model = load(helper.make_model(helper.make_graph([node], "h", infos[:1], infos[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    model = load(
+        helper.make_model(
+            helper.make_graph([node], "h", infos[:1], infos[1:]),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=8,
+        )
+    )
     found = rewrite_activations(model, "relu6")
     assert found.model.proto.graph.node[0].name == "act"
-    np.testing.assert_allclose(Session(found.model).run({"x": X.astype(np.float16)})["y"], EXPECTED["relu6"].astype(np.float16))
+    np.testing.assert_allclose(
+        Session(found.model).run({"x": X.astype(np.float16)})["y"],
+        EXPECTED["relu6"].astype(np.float16),
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -111,11 +128,17 @@ def test_what_an_exporter_writes_is_found(opset: int) -> None:
     torch = pytest.importorskip("torch")
     nn = torch.nn
     modules = {
-        "leakyrelu": nn.LeakyReLU(0.1), "silu": nn.SiLU(), "hardswish": nn.Hardswish(), "mish": nn.Mish(), "gelu": nn.Sequential(nn.GELU(), nn.GELU(approximate="tanh")),
-    }  # fmt: skip
+        "leakyrelu": nn.LeakyReLU(0.1),
+        "silu": nn.SiLU(),
+        "hardswish": nn.Hardswish(),
+        "mish": nn.Mish(),
+        "gelu": nn.Sequential(nn.GELU(), nn.GELU(approximate="tanh")),
+    }
     for kind, module in modules.items():
         file = io.BytesIO()
-        torch.onnx.export(module.eval(), (torch.zeros(1, 3),), file, opset_version=opset, dynamo=False)
+        torch.onnx.export(
+            module.eval(), (torch.zeros(1, 3),), file, opset_version=opset, dynamo=False
+        )
         found = find_activations(load(file.getvalue()))
         assert [f.kind for f in found] == [kind] * (2 if kind == "gelu" else 1)
 
@@ -125,6 +148,12 @@ def test_a_detector_for_an_accelerator_with_relu6_only(zoo: Path) -> None:
     model = load(zoo / "coco_nanodet_m.onnx")
     found = rewrite_activations(model, "relu6")
     before, after = (Counter(n.op_type for n in m.proto.graph.node) for m in (model, found.model))
-    assert found.replaced == {"leakyrelu": before["LeakyRelu"]} and after["Clip"] == before["LeakyRelu"] and not after["LeakyRelu"]
-    feed = {"input.1": np.random.default_rng(0).standard_normal((1, 3, 320, 320)).astype(np.float32)}
+    assert (
+        found.replaced == {"leakyrelu": before["LeakyRelu"]}
+        and after["Clip"] == before["LeakyRelu"]
+        and not after["LeakyRelu"]
+    )
+    feed = {
+        "input.1": np.random.default_rng(0).standard_normal((1, 3, 320, 320)).astype(np.float32)
+    }
     assert all(np.isfinite(v).all() for v in Session(found.model).run(feed).values())

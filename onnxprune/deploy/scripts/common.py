@@ -10,8 +10,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -33,7 +34,9 @@ def manifest() -> dict[str, Any]:
     try:
         return json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        return fail(f"manifest.json beside this script cannot be read ({problem}); copy the whole folder")
+        return fail(
+            f"manifest.json beside this script cannot be read ({problem}); copy the whole folder"
+        )
 
 
 def verified() -> dict[str, Any]:
@@ -51,7 +54,11 @@ def verified() -> dict[str, Any]:
 def arguments(description: str, found: dict[str, Any]) -> argparse.ArgumentParser:
     """A parser that knows the bundle's options; the manifest has their defaults."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--results", default=str(FOLDER / "results"), help="folder for logs and reports (default: results beside this script)")
+    parser.add_argument(
+        "--results",
+        default=str(FOLDER / "results"),
+        help="folder for logs and reports (default: results beside this script)",
+    )
     for name, value in found["options"].items():
         parser.add_argument("--" + name, default=value, help="default: %(default)s")
     return parser
@@ -90,7 +97,13 @@ def module(name: str, how: str) -> Any:
         return fail(f"Python package {name} is not in this environment: {how}")
 
 
-def run(command: Sequence[Any], log: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True) -> int:
+def run(
+    command: Sequence[Any],
+    log: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> int:
     """Run a command with its output in a log; its exit status."""
     command = [str(part) for part in command]
     say("$ " + " ".join(command))
@@ -98,19 +111,34 @@ def run(command: Sequence[Any], log: Path, cwd: Path | None = None, env: Mapping
         file.write("$ " + " ".join(command) + "\n")
         file.flush()
         try:
-            status = subprocess.call(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, stdin=subprocess.DEVNULL)
+            status = subprocess.call(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+            )
         except OSError as problem:
             fail(f"{command[0]} cannot be started: {problem.strerror}")
     if status and check:
         lines = Path(log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        fail(f"{Path(command[0]).name} ended with status {status}: {lines[-1][:200]} (all of it in {log})")
+        fail(
+            f"{Path(command[0]).name} ended with status {status}: {lines[-1][:200]} (all of it in {log})"
+        )
     return status
 
 
 def output(command: Sequence[Any]) -> str:
     """What a command prints, "" where it is missing or fails."""
     try:
-        done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=60)
+        done = subprocess.run(
+            [str(c) for c in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""

@@ -1,6 +1,6 @@
 """Estimate or build the bundle's models with FINN: its Docker image by run-docker.sh, or finn-plus where that is installed.
 
-    python3 run.py [--finn-root ~/finn] [--steps estimate]
+python3 run.py [--finn-root ~/finn] [--steps estimate]
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ HOW = "clone https://github.com/Xilinx/finn and set FINN_ROOT (or --finn-root), 
 
 def launcher(root: str, steps: str) -> tuple[str, str]:
     """("docker", run-docker.sh), ("plus", finn), or ("python", the interpreter beside finn) for estimates where no Vivado is set up."""
-    place = os.path.join(os.path.expanduser(root or os.environ.get("FINN_ROOT", "")), "run-docker.sh")
+    place = os.path.join(
+        os.path.expanduser(root or os.environ.get("FINN_ROOT", "")), "run-docker.sh"
+    )
     if os.access(place, os.X_OK):
         return "docker", place
     program = common.tool("finn", HOW)
     interpreter = os.path.join(os.path.dirname(program), "python3")
-    if steps == "estimate" and "XILINX_VIVADO" not in os.environ and os.access(interpreter, os.X_OK):
+    if (
+        steps == "estimate"
+        and "XILINX_VIVADO" not in os.environ
+        and os.access(interpreter, os.X_OK)
+    ):
         return "python", interpreter
     return "plus", program
 
@@ -38,14 +44,30 @@ def main() -> None:
         shutil.copy(str(rounded if rounded.is_file() else path), str(build / "model.onnx"))
         shutil.copy(str(common.FOLDER / f"folding_{name}.json"), str(build / "folding_config.json"))
         shutil.copy(str(common.FOLDER / "specialize_layers_config.json"), str(build))
-        config = json.loads((common.FOLDER / "dataflow_build_config.json").read_text(encoding="utf-8"))
+        config = json.loads(
+            (common.FOLDER / "dataflow_build_config.json").read_text(encoding="utf-8")
+        )
         common.write_json(build / "dataflow_build_config.json", config)
         if kind == "docker":
-            common.run([program, "build_dataflow", build.resolve()], results / f"{name}.log", cwd=Path(program).parent)
+            common.run(
+                [program, "build_dataflow", build.resolve()],
+                results / f"{name}.log",
+                cwd=Path(program).parent,
+            )
         elif kind == "python":
-            common.run([program, common.FOLDER / "finn_estimate.py", build.resolve()], results / f"{name}.log")
+            common.run(
+                [program, common.FOLDER / "finn_estimate.py", build.resolve()],
+                results / f"{name}.log",
+            )
         else:
-            command = [program, "build", build / "dataflow_build_config.json", build / "model.onnx", "--batch", "--skip-dep-update"]
+            command = [
+                program,
+                "build",
+                build / "dataflow_build_config.json",
+                build / "model.onnx",
+                "--batch",
+                "--skip-dep-update",
+            ]
             common.run(command, results / f"{name}.log", cwd=build)
         made = 0
         for report in sorted((build / config["output_dir"] / "report").glob("*.json")):

@@ -1,6 +1,6 @@
 """Run the bundle's models on Gemmini by onnxruntime-riscv: on spike (function), or on hardware or FireSim (cycles).
 
-    python3 run.py [--mode 1] [--runner ort_test] [--spike yes]
+python3 run.py [--mode 1] [--runner ort_test] [--spike yes]
 """
 
 from __future__ import annotations
@@ -20,18 +20,41 @@ def main() -> None:
     runner = common.find(os.path.basename(chosen.runner), os.path.expanduser(chosen.runner))
     if not runner:
         common.tool(chosen.runner, RUNNER)
-    before = [common.tool("spike", SPIKE), "--extension=gemmini", "pk"] if chosen.spike == "yes" else []
+    before = (
+        [common.tool("spike", SPIKE), "--extension=gemmini", "pk"] if chosen.spike == "yes" else []
+    )
     for name, path in common.models(found).items():
         whole = path.with_name(name + ".int8.onnx")
         path = whole if whole.is_file() else path
         log = results / f"{name}.log"
-        common.run([*before, runner, "-m", path, "-x", chosen.mode, "-O", "99", "-t", results / f"{name}.trace"], log)
+        common.run(
+            [
+                *before,
+                runner,
+                "-m",
+                path,
+                "-x",
+                chosen.mode,
+                "-O",
+                "99",
+                "-t",
+                results / f"{name}.trace",
+            ],
+            log,
+        )
         text = log.read_text(encoding="utf-8", errors="replace")
         cycles = re.findall(r"(?:Done! Inference took|Total cycles:|cycles:)\s*(\d+)", text)
         if not cycles:
-            common.fail(f"{log} names no cycles; the last line is: {text.strip().splitlines()[-1][:200]}")
-        common.write_json(results / f"{name}.json", {"cycles": int(cycles[-1]), "systolic_calls": text.count("Called into systolic")})
-    common.write_json(results / "environment.json", {"spike": chosen.spike, "options": vars(chosen)})
+            common.fail(
+                f"{log} names no cycles; the last line is: {text.strip().splitlines()[-1][:200]}"
+            )
+        common.write_json(
+            results / f"{name}.json",
+            {"cycles": int(cycles[-1]), "systolic_calls": text.count("Called into systolic")},
+        )
+    common.write_json(
+        results / "environment.json", {"spike": chosen.spike, "options": vars(chosen)}
+    )
     common.say(f"done; copy {results} back and run: onnxprune bench --collect FOLDER")
 
 

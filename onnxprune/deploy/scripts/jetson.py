@@ -1,6 +1,6 @@
 """Build and time the bundle's models with TensorRT on a Jetson, A B A B, with power sampled. Needs JetPack only.
 
-    python3 run.py [--precision fp16] [--duration 10] [--rounds 3] [--dla 0] [--clocks max]
+python3 run.py [--precision fp16] [--duration 10] [--rounds 3] [--dla 0] [--clocks max]
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import subprocess
 import threading
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 import common  # type: ignore[import-not-found]  # beside this file in the bundle
 import jetson_python  # type: ignore[import-not-found]
@@ -33,8 +34,16 @@ class Power:
         program = common.find("tegrastats")
         if program:
             command = [program, "--interval", str(self.interval_ms)]
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True)
-            self.thread = threading.Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
+            self.process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
+                text=True,
+            )
+            self.thread = threading.Thread(
+                target=self._copy, args=(self.process.stdout,), daemon=True
+            )
             self.thread.start()
         return self
 
@@ -61,8 +70,14 @@ def set_clocks(chosen: Namespace) -> str:
         if not program:
             done.append(command[0] + ": not on this machine")
             continue
-        status = subprocess.run(["sudo", "-n", program] + command[1:], stdin=subprocess.DEVNULL, capture_output=True).returncode
-        done.append("{}: {}".format(" ".join(command), "done" if status == 0 else "refused, run it by hand with sudo"))
+        status = subprocess.run(
+            ["sudo", "-n", program] + command[1:], stdin=subprocess.DEVNULL, capture_output=True
+        ).returncode
+        done.append(
+            "{}: {}".format(
+                " ".join(command), "done" if status == 0 else "refused, run it by hand with sudo"
+            )
+        )
     return "; ".join(done)
 
 
@@ -87,7 +102,9 @@ def precision_flags(precision: str, known: set[str], path: Path) -> tuple[list[s
         if "--fp16" in known:
             return ["--fp16"], path
         if not half.is_file():
-            common.fail(f"this TensorRT has no --fp16 and the bundle has no {half.name}; write the bundle with --precision fp16")
+            common.fail(
+                f"this TensorRT has no --fp16 and the bundle has no {half.name}; write the bundle with --precision fp16"
+            )
         return [], half
     if precision == "int8":
         whole = path.with_name(path.stem + ".int8.onnx")
@@ -95,23 +112,52 @@ def precision_flags(precision: str, known: set[str], path: Path) -> tuple[list[s
     return (["--noTF32"] if "--noTF32" in known else []), path
 
 
-def build(trtexec: str, known: set[str], name: str, path: Path, chosen: Namespace, results: Path) -> Path:
+def build(
+    trtexec: str, known: set[str], name: str, path: Path, chosen: Namespace, results: Path
+) -> Path:
     """Build an engine; its path."""
     flags, source = precision_flags(chosen.precision, known, path)
     engine = results / (name + ".engine")
-    flags += ["--skipInference"] if "--skipInference" in known else ["--buildOnly"] if "--buildOnly" in known else []
+    flags += (
+        ["--skipInference"]
+        if "--skipInference" in known
+        else ["--buildOnly"]
+        if "--buildOnly" in known
+        else []
+    )
     flags += ["--useDLACore=" + chosen.dla, "--allowGPUFallback"] if chosen.dla != "none" else []
-    flags += ["--timingCacheFile=%s" % (results / "timing.cache")] if "--timingCacheFile" in known else []
+    flags += (
+        ["--timingCacheFile=%s" % (results / "timing.cache")]
+        if "--timingCacheFile" in known
+        else []
+    )
     flags += ["--exportLayerInfo=%s" % (results / (name + ".layers.json"))]
     flags += ["--profilingVerbosity=detailed"] if "--profilingVerbosity" in known else []
-    common.run([trtexec, f"--onnx={source}", f"--saveEngine={engine}"] + flags, results / (name + ".build.log"))
+    common.run(
+        [trtexec, f"--onnx={source}", f"--saveEngine={engine}"] + flags,
+        results / (name + ".build.log"),
+    )
     return engine
 
 
-def measure(trtexec: str, known: set[str], name: str, engine: Path, chosen: Namespace, results: Path, turn: int) -> None:
+def measure(
+    trtexec: str,
+    known: set[str],
+    name: str,
+    engine: Path,
+    chosen: Namespace,
+    results: Path,
+    turn: int,
+) -> None:
     """One round of timing with power."""
     stem = f"{name}.{turn}"
-    command = [trtexec, f"--loadEngine={engine}", f"--warmUp={chosen.warm_up}", f"--duration={chosen.duration}", "--iterations=10"]
+    command = [
+        trtexec,
+        f"--loadEngine={engine}",
+        f"--warmUp={chosen.warm_up}",
+        f"--duration={chosen.duration}",
+        "--iterations=10",
+    ]
     command += [f for f in ("--useSpinWait", "--noDataTransfers") if f in known]
     command += ["--useCudaGraph"] if chosen.dla == "none" and "--useCudaGraph" in known else []
     command += ["--useDLACore=" + chosen.dla] if chosen.dla != "none" else []
@@ -120,18 +166,25 @@ def measure(trtexec: str, known: set[str], name: str, engine: Path, chosen: Name
         common.run(command, results / (stem + ".log"))
 
 
-def profile(trtexec: str, known: set[str], name: str, engine: Path, chosen: Namespace, results: Path) -> None:
+def profile(
+    trtexec: str, known: set[str], name: str, engine: Path, chosen: Namespace, results: Path
+) -> None:
     """Time by layer, in a run of its own because profiling slows the others."""
     command = [trtexec, f"--loadEngine={engine}", f"--warmUp={chosen.warm_up}", "--duration=3"]
     command += ["--useDLACore=" + chosen.dla] if chosen.dla != "none" else []
     command += ["--profilingVerbosity=detailed"] if "--profilingVerbosity" in known else []
-    common.run(command + ["--exportProfile=%s" % (results / (name + ".profile.json"))], results / (name + ".profile.log"))
+    common.run(
+        command + ["--exportProfile=%s" % (results / (name + ".profile.json"))],
+        results / (name + ".profile.log"),
+    )
 
 
 def with_trtexec(trtexec: str, models: dict[str, Path], chosen: Namespace, results: Path) -> None:
     """Build, then time in turns."""
     known = set(re.findall(r"--\w+", common.output([trtexec, "--help"])))
-    engines = {name: build(trtexec, known, name, path, chosen, results) for name, path in models.items()}
+    engines = {
+        name: build(trtexec, known, name, path, chosen, results) for name, path in models.items()
+    }
     with Power(results / "idle.power.log", int(chosen.interval)):
         time.sleep(float(chosen.idle))
     for turn in range(int(chosen.rounds)):
@@ -145,7 +198,9 @@ def with_python(models: dict[str, Path], chosen: Namespace, results: Path) -> No
     """The same by TensorRT's Python bindings, where there is no trtexec."""
     if chosen.dla != "none":
         common.fail("DLA needs trtexec, which is not on this machine: " + HOW)
-    sessions = {name: jetson_python.Session(name, path, chosen, results) for name, path in models.items()}
+    sessions = {
+        name: jetson_python.Session(name, path, chosen, results) for name, path in models.items()
+    }
     for turn in range(int(chosen.rounds)):
         for name, session in sessions.items():
             with Power(results / f"{name}.{turn}.power.log", int(chosen.interval)):
@@ -163,7 +218,13 @@ def main() -> None:
         common.module("tensorrt", "neither trtexec nor the bindings were found; " + HOW)
     clocks = set_clocks(chosen)
     common.say("clocks: " + clocks)
-    record = dict(environment(), clocks_set=clocks, runner=trtexec or "python", options=vars(chosen), warm_up_ms=float(chosen.warm_up))
+    record = dict(
+        environment(),
+        clocks_set=clocks,
+        runner=trtexec or "python",
+        options=vars(chosen),
+        warm_up_ms=float(chosen.warm_up),
+    )
     common.write_json(results / "environment.json", record)
     if trtexec:
         with_trtexec(trtexec, common.models(found), chosen, results)

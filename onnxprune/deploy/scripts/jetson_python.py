@@ -84,14 +84,22 @@ class Session:
         self.cuda = Cuda()
         logger = self.trt.Logger(self.trt.Logger.WARNING)
         self.runtime = self.trt.Runtime(logger)
-        self.engine = self.runtime.deserialize_cuda_engine(build(self.trt, logger, path, chosen, results))
+        self.engine = self.runtime.deserialize_cuda_engine(
+            build(self.trt, logger, path, chosen, results)
+        )
         self.context = self.engine.create_execution_context()
         for index in range(self.engine.num_io_tensors):
             tensor = self.engine.get_tensor_name(index)
-            size = self.trt.volume(self.engine.get_tensor_shape(tensor)) * self.engine.get_tensor_dtype(tensor).itemsize
+            size = (
+                self.trt.volume(self.engine.get_tensor_shape(tensor))
+                * self.engine.get_tensor_dtype(tensor).itemsize
+            )
             self.context.set_tensor_address(tensor, self.cuda.allocate(size).value)
         self.stream = self.cuda.handle("cudaStreamCreate")
-        self.begin, self.end = self.cuda.handle("cudaEventCreate"), self.cuda.handle("cudaEventCreate")
+        self.begin, self.end = (
+            self.cuda.handle("cudaEventCreate"),
+            self.cuda.handle("cudaEventCreate"),
+        )
         inspector = self.engine.create_engine_inspector()
         information = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         (results / (name + ".layers.json")).write_text(information)
@@ -112,7 +120,15 @@ class Session:
         while time.perf_counter() - origin < warm_up_s + duration_s:
             at = 1e3 * (time.perf_counter() - origin)
             compute = self.once()
-            rows.append({"startEnqMs": at, "h2dMs": 0.0, "computeMs": compute, "d2hMs": 0.0, "latencyMs": compute})
+            rows.append(
+                {
+                    "startEnqMs": at,
+                    "h2dMs": 0.0,
+                    "computeMs": compute,
+                    "d2hMs": 0.0,
+                    "latencyMs": compute,
+                }
+            )
         return rows
 
     def profile(self, path: Path) -> None:
@@ -135,5 +151,12 @@ class Session:
         whole = sum(recorder.total.values()) or 1.0
         rows: list[dict[str, Any]] = [{"count": PROFILE_RUNS}]
         for layer, total in recorder.total.items():
-            rows.append({"name": layer, "timeMs": total, "averageMs": total / PROFILE_RUNS, "percentage": 100 * total / whole})
+            rows.append(
+                {
+                    "name": layer,
+                    "timeMs": total,
+                    "averageMs": total / PROFILE_RUNS,
+                    "percentage": 100 * total / whole,
+                }
+            )
         path.write_text(json.dumps(rows))

@@ -1,6 +1,6 @@
 """Quantize the bundle's models with NNgen, write Verilog, and count clock cycles under Icarus Verilog.
 
-    python3 run.py [--bits 8] [--par-ich 1] [--par-och 1] [--simulate yes]
+python3 run.py [--bits 8] [--par-ich 1] [--par-och 1] [--simulate yes]
 """
 
 from __future__ import annotations
@@ -37,14 +37,25 @@ class Net:
     def __init__(self, path: Path, chosen: Namespace, numpy: Any, nngen: Any) -> None:
         self.numpy, self.nngen = numpy, nngen
         bits = int(chosen.bits)
-        self.kind = nngen.dtype_info("int", bits) if hasattr(nngen, "dtype_info") else getattr(nngen, f"int{bits}")
+        self.kind = (
+            nngen.dtype_info("int", bits)
+            if hasattr(nngen, "dtype_info")
+            else getattr(nngen, f"int{bits}")
+        )
         wide = nngen.int32
         outputs, placeholders, _, _, operators = nngen.from_onnx(
-            str(path), default_placeholder_dtype=self.kind, default_variable_dtype=self.kind, default_constant_dtype=self.kind,
-            default_operator_dtype=self.kind, default_scale_dtype=wide, default_bias_dtype=wide,
+            str(path),
+            default_placeholder_dtype=self.kind,
+            default_variable_dtype=self.kind,
+            default_constant_dtype=self.kind,
+            default_operator_dtype=self.kind,
+            default_scale_dtype=wide,
+            default_bias_dtype=wide,
         )
         if len(outputs) != 1 or len(placeholders) != 1:
-            common.fail(f"{path.name}: one input and one output are needed here, not {len(placeholders)} and {len(outputs)}")
+            common.fail(
+                f"{path.name}: one input and one output are needed here, not {len(placeholders)} and {len(outputs)}"
+            )
         ((self.input_name, self.input),) = placeholders.items()
         ((_, self.output),) = outputs.items()
         self.operators = operators
@@ -57,7 +68,9 @@ class Net:
         """Integer weights and shifts, found on the bundle's inputs."""
         values = self.integers(self.samples)
         self.nngen.quantize(
-            [self.output], {self.input_name: self.scale}, input_generators={self.input_name: lambda node, count: values[:count]},
+            [self.output],
+            {self.input_name: self.scale},
+            input_generators={self.input_name: lambda node, count: values[:count]},
             num_samples=min(len(values), int(chosen.samples)),
         )
         for operator in self.operators.values():
@@ -70,20 +83,29 @@ class Net:
     def integers(self, values: Any) -> Any:
         """Inputs in the accelerator's type."""
         limit = 2 ** (self.kind.width - 1) - 1
-        return self.numpy.clip(self.numpy.round(values * self.scale), -limit, limit).astype(self.numpy.int64)
+        return self.numpy.clip(self.numpy.round(values * self.scale), -limit, limit).astype(
+            self.numpy.int64
+        )
 
     def evaluate(self, values: Any) -> Any:
         """Integer outputs of the software model, one sample at a time."""
-        rows = [self.nngen.eval([self.output], **{self.input_name: v[None]})[0] for v in self.integers(values)]
+        rows = [
+            self.nngen.eval([self.output], **{self.input_name: v[None]})[0]
+            for v in self.integers(values)
+        ]
         return self.numpy.concatenate(rows)
 
 
 def simulate(net: Net, name: str, chosen: Namespace, results: Path) -> dict[str, Any]:
     """Cycles of one inference, and whether the hardware's outputs are those of the integer model."""
-    veriloggen, vthread, axi = (common.module(n, HOW) for n in ("veriloggen", "veriloggen.thread", "veriloggen.types.axi"))
+    veriloggen, vthread, axi = (
+        common.module(n, HOW) for n in ("veriloggen", "veriloggen.thread", "veriloggen.types.axi")
+    )
 
     numpy, nngen, width = net.numpy, net.nngen, 32
-    hardware = nngen.to_veriloggen([net.output], name, silent=True, config={"maxi_datawidth": width})
+    hardware = nngen.to_veriloggen(
+        [net.output], name, silent=True, config={"maxi_datawidth": width}
+    )
     (results / f"{name}.v").write_text(hardware.to_verilog(), encoding="utf-8")
     value = net.integers(net.samples[:1])
     expected = net.nngen.eval([net.output], **{net.input_name: value})[0]
@@ -97,9 +119,13 @@ def simulate(net: Net, name: str, chosen: Namespace, results: Path) -> dict[str,
     scratch_at = aligned(check_at + net.output.memory_size)
     memory_image = numpy.zeros([MEMORY_BITS // width], dtype=numpy.int64)
     lanes = math.ceil(width / net.kind.width)
-    axi.set_memory(memory_image, value, width, net.kind.width, net.input.addr, max(lanes, int(chosen.par_ich)))
+    axi.set_memory(
+        memory_image, value, width, net.kind.width, net.input.addr, max(lanes, int(chosen.par_ich))
+    )
     axi.set_memory(memory_image, parameters, width, 8, variable_at)
-    axi.set_memory(memory_image, expected, width, net.kind.width, check_at, max(lanes, int(chosen.par_och)))
+    axi.set_memory(
+        memory_image, expected, width, net.kind.width, check_at, max(lanes, int(chosen.par_och))
+    )
 
     bench = veriloggen.Module("bench")
     bench.copy_params(hardware)
@@ -108,7 +134,14 @@ def simulate(net: Net, name: str, chosen: Namespace, results: Path) -> dict[str,
     reset = bench.Wire("RST")
     reset.assign(veriloggen.Not(reset_low))
     memory = axi.AxiMemoryModel(
-        bench, "memory", clock, reset, datawidth=width, memimg=memory_image, memimg_name=str(results / f"{name}.memory"), memimg_datawidth=width
+        bench,
+        "memory",
+        clock,
+        reset,
+        datawidth=width,
+        memimg=memory_image,
+        memimg_name=str(results / f"{name}.memory"),
+        memimg_datawidth=width,
     )
     memory.connect(ports, "maxi")
     control = vthread.AXIMLite(bench, "_saxi", clock, reset, noio=True)
@@ -136,18 +169,31 @@ def simulate(net: Net, name: str, chosen: Namespace, results: Path) -> dict[str,
         vthread.finish()
 
     vthread.Thread(bench, "drive", clock, reset, drive).start()
-    bench.Instance(hardware, "accelerator", params=bench.connect_params(hardware), ports=bench.connect_ports(hardware))
+    bench.Instance(
+        hardware,
+        "accelerator",
+        params=bench.connect_params(hardware),
+        ports=bench.connect_ports(hardware),
+    )
     veriloggen.simulation.setup_clock(bench, clock, hperiod=CLOCK_HALF_PERIOD)
-    start = veriloggen.simulation.setup_reset(bench, reset_low, bench.make_reset(), period=RESET_PERIOD, polarity="low")
+    start = veriloggen.simulation.setup_reset(
+        bench, reset_low, bench.make_reset(), period=RESET_PERIOD, polarity="low"
+    )
     start.add(veriloggen.Delay(LONGEST_SIMULATION), veriloggen.Systask("finish"))
-    log = veriloggen.simulation.Simulator(bench, sim="iverilog").run(outputfile=str(results / f"{name}.vvp"), display=False)
+    log = veriloggen.simulation.Simulator(bench, sim="iverilog").run(
+        outputfile=str(results / f"{name}.vvp"), display=False
+    )
     (results / f"{name}.sim.log").write_text(log, encoding="utf-8")
     for ending in ("memory", "vvp"):
         (results / f"{name}.{ending}").unlink()
     printed = dict(re.findall(r"(cycles|wrong)\s+(\d+)", log))
     if len(printed) != 2:
         common.fail(f"the simulation of {name} did not end; see {results / (name + '.sim.log')}")
-    return {"cycles": int(printed["cycles"]), "outputs_wrong": int(printed["wrong"]), "outputs": rows * columns}
+    return {
+        "cycles": int(printed["cycles"]),
+        "outputs_wrong": int(printed["wrong"]),
+        "outputs": rows * columns,
+    }
 
 
 def agreement(net: Net, name: str, numpy: Any) -> dict[str, Any]:
@@ -166,7 +212,10 @@ def main() -> None:
     old_names(numpy)
     nngen = common.module("nngen", HOW)
     if chosen.simulate == "yes":
-        common.tool("iverilog", "install Icarus Verilog (sudo apt-get install iverilog), or pass --simulate no to get the Verilog only")
+        common.tool(
+            "iverilog",
+            "install Icarus Verilog (sudo apt-get install iverilog), or pass --simulate no to get the Verilog only",
+        )
     for name, path in common.models(found).items():
         common.say(f"{name}: quantizing")
         numpy.random.seed(0)
@@ -176,7 +225,10 @@ def main() -> None:
             common.say(f"{name}: simulating")
             report.update(simulate(net, name, chosen, results))
         common.write_json(results / f"{name}.json", report)
-    common.write_json(results / "environment.json", {"nngen": getattr(nngen, "__version__", ""), "options": vars(chosen)})
+    common.write_json(
+        results / "environment.json",
+        {"nngen": getattr(nngen, "__version__", ""), "options": vars(chosen)},
+    )
     common.say(f"done; copy {results} back and run: onnxprune bench --collect FOLDER")
 
 

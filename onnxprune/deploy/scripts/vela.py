@@ -1,6 +1,6 @@
 """Compile the bundle's models for an Ethos-U: int8 TFLite by onnx2tf, then Arm's Vela, which estimates cycles.
 
-    python3 run.py [--accelerator ethos-u55-128] [--tflite-original PATH]
+python3 run.py [--accelerator ethos-u55-128] [--tflite-original PATH]
 """
 
 from __future__ import annotations
@@ -41,13 +41,29 @@ def to_tflite(name: str, path: Path, inputs: dict[str, Any], results: Path) -> P
     converter = common.tool("onnx2tf", HOW)
     folder = results / f"{name}_tflite"
     own_samples(results)
-    copied = results.resolve() / f"{name}.onnx"  # onnx2tf simplifies the file it is given where it lies
+    copied = (
+        results.resolve() / f"{name}.onnx"
+    )  # onnx2tf simplifies the file it is given where it lies
     shutil.copy(str(path), str(copied))
-    command = [converter, "-i", copied, "-o", folder.resolve(), "-oiqt", "-qt", "per-channel", *calibration(results.resolve(), inputs)]
+    command = [
+        converter,
+        "-i",
+        copied,
+        "-o",
+        folder.resolve(),
+        "-oiqt",
+        "-qt",
+        "per-channel",
+        *calibration(results.resolve(), inputs),
+    ]
     common.run(command, results / f"{name}.onnx2tf.log", cwd=results)
-    made = sorted(folder.glob("*full_integer_quant.tflite")) or sorted(folder.glob("*integer_quant.tflite"))
+    made = sorted(folder.glob("*full_integer_quant.tflite")) or sorted(
+        folder.glob("*integer_quant.tflite")
+    )
     if not made:
-        common.fail(f"onnx2tf left no int8 file in {folder}; see {results / (name + '.onnx2tf.log')}")
+        common.fail(
+            f"onnx2tf left no int8 file in {folder}; see {results / (name + '.onnx2tf.log')}"
+        )
     return made[0]
 
 
@@ -59,20 +75,38 @@ def main() -> None:
         given = os.path.join(chosen.tflite, f"{name}.tflite") if chosen.tflite else ""
         if given and not os.path.isfile(given):
             common.fail(f"--tflite: {given} is no file")
-        source = Path(given) if given else to_tflite(name, path, found["models"][name]["inputs"], results)
+        source = (
+            Path(given)
+            if given
+            else to_tflite(name, path, found["models"][name]["inputs"], results)
+        )
         compiled = results / f"{name}_vela"
         compiled.mkdir(exist_ok=True)
         shutil.copy(str(source), str(compiled / f"{name}.tflite"))
         common.run(
-            [vela, compiled / f"{name}.tflite", "--accelerator-config", chosen.accelerator, "--output-dir", compiled, "--verbose-performance"],
+            [
+                vela,
+                compiled / f"{name}.tflite",
+                "--accelerator-config",
+                chosen.accelerator,
+                "--output-dir",
+                compiled,
+                "--verbose-performance",
+            ],
             results / f"{name}.log",
         )
-        for report, kind in ((f"{name}_summary_*.csv", "summary"), (f"{name}_per-layer.csv", "layers")):
+        for report, kind in (
+            (f"{name}_summary_*.csv", "summary"),
+            (f"{name}_per-layer.csv", "layers"),
+        ):
             for csv in compiled.glob(report):
                 shutil.copy(str(csv), str(results / f"{name}.{kind}.csv"))
         if not (results / f"{name}.summary.csv").is_file():
             common.fail(f"Vela left no summary for {name}; see {results / (name + '.log')}")
-    common.write_json(results / "environment.json", {"vela": common.output([vela, "--version"]), "options": vars(chosen)})
+    common.write_json(
+        results / "environment.json",
+        {"vela": common.output([vela, "--version"]), "options": vars(chosen)},
+    )
     common.say(f"done; copy {results} back and run: onnxprune bench --collect FOLDER")
 
 

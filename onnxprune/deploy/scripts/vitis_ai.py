@@ -1,12 +1,13 @@
 """Quantize and compile the bundle's models for a DPU in Vitis AI's container, and time them where a DPU is.
 
-    python3 run.py [--arch /opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json]
+python3 run.py [--arch /opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json]
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import common  # type: ignore[import-not-found]  # beside this file in the bundle
 
@@ -20,7 +21,10 @@ class Reader:
         with numpy.load(common.FOLDER / "inputs.npz") as samples:
             arrays = {name: samples[name] for name in samples.files}
         self.rows: Iterator[dict[str, Any]] = iter(
-            [{n: a[i : i + 1] for n, a in arrays.items()} for i in range(min(len(a) for a in arrays.values()))]
+            [
+                {n: a[i : i + 1] for n, a in arrays.items()}
+                for i in range(min(len(a) for a in arrays.values()))
+            ]
         )
 
     def get_next(self) -> dict[str, Any] | None:
@@ -32,8 +36,14 @@ def quantize(path: Path, made: Path) -> None:
     """Power-of-two int8, as the DPU computes."""
     numpy, vai = common.module("numpy", HOW), common.module("vai_q_onnx", HOW)
     vai.quantize_static(
-        str(path), str(made), Reader(numpy), quant_format=vai.QuantFormat.QDQ, calibrate_method=vai.PowerOfTwoMethod.MinMSE,
-        activation_type=vai.QuantType.QInt8, weight_type=vai.QuantType.QInt8, enable_dpu=True,
+        str(path),
+        str(made),
+        Reader(numpy),
+        quant_format=vai.QuantFormat.QDQ,
+        calibrate_method=vai.PowerOfTwoMethod.MinMSE,
+        activation_type=vai.QuantType.QInt8,
+        weight_type=vai.QuantType.QInt8,
+        enable_dpu=True,
     )
 
 
@@ -44,19 +54,31 @@ def main() -> None:
     if not compiler and not bench:
         common.tool("vai_c_xir", HOW)
     if compiler and not Path(chosen.arch).is_file():
-        common.fail(f"--arch {chosen.arch} is no file; the container has them under /opt/vitis_ai/compiler/arch")
+        common.fail(
+            f"--arch {chosen.arch} is no file; the container has them under /opt/vitis_ai/compiler/arch"
+        )
     for name, path in common.models(found).items():
         compiled = results / f"{name}.xmodel"
         if compiler:
             quantized = results / f"{name}.int8.onnx"
             quantize(path, quantized)
-            common.run([compiler, "-x", quantized, "-a", chosen.arch, "-o", results, "-n", name], results / f"{name}.compile.log")
+            common.run(
+                [compiler, "-x", quantized, "-a", chosen.arch, "-o", results, "-n", name],
+                results / f"{name}.compile.log",
+            )
         if bench:
             if not compiled.is_file():
-                common.fail(f"{compiled} is missing: compile in the container first, then copy the folder to the board")
+                common.fail(
+                    f"{compiled} is missing: compile in the container first, then copy the folder to the board"
+                )
             common.run([bench, "xmodel", "-l", compiled], results / f"{name}.subgraphs.json")
-            common.run([bench, "benchmark", compiled, chosen.threads], results / f"{name}.benchmark.log")
-    common.write_json(results / "environment.json", {"compiled": bool(compiler), "timed": bool(bench), "options": vars(chosen)})
+            common.run(
+                [bench, "benchmark", compiled, chosen.threads], results / f"{name}.benchmark.log"
+            )
+    common.write_json(
+        results / "environment.json",
+        {"compiled": bool(compiler), "timed": bool(bench), "options": vars(chosen)},
+    )
     common.say(f"done; copy {results} back and run: onnxprune bench --collect FOLDER")
 
 

@@ -17,11 +17,20 @@ from onnxprune.errors import UsageError
 from onnxprune.ir.io import to_bytes
 from onnxprune.ir.shapes import QONNX_DOMAINS, QONNX_OPS
 
-FEW_FOLDINGS = 4  # a width with fewer divisors leaves hardly a choice between one multiplier and all of them
+FEW_FOLDINGS = (
+    4  # a width with fewer divisors leaves hardly a choice between one multiplier and all of them
+)
 _POOLS = ("MaxPool", "AveragePool")
 ESTIMATE_STEPS = (
-    "step_qonnx_to_finn", "step_tidy_up", "step_streamline", "step_convert_to_hw", "step_create_dataflow_partition", "step_specialize_layers",
-    "step_apply_folding_config", "step_minimize_bit_width", "step_generate_estimate_reports",
+    "step_qonnx_to_finn",
+    "step_tidy_up",
+    "step_streamline",
+    "step_convert_to_hw",
+    "step_create_dataflow_partition",
+    "step_specialize_layers",
+    "step_apply_folding_config",
+    "step_minimize_bit_width",
+    "step_generate_estimate_reports",
 )
 
 
@@ -40,7 +49,9 @@ def divisors(number: int) -> tuple[int, ...]:
     return tuple(sorted({*small, *(number // d for d in small)}))
 
 
-def folding(inputs: int, outputs: int, positions: int, budget_cycles: int, channels: int) -> Folding:
+def folding(
+    inputs: int, outputs: int, positions: int, budget_cycles: int, channels: int
+) -> Folding:
     """The cheapest folding of a layer within a number of cycles, or the fastest where none is.
 
     Parameters
@@ -53,10 +64,17 @@ def folding(inputs: int, outputs: int, positions: int, budget_cycles: int, chann
         Input channels. SIMD divides them, so that the sliding-window unit before it can fold alike.
     """
     every = [
-        Folding(pe, simd, (outputs // pe) * (inputs // simd) * positions) for pe in divisors(outputs) for simd in divisors(inputs) if channels % simd == 0
+        Folding(pe, simd, (outputs // pe) * (inputs // simd) * positions)
+        for pe in divisors(outputs)
+        for simd in divisors(inputs)
+        if channels % simd == 0
     ]
     fitting = [f for f in every if f.cycles <= budget_cycles]
-    return min(fitting, key=lambda f: (f.pe * f.simd, f.cycles, -f.simd)) if fitting else min(every, key=lambda f: f.cycles)
+    return (
+        min(fitting, key=lambda f: (f.pe * f.simd, f.cycles, -f.simd))
+        if fitting
+        else min(every, key=lambda f: f.cycles)
+    )
 
 
 def layer_folding(node: Node, budget_cycles: int) -> Folding | None:
@@ -77,22 +95,38 @@ def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Sampl
         clock_ns, frames = float(options["clock-ns"]), float(options["target-fps"])
         budget = max(1, int(1e9 / clock_ns / frames))
     except (ValueError, ZeroDivisionError) as problem:
-        raise UsageError("option-value", f"finn options clock-ns and target-fps have to be positive numbers: {problem}") from problem
+        raise UsageError(
+            "option-value",
+            f"finn options clock-ns and target-fps have to be positive numbers: {problem}",
+        ) from problem
     build = options["steps"] != "estimate"
     config = {
-        "output_dir": "output", "synth_clk_period_ns": clock_ns, "board": options["board"], "shell_flow_type": "vivado_zynq",
-        "folding_config_file": "folding_config.json", "specialize_layers_config_file": "specialize_layers_config.json",
+        "output_dir": "output",
+        "synth_clk_period_ns": clock_ns,
+        "board": options["board"],
+        "shell_flow_type": "vivado_zynq",
+        "folding_config_file": "folding_config.json",
+        "specialize_layers_config_file": "specialize_layers_config.json",
         "standalone_thresholds": options["style"] == "rtl",
-        "generate_outputs": ["estimate_reports", *(("stitched_ip", "rtlsim_performance", "out_of_context_synth") if build else ())],
+        "generate_outputs": [
+            "estimate_reports",
+            *(("stitched_ip", "rtlsim_performance", "out_of_context_synth") if build else ()),
+        ],
     }
     if not build:
         config["steps"] = list(ESTIMATE_STEPS)
     styles = {"Defaults": {"preferred_impl_style": [options["style"], ["MVAU", "VVAU"]]}}
-    found = {"dataflow_build_config.json": _json(config), "specialize_layers_config.json": _json(styles), "finn_estimate.py": script("finn_estimate")}
+    found = {
+        "dataflow_build_config.json": _json(config),
+        "specialize_layers_config.json": _json(styles),
+        "finn_estimate.py": script("finn_estimate"),
+    }
     for model in models:
         found[f"folding_{model.name}.json"] = _json(folding_config(model, budget, options["style"]))
         if not is_qonnx(model.model):
-            made = quantised(model, samples, _bits(options, "weight-bits"), _bits(options, "activation-bits"))
+            made = quantised(
+                model, samples, _bits(options, "weight-bits"), _bits(options, "activation-bits")
+            )
             found[f"models/{model.name}.qonnx.onnx"] = to_bytes(made)
     return found
 
@@ -100,11 +134,16 @@ def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Sampl
 def _bits(options: Mapping[str, str], name: str) -> int:
     """An option that is a number of bits."""
     if not options[name].isdecimal() or not 2 <= int(options[name]) <= 8:
-        raise UsageError("option-value", f"finn option {name}={options[name]!r} is not a whole number from 2 to 8")
+        raise UsageError(
+            "option-value",
+            f"finn option {name}={options[name]!r} is not a whole number from 2 to 8",
+        )
     return int(options[name])
 
 
-def folding_config(model: Prepared, budget_cycles: int, style: str) -> dict[str, dict[str, int | str]]:
+def folding_config(
+    model: Prepared, budget_cycles: int, style: str
+) -> dict[str, dict[str, int | str]]:
     """FINN's folding JSON: one entry a matrix-vector unit (MVAU), depthwise unit (VVAU) and sliding window, by running number.
 
     Poolings have a sliding window too; theirs are left to FINN and only counted.
@@ -120,17 +159,27 @@ def folding_config(model: Prepared, budget_cycles: int, style: str) -> dict[str,
         if math.prod(node.kernel) > 1:
             channels = node.channels[0] if node.channels else 1
             simd = math.gcd(folded.pe, channels) if node.depthwise else folded.simd
-            found[f"ConvolutionInputGenerator_rtl_{counts['ConvolutionInputGenerator']}"] = {"SIMD": simd, "ram_style": "auto"}
+            found[f"ConvolutionInputGenerator_rtl_{counts['ConvolutionInputGenerator']}"] = {
+                "SIMD": simd,
+                "ram_style": "auto",
+            }
             counts["ConvolutionInputGenerator"] += 1
         kind = "VVAU" if node.depthwise else "MVAU"
-        found[f"{kind}_{style}_{counts[kind]}"] = {"PE": folded.pe, "SIMD": folded.simd, "ram_style": "auto", "resType": "auto"}
+        found[f"{kind}_{style}_{counts[kind]}"] = {
+            "PE": folded.pe,
+            "SIMD": folded.simd,
+            "ram_style": "auto",
+            "resType": "auto",
+        }
         counts[kind] += 1
     return found
 
 
 def parse(results: Path, model: str) -> Result:
     """Cycles, throughput and resources out of FINN's estimate (or, where it was built, RTL simulation) reports."""
-    network = load_json(results / f"{model}.estimate_network_performance.json", f"FINN's estimate for {model}")
+    network = load_json(
+        results / f"{model}.estimate_network_performance.json", f"FINN's estimate for {model}"
+    )
     figures = {k.replace("max_cycles", "interval_cycles"): v for k, v in numbers(network).items()}
     if "critical_path_cycles" in figures:
         figures["cycles"] = figures["critical_path_cycles"]
@@ -138,46 +187,83 @@ def parse(results: Path, model: str) -> Result:
     resources = results / f"{model}.estimate_layer_resources.json"
     if resources.is_file():
         total = load_json(resources, "resources").get("total", {})
-        figures |= {k.lower(): v for k, v in numbers(total if isinstance(total, dict) else {}).items()}
+        figures |= {
+            k.lower(): v for k, v in numbers(total if isinstance(total, dict) else {}).items()
+        }
     simulated = results / f"{model}.rtlsim_performance.json"
     if simulated.is_file():
-        figures |= {f"rtlsim_{k}": v for k, v in numbers(load_json(simulated, "RTL simulation")).items()}
+        figures |= {
+            f"rtlsim_{k}": v for k, v in numbers(load_json(simulated, "RTL simulation")).items()
+        }
     slowest = network.get("max_cycles_node_name")
     by_layer = numbers(load_json(layers, "layer cycles")) if layers.is_file() else {}
-    return Result(model, figures, by_layer, "cycles", (f"slowest layer: {slowest}",) if slowest else ())
+    return Result(
+        model, figures, by_layer, "cycles", (f"slowest layer: {slowest}",) if slowest else ()
+    )
 
 
 def _whole(model: Prepared) -> Iterator[tuple[str, str]]:
     if not is_qonnx(model.model):
-        yield "note", (
-            "no Quant nodes: run.py takes the rounded copy that the bundle holds, which is good for cycles and resources;"
-            " train the pruned network with Brevitas for outputs worth having"
+        yield (
+            "note",
+            (
+                "no Quant nodes: run.py takes the rounded copy that the bundle holds, which is good for cycles and resources;"
+                " train the pruned network with Brevitas for outputs worth having"
+            ),
         )
 
 
 def _foldable(node: Node) -> Iterator[tuple[str, str]]:
     channels = node.channels
-    for side, count in zip(("input", "output"), channels or ()):
+    for side, count in zip(("input", "output"), channels or (), strict=False):
         choices = divisors(count)
         if len(choices) < FEW_FOLDINGS and count > FEW_FOLDINGS:
-            yield "slow", f"{count} {side} channels fold by {', '.join(map(str, choices))} only; a width with more divisors leaves a choice of parallelism"
+            yield (
+                "slow",
+                f"{count} {side} channels fold by {', '.join(map(str, choices))} only; a width with more divisors leaves a choice of parallelism",
+            )
 
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-_CONV = (limits.rank(4), limits.constant_weights(), limits.no_groups(True), limits.symmetric_pads("note"), _foldable)
+_CONV = (
+    limits.rank(4),
+    limits.constant_weights(),
+    limits.no_groups(True),
+    limits.symmetric_pads("note"),
+    _foldable,
+)
 TARGET = Target(
     name="finn",
     title="FINN",
     script="finn",
-    needs=("FINN with Docker (FINN_ROOT), or finn-plus (tools/setup_finn.sh)", "Vivado and Vitis HLS: with Docker, or for more than estimates"),
+    needs=(
+        "FINN with Docker (FINN_ROOT), or finn-plus (tools/setup_finn.sh)",
+        "Vivado and Vitis HLS: with Docker, or for more than estimates",
+    ),
     ops={
-        "Conv": _CONV, "Gemm": (limits.constant_weights(), _foldable), "MatMul": (limits.constant_weights(), _foldable),
-        "MaxPool": (limits.rank(4),), "AveragePool": (limits.rank(4),), "GlobalAveragePool": (), "BatchNormalization": (), "Relu": (),
-        "Add": (limits.same_shapes(),), "Mul": (), "Sub": (), "Div": (), "Flatten": (), "Reshape": (), "Transpose": (), "Concat": (), "Pad": (),
-        "Resize": (limits.attribute_is("mode", "nearest", "nearest"),), "TopK": (), "Identity": (),
+        "Conv": _CONV,
+        "Gemm": (limits.constant_weights(), _foldable),
+        "MatMul": (limits.constant_weights(), _foldable),
+        "MaxPool": (limits.rank(4),),
+        "AveragePool": (limits.rank(4),),
+        "GlobalAveragePool": (),
+        "BatchNormalization": (),
+        "Relu": (),
+        "Add": (limits.same_shapes(),),
+        "Mul": (),
+        "Sub": (),
+        "Div": (),
+        "Flatten": (),
+        "Reshape": (),
+        "Transpose": (),
+        "Concat": (),
+        "Pad": (),
+        "Resize": (limits.attribute_is("mode", "nearest", "nearest"),),
+        "TopK": (),
+        "Identity": (),
         **{f"{domain}.{op}": () for domain in QONNX_DOMAINS for op in QONNX_OPS},
     },
     whole=_whole,

@@ -16,14 +16,19 @@ from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx
 from onnxprune.errors import DataError
 
-UNROLLED_WEIGHTS = 4096  # hls4ml refuses or takes hours over layers with more multiplications in parallel
+UNROLLED_WEIGHTS = (
+    4096  # hls4ml refuses or takes hours over layers with more multiplications in parallel
+)
 AGREES = 0.95  # share of equal classes below which a note says so
 _FIELDS = {
     "latency_cycles": "PerformanceEstimates/SummaryOfOverallLatency/Worst-caseLatency",
     "interval_cycles": "PerformanceEstimates/SummaryOfOverallLatency/Interval-max",
     "clock_ns": "PerformanceEstimates/SummaryOfTimingAnalysis/EstimatedClockPeriod",
-    "bram": "AreaEstimates/Resources/BRAM_18K", "dsp": "AreaEstimates/Resources/DSP", "ff": "AreaEstimates/Resources/FF",
-    "lut": "AreaEstimates/Resources/LUT", "uram": "AreaEstimates/Resources/URAM",
+    "bram": "AreaEstimates/Resources/BRAM_18K",
+    "dsp": "AreaEstimates/Resources/DSP",
+    "ff": "AreaEstimates/Resources/FF",
+    "lut": "AreaEstimates/Resources/LUT",
+    "uram": "AreaEstimates/Resources/URAM",
 }
 
 
@@ -31,10 +36,23 @@ def parse(results: Path, model: str) -> Result:
     """Agreement with onnxruntime, and cycles and resources where the model was synthesized."""
     figures = numbers(load_json(results / f"{model}.json", f"hls4ml's result for {model}"))
     report = results / f"{model}.csynth.xml"
-    notes = [] if report.is_file() else ["simulated only: no cycles and resources without Vitis HLS"]
+    notes = (
+        [] if report.is_file() else ["simulated only: no cycles and resources without Vitis HLS"]
+    )
     if (same := figures.get("argmax_agreement", 1.0)) < AGREES:
-        notes.append(f"names onnxruntime's class on {same:.0%} of the inputs only: too few bits (precision), or an operator in the wrong layout")
-    return Result(model, figures | (parse_synthesis(report.read_text(encoding="utf-8", errors="replace")) if report.is_file() else {}), notes=tuple(notes))
+        notes.append(
+            f"names onnxruntime's class on {same:.0%} of the inputs only: too few bits (precision), or an operator in the wrong layout"
+        )
+    return Result(
+        model,
+        figures
+        | (
+            parse_synthesis(report.read_text(encoding="utf-8", errors="replace"))
+            if report.is_file()
+            else {}
+        ),
+        notes=tuple(notes),
+    )
 
 
 def parse_synthesis(text: str) -> dict[str, float]:
@@ -46,7 +64,9 @@ def parse_synthesis(text: str) -> dict[str, float]:
         Not such a report.
     """
     if "<!ENTITY" in text:
-        raise DataError("report-invalid", "the csynth.xml declares entities, which no HLS tool writes")
+        raise DataError(
+            "report-invalid", "the csynth.xml declares entities, which no HLS tool writes"
+        )
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as problem:
@@ -60,13 +80,18 @@ def parse_synthesis(text: str) -> dict[str, float]:
             continue
     found = {n: v for n, v in found.items() if v == v}
     if not found:
-        raise DataError("report-invalid", "not a csynth.xml: it has none of the fields of a synthesis report")
+        raise DataError(
+            "report-invalid", "not a csynth.xml: it has none of the fields of a synthesis report"
+        )
     return found
 
 
 def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
     """hls4ml.json: what run.py lays over hls4ml's own configuration, by layer where more multipliers than can be unrolled are asked for."""
-    config: dict[str, Any] = {"Model": {"Precision": options["precision"], "Strategy": options["strategy"]}, "LayerName": {}}
+    config: dict[str, Any] = {
+        "Model": {"Precision": options["precision"], "Strategy": options["strategy"]},
+        "LayerName": {},
+    }
     if options["strategy"] == "Resource":
         config["LayerName"] = {m.name: _factors(m, int(options["reuse"])) for m in models}
     return {"hls4ml.json": (json.dumps(config, indent=1) + "\n").encode()}
@@ -81,16 +106,25 @@ def _factors(prepared: Prepared, asked: int) -> dict[str, dict[str, int]]:
         if kind in ("Conv", "MatMul"):
             if node.channels is not None:
                 inputs = node.channels[0] // node.get("group", 1) * math.prod(node.kernel)
-                found[f"{kind}_{seen[kind]}"] = {"ReuseFactor": reuse(inputs, node.channels[1], asked)}
+                found[f"{kind}_{seen[kind]}"] = {
+                    "ReuseFactor": reuse(inputs, node.channels[1], asked)
+                }
             seen[kind] += 1
     return found
 
 
 def reuse(inputs: int, outputs: int, asked: int) -> int:
     """The valid reuse factor nearest to the asked one that leaves at most 4096 multipliers: it divides inputs * outputs, and either
-    divides or is a multiple of the number of inputs (the rule of hls4ml's Resource strategy)."""
+    divides or is a multiple of the number of inputs (the rule of hls4ml's Resource strategy).
+    """
     total = inputs * outputs
-    valid = [r for r in range(1, total + 1) if total % r == 0 and (inputs % r == 0 or r % inputs == 0) and total // r <= UNROLLED_WEIGHTS]
+    valid = [
+        r
+        for r in range(1, total + 1)
+        if total % r == 0
+        and (inputs % r == 0 or r % inputs == 0)
+        and total // r <= UNROLLED_WEIGHTS
+    ]
     return min(valid, key=lambda r: (abs(r - asked), r))
 
 
@@ -100,37 +134,79 @@ def _unrolled(node: Node) -> Iterator[tuple[str, str]]:
         return
     count = channels[0] * channels[1] // node.get("group", 1) * math.prod(node.kernel)
     if count > UNROLLED_WEIGHTS:
-        yield "slow", f"{count} weights are too many to unroll (limit {UNROLLED_WEIGHTS}): take --option strategy=Resource and a reuse factor"
+        yield (
+            "slow",
+            f"{count} weights are too many to unroll (limit {UNROLLED_WEIGHTS}): take --option strategy=Resource and a reuse factor",
+        )
 
 
 def _joins(node: Node) -> Iterator[tuple[str, str]]:
     shape = node.out_shape
-    if shape is not None and len(shape) == 4 and sum(not node.constant(i) for i in range(len(node.proto.input))) > 1:
-        yield "unsupported", "joins two images: a residual network with a Concat came out wrong in simulation (hls4ml 1.3.0, qonnx 1.0.0); chains only"
+    if (
+        shape is not None
+        and len(shape) == 4
+        and sum(not node.constant(i) for i in range(len(node.proto.input))) > 1
+    ):
+        yield (
+            "unsupported",
+            "joins two images: a residual network with a Concat came out wrong in simulation (hls4ml 1.3.0, qonnx 1.0.0); chains only",
+        )
 
 
 TARGET = Target(
     name="hls4ml",
     title="hls4ml",
     script="hls4ml",
-    needs=("Python with hls4ml 1.3 and qonnx 1.0 (tools/setup_hls4ml.sh)", "g++", "AMD Vitis HLS for cycles and resources (optional)"),
+    needs=(
+        "Python with hls4ml 1.3 and qonnx 1.0 (tools/setup_hls4ml.sh)",
+        "g++",
+        "AMD Vitis HLS for cycles and resources (optional)",
+    ),
     ops={
-        "Conv": (limits.constant_weights(), limits.no_groups(True), limits.no_dilation(), _unrolled),
-        "Gemm": (limits.constant_weights(), _unrolled), "MatMul": (limits.constant_weights(), _unrolled),
-        "MaxPool": (limits.rank(4), limits.symmetric_pads("note")), "BatchNormalization": (),
-        "Relu": (), "LeakyRelu": (), "PRelu": (), "Elu": (), "Selu": (), "Sigmoid": (), "HardSigmoid": (), "Tanh": (), "Softmax": (), "ThresholdedRelu": (),
-        "Add": (_joins,), "Sub": (_joins,), "Mul": (_joins,), "Concat": (_joins,), "Flatten": (), "Reshape": (), "Transpose": (), "Identity": (), "Resize": (),
+        "Conv": (
+            limits.constant_weights(),
+            limits.no_groups(True),
+            limits.no_dilation(),
+            _unrolled,
+        ),
+        "Gemm": (limits.constant_weights(), _unrolled),
+        "MatMul": (limits.constant_weights(), _unrolled),
+        "MaxPool": (limits.rank(4), limits.symmetric_pads("note")),
+        "BatchNormalization": (),
+        "Relu": (),
+        "LeakyRelu": (),
+        "PRelu": (),
+        "Elu": (),
+        "Selu": (),
+        "Sigmoid": (),
+        "HardSigmoid": (),
+        "Tanh": (),
+        "Softmax": (),
+        "ThresholdedRelu": (),
+        "Add": (_joins,),
+        "Sub": (_joins,),
+        "Mul": (_joins,),
+        "Concat": (_joins,),
+        "Flatten": (),
+        "Reshape": (),
+        "Transpose": (),
+        "Identity": (),
+        "Resize": (),
     },
     parse=parse,
     options={
         "precision": Option("fixed<16,6>", "default type of weights and activations"),
         "reuse": Option("1", "multiplications each multiplier does in turn"),
         "strategy": Option("Latency", "unrolled, or with a reuse factor", ("Latency", "Resource")),
-        "io": Option("io_parallel", "arrays or streams between layers", ("io_parallel", "io_stream")),
+        "io": Option(
+            "io_parallel", "arrays or streams between layers", ("io_parallel", "io_stream")
+        ),
         "backend": Option("Vitis", "code for this tool", ("Vitis", "Vivado")),
         "part": Option("xcu250-figd2104-2L-e", "device"),
         "clock-ns": Option("5", "clock period"),
-        "synthesize": Option("auto", "run Vitis HLS: where it is on PATH, always, never", ("auto", "yes", "no")),
+        "synthesize": Option(
+            "auto", "run Vitis HLS: where it is on PATH, always, never", ("auto", "yes", "no")
+        ),
     },
     files=files,
     rewrite=for_qonnx,

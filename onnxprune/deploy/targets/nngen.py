@@ -18,19 +18,29 @@ def parse(results: Path, model: str) -> Result:
     """Cycles, agreement with onnxruntime, and whether the hardware equals its integer model."""
     found = numbers(load_json(results / f"{model}.json", f"NNgen's result for {model}"))
     wrong = found.get("outputs_wrong", 0.0)
-    notes = (f"{wrong:g} of {found['outputs']:g} simulated outputs differ from the integer model",) if wrong else ()
+    notes = (
+        (f"{wrong:g} of {found['outputs']:g} simulated outputs differ from the integer model",)
+        if wrong
+        else ()
+    )
     return Result(model, found, notes=notes)
 
 
 def _whole_steps(node: Node) -> Iterator[tuple[str, str]]:
     if node.get("strides") != node.get("kernel_shape"):
-        yield "unsupported", "average pooling whose stride is not its kernel gave wrong integers in simulation (NNgen 1.3.4)"
+        yield (
+            "unsupported",
+            "average pooling whose stride is not its kernel gave wrong integers in simulation (NNgen 1.3.4)",
+        )
 
 
 def _pads(node: Node) -> Iterator[tuple[str, str]]:
     pads = node.get("pads", ())
     if len(set(pads)) > 1:
-        yield "unsupported", f"pads {tuple(pads)} are not the same on all sides, which NNgen's importer needs"
+        yield (
+            "unsupported",
+            f"pads {tuple(pads)} are not the same on all sides, which NNgen's importer needs",
+        )
     if node.get("auto_pad", "NOTSET") not in ("NOTSET", "SAME_UPPER"):
         yield "unsupported", f"auto_pad {node.get('auto_pad')}"
 
@@ -45,14 +55,48 @@ TARGET = Target(
     name="nngen",
     title="NNgen",
     script="nngen",
-    needs=("Python with nngen 1.3.4 (tools/setup_nngen.sh)", "Icarus Verilog (iverilog) for cycles"),
+    needs=(
+        "Python with nngen 1.3.4 (tools/setup_nngen.sh)",
+        "Icarus Verilog (iverilog) for cycles",
+    ),
     ops={
-        "Conv": (limits.rank(4), limits.constant_weights(), limits.no_groups(False), limits.no_dilation(), _pads),
+        "Conv": (
+            limits.rank(4),
+            limits.constant_weights(),
+            limits.no_groups(False),
+            limits.no_dilation(),
+            _pads,
+        ),
         "Gemm": (limits.constant_weights(), _transposed),
-        "MaxPool": _POOL, "AveragePool": (*_POOL, _whole_steps),
-        "Relu": (), "LeakyRelu": (), "Sigmoid": (limits.always("note", "a look-up table of 256 entries"),), "BatchNormalization": (limits.rank(4),),
-        **{op: () for op in ("Add", "Sub", "Mul", "Div", "Concat", "Flatten", "Reshape", "Transpose", "Pad", "Squeeze", "Unsqueeze", "Slice", "Identity")},
-        "ReduceMax": (), "ReduceMin": (), "ReduceSum": (), "ArgMax": (), "Upsample": (),
+        "MaxPool": _POOL,
+        "AveragePool": (*_POOL, _whole_steps),
+        "Relu": (),
+        "LeakyRelu": (),
+        "Sigmoid": (limits.always("note", "a look-up table of 256 entries"),),
+        "BatchNormalization": (limits.rank(4),),
+        **{
+            op: ()
+            for op in (
+                "Add",
+                "Sub",
+                "Mul",
+                "Div",
+                "Concat",
+                "Flatten",
+                "Reshape",
+                "Transpose",
+                "Pad",
+                "Squeeze",
+                "Unsqueeze",
+                "Slice",
+                "Identity",
+            )
+        },
+        "ReduceMax": (),
+        "ReduceMin": (),
+        "ReduceSum": (),
+        "ArgMax": (),
+        "Upsample": (),
     },
     parse=parse,
     options={

@@ -22,7 +22,9 @@ def is_qonnx(model: Model) -> bool:
     return any(n.domain in QONNX_DOMAINS and n.op_type in QONNX_OPS for n in model.proto.graph.node)
 
 
-def quantised(prepared: Prepared, samples: Samples | None, weight_bits: int, activation_bits: int) -> Model:
+def quantised(
+    prepared: Prepared, samples: Samples | None, weight_bits: int, activation_bits: int
+) -> Model:
     """A copy with Quant nodes on the inputs (8 bits), on the weights of layers, and behind every Relu and Clip; one scale a tensor.
 
     Scales are those of the largest values: of weights, and of what the samples (seeded uniform numbers without) give. Nothing is trained, so the copy is
@@ -38,9 +40,19 @@ def quantised(prepared: Prepared, samples: Samples | None, weight_bits: int, act
     def quantiser(source: str, target: str, bits: int, top: float, signed: bool) -> NodeProto:
         levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
         values = {"scale": max(top, 1e-6) / levels, "zero": 0.0, "bits": float(bits)}
-        scalars = [add_initializer(copy, f"{target}.{suffix}", np.array(value, np.float32)) for suffix, value in values.items()]
+        scalars = [
+            add_initializer(copy, f"{target}.{suffix}", np.array(value, np.float32))
+            for suffix, value in values.items()
+        ]
         return helper.make_node(
-            "Quant", [source, *scalars], [target], f"{target}.quantiser", domain=QONNX_DOMAINS[0], signed=int(signed), narrow=int(signed), rounding_mode="ROUND"
+            "Quant",
+            [source, *scalars],
+            [target],
+            f"{target}.quantiser",
+            domain=QONNX_DOMAINS[0],
+            signed=int(signed),
+            narrow=int(signed),
+            rounding_mode="ROUND",
         )
 
     for name in inputs:
@@ -51,7 +63,15 @@ def quantised(prepared: Prepared, samples: Samples | None, weight_bits: int, act
             node.input[index] = renamed.get(name, name)
         if node.op_type in _LAYERS and (weight := node.input[1]) in copy.weights:
             renamed[weight] = node.input[1] = f"{weight}.rounded"
-            nodes.append(quantiser(weight, renamed[weight], weight_bits, float(np.abs(copy.weights[weight].array()).max()), True))
+            nodes.append(
+                quantiser(
+                    weight,
+                    renamed[weight],
+                    weight_bits,
+                    float(np.abs(copy.weights[weight].array()).max()),
+                    True,
+                )
+            )
         nodes.append(node)
         if node.output[0] in positive:
             made = node.output[0]
@@ -63,7 +83,9 @@ def quantised(prepared: Prepared, samples: Samples | None, weight_bits: int, act
     return copy
 
 
-def _ranges(prepared: Prepared, samples: Samples | None, tensors: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+def _ranges(
+    prepared: Prepared, samples: Samples | None, tensors: list[str]
+) -> tuple[dict[str, float], dict[str, float]]:
     """Largest absolute value and least value of the inputs and of `tensors`."""
     samples = prepared.invented(RANGE_SAMPLES) if samples is None else samples
     session = Session(prepared.model, tensors) if tensors else None
@@ -71,7 +93,10 @@ def _ranges(prepared: Prepared, samples: Samples | None, tensors: list[str]) -> 
     least: dict[str, float] = {}
     for row in prepared.feeds(samples)[:RANGE_SAMPLES]:
         feeds = {n: values.astype(np.float32) for n, values in row.items()}
-        for name, values in {**feeds, **(session.run(feeds) if session is not None else {})}.items():
+        for name, values in {
+            **feeds,
+            **(session.run(feeds) if session is not None else {}),
+        }.items():
             largest[name] = max(largest.get(name, 0.0), float(np.abs(values).max()))
             least[name] = min(least.get(name, 0.0), float(values.min()))
     return largest, least

@@ -14,7 +14,10 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except OSError as problem:
-        raise DataError("results-missing", f"{what} is not there ({path.name}: {problem.strerror}); did run.py end well?") from problem
+        raise DataError(
+            "results-missing",
+            f"{what} is not there ({path.name}: {problem.strerror}); did run.py end well?",
+        ) from problem
     except (ValueError, RecursionError) as problem:
         raise DataError("report-invalid", f"{path} is not JSON: {problem}") from problem
     if not isinstance(found, dict):
@@ -24,4 +27,8 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
 
 def numbers(found: dict[str, Any]) -> dict[str, float]:
     """The entries that are numbers."""
-    return {k: float(v) for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float("inf")}
+    return {
+        k: float(v)
+        for k, v in found.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float("inf")
+    }

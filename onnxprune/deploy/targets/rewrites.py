@@ -23,7 +23,11 @@ def whole_image_pool(model: Model, shapes: Shapes) -> None:
         shape = shapes.shape(node.input[0]) if node.op_type == "GlobalAveragePool" else None
         if shape is not None and len(shape) == 4 and all(isinstance(d, int) for d in shape):
             node.op_type = "AveragePool"
-            for name, value in (("kernel_shape", shape[2:]), ("strides", shape[2:]), ("pads", (0, 0, 0, 0))):
+            for name, value in (
+                ("kernel_shape", shape[2:]),
+                ("strides", shape[2:]),
+                ("pads", (0, 0, 0, 0)),
+            ):
                 set_attribute(node, name, list(value))
 
 
@@ -40,18 +44,33 @@ def pool_as_depthwise(model: Model, shapes: Shapes) -> None:
     GlobalAveragePool over the wrong axes without a word (argmax right on 0 of 24 inputs; as a convolution on 24 of 24).
     """
     for node in model.proto.graph.node:
-        shape = shapes.shape(node.input[0]) if node.op_type in ("GlobalAveragePool", "AveragePool") else None
+        shape = (
+            shapes.shape(node.input[0])
+            if node.op_type in ("GlobalAveragePool", "AveragePool")
+            else None
+        )
         if shape is None or len(shape) != 4 or not all(isinstance(d, int) for d in shape):
             continue
         padded = any(attribute(node, "pads", ())) and not attribute(node, "count_include_pad", 0)
-        if padded or attribute(node, "ceil_mode", 0) or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+        if (
+            padded
+            or attribute(node, "ceil_mode", 0)
+            or attribute(node, "auto_pad", "NOTSET") != "NOTSET"
+        ):
             continue
         kernel = attribute(node, "kernel_shape", shape[2:])
         conv = {
-            "group": shape[1], "kernel_shape": list(kernel), "strides": attribute(node, "strides", [1, 1]), "dilations": [1, 1],
+            "group": shape[1],
+            "kernel_shape": list(kernel),
+            "strides": attribute(node, "strides", [1, 1]),
+            "dilations": [1, 1],
             "pads": attribute(node, "pads", [0, 0, 0, 0]),
         }
-        weight = np.full((shape[1], 1, *kernel), 1 / np.prod(kernel), onnx.helper.tensor_dtype_to_np_dtype(shapes.dtype(node.input[0])))
+        weight = np.full(
+            (shape[1], 1, *kernel),
+            1 / np.prod(kernel),
+            onnx.helper.tensor_dtype_to_np_dtype(shapes.dtype(node.input[0])),
+        )
         _add(model, f"{node.output[0]}_mean", weight)
         node.op_type = "Conv"
         node.input.append(f"{node.output[0]}_mean")
@@ -67,7 +86,11 @@ def gemm_bias(model: Model, shapes: Shapes) -> None:
             continue
         name = f"{node.output[0]}_no_bias"
         weight = model.weights[node.input[1]]
-        _add(model, name, np.zeros(weight.shape[0], onnx.helper.tensor_dtype_to_np_dtype(weight.dtype)))
+        _add(
+            model,
+            name,
+            np.zeros(weight.shape[0], onnx.helper.tensor_dtype_to_np_dtype(weight.dtype)),
+        )
         node.input.append(name)
 
 

@@ -18,8 +18,14 @@ def parse(results: Path, model: str) -> Result:
     if not path.is_file():
         raise DataError("results-missing", f"{path} is missing; did run.py end well?")
     layers = results / f"{model}.layers.csv"
-    by_layer = parse_layers(layers.read_text(encoding="utf-8", errors="replace")) if layers.is_file() else {}
-    return Result(model, parse_summary(path.read_text(encoding="utf-8", errors="replace")), by_layer, "cycles")
+    by_layer = (
+        parse_layers(layers.read_text(encoding="utf-8", errors="replace"))
+        if layers.is_file()
+        else {}
+    )
+    return Result(
+        model, parse_summary(path.read_text(encoding="utf-8", errors="replace")), by_layer, "cycles"
+    )
 
 
 def parse_summary(text: str) -> dict[str, float]:
@@ -64,9 +70,14 @@ def _rows(text: str) -> list[dict[str, str]]:
 
 
 _COLUMNS = (
-    ("cycles", "cycles_total", 1.0), ("npu_cycles", "cycles_npu", 1.0), ("sram_access_cycles", "cycles_sram_access", 1.0),
-    ("off_chip_flash_access_cycles", "cycles_off_chip_flash_access", 1.0), ("latency_ms", "inference_time", 1e3), ("macs", "nn_macs", 1.0),
-    ("sram_kib", "sram_memory_used", 1.0), ("off_chip_flash_kib", "off_chip_flash_memory_used", 1.0),
+    ("cycles", "cycles_total", 1.0),
+    ("npu_cycles", "cycles_npu", 1.0),
+    ("sram_access_cycles", "cycles_sram_access", 1.0),
+    ("off_chip_flash_access_cycles", "cycles_off_chip_flash_access", 1.0),
+    ("latency_ms", "inference_time", 1e3),
+    ("macs", "nn_macs", 1.0),
+    ("sram_kib", "sram_memory_used", 1.0),
+    ("off_chip_flash_kib", "off_chip_flash_memory_used", 1.0),
 )
 
 
@@ -74,32 +85,89 @@ def _kernel(node: Node) -> Iterator[tuple[str, str]]:
     """Vela's supported operators: height up to 64, height x width up to 4096, strides up to 3."""
     kernel = node.kernel
     if kernel and (kernel[0] > 64 or kernel[0] * kernel[-1] > 64 * 64):
-        yield "fallback", f"kernel {'x'.join(map(str, kernel))} is over 64 in height or 4096 in area"
+        yield (
+            "fallback",
+            f"kernel {'x'.join(map(str, kernel))} is over 64 in height or 4096 in area",
+        )
 
 
-_CONV = (limits.rank(4, "fallback"), limits.constant_weights("fallback"), limits.stride_at_most(3, "fallback"), _kernel, limits.channels_multiple(16))
+_CONV = (
+    limits.rank(4, "fallback"),
+    limits.constant_weights("fallback"),
+    limits.stride_at_most(3, "fallback"),
+    _kernel,
+    limits.channels_multiple(16),
+)
 _POOL = (limits.rank(4, "fallback"), limits.stride_at_most(3, "fallback"), _kernel)
 TARGET = Target(
     name="vela",
     title="Ethos-U",
     script="vela",
-    needs=("ethos-u-vela 5.2 and onnx2tf with TensorFlow (tools/setup_vela.sh), or int8 TFLite files (--tflite FOLDER)",),
+    needs=(
+        "ethos-u-vela 5.2 and onnx2tf with TensorFlow (tools/setup_vela.sh), or int8 TFLite files (--tflite FOLDER)",
+    ),
     ops={
-        "Conv": (*_CONV, limits.no_groups(True, "fallback")), "ConvTranspose": _CONV,
-        "Gemm": (limits.constant_weights("fallback"), limits.channels_multiple(16)), "MatMul": (limits.constant_weights("fallback"), limits.channels_multiple(16)),
-        "MaxPool": _POOL, "AveragePool": _POOL, "GlobalAveragePool": (limits.rank(4, "fallback"),),
-        "Relu": (), "Clip": (), "LeakyRelu": (), "Sigmoid": (), "Tanh": (), "HardSwish": (), "Softmax": (),
-        **{op: () for op in ("Add", "Sub", "Mul", "Min", "Max", "Concat", "Split", "Slice", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")},
-        "Resize": (), "ReduceMean": (), "BatchNormalization": (), "Identity": (), "QuantizeLinear": (), "DequantizeLinear": (),
+        "Conv": (*_CONV, limits.no_groups(True, "fallback")),
+        "ConvTranspose": _CONV,
+        "Gemm": (limits.constant_weights("fallback"), limits.channels_multiple(16)),
+        "MatMul": (limits.constant_weights("fallback"), limits.channels_multiple(16)),
+        "MaxPool": _POOL,
+        "AveragePool": _POOL,
+        "GlobalAveragePool": (limits.rank(4, "fallback"),),
+        "Relu": (),
+        "Clip": (),
+        "LeakyRelu": (),
+        "Sigmoid": (),
+        "Tanh": (),
+        "HardSwish": (),
+        "Softmax": (),
+        **{
+            op: ()
+            for op in (
+                "Add",
+                "Sub",
+                "Mul",
+                "Min",
+                "Max",
+                "Concat",
+                "Split",
+                "Slice",
+                "Pad",
+                "Reshape",
+                "Flatten",
+                "Transpose",
+                "Squeeze",
+                "Unsqueeze",
+            )
+        },
+        "Resize": (),
+        "ReduceMean": (),
+        "BatchNormalization": (),
+        "Identity": (),
+        "QuantizeLinear": (),
+        "DequantizeLinear": (),
     },
     otherwise="fallback",
     parse=parse,
     options={
-        "accelerator": Option("ethos-u55-128", "Vela's name of the accelerator", (
-            "ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256", "ethos-u65-256", "ethos-u65-512",
-        )),
-        "tflite": Option("", "folder with original.tflite and pruned.tflite, to leave out the conversion"),
+        "accelerator": Option(
+            "ethos-u55-128",
+            "Vela's name of the accelerator",
+            (
+                "ethos-u55-32",
+                "ethos-u55-64",
+                "ethos-u55-128",
+                "ethos-u55-256",
+                "ethos-u65-256",
+                "ethos-u65-512",
+            ),
+        ),
+        "tflite": Option(
+            "", "folder with original.tflite and pruned.tflite, to leave out the conversion"
+        ),
     },
     multiple=16,
-    sources=("https://gitlab.arm.com/artificial-intelligence/ethos-u/ethos-u-vela (SUPPORTED_OPS.md)",),
+    sources=(
+        "https://gitlab.arm.com/artificial-intelligence/ethos-u/ethos-u-vela (SUPPORTED_OPS.md)",
+    ),
 )

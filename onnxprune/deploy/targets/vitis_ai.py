@@ -19,7 +19,10 @@ def parse(results: Path, model: str) -> Result:
     """Images a second where a DPU ran it, and how many parts the compiler cut it into."""
     compiled, timed = results / f"{model}.compile.log", results / f"{model}.benchmark.log"
     if not compiled.is_file() and not timed.is_file():
-        raise DataError("results-missing", f"{results} has neither {compiled.name} nor {timed.name}; did run.py end well?")
+        raise DataError(
+            "results-missing",
+            f"{results} has neither {compiled.name} nor {timed.name}; did run.py end well?",
+        )
     figures: dict[str, float] = {}
     notes: list[str] = []
     if compiled.is_file() and (parts := _COUNTS.search(compiled.read_text(errors="replace"))):
@@ -42,7 +45,12 @@ def _channel_parallel(node: Node) -> Iterator[tuple[str, str]]:
 
 
 _CONV = (
-    limits.rank(4), limits.constant_weights(), limits.no_groups(True), limits.kernel_at_most(16), limits.stride_at_most(8), _channel_parallel,
+    limits.rank(4),
+    limits.constant_weights(),
+    limits.no_groups(True),
+    limits.kernel_at_most(16),
+    limits.stride_at_most(8),
+    _channel_parallel,
 )
 _POOL = (limits.rank(4), limits.kernel_at_most(256), limits.stride_at_most(256))
 _CONFIGURED = (limits.always("note", "only where the IP is configured for it"),)
@@ -50,23 +58,52 @@ TARGET = Target(
     name="vitis-ai",
     title="DPUCZDX8G",
     script="vitis_ai",
-    needs=("AMD's Vitis AI 3.5 container (vai_q_onnx, vai_c_xir)", "a board with a DPU for times (xdputil)"),
+    needs=(
+        "AMD's Vitis AI 3.5 container (vai_q_onnx, vai_c_xir)",
+        "a board with a DPU for times (xdputil)",
+    ),
     ops={
-        "Conv": _CONV, "ConvTranspose": _CONV, "Gemm": (limits.constant_weights(), _channel_parallel),
-        "MaxPool": _POOL, "AveragePool": _POOL, "GlobalAveragePool": (limits.rank(4),),
-        "Relu": (), "Clip": (limits.clip_is((0.0, 6.0)),),
-        "LeakyRelu": (limits.leaky_slope(26 / 256, "the slope is 26/256, and the IP has to be configured with LeakyReLU"),),
-        "HardSigmoid": _CONFIGURED, "HardSwish": _CONFIGURED,
-        "Add": (limits.same_shapes(),), "Mul": (limits.same_shapes(),), "Concat": (limits.attribute_is("axis", 1, 1, -3),),
-        "Resize": (limits.attribute_is("mode", "nearest", "nearest", "linear"),), "Pad": (), "Flatten": (), "Reshape": (), "Transpose": (),
-        "BatchNormalization": (), "Identity": (), "QuantizeLinear": (), "DequantizeLinear": (), "DepthToSpace": (), "SpaceToDepth": (),
+        "Conv": _CONV,
+        "ConvTranspose": _CONV,
+        "Gemm": (limits.constant_weights(), _channel_parallel),
+        "MaxPool": _POOL,
+        "AveragePool": _POOL,
+        "GlobalAveragePool": (limits.rank(4),),
+        "Relu": (),
+        "Clip": (limits.clip_is((0.0, 6.0)),),
+        "LeakyRelu": (
+            limits.leaky_slope(
+                26 / 256, "the slope is 26/256, and the IP has to be configured with LeakyReLU"
+            ),
+        ),
+        "HardSigmoid": _CONFIGURED,
+        "HardSwish": _CONFIGURED,
+        "Add": (limits.same_shapes(),),
+        "Mul": (limits.same_shapes(),),
+        "Concat": (limits.attribute_is("axis", 1, 1, -3),),
+        "Resize": (limits.attribute_is("mode", "nearest", "nearest", "linear"),),
+        "Pad": (),
+        "Flatten": (),
+        "Reshape": (),
+        "Transpose": (),
+        "BatchNormalization": (),
+        "Identity": (),
+        "QuantizeLinear": (),
+        "DequantizeLinear": (),
+        "DepthToSpace": (),
+        "SpaceToDepth": (),
     },
     otherwise="fallback",
     parse=parse,
     options={
-        "arch": Option("/opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json", "the DPU's arch.json"),
+        "arch": Option(
+            "/opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json", "the DPU's arch.json"
+        ),
         "threads": Option("1", "of xdputil benchmark"),
     },
     multiple=16,
-    sources=("https://docs.amd.com/r/en-US/pg338-dpu", "https://docs.amd.com/r/en-US/ug1414-vitis-ai (Operators Supported)"),
+    sources=(
+        "https://docs.amd.com/r/en-US/pg338-dpu",
+        "https://docs.amd.com/r/en-US/ug1414-vitis-ai (Operators Supported)",
+    ),
 )

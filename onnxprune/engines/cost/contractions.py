@@ -10,9 +10,9 @@ from onnx import NodeProto
 
 from onnxprune.engines.base import fixed
 from onnxprune.errors import ModelError
-from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label
+from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.shapes import infer
 
 Shape = tuple[int, ...]
@@ -87,19 +87,28 @@ def tensor_shapes(model: Model) -> dict[str, Shape]:
     """Shapes of all tensors whose axes are known after shape inference, initializers included."""
     found = infer(model)
     known = {name: found.shape(name) for name in found.types}
-    return {n: tuple(d for d in s if isinstance(d, int)) for n, s in known.items() if s is not None and all(isinstance(d, int) for d in s)}
+    return {
+        n: tuple(d for d in s if isinstance(d, int))
+        for n, s in known.items()
+        if s is not None and all(isinstance(d, int) for d in s)
+    }
 
 
 def _shape(known: Mapping[str, Shape], tensor: str, node: str) -> Shape:
     if tensor not in known:
-        raise ModelError("shapes-unknown", f"the shape of {tensor!r} at node {node!r} cannot be inferred; give the shapes of the model's inputs")
+        raise ModelError(
+            "shapes-unknown",
+            f"the shape of {tensor!r} at node {node!r} cannot be inferred; give the shapes of the model's inputs",
+        )
     return known[tensor]
 
 
 def _conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
     """A convolution as a product over im2col taps."""
     weight_name = node.input[3] if node.op_type == "QLinearConv" else node.input[1]
-    image, weight, out = (_shape(known, t, name) for t in (node.input[0], weight_name, node.output[0]))
+    image, weight, out = (
+        _shape(known, t, name) for t in (node.input[0], weight_name, node.output[0])
+    )
     groups, taps = attribute(node, "group", 1), math.prod(weight[2:])
     sizes = math.prod(image), math.prod(weight), math.prod(out)
     if node.op_type == "ConvTranspose":
@@ -113,7 +122,19 @@ def _gemm(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction
     """Gemm: the second operand is held."""
     a, b, out = (_shape(known, t, name) for t in (node.input[0], node.input[1], node.output[0]))
     k = a[0] if attribute(node, "transA", 0) else a[1]
-    return Contraction(name, node.op_type, out[0], k, out[1], 1, 1, math.prod(a), math.prod(b), math.prod(out), node.output[0])
+    return Contraction(
+        name,
+        node.op_type,
+        out[0],
+        k,
+        out[1],
+        1,
+        1,
+        math.prod(a),
+        math.prod(b),
+        math.prod(out),
+        node.output[0],
+    )
 
 
 def _matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
@@ -123,11 +144,40 @@ def _matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contracti
     sizes = math.prod(a), math.prod(b), math.prod(out)
     k, n = a[-1], b[-1] if len(b) > 1 else 1
     groups = math.prod(b[:-2])
-    return Contraction(name, node.op_type, math.prod(out) // max(1, n * groups), k, n, groups, 1, *sizes, node.output[0])
+    return Contraction(
+        name,
+        node.op_type,
+        math.prod(out) // max(1, n * groups),
+        k,
+        n,
+        groups,
+        1,
+        *sizes,
+        node.output[0],
+    )
 
 
 _RULES: Mapping[str, Callable[[str, NodeProto, Mapping[str, Shape]], Contraction]] = {
-    "Conv": _conv, "ConvTranspose": _conv, "ConvInteger": _conv, "QLinearConv": _conv,
-    "Gemm": _gemm, "MatMul": _matmul, "MatMulInteger": _matmul, "QLinearMatMul": _matmul,
+    "Conv": _conv,
+    "ConvTranspose": _conv,
+    "ConvInteger": _conv,
+    "QLinearConv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "MatMulInteger": _matmul,
+    "QLinearMatMul": _matmul,
 }
-_SKIPPED = frozenset({"Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "DeformConv", "If", "Loop", "Scan"})
+_SKIPPED = frozenset(
+    {
+        "Einsum",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Attention",
+        "MultiHeadAttention",
+        "DeformConv",
+        "If",
+        "Loop",
+        "Scan",
+    }
+)

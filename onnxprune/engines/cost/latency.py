@@ -49,11 +49,26 @@ class Probe:
     """
 
     def __init__(
-        self, engine: Engine, analysis: Analysis, options: Options = DEFAULTS, *, feeds: Mapping[str, np.ndarray] | None = None, schedule: Schedule = PROBE
+        self,
+        engine: Engine,
+        analysis: Analysis,
+        options: Options = DEFAULTS,
+        *,
+        feeds: Mapping[str, np.ndarray] | None = None,
+        schedule: Schedule = PROBE,
     ) -> None:
         require(engine)
-        self._engine, self._analysis, self._options, self._schedule = engine, analysis, options, schedule
-        self._feeds = dict(feeds) if feeds is not None else random_feeds(static_inputs(analysis.model, options.shapes))
+        self._engine, self._analysis, self._options, self._schedule = (
+            engine,
+            analysis,
+            options,
+            schedule,
+        )
+        self._feeds = (
+            dict(feeds)
+            if feeds is not None
+            else random_feeds(static_inputs(analysis.model, options.shapes))
+        )
         self._stack = ExitStack()
         self._base = self._stack.enter_context(engine.compile(analysis.model, options))
         self._known: dict[tuple[tuple[str, int], ...], float] = {}
@@ -67,7 +82,13 @@ class Probe:
         The same widths are measured once.
         """
         sizes = {g.name: g.size for g in self._analysis.groups}
-        widths = tuple(sorted((name, len(channels)) for name, channels in kept.items() if len(channels) < sizes[name]))
+        widths = tuple(
+            sorted(
+                (name, len(channels))
+                for name, channels in kept.items()
+                if len(channels) < sizes[name]
+            )
+        )
         if not widths:
             return self.original_ms
         if widths not in self._known:
@@ -90,9 +111,16 @@ class Probe:
         self.close()
 
     def _measure(self, kept: Kept) -> float:
-        with self._engine.compile(cut(self._analysis, self._analysis.plan(kept)), self._options) as candidate:
-            times = interleave({_BASE: self._sample(self._base), _CANDIDATE: self._sample(candidate)}, self._schedule)
-        base_ms, left_ms = (float(np.quantile(times[name], UNDISTURBED)) for name in (_BASE, _CANDIDATE))
+        with self._engine.compile(
+            cut(self._analysis, self._analysis.plan(kept)), self._options
+        ) as candidate:
+            times = interleave(
+                {_BASE: self._sample(self._base), _CANDIDATE: self._sample(candidate)},
+                self._schedule,
+            )
+        base_ms, left_ms = (
+            float(np.quantile(times[name], UNDISTURBED)) for name in (_BASE, _CANDIDATE)
+        )
         return self.original_ms * left_ms / base_ms
 
     def _sample(self, compiled: Any) -> Any:

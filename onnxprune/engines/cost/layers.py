@@ -24,7 +24,17 @@ from onnxprune.ir.io import Model, load
 CACHE_FORMAT = 1
 OPSET, IR_VERSION = 13, 8  # every engine here reads them
 TIMED_MS, MIN_RUNS, MAX_RUNS = 15.0, 8, 200
-_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "output_padding", "pads", "strides", "transA", "transB")
+_ATTRIBUTES = (
+    "auto_pad",
+    "dilations",
+    "group",
+    "kernel_shape",
+    "output_padding",
+    "pads",
+    "strides",
+    "transA",
+    "transB",
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,12 @@ class LayerSpec:
     @property
     def depthwise(self) -> bool:
         """Every channel has a filter of its own."""
-        return self.op == "Conv" and self.group > 1 and self.group == self.input[1] and self.weight[1] == 1
+        return (
+            self.op == "Conv"
+            and self.group > 1
+            and self.group == self.input[1]
+            and self.weight[1] == 1
+        )
 
     def resized(self, inputs: int, outputs: int) -> LayerSpec:
         """The same layer with that many input and output channels; a depthwise one gets as many groups as inputs.
@@ -60,8 +75,18 @@ class LayerSpec:
         """
         group = inputs if self.depthwise else self.group
         if inputs % group or outputs % group or min(inputs, outputs) < 1:
-            raise EngineError("layer-width", f"{self.op} with {group} groups cannot have {inputs} input and {outputs} output channels")
-        channel = 1 if self.op in ("Conv", "ConvTranspose") or (self.op == "Gemm" and not dict(self.attributes).get("transA")) else 0 if self.op == "Gemm" else -1
+            raise EngineError(
+                "layer-width",
+                f"{self.op} with {group} groups cannot have {inputs} input and {outputs} output channels",
+            )
+        channel = (
+            1
+            if self.op in ("Conv", "ConvTranspose")
+            or (self.op == "Gemm" and not dict(self.attributes).get("transA"))
+            else 0
+            if self.op == "Gemm"
+            else -1
+        )
         shape = list(self.input)
         shape[channel] = inputs
         rest = self.weight[2:]
@@ -77,11 +102,24 @@ class LayerSpec:
         return replace(self, input=tuple(shape), weight=weight, attributes=attributes)
 
 
-def layer_spec(node: NodeProto, input_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> LayerSpec:
+def layer_spec(
+    node: NodeProto, input_shape: tuple[int, ...], weight_shape: tuple[int, ...]
+) -> LayerSpec:
     """The spec of a node whose first input is the activation and second the weight."""
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _ATTRIBUTES}
-    plain = {k: v.decode() if isinstance(v, bytes) else tuple(v) if isinstance(v, list) else v for k, v in attributes.items()}
-    return LayerSpec(node.op_type, tuple(input_shape), tuple(weight_shape), tuple(sorted(plain.items())), len(node.input) > 2 and node.input[2] != "")
+    attributes = {
+        a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _ATTRIBUTES
+    }
+    plain = {
+        k: v.decode() if isinstance(v, bytes) else tuple(v) if isinstance(v, list) else v
+        for k, v in attributes.items()
+    }
+    return LayerSpec(
+        node.op_type,
+        tuple(input_shape),
+        tuple(weight_shape),
+        tuple(sorted(plain.items())),
+        len(node.input) > 2 and node.input[2] != "",
+    )
 
 
 def layer_model(spec: LayerSpec, seed: int = 0) -> Model:
@@ -90,13 +128,29 @@ def layer_model(spec: LayerSpec, seed: int = 0) -> Model:
     weight = generator.standard_normal(spec.weight, np.float32)
     constants = [numpy_helper.from_array(weight, "w")]
     if spec.bias:
-        width = weight.shape[1] * spec.group if spec.op == "ConvTranspose" else weight.shape[-1] if _columns(spec) else weight.shape[0]
+        width = (
+            weight.shape[1] * spec.group
+            if spec.op == "ConvTranspose"
+            else weight.shape[-1]
+            if _columns(spec)
+            else weight.shape[0]
+        )
         constants.append(numpy_helper.from_array(np.zeros(width, np.float32), "b"))
-    node = helper.make_node(spec.op, ["x", *(c.name for c in constants)], ["y"], name="layer", **dict(spec.attributes))
-    graph = helper.make_graph(
-        [node], "layer", [helper.make_tensor_value_info("x", TensorProto.FLOAT, spec.input)], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants
+    node = helper.make_node(
+        spec.op, ["x", *(c.name for c in constants)], ["y"], name="layer", **dict(spec.attributes)
     )
-    return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION))
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, spec.input)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        constants,
+    )
+    return load(
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
+    )
 
 
 def _columns(spec: LayerSpec) -> bool:
@@ -127,7 +181,9 @@ class LatencyCache:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, {"format": CACHE_FORMAT, "times_ms": dict(sorted(self._times.items()))})
+        write_json(
+            self.path, {"format": CACHE_FORMAT, "times_ms": dict(sorted(self._times.items()))}
+        )
 
     def _read(self) -> dict[str, float]:
         """What the file holds; a file that is not there or of another format counts as empty, times can be measured again."""
@@ -145,13 +201,20 @@ class LatencyCache:
 def cache_key(engine: Engine, spec: LayerSpec, options: Options) -> str:
     """Everything a layer's time depends on."""
     facts: Mapping[str, Any] = {
-        "engine": engine.name, "version": engine.version(), "cpu": describe(), "threads": options.threads, "precision": options.precision,
-        "level": options.level, **asdict(spec),
+        "engine": engine.name,
+        "version": engine.version(),
+        "cpu": describe(),
+        "threads": options.threads,
+        "precision": options.precision,
+        "level": options.level,
+        **asdict(spec),
     }
     return json.dumps(facts, sort_keys=True, separators=(",", ":"))
 
 
-def time_layer(engine: Engine, spec: LayerSpec, options: Options, cache: LatencyCache | None = None) -> float:
+def time_layer(
+    engine: Engine, spec: LayerSpec, options: Options, cache: LatencyCache | None = None
+) -> float:
     """Milliseconds of one layer alone.
 
     Where the engine has a profile, its kernels that compute the layer count and layout changes at the border do not: inside a network

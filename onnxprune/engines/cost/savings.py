@@ -20,9 +20,13 @@ LEAST = 1e-3  # of the largest saving: no group is free, and none saves less tha
 
 
 def group_savings(
-    engine: Engine, analysis: Analysis, options: Options = DEFAULTS, cache: LatencyCache | None = None, tell: Callable[[str], None] = lambda _: None,
+    engine: Engine,
+    analysis: Analysis,
+    options: Options = DEFAULTS,
+    cache: LatencyCache | None = None,
+    tell: Callable[[str], None] = lambda _: None,
     to: Mapping[str, int] | None = None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Milliseconds that each group as a whole is worth: what halving it alone saves in the layers it touches, scaled to all of it.
 
     Layers are timed alone, at both widths, each shape once. What is no contraction counts nothing.
@@ -44,27 +48,38 @@ def group_savings(
     for number, group in enumerate(analysis.groups):
         tell(f"timing layers, group {number + 1} of {len(analysis.groups)}")
         half = -(-(group.size // 2) // multiple) * multiple
-        kept = (to or {}).get(group.name, half if 0 < half < group.size else max(group.size // 2, 1))
+        kept = (to or {}).get(
+            group.name, half if 0 < half < group.size else max(group.size // 2, 1)
+        )
         saved = 0.0
         for before, after, share in _changes(specs, analysis.members(group.name), kept):
-            saved += time_layer(engine, before, options, cache) - share * time_layer(engine, after, options, cache)
+            saved += time_layer(engine, before, options, cache) - share * time_layer(
+                engine, after, options, cache
+            )
         found[group.name] = saved * group.size / max(group.size - kept, 1)
     floor = LEAST * max(found.values(), default=0.0)
     return {name: max(ms, floor) for name, ms in found.items()}
 
 
-def layer_specs(analysis: Analysis, options: Options = DEFAULTS) -> dict[str, tuple[LayerSpec, str]]:
+def layer_specs(
+    analysis: Analysis, options: Options = DEFAULTS
+) -> dict[str, tuple[LayerSpec, str]]:
     """Node -> (its shapes, its weight) of every contraction with a constant weight and known shapes."""
     model = analysis.model
     known = tensor_shapes(fixed(model, options.shapes))
     found = {}
     for node in model.proto.graph.node:
         if node.op_type in _OPS and node.input[1] in model.weights and node.input[0] in known:
-            found[label(node)] = (layer_spec(node, known[node.input[0]], model.weights[node.input[1]].shape), node.input[1])
+            found[label(node)] = (
+                layer_spec(node, known[node.input[0]], model.weights[node.input[1]].shape),
+                node.input[1],
+            )
     return found
 
 
-def _changes(specs: Mapping[str, tuple[LayerSpec, str]], members: tuple[Member, ...], kept: int) -> list[tuple[LayerSpec, LayerSpec, float]]:
+def _changes(
+    specs: Mapping[str, tuple[LayerSpec, str]], members: tuple[Member, ...], kept: int
+) -> list[tuple[LayerSpec, LayerSpec, float]]:
     """(shapes before, after, factor on the time after) of the layers that change when the first `kept` channels of a group stay."""
     gone: dict[str, list[int]] = {}
     for member in members:
@@ -73,7 +88,9 @@ def _changes(specs: Mapping[str, tuple[LayerSpec, str]], members: tuple[Member, 
             places = _widths(specs[node][0])
             if member.site.axis in places:
                 counts = gone.setdefault(node, [0, 0])
-                counts[places.index(member.site.axis)] += int(np.count_nonzero(member.channels >= kept))
+                counts[places.index(member.site.axis)] += int(
+                    np.count_nonzero(member.channels >= kept)
+                )
     found = []
     for node, (inputs, outputs) in gone.items():
         spec = specs[node][0]
@@ -82,7 +99,9 @@ def _changes(specs: Mapping[str, tuple[LayerSpec, str]], members: tuple[Member, 
         if spec.depthwise:
             left = wide_out - outputs
             found.append((spec, spec.resized(left * spec.input[1] // wide_out, left), 1.0))
-        elif spec.group > 1:  # whole groups or positions in them: the shape that is left is not known here, the share of the work is
+        elif (
+            spec.group > 1
+        ):  # whole groups or positions in them: the shape that is left is not known here, the share of the work is
             found.append((spec, spec, (1 - inputs / wide_in) * (1 - outputs / wide_out)))
         else:
             found.append((spec, spec.resized(wide_in - inputs, wide_out - outputs), 1.0))
@@ -93,4 +112,8 @@ def _widths(spec: LayerSpec) -> tuple[int, int]:
     """Axes of the weight that are the input and the output channels."""
     if spec.op == "Conv" or (spec.op == "Gemm" and dict(spec.attributes).get("transB")):
         return 1, 0
-    return (0, 1) if spec.op in ("ConvTranspose", "Gemm") else (len(spec.weight) - 2, len(spec.weight) - 1)
+    return (
+        (0, 1)
+        if spec.op in ("ConvTranspose", "Gemm")
+        else (len(spec.weight) - 2, len(spec.weight) - 1)
+    )

@@ -46,9 +46,19 @@ class Array:
     tap_group: int = 1
 
     def __post_init__(self) -> None:
-        sizes = (self.rows, self.columns, self.pixels, self.multiple, self.weight_bits, self.activation_bits)
+        sizes = (
+            self.rows,
+            self.columns,
+            self.pixels,
+            self.multiple,
+            self.weight_bits,
+            self.activation_bits,
+        )
         if min(sizes) < 1 or self.clock_mhz <= 0 or self.bandwidth_bytes <= 0:
-            raise UsageError("array-size", f"array {self.name!r}: rows, columns, pixels, bits, clock and bandwidth must be positive")
+            raise UsageError(
+                "array-size",
+                f"array {self.name!r}: rows, columns, pixels, bits, clock and bandwidth must be positive",
+            )
 
     @property
     def peak_macs(self) -> int:
@@ -131,17 +141,34 @@ def compute_cycles(array: Array, layer: Contraction) -> int:
 
 def estimate_layer(array: Array, layer: Contraction) -> LayerEstimate:
     """Arithmetic and memory of one layer; inputs, weights and outputs each cross the bus once."""
-    bits = layer.weight_size * array.weight_bits + (layer.input_size + layer.output_size) * array.activation_bits
+    bits = (
+        layer.weight_size * array.weight_bits
+        + (layer.input_size + layer.output_size) * array.activation_bits
+    )
     traffic = math.ceil(bits / 8)
     compute, memory = compute_cycles(array, layer), math.ceil(traffic / array.bandwidth_bytes)
     used = layer.macs / (max(compute, memory, 1) * array.peak_macs)
-    return LayerEstimate(layer.name, layer.op, layer.output, layer.macs, compute, memory, traffic, used, layer.macs / max(1, traffic))
+    return LayerEstimate(
+        layer.name,
+        layer.op,
+        layer.output,
+        layer.macs,
+        compute,
+        memory,
+        traffic,
+        used,
+        layer.macs / max(1, traffic),
+    )
 
 
-def estimate(model: Model, array: Array, shapes: Mapping[str, Sequence[int]] | None = None) -> Estimate:
+def estimate(
+    model: Model, array: Array, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Estimate:
     """Cycles of every contraction of a graph; see `contractions` for `shapes` and errors."""
     found = contractions(model, shapes)
-    return Estimate(array, tuple(estimate_layer(array, layer) for layer in found.layers), found.skipped)
+    return Estimate(
+        array, tuple(estimate_layer(array, layer) for layer in found.layers), found.skipped
+    )
 
 
 def square(size: int) -> Array:
@@ -166,12 +193,24 @@ def _ethos(name: str, pixels: int, columns: int, clock_mhz: float, bandwidth_byt
 PRESETS: Mapping[str, Array] = {
     array.name: array
     for array in (
-        square(8), square(16), square(32), Array("gemmini", 16, 16),
-        _dpu("dpu-b512", 4, 8), _dpu("dpu-b800", 4, 10), _dpu("dpu-b1024", 8, 8), _dpu("dpu-b1152", 4, 12),
-        _dpu("dpu-b1600", 8, 10), _dpu("dpu-b2304", 8, 12), _dpu("dpu-b3136", 8, 14), _dpu("dpu-b4096", 8, 16),
-        _ethos("ethos-u55-32", 1, 4, 500.0, 8.0), _ethos("ethos-u55-64", 1, 8, 500.0, 8.0),
-        _ethos("ethos-u55-128", 2, 8, 500.0, 8.0), _ethos("ethos-u55-256", 4, 8, 500.0, 8.0),
-        _ethos("ethos-u65-256", 4, 8, 1000.0, 16.0), _ethos("ethos-u65-512", 4, 16, 1000.0, 16.0),
+        square(8),
+        square(16),
+        square(32),
+        Array("gemmini", 16, 16),
+        _dpu("dpu-b512", 4, 8),
+        _dpu("dpu-b800", 4, 10),
+        _dpu("dpu-b1024", 8, 8),
+        _dpu("dpu-b1152", 4, 12),
+        _dpu("dpu-b1600", 8, 10),
+        _dpu("dpu-b2304", 8, 12),
+        _dpu("dpu-b3136", 8, 14),
+        _dpu("dpu-b4096", 8, 16),
+        _ethos("ethos-u55-32", 1, 4, 500.0, 8.0),
+        _ethos("ethos-u55-64", 1, 8, 500.0, 8.0),
+        _ethos("ethos-u55-128", 2, 8, 500.0, 8.0),
+        _ethos("ethos-u55-256", 4, 8, 500.0, 8.0),
+        _ethos("ethos-u65-256", 4, 8, 1000.0, 16.0),
+        _ethos("ethos-u65-512", 4, 16, 1000.0, 16.0),
     )
 }
 
@@ -206,7 +245,14 @@ def described(name: str) -> ArrayEngine | None:
     if array is None:
         return None
     clock, bus = parts["mhz"], parts["bytes"]
-    return ArrayEngine(replace(array, name=name, clock_mhz=float(clock or array.clock_mhz), bandwidth_bytes=float(bus or array.bandwidth_bytes)))
+    return ArrayEngine(
+        replace(
+            array,
+            name=name,
+            clock_mhz=float(clock or array.clock_mhz),
+            bandwidth_bytes=float(bus or array.bandwidth_bytes),
+        )
+    )
 
 
 class Modelled(Compiled):
@@ -229,7 +275,15 @@ class Modelled(Compiled):
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         milliseconds = 1e3 * self.estimate.array.clock_mhz
         return tuple(
-            LayerTime(e.name, f"{e.op} ({e.bound})", e.cycles / milliseconds, (e.name,), (e.output,), e.output) for e in self.estimate.layers
+            LayerTime(
+                e.name,
+                f"{e.op} ({e.bound})",
+                e.cycles / milliseconds,
+                (e.name,),
+                (e.output,),
+                e.output,
+            )
+            for e in self.estimate.layers
         )
 
 
@@ -260,7 +314,9 @@ class ArrayEngine:
 
     def limits(self) -> Mapping[str, str]:
         """What the figures leave out."""
-        return {"model": "computed, not measured: contractions only, everything else taken as fused, operands cross the bus once"}
+        return {
+            "model": "computed, not measured: contractions only, everything else taken as fused, operands cross the bus once"
+        }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
         """The array's columns, or what its vendor packs channels by."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from onnx import NodeProto
 
 from onnxprune.ir.edit import add_weight
+from onnxprune.ir.extract import extract
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, captured
 from onnxprune.ir.runtime import Session
-from onnxprune.ir.extract import extract
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
 
@@ -30,7 +30,9 @@ def standardise(model: Model, shapes: Shapes) -> None:
             makers.update(dict.fromkeys(node.output, node))
             if trains(node):
                 targets.append(node)
-    read = {name for node in graph.node for name in (*node.input, *captured(node))} | {o.name for o in graph.output}
+    read = {name for node in graph.node for name in (*node.input, *captured(node))} | {
+        o.name for o in graph.output
+    }
     targets = [n for n in targets if read.isdisjoint(n.output[1:])]
     if not targets:
         return
@@ -41,7 +43,9 @@ def standardise(model: Model, shapes: Shapes) -> None:
             needed.add(name)
             stack += makers[name].input
     part = [n for n in graph.node if needed.intersection(n.output)]
-    values = Session(extract(model, shapes, part, (), [n.output[0] for n in targets]), optimise=False).run({})
+    values = Session(
+        extract(model, shapes, part, (), [n.output[0] for n in targets]), optimise=False
+    ).run({})
     weights = dict(model.weights)
     for node in targets:
         add_weight(graph, weights, node.output[0], from_array(values[node.output[0]]))
@@ -51,4 +55,8 @@ def standardise(model: Model, shapes: Shapes) -> None:
 
 def trains(node: NodeProto) -> bool:
     """Whether a node normalises by the statistics of what it is given."""
-    return node.op_type == "BatchNormalization" and node.domain in STANDARD_DOMAINS and bool(attribute(node, "training_mode", 0))
+    return (
+        node.op_type == "BatchNormalization"
+        and node.domain in STANDARD_DOMAINS
+        and bool(attribute(node, "training_mode", 0))
+    )

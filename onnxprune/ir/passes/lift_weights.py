@@ -6,9 +6,9 @@ from math import prod
 
 from onnx import NodeProto, TensorProto
 
-from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute
+from onnxprune.ir.passes.canonicalize import canonicalize
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 

@@ -32,7 +32,9 @@ class _Fused:
     place: int  # of the parts in the target
     parts: int
     chain: list[NodeProto] = field(default_factory=list)
-    readers: list[tuple[NodeProto, list[int]]] = field(default_factory=list)  # (node, the part that each of its outputs is)
+    readers: list[tuple[NodeProto, list[int]]] = field(
+        default_factory=list
+    )  # (node, the part that each of its outputs is)
 
 
 def unfuse(model: Model, shapes: Shapes) -> bool:
@@ -45,7 +47,11 @@ def unfuse(model: Model, shapes: Shapes) -> bool:
                 users.setdefault(name, []).append(node)
     ends = {o.name for g in nested(graph) for o in g.output}
     plain = {id(n) for n in graph.node}
-    found = [f for n in graph.node if (f := _match(n, shapes, users, ends)) and all(id(r) in plain for r, _ in f.readers)]
+    found = [
+        f
+        for n in graph.node
+        if (f := _match(n, shapes, users, ends)) and all(id(r) in plain for r, _ in f.readers)
+    ]
     if not found:
         return False
     replaced: dict[int, list[NodeProto]] = {}
@@ -55,9 +61,16 @@ def unfuse(model: Model, shapes: Shapes) -> bool:
     return True
 
 
-def _match(node: NodeProto, shapes: Shapes, users: Mapping[str, list[NodeProto]], ends: set[str]) -> _Fused | None:
+def _match(
+    node: NodeProto, shapes: Shapes, users: Mapping[str, list[NodeProto]], ends: set[str]
+) -> _Fused | None:
     """The fused projection that begins with a Reshape."""
-    if node.op_type != "Reshape" or node.domain not in STANDARD_DOMAINS or len(node.input) < 2 or node.input[1] not in shapes.values:
+    if (
+        node.op_type != "Reshape"
+        or node.domain not in STANDARD_DOMAINS
+        or len(node.input) < 2
+        or node.input[1] not in shapes.values
+    ):
         return None
     before, after = shapes.shape(node.input[0]), shapes.shape(node.output[0])
     place = _leading_factor(before, after)
@@ -122,16 +135,38 @@ def _readers(fused: _Fused, following: list[NodeProto], name: str, at: int, shap
 
 def _taken(node: NodeProto, name: str, at: int, parts: int, shapes: Shapes) -> list[int] | None:
     """The parts that a Gather, Slice or Split takes one by one."""
-    if node.domain not in STANDARD_DOMAINS or list(node.input).count(name) != 1 or node.input[0] != name:
+    if (
+        node.domain not in STANDARD_DOMAINS
+        or list(node.input).count(name) != 1
+        or node.input[0] != name
+    ):
         return None
     rank = len(shapes.shape(name) or ())
     values = [shapes.value(n) if n else None for n in node.input[1:]]
-    if node.op_type == "Gather" and attribute(node, "axis", 0) % rank == at and values[0] is not None and values[0].size == 1 and values[0].ndim < 2:
+    if (
+        node.op_type == "Gather"
+        and attribute(node, "axis", 0) % rank == at
+        and values[0] is not None
+        and values[0].size == 1
+        and values[0].ndim < 2
+    ):
         return [int(values[0].ravel()[0]) % parts]
-    if node.op_type == "Split" and attribute(node, "axis", 0) % rank == at and len(node.output) == parts:
+    if (
+        node.op_type == "Split"
+        and attribute(node, "axis", 0) % rank == at
+        and len(node.output) == parts
+    ):
         return list(range(parts))
     if node.op_type == "Slice":
-        bounds = values[:4] if values else [np.array(attribute(node, k)) for k in ("starts", "ends", "axes") if attribute(node, k) is not None]
+        bounds = (
+            values[:4]
+            if values
+            else [
+                np.array(attribute(node, k))
+                for k in ("starts", "ends", "axes")
+                if attribute(node, k) is not None
+            ]
+        )
         single = [b for b in bounds if b is not None and b.size == 1]
         if len(bounds) < 3 or len(single) < len(bounds):
             return None
@@ -141,34 +176,64 @@ def _taken(node: NodeProto, name: str, at: int, parts: int, shapes: Shapes) -> l
     return None
 
 
-def _rewrite(model: Model, fused: _Fused, shapes: Shapes, replaced: dict[int, list[NodeProto]]) -> None:
+def _rewrite(
+    model: Model, fused: _Fused, shapes: Shapes, replaced: dict[int, list[NodeProto]]
+) -> None:
     """Split, then the Reshape and its chain once a part; readers become Identity, or Squeeze where they picked by a number."""
     node, parts = fused.reshape, fused.parts
     name = node.name or node.output[0]
     width = int(shapes.shape(node.input[0])[fused.axis]) // parts  # type: ignore[index, arg-type]
     pieces = [f"{node.output[0]}.part{i}" for i in range(parts)]
-    split = helper.make_node("Split", [node.input[0]], pieces, name=f"{name}.parts", axis=fused.axis)
+    split = helper.make_node(
+        "Split", [node.input[0]], pieces, name=f"{name}.parts", axis=fused.axis
+    )
     _give(model, split, "split", [width] * parts)
     made = [split]
     target = _target(model, fused, shapes, made)
     last = fused.chain[-1].output[0] if fused.chain else node.output[0]
     for i, piece in enumerate(pieces):
         reshape = copied(node)
-        reshape.name, reshape.input[:], reshape.output[:] = f"{name}.part{i}", [piece, target], [f"{node.output[0]}.box{i}"]
+        reshape.name, reshape.input[:], reshape.output[:] = (
+            f"{name}.part{i}",
+            [piece, target],
+            [f"{node.output[0]}.box{i}"],
+        )
         made.append(reshape)
         for step in fused.chain:
             moved = copied(step)
-            moved.name, moved.input[0], moved.output[0] = f"{step.name or step.output[0]}.part{i}", made[-1].output[0], f"{step.output[0]}.box{i}"
+            moved.name, moved.input[0], moved.output[0] = (
+                f"{step.name or step.output[0]}.part{i}",
+                made[-1].output[0],
+                f"{step.output[0]}.box{i}",
+            )
             made.append(moved)
     replaced[id(node)] = made
     replaced |= {id(step): [] for step in fused.chain}
     for reader, taken in fused.readers:
         new = []
-        for i, out in zip(taken, reader.output):
-            op = "Squeeze" if reader.op_type == "Gather" and np.ndim(shapes.value(reader.input[1])) == 0 else "Identity"  # type: ignore[arg-type]
-            new.append(helper.make_node(op, [f"{last}.box{i}"], [out], name=reader.name if len(reader.output) == 1 else f"{reader.name or out}.part{i}"))
+        for i, out in zip(taken, reader.output, strict=False):
+            op = (
+                "Squeeze"
+                if reader.op_type == "Gather" and np.ndim(shapes.value(reader.input[1])) == 0  # type: ignore[arg-type]
+                else "Identity"
+            )  # type: ignore[arg-type]
+            new.append(
+                helper.make_node(
+                    op,
+                    [f"{last}.box{i}"],
+                    [out],
+                    name=reader.name
+                    if len(reader.output) == 1
+                    else f"{reader.name or out}.part{i}",
+                )
+            )
             if op == "Squeeze":
-                _give(model, new[-1], "axes", [attribute(reader, "axis", 0) % len(shapes.shape(last) or ())])
+                _give(
+                    model,
+                    new[-1],
+                    "axes",
+                    [attribute(reader, "axis", 0) % len(shapes.shape(last) or ())],
+                )
         replaced[id(reader)] = new
 
 
@@ -192,4 +257,6 @@ def _give(model: Model, node: NodeProto, what: str, values: list[int]) -> None:
     if model.opset < _AXES_ARE_INPUTS:
         set_attribute(node, what, values)
     else:
-        node.input.append(add_initializer(model, f"{node.output[0]}_{what}", np.array(values, np.int64)))
+        node.input.append(
+            add_initializer(model, f"{node.output[0]}_{what}", np.array(values, np.int64))
+        )
