@@ -18,7 +18,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.allocators.base import Constraints, allocate
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
@@ -110,7 +110,7 @@ def resnet8(seed: int = 0) -> Model:
 
 def at_width(width: int) -> Model:
     """The network with `width` channels for every 16."""
-    analysis = analyse(resnet8())
+    analysis = analyze(resnet8())
     sizes = {g.name: g.size for g in analysis.groups}
     kept = {name: tuple(range(size * width // BASE)) for name, size in sizes.items()}
     plan = Plan(analysis.digest, {} if width == BASE else kept, sizes, {}, analysis.options)
@@ -119,7 +119,7 @@ def at_width(width: int) -> Model:
 
 def halved(round_to: int, name: str) -> Model:
     """The network at half of its MACs, widths chosen by l2 norms among multiples of `round_to` and half of it."""
-    context = Context(analysis := analyse(resnet8()))
+    context = Context(analysis := analyze(resnet8()))
     limits = Constraints({"macs": HALF * analysis.cost().macs}, round_to=round_to, half_block=True)
     plan = allocate("knapsack", context, CRITERIA.get("l2")(context), limits)
     return replace(cut(analysis, plan), path=Path(name))
@@ -147,7 +147,7 @@ def table(engines: Sequence[str], threads: int, seconds: float) -> list[dict[str
     rows = []
     for engine in engines:
         models = contenders(engine)
-        macs = [analyse(model).cost().macs for model in models]
+        macs = [analyze(model).cost().macs for model in models]
         found = bench(
             models,
             [engine],

@@ -46,7 +46,7 @@ PEERS = ("torch-pruning", "onnxsim")
 def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[str, Any]:
     """One model, in this process."""
     from onnxprune.allocators.base import Constraints, allocate
-    from onnxprune.analysis.walk import analyse
+    from onnxprune.analysis.walk import analyze
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context
     from onnxprune.errors import TargetError
@@ -56,7 +56,7 @@ def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[st
 
     model = with_scales(load(path))
     start = time.process_time()
-    analysis = analyse(model, allow_mixing=allow_mixing)
+    analysis = analyze(model, allow_mixing=allow_mixing)
     analysis_cpu_s = time.process_time() - start
     cost = analysis.cost()
     context = Context(analysis)
@@ -125,7 +125,7 @@ def compare_onnxsim(path: Path) -> dict[str, Any]:
     import onnx
     from onnxsim.pruning import apply_structured_pruning
 
-    from onnxprune.analysis.walk import analyse
+    from onnxprune.analysis.walk import analyze
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session, example_feeds
 
@@ -136,7 +136,7 @@ def compare_onnxsim(path: Path) -> dict[str, Any]:
     pruned = load(found)
     Session(pruned).run(example_feeds(pruned))
     return {
-        "macs_left": analyse(pruned).cost().macs / max(analyse(load(path)).cost().macs, 1),
+        "macs_left": analyze(pruned).cost().macs / max(analyze(load(path)).cost().macs, 1),
         "cpu_s": spent,
     }
 

@@ -33,7 +33,7 @@ YOLO_SCORE, YOLO_OVERLAP = 0.01, 0.4
 def nanodet(
     outputs: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:
-    """Outputs (n, 112, h, w) of any strides of a 320 x 320 input. A box is the cell's centre less and plus the expected distances."""
+    """Outputs (n, 112, h, w) of any strides of a 320 x 320 input. A box is the cell's center less and plus the expected distances."""
     maps = [np.asarray(v) for v in outputs.values()]
     return [
         _best(
@@ -62,8 +62,8 @@ def _nanodet_cells(cells: np.ndarray) -> np.ndarray:
     bins = rows[:, NANODET_CLASSES:].reshape(len(rows), 4, NANODET_BINS)
     share = np.exp(bins - bins.max(2, keepdims=True))
     distance = (share * np.arange(NANODET_BINS)).sum(2) / share.sum(2) * stride
-    centre = (corner + 0.5) * stride
-    boxes = np.concatenate([centre - distance[:, :2], centre + distance[:, 2:]], 1) / NANODET_SIDE
+    center = (corner + 0.5) * stride
+    boxes = np.concatenate([center - distance[:, :2], center + distance[:, 2:]], 1) / NANODET_SIDE
     return np.concatenate([boxes, scores.max(1)[:, None], scores.argmax(1)[:, None]], 1)
 
 
@@ -75,13 +75,13 @@ def _yolo_cells(cells: np.ndarray, anchors: tuple[tuple[float, float], ...]) -> 
     found = []
     for k, anchor in enumerate(anchors):
         raw = rows[:, 4 * k : 4 * k + 4]
-        centre = (raw[:, :2] * 2 - 0.5 + corner) * stride / YOLO_SIDE
+        center = (raw[:, :2] * 2 - 0.5 + corner) * stride / YOLO_SIDE
         half = (raw[:, 2:] * 2) ** 2 * np.array(anchor) / YOLO_SIDE / 2
         found.append(
             np.concatenate(
                 [
-                    centre - half,
-                    centre + half,
+                    center - half,
+                    center + half,
                     (rows[:, 4 * count + k] * likely)[:, None],
                     kind[:, None],
                 ],

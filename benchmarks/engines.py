@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.zoo import Entry, add_option, calibration, open_zoo
 from onnxprune.allocators.base import Constraints, allocate
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
@@ -41,7 +41,7 @@ def measure(
     schedule: Schedule,
 ) -> list[dict[str, Any]]:
     """A row for each engine: speed-up with its interval, and how far the outputs of both models are from onnxruntime's."""
-    analysis = analyse(load(entry.path))
+    analysis = analyze(load(entry.path))
     context = Context(analysis)
     scores = CRITERIA.get("l2")(context)
     macs = analysis.cost().macs

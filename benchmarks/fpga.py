@@ -29,7 +29,7 @@ from onnxprune.ir.runtime import Session
 WIDTHS = (16, 32)
 TRAINING, EPOCHS, BATCH, RATE = 1297, 30, 32, 3e-3
 FLOWS = ("hls4ml", "vela", "nngen", "finn")
-MODELLED = ("systolic16", "dpu-b512", "ethos-u55-128")
+MODELED = ("systolic16", "dpu-b512", "ethos-u55-128")
 METHOD = {"criterion": "reconstruction", "repair": "least-squares"}
 PRUNED = {"channels": {"target": "macs=100%", "ratio": {"*": 0.5}}, "macs": {"target": "macs=50%"}}
 
@@ -144,7 +144,7 @@ def measure(pythons: Mapping[str, str], how: str, samples: int, work: Path) -> d
             "pruned": accuracy(pruned, held_out, answers),
         },
         "flows": {},
-        "modelled": {},
+        "modeled": {},
     }
     for name in FLOWS:
         if name not in pythons:
@@ -152,9 +152,9 @@ def measure(pythons: Mapping[str, str], how: str, samples: int, work: Path) -> d
             continue
         handoff(original, pruned, name, work / name, samples={"images": held_out[:samples]})
         rows["flows"][name] = run_flow(name, pythons[name], work / name)
-    for name in MODELLED:
+    for name in MODELED:
         before, after = (estimate(m, preset(name)).cycles for m in (original, pruned))
-        rows["modelled"][name] = {"original": before, "pruned": after, "ratio": before / after}
+        rows["modeled"][name] = {"original": before, "pruned": after, "ratio": before / after}
     rows["widths"] = {n: list(w.shape) for n, w in pruned.weights.items()}
     return rows
 
@@ -191,7 +191,7 @@ def table(rows: Mapping[str, Any]) -> str:
                 )
     lines += [
         f"{n:16} {'cycles (model)':18} {r['original']:12d} {r['pruned']:12d} {r['ratio']:8.2f}"
-        for n, r in rows["modelled"].items()
+        for n, r in rows["modeled"].items()
     ]
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.allocators.base import Constraints, allocate
-from onnxprune.analysis.walk import GROUPED, analyse
+from onnxprune.analysis.walk import GROUPED, analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.errors import TargetError
@@ -57,7 +57,7 @@ def outputs(model: Model) -> np.ndarray:
 
 def one(model: Model, policy: str, target: float, expected: np.ndarray) -> dict[str, Any]:
     """A model under a policy."""
-    analysis = analyse(model, grouped=policy)
+    analysis = analyze(model, grouped=policy)
     context = Context(analysis)
     budget = Constraints(budgets={"macs": target * analysis.cost().macs})
     try:

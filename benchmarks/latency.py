@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import zoo
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, open_data, split
@@ -83,7 +83,7 @@ def compared(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             if name in entries
             else None
         )
-        analysis = analyse(load(path))
+        analysis = analyze(load(path))
         everything = open_data(
             str(data) if data else None, input_types(analysis.model), samples=SAMPLES, seed=0
         )

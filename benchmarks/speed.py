@@ -39,7 +39,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 def half(path: Path) -> dict[str, float]:
     """CPU seconds of analysis, scores and cut at half of every group."""
     from onnxprune.allocators.base import Constraints, allocate
-    from onnxprune.analysis.walk import analyse
+    from onnxprune.analysis.walk import analyze
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context
     from onnxprune.ir.io import load
@@ -48,7 +48,7 @@ def half(path: Path) -> dict[str, float]:
     criterion = CRITERIA.get("l2")
     model = load(path)
     marks = [time.process_time()]
-    analysis = analyse(model)
+    analysis = analyze(model)
     marks.append(time.process_time())
     context = Context(analysis)
     analysis.digest  # noqa: B018 - kept from here on

@@ -23,8 +23,8 @@ import numpy as np
 import onnxprune
 from benchmarks.zoo import Entry, Samples, add_option, calibration_file, open_zoo, score
 from onnxprune.allocators.base import Constraints
-from onnxprune.analysis.walk import analyse
-from onnxprune.data.labelled import open_labelled
+from onnxprune.analysis.walk import analyze
+from onnxprune.data.labeled import open_labeled
 from onnxprune.events import Event
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load, save
@@ -83,7 +83,7 @@ def pruned(entry: Entry, way: Way, chosen: argparse.Namespace) -> Path:
 def row(entry: Entry, name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """One way."""
     way, whole = WAYS[name], load(entry.path)
-    data = open_labelled(Samples(entry, TRAINING), Session(whole).inputs)
+    data = open_labeled(Samples(entry, TRAINING), Session(whole).inputs)
     settings = Settings(
         loss=way.loss,
         epochs=chosen.epochs,
@@ -92,7 +92,7 @@ def row(entry: Entry, name: str, chosen: argparse.Namespace) -> dict[str, Any]:
         precision=chosen.precision,
     )
     place = chosen.runs / f"{name.replace(' ', '-')}.checkpoint"
-    analysis = analyse(whole)
+    analysis = analyze(whole)
     if way.start is None:
         began = time.process_time()
         limits = {
@@ -119,7 +119,7 @@ def row(entry: Entry, name: str, chosen: argparse.Namespace) -> dict[str, Any]:
         "dense": top1(entry, whole, chosen.limit),
         "start": None if start is None else top1(entry, start, chosen.limit),
         "tuned": top1(entry, result.model, chosen.limit),
-        "macs": analyse(result.model).cost().macs / analysis.cost().macs,
+        "macs": analyze(result.model).cost().macs / analysis.cost().macs,
         "cpu_s": round(cpu_s),
         "validation": [result.start_score, result.score],
         "epochs": len(result.history) - 1,

@@ -4,13 +4,13 @@ Format. FOLDER/models.json: name -> entry; FOLDER/<file>: the ONNX model; FOLDER
 
     file         the ONNX file
     task         classify | person | detect | segment | sr
-    pre          (resize to `resize` x `resize` by OpenCV, `interp` "area" or bilinear) -> colour `order` -> (x * `scale` - `mean`) / `std` * `post`, NCHW float32;
+    pre          (resize to `resize` x `resize` by OpenCV, `interp` "area" or bilinear) -> color `order` -> (x * `scale` - `mean`) / `std` * `post`, NCHW float32;
                  pixels are 8-bit RGB before; every key may be missing
     eval_data    files that the metric is measured on; calib_data: one file of other samples, used without labels
     decode       detect: a function of benchmarks/decoders.py; classes: segment: number of classes; scale: sr: magnification; class_offset: outputs before class 0
 
 A data file has `images` uint8 (n, h, w, 3), or `jpeg`/`png` uint8 (one blob) with `offsets` int64 (n + 1,); and of labels: `labels` int (n,) for classify,
-`person` 0/1 (n,), `boxes` float (m, 6) = image, class, centre x, centre y, width, height as fractions for detect, `masks` uint8 (n, h, w) for segment;
+`person` 0/1 (n,), `boxes` float (m, 6) = image, class, center x, center y, width, height as fractions for detect, `masks` uint8 (n, h, w) for segment;
 sr has none: the image is the target and its bicubic reduction by Pillow the input.
 
 Public sources of the folder that the README's figures name (weights as their publishers trained them):
@@ -128,7 +128,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 class Samples:
-    """A data file of an entry as labelled samples: a LabelledSource whose inputs are ready for the model."""
+    """A data file of an entry as labeled samples: a LabeledSource whose inputs are ready for the model."""
 
     def __init__(self, entry: Entry, file: str) -> None:
         self.entry, self.path, self.name = entry, entry.folder / "data" / file, entry.input[0]
@@ -190,7 +190,7 @@ def score(
 
     limit: the first so many samples of each file.
     """
-    from onnxprune.data.labelled import open_labelled
+    from onnxprune.data.labeled import open_labeled
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session
     from onnxprune.metrics.run import evaluate
@@ -199,7 +199,7 @@ def score(
     inputs = Session(loaded, threads=threads).inputs
     found = {}
     for file in entry.fields["eval_data"]:
-        data = open_labelled(Samples(entry, file), inputs)
+        data = open_labeled(Samples(entry, file), inputs)
         data = replace(data, chosen=data.chosen[:limit])
         batch = 1 if entry.task in ("segment", "sr") else 32
         found[file] = evaluate(
@@ -209,7 +209,7 @@ def score(
 
 
 def calibration(entry: Entry, samples: int = 256) -> np.ndarray:
-    """Unlabelled inputs from the entry's calibration file: float32 (n, c, h, w), n <= samples. The first ones; of sr models patches of 64 x 64."""
+    """Unlabeled inputs from the entry's calibration file: float32 (n, c, h, w), n <= samples. The first ones; of sr models patches of 64 x 64."""
     source = Samples(entry, str(entry.fields["calib_data"]))
     if entry.task != "sr":
         return np.stack([source.read(k)[1][source.name] for k in range(min(samples, source.count))])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from onnxprune.data.labelled import open_labelled
+from onnxprune.data.labeled import open_labeled
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.events import Event
 from onnxprune.ir.io import load, save
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="file to go on from when the run is started again")
     chosen = parser.parse_args()
     pruned, original = load(chosen.pruned), load(chosen.original)
-    data = open_labelled(
+    data = open_labeled(
         chosen.data,
         Session(original).inputs,
         preprocess=Preprocess(mean=chosen.mean, std=chosen.std),

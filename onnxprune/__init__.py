@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from onnxprune import moved
+
 __version__ = "0.1.0"
 
 # public name -> where it lives; imported when it is first used, so that `import onnxprune` costs nothing
@@ -21,7 +23,7 @@ _PUBLIC = {
     "Model": "onnxprune.ir.io",
     "load": "onnxprune.ir.io",
     "save": "onnxprune.ir.io",
-    "analyse": "onnxprune.analysis.walk",
+    "analyze": "onnxprune.analysis.walk",
     "cut": "onnxprune.surgery.cut",
     "verify": "onnxprune.surgery.verify",
     "Plan": "onnxprune.types",
@@ -34,9 +36,16 @@ _PUBLIC = {
 }
 __all__ = ["__version__"]
 __all__ += list(_PUBLIC)
+moved.install()
+
+
+# old name -> name: of options (recipe keys, flags, keywords) and of public names; read for one release
+RENAMED_OPTIONS = {"labelled": "labeled"}
+_RENAMED = {"analyse": "analyze"}
 
 
 def __getattr__(name: str) -> Any:
+    name = _RENAMED.get(name, name)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

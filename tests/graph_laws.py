@@ -10,7 +10,7 @@ import onnx
 from onnx import ModelProto, TensorProto, shape_inference
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, to_bytes
 from onnxprune.ir.nodes import label
 from onnxprune.surgery.cut import cut
@@ -31,7 +31,7 @@ def random_plan(analysis: Analysis, rng: np.random.Generator, floor: int = 1) ->
 
 
 def no_axis_of_one(analysis: Analysis, plan: Plan) -> Plan:
-    """The plan without the groups that would leave an axis a single position: those are frozen when analysed anew."""
+    """The plan without the groups that would leave an axis a single position: those are frozen when analyzed anew."""
     kept = dict(plan.kept)
     axes = [
         a
@@ -120,7 +120,7 @@ def footprints(
 
 def assert_finds_the_rest(analysis: Analysis, plan: Plan, pruned: Model) -> Analysis:
     """The analysis of the cut model has exactly the causes that are left."""
-    again = analyse(pruned)
+    again = analyze(pruned)
     expected, found = set(footprints(analysis, analysis.removed(plan.kept))), set(footprints(again))
     assert found == expected, (
         sorted(map(sorted, found - expected))[:3],

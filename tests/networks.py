@@ -1,4 +1,4 @@
-"""Two whole networks as torchvision's exports have them (batch normalisation folded), with random weights: ResNet-18 and MobileNetV2."""
+"""Two whole networks as torchvision's exports have them (batch normalization folded), with random weights: ResNet-18 and MobileNetV2."""
 
 from __future__ import annotations
 

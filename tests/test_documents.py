@@ -18,7 +18,7 @@ from onnxprune import demo
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND_LIMIT_S = 900
-IMAGES, LABELLED = 64, 500
+IMAGES, LABELED = 64, 500
 
 
 @pytest.fixture
@@ -34,15 +34,15 @@ def desk(tmp_path: Path) -> Path:
 
 
 def trained(desk: Path, zoo: Path) -> None:
-    """What the tutorial takes for given: resnet20.onnx, calibration/ (PNG, unlabelled), evaluation.npz (other images, with labels)."""
+    """What the tutorial takes for given: resnet20.onnx, calibration/ (PNG, unlabeled), evaluation.npz (other images, with labels)."""
     shutil.copy(zoo / "cifar10_resnet20.onnx", desk / "resnet20.onnx")
     with np.load(zoo / "data" / "cifar10_field_1000.npz") as data:
         write_images(desk / "calibration", data["images"][: 4 * IMAGES])
     with np.load(zoo / "data" / "cifar10_test_4000.npz") as data:
         np.savez(
             desk / "evaluation.npz",
-            images=data["images"][:LABELLED],
-            labels=data["labels"][:LABELLED],
+            images=data["images"][:LABELED],
+            labels=data["labels"][:LABELED],
         )
 
 

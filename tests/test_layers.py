@@ -21,7 +21,7 @@ START_CPU_S = 0.5
 
 # from the bottom; what stands on one line may use each other, in one direction
 LAYERS = (
-    ("errors", "types", "registry", "files", "events", "demo"),
+    ("errors", "types", "registry", "files", "events", "demo", "moved"),
     ("ir",),
     ("analysis",),
     ("surgery",),

@@ -34,7 +34,7 @@ def test_version_is_one(setup: configparser.ConfigParser) -> None:
     assert f"## {onnxprune.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_licence_is_apache() -> None:
+def test_license_is_apache() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
 

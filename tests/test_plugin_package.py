@@ -146,7 +146,7 @@ def test_engine_and_metric_are_used_in_a_run(environment: dict[str, str], tmp_pa
         "--engine=example-session",
         "--seconds=0.2",
         "--metric=example-hits",
-        f"--labelled={EVALUATION}",
+        f"--labeled={EVALUATION}",
         f"--data={CALIBRATION}",
     ]
     done = onnxprune(

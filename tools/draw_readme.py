@@ -1,4 +1,4 @@
-"""Draw README's picture: the demo network before and after `onnxprune demo`, coupled channels in one colour.
+"""Draw README's picture: the demo network before and after `onnxprune demo`, coupled channels in one color.
 
 usage: python tools/draw_readme.py [--out docs/picture.svg]
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from onnxprune import analyse, demo, load, optimize
+from onnxprune import analyze, demo, load, optimize
 from onnxprune.ir.io import Model
 from onnxprune.run.pipeline import Result
 
-# Okabe and Ito's palette, told apart by colour-blind readers; groups that touch one layer only are grey
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+# Okabe and Ito's palette, told apart by color-blind readers; groups that touch one layer only are gray
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 ALONE = "#8a8f98"
 WIDTH, BAR, GAP, TOP, HEIGHT = 900, 34, 16, 92, 176
 LEFT = (WIDTH - 16 * (BAR + GAP) + GAP) // 2
@@ -49,7 +49,7 @@ class Layer(NamedTuple):
 
 def layers(source: Model, result: Result) -> list[Layer]:
     """The convolutions in graph order."""
-    analysis = analyse(source)
+    analysis = analyze(source)
     made: dict[str, list[tuple[int, Segment]]] = {}
     for group in analysis.groups:
         kept = set(result.plan.kept.get(group.name, range(group.size)))
@@ -77,20 +77,20 @@ def picture(found: list[Layer], headline: str) -> str:
     """The SVG."""
     users = [segment.group for layer in found for segment in layer.segments]
     coupled = [g for g in dict.fromkeys(users) if users.count(g) > 1]
-    colours = {g: COLOURS[i % len(COLOURS)] for i, g in enumerate(coupled)}
+    colors = {g: COLORS[i % len(COLORS)] for i, g in enumerate(coupled)}
     scale = HEIGHT / max(layer.before for layer in found)
     base = TOP + HEIGHT
     parts = []
     for i, layer in enumerate(found):
         x, foot = LEFT + i * (BAR + GAP), float(base)
         for segment in layer.segments:
-            colour = colours.get(segment.group, ALONE)
+            color = colors.get(segment.group, ALONE)
             for width, style in (
                 (
                     segment.before,
-                    f'fill="{colour}" fill-opacity="0.15" stroke="{colour}" stroke-dasharray="3 2"',
+                    f'fill="{color}" fill-opacity="0.15" stroke="{color}" stroke-dasharray="3 2"',
                 ),
-                (segment.after, f'fill="{colour}"'),
+                (segment.after, f'fill="{color}"'),
             ):
                 parts.append(
                     f'<rect x="{x}" y="{foot - width * scale:.1f}" width="{BAR}" height="{width * scale:.1f}" {style}/>'
@@ -110,7 +110,7 @@ def picture(found: list[Layer], headline: str) -> str:
 <text x="{WIDTH / 2}" y="30" font-size="17" font-weight="600">{escape(headline)}</text>
 <text x="{WIDTH / 2}" y="51" font-size="12.5" class="soft">output channels of every convolution, in graph order: filled bars stay, outlines went</text>
 {chr(10).join(parts)}
-<text x="{WIDTH / 2}" y="{base + 44}" font-size="12.5" class="soft">one colour = the same channels in several layers, cut together; grey = in one layer only</text>
+<text x="{WIDTH / 2}" y="{base + 44}" font-size="12.5" class="soft">one color = the same channels in several layers, cut together; gray = in one layer only</text>
 </svg>
 """
 
@@ -132,7 +132,7 @@ def main() -> None:
             target,
             data=str(files.calibration),
             metric="top1",
-            labelled=str(files.evaluation),
+            labeled=str(files.evaluation),
             candidate="none",
             engine="none",
         )

@@ -117,18 +117,18 @@ def train(images: np.ndarray, labels: np.ndarray) -> nn.Module:
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     model, x, y = network(), torch.from_numpy(images), torch.from_numpy(labels)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, PEAK_RATE, total_steps=EPOCHS * (len(x) // BATCH)
+        optimizer, PEAK_RATE, total_steps=EPOCHS * (len(x) // BATCH)
     )
     loss_of = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(x), generator=generator)[: len(x) // BATCH * BATCH].split(
             BATCH
         ):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss_of(model(shifted(x[batch], generator)), y[batch]).backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     return model.eval()
 
@@ -163,7 +163,7 @@ def export(model: nn.Module, path: Path) -> None:
 
 
 def accuracy(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images that onnxruntime classifies as labelled."""
+    """Share of images that onnxruntime classifies as labeled."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -75,8 +75,11 @@ def _leave(node: Node, wire: Wire, results: dict[str, list[Axis]]) -> None:
     axes = _yielded(node, wire)
     if wire.inside:
         axes = _tie(
-            node, axes, list(node.record.tensors[wire.inside].axes), shapes.shape(wire.inside)  # type: ignore[arg-type]
-        )  # type: ignore[arg-type]
+            node,
+            axes,
+            list(node.record.tensors[wire.inside].axes),  # type: ignore[arg-type]
+            shapes.shape(wire.inside),
+        )
     if not wire.result:
         return
     if wire.axis is not None:

@@ -1,4 +1,4 @@
-"""Rows of the rule table for quantised operators: the letters of the plain ones, with scales and zero points beside them."""
+"""Rows of the rule table for quantized operators: the letters of the plain ones, with scales and zero points beside them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def qgemm(view: View) -> Rule:
 
 
 def matmul_to_float(dynamic: bool) -> Callable[[View], Rule]:
-    """MatMulInteger with its scales; where A is quantised on the way, it has none of its own."""
+    """MatMulInteger with its scales; where A is quantized on the way, it has none of its own."""
 
     def row(view: View) -> Rule:
         """Onnxruntime's MatMulInteger with scales and a bias"""

@@ -108,7 +108,7 @@ def gemm(view: View) -> Rule:
 
 
 def layer_normalization(view: View) -> Rule:
-    """Normalises over `axis` and all behind it; scale and bias have those axes."""
+    """Normalizes over `axis` and all behind it; scale and bias have those axes."""
     names = axes_letters(view)
     axis = int(view.attribute("axis", -1)) % len(names)  # type: ignore[call-overload]
     tail = names[axis:]
@@ -344,7 +344,7 @@ def col2im(view: View) -> Rule | None:
 
 
 def skip_normalization(view: View) -> Rule:
-    """The sum of two tensors, normalised; the fourth output is the sum."""
+    """The sum of two tensors, normalized; the fourth output is the sum."""
     names = axes_letters(view)
     whole = " ".join(names)
     stats = " ".join([*names[:-1], "1"])
@@ -403,7 +403,8 @@ RULES: dict[str, Row] = {
     ),  # type: ignore[call-overload]
     "LRN": Rule(_PASS, mixes="c"),
     "MeanVarianceNormalization": lambda view: Rule(
-        _PASS, mixes="c*" if 1 in view.attribute("axes", [0, 2, 3]) else "*"  # type: ignore[operator]
+        _PASS,
+        mixes="c*" if 1 in view.attribute("axes", [0, 2, 3]) else "*",  # type: ignore[operator]
     ),  # type: ignore[operator]
     "Softmax": along_axis(-1, 13),
     "LogSoftmax": along_axis(-1, 13),

@@ -27,7 +27,7 @@ from onnxprune.ir.values import Dim
 GROUPED = ("both", "group", "position")
 
 
-def analyse(
+def analyze(
     model: Model,
     *,
     freeze: Collection[str] = (),

@@ -418,7 +418,7 @@ def _complete(model: Model, shapes: Shapes) -> Shapes:
     if not unknown:
         return shapes
     try:
-        found = Session(model, unknown, optimise=False).run(example_feeds(model, 0))
+        found = Session(model, unknown, optimize=False).run(example_feeds(model, 0))
     except (
         OnnxpruneError
     ):  # it may not run on random inputs; what stays unknown is reported where it is needed

@@ -1,4 +1,4 @@
-"""Gradients of reductions and normalisations."""
+"""Gradients of reductions and normalizations."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def batch_normalization(s: Step) -> list[Value | None]:
 def layer_normalization(s: Step) -> list[Value | None]:
     s.only_first()
     axes = range(s.attribute("axis", -1) % len(s.x.shape), len(s.x.shape))
-    return [_normalised(s.x, s.grad * s.operand(1), axes, s.attribute("epsilon", 1e-5))]
+    return [_normalized(s.x, s.grad * s.operand(1), axes, s.attribute("epsilon", 1e-5))]
 
 
 def rms_normalization(s: Step) -> list[Value | None]:
     s.only_first()
     axes = range(s.attribute("axis", -1) % len(s.x.shape), len(s.x.shape))
     return [
-        _normalised(s.x, s.grad * s.operand(1), axes, s.attribute("epsilon", 1e-5), centred=False)
+        _normalized(s.x, s.grad * s.operand(1), axes, s.attribute("epsilon", 1e-5), centered=False)
     ]
 
 
@@ -76,7 +76,7 @@ def instance_normalization(s: Step) -> list[Value | None]:
     s.only_first()
     rank = len(s.x.shape)
     scale = s.operand(1).reshape([s.x.shape[1], *[1] * (rank - 2)])
-    return [_normalised(s.x, s.grad * scale, range(2, rank), s.attribute("epsilon", 1e-5))]
+    return [_normalized(s.x, s.grad * scale, range(2, rank), s.attribute("epsilon", 1e-5))]
 
 
 def group_normalization(s: Step) -> list[Value | None]:
@@ -90,7 +90,7 @@ def group_normalization(s: Step) -> list[Value | None]:
     g = s.grad * repeated.reshape([channels, *[1] * len(space)])
     folded = [samples, groups, channels // groups * math.prod(space)]
     return [
-        _normalised(
+        _normalized(
             s.x.reshape(folded), g.reshape(folded), [2], s.attribute("epsilon", 1e-5)
         ).reshape(s.x.shape)
     ]
@@ -105,7 +105,7 @@ def lp_normalization(s: Step) -> list[Value | None]:
 
 
 def local_response(s: Step) -> list[Value | None]:
-    """LRN: y = x d^-beta with d = bias + alpha / size * sum of x^2 over neighbouring channels."""
+    """LRN: y = x d^-beta with d = bias + alpha / size * sum of x^2 over neighboring channels."""
     size, alpha, beta, channels = (
         s.attribute("size"),
         s.attribute("alpha", 1e-4),
@@ -119,15 +119,15 @@ def local_response(s: Step) -> list[Value | None]:
     return [s.grad * d**-beta - s.x * spread * (2 * alpha * beta / size)]
 
 
-def _normalised(
-    x: Value, g: Value, axes: Sequence[int], epsilon: float, centred: bool = True
+def _normalized(
+    x: Value, g: Value, axes: Sequence[int], epsilon: float, centered: bool = True
 ) -> Value:
     """Gradient of (x - mean) / sqrt(variance + epsilon), or of x / sqrt(mean square + epsilon), given that of the quotient."""
-    d = x - x.reduce("ReduceMean", axes) if centred else x
+    d = x - x.reduce("ReduceMean", axes) if centered else x
     inverse = 1.0 / ((d * d).reduce("ReduceMean", axes) + epsilon).call("Sqrt")
     unit = d * inverse
     inner = g - unit * (g * unit).reduce("ReduceMean", axes)
-    return inverse * (inner - g.reduce("ReduceMean", axes) if centred else inner)
+    return inverse * (inner - g.reduce("ReduceMean", axes) if centered else inner)
 
 
 def _softmax_axes(s: Step) -> list[int]:

@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-from onnxprune import __version__
+from onnxprune import RENAMED_OPTIONS, __version__
 
 # verb -> (module, one line of help)
 VERBS = {
@@ -64,7 +64,11 @@ class Verbs(click.Group):
 @click.command(
     cls=Verbs,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 120,
+        "token_normalize_func": lambda name: RENAMED_OPTIONS.get(name, name),
+    },
 )
 @click.version_option(__version__, prog_name="onnxprune")
 @click.pass_context

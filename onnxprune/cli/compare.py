@@ -35,25 +35,25 @@ def compare(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Compare B to A on labelled inputs: costs, the metric, each class; differences with their standard errors.
+    """Compare B to A on labeled inputs: costs, the metric, each class; differences with their standard errors.
 
-    Labelled inputs are given by --labelled or --data; --metric is top1 by default.
+    Labeled inputs are given by --labeled or --data; --metric is top1 by default.
     """
-    from onnxprune.analysis.walk import analyse
-    from onnxprune.data.labelled import open_labelled
+    from onnxprune.analysis.walk import analyze
+    from onnxprune.data.labeled import open_labeled
     from onnxprune.ir.io import load
     from onnxprune.metrics.compare import compare as run
     from onnxprune.run.evaluation import input_types, metric_options, preprocess
 
     recipe = recipe_from(recipe_file, values)
-    where = recipe.labelled or recipe.data
+    where = recipe.labeled or recipe.data
     if where is None:
-        raise UsageError("labelled-missing", "compare needs labelled inputs: pass --labelled PATH")
+        raise UsageError("labeled-missing", "compare needs labeled inputs: pass --labeled PATH")
     chosen = _indices(classes)
     known = _lines(names)
     first, second = load(a), load(b)
     samples = recipe.samples if values.get("samples") is not None else None
-    data = open_labelled(
+    data = open_labeled(
         where,
         input_types(first),
         samples=samples,
@@ -71,7 +71,7 @@ def compare(
             chosen,
             options=metric_options(recipe),
             names=known,
-            cost=lambda m: analyse(m).cost(),
+            cost=lambda m: analyze(m).cost(),
             threads=recipe.threads,
             batch_size=recipe.batch_size,
         )

@@ -24,15 +24,15 @@ _MOST_REASONS = 12
     metavar="TENSOR",
     help="Why the axes of this tensor (or of the tensors of this node) cannot be cut.",
 )
-@recipe_options("analyse")
+@recipe_options("analyze")
 @shared
 def inspect(
     model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any
 ) -> None:
     """What can be cut in MODEL, what cannot, and why."""
-    from onnxprune.run.pipeline import analysed
+    from onnxprune.run.pipeline import analyzed
 
-    analysis = analysed(model, recipe_from(recipe_file, values))
+    analysis = analyzed(model, recipe_from(recipe_file, values))
     if why is not None:
         _why(analysis, why, as_json)
     elif as_json:

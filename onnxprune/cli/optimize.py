@@ -54,7 +54,7 @@ def optimize(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Make MODEL smaller and faster: analyse, score, cut, repair, verify, measure."""
+    """Make MODEL smaller and faster: analyze, score, cut, repair, verify, measure."""
     if model is None:
         if output or run_dir or recipe_file or any(v not in (None, ()) for v in values.values()):
             raise UsageError("usage", "the MODEL is missing: onnxprune optimize MODEL [options]")
@@ -81,7 +81,7 @@ def demo(
     if values.get("control") is None:
         values["control"] = 1
     if not values.get("metric"):
-        values |= {"metric": ("top1",), "labelled": str(files().evaluation)}
+        values |= {"metric": ("top1",), "labeled": str(files().evaluation)}
     _run(
         str(files().model),
         output or "onnxprune-demo.onnx",

@@ -20,7 +20,7 @@ from onnxprune.cli.common import (
 @click.command()
 @model_argument()
 @output_options("Where the plan goes; stdout by default.")
-@recipe_options("analyse", "data", "runtime", "score", "plan")
+@recipe_options("analyze", "data", "runtime", "score", "plan")
 @shared
 def plan(
     model: str,

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     help="ray or dask, on this machine, or ray:ADDRESS, dask:ADDRESS (extra cluster).",
 )
 @click.option("--no-time", is_flag=True, help="Do not time inferences.")
-@recipe_options("analyse", "data", "runtime", "score", "evaluate")
+@recipe_options("analyze", "data", "runtime", "score", "evaluate")
 @shared
 def sensitivity(
     model: str,
@@ -63,7 +63,7 @@ def sensitivity(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Cut each group of MODEL alone at a few rates and measure: quality, metrics and classes with --labelled, parameters, MACs, time."""
+    """Cut each group of MODEL alone at a few rates and measure: quality, metrics and classes with --labeled, parameters, MACs, time."""
     from onnxprune.report.terminal import amount, columns
     from onnxprune.search.journal import Journal
     from onnxprune.search.sensitivity import jobs_of, sweep_key
@@ -112,37 +112,37 @@ def _sweep(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
     """The analysis, and what all jobs share."""
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context
-    from onnxprune.data.labelled import open_labelled
+    from onnxprune.data.labeled import open_labeled
     from onnxprune.run.evaluation import input_types, metric_options, open_data_for, preprocess
-    from onnxprune.run.pipeline import analysed
+    from onnxprune.run.pipeline import analyzed
     from onnxprune.run.planning import multiple
     from onnxprune.search.sensitivity import Sweep
 
     if not Path(model).is_file():
         raise DataError("model-missing", f"no model at {model}: the file does not exist")
-    analysis = analysed(model, recipe)
+    analysis = analyzed(model, recipe)
     data = open_data_for(analysis.model, recipe)
-    if data.warning and not recipe.labelled:
+    if data.warning and not recipe.labeled:
         say(f"warning: {data.warning}")
     context = Context(analysis, data, recipe.seed, recipe.threads, recipe.batch_size)
     scores = CRITERIA.get("l2" if recipe.criterion == "auto" else recipe.criterion)(context)
-    labelled = None
-    if recipe.labelled:
-        labelled = open_labelled(
-            recipe.labelled,
+    labeled = None
+    if recipe.labeled:
+        labeled = open_labeled(
+            recipe.labeled,
             input_types(analysis.model),
             seed=recipe.seed,
             preprocess=preprocess(recipe),
             shapes=recipe.shape or None,
         )
-    metrics = recipe.metric or (("top1",) if labelled else ())
+    metrics = recipe.metric or (("top1",) if labeled else ())
     how = min(multiple(recipe), 2)
     sweep = Sweep(
         model,
         analysis.options,
         scores,
         context.gate_data("sensitivity"),
-        labelled,
+        labeled,
         metrics,
         metric_options(recipe),
         time,

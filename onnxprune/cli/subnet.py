@@ -24,7 +24,7 @@ from onnxprune.errors import UsageError
 @model_argument()
 @click.argument("file", metavar="FILE", type=click.Path())
 @output_options("Where the result goes; stdout by default.")
-@recipe_options("analyse", "data", "runtime", "score")
+@recipe_options("analyze", "data", "runtime", "score")
 @shared
 def subnet(
     model: str,
@@ -41,7 +41,7 @@ def subnet(
     from onnxprune.files import write_json
     from onnxprune.run.evaluation import open_data_for
     from onnxprune.run.outputs import check_output
-    from onnxprune.run.pipeline import analysed, replay
+    from onnxprune.run.pipeline import analyzed, replay
     from onnxprune.search.subnet import from_subnet, to_subnet
     from onnxprune.types import Plan
 
@@ -53,7 +53,7 @@ def subnet(
         plan = Plan.from_json(read)
         found: dict[str, Any] = to_subnet(replay(model, plan), plan)
     else:
-        analysis = analysed(model, recipe)
+        analysis = analyzed(model, recipe)
         data = open_data_for(analysis.model, recipe) if recipe.data else None
         context = Context(analysis, data, recipe.seed, recipe.threads, recipe.batch_size)
         found = from_subnet(

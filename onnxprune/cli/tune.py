@@ -65,12 +65,12 @@ _PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
     "--lr",
     type=float,
     metavar="X",
-    help="Peak learning rate; by default 1e-4 for a graph without normalisation, else 1e-3.",
+    help="Peak learning rate; by default 1e-4 for a graph without normalization, else 1e-3.",
 )
 @click.option(
     "--force-lr",
     is_flag=True,
-    help="Allow more than 1e-4 for a graph whose normalisation is folded.",
+    help="Allow more than 1e-4 for a graph whose normalization is folded.",
 )
 @click.option(
     "--optimizer", default="adamw", metavar="NAME", help="adamw or sgd.  [default: adamw]"
@@ -183,7 +183,7 @@ _PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
     help="With --target: where the plan goes, which channels stayed.",
 )
 @recipe_options(
-    "analyse",
+    "analyze",
     "plan",
     "data",
     "runtime",
@@ -222,23 +222,23 @@ def tune(
         raise UsageError("data-missing", "tuning needs samples: pass --data PATH")
     source, teacher = load(model), load(own["teacher"]) if own["teacher"] else None
     few = recipe.samples if values.get("samples") is not None else None
-    labelled = bool(
+    labeled = bool(
         {"ce", "task"} & {part.split("*")[-1].strip() for part in own["loss"].split("+")}
     )
     metric, plan = recipe.metric[0] if recipe.metric else "", None
     given: dict[str, Any] = {
         "teacher": teacher,
         "task_loss": find_function(own["task_loss"], "loss") if own["task_loss"] else None,
-        "validation": _samples(source, own["validate"], recipe, None, labelled or bool(metric))
+        "validation": _samples(source, own["validate"], recipe, None, labeled or bool(metric))
         if own["validate"]
         else None,
         "metric": (lambda: find_metric(metric, metric_options(recipe)))
-        if metric and (labelled or own["validate"])
+        if metric and (labeled or own["validate"])
         else None,
         "checkpoint": own["checkpoint"] or str(Path(place).with_suffix(".checkpoint")),
     }
     data, settings, hook = (
-        _samples(source, recipe.data, recipe, few, labelled),
+        _samples(source, recipe.data, recipe, few, labeled),
         _settings(recipe, own),
         _hook(source, own, recipe),
     )
@@ -274,7 +274,7 @@ def tune(
         )
         for name, row in found["quality"].items():
             click.echo(
-                f"{name}: {row['before']:.4f} -> {row['after']:.4f} on {row['samples']} labelled inputs"
+                f"{name}: {row['before']:.4f} -> {row['after']:.4f} on {row['samples']} labeled inputs"
             )
     say(f"written to {place}")
 
@@ -351,7 +351,7 @@ def _pruned(
     from onnxprune.allocators.base import Constraints
     from onnxprune.ir.io import digest
     from onnxprune.run.evaluation import RESULT
-    from onnxprune.run.pipeline import analysed
+    from onnxprune.run.pipeline import analyzed
     from onnxprune.run.planning import by_engine, multiple
     from onnxprune.tune.fisher import Pruning
     from onnxprune.tune.pruning import prune_and_tune
@@ -361,7 +361,7 @@ def _pruned(
             "tune-hook",
             "--target cuts whole channels, --surgery and --keep-zeros are of single weights: do one after the other",
         )
-    analysis = analysed(model, recipe)
+    analysis = analyzed(model, recipe)
     costs = analysis.cost().as_dict()
     budgets = {
         f"latency.{t.engine}" if t.engine else t.cost: t.ceiling(costs.get(t.cost, 0))
@@ -408,15 +408,15 @@ def _hook(model: Model, own: dict[str, Any], recipe: Recipe) -> Any:
     return KeepZeros(model) if own["keep_zeros"] else None
 
 
-def _samples(model: Model, where: str, recipe: Recipe, few: int | None, labelled: bool) -> Any:
-    """Labelled samples where the loss or the metric needs labels, else inputs alone; all of a file or a folder unless --samples says how many."""
+def _samples(model: Model, where: str, recipe: Recipe, few: int | None, labeled: bool) -> Any:
+    """Labeled samples where the loss or the metric needs labels, else inputs alone; all of a file or a folder unless --samples says how many."""
     from onnxprune.data.dataset import open_data
-    from onnxprune.data.labelled import open_labelled
+    from onnxprune.data.labeled import open_labeled
     from onnxprune.run.evaluation import input_types, preprocess
 
     inputs, how, shapes = input_types(model), preprocess(recipe), recipe.shape or None
-    if labelled:
-        return open_labelled(
+    if labeled:
+        return open_labeled(
             where, inputs, samples=few, seed=recipe.seed, preprocess=how, shapes=shapes
         )
     count = few or (ALL_SAMPLES if os.path.exists(where) else recipe.samples)

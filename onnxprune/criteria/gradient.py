@@ -77,7 +77,7 @@ def by_head(context: Context, formula: Formula | None = None) -> Mapping[str, Sc
     }
 
 
-def labelled(
+def labeled(
     context: Context, labels: np.ndarray, head: str | None = None, formula: Formula | None = None
 ) -> Scores:
     """Scores with true labels, one a sample (or a pixel) in the order of the data; head: the only output, unless named."""

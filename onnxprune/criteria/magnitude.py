@@ -74,7 +74,7 @@ def bn_scale_l1(context: Context) -> Scores:
 
 
 def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.ndarray:
-    """(length,) float64: sum of |w|**power over all other axes of a weight, quantised weights in real units."""
+    """(length,) float64: sum of |w|**power over all other axes of a weight, quantized weights in real units."""
     weight = analysis.model.weights[analysis.record.uses[use].tensor].array()
     values = weight.astype(np.float32, copy=False)
     scale, zero = (

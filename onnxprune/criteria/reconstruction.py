@@ -29,7 +29,7 @@ def reconstruction(context: Context) -> Scores:
     Raises
     ------
     UsageError
-        There is no such group at all: the weights are quantised or computed.
+        There is no such group at all: the weights are quantized or computed.
     """
     known = moments(context)
     found, groups = {}, context.analysis.groups
@@ -42,7 +42,7 @@ def reconstruction(context: Context) -> Scores:
     if groups and not found:
         raise UsageError(
             "no-plain-weights",
-            "criterion 'reconstruction' refits plain weights, and every weight here is quantised or computed; pass --criterion 'activation*weight' --allocate knapsack --repair none",
+            "criterion 'reconstruction' refits plain weights, and every weight here is quantized or computed; pass --criterion 'activation*weight' --allocate knapsack --repair none",
         )
     return found
 

@@ -14,7 +14,7 @@ DATA_SOURCES = Registry(
     {
         "images": (
             "onnxprune.data.images:open_images",
-            "a folder of images, subfolders included; resize, crop, mean, std, scale, layout, colour order",
+            "a folder of images, subfolders included; resize, crop, mean, std, scale, layout, color order",
         ),
         "arrays": (
             "onnxprune.data.arrays:open_arrays",

@@ -93,7 +93,7 @@ class Inputs:
         if item.shared:
             if extra in (0, 1):
                 return (shape[0], shape[1:]) if extra else (None, shape)
-        elif extra == 0 or (extra == -1 and self._grey_stack(name, shape, dtype)):
+        elif extra == 0 or (extra == -1 and self._gray_stack(name, shape, dtype)):
             return shape[0], shape[1:]
         elif extra == -1:
             return 1, shape
@@ -145,11 +145,11 @@ class Inputs:
             [i.name, [str(d) for d in i.shape], i.dtype.name, i.shared] for i in self.items.values()
         ]
 
-    def _grey_stack(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-        """Whether a uint8 array of rank 3 is a stack of grey images and not one image with its channels."""
+    def _gray_stack(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+        """Whether a uint8 array of rank 3 is a stack of gray images and not one image with its channels."""
         axes = self.image(name)
-        grey = axes is not None and channels_of(self.items[name].shape, axes) == 1
-        return grey and dtype == np.uint8 and 1 not in (shape[0], shape[-1])
+        gray = axes is not None and channels_of(self.items[name].shape, axes) == 1
+        return gray and dtype == np.uint8 and 1 not in (shape[0], shape[-1])
 
     def _convert(self, item: Input, value: np.ndarray, where: str) -> np.ndarray:
         axes = self.image(item.name)

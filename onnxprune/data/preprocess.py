@@ -1,4 +1,4 @@
-"""From an image to what a model takes: geometry, colour order, numbers, layout."""
+"""From an image to what a model takes: geometry, color order, numbers, layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.errors import DataError, MissingExtraError, UsageError, unknown
 
-IMAGE_CHANNELS = (1, 3, 4)  # grey, colour, colour with alpha: other channel counts are feature maps
+IMAGE_CHANNELS = (1, 3, 4)  # gray, color, color with alpha: other channel counts are feature maps
 LAYOUTS = ("auto", "nchw", "nhwc")
 ORDERS = ("rgb", "bgr")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area")
@@ -21,7 +21,7 @@ Dims = Sequence[int | str | None]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How 8-bit images become model inputs: resize, crop, colour order, then `(x * scale - mean) / std * post`, then layout.
+    """How 8-bit images become model inputs: resize, crop, color order, then `(x * scale - mean) / std * post`, then layout.
 
     The defaults stretch an image to the model's height and width and bring pixels to 0..1 in RGB. Give mean and std of the training
     where there were any: statistics that are taken on wrongly scaled inputs choose wrong channels.
@@ -32,13 +32,13 @@ class Preprocess:
         (height, width) stretches; one number makes the shorter side that long and keeps the proportions;
         None takes the model's height and width (no resize where they are dynamic or where `crop` is given).
     crop
-        Centre crop after the resize: (height, width), or one number for a square. With a one-number `resize` it defaults to the model's size.
+        Center crop after the resize: (height, width), or one number for a square. With a one-number `resize` it defaults to the model's size.
     interp
         "nearest", "bilinear", "bicubic" or "area"; Pillow's filters, which average when they reduce (cv2.INTER_LINEAR does not).
     scale, mean, std, post
         Numbers of the formula, in float32. `mean` and `std`: one number, or one a channel in the order of the model's channels (after `order`).
     order
-        "rgb" or "bgr": the order of the model's colour channels. The source is always taken as RGB.
+        "rgb" or "bgr": the order of the model's color channels. The source is always taken as RGB.
     layout
         "nchw", "nhwc", or "auto": NCHW where axis 1 of the input has 1, 3 or 4 channels (or is dynamic), else NHWC.
 
@@ -86,7 +86,7 @@ class Preprocess:
         ]
         return ", ".join([*geometry, *numbers, self.order])
 
-    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """The formula on 8-bit pixels whose last axis is the channels (RGB); float32 of the same shape.
 
         Raises
@@ -205,7 +205,7 @@ def image_input(
         )
     pixels = _fit(pixels, (shape[axes.height], shape[axes.width]), preprocess, where)
     if dtype.kind == "f":
-        values = preprocess.normalise(pixels).astype(dtype)
+        values = preprocess.normalize(pixels).astype(dtype)
     elif dtype != np.uint8:
         raise DataError(
             "data-dtype",
@@ -271,7 +271,7 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], interp: str) -> np.ndarra
 
 
 def _crop(pixels: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
-    """The centre, as torchvision places it."""
+    """The center, as torchvision places it."""
     height, width = pixels.shape[:2]
     if size[0] > height or size[1] > width:
         raise DataError(

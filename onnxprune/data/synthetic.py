@@ -16,7 +16,7 @@ INTEGERS = 2  # integers are 0 or 1: valid as token, type, mask and index wherev
 WARNING = (
     "no data: statistics come from random inputs (normal floats, integers 0 or 1), which do not look like real ones. "
     "Channels that are chosen or repaired by activations can cost much accuracy, and the output error that is measured says little "
-    "about real inputs. Give data: unlabelled inputs are enough."
+    "about real inputs. Give data: unlabeled inputs are enough."
 )
 
 

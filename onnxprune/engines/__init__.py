@@ -8,7 +8,7 @@ from onnxprune.registry import Registry
 
 
 class Engines(Registry):
-    """Engines by name, and modelled arrays of any size, clock and bandwidth by what the name says: `systolic24x32-500mhz-8b`."""
+    """Engines by name, and modeled arrays of any size, clock and bandwidth by what the name says: `systolic24x32-500mhz-8b`."""
 
     def get(self, name: str) -> Any:
         """The engine; UsageError where there is no such."""

@@ -55,8 +55,8 @@ class Options:
             )
         if self.level not in LEVELS:
             raise UsageError(
-                "optimisation-level",
-                f"optimisation level {self.level!r} is none of {', '.join(LEVELS)}",
+                "optimization-level",
+                f"optimization level {self.level!r} is none of {', '.join(LEVELS)}",
             )
 
 

@@ -33,7 +33,7 @@ from onnxprune.engines.measure import (
     machine_warnings,
     noise_warnings,
     ratio,
-    summarise,
+    summarize,
 )
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError, UsageError
@@ -170,7 +170,7 @@ def bench(
         )
         measured = tuple(
             _finish(
-                summarise(
+                summarize(
                     *pair,
                     times[pair],
                     threads=options.threads,
@@ -216,7 +216,7 @@ def difference_warnings(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def precision_warnings(models: Mapping[str, Model], precision: str) -> list[str]:
-    """Models without the quantised operators that int8 is asked of: engines compute those in float."""
+    """Models without the quantized operators that int8 is asked of: engines compute those in float."""
     if precision != "int8":
         return []
     return [

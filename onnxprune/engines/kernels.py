@@ -1,7 +1,7 @@
 """From onnxruntime's profile back to the nodes of the model.
 
-Optimisation fuses and renames: a blocked convolution is called after the output tensor of one of the nodes that went into it, plus `_nchwc`.
-Tensor names survive, so kernels are found by tensor: the optimised graph says which kernel makes which tensor, and every original node is given to
+Optimization fuses and renames: a blocked convolution is called after the output tensor of one of the nodes that went into it, plus `_nchwc`.
+Tensor names survive, so kernels are found by tensor: the optimized graph says which kernel makes which tensor, and every original node is given to
 the kernel that computes it.
 """
 
@@ -35,7 +35,7 @@ CONTRACTIONS = frozenset(
 )
 _BLOCKED = "_nchwc"
 _SUFFIX = "_kernel_time"
-# optimised operator -> original operators it is made around; an operator that is not here and not in the original is a composite
+# optimized operator -> original operators it is made around; an operator that is not here and not in the original is a composite
 _CORES = {
     "FusedConv": ("Conv",),
     "NhwcFusedConv": ("Conv",),
@@ -83,12 +83,12 @@ def middle_mean(values: Sequence[float]) -> float:
 
 
 def map_kernels(
-    kernels: Sequence[Kernel], optimised: ModelProto, original: ModelProto
+    kernels: Sequence[Kernel], optimized: ModelProto, original: ModelProto
 ) -> tuple[LayerTime, ...]:
     """Kernels with the nodes they compute, in the order of the profile."""
-    owners = _owners(optimised.graph.node, original.graph.node)
+    owners = _owners(optimized.graph.node, original.graph.node)
     by_name: dict[str, list[int]] = {}
-    for position, node in enumerate(optimised.graph.node):
+    for position, node in enumerate(optimized.graph.node):
         by_name.setdefault(node.name, []).append(position)
     layers = []
     for kernel in kernels:
@@ -112,19 +112,19 @@ def layer_time(name: str, op: str, time_ms: float, nodes: Sequence[NodeProto]) -
     )
 
 
-def _owners(optimised: Sequence[NodeProto], original: Sequence[NodeProto]) -> dict[int, int]:
-    """Original node index -> optimised node index."""
+def _owners(optimized: Sequence[NodeProto], original: Sequence[NodeProto]) -> dict[int, int]:
+    """Original node index -> optimized node index."""
     producer = producers(original)
     named = {node.name: i for i, node in enumerate(original) if node.name}
     anchors = {
         index: (anchor,)
-        for index, node in enumerate(optimised)
+        for index, node in enumerate(optimized)
         if (anchor := _anchor(node, producer, named)) is not None
     }
     return share(
         original,
         anchors,
-        {index: _CORES.get(node.op_type, (node.op_type,)) for index, node in enumerate(optimised)},
+        {index: _CORES.get(node.op_type, (node.op_type,)) for index, node in enumerate(optimized)},
     )
 
 
@@ -174,7 +174,7 @@ def share(
 
 
 def _anchor(node: NodeProto, producer: Mapping[str, int], named: Mapping[str, int]) -> int | None:
-    """The original node that an optimised one certainly computes: by an output tensor, by the tensor or the node in its name."""
+    """The original node that an optimized one certainly computes: by an output tensor, by the tensor or the node in its name."""
     if node.op_type.startswith("Reorder"):
         return None
     for name in (*node.output, node.name.removesuffix(_BLOCKED)):

@@ -90,7 +90,7 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
     return {name: np.asarray(rows, np.float64) for name, rows in times.items()}
 
 
-def summarise(
+def summarize(
     engine: str,
     model: str,
     times: np.ndarray,

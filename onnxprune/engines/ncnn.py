@@ -81,7 +81,7 @@ class Ncnn:
     def limits(self) -> Mapping[str, str]:
         return {
             "batch": "one sample at a time",
-            "dtype": "float32 inputs and outputs; no quantised ONNX graphs",
+            "dtype": "float32 inputs and outputs; no quantized ONNX graphs",
             "layers": "no time of single layers: the packaged library is built without its benchmark",
         }
 

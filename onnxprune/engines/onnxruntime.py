@@ -102,7 +102,7 @@ class OnnxRuntimeModel(Compiled):
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Kernel times of a session that profiles and takes the place of the first, so that there is never more than one in memory.
 
-        Nodes are found through the optimised graph that it writes.
+        Nodes are found through the optimized graph that it writes.
         """
         del self._session
         with (
@@ -112,13 +112,13 @@ class OnnxRuntimeModel(Compiled):
             settings = self._session_options()
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
-            settings.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+            settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             self._session = self._open(path, settings)
             for _ in range(PROFILE_WARMUP + count):
                 self._session.run(None, dict(feeds))
             kernels = kernel_times(Path(self._session.end_profiling()), skip=PROFILE_WARMUP)
-            optimised = open_model(Path(folder) / "optimised.onnx").proto
-        return map_kernels(kernels, optimised, open_model(self._source).proto)
+            optimized = open_model(Path(folder) / "optimized.onnx").proto
+        return map_kernels(kernels, optimized, open_model(self._source).proto)
 
     def _session_options(self) -> Any:
         import onnxruntime

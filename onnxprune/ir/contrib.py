@@ -52,7 +52,7 @@ def standard_form(
 
 
 def _as_float(kind: TypeProto) -> TypeProto:
-    """The same shape; standard ops are not defined on all quantised types."""
+    """The same shape; standard ops are not defined on all quantized types."""
     copy = TypeProto()
     copy.CopyFrom(kind)
     copy.tensor_type.elem_type = TensorProto.FLOAT

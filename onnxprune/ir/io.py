@@ -1,7 +1,7 @@
 """Reading and writing ONNX files.
 
 The file is edited as the message it is, not through another representation: what nothing touches stays as it was
-(metadata, doc strings, custom domains, IR version, opset, quantisation annotations), with nothing to carry over.
+(metadata, doc strings, custom domains, IR version, opset, quantization annotations), with nothing to carry over.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def save(
                 "output-exists", f"{taken} exists; pass --overwrite (overwrite=True) to replace it"
             )
     if external_data:
-        model = _externalise(model, data)
+        model = _externalize(model, data)
     with replacing(path) as file:
         for piece in serialize(model):
             file.write(piece)
@@ -168,7 +168,7 @@ def _has_raw(tensor: TensorProto) -> bool:
     return tensor.data_location != TensorProto.EXTERNAL and tensor.data_type != TensorProto.STRING
 
 
-def _externalise(model: Model, data: Path) -> Model:
+def _externalize(model: Model, data: Path) -> Model:
     """The same model whose weights over INLINE_BYTES lie in `data`."""
     model = model.edit()
     with replacing(data) as file:

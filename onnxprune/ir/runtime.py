@@ -28,7 +28,7 @@ class Session:
     ----------
     outputs
         Tensors to return; None = the graph's outputs. Others than those are made outputs of a copy.
-    optimise
+    optimize
         Let onnxruntime fuse. Off, every named tensor of the graph exists and float rounding is that of the single operators.
     arena
         Keep freed memory for the next tensors: faster (up to twice) for graphs with many large ones, at a higher peak.
@@ -40,7 +40,7 @@ class Session:
         outputs: Sequence[str] | None = None,
         *,
         threads: int = 1,
-        optimise: bool = True,
+        optimize: bool = True,
         arena: bool = False,
     ) -> None:
         import onnxruntime
@@ -52,10 +52,10 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.enable_cpu_mem_arena = arena
-        options.add_session_config_entry("session.disable_prepacking", "1" if not optimise else "0")
+        options.add_session_config_entry("session.disable_prepacking", "1" if not optimize else "0")
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (
-            level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+            level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         )
         try:
             self._session = _open(onnxruntime, model, options)

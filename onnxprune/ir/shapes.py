@@ -45,7 +45,7 @@ _UNKNOWN = "?"  # begins the symbol of a length that is not known
 QONNX_DOMAINS, QONNX_OPS = (
     ("qonnx.custom_op.general", "onnx.brevitas"),
     ("Quant", "BipolarQuant", "Trunc"),
-)  # rounding, in quantised graphs for FPGAs
+)  # rounding, in quantized graphs for FPGAs
 _NOTHING = TypeProto()
 # Ops of which onnx's inference of one node says nothing, and whose first output is like their first input
 _LIKE_FIRST = frozenset(

@@ -1,6 +1,6 @@
 """What a model is worth: metrics against labels, fidelity to the original without them, and two models side by side.
 
-Metrics are here; `data` reads labelled samples, `run` evaluates a model on them, `fidelity` measures two models on the same inputs without labels,
+Metrics are here; `data` reads labeled samples, `run` evaluates a model on them, `fidelity` measures two models on the same inputs without labels,
 `compare` two models on the same labels.
 """
 
@@ -27,7 +27,7 @@ METRICS = Registry(
         ),
         "pixel_acc": (
             "onnxprune.metrics.segmentation:pixel_acc",
-            "share of labelled pixels with the right class",
+            "share of labeled pixels with the right class",
         ),
         "psnr": (
             "onnxprune.metrics.restoration:psnr",

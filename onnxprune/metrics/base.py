@@ -145,7 +145,7 @@ class Base:
 
     def result(self) -> Score:
         if not self.n:
-            raise DataError("data-empty", f"{self.name}: no labelled sample was seen")
+            raise DataError("data-empty", f"{self.name}: no labeled sample was seen")
         found = self.estimate()
         assert found is not None
         return Score(

@@ -148,7 +148,7 @@ def _relative(found: list[np.ndarray], labels: Labels) -> list[np.ndarray]:
     ]
 
 
-def centre_to_corner(boxes: np.ndarray) -> np.ndarray:
-    """(n, 4) centre x, y, width, height -> corners."""
+def center_to_corner(boxes: np.ndarray) -> np.ndarray:
+    """(n, 4) center x, y, width, height -> corners."""
     half = boxes[:, 2:4] / 2
     return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], 1)

@@ -1,4 +1,4 @@
-"""Two models on the same labelled samples, class by class, with the spread of the difference, beside what they cost."""
+"""Two models on the same labeled samples, class by class, with the spread of the difference, beside what they cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data.labelled import LabelledData
+from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model
 from onnxprune.metrics import find_metric
@@ -122,7 +122,7 @@ class Comparison:
 def compare(
     a: Model,
     b: Model,
-    data: LabelledData,
+    data: LabeledData,
     metric: str,
     classes: Sequence[int] | None = None,
     *,
@@ -141,7 +141,7 @@ def compare(
     names
         Class names by index, for the rows.
     cost
-        MACs, params and bytes of a model, such as `lambda m: analyse(m).cost()`.
+        MACs, params and bytes of a model, such as `lambda m: analyze(m).cost()`.
 
     Raises
     ------

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.metrics.base import Base, Estimate, Labels, Options, Outputs, pick_labels
-from onnxprune.metrics.boxes import centre_to_corner, detections_of, overlap
+from onnxprune.metrics.boxes import center_to_corner, detections_of, overlap
 
 OVERLAPS = np.arange(0.5, 0.96, 0.05)  # 0.50 .. 0.95
 RECALLS = np.linspace(0, 1, 101)
@@ -25,7 +25,7 @@ LABEL_COLUMNS = (6, 7)
 class Detection(Base):
     """COCO box mAP.
 
-    Detections: by `options.decoder`, or the model's own. Labels: `boxes` float (m, 6): sample within the batch, class, centre x, centre y, width, height as
+    Detections: by `options.decoder`, or the model's own. Labels: `boxes` float (m, 6): sample within the batch, class, center x, center y, width, height as
     fractions of the image; a seventh column marks crowds, which are neither right nor wrong to find. The mean is over the classes that have a box.
     Equal to pycocotools (area "all") for boxes without ties in score; with `curve="anchored"` each curve begins at (0, 1).
     """
@@ -55,7 +55,7 @@ class Detection(Base):
     def add(self, detections: np.ndarray, truth: np.ndarray) -> None:
         """One image: detections (n, 6) and label rows (m, 6 or 7)."""
         corners, crowd = (
-            centre_to_corner(truth[:, 2:6]),
+            center_to_corner(truth[:, 2:6]),
             truth[:, 6] > 0 if truth.shape[1] == 7 else np.zeros(len(truth), bool),
         )
         for c in np.union1d(detections[:, 5], truth[:, 1]):
@@ -174,7 +174,7 @@ def check_boxes(boxes: np.ndarray, metric: str) -> np.ndarray:
     if boxes.ndim != 2 or boxes.shape[1] not in LABEL_COLUMNS:
         raise DataError(
             "data-labels",
-            f"{metric}: boxes are {boxes.shape}; they must be (m, 6): sample, class, centre x, centre y, width, height",
+            f"{metric}: boxes are {boxes.shape}; they must be (m, 6): sample, class, center x, center y, width, height",
         )
     return boxes
 

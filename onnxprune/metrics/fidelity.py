@@ -2,7 +2,7 @@
 
 Everything is summed batch by batch: memory is one batch of both models' outputs. What cannot be said of an output is None, never a guess:
 
-- relative error, normalised squared error, largest difference: every float output;
+- relative error, normalized squared error, largest difference: every float output;
 - top-1 agreement and tempered divergence: outputs with one row of class scores a sample, (n, classes) with trailing axes of length 1, and outputs whose class
   axis the caller names (`class_axes`, such as -1 for the logits of a language model or 1 for segmentation): a row is then one position;
 - location agreement: 4-D outputs with other than 1 or 3 channels (score maps, not images): share of positions with the same largest channel;
@@ -34,7 +34,7 @@ PIECE_VALUES = (
 
 
 class Feeds(Protocol):
-    """What calibration and labelled data have in common."""
+    """What calibration and labeled data have in common."""
 
     def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Feeds by input name."""
@@ -178,7 +178,7 @@ class Accumulator:
             if o.max_probability is not None and o.max_probability > CONFIDENT
         ]
         warnings = tuple(
-            f"output {n!r}: mean maximum probability {outputs[n].max_probability:.4f} > {CONFIDENT}: the inputs look memorised; "
+            f"output {n!r}: mean maximum probability {outputs[n].max_probability:.4f} > {CONFIDENT}: the inputs look memorized; "
             f"divergence is given at temperature {outputs[n].temperature:.3g}; use inputs that the model was not trained on"
             for n in sure
         )
@@ -311,7 +311,7 @@ def fidelity(
     Parameters
     ----------
     data
-        Calibration data (or labelled data): anything with `batches(batch_size)`. Not what chose the pruned channels.
+        Calibration data (or labeled data): anything with `batches(batch_size)`. Not what chose the pruned channels.
     decoder
         Boxes from raw outputs, a function or `module:function`; None: where the outputs are boxes, scores and classes.
     class_axes

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.errors import MissingExtraError
 from onnxprune.metrics.base import Base, Estimate, Labels, Options, Outputs, pick_labels
-from onnxprune.metrics.boxes import centre_to_corner, detections_of
+from onnxprune.metrics.boxes import center_to_corner, detections_of
 from onnxprune.metrics.detection import check_boxes
 
 # side of the square that fractions are scaled to; areas only matter for COCO's size ranges, which are not asked for
@@ -99,7 +99,7 @@ def official_map(
 def _annotations(truth: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for image, rows in enumerate(truth):
-        for row, (x1, y1, x2, y2) in zip(rows, centre_to_corner(rows[:, 2:6]) * SIDE, strict=False):
+        for row, (x1, y1, x2, y2) in zip(rows, center_to_corner(rows[:, 2:6]) * SIDE, strict=False):
             crowd = int(row[6]) if len(row) == 7 else 0
             box = [x1, y1, x2 - x1, y2 - y1]
             found.append(

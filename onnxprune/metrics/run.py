@@ -1,4 +1,4 @@
-"""Running a model over labelled data."""
+"""Running a model over labeled data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.data.labelled import LabelledData
+from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import DataError
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
@@ -18,7 +18,7 @@ BATCH_SIZE = 32
 
 def evaluate(
     model: Model,
-    data: LabelledData,
+    data: LabeledData,
     metric: str,
     options: Options = NO_OPTIONS,
     *,
@@ -33,7 +33,7 @@ def evaluate(
 
 def measure(
     model: Model,
-    data: LabelledData,
+    data: LabeledData,
     metrics: Sequence[Metric],
     *,
     threads: int = 1,
@@ -47,7 +47,7 @@ def measure(
         An output has no batch axis.
     """
     session = Session(model, threads=threads)
-    for batch in data.labelled_batches(batch_size):
+    for batch in data.labeled_batches(batch_size):
         outputs = session.run(batch.feeds)
         filled = (
             len(next(iter(batch.feeds.values())))

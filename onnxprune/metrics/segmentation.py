@@ -64,7 +64,7 @@ class Segmentation(Base):
         return image.astype(np.int64) - self.options.class_offset
 
     def _count(self, found: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """(3, classes): right pixels, labelled pixels, predicted pixels of each class."""
+        """(3, classes): right pixels, labeled pixels, predicted pixels of each class."""
         classes = (
             self.options.classes
             or (self._counts[0].shape[1] if self._counts else None)
@@ -82,7 +82,7 @@ class Segmentation(Base):
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
     ) -> Estimate:
         counts = np.stack(self._counts)
-        right, labelled, predicted = (
+        right, labeled, predicted = (
             counts.sum(0) if weights is None else np.tensordot(weights, counts, 1)
         )
         chosen = (
@@ -90,22 +90,22 @@ class Segmentation(Base):
             if classes is None
             else np.asarray([c for c in classes if c < len(right)], np.int64)
         )
-        union = labelled + predicted - right
+        union = labeled + predicted - right
         iou = {int(c): float(right[c] / union[c]) for c in chosen if union[c]}
-        recall = {int(c): float(right[c] / labelled[c]) for c in chosen if labelled[c]}
-        total = labelled[chosen].sum()
+        recall = {int(c): float(right[c] / labeled[c]) for c in chosen if labeled[c]}
+        total = labeled[chosen].sum()
         figures = {
             "miou": float(np.mean(list(iou.values()))) if iou else math.nan,
             "pixel_acc": float(right[chosen].sum() / total) if total else math.nan,
         }
         per_class = iou if self.name == "miou" else recall
         return Estimate(
-            figures[self.name], per_class, {c: float(labelled[c]) for c in per_class}, figures
+            figures[self.name], per_class, {c: float(labeled[c]) for c in per_class}, figures
         )
 
 
 def resize(scores: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, pixel centres at half (as ONNX Resize and torch do without align_corners): (C, h, w) -> (C, height, width) float32."""
+    """Bilinear, pixel centers at half (as ONNX Resize and torch do without align_corners): (C, h, w) -> (C, height, width) float32."""
     rows, columns = _weights(scores.shape[1], height), _weights(scores.shape[2], width)
     return np.asarray(rows @ scores.astype(np.float32) @ columns.T)
 

@@ -1,7 +1,7 @@
 """Query and key of attention, refitted together: the logits of the whole network, from the dimensions that are left.
 
 Refitting query and key each to its own kept part loses what the removed dimensions gave to their product. Behind their own fits every
-head's query is therefore multiplied by the matrix M that minimises |Q M K^T - logits|^2 over all inputs, and M goes into the weights that
+head's query is therefore multiplied by the matrix M that minimizes |Q M K^T - logits|^2 over all inputs, and M goes into the weights that
 make the query. A closed form: sum over inputs of (Q^T Q) M (K^T K) = sum of Q^T logits K (for the idea: CORP, GRAIL 2602.23795).
 """
 

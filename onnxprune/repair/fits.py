@@ -21,7 +21,7 @@ class Fit:
     """One linear node of the cut model, with what follows it up to the point where its output is fixed.
 
     weight, bias: names of its own initializers ("" where there is no bias to set); target: tensor behind the bias and a folded-in
-    BatchNormalization; scale: (outputs,) factor of that normalisation, ones without; kept: output channels of the original that are
+    BatchNormalization; scale: (outputs,) factor of that normalization, ones without; kept: output channels of the original that are
     left, None for all; shortcut: the tensor that is added to the target, "" where nothing is; last: whether nothing follows;
     low, high: where the activation behind it all (Relu, Clip) is flat, so that values beyond need not be met.
     """

@@ -2,9 +2,9 @@
 
 Node by node, kept channels can only be what they were. Together, the first nodes of a part may take over what the cut channels did,
 because the last ones read them anew: the squared error behind the part falls by a further fifth to third. Gradients are made by
-onnxruntime (`onnxprune.autodiff`); the minimiser is L-BFGS (Liu and Nocedal 1989) in coordinates in which the problem is close to
+onnxruntime (`onnxprune.autodiff`); the minimizer is L-BFGS (Liu and Nocedal 1989) in coordinates in which the problem is close to
 round: inputs decorrelated by their second moments, outputs scaled by how much the part's exits depend on them, which are the two
-factors of K-FAC (Martens and Grosse 2015, 1503.05671). Aim as in block reconstruction for quantisation (Li et al. 2021, 2102.05426).
+factors of K-FAC (Martens and Grosse 2015, 1503.05671). Aim as in block reconstruction for quantization (Li et al. 2021, 2102.05426).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The whole and the cut network run in lock-step. Where a node's output is added t
 the shortcut has lost. Solved on taps (C * kh * kw unknowns an output), with a ridge towards the cut weights.
 He et al. 2017 (channel pruning) for the idea; sequential inputs with dense targets and the residual term are what carried it.
 Where an activation cuts off what lies beyond a bend, anything beyond it will do: the targets there follow the solution, which is
-found again a few times (majorisation; the error behind the activation never grows; Zhang et al. 2015, 1505.06798, for the aim).
+found again a few times (majorization; the error behind the activation never grows; Zhang et al. 2015, 1505.06798, for the aim).
 Once all nodes of a part of the network are solved, they are refitted together (`joint`), where some samples can be left to judge it.
 """
 

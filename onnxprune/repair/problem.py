@@ -192,7 +192,7 @@ class Problem:
             self.set_bias(model, np.concatenate([s.shift for s in systems]))
 
     def set_bias(self, model: Model, shift: np.ndarray) -> None:
-        """The constant part: for a normalised output, what is left of it after the running mean and the node's own bias."""
+        """The constant part: for a normalized output, what is left of it after the running mean and the node's own bias."""
         behind = self.fit.target != self.fit.linear.out and self.fit.scale.ndim
         if behind:
             bn = next(n for n in model.proto.graph.node if self.fit.target in n.output)
@@ -227,7 +227,7 @@ class System:
 
         moments = self.moments
         moments.flush()
-        xx, yx = moments.centred() if self.constant else (moments.xx, moments.yx)
+        xx, yx = moments.centered() if self.constant else (moments.xx, moments.yx)
         if yx is None or moments.y is None:
             raise ValueError("moments without outputs, nothing to solve for")
         if not (np.isfinite(xx).all() and np.isfinite(yx).all()):
@@ -249,7 +249,7 @@ class System:
         """(lower triangle L, mean): inputs are like mean + L e with uncorrelated e; without a shift the mean is 0. damping: of the mean variance, added to each."""
         from scipy.linalg import cholesky
 
-        xx = self.moments.centred()[0] if self.constant else self.moments.xx
+        xx = self.moments.centered()[0] if self.constant else self.moments.xx
         count = max(self.moments.count, 1)
         lift = max(damping * float(np.trace(xx)) / len(xx), self._lift)
         mean = self.moments.x / count if self.constant else np.zeros_like(self.moments.x)

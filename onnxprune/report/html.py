@@ -318,12 +318,12 @@ def _curve(report: Report) -> dict[str, Any] | None:
 
 def _group_rows(report: Report) -> list[dict[str, Any]]:
     """Rows of the table of groups, numbered as in the picture."""
-    colours = tints(report.graph)
+    colors = tints(report.graph)
     return [
         {
             **asdict(g),
             "number": i,
-            "colour": colours.get(g.name),
+            "color": colors.get(g.name),
             "share": g.after / max(g.before, 1),
         }
         for i, g in enumerate(report.groups, 1)

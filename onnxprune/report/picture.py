@@ -1,4 +1,4 @@
-"""The network as boxes and arrows from top to bottom, coupled groups in colour.
+"""The network as boxes and arrows from top to bottom, coupled groups in color.
 
 Graphviz would lay it out better, but is a program that a reader of reports would have to install; networks are nearly chains, where
 longest paths for rows and the mean of what a box reads for columns are enough.
@@ -20,12 +20,12 @@ _PITCH = (176, 62)  # of columns and rows
 _MARGIN = 24
 _LANE = 5  # between arrows beside the boxes
 _MOST_LANES = 16
-# light enough for black text (contrast above 12), in an order in which neighbours differ for colour-blind readers too
+# light enough for black text (contrast above 12), in an order in which neighbors differ for color-blind readers too
 TINTS = ("#BBDDF2", "#FFD8A8", "#B5E8D5", "#F5CFE3", "#FFF3A3", "#D9D2F5", "#F9C6B4", "#D5DBE1")
 
 
 def tints(graph: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Group -> colour, of the groups that several boxes carry; neighbours in the graph differ."""
+    """Group -> color, of the groups that several boxes carry; neighbors in the graph differ."""
     boxes = Counter(name for box in graph for name in box["groups"])
     order = list(dict.fromkeys(name for box in graph for name in box["groups"]))
     return {name: TINTS[i % len(TINTS)] for i, name in enumerate(n for n in order if boxes[n] > 1)}
@@ -49,14 +49,14 @@ def picture(
     left = min(columns)
     x = [_MARGIN + _BOX[0] / 2 + (c - left) * _PITCH[0] for c in columns]
     y = [_MARGIN + _BOX[1] / 2 + r * _PITCH[1] for r in rows]
-    colours = tints(graph)
+    colors = tints(graph)
     group = ET.Element("g")
     arrows = [(i, j) for j, box in enumerate(graph) for i in box["inputs"]][:MOST_ARROWS]
     right = _arrows(group, arrows, rows, x, y)
     for box, bx, by in zip(graph, x, y, strict=False):
-        group.append(_box(box, bx, by, colours, numbers, widths))
+        group.append(_box(box, bx, by, colors, numbers, widths))
     joined = sum(1 for box in graph if box["op"] not in ("input", "output"))
-    label = f"the network as {joined} boxes from input to output, {len(colours)} coupled groups in colour; the tables on this page have the same figures"
+    label = f"the network as {joined} boxes from input to output, {len(colors)} coupled groups in color; the tables on this page have the same figures"
     return figure(
         group,
         round(max(right, max(x) + _BOX[0] / 2) + _MARGIN),
@@ -123,13 +123,13 @@ def _box(
     box: Mapping[str, Any],
     x: float,
     y: float,
-    colours: Mapping[str, str],
+    colors: Mapping[str, str],
     numbers: Mapping[str, int],
     widths: Mapping[str, tuple[int, int]],
 ) -> ET.Element:
     """One box: operator, number of the group, widths; its name as a tooltip."""
     names = [n for n in box["groups"] if n in widths]
-    fills = [colours[n] for n in names if n in colours]
+    fills = [colors[n] for n in names if n in colors]
     kind = "end" if box["op"] in ("input", "output") else "whole" if not names else "cut"
     group = ET.Element("g", {"class": f"box {kind}"})
     ET.SubElement(group, "title").text = box["node"]

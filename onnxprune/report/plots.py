@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import leather
 
-# Okabe and Ito (2008), which colour-blind readers tell apart; the first two are before and after everywhere
+# Okabe and Ito (2008), which color-blind readers tell apart; the first two are before and after everywhere
 BEFORE, AFTER = "#0072B2", "#D55E00"
-COLOURS = (BEFORE, AFTER, "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#555555", "#882255")
+COLORS = (BEFORE, AFTER, "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#555555", "#882255")
 WIDTH, HEIGHT = 720, 340
-_DASHES = ("none", "7 3", "2 3")  # curves beyond the first turn of colours
+_DASHES = ("none", "7 3", "2 3")  # curves beyond the first turn of colors
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Curve:
     """Points (x, y) in ascending x; dots: without a line between them; large: drawn to be seen first."""
 
     points: Sequence[tuple[float, float]]
-    colour: str
+    color: str
     dots: bool = False
     large: bool = False
     dash: str = "none"
@@ -41,10 +41,10 @@ class _Dots(leather.Dots):  # type: ignore[misc]
 
 
 def curves(points: Sequence[Sequence[tuple[float, float]]]) -> list[Curve]:
-    """A colour, and beyond eight a dash, for each line."""
-    n = len(COLOURS)
+    """A color, and beyond eight a dash, for each line."""
+    n = len(COLORS)
     return [
-        Curve(p, COLOURS[i % n], dash=_DASHES[i // n % len(_DASHES)]) for i, p in enumerate(points)
+        Curve(p, COLORS[i % n], dash=_DASHES[i // n % len(_DASHES)]) for i, p in enumerate(points)
     ]
 
 
@@ -72,9 +72,9 @@ def plot(drawn: Sequence[Curve], x: str, y: str, label: str, from_zero: bool = T
     chart.add_y_axis(tick_formatter=lambda v, i, n: f"{float(v):.4g}", name=y)
     for curve in drawn:
         shape = (
-            _Dots(curve.colour, 7 if curve.large else 4)
+            _Dots(curve.color, 7 if curve.large else 4)
             if curve.dots
-            else _Line(curve.colour, 2, curve.dash)
+            else _Line(curve.color, 2, curve.dash)
         )
         chart.add_series(leather.Series(curve.points), shape)
     return figure(chart.to_svg_group(WIDTH, HEIGHT), WIDTH, HEIGHT, label)

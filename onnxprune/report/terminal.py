@@ -221,7 +221,7 @@ def others(report: Report) -> str:
             for row in report.selection["rows"]
         ]
         parts.append(
-            f"{report.selection['metric']} on {report.selection['samples']} labelled samples that chose: "
+            f"{report.selection['metric']} on {report.selection['samples']} labeled samples that chose: "
             + ", ".join(ways)
         )
     if report.control:

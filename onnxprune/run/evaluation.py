@@ -11,7 +11,7 @@ from onnx import TensorProto
 from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data, Preprocess, open_data, split
 from onnxprune.data.images import Images
-from onnxprune.data.labelled import LabelledData, open_labelled
+from onnxprune.data.labeled import LabeledData, open_labeled
 from onnxprune.data.preprocess import DEFAULT
 from onnxprune.errors import DataError, ModelError, VerificationError
 from onnxprune.ir.io import Model, digest
@@ -33,7 +33,7 @@ SELECTED_PART, SELECTED_LEAST, SELECTED_MOST = (
     4,
     25,
     1000,
-)  # one labelled sample in so many chooses between candidates, with a least and a most
+)  # one labeled sample in so many chooses between candidates, with a least and a most
 RESULT = "result_sha256"  # in a plan's decided_by: the model that its run wrote, where repair changed weights
 
 
@@ -48,8 +48,8 @@ class Parts:
     calibration: Data
     selection: Data | None = None
     report: Data | None = None
-    selection_labels: LabelledData | None = None
-    report_labels: LabelledData | None = None
+    selection_labels: LabeledData | None = None
+    report_labels: LabeledData | None = None
 
     def describe(self) -> dict[str, str]:
         """Part -> what is in it, of real inputs."""
@@ -77,12 +77,12 @@ def open_data_for(model: Model, recipe: Recipe) -> Data:
     )
 
 
-def open_labels(model: Model, recipe: Recipe) -> LabelledData | None:
-    """The labelled inputs of a recipe that measures with them."""
-    if not (recipe.labelled and recipe.metric):
+def open_labels(model: Model, recipe: Recipe) -> LabeledData | None:
+    """The labeled inputs of a recipe that measures with them."""
+    if not (recipe.labeled and recipe.metric):
         return None
-    return open_labelled(
-        recipe.labelled,
+    return open_labeled(
+        recipe.labeled,
         input_types(model),
         seed=recipe.seed,
         preprocess=preprocess(recipe),
@@ -90,7 +90,7 @@ def open_labels(model: Model, recipe: Recipe) -> LabelledData | None:
     )
 
 
-def parts_of(everything: Data, labels: LabelledData | None, recipe: Recipe) -> Parts:
+def parts_of(everything: Data, labels: LabeledData | None, recipe: Recipe) -> Parts:
     """The inputs of a run, each for one purpose: some are held out for the report where there are enough real ones, and as many to choose by where asked.
 
     Raises
@@ -184,9 +184,9 @@ def check(
 
 
 def evaluated(
-    original: Model, pruned: Model, apart: Data | None, labels: LabelledData | None, recipe: Recipe
+    original: Model, pruned: Model, apart: Data | None, labels: LabeledData | None, recipe: Recipe
 ) -> dict[str, Any]:
-    """ "fidelity": of the outputs on inputs that chose nothing; "quality": metric -> before, after, on labelled inputs."""
+    """ "fidelity": of the outputs on inputs that chose nothing; "quality": metric -> before, after, on labeled inputs."""
     found: dict[str, Any] = {"fidelity": {}, "quality": {}}
     if apart is not None:
         found["fidelity"] = compared(original, pruned, apart, recipe).as_dict()
@@ -221,7 +221,7 @@ def compared(original: Model, pruned: Model, data: Data, recipe: Recipe) -> Fide
     )
 
 
-def scored(model: Model, labels: LabelledData, recipe: Recipe) -> list[Score]:
+def scored(model: Model, labels: LabeledData, recipe: Recipe) -> list[Score]:
     """A model by the recipe's metrics."""
     metrics = [find_metric(name, metric_options(recipe)) for name in recipe.metric]
     measure(model, labels, metrics, threads=recipe.threads, batch_size=recipe.batch_size)

@@ -1,4 +1,4 @@
-"""The whole job: load -> analyse -> score -> plan -> cut -> verify -> repair -> measure -> report.
+"""The whole job: load -> analyze -> score -> plan -> cut -> verify -> repair -> measure -> report.
 
 Every stage is a function of the model, the recipe and the data. With a run directory, the stages that cost time (score, plan, verify, repair,
 measure) leave their result there, and the same command does not do them again; analysis and cut are cheap and always done.
@@ -17,7 +17,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data
@@ -185,7 +185,7 @@ def resolved(
 def _compares(recipe: Recipe) -> bool:
     """Whether candidates can be compared, and nothing else was asked for."""
     alone = recipe.fast or recipe.max_divergence is not None or any(t.engine for t in recipe.target)
-    return bool(recipe.metric and recipe.labelled) and not alone
+    return bool(recipe.metric and recipe.labeled) and not alone
 
 
 def _with_data(recipe: Recipe, analysis: Analysis) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -194,8 +194,8 @@ def _with_data(recipe: Recipe, analysis: Analysis) -> tuple[dict[str, str], tupl
     plain = sum(analysis.group(name).size for name in refittable(analysis))
     if recipe.criterion == "auto" and plain < LEAST_REFITTABLE * channels:
         what = (
-            f"{channels - plain} of {channels} channels are read by quantised, recurrent or computed weights alone, which no refit can write: this costs accuracy; "
-            "if the model was quantised, prune the float model and quantise the result"
+            f"{channels - plain} of {channels} channels are read by quantized, recurrent or computed weights alone, which no refit can write: this costs accuracy; "
+            "if the model was quantized, prune the float model and quantize the result"
         )
         return (WITHOUT_REFIT if plain else {**WITHOUT_REFIT, "repair": "none"}), (what,)
     return {**WITH_DATA, **({"allocate": "layer-error"} if recipe.fast else {})}, ()
@@ -207,15 +207,15 @@ def _check_names(recipe: Recipe) -> None:
         require(ENGINES.get(name))
     for name in recipe.metric:
         find_metric(name, metric_options(recipe))
-    if recipe.metric and not recipe.labelled:
+    if recipe.metric and not recipe.labeled:
         raise UsageError(
-            "labelled-missing",
-            f"metric {recipe.metric[0]!r} needs labelled inputs: pass --labelled PATH",
+            "labeled-missing",
+            f"metric {recipe.metric[0]!r} needs labeled inputs: pass --labeled PATH",
         )
-    if recipe.labelled and not os.path.exists(recipe.labelled):
+    if recipe.labeled and not os.path.exists(recipe.labeled):
         raise DataError(
             "data-missing",
-            f"no labelled inputs at {recipe.labelled}: the file or folder does not exist",
+            f"no labeled inputs at {recipe.labeled}: the file or folder does not exist",
         )
 
 
@@ -234,7 +234,7 @@ class _Job:
     def run(self) -> Result:
         """All stages, and the files they leave."""
         analysis = self.stages.do(
-            "analyse", lambda: analysed(self.source, self.recipe, self.stages)
+            "analyze", lambda: analyzed(self.source, self.recipe, self.stages)
         )
         recipe, notes = resolved(self.recipe, analysis, self.data is not None)
         return replace(self, recipe=recipe, notes=notes).on(analysis)
@@ -251,7 +251,7 @@ class _Job:
             "data_sha256": everything.fingerprint(),
         }
         self.stages.chain = key(
-            provenance, recipe.plain("analyse"), recipe.plain("runtime"), data.samples
+            provenance, recipe.plain("analyze"), recipe.plain("runtime"), data.samples
         )
         run_key = key(self.stages.chain, recipe.plain())
         overwrite = (
@@ -455,7 +455,7 @@ class _Job:
             and parts.report_labels is not None
         ):
             found.append(
-                f"{parts.report_labels.samples} labelled samples are too few to choose between candidates by: all of them only measure"
+                f"{parts.report_labels.samples} labeled samples are too few to choose between candidates by: all of them only measure"
             )
         found += [
             f"target {row.target}: the last measurement found {row.reached:.3g} ms, not {row.allowed:.3g}; the search had found less: measure on a quieter machine"
@@ -493,7 +493,7 @@ class _Job:
             )
 
 
-def analysed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Analysis:
+def analyzed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Analysis:
     """The analysis of a model under a recipe.
 
     Raises
@@ -501,7 +501,7 @@ def analysed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Ana
     UsageError
         The recipe is strict and an operator has no rule.
     """
-    analysis = analyse(
+    analysis = analyze(
         load(model), freeze=recipe.freeze, allow_mixing=recipe.allow_mixing, grouped=recipe.grouped
     )
     without = [f for f in analysis.frozen if f.reason.startswith("no rule")]
@@ -564,7 +564,7 @@ def _decided(
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:
-    """The plan alone: analyse, score, allocate.
+    """The plan alone: analyze, score, allocate.
 
     Raises
     ------
@@ -578,7 +578,7 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
         )
     stages = Stages(on_event)
     asked = recipe
-    analysis = stages.do("analyse", lambda: analysed(model, asked, stages))
+    analysis = stages.do("analyze", lambda: analyzed(model, asked, stages))
     recipe, _ = resolved(recipe, analysis)
     context = _context(analysis, open_data_for(analysis.model, recipe), recipe, stages)
     scores: Scores = (
@@ -597,7 +597,7 @@ def replay(model: Source, plan: Plan) -> Analysis:
     UsageError
         The plan's options make no sense.
     """
-    return analysed(
+    return analyzed(
         model,
         Recipe.of(
             {

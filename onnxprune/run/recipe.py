@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxprune import RENAMED_OPTIONS
 from onnxprune.data import DATA_SOURCES
 from onnxprune.errors import UsageError, unknown
 from onnxprune.run import parsers as options
@@ -266,12 +267,12 @@ class Recipe:
         "list",
     )
     freeze: tuple[str, ...] = _option(
-        (), options.globs, "analyse", "GLOB", "Tensors or nodes whose channels stay.", "list"
+        (), options.globs, "analyze", "GLOB", "Tensors or nodes whose channels stay.", "list"
     )
     allow_mixing: tuple[str, ...] = _option(
         (),
         options.names,
-        "analyse",
+        "analyze",
         "OP",
         "Open axes that OP mixes, such as LayerNormalization; the result is then not exact.",
         "list",
@@ -279,14 +280,14 @@ class Recipe:
     grouped: str = _option(
         "both",
         options.choice("both", "group", "position"),
-        "analyse",
+        "analyze",
         "POLICY",
         "Grouped convolutions: drop whole groups, the same position of each, or both.",
     )
     strict: bool = _option(
         False,
         options.flag,
-        "analyse",
+        "analyze",
         "",
         "Fail on an operator without a rule instead of freezing what it touches.",
         "flag",
@@ -334,7 +335,7 @@ class Recipe:
         options.optional(options.size),
         "data",
         "HxW",
-        "Images: cut out the centre after the resize.",
+        "Images: cut out the center after the resize.",
     )
     interp: str = _option(
         "bilinear",
@@ -348,7 +349,7 @@ class Recipe:
         options.choice("rgb", "bgr"),
         "data",
         "ORDER",
-        "Images: order of the model's colour channels, rgb or bgr.",
+        "Images: order of the model's color channels, rgb or bgr.",
     )
     scale: float = _option(
         1 / 255,
@@ -404,12 +405,12 @@ class Recipe:
         "Measure both models with labels: top1, top5, miou, coco, psnr, ... or module:function.",
         "list",
     )
-    labelled: str | None = _option(
+    labeled: str | None = _option(
         None,
         options.optional(options.text),
         "evaluate",
         "PATH",
-        "Labelled inputs for --metric: .npz, or a folder with one subfolder a class. A quarter chooses between candidates, see --candidate; the rest only measures.",
+        "Labeled inputs for --metric: .npz, or a folder with one subfolder a class. A quarter chooses between candidates, see --candidate; the rest only measures.",
     )
     candidate: tuple[str, ...] = _option(
         "auto",
@@ -495,13 +496,11 @@ class Recipe:
     @staticmethod
     def of(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
         """The recipe with these values; UsageError for a key that does not exist, with the nearest that does."""
-        _check_keys(values, where)
-        return Recipe(**values)
+        return Recipe(**_checked(values, where))
 
     def but(self, values: Mapping[str, Any], where: str = "options") -> Recipe:
         """A copy with some values replaced."""
-        _check_keys(values, where)
-        return dataclasses.replace(self, **values)
+        return dataclasses.replace(self, **_checked(values, where))
 
     def plain(self, stage: str | None = None) -> dict[str, Any]:
         """The options (of one stage) as JSON and TOML can hold them; what is None is left out."""
@@ -533,7 +532,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, RecursionError) as problem:
         raise UsageError("recipe-not-toml", f"recipe {path} is not TOML: {problem}") from problem
     values.pop(PROVENANCE, None)
-    _check_keys(values, f"recipe {path}")
+    values = _checked(values, f"recipe {path}")
     if isinstance(values.get("data"), str):
         values["data"] = _beside(os.path.dirname(os.fspath(path)), values["data"])
     return values
@@ -598,11 +597,14 @@ def _beside(folder: str, spec: str) -> str:
     )
 
 
-def _check_keys(values: Mapping[str, Any], where: str) -> None:
+def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the values under today's names; raise UsageError for a key that does not exist."""
+    values = {RENAMED_OPTIONS.get(key, key): value for key, value in values.items()}
     for key in values:
         if key not in OPTIONS:
             problem = unknown("key", key, OPTIONS)
             raise UsageError("unknown-key", f"{where}: {problem.message}")
+    return values
 
 
 def _parsed(name: str, option: Option, value: Any) -> Any:

@@ -414,14 +414,14 @@ def check_options(recipe: Recipe, has_data: bool) -> None:
         )
     if asked["candidate"] and not recipe.metric:
         raise UsageError(
-            "labelled-missing",
-            "candidates are compared by a metric: pass --metric NAME --labelled PATH",
+            "labeled-missing",
+            "candidates are compared by a metric: pass --metric NAME --labeled PATH",
         )
     unmeasured = next((name for name in ("curve", "control") if asked[name]), None)
     if unmeasured and not has_data and not recipe.metric:
         raise UsageError(
             "data-missing",
-            f"{unmeasured} measures models on inputs of yours: pass --data PATH, or --metric NAME --labelled PATH",
+            f"{unmeasured} measures models on inputs of yours: pass --data PATH, or --metric NAME --labeled PATH",
         )
 
 

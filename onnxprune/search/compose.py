@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.allocators.base import Constraints, widths
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import label
 from onnxprune.surgery.cut import cut
@@ -28,7 +28,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class Smaller:
-    """A cut model, analysed again.
+    """A cut model, analyzed again.
 
     analysis: of the cut model; kept: what the cut kept of the original; origin: group of the cut model -> for each channel the original channels
     (group, index) that go with it. Groups that are none of the original's are left out: they stay whole.
@@ -84,7 +84,7 @@ def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Small
         The cut model where it is there already, such as one with repaired weights.
     """
     plan = original.plan(kept)
-    again = analyse(cut(original, plan) if model is None else model, **original.options)
+    again = analyze(cut(original, plan) if model is None else model, **original.options)
     gone, shared = (
         original.removed(plan.kept),
         {p for p, _ in _places(original)} & {p for p, _ in _places(again)},
@@ -134,7 +134,7 @@ def _signatures(analysis: Analysis, gone: np.ndarray, shared: set[Place]) -> np.
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: neighbouring numbers become unrelated ones."""
+    """splitmix64's finalizer: neighboring numbers become unrelated ones."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.data.dataset import Data
-from onnxprune.data.labelled import LabelledData
+from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
@@ -41,8 +41,8 @@ TIMED_RUNS = 5
 class Sweep:
     """What every job of a sweep shares; it can be sent to other processes.
 
-    model: path, or the bytes of a model; options: of the analysis; scores: inside of each group; gate: unlabelled inputs for the label-free quality
-    and for timing; labelled, metrics, metric_options: for figures with labels; time: whether to time inferences; multiple: kept counts are multiples
+    model: path, or the bytes of a model; options: of the analysis; scores: inside of each group; gate: unlabeled inputs for the label-free quality
+    and for timing; labeled, metrics, metric_options: for figures with labels; time: whether to time inferences; multiple: kept counts are multiples
     of it; threads, batch_size: of onnxruntime.
     """
 
@@ -50,7 +50,7 @@ class Sweep:
     options: Mapping[str, Any]
     scores: Scores
     gate: Data
-    labelled: LabelledData | None = None
+    labeled: LabeledData | None = None
     metrics: tuple[str, ...] = ()
     metric_options: Options = NO_OPTIONS
     time: bool = True
@@ -95,8 +95,8 @@ def jobs_of(
 def sweep_key(sweep: Sweep) -> str:
     """What the figures of a file depend on, beside group and rate."""
     labels = (
-        sweep.labelled.fingerprint()
-        if sweep.labelled is not None and hasattr(sweep.labelled, "fingerprint")
+        sweep.labeled.fingerprint()
+        if sweep.labeled is not None and hasattr(sweep.labeled, "fingerprint")
         else ""
     )
     scores = {n: key(np.asarray(s).tolist()) for n, s in sweep.scores.items()}
@@ -178,7 +178,7 @@ class Bench:
         self.base: Kept = {}
         self.changed = changed is not None
         self.sweep = sweep
-        self.analysis = analysis or analyse(load(sweep.model), **sweep.options)
+        self.analysis = analysis or analyze(load(sweep.model), **sweep.options)
         self.batches = list(sweep.gate.batches(sweep.batch_size))
         session = Session(reference or self.analysis.model, threads=sweep.threads)
         expected = [session.run(b) for b in self.batches]
@@ -225,7 +225,7 @@ class Bench:
             "timing": {},
         }
         model = None
-        if sweep.time or sweep.metrics and sweep.labelled is not None:
+        if sweep.time or sweep.metrics and sweep.labeled is not None:
             model = cut(analysis, analysis.plan(left)) if left else analysis.model
         if model is not None and not self.changed:
             heads: Mapping[str, float] | None = self.heads(model)
@@ -238,8 +238,8 @@ class Bench:
         assert heads is not None  # without bounds nothing stops early
         found["heads"] = {n: v / self.start[n] for n, v in heads.items()}
         quality = float(np.mean([1 / max(v, 1.0) for v in found["heads"].values()]))
-        if sweep.labelled is not None and sweep.metrics and model is not None:
-            found |= self.labelled(model, sweep.labelled)
+        if sweep.labeled is not None and sweep.metrics and model is not None:
+            found |= self.labeled(model, sweep.labeled)
             quality = min(max(float(found["metrics"][sweep.metrics[0]]["value"]), 0.0), 1.0)
         if sweep.time and model is not None:
             found["timing"] = self.timing(model)
@@ -250,7 +250,7 @@ class Bench:
         session = Session(model, threads=self.sweep.threads)
         return summed(self.losses, [session.run(b) for b in self.batches])
 
-    def labelled(self, model: Model, data: LabelledData) -> dict[str, Any]:
+    def labeled(self, model: Model, data: LabeledData) -> dict[str, Any]:
         """Metrics and per_class."""
         sweep = self.sweep
         metrics = [find_metric(n, sweep.metric_options) for n in sweep.metrics]
@@ -275,8 +275,8 @@ class Bench:
         boxes = any(
             isinstance(find_metric(n, sweep.metric_options), Detection) for n in sweep.metrics
         )
-        if sweep.labelled is not None and boxes:
-            batch = next(iter(sweep.labelled.labelled_batches(sweep.batch_size)))
+        if sweep.labeled is not None and boxes:
+            batch = next(iter(sweep.labeled.labeled_batches(sweep.batch_size)))
             feeds, labels = batch.feeds, batch.labels
         times = []
         for _ in range(TIMED_RUNS):

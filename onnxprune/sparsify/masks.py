@@ -86,7 +86,7 @@ def _largest(scores: np.ndarray, remove: int) -> np.ndarray:
 
 
 def _n_of_m(scores: np.ndarray, n: int, m: int, taps: int) -> np.ndarray:
-    """True for the n best of every m neighbouring input channels, each tap by itself; channels beyond the last full m stay."""
+    """True for the n best of every m neighboring input channels, each tap by itself; channels beyond the last full m stay."""
     groups, outputs, columns = scores.shape
     by_tap = scores.reshape(groups, outputs, columns // taps, taps).swapaxes(2, 3)
     whole = by_tap.shape[-1] // m * m

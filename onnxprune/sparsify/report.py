@@ -37,7 +37,7 @@ class TensorSparsity:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """weights, weight_zeros: of Conv, ConvTranspose, Gemm and MatMul; params, zeros: of all float initializers, biases and normalisations included."""
+    """weights, weight_zeros: of Conv, ConvTranspose, Gemm and MatMul; params, zeros: of all float initializers, biases and normalizations included."""
 
     tensors: Sequence[TensorSparsity]
     params: int
@@ -100,7 +100,7 @@ class Packed:
 def packed(
     values: np.ndarray, codebook_bits: int = CODEBOOK_BITS, gap_bits: int = GAP_BITS
 ) -> Packed:
-    """Size on disk, not speed. Source: Han et al. 2016, sections 2 to 4; the codebook is k-means from evenly spaced centres."""
+    """Size on disk, not speed. Source: Han et al. 2016, sections 2 to 4; the codebook is k-means from evenly spaced centers."""
     flat = np.asarray(values, np.float64).reshape(-1)
     at = np.flatnonzero(flat)
     if not len(at):
@@ -120,18 +120,18 @@ def packed(
 
 
 def _codebook(values: np.ndarray, count: int, rounds: int = 20) -> np.ndarray:
-    """Centres of one-dimensional k-means."""
-    centres = np.linspace(values.min(), values.max(), count)
+    """Centers of one-dimensional k-means."""
+    centers = np.linspace(values.min(), values.max(), count)
     for _ in range(rounds):
-        codes = _nearest(values, centres)
+        codes = _nearest(values, centers)
         sums, counts = np.bincount(codes, values, count), np.bincount(codes, minlength=count)
-        centres = np.sort(np.where(counts > 0, sums / np.maximum(counts, 1), centres))
-    return centres
+        centers = np.sort(np.where(counts > 0, sums / np.maximum(counts, 1), centers))
+    return centers
 
 
-def _nearest(values: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Index of the nearest of sorted centres."""
-    return np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
+def _nearest(values: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Index of the nearest of sorted centers."""
+    return np.searchsorted((centers[1:] + centers[:-1]) / 2, values)
 
 
 def _huffman_bits(counts: np.ndarray) -> int:

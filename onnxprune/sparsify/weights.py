@@ -94,7 +94,7 @@ def sparsify(
     Parameters
     ----------
     data
-        Calibration data, for method "activation" and for the refit; unlabelled.
+        Calibration data, for method "activation" and for the refit; unlabeled.
 
     Raises
     ------

@@ -260,7 +260,7 @@ class Moments:
             self.yy += np.einsum("op,op->o", y, y)
         self.count += x.shape[1]
 
-    def centred(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def centered(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(covariance of x times count, of y with x times count)."""
         self.flush()
         mean = self.x / max(self.count, 1)

@@ -19,7 +19,7 @@ OVERSAMPLE = 32  # positions a column that are wanted in all
 
 @dataclass(frozen=True)
 class Statistic:
-    """Centred second moments of one linear node's input.
+    """Centered second moments of one linear node's input.
 
     xx: (groups, K, K) mean covariance; taps: columns a channel (1 where taken a channel); mean: (groups, K).
     """
@@ -111,7 +111,7 @@ def collect_moments(
     statistics = {}
     for li in wanted:
         parts = sums[keys[li.node]]
-        covariances = [m.centred()[0] for m in parts]
+        covariances = [m.centered()[0] for m in parts]
         how = keys[li.node][2]  # type: ignore[index]
         count = max(parts[0].count, 1)
         statistics[li.node] = Statistic(

@@ -34,7 +34,7 @@ def fold_branches(editor: Editor) -> None:
     made = [name for name in found.constants if name not in values]
     if made:
         segment = extract(editor.model, editor.analysis.shapes, behind, (), made)
-        for name, value in Session(segment, optimise=False).run({}).items():
+        for name, value in Session(segment, optimize=False).run({}).items():
             add_weight(graph, weights, name, from_array(value))  # type: ignore[arg-type]
     replace_nodes(graph, [n for n in graph.node if not folded.intersection(n.output)])
 

@@ -1,6 +1,6 @@
-"""Sums of dequantised values whose order does not matter, so that the oracle can compare quantised graphs bit by bit.
+"""Sums of dequantized values whose order does not matter, so that the oracle can compare quantized graphs bit by bit.
 
-A quantised Conv sums products of small integers times two scales. In float32 the rounding of that sum depends on its order, and where
+A quantized Conv sums products of small integers times two scales. In float32 the rounding of that sum depends on its order, and where
 it falls on the border between two steps of the next QuantizeLinear, the cut and the masked graph differ by a whole step. With the
 scales behind the sum, the terms are integers; below 2^24 float32 holds every partial sum, and any order gives the same bits.
 """
@@ -18,7 +18,7 @@ from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested
 from onnxprune.ir.weights import Weight
 
-_QUANTISED_DOMAINS = (*STANDARD_DOMAINS, "com.microsoft")
+_QUANTIZED_DOMAINS = (*STANDARD_DOMAINS, "com.microsoft")
 _SUMS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _SMALL = (TensorProto.INT8, TensorProto.UINT8)  # products of wider types leave float32's integers
 _COMMUTE = frozenset(
@@ -48,13 +48,13 @@ class _Integers:
     axis: int | None = None
 
 
-def is_quantised(model: Model) -> bool:
+def is_quantized(model: Model) -> bool:
     """Whether any node makes floats of integers."""
     return any(n.op_type == "DequantizeLinear" for g in nested(model.proto.graph) for n in g.node)
 
 
 def integer_sums(model: Model) -> Model:
-    """A copy whose linear layers on dequantised operands sum integers. Equal up to float rounding; layers of other forms stay as they are."""
+    """A copy whose linear layers on dequantized operands sum integers. Equal up to float rounding; layers of other forms stay as they are."""
     copy = model.edit()
     for graph in nested(copy.proto.graph):
         _Sums(copy, graph).run()
@@ -123,8 +123,8 @@ class _Sums:
 
     def unscaled(self, node: NodeProto) -> _Integers | None:
         """A DequantizeLinear with scale 1, or what moves or masks such a tensor, once more."""
-        if node.op_type == "DequantizeLinear" and node.domain in _QUANTISED_DOMAINS:
-            return self.dequantised(node)
+        if node.op_type == "DequantizeLinear" and node.domain in _QUANTIZED_DOMAINS:
+            return self.dequantized(node)
         if (
             len(node.output) > 1
             or node.domain not in STANDARD_DOMAINS
@@ -136,7 +136,7 @@ class _Sums:
             return None
         return _Integers(self.again(node, 0, found.name), found.scale)
 
-    def dequantised(self, node: NodeProto) -> _Integers | None:
+    def dequantized(self, node: NodeProto) -> _Integers | None:
         scale = self.model.weights.get(node.input[1])
         values = self.constant(node.input[0])
         zero = self.model.weights.get(node.input[2]) if len(node.input) > 2 else None
@@ -158,7 +158,7 @@ class _Sums:
         return _Integers(self.again(node, 1, one), node.input[1], shape, axis)
 
     def constant(self, name: str) -> Weight | None:
-        """The initializer that is dequantised, or that is quantised first."""
+        """The initializer that is dequantized, or that is quantized first."""
         maker = self.makers.get(name)
         return self.model.weights.get(
             maker.input[0] if maker is not None and maker.op_type == "QuantizeLinear" else name

@@ -16,7 +16,7 @@ from onnxprune.ir.io import INLINE_BYTES, Model
 from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.ir.weights import size_bytes
-from onnxprune.surgery.integers import integer_sums, is_quantised
+from onnxprune.surgery.integers import integer_sums, is_quantized
 from onnxprune.surgery.size_literals import Editor
 from onnxprune.types import Plan
 
@@ -83,7 +83,7 @@ def verify(
         One batch of inputs; None = seeded random values.
     tolerance
         None = TOLERANCE of the coarsest type; where the original itself, its nodes fused and its sums in another order, differs by more than half of that
-        (normalisations of few values, one behind another), twice as much as it does, but never more than ten times TOLERANCE.
+        (normalizations of few values, one behind another), twice as much as it does, but never more than ten times TOLERANCE.
 
     Raises
     ------
@@ -94,15 +94,15 @@ def verify(
     """
     _check_as_good(analysis.model, pruned)
     feeds = example_feeds(analysis.model, seed) if feeds is None else feeds
-    as_compared = integer_sums if is_quantised(analysis.model) else lambda model: model
+    as_compared = integer_sums if is_quantized(analysis.model) else lambda model: model
 
     def run(model: Model) -> dict[str, Any]:
-        return Session(as_compared(model), threads=threads, optimise=False).run(feeds)
+        return Session(as_compared(model), threads=threads, optimize=False).run(feeds)
 
     reference, original = run(masked(analysis, plan)), run(analysis.model)
     try:
-        if is_quantised(pruned):
-            Session(pruned, threads=threads, optimise=False).run(feeds)
+        if is_quantized(pruned):
+            Session(pruned, threads=threads, optimize=False).run(feeds)
         found = run(pruned)
     except Exception as problem:
         raise VerificationError(
@@ -183,7 +183,7 @@ def masked(analysis: Analysis, plan: Plan) -> Model:
 
 
 def _multiply(editor: Editor, index: int, slot: int, keep: np.ndarray, number: int) -> str:
-    """A node that zeroes what goes of an operand as it is by now: a product, or for quantised values a choice of their zero point."""
+    """A node that zeroes what goes of an operand as it is by now: a product, or for quantized values a choice of their zero point."""
     dtype = editor.analysis.shapes.dtype(editor.analysis.record.nodes[index].input[slot])
     name = editor.nodes[index].input[slot]
     out = f"{name}_masked_{number}"

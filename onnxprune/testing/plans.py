@@ -8,7 +8,7 @@ from collections.abc import Collection
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import OnnxpruneError, VerificationError
 from onnxprune.ir.io import Model
 from onnxprune.ir.shapes import infer
@@ -46,7 +46,7 @@ def check_rule(
     VerificationError
         The cut model does not run, or differs from the masked original.
     """
-    analysis = analyse(model, allow_mixing=allow_mixing)
+    analysis = analyze(model, allow_mixing=allow_mixing)
     _passes(analysis, op)
     rng = np.random.default_rng(seed)
     changed = 0.0

@@ -1,6 +1,6 @@
 """BatchNormalization put back into a graph that was exported without it, for the time of tuning.
 
-Folded weights spread over orders of magnitude and take only tiny steps. With a normalisation behind each convolution, set so that it changes nothing
+Folded weights spread over orders of magnitude and take only tiny steps. With a normalization behind each convolution, set so that it changes nothing
 (scale and shift are the standard deviation and mean of what the convolution gives), usual rates work. Folding puts the result back where it was.
 """
 
@@ -23,14 +23,14 @@ LEAST_DEVIATION = 1e-3  # a channel that hardly moves is not blown up
 PARTS = ("scale", "shift", "mean", "var")
 
 
-def normalised(model: Model) -> bool:
-    """Whether the graph normalises anywhere, so that usual learning rates are safe; a graph without convolutions counts as such."""
+def normalized(model: Model) -> bool:
+    """Whether the graph normalizes anywhere, so that usual learning rates are safe; a graph without convolutions counts as such."""
     ops = {n.op_type for n in model.proto.graph.node}
     return not ops & {"Conv", "ConvTranspose"} or any(op.endswith("Normalization") for op in ops)
 
 
 def sites(model: Model) -> list[str]:
-    """Outputs of the convolutions that have a weight of their own and no normalisation behind them."""
+    """Outputs of the convolutions that have a weight of their own and no normalization behind them."""
     graph = model.proto.graph
     readers: dict[str, list[str]] = {}
     for node in graph.node:
@@ -84,7 +84,7 @@ def insert(model: Model, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def fold(tuned: Model, original: Model) -> Model:
-    """`original`'s graph with the values of `tuned`, whose inserted normalisations go into the convolutions before them.
+    """`original`'s graph with the values of `tuned`, whose inserted normalizations go into the convolutions before them.
 
     A convolution without a bias gets one: the only change to the graph.
     """

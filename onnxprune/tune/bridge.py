@@ -314,7 +314,7 @@ def _roles(
 
 
 def _with_fixed(step: Step, shared: set[str]) -> Step:
-    """A normalisation whose statistics others use too must not update them."""
+    """A normalization whose statistics others use too must not update them."""
     if step.call.op not in STATISTICS or not shared & {
         step.inputs[i] for i in STATISTICS[step.call.op]
     }:

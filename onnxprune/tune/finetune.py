@@ -77,7 +77,7 @@ def tune(
     Parameters
     ----------
     data
-        Labelled data (`onnxprune.data.labelled`), calibration data (`onnxprune.data`), `Samples`, or arrays by input name. Held in memory.
+        Labeled data (`onnxprune.data.labeled`), calibration data (`onnxprune.data`), `Samples`, or arrays by input name. Held in memory.
     teacher
         The unpruned model; every term but "ce" and "task" needs it.
     task_loss
@@ -163,7 +163,7 @@ class _Job:
         weights = parse(settings.loss)
         _check(weights, teacher, task)
         settings = replace(settings, device=own_device(settings.device))
-        rate = settings.rate(batchnorm.normalised(model))
+        rate = settings.rate(batchnorm.normalized(model))
         samples = gather(data)
         rest, held = (
             (samples, gather(validation))
@@ -177,7 +177,7 @@ class _Job:
         world = join_world(self.settings.device)
         settings = _batch_that_fits(self.model, self.settings, self.rest)
         work = (
-            _with_normalisation(self.model, settings, self.rest)
+            _with_normalization(self.model, settings, self.rest)
             if settings.batchnorm == "insert"
             else self.model
         )
@@ -278,13 +278,13 @@ def _batch_that_fits(model: Model, settings: Settings, samples: Samples) -> Sett
     return settings if worst < BATCH_TOLERANCE else replace(settings, batch_size=declared)
 
 
-def _with_normalisation(model: Model, settings: Settings, samples: Samples) -> Model:
+def _with_normalization(model: Model, settings: Settings, samples: Samples) -> Model:
     """The graph with BatchNormalization put back, set on up to 256 samples."""
     module, places = to_module(model), batchnorm.sites(model)
     if not places:
         raise UsageError(
             "tune-batchnorm",
-            "batchnorm insert: the graph has no convolution that lacks a normalisation; use keep",
+            "batchnorm insert: the graph has no convolution that lacks a normalization; use keep",
         )
     few = samples.take(np.arange(min(len(samples), CALIBRATION_SAMPLES)))
     rows = [

@@ -58,7 +58,7 @@ class PruneByFisher:
         constraints: Constraints,
         how: Pruning,
         *,
-        labelled: bool,
+        labeled: bool,
         seed: int = 0,
         threads: int = 1,
     ) -> None:
@@ -68,11 +68,11 @@ class PruneByFisher:
                 "target-counted",
                 f"target {measured[0]} cannot be followed while training; give macs, params, bytes or activation_bytes",
             )
-        self.analysis, self.constraints, self.how, self.labelled, self.seed, self.threads = (
+        self.analysis, self.constraints, self.how, self.labeled, self.seed, self.threads = (
             analysis,
             constraints,
             how,
-            labelled,
+            labeled,
             seed,
             threads,
         )
@@ -96,7 +96,7 @@ class PruneByFisher:
         return -(-sum(m.size for m in self.kept.values()) // self.count)
 
     def plan(self) -> Plan:
-        """Which channels stay, of the analysed model."""
+        """Which channels stay, of the analyzed model."""
         return self.analysis.plan(
             self._indices(), method="group-fisher", training=True, **vars(self.how), seed=self.seed
         )
@@ -129,7 +129,7 @@ class PruneByFisher:
         step: int,
     ) -> None:
         """Add the squared mask gradients of a batch."""
-        goal = loss * samples if self.labelled else _drawn(tensors, heads, self.seed, step)
+        goal = loss * samples if self.labeled else _drawn(tensors, heads, self.seed, step)
         live = {k: v for k, v in self.passed.items() if v.requires_grad}
         gradients = torch.autograd.grad(
             goal, list(live.values()), retain_graph=True, allow_unused=True
@@ -164,7 +164,7 @@ class PruneByFisher:
 
     def signature(self) -> str:
         """The model, the budgets and how they are met."""
-        return f"{self.analysis.digest} {self.constraints} {self.how} {self.labelled}"
+        return f"{self.analysis.digest} {self.constraints} {self.how} {self.labeled}"
 
     def state(self) -> dict[str, Any]:
         """What stays, and the sums of the present interval."""

@@ -1,4 +1,4 @@
-"""What tuning minimises: the task's own loss and four ways to follow the unpruned model.
+"""What tuning minimizes: the task's own loss and four ways to follow the unpruned model.
 
 A loss is written as terms with weights, "kd" or "ce+0.5*dist"; a row of LOSSES is a term. All are means over the batch.
 """

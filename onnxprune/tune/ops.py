@@ -1,7 +1,7 @@
 """ONNX operators in torch, a row an operator: the table that `bridge` interprets a graph with.
 
 A row is (function of (Call, *inputs), positions of trainable inputs). This file holds the elementwise and reducing operators and joins the others:
-`ops_shape` moves data, `ops_nn` contracts, pools and normalises, `ops_rnn` recurs. Semantics: https://onnx.ai/onnx/operators.
+`ops_shape` moves data, `ops_nn` contracts, pools and normalizes, `ops_rnn` recurs. Semantics: https://onnx.ai/onnx/operators.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _per_axis(c: Call, x: Tensor, value: Tensor) -> Tensor:
 
 
 def _quantize(c: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """Quantised values, kept as floats so that gradients pass."""
+    """Quantized values, kept as floats so that gradients pass."""
     kind = torch.uint8 if zero is None else zero.dtype
     limits = torch.iinfo(kind)
     offset = 0.0 if zero is None else _per_axis(c, x, zero)

@@ -1,4 +1,4 @@
-"""Operators that contract, pool, normalise and resample."""
+"""Operators that contract, pool, normalize and resample."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _coordinates(how: str, target: int, size: int, ratio: float) -> np.ndarray:
 
 
 def _resample(c: Call, x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tensor:
-    """Values of an axis at fractional positions: a weighted sum of its neighbours."""
+    """Values of an axis at fractional positions: a weighted sum of its neighbors."""
     size = x.shape[axis]
     if mode == "nearest":
         rounding = c.get(

@@ -24,7 +24,7 @@ from onnxprune.tune.losses import parse
 from onnxprune.tune.settings import FOLDED_LIMIT, Settings
 from onnxprune.types import Plan
 
-LABELLED = {
+LABELED = {
     "ce",
     "task",
 }  # losses with a gradient at the unpruned model; distillation from itself has none there
@@ -77,7 +77,7 @@ def prune_and_tune(
         analysis,
         constraints,
         how,
-        labelled=bool(LABELLED & set(parse(settings.loss))),
+        labeled=bool(LABELED & set(parse(settings.loss))),
         seed=settings.seed,
         threads=settings.threads,
     )
@@ -116,11 +116,11 @@ def _while_cutting(
     analysis: Analysis, settings: Settings, how: Pruning, hook: PruneByFisher
 ) -> Settings:
     """A constant low rate, until the hook says that it is done."""
-    normalised = batchnorm.normalised(analysis.model)
+    normalized = batchnorm.normalized(analysis.model)
     rate = (
-        settings.rate(normalised)
-        if normalised or settings.force_lr
-        else min(settings.rate(normalised), FOLDED_LIMIT)
+        settings.rate(normalized)
+        if normalized or settings.force_lr
+        else min(settings.rate(normalized), FOLDED_LIMIT)
     )
     keep = "keep" if settings.batchnorm == "insert" else settings.batchnorm
     return replace(

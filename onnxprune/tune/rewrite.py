@@ -1,6 +1,6 @@
 """Activations that an accelerator lacks, replaced by ones that it has; tune afterwards.
 
-Recognised as one activation, however an exporter wrote it: the operator itself, x * Sigmoid(x) (SiLU), x * HardSigmoid(x) and x * Clip(x + 3, 0, 6) / 6
+Recognized as one activation, however an exporter wrote it: the operator itself, x * Sigmoid(x) (SiLU), x * HardSigmoid(x) and x * Clip(x + 3, 0, 6) / 6
 (HardSwish), x * Tanh(Softplus(x)) (Mish), and GELU: x * 0.5 * (1 + Erf(x / sqrt 2)) in any order of its factors, its approximation by
 Tanh(sqrt(2 / pi) * (x + 0.044715 x^3)) in place of Erf, and the one by x * Sigmoid(1.702 x).
 """

@@ -15,14 +15,14 @@ BOXES = "boxes"  # labels whose column 0 is the sample they belong to
 _PASS = 256
 
 
-class Labelled(Protocol):
-    """What `evaluate.data.open_labelled` gives."""
+class Labeled(Protocol):
+    """What `evaluate.data.open_labeled` gives."""
 
-    def labelled_batches(self, batch_size: int) -> Any:
+    def labeled_batches(self, batch_size: int) -> Any:
         """Batches with feeds, labels and count."""
 
 
-class Unlabelled(Protocol):
+class Unlabeled(Protocol):
     """What `calibrate.data.open_data` gives."""
 
     def batches(self, batch_size: int) -> Any:
@@ -82,8 +82,8 @@ class Samples:
         return state.hexdigest()
 
 
-def gather(source: Samples | Labelled | Unlabelled | Mapping[str, np.ndarray]) -> Samples:
-    """All samples of labelled or calibration data, or arrays by input name.
+def gather(source: Samples | Labeled | Unlabeled | Mapping[str, np.ndarray]) -> Samples:
+    """All samples of labeled or calibration data, or arrays by input name.
 
     Raises
     ------
@@ -97,8 +97,8 @@ def gather(source: Samples | Labelled | Unlabelled | Mapping[str, np.ndarray]) -
     feeds: list[Mapping[str, np.ndarray]] = []
     labels: list[Mapping[str, np.ndarray]] = []
     rows = 0
-    if hasattr(source, "labelled_batches"):
-        for batch in source.labelled_batches(_PASS):
+    if hasattr(source, "labeled_batches"):
+        for batch in source.labeled_batches(_PASS):
             feeds.append({n: v[: batch.count] for n, v in batch.feeds.items()})
             labels.append(
                 {n: _shifted(v, rows) if n == BOXES else v for n, v in batch.labels.items()}

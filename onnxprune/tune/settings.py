@@ -9,7 +9,7 @@ from typing import Any
 from onnxprune.errors import UsageError, unknown
 
 FOLDED_LIMIT = 1e-4  # 2e-3 destroyed a folded ResNet: 85.8 -> 35.2 % (METHODS.md section 7)
-NORMALISED_RATE = 1e-3
+NORMALIZED_RATE = 1e-3
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
     "precision": ("float32", "bfloat16"),
@@ -24,7 +24,7 @@ class Settings:
     """How to tune.
 
     loss: terms of `losses.LOSSES` with weights, "kd" or "ce+0.5*dist"; "task" is the caller's own.
-    epochs, steps: how long (steps win); lr: peak rate, None = 1e-4 for a graph without normalisation, else 1e-3;
+    epochs, steps: how long (steps win); lr: peak rate, None = 1e-4 for a graph without normalization, else 1e-3;
     force_lr: allow more than 1e-4 there; schedule: "cosine" to zero after a linear warm-up over `warmup` of the steps, or "constant".
     batchnorm: "keep" learns statistics where the graph has BatchNormalization, "frozen" does not, "insert" puts it behind convolutions for the
     time of tuning. ema: decay of averaged weights, 0 = none; clip_norm: largest gradient norm, 0 = none.
@@ -87,21 +87,21 @@ class Settings:
                 f"validation {self.validation} and ema {self.ema} must be below 1, lr {self.lr} above 0",
             )
 
-    def rate(self, normalised: bool) -> float:
-        """The peak learning rate, guarded: a graph without normalisation (exported with it folded) breaks above 1e-4.
+    def rate(self, normalized: bool) -> float:
+        """The peak learning rate, guarded: a graph without normalization (exported with it folded) breaks above 1e-4.
 
         Raises
         ------
         UsageError
             More than that was asked for, and not forced.
         """
-        safe = normalised or self.batchnorm == "insert"
+        safe = normalized or self.batchnorm == "insert"
         if self.lr is None:
-            return NORMALISED_RATE if safe else FOLDED_LIMIT
+            return NORMALIZED_RATE if safe else FOLDED_LIMIT
         if self.lr > FOLDED_LIMIT and not safe and not self.force_lr:
             ways = "lower it, set batchnorm to insert, or force it"
             raise UsageError(
                 "tune-rate",
-                f"lr {self.lr:g} is too high for a graph whose normalisation is folded (limit {FOLDED_LIMIT:g}): {ways}",
+                f"lr {self.lr:g} is too high for a graph whose normalization is folded (limit {FOLDED_LIMIT:g}): {ways}",
             )
         return self.lr

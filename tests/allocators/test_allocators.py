@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnxprune.allocators import ALLOCATORS, knapsack
 from onnxprune.allocators.base import Constraints, Ranking, Step, allocate, ordered, widths
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import load
@@ -28,8 +28,8 @@ CONVOLUTIONS = (
     "float[1,4,8,8] x | float[16,4,3,3] w1, float[24,16,3,3] w2, float[16,24,1,1] w3, float[12,16,1,1] w4, float[5,12,1,1] w5 |"
     "a = Conv<pads=[1,1,1,1]>(x, w1); r = Relu(a); b = Conv<pads=[1,1,1,1]>(r, w2); s = Relu(b); c = Conv(s, w3); d = Add(a, c); e = Conv<strides=[2,2]>(d, w4); y = Conv(e, w5)"
 )
-ANALYSIS = analyse(load(net(CONVOLUTIONS)))
-HELD = analyse(
+ANALYSIS = analyze(load(net(CONVOLUTIONS)))
+HELD = analyze(
     load(
         net(
             "float[1,64] x | float[64,64] w0, float[64,8] w1, float[8,4] w2 | y = MatMul(x, w0); a = MatMul(x, w1); z = MatMul(a, w2) | float[] y, float[] z"

@@ -17,7 +17,7 @@ from onnx import ModelProto, numpy_helper
 import onnxprune
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.blocks import whole_blocks
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.reconstruction import reconstruction
 from onnxprune.data.dataset import synthetic
@@ -30,7 +30,7 @@ from onnxprune.testing.plans import check_plan
 from onnxprune.types import Plan, Scores
 
 _NORM = ", ".join(f"float[12] s{i}, float[12] t{i}, float[12] m{i}, float[12] v{i}" for i in (1, 2))
-# a stem, a basic block with normalisation, a bottleneck, a head; w2 makes the output of the first block
+# a stem, a basic block with normalization, a bottleneck, a head; w2 makes the output of the first block
 NETWORK = (
     f"float[n,4,8,8] x | float[12,4,3,3] w0, float[12,12,3,3] w1, float[12,12,3,3] w2, float[8,12,1,1] w3, float[8,8,3,3] w4, float[12,8,1,1] w5, float[12] b5, float[5,12] w6, {_NORM} |"
     "a = Conv<pads=[1,1,1,1]>(x, w0); h = Relu(a); b0 = Conv<pads=[1,1,1,1]>(h, w1); b1 = BatchNormalization(b0, s1, t1, m1, v1); b = Relu(b1);"
@@ -55,7 +55,7 @@ def model_of(quiet: str = "") -> ModelProto:
 
 @cache
 def scored(quiet: str = "") -> tuple[Context, Scores]:
-    analysis = analyse(load(model_of(quiet)))
+    analysis = analyze(load(model_of(quiet)))
     context = Context(
         analysis, synthetic(input_types(analysis.model), samples=SAMPLES, seed=3), batch_size=8
     )
@@ -178,7 +178,7 @@ def test_from_end_to_end(tmp_path: Path) -> None:
     assert result.report.verification["ok"] and "b0" in gone(result.plan)
     assert Plan.from_json(result.plan.to_json()) == result.plan
     assert {g.name: g.after for g in result.report.groups}["b0"] == 0
-    assert analyse(load(tmp_path / "out.onnx")).cost().macs == result.report.after["macs"]
+    assert analyze(load(tmp_path / "out.onnx")).cost().macs == result.report.after["macs"]
     near = onnxprune.optimize(
         source, data=str(data), max_divergence=0.05, blocks=True, engine="none", round_to=1
     )
@@ -210,5 +210,5 @@ def test_resnet20(zoo: Path, tmp_path: Path) -> None:
     assert result.report.verification["ok"] and gone(result.plan)
     assert result.report.after["macs"] <= 0.2 * result.report.before["macs"]
     assert len(result.model.proto.graph.node) < len(
-        analyse(load(zoo / "cifar10_resnet20.onnx")).model.proto.graph.node
+        analyze(load(zoo / "cifar10_resnet20.onnx")).model.proto.graph.node
     )

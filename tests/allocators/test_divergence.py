@@ -15,7 +15,7 @@ from onnxprune.allocators import divergence as module
 from onnxprune.allocators.base import Constraints, Step, allocate, widths
 from onnxprune.allocators.divergence import divergence
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import reconstruction as statistics
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.reconstruction import reconstruction
@@ -46,7 +46,7 @@ def context_of(text: str, silent: str = "", part: float = 1.0) -> Context:
             values = np.frombuffer(tensor.raw_data, np.float32).reshape(tensor.dims).copy()
             values[round(len(values) * (1 - part)) :] = 0.0
             tensor.raw_data = values.tobytes()
-    analysis = analyse(load(model))
+    analysis = analyze(load(model))
     return Context(
         analysis, synthetic(input_types(analysis.model), samples=SAMPLES, seed=3), batch_size=8
     )
@@ -123,7 +123,7 @@ def test_within_the_budget_and_no_further(
 def test_what_a_plan_is_said_to_cost_is_what_the_cut_model_costs(share: float) -> None:
     context, scores = scored()
     plan = planned(context, scores, share)
-    smaller = analyse(cut(context.analysis, plan))
+    smaller = analyze(cut(context.analysis, plan))
     assert smaller.cost().as_dict() == context.analysis.cost(plan.kept).as_dict()
 
 

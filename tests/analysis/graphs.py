@@ -81,7 +81,7 @@ _BINARY = ["Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum"]
 _COMPARE = ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"]
 
 
-def _quantised(nodes: str, extra: str = "", last: str = "w2", after: str = "t, z") -> Case:
+def _quantized(nodes: str, extra: str = "", last: str = "w2", after: str = "t, z") -> Case:
     """Nodes that make `o` of the int8 tensors `q` and `r`, two convolutions of one input."""
     return Case(
         f"float[2,4,6,6] x | float[8,4,3,3] w1, float[8,4,3,3] w3, float s = {{0.05}}, float u = {{0.03}}, int8 z = {{3}}, float t = {{0.1}}, float[5,8,1,1] w2{', ' + extra if extra else ''} |"
@@ -328,7 +328,7 @@ CASES |= {
     ),
 }
 
-# ---------------------------------------------------------------- normalisation, activation along an axis
+# ---------------------------------------------------------------- normalization, activation along an axis
 
 _TOKENS = "float[2,6,4] x | float[4,8] w1, float[8,5] w2, {extra} | a = MatMul(x, w1); {nodes}; y = MatMul(b, w2)"
 
@@ -355,7 +355,7 @@ CASES |= {
         "b, m, s = BatchNormalization<training_mode=1>(a, w3, w4, w5, v)",
         "float[8] w3, float[8] w4, float[8] w5, float[8] v",
     ),
-    "BatchNormalization_standardises_weights": between(
+    "BatchNormalization_standardizes_weights": between(
         "o = Reshape(w3, flat); p, m, s = BatchNormalization<training_mode=1>(o, w4, w5, w6, v); q = Reshape(p, back); c = Conv(a, q); b = Conv(c, w7)",
         "float[8,6,1,1] w7, float[6,8,1,1] w3, int64[3] flat = {1, 6, -1}, int64[4] back = {6, 8, 1, 1}, float[6] w4, float[6] w5, float[6] w6, float[6] v",
         groups=(6, 8, 8),
@@ -434,29 +434,29 @@ CASES |= {
         groups=(8,),
     ),
     **{
-        f"QLinear{op}": _quantised(f"o = com.microsoft.QLinear{op}(q, s, z, r, u, z, t, z)")
+        f"QLinear{op}": _quantized(f"o = com.microsoft.QLinear{op}(q, s, z, r, u, z, t, z)")
         for op in ("Add", "Mul")
     },
-    "QLinearAdd_constant": _quantised(
+    "QLinearAdd_constant": _quantized(
         "o = com.microsoft.QLinearAdd(q, s, z, k, u, z, t, z)", "int8[8,1,1] k"
     ),
-    "QLinearWhere": _quantised(
+    "QLinearWhere": _quantized(
         "g = Greater(a, c); o = com.microsoft.QLinearWhere(g, q, s, z, r, u, z, t, z)"
     ),
-    "QLinearConcat": _quantised(
+    "QLinearConcat": _quantized(
         "o = com.microsoft.QLinearConcat<axis=1>(t, z, q, s, z, r, u, z)",
         "float[5,16,1,1] w4",
         last="w4",
     ),
-    "QLinearLeakyRelu": _quantised("o = com.microsoft.QLinearLeakyRelu<alpha=0.2>(q, s, z, t, z)"),
-    "QLinearSigmoid": _quantised("o = com.microsoft.QLinearSigmoid(q, s, z, t, z)"),
-    "QLinearAveragePool": _quantised(
+    "QLinearLeakyRelu": _quantized("o = com.microsoft.QLinearLeakyRelu<alpha=0.2>(q, s, z, t, z)"),
+    "QLinearSigmoid": _quantized("o = com.microsoft.QLinearSigmoid(q, s, z, t, z)"),
+    "QLinearAveragePool": _quantized(
         "o = com.microsoft.QLinearAveragePool<kernel_shape=[2,2], strides=[2,2]>(q, s, z, t, z)"
     ),
-    "QLinearGlobalAveragePool": _quantised(
+    "QLinearGlobalAveragePool": _quantized(
         "o = com.microsoft.QLinearGlobalAveragePool(q, s, z, t, z)"
     ),
-    "QLinearSoftmax": _quantised(
+    "QLinearSoftmax": _quantized(
         "o = com.microsoft.QLinearSoftmax<axis=3, opset=13>(q, s, z, p, n)",
         "float p = {0.00390625}, int8 n = {-128}",
         after="p, n",
@@ -821,7 +821,7 @@ CASES |= {
         "o = LSTM<hidden_size=6>(x, w1, w2, , lengths); a = Squeeze(o, one); p = LSTM<hidden_size=8>(a, w3, w4); b = Squeeze(p, one); y = MatMul(b, w5)",
         groups=(6, 8),
     ),
-    "LSTM_quantised": Case(
+    "LSTM_quantized": Case(
         "float[5,2,4] x | int8[1,24,4] k1, int8[1,24,6] k2, float s = {0.05}, float[6,7] w3, int64[1] one = {1} |"
         "w1 = DequantizeLinear(k1, s); w2 = DequantizeLinear(k2, s); o = LSTM<hidden_size=6>(x, w1, w2); a = Squeeze(o, one); y = MatMul(a, w3)",
         groups=(6,),

@@ -16,7 +16,7 @@ from indexed import INDEXED
 from onnx import AttributeProto, ModelProto
 from patterns import PATTERNS
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import OnnxpruneError
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.ir.nodes import nested
@@ -103,12 +103,12 @@ def change(model: ModelProto, draw: st.DataObject) -> None:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(ALL)), st.data())
-def test_a_changed_graph_is_analysed_or_refused(name: str, data: st.DataObject) -> None:
+def test_a_changed_graph_is_analyzed_or_refused(name: str, data: st.DataObject) -> None:
     model = net(ALL[name].text, opset=ALL[name].opset)
     for _ in range(data.draw(st.integers(1, 3))):
         change(model, data)
     try:
-        analysis = analyse(load(model))
+        analysis = analyze(load(model))
         analysis.cost()
         to_bytes(cut(analysis, random_plan(analysis, np.random.default_rng(0))))
     except OnnxpruneError as problem:

@@ -8,7 +8,7 @@ from graph_laws import SEEN, assert_exact, random_plan
 from graph_text import net
 from graphs import Case
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
 from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.runtime import Session, example_feeds
@@ -82,7 +82,7 @@ CASES = (
             opset=18,
             groups=(6, 8),
         ),
-        "weight_standardised": Case(
+        "weight_standardized": Case(
             "float[2,4,9] x | float[8,4,3] w1, float[6,8,3] w2, int64[2] axes = {1, 2}, float eps = {1e-5}, float[5,6,1] w3 | a = Conv(x, w1); m = ReduceMean(w2, axes); c = Sub(w2, m); q = Mul(c, c); u = ReduceMean(q, axes);"
             "e = Add(u, eps); s = Sqrt(e); w = Div(c, s); b = Conv(a, w); y = Conv(b, w3)",
             opset=18,
@@ -112,7 +112,7 @@ CASES = (
 
 @pytest.mark.parametrize("name", CASES)
 def test_exact(name: str) -> None:
-    analysis = analyse(load(net(CASES[name].text, opset=CASES[name].opset)))
+    analysis = analyze(load(net(CASES[name].text, opset=CASES[name].opset)))
     assert tuple(sorted(g.size for g in analysis.groups)) == CASES[name].groups, analysis.frozen
     seen = 0.0
     for seed in range(3):
@@ -130,15 +130,15 @@ def test_taking_a_projection_apart_changes_no_value(name: str) -> None:
     model = load(net(FUSED[name]))
     feeds = example_feeds(model)
     found, expected = (
-        Session(canonicalize(model), optimise=False).run(feeds)["y"],
-        Session(model, optimise=False).run(feeds)["y"],
+        Session(canonicalize(model), optimize=False).run(feeds)["y"],
+        Session(model, optimize=False).run(feeds)["y"],
     )
     np.testing.assert_array_equal(found, expected)
 
 
 def test_a_mean_cut_twice_has_one_factor() -> None:
-    analysis = analyse(load(net(CASES["rms_norm_written_out"].text)))
+    analysis = analyze(load(net(CASES["rms_norm_written_out"].text)))
     once, _ = assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
-    again = analyse(once)
+    again = analyze(once)
     twice, _ = assert_exact(again, random_plan(again, np.random.default_rng(1)))
     assert sum(n.op_type == "Mul" for n in twice.proto.graph.node) == 2

@@ -10,7 +10,7 @@ from graph_text import net
 from graphs import CASES
 from patterns import PATTERNS
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
 
 ALL = CASES | PATTERNS | DYNAMIC
@@ -45,7 +45,7 @@ SILENT = {
 }
 WHOLE = {
     "residual chain": "Conv_residual",
-    "batch normalisation left in": "BatchNormalization",
+    "batch normalization left in": "BatchNormalization",
     "dense block": "Concat_dense_block",
     "shuffle block": "shuffle_block",
     "feature pyramid": "feature_pyramid",
@@ -60,7 +60,7 @@ WHOLE = {
 @pytest.mark.parametrize("what", CRASH | SILENT | WHOLE)
 def test_half_of_every_group(what: str) -> None:
     case = ALL[(CRASH | SILENT | WHOLE)[what]]
-    analysis = analyse(load(net(case.text, opset=case.opset)))
+    analysis = analyze(load(net(case.text, opset=case.opset)))
     assert analysis.groups and analysis.prunable_macs() == 1
     plan = plan_of(analysis, {g.name: tuple(range(0, g.size, 2)) for g in analysis.groups})
     _, found = assert_exact(analysis, plan)
@@ -70,7 +70,7 @@ def test_half_of_every_group(what: str) -> None:
 def test_positions_are_those_of_the_plan_in_any_order() -> None:
     """Index maps that are only right for a prefix pass a cut of the first half."""
     for name in (*CRASH.values(), *SILENT.values()):
-        analysis = analyse(load(net(ALL[name].text, opset=ALL[name].opset)))
+        analysis = analyze(load(net(ALL[name].text, opset=ALL[name].opset)))
         rng = np.random.default_rng(0)
         for _ in range(3):
             kept = {

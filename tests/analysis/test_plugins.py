@@ -13,7 +13,7 @@ from graph_text import net
 
 from onnxprune.analysis import rules
 from onnxprune.analysis.rules import Rule
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import OnnxpruneError, VerificationError
 from onnxprune.ir.io import Model, load
 from onnxprune.registry import Registry
@@ -59,14 +59,14 @@ def model(op: str) -> Model:
 
 
 def test_an_unknown_op_freezes_what_it_touches() -> None:
-    analysis = analyse(model("Inverse"))
+    analysis = analyze(model("Inverse"))
     assert not analysis.groups
     assert "no rule for com.microsoft::Inverse" in {f.reason for f in analysis.why("a")}
 
 
 def test_a_plugin_adds_a_row(plugins: dict[str, EntryPoint]) -> None:
     plugins["com.microsoft::Inverse"] = entry("com.microsoft::Inverse", f"{__name__}:INVERSE")
-    assert [g.size for g in analyse(model("Inverse")).groups] == [8]
+    assert [g.size for g in analyze(model("Inverse")).groups] == [8]
 
 
 def test_a_row_tells_shapes_that_nothing_declares(plugins: dict[str, EntryPoint]) -> None:
@@ -75,9 +75,9 @@ def test_a_row_tells_shapes_that_nothing_declares(plugins: dict[str, EntryPoint]
         "float[3,4] x, float[5,4] z | float[4,8] w1, float[5,6] w2, float[6,7] w3 | a = MatMul(x, w1); b = MatMul(z, w1);"
         "d = com.microsoft.CDist(a, b); e = MatMul(d, w2); y = MatMul(e, w3) | float[3,7] y"
     )
-    assert not analyse(load(net(text))).groups
+    assert not analyze(load(net(text))).groups
     plugins["com.microsoft::CDist"] = entry("com.microsoft::CDist", f"{__name__}:DISTANCE")
-    analysis = analyse(load(net(text)))
+    analysis = analyze(load(net(text)))
     assert analysis.shapes.shape("d") == (3, 5)
     assert [g.size for g in analysis.groups] == [8, 6]
     check_rule("com.microsoft::CDist", load(net(text)))
@@ -115,7 +115,7 @@ def test_shapes_by_letters(
         inputs,
         [onnx.helper.make_empty_tensor_value_info("y")],
     )
-    found = analyse(
+    found = analyze(
         load(
             onnx.helper.make_model(
                 graph,
@@ -132,7 +132,7 @@ def test_shapes_by_letters(
 
 def test_a_broken_plugin_freezes_and_says_so(plugins: dict[str, EntryPoint]) -> None:
     plugins["com.microsoft::Inverse"] = entry("com.microsoft::Inverse", "no_such_module:ROW")
-    analysis = analyse(model("Inverse"))
+    analysis = analyze(model("Inverse"))
     assert not analysis.groups
     assert "no_such_module" in analysis.why("a")[-1].reason
 
@@ -173,7 +173,7 @@ def test_check_rule_wants_a_graph_that_can_be_cut() -> None:
 
 
 def test_check_plan() -> None:
-    analysis = analyse(
+    analysis = analyze(
         load(
             net(
                 "float[2,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); y = MatMul(a, w2)"

@@ -9,7 +9,7 @@ from graph_laws import random_plan
 from graph_text import net
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.runtime import example_feeds
 from onnxprune.surgery.cut import cut
@@ -38,7 +38,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_cut_equals_masked(name: str) -> None:
     text, groups = CASES[name]
-    analysis = analyse(load(net(text)))
+    analysis = analyze(load(net(text)))
     assert tuple(sorted(g.size for g in analysis.groups)) == groups
     feeds = example_feeds(analysis.model)
 

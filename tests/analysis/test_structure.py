@@ -11,7 +11,7 @@ from graph_text import net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import synthetic
@@ -26,7 +26,7 @@ CHAIN = "float[2,4] x | float[4,8] w1, float[8] b1, float[8,5] w2 | a = MatMul(x
 
 
 def of(name: str) -> Analysis:
-    return analyse(load(net(BODIES[name].text, opset=BODIES[name].opset)))
+    return analyze(load(net(BODIES[name].text, opset=BODIES[name].opset)))
 
 
 # ---------------------------------------------------------------- bodies
@@ -61,7 +61,7 @@ def test_ranks_that_differ_freeze() -> None:
     proto = net(text)
     for output in proto.graph.output[1:]:
         output.type.tensor_type.ClearField("shape")
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     assert not analysis.groups
     assert "returned with several ranks" in {f.reason for f in analysis.why("a")}
 
@@ -72,7 +72,7 @@ def test_a_state_whose_rank_grows_freezes() -> None:
         "h = Loop(n, , a) <body = g (int64 i, bool k, s) => (bool k2, s2) { s2 = Unsqueeze(s, zero)\n k2 = Identity(k) }>"
     )
     proto = net(text + " | float[] y, float[1,1,1,2,8] h")
-    assert not analyse(load(proto)).groups
+    assert not analyze(load(proto)).groups
 
 
 def test_passes_count() -> None:
@@ -87,7 +87,7 @@ def test_an_unknown_op_with_a_body_freezes_what_it_captures() -> None:
         "float[2,4] x | float[4,8] w1, float[8,8] w2, float[8,6] w4, float[6,8] w5, float[8,5] w3 | a = MatMul(x, w1); d = custom.Repeat(a) <body = g () => (float[2,8] o) { p = MatMul(a, w2)\n"
         "q = MatMul(p, w4)\n o = MatMul(q, w5) }>; y = MatMul(a, w3)"
     )
-    analysis = analyse(load(net(text + " | float[] y, float[2,8] d")))
+    analysis = analyze(load(net(text + " | float[] y, float[2,8] d")))
     assert sorted(g.size for g in analysis.groups) == [6, 8]
     assert "its bodies are not followed" in {f.reason for f in analysis.why("a")}
 
@@ -108,7 +108,7 @@ def test_declared_shapes_of_bodies_follow() -> None:
 def test_scores_of_what_can_be_seen(criterion: str) -> None:
     """Tensors in bodies cannot be asked for; what lies outside is scored, and nothing fails."""
     text = BODIES["loop_captured_layer"].text.replace("float[2,", "float[n,")
-    analysis = analyse(load(net(text)))
+    analysis = analyze(load(net(text)))
     data = synthetic({"x": (["n", 4], "tensor(float)")}, samples=8)
     scores = CRITERIA.get(criterion)(Context(analysis, data))
     assert all(len(scores[g]) == analysis.group(g).size for g in scores)
@@ -126,13 +126,13 @@ SQUEEZE = (
 def test_a_branch_that_is_always_taken_is_inlined() -> None:
     """Torch's older exporter writes squeeze(2) so; the ranks of the branches differ."""
     model = load(net(SQUEEZE))
-    analysis = analyse(model)
+    analysis = analyze(model)
     assert "If" not in {n.op_type for n in analysis.record.nodes}
     assert [g.size for g in analysis.groups] == [8]
     feeds = example_feeds(model)
     np.testing.assert_array_equal(
-        Session(analysis.model, optimise=False).run(feeds)["y"],
-        Session(model, optimise=False).run(feeds)["y"],
+        Session(analysis.model, optimize=False).run(feeds)["y"],
+        Session(model, optimize=False).run(feeds)["y"],
     )
     assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
 
@@ -143,7 +143,7 @@ def test_a_branch_in_a_branch_is_inlined_too() -> None:
         "b = If(t) <then_branch = g1 () => (float[2,8] p) { p = If(f) <then_branch = g3 () => (float[2,8] i) { i = Neg(a) }, else_branch = g4 () => (float[2,8] j) { j = MatMul(a, w3) }> }, else_branch = g2 () => (float[2,8] q) { q = Relu(a) }>;"
         "d = If(c) <then_branch = g5 () => (float[2,8] k) { k = If(f) <then_branch = g7 () => (float[2,8] l) { l = Neg(b) }, else_branch = g8 () => (float[2,8] m) { m = Identity(b) }> }, else_branch = g6 () => (float[2,8] o) { o = Relu(b) }>; y = MatMul(d, w2)"
     )
-    analysis = analyse(load(net(text)))
+    analysis = analyze(load(net(text)))
     assert [n.op_type for n in analysis.record.nodes].count("If") == 1
     assert [g.size for g in analysis.groups] == [8, 8]
     assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
@@ -178,15 +178,15 @@ def test_sparse_initializers_are_cut(rows: bool) -> None:
     proto = made_sparse(net(CHAIN), "w1", rows=rows)
     expected = Session(load(net(CHAIN)))
     assert expected.outputs == ["y"]
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     assert [g.size for g in analysis.groups] == [8]
     pruned, found = assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
     assert found.masked_difference > 1e-2
     assert not pruned.proto.graph.sparse_initializer
     feeds = example_feeds(analysis.model)
     np.testing.assert_array_equal(
-        Session(analysis.model, optimise=False).run(feeds)["y"],
-        Session(load(proto), optimise=False).run(feeds)["y"],
+        Session(analysis.model, optimize=False).run(feeds)["y"],
+        Session(load(proto), optimize=False).run(feeds)["y"],
     )
 
 
@@ -206,14 +206,14 @@ def test_sparse_values_in_bodies_and_constants() -> None:
                     "Constant", [], ["own_w4"], sparse_value=sparse(values, "", False)
                 ),
             )
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     assert [g.size for g in analysis.groups] == [8] * 4
     assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
 
 
 def test_large_sparse_initializers_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canonical, "DENSE_BYTES", 100)
-    analysis = analyse(load(made_sparse(net(CHAIN), "w1")))
+    analysis = analyze(load(made_sparse(net(CHAIN), "w1")))
     assert not analysis.groups
     assert "sparse initializer" in {f.reason for f in analysis.why("a")} | {
         r.text for r in analysis.record.reasons
@@ -228,7 +228,7 @@ def test_sparse_places_outside_of_the_tensor_are_one_sentence() -> None:
     proto = made_sparse(net(CHAIN), "w1")
     proto.graph.sparse_initializer[0].indices.CopyFrom(numpy_helper.from_array(np.full(16, 99)))
     with pytest.raises(ModelError):
-        analyse(load(proto))
+        analyze(load(proto))
 
 
 @pytest.mark.parametrize("ir_version", [3, 8])
@@ -243,7 +243,7 @@ def test_initializers_that_are_inputs(ir_version: int) -> None:
         proto.graph.input.append(
             helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     assert [g.size for g in analysis.groups] == [8, 6]
     pruned, found = assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
     assert found.masked_difference > 1e-2

@@ -21,7 +21,7 @@ from patterns import PATTERNS
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.movement import MOVES
 from onnxprune.analysis.rules import RULES
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
 
 SEEDS = 3
@@ -30,17 +30,17 @@ ALL = ROWS | PATTERNS | DYNAMIC | BODIES
 NOTHING_TO_CUT = {
     "LRN",
     "Identity",
-}  # sums over neighbouring channels, frozen unless opened; passed by before the analysis
+}  # sums over neighboring channels, frozen unless opened; passed by before the analysis
 
 
-def analysed(case: Case) -> Analysis:
-    return analyse(load(net(case.text, opset=case.opset)), allow_mixing=case.allow)
+def analyzed(case: Case) -> Analysis:
+    return analyze(load(net(case.text, opset=case.opset)), allow_mixing=case.allow)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_cut_equals_masked(name: str) -> None:
     case = ALL[name]
-    analysis = analysed(case)
+    analysis = analyzed(case)
     if case.groups is not None:
         assert tuple(sorted(g.size for g in analysis.groups)) == case.groups, analysis.frozen
     if not analysis.groups:
@@ -59,7 +59,7 @@ def test_every_row_and_every_move_has_a_graph() -> None:
     """An op counts where a channel that can be cut passes it."""
     covered: set[str] = set()
     for case in ROWS.values():
-        analysis = analysed(case)
+        analysis = analyzed(case)
         for node in analysis.record.nodes:
             tensors = [analysis.record.tensors.get(n) for n in (*node.input, *node.output)]
             axes = [a for t in tensors if t is not None for a in t.axes] + [

@@ -323,7 +323,7 @@ PLACES = [Place("ra", 1), Place("rb", 1), Place("f", 1)]
 @pytest.mark.parametrize("kind", [LABELS, DRAWN, VECTOR])
 @pytest.mark.parametrize("opset", [11, 17])
 def test_losses(ending: str, kind: str, opset: int) -> None:
-    """Labelled, drawn and vector losses, on logits and on probabilities."""
+    """Labeled, drawn and vector losses, on logits and on probabilities."""
     model, feeds = small(ending=ending, opset=opset), inputs()
     losses = [Loss(kind, model.proto.graph.output[0].name)]
     gradient = gradient_model(model, PLACES, losses, {"x": (6, 3, 6, 6)}, 6)
@@ -517,10 +517,10 @@ def test_fisher_costs_at_most_five_forward_passes(zoo: Path, name: str) -> None:
     """All channels of all groups for at most five forward passes (1.8 to 4.5 measured): CPU time on one thread, in pairs, so that other work
     on the machine slows both, and the median of the pairs.
     """
-    from onnxprune.analysis.walk import analyse
+    from onnxprune.analysis.walk import analyze
     from onnxprune.statistics.gradients import copies, default_losses
 
-    analysis = analyse(load(zoo / f"{name}.onnx"))
+    analysis = analyze(load(zoo / f"{name}.onnx"))
     model, (places, _) = analysis.model, copies(analysis)
     (entry,) = [i for i in model.proto.graph.input if i.name not in model.weights]
     shape = tuple(

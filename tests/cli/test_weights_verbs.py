@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxprune import demo
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.cli import run
 from onnxprune.ir.io import load
 
@@ -73,7 +73,7 @@ def test_compare_of_a_model_with_itself_and_with_a_sparse_one(
     out = str(tmp_path / "s.onnx")
     assert run(["sparsify", MODEL, "-o", out, "--amount", "0.9"]) == 0
     capsys.readouterr()
-    assert run(["compare", MODEL, MODEL, "--labelled", EVALUATION, "--json"]) == 0
+    assert run(["compare", MODEL, MODEL, "--labeled", EVALUATION, "--json"]) == 0
     same = json.loads(capsys.readouterr().out)["top1"]
     assert (
         same["difference"] == 0
@@ -89,8 +89,8 @@ def test_compare_of_a_model_with_itself_and_with_a_sparse_one(
         run(["compare", MODEL, out, "--data", EVALUATION]) == 0
         and "macs" in capsys.readouterr().out
     )
-    assert run(["compare", MODEL, out]) == 2 and "--labelled" in capsys.readouterr().err
-    assert run(["compare", MODEL, out, "--labelled", EVALUATION, "--classes", "a"]) == 2
+    assert run(["compare", MODEL, out]) == 2 and "--labeled" in capsys.readouterr().err
+    assert run(["compare", MODEL, out, "--labeled", EVALUATION, "--classes", "a"]) == 2
 
 
 def test_tune_never_ends_below_its_start(
@@ -114,7 +114,7 @@ def test_tune_never_ends_below_its_start(
         "--keep-zeros",
         "--metric",
         "top1",
-        "--labelled",
+        "--labeled",
         EVALUATION,
     ]
     assert run([*command, "--json"]) == 0
@@ -154,7 +154,7 @@ def test_tune_prunes_to_a_target_and_its_plan_verifies(
     assert run([*command, "--plan", plan, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["score"] >= found["start_score"]
-    assert analyse(load(out)).cost().macs <= 0.9 * analyse(load(MODEL)).cost().macs
+    assert analyze(load(out)).cost().macs <= 0.9 * analyze(load(MODEL)).cost().macs
     assert run(["verify", MODEL, out, "--plan", plan]) == 0
     capsys.readouterr()
     assert (

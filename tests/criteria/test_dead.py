@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.dead import dead_channels
 from onnxprune.criteria.magnitude import l2
@@ -33,7 +33,7 @@ def zeroed(analysis: Analysis, group: str, role: str, channels: list[int], model
 
 
 def context(model: Model) -> Context:
-    return Context(analyse(model), synthetic(input_types(model), samples=4))
+    return Context(analyze(model), synthetic(input_types(model), samples=4))
 
 
 def test_a_trained_network_has_no_dead_channels() -> None:

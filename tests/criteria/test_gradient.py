@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.autodiff import DRAWN, LABELS, VECTOR, Loss
 from onnxprune.criteria.base import Context, check_criterion
 from onnxprune.criteria.gradient import (
@@ -17,7 +17,7 @@ from onnxprune.criteria.gradient import (
     fisher,
     gradient_scores,
     head_losses,
-    labelled,
+    labeled,
     taylor,
 )
 from onnxprune.data.dataset import Data, open_data
@@ -64,7 +64,7 @@ def net(activation: str = "Tanh", ending: str = "", opset: int = 17) -> Analysis
         [helper.make_tensor_value_info(head, 1, ["N", 4])],
         weights,
     )
-    return analyse(
+    return analyze(
         load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
     )
 
@@ -150,11 +150,11 @@ def test_a_model_that_mixes_samples_is_run_one_at_a_time(data: Data) -> None:
     analysis = net()
     model = analysis.model.edit()
     mean = helper.make_node("ReduceMean", ["s0"], ["m"], name="mean", axes=[0])
-    centred = helper.make_node("Sub", ["s0", "m"], ["d"], name="centre")
+    centered = helper.make_node("Sub", ["s0", "m"], ["d"], name="center")
     double = helper.make_node("Add", ["s0", "d"], ["e"], name="double")
     nodes = list(model.proto.graph.node)
     nodes[1].input[0] = "e"
-    nodes[1:1] = [mean, centred, double]
+    nodes[1:1] = [mean, centered, double]
     graph = helper.make_graph(
         nodes,
         "mixing",
@@ -162,7 +162,7 @@ def test_a_model_that_mixes_samples_is_run_one_at_a_time(data: Data) -> None:
         list(model.proto.graph.output),
         [numpy_helper.from_array(w.array(), n) for n, w in model.weights.items()],
     )
-    mixing = analyse(
+    mixing = analyze(
         load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     )
     options = {"labels": np.arange(SAMPLES) % 4}
@@ -194,7 +194,7 @@ def of_two_heads(factor: float) -> Analysis:
     graph.output.extend(
         [helper.make_tensor_value_info(name, 1, ["N", 6, 6, 6]) for name in ("s", "u")]
     )
-    return analyse(model)
+    return analyze(model)
 
 
 def test_heads_without_classes_count_in_units_of_their_spread(data: Data) -> None:
@@ -223,20 +223,20 @@ def test_by_head(data: Data) -> None:
     analysis = net()
     model = analysis.model.edit()
     model.proto.graph.output.append(helper.make_tensor_value_info("s", 1, ["N", 6, 6, 6]))
-    two = analyse(model)
+    two = analyze(model)
     heads = by_head(Context(two, data, batch_size=SAMPLES))
     assert set(heads) == {"y", "s"}
     inner = next(g.name for g in two.groups if g.name == "conv_a")
     assert heads["y"][inner].all() and not heads["s"][inner].any()
 
 
-def test_labelled_needs_a_label_a_sample(data: Data) -> None:
+def test_labeled_needs_a_label_a_sample(data: Data) -> None:
     context = Context(net(), data, batch_size=4)
-    assert set(labelled(context, np.arange(SAMPLES) % 4)) == {
+    assert set(labeled(context, np.arange(SAMPLES) % 4)) == {
         g.name for g in context.analysis.groups
     }
     with pytest.raises(DataError, match="3 labels for 7 samples"):
-        labelled(context, np.zeros(3, np.int64))
+        labeled(context, np.zeros(3, np.int64))
     with pytest.raises(DataError, match="calibration data"):
         fisher(Context(net()))
 
@@ -247,7 +247,7 @@ def test_ablation_of_a_linear_head_is_the_mask_gradient(data: Data) -> None:
     model = analysis.model.edit()
     nodes = {n.name: n for n in model.proto.graph.node}
     nodes["act_a"].op_type = nodes["act_s"].op_type = "Neg"
-    linear = analyse(model)
+    linear = analyze(model)
     losses, options = [Loss(VECTOR, "y")], {"seed": 5, "batch_size": SAMPLES}
     rows = mask_gradients(linear, data, losses, **options).rows["conv_a"]
     exact = ablate(linear, data, losses, ["conv_a"], **options)["conv_a"]

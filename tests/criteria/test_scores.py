@@ -7,7 +7,7 @@ import pytest
 from graph_text import net
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context, check_criterion
 from onnxprune.data.dataset import Data, synthetic
@@ -19,7 +19,7 @@ RESIDUAL = (
     "float[n,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[8,6,1,1] w3, float[5,8,1,1] w4 |"
     "a = Conv<pads=[1,1,1,1]>(x, w1, b1); r = Relu(a); b = Conv(r, w2); s = Relu(b); c = Conv(s, w3); d = Add(a, c); e = Relu(d); y = Conv(e, w4)"
 )
-NORMALISED = (
+NORMALIZED = (
     "float[n,4,6,6] x | float[8,4,3,3] w1, float[8] g, float[8] o, float[8] m, float[8] v, float[6,8,1,1] w2, float[5,6,1,1] w3 |"
     "a = Conv(x, w1); n = BatchNormalization(a, g, o, m, v); r = Relu(n); b = Conv(r, w2); y = Conv(b, w3)"
 )
@@ -28,7 +28,7 @@ ON_DATA = ["activation_mean", "activation_variance", "apoz", "activation*weight"
 
 
 def context(text: str = RESIDUAL, samples: int = 0, **options: int) -> Context:
-    analysis = analyse(load(net(text)))
+    analysis = analyze(load(net(text)))
     return Context(analysis, data_of(analysis, samples) if samples else None, **options)
 
 
@@ -68,7 +68,7 @@ def test_norms_do_not_hang_on_the_layout(trans: int) -> None:
     next(t for t in proto.graph.initializer if t.name == "w1").raw_data = (
         w if trans else w.T
     ).tobytes()
-    c = Context(analyse(load(proto)))
+    c = Context(analyze(load(proto)))
     np.testing.assert_allclose(
         CRITERIA.get("l2")(c)["a"], np.sqrt((w.astype(np.float64) ** 2).sum(1)), rtol=1e-6
     )
@@ -82,7 +82,7 @@ def test_a_channel_of_several_positions_counts_all() -> None:
     np.testing.assert_allclose(CRITERIA.get("l1")(c)["a"], np.abs(weights(c)["w1"]).sum((1, 2, 3)))
 
 
-def test_quantised_weights_in_real_units() -> None:
+def test_quantized_weights_in_real_units() -> None:
     """int8 values with a scale a filter: the norm is that of the values they stand for."""
     text = "float[2,4,6,6] x | int8[8,4,3,3] k, float[8] v, int8[8] z = {1,2,3,4,0,0,0,0}, float[5,8,1,1] w2 | w = DequantizeLinear<axis=0>(k, v, z); a = Conv(x, w); y = Conv(a, w2)"
     c = context(text)
@@ -93,7 +93,7 @@ def test_quantised_weights_in_real_units() -> None:
 
 
 def test_batchnorm_scale_is_absolute() -> None:
-    c = context(NORMALISED)
+    c = context(NORMALIZED)
     w = weights(c)
     found = CRITERIA.get("bn_scale")(c)
     assert list(found) == ["a"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxprune import demo
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import swap as module
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import Reader, eliminate, inverse
@@ -90,7 +90,7 @@ def test_a_plan_with_swaps_has_the_same_widths_and_a_smaller_error() -> None:
     plain, other = (make_plan(files.model, recipe) for recipe in recipes(0, 50))
     assert {g: len(k) for g, k in plain.kept.items()} == {g: len(k) for g, k in other.kept.items()}
     assert plain.kept != other.kept
-    analysis, (recipe,) = analyse(load(files.model)), recipes(0)
+    analysis, (recipe,) = analyze(load(files.model)), recipes(0)
     context = Context(analysis, open_data_for(analysis.model, recipe), batch_size=recipe.batch_size)
     known = moments(context)
     before, after = (

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Six 20x16 colour images in two subfolders; image i has red = 10 i, and a ramp in green."""
+    """Six 20x16 color images in two subfolders; image i has red = 10 i, and a ramp in green."""
     image = pytest.importorskip("PIL.Image")
     folder = tmp_path / "photos"
     for i in range(6):

@@ -1,4 +1,4 @@
-"""Images as calibration data: geometry, colour and scaling against plain numpy, and what is refused."""
+"""Images as calibration data: geometry, color and scaling against plain numpy, and what is refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_geometry_and_layout(photos, shape, p, expected):
     )
 
 
-def test_one_number_resizes_the_shorter_side_and_crops_the_centre(photos):
+def test_one_number_resizes_the_shorter_side_and_crops_the_center(photos):
     """20x16 becomes 16x13; of that rows 4..12 and columns 2..10, as torchvision's Resize(13) and CenterCrop(8) do."""
     image = pytest.importorskip("PIL.Image")
     data = open_data(photos, IMAGE, preprocess=Preprocess(resize=13))
@@ -76,9 +76,9 @@ def test_uint8_arrays_of_images_are_preprocessed(tmp_path, photos):
         for name in ("x", "images"):
             by_array = open_data(save_npz(tmp_path, **{name: array}), IMAGE, preprocess=p)
             np.testing.assert_array_equal(values(by_array), values(by_file))
-    grey = {"x": ([None, 1, 20, 16], "tensor(float)")}
+    gray = {"x": ([None, 1, 20, 16], "tensor(float)")}
     np.testing.assert_allclose(
-        values(open_data(save_npz(tmp_path, x=pixels[..., 0]), grey)).max(), 50 / 255, rtol=1e-6
+        values(open_data(save_npz(tmp_path, x=pixels[..., 0]), gray)).max(), 50 / 255, rtol=1e-6
     )
 
 

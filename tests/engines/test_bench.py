@@ -132,8 +132,8 @@ def test_outputs_that_differ_are_said() -> None:
 
 
 def test_int8_of_a_float_graph_is_said() -> None:
-    quantised = residual().edit()
-    quantised.proto.graph.node[0].op_type = "QLinearConv"
-    (warning,) = precision_warnings({"float": residual(), "int8": quantised}, "int8")
+    quantized = residual().edit()
+    quantized.proto.graph.node[0].op_type = "QLinearConv"
+    (warning,) = precision_warnings({"float": residual(), "int8": quantized}, "int8")
     assert warning.startswith("float holds no QuantizeLinear")
     assert precision_warnings({"float": residual()}, "f32") == []

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from engine_nets import residual
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Compiled, Options
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 
 SHORT = Schedule(seconds=0.05, warmup=2, min_rounds=3, max_rounds=10)
-ANALYSIS = analyse(residual(32))
+ANALYSIS = analyze(residual(32))
 
 
 def kept(width: int) -> dict[str, tuple[int, ...]]:

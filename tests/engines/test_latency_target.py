@@ -6,7 +6,7 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.allocators.base import Constraints, allocate
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
@@ -19,7 +19,7 @@ from onnxprune.run.recipe import Recipe
 from onnxprune.surgery.cut import cut
 
 QUICK = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)
-ANALYSIS = analyse(residual(48))
+ANALYSIS = analyze(residual(48))
 CONTEXT = Context(ANALYSIS)
 SCORES = CRITERIA.get("l2")(CONTEXT)
 ENGINE = ENGINES.get("systolic8")

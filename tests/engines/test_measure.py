@@ -12,7 +12,7 @@ from onnxprune.engines.measure import (
     machine_warnings,
     noise_warnings,
     ratio,
-    summarise,
+    summarize,
 )
 from onnxprune.errors import UsageError
 
@@ -45,7 +45,7 @@ def test_first_inference_of_a_block_is_left_out() -> None:
 
 def test_statistics_are_those_of_numpy() -> None:
     times = np.random.default_rng(0).gamma(4.0, 1.0, (20, 50))
-    found = summarise("e", "m", times)
+    found = summarize("e", "m", times)
     assert (found.samples, found.rounds, found.min_ms) == (1000, 20, times.min())
     assert found.median_ms == pytest.approx(np.median(times))
     assert found.p99_ms == pytest.approx(np.quantile(times, 0.99))
@@ -75,7 +75,7 @@ def test_interval_of_equal_contenders_holds_one_about_as_often_as_it_says() -> N
 
 def test_noise_is_reported_with_its_figure() -> None:
     rows = np.linspace(1, 2, 16)[:, None] * np.ones(4)
-    noisy, quiet = summarise("e", "noisy", rows), summarise("e", "quiet", np.ones((16, 4)))
+    noisy, quiet = summarize("e", "noisy", rows), summarize("e", "quiet", np.ones((16, 4)))
     assert noisy.noise > NOISE_LIMIT > quiet.noise
     (warning,) = noise_warnings([noisy, quiet])
     assert "noisy" in warning and f"{noisy.noise:.0%}" in warning

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from engine_nets import residual
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.cost.layers import LatencyCache
@@ -15,7 +15,7 @@ from onnxprune.engines.cost.savings import group_savings, layer_specs
 from onnxprune.engines.measure import Schedule
 from onnxprune.ir.io import load
 
-ANALYSIS = analyse(residual(32))
+ANALYSIS = analyze(residual(32))
 ONCE = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)
 
 
@@ -33,7 +33,7 @@ def test_on_a_computed_engine_it_is_what_halving_the_group_saves(name: str) -> N
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ["vww_mobilenetv1_0.25", "cifar10_mlp_resnet8"])
 def test_depthwise_layers_and_shortcuts_too(zoo: Path, name: str) -> None:
-    analysis, engine = analyse(load(zoo / f"{name}.onnx")), ENGINES.get("systolic8")
+    analysis, engine = analyze(load(zoo / f"{name}.onnx")), ENGINES.get("systolic8")
     found = group_savings(engine, analysis)
     with Probe(engine, analysis, schedule=ONCE) as probe:
         for group in analysis.groups:

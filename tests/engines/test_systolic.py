@@ -113,15 +113,15 @@ def test_never_faster_than_the_peak_and_never_slower_for_less(
         Contraction("l", "Conv", m, channels * taps, n, 1, taps, m, n, m * n),
     )
     result = estimate_layer(array, layer)
-    assert 0 < result.utilisation <= 1
+    assert 0 < result.utilization <= 1
     smaller = dataclasses.replace(layer, n=max(1, n - 1))
     assert compute_cycles(array, smaller) <= result.compute_cycles
 
 
-def test_utilisation_is_full_on_the_tile_and_drops_beside_it() -> None:
+def test_utilization_is_full_on_the_tile_and_drops_beside_it() -> None:
     array = preset("dpu-b4096")
     on, beside = (Contraction("l", "Conv", 64, 9 * 16, n, 1, 9) for n in (32, 33))
-    assert estimate_layer(array, on).utilisation == 1.0
+    assert estimate_layer(array, on).utilization == 1.0
     assert compute_cycles(array, beside) == 1.5 * compute_cycles(array, on)
 
 
@@ -134,9 +134,9 @@ VELA_CYCLES = {  # Vela 5.2.0, ethos-u55-128, NPU cycles of the convolutions of 
 @pytest.mark.parametrize("width", VELA_CYCLES)
 def test_ethos_is_a_bound_near_vela(width: int) -> None:
     result = estimate(resnet8(width), preset("ethos-u55-128"))
-    modelled = [layer.compute_cycles for layer in result.layers if layer.op == "Conv"]
-    assert all(ours <= theirs for ours, theirs in zip(modelled, VELA_CYCLES[width], strict=False))
-    assert sum(modelled) >= 0.75 * sum(VELA_CYCLES[width])
+    modeled = [layer.compute_cycles for layer in result.layers if layer.op == "Conv"]
+    assert all(ours <= theirs for ours, theirs in zip(modeled, VELA_CYCLES[width], strict=False))
+    assert sum(modeled) >= 0.75 * sum(VELA_CYCLES[width])
 
 
 def test_memory_roof_is_met_by_a_matrix_vector_product() -> None:

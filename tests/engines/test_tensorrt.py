@@ -22,7 +22,7 @@ from onnxprune.ir.quantize import quantize
 
 HALF_AGREES = 0.01  # 11 bits of mantissa through a dozen layers
 TF32_AGREES = 1e-3
-INT8_AGREES = 0.05  # ties may round to the other neighbour
+INT8_AGREES = 0.05  # ties may round to the other neighbor
 MODEL = fixed(residual(16), {})
 TENSORS = {"x": (True, (1, 3, 12, 12)), "y": (False, (1, 10))}
 
@@ -211,7 +211,7 @@ def test_on_a_gpu(name: str, precision: str, limit: float, tmp_path: Path) -> No
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["tensorrt", "trtexec"])
-def test_a_graph_with_quantisers_runs_in_int8_on_a_gpu(name: str) -> None:
+def test_a_graph_with_quantizers_runs_in_int8_on_a_gpu(name: str) -> None:
     engine = ENGINES.get(name)
     if (reason := engine.available()) is not None:
         pytest.skip(reason)

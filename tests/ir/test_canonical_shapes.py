@@ -37,8 +37,8 @@ def test_outputs_are_the_same(name: str) -> None:
     feeds = example_feeds(model)
     if name == "expand_to_an_input":
         feeds["s"] = np.array([2, 5])
-    expected = Session(model, optimise=False).run(feeds)
-    found = Session(canonicalize(model), optimise=False).run(feeds)
+    expected = Session(model, optimize=False).run(feeds)
+    found = Session(canonicalize(model), optimize=False).run(feeds)
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value)
 
@@ -52,7 +52,7 @@ def test_shapes_are_those_of_a_run(name: str) -> None:
     feeds = example_feeds(model)
     if name == "expand_to_an_input":
         feeds["s"] = np.array([2, 5])
-    for tensor, value in Session(model, tensors, optimise=False).run(feeds).items():
+    for tensor, value in Session(model, tensors, optimize=False).run(feeds).items():
         inferred = shapes.shape(tensor)
         assert inferred is not None, tensor
         assert [
@@ -72,8 +72,8 @@ def test_nothing_dynamic_becomes_static(name: str) -> None:
     }
     feeds = example_feeds(model, shapes=dims)
     np.testing.assert_array_equal(
-        Session(canonicalize(model), optimise=False).run(feeds)["y"],
-        Session(model, optimise=False).run(feeds)["y"],
+        Session(canonicalize(model), optimize=False).run(feeds)["y"],
+        Session(model, optimize=False).run(feeds)["y"],
     )
 
 

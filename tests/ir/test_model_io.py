@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune import demo
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import ModelError, OnnxpruneError, OutputError
 from onnxprune.ir.io import INLINE_BYTES, Model, digest, load, save, to_bytes
 from onnxprune.ir.weights import from_array
@@ -80,7 +80,7 @@ def test_nothing_is_lost_by_load_and_save(tmp_path: Path) -> None:
 
 def test_nothing_is_lost_by_a_cut() -> None:
     original = decorated()
-    analysis = analyse(load(original))
+    analysis = analyze(load(original))
     name = analysis.groups[0].name
     pruned = onnx.load_from_string(
         to_bytes(
@@ -302,7 +302,7 @@ def test_a_damaged_file_is_a_model_or_a_sentence(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(0, 4))):
         blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
     try:
-        analyse(load(bytes(blob)))
+        analyze(load(bytes(blob)))
     except OnnxpruneError as problem:
         assert problem.message
 

@@ -1,6 +1,6 @@
 """Graphs at random from the ops of the rule table: every step appends a block to a tensor that is there, so all of them are valid.
 
-Left out are ops where float rounding decides (comparisons, rounding, quantisation): cut and masked sum in different order.
+Left out are ops where float rounding decides (comparisons, rounding, quantization): cut and masked sum in different order.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def batchnorm(g: Grower, x: Image) -> None:
     g.add(g.node("BatchNormalization", x.name, *parameters), x.channels, x.side)
 
 
-def normalise(g: Grower, x: Image) -> None:
+def normalize(g: Grower, x: Image) -> None:
     kind = g.pick(["InstanceNormalization", "LpNormalization", "Softmax", "LayerNormalization"])
     if x.side < 2:
         return
@@ -410,7 +410,7 @@ BLOCKS = (
     binary,
     per_channel,
     batchnorm,
-    normalise,
+    normalize,
     residual,
     concat,
     concat,

@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from random_graphs import graphs
 from test_laws import all_laws
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
 from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.shapes import infer
@@ -121,7 +121,7 @@ def test_laws_in_bodies(kind: str) -> None:
     def laws(model: ModelProto, seed: int) -> None:
         proto, outside = wrapped(model, kind, seed)
         all_laws(proto, seed)
-        plain, inside = live_positions(analyse(load(model))), live_positions(analyse(load(proto)))
+        plain, inside = live_positions(analyze(load(model))), live_positions(analyze(load(proto)))
         assert {p for p in plain if p[0] in outside} == {p for p in inside if p[0] in outside}
 
     laws()

@@ -25,7 +25,7 @@ from onnx import ModelProto, helper
 from random_graphs import graphs
 
 from onnxprune.analysis.blocks import whole_blocks
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.surgery.cut import cut
 
@@ -47,7 +47,7 @@ TOLERANCE = (
 def all_laws(model: ModelProto, seed: int) -> None:
     """Cut at random: equal to the masked original, shapes and cost as predicted; cut again what is left."""
     rng = np.random.default_rng(seed)
-    analysis = analyse(load(model))
+    analysis = analyze(load(model))
     plan = random_plan(analysis, rng)
     pruned, _ = assert_exact(analysis, plan, tolerance=TOLERANCE)
     assert_shapes_as_predicted(analysis, plan, pruned)
@@ -57,7 +57,7 @@ def all_laws(model: ModelProto, seed: int) -> None:
 def laws_of_a_second_cut(model: ModelProto, seed: int) -> None:
     """What is left is found anew, and cutting it comes to the same as cutting at once."""
     rng = np.random.default_rng(seed)
-    analysis = analyse(load(model))
+    analysis = analyze(load(model))
     assert to_bytes(cut(analysis, plan_of(analysis, {}))) == to_bytes(analysis.model)
     plan = no_axis_of_one(analysis, random_plan(analysis, rng, floor=2))
     pruned = cut(analysis, plan)
@@ -67,7 +67,7 @@ def laws_of_a_second_cut(model: ModelProto, seed: int) -> None:
 
 def unknown_op_freezes_only_more(model: ModelProto, seed: int) -> None:
     """An op of a foreign domain behind any tensor."""
-    analysis = analyse(load(model))
+    analysis = analyze(load(model))
     before = live_positions(analysis)
     nodes = list(analysis.model.proto.graph.node)
     at = int(np.random.default_rng(seed).integers(len(nodes)))
@@ -81,7 +81,7 @@ def unknown_op_freezes_only_more(model: ModelProto, seed: int) -> None:
     kind = analysis.shapes.types[name]
     strange.proto.graph.value_info.append(onnx.ValueInfoProto(name=f"{name}_strange", type=kind))
     strange.proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
-    after = live_positions(analyse(strange))
+    after = live_positions(analyze(strange))
     assert after <= before
 
 
@@ -96,7 +96,7 @@ def test_cut_equals_masked(model: ModelProto, seed: int) -> None:
 def test_whole_blocks(model: ModelProto, seed: int) -> None:
     """Some of the branches that can go whole, and channels of other groups."""
     rng = np.random.default_rng(seed)
-    analysis = analyse(load(model))
+    analysis = analyze(load(model))
     blocks = [block for block in whole_blocks(analysis).values() if rng.random() < 0.7]
     plan = plan_of(
         analysis,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from onnxprune.data.labelled import open_labelled
+from onnxprune.data.labeled import open_labeled
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import load
 from onnxprune.metrics import Options, find_metric
@@ -139,7 +139,7 @@ def test_models_end_to_end(tmp_path):
         x=np.eye(3, dtype=np.float32)[[0, 1, 2, 2]],
         labels=np.array([0, 1, 2, 2]),
     )
-    data = open_labelled(tmp_path / "d.npz", {"x": (["N", 3], "tensor(float)")})
+    data = open_labeled(tmp_path / "d.npz", {"x": (["N", 3], "tensor(float)")})
     found = compare(a, b, data, "top1", cost=lambda m: Cost(10, 20, 80, 5), batch_size=3)
     assert (
         found.a.value == 1

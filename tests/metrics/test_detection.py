@@ -24,15 +24,15 @@ def scene(
     detections, truth = [], []
     for image in range(images):
         count = int(rng.integers(0, 6))
-        centre, size = rng.uniform(0.2, 0.8, (count, 2)), rng.uniform(0.05, 0.4, (count, 2))
+        center, size = rng.uniform(0.2, 0.8, (count, 2)), rng.uniform(0.05, 0.4, (count, 2))
         labels = rng.integers(0, classes, count)
-        columns = [np.full(count, image), labels, *centre.T, *size.T]
+        columns = [np.full(count, image), labels, *center.T, *size.T]
         truth.append(
             np.stack([*columns, rng.random(count) < 0.3] if crowd else columns, 1).astype(float)
         )
         again = np.concatenate([np.arange(count)] * 2)
         c = np.concatenate(
-            [centre[again] + rng.normal(0, 0.02, (2 * count, 2)), rng.uniform(0.2, 0.8, (5, 2))]
+            [center[again] + rng.normal(0, 0.02, (2 * count, 2)), rng.uniform(0.2, 0.8, (5, 2))]
         )
         s = np.concatenate(
             [size[again] * rng.uniform(0.8, 1.2, (2 * count, 2)), rng.uniform(0.05, 0.4, (5, 2))]
@@ -198,7 +198,7 @@ def test_what_is_wrong_is_said():
         metric.update({"x": np.zeros((1, 2))}, {"boxes": np.zeros((1, 6))})
     with pytest.raises(DataError, match="boxes are"):
         metric.update({"x": np.zeros((1, 2))}, {"boxes": np.zeros((1, 4))})
-    with pytest.raises(DataError, match="no labelled sample"):
+    with pytest.raises(DataError, match="no labeled sample"):
         metric.result()
     with pytest.raises(UsageError, match="module:function"):
         find_metric("coco", Options(decoder="nowhere:")).update(

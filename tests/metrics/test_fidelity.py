@@ -69,7 +69,7 @@ def test_equal_models_have_no_distance_and_confident_ones_are_warned_about():
     assert (
         out.max_probability > 0.99
         and out.temperature > 1
-        and "memorised" in found.warnings[0]
+        and "memorized" in found.warnings[0]
         and found.agreement == 1
     )
 

@@ -79,7 +79,7 @@ def test_comparisons_give_the_scripts_figures_and_each_class(
     zoo, trained, name, other, limit, metric
 ):
     """All classes and a chosen subset of trained models; detection a second time by pycocotools."""
-    from onnxprune.data.labelled import open_labelled
+    from onnxprune.data.labeled import open_labeled
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session
     from onnxprune.metrics.compare import compare
@@ -90,7 +90,7 @@ def test_comparisons_give_the_scripts_figures_and_each_class(
     entries = reader.open_zoo(zoo)
     entry, file = entries[name], entries[name].fields["eval_data"][0]
     a, b = load(entry.path), load(entries[other].path)
-    data = open_labelled(reader.Samples(entry, file), Session(a).inputs)
+    data = open_labeled(reader.Samples(entry, file), Session(a).inputs)
     data = replace(data, chosen=data.chosen[:limit])
     batch = 1 if metric == "miou" else 32
     found = compare(a, b, data, metric, options=entry.options, batch_size=batch)

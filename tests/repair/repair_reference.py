@@ -14,7 +14,7 @@ from graph_text import net
 from onnx import NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, synthetic
 from onnxprune.ir.io import Model, load
@@ -51,7 +51,7 @@ class Repaired:
         """From a text or a model; bends: solutions after the linear one that respect the activation behind a node; held: samples
         that judge joint refits, 0 for none of these.
         """
-        analysis = analyse(load(net(model)) if isinstance(model, str) else model)
+        analysis = analyze(load(net(model)) if isinstance(model, str) else model)
         rng = np.random.default_rng(seed)
         kept = {
             g.name: tuple(
@@ -84,7 +84,7 @@ class Repaired:
 
     def values(self, model: Model, *names: str) -> tuple[np.ndarray, ...]:
         """Tensors of one of the models over all samples."""
-        runs = [Session(model, names, optimise=False).run(b) for b in self.data.batches(BATCH)]
+        runs = [Session(model, names, optimize=False).run(b) for b in self.data.batches(BATCH)]
         return tuple(np.concatenate([r[n] for r in runs]).astype(np.float64) for n in names)
 
     def kept_of(self, tensor: str, axis: int) -> np.ndarray:
@@ -172,12 +172,12 @@ def by_channel(y: np.ndarray, node: NodeProto) -> np.ndarray:
 
 
 def ridge(
-    x: np.ndarray, y: np.ndarray, start: np.ndarray, share: float, centred: bool
+    x: np.ndarray, y: np.ndarray, start: np.ndarray, share: float, centered: bool
 ) -> np.ndarray:
-    """(outputs, entries): argmin |y - x w - c|^2 + share * mean diagonal * |w - start|^2, with a free constant c where centred."""
+    """(outputs, entries): argmin |y - x w - c|^2 + share * mean diagonal * |w - start|^2, with a free constant c where centered."""
     solved = []
     for xo, yo, wo in zip(x, y, start, strict=False):
-        if centred:
+        if centered:
             xo, yo = xo - xo.mean(0), yo - yo.mean()
         lift = np.sqrt(share * np.square(xo).sum() / xo.shape[1])
         rows, values = np.vstack([xo, lift * np.eye(xo.shape[1])]), np.concatenate([yo, lift * wo])

@@ -8,7 +8,7 @@ from graph_text import net
 from onnx import NodeProto, helper
 from repair_reference import Repaired, by_channel, initializer, node_of
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import synthetic
 from onnxprune.errors import DataError, UsageError
@@ -111,7 +111,7 @@ def test_names_of_nodes_stay_apart() -> None:
         )
     )
     proto.graph.node[3].name, proto.graph.node[4].name = "o", "o_bias"
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     (group,) = analysis.groups
     plan = Plan(analysis.digest, {group.name: tuple(range(5))}, {group.name: group.size})
     context = Context(
@@ -130,7 +130,7 @@ def test_none_is_none() -> None:
     assert found.after is found.before
 
 
-NORMALISED = (
+NORMALIZED = (
     "float[n,4,8,8] x | float[8,4,3,3] w1, float[8] g1, float[8] o1, float[8] m, float[8] v, float[8,8,3,3] w2, float[8] g2, float[8] o2, float[5,8,1,1] w3 |"
     "a = Conv(x, w1); b = BatchNormalization(a, g1, o1, m, v); r = Relu(b); c = Conv(r, w2); d = BatchNormalization<epsilon=0.001>(c, g2, o2, m, v); s = Relu(d); y = Conv(s, w3)"
 )
@@ -138,7 +138,7 @@ NORMALISED = (
 
 def test_running_statistics_are_those_of_the_cut_network() -> None:
     """Front to back, so that later ones see what earlier ones changed; statistics that were shared are each one's own."""
-    found = Repaired.of(NORMALISED, "batchnorm")
+    found = Repaired.of(NORMALIZED, "batchnorm")
     for out, fed in (("b", "a"), ("d", "c")):
         node = node_of(found.after, out)
         x = by_channel(found.values(found.after, fed)[0], node_of(found.after, fed))
@@ -156,7 +156,7 @@ def test_running_statistics_are_those_of_the_cut_network() -> None:
 
 
 def test_statistics_do_not_hang_on_the_batches() -> None:
-    found = Repaired.of(NORMALISED, "batchnorm", samples=10)
+    found = Repaired.of(NORMALIZED, "batchnorm", samples=10)
     once = REPAIRS.get("batchnorm")(
         found.analysis, found.plan, found.before, Context(found.analysis, found.data, batch_size=3)
     )
@@ -167,7 +167,7 @@ def test_statistics_do_not_hang_on_the_batches() -> None:
 
 
 def test_errors() -> None:
-    analysis = analyse(load(net(conv(CONVOLUTIONS["pointwise"]))))
+    analysis = analyze(load(net(conv(CONVOLUTIONS["pointwise"]))))
     plan = Plan(analysis.digest, {}, {}, {}, analysis.options)
     for repair in ("bias", "batchnorm", "least-squares"):
         with pytest.raises(DataError, match="calibration data"):

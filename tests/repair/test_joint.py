@@ -9,7 +9,7 @@ import pytest
 from graph_text import net
 from repair_reference import Repaired
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.data.dataset import synthetic
 from onnxprune.ir.io import load
 from onnxprune.repair import joint, least_squares
@@ -23,7 +23,7 @@ BLOCK = "a = Conv<pads=[1,1,1,1]>(x, w0, b0); r = Relu(a); h = Conv<pads=[1,1,1,
 TAIL = "float[8,8,1,1] w3, float[8] b3, float[8,8,3,3] w4"
 RESIDUAL = f"{STEM}{TAIL} | {BLOCK}e = Conv(s, w3, b3); f = Relu(e); y = Conv(f, w4)"
 STRIDED = f"{STEM}float[16,4,3,3] w3, float[16,6,2,2] w4, float[6] b4 | {BLOCK}e = Conv<strides=[2,2],pads=[1,1,1,1],group=2>(s, w3); f = LeakyRelu(e); y = ConvTranspose<strides=[2,2]>(f, w4, b4)"
-NORMALISED = (
+NORMALIZED = (
     f"{STEM}float[8,8,1,1] w3, float[8] g, float[8] o, float[8] m, float[8] v, float[6,8,1,1] w4, float[6] b4 | "
     f"{BLOCK}e = Conv(s, w3); q = BatchNormalization(e, g, o, m, v); f = Relu(q); y = Conv(f, w4, b4)"
 )
@@ -33,7 +33,7 @@ p = MatMul(x, w0); a = Add(p, b0); r = Relu(a); q = MatMul(r, w1); t = Sigmoid(q
 
 def divided(text: str) -> list[Any]:
     """Parts of an uncut graph."""
-    analysis = analyse(load(net(text)))
+    analysis = analyze(load(net(text)))
     model, fits = own_weights(analysis, analysis.model, analysis.removed({}))
     data = synthetic(input_types(analysis.model), samples=2, seed=0)
     return parts(Run(model, list(data.batches(2))), fits)
@@ -85,8 +85,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(
     "text",
-    [RESIDUAL, STRIDED, NORMALISED, PRODUCTS],
-    ids=["residual", "strided", "normalised", "products"],
+    [RESIDUAL, STRIDED, NORMALIZED, PRODUCTS],
+    ids=["residual", "strided", "normalized", "products"],
 )
 def test_slopes_are_differences_of_the_error(
     text: str, found: Any, monkeypatch: pytest.MonkeyPatch
@@ -118,8 +118,8 @@ def test_slopes_are_differences_of_the_error(
 
 @pytest.mark.parametrize(
     "text",
-    [RESIDUAL, STRIDED, NORMALISED, PRODUCTS],
-    ids=["residual", "strided", "normalised", "products"],
+    [RESIDUAL, STRIDED, NORMALIZED, PRODUCTS],
+    ids=["residual", "strided", "normalized", "products"],
 )
 def test_coordinates_are_the_weights(text: str, found: Any) -> None:
     """At the start they give the weights that are there."""
@@ -166,7 +166,7 @@ def test_worse_on_what_judges_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_few_samples_are_all_fitted(text: str) -> None:
     """Nothing can judge: the repair is that of node after node."""
-    analysis = analyse(load(net(text)))
+    analysis = analyze(load(net(text)))
     data = synthetic(input_types(analysis.model), samples=4, seed=1)
     batches, held = least_squares._held_apart(list(data.batches(2)), data.inputs.batch is not None)
     assert held == 0 and len(batches) == 2

@@ -166,12 +166,12 @@ def expected(
     last = not any(out in n.input for n in found.after.proto.graph.node) or target in {
         o.name for o in found.whole.proto.graph.output
     }
-    centred = node.op_type != "MatMul" or target != out
+    centered = node.op_type != "MatMul" or target != out
     return (
         rows,
         by_channel(y, node),
         flat,
-        ridge(rows, by_channel(y, node), flat, LAST_RIDGE if last else RIDGE, centred),
+        ridge(rows, by_channel(y, node), flat, LAST_RIDGE if last else RIDGE, centered),
     )
 
 
@@ -247,7 +247,7 @@ def test_the_constant_makes_up_for_the_means(name: str) -> None:
         )
 
 
-def test_behind_a_normalisation_the_target_is_what_it_gives() -> None:
+def test_behind_a_normalization_the_target_is_what_it_gives() -> None:
     """The bias goes into the BatchNormalization, and the weights times its factor are those of ridge regression on its output."""
     text = (
         "float[n,4,6,6] x | float[8,4,1,1] w1, float[5,8,3,3] w2, float[5] b2, float[5] g, float[5] o, float[5] m, float[5] v |"
@@ -258,7 +258,7 @@ def test_behind_a_normalisation_the_target_is_what_it_gives() -> None:
         :, None
     ]
     rows, targets, flat, _ = expected(found, "c", "y", "")
-    reference = ridge(rows, targets, flat * factor, LAST_RIDGE, centred=True)
+    reference = ridge(rows, targets, flat * factor, LAST_RIDGE, centered=True)
     np.testing.assert_allclose(
         fitted(found, "c") * factor, reference, atol=SINGLE * np.abs(reference).max()
     )
@@ -268,7 +268,7 @@ def test_behind_a_normalisation_the_target_is_what_it_gives() -> None:
     )
 
 
-def test_a_normalisation_that_is_off_stays_off() -> None:
+def test_a_normalization_that_is_off_stays_off() -> None:
     """Outputs with a factor of zero say nothing of their weights: these stay as they were cut."""
     text = (
         "float[n,4,6,6] x | float[8,4,1,1] w1, float[3,8,1,1] w2, float[3] g = {0.0, 1.0, 2.0}, float[3] o, float[3] m, float[3] v |"

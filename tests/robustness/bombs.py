@@ -1,4 +1,4 @@
-"""Small files that ask for much: mutators whose models are far larger when run, analysed or unfolded than they are in the file."""
+"""Small files that ask for much: mutators whose models are far larger when run, analyzed or unfolded than they are in the file."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def bad_words(folder: Path) -> list[Bad]:
         Bad("an unknown cost in a target", [*optimize, "--target=flops=50%"], 2),
         Bad("a target that is no number", [*optimize, "--target=macs=much"], 2),
         Bad("an unknown option", [*optimize, "--ratioo=1"], 2),
-        Bad("an unknown verb", ["optimise", model], 2),
+        Bad("an unknown verb", ["optimize", model], 2),
         Bad("an unknown engine", [*optimize, "--engine=onnxrt"], 2),
         Bad("a metric without labels", [*optimize, "--metric=top1"], 2),
         Bad("a pattern that matches nothing", [*optimize, "--freeze=nowhere*"], 2),

@@ -180,7 +180,7 @@ SPECIAL = {
     "q/dq": "DequantizeLinear_weights",
     "integer convolution": "QLinearConv",
     "lstm": "LSTM_bidirectional",
-    "quantised lstm": "LSTM_quantised",
+    "quantized lstm": "LSTM_quantized",
     "detector": "detector_head",
     "u-net": "unet",
     "computed shape": "zeros_like_a_computed_shape",

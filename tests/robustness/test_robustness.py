@@ -13,7 +13,7 @@ import pytest
 from graph_text import net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.limits import MOST_UNFOLDED
@@ -103,7 +103,7 @@ def plan_and_cut(model: ModelProto) -> None:
     """As the verbs do it."""
     recipe = Recipe(target="macs=70%", criterion="l2", allocate="knapsack", round_to=1, samples=2)
     plan = make_plan(model.SerializeToString(), recipe)
-    cut(analyse(load(model)), plan)
+    cut(analyze(load(model)), plan)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def plan_and_cut(model: ModelProto) -> None:
 )
 def test_functions_that_call_themselves_are_refused(calls: list[list[str]]) -> None:
     with pytest.raises(ModelError, match="calls itself"):
-        analyse(load(with_function(*calls)))
+        analyze(load(with_function(*calls)))
 
 
 def test_functions_unfold_within_bounds() -> None:
-    assert analyse(load(with_function(["Relu"], ["f0", "f0"]))).groups
+    assert analyze(load(with_function(["Relu"], ["f0", "f0"]))).groups
     with pytest.raises(ModelError, match=f"more than {MOST_UNFOLDED} nodes"):
-        analyse(load(with_function(["Relu"], *[[f"f{i}"] * 2 for i in range(40)])))
+        analyze(load(with_function(["Relu"], *[[f"f{i}"] * 2 for i in range(40)])))
 
 
 @pytest.mark.parametrize("sizes", [[2**40], [2**62, 2**62], [1, 2**63 - 1, 4], [2**31, 8]])
@@ -127,7 +127,7 @@ def test_a_tensor_that_fits_no_machine_is_refused(sizes: list[int]) -> None:
         f", int64[{len(sizes)}] n = {{{', '.join(map(str, sizes))}}}",
     )
     with pytest.raises(ModelError, match="do not fit this machine|negative") as caught:
-        analyse(load(model))
+        analyze(load(model))
     assert caught.value.code in ("tensor-too-large", "model-invalid")
 
 
@@ -136,7 +136,7 @@ def test_a_long_axis_is_frozen_not_enumerated() -> None:
         "s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)",
         ", int64[1] n = {16777216}",
     )
-    assert [g.size for g in analyse(load(model)).groups] == [8]
+    assert [g.size for g in analyze(load(model)).groups] == [8]
 
 
 def test_doubling_channels_is_frozen_where_it_gets_too_long() -> None:
@@ -144,7 +144,7 @@ def test_doubling_channels_is_frozen_where_it_gets_too_long() -> None:
     model = net(
         f"float[1,4,1,1] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | c0 = Conv(x, w1); {doubled}; y = ReduceMean<axes=[1]>(c20) | float[1,1,1,1] y"
     )
-    analysis = analyse(load(model))
+    analysis = analyze(load(model))
     assert not analysis.groups and any("positions" in f.reason for f in analysis.frozen)
 
 

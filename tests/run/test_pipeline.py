@@ -59,7 +59,7 @@ def test_the_target_is_met_and_the_model_runs(
 
 
 def test_a_latency_target_is_met_on_the_engine_it_names(tmp_path: Path) -> None:
-    """On a modelled engine, whose latency is computed: nothing depends on the machine."""
+    """On a modeled engine, whose latency is computed: nothing depends on the machine."""
     report = small(tmp_path / "out.onnx", target=["latency.systolic8=1.5x", "params=90%"]).report
     row = report.latency["systolic8"]
     assert (
@@ -102,7 +102,7 @@ def test_command_python_and_recipe_give_the_same_bytes(tmp_path: Path) -> None:
     assert models[0] == models[1] == models[2] and plans[0] == plans[1] == plans[2]
 
 
-QUANTISED = (
+QUANTIZED = (
     "float[n,4,8,8] x | int8[32,4,3,3] k1, float[32] v1, int8[24,32,3,3] k2, float[24] v2, int8[5,24,1,1] k3, float[5] v3, float[5,24,1,1] w3 |"
     "u = DequantizeLinear<axis=0>(k1, v1); a = Conv(x, u); r = Relu(a); v = DequantizeLinear<axis=0>(k2, v2); b = Conv(r, v); s = Relu(b);"
 )
@@ -121,7 +121,7 @@ def test_weights_that_no_refit_can_write_are_said_once(
         x=np.random.default_rng(0).standard_normal((48, 4, 8, 8)).astype(np.float32),
     )
     model, options = (
-        net(QUANTISED + ending).SerializeToString(),
+        net(QUANTIZED + ending).SerializeToString(),
         {"data": str(tmp_path / "x.npz"), "engine": "none", "round_to": 1, "target": "macs=60%"},
     )
     report = optimize(model, **options).report
@@ -131,7 +131,7 @@ def test_weights_that_no_refit_can_write_are_said_once(
         repair,
     )
     assert (
-        len([w for w in report.warnings if "prune the float model and quantise the result" in w])
+        len([w for w in report.warnings if "prune the float model and quantize the result" in w])
         == 1
     )
     assert report.after["macs"] <= 0.6 * report.before["macs"] and report.verification["ok"]
@@ -163,7 +163,7 @@ def test_the_same_command_reuses_its_stages(tmp_path: Path) -> None:
         small(tmp_path / "out.onnx", target="macs=60%")
 
 
-@pytest.mark.parametrize("stage", ["load", "analyse", "score", "plan", "cut", "verify"])
+@pytest.mark.parametrize("stage", ["load", "analyze", "score", "plan", "cut", "verify"])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, stage: str) -> None:
     def stop(event: Event) -> None:
         if event.stage == stage:

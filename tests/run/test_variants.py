@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from onnxprune import demo
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.cli import run
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
@@ -43,7 +43,7 @@ FAST: dict[str, Any] = {
     "samples": 64,
     "target": "macs=50%",
 }
-LABELS: dict[str, Any] = {"metric": "top1", "labelled": str(EVALUATION)}
+LABELS: dict[str, Any] = {"metric": "top1", "labeled": str(EVALUATION)}
 
 
 def small(output: Path | None = None, **options: Any) -> Result:
@@ -142,7 +142,7 @@ def test_an_interrupted_run_goes_on_after_the_last_model(
     output, report = undisturbed
     order = [s.name for s in report.stages]
     assert {e.stage for e in events if e.state == "reused"} == {
-        n for n in order[: order.index(stage)] if n not in ("load", "analyse", "cut")
+        n for n in order[: order.index(stage)] if n not in ("load", "analyze", "cut")
     }
     assert (tmp_path / "out.onnx").read_bytes() == output
     for name in ("curve", "control", "selection", "fidelity", "quality"):
@@ -161,9 +161,9 @@ def test_parts_share_no_input() -> None:
     )
     parts = parts_of(open_data_for(load(MODEL), recipe), open_labels(load(MODEL), recipe), recipe)
     chosen = [set(p.chosen) for p in (parts.calibration, parts.selection, parts.report)]
-    labelled = [set(p.chosen) for p in (parts.selection_labels, parts.report_labels)]
+    labeled = [set(p.chosen) for p in (parts.selection_labels, parts.report_labels)]
     assert sum(map(len, chosen)) == len(set.union(*chosen)) == 128 + 2 * 32 and all(chosen)
-    assert [len(p) for p in labelled] == [125, 375] and not labelled[0] & labelled[1]
+    assert [len(p) for p in labeled] == [125, 375] and not labeled[0] & labeled[1]
 
 
 def test_the_cut_stays_within_the_tolerance_and_the_next_one_does_not(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_auto_compares_only_where_the_run_is_free_to_choose() -> None:
 
 def test_controls_are_random_channels_of_the_same_widths() -> None:
     result = small(control=2, repair="none", **LABELS)
-    analysis, parts = analyse(load(MODEL)), split_of(result)
+    analysis, parts = analyze(load(MODEL)), split_of(result)
     figures = []
     for seed in (1, 2):
         scores = CRITERIA.get("random")(Context(analysis, seed=seed))
@@ -328,11 +328,11 @@ def test_options_that_do_not_go_together(
 def test_too_few_inputs(tmp_path: Path) -> None:
     with np.load(EVALUATION) as data:
         np.savez(tmp_path / "few.npz", images=data["images"][:60], labels=data["labels"][:60])
-    found = small(candidate="l1+uniform", metric="top1", labelled=str(tmp_path / "few.npz")).report
+    found = small(candidate="l1+uniform", metric="top1", labeled=str(tmp_path / "few.npz")).report
     assert (
         not found.selection
         and found.quality["top1"]["samples"] == 60
-        and [w for w in found.warnings if "60 labelled samples are too few" in w]
+        and [w for w in found.warnings if "60 labeled samples are too few" in w]
     )
     np.savez(tmp_path / "two.npz", images=np.zeros((4, 1, 8, 8), np.float32))
     with pytest.raises(DataError, match="too few"):
@@ -341,7 +341,7 @@ def test_too_few_inputs(tmp_path: Path) -> None:
 
 def test_sensitivity_is_the_error_curve_of_the_elimination() -> None:
     """Against the elimination itself, whose costs the scores smooth without changing what they sum to."""
-    analysis = analyse(load(MODEL))
+    analysis = analyze(load(MODEL))
     recipe = Recipe.of({"data": str(CALIBRATION), "samples": 64})
     context = Context(analysis, open_data_for(analysis.model, recipe))
     curves = sensitivity_rows(reconstruction(context), 0.9)

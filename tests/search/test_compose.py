@@ -7,7 +7,7 @@ import pytest
 from graph_laws import assert_same
 
 from onnxprune import demo
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
 from onnxprune.search.compose import smaller
 from onnxprune.surgery.cut import cut
@@ -35,7 +35,7 @@ def plan(analysis, kept) -> Plan:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_two_cuts_are_one(seed: int) -> None:
-    analysis, rng = analyse(load(demo.files().model)), np.random.default_rng(seed)
+    analysis, rng = analyze(load(demo.files().model)), np.random.default_rng(seed)
     first = random_kept(analysis, rng)
     step = smaller(analysis, first)
     assert set(step.origin) == {g.name for g in step.analysis.groups}
@@ -48,7 +48,7 @@ def test_two_cuts_are_one(seed: int) -> None:
 
 
 def test_on_a_trained_network(zoo) -> None:
-    analysis, rng = analyse(load(zoo / "coco_yolofastestv2.onnx")), np.random.default_rng(0)
+    analysis, rng = analyze(load(zoo / "coco_yolofastestv2.onnx")), np.random.default_rng(0)
     step = smaller(analysis, random_kept(analysis, rng))
     second = random_kept(step.analysis, rng)
     assert_same(

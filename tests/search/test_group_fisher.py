@@ -1,4 +1,4 @@
-"""Group Fisher: its normalisations against their definitions, its steps against budgets and widths, and fix_subnet files."""
+"""Group Fisher: its normalizations against their definitions, its steps against budgets and widths, and fix_subnet files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from onnxprune import demo
 from onnxprune.allocators.base import Constraints
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import open_data
@@ -32,7 +32,7 @@ FILES = demo.files()
 
 
 def search(budget: float = 0.8, round_to: int = 4, **options: object) -> Search:
-    analysis = analyse(load(FILES.model))
+    analysis = analyze(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=32)
     constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=round_to)
     return Search(
@@ -53,7 +53,7 @@ def test_costs_by_hand() -> None:
             onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
         )
     del proto.graph.input[1:]
-    analysis = analyse(load(proto.SerializeToString()))
+    analysis = analyze(load(proto.SerializeToString()))
     (group,) = analysis.groups
     flops = 100 * 9 * 3 + 100 * 9 + 100 * 5
     np.testing.assert_allclose(channel_costs(analysis, "flops")[group.name], flops / 1e9)
@@ -77,7 +77,7 @@ def test_latency_is_the_next_step_down_the_staircase(monkeypatch: pytest.MonkeyP
             onnx.numpy_helper.from_array(np.ones(shape, np.float32), name)
         )
     del proto.graph.input[1:]
-    analysis = analyse(load(proto.SerializeToString()))
+    analysis = analyze(load(proto.SerializeToString()))
     (group,) = analysis.groups
     monkeypatch.setattr(savings, "time_layer", steps_of_eight)
     monkeypatch.setattr(
@@ -117,7 +117,7 @@ def test_the_budget_is_met_at_allowed_widths(normalization: str) -> None:
 @pytest.mark.parametrize(
     ("budget", "share", "better"), [("macs", 0.7, "act"), ("activation_bytes", 0.8, "flops")]
 )
-def test_each_normalisation_is_better_on_its_own_cost(
+def test_each_normalization_is_better_on_its_own_cost(
     budget: str, share: float, better: str
 ) -> None:
     """At the same share of the other's cost: fewer activations by "act", fewer MACs by "flops"."""

@@ -14,7 +14,7 @@ from graph_text import net
 
 from onnxprune import demo
 from onnxprune.allocators.base import Constraints, widths
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import open_data, synthetic
@@ -35,7 +35,7 @@ FIGURES = {"saved_params": 1, "saved_macs": 1, "timing": {}}
 
 
 def search(budget: float, **options: object) -> Search:
-    analysis = analyse(load(FILES.model))
+    analysis = analyze(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=40)
     constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=4)
     return Search(
@@ -103,12 +103,12 @@ def test_a_measured_budget_goes_on_to_other_groups() -> None:
 
 @pytest.mark.parametrize("method", [layer_selection, pagcp])
 def test_weights_that_cannot_be_refitted_are_cut_by_norms(method: Callable[[Search], Plan]) -> None:
-    quantised = "; ".join(f"d{i} = DequantizeLinear(w{i}, s, z)" for i in (1, 2, 3))
+    quantized = "; ".join(f"d{i} = DequantizeLinear(w{i}, s, z)" for i in (1, 2, 3))
     model = net(
         f"float[n,4,8,8] x | int8[16,4,3,3] w1, int8[16,16,3,3] w2, int8[5,16,1,1] w3, float s = {{0.01}}, int8 z = {{0}} | "
-        f"{quantised}; a = Conv(x, d1); r = Relu(a); b = Conv(r, d2); t = Relu(b); y = Conv(t, d3)"
+        f"{quantized}; a = Conv(x, d1); r = Relu(a); b = Conv(r, d2); t = Relu(b); y = Conv(t, d3)"
     )
-    analysis = analyse(load(model))
+    analysis = analyze(load(model))
     data = synthetic(input_types(analysis.model), samples=40, seed=1)
     here = Search(
         Context(analysis, data, batch_size=16), Constraints({"macs": 0.7 * analysis.cost().macs})

@@ -13,7 +13,7 @@ import pytest
 from onnxprune import demo
 from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.linear import linears
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import open_data
 from onnxprune.errors import TargetError, UsageError
@@ -33,7 +33,7 @@ PUBLISHED = {"initial_rate": 0.06, "topk": 0.8, "relax": 1.0, "refit": False, "p
 
 def search(budget: float = 0.8, **options: object) -> Search:
     """On the demo network, a few samples."""
-    analysis = analyse(load(FILES.model))
+    analysis = analyze(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=64)
     constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=4)
     return Search(Context(analysis, data, batch_size=16), constraints, options=options)

@@ -11,7 +11,7 @@ from onnx import helper
 
 from onnxprune import demo
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, synthetic
 from onnxprune.ir.io import Model, load
@@ -59,7 +59,7 @@ class Halved:
 @pytest.fixture(params=[*NETS, "demo"])
 def halved(request: pytest.FixtureRequest) -> Halved:
     name = request.param
-    analysis = analyse(load(demo.files().model if name == "demo" else net(NETS[name])))
+    analysis = analyze(load(demo.files().model if name == "demo" else net(NETS[name])))
     rng = np.random.default_rng(0)
     kept = {
         g.name: tuple(sorted(rng.choice(g.size, max(2, g.size // 2), replace=False).tolist()))
@@ -98,7 +98,7 @@ def test_weights_that_a_body_reads_stay() -> None:
         helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
     )
     proto.graph.output.append(helper.make_tensor_value_info("z", 1, ["n", 5, 7]))
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     data, kept = synthetic(input_types(analysis.model), samples=32, seed=1), {"a": tuple(range(6))}
     (feeds,) = data.batches(32)
     refitted = Refitted.of(Context(analysis, data, batch_size=32))

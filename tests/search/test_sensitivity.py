@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from onnxprune import demo
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.cli import run
 from onnxprune.data.dataset import open_data
 from onnxprune.errors import OnnxpruneError, UsageError
@@ -46,11 +46,11 @@ def sweep(out: Path, *more: str) -> list[str]:
 def test_a_sweep_resumes_and_says_what_cuts_say(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    analysis = analyse(load(FILES.model))
+    analysis = analyze(load(FILES.model))
     names = [g.name for g in analysis.groups][:2]
     out = tmp_path / "s.jsonl"
     flags = [f"--group={n}" for n in names]
-    assert run(sweep(out, *flags, "--labelled", str(FILES.evaluation), "--json")) == 0
+    assert run(sweep(out, *flags, "--labeled", str(FILES.evaluation), "--json")) == 0
     records = json.loads(capsys.readouterr().out)
     assert len(records) == 5 and records[0]["group"] == "" and records[0]["quality"] > 0.98
     for r in records[1:]:
@@ -69,7 +69,7 @@ def test_a_sweep_resumes_and_says_what_cuts_say(
         ] == [timing["shapes"]["images"][i] for i in (0, 2, 3)]
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + lines[3][:30])
-    assert run(sweep(out, *flags, "--labelled", str(FILES.evaluation), "--json")) == 0
+    assert run(sweep(out, *flags, "--labeled", str(FILES.evaluation), "--json")) == 0
     said = capsys.readouterr()
     assert "3 of 5 measured before" in said.err
     strip = [{k: v for k, v in r.items() if k != "timing"} for r in records]
@@ -109,7 +109,7 @@ def test_a_detector_has_time_for_its_boxes(
     how = [
         "--metric",
         "map50",
-        "--labelled",
+        "--labeled",
         str(tmp_path / "boxes.npz"),
         "--decoder",
         f"{tmp_path / 'boxes.py'}:decode",
@@ -118,7 +118,7 @@ def test_a_detector_has_time_for_its_boxes(
         run(
             sweep(
                 tmp_path / "s.jsonl",
-                f"--group={analyse(load(FILES.model)).groups[0].name}",
+                f"--group={analyze(load(FILES.model)).groups[0].name}",
                 "--json",
                 *how,
             )
@@ -137,7 +137,7 @@ def test_a_detector_has_time_for_its_boxes(
 
 def test_masked_from_the_group_on_is_what_the_cut_model_gives() -> None:
     """Without times and labels nothing is cut: the part behind the group runs with masks. Losses are those of cut models, run whole."""
-    analysis = analyse(load(FILES.model))
+    analysis = analyze(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=24)
     scores = {g.name: np.random.default_rng(0).random(g.size) for g in analysis.groups}
     bench = Bench(Sweep(str(FILES.model), analysis.options, scores, data, time=False), analysis)

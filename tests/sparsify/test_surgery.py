@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.dead import dead_channels
 from onnxprune.data.dataset import open_data
@@ -177,7 +177,7 @@ def test_twenty_times_fewer_weights_within_one_point(operated: Operated) -> None
 def test_its_dead_channels_are_cut_exactly(operated: Operated, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=operated.x)
     data = open_data(tmp_path / "x.npz", Session(operated.sparse).inputs, samples=256)
-    context = Context(analyse(operated.sparse), data)
+    context = Context(analyze(operated.sparse), data)
     dead = dead_channels(context, constants=True)
     sizes = {n: context.analysis.group(n).size for n in dead}
     kept = {n: tuple(np.setdiff1d(np.arange(sizes[n]), d).tolist()) for n, d in dead.items()}

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.data.dataset import open_data
-from onnxprune.data.labelled import open_labelled
+from onnxprune.data.labeled import open_labeled
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.demo import files
 from onnxprune.errors import UsageError
@@ -227,7 +227,7 @@ def test_zeros_go_where_the_outputs_feel_them_least() -> None:
 
 
 def test_how_much_dearer_inner_layers_are_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given is what one of the factors gives alone, and no neighbouring factor leaves less damage with all layers sparse."""
+    """What is given is what one of the factors gives alone, and no neighboring factor leaves less damage with all layers sparse."""
     model = branches((1.0, 0.5))
     found, rng = targets(model, ALL), np.random.default_rng(6)
     feeds = [{"x": rng.standard_normal((64, 40)).astype(np.float32)} for _ in range(8)]
@@ -271,14 +271,14 @@ class Judged:
 def judge():
     model = load(files().model)
     inputs = Session(model).inputs
-    labelled, unlabelled = (
-        open_labelled(files().evaluation, inputs),
+    labeled, unlabeled = (
+        open_labeled(files().evaluation, inputs),
         open_data(files().calibration, inputs),
     )
 
     def run(**settings: object) -> tuple[Model, float, object]:
-        made = sparsify(model, Settings(**settings), unlabelled)
-        return made.model, evaluate(made.model, labelled, "top1").value, made
+        made = sparsify(model, Settings(**settings), unlabeled)
+        return made.model, evaluate(made.model, labeled, "top1").value, made
 
     return run
 
@@ -343,13 +343,13 @@ def test_thirty_percent_on_a_trained_classifier(zoo: Path) -> None:
     """Plain magnitude costs this folded network 8 points; all classifiers are in benchmarks/sparsity.py."""
     model = load(zoo / "cifar10_mlp_resnet8.onnx")
     inputs, kind = Session(model).inputs, Preprocess(scale=1.0)
-    labelled = open_labelled(
+    labeled = open_labeled(
         zoo / "data" / "cifar10_test_4000.npz", inputs, samples=500, preprocess=kind
     )
-    unlabelled = open_data(
+    unlabeled = open_data(
         zoo / "data" / "cifar10_field_1000.npz", inputs, samples=128, preprocess=kind
     )
-    made = sparsify(model, Settings(amount=0.3, ops=ALL), unlabelled)
-    before, after = (evaluate(m, labelled, "top1").value for m in (model, made.model))
+    made = sparsify(model, Settings(amount=0.3, ops=ALL), unlabeled)
+    before, after = (evaluate(m, labeled, "top1").value for m in (model, made.model))
     assert made.report.of_weights == pytest.approx(0.3, abs=0.001)
     assert after >= before - 0.015, "one point, and half for 500 images"

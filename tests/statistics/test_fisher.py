@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.autodiff import LABELS, MOMENTS, Loss, Place, feeds_of, gradient_model
 from onnxprune.data.dataset import synthetic
 from onnxprune.ir.io import Model, load
@@ -43,7 +43,7 @@ def test_products_equal_autograd() -> None:
     torch = pytest.importorskip("torch")
     from onnxprune.tune.bridge import to_module
 
-    model = analyse(network()).model
+    model = analyze(network()).model
     feeds = {"x": np.random.default_rng(1).standard_normal((4, 3, 6, 6)).astype(np.float32)}
     places = [
         Place("ha", 1, form=MOMENTS),
@@ -70,7 +70,7 @@ def test_products_equal_autograd() -> None:
 
 def test_half_the_trace_is_the_divergence_of_a_small_change() -> None:
     """A small random change of the last node's outputs costs what Fisher information says, within the noise of drawn labels."""
-    analysis = analyse(network())
+    analysis = analyze(network())
     data = synthetic({"x": (("N", 3, 6, 6), "tensor(float)")}, samples=128, seed=0)
     fisher = output_fisher(analysis, data, [("y", 1)], seed=0)
     assert fisher is not None
@@ -89,13 +89,13 @@ def test_half_the_trace_is_the_divergence_of_a_small_change() -> None:
 
 
 def test_without_a_gradient_there_is_none() -> None:
-    analysis = analyse(network("Hardmax"))
+    analysis = analyze(network("Hardmax"))
     data = synthetic({"x": (("N", 3, 6, 6), "tensor(float)")}, samples=8, seed=0)
     assert output_fisher(analysis, data, [("ha", 1)]) is None
 
 
 def test_the_same_seed_gives_the_same() -> None:
-    analysis = analyse(network())
+    analysis = analyze(network())
     data = synthetic({"x": (("N", 3, 6, 6), "tensor(float)")}, samples=16, seed=0)
     first, second = (
         output_fisher(analysis, data, [("ha", 1), ("hb", 1)], seed=3) for _ in range(2)

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, load
 from onnxprune.surgery.cut import cut
@@ -28,7 +28,7 @@ _NORM = ", ".join(
 
 def residual(weights: str, nodes: str, *, batch: str = _IN, opset: int = 17) -> Analysis:
     """A stem that makes h, the nodes of a block from h to z, and a head."""
-    return analyse(
+    return analyze(
         load(
             net(
                 f"{batch} | {_STEM}, {weights}, {_HEAD} | h0 = Conv(x, ws, bs); h = Relu(h0); {nodes}; zr = Relu(z); y = Conv(zr, wh)",
@@ -51,7 +51,7 @@ BLOCKS = {
         "float[6,8,1,1] w1, float[7,6,3,3] w2, float[7] b2, float[8,7,1,1] w3, float[8] b3",
         f"a0 = Conv(h, w1); a = Relu(a0); c0 = Conv<{_3X3}>(a, w2, b2); c = Relu(c0); d = Conv(c, w3, b3); z = Sum(h, d)",
     ),
-    "batch normalisation": (
+    "batch normalization": (
         f"float[8,8,3,3] w1, float[8,8,3,3] w2, {_NORM.format(8)}",
         f"a = Conv<{_3X3}>(h, w1); n = BatchNormalization(a, s1, t1, m1, v1); b = Relu(n); c = Conv<{_3X3}>(b, w2); k = BatchNormalization(c, s2, t2, m2, v2); z = Add(h, k)",
     ),
@@ -151,7 +151,7 @@ def test_a_gate_goes_whole() -> None:
 
 
 def test_a_transformer_block_goes_whole() -> None:
-    """Attention and perceptron, each with a normalisation in front of it."""
+    """Attention and perceptron, each with a normalization in front of it."""
     weights = "float[8] s1, float[8] t1, float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8,8] wo, float[8] bo, float[8] s2, float[8] t2, float[8,16] w1, float[16] b1, float[16,8] w2, float[8] b2"
     constants = "int64[4] heads = {0, 5, 2, 4}, int64[3] flat = {0, 5, 8}"
     nodes = (
@@ -160,7 +160,7 @@ def test_a_transformer_block_goes_whole() -> None:
         "o1 = Transpose<perm=[0,2,1,3]>(o0); o2 = Reshape(o1, flat); o3 = MatMul(o2, wo); o = Add(o3, bo); z = Add(x, o);"
         "m = LayerNormalization(z, s2, t2); a = MatMul(m, w1); b = Add(a, b1); e = Gelu(b); c = MatMul(e, w2); d = Add(c, b2); y = Add(z, d)"
     )
-    analysis = analyse(load(net(f"float[2,5,8] x | {weights}, {constants} | {nodes}", opset=20)))
+    analysis = analyze(load(net(f"float[2,5,8] x | {weights}, {constants} | {nodes}", opset=20)))
     blocks = whole_blocks(analysis)
     assert sorted(map(len, blocks.values())) == [1, 3]
     for lead in blocks:
@@ -175,7 +175,7 @@ def test_a_transformer_block_goes_whole() -> None:
 @pytest.mark.parametrize("network", [resnet18, mobilenet_v2])
 def test_whole_networks(network: Callable[[int], ModelProto]) -> None:
     """Every second block of whole networks at once, and all that can go."""
-    analysis = analyse(load(network(32)))
+    analysis = analyze(load(network(32)))
     blocks = whole_blocks(analysis)
     assert len(blocks) == {"resnet18": 8, "mobilenet_v2": 10}[network.__name__]
     for leads in (list(blocks)[::2], list(blocks)):

@@ -12,7 +12,7 @@ from graph_text import net
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.ir.runtime import Session, example_feeds
@@ -23,13 +23,13 @@ from onnxprune.surgery.verify import check, masked, relative_difference, verify
 CHAIN = "float[2,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[5,6,1,1] w3 | a = Conv(x, w1, b1); b = Relu(a); c = Conv(b, w2); y = Conv(c, w3)"
 
 
-def analysed(text: str, **options: int) -> Analysis:
-    return analyse(load(net(text, **options)))
+def analyzed(text: str, **options: int) -> Analysis:
+    return analyze(load(net(text, **options)))
 
 
 def test_nothing_is_decided() -> None:
     """The kept channels are the named ones, in order."""
-    analysis = analysed(CHAIN)
+    analysis = analyzed(CHAIN)
     pruned = cut(analysis, plan_of(analysis, {"a": (6, 1)[::-1]}))
     original = analysis.model.weights
     np.testing.assert_array_equal(pruned.weights["w1"].array(), original["w1"].array()[[1, 6]])
@@ -39,13 +39,13 @@ def test_nothing_is_decided() -> None:
 
 
 def test_the_same_plan_gives_the_same_bytes() -> None:
-    analysis = analysed(CHAIN)
+    analysis = analyzed(CHAIN)
     plan = random_plan(analysis, np.random.default_rng(0))
-    assert to_bytes(cut(analysis, plan)) == to_bytes(cut(analysed(CHAIN), plan))
+    assert to_bytes(cut(analysis, plan)) == to_bytes(cut(analyzed(CHAIN), plan))
 
 
 def test_a_plan_for_another_model_is_refused() -> None:
-    analysis = analysed(CHAIN)
+    analysis = analyzed(CHAIN)
     plan = plan_of(analysis, {"a": (0,)})
     for wrong, match in (
         (replace(plan, source="f" * 64), "another model"),
@@ -59,7 +59,7 @@ def test_a_plan_for_another_model_is_refused() -> None:
 def test_equal_biases_are_not_tied() -> None:
     """Exporters store equal zero biases once; each use is cut on its own."""
     text = "float[2,4,6,6] x | float[8,4,1,1] w1, float[8] b, float[8,8,1,1] w2, float[8,8,1,1] w3 | a = Conv(x, w1, b); c = Conv(a, w2, b); y = Conv(c, w3, b)"
-    analysis = analysed(text)
+    analysis = analyzed(text)
     assert [g.size for g in analysis.groups] == [8, 8]
     pruned, _ = assert_exact(analysis, plan_of(analysis, {"a": (0, 3), "c": (1, 2, 5)}))
     assert sorted(len(w.array()) for n, w in pruned.weights.items() if n.startswith("b")) == [
@@ -71,7 +71,7 @@ def test_equal_biases_are_not_tied() -> None:
 
 def test_uses_that_are_cut_alike_stay_one() -> None:
     text = "float[2,4] x | float[4,8] w, float[8] b, float[8,5] w2 | p = MatMul(x, w); q = Add(p, b); r = MatMul(x, w); s = Add(r, b); t = Add(q, s); y = MatMul(t, w2)"
-    analysis = analysed(text)
+    analysis = analyzed(text)
     pruned, _ = assert_exact(analysis, plan_of(analysis, {analysis.groups[0].name: (0, 1, 5)}))
     assert set(pruned.weights) == {"w", "b", "w2"}
 
@@ -82,7 +82,7 @@ def test_initializers_that_are_graph_inputs() -> None:
         proto.graph.input.append(
             helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     pruned, _ = assert_exact(analysis, plan_of(analysis, {"a": (0, 1), "c": (2, 4)}))
     shapes = {
         i.name: [d.dim_value for d in i.type.tensor_type.shape.dim]
@@ -94,7 +94,7 @@ def test_initializers_that_are_graph_inputs() -> None:
 
 def test_declared_shapes_follow() -> None:
     proto = onnx.shape_inference.infer_shapes(net(CHAIN))
-    pruned = cut(analysis := analyse(load(proto)), plan_of(analysis, {"a": (0, 1)}))
+    pruned = cut(analysis := analyze(load(proto)), plan_of(analysis, {"a": (0, 1)}))
     found = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
         for v in pruned.proto.graph.value_info
@@ -109,7 +109,7 @@ def test_one_constant_for_two_nodes() -> None:
         "float[2,4,6,6] x | float[8,4,1,1] w1, float[8,4,1,1] w2, int64[2] s = {4, 4}, float[5,4,1,1] w3, float[5,4,1,1] w4, float[5,4,1,1] w5, float[5,4,1,1] w6 |"
         "a = Conv(x, w1); b = Conv(x, w2); p, q = Split<axis=1>(a, s); r, t = Split<axis=1>(b, s); c = Conv(p, w3); d = Conv(q, w4); e = Conv(r, w5); f = Conv(t, w6); g = Add(c, d); h = Add(e, f); y = Add(g, h)"
     )
-    analysis = analysed(text)
+    analysis = analyzed(text)
     assert [g.size for g in analysis.groups] == [4, 4, 4, 4]
     assert_exact(
         analysis,
@@ -134,7 +134,7 @@ def test_float_types(dtype: int) -> None:
         )
     for info in (*proto.graph.input, *proto.graph.output):
         info.type.tensor_type.elem_type = dtype
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     pruned, found = assert_exact(analysis, random_plan(analysis, np.random.default_rng(1)))
     assert found.masked_difference > 1e-2
     assert {w.dtype for w in pruned.weights.values()} == {dtype}
@@ -152,7 +152,7 @@ def test_bfloat16_is_cut() -> None:
         )
     for info in (*proto.graph.input, *proto.graph.output):
         info.type.tensor_type.elem_type = TensorProto.BFLOAT16
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     pruned = cut(analysis, plan_of(analysis, {"a": (2, 3)}))
     expected = analysis.model.weights["w1"].array()[:, 2:4].astype(np.float32)
     again = onnx.load_from_string(to_bytes(pruned)).graph.initializer[0]
@@ -165,7 +165,7 @@ def test_bfloat16_is_cut() -> None:
 def test_masks_are_on_data_not_only_on_weights() -> None:
     """Zeroed weights alone would leave Q K^T with its biases; the mask cuts what is summed over."""
     text = "float[2,5,4] x | float[4,8] wq, float[8] bq, float[4,8] wk, float[8] bk, float[5,3] w | q = MatMul(x, wq); q1 = Add(q, bq); k = MatMul(x, wk); k1 = Add(k, bk); t = Transpose<perm=[0,2,1]>(k1); s = MatMul(q1, t); y = MatMul(s, w)"
-    analysis = analysed(text)
+    analysis = analyzed(text)
     plan = plan_of(analysis, {analysis.groups[0].name: (0, 2)})
     feeds = example_feeds(analysis.model)
     found = Session(masked(analysis, plan)).run(feeds)["y"]
@@ -183,7 +183,7 @@ def test_as_exact_as_the_original_is(rough: bool) -> None:
         if rough
         else "d = Mul(n, k)"
     )
-    analysis = analysed(
+    analysis = analyzed(
         "float[2,4,6,6] x | float[8,4,3,3] w1, float[8,1,1] g, float[8,1,1] o, float[8] h, float[8] b, float[8] m, float[8] v, float k = {4096}, float[5,8,1,1] w2 |"
         f"a = Conv(x, w1); n = BatchNormalization(a, h, b, m, v); {lost}; y = Conv(d, w2)"
     )
@@ -195,7 +195,7 @@ def test_as_exact_as_the_original_is(rough: bool) -> None:
     for name, weight in same.items():
         values = weight if isinstance(weight, np.ndarray) else weight.array()
         copy.weights[name] = from_array(values.astype(np.float32).reshape(weights[name].shape))  # type: ignore[index]
-    analysis = analyse(copy)
+    analysis = analyze(copy)
     plan = plan_of(analysis, {analysis.groups[0].name: (0, 1, 2, 5)})
     pruned = cut(analysis, plan).edit()
     pruned.weights["w2"] = from_array(pruned.weights["w2"].array() * np.float32(1 + 4e-5))  # type: ignore[index]
@@ -208,7 +208,7 @@ def test_as_exact_as_the_original_is(rough: bool) -> None:
 
 def test_a_wrong_cut_is_found() -> None:
     """Another channel than the planned one, and the verdict is no."""
-    analysis = analysed(CHAIN)
+    analysis = analyzed(CHAIN)
     plan = plan_of(analysis, {"a": (0, 1, 2)})
     other = cut(analysis, plan_of(analysis, {"a": (0, 1, 3)}))
     found = verify(analysis, plan, other)
@@ -222,7 +222,7 @@ def test_a_wrong_cut_is_found() -> None:
 
 def test_an_opened_mixing_op_is_not_exact() -> None:
     text = "float[2,6,4] x | float[4,8] w1, float[8] s, float[8] b, float[8,5] w2 | a = MatMul(x, w1); n = LayerNormalization(a, s, b); y = MatMul(n, w2)"
-    analysis = analyse(load(net(text)), allow_mixing=("LayerNormalization",))
+    analysis = analyze(load(net(text)), allow_mixing=("LayerNormalization",))
     assert [(g.size, g.exact) for g in analysis.groups] == [(8, False)]
     plan = plan_of(analysis, {analysis.groups[0].name: (0, 1, 2, 3)})
     found = verify(analysis, plan, cut(analysis, plan))
@@ -232,7 +232,7 @@ def test_an_opened_mixing_op_is_not_exact() -> None:
 
 
 def test_an_invalid_model_is_refused() -> None:
-    analysis = analysed(CHAIN)
+    analysis = analyzed(CHAIN)
     plan = plan_of(analysis, {"a": (0, 1)})
     broken = cut(analysis, plan)
     broken.proto.graph.node[0].op_type = "Cosine"

@@ -1,4 +1,4 @@
-"""A model of over 4 GB: analysed, cut by l2 and written with little more than its largest tensor in memory."""
+"""A model of over 4 GB: analyzed, cut by l2 and written with little more than its largest tensor in memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NEEDED_BYTES = 8 * TENSOR_BYTES
 MEASURED = """
 import json, resource, sys
 from onnxprune.ir.io import load, save
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.magnitude import l2
 from onnxprune.surgery.cut import cut
-analysis = analyse(load(sys.argv[1]))
+analysis = analyze(load(sys.argv[1]))
 context = Context(analysis)
 plan = allocate("uniform", context, l2(context), Constraints({"macs": 0.5 * analysis.cost().macs}))
 save(cut(analysis, plan), sys.argv[2])

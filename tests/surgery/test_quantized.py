@@ -19,7 +19,7 @@ from onnxruntime.quantization import (
 )
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.weights import from_array
 from onnxprune.types import Plan
@@ -54,7 +54,7 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.onnx" for name in NETWORKS}
 
 
-def quantised(source: Path, target: Path, form: str, values: str, per_channel: bool) -> ModelProto:
+def quantized(source: Path, target: Path, form: str, values: str, per_channel: bool) -> ModelProto:
     kinds = {
         "int8": (QuantType.QInt8, QuantType.QInt8),
         "uint8": (QuantType.QUInt8, QuantType.QUInt8),
@@ -127,8 +127,8 @@ def run_fused(model: Model, x: np.ndarray) -> np.ndarray:
 def test_whole_network(
     name: str, form: str, values: str, per_channel: bool, floats: dict[str, Path], tmp_path: Path
 ) -> None:
-    analysis = analyse(
-        load(quantised(floats[name], tmp_path / "int8.onnx", form, values, per_channel))
+    analysis = analyze(
+        load(quantized(floats[name], tmp_path / "int8.onnx", form, values, per_channel))
     )
     assert analysis.prunable_macs() == 1 and {f.reason for f in analysis.frozen} == {
         "graph input",

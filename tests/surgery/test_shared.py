@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
@@ -28,7 +28,7 @@ def test_the_reader_that_stays_whole_keeps_the_whole_initializer(order: tuple[in
         proto.graph.initializer.append(
             onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
         )
-    analysis = analyse(load(proto))
+    analysis = analyze(load(proto))
     (group,) = analysis.groups
     plan = Plan(analysis.digest, {group.name: (1, 4, 6)}, {group.name: 8}, {}, analysis.options)
     pruned = cut(analysis, plan)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxprune.data.labelled import LabelledData, open_labelled
+from onnxprune.data.labeled import LabeledData, open_labeled
 from onnxprune.demo import files
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
@@ -35,7 +35,7 @@ def damaged(demo: Model) -> Model:
 
 
 @pytest.fixture(scope="session")
-def digits(demo: Model) -> tuple[LabelledData, LabelledData]:
-    """Labelled digits: 250 to tune with and 250 to judge by, disjoint."""
-    data = open_labelled(files().evaluation, Session(demo).inputs)
+def digits(demo: Model) -> tuple[LabeledData, LabeledData]:
+    """Labeled digits: 250 to tune with and 250 to judge by, disjoint."""
+    data = open_labeled(files().evaluation, Session(demo).inputs)
     return data.split(0.5)

@@ -38,7 +38,7 @@ NAMES = [
 
 
 def net(seed: int = 0) -> Model:
-    """Convolution, normalisation, a formula's scalar and a classifier; one name with a dot."""
+    """Convolution, normalization, a formula's scalar and a classifier; one name with a dot."""
     rng = np.random.default_rng(seed)
     shapes = {
         "a.w": (4, 3, 3, 3),
@@ -99,7 +99,7 @@ def test_zoo_equals_onnxruntime(zoo: Path, name: str) -> None:
     feeds = feeds_of(model, 1)
     with torch.no_grad():
         found = module(as_feeds(feeds, module))
-    assert largest_error(found, Session(model, optimise=False).run(feeds)) < RTOL
+    assert largest_error(found, Session(model, optimize=False).run(feeds)) < RTOL
 
 
 @pytest.mark.zoo
@@ -161,7 +161,7 @@ def test_gradient_is_the_slope_of_the_onnx_graph() -> None:
         )
 
 
-def test_batch_normalisation_learns_statistics_in_training_only() -> None:
+def test_batch_normalization_learns_statistics_in_training_only() -> None:
     model = net()
     module, feeds = to_module(model), feeds_of(model, 8)
     module(as_feeds(feeds, module))
@@ -173,7 +173,7 @@ def test_batch_normalisation_learns_statistics_in_training_only() -> None:
 
 
 def test_shared_statistics_stay_as_they_are() -> None:
-    """Two normalisations that an exporter gave one mean (all zero) must not write to it in turn."""
+    """Two normalizations that an exporter gave one mean (all zero) must not write to it in turn."""
     model = net().edit()
     second = helper.make_node("BatchNormalization", ["r", "scale", "shift", "mean", "var"], ["r2"])
     model.proto.graph.node.insert(3, second)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxprune.data.labelled import LabelledData
+from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import DataError, UsageError
 from onnxprune.events import Event
 from onnxprune.ir.io import Model, digest, load, save
@@ -29,12 +29,12 @@ from onnxprune.tune.samples import Samples, augmented, gather
 from onnxprune.tune.settings import Settings
 from onnxprune.tune.validate import Validator
 
-Digits = tuple[LabelledData, LabelledData]
+Digits = tuple[LabeledData, LabeledData]
 QUICK = Settings(epochs=2, batch_size=50)
 EXACT = 1e-5  # of the largest output: folding in float64, running in float32
 
 
-def top1(model: Model, data: LabelledData) -> float:
+def top1(model: Model, data: LabeledData) -> float:
     samples = gather(data)
     found = Session(model).run(samples.inputs)["logits"].argmax(1)
     return float((found == samples.labels["labels"]).mean())
@@ -49,8 +49,8 @@ def test_tuning_mends(demo: Model, damaged: Model, digits: Digits, loss: str) ->
 
 
 def test_distilling_needs_no_labels(demo: Model, damaged: Model, digits: Digits) -> None:
-    unlabelled = Samples(gather(digits[0]).inputs)
-    result = tune(damaged, unlabelled, QUICK, teacher=demo)
+    unlabeled = Samples(gather(digits[0]).inputs)
+    result = tune(damaged, unlabeled, QUICK, teacher=demo)
     assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
 
 
@@ -236,7 +236,7 @@ def test_time_is_up(demo: Model, damaged: Model, digits: Digits) -> None:
     assert len(result.history) < 1000 and result.score >= result.start_score
 
 
-def test_normalisation_put_back_changes_nothing_and_folds_away(demo: Model, digits: Digits) -> None:
+def test_normalization_put_back_changes_nothing_and_folds_away(demo: Model, digits: Digits) -> None:
     feeds = gather(digits[0]).inputs
     module = to_module(demo)
     places = batchnorm.sites(demo)
@@ -251,16 +251,16 @@ def test_normalisation_put_back_changes_nothing_and_folds_away(demo: Model, digi
         np.testing.assert_allclose(
             Session(model).run(feeds)["logits"], expected, atol=EXACT * np.abs(expected).max()
         )
-    normalised = to_module(inserted).train()(as_feeds(feeds, module))["logits"].detach().numpy()
+    normalized = to_module(inserted).train()(as_feeds(feeds, module))["logits"].detach().numpy()
     np.testing.assert_allclose(
-        normalised,
+        normalized,
         expected,
         atol=1e-3 * np.abs(expected).max(),
         err_msg="batch statistics on the calibration batch are these",
     )
 
 
-def test_tuning_with_normalisation_put_back(demo: Model, damaged: Model, digits: Digits) -> None:
+def test_tuning_with_normalization_put_back(demo: Model, damaged: Model, digits: Digits) -> None:
     result = tune(damaged, digits[0], replace(QUICK, batchnorm="insert", epochs=4), teacher=demo)
     assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
     assert result.model.proto == damaged.proto, (

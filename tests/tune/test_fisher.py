@@ -14,10 +14,10 @@ import pytest
 
 from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyse
+from onnxprune.analysis.walk import analyze
 from onnxprune.autodiff import LABELS, Loss
 from onnxprune.data.dataset import open_data
-from onnxprune.data.labelled import LabelledData
+from onnxprune.data.labeled import LabeledData
 from onnxprune.demo import files as demo_files
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.events import Event
@@ -38,7 +38,7 @@ from onnxprune.tune.pruning import prune_and_tune
 from onnxprune.tune.samples import gather
 from onnxprune.tune.settings import Settings
 
-Digits = tuple[LabelledData, LabelledData]
+Digits = tuple[LabeledData, LabeledData]
 QUICK = Settings(epochs=1, batch_size=50, checkpoint_s=0)
 OFTEN = Pruning(interval=2)
 RTOL = 1e-4  # of the largest: float32 over twenty layers, summed in another order
@@ -46,7 +46,7 @@ RTOL = 1e-4  # of the largest: float32 over twenty layers, summed in another ord
 
 @pytest.fixture(scope="module")
 def analysis(demo: Model) -> Analysis:
-    return analyse(demo)
+    return analyze(demo)
 
 
 def half(analysis: Analysis, share: float = 0.5) -> Constraints:
@@ -60,7 +60,7 @@ def test_importance_is_the_squared_mask_gradient_of_onnxruntime(analysis: Analys
         analysis, data, [Loss(LABELS, "logits")], labels=labels, batch_size=24
     ).rows
     hook, module = (
-        PruneByFisher(analysis, half(analysis), OFTEN, labelled=True),
+        PruneByFisher(analysis, half(analysis), OFTEN, labeled=True),
         to_module(analysis.model),
     )
     hook.start(module)
@@ -84,7 +84,7 @@ def test_importance_is_the_squared_mask_gradient_of_onnxruntime(analysis: Analys
 
 def test_a_masked_network_computes_what_the_cut_one_does(analysis: Analysis) -> None:
     hook, module = (
-        PruneByFisher(analysis, half(analysis), OFTEN, labelled=False),
+        PruneByFisher(analysis, half(analysis), OFTEN, labeled=False),
         to_module(analysis.model),
     )
     rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def test_the_target_is_met_and_the_end_is_no_worse_than_an_untuned_cut(
         <= 0.6 * analysis.cost().macs
     )
     assert all(len(k) % 4 == 0 for k in found.plan.kept.values())
-    assert analyse(found.result.model).cost() == analysis.cost(found.plan.kept)
+    assert analyze(found.result.model).cost() == analysis.cost(found.plan.kept)
     untuned = score(cut(analysis, found.plan), digits[0], settings, teacher=analysis.model)
     assert found.untuned_score == untuned and found.trained_score > untuned
     assert found.result.score >= found.result.start_score == max(found.trained_score, untuned)

@@ -320,7 +320,7 @@ def test_row_equals_onnxruntime(case: Case) -> None:
     if case.data.dtype == np.float32:
         feeds["x"].requires_grad_()
     found = module(feeds)
-    for name, expected in Session(model, optimise=False).run({"x": case.data}).items():
+    for name, expected in Session(model, optimize=False).run({"x": case.data}).items():
         value = found[name].detach().numpy()
         assert value.shape == expected.shape
         np.testing.assert_allclose(
@@ -332,7 +332,7 @@ def test_row_equals_onnxruntime(case: Case) -> None:
 
 
 def test_every_row_has_a_case() -> None:
-    """Or is one of few that other tests cover: constants are folded, quantisation and newer opsets are below."""
+    """Or is one of few that other tests cover: constants are folded, quantization and newer opsets are below."""
     elsewhere = {
         "Constant",
         "QuantizeLinear",
@@ -348,7 +348,7 @@ def test_every_row_has_a_case() -> None:
     assert set(OPS) - {c.op for c in CASES} == elsewhere
 
 
-def test_quantisation_passes_gradients() -> None:
+def test_quantization_passes_gradients() -> None:
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),

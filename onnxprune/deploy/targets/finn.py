@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnxprune.deploy import limits
 from onnxprune.deploy.bundle import Files, Node, Option, Prepared, Result, Samples, Target, script
-from onnxprune.deploy.targets.qonnx import is_qonnx, quantised
+from onnxprune.deploy.targets.qonnx import is_qonnx, quantized
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx
 from onnxprune.errors import UsageError
@@ -124,7 +124,7 @@ def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Sampl
     for model in models:
         found[f"folding_{model.name}.json"] = _json(folding_config(model, budget, options["style"]))
         if not is_qonnx(model.model):
-            made = quantised(
+            made = quantized(
                 model, samples, _bits(options, "weight-bits"), _bits(options, "activation-bits")
             )
             found[f"models/{model.name}.qonnx.onnx"] = to_bytes(made)

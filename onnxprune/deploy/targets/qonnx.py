@@ -22,7 +22,7 @@ def is_qonnx(model: Model) -> bool:
     return any(n.domain in QONNX_DOMAINS and n.op_type in QONNX_OPS for n in model.proto.graph.node)
 
 
-def quantised(
+def quantized(
     prepared: Prepared, samples: Samples | None, weight_bits: int, activation_bits: int
 ) -> Model:
     """A copy with Quant nodes on the inputs (8 bits), on the weights of layers, and behind every Relu and Clip; one scale a tensor.
@@ -37,7 +37,7 @@ def quantised(
     nodes: list[NodeProto] = []
     renamed: dict[str, str] = {}
 
-    def quantiser(source: str, target: str, bits: int, top: float, signed: bool) -> NodeProto:
+    def quantizer(source: str, target: str, bits: int, top: float, signed: bool) -> NodeProto:
         levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
         values = {"scale": max(top, 1e-6) / levels, "zero": 0.0, "bits": float(bits)}
         scalars = [
@@ -48,7 +48,7 @@ def quantised(
             "Quant",
             [source, *scalars],
             [target],
-            f"{target}.quantiser",
+            f"{target}.quantizer",
             domain=QONNX_DOMAINS[0],
             signed=int(signed),
             narrow=int(signed),
@@ -57,14 +57,14 @@ def quantised(
 
     for name in inputs:
         renamed[name] = f"{name}.rounded"
-        nodes.append(quantiser(name, renamed[name], INPUT_BITS, largest[name], least[name] < 0))
+        nodes.append(quantizer(name, renamed[name], INPUT_BITS, largest[name], least[name] < 0))
     for node in copy.proto.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
         if node.op_type in _LAYERS and (weight := node.input[1]) in copy.weights:
             renamed[weight] = node.input[1] = f"{weight}.rounded"
             nodes.append(
-                quantiser(
+                quantizer(
                     weight,
                     renamed[weight],
                     weight_bits,
@@ -76,7 +76,7 @@ def quantised(
         if node.output[0] in positive:
             made = node.output[0]
             node.output[0] = f"{made}.exact"
-            nodes.append(quantiser(node.output[0], made, activation_bits, largest[made], False))
+            nodes.append(quantizer(node.output[0], made, activation_bits, largest[made], False))
     replace_nodes(copy.proto.graph, nodes)
     del copy.proto.graph.value_info[:]
     copy.proto.opset_import.append(helper.make_opsetid(QONNX_DOMAINS[0], 1))

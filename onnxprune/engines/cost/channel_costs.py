@@ -88,7 +88,7 @@ def _activations(analysis: Analysis, name: str) -> np.ndarray:
 
 
 def _positions(analysis: Analysis, node: str) -> int:
-    """Of the contraction that a node is, or leads to (a weight may be dequantised or transposed first)."""
+    """Of the contraction that a node is, or leads to (a weight may be dequantized or transposed first)."""
     readers: dict[str, NodeProto] = {
         n: reader for reader in analysis.model.proto.graph.node for n in reader.input
     }

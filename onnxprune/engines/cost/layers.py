@@ -218,7 +218,7 @@ def time_layer(
     """Milliseconds of one layer alone.
 
     Where the engine has a profile, its kernels that compute the layer count and layout changes at the border do not: inside a network
-    the neighbours share the layout. Elsewhere it is the least of many runs. From `cache` where it holds the layer.
+    the neighbors share the layout. Elsewhere it is the least of many runs. From `cache` where it holds the layer.
     """
     key = cache_key(engine, spec, options) if cache is not None else ""
     if cache is not None and (known := cache.get(key)) is not None:

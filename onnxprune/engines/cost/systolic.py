@@ -77,7 +77,7 @@ class LayerEstimate:
     compute_cycles: int
     memory_cycles: int
     traffic_bytes: int
-    utilisation: float
+    utilization: float
     intensity: float
 
     @property
@@ -185,7 +185,7 @@ def _ethos(name: str, pixels: int, columns: int, clock_mhz: float, bandwidth_byt
     """An Ethos-U: 8 input channels a product, 32 deep or taps by fours. Blocks and bus widths are those of Vela's default configurations.
 
     Convolutions of ResNet-8 (CIFAR) on the U55-128: 122,880 cycles here, 145,350 by Vela 5.2.0; at half the width 36,864 and 48,574. Vela adds elementwise layers (an Add of
-    16,384 elements takes 24,576 cycles) and the decoding of weights, which are not modelled.
+    16,384 elements takes 24,576 cycles) and the decoding of weights, which are not modeled.
     """
     return Array(name, 8, columns, pixels, True, clock_mhz, bandwidth_bytes, deep=32, tap_group=4)
 
@@ -255,7 +255,7 @@ def described(name: str) -> ArrayEngine | None:
     )
 
 
-class Modelled(Compiled):
+class Modeled(Compiled):
     """A graph whose time on an array is computed. Outputs, where somebody asks for them, are onnxruntime's."""
 
     def __init__(self, model: Model, array: Array, options: Options) -> None:
@@ -308,9 +308,9 @@ class ArrayEngine:
         a = self.array
         return f"model of {a.rows}x{a.columns}x{a.pixels} at {a.clock_mhz:g} MHz, {a.bandwidth_bytes:g} bytes a cycle"
 
-    def compile(self, source: Source, options: Options) -> Modelled:
+    def compile(self, source: Source, options: Options) -> Modeled:
         """The estimate; ModelError where a shape is not known."""
-        return Modelled(open_model(source), self.array, options)
+        return Modeled(open_model(source), self.array, options)
 
     def limits(self) -> Mapping[str, str]:
         """What the figures leave out."""

@@ -26,7 +26,7 @@ from onnxprune.ir.edit import add_initializer, add_weight, free_name, replace_no
 from onnxprune.ir.io import Model
 from onnxprune.ir.limits import check_functions, check_sizes
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, captured, label, nested, subgraphs
-from onnxprune.ir.passes.fold_weight_standardization import standardise
+from onnxprune.ir.passes.fold_weight_standardization import standardize
 from onnxprune.ir.passes.slice_assign import assign
 from onnxprune.ir.passes.split_fused_qkv import unfuse
 from onnxprune.ir.shapes import Shapes, infer
@@ -62,7 +62,7 @@ def canonicalize(model: Model) -> Model:
         if _decided(model.proto.graph, shapes):
             _drop_identities(model)
         fold(model, shapes)
-        standardise(model, shapes)
+        standardize(model, shapes)
         if assign(model, shapes):
             _drop_identities(model)
         shapes = infer(model)

@@ -1,4 +1,4 @@
-"""Weights that a graph normalises each time it runs (weight standardisation): their values, computed once."""
+"""Weights that a graph normalizes each time it runs (weight standardization): their values, computed once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
 
 
-def standardise(model: Model, shapes: Shapes) -> None:
-    """Replace normalisations of constants by statistics of their own. `model` is changed.
+def standardize(model: Model, shapes: Shapes) -> None:
+    """Replace normalizations of constants by statistics of their own. `model` is changed.
 
     Where an input channel of such a weight goes, its statistics would be those of the rest: only the values can be cut exactly.
     """
@@ -44,7 +44,7 @@ def standardise(model: Model, shapes: Shapes) -> None:
             stack += makers[name].input
     part = [n for n in graph.node if needed.intersection(n.output)]
     values = Session(
-        extract(model, shapes, part, (), [n.output[0] for n in targets]), optimise=False
+        extract(model, shapes, part, (), [n.output[0] for n in targets]), optimize=False
     ).run({})
     weights = dict(model.weights)
     for node in targets:
@@ -54,7 +54,7 @@ def standardise(model: Model, shapes: Shapes) -> None:
 
 
 def trains(node: NodeProto) -> bool:
-    """Whether a node normalises by the statistics of what it is given."""
+    """Whether a node normalizes by the statistics of what it is given."""
     return (
         node.op_type == "BatchNormalization"
         and node.domain in STANDARD_DOMAINS

@@ -1,4 +1,4 @@
-"""Labelled data: every kind gives the samples and labels that went in, in any batching, and says what is wrong."""
+"""Labeled data: every kind gives the samples and labels that went in, in any batching, and says what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from onnxprune.data.labelled import open_labelled
+from onnxprune.data.labeled import open_labeled
 from onnxprune.errors import DataError
 
 N = 7
@@ -38,7 +38,7 @@ def write(path, **arrays):
 def whole(data, batch_size):
     """All feeds and labels of a pass, boxes numbered by sample again."""
     feeds, labels, start = [], {}, 0
-    for batch in data.labelled_batches(batch_size):
+    for batch in data.labeled_batches(batch_size):
         feeds.append(batch.feeds["x"][: batch.count])
         for name, value in batch.labels.items():
             value = value + np.eye(1, 6) * start if name == "boxes" else value
@@ -58,7 +58,7 @@ def test_npz_of_images(tmp_path, batch_size):
         notes=np.array(["a"] * N),
         other=np.zeros(3),
     )
-    data = open_labelled(path, IMAGE)
+    data = open_labeled(path, IMAGE)
     feeds, labels = whole(data, batch_size)
     assert (
         np.array_equal(
@@ -97,10 +97,10 @@ def test_blobs_and_arrays_and_folders_agree_with_images(tmp_path):
         offsets=offsets,
         labels=np.arange(N) % 2,
     )
-    feeds, labels = whole(open_labelled(blob, IMAGE), 4)
+    feeds, labels = whole(open_labeled(blob, IMAGE), 4)
     arrays = write(tmp_path / "arrays.npz", x=feeds, labels=labels["labels"])
-    again, _ = whole(open_labelled(arrays, IMAGE), 4)
-    tree, classes = whole(open_labelled(tmp_path / "tree", IMAGE), 4)
+    again, _ = whole(open_labeled(arrays, IMAGE), 4)
+    tree, classes = whole(open_labeled(tmp_path / "tree", IMAGE), 4)
     order = [0, 2, 4, 6, 1, 3, 5]
     assert (
         np.array_equal(again, feeds)
@@ -109,14 +109,14 @@ def test_blobs_and_arrays_and_folders_agree_with_images(tmp_path):
     )
     for name, number in (("a", "7"), ("b", "12")):
         (tmp_path / "tree" / name).rename(tmp_path / "tree" / number)
-    assert set(whole(open_labelled(tmp_path / "tree", IMAGE), 4)[1]["labels"]) == {7, 12}
+    assert set(whole(open_labeled(tmp_path / "tree", IMAGE), 4)[1]["labels"]) == {7, 12}
 
 
 def test_fixed_batch_is_filled_and_counted(tmp_path):
     path = write(
         tmp_path / "d.npz", x=np.arange(N * 4, dtype=np.float32).reshape(N, 4), labels=np.arange(N)
     )
-    batches = list(open_labelled(path, {"x": ([3, 4], "tensor(float)")}).labelled_batches(32))
+    batches = list(open_labeled(path, {"x": ([3, 4], "tensor(float)")}).labeled_batches(32))
     assert [b.count for b in batches] == [3, 3, 1] and all(
         b.feeds["x"].shape == (3, 4) for b in batches
     )
@@ -125,15 +125,15 @@ def test_fixed_batch_is_filled_and_counted(tmp_path):
 
 def test_choice_split_and_fingerprint(tmp_path):
     path = write(tmp_path / "d.npz", x=np.zeros((N, 4), np.float32), labels=np.arange(N))
-    data = open_labelled(path, VECTOR)
+    data = open_labeled(path, VECTOR)
     first, second = data.split(0.4, seed=1)
     assert sorted(first.chosen + second.chosen) == list(range(N)) and first.samples == 3
-    drawn = open_labelled(path, VECTOR, samples=4, seed=3)
+    drawn = open_labeled(path, VECTOR, samples=4, seed=3)
     assert (
-        drawn.samples == 4 and drawn.chosen == open_labelled(path, VECTOR, samples=4, seed=3).chosen
+        drawn.samples == 4 and drawn.chosen == open_labeled(path, VECTOR, samples=4, seed=3).chosen
     )
-    assert data.fingerprint() == open_labelled(path, VECTOR).fingerprint() != first.fingerprint()
-    assert "7 labelled samples" in data.describe()
+    assert data.fingerprint() == open_labeled(path, VECTOR).fingerprint() != first.fingerprint()
+    assert "7 labeled samples" in data.describe()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_choice_split_and_fingerprint(tmp_path):
 )
 def test_arrays_that_do_not_fit(tmp_path, arrays, message):
     with pytest.raises(DataError, match=message):
-        open_labelled(write(tmp_path / "d.npz", **arrays), VECTOR)
+        open_labeled(write(tmp_path / "d.npz", **arrays), VECTOR)
 
 
 def test_places_that_hold_nothing(tmp_path):
@@ -166,11 +166,11 @@ def test_places_that_hold_nothing(tmp_path):
     for place, message in (
         ("none", "does not exist"),
         ("broken.npz", "cannot read"),
-        ("d.csv", "labelled data are"),
+        ("d.csv", "labeled data are"),
         (".", "no subfolders"),
     ):
         with pytest.raises(DataError, match=message):
-            open_labelled(tmp_path / place, IMAGE)
+            open_labeled(tmp_path / place, IMAGE)
     pytest.importorskip("PIL")
     with pytest.raises(DataError, match="no 8-bit image"):
-        list(open_labelled(bad, IMAGE).labelled_batches(1))
+        list(open_labeled(bad, IMAGE).labeled_batches(1))

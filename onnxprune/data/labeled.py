@@ -1,8 +1,8 @@
-"""Labelled data: inputs as calibration reads them, with the labels of each sample.
+"""Labeled data: inputs as calibration reads them, with the labels of each sample.
 
 Kinds: an .npz file with `images` uint8 (n, H, W[, C]), or encoded images as one blob (`jpeg` or `png`, uint8, and `offsets`, int (n + 1,)), or arrays by
 input name; beside them label arrays with n rows (`labels`, `masks`, `targets`, or any name) and `boxes` float (m, 6 or 7), whose column 0 is the sample.
-Or a folder with one subfolder of images a class. Or any object with the few methods of LabelledSource.
+Or a folder with one subfolder of images a class. Or any object with the few methods of LabeledSource.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Batch:
     count: int
 
 
-class LabelledSource(Protocol):
+class LabeledSource(Protocol):
     """Numbered samples with labels."""
 
     count: int
@@ -55,10 +55,10 @@ class LabelledSource(Protocol):
 
 
 @dataclass(frozen=True)
-class LabelledData:
+class LabeledData:
     """Samples of a source, in a fixed order, for one model's inputs. Can be read as often as wanted; one batch is in memory at a time."""
 
-    source: LabelledSource
+    source: LabeledSource
     inputs: Inputs
     chosen: tuple[int, ...]
 
@@ -69,7 +69,7 @@ class LabelledData:
 
     def describe(self) -> str:
         """One line for a report."""
-        return f"{self.samples} labelled {self.source.describe()}"
+        return f"{self.samples} labeled {self.source.describe()}"
 
     def fingerprint(self) -> str:
         """Hex digest of content, choice, preprocessing and the inputs' types."""
@@ -81,7 +81,7 @@ class LabelledData:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def labelled_batches(self, batch_size: int) -> Iterator[Batch]:
+    def labeled_batches(self, batch_size: int) -> Iterator[Batch]:
         """Batches in order; a new one begins where sizes change. A model with a fixed batch gets that, the last one filled up with copies."""
         wanted = self.inputs.batch or max(1, batch_size)
         pending: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
@@ -102,10 +102,10 @@ class LabelledData:
 
     def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """The feeds alone, as calibration data have them; one that is filled up repeats its last sample."""
-        for batch in self.labelled_batches(batch_size):
+        for batch in self.labeled_batches(batch_size):
             yield dict(batch.feeds)
 
-    def split(self, share: float, seed: int = 0) -> tuple[LabelledData, LabelledData]:
+    def split(self, share: float, seed: int = 0) -> tuple[LabeledData, LabeledData]:
         """Two disjoint parts, the first with about `share` of the samples, each in the order of the whole: one to choose by, one to report."""
         first = set(
             np.random.default_rng(seed)
@@ -142,21 +142,21 @@ class LabelledData:
         return shape[axes.height - missing], shape[axes.width - missing]
 
 
-def open_labelled(
-    spec: str | Path | LabelledSource,
+def open_labeled(
+    spec: str | Path | LabeledSource,
     inputs: Mapping[str, tuple[Sequence[Any], str]],
     *,
     samples: int | None = None,
     seed: int = 0,
     preprocess: Preprocess = DEFAULT,
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> LabelledData:
-    """Labelled samples for a model.
+) -> LabeledData:
+    """Labeled samples for a model.
 
     Parameters
     ----------
     spec
-        An .npz file, a folder with one subfolder a class, or a LabelledSource.
+        An .npz file, a folder with one subfolder a class, or a LabeledSource.
     inputs
         name -> (shape, onnxruntime's type string), as `Session.inputs` has it.
     samples
@@ -178,10 +178,10 @@ def open_labelled(
         indices = sorted(
             np.random.default_rng(seed).choice(source.count, samples, replace=False).tolist()
         )
-    return LabelledData(source, known, tuple(indices))
+    return LabeledData(source, known, tuple(indices))
 
 
-def _open(path: Path, inputs: Inputs) -> LabelledSource:
+def _open(path: Path, inputs: Inputs) -> LabeledSource:
     if not path.exists():
         raise DataError("data-missing", f"no data at {path}: the file or folder does not exist")
     if path.is_dir():
@@ -189,7 +189,7 @@ def _open(path: Path, inputs: Inputs) -> LabelledSource:
     if path.suffix.lower() != ".npz":
         raise DataError(
             "data-kind",
-            f"{path}: labelled data are an .npz file or a folder with one subfolder a class",
+            f"{path}: labeled data are an .npz file or a folder with one subfolder a class",
         )
     return Arrays(path, inputs)
 
@@ -214,7 +214,7 @@ class ClassFolders:
         if not self.files:
             raise DataError(
                 "data-empty",
-                f"{place} holds no subfolders with images; labelled images lie in one subfolder a class",
+                f"{place} holds no subfolders with images; labeled images lie in one subfolder a class",
             )
         self.name, self.channels = _image_name(inputs, str(place))
 
@@ -284,7 +284,7 @@ class Arrays:
         if self.boxes is not None and (self.boxes.ndim != 2 or self.boxes.shape[1] not in (6, 7)):
             raise DataError(
                 "data-labels",
-                f"{self.path}: boxes are {self.boxes.shape}; they must be (m, 6): sample, class, centre x, centre y, width, height",
+                f"{self.path}: boxes are {self.boxes.shape}; they must be (m, 6): sample, class, center x, center y, width, height",
             )
         if not self.labels and self.boxes is None:
             raise DataError(

@@ -1,0 +1,67 @@
+"""Old import paths of modules that plug-ins import; each warns and is read for one release."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MODULES = {
+    "allocate": "allocators",
+    "allocate.base": "allocators.base",
+    "calibrate": "data",
+    "calibrate.data": "data.dataset",
+    "calibrate.inputs": "data.inputs",
+    "calibrate.sources": "data.sources",
+    "evaluate": "metrics",
+    "evaluate.base": "metrics.base",
+    "evaluate.data": "data.labeled",
+    "evaluate.user": "metrics.user",
+    "model": "ir",
+    "model.io": "ir.io",
+    "model.runtime": "ir.runtime",
+    "pipeline": "run.pipeline",
+    "recipe": "run.recipe",
+    "saliency": "criteria",
+    "saliency.base": "criteria.base",
+}
+
+
+class _MovedFinder(MetaPathFinder, Loader):
+    """Import hook that resolves an old module name to the module that replaced it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for an old name of ours, None for any other module."""
+        package, _, name = fullname.partition(".")
+        if package != __package__ or name not in MODULES:
+            return None
+        return ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Import the module behind the old name and warn about it."""
+        new = f"{__package__}.{MODULES[spec.name.partition('.')[2]]}"
+        warnings.warn(f"{spec.name} is now {new}", DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(new)
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Restore the module's own spec, which the import system replaced by that of the old name."""
+        if module.__spec__ is not None and module.__spec__.loader is self:
+            module.__spec__ = module.__spec__.loader_state
+
+
+def install() -> None:
+    """Insert the import hook, once.
+
+    It goes first: the search path of the new package would find the old name's submodules as well,
+    and load them a second time.
+    """
+    if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _MovedFinder())

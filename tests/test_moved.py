@@ -1,0 +1,28 @@
+"""Old import paths, public names and options are still read."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import onnxprune
+from onnxprune.moved import MODULES
+
+
+@pytest.mark.parametrize("old", MODULES)
+def test_old_module_is_the_new_one(old: str) -> None:
+    new = importlib.import_module(f"onnxprune.{MODULES[old]}")
+    with pytest.warns(DeprecationWarning, match=MODULES[old]) as _:
+        importlib.sys.modules.pop(f"onnxprune.{old}", None)  # type: ignore[attr-defined]
+        module = importlib.import_module(f"onnxprune.{old}")
+    assert module is new
+    assert new.__spec__ is not None and new.__spec__.name == f"onnxprune.{MODULES[old]}"
+
+
+def test_old_public_name() -> None:
+    assert onnxprune.analyse is onnxprune.analyze
+
+
+def test_old_option_name() -> None:
+    assert onnxprune.Recipe.of({"labelled": "labels.npz"}).labeled == "labels.npz"
