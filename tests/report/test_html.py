@@ -99,6 +99,7 @@ def test_elements_match_and_sections_come_in_order(report: Report) -> None:
     assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table")) == len(page.all("thead"))
     assert {attrs["href"][1:] for attrs in page.all("a") if attrs["href"]} <= set(ids)
+    assert {attrs["aria-labelledby"] for attrs in page.all("section")} < set(ids)
 
 
 def test_hostile_names_stay_text() -> None:
