@@ -213,7 +213,7 @@ def compare_metrics(
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided probability (McNemar 1947): of n samples that one model alone has right, a split at least as uneven under a fair coin."""
-    from scipy.stats import binomtest  # type: ignore[import-untyped, unused-ignore]
+    from scipy.stats import binomtest
 
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 

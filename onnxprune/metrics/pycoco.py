@@ -59,8 +59,8 @@ def official_map(
         pycocotools is not installed.
     """
     try:
-        from pycocotools.coco import COCO  # type: ignore[import-untyped, unused-ignore]
-        from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped, unused-ignore]
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise MissingExtraError("pycocotools", "coco", "metric coco-official") from None
     every = sorted(

@@ -86,7 +86,7 @@ def decay(count: int, initial_rate: float = 0.06, initial_thres: float = 6.0) ->
 
     Above 1 for few groups: later ones are then given more. 1.0 where one group or none is left to choose for.
     """
-    from scipy.optimize import brentq  # type: ignore[import-untyped, unused-ignore]
+    from scipy.optimize import brentq
 
     def excess(log_factor: float) -> float:
         with np.errstate(over="ignore"):
@@ -134,20 +134,7 @@ def pagcp(search: Search) -> Plan:
         for step in cheapest(steps, chosen.topk) if steps else ():
             kept[step.group] = step.kept
             if search.met(kept):
-                dear = sorted(steps, key=lambda s: -s.cost)
-                names = [
-                    n
-                    for n in dict.fromkeys([step.group, *(s.group for s in dear), *free])
-                    if n in kept
-                ]
-                names = names[:1] if search.constraints.measured else names
-                kept = relaxed(
-                    kept,
-                    names,
-                    scores,
-                    lambda n: widths(search.analysis.group(n).size, search.constraints),
-                    search.met,
-                )
+                kept = _give_back(search, scores, kept, step, steps, free)
                 losses = gate.base(kept)
                 return search.plan(
                     kept,
@@ -160,13 +147,34 @@ def pagcp(search: Search) -> Plan:
             break
         if not steps or search.behind(before, kept, chosen.round - number):
             chosen = replace(chosen, initial_rate=chosen.initial_rate * chosen.relax)
-    more = (
-        "round, initial_rate, initial_thres or relax"
-        if chosen.exp
-        else "round, initial_rate or relax"
-    )
+    tolerances = "initial_rate, initial_thres or relax" if chosen.exp else "initial_rate or relax"
     raise search.missed(
-        kept, f"pagcp found no more after {len(rates)} rounds: raise {more} (--method-option)"
+        kept,
+        f"pagcp found no more after {len(rates)} rounds: raise round, {tolerances} (--method-option)",
+    )
+
+
+def _give_back(
+    search: Search,
+    scores: Scores,
+    kept: Kept,
+    last: Accepted,
+    steps: Sequence[Accepted],
+    free: Sequence[str],
+) -> Kept:
+    """Give channels back until the budget is full: to the last step's group, then to the dearest steps'."""
+    dear = sorted(steps, key=lambda s: -s.cost)
+    order = dict.fromkeys([last.group, *(s.group for s in dear), *free])
+    names = [n for n in order if n in kept]
+    # a measured budget costs a measurement a trial, and takes no more than one group's
+    if search.constraints.measured:
+        names = names[:1]
+    return relaxed(
+        kept,
+        names,
+        scores,
+        lambda n: widths(search.analysis.group(n).size, search.constraints),
+        search.met,
     )
 
 

@@ -96,7 +96,8 @@ class Refitted:
     def _changed(self, removed: np.ndarray) -> Iterator[tuple[Statistic, np.ndarray, np.ndarray]]:
         """Nodes that lost some inputs, with their weights and what is added to their biases, both of full size."""
         for number, item in self.statistics.items():
-            gone = ~self.analysis.keep(item.linear.ids, removed)  # type: ignore[arg-type]  # linears of statistics have inputs
+            assert item.linear.ids is not None  # statistics are of linear nodes with known inputs
+            gone = ~self.analysis.keep(item.linear.ids, removed)
             if gone.any() and not gone.all():
                 yield item, *self.weight(number, gone)
 

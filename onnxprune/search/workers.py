@@ -54,8 +54,8 @@ def run_jobs(
 def _processes(function: Job, jobs: list[Any], workers: int) -> Iterator[tuple[Any, Any]]:
     """Joblib's processes; started anew where one dies."""
     try:
-        import joblib  # type: ignore[import-untyped, unused-ignore]
-        from joblib.externals.loky.process_executor import BrokenProcessPool  # type: ignore[import-untyped, unused-ignore]
+        import joblib
+        from joblib.externals.loky.process_executor import BrokenProcessPool
     except ImportError as problem:
         raise MissingExtraError("joblib", "cluster", "several workers") from problem
     left = dict(enumerate(jobs))
@@ -85,7 +85,7 @@ def _ray(
     function: Job, jobs: Sequence[Any], workers: int, address: str
 ) -> Iterator[tuple[Any, Any]]:
     try:
-        import ray  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        import ray
     except ImportError as problem:
         raise MissingExtraError("ray", "cluster", "a Ray cluster") from problem
     ray.init(
@@ -118,7 +118,7 @@ def _dask(
     function: Job, jobs: Sequence[Any], workers: int, address: str
 ) -> Iterator[tuple[Any, Any]]:
     try:
-        from dask.distributed import Client, LocalCluster, as_completed  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from dask.distributed import Client, LocalCluster, as_completed
     except ImportError as problem:
         raise MissingExtraError("dask", "cluster", "a Dask cluster") from problem
     with ExitStack() as stack:
