@@ -1,1 +1,1 @@
-"""Scripts that are copied into bundles. They run where onnxprune is not: standard library and the vendor's tools only, Python >= 3.8."""
+"""Run scripts of bundles: standard library and the vendor's tools only, Python 3.8 or newer."""

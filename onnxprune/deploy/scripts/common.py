@@ -1,4 +1,4 @@
-"""What the run scripts of all bundles share. Standard library only; Python 3.8 or newer."""
+"""Helpers that the run scripts of all bundles share. Standard library only; Python 3.8 or newer."""
 
 from __future__ import annotations
 
@@ -18,69 +18,72 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def fail(message: str) -> Any:
-    """Say what is wrong in one sentence and stop."""
+    """Print an error and exit with status 1."""
     sys.stderr.write("error: " + message + "\n")
     raise SystemExit(1)
 
 
 def say(message: str) -> None:
-    """Progress, to stderr."""
+    """Print progress to stderr."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
 
 
-def manifest() -> dict[str, Any]:
-    """manifest.json of this bundle."""
+def finish(results: Path) -> None:
+    """Print what to do with the results."""
+    say(f"done; copy {results} back and run: onnxprune bench --collect FOLDER")
+
+
+def read_manifest() -> dict[str, Any]:
+    """Return manifest.json of this bundle."""
     try:
         return json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        return fail(
-            f"manifest.json beside this script cannot be read ({problem}); copy the whole folder"
-        )
+        return fail(f"manifest.json cannot be read ({problem}); copy the complete folder")
 
 
-def verified() -> dict[str, Any]:
-    """The manifest, after every file was compared with its hash."""
-    found = manifest()
-    for name, digest in sorted(found["files"].items()):
+def verify_files() -> dict[str, Any]:
+    """Return the manifest after comparing every file of the bundle with its hash."""
+    manifest = read_manifest()
+    for name, digest in sorted(manifest["files"].items()):
         path = FOLDER / name
         if not path.is_file():
-            fail(f"{name} is missing from the bundle; copy the whole folder")
+            fail(f"{name} is missing from the bundle; copy the complete folder")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            fail(f"{name} differs from the manifest; copy the folder again")
-    return found
+            fail(f"sha256 of {name} differs from the manifest; copy the folder again")
+    return manifest
 
 
-def arguments(description: str, found: dict[str, Any]) -> argparse.ArgumentParser:
-    """A parser that knows the bundle's options; the manifest has their defaults."""
+def make_parser(description: str, manifest: dict[str, Any]) -> argparse.ArgumentParser:
+    """Return a parser of the bundle's options; the manifest holds their defaults."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--results",
         default=str(FOLDER / "results"),
-        help="folder for logs and reports (default: results beside this script)",
+        help="folder for logs and reports (default: results next to this script)",
     )
-    for name, value in found["options"].items():
+    for name, value in manifest["options"].items():
         parser.add_argument("--" + name, default=value, help="default: %(default)s")
     return parser
 
 
 def start(description: str) -> tuple[dict[str, Any], argparse.Namespace, Path]:
-    """(manifest, arguments, results folder) of a run."""
-    found = verified()
-    chosen = arguments(description, found).parse_args()
+    """Check the bundle and return (manifest, arguments, results folder) of a run."""
+    manifest = verify_files()
+    chosen = make_parser(description, manifest).parse_args()
     results = Path(chosen.results)
     results.mkdir(parents=True, exist_ok=True)
-    return found, chosen, results
+    return manifest, chosen, results
 
 
 def tool(name: str, how: str, *places: str) -> str:
-    """Path of a command, on PATH or at one of `places`."""
+    """Return the path of a command at one of `places` or on PATH; exit with `how` if missing."""
     path = find(name, *places)
-    return path if path else fail(f"{name} is not on this machine: {how}")
+    return path if path else fail(f"{name} is not installed on this machine: {how}")
 
 
 def find(name: str, *places: str) -> str | None:
-    """Path of a command, or None."""
+    """Return the path of a command at one of `places` or on PATH, else None."""
     for place in places:
         if os.access(place, os.X_OK):
             return place
@@ -88,13 +91,14 @@ def find(name: str, *places: str) -> str | None:
 
 
 def module(name: str, how: str) -> Any:
-    """An importable package."""
+    """Import a package; exit with `how` if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as problem:
+        # a missing dependency of the package must not be reported as a missing package
         if getattr(problem, "name", None) not in (None, name.split(".")[0], name):
-            return fail(f"{name} is installed and does not import: {problem}")
-        return fail(f"Python package {name} is not in this environment: {how}")
+            return fail(f"Python package {name} is installed but cannot be imported: {problem}")
+        return fail(f"Python package {name} is not installed in this environment: {how}")
 
 
 def run(
@@ -104,7 +108,7 @@ def run(
     env: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> int:
-    """Run a command with its output in a log; its exit status."""
+    """Run a command, write its output to `log` and return its exit status."""
     command = [str(part) for part in command]
     say("$ " + " ".join(command))
     with open(str(log), "w", encoding="utf-8") as file:
@@ -123,14 +127,13 @@ def run(
             fail(f"{command[0]} cannot be started: {problem.strerror}")
     if status and check:
         lines = Path(log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        fail(
-            f"{Path(command[0]).name} ended with status {status}: {lines[-1][:200]} (all of it in {log})"
-        )
+        program = Path(command[0]).name
+        fail(f"{program} exited with status {status}: {lines[-1][:200]} (full log: {log})")
     return status
 
 
 def output(command: Sequence[Any]) -> str:
-    """What a command prints, "" where it is missing or fails."""
+    """Return what a command prints, "" if it is missing or fails."""
     try:
         done = subprocess.run(
             [str(c) for c in command],
@@ -145,7 +148,7 @@ def output(command: Sequence[Any]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader never sees half of it."""
+    """Write JSON atomically, so that no other process reads a partial file."""
     temporary = str(path) + ".tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
@@ -153,6 +156,6 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, str(path))
 
 
-def models(found: dict[str, Any]) -> dict[str, Path]:
-    """Name -> path of the bundle's models."""
-    return {name: FOLDER / entry["file"] for name, entry in found["models"].items()}
+def models(manifest: dict[str, Any]) -> dict[str, Path]:
+    """Return the paths of the bundle's models by name."""
+    return {name: FOLDER / entry["file"] for name, entry in manifest["models"].items()}

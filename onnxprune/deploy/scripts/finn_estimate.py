@@ -1,4 +1,7 @@
-"""FINN's estimates in a process of its own, without Vivado: by the Python names of finn-plus, which its command line lets through only beside Vivado.
+"""Run FINN's estimates without Vivado, by the Python modules of finn-plus.
+
+finn-plus refuses every build on its command line if Vivado is not set up; no step of an estimate
+needs it.
 
 python3 finn_estimate.py FOLDER        FOLDER holds dataflow_build_config.json and model.onnx
 """
@@ -9,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-import common  # type: ignore[import-not-found]  # beside this file in the bundle
+import common
 
-HOW = "make an environment with tools/setup_finn.sh"
+HOW = "create an environment with tools/setup_finn.sh"
 
 
 def main() -> None:
@@ -21,9 +24,8 @@ def main() -> None:
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     os.environ.setdefault("FINN_BUILD_DIR", str(scratch))
-    os.environ.setdefault(
-        "XILINX_VIVADO", str(scratch / "none" / "2024.2")
-    )  # it is named in a report; no step of an estimate starts it
+    # a report quotes the path; no step of an estimate starts Vivado
+    os.environ.setdefault("XILINX_VIVADO", str(scratch / "none" / "2024.2"))
     config_file = folder / "dataflow_build_config.json"
     settings = common.module("finn.interface.settings", HOW).FINNSettings
     common.module("finn.util.settings", HOW)._SETTINGS = settings.init(
@@ -32,12 +34,10 @@ def main() -> None:
         finn_build_dir=scratch,
         flow_config=config_file,
     )
-    common.module(
-        "finn.xsi", HOW
-    ).SimEngine = object  # the simulator of Vivado, imported by name and not used
-    config = common.module(
-        "finn.builder.build_dataflow_config", HOW
-    ).DataflowBuildConfig.construct_from(config_file)
+    # Vivado's simulator: FINN imports the name and an estimate does not use it
+    common.module("finn.xsi", HOW).SimEngine = object
+    config_class = common.module("finn.builder.build_dataflow_config", HOW).DataflowBuildConfig
+    config = config_class.construct_from(config_file)
     config.model_path = folder / "model.onnx"
     build = common.module("finn.builder.build_dataflow", HOW).build_dataflow_cfg
     raise SystemExit(build(str(folder / "model.onnx"), config))

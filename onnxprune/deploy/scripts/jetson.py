@@ -1,4 +1,6 @@
-"""Build and time the bundle's models with TensorRT on a Jetson, A B A B, with power sampled. Needs JetPack only.
+"""Build and time the bundle's models with TensorRT on a Jetson, in turns, and sample the power.
+
+Needs JetPack only.
 
 python3 run.py [--precision fp16] [--duration 10] [--rounds 3] [--dla 0] [--clocks max]
 """
@@ -15,15 +17,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import common  # type: ignore[import-not-found]  # beside this file in the bundle
-import jetson_python  # type: ignore[import-not-found]
+import common
+import jetson_python
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 HOW = "install JetPack's TensorRT (sudo apt-get install nvidia-jetpack), or put trtexec on PATH"
 
 
 class Power:
-    """tegrastats while a block runs; every line with the time it came."""
+    """Context that logs tegrastats with a time stamp per line while a block runs."""
 
     def __init__(self, path: Path, interval_ms: int) -> None:
         self.path, self.interval_ms = path, interval_ms
@@ -31,6 +33,7 @@ class Power:
         self.thread: threading.Thread | None = None
 
     def __enter__(self) -> Power:
+        """Start tegrastats if it is installed."""
         program = common.find("tegrastats")
         if program:
             command = [program, "--interval", str(self.interval_ms)]
@@ -48,12 +51,14 @@ class Power:
         return self
 
     def _copy(self, lines: Iterable[str]) -> None:
+        """Write the lines to the log until the process ends."""
         with open(str(self.path), "w", encoding="utf-8") as file:
             for line in lines:
                 file.write(f"{time.time():.3f} {line}")
                 file.flush()
 
     def __exit__(self, *_: object) -> None:
+        """Stop tegrastats."""
         if self.process and self.thread:
             self.process.terminate()
             self.process.wait()
@@ -61,28 +66,28 @@ class Power:
 
 
 def set_clocks(chosen: Namespace) -> str:
-    """Highest power mode and fixed clocks, where that is allowed without asking for a password; what was done."""
+    """Set the highest power mode and fixed clocks; return what was done.
+
+    sudo runs without a password prompt, so that a script over ssh cannot hang.
+    """
     if chosen.clocks != "max":
-        return "left as they were"
+        return "not changed"
     done = []
     for command in (["nvpmodel", "-m", chosen.power_mode], ["jetson_clocks"]):
         program = common.find(command[0])
         if not program:
-            done.append(command[0] + ": not on this machine")
+            done.append(command[0] + ": not installed on this machine")
             continue
         status = subprocess.run(
             ["sudo", "-n", program] + command[1:], stdin=subprocess.DEVNULL, capture_output=True
         ).returncode
-        done.append(
-            "{}: {}".format(
-                " ".join(command), "done" if status == 0 else "refused, run it by hand with sudo"
-            )
-        )
+        result = "done" if status == 0 else "refused, run it with sudo"
+        done.append(" ".join(command) + ": " + result)
     return "; ".join(done)
 
 
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
+def describe_environment() -> dict[str, Any]:
+    """Return board, software versions and clocks that the measurements depend on."""
     release = Path("/etc/nv_tegra_release")
     model = Path("/proc/device-tree/model")
     return {
@@ -95,109 +100,116 @@ def environment() -> dict[str, Any]:
     }
 
 
-def precision_flags(precision: str, known: set[str], path: Path) -> tuple[list[str], Path]:
-    """(trtexec flags, model file): TensorRT 10 lowers a float graph itself, 11 wants the graph in the precision it is to run in."""
-    if precision == "fp16":
-        half = path.with_name(path.stem + ".fp16.onnx")
-        if "--fp16" in known:
-            return ["--fp16"], path
-        if not half.is_file():
-            common.fail(
-                f"this TensorRT has no --fp16 and the bundle has no {half.name}; write the bundle with --precision fp16"
-            )
-        return [], half
-    if precision == "int8":
-        whole = path.with_name(path.stem + ".int8.onnx")
-        return ["--int8", "--fp16"] if "--int8" in known else [], whole if whole.is_file() else path
-    return (["--noTF32"] if "--noTF32" in known else []), path
+class Trtexec:
+    """The trtexec command: its flags differ between TensorRT versions, so `--help` is read first.
+
+    Attributes
+    ----------
+    program
+        Path of the command.
+    known
+        Flags that this version has.
+    chosen
+        Options of the run.
+    results
+        Folder for engines, logs and reports.
+    """
+
+    def __init__(self, program: str, chosen: Namespace, results: Path) -> None:
+        self.program, self.chosen, self.results = program, chosen, results
+        self.known = set(re.findall(r"--\w+", common.output([program, "--help"])))
+
+    def supported(self, *flags: str) -> list[str]:
+        """Return the flags that this version has."""
+        return [flag for flag in flags if flag in self.known]
+
+    def dla(self, *more: str) -> list[str]:
+        """Return the flags that run on a DLA core, and `more`; [] if none is used."""
+        return [] if self.chosen.dla == "none" else ["--useDLACore=" + self.chosen.dla, *more]
+
+    def precision_flags(self, path: Path) -> tuple[list[str], Path]:
+        """Return (flags, model file) of the precision.
+
+        TensorRT 10 lowers a float graph itself, 11 takes the graph in the precision it runs in.
+        """
+        precision = self.chosen.precision
+        if precision == "fp16":
+            if "--fp16" in self.known:
+                return ["--fp16"], path
+            half = path.with_name(path.stem + ".fp16.onnx")
+            if not half.is_file():
+                common.fail(
+                    f"this TensorRT has no --fp16 and the bundle has no {half.name}; "
+                    "write the bundle with --precision fp16"
+                )
+            return [], half
+        if precision == "int8":
+            quantized = path.with_name(path.stem + ".int8.onnx")
+            flags = ["--int8", "--fp16"] if "--int8" in self.known else []
+            return flags, quantized if quantized.is_file() else path
+        return self.supported("--noTF32"), path
+
+    def build(self, name: str, path: Path) -> Path:
+        """Build an engine and return its path."""
+        flags, source = self.precision_flags(path)
+        engine = self.results / (name + ".engine")
+        # TensorRT 8.5 and older call it --buildOnly
+        flags += self.supported("--skipInference", "--buildOnly")[:1]
+        flags += self.dla("--allowGPUFallback")
+        if "--timingCacheFile" in self.known:
+            flags.append(f"--timingCacheFile={self.results / 'timing.cache'}")
+        flags.append(f"--exportLayerInfo={self.results / (name + '.layers.json')}")
+        if "--profilingVerbosity" in self.known:
+            flags.append("--profilingVerbosity=detailed")
+        command = [self.program, f"--onnx={source}", f"--saveEngine={engine}"]
+        common.run(command + flags, self.results / (name + ".build.log"))
+        return engine
+
+    def measure(self, name: str, engine: Path, turn: int) -> None:
+        """Time one round and log the power."""
+        stem = f"{name}.{turn}"
+        command = [
+            self.program,
+            f"--loadEngine={engine}",
+            f"--warmUp={self.chosen.warm_up}",
+            f"--duration={self.chosen.duration}",
+            "--iterations=10",
+        ]
+        command += self.supported("--useSpinWait", "--noDataTransfers")
+        if self.chosen.dla == "none":
+            command += self.supported("--useCudaGraph")
+        command += self.dla()
+        command.append(f"--exportTimes={self.results / (stem + '.times.json')}")
+        with Power(self.results / (stem + ".power.log"), int(self.chosen.interval)):
+            common.run(command, self.results / (stem + ".log"))
+
+    def profile(self, name: str, engine: Path) -> None:
+        """Time the layers, in a separate run because profiling slows inference."""
+        command = [self.program, f"--loadEngine={engine}", f"--warmUp={self.chosen.warm_up}"]
+        command += ["--duration=3", *self.dla()]
+        if "--profilingVerbosity" in self.known:
+            command.append("--profilingVerbosity=detailed")
+        command.append(f"--exportProfile={self.results / (name + '.profile.json')}")
+        common.run(command, self.results / (name + ".profile.log"))
 
 
-def build(
-    trtexec: str, known: set[str], name: str, path: Path, chosen: Namespace, results: Path
-) -> Path:
-    """Build an engine; its path."""
-    flags, source = precision_flags(chosen.precision, known, path)
-    engine = results / (name + ".engine")
-    flags += (
-        ["--skipInference"]
-        if "--skipInference" in known
-        else ["--buildOnly"]
-        if "--buildOnly" in known
-        else []
-    )
-    flags += ["--useDLACore=" + chosen.dla, "--allowGPUFallback"] if chosen.dla != "none" else []
-    flags += (
-        ["--timingCacheFile=%s" % (results / "timing.cache")]
-        if "--timingCacheFile" in known
-        else []
-    )
-    flags += ["--exportLayerInfo=%s" % (results / (name + ".layers.json"))]
-    flags += ["--profilingVerbosity=detailed"] if "--profilingVerbosity" in known else []
-    common.run(
-        [trtexec, f"--onnx={source}", f"--saveEngine={engine}"] + flags,
-        results / (name + ".build.log"),
-    )
-    return engine
-
-
-def measure(
-    trtexec: str,
-    known: set[str],
-    name: str,
-    engine: Path,
-    chosen: Namespace,
-    results: Path,
-    turn: int,
-) -> None:
-    """One round of timing with power."""
-    stem = f"{name}.{turn}"
-    command = [
-        trtexec,
-        f"--loadEngine={engine}",
-        f"--warmUp={chosen.warm_up}",
-        f"--duration={chosen.duration}",
-        "--iterations=10",
-    ]
-    command += [f for f in ("--useSpinWait", "--noDataTransfers") if f in known]
-    command += ["--useCudaGraph"] if chosen.dla == "none" and "--useCudaGraph" in known else []
-    command += ["--useDLACore=" + chosen.dla] if chosen.dla != "none" else []
-    command += ["--exportTimes=%s" % (results / (stem + ".times.json"))]
-    with Power(results / (stem + ".power.log"), int(chosen.interval)):
-        common.run(command, results / (stem + ".log"))
-
-
-def profile(
-    trtexec: str, known: set[str], name: str, engine: Path, chosen: Namespace, results: Path
-) -> None:
-    """Time by layer, in a run of its own because profiling slows the others."""
-    command = [trtexec, f"--loadEngine={engine}", f"--warmUp={chosen.warm_up}", "--duration=3"]
-    command += ["--useDLACore=" + chosen.dla] if chosen.dla != "none" else []
-    command += ["--profilingVerbosity=detailed"] if "--profilingVerbosity" in known else []
-    common.run(
-        command + ["--exportProfile=%s" % (results / (name + ".profile.json"))],
-        results / (name + ".profile.log"),
-    )
-
-
-def with_trtexec(trtexec: str, models: dict[str, Path], chosen: Namespace, results: Path) -> None:
-    """Build, then time in turns."""
-    known = set(re.findall(r"--\w+", common.output([trtexec, "--help"])))
-    engines = {
-        name: build(trtexec, known, name, path, chosen, results) for name, path in models.items()
-    }
+def run_trtexec(program: str, models: dict[str, Path], chosen: Namespace, results: Path) -> None:
+    """Build all models, time them in turns, then profile them."""
+    trtexec = Trtexec(program, chosen, results)
+    engines = {name: trtexec.build(name, path) for name, path in models.items()}
     with Power(results / "idle.power.log", int(chosen.interval)):
         time.sleep(float(chosen.idle))
     for turn in range(int(chosen.rounds)):
         for name, engine in engines.items():
-            measure(trtexec, known, name, engine, chosen, results, turn)
+            trtexec.measure(name, engine, turn)
     for name, engine in engines.items():
-        profile(trtexec, known, name, engine, chosen, results)
+        trtexec.profile(name, engine)
 
 
-def with_python(models: dict[str, Path], chosen: Namespace, results: Path) -> None:
-    """The same by TensorRT's Python bindings, where there is no trtexec."""
+def run_python(models: dict[str, Path], chosen: Namespace, results: Path) -> None:
+    """Do the same with TensorRT's Python bindings, for machines without trtexec."""
     if chosen.dla != "none":
-        common.fail("DLA needs trtexec, which is not on this machine: " + HOW)
+        common.fail("DLA needs trtexec, which is not installed on this machine: " + HOW)
     sessions = {
         name: jetson_python.Session(name, path, chosen, results) for name, path in models.items()
     }
@@ -211,15 +223,15 @@ def with_python(models: dict[str, Path], chosen: Namespace, results: Path) -> No
 
 
 def main() -> None:
-    """Everything, in order."""
-    found, chosen, results = common.start(__doc__.splitlines()[0])
+    """Set the clocks, then build and time every model of the bundle."""
+    manifest, chosen, results = common.start(__doc__.splitlines()[0])
     trtexec = common.find("trtexec", TRTEXEC)
     if not trtexec:
-        common.module("tensorrt", "neither trtexec nor the bindings were found; " + HOW)
+        common.module("tensorrt", "neither trtexec nor the bindings are installed; " + HOW)
     clocks = set_clocks(chosen)
     common.say("clocks: " + clocks)
     record = dict(
-        environment(),
+        describe_environment(),
         clocks_set=clocks,
         runner=trtexec or "python",
         options=vars(chosen),
@@ -227,11 +239,11 @@ def main() -> None:
     )
     common.write_json(results / "environment.json", record)
     if trtexec:
-        with_trtexec(trtexec, common.models(found), chosen, results)
+        run_trtexec(trtexec, common.models(manifest), chosen, results)
     else:
-        with_python(common.models(found), chosen, results)
-    common.write_json(results / "done.json", {"models": sorted(found["models"])})
-    common.say(f"done; copy {results} back and run: onnxprune bench --collect FOLDER")
+        run_python(common.models(manifest), chosen, results)
+    common.write_json(results / "done.json", {"models": sorted(manifest["models"])})
+    common.finish(results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Compile the bundle's models for an Ethos-U: int8 TFLite by onnx2tf, then Arm's Vela, which estimates cycles.
+"""Convert the bundle's models to int8 TFLite by onnx2tf and compile them for an Ethos-U by Vela.
 
-python3 run.py [--accelerator ethos-u55-128] [--tflite-original PATH]
+python3 run.py [--accelerator ethos-u55-128] [--tflite FOLDER]
 """
 
 from __future__ import annotations
@@ -10,26 +10,29 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import common  # type: ignore[import-not-found]  # beside this file in the bundle
+import common
 
-HOW = "make the environment with tools/setup_vela.sh and put its bin folder on PATH"
+HOW = "create the environment with tools/setup_vela.sh and put its bin folder on PATH"
 
 
-def calibration(results: Path, inputs: dict[str, Any]) -> list[str]:
-    """onnx2tf's arguments for calibration: an array a model input, channels last, with mean 0 and deviation 1."""
+def write_calibration(results: Path, inputs: dict[str, Any]) -> list[str]:
+    """Write an array per model input and return onnx2tf's arguments for them.
+
+    Arrays are channels last; their mean and deviation are given as 0 and 1.
+    """
     numpy = common.module("numpy", HOW)
     arguments: list[str] = []
     with numpy.load(common.FOLDER / "inputs.npz") as samples:
-        for name in inputs:
+        for index, name in enumerate(inputs):
             values = samples[name].astype("float32")
-            path = results / f"calibration_{len(arguments) // 5}.npy"
+            path = results / f"calibration_{index}.npy"
             numpy.save(path, values.transpose(0, 2, 3, 1) if values.ndim == 4 else values)
             arguments += ["-cind", name, str(path), "0.0", "1.0"]
     return arguments
 
 
-def own_samples(results: Path) -> None:
-    """The images that onnx2tf checks itself with; where they are not in its working folder it fetches them from the internet."""
+def write_check_images(results: Path) -> None:
+    """Write the images of onnx2tf's self-check, which it downloads if they are missing."""
     numpy = common.module("numpy", HOW)
     path = results / "calibration_image_sample_data_20x128x128x3_float32.npy"
     if not path.is_file():
@@ -37,77 +40,57 @@ def own_samples(results: Path) -> None:
 
 
 def to_tflite(name: str, path: Path, inputs: dict[str, Any], results: Path) -> Path:
-    """An int8 TFLite file."""
+    """Convert a model to an int8 TFLite file and return its path."""
     converter = common.tool("onnx2tf", HOW)
-    folder = results / f"{name}_tflite"
-    own_samples(results)
-    copied = (
-        results.resolve() / f"{name}.onnx"
-    )  # onnx2tf simplifies the file it is given where it lies
-    shutil.copy(str(path), str(copied))
-    command = [
-        converter,
-        "-i",
-        copied,
-        "-o",
-        folder.resolve(),
-        "-oiqt",
-        "-qt",
-        "per-channel",
-        *calibration(results.resolve(), inputs),
-    ]
-    common.run(command, results / f"{name}.onnx2tf.log", cwd=results)
-    made = sorted(folder.glob("*full_integer_quant.tflite")) or sorted(
-        folder.glob("*integer_quant.tflite")
-    )
-    if not made:
-        common.fail(
-            f"onnx2tf left no int8 file in {folder}; see {results / (name + '.onnx2tf.log')}"
-        )
-    return made[0]
+    folder, log = results / f"{name}_tflite", results / f"{name}.onnx2tf.log"
+    write_check_images(results)
+    # onnx2tf simplifies its input file in place
+    source = results.resolve() / f"{name}.onnx"
+    shutil.copy(str(path), str(source))
+    command = [converter, "-i", source, "-o", folder.resolve(), "-oiqt", "-qt", "per-channel"]
+    command += write_calibration(results.resolve(), inputs)
+    common.run(command, log, cwd=results)
+    for pattern in ("*full_integer_quant.tflite", "*integer_quant.tflite"):
+        files = sorted(folder.glob(pattern))
+        if files:
+            return files[0]
+    return common.fail(f"onnx2tf wrote no int8 file to {folder}; see {log}")
+
+
+def compile_model(vela: str, name: str, source: Path, accelerator: str, results: Path) -> None:
+    """Compile a TFLite file with Vela and copy its reports to the results."""
+    compiled, log = results / f"{name}_vela", results / f"{name}.log"
+    compiled.mkdir(exist_ok=True)
+    model = compiled / f"{name}.tflite"
+    shutil.copy(str(source), str(model))
+    command = [vela, model, "--accelerator-config", accelerator, "--output-dir", compiled]
+    common.run([*command, "--verbose-performance"], log)
+    reports = {"summary": f"{name}_summary_*.csv", "layers": f"{name}_per-layer.csv"}
+    for kind, pattern in reports.items():
+        for report in compiled.glob(pattern):
+            shutil.copy(str(report), str(results / f"{name}.{kind}.csv"))
+    if not (results / f"{name}.summary.csv").is_file():
+        common.fail(f"Vela wrote no summary for {name}; see {log}")
 
 
 def main() -> None:
-    """Every model, in order."""
-    found, chosen, results = common.start(__doc__.splitlines()[0])
+    """Convert and compile every model of the bundle."""
+    manifest, chosen, results = common.start(__doc__.splitlines()[0])
     vela = common.tool("vela", HOW)
-    for name, path in common.models(found).items():
+    for name, path in common.models(manifest).items():
         given = os.path.join(chosen.tflite, f"{name}.tflite") if chosen.tflite else ""
         if given and not os.path.isfile(given):
-            common.fail(f"--tflite: {given} is no file")
-        source = (
-            Path(given)
-            if given
-            else to_tflite(name, path, found["models"][name]["inputs"], results)
-        )
-        compiled = results / f"{name}_vela"
-        compiled.mkdir(exist_ok=True)
-        shutil.copy(str(source), str(compiled / f"{name}.tflite"))
-        common.run(
-            [
-                vela,
-                compiled / f"{name}.tflite",
-                "--accelerator-config",
-                chosen.accelerator,
-                "--output-dir",
-                compiled,
-                "--verbose-performance",
-            ],
-            results / f"{name}.log",
-        )
-        for report, kind in (
-            (f"{name}_summary_*.csv", "summary"),
-            (f"{name}_per-layer.csv", "layers"),
-        ):
-            for csv in compiled.glob(report):
-                shutil.copy(str(csv), str(results / f"{name}.{kind}.csv"))
-        if not (results / f"{name}.summary.csv").is_file():
-            common.fail(f"Vela left no summary for {name}; see {results / (name + '.log')}")
+            common.fail(f"--tflite {chosen.tflite}: {given} does not exist")
+        if given:
+            source = Path(given)
+        else:
+            source = to_tflite(name, path, manifest["models"][name]["inputs"], results)
+        compile_model(vela, name, source, chosen.accelerator, results)
     common.write_json(
         results / "environment.json",
         {"vela": common.output([vela, "--version"]), "options": vars(chosen)},
     )
-    common.say(f"done; copy {results} back and run: onnxprune bench --collect FOLDER")
+    common.finish(results)
 
 
 if __name__ == "__main__":

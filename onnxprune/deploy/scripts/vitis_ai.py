@@ -1,4 +1,4 @@
-"""Quantize and compile the bundle's models for a DPU in Vitis AI's container, and time them where a DPU is.
+"""Quantize and compile the bundle's models in Vitis AI's container; time them on a DPU.
 
 python3 run.py [--arch /opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json]
 """
@@ -9,36 +9,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import common  # type: ignore[import-not-found]  # beside this file in the bundle
+import common
 
-HOW = "run this script in AMD's Vitis AI 3.5 container (docker_run.sh xilinx/vitis-ai-pytorch-cpu), which has it"
+HOW = (
+    "run this script in AMD's Vitis AI 3.5 container "
+    "(docker_run.sh xilinx/vitis-ai-pytorch-cpu), which provides it"
+)
 
 
-class Reader:
-    """The bundle's inputs, one at a time, as onnxruntime's calibration reads them."""
+class CalibrationReader:
+    """The bundle's inputs as feeds of one sample, by onnxruntime's calibration interface."""
 
     def __init__(self, numpy: Any) -> None:
         with numpy.load(common.FOLDER / "inputs.npz") as samples:
             arrays = {name: samples[name] for name in samples.files}
-        self.rows: Iterator[dict[str, Any]] = iter(
-            [
-                {n: a[i : i + 1] for n, a in arrays.items()}
-                for i in range(min(len(a) for a in arrays.values()))
-            ]
-        )
+        count = min(len(a) for a in arrays.values())
+        feeds = [{n: a[i : i + 1] for n, a in arrays.items()} for i in range(count)]
+        self.feeds: Iterator[dict[str, Any]] = iter(feeds)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next feed, None at the end."""
-        return next(self.rows, None)
+        """Return the next feed, None after the last one."""
+        return next(self.feeds, None)
 
 
-def quantize(path: Path, made: Path) -> None:
-    """Power-of-two int8, as the DPU computes."""
+def quantize(path: Path, output: Path) -> None:
+    """Quantize a model to int8 with power-of-two scales, the DPU's arithmetic."""
     numpy, vai = common.module("numpy", HOW), common.module("vai_q_onnx", HOW)
     vai.quantize_static(
         str(path),
-        str(made),
-        Reader(numpy),
+        str(output),
+        CalibrationReader(numpy),
         quant_format=vai.QuantFormat.QDQ,
         calibrate_method=vai.PowerOfTwoMethod.MinMSE,
         activation_type=vai.QuantType.QInt8,
@@ -48,16 +48,17 @@ def quantize(path: Path, made: Path) -> None:
 
 
 def main() -> None:
-    """Every model, in order."""
-    found, chosen, results = common.start(__doc__.splitlines()[0])
+    """Compile every model if the compiler is installed, and time it if a DPU is."""
+    manifest, chosen, results = common.start(__doc__.splitlines()[0])
     compiler, bench = common.find("vai_c_xir"), common.find("xdputil")
     if not compiler and not bench:
         common.tool("vai_c_xir", HOW)
     if compiler and not Path(chosen.arch).is_file():
         common.fail(
-            f"--arch {chosen.arch} is no file; the container has them under /opt/vitis_ai/compiler/arch"
+            f"--arch {chosen.arch} does not exist; "
+            "the container has these files under /opt/vitis_ai/compiler/arch"
         )
-    for name, path in common.models(found).items():
+    for name, path in common.models(manifest).items():
         compiled = results / f"{name}.xmodel"
         if compiler:
             quantized = results / f"{name}.int8.onnx"
@@ -69,7 +70,8 @@ def main() -> None:
         if bench:
             if not compiled.is_file():
                 common.fail(
-                    f"{compiled} is missing: compile in the container first, then copy the folder to the board"
+                    f"{compiled} is missing: compile in the container first, "
+                    "then copy the folder to the board"
                 )
             common.run([bench, "xmodel", "-l", compiled], results / f"{name}.subgraphs.json")
             common.run(
@@ -79,7 +81,7 @@ def main() -> None:
         results / "environment.json",
         {"compiled": bool(compiler), "timed": bool(bench), "options": vars(chosen)},
     )
-    common.say(f"done; copy {results} back and run: onnxprune bench --collect FOLDER")
+    common.finish(results)
 
 
 if __name__ == "__main__":
