@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import load
-from onnxprune.ir.shapes import infer
 
 IR_VERSION = 10
 

@@ -18,9 +18,9 @@ from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import inverse, refitted
 from onnxprune.criteria.reconstruction import channel_columns, moments
 from onnxprune.data.dataset import samples_of
+from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.extract import extract
 from onnxprune.ir.io import Model
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.tempered import Tempered
 from onnxprune.statistics.im2col import geometry, tap_order

@@ -12,7 +12,7 @@ from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse
 from onnxprune.analysis.rules import Rule
 from onnxprune.analysis.state import Average, Mask, Node, Product, Refit, Tensor
-from onnxprune.ir.shapes import Dim
+from onnxprune.ir.values import Dim
 
 Key = str | tuple[str, int]  # a letter, or the k-th of the axes that a mark stands for
 

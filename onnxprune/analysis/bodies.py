@@ -16,18 +16,18 @@ from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.movement import axes_of, stop
 from onnxprune.analysis.state import Node, Tensor
 from onnxprune.ir.nodes import subgraphs
-from onnxprune.ir.subgraphs import Wire, passes, wires
+from onnxprune.ir.subgraphs import Binding, bindings, trip_count
 
 
 def follow(node: Node, walk: Callable[[GraphProto], None]) -> list[list[Axis]]:
     """Axes of the outputs of an If, a Loop or a Scan whose bodies `walk` walks; Misfit, before anything is walked, for other nodes."""
-    found, record = wires(node.proto, node.opset), node.record
+    found, record = bindings(node.proto, node.opset), node.record
     if found is None:
         raise Misfit("its bodies are not followed")
-    times = passes(node.proto, found, record.shapes.types, record.shapes.values)
-    for wire in found:
-        if wire.inside:
-            record.tensors[wire.inside] = Tensor(list(_enter(node, wire)))
+    times = trip_count(node.proto, found, record.shapes.types, record.shapes.values)
+    for binding in found:
+        if binding.inside:
+            record.tensors[binding.inside] = Tensor(list(_enter(node, binding)))
     before = len(record.products)
     for body in subgraphs(node.proto):
         walk(body)
@@ -36,21 +36,21 @@ def follow(node: Node, walk: Callable[[GraphProto], None]) -> list[list[Axis]]:
             replace(p, factor=p.factor * times) for p in record.products[before:]
         ]
     results: dict[str, list[Axis]] = {}
-    for wire in found:
-        if wire.yields:
-            _leave(node, wire, results)
+    for binding in found:
+        if binding.yields:
+            _leave(node, binding, results)
     return [results.get(name, []) for name in node.proto.output]
 
 
-def _enter(node: Node, wire: Wire) -> list[Axis]:
+def _enter(node: Node, binding: Binding) -> list[Axis]:
     """Axes of a body's input; an operand's axis goes no further where the passes run along it or change its length."""
-    tensor = node.operands[wire.slot]
-    inside = node.record.shapes.shape(wire.inside)
+    tensor = node.operands[binding.slot]
+    inside = node.record.shapes.shape(binding.inside)
     if (
         tensor is None
         or inside is None
-        or len(inside) + (wire.axis is not None) != len(tensor.axes)
-        or node.record.shapes.shape(node.names[wire.slot]) is None
+        or len(inside) + (binding.axis is not None) != len(tensor.axes)
+        or node.record.shapes.shape(node.names[binding.slot]) is None
     ):
         why = node.why("its rank changes from pass to pass")
         for i, axis in enumerate(tensor.axes if tensor is not None else ()):
@@ -58,9 +58,9 @@ def _enter(node: Node, wire: Wire) -> list[Axis]:
                 why if axis is None else stop(node, axis, "its rank changes from pass to pass")
             )  # type: ignore[union-attr]
         return [why] * len(inside or ())
-    axes = axes_of(node, wire.slot)
-    if wire.axis is not None:
-        stop(node, axes.pop(wire.axis % len(axes)), "the passes run along this axis")
+    axes = axes_of(node, binding.slot)
+    if binding.axis is not None:
+        stop(node, axes.pop(binding.axis % len(axes)), "the passes run along this axis")
     return [
         a
         if isinstance(a, int) or size == len(a)
@@ -69,28 +69,28 @@ def _enter(node: Node, wire: Wire) -> list[Axis]:
     ]
 
 
-def _leave(node: Node, wire: Wire, results: dict[str, list[Axis]]) -> None:
+def _leave(node: Node, binding: Binding, results: dict[str, list[Axis]]) -> None:
     """Tie what a body yields to the state that it becomes, and to what other bodies yield in its place."""
     shapes = node.record.shapes
-    axes = _yielded(node, wire)
-    if wire.inside:
+    axes = _yielded(node, binding)
+    if binding.inside:
         axes = _tie(
             node,
             axes,
-            list(node.record.tensors[wire.inside].axes),  # type: ignore[arg-type]
-            shapes.shape(wire.inside),
+            list(node.record.tensors[binding.inside].axes),  # type: ignore[arg-type]
+            shapes.shape(binding.inside),
         )
-    if not wire.result:
+    if not binding.result:
         return
-    if wire.axis is not None:
-        axes.insert(wire.axis % (len(axes) + 1), node.why("the passes run along this axis"))
-    results[wire.result] = _tie(
-        node, axes, results.get(wire.result, axes), shapes.shape(wire.result)
+    if binding.axis is not None:
+        axes.insert(binding.axis % (len(axes) + 1), node.why("the passes run along this axis"))
+    results[binding.result] = _tie(
+        node, axes, results.get(binding.result, axes), shapes.shape(binding.result)
     )
 
 
-def _yielded(node: Node, wire: Wire) -> list[Axis]:
-    made = node.record.tensors.get(wire.yields)
+def _yielded(node: Node, binding: Binding) -> list[Axis]:
+    made = node.record.tensors.get(binding.yields)
     for i, axis in enumerate(made.axes if made is not None else ()):
         if axis is None:
             made.axes[i] = node.why("returned by a body")  # type: ignore[union-attr]

@@ -13,8 +13,7 @@ import numpy as np
 from onnxprune.analysis.apply import Misfit
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.state import Node, Refit, Restore, Select
-from onnxprune.ir.shapes import Dim
-from onnxprune.ir.values import known
+from onnxprune.ir.values import Dim, is_static
 
 Axes = list[Axis]
 
@@ -394,7 +393,7 @@ def _regroup_middle(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]
     if not any(isinstance(a, np.ndarray) for a, _ in source):
         return [source[0][0] if source else node.single()] * len(sizes)
     lengths = [d for _, d in source]
-    if not known(lengths) or not known(sizes):
+    if not is_static(lengths) or not is_static(sizes):
         return _around_dynamic(node, source, sizes)
     if prod(lengths) != prod(sizes):
         raise Misfit(f"lengths {lengths} are reshaped to {sizes}")

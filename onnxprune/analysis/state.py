@@ -11,7 +11,8 @@ from onnxprune.analysis.causes import Axis, Causes
 from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label, nested
-from onnxprune.ir.shapes import Dim, Shapes
+from onnxprune.ir.shapes import Shapes
+from onnxprune.ir.values import Dim
 
 FLOATS = frozenset(
     (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -17,11 +17,12 @@ from onnxprune.analysis.rules import RULES, Rule, row
 from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
 from onnxprune.ir.contrib import CONTRIB_DOMAIN
+from onnxprune.ir.inference import ShapeFallback, infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.limits import LONGEST_AXIS
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label, subgraphs
 from onnxprune.ir.passes.canonicalize import canonicalize
-from onnxprune.ir.shapes import Shapes, Told, infer
+from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import Dim
 
 GROUPED = ("both", "group", "position")
@@ -70,7 +71,7 @@ def analyze(
     )
 
 
-def _by_rule(model: Model) -> Told:
+def _by_rule(model: Model) -> ShapeFallback:
     """Shapes by rows of the table, for ops that onnx's inference does not know."""
     records: list[Record] = []
 

@@ -16,11 +16,12 @@ from onnxprune.autodiff.rules import EXTRA_OUTPUT, TABLE, ZERO
 from onnxprune.autodiff.step import NoGradient, Step
 from onnxprune.autodiff.tape import PREFIX, Tape, Value
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label
-from onnxprune.ir.passes.canonicalize import remove_dead
+from onnxprune.ir.passes.remove_unused import remove_dead
 from onnxprune.ir.runtime import Session, example_feeds
-from onnxprune.ir.shapes import Shapes, infer
+from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
 
 ROWS, MOMENTS, WHOLE = "rows", "moments", "whole"

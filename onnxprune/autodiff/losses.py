@@ -11,9 +11,10 @@ from onnx import TensorProto, helper
 
 from onnxprune.autodiff.tape import PREFIX, Tape, Value
 from onnxprune.errors import UsageError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
-from onnxprune.ir.shapes import Shapes, infer
+from onnxprune.ir.shapes import Shapes
 
 COERCED_BEFORE = 13  # Softmax of older opsets flattens everything from its axis on
 LABELS, DRAWN, VECTOR = "labels", "drawn", "vector"

@@ -14,10 +14,13 @@ from onnx import NodeProto, helper
 from onnxprune.deploy.opset import converted
 from onnxprune.engines.base import fixed
 from onnxprune.errors import DataError, OnnxpruneError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
+from onnxprune.ir.node_inference import QONNX_OPS
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label, set_attribute
-from onnxprune.ir.passes.canonicalize import canonicalize, remove_dead
-from onnxprune.ir.shapes import QONNX_OPS, Shapes, infer
+from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.passes.remove_unused import remove_dead
+from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
 
 Files = Mapping[str, bytes]

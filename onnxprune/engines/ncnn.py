@@ -32,10 +32,10 @@ from onnxprune.engines.base import (
 )
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model, save
 from onnxprune.ir.nodes import label, set_attribute
 from onnxprune.ir.passes.canonicalize import canonicalize
-from onnxprune.ir.shapes import infer
 
 CHANNELS = 16  # packs 16 channels with AVX-512
 CONVERT_SECONDS = 300

@@ -1,4 +1,4 @@
-"""How values pass the borders of the bodies of If, Loop and Scan; the one description that shapes and channels both follow."""
+"""Values that cross the boundary of the bodies of If, Loop and Scan, for shapes and channels alike."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 
 
 @dataclass(frozen=True)
-class Wire:
-    """A value that enters a body, leaves it, or both: then it is a state that goes on from pass to pass.
+class Binding:
+    """Value that enters a body, leaves it, or both (a state carried from iteration to iteration).
 
-    slot: operand that it comes from, -1 for none; inside: the body's input; yields: the body's output; result: the node's output
-    ("" where there is none); axis: of the operand or result, along which the passes take or stack their parts; None = taken whole.
+    Attributes
+    ----------
+    slot
+        Index of the node's operand, -1 if none.
+    inside
+        Name of the body's input, "" if none.
+    yields
+        Name of the body's output, "" if none.
+    result
+        Name of the node's output, "" if none.
+    axis
+        Axis of the operand or result that the iterations slice or stack; None if not sliced.
     """
 
     slot: int = -1
@@ -26,184 +36,181 @@ class Wire:
     axis: int | None = None
 
 
-def wires(node: NodeProto, opset: int) -> list[Wire] | None:
-    """All wires of an If, a Loop or a Scan; None for other nodes, and where operands and bodies do not fit each other."""
-    found = (
-        _KINDS[node.op_type](node)
-        if node.domain in STANDARD_DOMAINS
-        and node.op_type in _KINDS
-        and (node.op_type, opset) != ("Scan", 8)
-        else None
-    )
-    if found is None or len({w.result for w in found if w.result}) != len(
-        [o for o in node.output if o]
-    ):
+def bindings(node: NodeProto, opset: int) -> list[Binding] | None:
+    """Return all bindings of an If, Loop or Scan.
+
+    None for other nodes, for Scan of opset 8 (batched), and if operands and bodies do not match.
+    """
+    if node.domain not in STANDARD_DOMAINS or node.op_type not in _KINDS:
         return None
-    return found
+    if (node.op_type, opset) == ("Scan", 8):
+        return None
+    result = _KINDS[node.op_type](node)
+    if result is None:
+        return None
+    bound = {b.result for b in result if b.result}
+    return result if len(bound) == len([o for o in node.output if o]) else None
 
 
 def branch(node: NodeProto, condition: object) -> GraphProto:
-    """The body of an If that a condition chooses."""
+    """Return the body of an If that a condition selects."""
     return attribute(node, "then_branch" if condition else "else_branch")
 
 
-def _if(node: NodeProto) -> list[Wire] | None:
-    bodies = [branch(node, True), branch(node, False)]
-    if any(b is None or len(b.output) != len(node.output) for b in bodies):
-        return None
-    return [
-        Wire(yields=o.name, result=r)
-        for body in bodies
-        for o, r in zip(body.output, node.output, strict=False)
-    ]
+def _bind_if(node: NodeProto) -> list[Binding] | None:
+    result = []
+    for body in (branch(node, True), branch(node, False)):
+        if body is None or len(body.output) != len(node.output):
+            return None
+        for inner, outer in zip(body.output, node.output, strict=True):
+            result.append(Binding(yields=inner.name, result=outer))
+    return result
 
 
-def _loop(node: NodeProto) -> list[Wire] | None:
+def _bind_loop(node: NodeProto) -> list[Binding] | None:
+    """Operands are (trip count, condition, states); body outputs are (condition, states, scans)."""
     body, states = attribute(node, "body"), len(node.input) - 2
     if body is None or len(body.input) != states + 2 or len(body.output) < states + 1:
         return None
-    results = [*node.output, *[""] * len(body.output)]
-    found = [
-        Wire(i + 2, body.input[i + 2].name, body.output[i + 1].name, results[i])
-        for i in range(states)
-    ]
-    return found + [
-        Wire(yields=o.name, result=r, axis=0)
-        for o, r in zip(body.output[states + 1 :], results[states:], strict=False)
-    ]
+    results = _padded_outputs(node, body)
+    result = []
+    for i in range(states):
+        inside, yields = body.input[i + 2].name, body.output[i + 1].name
+        result.append(Binding(i + 2, inside, yields, results[i]))
+    for inner, outer in zip(body.output[states + 1 :], results[states:], strict=False):
+        result.append(Binding(yields=inner.name, result=outer, axis=0))
+    return result
 
 
-def _scan(node: NodeProto) -> list[Wire] | None:
+def _bind_scan(node: NodeProto) -> list[Binding] | None:
+    """Operands are (states, scanned inputs); body outputs are (states, scanned outputs)."""
     body, count = attribute(node, "body"), int(attribute(node, "num_scan_inputs", 0))
-    states = len(node.input) - count
-    if (
-        body is None
-        or not 0 < count <= len(node.input)
-        or len(body.input) != len(node.input)
-        or len(body.output) < states
-    ):
+    if body is None or not 0 < count <= len(node.input):
         return None
-    results = [*node.output, *[""] * len(body.output)]
-    taken = attribute(node, "scan_input_axes") or [0] * count
-    stacked = attribute(node, "scan_output_axes") or [0] * (len(body.output) - states)
-    found = [Wire(i, body.input[i].name, body.output[i].name, results[i]) for i in range(states)]
-    found += [
-        Wire(states + i, body.input[states + i].name, axis=int(a)) for i, a in enumerate(taken)
-    ]
-    return found + [
-        Wire(yields=o.name, result=r, axis=int(a))
-        for o, r, a in zip(body.output[states:], results[states:], stacked, strict=False)
-    ]
+    states = len(node.input) - count
+    if len(body.input) != len(node.input) or len(body.output) < states:
+        return None
+    results = _padded_outputs(node, body)
+    input_axes = attribute(node, "scan_input_axes") or [0] * count
+    output_axes = attribute(node, "scan_output_axes") or [0] * (len(body.output) - states)
+    result = []
+    for i in range(states):
+        result.append(Binding(i, body.input[i].name, body.output[i].name, results[i]))
+    for i, axis in enumerate(input_axes, states):
+        result.append(Binding(i, body.input[i].name, axis=int(axis)))
+    for inner, outer, axis in zip(
+        body.output[states:], results[states:], output_axes, strict=False
+    ):
+        result.append(Binding(yields=inner.name, result=outer, axis=int(axis)))
+    return result
 
 
-_KINDS = {"If": _if, "Loop": _loop, "Scan": _scan}
+def _padded_outputs(node: NodeProto, body: GraphProto) -> list[str]:
+    """Return the node's outputs, followed by "" for trailing optional outputs that are not used."""
+    return [*node.output, *[""] * len(body.output)]
 
 
-# ---------------------------------------------------------------- types
+_KINDS = {"If": _bind_if, "Loop": _bind_loop, "Scan": _bind_scan}
 
 
-def common(kinds: Sequence[TypeProto | None]) -> TypeProto | None:
-    """What several types agree on: lengths that differ are unknown, without a common rank there is no shape."""
-    first = kinds[0] if kinds else None
-    if first is None or any(k is None or k.WhichOneof("value") != "tensor_type" for k in kinds):
-        return first if first is not None and all(k == first for k in kinds) else None
+def merge_types(kinds: Sequence[TypeProto | None]) -> TypeProto | None:
+    """Return what several types have in common: differing lengths and ranks become unknown."""
+    known = [k for k in kinds if k is not None]
+    if not known or len(known) < len(kinds):
+        return None
+    first = known[0]
+    if any(k.WhichOneof("value") != "tensor_type" for k in known):
+        return first if all(k == first for k in known) else None
     out = TypeProto()
     out.CopyFrom(first)
-    shapes = [
-        k.tensor_type.shape.dim if k is not None and k.tensor_type.HasField("shape") else None
-        for k in kinds
-    ]
-    if any(s is None or len(s) != len(out.tensor_type.shape.dim) for s in shapes):
+    dims = out.tensor_type.shape.dim
+    shapes = [k.tensor_type.shape.dim for k in known if k.tensor_type.HasField("shape")]
+    if len(shapes) < len(known) or any(len(shape) != len(dims) for shape in shapes):
         out.tensor_type.ClearField("shape")
         return out
-    for i, d in enumerate(out.tensor_type.shape.dim):
-        if any(s[i] != d for s in shapes):  # type: ignore[index]
+    for i, d in enumerate(dims):
+        if any(shape[i] != d for shape in shapes):
             d.Clear()
     return out
 
 
-def without(kind: TypeProto, axis: int) -> TypeProto:
-    """Type of what one pass takes along an axis."""
+def drop_axis(kind: TypeProto, axis: int) -> TypeProto:
+    """Return the type of the slice that one iteration takes along an axis."""
     out = TypeProto()
     out.CopyFrom(kind)
-    if out.tensor_type.shape.dim:
-        del out.tensor_type.shape.dim[axis % len(out.tensor_type.shape.dim)]
+    dims = out.tensor_type.shape.dim
+    if dims:
+        del dims[axis % len(dims)]
     return out
 
 
-def stacked(kind: TypeProto, axis: int, length: int | None) -> TypeProto:
-    """Type of what all passes make, `length` of them, along a new axis."""
+def stack_axis(kind: TypeProto, axis: int, length: int | None) -> TypeProto:
+    """Return the type of `length` iterations' results stacked along a new axis."""
     out = TypeProto()
     out.CopyFrom(kind)
     if kind.WhichOneof("value") == "tensor_type" and kind.tensor_type.HasField("shape"):
         dims = [*kind.tensor_type.shape.dim]
-        dims.insert(
-            axis % (len(dims) + 1),
-            type(kind.tensor_type.shape).Dimension(dim_value=length)
-            if length
-            else type(kind.tensor_type.shape).Dimension(),
-        )
+        new = type(kind.tensor_type.shape).Dimension()
+        if length:
+            new.dim_value = length
+        dims.insert(axis % (len(dims) + 1), new)
         del out.tensor_type.shape.dim[:]
         out.tensor_type.shape.dim.extend(dims)
     return out
 
 
-def refined(kind: TypeProto | None, declared: TypeProto | None) -> TypeProto | None:
-    """A type whose unknown lengths are those that were declared."""
-    if (
-        kind is None
-        or declared is None
-        or kind.WhichOneof("value") != "tensor_type"
-        or not kind.tensor_type.HasField("shape")
-    ):
-        return (
-            declared
-            if kind is None or declared is not None and declared.tensor_type.HasField("shape")
-            else kind
-        )
+def refine_type(kind: TypeProto, declared: TypeProto | None) -> TypeProto:
+    """Return a type with its unknown lengths taken from the declared type, where that has them."""
+    if declared is None:
+        return kind
+    if kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
+        return declared if declared.tensor_type.HasField("shape") else kind
     out = TypeProto()
     out.CopyFrom(kind)
-    if len(out.tensor_type.shape.dim) == len(declared.tensor_type.shape.dim):
-        for d, told in zip(out.tensor_type.shape.dim, declared.tensor_type.shape.dim, strict=False):
-            if not d.HasField("dim_value") and told.HasField("dim_value"):
-                d.CopyFrom(told)
+    dims, declared_dims = out.tensor_type.shape.dim, declared.tensor_type.shape.dim
+    if len(dims) == len(declared_dims):
+        for d, other in zip(dims, declared_dims, strict=True):
+            if not d.HasField("dim_value") and other.HasField("dim_value"):
+                d.CopyFrom(other)
     return out
 
 
-def passes(
+def trip_count(
     node: NodeProto,
-    found: Sequence[Wire],
+    crossing: Sequence[Binding],
     types: Mapping[str, TypeProto],
     values: Mapping[str, np.ndarray],
 ) -> int | None:
-    """How often the body of a Loop or a Scan runs; None where that is not known."""
+    """Return the number of iterations of a Loop or Scan; None if unknown."""
     if node.op_type == "Loop":
-        body, most, start = (
-            attribute(node, "body"),
-            values.get(node.input[0]),
-            values.get(node.input[1]),
-        )
-        told, end = [body.output[0].name], values.get(body.output[0].name)
-        told += [
-            n.input[0] for n in body.node if n.op_type == "Identity" and n.output[0] == told[0]
-        ]
-        begins = (
-            not node.input[1] or start is not None and start.dtype == bool and bool(start.all())
-        )
-        goes_on = (
-            body.input[1].name in told or end is not None and end.dtype == bool and bool(end.all())
-        )
-        return (
-            int(most.reshape(()))
-            if most is not None and most.dtype != object and begins and goes_on
-            else None
-        )
-    for wire in found:
-        kind = (
-            types.get(node.input[wire.slot]) if wire.slot >= 0 and wire.axis is not None else None
-        )
+        return _loop_count(node, values)
+    for binding in crossing:
+        if binding.slot < 0 or binding.axis is None:
+            continue
+        kind = types.get(node.input[binding.slot])
         if kind is not None and kind.tensor_type.shape.dim:
-            d = kind.tensor_type.shape.dim[wire.axis % len(kind.tensor_type.shape.dim)]  # type: ignore[operator]
+            dims = kind.tensor_type.shape.dim
+            d = dims[binding.axis % len(dims)]
             if d.HasField("dim_value"):
                 return int(d.dim_value)
     return None
+
+
+def _loop_count(node: NodeProto, values: Mapping[str, np.ndarray]) -> int | None:
+    """Return the constant trip count of a Loop whose condition is true from start to end."""
+    body, count = attribute(node, "body"), values.get(node.input[0])
+    condition = body.output[0].name
+    # the condition may be the body's own input, possibly through an Identity
+    sources = [condition]
+    for inner in body.node:
+        if inner.op_type == "Identity" and inner.output[0] == condition:
+            sources.append(inner.input[0])
+    starts = not node.input[1] or _is_true(values.get(node.input[1]))
+    continues = body.input[1].name in sources or _is_true(values.get(condition))
+    if count is None or count.dtype == object or not starts or not continues:
+        return None
+    return int(count.reshape(()))
+
+
+def _is_true(value: np.ndarray | None) -> bool:
+    return value is not None and value.dtype == bool and bool(value.all())

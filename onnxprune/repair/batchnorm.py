@@ -7,8 +7,8 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.errors import UsageError
+from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.repair.constants import with_means
 from onnxprune.repair.fits import set_values
 from onnxprune.statistics.segmented_run import Run

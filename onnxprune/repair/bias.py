@@ -11,10 +11,9 @@ from onnx import helper
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears, to_matrix
 from onnxprune.criteria.base import Context
-from onnxprune.ir.edit import free_name
+from onnxprune.ir.edit import add_initializer, free_name
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label, nested
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.weights import from_array
 from onnxprune.repair.constants import with_means
 from onnxprune.statistics.channels import channel_statistics

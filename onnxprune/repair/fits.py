@@ -10,9 +10,9 @@ from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, bias_slot, linears
+from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.weights import from_array
 
 

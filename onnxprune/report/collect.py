@@ -11,9 +11,10 @@ from onnx import GraphProto, NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import UsageError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import captured, label
-from onnxprune.ir.shapes import Shapes, infer
+from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import bits
 from onnxprune.report.data import GroupRow
 from onnxprune.types import Frozen, Plan, Scores

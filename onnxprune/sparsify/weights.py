@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.errors import UsageError, unknown
 from onnxprune.events import Event, silent
 from onnxprune.ir.io import Model
-from onnxprune.ir.passes.lift_weights import with_open_weights
+from onnxprune.ir.passes.lift_weights import lift_weights
 from onnxprune.ir.weights import Array, Weight
 from onnxprune.sparsify.admm import selected
 from onnxprune.sparsify.balance import balanced, whole
@@ -102,7 +102,7 @@ def sparsify(
         Unknown method, scope or operator, an amount outside [0, 1), or no data where they are needed.
     """
     settings = settings.resolved(data is not None)
-    model = with_open_weights(model)
+    model = lift_weights(model)
     found = targets(model, settings.ops)
     if not found:
         raise UsageError(

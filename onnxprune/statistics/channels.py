@@ -11,8 +11,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data
+from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.runtime import Session
 
 Place = tuple[str, int]  # tensor, axis

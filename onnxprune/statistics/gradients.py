@@ -23,10 +23,10 @@ from onnxprune.autodiff import (
 from onnxprune.autodiff.losses import start_tensor
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.errors import DataError, ModelError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import label
 from onnxprune.ir.runtime import Session
-from onnxprune.ir.shapes import infer
 from onnxprune.statistics.scale import Spread
 
 # Rows of one sample, alone and in a batch, differ by float noise and by units on a kink; a mixed-up row is another sample's, far beyond this

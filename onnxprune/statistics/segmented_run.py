@@ -11,9 +11,10 @@ from onnx import NodeProto
 
 from onnxprune.data.dataset import samples_of
 from onnxprune.ir.extract import extract, live_after, reads
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
-from onnxprune.ir.shapes import Shapes, infer
+from onnxprune.ir.shapes import Shapes
 
 FLOAT_BYTES = 4
 

@@ -8,7 +8,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.ir.edit import free_name
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import nested
-from onnxprune.ir.passes.canonicalize import remove_dead
+from onnxprune.ir.passes.remove_unused import remove_dead
 from onnxprune.ir.weights import Sliced
 from onnxprune.surgery.fold import fold_branches
 from onnxprune.surgery.size_literals import Editor, refit

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.ir.edit import add_initializer, copied, replace_nodes
+from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested
 from onnxprune.ir.weights import Weight
@@ -101,7 +101,7 @@ class _Sums:
         behind = [-1] + [1] * (
             len(weight.shape) - 2 if conv and weight.shape else 0
         )  # a vector along the output's channels
-        inner = copied(node)
+        inner = copy_node(node)
         inner.input[:], inner.output[:] = [data.name, weight.name], [f"{out}_integers"]
         self.nodes.append(inner)
         scale = self.shaped(weight.scale, behind, out) if weight.axis is not None else weight.scale
@@ -171,7 +171,7 @@ class _Sums:
 
     def again(self, node: NodeProto, slot: int, name: str) -> str:
         """A node once more with another operand; its output."""
-        copy = copied(node)
+        copy = copy_node(node)
         copy.input[slot], copy.output[0], copy.name = name, f"{node.output[0]}_integers", ""
         self.nodes.append(copy)
         return copy.output[0]

@@ -10,9 +10,9 @@ from onnx import GraphProto, NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Average, Refit, Restore, Select
+from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, nested, set_attribute
-from onnxprune.ir.passes.canonicalize import add_initializer
 
 _SHARE = "_share_of_mean"  # ends the name of the node that _average adds
 

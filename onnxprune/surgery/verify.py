@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import VerificationError
+from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import INLINE_BYTES, Model
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.ir.weights import size_bytes
 from onnxprune.surgery.integers import integer_sums, is_quantized
@@ -141,7 +141,7 @@ def _check_as_good(original: Model, pruned: Model) -> None:
 
 
 def check(model: Model) -> None:
-    """onnx.checker with full_check (strict shape inference), the large weights declared as inputs so that they need not be copied."""
+    """onnx.checker with full_check (strict shape inference), the large weights declared as inputs so that they need not be copy_node."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.proto)
     given = {i.name for i in skeleton.graph.input}

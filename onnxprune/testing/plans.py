@@ -10,8 +10,8 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.errors import OnnxpruneError, VerificationError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
-from onnxprune.ir.shapes import infer
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan

@@ -19,7 +19,7 @@ import numpy as np
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, digest
-from onnxprune.ir.passes.lift_weights import with_open_weights
+from onnxprune.ir.passes.lift_weights import lift_weights
 from onnxprune.tune import batchnorm
 from onnxprune.tune.bridge import as_feeds, to_module, write_back
 from onnxprune.tune.call import torch
@@ -157,8 +157,8 @@ class _Job:
     ) -> _Job:
         """Read the data."""
         model, teacher = (
-            with_open_weights(model),
-            with_open_weights(teacher) if teacher is not None else None,
+            lift_weights(model),
+            lift_weights(teacher) if teacher is not None else None,
         )
         weights = parse(settings.loss)
         _check(weights, teacher, task)

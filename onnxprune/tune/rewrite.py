@@ -17,10 +17,10 @@ from onnx import NodeProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError, unknown
 from onnxprune.ir.edit import add_initializer, replace_nodes
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, captured
-from onnxprune.ir.passes.canonicalize import remove_dead
-from onnxprune.ir.shapes import infer
+from onnxprune.ir.passes.remove_unused import remove_dead
 
 SOURCES = ("leakyrelu", "silu", "hardswish", "gelu", "prelu", "elu", "mish")
 TARGETS = ("relu", "relu6", "hardswish", "leakyrelu")

@@ -18,7 +18,7 @@ from onnxprune.data.dataset import synthetic
 from onnxprune.errors import ModelError
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.ir.nodes import nested
-from onnxprune.ir.passes import canonicalize as canonical
+from onnxprune.ir.passes import lift_constants
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.surgery.cut import cut
 
@@ -212,7 +212,7 @@ def test_sparse_values_in_bodies_and_constants() -> None:
 
 
 def test_large_sparse_initializers_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canonical, "DENSE_BYTES", 100)
+    monkeypatch.setattr(lift_constants, "DENSE_BYTES", 100)
     analysis = analyze(load(made_sparse(net(CHAIN), "w1")))
     assert not analysis.groups
     assert "sparse initializer" in {f.reason for f in analysis.why("a")} | {

@@ -22,8 +22,8 @@ from onnxprune.criteria.gradient import (
 )
 from onnxprune.data.dataset import Data, open_data
 from onnxprune.errors import DataError
+from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import load
-from onnxprune.ir.passes.canonicalize import add_initializer
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.weights import from_array
 from onnxprune.statistics.ablation import ablate

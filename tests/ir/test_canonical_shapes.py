@@ -14,10 +14,10 @@ from onnx import helper, parser
 from patterns import PATTERNS
 
 from onnxprune.errors import ModelError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.runtime import Session, example_feeds
-from onnxprune.ir.shapes import infer
 
 ALL = CASES | INDEXED | PATTERNS | DYNAMIC | BODIES
 SOME = [
@@ -139,15 +139,15 @@ def test_shape_arithmetic_is_folded() -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda g: g.node[0].input.__setitem__(0, "nowhere"), "nothing before it makes"),
-        (lambda g: g.node.append(helper.make_node("Relu", ["x"], ["a"])), "made twice"),
+        (lambda g: g.node[0].input.__setitem__(0, "nowhere"), "no earlier node"),
+        (lambda g: g.node.append(helper.make_node("Relu", ["x"], ["a"])), "defined twice"),
         (
             lambda g: g.node.insert(0, helper.make_node("Relu", ["a"], ["z"])),
-            "nothing before it makes",
+            "no earlier node",
         ),
         (
             lambda g: g.output.append(helper.make_empty_tensor_value_info("elsewhere")),
-            "made by no node",
+            "defined by no node",
         ),
     ],
 )

@@ -14,9 +14,9 @@ from random_graphs import graphs
 from test_laws import all_laws
 
 from onnxprune.analysis.walk import analyze
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import load
 from onnxprune.ir.passes.canonicalize import canonicalize
-from onnxprune.ir.shapes import infer
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 few = settings(

@@ -15,7 +15,7 @@ from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import to_bytes
-from onnxprune.ir.shapes import QONNX_DOMAINS, QONNX_OPS
+from onnxprune.ir.node_inference import QONNX_DOMAINS, QONNX_OPS
 
 FEW_FOLDINGS = (
     4  # a width with fewer divisors leaves hardly a choice between one multiplier and all of them

@@ -8,8 +8,8 @@ from onnx import NodeProto, helper
 from onnxprune.deploy.bundle import Prepared, Samples
 from onnxprune.ir.edit import add_initializer, replace_nodes
 from onnxprune.ir.io import Model
+from onnxprune.ir.node_inference import QONNX_DOMAINS, QONNX_OPS
 from onnxprune.ir.runtime import Session
-from onnxprune.ir.shapes import QONNX_DOMAINS, QONNX_OPS
 
 INPUT_BITS = 8
 RANGE_SAMPLES = 16

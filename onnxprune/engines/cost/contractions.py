@@ -10,10 +10,10 @@ from onnx import NodeProto
 
 from onnxprune.engines.base import fixed
 from onnxprune.errors import ModelError
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label
 from onnxprune.ir.passes.canonicalize import canonicalize
-from onnxprune.ir.shapes import infer
 
 Shape = tuple[int, ...]
 

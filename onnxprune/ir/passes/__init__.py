@@ -1,1 +1,1 @@
-"""Graph passes that run before the analysis; each returns an equivalent model."""
+"""Graph passes that run before the analysis; each leaves an equivalent model."""

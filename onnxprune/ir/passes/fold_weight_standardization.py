@@ -1,4 +1,4 @@
-"""Weights that a graph normalizes each time it runs (weight standardization): their values, computed once."""
+"""Folding of weight standardization: weights that a graph normalizes in every run become constants."""
 
 from __future__ import annotations
 
@@ -13,39 +13,35 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
 
 
-def standardize(model: Model, shapes: Shapes) -> None:
-    """Replace normalizations of constants by statistics of their own. `model` is changed.
+def fold_weight_standardization(model: Model, shapes: Shapes) -> None:
+    """Replace normalizations of constants by their values. `model` is changed.
 
-    Where an input channel of such a weight goes, its statistics would be those of the rest: only the values can be cut exactly.
+    The statistics of such a weight run over its input channels: with fewer of them the kept values
+    would change, so only the computed values can be cut exactly.
     """
     graph = model.proto.graph
-    if not any(map(trains, graph.node)):
+    if not any(map(normalizes_by_batch, graph.node)):
         return
-    known = set(model.weights) - {i.name for i in graph.input}
-    makers: dict[str, NodeProto] = {}
+    constants = set(model.weights) - {i.name for i in graph.input}
+    producers: dict[str, NodeProto] = {}
     targets = []
     for node in graph.node:
-        if node.input and known.issuperset(filter(None, node.input)) and not captured(node):
-            known.update(node.output)
-            makers.update(dict.fromkeys(node.output, node))
-            if trains(node):
+        if node.input and constants.issuperset(filter(None, node.input)) and not captured(node):
+            constants.update(node.output)
+            producers.update(dict.fromkeys(node.output, node))
+            if normalizes_by_batch(node):
                 targets.append(node)
-    read = {name for node in graph.node for name in (*node.input, *captured(node))} | {
-        o.name for o in graph.output
-    }
-    targets = [n for n in targets if read.isdisjoint(n.output[1:])]
+    used = {o.name for o in graph.output}
+    for node in graph.node:
+        used |= {*node.input, *captured(node)}
+    # the running statistics that such a node also returns must have no consumer
+    targets = [n for n in targets if used.isdisjoint(n.output[1:])]
     if not targets:
         return
-    needed, stack = set(), [n.output[0] for n in targets]
-    while stack:
-        name = stack.pop()
-        if name in makers and name not in needed:
-            needed.add(name)
-            stack += makers[name].input
+    names = [n.output[0] for n in targets]
+    needed = _ancestors(names, producers)
     part = [n for n in graph.node if needed.intersection(n.output)]
-    values = Session(
-        extract(model, shapes, part, (), [n.output[0] for n in targets]), optimize=False
-    ).run({})
+    values = Session(extract(model, shapes, part, (), names), optimize=False).run({})
     weights = dict(model.weights)
     for node in targets:
         add_weight(graph, weights, node.output[0], from_array(values[node.output[0]]))
@@ -53,8 +49,20 @@ def standardize(model: Model, shapes: Shapes) -> None:
     object.__setattr__(model, "weights", weights)
 
 
-def trains(node: NodeProto) -> bool:
-    """Whether a node normalizes by the statistics of what it is given."""
+def _ancestors(names: list[str], producers: dict[str, NodeProto]) -> set[str]:
+    """Return the tensors that nodes compute on the way to `names`, those included."""
+    needed: set[str] = set()
+    stack = list(names)
+    while stack:
+        name = stack.pop()
+        if name in producers and name not in needed:
+            needed.add(name)
+            stack += producers[name].input
+    return needed
+
+
+def normalizes_by_batch(node: NodeProto) -> bool:
+    """Return whether a node is a BatchNormalization that uses the statistics of its input."""
     return (
         node.op_type == "BatchNormalization"
         and node.domain in STANDARD_DOMAINS

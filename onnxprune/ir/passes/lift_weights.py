@@ -1,4 +1,4 @@
-"""Weights that an exporter wrote where nothing can change them: as Constant nodes, or inside of local functions."""
+"""Weights as initializers, where they can be changed, instead of Constant nodes or local functions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from onnxprune.ir.passes.canonicalize import canonicalize
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
-def with_open_weights(model: Model) -> Model:
-    """The model itself where every weight is an initializer, else its canonical form."""
+def lift_weights(model: Model) -> Model:
+    """Return the model unchanged if every weight is an initializer, else its canonical form."""
     hidden = any(_holds_weights(n) for n in model.proto.graph.node)
     return canonicalize(model) if model.proto.functions or hidden else model
 
 
 def _holds_weights(node: NodeProto) -> bool:
-    """Whether a node is a constant of several floats; single ones belong to formulas."""
+    """Return whether a node is a constant of several floats; single ones belong to formulas."""
     value = attribute(node, "value") if node.op_type == "Constant" else None
     return value is not None and value.data_type in _FLOATS and prod(value.dims) > 1

@@ -1,12 +1,13 @@
-"""Parts of a tensor that are written over: `x[:, a:b] = y` is exported as a scatter to every place of the part.
+"""Slice assignments as concatenations.
 
-As numbers of places such a node holds all its axes; as the part between what stays in front of it and behind it, each axis goes on.
+`x[:, a:b] = y` is exported as a ScatterND that lists every position of the slice. Such a node ties all
+axes together; as a Concat of the parts before, inside and after the slice, each axis passes through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -15,144 +16,170 @@ from onnxprune.ir.edit import add_initializer, replace_nodes
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.ir.shapes import Shapes
-from onnxprune.ir.values import EVALUATE
+from onnxprune.ir.values import EVALUATE, is_static
+from onnxprune.ir.weights import Weight
 
-Range = tuple[int, int, int]  # start, end, length of the axis
+
+class _Span(NamedTuple):
+    """Positions [start, end) of an axis of length `size`."""
+
+    start: int
+    end: int
+    size: int
+
+    def is_full(self) -> bool:
+        return self.start == 0 and self.end == self.size
 
 
-def assign(model: Model, shapes: Shapes) -> bool:
-    """Rewrite the main graph of a copy made by edit(); whether anything changed. Leaves Identity nodes."""
+def rewrite_slice_assignments(model: Model, shapes: Shapes) -> bool:
+    """Rewrite slice assignments in the main graph; return whether there were any.
+
+    Leaves Identity nodes. `model` is changed.
+    """
     graph = model.proto.graph
     if not any(node.op_type == "ScatterND" for node in graph.node):
         return False
-    makers = {o: node for node in graph.node for o in node.output}
-    inputs = {i.name for i in graph.input}
-    weights = {name: weight for name, weight in model.weights.items() if name not in inputs}
+    rewriter = _Rewriter(model, shapes)
     replaced: dict[int, list[NodeProto]] = {}
     for node in graph.node:
-        ranges = _ranges(node, makers, weights, shapes)
-        if ranges is not None and any(
-            start == 0 and end == size > 1 for start, end, size in ranges
-        ):
-            replaced[id(node)] = _joined(
-                model, node, {i: r for i, r in enumerate(ranges) if r[1] - r[0] < r[2]}
-            )
+        spans = rewriter.match(node)
+        # without a full axis longer than 1 the scatter writes single positions, which is kept
+        if spans is not None and any(s.is_full() and s.size > 1 for s in spans):
+            partial = {i: s for i, s in enumerate(spans) if s.end - s.start < s.size}
+            replaced[id(node)] = rewriter.concatenate(node, partial)
     if replaced:
-        replace_nodes(graph, [m for n in graph.node for m in replaced.get(id(n), [n])])
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            nodes += replaced.get(id(node), [node])
+        replace_nodes(graph, nodes)
     return bool(replaced)
 
 
-def _ranges(
-    node: NodeProto, makers: Mapping[str, NodeProto], weights: Mapping[str, Any], shapes: Shapes
-) -> list[Range] | None:
-    """The part of each leading axis that a ScatterND writes to, where it writes to a box."""
-    if (
-        node.op_type != "ScatterND"
-        or node.domain not in STANDARD_DOMAINS
-        or len(node.input) != 3
-        or attribute(node, "reduction", "none") != "none"
-    ):
-        return None
-    data, places = shapes.shape(node.input[0]), shapes.shape(node.input[1])
-    if (
-        data is None
-        or not places
-        or places[-1] != len(places) - 1
-        or not all(isinstance(d, int) for d in (*data[: places[-1]], *places))
-        or 0 in places
-    ):
-        return None
-    maker = makers.get(node.input[1])
-    if (
-        maker is not None
-        and maker.op_type == "Concat"
-        and attribute(maker, "axis", 0) % len(places) == len(places) - 1
-    ):
-        columns = [_value(name, makers, weights, shapes) for name in maker.input]
-    else:
-        whole = _value(node.input[1], makers, weights, shapes)
-        columns = [] if whole is None else [*np.split(whole, len(places) - 1, -1)]
-    if len(columns) != len(places) - 1 or any(
-        c is None or c.shape != (*places[:-1], 1) for c in columns
-    ):
-        return None
-    found = []
-    for axis, (column, size) in enumerate(zip(columns, data, strict=False)):
-        line = column[..., 0].min() + np.arange(places[axis])  # type: ignore[arg-type, index]
-        if not (
-            column[..., 0] == np.expand_dims(line, list(range(1, len(places) - 1 - axis)))  # type: ignore[index]
-        ).all():  # type: ignore[index]
+class _Rewriter:
+    """Matching and rewriting of the ScatterND nodes of a model."""
+
+    def __init__(self, model: Model, shapes: Shapes) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.producers = {o: node for node in model.proto.graph.node for o in node.output}
+        inputs = {i.name for i in model.proto.graph.input}
+        self.weights: Mapping[str, Weight] = {
+            name: weight for name, weight in model.weights.items() if name not in inputs
+        }
+
+    def match(self, node: NodeProto) -> list[_Span] | None:
+        """Return the span of each leading axis that a ScatterND writes; None if not a box."""
+        if node.op_type != "ScatterND" or node.domain not in STANDARD_DOMAINS:
             return None
-        start = int(line[0]) % size  # type: ignore[operator]
-        found.append((start, start + len(line), size))
-    return found if all(end <= size for _, end, size in found) else None  # type: ignore[operator, return-value]
-
-
-def _value(
-    name: str, makers: Mapping[str, NodeProto], weights: Mapping[str, Any], shapes: Shapes
-) -> np.ndarray | None:
-    """A constant, or one that is broadcast."""
-    steps = []
-    while (
-        name in makers
-        and makers[name].op_type in ("Expand", "Unsqueeze")
-        and makers[name].domain in STANDARD_DOMAINS
-        and shapes.value(name) is None
-    ):
-        steps.append(makers[name])
-        name = makers[name].input[0]
-    value = weights[name].array() if name in weights else shapes.value(name)
-    for node in reversed(steps):
-        told = [shapes.value(n) for n in node.input[1:]]
-        if value is None or any(t is None for t in told):
+        if len(node.input) != 3 or attribute(node, "reduction", "none") != "none":
             return None
-        large = node.op_type == "Expand"
-        value = (
-            np.broadcast_to(value, np.broadcast_shapes(value.shape, tuple(told[0])))  # type: ignore[arg-type]
-            if large
-            else EVALUATE[node.op_type](node, value, *told)
-        )  # type: ignore[arg-type]
-    return value if value is not None and value.dtype.kind in "iu" else None
+        data, indices = self.shapes.shape(node.input[0]), self.shapes.shape(node.input[1])
+        # the indices have one axis per leading axis of the data, and one for the coordinates
+        if data is None or not indices or indices[-1] != len(indices) - 1:
+            return None
+        sizes = data[: len(indices) - 1]
+        if not is_static(sizes) or not is_static(indices) or 0 in indices:
+            return None
+        columns = self.coordinates(node.input[1], len(indices) - 1)
+        if columns is None or any(c.shape != (*indices[:-1], 1) for c in columns):
+            return None
+        spans = []
+        for axis, (column, size) in enumerate(zip(columns, sizes, strict=False)):
+            positions = column[..., 0]
+            line = positions.min() + np.arange(indices[axis])
+            later_axes = list(range(1, len(indices) - 1 - axis))
+            if not (positions == np.expand_dims(line, later_axes)).all():
+                return None
+            start = int(line[0]) % size
+            spans.append(_Span(start, start + len(line), size))
+        return spans if all(s.end <= s.size for s in spans) else None
 
+    def coordinates(self, name: str, count: int) -> list[np.ndarray] | None:
+        """Return the index tensor as one array per coordinate, last axis of length 1."""
+        producer = self.producers.get(name)
+        if (
+            producer is not None
+            and producer.op_type == "Concat"
+            and attribute(producer, "axis", 0) % (count + 1) == count
+        ):
+            columns = []
+            for part in producer.input:
+                value = self.constant(part)
+                if value is None:
+                    return None
+                columns.append(value)
+        else:
+            value = self.constant(name)
+            columns = [] if value is None else [*np.split(value, count, -1)]
+        return columns if len(columns) == count else None
 
-def _joined(model: Model, node: NodeProto, parts: Mapping[int, Range]) -> list[NodeProto]:
-    """What stays in front of the part, the part and what stays behind it, an axis after the other."""
-    made: list[NodeProto] = []
-    out, source = node.output[0], node.input[0]
-    if not parts:
-        return [helper.make_node("Identity", [node.input[2]], [out], name=node.name)]
+    def constant(self, name: str) -> np.ndarray | None:
+        """Return the value of an integer constant, possibly broadcast by nodes; None otherwise."""
+        chain = []
+        while (
+            name in self.producers
+            and self.producers[name].op_type in ("Expand", "Unsqueeze")
+            and self.producers[name].domain in STANDARD_DOMAINS
+            and self.shapes.value(name) is None
+        ):
+            chain.append(self.producers[name])
+            name = self.producers[name].input[0]
+        value = self.weights[name].array() if name in self.weights else self.shapes.value(name)
+        for node in reversed(chain):
+            operands = []
+            for operand in node.input[1:]:
+                known = self.shapes.value(operand)
+                if known is None:
+                    return None
+                operands.append(known)
+            if value is None:
+                return None
+            if node.op_type == "Expand":
+                # a view; the table's Expand is limited to small results
+                shape = np.broadcast_shapes(value.shape, tuple(operands[0]))
+                value = np.broadcast_to(value, shape)
+            else:
+                value = EVALUATE[node.op_type](node, value, *operands)
+        return value if value is not None and value.dtype.kind in "iu" else None
 
-    def cut(name: str, axis: int, start: int, end: int) -> str:
-        bounds = [
-            add_initializer(model, f"{out}_{what}", np.array([v], np.int64))
-            for what, v in (("start", start), ("end", end), ("axis", axis))
-        ]
-        made.append(
-            helper.make_node(
-                "Slice",
-                [name, *bounds],
-                [f"{out}.part{len(made)}"],
-                name=f"{node.name or out}.part{len(made)}",
+    def concatenate(self, node: NodeProto, spans: Mapping[int, _Span]) -> list[NodeProto]:
+        """Return nodes that join the parts before, inside and after the slice, axis by axis."""
+        out, source = node.output[0], node.input[0]
+        if not spans:
+            return [helper.make_node("Identity", [node.input[2]], [out], name=node.name)]
+        nodes: list[NodeProto] = []
+
+        def cut(name: str, axis: int, start: int, end: int) -> str:
+            bounds = [
+                add_initializer(self.model, f"{out}_{what}", np.array([v], np.int64))
+                for what, v in (("start", start), ("end", end), ("axis", axis))
+            ]
+            part = f"part{len(nodes)}"
+            nodes.append(
+                helper.make_node(
+                    "Slice",
+                    [name, *bounds],
+                    [f"{out}.{part}"],
+                    name=f"{node.name or out}.{part}",
+                )
             )
-        )
-        return made[-1].output[0]
+            return nodes[-1].output[0]
 
-    layers = []
-    for n, (axis, (start, end, size)) in enumerate(parts.items()):
-        before = [cut(source, axis, 0, start)] if start else []
-        behind = [cut(source, axis, end, size)] if end < size else []
-        layers.append((axis, before, behind))
-        source = cut(source, axis, start, end) if n < len(parts) - 1 else node.input[2]
-    for axis, before, behind in reversed(layers):
-        name = out if axis == layers[0][0] else f"{out}.joined{axis}"
-        made.append(
-            helper.make_node(
-                "Concat",
-                [*before, source, *behind],
-                [name],
-                name=node.name if name == out else f"{node.name or out}.joined{axis}",
-                axis=axis,
+        layers = []
+        for n, (axis, (start, end, size)) in enumerate(spans.items()):
+            before = [cut(source, axis, 0, start)] if start else []
+            after = [cut(source, axis, end, size)] if end < size else []
+            layers.append((axis, before, after))
+            source = cut(source, axis, start, end) if n < len(spans) - 1 else node.input[2]
+        # from the innermost slice outwards
+        for axis, before, after in reversed(layers):
+            outermost = axis == layers[0][0]
+            name = out if outermost else f"{out}.joined{axis}"
+            node_name = node.name if outermost else f"{node.name or out}.joined{axis}"
+            nodes.append(
+                helper.make_node(
+                    "Concat", [*before, source, *after], [name], name=node_name, axis=axis
+                )
             )
-        )
-        source = name
-    return made
+            source = name
+        return nodes

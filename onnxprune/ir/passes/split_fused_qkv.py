@@ -1,262 +1,298 @@
-"""Fused projections taken apart, so that their parts can have different widths.
+"""Splitting of fused projections, so that queries, keys and values can have different widths.
 
-A linear layer that makes queries, keys and values at once is written as one axis of k times n channels, reshaped to (k, n), moved
-about and indexed. As one tensor it must stay a box: what goes from the queries goes from the values. Split first, reshaped and moved
-a part, the parts are free; no value changes and nothing is copied more often.
+A linear layer that computes queries, keys and values at once yields one axis of k times n channels,
+which is reshaped to (k, n), transposed and indexed. As one tensor its parts can only be pruned alike.
+Split first, then reshaped and moved part by part, they are independent; no value changes and nothing
+is copied more often.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.ir.edit import add_initializer, copied, replace_nodes
+from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested, set_attribute
-from onnxprune.ir.shapes import Dim, Shapes
-from onnxprune.ir.values import known
+from onnxprune.ir.shapes import Shapes
+from onnxprune.ir.values import Dim, is_static
 
 _AXES_ARE_INPUTS = 13  # opset from which Split sizes and Squeeze axes are inputs
 
 
 @dataclass
-class _Fused:
-    """A Reshape that takes `axis` of its input apart into `parts` times the rest; chain: what moves the result, before it is indexed."""
+class _FusedProjection:
+    """Reshape that splits one axis into `parts` times the rest, up to the nodes that index the parts.
+
+    Attributes
+    ----------
+    reshape
+        The Reshape node.
+    axis
+        Axis that it splits; the parts have the same axis of its target.
+    parts
+        Number of parts.
+    width
+        Length of each part before it is reshaped.
+    chain
+        Nodes between the Reshape and the consumers, which only move axes.
+    consumers
+        (node, part that each of its outputs takes).
+    """
 
     reshape: NodeProto
     axis: int
-    place: int  # of the parts in the target
     parts: int
+    width: int
     chain: list[NodeProto] = field(default_factory=list)
-    readers: list[tuple[NodeProto, list[int]]] = field(
-        default_factory=list
-    )  # (node, the part that each of its outputs is)
+    consumers: list[tuple[NodeProto, list[int]]] = field(default_factory=list)
 
 
-def unfuse(model: Model, shapes: Shapes) -> bool:
-    """Rewrite the main graph of a copy made by edit(); whether anything changed. Leaves Identity nodes."""
+def split_fused_projections(model: Model, shapes: Shapes) -> bool:
+    """Rewrite the fused projections of the main graph; return whether there were any.
+
+    Leaves Identity nodes. `model` is changed.
+    """
     graph = model.proto.graph
-    users: dict[str, list[NodeProto]] = {}
-    for inner in nested(graph):
-        for node in inner.node:
-            for name in node.input:
-                users.setdefault(name, []).append(node)
-    ends = {o.name for g in nested(graph) for o in g.output}
-    plain = {id(n) for n in graph.node}
-    found = [
-        f
-        for n in graph.node
-        if (f := _match(n, shapes, users, ends)) and all(id(r) in plain for r, _ in f.readers)
-    ]
-    if not found:
+    matcher = _Matcher(model, shapes)
+    projections = []
+    for node in graph.node:
+        fused = matcher.match(node)
+        if fused is not None:
+            projections.append(fused)
+    if not projections:
         return False
     replaced: dict[int, list[NodeProto]] = {}
-    for fused in found:
+    for fused in projections:
         _rewrite(model, fused, shapes, replaced)
-    replace_nodes(graph, [m for n in graph.node for m in replaced.get(id(n), [n])])
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes += replaced.get(id(node), [node])
+    replace_nodes(graph, nodes)
     return True
 
 
-def _match(
-    node: NodeProto, shapes: Shapes, users: Mapping[str, list[NodeProto]], ends: set[str]
-) -> _Fused | None:
-    """The fused projection that begins with a Reshape."""
-    if (
-        node.op_type != "Reshape"
-        or node.domain not in STANDARD_DOMAINS
-        or len(node.input) < 2
-        or node.input[1] not in shapes.values
-    ):
+class _Matcher:
+    """Search for fused projections in a model."""
+
+    def __init__(self, model: Model, shapes: Shapes) -> None:
+        self.shapes = shapes
+        graph = model.proto.graph
+        self.consumers: dict[str, list[NodeProto]] = {}
+        self.outputs: set[str] = set()
+        for inner in nested(graph):
+            self.outputs.update(o.name for o in inner.output)
+            for node in inner.node:
+                for name in node.input:
+                    self.consumers.setdefault(name, []).append(node)
+        self.main_nodes = {id(n) for n in graph.node}
+
+    def match(self, node: NodeProto) -> _FusedProjection | None:
+        """Return the fused projection that begins with a Reshape; None for other nodes."""
+        fused = self._match_reshape(node)
+        if fused is None:
+            return None
+        name, axis = node.output[0], fused.axis
+        while name not in self.outputs:
+            following = self.consumers.get(name, [])
+            moved = _moved_axis(following[0], axis, self.shapes) if len(following) == 1 else None
+            if moved is None:
+                complete = bool(following) and self._match_consumers(fused, following, name, axis)
+                return fused if complete else None
+            fused.chain.append(following[0])
+            name, axis = following[0].output[0], moved
         return None
-    before, after = shapes.shape(node.input[0]), shapes.shape(node.output[0])
-    place = _leading_factor(before, after)
-    if place is None:
-        return None
-    fused = _Fused(node, place, place, int(after[place]))  # type: ignore[index, arg-type]
-    name, at = node.output[0], place
-    while name not in ends:
-        following = users.get(name, [])
-        moved = _moved(following[0], at, shapes) if len(following) == 1 else None
-        if moved is None:
-            return fused if following and _readers(fused, following, name, at, shapes) else None
-        fused.chain.append(following[0])
-        name, at = following[0].output[0], moved
-    return None
+
+    def _match_reshape(self, node: NodeProto) -> _FusedProjection | None:
+        if node.op_type != "Reshape" or node.domain not in STANDARD_DOMAINS:
+            return None
+        if len(node.input) < 2 or node.input[1] not in self.shapes.values:
+            return None
+        before, after = self.shapes.shape(node.input[0]), self.shapes.shape(node.output[0])
+        if before is None or after is None or len(after) <= len(before):
+            return None
+        factors = _leading_factor(before, after)
+        return None if factors is None else _FusedProjection(node, *factors)
+
+    def _match_consumers(
+        self, fused: _FusedProjection, nodes: Sequence[NodeProto], name: str, axis: int
+    ) -> bool:
+        """Record which part each consumer takes; return False if one takes anything else."""
+        for node in nodes:
+            parts = _taken_parts(node, name, axis, fused.parts, self.shapes)
+            if parts is None or id(node) not in self.main_nodes:
+                return False
+            fused.consumers.append((node, parts))
+        return True
 
 
-def _leading_factor(before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None) -> int | None:
-    """Axis i where (..., k * n, ...) becomes (..., k, n or its factors, ...)."""
-    if before is None or after is None or len(after) <= len(before):
-        return None
+def _leading_factor(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> tuple[int, int, int] | None:
+    """Return (axis, k, n) for a Reshape from (..., k * n, ...) to (..., k, factors of n, ...)."""
     i = 0
     while i < len(before) and before[i] == after[i] and before[i] is not None:
         i += 1
-    tail = len(before) - i - 1
-    inside = after[i + 1 : len(after) - tail] if i < len(before) else ()
-    sizes = (before[i], after[i], *inside) if inside else ()
-    if not sizes or not known(sizes) or before[i + 1 :] != after[len(after) - tail :]:
+    if i == len(before):
         return None
-    whole, k, rest = sizes[0], sizes[1], prod(sizes[2:])
-    return i if k > 1 and rest > 1 and k * rest == whole else None
+    tail = len(before) - i - 1  # axes after the split one
+    inside = after[i + 1 : len(after) - tail]
+    sizes = (before[i], after[i], *inside)
+    if not inside or not is_static(sizes) or before[i + 1 :] != after[len(after) - tail :]:
+        return None
+    total, k, n = sizes[0], sizes[1], prod(sizes[2:])
+    return (i, k, n) if k > 1 and n > 1 and k * n == total else None
 
 
-def _moved(node: NodeProto, at: int, shapes: Shapes) -> int | None:
-    """Where an axis is behind a node that moves axes about; None for other nodes, and where the axis itself goes."""
+def _moved_axis(node: NodeProto, axis: int, shapes: Shapes) -> int | None:
+    """Return the position of an axis after a node that only moves axes.
+
+    None for other nodes, and if the axis itself is removed.
+    """
     if node.domain not in STANDARD_DOMAINS:
         return None
     rank = len(shapes.shape(node.output[0]) or ())
     if node.op_type == "Transpose":
-        return list(attribute(node, "perm") or range(rank)[::-1]).index(at)
+        return list(attribute(node, "perm") or range(rank)[::-1]).index(axis)
     if node.op_type not in ("Squeeze", "Unsqueeze"):
         return None
-    found = shapes.value(node.input[1]) if len(node.input) > 1 else attribute(node, "axes")
-    if found is None:
+    axes: Iterable[int] | None = attribute(node, "axes")
+    if len(node.input) > 1:
+        axes = shapes.value(node.input[1])
+    if axes is None:
         return None
     if node.op_type == "Squeeze":
-        axes = {int(a) % len(shapes.shape(node.input[0]) or ()) for a in found}
-        return None if at in axes else at - sum(a < at for a in axes)
-    added = {int(a) % rank for a in found}
-    return [i for i in range(rank) if i not in added][at]
+        removed = {int(a) % len(shapes.shape(node.input[0]) or ()) for a in axes}
+        return None if axis in removed else axis - sum(a < axis for a in removed)
+    added = {int(a) % rank for a in axes}
+    return [i for i in range(rank) if i not in added][axis]
 
 
-def _readers(fused: _Fused, following: list[NodeProto], name: str, at: int, shapes: Shapes) -> bool:
-    """Note which part each reader takes; False where one takes anything else."""
-    for node in following:
-        parts = _taken(node, name, at, fused.parts, shapes)
-        if parts is None:
-            return False
-        fused.readers.append((node, parts))
-    return True
-
-
-def _taken(node: NodeProto, name: str, at: int, parts: int, shapes: Shapes) -> list[int] | None:
-    """The parts that a Gather, Slice or Split takes one by one."""
-    if (
-        node.domain not in STANDARD_DOMAINS
-        or list(node.input).count(name) != 1
-        or node.input[0] != name
-    ):
+def _taken_parts(
+    node: NodeProto, name: str, axis: int, count: int, shapes: Shapes
+) -> list[int] | None:
+    """Return the part that each output of a Gather, Slice or Split takes; None if not one each."""
+    if node.domain not in STANDARD_DOMAINS or list(node.input).count(name) != 1:
+        return None
+    if node.input[0] != name:
         return None
     rank = len(shapes.shape(name) or ())
     values = [shapes.value(n) if n else None for n in node.input[1:]]
-    if (
-        node.op_type == "Gather"
-        and attribute(node, "axis", 0) % rank == at
-        and values[0] is not None
-        and values[0].size == 1
-        and values[0].ndim < 2
-    ):
-        return [int(values[0].ravel()[0]) % parts]
-    if (
-        node.op_type == "Split"
-        and attribute(node, "axis", 0) % rank == at
-        and len(node.output) == parts
-    ):
-        return list(range(parts))
     if node.op_type == "Slice":
-        bounds = (
-            values[:4]
-            if values
-            else [
-                np.array(attribute(node, k))
-                for k in ("starts", "ends", "axes")
-                if attribute(node, k) is not None
-            ]
-        )
-        single = [b for b in bounds if b is not None and b.size == 1]
-        if len(bounds) < 3 or len(single) < len(bounds):
-            return None
-        start, end, axis, step = [*(int(b[0]) for b in single), 1][:4]
-        picked = range(parts)[start:end:step]
-        return [picked[0]] if axis % rank == at and len(picked) == 1 else None
-    return None
+        return _sliced_part(node, values, rank, axis, count)
+    if node.op_type not in ("Gather", "Split") or attribute(node, "axis", 0) % rank != axis:
+        return None
+    if node.op_type == "Split":
+        return list(range(count)) if len(node.output) == count else None
+    index = values[0]
+    if index is None or index.size != 1 or index.ndim > 1:
+        return None
+    return [int(index.ravel()[0]) % count]
+
+
+def _sliced_part(
+    node: NodeProto, values: Sequence[np.ndarray | None], rank: int, axis: int, count: int
+) -> list[int] | None:
+    """Return the one part that a Slice along `axis` takes."""
+    bounds: list[np.ndarray | None] = list(values[:4])
+    if not values:  # before opset 10 the bounds are attributes
+        for key in ("starts", "ends", "axes"):
+            if attribute(node, key) is not None:
+                bounds.append(np.array(attribute(node, key)))
+    single = [b for b in bounds if b is not None and b.size == 1]
+    if len(bounds) < 3 or len(single) < len(bounds):
+        return None
+    start, end, sliced_axis, step = [*(int(b[0]) for b in single), 1][:4]
+    picked = range(count)[start:end:step]
+    return [picked[0]] if sliced_axis % rank == axis and len(picked) == 1 else None
 
 
 def _rewrite(
-    model: Model, fused: _Fused, shapes: Shapes, replaced: dict[int, list[NodeProto]]
+    model: Model, fused: _FusedProjection, shapes: Shapes, replaced: dict[int, list[NodeProto]]
 ) -> None:
-    """Split, then the Reshape and its chain once a part; readers become Identity, or Squeeze where they picked by a number."""
-    node, parts = fused.reshape, fused.parts
+    """Replace the Reshape by a Split and one Reshape and chain per part.
+
+    Parameters
+    ----------
+    replaced
+        id of a node -> nodes that take its place; filled in here.
+    """
+    node = fused.reshape
     name = node.name or node.output[0]
-    width = int(shapes.shape(node.input[0])[fused.axis]) // parts  # type: ignore[index, arg-type]
-    pieces = [f"{node.output[0]}.part{i}" for i in range(parts)]
+    pieces = [f"{node.output[0]}.part{i}" for i in range(fused.parts)]
     split = helper.make_node(
         "Split", [node.input[0]], pieces, name=f"{name}.parts", axis=fused.axis
     )
-    _give(model, split, "split", [width] * parts)
-    made = [split]
-    target = _target(model, fused, shapes, made)
+    _set_numbers(model, split, "split", [fused.width] * fused.parts)
+    nodes = [split]
+    target = _part_target(model, fused, shapes, nodes)
     last = fused.chain[-1].output[0] if fused.chain else node.output[0]
     for i, piece in enumerate(pieces):
-        reshape = copied(node)
-        reshape.name, reshape.input[:], reshape.output[:] = (
-            f"{name}.part{i}",
-            [piece, target],
-            [f"{node.output[0]}.box{i}"],
-        )
-        made.append(reshape)
+        reshape = copy_node(node)
+        reshape.name = f"{name}.part{i}"
+        reshape.input[:] = [piece, target]
+        reshape.output[:] = [f"{node.output[0]}.box{i}"]
+        nodes.append(reshape)
         for step in fused.chain:
-            moved = copied(step)
-            moved.name, moved.input[0], moved.output[0] = (
-                f"{step.name or step.output[0]}.part{i}",
-                made[-1].output[0],
-                f"{step.output[0]}.box{i}",
-            )
-            made.append(moved)
-    replaced[id(node)] = made
-    replaced |= {id(step): [] for step in fused.chain}
-    for reader, taken in fused.readers:
-        new = []
-        for i, out in zip(taken, reader.output, strict=False):
-            op = (
-                "Squeeze"
-                if reader.op_type == "Gather" and np.ndim(shapes.value(reader.input[1])) == 0  # type: ignore[arg-type]
-                else "Identity"
-            )  # type: ignore[arg-type]
-            new.append(
-                helper.make_node(
-                    op,
-                    [f"{last}.box{i}"],
-                    [out],
-                    name=reader.name
-                    if len(reader.output) == 1
-                    else f"{reader.name or out}.part{i}",
-                )
-            )
-            if op == "Squeeze":
-                _give(
-                    model,
-                    new[-1],
-                    "axes",
-                    [attribute(reader, "axis", 0) % len(shapes.shape(last) or ())],
-                )
-        replaced[id(reader)] = new
+            moved = copy_node(step)
+            moved.name = f"{step.name or step.output[0]}.part{i}"
+            moved.input[0] = nodes[-1].output[0]
+            moved.output[0] = f"{step.output[0]}.box{i}"
+            nodes.append(moved)
+    replaced[id(node)] = nodes
+    for step in fused.chain:
+        replaced[id(step)] = []
+    for consumer, parts in fused.consumers:
+        replaced[id(consumer)] = _rewrite_consumer(model, consumer, parts, last, shapes)
 
 
-def _target(model: Model, fused: _Fused, shapes: Shapes, made: list[NodeProto]) -> str:
-    """The Reshape's target with 1 in the place of the parts."""
-    known = shapes.value(fused.reshape.input[1])
+def _rewrite_consumer(
+    model: Model, consumer: NodeProto, parts: Sequence[int], source: str, shapes: Shapes
+) -> list[NodeProto]:
+    """Return an Identity per output, or a Squeeze if a Gather picked the part by a scalar."""
+    nodes = []
+    scalar = False
+    if consumer.op_type == "Gather":
+        index = shapes.value(consumer.input[1])
+        scalar = index is not None and index.ndim == 0
+    for i, out in zip(parts, consumer.output, strict=False):
+        name = consumer.name if len(consumer.output) == 1 else f"{consumer.name or out}.part{i}"
+        op = "Squeeze" if scalar else "Identity"
+        node = helper.make_node(op, [f"{source}.box{i}"], [out], name=name)
+        if scalar:
+            axis = attribute(consumer, "axis", 0) % len(shapes.shape(source) or ())
+            _set_numbers(model, node, "axes", [axis])
+        nodes.append(node)
+    return nodes
+
+
+def _part_target(
+    model: Model, fused: _FusedProjection, shapes: Shapes, nodes: list[NodeProto]
+) -> str:
+    """Return the name of the Reshape's target with 1 in place of the number of parts.
+
+    A target that is computed is changed by a Where, which is appended to `nodes`.
+    """
+    original = fused.reshape.input[1]
     name = f"{fused.reshape.output[0]}_part_shape"
+    known = shapes.value(original)
     if known is not None:
         values = known.copy()
-        values[fused.place] = 1
+        values[fused.axis] = 1
         return add_initializer(model, name, values)
-    length = len(shapes.values[fused.reshape.input[1]])
-    here = add_initializer(model, f"{name}_here", np.arange(length) == fused.place)
+    length = len(shapes.values[original])
+    here = add_initializer(model, f"{name}_here", np.arange(length) == fused.axis)
     one = add_initializer(model, f"{name}_one", np.array([1], np.int64))
-    made.append(helper.make_node("Where", [here, one, fused.reshape.input[1]], [name], name=name))
+    nodes.append(helper.make_node("Where", [here, one, original], [name], name=name))
     return name
 
 
-def _give(model: Model, node: NodeProto, what: str, values: list[int]) -> None:
-    """Sizes or axes, in the form of the model's opset."""
+def _set_numbers(model: Model, node: NodeProto, what: str, values: list[int]) -> None:
+    """Set sizes or axes as an attribute or input, whichever the model's opset has."""
     if model.opset < _AXES_ARE_INPUTS:
         set_attribute(node, what, values)
     else:
-        node.input.append(
-            add_initializer(model, f"{node.output[0]}_{what}", np.array(values, np.int64))
-        )
+        name = f"{node.output[0]}_{what}"
+        node.input.append(add_initializer(model, name, np.array(values, np.int64)))

@@ -1,0 +1,225 @@
+"""Inference of shapes, types and small constant values for every tensor, in one forward pass.
+
+onnx's own inference handles each node. In addition the small integer tensors that shapes are
+computed from are evaluated, so that a chain of Shape, Gather, Concat and Reshape is followed whatever
+its arithmetic. A dimension is an int, a symbol (str), or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TypeProto, helper
+
+from onnxprune.ir.io import Model
+from onnxprune.ir.node_inference import (
+    FIRST_INPUT_FALLBACK,
+    Versions,
+    evaluate,
+    infer_node,
+    type_from_values,
+    value_type,
+)
+from onnxprune.ir.nodes import nested, subgraphs
+from onnxprune.ir.shapes import Shapes, dimension, has_shape
+from onnxprune.ir.subgraphs import (
+    Binding,
+    bindings,
+    branch,
+    drop_axis,
+    merge_types,
+    refine_type,
+    stack_axis,
+    trip_count,
+)
+from onnxprune.ir.values import LARGEST_VALUE, VALUE_TYPES, Dim
+
+_UNKNOWN = "?"  # first character of the symbol that replaces an unknown length
+# (node, what is known) -> shape of each output or None
+ShapeFallback = Callable[[NodeProto, Shapes], Sequence[tuple[Dim, ...] | None]]
+
+
+def infer(model: Model, fallback: ShapeFallback | None = None) -> Shapes:
+    """Return the shapes of every tensor of the main graph and of all nested bodies.
+
+    Parameters
+    ----------
+    model
+        Model with names that are unique across all graphs, as `canonicalize` makes them.
+    fallback
+        Asked for the output shapes of nodes that no other rule infers.
+    """
+    run = _Inference(model, fallback)
+    run.visit_graph(model.proto.graph)
+    return run.known
+
+
+class _Inference:
+    """State of one pass; `known` is a view of `types` and `values` while they grow."""
+
+    def __init__(self, model: Model, fallback: ShapeFallback | None) -> None:
+        self.fallback = fallback
+        self.types: dict[str, TypeProto] = {}
+        self.values: dict[str, np.ndarray] = {}
+        self.known = Shapes(self.types, self.values)
+        self.versions = Versions(
+            model.opset, list(model.proto.opset_import), model.proto.ir_version
+        )
+        self.declared: dict[str, TypeProto] = {}
+        self.unknown_count = 0
+        for name, weight in model.weights.items():
+            self.types[name] = helper.make_tensor_type_proto(weight.dtype, weight.shape)
+            if int(np.prod(weight.shape)) <= LARGEST_VALUE and weight.dtype in VALUE_TYPES:
+                self.values[name] = weight.array()
+
+    def visit_graph(self, graph: GraphProto) -> None:
+        """Infer the nodes of a graph in order."""
+        for info in graph.input:
+            self.types.setdefault(info.name, info.type)
+        for info in (*graph.value_info, *graph.output):
+            self.declared[info.name] = info.type
+        for tensor in graph.initializer:
+            if tensor.name not in self.types:
+                self.types[tensor.name] = helper.make_tensor_type_proto(
+                    tensor.data_type, tensor.dims
+                )
+        for node in graph.node:
+            self.visit_node(node)
+
+    def visit_node(self, node: NodeProto) -> None:
+        """Infer the outputs of one node and of its bodies."""
+        if subgraphs(node):
+            inferred = self.visit_bodies(node)
+        else:
+            inferred = infer_node(node, self.known, self.versions)
+        for name in node.output:
+            kind = inferred.get(name)
+            if not _ranked(kind) and node.op_type in FIRST_INPUT_FALLBACK and node.input:
+                if name == node.output[0]:
+                    kind = self.types.get(node.input[0])
+            if not _ranked(kind) and name in self.declared:
+                kind = self.declared[name]
+            if name and kind is not None:
+                self.types[name] = kind
+        if self.fallback is not None and node.input:
+            if any(n and not _ranked(self.types.get(n)) for n in node.output):
+                self.ask_fallback(node, self.fallback)
+        self.use_values(node)
+        for name in node.output:
+            if name in self.types:
+                self.types[name] = self.name_unknowns(self.types[name])
+
+    def ask_fallback(self, node: NodeProto, fallback: ShapeFallback) -> None:
+        """Take missing shapes from the fallback, and missing element types from the first input."""
+        for name, dims in zip(node.output, fallback(node, self.known), strict=False):
+            if name and dims is not None and self.known.shape(name) is None:
+                dtype = self.known.dtype(name) or self.known.dtype(node.input[0])
+                self.types[name] = helper.make_tensor_type_proto(dtype, dims)
+
+    def use_values(self, node: NodeProto) -> None:
+        """Evaluate the node if it computes a shape, and refine its type by values that are known."""
+        value = evaluate(node, self.known)
+        if value is not None:
+            self.values[node.output[0]] = value
+            kind = value_type(value, self.types.get(node.output[0]))
+            if kind is not None:
+                self.types[node.output[0]] = kind
+        kind = type_from_values(node, self.known)
+        if kind is not None:
+            self.types[node.output[0]] = kind
+
+    def name_unknowns(self, kind: TypeProto) -> TypeProto:
+        """Give each unknown dimension a symbol, so that lengths computed from it can be compared."""
+        if not has_shape(kind) or all(dimension(d) is not None for d in kind.tensor_type.shape.dim):
+            return kind
+        copy = TypeProto()
+        copy.CopyFrom(kind)
+        for d in copy.tensor_type.shape.dim:
+            if dimension(d) is None:
+                self.unknown_count += 1
+                d.dim_param = f"{_UNKNOWN}{self.unknown_count}"
+        return copy
+
+    def visit_bodies(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        """Infer the bodies of a node and return the types of its outputs.
+
+        The types of loop states are widened until an iteration changes none of them.
+        """
+        graphs, crossing = subgraphs(node), bindings(node, self.versions.opset) or []
+        declared = {i.name: i.type for g in graphs for i in g.input}
+        operands = {
+            b.inside: (b.axis, self.types.get(node.input[b.slot]))
+            for b in crossing
+            if b.inside and node.input[b.slot]
+        }
+        for name, (axis, kind) in operands.items():
+            if kind is not None and axis is not None:
+                kind = drop_axis(kind, axis)
+            self.types[name] = declared[name] if kind is None else refine_type(kind, declared[name])
+        while True:
+            for graph in graphs:
+                self.visit_graph(graph)
+            wider = self.widen_states(crossing)
+            if not wider:
+                return self.output_types(node, crossing)
+            kept = {name: self.types[name] for name in operands}
+            for name in _names_inside(graphs):
+                self.types.pop(name, None)
+                self.values.pop(name, None)
+            self.types.update(kept | wider)
+
+    def widen_states(self, crossing: Sequence[Binding]) -> dict[str, TypeProto]:
+        """Return the new types of the states that the last iteration changed."""
+        wider = {}
+        for binding in crossing:
+            if binding.inside not in self.types or not binding.yields:
+                continue
+            before = self.types[binding.inside]
+            after = merge_types([before, self.types.get(binding.yields)])
+            if after is not None and after != before:
+                wider[binding.inside] = after
+        return wider
+
+    def output_types(self, node: NodeProto, crossing: Sequence[Binding]) -> Mapping[str, TypeProto]:
+        """Return the types of a node's outputs by what its bodies yield."""
+        condition = self.values.get(node.input[0]) if node.op_type == "If" and node.input else None
+        if crossing and condition is not None and condition.dtype != object and condition.size == 1:
+            # only the chosen branch counts, and its constants become those of the node
+            names = {o.name for o in branch(node, condition.item()).output}
+            crossing = [b for b in crossing if b.yields in names]
+            for binding in crossing:
+                if binding.result and binding.yields in self.values:
+                    self.values[binding.result] = self.values[binding.yields]
+        length = None
+        if any(b.axis is not None for b in crossing):
+            length = trip_count(node, crossing, self.types, self.values)
+        yielded: dict[str, list[TypeProto | None]] = {}
+        for binding in crossing:
+            if binding.result:
+                kind = self.types.get(binding.inside or binding.yields)
+                if kind is not None and binding.axis is not None:
+                    kind = stack_axis(kind, binding.axis, length)
+                yielded.setdefault(binding.result, []).append(kind)
+        types = {}
+        for name, kinds in yielded.items():
+            declared, merged = self.declared.get(name), merge_types(kinds)
+            kind = declared if merged is None else refine_type(merged, declared)
+            if kind is not None:
+                types[name] = kind
+        return types
+
+
+def _ranked(kind: TypeProto | None) -> bool:
+    return kind is not None and has_shape(kind)
+
+
+def _names_inside(graphs: Sequence[GraphProto]) -> list[str]:
+    """Return the names of all tensors that graphs and their bodies define."""
+    names: list[str] = []
+    for graph in graphs:
+        for inner in nested(graph):
+            names += [i.name for i in inner.input]
+            for node in inner.node:
+                names += node.output
+    return names

@@ -1,0 +1,66 @@
+"""Folding of nodes whose value is known for any input, and inlining of branches that always run."""
+
+from __future__ import annotations
+
+from onnx import GraphProto, NodeProto, helper
+
+from onnxprune.ir.edit import add_weight, replace_nodes
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import STANDARD_DOMAINS, nested, subgraphs
+from onnxprune.ir.shapes import Shapes
+from onnxprune.ir.subgraphs import branch
+from onnxprune.ir.weights import from_array
+
+
+def fold_constants(model: Model, shapes: Shapes) -> None:
+    """Replace nodes of known value by initializers, except those that produce graph outputs."""
+    for graph in nested(model.proto.graph):
+        outputs = {o.name for o in graph.output}
+        kept = []
+        for node in graph.node:
+            value = shapes.value(node.output[0]) if len(node.output) == 1 else None
+            if value is None or node.output[0] in outputs:
+                kept.append(node)
+                continue
+            dtype = shapes.dtype(node.output[0])
+            if dtype and helper.np_dtype_to_tensor_dtype(value.dtype) != dtype:
+                value = value.astype(helper.tensor_dtype_to_np_dtype(dtype))
+            add_weight(model.proto.graph, model.weights, node.output[0], from_array(value))  # type: ignore[arg-type]  # the copy's own dict
+        if len(kept) != len(graph.node):
+            replace_nodes(graph, kept)
+
+
+def inline_branches(graph: GraphProto, shapes: Shapes) -> bool:
+    """Replace each If of constant condition by the nodes of the branch that runs.
+
+    Leaves Identity nodes. Return whether anything changed, in the graph or its bodies.
+    """
+    nodes: list[NodeProto] = []
+    changed_inside = changed = False
+    for node in graph.node:
+        for body in subgraphs(node):
+            changed_inside |= inline_branches(body, shapes)
+        taken = _taken_branch(node, shapes)
+        if taken is None or len(taken.output) != len(node.output):
+            nodes.append(node)
+            continue
+        changed = True
+        graph.value_info.extend(taken.value_info)
+        graph.sparse_initializer.extend(taken.sparse_initializer)
+        nodes += taken.node
+        for inner, outer in zip(taken.output, node.output, strict=True):
+            if outer:
+                nodes.append(helper.make_node("Identity", [inner.name], [outer]))
+    if changed:
+        replace_nodes(graph, nodes)
+    return changed or changed_inside
+
+
+def _taken_branch(node: NodeProto, shapes: Shapes) -> GraphProto | None:
+    """Return the body that an If always runs; None for other nodes and unknown conditions."""
+    if node.op_type != "If" or node.domain not in STANDARD_DOMAINS or not node.input:
+        return None
+    condition = shapes.value(node.input[0])
+    if condition is None or condition.size != 1:
+        return None
+    return branch(node, condition.item())

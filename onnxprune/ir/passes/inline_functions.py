@@ -1,0 +1,26 @@
+"""Inlining of local functions."""
+
+from __future__ import annotations
+
+from onnx import ModelProto
+
+from onnxprune.errors import ModelError
+from onnxprune.ir.io import Model
+from onnxprune.ir.limits import check_functions
+
+
+def inline_functions(model: Model) -> Model:
+    """Return the model with calls of local functions replaced by their nodes."""
+    if not model.proto.functions:
+        return model
+    check_functions(model.proto)
+    try:
+        from onnx import inliner
+
+        proto = ModelProto()
+        proto.CopyFrom(inliner.inline_local_functions(model.proto))
+    except Exception as problem:  # errors of onnx's C++ code have no common type
+        raise ModelError(
+            "model-invalid", f"local functions cannot be inlined: {str(problem).splitlines()[0]}"
+        ) from problem
+    return Model(proto, dict(model.weights), model.path)

@@ -1,0 +1,84 @@
+"""Constants as initializers of the main graph."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from onnx import NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
+
+from onnxprune.ir.edit import add_weight, replace_nodes
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import STANDARD_DOMAINS, nested
+from onnxprune.ir.weights import Scattered, Weight, from_array, from_proto
+
+# Larger sparse initializers stay sparse, and the channels of their consumers stay unpruned.
+DENSE_BYTES = 1 << 28
+_DTYPES = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+
+
+def lift_constants(model: Model) -> None:
+    """Turn Constant nodes, body initializers and sparse initializers into plain initializers."""
+    main, weights = model.proto.graph, dict(model.weights)
+    for graph in nested(main):
+        kept = []
+        for node in graph.node:
+            value = _constant_value(node)
+            if value is None:
+                kept.append(node)
+            else:
+                add_weight(main, weights, node.output[0], value)
+        if len(kept) != len(graph.node):
+            replace_nodes(graph, kept)
+        if graph is not main:
+            for tensor in graph.initializer:
+                add_weight(main, weights, tensor.name, from_proto(tensor))
+            del graph.initializer[:]
+        # in reverse, because entries are deleted by index
+        for i, sparse in reversed(list(enumerate(graph.sparse_initializer))):
+            value = _dense_value(sparse)
+            if value is not None:
+                add_weight(main, weights, sparse.values.name, value)
+                del graph.sparse_initializer[i]
+    object.__setattr__(model, "weights", weights)
+
+
+def _constant_value(node: NodeProto) -> Weight | None:
+    """Return a Constant node's value; None for other nodes, strings, and large sparse values."""
+    if node.op_type != "Constant" or node.domain not in STANDARD_DOMAINS:
+        return None
+    if len(node.attribute) != 1:
+        return None
+    name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
+    if name == "sparse_value":
+        return _dense_value(value)
+    if name == "value" and value.data_type != TensorProto.STRING:
+        return from_proto(value)
+    return from_array(np.array(value, _DTYPES[name])) if name in _DTYPES else None
+
+
+def _dense_value(sparse: SparseTensorProto) -> Weight | None:
+    """Return a sparse tensor as a dense one; None if larger than DENSE_BYTES or stored elsewhere.
+
+    Its indices are positions in the flattened tensor, or one row of coordinates per value.
+    """
+    if TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
+        return None
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    shape = tuple(sparse.dims)
+    size = prod(shape)
+    if size * values.itemsize > DENSE_BYTES:
+        return None
+    flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+    outside = len(flat) > 0 and not 0 <= flat.min() <= flat.max() < size
+    if len(flat) != len(values) or outside:
+        raise ValueError(
+            f"sparse tensor {sparse.values.name!r} of shape {shape} has {len(values)} values at "
+            f"{len(flat)} indices, or an index out of range"
+        )
+    return Scattered(sparse.values.data_type, shape, values, flat)

@@ -1,0 +1,71 @@
+"""Removal of identities, dead nodes and unused initializers."""
+
+from __future__ import annotations
+
+from onnx import NodeProto
+
+from onnxprune.ir.edit import replace_nodes
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, nested, subgraphs
+from onnxprune.ir.passes.names import rename
+
+
+def remove_identities(model: Model) -> None:
+    """Remove Identity nodes that produce no graph output, and let consumers read their input."""
+    for graph in nested(model.proto.graph):
+        outputs = {o.name for o in graph.output}
+        sources: dict[str, str] = {}  # output of a removed Identity -> its input
+        kept = []
+        for node in graph.node:
+            inputs = [sources.get(n, n) for n in node.input]
+            if inputs != list(node.input):
+                node.input[:] = inputs
+            removable = _is_identity(node) and node.output[0] not in outputs
+            if removable and not any(o for o in node.output[1:]):
+                sources[node.output[0]] = node.input[0]
+                continue
+            kept.append(node)
+            if sources:
+                for body in subgraphs(node):
+                    rename(body, sources)
+        if sources:
+            replace_nodes(graph, kept)
+
+
+def _is_identity(node: NodeProto) -> bool:
+    return node.domain in STANDARD_DOMAINS and node.op_type == "Identity"
+
+
+def remove_dead(model: Model) -> None:
+    """Remove nodes and initializers that contribute to no output."""
+    for graph in nested(model.proto.graph):
+        live = {o.name for o in graph.output}
+        kept = []
+        for node in reversed(graph.node):
+            # a node without outputs is kept for its side effect
+            if live.isdisjoint(node.output) and any(node.output):
+                continue
+            kept.append(node)
+            live |= set(node.input) | captured(node)
+        if len(kept) != len(graph.node):
+            replace_nodes(graph, kept[::-1])
+    used: set[str] = set()
+    for graph in nested(model.proto.graph):
+        used.update(o.name for o in graph.output)
+        for node in graph.node:
+            used.update(node.input)
+    _remove_initializers(model, {i.name for i in model.proto.graph.initializer} - used)
+
+
+def _remove_initializers(model: Model, names: set[str]) -> None:
+    """Remove initializers of the main graph, also where they are listed as graph inputs."""
+    if not names:
+        return
+    graph = model.proto.graph
+    initializers = [i for i in graph.initializer if i.name not in names]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+    inputs = [i for i in graph.input if i.name not in names]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    object.__setattr__(model, "weights", {n: w for n, w in model.weights.items() if n not in names})

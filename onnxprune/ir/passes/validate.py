@@ -1,0 +1,70 @@
+"""Structural checks of a graph, before passes rely on its structure."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import GraphProto, NodeProto
+
+from onnxprune.errors import ModelError
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import STANDARD_DOMAINS, label, subgraphs
+
+
+def validate(model: Model) -> None:
+    """Check that every name is defined once and before use, and that nodes have enough operands.
+
+    Raises
+    ------
+    ModelError
+        A check fails.
+    """
+    _Validator(model.opset).visit(model.proto.graph, {""})
+
+
+class _Validator:
+    """Checks graphs of one opset; the minimal operand counts are looked up once per op."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.minimum: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def visit(self, graph: GraphProto, outer: set[str]) -> None:
+        """Check a graph whose nodes may also read the names in `outer`."""
+        known = outer | {i.name for i in (*graph.input, *graph.initializer)}
+        known |= {s.values.name for s in graph.sparse_initializer}
+        for node in graph.node:
+            self.check_operands(node)
+            for name in node.input:
+                if name and name not in known:
+                    raise ModelError(
+                        "model-invalid",
+                        f"node {node.name or node.op_type!r} reads {name!r}, "
+                        "which no earlier node, input or initializer defines",
+                    )
+            for body in subgraphs(node):
+                self.visit(body, known)
+            for name in node.output:
+                if name and name in known:
+                    raise ModelError("model-invalid", f"tensor {name!r} is defined twice")
+                known.add(name)
+        for output in graph.output:
+            if output.name not in known:
+                raise ModelError(
+                    "model-invalid", f"graph output {output.name!r} is defined by no node"
+                )
+
+    def check_operands(self, node: NodeProto) -> None:
+        """Check the numbers of inputs and outputs against the operator's schema."""
+        key = (node.domain, node.op_type)
+        if key not in self.minimum:
+            self.minimum[key] = (0, 0)
+            if node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type, self.opset):
+                schema = onnx.defs.get_schema(node.op_type, self.opset)
+                self.minimum[key] = (schema.min_input, schema.min_output)
+        inputs, outputs = self.minimum[key]
+        if len(node.input) < inputs or len(node.output) < outputs:
+            raise ModelError(
+                "model-invalid",
+                f"node {label(node)!r} has {len(node.input)} inputs and {len(node.output)} "
+                f"outputs; {node.op_type} needs at least {inputs} and {outputs}",
+            )
