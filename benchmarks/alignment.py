@@ -22,7 +22,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options
+from onnxprune.engines.base import EngineOptions
 from onnxprune.engines.bench import bench, machine
 from onnxprune.engines.measure import Schedule
 from onnxprune.files import write_json
@@ -151,7 +151,7 @@ def table(engines: Sequence[str], threads: int, seconds: float) -> list[dict[str
         found = bench(
             models,
             [engine],
-            options=Options(threads=threads),
+            options=EngineOptions(threads=threads),
             schedule=Schedule(seconds=seconds, max_rounds=1000),
             layers=False,
         )

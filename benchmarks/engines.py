@@ -21,7 +21,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options, static_inputs
+from onnxprune.engines.base import EngineOptions, static_inputs
 from onnxprune.engines.bench import bench, machine
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import EngineError, OnnxpruneError
@@ -72,7 +72,7 @@ def measure(
                 replace(model, path=Path(label))
                 for model, label in ((analysis.model, "original"), (small, "pruned"))
             ]
-            options = Options(threads=threads)
+            options = EngineOptions(threads=threads)
             found = bench(
                 models,
                 [engine],

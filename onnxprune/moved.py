@@ -1,14 +1,15 @@
-"""Old import paths of modules that plug-ins import; each warns and is read for one release."""
+"""Old import paths and names of what plug-ins import; each warns and is read for one release."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MODULES = {
     "allocate": "allocators",
@@ -65,3 +66,28 @@ def install() -> None:
     """
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _MovedFinder())
+
+
+def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's `__getattr__` that resolves old names with a DeprecationWarning.
+
+    Assign it only `if not TYPE_CHECKING`, or type checkers accept every name of the module.
+
+    Parameters
+    ----------
+    module
+        The module's `__name__`.
+    names
+        Old name -> "name" in the same module or "package.module:name". The module is imported when
+        the name is read, so that it may be in a higher layer.
+    """
+
+    def resolve(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        place, _, new = names[name].rpartition(":")
+        place = place or module
+        warnings.warn(f"{module}.{name} is now {place}.{new}", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(place), new)
+
+    return resolve

@@ -26,3 +26,20 @@ def test_old_public_name() -> None:
 
 def test_old_option_name() -> None:
     assert onnxprune.Recipe.of({"labelled": "labels.npz"}).labeled == "labels.npz"
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("onnxprune.engines.base", "Options", "EngineOptions"),
+        ("onnxprune.engines.base", "refused", "refusal"),
+        ("onnxprune.deploy.bundle", "Target", "HandoffTarget"),
+        ("onnxprune.deploy.bundle", "Result", "TargetResult"),
+    ],
+)
+def test_old_name_in_a_module(module: str, old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {module}.{new}"):
+        value = getattr(importlib.import_module(module), old)
+    assert value is getattr(importlib.import_module(module), new)
+    with pytest.raises(AttributeError):
+        _ = importlib.import_module(module).no_such_name

@@ -9,7 +9,7 @@ import click
 from onnxprune.cli.common import emit, recipe_from, recipe_options, say, shared
 
 if TYPE_CHECKING:
-    from onnxprune.engines.bench import Bench
+    from onnxprune.engines.bench import BenchReport
 
 
 @click.command()
@@ -46,11 +46,11 @@ def bench(
         return
     if not models:
         raise click.UsageError("Missing argument 'MODELS...'.")
-    from onnxprune.engines.base import Options
+    from onnxprune.engines.base import EngineOptions
     from onnxprune.engines.bench import bench as run
     from onnxprune.engines.measure import Schedule
 
-    options = Options(
+    options = EngineOptions(
         threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape
     )
     found = run(
@@ -70,7 +70,7 @@ def bench(
         say(f"warning: {warning}")
 
 
-def _page(found: Bench, layers: bool) -> str:
+def _page(found: BenchReport, layers: bool) -> str:
     from onnxprune.report.terminal import columns
 
     ratios = {(engine, r.contender): r for engine, rows in found.ratios.items() for r in rows}

@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, say, shared
 
 if TYPE_CHECKING:
-    from onnxprune.deploy.handoff import Bundle, Collected
+    from onnxprune.deploy.handoff import Collected, HandoffBundle
 
 JETSON_PRECISIONS = {"f32": "fp32", "f16": "fp16", "int8": "int8"}
 SHOWN = 12  # checks of one severity that are printed; checks.json has all
@@ -164,7 +164,7 @@ def _samples(model: Any, recipe: Any) -> dict[str, Any]:
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
 
-def _page(made: Bundle) -> str:
+def _page(made: HandoffBundle) -> str:
     """What the target says, worst first."""
     lines = []
     for name, checks in made.checks.items():

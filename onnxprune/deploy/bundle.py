@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.deploy.opset import converted
-from onnxprune.engines.base import fixed
+from onnxprune.deploy.opset import convert_opset
+from onnxprune.engines.base import fix_shapes
 from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
@@ -22,11 +22,25 @@ from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.passes.remove_unused import remove_dead
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
+from onnxprune.moved import old_names
 
 Files = Mapping[str, bytes]
 Samples = Mapping[str, np.ndarray]
 NEWEST_IR = 8  # of ONNX 1.13; every flow's own reader takes it
 SEVERITIES = ("unsupported", "fallback", "slow", "note")
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(
+        __name__,
+        {
+            "Node": "GraphNode",
+            "Option": "TargetOption",
+            "Prepared": "PreparedModel",
+            "Result": "TargetResult",
+            "Target": "HandoffTarget",
+            "Test": "NodeTest",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -42,13 +56,13 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Node:
+class GraphNode:
     """A node as check lists look at it. shapes: of every tensor that is known; fixed: initializers, and what only rounds one."""
 
     proto: NodeProto
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     model: Model = field(repr=False)
-    fixed: frozenset[str] = field(repr=False)
+    constants: frozenset[str] = field(repr=False)
 
     @property
     def op(self) -> str:
@@ -81,7 +95,7 @@ class Node:
         """Whether an input is an initializer (rounded or not), or absent."""
         return (
             index >= len(self.proto.input)
-            or self.proto.input[index] in self.fixed
+            or self.proto.input[index] in self.constants
             or not self.proto.input[index]
         )
 
@@ -122,11 +136,11 @@ class Node:
         )
 
 
-Test = Callable[[Node], Iterator[tuple[str, str]]]  # yields (severity, sentence)
+NodeTest = Callable[[GraphNode], Iterator[tuple[str, str]]]  # yields (severity, sentence)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A model as it goes into a bundle: fixed shapes, inferred shapes written down, opset and IR version as the target reads them."""
 
     name: str
@@ -134,7 +148,7 @@ class Prepared:
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     notes: tuple[str, ...] = ()
 
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self) -> tuple[GraphNode, ...]:
         """The graph's nodes for looking at."""
         nodes, weights = self.model.proto.graph.node, self.model.weights
         rounded = {
@@ -144,7 +158,7 @@ class Prepared:
             for o in n.output
         }
         return tuple(
-            Node(n, self.shapes, self.model, frozenset({*weights, *rounded})) for n in nodes
+            GraphNode(n, self.shapes, self.model, frozenset({*weights, *rounded})) for n in nodes
         )
 
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -179,7 +193,7 @@ class Prepared:
             for i in range(count)
         ]
 
-    def invented(self, runs: int) -> dict[str, np.ndarray]:
+    def random_samples(self, runs: int) -> dict[str, np.ndarray]:
         """Samples for so many runs: seeded numbers, uniform in [0, 1)."""
         generator = np.random.default_rng(0)
         return {
@@ -189,7 +203,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Option:
+class TargetOption:
     """A choice of a target. default: used when nothing is said; choices: () = free text."""
 
     default: str
@@ -198,7 +212,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Result:
+class TargetResult:
     """What a target reported for one model. figures: name with unit -> value; layers: name -> value in `layer_unit`."""
 
     model: str
@@ -209,7 +223,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Target:
+class HandoffTarget:
     """A hand-off target.
 
     script: module of onnxprune.deploy.scripts that becomes run.py; needs: what has to be there, one line each;
@@ -225,13 +239,15 @@ class Target:
     title: str
     script: str
     needs: tuple[str, ...]
-    ops: Mapping[str, tuple[Test, ...]]
-    parse: Callable[[Path, str], Result]
+    ops: Mapping[str, tuple[NodeTest, ...]]
+    parse: Callable[[Path, str], TargetResult]
     otherwise: str = "unsupported"
-    everywhere: tuple[Test, ...] = ()
-    whole: Callable[[Prepared], Iterator[tuple[str, str]]] | None = None
-    options: Mapping[str, Option] = field(default_factory=dict)
-    files: Callable[[Sequence[Prepared], Mapping[str, str], Samples | None], Files] | None = None
+    everywhere: tuple[NodeTest, ...] = ()
+    whole: Callable[[PreparedModel], Iterator[tuple[str, str]]] | None = None
+    options: Mapping[str, TargetOption] = field(default_factory=dict)
+    files: Callable[[Sequence[PreparedModel], Mapping[str, str], Samples | None], Files] | None = (
+        None
+    )
     rewrite: Callable[[Model, Shapes], None] | None = None
     opset: int = 13
     multiple: int = 1
@@ -239,8 +255,11 @@ class Target:
 
 
 def prepare(
-    model: Model, name: str, target: Target, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Prepared:
+    model: Model,
+    name: str,
+    target: HandoffTarget,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> PreparedModel:
     """The model as a target reads it.
 
     Parameters
@@ -254,10 +273,10 @@ def prepare(
         An input has other free axes and no shape was given.
     """
     notes: list[str] = []
-    ready = canonicalize(fixed(model, shapes or {}))
+    ready = canonicalize(fix_shapes(model, shapes or {}))
     if target.opset and ready.opset != target.opset:
-        ready = _converted(ready, target, notes)
-    copy = explicit(ready)
+        ready = _convert_opset(ready, target, notes)
+    copy = make_explicit(ready)
     copy.proto.ir_version = min(copy.proto.ir_version, NEWEST_IR)
     if target.rewrite is not None:
         target.rewrite(copy, infer(copy))
@@ -273,16 +292,16 @@ def prepare(
         for n, t in known.types.items()
         if n in made and n not in io_names
     )
-    sizes = {n: s for n in known.types if (s := _whole(known.shape(n))) is not None}
+    sizes = {n: s for n in known.types if (s := _known_shape(known.shape(n))) is not None}
     unknown = sorted(made - set(sizes))
     if unknown:
         notes.append(
             f"{len(unknown)} tensors have no fixed shape, the first is {unknown[0]!r}: compilers for fixed hardware refuse them"
         )
-    return Prepared(name, copy, sizes, tuple(notes))
+    return PreparedModel(name, copy, sizes, tuple(notes))
 
 
-def explicit(model: Model) -> Model:
+def make_explicit(model: Model) -> Model:
     """A copy whose layers say everything: default attributes written out, weights of Gemm as (out, in). Importers of
     accelerators read attributes where they stand and know few defaults.
     """
@@ -347,7 +366,7 @@ def _batch(shape: tuple[int, ...]) -> int:
     return max(shape[0], 1) if shape else 1
 
 
-def foreign(model: Model) -> tuple[str, ...]:
+def find_foreign_ops(model: Model) -> tuple[str, ...]:
     """Operators of domains that onnxruntime has no kernels for, such as QONNX's Quant."""
     return tuple(
         dict.fromkeys(
@@ -358,10 +377,10 @@ def foreign(model: Model) -> tuple[str, ...]:
     )
 
 
-def check(prepared: Prepared, target: Target) -> tuple[Check, ...]:
+def check(prepared: PreparedModel, target: HandoffTarget) -> tuple[Check, ...]:
     """What the target says about every node, in graph order, notes on the whole model first."""
     found = [Check("", "", "note", text) for text in prepared.notes]
-    if unknown := foreign(prepared.model):
+    if unknown := find_foreign_ops(prepared.model):
         found.append(
             Check(
                 "",
@@ -391,10 +410,10 @@ def script(name: str) -> bytes:
     return resources.files("onnxprune.deploy.scripts").joinpath(name + ".py").read_bytes()
 
 
-def _converted(model: Model, target: Target, notes: list[str]) -> Model:
+def _convert_opset(model: Model, target: HandoffTarget, notes: list[str]) -> Model:
     """The model in the target's opset, or as it is with a note where that cannot be."""
     try:
-        return converted(model, target.opset)
+        return convert_opset(model, target.opset)
     except OnnxpruneError as problem:
         notes.append(
             f"opset {model.opset} stays, {target.title} reads {target.opset} best: {problem.message}"
@@ -402,7 +421,7 @@ def _converted(model: Model, target: Target, notes: list[str]) -> Model:
         return model
 
 
-def _whole(shape: tuple[int | str | None, ...] | None) -> tuple[int, ...] | None:
+def _known_shape(shape: tuple[int | str | None, ...] | None) -> tuple[int, ...] | None:
     """The shape where every axis is a number."""
     if shape is None:
         return None

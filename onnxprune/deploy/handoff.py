@@ -20,11 +20,11 @@ import onnxprune
 from onnxprune.deploy.bundle import (
     SEVERITIES,
     Check,
-    Prepared,
-    Result,
-    Target,
+    HandoffTarget,
+    PreparedModel,
+    TargetResult,
     check,
-    foreign,
+    find_foreign_ops,
     prepare,
     script,
 )
@@ -77,7 +77,7 @@ TARGETS = Registry(
 
 
 @dataclass(frozen=True)
-class Bundle:
+class HandoffBundle:
     """A written bundle. checks: model name -> what the target says of its nodes; files: relative paths."""
 
     folder: Path
@@ -95,7 +95,7 @@ class Collected:
     """What came back. ratios: figure -> original / pruned, where both reported it and the pruned one's is not 0."""
 
     target: str
-    results: Mapping[str, Result]
+    results: Mapping[str, TargetResult]
     environment: Mapping[str, Any] = field(default_factory=dict)
     ratios: Mapping[str, float] = field(default_factory=dict)
 
@@ -119,7 +119,7 @@ def handoff(
     options: Mapping[str, str] | None = None,
     samples: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
-) -> Bundle:
+) -> HandoffBundle:
     """Write the bundle of a target.
 
     Parameters
@@ -141,7 +141,7 @@ def handoff(
     OutputError
         The folder exists and `overwrite` is not set, or it is not a bundle.
     """
-    target: Target = TARGETS.get(to)
+    target: HandoffTarget = TARGETS.get(to)
     chosen = choose(target, options or {})
     models = [
         prepare(m, name, target, shapes)
@@ -182,10 +182,10 @@ def handoff(
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(made, folder)
-    return Bundle(folder, to, checks, names)
+    return HandoffBundle(folder, to, checks, names)
 
 
-def choose(target: Target, given: Mapping[str, str]) -> dict[str, str]:
+def choose(target: HandoffTarget, given: Mapping[str, str]) -> dict[str, str]:
     """The target's options with defaults filled in; UsageError for an unknown name or value."""
     for name, value in given.items():
         if name not in target.options:
@@ -209,7 +209,7 @@ def collect(folder: str | Path) -> Collected:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    target: Target = TARGETS.get(manifest["target"])
+    target: HandoffTarget = TARGETS.get(manifest["target"])
     results = folder / "results"
     if not results.is_dir():
         raise DataError(
@@ -315,7 +315,7 @@ def _remote(command: list[str], timeout_s: float, purpose: str, check: bool = Tr
         )
 
 
-def _ratios(found: Mapping[str, Result]) -> dict[str, float]:
+def _ratios(found: Mapping[str, TargetResult]) -> dict[str, float]:
     """Original / pruned by figure."""
     if not {"original", "pruned"} <= set(found):
         return {}
@@ -339,16 +339,16 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
 
 
 def _write_samples(
-    folder: Path, models: Sequence[Prepared], samples: Mapping[str, np.ndarray] | None
+    folder: Path, models: Sequence[PreparedModel], samples: Mapping[str, np.ndarray] | None
 ) -> None:
     """inputs.npz, and onnxruntime's outputs of each model that it can run in expected_NAME.npz; arrays (n, ...), one sample a row."""
-    samples = models[0].invented(INVENTED) if samples is None else samples
+    samples = models[0].random_samples(INVENTED) if samples is None else samples
     taken = {
         n: np.asarray(a)[: max(SAMPLES, *models[0].inputs()[n][:1])] for n, a in samples.items()
     }
     _save_arrays(folder / "inputs.npz", taken)
     for m in models:
-        if foreign(m.model):
+        if find_foreign_ops(m.model):
             continue
         session = Session(m.model)
         kinds = {n: _NUMPY.get(kind, np.float32) for n, (_, kind) in session.inputs.items()}
@@ -382,8 +382,8 @@ _NUMPY = {
 
 def _write_manifest(
     folder: Path,
-    target: Target,
-    models: Sequence[Prepared],
+    target: HandoffTarget,
+    models: Sequence[PreparedModel],
     options: Mapping[str, str],
     sources: Mapping[str, Model | None],
 ) -> tuple[str, ...]:
@@ -416,7 +416,7 @@ def _write_manifest(
     return (*names, MANIFEST)
 
 
-def _readme(target: Target, options: Mapping[str, str]) -> str:
+def _readme(target: HandoffTarget, options: Mapping[str, str]) -> str:
     """What to do with the folder."""
     lines = [
         f"Bundle for {target.name}, written by onnxprune {onnxprune.__version__}.",

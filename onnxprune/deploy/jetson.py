@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import Files, Option, Prepared, Result, Samples, Target, script
+from onnxprune.deploy.bundle import (
+    Files,
+    HandoffTarget,
+    PreparedModel,
+    Samples,
+    TargetOption,
+    TargetResult,
+    script,
+)
 from onnxprune.engines.trt_logs import parse_profile, parse_times
 from onnxprune.errors import DataError
 from onnxprune.ir.half import to_half
@@ -74,7 +82,7 @@ def busy_mw(samples: Sequence[PowerSample]) -> float:
     return float(np.mean(power))
 
 
-def parse(results: Path, model: str) -> Result:
+def parse(results: Path, model: str) -> TargetResult:
     """Latency, energy and layers of one model out of the results folder of a run."""
     environment = _environment(results)
     warm_up = environment.get("warm_up_ms")
@@ -125,10 +133,12 @@ def parse(results: Path, model: str) -> Result:
     options = environment.get("options")
     if isinstance(options, dict) and options.get("dla", "none") != "none" and information.is_file():
         notes += _not_on_dla(information.read_text(encoding="utf-8", errors="replace"))
-    return Result(model, figures, layers, "ms", tuple(notes))
+    return TargetResult(model, figures, layers, "ms", tuple(notes))
 
 
-def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
+def files(
+    models: Sequence[PreparedModel], options: Mapping[str, str], samples: Samples | None
+) -> Files:
     """The part for the Python bindings, float16 copies for TensorRT 11, int8 copies where the models are not quantized."""
     found: dict[str, bytes] = {"jetson_python.py": script("jetson_python")}
     if options["precision"] == "fp16":
@@ -228,7 +238,7 @@ DLA_OPS = {
     "Constant": (),
 }
 
-TARGET = Target(
+TARGET = HandoffTarget(
     name="jetson",
     title="DLA",
     script="jetson",
@@ -238,19 +248,19 @@ TARGET = Target(
     everywhere=(limits.channels_multiple(16),),
     parse=parse,
     options={
-        "precision": Option("fp16", "what the engine computes in", ("fp32", "fp16", "int8")),
-        "dla": Option("none", "DLA core to use", ("none", "0", "1")),
-        "clocks": Option(
+        "precision": TargetOption("fp16", "what the engine computes in", ("fp32", "fp16", "int8")),
+        "dla": TargetOption("none", "DLA core to use", ("none", "0", "1")),
+        "clocks": TargetOption(
             "max",
             "fix the clocks at their highest (needs sudo without password) or leave them",
             ("max", "keep"),
         ),
-        "power-mode": Option("0", "nvpmodel -m"),
-        "duration": Option("10", "seconds of a timing round"),
-        "rounds": Option("3", "rounds of each model, in turns"),
-        "idle": Option("3", "seconds of power sampling before the first round"),
-        "warm-up": Option("500", "milliseconds"),
-        "interval": Option("100", "milliseconds between power samples"),
+        "power-mode": TargetOption("0", "nvpmodel -m"),
+        "duration": TargetOption("10", "seconds of a timing round"),
+        "rounds": TargetOption("3", "rounds of each model, in turns"),
+        "idle": TargetOption("3", "seconds of power sampling before the first round"),
+        "warm-up": TargetOption("500", "milliseconds"),
+        "interval": TargetOption("100", "milliseconds between power samples"),
     },
     files=files,
     opset=0,

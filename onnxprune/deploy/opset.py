@@ -40,7 +40,7 @@ REDUCED = (
 AXES_AS_INPUT = 18  # opset in which the operators of REDUCED take their axes as an input
 
 
-def converted(model: Model, opset: int) -> Model:
+def convert_opset(model: Model, opset: int) -> Model:
     """The model in that operator set.
 
     Going up is left to onnx's converter. It goes down for hardly any graph, so here a version is written down instead, where every node is

@@ -13,9 +13,9 @@ class Engines(Registry):
     def get(self, name: str) -> Any:
         """The engine; UsageError where there is no such."""
         if name not in self:
-            from onnxprune.engines.cost.systolic import described
+            from onnxprune.engines.cost.systolic import parse_array_name
 
-            if (engine := described(name)) is not None:
+            if (engine := parse_array_name(name)) is not None:
                 return engine
         return super().get(name)
 

@@ -19,6 +19,7 @@ from onnx import helper
 
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.ir.io import Model, load, save
+from onnxprune.moved import old_names
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # noqa: UP035 - of typing from 3.11 on
@@ -27,9 +28,22 @@ PRECISIONS = ("f32", "bf16", "f16", "int8")
 LEVELS = ("off", "basic", "extended", "all")
 Source = str | Path | Model
 
+if not TYPE_CHECKING:
+    __getattr__ = old_names(
+        __name__,
+        {
+            "Options": "EngineOptions",
+            "fixed": "fix_shapes",
+            "installed": "installed_version",
+            "missing": "missing_package",
+            "only_precisions": "require_precision",
+            "refused": "refusal",
+        },
+    )
+
 
 @dataclass(frozen=True)
-class Options:
+class EngineOptions:
     """How a model is compiled and run.
 
     threads: of one inference. precision: f32, bf16, f16 or int8 (a graph with Q/DQ); an engine refuses what it cannot do.
@@ -60,7 +74,7 @@ class Options:
             )
 
 
-DEFAULTS = Options()
+DEFAULTS = EngineOptions()
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ class Compiled(ABC):
         """What the model takes on the accelerator; None where there is none or it is not known."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - an engine without resources has nothing to do
         """Release what the engine holds."""
 
     def __enter__(self) -> Self:
@@ -190,7 +204,7 @@ class Engine(Protocol):
     def version(self) -> str:
         """Of the engine, "" where it is not available."""
 
-    def compile(self, source: Source, options: Options) -> Compiled:
+    def compile(self, source: Source, options: EngineOptions) -> Compiled:
         """The model ready to run; EngineError where the engine is missing or refuses it."""
 
     def limits(self) -> Mapping[str, str]:
@@ -207,12 +221,12 @@ def require(engine: Engine) -> None:
         raise EngineError("engine-missing", reason)
 
 
-def missing(name: str, package: str, install: str) -> str:
+def missing_package(name: str, package: str, install: str) -> str:
     """The sentence for an engine whose package is not there."""
     return f"engine {name} needs {package}, which is not installed: {install}"
 
 
-def installed(distribution: str) -> str:
+def installed_version(distribution: str) -> str:
     """Version of an installed distribution without importing it, "" where it is not installed."""
     try:
         return metadata.version(distribution)
@@ -233,7 +247,7 @@ def stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def refused(engine: str, problem: Exception | str) -> EngineError:
+def refusal(engine: str, problem: Exception | str) -> EngineError:
     """The error for a model that an engine does not take, with the first line of what it says."""
     lines = str(problem).strip().splitlines()
     return EngineError(
@@ -242,7 +256,7 @@ def refused(engine: str, problem: Exception | str) -> EngineError:
     )
 
 
-def only_precisions(engine: str, options: Options, *known: str) -> None:
+def require_precision(engine: str, options: EngineOptions, *known: str) -> None:
     """EngineError where the options ask for a precision that is not in `known`."""
     if options.precision not in known:
         raise EngineError(
@@ -314,7 +328,7 @@ def random_feeds(inputs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, n
     }
 
 
-def fixed(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
+def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
     """A copy whose inputs declare the static shapes, for engines that want them; outputs lose shapes that are not known."""
     copy = model.edit()
     specs = static_inputs(model, shapes)

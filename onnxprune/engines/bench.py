@@ -15,16 +15,16 @@ from onnxprune.engines import ENGINES
 from onnxprune.engines.base import (
     DEFAULTS,
     Engine,
+    EngineOptions,
     LayerTime,
     Measurement,
-    Options,
     Source,
     open_model,
     random_feeds,
     require,
     static_inputs,
 )
-from onnxprune.engines.cpu import describe
+from onnxprune.engines.cpu import describe_cpu
 from onnxprune.engines.measure import (
     SCHEDULE,
     Ratio,
@@ -71,7 +71,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchReport:
     """All that was measured. ratios: each model against the first, by engine; failures: (engine, model) -> why there is no measurement."""
 
     measurements: tuple[Measurement, ...]
@@ -108,13 +108,13 @@ def bench(
     sources: Sequence[Source],
     engines: Sequence[str] = (REFERENCE,),
     *,
-    options: Options = DEFAULTS,
+    options: EngineOptions = DEFAULTS,
     schedule: Schedule = SCHEDULE,
     feeds: Mapping[str, np.ndarray] | None = None,
     layers: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> Bench:
+) -> BenchReport:
     """Measure models on engines, all of them interleaved, each in a process of its own.
 
     Parameters
@@ -190,7 +190,7 @@ def bench(
         + [w for e in found.values() for w in width_warnings(e, models, options.precision)]
     )
     warnings += [f"{label} on {name}: {why}" for (name, label), why in failures.items()]
-    return Bench(
+    return BenchReport(
         measured,
         _ratios(times, list(models), seed),
         layer_rows(measured),
@@ -202,7 +202,11 @@ def bench(
 
 def machine() -> dict[str, Any]:
     """What the figures belong to."""
-    return {"cpu": describe(), "system": platform.platform(), "python": platform.python_version()}
+    return {
+        "cpu": describe_cpu(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def difference_warnings(measurements: Sequence[Measurement]) -> list[str]:
@@ -299,7 +303,9 @@ def _labels(sources: Sequence[Source]) -> dict[str, Source]:
 
 
 def _reference(
-    models: Mapping[str, Model], inputs: Mapping[str, Mapping[str, np.ndarray]], options: Options
+    models: Mapping[str, Model],
+    inputs: Mapping[str, Mapping[str, np.ndarray]],
+    options: EngineOptions,
 ) -> dict[str, dict[str, np.ndarray]]:
     """What onnxruntime computes without rewriting the graph; nothing for a model that it refuses."""
     engine, plain = ENGINES.get(REFERENCE), replace(options, level="off", precision="f32")
@@ -314,7 +320,7 @@ def _start(
     engines: Mapping[str, Engine],
     sources: Mapping[str, Source],
     inputs: Mapping[str, Mapping[str, np.ndarray]],
-    options: Options,
+    options: EngineOptions,
     stack: contextlib.ExitStack,
     progress: Callable[[str], None],
 ) -> tuple[dict[tuple[str, str], Worker], dict[tuple[str, str], str]]:

@@ -38,7 +38,7 @@ def vector_channels(known: frozenset[str] | None = None) -> int:
     )
 
 
-def describe() -> str:
+def describe_cpu() -> str:
     """Model name and vector width, for a report and as part of a cache's key."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -20,16 +20,16 @@ import numpy as np
 
 from onnxprune.engines.base import (
     Compiled,
+    EngineOptions,
     LayerTime,
-    Options,
     Source,
-    fixed,
-    installed,
-    missing,
-    only_precisions,
+    fix_shapes,
+    installed_version,
+    missing_package,
     open_model,
-    refused,
+    refusal,
     require,
+    require_precision,
     static_inputs,
     stdout_to_stderr,
 )
@@ -53,14 +53,14 @@ class Mnn:
 
     def available(self) -> str | None:
         found = all(importlib.util.find_spec(module) is not None for module in ("MNN", "_tools"))
-        return None if found else missing(self.name, "MNN", self.install)
+        return None if found else missing_package(self.name, "MNN", self.install)
 
     def version(self) -> str:
-        return installed("MNN") if self.available() is None else ""
+        return installed_version("MNN") if self.available() is None else ""
 
-    def compile(self, source: Source, options: Options) -> Compiled:
+    def compile(self, source: Source, options: EngineOptions) -> Compiled:
         require(self)
-        only_precisions(self.name, options, *_PRECISION)
+        require_precision(self.name, options, *_PRECISION)
         return MnnModel(self.name, source, options)
 
     def limits(self) -> Mapping[str, str]:
@@ -76,12 +76,12 @@ class Mnn:
 class MnnModel(Compiled):
     """An MNN session."""
 
-    def __init__(self, name: str, source: Source, options: Options) -> None:
+    def __init__(self, name: str, source: Source, options: EngineOptions) -> None:
         with stdout_to_stderr():  # it prints the CPU's features
             import MNN
 
         self._name, self._mnn = name, MNN
-        self._model = fixed(open_model(source), options.shapes)
+        self._model = fix_shapes(open_model(source), options.shapes)
         self._inputs = static_inputs(self._model, {})
         self.outputs = tuple(o.name for o in self._model.proto.graph.output)
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
@@ -232,7 +232,7 @@ def _convert(name: str, path: Path) -> None:
         words = (
             done.stdout.strip() or done.stderr.strip() or f"ended with status {done.returncode}"
         ).splitlines()
-        raise refused(f"{name}'s converter", words[-1])
+        raise refusal(f"{name}'s converter", words[-1])
 
 
 ENGINE = Mnn()

@@ -19,15 +19,15 @@ import numpy as np
 
 from onnxprune.engines.base import (
     Compiled,
-    Options,
+    EngineOptions,
     Source,
-    fixed,
-    installed,
-    missing,
-    only_precisions,
+    fix_shapes,
+    installed_version,
+    missing_package,
     open_model,
-    refused,
+    refusal,
     require,
+    require_precision,
     static_inputs,
 )
 from onnxprune.engines.worker import Worker
@@ -60,22 +60,22 @@ class Ncnn:
 
     def available(self) -> str | None:
         if importlib.util.find_spec("ncnn") is None:
-            return missing(self.name, "ncnn", self.install)
+            return missing_package(self.name, "ncnn", self.install)
         if converter() is None:
-            return missing(self.name, "the pnnx converter", self.install)
+            return missing_package(self.name, "the pnnx converter", self.install)
         return None
 
     def version(self) -> str:
-        return installed("ncnn") if self.available() is None else ""
+        return installed_version("ncnn") if self.available() is None else ""
 
-    def compile(self, source: Source, options: Options) -> Compiled:
+    def compile(self, source: Source, options: EngineOptions) -> Compiled:
         require(self)
         return Worker(self.name, source, options)
 
-    def compile_here(self, source: Source, options: Options) -> Compiled:
+    def compile_here(self, source: Source, options: EngineOptions) -> Compiled:
         """The model in this process, which a graph that ncnn dislikes may end."""
         require(self)
-        only_precisions(self.name, options, "f32", "bf16")
+        require_precision(self.name, options, "f32", "bf16")
         return NcnnModel(self.name, source, options)
 
     def limits(self) -> Mapping[str, str]:
@@ -92,11 +92,11 @@ class Ncnn:
 class NcnnModel(Compiled):
     """A loaded network; inputs are named in0, in1, ... by pnnx, outputs out0, out1, ..."""
 
-    def __init__(self, name: str, source: Source, options: Options) -> None:
+    def __init__(self, name: str, source: Source, options: EngineOptions) -> None:
         import ncnn
 
         self._name = name
-        model = slices_as_pools(canonicalize(fixed(open_model(source), options.shapes)))
+        model = slices_as_pools(canonicalize(fix_shapes(open_model(source), options.shapes)))
         self._inputs = static_inputs(model, {})
         self.outputs = tuple(o.name for o in model.proto.graph.output)
         self._shapes = {
@@ -252,7 +252,9 @@ def _convert(name: str, path: Path, shapes: str) -> None:
     """Write model.ncnn.param and model.ncnn.bin beside `path`; EngineError where pnnx fails."""
     program = converter()
     if program is None:
-        raise EngineError("engine-missing", missing(name, "the pnnx converter", Ncnn().install))
+        raise EngineError(
+            "engine-missing", missing_package(name, "the pnnx converter", Ncnn().install)
+        )
     command = [program, str(path), f"inputshape={shapes}", "fp16=0"]
     try:
         done = subprocess.run(
@@ -272,7 +274,7 @@ def _convert(name: str, path: Path, shapes: str) -> None:
         words = (
             done.stderr.strip() or done.stdout.strip() or f"ended with status {done.returncode}"
         ).splitlines()
-        raise refused(f"{name}'s converter pnnx", words[-1])
+        raise refusal(f"{name}'s converter pnnx", words[-1])
 
 
 ENGINE = Ncnn()

@@ -13,15 +13,15 @@ import numpy as np
 
 from onnxprune.engines.base import (
     Compiled,
+    EngineOptions,
     LayerTime,
-    Options,
     Source,
     as_file,
-    missing,
-    only_precisions,
+    missing_package,
     open_model,
-    refused,
+    refusal,
     require,
+    require_precision,
 )
 from onnxprune.engines.cpu import vector_channels
 from onnxprune.engines.kernels import kernel_times, map_kernels
@@ -46,7 +46,7 @@ class OnnxRuntime:
 
     def available(self) -> str | None:
         if importlib.util.find_spec("onnxruntime") is None:
-            return missing(self.name, "onnxruntime", self.install)
+            return missing_package(self.name, "onnxruntime", self.install)
         import onnxruntime
 
         if self.provider not in onnxruntime.get_available_providers():
@@ -60,9 +60,9 @@ class OnnxRuntime:
 
         return str(onnxruntime.__version__)
 
-    def compile(self, source: Source, options: Options) -> Compiled:
+    def compile(self, source: Source, options: EngineOptions) -> Compiled:
         require(self)
-        only_precisions(self.name, options, *self.precisions)
+        require_precision(self.name, options, *self.precisions)
         return OnnxRuntimeModel(self, source, options)
 
     @property
@@ -84,7 +84,7 @@ class OnnxRuntime:
 class OnnxRuntimeModel(Compiled):
     """An onnxruntime session."""
 
-    def __init__(self, engine: OnnxRuntime, source: Source, options: Options) -> None:
+    def __init__(self, engine: OnnxRuntime, source: Source, options: EngineOptions) -> None:
         self._engine, self._source, self._options = engine, source, options
         with as_file(source) as path:
             self._session = self._open(path, self._session_options())
@@ -145,7 +145,7 @@ class OnnxRuntimeModel(Compiled):
         try:
             session = onnxruntime.InferenceSession(str(path), settings, providers=self._providers())
         except Exception as problem:
-            raise refused(self._engine.name, problem) from problem
+            raise refusal(self._engine.name, problem) from problem
         if self._engine.provider not in session.get_providers():
             raise EngineError(
                 "engine-fallback",

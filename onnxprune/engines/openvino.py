@@ -14,16 +14,16 @@ import numpy as np
 
 from onnxprune.engines.base import (
     Compiled,
+    EngineOptions,
     LayerTime,
-    Options,
     Source,
     as_file,
-    installed,
-    missing,
-    only_precisions,
+    installed_version,
+    missing_package,
     open_model,
-    refused,
+    refusal,
     require,
+    require_precision,
 )
 from onnxprune.engines.kernels import CONTRACTIONS, layer_time, middle_mean, share
 from onnxprune.errors import EngineError
@@ -44,17 +44,17 @@ class OpenVino:
 
     def available(self) -> str | None:
         return (
-            missing(self.name, "openvino", self.install)
+            missing_package(self.name, "openvino", self.install)
             if importlib.util.find_spec("openvino") is None
             else None
         )
 
     def version(self) -> str:
-        return installed("openvino") if self.available() is None else ""
+        return installed_version("openvino") if self.available() is None else ""
 
-    def compile(self, source: Source, options: Options) -> Compiled:
+    def compile(self, source: Source, options: EngineOptions) -> Compiled:
         require(self)
-        only_precisions(self.name, options, *_HINTS)
+        require_precision(self.name, options, *_HINTS)
         return OpenVinoModel(self.name, source, options)
 
     def limits(self) -> Mapping[str, str]:
@@ -69,7 +69,7 @@ class OpenVino:
 class OpenVinoModel(Compiled):
     """A compiled model with one inference request."""
 
-    def __init__(self, name: str, source: Source, options: Options) -> None:
+    def __init__(self, name: str, source: Source, options: EngineOptions) -> None:
         self._name, self._source, self._options = name, source, options
         self._compiled = self._compile(profile=False)
         self._request = self._compiled.create_infer_request()
@@ -152,7 +152,7 @@ class OpenVinoModel(Compiled):
                     )
                 return core.compile_model(model, "CPU", settings)
             except RuntimeError as problem:
-                raise refused(self._name, _reason(str(problem))) from problem
+                raise refusal(self._name, _reason(str(problem))) from problem
 
 
 def _reason(text: str) -> str:

@@ -18,15 +18,15 @@ import numpy as np
 from onnxprune.engines import cuda
 from onnxprune.engines.base import (
     Compiled,
+    EngineOptions,
     LayerTime,
-    Options,
     Source,
-    fixed,
-    missing,
-    only_precisions,
+    fix_shapes,
+    missing_package,
     open_model,
-    refused,
+    refusal,
     require,
+    require_precision,
     static_inputs,
 )
 from onnxprune.engines.kernels import middle_mean
@@ -53,7 +53,7 @@ class TensorRt:
 
     def available(self) -> str | None:
         if importlib.util.find_spec("tensorrt") is None:
-            return missing(self.name, "tensorrt", self.install)
+            return missing_package(self.name, "tensorrt", self.install)
         try:
             version = self.version()
         except (ImportError, OSError) as problem:
@@ -61,7 +61,7 @@ class TensorRt:
         if int(version.partition(".")[0]) not in MAJORS:
             return f"engine {self.name} needs TensorRT {MAJORS[0]} or {MAJORS[1]}, found {version}: {self.install}"
         if not cuda.has_binding():
-            return missing(self.name, "cuda-python or pycuda", self.install)
+            return missing_package(self.name, "cuda-python or pycuda", self.install)
         return (
             None
             if cuda.has_gpu()
@@ -75,12 +75,12 @@ class TensorRt:
 
         return str(tensorrt.__version__)
 
-    def compile(self, source: Source, options: Options) -> Compiled:
+    def compile(self, source: Source, options: EngineOptions) -> Compiled:
         require(self)
-        only_precisions(self.name, options, *MULTIPLES)
+        require_precision(self.name, options, *MULTIPLES)
         import tensorrt
 
-        model = fixed(open_model(source), options.shapes)
+        model = fix_shapes(open_model(source), options.shapes)
         return TensorRtModel(model, build(tensorrt, model, options), options)
 
     def limits(self) -> Mapping[str, str]:
@@ -94,7 +94,7 @@ class TensorRt:
         return MULTIPLES.get(dtype, MULTIPLES["f16"])
 
 
-def build(trt: Any, model: Model, options: Options) -> bytes:
+def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
     """A serialized engine.
 
     Parameters
@@ -121,7 +121,7 @@ def build(trt: Any, model: Model, options: Options) -> bytes:
             path,
         )
         if not parser.parse_from_file(str(path)):
-            raise refused(
+            raise refusal(
                 "tensorrt",
                 "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
                 or logger.worst,
@@ -132,7 +132,7 @@ def build(trt: Any, model: Model, options: Options) -> bytes:
     cache = _timing_cache(trt, config, options.cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise refused("tensorrt", logger.worst)
+        raise refusal("tensorrt", logger.worst)
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(cache, bytes(config.get_timing_cache().serialize()))
@@ -142,7 +142,7 @@ def build(trt: Any, model: Model, options: Options) -> bytes:
 class TensorRtModel(Compiled):
     """An engine with its buffers; times are the device's, by events, without copies."""
 
-    def __init__(self, model: Model, plan: bytes, options: Options) -> None:
+    def __init__(self, model: Model, plan: bytes, options: EngineOptions) -> None:
         import tensorrt
 
         self._trt, self._model, self._size = tensorrt, model, len(plan)

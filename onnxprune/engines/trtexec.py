@@ -19,15 +19,15 @@ import numpy as np
 
 from onnxprune.engines.base import (
     Compiled,
+    EngineOptions,
     LayerTime,
-    Options,
     Source,
-    fixed,
-    missing,
-    only_precisions,
+    fix_shapes,
+    missing_package,
     open_model,
-    refused,
+    refusal,
     require,
+    require_precision,
     static_inputs,
 )
 from onnxprune.engines.cuda import has_gpu
@@ -53,7 +53,7 @@ class TrtExec:
 
     def available(self) -> str | None:
         if program() is None:
-            return missing(self.name, "the trtexec program", self.install)
+            return missing_package(self.name, "the trtexec program", self.install)
         return (
             None
             if has_gpu()
@@ -64,15 +64,15 @@ class TrtExec:
         found = program()
         return release(help_text(found)) if found is not None else ""
 
-    def compile(self, source: Source, options: Options) -> Compiled:
+    def compile(self, source: Source, options: EngineOptions) -> Compiled:
         require(self)
-        only_precisions(self.name, options, *MULTIPLES)
+        require_precision(self.name, options, *MULTIPLES)
         found = program()
         if found is None:
             raise EngineError(
-                "engine-missing", missing(self.name, "the trtexec program", self.install)
+                "engine-missing", missing_package(self.name, "the trtexec program", self.install)
             )
-        return TrtExecModel(found, fixed(open_model(source), options.shapes), options)
+        return TrtExecModel(found, fix_shapes(open_model(source), options.shapes), options)
 
     def limits(self) -> Mapping[str, str]:
         return {
@@ -86,7 +86,7 @@ class TrtExec:
 class TrtExecModel(Compiled):
     """An engine file, and a folder for what trtexec writes."""
 
-    def __init__(self, program_path: str, model: Model, options: Options) -> None:
+    def __init__(self, program_path: str, model: Model, options: EngineOptions) -> None:
         self._program, self._model, self._options = program_path, model, options
         self._known = help_text(program_path)
         self._inputs = static_inputs(model, {})
@@ -207,7 +207,7 @@ class TrtExecModel(Compiled):
             said = [line.partition("[E]")[2].strip() for line in lines if "[E]" in line]
             reason = said[0] if said else f"ended with status {done.returncode}"
             if failed.startswith("refuses"):
-                raise refused("trtexec", reason)
+                raise refusal("trtexec", reason)
             raise EngineError("engine-run", f"trtexec {failed}: {reason[:300]}")
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Compiled, LayerTime, Options, Source
+from onnxprune.engines.base import Compiled, EngineOptions, LayerTime, Source
 from onnxprune.errors import EngineError, OnnxpruneError
 from onnxprune.ir.io import Model, save
 
@@ -44,7 +44,7 @@ class Worker(Compiled):
         The engine is missing, refuses the model, or the process ended (the signal and its last words are named).
     """
 
-    def __init__(self, engine: str, source: Source, options: Options) -> None:
+    def __init__(self, engine: str, source: Source, options: EngineOptions) -> None:
         self.engine = engine
         self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
         self._fed: int | None = None
@@ -184,7 +184,7 @@ class _Child:
             return compiled.device_memory_bytes()
         raise EngineError("engine-protocol", f"unknown verb {verb!r}")
 
-    def _compile(self, name: str, path: Path, options: Options) -> tuple[str, ...]:
+    def _compile(self, name: str, path: Path, options: EngineOptions) -> tuple[str, ...]:
         if options.cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, options.cores)
         engine = ENGINES.get(name)

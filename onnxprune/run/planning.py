@@ -16,7 +16,7 @@ from onnxprune.criteria.base import Context
 from onnxprune.criteria.dead import dead_channels
 from onnxprune.criteria.swap import swapped
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options
+from onnxprune.engines.base import EngineOptions
 from onnxprune.engines.bench import bench
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.cost.savings import group_savings
@@ -199,9 +199,9 @@ def engines_of(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys((*(t.engine for t in recipe.target if t.engine), *recipe.engine)))
 
 
-def engine_options(recipe: Recipe) -> Options:
+def engine_options(recipe: Recipe) -> EngineOptions:
     """How engines compile and run."""
-    return Options(
+    return EngineOptions(
         threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape
     )
 

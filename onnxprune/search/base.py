@@ -21,7 +21,7 @@ from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data
 from onnxprune.engines.base import DEFAULTS as ENGINE_DEFAULTS
-from onnxprune.engines.base import Options as EngineOptions
+from onnxprune.engines.base import EngineOptions
 from onnxprune.errors import TargetError, UsageError, unknown
 from onnxprune.ir.io import Model
 from onnxprune.search.journal import Journal

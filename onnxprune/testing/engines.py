@@ -6,14 +6,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxprune.engines.base import PRECISIONS, Compiled, Engine, LayerTime, Options, Source
+from onnxprune.engines.base import PRECISIONS, Compiled, Engine, EngineOptions, LayerTime, Source
 from onnxprune.errors import EngineError
 
 SAMPLES = 3
 
 
 def check_engine(
-    engine: Engine, source: Source, feeds: Mapping[str, np.ndarray], options: Options | None = None
+    engine: Engine,
+    source: Source,
+    feeds: Mapping[str, np.ndarray],
+    options: EngineOptions | None = None,
 ) -> None:
     """Raise AssertionError, with a sentence, where an engine breaks the protocol.
 
@@ -41,14 +44,14 @@ def check_engine(
             "the reason why it is not available is not one sentence with the way to install it",
         )
         try:
-            engine.compile(source, options or Options())
+            engine.compile(source, options or EngineOptions())
         except EngineError as problem:
             _say(problem.message == reason, "compile says something else than available")
         else:
             _say(False, "it compiles although it is not available")
         return
     _say(bool(engine.version()), "it is available and has no version")
-    with engine.compile(source, options or Options()) as compiled:
+    with engine.compile(source, options or EngineOptions()) as compiled:
         _check_compiled(compiled, feeds)
 
 

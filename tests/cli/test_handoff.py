@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune import demo
 from onnxprune.cli import run
-from onnxprune.deploy.bundle import Result
+from onnxprune.deploy.bundle import TargetResult
 from onnxprune.deploy.handoff import Collected
 
 
@@ -78,7 +78,7 @@ def test_ssh_passes_on_shapes_precision_and_seconds(
 
     def trip(folder: Path, host: str) -> Collected:
         seen.update(json.loads((folder / "manifest.json").read_text()), host=host)
-        return Collected("jetson", {"original": Result("original", {"latency_ms": 2.0})})
+        return Collected("jetson", {"original": TargetResult("original", {"latency_ms": 2.0})})
 
     monkeypatch.setattr("onnxprune.deploy.handoff.round_trip", trip)
     model = str(demo.files().model)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from onnxprune.deploy.bundle import Check, check, explicit, prepare
+from onnxprune.deploy.bundle import Check, check, make_explicit, prepare
 from onnxprune.deploy.handoff import TARGETS, handoff
 from onnxprune.deploy.targets.finn import divisors, folding
 from onnxprune.deploy.targets.hls4ml import UNROLLED_WEIGHTS, parse_synthesis, reuse
@@ -135,7 +135,7 @@ def test_a_weight_shared_by_two_gemms_is_turned_for_each() -> None:
     )
     feeds = {"x": np.random.default_rng(1).random((1, 12, 16, 16), np.float32)}
     assert np.allclose(
-        Session(model).run(feeds)["y"], Session(explicit(model)).run(feeds)["y"], rtol=1e-5
+        Session(model).run(feeds)["y"], Session(make_explicit(model)).run(feeds)["y"], rtol=1e-5
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import LayerTime, Measurement, Options
+from onnxprune.engines.base import EngineOptions, LayerTime, Measurement
 from onnxprune.engines.bench import (
     bench,
     difference,
@@ -32,7 +32,7 @@ def test_two_models_side_by_side(tmp_path) -> None:
     said: list[str] = []
     found = bench(
         [tmp_path / "wide.onnx", tmp_path / "narrow.onnx"],
-        options=Options(),
+        options=EngineOptions(),
         schedule=SHORT,
         progress=said.append,
     )
@@ -88,7 +88,7 @@ def test_nothing_and_unknown_engines_are_errors() -> None:
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         bench([residual()], ["onnxruntim"])
     with pytest.raises(UsageError, match="inputs are x"):
-        bench([residual()], options=Options(shapes={"image": (1,)}))
+        bench([residual()], options=EngineOptions(shapes={"image": (1,)}))
 
 
 def test_unaligned_widths_are_named_with_the_multiple() -> None:

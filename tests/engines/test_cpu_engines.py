@@ -10,7 +10,7 @@ from engine_nets import residual
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Engine, Options, random_feeds, static_inputs
+from onnxprune.engines.base import Engine, EngineOptions, random_feeds, static_inputs
 from onnxprune.engines.bench import difference
 from onnxprune.engines.ncnn import ENGINE as NCNN
 from onnxprune.errors import EngineError
@@ -30,16 +30,16 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 def reference(
-    model: Model, feeds: dict[str, np.ndarray], options: Options
+    model: Model, feeds: dict[str, np.ndarray], options: EngineOptions
 ) -> dict[str, np.ndarray]:
     with ENGINES.get("onnxruntime").compile(
-        model, Options(level="off", shapes=options.shapes)
+        model, EngineOptions(level="off", shapes=options.shapes)
     ) as compiled:
         return compiled.run(feeds)
 
 
 def test_outputs_times_and_layers(engine: Engine) -> None:
-    model, options = residual(20), Options()
+    model, options = residual(20), EngineOptions()
     feeds = random_feeds(static_inputs(model, {}))
     expected = reference(model, feeds, options)
     with engine.compile(model, options) as compiled:
@@ -61,7 +61,7 @@ def test_a_graph_that_it_does_not_know_is_one_sentence(engine: Engine) -> None:
     model = residual().edit()
     model.proto.graph.node[1].op_type = "NoSuchOperator"
     with pytest.raises(EngineError) as problem:
-        engine.compile(model, Options())
+        engine.compile(model, EngineOptions())
     assert "\n" not in problem.value.message and engine.name in problem.value.message
 
 
@@ -71,11 +71,11 @@ def test_openvino_pins_float32_and_offers_bfloat16() -> None:
         pytest.skip(reason)
     model = residual(32)
     feeds = random_feeds(static_inputs(model, {}))
-    expected = reference(model, feeds, Options())
-    with engine.compile(model, Options()) as compiled:
+    expected = reference(model, feeds, EngineOptions())
+    with engine.compile(model, EngineOptions()) as compiled:
         exact = difference(compiled.run(feeds), expected)
     try:
-        with engine.compile(model, Options(precision="bf16")) as compiled:
+        with engine.compile(model, EngineOptions(precision="bf16")) as compiled:
             rounded = difference(compiled.run(feeds), expected)
     except EngineError as problem:
         pytest.skip(problem.message)
@@ -86,7 +86,7 @@ def test_ncnn_names_what_it_cannot_take() -> None:
     if (reason := NCNN.available()) is not None:
         pytest.skip(reason)
     with pytest.raises(EngineError, match="batch 1"):
-        NCNN.compile(residual(size=9), Options(shapes={"x": (2, 3, 9, 9)}))
+        NCNN.compile(residual(size=9), EngineOptions(shapes={"x": (2, 3, 9, 9)}))
 
 
 def test_missing_package_is_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_missing_package_is_one_sentence_with_the_command(monkeypatch: pytest.Mo
     for name in (*CROWD, "onnxruntime"):
         engine = ENGINES.get(name)
         with pytest.raises(EngineError) as problem:
-            engine.compile(residual(), Options())
+            engine.compile(residual(), EngineOptions())
         assert problem.value.code == "engine-missing"
         assert "pip install" in problem.value.message and name in problem.value.message
         assert engine.version() == ""
@@ -114,7 +114,7 @@ def test_missing_package_is_one_sentence_with_the_command(monkeypatch: pytest.Mo
     ],
 )
 def test_real_models_agree(engine: Engine, zoo: Path, name: str) -> None:
-    model, options = load(zoo / f"{name}.onnx"), Options()
+    model, options = load(zoo / f"{name}.onnx"), EngineOptions()
     feeds = random_feeds(static_inputs(model, {}))
     with engine.compile(model, options) as compiled:
         assert difference(compiled.run(feeds), reference(model, feeds, options)) <= AGREES
@@ -122,7 +122,7 @@ def test_real_models_agree(engine: Engine, zoo: Path, name: str) -> None:
 
 def test_stdout_is_for_data(engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
     model = residual()
-    with engine.compile(model, Options()) as compiled:
+    with engine.compile(model, EngineOptions()) as compiled:
         compiled.run(random_feeds(static_inputs(model, {})))
     assert engine.version()
     assert capfd.readouterr().out == ""
@@ -156,10 +156,10 @@ def test_channel_orders_as_the_canonical_form_writes_them(engine: Engine) -> Non
     feeds = random_feeds(static_inputs(model, {}))
     if engine.name == "ncnn":
         with pytest.raises(EngineError, match="no Gather of 8 positions"):
-            engine.compile(model, Options())
+            engine.compile(model, EngineOptions())
         return
-    with engine.compile(model, Options()) as compiled:
-        assert difference(compiled.run(feeds), reference(model, feeds, Options())) <= AGREES
+    with engine.compile(model, EngineOptions()) as compiled:
+        assert difference(compiled.run(feeds), reference(model, feeds, EngineOptions())) <= AGREES
 
 
 @pytest.mark.parametrize(
@@ -191,5 +191,5 @@ def test_every_nth_pixel_is_taken_by_every_engine(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     )
     feeds = random_feeds(static_inputs(model, {}))
-    with engine.compile(model, Options()) as compiled:
-        assert difference(compiled.run(feeds), reference(model, feeds, Options())) <= AGREES
+    with engine.compile(model, EngineOptions()) as compiled:
+        assert difference(compiled.run(feeds), reference(model, feeds, EngineOptions())) <= AGREES

@@ -7,7 +7,14 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Compiled, Options, TensorSpec, fixed, random_feeds, static_inputs
+from onnxprune.engines.base import (
+    Compiled,
+    EngineOptions,
+    TensorSpec,
+    fix_shapes,
+    random_feeds,
+    static_inputs,
+)
 from onnxprune.engines.cpu import vector_channels
 from onnxprune.errors import UsageError
 from onnxprune.testing.engines import check_engine
@@ -31,7 +38,9 @@ def test_an_open_axis_says_what_to_pass() -> None:
         static_inputs(model, {})
     assert [
         d.dim_value
-        for d in fixed(model, {"x": (1, 3, 9, 9)}).proto.graph.input[0].type.tensor_type.shape.dim
+        for d in fix_shapes(model, {"x": (1, 3, 9, 9)})
+        .proto.graph.input[0]
+        .type.tensor_type.shape.dim
     ] == [1, 3, 9, 9]
     assert model.proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param == "height"
 
@@ -54,7 +63,7 @@ def test_random_inputs_are_seeded_and_of_the_right_type() -> None:
 @pytest.mark.parametrize("bad", [{"threads": 0}, {"precision": "f8"}, {"level": "most"}])
 def test_options_that_make_no_sense_are_errors(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        Options(**bad)  # type: ignore[arg-type]
+        EngineOptions(**bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

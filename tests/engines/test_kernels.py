@@ -8,14 +8,14 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import LayerTime, Options, random_feeds, static_inputs
+from onnxprune.engines.base import EngineOptions, LayerTime, random_feeds, static_inputs
 from onnxprune.engines.kernels import CONTRACTIONS, middle_mean
 from onnxprune.ir.io import Model, load
 
 
 def profile(model: Model, level: str = "all") -> tuple[LayerTime, ...]:
     feeds = random_feeds(static_inputs(model, {}))
-    with ENGINES.get("onnxruntime").compile(model, Options(level=level)) as compiled:
+    with ENGINES.get("onnxruntime").compile(model, EngineOptions(level=level)) as compiled:
         return compiled.profile(feeds, 3)
 
 

@@ -8,7 +8,7 @@ from engine_nets import residual
 
 from onnxprune.analysis.walk import analyze
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Compiled, Options
+from onnxprune.engines.base import Compiled, EngineOptions
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 
@@ -26,8 +26,8 @@ def test_computed_latency_is_that_of_the_cut_model() -> None:
     with Probe(engine, ANALYSIS, schedule=SHORT) as probe:
         half = probe(kept(16))
         with (
-            engine.compile(residual(16), Options()) as small,
-            engine.compile(residual(32), Options()) as large,
+            engine.compile(residual(16), EngineOptions()) as small,
+            engine.compile(residual(32), EngineOptions()) as large,
         ):
             assert half == pytest.approx(small.sample({}, 1)[0])
             assert probe.original_ms == probe({}) == large.sample({}, 1)[0]

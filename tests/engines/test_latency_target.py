@@ -10,7 +10,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options
+from onnxprune.engines.base import EngineOptions
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import TargetError
@@ -40,7 +40,7 @@ def plan(share: float, round_to: int, budgets: dict[str, float] | None = None):
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_the_cut_model_meets_it_and_no_smaller_cut_would(share: float, round_to: int) -> None:
     found, probe = plan(share, round_to)
-    with ENGINE.compile(cut(ANALYSIS, found), Options()) as compiled:
+    with ENGINE.compile(cut(ANALYSIS, found), EngineOptions()) as compiled:
         assert compiled.sample({}, 1)[0] <= share * probe.original_ms
     assert all(len(channels) % round_to == 0 for channels in found.kept.values())
     sizes = {name: len(channels) for name, channels in found.kept.items()}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper, shape_inference
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options
+from onnxprune.engines.base import EngineOptions
 from onnxprune.engines.cost.layers import (
     LatencyCache,
     LayerSpec,
@@ -103,7 +103,7 @@ def test_spec_of_a_node() -> None:
 def test_time_is_positive_and_comes_from_the_cache_the_second_time(
     name: str, tmp_path: Path
 ) -> None:
-    engine, options = ENGINES.get("onnxruntime"), Options()
+    engine, options = ENGINES.get("onnxruntime"), EngineOptions()
     first = time_layer(engine, SPECS[name], options, LatencyCache(tmp_path / "new"))
     assert first > 0
     assert time_layer(_Refuses(), SPECS[name], options, LatencyCache(tmp_path / "new")) == first
@@ -127,7 +127,7 @@ def test_a_key_differs_where_the_time_may() -> None:
     keys = {
         cache_key(engine, s, o)
         for s in (spec, spec.resized(4, 12), dataclasses.replace(spec, bias=False))
-        for o in (Options(), Options(threads=2), Options(level="off"))
+        for o in (EngineOptions(), EngineOptions(threads=2), EngineOptions(level="off"))
     }
     assert len(keys) == 9
 
@@ -183,7 +183,7 @@ def test_the_staircase_of_onnxruntime_is_seen(tmp_path: Path) -> None:
     for layer, least in ((spec, 1.3), (depthwise, 2.0)):
         odd, even = (
             min(
-                time_layer(ENGINES.get("onnxruntime"), layer.resized(width, width), Options())
+                time_layer(ENGINES.get("onnxruntime"), layer.resized(width, width), EngineOptions())
                 for _ in range(3)
             )
             for width in (31, 32)

@@ -11,7 +11,7 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options
+from onnxprune.engines.base import EngineOptions
 from onnxprune.errors import EngineError
 
 ALL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -37,7 +37,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_cuda_is_asked_for_by_name(opened: list[Any]) -> None:
     engine = ENGINES.get("onnxruntime-cuda")
     assert engine.available() is None
-    with engine.compile(residual(), Options(precision="f16")) as compiled:
+    with engine.compile(residual(), EngineOptions(precision="f16")) as compiled:
         assert compiled.outputs == ("y",)
     assert opened == [["CUDAExecutionProvider"]]
 
@@ -46,7 +46,7 @@ def test_tensorrt_gets_precision_and_caches_and_falls_back_to_cuda(
     opened: list[Any], tmp_path: Path
 ) -> None:
     ENGINES.get("onnxruntime-tensorrt").compile(
-        residual(), Options(precision="int8", cache=tmp_path)
+        residual(), EngineOptions(precision="int8", cache=tmp_path)
     )
     ((first, settings), second) = opened[0]
     assert (first, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
@@ -70,7 +70,7 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(
         lambda *_, **__: SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]),
     )
     with pytest.raises(EngineError, match="fell back to CPUExecutionProvider"):
-        ENGINES.get(name).compile(residual(), Options())
+        ENGINES.get(name).compile(residual(), EngineOptions())
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Engine, Options
+from onnxprune.engines.base import Engine, EngineOptions
 from onnxprune.engines.cost.contractions import Contraction, contractions
 from onnxprune.engines.cost.systolic import (
     PRESETS,
-    Array,
+    MacArray,
     compute_cycles,
     estimate,
     estimate_layer,
     preset,
-    square,
+    square_array,
 )
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, load
@@ -81,7 +81,7 @@ def test_equals_scale_sim_to_its_one_cycle_a_layer(width: int) -> None:
     assert result.compute_cycles - len(result.layers) == SCALE_SIM_CYCLES[width]
 
 
-def folded(array: Array, layer: Contraction) -> int:
+def folded(array: MacArray, layer: Contraction) -> int:
     """The same by walking the folds one by one: load R rows, stream m, drain the diagonals."""
     total = 0
     for _ in range(layer.groups):
@@ -100,7 +100,7 @@ def folded(array: Array, layer: Contraction) -> int:
 def test_closed_form_equals_walking_the_folds(
     m: int, k: int, n: int, groups: int, rows: int, columns: int
 ) -> None:
-    array, layer = Array("a", rows, columns), Contraction("l", "Gemm", m, k, n, groups)
+    array, layer = MacArray("a", rows, columns), Contraction("l", "Gemm", m, k, n, groups)
     assert compute_cycles(array, layer) == folded(array, layer)
 
 
@@ -200,7 +200,7 @@ def test_unknown_arrays_name_the_nearest() -> None:
     with pytest.raises(UsageError, match="dpu-b4096"):
         preset("dpu-b4069")
     with pytest.raises(UsageError, match="positive"):
-        square(0)
+        square_array(0)
 
 
 def test_every_preset_is_an_engine() -> None:
@@ -212,7 +212,7 @@ def test_every_preset_is_an_engine() -> None:
 
 def test_engine_says_what_the_estimate_says_and_runs_like_the_reference() -> None:
     model = resnet8(8)
-    compiled = ENGINES.get("systolic16").compile(model, Options())
+    compiled = ENGINES.get("systolic16").compile(model, EngineOptions())
     expected = estimate(model, preset("systolic16"))
     assert compiled.sample({}, 3) == [expected.latency_ms] * 3
     assert sum(layer.time_ms for layer in compiled.profile({}, 1)) == pytest.approx(
@@ -240,10 +240,12 @@ def test_size_clock_and_bus_are_parameters_of_the_name() -> None:
         dataclasses.replace(wider, name="gemmini", bandwidth_bytes=16.0) == PRESETS["gemmini"]
         and wider.bandwidth_bytes == 4
     )
-    assert ENGINES.get("systolic20").array == dataclasses.replace(square(20), name="systolic20")
+    assert ENGINES.get("systolic20").array == dataclasses.replace(
+        square_array(20), name="systolic20"
+    )
     model = resnet8(16)
     fast, slow = (
-        ENGINES.get(name).compile(model, Options()).sample({}, 1)[0]
+        ENGINES.get(name).compile(model, EngineOptions()).sample({}, 1)[0]
         for name in ("systolic16", "systolic16-500mhz")
     )
     assert slow == 2 * fast

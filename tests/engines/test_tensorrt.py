@@ -12,7 +12,7 @@ from fake_tensorrt import FakeCuda, module
 from onnx import TensorProto
 
 from onnxprune.engines import ENGINES, cuda, tensorrt
-from onnxprune.engines.base import Options, fixed, random_feeds, static_inputs
+from onnxprune.engines.base import EngineOptions, fix_shapes, random_feeds, static_inputs
 from onnxprune.engines.bench import difference
 from onnxprune.engines.tensorrt import TensorRtModel, build
 from onnxprune.engines.trt_layers import layer_times
@@ -23,7 +23,7 @@ from onnxprune.ir.quantize import quantize
 HALF_AGREES = 0.01  # 11 bits of mantissa through a dozen layers
 TF32_AGREES = 1e-3
 INT8_AGREES = 0.05  # ties may round to the other neighbor
-MODEL = fixed(residual(16), {})
+MODEL = fix_shapes(residual(16), {})
 TENSORS = {"x": (True, (1, 3, 12, 12)), "y": (False, (1, 10))}
 
 
@@ -39,7 +39,7 @@ def test_precision_is_by_flag_on_10_and_by_graph_on_11(
     major: int, precision: str, flags: set[str]
 ) -> None:
     trt = module(major, FakeCuda())
-    assert build(trt, MODEL, Options(precision=precision)) == b"plan"
+    assert build(trt, MODEL, EngineOptions(precision=precision)) == b"plan"
     assert {flag for call, flag in trt.calls if call == "set_flag"} == (
         flags if major == 10 else set()
     )
@@ -53,10 +53,10 @@ def test_precision_is_by_flag_on_10_and_by_graph_on_11(
 def test_bfloat16_needs_version_10(major: int) -> None:
     trt = module(major, FakeCuda())
     if major == 10:
-        assert build(trt, MODEL, Options(precision="bf16")) == b"plan"
+        assert build(trt, MODEL, EngineOptions(precision="bf16")) == b"plan"
     else:
         with pytest.raises(EngineError, match="bfloat16 graph"):
-            build(trt, MODEL, Options(precision="bf16"))
+            build(trt, MODEL, EngineOptions(precision="bf16"))
 
 
 def test_refusal_carries_the_parser_s_words() -> None:
@@ -66,12 +66,12 @@ def test_refusal_carries_the_parser_s_words() -> None:
         build(
             module(10, FakeCuda(), refuse="no importer for NoSuchOperator\nat node 3"),
             MODEL,
-            Options(),
+            EngineOptions(),
         )
 
 
 def test_timing_cache_is_kept_and_one_of_another_device_dropped(tmp_path: Path) -> None:
-    trt, options = module(11, FakeCuda()), Options(cache=tmp_path / "made")
+    trt, options = module(11, FakeCuda()), EngineOptions(cache=tmp_path / "made")
     build(trt, MODEL, options)
     (file,) = (tmp_path / "made").iterdir()
     assert file.read_bytes() == b"+"
@@ -90,7 +90,7 @@ def test_a_model_runs_times_and_profiles(
     monkeypatch.setitem(sys.modules, "tensorrt", module(major, device, tensors=TENSORS))
     monkeypatch.setattr(cuda, "open_cuda", lambda: device)
     feeds = random_feeds(static_inputs(MODEL, {}))
-    with TensorRtModel(MODEL, b"plan", Options()) as compiled:
+    with TensorRtModel(MODEL, b"plan", EngineOptions()) as compiled:
         assert np.array_equal(compiled.run(feeds)["y"], np.full((1, 10), 3, np.float32))
         assert compiled.sample(feeds, 4) == [0.5] * 4
         assert (device.captured, device.launched) == ((1, 4) if graphs else (0, 0))
@@ -114,7 +114,7 @@ def test_an_output_whose_size_depends_on_data_is_refused(monkeypatch: pytest.Mon
     )
     monkeypatch.setattr(cuda, "open_cuda", lambda: device)
     with pytest.raises(EngineError, match="depends on the data"):
-        TensorRtModel(MODEL, b"plan", Options())
+        TensorRtModel(MODEL, b"plan", EngineOptions())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_half_graph_computes_nearly_the_same() -> None:
     feeds = random_feeds(static_inputs(MODEL, {}))
     outputs = []
     for model in (MODEL, to_half(MODEL)):
-        with ENGINES.get("onnxruntime").compile(model, Options()) as compiled:
+        with ENGINES.get("onnxruntime").compile(model, EngineOptions()) as compiled:
             outputs.append(compiled.run(feeds))
     assert 0 < difference(outputs[1], outputs[0]) <= HALF_AGREES
 
@@ -199,9 +199,9 @@ def test_on_a_gpu(name: str, precision: str, limit: float, tmp_path: Path) -> No
     if (reason := engine.available()) is not None:
         pytest.skip(reason)
     feeds = random_feeds(static_inputs(MODEL, {}))
-    with ENGINES.get("onnxruntime").compile(MODEL, Options(level="off")) as compiled:
+    with ENGINES.get("onnxruntime").compile(MODEL, EngineOptions(level="off")) as compiled:
         expected = compiled.run(feeds)
-    with engine.compile(MODEL, Options(precision=precision, cache=tmp_path)) as compiled:
+    with engine.compile(MODEL, EngineOptions(precision=precision, cache=tmp_path)) as compiled:
         assert difference(compiled.run(feeds), expected) <= limit
         assert min(compiled.sample(feeds, 20)) > 0
         layers = compiled.profile(feeds, 5)
@@ -217,9 +217,9 @@ def test_a_graph_with_quantizers_runs_in_int8_on_a_gpu(name: str) -> None:
         pytest.skip(reason)
     feeds = random_feeds(static_inputs(MODEL, {}))
     model = quantize(MODEL, feeds, qdq=True)
-    with ENGINES.get("onnxruntime").compile(model, Options(level="off")) as compiled:
+    with ENGINES.get("onnxruntime").compile(model, EngineOptions(level="off")) as compiled:
         expected = compiled.run(feeds)
-    with engine.compile(model, Options(precision="int8")) as compiled:
+    with engine.compile(model, EngineOptions(precision="int8")) as compiled:
         assert difference(compiled.run(feeds), expected) <= INT8_AGREES
 
 
@@ -231,5 +231,5 @@ def test_graphs_of_the_driver_time_beside_pycuda_on_a_gpu(monkeypatch: pytest.Mo
         pytest.skip(reason)
     monkeypatch.setattr(cuda, "open_cuda", cuda.PyCuda)
     feeds = random_feeds(static_inputs(MODEL, {}))
-    with engine.compile(MODEL, Options()) as compiled:
+    with engine.compile(MODEL, EngineOptions()) as compiled:
         assert min(compiled.sample(feeds, 20)) > 0

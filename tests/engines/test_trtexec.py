@@ -12,7 +12,7 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.engines import trtexec
-from onnxprune.engines.base import Options, fixed, random_feeds, static_inputs
+from onnxprune.engines.base import EngineOptions, fix_shapes, random_feeds, static_inputs
 from onnxprune.engines.trtexec import ENGINE, TrtExecModel, precision_flags, release, values
 from onnxprune.errors import EngineError
 
@@ -64,11 +64,11 @@ def commands(folder: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize(("flags", "wanted"), [(FLAGS_10, ["--fp16"]), (FLAGS_11, [])])
 def test_the_whole_round(flags: str, wanted: list[str], tmp_path: Path) -> None:
-    model = fixed(residual(16), {})
+    model = fix_shapes(residual(16), {})
     feeds = random_feeds(static_inputs(model, {}))
     program = stand_in(tmp_path, flags=flags)
     with TrtExecModel(
-        str(program), model, Options(precision="f16", cache=tmp_path / "cache")
+        str(program), model, EngineOptions(precision="f16", cache=tmp_path / "cache")
     ) as compiled:
         assert np.array_equal(compiled.run(feeds)["y"], np.arange(10, dtype=np.float32)[None])
         assert compiled.sample(feeds, 3) == [2.0] * 3, "warm-up rows are dropped"
@@ -91,7 +91,7 @@ def test_refusal_is_trtexec_s_own_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         EngineError, match="trtexec refuses the model: .*no importer for NoSuchOperator"
     ):
-        TrtExecModel(str(program), fixed(residual(16), {}), Options())
+        TrtExecModel(str(program), fix_shapes(residual(16), {}), EngineOptions())
 
 
 @pytest.mark.parametrize(

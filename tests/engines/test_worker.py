@@ -11,7 +11,7 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options, random_feeds, static_inputs
+from onnxprune.engines.base import EngineOptions, random_feeds, static_inputs
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
 
@@ -20,8 +20,8 @@ def test_same_outputs_as_in_this_process() -> None:
     model = residual()
     feeds = random_feeds(static_inputs(model, {}))
     with (
-        ENGINES.get("onnxruntime").compile(model, Options()) as here,
-        Worker("onnxruntime", model, Options()) as there,
+        ENGINES.get("onnxruntime").compile(model, EngineOptions()) as here,
+        Worker("onnxruntime", model, EngineOptions()) as there,
     ):
         assert np.array_equal(here.run(feeds)["y"], there.run(feeds)["y"])
         other = {"x": feeds["x"] + 1}
@@ -40,13 +40,13 @@ def test_a_refused_model_is_the_engine_s_sentence(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"not a model")
     with pytest.raises(EngineError, match="onnxruntime refuses the model"):
-        Worker("onnxruntime", path, Options())
+        Worker("onnxruntime", path, EngineOptions())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_a_crash_is_an_error_that_names_the_signal() -> None:
     model = residual()
-    with Worker("onnxruntime", model, Options()) as worker:
+    with Worker("onnxruntime", model, EngineOptions()) as worker:
         os.kill(worker._process.pid, signal.SIGSEGV)
         with pytest.raises(EngineError, match="SIGSEGV during feed"):
             worker.run(random_feeds(static_inputs(model, {})))
@@ -57,5 +57,5 @@ def test_a_crash_is_an_error_that_names_the_signal() -> None:
 )
 def test_pinned_to_the_cores_asked_for() -> None:
     core = min(os.sched_getaffinity(0))
-    with Worker("onnxruntime", residual(), Options(cores=(core,))) as worker:
+    with Worker("onnxruntime", residual(), EngineOptions(cores=(core,))) as worker:
         assert os.sched_getaffinity(worker._process.pid) == {core}

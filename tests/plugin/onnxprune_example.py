@@ -12,7 +12,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.rules import Rule
 from onnxprune.criteria.base import Context, per_channel
 from onnxprune.data.inputs import Inputs
-from onnxprune.engines.base import Compiled, Options, Source
+from onnxprune.engines.base import Compiled, EngineOptions, Source
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Labels, Metric, Outputs
@@ -78,7 +78,7 @@ class SessionEngine:
     def version(self) -> str:
         return "1.0"
 
-    def compile(self, source: Source, options: Options) -> Compiled:
+    def compile(self, source: Source, options: EngineOptions) -> Compiled:
         return _Compiled(source if isinstance(source, Model) else load(source))
 
     def limits(self) -> Mapping[str, str]:

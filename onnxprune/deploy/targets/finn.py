@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import Files, Node, Option, Prepared, Result, Samples, Target, script
+from onnxprune.deploy.bundle import (
+    Files,
+    GraphNode,
+    HandoffTarget,
+    PreparedModel,
+    Samples,
+    TargetOption,
+    TargetResult,
+    script,
+)
 from onnxprune.deploy.targets.qonnx import is_qonnx, quantized
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx
@@ -77,7 +86,7 @@ def folding(
     )
 
 
-def layer_folding(node: Node, budget_cycles: int) -> Folding | None:
+def layer_folding(node: GraphNode, budget_cycles: int) -> Folding | None:
     """Of a convolution or fully connected layer; None for what has no matrix unit."""
     channels, shape = node.channels, node.out_shape
     if channels is None or shape is None:
@@ -89,7 +98,9 @@ def layer_folding(node: Node, budget_cycles: int) -> Folding | None:
     return folding(taps * channels[0], channels[1], positions, budget_cycles, channels[0])
 
 
-def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
+def files(
+    models: Sequence[PreparedModel], options: Mapping[str, str], samples: Samples | None
+) -> Files:
     """dataflow_build_config.json and a folding configuration a model."""
     try:
         clock_ns, frames = float(options["clock-ns"]), float(options["target-fps"])
@@ -142,7 +153,7 @@ def _bits(options: Mapping[str, str], name: str) -> int:
 
 
 def folding_config(
-    model: Prepared, budget_cycles: int, style: str
+    model: PreparedModel, budget_cycles: int, style: str
 ) -> dict[str, dict[str, int | str]]:
     """FINN's folding JSON: one entry a matrix-vector unit (MVAU), depthwise unit (VVAU) and sliding window, by running number.
 
@@ -175,7 +186,7 @@ def folding_config(
     return found
 
 
-def parse(results: Path, model: str) -> Result:
+def parse(results: Path, model: str) -> TargetResult:
     """Cycles, throughput and resources out of FINN's estimate (or, where it was built, RTL simulation) reports."""
     network = load_json(
         results / f"{model}.estimate_network_performance.json", f"FINN's estimate for {model}"
@@ -197,12 +208,12 @@ def parse(results: Path, model: str) -> Result:
         }
     slowest = network.get("max_cycles_node_name")
     by_layer = numbers(load_json(layers, "layer cycles")) if layers.is_file() else {}
-    return Result(
+    return TargetResult(
         model, figures, by_layer, "cycles", (f"slowest layer: {slowest}",) if slowest else ()
     )
 
 
-def _whole(model: Prepared) -> Iterator[tuple[str, str]]:
+def _whole(model: PreparedModel) -> Iterator[tuple[str, str]]:
     if not is_qonnx(model.model):
         yield (
             "note",
@@ -213,7 +224,7 @@ def _whole(model: Prepared) -> Iterator[tuple[str, str]]:
         )
 
 
-def _foldable(node: Node) -> Iterator[tuple[str, str]]:
+def _foldable(node: GraphNode) -> Iterator[tuple[str, str]]:
     channels = node.channels
     for side, count in zip(("input", "output"), channels or (), strict=False):
         choices = divisors(count)
@@ -235,7 +246,7 @@ _CONV = (
     limits.symmetric_pads("note"),
     _foldable,
 )
-TARGET = Target(
+TARGET = HandoffTarget(
     name="finn",
     title="FINN",
     script="finn",
@@ -269,14 +280,16 @@ TARGET = Target(
     whole=_whole,
     parse=parse,
     options={
-        "target-fps": Option("1000", "images a second that the folding aims at"),
-        "clock-ns": Option("5", "clock period"),
-        "board": Option("ZCU104", "FINN's name of the board"),
-        "weight-bits": Option("4", "of the rounded copy, 2 to 8"),
-        "activation-bits": Option("4", "of the rounded copy, 2 to 8"),
-        "style": Option("hls", "implementation of the matrix units", ("hls", "rtl")),
-        "steps": Option("estimate", "estimates only, or synthesis too", ("estimate", "build")),
-        "finn-root": Option("", "checkout of FINN; default: FINN_ROOT"),
+        "target-fps": TargetOption("1000", "images a second that the folding aims at"),
+        "clock-ns": TargetOption("5", "clock period"),
+        "board": TargetOption("ZCU104", "FINN's name of the board"),
+        "weight-bits": TargetOption("4", "of the rounded copy, 2 to 8"),
+        "activation-bits": TargetOption("4", "of the rounded copy, 2 to 8"),
+        "style": TargetOption("hls", "implementation of the matrix units", ("hls", "rtl")),
+        "steps": TargetOption(
+            "estimate", "estimates only, or synthesis too", ("estimate", "build")
+        ),
+        "finn-root": TargetOption("", "checkout of FINN; default: FINN_ROOT"),
     },
     files=files,
     rewrite=for_qonnx,

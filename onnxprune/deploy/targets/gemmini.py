@@ -8,14 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import Files, Node, Option, Prepared, Result, Samples, Target
+from onnxprune.deploy.bundle import (
+    Files,
+    GraphNode,
+    HandoffTarget,
+    PreparedModel,
+    Samples,
+    TargetOption,
+    TargetResult,
+)
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.engines.cost.systolic import estimate, preset
 from onnxprune.ir.io import to_bytes
 from onnxprune.ir.quantize import is_quantized, quantize
 
 
-def parse(results: Path, model: str) -> Result:
+def parse(results: Path, model: str) -> TargetResult:
     """Cycles of one inference."""
     found = numbers(load_json(results / f"{model}.json", f"Gemmini's result for {model}"))
     notes = (
@@ -25,10 +33,12 @@ def parse(results: Path, model: str) -> Result:
         if found.get("systolic_calls") == 0
         else ()
     )
-    return Result(model, found, notes=notes)
+    return TargetResult(model, found, notes=notes)
 
 
-def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
+def files(
+    models: Sequence[PreparedModel], options: Mapping[str, str], samples: Samples | None
+) -> Files:
     """estimate.json: cycles by layer on a 16 x 16 array; int8 copies of the models where there are inputs to find ranges by."""
     array = preset("gemmini")
     found = {}
@@ -53,7 +63,7 @@ def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Sampl
     }
 
 
-def _depthwise(node: Node) -> Iterator[tuple[str, str]]:
+def _depthwise(node: GraphNode) -> Iterator[tuple[str, str]]:
     if node.depthwise:
         yield "slow", "depthwise: one column of the array works"
     elif node.get("group", 1) > 1:
@@ -69,7 +79,7 @@ _CONV = (
 )
 
 
-def _integers(model: Prepared) -> Iterator[tuple[str, str]]:
+def _integers(model: PreparedModel) -> Iterator[tuple[str, str]]:
     if not is_quantized(model.model):
         yield (
             "note",
@@ -77,7 +87,7 @@ def _integers(model: Prepared) -> Iterator[tuple[str, str]]:
         )
 
 
-TARGET = Target(
+TARGET = HandoffTarget(
     name="gemmini",
     title="Gemmini",
     script="gemmini",
@@ -104,11 +114,11 @@ TARGET = Target(
     whole=_integers,
     parse=parse,
     options={
-        "mode": Option(
+        "mode": TargetOption(
             "1", "0 = CPU, 1 = output stationary, 2 = weight stationary", ("0", "1", "2")
         ),
-        "runner": Option("ort_test", "onnxruntime-riscv's runner"),
-        "spike": Option(
+        "runner": TargetOption("ort_test", "onnxruntime-riscv's runner"),
+        "spike": TargetOption(
             "yes", "simulate with spike; no = this machine has the array", ("yes", "no")
         ),
     },

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import Files, Node, Option, Prepared, Result, Samples, Target
+from onnxprune.deploy.bundle import (
+    Files,
+    GraphNode,
+    HandoffTarget,
+    PreparedModel,
+    Samples,
+    TargetOption,
+    TargetResult,
+)
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx
 from onnxprune.errors import DataError
@@ -32,7 +40,7 @@ _FIELDS = {
 }
 
 
-def parse(results: Path, model: str) -> Result:
+def parse(results: Path, model: str) -> TargetResult:
     """Agreement with onnxruntime, and cycles and resources where the model was synthesized."""
     figures = numbers(load_json(results / f"{model}.json", f"hls4ml's result for {model}"))
     report = results / f"{model}.csynth.xml"
@@ -43,7 +51,7 @@ def parse(results: Path, model: str) -> Result:
         notes.append(
             f"names onnxruntime's class on {same:.0%} of the inputs only: too few bits (precision), or an operator in the wrong layout"
         )
-    return Result(
+    return TargetResult(
         model,
         figures
         | (
@@ -86,7 +94,9 @@ def parse_synthesis(text: str) -> dict[str, float]:
     return found
 
 
-def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Samples | None) -> Files:
+def files(
+    models: Sequence[PreparedModel], options: Mapping[str, str], samples: Samples | None
+) -> Files:
     """hls4ml.json: what run.py lays over hls4ml's own configuration, by layer where more multipliers than can be unrolled are asked for."""
     config: dict[str, Any] = {
         "Model": {"Precision": options["precision"], "Strategy": options["strategy"]},
@@ -97,7 +107,7 @@ def files(models: Sequence[Prepared], options: Mapping[str, str], samples: Sampl
     return {"hls4ml.json": (json.dumps(config, indent=1) + "\n").encode()}
 
 
-def _factors(prepared: Prepared, asked: int) -> dict[str, dict[str, int]]:
+def _factors(prepared: PreparedModel, asked: int) -> dict[str, dict[str, int]]:
     """Reuse factor by layer, under the names that qonnx gives: operator and running number, a Gemm counting as MatMul."""
     seen: Counter[str] = Counter()
     found = {}
@@ -128,7 +138,7 @@ def reuse(inputs: int, outputs: int, asked: int) -> int:
     return min(valid, key=lambda r: (abs(r - asked), r))
 
 
-def _unrolled(node: Node) -> Iterator[tuple[str, str]]:
+def _unrolled(node: GraphNode) -> Iterator[tuple[str, str]]:
     channels = node.channels
     if channels is None:
         return
@@ -140,7 +150,7 @@ def _unrolled(node: Node) -> Iterator[tuple[str, str]]:
         )
 
 
-def _joins(node: Node) -> Iterator[tuple[str, str]]:
+def _joins(node: GraphNode) -> Iterator[tuple[str, str]]:
     shape = node.out_shape
     if (
         shape is not None
@@ -153,7 +163,7 @@ def _joins(node: Node) -> Iterator[tuple[str, str]]:
         )
 
 
-TARGET = Target(
+TARGET = HandoffTarget(
     name="hls4ml",
     title="hls4ml",
     script="hls4ml",
@@ -195,16 +205,18 @@ TARGET = Target(
     },
     parse=parse,
     options={
-        "precision": Option("fixed<16,6>", "default type of weights and activations"),
-        "reuse": Option("1", "multiplications each multiplier does in turn"),
-        "strategy": Option("Latency", "unrolled, or with a reuse factor", ("Latency", "Resource")),
-        "io": Option(
+        "precision": TargetOption("fixed<16,6>", "default type of weights and activations"),
+        "reuse": TargetOption("1", "multiplications each multiplier does in turn"),
+        "strategy": TargetOption(
+            "Latency", "unrolled, or with a reuse factor", ("Latency", "Resource")
+        ),
+        "io": TargetOption(
             "io_parallel", "arrays or streams between layers", ("io_parallel", "io_stream")
         ),
-        "backend": Option("Vitis", "code for this tool", ("Vitis", "Vivado")),
-        "part": Option("xcu250-figd2104-2L-e", "device"),
-        "clock-ns": Option("5", "clock period"),
-        "synthesize": Option(
+        "backend": TargetOption("Vitis", "code for this tool", ("Vitis", "Vivado")),
+        "part": TargetOption("xcu250-figd2104-2L-e", "device"),
+        "clock-ns": TargetOption("5", "clock period"),
+        "synthesize": TargetOption(
             "auto", "run Vitis HLS: where it is on PATH, always, never", ("auto", "yes", "no")
         ),
     },

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import Node, Option, Result, Target
+from onnxprune.deploy.bundle import GraphNode, HandoffTarget, TargetOption, TargetResult
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import whole_image_pool
 
 
-def parse(results: Path, model: str) -> Result:
+def parse(results: Path, model: str) -> TargetResult:
     """Cycles, agreement with onnxruntime, and whether the hardware equals its integer model."""
     found = numbers(load_json(results / f"{model}.json", f"NNgen's result for {model}"))
     wrong = found.get("outputs_wrong", 0.0)
@@ -23,10 +23,10 @@ def parse(results: Path, model: str) -> Result:
         if wrong
         else ()
     )
-    return Result(model, found, notes=notes)
+    return TargetResult(model, found, notes=notes)
 
 
-def _whole_steps(node: Node) -> Iterator[tuple[str, str]]:
+def _whole_steps(node: GraphNode) -> Iterator[tuple[str, str]]:
     if node.get("strides") != node.get("kernel_shape"):
         yield (
             "unsupported",
@@ -34,7 +34,7 @@ def _whole_steps(node: Node) -> Iterator[tuple[str, str]]:
         )
 
 
-def _pads(node: Node) -> Iterator[tuple[str, str]]:
+def _pads(node: GraphNode) -> Iterator[tuple[str, str]]:
     pads = node.get("pads", ())
     if len(set(pads)) > 1:
         yield (
@@ -45,13 +45,13 @@ def _pads(node: Node) -> Iterator[tuple[str, str]]:
         yield "unsupported", f"auto_pad {node.get('auto_pad')}"
 
 
-def _transposed(node: Node) -> Iterator[tuple[str, str]]:
+def _transposed(node: GraphNode) -> Iterator[tuple[str, str]]:
     if not node.get("transB", 0):
         yield "unsupported", "Gemm without transB: NNgen takes the weight as (out, in)"
 
 
 _POOL = (limits.rank(4), _pads)
-TARGET = Target(
+TARGET = HandoffTarget(
     name="nngen",
     title="NNgen",
     script="nngen",
@@ -100,11 +100,11 @@ TARGET = Target(
     },
     parse=parse,
     options={
-        "bits": Option("8", "width of weights and activations", ("8", "16")),
-        "par-ich": Option("1", "input channels in parallel"),
-        "par-och": Option("1", "output channels in parallel"),
-        "samples": Option("16", "inputs that the shifts are found on"),
-        "simulate": Option("yes", "count cycles with Icarus Verilog", ("yes", "no")),
+        "bits": TargetOption("8", "width of weights and activations", ("8", "16")),
+        "par-ich": TargetOption("1", "input channels in parallel"),
+        "par-och": TargetOption("1", "output channels in parallel"),
+        "samples": TargetOption("16", "inputs that the shifts are found on"),
+        "simulate": TargetOption("yes", "count cycles with Icarus Verilog", ("yes", "no")),
     },
     rewrite=whole_image_pool,
     sources=("https://github.com/NNgen/nngen (nngen/onnx)",),

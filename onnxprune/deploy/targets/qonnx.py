@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.deploy.bundle import Prepared, Samples
+from onnxprune.deploy.bundle import PreparedModel, Samples
 from onnxprune.ir.edit import add_initializer, replace_nodes
 from onnxprune.ir.io import Model
 from onnxprune.ir.node_inference import QONNX_DOMAINS, QONNX_OPS
@@ -23,7 +23,7 @@ def is_qonnx(model: Model) -> bool:
 
 
 def quantized(
-    prepared: Prepared, samples: Samples | None, weight_bits: int, activation_bits: int
+    prepared: PreparedModel, samples: Samples | None, weight_bits: int, activation_bits: int
 ) -> Model:
     """A copy with Quant nodes on the inputs (8 bits), on the weights of layers, and behind every Relu and Clip; one scale a tensor.
 
@@ -84,10 +84,10 @@ def quantized(
 
 
 def _ranges(
-    prepared: Prepared, samples: Samples | None, tensors: list[str]
+    prepared: PreparedModel, samples: Samples | None, tensors: list[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Largest absolute value and least value of the inputs and of `tensors`."""
-    samples = prepared.invented(RANGE_SAMPLES) if samples is None else samples
+    samples = prepared.random_samples(RANGE_SAMPLES) if samples is None else samples
     session = Session(prepared.model, tensors) if tensors else None
     largest: dict[str, float] = {}
     least: dict[str, float] = {}

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import Node, Option, Result, Target
+from onnxprune.deploy.bundle import GraphNode, HandoffTarget, TargetOption, TargetResult
 from onnxprune.errors import DataError
 
 
-def parse(results: Path, model: str) -> Result:
+def parse(results: Path, model: str) -> TargetResult:
     """Cycles, latency and memory out of Vela's summary, and cycles by layer where its per-layer table is there."""
     path = results / f"{model}.summary.csv"
     if not path.is_file():
@@ -23,7 +23,7 @@ def parse(results: Path, model: str) -> Result:
         if layers.is_file()
         else {}
     )
-    return Result(
+    return TargetResult(
         model, parse_summary(path.read_text(encoding="utf-8", errors="replace")), by_layer, "cycles"
     )
 
@@ -81,7 +81,7 @@ _COLUMNS = (
 )
 
 
-def _kernel(node: Node) -> Iterator[tuple[str, str]]:
+def _kernel(node: GraphNode) -> Iterator[tuple[str, str]]:
     """Vela's supported operators: height up to 64, height x width up to 4096, strides up to 3."""
     kernel = node.kernel
     if kernel and (kernel[0] > 64 or kernel[0] * kernel[-1] > 64 * 64):
@@ -99,7 +99,7 @@ _CONV = (
     limits.channels_multiple(16),
 )
 _POOL = (limits.rank(4, "fallback"), limits.stride_at_most(3, "fallback"), _kernel)
-TARGET = Target(
+TARGET = HandoffTarget(
     name="vela",
     title="Ethos-U",
     script="vela",
@@ -150,7 +150,7 @@ TARGET = Target(
     otherwise="fallback",
     parse=parse,
     options={
-        "accelerator": Option(
+        "accelerator": TargetOption(
             "ethos-u55-128",
             "Vela's name of the accelerator",
             (
@@ -162,7 +162,7 @@ TARGET = Target(
                 "ethos-u65-512",
             ),
         ),
-        "tflite": Option(
+        "tflite": TargetOption(
             "", "folder with original.tflite and pruned.tflite, to leave out the conversion"
         ),
     },

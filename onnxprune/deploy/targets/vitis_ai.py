@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import Node, Option, Result, Target
+from onnxprune.deploy.bundle import GraphNode, HandoffTarget, TargetOption, TargetResult
 from onnxprune.engines.cost.systolic import PRESETS
 from onnxprune.errors import DataError
 
@@ -15,7 +15,7 @@ _FPS = re.compile(r"FPS\s*[=:]\s*([\d.]+)")
 _COUNTS = re.compile(r"Total device subgraph number (\d+), DPU subgraph number (\d+)")
 
 
-def parse(results: Path, model: str) -> Result:
+def parse(results: Path, model: str) -> TargetResult:
     """Images a second where a DPU ran it, and how many parts the compiler cut it into."""
     compiled, timed = results / f"{model}.compile.log", results / f"{model}.benchmark.log"
     if not compiled.is_file() and not timed.is_file():
@@ -36,10 +36,10 @@ def parse(results: Path, model: str) -> Result:
         figures |= {"throughput_per_s": float(rates[-1]), "latency_ms": 1e3 / float(rates[-1])}
     else:
         notes.append("compiled only: run the folder once more on the board for times")
-    return Result(model, figures, notes=tuple(notes))
+    return TargetResult(model, figures, notes=tuple(notes))
 
 
-def _channel_parallel(node: Node) -> Iterator[tuple[str, str]]:
+def _channel_parallel(node: GraphNode) -> Iterator[tuple[str, str]]:
     """Widths against the largest DPU, whose multiple is 16; smaller ones have 8 to 14."""
     yield from limits.channels_multiple(PRESETS["dpu-b4096"].multiple)(node)
 
@@ -54,7 +54,7 @@ _CONV = (
 )
 _POOL = (limits.rank(4), limits.kernel_at_most(256), limits.stride_at_most(256))
 _CONFIGURED = (limits.always("note", "only where the IP is configured for it"),)
-TARGET = Target(
+TARGET = HandoffTarget(
     name="vitis-ai",
     title="DPUCZDX8G",
     script="vitis_ai",
@@ -96,10 +96,10 @@ TARGET = Target(
     otherwise="fallback",
     parse=parse,
     options={
-        "arch": Option(
+        "arch": TargetOption(
             "/opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json", "the DPU's arch.json"
         ),
-        "threads": Option("1", "of xdputil benchmark"),
+        "threads": TargetOption("1", "of xdputil benchmark"),
     },
     multiple=16,
     sources=(

@@ -13,7 +13,7 @@ from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import Options
+from onnxprune.engines.base import EngineOptions
 from onnxprune.engines.cost.layers import LatencyCache
 from onnxprune.engines.cost.savings import group_savings
 from onnxprune.ir.nodes import label
@@ -30,7 +30,7 @@ def channel_costs(
     cache: LatencyCache | None = None,
     threads: int = 1,
     kept: Mapping[str, Sequence[int]] | None = None,
-    options: Options | None = None,
+    options: EngineOptions | None = None,
     least: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """What one channel of each group costs: group -> float64 (size,). At the widths of `kept` where flops count, else at those of the analysis.
@@ -53,7 +53,7 @@ def channel_costs(
         return {
             g.name: np.maximum(_activations(analysis, g.name) / 1e6, _TINY) for g in analysis.groups
         }
-    timed, options = ENGINES.get(engine), options or Options(threads=threads)
+    timed, options = ENGINES.get(engine), options or EngineOptions(threads=threads)
     multiple = timed.channel_multiple(options.precision)
     steps = {
         g.name: max((g.size - 1) // multiple * multiple, (least or {}).get(g.name, 1), 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from onnxprune.engines.base import fixed
+from onnxprune.engines.base import fix_shapes
 from onnxprune.errors import ModelError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
@@ -71,7 +71,7 @@ def contractions(model: Model, shapes: Mapping[str, Sequence[int]] | None = None
     ModelError
         A layer's shape cannot be inferred.
     """
-    model = canonicalize(fixed(model, shapes or {}))
+    model = canonicalize(fix_shapes(model, shapes or {}))
     known = tensor_shapes(model)
     found, skipped = [], []
     for node in model.proto.graph.node:

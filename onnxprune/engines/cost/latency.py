@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.engines.base import DEFAULTS, Engine, Options, random_feeds, require, static_inputs
+from onnxprune.engines.base import (
+    DEFAULTS,
+    Engine,
+    EngineOptions,
+    random_feeds,
+    require,
+    static_inputs,
+)
 from onnxprune.engines.measure import Schedule, interleave
 from onnxprune.surgery.cut import cut
 
@@ -52,7 +59,7 @@ class Probe:
         self,
         engine: Engine,
         analysis: Analysis,
-        options: Options = DEFAULTS,
+        options: EngineOptions = DEFAULTS,
         *,
         feeds: Mapping[str, np.ndarray] | None = None,
         schedule: Schedule = PROBE,

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.engines.base import Compiled, Engine, Options, random_feeds, static_inputs
-from onnxprune.engines.cpu import describe
+from onnxprune.engines.base import Compiled, Engine, EngineOptions, random_feeds, static_inputs
+from onnxprune.engines.cpu import describe_cpu
 from onnxprune.errors import EngineError
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
@@ -198,12 +198,12 @@ class LatencyCache:
             return {}
 
 
-def cache_key(engine: Engine, spec: LayerSpec, options: Options) -> str:
+def cache_key(engine: Engine, spec: LayerSpec, options: EngineOptions) -> str:
     """Everything a layer's time depends on."""
     facts: Mapping[str, Any] = {
         "engine": engine.name,
         "version": engine.version(),
-        "cpu": describe(),
+        "cpu": describe_cpu(),
         "threads": options.threads,
         "precision": options.precision,
         "level": options.level,
@@ -213,7 +213,7 @@ def cache_key(engine: Engine, spec: LayerSpec, options: Options) -> str:
 
 
 def time_layer(
-    engine: Engine, spec: LayerSpec, options: Options, cache: LatencyCache | None = None
+    engine: Engine, spec: LayerSpec, options: EngineOptions, cache: LatencyCache | None = None
 ) -> float:
     """Milliseconds of one layer alone.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis, Member
-from onnxprune.engines.base import DEFAULTS, Engine, Options, fixed, require
+from onnxprune.engines.base import DEFAULTS, Engine, EngineOptions, fix_shapes, require
 from onnxprune.engines.cost.contractions import tensor_shapes
 from onnxprune.engines.cost.layers import LatencyCache, LayerSpec, layer_spec, time_layer
 from onnxprune.ir.nodes import label
@@ -22,7 +22,7 @@ LEAST = 1e-3  # of the largest saving: no group is free, and none saves less tha
 def group_savings(
     engine: Engine,
     analysis: Analysis,
-    options: Options = DEFAULTS,
+    options: EngineOptions = DEFAULTS,
     cache: LatencyCache | None = None,
     tell: Callable[[str], None] = lambda _: None,
     to: Mapping[str, int] | None = None,
@@ -62,11 +62,11 @@ def group_savings(
 
 
 def layer_specs(
-    analysis: Analysis, options: Options = DEFAULTS
+    analysis: Analysis, options: EngineOptions = DEFAULTS
 ) -> dict[str, tuple[LayerSpec, str]]:
     """Node -> (its shapes, its weight) of every contraction with a constant weight and known shapes."""
     model = analysis.model
-    known = tensor_shapes(fixed(model, options.shapes))
+    known = tensor_shapes(fix_shapes(model, options.shapes))
     found = {}
     for node in model.proto.graph.node:
         if node.op_type in _OPS and node.input[1] in model.weights and node.input[0] in known:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.engines.base import Compiled, LayerTime, Options, Source, open_model
+from onnxprune.engines.base import Compiled, EngineOptions, LayerTime, Source, open_model
 from onnxprune.engines.cost.contractions import Contraction, contractions
 from onnxprune.errors import UsageError, unknown
 from onnxprune.ir.io import Model
@@ -21,7 +21,7 @@ from onnxprune.ir.runtime import Session
 
 
 @dataclass(frozen=True)
-class Array:
+class MacArray:
     """A multiply-accumulate array and the bus that feeds it.
 
     rows: parallel products of one sum (taps x input channels in a systolic array, input channels in a tiled one);
@@ -92,10 +92,10 @@ class LayerEstimate:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ArrayEstimate:
     """A whole graph on an array. skipped: nodes that multiply and are not in the sum."""
 
-    array: Array
+    array: MacArray
     layers: tuple[LayerEstimate, ...]
     skipped: tuple[str, ...] = ()
 
@@ -115,7 +115,7 @@ class Estimate:
         return self.cycles / self.array.clock_mhz / 1e3
 
 
-def compute_cycles(array: Array, layer: Contraction) -> int:
+def compute_cycles(array: MacArray, layer: Contraction) -> int:
     """Cycles of arithmetic of one layer.
 
     Systolic: ceil(k/R) * ceil(n/C) * (2R + C + m - 2) a product; each fold loads R rows of weights, streams m rows of inputs and
@@ -139,7 +139,7 @@ def compute_cycles(array: Array, layer: Contraction) -> int:
     return layer.groups * blocks * steps * math.ceil(outputs / array.columns)
 
 
-def estimate_layer(array: Array, layer: Contraction) -> LayerEstimate:
+def estimate_layer(array: MacArray, layer: Contraction) -> LayerEstimate:
     """Arithmetic and memory of one layer; inputs, weights and outputs each cross the bus once."""
     bits = (
         layer.weight_size * array.weight_bits
@@ -162,41 +162,45 @@ def estimate_layer(array: Array, layer: Contraction) -> LayerEstimate:
 
 
 def estimate(
-    model: Model, array: Array, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Estimate:
+    model: Model, array: MacArray, shapes: Mapping[str, Sequence[int]] | None = None
+) -> ArrayEstimate:
     """Cycles of every contraction of a graph; see `contractions` for `shapes` and errors."""
     found = contractions(model, shapes)
-    return Estimate(
+    return ArrayEstimate(
         array, tuple(estimate_layer(array, layer) for layer in found.layers), found.skipped
     )
 
 
-def square(size: int) -> Array:
+def square_array(size: int) -> MacArray:
     """A size x size systolic array at 1 GHz with a 128-bit bus, Gemmini's default configuration at size 16."""
-    return Array(f"systolic{size}", size, size, multiple=size)
+    return MacArray(f"systolic{size}", size, size, multiple=size)
 
 
-def _dpu(name: str, pixels: int, channels: int) -> Array:
+def _dpu(name: str, pixels: int, channels: int) -> MacArray:
     """A DPUCZDX8G at 300 MHz on a 64-bit DDR4-2400 memory (19.2 GB/s). Parallelism: AMD PG338, table of architectures."""
-    return Array(name, channels, channels, pixels, True, 300.0, 64.0, multiple=channels)
+    return MacArray(name, channels, channels, pixels, True, 300.0, 64.0, multiple=channels)
 
 
-def _ethos(name: str, pixels: int, columns: int, clock_mhz: float, bandwidth_bytes: float) -> Array:
+def _ethos(
+    name: str, pixels: int, columns: int, clock_mhz: float, bandwidth_bytes: float
+) -> MacArray:
     """An Ethos-U: 8 input channels a product, 32 deep or taps by fours. Blocks and bus widths are those of Vela's default configurations.
 
     Convolutions of ResNet-8 (CIFAR) on the U55-128: 122,880 cycles here, 145,350 by Vela 5.2.0; at half the width 36,864 and 48,574. Vela adds elementwise layers (an Add of
     16,384 elements takes 24,576 cycles) and the decoding of weights, which are not modeled.
     """
-    return Array(name, 8, columns, pixels, True, clock_mhz, bandwidth_bytes, deep=32, tap_group=4)
+    return MacArray(
+        name, 8, columns, pixels, True, clock_mhz, bandwidth_bytes, deep=32, tap_group=4
+    )
 
 
-PRESETS: Mapping[str, Array] = {
+PRESETS: Mapping[str, MacArray] = {
     array.name: array
     for array in (
-        square(8),
-        square(16),
-        square(32),
-        Array("gemmini", 16, 16),
+        square_array(8),
+        square_array(16),
+        square_array(32),
+        MacArray("gemmini", 16, 16),
         _dpu("dpu-b512", 4, 8),
         _dpu("dpu-b800", 4, 10),
         _dpu("dpu-b1024", 8, 8),
@@ -215,7 +219,7 @@ PRESETS: Mapping[str, Array] = {
 }
 
 
-def preset(name: str) -> Array:
+def preset(name: str) -> MacArray:
     """The array of that name; UsageError names the nearest."""
     if name not in PRESETS:
         raise unknown("array", name, PRESETS)
@@ -226,7 +230,7 @@ _NAME = re.compile(r"(?P<base>[a-z0-9-]+?)(-(?P<mhz>\d+)mhz)?(-(?P<bytes>\d+)b)?
 _SIZE = re.compile(r"systolic(\d+)(?:x(\d+))?")
 
 
-def described(name: str) -> ArrayEngine | None:
+def parse_array_name(name: str) -> ArrayEngine | None:
     """The array that a name spells out, None where it is no such name.
 
     A preset or `systolicROWSxCOLUMNS` (one number: a square one), then `-CLOCKmhz` and `-BYTESb`, the bytes a cycle of the bus, where they are to be other
@@ -241,7 +245,7 @@ def described(name: str) -> ArrayEngine | None:
     array = PRESETS.get(parts["base"])
     if array is None and (size := _SIZE.fullmatch(parts["base"])):
         rows, columns = int(size[1]), int(size[2] or size[1])
-        array = Array(name, rows, columns, multiple=max(columns, 1))
+        array = MacArray(name, rows, columns, multiple=max(columns, 1))
     if array is None:
         return None
     clock, bus = parts["mhz"], parts["bytes"]
@@ -258,7 +262,7 @@ def described(name: str) -> ArrayEngine | None:
 class Modeled(Compiled):
     """A graph whose time on an array is computed. Outputs, where somebody asks for them, are onnxruntime's."""
 
-    def __init__(self, model: Model, array: Array, options: Options) -> None:
+    def __init__(self, model: Model, array: MacArray, options: EngineOptions) -> None:
         self.estimate = estimate(model, array, options.shapes)
         self.outputs = tuple(o.name for o in model.proto.graph.output)
         self._model = model
@@ -291,7 +295,7 @@ class Modeled(Compiled):
 class ArrayEngine:
     """An array behind the protocol of engines: nothing is run, the latency is that of `estimate`."""
 
-    array: Array
+    array: MacArray
     install: str = "part of onnxprune"
 
     @property
@@ -308,7 +312,7 @@ class ArrayEngine:
         a = self.array
         return f"model of {a.rows}x{a.columns}x{a.pixels} at {a.clock_mhz:g} MHz, {a.bandwidth_bytes:g} bytes a cycle"
 
-    def compile(self, source: Source, options: Options) -> Modeled:
+    def compile(self, source: Source, options: EngineOptions) -> Modeled:
         """The estimate; ModelError where a shape is not known."""
         return Modeled(open_model(source), self.array, options)
 
