@@ -1,0 +1,138 @@
+"""Search for faults on random networks; what is found becomes a fixed case.
+
+A fault is an internal error, a wrong cut, a refused right one, or an exception given as the reason
+of a frozen axis. Each network goes through a random cut and through a whole run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import onnxprune
+from onnxprune.criteria import CRITERIA
+from onnxprune.errors import OnnxpruneError
+from onnxprune.search import METHODS
+from tests.robustness.realistic import Network, network
+
+SAMPLES = 24
+MOST_SAMPLES_PER_FEED = 2
+# honest answers: a small network cannot reach the target, or has no weights of the asked kind
+EXPECTED_CODES = ("target-unreachable", "no-groups", "no-batchnorm", "no-plain-weights")
+FALSE_REASON = "is not used as its definition says"  # how an exception in a rule is reported
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. seed: of the network; step: "cut" or "run"; text: what went wrong."""
+
+    seed: int
+    kinds: tuple[str, ...]
+    step: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"seed {self.seed} ({', '.join(self.kinds)}), {self.step}: {self.text}"
+
+
+def runs(net: Network) -> bool:
+    """Return whether onnxruntime itself takes the network and gives finite outputs."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    try:
+        session = onnxruntime.InferenceSession(net.model.SerializeToString(), options)
+        outputs = session.run(None, net.feeds(np.random.default_rng(net.seed)))
+    except Exception:  # onnxruntime's errors have no common type
+        return False
+    return all(np.isfinite(value).all() for value in outputs)
+
+
+def check_cut(net: Network) -> Iterator[str]:
+    """Cut a random part of every group; yield what is wrong with the result."""
+    rng = np.random.default_rng(net.seed)
+    analysis = onnxprune.analyze(onnxprune.load(net.model.SerializeToString()))
+    for frozen in analysis.frozen:
+        if FALSE_REASON in frozen.reason:
+            yield f"an exception is the reason of a frozen axis: {frozen.reason}"
+    kept = {}
+    for group in analysis.groups:
+        if group.size > 1:
+            count = int(rng.integers(max(1, group.size // 3), group.size))
+            kept[group.name] = sorted(rng.choice(group.size, count, replace=False).tolist())
+    plan = analysis.plan(kept)
+    smaller = onnxprune.cut(analysis, plan)
+    result = onnxprune.verify(analysis, plan, smaller, net.feeds(rng))
+    if not result.ok:
+        yield f"differs from the masked original by {result.difference:.2g}"
+
+
+def check_run(net: Network, options: dict[str, Any]) -> Iterator[str]:
+    """Run `optimize` on the network; yield its error unless that is the honest answer."""
+    rng = np.random.default_rng(net.seed)
+    draws = [net.feeds(rng) for _ in range(SAMPLES)]
+    arrays = {name: np.concatenate([d[name] for d in draws]) for name in draws[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        path, data = Path(folder, "model.onnx"), Path(folder, "data.npz")
+        onnx.save(net.model, path)
+        np.savez(data, **arrays)
+        try:
+            onnxprune.optimize(path, data=str(data), engine="none", **options)
+        except OnnxpruneError as problem:
+            if problem.code not in EXPECTED_CODES:
+                yield f"{options}: {problem.code}: {problem}"
+
+
+def options_of(seed: int) -> dict[str, Any]:
+    """Return the options of the run of a seed: the default, or one criterion or method of all."""
+    criteria, methods = sorted(CRITERIA), sorted(set(METHODS) - {"one-shot"})
+    ways: list[dict[str, Any]] = [{}, {"fast": True}, {"max_divergence": 0.3, "fast": True}]
+    ways += [{"criterion": name, "allocate": "knapsack"} for name in criteria if ":" not in name]
+    ways += [{"method": name, "criterion": "l2"} for name in methods]
+    ways += [{"blocks": True}, {"allow_mixing": ["LayerNormalization"], "fast": True}]
+    chosen = ways[seed // 2 % len(ways)] if seed % 2 else ways[0]
+    return {"target": "macs=70%", "round_to": 1, **chosen}
+
+
+def hunt_one(seed: int, whole_runs: bool = True) -> list[Fault] | None:
+    """Return the faults of one network; None where onnxruntime does not take it."""
+    net = network(seed)
+    if not runs(net):
+        return None
+    faults = []
+    steps = [("cut", lambda: check_cut(net))]
+    if whole_runs:
+        steps.append(("run", lambda: check_run(net, options_of(seed))))
+    for step, check in steps:
+        try:
+            texts = list(check())
+        except Exception as problem:  # any exception is a find
+            where = traceback.extract_tb(problem.__traceback__)[-1]
+            place = f"{Path(where.filename).name}:{where.lineno}"
+            texts = [f"{type(problem).__name__} at {place}: {problem}"]
+        faults += [Fault(seed, net.kinds, step, text) for text in texts]
+    return faults
+
+
+def hunt(first: int, minutes: float, whole_runs: bool = True) -> tuple[Counter[str], list[Fault]]:
+    """Hunt through networks from seed `first` on for some minutes; return counts and faults."""
+    counts: Counter[str] = Counter()
+    faults: list[Fault] = []
+    deadline, seed = time.monotonic() + 60 * minutes, first
+    while time.monotonic() < deadline:
+        found = hunt_one(seed, whole_runs)
+        counts["skipped" if found is None else "faulty" if found else "sound"] += 1
+        for fault in found or ():
+            print(fault, flush=True)
+        faults += found or []
+        seed += 1
+    return counts, faults

@@ -1,0 +1,68 @@
+"""Random networks of realistic blocks: right cuts, and runs that end.
+
+The seeds are fixed, so that the suite gives the same answer everywhere; `tools/hunt MINUTES` goes
+through others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.robustness.hunting import check_cut, check_run, hunt_one, options_of, runs
+from tests.robustness.realistic import network
+
+CUTS_PER_TEST = 25
+
+
+def test_network_of_a_seed_is_reproducible() -> None:
+    first, second = network(3), network(3)
+    assert first.model.SerializeToString() == second.model.SerializeToString()
+    rng_a, rng_b = np.random.default_rng(0), np.random.default_rng(0)
+    for name, value in first.feeds(rng_a).items():
+        np.testing.assert_array_equal(value, second.feeds(rng_b)[name])
+
+
+@pytest.mark.parametrize("first", range(0, 300, CUTS_PER_TEST))
+def test_cut_equals_masked_original(first: int) -> None:
+    checked = 0
+    for seed in range(first, first + CUTS_PER_TEST):
+        faults = hunt_one(seed, whole_runs=False)
+        assert not faults, "\n".join(map(str, faults or ()))
+        checked += faults is not None
+    assert checked > 0.8 * CUTS_PER_TEST, "onnxruntime takes too few of the generated networks"
+
+
+def test_wrong_cut_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hunt can fail: with a cut that leaves out the last slice it does."""
+    import onnxprune
+
+    net = next(n for n in map(network, range(50)) if runs(n) and n.kinds[0] == "vision")
+    right = onnxprune.cut
+    monkeypatch.setattr(onnxprune, "cut", lambda analysis, plan: right(analysis, _rotated(plan)))
+    assert list(check_cut(net))
+
+
+def _rotated(plan):
+    """Return the plan with every list of kept channels shifted by one."""
+    from dataclasses import replace
+
+    kept = {
+        name: tuple(sorted((i + 1) % plan.sizes[name] for i in indices))
+        for name, indices in plan.kept.items()
+    }
+    return replace(plan, kept=kept)
+
+
+def test_options_cover_every_criterion_and_method() -> None:
+    from onnxprune.criteria import CRITERIA
+    from onnxprune.search import METHODS
+
+    drawn = [options_of(seed) for seed in range(200)]
+    assert {o.get("criterion") for o in drawn} >= {c for c in CRITERIA if ":" not in c}
+    assert {o.get("method") for o in drawn} >= set(METHODS) - {"one-shot"}
+
+
+def test_refused_run_is_a_fault() -> None:
+    net = next(n for n in map(network, range(50)) if runs(n))
+    assert list(check_run(net, {"target": "macs=70%", "criterion": "no-such-criterion"}))
