@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "optimize": "onnxprune.run.pipeline",
     "Recipe": "onnxprune.run.recipe",
-    "Target": "onnxprune.run.recipe",
+    "Target": "onnxprune.run.target",
     "Event": "onnxprune.events",
     "Report": "onnxprune.report.data",
     "Model": "onnxprune.ir.io",

@@ -1,6 +1,6 @@
-"""Everything that can go wrong, said in one sentence.
+"""Errors that onnxprune raises, each with a one-sentence message.
 
-Each error carries a stable `code` (listed in the troubleshooting page) and the exit code of the command line:
+Each carries a stable `code` (listed in the troubleshooting page) and the exit code of the command line:
 1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
 """
 
@@ -72,9 +72,23 @@ class VerificationError(OnnxpruneError):
     exit_code = 4
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that does not exist, with the nearest that does."""
+def unknown(kind: str, name: str, known: Iterable[str], code: str = "") -> UsageError:
+    """Return the error for a name that does not exist, with the closest one that does.
+
+    Parameters
+    ----------
+    kind
+        What the name stands for: "criterion".
+    code
+        Code of the error; by default "unknown-" and the kind.
+    """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)
-    return UsageError(f"unknown-{kind.replace(' ', '-')}", f"unknown {kind} {name!r}; {hint}")
+    code = code or f"unknown-{kind.replace(' ', '-')}"
+    return UsageError(code, f"unknown {kind} {name!r}; {hint}")
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """Return "1 input" or "2 inputs"; `many` is an irregular plural."""
+    return f"{count} {noun if count == 1 else many or noun + 's'}"

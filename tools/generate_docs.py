@@ -98,7 +98,7 @@ def rules() -> str:
     count = len(RULES.keys() | MOVES.keys())
     note = (
         f"{count} operators. Letters are axes, equal letters are one axis, a letter missing on the right is summed over, parentheses are a product, `*` the spatial axes, "
-        "`...` leading axes.\nAn axis that an operator mixes stays whole unless `--allow-mixing` opens it."
+        "`...` leading axes.\nAn axis that an operator mixes is not pruned unless `--allow-mixing` names the operator."
     )
     return f"{note}\n\n{table(('operator', 'what it does with channels', 'mixes'), rows)}"
 
@@ -126,7 +126,7 @@ def options() -> str:
                 option.help,
             )
         )
-    return table(("key", "flag", "default", "what it does"), rows)
+    return table(("key", "flag", "default", "description"), rows)
 
 
 def registries() -> str:
@@ -144,7 +144,7 @@ def registries() -> str:
     for registry in known:
         rows = [(f"`{name}`", text) for name, (_, text) in registry.builtin.items()]
         parts.append(
-            f"### {registry.kind}\n\nEntry-point group of plug-ins: `{registry.group}`.\n\n{table(('name', 'what it is'), rows)}"
+            f"### {registry.kind}\n\nEntry-point group of plug-ins: `{registry.group}`.\n\n{table(('name', 'description'), rows)}"
         )
     return "\n\n".join(parts)
 
@@ -162,30 +162,30 @@ def handoffs() -> str:
         ]
         needs = "\n".join(f"- {need}" for need in target.needs)
         parts.append(
-            f"### {name}\n\n{text}.\n\nNeeded on the machine that runs the bundle:\n\n{needs}\n\n{table(('option', 'default', 'what it is'), rows)}"
+            f"### {name}\n\n{text}.\n\nNeeded on the machine that runs the bundle:\n\n{needs}\n\n{table(('option', 'default', 'description'), rows)}"
         )
     return "\n\n".join(parts)
 
 
 def commands() -> str:
-    """What `--help` says of every verb."""
+    """Return the output of `--help` of every command."""
     import click
 
-    from onnxprune.cli.app import VERBS, app
+    from onnxprune.cli.app import COMMANDS, app
 
     parts = []
-    for verb in VERBS:
-        command = app.get_command(click.Context(app), verb)
+    for name in COMMANDS:
+        command = app.get_command(click.Context(app), name)
         assert command is not None
         text = command.get_help(
             click.Context(
                 command,
-                info_name=f"onnxprune {verb}",
+                info_name=f"onnxprune {name}",
                 terminal_width=HELP_WIDTH,
                 max_content_width=HELP_WIDTH,
             )
         )
-        parts.append(f"## {verb}\n\n```text\n{text}\n```")
+        parts.append(f"## {name}\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
 
 
@@ -238,8 +238,9 @@ def failures() -> Iterator[Failure]:
                 yield Failure(kind, int(str(status)), _short(_template(node.args[1])))
             elif name == "Registry" or (name == "unknown" and not kind.endswith(".kind}")):
                 kind = "..." if "{" in kind else kind  # computed: any of the others
+                code = next((_template(k.value) for k in node.keywords if k.arg == "code"), "")
                 yield Failure(
-                    "unknown-" + kind.replace(" ", "-"),
+                    code or "unknown-" + kind.replace(" ", "-"),
                     2,
                     f"unknown {kind} {{name}}; did you mean ...?",
                 )

@@ -1,4 +1,4 @@
-"""The command line: verbs, flags, exit codes. Data goes to stdout, talk to stderr."""
+"""Command line: commands, flags, exit codes. Data goes to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from onnxprune.errors import OnnxpruneError
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ends
-_BUG_HINT = "this is a bug of onnxprune or of a plug-in; run again with --debug for the traceback"
+_BUG_HINT = "this is a bug in onnxprune or in a plug-in; run again with --debug for the traceback"
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     except MemoryError:
         _debug(argv)
         return _say(
-            "out-of-memory", "not enough memory; try a smaller --batch-size or fewer --samples", 1
+            "out-of-memory", "not enough memory; use a smaller --batch-size or fewer --samples", 1
         )
     except Exception as problem:
         _debug(argv)

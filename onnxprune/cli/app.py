@@ -1,4 +1,4 @@
-"""The list of verbs; each is imported when it is called."""
+"""Table of commands; the module of each is imported when it is called."""
 
 from __future__ import annotations
 
@@ -8,61 +8,65 @@ import click
 
 from onnxprune import RENAMED_OPTIONS, __version__
 
-# verb -> (module, one line of help)
-VERBS = {
-    "optimize": ("optimize", "Make a model smaller and faster: the whole job in one command."),
-    "demo": ("optimize", "The whole job on a small trained network that comes with onnxprune."),
-    "inspect": ("inspect", "What can be cut, what cannot, and why."),
-    "plan": ("plan", "Decide which channels go, and write the decision down."),
-    "cut": ("plan", "Do what a plan says."),
-    "verify": ("plan", "Check a cut model against its masked original."),
-    "bench": ("bench", "Time models side by side."),
-    "sensitivity": ("sensitivity", "What cutting each group alone costs and saves."),
-    "select": ("sensitivity", "Choose groups and rates from sensitivities."),
-    "subnet": ("subnet", "Turn plans into fix_subnet.json and back."),
-    "compare": ("compare", "Two models on the same labels, class by class, beside what they cost."),
-    "tune": ("tune", "Fine-tune the weights with torch; the graph stays."),
-    "sparsify": ("sparsify", "Zeros inside the weights, and what they are worth."),
-    "rewrite": ("tune", "Replace activations that an accelerator lacks."),
-    "handoff": (
-        "handoff",
-        "Write a bundle for a Jetson, an FPGA flow or an NPU: runs there, reports back.",
-    ),
+# command -> (module, one line of help)
+COMMANDS = {
+    "optimize": ("optimize", "Prune a model: make it smaller and faster in one command."),
+    "demo": ("optimize", "Prune a small trained network that ships with onnxprune."),
+    "inspect": ("inspect", "Show what can be pruned, what cannot, and why."),
+    "plan": ("plan", "Decide which channels to remove, and write the plan as JSON."),
+    "cut": ("plan", "Apply a plan to a model."),
+    "verify": ("plan", "Check a pruned model against its masked original."),
+    "bench": ("bench", "Measure the latency of models, interleaved."),
+    "sensitivity": ("sensitivity", "Prune each group alone; measure its cost and savings."),
+    "select": ("sensitivity", "Choose groups and ratios from measured sensitivities."),
+    "subnet": ("subnet", "Convert plans to fix_subnet.json and back."),
+    "compare": ("compare", "Compare two models on labeled inputs: metrics, classes, costs."),
+    "tune": ("tune", "Fine-tune the weights with torch; the graph does not change."),
+    "sparsify": ("sparsify", "Set weights to zero, and measure the effect."),
+    "rewrite": ("tune", "Replace activations that an accelerator does not support."),
+    "handoff": ("handoff", "Write a deployment bundle for a Jetson, an FPGA flow or an NPU."),
     "report": ("report", "Show the report of a run."),
-    "rules": ("lists", "Operators that are understood, one line each."),
-    "criteria": ("lists", "Ways to score channels, one line each."),
-    "engines": ("lists", "Engines to measure on, whether they are here, how to install them."),
-    "doctor": ("doctor", "What is installed on this machine, and what does not go together."),
+    "rules": ("lists", "List the supported operators."),
+    "criteria": ("lists", "List criteria, allocators, repairs, methods, metrics, data sources."),
+    "engines": ("lists", "List engines, whether each is available, and how to install it."),
+    "doctor": ("doctor", "Check this machine: versions, extras, engines, memory."),
 }
 
 
-class Verbs(click.Group):
-    """A group whose commands are imported only when they are called."""
+class Commands(click.Group):
+    """Group of commands that are imported when they are called, which keeps the start fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        """Return the names of all commands."""
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        """Import a command; None if there is none of that name."""
+        if cmd_name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"onnxprune.cli.{VERBS[cmd_name][0]}"), cmd_name)  # type: ignore[no-any-return]
+        module = importlib.import_module(f"onnxprune.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return name, command and remaining arguments; UsageError for an unknown command."""
         from onnxprune.errors import unknown
 
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            raise unknown("verb", args[0], VERBS)
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            # the code is documented, and older than the word "command"
+            raise unknown("command", args[0], COMMANDS, code="unknown-verb")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
+        """Write the commands in the order of the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.command(
-    cls=Verbs,
+    cls=Commands,
     invoke_without_command=True,
     context_settings={
         "help_option_names": ["-h", "--help"],

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     "--collect",
     type=click.Path(),
     metavar="FOLDER",
-    help="Read what a bundle's run left in FOLDER, measure nothing.",
+    help="Show the results of a deployment bundle in FOLDER; measure nothing.",
 )
 @click.option(
-    "--ssh", metavar="USER@HOST", help="Measure on that Jetson: bundle there, run, results back."
+    "--ssh",
+    metavar="USER@HOST",
+    help="Measure on this Jetson: copy a bundle to it, run it, fetch the results.",
 )
-@click.option("--layers", is_flag=True, help="Time each layer too.")
+@click.option("--layers", is_flag=True, help="Also time each layer.")
 @recipe_options("measure", "runtime", without=("batch_size",))
 @shared
 def bench(
@@ -35,7 +37,7 @@ def bench(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Time MODELS interleaved; ratios are against the first."""
+    """Measure the latency of MODELS, interleaved; speed-ups are relative to the first one."""
     from onnxprune.cli.handoff import by_ssh, show
 
     recipe = recipe_from(recipe_file, values)

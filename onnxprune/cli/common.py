@@ -1,4 +1,4 @@
-"""Flags that mean the same in every verb, made from the table of options."""
+"""Arguments and options shared by the commands, generated from the option table."""
 
 from __future__ import annotations
 
@@ -9,56 +9,72 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxprune.run.recipe import OPTIONS, Option, Recipe, read_data_only
+from onnxprune.run.option import Option
+from onnxprune.run.recipe import OPTIONS, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def model_argument(name: str = "model", required: bool = True) -> Callable[[F], F]:
-    """The path of an ONNX file."""
+    """Add an argument for the path of an ONNX file."""
     return click.argument(name, required=required, type=click.Path())
 
 
 def output_options(help: str) -> Callable[[F], F]:
-    """-o and --overwrite."""
+    """Add -o and --overwrite."""
 
-    def add(verb: F) -> F:
-        verb = click.option("--overwrite", is_flag=True, help="Replace an existing output.")(verb)
-        return click.option("-o", "--output", type=click.Path(), metavar="OUT", help=help)(verb)
+    def add(command: F) -> F:
+        command = click.option("--overwrite", is_flag=True, help="Replace an existing output.")(
+            command
+        )
+        return click.option("-o", "--output", type=click.Path(), metavar="OUT", help=help)(command)
 
     return add
 
 
-def shared(verb: F) -> F:
-    """--json and --debug."""
-    verb = click.option(
+def shared(command: F) -> F:
+    """Add --json and --debug."""
+    command = click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
-    )(verb)
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(verb)
+    )(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
 
 
 def recipe_options(*stages: str, without: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """--recipe and the flags of all options of these stages (all stages where none is named), but for those that the verb has no use for."""
+    """Add --recipe and the flags of all options of these stages.
 
-    def add(verb: F) -> F:
+    Parameters
+    ----------
+    stages
+        Stages of a run whose options the command reads; all if none is given.
+    without
+        Options of these stages that the command does not read.
+    """
+
+    def add(command: F) -> F:
+        # decorators apply from the last to the first, so the reversed table keeps its order
         for name, option in reversed(list(OPTIONS.items())):
             if name not in without and (not stages or option.stage in stages):
-                verb = _flag(name, option)(verb)
+                command = _add_flag(name, option)(command)
         return click.option(
             "--recipe",
             "recipe_file",
             type=click.Path(),
             metavar="FILE",
-            help="Options from a TOML file; flags win over it.",
-        )(verb)
+            help="Options from a TOML file; flags override them.",
+        )(command)
 
     return add
 
 
 def recipe_from(path: str | None, values: Mapping[str, Any]) -> Recipe:
-    """The recipe of a command: the file's values, and over them the flags that were given."""
-    given = {n: v for n, v in values.items() if v is not None and v != ()}
-    return Recipe.of({**(read_data_only(path, given) if path else {}), **given})
+    """Return the recipe of a command: the file's values, overridden by the given flags."""
+    flags = {name: value for name, value in values.items() if value is not None and value != ()}
+    if path is None:
+        return Recipe.of(flags)
+    from onnxprune.run.recipe_file import read_data_only
+
+    return Recipe.of({**read_data_only(path, flags), **flags})
 
 
 def emit(value: Any) -> None:
@@ -67,29 +83,33 @@ def emit(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Talk: one line on stderr."""
+    """Print one line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def _flag(name: str, option: Option) -> Callable[[F], F]:
+def _add_flag(name: str, option: Option) -> Callable[[F], F]:
+    """Add the flag of one option of the recipe."""
     default = getattr(Recipe, name, None)
-    shown = (
-        ", ".join(map(str, default))
-        if isinstance(default, tuple)
-        else f"{default:.4g}"
-        if isinstance(default, float)
-        else default
-    )
-    note = f"  [default: {shown}]" if shown not in (None, "") and shown is not False else ""
-    spelled = "--" + name.replace("_", "-")
-    if option.kind == "flag":
-        both = spelled if default is False else f"{spelled}/--no-{spelled[2:]}"
-        return click.option(both, name, is_flag=True, default=None, help=option.help)
+    flag = "--" + name.replace("_", "-")
+    if option.is_flag:
+        spelling = flag if default is False else f"{flag}/--no-{flag[2:]}"
+        return click.option(spelling, name, is_flag=True, default=None, help=option.help)
     return click.option(
-        spelled,
+        flag,
         name,
         default=None,
         metavar=option.metavar,
-        multiple=option.kind == "list",
-        help=option.help + note,
+        multiple=option.repeatable,
+        help=option.help + _default_note(default),
     )
+
+
+def _default_note(default: Any) -> str:
+    """Return "  [default: X]", or "" if the default is not worth showing."""
+    if isinstance(default, tuple):
+        default = ", ".join(map(str, default))
+    elif isinstance(default, float):
+        default = f"{default:.4g}"
+    if default is None or default is False or default == "":
+        return ""
+    return f"  [default: {default}]"

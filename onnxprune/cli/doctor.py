@@ -31,7 +31,10 @@ LEAST_MEMORY_BYTES = 1 << 30
 @click.command()
 @shared
 def doctor(as_json: bool) -> int:
-    """Versions, extras, engines, threads and memory of this machine. Exit code 1 where something is missing."""
+    """Check versions, extras, engines, CPUs and memory of this machine.
+
+    Exit code 1 if something that onnxprune needs is missing.
+    """
     from onnxprune.report.terminal import columns
 
     found = examine()
@@ -141,7 +144,7 @@ def _problems(packages: dict[str, str]) -> list[str]:
 
     memory = memory_bytes()
     if memory and memory < LEAST_MEMORY_BYTES:
-        found.append(f"only {_gigabytes(memory)} of memory; calibrate with a small --batch-size")
+        found.append(f"only {_gigabytes(memory)} of memory: calibrate with a small --batch-size")
     return found
 
 
@@ -160,8 +163,9 @@ def _onnx_mismatch(packages: dict[str, str]) -> list[str]:
     except Exception as problem:  # onnxruntime's exceptions share no base class
         if "IR version" in str(problem):
             return [
-                f"onnx {packages['onnx']} writes IR version {model.ir_version}, which onnxruntime {packages['onnxruntime']} does not read: export with an older onnx, "
-                "or lower ir_version before saving (onnxprune keeps the version that a model has)"
+                f"onnx {packages['onnx']} writes IR version {model.ir_version}, which onnxruntime "
+                f"{packages['onnxruntime']} does not read: export with an older onnx, or lower "
+                "ir_version before saving (onnxprune keeps a model's IR version)"
             ]
     return []
 

@@ -32,7 +32,7 @@ SHOWN = 12  # checks of one severity that are printed; checks.json has all
     "--output",
     type=click.Path(),
     metavar="FOLDER",
-    help="The bundle; handoff-TARGET by default.",
+    help="Folder of the bundle. Default: handoff-TARGET.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option(
@@ -40,7 +40,7 @@ SHOWN = 12  # checks of one severity that are printed; checks.json has all
     "options",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A choice of the target; README.txt in the bundle lists them.",
+    help="Option of the target; README.txt in the bundle lists them.",
 )
 @recipe_options("data", "runtime")
 @shared
@@ -55,9 +55,9 @@ def handoff(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Write a bundle for TARGET: models, run script, constraint files, and what the target says about each node.
+    """Write a deployment bundle: models, run script, constraint files, compatibility checks.
 
-    MODEL is the original; PRUNED, where it is given, goes along for comparison. With --data, inputs go along too.
+    MODEL is the original; PRUNED, if given, is included for comparison, and with --data, inputs.
     """
     from onnxprune.deploy.handoff import handoff as write
     from onnxprune.ir.io import load
@@ -141,12 +141,12 @@ def by_ssh(models: tuple[str, ...], host: str, recipe: Any) -> Collected:
     if not 1 <= len(models) <= 2:
         raise UsageError(
             "ssh-models",
-            f"--ssh takes the original and, if there is one, the pruned model; {len(models)} were given",
+            f"--ssh takes one or two models, the original and the pruned one, not {len(models)}",
         )
     if recipe.precision not in JETSON_PRECISIONS:
         raise UsageError(
             "ssh-precision",
-            f"--ssh runs {', '.join(JETSON_PRECISIONS)}, not {recipe.precision}; change --precision",
+            f"--ssh supports {', '.join(JETSON_PRECISIONS)}, not {recipe.precision}: change --precision",
         )
     options = {"precision": JETSON_PRECISIONS[recipe.precision], "duration": f"{recipe.seconds:g}"}
     first, second = load(models[0]), load(models[1]) if len(models) == 2 else None
@@ -171,10 +171,7 @@ def _page(made: HandoffBundle) -> str:
         counts = made.count(name)
         lines.append(
             f"{name}: "
-            + (
-                ", ".join(f"{n} {s}" for s, n in counts.items() if n)
-                or "nothing to say against any node"
-            )
+            + (", ".join(f"{n} {s}" for s, n in counts.items() if n) or "no problem found")
         )
         for severity in counts:
             found = [c for c in checks if c.severity == severity]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, shared
-from onnxprune.errors import unknown
+from onnxprune.errors import plural, unknown
 
 if TYPE_CHECKING:
     from onnxprune.analysis.groups import Analysis
@@ -22,14 +22,14 @@ _MOST_REASONS = 12
 @click.option(
     "--why",
     metavar="TENSOR",
-    help="Why the axes of this tensor (or of the tensors of this node) cannot be cut.",
+    help="Explain which axes of this tensor (or this node's outputs) are frozen, and why.",
 )
 @recipe_options("analyze")
 @shared
 def inspect(
     model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any
 ) -> None:
-    """What can be cut in MODEL, what cannot, and why."""
+    """Show which channels of MODEL can be pruned, which cannot, and why."""
     from onnxprune.run.pipeline import analyzed
 
     analysis = analyzed(model, recipe_from(recipe_file, values))
@@ -72,12 +72,13 @@ def _page(analysis: Analysis) -> str:
     cost = analysis.cost()
     ops = Counter(n.op_type for n in analysis.model.proto.graph.node)
     lines = [
-        f"{sum(ops.values())} nodes: "
+        f"{plural(sum(ops.values()), 'node')}: "
         + ", ".join(f"{op} {n}" for op, n in ops.most_common(10))
         + (", ..." if len(ops) > 10 else ""),
         f"{amount(cost.macs)} MACs, {amount(cost.params)} params, {amount(cost.size_bytes, 'B')}, activations {amount(cost.activation_bytes, 'B')}",
-        f"{len(analysis.groups)} groups of coupled channels, {sum(g.size for g in analysis.groups)} channels; "
-        f"{analysis.prunable_macs():.0%} of the MACs lie in nodes that can shrink",
+        f"{plural(len(analysis.groups), 'group')} of coupled channels, "
+        f"{plural(sum(g.size for g in analysis.groups), 'channel')}; "
+        f"{analysis.prunable_macs():.0%} of the MACs are in prunable nodes",
     ]
     if analysis.groups:
         largest = sorted(analysis.groups, key=lambda g: (-g.size, g.name))[:_MOST_GROUPS]
@@ -85,13 +86,13 @@ def _page(analysis: Analysis) -> str:
             (g.name, str(g.size), str(len(g.sites)), "yes" if g.exact else "no") for g in largest
         ]
         lines += ["", columns(rows)] + (
-            [f"... and {len(analysis.groups) - _MOST_GROUPS} more (--json has all)"]
+            [f"... and {len(analysis.groups) - _MOST_GROUPS} more (all: --json)"]
             if len(analysis.groups) > _MOST_GROUPS
             else []
         )
     reasons = Counter((f.op, f.reason) for f in analysis.frozen)
     if reasons:
-        reason_rows = [("frozen axes", "by", "because")] + [
+        reason_rows = [("frozen axes", "by", "reason")] + [
             (str(n), op, reason) for (op, reason), n in reasons.most_common(_MOST_REASONS)
         ]
         lines += [

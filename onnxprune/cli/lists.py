@@ -1,8 +1,8 @@
-"""rules, criteria, engines: what is there, one line each."""
+"""rules, criteria, engines: list what can be named, one line each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -12,7 +12,7 @@ from onnxprune.cli.common import emit, shared
 @click.command()
 @shared
 def rules(as_json: bool) -> None:
-    """Operators that are understood: the pattern of each, or in words what it does with channels."""
+    """List the supported operators with the pattern or description of each rule."""
     from onnxprune.analysis.movement import MOVES
     from onnxprune.analysis.rules import PLUGINS, RULES, Rule
 
@@ -23,13 +23,13 @@ def rules(as_json: bool) -> None:
         for op, rule in RULES.items()
     }
     found |= {op: "moves positions" for op in MOVES} | dict(PLUGINS.rows())
-    _show(sorted(found.items()), ("operator", "pattern"), as_json)
+    _show(sorted(found.items()), {"operator": "operator", "pattern": "pattern"}, as_json)
 
 
 @click.command()
 @shared
 def criteria(as_json: bool) -> None:
-    """Ways to score channels, to choose widths, to repair what is left, to measure quality, and to give data."""
+    """List criteria, allocators, repairs, methods, metrics and data sources."""
     from onnxprune.allocators import ALLOCATORS
     from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
@@ -46,13 +46,13 @@ def criteria(as_json: bool) -> None:
         "data": DATA_SOURCES,
     }
     found = [(kind, *row) for kind, registry in kinds.items() for row in registry.rows()]
-    _show(found, ("option", "name", "what it does"), as_json)
+    _show(found, {"option": "option", "name": "name", "what it does": "description"}, as_json)
 
 
 @click.command()
 @shared
 def engines(as_json: bool) -> None:
-    """Engines to measure on, whether they can be used here, and how to install them."""
+    """List engines, whether each is available, and how to install it."""
     from onnxprune.engines import ENGINES
 
     rows = []
@@ -66,18 +66,25 @@ def engines(as_json: bool) -> None:
         except Exception as problem:  # of a plug-in
             reason = f"broken: {problem!r}"
         rows.append((name, "no" if reason else "yes", text, reason or engine.install))
-    _show(rows, ("engine", "available", "what it is", "how to get it"), as_json)
+    titles = {
+        "engine": "engine",
+        "available": "available",
+        "what it is": "description",
+        "how to get it": "installation",
+    }
+    _show(rows, titles, as_json)
 
 
-def _first_line(thing: object, otherwise: str) -> str:
-    """Of a docstring."""
-    return next(iter((thing.__doc__ or "").strip().splitlines()), otherwise)
+def _first_line(rule: object, otherwise: str) -> str:
+    """Return the first line of a docstring."""
+    return next(iter((rule.__doc__ or "").strip().splitlines()), otherwise)
 
 
-def _show(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], as_json: bool) -> None:
+def _show(rows: Sequence[tuple[str, ...]], titles: Mapping[str, str], as_json: bool) -> None:
+    """Print rows as JSON or as a table; `titles` maps the keys of the former to the heads."""
     if as_json:
-        emit([dict(zip(header, row, strict=False)) for row in rows])
-    else:
-        from onnxprune.report.terminal import columns
+        emit([dict(zip(titles, row, strict=True)) for row in rows])
+        return
+    from onnxprune.report.terminal import columns
 
-        click.echo(columns([header, *rows], left=len(header)))
+    click.echo(columns([tuple(titles.values()), *rows], left=len(titles)))

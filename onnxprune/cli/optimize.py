@@ -20,15 +20,17 @@ from onnxprune.errors import UsageError
 from onnxprune.run.recipe import Recipe
 
 EXPLANATION = """\
-onnxprune optimize MODEL makes an exported ONNX model smaller and faster, with no training framework.
+onnxprune optimize MODEL makes an exported ONNX model smaller and faster, without a training
+framework.
 
-It finds which channels belong together, scores them, cuts the least useful ones out of the weights, repairs what is left,
-checks the result against the masked original, measures both, and writes a model with the same inputs and outputs.
+It groups coupled channels, scores them, removes the least important ones from the weights, verifies
+the result against the masked original, refits the remaining weights, measures both models and writes
+one with the same inputs and outputs.
 
-  onnxprune optimize model.onnx --data images/            half of the MACs, calibrated on a folder of images
+  onnxprune optimize model.onnx --data images/    half of the MACs, calibrated on a folder of images
   onnxprune optimize model.onnx -o small.onnx --target params=2x --target latency.onnxruntime=1.5x
-  onnxprune inspect model.onnx                            what can be cut, and why the rest cannot
-  onnxprune demo                                          the whole job on a small network that comes along
+  onnxprune inspect model.onnx                    what can be pruned, and why the rest cannot
+  onnxprune demo                                  prune a small network that ships with onnxprune
 
 All options: onnxprune optimize --help
 """
@@ -36,12 +38,12 @@ All options: onnxprune optimize --help
 
 @click.command()
 @model_argument(required=False)
-@output_options("The pruned model; MODEL.pruned.onnx beside the model by default.")
+@output_options("Path of the pruned model. Default: MODEL.pruned.onnx next to MODEL.")
 @click.option(
     "--run-dir",
     type=click.Path(),
     metavar="DIR",
-    help="Plan, report, journal; what is finished there is reused. OUT with .run for .onnx by default.",
+    help="Directory for plan, report and journal; finished stages are reused. Default: OUT with .run for .onnx.",
 )
 @recipe_options()
 @shared
@@ -54,23 +56,25 @@ def optimize(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Make MODEL smaller and faster: analyze, score, cut, repair, verify, measure."""
+    """Prune MODEL: analyze, score, plan, cut, verify, repair, measure, report."""
     if model is None:
         if output or run_dir or recipe_file or any(v not in (None, ()) for v in values.values()):
-            raise UsageError("usage", "the MODEL is missing: onnxprune optimize MODEL [options]")
+            raise UsageError(
+                "usage", "argument MODEL is missing: onnxprune optimize MODEL [options]"
+            )
         click.echo(EXPLANATION, nl=False)
         return
     _run(model, output, recipe_from(recipe_file, values), run_dir, overwrite, as_json)
 
 
 @click.command()
-@output_options("The pruned network; onnxprune-demo.onnx by default.")
+@output_options("Path of the pruned model. Default: onnxprune-demo.onnx.")
 @recipe_options()
 @shared
 def demo(
     output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any
 ) -> None:
-    """The whole job on a small trained network (scikit-learn's digits) that comes with onnxprune."""
+    """Prune a small trained network (scikit-learn's digits) that ships with onnxprune."""
     from onnxprune.demo import files
 
     values = {

@@ -19,7 +19,7 @@ from onnxprune.cli.common import (
 
 @click.command()
 @model_argument()
-@output_options("Where the plan goes; stdout by default.")
+@output_options("Path of the plan. Default: stdout.")
 @recipe_options("analyze", "data", "runtime", "score", "plan")
 @shared
 def plan(
@@ -30,7 +30,7 @@ def plan(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Decide which channels of MODEL go, and write the decision as JSON."""
+    """Decide which channels of MODEL to remove, and write the plan as JSON."""
     from onnxprune.files import write_json
     from onnxprune.report.terminal import Progress
     from onnxprune.run.outputs import check_output
@@ -51,7 +51,7 @@ def plan(
 @click.command()
 @model_argument()
 @click.argument("plan_file", metavar="PLAN", type=click.Path())
-@output_options("The cut model; MODEL.pruned.onnx beside the model by default.")
+@output_options("Path of the pruned model. Default: MODEL.pruned.onnx next to MODEL.")
 @recipe_options("write")
 @shared
 def cut(
@@ -63,7 +63,7 @@ def cut(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Cut out of MODEL the channels that PLAN (plan.json) does not keep. Decides nothing and repairs nothing."""
+    """Remove from MODEL the channels that PLAN (plan.json) does not keep; repair nothing."""
     from onnxprune.ir.io import save
     from onnxprune.run.outputs import check_output, default_output
     from onnxprune.run.pipeline import replay
@@ -94,7 +94,7 @@ def cut(
     required=True,
     metavar="PLAN",
     type=click.Path(),
-    help="The plan that PRUNED was cut by.",
+    help="Plan that PRUNED was made with.",
 )
 @recipe_options("data", "runtime", "verify")
 @shared
@@ -106,7 +106,10 @@ def verify(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Check that PRUNED computes what ORIGINAL computes with the removed channels masked. Exit code 4 where it does not."""
+    """Check that PRUNED equals ORIGINAL with the removed channels masked.
+
+    Exit code 4 if it does not.
+    """
     from onnxprune.ir.io import load
     from onnxprune.run.evaluation import check, open_data_for
     from onnxprune.run.pipeline import replay

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     "--sensitivities",
     type=click.Path(),
     metavar="FILE",
-    help="Add what `onnxprune sensitivity` measured and wrote to FILE to report.json and to the page.",
+    help="Add the measurements that `onnxprune sensitivity` wrote to FILE to the report.",
 )
 @shared
 def report(run_dir: str, sensitivities: str | None, as_json: bool) -> None:
-    """Show the report of RUN_DIR (or of a report.json), and write it as a page, report.html, beside report.json."""
+    """Show the report of RUN_DIR (or a report.json), and write report.html next to report.json."""
     from onnxprune.report import html, terminal
     from onnxprune.report.data import Report
 
@@ -53,14 +53,14 @@ def _with_sensitivities(report: Report, run_dir: str, file: str) -> Report:
     if not os.path.isfile(file):
         raise DataError(
             "sensitivities-missing",
-            f"no sensitivities at {file}; write them: onnxprune sensitivity MODEL -o {file}",
+            f"no sensitivities at {file}; measure them: onnxprune sensitivity MODEL -o {file}",
         )
     measured = measured_rows(rows(Path(file)))
     known = {g.name for g in report.groups}
     if strange := sorted(measured.keys() - known):
         raise UsageError(
             "sensitivities-mixed",
-            f"{file} speaks of group {strange[0]!r}, which the model of this report does not have",
+            f"{file} has group {strange[0]!r}, which the model of this report does not have; measure the sensitivities of this model",
         )
     found = replace(report, measured=measured)
     write_json(

@@ -84,12 +84,13 @@ def measured_rows(records: Iterable[Mapping[str, Any]]) -> dict[str, list[list[f
     except (KeyError, TypeError, ValueError) as problem:
         raise UsageError(
             "sensitivities-invalid",
-            f"not the records of a sweep: {type(problem).__name__} {problem}",
+            f"not the records of a sensitivity sweep: {type(problem).__name__} {problem}",
         ) from problem
     if len(sweeps) != 1 or "" not in rows:
         raise UsageError(
             "sensitivities-mixed",
-            f"{len(sweeps)} sweeps, {'with' if '' in rows else 'without'} the whole model's quality; write each to a file of its own",
+            f"expected one sweep with the quality of the unpruned model, got {len(sweeps)} "
+            f"{'with' if '' in rows else 'without'} it; write each sweep to a file of its own",
         )
     whole = rows.pop("")[-1][1]
     return {

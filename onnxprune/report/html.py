@@ -24,7 +24,7 @@ from onnxprune.files import write_bytes
 from onnxprune.report.data import Report
 from onnxprune.report.picture import MOST_BOXES, picture, tints
 from onnxprune.report.plots import AFTER, BEFORE, Curve, curves, plot
-from onnxprune.report.terminal import amount, duration
+from onnxprune.report.terminal import agreement_name, amount, duration, held_out
 
 PAGE = "report.html"
 MOST_ROWS = 400  # of a table; with MOST_NAME this keeps the page below a megabyte
@@ -39,11 +39,11 @@ _COSTS = (
     ("activation_bytes", "Activation memory", "B"),
 )
 _SPLITS = {
-    "calibration": "Calibrates",
-    "selection": "Chooses between models",
-    "selection_labels": "Chooses between models, with labels",
-    "report": "Only measures",
-    "report_labels": "Only measures, with labels",
+    "calibration": "Calibration",
+    "selection": "Selection among models, unlabeled",
+    "selection_labels": "Selection among models, labeled",
+    "report": "Held-out, unlabeled",
+    "report_labels": "Held-out, labeled",
 }
 
 
@@ -100,6 +100,8 @@ def page(report: Report) -> str:
             most_boxes=MOST_BOXES,
             costs=_cost_rows(report),
             metrics=_metric_rows(report),
+            fidelity=held_out(report),
+            agreement=agreement_name(report.fidelity),
             missed=[t for t in report.targets if t.reached > t.allowed * 1.05],
             splits=[
                 (text, report.splits[part])
@@ -115,7 +117,7 @@ def page(report: Report) -> str:
             layers=_layer_rows(report),
             timed=any(r.get("time_ms") for r in report.layers),
             frozen=_frozen(report.frozen),
-            sensitivity=_sensitivity(report.sensitivity, "divergence, estimated"),
+            sensitivity=_sensitivity(report.sensitivity, "estimated divergence"),
             measured=_sensitivity(report.measured, "quality lost"),
             classes=_classes(report),
             command=_command(report),
@@ -141,17 +143,19 @@ def clip(text: Any, most: int) -> str:
 def headline(report: Report) -> str:
     """What came of it, in one sentence."""
     share = report.after["macs"] / report.before["macs"] if report.before.get("macs") else 1.0
-    parts = [f"{share:.1%} of the multiply-accumulates remain"]
+    costs = f"{share:.1%} of the MACs"
     if report.before.get("params"):
-        parts.append(f"{report.after['params'] / report.before['params']:.1%} of the parameters")
+        params = report.after["params"] / report.before["params"]
+        costs += f" and {params:.1%} of the parameters"
+    parts = [f"{costs} remain"]
     parts += [
         f"{row['speedup']:.2f} times as fast on {engine}" for engine, row in report.latency.items()
     ]
     parts += [
-        f"{metric} went from {row['before']:.4g} to {row['after']:.4g}"
+        f"{metric} {row['before']:.4g} before, {row['after']:.4g} after"
         for metric, row in report.quality.items()
     ]
-    return "; ".join([", ".join(parts[:2]), *parts[2:]]) + "."
+    return "; ".join(parts) + "."
 
 
 def _file(name: str) -> str:
@@ -159,7 +163,7 @@ def _file(name: str) -> str:
 
 
 def _title(report: Report) -> str:
-    name = Path(report.source).name or "a model in memory"
+    name = Path(report.source).name or "model in memory"
     return f"{name}, pruned"
 
 
@@ -194,9 +198,9 @@ def _metric_rows(report: Report) -> list[dict[str, Any]]:
         note = (
             ""
             if not error
-            else "within twice the standard error"
+            else "within two standard errors"
             if abs(change) <= 2 * error
-            else "more than twice the standard error"
+            else "more than two standard errors"
         )
         rows.append(
             {
@@ -297,9 +301,9 @@ def _curve(report: Report) -> dict[str, Any] | None:
         Curve(chosen, AFTER, dots=True, large=True),
     ]
     metric = str(points[0].get("metric", "quality"))
-    label = f"{metric} over the share of multiply-accumulates that remain, {len(points)} points"
+    label = f"{metric} over the share of remaining MACs, {len(points)} points"
     svg = plot(
-        [c for c in drawn if c.points], "MACs that remain", clip(metric, 40), label, from_zero=False
+        [c for c in drawn if c.points], "remaining MACs", clip(metric, 40), label, from_zero=False
     )
     measures = _measures(points) or [(metric, [p["quality"] for p in points])]
     errors = [
@@ -396,7 +400,7 @@ def _sensitivity(rows: Mapping[str, Sequence[Sequence[float]]], what: str) -> di
     worst = sorted(curve, key=lambda name: (-max(y for _, y in curve[name]), name))[:MOST_CURVES]
     drawn = curves([curve[name] for name in worst])
     svg = plot(
-        drawn, "share of the group's channels removed", what, f"sensitivity of {len(worst)} groups"
+        drawn, "removed share of the group's channels", what, f"sensitivity of {len(worst)} groups"
     )
     return {
         "svg": Markup(svg),

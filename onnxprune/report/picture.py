@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnxprune.errors import plural
 from onnxprune.report.plots import figure
 
 MOST_BOXES = 400
@@ -56,7 +57,11 @@ def picture(
     for box, bx, by in zip(graph, x, y, strict=False):
         group.append(_box(box, bx, by, colors, numbers, widths))
     joined = sum(1 for box in graph if box["op"] not in ("input", "output"))
-    label = f"the network as {joined} boxes from input to output, {len(colors)} coupled groups in color; the tables on this page have the same figures"
+    label = (
+        f"the network as {plural(joined, 'box', 'boxes')} from input to output, "
+        f"{plural(len(colors), 'group')} with a color; the tables on this page have the same "
+        "figures"
+    )
     return figure(
         group,
         round(max(right, max(x) + _BOX[0] / 2) + _MARGIN),

@@ -1,32 +1,43 @@
-"""A run on a terminal or in a log: one line a stage, what is left of long ones, a table, warnings at the end."""
+"""Terminal output of a run: one line per stage, progress of long stages, tables, warnings."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
+from onnxprune.errors import plural
 from onnxprune.events import Event
 from onnxprune.report.data import Report
 
-LONG_S = 2.0  # a stage that takes longer shows its progress
-TERMINAL_S, LOG_S = 0.2, 10.0  # how often: a line that is written over, and lines of a log
-MOST_WARNINGS = 6  # on a terminal, where all of them can be read elsewhere
+LONG_S = 2.0  # stages that take longer show their progress
+TERMINAL_S, LOG_S = 0.2, 10.0  # interval of progress lines on a terminal and in a log
+MOST_WARNINGS = 6  # on a terminal, if the report page lists all of them
 _STAGE_WIDTH = 12
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_COSTS = (
+    ("macs", "MACs", ""),
+    ("params", "params", ""),
+    ("bytes", "size", "B"),
+    ("activation_bytes", "activations", "B"),
+)
 
 
 class Progress:
-    """Writes events as they come; a context manager, so that a stage without news still shows that it is alive.
+    """Write the events of a run to a stream as they arrive.
+
+    Use it as a context manager: a thread updates the line of the running stage even if the stage
+    reports nothing.
 
     Parameters
     ----------
     stream
-        Where to write; on a terminal the line of the running stage is written over, in a log it comes every ten seconds.
+        Where to write. On a terminal, the line of the running stage is overwritten; in a log, a
+        line is added every LOG_S seconds.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -35,10 +46,11 @@ class Progress:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._running: Event | None = None
-        self._began = self._shown = self._told = 0.0
+        self._began = self._shown = self._reported = 0.0
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Progress:  # noqa: PYI034 - typing.Self is newer than Python 3.10
+        """Start the thread that updates the line of the running stage."""
         self._ticker.start()
         return self
 
@@ -48,74 +60,80 @@ class Progress:
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Stop the thread and remove the line of the running stage."""
         self._stop.set()
         self._ticker.join()
         self._clear()
 
     def __call__(self, event: Event) -> None:
+        """Process one event of the run."""
         with self._lock:
             now = time.monotonic()
             if event.state == "begin":
-                self._running, self._began, self._shown, self._told = event, now, now, now
+                self._running, self._began, self._shown, self._reported = event, now, now, now
             elif event.state == "progress":
-                self._running, self._told = event, now
+                self._running, self._reported = event, now
             else:
                 self._running = None
                 self._clear()
-                took = f"{event.seconds:8.2f} s" if event.state == "end" else "  reused  "
-                self._out.write(
-                    f"{event.stage:<{_STAGE_WIDTH}}{took}  {event.detail}".rstrip() + "\n"
-                )
+                duration = f"{event.seconds:8.2f} s" if event.state == "end" else "  reused  "
+                line = f"{event.stage:<{_STAGE_WIDTH}}{duration}  {event.detail}"
+                self._out.write(line.rstrip() + "\n")
                 self._out.flush()
 
     def _tick(self) -> None:
+        """Show the running stage at intervals until the context ends."""
+        interval = 0 if self._live else LOG_S
         while not self._stop.wait(TERMINAL_S):
             with self._lock:
                 now = time.monotonic()
-                due = (
-                    self._running
-                    and now - self._began >= LONG_S
-                    and now - self._shown >= (0 if self._live else LOG_S)
-                )
-                if due and self._running:
+                elapsed = now - self._began
+                if self._running and elapsed >= LONG_S and now - self._shown >= interval:
                     self._shown = now
-                    self._show(running_line(self._running, now - self._began, now - self._told))
+                    self._show(running_line(self._running, elapsed, now - self._reported))
 
     def _show(self, line: str) -> None:
+        """Write a line of progress, over the previous one on a terminal."""
         self._out.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
         self._out.flush()
 
     def _clear(self) -> None:
+        """Remove the line of progress from a terminal."""
         if self._live:
             self._out.write("\r\x1b[K")
             self._out.flush()
 
 
 def running_line(event: Event, elapsed: float, since: float = 0.0) -> str:
-    """The line of a stage that goes on, `since` seconds after its last news: what is done, what is left.
+    """Return the progress line of a running stage.
 
+    Parameters
+    ----------
+    event
+        Last event of the stage.
+    elapsed
+        Seconds since the stage began.
+    since
+        Seconds since `event`.
+
+    Examples
+    --------
     >>> running_line(Event("score", "progress", share=0.25), 5.0)
     'score         25%, 5 s, about 15 s left'
     """
     parts = [f"{elapsed:.0f} s"]
     if event.share:
-        before = elapsed - since
-        parts = [
-            f"{event.share:.0%}",
-            *parts,
-            f"about {duration(max(before * (1 - event.share) / event.share - since, 0))} left",
-        ]
+        # extrapolated from the time at which the share was reported
+        left = (elapsed - since) * (1 - event.share) / event.share - since
+        parts = [f"{event.share:.0%}", *parts, f"about {duration(max(left, 0))} left"]
     elif event.left_s is not None:
         parts.append(f"about {duration(max(event.left_s - since, 0))} left")
-    return (
-        f"{event.stage:<{_STAGE_WIDTH}}  "
-        + ", ".join(parts)
-        + (f"  {event.detail}" if event.detail else "")
-    )
+    line = f"{event.stage:<{_STAGE_WIDTH}}  " + ", ".join(parts)
+    return f"{line}  {event.detail}" if event.detail else line
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Return a duration in its natural unit: "5 s", "2 min", "1 h 30 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -123,157 +141,166 @@ def duration(seconds: float) -> str:
 
 
 def amount(value: float, unit: str = "") -> str:
-    """Three figures and a decimal prefix: 12.3 M."""
+    """Return a quantity with three digits and a decimal prefix: 12.3 M."""
     for factor, prefix in _PREFIXES:
         if value >= factor:
-            return (
-                f"{value / factor:.3g} {prefix}{unit}"
-                if value / factor < 999.5
-                else f"{value / factor:.0f} {prefix}{unit}"
-            )
+            scaled = value / factor
+            # .3g would write 999.9 as 1e+03
+            digits = f"{scaled:.3g}" if scaled < 999.5 else f"{scaled:.0f}"
+            return f"{digits} {prefix}{unit}"
     return f"{value:.4g} {unit}".rstrip()
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows as aligned columns, the first `left` ones to the left, the others to the right."""
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if i < left else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=False))
-        ).rstrip()
-        for row in rows
-    )
+    """Align rows as columns, the first `left` ones to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def before_after(report: Report) -> str:
-    """The table of a run: MACs, params, bytes, activation bytes, quality, latency."""
+    """Return the table of costs, quality and latency before and after."""
     rows = [("", "before", "after", "")]
-    for key, title, unit in (
-        ("macs", "MACs", ""),
-        ("params", "params", ""),
-        ("bytes", "size", "B"),
-        ("activation_bytes", "activations", "B"),
-    ):
+    for key, title, unit in _COSTS:
         if key in report.before and key in report.after:
             before, after = report.before[key], report.after[key]
-            rows.append(
-                (
-                    title,
-                    amount(before, unit),
-                    amount(after, unit),
-                    f"{after / before:.1%}" if before else "",
-                )
-            )
+            share = f"{after / before:.1%}" if before else ""
+            rows.append((title, amount(before, unit), amount(after, unit), share))
     for metric, row in report.quality.items():
-        rows.append(
-            (
-                metric,
-                f"{row['before']:.4g}",
-                f"{row['after']:.4g}",
-                f"{row['after'] - row['before']:+.4g}",
-            )
-        )
+        change = f"{row['after'] - row['before']:+.4g}"
+        rows.append((metric, f"{row['before']:.4g}", f"{row['after']:.4g}", change))
     for engine, row in report.latency.items():
-        rows.append(
-            (
-                f"latency {engine}",
-                f"{row['before_ms']:.3g} ms",
-                f"{row['after_ms']:.3g} ms",
-                f"{row['speedup']:.2f}x",
-            )
-        )
+        before_ms, after_ms = f"{row['before_ms']:.3g} ms", f"{row['after_ms']:.3g} ms"
+        rows.append((f"latency {engine}", before_ms, after_ms, f"{row['speedup']:.2f}x"))
     return columns(rows)
 
 
-def others(report: Report) -> str:
-    """What was made beside the model that is written: the trade-off, the way to a tolerance, candidates, random controls; empty where nothing was."""
-    parts = []
-    if report.curve:
-        names = [
-            name
-            for name in ("relative_error", "agreement")
-            if any(p.get(name) is not None for p in report.curve)
-        ]
-        metrics = list(dict.fromkeys(m for p in report.curve for m in p.get("metrics", {})))
-        rows = [("trade-off", "MACs", *metrics, *(n.replace("_", " ") for n in names))]
-        for p in report.curve:
-            values = [p.get("metrics", {}).get(m, {}).get("value") for m in metrics] + [
-                p.get(n) for n in names
-            ]
-            rows.append(
-                (
-                    f"{p['label']}{' (written)' if p.get('chosen') else ''}",
-                    f"{p['macs']:.1%}",
-                    *map(_figure, values),
-                )
-            )
-        parts.append(columns(rows))
-    if report.bisection:
-        found = report.bisection
-        where = f"on the {found['samples']} inputs that chose, after {len(found['rows'])} cuts"
-        parts.append(
-            f"max_divergence {found['max_divergence']:g}: {_figure(found['reached'])} {where}"
-        )
-    if report.selection:
-        ways = [
-            f"{row['criterion']}+{row['allocate']} {_figure(row['value'])}{' (written)' if row['chosen'] else ''}"
-            for row in report.selection["rows"]
-        ]
-        parts.append(
-            f"{report.selection['metric']} on {report.selection['samples']} labeled samples that chose: "
-            + ", ".join(ways)
-        )
-    if report.control:
-        errors, own = (
-            ", ".join(_figure(row["relative_error"]) for row in report.control),
-            report.fidelity.get("relative_error"),
-        )
-        told = (
-            [f"outputs differ by {errors}, of this model by {_figure(own)}"]
-            if own is not None
-            else []
-        )
-        told += [
-            f"{m} {', '.join(_figure(row['metrics'][m]['value']) for row in report.control)}"
-            for m in report.quality
-        ]
-        parts.append("random channels of the same widths: " + "; ".join(told))
-    return "\n\n".join(parts)
+def held_out(report: Report) -> str:
+    """Return the fidelity on held-out inputs, "" if there were none.
+
+    >>> fidelity = {"samples": 51, "relative_error": 0.131}
+    >>> held_out(Report("", "", {}, {}, fidelity=fidelity))
+    'held-out inputs (51): relative output error 0.13'
+    """
+    fidelity = report.fidelity
+    if fidelity.get("relative_error") is None:
+        return ""
+    line = (
+        f"held-out inputs ({fidelity['samples']}): "
+        f"relative output error {fidelity['relative_error']:.2g}"
+    )
+    if fidelity.get("agreement") is None:
+        return line
+    return f"{line}, {agreement_name(fidelity)} {fidelity['agreement']:.1%}"
+
+
+def agreement_name(fidelity: Mapping[str, Any]) -> str:
+    """Return the name of the measure that `agreement` of a fidelity is."""
+    if fidelity.get("box_agreement") is not None:
+        return "box agreement"
+    outputs = fidelity.get("outputs", {}).values()
+    for key, name in (("top1_agreement", "top-1"), ("location_agreement", "location")):
+        if any(row.get(key) is not None for row in outputs):
+            return f"{name} agreement"
+    return "agreement"
+
+
+def alternatives(report: Report) -> str:
+    """Return the figures of all models but the written one, "" if there are none.
+
+    These are the trade-off curve, the search for a tolerance, candidates and random controls.
+    """
+    parts = (_curve(report), _bisection(report), _selection(report), _control(report))
+    return "\n\n".join(filter(None, parts))
+
+
+def _curve(report: Report) -> str:
+    """Return the table of the trade-off curve."""
+    if not report.curve:
+        return ""
+    measures = [
+        name
+        for name in ("relative_error", "agreement")
+        if any(point.get(name) is not None for point in report.curve)
+    ]
+    metrics = dict.fromkeys(name for point in report.curve for name in point.get("metrics", {}))
+    rows = [("trade-off", "MACs", *metrics, *(name.replace("_", " ") for name in measures))]
+    for point in report.curve:
+        label = f"{point['label']} (written)" if point.get("chosen") else point["label"]
+        values = [point.get("metrics", {}).get(name, {}).get("value") for name in metrics]
+        values += [point.get(name) for name in measures]
+        rows.append((label, f"{point['macs']:.1%}", *map(_figure, values)))
+    return columns(rows)
+
+
+def _bisection(report: Report) -> str:
+    """Return the outcome of the search for a tolerance."""
+    result = report.bisection
+    if not result:
+        return ""
+    return (
+        f"max_divergence {result['max_divergence']:g}: reached {_figure(result['reached'])} on {plural(result['samples'], 'selection input')}, "
+        f"{plural(len(result['rows']), 'model')} tried"
+    )
+
+
+def _selection(report: Report) -> str:
+    """Return the metric of each candidate."""
+    result = report.selection
+    if not result:
+        return ""
+    candidates = []
+    for row in result["rows"]:
+        written = " (written)" if row["chosen"] else ""
+        name = f"{row['criterion']}+{row['allocate']}"
+        candidates.append(f"{name} {_figure(row['value'])}{written}")
+    samples = plural(result["samples"], "selection sample")
+    return f"candidates by {result['metric']} on {samples}: {', '.join(candidates)}"
+
+
+def _control(report: Report) -> str:
+    """Return the figures of the models with random channels."""
+    if not report.control:
+        return ""
+    figures = []
+    own = report.fidelity.get("relative_error")
+    if own is not None:
+        errors = ", ".join(_figure(row["relative_error"]) for row in report.control)
+        figures.append(f"relative output error {errors} (this model: {_figure(own)})")
+    for metric in report.quality:
+        values = ", ".join(_figure(row["metrics"][metric]["value"]) for row in report.control)
+        figures.append(f"{metric} {values}")
+    return "random-channel control at equal widths: " + "; ".join(figures)
 
 
 def _figure(value: float | None) -> str:
+    """Return a figure with four digits, "-" if there is none."""
     return "-" if value is None else f"{value:.4g}"
 
 
-def held_out(report: Report) -> str:
-    """How close the outputs are on inputs that chose nothing; empty where none were kept apart."""
-    found = report.fidelity
-    if found.get("relative_error") is None:
-        return ""
-    same = (
-        f", the largest is the same for {found['agreement']:.1%}"
-        if found.get("agreement") is not None
-        else ""
-    )
-    return f"on {found['samples']} inputs that chose nothing, outputs differ by {found['relative_error']:.2g} of their size{same}"
-
-
 def summary(report: Report, page: PathLike[str] | None = None) -> str:
-    """The tables, and where the result and its page are."""
-    told = [text for text in (held_out(report), others(report)) if text]
-    where = [f"written to {report.output}"] * bool(report.output) + [f"report: {page}"] * bool(page)
-    return "\n\n".join([before_after(report), *told, *(["\n".join(where)] if where else [])])
+    """Return the tables of a run, then the paths of the model and of the report page."""
+    parts = [before_after(report), held_out(report), alternatives(report)]
+    paths = []
+    if report.output:
+        paths.append(f"written to {report.output}")
+    if page:
+        paths.append(f"report: {page}")
+    return "\n\n".join(filter(None, [*parts, "\n".join(paths)]))
 
 
 def warnings(report: Report, page: PathLike[str] | None = None) -> str:
-    """The warnings, one a line; empty where there are none. With a page that has all of them, the first ones."""
-    most = (
-        MOST_WARNINGS if page and len(report.warnings) > MOST_WARNINGS + 1 else len(report.warnings)
-    )
-    more = (
-        [f"{len(report.warnings) - most} more warnings are in {page}"]
-        if len(report.warnings) > most
-        else []
-    )
-    return "\n".join([*(f"warning: {w}" for w in report.warnings[:most]), *more])
+    """Return the warnings, one per line; with a page that lists all of them, the first ones."""
+    count = len(report.warnings)
+    # "1 more warning" would take the place of that warning
+    shown = MOST_WARNINGS if page and count > MOST_WARNINGS + 1 else count
+    lines = [f"warning: {warning}" for warning in report.warnings[:shown]]
+    if count > shown:
+        lines.append(f"{count - shown} more warnings are in {page}")
+    return "\n".join(lines)

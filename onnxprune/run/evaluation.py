@@ -107,9 +107,11 @@ def parts_of(everything: Data, labels: LabeledData | None, recipe: Recipe) -> Pa
         rest, report = split(rest, len(rest.chosen) - keep, keep)
     if recipe.max_divergence is not None:
         if report is None:
-            few = f"{everything.describe()} are too few, or synthetic: give {HELD_OUT_PART + 2} batches or more"
             raise DataError(
-                "data-samples", f"max_divergence is measured on inputs of its own; {few}"
+                "data-samples",
+                "max_divergence needs separate real inputs to measure on; "
+                f"{everything.describe()} are too few, or synthetic: give at least "
+                f"{HELD_OUT_PART + 2} batches",
             )
         rest, selection = split(rest, len(rest.chosen) - keep, keep)
     if labels is None or not recipe.candidate:
@@ -145,8 +147,9 @@ def oracle(
         worst = max(found.outputs, key=lambda name: found.outputs[name])
         raise VerificationError(
             "verification-failed",
-            f"the cut model differs from the masked original by {found.difference:.2g} of the largest value at output {worst!r}; allowed is {found.tolerance:.2g}"
-            " (--tolerance)",
+            f"output {worst!r} of the pruned model differs from the masked original's by "
+            f"{found.difference:.2g} of its largest value; the limit is {found.tolerance:.2g} "
+            "(--tolerance)",
         )
     return found.as_dict()
 
@@ -173,12 +176,14 @@ def check(
     if _shapes(own) != _shapes(pruned):
         raise VerificationError(
             "verification-failed",
-            f"the model does not have the weights that the plan leaves: {_first_difference(_shapes(own), _shapes(pruned))}",
+            "the model's weights do not match the plan: "
+            f"{_first_difference(_shapes(own), _shapes(pruned))}",
         )
     if digest(pruned) not in (result, digest(own)):
         raise VerificationError(
             "verification-failed",
-            f"the model is not the one that the plan's run wrote (sha256 {digest(pruned)[:12]}..., not {str(result)[:12]}...): its weights were changed after",
+            f"the model (sha256 {digest(pruned)[:12]}...) is not the one that the plan's run wrote "
+            f"(sha256 {str(result)[:12]}...): its weights were modified afterwards",
         )
     return {**figures, "repair": repair, RESULT: result}
 
@@ -278,7 +283,8 @@ def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
         ):
             raise ModelError(
                 "model-input",
-                f"input {info.name!r} is not a tensor of a known type: calibration and measuring cannot feed it",
+                f"input {info.name!r} is not a tensor of a known type, so calibration and "
+                "measurement cannot feed it",
             )
         dims: list[int | str | None] = [
             d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
@@ -295,4 +301,4 @@ def _first_difference(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> str:
     name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-    return f"{name!r} has shape {found.get(name)}, not {expected.get(name)}"
+    return f"{name!r} has shape {found.get(name)}, expected {expected.get(name)}"

@@ -42,7 +42,8 @@ def check_output(
     if output.exists() and not output.is_file():
         raise OutputError(
             "output-unwritable",
-            f"{output} is {'a folder' if output.is_dir() else 'no regular file'}; name the file to write",
+            f"{output} is {'a folder' if output.is_dir() else 'not a regular file'}; give the path "
+            "of the file to write",
         )
     taken = [
         p

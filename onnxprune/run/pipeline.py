@@ -24,7 +24,7 @@ from onnxprune.data.dataset import Data
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import require
 from onnxprune.engines.cost.explain import explain
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, UsageError, plural
 from onnxprune.events import Listener, silent
 from onnxprune.files import sha256, write_bytes, write_json
 from onnxprune.ir.io import Model, digest, load, save
@@ -52,7 +52,8 @@ from onnxprune.run.evaluation import (
 )
 from onnxprune.run.outputs import check_output, check_same, default_run_dir, versions
 from onnxprune.run.planning import decide, engines_of, measured, target_rows
-from onnxprune.run.recipe import Recipe, read_data_only, to_toml
+from onnxprune.run.recipe import Recipe
+from onnxprune.run.recipe_file import read_data_only, to_toml
 from onnxprune.run.rundir import key, opened
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, as_json
 from onnxprune.run.tuner import Tuner
@@ -65,8 +66,9 @@ from onnxprune.types import Plan, Scores
 
 FEW_INPUTS = 32  # the demo keeps 65, 88 and 98 % top-1 by 8, 16 and 32, and 99 % by more
 GUESSED = (
-    "images went into the model as RGB from 0 to 1; if it was trained on other numbers, say which: --scale, --mean, --std, --order "
-    "(common for ImageNet: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
+    "images were preprocessed with the defaults: RGB, values from 0 to 1; if the model was trained "
+    "with other preprocessing, pass --scale, --mean, --std and --order "
+    "(ImageNet: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
 )
 # what "auto" stands for
 WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": "least-squares"}
@@ -76,13 +78,14 @@ WITHOUT_REFIT = {
     "criterion": "activation*weight",
     "allocate": "knapsack",
     "repair": "bias",
-}  # with data, for weights that no refit can write
-LEAST_REFITTABLE = (
-    0.5  # of the channels; below it the closed forms would leave most of the model out
-)
+}  # with data, if most weights cannot be refitted (quantized, recurrent or computed)
+LEAST_REFITTABLE = 0.5  # share of the channels; with fewer, least squares skips most of the model
 SEARCH = "search.jsonl"  # in the run directory: what a search method measured
 LATENCY_SLACK = 0.05  # two measurements of one model agree to about this on a quiet machine
-NO_DATA = "no calibration data: channels are chosen by weights alone and nothing is repaired, which costs accuracy; pass --data with some hundred real inputs"
+NO_DATA = (
+    "no calibration data: channels are scored by their weights only and nothing is repaired, "
+    "which costs accuracy; pass --data with a few hundred real inputs"
+)
 
 Source = str | os.PathLike[str] | bytes | Model
 
@@ -152,9 +155,9 @@ def optimize(
                 stages, recipe, source, data, Path(output) if output else None, overwrite
             ).run()
     except KeyboardInterrupt:
-        on = f"; the same command goes on from {folder}" if stages.run else ""
+        hint = f"; run the same command to resume from {folder}" if stages.run else ""
         raise KeyboardInterrupt(
-            f"stopped in stage {stages.current}, no output was written{on}"
+            f"stopped in stage {stages.current}, no output was written{hint}"
         ) from None
 
 
@@ -194,8 +197,9 @@ def _with_data(recipe: Recipe, analysis: Analysis) -> tuple[dict[str, str], tupl
     plain = sum(analysis.group(name).size for name in refittable(analysis))
     if recipe.criterion == "auto" and plain < LEAST_REFITTABLE * channels:
         what = (
-            f"{channels - plain} of {channels} channels are read by quantized, recurrent or computed weights alone, which no refit can write: this costs accuracy; "
-            "if the model was quantized, prune the float model and quantize the result"
+            f"{channels - plain} of {channels} channels feed only quantized, recurrent or computed "
+            "weights, which cannot be refitted; expect lower accuracy. If the model was quantized, "
+            "prune the float model and quantize the result"
         )
         return (WITHOUT_REFIT if plain else {**WITHOUT_REFIT, "repair": "none"}), (what,)
     return {**WITH_DATA, **({"allocate": "layer-error"} if recipe.fast else {})}, ()
@@ -357,7 +361,8 @@ class _Job:
             if self.recipe.target and recipe.target != self.recipe.target:
                 wanted, reached = (", ".join(map(str, r.target)) for r in (self.recipe, recipe))
                 choice["warnings"] = (
-                    f"max_divergence {found['max_divergence']:g} ended the cut at {reached}, before {wanted}",
+                    f"max_divergence {found['max_divergence']:g} stopped pruning at {reached}, "
+                    f"before the target {wanted}",
                 )
         elif variants.parts.selection_labels is not None:
             recipe, choice["selection"] = variants.chosen(recipe)
@@ -445,7 +450,8 @@ class _Job:
         if self.stages.used and not warning and parts.calibration.samples < FEW_INPUTS:
             few = parts.calibration.samples
             found.append(
-                f"{few} inputs calibrate, and weights are fitted to those few: give {FEW_INPUTS} or more, better some hundred; they need no labels"
+                f"only {plural(few, 'calibration input')}, to which weights are refitted: use at "
+                f"least {FEW_INPUTS}, better a few hundred (labels are not needed)"
             )
         if self.stages.used and guessed(parts.calibration, self.recipe):
             found.append(GUESSED)
@@ -455,10 +461,12 @@ class _Job:
             and parts.report_labels is not None
         ):
             found.append(
-                f"{parts.report_labels.samples} labeled samples are too few to choose between candidates by: all of them only measure"
+                f"too few labeled samples ({parts.report_labels.samples}) to select among "
+                "candidates: all are used for the report"
             )
         found += [
-            f"target {row.target}: the last measurement found {row.reached:.3g} ms, not {row.allowed:.3g}; the search had found less: measure on a quieter machine"
+            f"target {row.target}: final measurement is {row.reached:.3g} ms (limit "
+            f"{row.allowed:.3g} ms) although the search measured less; re-measure on an idle machine"
             for target, row in zip(self.recipe.target, targets, strict=False)
             if target.engine and row.reached > row.allowed * (1 + LATENCY_SLACK)
         ]
@@ -508,11 +516,13 @@ def analyzed(model: Source, recipe: Recipe, stages: Stages | None = None) -> Ana
     if recipe.strict and without:
         raise UsageError(
             "strict",
-            f"{without[0].node} ({without[0].op}): {without[0].reason}; leave out --strict to freeze what it touches",
+            f"{without[0].node} ({without[0].op}): {without[0].reason}; omit --strict to freeze "
+            "the axes it touches",
         )
     if stages:
         stages.detail(
-            f"{len(analysis.groups)} groups, {sum(g.size for g in analysis.groups)} channels"
+            f"{plural(len(analysis.groups), 'group')}, "
+            f"{plural(sum(g.size for g in analysis.groups), 'channel')}"
         )
     return analysis
 
@@ -558,7 +568,7 @@ def _decided(
         context, scores, recipe, feeds, lambda text: stages.progress(None, text), journal, tuner
     )
     stages.detail(
-        f"{analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs stay"
+        f"{analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1):.1%} of the MACs remain"
     )
     return plan
 
@@ -574,7 +584,8 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     if recipe.max_divergence is not None:
         raise UsageError(
             "options-clash",
-            "max_divergence takes cut and repaired models to measure: run optimize, whose run directory holds plan.json",
+            "max_divergence needs repaired models to measure, which plan does not build: use "
+            "optimize, which writes plan.json into its run directory",
         )
     stages = Stages(on_event)
     asked = recipe

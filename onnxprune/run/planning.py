@@ -73,7 +73,7 @@ def decide(
     if recipe.swaps and recipe.criterion != "reconstruction":
         raise UsageError(
             "swaps-criterion",
-            f"--swaps lowers the error that criterion 'reconstruction' counts; with '{recipe.criterion}' leave it out",
+            f"--swaps needs criterion 'reconstruction', not {recipe.criterion!r}: omit --swaps",
         )
     analysis = context.analysis
     original = analysis.cost().as_dict()
@@ -107,7 +107,11 @@ def decide(
             constraints = replace(constraints, savings=savings)
         shares = {cost: limit / probes[cost].original_ms for cost, limit in limits.items()}
         for round_number in range(CONFIRM_ROUNDS if timed else 1):
-            tell(f"latency, search {round_number + 1} of at most {CONFIRM_ROUNDS}" if timed else "")
+            tell(
+                f"latency search, round {round_number + 1} of at most {CONFIRM_ROUNDS}"
+                if timed
+                else ""
+            )
             asked = replace(constraints, budgets={**budgets, **limits}, measures=probes)
             if recipe.method == ONE_SHOT:
                 plan = allocate(recipe.allocate, context, scores, asked)

@@ -1,604 +1,417 @@
-"""Everything that a run can be told, once: the fields of `Recipe` are the flags of the command line, the keys of a recipe file
-and the keywords of `optimize`.
+"""Recipe: the options of a run and their parsers, stages, flags and help texts.
+
+The fields of `Recipe` are at the same time the flags of the command line, the keys of a recipe
+file and the keywords of `optimize`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
-import os
-import re
-import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from onnxprune import RENAMED_OPTIONS
-from onnxprune.data import DATA_SOURCES
 from onnxprune.errors import UsageError, unknown
-from onnxprune.run import parsers as options
-
-COSTS = ("macs", "params", "bytes", "activation_bytes", "latency")
-PROVENANCE = (
-    "provenance"  # table of a resolved recipe that says where it came from; ignored when read
-)
-_SUFFIXES = {
-    "": 1.0,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "kB": 1e3,
-    "MB": 1e6,
-    "GB": 1e9,
-    "KiB": 2.0**10,
-    "MiB": 2.0**20,
-    "GiB": 2.0**30,
-}
-_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_QUANTITY = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
-
-
-@dataclass(frozen=True)
-class Target:
-    """The most that may remain of one cost.
-
-    cost: one of COSTS; engine: of a latency, else ""; limit: a share of the original in (0, 1] where `relative`,
-    else MACs, parameters, bytes or milliseconds; text: as it was written.
-    """
-
-    cost: str
-    limit: float
-    relative: bool
-    engine: str = ""
-    text: str = dataclasses.field(default="", compare=False)
-
-    def __str__(self) -> str:
-        return self.text
-
-    def ceiling(self, original: float) -> float:
-        """What may remain of a cost that was `original`.
-
-        >>> Target.parse("macs=2x").ceiling(10)
-        5.0
-        """
-        return self.limit * original if self.relative else self.limit
-
-    @staticmethod
-    def parse(value: str | Target) -> Target:
-        """Read COST=AMOUNT: `macs=50%` remain, `macs=2x` fewer, `bytes=1.5MB`, `latency.ENGINE=3ms`; ValueError otherwise."""
-        if isinstance(value, Target):
-            return value
-        if not isinstance(value, str) or "=" not in value:
-            raise ValueError(
-                f"{value!r} is not COST=AMOUNT such as macs=50%, params=2x, bytes=1.5MB, latency.onnxruntime=1.5x"
-            )
-        name, _, amount = (part.strip() for part in value.partition("="))
-        cost, _, engine = name.partition(".")
-        if cost not in COSTS:
-            raise ValueError(unknown("cost", cost, COSTS).message)
-        if (cost == "latency") != bool(engine):
-            raise ValueError(
-                f"{name!r}: a latency names its engine (latency.onnxruntime=1.5x), other costs name none"
-            )
-        limit, relative = _amount(cost, amount)
-        return Target(cost, limit, relative, engine, f"{name}={amount}")
-
-
-def _amount(cost: str, amount: str) -> tuple[float, bool]:
-    """(limit, relative) of the right side of a target."""
-    match = _QUANTITY.fullmatch(amount)
-    try:
-        value, unit = float(match[1]), match[2]  # type: ignore[index]
-    except (TypeError, ValueError):
-        raise ValueError(f"{amount!r} is not an amount such as 50%, 2x or 1.5M") from None
-    if unit in ("%", "x"):
-        limit = value / 100 if unit == "%" else (1 / value if value else 0.0)
-        if not 0 < limit <= 1:
-            raise ValueError(
-                f"{amount!r} of {cost} is out of range: what remains is above 0% and at most 100%, a factor is at least 1x"
-            )
-        return limit, True
-    units = _MILLISECONDS if cost == "latency" else _SUFFIXES
-    if unit not in units:
-        raise ValueError(
-            f"{amount!r} has unknown unit {unit!r}; known: %, x, {', '.join(u for u in units if u)}"
-        )
-    if value * units[unit] < 1 and cost != "latency" or value <= 0:
-        raise ValueError(
-            f"{amount!r} of {cost} is less than one; for a share of the original write {value * 100:g}%"
-        )
-    return value * units[unit], False
-
-
-def targets(value: Any) -> tuple[Target, ...]:
-    """Targets, from text, a list of texts, or a table cost -> amount."""
-    if isinstance(value, Mapping):
-        value = [f"{cost}={amount}" for cost, amount in value.items()]
-    found = tuple(Target.parse(v) for v in ([value] if isinstance(value, (str, Target)) else value))
-    costs = [(t.cost, t.engine) for t in found]
-    if len(set(costs)) < len(costs):
-        raise ValueError("there are several targets of one cost; give one a cost")
-    return found
-
-
-@dataclass(frozen=True)
-class Option:
-    """How one field of Recipe is read and described.
-
-    parse: from text or a plain value, ValueError where it does not fit; stage: the first one that depends on it;
-    help: one sentence; metavar: of its flag; kind: "value", "flag" or "list" (a flag that may be repeated).
-    """
-
-    parse: Callable[[Any], Any]
-    stage: str
-    help: str
-    metavar: str
-    kind: str = "value"
-
-
-def _option(
-    default: Any,
-    parse: Callable[[Any], Any],
-    stage: str,
-    metavar: str,
-    help: str,
-    kind: str = "value",
-) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"option": Option(parse, stage, help, metavar, kind)}
-    )
+from onnxprune.run import parsers
+from onnxprune.run.option import Option, option_field
+from onnxprune.run.target import Target, parse_targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every option of a run, checked.
+    """Every option of a run, validated.
 
-    Values are given as in a recipe file or on the command line (`target="macs=50%"`) and held parsed.
+    Values are accepted as in a recipe file or on the command line (`target="macs=50%"`) and
+    stored parsed.
 
     Raises
     ------
     UsageError
-        A value is out of range; it says which and what is allowed.
+        A value is out of range; the message names the option and what is allowed.
     """
 
-    target: tuple[Target, ...] = _option(
+    target: tuple[Target, ...] = option_field(
         (),
-        targets,
+        parse_targets,
         "plan",
         "COST=AMOUNT",
-        "What may remain: macs=50% (where nothing is said), params=2x (half), bytes=1.5MB, activation_bytes=.., latency.ENGINE=1.5x; several hold together.",
-        "list",
+        "Limit on what remains of a cost: macs=50% (default), params=2x (half), bytes=1.5MB, "
+        "activation_bytes=1MB or latency.ENGINE=1.5x; all given targets must hold.",
+        repeatable=True,
     )
-    max_divergence: float | None = _option(
+    max_divergence: float | None = option_field(
         None,
-        options.optional(options.number(0, above=True)),
+        parsers.optional(parsers.number(0, above=True)),
         "variants",
         "X",
-        "Cut as much as keeps the outputs within this relative error on inputs that chose and fitted nothing else, and no more than --target where there is one.",
+        "Prune as far as the divergence (relative output error; for detectors, share of unmatched "
+        "boxes) on inputs reserved for this stays within X; --target, if given, limits it as well.",
     )
-    criterion: str = _option(
+    criterion: str = option_field(
         "auto",
-        options.criterion,
+        parsers.criterion,
         "score",
         "NAME",
-        "How channels are scored, see: onnxprune criteria; auto = the best with data, l2 without.",
+        "Channel scoring criterion (list: onnxprune criteria); auto = reconstruction with data, "
+        "l2 without.",
     )
-    swaps: int = _option(
+    swaps: int = option_field(
         0,
-        options.integer(0),
+        parsers.integer(0),
         "plan",
         "N",
-        "Criterion reconstruction: exchange at most N channels of each group for others in the end, where its readers' error shrinks by it.",
+        "Criterion reconstruction only: after selection, swap up to N channels per group if "
+        "that lowers the reconstruction error.",
     )
-    allocate: str = _option(
+    allocate: str = option_field(
         "auto",
-        options.name_in("onnxprune.allocators", "ALLOCATORS"),
+        parsers.name_in("onnxprune.allocators", "ALLOCATORS"),
         "plan",
         "NAME",
-        "How widths are chosen: uniform, threshold, knapsack, ...; auto = the best with data, knapsack without.",
+        "Allocator that chooses the width of each group: uniform, threshold, knapsack, ... "
+        "(list: onnxprune criteria); auto = divergence with data, knapsack without.",
     )
-    method: str = _option(
+    method: str = option_field(
         "one-shot",
-        options.name_in("onnxprune.search", "METHODS"),
+        parsers.name_in("onnxprune.search", "METHODS"),
         "plan",
         "NAME",
-        "How the plan is found: one-shot (criterion and allocator, once), or a search: pagcp, ...; see: onnxprune criteria.",
+        "Planning method: one-shot (criterion and allocator, once) or an iterative search such "
+        "as pagcp (list: onnxprune criteria).",
     )
-    method_option: Mapping[str, str] = _option(
+    method_option: Mapping[str, str] = option_field(
         (),
-        options.mapping(lambda value: str(value)),
+        parsers.mapping(str),
         "plan",
         "NAME=VALUE",
-        "A setting of the method, such as initial_rate=0.06.",
-        "list",
+        "Setting of the method, e.g. initial_rate=0.06.",
+        repeatable=True,
     )
-    losses: str | None = _option(
+    losses: str | None = option_field(
         None,
-        options.optional(options.text),
+        parsers.optional(parsers.text),
         "plan",
         "MODULE:FUNCTION",
-        "Method pagcp: (outputs, indices of the samples) -> task: loss; without it every output head is a task, measured against the dense model.",
+        "Method pagcp: function (outputs, sample indices) -> {task: loss}; by default, each "
+        "output head is a task whose loss is its distance from the original.",
     )
-    repair: str = _option(
+    repair: str = option_field(
         "auto",
-        options.name_in("onnxprune.repair", "REPAIRS"),
+        parsers.name_in("onnxprune.repair", "REPAIRS"),
         "repair",
         "NAME",
-        "How the kept weights make up for the removed ones; none = not; auto = the best with data, none without.",
+        "Method that compensates for removed channels; none disables it; auto = least-squares "
+        "with data, none without.",
     )
-    fast: bool = _option(
+    fast: bool = option_field(
         False,
-        options.flag,
+        parsers.flag,
         "plan",
         "",
-        "Choose widths by the error of layers instead of running the model for every group.",
-        "flag",
+        "Choose widths by the error of single layers instead of running the model once per group.",
     )
-    round_to: int | str | None = _option(
+    round_to: int | str | None = option_field(
         None,
-        options.optional(options.whole_or_auto(1)),
+        parsers.optional(parsers.integer_or_auto(1)),
         "plan",
         "N",
-        "Kept channel counts are multiples of N; auto = of the engine's block, or half of one; by default 8, and auto with a target on latency.",
+        "Round kept channel counts to multiples of N; auto = the engine's block size, or half "
+        "of it. Default: auto with a latency target, else 8.",
     )
-    floor: int = _option(
-        1, options.integer(1), "plan", "N", "Channels that stay in every group at the least."
+    floor: int = option_field(
+        1, parsers.integer(1), "plan", "N", "Minimum number of channels to keep in each group."
     )
-    max_fraction: float = _option(
-        0.9, options.share, "plan", "SHARE", "Largest share of a group that may go."
+    max_fraction: float = option_field(
+        0.9, parsers.share, "plan", "SHARE", "Largest share of a group that may be removed."
     )
-    blocks: bool = _option(
+    blocks: bool = option_field(
         False,
-        options.flag,
+        parsers.flag,
         "plan",
         "",
-        "Method one-shot: whole branches of residual blocks may go, whatever --max-fraction and --round-to say.",
-        "flag",
+        "Method one-shot: allow removing entire branches of residual blocks, regardless of "
+        "--max-fraction and --round-to.",
     )
-    ratio: Mapping[str, float] = _option(
+    ratio: Mapping[str, float] = option_field(
         (),
-        options.ratios,
+        parsers.ratios,
         "plan",
         "GLOB=SHARE",
-        "Remove exactly this share of the groups with a matching name (0 = leave whole); also SHARE for all, or [(2, 0.5), (6, 0.5)] by numbers of groups.",
-        "list",
+        "Remove exactly this share of each matching group (0 = none); SHARE alone applies to "
+        "all groups, [(2, 0.5), (6, 0.5)] to groups by number.",
+        repeatable=True,
     )
-    freeze: tuple[str, ...] = _option(
-        (), options.globs, "analyze", "GLOB", "Tensors or nodes whose channels stay.", "list"
-    )
-    allow_mixing: tuple[str, ...] = _option(
+    freeze: tuple[str, ...] = option_field(
         (),
-        options.names,
+        parsers.globs,
+        "analyze",
+        "GLOB",
+        "Tensors or nodes, by name pattern, whose channels are never removed.",
+        repeatable=True,
+    )
+    allow_mixing: tuple[str, ...] = option_field(
+        (),
+        parsers.names,
         "analyze",
         "OP",
-        "Open axes that OP mixes, such as LayerNormalization; the result is then not exact.",
-        "list",
+        "Also prune axes that OP mixes, e.g. LayerNormalization; the result is then not exact.",
+        repeatable=True,
     )
-    grouped: str = _option(
+    grouped: str = option_field(
         "both",
-        options.choice("both", "group", "position"),
+        parsers.choice("both", "group", "position"),
         "analyze",
         "POLICY",
-        "Grouped convolutions: drop whole groups, the same position of each, or both.",
+        "Grouped convolutions: remove entire groups (group), the same position in every group "
+        "(position), or both.",
     )
-    strict: bool = _option(
+    strict: bool = option_field(
         False,
-        options.flag,
+        parsers.flag,
         "analyze",
         "",
-        "Fail on an operator without a rule instead of freezing what it touches.",
-        "flag",
+        "Fail on an operator without a rule instead of freezing the axes it touches.",
     )
-    data: str | None = _option(
+    data: str | None = option_field(
         None,
-        options.optional(options.text),
+        parsers.optional(parsers.text),
         "data",
         "PATH",
-        "Calibration inputs: folder of images, .npz, .npy, or loader.py:function; none = synthetic.",
+        "Calibration inputs: folder of images, .npz, .npy, or loader.py:function. Default: "
+        "synthetic inputs.",
     )
-    samples: int = _option(256, options.integer(1), "data", "N", "Calibration inputs used.")
-    flip: bool = _option(
+    samples: int = option_field(
+        256, parsers.integer(1), "data", "N", "Number of calibration inputs."
+    )
+    flip: bool = option_field(
         False,
-        options.flag,
+        parsers.flag,
         "data",
         "",
-        "Images: learn from every input mirrored left to right as well; not for text or digits.",
-        "flag",
+        "Images: also calibrate on the mirror image of every input; not for text or digits.",
     )
-    batch_size: int = _option(
-        32,
-        options.integer(1),
-        "runtime",
-        "N",
-        "Inputs a run where the model's batch axis allows it.",
+    batch_size: int = option_field(
+        32, parsers.integer(1), "runtime", "N", "Batch size, if the model's batch axis is dynamic."
     )
-    shape: Mapping[str, tuple[int, ...]] = _option(
+    shape: Mapping[str, tuple[int, ...]] = option_field(
         (),
-        options.mapping(options.shape, ":"),
+        parsers.mapping(parsers.shape, ":"),
         "runtime",
         "NAME:1,3,224,224",
-        "Shape of an input with dynamic axes, for calibration and measuring.",
-        "list",
+        "Shape of an input with dynamic axes, for calibration and measurement.",
+        repeatable=True,
     )
-    resize: int | tuple[int, int] | None = _option(
+    resize: int | tuple[int, int] | None = option_field(
         None,
-        options.optional(options.size),
+        parsers.optional(parsers.size),
         "data",
         "HxW",
-        "Images: stretch to HxW, or the shorter side to N; by default to the model's input.",
+        "Images: resize to HxW, or the shorter side to N. Default: the model's input size.",
     )
-    crop: int | tuple[int, int] | None = _option(
+    crop: int | tuple[int, int] | None = option_field(
         None,
-        options.optional(options.size),
+        parsers.optional(parsers.size),
         "data",
         "HxW",
-        "Images: cut out the center after the resize.",
+        "Images: crop the center after the resize.",
     )
-    interp: str = _option(
+    interp: str = option_field(
         "bilinear",
-        options.choice("nearest", "bilinear", "bicubic", "area"),
+        parsers.choice("nearest", "bilinear", "bicubic", "area"),
         "data",
         "NAME",
-        "Images: how to resize: nearest, bilinear, bicubic, area.",
+        "Images: interpolation method: nearest, bilinear, bicubic or area.",
     )
-    order: str = _option(
+    order: str = option_field(
         "rgb",
-        options.choice("rgb", "bgr"),
+        parsers.choice("rgb", "bgr"),
         "data",
         "ORDER",
-        "Images: order of the model's color channels, rgb or bgr.",
+        "Images: channel order that the model expects, rgb or bgr.",
     )
-    scale: float = _option(
+    scale: float = option_field(
         1 / 255,
-        options.number(0, above=True),
+        parsers.number(0, above=True),
         "data",
         "X",
-        "Images: the model takes (pixel * scale - mean) / std * post.",
+        "Images: the model receives (pixel * scale - mean) / std * post.",
     )
-    mean: tuple[float, ...] = _option(
-        (0.0,),
-        options.numbers,
-        "data",
-        "A,B,C",
-        "Images: one number, or one a channel of the model.",
+    mean: tuple[float, ...] = option_field(
+        (0.0,), parsers.numbers, "data", "A,B,C", "Images: mean; one number, or one per channel."
     )
-    std: tuple[float, ...] = _option(
+    std: tuple[float, ...] = option_field(
         (1.0,),
-        options.numbers,
+        parsers.numbers,
         "data",
         "A,B,C",
-        "Images: one number, or one a channel of the model.",
+        "Images: standard deviation; one number, or one per channel.",
     )
-    post: float = _option(
-        1.0, options.number(0, above=True), "data", "X", "Images: factor at the end of the formula."
+    post: float = option_field(
+        1.0,
+        parsers.number(0, above=True),
+        "data",
+        "X",
+        "Images: factor applied after normalization.",
     )
-    layout: str = _option(
+    layout: str = option_field(
         "auto",
-        options.choice("auto", "nchw", "nhwc"),
+        parsers.choice("auto", "nchw", "nhwc"),
         "data",
         "ORDER",
-        "Images: where the channel axis is, auto, nchw or nhwc.",
+        "Images: position of the channel axis: auto, nchw or nhwc.",
     )
-    seed: int = _option(
+    seed: int = option_field(
         0,
-        options.integer(0),
+        parsers.integer(0),
         "runtime",
         "N",
-        "Of everything random; the same seed gives the same bytes.",
+        "Random seed; equal seeds give byte-identical results.",
     )
-    threads: int = _option(1, options.integer(1), "runtime", "N", "Threads of onnxruntime.")
-    tolerance: float | None = _option(
+    threads: int = option_field(1, parsers.integer(1), "runtime", "N", "Number of CPU threads.")
+    tolerance: float | None = option_field(
         None,
-        options.optional(options.number(0, above=True)),
+        parsers.optional(parsers.number(0, above=True)),
         "verify",
         "X",
-        "Largest relative difference to the masked original that passes; by default as the model's type rounds, 1e-5 in float32.",
+        "Largest relative difference from the masked original that passes verification. "
+        "Default: the rounding error of the model's type, 1e-5 for float32.",
     )
-    metric: tuple[str, ...] = _option(
+    metric: tuple[str, ...] = option_field(
         (),
-        options.names,
+        parsers.names,
         "evaluate",
         "NAME",
-        "Measure both models with labels: top1, top5, miou, coco, psnr, ... or module:function.",
-        "list",
+        "Metric to evaluate both models with on labeled inputs: top1, top5, miou, coco, psnr, "
+        "... or module:function.",
+        repeatable=True,
     )
-    labeled: str | None = _option(
+    labeled: str | None = option_field(
         None,
-        options.optional(options.text),
+        parsers.optional(parsers.text),
         "evaluate",
         "PATH",
-        "Labeled inputs for --metric: .npz, or a folder with one subfolder a class. A quarter chooses between candidates, see --candidate; the rest only measures.",
+        "Labeled inputs for --metric: .npz, or a folder with one subfolder per class. A quarter "
+        "is used to select among candidates (see --candidate), the rest for the report only.",
     )
-    candidate: tuple[str, ...] = _option(
+    candidate: tuple[str, ...] = option_field(
         "auto",
-        options.candidates,
+        parsers.candidates,
         "variants",
         "CRITERION+ALLOCATOR",
-        "Another way to the same target, taken where the first --metric is better by more than its standard error on labels that are not reported; "
-        "none = no others; auto = a few where criterion and allocator are auto too.",
-        "list",
+        "Alternative criterion and allocator for the same target, used if the first --metric "
+        "improves by more than its standard error on the selection labels; none disables it; "
+        "auto = a few alternatives, if criterion and allocator are auto.",
+        repeatable=True,
     )
-    curve: bool = _option(
+    curve: bool = option_field(
         False,
-        options.flag,
+        parsers.flag,
         "variants",
         "",
-        "Also make and measure models of 80, 70, 60, 50 and 40 % of the MACs: the trade-off in the report.",
-        "flag",
+        "Also build and evaluate models at 80, 70, 60, 50 and 40% of the MACs: the trade-off "
+        "curve of the report.",
     )
-    control: int = _option(
+    control: int = option_field(
         0,
-        options.integer(0),
+        parsers.integer(0),
         "variants",
         "N",
-        "Also repair and measure N models of the same widths whose channels were drawn at random: what choosing them was worth.",
+        "Also repair and evaluate N models of equal widths with random channels, as a baseline.",
     )
-    decoder: str | None = _option(
+    decoder: str | None = option_field(
         None,
-        options.optional(options.text),
+        parsers.optional(parsers.text),
         "evaluate",
         "MODULE:FUNCTION",
-        "Boxes from the raw outputs of a detector.",
+        "Function that decodes the raw outputs of a detector into boxes.",
     )
-    class_offset: int = _option(
+    class_offset: int = option_field(
         0,
-        options.integer(0),
+        parsers.integer(0),
         "evaluate",
         "N",
-        "Outputs before class 0: 1 where output 0 is a background class.",
+        "Number of outputs before class 0: 1 if output 0 is a background class.",
     )
-    engine: tuple[str, ...] = _option(
+    engine: tuple[str, ...] = option_field(
         ("onnxruntime",),
-        options.names,
+        parsers.names,
         "measure",
         "NAME",
-        "Engines to measure on; none = do not measure.",
-        "list",
+        "Engine to measure latency on (list: onnxprune engines); none disables it.",
+        repeatable=True,
     )
-    seconds: float = _option(
+    seconds: float = option_field(
         2.0,
-        options.number(0, above=True),
+        parsers.number(0, above=True),
         "measure",
         "S",
-        "Measuring time of each model on each engine.",
+        "Measurement time per model and engine, in seconds.",
     )
-    precision: str = _option(
+    precision: str = option_field(
         "f32",
-        options.choice("f32", "bf16", "f16", "int8"),
+        parsers.choice("f32", "bf16", "f16", "int8"),
         "measure",
         "NAME",
-        "Of the engines: f32, bf16, f16 or int8.",
+        "Precision of the engines: f32, bf16, f16 or int8.",
     )
-    pin: tuple[int, ...] = _option(
+    pin: tuple[int, ...] = option_field(
         (),
-        options.counts,
+        parsers.counts,
         "measure",
         "CPU",
-        "CPUs that measuring is pinned to, such as 0 or 0,1.",
-        "list",
+        "CPUs to pin measurements to, e.g. 0 or 0,1.",
+        repeatable=True,
     )
-    external_data: bool | None = _option(
+    external_data: bool | None = option_field(
         None,
-        options.optional(options.flag),
+        parsers.optional(parsers.flag),
         "write",
         "",
-        "Put weights into OUT.data beside the graph; by default only over 2 GB.",
-        "flag",
+        "Store weights in OUT.data next to the graph. Default: only above 2 GB.",
     )
 
     def __post_init__(self) -> None:
+        """Parse every value."""
         for name, option in OPTIONS.items():
-            object.__setattr__(self, name, _parsed(name, option, getattr(self, name)))
+            object.__setattr__(self, name, _parse(name, option, getattr(self, name)))
 
     @staticmethod
     def of(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
-        """The recipe with these values; UsageError for a key that does not exist, with the nearest that does."""
-        return Recipe(**_checked(values, where))
+        """Return the recipe with these values.
+
+        Raises
+        ------
+        UsageError
+            A key does not exist; the message suggests the closest one. `where` names its source.
+        """
+        return Recipe(**check_keys(values, where))
 
     def but(self, values: Mapping[str, Any], where: str = "options") -> Recipe:
-        """A copy with some values replaced."""
-        return dataclasses.replace(self, **_checked(values, where))
+        """Return a copy with some values replaced."""
+        return dataclasses.replace(self, **check_keys(values, where))
 
     def plain(self, stage: str | None = None) -> dict[str, Any]:
-        """The options (of one stage) as JSON and TOML can hold them; what is None is left out."""
-        chosen = {
-            n: _plain(getattr(self, n)) for n, o in OPTIONS.items() if stage in (None, o.stage)
+        """Return the options (of one stage) as JSON and TOML values; None is left out."""
+        values = {
+            name: _to_plain(getattr(self, name))
+            for name, option in OPTIONS.items()
+            if stage in (None, option.stage)
         }
-        return {n: v for n, v in chosen.items() if v is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-_CODE_KEYS = frozenset(("data", "metric", "losses", "decoder"))  # may name a function of the user's
 OPTIONS: Mapping[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Recipe)}
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The values in a TOML recipe, unparsed and with keys checked; `data` is taken relative to the file.
+def check_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the values under current option names.
 
     Raises
     ------
     UsageError
-        Not readable, not TOML, or an unknown key.
+        A key does not exist; `where` names its source in the message.
     """
-    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UsageError(
-            "recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}"
-        ) from problem
-    except (ValueError, RecursionError) as problem:
-        raise UsageError("recipe-not-toml", f"recipe {path} is not TOML: {problem}") from problem
-    values.pop(PROVENANCE, None)
-    values = _checked(values, f"recipe {path}")
-    if isinstance(values.get("data"), str):
-        values["data"] = _beside(os.path.dirname(os.fspath(path)), values["data"])
-    return values
-
-
-def read_data_only(path: str | os.PathLike[str], given: Collection[str] = ()) -> dict[str, Any]:
-    """What `read` gives, without the keys in `given`, which win over the file.
-
-    Raises
-    ------
-    UsageError
-        A value names Python code: a recipe is data, and what it runs must be named by who runs it.
-    """
-    values = {name: value for name, value in read(path).items() if name not in given}
-    for name in _CODE_KEYS & values.keys():
-        texts = [
-            str(t) for t in (values[name] if isinstance(values[name], list) else [values[name]])
-        ]
-        code = [
-            t
-            for t in texts
-            if (
-                re.search(r"\.py:\w*$", t) or t.startswith("loader:")
-                if name == "data"
-                else ":" in t
-            )
-        ]
-        if code:
-            raise UsageError(
-                "recipe-code",
-                f"recipe {path}: {name} names Python code, {code[0]!r}; a recipe is data only: give it as --{name} {code[0]}",
-            )
-    return values
-
-
-def to_toml(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
-    """The recipe as a file that `read` takes, with a table of where it came from."""
-    lines, tables = [], []
-    for name, value in recipe.plain().items():
-        if isinstance(value, dict):
-            tables += (
-                ["", f"[{name}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())]
-                if value
-                else []
-            )
-        else:
-            lines.append(f"{name} = {_toml(value)}")
-    if provenance:
-        tables += ["", f"[{PROVENANCE}]", *(f"{k} = {_toml(v)}" for k, v in provenance.items())]
-    return "\n".join([*lines, *tables]) + "\n"
-
-
-def _beside(folder: str, spec: str) -> str:
-    """A data specification whose path is taken from `folder`; NAME:PATH names a data source."""
-    name, colon, place = spec.partition(":")
-    if spec in DATA_SOURCES and not os.path.exists(os.path.join(folder, spec)):
-        return spec
-    return (
-        f"{name}:{os.path.join(folder, place)}"
-        if colon and name in DATA_SOURCES
-        else os.path.join(folder, spec)
-    )
-
-
-def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the values under today's names; raise UsageError for a key that does not exist."""
     values = {RENAMED_OPTIONS.get(key, key): value for key, value in values.items()}
     for key in values:
         if key not in OPTIONS:
@@ -607,24 +420,20 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return values
 
 
-def _parsed(name: str, option: Option, value: Any) -> Any:
+def _parse(name: str, option: Option, value: Any) -> Any:
+    """Return the parsed value; UsageError with the option's name if it does not fit."""
     try:
         return option.parse(value)
     except (ValueError, TypeError) as problem:
         raise UsageError("option-value", f"{name}: {problem}") from problem
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
+    """Return a parsed value as JSON and TOML hold it."""
     if isinstance(value, Target):
         return str(value)
     if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
+        return [_to_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {key: _to_plain(v) for key, v in value.items()}
+    return value

@@ -115,13 +115,14 @@ class Variants:
                 default=None,
             )
             found = (
-                f"{', '.join(least['target'])} differs by {_number(least['divergence']):.3g}"
+                "the smallest cut that was tried "
+                f"({', '.join(least['target'])}) diverges by {_number(least['divergence']):.3g}"
                 if least
-                else "no channel can be cut"
+                else "no channel can be removed"
             )
             raise TargetError(
                 "target-unreachable",
-                f"max_divergence {allowed:g} cannot be kept: {found}; allow more, or lower --round-to",
+                f"max_divergence {allowed:g} cannot be met: {found}; raise it, or lower --round-to",
             )
         steps = [
             {k: row[k] for k in ("target", "macs", "divergence")}
@@ -155,7 +156,7 @@ class Variants:
             try:
                 plan = self.planned(here)
             except TargetError:
-                self.stages.detail(f"{', '.join(row['target'])} cannot be reached")
+                self.stages.detail(f"{', '.join(row['target'])} is not reachable")
                 return row
             row |= {"macs": self._macs(plan), "cut": bool(plan.kept), "plan": plan_key(here, plan)}
             known = [r["divergence"] for r in before if r["plan"] == row["plan"]]
@@ -170,7 +171,7 @@ class Variants:
                 )
             )
             self.stages.detail(
-                f"{', '.join(row['target'])}: outputs differ by {_number(row['divergence']):.3g}"
+                f"{', '.join(row['target'])}: divergence {_number(row['divergence']):.3g}"
             )
             return row
 
@@ -229,7 +230,7 @@ class Variants:
             except OnnxpruneError as problem:
                 if number == 1:
                     raise
-                self.stages.detail(f"{way} does not work here")
+                self.stages.detail(f"{way} failed")
                 return row | {"problem": problem.message.splitlines()[0]}
             self.stages.detail(f"{way}: {here.metric[0]} {score.value:.4g}")
             return row | {
@@ -345,7 +346,7 @@ class Variants:
             }
         told = [f"{name} {_number(row['value']):.4g}" for name, row in found["metrics"].items()]
         self.stages.detail(
-            ", ".join(told) or f"outputs differ by {_number(found['relative_error']):.3g}"
+            ", ".join(told) or f"relative output error {_number(found['relative_error']):.3g}"
         )
         return found
 
@@ -380,7 +381,7 @@ def check_options(recipe: Recipe, has_data: bool) -> None:
     if recipe.control > MOST_CONTROLS:
         raise UsageError(
             "option-value",
-            f"control: {recipe.control} is more than {MOST_CONTROLS}, which tell enough",
+            f"control: {recipe.control} is more than the limit of {MOST_CONTROLS} models",
         )
     asked = {
         "max_divergence": recipe.max_divergence is not None,
@@ -394,34 +395,36 @@ def check_options(recipe: Recipe, has_data: bool) -> None:
     if one_shot and recipe.method != ONE_SHOT:
         raise UsageError(
             "options-clash",
-            f"{one_shot} makes models from one set of scores, which method {recipe.method!r} has not: use method {ONE_SHOT}",
+            f"{one_shot} needs method {ONE_SHOT}, which scores channels once; method "
+            f"{recipe.method!r} does not",
         )
     timed = next((str(t) for t in recipe.target if t.engine), None)
     for name in ("max_divergence", "candidate"):
         if asked[name] and timed:
             raise UsageError(
                 "options-clash",
-                f"{name} goes with targets that are counted (macs, params, bytes), not with {timed}: leave one of them out",
+                f"{name} supports only counted targets (macs, params, bytes), not {timed}: omit one "
+                "of the two",
             )
     if asked["max_divergence"] and asked["candidate"]:
         raise UsageError(
             "options-clash",
-            "candidates are compared at one target, and max_divergence looks for one: leave one of them out",
+            "candidates are compared at one target, which max_divergence does not have: omit one of "
+            "the two",
         )
     if asked["max_divergence"] and not has_data:
-        raise UsageError(
-            "data-missing", "max_divergence is measured on real inputs: pass --data PATH"
-        )
+        raise UsageError("data-missing", "max_divergence needs real inputs: pass --data PATH")
     if asked["candidate"] and not recipe.metric:
         raise UsageError(
             "labeled-missing",
-            "candidates are compared by a metric: pass --metric NAME --labeled PATH",
+            "candidates are compared by a metric: pass --metric NAME and --labeled PATH",
         )
     unmeasured = next((name for name in ("curve", "control") if asked[name]), None)
     if unmeasured and not has_data and not recipe.metric:
         raise UsageError(
             "data-missing",
-            f"{unmeasured} measures models on inputs of yours: pass --data PATH, or --metric NAME --labeled PATH",
+            f"{unmeasured} needs inputs to evaluate models on: pass --data PATH, or --metric NAME "
+            "and --labeled PATH",
         )
 
 

@@ -7,19 +7,19 @@ import json
 import pytest
 
 from onnxprune.cli import INTERRUPTED, run
-from onnxprune.cli.app import VERBS, app
+from onnxprune.cli.app import COMMANDS, app
 from onnxprune.errors import OnnxpruneError, TargetError, VerificationError
 from onnxprune.run.recipe import OPTIONS
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself_and_takes_json_and_debug(
-    verb: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_json_and_debug(
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([verb, "--help"]) == 0
+    assert run([command, "--help"]) == 0
     out, err = capsys.readouterr()
     assert (
-        out.startswith(f"Usage: onnxprune {verb}")
+        out.startswith(f"Usage: onnxprune {command}")
         and "--json" in out
         and "--debug" in out
         and not err
@@ -40,8 +40,12 @@ def test_optimize_without_a_model_explains_the_job(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (["optimise"], 2, "error[unknown-verb]: unknown verb 'optimise'; did you mean 'optimize'?"),
-        (["optimize", "--samples", "3"], 2, "the MODEL is missing"),
+        (
+            ["optimise"],
+            2,
+            "error[unknown-verb]: unknown command 'optimise'; did you mean 'optimize'?",
+        ),
+        (["optimize", "--samples", "3"], 2, "argument MODEL is missing"),
         (["optimize", "m.onnx", "--round_to", "3"], 2, "No such option"),
         (["optimize", "m.onnx", "--target", "mac=3"], 2, "did you mean 'macs'?"),
         (["optimize", "m.onnx", "--criterion", "l3"], 2, "unknown criterion 'l3'"),
@@ -113,9 +117,9 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["rules", "criteria", "engines", "doctor"])
+@pytest.mark.parametrize("command", ["rules", "criteria", "engines", "doctor"])
 def test_lists_print_json_and_nothing_else_on_stdout(
-    verb: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([verb, "--json"]) == 0
+    assert run([command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)

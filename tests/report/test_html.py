@@ -106,7 +106,9 @@ def test_hostile_names_stay_text() -> None:
     page = Reader(html.page(full(name=HOSTILE)))
     assert len(page.all("script")) == 1 and not page.all("img") and len(page.all("title")) > 1
     assert not [name for _, attrs, _ in page.seen for name in attrs if name.startswith("on")]
-    assert "49" not in re.findall(r"<title>(.*?): report", html.page(full(name=HOSTILE)))[0]
+    assert (
+        "49" not in re.findall(r"<title>(.*?): onnxprune report", html.page(full(name=HOSTILE)))[0]
+    )
 
 
 def test_nothing_is_fetched() -> None:
@@ -126,14 +128,14 @@ def test_nothing_is_fetched() -> None:
 def test_sections_without_data_say_so() -> None:
     text = html.page(bare())
     for sentence in (
-        "No engine was measured",
+        "Latency was not measured",
         "No metric was measured",
-        "no trade-off curve",
+        "No trade-off curve",
         "Not part of this run",
-        "no group of channels",
+        "no prunable group",
         "no layers",
-        "no measurements of groups",
-        "tells classes apart",
+        "No sensitivities",
+        "No per-class metric",
     ):
         assert sentence in text
     assert not Reader(text).all("svg")
@@ -142,19 +144,19 @@ def test_sections_without_data_say_so() -> None:
 def test_figures_of_the_report_are_on_the_page() -> None:
     text = html.page(full())
     beside = (
-        "2 of 3 are farther",
-        "so that choosing channels was worth little",
-        "differ by at most 0.1, on 64 inputs",
+        "2 of 3 have a larger relative output error",
+        "so the criterion gained little",
+        "at most 0.1 on 64 selection inputs",
         "compared by /block/conv on 125",
-        "standard error is about 0.01",
+        "standard error about 0.01",
     )
     for figure in (
         *beside,
-        "Each output on the held-out inputs",
+        "Outputs on the held-out inputs",
         "87.5%",
-        "50.0% of the multiply-accumulates remain",
+        "50.0% of the MACs and 60.0% of the parameters remain",
         "1.66 times as fast",
-        "between 1.60 and 1.70",
+        "interval 1.60 to 1.70",
         "1 of 2 targets missed",
         "cd" * 32,
         "2 more",
@@ -208,9 +210,9 @@ def test_measured_sensitivities_are_added_to_report_and_page(
     assert found.measured["/block/conv.2"] == [[0.25, pytest.approx(0.2)]] and (
         tmp_path / "report.html"
     ).read_text(encoding="utf-8") == html.page(found)
-    assert "Quality that the whole model loses" in html.page(
+    assert "Quality that the model loses" in html.page(
         found
-    ) and "Quality that the whole model loses" not in html.page(bare())
+    ) and "Quality that the model loses" not in html.page(bare())
     for rows, code in (
         (sweep[1:], 2),
         ([*sweep, {"group": "a"}], 2),

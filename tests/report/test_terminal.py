@@ -151,12 +151,17 @@ def test_the_end_says_how_close_the_outputs_are_and_where_everything_is() -> Non
         "b.onnx",
         {"macs": 2},
         {"macs": 1},
-        fidelity={"samples": 5, "relative_error": 0.0213, "agreement": 0.8},
+        fidelity={
+            "samples": 5,
+            "relative_error": 0.0213,
+            "agreement": 0.8,
+            "outputs": {"y": {"top1_agreement": 0.8}},
+        },
         warnings=tuple("abcdefgh"),
     )
     said = summary(report, Path("b.run/report.html")).splitlines()
     assert said[-4:] == [
-        "on 5 inputs that chose nothing, outputs differ by 0.021 of their size, the largest is the same for 80.0%",
+        "held-out inputs (5): relative output error 0.021, top-1 agreement 80.0%",
         "",
         "written to b.onnx",
         f"report: {Path('b.run/report.html')}",

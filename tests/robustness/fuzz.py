@@ -145,7 +145,8 @@ def plan_mutant(number: int, seed: int = 0) -> Mutant:
 
 def recipe_mutant(number: int, seed: int = 0) -> Mutant:
     """A recipe with some lines changed, and the model beside it."""
-    from onnxprune.run.recipe import OPTIONS, Recipe, to_toml
+    from onnxprune.run.recipe import OPTIONS, Recipe
+    from onnxprune.run.recipe_file import to_toml
 
     rng = np.random.default_rng([seed, 2, number])
     text = to_toml(

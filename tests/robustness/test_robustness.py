@@ -20,7 +20,8 @@ from onnxprune.ir.limits import MOST_UNFOLDED
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.problem import System
 from onnxprune.run.pipeline import make_plan
-from onnxprune.run.recipe import Recipe, read_data_only
+from onnxprune.run.recipe import Recipe
+from onnxprune.run.recipe_file import read_data_only
 from onnxprune.statistics.im2col import Moments
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import relative_difference

@@ -242,8 +242,8 @@ def test_few_images_and_numbers_that_nobody_gave_are_told(tmp_path: Path) -> Non
         image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / f"{i}.png")
     options = {"criterion": "activation*weight", "data": str(tmp_path)}
     few, numbers = (w.partition(":")[0] for w in small(**options).report.warnings)
-    assert few.startswith("10 inputs calibrate") and numbers.startswith(
-        "images went into the model as RGB from 0 to 1"
+    assert few.startswith("only 10 calibration inputs") and numbers.startswith(
+        "images were preprocessed with the defaults"
     )
     assert len(small(**options, mean="0.3").report.warnings) == 1
 
@@ -485,7 +485,7 @@ def test_ctrl_c_ends_with_one_sentence_that_says_how_to_go_on(
     assert process.returncode == 130
     assert (
         err.splitlines()[-1].startswith("error[interrupted]: stopped in stage")
-        and f"goes on from {tmp_path / 'out.run'}" in err
+        and f"resume from {tmp_path / 'out.run'}" in err
         and "Traceback" not in err
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.run"]

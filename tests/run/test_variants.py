@@ -202,12 +202,13 @@ def test_of_a_target_and_a_tolerance_the_one_that_cuts_less_holds() -> None:
             [
                 w
                 for w in tight.warnings
-                if "max_divergence 0.3 ended the cut" in w and "before macs=30%, params=40%" in w
+                if "max_divergence 0.3 stopped pruning" in w
+                and "before the target macs=30%, params=40%" in w
             ]
         )
         == 1
     )
-    with pytest.raises(TargetError, match="cannot be kept: macs=.* differs by"):
+    with pytest.raises(TargetError, match=r"cannot be met: .*\(macs=.*\) diverges by"):
         small(max_divergence=1e-6)
 
 
@@ -309,7 +310,7 @@ def test_controls_are_random_channels_of_the_same_widths() -> None:
         ({"candidate": "l2+unifrom"}, "did you mean 'uniform'"),
         ({"curve": True, "data": None}, "--data"),
         ({"control": "1", "data": None}, "--data"),
-        ({"control": "1000000000"}, "more than 20"),
+        ({"control": "1000000000"}, "more than the limit of 20"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -332,7 +333,7 @@ def test_too_few_inputs(tmp_path: Path) -> None:
     assert (
         not found.selection
         and found.quality["top1"]["samples"] == 60
-        and [w for w in found.warnings if "60 labeled samples are too few" in w]
+        and [w for w in found.warnings if "too few labeled samples (60)" in w]
     )
     np.savez(tmp_path / "two.npz", images=np.zeros((4, 1, 8, 8), np.float32))
     with pytest.raises(DataError, match="too few"):

@@ -1,0 +1,143 @@
+"""Cost targets: parse COST=AMOUNT and compute the limit of each cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnxprune.errors import unknown
+
+COSTS = ("macs", "params", "bytes", "activation_bytes", "latency")
+_SUFFIXES = {
+    "": 1.0,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+}
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_QUANTITY = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z%]*)\s*")
+_EXAMPLES = "macs=50%, params=2x, bytes=1.5MB, latency.onnxruntime=1.5x"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Upper limit on one cost of the pruned model.
+
+    Attributes
+    ----------
+    cost
+        One of COSTS.
+    limit
+        If `relative`, a share of the original's cost in (0, 1]; else MACs, parameters, bytes or
+        milliseconds.
+    relative
+        Whether `limit` is a share of the original's cost.
+    engine
+        Engine of a latency target, else "".
+    text
+        The target as the user wrote it.
+    """
+
+    cost: str
+    limit: float
+    relative: bool
+    engine: str = ""
+    text: str = dataclasses.field(default="", compare=False)
+
+    def __str__(self) -> str:
+        """Return the target as the user wrote it."""
+        return self.text
+
+    def ceiling(self, original: float) -> float:
+        """Return the largest allowed cost, given the original's.
+
+        >>> Target.parse("macs=2x").ceiling(10)
+        5.0
+        """
+        return self.limit * original if self.relative else self.limit
+
+    @staticmethod
+    def parse(value: str | Target) -> Target:
+        """Parse COST=AMOUNT.
+
+        `macs=50%` allows half of the MACs, as does `macs=2x`; `bytes=1.5MB` and
+        `latency.ENGINE=3ms` are absolute.
+
+        Raises
+        ------
+        ValueError
+            The text has another form, or the amount is out of range.
+        """
+        if isinstance(value, Target):
+            return value
+        if not isinstance(value, str) or "=" not in value:
+            raise ValueError(f"{value!r} is not COST=AMOUNT, e.g. {_EXAMPLES}")
+        name, _, amount = (part.strip() for part in value.partition("="))
+        cost, _, engine = name.partition(".")
+        if cost not in COSTS:
+            raise ValueError(unknown("cost", cost, COSTS).message)
+        if (cost == "latency") != bool(engine):
+            raise ValueError(
+                f"{name!r}: only latency takes an engine, and it needs one: "
+                "latency.onnxruntime=1.5x"
+            )
+        limit, relative = _parse_amount(cost, amount)
+        return Target(cost, limit, relative, engine, f"{name}={amount}")
+
+
+def parse_targets(value: Any) -> tuple[Target, ...]:
+    """Parse targets from text, a list of texts, or a table cost -> amount."""
+    if isinstance(value, Mapping):
+        value = [f"{cost}={amount}" for cost, amount in value.items()]
+    texts = [value] if isinstance(value, (str, Target)) else value
+    targets = tuple(Target.parse(text) for text in texts)
+    costs = [(target.cost, target.engine) for target in targets]
+    if len(set(costs)) < len(costs):
+        repeated = next(t.cost for t in targets if costs.count((t.cost, t.engine)) > 1)
+        raise ValueError(f"several targets for {repeated}; give one target per cost")
+    return targets
+
+
+def _parse_amount(cost: str, amount: str) -> tuple[float, bool]:
+    """Return (limit, relative) of the right side of a target."""
+    match = _QUANTITY.fullmatch(amount)
+    if match is None:
+        raise ValueError(f"{amount!r} is not an amount such as 50%, 2x or 1.5M")
+    value, unit = float(match[1]), match[2]
+    if unit in ("%", "x"):
+        return _parse_share(cost, amount, value, unit), True
+    units = _MILLISECONDS if cost == "latency" else _SUFFIXES
+    if unit not in units:
+        known = ", ".join(filter(None, units))
+        raise ValueError(f"{amount!r} has unknown unit {unit!r}; known: %, x, {known}")
+    # counted costs are whole numbers: a limit below one is a share that lacks its percent sign
+    if value <= 0 or (cost != "latency" and value * units[unit] < 1):
+        raise ValueError(
+            f"{amount!r} of {cost} is less than one; for a share of the original "
+            f"write {value * 100:g}%"
+        )
+    return value * units[unit], False
+
+
+def _parse_share(cost: str, amount: str, value: float, unit: str) -> float:
+    """Return the allowed share of the original's cost, in (0, 1]."""
+    factor = value / 100
+    if unit == "x":
+        factor = 1 / value if value else 0.0
+    if not 0 < factor <= 1:
+        raise ValueError(
+            f"{amount!r} of {cost} is out of range: the remaining share must be above 0% "
+            "and at most 100%, a factor at least 1x"
+        )
+    return factor
