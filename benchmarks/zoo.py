@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DataError, OnnxpruneError, UsageError
-from onnxprune.metrics.base import Options, Score
+from onnxprune.metrics.base import MetricOptions, Score
 
 METRICS = {
     "classify": "top1",
@@ -71,14 +71,14 @@ class Entry:
         return METRICS[self.task]
 
     @property
-    def options(self) -> Options:
+    def options(self) -> MetricOptions:
         """How its outputs and labels belong together. The curves of detectors are anchored, as the folder's own evaluation draws them."""
         decoder = (
             f"benchmarks.decoders:{self.fields['decode']}" if "decode" in self.fields else None
         )
         labels = "person" if self.task == "person" else None
         crop = int(self.fields["scale"]) if self.task == "sr" else 0
-        return Options(
+        return MetricOptions(
             None,
             labels,
             int(self.fields.get("class_offset", 0)),

@@ -86,7 +86,7 @@ def sensitivity(
         Journal(place, sweep_key(sweep)),
         workers=workers,
         cluster=cluster,
-        tell=say,
+        progress=say,
     )
     if as_json:
         emit([dict(r) for r in records])
@@ -209,8 +209,8 @@ def select(records: str, as_json: bool, **how: Any) -> None:
     """Choose groups and rates from the sensitivities in FILE: what each saves, times its quality to a power."""
     from onnxprune.report.terminal import columns
     from onnxprune.search.journal import rows
-    from onnxprune.search.layer_selection import Selection
-    from onnxprune.search.layer_selection import select as run
+    from onnxprune.search.selection import Selection
+    from onnxprune.search.selection import select as run
 
     if not Path(records).is_file():
         raise DataError(

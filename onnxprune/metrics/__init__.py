@@ -6,7 +6,14 @@ Metrics are here; `data` reads labeled samples, `run` evaluates a model on them,
 
 from __future__ import annotations
 
-from onnxprune.metrics.base import NO_OPTIONS, Metric, Options, Score, find_function
+from onnxprune.metrics.base import (
+    NO_OPTIONS,
+    Metric,
+    MetricOptions,
+    Options,
+    Score,
+    find_function,
+)
 from onnxprune.registry import Registry
 
 METRICS = Registry(
@@ -50,7 +57,7 @@ METRICS = Registry(
 )
 
 
-def find_metric(name: str, options: Options = NO_OPTIONS) -> Metric:
+def find_metric(name: str, options: MetricOptions = NO_OPTIONS) -> Metric:
     """An empty metric of that name.
 
     Parameters
@@ -73,4 +80,4 @@ def find_metric(name: str, options: Options = NO_OPTIONS) -> Metric:
     return user_metric(name, find_function(name, "metric"), options)
 
 
-__all__ = ["METRICS", "Metric", "Options", "Score", "find_metric"]
+__all__ = ["METRICS", "Metric", "MetricOptions", "Options", "Score", "find_metric"]

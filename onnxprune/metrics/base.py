@@ -30,7 +30,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Options:
+class MetricOptions:
     """How labels and outputs belong together; what a metric does not need it ignores.
 
     output: name of the output to score (None: the only one); labels: name of the label array (None: the metric's own, such as "masks");
@@ -53,11 +53,11 @@ class Options:
     curve: str = "coco"
 
 
-NO_OPTIONS = Options()
+NO_OPTIONS = MetricOptions()
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MetricEstimate:
     """A value, the value of each class that occurs, how many samples (or boxes, or pixels) of each, and related figures."""
 
     value: float
@@ -111,7 +111,7 @@ class Metric(Protocol):
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
-    ) -> Estimate | None:
+    ) -> MetricEstimate | None:
         """The metric where sample i counts `weights[i]` times (float64 (n,)), over the chosen classes; None where it cannot be reweighted."""
 
     def outcomes(self) -> np.ndarray | None:
@@ -121,14 +121,14 @@ class Metric(Protocol):
         """The metric with its standard error. DataError where no sample was seen."""
 
 
-class Base:
+class BaseMetric:
     """What the built-in metrics share; a subclass has name, n, update and estimate."""
 
     name = ""
     higher_is_better = True
     draws = 400
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: MetricOptions) -> None:
         self.options = options
 
     @property
@@ -137,7 +137,7 @@ class Base:
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
-    ) -> Estimate | None:
+    ) -> MetricEstimate | None:
         raise NotImplementedError
 
     def outcomes(self) -> np.ndarray | None:
@@ -167,10 +167,10 @@ class Base:
         return None if drawn is None else spread([e[0].value for e in drawn])
 
 
-class MeanMetric(Base):
+class MeanMetric(BaseMetric):
     """A metric that is the mean of one value a sample, for each class by the sample's label."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: MetricOptions) -> None:
         super().__init__(options)
         self._values: list[np.ndarray] = []
         self._classes: list[np.ndarray] = []
@@ -191,7 +191,7 @@ class MeanMetric(Base):
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
-    ) -> Estimate:
+    ) -> MetricEstimate:
         values, labels = self.outcomes(), np.concatenate(self._classes)
         weights = np.ones(len(values)) if weights is None else weights
         if classes is not None:
@@ -202,7 +202,11 @@ class MeanMetric(Base):
         per_class = {int(c): float(sums[c] / counts[c]) for c in np.flatnonzero(counts)}
         total = weights.sum()
         value = float((weights * values).sum() / total) if total else math.nan
-        return Estimate(value, per_class, {c: float(counts[c]) for c in per_class})
+        return MetricEstimate(value, per_class, {c: float(counts[c]) for c in per_class})
+
+
+# names of earlier releases, which plug-ins may import
+Options, Estimate, Base = MetricOptions, MetricEstimate, BaseMetric
 
 
 def plain(value: Any) -> Any:
@@ -215,11 +219,11 @@ def plain(value: Any) -> Any:
 
 
 def resample(
-    metrics: Sequence[Metric | Base],
+    metrics: Sequence[Metric | BaseMetric],
     draws: int,
     rng: np.random.Generator,
     classes: Sequence[int] | None = None,
-) -> list[list[Estimate]] | None:
+) -> list[list[MetricEstimate]] | None:
     """Bootstrap over samples: for each draw the estimates of all metrics under the same weights (Efron 1979).
 
     None where there are fewer than two samples or a metric cannot be reweighted.
@@ -297,7 +301,7 @@ def _file_module(path: Path) -> ModuleType:
     return module
 
 
-def pick_output(outputs: Outputs, options: Options, metric: str) -> np.ndarray:
+def pick_output(outputs: Outputs, options: MetricOptions, metric: str) -> np.ndarray:
     """The output to score; UsageError where there are several and none was named."""
     if options.output is not None:
         if options.output not in outputs:
@@ -314,7 +318,7 @@ def pick_output(outputs: Outputs, options: Options, metric: str) -> np.ndarray:
     return np.asarray(next(iter(outputs.values())))
 
 
-def pick_labels(labels: Labels, options: Options, usual: str, metric: str) -> np.ndarray:
+def pick_labels(labels: Labels, options: MetricOptions, usual: str, metric: str) -> np.ndarray:
     """The label array of the metric; DataError where the data have none of that name."""
     name = options.labels or usual
     if name not in labels:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.metrics.base import Labels, Options, Outputs, find_function
+from onnxprune.metrics.base import Labels, MetricOptions, Outputs, find_function
 
 COLUMNS = 6
 # what exporters call the outputs behind their own non-maximum suppression
@@ -48,7 +48,7 @@ def suppress(detections: np.ndarray, limit: float, most: int | None = None) -> n
     return np.stack(kept) if kept else np.zeros((0, COLUMNS))
 
 
-def detections_of(outputs: Outputs, labels: Labels, options: Options) -> list[np.ndarray]:
+def detections_of(outputs: Outputs, labels: Labels, options: MetricOptions) -> list[np.ndarray]:
     """Detections of each sample by the decoder that the user named, or the model's own.
 
     Raises

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.errors import DataError
-from onnxprune.metrics.base import Labels, MeanMetric, Options, Outputs, pick_labels, pick_output
+from onnxprune.metrics.base import (
+    Labels,
+    MeanMetric,
+    MetricOptions,
+    Outputs,
+    pick_labels,
+    pick_output,
+)
 
 
 class TopK(MeanMetric):
@@ -15,7 +22,7 @@ class TopK(MeanMetric):
     an output that is not a number is never right.
     """
 
-    def __init__(self, k: int, options: Options) -> None:
+    def __init__(self, k: int, options: MetricOptions) -> None:
         super().__init__(options)
         self.k = k
         self.name = f"top{k}"
@@ -57,11 +64,11 @@ def rows(output: np.ndarray, metric: str) -> np.ndarray:
     return output.reshape(output.shape[:2])
 
 
-def top1(options: Options) -> TopK:
+def top1(options: MetricOptions) -> TopK:
     """Top-1 accuracy."""
     return TopK(1, options)
 
 
-def top5(options: Options) -> TopK:
+def top5(options: MetricOptions) -> TopK:
     """Top-5 accuracy."""
     return TopK(5, options)

@@ -16,9 +16,9 @@ from onnxprune.metrics import find_metric
 from onnxprune.metrics.base import (
     NO_OPTIONS,
     SEED,
-    Estimate,
     Metric,
-    Options,
+    MetricEstimate,
+    MetricOptions,
     Score,
     plain,
     resample,
@@ -126,7 +126,7 @@ def compare(
     metric: str,
     classes: Sequence[int] | None = None,
     *,
-    options: Options = NO_OPTIONS,
+    options: MetricOptions = NO_OPTIONS,
     names: Sequence[str] | None = None,
     cost: Callable[[Model], Cost] | None = None,
     threads: int = 1,
@@ -244,7 +244,7 @@ def _gap_error(
 def _row(
     index: int,
     scores: tuple[Score, Score],
-    drawn: list[list[Estimate]] | None,
+    drawn: list[list[MetricEstimate]] | None,
     names: Sequence[str] | None,
 ) -> ClassRow:
     a, b = (s.per_class.get(index, math.nan) for s in scores)
@@ -256,11 +256,11 @@ def _row(
     return ClassRow(index, name, a, b, b - a, spread(gaps), scores[0].counts.get(index, 0.0))
 
 
-def _value(estimate: Estimate | None) -> float:
+def _value(estimate: MetricEstimate | None) -> float:
     return math.nan if estimate is None else estimate.value
 
 
-def _warnings(n: int, drawn: list[list[Estimate]] | None) -> tuple[str, ...]:
+def _warnings(n: int, drawn: list[list[MetricEstimate]] | None) -> tuple[str, ...]:
     if drawn is None:
         return (
             "the spread of the difference cannot be told: fewer than two samples, or a metric that cannot be reweighted",

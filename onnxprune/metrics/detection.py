@@ -13,7 +13,14 @@ from functools import cached_property
 import numpy as np
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.metrics.base import Base, Estimate, Labels, Options, Outputs, pick_labels
+from onnxprune.metrics.base import (
+    BaseMetric,
+    Labels,
+    MetricEstimate,
+    MetricOptions,
+    Outputs,
+    pick_labels,
+)
 from onnxprune.metrics.boxes import center_to_corner, detections_of, overlap
 
 OVERLAPS = np.arange(0.5, 0.96, 0.05)  # 0.50 .. 0.95
@@ -22,7 +29,7 @@ MOST_PER_CLASS = 100  # detections of one class in one image, as COCO's maxDets
 LABEL_COLUMNS = (6, 7)
 
 
-class Detection(Base):
+class Detection(BaseMetric):
     """COCO box mAP.
 
     Detections: by `options.decoder`, or the model's own. Labels: `boxes` float (m, 6): sample within the batch, class, center x, center y, width, height as
@@ -32,7 +39,7 @@ class Detection(Base):
 
     draws = 100
 
-    def __init__(self, name: str, overlaps: int, options: Options) -> None:
+    def __init__(self, name: str, overlaps: int, options: MetricOptions) -> None:
         super().__init__(options)
         if options.curve not in ("coco", "anchored"):
             raise UsageError("metric-curve", f"curve {options.curve!r} is not coco or anchored")
@@ -84,7 +91,7 @@ class Detection(Base):
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
-    ) -> Estimate:
+    ) -> MetricEstimate:
         weights = np.ones(self._images) if weights is None else weights
         curves, counts, peaks = {}, {}, {}
         for c, (truth, found) in self._by_class.items():
@@ -94,7 +101,7 @@ class Detection(Base):
                 curves[c], peaks[c] = self._curve(found, weights, total)
         per_class = {c: float(v[: self._overlaps].mean()) for c, v in curves.items()}
         if not curves:
-            return Estimate(math.nan)
+            return MetricEstimate(math.nan)
         mean = np.mean(list(curves.values()), 0)
         precision, recall = np.mean(list(peaks.values()), 0)
         details = {
@@ -104,7 +111,7 @@ class Detection(Base):
             "precision": float(precision),
             "recall": float(recall),
         }
-        return Estimate(float(mean[: self._overlaps].mean()), per_class, counts, details)
+        return MetricEstimate(float(mean[: self._overlaps].mean()), per_class, counts, details)
 
     def _curve(
         self, found: np.ndarray, weights: np.ndarray, total: float
@@ -179,11 +186,11 @@ def check_boxes(boxes: np.ndarray, metric: str) -> np.ndarray:
     return boxes
 
 
-def coco(options: Options) -> Detection:
+def coco(options: MetricOptions) -> Detection:
     """Box mAP over IoU 0.50 to 0.95; map50, map75, precision and recall are in its details."""
     return Detection("coco", len(OVERLAPS), options)
 
 
-def map50(options: Options) -> Detection:
+def map50(options: MetricOptions) -> Detection:
     """Box mAP at IoU 0.50."""
     return Detection("map50", 1, options)

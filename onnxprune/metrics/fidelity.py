@@ -21,7 +21,7 @@ import numpy as np
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
-from onnxprune.metrics.base import Decoder, Options, Outputs, plain
+from onnxprune.metrics.base import Decoder, MetricOptions, Outputs, plain
 from onnxprune.metrics.boxes import detections_of, overlap
 from onnxprune.metrics.tempered import Tempered
 
@@ -127,10 +127,10 @@ class Accumulator:
         class_axes: Mapping[str, int] | None = None,
         box_score: float = 0.25,
     ) -> None:
-        self._options = Options(decoder=decoder)
+        self._options = MetricOptions(decoder=decoder)
         self._axes = dict(class_axes or {})
         self._box_score = box_score
-        self._sums: dict[str, _Sums] = {}
+        self._sums: dict[str, _OutputSums] = {}
         self._boxes: list[int] | None = [0, 0]
         self._samples = 0
 
@@ -164,7 +164,7 @@ class Accumulator:
                     f"output {name!r}: {a.shape} in the original, {b.shape} in the pruned model",
                 )
             if name not in self._sums:
-                self._sums[name] = _Sums(name, a, self._axes.get(name))
+                self._sums[name] = _OutputSums(name, a, self._axes.get(name))
             self._sums[name].update(np.atleast_1d(a), np.atleast_1d(b))
 
     def result(self) -> Fidelity:
@@ -209,7 +209,7 @@ class Accumulator:
         return self._options.decoder is None
 
 
-class _Sums:
+class _OutputSums:
     """Running sums of one output."""
 
     def __init__(self, name: str, first: np.ndarray, axis: int | None) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import MissingExtraError
-from onnxprune.metrics.base import Base, Estimate, Labels, Options, Outputs, pick_labels
+from onnxprune.metrics.base import (
+    BaseMetric,
+    Labels,
+    MetricEstimate,
+    MetricOptions,
+    Outputs,
+    pick_labels,
+)
 from onnxprune.metrics.boxes import center_to_corner, detections_of
 from onnxprune.metrics.detection import check_boxes
 
@@ -18,12 +25,12 @@ from onnxprune.metrics.detection import check_boxes
 SIDE = 1000.0
 
 
-class Official(Base):
+class Official(BaseMetric):
     """Box mAP as pycocotools computes it. Keeps all boxes; has no spread."""
 
     name = "coco-official"
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: MetricOptions) -> None:
         super().__init__(options)
         self._found: list[np.ndarray] = []
         self._truth: list[np.ndarray] = []
@@ -41,7 +48,7 @@ class Official(Base):
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
-    ) -> Estimate | None:
+    ) -> MetricEstimate | None:
         """The metric over the chosen classes; None under weights."""
         return None if weights is not None else official_map(self._found, self._truth, classes)
 
@@ -50,7 +57,7 @@ def official_map(
     detections: Sequence[np.ndarray],
     truth: Sequence[np.ndarray],
     classes: Sequence[int] | None = None,
-) -> Estimate:
+) -> MetricEstimate:
     """MAP by pycocotools of detections (n, 6) and label rows (m, 6 or 7), a pair for each image.
 
     Raises
@@ -93,7 +100,7 @@ def official_map(
         "map50": float(shown[0].mean()),
         "map75": float(shown[5].mean()),
     }
-    return Estimate(details["map"], per_class, {c: counts[c] for c in per_class}, details)
+    return MetricEstimate(details["map"], per_class, {c: counts[c] for c in per_class}, details)
 
 
 def _annotations(truth: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -132,6 +139,6 @@ def _results(answer: Any, detections: Sequence[np.ndarray], coco: Any) -> Any:
     return empty
 
 
-def official(options: Options) -> Official:
+def official(options: MetricOptions) -> Official:
     """Box mAP by pycocotools."""
     return Official(options)

@@ -7,7 +7,14 @@ import math
 import numpy as np
 
 from onnxprune.errors import DataError
-from onnxprune.metrics.base import Labels, MeanMetric, Options, Outputs, pick_labels, pick_output
+from onnxprune.metrics.base import (
+    Labels,
+    MeanMetric,
+    MetricOptions,
+    Outputs,
+    pick_labels,
+    pick_output,
+)
 
 # ITU-R BT.601 luma of 8-bit RGB, 16 .. 235
 LUMA = np.array([65.481, 128.553, 24.966]) / 255
@@ -23,7 +30,7 @@ class Psnr(MeanMetric):
     An exact image counts as infinite.
     """
 
-    def __init__(self, luma: bool, options: Options) -> None:
+    def __init__(self, luma: bool, options: MetricOptions) -> None:
         super().__init__(options)
         self.luma = luma
         self.name = "psnr_y" if luma else "psnr"
@@ -90,11 +97,11 @@ def _luma(image: np.ndarray) -> np.ndarray:
     return image[..., 0] if image.shape[-1] == 1 else LUMA_OFFSET + image @ LUMA
 
 
-def psnr(options: Options) -> Psnr:
+def psnr(options: MetricOptions) -> Psnr:
     """PSNR over all channels."""
     return Psnr(False, options)
 
 
-def psnr_y(options: Options) -> Psnr:
+def psnr_y(options: MetricOptions) -> Psnr:
     """PSNR of the luma."""
     return Psnr(True, options)

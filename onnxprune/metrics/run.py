@@ -11,7 +11,7 @@ from onnxprune.errors import DataError
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics import find_metric
-from onnxprune.metrics.base import NO_OPTIONS, Metric, Options, Score
+from onnxprune.metrics.base import NO_OPTIONS, Metric, MetricOptions, Score
 
 BATCH_SIZE = 32
 
@@ -20,7 +20,7 @@ def evaluate(
     model: Model,
     data: LabeledData,
     metric: str,
-    options: Options = NO_OPTIONS,
+    options: MetricOptions = NO_OPTIONS,
     *,
     threads: int = 1,
     batch_size: int = BATCH_SIZE,

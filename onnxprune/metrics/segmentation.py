@@ -9,24 +9,24 @@ import numpy as np
 
 from onnxprune.errors import DataError
 from onnxprune.metrics.base import (
-    Base,
-    Estimate,
+    BaseMetric,
     Labels,
-    Options,
+    MetricEstimate,
+    MetricOptions,
     Outputs,
     pick_labels,
     pick_output,
 )
 
 
-class Segmentation(Base):
+class Segmentation(BaseMetric):
     """Counts of pixels by image and class; what is kept is (images, 3, classes), not pixels.
 
     Outputs: class scores (n, C, H, W), resized bilinearly to the labels where smaller, or class indices (n, H, W). Labels: `masks` int (n, H, W);
     values outside of 0 .. classes - 1 and `ignore` are not scored. Predictions outside of the classes count as wrong.
     """
 
-    def __init__(self, name: str, options: Options) -> None:
+    def __init__(self, name: str, options: MetricOptions) -> None:
         super().__init__(options)
         self.name = name
         self._counts: list[np.ndarray] = []
@@ -80,7 +80,7 @@ class Segmentation(Base):
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
-    ) -> Estimate:
+    ) -> MetricEstimate:
         counts = np.stack(self._counts)
         right, labeled, predicted = (
             counts.sum(0) if weights is None else np.tensordot(weights, counts, 1)
@@ -99,7 +99,7 @@ class Segmentation(Base):
             "pixel_acc": float(right[chosen].sum() / total) if total else math.nan,
         }
         per_class = iou if self.name == "miou" else recall
-        return Estimate(
+        return MetricEstimate(
             figures[self.name], per_class, {c: float(labeled[c]) for c in per_class}, figures
         )
 
@@ -121,11 +121,11 @@ def _weights(size: int, target: int) -> np.ndarray:
     return matrix
 
 
-def miou(options: Options) -> Segmentation:
+def miou(options: MetricOptions) -> Segmentation:
     """Mean intersection over union; pixel accuracy is in its details."""
     return Segmentation("miou", options)
 
 
-def pixel_acc(options: Options) -> Segmentation:
+def pixel_acc(options: MetricOptions) -> Segmentation:
     """Pixel accuracy; mean intersection over union is in its details."""
     return Segmentation("pixel_acc", options)

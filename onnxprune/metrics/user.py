@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.metrics.base import Labels, MeanMetric, Metric, Options, Outputs
+from onnxprune.metrics.base import Labels, MeanMetric, Metric, MetricOptions, Outputs
 
 
 class FunctionMetric(MeanMetric):
     """Mean of what `function(outputs, labels)` gives for each sample: float (batch,), or one number, which then counts for every sample of its batch."""
 
     def __init__(
-        self, name: str, function: Callable[[Outputs, Labels], Any], options: Options
+        self, name: str, function: Callable[[Outputs, Labels], Any], options: MetricOptions
     ) -> None:
         super().__init__(options)
         self.name = name
@@ -40,7 +40,7 @@ class FunctionMetric(MeanMetric):
         self.add(np.broadcast_to(values, (size,)))
 
 
-def user_metric(name: str, found: Any, options: Options) -> Metric:
+def user_metric(name: str, found: Any, options: MetricOptions) -> Metric:
     """A metric from what the user named: a Metric class, a factory of one argument, or a function of outputs and labels.
 
     Raises

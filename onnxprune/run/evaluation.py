@@ -16,8 +16,7 @@ from onnxprune.data.preprocess import DEFAULT
 from onnxprune.errors import DataError, ModelError, VerificationError
 from onnxprune.ir.io import Model, digest
 from onnxprune.metrics import find_metric
-from onnxprune.metrics.base import Options as MetricOptions
-from onnxprune.metrics.base import Score
+from onnxprune.metrics.base import MetricOptions, Score
 from onnxprune.metrics.fidelity import Fidelity, fidelity
 from onnxprune.metrics.run import measure
 from onnxprune.run.recipe import Recipe

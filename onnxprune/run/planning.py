@@ -132,7 +132,7 @@ def decide(
                 )
                 search = replace(search, engine=next(iter(engines_of(recipe)), search.engine))
                 plan = METHODS.get(recipe.method)(
-                    replace(search, tune=tuner, made=tuner.made) if tuner else search
+                    replace(search, tune=tuner, on_model=tuner.made) if tuner else search
                 )
             if recipe.swaps:
                 plan = swapped(context, plan, recipe.swaps)

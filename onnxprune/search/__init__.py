@@ -1,10 +1,14 @@
-"""Strategies over many cuts. A method is a function (Search) -> Plan on the analysis that it is given; what comes after a plan is the same for all."""
+"""Search methods that try many cuts before they return a plan.
+
+A method is a function `(Search) -> Plan`. Analysis, cut, verification and repair are the same for
+all methods, so their plans can be compared at equal cost.
+"""
 
 from __future__ import annotations
 
 from onnxprune.registry import Registry
 
-ONE_SHOT = "one-shot"  # scores and an allocator, once: no search
+ONE_SHOT = "one-shot"  # the default: scores and an allocator, once, without a search
 
 METHODS = Registry(
     "method",
@@ -13,15 +17,15 @@ METHODS = Registry(
         ONE_SHOT: ("onnxprune.search.oneshot:one_shot", "scores and an allocator, once"),
         "pagcp": (
             "onnxprune.search.pagcp:pagcp",
-            "group after group, the largest share that keeps every output head within its tolerance",
+            "per group, the largest cut that keeps the loss of every output within a tolerance",
         ),
         "group-fisher": (
             "onnxprune.search.group_fisher:group_fisher",
-            "globally the least squared mask gradient over cost, scored anew after every few channels",
+            "remove the channels with the least squared mask gradient per cost, then score again",
         ),
         "layer-selection": (
             "onnxprune.search.layer_selection:layer_selection",
-            "rounds: the groups that save most for what their cut alone costs, checked together",
+            "rounds: cut the groups that save most for the quality lost, and check them together",
         ),
     },
 )

@@ -1,6 +1,7 @@
-"""What a second cut means on the model before the first: cut A, then cut B of what is left, is cut A or B of the original.
+"""Composition of two cuts: channels kept by cut A and then by cut B, as one cut of the original.
 
-Channels are found again by where they lie in the weights, not by names of groups, which may merge when an axis has shrunk.
+Channels of the reduced model are matched to those of the original by their positions in the
+weights. Group names cannot serve: groups may merge when an axis has shrunk.
 """
 
 from __future__ import annotations
@@ -19,45 +20,57 @@ from onnxprune.ir.nodes import label
 from onnxprune.surgery.cut import cut
 
 Kept = Mapping[str, Sequence[int]]
-Places = tuple[
-    tuple[str, int], ...
-]  # the original channels (group, index) that go with one of a cut model
-Place = tuple[str, int, int]  # an axis of a weight that channels lie on: (node, slot, axis)
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+Origin = tuple[tuple[str, int], ...]  # original (group, index) pairs of one channel
+WeightAxis = tuple[str, int, int]  # (node, operand slot, axis) of a weight that has channels
+GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # odd increment of splitmix64 (Steele et al. 2014)
 
 
 @dataclass(frozen=True)
-class Smaller:
-    """A cut model, analyzed again.
+class Reduced:
+    """A cut model, analyzed again, with the map from its channels to those of the original.
 
-    analysis: of the cut model; kept: what the cut kept of the original; origin: group of the cut model -> for each channel the original channels
-    (group, index) that go with it. Groups that are none of the original's are left out: they stay whole.
+    Attributes
+    ----------
+    original
+        Analysis of the original model.
+    kept
+        Channels of the original that the cut kept.
+    analysis
+        Analysis of the cut model.
+    origin
+        Group of the cut model -> per channel the original channels that it stands for. Groups
+        without a counterpart in the original are left out; they stay intact.
     """
 
     original: Analysis
     kept: Kept
     analysis: Analysis
-    origin: Mapping[str, tuple[Places, ...]]
+    origin: Mapping[str, tuple[Origin, ...]]
 
-    def groups(self, name: str) -> set[str]:
-        """The original groups that a group's channels lie in."""
-        return {group for places in self.origin[name] for group, _ in places}
+    def original_groups(self, name: str) -> set[str]:
+        """Return the original groups that the channels of a group belong to."""
+        return {group for channel in self.origin[name] for group, _ in channel}
 
     def widths(self, name: str, constraints: Constraints) -> list[int]:
-        """Kept counts of a group with which the original's has one that it may have, descending; the last ones below 1 where others have channels of it."""
+        """Return the widths of a group that give its original group an allowed width, descending.
+
+        The last ones are below 1 if other groups hold channels of the same original group.
+        """
         group = self.original.group(self.origin[name][0][0][0])
-        others = len(self.kept.get(group.name, range(group.size))) - self.analysis.group(name).size
+        left = len(self.kept.get(group.name, range(group.size)))
+        others = left - self.analysis.group(name).size
         return [width - others for width in widths(group.size, constraints)]
 
-    def composed(self, kept: Kept) -> dict[str, tuple[int, ...]]:
-        """What the original keeps when the cut model keeps this."""
+    def compose(self, kept: Kept) -> dict[str, tuple[int, ...]]:
+        """Return the channels of the original that remain if the cut model keeps `kept`."""
         left = {g.name: set(self.kept.get(g.name, range(g.size))) for g in self.original.groups}
         for name, indices in kept.items():
-            stay = set(indices)
-            for channel, places in enumerate(self.origin.get(name, ())):
-                if channel not in stay:
-                    for group, index in places:
-                        left[group].discard(index)
+            keep = set(indices)
+            for channel, origin in enumerate(self.origin.get(name, ())):
+                if channel in keep:
+                    continue
+                for group, index in origin:
+                    left[group].discard(index)
         return {
             g.name: tuple(sorted(left[g.name]))
             for g in self.original.groups
@@ -65,76 +78,71 @@ class Smaller:
         }
 
 
-def unchanged(original: Analysis) -> Smaller:
-    """The model as it came, nothing cut."""
-    return Smaller(
-        original,
-        {},
-        original,
-        {g.name: tuple(((g.name, i),) for i in range(g.size)) for g in original.groups},
-    )
+def unreduced(original: Analysis) -> Reduced:
+    """Return the original as its own reduced model, with nothing cut."""
+    origin = {g.name: tuple(((g.name, i),) for i in range(g.size)) for g in original.groups}
+    return Reduced(original, {}, original, origin)
 
 
-def smaller(original: Analysis, kept: Kept, model: Model | None = None) -> Smaller:
-    """The cut model and the way back.
+def reduce_model(original: Analysis, kept: Kept, model: Model | None = None) -> Reduced:
+    """Cut the original to `kept`, analyze the result, and map its channels to the original's.
 
     Parameters
     ----------
     model
-        The cut model where it is there already, such as one with repaired weights.
+        The cut model if it exists already, for example with repaired weights.
     """
     plan = original.plan(kept)
-    again = analyze(cut(original, plan) if model is None else model, **original.options)
-    gone, shared = (
-        original.removed(plan.kept),
-        {p for p, _ in _places(original)} & {p for p, _ in _places(again)},
-    )
-    there: dict[int, list[tuple[str, int]]] = {}
-    signatures = _signatures(original, gone, shared)
+    analysis = analyze(cut(original, plan) if model is None else model, **original.options)
+    removed = original.removed(plan.kept)
+    # a repair may add weights (a bias), which the original cannot match
+    shared = {a for a, _ in _weight_axes(original)} & {a for a, _ in _weight_axes(analysis)}
+    before = _signatures(original, removed, shared)
+    after = _signatures(analysis, analysis.removed({}), shared)
+    by_signature: dict[int, list[tuple[str, int]]] = {}
     for name, causes in original.causes.items():
         for index, cause in enumerate(causes.tolist()):
-            if not gone[cause]:
-                there.setdefault(int(signatures[cause]), []).append((name, index))
-    here = _signatures(again, again.removed({}), shared)
+            if not removed[cause]:
+                by_signature.setdefault(int(before[cause]), []).append((name, index))
     origin = {}
-    for name, causes in again.causes.items():
-        found = [tuple(there.get(int(here[c]), ())) for c in causes.tolist()]
-        if all(found):
-            origin[name] = tuple(found)
-    return Smaller(original, plan.kept, again, origin)
+    for name, causes in analysis.causes.items():
+        channels = [tuple(by_signature.get(int(after[c]), ())) for c in causes.tolist()]
+        if all(channels):
+            origin[name] = tuple(channels)
+    return Reduced(original, plan.kept, analysis, origin)
 
 
-def _places(analysis: Analysis) -> Iterator[tuple[Place, np.ndarray]]:
-    """Where channels lie in the weights, with the ids of each axis."""
+def _weight_axes(analysis: Analysis) -> Iterator[tuple[WeightAxis, np.ndarray]]:
+    """Yield the axes of weights that have channels, with the cause ids along each axis."""
     for use in analysis.record.uses:
-        yield from (
-            ((label(analysis.record.nodes[use.node]), use.slot, axis), ids)
-            for axis, ids in enumerate(use.axes)
-            if isinstance(ids, np.ndarray)
-        )
+        node = label(analysis.record.nodes[use.node])
+        for axis, ids in enumerate(use.axes):
+            if isinstance(ids, np.ndarray):
+                yield (node, use.slot, axis), ids
 
 
-def _signatures(analysis: Analysis, gone: np.ndarray, shared: set[Place]) -> np.ndarray:
-    """A number for each cause by all places of the weights that it lies in, positions counted among those that stay; (causes + 1,) uint64.
+def _signatures(analysis: Analysis, removed: np.ndarray, shared: set[WeightAxis]) -> np.ndarray:
+    """Return a hash per cause of all its positions in the weights, (causes + 1,) uint64.
 
-    shared: the places that count; a repair may have given a node a bias, or a longer one.
+    Positions are counted among the channels that are kept, so that a cause has the same hash before
+    and after the cut. Only the axes in `shared` count.
     """
-    found = np.zeros(analysis.axes.causes + 1, np.uint64)
-    for place, ids in _places(analysis):
-        if place not in shared:
+    signatures = np.zeros(analysis.axes.causes + 1, np.uint64)
+    for weight_axis, ids in _weight_axes(analysis):
+        if weight_axis not in shared:
             continue
-        table = analysis.axes.table(ids)[analysis.keep(ids, gone)]
-        name = "\0".join(map(str, place))
-        start = np.uint64(
-            int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-        )
-        keys = _mixed(start + np.arange(len(table), dtype=np.uint64) * _ODD)
-        np.add.at(found, table.ravel(), np.repeat(keys, table.shape[1]))
-    return found
+        table = analysis.axes.table(ids)[analysis.keep(ids, removed)]
+        name = "\0".join(map(str, weight_axis))
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        start = np.uint64(int.from_bytes(digest, "little"))
+        keys = _mix(start + np.arange(len(table), dtype=np.uint64) * GOLDEN_RATIO)
+        # the sum does not depend on the order in which nodes use the cause
+        np.add.at(signatures, table.ravel(), np.repeat(keys, table.shape[1]))
+    return signatures
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer: neighboring numbers become unrelated ones."""
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Apply the finalizer of splitmix64, so that consecutive numbers become independent."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))

@@ -1,9 +1,19 @@
-"""Group Fisher pruning: again and again the globally least important channels, importance being the squared mask gradient over what a channel costs.
+"""Group Fisher pruning: repeatedly remove the globally least important channels per cost.
 
-Source: Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression", and METHODS.md section 3. Without training: the same loop on
-calibration data, with a fresh backward pass over other inputs after each few channels. Where the published loop trains between two scorings, the weights
-that read what is gone are refitted in closed form, so that importance is that of channels in a network that has made up for the others. Labels are drawn
-from the model, which makes importance the Fisher information; of it the mean over all scorings so far is taken.
+Source: Liu et al. (2021), "Group Fisher Pruning for Practical Network Compression".
+
+As published
+    The importance of a channel is the squared gradient of a mask shared by all coupled copies,
+    summed over samples and divided by what the channel costs. After every few channels, importance
+    is computed again on the smaller network.
+
+Changed
+    The published loop trains between two scorings and needs labels. Here the loop runs on
+    calibration data: weights that consume removed channels are refitted in closed form (`refit`),
+    so that importance is that of channels in a network that compensates for the others. Labels are
+    drawn from the model, which makes importance the Fisher information; its mean over all scorings
+    so far is used (`average`). Several channels are removed per scoring (`step`), and widths are
+    allowed ones throughout.
 """
 
 from __future__ import annotations
@@ -23,25 +33,36 @@ from onnxprune.engines.cost.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.cost.layers import LatencyCache
 from onnxprune.errors import UsageError, unknown
 from onnxprune.search.base import Kept, Search, part, settings
-from onnxprune.search.compose import Places, Smaller, smaller
+from onnxprune.search.compose import Origin, Reduced, reduce_model
 from onnxprune.search.journal import key
 from onnxprune.search.refitted import Refitted
 from onnxprune.statistics.moments import refittable
 from onnxprune.types import Plan, Scores
 
-GRADIENTS = {
-    "auto": fisher,
-    "fisher": fisher,
-    "taylor": taylor,
-}  # criteria that add up output heads: at every step in the units of the whole model
-STEPS = 50  # re-scorings of a whole network, where `step` does not say it
+# criteria that sum over output heads: they get the losses of the original model's heads, so that
+# the heads keep their units at every step
+GRADIENTS = {"auto": fisher, "fisher": fisher, "taylor": taylor}
+STEPS = 50  # scorings until all channels are removed, if `step` is 0
 
 
 @dataclass(frozen=True)
-class Settings:
-    """normalization: of NORMALIZATIONS, what a channel's importance is divided by; step: channels between two scorings, 0 = a fiftieth of all;
-    interval: batches that a scoring looks at; refit: score the smaller model with refitted weights; average: importance is the mean over all scorings so
-    far; engine: whose latency, "" = the first that the run measures on.
+class GroupFisherSettings:
+    """Options of the method.
+
+    Attributes
+    ----------
+    normalization
+        Cost that importance is divided by, of NORMALIZATIONS.
+    step
+        Channels removed between two scorings; 0 = a fiftieth of all channels.
+    interval
+        Number of batches per scoring.
+    refit
+        Score the smaller model with refitted weights.
+    average
+        Use the mean importance over all scorings so far.
+    engine
+        Engine that measures latency; "" = the first that the run measures on.
     """
 
     normalization: str = "flops"
@@ -52,18 +73,30 @@ class Settings:
     engine: str = ""
 
     def __post_init__(self) -> None:
+        """Raise UsageError if a value is out of range."""
         if self.normalization not in NORMALIZATIONS:
             raise unknown("normalization", self.normalization, NORMALIZATIONS)
         if self.step < 0 or self.interval < 1:
             raise UsageError(
                 "method-option",
-                f"group-fisher: step {self.step} must be 0 or more, interval {self.interval} at least 1",
+                f"group-fisher: step {self.step} must be 0 or more, interval {self.interval} at "
+                "least 1",
             )
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """The next channels of a group of the smaller model that can go together: how many an allowed width asks for. value: importance over cost."""
+class ChannelBundle:
+    """The next channels of a group to remove together, from one allowed width to the next.
+
+    Attributes
+    ----------
+    group
+        Group of the reduced model.
+    channels
+        Indices within the group.
+    value
+        Importance over cost.
+    """
 
     group: str
     channels: tuple[int, ...]
@@ -71,36 +104,35 @@ class Bundle:
 
 
 def group_fisher(search: Search) -> Plan:
-    """The plan of as many steps as the budget needs. Widths are allowed ones (round_to) all the way.
+    """Return the plan of as many steps as the budget needs.
 
     Raises
     ------
     TargetError
-        No channel is left that may go.
+        Every group is at its least width and the budget is not met.
+    UsageError
+        An option is invalid.
     """
-    chosen, analysis = settings(Settings, search.options, "group-fisher"), search.analysis
+    chosen = settings(GroupFisherSettings, search.options, "group-fisher")
+    analysis = search.analysis
     kept = search.fixed(CRITERIA.get("l2")(search.context)) if search.constraints.ratios else {}
     fixed, number = frozenset(kept), 0
     count = chosen.step or max(1, sum(g.size for g in analysis.groups) // STEPS)
     cache, scorer = LatencyCache(), _Scorer(search, chosen)
     while not search.met(kept):
         left = analysis.cost(kept).macs / max(analysis.cost().macs, 1)
-        search.tell(f"group-fisher, step {number + 1}, {left:.1%} of the MACs left")
-        step, scores = scorer(kept, number)
-        costs = _costs(search, chosen, step, number, cache)
-        gone: dict[str, set[int]] = {}
-        removed = 0
-        for bundle in _least(search, step, scores, costs, fixed):
-            gone.setdefault(bundle.group, set()).update(bundle.channels)
-            removed += len(bundle.channels)
-            rest = {
-                n: [c for c in range(step.analysis.group(n).size) if c not in g]
-                for n, g in gone.items()
-            }
-            kept = step.composed(rest)
-            if removed >= count or search.met(kept):
+        search.progress(f"group-fisher step {number + 1}, {left:.1%} of the MACs left")
+        reduced, scores = scorer(kept, number)
+        costs = _channel_costs(search, chosen, reduced, number, cache)
+        removed: dict[str, set[int]] = {}
+        removed_count = 0
+        for bundle in _by_value(search, reduced, scores, costs, fixed):
+            removed.setdefault(bundle.group, set()).update(bundle.channels)
+            removed_count += len(bundle.channels)
+            kept = reduced.compose(_complement(reduced, removed))
+            if removed_count >= count or search.met(kept):
                 break
-        if not removed:
+        if not removed_count:
             raise search.missed(kept, "group-fisher: every group is at its least width")
         number += 1
     return search.plan(
@@ -108,137 +140,162 @@ def group_fisher(search: Search) -> Plan:
     )
 
 
+def _complement(reduced: Reduced, removed: Mapping[str, set[int]]) -> dict[str, list[int]]:
+    """Return the channels of each group that are not removed."""
+    return {
+        name: [c for c in range(reduced.analysis.group(name).size) if c not in channels]
+        for name, channels in removed.items()
+    }
+
+
 @dataclass
 class _Scorer:
-    """Importance in smaller and smaller models.
+    """Importance of the channels of smaller and smaller models.
 
-    data: what scorings see, in parts; refitted: makes the models, None where weights stay as they are; known: what the first scoring found of batches;
-    losses: of the whole model's heads; past: sum and number of each channel's scores.
+    Attributes
+    ----------
+    data
+        Inputs of all scorings; each uses another part.
+    refitted
+        Factory of the reduced models; None if weights are not refitted.
+    known
+        Batch sizes at which gradient rows are per sample, determined by the first scoring.
+    losses
+        Losses of the original model's heads, computed by the first scoring.
+    past
+        Sum and number of the scores of each channel so far.
     """
 
     search: Search
-    chosen: Settings
+    chosen: GroupFisherSettings
     data: Data = field(init=False)
     refitted: Refitted | None = field(init=False)
     known: dict[str, Any] = field(default_factory=dict)
     losses: tuple[Loss, ...] = ()
-    past: dict[Places, tuple[float, int]] = field(default_factory=dict)
+    past: dict[Origin, tuple[float, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        whole = self.search.context
-        self.data = whole.statistics_data("method group-fisher")
-        self.refitted = (
-            Refitted.of(whole) if self.chosen.refit and refittable(whole.analysis) else None
-        )
+        context = self.search.context
+        self.data = context.statistics_data("method group-fisher")
+        refit = self.chosen.refit and refittable(context.analysis)
+        self.refitted = Refitted.of(context) if refit else None
 
-    def __call__(self, kept: Kept, number: int) -> tuple[Smaller, Scores]:
-        """The model that keeps these channels, and the importance of its channels on this step's inputs, remembered."""
-        step = smaller(
-            self.search.analysis, kept, self.refitted.cut(kept) if self.refitted and kept else None
-        )
-        name, journal = key("scores", number, kept), self.search.journal
-        found = journal.recall(
-            name,
-            lambda: {
-                "scores": {
-                    n: np.asarray(v, np.float64).tolist()
-                    for n, v in self.measured(step, number).items()
-                }
-            },
-        )["scores"]
-        scores = {n: np.asarray(v) for n, v in found.items()}
-        return step, self.averaged(step, scores) if self.chosen.average else scores
+    def __call__(self, kept: Kept, number: int) -> tuple[Reduced, Scores]:
+        """Return the model that keeps these channels and the importance of its channels.
 
-    def measured(self, step: Smaller, number: int) -> Scores:
-        """By the run's criterion."""
-        whole = self.search.context
-        data = part(self.data, self.chosen.interval * whole.batch_size, number)
-        here = replace(
-            whole, analysis=step.analysis, data=data, seed=whole.seed + number, cache=self.known
+        Scores of step `number` are remembered in the journal.
+        """
+        model = self.refitted.cut(kept) if self.refitted and kept else None
+        reduced = reduce_model(self.search.analysis, kept, model)
+
+        def measure() -> dict[str, dict[str, list[float]]]:
+            scores = self.measure(reduced, number)
+            return {"scores": {n: np.asarray(v, np.float64).tolist() for n, v in scores.items()}}
+
+        rows = self.search.journal.recall(key("scores", number, kept), measure)["scores"]
+        scores = {n: np.asarray(v) for n, v in rows.items()}
+        return reduced, self.average(reduced, scores) if self.chosen.average else scores
+
+    def measure(self, reduced: Reduced, number: int) -> Scores:
+        """Return the scores of the run's criterion on the reduced model."""
+        original = self.search.context
+        context = replace(
+            original,
+            analysis=reduced.analysis,
+            data=part(self.data, self.chosen.interval * original.batch_size, number),
+            seed=original.seed + number,
+            cache=self.known,
         )
         if self.search.criterion not in GRADIENTS:
-            return CRITERIA.get(self.search.criterion)(replace(here, cache={}))
-        self.losses = self.losses or head_losses(replace(whole, data=self.data))
-        return GRADIENTS[self.search.criterion](here, self.losses)
+            return CRITERIA.get(self.search.criterion)(replace(context, cache={}))
+        self.losses = self.losses or head_losses(replace(original, data=self.data))
+        return GRADIENTS[self.search.criterion](context, self.losses)
 
-    def averaged(self, step: Smaller, scores: Scores) -> Scores:
-        """Means over the scorings so far, which saw other inputs; this one is noted."""
-        found = {}
+    def average(self, reduced: Reduced, scores: Scores) -> Scores:
+        """Return the mean over these scores and those of the earlier scorings, per channel."""
+        means = {}
         for name, values in scores.items():
-            channels = step.origin.get(name, ())
-            for places, value in zip(channels, values.tolist(), strict=False):
-                total, count = self.past.get(places, (0.0, 0))
-                self.past[places] = total + value, count + 1
+            channels = reduced.origin.get(name, ())
+            # a group without a counterpart in the original has no origin
+            for channel, value in zip(channels, values.tolist(), strict=False):
+                total, count = self.past.get(channel, (0.0, 0))
+                self.past[channel] = total + value, count + 1
             if channels:
-                found[name] = np.array(
-                    [self.past[places][0] / self.past[places][1] for places in channels]
-                )
-        return found
+                sums = [self.past[channel] for channel in channels]
+                means[name] = np.array([total / count for total, count in sums])
+        return means
 
 
-def _costs(
-    search: Search, chosen: Settings, step: Smaller, number: int, cache: LatencyCache
+def _channel_costs(
+    search: Search,
+    chosen: GroupFisherSettings,
+    reduced: Reduced,
+    number: int,
+    cache: LatencyCache,
 ) -> dict[str, np.ndarray]:
-    """What a channel of the smaller model costs; times are remembered, because no two measurements are equal."""
-    if chosen.normalization != "latency":
-        return channel_costs(step.analysis, chosen.normalization)
+    """Return the cost of each channel of the reduced model.
 
-    def measured() -> dict[str, dict[str, float]]:
-        least = {n: _left_at_least(search, step, n) for n in step.origin}
-        found = channel_costs(
-            step.analysis,
+    Latencies are remembered in the journal, as no two measurements are equal.
+    """
+    if chosen.normalization != "latency":
+        return channel_costs(reduced.analysis, chosen.normalization)
+
+    def measure() -> dict[str, dict[str, float]]:
+        costs = channel_costs(
+            reduced.analysis,
             "latency",
             chosen.engine or search.engine,
             cache,
             options=search.engine_options,
-            least=least,
+            least={n: _least_width(search, reduced, n) for n in reduced.origin},
         )
-        return {"ms": {n: float(v[0]) for n, v in found.items()}}
+        return {"ms": {n: float(v[0]) for n, v in costs.items()}}
 
-    ms = search.journal.recall(key("latency", number, step.kept), measured)["ms"]
-    return {g.name: np.full(g.size, ms[g.name]) for g in step.analysis.groups}
-
-
-def _left_at_least(search: Search, step: Smaller, name: str) -> int:
-    """The least width that a group of the smaller model may have."""
-    return max(step.widths(name, search.constraints)[-1], 1)
+    ms = search.journal.recall(key("latency", number, reduced.kept), measure)["ms"]
+    return {g.name: np.full(g.size, ms[g.name]) for g in reduced.analysis.groups}
 
 
-def _least(
+def _least_width(search: Search, reduced: Reduced, name: str) -> int:
+    """Return the least width that a group of the reduced model may have."""
+    return max(reduced.widths(name, search.constraints)[-1], 1)
+
+
+def _by_value(
     search: Search,
-    step: Smaller,
+    reduced: Reduced,
     scores: Scores,
     costs: Mapping[str, np.ndarray],
     fixed: frozenset[str],
-) -> Iterator[Bundle]:
-    """Bundles in ascending order of importance over cost, the later ones of a group after its earlier ones."""
-    waiting = {
-        name: _bundles(search, step, name, scores[name], costs[name])
-        for name in scores
-        if name in step.origin
-    }
-    heads: dict[str, Bundle] = {}
-    for name, bundles in waiting.items():
-        if not step.groups(name) & fixed:
-            heads |= {name: b for b in [next(bundles, None)] if b is not None}
+) -> Iterator[ChannelBundle]:
+    """Yield bundles by importance over cost, the least first, and in order within a group."""
+    waiting: dict[str, Iterator[ChannelBundle]] = {}
+    heads: dict[str, ChannelBundle] = {}
+
+    def advance(name: str) -> None:
+        """Set the head of a group to its next bundle, if it has one."""
+        bundle = next(waiting[name], None)
+        if bundle is not None:
+            heads[name] = bundle
+
+    for name in scores:
+        if name in reduced.origin and not reduced.original_groups(name) & fixed:
+            waiting[name] = _bundles(search, reduced, name, scores[name], costs[name])
+            advance(name)
     while heads:
         name = min(heads, key=lambda n: heads[n].value)
         yield heads.pop(name)
-        heads |= {name: b for b in [next(waiting[name], None)] if b is not None}
+        advance(name)
 
 
 def _bundles(
-    search: Search, step: Smaller, name: str, scores: np.ndarray, costs: np.ndarray
-) -> Iterator[Bundle]:
-    """The channels between one allowed width and the next, the least important first."""
+    search: Search, reduced: Reduced, name: str, scores: np.ndarray, costs: np.ndarray
+) -> Iterator[ChannelBundle]:
+    """Yield the channels between consecutive allowed widths of a group, least important first."""
     order, taken = ordered(scores), 0
-    for width in step.widths(name, search.constraints):
+    for width in reduced.widths(name, search.constraints):
         until = len(scores) - width
         if taken < until < len(scores):
             channels = order[taken:until]
-            yield Bundle(
-                name,
-                tuple(channels.tolist()),
-                float(scores[channels].sum() / costs[channels].sum()),
-            )
+            value = float(scores[channels].sum() / costs[channels].sum())
+            yield ChannelBundle(name, tuple(channels.tolist()), value)
             taken = until

@@ -1,14 +1,27 @@
-"""Which groups to cut by how much, from single-group sensitivities; and rounds of it.
+"""Layer selection: rounds of sensitivity analysis, selection, joint check and cut.
 
-Source: METHODS.md section 4 (pruning of concatenation networks): the saving of a group at a rate, times quality to a power. The single
-sensitivities do not add up, so each round's selection is measured together and put off in part where the network suffers more than allowed.
+Source: Pavlitska et al. (2024), "Iterative Filter Pruning for Concatenation-based CNN
+Architectures".
+
+As published
+    Each round measures every group alone at a few rates, ranks groups by the saving in parameters
+    and in FLOPs, each times quality^exponent, cuts the first few of both lists, and fine-tunes. The
+    exponent falls over the rounds.
+
+Changed
+    Sensitivities of single groups do not add up, so each selection is measured together and backed
+    off from if quality falls by more than `max_drop`, but not below what the round has to save to
+    meet the budget. Lists are those of the costs in the budget, with a third one by latency. Trials
+    are networks refitted in closed form (`refit`), and exponents are larger where single groups
+    cost little (`scaled`). The first entries of a sorted list are taken; the published search moves
+    a threshold, which need not end if values are equal. Fine-tuning is optional (`tune`). The last
+    round gives channels back until the budget is just met.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,421 +29,369 @@ import numpy as np
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model
 from onnxprune.repair import REPAIRS
-from onnxprune.search.base import Kept, Search, keep_best, relaxed, remaining, settings
-from onnxprune.search.compose import Smaller, smaller, unchanged
+from onnxprune.search.base import (
+    Kept,
+    Search,
+    keep_best,
+    remaining_scores,
+    settings,
+    widen_groups,
+)
+from onnxprune.search.compose import Reduced, reduce_model, unreduced
 from onnxprune.search.journal import Journal, key
 from onnxprune.search.refitted import Refitted
-from onnxprune.search.sensitivity import RATES, Bench, Sweep
+from onnxprune.search.selection import (
+    LAYERS,
+    LayerSelectionSettings,
+    Record,
+    Selection,
+    list_sizes,
+    list_value,
+    select,
+)
+from onnxprune.search.sensitivity import SensitivityBench, Sweep
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
-LAYERS = {"params": 6, "flops": 5, "latency": 5}  # the first two as published
-TYPICAL, LEAST = (
-    0.01,
-    1e-5,
-)  # loss of quality of a typical group at the least rate, relative, and the least that is told from none
-Record = Mapping[str, Any]
+# relative loss of quality of a typical group at the least rate that the exponents are meant for,
+# and the least loss that is distinguished from none
+TYPICAL_LOSS, LEAST_LOSS = 0.01, 1e-5
 
 
-@dataclass(frozen=True)
-class Selection:
-    """params_layers, flops_layers, latency_layers: how many groups to take from each list; *_map: exponent of the quality in it."""
+class _TrialNetwork:
+    """The network that trials are cut from: the original, or a smaller, tuned one.
 
-    params_layers: int = LAYERS["params"]
-    flops_layers: int = LAYERS["flops"]
-    latency_layers: int = 0
-    params_map: float = 20.0
-    flops_map: float = 20.0
-    latency_map: float = 20.0
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A group to cut: its number, the rate, the largest value that it had in a list (relative to the list's best), and which lists took it."""
-
-    group: str
-    index: int
-    rate: float
-    value: float
-    lists: tuple[str, ...]
-
-
-def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choice]:  # noqa: B008 - frozen
-    """Groups by saving times quality^exponent, the best rate of each, from each list its first few; in the order of the groups.
-
-    A group that two lists take at different rates is cut at the lower one.
-
-    Raises
-    ------
-    UsageError
-        No record of the whole model where latency is asked for, or no records at all.
-    """
-    whole = next((r for r in records if not r["group"]), None)
-    rows = [r for r in records if r["group"]]
-    if not rows:
-        raise UsageError(
-            "select-empty",
-            "there are no sensitivities to select from; run: onnxprune sensitivity MODEL --data ...",
-        )
-    if how.latency_layers and not (
-        whole and whole.get("timing") and all(r.get("timing") for r in rows)
-    ):
-        raise UsageError(
-            "select-timing",
-            "latency-layers needs timings of every group and of the whole model; measure without --no-time",
-        )
-    found: dict[str, Choice] = {}
-    for name, count in _lists(how).items():
-        best: dict[str, tuple[float, Record]] = {}
-        for r in rows:
-            value = _value(name, r, how, whole)
-            if value > best.get(r["group"], (0.0, r))[0]:
-                best[r["group"]] = (value, r)
-        top = sorted(best.values(), key=lambda v: -v[0])[:count]
-        for value, r in top:
-            old = found.get(r["group"])
-            rate = min(r["rate"], old.rate) if old else r["rate"]
-            share = value / top[0][0]
-            found[r["group"]] = Choice(
-                r["group"],
-                r["index"],
-                rate,
-                max(share, old.value if old else 0.0),
-                (*(old.lists if old else ()), name),
-            )
-    return sorted(found.values(), key=lambda c: c.index)
-
-
-def _lists(how: Selection) -> dict[str, int]:
-    """The lists that groups are taken from, and how many from each."""
-    counts = {"params": how.params_layers, "flops": how.flops_layers, "latency": how.latency_layers}
-    return {name: count for name, count in counts.items() if count}
-
-
-def _value(name: str, record: Record, how: Selection, whole: Record | None) -> float:
-    """What a list ranks by: what a cut saves, times the quality that is left to the list's power."""
-    if name == "latency":
-        saved = whole["timing"]["inference_ms"] - record["timing"]["inference_ms"] if whole else 0.0
-    else:
-        saved = record["saved_params" if name == "params" else "saved_macs"]
-    return float(saved) * float(record["quality"]) ** float(getattr(how, f"{name}_map"))
-
-
-@dataclass(frozen=True)
-class Settings(Selection):
-    """As Selection, -1 layers being as many as above where the budgets count that cost, else none; and: end_map: all exponents at the last round, between
-    which they fall evenly; rounds: in so many the budget is met; max_drop: share of the quality that the groups of one round may cost together, more is
-    backed off from, but not below what the round has to save; rates: as text; refit: trials are networks whose weights were refitted to the cut in closed
-    form, as a repair leaves them, and channels go by reconstruction error, not by norms; scaled: exponents are for networks in which a typical group costs
-    1 % of the quality at the least rate, and are larger by as much as the first round finds it less; tune: loss to tune with between rounds, such as kd (extra torch),
-    "" = no tuning; tune_epochs: passes over the calibration data each time; repair: before it. As published: all lists, refit and scaled false.
+    Attributes
+    ----------
+    reduced
+        Map between its channels and those of the original.
+    bench
+        Measures trials; its base holds the channels kept so far.
+    free
+        Groups that may be cut.
+    scores
+        Scores of the channels of each group.
     """
 
-    params_layers: int = -1
-    flops_layers: int = -1
-    latency_layers: int = -1
-    end_map: float = 14.0
-    rounds: int = 14
-    max_drop: float = 0.05
-    rates: str = ",".join(map(str, RATES))
-    refit: bool = True
-    scaled: bool = True
-    tune: str = ""
-    tune_epochs: int = 3
-    repair: str = "least-squares"
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 <= self.max_drop <= 1:
-            raise UsageError(
-                "method-option",
-                f"layer-selection: rounds {self.rounds} must be at least 1, max_drop {self.max_drop:g} in [0, 1]",
-            )
-        _ = self.ascending
-
-    @property
-    def ascending(self) -> list[float]:
-        """The rates."""
-        try:
-            found = sorted(float(r) for r in self.rates.split(","))
-        except ValueError:
-            found = []
-        if not found or not 0 < found[0] <= found[-1] < 1:
-            raise UsageError(
-                "method-option",
-                f"layer-selection: rates {self.rates!r} are not numbers between 0 and 1, such as 0.25,0.5",
-            )
-        return found
-
-
-class _Stage:
-    """A network that trials are cut from, the one that came or a smaller one that was tuned.
-
-    step: how it stands to the original; bench: measures it, and knows what is left so far; free: groups that may be cut; scores: inside of each.
-    """
-
-    def __init__(self, search: Search, chosen: Settings, step: Smaller, fixed: Kept) -> None:
-        context = (
-            search.context
-            if step.analysis is search.analysis
-            else replace(search.context, analysis=step.analysis, cache={})
-        )
-        self.search, self.step, self.analysis = search, step, step.analysis
+    def __init__(
+        self, search: Search, chosen: LayerSelectionSettings, reduced: Reduced, fixed: Kept
+    ) -> None:
+        is_original = reduced.analysis is search.analysis
+        context = search.context
+        if not is_original:
+            context = replace(context, analysis=reduced.analysis, cache={})
+        self.search, self.reduced, self.analysis = search, reduced, reduced.analysis
         self.scores = replace(search, context=context).own_scores(chosen.refit)
         self.free = tuple(
-            n for n in self.scores if n in step.origin and not step.groups(n) & fixed.keys()
+            name
+            for name in self.scores
+            if name in reduced.origin and not reduced.original_groups(name) & fixed.keys()
         )
         sweep = Sweep(
             "",
-            step.analysis.options,
+            reduced.analysis.options,
             self.scores,
             search.gate("method layer-selection"),
             time=chosen.latency_layers > 0,
             threads=context.threads,
             batch_size=context.batch_size,
         )
-        self.bench = Bench(
+        self.bench = SensitivityBench(
             sweep,
-            step.analysis,
+            reduced.analysis,
             search.analysis.model,
             Refitted.of(context) if chosen.refit else None,
         )
-        self.bench.base = {n: k for n, k in fixed.items() if step.analysis is search.analysis}
+        # a smaller network has the fixed groups cut already
+        self.bench.base = dict(fixed) if is_original else {}
 
     @property
     def left(self) -> Kept:
-        """What is left so far of the groups of this network."""
+        """Return a copy of the channels kept so far."""
         return dict(self.bench.base)
 
     def met(self, kept: Kept) -> bool:
-        """Whether the budgets are, when this network keeps this."""
-        return self.search.met(self.step.composed(kept))
+        """Return True if the budgets are met when this network keeps `kept`."""
+        return self.search.met(self.reduced.compose(kept))
 
     def widths(self, name: str) -> list[int]:
-        """Kept counts that a group may have, so that the original's group has one that it may have."""
-        return self.step.widths(name, self.search.constraints)
+        """Return the widths of a group that give the original group an allowed width."""
+        return self.reduced.widths(name, self.search.constraints)
 
     def narrowed(self, name: str, rate: float) -> tuple[int, ...]:
-        """What a group keeps when at least this share of what is left of it goes; nothing where that cannot be."""
-        here = len(self.bench.base.get(name, self.scores[name]))
-        count = max((w for w in self.widths(name) if w <= here * (1 - rate)), default=0)
-        return keep_best(remaining(self.scores, self.bench.base, name), count) if count > 0 else ()
+        """Return the channels that a group keeps if at least `rate` of the remaining ones go.
+
+        () if no allowed width is that small.
+        """
+        left = len(self.bench.base.get(name, self.scores[name]))
+        count = max((w for w in self.widths(name) if w <= left * (1 - rate)), default=0)
+        if count <= 0:
+            return ()
+        return keep_best(remaining_scores(self.scores, self.bench.base, name), count)
 
 
 def layer_selection(search: Search) -> Plan:
-    """Rounds of sensitivity -> select -> joint check -> cut -> tune until the budget is met.
+    """Return the plan of as many rounds as the budget needs.
 
-    Without tuning between them, the rounds mask more and more of one network. With it, each begins with the smaller model, and the last round's is the
-    result (`Search.made`).
+    Without tuning, the rounds mask more and more of one network. With it, each round begins with
+    the smaller model, and the last round's model is the result (`Search.on_model`).
 
     Raises
     ------
     TargetError
         The rounds end above the budget.
+    UsageError
+        An option is invalid, or tuning is requested and not available.
     """
-    chosen = _with_lists(settings(Settings, search.options, "layer-selection"), search)
+    options = settings(LayerSelectionSettings, search.options, "layer-selection")
+    chosen = _fill_list_sizes(options, search)
     if chosen.tune and search.tune is None:
         raise UsageError(
             "method-option",
-            "layer-selection: tune works inside of a whole run (optimize) with --data; here it cannot",
+            f"layer-selection: tune={chosen.tune} works only in `optimize` with --data; leave it "
+            "out here",
         )
-    kept = fixed = (
-        search.fixed(search.own_scores(chosen.refit)) if search.constraints.ratios else {}
-    )
-    step, stage, model = unchanged(search.analysis), None, None
+    kept: Kept = {}
+    if search.constraints.ratios:
+        kept = search.fixed(search.own_scores(chosen.refit))
+    fixed = kept
+    reduced, network, model = unreduced(search.analysis), None, None
     rounds: list[dict[str, float]] = []
     factor = 1.0
     while len(rounds) < chosen.rounds and not search.met(kept):
-        stage = stage or _Stage(search, chosen, step, fixed)
+        network = network or _TrialNetwork(search, chosen, reduced, fixed)
         if chosen.scaled and not rounds:
-            factor = _factor(chosen, stage)
-        left, quality = _round(chosen, stage, len(rounds), factor)
-        cut_now = sum(len(k) < len(stage.left.get(n, stage.scores[n])) for n, k in left.items())
-        if not cut_now:
+            factor = _exponent_factor(chosen, network)
+        left, quality = _run_round(chosen, network, len(rounds), factor)
+        before = network.left
+        shrunk = sum(len(k) < len(before.get(n, network.scores[n])) for n, k in left.items())
+        if not shrunk:
             break
-        stage.bench.base, kept = left, stage.step.composed(left)
-        rounds.append(
-            {"macs": search.analysis.cost(kept).macs, "groups": cut_now, "quality": quality}
-        )
+        network.bench.base, kept = left, network.reduced.compose(left)
+        macs = search.analysis.cost(kept).macs
+        rounds.append({"macs": macs, "groups": shrunk, "quality": quality})
         if chosen.tune:
-            model = _tuned(chosen, stage, len(rounds))
-            step, stage = smaller(search.analysis, kept, model), None
+            model = _tune(chosen, network, len(rounds))
+            reduced, network = reduce_model(search.analysis, kept, model), None
     if not search.met(kept):
         more = "max_drop or rounds" if search.constraints.measured else "rounds"
         raise search.missed(
             kept,
-            f"layer-selection found no more after {len(rounds)} rounds: raise {more}, or give higher rates (--method-option)",
+            f"layer-selection stopped after {len(rounds)} rounds; raise {more}, or give higher "
+            "rates (--method-option)",
         )
     if model is None:
         return search.plan(kept, method="layer-selection", rounds=rounds)
-    search.made(model)
+    search.on_model(model)
     return search.plan(kept, method="layer-selection", rounds=rounds, tuned=chosen.tune)
 
 
-def _with_lists(chosen: Settings, search: Search) -> Settings:
-    """The settings with numbers in place of -1."""
+def _fill_list_sizes(chosen: LayerSelectionSettings, search: Search) -> LayerSelectionSettings:
+    """Return the settings with list sizes of -1 resolved by the costs in the budgets."""
     budgets = search.constraints.budgets.keys()
-    counted = {
+    costs = {
         "params": {"params", "bytes"},
         "flops": {"macs", "activation_bytes"},
         "latency": search.constraints.measures.keys(),
     }
-    own: dict[str, Any] = {
-        f"{n}_layers": LAYERS[n] if costs & budgets else 0
-        for n, costs in counted.items()
-        if getattr(chosen, f"{n}_layers") < 0
+    sizes: dict[str, Any] = {
+        f"{name}_layers": LAYERS[name] if names & budgets else 0
+        for name, names in costs.items()
+        if getattr(chosen, f"{name}_layers") < 0
     }
-    return replace(chosen, **own)
+    return replace(chosen, **sizes)
 
 
-def _factor(chosen: Settings, stage: _Stage) -> float:
-    """What the exponents are multiplied by where a typical group costs less than TYPICAL at the least rate: to their power it then costs as much as if it did.
+def _exponent_factor(chosen: LayerSelectionSettings, network: _TrialNetwork) -> float:
+    """Return the factor on the exponents, at least 1.
 
-    With the published ones the search takes most of a few groups of a deep network, because none alone costs anything. Chosen by divergence on calibration
-    images that nothing else saw: ResNet-56 .035 for .104; smaller exponents where groups cost more were worse (a detector).
+    With the published exponents the search takes most of a few groups of a deep network, because
+    none of them alone costs quality. The factor makes a group of median loss at the least rate
+    weigh as much as one that costs TYPICAL_LOSS. The constant was chosen by divergence on
+    calibration images not used otherwise (ResNet-56: 0.035 instead of 0.104). Exponents are not
+    reduced where groups cost more, which was worse on a detector.
     """
-    lowest = _records(
-        replace(chosen, rates=str(chosen.ascending[0])), stage, _journal(stage, 0), 0, 1.0
-    )
-    lost = [math.log(lowest[0]["quality"] / max(r["quality"], LEAST)) for r in lowest[1:]]
-    return max(TYPICAL / max(float(np.median(lost)), LEAST), 1.0) if lost else 1.0
+    least_rate = replace(chosen, rates=str(chosen.ascending[0]))
+    records = _measure_groups(least_rate, network, _round_journal(network, 0), 0, 1.0)
+    base = records[0]["quality"]
+    losses = [math.log(base / max(r["quality"], LEAST_LOSS)) for r in records[1:]]
+    if not losses:
+        return 1.0
+    return max(TYPICAL_LOSS / max(float(np.median(losses)), LEAST_LOSS), 1.0)
 
 
-def _journal(stage: _Stage, number: int) -> Journal:
-    """Where a round notes what it measures."""
-    return stage.search.journal.below(
-        f"round {number} {stage.analysis.digest[:16]} {key(stage.left)[:16]}:"
-    )
+def _round_journal(network: _TrialNetwork, number: int) -> Journal:
+    """Return the journal of a round; its keys depend on the network and what it keeps so far."""
+    digest = network.analysis.digest[:16]
+    return network.search.journal.below(f"round {number} {digest} {key(network.left)[:16]}:")
 
 
-def _round(chosen: Settings, stage: _Stage, number: int, factor: float) -> tuple[Kept, float]:
-    """(what is left behind this round, the quality with it: agreement with the model that the search began with)."""
-    journal = _journal(stage, number)
-    records = _records(chosen, stage, journal, number, factor)
+def _run_round(
+    chosen: LayerSelectionSettings, network: _TrialNetwork, number: int, factor: float
+) -> tuple[Kept, float]:
+    """Return the channels kept after round `number`, and the quality with them.
+
+    Quality is the agreement with the model that the search started from.
+    """
+    journal = _round_journal(network, number)
+    records = _measure_groups(chosen, network, journal, number, factor)
     added: Kept = {}
-    for extra in range(len(stage.free) if len(records) > 1 else 0):
-        choices = select(records, _scheduled(chosen, number, factor, extra))
-        added = {
-            c.group: stage.narrowed(c.group, c.rate)
-            for c in sorted(choices, key=lambda c: -c.value)
-        }
-        if added and _paces(chosen, stage, {**stage.left, **added}, number):
+    # take one more group per list until the round saves its share
+    for extra in range(len(network.free) if len(records) > 1 else 0):
+        choices = select(records, _schedule(chosen, number, factor, extra))
+        by_value = sorted(choices, key=lambda c: -c.value)
+        added = {c.group: network.narrowed(c.group, c.rate) for c in by_value}
+        if added and _saves_share(chosen, network, {**network.left, **added}, number):
             break
-    return _together(chosen, stage, added, journal, number, float(records[0]["quality"]))
+    return _check_together(chosen, network, added, journal, number, float(records[0]["quality"]))
 
 
-def _tuned(chosen: Settings, stage: _Stage, number: int) -> Model:
-    """The network of a stage cut, repaired and tuned."""
-    search, analysis = stage.search, stage.analysis
-    plan = analysis.plan(stage.left)
-    found = cut(analysis, plan)
+def _tune(chosen: LayerSelectionSettings, network: _TrialNetwork, number: int) -> Model:
+    """Cut, repair and fine-tune the network."""
+    search, analysis = network.search, network.analysis
+    plan = analysis.plan(network.left)
+    model = cut(analysis, plan)
     if chosen.repair != "none":
-        found = REPAIRS.get(chosen.repair)(
-            analysis, plan, found, replace(search.context, analysis=analysis, cache={})
-        )
-    search.tell(f"layer-selection round {number}, tuning by {chosen.tune}")
-    assert search.tune is not None  # asked for at the beginning
-    return search.tune(found, chosen.tune, chosen.tune_epochs)
+        context = replace(search.context, analysis=analysis, cache={})
+        model = REPAIRS.get(chosen.repair)(analysis, plan, model, context)
+    search.progress(f"layer-selection round {number}, tuning with {chosen.tune}")
+    assert search.tune is not None  # checked at the start of the search
+    return search.tune(model, chosen.tune, chosen.tune_epochs)
 
 
-def _records(
-    chosen: Settings, stage: _Stage, journal: Journal, number: int, factor: float
+def _measure_groups(
+    chosen: LayerSelectionSettings,
+    network: _TrialNetwork,
+    journal: Journal,
+    number: int,
+    factor: float,
 ) -> list[Record]:
-    """The sensitivities of a round, the whole model's first: each group at higher rates as long as these are worth more in some list."""
-    bench, how = stage.bench, _scheduled(chosen, number, factor)
+    """Return the sensitivities of a round, the record of the uncut network first.
 
-    def measured(index: int, group: str, rate: float, kept: tuple[int, ...]) -> Record:
+    A group is measured at ascending rates while some list values the next rate more.
+    """
+    bench, how = network.bench, _schedule(chosen, number, factor)
+
+    def measure(index: int, group: str, rate: float, kept: tuple[int, ...]) -> Record:
         about = {"index": index, "group": group, "rate": rate}
         return journal.recall(
             f"{group} {len(kept)}",
             lambda: {**about, **bench.figures({group: kept} if group else {})},
         )
 
-    records = [measured(-1, "", 0.0, ())]
-    for index, group in enumerate(stage.free):
+    records = [measure(-1, "", 0.0, ())]
+    for index, group in enumerate(network.free):
         best: dict[str, float] = {}
         for rate in chosen.ascending:
-            kept = stage.narrowed(group, rate)
+            kept = network.narrowed(group, rate)
             if not kept:
                 break
-            records.append(measured(index, group, rate, kept))
-            values = {name: _value(name, records[-1], how, records[0]) for name in _lists(how)}
+            records.append(measure(index, group, rate, kept))
+            values = {n: list_value(n, records[-1], how, records[0]) for n in list_sizes(how)}
             if not any(v > best.get(n, 0.0) for n, v in values.items()):
                 break
             best = {n: max(v, best.get(n, 0.0)) for n, v in values.items()}
-        stage.search.tell(
-            f"layer-selection round {number + 1}, {index + 1} of {len(stage.free)}: {group}, quality {records[-1]['quality']:.4f}"
+        network.search.progress(
+            f"layer-selection round {number + 1}, {index + 1} of {len(network.free)}: {group}, "
+            f"quality {records[-1]['quality']:.4f}"
         )
     return records
 
 
-def _scheduled(chosen: Settings, number: int, factor: float, extra: int = 0) -> Selection:
-    """This round's exponents times a factor, and `extra` groups more from each list."""
+def _schedule(
+    chosen: LayerSelectionSettings, number: int, factor: float, extra: int = 0
+) -> Selection:
+    """Return the selection of a round: exponents times `factor`, lists longer by `extra`.
+
+    Exponents change linearly to `end_map` in the last round. Empty lists stay empty.
+    """
     share = number / max(chosen.rounds - 1, 1)
-    powers = {
-        n: factor * (v + (chosen.end_map - v) * share)
-        for n, v in vars(chosen).items()
-        if n in ("params_map", "flops_map", "latency_map")
-    }
-    counts = {
-        n: v and v + extra
-        for n, v in vars(chosen).items()
-        if n in ("params_layers", "flops_layers", "latency_layers")
-    }
-    return Selection(**counts, **powers)
 
+    def exponent(start: float) -> float:
+        return factor * (start + (chosen.end_map - start) * share)
 
-def _paces(chosen: Settings, stage: _Stage, left: Kept, number: int) -> bool:
-    """Whether a round saves what it has to, for the rounds that are left to meet the budget with as much each."""
-    return not stage.search.behind(
-        stage.step.composed(stage.left), stage.step.composed(left), chosen.rounds - number
+    def length(layers: int) -> int:
+        return layers and layers + extra
+
+    return Selection(
+        length(chosen.params_layers),
+        length(chosen.flops_layers),
+        length(chosen.latency_layers),
+        exponent(chosen.params_map),
+        exponent(chosen.flops_map),
+        exponent(chosen.latency_map),
     )
 
 
-def _together(
-    chosen: Settings, stage: _Stage, added: Kept, journal: Journal, number: int, before: float
+def _saves_share(
+    chosen: LayerSelectionSettings, network: _TrialNetwork, left: Kept, number: int
+) -> bool:
+    """Return True if a round that keeps `left` saves its equal share of the excess."""
+    return not network.search.behind_schedule(
+        network.reduced.compose(network.left),
+        network.reduced.compose(left),
+        chosen.rounds - number,
+    )
+
+
+def _check_together(
+    chosen: LayerSelectionSettings,
+    network: _TrialNetwork,
+    added: Kept,
+    journal: Journal,
+    number: int,
+    before: float,
 ) -> tuple[Kept, float]:
-    """What is left with the best choices that the network bears together, no more of them than the budget needs, and the quality with them; what the round
-    has to save in any case.
+    """Return the channels kept with the best choices that keep quality together, and the quality.
+
+    Bisects for the most choices whose joint quality is at least `before` * (1 - max_drop), but
+    takes as many as the round's share of the savings needs.
+
+    Parameters
+    ----------
+    added
+        Channels kept per chosen group, the best choice first.
+    before
+        Quality before the round.
     """
     names = list(added)
     if not names:
-        return stage.left, before
+        return network.left, before
 
-    def measured(count: int) -> tuple[Kept, float]:
-        left = _trimmed(stage, {n: added[n] for n in names[:count]})
+    def measure(count: int) -> tuple[Kept, float]:
+        left = _trim(network, {n: added[n] for n in names[:count]})
         name = f"together {sorted((n, len(k)) for n, k in left.items())}"
-        return left, float(
-            journal.recall(name, lambda: {"quality": stage.bench.figures(left)["quality"]})[
-                "quality"
-            ]
-        )
+        record = journal.recall(name, lambda: {"quality": network.bench.figures(left)["quality"]})
+        return left, float(record["quality"])
 
-    low = next(
-        (
-            i
-            for i in range(1, len(names))
-            if _paces(chosen, stage, {**stage.left, **{n: added[n] for n in names[:i]}}, number)
-        ),
-        len(names),
-    )
+    low = len(names)
+    for count in range(1, len(names)):
+        left = {**network.left, **{n: added[n] for n in names[:count]}}
+        if _saves_share(chosen, network, left, number):
+            low = count
+            break
     high = count = len(names)
     while low < high:
-        borne = measured(count)[1] >= before * (1 - chosen.max_drop)
-        low, high = (count, high) if borne else (low, count - 1)
+        if measure(count)[1] >= before * (1 - chosen.max_drop):
+            low = count
+        else:
+            high = count - 1
         count = (low + high + 1) // 2
-    return measured(low)
+    return measure(low)
 
 
-def _trimmed(stage: _Stage, added: Kept) -> Kept:
-    """What is left with these choices, no channel more than what meets the budget needs: from the last choice on, then from those of earlier rounds.
+def _trim(network: _TrialNetwork, added: Kept) -> Kept:
+    """Return the channels kept with these choices, widened until the budget is just met.
 
-    Where the budget is met, no group can have one step of its width back after that; of a measured one, the last choice.
+    The last choice is widened first, then the earlier ones and the groups of earlier rounds, so
+    that no group can have one more step of its width. For a measured budget only the last choice
+    is, as each trial takes time.
     """
-    left = {**stage.left, **added}
-    if not stage.met(left):
+    left = {**network.left, **added}
+    if not network.met(left):
         return left
-    order = [*reversed(added), *(n for n in left if n in stage.free and n not in added)]
-    if stage.search.constraints.measured:
+    order = [*reversed(added), *(n for n in left if n in network.free and n not in added)]
+    if network.search.constraints.measured:
         order = order[:1]
-    found = relaxed(left, order, stage.scores, stage.widths, stage.met)
-    return {n: k for n, k in found.items() if len(k) < stage.analysis.group(n).size}
+    wider = widen_groups(left, order, network.scores, network.widths, network.met)
+    return {n: k for n, k in wider.items() if len(k) < network.analysis.group(n).size}

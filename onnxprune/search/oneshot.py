@@ -1,4 +1,4 @@
-"""No search: scores and an allocator, once."""
+"""The default method: scores and an allocator, once, without a search."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from onnxprune.types import Plan
 
 
 def one_shot(search: Search) -> Plan:
-    """The plan of an allocator on the scores of the whole model."""
+    """Return the allocator's plan for the scores of the original model."""
     return allocate(search.allocate, search.context, search.scores("l2"), search.constraints)

@@ -1,6 +1,22 @@
-"""Performance-aware global channel pruning: group after group, the largest share that keeps every task within its tolerance.
+"""PAGCP: performance-aware global channel pruning.
 
-Source: Ye et al. 2023, "Performance-aware Approximation of Global Channel Pruning for Multitask CNNs", and METHODS.md section 5.
+Source: Ye et al. (2023), "Performance-aware Approximation of Global Channel Pruning for Multitask
+CNNs".
+
+As published
+    Each round visits the groups in the order of what a trial cut of each alone saves. A group loses
+    the largest share for which no task's loss, measured on the network as pruned so far, rises by
+    more than a tolerance; the tolerances of a round compound to a limit (`exp`). Of the accepted
+    steps the cheapest share (`topk`), by loss increase per saving, is applied.
+
+Changed
+    The published system fine-tunes between rounds, which lowers the losses again; nothing does so
+    here. Therefore losses are those of a network refitted in closed form (`refit`), the tolerance
+    of a step is proportional to what it saves (`proportional`; with one tolerance for all, the
+    groups visited first use up what the outputs bear, whatever that saves), steps are small, and
+    tolerances grow after a round that saves too little (`relax`). Cost is counted in the unit of
+    the budget, not always in FLOPs. A group that passes all ratios is applied, which the published
+    code omits. The last round gives channels back until the budget is just met.
 """
 
 from __future__ import annotations
@@ -13,7 +29,14 @@ import numpy as np
 from onnxprune.allocators.base import widths
 from onnxprune.errors import UsageError
 from onnxprune.ir.runtime import Session
-from onnxprune.search.base import Kept, Search, keep_best, relaxed, remaining, settings
+from onnxprune.search.base import (
+    Kept,
+    Search,
+    keep_best,
+    remaining_scores,
+    settings,
+    widen_groups,
+)
 from onnxprune.search.journal import key
 from onnxprune.search.refitted import Refitted
 from onnxprune.search.suffix import Suffix
@@ -21,19 +44,43 @@ from onnxprune.search.tasks import HeadLosses, Losses, OwnLosses, summed
 from onnxprune.types import Plan, Scores
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-PROBE_RATIO = 0.3  # of a trial cut of each group alone, for the order
+PROBE_RATIO = 0.3  # share of each group that the trial cut removes which orders the groups
 Values = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """initial_rate: tolerance of the first group, relative; initial_thres: what the tolerances of all groups compound to, times the first losses;
-    exp: tolerances change geometrically so that they do, else all are equal; topk: share of the groups that is really cut a round, the cheapest ones;
-    round: at most so many rounds; losses: module:function, "" = label-free distances of the output heads; sequential: what this method does, no effect;
-    relax: factor on initial_rate after a round that saved less than the rounds left need each, 1 = none: the search ends where no group can shrink; refit:
-    losses are those of a network whose weights were refitted to the cut in closed form, as a repair leaves it, and channels go by reconstruction error, not
-    by norms; proportional: a step's tolerance grows with what it saves, initial_rate being for what a trial cut of a group saves on average.
-    As published: initial_rate 0.06, topk 0.8, relax 1, and neither refit nor proportional.
+class PagcpSettings:
+    """Options of the method.
+
+    As published: initial_rate 0.06, topk 0.8, relax 1, refit and proportional false.
+
+    Attributes
+    ----------
+    initial_rate
+        Relative tolerance of the first group; with `proportional`, of a group whose trial cut saves
+        what the groups save on average.
+    initial_thres
+        With `exp`, the factor to which the tolerances of all groups compound.
+    topk
+        Share of the accepted steps applied per round, the cheapest ones.
+    exp
+        Change tolerances geometrically from group to group, such that they compound to
+        `initial_thres`; otherwise all are equal.
+    round
+        Maximum number of rounds.
+    losses
+        Losses by task, as `module:function`; "" = label-free distances of the output heads.
+    sequential
+        Accepted for compatibility with commands of the published code, which always visits the
+        groups one after the other; only true is valid, and it has no effect.
+    relax
+        Factor on `initial_rate` after a round that saved less than its share; with 1 the search
+        ends if no group can shrink.
+    refit
+        Measure losses of a network whose weights are refitted to the cut in closed form, as a
+        repair leaves it, and rank channels by reconstruction error instead of by norms.
+    proportional
+        Scale the tolerance of a step with what it saves.
     """
 
     initial_rate: float = 0.01
@@ -48,6 +95,13 @@ class Settings:
     proportional: bool = True
 
     def __post_init__(self) -> None:
+        """Raise UsageError if a value is out of range."""
+        if not self.sequential:
+            raise UsageError(
+                "method-option",
+                "pagcp: sequential is false, but the method always visits the groups one after the "
+                "other; leave the option out",
+            )
         if (
             self.initial_rate <= 0
             or self.initial_thres <= 1
@@ -57,14 +111,31 @@ class Settings:
         ):
             raise UsageError(
                 "method-option",
-                f"pagcp: initial_rate {self.initial_rate:g} must be above 0, initial_thres {self.initial_thres:g} above 1, topk {self.topk:g} in (0, 1], "
+                f"pagcp: initial_rate {self.initial_rate:g} must be above 0, "
+                f"initial_thres {self.initial_thres:g} above 1, topk {self.topk:g} in (0, 1], "
                 f"round {self.round} and relax {self.relax:g} at least 1",
             )
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """One accepted step: what stays of the group, tolerance that it was given, losses before (the largest so far) and after, what it saved."""
+class AcceptedStep:
+    """A cut of one group whose losses are within the tolerance.
+
+    Attributes
+    ----------
+    group
+        Name of the group.
+    kept
+        Channels of the group kept by the step.
+    tolerance
+        Relative increase that each loss was allowed.
+    base
+        Losses that the tolerance refers to: the largest so far in the round.
+    losses
+        Losses after the step.
+    saved
+        Cost saved by the step, in the unit of `Search.cost`.
+    """
 
     group: str
     kept: tuple[int, ...]
@@ -75,16 +146,17 @@ class Accepted:
 
     @property
     def cost(self) -> float:
-        """Loss increase, relative and of the worst task, a MAC (or what else the budget is in) saved."""
-        return max(0.0, *(self.losses[t] / self.base[t] - 1 for t in self.base)) / max(
-            self.saved, 1.0
-        )
+        """Return the largest relative loss increase of a task per unit of cost saved."""
+        increase = max(0.0, *(self.losses[t] / self.base[t] - 1 for t in self.base))
+        return increase / max(self.saved, 1.0)
 
 
 def decay(count: int, initial_rate: float = 0.06, initial_thres: float = 6.0) -> float:
-    """The factor from one tolerance to the next: the product over i < count of (1 + initial_rate * factor^i) is initial_thres.
+    """Return the factor q between consecutive tolerances of `count` groups.
 
-    Above 1 for few groups: later ones are then given more. 1.0 where one group or none is left to choose for.
+    It solves prod over i < count of (1 + initial_rate * q^i) = initial_thres. With few groups q is
+    above 1: later ones get more. 1.0 if there is nothing to solve (`count` < 2, or the first
+    tolerance alone reaches the limit).
     """
     from scipy.optimize import brentq
 
@@ -97,6 +169,7 @@ def decay(count: int, initial_rate: float = 0.06, initial_thres: float = 6.0) ->
 
     if count < 2 or np.log1p(initial_rate) >= np.log(initial_thres):
         return 1.0
+    # bracket the root, as brentq needs a change of sign
     low, high = -1.0, 1.0
     while excess(low) > 0:
         low *= 2
@@ -106,21 +179,18 @@ def decay(count: int, initial_rate: float = 0.06, initial_thres: float = 6.0) ->
 
 
 def pagcp(search: Search) -> Plan:
-    """The plan of as many rounds as the budget needs.
+    """Return the plan of the first round that meets the budget.
+
+    The plan's `rate` lists the tolerance of every round, `tasks` the losses before and after.
 
     Raises
     ------
     TargetError
         The rounds end above the budget.
-
-    Notes
-    -----
-    What a task may lose in a step is checked at every accepted step. The published system tunes between rounds, which brings losses down again; here
-    nothing does, so after a round that saves too little to meet the budget in the rounds left, the next round's tolerances are `relax` times as large. The
-    plan says the `rate` of every round. For the same reason steps are small, and what a group may cost is in proportion to what it saves: with one tolerance
-    for all, the groups visited first take all that the outputs bear, whatever that saves.
+    UsageError
+        An option is invalid.
     """
-    chosen = settings(Settings, search.options, "pagcp")
+    chosen = settings(PagcpSettings, search.options, "pagcp")
     scores = search.own_scores(chosen.refit)
     kept = search.fixed(scores)
     if search.met(kept):
@@ -145,12 +215,13 @@ def pagcp(search: Search) -> Plan:
                 )
         if not steps and (chosen.relax == 1 or not any(_widths(search, g, kept) for g in free)):
             break
-        if not steps or search.behind(before, kept, chosen.round - number):
+        if not steps or search.behind_schedule(before, kept, chosen.round - number):
             chosen = replace(chosen, initial_rate=chosen.initial_rate * chosen.relax)
-    tolerances = "initial_rate, initial_thres or relax" if chosen.exp else "initial_rate or relax"
+    options = ["round", "initial_rate", *(["initial_thres"] if chosen.exp else [])]
     raise search.missed(
         kept,
-        f"pagcp found no more after {len(rates)} rounds: raise round, {tolerances} (--method-option)",
+        f"pagcp stopped after {len(rates)} rounds; raise {', '.join(options)} or relax "
+        "(--method-option)",
     )
 
 
@@ -158,18 +229,18 @@ def _give_back(
     search: Search,
     scores: Scores,
     kept: Kept,
-    last: Accepted,
-    steps: Sequence[Accepted],
+    last: AcceptedStep,
+    steps: Sequence[AcceptedStep],
     free: Sequence[str],
 ) -> Kept:
-    """Give channels back until the budget is full: to the last step's group, then to the dearest steps'."""
-    dear = sorted(steps, key=lambda s: -s.cost)
-    order = dict.fromkeys([last.group, *(s.group for s in dear), *free])
+    """Widen groups until the budget is just met: the last step's first, then by falling cost."""
+    by_cost = sorted(steps, key=lambda s: -s.cost)
+    order = dict.fromkeys([last.group, *(s.group for s in by_cost), *free])
     names = [n for n in order if n in kept]
-    # a measured budget costs a measurement a trial, and takes no more than one group's
+    # each trial of a measured budget takes time, so that only one group is widened
     if search.constraints.measured:
         names = names[:1]
-    return relaxed(
+    return widen_groups(
         kept,
         names,
         scores,
@@ -181,100 +252,122 @@ def _give_back(
 def visit(
     search: Search,
     gate: _Gate,
-    chosen: Settings,
+    chosen: PagcpSettings,
     scores: Scores,
     kept: Kept,
     free: Sequence[str],
     number: int,
-) -> list[Accepted]:
-    """One pass over the groups, on the network as it is cut so far: what each was allowed."""
-    done, accepted = dict(kept), []
+) -> list[AcceptedStep]:
+    """Return the accepted step of each group in one pass over the network as cut so far.
+
+    Parameters
+    ----------
+    kept
+        Channels kept by the earlier rounds.
+    free
+        Groups that may be cut.
+    number
+        Number of the round, from 0.
+    """
+    current, accepted = dict(kept), []
     base = dict(gate.base(kept))
-    probed = _probed(search, scores, kept, free)
+    probed = _probe(search, scores, kept, free)
     order = sorted(probed, key=lambda g: -probed[g])
     typical = float(np.mean(list(probed.values()))) if chosen.proportional and order else 0.0
     factor = decay(len(order), chosen.initial_rate, chosen.initial_thres) if chosen.exp else 1.0
     rate = chosen.initial_rate
-    for place, group in enumerate(order):
-        search.tell(f"pagcp round {number + 1}, group {place + 1} of {len(order)}")
-        before, trials = search.cost(done), []
-        for width in _widths(search, group, done):
-            trial = keep_best(remaining(scores, done, group), width)
-            saved = before - search.cost({**done, group: trial})
+    for position, group in enumerate(order):
+        search.progress(f"pagcp round {number + 1}, group {position + 1} of {len(order)}")
+        before, trials = search.cost(current), []
+        for width in _widths(search, group, current):
+            trial = keep_best(remaining_scores(scores, current, group), width)
+            saved = before - search.cost({**current, group: trial})
             trials.append((trial, saved, rate * saved / typical if typical else rate))
-        found = _largest(gate, done, group, trials, base)
-        if found is None:
+        step = _find_largest(gate, current, group, trials, base)
+        if step is None:
             continue
-        accepted.append(found)
-        done[group] = found.kept
-        base = {t: max(v, found.losses[t]) for t, v in base.items()}
+        accepted.append(step)
+        current[group] = step.kept
+        base = {t: max(v, step.losses[t]) for t, v in base.items()}
         rate *= factor
     return accepted
 
 
-def cheapest(steps: Sequence[Accepted], topk: float) -> list[Accepted]:
-    """The cheapest share of the steps, in the order in which they were made; at least one."""
+def cheapest(steps: Sequence[AcceptedStep], topk: float) -> list[AcceptedStep]:
+    """Return the cheapest share of the steps, at least one, in the order they were made."""
     count = max(1, round(topk * len(steps)))
     chosen = {s.group for s in sorted(steps, key=lambda s: s.cost)[:count]}
     return [s for s in steps if s.group in chosen]
 
 
-def _probed(search: Search, scores: Scores, kept: Kept, free: Sequence[str]) -> dict[str, float]:
-    """What a trial cut of each group alone saves; those that can shrink no more left out."""
-    whole, saved = search.cost(kept), {}
+def _probe(search: Search, scores: Scores, kept: Kept, free: Sequence[str]) -> dict[str, float]:
+    """Return the cost saved by a trial cut of each group alone, for groups that can shrink."""
+    before, saved = search.cost(kept), {}
     for group in free:
         allowed = _widths(search, group, kept)
-        if allowed:
-            here = _count(search, kept, group)
-            trial = min(allowed, key=lambda k: abs(k - here * (1 - PROBE_RATIO)))
-            saved[group] = whole - search.cost(
-                {**kept, group: keep_best(remaining(scores, kept, group), trial)}
-            )
+        if not allowed:
+            continue
+        target = _count(search, kept, group) * (1 - PROBE_RATIO)
+        width = min(allowed, key=lambda k: abs(k - target))
+        trial = keep_best(remaining_scores(scores, kept, group), width)
+        saved[group] = before - search.cost({**kept, group: trial})
     return saved
 
 
-def _largest(
+def _find_largest(
     gate: _Gate,
     kept: Kept,
     group: str,
     trials: Sequence[tuple[tuple[int, ...], float, float]],
     base: Values,
-) -> Accepted | None:
-    """The last of the trials (what stays, what that saves, its tolerance) with every loss within the tolerance, by bisection; None where the first is not."""
-    found, low, high, middle = (
-        None,
-        0,
-        len(trials),
-        0,
-    )  # fewer and fewer channels stay; those below `low` are within the bounds
+) -> AcceptedStep | None:
+    """Bisect for the last trial whose losses are all within tolerance; None if the first fails.
+
+    Parameters
+    ----------
+    trials
+        (channels kept, cost saved, tolerance) by falling number of channels.
+    base
+        Losses that tolerances refer to.
+    """
+    step = None
+    low, high, middle = 0, len(trials), 0  # trials before `low` pass, trials from `high` on fail
     while low < high:
         trial, saved, tolerance = trials[middle]
         losses = gate.within(kept, group, trial, {t: v * (1 + tolerance) for t, v in base.items()})
-        if losses is not None:
-            found, low = Accepted(group, trial, tolerance, dict(base), losses, saved), middle + 1
-        else:
+        if losses is None:
             high = middle
+        else:
+            step = AcceptedStep(group, trial, tolerance, dict(base), losses, saved)
+            low = middle + 1
         middle = (low + high) // 2
-    return found
+    return step
 
 
 def _widths(search: Search, group: str, kept: Kept) -> list[int]:
-    """Kept counts that the ratios of what is left come to, descending."""
-    size, here = search.analysis.group(group).size, _count(search, kept, group)
-    found = {search.width_near(size, 1 - here * (1 - ratio) / size) for ratio in RATIOS}
-    return sorted((w for w in found if w < here), reverse=True)
+    """Return the widths that RATIOS of the remaining channels give, descending."""
+    size, left = search.analysis.group(group).size, _count(search, kept, group)
+    nearest = {search.width_near(size, 1 - left * (1 - ratio) / size) for ratio in RATIOS}
+    return sorted((w for w in nearest if w < left), reverse=True)
 
 
 def _count(search: Search, kept: Kept, group: str) -> int:
+    """Return the number of channels that a group has left."""
     return len(kept[group]) if group in kept else search.analysis.group(group).size
 
 
 @dataclass
 class _Gate:
-    """Losses on the gate data, remembered. start: of the model as it came."""
+    """Losses on the gate data, remembered in the journal.
+
+    Attributes
+    ----------
+    start
+        Losses of the original model.
+    """
 
     search: Search
-    settings: Settings
+    settings: PagcpSettings
     start: Values = field(init=False)
 
     def __post_init__(self) -> None:
@@ -286,9 +379,8 @@ class _Gate:
         self.of: Losses
         if self.settings.losses:
             counts = [max((len(a) for a in b.values() if a.ndim), default=1) for b in batches]
-            self.of = OwnLosses(
-                self.settings.losses, np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1])
-            )
+            samples = np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1])
+            self.of = OwnLosses(self.settings.losses, samples)
         else:
             self.of = HeadLosses(expected)
         changed = Refitted.of(context) if self.settings.refit else None
@@ -297,28 +389,29 @@ class _Gate:
         if bad := [t for t, v in self.start.items() if not v > 0]:
             raise UsageError(
                 "losses-value",
-                f"task {bad[0]!r} has loss {self.start[bad[0]]:g} before anything is cut; tolerances are relative to it: it must be above 0",
+                f"task {bad[0]!r} has loss {self.start[bad[0]]:g} for the original model; "
+                "tolerances are relative to it, so return a loss above 0",
             )
 
     def base(self, kept: Kept) -> Values:
-        """Losses as cut so far."""
+        """Return the losses of the network as cut so far."""
         if not kept:
             return self.start
         group = next(iter(kept))
         return self.losses(kept, group, kept[group])
 
     def losses(self, kept: Kept, group: str, trial: tuple[int, ...]) -> Values:
-        """Of all tasks."""
-        found = self.within(kept, group, trial, None)
-        assert found is not None  # without bounds nothing stops early
-        return found
+        """Return the losses with one group reduced to `trial`."""
+        losses = self.within(kept, group, trial, None)
+        assert losses is not None  # without bounds nothing stops early
+        return losses
 
     def within(
         self, kept: Kept, group: str, trial: tuple[int, ...], bounds: Values | None
     ) -> Values | None:
-        """Losses with one group reduced further; None where one exceeds its bound."""
+        """Return the losses with one group reduced to `trial`; None if one exceeds its bound."""
 
-        def measured() -> Mapping[str, Values | None]:
+        def measure() -> Mapping[str, Values | None]:
             return {"losses": self.suffix(kept, group, trial, bounds)}
 
         name = key(
@@ -328,9 +421,8 @@ class _Gate:
             trial,
             dict(bounds or {}),
         )
-        found: Values | None = self.search.journal.recall(name, measured)["losses"]
-        return (
-            found
-            if found is None or not bounds or all(found[t] <= bounds[t] for t in found)
-            else None
-        )
+        losses: Values | None = self.search.journal.recall(name, measure)["losses"]
+        if losses is None or not bounds:
+            return losses
+        # the suffix stops with a margin for rounding, so that the whole sums are compared again
+        return losses if all(losses[t] <= bounds[t] for t in losses) else None

@@ -1,4 +1,7 @@
-"""A network without some channels and the weights that read them refitted: what a repair would leave of it, in closed form and without another pass."""
+"""A network without some channels whose consumers are refitted in closed form.
+
+It approximates what a repair leaves of the network, without another pass over data.
+"""
 
 from __future__ import annotations
 
@@ -19,97 +22,115 @@ from onnxprune.statistics.moments import Statistic
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import masked
 
-MOST_BYTES = 400_000_000  # of inverses, and of refitted weights, that are remembered
+CACHE_BYTES = 400_000_000  # limit of each of the two caches: inverses and refitted weights
 
 
 def without(analysis: Analysis, kept: Kept) -> Model:
-    """The network with 0/1 masks in place of a cut."""
+    """Return the network with 0/1 masks in place of a cut."""
     return masked(analysis, analysis.plan(kept))
 
 
-class _Recent:
-    """Arrays by key, made once; the oldest go where there are too many."""
+class _ArrayCache:
+    """Arrays by key up to CACHE_BYTES, the oldest evicted first."""
 
     def __init__(self) -> None:
         self.known, self.bytes = dict[Hashable, tuple[np.ndarray, ...]](), 0
 
     def get(
-        self, key: Hashable, make: Callable[[], tuple[np.ndarray, ...]]
+        self, key: Hashable, compute: Callable[[], tuple[np.ndarray, ...]]
     ) -> tuple[np.ndarray, ...]:
-        """What is known under a key, or made now."""
+        """Return the arrays of a key; compute and store them if they are not known."""
         if key not in self.known:
-            made = make()
-            self.bytes += sum(a.nbytes for a in made)
-            while self.known and self.bytes > MOST_BYTES:
-                self.bytes -= sum(a.nbytes for a in self.known.pop(next(iter(self.known))))
-            self.known[key] = made
+            arrays = compute()
+            self.bytes += sum(a.nbytes for a in arrays)
+            while self.known and self.bytes > CACHE_BYTES:
+                oldest = self.known.pop(next(iter(self.known)))
+                self.bytes -= sum(a.nbytes for a in oldest)
+            self.known[key] = arrays
         return self.known[key]
 
 
 @dataclass
 class Refitted:
-    """`without`, each linear node that lost inputs refitted to its outputs in the original network from the inputs that stay.
+    """Networks in which each linear node that lost inputs is refitted from the remaining ones.
 
-    statistics: of the nodes' inputs, see `collect_moments`; outputs of nodes keep their names, those of a MatMul move to an Add behind it.
+    The refit approximates the node's outputs in the original network. Outputs of nodes keep their
+    names; that of a MatMul moves to an Add after it.
+
+    Attributes
+    ----------
+    analysis
+        Analysis of the original network.
+    statistics
+        Second moments of the nodes' inputs by node; see `collect_moments`.
     """
 
     analysis: Analysis
     statistics: Mapping[int, Statistic]
-    _inverses: _Recent = field(default_factory=_Recent)
-    _weights: _Recent = field(default_factory=_Recent)
+    _inverses: _ArrayCache = field(default_factory=_ArrayCache)
+    _weights: _ArrayCache = field(default_factory=_ArrayCache)
 
     @staticmethod
     def of(context: Context) -> Refitted:
-        """By the statistics part of the context's data."""
+        """Collect the statistics on the part of the context's data that is meant for them."""
         return Refitted(context.analysis, second_moments(context)[0])
 
     def __call__(self, kept: Kept) -> Model:
-        """The network that keeps these channels, the others masked."""
+        """Return the network that keeps these channels, the others masked."""
         model = without(self.analysis, kept)
         parameters = Parameters(model)
-        for item, values, shift in self._changed(self.analysis.removed(kept)):
+        for item, values, shift in self._refit(self.analysis.removed(kept)):
             parameters.replace(item.linear.out, 1, values)
             parameters.add_bias(item.linear, shift)
         return model
 
     def cut(self, kept: Kept) -> Model:
-        """The network that keeps these channels, the others cut."""
+        """Return the network that keeps these channels, the others cut."""
         plan = self.analysis.plan(kept)
         model, removed = cut(self.analysis, plan), self.analysis.removed(plan.kept)
         parameters = Parameters(model)
-        for item, values, shift in self._changed(removed):
+        for item, values, shift in self._refit(removed):
             linear = item.linear
-            if linear.out not in parameters.maker:  # its branch is gone
+            if linear.out not in parameters.maker:  # the node's whole branch was removed
                 continue
             for axis, ids in enumerate(linear.weight.axes):
                 if isinstance(ids, np.ndarray):
                     values = np.compress(self.analysis.keep(ids, removed), values, axis)
+            if linear.out_ids is not None:
+                shift = shift[self.analysis.keep(linear.out_ids, removed)]
             parameters.replace(linear.out, 1, values)
-            parameters.add_bias(
-                linear,
-                shift
-                if linear.out_ids is None
-                else shift[self.analysis.keep(linear.out_ids, removed)],
-            )
+            parameters.add_bias(linear, shift)
         return model
 
-    def _changed(self, removed: np.ndarray) -> Iterator[tuple[Statistic, np.ndarray, np.ndarray]]:
-        """Nodes that lost some inputs, with their weights and what is added to their biases, both of full size."""
+    def _refit(self, removed: np.ndarray) -> Iterator[tuple[Statistic, np.ndarray, np.ndarray]]:
+        """Yield nodes that lost some of their inputs, with refitted weights and bias shifts.
+
+        Both have the size of the original node. A node that lost all inputs has nothing to refit.
+        """
         for number, item in self.statistics.items():
             assert item.linear.ids is not None  # statistics are of linear nodes with known inputs
-            gone = ~self.analysis.keep(item.linear.ids, removed)
-            if gone.any() and not gone.all():
-                yield item, *self.weight(number, gone)
+            lost = ~self.analysis.keep(item.linear.ids, removed)
+            if lost.any() and not lost.all():
+                yield item, *self.weight(number, lost)
 
-    def weight(self, number: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(weight of a node, what is added to its bias) with these inputs gone, (inputs,) bool."""
+    def weight(self, number: int, lost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a node's refitted weight and the shift of its bias.
+
+        Parameters
+        ----------
+        number
+            Key of the node in `statistics`.
+        lost
+            Inputs that are removed, (inputs,) bool.
+        """
         values, shift = self._weights.get(
-            (number, gone.tobytes()),
+            (number, lost.tobytes()),
             lambda: refitted_without(
-                self.analysis, self.statistics[number], np.flatnonzero(gone), self._inverse
+                self.analysis, self.statistics[number], np.flatnonzero(lost), self._inverse
             ),
         )
         return values, shift
 
     def _inverse(self, item: Statistic, g: int) -> np.ndarray:
+        """Return the inverse second moments of one group of a node's inputs."""
         return self._inverses.get((item.linear.node, g), lambda: (inverse(item.xx[g]),))[0]

@@ -1,7 +1,8 @@
-"""What cutting one group alone costs and saves: every group at a few rates, one JSON line each.
+"""Sensitivity analysis: quality lost and cost saved by cutting one group alone, at several rates.
 
-Source: METHODS.md section 4. A job is a pure function of the sweep, the group and the rate, so jobs run anywhere and in any order, and a sweep that was
-killed does only what is left.
+Source: Pavlitska et al. (2024), "Iterative Filter Pruning for Concatenation-based CNN
+Architectures". A job is a pure function of the sweep, the group and the rate: jobs run anywhere and
+in any order, and a killed sweep resumes with the unfinished ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics import find_metric
-from onnxprune.metrics.base import NO_OPTIONS, Options
+from onnxprune.metrics.base import NO_OPTIONS, MetricOptions
 from onnxprune.metrics.boxes import detections_of
 from onnxprune.metrics.detection import Detection
 from onnxprune.metrics.run import measure
@@ -39,11 +40,28 @@ TIMED_RUNS = 5
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every job of a sweep shares; it can be sent to other processes.
+    """Inputs that all jobs of a sweep share; can be sent to other processes.
 
-    model: path, or the bytes of a model; options: of the analysis; scores: inside of each group; gate: unlabeled inputs for the label-free quality
-    and for timing; labeled, metrics, metric_options: for figures with labels; time: whether to time inferences; multiple: kept counts are multiples
-    of it; threads, batch_size: of onnxruntime.
+    Attributes
+    ----------
+    model
+        Path or bytes of the model.
+    options
+        Options of the analysis.
+    scores
+        Scores that rank the channels within each group.
+    gate
+        Unlabeled inputs for the label-free quality and for timing.
+    labeled, metrics, metric_options
+        Labeled inputs, names of metrics and their options; None and () = no metrics.
+    time
+        Whether to time inferences.
+    multiple
+        Kept counts are multiples of it.
+    threads, batch_size
+        Settings of onnxruntime.
+    source
+        Digest of the model.
     """
 
     model: str | bytes
@@ -52,17 +70,25 @@ class Sweep:
     gate: Data
     labeled: LabeledData | None = None
     metrics: tuple[str, ...] = ()
-    metric_options: Options = NO_OPTIONS
+    metric_options: MetricOptions = NO_OPTIONS
     time: bool = True
     multiple: int = 2
     threads: int = 1
     batch_size: int = 16
-    source: str = field(default="", compare=False)  # digest of the model
+    source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One group at one rate; index: of the group, -1 and "" for the whole model."""
+    """One group at one rate.
+
+    Attributes
+    ----------
+    index, group
+        Number and name of the group; -1 and "" for the uncut model.
+    rate
+        Share of the channels to remove.
+    """
 
     sweep: Sweep
     index: int
@@ -71,7 +97,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Its name in the file."""
+        """Return the key of the job in the journal."""
         return f"{self.group}@{self.rate:g}"
 
 
@@ -81,7 +107,13 @@ def jobs_of(
     rates: Sequence[float] = RATES,
     groups: Sequence[str] | None = None,
 ) -> list[Job]:
-    """The whole model, then each group at each rate; UsageError for a rate outside of (0, 1)."""
+    """Return the job of the uncut model, then those of each group at each rate.
+
+    Raises
+    ------
+    UsageError
+        A rate is not between 0 and 1.
+    """
     if bad := [r for r in rates if not 0 < r < 1]:
         raise UsageError("option-value", f"rates: {bad[0]:g} is not between 0 and 1")
     chosen = [
@@ -93,25 +125,20 @@ def jobs_of(
 
 
 def sweep_key(sweep: Sweep) -> str:
-    """What the figures of a file depend on, beside group and rate."""
-    labels = (
-        sweep.labeled.fingerprint()
-        if sweep.labeled is not None and hasattr(sweep.labeled, "fingerprint")
-        else ""
+    """Return the prefix of the sweep's keys: a hash of all inputs besides group and rate."""
+    labels = ""
+    if sweep.labeled is not None and hasattr(sweep.labeled, "fingerprint"):
+        labels = sweep.labeled.fingerprint()
+    digest = key(
+        sweep.source,
+        dict(sweep.options),
+        {n: key(np.asarray(s).tolist()) for n, s in sweep.scores.items()},
+        sweep.gate.fingerprint(),
+        labels,
+        list(sweep.metrics),
+        sweep.multiple,
     )
-    scores = {n: key(np.asarray(s).tolist()) for n, s in sweep.scores.items()}
-    return (
-        key(
-            sweep.source,
-            dict(sweep.options),
-            scores,
-            sweep.gate.fingerprint(),
-            labels,
-            list(sweep.metrics),
-            sweep.multiple,
-        )[:16]
-        + ":"
-    )
+    return digest[:16] + ":"
 
 
 def sensitivity(
@@ -121,51 +148,57 @@ def sensitivity(
     *,
     workers: int = 1,
     cluster: str = "",
-    tell: Callable[[str], None] = lambda text: None,
-    here: Bench | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    bench: SensitivityBench | None = None,
 ) -> list[Mapping[str, Any]]:
-    """The record of every job, in the jobs' order; what the journal has is not measured again.
+    """Return the record of every job, in order; jobs in the journal are not measured again.
 
-    here: of this process, where there is one already; other processes make their own.
+    Parameters
+    ----------
+    workers, cluster
+        See `run_jobs`.
+    progress
+        Callback that receives one line of text per job.
+    bench
+        Bench of this process if it exists already; other processes create their own.
     """
     left = [j for j in jobs if not journal.has(j.key)]
     done = len(jobs) - len(left)
     if done:
-        tell(f"{done} of {len(jobs)} measured before")
-    alone = workers == 1 and not cluster
-    bench = (here or Bench(sweep)) if alone and left else None
-    for job, record in run_jobs(
-        bench.record if bench else record_of, left, workers=workers, cluster=cluster
-    ):
-        journal.write(job.key, record)
+        progress(f"{done} of {len(jobs)} measured before")
+    record: Callable[[Job], dict[str, Any]] = record_of
+    if left and workers == 1 and not cluster:
+        record = (bench or SensitivityBench(sweep)).record
+    for job, values in run_jobs(record, left, workers=workers, cluster=cluster):
+        journal.write(job.key, values)
         done += 1
-        tell(
-            f"{done} of {len(jobs)}: {job.group or 'whole model'} at {job.rate:g}, quality {record['quality']:.4f}"
-        )
+        name = f"{job.group} at {job.rate:g}" if job.group else "original model"
+        progress(f"{done} of {len(jobs)}: {name}, quality {values['quality']:.4f}")
     return [journal.recall(j.key, dict) for j in jobs]
 
 
 def record_of(job: Job) -> dict[str, Any]:
-    """`Bench.record` with a bench of its own, for other processes."""
-    return Bench(job.sweep).record(job)
+    """Return `SensitivityBench.record` of a bench of its own, for other processes."""
+    return SensitivityBench(job.sweep).record(job)
 
 
-class Bench:
-    """What the jobs of a sweep in one process share: the analysis, and the outputs that heads are compared with.
+class SensitivityBench:
+    """Measurement of cuts of one network, with the state that the jobs of a process share.
 
     Parameters
     ----------
     analysis
-        Of the sweep's model, where there is one already.
+        Analysis of the sweep's model if it exists already.
     reference
-        Whose outputs the heads should give; None = the sweep's own model.
+        Model whose outputs the heads are compared with; None = the sweep's model.
     changed
-        What is kept -> the network that stands for the cut one, see `Suffix`.
+        Function of the kept channels that returns the network to measure in place of the cut one;
+        see `Suffix`.
 
     Attributes
     ----------
     base
-        What is left already: what a cut saves is counted from there.
+        Channels kept so far; savings are counted from there.
     """
 
     def __init__(
@@ -187,34 +220,35 @@ class Bench:
         self.suffix = Suffix(self.analysis, self.batches, self.losses, sweep.threads, changed)
 
     def record(self, job: Job) -> dict[str, Any]:
-        """Cut, measure, forget.
+        """Cut one group, measure the result, and return the record.
 
         Returns
         -------
         dict
-            index, group, rate, size, kept; params, macs and what of them is saved; metrics: name -> value and details; per_class: metric -> class -> value;
-            heads: label-free losses relative to the reference's; quality: 0 to 1, the first metric (or the agreement of the heads without labels);
-            timing: of one batch: inference_ms, nms_ms (from outputs to boxes, 0 where no metric has any), total_ms, batch, h, w; shapes of its inputs.
+            index, group, rate, size, kept;
+            params, macs, saved_params, saved_macs;
+            metrics: name -> value and details; per_class: metric -> class -> value;
+            heads: label-free losses relative to the reference's;
+            quality: 0 to 1, the first metric, or the agreement of the heads without labels;
+            timing of one batch: inference_ms, nms_ms (from outputs to boxes, 0 without a detection
+            metric), total_ms, batch, h, w, and shapes of the inputs.
         """
-        kept = (
-            {job.group: narrowed(self.sweep.scores[job.group], job.rate, self.sweep.multiple)}
-            if job.group
-            else {}
-        )
+        kept = {}
+        if job.group:
+            scores = self.sweep.scores[job.group]
+            kept = {job.group: narrowed(scores, job.rate, self.sweep.multiple)}
         return {"index": job.index, "group": job.group, "rate": job.rate, **self.figures(kept)}
 
     def figures(self, kept: Kept) -> dict[str, Any]:
-        """All that is measured of one cut model, whose other groups are as in the base."""
-        sweep, analysis, group, left = (
-            self.sweep,
-            self.analysis,
-            next(iter(kept), ""),
-            {**self.base, **kept},
-        )
-        sizes = {n: analysis.group(n).size for n in left}
+        """Return the measurements of one cut; groups not in `kept` are as in the base.
+
+        The keys are those of `record` from size on.
+        """
+        sweep, analysis = self.sweep, self.analysis
+        group, left = next(iter(kept), ""), {**self.base, **kept}
         before, after = analysis.cost(self.base), analysis.cost(left)
-        found: dict[str, Any] = {
-            "size": sizes.get(group, 0),
+        figures: dict[str, Any] = {
+            "size": analysis.group(group).size if group else 0,
             "kept": len(kept.get(group, ())),
             "params": after.params,
             "macs": after.macs,
@@ -224,51 +258,52 @@ class Bench:
             "per_class": {},
             "timing": {},
         }
+        # masks suffice for the losses of the heads; times and metrics need the cut model
         model = None
         if sweep.time or sweep.metrics and sweep.labeled is not None:
             model = cut(analysis, analysis.plan(left)) if left else analysis.model
-        if model is not None and not self.changed:
-            heads: Mapping[str, float] | None = self.heads(model)
-        else:
-            heads = (
-                self.suffix(self.base, group, kept[group])
-                if len(kept) == 1
-                else self.heads(self.suffix.changed(left) if left else analysis.model)
-            )
-        assert heads is not None  # without bounds nothing stops early
-        found["heads"] = {n: v / self.start[n] for n, v in heads.items()}
-        quality = float(np.mean([1 / max(v, 1.0) for v in found["heads"].values()]))
+        heads = self._head_losses(kept, model)
+        figures["heads"] = {n: v / self.start[n] for n, v in heads.items()}
+        quality = float(np.mean([1 / max(v, 1.0) for v in figures["heads"].values()]))
         if sweep.labeled is not None and sweep.metrics and model is not None:
-            found |= self.labeled(model, sweep.labeled)
-            quality = min(max(float(found["metrics"][sweep.metrics[0]]["value"]), 0.0), 1.0)
+            figures |= self.labeled(model, sweep.labeled)
+            quality = min(max(float(figures["metrics"][sweep.metrics[0]]["value"]), 0.0), 1.0)
         if sweep.time and model is not None:
-            found["timing"] = self.timing(model)
-        return {**found, "quality": quality}
+            figures["timing"] = self.timing(model)
+        return {**figures, "quality": quality}
+
+    def _head_losses(self, kept: Kept, model: Model | None) -> Mapping[str, float]:
+        """Return the losses of the heads, from the cut model if there is one and it may stand."""
+        if model is not None and not self.changed:
+            return self.heads(model)
+        if len(kept) != 1:
+            left = {**self.base, **kept}
+            return self.heads(self.suffix.changed(left) if left else self.analysis.model)
+        group = next(iter(kept))
+        losses = self.suffix(self.base, group, kept[group])
+        assert losses is not None  # without bounds nothing stops early
+        return losses
 
     def heads(self, model: Model) -> dict[str, float]:
-        """Label-free losses."""
+        """Return the label-free losses of a model."""
         session = Session(model, threads=self.sweep.threads)
         return summed(self.losses, [session.run(b) for b in self.batches])
 
     def labeled(self, model: Model, data: LabeledData) -> dict[str, Any]:
-        """Metrics and per_class."""
+        """Return the `metrics` and `per_class` values of a model on labeled data."""
         sweep = self.sweep
         metrics = [find_metric(n, sweep.metric_options) for n in sweep.metrics]
         measure(model, data, metrics, threads=sweep.threads, batch_size=sweep.batch_size)
-        scores = {name: m.result() for name, m in zip(sweep.metrics, metrics, strict=False)}
-        values = {
-            n: {"value": s.value, **{k: float(v) for k, v in s.details.items()}}
-            for n, s in scores.items()
-        }
-        return {
-            "metrics": values,
-            "per_class": {
-                n: {str(k): float(v) for k, v in s.per_class.items()} for n, s in scores.items()
-            },
-        }
+        values, per_class = {}, {}
+        for name, metric in zip(sweep.metrics, metrics, strict=True):
+            score = metric.result()
+            details = {k: float(v) for k, v in score.details.items()}
+            values[name] = {"value": score.value, **details}
+            per_class[name] = {str(k): float(v) for k, v in score.per_class.items()}
+        return {"metrics": values, "per_class": per_class}
 
     def timing(self, model: Model) -> dict[str, Any]:
-        """Medians over a few runs of the first batch."""
+        """Return median times over TIMED_RUNS runs of the first batch, in milliseconds."""
         sweep, session = self.sweep, Session(model, threads=self.sweep.threads)
         feeds: Mapping[str, np.ndarray] = self.batches[0]
         labels: Mapping[str, np.ndarray] = {}
@@ -280,25 +315,28 @@ class Bench:
             feeds, labels = batch.feeds, batch.labels
         times = []
         for _ in range(TIMED_RUNS):
-            began = time.perf_counter()
+            start = time.perf_counter()
             outputs = session.run(feeds)
-            ran = time.perf_counter()
+            end = time.perf_counter()
             if labels:
                 detections_of(outputs, labels, sweep.metric_options)
-            times.append((ran - began, time.perf_counter() - ran if labels else 0.0))
+            times.append((end - start, time.perf_counter() - end if labels else 0.0))
         inference, nms = np.median(times, 0) * 1e3
         shapes = {n: list(v.shape) for n, v in feeds.items()}
         return {
             "inference_ms": float(inference),
             "nms_ms": float(nms),
             "total_ms": float(inference + nms),
-            **_image(next(iter(shapes.values()))),
+            **_image_size(next(iter(shapes.values()))),
             "shapes": shapes,
         }
 
 
-def _image(shape: Sequence[int]) -> dict[str, int]:
-    """batch, h and w of an image input, the channels wherever they are fewest; of other inputs the batch alone."""
+def _image_size(shape: Sequence[int]) -> dict[str, int]:
+    """Return batch, h and w of an image input; of other inputs the batch alone.
+
+    The channel axis is the last one if that is shorter than the second, else the second.
+    """
     if len(shape) != 4:
         return {"batch": shape[0] if shape else 1}
     h, w = shape[1:3] if shape[3] < shape[1] else shape[2:4]
@@ -306,7 +344,10 @@ def _image(shape: Sequence[int]) -> dict[str, int]:
 
 
 def narrowed(scores: np.ndarray, rate: float, multiple: int = 2) -> tuple[int, ...]:
-    """The best channels at a rate, their count a multiple where the group is large enough; at least one."""
+    """Return the best channels at a rate, at least one.
+
+    Their count is rounded down to a multiple if it is not below one multiple.
+    """
     count = len(scores) * (1 - rate)
     count = int(count // multiple) * multiple if count >= multiple else int(count)
     return keep_best(scores, max(1, count))

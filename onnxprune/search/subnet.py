@@ -1,4 +1,8 @@
-"""Plans as fix_subnet.json of channel-unit pruners: {"module_(start, end)_total": kept}, counts only; and back, with scores to choose the channels by."""
+"""Conversion between plans and `fix_subnet.json` of channel-unit pruners.
+
+Such a file is {"module_(start, end)_total": kept} and holds counts only; the way back needs scores
+to choose the channels by.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,19 @@ from onnxprune.types import Plan, Scores
 
 
 def unit_names(analysis: Analysis) -> dict[str, str]:
-    """Group -> its name in such a file: the node that makes it, its positions there, and how many the node makes."""
-    found = {}
+    """Return group -> unit name: producer node, its range of positions, and its channel count."""
+    names = {}
     for group in analysis.groups:
         members = analysis.members(group.name)
         lead = next((m for m in members if m.site.role == "produces"), members[0])
         total = analysis.model.weights[lead.site.tensor].shape[lead.site.axis]
-        found[group.name] = (
-            f"{group.name}_({int(lead.positions.min())}, {int(lead.positions.max()) + 1})_{total}"
-        )
-    return found
+        start, end = int(lead.positions.min()), int(lead.positions.max()) + 1
+        names[group.name] = f"{group.name}_({start}, {end})_{total}"
+    return names
 
 
 def to_subnet(analysis: Analysis, plan: Plan) -> dict[str, int]:
-    """Kept counts of all groups; UsageError where the plan is of another model."""
+    """Return unit name -> kept count of all groups; UsageError if the plan is of another model."""
     analysis.check(plan)
     return {
         unit: len(plan.kept.get(name, range(analysis.group(name).size)))
@@ -33,29 +36,33 @@ def to_subnet(analysis: Analysis, plan: Plan) -> dict[str, int]:
 
 
 def from_subnet(analysis: Analysis, counts: Mapping[str, object], scores: Scores) -> Plan:
-    """A plan with these counts, the best channels of each group by the scores.
+    """Return a plan with these kept counts, the channels of each group chosen by the scores.
 
     Raises
     ------
     UsageError
-        A unit that the model does not have, or a count that its group cannot have.
+        The model has no such unit, a count is outside 1 to the group's size, or the scores lack a
+        group.
     """
     groups = {unit: name for name, unit in unit_names(analysis).items()}
     kept = {}
     for unit, count in counts.items():
         if unit not in groups:
             raise unknown("unit", unit, groups)
-        size = analysis.group(groups[unit]).size
+        name = groups[unit]
+        size = analysis.group(name).size
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= size:
             raise UsageError(
                 "subnet-count",
-                f"unit {unit!r} keeps {count!r}; it has {size} channels: give 1 to {size}",
+                f"unit {unit!r} keeps {count!r} of its {size} channels; give a count from 1 to "
+                f"{size}",
             )
-        if count < size:
-            if groups[unit] not in scores:
-                raise UsageError(
-                    "subnet-scores",
-                    f"the criterion gives no scores for {groups[unit]!r}; choose another --criterion",
-                )
-            kept[groups[unit]] = keep_best(scores[groups[unit]], count)
+        if count == size:
+            continue
+        if name not in scores:
+            raise UsageError(
+                "subnet-scores",
+                f"the criterion has no scores for group {name!r}; choose another --criterion",
+            )
+        kept[name] = keep_best(scores[name], count)
     return analysis.plan(kept, method="subnet")

@@ -1,7 +1,8 @@
-"""Losses of a network with channels masked, from the first node that a change touches on.
+"""Losses of a network with channels masked, evaluated from the first affected node on.
 
-A network with 0/1 masks on what its nodes sum over computes what the cut one computes (the oracle of `surgery.verify`), and keeps its shapes: so the part
-before a change is run once, and each trial costs a run of the part behind.
+A network with 0/1 masks in front of the nodes that sum over channels computes what the cut one
+computes (the oracle of `surgery.verify`) and keeps all shapes. The nodes before the first affected
+one therefore run once, and each trial costs a run of the rest.
 """
 
 from __future__ import annotations
@@ -22,18 +23,26 @@ from onnxprune.statistics.segmented_run import Run
 
 Bounds = Mapping[str, float]
 Changed = Callable[[Kept], Model]
-ROUNDING = 1e-9  # of a sum of shares, relative to the sum of all of them
+ROUNDING = 1e-9  # error of a sum of shares, relative to the sum
 
 
 class Suffix:
-    """Losses with more channels of one group gone, on top of what is gone already.
+    """Losses with more channels of one group removed, on top of an earlier cut.
 
     Parameters
     ----------
     batches
         Feeds of the gate data; kept in memory with the live activations.
+    losses
+        Losses of one batch after the other.
     changed
-        What is kept -> the network with the rest masked, and changed behind the masks alone; None = masked.
+        Function of the kept channels that returns the network with the others masked; it may change
+        nodes after the masks only. None = masks alone.
+
+    Attributes
+    ----------
+    ran
+        Number of batches run through a suffix so far.
     """
 
     def __init__(
@@ -47,88 +56,103 @@ class Suffix:
         self.analysis, self.batches, self.losses, self.threads = analysis, batches, losses, threads
         self.changed = changed or (lambda kept: without(analysis, kept))
         self.outputs = [o.name for o in analysis.model.proto.graph.output]
-        self.ran = 0  # batches run through a suffix
+        self.ran = 0
         least = [losses.least(number) for number in range(len(batches))]
+        # per batch, what the following batches add to each loss at the least
         self._rest = [
             {t: sum(share[t] for share in least[k:]) for t in least[0]}
             for k in range(1, len(least) + 1)
-        ]  # what the batches to come add at the least
+        ]
         self._run: Run | None = None
         self._base: tuple[str, str] = ("", "")
 
     def __call__(
         self, base: Kept, group: str, kept: Sequence[int], bounds: Bounds | None = None
     ) -> dict[str, float] | None:
-        """Losses by task with `group` reduced to `kept` on top of `base`; None as soon as one is certain to exceed its bound."""
-        first = self._first(group)
-        run = self._at(base, group, first)
-        model = self.changed({**base, group: kept})
-        nodes = list(model.proto.graph.node)
-        nodes = nodes[_place(nodes, self._output(first)) :]
-        given = set(run.state[0])
-        wanted = [o for o in self.outputs if o not in given]
-        session = (
-            Session(
-                extract(model, self.analysis.shapes, nodes, given, wanted), threads=self.threads
-            )
-            if wanted
-            else None
-        )
+        """Return the losses by task with `group` reduced to `kept` on top of `base`.
+
+        None as soon as a loss is certain to exceed its bound.
+        """
+        first = self._first_affected(group)
+        run = self._advance(base, group, first)
+        session = self._session({**base, group: kept}, set(run.state[0]), first)
         sums: dict[str, float] = {}
         for number, state in enumerate(run.state):
-            found = session.run({n: state[n] for n in session.inputs}) if session else {}
-            found |= {o: state[o] for o in self.outputs if o in state}
+            outputs = session.run({n: state[n] for n in session.inputs}) if session else {}
+            outputs |= {o: state[o] for o in self.outputs if o in state}
             self.ran += 1
-            for name, share in self.losses.batch(number, found).items():
+            for name, share in self.losses.batch(number, outputs).items():
                 sums[name] = sums.get(name, 0.0) + share
-            if bounds and any(
-                sums[n] + self._rest[number][n] > bounds[n] * (1 + ROUNDING)
-                for n in self._rest[number]
-            ):
+            if bounds and self._exceeds(sums, number, bounds):
                 return None
         return sums
 
-    def _at(self, base: Kept, group: str, first: int | None) -> Run:
-        """The activations before the first node that sees the group; other groups with the same place share them."""
-        key = repr(sorted((n, tuple(k)) for n, k in base.items() if n != group)), str(first)
+    def _session(self, kept: Kept, given: set[str], first: int | None) -> Session | None:
+        """Return a session of the nodes from `first` on; None if all outputs are given."""
+        needed = [o for o in self.outputs if o not in given]
+        if not needed:
+            return None
+        model = self.changed(kept)
+        nodes = list(model.proto.graph.node)
+        nodes = nodes[_find_start(nodes, self._output(first)) :]
+        suffix = extract(model, self.analysis.shapes, nodes, given, needed)
+        return Session(suffix, threads=self.threads)
+
+    def _exceeds(self, sums: Mapping[str, float], number: int, bounds: Bounds) -> bool:
+        """Return True if a loss will exceed its bound, given the sums up to batch `number`."""
+        rest = self._rest[number]
+        return any(sums[n] + rest[n] > bounds[n] * (1 + ROUNDING) for n in rest)
+
+    def _advance(self, base: Kept, group: str, first: int | None) -> Run:
+        """Return a run advanced to the first node that sees the group.
+
+        It is reused for other groups with the same first node.
+        """
+        others = {n: k for n, k in base.items() if n != group}
+        key = repr(sorted((n, tuple(k)) for n, k in others.items())), str(first)
         if self._run is None or self._base != key:
-            model = self.changed({n: k for n, k in base.items() if n != group})
+            # masks change no shape, so the shapes of the original apply
             self._run = Run(
-                model, self.batches, threads=self.threads, shapes=self.analysis.shapes
-            )  # masks change no shape
-            self._run.advance(_place(self._run.nodes, self._output(first)))
+                self.changed(others),
+                self.batches,
+                threads=self.threads,
+                shapes=self.analysis.shapes,
+            )
+            self._run.advance(_find_start(self._run.nodes, self._output(first)))
             self._base = key
         return self._run
 
-    def _first(self, group: str) -> int | None:
-        """Number of the first node of the main graph that sums over the group; None where a nested graph does."""
+    def _first_affected(self, group: str) -> int | None:
+        """Return the index of the first main-graph node that sums over the group.
+
+        None if a node of a nested graph does, so that the whole network has to run.
+        """
         causes = self.analysis.causes[group]
-        inside = len(self.analysis.model.proto.graph.node)
+        main_nodes = len(self.analysis.model.proto.graph.node)
         hit = [
             m.node
             for m in self.analysis.record.masks
             if np.isin(self.analysis.axes.table(m.ids), causes).any()
         ]
-        return min(hit) if hit and max(hit) < inside else None
+        return min(hit) if hit and max(hit) < main_nodes else None
 
     def _output(self, first: int | None) -> str:
-        return (
-            ""
-            if first is None
-            else next(o for o in self.analysis.model.proto.graph.node[first].output if o)
-        )
+        """Return the first output of a node of the original; "" for None."""
+        if first is None:
+            return ""
+        return next(o for o in self.analysis.model.proto.graph.node[first].output if o)
 
 
-def _place(nodes: Sequence[NodeProto], output: str) -> int:
-    """Index of the node that makes a tensor, before the masks on its own operands; 0 without a tensor."""
-    at = next(
-        (
-            i
-            for i, n in enumerate(nodes)
-            if output and not {output, unbiased(output)}.isdisjoint(n.output)
-        ),
-        0,
-    )
-    while at and "_masked_" in nodes[at - 1].name:
-        at -= 1
-    return at
+def _find_start(nodes: Sequence[NodeProto], output: str) -> int:
+    """Return the index of the node that makes `output`, or of the masks on its operands.
+
+    0 if `output` is "".
+    """
+    start = 0
+    for index, node in enumerate(nodes):
+        if output and not {output, unbiased(output)}.isdisjoint(node.output):
+            start = index
+            break
+    while start and "_masked_" in nodes[start - 1].name:
+        start -= 1
+    return start

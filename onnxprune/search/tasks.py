@@ -1,8 +1,9 @@
-"""What a network is for, as losses by name: one for each output head without labels, or the user's own.
+"""Losses by task: label-free, one per output head, or functions of the user.
 
-Without labels a head with classes has the cross-entropy against the dense model's own probabilities, at a temperature where that model is not sure
-(METHODS.md section 1, step 4): it is the dense model's entropy where nothing was cut. Any other head has 1 + its squared error over the spread of the
-dense model's values. Both are positive at the start, so that a loss relative to its start says something.
+A head with class scores has the cross-entropy against the dense model's own probabilities, at a
+temperature at which that model is not saturated; uncut, it equals the dense model's entropy. Any
+other head has 1 + its squared error over the scale of the dense model's values. Both are positive
+for the uncut model, so that a relative loss is defined.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ UserLosses = Callable[[Outputs, np.ndarray], Mapping[str, Any]]
 
 
 class Losses(Protocol):
-    """Losses of one batch after the other."""
+    """Losses that are sums over batches."""
 
     def batch(self, number: int, outputs: Outputs) -> Mapping[str, float]:
-        """The share of batch `number` in each task's loss: the sum over all batches is the loss."""
+        """Return the share of batch `number` in the loss of each task.
+
+        The sum over all batches is the loss.
+        """
 
     def least(self, number: int) -> Mapping[str, float]:
-        """The smallest share that batch `number` can have, by task; empty where that is not known."""
+        """Return a lower bound of the share of batch `number` per task; empty if unknown."""
 
 
 def summed(losses: Losses, outputs: Sequence[Outputs]) -> dict[str, float]:
-    """Losses of a run over all batches."""
+    """Return the losses by task of a run over all batches."""
     sums: dict[str, float] = {}
     for number, batch in enumerate(outputs):
         for name, share in losses.batch(number, batch).items():
@@ -47,7 +51,18 @@ def summed(losses: Losses, outputs: Sequence[Outputs]) -> dict[str, float]:
 
 
 class HeadLosses:
-    """A label-free loss for each float output; UsageError where there is none."""
+    """A label-free loss for each float output.
+
+    Parameters
+    ----------
+    expected
+        Outputs of the dense model, per batch.
+
+    Raises
+    ------
+    UsageError
+        The model has no float output.
+    """
 
     def __init__(self, expected: Sequence[Outputs]) -> None:
         self.expected = expected
@@ -60,44 +75,55 @@ class HeadLosses:
         self.temperature: dict[str, float] = {}
         self.scale: dict[str, float] = {}
         for name in self.heads:
-            values, spread = [np.asarray(e[name], np.float64) for e in expected], Spread()
+            values = [np.asarray(e[name], np.float64) for e in expected]
             if values[0].ndim == 2 and values[0].shape[1] > 1:
-                self.temperature[name] = _temperature(_logits(np.concatenate(values)))
+                self.temperature[name] = _choose_temperature(_logits(np.concatenate(values)))
                 continue
+            scale = Spread()
             for batch in values:
-                spread.add(batch)
-            self.scale[name] = spread.total
+                scale.add(batch)
+            self.scale[name] = scale.total
         self.rows = {n: sum(len(np.atleast_1d(e[n])) for e in expected) for n in self.heads}
 
     def batch(self, number: int, outputs: Outputs) -> Mapping[str, float]:
-        """As of Losses."""
-        found = {}
+        """Return the share of batch `number` in the loss of each head."""
+        shares = {}
         for name in self.heads:
-            a, b = (
-                np.atleast_1d(np.asarray(o[name], np.float64))
-                for o in (self.expected[number], outputs)
-            )
+            a = np.atleast_1d(np.asarray(self.expected[number][name], np.float64))
+            b = np.atleast_1d(np.asarray(outputs[name], np.float64))
             if a.shape != b.shape:
                 raise UsageError(
                     "tasks-shape",
-                    f"output {name!r} changes its shape from {a.shape} to {b.shape}; give --losses module:function",
+                    f"output {name!r} changes its shape from {a.shape} to {b.shape}; give --losses "
+                    "module:function",
                 )
             if name in self.temperature:
                 p, q = (log_softmax(_logits(v) / self.temperature[name]) for v in (a, b))
-                found[name] = float(-(np.exp(p) * q).sum()) / self.rows[name]
+                shares[name] = float(-(np.exp(p) * q).sum()) / self.rows[name]
             else:
-                found[name] = (
-                    len(a) / self.rows[name] + float(np.square(b - a).sum()) / self.scale[name]
-                )
-        return found
+                error = float(np.square(b - a).sum()) / self.scale[name]
+                shares[name] = len(a) / self.rows[name] + error
+        return shares
 
     def least(self, number: int) -> Mapping[str, float]:
-        """The dense model's own share: entropy is the least cross-entropy, and no squared error is below 0."""
+        """Return the dense model's own share.
+
+        Its entropy is the least cross-entropy, and a squared error is not below 0.
+        """
         return self.batch(number, self.expected[number])
 
 
 class OwnLosses:
-    """Losses by `module:function`: (outputs, indices of the samples in their source) -> task -> loss of each sample (n,), or their mean."""
+    """Losses by a function of the user.
+
+    Parameters
+    ----------
+    where
+        `module:function` or `FILE.py:function`: (outputs, indices of the samples in their source)
+        -> task -> loss per sample, float (n,), or their mean.
+    samples
+        Indices of the samples of each batch.
+    """
 
     def __init__(self, where: str, samples: Sequence[np.ndarray]) -> None:
         self.where, self.samples = where, samples
@@ -105,11 +131,11 @@ class OwnLosses:
         self.total = sum(map(len, samples))
 
     def batch(self, number: int, outputs: Outputs) -> Mapping[str, float]:
-        """As of Losses."""
+        """Return the share of batch `number` in the loss of each task."""
         index = self.samples[number]
         try:
-            found = dict(self.function(outputs, index))
-            means = {str(n): float(np.mean(np.asarray(v, np.float64))) for n, v in found.items()}
+            values = dict(self.function(outputs, index))
+            means = {str(n): float(np.mean(np.asarray(v, np.float64))) for n, v in values.items()}
         except Exception as problem:
             raise UsageError(
                 "losses-failed",
@@ -118,22 +144,23 @@ class OwnLosses:
         if not means or not all(np.isfinite(v) for v in means.values()):
             raise UsageError(
                 "losses-value",
-                f"losses {self.where!r} must give finite numbers by task name, not {found!r}",
+                f"losses {self.where!r} returned {values!r}; return finite numbers by task name",
             )
         return {n: v * len(index) / self.total for n, v in means.items()}
 
     def least(self, number: int) -> Mapping[str, float]:
-        """Not known."""
+        """Return no bounds: those of a user's function are unknown."""
         return {}
 
 
 def _logits(values: np.ndarray) -> np.ndarray:
+    """Return logits; of probabilities their logarithm."""
     return np.log(np.maximum(values, TINY)) if are_probabilities(values) else values
 
 
-def _temperature(logits: np.ndarray) -> float:
-    """The least of TEMPERATURES at which the mean maximum probability is at most 0.9."""
-    sure = (
-        t for t in TEMPERATURES if np.exp(log_softmax(logits / t).max(1)).mean() <= MEAN_MAXIMUM
-    )
-    return float(next(sure, TEMPERATURES[-1]))
+def _choose_temperature(logits: np.ndarray) -> float:
+    """Return the least of TEMPERATURES at which the mean maximum probability is <= MEAN_MAXIMUM."""
+    for temperature in TEMPERATURES:
+        if np.exp(log_softmax(logits / temperature).max(1)).mean() <= MEAN_MAXIMUM:
+            return float(temperature)
+    return float(TEMPERATURES[-1])

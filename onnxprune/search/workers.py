@@ -1,4 +1,7 @@
-"""Running pure jobs: here, on processes of this machine (joblib), or on a Ray or Dask cluster. A job that is finished is handed over at once."""
+"""Execution of pure jobs in this process, in local processes (joblib), or on Ray or Dask.
+
+Results are yielded as soon as their job is finished.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from onnxprune.errors import MissingExtraError, OnnxpruneError, UsageError
 
 CLUSTERS = ("ray", "dask")
-TRIES = 3  # a process that dies (memory, a kill) takes its unfinished job along; the jobs that are left are tried again
+TRIES = 3  # a process that dies (out of memory, killed) loses its job; unfinished jobs are retried
 
 Job = Callable[[Any], Any]
 
@@ -17,42 +20,46 @@ Job = Callable[[Any], Any]
 def run_jobs(
     function: Job, jobs: Sequence[Any], *, workers: int = 1, cluster: str = ""
 ) -> Iterator[tuple[Any, Any]]:
-    """(job, result) of every job, in the order in which they finish.
+    """Yield (job, result) of every job, in the order in which they finish.
 
     Parameters
     ----------
     function
-        Pure: of its job alone; it and the jobs are sent to other processes.
+        Pure function of one job; it and the jobs are sent to other processes.
     workers
-        Processes of this machine; 1 = this process.
+        Number of local processes; 1 = this process.
     cluster
-        "ray" or "dask", a cluster of `workers` on this machine; "ray:ADDRESS" or "dask:ADDRESS" one that runs already.
+        "ray" or "dask" starts a cluster of `workers` on this machine; "ray:ADDRESS" or
+        "dask:ADDRESS" connects to a running one.
 
     Raises
     ------
     UsageError
-        Another cluster than these.
+        The cluster is not one of these.
     MissingExtraError
         joblib, ray or dask is not installed.
     OnnxpruneError
-        Workers died several times with jobs left; what was finished has been handed over.
+        Workers died TRIES times with jobs unfinished; all finished jobs have been yielded.
     """
     name, _, address = cluster.partition(":")
     if name and name not in CLUSTERS:
         raise UsageError(
             "cluster-unknown",
-            f"cluster {cluster!r} is none of {', '.join(CLUSTERS)}, alone or with :ADDRESS",
+            f"unknown cluster {cluster!r}; give {' or '.join(CLUSTERS)}, optionally followed by "
+            ":ADDRESS",
         )
-    if name:
-        yield from (_ray if name == "ray" else _dask)(function, jobs, workers, address)
+    if name == "ray":
+        yield from _run_on_ray(function, jobs, workers, address)
+    elif name == "dask":
+        yield from _run_on_dask(function, jobs, workers, address)
     elif workers == 1:
         yield from ((job, function(job)) for job in jobs)
     else:
-        yield from _processes(function, list(jobs), workers)
+        yield from _run_in_processes(function, list(jobs), workers)
 
 
-def _processes(function: Job, jobs: list[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """Joblib's processes; started anew where one dies."""
+def _run_in_processes(function: Job, jobs: list[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """Run jobs in processes of joblib; restart the pool if a process dies."""
     try:
         import joblib
         from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -63,27 +70,29 @@ def _processes(function: Job, jobs: list[Any], workers: int) -> Iterator[tuple[A
         pool = joblib.Parallel(
             n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
         )
+        tasks = (joblib.delayed(_run_numbered)(function, n, job) for n, job in list(left.items()))
         try:
-            for number, result in pool(
-                joblib.delayed(_numbered)(function, n, job) for n, job in list(left.items())
-            ):
+            for number, result in pool(tasks):
                 yield left.pop(number), result
         except BrokenProcessPool:
             continue
         return
     raise OnnxpruneError(
         "workers-died",
-        f"worker processes died {TRIES} times with {len(left)} jobs left (out of memory?): use fewer --workers and run again",
+        f"worker processes died {TRIES} times, {len(left)} jobs are unfinished (out of memory?); "
+        "use fewer --workers and run again",
     )
 
 
-def _numbered(function: Job, number: int, job: Any) -> tuple[int, Any]:
+def _run_numbered(function: Job, number: int, job: Any) -> tuple[int, Any]:
+    """Return a job's number with its result, as results arrive in any order."""
     return number, function(job)
 
 
-def _ray(
+def _run_on_ray(
     function: Job, jobs: Sequence[Any], workers: int, address: str
 ) -> Iterator[tuple[Any, Any]]:
+    """Run jobs on a local or running Ray cluster."""
     try:
         import ray
     except ImportError as problem:
@@ -105,7 +114,8 @@ def _ray(
                 except ray.exceptions.WorkerCrashedError as problem:
                     raise OnnxpruneError(
                         "workers-died",
-                        f"a Ray worker died {TRIES} times on one job with {len(waiting)} left; run again",
+                        f"a Ray worker died {TRIES} times on one job, {len(waiting)} others are "
+                        "unfinished; run again",
                     ) from problem
                 except ray.exceptions.RayTaskError as problem:
                     raise problem.cause from problem
@@ -114,22 +124,20 @@ def _ray(
         ray.shutdown()
 
 
-def _dask(
+def _run_on_dask(
     function: Job, jobs: Sequence[Any], workers: int, address: str
 ) -> Iterator[tuple[Any, Any]]:
+    """Run jobs on a local or running Dask cluster."""
     try:
         from dask.distributed import Client, LocalCluster, as_completed
     except ImportError as problem:
         raise MissingExtraError("dask", "cluster", "a Dask cluster") from problem
     with ExitStack() as stack:
-        own = (
-            None
-            if address
-            else stack.enter_context(
-                LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-            )
-        )
-        client = stack.enter_context(Client(own or address))
+        cluster: Any = address
+        if not address:
+            local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            cluster = stack.enter_context(local)
+        client = stack.enter_context(Client(cluster))
         waiting = {client.submit(function, job, pure=False, retries=TRIES): job for job in jobs}
         for done in as_completed(list(waiting)):
             yield waiting[done], done.result()

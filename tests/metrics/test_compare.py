@@ -11,7 +11,7 @@ import pytest
 from onnxprune.data.labeled import open_labeled
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import load
-from onnxprune.metrics import Options, find_metric
+from onnxprune.metrics import MetricOptions, find_metric
 from onnxprune.metrics.base import resample, spread
 from onnxprune.metrics.compare import compare, compare_metrics, mcnemar
 from onnxprune.types import Cost
@@ -100,9 +100,10 @@ def test_the_same_model_does_not_differ():
 def test_other_metrics_have_a_spread_too(name):
     rng = np.random.default_rng(3)
     metrics = [
-        find_metric(name, Options(classes=3, decoder=lambda o, n: list(o["y"]))) for _ in range(2)
+        find_metric(name, MetricOptions(classes=3, decoder=lambda o, n: list(o["y"])))
+        for _ in range(2)
     ]
-    for k in range(12):
+    for _ in range(12):
         if name == "miou":
             labels = {"masks": rng.integers(0, 3, (1, 4, 4))}
             outputs = [

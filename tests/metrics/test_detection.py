@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.metrics import METRICS, Options, find_metric
+from onnxprune.metrics import METRICS, MetricOptions, find_metric
 from onnxprune.metrics.boxes import native, overlap, suppress
 from onnxprune.metrics.detection import OVERLAPS, area, match
 from onnxprune.metrics.pycoco import official_map
@@ -45,7 +45,7 @@ def scene(
 
 
 def stream(
-    name: str, detections: list[np.ndarray], truth: list[np.ndarray], options: Options
+    name: str, detections: list[np.ndarray], truth: list[np.ndarray], options: MetricOptions
 ) -> object:
     """A metric that has seen the scene in batches of one."""
     metric = find_metric(name, options)
@@ -68,7 +68,7 @@ def test_map_equals_pycocotools(seed, crowd):
     detections, truth = scene(seed, crowd=crowd)
     if not sum((t[:, 6:].sum(1) == 0).sum() for t in truth):
         return
-    ours = stream("coco", detections, truth, Options(decoder=plain)).result()
+    ours = stream("coco", detections, truth, MetricOptions(decoder=plain)).result()
     theirs = official_map(detections, truth)
     assert ours.value == pytest.approx(theirs.value, abs=SAME)
     assert ours.details["map50"] == pytest.approx(theirs.details["map50"], abs=SAME)
@@ -80,7 +80,7 @@ def test_official_metric_is_the_same_by_name():
     pytest.importorskip("pycocotools")
     detections, truth = scene(3)
     ours, theirs = (
-        stream(n, detections, truth, Options(decoder=plain)).result()
+        stream(n, detections, truth, MetricOptions(decoder=plain)).result()
         for n in ("coco", "coco-official")
     )
     assert ours.value == pytest.approx(theirs.value, abs=SAME) and theirs.standard_error is None
@@ -89,10 +89,13 @@ def test_official_metric_is_the_same_by_name():
 def test_weights_count_images_as_often_as_they_say():
     """Weights 0, 1, 2 equal leaving out, keeping and repeating images (scores differ between copies by nothing: ties keep their order)."""
     detections, truth = scene(5, images=8)
-    whole = stream("coco", detections, truth, Options(decoder=plain))
+    whole = stream("coco", detections, truth, MetricOptions(decoder=plain))
     chosen = [0, 2, 3, 5]
     part = stream(
-        "coco", [detections[i] for i in chosen], [truth[i] for i in chosen], Options(decoder=plain)
+        "coco",
+        [detections[i] for i in chosen],
+        [truth[i] for i in chosen],
+        MetricOptions(decoder=plain),
     )
     weights = np.isin(np.arange(8), chosen).astype(float)
     assert whole.estimate(weights).value == pytest.approx(part.estimate().value, abs=SAME)
@@ -101,7 +104,7 @@ def test_weights_count_images_as_often_as_they_say():
 
 def test_classes_restrict_the_mean():
     detections, truth = scene(6)
-    metric = stream("coco", detections, truth, Options(decoder=plain))
+    metric = stream("coco", detections, truth, MetricOptions(decoder=plain))
     every = metric.estimate().per_class
     assert metric.estimate(classes=[1]).value == pytest.approx(every[1], abs=SAME)
     assert metric.estimate(classes=[0, 1]).value == pytest.approx(
@@ -118,10 +121,11 @@ def test_perfect_detections_score_one_and_none_score_zero():
         )
         for t in truth
     ]
-    found = stream("map50", perfect, truth, Options(decoder=plain)).result()
+    found = stream("map50", perfect, truth, MetricOptions(decoder=plain)).result()
     assert found.value == 1 and found.details["recall"] == 1 and found.standard_error == 0
     assert (
-        stream("coco", [p[:0] for p in perfect], truth, Options(decoder=plain)).result().value == 0
+        stream("coco", [p[:0] for p in perfect], truth, MetricOptions(decoder=plain)).result().value
+        == 0
     )
 
 
@@ -131,7 +135,7 @@ def test_anchored_curve_begins_at_precision_one():
     assert area(recall, precision, "anchored")[0] == pytest.approx((1 + 50 * 0.5) / 101)
     assert area(np.zeros((0, 1)), np.zeros((0, 1)))[0] == 0
     with pytest.raises(UsageError, match="anchored"):
-        find_metric("coco", Options(curve="round"))
+        find_metric("coco", MetricOptions(curve="round"))
 
 
 def test_a_box_is_found_once():
@@ -193,7 +197,7 @@ def test_native_outputs_of_the_common_exports_agree():
 
 
 def test_what_is_wrong_is_said():
-    metric = find_metric("coco", Options(decoder=lambda o, n: [np.zeros((1, 5))]))
+    metric = find_metric("coco", MetricOptions(decoder=lambda o, n: [np.zeros((1, 5))]))
     with pytest.raises(DataError, match=r"must give \(boxes, 6\)"):
         metric.update({"x": np.zeros((1, 2))}, {"boxes": np.zeros((1, 6))})
     with pytest.raises(DataError, match="boxes are"):
@@ -201,7 +205,7 @@ def test_what_is_wrong_is_said():
     with pytest.raises(DataError, match="no labeled sample"):
         metric.result()
     with pytest.raises(UsageError, match="module:function"):
-        find_metric("coco", Options(decoder="nowhere:")).update(
+        find_metric("coco", MetricOptions(decoder="nowhere:")).update(
             {"x": np.zeros((1, 2))}, {"boxes": np.zeros((1, 6))}
         )
     assert {"top1", "top5", "miou", "pixel_acc", "psnr", "coco"} <= set(METRICS)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.metrics import METRICS, Options, find_metric
+from onnxprune.metrics import METRICS, MetricOptions, find_metric
 from onnxprune.metrics.classification import TopK
 from onnxprune.metrics.segmentation import resize
 from onnxprune.testing.metrics import check_metric
@@ -64,7 +64,7 @@ def test_topk_equals_torch_in_any_batching(seed, n, pieces):
 
 
 def test_topk_edge_cases():
-    metric = find_metric("top1", Options(class_offset=1))
+    metric = find_metric("top1", MetricOptions(class_offset=1))
     metric.update(
         {"y": np.array([[9, 0, 1], [9, 2, 2], [9, np.nan, 0]])[:, :, None, None]},
         {"labels": np.array([1, 0, 0])},
@@ -107,7 +107,7 @@ def test_segmentation_equals_a_confusion_matrix(seed, classes):
         ("miou", np.mean(iou)),
         ("pixel_acc", np.trace(confusion) / confusion.sum()),
     ):
-        metric = find_metric(name, Options(classes=classes))
+        metric = find_metric(name, MetricOptions(classes=classes))
         metric.update({"y": scores[:3]}, {"masks": masks[:3]})
         metric.update({"y": scores[3:].argmax(1)}, {"masks": masks[3:]})
         found = metric.result()
@@ -116,7 +116,7 @@ def test_segmentation_equals_a_confusion_matrix(seed, classes):
 
 
 def test_segmentation_ignores_and_resizes():
-    metric = find_metric("miou", Options(classes=2, ignore=1))
+    metric = find_metric("miou", MetricOptions(classes=2, ignore=1))
     metric.update({"y": np.zeros((1, 2, 2, 2))}, {"masks": np.array([[[0, 1], [255, 0]]])})
     assert metric.result().value == 1 and metric.result().standard_error is None
     torch = pytest.importorskip("torch")
@@ -131,7 +131,7 @@ def test_segmentation_ignores_and_resizes():
 
 def test_psnr_closed_forms():
     target = np.full((1, 8, 8, 3), 100, np.uint8)
-    metric = find_metric("psnr", Options(crop=1))
+    metric = find_metric("psnr", MetricOptions(crop=1))
     metric.update(
         {"y": np.full((1, 3, 8, 8), 110.2 / 255, np.float32)}, {"targets": target}
     )  # rounds to 110
@@ -141,7 +141,7 @@ def test_psnr_closed_forms():
     assert luma.result().value == pytest.approx(
         10 * math.log10(255**2 / (10 * 219 / 255) ** 2), rel=1e-6
     )
-    exact = find_metric("psnr", Options(peak=2.0))
+    exact = find_metric("psnr", MetricOptions(peak=2.0))
     exact.update({"y": np.ones((1, 1, 2, 2))}, {"targets": np.ones((1, 1, 2, 2))})
     exact.update({"y": np.ones((1, 1, 2, 2))}, {"targets": np.zeros((1, 1, 2, 2))})
     assert (
@@ -188,6 +188,14 @@ def test_user_metrics_of_the_current_folder_and_of_files(tmp_path, monkeypatch):
             find_metric(name)
 
 
+def test_names_of_earlier_releases():
+    from onnxprune import metrics
+    from onnxprune.metrics import base
+
+    assert metrics.Options is base.Options is MetricOptions
+    assert (base.Base, base.Estimate) == (base.BaseMetric, base.MetricEstimate)
+
+
 def samples(name: str) -> list:
     """Six batches of one that the metric of that name takes."""
     rng = np.random.default_rng(4)
@@ -217,7 +225,7 @@ def samples(name: str) -> list:
 def test_every_metric_keeps_the_contract(name):
     if name == "coco-official":
         pytest.importorskip("pycocotools")
-    check_metric(lambda: find_metric(name, Options(classes=3)), samples(name))
+    check_metric(lambda: find_metric(name, MetricOptions(classes=3)), samples(name))
     assert find_metric(name).name == name
 
 
@@ -233,6 +241,6 @@ def test_the_contract_notices():
 
     for broken, sentence in ((Forgetful, "were counted"), (Heavy, "weight of zero")):
         with pytest.raises(AssertionError, match=sentence):
-            check_metric(lambda made=broken: made(1, Options()), samples("top5"))
+            check_metric(lambda made=broken: made(1, MetricOptions()), samples("top5"))
     with pytest.raises(AssertionError, match="not all of"):
-        check_metric(lambda: Constant(Options()), [])
+        check_metric(lambda: Constant(MetricOptions()), [])

@@ -9,7 +9,7 @@ from graph_laws import assert_same
 from onnxprune import demo
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
-from onnxprune.search.compose import smaller
+from onnxprune.search.compose import reduce_model
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
@@ -37,21 +37,21 @@ def plan(analysis, kept) -> Plan:
 def test_two_cuts_are_one(seed: int) -> None:
     analysis, rng = analyze(load(demo.files().model)), np.random.default_rng(seed)
     first = random_kept(analysis, rng)
-    step = smaller(analysis, first)
+    step = reduce_model(analysis, first)
     assert set(step.origin) == {g.name for g in step.analysis.groups}
     second = random_kept(step.analysis, rng)
-    both = step.composed(second)
+    both = step.compose(second)
     assert_same(
         cut(step.analysis, plan(step.analysis, second)), cut(analysis, plan(analysis, both))
     )
-    assert step.composed({}) == {n: k for n, k in first.items() if len(k) < analysis.group(n).size}
+    assert step.compose({}) == {n: k for n, k in first.items() if len(k) < analysis.group(n).size}
 
 
 def test_on_a_trained_network(zoo) -> None:
     analysis, rng = analyze(load(zoo / "coco_yolofastestv2.onnx")), np.random.default_rng(0)
-    step = smaller(analysis, random_kept(analysis, rng))
+    step = reduce_model(analysis, random_kept(analysis, rng))
     second = random_kept(step.analysis, rng)
     assert_same(
         cut(step.analysis, plan(step.analysis, second)),
-        cut(analysis, plan(analysis, step.composed(second))),
+        cut(analysis, plan(analysis, step.compose(second))),
     )

@@ -23,8 +23,8 @@ from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.run.evaluation import input_types
 from onnxprune.search.base import Search, part
-from onnxprune.search.compose import smaller, unchanged
-from onnxprune.search.group_fisher import Settings, _Scorer, group_fisher
+from onnxprune.search.compose import reduce_model, unreduced
+from onnxprune.search.group_fisher import GroupFisherSettings, _Scorer, group_fisher
 from onnxprune.search.journal import Journal, rows
 from onnxprune.search.subnet import from_subnet, to_subnet, unit_names
 
@@ -184,14 +184,14 @@ def test_later_scorings_see_refitted_weights(tmp_path: Path) -> None:
 def test_importance_is_averaged_over_scorings() -> None:
     """By channel, wherever it lies now: the second scoring sees a model without the first channel."""
     here = search()
-    group, scorer = here.analysis.groups[0], _Scorer(here, Settings(refit=False))
+    group, scorer = here.analysis.groups[0], _Scorer(here, GroupFisherSettings(refit=False))
     first = {group.name: np.arange(float(group.size))}
     np.testing.assert_array_equal(
-        scorer.averaged(unchanged(here.analysis), first)[group.name], first[group.name]
+        scorer.average(unreduced(here.analysis), first)[group.name], first[group.name]
     )
-    step = smaller(here.analysis, {group.name: tuple(range(1, group.size))})
-    (name,) = [n for n in step.origin if step.groups(n) == {group.name}]
-    again = scorer.averaged(
+    step = reduce_model(here.analysis, {group.name: tuple(range(1, group.size))})
+    (name,) = [n for n in step.origin if step.original_groups(n) == {group.name}]
+    again = scorer.average(
         step, {name: np.full(group.size - 1, 3.0), "none of the original's": np.ones(2)}
     )
     assert set(again) == {name}

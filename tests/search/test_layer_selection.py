@@ -27,7 +27,7 @@ from onnxprune.search.base import Search
 from onnxprune.search.journal import Journal
 from onnxprune.search.layer_selection import Selection, layer_selection, select
 from onnxprune.search.pagcp import pagcp
-from onnxprune.search.sensitivity import Bench
+from onnxprune.search.sensitivity import SensitivityBench
 from onnxprune.types import Plan
 
 FILES = demo.files()
@@ -195,7 +195,7 @@ def test_exponents_grow_where_single_groups_cost_next_to_nothing(
     )
     for cost, expected in ((0.0005, 80.0), (0.05, 4.0)):
         monkeypatch.setattr(
-            Bench,
+            SensitivityBench,
             "figures",
             lambda self, kept, q=cost: {**FIGURES, "quality": math.exp(-q) if kept else 1.0},
         )

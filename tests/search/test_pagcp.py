@@ -23,7 +23,7 @@ from onnxprune.run.evaluation import input_types
 from onnxprune.run.pipeline import optimize
 from onnxprune.search.base import Search, keep_best
 from onnxprune.search.journal import Journal
-from onnxprune.search.pagcp import Settings, _Gate, cheapest, decay, pagcp, visit
+from onnxprune.search.pagcp import PagcpSettings, _Gate, cheapest, decay, pagcp, visit
 from onnxprune.search.tasks import HeadLosses, summed
 from onnxprune.surgery.cut import cut
 
@@ -57,7 +57,7 @@ def test_few_groups_are_given_more_and_more() -> None:
 def test_no_head_exceeds_its_tolerance_at_any_accepted_step(changed: dict[str, bool]) -> None:
     """Checked on cut models, not on what the search says of itself: run whole, losses counted anew; what a step saves by the cost of both plans."""
     here = search()
-    chosen = Settings(**{**PUBLISHED, **changed})
+    chosen = PagcpSettings(**{**PUBLISHED, **changed})
     scores, gate = here.scores("l2"), _Gate(here, chosen)
     steps = visit(here, gate, chosen, scores, {}, list(scores), 0)
     assert len(steps) >= 2
@@ -92,7 +92,7 @@ def test_what_is_saved_is_what_the_budget_is_in() -> None:
             here.constraints, budgets={"params": 0.8 * here.analysis.cost().params}
         ),
     )
-    chosen = Settings(initial_rate=0.05)
+    chosen = PagcpSettings(initial_rate=0.05)
     kept: dict[str, tuple[int, ...]] = {}
     for step in visit(
         here, _Gate(here, chosen), chosen, here.scores("l2"), {}, list(here.scores("l2")), 0
@@ -117,7 +117,7 @@ def test_channels_are_given_back_until_the_budget_is_full() -> None:
 def test_trials_are_judged_as_a_repair_would_leave_them() -> None:
     """What the suffix gives is what the whole refitted network gives; weights of masked inputs are zero; half of a group's channels cost less than without."""
     here = search()
-    plain, gate = (_Gate(here, Settings(refit=r)) for r in (False, True))
+    plain, gate = (_Gate(here, PagcpSettings(refit=r)) for r in (False, True))
     assert gate.start == plain.start
     less = better = 0
     base: dict[str, tuple[int, ...]] = {}
@@ -163,7 +163,7 @@ def test_tolerances_grow_only_where_that_is_allowed() -> None:
 def test_a_trial_stops_early_only_where_it_would_fail() -> None:
     """Bounds are missed exactly where the whole sums exceed them, after fewer batches."""
     here = search()
-    gate = _Gate(here, Settings())
+    gate = _Gate(here, PagcpSettings())
     for group, values in list(here.scores("l2").items())[:4]:
         for share in (0.9, 0.5):
             kept = keep_best(values, max(1, int(len(values) * share)))
@@ -178,7 +178,7 @@ def test_a_trial_stops_early_only_where_it_would_fail() -> None:
 
 def test_the_cheapest_stay_in_visiting_order() -> None:
     here = search()
-    chosen = Settings(**PUBLISHED)
+    chosen = PagcpSettings(**PUBLISHED)
     gate = _Gate(here, chosen)
     scores = here.scores("l2")
     steps = visit(here, gate, chosen, scores, {}, list(scores), 0)
@@ -220,6 +220,24 @@ def test_mistakes_and_what_cannot_be_reached() -> None:
         pagcp(search(initial_rate="-1"))
     with pytest.raises(TargetError, match="raise round"):
         pagcp(search(budget=0.3, round="1", topk="0.01"))
+
+
+def test_sequential_is_accepted_and_cannot_be_turned_off() -> None:
+    assert pagcp(search(sequential="true")).kept == pagcp(search()).kept
+    with pytest.raises(UsageError, match="one after the other; leave the option out"):
+        pagcp(search(sequential="false"))
+
+
+def test_names_of_earlier_releases() -> None:
+    """Plug-in methods report progress by `tell` and hand over a model by `made`."""
+    lines: list[str] = []
+    models: list[object] = []
+    here = replace(search(), progress=lines.append, on_model=models.append)
+    with pytest.warns(DeprecationWarning, match="Search.progress"):
+        here.tell("a step")
+    with pytest.warns(DeprecationWarning, match="Search.on_model"):
+        here.made(here.analysis.model)
+    assert lines == ["a step"] and models == [here.analysis.model]
 
 
 def test_by_the_command_line_words(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from onnxprune.data.dataset import Data, synthetic
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.run.evaluation import input_types
-from onnxprune.search.compose import smaller
+from onnxprune.search.compose import reduce_model
 from onnxprune.search.refitted import Refitted, without
 from onnxprune.surgery.cut import cut
 
@@ -115,7 +115,7 @@ def test_weights_that_a_body_reads_stay() -> None:
 def test_channels_are_found_again_behind_new_biases(halved: Halved) -> None:
     """A refit gives nodes biases that had none, and moves the output of a MatMul."""
     plain, refitted = (
-        smaller(halved.analysis, halved.kept, model)
+        reduce_model(halved.analysis, halved.kept, model)
         for model in (None, halved.refitted().cut(halved.kept))
     )
     assert set(plain.origin.values()) == set(refitted.origin.values()) and plain.origin

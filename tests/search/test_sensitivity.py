@@ -19,7 +19,7 @@ from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.run.evaluation import input_types
 from onnxprune.search.layer_selection import Selection, select
-from onnxprune.search.sensitivity import Bench, Sweep, jobs_of, narrowed
+from onnxprune.search.sensitivity import SensitivityBench, Sweep, jobs_of, narrowed
 from onnxprune.search.workers import run_jobs
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
@@ -140,7 +140,9 @@ def test_masked_from_the_group_on_is_what_the_cut_model_gives() -> None:
     analysis = analyze(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=24)
     scores = {g.name: np.random.default_rng(0).random(g.size) for g in analysis.groups}
-    bench = Bench(Sweep(str(FILES.model), analysis.options, scores, data, time=False), analysis)
+    bench = SensitivityBench(
+        Sweep(str(FILES.model), analysis.options, scores, data, time=False), analysis
+    )
     for job in jobs_of(bench.sweep, analysis, [0.5]):
         kept = {job.group: narrowed(scores[job.group], 0.5)} if job.group else {}
         model = cut(
