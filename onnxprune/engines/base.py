@@ -1,4 +1,4 @@
-"""What every inference engine offers, and the data that comes out of a measurement."""
+"""Interface of inference engines, and the data of a measurement."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from onnx import helper
+from onnx import TypeProto, helper
 
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.ir.io import Model, load, save
 from onnxprune.moved import old_names
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # noqa: UP035 - of typing from 3.11 on
+    from typing_extensions import Self  # noqa: UP035 - in typing from 3.11 on
 
 PRECISIONS = ("f32", "bf16", "f16", "int8")
 LEVELS = ("off", "basic", "extended", "all")
@@ -44,12 +44,26 @@ if not TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a model is compiled and run.
+    """Options of compiling and running a model.
 
-    threads: of one inference. precision: f32, bf16, f16 or int8 (a graph with Q/DQ); an engine refuses what it cannot do.
-    level: how much onnxruntime may rewrite the graph: off, basic, extended, all. cores: CPUs to pin the process to, () = not pinned
-    (only in a process of its own). shapes: input name -> shape, for inputs with dynamic axes. cache: folder for what an engine
-    keeps between builds. cuda_graph: replay the inference as one CUDA graph where the engine can.
+    Attributes
+    ----------
+    threads
+        Threads per inference.
+    precision
+        "f32", "bf16", "f16" or "int8" (a graph with QuantizeLinear/DequantizeLinear); an engine
+        raises EngineError for one that it does not run.
+    level
+        Graph optimization of onnxruntime: "off", "basic", "extended" or "all".
+    cores
+        CPUs that the process is pinned to, () = not pinned; read only by engines in a separate
+        process.
+    shapes
+        Input name -> shape, for inputs with dynamic axes.
+    cache
+        Folder for data that an engine reuses between builds; None = no cache.
+    cuda_graph
+        Replay the inference as one CUDA graph if the engine can.
     """
 
     threads: int = 1
@@ -61,16 +75,17 @@ class EngineOptions:
     cuda_graph: bool = True
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.threads < 1:
-            raise UsageError("threads", f"threads is {self.threads}; at least 1")
+            raise UsageError("threads", f"threads is {self.threads}; use at least 1")
         if self.precision not in PRECISIONS:
             raise UsageError(
-                "precision", f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}"
+                "precision", f"unknown precision {self.precision!r}; use {', '.join(PRECISIONS)}"
             )
         if self.level not in LEVELS:
             raise UsageError(
                 "optimization-level",
-                f"optimization level {self.level!r} is none of {', '.join(LEVELS)}",
+                f"unknown optimization level {self.level!r}; use {', '.join(LEVELS)}",
             )
 
 
@@ -79,7 +94,7 @@ DEFAULTS = EngineOptions()
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and numpy dtype of an input, every axis known."""
+    """Static shape and numpy dtype of an input."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -87,11 +102,24 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One kernel of the engine.
+    """Time of one kernel of an engine.
 
-    name: the engine's own; op: its operator; time_ms: typical over the profiled runs; nodes: graph nodes it computes (name, or first
-    output where a node has none), empty for work the engine added (layout changes, copies); tensors: the outputs of those nodes;
-    key: the tensor to compare two models by, that of the contraction where there is one, else the last; "" without nodes.
+    Attributes
+    ----------
+    name
+        The engine's name of the kernel.
+    op
+        The engine's operator.
+    time_ms
+        Typical time over the profiled runs.
+    nodes
+        Graph nodes that the kernel computes, by name or first output; () for work that the engine
+        added (layout changes, copies).
+    tensors
+        Outputs of those nodes.
+    key
+        Tensor by which two models are compared: the output of the contraction if there is one,
+        else the last tensor; "" without nodes.
     """
 
     name: str
@@ -102,13 +130,35 @@ class LayerTime:
     key: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a report."""
+        """Return plain data for a report."""
         return {**asdict(self), "nodes": list(self.nodes), "tensors": list(self.tensors)}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latency of one model on one engine, per inference. p99, quartiles and the rest are over single inferences."""
+    """Latency of one model on one engine, over single inferences, in milliseconds.
+
+    Attributes
+    ----------
+    samples, rounds
+        Timed inferences, and the rounds they were timed in.
+    median_ms, min_ms, mean_ms, p99_ms, q1_ms, q3_ms
+        Statistics over the inferences.
+    noise
+        Interquartile range of the rounds' medians over their median: drift between rounds, not
+        jitter within one.
+    peak_memory_bytes
+        Highest resident size of the process, interpreter and engine included; None if unknown.
+    model_memory_bytes
+        Increase of that peak since the engine was loaded; None if unknown.
+    device_memory_bytes
+        Memory on the accelerator; None without one or if unknown.
+    difference
+        Largest |output - onnxruntime's output| / max |onnxruntime's output| over the outputs;
+        None if not compared.
+    layers
+        Times of the kernels, if they were profiled.
+    """
 
     engine: str
     model: str
@@ -121,26 +171,22 @@ class Measurement:
     q1_ms: float
     q3_ms: float
     noise: float
-    """IQR of the rounds' medians over their median: drift between rounds, not jitter within one."""
     threads: int = 1
     precision: str = "f32"
     version: str = ""
     peak_memory_bytes: int | None = None
-    """Highest resident size of the process that ran it, interpreter and engine included."""
     model_memory_bytes: int | None = None
-    """The part of that peak which came after the engine was loaded."""
     device_memory_bytes: int | None = None
     difference: float | None = None
-    """Largest |output - onnxruntime's output| / max |onnxruntime's output|, over outputs."""
     layers: tuple[LayerTime, ...] = ()
 
     @property
     def iqr_ms(self) -> float:
-        """Spread of the middle half of the inferences."""
+        """Interquartile range of the inferences."""
         return self.q3_ms - self.q1_ms
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a report, layers included."""
+        """Return plain data for a report, layers included."""
         return {
             **asdict(self),
             "iqr_ms": self.iqr_ms,
@@ -149,16 +195,25 @@ class Measurement:
 
 
 class Compiled(ABC):
-    """A model that is ready to run on an engine. Use as a context manager, or call `close`."""
+    """A model that is ready to run on an engine; a context manager that calls `close`."""
 
     outputs: tuple[str, ...]
 
     @abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by their ONNX names; EngineError where the run fails."""
+        """Run one inference and return the outputs by their ONNX names.
+
+        Raises
+        ------
+        EngineError
+            The run fails.
+        """
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
-        """Milliseconds of `count` inferences, one after the other. Engines that can time without copies override this."""
+        """Time `count` consecutive inferences and return their milliseconds.
+
+        Engines that can time without copying the inputs override this.
+        """
         times = []
         for _ in range(count):
             start = time.perf_counter_ns()
@@ -167,67 +222,79 @@ class Compiled(ABC):
         return times
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
-        """Time of each kernel over `count` inferences; () where the engine does not tell."""
+        """Return the time per kernel over `count` inferences; () if the engine has no profile."""
         return ()
 
     def device_memory_bytes(self) -> int | None:
-        """What the model takes on the accelerator; None where there is none or it is not known."""
+        """Return the memory on the accelerator; None without one or if unknown."""
         return None
 
     def close(self) -> None:  # noqa: B027 - an engine without resources has nothing to do
-        """Release what the engine holds."""
+        """Release the engine's resources."""
 
     def __enter__(self) -> Self:
+        """Return the model."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Release the engine's resources."""
         self.close()
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """An inference engine. Making one and asking `available` must be cheap and never fail.
+    """An inference engine.
 
-    name: as on the command line; install: the command that makes it available. An engine whose `library` is the name of a module
-    has it imported before memory is measured.
+    Creating one and calling `available` must be cheap and must not raise. If an engine has an
+    attribute `library`, the name of a module, that module is imported before memory is measured.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name on the command line."""
+        ...
 
     @property
-    def install(self) -> str: ...
+    def install(self) -> str:
+        """Command that makes the engine available."""
+        ...
 
     def available(self) -> str | None:
-        """None where it can be used, else why not and how to get it, in one sentence."""
+        """Return None if the engine can be used, else the reason and the fix in one sentence."""
 
     def version(self) -> str:
-        """Of the engine, "" where it is not available."""
+        """Return the engine's version, "" if it is not available."""
 
     def compile(self, source: Source, options: EngineOptions) -> Compiled:
-        """The model ready to run; EngineError where the engine is missing or refuses it."""
+        """Return the model ready to run.
+
+        Raises
+        ------
+        EngineError
+            The engine is not available or rejects the model.
+        """
 
     def limits(self) -> Mapping[str, str]:
-        """What it cannot do, topic -> one sentence."""
+        """Return the engine's limits: topic -> one sentence."""
 
     def channel_multiple(self, dtype: str = "f32") -> int:
-        """Widths that are multiples of this run without waste; 1 where no cliff is known."""
+        """Return the multiple of channels that runs without waste; 1 if none is known."""
 
 
 def require(engine: Engine) -> None:
-    """EngineError with the way to install it, where `engine` is not available."""
+    """Raise EngineError with the way to install the engine if it is not available."""
     reason = engine.available()
     if reason is not None:
         raise EngineError("engine-missing", reason)
 
 
 def missing_package(name: str, package: str, install: str) -> str:
-    """The sentence for an engine whose package is not there."""
+    """Return the reason for an engine whose package is not installed."""
     return f"engine {name} needs {package}, which is not installed: {install}"
 
 
 def installed_version(distribution: str) -> str:
-    """Version of an installed distribution without importing it, "" where it is not installed."""
+    """Return the version of a distribution without importing it, "" if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -236,44 +303,43 @@ def installed_version(distribution: str) -> str:
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send what libraries print below Python to stderr: stdout is for data."""
+    """Redirect what native libraries print on stdout to stderr; stdout is for results."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     try:
         os.dup2(2, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def refusal(engine: str, problem: Exception | str) -> EngineError:
-    """The error for a model that an engine does not take, with the first line of what it says."""
+    """Return the error for a model that an engine rejects, with the first line of its reason."""
     lines = str(problem).strip().splitlines()
-    return EngineError(
-        "engine-refused",
-        f"{engine} refuses the model: {lines[0][:300] if lines else type(problem).__name__}",
-    )
+    reason = lines[0][:300] if lines else type(problem).__name__
+    return EngineError("engine-refused", f"{engine} rejects the model: {reason}")
 
 
 def require_precision(engine: str, options: EngineOptions, *known: str) -> None:
-    """EngineError where the options ask for a precision that is not in `known`."""
+    """Raise EngineError if the options ask for a precision that is not in `known`."""
     if options.precision not in known:
         raise EngineError(
             "engine-precision",
-            f"{engine} runs {', '.join(known)} here, not {options.precision}; change --precision",
+            f"{engine} does not run {options.precision}; pass --precision {' or '.join(known)}",
         )
 
 
 def static_inputs(model: Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, TensorSpec]:
-    """The graph's inputs with every axis known.
+    """Return the graph's inputs with static shapes.
 
     A dynamic leading axis counts as a batch of 1; any other has to be given in `shapes`.
 
     Raises
     ------
     UsageError
-        `shapes` names no input, contradicts a fixed axis, or is missing for a dynamic one.
+        `shapes` names no input, contradicts a static axis, or lacks an input with a dynamic axis
+        other than the first.
     """
     inputs = {
         v.name: v.type.tensor_type for v in model.proto.graph.input if v.name not in model.weights
@@ -282,54 +348,63 @@ def static_inputs(model: Model, shapes: Mapping[str, Sequence[int]]) -> dict[str
         if name not in inputs:
             raise UsageError(
                 "unknown-input",
-                f"shape given for {name!r}; the model's inputs are {', '.join(inputs) or 'none'}",
+                f"shape given for unknown input {name!r}; "
+                f"the model's inputs are {', '.join(inputs) or 'none'}",
             )
-    found = {}
-    for name, kind in inputs.items():
-        declared = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
-        given = shapes.get(name)
-        shape = (
-            tuple(given)
-            if given is not None
-            else tuple(1 if d is None and i == 0 else d for i, d in enumerate(declared))
-        )
-        clash = (
-            given is not None
-            and kind.HasField("shape")
-            and (
-                len(shape) != len(declared)
-                or any(d not in (None, n) for n, d in zip(shape, declared, strict=False))
-            )
-        )
-        if clash or None in shape:
-            text = ",".join("?" if d is None else str(d) for d in declared)
-            raise UsageError(
-                "input-shape",
-                f"input {name!r} is declared as [{text}]"
-                + (f", {shape} does not fit" if clash else f"; pass --shape {name}:1,..."),
-            )
-        found[name] = TensorSpec(
-            tuple(int(d) for d in shape if d is not None),
+    return {
+        name: TensorSpec(
+            _static_shape(name, kind, shapes.get(name)),
             np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)),
         )
-    return found
-
-
-def random_feeds(inputs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, np.ndarray]:
-    """Inputs to time with: floats uniform in [0, 1), integers 0, booleans false (indices stay in range)."""
-    generator = np.random.default_rng(seed)
-    return {
-        name: (
-            generator.random(spec.shape)
-            if np.issubdtype(spec.dtype, np.floating)
-            else np.zeros(spec.shape)
-        ).astype(spec.dtype)
-        for name, spec in inputs.items()
+        for name, kind in inputs.items()
     }
 
 
+def _static_shape(
+    name: str, kind: TypeProto.Tensor, given: Sequence[int] | None
+) -> tuple[int, ...]:
+    """Return the shape of one input: `given`, else the declared one with a batch of 1."""
+    declared = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    text = ",".join("?" if d is None else str(d) for d in declared)
+    if given is not None:
+        matches = len(given) == len(declared) and all(
+            d in (None, n) for n, d in zip(given, declared, strict=True)
+        )
+        # without a declared shape any rank is allowed
+        if kind.HasField("shape") and not matches:
+            raise UsageError(
+                "input-shape",
+                f"shape {tuple(given)} does not fit input {name!r}, declared as [{text}]",
+            )
+        return tuple(int(n) for n in given)
+    shape = [1 if d is None and axis == 0 else d for axis, d in enumerate(declared)]
+    if None in shape:
+        raise UsageError(
+            "input-shape",
+            f"input {name!r} is declared as [{text}], with axes of unknown length; "
+            f"pass --shape {name}:1,...",
+        )
+    return tuple(d for d in shape if d is not None)
+
+
+def random_feeds(inputs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, np.ndarray]:
+    """Return inputs for timing: floats uniform in [0, 1), integers 0, booleans False.
+
+    Integers are often indices; 0 is in range for every axis.
+    """
+    generator = np.random.default_rng(seed)
+    feeds = {}
+    for name, spec in inputs.items():
+        if np.issubdtype(spec.dtype, np.floating):
+            values = generator.random(spec.shape)
+        else:
+            values = np.zeros(spec.shape)
+        feeds[name] = values.astype(spec.dtype)
+    return feeds
+
+
 def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
-    """A copy whose inputs declare the static shapes, for engines that want them; outputs lose shapes that are not known."""
+    """Return a copy whose inputs declare static shapes; see `static_inputs`."""
     copy = model.edit()
     specs = static_inputs(model, shapes)
     for value in copy.proto.graph.input:
@@ -342,7 +417,7 @@ def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
 
 @contextlib.contextmanager
 def as_file(source: Source) -> Iterator[Path]:
-    """The model as a file: the one it came from, or a temporary copy for a Model that was made in memory."""
+    """Yield the path of a model; a Model is written to a temporary file."""
     if not isinstance(source, Model):
         yield Path(source)
         return
@@ -353,5 +428,5 @@ def as_file(source: Source) -> Iterator[Path]:
 
 
 def open_model(source: Source) -> Model:
-    """The model, read where `source` is a path."""
+    """Return the model; a path is read."""
     return source if isinstance(source, Model) else load(source)

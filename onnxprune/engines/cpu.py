@@ -1,4 +1,4 @@
-"""What this CPU can do, as far as it decides which widths are fast."""
+"""Features of this CPU that decide which channel counts run fast."""
 
 from __future__ import annotations
 
@@ -6,50 +6,41 @@ import platform
 from functools import lru_cache
 from pathlib import Path
 
-AVX512_CHANNELS, AVX2_CHANNELS, OTHER_CHANNELS = (
-    16,
-    8,
-    4,
-)  # float32 lanes that onnxruntime blocks channels by
+# float32 lanes per vector register; onnxruntime blocks channels by them
+AVX512_CHANNELS, AVX2_CHANNELS, OTHER_CHANNELS = 16, 8, 4
+
+
+def _read_cpuinfo() -> list[str]:
+    """Return the lines of /proc/cpuinfo, [] on other systems."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.splitlines()
 
 
 @lru_cache(maxsize=1)
 def flags() -> frozenset[str]:
-    """Instruction sets by their Linux names; empty where the system does not tell."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    line = next(
-        (line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), ""
-    )
-    return frozenset(line.partition(":")[2].split())
+    """Return the instruction sets by their Linux names; empty if the system does not list them."""
+    for line in _read_cpuinfo():
+        if line.lower().startswith(("flags", "features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
 
 
 def vector_channels(known: frozenset[str] | None = None) -> int:
-    """Channels of float32 in a block: 16 with AVX-512, 8 with AVX2, else 4."""
+    """Return the float32 channels per block: 16 with AVX-512, 8 with AVX2, else 4."""
     known = flags() if known is None else known
-    return (
-        AVX512_CHANNELS
-        if "avx512f" in known
-        else AVX2_CHANNELS
-        if "avx2" in known
-        else OTHER_CHANNELS
-    )
+    if "avx512f" in known:
+        return AVX512_CHANNELS
+    return AVX2_CHANNELS if "avx2" in known else OTHER_CHANNELS
 
 
 def describe_cpu() -> str:
-    """Model name and vector width, for a report and as part of a cache's key."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    name = next(
-        (
-            line.partition(":")[2].strip()
-            for line in text.splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor() or platform.machine(),
-    )
+    """Return model name and vector width, for reports and cache keys."""
+    name = platform.processor() or platform.machine()
+    for line in _read_cpuinfo():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
     return f"{name} ({vector_channels()} lanes)"

@@ -1,7 +1,8 @@
-"""Timing two or more models against each other: interleaved, with the spread of the ratio.
+"""Interleaved timing of several models, with a confidence interval of their ratio.
 
-Two runs one after the other measure the machine's mood as much as the models. Here every round times a block of each contender,
-in an order that is reversed from round to round, so that drift falls on all of them alike; the ratio is taken within rounds.
+Consecutive runs measure the drift of the machine as much as the models. Here every round times a
+block of each contender, in an order that is reversed from round to round, so that drift affects all
+of them equally; the ratio is taken within rounds.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from onnxprune.errors import UsageError
 
 K = TypeVar("K")
 Sampler = Callable[[int], Sequence[float]]
-"""Times that many inferences and returns their milliseconds."""
+"""Function that times that many inferences and returns their milliseconds."""
 
 NOISE_LIMIT = 0.10  # rounds that differ by more than this cannot show a gain of 10 %
-BUSY_LOAD = 0.5  # runnable processes beside ours, on average over the last minute
-BLOCK_MS = 10.0  # long enough that refilling the caches after the other contender's turn is a small part of a block
+BUSY_LOAD = 0.5  # runnable processes of other programs, averaged over the last minute
+BLOCK_MS = 10.0  # makes the refill of the caches after another contender a small part of a block
 MAX_BLOCK = 64
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
 BOOTSTRAP = 1000
@@ -31,7 +32,17 @@ BOOTSTRAP = 1000
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to measure. seconds: for each contender, warm-up excluded; warmup: inferences of each before the first round."""
+    """Duration of a measurement.
+
+    Attributes
+    ----------
+    seconds
+        Time per contender without warm-up.
+    warmup
+        Inferences of each contender before the first round.
+    min_rounds, max_rounds
+        Limits of the number of rounds.
+    """
 
     seconds: float = 2.0
     warmup: int = 5
@@ -39,8 +50,17 @@ class Schedule:
     max_rounds: int = MAX_ROUNDS
 
     def __post_init__(self) -> None:
-        if self.warmup < 1 or not 1 <= self.min_rounds <= self.max_rounds or not self.seconds >= 0:
-            raise UsageError("schedule", f"cannot measure with {self}")
+        """Check the values."""
+        if self.warmup < 1:
+            raise UsageError("schedule", f"warmup is {self.warmup}; use at least 1")
+        if not 1 <= self.min_rounds <= self.max_rounds:
+            raise UsageError(
+                "schedule",
+                f"min_rounds is {self.min_rounds} and max_rounds {self.max_rounds}; "
+                "use 1 <= min_rounds <= max_rounds",
+            )
+        if not self.seconds >= 0:
+            raise UsageError("schedule", f"seconds is {self.seconds}; use at least 0")
 
 
 SCHEDULE = Schedule()
@@ -48,7 +68,15 @@ SCHEDULE = Schedule()
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster `contender` is than `base`: above 1 = faster. low, high: 95 % bootstrap interval over rounds."""
+    """Speed-up of `contender` over `base`; above 1 = faster.
+
+    Attributes
+    ----------
+    median
+        Median over the rounds.
+    low, high
+        95 % bootstrap interval of the median over the rounds.
+    """
 
     base: str
     contender: str
@@ -58,25 +86,25 @@ class Ratio:
 
     @property
     def clear(self) -> bool:
-        """The interval does not contain 1."""
+        """True if the interval excludes 1."""
         return self.low > 1 or self.high < 1
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a report."""
+        """Return plain data for a report."""
         return {**asdict(self), "clear": self.clear}
 
 
 def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> dict[K, np.ndarray]:
-    """Times by contender, milliseconds, shape (rounds, block).
+    """Return the times in milliseconds per contender, each of shape (rounds, block).
 
-    The number of rounds is the same for all; a contender's block is as long as BLOCK_MS takes. The first inference
-    of a block runs with caches that the others filled and is left out where a block has more than one.
+    All contenders have the same number of rounds; a contender's block takes about BLOCK_MS. The
+    first inference of a block runs with caches that the other contenders filled and is dropped if
+    the block has more than one.
     """
-    warm = {name: min(sampler(schedule.warmup)) for name, sampler in samplers.items()}
-    blocks = {
-        name: int(np.clip(np.ceil(BLOCK_MS / max(t, 1e-6)), 1, MAX_BLOCK))
-        for name, t in warm.items()
-    }
+    blocks = {}
+    for name, sampler in samplers.items():
+        warm_ms = min(sampler(schedule.warmup))
+        blocks[name] = int(np.clip(np.ceil(BLOCK_MS / max(warm_ms, 1e-6)), 1, MAX_BLOCK))
     times: dict[K, list[Sequence[float]]] = {name: [] for name in samplers}
     order = list(samplers)
     end = time.perf_counter() + schedule.seconds * len(samplers)
@@ -99,7 +127,7 @@ def summarize(
     precision: str = "f32",
     version: str = "",
 ) -> Measurement:
-    """Statistics of the (rounds, block) times of one contender."""
+    """Return the statistics of one contender's times of shape (rounds, block)."""
     q1, median, q3, p99 = np.percentile(times, [25, 50, 75, 99])
     low, middle, high = np.percentile(np.median(times, axis=1), [25, 50, 75])
     return Measurement(
@@ -123,7 +151,10 @@ def summarize(
 def ratio(
     base: str, base_times: np.ndarray, contender: str, times: np.ndarray, *, seed: int = 0
 ) -> Ratio:
-    """Median over rounds of base / contender, rounds paired, with a bootstrap interval (percentile method)."""
+    """Return the median of base / contender over paired rounds, with a bootstrap interval.
+
+    The interval is taken by the percentile method.
+    """
     paired = np.median(base_times, axis=1) / np.median(times, axis=1)
     draws = np.random.default_rng(seed).integers(0, len(paired), (BOOTSTRAP, len(paired)))
     low, high = np.percentile(np.median(paired[draws], axis=1), [2.5, 97.5])
@@ -131,31 +162,34 @@ def ratio(
 
 
 def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
-    """What about this machine, before measuring, makes times less certain."""
-    found = []
-    allowed = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return what makes times on this machine less certain, before measuring."""
+    warnings = []
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
     if threads > allowed:
-        found.append(
-            f"{threads} threads on {allowed} CPUs: they wait for each other; pass --threads {allowed} or less"
+        warnings.append(
+            f"{threads} threads compete for {allowed} CPUs; pass --threads {allowed} or less"
         )
     elif not cores and allowed > threads:
-        found.append(
-            f"{threads} thread{'s' * (threads > 1)} may move between {allowed} CPUs; pin them with --pin, or run under taskset"
+        warnings.append(
+            f"threads may migrate between {allowed} CPUs; pin with --pin or run under taskset"
         )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY_LOAD:
-        found.append(
-            f"load average is {load:.1f}: other programs are running; ratios hold better than single times"
+        warnings.append(
+            f"load average is {load:.1f} (limit {BUSY_LOAD:g}): other programs are running; "
+            "ratios are more reliable than single times"
         )
-    return found
+    return warnings
 
 
 def noise_warnings(measurements: Sequence[Measurement]) -> list[str]:
-    """Contenders whose rounds differ too much."""
+    """Return a warning for each measurement whose rounds differ too much."""
     return [
-        f"{m.model} on {m.engine}: half of the rounds spread over {m.noise:.0%} of the median (limit {NOISE_LIMIT:.0%}); measure longer or on a quieter machine"
+        f"{m.model} on {m.engine}: interquartile range of the rounds is {m.noise:.0%} of the "
+        f"median (limit {NOISE_LIMIT:.0%}); measure longer or on an idle machine"
         for m in measurements
         if m.noise > NOISE_LIMIT
     ]

@@ -96,7 +96,7 @@ class TrtExecModel(Compiled):
         half = options.precision == "f16" and "--fp16" not in self._known
         save(to_half(model) if half else model, self._folder / "model.onnx")
         self._call(
-            "refuses the model",
+            "rejects the model",
             [*precision_flags(options.precision, self._known), *self._build_flags()],
         )
 
@@ -206,7 +206,7 @@ class TrtExecModel(Compiled):
             lines = (done.stdout + done.stderr).splitlines()
             said = [line.partition("[E]")[2].strip() for line in lines if "[E]" in line]
             reason = said[0] if said else f"ended with status {done.returncode}"
-            if failed.startswith("refuses"):
+            if failed.startswith("rejects"):
                 raise refusal("trtexec", reason)
             raise EngineError("engine-run", f"trtexec {failed}: {reason[:300]}")
 

@@ -1,4 +1,4 @@
-"""The whole of a measurement, on small models."""
+"""Measurements of small models, and the warnings about them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from engine_nets import residual
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions, LayerTime, Measurement
-from onnxprune.engines.bench import (
-    bench,
+from onnxprune.engines.bench import bench, layer_rows
+from onnxprune.engines.bench_warnings import (
     difference,
     difference_warnings,
-    layer_rows,
     precision_warnings,
     width_warnings,
 )
@@ -71,18 +70,18 @@ def test_same_file_twice_gets_two_names(tmp_path) -> None:
     assert not found.layers
 
 
-def test_a_model_that_an_engine_refuses_is_reported_beside_those_it_takes() -> None:
+def test_a_rejected_model_is_reported_and_the_others_are_measured() -> None:
     broken = residual().edit()
     broken.proto.graph.node[1].op_type = "NoSuchOperator"
     found = bench([residual(), broken], schedule=SHORT, layers=False)
     assert len(found.measurements) == 1
     (reason,) = found.failures.values()
-    assert "refuses" in reason and any("refuses" in w for w in found.warnings)
-    with pytest.raises(EngineError, match="refuses"):
+    assert "rejects" in reason and any("rejects" in w for w in found.warnings)
+    with pytest.raises(EngineError, match="rejects"):
         bench([broken], schedule=SHORT)
 
 
-def test_nothing_and_unknown_engines_are_errors() -> None:
+def test_no_model_and_unknown_engines_are_errors() -> None:
     with pytest.raises(UsageError, match="at least one"):
         bench([])
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
@@ -91,7 +90,7 @@ def test_nothing_and_unknown_engines_are_errors() -> None:
         bench([residual()], options=EngineOptions(shapes={"image": (1,)}))
 
 
-def test_unaligned_widths_are_named_with_the_multiple() -> None:
+def test_unaligned_widths_warn_with_the_multiple() -> None:
     engine = ENGINES.get("onnxruntime")
     multiple = engine.channel_multiple()
     assert width_warnings(engine, {"even": residual(2 * multiple)}) == []
@@ -103,7 +102,7 @@ def test_unaligned_widths_are_named_with_the_multiple() -> None:
     )
 
 
-def test_difference_is_relative_to_the_largest_value_and_never_forgives_a_nan() -> None:
+def test_difference_is_relative_to_the_largest_value_and_infinite_for_a_nan() -> None:
     reference = {"y": np.array([1.0, -4.0]), "z": np.zeros(2)}
     assert difference({"y": np.array([1.0, -3.0]), "z": np.zeros(2)}, reference) == 0.25
     assert difference({"y": np.array([np.nan, -4.0]), "z": np.zeros(2)}, reference) == float("inf")
@@ -124,16 +123,16 @@ def test_layout_changes_are_summed_and_missing_layers_are_none() -> None:
     ]
 
 
-def test_outputs_that_differ_are_said() -> None:
+def test_different_outputs_warn() -> None:
     right = Measurement("e", "right", 1, 1, 1, 1, 1, 1, 1, 1, 0, difference=1e-6)
     wrong = Measurement("e", "wrong", 1, 1, 1, 1, 1, 1, 1, 1, 0, difference=0.4)
     (warning,) = difference_warnings([right, wrong])
     assert "wrong" in warning and "0.4" in warning
 
 
-def test_int8_of_a_float_graph_is_said() -> None:
+def test_int8_of_a_float_graph_warns() -> None:
     quantized = residual().edit()
     quantized.proto.graph.node[0].op_type = "QLinearConv"
     (warning,) = precision_warnings({"float": residual(), "int8": quantized}, "int8")
-    assert warning.startswith("float holds no QuantizeLinear")
+    assert warning.startswith("float has no QuantizeLinear")
     assert precision_warnings({"float": residual()}, "f32") == []

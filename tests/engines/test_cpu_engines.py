@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import Engine, EngineOptions, random_feeds, static_inputs
-from onnxprune.engines.bench import difference
+from onnxprune.engines.bench_warnings import difference
 from onnxprune.engines.ncnn import ENGINE as NCNN
 from onnxprune.errors import EngineError
 from onnxprune.ir.io import Model, load

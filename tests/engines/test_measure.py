@@ -1,4 +1,4 @@
-"""The statistics of interleaved timing, on times that are known."""
+"""Statistics of interleaved timing, on known times."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_contenders_take_turns_and_the_order_reverses() -> None:
     assert times["b"].shape == (4, 1)
 
 
-def test_first_inference_of_a_block_is_left_out() -> None:
+def test_first_inference_of_a_block_is_dropped() -> None:
     times = interleave(
         {"a": lambda count: [9.0] + [1.0] * (count - 1)}, Schedule(seconds=0.0, min_rounds=2)
     )
     assert np.all(times["a"] == 1.0)
 
 
-def test_statistics_are_those_of_numpy() -> None:
+def test_statistics_equal_numpy() -> None:
     times = np.random.default_rng(0).gamma(4.0, 1.0, (20, 50))
     found = summarize("e", "m", times)
     assert (found.samples, found.rounds, found.min_ms) == (1000, 20, times.min())
@@ -62,15 +62,14 @@ def test_ratio_is_paired_so_common_drift_cancels() -> None:
     assert found.clear
 
 
-def test_interval_of_equal_contenders_holds_one_about_as_often_as_it_says() -> None:
+def test_interval_of_equal_contenders_holds_one_about_as_often_as_stated() -> None:
     generator = np.random.default_rng(2)
     trials = 100
     held = sum(
         not ratio("a", x[0], "b", x[1]).clear for x in generator.normal(1, 0.1, (trials, 2, 15, 1))
     )
-    assert (
-        held >= 0.85 * trials
-    )  # 95 % nominal; the percentile method on 15 rounds is a little short
+    # 95 % nominal; the percentile method on 15 rounds falls a little short
+    assert held >= 0.85 * trials
 
 
 def test_noise_is_reported_with_its_figure() -> None:
@@ -81,18 +80,18 @@ def test_noise_is_reported_with_its_figure() -> None:
     assert "noisy" in warning and f"{noisy.noise:.0%}" in warning
 
 
-def test_more_threads_than_processors_is_said() -> None:
+def test_more_threads_than_processors_warns() -> None:
     assert any("pass --threads" in w for w in machine_warnings(100_000))
 
 
-def test_threads_that_may_move_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_may_migrate_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     assert any("pin" in w for w in machine_warnings(1))
     assert not any("pin" in w for w in machine_warnings(1, cores=(0,)))
     assert not any("pin" in w for w in machine_warnings(3))
 
 
-def test_schedule_that_measures_nothing_is_an_error() -> None:
+def test_empty_schedule_is_an_error() -> None:
     with pytest.raises(UsageError):
         Schedule(warmup=0)
     with pytest.raises(UsageError):

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from onnxprune.engines import ENGINES, cuda, tensorrt
 from onnxprune.engines.base import EngineOptions, fix_shapes, random_feeds, static_inputs
-from onnxprune.engines.bench import difference
+from onnxprune.engines.bench_warnings import difference
 from onnxprune.engines.tensorrt import TensorRtModel, build
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError
@@ -61,7 +61,7 @@ def test_bfloat16_needs_version_10(major: int) -> None:
 
 def test_refusal_carries_the_parser_s_words() -> None:
     with pytest.raises(
-        EngineError, match="tensorrt refuses the model: no importer for NoSuchOperator"
+        EngineError, match="tensorrt rejects the model: no importer for NoSuchOperator"
     ):
         build(
             module(10, FakeCuda(), refuse="no importer for NoSuchOperator\nat node 3"),

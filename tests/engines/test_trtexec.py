@@ -89,7 +89,7 @@ def test_the_whole_round(flags: str, wanted: list[str], tmp_path: Path) -> None:
 def test_refusal_is_trtexec_s_own_sentence(tmp_path: Path) -> None:
     program = stand_in(tmp_path, refuse="no importer for NoSuchOperator")
     with pytest.raises(
-        EngineError, match="trtexec refuses the model: .*no importer for NoSuchOperator"
+        EngineError, match="trtexec rejects the model: .*no importer for NoSuchOperator"
     ):
         TrtExecModel(str(program), fix_shapes(residual(16), {}), EngineOptions())
 

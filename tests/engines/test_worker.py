@@ -39,7 +39,7 @@ def test_same_outputs_as_in_this_process() -> None:
 def test_a_refused_model_is_the_engine_s_sentence(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"not a model")
-    with pytest.raises(EngineError, match="onnxruntime refuses the model"):
+    with pytest.raises(EngineError, match="onnxruntime rejects the model"):
         Worker("onnxruntime", path, EngineOptions())
 
 

@@ -1,0 +1,98 @@
+"""Warnings about a measurement: wrong outputs, missing int8 operators, unaligned widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnxprune.engines.base import Engine, Measurement
+from onnxprune.ir.io import Model
+from onnxprune.ir.quantize import is_quantized
+
+# Winograd convolutions in float32 reach 6e-4 on a network of 40 layers; a wrong conversion is far
+# above that. The other limit is for bfloat16, float16 and int8.
+DIFFERENCE_LIMITS = {"f32": 1e-3}
+OTHER_DIFFERENCE_LIMIT = 0.1
+_SHOWN = 4  # layers named in a warning
+
+
+def difference(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
+    """Return the largest |a - b| / max |b| over the outputs.
+
+    It is infinite if an output is missing, has another shape, or is NaN on one side only.
+    """
+    worst = 0.0
+    for name, expected in reference.items():
+        actual = outputs.get(name)
+        if actual is None or np.shape(actual) != np.shape(expected):
+            return float("inf")
+        a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+        if not np.array_equal(np.isnan(a), np.isnan(b)):
+            return float("inf")
+        if a.size:
+            scale = float(np.nanmax(np.abs(b), initial=0.0)) or 1.0
+            worst = max(worst, float(np.nanmax(np.abs(a - b), initial=0.0)) / scale)
+    return worst
+
+
+def difference_warnings(measurements: Sequence[Measurement]) -> list[str]:
+    """Return a warning for each measurement whose outputs differ from onnxruntime's."""
+    warnings = []
+    for m in measurements:
+        limit = DIFFERENCE_LIMITS.get(m.precision, OTHER_DIFFERENCE_LIMIT)
+        if m.difference is not None and m.difference > limit:
+            warnings.append(
+                f"{m.model} on {m.engine}: outputs differ from onnxruntime's by {m.difference:.2g} "
+                f"of the largest value (limit {limit:g}); the engine computes another function, "
+                "ignore its times"
+            )
+    return warnings
+
+
+def precision_warnings(models: Mapping[str, Model], precision: str) -> list[str]:
+    """Return a warning for each model that runs in float although int8 was requested."""
+    if precision != "int8":
+        return []
+    return [
+        f"{label} has no QuantizeLinear or integer operators: it runs in float, not in int8"
+        for label, model in models.items()
+        if not is_quantized(model)
+    ]
+
+
+def width_warnings(
+    engine: Engine, models: Mapping[str, Model], precision: str = "f32"
+) -> list[str]:
+    """Return a warning for each model with channel counts that the engine rounds up."""
+    multiple = engine.channel_multiple(precision)
+    warnings = []
+    for label, model in models.items():
+        layers = _list_widths(model)
+        odd = [
+            f"{name} {width}"
+            for name, width in layers.items()
+            if width > multiple and width % multiple
+        ]
+        if not odd:
+            continue
+        shown = ", ".join(odd[:_SHOWN]) + (", ..." if len(odd) > _SHOWN else "")
+        warnings.append(
+            f"{label}: {len(odd)} of {len(layers)} convolutions have output channels that "
+            f"{engine.name} rounds up to multiples of {multiple} ({shown}); "
+            f"fewer MACs may not save time there, prune with --round-to {multiple}"
+        )
+    return warnings
+
+
+def _list_widths(model: Model) -> dict[str, int]:
+    """Return the output channels per convolution, except for graph outputs, which stay unpruned."""
+    graph = model.proto.graph
+    results = {o.name for o in graph.output}
+    return {
+        node.name or node.output[0]: model.weights[node.input[1]].shape[0]
+        for node in graph.node
+        if node.op_type == "Conv"
+        and node.input[1] in model.weights
+        and not results & set(node.output)
+    }
