@@ -13,6 +13,7 @@ from onnxprune.allocators import ALLOCATORS
 from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
+from onnxprune.criteria.memo import Kind
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.nodes import label
 from onnxprune.types import Plan, Scores
@@ -74,6 +75,8 @@ class Ranking:
 
 
 Allocator = Callable[[Context, Scores, Sequence[Step]], Ranking]
+_RANKING = Kind[Ranking]("ranking")
+_BLOCKS = Kind[Mapping[str, tuple[str, ...]]]("removable branches")
 
 
 def widths(size: int, constraints: Constraints, *, max_fraction: float | None = None) -> list[int]:
@@ -121,16 +124,14 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
 
 
 def _ranking(name: str, context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
-    """What the allocator says of the steps; asked once a context, whatever the budgets."""
-    asked = hashlib.sha256(repr((name, [(s.group, s.width, s.target) for s in steps])).encode())
+    """Return the allocator's ranking of the steps, computed once per context for all budgets."""
+    inputs = hashlib.sha256(repr((name, [(s.group, s.width, s.target) for s in steps])).encode())
     for group in sorted(scores):
-        asked.update(np.ascontiguousarray(scores[group], np.float64).tobytes())
-    key = f"ranking {asked.hexdigest()}"
-    if key not in context.cache:
-        allocator: Allocator = ALLOCATORS.get(name)
-        context.cache[key] = allocator(context, scores, steps)
-    found: Ranking = context.cache[key]
-    return found
+        inputs.update(np.ascontiguousarray(scores[group], np.float64).tobytes())
+    allocator: Allocator = ALLOCATORS.get(name)
+    return context.memoize(
+        _RANKING, lambda: allocator(context, scores, steps), name, inputs.hexdigest()
+    )
 
 
 @dataclass(frozen=True)
@@ -298,13 +299,8 @@ def _blocks(
     """Groups that may go whole, with those that go with them; none where a recipe's floor or ratio stands against it."""
     if not constraints.blocks or constraints.floor > 1:
         return {}
-    if "blocks" not in context.cache:
-        context.cache["blocks"] = whole_blocks(context.analysis)
-    return {
-        lead: block
-        for lead, block in context.cache["blocks"].items()
-        if fixed.keys().isdisjoint(block)
-    }
+    blocks = context.memoize(_BLOCKS, lambda: whole_blocks(context.analysis))
+    return {lead: block for lead, block in blocks.items() if fixed.keys().isdisjoint(block)}
 
 
 def _steps(

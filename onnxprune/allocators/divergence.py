@@ -24,8 +24,8 @@ from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.tempered import Tempered
 from onnxprune.statistics.im2col import geometry, tap_order
-from onnxprune.statistics.moments import Pair, Statistic
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.moments import InputMoments, ProductMoments
+from onnxprune.statistics.segmented_run import SegmentedRun
 from onnxprune.types import Scores
 
 LEVELS = (
@@ -93,7 +93,7 @@ def _carry(error: np.ndarray, measured: np.ndarray, wanted: np.ndarray) -> np.nd
 
 
 def divergence_behind(
-    run: Run,
+    run: SegmentedRun,
     model: Model,
     nodes: Sequence[NodeProto],
     expected: Sequence[Mapping[str, np.ndarray]],
@@ -118,7 +118,11 @@ class _Probe:
     """Runs of the whole network from where a group is read. Groups must come in graph order."""
 
     def __init__(
-        self, context: Context, statistics: Mapping[int, Statistic], pairs: list[Pair], groups: int
+        self,
+        context: Context,
+        statistics: Mapping[int, InputMoments],
+        pairs: list[ProductMoments],
+        groups: int,
     ) -> None:
         self.context, self.analysis = context, context.analysis
         self.statistics, self.pairs = statistics, pairs
@@ -131,22 +135,22 @@ class _Probe:
                 break
         session = Session(self.analysis.model, threads=context.threads)
         self.expected = [session.run(b) for b in self.batches]
-        self.run = Run(
+        self.run = SegmentedRun(
             self.analysis.model, self.batches, threads=context.threads, shapes=self.analysis.shapes
         )
         self.inverses: dict[int, np.ndarray] = {}
         self.done: set[str] = set()
         self.group = ""
-        self.parts: list[tuple[int, Statistic | Pair, np.ndarray]] = []
+        self.parts: list[tuple[int, InputMoments | ProductMoments, np.ndarray]] = []
 
-    def readers(self, name: str) -> list[tuple[int, Statistic | Pair, np.ndarray]]:
+    def readers(self, name: str) -> list[tuple[int, InputMoments | ProductMoments, np.ndarray]]:
         """(position in the node list, statistic, columns a channel) of what reads a group."""
         causes = self.analysis.causes[name]
-        found: list[tuple[int, Statistic | Pair, np.ndarray]] = []
-        items: list[Statistic | Pair] = [*self.statistics.values(), *self.pairs]
+        found: list[tuple[int, InputMoments | ProductMoments, np.ndarray]] = []
+        items: list[InputMoments | ProductMoments] = [*self.statistics.values(), *self.pairs]
         for item in items:
-            ids = item.linear.ids if isinstance(item, Statistic) else item.ids
-            node = item.linear.node if isinstance(item, Statistic) else item.node
+            ids = item.linear.ids if isinstance(item, InputMoments) else item.ids
+            node = item.linear.node if isinstance(item, InputMoments) else item.node
             index = channel_columns(self.analysis, ids, causes)  # type: ignore[arg-type]
             place = self.run.place(self.analysis.record.nodes[node].output[0])
             if index is not None and place >= 0:
@@ -174,7 +178,7 @@ class _Probe:
         for node, item, index in [
             (nodes[place - start], item, index) for place, item, index in self.parts
         ]:
-            if isinstance(item, Pair):
+            if isinstance(item, ProductMoments):
                 gain = refitted(
                     np.ones((1, len(item.xx))), self.inverse_of(item, 0), index[gone].ravel()
                 )
@@ -193,7 +197,7 @@ class _Probe:
         model: Model,
         nodes: list[NodeProto],
         node: NodeProto,
-        item: Statistic,
+        item: InputMoments,
         gone: np.ndarray,
     ) -> None:
         """New weight of one linear node, and the mean that it loses behind it."""
@@ -208,21 +212,21 @@ class _Probe:
         )
         node.output[0] = inner
 
-    def inverse_of(self, item: Statistic | Pair, g: int) -> np.ndarray:
+    def inverse_of(self, item: InputMoments | ProductMoments, g: int) -> np.ndarray:
         """Inverse second moments, kept while the group lasts."""
         key = hash((id(item), g))
         if key not in self.inverses:
             if len(self.inverses) > 64:
                 self.inverses.clear()
-            self.inverses[key] = inverse(item.xx[g] if isinstance(item, Statistic) else item.xx)
+            self.inverses[key] = inverse(item.xx[g] if isinstance(item, InputMoments) else item.xx)
         return self.inverses[key]
 
 
 def refitted_without(
     analysis: Analysis,
-    item: Statistic,
+    item: InputMoments,
     gone: np.ndarray,
-    inverse_of: Callable[[Statistic, int], np.ndarray],
+    inverse_of: Callable[[InputMoments, int], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """A node's weight, as it is stored, refitted once these inputs are gone; and the mean that its outputs lose by it, (outputs,).
 

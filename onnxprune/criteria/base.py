@@ -1,30 +1,49 @@
-"""What a criterion is given, and sums that all of them need."""
+"""Contract of a criterion: its input, its result, and sums that several criteria need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis, Member
+from onnxprune.criteria.memo import Kind, Memo, Scope
 from onnxprune.data.dataset import Data, flips, split
 from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.types import Scores
 
-MOST_GATE_SAMPLES, LEAST_GATE_SAMPLES = 128, 8
+# Samples that measure the effect of a cut: enough to rank widths, few enough to run often.
+MAX_GATE_SAMPLES, MIN_GATE_SAMPLES = 128, 8
 
 Criterion = Callable[["Context"], Scores]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a criterion or a repair works with.
+    """Input of criteria, allocators and repairs.
 
-    data: calibration inputs; None where there are none. batch_size: samples a run. threads: of onnxruntime.
-    flip: statistics and repairs also see every image mirrored.
-    progress: told how much of the stage is done, from 0 to 1, and of what; optional, passes over `data` are seen anyway.
+    Attributes
+    ----------
+    analysis
+        Analyzed model.
+    data
+        Calibration inputs; None if there are none.
+    seed
+        Seed of all random choices.
+    threads
+        Threads of onnxruntime.
+    batch_size
+        Samples per run.
+    flip
+        Statistics and repairs also see every image mirrored.
+    memo
+        Results that several stages share; see `memoize`.
+    progress
+        Callback (share done from 0 to 1, detail). Optional: passes over `data` report their
+        progress themselves.
     """
 
     analysis: Analysis
@@ -33,35 +52,76 @@ class Context:
     threads: int = 1
     batch_size: int = 16
     flip: bool = False
-    cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
     progress: Callable[[float, str], None] = lambda share, detail: None
 
+    def memoize(self, kind: Kind[T], compute: Callable[[], T], *arguments: Hashable) -> T:
+        """Return a result of this kind for the context; compute it on the first call.
+
+        Parameters
+        ----------
+        arguments
+            What the result depends on besides the context.
+        """
+        return self.memo.get(kind, self._scope, compute, *arguments)
+
+    @property
+    def _scope(self) -> Scope:
+        return Scope(
+            self.analysis.digest,
+            repr(sorted(self.analysis.options.items())),
+            "" if self.data is None else self.data.fingerprint(),
+            self.seed,
+            self.batch_size,
+            self.threads,
+            self.flip,
+        )
+
     def statistics_data(self, who: str) -> Data:
-        """The part of the data that statistics are taken from; apart from `gate_data`."""
-        return self._mirrored(self._parts(who)[0])
+        """Return the part of the data for statistics; it does not overlap `gate_data`.
+
+        Parameters
+        ----------
+        who
+            Stage that needs it, for the error message.
+        """
+        return self._mirror(self._split(who)[0])
 
     def gate_data(self, who: str) -> Data:
-        """The part of the data that measures what a cut does: a quarter, at most 128 samples; all where there are fewer than 32."""
-        return self._parts(who)[1]
+        """Return the part of the data that measures the effect of a cut.
 
-    def _parts(self, who: str) -> tuple[Data, Data]:
+        A quarter of the samples, at most `MAX_GATE_SAMPLES`; all samples if a quarter is less than
+        `MIN_GATE_SAMPLES`.
+        """
+        return self._split(who)[1]
+
+    def _split(self, who: str) -> tuple[Data, Data]:
+        """Return the data for statistics and for the gate."""
         data = self.required_data(who)
-        gate = min(data.samples // 4, MOST_GATE_SAMPLES)
-        return (data, data) if gate < LEAST_GATE_SAMPLES else split(data, data.samples - gate, gate)
+        gate = min(data.samples // 4, MAX_GATE_SAMPLES)
+        return (data, data) if gate < MIN_GATE_SAMPLES else split(data, data.samples - gate, gate)
 
     def repair_data(self, who: str) -> Data:
-        """All of the data, for weights that are fitted once widths are chosen."""
-        return self._mirrored(self.required_data(who))
+        """Return all data, for weights that are fitted after the widths are chosen."""
+        return self._mirror(self.required_data(who))
 
-    def _mirrored(self, data: Data) -> Data:
+    def _mirror(self, data: Data) -> Data:
+        """Return the data with mirrored copies if `flip` is set."""
         return flips(data) if self.flip else data
 
     def required_data(self, who: str) -> Data:
-        """The data; DataError where there are none."""
+        """Return the data.
+
+        Raises
+        ------
+        DataError
+            There are none.
+        """
         if self.data is None:
             raise DataError(
                 "data-missing",
-                f"{who} needs calibration data; pass --data, or choose a criterion on weights such as l2",
+                f"{who} needs calibration data; pass --data, or choose a criterion on weights "
+                "such as l2",
             )
         return self.data
 
@@ -69,27 +129,38 @@ class Context:
 def per_channel(
     analysis: Analysis, group: str, per_position: Callable[[Member], np.ndarray | None]
 ) -> np.ndarray | None:
-    """Sum over a group's sites of a value a position, given to the channels that the position carries.
+    """Sum a value per position over all sites of a group, by channel.
 
-    per_position gives float64 values for all positions of the member's axis, or None to leave the site out.
-    Returns (size,) float64, or None where every site was left out.
+    Parameters
+    ----------
+    per_position
+        Returns float64 values for all positions of the member's axis, or None to skip the site.
+
+    Returns
+    -------
+    np.ndarray or None
+        (channels,) float64; None if every site was skipped.
     """
-    total, found = np.zeros(analysis.group(group).size), False
+    total, any_site = np.zeros(analysis.group(group).size), False
     for member in analysis.members(group):
         values = per_position(member)
         if values is not None:
-            found = True
+            any_site = True
+            # a channel may occupy several positions, so that plain indexing would drop values
             np.add.at(total, member.channels, values[member.positions])
-    return total if found else None
+    return total if any_site else None
 
 
 def check_criterion(criterion: Criterion, context: Context) -> None:
-    """Contract of a criterion: known groups only, one finite float64 a channel, the same for the same context.
+    """Check the contract of a criterion.
+
+    It returns known groups only, one finite float64 per channel, and the same scores for the same
+    context.
 
     Raises
     ------
     OnnxpruneError
-        What the criterion gave and what it should have.
+        The contract is violated.
     """
     first, second = criterion(context), criterion(context)
     for name, scores in first.items():
@@ -97,10 +168,12 @@ def check_criterion(criterion: Criterion, context: Context) -> None:
         if scores.shape != (size,) or scores.dtype != np.float64 or not np.isfinite(scores).all():
             raise OnnxpruneError(
                 "criterion-contract",
-                f"scores of group {name!r} must be {size} finite float64 values, not {scores.dtype} {scores.shape}",
+                f"scores of group {name!r} must be {size} finite float64 values, not "
+                f"{scores.dtype} of shape {scores.shape}",
             )
         if not np.array_equal(scores, second[name]):
             raise OnnxpruneError(
                 "criterion-contract",
-                f"scores of group {name!r} differ between two calls with the same context",
+                f"scores of group {name!r} differ between two calls with the same context; draw "
+                "random numbers from context.seed",
             )

@@ -1,4 +1,7 @@
-"""Scores from the first-order change of a loss when a channel is removed, without labels and without a training framework."""
+"""Scores from the first-order change of a loss when a channel is removed.
+
+Needs neither labels nor a training framework.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,52 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.autodiff import Loss
+from onnxprune.autodiff import LABELS, Loss
 from onnxprune.criteria.base import Context
+from onnxprune.criteria.memo import Kind
 from onnxprune.statistics.ablation import ablate
 from onnxprune.statistics.gradients import comparable, default_losses, mask_gradients
 from onnxprune.types import Scores
 
-Formula = Callable[[np.ndarray], np.ndarray]
+Formula = Callable[[np.ndarray], np.ndarray]  # (samples, channels) -> (channels,)
+_BATCH_SIZES = Kind[dict[int, int]]("batch sizes at which samples do not mix")
 
 
-def taylor(context: Context, losses: Sequence[Loss] | None = None) -> Scores:
-    """Absolute first-order change of the loss, summed over samples (Molchanov et al. 2017, the absolute value a sample, never of the mean).
+def taylor(
+    context: Context,
+    losses: Sequence[Loss] | None = None,
+    batch_sizes: dict[int, int] | None = None,
+) -> Scores:
+    """Compute sum over samples of abs(g), g being the mask gradient of the sample.
 
-    losses: as for `gradient_scores`.
+    First-order Taylor criterion of Molchanov et al. 2017 (arXiv 1611.06440, eq. 8). The absolute
+    value is taken per sample, so that changes of opposite sign do not cancel.
+
+    Parameters
+    ----------
+    losses, batch_sizes
+        As for `gradient_scores`.
     """
-    return gradient_scores(context, _absolute, losses)
+    return gradient_scores(context, _sum_absolute, losses, batch_sizes=batch_sizes)
 
 
-def fisher(context: Context, losses: Sequence[Loss] | None = None) -> Scores:
-    """Squared mask gradient summed over samples (Group Fisher, Liu et al. 2021, eq. 4): over positions, then copies, then squared, then samples.
+def fisher(
+    context: Context,
+    losses: Sequence[Loss] | None = None,
+    batch_sizes: dict[int, int] | None = None,
+) -> Scores:
+    """Compute sum over samples of g**2, g being the mask gradient of the sample.
 
-    Without labels: drawn from the model's own softmax, which makes it the Fisher information; for heads without classes a vector of signs.
-    losses: as for `gradient_scores`.
+    Group Fisher importance (Liu et al. 2021, arXiv 2108.00708, eq. 4): summed over positions and
+    coupled copies before squaring. Labels are drawn from the model's own softmax, which makes it
+    the Fisher information; heads without classes get a vector of random signs.
+
+    Parameters
+    ----------
+    losses, batch_sizes
+        As for `gradient_scores`.
     """
-    return gradient_scores(context, _squared, losses)
+    return gradient_scores(context, _sum_squares, losses, batch_sizes=batch_sizes)
 
 
 def gradient_scores(
@@ -37,32 +62,58 @@ def gradient_scores(
     formula: Formula,
     losses: Sequence[Loss] | None = None,
     labels: np.ndarray | None = None,
+    batch_sizes: dict[int, int] | None = None,
 ) -> Scores:
-    """Scores of all groups from their (samples, channels) mask gradients.
+    """Score all groups by their mask gradients.
 
     Parameters
     ----------
+    formula
+        Maps (samples, channels) mask gradients to (channels,) scores.
     losses, labels
         As for `mask_gradients`; None = label-free on all heads in one pass, see `head_losses`.
+    batch_sizes
+        As for `mask_gradients`; None = shared by the calls on this context.
 
     Notes
     -----
-    Groups with a copy before a node that no gradient passes are scored by removing each channel in turn instead: exact, and a forward pass a channel.
+    Groups with a copy upstream of a node that no gradient passes are scored by removing each
+    channel in turn instead: exact, at one forward pass per channel.
     """
     data = context.required_data("a gradient criterion")
     losses = tuple(losses) if losses is not None else head_losses(context)
-    options = {"seed": context.seed, "batch_size": context.batch_size, "threads": context.threads}
-    found = mask_gradients(
-        context.analysis, data, losses, labels=labels, known=context.cache, **options
+    if batch_sizes is None:
+        batch_sizes = context.memoize(_BATCH_SIZES, dict)
+    gradients = mask_gradients(
+        context.analysis,
+        data,
+        losses,
+        labels=labels,
+        seed=context.seed,
+        batch_size=context.batch_size,
+        threads=context.threads,
+        batch_sizes=batch_sizes,
     )
-    rows = dict(found.rows)
-    if found.incomplete:
-        rows |= ablate(context.analysis, data, losses, found.incomplete, labels=labels, **options)
+    rows = dict(gradients.rows)
+    if gradients.incomplete:
+        rows |= ablate(
+            context.analysis,
+            data,
+            losses,
+            gradients.incomplete,
+            labels=labels,
+            seed=context.seed,
+            batch_size=context.batch_size,
+            threads=context.threads,
+        )
     return {name: formula(rows[name]) for name in context.analysis.causes if name in rows}
 
 
 def head_losses(context: Context) -> tuple[Loss, ...]:
-    """A label-free loss for each head, those without classes in units of their spread on the context's model and data."""
+    """Return one label-free loss per head on the context's model and data.
+
+    Losses of heads without classes are divided by the standard deviation of the head's output.
+    """
     data, model = context.required_data("a gradient criterion"), context.analysis.model
     return comparable(
         default_losses(model), model, data, batch_size=context.batch_size, threads=context.threads
@@ -70,9 +121,14 @@ def head_losses(context: Context) -> tuple[Loss, ...]:
 
 
 def by_head(context: Context, formula: Formula | None = None) -> Mapping[str, Scores]:
-    """Scores for each output head alone: importance by task. One backward pass a head."""
+    """Return scores for each output head alone: importance per task.
+
+    Notes
+    -----
+    Cost: one backward pass over the data per head.
+    """
     return {
-        loss.head: gradient_scores(context, formula or _squared, [loss])
+        loss.head: gradient_scores(context, formula or _sum_squares, [loss])
         for loss in default_losses(context.analysis.model)
     }
 
@@ -80,14 +136,22 @@ def by_head(context: Context, formula: Formula | None = None) -> Mapping[str, Sc
 def labeled(
     context: Context, labels: np.ndarray, head: str | None = None, formula: Formula | None = None
 ) -> Scores:
-    """Scores with true labels, one a sample (or a pixel) in the order of the data; head: the only output, unless named."""
+    """Return scores with true labels.
+
+    Parameters
+    ----------
+    labels
+        One class per sample (or per pixel), in the order of the data.
+    head
+        Output to compare with them; None = the first.
+    """
     name = head if head is not None else context.analysis.model.proto.graph.output[0].name
-    return gradient_scores(context, formula or _squared, [Loss("labels", name)], labels)
+    return gradient_scores(context, formula or _sum_squares, [Loss(LABELS, name)], labels)
 
 
-def _absolute(rows: np.ndarray) -> np.ndarray:
+def _sum_absolute(rows: np.ndarray) -> np.ndarray:
     return np.abs(rows).sum(0)
 
 
-def _squared(rows: np.ndarray) -> np.ndarray:
+def _sum_squares(rows: np.ndarray) -> np.ndarray:
     return (rows**2).sum(0)

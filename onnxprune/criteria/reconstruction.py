@@ -9,11 +9,15 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import Reader, eliminate
+from onnxprune.criteria.memo import Kind
 from onnxprune.errors import UsageError
 from onnxprune.statistics.fisher import Fisher, output_fisher
-from onnxprune.statistics.moments import Pair, Statistic, collect_moments
+from onnxprune.statistics.moments import InputMoments, ProductMoments, collect_moments
 from onnxprune.types import Scores
 
+_WHO = "criterion 'reconstruction'"
+_SECOND_MOMENTS = Kind[tuple[Mapping[int, InputMoments], list[ProductMoments]]]("second moments")
+_OUTPUT_FISHER = Kind[Mapping[str, Fisher]]("output Fisher information")
 _TIE = 1e-9  # keeps the order of removals among equal costs
 
 
@@ -47,49 +51,54 @@ def reconstruction(context: Context) -> Scores:
     return found
 
 
-def moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair], Mapping[str, Fisher]]:
-    """Second moments of what is read and of the gradients behind it, on the context's data, taken once. No gradients: an empty mapping."""
+def moments(
+    context: Context,
+) -> tuple[Mapping[int, InputMoments], list[ProductMoments], Mapping[str, Fisher]]:
+    """Return second moments of the consumers' inputs and Fisher information of their outputs.
+
+    Computed once per context. The Fisher information is empty if the graph has no gradient.
+    """
     statistics, pairs = second_moments(context)
-    if "output fisher" not in context.cache:
-        analysis, data = context.analysis, context.statistics_data("criterion 'reconstruction'")
-        outs = [(s.linear.out, s.linear.out_axis) for s in statistics.values()] + [
-            (analysis.record.nodes[p.node].output[0], -1) for p in pairs
-        ]
-        fisher = (
-            output_fisher(
-                analysis,
-                data,
-                outs,
-                seed=context.seed,
-                batch_size=context.batch_size,
-                threads=context.threads,
-            )
-            if outs
-            else {}
+
+    def compute() -> Mapping[str, Fisher]:
+        analysis = context.analysis
+        outs = [(s.linear.out, s.linear.out_axis) for s in statistics.values()]
+        outs += [(analysis.record.nodes[p.node].output[0], -1) for p in pairs]
+        if not outs:
+            return {}
+        fisher = output_fisher(
+            analysis,
+            context.statistics_data(_WHO),
+            outs,
+            seed=context.seed,
+            batch_size=context.batch_size,
+            threads=context.threads,
         )
-        context.cache["output fisher"] = fisher or {}
-    return statistics, pairs, context.cache["output fisher"]
+        return fisher or {}
+
+    return statistics, pairs, context.memoize(_OUTPUT_FISHER, compute)
 
 
-def second_moments(context: Context) -> tuple[Mapping[int, Statistic], list[Pair]]:
-    """Second moments of what is read, on the context's data, taken once."""
-    if "moments" not in context.cache:
-        data = context.statistics_data("criterion 'reconstruction'")
-        context.cache["moments"] = collect_moments(
+def second_moments(context: Context) -> tuple[Mapping[int, InputMoments], list[ProductMoments]]:
+    """Return second moments of the consumers' inputs, computed once per context."""
+
+    def compute() -> tuple[Mapping[int, InputMoments], list[ProductMoments]]:
+        return collect_moments(
             context.analysis,
-            data,
+            context.statistics_data(_WHO),
             batch_size=context.batch_size,
             threads=context.threads,
             seed=context.seed,
         )
-    return context.cache["moments"]
+
+    return context.memoize(_SECOND_MOMENTS, compute)
 
 
 def group_readers(
     analysis: Analysis,
     group: str,
-    statistics: Mapping[int, Statistic],
-    pairs: list[Pair],
+    statistics: Mapping[int, InputMoments],
+    pairs: list[ProductMoments],
     fisher: Mapping[str, Fisher],
 ) -> list[Reader]:
     """What reads a group, with the columns of each channel."""

@@ -17,7 +17,7 @@ from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.fits import Fit, kept_values, set_values
 from onnxprune.statistics.moments import products
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 
 RIDGE = 1e-3  # of the mean diagonal of the normal equations, towards the query as it is
 MOST_SAMPLES = 128  # inputs; each gives an equation for every pair of positions
@@ -51,8 +51,8 @@ def refit_query(
     model: Model,
     makers: Sequence[Fit],
     out: str,
-    cut: Run,
-    whole: Run,
+    cut: SegmentedRun,
+    whole: SegmentedRun,
 ) -> None:
     """Multiply the query of one product by the best matrix a head. `model` and the state of `cut` are changed.
 
@@ -136,7 +136,7 @@ def _by_head(values: Sequence[np.ndarray]) -> np.ndarray:
     return parts.reshape(len(parts), -1, *parts.shape[-2:])
 
 
-def _channels(model: Model, fit: Fit, tensor: str, cut: Run) -> np.ndarray | None:
+def _channels(model: Model, fit: Fit, tensor: str, cut: SegmentedRun) -> np.ndarray | None:
     """(heads, d) output channels of a linear node that each column of a tensor holds, by running the network with channel numbers in its bias.
 
     None where the tensor does not hold them, or other things too: numbers are then no integers, or not those of every input and position.

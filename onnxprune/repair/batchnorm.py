@@ -11,7 +11,7 @@ from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.repair.constants import with_means
 from onnxprune.repair.fits import set_values
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
 
@@ -44,7 +44,7 @@ def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -
                     f"{node.input[slot]}_own",
                     np.array(model.weights[node.input[slot]].array()),
                 )
-    run = Run(model, list(data.batches(context.batch_size)), threads=context.threads)
+    run = SegmentedRun(model, list(data.batches(context.batch_size)), threads=context.threads)
     for node in run.nodes:
         if node.op_type != "BatchNormalization" or node.input[3] not in model.weights:
             continue

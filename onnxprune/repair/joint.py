@@ -25,7 +25,7 @@ from onnxprune.repair.fits import set_values
 from onnxprune.repair.parts import Part
 from onnxprune.repair.problem import Problem
 from onnxprune.statistics.im2col import columns, outputs, positions
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 
 STEPS = 24  # of the descent; a third more takes a quarter more time and gains nothing on images that no fit saw
 BATCHES, VALUES = (
@@ -55,7 +55,7 @@ def refine(
     problems: Sequence[Problem],
     model: Model,
     begin: Mark,
-    cut: Run,
+    cut: SegmentedRun,
     wanted: Mapping[str, list[np.ndarray]],
     held: int,
     effort: float,
@@ -118,7 +118,7 @@ class _Samples:
     def of(
         problems: Sequence[Problem],
         begin: Mark,
-        cut: Run,
+        cut: SegmentedRun,
         targets: Mapping[str, list[np.ndarray]],
         held: int,
         fixed: bool,
@@ -169,7 +169,7 @@ class _Joint:
         part: Part,
         problems: Sequence[Problem],
         model: Model,
-        cut: Run,
+        cut: SegmentedRun,
         samples: _Samples,
         context: Context,
     ) -> None:

@@ -22,7 +22,7 @@ from onnxprune.repair.fits import kept_values, own_weights
 from onnxprune.repair.joint import refine
 from onnxprune.repair.parts import parts
 from onnxprune.repair.problem import Problem
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 from onnxprune.types import Plan
 
 MULTIPLICATIONS = 3e10  # for the moments of all nodes, each an equal share; as many positions as that allows are used
@@ -45,8 +45,8 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         list(data.batches(context.batch_size)), data.inputs.batch is not None
     )
     first, waiting = waiting[: held + 1], waiting[held + 1 :]
-    whole = Run(analysis.model, first, threads=context.threads, shapes=analysis.shapes)
-    cut = Run(model, first, threads=context.threads)
+    whole = SegmentedRun(analysis.model, first, threads=context.threads, shapes=analysis.shapes)
+    cut = SegmentedRun(model, first, threads=context.threads)
 
     def mix_queries(before: int) -> None:
         while lossy and cut.place(lossy[0][0]) < before:
@@ -111,7 +111,7 @@ def _held_apart(
     return batches, held if held < len(batches) else 0
 
 
-def _let_in(waiting: list[dict[str, np.ndarray]], whole: Run, cut: Run) -> None:
+def _let_in(waiting: list[dict[str, np.ndarray]], whole: SegmentedRun, cut: SegmentedRun) -> None:
     """As many of the waiting batches as there is memory for; not a few at a time, because each time both networks are set up from their beginnings."""
     held = len(cut.state)
     room = (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxprune.repair.fits import Fit, depthwise
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 
 FEWEST, MOST = 2, 8  # linear nodes of a part, depthwise ones not counted
 
@@ -25,7 +25,7 @@ class Part:
     exits: tuple[str, ...]
 
 
-def parts(cut: Run, fits: Sequence[Fit]) -> list[Part]:
+def parts(cut: SegmentedRun, fits: Sequence[Fit]) -> list[Part]:
     """The fits in graph order, divided. A residual block is one part, because one activation is alive on both sides of it and more inside."""
     places = [cut.place(f.linear.out) for f in fits]
     wide = [

@@ -21,7 +21,7 @@ from onnxprune.statistics.im2col import (
     positions,
     tap_order,
 )
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 
 RIDGE, LAST_RIDGE = (
     1e-3,
@@ -49,8 +49,8 @@ class Problem:
     node: NodeProto
     how: Geometry
     shape: tuple[int, int, int]
-    cut: Run
-    whole: Run
+    cut: SegmentedRun
+    whole: SegmentedRun
     added: bool
     most: int
     seed: tuple[int, int]
@@ -63,8 +63,8 @@ class Problem:
         fit: Fit,
         model: Model,
         node: NodeProto,
-        cut: Run,
-        whole: Run,
+        cut: SegmentedRun,
+        whole: SegmentedRun,
         multiplications: float,
         seed: int,
         held: int,

@@ -14,6 +14,7 @@ from onnxprune.allocators.base import Constraints, allocate
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.dead import dead_channels
+from onnxprune.criteria.memo import Kind
 from onnxprune.criteria.swap import swapped
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions
@@ -38,6 +39,7 @@ CONFIRM_ROUNDS = 4
 ROUND_TO = 8  # where nothing is said: a block of AVX2, half of one of AVX-512
 Tell = Callable[[str], None]
 Feeds = Mapping[str, np.ndarray]
+_DEAD = Kind[Mapping[str, np.ndarray]]("dead channels")
 
 
 def decide(
@@ -172,11 +174,7 @@ def _missed(
 def dead(context: Context, recipe: Recipe) -> Mapping[str, np.ndarray]:
     """Channels that change nothing, by group; found once a context."""
     constants = recipe.repair != "none"
-    name = f"dead channels {constants}"
-    if name not in context.cache:
-        context.cache[name] = dead_channels(context, constants=constants)
-    found: Mapping[str, np.ndarray] = context.cache[name]
-    return found
+    return context.memoize(_DEAD, lambda: dead_channels(context, constants=constants), constants)
 
 
 def multiple(recipe: Recipe) -> int:

@@ -20,6 +20,7 @@ from onnxprune.allocators.base import (
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
+from onnxprune.criteria.memo import Kind
 from onnxprune.data.dataset import Data
 from onnxprune.engines.base import DEFAULTS as ENGINE_DEFAULTS
 from onnxprune.engines.base import EngineOptions
@@ -36,6 +37,7 @@ Kept = dict[str, tuple[int, ...]]
 GATE_MACS, LEAST_SCORED, LEAST_DENSE = 1e10, 32, 8
 TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 S = TypeVar("S")
+_SCORES = Kind[Scores]("scores")
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,7 @@ class Search:
     def scores(self, default: str) -> Scores:
         """Return the scores of the chosen criterion, or of `default` for "auto"; computed once."""
         name = default if self.criterion == "auto" else self.criterion
-        if f"scores by {name}" not in self.context.cache:
-            self.context.cache[f"scores by {name}"] = CRITERIA.get(name)(self.context)
-        scores: Scores = self.context.cache[f"scores by {name}"]
-        return scores
+        return self.context.memoize(_SCORES, lambda: CRITERIA.get(name)(self.context), name)
 
     def own_scores(self, refit: bool) -> Scores:
         """Return the scores of the chosen criterion, or the method's default scores for "auto".

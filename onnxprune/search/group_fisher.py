@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from onnxprune.allocators.base import ordered
 from onnxprune.autodiff import Loss
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.gradient import fisher, head_losses, taylor
+from onnxprune.criteria.memo import Memo
 from onnxprune.data.dataset import Data
 from onnxprune.engines.cost.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.cost.layers import LatencyCache
@@ -158,8 +158,9 @@ class _Scorer:
         Inputs of all scorings; each uses another part.
     refitted
         Factory of the reduced models; None if weights are not refitted.
-    known
-        Batch sizes at which gradient rows are per sample, determined by the first scoring.
+    batch_sizes
+        Batch sizes at which samples do not mix, as for `mask_gradients`; determined by the first
+        scoring.
     losses
         Losses of the original model's heads, computed by the first scoring.
     past
@@ -170,7 +171,7 @@ class _Scorer:
     chosen: GroupFisherSettings
     data: Data = field(init=False)
     refitted: Refitted | None = field(init=False)
-    known: dict[str, Any] = field(default_factory=dict)
+    batch_sizes: dict[int, int] = field(default_factory=dict)
     losses: tuple[Loss, ...] = ()
     past: dict[Origin, tuple[float, int]] = field(default_factory=dict)
 
@@ -204,12 +205,12 @@ class _Scorer:
             analysis=reduced.analysis,
             data=part(self.data, self.chosen.interval * original.batch_size, number),
             seed=original.seed + number,
-            cache=self.known,
+            memo=Memo(),
         )
         if self.search.criterion not in GRADIENTS:
-            return CRITERIA.get(self.search.criterion)(replace(context, cache={}))
+            return CRITERIA.get(self.search.criterion)(context)
         self.losses = self.losses or head_losses(replace(original, data=self.data))
-        return GRADIENTS[self.search.criterion](context, self.losses)
+        return GRADIENTS[self.search.criterion](context, self.losses, self.batch_sizes)
 
     def average(self, reduced: Reduced, scores: Scores) -> Scores:
         """Return the mean over these scores and those of the earlier scorings, per channel."""

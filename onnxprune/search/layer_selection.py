@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.criteria.memo import Memo
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model
 from onnxprune.repair import REPAIRS
@@ -79,7 +80,7 @@ class _TrialNetwork:
         is_original = reduced.analysis is search.analysis
         context = search.context
         if not is_original:
-            context = replace(context, analysis=reduced.analysis, cache={})
+            context = replace(context, analysis=reduced.analysis, memo=Memo())
         self.search, self.reduced, self.analysis = search, reduced, reduced.analysis
         self.scores = replace(search, context=context).own_scores(chosen.refit)
         self.free = tuple(
@@ -252,7 +253,7 @@ def _tune(chosen: LayerSelectionSettings, network: _TrialNetwork, number: int) -
     plan = analysis.plan(network.left)
     model = cut(analysis, plan)
     if chosen.repair != "none":
-        context = replace(search.context, analysis=analysis, cache={})
+        context = replace(search.context, analysis=analysis, memo=Memo())
         model = REPAIRS.get(chosen.repair)(analysis, plan, model, context)
     search.progress(f"layer-selection round {number}, tuning with {chosen.tune}")
     assert search.tune is not None  # checked at the start of the search

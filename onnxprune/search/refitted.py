@@ -18,7 +18,7 @@ from onnxprune.criteria.reconstruction import second_moments
 from onnxprune.ir.io import Model
 from onnxprune.repair.bias import Parameters
 from onnxprune.search.compose import Kept
-from onnxprune.statistics.moments import Statistic
+from onnxprune.statistics.moments import InputMoments
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import masked
 
@@ -66,7 +66,7 @@ class Refitted:
     """
 
     analysis: Analysis
-    statistics: Mapping[int, Statistic]
+    statistics: Mapping[int, InputMoments]
     _inverses: _ArrayCache = field(default_factory=_ArrayCache)
     _weights: _ArrayCache = field(default_factory=_ArrayCache)
 
@@ -102,7 +102,7 @@ class Refitted:
             parameters.add_bias(linear, shift)
         return model
 
-    def _refit(self, removed: np.ndarray) -> Iterator[tuple[Statistic, np.ndarray, np.ndarray]]:
+    def _refit(self, removed: np.ndarray) -> Iterator[tuple[InputMoments, np.ndarray, np.ndarray]]:
         """Yield nodes that lost some of their inputs, with refitted weights and bias shifts.
 
         Both have the size of the original node. A node that lost all inputs has nothing to refit.
@@ -131,6 +131,6 @@ class Refitted:
         )
         return values, shift
 
-    def _inverse(self, item: Statistic, g: int) -> np.ndarray:
+    def _inverse(self, item: InputMoments, g: int) -> np.ndarray:
         """Return the inverse second moments of one group of a node's inputs."""
         return self._inverses.get((item.linear.node, g), lambda: (inverse(item.xx[g]),))[0]

@@ -19,7 +19,7 @@ from onnxprune.ir.runtime import Session
 from onnxprune.repair.bias import unbiased
 from onnxprune.search.refitted import Kept, without
 from onnxprune.search.tasks import Losses
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 
 Bounds = Mapping[str, float]
 Changed = Callable[[Kept], Model]
@@ -63,7 +63,7 @@ class Suffix:
             {t: sum(share[t] for share in least[k:]) for t in least[0]}
             for k in range(1, len(least) + 1)
         ]
-        self._run: Run | None = None
+        self._run: SegmentedRun | None = None
         self._base: tuple[str, str] = ("", "")
 
     def __call__(
@@ -103,7 +103,7 @@ class Suffix:
         rest = self._rest[number]
         return any(sums[n] + rest[n] > bounds[n] * (1 + ROUNDING) for n in rest)
 
-    def _advance(self, base: Kept, group: str, first: int | None) -> Run:
+    def _advance(self, base: Kept, group: str, first: int | None) -> SegmentedRun:
         """Return a run advanced to the first node that sees the group.
 
         It is reused for other groups with the same first node.
@@ -112,7 +112,7 @@ class Suffix:
         key = repr(sorted((n, tuple(k)) for n, k in others.items())), str(first)
         if self._run is None or self._base != key:
             # masks change no shape, so the shapes of the original apply
-            self._run = Run(
+            self._run = SegmentedRun(
                 self.changed(others),
                 self.batches,
                 threads=self.threads,

@@ -22,7 +22,7 @@ from onnxprune.metrics.tempered import (
     are_probabilities,
     log_softmax,
 )
-from onnxprune.statistics.scale import Spread
+from onnxprune.statistics.scale import ScaleStatistics
 
 Outputs = Mapping[str, np.ndarray]
 UserLosses = Callable[[Outputs, np.ndarray], Mapping[str, Any]]
@@ -79,7 +79,7 @@ class HeadLosses:
             if values[0].ndim == 2 and values[0].shape[1] > 1:
                 self.temperature[name] = _choose_temperature(_logits(np.concatenate(values)))
                 continue
-            scale = Spread()
+            scale = ScaleStatistics()
             for batch in values:
                 scale.add(batch)
             self.scale[name] = scale.total

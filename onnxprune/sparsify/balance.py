@@ -23,7 +23,7 @@ from onnxprune.sparsify.inputs import Reading
 from onnxprune.sparsify.layout import Target
 from onnxprune.sparsify.masks import Rows, choose
 from onnxprune.sparsify.refit import resolved
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 
 ERROR = 0.003  # of what a tensor gives: so small that damage grows with it, so large that it is no rounding
 LARGE = 0.005  # of all weights: smaller tensors are measured at the small error only, for they have little to give
@@ -84,7 +84,10 @@ def balanced(
     """
     session = Session(model, threads=threads)
     expected = [session.run(b) for b in batches]
-    start, run = Run(model, batches, threads=threads), Run(model, batches, threads=threads)
+    start, run = (
+        SegmentedRun(model, batches, threads=threads),
+        SegmentedRun(model, batches, threads=threads),
+    )
     total, untouched = (
         sum(s.size for s in scores.values()),
         whole({n: s.size for n, s in scores.items()}, amount),

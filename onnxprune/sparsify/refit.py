@@ -20,7 +20,7 @@ from onnxprune.ir.weights import Array, Weight
 from onnxprune.sparsify.inputs import MOST_COLUMNS, places
 from onnxprune.sparsify.layout import Target
 from onnxprune.statistics.im2col import Moments, columns
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 
 RIDGE = 1e-3
 LEAST_RIDGE = 1e-12  # inputs that are all zero leave their weights as they are
@@ -48,8 +48,8 @@ def refit_all(
     rng = np.random.default_rng(seed)
     weights: dict[str, Weight] = dict(model.weights)
     dense, sparse, skipped = (
-        Run(model, batches, threads=threads),
-        Run(model, batches, threads=threads),
+        SegmentedRun(model, batches, threads=threads),
+        SegmentedRun(model, batches, threads=threads),
         [],
     )
     for i, target in enumerate(found):

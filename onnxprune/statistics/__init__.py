@@ -1,1 +1,1 @@
-"""Statistics of activations and gradients, collected by onnxruntime passes over calibration data."""
+"""Activation and gradient statistics, collected by onnxruntime passes over calibration data."""

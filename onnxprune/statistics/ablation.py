@@ -1,4 +1,7 @@
-"""What removing one channel at a time does to the loss, by running the masked model: exact, for what no gradient reaches."""
+"""Exact change of the loss per removed channel, by running the masked model.
+
+Used for channels that gradients cannot reach.
+"""
 
 from __future__ import annotations
 
@@ -29,73 +32,93 @@ def ablate(
     batch_size: int = 16,
     threads: int = 1,
 ) -> dict[str, np.ndarray]:
-    """Loss of the whole model minus loss without the channel, a sample: group -> (samples, channels) float64.
+    """Compute the loss of the original model minus the loss without each channel.
 
-    To first order the mask gradient of the channel, so that the two can stand in one ranking. Groups with a copy that cannot be masked
-    (inside of a nested graph, recurrent) are left out.
+    To first order this is the channel's mask gradient, so both can be compared in one ranking.
+
+    Parameters
+    ----------
+    losses
+        Summed per sample.
+    groups
+        Names of the groups to ablate.
+    labels
+        One entry per sample, for losses of kind "labels".
+    seed
+        Seed of drawn labels and sign vectors.
+
+    Returns
+    -------
+    dict
+        Group name -> (samples, channels) float64. Groups with a copy that cannot be masked by a
+        feed (inside a nested graph, or recurrent) are left out.
 
     Notes
     -----
-    Cost: one forward pass over the data a channel.
+    Cost: one forward pass over the data per channel.
     """
-    wanted = np.concatenate([analysis.causes[name] for name in groups])
-    masks, hidden = _masks(analysis, wanted)
+    requested = np.concatenate([analysis.causes[name] for name in groups])
+    masks, unmaskable = _select_masks(analysis, requested)
     starts = [start_tensor(analysis.model, loss) for loss in losses]
     session = Session(
-        with_outputs(_maskable(analysis, masks), list(dict.fromkeys(starts))),
+        with_outputs(_insert_masks(analysis, masks), list(dict.fromkeys(starts))),
         threads=threads,
         arena=True,
     )
     generator = np.random.Generator(np.random.PCG64(seed))
-    whole = {f"mask/{i}": np.ones(len(mask.ids), np.float32) for i, mask in enumerate(masks)}
-    masked = {c: _factors(analysis, masks, c) for c in wanted.tolist() if c not in hidden}
-    changes: dict[int, list[np.ndarray]] = {c: [] for c in masked}
+    unmasked = {f"mask/{i}": np.ones(len(mask.ids), np.float32) for i, mask in enumerate(masks)}
+    feeds_of_cause = {
+        c: _build_mask_feeds(analysis, masks, c) for c in requested.tolist() if c not in unmaskable
+    }
+    changes: dict[int, list[np.ndarray]] = {c: [] for c in feeds_of_cause}
     begin = 0
     for feeds in data.batches(batch_size):
-        base = session.run({**feeds, **whole})
-        count = len(base[starts[0]])
-        given = None if labels is None else labels[begin : begin + count]
+        dense = session.run({**feeds, **unmasked})
+        count = len(dense[starts[0]])
+        batch_labels = None if labels is None else labels[begin : begin + count]
         targets = [
-            _target(loss, base[start], generator, given)
-            for loss, start in zip(losses, starts, strict=False)
+            _draw_target(loss, dense[start], generator, batch_labels)
+            for loss, start in zip(losses, starts, strict=True)
         ]
-        before = _total(losses, starts, base, targets)
-        for cause, factors in masked.items():
-            found = session.run({**feeds, **whole, **factors})
-            changes[cause].append(before - _total(losses, starts, found, targets))
+        loss_before = _sum_losses(losses, starts, dense, targets)
+        for cause, mask_feeds in feeds_of_cause.items():
+            masked = session.run({**feeds, **unmasked, **mask_feeds})
+            changes[cause].append(loss_before - _sum_losses(losses, starts, masked, targets))
         begin += count
     rows = {cause: np.concatenate(parts) for cause, parts in changes.items()}
     return {
         name: np.stack([rows[c] for c in analysis.causes[name].tolist()], 1)
         for name in groups
-        if not hidden.intersection(analysis.causes[name].tolist())
+        if not unmaskable.intersection(analysis.causes[name].tolist())
     }
 
 
-def _masks(analysis: Analysis, causes: np.ndarray) -> tuple[list[Mask], set[int]]:
-    """Masks that carry a cause, and causes that have a copy which cannot be masked by a feed."""
+def _select_masks(analysis: Analysis, causes: np.ndarray) -> tuple[list[Mask], set[int]]:
+    """Return the masks that carry a cause, and the causes with a copy that no feed can mask."""
     outermost = {label(node) for node in analysis.model.proto.graph.node}
-    found, hidden = [], set()
+    selected, unmaskable = [], set()
     for mask in analysis.record.masks:
-        held = np.intersect1d(analysis.axes.table(mask.ids), causes)
+        carried = np.intersect1d(analysis.axes.table(mask.ids), causes)
         if mask.recurrent or label(analysis.record.nodes[mask.node]) not in outermost:
-            hidden.update(held.tolist())
-        elif len(held):
-            found.append(mask)
-    return found, hidden
+            unmaskable.update(carried.tolist())
+        elif len(carried):
+            selected.append(mask)
+    return selected, unmaskable
 
 
-def _factors(analysis: Analysis, masks: Sequence[Mask], cause: int) -> dict[str, np.ndarray]:
-    """Values of the mask inputs that have the cause in them."""
-    held = ((analysis.axes.table(mask.ids) == cause).any(1) for mask in masks)
-    return {f"mask/{i}": (~gone).astype(np.float32) for i, gone in enumerate(held) if gone.any()}
+def _build_mask_feeds(
+    analysis: Analysis, masks: Sequence[Mask], cause: int
+) -> dict[str, np.ndarray]:
+    """Return values of the mask inputs that carry a cause: 0 at its positions, 1 elsewhere."""
+    positions = ((analysis.axes.table(mask.ids) == cause).any(1) for mask in masks)
+    return {f"mask/{i}": (~at).astype(np.float32) for i, at in enumerate(positions) if at.any()}
 
 
-def _maskable(analysis: Analysis, masks: Sequence[Mask]) -> Model:
-    """A copy in which the operand of each mask is multiplied by a graph input."""
+def _insert_masks(analysis: Analysis, masks: Sequence[Mask]) -> Model:
+    """Return a copy in which the operand of each mask is multiplied by a new graph input."""
     model = analysis.model.edit()
     graph = model.proto.graph
-    before: dict[str, list[NodeProto]] = {}
+    inserted: dict[str, list[NodeProto]] = {}
     nodes = {label(node): node for node in graph.node}
     for i, mask in enumerate(masks):
         node = nodes[label(analysis.record.nodes[mask.node])]
@@ -103,7 +126,7 @@ def _maskable(analysis: Analysis, masks: Sequence[Mask]) -> Model:
         rank, dtype = len(analysis.shapes.shape(tensor) or ()), analysis.shapes.dtype(tensor)
         shape = [len(mask.ids) if axis == mask.axis else 1 for axis in range(rank)]
         graph.input.append(helper.make_tensor_value_info(f"mask/{i}", 1, [len(mask.ids)]))
-        made = [
+        multiply = [
             helper.make_node("Constant", [], [f"mask/{i}/shape"], value_ints=shape),
             helper.make_node("Cast", [f"mask/{i}"], [f"mask/{i}/cast"], to=dtype),
             helper.make_node(
@@ -111,49 +134,53 @@ def _maskable(analysis: Analysis, masks: Sequence[Mask]) -> Model:
             ),
             helper.make_node("Mul", [tensor, f"mask/{i}/factor"], [f"mask/{i}/masked"]),
         ]
-        before.setdefault(label(node), []).extend(made)
+        inserted.setdefault(label(node), []).extend(multiply)
         node.input[mask.slot] = f"mask/{i}/masked"
-    replace_nodes(graph, [n for node in graph.node for n in (*before.get(label(node), ()), node)])
+    ordered: list[NodeProto] = []
+    for node in graph.node:
+        ordered += [*inserted.get(label(node), ()), node]
+    replace_nodes(graph, ordered)
     return model
 
 
-def _target(
+def _draw_target(
     loss: Loss, head: np.ndarray, generator: np.random.Generator, labels: np.ndarray | None
 ) -> np.ndarray:
-    """The vector, or the labels with an axis of length 1 for the classes."""
+    """Return the sign vector of a loss, or its labels with a class axis of length 1."""
     axis = loss.axis % head.ndim
     if loss.kind == LABELS:
-        feed = Feed(
-            loss, tuple(n for i, n in enumerate(head.shape) if i != axis), TensorProto.INT64
-        )
+        shape = tuple(n for i, n in enumerate(head.shape) if i != axis)
+        feed = Feed(loss, shape, TensorProto.INT64)
         return np.expand_dims(feeds_of({feed.name: feed}, generator, labels)[feed.name], axis)
-    drawn = Feed(loss, head.shape, TensorProto.FLOAT).draw(generator)
-    return drawn if loss.kind == VECTOR else (head + drawn).argmax(axis, keepdims=True)
+    noise = Feed(loss, head.shape, TensorProto.FLOAT).draw(generator)
+    if loss.kind == VECTOR:
+        return noise
+    # Gumbel-max: the argmax of logits plus Gumbel noise is a draw from their softmax
+    return (head + noise).argmax(axis, keepdims=True)
 
 
-def _total(
+def _sum_losses(
     losses: Sequence[Loss],
     starts: Sequence[str],
     values: Mapping[str, np.ndarray],
     targets: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """(samples,) sum of the losses."""
-    return np.sum(
-        [
-            _loss(loss, values[start], target)
-            for loss, start, target in zip(losses, starts, targets, strict=False)
-        ],
-        axis=0,
-    )
+    """Return the (samples,) sum of the losses."""
+    terms = [
+        _compute_loss(loss, values[start], target)
+        for loss, start, target in zip(losses, starts, targets, strict=True)
+    ]
+    return np.sum(terms, axis=0)
 
 
-def _loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(samples,) float64."""
+def _compute_loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the (samples,) float64 loss of one head."""
     values = head.astype(np.float64)
     if loss.kind == VECTOR:
         return np.asarray((values * target).reshape(len(values), -1).sum(1))
     axis = loss.axis % head.ndim
     shifted = values - values.max(axis, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+    # negative labels are ignored: they index class 0 and are multiplied by 0
     picked = np.take_along_axis(logs, np.maximum(target, 0), axis) * (target >= 0)
     return np.asarray(-picked.reshape(len(values), -1).mean(1))

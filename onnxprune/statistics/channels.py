@@ -1,4 +1,4 @@
-"""Statistics of each channel as its consumers see it, reduced inside the graph and streamed over the data."""
+"""Per-channel activation statistics at each consumer, reduced inside the graph."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 
-Place = tuple[str, int]  # tensor, axis
-_REDUCED = ("mean", "absolute", "square", "positive")
+TensorAxis = tuple[str, int]
+_STATISTICS = ("mean", "absolute", "square", "positive")  # fields of ChannelStatistics, in order
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Per position of an axis, over all samples and all other axes; float64 (length,).
+    """Means per position of an axis over all samples and all other axes; (length,) float64 each.
 
-    mean of x, of |x|, of x squared, and the share of x > 0.
+    Attributes
+    ----------
+    mean
+        Mean of x.
+    absolute
+        Mean of abs(x).
+    square
+        Mean of x**2.
+    positive
+        Share of x > 0.
     """
 
     mean: np.ndarray
@@ -33,18 +42,21 @@ class ChannelStatistics:
 
     @property
     def variance(self) -> np.ndarray:
-        """Of x."""
+        """Population variance of x."""
         return np.maximum(self.square - self.mean**2, 0.0)
 
 
-def consumed(analysis: Analysis) -> list[Place]:
-    """(tensor, axis) of every activation axis that some node sums over and that can be cut, in graph order; those in bodies cannot be asked for."""
-    places = {
+def consumed(analysis: Analysis) -> list[TensorAxis]:
+    """Return (tensor, axis) of every prunable activation axis that a node sums over.
+
+    In graph order. Activations inside nested graphs are left out, since they cannot be outputs.
+    """
+    axes = {
         (analysis.record.nodes[m.node].input[m.slot], m.axis): None
         for m in analysis.record.masks
         if not m.recurrent and analysis.record.outermost(m.node)
     }
-    return list(places)
+    return list(axes)
 
 
 def channel_statistics(
@@ -54,57 +66,69 @@ def channel_statistics(
     batch_size: int = 16,
     threads: int = 1,
     most_batches: int | None = None,
-) -> Mapping[Place, ChannelStatistics]:
-    """Statistics of all consumed axes; one pass over the data, memory independent of the number of samples.
+) -> Mapping[TensorAxis, ChannelStatistics]:
+    """Compute statistics of all consumed axes.
+
+    Parameters
+    ----------
+    most_batches
+        Stop after this many batches; None reads all data.
 
     Raises
     ------
-    DataError, ModelError
-        The data do not fit, or the model does not run on them.
+    DataError
+        A sample cannot be read or does not fit the model.
+    ModelError
+        onnxruntime cannot run the model.
+
+    Notes
+    -----
+    Cost: one pass over the data; memory is independent of the number of samples.
     """
-    places = consumed(analysis)
-    if not places:
+    axes = consumed(analysis)
+    if not axes:
         return {}
-    model, outputs = _instrumented(analysis, places)
+    model, outputs = _insert_reductions(analysis, axes)
     session = Session(model, outputs, threads=threads)
     sums: dict[str, np.ndarray] = {}
     total = 0.0
     for feeds in islice(data.batches(batch_size), most_batches):
+        # batches differ in size, so each mean is weighted by its samples
         weight = float(max((len(a) for a in feeds.values() if a.ndim), default=1))
         for name, value in session.run(feeds).items():
             sums[name] = sums.get(name, 0.0) + weight * value.astype(np.float64)
         total += weight
     return {
-        place: ChannelStatistics(*(sums[f"{_name(place)}_{what}"] / total for what in _REDUCED))
-        for place in places
+        axis: ChannelStatistics(*(sums[f"{_name(axis)}_{what}"] / total for what in _STATISTICS))
+        for axis in axes
     }
 
 
-def _name(place: Place) -> str:
-    return f"{place[0]}_axis{place[1]}"
+def _name(axis: TensorAxis) -> str:
+    """Return the prefix of the names of an axis's statistics."""
+    return f"{axis[0]}_axis{axis[1]}"
 
 
-def _instrumented(analysis: Analysis, places: list[Place]) -> tuple[Model, list[str]]:
-    """A copy with the reductions added, and their names."""
+def _insert_reductions(analysis: Analysis, axes: list[TensorAxis]) -> tuple[Model, list[str]]:
+    """Return a copy with the reductions appended, and the names of their outputs."""
     model = analysis.model.edit()
-    one = add_initializer(model, "onnxprune_zero", np.zeros((), np.float32))
+    zero = add_initializer(model, "onnxprune_zero", np.zeros((), np.float32))
     nodes: list[NodeProto] = []
     outputs: list[str] = []
-    for tensor, axis in places:
+    for tensor, axis in axes:
         base = _name((tensor, axis))
         rank = len(analysis.shapes.shape(tensor) or ())
         others = [i for i in range(rank) if i != axis]
-        real = f"{base}_f32"
-        nodes.append(helper.make_node("Cast", [tensor], [real], to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Abs", [real], [f"{base}_abs"]))
-        nodes.append(helper.make_node("Mul", [real, real], [f"{base}_sq"]))
-        nodes.append(helper.make_node("Greater", [real, one], [f"{base}_gt"]))
-        nodes.append(
-            helper.make_node("Cast", [f"{base}_gt"], [f"{base}_gt_f32"], to=TensorProto.FLOAT)
-        )
-        for what, source in zip(
-            _REDUCED, (real, f"{base}_abs", f"{base}_sq", f"{base}_gt_f32"), strict=False
-        ):
+        real, positive = f"{base}_f32", f"{base}_gt_f32"
+        nodes += [
+            helper.make_node("Cast", [tensor], [real], to=TensorProto.FLOAT),
+            helper.make_node("Abs", [real], [f"{base}_abs"]),
+            helper.make_node("Mul", [real, real], [f"{base}_sq"]),
+            helper.make_node("Greater", [real, zero], [f"{base}_gt"]),
+            helper.make_node("Cast", [f"{base}_gt"], [positive], to=TensorProto.FLOAT),
+        ]
+        sources = (real, f"{base}_abs", f"{base}_sq", positive)
+        for what, source in zip(_STATISTICS, sources, strict=True):
             nodes.append(reduce_mean(model, source, f"{base}_{what}", others))
             outputs.append(f"{base}_{what}")
     model.proto.graph.node.extend(nodes)
@@ -112,8 +136,8 @@ def _instrumented(analysis: Analysis, places: list[Place]) -> tuple[Model, list[
 
 
 def reduce_mean(model: Model, source: str, out: str, axes: list[int]) -> NodeProto:
-    """A ReduceMean without keepdims in the form of the model's opset."""
-    if model.opset < 18:
+    """Return a ReduceMean without kept dimensions, in the form of the model's opset."""
+    if model.opset < 18:  # axes became an input in opset 18
         return helper.make_node("ReduceMean", [source], [out], axes=axes, keepdims=0)
     return helper.make_node(
         "ReduceMean",

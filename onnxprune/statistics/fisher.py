@@ -1,30 +1,37 @@
-"""How much the model's answer depends on what each linear node gives: second moments of output gradients, without labels."""
+"""Fisher information of the linear nodes' outputs: second moments of output gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.autodiff import MOMENTS, Gradient, Place, feeds_of, gradient_model
+from onnxprune.autodiff import MOMENTS, Gradient, Loss, Place, feeds_of, gradient_model
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.errors import ModelError
 from onnxprune.ir.runtime import Session
 from onnxprune.statistics.gradients import default_losses
 
-LEAST_SAMPLES, MACS = (
-    64,
-    3e10,
-)  # as many as these MACs of forward passes allow, and at least so many
-ACTIVATION_BYTES = 500_000_000  # of a batch; the backward pass holds about twice as much
-MOST_BATCH = 32
+# Number of samples: as many as MAX_MACS of forward passes allow, but at least MIN_SAMPLES.
+MAX_MACS = 3e10
+MIN_SAMPLES = 64
+ACTIVATION_BYTES = 500_000_000  # per batch; the backward pass holds about twice as much
+MAX_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """products: (outputs, outputs) mean of g g' over samples and positions; positions: a sample."""
+    """Second moments of the gradient g of the loss by one tensor.
+
+    Attributes
+    ----------
+    products
+        (channels, channels) mean of g g' over samples and positions, float64.
+    positions
+        Positions per sample.
+    """
 
     products: np.ndarray
     positions: float
@@ -39,67 +46,110 @@ def output_fisher(
     batch_size: int = 16,
     threads: int = 1,
 ) -> Mapping[str, Fisher] | None:
-    """Fisher information of tensors, by name.
+    """Compute the Fisher information of tensors.
 
-    Half of `positions * tr(D' products D)` is what a small change D of a tensor's channels costs in divergence of the model's answer, positions
-    taken as independent (the second Kronecker factor of K-FAC, Martens and Grosse 2015, 1503.05671). Labels are drawn from the model; a
-    head without classes gets random signs, so that the cost is half of its squared error.
+    A small change D of a tensor's channels increases the Kullback-Leibler divergence of the model's
+    output by `positions * tr(D' products D) / 2`, if positions are independent: `products` is the
+    second Kronecker factor of K-FAC (Martens and Grosse 2015, arXiv 1503.05671, section 3). Labels
+    are drawn from the model. A head without classes gets random signs, so that its divergence is
+    half of its squared error.
 
     Parameters
     ----------
     data
-        As many of its first samples are used as `MACS` allows, 64 at least.
+        Its first samples are used: as many as `MAX_MACS` allows, at least `MIN_SAMPLES`.
     tensors
-        With the channel axis of each.
+        (name, channel axis) of each tensor.
 
     Returns
     -------
-    None where no gradient comes to one of the tensors: figures of some alone could not be compared.
+    mapping or None
+        Tensor name -> Fisher information. None if the gradient of any tensor is missing, zero or
+        not finite, since a partial result could not be compared across layers.
     """
-    places = [Place(name, axis, form=MOMENTS) for name, axis in tensors]
     try:
         losses = default_losses(analysis.model)
     except ModelError:
         return None
-    generator = np.random.Generator(np.random.PCG64(seed))
-    batch = int(
-        np.clip(
-            ACTIVATION_BYTES // max(analysis.cost().activation_bytes, 1),
-            1,
-            min(batch_size, MOST_BATCH),
-        )
+    places = [Place(name, axis, form=MOMENTS) for name, axis in tensors]
+    accumulator = _Accumulator(
+        analysis, places, losses, threads, np.random.Generator(np.random.PCG64(seed))
     )
-    built: dict[tuple[tuple[int, ...], ...], tuple[Gradient, Session]] = {}
-    sums: dict[Place, np.ndarray] = {}
-    counts: dict[Place, float] = {}
-    seen, wanted = 0, max(LEAST_SAMPLES, int(MACS / max(analysis.cost().macs, 1)))
+    # as many samples at once as fit into ACTIVATION_BYTES
+    batch = ACTIVATION_BYTES // max(analysis.cost().activation_bytes, 1)
+    batch = int(np.clip(batch, 1, min(batch_size, MAX_BATCH)))
+    enough = max(MIN_SAMPLES, int(MAX_MACS / max(analysis.cost().macs, 1)))
     for feeds in data.batches(batch):
+        if not accumulator.add(feeds):
+            return None
+        if accumulator.samples >= enough:
+            break
+    return accumulator.result()
+
+
+@dataclass
+class _Accumulator:
+    """Gradient moments summed over batches.
+
+    Attributes
+    ----------
+    sums
+        Sum of g g' per tensor.
+    counts
+        Number of positions per tensor.
+    samples
+        Number of samples.
+    built
+        Backward graphs by input shapes.
+    """
+
+    analysis: Analysis
+    places: list[Place]
+    losses: tuple[Loss, ...]
+    threads: int
+    generator: np.random.Generator
+    sums: dict[Place, np.ndarray] = field(default_factory=dict)
+    counts: dict[Place, float] = field(default_factory=dict)
+    samples: int = 0
+    built: dict[tuple[tuple[int, ...], ...], tuple[Gradient, Session]] = field(default_factory=dict)
+
+    def add(self, feeds: Mapping[str, np.ndarray]) -> bool:
+        """Add the gradients of a batch; return False if a tensor has none."""
+        built = self._build(feeds)
+        if built is None:
+            return False
+        gradient, session = built
+        values = session.run({**feeds, **feeds_of(gradient.feeds, self.generator, None)})
+        for place, output in gradient.outputs.items():
+            rows = values[output]
+            self.sums[place] = self.sums.get(place, 0.0) + rows.astype(np.float64)
+            self.counts[place] = self.counts.get(place, 0.0) + gradient.sizes[place] / len(rows)
+        self.samples += samples_of(feeds)
+        return True
+
+    def _build(self, feeds: Mapping[str, np.ndarray]) -> tuple[Gradient, Session] | None:
+        """Return the backward graph for feeds of these shapes; None if a gradient is missing."""
         key = tuple(a.shape for a in feeds.values())
-        if key not in built:
+        if key not in self.built:
+            shapes = {name: a.shape for name, a in feeds.items()}
             try:
                 gradient = gradient_model(
-                    analysis.model,
-                    places,
-                    losses,
-                    {n: a.shape for n, a in feeds.items()},
-                    samples_of(feeds),
+                    self.analysis.model, self.places, self.losses, shapes, samples_of(feeds)
                 )
             except ModelError:
                 return None
             if gradient.blocked:
                 return None
-            built[key] = gradient, Session(gradient.model, threads=threads, arena=True)
-        gradient, session = built[key]
-        found = session.run({**feeds, **feeds_of(gradient.feeds, generator, None)})
-        for place, output in gradient.outputs.items():
-            sums[place] = sums.get(place, 0.0) + found[output].astype(np.float64)
-            counts[place] = counts.get(place, 0.0) + gradient.sizes[place] / len(found[output])
-        seen += samples_of(feeds)
-        if seen >= wanted:
-            break
-    if not all(np.isfinite(total).all() and total.any() for total in sums.values()):
-        return None
-    return {
-        p.tensor: Fisher(total / max(counts[p], 1.0), counts[p] / max(seen, 1))
-        for p, total in sums.items()
-    }
+            self.built[key] = gradient, Session(gradient.model, threads=self.threads, arena=True)
+        return self.built[key]
+
+    def result(self) -> Mapping[str, Fisher] | None:
+        """Return the means by tensor name; None if any is zero or not finite."""
+        if not all(np.isfinite(total).all() and total.any() for total in self.sums.values()):
+            return None
+        return {
+            place.tensor: Fisher(
+                total / max(self.counts[place], 1.0), self.counts[place] / max(self.samples, 1)
+            )
+            for place, total in self.sums.items()
+        }

@@ -1,10 +1,12 @@
-"""Mask gradients of every channel on calibration data: the derivative of a loss by a factor on all coupled copies of a channel, a sample."""
+"""Mask gradients of every channel on calibration data, per sample.
+
+The mask gradient of a channel is the derivative of a loss by a factor on all coupled copies of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -27,18 +29,27 @@ from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import label
 from onnxprune.ir.runtime import Session
-from onnxprune.statistics.scale import Spread
+from onnxprune.statistics.scale import ScaleStatistics
 
-# Rows of one sample, alone and in a batch, differ by float noise and by units on a kink; a mixed-up row is another sample's, far beyond this
+# Relative L2 error below which the gradients of one sample, alone and in a batch, are equal. Float
+# noise and inputs on a kink of a Relu stay far below; rows of a different sample lie far above.
 ROW_TOLERANCE = 0.1
-BATCHES = "gradient batches of "  # note in `known`: asked for -> used
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True)
 class MaskGradients:
-    """rows: group -> (samples, channels) float64, the sum over the coupled copies and all positions of A * dL/dA; blocked: nodes that no
-    gradient passes; incomplete: groups that have a copy before such a node and are therefore not in rows.
+    """Mask gradients per sample.
+
+    Attributes
+    ----------
+    rows
+        Group name -> (samples, channels) float64: A * dL/dA summed over the coupled copies A of a
+        channel and all their positions.
+    blocked
+        Nodes that no gradient can pass.
+    incomplete
+        Groups with a copy upstream of such a node; they are not in `rows`.
     """
 
     rows: Mapping[str, np.ndarray]
@@ -47,23 +58,26 @@ class MaskGradients:
 
 
 def default_losses(model: Model) -> tuple[Loss, ...]:
-    """A label-free loss an output head.
+    """Return one label-free loss per float output.
 
-    Labels drawn from the model where the head has classes: shape (samples, classes), lengths of 1 behind not counted, or a Softmax makes it
-    along axis 1. A vector of signs for any other float output.
+    Labels are drawn from the model if the output has classes: its shape is (samples, classes) up to
+    trailing axes of length 1, or a Softmax along axis 1 produces it. Any other float output is
+    multiplied by a vector of random signs.
+
+    Raises
+    ------
+    ModelError
+        The model has no float output.
     """
     shapes, losses = infer(model), []
     for output in model.proto.graph.output:
         shape = shapes.shape(output.name)
         if shapes.dtype(output.name) not in _FLOATS or shape is None:
             continue
-        classes = Loss(DRAWN, output.name)
-        plain = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
-        losses.append(
-            classes
-            if plain or start_tensor(model, classes, shapes) != output.name
-            else Loss(VECTOR, output.name)
-        )
+        drawn = Loss(DRAWN, output.name)
+        flat = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
+        has_classes = flat or start_tensor(model, drawn, shapes) != output.name
+        losses.append(drawn if has_classes else Loss(VECTOR, output.name))
     if not losses:
         raise ModelError("head-unknown", "the model has no float output to differentiate")
     return tuple(losses)
@@ -72,20 +86,25 @@ def default_losses(model: Model) -> tuple[Loss, ...]:
 def comparable(
     losses: Sequence[Loss], model: Model, data: Data, *, batch_size: int = 16, threads: int = 1
 ) -> tuple[Loss, ...]:
-    """The losses with heads without classes in units of their spread over a sample, so that a large head does not outweigh the others in their sum.
+    """Scale the losses of heads without classes by 1 / (standard deviation of the head's output).
 
-    One forward pass of `model` over the data; none where there is nothing to compare with.
+    A head with large values would otherwise dominate the sum of the losses.
+
+    Notes
+    -----
+    Cost: one forward pass over the data; none if there is only one loss or every head has classes.
     """
     heads = [loss.head for loss in losses if loss.kind == VECTOR]
     if not heads or len(losses) == 1:
         return tuple(losses)
-    spreads = {head: Spread() for head in heads}
+    statistics = {head: ScaleStatistics() for head in heads}
     session = Session(model, heads, threads=threads)
     for feeds in data.batches(batch_size):
         for head, values in session.run(feeds).items():
-            spreads[head].add(values)
+            statistics[head].add(values)
     return tuple(
-        replace(x, scale=spreads[x.head].scale) if x.head in spreads else x for x in losses
+        replace(loss, scale=statistics[loss.head].scale) if loss.head in statistics else loss
+        for loss in losses
     )
 
 
@@ -98,49 +117,63 @@ def mask_gradients(
     seed: int = 0,
     batch_size: int = 16,
     threads: int = 1,
-    known: dict[str, Any] | None = None,
+    batch_sizes: dict[int, int] | None = None,
 ) -> MaskGradients:
     """Run the backward graph over the data.
 
     Parameters
     ----------
     losses
-        Summed in one pass; None = `default_losses`. One call a head gives importance by task.
+        Summed in one pass; None = `default_losses`. Call once per head for importance per task.
     labels
-        For a loss of kind "labels": an entry a sample, in the order of the data.
+        For losses of kind "labels": one entry per sample, in the order of the data.
     seed
-        Of drawn labels and vectors. The same seed, data and batch size give the same rows.
-    known
-        Where it is noted that rows are a sample's own at this batch size, for later calls on models that differ in widths alone.
+        Seed of drawn labels and sign vectors. The same seed, data and batch size give the same
+        rows.
+    batch_sizes
+        Requested batch size -> largest one at which samples do not mix. Read and updated, so that
+        later calls on models that differ in widths alone skip the check.
+
+    Raises
+    ------
+    DataError
+        The number of labels is not the number of samples, or there are no samples.
 
     Notes
     -----
-    Cost: 2 to 5 forward passes for all channels (see tests/autodiff/test_gradient_graph.py), and one more on the first batch, which checks that rows are
-    a sample's own. A model that mixes samples is run one sample at a time.
+    Cost: 2 to 5 forward passes for all channels (see tests/autodiff/test_gradient_graph.py), and
+    one more on the first batch, which checks that the gradients of a sample do not depend on the
+    others. A model that mixes samples is run one sample at a time.
     """
     if labels is not None and len(labels) != data.samples:
         raise DataError("labels-count", f"{len(labels)} labels for {data.samples} samples")
-    run = _Run(
+    backward = _BackwardPass(
         analysis, tuple(losses) if losses is not None else default_losses(analysis.model), threads
     )
     generator = np.random.Generator(np.random.PCG64(seed))
-    start, pieces = 0, []
-    name, known = f"{BATCHES}{batch_size}", {} if known is None else known
-    known[name] = known.get(name) or run.batch_size(data, batch_size)
-    for feeds in data.batches(known[name]):
+    batch_sizes = {} if batch_sizes is None else batch_sizes
+    if batch_size not in batch_sizes:
+        batch_sizes[batch_size] = backward.choose_batch_size(data, batch_size)
+    start, rows = 0, []
+    for feeds in data.batches(batch_sizes[batch_size]):
         count = samples_of(feeds)
-        pieces.append(
-            run.rows(feeds, generator, None if labels is None else labels[start : start + count])
-        )
+        batch_labels = None if labels is None else labels[start : start + count]
+        rows.append(backward.compute_rows(feeds, generator, batch_labels))
         start += count
-    if not pieces:
+    if not rows:
         raise DataError("data-empty", "there is no calibration sample")
-    return run.result(np.concatenate(pieces))
+    return backward.result(np.concatenate(rows))
 
 
 def copies(analysis: Analysis) -> tuple[dict[Place, np.ndarray], set[int]]:
-    """Activations that a node sums over, with the causes of each position (length, width), and causes with a copy that has no such place:
-    recurrent, or inside of a nested graph.
+    """Return the activations that carry a copy of a channel into a node that sums over it.
+
+    Returns
+    -------
+    places
+        Activation -> causes of each position, (length, width) int.
+    lost
+        Causes with a copy that has no such place: recurrent, or inside a nested graph.
     """
     outermost = {label(node) for node in analysis.model.proto.graph.node}
     places: dict[Place, np.ndarray] = {}
@@ -155,8 +188,20 @@ def copies(analysis: Analysis) -> tuple[dict[Place, np.ndarray], set[int]]:
 
 
 @dataclass
-class _Run:
-    """State of one pass. places: with the causes of each position; lost: causes whose copy cannot be reached; built: by input shapes."""
+class _BackwardPass:
+    """State of one pass over the data.
+
+    Attributes
+    ----------
+    places
+        Differentiated activations -> causes of each position.
+    lost
+        Causes with a copy that cannot be differentiated.
+    blocked
+        Nodes that no gradient can pass, in the order met (a dict serves as an ordered set).
+    built
+        Backward graphs by input shapes.
+    """
 
     analysis: Analysis
     losses: tuple[Loss, ...]
@@ -169,42 +214,42 @@ class _Run:
     def __post_init__(self) -> None:
         self.places, self.lost = copies(self.analysis)
 
-    def batch_size(self, data: Data, wanted: int) -> int:
-        """The size at which rows are a sample's own: as wanted, or 1."""
-        if wanted == 1 or data.inputs.batch is not None:
-            return wanted
-        first = next(iter(data.batches(wanted)), None)
-        if first is None or self.separable(first):
-            return wanted
+    def choose_batch_size(self, data: Data, requested: int) -> int:
+        """Return the requested size if samples do not mix at it, else 1."""
+        if requested == 1 or data.inputs.batch is not None:
+            return requested
+        first = next(iter(data.batches(requested)), None)
+        if first is None or self.is_separable(first):
+            return requested
         self.built.clear()
         return 1
 
-    def separable(self, feeds: Mapping[str, np.ndarray]) -> bool:
-        """Whether all rows equal the first one when all samples are the first one."""
+    def is_separable(self, feeds: Mapping[str, np.ndarray]) -> bool:
+        """Return True if the gradients of the first sample do not depend on the other samples.
+
+        Compares its row in this batch with its row in a batch of copies of it.
+        """
         count = samples_of(feeds)
         if any(len(a) != count for a in feeds.values() if a.ndim):
             return False
         try:
-            gradient, session = self.session(feeds)
+            gradient, session = self.open_session(feeds)
         except ModelError:
             return False
+        # a block without an op concerns the axes of a tensor, such as a batch axis that moved
         if any(not b.op for b in gradient.blocked):
             return False
-        labels = np.zeros(
-            max((int(np.prod(f.shape)) for f in gradient.feeds.values()), default=0), np.int64
-        )
-        extra = {
-            name: _first(a)
-            for name, a in feeds_of(gradient.feeds, np.random.default_rng(0), labels).items()
-        }
-        mixed, alike = (
-            session.run({**feeds, **extra}),
-            session.run({**{n: _first(a) for n, a in feeds.items()}, **extra}),
-        )
+        most_labels = max((int(np.prod(f.shape)) for f in gradient.feeds.values()), default=0)
+        drawn = feeds_of(gradient.feeds, np.random.default_rng(0), np.zeros(most_labels, np.int64))
+        extra = {name: _repeat_first(a) for name, a in drawn.items()}
+        mixed = session.run({**feeds, **extra})
+        copies_of_first = {name: _repeat_first(a) for name, a in feeds.items()}
+        alike = session.run({**copies_of_first, **extra})
         error = sum(float(((alike[n] - mixed[n][:1]) ** 2).sum()) for n in alike)
         return error <= ROW_TOLERANCE**2 * sum(float((v**2).sum()) for v in alike.values())
 
-    def session(self, feeds: Mapping[str, np.ndarray]) -> tuple[Gradient, Session]:
+    def open_session(self, feeds: Mapping[str, np.ndarray]) -> tuple[Gradient, Session]:
+        """Return the backward graph for feeds of these shapes, built once."""
         key = tuple(a.shape for a in feeds.values())
         if key not in self.built:
             shapes = {name: a.shape for name, a in feeds.items()}
@@ -215,50 +260,50 @@ class _Run:
             self.built[key] = gradient, Session(gradient.model, threads=self.threads, arena=True)
         return self.built[key]
 
-    def rows(
+    def compute_rows(
         self,
         feeds: Mapping[str, np.ndarray],
         generator: np.random.Generator,
         labels: np.ndarray | None,
     ) -> np.ndarray:
-        """(samples, causes) mask gradients of a batch."""
+        """Return the (samples, causes + 1) mask gradients of a batch."""
         count = samples_of(feeds)
-        full = next(
-            (
-                key
-                for key in self.built
-                if all(
-                    k[1:] == a.shape[1:] and len(k) == a.ndim
-                    for k, a in zip(key, feeds.values(), strict=False)
-                )
-            ),
-            None,
-        )
-        if (
-            full is not None and count < full[0][0]
-        ):  # the last batch is filled up, so that no other graph is needed
+        full = self._find_full_shapes(feeds)
+        if full is not None and count < full[0][0]:
+            # pad the last batch by repeating samples, which saves building another graph
             feeds = {
                 name: np.resize(a, shape) if a.ndim else a
-                for (name, a), shape in zip(feeds.items(), full, strict=False)
+                for (name, a), shape in zip(feeds.items(), full, strict=True)
             }
             labels = None if labels is None else np.resize(labels, (full[0][0], *labels.shape[1:]))
-        gradient, session = self.session(feeds)
-        found = session.run({**feeds, **feeds_of(gradient.feeds, generator, labels)})
+        gradient, session = self.open_session(feeds)
+        values = session.run({**feeds, **feeds_of(gradient.feeds, generator, labels)})
         rows = np.zeros((self.analysis.axes.causes + 1, gradient.samples))
         for place, output in gradient.outputs.items():
             table = self.places[place]
             for column in range(table.shape[1]):
-                np.add.at(rows, table[:, column], found[output].T.astype(np.float64))
+                np.add.at(rows, table[:, column], values[output].T.astype(np.float64))
         return rows.T[:count]
 
+    def _find_full_shapes(
+        self, feeds: Mapping[str, np.ndarray]
+    ) -> tuple[tuple[int, ...], ...] | None:
+        """Return the shapes of a built graph that differ from the feeds in batch size at most."""
+        for shapes in self.built:
+            pairs = zip(shapes, feeds.values(), strict=True)
+            if all(s[1:] == a.shape[1:] and len(s) == a.ndim for s, a in pairs):
+                return shapes
+        return None
+
     def result(self, rows: np.ndarray) -> MaskGradients:
-        lost = {
-            c
-            for b in self.blocked
-            for place in b.places
-            for c in self.places[place].ravel().tolist()
-        } | self.lost
-        reached = {c for table in self.places.values() for c in table.ravel().tolist()} | lost
+        """Return the gradients by group; rows: (samples, causes + 1)."""
+        lost = set(self.lost)
+        for blocked in self.blocked:
+            for place in blocked.places:
+                lost.update(self.places[place].ravel().tolist())
+        reached = set(lost)
+        for table in self.places.values():
+            reached.update(table.ravel().tolist())
         groups, incomplete = {}, []
         for name, causes in self.analysis.causes.items():
             if lost.intersection(causes.tolist()):
@@ -268,6 +313,6 @@ class _Run:
         return MaskGradients(groups, tuple(self.blocked), tuple(incomplete))
 
 
-def _first(array: np.ndarray) -> np.ndarray:
-    """The first sample in place of each."""
+def _repeat_first(array: np.ndarray) -> np.ndarray:
+    """Return an array of the same shape in which every sample is the first."""
     return np.repeat(array[:1], len(array), 0) if array.ndim else array

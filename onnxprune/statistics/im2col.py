@@ -1,9 +1,10 @@
-"""Second moments of what a linear node reads, over its taps, streamed in double precision.
+"""Inputs of linear nodes as matrix columns (im2col), and their streamed second moments.
 
-A Conv reads K = C * kh * kw values for an output position. `columns` lays them out, `Moments` sums X X^T, X and X Y^T over
-positions. Activations come out of onnxruntime; the sums are single-precision symmetric products of BLAS a batch, accumulated
-in float64. Nodes in the graph that do the same take 1.5 times as long at the same peak of memory, because onnxruntime has no
-symmetric product (python -m benchmarks.moments, the shapes of ResNet-50).
+A Conv reads K = C * kh * kw values per output position. `columns` lays them out as a matrix X with
+one column per position, `Moments` sums X X^T, X and Y X^T over positions. Activations come from
+onnxruntime; the sums are single-precision symmetric BLAS products per batch, accumulated in
+float64. ONNX nodes that compute the same take 1.5 times as long at the same peak memory, because
+onnxruntime has no symmetric product (`python -m benchmarks.moments`, the shapes of ResNet-50).
 """
 
 from __future__ import annotations
@@ -22,26 +23,42 @@ from onnxprune.ir.nodes import attribute
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a node takes its inputs. spatial: number of spatial axes, 0 for a matrix product on the last axis; sizes an axis."""
+    """Window of a linear node; one entry per spatial axis.
+
+    Attributes
+    ----------
+    spatial
+        Number of spatial axes; 0 for a matrix product over the last axis.
+    kernel, strides, dilations
+        As of the ONNX operator.
+    before, after
+        Padding.
+    transposed
+        True for ConvTranspose.
+    """
 
     spatial: int
     kernel: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
-    before: tuple[int, ...] = ()  # padding
+    before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     transposed: bool = False
 
     @property
     def taps(self) -> int:
-        """Values read of a channel for one output."""
+        """Number of positions that one output reads per channel."""
         return prod(self.kernel)
 
 
-def geometry(
-    node: NodeProto, weight_shape: tuple[int, ...], input_shape: tuple[int, ...]
-) -> Geometry:
-    """Geometry of a Conv, ConvTranspose, Gemm or MatMul; input_shape: of one batch, for auto_pad."""
+def geometry(node: NodeProto, weight_shape: Sequence[int], input_shape: Sequence[int]) -> Geometry:
+    """Return the window of a Conv, ConvTranspose, Gemm or MatMul.
+
+    Parameters
+    ----------
+    input_shape
+        Shape of one batch, which determines the padding of auto_pad.
+    """
     if not node.op_type.startswith("Conv"):
         return Geometry(0)
     kernel = tuple(weight_shape[2:])
@@ -52,14 +69,9 @@ def geometry(
     mode = attribute(node, "auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         for i, size in enumerate(input_shape[2:]):
-            need = max(
-                (-(-size // strides[i]) - 1) * strides[i]
-                + (kernel[i] - 1) * dilations[i]
-                + 1
-                - size,
-                0,
-            )
-            small, large = need // 2, need - need // 2
+            reach = (kernel[i] - 1) * dilations[i] + 1
+            total = max((-(-size // strides[i]) - 1) * strides[i] + reach - size, 0)
+            small, large = total // 2, total - total // 2
             pads[i], pads[i + n] = (small, large) if mode == "SAME_UPPER" else (large, small)
     return Geometry(
         n,
@@ -75,7 +87,13 @@ def geometry(
 def positions(
     output_shape: tuple[int, ...], spatial: int, most: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    """A random grid of at most about `most` output positions: indices an axis."""
+    """Draw a random grid of about `most` output positions; all of them if there are fewer.
+
+    Returns
+    -------
+    tuple of np.ndarray
+        Sorted indices per spatial axis.
+    """
     sizes = output_shape[2 : 2 + spatial]
     total = prod(sizes)
     if not sizes or total <= most:
@@ -84,141 +102,169 @@ def positions(
     return tuple(np.sort(rng.choice(s, max(1, round(s * share)), replace=False)) for s in sizes)
 
 
-def columns(x: np.ndarray, how: Geometry, at: tuple[np.ndarray, ...]) -> np.ndarray:
-    """What a node reads: float32 (channels * taps, samples * positions), taps of a channel together."""
-    if not how.spatial:
+def columns(x: np.ndarray, window: Geometry, at: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Return the values that a node reads at some output positions.
+
+    Parameters
+    ----------
+    x
+        Input activation, (samples, channels, *spatial), or (..., channels) without spatial axes.
+    at
+        Indices of output positions per spatial axis.
+
+    Returns
+    -------
+    np.ndarray
+        float32 (channels * taps, samples * positions); the taps of a channel are adjacent.
+    """
+    if not window.spatial:
         return np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T, np.float32)
-    if how.transposed:
-        x, how = _spread(x, how)
-    ends = [
-        max(int(a[-1]) * s + (k - 1) * d + 1, 0) if len(a) else 0
-        for a, s, k, d in zip(at, how.strides, how.kernel, how.dilations, strict=False)
-    ]
-    x = _padded(
-        x,
-        how.before,
-        [
-            max(a, e - b - size, 0)
-            for b, a, e, size in zip(how.before, how.after, ends, x.shape[2:], strict=False)
-        ],
-    )
+    if window.transposed:
+        x, window = _upsample(x, window)
+    x = _pad_for(x, window, at)
     n, c = x.shape[:2]
-    out = np.empty((c, how.taps, n, *map(len, at)), np.float32)
-    parts = [x]  # what a tap of the axes so far reads
+    out = np.empty((c, window.taps, n, *map(len, at)), np.float32)
+    parts = [x]  # views of x per combination of taps, over the axes handled so far
     for axis, (index, stride, size, dilation) in enumerate(
-        zip(at, how.strides, how.kernel, how.dilations, strict=False)
+        zip(at, window.strides, window.kernel, window.dilations, strict=True)
     ):
-        places = [_places(index * stride + k * dilation) for k in range(size)]
-        if axis + 1 < how.spatial:
+        places = [_as_slice(index * stride + k * dilation) for k in range(size)]
+        if axis + 1 < window.spatial:
             parts = [_take(part, place, axis + 2) for part in parts for place in places]
             continue
         for t, (part, place) in enumerate(product(parts, places)):
             out[:, t] = _take(part, place, axis + 2).swapaxes(0, 1)
-    return out.reshape(c * how.taps, -1)
+    return out.reshape(c * window.taps, -1)
 
 
-def _padded(x: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
-    """With zeros around the spatial axes."""
+def _pad_for(x: np.ndarray, window: Geometry, at: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Pad an input so that the windows at all requested positions lie inside."""
+    ends = [
+        max(int(a[-1]) * s + (k - 1) * d + 1, 0) if len(a) else 0
+        for a, s, k, d in zip(at, window.strides, window.kernel, window.dilations, strict=True)
+    ]
+    after = [
+        max(a, e - b - size, 0)
+        for b, a, e, size in zip(window.before, window.after, ends, x.shape[2:], strict=True)
+    ]
+    return _pad(x, window.before, after)
+
+
+def _pad(x: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
+    """Surround the spatial axes with zeros."""
     if not any(before) and not any(after):
         return x
-    out = np.zeros(
-        (
-            *x.shape[:2],
-            *(b + size + a for b, size, a in zip(before, x.shape[2:], after, strict=False)),
-        ),
-        x.dtype,
-    )
-    out[
-        (
-            slice(None),
-            slice(None),
-            *(slice(b, b + size) for b, size in zip(before, x.shape[2:], strict=False)),
-        )
-    ] = x
+    sizes = [b + size + a for b, size, a in zip(before, x.shape[2:], after, strict=True)]
+    out = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    inside = [slice(b, b + size) for b, size in zip(before, x.shape[2:], strict=True)]
+    out[(slice(None), slice(None), *inside)] = x
     return out
 
 
-def outputs(y: np.ndarray, how: Geometry, at: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Outputs at the same positions: float32 (channels, samples * positions)."""
-    if not how.spatial:
+def outputs(y: np.ndarray, window: Geometry, at: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Return outputs at some positions: float32 (channels, samples * positions)."""
+    if not window.spatial:
         return np.ascontiguousarray(y.reshape(-1, y.shape[-1]).T, np.float32)
     for axis, index in enumerate(at):
-        y = _take(y, _places(index), axis + 2)
+        y = _take(y, _as_slice(index), axis + 2)
     return np.ascontiguousarray(y.swapaxes(0, 1), np.float32).reshape(y.shape[1], -1)
 
 
-def _places(index: np.ndarray) -> slice | np.ndarray:
-    """A slice where positions are evenly spaced."""
+def _as_slice(index: np.ndarray) -> slice | np.ndarray:
+    """Return evenly spaced indices as a slice, which takes a view instead of a copy."""
     if len(index) > 1 and (np.diff(index) == index[1] - index[0]).all():
         return slice(int(index[0]), int(index[-1]) + 1, int(index[1] - index[0]))
     return index
 
 
 def _take(x: np.ndarray, place: slice | np.ndarray, axis: int) -> np.ndarray:
-    """Positions of an axis; a view for a slice."""
-    return (
-        x[(slice(None),) * axis + (place,)] if isinstance(place, slice) else np.take(x, place, axis)
-    )
+    """Return positions of an axis; a view if they are a slice."""
+    if isinstance(place, slice):
+        return x[(slice(None),) * axis + (place,)]
+    return np.take(x, place, axis)
 
 
-def _spread(x: np.ndarray, how: Geometry) -> tuple[np.ndarray, Geometry]:
-    """A transposed convolution as a plain one: zeros between the inputs, taps in reverse (see `tap_order`)."""
-    shape = [
-        *x.shape[:2],
-        *((s - 1) * stride + 1 for s, stride in zip(x.shape[2:], how.strides, strict=False)),
-    ]
-    spread = np.zeros(shape, x.dtype)
-    spread[(slice(None), slice(None), *(slice(None, None, s) for s in how.strides))] = x
+def _upsample(x: np.ndarray, window: Geometry) -> tuple[np.ndarray, Geometry]:
+    """Turn the input and window of a transposed convolution into those of a plain one.
+
+    Zeros go between the inputs, and the kernel is read in reverse (see `tap_order`).
+    """
+    sizes = [(s - 1) * stride + 1 for s, stride in zip(x.shape[2:], window.strides, strict=True)]
+    upsampled = np.zeros([*x.shape[:2], *sizes], x.dtype)
+    upsampled[(slice(None), slice(None), *(slice(None, None, s) for s in window.strides))] = x
     before = tuple(
-        d * (k - 1) - b for k, d, b in zip(how.kernel, how.dilations, how.before, strict=False)
+        d * (k - 1) - b
+        for k, d, b in zip(window.kernel, window.dilations, window.before, strict=True)
     )
+    # padding larger than the kernel's reach removes inputs at the border
     crop = [max(-b, 0) for b in before]
-    spread = spread[(slice(None), slice(None), *(slice(c, None) for c in crop))]
+    upsampled = upsampled[(slice(None), slice(None), *(slice(c, None) for c in crop))]
     plain = Geometry(
-        how.spatial,
-        how.kernel,
-        (1,) * how.spatial,
-        how.dilations,
+        window.spatial,
+        window.kernel,
+        (1,) * window.spatial,
+        window.dilations,
         tuple(max(b, 0) for b in before),
-        (0,) * how.spatial,
+        (0,) * window.spatial,
     )
-    return spread, plain
+    return upsampled, plain
 
 
 def joined(parts: Iterable[tuple[Any, ...]], least: int) -> Iterator[tuple[Any, ...]]:
-    """Tuples of arrays whose last axis is positions (None stays), put together until they have `least` positions."""
-    held: list[tuple[Any, ...]] = []
+    """Concatenate consecutive tuples of arrays until they hold at least `least` positions.
+
+    Parameters
+    ----------
+    parts
+        Tuples of arrays whose last axis is positions; an entry that is None stays None.
+    """
+    pending: list[tuple[Any, ...]] = []
     for part in parts:
-        held.append(part)
-        if sum(p[0].shape[-1] for p in held) >= least:
-            yield _together(held)
-            held = []
-    if held:
-        yield _together(held)
+        pending.append(part)
+        if sum(p[0].shape[-1] for p in pending) >= least:
+            yield _concatenate(pending)
+            pending = []
+    if pending:
+        yield _concatenate(pending)
 
 
-def _together(held: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return (
-        held[0]
-        if len(held) == 1
-        else tuple(
-            None if column[0] is None else np.concatenate(column, -1)
-            for column in zip(*held, strict=False)
-        )
+def _concatenate(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Concatenate tuples of arrays along positions, entry by entry."""
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(
+        None if arrays[0] is None else np.concatenate(arrays, -1)
+        for arrays in zip(*parts, strict=True)
     )
 
 
-def tap_order(how: Geometry) -> np.ndarray:
-    """Order of a weight's taps that belongs to the order of `columns`."""
-    order = np.arange(max(how.taps, 1))
-    return order[::-1] if how.transposed else order
+def tap_order(window: Geometry) -> np.ndarray:
+    """Return the order of a weight's taps that matches the rows of `columns`."""
+    order = np.arange(max(window.taps, 1))
+    return order[::-1] if window.transposed else order
 
 
 @dataclass
 class Moments:
-    """Sums over positions. xx: (K, K); x: (K,); yx: (O, K); y: (O,); yy: (O,) sum of squares; count: positions. All float64.
+    """Sums over positions of inputs x (K,) and outputs y (O,), all float64.
 
-    Columns are held back until there are K, so that sums of K * K values are not made for a few; `flush` adds the last ones.
+    Columns are buffered until there are K of them, so that a K x K product pays off; `flush` adds
+    the rest.
+
+    Attributes
+    ----------
+    xx
+        (K, K) sum of x x'.
+    x
+        (K,) sum of x.
+    yx
+        (O, K) sum of y x'; None without outputs.
+    y
+        (O,) sum of y; None without outputs.
+    yy
+        (O,) sum of y**2; None without outputs.
+    count
+        Number of positions.
     """
 
     xx: np.ndarray
@@ -227,32 +273,33 @@ class Moments:
     y: np.ndarray | None = None
     yy: np.ndarray | None = None
     count: int = 0
-    _held: list[tuple[np.ndarray, np.ndarray | None]] = field(default_factory=list, repr=False)
+    _pending: list[tuple[np.ndarray, np.ndarray | None]] = field(default_factory=list, repr=False)
 
     @staticmethod
     def zeros(inputs: int, outs: int = 0) -> Moments:
-        """Nothing summed yet."""
-        more = (
-            (np.zeros((outs, inputs)), np.zeros(outs), np.zeros(outs))
-            if outs
-            else (None, None, None)
-        )
-        return Moments(np.zeros((inputs, inputs)), np.zeros(inputs), *more)
+        """Return empty sums over K = `inputs` columns and O = `outs` outputs."""
+        moments = Moments(np.zeros((inputs, inputs)), np.zeros(inputs))
+        if outs:
+            moments.yx = np.zeros((outs, inputs))
+            moments.y = np.zeros(outs)
+            moments.yy = np.zeros(outs)
+        return moments
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
         """Add columns x (K, P) and outputs y (O, P)."""
-        self._held.append((x, y))
-        if sum(part.shape[1] for part, _ in self._held) >= len(self.x):
+        self._pending.append((x, y))
+        if sum(part.shape[1] for part, _ in self._pending) >= len(self.x):
             self.flush()
 
     def flush(self) -> None:
-        """Add what is held back."""
-        if self._held:
-            self._add(*_together(self._held))
-            self._held.clear()
+        """Add the buffered columns."""
+        if self._pending:
+            self._add(*_concatenate(self._pending))
+            self._pending.clear()
 
     def _add(self, x: np.ndarray, y: np.ndarray | None) -> None:
-        self.xx += x @ x.T  # numpy uses the symmetric product here
+        # float32 products: numpy recognizes x @ x.T and calls the symmetric BLAS routine
+        self.xx += x @ x.T
         self.x += x.sum(1, dtype=np.float64)
         if y is not None and self.yx is not None and self.y is not None and self.yy is not None:
             self.yx += y @ x.T
@@ -261,7 +308,7 @@ class Moments:
         self.count += x.shape[1]
 
     def centered(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(covariance of x times count, of y with x times count)."""
+        """Return count times the covariance of x, and of y with x (None without outputs)."""
         self.flush()
         mean = self.x / max(self.count, 1)
         yx = None if self.yx is None or self.y is None else self.yx - np.outer(self.y, mean)

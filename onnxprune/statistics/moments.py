@@ -1,9 +1,10 @@
-"""Second moments of everything that can be reconstructed, in one pass over the data."""
+"""Second moments of the inputs of all linear nodes, collected in one pass over the data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,15 +14,26 @@ from onnxprune.data.dataset import Data, samples_of
 from onnxprune.ir.runtime import Session
 from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, positions, tap_order
 
-MOST_COLUMNS = 1200  # above it moments are taken a channel, not a tap
-OVERSAMPLE = 32  # positions a column that are wanted in all
+# Largest K of a K x K moment matrix with a column per tap. Beyond it there is a column per channel,
+# because inverting the matrix costs K^3.
+MAX_COLUMNS = 1200
+OVERSAMPLE = 32  # output positions per column, over all data
 
 
 @dataclass(frozen=True)
-class Statistic:
-    """Centered second moments of one linear node's input.
+class InputMoments:
+    """Second moments of one linear node's input.
 
-    xx: (groups, K, K) mean covariance; taps: columns a channel (1 where taken a channel); mean: (groups, K).
+    Attributes
+    ----------
+    linear
+        The node.
+    xx
+        (groups, K, K) mean covariance of its columns.
+    mean
+        (groups, K) mean of its columns.
+    taps
+        Columns per channel: the taps of the kernel, or 1 if moments are taken per channel.
     """
 
     linear: Linear
@@ -30,144 +42,200 @@ class Statistic:
     taps: int
 
     def weight(self, analysis: Analysis) -> np.ndarray:
-        """The node's weight as (groups, outputs, K); a tap's outputs are rows of their own where moments are a channel."""
+        """Return the node's weight as (groups, outputs, K) float64.
+
+        With one column per channel, each tap of an output is a row of its own: (groups, outputs *
+        taps, K).
+        """
         node = analysis.record.nodes[self.linear.node]
         array = analysis.model.weights[self.linear.weight.tensor].array()
         matrix = to_matrix(self.linear, node, array).astype(np.float64)
         order = tap_order(geometry(node, array.shape, (0,) * array.ndim))
         matrix = matrix[..., order]
         g, o, c, t = matrix.shape
-        return (
-            matrix.reshape(g, o, c * t)
-            if self.taps == t
-            else matrix.transpose(0, 1, 3, 2).reshape(g, o * t, c)
-        )
+        if self.taps == t:
+            return matrix.reshape(g, o, c * t)
+        return matrix.transpose(0, 1, 3, 2).reshape(g, o * t, c)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A product of two activations that sums over a cut axis, q . k: second moments of its logits (K, K), summed over heads and positions of a sample."""
+class ProductMoments:
+    """Second moments of the logits of a product of two activations, q . k, such as attention's.
+
+    Attributes
+    ----------
+    node
+        Index of the MatMul in `analysis.record.nodes`.
+    ids
+        Axis ids of the summed axis, (K,).
+    xx
+        (K, K) second moments of the summands q_i * k_i, summed over heads and pairs of positions;
+        mean over samples.
+    """
 
     node: int
     ids: np.ndarray
     xx: np.ndarray
 
 
+class _Source(NamedTuple):
+    """What the columns of a linear node depend on; nodes with equal sources share their moments."""
+
+    data: str
+    groups: int
+    window: Geometry
+    axis: int
+
+
 def refittable(analysis: Analysis) -> tuple[str, ...]:
-    """Groups that a linear node with plain weights, or a product of two activations, sums over: what closed forms can make up for."""
-    ids = [li.ids for li in linears(analysis) if li.ids is not None] + [
-        ids for _, ids in products(analysis)
-    ]
-    read = {c for axis in ids for c in analysis.axes.table(axis).ravel().tolist()}
+    """Return the groups for which closed-form refits can compensate.
+
+    These are summed over by a linear node with plain weights or by a product of two activations.
+    """
+    axes = [li.ids for li in linears(analysis) if li.ids is not None]
+    axes += [ids for _, ids in products(analysis)]
+    consumed: set[int] = set()
+    for axis in axes:
+        consumed.update(analysis.axes.table(axis).ravel().tolist())
     return tuple(
-        name for name, causes in analysis.causes.items() if read.intersection(causes.tolist())
+        name for name, causes in analysis.causes.items() if consumed.intersection(causes.tolist())
     )
 
 
 def collect_moments(
     analysis: Analysis, data: Data, *, batch_size: int, threads: int, seed: int = 0
-) -> tuple[Mapping[int, Statistic], list[Pair]]:
-    """Statistics by node index, of every linear node that sums over an axis that can be cut, and of products of activations."""
-    wanted = [
-        li
-        for li in linears(analysis)
-        if li.ids is not None
-        and not (li.groups > 1 and analysis.model.weights[li.weight.tensor].shape[1] == 1)
-    ]
+) -> tuple[Mapping[int, InputMoments], list[ProductMoments]]:
+    """Collect second moments of every linear node and product that sums over a prunable axis.
+
+    Depthwise convolutions are left out: they have no weights across channels.
+
+    Parameters
+    ----------
+    seed
+        Seed of the choice of output positions.
+
+    Returns
+    -------
+    statistics
+        Node index -> moments.
+    pairs
+        Moments of products of two activations, in graph order.
+    """
+    selected = _select_linears(analysis)
     pairs = products(analysis)
-    names = sorted(
-        {li.data for li in wanted}
-        | {n for node, _ in pairs for n in analysis.record.nodes[node].input[:2]}
-    )
+    names = {li.data for li in selected}
+    for node, _ in pairs:
+        names.update(analysis.record.nodes[node].input[:2])
     if not names:
         return {}, []
-    session = Session(analysis.model, names, threads=threads)
+    session = Session(analysis.model, sorted(names), threads=threads)
     rng = np.random.default_rng(seed)
-    sums: dict[object, list[Moments]] = {}
-    keys: dict[int, object] = {}
+    sums: dict[_Source, list[Moments]] = {}
+    sources: dict[int, _Source] = {}
     logits: dict[int, np.ndarray] = {}
     seen = 0
     for feeds in data.batches(batch_size):
-        found = session.run(feeds)
+        values = session.run(feeds)
         seen += samples_of(feeds)
-        grids: dict[object, object] = {}
-        for li in wanted:
-            x = np.asarray(found[li.data])
-            node = analysis.record.nodes[li.node]
-            how = geometry(node, analysis.model.weights[li.weight.tensor].shape, x.shape)
-            fine = x.shape[li.axis] // li.groups * max(how.taps, 1) <= MOST_COLUMNS
-            how = how if fine else Geometry(0)
-            key = keys[li.node] = (li.data, li.groups, how, li.axis)
-            if key not in grids:
-                grids[key] = True
-                _accumulate(sums, key, x, li, how, analysis, data.samples, rng)
-        for node_index, _ in pairs:
-            logits[node_index] = logits.get(node_index, 0.0) + _logit_moments(
-                *(
-                    np.asarray(found[n], np.float64)
-                    for n in analysis.record.nodes[node_index].input[:2]
-                )
+        added: set[_Source] = set()
+        for li in selected:
+            x = np.asarray(values[li.data])
+            source = sources[li.node] = _source(analysis, li, x)
+            if source not in added:
+                added.add(source)
+                _accumulate(sums, source, x, data.samples, rng)
+        for node, _ in pairs:
+            q, k = (
+                np.asarray(values[n], np.float64) for n in analysis.record.nodes[node].input[:2]
             )
-    statistics = {}
-    for li in wanted:
-        parts = sums[keys[li.node]]
-        covariances = [m.centered()[0] for m in parts]
-        how = keys[li.node][2]  # type: ignore[index]
-        count = max(parts[0].count, 1)
-        statistics[li.node] = Statistic(
-            li,
-            np.stack([c / count for c in covariances]),
-            np.stack([m.x / count for m in parts]),
-            max(how.taps, 1),
-        )
-    return statistics, [Pair(n, ids, logits[n] / max(seen, 1)) for n, ids in pairs]
+            logits[node] = logits.get(node, 0.0) + _logit_moments(q, k)
+    statistics = {li.node: _finish(li, sources[li.node], sums) for li in selected}
+    return statistics, [ProductMoments(n, ids, logits[n] / max(seen, 1)) for n, ids in pairs]
+
+
+def _select_linears(analysis: Analysis) -> list[Linear]:
+    """Return the linear nodes that sum over a prunable axis and are not depthwise."""
+    selected = []
+    for li in linears(analysis):
+        depthwise = li.groups > 1 and analysis.model.weights[li.weight.tensor].shape[1] == 1
+        if li.ids is not None and not depthwise:
+            selected.append(li)
+    return selected
+
+
+def _source(analysis: Analysis, li: Linear, x: np.ndarray) -> _Source:
+    """Return the source of a node's columns; x: one batch of its input."""
+    node = analysis.record.nodes[li.node]
+    window = geometry(node, analysis.model.weights[li.weight.tensor].shape, x.shape)
+    per_tap = x.shape[li.axis] // li.groups * max(window.taps, 1) <= MAX_COLUMNS
+    return _Source(li.data, li.groups, window if per_tap else Geometry(0), li.axis)
 
 
 def _accumulate(
-    sums: dict[object, list[Moments]],
-    key: object,
+    sums: dict[_Source, list[Moments]],
+    source: _Source,
     x: np.ndarray,
-    li: Linear,
-    how: Geometry,
-    analysis: Analysis,
     samples: int,
     rng: np.random.Generator,
 ) -> None:
-    channels = x.shape[li.axis]
-    width = channels // li.groups * max(how.taps, 1)
+    """Add a batch to the moments of a source.
+
+    Parameters
+    ----------
+    sums
+        Moments per group, updated.
+    x
+        Batch of the input activation.
+    samples
+        Samples in the whole data, from which the number of positions per sample follows.
+    """
+    _, groups, window, axis = source
+    channels = x.shape[axis]
+    width = channels // groups * max(window.taps, 1)
     most = -(-OVERSAMPLE * width // max(samples, 1)) + 1
-    if how.spatial:
-        out = _output_shape(x.shape, how)
-        cols = columns(x, how, positions(out, how.spatial, most, rng))
+    if window.spatial:
+        out = _output_shape(x.shape, window)
+        cols = columns(x, window, positions(out, window.spatial, most, rng))
     else:
-        moved = np.moveaxis(x, li.axis, -1).reshape(-1, channels)
+        rows = np.moveaxis(x, axis, -1).reshape(-1, channels)
         keep = most * len(x)
-        rows = (
-            moved
-            if len(moved) <= keep
-            else moved[np.sort(rng.choice(len(moved), keep, replace=False))]
-        )
+        if len(rows) > keep:
+            rows = rows[np.sort(rng.choice(len(rows), keep, replace=False))]
         cols = np.ascontiguousarray(rows.T, np.float32)
-    parts = sums.setdefault(key, [Moments.zeros(width) for _ in range(li.groups)])
-    for moments, block in zip(parts, np.split(cols, li.groups), strict=False):
+    parts = sums.setdefault(source, [Moments.zeros(width) for _ in range(groups)])
+    for moments, block in zip(parts, np.split(cols, groups), strict=True):
         moments.add(block)
 
 
-def _output_shape(shape: tuple[int, ...], how: Geometry) -> tuple[int, ...]:
-    """Spatial output sizes behind two leading axes."""
+def _finish(li: Linear, source: _Source, sums: Mapping[_Source, list[Moments]]) -> InputMoments:
+    """Turn the sums of a node's source into means."""
+    parts = sums[source]
+    covariances = [m.centered()[0] for m in parts]
+    count = max(parts[0].count, 1)
+    return InputMoments(
+        li,
+        np.stack([c / count for c in covariances]),
+        np.stack([m.x / count for m in parts]),
+        max(source.window.taps, 1),
+    )
+
+
+def _output_shape(shape: tuple[int, ...], window: Geometry) -> tuple[int, ...]:
+    """Return (0, 0, *spatial output sizes) for an input of this shape."""
     sizes = []
     for i, size in enumerate(shape[2:]):
-        reach = how.dilations[i] * (how.kernel[i] - 1) + 1
-        if how.transposed:
-            sizes.append((size - 1) * how.strides[i] + reach - how.before[i] - how.after[i])
+        padding = window.before[i] + window.after[i]
+        reach = window.dilations[i] * (window.kernel[i] - 1) + 1
+        if window.transposed:
+            sizes.append((size - 1) * window.strides[i] + reach - padding)
         else:
-            sizes.append((size + how.before[i] + how.after[i] - reach) // how.strides[i] + 1)
+            sizes.append((size + padding - reach) // window.strides[i] + 1)
     return (0, 0, *sizes)
 
 
 def products(analysis: Analysis) -> list[tuple[int, np.ndarray]]:
-    """MatMul nodes of two activations that sum over a cut axis."""
-    found = {}
+    """Return (node index, axis ids) of MatMuls of two activations that sum over a prunable axis."""
+    result = {}
     weights = {(u.node, u.slot) for u in analysis.record.uses}
     for mask in analysis.record.masks:
         node = analysis.record.nodes[mask.node]
@@ -178,11 +246,14 @@ def products(analysis: Analysis) -> list[tuple[int, np.ndarray]]:
             and (mask.node, 0) not in weights
             and (mask.node, 1) not in weights
         ):
-            found[mask.node] = mask.ids
-    return list(found.items())
+            result[mask.node] = mask.ids
+    return list(result.items())
 
 
 def _logit_moments(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """Second moments of the terms of q . k: (q^T q) * (k k^T), summed over samples and heads."""
+    """Return the (K, K) second moments of the summands of q . k, summed over samples and heads.
+
+    The sum over positions n, m of (q_ni k_im) (q_nj k_jm) is (q' q) * (k k'), elementwise.
+    """
     terms = (q.swapaxes(-1, -2) @ q) * (k @ k.swapaxes(-1, -2))
     return terms.reshape(-1, q.shape[-1], q.shape[-1]).sum(0)

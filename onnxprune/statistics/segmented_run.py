@@ -1,4 +1,4 @@
-"""A network run piece by piece over all samples, so that weights can be changed between the pieces."""
+"""Run a network segment by segment over all samples, so that weights can change in between."""
 
 from __future__ import annotations
 
@@ -18,18 +18,44 @@ from onnxprune.ir.shapes import Shapes
 
 FLOAT_BYTES = 4
 
+Batch = dict[str, np.ndarray]
+Mark = tuple[int, list[Batch]]
 
-class Run:
-    """The activations of one network at one place of its node list, for every batch.
 
-    batches: feeds, a list of dicts; kept in memory with the live activations; counts: samples of each. `model` may be replaced between steps by one with
-    the same nodes and other weights. feeds: of the first batch.
+class SegmentedRun:
+    """Live activations of one network at one position of its node list, for every batch.
+
+    Parameters
+    ----------
+    model
+        Network to run. May be replaced between calls by one with the same nodes and other weights.
+    batches
+        Feeds by input name, kept in memory together with the live activations.
+    threads
+        Threads of onnxruntime.
+    shapes
+        Inferred shapes of `model`; computed if None.
+
+    Attributes
+    ----------
+    nodes
+        Nodes of the network in execution order.
+    live
+        For each position in `nodes`: activations that are available there and read there or later.
+    at
+        Position reached: nodes before it have run.
+    state
+        Values of the live activations per batch.
+    counts
+        Number of samples per batch.
+    feeds
+        Feeds of the first batch.
     """
 
     def __init__(
         self,
         model: Model,
-        batches: list[dict[str, np.ndarray]],
+        batches: list[Batch],
         *,
         threads: int = 1,
         shapes: Shapes | None = None,
@@ -43,83 +69,96 @@ class Run:
         self.counts = [samples_of(b) for b in batches]
         self.feeds = batches[0] if batches else {}
         self.threads = threads
-        self._place = {o: i for i, n in enumerate(self.nodes) for o in n.output}
+        self._producers = {o: i for i, n in enumerate(self.nodes) for o in n.output}
 
     def place(self, tensor: str) -> int:
-        """Index of the node that makes a tensor; -1 for inputs."""
-        return self._place.get(tensor, -1)
+        """Return the index of the node that produces a tensor; -1 for graph inputs."""
+        return self._producers.get(tensor, -1)
 
     def advance(self, to: int, keep: Collection[str] = ()) -> None:
-        """Run the nodes before `to`; tensors in `keep` stay available though nothing reads them later."""
+        """Run the nodes before position `to`.
+
+        Parameters
+        ----------
+        to
+            Position to reach; nothing happens if it is already reached.
+        keep
+            Activations to retain although no later node reads them.
+        """
         if to <= self.at:
             return
-        part = self.nodes[self.at : to]
-        held = set(self.state[0]) if self.state else set()
-        wanted = self.live[to] | set(keep)
-        made = {o for n in part for o in n.output if o}
-        outs = sorted(wanted & made)
+        segment = self.nodes[self.at : to]
+        available = set(self.state[0]) if self.state else set()
+        retained = self.live[to] | set(keep)
+        produced = {o for n in segment for o in n.output if o}
+        outs = sorted(retained & produced)
         if outs:
-            needed = set().union(*map(reads, part))
+            needed = set().union(*map(reads, segment))
             session = Session(
-                extract(self.model, self.shapes, part, held, outs), threads=self.threads
+                extract(self.model, self.shapes, segment, available, outs), threads=self.threads
             )
             names = [n for n in session.inputs if n in needed]
         for i, state in enumerate(self.state):
             fresh = session.run({n: state[n] for n in names}) if outs else {}
-            self.state[i] = {n: v for n, v in state.items() if n in wanted} | fresh
+            self.state[i] = {n: v for n, v in state.items() if n in retained} | fresh
         self.at = to
 
-    def mark(self) -> tuple[int, list[dict[str, np.ndarray]]]:
-        """Where the run is, for `rewind`; holds the activations that are alive here."""
+    def mark(self) -> Mark:
+        """Return the current position and live activations, for `rewind`."""
         return self.at, list(self.state)
 
-    def rewind(self, mark: tuple[int, list[dict[str, np.ndarray]]]) -> None:
-        """Go back, to run on with other weights."""
+    def rewind(self, mark: Mark) -> None:
+        """Return to a marked position, to run on from there with other weights."""
         self.at, self.state = mark[0], list(mark[1])
 
-    def join(self, batches: list[dict[str, np.ndarray]]) -> None:
-        """Bring further batches to this place, one after the other."""
-        held = set(self.state[0]) if self.state else set(self.live[self.at])
-        made = {o for n in self.nodes[: self.at] for o in n.output} & held
-        session = (
-            Session(
-                extract(
-                    self.model, self.shapes, self.nodes[: self.at], set(self.feeds), sorted(made)
-                ),
-                threads=self.threads,
-            )
-            if made
-            else None
-        )
+    def join(self, batches: list[Batch]) -> None:
+        """Run further batches up to the current position and append them."""
+        available = set(self.state[0]) if self.state else set(self.live[self.at])
+        produced = {o for n in self.nodes[: self.at] for o in n.output} & available
+        session = self._open_prefix(sorted(produced)) if produced else None
         for batch in batches:
             self.counts.append(samples_of(batch))
             fresh = session.run({n: batch[n] for n in session.inputs}) if session else {}
-            self.state.append({n: v for n, v in batch.items() if n in held} | fresh)
+            self.state.append({n: v for n, v in batch.items() if n in available} | fresh)
+
+    def _open_prefix(self, outputs: list[str]) -> Session:
+        """Open a session on all nodes before the current position."""
+        prefix = extract(self.model, self.shapes, self.nodes[: self.at], set(self.feeds), outputs)
+        return Session(prefix, threads=self.threads)
 
     def bytes_from_here(self) -> int:
-        """Most bytes a sample that live activations take from this place on; lengths that are not known count as one."""
-        return int(self._most[self.at])
+        """Return the peak bytes of live activations from here on, per sample.
+
+        Unknown lengths count as 1.
+        """
+        return int(self._peaks[self.at])
 
     @cached_property
-    def _most(self) -> np.ndarray:
+    def _peaks(self) -> np.ndarray:
+        """For each position, the largest of `_sizes` from there on."""
         return np.maximum.accumulate(self._sizes[::-1])[::-1]
 
-    def bytes_at(self, place: int) -> int:
-        """Bytes a sample of the activations that are alive at a place; lengths that are not known count as one."""
-        return int(self._sizes[place])
+    def bytes_at(self, position: int) -> int:
+        """Return the bytes of activations live at a position, per sample.
+
+        Unknown lengths count as 1.
+        """
+        return int(self._sizes[position])
 
     @cached_property
     def _sizes(self) -> np.ndarray:
-        return np.array([sum(map(self._bytes, names)) for names in self.live], np.int64)
+        """For each position, bytes of the live activations per sample."""
+        return np.array([sum(map(self._count_bytes, names)) for names in self.live], np.int64)
 
-    def _bytes(self, tensor: str) -> int:
+    def _count_bytes(self, tensor: str) -> int:
+        """Return the bytes of one activation per sample."""
         lengths = [d for d in (self.shapes.shape(tensor) or ())[1:] if isinstance(d, int)]
         return FLOAT_BYTES * prod(lengths)
 
     def values(self, tensor: str) -> list[np.ndarray]:
-        """A live tensor of every batch."""
+        """Return a live activation, one array per batch."""
         return [s[tensor] for s in self.state]
 
     def has(self, tensor: str) -> bool:
-        """Whether a tensor is available now."""
+        """Return True if an activation is available at the current position."""
         return bool(self.state) and tensor in self.state[0]

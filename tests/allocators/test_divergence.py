@@ -202,7 +202,7 @@ def test_inputs_that_measure_are_apart_from_those_of_the_statistics(
 ) -> None:
     context = context_of(NETWORK)
     seen: dict[str, list[np.ndarray]] = {"statistics": [], "measured": []}
-    collect, run = statistics.collect_moments, module.Run
+    collect, run = statistics.collect_moments, module.SegmentedRun
 
     def collected(analysis: Analysis, data: Data, **options: Any) -> Any:
         seen["statistics"] += [b["x"] for b in data.batches(8)]
@@ -213,7 +213,7 @@ def test_inputs_that_measure_are_apart_from_those_of_the_statistics(
         return run(model, batches, **options)
 
     monkeypatch.setattr(statistics, "collect_moments", collected)
-    monkeypatch.setattr(module, "Run", started)
+    monkeypatch.setattr(module, "SegmentedRun", started)
     planned(context, reconstruction(context), 0.7)
     sets = {
         what: {row.tobytes() for batch in batches for row in batch}

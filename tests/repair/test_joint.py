@@ -16,7 +16,7 @@ from onnxprune.repair import joint, least_squares
 from onnxprune.repair.fits import own_weights
 from onnxprune.repair.parts import parts
 from onnxprune.run.evaluation import input_types
-from onnxprune.statistics.segmented_run import Run
+from onnxprune.statistics.segmented_run import SegmentedRun
 
 STEM = "float[n,3,8,8] x | float[8,3,3,3] w0, float[8] b0, float[12,8,3,3] w1, float[12] b1, float[8,12,3,3] w2, float[8] b2, "
 BLOCK = "a = Conv<pads=[1,1,1,1]>(x, w0, b0); r = Relu(a); h = Conv<pads=[1,1,1,1]>(r, w1, b1); k = Relu(h); c = Conv<pads=[1,1,1,1]>(k, w2, b2); d = Add(c, r); s = Relu(d); "
@@ -36,7 +36,7 @@ def divided(text: str) -> list[Any]:
     analysis = analyze(load(net(text)))
     model, fits = own_weights(analysis, analysis.model, analysis.removed({}))
     data = synthetic(input_types(analysis.model), samples=2, seed=0)
-    return parts(Run(model, list(data.batches(2))), fits)
+    return parts(SegmentedRun(model, list(data.batches(2))), fits)
 
 
 def outs(part: Any) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.statistics.scale import TINY, Spread
+from onnxprune.statistics.scale import MIN_TOTAL, ScaleStatistics
 
 
-def spread(*batches: np.ndarray) -> Spread:
-    found = Spread()
+def spread(*batches: np.ndarray) -> ScaleStatistics:
+    found = ScaleStatistics()
     for batch in batches:
         found.add(batch)
     return found
@@ -45,4 +45,4 @@ def test_one_value_a_sample() -> None:
 
 def test_zeros_have_none() -> None:
     nothing = spread(np.zeros((3, 2)))
-    assert nothing.total == TINY and nothing.scale == 1
+    assert nothing.total == MIN_TOTAL and nothing.scale == 1

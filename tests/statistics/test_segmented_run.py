@@ -11,7 +11,7 @@ import pytest
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.weights import from_array
 from onnxprune.repair import least_squares
-from onnxprune.statistics.segmented_run import FLOAT_BYTES, Run
+from onnxprune.statistics.segmented_run import FLOAT_BYTES, SegmentedRun
 
 TEXT = """<ir_version: 8, opset_import: ["": 13]> net (float[n,3,6,6] x) => (float[n,8,6,6] y)
 <float[8,3,3,3] v, float[8,8,1,1] w> {
@@ -52,7 +52,7 @@ def batches() -> list[dict[str, np.ndarray]]:
 def test_those_that_join_stand_where_the_others_do(
     model: Model, batches: list[dict[str, np.ndarray]], place: int
 ) -> None:
-    along, joined = Run(model, batches), Run(model, batches[:2])
+    along, joined = SegmentedRun(model, batches), SegmentedRun(model, batches[:2])
     for run in (along, joined):
         run.advance(place, keep=["a"])
     joined.join(batches[2:])
@@ -67,7 +67,7 @@ def test_those_that_join_meet_the_weights_of_now(
     model: Model, batches: list[dict[str, np.ndarray]]
 ) -> None:
     changed = replace(model, weights=dict(model.weights))
-    run = Run(changed, batches[:1])
+    run = SegmentedRun(changed, batches[:1])
     changed.weights["v"] = from_array(np.zeros((8, 3, 3, 3), np.float32))
     run.advance(2)
     run.join(batches[1:])
@@ -77,7 +77,7 @@ def test_those_that_join_meet_the_weights_of_now(
 def test_bytes_are_those_of_the_largest_place_ahead(
     model: Model, batches: list[dict[str, np.ndarray]]
 ) -> None:
-    run = Run(model, batches[:1])
+    run = SegmentedRun(model, batches[:1])
     full, pooled, image = 8 * 36, 8 * 9, 3 * 36
     most = [max(image, full, full + pooled, 2 * full)] * 5 + [2 * full, full]
     for place in range(6):
@@ -88,7 +88,7 @@ def test_bytes_are_those_of_the_largest_place_ahead(
 def test_samples_wait_until_there_is_room(
     model: Model, batches: list[dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, cut = (Run(model, batches[:1]) for _ in range(2))
+    whole, cut = (SegmentedRun(model, batches[:1]) for _ in range(2))
     a_batch = 2 * (whole.bytes_from_here() + cut.bytes_from_here())
     for limit, expected in ((1, 1), (3 * a_batch, 3), (4 * a_batch, 3), (5 * a_batch, 5)):
         monkeypatch.setattr(least_squares, "LIVE_BYTES", limit)
