@@ -22,9 +22,9 @@ import numpy as np
 from benchmarks.zoo import Entry, add_option, calibration, open_zoo, score
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
-from onnxprune.sparsify.layout import OPS, targets
-from onnxprune.sparsify.masks import zeros_wanted
-from onnxprune.sparsify.weights import Settings, masked, sparsify
+from onnxprune.sparsify.layout import OPS, linear_weights
+from onnxprune.sparsify.masks import count_zeros
+from onnxprune.sparsify.weights import SparsifySettings, apply_masks, sparsify
 
 DENSE, RANDOM, DEFAULT = "dense", "random", "default"
 # name -> settings beside the share; None: no data
@@ -52,12 +52,12 @@ class Arrays:
 def random_control(model: Model, amount: float, seed: int = 0) -> Model:
     """The same share of each tensor, drawn."""
     rng = np.random.default_rng(seed)
-    shapes = {t.tensor: model.weights[t.tensor].shape for t in targets(model, OPS)}
-    return masked(
+    shapes = {t.tensor: model.weights[t.tensor].shape for t in linear_weights(model, OPS)}
+    return apply_masks(
         model,
         {
             n: rng.permutation(
-                np.arange(math.prod(s)) >= zeros_wanted(amount, math.prod(s))
+                np.arange(math.prod(s)) >= count_zeros(amount, math.prod(s))
             ).reshape(s)
             for n, s in shapes.items()
         },
@@ -72,7 +72,7 @@ def row(entry: Entry, way: str, amount: float, samples: int, limit: int | None) 
     elif way != DENSE:
         made = sparsify(
             model,
-            Settings(amount=amount, ops=OPS, **WAYS[way]),
+            SparsifySettings(amount=amount, ops=OPS, **WAYS[way]),
             Arrays(entry.input[0], calibration(entry, samples)),
         )
         model, zeros = made.model, made.report.of_weights

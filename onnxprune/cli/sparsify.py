@@ -1,7 +1,8 @@
-"""sparsify: zeros inside the weights, which is not pruning."""
+"""Command `sparsify`: set single weights to zero. Shapes do not change: this is not pruning."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,43 +24,47 @@ if TYPE_CHECKING:
     from onnxprune.run.recipe import Recipe
     from onnxprune.sparsify.report import Sparsity
 
+DEFAULT_AMOUNT = 0.5
+
 
 @click.command()
 @model_argument()
-@output_options("The sparse model; MODEL.sparse.onnx beside the model by default.")
+@output_options("Sparse model; MODEL.sparse.onnx next to the model by default.")
 @click.option(
     "--amount",
     type=float,
     metavar="SHARE",
-    help="Share of the weights that become zero.  [default: 0.5]",
+    help=f"Share of the weights that become zero.  [default: {DEFAULT_AMOUNT}]",
 )
 @click.option(
     "--method",
+    "sparsity_method",
     default="auto",
     metavar="NAME",
-    help="magnitude, or with --data activation, obs or admm; auto = admm with --data, magnitude without.",
+    help="magnitude, or with --data activation, obs or admm; "
+    "auto = admm with --data, else magnitude.",
 )
 @click.option(
     "--scope",
     default="auto",
     metavar="NAME",
-    help="Where the share is taken: balanced (with --data: where the outputs change least), tensor, output, global, or a pattern N:M such as 2:4; "
-    "auto = balanced with --data, tensor without.",
+    help="Where the share applies: balanced (needs --data: where the outputs change least), "
+    "tensor, output, global, or a pattern N:M such as 2:4; "
+    "auto = balanced with --data, else tensor.",
 )
 @click.option(
     "--ops",
     default="Conv",
+    show_default=True,
     metavar="OP,OP",
-    help="Whose weights: Conv, ConvTranspose, Gemm, MatMul.  [default: Conv]",
+    help="Operators whose weights become sparse: Conv, ConvTranspose, Gemm, MatMul.",
 )
 @click.option(
     "--refit/--no-refit",
     default=None,
-    help="Solve for the weights that are left; by default with --data.",
+    help="Solve for the remaining weights by least squares; by default with --data.",
 )
-@click.option(
-    "--report-only", is_flag=True, help="Only say how sparse MODEL is; nothing is written."
-)
+@click.option("--report-only", is_flag=True, help="Print the sparsity of MODEL and write nothing.")
 @recipe_options("data", "runtime", "measure", "write")
 @shared
 def sparsify(
@@ -67,7 +72,7 @@ def sparsify(
     output: str | None,
     overwrite: bool,
     amount: float | None,
-    method: str,
+    sparsity_method: str,
     scope: str,
     ops: str,
     refit: bool | None,
@@ -76,88 +81,86 @@ def sparsify(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Set the least important weights of MODEL to zero. Its size in memory and its time on dense engines stay; both are measured where --engine is given."""
+    """Set the least important weights of MODEL to zero.
+
+    Memory and the latency of dense engines stay the same; --engine measures both models.
+    """
     from onnxprune.ir.io import load, save
     from onnxprune.report.terminal import Progress
     from onnxprune.run.evaluation import open_data_for
     from onnxprune.run.outputs import check_output
     from onnxprune.sparsify.report import sparsity
-    from onnxprune.sparsify.weights import Settings
+    from onnxprune.sparsify.weights import SparsifySettings
     from onnxprune.sparsify.weights import sparsify as run
 
     source = load(model)
     if report_only:
-        _show(sparsity(source), {}, as_json)
+        _report(sparsity(source), {}, as_json)
         return
     if amount is not None and ":" in scope:
         raise UsageError(
-            "sparsity-amount", f"scope {scope} says itself how many weights go; leave out --amount"
+            "sparsity-amount",
+            f"--amount {amount:g} contradicts --scope {scope}, which sets the share itself: "
+            "pass only one",
         )
     recipe = recipe_from(recipe_file, values)
-    place = output or str(Path(model).with_suffix(".sparse.onnx"))
-    check_output(place, overwrite)
-    settings = Settings(
-        0.5 if amount is None else amount,
-        method,
-        scope,
-        tuple(ops.split(",")),
-        refit,
-        recipe.batch_size,
-        recipe.seed,
-        recipe.threads,
+    path = output or str(Path(model).with_suffix(".sparse.onnx"))
+    check_output(path, overwrite)
+    settings = SparsifySettings(
+        amount=DEFAULT_AMOUNT if amount is None else amount,
+        method=sparsity_method,
+        scope=scope,
+        ops=tuple(ops.split(",")),
+        refit=refit,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        threads=recipe.threads,
     )
     data = open_data_for(source, recipe) if recipe.data else None
     with Progress() as progress:
-        found = run(source, settings, data, progress)
-    save(found.model, place, external_data=recipe.external_data, overwrite=overwrite)
-    extra: dict[str, Any] = {"output": place, "not_refitted": list(found.not_refitted)}
+        result = run(source, settings, data, progress)
+    save(result.model, path, external_data=recipe.external_data, overwrite=overwrite)
+    extra: dict[str, Any] = {"output": path, "not_refitted": list(result.not_refitted)}
     if values.get("engine") and recipe.engine:
-        extra["timing"] = _timed(source, found.model, recipe)
-    _show(found.report, extra, as_json)
-    say(f"written to {place}")
+        extra["timing"] = _measure_latency(source, result.model, recipe)
+    _report(result.report, extra, as_json)
+    say(f"written to {path}")
 
 
-def _timed(source: Model, sparse: Model, recipe: Recipe) -> dict[str, Any]:
-    """Both models side by side."""
+def _measure_latency(source: Model, sparse: Model, recipe: Recipe) -> dict[str, Any]:
+    """Time both models side by side."""
     from onnxprune.run.evaluation import open_data_for
     from onnxprune.run.planning import measured
 
-    return measured(
-        source,
-        sparse,
-        recipe,
-        next(open_data_for(source, recipe).batches(1)),
-        lambda text, left_s: say(text),
-    )
+    feeds = next(open_data_for(source, recipe).batches(1))
+    return measured(source, sparse, recipe, feeds, lambda text, left_s: say(text))
 
 
-def _show(report: Sparsity, extra: dict[str, Any], as_json: bool) -> None:
+def _report(report: Sparsity, extra: Mapping[str, Any], as_json: bool) -> None:
+    """Print the zeros per tensor, and the timing if there is one."""
     from onnxprune.report.terminal import columns
 
     if as_json:
         emit({**report.as_dict(), **extra})
         return
     table = [("tensor", "op", "weights", "zeros", "share", "dead outputs")]
-    for t in report.tensors:
+    for row in report.tensors:
+        share = row.zeros / max(row.size, 1)
+        dead = f"{row.dead_outputs} of {row.outputs}"
         table.append(
-            (
-                t.tensor,
-                t.op,
-                f"{t.size:,d}",
-                f"{t.zeros:,d}",
-                f"{t.zeros / max(t.size, 1):.1%}",
-                f"{t.dead_outputs} of {t.outputs}",
-            )
+            (row.tensor, row.op, f"{row.size:,d}", f"{row.zeros:,d}", f"{share:.1%}", dead)
         )
     click.echo(columns(table, left=2))
     click.echo(
-        f"\nzeros: {report.of_weights:.1%} of {report.weights:,d} weights, {report.of_params:.1%} of {report.params:,d} parameters"
+        f"\nzeros: {report.of_weights:.1%} of {report.weights:,d} weights, "
+        f"{report.of_params:.1%} of {report.params:,d} parameters"
     )
     for engine, rows in extra.get("timing", {}).get("ratios", {}).items():
         for row in rows:
             click.echo(
-                f"{engine}: {row['median']:.2f}x the speed of the dense model ({row['low']:.2f} to {row['high']:.2f})"
+                f"{engine}: {row['median']:.2f}x the speed of the dense model "
+                f"({row['low']:.2f} to {row['high']:.2f})"
             )
     if extra.get("not_refitted"):
-        click.echo(f"not refitted, too many inputs: {', '.join(extra['not_refitted'])}")
+        click.echo(f"not refitted (too many inputs): {', '.join(extra['not_refitted'])}")
     click.echo(report.note)

@@ -1,10 +1,15 @@
-"""Which weights of a layer stay, chosen together with the values of those that do: ADMM on the layer's least-squares problem.
+"""Joint selection of kept weights and their values by ADMM on a layer's least-squares problem.
 
-The weights W that change a layer's output least, tr (W - W0) H (W - W0)', with as many zeros as are asked for: a copy of W without the zeros and one
-with them are drawn together, each step solving one of both exactly. Scores that look at one weight at a time do not see that
-of two inputs which say the same only one may go. The errors of layers become a fifth to a third smaller for it. Units: a weight times the root of its
-column's second moment, so that large weights of small inputs do not count as large.
-Source: Boyd et al., Distributed optimization by ADMM, 2011, section 9.1; for weights of layers Meng et al., ALPS, NeurIPS 2024.
+The objective is the change of the layer's output, tr (W - W0) H (W - W0)', for a given number of
+zeros. A dense copy of W and a sparse one are drawn together; each step solves one of both exactly.
+Scores of single weights do not see that of two inputs with the same information only one may be
+removed. Layer errors become a fifth to a third smaller.
+
+Weights are scaled by the root of their column's second moment, so that large weights of small
+inputs do not count as large.
+
+Source: Boyd et al. 2011, "Distributed Optimization and Statistical Learning via ADMM", section
+9.1; for weights of layers Meng et al. 2024, "ALPS" (NeurIPS).
 """
 
 from __future__ import annotations
@@ -13,60 +18,55 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxprune.sparsify.refit import damped
+from onnxprune.sparsify.refit import damped_gram
 from onnxprune.statistics.im2col import Moments
 
 STEPS = 30
-PENALTY, GROWTH = (
-    0.1,
-    1.08,
-)  # of the distance between both copies, in units of a second moment; a step more, so many times stronger
+PENALTY = 0.1  # weight of the distance between both copies; a second moment is 1 after scaling
+GROWTH = 1.08  # factor on the penalty per step
 
 
-def selected(
+def select_jointly(
     rows: np.ndarray,
     moments: Sequence[Moments],
     biased: bool,
     project: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """True where a weight stays, (groups, outputs, columns).
+    """Return the mask of kept weights, (groups, outputs, columns).
 
     Parameters
     ----------
     rows
         Dense weights, (groups, outputs, columns).
     moments
-        A group each: of the columns and a last one of ones.
+        Per group, of the columns and a last column of ones.
     biased
-        Whether a bias takes up the mean of what goes.
+        True if a bias absorbs the mean of the removed inputs.
     project
-        Scores, higher = keep -> True where a weight stays; the same number for any scores.
+        Scores, higher = keep -> mask, True = kept; the number of kept weights is constant.
     """
-    h = np.stack([_free(damped(m, rows.shape[2], biased)[0], rows.shape[2]) for m in moments])
-    size = np.sqrt(np.diagonal(h, axis1=1, axis2=2))[:, None, :]
-    values, axes = np.linalg.eigh((h / size / size.swapaxes(1, 2)).astype(np.float32))
+    size = rows.shape[2]
+    h = np.stack([_eliminate_bias(damped_gram(m, size, biased)[0], size) for m in moments])
+    scale = np.sqrt(np.diagonal(h, axis1=1, axis2=2))[:, None, :]
+    correlation = (h / scale / scale.swapaxes(1, 2)).astype(np.float32)
+    values, axes = np.linalg.eigh(correlation)
     values, back = values[:, None, :], axes.swapaxes(1, 2)
-    dense = (rows * size).astype(np.float32)
-    wanted, sparse, price, penalty = (
-        (dense @ axes * values) @ back,
-        dense,
-        np.zeros_like(dense),
-        PENALTY,
-    )
+    dense = (rows * scale).astype(np.float32)
+    right = (dense @ axes * values) @ back
+    sparse, dual, penalty = dense, np.zeros_like(dense), PENALTY
     for _ in range(STEPS):
-        free = ((wanted - price + penalty * sparse) @ axes / (values + penalty)) @ back
-        drawn = free + price / penalty
+        # in the eigenvectors of H the dense copy's linear system is diagonal
+        free = ((right - dual + penalty * sparse) @ axes / (values + penalty)) @ back
+        drawn = free + dual / penalty
         kept = project(np.square(drawn))
         sparse = np.where(kept, drawn, 0)
-        price = price + penalty * (free - sparse)
+        dual = dual + penalty * (free - sparse)
         penalty *= GROWTH
     return kept
 
 
-def _free(h: np.ndarray, size: int) -> np.ndarray:
-    """Without the bias, which is always at its best."""
-    return (
-        h
-        if len(h) == size
-        else h[:size, :size] - np.outer(h[:size, size], h[size, :size]) / h[size, size]
-    )
+def _eliminate_bias(h: np.ndarray, size: int) -> np.ndarray:
+    """Return the Schur complement of the bias, which always takes its optimal value."""
+    if len(h) == size:
+        return h
+    return h[:size, :size] - np.outer(h[:size, size], h[size, :size]) / h[size, size]

@@ -1,4 +1,4 @@
-"""What the weights multiply, on calibration data, in the columns of `layout`."""
+"""Statistics of the inputs that weights multiply, in the columns of `layout`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,36 @@ from onnx import NodeProto
 
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
-from onnxprune.sparsify.layout import Target
+from onnxprune.sparsify.layout import LinearWeight
 from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, positions
 
-MOST_COLUMNS = (
-    2304  # 256 channels of 3 x 3 taps; a second-moment matrix beyond that costs more than it gives
-)
-MOST_POSITIONS = 256  # output positions that are looked at in a sample
+# 256 channels of 3 x 3 taps; a larger second-moment matrix costs more than it improves
+MAX_COLUMNS = 2304
+MAX_POSITIONS = 256  # output positions read per sample
+MIN_RIDGE = 1e-12
 
 
 class Batches(Protocol):
     """Calibration data."""
 
     def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Feeds by input name."""
+        """Yield feeds by input name."""
 
 
 @dataclass
-class Reading:
-    """squares: mean square of each column, (groups, columns); products: mean products of columns, (groups, columns, columns), where asked for;
-    means: of each column; count: positions that they are means of.
+class InputStatistics:
+    """Means over positions of what one weight multiplies.
+
+    Attributes
+    ----------
+    squares : numpy.ndarray
+        Mean square of each column, (groups, columns).
+    products : numpy.ndarray or None
+        Mean products of pairs of columns, (groups, columns, columns); None if not measured.
+    means : numpy.ndarray
+        Mean of each column, (groups, columns).
+    count : int
+        Positions.
     """
 
     squares: np.ndarray
@@ -39,84 +49,107 @@ class Reading:
     count: int = 0
 
     def moments(self) -> list[Moments]:
-        """A group each, of the columns and a last one of ones, as a refit takes them."""
+        """Return the moments per group, of the columns and a last column of ones.
+
+        Empty if the products were not measured.
+        """
         if self.products is None:
             return []
-        parts = [
-            np.block([[p, m[:, None]], [m[None, :], np.ones((1, 1))]]) * self.count
-            for p, m in zip(self.products, self.means, strict=False)
-        ]
-        return [Moments(p, p[-1], count=self.count) for p in parts]
+        result = []
+        for products, means in zip(self.products, self.means, strict=True):
+            corner = np.ones((1, 1))
+            xx = np.block([[products, means[:, None]], [means[None, :], corner]]) * self.count
+            result.append(Moments(xx, xx[-1], count=self.count))
+        return result
 
 
-def places(
+def sample_positions(
     node: NodeProto, weight_shape: Sequence[int], x_shape: Sequence[int], rng: np.random.Generator
 ) -> tuple[Geometry, tuple[np.ndarray, ...]]:
-    """(how the node takes its inputs, the output positions to look at)."""
+    """Return the node's geometry and a random grid of output positions, indices per axis."""
     how = geometry(node, tuple(weight_shape), tuple(x_shape))
-    reach = [d * (k - 1) + 1 for d, k in zip(how.dilations, how.kernel, strict=False)]
-    sides = zip(x_shape[2:], how.strides, reach, how.before, how.after, strict=False)
-    sizes = [
-        (n - 1) * s + r - b - a if how.transposed else (n + b + a - r) // s + 1
-        for n, s, r, b, a in sides
-    ]
-    return how, positions((1, 1, *sizes), how.spatial, MOST_POSITIONS, rng)
+    sizes = []
+    for axis, size in enumerate(x_shape[2 : 2 + how.spatial]):
+        stride, padding = how.strides[axis], how.before[axis] + how.after[axis]
+        extent = how.dilations[axis] * (how.kernel[axis] - 1) + 1
+        if how.transposed:
+            sizes.append((size - 1) * stride + extent - padding)
+        else:
+            sizes.append((size + padding - extent) // stride + 1)
+    return how, positions((1, 1, *sizes), how.spatial, MAX_POSITIONS, rng)
 
 
-def read(
+def measure_inputs(
     model: Model,
-    found: Sequence[Target],
+    targets: Sequence[LinearWeight],
     batches: Iterable[Mapping[str, np.ndarray]],
     *,
     products: bool,
     seed: int = 0,
     threads: int = 1,
-) -> dict[str, Reading]:
-    """One pass over batches of feeds. products: also of pairs of columns, where there are at most 2304."""
-    given = {i.name for i in model.proto.graph.input}
-    names = dict.fromkeys(n.input[0] for t in found for n in t.nodes if n.input[0] not in given)
-    session = Session(model, list(names), threads=threads)
+) -> dict[str, InputStatistics]:
+    """Return the input statistics of every tensor, from one pass over batches of feeds.
+
+    Parameters
+    ----------
+    products
+        Measure products of pairs of columns too, for tensors of up to `MAX_COLUMNS` columns.
+    """
+    inputs = {i.name for i in model.proto.graph.input}
+    consumed = [n.input[0] for t in targets for n in t.nodes]
+    inner = list(dict.fromkeys(name for name in consumed if name not in inputs))
+    session = Session(model, inner, threads=threads)
     rng = np.random.default_rng(seed)
-    readings: dict[str, Reading] = {}
+    result: dict[str, InputStatistics] = {}
     for feeds in batches:
         values = {**feeds, **session.run(feeds)}
-        for target in found:
+        for target in targets:
+            shape = model.weights[target.tensor].shape
             for node in target.nodes:
                 x = values[node.input[0]]
-                laid = columns(x, *places(node, model.weights[target.tensor].shape, x.shape, rng))
-                parts = laid.reshape(target.groups, -1, laid.shape[1])
-                _add(readings, target.tensor, parts, products)
-    for r in readings.values():
-        r.squares, r.means, r.products = (
-            r.squares / r.count,
-            r.means / r.count,
-            None if r.products is None else r.products / r.count,
-        )
-    return readings
+                read = columns(x, *sample_positions(node, shape, x.shape, rng))
+                parts = read.reshape(target.groups, -1, read.shape[1])
+                if target.tensor not in result:
+                    result[target.tensor] = _zero_statistics(parts, products)
+                _add(result[target.tensor], parts)
+    for statistics in result.values():
+        statistics.squares = statistics.squares / statistics.count
+        statistics.means = statistics.means / statistics.count
+        if statistics.products is not None:
+            statistics.products = statistics.products / statistics.count
+    return result
 
 
 def inverse_diagonal(products: np.ndarray, ridge: float) -> np.ndarray:
-    """Diagonal of (G + ridge * mean diagonal)^-1 of each group, (groups, columns)."""
+    """Return the diagonal of (G + ridge * mean diagonal of G)^-1 per group, (groups, columns)."""
     size = products.shape[1]
-    damped = [g + max(ridge * float(np.diag(g).mean()), 1e-12) * np.eye(size) for g in products]
+    damped = [g + max(ridge * float(np.diag(g).mean()), MIN_RIDGE) * np.eye(size) for g in products]
     return np.stack([np.diag(np.linalg.inv(d)) for d in damped])
 
 
-def _add(readings: dict[str, Reading], name: str, parts: np.ndarray, products: bool) -> None:
-    """Sum one batch's columns, (groups, columns, positions)."""
+def _zero_statistics(parts: np.ndarray, products: bool) -> InputStatistics:
+    """Return sums of nothing for columns (groups, columns, positions)."""
     groups, size, _ = parts.shape
-    if name not in readings:
-        few = products and size <= MOST_COLUMNS
-        readings[name] = Reading(
-            np.zeros((groups, size)),
-            np.zeros((groups, size, size)) if few else None,
-            np.zeros((groups, size)),
-        )
-    reading = readings[name]
-    reading.squares += np.einsum("gkp,gkp->gk", parts, parts, dtype=np.float64)
-    reading.means += parts.sum(2, dtype=np.float64)
-    reading.count += parts.shape[2]
-    if reading.products is not None:
-        reading.products += (
-            (parts[0] @ parts[0].T)[None] if groups == 1 else parts @ parts.swapaxes(1, 2)
-        )  # numpy's symmetric product is of two axes
+    measured = products and size <= MAX_COLUMNS
+    return InputStatistics(
+        np.zeros((groups, size)),
+        np.zeros((groups, size, size)) if measured else None,
+        np.zeros((groups, size)),
+    )
+
+
+def _add(sums: InputStatistics, parts: np.ndarray) -> None:
+    """Add one batch's columns, (groups, columns, positions)."""
+    sums.squares += np.einsum("gkp,gkp->gk", parts, parts, dtype=np.float64)
+    sums.means += parts.sum(2, dtype=np.float64)
+    sums.count += parts.shape[2]
+    if sums.products is not None:
+        sums.products += gram(parts)
+
+
+def gram(parts: np.ndarray) -> np.ndarray:
+    """Return X X' per group, of X (groups, columns, positions)."""
+    if len(parts) == 1:
+        # numpy calls the symmetric product of BLAS for matrices, not for stacks of them
+        return (parts[0] @ parts[0].T)[None]
+    return parts @ parts.swapaxes(1, 2)

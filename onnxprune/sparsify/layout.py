@@ -1,4 +1,7 @@
-"""Weights as matrices: rows are outputs, columns are what one output reads, channels slowest and taps fastest."""
+"""Weights of linear layers as matrices.
+
+Rows are outputs. Columns are the values that one output reads: channels vary slowest, taps fastest.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,18 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
-class Target:
-    """A weight that can be made sparse. nodes: that read it, all in the same way; groups: of the convolution."""
+class LinearWeight:
+    """A weight that can be made sparse.
+
+    Attributes
+    ----------
+    tensor : str
+        Name of the weight.
+    nodes : tuple of NodeProto
+        Nodes that read it, all in the same way.
+    groups : int
+        Groups of the convolution; 1 for other operators.
+    """
 
     tensor: str
     nodes: tuple[NodeProto, ...]
@@ -25,89 +38,85 @@ class Target:
 
     @property
     def op(self) -> str:
-        """Of its nodes."""
+        """Operator of its nodes."""
         return str(self.nodes[0].op_type)
 
     @property
     def transposed(self) -> bool:
-        """Whether a Gemm has its weight as (outputs, inputs)."""
+        """True if a Gemm stores the weight as (outputs, inputs)."""
         return bool(attribute(self.nodes[0], "transB", 0))
 
-    def rows(self, weight: np.ndarray) -> np.ndarray:
-        """The weight as (groups, outputs of a group, inputs of a group * taps)."""
+    def to_rows(self, values: np.ndarray) -> np.ndarray:
+        """Return the weight as (groups, outputs per group, inputs per group * taps)."""
         if self.op == "Conv":
-            return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+            return values.reshape(self.groups, values.shape[0] // self.groups, -1)
         if self.op == "ConvTranspose":
-            inputs, outputs = weight.shape[0] // self.groups, weight.shape[1]
-            blocks = weight.reshape(self.groups, inputs, outputs, -1)[
-                ..., ::-1
-            ]  # the taps of the convolution that it is
+            inputs, outputs = values.shape[0] // self.groups, values.shape[1]
+            # reversed taps are those of the equivalent convolution
+            blocks = values.reshape(self.groups, inputs, outputs, -1)[..., ::-1]
             return blocks.transpose(0, 2, 1, 3).reshape(self.groups, outputs, -1)
-        return (weight if self.transposed else weight.T)[None]
+        return (values if self.transposed else values.T)[None]
 
-    def weight(self, rows: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """The inverse of `rows`, contiguous."""
+    def from_rows(self, rows: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return the contiguous weight of these rows: the inverse of `to_rows`."""
         if self.op == "Conv":
             return np.ascontiguousarray(rows.reshape(shape))
         if self.op == "ConvTranspose":
-            blocks = rows.reshape(self.groups, shape[1], shape[0] // self.groups, -1).transpose(
-                0, 2, 1, 3
-            )[..., ::-1]
-            return np.ascontiguousarray(blocks.reshape(shape))
+            blocks = rows.reshape(self.groups, shape[1], shape[0] // self.groups, -1)
+            return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3)[..., ::-1].reshape(shape))
         return np.ascontiguousarray(rows[0] if self.transposed else rows[0].T)
 
     def taps(self, shape: Sequence[int]) -> int:
-        """Columns of one input channel."""
+        """Return the number of columns per input channel."""
         return int(np.prod(shape[2:])) if self.op.startswith("Conv") else 1
 
-    def bias(self, model: Model) -> str | None:
-        """Name of the bias that this weight's one node alone reads, if there is such a one."""
-        if (
-            len(self.nodes) != 1
-            or self.op == "MatMul"
-            or len(self.nodes[0].input) < 3
-            or attribute(self.nodes[0], "beta", 1.0) != 1
-        ):
+    def private_bias(self, model: Model) -> str | None:
+        """Return the name of the bias if only this weight's single node reads it, else None."""
+        node = self.nodes[0]
+        if len(self.nodes) != 1 or self.op == "MatMul" or len(node.input) < 3:
             return None
-        name = str(self.nodes[0].input[2])
+        if attribute(node, "beta", 1.0) != 1:
+            return None
+        name = str(node.input[2])
         uses = sum(list(n.input).count(name) for n in model.proto.graph.node)
-        return (
-            name
-            if name in model.weights and uses == 1 and len(model.weights[name].shape) == 1
-            else None
-        )
+        if name not in model.weights or uses != 1 or len(model.weights[name].shape) != 1:
+            return None
+        return name
 
 
-def targets(model: Model, ops: Sequence[str] = ("Conv",)) -> list[Target]:
-    """Float weights of these operators in graph order; a weight that is read in two ways is left out.
+def linear_weights(model: Model, ops: Sequence[str] = ("Conv",)) -> list[LinearWeight]:
+    """Return the float weights of these operators in graph order.
+
+    A weight that nodes read in different ways is left out.
 
     Raises
     ------
     UsageError
-        An operator that has no weights of that kind.
+        An operator that has no weights of this kind.
     """
-    wrong = next((op for op in ops if op not in OPS), None)
-    if wrong is not None:
-        raise unknown("operator", wrong, OPS)
-    found: dict[str, list[NodeProto]] = {}
+    for op in ops:
+        if op not in OPS:
+            raise unknown("operator", op, OPS)
+    consumers: dict[str, list[NodeProto]] = {}
     for node in model.proto.graph.node:
         for position, name in enumerate(node.input):
             if name in model.weights:
-                found.setdefault(name, []).append(
-                    node
-                    if node.op_type in ops and position == 1 and not attribute(node, "transA", 0)
-                    else NodeProto()
-                )
-    out = []
-    for name, nodes in found.items():
-        ways = {(n.op_type, attribute(n, "group", 1), attribute(n, "transB", 0)) for n in nodes}
-        weight = model.weights[name]
-        least = 3 if nodes[0].op_type.startswith("Conv") else 2
-        if (
-            len(ways) == 1
-            and nodes[0].op_type
-            and weight.array().dtype.kind == "f"
-            and (len(weight.shape) == 2 or least == 3 <= len(weight.shape))
-        ):
-            out.append(Target(name, tuple(nodes), attribute(nodes[0], "group", 1)))
-    return out
+                as_weight = node.op_type in ops and position == 1
+                as_weight = as_weight and not attribute(node, "transA", 0)
+                # an empty node stands for any other use, which keeps the weight out
+                consumers.setdefault(name, []).append(node if as_weight else NodeProto())
+    result = []
+    for name, nodes in consumers.items():
+        uses = {(n.op_type, attribute(n, "group", 1), attribute(n, "transB", 0)) for n in nodes}
+        if len(uses) == 1 and nodes[0].op_type and _is_linear(model, name, nodes[0].op_type):
+            result.append(LinearWeight(name, tuple(nodes), attribute(nodes[0], "group", 1)))
+    return result
+
+
+def _is_linear(model: Model, name: str, op: str) -> bool:
+    """Return True for a float weight of the rank that the operator takes."""
+    weight = model.weights[name]
+    if weight.array().dtype.kind != "f":
+        return False
+    rank = len(weight.shape)
+    return rank == 2 or (op.startswith("Conv") and rank >= 3)

@@ -1,6 +1,7 @@
-"""Which weights stay: by a fraction of each tensor, of each output or of all together, or N of every M input channels.
+"""Masks from scores: a fraction of each tensor, each output or all tensors, or N of M channels.
 
-Scores are higher = keep, one a weight. Ties go by position, so the same weights give the same masks.
+Scores are higher = keep, one per weight. Ties are broken by position, so that equal scores give
+equal masks.
 """
 
 from __future__ import annotations
@@ -16,29 +17,33 @@ Rows = Mapping[str, np.ndarray]  # tensor -> (groups, outputs, columns)
 SCOPES = ("tensor", "output", "global")
 
 
-def zeros_wanted(amount: float, count: int) -> int:
-    """How many of `count` weights become zero: amount * count rounded half to even, as torch.nn.utils.prune counts."""
+def count_zeros(amount: float, count: int) -> int:
+    """Return how many of `count` weights become zero.
+
+    amount * count, rounded half to even as torch.nn.utils.prune does.
+    """
     return round(amount * count)
 
 
 def choose(
     scores: Rows, amount: float, scope: str, taps: Mapping[str, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """True where a weight stays.
+    """Return masks, True = kept, in the shapes of the scores.
 
     Parameters
     ----------
     amount
-        Fraction of weights to remove (for N:M the pattern says it).
+        Fraction of weights to remove; a pattern N:M ignores it.
     scope
-        "tensor", "output" (each row by itself), "global", or "N:M" along the input channels (2:4 keeps two of four).
+        "tensor", "output" (each row by itself), "global", or "N:M" along the input channels (2:4
+        keeps two of four).
     taps
-        Columns of one input channel, for N:M.
+        Columns per input channel by tensor, for N:M.
 
     Raises
     ------
     UsageError
-        `amount` is not in [0, 1) or `scope` is none.
+        `amount` is not in [0, 1) or `scope` does not exist.
     """
     if not 0 <= amount < 1:
         raise UsageError(
@@ -52,47 +57,62 @@ def choose(
                 "sparsity-pattern",
                 f"pattern {scope} keeps {n} of {m}; it must keep some and remove some, as 2:4 does",
             )
-        return {name: _n_of_m(s, n, m, (taps or {}).get(name, 1)) for name, s in scores.items()}
+        return {
+            name: _keep_n_of_m(s, n, m, (taps or {}).get(name, 1)) for name, s in scores.items()
+        }
     if scope == "tensor":
-        return {
-            n: _largest(s.reshape(1, -1), zeros_wanted(amount, s.size)).reshape(s.shape)
-            for n, s in scores.items()
-        }
+        return {name: _keep_largest(s, s.size, amount) for name, s in scores.items()}
     if scope == "output":
-        return {
-            n: _largest(s.reshape(-1, s.shape[-1]), zeros_wanted(amount, s.shape[-1])).reshape(
-                s.shape
-            )
-            for n, s in scores.items()
-        }
+        return {name: _keep_largest(s, s.shape[-1], amount) for name, s in scores.items()}
     if scope != "global":
         raise UsageError(
             "sparsity-scope",
             f"scope {scope!r} is none of {', '.join(SCOPES)}, and no pattern such as 2:4",
         )
-    flat = np.concatenate([s.reshape(-1) for s in scores.values()]) if scores else np.zeros(0)
-    kept = _largest(flat[None], zeros_wanted(amount, flat.size))[0]
-    parts = np.split(kept, np.cumsum([s.size for s in scores.values()])[:-1]) if scores else []
-    return {n: p.reshape(s.shape) for (n, s), p in zip(scores.items(), parts, strict=False)}
+    return _choose_globally(scores, amount)
 
 
-def _largest(scores: np.ndarray, remove: int) -> np.ndarray:
-    """True but for the `remove` least of each row, of equal ones the first."""
+def _choose_globally(scores: Rows, amount: float) -> dict[str, np.ndarray]:
+    """Remove the lowest scores of all tensors together."""
+    if not scores:
+        return {}
+    flat = np.concatenate([s.reshape(-1) for s in scores.values()])
+    kept = _keep_largest(flat, flat.size, amount)
+    parts = np.split(kept, np.cumsum([s.size for s in scores.values()])[:-1])
+    return {
+        name: part.reshape(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)
+    }
+
+
+def _keep_largest(scores: np.ndarray, width: int, amount: float) -> np.ndarray:
+    """Remove the fraction `amount` of every `width` consecutive scores."""
+    if not scores.size:
+        return np.ones(scores.shape, bool)
+    rows = scores.reshape(-1, width)
+    return _drop_smallest(rows, count_zeros(amount, width)).reshape(scores.shape)
+
+
+def _drop_smallest(scores: np.ndarray, remove: int) -> np.ndarray:
+    """Return False for the `remove` smallest of each row; of equal ones the first."""
     if not remove:
         return np.ones(scores.shape, bool)
     border = np.partition(scores, remove - 1, axis=1)[:, remove - 1, None]
     below, level = scores < border, scores == border
-    return ~(below | (level & (level.cumsum(1) <= remove - below.sum(1, keepdims=True))))
+    # what is below the border is removed; the rest of `remove` is filled by equal scores in order
+    missing = remove - below.sum(1, keepdims=True)
+    return ~(below | (level & (level.cumsum(1) <= missing)))
 
 
-def _n_of_m(scores: np.ndarray, n: int, m: int, taps: int) -> np.ndarray:
-    """True for the n best of every m neighboring input channels, each tap by itself; channels beyond the last full m stay."""
+def _keep_n_of_m(scores: np.ndarray, n: int, m: int, taps: int) -> np.ndarray:
+    """Keep the n best of every m neighboring input channels, each tap by itself.
+
+    Channels after the last full m are kept.
+    """
     groups, outputs, columns = scores.shape
     by_tap = scores.reshape(groups, outputs, columns // taps, taps).swapaxes(2, 3)
-    whole = by_tap.shape[-1] // m * m
+    full = by_tap.shape[-1] // m * m
     kept = np.ones(by_tap.shape, bool)
-    if whole:
-        kept[..., :whole] = _largest(by_tap[..., :whole].reshape(-1, m), m - n).reshape(
-            *by_tap.shape[:-1], whole
-        )
+    if full:
+        blocks = _drop_smallest(by_tap[..., :full].reshape(-1, m), m - n)
+        kept[..., :full] = blocks.reshape(*by_tap.shape[:-1], full)
     return kept.swapaxes(2, 3).reshape(scores.shape)

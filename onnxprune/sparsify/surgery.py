@@ -1,7 +1,9 @@
-"""Dynamic network surgery: masks that prune and splice while the network is tuned.
+"""Dynamic network surgery: masks that prune and splice weights while the network is tuned.
 
-Source: Guo, Yao, Chen 2016, "Dynamic Network Surgery for Efficient DNNs", and METHODS.md section 6. A weight that was pruned goes on being trained
-(the gradient of the masked weight is applied to it) and comes back when it has grown; two thresholds keep it from flickering.
+A pruned weight keeps learning (the gradient of the masked weight is applied to it) and is spliced
+back once it has grown. Two thresholds keep it from flickering.
+
+Source: Guo, Yao, Chen 2016, "Dynamic Network Surgery for Efficient DNNs".
 """
 
 from __future__ import annotations
@@ -14,16 +16,31 @@ import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model
-from onnxprune.sparsify.layout import OPS, targets
+from onnxprune.sparsify.layout import OPS, linear_weights
 
-LOWER, UPPER = 0.9, 1.1  # of the threshold: prune up to the one, splice beyond the other
+LOWER, UPPER = 0.9, 1.1  # factors on the threshold: prune up to LOWER, splice above UPPER
 
 
 @dataclass(frozen=True)
 class SurgerySettings:
-    """gamma, power: the masks are looked at with probability (1 + gamma * step) ** -power; stop_step: never from then on;
-    c_rate: the threshold is mean + c_rate * deviation of a tensor's |w| at the start; rates: other values for single tensors;
-    ops: whose weights; least_sparsity: a result counts only once the share of zeros among these weights is that high.
+    """Hyperparameters of dynamic network surgery.
+
+    Attributes
+    ----------
+    gamma, power : float
+        The masks are updated before a step with probability (1 + gamma * step) ** -power.
+    c_rate : float
+        The threshold is mean + c_rate * standard deviation of a tensor's initial |w|.
+    stop_step : int
+        First step from which the masks are constant.
+    rates : mapping of str to float
+        c_rate of single tensors.
+    ops : tuple of str
+        Operators whose weights are masked.
+    least_sparsity : float
+        Share of zeros among these weights below which a result is not accepted.
+    seed : int
+        Seed of the update steps.
     """
 
     gamma: float = 1e-3
@@ -37,31 +54,39 @@ class SurgerySettings:
 
 
 def threshold(weight: np.ndarray, c_rate: float) -> float:
-    """H = max(mu + c_rate * sigma, 0) with mu = mean |w| and sigma = sqrt(mean w^2 - mu^2)."""
+    """Return max(mu + c_rate * sigma, 0) with mu = mean |w| and sigma^2 = mean w^2 - mu^2."""
     mean = float(np.abs(weight).mean())
     deviation = float(np.sqrt(max(np.square(weight).mean() - mean**2, 0.0)))
     return max(mean + c_rate * deviation, 0.0)
 
 
-def updated(mask: np.ndarray, weight: np.ndarray, h: float) -> np.ndarray:
-    """The next mask: out where |w| <= 0.9 h, in where |w| > 1.1 h, as it was between."""
+def update_mask(mask: np.ndarray, weight: np.ndarray, h: float) -> np.ndarray:
+    """Return the next mask: False for |w| <= 0.9 h, True for |w| > 1.1 h, unchanged between."""
     size = np.abs(weight)
     return np.where(size <= LOWER * h, False, np.where(size > UPPER * h, True, mask))
 
 
 class PruneAndSplice:
-    """A hook for `tune.finetune.tune`. Its result is the masked weights of the best validation after the masks came to rest."""
+    """Hook for `tune.finetune.tune` that masks weights below a threshold.
+
+    The result of the run is the masked weights of the best validation after the masks are constant.
+
+    Raises
+    ------
+    UsageError
+        A rate for an unknown tensor, or no weights of the given operators.
+    """
 
     def __init__(self, model: Model, settings: SurgerySettings) -> None:
         unknown = sorted(set(settings.rates) - set(model.weights))
         if unknown:
             raise UsageError(
-                "surgery-tensor", f"rates name {unknown[0]!r}, which is no weight of the model"
+                "surgery-tensor", f"rates name {unknown[0]!r}, which is not a weight of the model"
             )
         self.settings = settings
         arrays = {
             t.tensor: model.weights[t.tensor].array().astype(np.float64)
-            for t in targets(model, settings.ops)
+            for t in linear_weights(model, settings.ops)
         }
         if not arrays:
             raise UsageError(
@@ -74,99 +99,97 @@ class PruneAndSplice:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros among the weights that are under surgery."""
-        return 1 - float(sum(m.sum() for m in self.masks.values())) / sum(
-            m.size for m in self.masks.values()
-        )
+        """Share of zeros among the masked tensors."""
+        kept = float(sum(m.sum() for m in self.masks.values()))
+        return 1 - kept / sum(m.size for m in self.masks.values())
 
     def start(self, module: Any) -> None:
-        """Masks enter the forward pass; their gradient passes straight to the weights."""
+        """Apply the masks in the forward pass; gradients pass straight to the weights."""
         module.transform = _StraightThrough(self.masks, module)
 
     def before_step(self, module: Any, step: int) -> None:
-        """Look at the masks, with a probability that falls."""
+        """Update the masks with a probability that falls with the step."""
         settings = self.settings
-        if (
-            step >= settings.stop_step
-            or np.random.default_rng([settings.seed, step]).random()
-            >= (1 + settings.gamma * step) ** -settings.power
-        ):
+        if step >= settings.stop_step:
+            return
+        probability = (1 + settings.gamma * step) ** -settings.power
+        # the draw depends on seed and step alone, so that a resumed run repeats it
+        if np.random.default_rng([settings.seed, step]).random() >= probability:
             return
         for name, weight in module.named().items():
             if name in self.masks:
-                self.masks[name] = updated(
-                    self.masks[name], weight.detach().cpu().numpy(), self.thresholds[name]
-                )
+                value = weight.detach().cpu().numpy()
+                self.masks[name] = update_mask(self.masks[name], value, self.thresholds[name])
         self.start(module)
 
     def observe(self, loss: Any, tensors: Any, heads: Any, samples: int, step: int) -> None:
-        """Masks of weights need no look at the pass."""
+        """Do nothing: masks of weights do not depend on activations."""
 
     def done(self) -> float | None:
-        """As long as the settings say."""
+        """Return None: the settings determine the length of the run."""
         return None
 
     def accepts(self, step: int) -> bool:
-        """Once the masks rest and are sparse enough."""
+        """Return True once the masks are constant and sparse enough."""
         return step >= self.settings.stop_step and self.sparsity >= self.settings.least_sparsity
 
     def signature(self) -> str:
-        """Settings and thresholds."""
+        """Return settings and thresholds as text."""
         return f"prune and splice {self.settings} {self.thresholds}"
 
     def state(self) -> dict[str, Any]:
-        """The masks, as tensors."""
+        """Return the masks as tensors."""
         import torch
 
         return {n: torch.from_numpy(np.asarray(m)) for n, m in self.masks.items()}
 
     def restore(self, module: Any, state: Mapping[str, Any]) -> None:
-        """Masks of a checkpoint."""
+        """Take the masks of a checkpoint."""
         self.masks = {n: m.cpu().numpy() for n, m in state.items()}
         self.start(module)
 
 
 class KeepZeros:
-    """A hook that keeps a sparse model's zeros while its other weights are tuned."""
+    """Hook that keeps a sparse model's zeros while its other weights are tuned."""
 
     def __init__(self, model: Model, ops: Sequence[str] = OPS) -> None:
         self.masks: dict[str, Any] = {
-            t.tensor: model.weights[t.tensor].array() != 0 for t in targets(model, ops)
+            t.tensor: model.weights[t.tensor].array() != 0 for t in linear_weights(model, ops)
         }
 
     def start(self, module: Any) -> None:
-        """Zeros enter the forward pass."""
+        """Apply the masks in the forward pass."""
         module.transform = _StraightThrough(self.masks, module)
 
     def before_step(self, module: Any, step: int) -> None:
-        """Nothing changes."""
+        """Do nothing: the masks are constant."""
 
     def observe(self, loss: Any, tensors: Any, heads: Any, samples: int, step: int) -> None:
-        """Masks of weights need no look at the pass."""
+        """Do nothing: masks of weights do not depend on activations."""
 
     def done(self) -> float | None:
-        """As long as the settings say."""
+        """Return None: the settings determine the length of the run."""
         return None
 
     def accepts(self, step: int) -> bool:
-        """Always."""
+        """Return True: the zeros hold from the start."""
         return True
 
     def signature(self) -> str:
-        """Its name; the model says the rest."""
+        """Return its name; the masks follow from the model."""
         return "keep zeros"
 
     def state(self) -> dict[str, Any]:
-        """Nothing: the model says it."""
+        """Return nothing: the masks follow from the model."""
         return {}
 
     def restore(self, module: Any, state: Mapping[str, Any]) -> None:
-        """Nothing to take over."""
+        """Apply the masks in the forward pass."""
         self.start(module)
 
 
 class _StraightThrough:
-    """(name, weight) -> weight * mask in value, with the gradient of the product applied to the weight whole."""
+    """(name, weight) -> weight * mask, with the product's gradient passed to every weight."""
 
     def __init__(self, masks: Mapping[str, np.ndarray], module: Any) -> None:
         import torch

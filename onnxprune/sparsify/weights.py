@@ -1,4 +1,4 @@
-"""Making a model's weights sparse: score, choose, and refit what is left."""
+"""Unstructured sparsity: score weights, select the zeros, refit the remaining weights."""
 
 from __future__ import annotations
 
@@ -13,36 +13,49 @@ from onnxprune.events import Event, silent
 from onnxprune.ir.io import Model
 from onnxprune.ir.passes.lift_weights import lift_weights
 from onnxprune.ir.weights import Array, Weight
-from onnxprune.sparsify.admm import selected
-from onnxprune.sparsify.balance import balanced, whole
-from onnxprune.sparsify.inputs import Batches, Reading, inverse_diagonal, read
-from onnxprune.sparsify.layout import Target, targets
+from onnxprune.sparsify.admm import select_jointly
+from onnxprune.sparsify.balance import balance, intact_tensors
+from onnxprune.sparsify.inputs import Batches, InputStatistics, inverse_diagonal, measure_inputs
+from onnxprune.sparsify.layout import LinearWeight, linear_weights
 from onnxprune.sparsify.masks import choose
 from onnxprune.sparsify.refit import refit_all
 from onnxprune.sparsify.report import Sparsity, sparsity
 
 METHODS = {
-    "magnitude": "size of the weight",
-    "activation": "size of the weight times the root mean square of what it multiplies (Wanda)",
-    "obs": "squared weight over the inverse second moments' diagonal: the error that its removal leaves after a refit (optimal brain surgeon)",
-    "admm": "zeros placed together with the values of the weights that are left, so that the tensor gives what it gave (ADMM); shared out by obs",
+    "magnitude": "absolute value of the weight",
+    "activation": "absolute value times the root mean square of its input (Wanda)",
+    "obs": "error that the removal leaves after a refit (optimal brain surgeon): squared weight "
+    "over the diagonal of the inverse second moments of the inputs",
+    "admm": "zeros selected together with the remaining values so that the layer's output changes "
+    "least (ADMM); obs distributes them over layers",
 }
-BY_PRODUCTS = ("obs", "admm")  # those that look at pairs of columns
-SCORE_RIDGE = 1e-2  # of the mean diagonal, for the inverse
+PAIRWISE_METHODS = ("obs", "admm")  # those that need products of pairs of columns
+BALANCED = "balanced"
+SCORE_RIDGE = 1e-2  # share of the mean diagonal, for the inverse of the second moments
+PROBE_EVERY = 4  # one batch in four measures the effect of zeros, the others give statistics
 _TINY = np.finfo(np.float64).tiny
 Feeds = list[dict[str, np.ndarray]]
 
 
-BALANCED = "balanced"
-PROBES = 4  # one batch of so many measures what each layer's zeros do to the outputs
-
-
 @dataclass(frozen=True)
-class Settings:
-    """amount: fraction of weights to remove; method: of METHODS, or "auto": "admm" with data, "magnitude" without;
-    scope: "tensor", "output", "global", "N:M", "balanced" (the amount goes where the outputs change least, measured layer by layer),
-    or "auto": "balanced" with data, "tensor" without; ops: whose weights; refit: solve for the weights that are left, None = with data;
-    batch_size, seed, threads: of the calibration pass.
+class SparsifySettings:
+    """Options of unstructured sparsity.
+
+    Attributes
+    ----------
+    amount : float
+        Fraction of weights to remove.
+    method : str
+        Key of METHODS, or "auto": "admm" with data, "magnitude" without.
+    scope : str
+        "tensor", "output", "global", "N:M", "balanced" (remove where the outputs change least,
+        measured per layer), or "auto": "balanced" with data, "tensor" without.
+    ops : tuple of str
+        Operators whose weights become sparse.
+    refit : bool or None
+        Solve for the remaining weights; None = with data.
+    batch_size, seed, threads : int
+        Of the calibration pass.
     """
 
     amount: float = 0.5
@@ -54,27 +67,53 @@ class Settings:
     seed: int = 0
     threads: int = 1
 
-    def resolved(self, has_data: bool) -> Settings:
-        """With a choice in place of "auto"; UsageError for a method that does not exist, or one that needs data where there are none."""
-        method = ("admm" if has_data else "magnitude") if self.method == "auto" else self.method
-        scope = (BALANCED if has_data else "tensor") if self.scope == "auto" else self.scope
+    @property
+    def pairwise(self) -> bool:
+        """True if products of pairs of input columns are needed."""
+        return self.scope == BALANCED or self.method in PAIRWISE_METHODS
+
+    def resolve(self, has_data: bool) -> SparsifySettings:
+        """Return the settings with "auto" replaced.
+
+        Raises
+        ------
+        UsageError
+            Unknown method, or no data for a choice that needs them.
+        """
+        method, scope = self.method, self.scope
+        if method == "auto":
+            method = "admm" if has_data else "magnitude"
+        if scope == "auto":
+            scope = BALANCED if has_data else "tensor"
         refit = has_data if self.refit is None else self.refit
         if method not in METHODS:
             raise unknown("method", method, ("auto", *METHODS))
-        needs = (
-            [f"method {method}"] * (method != "magnitude")
-            + ["scope balanced"] * (scope == BALANCED)
-            + ["the refit"] * refit
-        )
+        needs = []
+        if method != "magnitude":
+            needs.append(f"method {method}")
+        if scope == BALANCED:
+            needs.append("scope balanced")
+        if refit:
+            needs.append("the refit")
         if needs and not has_data:
-            raise UsageError("sparsity-data", f"{needs[0]} looks at real inputs; give --data")
+            raise UsageError("sparsity-data", f"{needs[0]} needs real inputs; give --data")
         return replace(self, method=method, scope=scope, refit=refit)
 
 
 @dataclass(frozen=True)
 class Sparsified:
-    """model: with zeros made permanent; masks: True where a weight stays, by tensor, in its shape; report: of the new model;
-    not_refitted: tensors with too many inputs for a refit.
+    """Result of `sparsify`.
+
+    Attributes
+    ----------
+    model : Model
+        Model with zeros in its weights.
+    masks : mapping of str to numpy.ndarray
+        True = kept, in the shape of the tensor.
+    report : Sparsity
+        Zeros of the new model.
+    not_refitted : tuple of str
+        Tensors with too many inputs for a refit.
     """
 
     model: Model
@@ -85,7 +124,7 @@ class Sparsified:
 
 def sparsify(
     model: Model,
-    settings: Settings,
+    settings: SparsifySettings,
     data: Batches | None = None,
     on_event: Callable[[Event], None] = silent,
 ) -> Sparsified:
@@ -94,87 +133,76 @@ def sparsify(
     Parameters
     ----------
     data
-        Calibration data, for method "activation" and for the refit; unlabeled.
+        Unlabeled calibration data; needed by every method but "magnitude", by the scope
+        "balanced" and by the refit.
+    on_event
+        Receives the stages "balance", "select" and "refit".
 
     Raises
     ------
     UsageError
-        Unknown method, scope or operator, an amount outside [0, 1), or no data where they are needed.
+        Unknown method, scope or operator, an amount outside [0, 1), or no data where needed.
     """
-    settings = settings.resolved(data is not None)
+    settings = settings.resolve(data is not None)
     model = lift_weights(model)
-    found = targets(model, settings.ops)
-    if not found:
+    targets = linear_weights(model, settings.ops)
+    if not targets:
         raise UsageError(
             "sparsity-nothing", f"the model has no weights of {', '.join(settings.ops)}; see --ops"
         )
     feeds = list(data.batches(settings.batch_size)) if data is not None else []
-    kept = _kept(model, found, settings, feeds, on_event)
-    masks = {t.tensor: t.weight(kept[t.tensor], model.weights[t.tensor].shape) for t in found}
-    left: tuple[str, ...] = ()
-    sparse = masked(model, masks)
+    kept = _select(model, targets, settings, feeds, on_event)
+    masks = {t.tensor: t.from_rows(kept[t.tensor], model.weights[t.tensor].shape) for t in targets}
+    skipped: tuple[str, ...] = ()
+    sparse = apply_masks(model, masks)
     if settings.refit:
-        with _told("refit", on_event) as progress:
-            sparse, left = refit_all(
+        with _report_stage("refit", on_event) as progress:
+            sparse, skipped = refit_all(
                 model,
-                found,
+                targets,
                 kept,
                 feeds,
                 seed=settings.seed,
                 threads=settings.threads,
                 progress=progress,
             )
-    return Sparsified(sparse, masks, sparsity(sparse), left)
+    return Sparsified(sparse, masks, sparsity(sparse), skipped)
 
 
-def masked(model: Model, masks: Mapping[str, np.ndarray]) -> Model:
-    """The model with zeros where a mask is False."""
+def apply_masks(model: Model, masks: Mapping[str, np.ndarray]) -> Model:
+    """Return the model with zeros where a mask is False."""
     weights: dict[str, Weight] = dict(model.weights)
     for name, mask in masks.items():
-        weights[name] = Array(
-            weights[name].dtype,
-            np.where(mask, weights[name].array(), 0).astype(weights[name].array().dtype),
-        )
+        values = weights[name].array()
+        masked = np.where(mask, values, 0).astype(values.dtype)
+        weights[name] = Array(weights[name].dtype, masked)
     return replace(model, weights=weights)
 
 
-def _kept(
+def _select(
     model: Model,
-    found: Sequence[Target],
-    settings: Settings,
+    targets: Sequence[LinearWeight],
+    settings: SparsifySettings,
     feeds: Feeds,
     on_event: Callable[[Event], None],
 ) -> dict[str, np.ndarray]:
-    """True where a weight stays, by tensor, (groups, outputs, columns)."""
-    rows = {t.tensor: t.rows(model.weights[t.tensor].array()).astype(np.float64) for t in found}
-    taps = {t.tensor: t.taps(model.weights[t.tensor].shape) for t in found}
-    measured = settings.scope == BALANCED
-    probes = feeds[::PROBES] if measured and len(feeds) > 1 else feeds
-    readings: Mapping[str, Reading] = {}
-    if measured or settings.method != "magnitude":
-        seen = (
-            [f for i, f in enumerate(feeds) if i % PROBES] if measured and len(feeds) > 1 else feeds
-        )
-        untouched = (
-            whole({n: r.size for n, r in rows.items()}, settings.amount) if measured else set()
-        )
-        looked = [t for t in found if t.tensor not in untouched]
-        readings = read(
-            model,
-            looked,
-            seen,
-            products=measured or settings.method in BY_PRODUCTS,
-            seed=settings.seed,
-            threads=settings.threads,
-        )
-    scores = {n: _scores(r, readings.get(n), settings.method) for n, r in rows.items()}
-    if measured:
-        with _told("balance", on_event) as progress:
-            kept = balanced(
+    """Return masks (True = kept) by tensor, (groups, outputs, columns)."""
+    rows = {
+        t.tensor: t.to_rows(model.weights[t.tensor].array()).astype(np.float64) for t in targets
+    }
+    taps = {t.tensor: t.taps(model.weights[t.tensor].shape) for t in targets}
+    seen, probes = _split_feeds(feeds, settings)
+    statistics = _measure(model, targets, rows, settings, seen)
+    scores = {
+        name: _score(row, statistics.get(name), settings.method) for name, row in rows.items()
+    }
+    if settings.scope == BALANCED:
+        with _report_stage("balance", on_event) as progress:
+            kept = balance(
                 model,
-                found,
+                targets,
                 scores,
-                readings,
+                statistics,
                 probes,
                 settings.amount,
                 threads=settings.threads,
@@ -183,62 +211,97 @@ def _kept(
     else:
         kept = choose(scores, settings.amount, settings.scope, taps)
     if settings.method == "admm":
-        with _told("select", on_event) as progress:
-            for i, target in enumerate(found):
-                kept[target.tensor] = _selected(
-                    model,
-                    target,
-                    rows[target.tensor],
-                    kept[target.tensor],
-                    readings.get(target.tensor),
-                    settings,
-                    taps,
+        with _report_stage("select", on_event) as progress:
+            for i, target in enumerate(targets):
+                name = target.tensor
+                biased = target.private_bias(model) is not None
+                kept[name] = _reselect(
+                    name, rows[name], kept[name], statistics.get(name), biased, settings, taps
                 )
-                progress((i + 1) / len(found))
+                progress((i + 1) / len(targets))
     return kept
 
 
-def _selected(
+def _split_feeds(feeds: Feeds, settings: SparsifySettings) -> tuple[Feeds, Feeds]:
+    """Return the feeds for statistics and those that measure damage; disjoint if possible."""
+    if settings.scope != BALANCED or len(feeds) < 2:
+        return feeds, feeds
+    return [f for i, f in enumerate(feeds) if i % PROBE_EVERY], feeds[::PROBE_EVERY]
+
+
+def _measure(
     model: Model,
-    target: Target,
+    targets: Sequence[LinearWeight],
+    rows: Mapping[str, np.ndarray],
+    settings: SparsifySettings,
+    feeds: Feeds,
+) -> Mapping[str, InputStatistics]:
+    """Return the input statistics of the tensors whose scores need them."""
+    if settings.scope != BALANCED and settings.method == "magnitude":
+        return {}
+    if settings.scope == BALANCED:
+        intact = intact_tensors({name: r.size for name, r in rows.items()}, settings.amount)
+        targets = [t for t in targets if t.tensor not in intact]
+    return measure_inputs(
+        model,
+        targets,
+        feeds,
+        products=settings.pairwise,
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+
+
+def _reselect(
+    name: str,
     rows: np.ndarray,
     kept: np.ndarray,
-    reading: Reading | None,
-    settings: Settings,
+    statistics: InputStatistics | None,
+    biased: bool,
+    settings: SparsifySettings,
     taps: Mapping[str, int],
 ) -> np.ndarray:
-    """As many zeros of one tensor as before, or in the same pattern, at the best places; as they are where products were not read."""
-    if reading is None or reading.products is None or kept.all() or not kept.any():
+    """Return a better mask of one tensor with the same number or pattern of zeros.
+
+    The mask itself is returned if there are no products of columns, or nothing to choose.
+    """
+    if statistics is None or statistics.products is None or kept.all() or not kept.any():
         return kept
-    shared = settings.scope in (BALANCED, "global")
-    scope, amount = (
-        ("tensor", 1 - float(kept.mean())) if shared else (settings.scope, settings.amount)
-    )
-    return selected(
+    scope, amount = settings.scope, settings.amount
+    # shared scopes have already decided how many weights of this tensor are kept
+    if scope in (BALANCED, "global"):
+        scope, amount = "tensor", 1 - float(kept.mean())
+    return select_jointly(
         rows,
-        reading.moments(),
-        target.bias(model) is not None,
-        lambda s: choose({target.tensor: s}, amount, scope, taps)[target.tensor],
+        statistics.moments(),
+        biased,
+        lambda scores: choose({name: scores}, amount, scope, taps)[name],
     )
 
 
-def _scores(rows: np.ndarray, reading: Reading | None, method: str) -> np.ndarray:
-    """Score of each weight, higher = keep; where inputs were read, relative to the mean square of what the tensor gives, as if they were uncorrelated."""
+def _score(rows: np.ndarray, statistics: InputStatistics | None, method: str) -> np.ndarray:
+    """Return the score of each weight, higher = keep.
+
+    With input statistics scores are relative to the mean square of the layer's output for
+    uncorrelated inputs, so that they compare across layers.
+    """
     squares = np.square(rows)
-    if reading is None or method == "magnitude":
-        return squares if reading is None else squares / max(float(squares.sum()), _TINY)
-    products = reading.products if method in BY_PRODUCTS else None
-    worth = reading.squares if products is None else 1 / inverse_diagonal(products, SCORE_RIDGE)
-    return (
-        squares
-        * worth[:, None, :]
-        / max(float((squares * reading.squares[:, None, :]).sum()), _TINY)
-    )
+    if statistics is None:
+        return squares
+    if method == "magnitude":
+        return squares / max(float(squares.sum()), _TINY)
+    importance = statistics.squares
+    if statistics.products is not None and method in PAIRWISE_METHODS:
+        importance = 1 / inverse_diagonal(statistics.products, SCORE_RIDGE)
+    output = float((squares * statistics.squares[:, None, :]).sum())
+    return squares * importance[:, None, :] / max(output, _TINY)
 
 
 @contextmanager
-def _told(stage: str, on_event: Callable[[Event], None]) -> Iterator[Callable[[float], None]]:
-    """Events around a stage; gives what is told of its progress."""
+def _report_stage(
+    stage: str, on_event: Callable[[Event], None]
+) -> Iterator[Callable[[float], None]]:
+    """Report begin and end of a stage; yield a function that reports its progress."""
     on_event(Event(stage, "begin"))
     yield lambda share: on_event(Event(stage, "progress", share=share))
     on_event(Event(stage, "end"))

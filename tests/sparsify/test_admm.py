@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from onnxprune.sparsify.admm import selected
+from onnxprune.sparsify.admm import select_jointly
 from onnxprune.sparsify.inputs import inverse_diagonal
 from onnxprune.sparsify.masks import choose
 from onnxprune.sparsify.refit import refit
@@ -55,7 +55,7 @@ def test_close_to_the_best_of_all_placements() -> None:
         found.append(
             error(
                 rows,
-                selected(
+                select_jointly(
                     rows, moments, True, lambda s: choose({"w": s}, GONE / COLUMNS, "tensor")["w"]
                 ),
                 moments,
@@ -76,7 +76,9 @@ def test_close_to_the_best_of_all_placements() -> None:
 @pytest.mark.parametrize("scope", ["tensor", "output", "2:4"])
 def test_the_number_and_the_pattern_of_zeros_stay(scope: str) -> None:
     rows, moments = problem(1, outputs=6, columns=12, groups=2)
-    kept = selected(rows, moments, False, lambda s: choose({"w": s}, 0.5, scope, {"w": 1})["w"])
+    kept = select_jointly(
+        rows, moments, False, lambda s: choose({"w": s}, 0.5, scope, {"w": 1})["w"]
+    )
     assert int((~kept).sum()) == rows.size // 2
     if scope == "2:4":
         assert (kept.reshape(2, 6, 3, 4).sum(3) == 2).all()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import UsageError
-from onnxprune.sparsify.masks import choose, zeros_wanted
+from onnxprune.sparsify.masks import choose, count_zeros
 
 RNG = np.random.default_rng(0)
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
     "amount, count, zeros", [(0.5, 5, 2), (0.5, 7, 4), (0.3, 5, 2), (0.25, 10, 2), (0, 9, 0)]
 )
 def test_halves_are_rounded_to_even(amount: float, count: int, zeros: int) -> None:
-    assert zeros_wanted(amount, count) == zeros
+    assert count_zeros(amount, count) == zeros
 
 
 def test_tensor_scope_is_what_torch_prunes() -> None:
@@ -89,7 +89,7 @@ def test_choices_that_make_no_sense(amount: float, scope: str, hint: str) -> Non
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.floats(0, 0.99))
 def test_of_equal_scores_the_first_go(scores: list[int], amount: float) -> None:
-    count = zeros_wanted(amount, len(scores))
+    count = count_zeros(amount, len(scores))
     wanted = sorted(sorted(range(len(scores)), key=lambda i: (scores[i], i))[:count])
     kept = choose({"w": np.array(scores, float).reshape(1, 1, -1)}, amount, "tensor")["w"]
     assert np.flatnonzero(~kept.reshape(-1)).tolist() == wanted

@@ -24,9 +24,9 @@ from onnxprune.sparsify.surgery import (
     PruneAndSplice,
     SurgerySettings,
     threshold,
-    updated,
+    update_mask,
 )
-from onnxprune.sparsify.weights import Settings as SparsitySettings
+from onnxprune.sparsify.weights import SparsifySettings
 from onnxprune.sparsify.weights import sparsify
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
@@ -34,7 +34,7 @@ from onnxprune.types import Plan
 torch = pytest.importorskip("torch")
 from onnxprune.tune.finetune import tune
 from onnxprune.tune.samples import Samples
-from onnxprune.tune.settings import Settings
+from onnxprune.tune.settings import TuneSettings
 
 RNG = np.random.default_rng(0)
 
@@ -72,7 +72,7 @@ def test_the_threshold_is_the_papers() -> None:
 def test_between_the_thresholds_a_mask_stays_as_it_is() -> None:
     weight = np.array([0.9, -0.9, 0.91, -1.1, 1.11])
     for was in (False, True):
-        assert updated(np.full(5, was), weight, 1.0).tolist() == [False, False, was, was, True]
+        assert update_mask(np.full(5, was), weight, 1.0).tolist() == [False, False, was, was, True]
 
 
 def test_a_pruned_weight_goes_on_learning_and_comes_back() -> None:
@@ -117,19 +117,19 @@ def test_masks_are_looked_at_less_and_less_and_then_rest() -> None:
 
 
 def test_tuning_keeps_zeros() -> None:
-    model = sparsify(mlp(10, 20, 5), SparsitySettings(amount=0.7, ops=("Gemm",))).model
+    model = sparsify(mlp(10, 20, 5), SparsifySettings(amount=0.7, ops=("Gemm",))).model
     data = Samples(
         {"x": RNG.standard_normal((64, 10)).astype(np.float32)}, {"labels": RNG.integers(0, 5, 64)}
     )
     tuned = tune(
-        model, data, Settings(loss="ce", epochs=3, batch_size=16), hook=KeepZeros(model)
+        model, data, TuneSettings(loss="ce", epochs=3, batch_size=16), hook=KeepZeros(model)
     ).model
     assert digest(tuned) != digest(model)
     assert sparsity(tuned).weight_zeros == sparsity(model).weight_zeros
 
 
 def test_a_rate_for_no_weight_is_refused() -> None:
-    with pytest.raises(UsageError, match="'w9', which is no weight"):
+    with pytest.raises(UsageError, match="'w9', which is not a weight"):
         PruneAndSplice(mlp(3, 2), SurgerySettings(rates={"w9": 1.0}))
 
 
@@ -154,9 +154,9 @@ def operated() -> Operated:
     order = np.random.default_rng(0).permutation(len(x))
     train, test = order[:1200], order[1200:]
     data = Samples({"x": x[train]}, {"labels": y[train]})
-    dense = tune(mlp(64, 300, 100, 10), data, Settings(loss="ce", epochs=20)).model
+    dense = tune(mlp(64, 300, 100, 10), data, TuneSettings(loss="ce", epochs=20)).model
     hook = PruneAndSplice(dense, SurgerySettings(c_rate=3.1, rates={"w2": 1.0}, stop_step=800))
-    settings = Settings(loss="kd", steps=1600, lr=2e-3, weight_decay=0.3)
+    settings = TuneSettings(loss="kd", steps=1600, lr=2e-3, weight_decay=0.3)
     return Operated(
         dense, tune(dense, data, settings, teacher=dense, hook=hook).model, x[test], y[test]
     )

@@ -17,14 +17,21 @@ from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.run import evaluate
-from onnxprune.sparsify import balance
-from onnxprune.sparsify.balance import PASSED_ON, WHOLE, added, balanced, closing, whole
-from onnxprune.sparsify.inputs import read
-from onnxprune.sparsify.layout import targets
-from onnxprune.sparsify.masks import choose, zeros_wanted
-from onnxprune.sparsify.refit import refit, resolved
+from onnxprune.sparsify import balance as balance_module
+from onnxprune.sparsify.balance import (
+    AMPLIFICATIONS,
+    INTACT_SHARE,
+    balance,
+    intact_tensors,
+    last_tensors,
+    marginal_damage,
+)
+from onnxprune.sparsify.inputs import measure_inputs
+from onnxprune.sparsify.layout import linear_weights
+from onnxprune.sparsify.masks import choose, count_zeros
+from onnxprune.sparsify.refit import refit, sparse_weights
 from onnxprune.sparsify.report import packed, sparsity
-from onnxprune.sparsify.weights import Settings, sparsify
+from onnxprune.sparsify.weights import SparsifySettings, sparsify
 from onnxprune.statistics.im2col import Moments, columns, geometry, positions
 
 RNG = np.random.default_rng(0)
@@ -65,18 +72,18 @@ def one(
     ids=lambda v: v.proto.graph.node[0].op_type if isinstance(v, Model) else "",
 )
 def test_rows_times_columns_is_the_operator(model: Model, x: np.ndarray) -> None:
-    (target,) = targets(model, ALL)
+    (target,) = linear_weights(model, ALL)
     weight = model.weights["w"].array()
     expected = Session(model).run({"x": x})["y"]
     how = geometry(target.nodes[0], weight.shape, x.shape)
     parts = columns(x, how, positions(expected.shape, how.spatial, 10**9, RNG))
-    rows = target.rows(weight)
+    rows = target.to_rows(weight)
     found = np.einsum(
         "gok,gkp->gop", rows, parts.reshape(target.groups, -1, parts.shape[1])
     ).reshape(-1, parts.shape[1])
     flat = np.moveaxis(expected, 1 if how.spatial else -1, 0).reshape(len(found), -1)
     np.testing.assert_allclose(found, flat, rtol=1e-4, atol=1e-4)
-    assert (target.weight(rows, weight.shape) == weight).all()
+    assert (target.from_rows(rows, weight.shape) == weight).all()
 
 
 def test_refit_is_the_least_squares_solution() -> None:
@@ -154,22 +161,24 @@ def test_damage_grows_as_it_was_measured() -> None:
     sums = np.cumsum(scores.reshape(-1)[order])
     for damage, power in ((0.32, 2.5), (0.01 * sums[150] / sums[30], 1.0), (0.02, 1.0)):
         last = float(sums[30] * (damage / 0.01) ** (1 / power)) if power > 1 else float(sums[150])
-        found = added(scores, [(float(sums[30]), 0.01), (last, damage)])
+        found = marginal_damage(scores, [(float(sums[30]), 0.01), (last, damage)])
         assert (
             found.shape == scores.shape and (np.diff(found.reshape(-1)[order]) >= -1e-15).all()
         ), "of one tensor the least go first"
         np.testing.assert_allclose(
             np.cumsum(found.reshape(-1)[order]), 0.01 * (sums / sums[30]) ** power, rtol=1e-9
         )
-    assert np.isfinite(added(scores, [(float(sums[30]), 0.0), (float(sums[150]), 0.1)])).all()
+    assert np.isfinite(
+        marginal_damage(scores, [(float(sums[30]), 0.0), (float(sums[150]), 0.1)])
+    ).all()
 
 
 def test_the_smallest_tensors_stay_whole() -> None:
     sizes = {"a": 1000, "b": 10, "c": 20, "d": 20, "e": 9000}
-    assert whole(sizes, 0.5) == {"b", "c", "d"}
-    room = WHOLE * sum(sizes.values())
-    assert whole(sizes, 1 - 49 / room) == {"b"}, "of the same size all or none"
-    assert whole(sizes, 0.999) == set() and whole({"a": 5}, 0.0) == set()
+    assert intact_tensors(sizes, 0.5) == {"b", "c", "d"}
+    room = INTACT_SHARE * sum(sizes.values())
+    assert intact_tensors(sizes, 1 - 49 / room) == {"b"}, "of the same size all or none"
+    assert intact_tensors(sizes, 0.999) == set() and intact_tensors({"a": 5}, 0.0) == set()
 
 
 def branches(gains: tuple[float, float]) -> Model:
@@ -207,21 +216,21 @@ def branches(gains: tuple[float, float]) -> Model:
 def test_zeros_go_where_the_outputs_feel_them_least() -> None:
     """Scores alone, relative to what a layer gives, share the zeros out evenly; the outputs hardly feel the second branch."""
     model = branches((1.0, 0.05))
-    found, rng = targets(model, ALL), np.random.default_rng(6)
-    assert closing(model, found) == {"c"}
+    found, rng = linear_weights(model, ALL), np.random.default_rng(6)
+    assert last_tensors(model, found) == {"c"}
     feeds = [{"x": rng.standard_normal((64, 40)).astype(np.float32)} for _ in range(8)]
-    readings = read(model, found, feeds[2:], products=True)
+    readings = measure_inputs(model, found, feeds[2:], products=True)
     scores = {
-        t.tensor: np.square(t.rows(model.weights[t.tensor].array()).astype(np.float64))
+        t.tensor: np.square(t.to_rows(model.weights[t.tensor].array()).astype(np.float64))
         for t in found
     }
     scores = {n: s / s.sum() for n, s in scores.items()}
     even, moved = (
         choose(scores, 0.3, "global"),
-        balanced(model, found, scores, readings, feeds[:2], 0.3),
+        balance(model, found, scores, readings, feeds[:2], 0.3),
     )
     zeros = {n: float((~k).mean()) for n, k in moved.items()}
-    assert sum(int((~k).sum()) for k in moved.values()) == zeros_wanted(0.3, 40 * 90)
+    assert sum(int((~k).sum()) for k in moved.values()) == count_zeros(0.3, 40 * 90)
     assert abs(float((~even["a"]).mean()) - float((~even["b"]).mean())) < 0.05
     assert zeros["b"] > 2 * zeros["a"], zeros
 
@@ -229,11 +238,11 @@ def test_zeros_go_where_the_outputs_feel_them_least() -> None:
 def test_how_much_dearer_inner_layers_are_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is given is what one of the factors gives alone, and no neighboring factor leaves less damage with all layers sparse."""
     model = branches((1.0, 0.5))
-    found, rng = targets(model, ALL), np.random.default_rng(6)
+    found, rng = linear_weights(model, ALL), np.random.default_rng(6)
     feeds = [{"x": rng.standard_normal((64, 40)).astype(np.float32)} for _ in range(8)]
-    readings = read(model, found, feeds[2:], products=True)
+    readings = measure_inputs(model, found, feeds[2:], products=True)
     scores = {
-        t.tensor: np.square(t.rows(model.weights[t.tensor].array()).astype(np.float64))
+        t.tensor: np.square(t.to_rows(model.weights[t.tensor].array()).astype(np.float64))
         for t in found
     }
     scores = {n: s / s.sum() for n, s in scores.items()}
@@ -241,18 +250,18 @@ def test_how_much_dearer_inner_layers_are_is_measured(monkeypatch: pytest.Monkey
     def error(masks: dict[str, np.ndarray]) -> float:
         held = dict(model.weights)
         for t in found:
-            held |= resolved(model, t, masks[t.tensor], readings[t.tensor].moments())
+            held |= sparse_weights(model, t, masks[t.tensor], readings[t.tensor].moments())
         pairs = [
             (Session(model).run(f)["y"], Session(replace(model, weights=held)).run(f)["y"])
             for f in feeds[:2]
         ]
         return sum(float(np.square(a - b).sum()) for a, b in pairs)
 
-    chosen = balanced(model, found, scores, readings, feeds[:2], 0.4)
+    chosen = balance(model, found, scores, readings, feeds[:2], 0.4)
     alone = []
-    for factor in PASSED_ON:
-        monkeypatch.setattr(balance, "PASSED_ON", (factor,))
-        alone.append(balanced(model, found, scores, readings, feeds[:2], 0.4))
+    for factor in AMPLIFICATIONS:
+        monkeypatch.setattr(balance_module, "AMPLIFICATIONS", (factor,))
+        alone.append(balance(model, found, scores, readings, feeds[:2], 0.4))
     (at,) = [
         i for i, masks in enumerate(alone) if all((masks[n] == chosen[n]).all() for n in masks)
     ]
@@ -277,7 +286,7 @@ def judge():
     )
 
     def run(**settings: object) -> tuple[Model, float, object]:
-        made = sparsify(model, Settings(**settings), unlabeled)
+        made = sparsify(model, SparsifySettings(**settings), unlabeled)
         return made.model, evaluate(made.model, labeled, "top1").value, made
 
     return run
@@ -295,7 +304,7 @@ def test_a_third_costs_nothing_and_refitting_saves_what_more_costs(judge) -> Non
 def test_two_of_four_with_activations_and_refit(judge) -> None:
     model, top1, made = judge(scope="2:4", method="activation", refit=True, ops=("Conv", "Gemm"))
     assert top1 > 0.9 and not made.not_refitted
-    for target in targets(model, ("Conv",)):
+    for target in linear_weights(model, ("Conv",)):
         value = model.weights[target.tensor].array()
         if target.groups == 1 and value.shape[1] % 4 == 0:
             fours = value.reshape(value.shape[0], -1, 4, *value.shape[2:])
@@ -325,7 +334,7 @@ def test_masks_say_what_stayed(judge) -> None:
 
 def test_data_are_asked_for() -> None:
     with pytest.raises(UsageError, match="give --data"):
-        sparsify(load(files().model), Settings(method="activation"))
+        sparsify(load(files().model), SparsifySettings(method="activation"))
 
 
 def test_packing_cannot_beat_entropy_nor_lose_to_plain_codes() -> None:
@@ -349,7 +358,7 @@ def test_thirty_percent_on_a_trained_classifier(zoo: Path) -> None:
     unlabeled = open_data(
         zoo / "data" / "cifar10_field_1000.npz", inputs, samples=128, preprocess=kind
     )
-    made = sparsify(model, Settings(amount=0.3, ops=ALL), unlabeled)
+    made = sparsify(model, SparsifySettings(amount=0.3, ops=ALL), unlabeled)
     before, after = (evaluate(m, labeled, "top1").value for m in (model, made.model))
     assert made.report.of_weights == pytest.approx(0.3, abs=0.001)
     assert after >= before - 0.015, "one point, and half for 500 images"
