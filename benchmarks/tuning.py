@@ -32,7 +32,7 @@ from onnxprune.ir.runtime import Session
 from onnxprune.tune.finetune import tune
 from onnxprune.tune.fisher import Pruning
 from onnxprune.tune.pruning import prune_and_tune
-from onnxprune.tune.settings import Settings
+from onnxprune.tune.settings import TuneSettings
 
 TUNED, TRAINING = "cifar10_resnet20", "cifar10_train_4000.npz"
 SAMPLES = 512  # calibration images of the repair
@@ -84,7 +84,7 @@ def row(entry: Entry, name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """One way."""
     way, whole = WAYS[name], load(entry.path)
     data = open_labeled(Samples(entry, TRAINING), Session(whole).inputs)
-    settings = Settings(
+    settings = TuneSettings(
         loss=way.loss,
         epochs=chosen.epochs,
         batch_size=64,

@@ -15,7 +15,7 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.ir.io import load, save
 from onnxprune.ir.runtime import Session
 from onnxprune.tune.finetune import tune
-from onnxprune.tune.settings import Settings
+from onnxprune.tune.settings import TuneSettings
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -41,7 +41,7 @@ def main() -> None:
     result = tune(
         pruned,
         data,
-        Settings(loss=chosen.loss, epochs=chosen.epochs, augment="flip"),
+        TuneSettings(loss=chosen.loss, epochs=chosen.epochs, augment="flip"),
         teacher=original,
     )
     save(result.model, chosen.output, overwrite=True)

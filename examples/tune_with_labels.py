@@ -17,7 +17,7 @@ from onnxprune.events import Event
 from onnxprune.ir.io import load, save
 from onnxprune.ir.runtime import Session
 from onnxprune.tune.finetune import tune
-from onnxprune.tune.settings import Settings
+from onnxprune.tune.settings import TuneSettings
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -48,7 +48,7 @@ def main() -> None:
         Session(original).inputs,
         preprocess=Preprocess(mean=chosen.mean, std=chosen.std),
     )
-    settings = Settings(loss="kd+0.5*ce", epochs=chosen.epochs, augment="flip-shift")
+    settings = TuneSettings(loss="kd+0.5*ce", epochs=chosen.epochs, augment="flip-shift")
     result = tune(
         pruned, data, settings, teacher=original, checkpoint=chosen.checkpoint, on_event=tell
     )

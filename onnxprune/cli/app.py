@@ -23,7 +23,7 @@ COMMANDS = {
     "compare": ("compare", "Compare two models on labeled inputs: metrics, classes, costs."),
     "tune": ("tune", "Fine-tune the weights with torch; the graph does not change."),
     "sparsify": ("sparsify", "Set weights to zero, and measure the effect."),
-    "rewrite": ("tune", "Replace activations that an accelerator does not support."),
+    "rewrite": ("rewrite", "Replace activations that an accelerator does not support."),
     "handoff": ("handoff", "Write a deployment bundle for a Jetson, an FPGA flow or an NPU."),
     "report": ("report", "Show the report of a run."),
     "rules": ("lists", "List the supported operators."),

@@ -1,11 +1,12 @@
-"""tune and rewrite: new values for the weights of a graph, and activations that an accelerator has."""
+"""Command `tune`: fine-tune the weights of a model, with or without pruning on the way."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,167 +22,185 @@ from onnxprune.cli.common import (
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
+    from onnxprune.data.dataset import Data
+    from onnxprune.data.labeled import LabeledData
+    from onnxprune.events import Listener
     from onnxprune.ir.io import Model
     from onnxprune.run.recipe import Recipe
+    from onnxprune.sparsify.surgery import KeepZeros, PruneAndSplice
+    from onnxprune.tune.finetune import TuneResult
+    from onnxprune.tune.settings import TuneSettings
     from onnxprune.types import Plan
 
-ALL_SAMPLES = 1 << 40
+F = TypeVar("F", bound=Callable[..., Any])
+ALL_SAMPLES = 1 << 40  # more than any file or folder holds
+_LABEL_LOSSES = frozenset({"ce", "task"})
 _PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class TuneOption:
+    """One option that only this command has.
+
+    Attributes
+    ----------
+    flag : str
+        Its spelling; the name of the value is derived from it.
+    help : str
+        One sentence.
+    default : object
+        False makes it a switch, () an option that may be repeated.
+    metavar : str or None
+        Placeholder in the help.
+    type : object
+        Type that click converts the text to; by default that of `default`.
+    """
+
+    flag: str
+    help: str
+    default: Any = None
+    metavar: str | None = None
+    type: Any = None
+
+    @property
+    def name(self) -> str:
+        """Name of the value."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    def add_to(self, command: F) -> F:
+        """Declare the option on a command."""
+        if self.default is False:
+            return click.option(self.flag, is_flag=True, help=self.help)(command)
+        return click.option(
+            self.flag,
+            default=self.default,
+            show_default=self.default not in (None, ()),
+            multiple=self.default == (),
+            metavar=self.metavar,
+            type=self.type,
+            help=self.help,
+        )(command)
+
+
+_COUNT, _AT_LEAST_ONE, _PATH = click.IntRange(0), click.IntRange(1), click.Path()
+_OPTIONS = (
+    TuneOption(
+        "--teacher",
+        "Unpruned model; every loss except ce and task compares with it.",
+        metavar="MODEL",
+        type=_PATH,
+    ),
+    TuneOption(
+        "--loss",
+        "Sum of ce, kd, dist, output, feature and task, with weights: ce+0.5*dist.",
+        "kd",
+        "TERMS",
+    ),
+    TuneOption(
+        "--task-loss",
+        "Function of the term task: (outputs, labels), torch tensors by name -> mean loss.",
+        metavar="MODULE:FUNCTION",
+    ),
+    TuneOption(
+        "--validate",
+        "Samples that select the best weights; by default a tenth of --data.",
+        metavar="PATH",
+        type=_PATH,
+    ),
+    TuneOption("--epochs", "Passes over the data.", 10, "N", _AT_LEAST_ONE),
+    TuneOption("--steps", "Optimizer steps, instead of --epochs; 0 = by epochs.", 0, "N", _COUNT),
+    TuneOption(
+        "--lr",
+        "Peak learning rate; by default 1e-3, or 1e-4 if the normalization is folded.",
+        metavar="X",
+        type=float,
+    ),
+    TuneOption("--force-lr", "Allow more than 1e-4 if the normalization is folded.", False),
+    TuneOption("--optimizer", "adamw or sgd.", "adamw", "NAME"),
+    TuneOption(
+        "--batchnorm",
+        "keep, frozen (keep statistics), or insert: add BatchNormalization while tuning.",
+        "keep",
+        "HOW",
+    ),
+    TuneOption(
+        "--augment",
+        "none, flip or flip-shift; by default flip with --flip, else none.",
+        metavar="HOW",
+    ),
+    TuneOption("--ema", "Decay of the averaged weights; 0 = no average.", 0.99, "X"),
+    TuneOption(
+        "--mixed",
+        "Precision of the forward and backward passes.",
+        "f32",
+        type=click.Choice(list(_PRECISIONS)),
+    ),
+    TuneOption("--temperature", "Softmax temperature of kd and dist.", 4.0, "X"),
+    TuneOption(
+        "--feature",
+        "Inner tensor that the loss feature compares; repeat for several.",
+        (),
+        "TENSOR",
+    ),
+    TuneOption("--limit-s", "Stop after S seconds and keep the best; 0 = no limit.", 0.0, "S"),
+    TuneOption("--device", "cpu or cuda.", "cpu"),
+    TuneOption(
+        "--checkpoint",
+        "Progress file; the same command resumes from it. By default OUT with .checkpoint.",
+        metavar="FILE",
+        type=_PATH,
+    ),
+    TuneOption("--keep-zeros", "Keep the zeros of a sparse model at zero.", False),
+    TuneOption(
+        "--surgery", "Dynamic network surgery: prune and splice weights while tuning.", False
+    ),
+    TuneOption(
+        "--c-rate",
+        "--surgery: the threshold is the mean of |w| plus X standard deviations.",
+        3.0,
+        "X",
+    ),
+    TuneOption(
+        "--surgery-steps",
+        "--surgery: masks change during the first N steps only.",
+        10000,
+        "N",
+        _AT_LEAST_ONE,
+    ),
+    TuneOption("--interval", "--target: steps between two cuts.", 25, "N", _AT_LEAST_ONE),
+    TuneOption("--cut-step", "--target: channels per cut; 0 = a fiftieth of all.", 0, "N", _COUNT),
+    TuneOption(
+        "--lr-ratio",
+        "--target: factor on the learning rate while channels are removed.",
+        1.0,
+        "X",
+    ),
+    TuneOption(
+        "--normalization",
+        "--target: cost that divides the importance: none, flops, act or latency.",
+        "flops",
+        "NAME",
+    ),
+    TuneOption(
+        "--plan",
+        "--target: file for the plan, which lists the kept channels.",
+        metavar="FILE",
+        type=_PATH,
+    ),
+)
+
+
+def _add_own_options(command: F) -> F:
+    """Declare `_OPTIONS` on a command, in their order."""
+    for option in reversed(_OPTIONS):
+        command = option.add_to(command)
+    return command
 
 
 @click.command()
 @model_argument()
-@output_options("The tuned model; MODEL.tuned.onnx beside the model by default.")
-@click.option(
-    "--teacher",
-    type=click.Path(),
-    metavar="MODEL",
-    help="The unpruned model, which every loss but ce and task follows.",
-)
-@click.option(
-    "--loss",
-    default="kd",
-    metavar="TERMS",
-    help="ce, kd, dist, output, feature, task, with weights: ce+0.5*dist.  [default: kd]",
-)
-@click.option(
-    "--task-loss",
-    metavar="MODULE:FUNCTION",
-    help="The term task: (outputs, labels by name, as torch tensors) -> mean loss.",
-)
-@click.option(
-    "--validate",
-    type=click.Path(),
-    metavar="PATH",
-    help="Samples that choose the best weights; a share of --data by default.",
-)
-@click.option(
-    "--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data."
-)
-@click.option(
-    "--steps", type=click.IntRange(0), default=0, metavar="N", help="Steps; they win over --epochs."
-)
-@click.option(
-    "--lr",
-    type=float,
-    metavar="X",
-    help="Peak learning rate; by default 1e-4 for a graph without normalization, else 1e-3.",
-)
-@click.option(
-    "--force-lr",
-    is_flag=True,
-    help="Allow more than 1e-4 for a graph whose normalization is folded.",
-)
-@click.option(
-    "--optimizer", default="adamw", metavar="NAME", help="adamw or sgd.  [default: adamw]"
-)
-@click.option(
-    "--batchnorm",
-    default="keep",
-    metavar="HOW",
-    help="keep, frozen, or insert: put BatchNormalization back while tuning.  [default: keep]",
-)
-@click.option(
-    "--augment", default="none", metavar="HOW", help="none, flip or flip-shift.  [default: none]"
-)
-@click.option(
-    "--ema",
-    type=float,
-    default=0.99,
-    show_default=True,
-    metavar="X",
-    help="Decay of averaged weights; 0 = none.",
-)
-@click.option(
-    "--mixed",
-    "precision",
-    type=click.Choice(list(_PRECISIONS)),
-    default="f32",
-    show_default=True,
-    help="Type of the passes.",
-)
-@click.option(
-    "--temperature", type=float, default=4.0, show_default=True, metavar="X", help="Of kd and dist."
-)
-@click.option(
-    "--feature",
-    "features",
-    multiple=True,
-    metavar="TENSOR",
-    help="Inner tensors for the loss feature.",
-)
-@click.option(
-    "--limit-s",
-    type=float,
-    default=0.0,
-    metavar="S",
-    help="Stop after so many seconds and keep the best.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(),
-    metavar="FILE",
-    help="Progress; the same command goes on from it. OUT with .checkpoint by default.",
-)
-@click.option("--keep-zeros", is_flag=True, help="Zeros of a sparse model stay zero.")
-@click.option(
-    "--surgery",
-    is_flag=True,
-    help="Dynamic network surgery: prune and splice weights while tuning.",
-)
-@click.option(
-    "--c-rate",
-    type=float,
-    default=3.0,
-    show_default=True,
-    metavar="X",
-    help="Surgery: threshold is mean + X deviations of |w|.",
-)
-@click.option(
-    "--surgery-steps",
-    type=click.IntRange(1),
-    default=10000,
-    show_default=True,
-    metavar="N",
-    help="Surgery: masks rest from step N on.",
-)
-@click.option(
-    "--interval",
-    type=click.IntRange(1),
-    default=25,
-    show_default=True,
-    metavar="N",
-    help="With --target: steps between two cuts.",
-)
-@click.option(
-    "--cut-step",
-    type=click.IntRange(0),
-    default=0,
-    metavar="N",
-    help="With --target: channels of a cut; a fiftieth of all by default.",
-)
-@click.option(
-    "--lr-ratio",
-    type=float,
-    default=1.0,
-    show_default=True,
-    metavar="X",
-    help="With --target: share of the learning rate while channels go.",
-)
-@click.option(
-    "--normalization",
-    default="flops",
-    metavar="NAME",
-    help="With --target: importance over none, flops, act or latency.  [default: flops]",
-)
-@click.option(
-    "--plan",
-    "plan_file",
-    type=click.Path(),
-    metavar="FILE",
-    help="With --target: where the plan goes, which channels stayed.",
-)
+@output_options("Tuned model; MODEL.tuned.onnx next to the model by default.")
+@_add_own_options
 @recipe_options(
     "analyze",
     "plan",
@@ -200,138 +219,98 @@ def tune(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Fine-tune the values of MODEL's weights with torch; the graph stays. Never ends below its start on the validation samples.
+    """Fine-tune the weights of MODEL with torch; its graph does not change.
 
-    With --target, channels go while it learns (Group Fisher pruning), every --interval steps the least important ones, until the target is met; MODEL is
-    the teacher where none is named.
+    The result is never worse than MODEL on the validation samples.
+
+    With --target, channels are removed while the network trains (Group Fisher pruning): the
+    least important ones after every --interval steps, until the target is met. MODEL is the
+    teacher unless --teacher names another.
     """
     from onnxprune.files import write_json
     from onnxprune.ir.io import load, save
-    from onnxprune.metrics import find_metric
-    from onnxprune.metrics.base import find_function
     from onnxprune.report.terminal import Progress
-    from onnxprune.run.evaluation import evaluated, metric_options, open_labels
     from onnxprune.run.outputs import check_output
-    from onnxprune.tune.finetune import tune as run
 
-    own = {name: values.pop(name) for name in _OWN}
+    own = {option.name: values.pop(option.name) for option in _OPTIONS}
     recipe = recipe_from(recipe_file, values)
-    place = output or str(Path(model).with_suffix(".tuned.onnx"))
-    check_output(place, overwrite)
-    if recipe.data is None:
-        raise UsageError("data-missing", "tuning needs samples: pass --data PATH")
-    source, teacher = load(model), load(own["teacher"]) if own["teacher"] else None
-    few = recipe.samples if values.get("samples") is not None else None
-    labeled = bool(
-        {"ce", "task"} & {part.split("*")[-1].strip() for part in own["loss"].split("+")}
-    )
-    metric, plan = recipe.metric[0] if recipe.metric else "", None
-    given: dict[str, Any] = {
-        "teacher": teacher,
-        "task_loss": find_function(own["task_loss"], "loss") if own["task_loss"] else None,
-        "validation": _samples(source, own["validate"], recipe, None, labeled or bool(metric))
-        if own["validate"]
-        else None,
-        "metric": (lambda: find_metric(metric, metric_options(recipe)))
-        if metric and (labeled or own["validate"])
-        else None,
-        "checkpoint": own["checkpoint"] or str(Path(place).with_suffix(".checkpoint")),
-    }
-    data, settings, hook = (
-        _samples(source, recipe.data, recipe, few, labeled),
-        _settings(recipe, own),
-        _hook(source, own, recipe),
-    )
+    path = output or str(Path(model).with_suffix(".tuned.onnx"))
+    check_output(path, overwrite)
+    source = load(model)
+    # without --samples all samples of a file or a folder are used, not the recipe's default
+    samples = recipe.samples if values.get("samples") is not None else None
+    job = _read_job(source, own, recipe, samples, path)
     with Progress() as progress:
         if values["target"]:
-            result, plan = _pruned(
-                source, data, settings, own, recipe, {**given, "on_event": progress}
-            )
+            result, plan = _prune_and_tune(source, job, own, recipe, progress)
         else:
-            result = run(source, data, settings, hook=hook, on_event=progress, **given)
+            result, plan = _tune(source, job, own, recipe, progress), None
+    # of several processes only the first writes
     if os.environ.get("RANK", "0") != "0":
         return
-    save(result.model, place, external_data=recipe.external_data, overwrite=overwrite)
-    if plan is not None and own["plan_file"]:
-        write_json(own["plan_file"], plan.to_json())
-    found: dict[str, Any] = {
-        "output": place,
-        "score": result.score,
-        "start_score": result.start_score,
-        "epoch": result.epoch,
-        "history": [dict(row) for row in result.history],
-    }
-    found |= {
-        "quality": evaluated(source, result.model, None, open_labels(source, recipe), recipe)[
-            "quality"
-        ]
-    }
-    if as_json:
-        emit(found)
-    else:
-        click.echo(
-            f"validation score {result.start_score:.4f} -> {result.score:.4f}, best of epoch {result.epoch}"
-        )
-        for name, row in found["quality"].items():
-            click.echo(
-                f"{name}: {row['before']:.4f} -> {row['after']:.4f} on {row['samples']} labeled inputs"
-            )
-    say(f"written to {place}")
+    save(result.model, path, external_data=recipe.external_data, overwrite=overwrite)
+    if plan is not None and own["plan"]:
+        write_json(own["plan"], plan.to_json())
+    _report(source, result, recipe, path, as_json)
 
 
-_OWN = (
-    "teacher",
-    "loss",
-    "task_loss",
-    "validate",
-    "epochs",
-    "steps",
-    "lr",
-    "force_lr",
-    "optimizer",
-    "batchnorm",
-    "augment",
-    "ema",
-    "precision",
-    "temperature",
-    "features",
-    "limit_s",
-    "device",
-    "checkpoint",
-    "keep_zeros",
-    "surgery",
-    "c_rate",
-    "surgery_steps",
-    "interval",
-    "cut_step",
-    "lr_ratio",
-    "normalization",
-    "plan_file",
-)
+@dataclass(frozen=True)
+class _TuneInputs:
+    """Inputs that both ways of tuning take.
+
+    Attributes
+    ----------
+    data : Data or LabeledData
+        Samples to tune with.
+    settings : TuneSettings
+        Hyperparameters.
+    keywords : dict
+        Teacher, task loss, validation samples, metric and checkpoint.
+    """
+
+    data: Data | LabeledData
+    settings: TuneSettings
+    keywords: Mapping[str, Any]
 
 
-def _settings(recipe: Recipe, own: dict[str, Any]) -> Any:
-    """`tune.settings.Settings` of the flags."""
-    from onnxprune.tune.settings import Settings
+def _read_job(
+    model: Model, own: Mapping[str, Any], recipe: Recipe, samples: int | None, path: str
+) -> _TuneInputs:
+    """Load everything that the options name."""
+    from onnxprune.ir.io import load
+    from onnxprune.metrics import find_metric
+    from onnxprune.metrics.base import find_function
+    from onnxprune.run.evaluation import metric_options
 
-    names = (
-        "loss",
-        "epochs",
-        "steps",
-        "lr",
-        "force_lr",
-        "optimizer",
-        "batchnorm",
-        "augment",
-        "ema",
-        "temperature",
-        "features",
-        "limit_s",
-        "device",
-    )
-    return Settings(
-        **{name: own[name] for name in names},
-        precision=_PRECISIONS[own["precision"]],
+    if recipe.data is None:
+        raise UsageError("data-missing", "tuning needs samples: pass --data PATH")
+    terms = {term.split("*")[-1].strip() for term in own["loss"].split("+")}
+    labeled = bool(_LABEL_LOSSES & terms)
+    keywords: dict[str, Any] = dict.fromkeys(("teacher", "task_loss", "validation", "metric"))
+    if own["teacher"]:
+        keywords["teacher"] = load(own["teacher"])
+    if own["task_loss"]:
+        keywords["task_loss"] = find_function(own["task_loss"], "loss")
+    if own["validate"]:
+        with_labels = labeled or bool(recipe.metric)
+        keywords["validation"] = _open_samples(model, own["validate"], recipe, None, with_labels)
+    if recipe.metric and (labeled or own["validate"]):
+        keywords["metric"] = lambda: find_metric(recipe.metric[0], metric_options(recipe))
+    keywords["checkpoint"] = own["checkpoint"] or str(Path(path).with_suffix(".checkpoint"))
+    data = _open_samples(model, recipe.data, recipe, samples, labeled)
+    return _TuneInputs(data, _read_settings(recipe, own), keywords)
+
+
+def _read_settings(recipe: Recipe, own: Mapping[str, Any]) -> TuneSettings:
+    """Return the hyperparameters that the options and the recipe hold."""
+    from onnxprune.tune.settings import TuneSettings
+
+    given = {f.name: own[f.name] for f in fields(TuneSettings) if f.name in own}
+    given["augment"] = own["augment"] or "none"
+    return TuneSettings(
+        **given,
+        features=own["feature"],
+        precision=_PRECISIONS[own["mixed"]],
         batch_size=recipe.batch_size,
         threads=recipe.threads,
         seed=recipe.seed,
@@ -339,15 +318,61 @@ def _settings(recipe: Recipe, own: dict[str, Any]) -> Any:
     )
 
 
-def _pruned(
-    model: Model,
-    data: Any,
-    settings: Any,
-    own: dict[str, Any],
-    recipe: Recipe,
-    given: dict[str, Any],
-) -> tuple[Any, Plan]:
-    """(result, plan) of pruning while tuning."""
+def _open_samples(
+    model: Model, location: str, recipe: Recipe, samples: int | None, labeled: bool
+) -> Data | LabeledData:
+    """Open labeled samples or plain inputs; `samples` None = all of a file or folder."""
+    from onnxprune.data.dataset import open_data
+    from onnxprune.data.labeled import open_labeled
+    from onnxprune.run.evaluation import input_types, preprocess
+
+    inputs = input_types(model)
+    common: dict[str, Any] = {
+        "seed": recipe.seed,
+        "preprocess": preprocess(recipe),
+        "shapes": recipe.shape or None,
+    }
+    if labeled:
+        return open_labeled(location, inputs, samples=samples, **common)
+    if samples is None:
+        # generated inputs (loaders, synthetic ones) have no end: take the recipe's number
+        samples = ALL_SAMPLES if os.path.exists(location) else recipe.samples
+    return open_data(location, inputs, samples=samples, **common)
+
+
+def _tune(
+    model: Model, job: _TuneInputs, own: Mapping[str, Any], recipe: Recipe, progress: Listener
+) -> TuneResult:
+    """Tune the weights of the whole graph."""
+    from onnxprune.tune.finetune import tune as run
+
+    hook = _build_hook(model, own, recipe)
+    return run(model, job.data, job.settings, hook=hook, on_event=progress, **job.keywords)
+
+
+def _build_hook(
+    model: Model, own: Mapping[str, Any], recipe: Recipe
+) -> KeepZeros | PruneAndSplice | None:
+    """Return what masks single weights in the forward pass, None if nothing does."""
+    from onnxprune.sparsify.surgery import KeepZeros, PruneAndSplice, SurgerySettings
+
+    if own["surgery"] and own["keep_zeros"]:
+        raise UsageError(
+            "tune-hook",
+            "--surgery may turn zeros back into weights, --keep-zeros forbids it: pass only one",
+        )
+    if own["surgery"]:
+        settings = SurgerySettings(
+            c_rate=own["c_rate"], stop_step=own["surgery_steps"], seed=recipe.seed
+        )
+        return PruneAndSplice(model, settings)
+    return KeepZeros(model) if own["keep_zeros"] else None
+
+
+def _prune_and_tune(
+    model: Model, job: _TuneInputs, own: Mapping[str, Any], recipe: Recipe, progress: Listener
+) -> tuple[TuneResult, Plan]:
+    """Remove channels while training, then tune; return the result and the plan."""
     from onnxprune.allocators.base import Constraints
     from onnxprune.ir.io import digest
     from onnxprune.run.evaluation import RESULT
@@ -359,14 +384,15 @@ def _pruned(
     if own["surgery"] or own["keep_zeros"]:
         raise UsageError(
             "tune-hook",
-            "--target cuts whole channels, --surgery and --keep-zeros are of single weights: do one after the other",
+            "--target removes channels, --surgery and --keep-zeros mask single weights: "
+            "run one after the other",
         )
     analysis = analyzed(model, recipe)
     costs = analysis.cost().as_dict()
-    budgets = {
-        f"latency.{t.engine}" if t.engine else t.cost: t.ceiling(costs.get(t.cost, 0))
-        for t in recipe.target
-    }
+    budgets = {}
+    for target in recipe.target:
+        name = f"latency.{target.engine}" if target.engine else target.cost
+        budgets[name] = target.ceiling(costs.get(target.cost, 0))
     constraints = Constraints(
         budgets,
         round_to=multiple(recipe),
@@ -374,111 +400,45 @@ def _pruned(
         floor=recipe.floor,
         max_fraction=recipe.max_fraction,
     )
-    found = prune_and_tune(
-        analysis,
-        data,
-        constraints,
-        settings,
-        Pruning(
-            own["interval"],
-            own["cut_step"],
-            own["lr_ratio"],
-            own["normalization"],
-            *recipe.engine[:1],
-        ),
-        **given,
+    pruning = Pruning(
+        own["interval"],
+        own["cut_step"],
+        own["lr_ratio"],
+        own["normalization"],
+        *recipe.engine[:1],
     )
-    left = {"repair": "tune", RESULT: digest(found.result.model)}
-    return found.result, replace(found.plan, decided_by={**found.plan.decided_by, **left})
+    pruned = prune_and_tune(
+        analysis, job.data, constraints, job.settings, pruning, on_event=progress, **job.keywords
+    )
+    decided_by = {**pruned.plan.decided_by, "repair": "tune", RESULT: digest(pruned.result.model)}
+    return pruned.result, replace(pruned.plan, decided_by=decided_by)
 
 
-def _hook(model: Model, own: dict[str, Any], recipe: Recipe) -> Any:
-    """What changes weights on their way into the forward pass."""
-    from onnxprune.sparsify.surgery import KeepZeros, PruneAndSplice, SurgerySettings
+def _report(source: Model, result: TuneResult, recipe: Recipe, path: str, as_json: bool) -> None:
+    """Print the scores, and the metrics of both models if there are labels."""
+    from onnxprune.run.evaluation import evaluated, open_labels
 
-    if own["surgery"] and own["keep_zeros"]:
-        raise UsageError(
-            "tune-hook", "--surgery lets zeros come back, --keep-zeros does not: give one of them"
-        )
-    if own["surgery"]:
-        return PruneAndSplice(
-            model,
-            SurgerySettings(c_rate=own["c_rate"], stop_step=own["surgery_steps"], seed=recipe.seed),
-        )
-    return KeepZeros(model) if own["keep_zeros"] else None
-
-
-def _samples(model: Model, where: str, recipe: Recipe, few: int | None, labeled: bool) -> Any:
-    """Labeled samples where the loss or the metric needs labels, else inputs alone; all of a file or a folder unless --samples says how many."""
-    from onnxprune.data.dataset import open_data
-    from onnxprune.data.labeled import open_labeled
-    from onnxprune.run.evaluation import input_types, preprocess
-
-    inputs, how, shapes = input_types(model), preprocess(recipe), recipe.shape or None
-    if labeled:
-        return open_labeled(
-            where, inputs, samples=few, seed=recipe.seed, preprocess=how, shapes=shapes
-        )
-    count = few or (ALL_SAMPLES if os.path.exists(where) else recipe.samples)
-    return open_data(where, inputs, samples=count, seed=recipe.seed, preprocess=how, shapes=shapes)
-
-
-@click.command()
-@model_argument()
-@output_options("The new model; MODEL.rewritten.onnx beside the model by default.")
-@click.option(
-    "--activation",
-    required=True,
-    metavar="NAME",
-    help="What to put in place: relu, relu6, hardswish or leakyrelu.",
-)
-@click.option(
-    "--replace",
-    default="leakyrelu,silu,hardswish,gelu",
-    metavar="NAME,NAME",
-    help="What to replace.  [default: leakyrelu,silu,hardswish,gelu]",
-)
-@recipe_options("write")
-@shared
-def rewrite(
-    model: str,
-    output: str | None,
-    overwrite: bool,
-    activation: str,
-    replace: str,
-    recipe_file: str | None,
-    as_json: bool,
-    **values: Any,
-) -> None:
-    """Replace activations of MODEL that an accelerator lacks. The network changes: tune it afterwards."""
-    from onnxprune.ir.io import load, save
-    from onnxprune.run.outputs import check_output
-    from onnxprune.tune.rewrite import rewrite_activations
-
-    recipe = recipe_from(recipe_file, values)
-    place = output or str(Path(model).with_suffix(".rewritten.onnx"))
-    check_output(place, overwrite)
-    sources = [name.strip() for name in replace.split(",") if name.strip() != activation]
-    found = rewrite_activations(load(model), activation, sources)
-    save(found.model, place, external_data=recipe.external_data, overwrite=overwrite)
+    labels = open_labels(source, recipe)
+    quality = evaluated(source, result.model, None, labels, recipe)["quality"]
     if as_json:
         emit(
             {
-                "output": place,
-                "activation": activation,
-                "replaced": dict(found.replaced),
-                "left": dict(found.left),
+                "output": path,
+                "score": result.score,
+                "start_score": result.start_score,
+                "epoch": result.epoch,
+                "history": [dict(row) for row in result.history],
+                "quality": quality,
             }
         )
     else:
         click.echo(
-            "\n".join(
-                f"{kind}: {count} replaced by {activation}"
-                for kind, count in found.replaced.items()
+            f"validation score {result.start_score:.4f} -> {result.score:.4f} "
+            f"(best epoch {result.epoch})"
+        )
+        for name, row in quality.items():
+            click.echo(
+                f"{name}: {row['before']:.4f} -> {row['after']:.4f} "
+                f"({row['samples']} labeled inputs)"
             )
-        )
-        click.echo(
-            "\n".join(f"{kind}: {count} left" for kind, count in found.left.items()),
-            nl=bool(found.left),
-        )
-    say(f"written to {place}; tune it: onnxprune tune {place} --teacher {model} --data ...")
+    say(f"written to {path}")

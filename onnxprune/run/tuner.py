@@ -10,7 +10,7 @@ from onnxprune.ir.io import Model, digest
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.rundir import key
 from onnxprune.run.stages import Stages
-from onnxprune.tune.settings import Settings
+from onnxprune.tune.settings import TuneSettings
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Tuner:
         from onnxprune.tune.finetune import tune
 
         recipe, context = self.recipe, self.context
-        settings = Settings(
+        settings = TuneSettings(
             loss=loss,
             epochs=epochs,
             batch_size=recipe.batch_size,

@@ -1,7 +1,8 @@
-"""BatchNormalization put back into a graph that was exported without it, for the time of tuning.
+"""BatchNormalization inserted into a graph that was exported without it, while tuning.
 
-Folded weights spread over orders of magnitude and take only tiny steps. With a normalization behind each convolution, set so that it changes nothing
-(scale and shift are the standard deviation and mean of what the convolution gives), usual rates work. Folding puts the result back where it was.
+Folded weights differ by orders of magnitude and tolerate only tiny steps. With a normalization
+after each convolution that changes nothing (its scale and shift are the standard deviation and
+mean of the convolution's output), usual learning rates work. Folding removes it again.
 """
 
 from __future__ import annotations
@@ -19,43 +20,49 @@ from onnxprune.tune.bridge import OnnxModule
 from onnxprune.tune.call import torch
 
 EPSILON = 1e-5
-LEAST_DEVIATION = 1e-3  # a channel that hardly moves is not blown up
+MIN_DEVIATION = 1e-3  # a channel that hardly varies is not scaled up
 PARTS = ("scale", "shift", "mean", "var")
+_MARK, _BEFORE = "/tuned_bn/", "/tuned_bn/input"
 
 
-def normalized(model: Model) -> bool:
-    """Whether the graph normalizes anywhere, so that usual learning rates are safe; a graph without convolutions counts as such."""
+def is_normalized(model: Model) -> bool:
+    """Return True if usual learning rates are safe.
+
+    The graph normalizes somewhere, or has no convolutions.
+    """
     ops = {n.op_type for n in model.proto.graph.node}
     return not ops & {"Conv", "ConvTranspose"} or any(op.endswith("Normalization") for op in ops)
 
 
-def sites(model: Model) -> list[str]:
-    """Outputs of the convolutions that have a weight of their own and no normalization behind them."""
+def find_sites(model: Model) -> list[str]:
+    """Return the outputs of convolutions with a weight of their own and no normalization."""
     graph = model.proto.graph
-    readers: dict[str, list[str]] = {}
+    consumers: dict[str, list[str]] = {}
     for node in graph.node:
         for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
-    uses = [n.input[1] for n in graph.node if n.op_type == "Conv"]
+            consumers.setdefault(name, []).append(node.op_type)
+    convolutions = [n for n in graph.node if n.op_type == "Conv"]
+    uses = [n.input[1] for n in convolutions]
+    outputs = {o.name for o in graph.output}
     return [
         n.output[0]
-        for n in graph.node
-        if n.op_type == "Conv"
-        and uses.count(n.input[1]) == 1
+        for n in convolutions
+        if uses.count(n.input[1]) == 1
         and n.input[1] in model.weights
         and model.weights[n.input[1]].array().dtype == np.float32
-        and "BatchNormalization" not in readers.get(n.output[0], [])
-        and n.output[0] not in {o.name for o in graph.output}
+        and "BatchNormalization" not in consumers.get(n.output[0], [])
+        and n.output[0] not in outputs
     ]
 
 
 def insert(model: Model, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Model:
-    """A copy with a BatchNormalization that changes nothing behind each of these convolutions.
+    """Return a copy with a BatchNormalization that changes nothing after each convolution.
 
     Parameters
     ----------
     statistics
-        Convolution output -> (mean, variance) of each channel on calibration data, float (channels,).
+        Convolution output -> (mean, variance) of each channel on calibration data, float
+        (channels,).
     """
     copy, weights = model.edit(), dict(model.weights)
     nodes = []
@@ -65,28 +72,27 @@ def insert(model: Model, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
         if output not in statistics:
             continue
         mean, var = (np.asarray(v, np.float32) for v in statistics[output])
-        var = np.maximum(var, np.float32(LEAST_DEVIATION**2))
+        var = np.maximum(var, np.float32(MIN_DEVIATION**2))
+        values = (np.sqrt(var + np.float32(EPSILON)), mean, mean, var)
         node.output[0] = f"{output}{_BEFORE}"
-        names = [f"{output}{_MARK}{p}" for p in PARTS]
-        for name, value in zip(
-            names, (np.sqrt(var + np.float32(EPSILON)), mean, mean, var), strict=False
-        ):
+        names = [f"{output}{_MARK}{part}" for part in PARTS]
+        for name, value in zip(names, values, strict=True):
             weights[name] = from_array(value)
-            copy.proto.graph.initializer.append(_bare(value, name))
+            copy.proto.graph.initializer.append(_declare(value, name))
         inputs = [f"{output}{_BEFORE}", *names]
+        label = f"{output}{_MARK}node"
         nodes.append(
-            helper.make_node(
-                "BatchNormalization", inputs, [output], f"{output}{_MARK}node", epsilon=EPSILON
-            )
+            helper.make_node("BatchNormalization", inputs, [output], label, epsilon=EPSILON)
         )
     replace_nodes(copy.proto.graph, nodes)
     return replace(copy, weights=weights)
 
 
 def fold(tuned: Model, original: Model) -> Model:
-    """`original`'s graph with the values of `tuned`, whose inserted normalizations go into the convolutions before them.
+    """Return `original`'s graph with the values of `tuned`.
 
-    A convolution without a bias gets one: the only change to the graph.
+    Inserted normalizations are folded into the convolutions before them. A convolution without a
+    bias gets one: the only change to the graph.
     """
     values: dict[str, Weight] = {n: w for n, w in tuned.weights.items() if n in original.weights}
     copy = replace(original.edit(), weights=values)
@@ -98,19 +104,17 @@ def fold(tuned: Model, original: Model) -> Model:
         factor = scale / np.sqrt(var + EPSILON)
         weight = values[node.input[1]].array()
         bias = values[node.input[2]].array() if _has_bias(node) else np.zeros(len(mean))
-        values[node.input[1]] = from_array(
-            (weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(weight.dtype)
-        )
-        values[_own_bias(copy, node, weight.dtype)] = from_array(
-            ((bias - mean) * factor + shift).astype(weight.dtype)
-        )
+        scaled = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        values[node.input[1]] = from_array(scaled.astype(weight.dtype))
+        shifted = (bias - mean) * factor + shift
+        values[_add_own_bias(copy, node, weight.dtype)] = from_array(shifted.astype(weight.dtype))
     return copy
 
 
-def moments(
+def measure_moments(
     module: OnnxModule, names: list[str], batches: list[dict[str, torch.Tensor]]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and variance of each channel (axis 1) of inner tensors, accumulated in float64."""
+    """Return mean and variance of each channel (axis 1) of inner tensors, summed in float64."""
     counts = dict.fromkeys(names, 0)
     sums, squares = {n: np.zeros(1) for n in names}, {n: np.zeros(1) for n in names}
     with torch.no_grad():
@@ -120,27 +124,28 @@ def moments(
                 counts[name] += rows.shape[1]
                 sums[name] = sums[name] + rows.sum(1)
                 squares[name] = squares[name] + np.square(rows).sum(1)
-    means = {n: sums[n] / counts[n] for n in names}
-    return {n: (means[n], np.maximum(squares[n] / counts[n] - means[n] ** 2, 0)) for n in names}
+    result = {}
+    for name in names:
+        mean = sums[name] / counts[name]
+        result[name] = mean, np.maximum(squares[name] / counts[name] - mean**2, 0)
+    return result
 
 
 def _has_bias(node: NodeProto) -> bool:
+    """Return True if a convolution has a bias."""
     return len(node.input) > 2 and bool(node.input[2])
 
 
-def _own_bias(model: Model, node: NodeProto, dtype: np.dtype) -> str:
-    """Name of a bias that this convolution alone reads; made where it has none or shares one."""
-    if (
-        _has_bias(node)
-        and sum(list(n.input).count(node.input[2]) for n in model.proto.graph.node) == 1
-    ):
+def _add_own_bias(model: Model, node: NodeProto, dtype: np.dtype) -> str:
+    """Return the name of a bias that only this convolution reads; add one if needed."""
+    uses = [name for n in model.proto.graph.node for name in n.input]
+    if _has_bias(node) and uses.count(node.input[2]) == 1:
         return str(node.input[2])
     name = f"{node.output[0]}_bias"
     while name in model.weights:
         name += "_"
-    model.proto.graph.initializer.append(
-        _bare(np.zeros(model.weights[node.input[1]].shape[0], dtype), name)
-    )
+    zeros = np.zeros(model.weights[node.input[1]].shape[0], dtype)
+    model.proto.graph.initializer.append(_declare(zeros, name))
     if len(node.input) > 2:
         node.input[2] = name
     else:
@@ -148,11 +153,8 @@ def _own_bias(model: Model, node: NodeProto, dtype: np.dtype) -> str:
     return name
 
 
-def _bare(value: np.ndarray, name: str) -> TensorProto:
-    """An initializer's name, type and shape; the values are kept beside the graph."""
+def _declare(value: np.ndarray, name: str) -> TensorProto:
+    """Return an initializer's name, type and shape; its values are kept outside the graph."""
     tensor = numpy_helper.from_array(value, name)
     tensor.ClearField("raw_data")
     return tensor
-
-
-_MARK, _BEFORE = "/tuned_bn/", "/tuned_bn/input"

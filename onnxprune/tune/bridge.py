@@ -1,6 +1,7 @@
-"""An ONNX graph as a differentiable torch module, and its values back in the same graph.
+"""Conversion of an ONNX graph to a differentiable torch module, and of its values back.
 
-Nothing is exported again: the parameters are the graph's own initializers, by name. An operator is a row of `ops.OPS`.
+Nothing is exported again: the parameters are the graph's own initializers, by name. An operator is
+a row of `ops.OPS`.
 """
 
 from __future__ import annotations
@@ -16,47 +17,76 @@ from onnx import AttributeProto, GraphProto, NodeProto, helper
 from onnxprune.errors import DataError, ModelError
 from onnxprune.ir.io import Model
 from onnxprune.ir.weights import Array
-from onnxprune.tune.call import Batch, Call, Row, Tensor, torch
+from onnxprune.tune.call import BatchState, Call, Row, Tensor, torch
 from onnxprune.tune.ops import find
 from onnxprune.tune.ops_shape import from_numpy
 
-_NEXT = "add one, or prune without --tune"
 Transform = Callable[[str, Tensor], Tensor]
 Gates = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
 STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that a training pass updates
+_NO_GATES: Gates = {}
+# what torch raises for inputs that an operator does not take
+_TORCH_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
-class Step:
-    """One node, ready to run. drop: values that nothing reads after it; bodies: the branches of an If."""
+class NodeCall:
+    """One node, ready to run.
+
+    Attributes
+    ----------
+    row : Row or None
+        Torch function of the operator; None for an If.
+    call : Call
+        Attributes and state that the function reads.
+    inputs, outputs : tuple of str
+        Tensor names.
+    drop : tuple of str
+        Values that no later node reads.
+    bodies : mapping or None
+        Branches of an If: name -> (nodes, output names).
+    """
 
     row: Row | None
     call: Call
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     drop: tuple[str, ...] = ()
-    bodies: Mapping[str, tuple[tuple[Step, ...], tuple[str, ...]]] | None = None
+    bodies: Mapping[str, tuple[tuple[NodeCall, ...], tuple[str, ...]]] | None = None
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedGraph:
     """A graph ready to run.
 
-    values: of the initializers and constants that are read; trainable, running: names of the parameters and of the running statistics.
+    Attributes
+    ----------
+    steps : tuple of NodeCall
+        Nodes in graph order.
+    inputs, outputs : tuple of str
+        Names of the graph's inputs and outputs.
+    values : mapping of str to Tensor
+        Initializers and constants that nodes read.
+    trainable, running : frozenset of str
+        Names of the parameters and of the running statistics.
+    batch : BatchState
+        Batch size, shared by all nodes.
+    mode : dict
+        Mode of the module, shared by all nodes.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[NodeCall, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     values: Mapping[str, Tensor]
     trainable: frozenset[str]
     running: frozenset[str]
-    batch: Batch
+    batch: BatchState
     mode: dict[str, bool]
 
 
 class OnnxModule(torch.nn.Module):
-    """A graph that runs in torch. Made by `to_module`.
+    """A graph that runs in torch, built by `to_module`.
 
     Attributes
     ----------
@@ -65,12 +95,13 @@ class OnnxModule(torch.nn.Module):
     statistics : tuple of str
         Running means and variances of BatchNormalization: buffers, updated in training mode.
     transform : function or None
-        (initializer name, parameter) -> the value to compute with; how masks of weights come in. `values` gives transformed values.
+        (initializer name, parameter) -> value used in the forward pass; masks weights. `values`
+        returns transformed values.
     gates : mapping
-        (label of a node, position of an input) -> what that input passes on its way into the node; how masks of activations come in.
+        (node name, input position) -> function applied to that input; masks activations.
     """
 
-    def __init__(self, graph: Prepared) -> None:
+    def __init__(self, graph: PreparedGraph) -> None:
         super().__init__()
         self.steps, self.inputs, self.outputs = graph.steps, graph.inputs, graph.outputs
         self.names = tuple(n for n in graph.values if n in graph.trainable)
@@ -84,20 +115,20 @@ class OnnxModule(torch.nn.Module):
             n: v for n, v in graph.values.items() if n not in graph.trainable | graph.running
         }
         self.transform: Transform | None = None
-        self.gates: Gates = {}
+        self.gates: Gates = _NO_GATES
         self._batch, self._mode = graph.batch, graph.mode
 
     @property
     def declared_batch(self) -> int:
-        """The batch size that the graph spells out, 0 where it is open."""
+        """Batch size that the graph's input declares; 0 if it is dynamic."""
         return self._batch.declared
 
     def named(self) -> dict[str, Tensor]:
-        """The parameters by initializer name."""
-        return dict(zip(self.names, self.weights, strict=False))
+        """Return the parameters by initializer name."""
+        return dict(zip(self.names, self.weights, strict=True))
 
     def buffers_by_name(self) -> dict[str, Tensor]:
-        """The running statistics by initializer name."""
+        """Return the running statistics by initializer name."""
         return {n: getattr(self, f"statistic{i}") for i, n in enumerate(self.statistics)}
 
     def forward(
@@ -108,68 +139,67 @@ class OnnxModule(torch.nn.Module):
         Parameters
         ----------
         feeds
-            Input tensors by name, or the one input; any batch size.
+            Input tensors by name, or the single input; any batch size.
         outputs
-            Tensors to return, inner ones too; None = the graph's outputs.
+            Tensors to return, inner ones included; None = the graph's outputs.
         """
         feeds = {self.inputs[0]: feeds} if isinstance(feeds, torch.Tensor) else feeds
         missing = [n for n in self.inputs if n not in feeds]
         if missing:
+            given = ", ".join(map(repr, feeds)) or "nothing"
             raise DataError(
                 "data-input",
-                f"the graph reads {', '.join(map(repr, missing))}, the data has {', '.join(map(repr, feeds)) or 'nothing'}",
+                f"the graph reads {', '.join(map(repr, missing))}, the data has {given}",
             )
-        wanted = tuple(self.outputs if outputs is None else outputs)
+        names = tuple(self.outputs if outputs is None else outputs)
         self._mode["training"] = self.training
         self._set_batch(feeds)
-        change = self.transform or (lambda name, value: value)
-        env: dict[str, Tensor] = {**self.constants, **self.buffers_by_name()}
-        env.update({n: change(n, w) for n, w in self.named().items()})
-        env.update(
-            {
-                n: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
-                for n, v in feeds.items()
-            }
-        )
-        _run(self.steps, env, frozenset(wanted), {} if self._batch.recording else self.gates)
-        absent = [n for n in wanted if n not in env]
-        if absent:
-            raise ModelError("tensor-unknown", f"the graph has no tensor {absent[0]!r}")
-        return {n: env[n] for n in wanted}
+        env: dict[str, Tensor] = {**self.constants, **self.buffers_by_name(), **self._effective()}
+        for name, value in feeds.items():
+            half = value.dtype in (torch.float16, torch.bfloat16)
+            env[name] = value.float() if half else value
+        gates = _NO_GATES if self._batch.recording else self.gates
+        _run(self.steps, env, frozenset(names), gates)
+        unknown = [n for n in names if n not in env]
+        if unknown:
+            raise ModelError("tensor-unknown", f"the graph has no tensor {unknown[0]!r}")
+        return {n: env[n] for n in names}
+
+    def _effective(self) -> dict[str, Tensor]:
+        """Return the parameters as the forward pass uses them."""
+        if self.transform is None:
+            return self.named()
+        return {n: self.transform(n, w) for n, w in self.named().items()}
 
     def _set_batch(self, feeds: Mapping[str, Tensor]) -> None:
-        """Note the batch; where the graph spells out another, run once at that one to learn what its literals stand for."""
+        """Record the batch size.
+
+        If the graph declares another one, it runs once at its own size, which shows the shapes
+        that its literals stand for.
+        """
         batch, shapes = self._batch, tuple(tuple(feeds[n].shape[1:]) for n in self.inputs)
         batch.actual = feeds[self.inputs[0]].shape[0] if feeds and feeds[self.inputs[0]].ndim else 0
         if not batch.rebased or batch.inputs == shapes or batch.recording:
             return
-        actual, mode = batch.actual, self._mode["training"]
+        actual, training = batch.actual, self._mode["training"]
         batch.recording, self.training = True, False
+        zeros = {n: v.new_zeros(batch.declared, *v.shape[1:]) for n, v in feeds.items()}
         try:
             with torch.no_grad():
-                self.forward(
-                    {n: v.new_zeros(batch.declared, *v.shape[1:]) for n, v in feeds.items()}, ()
-                )
+                self.forward(zeros, ())
         finally:
-            batch.recording, self.training, batch.actual, self._mode["training"] = (
-                False,
-                mode,
-                actual,
-                mode,
-            )
+            batch.recording, batch.actual = False, actual
+            self.training = self._mode["training"] = training
         batch.inputs = shapes
 
     def values(self) -> dict[str, np.ndarray]:
-        """Parameters and running statistics by initializer name, as the graph would hold them (float32 or float64)."""
-        change = self.transform or (lambda name, value: value)
+        """Return parameters and running statistics by initializer name, float32 or float64."""
         with torch.no_grad():
-            found = {n: change(n, w).detach().cpu().numpy().copy() for n, w in self.named().items()}
-        return found | {
-            n: b.detach().cpu().numpy().copy() for n, b in self.buffers_by_name().items()
-        }
+            tensors = {**self._effective(), **self.buffers_by_name()}
+            return {n: t.detach().cpu().numpy().copy() for n, t in tensors.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxModule:
-        """Float constants follow the parameters to a device; scalars, shapes and indices stay on the host."""
+        """Move float constants with the parameters; scalars, shapes and indices stay on the host."""
         super()._apply(fn, recurse)
         self.constants = {
             n: fn(v) if v.is_floating_point() and v.ndim else v for n, v in self.constants.items()
@@ -178,11 +208,11 @@ class OnnxModule(torch.nn.Module):
 
 
 def to_module(model: Model) -> OnnxModule:
-    """The graph of `model` in torch.
+    """Convert the graph of `model` to torch.
 
-    Float initializers that an operator learns from (weights, biases, scales, tables) are parameters; running statistics are buffers;
-    shapes, indices, limits and the scalars of formulas are constants. What depends on constants alone is computed once.
-    Half precision is computed in float32.
+    Float initializers with a gradient (weights, biases, scales, tables) are parameters, running
+    statistics are buffers; shapes, indices, limits and the scalars of formulas are constants.
+    Nodes that depend on constants only are computed once. Half precision is computed in float32.
 
     Raises
     ------
@@ -193,93 +223,96 @@ def to_module(model: Model) -> OnnxModule:
     if graph.sparse_initializer:
         raise ModelError(
             "tune-unsupported",
-            f"initializer {graph.sparse_initializer[0].values.name!r} is sparse; make it dense first",
+            f"initializer {graph.sparse_initializer[0].values.name!r} is stored sparse; "
+            "make it dense first",
         )
     values = {t.name: from_numpy(model.weights[t.name].array()) for t in graph.initializer}
     inputs = [i for i in graph.input if i.name not in values]
-    batch = Batch(declared=_declared(inputs))
-    steps = [_step(n, model.opset, batch, mode) for n in graph.node]
-    trainable, running, shared = _roles(steps, values)
-    steps = _folded([_with_fixed(s, shared) for s in steps], values, trainable | running)
+    batch = BatchState(declared=_declared_batch(inputs))
+    steps = [_prepare_node(n, model.opset, batch, mode) for n in graph.node]
+    trainable, running, shared = _assign_roles(steps, values)
+    steps = [_fix_shared_statistics(s, shared) for s in steps]
+    steps = _fold_constants(steps, values, trainable | running)
     names, outputs = tuple(i.name for i in inputs), tuple(o.name for o in graph.output)
     read = frozenset(outputs).union(*(_reads(s) for s in steps))
-    values = {n: v for n, v in values.items() if n in read}
-    return OnnxModule(
-        Prepared(
-            _with_drops(steps, names),
-            names,
-            outputs,
-            values,
-            read & trainable,
-            read & running,
-            batch,
-            mode,
-        )
-    ).eval()
+    prepared = PreparedGraph(
+        _add_drops(steps, names),
+        names,
+        outputs,
+        values={n: v for n, v in values.items() if n in read},
+        trainable=read & trainable,
+        running=read & running,
+        batch=batch,
+        mode=mode,
+    )
+    return OnnxModule(prepared).eval()
 
 
 def write_back(model: Model, module: OnnxModule) -> Model:
-    """`model` with the module's values: same graph, same names, same types."""
+    """Return `model` with the module's values: same graph, same names, same types."""
     weights = dict(model.weights)
     for name, value in module.values().items():
         weight = weights[name]
-        weights[name] = Array(
-            weight.dtype,
-            value.astype(helper.tensor_dtype_to_np_dtype(weight.dtype)).reshape(weight.shape),
-        )
+        dtype = helper.tensor_dtype_to_np_dtype(weight.dtype)
+        weights[name] = Array(weight.dtype, value.astype(dtype).reshape(weight.shape))
     return replace(model, weights=weights)
 
 
-def _declared(inputs: Sequence[Any]) -> int:
-    """The batch that the first input spells out, 0 where it is open."""
+def as_feeds(value: Any, module: OnnxModule) -> dict[str, Tensor]:
+    """Return arrays by input name, or the single array, as tensors on the module's device."""
+    device = next(iter(module.parameters()), torch.empty(0)).device
+    arrays = {module.inputs[0]: value} if isinstance(value, np.ndarray) else value
+    return {
+        n: from_numpy(np.asarray(a)).to(device) for n, a in arrays.items() if n in module.inputs
+    }
+
+
+def _declared_batch(inputs: Sequence[Any]) -> int:
+    """Return the batch size that the first input declares, 0 if it is dynamic."""
     shape = inputs[0].type.tensor_type.shape.dim if inputs else []
     return shape[0].dim_value if len(shape) else 0
 
 
-def _step(node: NodeProto, opset: int, batch: Batch, mode: Mapping[str, bool]) -> Step:
-    """A node ready to run."""
-    attributes = {a.name: _attribute(a) for a in node.attribute}
+def _prepare_node(
+    node: NodeProto, opset: int, batch: BatchState, mode: Mapping[str, bool]
+) -> NodeCall:
+    """Return a node ready to run."""
+    attributes = {a.name: _read_attribute(a) for a in node.attribute}
     first = node.output[0] if node.output else ""
+    named_outputs = len([o for o in node.output if o])
     call = Call(
-        node.op_type,
-        node.name or first,
-        first,
-        attributes,
-        opset,
-        len([o for o in node.output if o]),
-        batch,
-        mode,
+        node.op_type, node.name or first, first, attributes, opset, named_outputs, batch, mode
     )
     inputs, outputs = tuple(node.input), tuple(node.output)
     if node.op_type == "If" and node.domain in ("", "ai.onnx"):
         bodies = {
-            n: _body(g, opset, batch, mode)
-            for n, g in attributes.items()
-            if isinstance(g, GraphProto)
+            name: _prepare_body(graph, opset, batch, mode)
+            for name, graph in attributes.items()
+            if isinstance(graph, GraphProto)
         }
-        return Step(None, call, inputs, outputs, bodies=bodies)
+        return NodeCall(None, call, inputs, outputs, bodies=bodies)
     row = find(node.op_type, node.domain)
     if row is None:
         name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         raise ModelError(
             "tune-unsupported",
-            f"{name} (node {call.node!r}) cannot be tuned through: it has no row in onnxprune/tune/ops.py; {_NEXT}",
+            f"{name} (node {call.node!r}) has no torch implementation in onnxprune/tune/ops.py; "
+            "add a row there, or prune without fine-tuning",
         )
-    return Step(row, call, inputs, outputs)
+    return NodeCall(row, call, inputs, outputs)
 
 
-def _body(
-    graph: GraphProto, opset: int, batch: Batch, mode: Mapping[str, bool]
-) -> tuple[tuple[Step, ...], tuple[str, ...]]:
-    """(steps, outputs) of a branch; its initializers become constants of it."""
+def _prepare_body(
+    graph: GraphProto, opset: int, batch: BatchState, mode: Mapping[str, bool]
+) -> tuple[tuple[NodeCall, ...], tuple[str, ...]]:
+    """Return nodes and outputs of a branch; its initializers become Constant nodes."""
     constants = [helper.make_node("Constant", [], [t.name], value=t) for t in graph.initializer]
-    return tuple(_step(n, opset, batch, mode) for n in (*constants, *graph.node)), tuple(
-        o.name for o in graph.output
-    )
+    nodes = tuple(_prepare_node(n, opset, batch, mode) for n in (*constants, *graph.node))
+    return nodes, tuple(o.name for o in graph.output)
 
 
-def _attribute(attribute: AttributeProto) -> Any:
-    """An attribute's value as plain Python."""
+def _read_attribute(attribute: AttributeProto) -> Any:
+    """Return an attribute's value as plain Python."""
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode()
@@ -288,45 +321,62 @@ def _attribute(attribute: AttributeProto) -> Any:
     return [v.decode() for v in value] if attribute.type == AttributeProto.STRINGS else value
 
 
-def _roles(
-    steps: Iterable[Step], values: Mapping[str, Tensor]
+def _assign_roles(
+    steps: Iterable[NodeCall], values: Mapping[str, Tensor]
 ) -> tuple[set[str], set[str], set[str]]:
-    """(parameters, running statistics, statistics that several nodes share and none may update)."""
-    learn: set[str] = set()
+    """Sort the float initializers by their use.
+
+    Returns
+    -------
+    trainable : set of str
+        Parameters.
+    running : set of str
+        Running statistics.
+    shared : set of str
+        Running statistics with several consumers, which none of them may update.
+    """
+    learned: set[str] = set()
     fixed: set[str] = set()
-    running: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
     for step in steps:
         for position, name in enumerate(step.inputs):
             if name not in values or not values[name].is_floating_point():
                 continue
             if position in STATISTICS.get(step.call.op, ()):
-                running[name] += 1
-            elif (
-                step.row is None
-                or position not in step.row.trainable
-                or (step.row.elementwise and values[name].numel() == 1)
-            ):
-                fixed.add(name)
+                uses[name] += 1
+            elif _is_parameter(step.row, position, values[name]):
+                learned.add(name)
             else:
-                learn.add(name)
-    shared = {n for n, uses in running.items() if uses > 1 or n in learn | fixed}
-    return learn - fixed - set(running), set(running), shared
+                fixed.add(name)
+    running = set(uses)
+    shared = {n for n, count in uses.items() if count > 1 or n in learned | fixed}
+    return learned - fixed - running, running, shared
 
 
-def _with_fixed(step: Step, shared: set[str]) -> Step:
-    """A normalization whose statistics others use too must not update them."""
-    if step.call.op not in STATISTICS or not shared & {
-        step.inputs[i] for i in STATISTICS[step.call.op]
-    }:
+def _is_parameter(row: Row | None, position: int, value: Tensor) -> bool:
+    """Return True if an initializer at this position is learned."""
+    if row is None or position not in row.trainable:
+        return False
+    return not (row.elementwise and value.numel() == 1)
+
+
+def _fix_shared_statistics(step: NodeCall, shared: set[str]) -> NodeCall:
+    """Return a normalization that does not update statistics with other consumers."""
+    positions = STATISTICS.get(step.call.op, ())
+    if not shared & {step.inputs[i] for i in positions}:
         return step
-    return replace(
-        step, call=replace(step.call, attributes={**step.call.attributes, "fixed_statistics": True})
-    )
+    attributes = {**step.call.attributes, "fixed_statistics": True}
+    return replace(step, call=replace(step.call, attributes=attributes))
 
 
-def _folded(steps: list[Step], values: dict[str, Tensor], moving: set[str]) -> list[Step]:
-    """The steps that depend on an input or a parameter; results of the others join `values`."""
-    fixed, left = set(values) - moving, []
+def _fold_constants(
+    steps: list[NodeCall], values: dict[str, Tensor], moving: set[str]
+) -> list[NodeCall]:
+    """Return the nodes that depend on an input or a parameter.
+
+    The outputs of the others are added to `values`.
+    """
+    fixed, remaining = set(values) - moving, []
     for step in steps:
         if step.row is not None and all(not n or n in fixed for n in step.inputs):
             env = dict(values)
@@ -335,66 +385,57 @@ def _folded(steps: list[Step], values: dict[str, Tensor], moving: set[str]) -> l
             values.update({n: env[n] for n in step.outputs if n})
             fixed.update(n for n in step.outputs if n)
         else:
-            left.append(step)
-    return left
+            remaining.append(step)
+    return remaining
 
 
-def _reads(step: Step) -> set[str]:
-    """Names that a step reads, the captures of its bodies included."""
+def _reads(step: NodeCall) -> set[str]:
+    """Return the names that a node reads, captures of its bodies included."""
     names = {n for n in step.inputs if n}
     for steps, outputs in (step.bodies or {}).values():
-        inner = set(outputs).union(*(_reads(s) for s in steps)) if steps else set(outputs)
+        inner = set(outputs).union(*(_reads(s) for s in steps))
         names |= inner - {o for s in steps for o in s.outputs}
     return names
 
 
-def _with_drops(steps: list[Step], inputs: Sequence[str]) -> tuple[Step, ...]:
-    """Each step with the values that are not read after it."""
-    made = set(inputs) | {o for s in steps for o in s.outputs}
-    seen: set[str] = set()
-    out = []
+def _add_drops(steps: list[NodeCall], inputs: Sequence[str]) -> tuple[NodeCall, ...]:
+    """Return each node with the values that no later node reads."""
+    droppable = set(inputs) | {o for s in steps for o in s.outputs}
+    read_later: set[str] = set()
+    result = []
     for step in reversed(steps):
-        reads = _reads(step) & made
-        out.append(replace(step, drop=tuple(sorted(reads - seen))))
-        seen |= reads
-    return tuple(reversed(out))
+        reads = _reads(step) & droppable
+        result.append(replace(step, drop=tuple(sorted(reads - read_later))))
+        read_later |= reads
+    return tuple(reversed(result))
 
 
 def _run(
-    steps: Sequence[Step], env: dict[str, Tensor], keep: frozenset[str], gates: Gates = {}
-) -> None:  # noqa: B006 - never written to
-    """Run steps in order; `env` holds the values by name and loses those that are no longer read. Gates are of the outermost nodes."""
+    steps: Sequence[NodeCall],
+    env: dict[str, Tensor],
+    keep: frozenset[str],
+    gates: Gates = _NO_GATES,
+) -> None:
+    """Run nodes in order.
+
+    Parameters
+    ----------
+    env
+        Values by name; updated, and values that are no longer read are removed.
+    keep
+        Names that are never removed.
+    gates
+        Functions on inputs of the outermost nodes.
+    """
     for step in steps:
         if step.row is None:
-            result = _branch(step, env)
+            result: Any = _run_branch(step, env)
         else:
             arguments = [env[n] if n else None for n in step.inputs]
-            if gates:
-                arguments = [
-                    gates[key](a) if a is not None and (key := (step.call.node, i)) in gates else a
-                    for i, a in enumerate(arguments)
-                ]
-            try:
-                result = step.row.function(step.call, *arguments)
-            except (
-                RuntimeError,
-                IndexError,
-                TypeError,
-                ValueError,
-                KeyError,
-                AttributeError,
-            ) as problem:
-                shapes, why = (
-                    ", ".join("-" if a is None else str(tuple(a.shape)) for a in arguments),
-                    str(problem).partition("\n")[0],
-                )
-                raise ModelError(
-                    "tune-failed",
-                    f"{step.call.op} node {step.call.node!r} fails in torch on inputs {shapes}: {why}",
-                ) from problem
-        for name, value in zip(
-            step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False
-        ):
+            result = _call(step.row, step.call, _apply_gates(step.call.node, arguments, gates))
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        # a node may name fewer outputs than its function returns
+        for name, value in zip(step.outputs, results, strict=False):
             if name:
                 env[name] = value
         for name in step.drop:
@@ -402,20 +443,36 @@ def _run(
                 env.pop(name, None)
 
 
-def _branch(step: Step, env: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """The results of the branch that an If's condition chooses."""
-    steps, outputs = (step.bodies or {})[
-        "then_branch" if bool(env[step.inputs[0]].item()) else "else_branch"
-    ]
+def _apply_gates(
+    node: str, arguments: Sequence[Tensor | None], gates: Gates
+) -> Sequence[Tensor | None]:
+    """Return a node's arguments after their gates."""
+    if not gates:
+        return arguments
+    result = []
+    for i, argument in enumerate(arguments):
+        gate = gates.get((node, i))
+        result.append(argument if argument is None or gate is None else gate(argument))
+    return result
+
+
+def _call(row: Row, call: Call, arguments: Sequence[Tensor | None]) -> Any:
+    """Call a node's torch function; name the node if it fails."""
+    try:
+        return row.function(call, *arguments)
+    except _TORCH_ERRORS as problem:
+        shapes = ", ".join("-" if a is None else str(tuple(a.shape)) for a in arguments)
+        reason = str(problem).partition("\n")[0]
+        raise ModelError(
+            "tune-failed",
+            f"{call.op} node {call.node!r} fails in torch on inputs {shapes}: {reason}",
+        ) from problem
+
+
+def _run_branch(step: NodeCall, env: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Return the outputs of the branch that an If's condition selects."""
+    name = "then_branch" if bool(env[step.inputs[0]].item()) else "else_branch"
+    steps, outputs = (step.bodies or {})[name]
     inner = dict(env)
     _run(steps, inner, frozenset(outputs))
     return tuple(inner[n] for n in outputs)
-
-
-def as_feeds(value: Any, module: OnnxModule) -> dict[str, Tensor]:
-    """Numpy arrays by input name, or one array, as tensors on the module's device."""
-    device = next(iter(module.parameters()), torch.empty(0)).device
-    arrays = {module.inputs[0]: value} if isinstance(value, np.ndarray) else value
-    return {
-        n: from_numpy(np.asarray(a)).to(device) for n, a in arrays.items() if n in module.inputs
-    }

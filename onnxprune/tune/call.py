@@ -1,4 +1,4 @@
-"""What an operator's function is given, and what a row of the table holds."""
+"""Arguments of an operator's torch function, and the rows of the operator table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ Tensor: TypeAlias = torch.Tensor
 class Row:
     """An operator in torch.
 
-    function: (Call, *inputs) -> tensor or tuple of tensors; an absent optional input is None.
-    trainable: positions of inputs that may be parameters; an initializer that is read elsewhere is a constant.
-    elementwise: a one-element initializer there is a constant of the formula (the 0.5 of a GELU), not a weight.
+    Attributes
+    ----------
+    function : function
+        (Call, *inputs) -> tensor or tuple of tensors; an absent optional input is None.
+    trainable : tuple of int
+        Positions of inputs that may be parameters; an initializer that another position reads
+        stays constant.
+    elementwise : bool
+        A one-element initializer is a constant of a formula (the 0.5 of a GELU), not a weight.
     """
 
     function: Callable[..., Any]
@@ -29,11 +35,21 @@ class Row:
 
 
 @dataclass
-class Batch:
-    """How many samples run at once.
+class BatchState:
+    """Batch size of the present run against that of the graph.
 
-    declared: the size that the graph spells out, 0 where it leaves it open; actual: of this run;
-    shapes: what each Reshape gives at the declared size, by output name, noted while `recording`; inputs: the input shapes that they belong to.
+    Attributes
+    ----------
+    declared : int
+        Batch size that the graph's input declares; 0 if it is dynamic.
+    actual : int
+        Batch size of the present run.
+    recording : bool
+        True while the graph runs at its declared size to record shapes.
+    shapes : dict
+        Shape of each Reshape's output at the declared size, by output name.
+    inputs : tuple
+        Input shapes (without the batch axis) that `shapes` belongs to.
     """
 
     declared: int = 0
@@ -44,13 +60,29 @@ class Batch:
 
     @property
     def rebased(self) -> bool:
-        """Whether literals that spell the batch must be read as another number."""
+        """True if literals that hold the declared batch size stand for another number."""
         return self.declared > 0 and self.actual != self.declared
 
 
 @dataclass(frozen=True)
 class Call:
-    """A node as its function sees it. output: name of its first output; mode: of the module, shared by all nodes."""
+    """A node as its torch function sees it.
+
+    Attributes
+    ----------
+    op, node, output : str
+        Operator, name of the node, and name of its first output.
+    attributes : mapping
+        Attributes as plain Python values.
+    opset : int
+        Version of the default domain.
+    outputs : int
+        Number of named outputs.
+    batch : BatchState
+        Batch size, shared by all nodes.
+    mode : mapping
+        "training": mode of the module, shared by all nodes.
+    """
 
     op: str
     node: str
@@ -58,32 +90,34 @@ class Call:
     attributes: Mapping[str, Any]
     opset: int
     outputs: int
-    batch: Batch
+    batch: BatchState
     mode: Mapping[str, bool] = field(default_factory=dict)
 
     def get(self, name: str, default: Any) -> Any:
-        """An attribute's value or its default."""
+        """Return an attribute's value, or the default."""
         return self.attributes.get(name, default)
 
     @property
     def training(self) -> bool:
-        """Whether the module is in training mode."""
+        """True if the module is in training mode."""
         return self.mode["training"]
 
     def dtype(self, kind: int) -> torch.dtype:
-        """Torch's name of an ONNX type; half precision is computed in float32."""
+        """Return torch's type of an ONNX type; half precision is computed in float32."""
         if kind not in DTYPES:
             raise self.unsupported(f"type {TensorProto.DataType.Name(kind)}")
         return DTYPES[kind]
 
     def unsupported(self, what: str) -> ModelError:
-        """The error for an operator's variant that has no torch form here."""
+        """Return the error for a variant of an operator that has no torch form here."""
         return ModelError(
             "tune-unsupported",
-            f"{self.op} node {self.node!r}: {what} cannot be tuned through; prune without --tune",
+            f"{self.op} node {self.node!r}: gradients through {what} are not supported; "
+            "prune without fine-tuning",
         )
 
 
+# torch computes neither in unsigned types wider than 8 bits nor, on CPUs, in half precision
 DTYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
@@ -100,7 +134,10 @@ DTYPES: dict[int, torch.dtype] = {
 }
 
 
-def together(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The same tensors on one device: shapes and indices live on the host, data where the parameters are."""
-    home = next((t.device for t in tensors if t.device.type != "cpu"), None)
-    return tensors if home is None else tuple(t.to(home) for t in tensors)
+def to_common_device(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors on one device.
+
+    Shapes and indices are on the host, data where the parameters are.
+    """
+    device = next((t.device for t in tensors if t.device.type != "cpu"), None)
+    return tensors if device is None else tuple(t.to(device) for t in tensors)

@@ -1,8 +1,11 @@
-"""Masks of channels that close while a network is trained: the hook of Group Fisher pruning inside the training loop.
+"""Group Fisher pruning inside the training loop: a hook with channel masks that close.
 
-Source: Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression", and METHODS.md section 3. Every input of a convolution or product that
-carries channels passes a mask. The squared gradient of a channel's mask, a sample, summed over its coupled copies and all positions before the square, is
-added up over `interval` steps; then the channels with the least of it for what they cost go, until the target is met.
+Every input of a convolution or product that carries channels passes a mask. The squared gradient
+of a channel's mask, per sample and summed over its coupled copies and all positions before the
+square, is accumulated over `interval` steps. Then the channels with the least importance for their
+cost are removed, until the target is met.
+
+Source: Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression".
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 from onnxprune.allocators.base import Constraints, first_missed, ordered, unreachable, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.engines.cost.channel_costs import NORMALIZATIONS, channel_costs
-from onnxprune.errors import TargetError, UsageError, unknown
+from onnxprune.errors import UsageError, unknown
 from onnxprune.statistics.gradients import copies
 from onnxprune.tune.bridge import OnnxModule
 from onnxprune.tune.call import Tensor, torch
@@ -24,13 +27,27 @@ from onnxprune.tune.distributed import join_world
 from onnxprune.tune.losses import Head
 from onnxprune.types import Plan
 
-CUTS = 50  # of a whole network, where `step` does not say it
+CUTS = 50  # cuts of a whole network unless `step` sets the channels per cut
+_ALMOST_DONE = 0.999  # largest share that is reported before the target is met
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """interval: steps of training between two cuts; step: channels of a cut, 0 = a fiftieth of all; lr_ratio: share of the learning rate while channels
-    go; normalization: of NORMALIZATIONS, what a channel's importance is divided by; engine: whose latency.
+    """Rhythm and normalization of the cuts.
+
+    Attributes
+    ----------
+    interval : int
+        Training steps between two cuts.
+    step : int
+        Channels per cut; 0 = a fiftieth of all.
+    lr_ratio : float
+        Factor on the learning rate while channels are removed.
+    normalization : str
+        Key of NORMALIZATIONS: the cost that divides a channel's importance.
+    engine : str
+        Engine that measures the normalization "latency".
     """
 
     interval: int = 25
@@ -40,23 +57,46 @@ class Pruning:
     engine: str = "onnxruntime"
 
     def __post_init__(self) -> None:
+        """Check the values; raise UsageError for one out of range."""
         if self.normalization not in NORMALIZATIONS:
             raise unknown("normalization", self.normalization, NORMALIZATIONS)
         if self.step < 0 or self.interval < 1 or self.lr_ratio <= 0:
             raise UsageError(
                 "tune-setting",
-                f"step {self.step} must be 0 or more, interval {self.interval} at least 1, lr_ratio {self.lr_ratio} above 0",
+                f"step {self.step} must be at least 0, interval {self.interval} at least 1, "
+                f"lr_ratio {self.lr_ratio} above 0",
             )
 
 
 class PruneByFisher:
-    """A hook for `tune.finetune.tune`: masks that close while the network is trained."""
+    """Hook for `tune.finetune.tune` that closes channel masks while the network is trained.
+
+    Parameters
+    ----------
+    analysis
+        Analysis of the model that is trained.
+    constraints
+        Budgets on counted costs, and the allowed widths.
+    pruning
+        Rhythm and normalization of the cuts.
+    labeled
+        Take gradients of the training loss; False = of a loss on labels drawn from the outputs.
+    seed
+        Seed of the drawn labels.
+    threads
+        Threads of measurements.
+
+    Raises
+    ------
+    UsageError
+        A budget on a measured cost, which cannot be followed during training.
+    """
 
     def __init__(
         self,
         analysis: Analysis,
         constraints: Constraints,
-        how: Pruning,
+        pruning: Pruning,
         *,
         labeled: bool,
         seed: int = 0,
@@ -66,18 +106,18 @@ class PruneByFisher:
         if measured:
             raise UsageError(
                 "target-counted",
-                f"target {measured[0]} cannot be followed while training; give macs, params, bytes or activation_bytes",
+                f"target {measured[0]} cannot be followed while training; "
+                "give macs, params, bytes or activation_bytes",
             )
-        self.analysis, self.constraints, self.how, self.labeled, self.seed, self.threads = (
-            analysis,
-            constraints,
-            how,
-            labeled,
-            seed,
-            threads,
-        )
+        self.analysis = analysis
+        self.constraints = constraints
+        self.pruning = pruning
+        self.labeled = labeled
+        self.seed = seed
+        self.threads = threads
         places, lost = copies(analysis)
         self.tables = {(p.node, p.slot): (p.axis, table) for p, table in places.items()}
+        # a group is pruned only if masks reach all causes of its channels
         reached = {c for table in places.values() for c in table.ravel().tolist()} - lost
         self.groups = [
             g.name for g in analysis.groups if reached.issuperset(analysis.causes[g.name].tolist())
@@ -85,36 +125,42 @@ class PruneByFisher:
         self.kept: dict[str, np.ndarray] = {
             n: np.ones(analysis.group(n).size, bool) for n in self.groups
         }
-        self.count = how.step or max(1, sum(analysis.group(n).size for n in self.groups) // CUTS)
+        channels = sum(analysis.group(n).size for n in self.groups)
+        self.count = pruning.step or max(1, channels // CUTS)
         self.sums = torch.zeros(analysis.axes.causes + 1, dtype=torch.float64)
-        self.passed: dict[tuple[str, int], Tensor] = {}
-        self.timed: dict[str, np.ndarray] = {}
+        self.masked: dict[tuple[str, int], Tensor] = {}
+        self.latency_costs: dict[str, np.ndarray] = {}
 
     @property
-    def most_cuts(self) -> int:
-        """Cuts until nothing is left, at the most."""
+    def max_cuts(self) -> int:
+        """Number of cuts after which no channel is left."""
         return -(-sum(m.size for m in self.kept.values()) // self.count)
 
     def plan(self) -> Plan:
-        """Which channels stay, of the analyzed model."""
+        """Return the plan with the kept channels of the analyzed model."""
         return self.analysis.plan(
-            self._indices(), method="group-fisher", training=True, **vars(self.how), seed=self.seed
+            self._indices(),
+            method="group-fisher",
+            training=True,
+            **vars(self.pruning),
+            seed=self.seed,
         )
 
     def start(self, module: OnnxModule) -> None:
-        """Masks enter the forward pass."""
+        """Apply the masks in the forward pass."""
         device = next(iter(module.parameters())).device
         self.sums = self.sums.to(device)
-        gone = self.analysis.removed(self._indices())
+        removed = self.analysis.removed(self._indices())
         module.gates = {
-            key: self._gate(key, axis, ~gone[table].any(1), device)
+            key: self._build_gate(key, axis, ~removed[table].any(1), device)
             for key, (axis, table) in self.tables.items()
         }
 
     def before_step(self, module: OnnxModule, step: int) -> None:
-        """A cut after each interval."""
-        if step and step % self.how.interval == 0 and self.done() != 1.0:
+        """Remove channels after each interval."""
+        if step and step % self.pruning.interval == 0 and self.done() != 1.0:
             world = join_world(str(self.sums.device))
+            # weight `size` makes the average a sum: each process saw other samples
             world.average([self.sums], world.size)
             self._cut(self.sums.cpu().numpy())
             self.sums.zero_()
@@ -129,157 +175,158 @@ class PruneByFisher:
         step: int,
     ) -> None:
         """Add the squared mask gradients of a batch."""
-        goal = loss * samples if self.labeled else _drawn(tensors, heads, self.seed, step)
-        live = {k: v for k, v in self.passed.items() if v.requires_grad}
+        # the sum over samples, so that each sample's gradient is its own
+        total = loss * samples if self.labeled else _draw_loss(tensors, heads, self.seed, step)
+        live = {k: v for k, v in self.masked.items() if v.requires_grad}
         gradients = torch.autograd.grad(
-            goal, list(live.values()), retain_graph=True, allow_unused=True
+            total, list(live.values()), retain_graph=True, allow_unused=True
         )
         rows = torch.zeros(samples, len(self.sums), dtype=torch.float64, device=self.sums.device)
-        for (key, value), gradient in zip(live.items(), gradients, strict=False):
+        for (key, value), gradient in zip(live.items(), gradients, strict=True):
             if gradient is None:
                 continue
             axis, table = self.tables[key]
-            found = _by_sample((value.detach() * gradient).double(), axis, samples)
+            per_sample = _sum_by_sample((value.detach() * gradient).double(), axis, samples)
             for column in torch.from_numpy(table.T.copy()).to(rows.device):
-                rows.index_add_(1, column, found)
+                rows.index_add_(1, column, per_sample)
         self.sums += rows.square().sum(0)
-        self.passed = {}
+        self.masked = {}
 
     def done(self) -> float | None:
-        """Share of the first budget's way that is behind."""
+        """Return the saved share of what the first missed budget demands; 1 = all are met."""
         kept = self._indices()
         missed = first_missed(self.analysis, self.constraints, kept)
         if missed is None:
             return 1.0
-        whole, now, limit = (
-            self.analysis.cost().as_dict()[missed],
-            self.analysis.cost(kept).as_dict()[missed],
-            self.constraints.budgets[missed],
-        )
-        return min((whole - now) / max(whole - limit, 1e-12), 0.999)
+        original = self.analysis.cost().as_dict()[missed]
+        present = self.analysis.cost(kept).as_dict()[missed]
+        demanded = original - self.constraints.budgets[missed]
+        return min((original - present) / max(demanded, _TINY), _ALMOST_DONE)
 
     def accepts(self, step: int) -> bool:
-        """Once the target is met."""
+        """Return True once the target is met."""
         return self.done() == 1.0
 
     def signature(self) -> str:
-        """The model, the budgets and how they are met."""
-        return f"{self.analysis.digest} {self.constraints} {self.how} {self.labeled}"
+        """Return model, budgets and settings as text."""
+        return f"{self.analysis.digest} {self.constraints} {self.pruning} {self.labeled}"
 
     def state(self) -> dict[str, Any]:
-        """What stays, and the sums of the present interval."""
+        """Return the kept channels and the sums of the present interval."""
         return {"sums": self.sums, "kept": {n: torch.from_numpy(m) for n, m in self.kept.items()}}
 
     def restore(self, module: OnnxModule, state: Mapping[str, Any]) -> None:
-        """Of a checkpoint."""
+        """Take the masks and sums of a checkpoint."""
         self.sums, self.kept = state["sums"], {n: m.numpy() for n, m in state["kept"].items()}
         self.start(module)
 
     def _indices(self) -> dict[str, tuple[int, ...]]:
+        """Return the kept channels by group."""
         return {n: tuple(np.flatnonzero(m).tolist()) for n, m in self.kept.items()}
 
-    def _gate(
-        self, key: tuple[str, int], axis: int, stays: np.ndarray, device: Any
+    def _build_gate(
+        self, key: tuple[str, int], axis: int, kept: np.ndarray, device: Any
     ) -> Callable[[Tensor], Tensor]:
-        """Multiplies by a mask, and keeps what comes out for its gradient."""
-        mask = torch.from_numpy(stays.astype(np.float32)).to(device)
+        """Return a function that multiplies by a mask and records the product for its gradient."""
+        mask = torch.from_numpy(kept.astype(np.float32)).to(device)
 
-        def pass_on(value: Tensor) -> Tensor:
+        def apply(value: Tensor) -> Tensor:
             shape = [1] * value.ndim
             shape[axis] = -1
-            out = value * mask.to(value.dtype).reshape(shape)
+            product = value * mask.to(value.dtype).reshape(shape)
             if torch.is_grad_enabled():
-                self.passed[key] = out
-            return out
+                self.masked[key] = product
+            return product
 
-        return pass_on
+        return apply
 
     def _cut(self, sums: np.ndarray) -> None:
-        """Close the masks of the channels with the least importance for their cost, until `count` are gone or the target is met."""
+        """Close the masks with the least importance for their cost.
+
+        Stops after `count` channels, or once the target is met.
+        """
         removed = 0
-        while (
-            removed < self.count
-            and first_missed(self.analysis, self.constraints, self._indices()) is not None
-        ):
-            costs = self._costs()
-            bundles = [
-                b
-                for n in self.groups
-                for b in [self._bundle(n, sums[self.analysis.causes[n]], costs[n])]
-                if b is not None
-            ]
-            if not bundles:
-                raise self._missed()
-            _, name, channels = min(bundles, key=lambda b: b[0])
+        while removed < self.count and self._missed() is not None:
+            costs = self._measure_costs()
+            steps = []
+            for name in self.groups:
+                step = self._next_step(name, sums[self.analysis.causes[name]], costs[name])
+                if step is not None:
+                    steps.append(step)
+            if not steps:
+                cost = self._missed() or next(iter(self.constraints.budgets))
+                raise unreachable(self.analysis, self.constraints, self._indices(), cost)
+            _, name, channels = min(steps, key=lambda step: step[0])
             self.kept[name][channels] = False
             removed += len(channels)
 
-    def _bundle(
+    def _next_step(
         self, name: str, scores: np.ndarray, costs: np.ndarray
     ) -> tuple[float, str, np.ndarray] | None:
-        """(importance over cost, group, channels) of the step to the next allowed width."""
+        """Return (importance over cost, group, channels) of the step to the next allowed width."""
         left = np.flatnonzero(self.kept[name])
-        target = next((w for w in widths(len(scores), self.constraints) if w < len(left)), None)
-        if target is None:
+        width = next((w for w in widths(len(scores), self.constraints) if w < len(left)), None)
+        if width is None:
             return None
-        part = left[ordered(scores[left])[: len(left) - target]]
-        return float(scores[part].sum() / costs[part].sum()), name, part
+        channels = left[ordered(scores[left])[: len(left) - width]]
+        return float(scores[channels].sum() / costs[channels].sum()), name, channels
 
-    def _costs(self) -> dict[str, np.ndarray]:
-        """What a channel costs at the present widths; time, which is measured, once."""
-        if self.how.normalization != "latency" or not self.timed:
-            self.timed = channel_costs(
+    def _measure_costs(self) -> dict[str, np.ndarray]:
+        """Return the cost of each channel at the present widths; latency is measured once only."""
+        if self.pruning.normalization != "latency" or not self.latency_costs:
+            self.latency_costs = channel_costs(
                 self.analysis,
-                self.how.normalization,
-                self.how.engine,
+                self.pruning.normalization,
+                self.pruning.engine,
                 threads=self.threads,
                 kept=self._indices(),
             )
-        return self.timed
+        return self.latency_costs
 
-    def _missed(self) -> TargetError:
-        cost = first_missed(self.analysis, self.constraints, self._indices()) or next(
-            iter(self.constraints.budgets)
-        )
-        return unreachable(self.analysis, self.constraints, self._indices(), cost)
+    def _missed(self) -> str | None:
+        """Return the first cost over its budget, None if all are met."""
+        return first_missed(self.analysis, self.constraints, self._indices())
 
 
-def _drawn(tensors: Mapping[str, Tensor], heads: Sequence[Head], seed: int, step: int) -> Tensor:
-    """Sum over samples of a loss without labels: cross-entropy against classes drawn from the answers, a vector of signs for outputs without classes."""
+def _draw_loss(
+    tensors: Mapping[str, Tensor], heads: Sequence[Head], seed: int, step: int
+) -> Tensor:
+    """Return the sum over samples of a loss without labels.
+
+    Cross-entropy against classes drawn from the outputs; for outputs without classes the product
+    with a random vector of signs.
+    """
+    entropy = [seed, step, join_world("").rank]
     generator = torch.Generator().manual_seed(
-        int(np.random.SeedSequence([seed, step, join_world("").rank]).generate_state(1)[0])
+        int(np.random.SeedSequence(entropy).generate_state(1)[0])
     )
     terms = []
     for head in heads:
         values = tensors[head.tensor]
         if head.axis is None:
+            # drawn on the host, so that all devices get the same values
             signs = torch.randint(0, 2, values.shape, generator=generator).to(values.device) * 2 - 1
             terms.append((values * signs).sum())
         else:
             rows = values.movedim(head.axis, -1).flatten(0, -2)
-            labels = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=generator)[
-                :, 0
-            ].to(rows.device)
+            probabilities = rows.detach().softmax(-1).cpu()
+            labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(rows.device)
             terms.append(torch.nn.functional.cross_entropy(rows, labels, reduction="sum"))
     return torch.stack(terms).sum()
 
 
-def _by_sample(values: Tensor, axis: int, samples: int) -> Tensor:
-    """(samples, channels): the sum over all other positions. A tensor without an axis for the samples counts as one sample."""
-    own = next((i for i, n in enumerate(values.shape) if n == samples and i != axis), None)
-    if (
-        own is None and axis and len(values) % samples == 0
-    ):  # windows or patches of a sample lie behind one another
+def _sum_by_sample(values: Tensor, axis: int, samples: int) -> Tensor:
+    """Return (samples, channels): the sum over all other positions.
+
+    A tensor without an axis for the samples counts as one sample.
+    """
+    shape = values.shape
+    own = next((i for i, n in enumerate(shape) if n == samples and i != axis), None)
+    # windows or patches of a sample are consecutive on axis 0
+    if own is None and axis and len(values) % samples == 0:
         values, own, axis = values.unflatten(0, (samples, -1)), 0, axis + 1
     if own is None:
-        return torch.cat(
-            [
-                values.movedim(axis, 0).flatten(1).sum(1)[None],
-                values.new_zeros(samples - 1, values.shape[axis]),
-            ]
-        )
-    return (
-        values.movedim((own, axis), (0, 1)).flatten(2).sum(2)
-        if values.ndim > 2
-        else values.movedim((own, axis), (0, 1))
-    )
+        total = values.movedim(axis, 0).flatten(1).sum(1)[None]
+        return torch.cat([total, values.new_zeros(samples - 1, shape[axis])])
+    rows = values.movedim((own, axis), (0, 1))
+    return rows.flatten(2).sum(2) if values.ndim > 2 else rows

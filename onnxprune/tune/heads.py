@@ -1,4 +1,4 @@
-"""Where a loss reads the graph: logits before a final Softmax, and inner tensors that two models share."""
+"""Tensors that losses read: logits before a final Softmax, and inner tensors of two models."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from onnxprune.tune.losses import Head
 
 _PASSING = ("Identity", "Cast")
 _JOINS = ("Add", "Concat", "GlobalAveragePool", "ReduceMean", "MaxPool")
-MOST_FEATURES = 4
+MAX_FEATURES = 4
 
 
 def heads(
     model: Model, class_axis: int | None = None, ranks: Mapping[str, int] | None = None
 ) -> list[Head]:
-    """The graph's outputs as losses see them.
+    """Return the graph's outputs as losses read them.
 
-    An output of a Softmax has its classes on that axis and is read before it. One of rank 2 has them on the last axis. Another has none,
-    unless `class_axis` says where.
+    An output of a Softmax has its classes on the Softmax axis and is read before it. An output of
+    rank 2 has its classes on the last axis. Any other has none, unless `class_axis` names it.
+
+    Parameters
+    ----------
+    class_axis
+        Axis of the classes of other outputs.
+    ranks
+        Ranks by output name; by default those that the graph declares.
     """
     producers = {o: n for n in model.proto.graph.node for o in n.output}
-    return [
-        _head(
-            o.name,
-            producers,
-            model.opset,
-            class_axis,
-            (ranks or {}).get(o.name, len(o.type.tensor_type.shape.dim)),
-        )
-        for o in model.proto.graph.output
-    ]
+    result = []
+    for output in model.proto.graph.output:
+        rank = (ranks or {}).get(output.name, len(output.type.tensor_type.shape.dim))
+        result.append(_find_head(output.name, producers, model.opset, class_axis, rank))
+    return result
 
 
-def _head(
+def _find_head(
     output: str, producers: Mapping[str, NodeProto], opset: int, class_axis: int | None, rank: int
 ) -> Head:
+    """Return the head of one output."""
     name = output
     while name in producers and producers[name].op_type in _PASSING:
         name = producers[name].input[0]
@@ -53,12 +56,15 @@ def _head(
 
 
 def common_features(
-    student: OnnxModule, teacher: OnnxModule, feeds: Mapping[str, torch.Tensor], least_rank: int = 2
+    student: OnnxModule, teacher: OnnxModule, feeds: Mapping[str, torch.Tensor], min_rank: int = 2
 ) -> list[str]:
-    """Names of up to four inner tensors that join branches or pool and have one shape in both models, evenly spread over the depth."""
-    names = [s.outputs[0] for s in student.steps if s.call.op in _JOINS]
-    theirs = {o for s in teacher.steps for o in s.outputs}
-    names = [n for n in names if n in theirs]
+    """Return up to four inner tensors with one shape in both models, evenly spaced over depth.
+
+    Only tensors that join branches or pool are considered.
+    """
+    teacher_names = {o for s in teacher.steps for o in s.outputs}
+    joins = [s.outputs[0] for s in student.steps if s.call.op in _JOINS]
+    names = [n for n in joins if n in teacher_names]
     if not names:
         return []
     with torch.no_grad():
@@ -66,13 +72,13 @@ def common_features(
     same = [
         n
         for n in names
-        if a[n].shape == b[n].shape and a[n].is_floating_point() and a[n].ndim >= least_rank
+        if a[n].shape == b[n].shape and a[n].is_floating_point() and a[n].ndim >= min_rank
     ]
-    return _spread(same, MOST_FEATURES)
+    return _space_evenly(same, MAX_FEATURES)
 
 
-def _spread(names: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the names at even distances, the last one always."""
+def _space_evenly(names: Sequence[str], count: int) -> list[str]:
+    """Return at most `count` of the names at even distances, the last one always."""
     if len(names) <= count:
         return list(names)
     return [names[round((i + 1) * len(names) / count) - 1] for i in range(count)]

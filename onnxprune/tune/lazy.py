@@ -1,4 +1,4 @@
-"""torch, or one clear sentence about how to install it."""
+"""Import of torch that explains how to install it."""
 
 from __future__ import annotations
 

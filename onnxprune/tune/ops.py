@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 
-from onnxprune.tune.call import Call, Row, Tensor, together, torch
+from onnxprune.tune.call import Call, Row, Tensor, to_common_device, torch
 from onnxprune.tune.ops_nn import NN
 from onnxprune.tune.ops_rnn import RECURRENT
 from onnxprune.tune.ops_shape import SHAPE
@@ -25,13 +25,15 @@ def _unary(function: Callable[..., Tensor]) -> Row:
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
     """A row for a broadcasting function of two tensors; either may be a parameter."""
-    return Row(lambda c, a, b: function(*together(a, b)), trainable=(0, 1), elementwise=True)
+    return Row(
+        lambda c, a, b: function(*to_common_device(a, b)), trainable=(0, 1), elementwise=True
+    )
 
 
 def _variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
     """A row that joins any number of tensors from the left."""
     return Row(
-        lambda c, *xs: functools.reduce(function, together(*xs)),
+        lambda c, *xs: functools.reduce(function, to_common_device(*xs)),
         trainable=tuple(range(8)),
         elementwise=True,
     )
@@ -39,7 +41,7 @@ def _variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
 
 def _logical(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
     """A row for a comparison; nothing flows back through it."""
-    return Row(lambda c, a, b: function(*together(a, b)))
+    return Row(lambda c, a, b: function(*to_common_device(a, b)))
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -51,7 +53,11 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _mod(c: Call, a: Tensor, b: Tensor) -> Tensor:
-    return torch.fmod(*together(a, b)) if c.get("fmod", 0) else torch.remainder(*together(a, b))
+    return (
+        torch.fmod(*to_common_device(a, b))
+        if c.get("fmod", 0)
+        else torch.remainder(*to_common_device(a, b))
+    )
 
 
 def _clip(c: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
@@ -79,7 +85,7 @@ def _cast(c: Call, x: Tensor) -> Tensor:
 
 
 def _where(c: Call, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    condition, a, b = together(condition, a, b)
+    condition, a, b = to_common_device(condition, a, b)
     return torch.where(condition, a, b)
 
 
@@ -203,12 +209,12 @@ ELEMENTWISE: dict[str, Row] = {
     "Sub": _binary(torch.sub),
     "Mul": _binary(torch.mul),
     "Div": _binary(_divide),
-    "Pow": Row(lambda c, a, b: torch.pow(*together(a, b)).to(a.dtype)),
+    "Pow": Row(lambda c, a, b: torch.pow(*to_common_device(a, b)).to(a.dtype)),
     "Mod": Row(_mod),
     "Min": _variadic(torch.minimum),
     "Max": _variadic(torch.maximum),
     "Sum": _variadic(torch.add),
-    "Mean": Row(lambda c, *xs: functools.reduce(torch.add, together(*xs)) / len(xs)),
+    "Mean": Row(lambda c, *xs: functools.reduce(torch.add, to_common_device(*xs)) / len(xs)),
     "And": _logical(torch.logical_and),
     "Or": _logical(torch.logical_or),
     "Xor": _logical(torch.logical_xor),

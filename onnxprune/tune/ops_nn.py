@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from onnxprune.tune.call import Call, Row, Tensor, together, torch
+from onnxprune.tune.call import Call, Row, Tensor, to_common_device, torch
 from onnxprune.tune.ops_shape import from_numpy
 
 F = torch.nn.functional
@@ -80,7 +80,7 @@ def _gemm(c: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _einsum(c: Call, *xs: Tensor) -> Tensor:
-    return torch.einsum(c.get("equation", "").replace(" ", ""), *together(*xs))
+    return torch.einsum(c.get("equation", "").replace(" ", ""), *to_common_device(*xs))
 
 
 def _max_pool(c: Call, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import numpy_helper
 
-from onnxprune.tune.call import Call, Row, Tensor, together, torch
+from onnxprune.tune.call import Call, Row, Tensor, to_common_device, torch
 
 F = torch.nn.functional
 
@@ -82,7 +82,7 @@ def _unsqueeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 
 def _concat(c: Call, *xs: Tensor) -> Tensor:
-    axis, xs = c.get("axis", 1), together(*xs)
+    axis, xs = c.get("axis", 1), to_common_device(*xs)
     if (
         axis % xs[0].ndim and c.batch.rebased
     ):  # a class token of the declared batch meets samples of another

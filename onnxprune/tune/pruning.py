@@ -1,6 +1,7 @@
-"""Pruning inside the training loop, then tuning: the network learns with closing masks, is cut once, and learns on.
+"""Pruning while training, followed by tuning.
 
-The surgery comes at the end because a masked network computes what the cut one does.
+The network trains with masks that close, is cut once, and is tuned further. The graph is cut only
+at the end, because a masked network computes the same as the cut one.
 """
 
 from __future__ import annotations
@@ -21,19 +22,30 @@ from onnxprune.tune.finetune import TuneResult, score, tune
 from onnxprune.tune.fisher import PruneByFisher, Pruning
 from onnxprune.tune.loop import TaskLoss
 from onnxprune.tune.losses import parse
-from onnxprune.tune.settings import FOLDED_LIMIT, Settings
+from onnxprune.tune.settings import FOLDED_LR_LIMIT, TuneSettings
 from onnxprune.types import Plan
 
-LABELED = {
-    "ce",
-    "task",
-}  # losses with a gradient at the unpruned model; distillation from itself has none there
+# Losses with a gradient at the original network; distillation from itself has none there.
+LABELED = {"ce", "task"}
+MIN_LR = 1e-12
+MIN_LIMIT_S = 1.0
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """result: of the tuning after the cut, its start the better of the cut trained network and the plan's cut of the untrained one;
-    plan: of the given model; trained_score, untuned_score: of these two on the validation samples; steps: of training until the target was met.
+class PrunedAndTuned:
+    """Result of `prune_and_tune`.
+
+    Attributes
+    ----------
+    result : TuneResult
+        Result of the tuning after the cut. It starts from the better of the cut trained network
+        and the cut original network.
+    plan : Plan
+        Plan for the given model.
+    trained_score, untuned_score : float
+        Validation scores of these two starts.
+    steps : int
+        Training steps until the target was met.
     """
 
     result: TuneResult
@@ -47,8 +59,8 @@ def prune_and_tune(
     analysis: Analysis,
     data: Any,
     constraints: Constraints,
-    settings: Settings = Settings(),  # noqa: B008 - frozen
-    how: Pruning = Pruning(),  # noqa: B008 - frozen
+    settings: TuneSettings = TuneSettings(),  # noqa: B008  # frozen
+    pruning: Pruning = Pruning(),  # noqa: B008  # frozen
     *,
     teacher: Model | None = None,
     task_loss: TaskLoss | None = None,
@@ -56,85 +68,99 @@ def prune_and_tune(
     metric: Callable[[], Any] | None = None,
     checkpoint: str | Path | None = None,
     on_event: Listener = silent,
-) -> Pruned:
-    """Cut channels while training until the budgets are met, then tune what is left.
+) -> PrunedAndTuned:
+    """Remove channels while training until the budgets are met, then tune the rest.
+
+    The importance of a channel is the gradient of the training loss if that reads labels, else of
+    a loss on labels drawn from the network's own outputs.
 
     Parameters
     ----------
     constraints
-        Budgets on counted costs, and the widths that are allowed.
-    settings, data, teacher, task_loss, validation, metric, checkpoint, on_event
-        As of `tune.finetune.tune`. teacher: None = the given model. Importance is the gradient of the training loss where that has labels, else of labels
-        drawn from the network's own answers. Progress until the cut is written beside the checkpoint, with ".pruning" behind its name.
+        Budgets on counted costs, and the allowed widths.
+    pruning
+        Rhythm and normalization of the cuts.
+    teacher
+        As in `tune.finetune.tune`; None = the given model.
+    checkpoint
+        As in `tune.finetune.tune`; progress before the cut is in the file of this name with
+        ".pruning" appended.
+    data, settings, task_loss, validation, metric, on_event
+        As in `tune.finetune.tune`.
 
     Raises
     ------
     TargetError
-        No channel is left that may go.
+        No more channels may be removed and the budgets are not met.
     """
     began = time.monotonic()
-    hook = PruneByFisher(
-        analysis,
-        constraints,
-        how,
-        labeled=bool(LABELED & set(parse(settings.loss))),
-        seed=settings.seed,
-        threads=settings.threads,
-    )
-    given: dict[str, Any] = {
+    common: dict[str, Any] = {
         "teacher": teacher or analysis.model,
         "task_loss": task_loss,
         "validation": validation,
         "metric": metric,
     }
-    first = None if checkpoint is None else f"{checkpoint}.pruning"
+    hook = PruneByFisher(
+        analysis,
+        constraints,
+        pruning,
+        labeled=bool(LABELED & set(parse(settings.loss))),
+        seed=settings.seed,
+        threads=settings.threads,
+    )
     trained = tune(
         analysis.model,
         data,
-        _while_cutting(analysis, settings, how, hook),
+        _settings_while_pruning(analysis, settings, pruning, hook),
         hook=hook,
-        checkpoint=first,
+        checkpoint=None if checkpoint is None else f"{checkpoint}.pruning",
         on_event=on_event,
-        **given,
+        **common,
     )
     plan = hook.plan()
-    starts = _cut_of(analysis, plan, trained.model), cut(analysis, plan)
-    scores = [score(m, data, settings, **given) for m in starts]
-    left = replace(
-        settings,
-        limit_s=max(1.0, settings.limit_s - (time.monotonic() - began))
-        if settings.limit_s
-        else 0.0,
-    )
+    cut_trained, cut_original = _cut_values(analysis, plan, trained.model), cut(analysis, plan)
+    trained_score = score(cut_trained, data, settings, **common)
+    untuned_score = score(cut_original, data, settings, **common)
     result = tune(
-        starts[scores[1] > scores[0]], data, left, checkpoint=checkpoint, on_event=on_event, **given
+        cut_original if untuned_score > trained_score else cut_trained,
+        data,
+        _settings_after_pruning(settings, time.monotonic() - began),
+        checkpoint=checkpoint,
+        on_event=on_event,
+        **common,
     )
-    return Pruned(result, plan, scores[0], scores[1], int(trained.history[-1]["step"]))
+    steps = int(trained.history[-1]["step"])
+    return PrunedAndTuned(result, plan, trained_score, untuned_score, steps)
 
 
-def _while_cutting(
-    analysis: Analysis, settings: Settings, how: Pruning, hook: PruneByFisher
-) -> Settings:
-    """A constant low rate, until the hook says that it is done."""
-    normalized = batchnorm.normalized(analysis.model)
-    rate = (
-        settings.rate(normalized)
-        if normalized or settings.force_lr
-        else min(settings.rate(normalized), FOLDED_LIMIT)
-    )
-    keep = "keep" if settings.batchnorm == "insert" else settings.batchnorm
+def _settings_while_pruning(
+    analysis: Analysis, settings: TuneSettings, pruning: Pruning, hook: PruneByFisher
+) -> TuneSettings:
+    """Return settings with a constant learning rate, for as long as the hook needs."""
+    normalized = batchnorm.is_normalized(analysis.model)
+    lr = settings.peak_lr(normalized)
+    # BatchNormalization is inserted after the cut only: until then the lower limit applies
+    if not normalized and not settings.force_lr:
+        lr = min(lr, FOLDED_LR_LIMIT)
     return replace(
         settings,
-        lr=max(rate * how.lr_ratio, 1e-12),
-        batchnorm=keep,
+        lr=max(lr * pruning.lr_ratio, MIN_LR),
+        batchnorm="keep" if settings.batchnorm == "insert" else settings.batchnorm,
         schedule="constant",
         warmup=0.0,
-        steps=how.interval * (hook.most_cuts + 1),
+        steps=pruning.interval * (hook.max_cuts + 1),
         limit_s=0.0,
     )
 
 
-def _cut_of(analysis: Analysis, plan: Plan, values: Model) -> Model:
-    """The plan's cut of the same graph with other values."""
-    here = replace(analysis, model=values)
-    return cut(here, replace(plan, source=here.digest))
+def _settings_after_pruning(settings: TuneSettings, seconds: float) -> TuneSettings:
+    """Return settings with what remains of the time limit."""
+    if not settings.limit_s:
+        return settings
+    return replace(settings, limit_s=max(MIN_LIMIT_S, settings.limit_s - seconds))
+
+
+def _cut_values(analysis: Analysis, plan: Plan, values: Model) -> Model:
+    """Return the plan's cut of the same graph with other values."""
+    other = replace(analysis, model=values)
+    return cut(other, replace(plan, source=other.digest))

@@ -1,15 +1,15 @@
-"""How to tune."""
+"""Fine-tuning hyperparameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from onnxprune.errors import UsageError, unknown
 
-FOLDED_LIMIT = 1e-4  # 2e-3 destroyed a folded ResNet: 85.8 -> 35.2 % (METHODS.md section 7)
-NORMALIZED_RATE = 1e-3
+# 2e-3 destroyed a ResNet whose normalization was folded: top-1 fell from 85.8 to 35.2 %
+FOLDED_LR_LIMIT = 1e-4
+NORMALIZED_LR = 1e-3
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
     "precision": ("float32", "bfloat16"),
@@ -17,22 +17,75 @@ CHOICES = {
     "augment": ("none", "flip", "flip-shift"),
     "schedule": ("cosine", "constant"),
 }
+MINIMA: Mapping[str, int] = {
+    "epochs": 1,
+    "steps": 0,
+    "batch_size": 1,
+    "threads": 1,
+    "limit_s": 0,
+    "ema": 0,
+    "warmup": 0,
+    "clip_norm": 0,
+}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to tune.
+class TuneSettings:
+    """Hyperparameters of fine-tuning.
 
-    loss: terms of `losses.LOSSES` with weights, "kd" or "ce+0.5*dist"; "task" is the caller's own.
-    epochs, steps: how long (steps win); lr: peak rate, None = 1e-4 for a graph without normalization, else 1e-3;
-    force_lr: allow more than 1e-4 there; schedule: "cosine" to zero after a linear warm-up over `warmup` of the steps, or "constant".
-    batchnorm: "keep" learns statistics where the graph has BatchNormalization, "frozen" does not, "insert" puts it behind convolutions for the
-    time of tuning. ema: decay of averaged weights, 0 = none; clip_norm: largest gradient norm, 0 = none.
-    precision: "bfloat16" runs the passes under autocast; weights, averages and validation stay float32.
-    validation: share of the samples to validate with where none are given; temperature: of kd and dist;
-    class_axis: of outputs that are not of rank 2 and do not end in a Softmax; class_offset: outputs before class 0 (1 for a background class);
-    features: inner tensors for loss "feature", empty = chosen; limit_s: stop and return the best after so many seconds, 0 = never;
-    checkpoint_s: seconds between checkpoints; threads: of torch; seed: of order, augmentation and split.
+    Attributes
+    ----------
+    loss : str
+        Terms of `losses.LOSSES` with weights: "kd", "ce+0.5*dist"; "task" is the caller's function.
+    epochs, steps : int
+        Length of the run; `steps` takes precedence unless it is 0.
+    batch_size : int
+        Samples per step, over all processes.
+    lr : float or None
+        Peak learning rate; None = 1e-3, or 1e-4 for a graph whose normalization is folded.
+    force_lr : bool
+        Allow more than 1e-4 for such a graph.
+    optimizer : str
+        "adamw", or "sgd" with Nesterov momentum 0.9.
+    schedule : str
+        "cosine" decays to zero after a linear warm-up, "constant" does not decay.
+    warmup : float
+        Share of the steps that the linear warm-up takes.
+    weight_decay : float
+        Weight decay of the optimizer.
+    clip_norm : float
+        Largest gradient norm; 0 = no clipping.
+    batchnorm : str
+        "keep" updates the running statistics, "frozen" does not, "insert" adds a
+        BatchNormalization after every convolution without one while tuning.
+    ema : float
+        Decay of the exponential moving average of the weights; 0 = no average.
+    precision : str
+        "bfloat16" runs the passes under autocast; weights, averages and validation stay float32.
+    augment : str
+        "none", "flip" (mirror at random) or "flip-shift" (shift by up to an eighth as well).
+    validation : float
+        Share of the samples held out for validation if none are given.
+    temperature : float
+        Softmax temperature of kd and dist.
+    class_axis : int or None
+        Class axis of outputs that are not of rank 2 and do not come from a Softmax.
+    class_offset : int
+        Outputs before class 0; 1 for a background class.
+    features : tuple of str
+        Inner tensors of the loss "feature"; empty = chosen automatically.
+    limit_s : float
+        Seconds after which the run stops and returns the best weights; 0 = no limit.
+    checkpoint_s : float
+        Seconds between checkpoints.
+    device : str
+        "cpu", "cuda" or "cuda:N".
+    threads : int
+        Threads of torch.
+    seed : int
+        Seed of sample order, augmentation and split.
+    lr_scale : mapping of str to float
+        Factor on the learning rate by initializer name; 1 by default.
     """
 
     loss: str = "kd"
@@ -63,45 +116,43 @@ class Settings:
     lr_scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Check the values; raise UsageError for one out of range."""
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
-        least: dict[str, Any] = {
-            "epochs": 1,
-            "steps": 0,
-            "batch_size": 1,
-            "threads": 1,
-            "limit_s": 0,
-            "ema": 0,
-            "warmup": 0,
-            "clip_norm": 0,
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UsageError(
-                    "tune-setting", f"{name} must be at least {low}, not {getattr(self, name)}"
-                )
+        for name, minimum in MINIMA.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise UsageError("tune-setting", f"{name} must be at least {minimum}, not {value}")
         if not 0 < self.validation < 1 or self.ema >= 1 or (self.lr is not None and self.lr <= 0):
             raise UsageError(
                 "tune-setting",
-                f"validation {self.validation} and ema {self.ema} must be below 1, lr {self.lr} above 0",
+                f"validation {self.validation} and ema {self.ema} must be below 1, "
+                f"validation and lr {self.lr} above 0",
             )
 
-    def rate(self, normalized: bool) -> float:
-        """The peak learning rate, guarded: a graph without normalization (exported with it folded) breaks above 1e-4.
+    def peak_lr(self, normalized: bool) -> float:
+        """Return the peak learning rate.
+
+        A graph whose normalization was folded into its weights diverges above 1e-4.
+
+        Parameters
+        ----------
+        normalized
+            True if the graph normalizes its activations.
 
         Raises
         ------
         UsageError
-            More than that was asked for, and not forced.
+            `lr` is too high for the graph and `force_lr` is not set.
         """
         safe = normalized or self.batchnorm == "insert"
         if self.lr is None:
-            return NORMALIZED_RATE if safe else FOLDED_LIMIT
-        if self.lr > FOLDED_LIMIT and not safe and not self.force_lr:
-            ways = "lower it, set batchnorm to insert, or force it"
+            return NORMALIZED_LR if safe else FOLDED_LR_LIMIT
+        if self.lr > FOLDED_LR_LIMIT and not safe and not self.force_lr:
             raise UsageError(
                 "tune-rate",
-                f"lr {self.lr:g} is too high for a graph whose normalization is folded (limit {FOLDED_LIMIT:g}): {ways}",
+                f"lr {self.lr:g} is too high for a graph whose normalization is folded "
+                f"(limit {FOLDED_LR_LIMIT:g}): lower it, set batchnorm to insert, or set force_lr",
             )
         return self.lr

@@ -1,4 +1,4 @@
-"""What a tuning run carries from step to step: averaged weights, the best so far, and a file to go on from."""
+"""State of a tuning run and its checkpoint file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,25 @@ FORMAT = 2
 
 @dataclass
 class State:
-    """step: steps done; averaged: moving averages, empty where there are none; best: values of the best validation, empty while that is the start."""
+    """Values that a run carries from step to step.
+
+    Attributes
+    ----------
+    step : int
+        Completed steps.
+    averaged : dict
+        Moving averages of the weights; empty without averaging.
+    best : dict
+        Weights of the best validation; empty if there is none.
+    best_score : (float, float)
+        Score and minus the loss of the best validation.
+    best_epoch : int
+        Epoch of the best validation; 0 = the start.
+    history : list of dict
+        One row per validation.
+    running_loss : float
+        Sum of the losses of the current epoch.
+    """
 
     step: int = 0
     averaged: Tensors = field(default_factory=dict)
@@ -31,28 +49,30 @@ class State:
 
 
 def snapshot(module: OnnxModule) -> Tensors:
-    """Copies of the parameters and running statistics by initializer name."""
-    return {
-        n: v.detach().clone()
-        for n, v in (*module.named().items(), *module.buffers_by_name().items())
-    }
+    """Return copies of the parameters and running statistics by initializer name."""
+    return {name: tensor.detach().clone() for name, tensor in _all_tensors(module).items()}
 
 
-def put(module: OnnxModule, values: Mapping[str, torch.Tensor]) -> None:
+def load_values(module: OnnxModule, values: Mapping[str, torch.Tensor]) -> None:
     """Set parameters and running statistics."""
     with torch.no_grad():
-        for name, tensor in (*module.named().items(), *module.buffers_by_name().items()):
+        for name, tensor in _all_tensors(module).items():
             tensor.copy_(values[name])
 
 
-def average(averaged: Tensors, module: OnnxModule, decay: float, step: int) -> None:
-    """One step of the exponential moving average; early steps forget faster, so that the start does not linger: min(decay, (1 + t) / (10 + t))."""
-    rate = 1 - min(decay, (1 + step) / (10 + step))
+def update_average(averaged: Tensors, module: OnnxModule, decay: float, step: int) -> None:
+    """Update the exponential moving average in place.
+
+    The decay is min(decay, (1 + step) / (10 + step)): early steps forget faster, so that the
+    initial weights do not persist.
+    """
+    share = 1 - min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        for name, tensor in (*module.named().items(), *module.buffers_by_name().items()):
-            averaged[name].lerp_(tensor, rate) if tensor.is_floating_point() else averaged[
-                name
-            ].copy_(tensor)
+        for name, tensor in _all_tensors(module).items():
+            if tensor.is_floating_point():
+                averaged[name].lerp_(tensor, share)
+            else:
+                averaged[name].copy_(tensor)
 
 
 def write_checkpoint(
@@ -63,7 +83,7 @@ def write_checkpoint(
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write everything a later process needs to go on, atomically."""
+    """Write everything that a later process needs to resume, atomically."""
     buffer = io.BytesIO()
     torch.save(
         {
@@ -80,26 +100,33 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
-    """What was written, None where nothing was.
+    """Return the content of a checkpoint, None if the file does not exist.
 
     Raises
     ------
     UsageError
-        The file is of another run (model, data or settings differ) or is none.
+        The file belongs to a different run (model, data or settings) or is not a checkpoint.
     """
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        same = found["format"] == FORMAT and found["key"] == key
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        same = content["format"] == FORMAT and content["key"] == key
     except Exception as problem:  # torch raises whatever its unpickler meets
         raise UsageError(
             "checkpoint-invalid",
-            f"{path} is no checkpoint of tuning: {str(problem).splitlines()[0]}; remove it to start over",
+            f"{path} is not a tuning checkpoint: {str(problem).splitlines()[0]}; "
+            "remove it to start over",
         ) from problem
     if not same:
         raise UsageError(
             "checkpoint-other",
-            f"{path} belongs to a run with another model, data or settings; remove it or name another to start over",
+            f"{path} belongs to a run with another model, data or settings; "
+            "remove it or name another file to start over",
         )
-    return found
+    return content
+
+
+def _all_tensors(module: OnnxModule) -> Tensors:
+    """Return the parameters, then the running statistics."""
+    return {**module.named(), **module.buffers_by_name()}

@@ -25,12 +25,12 @@ from onnxprune.tune import batchnorm
 from onnxprune.tune.bridge import as_feeds, to_module
 from onnxprune.tune.distributed import own_device
 from onnxprune.tune.finetune import tune
-from onnxprune.tune.samples import Samples, augmented, gather
-from onnxprune.tune.settings import Settings
+from onnxprune.tune.samples import Samples, augment, gather
+from onnxprune.tune.settings import TuneSettings
 from onnxprune.tune.validate import Validator
 
 Digits = tuple[LabeledData, LabeledData]
-QUICK = Settings(epochs=2, batch_size=50)
+QUICK = TuneSettings(epochs=2, batch_size=50)
 EXACT = 1e-5  # of the largest output: folding in float64, running in float32
 
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_of_another_run_is_refused(
             checkpoint=tmp_path / "c",
         )
     (tmp_path / "c").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="is no checkpoint"):
+    with pytest.raises(UsageError, match="is not a tuning checkpoint"):
         tune(damaged, digits[0], replace(QUICK, steps=1), teacher=demo, checkpoint=tmp_path / "c")
 
 
@@ -239,8 +239,10 @@ def test_time_is_up(demo: Model, damaged: Model, digits: Digits) -> None:
 def test_normalization_put_back_changes_nothing_and_folds_away(demo: Model, digits: Digits) -> None:
     feeds = gather(digits[0]).inputs
     module = to_module(demo)
-    places = batchnorm.sites(demo)
-    inserted = batchnorm.insert(demo, batchnorm.moments(module, places, [as_feeds(feeds, module)]))
+    places = batchnorm.find_sites(demo)
+    inserted = batchnorm.insert(
+        demo, batchnorm.measure_moments(module, places, [as_feeds(feeds, module)])
+    )
     assert (
         sum(n.op_type == "BatchNormalization" for n in inserted.proto.graph.node)
         == len(places)
@@ -299,8 +301,8 @@ def test_boxes_follow_their_samples() -> None:
 
 def test_augmentation_moves_and_mirrors_whole_images() -> None:
     images = np.random.default_rng(0).standard_normal((6, 2, 8, 8)).astype(np.float32)
-    found = augmented({"x": images, "n": np.zeros(6)}, "flip-shift", np.random.default_rng(1))
-    again = augmented({"x": images, "n": np.zeros(6)}, "flip-shift", np.random.default_rng(1))
+    found = augment({"x": images, "n": np.zeros(6)}, "flip-shift", np.random.default_rng(1))
+    again = augment({"x": images, "n": np.zeros(6)}, "flip-shift", np.random.default_rng(1))
     assert (found["x"] == again["x"]).all() and found["x"].shape == images.shape
     inner = found["x"][:, :, 2:-2, 2:-2]
     for image, piece in zip(images, inner, strict=False):
@@ -336,12 +338,12 @@ SCRIPT = """
     from onnxprune.ir.io import load, save
     from onnxprune.tune.finetune import tune
     from onnxprune.tune.samples import Samples
-    from onnxprune.tune.settings import Settings
+    from onnxprune.tune.settings import TuneSettings
     import numpy as np
     folder = sys.argv[1]
     arrays = np.load(folder + "/data.npz")
     data = Samples({"images": arrays["images"]}, {"labels": arrays["labels"]})
-    settings = Settings(epochs=int(sys.argv[2]), batch_size=48, checkpoint_s=0, validation=0.1, clip_norm=0)
+    settings = TuneSettings(epochs=int(sys.argv[2]), batch_size=48, checkpoint_s=0, validation=0.1, clip_norm=0)
     result = tune(load(folder + "/damaged.onnx"), data, settings, teacher=load(folder + "/demo.onnx"), checkpoint=sys.argv[4] or None)
     import os
     if os.environ.get("RANK", "0") == "0":

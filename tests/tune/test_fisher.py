@@ -31,15 +31,15 @@ from onnxprune.types import Plan
 torch = pytest.importorskip("torch")
 from onnxprune.tune.bridge import as_feeds, to_module
 from onnxprune.tune.finetune import score
-from onnxprune.tune.fisher import PruneByFisher, Pruning, _by_sample
+from onnxprune.tune.fisher import PruneByFisher, Pruning, _sum_by_sample
 from onnxprune.tune.heads import heads
 from onnxprune.tune.losses import cross_entropy
 from onnxprune.tune.pruning import prune_and_tune
 from onnxprune.tune.samples import gather
-from onnxprune.tune.settings import Settings
+from onnxprune.tune.settings import TuneSettings
 
 Digits = tuple[LabeledData, LabeledData]
-QUICK = Settings(epochs=1, batch_size=50, checkpoint_s=0)
+QUICK = TuneSettings(epochs=1, batch_size=50, checkpoint_s=0)
 OFTEN = Pruning(interval=2)
 RTOL = 1e-4  # of the largest: float32 over twenty layers, summed in another order
 
@@ -234,12 +234,12 @@ def test_what_cannot_be_met_is_said(analysis: Analysis, digits: Digits) -> None:
 
 def test_samples_are_found_where_they_are() -> None:
     values = torch.arange(24.0).reshape(2, 3, 4)
-    np.testing.assert_array_equal(_by_sample(values, 1, 2), values.sum(2))
+    np.testing.assert_array_equal(_sum_by_sample(values, 1, 2), values.sum(2))
     np.testing.assert_array_equal(
-        _by_sample(values, 2, 3),
+        _sum_by_sample(values, 2, 3),
         values.sum(0),
         "the samples lie on axis 1, as in recurrent networks",
     )
     windows = torch.arange(48.0).reshape(4, 3, 4)
-    np.testing.assert_array_equal(_by_sample(windows, 2, 2), windows.reshape(2, 6, 4).sum(1))
-    np.testing.assert_array_equal(_by_sample(windows[:3], 2, 7)[0], windows[:3].sum((0, 1)))
+    np.testing.assert_array_equal(_sum_by_sample(windows, 2, 2), windows.reshape(2, 6, 4).sum(1))
+    np.testing.assert_array_equal(_sum_by_sample(windows[:3], 2, 7)[0], windows[:3].sum((0, 1)))
