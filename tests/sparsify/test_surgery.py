@@ -26,8 +26,7 @@ from onnxprune.sparsify.surgery import (
     threshold,
     update_mask,
 )
-from onnxprune.sparsify.weights import SparsifySettings
-from onnxprune.sparsify.weights import sparsify
+from onnxprune.sparsify.weights import SparsifySettings, sparsify
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

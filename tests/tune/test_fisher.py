@@ -88,7 +88,7 @@ def test_a_masked_network_computes_what_the_cut_one_does(analysis: Analysis) -> 
         to_module(analysis.model),
     )
     rng = np.random.default_rng(0)
-    for name, mask in hook.kept.items():
+    for mask in hook.kept.values():
         mask[rng.permutation(len(mask))[: len(mask) // 3]] = False
     hook.start(module)
     feeds = gather(
