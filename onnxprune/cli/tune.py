@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from onnxprune.ir.io import Model
     from onnxprune.run.recipe import Recipe
     from onnxprune.sparsify.surgery import KeepZeros, PruneAndSplice
-    from onnxprune.tune.finetune import TuneResult
-    from onnxprune.tune.settings import TuneSettings
+    from onnxprune.tune.settings import TuneResult, TuneSettings
     from onnxprune.types import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from onnxprune.tune.loop import (
 )
 from onnxprune.tune.losses import needs_teacher, parse
 from onnxprune.tune.samples import Samples, gather
-from onnxprune.tune.settings import TuneSettings
+from onnxprune.tune.settings import TuneResult, TuneSettings
 from onnxprune.tune.state import load_values
 from onnxprune.tune.validate import Validator
 
@@ -46,29 +46,6 @@ CALIBRATION_SAMPLES = 256
 BATCH_TOLERANCE = 1e-3
 # settings that do not change what a checkpoint holds
 _FREE_SETTINGS = frozenset({"threads", "checkpoint_s", "limit_s", "device"})
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """Result of `tune`.
-
-    Attributes
-    ----------
-    model : Model
-        Best model; the given one if nothing was better.
-    history : sequence of mapping
-        One row per validation (epoch 0 = the start): score, losses, seconds.
-    score, start_score : float
-        Validation score of the best model and of the start, higher = better.
-    epoch : int
-        Epoch of the best model.
-    """
-
-    model: Model
-    history: Sequence[Mapping[str, Any]]
-    score: float
-    start_score: float
-    epoch: int
 
 
 def tune(

@@ -18,11 +18,11 @@ from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model
 from onnxprune.surgery.cut import cut
 from onnxprune.tune import batchnorm
-from onnxprune.tune.finetune import TuneResult, score, tune
+from onnxprune.tune.finetune import score, tune
 from onnxprune.tune.fisher import PruneByFisher, Pruning
 from onnxprune.tune.loop import TaskLoss
 from onnxprune.tune.losses import parse
-from onnxprune.tune.settings import FOLDED_LR_LIMIT, TuneSettings
+from onnxprune.tune.settings import FOLDED_LR_LIMIT, TuneResult, TuneSettings
 from onnxprune.types import Plan
 
 # Losses with a gradient at the original network; distillation from itself has none there.

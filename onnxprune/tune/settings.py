@@ -1,11 +1,13 @@
-"""Fine-tuning hyperparameters."""
+"""Hyperparameters and result of fine-tuning; importable without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from onnxprune.errors import UsageError, unknown
+from onnxprune.ir.io import Model
 
 # 2e-3 destroyed a ResNet whose normalization was folded: top-1 fell from 85.8 to 35.2 %
 FOLDED_LR_LIMIT = 1e-4
@@ -156,3 +158,26 @@ class TuneSettings:
                 f"(limit {FOLDED_LR_LIMIT:g}): lower it, set batchnorm to insert, or set force_lr",
             )
         return self.lr
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """Result of `tune.finetune.tune`.
+
+    Attributes
+    ----------
+    model : Model
+        Best model; the given one if nothing was better.
+    history : sequence of mapping
+        One row per validation (epoch 0 = the start): score, losses, seconds.
+    score, start_score : float
+        Validation score of the best model and of the start, higher = better.
+    epoch : int
+        Epoch of the best model.
+    """
+
+    model: Model
+    history: Sequence[Mapping[str, Any]]
+    score: float
+    start_score: float
+    epoch: int
