@@ -151,7 +151,7 @@ def registries() -> str:
 
 def handoffs() -> str:
     """Targets of `onnxprune handoff`, what their machines need, and the options of each."""
-    from onnxprune.deploy.handoff import TARGETS
+    from onnxprune.deploy import TARGETS
 
     parts = []
     for name, (_, text) in TARGETS.builtin.items():

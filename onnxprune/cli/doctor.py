@@ -93,7 +93,7 @@ def _plugins() -> dict[str, str]:
     from onnxprune.analysis.rules import PLUGINS
     from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
-    from onnxprune.deploy.handoff import TARGETS
+    from onnxprune.deploy import TARGETS
     from onnxprune.engines import ENGINES
     from onnxprune.errors import OnnxpruneError
     from onnxprune.metrics import METRICS

@@ -1,84 +1,72 @@
-"""Bundles: a folder that holds all that a target's machine needs, and the way back of what that machine reported."""
+"""Write a bundle: a folder with everything that a target's machine needs to measure models."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import onnxprune
+from onnxprune.deploy import TARGETS
 from onnxprune.deploy.bundle import (
     SEVERITIES,
     Check,
     HandoffTarget,
     PreparedModel,
-    TargetResult,
+    Samples,
     check,
-    find_foreign_ops,
-    prepare,
     script,
 )
-from onnxprune.errors import DataError, EngineError, OutputError, UsageError, unknown
+from onnxprune.deploy.collect import FORMAT, MANIFEST, Collected, collect, round_trip
+from onnxprune.deploy.nodes import find_foreign_ops
+from onnxprune.deploy.prepare import prepare
+from onnxprune.errors import DataError, OutputError, UsageError, unknown
 from onnxprune.files import sha256, write_bytes, write_json
 from onnxprune.ir.io import Model, digest, save
 from onnxprune.ir.runtime import Session
-from onnxprune.registry import Registry
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-INVENTED = 8  # runs with random inputs where none are given
-SAMPLES = 200  # inputs that go along for a comparison of outputs
-_HOST = re.compile(r"[\w.][\w.-]*(@[\w.][\w.-]*)?")
+__all__ = [
+    "TARGETS",
+    "Collected",
+    "HandoffBundle",
+    "choose",
+    "collect",
+    "handoff",
+    "round_trip",
+]
 
-TARGETS = Registry(
-    "hand-off target",
-    "onnxprune.handoff",
-    {
-        "jetson": (
-            "onnxprune.deploy.jetson:TARGET",
-            "NVIDIA Jetson: TensorRT 8 to 11 by trtexec or Python, power by tegrastats; DLA check list",
-        ),
-        "hls4ml": (
-            "onnxprune.deploy.targets.hls4ml:TARGET",
-            "hls4ml: C++ simulation with g++, synthesis where Vitis HLS is",
-        ),
-        "nngen": (
-            "onnxprune.deploy.targets.nngen:TARGET",
-            "NNgen: Verilog, clock cycles by Icarus Verilog",
-        ),
-        "finn": (
-            "onnxprune.deploy.targets.finn:TARGET",
-            "FINN: dataflow accelerator, folding configuration included",
-        ),
-        "vitis-ai": (
-            "onnxprune.deploy.targets.vitis_ai:TARGET",
-            "AMD Vitis AI: DPUCZDX8G, quantize and compile",
-        ),
-        "gemmini": (
-            "onnxprune.deploy.targets.gemmini:TARGET",
-            "Gemmini: onnxruntime-riscv under spike or FireSim",
-        ),
-        "vela": (
-            "onnxprune.deploy.targets.vela:TARGET",
-            "Arm Ethos-U: int8 TFLite by onnx2tf, compiled by Vela",
-        ),
-    },
-)
+RANDOM_BATCHES = 8  # batches of random samples if none are given
+SAMPLES = 200  # most samples that a bundle holds for a comparison of outputs
+_NUMPY = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
 
 
 @dataclass(frozen=True)
 class HandoffBundle:
-    """A written bundle. checks: model name -> what the target says of its nodes; files: relative paths."""
+    """A written bundle.
+
+    Attributes
+    ----------
+    folder
+        Where it was written.
+    target
+        Name of the target.
+    checks
+        Model name -> compatibility checks of its nodes.
+    files
+        Paths relative to the folder.
+    """
 
     folder: Path
     target: str
@@ -86,27 +74,8 @@ class HandoffBundle:
     files: tuple[str, ...]
 
     def count(self, model: str) -> dict[str, int]:
-        """Checks by severity."""
+        """Return the number of checks per severity."""
         return {s: sum(c.severity == s for c in self.checks[model]) for s in SEVERITIES}
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What came back. ratios: figure -> original / pruned, where both reported it and the pruned one's is not 0."""
-
-    target: str
-    results: Mapping[str, TargetResult]
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    ratios: Mapping[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for a report."""
-        return {
-            "target": self.target,
-            "environment": dict(self.environment),
-            "ratios": dict(self.ratios),
-            "results": {n: asdict(r) for n, r in self.results.items()},
-        }
 
 
 def handoff(
@@ -117,7 +86,7 @@ def handoff(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     options: Mapping[str, str] | None = None,
-    samples: Mapping[str, np.ndarray] | None = None,
+    samples: Samples | None = None,
     overwrite: bool = False,
 ) -> HandoffBundle:
     """Write the bundle of a target.
@@ -125,68 +94,58 @@ def handoff(
     Parameters
     ----------
     original, pruned
-        The models to compare; `pruned` may be None.
+        Models to compare; `pruned` may be None.
+    to
+        Name of the target.
+    folder
+        Folder to write; it appears only when it is complete.
     shapes
-        Input name -> shape, for inputs with free axes; a free first axis is a batch of 1.
+        Input name -> shape, for inputs with dynamic axes; a dynamic first axis is a batch of 1.
     options
-        The target's own choices (`Target.options`), all as text.
+        Values of the target's options (`HandoffTarget.options`), as text.
     samples
-        Input name -> array (n, ...): inputs that go along with onnxruntime's outputs, for flows that simulate. Without them seeded
-        uniform numbers are taken.
+        Input name -> array of shape (n, ...), written with onnxruntime's outputs for flows that
+        simulate; None = seeded uniform numbers.
+    overwrite
+        Replace an existing bundle.
 
     Raises
     ------
     UsageError
-        No such target or option.
+        Unknown target, option or value.
+    DataError
+        The samples do not fit the model's inputs.
     OutputError
         The folder exists and `overwrite` is not set, or it is not a bundle.
     """
     target: HandoffTarget = TARGETS.get(to)
-    chosen = choose(target, options or {})
-    models = [
-        prepare(m, name, target, shapes)
-        for name, m in (("original", original), ("pruned", pruned))
-        if m is not None
-    ]
-    inputs = models[0].inputs()
-    if samples is not None and set(samples) != set(inputs):
-        raise DataError(
-            "data-names",
-            f"samples are for {', '.join(sorted(samples))}, the model's inputs are {', '.join(sorted(inputs))}",
-        )
+    values = choose(target, options or {})
+    sources = {"original": original} | ({} if pruned is None else {"pruned": pruned})
+    models = [prepare(model, name, target, shapes) for name, model in sources.items()]
+    _check_samples(models[0], samples)
     checks = {m.name: check(m, target) for m in models}
-    files = dict(target.files(models, chosen, samples)) if target.files else {}
+    files = dict(target.files(models, values, samples)) if target.files else {}
     files |= {
         "run.py": script(target.script),
         "common.py": script("common"),
-        "README.txt": _readme(target, chosen).encode(),
+        "README.txt": _format_readme(target, values).encode(),
     }
     folder = Path(folder)
-    _refuse_to_replace(folder, overwrite)
+    _check_replaceable(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # written beside the destination and renamed, so that no incomplete bundle is ever visible
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        made = Path(scratch) / folder.name
-        (made / "models").mkdir(parents=True)
-        for m in models:
-            save(m.model, made / "models" / f"{m.name}.onnx")
-        _write_samples(made, models, samples)
-        for name, data in files.items():
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(made / name, data)
-        write_json(
-            made / "checks.json", {n: [asdict(c) for c in found] for n, found in checks.items()}
-        )
-        names = _write_manifest(
-            made, target, models, chosen, {"original": original, "pruned": pruned}
-        )
+        bundle = Path(scratch) / folder.name
+        _write_files(bundle, models, samples, files, checks)
+        names = _write_manifest(bundle, target, models, values, sources)
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(made, folder)
+        os.replace(bundle, folder)
     return HandoffBundle(folder, to, checks, names)
 
 
 def choose(target: HandoffTarget, given: Mapping[str, str]) -> dict[str, str]:
-    """The target's options with defaults filled in; UsageError for an unknown name or value."""
+    """Return the values of all options; UsageError for an unknown name or value."""
     for name, value in given.items():
         if name not in target.options:
             raise unknown(f"{target.name} option", name, target.options)
@@ -194,137 +153,24 @@ def choose(target: HandoffTarget, given: Mapping[str, str]) -> dict[str, str]:
         if choices and value not in choices:
             raise UsageError(
                 "option-value",
-                f"{target.name} option {name}={value!r} is none of {', '.join(choices)}",
+                f"{target.name} option {name}={value!r} is unknown; use {', '.join(choices)}",
             )
     return {name: str(given.get(name, option.default)) for name, option in target.options.items()}
 
 
-def collect(folder: str | Path) -> Collected:
-    """Read what a bundle's run left in its results folder.
-
-    Raises
-    ------
-    DataError
-        Not a bundle, or its results are missing or broken.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    target: HandoffTarget = TARGETS.get(manifest["target"])
-    results = folder / "results"
-    if not results.is_dir():
+def _check_samples(model: PreparedModel, samples: Samples | None) -> None:
+    """Raise DataError if the samples are not named like the model's inputs."""
+    inputs = model.inputs()
+    if samples is not None and set(samples) != set(inputs):
         raise DataError(
-            "results-missing",
-            f"{folder} has no results yet: run python3 run.py in it on the target's machine, and copy it back",
-        )
-    found = {name: target.parse(results, name) for name in manifest["models"]}
-    try:
-        environment = json.loads(
-            (results / "environment.json").read_text(encoding="utf-8", errors="replace")
-        )
-    except (OSError, ValueError):
-        environment = {}
-    return Collected(target.name, found, environment, _ratios(found))
-
-
-def round_trip(
-    folder: str | Path,
-    host: str,
-    *,
-    timeout_s: float = 3600.0,
-    python: str = "python3",
-    keep: bool = False,
-) -> Collected:
-    """Copy a bundle to a host by scp, run it there by ssh, copy the results back and read them.
-
-    Parameters
-    ----------
-    host
-        "name" or "user@name", as ssh takes it; keys have to be set up, no password is asked for.
-    keep
-        Leave the folder on the host.
-
-    Raises
-    ------
-    EngineError
-        ssh or scp is missing or fails; its last line is quoted.
-    """
-    folder = Path(folder)
-    if not _HOST.fullmatch(host):
-        raise UsageError("host", f"{host!r} is not a host; expected name or user@name")
-    read_manifest(folder)
-    remote = f"onnxprune-{sha256(folder / MANIFEST)[:12]}"
-    quiet = ["-o", "BatchMode=yes"]
-    ssh = ["ssh", *quiet, host, "--"]
-    _remote(
-        ["scp", *quiet, "-q", "-r", str(folder), f"{host}:{remote}"], timeout_s, "copy the bundle"
-    )
-    try:
-        _remote([*ssh, f"cd {remote} && {python} run.py"], timeout_s, "run the bundle")
-        _remote(
-            ["scp", *quiet, "-q", "-r", f"{host}:{remote}/results", str(folder)],
-            timeout_s,
-            "copy the results back",
-        )
-    finally:
-        if not keep:
-            _remote([*ssh, f"rm -rf {remote}"], timeout_s, "remove the bundle", check=False)
-    return collect(folder)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A bundle's manifest; DataError where there is none."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8", errors="replace"))
-        if (
-            found["format"] != FORMAT
-            or not isinstance(found["models"], dict)
-            or not isinstance(found["target"], str)
-        ):
-            raise ValueError(f"format {found['format']!r}")
-        if strange := [n for n in found["models"] if n not in ("original", "pruned")]:
-            raise ValueError(f"model {strange[0]!r}")
-        return dict(found)
-    except OSError as problem:
-        raise DataError(
-            "bundle-missing",
-            f"{folder} is not a bundle: {MANIFEST} cannot be read ({problem.strerror})",
-        ) from problem
-    except (ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise DataError(
-            "bundle-invalid", f"{folder / MANIFEST} is not a bundle's manifest: {problem}"
-        ) from problem
-
-
-def _remote(command: list[str], timeout_s: float, purpose: str, check: bool = True) -> None:
-    """Run ssh or scp."""
-    if shutil.which(command[0]) is None:
-        raise EngineError(
-            "ssh-missing", f"{command[0]} is not on PATH: install an OpenSSH client to {purpose}"
-        )
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired as problem:
-        raise EngineError("ssh-timeout", f"could not {purpose} within {timeout_s:g} s") from problem
-    if check and done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        last = lines[-1][:300] if lines else "no message"
-        raise EngineError(
-            "ssh-failed", f"could not {purpose}: {command[0]} ended with {done.returncode}: {last}"
+            "data-names",
+            f"samples are named {', '.join(sorted(samples))}; "
+            f"the model's inputs are {', '.join(sorted(inputs))}",
         )
 
 
-def _ratios(found: Mapping[str, TargetResult]) -> dict[str, float]:
-    """Original / pruned by figure."""
-    if not {"original", "pruned"} <= set(found):
-        return {}
-    a, b = found["original"].figures, found["pruned"].figures
-    return {k: a[k] / b[k] for k in a if b.get(k) and np.isfinite([a[k], b[k]]).all()}
-
-
-def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
-    """OutputError where something is in the way."""
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raise OutputError if the folder exists and may not be replaced."""
     if not folder.exists():
         return
     if not overwrite:
@@ -338,46 +184,58 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _write_samples(
-    folder: Path, models: Sequence[PreparedModel], samples: Mapping[str, np.ndarray] | None
+def _write_files(
+    folder: Path,
+    models: Sequence[PreparedModel],
+    samples: Samples | None,
+    files: Mapping[str, bytes],
+    checks: Mapping[str, tuple[Check, ...]],
 ) -> None:
-    """inputs.npz, and onnxruntime's outputs of each model that it can run in expected_NAME.npz; arrays (n, ...), one sample a row."""
-    samples = models[0].random_samples(INVENTED) if samples is None else samples
-    taken = {
-        n: np.asarray(a)[: max(SAMPLES, *models[0].inputs()[n][:1])] for n, a in samples.items()
-    }
-    _save_arrays(folder / "inputs.npz", taken)
+    """Write everything but the manifest."""
+    (folder / "models").mkdir(parents=True)
     for m in models:
-        if find_foreign_ops(m.model):
-            continue
-        session = Session(m.model)
-        kinds = {n: _NUMPY.get(kind, np.float32) for n, (_, kind) in session.inputs.items()}
-        rows = [
-            session.run({n: a.astype(kinds[n]) for n, a in feeds.items()})
-            for feeds in m.feeds(taken)
-        ]
-        outputs = {
-            f"output_{j}": np.concatenate([r[o] for r in rows])
-            for j, o in enumerate(session.outputs)
-        }
-        _save_arrays(folder / f"expected_{m.name}.npz", outputs)
+        save(m.model, folder / "models" / f"{m.name}.onnx")
+    _write_samples(folder, models, samples)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / name, content)
+    rows = {name: [asdict(c) for c in of_model] for name, of_model in checks.items()}
+    write_json(folder / "checks.json", rows)
+
+
+def _write_samples(folder: Path, models: Sequence[PreparedModel], samples: Samples | None) -> None:
+    """Write inputs.npz and onnxruntime's outputs in expected_NAME.npz, arrays of shape (n, ...)."""
+    samples = models[0].random_samples(RANDOM_BATCHES) if samples is None else samples
+    inputs = {}
+    for name, values in samples.items():
+        # at least one batch
+        most = max(SAMPLES, *models[0].inputs()[name][:1])
+        inputs[name] = np.asarray(values)[:most]
+    _save_arrays(folder / "inputs.npz", inputs)
+    for m in models:
+        if not find_foreign_ops(m.model):
+            _save_arrays(folder / f"expected_{m.name}.npz", _run_batches(m, inputs))
+
+
+def _run_batches(model: PreparedModel, inputs: Samples) -> dict[str, np.ndarray]:
+    """Return onnxruntime's outputs as output_0, output_1, ..., each of shape (n, ...)."""
+    session = Session(model.model)
+    kinds = {n: _NUMPY.get(kind, np.float32) for n, (_, kind) in session.inputs.items()}
+    rows = []
+    for feeds in model.feeds(inputs):
+        rows.append(session.run({n: a.astype(kinds[n]) for n, a in feeds.items()}))
+    return {
+        f"output_{index}": np.concatenate([row[name] for row in rows])
+        for index, name in enumerate(session.outputs)
+    }
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An .npz; equal arrays give equal bytes."""
+    """Write an .npz without time stamps, so that equal arrays give equal bytes."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(name + ".npy"), "w") as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-
-
-_NUMPY = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-}
 
 
 def _write_manifest(
@@ -385,12 +243,11 @@ def _write_manifest(
     target: HandoffTarget,
     models: Sequence[PreparedModel],
     options: Mapping[str, str],
-    sources: Mapping[str, Model | None],
+    sources: Mapping[str, Model],
 ) -> tuple[str, ...]:
-    """Hashes of everything else; the names."""
-    names = tuple(
-        sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    )
+    """Write the manifest with hashes of all other files; return the names of all files."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = tuple(sorted(path.relative_to(folder).as_posix() for path in paths))
     write_json(
         folder / MANIFEST,
         {
@@ -400,14 +257,13 @@ def _write_manifest(
             "models": {
                 m.name: {
                     "file": f"models/{m.name}.onnx",
-                    "source_sha256": digest(source),
+                    "source_sha256": digest(sources[m.name]),
                     "opset": m.model.opset,
                     "ir_version": m.model.proto.ir_version,
                     "inputs": {n: list(s) for n, s in m.inputs().items()},
                     "outputs": [o.name for o in m.model.proto.graph.output],
                 }
                 for m in models
-                if (source := sources[m.name]) is not None
             },
             "options": dict(options),
             "files": {name: sha256(folder / name) for name in names},
@@ -416,25 +272,26 @@ def _write_manifest(
     return (*names, MANIFEST)
 
 
-def _readme(target: HandoffTarget, options: Mapping[str, str]) -> str:
-    """What to do with the folder."""
+def _format_readme(target: HandoffTarget, options: Mapping[str, str]) -> str:
+    """Return README.txt: how to run the bundle, what it needs and holds."""
     lines = [
         f"Bundle for {target.name}, written by onnxprune {onnxprune.__version__}.",
         "",
-        "On the target's machine:   python3 run.py        (python3 run.py --help lists the options)",
-        "Then, where onnxprune is:  onnxprune bench --collect THIS_FOLDER",
+        "On the target's machine:  python3 run.py        (python3 run.py --help lists options)",
+        "On this machine:          onnxprune bench --collect THIS_FOLDER",
         "",
-        "Needs:",
-        *(f"  {n}" for n in target.needs),
+        "Requirements:",
+        *(f"  {need}" for need in target.needs),
         "",
-        "models/          the graphs: fixed shapes, shapes of all tensors written down",
-        "checks.json      what the target says about each node",
-        "inputs.npz       inputs, with onnxruntime's outputs in expected_*.npz",
-        "manifest.json    options and sha256 of every file; run.py checks them first",
+        "models/          graphs with static input shapes and all inferred shapes",
+        "checks.json      compatibility checks of each node",
+        "inputs.npz       inputs; expected_*.npz hold onnxruntime's outputs for them",
+        "manifest.json    options and sha256 of every file; run.py verifies them first",
         "",
         "Options:",
-        *(f"  {n} = {v}    {target.options[n].text}" for n, v in options.items()),
+        *(f"  {n} = {value}    {target.options[n].text}" for n, value in options.items()),
     ]
     if target.sources:
-        lines += ["", "Limits in checks.json are those of:", *(f"  {s}" for s in target.sources)]
+        lines += ["", "Sources of the limits in checks.json:"]
+        lines += [f"  {source}" for source in target.sources]
     return "\n".join(lines) + "\n"

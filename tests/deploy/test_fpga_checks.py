@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from onnxprune.deploy.bundle import Check, check, make_explicit, prepare
+from onnxprune.deploy.bundle import Check, check
 from onnxprune.deploy.handoff import TARGETS, handoff
+from onnxprune.deploy.prepare import make_explicit, prepare
 from onnxprune.deploy.targets.finn import divisors, folding
 from onnxprune.deploy.targets.hls4ml import UNROLLED_WEIGHTS, parse_synthesis, reuse
 from onnxprune.deploy.targets.vela import parse_summary

@@ -120,7 +120,7 @@ def test_samples_fill_the_batch_of_the_model(tmp_path: Path) -> None:
             assert expected["output_0"].shape == (count, 10) and np.allclose(
                 expected["output_0"], wanted, atol=1e-6
             )
-    with pytest.raises(DataError, match="fewer samples than one run"):
+    with pytest.raises(DataError, match="fewer than one batch"):
         handoff(
             stubs.convnet(8),
             None,

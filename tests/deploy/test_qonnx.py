@@ -10,8 +10,9 @@ import pytest
 import stubs
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.deploy.bundle import check, prepare
+from onnxprune.deploy.bundle import check
 from onnxprune.deploy.handoff import TARGETS, handoff
+from onnxprune.deploy.prepare import prepare
 from onnxprune.deploy.targets.qonnx import is_qonnx, quantized
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import Model, load, to_bytes
@@ -93,7 +94,7 @@ def test_a_bundle_of_a_rounded_graph_has_its_folding_and_says_that_nothing_is_co
     bundle = handoff(rounded, None, "finn", tmp_path / "rounded")
     handoff(plain, None, "finn", tmp_path / "plain")
     assert [c.text for c in bundle.checks["original"] if "Quant" in c.text] == [
-        "onnxruntime has no Quant: the bundle holds no outputs to compare with"
+        "onnxruntime does not implement Quant: the bundle has no expected outputs to compare with"
     ]
     assert (
         not (tmp_path / "rounded" / "expected_original.npz").exists()

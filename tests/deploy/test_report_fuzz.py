@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.deploy.handoff import read_manifest
+from onnxprune.deploy.collect import read_manifest
 from onnxprune.deploy.jetson import TARGET, busy_mw, parse_tegrastats
 from onnxprune.deploy.targets import finn, gemmini, hls4ml, nngen, vela, vitis_ai
 from onnxprune.engines.trt_logs import parse_profile, parse_times

@@ -11,7 +11,6 @@ from pathlib import Path
 from onnxprune.deploy import limits
 from onnxprune.deploy.bundle import (
     Files,
-    GraphNode,
     HandoffTarget,
     PreparedModel,
     Samples,
@@ -19,6 +18,7 @@ from onnxprune.deploy.bundle import (
     TargetResult,
     script,
 )
+from onnxprune.deploy.nodes import GraphNode
 from onnxprune.deploy.targets.qonnx import is_qonnx, quantized
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx

@@ -10,13 +10,13 @@ from pathlib import Path
 from onnxprune.deploy import limits
 from onnxprune.deploy.bundle import (
     Files,
-    GraphNode,
     HandoffTarget,
     PreparedModel,
     Samples,
     TargetOption,
     TargetResult,
 )
+from onnxprune.deploy.nodes import GraphNode
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.engines.cost.systolic import estimate, preset
 from onnxprune.ir.io import to_bytes

@@ -13,13 +13,13 @@ from typing import Any
 from onnxprune.deploy import limits
 from onnxprune.deploy.bundle import (
     Files,
-    GraphNode,
     HandoffTarget,
     PreparedModel,
     Samples,
     TargetOption,
     TargetResult,
 )
+from onnxprune.deploy.nodes import GraphNode
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx
 from onnxprune.errors import DataError

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import GraphNode, HandoffTarget, TargetOption, TargetResult
+from onnxprune.deploy.bundle import HandoffTarget, TargetOption, TargetResult
+from onnxprune.deploy.nodes import GraphNode
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import whole_image_pool
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import GraphNode, HandoffTarget, TargetOption, TargetResult
+from onnxprune.deploy.bundle import HandoffTarget, TargetOption, TargetResult
+from onnxprune.deploy.nodes import GraphNode
 from onnxprune.engines.cost.systolic import PRESETS
 from onnxprune.errors import DataError
 
