@@ -1,7 +1,7 @@
-"""What a model is worth: metrics against labels, fidelity to the original without them, and two models side by side.
+"""Quality metrics: against labels, against the original without labels, and of two models.
 
-Metrics are here; `data` reads labeled samples, `run` evaluates a model on them, `fidelity` measures two models on the same inputs without labels,
-`compare` two models on the same labels.
+This module finds metrics by name. `run` evaluates a model on labeled data, `fidelity` compares the
+outputs of two models on the same inputs without labels, `compare` two models on the same labels.
 """
 
 from __future__ import annotations
@@ -30,51 +30,52 @@ METRICS = Registry(
         ),
         "miou": (
             "onnxprune.metrics.segmentation:miou",
-            "intersection over union of a class's pixels, mean over the classes that occur",
+            "intersection over union of the pixels of a class, mean over the classes present",
         ),
         "pixel_acc": (
             "onnxprune.metrics.segmentation:pixel_acc",
-            "share of labeled pixels with the right class",
+            "share of labeled pixels with the correct class",
         ),
         "psnr": (
             "onnxprune.metrics.restoration:psnr",
-            "peak signal to noise ratio in dB, mean over images",
+            "peak signal-to-noise ratio in dB, mean over images",
         ),
         "psnr_y": (
             "onnxprune.metrics.restoration:psnr_y",
-            "psnr of the luma (BT.601), as super-resolution papers give it",
+            "psnr of the luma (BT.601), as in super-resolution papers",
         ),
         "coco": (
             "onnxprune.metrics.detection:coco",
-            "box mAP: 101-point average precision, IoU 0.50 to 0.95, mean over the classes that occur",
+            "box mAP: 101-point average precision at IoU 0.50 to 0.95, mean over classes present",
         ),
         "map50": ("onnxprune.metrics.detection:map50", "box mAP at IoU 0.50"),
         "coco-official": (
             "onnxprune.metrics.pycoco:official",
-            "box mAP by pycocotools (extra coco), without spread",
+            "box mAP by pycocotools (extra coco), without a standard error",
         ),
     },
 )
 
 
 def find_metric(name: str, options: MetricOptions = NO_OPTIONS) -> Metric:
-    """An empty metric of that name.
+    """Return an empty metric.
 
     Parameters
     ----------
     name
-        A name in METRICS, or `module:function` or `FILE.py:function` of your own. A class (or a function of one argument that returns a Metric) is called with `options`;
-        a function of two, `(outputs, labels) -> values`, gives one number a sample, and the metric is their mean (higher is better
-        unless the function has `higher_is_better = False`).
+        A name in METRICS, or `module:function` or `FILE.py:function` of the user. A class, or a
+        function of one argument that returns a Metric, is called with `options`. A function of two
+        arguments, `(outputs, labels) -> values`, returns one number per sample; the metric is their
+        mean, and higher is better unless the function has `higher_is_better = False`.
 
     Raises
     ------
     UsageError
-        Unknown name, or nothing of that name in the module.
+        The name is unknown, or the module has nothing of that name.
     """
     if ":" not in name:
-        made: Metric = METRICS.get(name)(options)
-        return made
+        metric: Metric = METRICS.get(name)(options)
+        return metric
     from onnxprune.metrics.user import user_metric
 
     return user_metric(name, find_function(name, "metric"), options)

@@ -1,7 +1,8 @@
-"""What every metric has in common: options, scores, the streaming protocol, and the spread of a result.
+"""Options, scores, the streaming protocol of metrics, and their standard errors.
 
-A metric keeps small per-sample figures, not outputs, and can be estimated again under other sample weights. From that follow the standard
-error of any metric and the spread of the difference of two models on the same samples, by one bootstrap.
+A metric stores a few figures per sample instead of outputs and can be estimated again under other
+sample weights. The bootstrap over those weights gives the standard error of any metric, and of the
+difference of two models on the same samples.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from onnxprune.errors import DataError, UsageError
 
 Labels = Mapping[str, np.ndarray]
 Outputs = Mapping[str, np.ndarray]
-# (outputs, labels) -> for each sample of the batch float (boxes, 6): x1, y1, x2, y2 as fractions of the image, score, class
+# (outputs, labels) -> per sample of the batch float (boxes, 6): x1, y1, x2, y2 as fractions of the
+# image, score, class
 Decoder = Callable[[Outputs, Labels], Sequence[np.ndarray]]
 
 SEED = 0
@@ -31,15 +33,31 @@ SEED = 0
 
 @dataclass(frozen=True)
 class MetricOptions:
-    """How labels and outputs belong together; what a metric does not need it ignores.
+    """How outputs and labels correspond; each metric uses the options that it needs.
 
-    output: name of the output to score (None: the only one); labels: name of the label array (None: the metric's own, such as "masks");
-    class_offset: outputs before class 0 (1 where output 0 is a background class);
-    classes: number of classes (None: as many as there are outputs); ignore: label value that is not scored, beside those out of range;
-    decoder: detections from raw outputs, as a function or `module:function` (None: the model's own boxes, scores and classes);
-    crop: pixels left out at each border; peak: output value of full brightness;
-    curve: "coco" for precision as pycocotools interpolates it, "anchored" for curves that begin at (recall 0, precision 1),
-    as many detector trainers draw them (at most 0.01 higher a class).
+    Attributes
+    ----------
+    output
+        Name of the output to score; None = the only one.
+    labels
+        Name of the label array; None = the metric's default, such as "masks".
+    class_offset
+        Number of outputs before class 0; 1 if output 0 is a background class.
+    classes
+        Number of classes; None = as many as there are outputs.
+    ignore
+        Label value that is not scored, besides those out of range.
+    decoder
+        Detections from raw outputs, as a function or `module:function`; None = the outputs are
+        boxes, scores and classes.
+    crop
+        Pixels left out at each border.
+    peak
+        Output value of full brightness.
+    curve
+        "coco" for precision interpolated as by pycocotools, "anchored" for curves that start at
+        recall 0 and precision 1, as many detector trainers draw them (at most 0.01 higher per
+        class).
     """
 
     output: str | None = None
@@ -58,7 +76,19 @@ NO_OPTIONS = MetricOptions()
 
 @dataclass(frozen=True)
 class MetricEstimate:
-    """A value, the value of each class that occurs, how many samples (or boxes, or pixels) of each, and related figures."""
+    """A value of a metric under given sample weights.
+
+    Attributes
+    ----------
+    value
+        The metric.
+    per_class
+        Class index -> value, for the classes present.
+    counts
+        Class index -> number of samples, boxes or pixels.
+    details
+        Related figures by name (map50, recall, ...).
+    """
 
     value: float
     per_class: Mapping[int, float] = field(default_factory=dict)
@@ -68,10 +98,22 @@ class MetricEstimate:
 
 @dataclass(frozen=True)
 class Score:
-    """What a metric measured.
+    """Result of a metric.
 
-    value: the metric; n: samples; standard_error: of the value over samples, None where it cannot be told;
-    per_class: class index -> value; counts: class index -> how many of it; details: related figures by name (map50, recall...).
+    Attributes
+    ----------
+    name
+        Name of the metric.
+    value
+        The metric over all samples.
+    n
+        Number of samples.
+    standard_error
+        Standard error of the value over samples; None if it cannot be estimated.
+    higher_is_better
+        Direction of the metric.
+    per_class, counts, details
+        As in MetricEstimate.
     """
 
     name: str
@@ -84,7 +126,7 @@ class Score:
     details: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON, None for what is not finite; class indices become strings there."""
+        """Return plain JSON: None for values that are not finite, class indices as strings."""
         return {
             "metric": self.name,
             **{key: plain(value) for key, value in vars(self).items() if key != "name"},
@@ -95,7 +137,14 @@ class Score:
 class Metric(Protocol):
     """A streaming metric: `update` with each batch, then `result`.
 
-    draws: bootstrap draws worth their time for this metric.
+    Attributes
+    ----------
+    name
+        Name of the metric.
+    higher_is_better
+        Direction of the metric.
+    draws
+        Number of bootstrap draws that is worth its time for this metric.
     """
 
     name: str
@@ -104,25 +153,38 @@ class Metric(Protocol):
 
     @property
     def n(self) -> int:
-        """Samples seen."""
+        """Return the number of samples seen."""
 
     def update(self, outputs: Outputs, labels: Labels) -> None:
-        """Take one batch: outputs by name and labels by name, the batch first."""
+        """Add one batch of outputs and labels by name, with the batch as first axis."""
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
     ) -> MetricEstimate | None:
-        """The metric where sample i counts `weights[i]` times (float64 (n,)), over the chosen classes; None where it cannot be reweighted."""
+        """Return the metric over the chosen classes with sample weights.
+
+        Parameters
+        ----------
+        weights
+            How often each sample counts, float64 (n,); None = once.
+        classes
+            Class indices; None = all.
+
+        Returns
+        -------
+        MetricEstimate or None
+            None if the metric cannot be reweighted.
+        """
 
     def outcomes(self) -> np.ndarray | None:
-        """Float64 (n,): the value of each sample where the metric is their mean, else None."""
+        """Return the value of each sample, float64 (n,), if the metric is their mean, else None."""
 
     def result(self) -> Score:
-        """The metric with its standard error. DataError where no sample was seen."""
+        """Return the metric with its standard error; DataError if no sample was seen."""
 
 
 class BaseMetric:
-    """What the built-in metrics share; a subclass has name, n, update and estimate."""
+    """Common parts of the built-in metrics; a subclass has name, n, update and estimate."""
 
     name = ""
     higher_is_better = True
@@ -133,42 +195,47 @@ class BaseMetric:
 
     @property
     def n(self) -> int:
+        """Return the number of samples seen."""
         raise NotImplementedError
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
     ) -> MetricEstimate | None:
+        """Return the metric over the chosen classes with sample weights."""
         raise NotImplementedError
 
     def outcomes(self) -> np.ndarray | None:
+        """Return None: the metric is no mean over samples."""
         return None
 
     def result(self) -> Score:
+        """Return the metric with its standard error; DataError if no sample was seen."""
         if not self.n:
             raise DataError("data-empty", f"{self.name}: no labeled sample was seen")
-        found = self.estimate()
-        assert found is not None
+        estimate = self.estimate()
+        assert estimate is not None  # only weights can prevent an estimate
         return Score(
             self.name,
-            found.value,
+            estimate.value,
             self.n,
-            self._error(),
+            self._standard_error(),
             self.higher_is_better,
-            found.per_class,
-            found.counts,
-            found.details,
+            estimate.per_class,
+            estimate.counts,
+            estimate.details,
         )
 
-    def _error(self) -> float | None:
+    def _standard_error(self) -> float | None:
+        """Return the exact standard error of a mean, else that of the bootstrap."""
         values = self.outcomes()
         if values is not None:
             return standard_error(values)
         drawn = resample([self], self.draws, np.random.default_rng(SEED))
-        return None if drawn is None else spread([e[0].value for e in drawn])
+        return None if drawn is None else bootstrap_error([e[0].value for e in drawn])
 
 
 class MeanMetric(BaseMetric):
-    """A metric that is the mean of one value a sample, for each class by the sample's label."""
+    """A metric that is the mean of one value per sample; per class by the sample's label."""
 
     def __init__(self, options: MetricOptions) -> None:
         super().__init__(options)
@@ -177,21 +244,24 @@ class MeanMetric(BaseMetric):
 
     @property
     def n(self) -> int:
+        """Return the number of samples seen."""
         return sum(len(v) for v in self._values)
 
     def add(self, values: np.ndarray, classes: np.ndarray | None = None) -> None:
-        """Values of one batch, float (batch,), and the class of each sample where there is one."""
+        """Add the values of one batch, float (batch,), and the class of each sample if known."""
         self._values.append(np.asarray(values, np.float64))
         self._classes.append(
             np.full(len(values), -1) if classes is None else np.asarray(classes, np.int64)
         )
 
     def outcomes(self) -> np.ndarray:
+        """Return the value of each sample, float64 (n,)."""
         return np.concatenate(self._values) if self._values else np.zeros(0)
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
     ) -> MetricEstimate:
+        """Return the mean over the chosen classes with sample weights."""
         values, labels = self.outcomes(), np.concatenate(self._classes)
         weights = np.ones(len(values)) if weights is None else weights
         if classes is not None:
@@ -210,7 +280,7 @@ Options, Estimate, Base = MetricOptions, MetricEstimate, BaseMetric
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON of nested dicts, lists and numbers; None for what is not finite, which JSON cannot say."""
+    """Return nested dicts, lists and numbers as plain JSON; numbers that are not finite as None."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -224,9 +294,9 @@ def resample(
     rng: np.random.Generator,
     classes: Sequence[int] | None = None,
 ) -> list[list[MetricEstimate]] | None:
-    """Bootstrap over samples: for each draw the estimates of all metrics under the same weights (Efron 1979).
+    """Return estimates of all metrics under the same weights, per bootstrap draw (Efron 1979).
 
-    None where there are fewer than two samples or a metric cannot be reweighted.
+    None for fewer than two samples, or if a metric cannot be reweighted.
     """
     n = metrics[0].n
     if n < 2:
@@ -242,27 +312,40 @@ def resample(
 
 
 def standard_error(values: np.ndarray) -> float | None:
-    """Of the mean: sample deviation (n - 1) / sqrt(n). None for fewer than two values or values that are not finite."""
+    """Return the standard error of the mean: sample standard deviation (n - 1) / sqrt(n).
+
+    None for fewer than two values, or values that are not finite.
+    """
     if len(values) < 2 or not np.isfinite(values).all():
         return None
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def spread(values: Sequence[float]) -> float | None:
-    """Standard deviation of bootstrap values; draws in which nothing could be measured are left out."""
+def bootstrap_error(values: Sequence[float]) -> float | None:
+    """Return the standard deviation over bootstrap draws; values that are not finite are left out.
+
+    None for fewer than two finite values.
+    """
     finite = np.asarray([v for v in values if math.isfinite(v)])
     return float(np.std(finite, ddof=1)) if len(finite) > 1 else None
 
 
 def find_function(where: str, purpose: str) -> Any:
-    """What `module:attribute` or `FILE.py:attribute` names; modules are also looked for in the current folder.
+    """Return the object that `module:attribute` or `FILE.py:attribute` names.
 
-    Runs the user's code: only for names that the user gave.
+    Modules are also looked up in the current folder. This runs the user's code: call it for names
+    that the user gave, never for names from a file of unknown origin.
+
+    Parameters
+    ----------
+    purpose
+        What the object is for, such as "metric"; starts the error message.
 
     Raises
     ------
     UsageError
-        Not of that form, no such module, nothing of that name in it, or the module fails to import.
+        The name has another form, the module does not exist or fails to import, or it has no such
+        attribute.
     """
     module, _, attribute = where.rpartition(":")
     if not module or not attribute:
@@ -270,14 +353,11 @@ def find_function(where: str, purpose: str) -> Any:
             "function-name",
             f"{purpose} {where!r} is not of the form module:function or FILE.py:function",
         )
-    folder = str(Path(module).resolve().parent) if module.endswith(".py") else os.getcwd()
+    is_file = module.endswith(".py")
+    folder = str(Path(module).resolve().parent) if is_file else os.getcwd()
     sys.path.insert(0, folder)
     try:
-        found = (
-            _file_module(Path(module))
-            if module.endswith(".py")
-            else importlib.import_module(module)
-        )
+        loaded = _import_file(Path(module)) if is_file else importlib.import_module(module)
     except Exception as problem:
         raise UsageError(
             "function-import",
@@ -285,14 +365,15 @@ def find_function(where: str, purpose: str) -> Any:
         ) from problem
     finally:
         sys.path.remove(folder)
-    if not hasattr(found, attribute):
+    if not hasattr(loaded, attribute):
         raise UsageError(
             "function-missing", f"{purpose} {where!r}: {module!r} has no {attribute!r}"
         )
-    return getattr(found, attribute)
+    return getattr(loaded, attribute)
 
 
-def _file_module(path: Path) -> ModuleType:
+def _import_file(path: Path) -> ModuleType:
+    """Import a Python file that is not on the search path."""
     spec = importlib.util.spec_from_file_location(f"onnxprune_user_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
@@ -302,25 +383,27 @@ def _file_module(path: Path) -> ModuleType:
 
 
 def pick_output(outputs: Outputs, options: MetricOptions, metric: str) -> np.ndarray:
-    """The output to score; UsageError where there are several and none was named."""
+    """Return the output to score; UsageError if there are several and none is named."""
+    names = ", ".join(sorted(outputs))
     if options.output is not None:
         if options.output not in outputs:
             raise UsageError(
                 "metric-output",
-                f"{metric}: no output {options.output!r}; there are {', '.join(sorted(outputs))}",
+                f"{metric}: the model has no output {options.output!r}; its outputs are {names}",
             )
         return np.asarray(outputs[options.output])
     if len(outputs) != 1:
         raise UsageError(
             "metric-output",
-            f"{metric}: the model has {len(outputs)} outputs ({', '.join(sorted(outputs))}); say which one",
+            f"{metric}: the model has {len(outputs)} outputs ({names}); use a metric of your own "
+            "as FILE.py:function, or set MetricOptions.output in Python",
         )
     return np.asarray(next(iter(outputs.values())))
 
 
-def pick_labels(labels: Labels, options: MetricOptions, usual: str, metric: str) -> np.ndarray:
-    """The label array of the metric; DataError where the data have none of that name."""
-    name = options.labels or usual
+def pick_labels(labels: Labels, options: MetricOptions, default: str, metric: str) -> np.ndarray:
+    """Return the label array of the metric; DataError if the data have none of that name."""
+    name = options.labels or default
     if name not in labels:
         raise DataError(
             "data-labels",

@@ -18,8 +18,8 @@ from onnxprune.metrics.base import (
 class TopK(MeanMetric):
     """Share of samples whose label is among the k largest outputs.
 
-    Outputs (n, classes), trailing axes of length 1 allowed; labels int (n,). Among equal outputs the lower index is ranked first;
-    an output that is not a number is never right.
+    Outputs are (n, classes), trailing axes of length 1 allowed; labels are int (n,). Of equal
+    outputs the lower index is ranked first. An output that is NaN is never correct.
     """
 
     def __init__(self, k: int, options: MetricOptions) -> None:
@@ -28,26 +28,27 @@ class TopK(MeanMetric):
         self.name = f"top{k}"
 
     def update(self, outputs: Outputs, labels: Labels) -> None:
-        """Outputs of one batch and `labels`."""
-        scores = rows(pick_output(outputs, self.options, self.name), self.name)[
-            :, self.options.class_offset :
-        ]
+        """Add one batch of outputs and `labels`."""
+        scores = rows(pick_output(outputs, self.options, self.name), self.name)
+        scores = scores[:, self.options.class_offset :]
         truth = pick_labels(labels, self.options, "labels", self.name).astype(np.int64).reshape(-1)
         if len(truth) != len(scores):
             raise DataError(
                 "data-labels",
-                f"{self.name}: {len(scores)} outputs and {len(truth)} labels in one batch",
+                f"{self.name}: a batch has {len(scores)} outputs and {len(truth)} labels; they "
+                "must be equally many",
             )
         if len(truth) and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
             raise DataError(
                 "data-labels",
-                f"{self.name}: labels {truth.min()} to {truth.max()} do not fit {scores.shape[1]} classes",
+                f"{self.name}: labels {truth.min()} to {truth.max()} do not fit {scores.shape[1]} "
+                "classes",
             )
         self.add(rank(scores, truth) < self.k, truth)
 
 
 def rank(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """How many classes come before the true one, int (n,); all of them where its output is not a number."""
+    """Return how many classes rank before the true one, int (n,); all if its output is NaN."""
     own = np.take_along_axis(scores, truth[:, None], 1)
     before = np.arange(scores.shape[1]) < truth[:, None]
     above = (scores > own) | np.isnan(scores) | ((scores == own) & before)
@@ -55,20 +56,21 @@ def rank(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def rows(output: np.ndarray, metric: str) -> np.ndarray:
-    """(n, classes) from (n, classes, 1, ...); DataError for other shapes."""
+    """Return (n, classes) from (n, classes, 1, ...); DataError for other shapes."""
     if output.ndim < 2 or output.size != output.shape[0] * output.shape[1]:
         raise DataError(
             "metric-shape",
-            f"{metric} needs one row of class scores a sample; the output is {'x'.join(map(str, output.shape))}",
+            f"{metric} needs one row of class scores per sample; the output has shape "
+            f"{'x'.join(map(str, output.shape))}",
         )
     return output.reshape(output.shape[:2])
 
 
 def top1(options: MetricOptions) -> TopK:
-    """Top-1 accuracy."""
+    """Return top-1 accuracy."""
     return TopK(1, options)
 
 
 def top5(options: MetricOptions) -> TopK:
-    """Top-5 accuracy."""
+    """Return top-5 accuracy."""
     return TopK(5, options)

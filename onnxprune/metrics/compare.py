@@ -1,10 +1,10 @@
-"""Two models on the same labeled samples, class by class, with the spread of the difference, beside what they cost."""
+"""Comparison of two models on the same labeled samples, per class, with standard errors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,37 @@ from onnxprune.metrics.base import (
     MetricEstimate,
     MetricOptions,
     Score,
+    bootstrap_error,
     plain,
     resample,
-    spread,
     standard_error,
 )
 from onnxprune.metrics.run import BATCH_SIZE, measure
 from onnxprune.types import Cost
 
 CONFIDENCE = (2.5, 97.5)  # percentiles of the bootstrap interval
+FEW_SAMPLES = 200  # below this a difference within two standard errors gets a warning
+
+Draws = Sequence[Sequence[MetricEstimate]]  # per bootstrap draw the estimates of both models
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: values of both models, difference b - a with its standard error (None where it cannot be told), how many samples."""
+    """Comparison of one class.
+
+    Attributes
+    ----------
+    index, name
+        Index and name of the class.
+    a, b
+        Values of both models.
+    difference
+        b - a.
+    standard_error
+        Of the difference; None if it cannot be estimated.
+    count
+        Number of samples of the class.
+    """
 
     index: int
     name: str
@@ -46,11 +63,29 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; a is the first model, differences are b - a.
+    """Result of `compare`; differences are b - a.
 
-    a, b: scores over all classes; subset_a, subset_b: over the chosen classes (the same as all where none were chosen); difference, standard_error,
-    interval: of the chosen classes, over samples, paired (interval: 95 % bootstrap); only_a, only_b, mcnemar: for outcomes of 0 and 1, samples that
-    only a or only b has right and the exact two-sided probability of such a split by chance; cost_a, cost_b: where a cost function was given.
+    Attributes
+    ----------
+    a, b
+        Scores over all classes.
+    subset_a, subset_b
+        Values over the chosen classes; those over all classes if none were chosen.
+    difference
+        Difference over the chosen classes.
+    standard_error, interval
+        Paired standard error and 95 % bootstrap interval of the difference; None if they cannot be
+        estimated.
+    classes
+        One row per chosen class.
+    only_a, only_b
+        Number of samples that only one model has correct, for outcomes of 0 and 1.
+    mcnemar
+        Exact two-sided probability of such a split if the models were equal.
+    cost_a, cost_b
+        Costs, if a cost function was given.
+    warnings
+        Limits of the comparison, as sentences.
     """
 
     a: Score
@@ -66,41 +101,35 @@ class Comparison:
     mcnemar: float | None = None
     cost_a: Cost | None = None
     cost_b: Cost | None = None
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, float, float, float, float | None]]:
-        """(name, a, b, b - a, standard error) for a table: costs, the metric over all classes, over the chosen ones, then each class."""
-        found: list[tuple[str, float, float, float, float | None]] = []
+        """Return (name, a, b, b - a, standard error) per row of a table.
+
+        Costs come first, then the metric over all classes, over the chosen classes, and per class.
+        """
+        rows: list[tuple[str, float, float, float, float | None]] = []
         if self.cost_a is not None and self.cost_b is not None:
             first, second = self.cost_a.as_dict(), self.cost_b.as_dict()
-            found += [
+            rows += [
                 (key, first[key], second[key], second[key] - first[key], None) for key in first
             ]
-        chosen = self.subset_a != self.a.value or self.subset_b != self.b.value
-        found.append(
-            (
-                self.a.name,
-                self.a.value,
-                self.b.value,
-                self.b.value - self.a.value,
-                None if chosen else self.standard_error,
-            )
-        )
-        if chosen:
-            found.append(
-                (
-                    f"{self.a.name} of {len(self.classes)} classes",
-                    self.subset_a,
-                    self.subset_b,
-                    self.difference,
-                    self.standard_error,
-                )
-            )
-        return found + [(r.name, r.a, r.b, r.difference, r.standard_error) for r in self.classes]
+        a, b = self.a.value, self.b.value
+        if self.subset_a == a and self.subset_b == b:
+            rows.append((self.a.name, a, b, b - a, self.standard_error))
+        else:
+            # the standard error is that of the subset
+            name = f"{self.a.name} of {len(self.classes)} classes"
+            rows.append((self.a.name, a, b, b - a, None))
+            rows.append((name, self.subset_a, self.subset_b, self.difference, self.standard_error))
+        return rows + [(r.name, r.a, r.b, r.difference, r.standard_error) for r in self.classes]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON, None for what is not finite."""
-        found = {
+        """Return plain JSON; None for values that are not finite."""
+        cost = None
+        if self.cost_a is not None and self.cost_b is not None:
+            cost = {"a": self.cost_a.as_dict(), "b": self.cost_b.as_dict()}
+        values = {
             "a": self.a.as_dict(),
             "b": self.b.as_dict(),
             "subset": {"a": self.subset_a, "b": self.subset_b},
@@ -110,13 +139,11 @@ class Comparison:
             "only_a": self.only_a,
             "only_b": self.only_b,
             "mcnemar": self.mcnemar,
-            "cost": None
-            if self.cost_a is None or self.cost_b is None
-            else {"a": self.cost_a.as_dict(), "b": self.cost_b.as_dict()},
+            "cost": cost,
             "classes": [vars(r) for r in self.classes],
             "warnings": self.warnings,
         }
-        return {key: plain(value) for key, value in found.items()}
+        return {key: plain(value) for key, value in values.items()}
 
 
 def compare(
@@ -132,26 +159,26 @@ def compare(
     threads: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> Comparison:
-    """Measure two models on the same samples.
+    """Measure two models on the same samples and compare the results.
 
     Parameters
     ----------
     classes
-        Class indices to compare; None: all that occur.
+        Class indices to compare; None = all that occur.
     names
         Class names by index, for the rows.
     cost
-        MACs, params and bytes of a model, such as `lambda m: analyze(m).cost()`.
+        MACs, parameters and bytes of a model, such as `lambda m: analyze(m).cost()`.
 
     Raises
     ------
     UsageError
-        Unknown metric, or a chosen class that no sample has.
+        The metric is unknown, or no sample has a chosen class.
     DataError
-        Data that do not fit.
+        The data do not fit the models or the metric.
     """
     pair = find_metric(metric, options), find_metric(metric, options)
-    for model, one in zip((a, b), pair, strict=False):
+    for model, one in zip((a, b), pair, strict=True):
         measure(model, data, [one], threads=threads, batch_size=batch_size)
     return compare_metrics(
         pair[0], pair[1], classes, names=names, costs=(cost(a), cost(b)) if cost else None
@@ -166,45 +193,47 @@ def compare_metrics(
     names: Sequence[str] | None = None,
     costs: tuple[Cost, Cost] | None = None,
 ) -> Comparison:
-    """As `compare`, from two metrics that have seen the same samples in the same order; UsageError for a chosen class that does not occur."""
+    """Compare two metrics that have seen the same samples in the same order; see `compare`.
+
+    Raises
+    ------
+    UsageError
+        No sample has a chosen class.
+    """
     scores = a.result(), b.result()
-    here = sorted(set(scores[0].per_class) | set(scores[1].per_class))
-    if classes is not None and (missing := sorted(set(classes) - set(here))):
+    known = sorted(set(scores[0].per_class) | set(scores[1].per_class))
+    if classes is not None and (missing := sorted(set(classes) - set(known))):
         raise UsageError(
             "class-missing",
-            f"no sample of class {missing[0]}; the data have {', '.join(map(str, here)) or 'no classes'}",
+            f"no sample of class {missing[0]}; the data have classes "
+            f"{', '.join(map(str, known)) or 'none'}",
         )
-    chosen = here if classes is None else sorted(set(classes))
-    subset = [
-        s.value if classes is None else _value(m.estimate(None, chosen))
-        for m, s in zip((a, b), scores, strict=False)
-    ]
+    chosen = known
+    subset = [scores[0].value, scores[1].value]
+    if classes is not None:
+        chosen = sorted(set(classes))
+        subset = [_value(m.estimate(None, chosen)) for m in (a, b)]
     drawn = resample(
         [a, b],
         min(a.draws, b.draws),
         np.random.default_rng(SEED),
-        classes if classes is None else chosen,
+        None if classes is None else chosen,
     )
-    gaps = [second.value - first.value for first, second in drawn] if drawn else []
-    paired = _paired(a.outcomes(), b.outcomes()) if classes is None else None
-    only_a, only_b, chance = paired or (None, None, None)
-    finite = [g for g in gaps if math.isfinite(g)]
+    differences = [second.value - first.value for first, second in drawn] if drawn else []
+    # the test of McNemar is on all samples
+    paired = _paired_outcomes(a.outcomes(), b.outcomes()) if classes is None else None
+    only_a, only_b, probability = paired or (None, None, None)
     return Comparison(
         *scores,
         subset_a=subset[0],
         subset_b=subset[1],
         difference=subset[1] - subset[0],
-        standard_error=_gap_error(a, b, classes, gaps),
-        interval=(
-            float(np.percentile(finite, CONFIDENCE[0])),
-            float(np.percentile(finite, CONFIDENCE[1])),
-        )
-        if finite
-        else None,
-        classes=tuple(_row(c, scores, drawn, names) for c in chosen),
+        standard_error=_difference_error(a, b, classes, differences),
+        interval=_interval(differences),
+        classes=tuple(_compare_class(c, scores, drawn, names) for c in chosen),
         only_a=only_a,
         only_b=only_b,
-        mcnemar=chance,
+        mcnemar=probability,
         cost_a=costs[0] if costs else None,
         cost_b=costs[1] if costs else None,
         warnings=_warnings(scores[0].n, drawn),
@@ -212,57 +241,77 @@ def compare_metrics(
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided probability (McNemar 1947): of n samples that one model alone has right, a split at least as uneven under a fair coin."""
+    """Return the exact two-sided probability of McNemar's test (1947).
+
+    Of the samples that one model alone has correct, it is the probability of a split at least as
+    uneven under a fair coin.
+    """
     from scipy.stats import binomtest
 
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _paired(a: np.ndarray | None, b: np.ndarray | None) -> tuple[int, int, float] | None:
-    """Samples that only a and only b has right, and McNemar's probability; None where outcomes are not 0 and 1."""
-    if (
-        a is None
-        or b is None
-        or len(a) != len(b)
-        or not np.isin(np.concatenate([a, b]), (0, 1)).all()
-    ):
+def _paired_outcomes(a: np.ndarray | None, b: np.ndarray | None) -> tuple[int, int, float] | None:
+    """Return the samples that only a and only b has correct, and McNemar's probability.
+
+    None if outcomes are not 0 and 1.
+    """
+    if a is None or b is None or len(a) != len(b):
+        return None
+    if not np.isin(np.concatenate([a, b]), (0, 1)).all():
         return None
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
     return only_a, only_b, mcnemar(only_a, only_b)
 
 
-def _gap_error(
-    a: Metric, b: Metric, classes: Sequence[int] | None, gaps: Sequence[float]
+def _difference_error(
+    a: Metric, b: Metric, classes: Sequence[int] | None, differences: Sequence[float]
 ) -> float | None:
-    """Of the difference: exact for means of paired samples, else by the bootstrap."""
+    """Return the paired standard error: exact for means over all samples, else by bootstrap."""
     first, second = a.outcomes(), b.outcomes()
     if classes is None and first is not None and second is not None:
         return standard_error(second - first)
-    return spread(gaps)
+    return bootstrap_error(differences)
 
 
-def _row(
+def _interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """Return the bootstrap interval at CONFIDENCE; None without a finite difference."""
+    finite = [d for d in differences if math.isfinite(d)]
+    if not finite:
+        return None
+    low, high = (float(np.percentile(finite, percent)) for percent in CONFIDENCE)
+    return low, high
+
+
+def _compare_class(
     index: int,
     scores: tuple[Score, Score],
-    drawn: list[list[MetricEstimate]] | None,
+    drawn: Draws | None,
     names: Sequence[str] | None,
 ) -> ClassRow:
+    """Return the comparison of one class; NaN for a model without a value of it."""
     a, b = (s.per_class.get(index, math.nan) for s in scores)
-    gaps = [
+    differences = [
         second.per_class.get(index, math.nan) - first.per_class.get(index, math.nan)
         for first, second in drawn or []
     ]
     name = names[index] if names and index < len(names) else str(index)
-    return ClassRow(index, name, a, b, b - a, spread(gaps), scores[0].counts.get(index, 0.0))
+    error, count = bootstrap_error(differences), scores[0].counts.get(index, 0.0)
+    return ClassRow(index, name, a, b, b - a, error, count)
 
 
 def _value(estimate: MetricEstimate | None) -> float:
+    """Return the value of an estimate; NaN if there is none."""
     return math.nan if estimate is None else estimate.value
 
 
-def _warnings(n: int, drawn: list[list[MetricEstimate]] | None) -> tuple[str, ...]:
+def _warnings(n: int, drawn: Draws | None) -> tuple[str, ...]:
+    """Return what limits the comparison."""
     if drawn is None:
         return (
-            "the spread of the difference cannot be told: fewer than two samples, or a metric that cannot be reweighted",
+            "no standard error of the difference: fewer than two samples, or a metric that cannot "
+            "be reweighted",
         )
-    return (f"{n} samples: differences within two standard errors say nothing",) if n < 200 else ()
+    if n < FEW_SAMPLES:
+        return (f"{n} samples: differences within two standard errors are not significant",)
+    return ()

@@ -1,19 +1,24 @@
-"""How far a pruned model is from the original on the same inputs, without labels.
+"""Fidelity of a pruned model: distance of its outputs to the original's on the same inputs.
 
-Everything is summed batch by batch: memory is one batch of both models' outputs. What cannot be said of an output is None, never a guess:
+No labels are needed. Figures are summed batch by batch, so that memory is one batch of both models'
+outputs. A figure that does not apply to an output is None:
 
 - relative error, normalized squared error, largest difference: every float output;
-- top-1 agreement and tempered divergence: outputs with one row of class scores a sample, (n, classes) with trailing axes of length 1, and outputs whose class
-  axis the caller names (`class_axes`, such as -1 for the logits of a language model or 1 for segmentation): a row is then one position;
-- location agreement: 4-D outputs with other than 1 or 3 channels (score maps, not images): share of positions with the same largest channel;
-- box agreement: with a decoder, or where the model ends in its own boxes, scores and classes (then nothing else is compared: rows are sorted by score).
+- top-1 agreement and tempered divergence: outputs with one row of class scores per sample,
+  (n, classes) with trailing axes of length 1, and outputs whose class axis the caller names
+  (`class_axes`, such as -1 for the logits of a language model or 1 for segmentation), where a row
+  is one position;
+- location agreement: 4-D outputs with other than 1 or 3 channels (score maps, not images), the
+  share of positions with the same largest channel;
+- box agreement: with a decoder, or if the outputs are boxes, scores and classes (then nothing else
+  is compared, as such rows are sorted by score).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,28 +30,43 @@ from onnxprune.metrics.base import Decoder, MetricOptions, Outputs, plain
 from onnxprune.metrics.boxes import detections_of, overlap
 from onnxprune.metrics.tempered import Tempered
 
-CONFIDENT = 0.99  # mean maximum probability above which plain divergence says next to nothing
+SATURATED = 0.99  # mean maximum probability above which divergence at temperature 1 is near 0
 BOX_OVERLAP = 0.5
 IMAGE_CHANNELS = (1, 3)
-PIECE_VALUES = (
-    1 << 20
-)  # of an output in float64 at a time: 8 MB, of which a handful of temporaries exist
+# values of an output converted to float64 at a time: 8 MB, of which a few temporaries exist
+PIECE_VALUES = 1 << 20
+ROUNDING = 1e-9  # variance below this share of the power is rounding error
 
 
 class Feeds(Protocol):
-    """What calibration and labeled data have in common."""
+    """Common interface of calibration and labeled data."""
 
     def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Feeds by input name."""
+        """Yield feeds by input name."""
 
 
 @dataclass(frozen=True)
 class OutputFidelity:
-    """One output, original a against pruned b. Sums are over all values of all samples.
+    """Figures of one output, original a against pruned b, over all values of all samples.
 
-    relative_error: ||a - b|| / ||a||; nmse: ||a - b||^2 / ||a - mean of its channel||^2, 1 where b is no better than a constant a channel;
-    max_abs: largest |a - b|; top1_agreement: share of rows with the same largest value; kl: mean over rows of KL(softmax(a/T) || softmax(b/T)) in nats at
-    `temperature` T; max_probability: mean over rows of the original's largest probability, untempered; location_agreement: see the module.
+    Attributes
+    ----------
+    relative_error
+        ||a - b|| / ||a||.
+    nmse
+        ||a - b||^2 / ||a - mean of its channel||^2; 1 if b is as good as a constant per channel.
+    max_abs
+        Largest |a - b|.
+    top1_agreement
+        Share of rows with the same largest value.
+    kl
+        Mean over rows of KL(softmax(a / T) || softmax(b / T)) in nats.
+    temperature
+        T of `kl`.
+    max_probability
+        Mean over rows of the original's largest probability at temperature 1.
+    location_agreement
+        Share of positions with the same largest channel.
     """
 
     relative_error: float
@@ -61,64 +81,79 @@ class OutputFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """All outputs by name, samples seen, box agreement, and what the reader must know.
+    """Fidelity of a model.
 
-    box_agreement: 2 m / (boxes of a + boxes of b) where m boxes are found by both (same class, IoU at
-    least 0.5), of boxes with at least `box_score`; 1 where neither finds any; None without boxes.
+    Attributes
+    ----------
+    outputs
+        Figures by output name.
+    samples
+        Number of samples.
+    box_agreement
+        2 m / (boxes of a + boxes of b), m being the boxes of both models (same class, IoU at least
+        0.5); 1 if neither has any; None without boxes.
+    box_score
+        Least score of the boxes compared.
+    warnings
+        Limits of the comparison, as sentences.
     """
 
     outputs: Mapping[str, OutputFidelity]
     samples: int
     box_agreement: float | None = None
     box_score: float | None = None
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     @property
     def relative_error(self) -> float | None:
-        """Of the worst output; NaN where a value is; None where only boxes are compared."""
-        return (
-            float(np.max([o.relative_error for o in self.outputs.values()]))
-            if self.outputs
-            else None
-        )
+        """Return that of the worst output; NaN if one is; None if only boxes are compared."""
+        if not self.outputs:
+            return None
+        return float(np.max([o.relative_error for o in self.outputs.values()]))
 
     @property
     def agreement(self) -> float | None:
-        """The agreement that fits the model: boxes, else the least top-1, else the least location agreement; None where there is none."""
-        top1 = [o.top1_agreement for o in self.outputs.values() if o.top1_agreement is not None]
-        places = [
-            o.location_agreement for o in self.outputs.values() if o.location_agreement is not None
-        ]
-        return (
-            self.box_agreement
-            if self.box_agreement is not None
-            else min(top1 or places, default=None)
-        )
+        """Return the box agreement, else the least top-1, else the least location agreement.
+
+        None if none applies.
+        """
+        if self.box_agreement is not None:
+            return self.box_agreement
+        outputs = self.outputs.values()
+        top1 = [o.top1_agreement for o in outputs if o.top1_agreement is not None]
+        locations = [o.location_agreement for o in outputs if o.location_agreement is not None]
+        return min(top1 or locations, default=None)
 
     @property
     def divergence(self) -> float:
-        """One number, 0 for no change: the relative error, or where only boxes are compared the share of boxes that one model alone finds; infinite for NaN."""
-        found = self.relative_error if self.outputs else 1.0 - (self.box_agreement or 0.0)
-        return float(found) if found is not None and math.isfinite(found) else math.inf
+        """Return one number, 0 for no change, infinite for NaN.
+
+        It is the relative error; if only boxes are compared, the share of boxes without a match.
+        """
+        value = self.relative_error if self.outputs else 1.0 - (self.box_agreement or 0.0)
+        return float(value) if value is not None and math.isfinite(value) else math.inf
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON, None for what is not finite."""
-        head = {
+        """Return plain JSON; None for values that are not finite."""
+        values = {
             "samples": self.samples,
             "relative_error": self.relative_error,
             "agreement": self.agreement,
             "box_agreement": self.box_agreement,
-        }
-        found = {
-            **head,
             "outputs": {n: asdict(o) for n, o in self.outputs.items()},
             "warnings": self.warnings,
         }
-        return {key: plain(value) for key, value in found.items()}
+        return {key: plain(value) for key, value in values.items()}
 
 
 class Accumulator:
-    """Sums over batches; `update` with the outputs of both models, then `result`."""
+    """Sums over batches: `update` with the outputs of both models, then `result`.
+
+    Parameters
+    ----------
+    decoder, class_axes, box_score
+        See `fidelity`.
+    """
 
     def __init__(
         self,
@@ -131,25 +166,31 @@ class Accumulator:
         self._axes = dict(class_axes or {})
         self._box_score = box_score
         self._sums: dict[str, _OutputSums] = {}
-        self._boxes: list[int] | None = [0, 0]
+        self._boxes: list[int] | None = [0, 0]  # matched pairs, boxes; None: outputs are no boxes
         self._samples = 0
 
     def update(
         self, original: Outputs, pruned: Outputs, feeds: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """One batch; `feeds` gives the input's size to models whose boxes are in pixels.
+        """Add one batch.
+
+        Parameters
+        ----------
+        feeds
+            Inputs of the batch, needed for their size if boxes are in pixels.
 
         Raises
         ------
         DataError
             The two models' outputs differ in shape.
         UsageError
-            `class_axes` names an output or axis that is not there.
+            `class_axes` names an output or axis that does not exist.
         """
         if unknown := sorted(set(self._axes) - set(original)):
             raise UsageError(
                 "fidelity-output",
-                f"class_axes: no output {unknown[0]!r}; there are {', '.join(original)}",
+                f"class_axes: the model has no output {unknown[0]!r}; its outputs are "
+                f"{', '.join(original)}",
             )
         self._samples += next((len(v) for v in original.values() if np.ndim(v)), 1)
         if self._update_boxes(original, pruned, feeds or {}):
@@ -168,41 +209,41 @@ class Accumulator:
             self._sums[name].update(np.atleast_1d(a), np.atleast_1d(b))
 
     def result(self) -> Fidelity:
-        """The figures so far; DataError where no batch was seen."""
+        """Return the figures so far; DataError if no batch was seen."""
         if not self._samples:
             raise DataError("data-empty", "fidelity: no sample was seen")
         outputs = {n: s.result() for n, s in self._sums.items()}
-        sure = [
-            n
-            for n, o in outputs.items()
-            if o.max_probability is not None and o.max_probability > CONFIDENT
-        ]
         warnings = tuple(
-            f"output {n!r}: mean maximum probability {outputs[n].max_probability:.4f} > {CONFIDENT}: the inputs look memorized; "
-            f"divergence is given at temperature {outputs[n].temperature:.3g}; use inputs that the model was not trained on"
-            for n in sure
+            f"output {n!r}: mean maximum probability {o.max_probability:.4f} > {SATURATED}: the "
+            f"inputs look memorized; divergence is given at temperature {o.temperature:.3g}; use "
+            "inputs that the model was not trained on"
+            for n, o in outputs.items()
+            if o.max_probability is not None and o.max_probability > SATURATED
         )
         if self._boxes is None:
             return Fidelity(outputs, self._samples, warnings=warnings)
-        common, total = self._boxes
-        return Fidelity(
-            outputs, self._samples, 2 * common / total if total else 1.0, self._box_score, warnings
-        )
+        matched, total = self._boxes
+        agreement = 2 * matched / total if total else 1.0
+        return Fidelity(outputs, self._samples, agreement, self._box_score, warnings)
 
     def _update_boxes(
         self, original: Outputs, pruned: Outputs, feeds: Mapping[str, np.ndarray]
     ) -> bool:
-        """Count common boxes; whether the outputs are boxes of the model's own, whose rows are in no common order."""
+        """Count matched boxes; return True if nothing else is to be compared.
+
+        That is the case if the outputs themselves are boxes, whose rows have no common order.
+        """
         if self._boxes is None:
             return False
+        sizes = _input_sizes(feeds)
         try:
-            found = [detections_of(o, _sizes(feeds), self._options) for o in (original, pruned)]
+            boxes = [detections_of(o, sizes, self._options) for o in (original, pruned)]
         except (UsageError, DataError):
             if self._options.decoder is not None:
                 raise
             self._boxes = None
             return False
-        for a, b in zip(*found, strict=False):
+        for a, b in zip(*boxes, strict=False):
             a, b = (d[d[:, 4] >= self._box_score] for d in (a, b))
             self._boxes[0] += common_boxes(a, b)
             self._boxes[1] += len(a) + len(b)
@@ -210,7 +251,22 @@ class Accumulator:
 
 
 class _OutputSums:
-    """Running sums of one output."""
+    """Running sums of one output.
+
+    Attributes
+    ----------
+    axis
+        Class axis; None if there is none.
+    locations
+        Whether the output is a score map.
+    error, power, largest
+        Sums of (a - b)^2 and a^2, largest |a - b|.
+    channel_sums, channel_count
+        Sum of a per channel and number of values per channel; None if the number of channels
+        changes between batches.
+    same, rows
+        Rows or positions with the same largest class, and all.
+    """
 
     def __init__(self, name: str, first: np.ndarray, axis: int | None) -> None:
         if axis is not None and not -first.ndim <= axis < first.ndim:
@@ -220,7 +276,8 @@ class _OutputSums:
             )
         flat = first.ndim >= 2 and first.shape[1] > 1 and math.prod(first.shape[2:]) == 1
         self.axis = 1 if axis is None and flat else axis
-        self.places = self.axis is None and first.ndim == 4 and first.shape[1] not in IMAGE_CHANNELS
+        is_map = first.ndim == 4 and first.shape[1] not in IMAGE_CHANNELS
+        self.locations = self.axis is None and is_map
         self.error = self.power = self.largest = 0.0
         self.channel_sums: np.ndarray | None = np.zeros(first.shape[1] if first.ndim > 1 else 1)
         self.channel_count = 0
@@ -228,27 +285,26 @@ class _OutputSums:
         self.tempered = Tempered() if self.axis is not None else None
 
     def update(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Both models' values of one batch; float64 copies are of few samples at a time."""
-        step = (
-            max(1, PIECE_VALUES // max(1, a[:1].size))
-            if self.axis is None or self.axis % a.ndim
-            else len(a)
-        )
+        """Add one batch of both models, converted to float64 a few samples at a time."""
+        step = len(a)
+        # a class axis of 0 cannot be split
+        if self.axis is None or self.axis % a.ndim:
+            step = max(1, PIECE_VALUES // max(1, a[:1].size))
         for start in range(0, len(a), step):
-            self._add(
-                a[start : start + step].astype(np.float64),
-                b[start : start + step].astype(np.float64),
-            )
+            piece = slice(start, start + step)
+            self._add(a[piece].astype(np.float64), b[piece].astype(np.float64))
 
     def _add(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Add float64 values."""
         gap = np.abs(a - b)
         self.error += float(np.sum(gap * gap))
         self.power += float(np.sum(a * a))
-        self.largest = (
-            max(self.largest, float(gap.max(initial=0.0))) if not np.isnan(gap).any() else math.nan
-        )
+        if np.isnan(gap).any():
+            self.largest = math.nan
+        else:
+            self.largest = max(self.largest, float(gap.max(initial=0.0)))
         self._add_channels(a)
-        axis = 1 if self.places else self.axis
+        axis = 1 if self.locations else self.axis
         if axis is not None:
             agree = (a.argmax(axis) == b.argmax(axis)) & ~np.isnan(b).any(axis)
             self.same, self.rows = self.same + int(agree.sum()), self.rows + agree.size
@@ -256,42 +312,39 @@ class _OutputSums:
             self.tempered.update(*(np.moveaxis(v, self.axis, -1) for v in (a, b)))
 
     def _add_channels(self, a: np.ndarray) -> None:
-        """Sums a channel (axis 1), as long as it is one: an axis whose length changes between batches is not."""
-        sums = (
-            a.sum(tuple(k for k in range(a.ndim) if k != 1))
-            if a.ndim > 1
-            else a.sum(keepdims=True).reshape(1)
-        )
-        if self.channel_sums is not None:
-            self.channel_sums = (
-                self.channel_sums + sums if sums.shape == self.channel_sums.shape else None
-            )
-            self.channel_count += a.size // max(1, len(sums))
+        """Add the sums per channel (axis 1), unless its length changes between batches."""
+        if self.channel_sums is None:
+            return
+        if a.ndim > 1:
+            sums = a.sum(tuple(k for k in range(a.ndim) if k != 1))
+        else:
+            sums = a.sum(keepdims=True).reshape(1)
+        same_shape = sums.shape == self.channel_sums.shape
+        self.channel_sums = self.channel_sums + sums if same_shape else None
+        self.channel_count += a.size // max(1, len(sums))
 
     def result(self) -> OutputFidelity:
-        """The output's figures."""
-        relative = (
-            math.sqrt(self.error / self.power)
-            if self.power
-            else (0.0 if self.error == 0 else math.inf)
-        )
-        spread = 0.0
+        """Return the figures of the output."""
+        if self.power:
+            relative = math.sqrt(self.error / self.power)
+        else:
+            relative = 0.0 if self.error == 0 else math.inf
+        variance = 0.0
         if self.channel_sums is not None and self.channel_count:
-            spread = self.power - float((self.channel_sums**2).sum()) / self.channel_count
-        # below that the difference of two nearly equal sums is rounding
-        nmse = self.error / spread if spread > 1e-9 * self.power else None
+            variance = self.power - float((self.channel_sums**2).sum()) / self.channel_count
+        nmse = self.error / variance if variance > ROUNDING * self.power else None
         agreement = self.same / self.rows if self.rows else None
         if self.tempered is None:
             return OutputFidelity(relative, nmse, self.largest, location_agreement=agreement)
-        found = self.tempered.result()
+        divergence = self.tempered.result()
         return OutputFidelity(
             relative,
             nmse,
             self.largest,
             agreement,
-            found.kl,
-            found.temperature,
-            found.max_probability,
+            divergence.kl,
+            divergence.temperature,
+            divergence.max_probability,
         )
 
 
@@ -306,23 +359,27 @@ def fidelity(
     threads: int = 1,
     batch_size: int = 32,
 ) -> Fidelity:
-    """Both models on the same inputs.
+    """Compare the outputs of both models on the same inputs.
 
     Parameters
     ----------
     data
-        Calibration data (or labeled data): anything with `batches(batch_size)`. Not what chose the pruned channels.
+        Calibration or labeled data: anything with `batches(batch_size)`. Use inputs that did not
+        choose the pruned channels.
     decoder
-        Boxes from raw outputs, a function or `module:function`; None: where the outputs are boxes, scores and classes.
+        Boxes from raw outputs, a function or `module:function`; None = the outputs are boxes,
+        scores and classes, if they have that form.
     class_axes
-        output name -> axis of its classes, where it is not one row a sample.
+        Output name -> axis of its classes, if it is not one row per sample.
     box_score
-        Boxes with a smaller score are not compared.
+        Least score of the boxes that are compared.
 
     Raises
     ------
     DataError
-        No data, or outputs of different shapes.
+        There are no data, or the models' outputs differ in name or shape.
+    UsageError
+        `class_axes` names an output or axis that does not exist.
     """
     first, second = Session(original, threads=threads), Session(pruned, threads=threads)
     if missing := [o for o in first.outputs if o not in second.outputs]:
@@ -334,26 +391,26 @@ def fidelity(
 
 
 def common_boxes(a: np.ndarray, b: np.ndarray) -> int:
-    """How many detections of `a` (n, 6) have one of their class in `b` at IoU >= 0.5, each used once, best score of `a` first."""
+    """Return how many detections of `a` (n, 6) match one of `b`: same class, IoU >= 0.5.
+
+    Each is used once, the best score of `a` first.
+    """
     shares = overlap(a, b)
     shares[a[:, 5][:, None] != b[:, 5][None]] = -1
-    found = 0
+    count = 0
     for row in np.argsort(-a[:, 4], kind="stable"):
         if len(b) and shares[row].max() >= BOX_OVERLAP:
             shares[:, shares[row].argmax()] = -1
-            found += 1
-    return found
+            count += 1
+    return count
 
 
-def _sizes(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Height and width of each sample where one input is an image, as labels have them."""
+def _input_sizes(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return {"size": height and width per sample}, as in labels; {} unless one input is 4-D."""
     images = [f for f in feeds.values() if np.ndim(f) == 4]
     if len(images) != 1:
         return {}
     shape = images[0].shape
-    return {
-        "size": np.tile(
-            shape[1:3] if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else shape[2:4],
-            (shape[0], 1),
-        )
-    }
+    channels_last = shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
+    size = shape[1:3] if channels_last else shape[2:4]
+    return {"size": np.tile(size, (shape[0], 1))}

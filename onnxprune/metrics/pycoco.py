@@ -1,56 +1,44 @@
-"""The same mAP by pycocotools, the reference implementation (extra coco)."""
+"""Box mAP by pycocotools, the reference implementation of COCO (extra coco)."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import MissingExtraError
-from onnxprune.metrics.base import (
-    BaseMetric,
-    Labels,
-    MetricEstimate,
-    MetricOptions,
-    Outputs,
-    pick_labels,
-)
-from onnxprune.metrics.boxes import center_to_corner, detections_of
-from onnxprune.metrics.detection import check_boxes
+from onnxprune.metrics.base import MetricEstimate, MetricOptions
+from onnxprune.metrics.boxes import center_to_corner
+from onnxprune.metrics.detection import OVERLAPS, Detection
 
-# side of the square that fractions are scaled to; areas only matter for COCO's size ranges, which are not asked for
+# side of the square that fractions are scaled to; areas matter only for COCO's size ranges, which
+# are not evaluated
 SIDE = 1000.0
+_ALL_AREAS, _MOST_100 = 0, 2  # indices of pycocotools' area ranges and detection limits
 
 
-class Official(BaseMetric):
-    """Box mAP as pycocotools computes it. Keeps all boxes; has no spread."""
-
-    name = "coco-official"
+class Official(Detection):
+    """Box mAP as pycocotools computes it. Keeps all boxes; has no standard error."""
 
     def __init__(self, options: MetricOptions) -> None:
-        super().__init__(options)
-        self._found: list[np.ndarray] = []
-        self._truth: list[np.ndarray] = []
+        super().__init__("coco-official", len(OVERLAPS), options)
+        self._boxes: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
 
-    @property
-    def n(self) -> int:
-        return len(self._found)
-
-    def update(self, outputs: Outputs, labels: Labels) -> None:
-        """Outputs of one batch and `boxes`."""
-        truth = check_boxes(pick_labels(labels, self.options, "boxes", self.name), self.name)
-        for index, detections in enumerate(detections_of(outputs, labels, self.options)):
-            self._found.append(detections)
-            self._truth.append(truth[truth[:, 0] == index])
+    def add(self, detections: np.ndarray, truth: np.ndarray) -> None:
+        """Add one image: detections (n, 6) and label rows (m, 6 or 7)."""
+        self._boxes.append(detections)
+        self._labels.append(truth)
+        self._images += 1
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
     ) -> MetricEstimate | None:
-        """The metric over the chosen classes; None under weights."""
-        return None if weights is not None else official_map(self._found, self._truth, classes)
+        """Return the metric over the chosen classes; None under weights."""
+        return None if weights is not None else official_map(self._boxes, self._labels, classes)
 
 
 def official_map(
@@ -58,7 +46,7 @@ def official_map(
     truth: Sequence[np.ndarray],
     classes: Sequence[int] | None = None,
 ) -> MetricEstimate:
-    """MAP by pycocotools of detections (n, 6) and label rows (m, 6 or 7), a pair for each image.
+    """Return the mAP by pycocotools of detections (n, 6) and label rows (m, 6 or 7) per image.
 
     Raises
     ------
@@ -70,75 +58,71 @@ def official_map(
         from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise MissingExtraError("pycocotools", "coco", "metric coco-official") from None
-    every = sorted(
-        {int(c) for t in truth for c in t[:, 1]} | {int(c) for d in detections for c in d[:, 5]}
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        answer = COCO()
-        answer.dataset = {
-            "images": [{"id": i + 1} for i in range(len(truth))],
-            "categories": [{"id": c} for c in every],
-            "annotations": _annotations(truth),
+    known = {int(c) for rows in truth for c in rows[:, 1]}
+    known |= {int(c) for rows in detections for c in rows[:, 5]}
+
+    def dataset(boxes: Iterator[dict[str, Any]]) -> Any:
+        """Return a COCO object of these boxes."""
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": image} for image in range(len(truth))],
+            "categories": [{"id": c} for c in sorted(known)],
+            # ids start at 1: pycocotools takes a match with 0 for none
+            "annotations": [{"id": number + 1, **box} for number, box in enumerate(boxes)],
         }
-        answer.createIndex()
-        run = COCOeval(answer, _results(answer, detections, COCO), "bbox")
-        run.params.catIds = [c for c in every if classes is None or c in classes]
+        coco.createIndex()
+        return coco
+
+    chosen = [c for c in sorted(known) if classes is None or c in classes]
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = COCOeval(dataset(_label_boxes(truth)), dataset(_detected_boxes(detections)), "bbox")
+        run.params.catIds = chosen
         run.evaluate()
         run.accumulate()
-    precision = run.eval["precision"][
-        :, :, :, 0, 2
-    ]  # (overlaps, recalls, classes), area "all", 100 detections
-    counts = {
-        c: float(sum(((t[:, 1] == c) & (t[:, 6:].sum(1) == 0)).sum() for t in truth))
-        for c in run.params.catIds
-    }
-    present = [k for k, c in enumerate(run.params.catIds) if counts[c]]
-    per_class = {run.params.catIds[k]: float(precision[:, :, k].mean()) for k in present}
-    shown = precision[:, :, present]
+    precision = run.eval["precision"][:, :, :, _ALL_AREAS, _MOST_100]  # overlaps, recalls, classes
+    counts, columns = {}, []
+    for column, c in enumerate(chosen):
+        count = sum(((rows[:, 1] == c) & (rows[:, 6:].sum(1) == 0)).sum() for rows in truth)
+        if count:
+            counts[c] = float(count)
+            columns.append(column)
+    per_class = {c: float(precision[:, :, k].mean()) for c, k in zip(counts, columns, strict=True)}
+    present = precision[:, :, columns]
     details = {
-        "map": float(shown.mean()),
-        "map50": float(shown[0].mean()),
-        "map75": float(shown[5].mean()),
+        "map": float(present.mean()),
+        "map50": float(present[0].mean()),
+        "map75": float(present[5].mean()),
     }
-    return MetricEstimate(details["map"], per_class, {c: counts[c] for c in per_class}, details)
+    return MetricEstimate(details["map"], per_class, counts, details)
 
 
-def _annotations(truth: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _label_boxes(truth: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Yield the annotations of label rows."""
     for image, rows in enumerate(truth):
-        for row, (x1, y1, x2, y2) in zip(rows, center_to_corner(rows[:, 2:6]) * SIDE, strict=False):
+        for row, corners in zip(rows, center_to_corner(rows[:, 2:6]), strict=True):
             crowd = int(row[6]) if len(row) == 7 else 0
-            box = [x1, y1, x2 - x1, y2 - y1]
-            found.append(
-                {
-                    "id": len(found) + 1,
-                    "image_id": image + 1,
-                    "category_id": int(row[1]),
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": crowd,
-                }
-            )
-    return found
+            yield {**_box(image, row[1], corners), "iscrowd": crowd}
 
 
-def _results(answer: Any, detections: Sequence[np.ndarray], coco: Any) -> Any:
-    """A COCO object of the detections; `loadRes` refuses an empty list."""
-    rows = []
-    for image, found in enumerate(detections):
-        for x1, y1, x2, y2, score, c in found:
-            box = [x1 * SIDE, y1 * SIDE, (x2 - x1) * SIDE, (y2 - y1) * SIDE]
-            rows.append(
-                {"image_id": image + 1, "category_id": int(c), "bbox": box, "score": float(score)}
-            )
-    if rows:
-        return answer.loadRes(rows)
-    empty = coco()
-    empty.dataset = {**answer.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
+def _detected_boxes(detections: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Yield the annotations of detections."""
+    for image, rows in enumerate(detections):
+        for row in rows:
+            yield {**_box(image, row[5], row[:4]), "score": float(row[4]), "iscrowd": 0}
+
+
+def _box(image: int, category: float, corners: np.ndarray) -> dict[str, Any]:
+    """Return the fields that all annotations have."""
+    x1, y1, x2, y2 = corners * SIDE
+    box = [x1, y1, x2 - x1, y2 - y1]
+    return {
+        "image_id": image,
+        "category_id": int(category),
+        "bbox": box,
+        "area": box[2] * box[3],
+    }
 
 
 def official(options: MetricOptions) -> Official:
-    """Box mAP by pycocotools."""
+    """Return box mAP by pycocotools."""
     return Official(options)

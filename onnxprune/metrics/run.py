@@ -1,4 +1,4 @@
-"""Running a model over labeled data."""
+"""Evaluation of a model on labeled data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def evaluate(
     threads: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> Score:
-    """The metric of a model; see `find_metric` for names and errors. Memory does not grow with the outputs."""
+    """Return a metric of a model; see `find_metric` for names and errors.
+
+    Memory does not grow with the outputs.
+    """
     found = find_metric(metric, options)
     measure(model, data, [found], threads=threads, batch_size=batch_size)
     return found.result()
@@ -44,29 +47,27 @@ def measure(
     Raises
     ------
     DataError
-        An output has no batch axis.
+        The last batch is padded and an output has no batch axis.
     """
     session = Session(model, threads=threads)
     for batch in data.labeled_batches(batch_size):
         outputs = session.run(batch.feeds)
-        filled = (
-            len(next(iter(batch.feeds.values())))
-            if any(np.ndim(f) for f in batch.feeds.values())
-            else batch.count
-        )
-        if filled != batch.count:
-            outputs = {
-                name: _cut(name, value, filled, batch.count) for name, value in outputs.items()
-            }
+        rows = batch.count
+        if any(np.ndim(f) for f in batch.feeds.values()):
+            rows = len(next(iter(batch.feeds.values())))
+        # a model with a fixed batch gets its last batch padded
+        if rows != batch.count:
+            outputs = {n: _drop_padding(n, v, rows, batch.count) for n, v in outputs.items()}
         for metric in metrics:
             metric.update(outputs, batch.labels)
 
 
-def _cut(name: str, value: np.ndarray, filled: int, count: int) -> np.ndarray:
-    """The rows of the real samples of a batch that was filled up."""
-    if not np.ndim(value) or len(value) != filled:
+def _drop_padding(name: str, value: np.ndarray, rows: int, count: int) -> np.ndarray:
+    """Return the first `count` rows of an output of a padded batch of `rows`."""
+    if not np.ndim(value) or len(value) != rows:
         raise DataError(
             "data-batch",
-            f"output {name!r} of shape {np.shape(value)} has no batch axis of {filled}; use a number of samples that fills the model's batch",
+            f"output {name!r} of shape {np.shape(value)} has no batch axis of {rows}; use a number "
+            "of samples that is a multiple of the model's batch",
         )
     return value[:count]

@@ -20,10 +20,11 @@ from onnxprune.metrics.base import (
 
 
 class Segmentation(BaseMetric):
-    """Counts of pixels by image and class; what is kept is (images, 3, classes), not pixels.
+    """Pixel counts by image and class; (images, 3, classes) are kept, not pixels.
 
-    Outputs: class scores (n, C, H, W), resized bilinearly to the labels where smaller, or class indices (n, H, W). Labels: `masks` int (n, H, W);
-    values outside of 0 .. classes - 1 and `ignore` are not scored. Predictions outside of the classes count as wrong.
+    Outputs are class scores (n, C, H, W), resized bilinearly to the size of the labels, or class
+    indices (n, H, W). Labels: `masks`, int (n, H, W); values outside 0 .. classes - 1 and `ignore`
+    are not scored. Predictions outside the classes count as wrong.
     """
 
     def __init__(self, name: str, options: MetricOptions) -> None:
@@ -33,63 +34,63 @@ class Segmentation(BaseMetric):
 
     @property
     def n(self) -> int:
+        """Return the number of images seen."""
         return len(self._counts)
 
     def update(self, outputs: Outputs, labels: Labels) -> None:
-        """Outputs of one batch and `masks`."""
+        """Add one batch of outputs and `masks`."""
         output = pick_output(outputs, self.options, self.name)
         masks = pick_labels(labels, self.options, "masks", self.name)
         if masks.ndim != 3 or output.ndim not in (3, 4) or len(output) != len(masks):
             raise DataError(
                 "metric-shape",
-                f"{self.name}: output {output.shape} and masks {masks.shape} are not (n, C, H, W) or (n, H, W) and (n, H, W)",
+                f"{self.name}: output {output.shape} and masks {masks.shape} must be (n, C, H, W) "
+                "or (n, H, W), and (n, H, W)",
             )
-        for image, mask in zip(output, masks, strict=False):
-            self._counts.append(
-                self._count(self._classes_of(image, mask.shape), mask.astype(np.int64))
-            )
+        for image, mask in zip(output, masks, strict=True):
+            predicted = self._predict(image, mask.shape)
+            self._counts.append(self._count(predicted, mask.astype(np.int64)))
 
-    def _classes_of(self, image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-        """Class index of each pixel, at the labels' size."""
+    def _predict(self, image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+        """Return the class index of each pixel, at the size of the labels."""
         if image.ndim == 3:
             scores = image[self.options.class_offset :]
-            return np.asarray(
-                (scores if scores.shape[1:] == size else resize(scores, size[0], size[1])).argmax(0)
-            )
+            if scores.shape[1:] != size:
+                scores = resize(scores, size[0], size[1])
+            return np.asarray(scores.argmax(0))
         if image.shape != size:
             raise DataError(
                 "metric-shape",
-                f"{self.name}: class indices of {image.shape} for masks of {size}; they must be of one size",
+                f"{self.name}: class indices of {image.shape} for masks of {size}; they must be of "
+                "one size",
             )
         return image.astype(np.int64) - self.options.class_offset
 
-    def _count(self, found: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """(3, classes): right pixels, labeled pixels, predicted pixels of each class."""
-        classes = (
-            self.options.classes
-            or (self._counts[0].shape[1] if self._counts else None)
-            or int(max(found.max(), mask.max())) + 1
-        )
+    def _count(self, predicted: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Return correct, labeled and predicted pixels per class, float64 (3, classes)."""
+        classes = self.options.classes
+        if not classes and self._counts:
+            classes = self._counts[0].shape[1]
+        if not classes:
+            classes = int(max(predicted.max(), mask.max())) + 1
         scored = (mask >= 0) & (mask < classes)
         if self.options.ignore is not None:
             scored &= mask != self.options.ignore
-        mask, found = mask[scored], found[scored]
-        inside = found[(found >= 0) & (found < classes)]
-        tally = [np.bincount(v, minlength=classes) for v in (mask[found == mask], mask, inside)]
+        mask, predicted = mask[scored], predicted[scored]
+        inside = predicted[(predicted >= 0) & (predicted < classes)]
+        tally = [np.bincount(v, minlength=classes) for v in (mask[predicted == mask], mask, inside)]
         return np.asarray(tally, np.float64)
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
     ) -> MetricEstimate:
+        """Return the metric over the chosen classes with image weights; both are in its details."""
         counts = np.stack(self._counts)
-        right, labeled, predicted = (
-            counts.sum(0) if weights is None else np.tensordot(weights, counts, 1)
-        )
-        chosen = (
-            np.arange(len(right))
-            if classes is None
-            else np.asarray([c for c in classes if c < len(right)], np.int64)
-        )
+        totals = counts.sum(0) if weights is None else np.tensordot(weights, counts, 1)
+        right, labeled, predicted = totals
+        chosen = np.arange(len(right))
+        if classes is not None:
+            chosen = np.asarray([c for c in classes if c < len(right)], np.int64)
         union = labeled + predicted - right
         iou = {int(c): float(right[c] / union[c]) for c in chosen if union[c]}
         recall = {int(c): float(right[c] / labeled[c]) for c in chosen if labeled[c]}
@@ -105,13 +106,16 @@ class Segmentation(BaseMetric):
 
 
 def resize(scores: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, pixel centers at half (as ONNX Resize and torch do without align_corners): (C, h, w) -> (C, height, width) float32."""
+    """Resize (C, h, w) bilinearly to (C, height, width) float32.
+
+    Pixel centers are at half, as in ONNX Resize by default and in torch without align_corners.
+    """
     rows, columns = _weights(scores.shape[1], height), _weights(scores.shape[2], width)
     return np.asarray(rows @ scores.astype(np.float32) @ columns.T)
 
 
 def _weights(size: int, target: int) -> np.ndarray:
-    """(target, size): how much each source position gives to each target position."""
+    """Return the weight of each source position in each target position, (target, size)."""
     at = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
     low = np.floor(at).astype(int)
     high = np.minimum(low + 1, size - 1)
@@ -122,10 +126,10 @@ def _weights(size: int, target: int) -> np.ndarray:
 
 
 def miou(options: MetricOptions) -> Segmentation:
-    """Mean intersection over union; pixel accuracy is in its details."""
+    """Return mean intersection over union."""
     return Segmentation("miou", options)
 
 
 def pixel_acc(options: MetricOptions) -> Segmentation:
-    """Pixel accuracy; mean intersection over union is in its details."""
+    """Return pixel accuracy."""
     return Segmentation("pixel_acc", options)

@@ -1,4 +1,4 @@
-"""Divergence between two models' class probabilities at a temperature where there is something to compare."""
+"""Divergence of class probabilities at a temperature at which the original is not saturated."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# mean maximum probability at most: above it the divergence of confident models is about 0 whatever was cut
+# the mean maximum probability is at most this: above it the divergence of confident models is
+# about 0 whatever was cut
 MEAN_MAXIMUM = 0.9
-# steps of sqrt(2) up to 1024: the least of them that suffices is used, so that one pass over the data is enough
+# steps of sqrt(2) up to 1024; sums are kept for all of them, so that one pass over data is enough
 TEMPERATURES = 2.0 ** (np.arange(21) / 2)
-POSITIONS = 1024  # of a dense output, evenly spaced, that are compared in each sample, at most 2047
-TINY = 1e-12  # least probability, where outputs are probabilities already
+POSITIONS = 1024  # evenly spaced positions compared per sample of a dense output; below 2048
+TINY = 1e-12  # least probability, for outputs that are probabilities
 SUM_TOLERANCE = 1e-3  # float16 softmax
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """kl: nats, mean over rows, at `temperature`; max_probability: mean over rows of the original's largest, at temperature 1."""
+    """Divergence of two models' class probabilities.
+
+    Attributes
+    ----------
+    kl
+        KL(softmax(a / T) || softmax(b / T)) in nats, mean over rows.
+    temperature
+        T of `kl`.
+    max_probability
+        Largest probability of the original at temperature 1, mean over rows.
+    """
 
     kl: float
     temperature: float
@@ -25,10 +36,11 @@ class Divergence:
 
 
 class Tempered:
-    """KL(softmax(a/T) || softmax(b/T)), T the least of TEMPERATURES at which the original's mean maximum probability is <= 0.9.
+    """Sums for the divergence at every temperature, so that rows need not be kept.
 
-    Sums are kept for every temperature, so rows need not be. Outputs that are probabilities already (each row of the first batch non-negative with
-    sum 1) are taken as logits through their logarithm.
+    The result is at the least of TEMPERATURES at which the original's mean maximum probability is
+    <= MEAN_MAXIMUM. Outputs that are probabilities (each row of the first batch is non-negative and
+    sums to 1) are converted to logits by their logarithm.
     """
 
     def __init__(self) -> None:
@@ -38,7 +50,7 @@ class Tempered:
         self._probabilities: bool | None = None
 
     def update(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Original's and pruned model's values, float (n, ..., classes); a row is one position of a sample."""
+        """Add values of the original and the pruned model, float (n, ..., classes)."""
         a, b = (_rows(v) for v in (a, b))
         if self._probabilities is None:
             self._probabilities = are_probabilities(a)
@@ -51,7 +63,7 @@ class Tempered:
         self._rows += len(a)
 
     def result(self) -> Divergence:
-        """The divergence; at the last temperature where none suffices."""
+        """Return the divergence; at the last temperature if the original is saturated at all."""
         tops = self._tops / self._rows
         enough = np.flatnonzero(tops <= MEAN_MAXIMUM)
         chosen = int(enough[0]) if len(enough) else len(TEMPERATURES) - 1
@@ -63,17 +75,21 @@ class Tempered:
 
 
 def _rows(values: np.ndarray) -> np.ndarray:
-    """(rows, classes) of (n, ..., classes), at most so many positions a sample; the choice depends on the shape alone."""
-    places = values.reshape(len(values), -1, values.shape[-1])
-    return places[:, :: max(1, places.shape[1] // POSITIONS)].reshape(-1, values.shape[-1])
+    """Return (rows, classes) of (n, ..., classes), with a limited number of positions per sample.
+
+    The choice depends on the shape alone, so that both models are compared at the same positions.
+    """
+    positions = values.reshape(len(values), -1, values.shape[-1])
+    step = max(1, positions.shape[1] // POSITIONS)
+    return positions[:, ::step].reshape(-1, values.shape[-1])
 
 
 def are_probabilities(rows: np.ndarray) -> bool:
-    """Whether each row is non-negative with sum 1."""
+    """Return True if each row is non-negative and sums to 1."""
     return bool((rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=SUM_TOLERANCE))
 
 
 def log_softmax(rows: np.ndarray) -> np.ndarray:
-    """Along the last axis."""
+    """Return the logarithm of the softmax along the last axis."""
     shifted = rows - rows.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -1,4 +1,4 @@
-"""Metrics of the user's own, by `module:function`."""
+"""Metrics of the user, named by `module:function` or `FILE.py:function`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from onnxprune.metrics.base import Labels, MeanMetric, Metric, MetricOptions, Ou
 
 
 class FunctionMetric(MeanMetric):
-    """Mean of what `function(outputs, labels)` gives for each sample: float (batch,), or one number, which then counts for every sample of its batch."""
+    """Mean of the values of `function(outputs, labels)`.
+
+    The function returns one value per sample, float (batch,), or one number, which counts for every
+    sample of its batch.
+    """
 
     def __init__(
         self, name: str, function: Callable[[Outputs, Labels], Any], options: MetricOptions
@@ -24,7 +28,7 @@ class FunctionMetric(MeanMetric):
         self._function = function
 
     def update(self, outputs: Outputs, labels: Labels) -> None:
-        """One batch, handed to the function as it is."""
+        """Add the function's values of one batch."""
         size = len(next(iter(outputs.values())))
         try:
             values = np.asarray(self._function(outputs, labels), np.float64)
@@ -35,18 +39,25 @@ class FunctionMetric(MeanMetric):
         if values.shape not in ((), (size,)):
             raise DataError(
                 "metric-shape",
-                f"metric {self.name!r} gave {values.shape} for a batch of {size}; it must give ({size},) or one number",
+                f"metric {self.name!r} returned shape {values.shape} for a batch of {size}; return "
+                f"({size},) or one number",
             )
         self.add(np.broadcast_to(values, (size,)))
 
 
 def user_metric(name: str, found: Any, options: MetricOptions) -> Metric:
-    """A metric from what the user named: a Metric class, a factory of one argument, or a function of outputs and labels.
+    """Return a metric from the object that the user named.
+
+    Parameters
+    ----------
+    found
+        A Metric class, a function of one argument that returns a Metric, or a function of outputs
+        and labels.
 
     Raises
     ------
     UsageError
-        None of these.
+        The object is none of these.
     """
     if not callable(found):
         raise UsageError(
@@ -54,10 +65,11 @@ def user_metric(name: str, found: Any, options: MetricOptions) -> Metric:
         )
     if not isinstance(found, type) and len(inspect.signature(found).parameters) == 2:
         return FunctionMetric(name, found, options)
-    made = found(options)
-    if not isinstance(made, Metric):
+    metric = found(options)
+    if not isinstance(metric, Metric):
         raise UsageError(
             "metric-kind",
-            f"metric {name!r} is neither (outputs, labels) -> values nor a Metric (name, higher_is_better, update, result)",
+            f"metric {name!r} is neither a function (outputs, labels) -> values nor a Metric "
+            "(name, higher_is_better, draws, n, update, estimate, outcomes, result)",
         )
-    return made
+    return metric

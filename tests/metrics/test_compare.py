@@ -12,7 +12,7 @@ from onnxprune.data.labeled import open_labeled
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import load
 from onnxprune.metrics import MetricOptions, find_metric
-from onnxprune.metrics.base import resample, spread
+from onnxprune.metrics.base import bootstrap_error, resample
 from onnxprune.metrics.compare import compare, compare_metrics, mcnemar
 from onnxprune.types import Cost
 
@@ -46,7 +46,7 @@ def test_mcnemar_and_paired_error_are_exact():
     assert found.mcnemar == pytest.approx(min(1, 2 * tail)) and mcnemar(0, 0) == 1
     assert found.standard_error == pytest.approx(np.std(second - first, ddof=1) / math.sqrt(300))
     drawn = resample([a, b], 400, np.random.default_rng(1))
-    assert spread([y.value - x.value for x, y in drawn]) == pytest.approx(
+    assert bootstrap_error([y.value - x.value for x, y in drawn]) == pytest.approx(
         found.standard_error, rel=BOOTSTRAP
     )
     assert found.interval[0] < found.difference < found.interval[1]

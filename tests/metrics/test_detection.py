@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from onnxprune.errors import DataError, UsageError
 from onnxprune.metrics import METRICS, MetricOptions, find_metric
 from onnxprune.metrics.boxes import native, overlap, suppress
+from onnxprune.metrics.compare import compare_metrics
 from onnxprune.metrics.detection import OVERLAPS, area, match
 from onnxprune.metrics.pycoco import official_map
 
@@ -84,6 +87,14 @@ def test_official_metric_is_the_same_by_name():
         for n in ("coco", "coco-official")
     )
     assert ours.value == pytest.approx(theirs.value, abs=SAME) and theirs.standard_error is None
+
+
+def test_a_comparison_by_the_official_metric_is_plain_json():
+    pytest.importorskip("pycocotools")
+    detections, truth = scene(3)
+    pair = [stream("coco-official", detections, truth, MetricOptions(decoder=plain)) for _ in "ab"]
+    rows = json.loads(json.dumps(compare_metrics(*pair).as_dict()))["classes"]
+    assert [row["index"] for row in rows] == [0, 1, 2]
 
 
 def test_weights_count_images_as_often_as_they_say():
