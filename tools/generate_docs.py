@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
+from onnxprune.analysis.rule import Attributes
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "onnxprune"
 _SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
@@ -39,7 +41,7 @@ class Failure(NamedTuple):
 
 
 @dataclass
-class Typical:
+class Typical(Attributes):
     """A node as it is met most often, for operators whose pattern depends on attributes: three axes, working on the last one."""
 
     op: str

@@ -1,172 +1,223 @@
-"""Applying a row of the rule table to a node: bind letters, unify axes, name the output axes."""
+"""Applies a row of the rule table to a node: binds letters, unifies axes, names output axes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from onnxprune.analysis.causes import Axis
-from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse
-from onnxprune.analysis.rules import Rule
-from onnxprune.analysis.state import Average, Mask, Node, Product, Refit, Tensor
+from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse, spell
+from onnxprune.analysis.rule import Misfit, Rule
+from onnxprune.analysis.state import Average, Mask, Node, Product, SizeLiteral, Tensor
 from onnxprune.ir.values import Dim
 
-Key = str | tuple[str, int]  # a letter, or the k-th of the axes that a mark stands for
+_KERNEL = "kernel"  # mark of the spatial axes of a weight
 
 
-class Misfit(Exception):
-    """The pattern does not fit the operands; the node is frozen with this text."""
+class Nth(NamedTuple):
+    """One of the axes that a mark stands for.
+
+    Attributes
+    ----------
+    mark
+        LEADING, SPATIAL or the kernel's.
+    number
+        Index among the axes of the mark; leading axes are counted from the right.
+    """
+
+    mark: str
+    number: int
+
+
+Key = str | Nth  # an axis that has an entry in the tables: a letter or an axis of a mark
+Factors = tuple[str, ...]  # letters whose product is one axis
+Tokens = list[Key | Factors]
 
 
 @dataclass
 class _Match:
-    """One application."""
+    """One application of a rule.
+
+    Attributes
+    ----------
+    node
+        Node the rule is applied to.
+    rule
+        Row of the table.
+    allowed
+        Whether axes along which the operator mixes may be cut.
+    axes
+        Axis per letter.
+    length
+        Length per letter.
+    """
 
     node: Node
     rule: Rule
     allowed: bool
-    env: dict[Key, Axis] = field(default_factory=dict)
+    axes: dict[Key, Axis] = field(default_factory=dict)
     length: dict[Key, Dim] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Match the tokens of the pattern with the operands."""
         self.pattern = parse(self.rule.pattern)
         self.causes = self.node.record.causes
         self.frozen = set(self.rule.freeze)
-        self.tokens: list[list[Key | tuple[str, ...]] | None] = []
+        self.tokens: list[Tokens | None] = []
         for slot, operand in enumerate(self.node.operands):
             if operand is None or slot >= len(self.pattern.inputs):
                 self.tokens.append(None)
                 continue
             self.tokens.append(_expand(self.pattern.inputs[slot], self.node.shape(slot), slot))
-        self.made = {x for axes in self.pattern.outputs for x in letters(axes)}
-        self.from_data = {
-            name
-            for operand, tokens in zip(self.node.operands, self.tokens, strict=False)
+        self.output_letters = {x for axes in self.pattern.outputs for x in letters(axes)}
+        data_tokens = [
+            token
+            for operand, tokens in zip(self.node.operands, self.tokens, strict=True)
             if operand is not None and tokens is not None and not operand.constant
             for token in tokens
-            for name in (token if isinstance(token, tuple) else (token,))
-        }
+        ]
+        self.has_data = bool(data_tokens)
+        self.data_letters = {name for token in data_tokens for name in _letters_of(token)}
         for name, source in self.rule.let.items():
-            value = self.node.attribute(source, 1) if isinstance(source, str) else source
-            self.length[name] = int(value)  # type: ignore[call-overload]
+            self.length[name] = self.node.integer(source, 1) if isinstance(source, str) else source
 
-    def measured(self) -> list[tuple[int, list[Key | tuple[str, ...]]]]:
-        """Bind all lengths; the operands that are there, with their tokens."""
-        present = [(s, t) for s, t in enumerate(self.tokens) if t is not None]
-        for slot, tokens in (
-            present * 2
-        ):  # again, now that a length of 1 may have become that of another operand
+    def measured(self) -> list[tuple[int, Tensor, Tokens]]:
+        """Bind all lengths; return the operands that the pattern covers, with their tokens."""
+        present = [
+            (slot, operand, tokens)
+            for slot, (operand, tokens) in enumerate(
+                zip(self.node.operands, self.tokens, strict=True)
+            )
+            if operand is not None and tokens is not None
+        ]
+        # twice: a broadcast length of 1 may have become that of another operand
+        for slot, _, tokens in present * 2:
             self.measure(slot, tokens)
         return present
 
     def run(self) -> list[list[Axis]]:
-        """Bind all operands; the axes of each output."""
+        """Bind all operands; return the axes of each output."""
         present = self.measured()
+        # activations first: a letter that none of them has belongs to the operator alone
         for constant in (False, True):
-            for slot, tokens in present:
-                operand = self.node.operands[slot]
-                if operand is not None and operand.constant == constant:
+            for slot, operand, tokens in present:
+                if operand.constant == constant:
                     self.bind(slot, operand, tokens)
         self.freeze()
         if self.rule.masked is not None:
             self.mask_recurrent(self.rule.masked)
         outputs = [
-            self.output(i, tokens)
-            for i, tokens in enumerate(self.pattern.outputs[: len(self.node.proto.output)])
+            self.output(name, tokens)
+            for name, tokens in zip(self.node.proto.output, self.pattern.outputs, strict=False)
         ]
-        self.finish(present)
+        self.record_operands(present)
+        self.record_literals()
+        self.record_averages()
+        for term in self.rule.macs:
+            self.count(term)
         return outputs
 
-    # ------------------------------------------------------------ lengths
+    # Lengths
 
-    def measure(self, slot: int, tokens: list[Key | tuple[str, ...]]) -> None:
-        """Bind the lengths of letters; Misfit where they disagree."""
+    def measure(self, slot: int, tokens: Tokens) -> None:
+        """Bind the lengths of letters; Misfit if they disagree."""
         for key, size in zip(tokens, self.node.shape(slot), strict=False):
-            if isinstance(key, tuple) and not isinstance(key[-1], int):
-                self.measure_product(key, size)  # type: ignore[arg-type]
+            if not isinstance(key, str | Nth):
+                self.measure_product(key, size)
                 continue
-            known = self.length.get(key)  # type: ignore[arg-type]
+            known = self.length.get(key)
             if known is None or known == 1:
-                self.length[key] = size  # type: ignore[index]
-            elif isinstance(size, int) and size != 1 and isinstance(known, int) and size != known:
-                raise Misfit(f"axis {key!r} of {self.rule.pattern!r} is {known} and {size}")
-            elif isinstance(size, int) and size != 1:
-                self.length[key] = size  # type: ignore[index]
+                self.length[key] = size
+            elif not isinstance(size, int) or size == 1:
+                continue
+            elif isinstance(known, int) and size != known:
+                name = key if isinstance(key, str) else f"{key.mark}[{key.number}]"
+                raise Misfit(f"axis {name} of {self.rule.pattern!r} has lengths {known} and {size}")
+            else:
+                self.length[key] = size
 
-    def number(self, name: str) -> int:
-        """The length of a letter of a product."""
-        return int(self.length[name])  # type: ignore[arg-type]  # the walk catches what a symbol raises
-
-    def measure_product(self, names: tuple[str, ...], size: Dim) -> None:
+    def measure_product(self, names: Factors, size: Dim) -> None:
+        """Bind the length of the one letter of a product that is unknown."""
         if not isinstance(size, int):
-            raise Misfit(f"{names} is a product and has no fixed length")
+            raise Misfit(f"axis ({' '.join(names)}) is a product and dynamic")
         unknown = [n for n in names if n not in self.length]
         rest = prod(self.number(n) for n in names if n in self.length)
         if len(unknown) > 1 or rest == 0 or size % rest or (not unknown and rest != size):
-            raise Misfit(f"length {size} is not the product {names}")
+            raise Misfit(f"length {size} is not the product ({' '.join(names)})")
         for name in unknown:
             self.length[name] = size // rest
 
-    # ------------------------------------------------------------ binding
+    def number(self, name: str) -> int:
+        """Return the length of a letter of a product; Misfit if it is not fixed."""
+        size = self.length.get(name)
+        if not isinstance(size, int):
+            raise Misfit(f"axis {name} is part of a product and dynamic")
+        return size
 
-    def bind(self, slot: int, operand: Tensor, tokens: list[Key | tuple[str, ...]]) -> None:
+    # Binding
+
+    def bind(self, slot: int, operand: Tensor, tokens: Tokens) -> None:
+        """Tie the axes of an operand to those of its letters."""
         shape = self.node.shape(slot)
         for i, key in enumerate(tokens):
-            if isinstance(key, tuple) and key[0] == "kernel":
+            axis = operand.axes[i]
+            if not isinstance(key, str | Nth):
+                self.bind_product(operand, i, key)
+            elif isinstance(key, Nth) and key.mark == _KERNEL:
                 why = self.node.why("kernel position")
-                self.causes.freeze(why if operand.axes[i] is None else operand.axes[i], why)  # type: ignore[arg-type]
+                self.causes.freeze(why if axis is None else axis, why)
                 operand.axes[i] = why
-            elif isinstance(key, tuple) and not isinstance(key[-1], int):
-                self.bind_product(operand, i, key)  # type: ignore[arg-type]
-            elif shape[i] == 1 and self.length[key] != 1:  # type: ignore[index]
-                if operand.axes[i] is None:
+            elif shape[i] == 1 and self.length[key] != 1:  # broadcast
+                if axis is None:
                     operand.axes[i] = self.node.single()
-            elif operand.axes[i] is None:
-                operand.axes[i] = self.letter(key)  # type: ignore[arg-type]
+            elif axis is None:
+                operand.axes[i] = self.letter(key)
             else:
-                self.equal(key, operand.axes[i])  # type: ignore[arg-type]
+                self.equal(key, axis)
 
     def letter(self, key: Key) -> Axis:
-        """The axis of a letter; fresh causes where it has none."""
-        if key not in self.env:
-            size = self.length[key]
-            if (
-                isinstance(key, str)
-                and key not in self.made
-                and key not in self.from_data
-                and (self.from_data or self.carriers(key) < 2)
-            ):
-                self.env[key] = self.node.why(
-                    "a parameter of the op" if self.from_data else "a sum over a constant"
-                )
-                return self.env[key]
-            self.env[key] = (
-                self.causes.fresh(size, self.node.single())
-                if isinstance(size, int)
-                else self.node.why("dynamic axis")
-            )
-        return self.env[key]
+        """Return the axis of a letter; of fresh causes if it has none yet."""
+        if key in self.axes:
+            return self.axes[key]
+        size = self.length[key]
+        if isinstance(key, str) and self.without_data(key):
+            text = "a parameter of the operator" if self.has_data else "a sum over a constant"
+            axis: Axis = self.node.why(text)
+        elif isinstance(size, int):
+            axis = self.causes.fresh(size, self.node.single())
+        else:
+            axis = self.node.why("dynamic axis")
+        self.axes[key] = axis
+        return axis
+
+    def without_data(self, name: str) -> bool:
+        """Return whether no activation and no output has the letter, and nothing pairs with it."""
+        if name in self.output_letters or name in self.data_letters:
+            return False
+        return self.has_data or self.carriers(name) < 2
 
     def carriers(self, name: str) -> int:
-        """How many operands have an axis of that letter."""
+        """Return how many operands have an axis of the letter."""
         return sum(
-            any(name == token or isinstance(token, tuple) and name in token for token in tokens)
+            any(name in _letters_of(token) for token in tokens)
             for tokens in self.tokens
             if tokens is not None
         )
 
     def equal(self, key: Key, axis: Axis) -> None:
-        if key not in self.env:
-            self.env[key] = axis
-        else:
-            self.causes.unify(self.env[key], axis)
-            if isinstance(axis, int):
-                self.env[key] = axis
+        """Tie an axis to that of a letter."""
+        if key not in self.axes:
+            self.axes[key] = axis
+            return
+        self.causes.unify(self.axes[key], axis)
+        if isinstance(axis, int):
+            self.axes[key] = axis
 
-    def bind_product(self, operand: Tensor, i: int, names: tuple[str, ...]) -> None:
+    def bind_product(self, operand: Tensor, i: int, names: Factors) -> None:
+        """Tie an axis of an operand to the product of letters."""
         axis = operand.axes[i]
         if axis is None:
             operand.axes[i] = self.product(names)
@@ -177,7 +228,8 @@ class _Match:
             self.equal(name, row)
         self.equal(names[-1], axis)
 
-    def product(self, names: tuple[str, ...]) -> Axis:
+    def product(self, names: Factors) -> Axis:
+        """Return the axis of a product of letters."""
         axis, size = self.letter(names[0]), self.number(names[0])
         for name in names[1:]:
             more = self.number(name)
@@ -185,13 +237,14 @@ class _Match:
         return axis
 
     def freeze(self) -> None:
-        """Letters that are never cut, and those along which the op mixes."""
-        for key, axis in list(self.env.items()):
-            name = key[0]
+        """Freeze the letters that are never cut, and those along which the operator mixes."""
+        for key, axis in list(self.axes.items()):
+            name = key.mark if isinstance(key, Nth) else key
             spatial = "spatial axis" if name == SPATIAL else None
             if name in self.frozen:
                 self.stop(key, axis, spatial or f"{self.node.op} fixes this axis")
             elif name in self.rule.means and not self.node.floating():
+                # the factor that corrects a mean after a cut would be rounded
                 self.stop(key, axis, f"{self.node.op} of integers mixes along this axis")
             elif name in self.rule.mixes:
                 if self.allowed and isinstance(axis, np.ndarray):
@@ -200,170 +253,196 @@ class _Match:
                     self.stop(key, axis, spatial or f"{self.node.op} mixes along this axis")
 
     def stop(self, key: Key, axis: Axis, text: str) -> None:
+        """Freeze the axis of a letter."""
         why = self.node.why(text)
         self.causes.freeze(axis, why)
-        self.env[key] = axis if isinstance(axis, int) else why
+        self.axes[key] = axis if isinstance(axis, int) else why
 
-    # ------------------------------------------------------------ results
+    # Results
 
-    def output(self, index: int, tokens: tuple[Token, ...]) -> list[Axis]:
-        shape = (
-            self.node.record.shapes.shape(self.node.proto.output[index])
-            if self.node.proto.output[index]
-            else ()
-        )
+    def output(self, name: str, tokens: tuple[Token, ...]) -> list[Axis]:
+        """Return the axes of an output; Misfit if its rank is another one."""
         axes: list[Axis] = []
         for token in tokens:
             if token == LEADING:
-                count = max(
-                    [k[1] + 1 for k in self.length if isinstance(k, tuple) and k[0] == LEADING],
-                    default=0,
-                )
-                axes += [self.leading((LEADING, k)) for k in reversed(range(count))]
+                # an operand of length 1 binds no axis, so all leading axes may be without one
+                axes += [self.letter(k) for k in self.keys(LEADING, self.length)]
             elif token == SPATIAL:
-                axes += [
-                    self.env[k]
-                    for k in sorted(k for k in self.env if isinstance(k, tuple) and k[0] == SPATIAL)
-                ]
+                axes += [self.axes[k] for k in self.keys(SPATIAL, self.axes)]
             elif token == ONE:
                 axes.append(self.node.single())
             elif isinstance(token, tuple):
                 axes.append(self.product(token))
             else:
                 axes.append(self.letter(token))
-        if shape is not None and len(shape) != len(axes) and self.node.proto.output[index]:
+        shape = self.node.record.shapes.shape(name) if name else None
+        if shape is not None and len(shape) != len(axes):
             raise Misfit(
                 f"{self.rule.pattern!r} gives {len(axes)} axes for an output of {len(shape)}"
             )
         return axes
 
+    def keys(self, mark: str, table: dict[Key, Axis] | dict[Key, Dim]) -> list[Nth]:
+        """Return the axes of a mark that a table has, from the left."""
+        keys = [k for k in table if isinstance(k, Nth) and k.mark == mark]
+        return sorted(keys, reverse=mark == LEADING)
+
     def shape(self, tokens: tuple[Token, ...]) -> tuple[Dim, ...]:
-        """Lengths of an output's axes, None where the pattern does not say them."""
+        """Return the lengths of an output's axes, None if the pattern does not determine them."""
         dims: list[Dim] = []
         for token in tokens:
-            if token in (LEADING, SPATIAL):
-                keys = sorted(
-                    (k for k in self.length if isinstance(k, tuple) and k[0] == token),
-                    reverse=token == LEADING,
-                )
-                dims += [None if token in self.rule.freeze else self.length[k] for k in keys]
-            elif isinstance(token, tuple):
-                sizes = [self.length.get(n) for n in token]
-                dims.append(prod(sizes) if all(isinstance(s, int) for s in sizes) else None)  # type: ignore[arg-type]
+            if isinstance(token, tuple):
+                sizes = [d for d in map(self.length.get, token) if isinstance(d, int)]
+                dims.append(prod(sizes) if len(sizes) == len(token) else None)
+            elif token in (LEADING, SPATIAL):
+                fixed = token in self.rule.freeze  # a spatial axis that the operator resizes
+                dims += [None if fixed else self.length[k] for k in self.keys(token, self.length)]
             else:
                 dims.append(self.length.get(token))
         return tuple(dims)
 
-    def leading(self, key: Key) -> Axis:
-        """A broadcast axis; all operands may have length 1 there."""
-        return self.env[key] if key in self.env else self.letter(key)
-
-    def finish(self, present: list[tuple[int, list[Key | tuple[str, ...]]]]) -> None:
-        """Masks, roles of the initializers' axes, refits and MACs."""
+    def record_operands(self, present: list[tuple[int, Tensor, Tokens]]) -> None:
+        """Record masks, and the roles of the axes of initializers."""
         contracted = set(self.pattern.contracted) | set(self.rule.sums)
-        makes = bool(
-            self.from_data or self.rule.macs
-        )  # constants that are only changed go on to what makes channels of them
-        for slot, tokens in present:
-            operand = self.node.operands[slot]
+        # an operator on constants alone produces no channels: what consumes its result does
+        makes = self.has_data or bool(self.rule.macs)
+        for slot, operand, tokens in present:
             for i, key in enumerate(tokens):
-                ids = operand.axes[i]  # type: ignore[union-attr]
+                ids = operand.axes[i]
                 if not isinstance(ids, np.ndarray):
                     continue
-                names = [key] if isinstance(key, str) else [n for n in key if isinstance(n, str)]
-                live = [n for n in names if isinstance(self.env.get(n), np.ndarray)]
-                summed = any(n in contracted for n in live)
-                if summed and (not operand.constant or not contracted & self.from_data & set(live)):  # type: ignore[union-attr]
+                live = {n for n in _letters_of(key) if isinstance(self.axes.get(n), np.ndarray)}
+                summed = live & contracted
+                # one mask per sum: on the activation if there is one
+                if summed and not (operand.constant and summed & self.data_letters):
                     self.node.record.masks.append(Mask(self.node.index, slot, i, ids))
-                made = makes and any(n in self.made and n not in self.from_data for n in live)
-                role = "produces" if made else "consumes" if summed else "carries"
-                for origin in operand.origins:  # type: ignore[union-attr]
+                role = "consumes" if summed else "carries"
+                if makes and live & self.output_letters - self.data_letters:
+                    role = "produces"
+                for origin in operand.origins:
                     self.node.record.hints.append((origin, ids, role))
+
+    def record_literals(self) -> None:
+        """Record the attributes that hold the lengths of letters."""
         for name, letter in self.rule.refit.items():
-            axis = (
-                self.env.get(letter) if " " not in letter else self.product(tuple(letter.split()))
+            if " " in letter:
+                axis: Axis | None = self.product(tuple(letter.split()))
+            else:
+                axis = self.axes.get(letter)
+            if not isinstance(axis, np.ndarray):
+                continue
+            value = self.node.attribute(name)
+            listed = isinstance(value, list)
+            entries = (axis,) * (len(value) if isinstance(value, list) else 1)
+            self.node.record.literals.append(
+                SizeLiteral(self.node.index, ("attribute", name), entries, scalar=not listed)
             )
-            if isinstance(axis, np.ndarray):
-                listed = self.node.attribute(name)
-                entries = (axis,) * (len(listed) if isinstance(listed, list) else 1)
-                self.node.record.refits.append(
-                    Refit(
-                        self.node.index, ("attribute", name), entries, not isinstance(listed, list)
-                    )
-                )
-        averaged = tuple(
-            a for a in (self.env.get(n) for n in self.rule.means) if isinstance(a, np.ndarray)
-        )
+
+    def record_averages(self) -> None:
+        """Record the axes that the operator averages over."""
+        axes = [self.axes.get(n) for n in self.rule.means]
+        averaged = tuple(a for a in axes if isinstance(a, np.ndarray))
         if averaged:
             self.node.record.averages.append(Average(self.node.index, averaged))
-        for term in self.rule.macs:
-            self.count(term)
 
     def count(self, term: str) -> None:
-        """One product of the multiply-accumulates."""
+        """Record one product of the multiply-accumulates."""
         factor, axes = 1, []
         for word in term.split():
-            keys: Collection[Key] = (
-                [k for k in self.length if isinstance(k, tuple) and k[0] == LEADING]
-                if word == LEADING
-                else [word]
-            )
             if word in "*@#":
                 factor *= self.positions(word)
                 continue
+            keys: list[Key] = [word]
+            if word == LEADING:
+                keys = [k for k in self.length if isinstance(k, Nth) and k.mark == LEADING]
             for key in keys:
-                axis, size = self.env.get(key), self.length.get(key)
+                axis, size = self.axes.get(key), self.length.get(key)
                 if isinstance(axis, np.ndarray):
                     axes.append(axis)
                 elif isinstance(size, int):
                     factor *= size
         self.node.record.products.append(Product(self.node.index, factor, tuple(axes)))
 
-    def positions(self, word: str) -> int:
-        weight = 3 if self.node.op == "QLinearConv" else 1
-        shape = {
-            "*": lambda: self.node.out_shape(),
-            "@": lambda: self.node.shape(0),
-            "#": lambda: self.node.shape(weight),
-        }[word]()
+    def positions(self, mark: str) -> int:
+        """Return the number of spatial positions of the output, the input or the kernel."""
+        if mark == "*":
+            shape = self.node.out_shape()
+        elif mark == "@":
+            shape = self.node.shape(0)
+        else:
+            shape = self.node.shape(3 if self.node.op == "QLinearConv" else 1)
         return prod(d for d in shape[2:] if isinstance(d, int))
 
     def mask_recurrent(self, slot: int) -> None:
+        """Record the mask of a weight that feeds outputs back."""
         operand = self.node.operands[slot]
-        if operand is not None and isinstance(operand.axes[-1], np.ndarray):
+        if operand is None:
+            return
+        last = operand.axes[-1]
+        if isinstance(last, np.ndarray):
             self.node.record.masks.append(
-                Mask(self.node.index, slot, len(operand.axes) - 1, operand.axes[-1], recurrent=True)
+                Mask(self.node.index, slot, len(operand.axes) - 1, last, recurrent=True)
             )
 
 
-def _expand(
-    tokens: tuple[Token, ...], shape: tuple[Dim, ...], slot: int
-) -> list[Key | tuple[str, ...]] | None:
-    """One token an axis: marks become (mark, k), `...` counted from the right, `*` from the left; kernel axes of weights apart."""
+def _letters_of(token: Key | Factors) -> tuple[str, ...]:
+    """Return the letters of a token: none for an axis of a mark."""
+    if isinstance(token, Nth):
+        return ()
+    return (token,) if isinstance(token, str) else token
+
+
+def _expand(tokens: tuple[Token, ...], shape: tuple[Dim, ...], slot: int) -> Tokens | None:
+    """Return one token per axis; None for a scalar that is written with axes of length 1.
+
+    `...` is counted from the right, since operands are aligned there, `*` from the left. The
+    spatial axes of a weight have a mark of their own.
+    """
     marks = [t for t in tokens if t in (SPATIAL, LEADING)]
     extra = len(shape) - (len(tokens) - len(marks))
     if (not marks and extra) or extra < 0:
         if prod(d if isinstance(d, int) else 2 for d in shape) == 1:
-            return None  # a scalar written with some axes of length 1
-        raise Misfit(f"operand {slot} of rank {len(shape)} does not have the axes {tokens}")
-    out: list[Key | tuple[str, ...]] = []
+            return None
+        raise Misfit(f"operand {slot} of rank {len(shape)} does not have the axes {spell(tokens)}")
+    out: Tokens = []
     for token in tokens:
         if token == LEADING:
-            out += [(LEADING, k) for k in reversed(range(extra))]
+            out += [Nth(LEADING, k) for k in reversed(range(extra))]
         elif token == SPATIAL:
-            out += [(SPATIAL if slot == 0 else "kernel", k) for k in range(extra)]
+            out += [Nth(SPATIAL if slot == 0 else _KERNEL, k) for k in range(extra)]
         else:
             out.append(token)
     return out
 
 
 def shapes(node: Node, rule: Rule) -> list[tuple[Dim, ...]]:
-    """Shapes of the outputs of a node under a rule, as far as the pattern says them; Misfit where the rule does not fit."""
+    """Return the shapes of a node's outputs as far as the pattern determines them.
+
+    Raises
+    ------
+    Misfit
+        The rule does not fit the node.
+    """
     match = _Match(node, rule, False)
     match.measured()
     return [match.shape(tokens) for tokens in match.pattern.outputs]
 
 
 def apply(node: Node, rule: Rule, allowed: bool) -> list[list[Axis]]:
-    """Axes of the outputs of a node under a rule; Misfit where the rule does not fit it."""
+    """Return the axes of a node's outputs.
+
+    Parameters
+    ----------
+    node
+        Node with its operands.
+    rule
+        Row of the table.
+    allowed
+        Whether axes along which the operator mixes may be cut.
+
+    Raises
+    ------
+    Misfit
+        The rule does not fit the node.
+    """
     return _Match(node, rule, allowed).run()

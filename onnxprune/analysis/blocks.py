@@ -13,7 +13,8 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears
-from onnxprune.analysis.rules import elementwise, row
+from onnxprune.analysis.ops.elementwise import elementwise
+from onnxprune.analysis.rules import row
 from onnxprune.errors import UsageError
 from onnxprune.ir.nodes import attribute, captured, label
 

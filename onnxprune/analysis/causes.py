@@ -1,52 +1,58 @@
-"""Sets of causes: what has to be removed for a position of an axis to go.
+"""Sets of causes: what must be removed for a position of an axis to be removed.
 
-An axis is either an int, the reason why all of it is frozen, or an int64 array with one id a position. An id stands for
-a set of causes: an atom (one cause), or a pair of ids (their union). Ids are bound to each other as the walk finds
-equalities; a frozen id stands for the empty set and remembers why. A position is removed iff a cause of its set is.
-Approximations only couple more or freeze more, so a cut is always a valid graph.
+An axis is either an int, the number of the reason that all of it is frozen for, or an int64 array
+with one id per position. An id stands for a set of causes: an atom (one cause), or a pair of ids
+(their union). Ids are bound to each other as the pass finds equalities; a frozen id stands for the
+empty set and remembers its reason. A position is removed if and only if a cause of its set is.
+Approximations only couple or freeze more, so a cut is always a valid graph.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.analysis.grids import Sets, coupled_lines, factor, factor_by_bands
+from onnxprune.analysis.rule import Misfit
+
 Axis = int | np.ndarray
-UNKNOWN = 1  # the reason of what is frozen for none in particular
-MOST_IDS = (
-    1 << 23
-)  # positions that are told apart in one model: a few hundred bytes of literals can ask for billions
+UNKNOWN = 1  # number of the reason of axes that are frozen for none in particular
+MOST_IDS = 1 << 23  # per model: a few hundred bytes of literals can ask for billions of positions
 _FIRST_CAPACITY = 1024
-_MARK_FACTOR = 16  # a sort of n ids costs about as much as a pass over 16 n flags
+_MARK_FACTOR = 16  # sorting n ids costs about as much as a pass over 16 n flags
 
 
 class Causes:
-    """The store of one analysis. Ids are positions in growing arrays; id 0 is not used."""
+    """The causes of one analysis. Ids are positions in growing arrays; id 0 is not used."""
 
     def __init__(self) -> None:
+        """Start without causes."""
         self._parent = np.arange(_FIRST_CAPACITY)
         self._left = np.zeros(_FIRST_CAPACITY, np.int64)  # 0 for an atom
         self._right = np.zeros(_FIRST_CAPACITY, np.int64)
-        self._why = np.zeros(_FIRST_CAPACITY, np.int64)  # of a root: reason it is frozen, 0 = free
-        self._inside = np.zeros(_FIRST_CAPACITY, bool)  # of a root: it is part of some pair
+        self._why = np.zeros(_FIRST_CAPACITY, np.int64)  # of a root: its reason, 0 if it is free
+        self._inside = np.zeros(_FIRST_CAPACITY, bool)  # of a root: whether it is part of a pair
         self._count = 1
         self._frozen_ids: dict[int, int] = {}
         self._products: dict[tuple[bytes, bytes], np.ndarray] = {}
 
-    # ------------------------------------------------------------ making
+    # Creating axes
 
     def fresh(self, size: int, why_single: int) -> Axis:
-        """New causes, one a position; an axis of length 1 cannot lose its only position and is frozen."""
+        """Return an axis of new causes, one per position; frozen if its length is 1.
+
+        An axis of length 1 cannot lose its only position.
+        """
         return why_single if size <= 1 else self.new(size)
 
     def frozen(self, why: int, size: int) -> np.ndarray:
-        """An array form of a frozen axis, to stand beside others in a concatenation."""
+        """Return the ids of a frozen axis, for concatenations with other axes."""
         if why not in self._frozen_ids:
             self._frozen_ids[why] = int(self.new(1)[0])
             self._why[self._frozen_ids[why]] = why
         return np.full(size, self._frozen_ids[why])
 
     def merge(self, a: Axis, size_a: int, b: Axis, size_b: int) -> Axis:
-        """Axis of the product: cell (i, j) holds a[i] | b[j]."""
+        """Return the axis of a product: cell (i, j) holds the union of a[i] and b[j]."""
         if isinstance(a, int) and isinstance(b, int):
             return a
         if isinstance(a, int):
@@ -59,7 +65,10 @@ class Causes:
         return self._products[key]
 
     def split(self, x: Axis, rows: int, columns: int, why_single: int) -> tuple[Axis, Axis]:
-        """The inverse of `merge`: (row axis, column axis) whose product is x, after binding where x is none."""
+        """Return the row and column axes whose product is x: the inverse of `merge`.
+
+        If x is no product, its causes are bound until it is one.
+        """
         if isinstance(x, int):
             return x, x
         if rows == 1 or columns == 1:
@@ -82,15 +91,15 @@ class Causes:
             return r, c
         return self._split_sets(cells)
 
-    # ------------------------------------------------------------ binding
+    # Binding
 
     def unify(self, a: Axis, b: Axis) -> None:
         """Make the sets of two axes equal, position by position."""
-        if isinstance(a, int) or isinstance(b, int):
-            if isinstance(a, np.ndarray):
-                self.freeze(a, b)  # type: ignore[arg-type]
-            elif isinstance(b, np.ndarray):
-                self.freeze(b, a)
+        if isinstance(a, int):
+            self.freeze(b, a)
+            return
+        if isinstance(b, int):
+            self.freeze(a, b)
             return
         while True:
             ra, rb = self.find(a), self.find(b)
@@ -125,10 +134,10 @@ class Causes:
         self._why[roots[~compound]] = why
         self._why[self._all_atoms(roots[compound])[1]] = why
 
-    # ------------------------------------------------------------ asking
+    # Queries
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """What each id is bound to at last."""
+        """Return the root that each id is bound to."""
         roots = self._parent[ids]
         while True:
             above = self._parent[roots]
@@ -139,8 +148,8 @@ class Causes:
         return roots
 
     def atoms(self, identity: int) -> frozenset[int]:
-        """The free causes of an id."""
-        stack, found, seen = [identity], set(), set()
+        """Return the free causes of an id."""
+        stack, free, seen = [identity], set(), set()
         while stack:
             root = self._root(stack.pop())
             if root in seen or self._why[root]:
@@ -149,22 +158,22 @@ class Causes:
             if self._left[root]:
                 stack += [int(self._left[root]), int(self._right[root])]
             else:
-                found.add(root)
-        return frozenset(found)
+                free.add(root)
+        return frozenset(free)
 
     def table(self, axes: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Free causes of many axes at once.
+        """Return the free causes of many axes at once.
 
         Returns
         -------
-        causes : (n,) ids of the free causes, ascending
-        tables : an int array (length, width) an axis: indices into `causes`, padded with n; n alone is a frozen position
+        causes : (n,) int64 array
+            Ids of the free causes, ascending.
+        tables : list of (length, width) int arrays
+            Indices into `causes` per axis, padded with n; a row of n alone is a frozen position.
         """
-        roots = (
-            self._distinct(self.find(self._distinct(np.concatenate(axes))))
-            if axes
-            else np.zeros(0, np.int64)
-        )
+        roots = np.zeros(0, np.int64)
+        if axes:
+            roots = self._distinct(self.find(self._distinct(np.concatenate(axes))))
         compound = roots[self._left[roots] != 0]
         single = roots[(self._left[roots] == 0) & (self._why[roots] == 0)]
         owner, atom = self._all_atoms(compound)
@@ -173,18 +182,16 @@ class Causes:
         index[causes] = np.arange(len(causes))
         start = np.zeros(self._count + 1, np.int64)  # of the atoms of each root in `atom`
         count = np.ones(self._count, np.int64)
-        start[compound], count[compound] = (
-            np.searchsorted(owner, np.arange(len(compound))),
-            np.bincount(owner, minlength=len(compound)),
-        )
+        start[compound] = np.searchsorted(owner, np.arange(len(compound)))
+        count[compound] = np.bincount(owner, minlength=len(compound))
         return causes, [
             self._row_table(self.find(axis), index, index[atom], start, count) for axis in axes
         ]
 
     def _all_atoms(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(index of the root, free atom of it) pairs of many compound roots, sorted."""
+        """Return sorted pairs (index of the root, one of its free atoms) of many compound roots."""
         owner, ids = np.arange(len(roots)), roots
-        found = [np.zeros(0, np.int64)]
+        atoms = [np.zeros(0, np.int64)]
         while len(ids):
             ids = self.find(np.stack([self._left[ids], self._right[ids]], 1).ravel())
             owner = np.repeat(owner, 2)
@@ -192,9 +199,9 @@ class Causes:
             keys = np.unique(owner[free] * self._count + ids[free])
             owner, ids = np.divmod(keys, self._count)
             atomic = self._left[ids] == 0
-            found.append(keys[atomic])
+            atoms.append(keys[atomic])
             owner, ids = owner[~atomic], ids[~atomic]
-        return np.divmod(np.unique(np.concatenate(found)), self._count)
+        return np.divmod(np.unique(np.concatenate(atoms)), self._count)
 
     def _row_table(
         self,
@@ -204,7 +211,7 @@ class Causes:
         start: np.ndarray,
         count: np.ndarray,
     ) -> np.ndarray:
-        """Indices of the causes of each position, padded."""
+        """Return the indices of the causes of each position, padded."""
         compound = self._left[roots] != 0
         if not compound.any():
             return index[roots][:, None]
@@ -216,7 +223,7 @@ class Causes:
         return rows
 
     def reason(self, x: Axis) -> int:
-        """Why an axis is frozen as a whole; 0 where some of it is free."""
+        """Return the number of the reason an axis is frozen for; 0 if some of it is free."""
         if isinstance(x, int):
             return x
         roots = self.find(x)
@@ -228,13 +235,19 @@ class Causes:
                 return 0
         return self._deep_reason(int(roots[0]))
 
-    # ------------------------------------------------------------ inside
+    # Internals
 
     def new(self, size: int) -> np.ndarray:
-        """Causes for positions that may all go, one each."""
-        end = self._count + int(size)  # a literal's int64 would wrap
+        """Return ids of new causes, one per position, all of which may be removed.
+
+        Raises
+        ------
+        Misfit
+            The model has more positions than the analysis follows.
+        """
+        end = self._count + int(size)  # an int64 of a literal would overflow
         if size < 0 or end > MOST_IDS:
-            raise ValueError(f"{size} more positions cannot be followed")
+            raise Misfit(f"{size} more positions exceed the {MOST_IDS} that are followed")
         if end > len(self._parent):
             capacity = max(end, 2 * len(self._parent))
             grown = np.arange(capacity)
@@ -250,7 +263,7 @@ class Causes:
         return ids
 
     def _distinct(self, ids: np.ndarray) -> np.ndarray:
-        """Sorted ids without repetition; many at once by marking instead of sorting."""
+        """Return the distinct ids, sorted; many are marked instead of sorted, which is faster."""
         if len(ids) * _MARK_FACTOR < self._count:
             return np.unique(ids)
         marked = np.zeros(self._count, bool)
@@ -258,14 +271,14 @@ class Causes:
         return np.flatnonzero(marked)
 
     def _root(self, identity: int) -> int:
-        """What one id is bound to at last."""
+        """Return the root that one id is bound to."""
         above = int(self._parent[identity])
         while above != identity:
             identity, above = above, int(self._parent[above])
         return identity
 
     def _pairs(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Ids of the unions of two columns of ids; where one is frozen it is the other."""
+        """Return the unions of two columns of ids; the union with a frozen id is the other id."""
         ra, rb = self.find(a), self.find(b)
         out = np.where(self._why[ra] != 0, rb, ra)
         both = (self._why[ra] == 0) & (self._why[rb] == 0) & (ra != rb)
@@ -276,7 +289,10 @@ class Causes:
         return out
 
     def _hook(self, pairs: np.ndarray) -> None:
-        """Bind atoms to atoms: the higher root of each pair to the least it meets; frozen wins whichever it is."""
+        """Bind atoms to atoms: the higher root of each pair to the lowest that it is paired with.
+
+        A pair with a frozen atom freezes the other.
+        """
         low, high = pairs[:, 0], pairs[:, 1]
         frozen_pair = (self._why[low] != 0) | (self._why[high] != 0)
         if frozen_pair.any():
@@ -284,16 +300,15 @@ class Causes:
             for side in (low[frozen_pair], high[frozen_pair]):
                 free = self._why[side] == 0
                 self._why[side[free]] = why[free]
-        touched, first = np.unique(
-            high, return_index=True
-        )  # pairs are sorted: the first low is the least
+        # pairs are sorted: the first low of each high is the lowest
+        touched, first = np.unique(high, return_index=True)
         free = self._why[touched] == 0
         touched, target = touched[free], low[first][free]
         self._parent[touched] = target
         np.logical_or.at(self._inside, target, self._inside[touched])
 
     def _bind_new(self, pairs: np.ndarray, compound: np.ndarray) -> bool:
-        """Bind atoms that are part of no pair to what they meet; whether there were any."""
+        """Bind atoms that are part of no pair to what they are paired with; return if any was."""
         one = compound.sum(1) == 1
         atom = np.where(compound[:, 0], pairs[:, 1], pairs[:, 0])[one]
         other = np.where(compound[:, 0], pairs[:, 0], pairs[:, 1])[one]
@@ -303,7 +318,11 @@ class Causes:
         return bool(len(atom))
 
     def _equate(self, s: frozenset[int], t: frozenset[int], x: int, y: int) -> None:
-        """The rule for two sets: bind a single cause to the other side, freeze a one-sided rest, else collapse."""
+        """Make two sets equal.
+
+        A single cause is bound to the rest of the other side, a rest on one side only is frozen,
+        and otherwise all causes of both rests become one.
+        """
         a, b = s - t, t - s
         if not a and not b:
             return
@@ -322,76 +341,51 @@ class Causes:
                 self._parent[atom] = cause
 
     def _mark(self, rest: frozenset[int], single: int) -> None:
-        """An atom that took the place of a part of a pair is such a part."""
+        """Mark an atom that replaced a part of a pair as such a part."""
         if len(rest) == 1:
             self._inside[next(iter(rest))] |= self._inside[single]
 
     def _union(self, atoms: list[int]) -> int:
-        """One id for the union of atoms."""
+        """Return one id for the union of atoms."""
         identity = atoms[0]
         for atom in atoms[1:]:
             identity = int(self._pairs(np.array([identity]), np.array([atom]))[0])
         return identity
 
     def _split_sets(self, cells: np.ndarray) -> tuple[Axis, Axis]:
-        """Rows and columns by intersection; where their product is not the cells, fresh ones are bound to them."""
+        """Return row and column axes by intersection.
+
+        If their product does not equal the cells, fresh axes are bound to them.
+        """
         memo = {c: self.atoms(c) for c in np.unique(cells).tolist()}
         sets = [[memo[c] for c in row] for row in cells.tolist()]
-        found = _product(sets) or self._grid(sets)
-        if found is not None:
+        product = factor(sets) or self._split_bands(sets)
+        if product is not None:
             why = next((int(w) for w in self._why[cells].ravel() if w), 0)
-            return self._from_sets(found[0], why), self._from_sets(found[1], why)
-        lines = (
-            _coupled_lines(cells) if (self._why[cells] == 0).all() else np.arange(sum(cells.shape))
-        )
+            return self._from_sets(product[0], why), self._from_sets(product[1], why)
+        free = (self._why[cells] == 0).all()
+        lines = coupled_lines(cells) if free else np.arange(sum(cells.shape))
         ids = self.new(len(lines))[lines]
         r, c = ids[: len(cells)], ids[len(cells) :]
         self.unify(cells.ravel(), self.merge(r, len(r), c, len(c)))
         return r, c
 
-    def _grid(
-        self, sets: list[list[frozenset[int]]]
-    ) -> tuple[list[frozenset[int]], list[frozenset[int]]] | None:
-        """The product that is left when causes which fill a rectangle of the cells become a cause of its rows or one of its columns.
-
-        So a grouped convolution passes a channel shuffle into the next. None where there is no such product.
-        """
-        places: dict[int, set[tuple[int, int]]] = {}
-        for i, row in enumerate(sets):
-            for j, cell in enumerate(row):
-                for atom in cell:
-                    places.setdefault(atom, set()).add((i, j))
-        parts: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
-        for atom, cells in places.items():
-            rows, columns = frozenset(i for i, _ in cells), frozenset(j for _, j in cells)
-            if len(cells) != len(rows) * len(columns):
-                return None
-            if len(rows) < len(sets) and len(columns) < len(sets[0]):
-                parts[atom] = rows, columns
-        bands = dict.fromkeys(
-            (side, band) for atom in sorted(parts) for side, band in enumerate(parts[atom])
-        )
-        names = {band: -1 - n for n, band in enumerate(bands)}
-        changed = {
-            atom: frozenset(names[side, band] for side, band in enumerate(both))
-            for atom, both in parts.items()
-        }
-        product = _product(
-            [
-                [frozenset().union(*(changed.get(a, (a,)) for a in cell)) for cell in row]
-                for row in sets
-            ]
-        )
-        if product is None:
+    def _split_bands(self, sets: list[Sets]) -> tuple[Sets, Sets] | None:
+        """Return the rows and columns of a product of bands, with new causes bound to them."""
+        bands = factor_by_bands(sets)
+        if bands is None:
             return None
-        ids = dict(zip(names.values(), self.new(len(names)).tolist(), strict=False))
+        names = sorted({n for pair in bands.parts.values() for n in pair}, reverse=True)
+        ids = dict(zip(names, self.new(len(names)).tolist(), strict=True))
         self._inside[list(ids.values())] = True
-        for atom in sorted(changed):
-            self._parent[atom] = self._union(sorted(ids[n] for n in changed[atom]))
-        return tuple([frozenset(ids.get(a, a) for a in s) for s in side] for side in product)  # type: ignore[return-value]
+        for atom in sorted(bands.parts):
+            self._parent[atom] = self._union(sorted(ids[n] for n in bands.parts[atom]))
+        rows = [frozenset(ids.get(a, a) for a in s) for s in bands.product.rows]
+        columns = [frozenset(ids.get(a, a) for a in s) for s in bands.product.columns]
+        return rows, columns
 
-    def _from_sets(self, sets: list[frozenset[int]], why: int) -> Axis:
-        """An axis of given sets."""
+    def _from_sets(self, sets: Sets, why: int) -> Axis:
+        """Return the axis of given sets."""
         why = why or UNKNOWN
         if not any(sets):
             return why
@@ -400,7 +394,7 @@ class Causes:
         )
 
     def _deep_reason(self, identity: int) -> int:
-        """The reason of a frozen id or of the first frozen part of a pair."""
+        """Return the reason of a frozen id, or of the first frozen part of a pair."""
         stack = [identity]
         while stack:
             root = self._root(stack.pop())
@@ -409,50 +403,3 @@ class Causes:
             if self._left[root]:
                 stack += [int(self._right[root]), int(self._left[root])]
         return UNKNOWN
-
-
-def _product(
-    sets: list[list[frozenset[int]]],
-) -> tuple[list[frozenset[int]], list[frozenset[int]]] | None:
-    """Row and column sets by intersection, where their product is the cells."""
-    rows = [frozenset.intersection(*row) for row in sets]
-    columns = [frozenset.intersection(*column) for column in zip(*sets, strict=False)]
-    return (
-        (rows, columns)
-        if all(
-            r | c == cell
-            for r, row in zip(rows, sets, strict=False)
-            for c, cell in zip(columns, row, strict=False)
-        )
-        else None
-    )
-
-
-def _coupled_lines(cells: np.ndarray) -> np.ndarray:
-    """For each row, then each column, the line whose cause it takes because an id stands in several cells.
-
-    With row i and column j as the set {i, j}, equal cells are equal sets, bound by the rule of `_equate`: what is left of both is one line each, and
-    is one; else one pair of cells at a time collapses. `unify` would come to the same, over sets that grow with every step.
-    """
-    rows, columns = cells.shape
-    _, first, where = np.unique(cells, return_index=True, return_inverse=True)
-    first = first[where.ravel()]
-    again = np.flatnonzero(first != np.arange(cells.size))
-    places = [x for at in (again, first[again]) for x in (at // columns, rows + at % columns)]
-    line = np.arange(rows + columns)
-    while True:
-        a, b, c, d = (line[x] for x in places)
-        pair = (a != b) & (c != d)
-        joined = [
-            np.stack([p, q], 1)[pair & (s == t) & (p != q)]
-            for s, t, p, q in ((a, c, b, d), (b, d, a, c), (a, d, b, c), (b, c, a, d))
-        ]
-        joined.append(np.stack([a, c], 1)[(a == b) & (c == d) & (a != c)])
-        joins = np.concatenate(joined)
-        if not len(joins):
-            apart = np.flatnonzero(pair & (a != c) & (b != d) & (a != d) & (b != c))
-            if not len(apart):
-                return line
-            joins = np.array([[a, b], [a, c], [a, d]])[:, :, apart[0]]
-        for p, q in joins.tolist():
-            line[line == line[q]] = line[p]

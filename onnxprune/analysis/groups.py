@@ -242,7 +242,7 @@ def _other_arrays(record: Record) -> list[np.ndarray]:
         + [a for p in record.products for a in p.axes]
     )
     found += (
-        [a for r in (*record.refits,) for a in (*r.entries, *r.watch) if a is not None]
+        [a for r in (*record.literals,) for a in (*r.entries, *r.watch) if a is not None]
         + [a for r in record.restores for a in r.axes if a is not None]
         + [a for m in record.averages for a in m.axes]
     )

@@ -1,4 +1,4 @@
-"""What a row of the rule table is, and what it may ask of a node."""
+"""Rows of the rule table and the view of a node that they read."""
 
 from __future__ import annotations
 
@@ -10,34 +10,133 @@ from typing import Protocol
 import numpy as np
 
 
-class View(Protocol):
-    """What a row may ask of the node it is applied to."""
+class Misfit(Exception):
+    """Raised if a node does not fit its rule; the message is the reason its axes are frozen for."""
+
+
+class Attributes(Protocol):
+    """Typed access to the attributes of a node.
+
+    The accessors raise `Misfit` if an attribute has another type than its operator declares.
+    """
+
+    def attribute(self, name: str, default: object = None) -> object:
+        """Return an attribute's value in Python form, strings decoded; `default` if absent."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Return whether the node carries the attribute."""
+        return self.attribute(name) is not None
+
+    def integer(self, name: str, default: int) -> int:
+        """Return an INT attribute; `default` if absent."""
+        value = self.attribute(name)
+        if value is None:
+            return default
+        if not isinstance(value, int):
+            raise Misfit(f"attribute {name!r} is {value!r}, not an integer")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """Return a FLOAT attribute; `default` if absent."""
+        value = self.attribute(name)
+        if value is None:
+            return default
+        if not isinstance(value, float | int):
+            raise Misfit(f"attribute {name!r} is {value!r}, not a number")
+        return float(value)
+
+    def text(self, name: str, default: str) -> str:
+        """Return a STRING attribute; `default` if absent."""
+        value = self.attribute(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise Misfit(f"attribute {name!r} is {value!r}, not a string")
+        return value
+
+    def integers(self, name: str) -> list[int] | None:
+        """Return an INTS attribute; None if absent."""
+        value = self.attribute(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
+            raise Misfit(f"attribute {name!r} is {value!r}, not a list of integers")
+        return value
+
+    def numbers(self, name: str) -> list[float] | None:
+        """Return a FLOATS attribute; None if absent."""
+        value = self.attribute(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(v, float | int) for v in value):
+            raise Misfit(f"attribute {name!r} is {value!r}, not a list of numbers")
+        return value
+
+
+class View(Attributes, Protocol):
+    """What a row may read of the node that it is applied to."""
 
     @property
-    def op(self) -> str: ...
-    @property
-    def opset(self) -> int: ...
-    @property
-    def inputs(self) -> int: ...  # operands, trailing absent ones not counted
-    @property
-    def outputs(self) -> int: ...  # named ones
+    def op(self) -> str:
+        """Operator type."""
+        ...
 
-    def rank(self, slot: int) -> int: ...
-    def dim(self, slot: int, axis: int) -> int | None: ...
-    def attribute(self, name: str, default: object = None) -> object: ...
-    def value(self, slot: int) -> np.ndarray | None: ...
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set that the model imports."""
+        ...
+
+    @property
+    def inputs(self) -> int:
+        """Number of operands, trailing absent ones not counted."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs with a name."""
+        ...
+
+    def rank(self, slot: int) -> int:
+        """Return the number of axes of an operand; 0 if it is absent."""
+        ...
+
+    def dim(self, slot: int, axis: int) -> int | None:
+        """Return the length of an axis of an operand; None if it is dynamic."""
+        ...
+
+    def value(self, slot: int) -> np.ndarray | None:
+        """Return the value of an operand; None if it is absent or not constant."""
+        ...
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row.
+    """A row of the rule table: what an operator does with the axes of its operands.
 
-    pattern: the string. let: length of a letter, from an attribute. mixes: letters along which removing a position changes the
-    kept ones; frozen unless allowed. freeze: letters never cut. sums: letters kept on the right that the op also sums over.
-    refit: attribute -> letter whose new length it takes. macs: products of letters whose sum is the multiply-accumulates
-    (`*` output positions, `@` input positions, `#` kernel positions, `...` leading axes). masked: slot of a weight that
-    feeds outputs back, masked by the oracle along its last axis. means: letters that the op averages over; what is left is
-    averaged over as many as before, by a factor behind the op, so that the cut is that of a sum.
+    Attributes
+    ----------
+    pattern
+        Axes of the operands and outputs, in the notation of `onnxprune.analysis.notation`.
+    let
+        Length of a letter: a number, or the name of the attribute that holds it.
+    mixes
+        Letters along which removing a position changes the kept ones; frozen unless allowed.
+    freeze
+        Letters that are never cut.
+    sums
+        Letters of the output that the operator also sums over.
+    refit
+        Attribute -> letter (or product of letters) whose new length is written to it after a cut.
+    macs
+        Products of letters whose sum is the number of multiply-accumulates. Marks stand for
+        several axes: `*` output positions, `@` input positions, `#` kernel positions, `...`
+        leading axes.
+    masked
+        Slot of a recurrent weight: verification masks it along its last axis.
+    means
+        Letters that the operator averages over. After a cut the average is still taken over the
+        original length: a factor after the node corrects it, so that the cut equals that of a sum.
     """
 
     pattern: str
@@ -52,14 +151,19 @@ class Rule:
 
 
 Row = Rule | Callable[[View], Rule | None]
-GROUP: Mapping[str, int | str] = {"g": "group"}
+GROUP: Mapping[str, int | str] = {"g": "group"}  # `let` of grouped convolutions
 
 
 def axes_letters(view: View, slot: int = 0) -> str:
-    """One letter an axis of an operand."""
+    """Return one letter per axis of an operand."""
     return ascii_lowercase[: view.rank(slot)]
 
 
+def axis_attribute(view: Attributes, default: int, rank: int) -> int:
+    """Return the attribute `axis`, counted from the front."""
+    return view.integer("axis", default) % max(rank, 1)
+
+
 def per_channel(view: View, slot: int, letters: str) -> str:
-    """Axes of a scale or zero point: the letters where it has one value a channel, none where it is a scalar."""
+    """Return the axes of a scale or zero point: `letters` if per channel, none if scalar."""
     return letters if view.rank(slot) == 1 and view.dim(slot, 0) != 1 else ""

@@ -1,4 +1,8 @@
-"""What the walk knows and records."""
+"""State of the analysis pass and the records that it produces.
+
+An axis is an int, the number of the reason that all of it is frozen for, or an int64 array with
+one id per position (see causes.py). The arrays below that are called ids are such arrays.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from onnxprune.analysis.causes import Axis, Causes
+from onnxprune.analysis.rule import Attributes, Misfit
 from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label, nested
@@ -21,16 +26,45 @@ FLOATS = frozenset(
 
 @dataclass
 class Tensor:
-    """A tensor as the walk meets it. axes: None where a constant's axis has no causes yet; origins: uses of initializers it comes from."""
+    """A tensor during the pass.
+
+    Attributes
+    ----------
+    axes
+        Axes; None for an axis of a constant that has no causes yet.
+    constant
+        Whether the tensor is computed from initializers alone.
+    origins
+        Indices of the uses of initializers that a constant is computed from.
+    """
 
     axes: list[Axis | None]
     constant: bool = False
     origins: tuple[int, ...] = ()
 
+    def freeze_unset(self, why: int) -> list[Axis]:
+        """Freeze the axes without causes, in place; return all axes."""
+        self.axes[:] = [why if axis is None else axis for axis in self.axes]
+        return [axis for axis in self.axes if axis is not None]
+
 
 @dataclass
 class Use:
-    """One initializer read by one node; each use is cut on its own. roles: of each axis, see types.Site."""
+    """One initializer as one node reads it; each use is cut on its own.
+
+    Attributes
+    ----------
+    tensor
+        Name of the initializer.
+    node
+        Index of the node.
+    slot
+        Index of the operand.
+    axes
+        Axes of this use, shared with the `Tensor` that the node sees.
+    roles
+        Role per axis, see `types.Site`.
+    """
 
     tensor: str
     node: int
@@ -40,12 +74,22 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Refit:
-    """Literals of a node that spell sizes.
+class SizeLiteral:
+    """A list of sizes in a node that depends on the lengths of axes and is rewritten after a cut.
 
-    where: ("attribute", name) or ("input", slot); entries: an id array (its new length), or None to leave the entry as it is;
-    scalar: the literal is a number and not a list; watch: axes whose shrinking makes the literals wrong even where the entries keep
-    their length (bounds counted from the end).
+    Attributes
+    ----------
+    node
+        Index of the node.
+    where
+        ("attribute", name) or ("input", slot).
+    entries
+        Per entry, the ids of the axis whose length it takes; None for an entry that is kept.
+    scalar
+        Whether the literal is a number instead of a list.
+    watch
+        Ids of axes whose cut invalidates the literal although no entry changes its length (bounds
+        counted from the end).
     """
 
     node: int
@@ -57,7 +101,19 @@ class Refit:
 
 @dataclass(frozen=True)
 class Select:
-    """A node that picks positions `index` along `axis` of an input whose ids are `source`: Gather by a constant, a stepped Slice."""
+    """A node that picks positions of an axis: Gather by a constant, or a Slice with a step.
+
+    Attributes
+    ----------
+    node
+        Index of the node.
+    axis
+        Index of the axis of the input.
+    source
+        Ids of that axis.
+    index
+        Positions that are picked.
+    """
 
     node: int
     axis: int
@@ -67,7 +123,15 @@ class Select:
 
 @dataclass(frozen=True)
 class Average:
-    """A node that divides by the lengths of axes that it sums over. axes: the ids of those that may be cut."""
+    """A node that divides by the lengths of the axes it sums over.
+
+    Attributes
+    ----------
+    node
+        Index of the node.
+    axes
+        Ids of those of the axes that can be cut.
+    """
 
     node: int
     axes: tuple[np.ndarray, ...]
@@ -75,7 +139,15 @@ class Average:
 
 @dataclass(frozen=True)
 class Restore:
-    """A Shape node whose output must go on telling the sizes from before the cut. axes: ids an entry, None where nothing can change."""
+    """A Shape node that must return the sizes from before the cut.
+
+    Attributes
+    ----------
+    node
+        Index of the node.
+    axes
+        Ids per entry; None for an axis that cannot be cut.
+    """
 
     node: int
     axes: tuple[np.ndarray | None, ...]
@@ -83,18 +155,42 @@ class Restore:
 
 @dataclass(frozen=True)
 class Mask:
-    """Where the oracle multiplies: an operand of a node that sums over `axis`."""
+    """An operand of a node that sums over one of its axes: where the masked model multiplies.
+
+    Attributes
+    ----------
+    node
+        Index of the node.
+    slot
+        Index of the operand.
+    axis
+        Index of the axis.
+    ids
+        Ids of the axis.
+    recurrent
+        Whether the operand is a weight that feeds outputs back, instead of data.
+    """
 
     node: int
     slot: int
     axis: int
     ids: np.ndarray
-    recurrent: bool = False  # of a weight that feeds outputs back, not of data
+    recurrent: bool = False
 
 
 @dataclass(frozen=True)
 class Product:
-    """Multiply-accumulates of a node: factor times the kept lengths of the axes. summed: how many of the axes, from the end, are contracted."""
+    """Multiply-accumulates of a node: a factor times the kept lengths of axes.
+
+    Attributes
+    ----------
+    node
+        Index of the node.
+    factor
+        Product of all lengths that cannot change.
+    axes
+        Ids of the axes that can be cut.
+    """
 
     node: int
     factor: int
@@ -103,7 +199,21 @@ class Product:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why something is frozen, and where that began."""
+    """Why an axis is frozen.
+
+    Attributes
+    ----------
+    text
+        What prevents the cut.
+    node
+        Label of the node that it was found at; "" if none.
+    op
+        Operator of that node.
+    tensor
+        Name of the tensor that it was first given for.
+    axis
+        Index of the axis.
+    """
 
     text: str
     node: str
@@ -114,7 +224,37 @@ class Reason:
 
 @dataclass
 class Record:
-    """All that a walk leaves."""
+    """Everything that the pass produces.
+
+    Attributes
+    ----------
+    model
+        Canonical model.
+    shapes
+        Shapes, types and small constant values of all tensors.
+    causes
+        Store of the causes.
+    nodes
+        All nodes, those of bodies included; other records refer to them by index.
+    tensors
+        Activations by name.
+    uses
+        Uses of initializers.
+    literals
+        Literals that spell sizes.
+    selects, restores, averages
+        Nodes that a cut must adapt in other ways.
+    masks
+        Operands that a node sums over.
+    products
+        Multiply-accumulates.
+    hints
+        (index of a use, ids of an axis, role): roles that consumers found for axes of initializers.
+    mixed
+        Ids of the axes along which an operator mixes that `allow_mixing` opened.
+    reasons
+        Reasons, numbered from 1.
+    """
 
     model: Model
     shapes: Shapes
@@ -122,7 +262,7 @@ class Record:
     nodes: list[NodeProto] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
-    refits: list[Refit] = field(default_factory=list)
+    literals: list[SizeLiteral] = field(default_factory=list)
     selects: list[Select] = field(default_factory=list)
     restores: list[Restore] = field(default_factory=list)
     averages: list[Average] = field(default_factory=list)
@@ -135,46 +275,52 @@ class Record:
     _index: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """List the nodes, and register the reason of axes that are frozen for no other."""
         self.nodes = [n for g in nested(self.model.proto.graph) for n in g.node]
         self._index = {id(n): i for i, n in enumerate(self.nodes)}
-        self.reason("coupled with positions that stay", None)
+        self.reason("coupled with frozen positions", None)
 
     def outermost(self, node: int) -> bool:
-        """Whether a node lies in the main graph, where its tensors can be asked for, and not in a body."""
+        """Return whether a node is in the main graph, whose tensors a run can output."""
         return node < len(self.model.proto.graph.node)
 
     def index(self, node: NodeProto) -> int:
-        """Position of a node among all nodes, bodies included."""
+        """Return the index of a node among all nodes, bodies included."""
         return self._index[id(node)]
 
     def reason(self, text: str, node: NodeProto | None, tensor: str = "", axis: int = 0) -> int:
-        """Number (from 1) of a reason; the first tensor it is given for is kept."""
+        """Return the number (from 1) of a reason; the first tensor it is given for is kept."""
         key = (text, label(node) if node is not None else tensor)
         if key not in self._seen_reasons:
-            self.reasons.append(
-                Reason(
-                    text,
-                    label(node) if node is not None else "",
-                    node.op_type if node is not None else "",
-                    tensor,
-                    axis,
-                )
-            )
+            name, op = (label(node), node.op_type) if node is not None else ("", "")
+            self.reasons.append(Reason(text, name, op, tensor, axis))
             self._seen_reasons[key] = len(self.reasons)
         return self._seen_reasons[key]
 
     def why(self, number: int) -> Reason:
-        """The reason of a number; unknown numbers give the first."""
+        """Return the reason of a number; the first for an unknown number."""
         return self.reasons[number - 1 if 0 < number <= len(self.reasons) else 0]
 
     def array(self, axis: Axis | None) -> np.ndarray | None:
-        """The ids of an axis that may be cut."""
+        """Return the ids of an axis that can be cut; None if it is frozen."""
         return axis if isinstance(axis, np.ndarray) else None
 
 
 @dataclass
-class Node:
-    """A node with its operands, as rules and movement functions see it (rules.View)."""
+class Node(Attributes):
+    """A node with its operands, as rows (`rule.View`) and movement functions read it.
+
+    Attributes
+    ----------
+    record
+        Record of the pass.
+    proto
+        The node.
+    operands
+        Tensors per input; None for one that is absent or of unknown rank.
+    names
+        Names of the inputs.
+    """
 
     record: Record
     proto: NodeProto
@@ -183,64 +329,91 @@ class Node:
 
     @property
     def op(self) -> str:
+        """Operator type."""
         return self.proto.op_type
 
     @property
     def opset(self) -> int:
+        """Version of the standard operator set."""
         return self.record.model.opset
 
     @property
     def inputs(self) -> int:
+        """Number of operands, trailing absent ones not counted."""
         return max((i + 1 for i, t in enumerate(self.operands) if t is not None), default=0)
 
     @property
     def outputs(self) -> int:
+        """Number of outputs with a name."""
         return sum(map(bool, self.proto.output))
 
     @property
     def index(self) -> int:
+        """Index of the node in the record."""
         return self.record.index(self.proto)
 
     def attribute(self, name: str, default: object = None) -> object:
+        """Return an attribute's value in Python form; `default` if absent."""
         return attribute(self.proto, name, default)
 
+    def operand(self, slot: int) -> Tensor:
+        """Return an operand that must be present.
+
+        Raises
+        ------
+        Misfit
+            The operand is absent.
+        """
+        tensor = self.operands[slot]
+        if tensor is None:
+            raise Misfit(f"operand {slot} is missing")
+        return tensor
+
     def rank(self, slot: int) -> int:
+        """Return the number of axes of an operand; 0 if it is absent."""
         tensor = self.operands[slot] if slot < len(self.operands) else None
         return len(tensor.axes) if tensor is not None else 0
 
     def shape(self, slot: int) -> tuple[Dim, ...]:
+        """Return the shape of an operand; () if its rank is unknown."""
         return self.record.shapes.shape(self.names[slot]) or ()
 
     def dim(self, slot: int, axis: int) -> int | None:
+        """Return the length of an axis of an operand; None if it is dynamic."""
         size = self.shape(slot)[axis]
         return size if isinstance(size, int) else None
 
     def value(self, slot: int) -> np.ndarray | None:
+        """Return the value of an operand of which every element is known, else None."""
         return self.record.shapes.value(self.names[slot]) if slot < len(self.names) else None
 
     def partial(self, slot: int) -> np.ndarray | None:
-        """A value of which some elements may be unknown."""
-        return (
-            self.record.shapes.values.get(self.names[slot])
-            if slot < len(self.names) and self.names[slot]
-            else None
-        )
+        """Return the value of an operand, elements of which may be unknown; None if absent."""
+        if slot >= len(self.names) or not self.names[slot]:
+            return None
+        return self.record.shapes.values.get(self.names[slot])
 
     def out_shape(self, index: int = 0) -> tuple[Dim, ...]:
-        """Shape of an output; ModelError where its rank is unknown."""
+        """Return the shape of an output.
+
+        Raises
+        ------
+        ModelError
+            The rank of the output is unknown.
+        """
         shape = self.record.shapes.shape(self.proto.output[index])
         if shape is None:
             raise ModelError("shape-unknown", f"rank of {self.proto.output[index]!r} is unknown")
         return shape
 
     def floating(self) -> bool:
-        """Whether the first input holds floating-point numbers."""
+        """Return whether the first operand holds floating-point numbers."""
         return self.record.shapes.dtype(self.names[0]) in FLOATS
 
     def why(self, text: str) -> int:
-        """A reason that names this node."""
+        """Return the number of a reason at this node."""
         return self.record.reason(text, self.proto, self.names[0] if self.names else "")
 
     def single(self) -> int:
-        """The reason of an axis of length one."""
+        """Return the number of the reason of axes of length 1."""
         return self.record.reason("axis of length 1", None)

@@ -1,4 +1,4 @@
-"""One pass over the graph in topological order: what each axis of each tensor hangs on."""
+"""Single topological pass that computes the causes of every axis of every tensor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from fnmatch import fnmatchcase
 import numpy as np
 from onnx import GraphProto, NodeProto
 
-from onnxprune.analysis.apply import Misfit, apply, shapes
+from onnxprune.analysis.apply import apply, shapes
 from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.groups import Analysis, collect
-from onnxprune.analysis.movement import MOVES, literals
-from onnxprune.analysis.rules import RULES, Rule, row
+from onnxprune.analysis.literals import first_literal
+from onnxprune.analysis.movement import MOVES
+from onnxprune.analysis.rule import Misfit, Rule
+from onnxprune.analysis.rules import RULES, row
 from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
 from onnxprune.ir.contrib import CONTRIB_DOMAIN
@@ -26,6 +28,8 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import Dim
 
 GROUPED = ("both", "group", "position")
+# What a row or a movement function raises on a graph that onnx would not accept
+_INVALID_NODE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def analyze(
@@ -42,18 +46,26 @@ def analyze(
     model
         Any model; it is brought to canonical form first.
     freeze
-        Globs over node and tensor names whose channels stay.
+        Globs over node and tensor names whose channels are kept.
     allow_mixing
-        Ops along whose mixed axis channels may go although that changes the kept ones ("LayerNormalization").
+        Operators along whose mixed axes channels may be cut although that changes the kept ones
+        ("LayerNormalization").
     grouped
-        What may go from a grouped convolution: whole groups ("group"), the same position of each ("position"), or both.
+        What may be cut from a grouped convolution: whole groups ("group"), the same position of
+        each group ("position"), or both.
+
+    Returns
+    -------
+    analysis
+        Groups of coupled channels, with their costs.
 
     Raises
     ------
     ModelError
         The model is invalid.
     UsageError
-        An unknown op in allow_mixing, an unknown policy, or a freeze pattern that matches nothing.
+        An operator in `allow_mixing` or the policy is unknown, or a freeze pattern matches
+        nothing.
     """
     for op in allow_mixing:
         if op not in RULES:
@@ -61,50 +73,40 @@ def analyze(
     if grouped not in GROUPED:
         raise unknown("grouped policy", grouped, GROUPED)
     canonical = canonicalize(model)
-    record = Record(canonical, infer(canonical, _by_rule(canonical)))
+    record = Record(canonical, infer(canonical, _shapes_by_rule(canonical)))
     walk = _Walk(record, frozenset(allow_mixing), grouped)
     walk.graph(canonical.proto.graph)
-    walk.ends(canonical.proto.graph)
+    walk.freeze_outputs(canonical.proto.graph)
     walk.freeze_named(freeze)
     return collect(
         record, {"freeze": sorted(freeze), "allow_mixing": sorted(allow_mixing), "grouped": grouped}
     )
 
 
-def _by_rule(model: Model) -> ShapeFallback:
-    """Shapes by rows of the table, for ops that onnx's inference does not know."""
-    records: list[Record] = []
+def _shapes_by_rule(model: Model) -> ShapeFallback:
+    """Return a function that infers shapes by rows, for operators that onnx does not know."""
+    records: list[Record] = []  # one for all nodes, created on first use
 
-    def told(node: NodeProto, known: Shapes) -> Sequence[tuple[Dim, ...] | None]:
+    def infer_outputs(node: NodeProto, known: Shapes) -> Sequence[tuple[Dim, ...] | None]:
         try:
-            found = row(node.op_type, node.domain)
-            if found is None or any(n and known.shape(n) is None for n in node.input):
+            entry = row(node.op_type, node.domain)
+            if entry is None or any(n and known.shape(n) is None for n in node.input):
                 return ()
             records[:] = records or [Record(model, known)]
-            view = Node(
-                records[0],
-                node,
-                [Tensor([None] * len(known.shape(n) or ())) if n else None for n in node.input],
-                list(node.input),
-            )
-            rule = found(view) if callable(found) else found
+            operands = [
+                Tensor([None] * len(known.shape(n) or ())) if n else None for n in node.input
+            ]
+            view = Node(records[0], node, operands, list(node.input))
+            rule = entry(view) if callable(entry) else entry
             return shapes(view, rule) if rule is not None else ()
-        except (
-            Misfit,
-            OnnxpruneError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ):  # the walk says what is wrong
+        except (Misfit, OnnxpruneError, *_INVALID_NODE):  # the pass reports it
             return ()
 
-    return told
+    return infer_outputs
 
 
 class _Walk:
-    """The pass; everything it finds is in the record."""
+    """The pass; all results are in the record."""
 
     def __init__(self, record: Record, allow_mixing: frozenset[str], grouped: str) -> None:
         self.record = record
@@ -113,37 +115,30 @@ class _Walk:
         self.weights = record.model.weights
 
     def graph(self, graph: GraphProto) -> None:
-        """Inputs, then nodes in order."""
+        """Analyze the inputs, then the nodes in order."""
+        tensors = self.record.tensors
         for info in graph.input:
-            if info.name not in self.weights and info.name not in self.record.tensors:
-                self.record.tensors[info.name] = self.frozen(
-                    info.name, self.record.reason("graph input", None, info.name)
-                )
+            if info.name not in self.weights and info.name not in tensors:
+                why = self.record.reason("graph input", None, info.name)
+                tensors[info.name] = self.frozen(info.name, why)
         for sparse in graph.sparse_initializer:
-            self.record.tensors[sparse.values.name] = self.frozen(
-                sparse.values.name,
-                self.record.reason("sparse initializer", None, sparse.values.name),
-            )
+            name = sparse.values.name
+            tensors[name] = self.frozen(name, self.record.reason("sparse initializer", None, name))
         for node in graph.node:
             self.node(node)
 
     def node(self, proto: NodeProto) -> None:
-        """One node: a body, a movement function, a row of the table, or frozen."""
+        """Analyze one node: by its bodies, a movement function or a row, or freeze it."""
         operands = [self.operand(proto, slot, name) for slot, name in enumerate(proto.input)]
         node = Node(self.record, proto, operands, list(proto.input))
         try:
             outputs = follow(node, self.graph) if subgraphs(proto) else self.outputs(node)
         except (Misfit, OnnxpruneError) as problem:
-            self.stop(node, str(problem))
+            self.freeze_node(node, str(problem))
             return
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as problem:  # a graph that onnx would not accept, or a plug-in's row
-            self.stop(node, f"{proto.op_type} is not used as its definition says ({problem})")
+        except _INVALID_NODE as problem:  # or a row of a plug-in fails
+            text = f"{proto.op_type} is not used as its definition says ({problem})"
+            self.freeze_node(node, text)
             return
         given = [t for t in operands if t is not None]
         constant = bool(given) and all(t.constant for t in given) and not subgraphs(proto)
@@ -151,14 +146,17 @@ class _Walk:
         for name, axes in zip(proto.output, outputs, strict=False):
             if name:
                 self.record.tensors[name] = Tensor(
-                    [*self.lone(name, node, axes)], constant, origins
+                    [*self.freeze_single(name, node, axes)], constant, origins
                 )
         for name in list(proto.output)[len(outputs) :]:
             if name:
                 self.record.tensors[name] = self.frozen(name, node.why("an output without a rule"))
 
-    def lone(self, name: str, node: Node, axes: list[Axis]) -> list[Axis]:
-        """Axes of length 1 are frozen: without its only position a tensor is empty, and it no longer broadcasts."""
+    def freeze_single(self, name: str, node: Node, axes: list[Axis]) -> list[Axis]:
+        """Return the axes with those of length 1 frozen.
+
+        Without its only position a tensor is empty, and it no longer broadcasts.
+        """
         out: list[Axis] = list(axes)
         for i, size in enumerate(self.record.shapes.shape(name) or ()):
             if size == 1 and i < len(out) and isinstance(out[i], np.ndarray):
@@ -167,140 +165,130 @@ class _Walk:
         return out
 
     def outputs(self, node: Node) -> list[list[Axis]]:
-        """Axes of the outputs by rule; Misfit where there is none."""
-        if any(t is None and n for t, n in zip(node.operands, node.names, strict=False)) or any(
-            t is not None and self.record.shapes.shape(n) is None
-            for t, n in zip(node.operands, node.names, strict=False)
-        ):
+        """Return the axes of the outputs by rule; Misfit if there is none."""
+        if not self.ranks_known(node):
             raise Misfit("the rank of an input is unknown")
         standard = node.proto.domain in STANDARD_DOMAINS
-        found = row(node.op, node.proto.domain)
-        rule = found(node) if callable(found) else found
-        if rule is None and (standard or node.proto.domain == CONTRIB_DOMAIN) and node.op in MOVES:
-            self.fix(node)
-            self.followable(node)
+        entry = row(node.op, node.proto.domain)
+        rule = entry(node) if callable(entry) else entry
+        if rule is not None:
+            outputs = apply(node, rule, node.op in self.allow_mixing)
+            self.restrict_groups(node, rule)
+            return outputs
+        if (standard or node.proto.domain == CONTRIB_DOMAIN) and node.op in MOVES:
+            self.freeze_literals(node)
+            self.check_length(node)
             return MOVES[node.op](node)
-        if rule is None:
-            raise Misfit(
-                f"no rule for {node.proto.domain + '::' if not standard else ''}{node.op}"
-                + (" in this form" if found else "")
-            )
-        outputs = apply(node, rule, node.op in self.allow_mixing)
-        self.policy(node, rule)
-        return outputs
+        name = node.op if standard else f"{node.proto.domain}::{node.op}"
+        raise Misfit(f"no rule for {name}" + (" in this form" if entry else ""))
 
-    def followable(self, node: Node) -> None:
-        """Misfit where more positions are moved than can be followed one by one: a few nodes can ask for billions."""
-        longest = max(
-            (
-                d
-                for n in node.proto.output
-                for d in self.record.shapes.shape(n) or ()
-                if isinstance(d, int)
-            ),
-            default=0,
-        )
+    def ranks_known(self, node: Node) -> bool:
+        """Return whether the rank of every operand is known."""
+        for tensor, name in zip(node.operands, node.names, strict=True):
+            if name and (tensor is None or self.record.shapes.shape(name) is None):
+                return False
+        return True
+
+    def check_length(self, node: Node) -> None:
+        """Misfit if an output axis has more positions than are followed one by one."""
+        shapes = [self.record.shapes.shape(n) or () for n in node.proto.output]
+        longest = max((d for shape in shapes for d in shape if isinstance(d, int)), default=0)
         if longest > LONGEST_AXIS:
             raise Misfit(
-                f"it makes an axis of {longest} positions; at most {LONGEST_AXIS} are followed"
+                f"an output axis has {longest} positions; at most {LONGEST_AXIS} are followed"
             )
 
-    def fix(self, node: Node) -> None:
-        """Operands that spell sizes keep their length."""
-        why = node.why("spells a shape")
-        for tensor in node.operands[literals(node.op) :]:
-            for axis in tensor.axes if tensor is not None else ():
+    def freeze_literals(self, node: Node) -> None:
+        """Freeze the operands that spell sizes."""
+        why = node.why("its values are sizes or positions")
+        for tensor in node.operands[first_literal(node.op) :]:
+            if tensor is None:
+                continue
+            for axis in tensor.axes:
                 self.record.causes.freeze(why if axis is None else axis, why)
 
-    def policy(self, node: Node, rule: Rule) -> None:
-        """Of a grouped convolution, keep the groups or the positions whole."""
-        if (
-            self.grouped == "both"
-            or "g" not in rule.refit.values()
-            or not node.op.endswith("Conv")
-            or int(node.attribute("group", 1)) == 1  # type: ignore[call-overload]
-        ):  # type: ignore[call-overload]
+    def restrict_groups(self, node: Node, rule: Rule) -> None:
+        """Freeze the groups of a grouped convolution, or the positions in each group."""
+        if self.grouped == "both" or "g" not in rule.refit.values() or not node.op.endswith("Conv"):
             return
-        groups = int(node.attribute("group", 1))  # type: ignore[call-overload]
+        groups = node.integer("group", 1)
+        if groups == 1:
+            return
         for slot in (0, 1):
-            axis = node.operands[slot].axes[1 - slot]  # type: ignore[union-attr]
+            axis = node.operand(slot).axes[1 - slot]
             if isinstance(axis, np.ndarray) and len(axis) > groups:
-                rows, columns = self.record.causes.split(
-                    axis, groups, len(axis) // groups, node.single()
-                )
-                self.record.causes.freeze(
-                    columns if self.grouped == "group" else rows,
-                    node.why(f"grouped={self.grouped}"),
-                )
+                per_group = len(axis) // groups
+                rows, columns = self.record.causes.split(axis, groups, per_group, node.single())
+                frozen = columns if self.grouped == "group" else rows
+                self.record.causes.freeze(frozen, node.why(f"grouped={self.grouped}"))
 
     def operand(self, proto: NodeProto, slot: int, name: str) -> Tensor | None:
-        """State of an input; every use of an initializer is one of its own."""
+        """Return the state of an input; every use of an initializer gets axes of its own."""
         if not name:
             return None
         if name not in self.weights:
             return self.record.tensors.get(name)
         axes: list[Axis | None] = [None] * len(self.weights[name].shape)
-        self.record.uses.append(
-            Use(name, self.record.index(proto), slot, axes, ["carries"] * len(axes))
-        )
+        roles = ["carries"] * len(axes)
+        self.record.uses.append(Use(name, self.record.index(proto), slot, axes, roles))
         return Tensor(axes, True, (len(self.record.uses) - 1,))
 
     def frozen(self, name: str, why: int) -> Tensor:
+        """Return the state of a tensor of which all axes are frozen."""
         return Tensor([why] * len(self.record.shapes.shape(name) or ()))
 
-    def stop(self, node: Node, text: str) -> None:
-        """Freeze all that a node touches, and go on."""
+    def freeze_node(self, node: Node, text: str) -> None:
+        """Freeze all tensors that a node reads or writes."""
         why = node.why(text)
-        inside = [
-            self.record.tensors.get(n) for n in sorted(captured(node.proto))
-        ]  # initializers are uses of the nodes that read them
+        # names of initializers have no tensor here: they are uses of the nodes that read them
+        inside = [self.record.tensors.get(n) for n in sorted(captured(node.proto))]
         for tensor in (*node.operands, *inside):
-            if tensor is None:
-                continue
-            for i, axis in enumerate(tensor.axes):
-                if axis is None:
-                    tensor.axes[i] = why
-                else:
+            if tensor is not None:
+                for axis in tensor.freeze_unset(why):
                     self.record.causes.freeze(axis, why)
         for name in node.proto.output:
             if name:
                 self.record.tensors[name] = self.frozen(name, why)
         for body in subgraphs(node.proto):
-            self.body(body)
+            self.isolated_body(body)
 
-    def body(self, body: GraphProto) -> None:
-        """A body whose inputs are frozen: what is made and used inside of it can still be cut."""
+    def isolated_body(self, body: GraphProto) -> None:
+        """Analyze a body with frozen inputs and outputs: channels inside it can still be cut."""
         self.graph(body)
-        self.ends(body, "body output")
+        self.freeze_outputs(body, "body output")
 
-    def ends(self, graph: GraphProto, text: str = "graph output") -> None:
-        """Outputs keep their shape."""
+    def freeze_outputs(self, graph: GraphProto, text: str = "graph output") -> None:
+        """Freeze the outputs of a graph, whose shapes are its interface."""
         for output in graph.output:
             why = self.record.reason(text, None, output.name)
-            if output.name in self.weights:
-                continue
             tensor = self.record.tensors.get(output.name)
-            for axis in tensor.axes if tensor is not None else ():
+            if output.name in self.weights or tensor is None:
+                continue
+            for axis in tensor.axes:
                 if axis is not None:
                     self.record.causes.freeze(axis, why)
 
     def freeze_named(self, patterns: Collection[str]) -> None:
-        """Freeze what the user named: a node's outputs, or a tensor."""
+        """Freeze what the user named: the outputs of a node, or a tensor."""
         for pattern in patterns:
             why = self.record.reason(f"frozen by {pattern!r}", None, pattern)
-            outputs = {
-                o for n in self.record.nodes if fnmatchcase(label(n), pattern) for o in n.output
-            }
-            hit = [
-                t for n, t in self.record.tensors.items() if n in outputs or fnmatchcase(n, pattern)
-            ]
-            hit += [Tensor(u.axes) for u in self.record.uses if fnmatchcase(u.tensor, pattern)]
-            if not hit:
-                raise UsageError(
-                    "freeze-unmatched",
-                    f"freeze pattern {pattern!r} matches no node and no tensor; see: onnxprune inspect MODEL",
-                )
-            for tensor in hit:
+            for tensor in self.matches(pattern):
                 for axis in tensor.axes:
                     if axis is not None:
                         self.record.causes.freeze(axis, why)
+
+    def matches(self, pattern: str) -> list[Tensor]:
+        """Return the tensors and uses that a freeze pattern names; UsageError if there is none."""
+        nodes = [n for n in self.record.nodes if fnmatchcase(label(n), pattern)]
+        outputs = {o for n in nodes for o in n.output}
+        tensors = [
+            t for n, t in self.record.tensors.items() if n in outputs or fnmatchcase(n, pattern)
+        ]
+        tensors += [Tensor(u.axes) for u in self.record.uses if fnmatchcase(u.tensor, pattern)]
+        if not tensors:
+            raise UsageError(
+                "freeze-unmatched",
+                f"freeze pattern {pattern!r} matches no node and no tensor; "
+                "list their names with: onnxprune inspect MODEL",
+            )
+        return tensors

@@ -1,0 +1,1 @@
+"""Cuts channels out of a model, and verifies the result against the masked original."""

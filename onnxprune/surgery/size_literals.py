@@ -9,7 +9,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.state import Average, Refit, Restore, Select
+from onnxprune.analysis.state import Average, Restore, Select, SizeLiteral
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, nested, set_attribute
@@ -48,7 +48,7 @@ class Editor:
 def refit(editor: Editor) -> None:
     """Rewrite every literal that the cut made wrong."""
     record = editor.analysis.record
-    for item in record.refits:
+    for item in record.literals:
         _refit(editor, item)
     for select in record.selects:
         _select(editor, select)
@@ -58,7 +58,7 @@ def refit(editor: Editor) -> None:
         _average(editor, average)
 
 
-def _refit(editor: Editor, item: Refit) -> None:
+def _refit(editor: Editor, item: SizeLiteral) -> None:
     new = {i: editor.length(a) for i, a in enumerate(item.entries) if a is not None}
     if all(editor.length(a) == len(a) for a in (*item.entries, *item.watch) if a is not None):
         return

@@ -44,8 +44,8 @@ def test_what_is_left_is_found_anew(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "reason"),
     [
-        ("scan_over_channels", "w1", "the passes run along this axis"),
-        ("loop_state_of_growing_channels", "w0", "its length changes from pass to pass"),
+        ("scan_over_channels", "w1", "the iterations run along this axis"),
+        ("loop_state_of_growing_channels", "w0", "its length changes between iterations"),
         ("if_other_lengths", "w1", "returned with several lengths"),
     ],
 )

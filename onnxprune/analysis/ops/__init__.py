@@ -1,0 +1,1 @@
+"""Rows of the rule table that depend on the node: patterns built from attributes and ranks."""

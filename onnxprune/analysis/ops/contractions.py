@@ -1,0 +1,78 @@
+"""Matrix products, Einsum and recurrent layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxprune.analysis.rule import Rule, View
+
+
+def matmul(view: View) -> Rule:
+    """Multiply matrices as numpy does, vectors included."""
+    if view.rank(0) == 1:
+        return Rule("k, ... k n -> ... n" if view.rank(1) > 1 else "k, k -> ", macs=("... k n",))
+    pattern = "... m k, k -> ... m" if view.rank(1) == 1 else "... m k, ... k n -> ... m n"
+    return Rule(pattern, macs=("... m k n",))
+
+
+def gemm(view: View) -> Rule:
+    """Compute alpha A' B' + beta C, C broadcast."""
+    a = "k m" if view.integer("transA", 0) else "m k"
+    b = "n k" if view.integer("transB", 0) else "k n"
+    c = ", " + {1: "n", 2: "m n"}.get(view.rank(2), "") if view.inputs > 2 else ""
+    return Rule(f"{a}, {b}{c} -> m n", macs=("m k n",))
+
+
+def einsum(view: View) -> Rule | None:
+    """Contract as the equation says, which must be explicit and without diagonals."""
+    equation = view.text("equation", "").replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    operands = left.split(",")
+    letters = [o.replace("...", "") for o in operands]
+    repeated = any(len(set(o)) != len(o) for o in letters)
+    # "..." may be given for some operands only, or not in front: neither is in the notation
+    broadcast = "..." not in equation or all(o.startswith("...") for o in operands)
+    if not arrow or repeated or not broadcast:
+        return None
+    names = dict.fromkeys("".join(letters))
+    return Rule(
+        f"{', '.join(map(_spaced, operands))} -> {_spaced(right)}",
+        macs=(" ".join(["...", *names]),) if len(operands) > 1 else (),
+    )
+
+
+def _spaced(operand: str) -> str:
+    """Return the letters of an Einsum operand in the notation of the table."""
+    leading = "... " if operand.startswith("...") else ""
+    return leading + " ".join(operand.replace("...", ""))
+
+
+def recurrent(gates: int, peepholes: int = 0) -> Callable[[View], Rule]:
+    """Return a row of a recurrent layer.
+
+    Gates form a product axis with the hidden units; both directions share the units.
+
+    Parameters
+    ----------
+    gates
+        Number of gates in the rows of W and R.
+    peepholes
+        Number of peephole weights per unit; 0 if the operator has none.
+    """
+
+    def row(view: View) -> Rule:
+        batch_first = view.integer("layout", 0)
+        time = "b s" if batch_first else "s b"
+        state = "b d h" if batch_first else "d b h"
+        out = "b s d h" if batch_first else "s d b h"
+        slots = [f"{time} i", "d (g h) i", "d (g h) h", "d (p h)", "b", state, state, "d (q h)"]
+        return Rule(
+            ", ".join(slots[: view.inputs]) + f" -> {out}, {state}, {state}",
+            {"g": gates, "p": 2 * gates, "q": peepholes or 1},
+            freeze="d g p q s b",
+            refit={"hidden_size": "h"},
+            macs=("s b d g h i", "s b d g h h"),
+            masked=2,
+        )
+
+    return row

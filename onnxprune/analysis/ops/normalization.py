@@ -1,0 +1,60 @@
+"""Normalizations."""
+
+from __future__ import annotations
+
+from onnxprune.analysis.rule import Rule, View, axes_letters, axis_attribute
+
+
+def layer_normalization(view: View) -> Rule:
+    """Normalize over `axis` and all axes after it, which scale and bias have as well."""
+    names = axes_letters(view)
+    axis = axis_attribute(view, -1, len(names))
+    tail = names[axis:]
+    left = [" ".join(names)] + [" ".join(tail)] * (view.inputs - 1)
+    stats = " ".join([*names[:axis], *"1" * len(tail)])
+    return Rule(f"{', '.join(left)} -> {' '.join(names)}, {stats}, {stats}", mixes=tail)
+
+
+def skip_normalization(view: View) -> Rule:
+    """Add two tensors and normalize over the last axis; the fourth output is the sum."""
+    names = axes_letters(view)
+    tensor = " ".join(names)
+    stats = " ".join([*names[:-1], "1"])
+    left = ", ".join([tensor, tensor] + [names[-1]] * (view.inputs - 2))
+    return Rule(f"{left} -> {tensor}, {stats}, {stats}, {tensor}", mixes=names[-1])
+
+
+def batch_normalization(view: View) -> Rule:
+    """Normalize per channel by stored statistics.
+
+    In training mode the statistics are those of the batch, over all axes except that of the
+    channels; the updated ones are further outputs.
+    """
+    training = view.outputs > 1 or bool(view.integer("training_mode", 0))
+    right = "n c *" + ", c" * (view.outputs - 1)
+    return Rule(f"n c *, c, c, c, c -> {right}", mixes="n*" if training else "")
+
+
+def group_normalization(view: View) -> Rule:
+    """Normalize per group of channels; scale and bias are per group before opset 21."""
+    scale = "(g c)" if view.opset >= 21 else "g"
+    return Rule(
+        f"n (g c) *, {scale}, {scale} -> n (g c) *",
+        {"g": "num_groups"},
+        mixes="c*",
+        refit={"num_groups": "g"},
+    )
+
+
+def mean_variance_normalization(view: View) -> Rule:
+    """Normalize over `axes`; per channel unless axis 1 is among them."""
+    axes = view.integers("axes")
+    over_channels = axes is not None and 1 in axes  # the default is all axes but 1
+    return Rule("n c * -> n c *", mixes="c*" if over_channels else "*")
+
+
+def lp_normalization(view: View) -> Rule:
+    """Divide by the norm along `axis`, to which a zero adds nothing."""
+    names = axes_letters(view)
+    axis = axis_attribute(view, -1, len(names))
+    return Rule(f"{' '.join(names)} -> {' '.join(names)}", sums=names[axis])

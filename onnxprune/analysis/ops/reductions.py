@@ -1,0 +1,65 @@
+"""Reductions and cumulative sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxprune.analysis.ops.elementwise import elementwise
+from onnxprune.analysis.rule import Rule, View, axes_letters, axis_attribute
+
+
+def reduce(linear: bool, mean: bool = False) -> Callable[[View], Rule | None]:
+    """Return a row that reduces over `axes`.
+
+    Parameters
+    ----------
+    linear
+        Zeros do not change the result, so the axes are contracted; otherwise they are mixed.
+    mean
+        The result is divided by the number of positions.
+    """
+
+    def row(view: View) -> Rule | None:
+        names = axes_letters(view)
+        axes = _reduced_axes(view)
+        if axes is None:
+            return None
+        if not axes:
+            if view.integer("noop_with_empty_axes", 0):
+                return elementwise(view)
+            axes = list(range(len(names)))
+        reduced = {names[a] for a in axes}
+        if view.integer("keepdims", 1):
+            right = ["1" if n in reduced else n for n in names]
+        else:
+            right = [n for n in names if n not in reduced]
+        left = " ".join(names) + (", I" if view.inputs > 1 else "")
+        over = "".join(sorted(reduced))
+        pattern = f"{left} -> {' '.join(right)}"
+        return Rule(pattern, mixes="" if linear else over, means=over if mean else "")
+
+    return row
+
+
+def _reduced_axes(view: View) -> list[int] | None:
+    """Return the axes, given as input or attribute (empty if absent); None if computed."""
+    if view.inputs <= 1:
+        return view.integers("axes") or []
+    value = view.value(1)
+    return None if value is None else [int(a) for a in value]
+
+
+def arg_reduce(view: View) -> Rule:
+    """Return the position of an extreme along `axis`, which is never cut."""
+    names = axes_letters(view)
+    axis = axis_attribute(view, 0, len(names))
+    kept = "1" if view.integer("keepdims", 1) else ""
+    right = [kept if i == axis else n for i, n in enumerate(names)]
+    return Rule(f"{' '.join(names)} -> {' '.join(right)}", freeze=names[axis])
+
+
+def cumsum(view: View) -> Rule:
+    """Sum cumulatively, which mixes the axis; all axes if it is computed."""
+    names, axis = axes_letters(view), view.value(1)
+    mixed = names if axis is None else names[int(axis.reshape(()))]
+    return Rule(f"{' '.join(names)}, -> {' '.join(names)}", mixes=mixed)

@@ -1,0 +1,47 @@
+"""Pooling, resizing and rearrangements of blocks of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxprune.analysis.rule import Rule, View, axes_letters
+
+
+def max_pool(view: View) -> Rule:
+    """Pool; the second output holds flat indices into the tensor and freezes all axes."""
+    return Rule("n c * -> n c *, n c *", freeze="*" if view.outputs < 2 else "n c *")
+
+
+def resize(view: View) -> Rule | None:
+    """Resize by scales; an axis of scale 1 is kept."""
+    names = axes_letters(view)
+    scales: Sequence[float] | np.ndarray | None = view.numbers("scales")
+    if view.inputs > 1:
+        scales = view.value(1 if view.op == "Upsample" or view.opset < 11 else 2)
+    if scales is None or len(scales) != len(names):  # by sizes: see movement.py
+        return None
+    changed = "".join(n for n, s in zip(names, scales, strict=True) if s != 1)
+    rest = "".join(f", {chr(ord('p') + i)}" for i in range(view.inputs - 1))
+    right = " ".join("1" if n in changed else n for n in names)
+    return Rule(f"{' '.join(names)}{rest} -> {right}", freeze=changed)
+
+
+def col2im(view: View) -> Rule | None:
+    """Sum blocks of each channel into an image."""
+    block, spatial = view.value(2), view.dim(1, 0)
+    if block is None or not spatial:
+        return None
+    pattern = f"n (c k) l, i, j -> n c{' 1' * spatial}"
+    return Rule(pattern, {"k": int(block.prod())}, freeze="k l")
+
+
+def depth_to_space(view: View) -> Rule:
+    """Lay out channels as blocks of an image, in the order of `mode`."""
+    channels = "a b c" if view.text("mode", "DCR") == "DCR" else "c a b"
+    return Rule(
+        f"n ({channels}) h w -> n c (h a) (w b)",
+        {"a": "blocksize", "b": "blocksize"},
+        freeze="a b h w",
+    )
