@@ -1,0 +1,1 @@
+"""Unstructured sparsity: zeros inside weights, without a change of shapes."""

@@ -1,7 +1,10 @@
-"""ONNX operators in torch, a row an operator: the table that `bridge` interprets a graph with.
+"""ONNX operators in torch, one row per operator: the table with which `bridge` runs a graph.
 
-A row is (function of (Call, *inputs), positions of trainable inputs). This file holds the elementwise and reducing operators and joins the others:
-`ops_shape` moves data, `ops_nn` contracts, pools and normalizes, `ops_rnn` recurs. Semantics: https://onnx.ai/onnx/operators.
+A row is a function of (Call, *inputs) and the positions of trainable inputs. This module holds
+elementwise operators and reductions and joins the tables of the others: `ops_shape` moves data,
+`ops_nn` contracts, pools and normalizes, `ops_rnn` holds the recurrent operators.
+
+Source of the semantics: https://onnx.ai/onnx/operators
 """
 
 from __future__ import annotations
@@ -16,40 +19,40 @@ from onnxprune.tune.ops_rnn import RECURRENT
 from onnxprune.tune.ops_shape import SHAPE
 
 F = torch.nn.functional
+MAX_TRAINABLE = 8  # inputs of Sum, Min and Max that may be parameters
 
 
 def _unary(function: Callable[..., Tensor]) -> Row:
-    """A row for a function of one tensor."""
+    """Return the row of a function of one tensor."""
     return Row(lambda c, x: function(x))
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
-    """A row for a broadcasting function of two tensors; either may be a parameter."""
+    """Return the row of a broadcasting function of two tensors; either may be a parameter."""
     return Row(
         lambda c, a, b: function(*to_common_device(a, b)), trainable=(0, 1), elementwise=True
     )
 
 
 def _variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
-    """A row that joins any number of tensors from the left."""
+    """Return the row of an operator that reduces any number of tensors from the left."""
     return Row(
         lambda c, *xs: functools.reduce(function, to_common_device(*xs)),
-        trainable=tuple(range(8)),
+        trainable=tuple(range(MAX_TRAINABLE)),
         elementwise=True,
     )
 
 
 def _logical(function: Callable[[Tensor, Tensor], Tensor]) -> Row:
-    """A row for a comparison; nothing flows back through it."""
+    """Return the row of a comparison, which has no gradient."""
     return Row(lambda c, a, b: function(*to_common_device(a, b)))
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
-    return (
-        a / b
-        if a.is_floating_point() or b.is_floating_point()
-        else torch.div(a, b, rounding_mode="trunc")
-    )
+    if a.is_floating_point() or b.is_floating_point():
+        return a / b
+    # ONNX truncates the quotient of integers, torch's operator would return floats
+    return torch.div(a, b, rounding_mode="trunc")
 
 
 def _mod(c: Call, a: Tensor, b: Tensor) -> Tensor:
@@ -61,9 +64,9 @@ def _mod(c: Call, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _clip(c: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    least, most = (
-        c.get(n, None) if v is None else v.item() for n, v in (("min", low), ("max", high))
-    )
+    # bounds are attributes before opset 11, inputs from there on
+    least = c.get("min", None) if low is None else low.item()
+    most = c.get("max", None) if high is None else high.item()
     return x if least is None and most is None else torch.clamp(x, least, most)
 
 
@@ -90,29 +93,28 @@ def _where(c: Call, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _softmax(function: Callable[..., Tensor]) -> Row:
-    """Softmax over an axis; before opset 13 over all axes from there on."""
+    """Return the row of a softmax over one axis; before opset 13 over all axes from it on."""
 
-    def run(c: Call, x: Tensor) -> Tensor:
+    def compute(c: Call, x: Tensor) -> Tensor:
         if c.opset >= 13:
             return function(x, dim=c.get("axis", -1))
         axis = c.get("axis", 1) % x.ndim
         return function(x.reshape(math.prod(x.shape[:axis]), -1), dim=1).reshape(x.shape)
 
-    return Row(run)
+    return Row(compute)
 
 
 def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Row:
-    """A row that reduces over axes, given as an attribute or, later, as an input."""
+    """Return the row of a reduction; axes are an attribute or, in newer opsets, an input."""
 
-    def run(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
-        over = axes.tolist() if axes is not None else c.get("axes", [])
-        if not over and c.get("noop_with_empty_axes", 0):
+    def compute(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+        given = axes.tolist() if axes is not None else c.get("axes", [])
+        if not given and c.get("noop_with_empty_axes", 0):
             return x
-        return function(
-            x, [a % x.ndim for a in over] or list(range(x.ndim)), bool(c.get("keepdims", 1))
-        )
+        over = [a % x.ndim for a in given] or list(range(x.ndim))
+        return function(x, over, bool(c.get("keepdims", 1)))
 
-    return Row(run)
+    return Row(compute)
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
@@ -122,36 +124,36 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 
 def _arg(function: Callable[..., Tensor]) -> Row:
-    """Position of an extreme value."""
+    """Return the row of an operator that locates an extreme value."""
     return Row(lambda c, x: function(x, dim=c.get("axis", 0), keepdim=bool(c.get("keepdims", 1))))
 
 
 def _round_through(x: Tensor) -> Tensor:
-    """Rounding whose gradient is one (straight-through)."""
+    """Round with a gradient of one (straight-through)."""
     return x + (torch.round(x) - x).detach()
 
 
 def _per_axis(c: Call, x: Tensor, value: Tensor) -> Tensor:
-    """A scale or zero point, shaped to broadcast over `x` along the axis attribute."""
+    """Reshape a scale or zero point to broadcast over `x` along the axis attribute."""
     value = value.to(x.device, torch.float32)
-    return (
-        value.reshape([-1 if a == c.get("axis", 1) % x.ndim else 1 for a in range(x.ndim)])
-        if value.ndim == 1 and value.numel() > 1
-        else value
-    )
+    if value.ndim != 1 or value.numel() == 1:
+        return value
+    axis = c.get("axis", 1) % x.ndim
+    return value.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
 
 
 def _quantize(c: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """Quantized values, kept as floats so that gradients pass."""
+    """Quantize; the result stays in floats so that gradients pass."""
     kind = torch.uint8 if zero is None else zero.dtype
     limits = torch.iinfo(kind)
     offset = 0.0 if zero is None else _per_axis(c, x, zero)
-    return torch.clamp(_round_through(x / _per_axis(c, x, scale)) + offset, limits.min, limits.max)
+    rounded = _round_through(x / _per_axis(c, x, scale))
+    return torch.clamp(rounded + offset, limits.min, limits.max)
 
 
 def _dequantize(c: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    values = x.to(torch.float32)
-    return (values - (0.0 if zero is None else _per_axis(c, x, zero))) * _per_axis(c, x, scale)
+    offset = 0.0 if zero is None else _per_axis(c, x, zero)
+    return (x.to(torch.float32) - offset) * _per_axis(c, x, scale)
 
 
 ELEMENTWISE: dict[str, Row] = {
@@ -247,10 +249,10 @@ OPS: Mapping[str, Row] = {**ELEMENTWISE, **REDUCING, **SHAPE, **NN, **RECURRENT}
 
 
 def supported() -> list[str]:
-    """Names of the operators that can be tuned through, sorted."""
+    """Return the names of the operators with a torch implementation, sorted."""
     return sorted(OPS)
 
 
 def find(op: str, domain: str) -> Row | None:
-    """The row of an operator of the default domain, None where there is none."""
+    """Return the row of an operator of the default domain, None if there is none."""
     return OPS.get(op) if domain in ("", "ai.onnx") else None

@@ -1,9 +1,10 @@
-"""Operators that contract, pool, normalize and resample."""
+"""Torch implementations of operators that contract, pool, normalize and resample."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,32 +17,36 @@ F = torch.nn.functional
 def _window(
     c: Call, x: Tensor, kernel: list[int]
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """(strides, dilations, pads before, pads after) of a sliding window over the spatial axes."""
+    """Return strides, dilations, pads before and pads after of a window over the spatial axes."""
     rank = len(kernel)
     strides, dilations = c.get("strides", [1] * rank), c.get("dilations", [1] * rank)
     auto = c.get("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         total = [
             max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
-            for n, s, d, k in zip(x.shape[2:], strides, dilations, kernel, strict=False)
+            for n, s, d, k in zip(x.shape[2:], strides, dilations, kernel, strict=True)
         ]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        return strides, dilations, *((small, large) if auto == "SAME_UPPER" else (large, small))
+        if auto == "SAME_UPPER":
+            return strides, dilations, small, large
+        return strides, dilations, large, small
     pads = c.get("pads", [0] * 2 * rank) if auto == "NOTSET" else [0] * 2 * rank
     return strides, dilations, pads[:rank], pads[rank:]
 
 
-def _padded(x: Tensor, before: list[int], after: list[int], value: float = 0.0) -> Tensor:
-    """`x` with its spatial axes padded."""
-    flat = [n for pair in zip(reversed(before), reversed(after), strict=False) for n in pair]
+def _pad_spatial(x: Tensor, before: list[int], after: list[int], value: float = 0.0) -> Tensor:
+    """Pad the spatial axes of `x`."""
+    # torch lists pads from the last axis to the first
+    flat = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
 def _conv(c: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     strides, dilations, before, after = _window(c, x, list(w.shape[2:]))
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[w.ndim - 2]
+    # torch's convolution pads both sides alike
     if before != after:
-        x, before = _padded(x, before, after), [0] * len(before)
+        x, before = _pad_spatial(x, before, after), [0] * len(before)
     return function(x, w, b, strides, before, dilations, c.get("group", 1))
 
 
@@ -49,34 +54,36 @@ def _conv_transpose(c: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> T
     rank = w.ndim - 2
     strides, dilations = c.get("strides", [1] * rank), c.get("dilations", [1] * rank)
     extra, pads = list(c.get("output_padding", [0] * rank)), list(c.get("pads", [0] * 2 * rank))
-    auto, wanted = c.get("auto_pad", "NOTSET"), c.get("output_shape", None)
-    whole = [
+    auto, sizes = c.get("auto_pad", "NOTSET"), c.get("output_shape", None)
+    # output sizes before pads crop them
+    full = [
         s * (n - 1) + e + d * (k - 1) + 1
-        for s, n, e, d, k in zip(strides, x.shape[2:], extra, dilations, w.shape[2:], strict=False)
+        for s, n, e, d, k in zip(strides, x.shape[2:], extra, dilations, w.shape[2:], strict=True)
     ]
-    if wanted is None and auto in ("SAME_UPPER", "SAME_LOWER"):
-        wanted = [n * s for n, s in zip(x.shape[2:], strides, strict=False)]
-    if wanted is not None:
-        total = [n - want for n, want in zip(whole, wanted[-rank:], strict=False)]
+    if sizes is None and auto in ("SAME_UPPER", "SAME_LOWER"):
+        sizes = [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
+    if sizes is not None:
+        total = [n - size for n, size in zip(full, sizes[-rank:], strict=True)]
         half = [t // 2 for t in total] if auto == "SAME_UPPER" else [t - t // 2 for t in total]
-        pads = half + [t - h for t, h in zip(total, half, strict=False)]
+        pads = half + [t - h for t, h in zip(total, half, strict=True)]
     function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
     y = function(x, w, b, strides, 0, 0, c.get("group", 1), dilations)
-    # the border that output_padding adds holds the bias alone; pads crop it again from the end
-    grow = [n - have for n, have in zip(whole, y.shape[2:], strict=False)]
+    # the border that output_padding adds holds only the bias; pads crop it again from the end
+    grow = [n - have for n, have in zip(full, y.shape[2:], strict=True)]
     if any(grow):
         shift = torch.zeros(()) if b is None else b.reshape(-1, *[1] * rank)
-        y = _padded(y - shift, [0] * rank, grow) + shift
-    return _padded(y, [-p for p in pads[:rank]], [-p for p in pads[rank:]])
+        y = _pad_spatial(y - shift, [0] * rank, grow) + shift
+    return _pad_spatial(y, [-p for p in pads[:rank]], [-p for p in pads[rank:]])
 
 
 def _gemm(c: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    a, b = a.T if c.get("transA", 0) else a, b.T if c.get("transB", 0) else b
-    y = a @ b
-    y = y * c.get("alpha", 1.0) if c.get("alpha", 1.0) != 1 else y
-    return (
-        y if bias is None else y + (bias * c.get("beta", 1.0) if c.get("beta", 1.0) != 1 else bias)
-    )
+    alpha, beta = c.get("alpha", 1.0), c.get("beta", 1.0)
+    y = (a.T if c.get("transA", 0) else a) @ (b.T if c.get("transB", 0) else b)
+    if alpha != 1:
+        y = y * alpha
+    if bias is None:
+        return y
+    return y + (bias * beta if beta != 1 else bias)
 
 
 def _einsum(c: Call, *xs: Tensor) -> Tensor:
@@ -89,23 +96,23 @@ def _max_pool(c: Call, x: Tensor) -> Tensor:
     kernel = c.get("kernel_shape", [])
     strides, dilations, before, after = _window(c, x, kernel)
     function = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
-    if before != after or any(2 * p > k for p, k in zip(before, kernel, strict=False)):
-        x, before = _padded(x, before, after, -math.inf), [0] * len(before)
+    # torch's pool pads both sides alike, by at most half of the kernel
+    if before != after or any(2 * p > k for p, k in zip(before, kernel, strict=True)):
+        x, before = _pad_spatial(x, before, after, -math.inf), [0] * len(before)
     return function(x, kernel, strides, before, dilations, bool(c.get("ceil_mode", 0)))
 
 
 def _average_pool(c: Call, x: Tensor) -> Tensor:
-    """Sum of the window over the count of what it covers: one form for all of ONNX's borders."""
+    """Divide the sum of a window by the number of positions it covers, for any padding."""
     kernel = c.get("kernel_shape", [])
     strides, dilations, before, after = _window(c, x, kernel)
     if any(d != 1 for d in dilations) or len(kernel) > 3:
         raise c.unsupported("a dilated window")
     flat = len(kernel) == 1
     ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
-    x, ones = (
-        _padded(x, before, after),
-        _padded(ones, before, after, float(c.get("count_include_pad", 0))),
-    )
+    x = _pad_spatial(x, before, after)
+    ones = _pad_spatial(ones, before, after, float(c.get("count_include_pad", 0)))
+    # torch's one-dimensional pool has no divisor
     if flat:
         x, ones, kernel, strides = x.unsqueeze(2), ones.unsqueeze(2), [1, *kernel], [1, *strides]
     pool = functools.partial(
@@ -120,18 +127,18 @@ def _average_pool(c: Call, x: Tensor) -> Tensor:
 
 
 def _global(name: str) -> Row:
-    """A pool over all spatial axes."""
+    """Return the row of a pool over all spatial axes."""
     return Row(lambda c, x: getattr(x, name)(list(range(2, x.ndim)), keepdim=True))
 
 
 def _batch_norm(
     c: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor
 ) -> Tensor:
-    """ONNX's momentum is what is kept of the old statistics, torch's what is taken of the new."""
+    """Normalize by running statistics, or in training by those of the batch."""
+    # ONNX's momentum is the weight of the old statistics, torch's that of the new ones
+    momentum = 1.0 - c.get("momentum", 0.9)
     learns = c.training and not c.get("fixed_statistics", False)
-    return F.batch_norm(
-        x, mean, var, scale, bias, learns, 1.0 - c.get("momentum", 0.9), c.get("epsilon", 1e-5)
-    )
+    return F.batch_norm(x, mean, var, scale, bias, learns, momentum, c.get("epsilon", 1e-5))
 
 
 def _layer_norm(c: Call, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -152,15 +159,14 @@ def _instance_norm(c: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 def _group_norm(c: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     groups, channels = c.get("num_groups", 1), x.shape[1]
-    if scale.numel() != channels:  # before opset 21: one scale a group
+    if scale.numel() != channels:  # before opset 21: one scale per group
         scale, bias = (v.repeat_interleave(channels // groups) for v in (scale, bias))
     return F.group_norm(x, groups, scale, bias, c.get("epsilon", 1e-5))
 
 
 def _lp_norm(c: Call, x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(
-        x, c.get("p", 2), c.get("axis", -1), keepdim=True
-    ).clamp_min(1e-12)
+    length = torch.linalg.vector_norm(x, c.get("p", 2), c.get("axis", -1), keepdim=True)
+    return x / length.clamp_min(1e-12)
 
 
 def _lrn(c: Call, x: Tensor) -> Tensor:
@@ -176,9 +182,10 @@ def _resize(
     scales: Tensor | None = None,
     sizes: Tensor | None = None,
 ) -> Tensor:
-    """Separable resampling, an axis at a time."""
+    """Resample one axis after the other."""
+    # the second input is `scales` in these versions, not `roi`
     if c.op == "Upsample" or (c.op == "Resize" and c.opset < 11):
-        scales, roi = roi if scales is None else scales, None
+        scales = roi if scales is None else scales
     usual = "half_pixel" if c.opset >= 11 and c.op == "Resize" else "asymmetric"
     mode, how = c.get("mode", "nearest"), c.get("coordinate_transformation_mode", usual)
     if (
@@ -190,22 +197,23 @@ def _resize(
     axes = [a % x.ndim for a in c.get("axes", range(x.ndim))]
     if sizes is not None and sizes.numel():
         targets = [int(n) for n in sizes.tolist()]
-        ratios = [n / x.shape[a] for n, a in zip(targets, axes, strict=False)]
+        ratios = [n / x.shape[a] for n, a in zip(targets, axes, strict=True)]
     else:
-        ratios = [
-            float(s) for s in (scales.tolist() if scales is not None else c.get("scales", []))
-        ]
-        targets = [math.floor(x.shape[a] * r) for a, r in zip(axes, ratios, strict=False)]
-    for axis, ratio, target in zip(axes, ratios, targets, strict=False):
+        factors = scales.tolist() if scales is not None else c.get("scales", [])
+        ratios = [float(s) for s in factors]
+        targets = [math.floor(x.shape[a] * r) for a, r in zip(axes, ratios, strict=True)]
+    for axis, ratio, target in zip(axes, ratios, targets, strict=True):
+        # a literal size of the batch axis stands for the batch that runs
         if axis == 0 and c.batch.rebased and target == c.batch.declared:
             continue
         if target != x.shape[axis] or ratio != 1:
-            x = _resample(c, x, axis, _coordinates(how, target, x.shape[axis], ratio), mode)
+            at = _source_coordinates(how, target, x.shape[axis], ratio)
+            x = _resample(c, x, axis, at, mode)
     return x
 
 
-def _coordinates(how: str, target: int, size: int, ratio: float) -> np.ndarray:
-    """Where each output position lies on the input axis."""
+def _source_coordinates(how: str, target: int, size: int, ratio: float) -> np.ndarray:
+    """Return the fractional input position of each output position of an axis."""
     at = np.arange(target, dtype=np.float64)
     if how == "asymmetric":
         return at / ratio
@@ -220,42 +228,43 @@ def _coordinates(how: str, target: int, size: int, ratio: float) -> np.ndarray:
 
 
 def _resample(c: Call, x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tensor:
-    """Values of an axis at fractional positions: a weighted sum of its neighbors."""
+    """Interpolate an axis at fractional positions: a weighted sum of neighbors."""
     size = x.shape[axis]
     if mode == "nearest":
-        rounding = c.get(
-            "nearest_mode", "round_prefer_floor" if c.opset >= 11 and c.op == "Resize" else "floor"
-        )
-        halves = {"round_prefer_floor": np.ceil(at - 0.5), "round_prefer_ceil": np.floor(at + 0.5)}
-        found = (
-            halves[rounding]
-            if rounding in halves
-            else np.floor(at)
-            if rounding == "floor"
-            else np.ceil(at)
-        )
-        return x.index_select(
-            axis, from_numpy(found.clip(0, size - 1).astype(np.int64)).to(x.device)
-        )
+        default = "round_prefer_floor" if c.opset >= 11 and c.op == "Resize" else "floor"
+        nearest = _ROUNDINGS[c.get("nearest_mode", default)](at)
+        return x.index_select(axis, _clip_index(nearest, size).to(x.device))
     base = np.floor(at)
     offsets = (0, 1) if mode == "linear" else (-1, 0, 1, 2)
-    weights = np.stack(
-        [_kernel(mode, at - base - o, c.get("cubic_coeff_a", -0.75)) for o in offsets]
-    )
-    places = np.stack([base + o for o in offsets])
+    coefficient = c.get("cubic_coeff_a", -0.75)
+    weights = np.stack([_kernel(mode, at - base - o, coefficient) for o in offsets])
+    neighbors = np.stack([base + o for o in offsets])
     if c.get("exclude_outside", 0):
-        weights = weights * ((places >= 0) & (places < size))
+        weights = weights * ((neighbors >= 0) & (neighbors < size))
         weights = weights / weights.sum(0)
     shape = [-1 if a == axis else 1 for a in range(x.ndim)]
-    indices = [from_numpy(p.clip(0, size - 1).astype(np.int64)).to(x.device) for p in places]
-    factors = [from_numpy(w).to(x.device, x.dtype).reshape(shape) for w in weights]
-    return functools.reduce(
-        torch.add, (x.index_select(axis, i) * w for i, w in zip(indices, factors, strict=False))
-    )
+    terms = []
+    for position, weight in zip(neighbors, weights, strict=True):
+        factor = from_numpy(weight).to(x.device, x.dtype).reshape(shape)
+        terms.append(x.index_select(axis, _clip_index(position, size).to(x.device)) * factor)
+    return functools.reduce(torch.add, terms)
+
+
+_ROUNDINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "round_prefer_floor": lambda at: np.ceil(at - 0.5),
+    "round_prefer_ceil": lambda at: np.floor(at + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
+def _clip_index(positions: np.ndarray, size: int) -> Tensor:
+    """Return positions clipped to an axis of this size, as indices."""
+    return from_numpy(positions.clip(0, size - 1).astype(np.int64))
 
 
 def _kernel(mode: str, distance: np.ndarray, a: float) -> np.ndarray:
-    """Interpolation weight at a signed distance: linear, or Keys' cubic with coefficient `a`."""
+    """Return the weight at a signed distance: linear, or Keys' cubic with coefficient `a`."""
     d = np.abs(distance)
     if mode == "linear":
         return np.clip(1 - d, 0, 1)
@@ -264,12 +273,10 @@ def _kernel(mode: str, distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def _grid_sample(c: Call, x: Tensor, grid: Tensor) -> Tensor:
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(
-        c.get("mode", "linear"), c.get("mode", "linear")
-    )
-    return F.grid_sample(
-        x, grid, mode, c.get("padding_mode", "zeros"), bool(c.get("align_corners", 0))
-    )
+    mode = c.get("mode", "linear")
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    padding, align = c.get("padding_mode", "zeros"), bool(c.get("align_corners", 0))
+    return F.grid_sample(x, grid, mode, padding, align)
 
 
 NN: dict[str, Row] = {

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN, a step at a time, gates in ONNX's order."""
+"""Torch implementations of LSTM, GRU and RNN: one time step after the other, ONNX's gate order."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from onnxprune.tune.call import Call, Row, Tensor, torch
 
 F = torch.nn.functional
-Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+Cell = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
-def _direction(
-    step: Step, inputs: Tensor, state: tuple[Tensor, ...], backwards: bool
+def _run_direction(
+    step: Cell, inputs: Tensor, state: tuple[Tensor, ...], backwards: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(outputs of all steps, last state) of one direction."""
+    """Return the outputs of all steps and the last state of one direction."""
     outputs = []
     for x in reversed(inputs.unbind(0)) if backwards else inputs.unbind(0):
         state = step(x, state)
@@ -21,18 +21,18 @@ def _direction(
     return torch.stack(outputs[::-1] if backwards else outputs), state
 
 
-def _bias(b: Tensor | None, gates: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(input bias, recurrent bias), zero where the node has none."""
+def _split_bias(b: Tensor | None, gates: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return input bias and recurrent bias, zeros if the node has none."""
     if b is None:
         zero = like.new_zeros(gates)
         return zero, zero
     return b[:gates], b[gates:]
 
 
-def _lstm_step(w: Tensor, r: Tensor, b: Tensor | None, peephole: Tensor | None) -> Step:
-    """Gates i, o, f, c; peepholes i, o, f."""
+def _lstm_cell(w: Tensor, r: Tensor, b: Tensor | None, peephole: Tensor | None) -> Cell:
+    """Return an LSTM step; gates in the order i, o, f, c, peepholes i, o, f."""
     hidden = r.shape[-1]
-    wb, rb = _bias(b, 4 * hidden, w)
+    wb, rb = _split_bias(b, 4 * hidden, w)
     pi, po, pf = peephole.split(hidden) if peephole is not None else (0.0, 0.0, 0.0)
 
     def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -45,18 +45,17 @@ def _lstm_step(w: Tensor, r: Tensor, b: Tensor | None, peephole: Tensor | None) 
     return step
 
 
-def _gru_step(w: Tensor, r: Tensor, b: Tensor | None, linear_before_reset: bool) -> Step:
-    """Gates z, r, h."""
+def _gru_cell(w: Tensor, r: Tensor, b: Tensor | None, linear_before_reset: bool) -> Cell:
+    """Return a GRU step; gates in the order z, r, h."""
     hidden = r.shape[-1]
-    wb, rb = _bias(b, 3 * hidden, w)
+    wb, rb = _split_bias(b, 3 * hidden, w)
     split = 2 * hidden
 
     def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (h,) = state
         given = F.linear(x, w, wb)
-        z, reset = torch.sigmoid(given[:, :split] + F.linear(h, r[:split], rb[:split])).split(
-            hidden, -1
-        )
+        gates = torch.sigmoid(given[:, :split] + F.linear(h, r[:split], rb[:split]))
+        z, reset = gates.split(hidden, -1)
         if linear_before_reset:
             new = torch.tanh(given[:, split:] + reset * F.linear(h, r[split:], rb[split:]))
         else:
@@ -66,8 +65,9 @@ def _gru_step(w: Tensor, r: Tensor, b: Tensor | None, linear_before_reset: bool)
     return step
 
 
-def _rnn_step(w: Tensor, r: Tensor, b: Tensor | None) -> Step:
-    wb, rb = _bias(b, r.shape[-1], w)
+def _rnn_cell(w: Tensor, r: Tensor, b: Tensor | None) -> Cell:
+    """Return a step of a plain recurrent network."""
+    wb, rb = _split_bias(b, r.shape[-1], w)
     return lambda x, state: (torch.tanh(F.linear(x, w, wb) + F.linear(state[0], r, rb)),)
 
 
@@ -80,40 +80,39 @@ def _recurrent(
     lengths: Tensor | None = None,
     *rest: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Y (steps, directions, batch, hidden), Y_h and, for an LSTM, Y_c."""
-    if (
-        lengths is not None
-        or set(c.get("activations", [])) - {"Sigmoid", "Tanh"}
-        or c.get("clip", 0)
-        or c.get("layout", 0)
-    ):
+    """Return Y (steps, directions, batch, hidden), Y_h and, for an LSTM, Y_c."""
+    other_activations = set(c.get("activations", [])) - {"Sigmoid", "Tanh"}
+    if lengths is not None or other_activations or c.get("clip", 0) or c.get("layout", 0):
         raise c.unsupported("sequence lengths, other activations, clipping or batch-first layout")
-    states = 2 if c.op == "LSTM" else 1
-    given, peephole = (
-        [*rest, None, None][:states],
-        [*rest, None, None, None][2] if c.op == "LSTM" else None,
-    )
-    backwards = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[
-        c.get("direction", "forward")
-    ]
+    # initial_h, and for an LSTM initial_c and peepholes
+    initial_h, initial_c, peephole, *_ = [*rest, None, None, None]
+    initial = (initial_h, initial_c) if c.op == "LSTM" else (initial_h,)
     zero = x.new_zeros(x.shape[1], r.shape[-1])
     outputs, last = [], []
-    for d, reverse in enumerate(backwards):
-        bias = b[d] if b is not None else None
-        if c.op == "LSTM":
-            step = _lstm_step(w[d], r[d], bias, peephole[d] if peephole is not None else None)
-        else:
-            step = (
-                _gru_step(w[d], r[d], bias, bool(c.get("linear_before_reset", 0)))
-                if c.op == "GRU"
-                else _rnn_step(w[d], r[d], bias)
-            )
-        y, state = _direction(step, x, tuple(zero if s is None else s[d] for s in given), reverse)
+    for d, reverse in enumerate(_REVERSED[c.get("direction", "forward")]):
+        cell = _build_cell(c, w[d], r[d], _select(b, d), _select(peephole, d))
+        state = tuple(zero if s is None else s[d] for s in initial)
+        y, state = _run_direction(cell, x, state, reverse)
         outputs.append(y)
         last.append(state)
-    return torch.stack(outputs, 1), *(torch.stack(part) for part in zip(*last, strict=False))
+    return torch.stack(outputs, 1), *(torch.stack(part) for part in zip(*last, strict=True))
 
 
+def _select(tensor: Tensor | None, direction: int) -> Tensor | None:
+    """Return one direction's part of an optional input."""
+    return None if tensor is None else tensor[direction]
+
+
+def _build_cell(c: Call, w: Tensor, r: Tensor, b: Tensor | None, peephole: Tensor | None) -> Cell:
+    """Return the step of one direction."""
+    if c.op == "LSTM":
+        return _lstm_cell(w, r, b, peephole)
+    if c.op == "GRU":
+        return _gru_cell(w, r, b, bool(c.get("linear_before_reset", 0)))
+    return _rnn_cell(w, r, b)
+
+
+_REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 RECURRENT: dict[str, Row] = {
     name: Row(_recurrent, trainable=(1, 2, 3)) for name in ("LSTM", "GRU", "RNN")
 }

@@ -1,4 +1,7 @@
-"""Operators that move, select and make data. Shapes and indices are int64 tensors on the host."""
+"""Torch implementations of operators that move, select and create data.
+
+Shapes and indices are int64 tensors on the host.
+"""
 
 from __future__ import annotations
 
@@ -11,35 +14,31 @@ from onnx import numpy_helper
 from onnxprune.tune.call import Call, Row, Tensor, to_common_device, torch
 
 F = torch.nn.functional
+MAX_TRAINABLE = 64  # inputs of Concat that may be parameters
 
 
-def _axes(c: Call, axes: Tensor | None) -> list[int]:
-    """Axes as an attribute (old) or an input (new)."""
+def _read_axes(c: Call, axes: Tensor | None) -> list[int]:
+    """Return axes, an attribute in old opsets and an input in new ones."""
     return axes.tolist() if axes is not None else list(c.get("axes", []))
 
 
 def _rebatch(c: Call, x: Tensor, target: list[int]) -> Tensor:
-    """A reshape whose literals may spell the declared batch, for the batch that runs.
+    """Reshape for the batch that runs; literals may hold the declared batch size.
 
-    The batch is the axis that -1 stands for where that is the batch's size at the declared run, else the outermost axis.
+    The batch is the axis of -1 if that had the declared batch size in the recorded run, else the
+    outermost axis.
     """
     batch, shape = c.batch, c.batch.shapes.get(c.output)
-    if (
-        not batch.rebased
-        or not shape
-        or x.numel() * batch.declared != math.prod(shape) * batch.actual
-    ):
+    scales = bool(shape) and x.numel() * batch.declared == math.prod(shape or ()) * batch.actual
+    if not batch.rebased or not shape or not scales:
         y = x.reshape(target)
         if batch.recording:
             batch.shapes[c.output] = tuple(y.shape)
         return y
     outermost = shape[0] == batch.declared and x.shape[0] == batch.actual
-    if (
-        -1 in target
-        and shape[target.index(-1)] == batch.declared
-        and not outermost
-        or shape[0] * batch.actual % batch.declared
-    ):
+    inferred = -1 in target and shape[target.index(-1)] == batch.declared
+    # -1 adapts by itself; a size that is no multiple of the batch cannot be scaled
+    if (inferred and not outermost) or shape[0] * batch.actual % batch.declared:
         return x.reshape(target)
     return x.reshape((shape[0] * batch.actual // batch.declared, *shape[1:]))
 
@@ -54,11 +53,8 @@ def _reshape(c: Call, x: Tensor, shape: Tensor | None = None) -> Tensor:
 def _flatten(c: Call, x: Tensor) -> Tensor:
     axis = c.get("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
-    return (
-        x.reshape(math.prod(x.shape[:axis]), -1)
-        if x.numel()
-        else x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-    )
+    # -1 would be ambiguous for an empty tensor
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 def _transpose(c: Call, x: Tensor) -> Tensor:
@@ -66,7 +62,7 @@ def _transpose(c: Call, x: Tensor) -> Tensor:
 
 
 def _squeeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    over = _axes(c, axes)
+    over = _read_axes(c, axes)
     if not over and axes is None and "axes" not in c.attributes:
         return x.squeeze()
     for axis in sorted((a % x.ndim for a in over), reverse=True):
@@ -75,7 +71,7 @@ def _squeeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 
 def _unsqueeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    new = _axes(c, axes)
+    new = _read_axes(c, axes)
     for axis in sorted(a % (x.ndim + len(new)) for a in new):
         x = x.unsqueeze(axis)
     return x
@@ -83,9 +79,8 @@ def _unsqueeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 def _concat(c: Call, *xs: Tensor) -> Tensor:
     axis, xs = c.get("axis", 1), to_common_device(*xs)
-    if (
-        axis % xs[0].ndim and c.batch.rebased
-    ):  # a class token of the declared batch meets samples of another
+    # a class token of the declared batch size is repeated for the samples of another
+    if axis % xs[0].ndim and c.batch.rebased:
         rows = max(x.shape[0] for x in xs)
         xs = tuple(x.expand(rows, *x.shape[1:]) if x.shape[0] == 1 < rows else x for x in xs)
     return torch.cat(xs, axis)
@@ -109,60 +104,57 @@ def _slice(
 ) -> Tensor:
     begin = starts.tolist() if starts is not None else c.get("starts", [])
     end = ends.tolist() if ends is not None else c.get("ends", [])
-    over = _axes(c, axes) or list(range(len(begin)))
-    for a, b, e, s in zip(
-        over, begin, end, steps.tolist() if steps is not None else [1] * len(begin), strict=False
-    ):
+    over = _read_axes(c, axes) or list(range(len(begin)))
+    strides = steps.tolist() if steps is not None else [1] * len(begin)
+    for a, b, e, s in zip(over, begin, end, strides, strict=True):
         axis = a % x.ndim
-        window = range(x.shape[axis])[slice(b, None if s < 0 and e < -x.shape[axis] else e, s)]
+        # going backwards, an end before the first element includes it
+        stop = None if s < 0 and e < -x.shape[axis] else e
+        window = range(x.shape[axis])[slice(b, stop, s)]
         if s > 0:
-            x = x[(slice(None),) * axis + (slice(window.start, max(window.stop, window.start), s),)]
-        else:
+            part = slice(window.start, max(window.stop, window.start), s)
+            x = x[(slice(None),) * axis + (part,)]
+        else:  # torch's slices have no negative step
             x = x.index_select(axis, torch.tensor(list(window), dtype=torch.int64, device=x.device))
     return x
 
 
-def _wrapped(indices: Tensor, size: int, x: Tensor) -> Tensor:
-    """Indices on the data's device, negative ones counted from the end."""
+def _wrap(indices: Tensor, size: int, x: Tensor) -> Tensor:
+    """Return indices on the data's device; negative ones count from the end."""
     indices = indices.to(x.device, torch.int64)
     return torch.where(indices < 0, indices + size, indices)
 
 
 def _gather(c: Call, x: Tensor, indices: Tensor) -> Tensor:
     axis = c.get("axis", 0) % x.ndim
-    index = _wrapped(indices, x.shape[axis], x)
+    index = _wrap(indices, x.shape[axis], x)
     taken = x.index_select(axis, index.reshape(-1))
     return taken.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _gather_elements(c: Call, x: Tensor, indices: Tensor) -> Tensor:
     axis = c.get("axis", 0) % x.ndim
-    return torch.gather(x, axis, _wrapped(indices, x.shape[axis], x))
+    return torch.gather(x, axis, _wrap(indices, x.shape[axis], x))
 
 
 def _gather_nd(c: Call, x: Tensor, indices: Tensor) -> Tensor:
     leading = c.get("batch_dims", 0)
     index = indices.to(x.device, torch.int64)
-    rows = [
-        torch.arange(n, device=x.device).reshape(
-            [-1 if a == i else 1 for a in range(index.ndim - 1)]
-        )
-        for i, n in enumerate(x.shape[:leading])
-    ]
+    rows = []
+    for i, n in enumerate(x.shape[:leading]):
+        shape = [1] * (index.ndim - 1)
+        shape[i] = -1
+        rows.append(torch.arange(n, device=x.device).reshape(shape))
     return x[(*rows, *index.unbind(-1))]
 
 
 def _scatter_elements(c: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     axis, how = c.get("axis", 0) % x.ndim, c.get("reduction", "none")
-    index = _wrapped(indices, x.shape[axis], x)
+    index = _wrap(indices, x.shape[axis], x)
     if how == "none":
         return x.scatter(axis, index, updates.to(x.dtype))
-    return x.scatter_reduce(
-        axis,
-        index,
-        updates.to(x.dtype),
-        {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[how],
-    )
+    reduction = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[how]
+    return x.scatter_reduce(axis, index, updates.to(x.dtype), reduction)
 
 
 def _scatter_nd(c: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
@@ -177,19 +169,16 @@ def _scatter_nd(c: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
 
 
 def _expand(c: Call, x: Tensor, shape: Tensor) -> Tensor:
-    target = [int(n) for n in shape.tolist()]
-    if (
-        c.batch.rebased
-        and len(target) == x.ndim
-        and target[0] == c.batch.declared
-        and x.shape[0] == c.batch.actual
-    ):
-        target[0] = c.batch.actual
+    target, batch = [int(n) for n in shape.tolist()], c.batch
+    rebatch = batch.rebased and len(target) == x.ndim
+    if rebatch and target[0] == batch.declared and x.shape[0] == batch.actual:
+        target[0] = batch.actual
     return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(target)))
 
 
 def _shape(c: Call, x: Tensor) -> Tensor:
-    return torch.tensor(list(x.shape)[c.get("start", 0) : c.get("end", x.ndim)], dtype=torch.int64)
+    start, end = c.get("start", 0), c.get("end", x.ndim)
+    return torch.tensor(list(x.shape)[start:end], dtype=torch.int64)
 
 
 def _constant(c: Call) -> Tensor:
@@ -222,22 +211,22 @@ def _pad(
     over = [a % x.ndim for a in axes.tolist()] if axes is not None else list(range(x.ndim))
     before, after, mode = amounts[: len(over)], amounts[len(over) :], c.get("mode", "constant")
     if mode == "constant":
+        # torch lists pads from the last axis to the first
         flat = [0] * (2 * x.ndim)
-        for axis, b, e in zip(over, before, after, strict=False):
-            flat[2 * (x.ndim - 1 - axis)], flat[2 * (x.ndim - 1 - axis) + 1] = b, e
-        return F.pad(
-            x, flat, value=float(value.item()) if value is not None else c.get("value", 0.0)
-        )
-    for axis, b, e in zip(over, before, after, strict=False):
+        for axis, b, e in zip(over, before, after, strict=True):
+            last = 2 * (x.ndim - 1 - axis)
+            flat[last], flat[last + 1] = b, e
+        fill = float(value.item()) if value is not None else c.get("value", 0.0)
+        return F.pad(x, flat, value=fill)
+    for axis, b, e in zip(over, before, after, strict=True):
         if b or e:
-            x = x.index_select(
-                axis, _border(np.arange(-b, x.shape[axis] + e), x.shape[axis], mode).to(x.device)
-            )
+            positions = np.arange(-b, x.shape[axis] + e)
+            x = x.index_select(axis, _source_positions(positions, x.shape[axis], mode).to(x.device))
     return x
 
 
-def _border(positions: np.ndarray, size: int, mode: str) -> Tensor:
-    """Source positions of a padded axis."""
+def _source_positions(positions: np.ndarray, size: int, mode: str) -> Tensor:
+    """Return the positions that a padded axis is filled from."""
     if mode == "edge":
         positions = positions.clip(0, size - 1)
     elif mode == "wrap":
@@ -252,25 +241,16 @@ def _border(positions: np.ndarray, size: int, mode: str) -> Tensor:
 def _depth_to_space(c: Call, x: Tensor) -> Tensor:
     b, (n, ch, h, w) = c.get("blocksize", 1), x.shape
     if c.get("mode", "DCR") == "DCR":
-        return (
-            x.reshape(n, b, b, ch // b**2, h, w)
-            .permute(0, 3, 4, 1, 5, 2)
-            .reshape(n, ch // b**2, h * b, w * b)
-        )
-    return (
-        x.reshape(n, ch // b**2, b, b, h, w)
-        .permute(0, 1, 4, 2, 5, 3)
-        .reshape(n, ch // b**2, h * b, w * b)
-    )
+        blocks = x.reshape(n, b, b, ch // b**2, h, w).permute(0, 3, 4, 1, 5, 2)
+    else:
+        blocks = x.reshape(n, ch // b**2, b, b, h, w).permute(0, 1, 4, 2, 5, 3)
+    return blocks.reshape(n, ch // b**2, h * b, w * b)
 
 
 def _space_to_depth(c: Call, x: Tensor) -> Tensor:
     b, (n, ch, h, w) = c.get("blocksize", 1), x.shape
-    return (
-        x.reshape(n, ch, h // b, b, w // b, b)
-        .permute(0, 3, 5, 1, 2, 4)
-        .reshape(n, ch * b * b, h // b, w // b)
-    )
+    blocks = x.reshape(n, ch, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
+    return blocks.reshape(n, ch * b * b, h // b, w // b)
 
 
 def _cumsum(c: Call, x: Tensor, axis: Tensor) -> Tensor:
@@ -298,30 +278,26 @@ def _one_hot(c: Call, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
 def _col2im(c: Call, x: Tensor, image: Tensor, block: Tensor) -> Tensor:
     pads = c.get("pads", [0, 0, 0, 0])
     if image.numel() != 2 or pads[:2] != pads[2:]:
-        raise c.unsupported("other than two spatial axes with symmetric pads")
-    return F.fold(
-        x,
-        tuple(image.tolist()),
-        tuple(block.tolist()),
-        c.get("dilations", 1),
-        pads[:2],
-        c.get("strides", 1),
-    )
+        raise c.unsupported("anything but two spatial axes with symmetric pads")
+    size, kernel = tuple(image.tolist()), tuple(block.tolist())
+    return F.fold(x, size, kernel, c.get("dilations", 1), pads[:2], c.get("strides", 1))
 
 
 def _trilu(c: Call, x: Tensor, k: Tensor | None = None) -> Tensor:
-    return (torch.triu if c.get("upper", 1) else torch.tril)(
-        x, int(k.item()) if k is not None else 0
-    )
+    diagonal = int(k.item()) if k is not None else 0
+    return torch.triu(x, diagonal) if c.get("upper", 1) else torch.tril(x, diagonal)
 
 
 def tensor_of(proto: Any) -> Tensor:
-    """A TensorProto's values; half precision as float32, unsigned as the next wider signed type."""
+    """Return a TensorProto's values in a type that torch computes with."""
     return from_numpy(numpy_helper.to_array(proto))
 
 
 def from_numpy(values: np.ndarray) -> Tensor:
-    """A tensor that owns its values, in a type torch computes with."""
+    """Return a tensor that owns its values, in a type that torch computes with.
+
+    Half precision becomes float32, wide unsigned types the next wider signed one.
+    """
     if values.dtype.kind not in "biuf" or values.dtype == np.float16:
         values = values.astype(np.float32)
     wider = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}.get(values.dtype.name)
@@ -334,7 +310,7 @@ SHAPE: dict[str, Row] = {
     "Transpose": Row(_transpose, trainable=(0,)),
     "Squeeze": Row(_squeeze, trainable=(0,)),
     "Unsqueeze": Row(_unsqueeze, trainable=(0,)),
-    "Concat": Row(_concat, trainable=tuple(range(64))),
+    "Concat": Row(_concat, trainable=tuple(range(MAX_TRAINABLE))),
     "Split": Row(_split, trainable=(0,)),
     "Slice": Row(_slice, trainable=(0,)),
     "Gather": Row(_gather, trainable=(0,)),
