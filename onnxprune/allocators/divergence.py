@@ -15,7 +15,7 @@ from onnxprune.allocators.base import Ranking, Step, ordered
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix
 from onnxprune.criteria.base import Context
-from onnxprune.criteria.elimination import inverse, refitted
+from onnxprune.criteria.elimination import inverse, refit_weight
 from onnxprune.criteria.reconstruction import channel_columns, moments
 from onnxprune.data.dataset import samples_of
 from onnxprune.ir.edit import add_initializer
@@ -151,7 +151,7 @@ class _Probe:
         for item in items:
             ids = item.linear.ids if isinstance(item, InputMoments) else item.ids
             node = item.linear.node if isinstance(item, InputMoments) else item.node
-            index = channel_columns(self.analysis, ids, causes)  # type: ignore[arg-type]
+            index = channel_columns(self.analysis, ids, causes)
             place = self.run.place(self.analysis.record.nodes[node].output[0])
             if index is not None and place >= 0:
                 found.append((place, item, index))
@@ -179,7 +179,7 @@ class _Probe:
             (nodes[place - start], item, index) for place, item, index in self.parts
         ]:
             if isinstance(item, ProductMoments):
-                gain = refitted(
+                gain = refit_weight(
                     np.ones((1, len(item.xx))), self.inverse_of(item, 0), index[gone].ravel()
                 )
                 scaled = f"{node.input[0]}_scaled"
@@ -236,7 +236,7 @@ def refitted_without(
     new = np.empty_like(weight)
     for g in range(len(weight)):
         here = gone[(gone >= g * inputs) & (gone < (g + 1) * inputs)] - g * inputs
-        new[g] = refitted(
+        new[g] = refit_weight(
             weight[g],
             inverse_of(item, g),
             (here[:, None] * item.taps + np.arange(item.taps)).ravel(),

@@ -1,4 +1,8 @@
-"""How much a channel matters. A criterion is a function (Context) -> Scores, higher = keep; a group it cannot score is left out and stays whole."""
+"""Importance of channels.
+
+A criterion is a function (Context) -> Scores; a higher score means keep. Groups that it cannot
+score are left out of the result and stay unpruned.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ CRITERIA = Registry(
     {
         "reconstruction": (
             "onnxprune.criteria.reconstruction:reconstruction",
-            "error that removal leaves after the consumers are refitted (needs data)",
+            "output error after removal with the consumers refitted (needs data)",
         ),
         "l1": ("onnxprune.criteria.magnitude:l1", "sum of absolute weights of the filter"),
         "l2": ("onnxprune.criteria.magnitude:l2", "Euclidean norm of the filter"),
         "largest_l1": (
             "onnxprune.criteria.magnitude:largest_l1",
-            "l1 negated: the largest go first",
+            "negated l1: the largest filters are removed first",
         ),
         "largest_l2": (
             "onnxprune.criteria.magnitude:largest_l2",
-            "l2 negated: the largest go first",
+            "negated l2: the largest filters are removed first",
         ),
         "bn_scale": (
             "onnxprune.criteria.magnitude:bn_scale",
@@ -32,11 +36,11 @@ CRITERIA = Registry(
         ),
         "activation_mean": (
             "onnxprune.criteria.activation:activation_mean",
-            "mean absolute activation as the consumers see it (needs data)",
+            "mean absolute activation at the consumers (needs data)",
         ),
         "activation_variance": (
             "onnxprune.criteria.activation:activation_variance",
-            "variance of the activation as the consumers see it (needs data)",
+            "variance of the activation at the consumers (needs data)",
         ),
         "apoz": (
             "onnxprune.criteria.activation:apoz",
@@ -54,7 +58,10 @@ CRITERIA = Registry(
             "onnxprune.criteria.gradient:fisher",
             "squared first-order change of the loss, per sample (needs data)",
         ),
-        "random": ("onnxprune.criteria.control:random", "the control: seeded random scores"),
+        "random": (
+            "onnxprune.criteria.control:random",
+            "seeded random scores, as the control of other criteria",
+        ),
     },
 )
 

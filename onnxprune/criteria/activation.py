@@ -1,4 +1,7 @@
-"""Scores from what the consumers of a channel see on calibration data."""
+"""Scores from the activations that a channel's consumers read on calibration data.
+
+Each criterion is a value per channel and consumer, averaged over the consumers.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,44 @@ from onnxprune.criteria.magnitude import position_norms
 from onnxprune.statistics.channels import ChannelStatistics, channel_statistics
 from onnxprune.types import Scores
 
+# (statistics of an axis, squared norms of the weights that consume it) -> value per position
+Value = Callable[[ChannelStatistics, np.ndarray], np.ndarray]
+
 
 def activation_mean(context: Context) -> Scores:
-    """Mean |x|, averaged over the places where the channel is read."""
-    return _scores(context, "activation_mean", lambda s, weight: s.absolute)
+    """Compute the mean of abs(x)."""
+    return _average(context, "activation_mean", lambda x, norms: x.absolute)
 
 
 def activation_variance(context: Context) -> Scores:
-    """Variance of x, averaged over the places where the channel is read (Polyak and Wolf 2015)."""
-    return _scores(context, "activation_variance", lambda s, weight: s.variance)
+    """Compute the variance of x (Polyak and Wolf 2015)."""
+    return _average(context, "activation_variance", lambda x, norms: x.variance)
 
 
 def apoz(context: Context) -> Scores:
-    """Share of values above zero: one minus the average percentage of zeros behind a ReLU (Hu et al. 2016)."""
-    return _scores(context, "apoz", lambda s, weight: s.positive)
+    """Compute the share of x > 0.
+
+    One minus the average percentage of zeros (APoZ) after a ReLU (Hu et al. 2016, arXiv
+    1607.03250, eq. 1).
+    """
+    return _average(context, "apoz", lambda x, norms: x.positive)
 
 
 def activation_weight(context: Context) -> Scores:
-    """Root mean square of x times the norm of the weights that read it (after Wanda, Sun et al. 2023, summed over a channel)."""
-    return _scores(
-        context, "activation*weight", lambda s, weight: s.square * weight, finish=np.sqrt
-    )
+    """Compute sqrt(mean of x**2) times the norm of the weights that consume x.
+
+    Wanda (Sun et al. 2023, arXiv 2306.11695, eq. 1) with the squares summed over a channel's
+    weights.
+    """
+    squares = _average(context, "activation*weight", lambda x, norms: x.square * norms)
+    return {name: np.sqrt(values) for name, values in squares.items()}
 
 
-def _scores(
-    context: Context,
-    name: str,
-    value: Callable[[ChannelStatistics, np.ndarray], np.ndarray],
-    finish: Callable[[np.ndarray], np.ndarray] = lambda x: x,
-) -> Scores:
-    """Mean over the consumed places of a value a position."""
+def _average(context: Context, name: str, value: Value) -> Scores:
+    """Average a value per position over all places where a channel is consumed.
+
+    Groups with a channel that is consumed nowhere are left out.
+    """
     analysis = context.analysis
     statistics = channel_statistics(
         analysis,
@@ -49,37 +60,45 @@ def _scores(
         batch_size=context.batch_size,
         threads=context.threads,
     )
-    totals = np.zeros((2, analysis.axes.causes + 1))
+    sums, counts = np.zeros((2, analysis.axes.causes + 1))
     for mask in analysis.record.masks:
-        place = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)
-        if mask.recurrent or place not in statistics:
+        axis = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)
+        if mask.recurrent or axis not in statistics:
             continue
         table = analysis.axes.table(mask.ids)
-        per_position = value(
-            statistics[place], _consumer_norms(analysis, mask.node, mask.slot, mask.ids)
-        )
+        norms = _consumer_norms(analysis, mask.node, mask.slot, mask.ids)
+        per_position = value(statistics[axis], norms)
         for column in range(table.shape[1]):
-            np.add.at(totals[0], table[:, column], per_position)
-            np.add.at(totals[1], table[:, column], 1.0)
+            np.add.at(sums, table[:, column], per_position)
+            np.add.at(counts, table[:, column], 1.0)
     return {
-        n: finish(totals[0, c] / totals[1, c])
-        for n, c in analysis.causes.items()
-        if totals[1, c].all()
+        name: sums[causes] / counts[causes]
+        for name, causes in analysis.causes.items()
+        if counts[causes].all()
     }
 
 
 def _consumer_norms(analysis: Analysis, node: int, slot: int, ids: np.ndarray) -> np.ndarray:
-    """(length,) squared norm of the weights of a node that read each position; ones where it reads two activations."""
+    """Return the squared norm of the weights that consume each position of an axis.
+
+    Ones if the node has no such weight, as in a product of two activations.
+
+    Parameters
+    ----------
+    node, slot
+        Consumer and its operand that is the activation.
+    ids
+        (length,) axis ids of the activation.
+    """
     for number, use in enumerate(analysis.record.uses):
-        if use.node == node and use.slot != slot:
-            for axis, other in enumerate(use.axes):
-                if isinstance(other, np.ndarray) and use.roles[axis] == "consumes":
-                    norms = position_norms(analysis, number, axis, 2)
-                    if len(norms) == len(ids):
-                        return norms
-                    return (
-                        np.tile(norms, len(ids) // len(norms))
-                        if len(ids) % len(norms) == 0
-                        else np.ones(len(ids))
-                    )
+        if use.node != node or use.slot == slot:
+            continue
+        for axis, other in enumerate(use.axes):
+            if not isinstance(other, np.ndarray) or use.roles[axis] != "consumes":
+                continue
+            norms = position_norms(analysis, number, axis, 2)
+            # a grouped convolution's weight covers the inputs of one group only
+            if len(ids) % len(norms) == 0:
+                return np.tile(norms, len(ids) // len(norms))
+            return np.ones(len(ids))
     return np.ones(len(ids))

@@ -1,4 +1,4 @@
-"""The control that every other criterion has to beat."""
+"""Random scores, the control for every other criterion."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from onnxprune.types import Scores
 
 
 def random(context: Context) -> Scores:
-    """Uniform random scores from the context's seed."""
+    """Draw uniform random scores with the context's seed."""
     rng = np.random.default_rng(context.seed)
     return {group.name: rng.random(group.size) for group in context.analysis.groups}

@@ -1,7 +1,8 @@
-"""Channels that can go without changing anything: nothing reads them, or they are always zero.
+"""Channels that can be removed without changing the model's output.
 
-A network tuned with dynamic surgery is full of them. Found from the weights, to a fixpoint: a channel whose only readers are
-dead is dead too.
+Nothing consumes them, or they are always zero. Networks tuned with dynamic network surgery have
+many. Dead channels are derived from zero weights to a fixed point: a channel is dead if all its
+consumers are.
 """
 
 from __future__ import annotations
@@ -15,38 +16,57 @@ from onnxprune.analysis.linear import Linear, linears, to_matrix
 from onnxprune.criteria.base import Context
 from onnxprune.statistics.channels import channel_statistics
 
+# Variance over mean square, below which a float32 activation counts as constant.
+CONSTANT_TOLERANCE = 1e-12
+
 
 def dead_channels(context: Context, *, constants: bool = False) -> Mapping[str, np.ndarray]:
-    """Indices of the dead channels of each group that has some; at least one channel of a group always stays.
+    """Find the dead channels of each group that has any.
 
     Parameters
     ----------
     constants
-        Also channels that are constant but not zero: exact only where a repair folds them into the biases of their readers.
+        Include channels with a constant value other than zero. Removing them is exact only if a
+        repair folds the constant into the biases of the consumers.
+
+    Returns
+    -------
+    mapping
+        Group name -> sorted channel indices. At least one channel of a group is always kept.
     """
     analysis = context.analysis
-    found = _Weights(analysis)
-    gone = np.zeros(analysis.axes.causes + 1, bool)
+    weights = _WeightSupport(analysis)
+    dead = np.zeros(analysis.axes.causes + 1, bool)
     silent: np.ndarray | None = None
     while True:
-        unread, unmade = found.unread(gone), found.unmade(gone)
-        if silent is None and unmade.any():
-            silent = _silent(context, constants)
-        new = (unread | (unmade & silent if silent is not None else False)) & ~gone
-        new[-1] = False
+        unread, unproduced = weights.unread(dead), weights.unproduced(dead)
+        if silent is None and unproduced.any():
+            silent = _find_silent(context, constants)
+        new = unread & ~dead if silent is None else (unread | (unproduced & silent)) & ~dead
+        new[-1] = False  # the last cause stands for positions that are frozen
         if not new.any():
             break
-        gone |= new
-    dead = {}
+        dead |= new
+    result = {}
     for name, causes in analysis.causes.items():
-        index = np.flatnonzero(gone[causes])
+        index = np.flatnonzero(dead[causes])
         if len(index):
-            dead[name] = index if len(index) < len(causes) else index[:-1]
-    return dead
+            result[name] = index if len(index) < len(causes) else index[:-1]
+    return result
 
 
-class _Weights:
-    """Where the weights of the linear nodes are not zero: (groups, outputs, inputs) bool a node."""
+class _WeightSupport:
+    """Nonzero weights of all linear nodes.
+
+    Attributes
+    ----------
+    parts
+        (node, (groups, outputs, inputs) bool: True if any tap is not zero).
+    readable
+        (causes + 1,) bool: True if all consumers of a cause are linear nodes.
+    exact
+        (causes + 1,) bool: True if removing a cause changes no other channel.
+    """
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
@@ -54,12 +74,9 @@ class _Weights:
         for linear in linears(analysis, inside=True):
             node = analysis.record.nodes[linear.node]
             values = to_matrix(linear, node, analysis.model.weights[linear.weight.tensor].array())
-            used = (
-                np.broadcast_to(np.True_, values.shape[:3])
-                if values.all()
-                else (values != 0).any(3)
-            )
-            self.parts.append((linear, used))
+            # most weights have no zero; a broadcast scalar then takes no memory
+            dense = np.broadcast_to(np.True_, values.shape[:3])
+            self.parts.append((linear, dense if values.all() else (values != 0).any(3)))
         known = {linear.node for linear, _ in self.parts}
         self.readable = np.ones(analysis.axes.causes + 1, bool)
         for mask in analysis.record.masks:
@@ -67,52 +84,61 @@ class _Weights:
                 self.readable[analysis.axes.table(mask.ids)] = False
         self.exact = ~mixed_causes(analysis.record, analysis.axes)
 
-    def live(self, linear: Linear, used: np.ndarray, gone: np.ndarray) -> np.ndarray:
-        """`used` without the rows and columns that are gone."""
-        groups, outs, ins = used.shape
-        found = used.copy()
+    def live(self, linear: Linear, nonzero: np.ndarray, dead: np.ndarray) -> np.ndarray:
+        """Return `nonzero` with False in the rows and columns of dead channels."""
+        groups, outs, ins = nonzero.shape
+        result = nonzero.copy()
         if linear.out_ids is not None:
-            found &= self.analysis.keep(linear.out_ids, gone).reshape(groups, outs, 1)
+            result &= self.analysis.keep(linear.out_ids, dead).reshape(groups, outs, 1)
         if linear.ids is not None:
-            found &= self.analysis.keep(linear.ids, gone).reshape(groups, 1, ins)
-        return found
+            result &= self.analysis.keep(linear.ids, dead).reshape(groups, 1, ins)
+        return result
 
-    def unread(self, gone: np.ndarray) -> np.ndarray:
-        """Causes that some node sums over, and all of whose readers have zero weights for them."""
-        return self.untouched(gone, reading=True) & self.readable & self.exact
+    def unread(self, dead: np.ndarray) -> np.ndarray:
+        """Return causes that are consumed, but only through zero weights."""
+        return self._untouched(dead, inputs=True) & self.readable & self.exact
 
-    def unmade(self, gone: np.ndarray) -> np.ndarray:
-        """Causes that linear nodes make, all of whose filters are zero."""
-        return self.untouched(gone, reading=False) & self.exact
+    def unproduced(self, dead: np.ndarray) -> np.ndarray:
+        """Return causes that linear nodes produce, but only by zero filters."""
+        return self._untouched(dead, inputs=False) & self.exact
 
-    def untouched(self, gone: np.ndarray, reading: bool) -> np.ndarray:
-        """Causes on the inputs (else the outputs) of linear nodes for which no weight that is left differs from zero."""
-        seen, used = np.zeros_like(gone), np.zeros_like(gone)
-        for linear, weights in self.parts:
-            ids = linear.ids if reading else linear.out_ids
+    def _untouched(self, dead: np.ndarray, inputs: bool) -> np.ndarray:
+        """Return causes on the inputs (or outputs) of linear nodes without any live weight."""
+        present, used = np.zeros_like(dead), np.zeros_like(dead)
+        for linear, nonzero in self.parts:
+            ids = linear.ids if inputs else linear.out_ids
             if ids is None:
                 continue
             table = self.analysis.axes.table(ids)
-            seen[table] = True
-            used[table[self.live(linear, weights, gone).any(1 if reading else 2).ravel()]] = True
-        return seen & ~used
+            present[table] = True
+            used[table[self.live(linear, nonzero, dead).any(1 if inputs else 2).ravel()]] = True
+        return present & ~used
 
 
-def _silent(context: Context, constants: bool) -> np.ndarray:
-    """Causes that are zero (or constant) wherever they are read, in one run; a channel without filters has one value for all inputs."""
+def _find_silent(context: Context, constants: bool) -> np.ndarray:
+    """Return causes that are zero (with `constants`: constant) at every consumer.
+
+    One sample is enough, since a channel without filters has the same value for all inputs.
+    """
     analysis = context.analysis
     data = context.required_data("the search for dead channels")
     statistics = channel_statistics(
         analysis, data, batch_size=1, threads=context.threads, most_batches=1
     )
-    seen, loud = np.zeros(analysis.axes.causes + 1, bool), np.zeros(analysis.axes.causes + 1, bool)
+    seen = np.zeros(analysis.axes.causes + 1, bool)
+    active = np.zeros(analysis.axes.causes + 1, bool)
     for mask in analysis.record.masks:
-        place = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)
+        axis = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)
         table = analysis.axes.table(mask.ids)
-        loud[table] |= not analysis.record.outermost(mask.node)
-        if place not in statistics:
+        # activations inside nested graphs are not measured, so they count as active
+        active[table] |= not analysis.record.outermost(mask.node)
+        if axis not in statistics:
             continue
-        stat = statistics[place]
+        values = statistics[axis]
         seen[table] = True
-        loud[table[stat.variance > 1e-12 * stat.square if constants else stat.absolute > 0]] = True
-    return seen & ~loud
+        if constants:
+            varies = values.variance > CONSTANT_TOLERANCE * values.square
+        else:
+            varies = values.absolute > 0
+        active[table[varies]] = True
+    return seen & ~active

@@ -1,8 +1,13 @@
-"""Optimal-brain-surgeon elimination of whole channels on second moments.
+"""Optimal-brain-surgeon elimination of channels on second moments.
 
-A reader multiplies columns with second moments G by weights W. Dropping the columns S and refitting the rest costs
-tr(W_S ((G^-1)_SS)^-1 W_S^T) (Hassibi and Stork 1993; for blocks see OSSCAR 2403.12983). W enters through W^T W only, so the
-cost does not grow with the number of outputs. Several readers of one group are eliminated together.
+A consumer multiplies columns with second moments G by weights W. Removing the columns S and
+refitting the rest increases its squared output error by
+
+    tr(W_S ((G^-1)_SS)^-1 W_S')
+
+(Hassibi and Stork 1993, eq. 5, for one column; OSSCAR, Meng et al. 2024, arXiv 2403.12983, for
+blocks). W enters through W'W only, so that the cost does not depend on the number of outputs. All
+consumers of a group are eliminated together.
 """
 
 from __future__ import annotations
@@ -12,14 +17,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RIDGE = 1e-3  # of the mean diagonal of G; below it the inverse follows noise of the calibration set
-STEPS = 64  # eliminations a group; larger groups go several channels a step
+# Added to the diagonal of G, relative to its mean. A smaller ridge lets the inverse follow the
+# sampling noise of the calibration set.
+RIDGE = 1e-3
+STEPS = 64  # eliminations per group; of larger groups each removes several channels
+_REMOVED = 1e-18  # diagonal of the inverse in removed columns: marks them, and divides safely
+_SINGULAR = 1e-20  # diagonal of a block below which it is not invertible
+_TINY_ENERGY = 1e-30
 
 
 @dataclass
-class Reader:
-    """moments: (K, K) G, float64; weight: (K, K) W^T W, or W^T F W with a weight F of output errors; index: (channels, m) columns that a
-    channel occupies; absolute: whether errors count as they are, not relative to the output's.
+class Consumer:
+    """A node that sums over the channels of a group, K columns in all.
+
+    Attributes
+    ----------
+    moments
+        (K, K) second moments G of its input columns, float64.
+    weight
+        (K, K) W'W, or W'FW for a weight F of output errors.
+    index
+        (channels, m) columns that each channel occupies.
+    absolute
+        True if errors are not divided by the output's energy, since F makes them comparable.
     """
 
     moments: np.ndarray
@@ -29,39 +49,53 @@ class Reader:
 
     @property
     def scale(self) -> float:
-        """What an error is multiplied by: one over the output's variance, summed; or 1."""
-        return (
-            1.0
-            if self.absolute
-            else 1.0 / max(float(np.einsum("ij,ij->", self.moments, self.weight)), 1e-30)
-        )
+        """Factor on its errors: 1, or 1 / the output's energy tr(W G W')."""
+        if self.absolute:
+            return 1.0
+        return 1.0 / max(float(np.einsum("ij,ij->", self.moments, self.weight)), _TINY_ENERGY)
 
 
 def inverse(moments: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
-    """(G + ridge * mean diagonal)^-1, symmetric."""
+    """Compute (G + ridge * mean diagonal * I)^-1.
+
+    By Cholesky decomposition; by eigenvalues if G is not positive definite.
+    """
     from scipy.linalg import lapack
 
     size = len(moments)
     lifted = moments + np.eye(size) * max(ridge * float(np.trace(moments)) / max(size, 1), 1e-12)
     factor, info = lapack.dpotrf(lifted, lower=1)
     if info == 0:
-        found, info = lapack.dpotri(factor, lower=1)
-        if info == 0:
-            return np.tril(found) + np.tril(found, -1).T
+        lower, info = lapack.dpotri(factor, lower=1)
+        if info == 0:  # dpotri writes the lower triangle only
+            return np.tril(lower) + np.tril(lower, -1).T
     return np.linalg.pinv(lifted, hermitian=True)
 
 
 def eliminate(
-    readers: Sequence[Reader], size: int, steps: int = STEPS
+    consumers: Sequence[Consumer], size: int, steps: int = STEPS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Order of removal of all channels of a group, and what each removal costs.
+    """Remove all channels of a group in turn, the cheapest first.
+
+    Parameters
+    ----------
+    size
+        Number of channels.
+    steps
+        Number of eliminations; each removes about size / steps channels.
 
     Returns
     -------
-    order : (size,) channel indices, the first to go first
-    cost : (size,) increase of the summed output error of the readers, >= 0; several removed at once share it
+    order : (size,) int
+        Channel indices in the order of removal.
+    cost : (size,) float64
+        Increase of the consumers' summed output error per removal, >= 0. Channels removed in one
+        step share its cost equally.
     """
-    work = [_Work(inverse(r.moments), r.weight.copy(), r.index.copy(), r.scale) for r in readers]
+    work = [
+        _Elimination(inverse(c.moments), c.weight.copy(), c.index.copy(), c.scale)
+        for c in consumers
+    ]
     alive: np.ndarray = np.arange(size)
     order: list[int] = []
     cost = np.zeros(size)
@@ -77,68 +111,102 @@ def eliminate(
 
 
 @dataclass
-class _Work:
-    """A reader under elimination. g: inverse of G; p: W^T W; index: columns by channel, in the numbering of g; scale: 1 / energy."""
+class _Elimination:
+    """A consumer during elimination.
+
+    Attributes
+    ----------
+    g
+        Inverse of G restricted to the kept columns.
+    p
+        W'W of the refitted weights.
+    index
+        Columns of each channel, in the numbering of `g`.
+    scale
+        Factor on errors.
+    removed
+        Number of removed columns that `g` still holds.
+    """
 
     g: np.ndarray
     p: np.ndarray
     index: np.ndarray
     scale: float
-    gone: int = 0
+    removed: int = 0
 
     def remove(self, s: np.ndarray) -> float:
-        """Eliminate columns s; the cost. Both matrices are symmetric updates of rank |s|."""
+        """Remove the columns s and return the cost.
+
+        Refitted weights are W - W_S A g_S with A = (g_SS)^-1, so that p changes by a symmetric
+        matrix of rank 2 |s|, and g by one of rank |s|.
+        """
         g, p = self.g, self.p
-        block = np.linalg.pinv(g[np.ix_(s, s)], hermitian=True)
-        pss = p[np.ix_(s, s)].copy()
-        rows = g[s].copy()
-        step = block @ rows
-        side = p[:, s] - 0.5 * step.T @ pss
-        change = side @ step
+        a = np.linalg.pinv(g[np.ix_(s, s)], hermitian=True)
+        p_ss = p[np.ix_(s, s)].copy()
+        g_s = g[s].copy()
+        step = a @ g_s
+        # half of the change of p: the other half is its transpose
+        change = (p[:, s] - 0.5 * step.T @ p_ss) @ step
         p -= change
         p -= change.T
-        g -= rows.T @ step
+        g -= g_s.T @ step
         g[s], p[s] = 0.0, 0.0
         g[:, s], p[:, s] = 0.0, 0.0
-        g[s, s] = 1e-18
-        self.gone += len(s)
-        if self.gone * 3 > len(g):
+        g[s, s] = _REMOVED
+        self.removed += len(s)
+        # later updates are cheaper on smaller matrices, but compressing copies both
+        if self.removed * 3 > len(g):
             self.compress()
-        return float(np.einsum("ij,ji->", block, pss))
+        return float(np.einsum("ij,ji->", a, p_ss))
 
     def compress(self) -> None:
-        """Leave out the columns that are gone."""
-        stay = np.flatnonzero(np.diagonal(self.g) != 1e-18)
-        place = np.zeros(len(self.g), np.int64)
-        place[stay] = np.arange(len(stay))
-        self.index = place[self.index]
-        self.g, self.p = self.g[np.ix_(stay, stay)], self.p[np.ix_(stay, stay)]
-        self.gone = 0
+        """Drop the removed columns from the matrices."""
+        kept = np.flatnonzero(np.diagonal(self.g) != _REMOVED)
+        renumber = np.zeros(len(self.g), np.int64)
+        renumber[kept] = np.arange(len(kept))
+        self.index = renumber[self.index]
+        self.g, self.p = self.g[np.ix_(kept, kept)], self.p[np.ix_(kept, kept)]
+        self.removed = 0
 
 
 def _block_costs(g: np.ndarray, p: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Cost of removing each channel alone."""
+    """Return the (channels,) cost of removing each channel alone."""
     rows, columns = index[:, :, None], index[:, None, :]
     blocks = g[rows, columns]
     if index.shape[1] == 1:
-        return p[rows, columns].ravel() / np.maximum(blocks.ravel(), 1e-30)
-    return np.einsum(
-        "cij,cji->c",
-        np.linalg.pinv(blocks, hermitian=True) if _singular(blocks) else np.linalg.inv(blocks),
-        p[rows, columns],
-    )
+        return p[rows, columns].ravel() / np.maximum(blocks.ravel(), _TINY_ENERGY)
+    singular = _is_any_singular(blocks)
+    inverses = np.linalg.pinv(blocks, hermitian=True) if singular else np.linalg.inv(blocks)
+    return np.einsum("cij,cji->c", inverses, p[rows, columns])
 
 
-def _singular(blocks: np.ndarray) -> bool:
+def _is_any_singular(blocks: np.ndarray) -> bool:
     diagonal = np.diagonal(blocks, axis1=1, axis2=2)
-    return bool((diagonal <= 1e-20).any())
+    return bool((diagonal <= _SINGULAR).any())
 
 
-def refitted(weight: np.ndarray, inverse_moments: np.ndarray, gone: np.ndarray) -> np.ndarray:
-    """W (O, K) with columns `gone` at zero and the others refitted: W - W_S ((G^-1)_SS)^-1 (G^-1)_S."""
-    if not len(gone):
+def refit_weight(
+    weight: np.ndarray, inverse_moments: np.ndarray, removed: np.ndarray
+) -> np.ndarray:
+    """Refit a weight for the kept columns: W - W_S ((G^-1)_SS)^-1 (G^-1)_S.
+
+    Parameters
+    ----------
+    weight
+        (O, K) W.
+    inverse_moments
+        (K, K) G^-1.
+    removed
+        Columns S.
+
+    Returns
+    -------
+    np.ndarray
+        (O, K) with zeros in the removed columns; `weight` itself if there are none.
+    """
+    if not len(removed):
         return weight
-    block = np.linalg.solve(inverse_moments[np.ix_(gone, gone)], inverse_moments[gone])
-    out = weight - weight[:, gone] @ block
-    out[:, gone] = 0.0
+    block = np.linalg.solve(inverse_moments[np.ix_(removed, removed)], inverse_moments[removed])
+    out = weight - weight[:, removed] @ block
+    out[:, removed] = 0.0
     return out

@@ -1,8 +1,4 @@
-"""Scores from the weights alone.
-
-Li et al., Pruning Filters for Efficient ConvNets (2017), for l1; Liu et al., Network Slimming (2017), for the scale, here
-always absolute: a channel with a large negative scale matters as much as one with a positive.
-"""
+"""Scores from the weights alone."""
 
 from __future__ import annotations
 
@@ -13,31 +9,39 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis, Member
 from onnxprune.criteria.base import Context, per_channel
 from onnxprune.errors import UsageError
+from onnxprune.ir.nodes import attribute
 from onnxprune.types import Scores
 
 
 def l1(context: Context) -> Scores:
-    """Sum of absolute weights over all filters that make a channel."""
+    """Compute the sum of abs(w) over all filters that produce a channel.
+
+    Li et al. 2017, Pruning Filters for Efficient ConvNets (arXiv 1608.08710, section 3.1).
+    """
     return _norms(context.analysis, 1)
 
 
 def l2(context: Context) -> Scores:
-    """Root of the sum of squared weights over all filters that make a channel."""
+    """Compute sqrt(sum of w**2) over all filters that produce a channel."""
     return {name: np.sqrt(total) for name, total in _norms(context.analysis, 2).items()}
 
 
 def largest_l1(context: Context) -> Scores:
-    """l1 negated."""
+    """Compute the negated l1 norm, so that the largest filters are removed first."""
     return {name: -scores for name, scores in l1(context).items()}
 
 
 def largest_l2(context: Context) -> Scores:
-    """l2 negated."""
+    """Compute the negated l2 norm, so that the largest filters are removed first."""
     return {name: -scores for name, scores in l2(context).items()}
 
 
 def bn_scale(context: Context) -> Scores:
-    """|gamma| summed over the BatchNormalization nodes that a channel passes; groups without one are left out.
+    """Compute the sum of abs(gamma) over the BatchNormalization nodes that a channel passes.
+
+    Liu et al. 2017, Network Slimming (arXiv 1708.06519). The absolute value is taken because a
+    large negative scale matters as much as a positive one. Groups that pass no
+    BatchNormalization are left out.
 
     Raises
     ------
@@ -52,21 +56,22 @@ def bn_scale(context: Context) -> Scores:
             return None
         return np.abs(analysis.model.weights[use.tensor].array().astype(np.float64))
 
-    found = {
-        g.name: scores
-        for g in analysis.groups
-        if (scores := per_channel(analysis, g.name, scale)) is not None
-    }
-    if not found:
+    result = {}
+    for group in analysis.groups:
+        scores = per_channel(analysis, group.name, scale)
+        if scores is not None:
+            result[group.name] = scores
+    if not result:
         raise UsageError(
             "no-batchnorm",
-            "bn_scale needs BatchNormalization in the graph, and it is folded here; use l2, or export without folding",
+            "bn_scale needs BatchNormalization in the graph, and it is folded here; use l2, or "
+            "export without folding",
         )
-    return found
+    return result
 
 
 def bn_scale_l1(context: Context) -> Scores:
-    """bn_scale times l1."""
+    """Compute bn_scale times l1."""
     norms = l1(context)
     return {
         name: scores * norms[name] for name, scores in bn_scale(context).items() if name in norms
@@ -74,66 +79,87 @@ def bn_scale_l1(context: Context) -> Scores:
 
 
 def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.ndarray:
-    """(length,) float64: sum of |w|**power over all other axes of a weight, quantized weights in real units."""
+    """Compute the sum of abs(w)**power over all other axes of a weight.
+
+    Quantized weights are dequantized first.
+
+    Parameters
+    ----------
+    use
+        Index of the weight in `analysis.record.uses`.
+    axis
+        Axis to keep.
+    power
+        1 or 2.
+
+    Returns
+    -------
+    np.ndarray
+        (length of the axis,) float64.
+    """
     weight = analysis.model.weights[analysis.record.uses[use].tensor].array()
     values = weight.astype(np.float32, copy=False)
-    scale, zero = (
-        _parameter(analysis, use, weight.shape, 1),
-        _parameter(analysis, use, weight.shape, 2),
-    )
-    if zero is not None:
-        values = values - zero
+    scale = _quantization_parameter(analysis, use, weight.shape, 1)
+    zero_point = _quantization_parameter(analysis, use, weight.shape, 2)
+    if zero_point is not None:
+        values = values - zero_point
     if scale is not None:
         values = values * scale
     if power == 1:
-        return np.abs(values).sum(
-            tuple(i for i in range(weight.ndim) if i != axis), dtype=np.float64
-        )
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        return np.abs(values).sum(others, dtype=np.float64)
     axes = ascii_letters[: weight.ndim]
+    # einsum squares and sums without a temporary of the weight's size
     return np.einsum(f"{axes},{axes}->{axes[axis]}", values, values).astype(np.float64)
 
 
-def _parameter(
+def _quantization_parameter(
     analysis: Analysis, use: int, shape: tuple[int, ...], slot: int
 ) -> np.ndarray | None:
-    """An initializer that DequantizeLinear reads beside the weight, broadcast along its axis."""
+    """Return the scale (slot 1) or zero point (slot 2) of a weight, broadcastable to it.
+
+    None if the weight is not dequantized, or the parameter is computed or blocked.
+    """
     entry = analysis.record.uses[use]
     node = analysis.record.nodes[entry.node]
-    if (
-        node.op_type != "DequantizeLinear"
-        or entry.slot != 0
-        or len(node.input) <= slot
-        or node.input[slot] not in analysis.model.weights
-    ):
+    if node.op_type != "DequantizeLinear" or entry.slot != 0 or len(node.input) <= slot:
+        return None
+    if node.input[slot] not in analysis.model.weights:
         return None
     values = analysis.model.weights[node.input[slot]].array().astype(np.float32)
     if values.ndim == 0 or values.size == 1:
         return values.reshape((1,) * len(shape))
-    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1) % len(shape)
-    return (
-        values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-        if values.ndim == 1 and len(values) == shape[axis]
-        else None
-    )
+    axis = attribute(node, "axis", 1) % len(shape)
+    if values.ndim != 1 or len(values) != shape[axis]:
+        return None
+    return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
 def _norms(analysis: Analysis, power: int) -> dict[str, np.ndarray]:
-    """Sums over the weights that make the channels; where none is a filter, over those that read them."""
-    found = {}
+    """Return sums of abs(w)**power over the filters that produce each channel.
+
+    A group without such filters gets the sums over the weights that consume it, or else over the
+    parameters that carry it.
+    """
+    result = {}
     for group in analysis.groups:
         for role in ("produces", "consumes", "carries"):
-
-            def norms(member: Member, role: str = role) -> np.ndarray | None:
-                if (
-                    member.site.role != role
-                    or role != "carries"
-                    and len(analysis.model.weights[member.site.tensor].shape) < 2
-                ):
-                    return None
-                return position_norms(analysis, member.use, member.site.axis, power)
-
-            total = per_channel(analysis, group.name, norms)
+            total = _role_norms(analysis, group.name, role, power)
             if total is not None:
-                found[group.name] = total
+                result[group.name] = total
                 break
-    return found
+    return result
+
+
+def _role_norms(analysis: Analysis, group: str, role: str, power: int) -> np.ndarray | None:
+    """Return sums over the sites of a group that have this role; None if there are none."""
+
+    def norms(member: Member) -> np.ndarray | None:
+        if member.site.role != role:
+            return None
+        # a vector that produces or consumes a channel is no filter
+        if role != "carries" and len(analysis.model.weights[member.site.tensor].shape) < 2:
+            return None
+        return position_norms(analysis, member.use, member.site.axis, power)
+
+    return per_channel(analysis, group, norms)

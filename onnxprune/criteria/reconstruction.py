@@ -1,14 +1,14 @@
-"""The default criterion: what a channel's removal costs once its readers are refitted."""
+"""The default criterion: output error after removal, with the consumers refitted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
-from onnxprune.criteria.elimination import Reader, eliminate
+from onnxprune.criteria.elimination import Consumer, eliminate
 from onnxprune.criteria.memo import Kind
 from onnxprune.errors import UsageError
 from onnxprune.statistics.fisher import Fisher, output_fisher
@@ -18,37 +18,40 @@ from onnxprune.types import Scores
 _WHO = "criterion 'reconstruction'"
 _SECOND_MOMENTS = Kind[tuple[Mapping[int, InputMoments], list[ProductMoments]]]("second moments")
 _OUTPUT_FISHER = Kind[Mapping[str, Fisher]]("output Fisher information")
-_TIE = 1e-9  # keeps the order of removals among equal costs
+# Relative to the largest cost of a group; added per rank, so that equal costs keep their order.
+_TIE = 1e-9
 
 
 def reconstruction(context: Context) -> Scores:
-    """What a channel's removal adds to the divergence of the model's answer, to second order, in the order of backward elimination.
+    """Compute the divergence that each removal adds, in the order of backward elimination.
 
-    The output error that is left once the readers are refitted is weighed by the Fisher information of their outputs; where the
-    graph has no gradient (see `statistics.fisher`), the sum of the readers' relative errors is taken instead.
+    The divergence is that of the model's output, to second order: the output error of the refitted
+    consumers, weighted by the Fisher information of their outputs. If the graph has no gradient
+    (see `statistics.fisher`), it is the sum of the consumers' relative output errors instead.
 
-    Scores of a group ascend in that order, and their running sum is the group's error curve. Groups that no linear node reads
-    are left out.
+    Scores of a group ascend in the order of elimination, and their running sum is the group's error
+    curve. Groups that no linear node consumes are left out.
 
     Raises
     ------
     UsageError
-        There is no such group at all: the weights are quantized or computed.
+        No group is consumed by a linear node with plain weights.
     """
-    known = moments(context)
-    found, groups = {}, context.analysis.groups
+    statistics = moments(context)
+    scores, groups = {}, context.analysis.groups
     for i, group in enumerate(groups):
         context.progress(i / len(groups), f"{i} of {len(groups)} groups")
-        readers = group_readers(context.analysis, group.name, *known)
-        if readers:
-            order, cost = eliminate(readers, group.size)
-            found[group.name] = ascending(order, cost)
-    if groups and not found:
+        consumers = group_consumers(context.analysis, group.name, *statistics)
+        if consumers:
+            order, cost = eliminate(consumers, group.size)
+            scores[group.name] = ascending(order, cost)
+    if groups and not scores:
         raise UsageError(
             "no-plain-weights",
-            "criterion 'reconstruction' refits plain weights, and every weight here is quantized or computed; pass --criterion 'activation*weight' --allocate knapsack --repair none",
+            "criterion 'reconstruction' refits plain weights, and every weight here is quantized "
+            "or computed; pass --criterion 'activation*weight' --allocate knapsack --repair none",
         )
-    return found
+    return scores
 
 
 def moments(
@@ -79,7 +82,9 @@ def moments(
     return statistics, pairs, context.memoize(_OUTPUT_FISHER, compute)
 
 
-def second_moments(context: Context) -> tuple[Mapping[int, InputMoments], list[ProductMoments]]:
+def second_moments(
+    context: Context,
+) -> tuple[Mapping[int, InputMoments], list[ProductMoments]]:
     """Return second moments of the consumers' inputs, computed once per context."""
 
     def compute() -> tuple[Mapping[int, InputMoments], list[ProductMoments]]:
@@ -94,61 +99,105 @@ def second_moments(context: Context) -> tuple[Mapping[int, InputMoments], list[P
     return context.memoize(_SECOND_MOMENTS, compute)
 
 
-def group_readers(
+def group_consumers(
     analysis: Analysis,
     group: str,
     statistics: Mapping[int, InputMoments],
-    pairs: list[ProductMoments],
+    pairs: Sequence[ProductMoments],
     fisher: Mapping[str, Fisher],
-) -> list[Reader]:
-    """What reads a group, with the columns of each channel."""
+) -> list[Consumer]:
+    """Return the consumers of a group, with the columns that each channel occupies.
+
+    Parameters
+    ----------
+    statistics, pairs, fisher
+        As returned by `moments`.
+    """
     causes = analysis.causes[group]
-    readers = []
-    for statistic in statistics.values():
-        index = channel_columns(analysis, statistic.linear.ids, causes)  # type: ignore[arg-type]
-        if index is None:
-            continue
-        weight = statistic.weight(analysis)
-        inputs = statistic.xx.shape[1] // statistic.taps
-        weighed = _weighed(weight, fisher.get(statistic.linear.out))
-        for g in range(len(weight)):
-            here = index if len(weight) == 1 else _block(index, g, inputs)
-            if here is not None:
-                taps = (here[:, :, None] * statistic.taps + np.arange(statistic.taps)).reshape(
-                    len(here), -1
-                )
-                readers.append(
-                    Reader(statistic.xx[g], weight[g].T @ weighed[g], taps, bool(fisher))
-                )
+    consumers: list[Consumer] = []
+    for item in statistics.values():
+        index = channel_columns(analysis, item.linear.ids, causes)
+        if index is not None:
+            consumers += _linear_consumers(analysis, item, index, fisher)
     for pair in pairs:
         index = channel_columns(analysis, pair.ids, causes)
-        if index is not None:
-            known = fisher.get(analysis.record.nodes[pair.node].output[0])
-            factor = 0.5 * float(np.trace(known.products)) / len(known.products) if known else 1.0
-            readers.append(Reader(pair.xx, np.full_like(pair.xx, factor), index, known is not None))
-    return readers
+        if index is None:
+            continue
+        # the Fisher information of logits is taken as a multiple of the identity
+        known = fisher.get(analysis.record.nodes[pair.node].output[0])
+        factor = 0.5 * float(np.trace(known.products)) / len(known.products) if known else 1.0
+        weight = np.full_like(pair.xx, factor)
+        consumers.append(Consumer(pair.xx, weight, index, known is not None))
+    return consumers
 
 
-def _weighed(weight: np.ndarray, fisher: Fisher | None) -> np.ndarray:
-    """Half of F W, by group; rows of W (groups, outputs * taps, K) belong to the outputs in turn."""
+def _linear_consumers(
+    analysis: Analysis, item: InputMoments, index: np.ndarray, fisher: Mapping[str, Fisher]
+) -> Iterator[Consumer]:
+    """Yield a consumer per group of a linear node in which all channels have equally many inputs.
+
+    Parameters
+    ----------
+    index
+        (channels, m) positions on the node's input axis.
+    """
+    weight = item.weight(analysis)
+    inputs = item.xx.shape[1] // item.taps
+    weighted = _weight_by_fisher(weight, fisher.get(item.linear.out))
+    for g in range(len(weight)):
+        inside = index if len(weight) == 1 else _positions_in_group(index, g, inputs)
+        if inside is not None:
+            columns = inside[:, :, None] * item.taps + np.arange(item.taps)
+            yield Consumer(
+                item.xx[g],
+                weight[g].T @ weighted[g],
+                columns.reshape(len(inside), -1),
+                bool(fisher),
+            )
+
+
+def _weight_by_fisher(weight: np.ndarray, fisher: Fisher | None) -> np.ndarray:
+    """Return F W / 2 per group of the node; W itself without Fisher information.
+
+    Parameters
+    ----------
+    weight
+        (groups, outputs * taps, K) W; the rows of an output are adjacent.
+    fisher
+        Of the node's output, over all groups. Correlations between groups are ignored.
+    """
     if fisher is None:
         return weight
-    g, rows, k = weight.shape
-    outputs = len(fisher.products) // g
-    blocks = [
-        fisher.products[i * outputs : (i + 1) * outputs, i * outputs : (i + 1) * outputs]
-        for i in range(g)
-    ]
-    return np.stack(
-        [
-            0.5 * fisher.positions * (b @ w.reshape(outputs, -1)).reshape(rows, k)
-            for b, w in zip(blocks, weight, strict=False)
-        ]
-    )
+    groups, rows, k = weight.shape
+    outputs = len(fisher.products) // groups
+    result = []
+    for i, w in enumerate(weight):
+        own = slice(i * outputs, (i + 1) * outputs)
+        product = fisher.products[own, own] @ w.reshape(outputs, -1)
+        result.append(0.5 * fisher.positions * product.reshape(rows, k))
+    return np.stack(result)
 
 
-def channel_columns(analysis: Analysis, ids: np.ndarray, causes: np.ndarray) -> np.ndarray | None:
-    """(channels, m) positions of an axis that each of the causes occupies; None where it has none there or they are uneven."""
+def channel_columns(
+    analysis: Analysis, ids: np.ndarray | None, causes: np.ndarray
+) -> np.ndarray | None:
+    """Return the positions of an axis that each channel of a group occupies.
+
+    Parameters
+    ----------
+    ids
+        Axis ids, (length,); None for an axis that is not prunable.
+    causes
+        Causes of the channels.
+
+    Returns
+    -------
+    np.ndarray or None
+        (channels, m) int; None if the group is not on the axis, or its channels occupy different
+        numbers of positions.
+    """
+    if ids is None:
+        return None
     table = analysis.axes.table(ids)
     channel = np.full(analysis.axes.causes + 1, -1)
     channel[causes] = np.arange(len(causes))
@@ -162,8 +211,11 @@ def channel_columns(analysis: Analysis, ids: np.ndarray, causes: np.ndarray) -> 
     return position[np.argsort(owner, kind="stable")].reshape(len(causes), -1)
 
 
-def _block(index: np.ndarray, g: int, inputs: int) -> np.ndarray | None:
-    """Columns within one group of a grouped convolution; None where channels do not all have the same number there."""
+def _positions_in_group(index: np.ndarray, g: int, inputs: int) -> np.ndarray | None:
+    """Return the positions within group g of a grouped convolution, counted from its first input.
+
+    None if channels have different numbers of positions there.
+    """
     inside = (index >= g * inputs) & (index < (g + 1) * inputs)
     counts = inside.sum(1)
     if not counts.all() or (counts != counts[0]).any():
@@ -172,7 +224,15 @@ def _block(index: np.ndarray, g: int, inputs: int) -> np.ndarray | None:
 
 
 def ascending(order: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """Costs made non-decreasing along the order (their sum stays), as scores by channel."""
+    """Return scores by channel that do not decrease along the order of removal.
+
+    Isotonic regression keeps the sum of the costs.
+
+    Parameters
+    ----------
+    order, cost
+        As returned by `eliminate`.
+    """
     from scipy.optimize import isotonic_regression
 
     smooth = isotonic_regression(cost).x

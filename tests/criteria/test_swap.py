@@ -11,8 +11,8 @@ from onnxprune import demo
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import swap as module
 from onnxprune.criteria.base import Context
-from onnxprune.criteria.elimination import Reader, eliminate, inverse
-from onnxprune.criteria.reconstruction import group_readers, moments
+from onnxprune.criteria.elimination import Consumer, eliminate, inverse
+from onnxprune.criteria.reconstruction import group_consumers, moments
 from onnxprune.criteria.swap import swap
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import load
@@ -20,26 +20,28 @@ from onnxprune.run.evaluation import open_data_for
 from onnxprune.run.pipeline import make_plan
 from onnxprune.run.recipe import Recipe
 
-SIZE, GONE = 8, 4
+SIZE, REMOVED = 8, 4
 
 
-def reader(rng: np.random.Generator, taps: int, outputs: int = 5, absolute: bool = True) -> Reader:
+def consumer(
+    rng: np.random.Generator, taps: int, outputs: int = 5, absolute: bool = True
+) -> Consumer:
     """Columns of SIZE channels that follow a few causes, in an order of their own."""
     k = SIZE * taps + 2  # two columns are another group's
     x = rng.standard_normal((k, 4)) @ rng.standard_normal((4, 500)) + 0.4 * rng.standard_normal(
         (k, 500)
     )
     w = rng.standard_normal((outputs, k))
-    return Reader(
+    return Consumer(
         x @ x.T / 500, w.T @ w, rng.permutation(k)[: SIZE * taps].reshape(SIZE, taps), absolute
     )
 
 
-def error(readers: list[Reader], gone: np.ndarray) -> float:
+def error(consumers: list[Consumer], removed: np.ndarray) -> float:
     """By the closed form."""
     total = 0.0
-    for r in readers:
-        s, g = r.index[np.asarray(gone)].ravel(), inverse(r.moments)
+    for r in consumers:
+        s, g = r.index[np.asarray(removed)].ravel(), inverse(r.moments)
         total += r.scale * float(np.trace(r.weight[np.ix_(s, s)] @ np.linalg.inv(g[np.ix_(s, s)])))
     return total
 
@@ -47,30 +49,30 @@ def error(readers: list[Reader], gone: np.ndarray) -> float:
 @pytest.mark.parametrize("taps", [(1,), (3,), (4, 1)])
 def test_what_a_pair_changes_is_what_it_costs(taps: tuple[int, ...]) -> None:
     rng = np.random.default_rng(len(taps))
-    readers = [reader(rng, t, absolute=False) for t in taps]
-    gone, stay = np.array([1, 4, 6]), np.array([0, 2, 3, 5, 7])
-    found = [module._changes(r, inverse(r.moments), gone, stay) for r in readers]
-    change = sum(r.scale * d for r, (_, d) in zip(readers, found, strict=False))
-    before = error(readers, gone)
-    assert sum(r.scale * e for r, (e, _) in zip(readers, found, strict=False)) == pytest.approx(
+    consumers = [consumer(rng, t, absolute=False) for t in taps]
+    removed, kept = np.array([1, 4, 6]), np.array([0, 2, 3, 5, 7])
+    found = [module._evaluate_swaps(r, inverse(r.moments), removed, kept) for r in consumers]
+    change = sum(r.scale * d for r, (_, d) in zip(consumers, found, strict=False))
+    before = error(consumers, removed)
+    assert sum(r.scale * e for r, (e, _) in zip(consumers, found, strict=False)) == pytest.approx(
         before, rel=1e-9
     )
-    for j in range(len(gone)):
-        for c in range(len(stay)):
-            after = error(readers, np.append(np.delete(gone, j), stay[c]))
+    for j in range(len(removed)):
+        for c in range(len(kept)):
+            after = error(consumers, np.append(np.delete(removed, j), kept[c]))
             assert before + change[j, c] == pytest.approx(after, rel=1e-7)
 
 
 def test_no_swap_makes_it_worse_and_most_reach_the_best_set() -> None:
     reached, first = 0, 0
     for seed in range(40):
-        readers = [reader(np.random.default_rng(seed), 2)]
-        start = eliminate(readers, SIZE)[0][:GONE]
-        best = min(error(readers, np.array(s)) for s in combinations(range(SIZE), GONE))
-        gone, errors = swap(readers, SIZE, start, 20)
-        assert len(gone) == len(set(gone.tolist())) == GONE
-        assert errors[0] == pytest.approx(error(readers, start)) and errors[-1] == pytest.approx(
-            error(readers, gone)
+        consumers = [consumer(np.random.default_rng(seed), 2)]
+        start = eliminate(consumers, SIZE)[0][:REMOVED]
+        best = min(error(consumers, np.array(s)) for s in combinations(range(SIZE), REMOVED))
+        removed, errors = swap(consumers, SIZE, start, 20)
+        assert len(removed) == len(set(removed.tolist())) == REMOVED
+        assert errors[0] == pytest.approx(error(consumers, start)) and errors[-1] == pytest.approx(
+            error(consumers, removed)
         )
         assert all(b < a for a, b in zip(errors, errors[1:], strict=False))
         reached += errors[-1] <= best * (1 + 1e-3)
@@ -79,10 +81,10 @@ def test_no_swap_makes_it_worse_and_most_reach_the_best_set() -> None:
 
 
 def test_nothing_to_swap() -> None:
-    readers = [reader(np.random.default_rng(0), 1)]
-    assert swap(readers, SIZE, np.array([], int), 5)[0].size == 0
-    assert swap(readers, SIZE, np.arange(SIZE), 5)[0].tolist() == list(range(SIZE))
-    assert len(swap(readers, SIZE, np.arange(4), 0)[1]) == 1
+    consumers = [consumer(np.random.default_rng(0), 1)]
+    assert swap(consumers, SIZE, np.array([], int), 5)[0].size == 0
+    assert swap(consumers, SIZE, np.arange(SIZE), 5)[0].tolist() == list(range(SIZE))
+    assert len(swap(consumers, SIZE, np.arange(4), 0)[1]) == 1
 
 
 def test_a_plan_with_swaps_has_the_same_widths_and_a_smaller_error() -> None:
@@ -96,7 +98,7 @@ def test_a_plan_with_swaps_has_the_same_widths_and_a_smaller_error() -> None:
     before, after = (
         sum(
             error(
-                group_readers(analysis, g, *known), np.setdiff1d(np.arange(p.sizes[g]), p.kept[g])
+                group_consumers(analysis, g, *known), np.setdiff1d(np.arange(p.sizes[g]), p.kept[g])
             )
             for g in p.kept
         )

@@ -16,7 +16,7 @@ from onnxprune.cli import run
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import eliminate
-from onnxprune.criteria.reconstruction import group_readers, moments, reconstruction
+from onnxprune.criteria.reconstruction import group_consumers, moments, reconstruction
 from onnxprune.data.dataset import Data
 from onnxprune.errors import DataError, TargetError
 from onnxprune.events import Event
@@ -349,7 +349,7 @@ def test_sensitivity_is_the_error_curve_of_the_elimination() -> None:
     assert set(curves) == {g.name for g in analysis.groups}
     for name, points in curves.items():
         _, cost = eliminate(
-            group_readers(analysis, name, *moments(context)), analysis.group(name).size
+            group_consumers(analysis, name, *moments(context)), analysis.group(name).size
         )
         shares, errors = np.array(points).T
         counts = np.round(shares * analysis.group(name).size).astype(int)
