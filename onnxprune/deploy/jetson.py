@@ -1,4 +1,4 @@
-"""Jetson: what a bundle for it holds, what its DLA would hand back to the GPU, and how its logs are read.
+"""Jetson: content of its bundle, DLA compatibility checks, and readers of its logs.
 
 Formats: trtexec --exportTimes and --exportProfile of TensorRT 8 to 11; tegrastats of L4T 28 to 38.
 """
@@ -30,16 +30,30 @@ from onnxprune.ir.half import to_half
 from onnxprune.ir.io import to_bytes
 from onnxprune.ir.quantize import is_quantized, quantize
 
-BUSY_SHARE = (
-    0.5  # of the highest GPU load in a log; samples below it are engine loading and shut-down
+# of the highest GPU load in a log; samples below it are loading of the engine and shut-down
+BUSY_SHARE = 0.5
+TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")  # measure the whole module
+INNER_RAILS = frozenset({"VDDQ_VDD2_1V8AO"})  # supplied by another rail of the list
+_RAIL = re.compile(
+    r"(?<![\w/])([A-Z][A-Z0-9_]+) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?![\w(])", re.ASCII
 )
-TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")  # the whole module on one rail
-INNER_RAILS = frozenset({"VDDQ_VDD2_1V8AO"})  # fed by another rail of the list
+_GPU = re.compile(r"\bGR3D(?:_FREQ)? (\d{1,3})%", re.ASCII)
+_STAMP = re.compile(r"(\d{1,15}\.\d{1,9}) ", re.ASCII)
 
 
 @dataclass(frozen=True)
 class PowerSample:
-    """One tegrastats line. at_s: when it came, NaN where the log does not say; gpu_percent: NaN where absent; rails_mw: instant values."""
+    """One line of tegrastats.
+
+    Attributes
+    ----------
+    at_s
+        Time of the line, NaN if the log has none.
+    gpu_percent
+        Load of the GPU, NaN if absent.
+    rails_mw
+        Power rail -> instant value.
+    """
 
     at_s: float
     gpu_percent: float
@@ -47,32 +61,36 @@ class PowerSample:
 
     @property
     def total_mw(self) -> float:
-        """The whole module: its input rail, else the sum of the outer rails; NaN without rails."""
+        """Power of the module: its input rail, else the sum of the outer rails, else NaN."""
         for rail in TOTAL_RAILS:
             if rail in self.rails_mw:
                 return self.rails_mw[rail]
-        outer = [v for k, v in self.rails_mw.items() if k not in INNER_RAILS]
+        outer = [value for rail, value in self.rails_mw.items() if rail not in INNER_RAILS]
         return float(sum(outer)) if outer else float("nan")
 
 
 def parse_tegrastats(text: str) -> tuple[PowerSample, ...]:
-    """Samples of a tegrastats log, one a line; lines without a power rail are dropped. Never fails: a log may be cut off anywhere.
+    """Return the samples of a tegrastats log, one per line with a power rail.
 
-    Rails come as `VDD_IN 4521mW/4521mW` (instant/average) or, in old releases, `POM_5V_IN 2532/2532`; the GPU as `GR3D_FREQ 14%@[420]`,
-    `GR3D_FREQ 14%@420`, `GR3D_FREQ 14%` or `GR3D 14%@420`. A leading number is the time in seconds that run.py puts before each line.
+    Never raises: a log may be cut off anywhere. Rails are written `VDD_IN 4521mW/4521mW` (instant
+    and average) or, in old releases, `POM_5V_IN 2532/2532`; the GPU `GR3D_FREQ 14%@[420]`,
+    `GR3D_FREQ 14%@420`, `GR3D_FREQ 14%` or `GR3D 14%@420`. run.py puts the time in seconds before
+    each line.
     """
-    found = []
+    samples = []
     for line in text.splitlines():
         rails = {name: float(now) for name, now in _RAIL.findall(line)}
-        if not rails:
-            continue
-        stamp, gpu = _STAMP.match(line), _GPU.search(line)
-        found.append(PowerSample(_number(stamp), _number(gpu), rails))
-    return tuple(found)
+        if rails:
+            stamp, gpu = _STAMP.match(line), _GPU.search(line)
+            samples.append(PowerSample(_to_number(stamp), _to_number(gpu), rails))
+    return tuple(samples)
 
 
 def busy_mw(samples: Sequence[PowerSample]) -> float:
-    """Mean power of the module while the GPU works (at least half of the log's highest load); NaN without samples."""
+    """Return the mean power of the module while the GPU works; NaN without samples.
+
+    The GPU counts as working from half of the log's highest load on.
+    """
     loads = np.array([s.gpu_percent for s in samples])
     power = np.array([s.total_mw for s in samples])
     if not len(power):
@@ -83,22 +101,49 @@ def busy_mw(samples: Sequence[PowerSample]) -> float:
 
 
 def parse(results: Path, model: str) -> TargetResult:
-    """Latency, energy and layers of one model out of the results folder of a run."""
-    environment = _environment(results)
+    """Return latency, energy and layers of one model."""
+    environment = _read_environment(results)
+    figures = _read_latency(results, model, environment)
+    power = _read_power(results, model)
+    notes = []
+    if power:
+        energy = power["power_mw"] / figures["throughput_per_s"]
+        figures |= {"power_mw": power["power_mw"], "energy_mj": energy} | power
+    else:
+        notes.append("no energy: the tegrastats log has no power rails")
+    if "done" not in str(environment.get("clocks_set", "done")):
+        notes.append(
+            f"clocks were not fixed ({environment['clocks_set']}): "
+            "latency varies with load and temperature"
+        )
+    profile = results / f"{model}.profile.json"
+    layers = {}
+    if profile.is_file():
+        layers = parse_profile(profile.read_text(encoding="utf-8", errors="replace"))
+    information = results / f"{model}.layers.json"
+    options = environment.get("options")
+    if isinstance(options, dict) and options.get("dla", "none") != "none" and information.is_file():
+        notes += _list_gpu_layers(information.read_text(encoding="utf-8", errors="replace"))
+    return TargetResult(model, figures, layers, "ms", tuple(notes))
+
+
+def _read_latency(results: Path, model: str, environment: Mapping[str, Any]) -> dict[str, float]:
+    """Return latency and throughput over all rounds; DataError if there are none."""
     warm_up = environment.get("warm_up_ms")
     warm_up = float(warm_up) if isinstance(warm_up, (int, float)) else 0.0
     runs = [
-        parse_times(p.read_text(encoding="utf-8", errors="replace"), warm_up)
-        for p in sorted(results.glob(f"{model}.*.times.json"))
+        parse_times(path.read_text(encoding="utf-8", errors="replace"), warm_up)
+        for path in sorted(results.glob(f"{model}.*.times.json"))
     ]
     if not runs:
         raise DataError(
             "results-missing",
-            f"{results} has no {model}.*.times.json: the run on the device did not finish; see its *.log",
+            f"{results} has no {model}.*.times.json: the run on the device did not finish; "
+            "see the *.log files there",
         )
     latency = np.concatenate([r.latency_ms for r in runs])
     q1, median, q3 = np.percentile(latency, [25, 50, 75])
-    figures = {
+    return {
         "latency_ms": float(median),
         "latency_min_ms": float(latency.min()),
         "latency_p99_ms": float(np.percentile(latency, 99)),
@@ -106,90 +151,72 @@ def parse(results: Path, model: str) -> TargetResult:
         "inferences": float(len(latency)),
         "throughput_per_s": 1e3 / float(np.mean([r.period_ms for r in runs])),
     }
+
+
+def _read_power(results: Path, model: str) -> dict[str, float]:
+    """Return power while the model runs and idle power, {} if no log has power rails."""
     powers = [
-        busy_mw(parse_tegrastats(p.read_text(errors="replace")))
-        for p in sorted(results.glob(f"{model}.*.power.log"))
+        busy_mw(parse_tegrastats(path.read_text(errors="replace")))
+        for path in sorted(results.glob(f"{model}.*.power.log"))
     ]
-    notes = []
-    if powers and np.isfinite(powers).any():
-        figures["power_mw"] = float(np.nanmean(powers))
-        figures["energy_mj"] = figures["power_mw"] / figures["throughput_per_s"]
-        idle = results / "idle.power.log"
-        if idle.is_file() and (samples := parse_tegrastats(idle.read_text(errors="replace"))):
-            figures["idle_power_mw"] = float(np.mean([s.total_mw for s in samples]))
-    else:
-        notes.append("no power rails in the tegrastats log: no energy")
-    if "done" not in str(environment.get("clocks_set", "done")):
-        notes.append(
-            f"clocks were not fixed ({environment['clocks_set']}): latencies vary with load and temperature"
-        )
-    profile = results / f"{model}.profile.json"
-    layers = (
-        parse_profile(profile.read_text(encoding="utf-8", errors="replace"))
-        if profile.is_file()
-        else {}
-    )
-    information = results / f"{model}.layers.json"
-    options = environment.get("options")
-    if isinstance(options, dict) and options.get("dla", "none") != "none" and information.is_file():
-        notes += _not_on_dla(information.read_text(encoding="utf-8", errors="replace"))
-    return TargetResult(model, figures, layers, "ms", tuple(notes))
+    if not powers or not np.isfinite(powers).any():
+        return {}
+    figures = {"power_mw": float(np.nanmean(powers))}
+    idle = results / "idle.power.log"
+    samples = parse_tegrastats(idle.read_text(errors="replace")) if idle.is_file() else ()
+    if samples:
+        figures["idle_power_mw"] = float(np.mean([s.total_mw for s in samples]))
+    return figures
 
 
 def files(
     models: Sequence[PreparedModel], options: Mapping[str, str], samples: Samples | None
 ) -> Files:
-    """The part for the Python bindings, float16 copies for TensorRT 11, int8 copies where the models are not quantized."""
-    found: dict[str, bytes] = {"jetson_python.py": script("jetson_python")}
-    if options["precision"] == "fp16":
-        found |= {f"models/{m.name}.fp16.onnx": to_bytes(to_half(m.model)) for m in models}
-    if options["precision"] == "int8":
-        found |= {
-            f"models/{m.name}.int8.onnx": to_bytes(quantize(m.model, samples, qdq=True))
-            for m in models
-            if not is_quantized(m.model)
-        }
-    return found
+    """Return the script for Python bindings and the model copies that the precision needs.
+
+    These are float16 copies for TensorRT 11, and int8 copies of float models.
+    """
+    content: dict[str, bytes] = {"jetson_python.py": script("jetson_python")}
+    for m in models:
+        if options["precision"] == "fp16":
+            content[f"models/{m.name}.fp16.onnx"] = to_bytes(to_half(m.model))
+        if options["precision"] == "int8" and not is_quantized(m.model):
+            copy = quantize(m.model, samples, qdq=True)
+            content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
+    return content
 
 
-def _number(match: re.Match[str] | None) -> float:
-    """The first group, NaN without a match."""
+def _to_number(match: re.Match[str] | None) -> float:
+    """Return the first group of a match as a number, NaN without a match."""
     return float(match[1]) if match else float("nan")
 
 
-def _environment(results: Path) -> dict[str, Any]:
-    """What run.py wrote about the device."""
+def _read_environment(results: Path) -> dict[str, Any]:
+    """Return what run.py wrote about the device, {} if it is missing or invalid."""
     try:
-        found = json.loads(
-            (results / "environment.json").read_text(encoding="utf-8", errors="replace")
-        )
+        text = (results / "environment.json").read_text(encoding="utf-8", errors="replace")
+        value = json.loads(text)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _not_on_dla(text: str) -> list[str]:
-    """The layers that TensorRT kept on the GPU, out of exportLayerInfo."""
+def _list_gpu_layers(text: str) -> list[str]:
+    """Return a note with the layers that TensorRT kept on the GPU, from exportLayerInfo."""
     try:
         rows = list(json.loads(text).get("Layers", []))
     except (ValueError, AttributeError, TypeError, RecursionError):
         return []
     names = [str(r.get("Name", "")) if isinstance(r, dict) else str(r) for r in rows]
-    outside = [n for n in names if "ForeignNode" not in n and not n.startswith("Reformat") and n]
-    return (
-        [f"{len(outside)} of {len(names)} layers stayed on the GPU: {', '.join(outside[:5])}"]
-        if outside
-        else []
-    )
+    # layers of the DLA are compiled into one ForeignNode
+    outside = [n for n in names if n and "ForeignNode" not in n and not n.startswith("Reformat")]
+    if not outside:
+        return []
+    return [f"{len(outside)} of {len(names)} layers run on the GPU: {', '.join(outside[:5])}"]
 
-
-_RAIL = re.compile(
-    r"(?<![\w/])([A-Z][A-Z0-9_]+) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?![\w(])", re.ASCII
-)
-_GPU = re.compile(r"\bGR3D(?:_FREQ)? (\d{1,3})%", re.ASCII)
-_STAMP = re.compile(r"(\d{1,15}\.\d{1,9}) ", re.ASCII)
 
 # TensorRT developer guide, "DLA supported layers and restrictions"
+_IMAGE = (limits.rank(4, "fallback"),)
 _DLA_CONV = (
     limits.rank(4, "fallback"),
     limits.constant_weights("fallback"),
@@ -212,30 +239,20 @@ DLA_OPS = {
     "MaxPool": _DLA_POOL,
     "AveragePool": (*_DLA_POOL, limits.attribute_is("count_include_pad", 0, 1, severity="note")),
     "GlobalAveragePool": (
-        limits.rank(4, "fallback"),
-        limits.always("note", "runs on DLA up to an 8x8 window, larger ones on the GPU"),
+        *_IMAGE,
+        limits.always("note", "runs on DLA up to a window of 8x8, on the GPU above"),
     ),
-    "Relu": (),
-    "Sigmoid": (),
-    "Tanh": (),
-    "Clip": (),
-    "LeakyRelu": (),
-    "PRelu": (),
-    **{op: (limits.rank(4, "fallback"),) for op in ("Add", "Sub", "Mul", "Max", "Min", "Div")},
-    "BatchNormalization": (limits.rank(4, "fallback"),),
-    "Concat": (
-        limits.rank(4, "fallback"),
-        limits.attribute_is("axis", 1, 1, -3, severity="fallback"),
-    ),
+    **{op: _IMAGE for op in ("Add", "Sub", "Mul", "Max", "Min", "Div")},
+    "BatchNormalization": _IMAGE,
+    "Concat": (*_IMAGE, limits.attribute_is("axis", 1, 1, -3, severity="fallback")),
     "LRN": (limits.attribute_is("size", 0, 3, 5, 7, 9, severity="fallback"),),
-    "Softmax": (limits.always("note", "on Orin's DLA only"),),
+    "Softmax": (limits.always("note", "runs on Orin's DLA only"),),
     "Resize": (limits.attribute_is("mode", "nearest", "nearest", severity="fallback"),),
-    "Slice": (limits.rank(4, "fallback"),),
-    "Split": (limits.rank(4, "fallback"),),
-    "QuantizeLinear": (),
-    "DequantizeLinear": (),
-    "Identity": (),
-    "Constant": (),
+    "Slice": _IMAGE,
+    "Split": _IMAGE,
+    **limits.no_limits(
+        "Relu Sigmoid Tanh Clip LeakyRelu PRelu QuantizeLinear DequantizeLinear Identity Constant"
+    ),
 }
 
 TARGET = HandoffTarget(
@@ -248,16 +265,16 @@ TARGET = HandoffTarget(
     everywhere=(limits.channels_multiple(16),),
     parse=parse,
     options={
-        "precision": TargetOption("fp16", "what the engine computes in", ("fp32", "fp16", "int8")),
+        "precision": TargetOption("fp16", "precision of the engine", ("fp32", "fp16", "int8")),
         "dla": TargetOption("none", "DLA core to use", ("none", "0", "1")),
         "clocks": TargetOption(
             "max",
-            "fix the clocks at their highest (needs sudo without password) or leave them",
+            "max = fix the clocks at the highest (needs sudo without password), keep = no change",
             ("max", "keep"),
         ),
         "power-mode": TargetOption("0", "nvpmodel -m"),
-        "duration": TargetOption("10", "seconds of a timing round"),
-        "rounds": TargetOption("3", "rounds of each model, in turns"),
+        "duration": TargetOption("10", "seconds per timing round"),
+        "rounds": TargetOption("3", "rounds per model, in turns"),
         "idle": TargetOption("3", "seconds of power sampling before the first round"),
         "warm-up": TargetOption("500", "milliseconds"),
         "interval": TargetOption("100", "milliseconds between power samples"),

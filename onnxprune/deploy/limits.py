@@ -6,6 +6,11 @@ from onnxprune.deploy.bundle import Finding, NodeTest
 from onnxprune.deploy.nodes import GraphNode
 
 
+def no_limits(ops: str) -> dict[str, tuple[NodeTest, ...]]:
+    """Return rows of a table for operators (separated by spaces) that have no limits."""
+    return {op: () for op in ops.split()}
+
+
 def kernel_at_most(most: int, severity: str = "unsupported") -> NodeTest:
     """Return a test for kernel sides up to `most`."""
 

@@ -27,9 +27,16 @@ ADDED = {
     "block_size": 0,
     "saturate": 1,
 }
-REDUCTIONS = frozenset(
-    "ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
-    "ReduceLogSumExp ReduceSumSquare".split()
+REDUCTIONS = (
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceSumSquare",
 )
 AXES_AS_INPUT = 18  # opset in which REDUCTIONS take their axes as an input
 

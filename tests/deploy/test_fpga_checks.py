@@ -18,7 +18,7 @@ from onnxprune.deploy.bundle import Check, check
 from onnxprune.deploy.handoff import TARGETS, handoff
 from onnxprune.deploy.prepare import make_explicit, prepare
 from onnxprune.deploy.targets.finn import divisors, folding
-from onnxprune.deploy.targets.hls4ml import UNROLLED_WEIGHTS, parse_synthesis, reuse
+from onnxprune.deploy.targets.hls4ml import UNROLLED_WEIGHTS, choose_reuse, parse_synthesis
 from onnxprune.deploy.targets.vela import parse_summary
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import Model, load, to_bytes
@@ -199,7 +199,7 @@ def test_divisors_are_all(number: int) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 50))
 def test_reuse_factors_are_valid(inputs: int, outputs: int, asked: int) -> None:
-    factor = reuse(inputs, outputs, asked)
+    factor = choose_reuse(inputs, outputs, asked)
     assert inputs * outputs % factor == 0 and (inputs % factor == 0 or factor % inputs == 0)
     assert inputs * outputs // factor <= UNROLLED_WEIGHTS
 

@@ -222,7 +222,7 @@ def test_dla_run_names_the_layers_left_on_the_gpu(tmp_path: Path) -> None:
     assert stubs.run(bundle, binaries).returncode == 0
     assert "--useDLACore=0" in arguments(binaries, "trtexec")[1]
     assert any(
-        "1 of 2 layers stayed on the GPU: conv1" in n
+        "1 of 2 layers run on the GPU: conv1" in n
         for n in collect(bundle).results["original"].notes
     )
 

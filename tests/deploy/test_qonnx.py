@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnxprune.deploy.bundle import check
 from onnxprune.deploy.handoff import TARGETS, handoff
 from onnxprune.deploy.prepare import prepare
-from onnxprune.deploy.targets.qonnx import is_qonnx, quantized
+from onnxprune.deploy.targets.qonnx import add_quantizers, is_qonnx
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.runtime import Session
@@ -54,7 +54,7 @@ def standard(model: Model) -> Model:
 def test_the_rounded_copy_computes_nearly_the_same(bits: int) -> None:
     source = prepare(stubs.convnet(16), "m", FINN)
     images = np.random.default_rng(1).random((8, 1, 8, 8), np.float32)
-    made = quantized(source, {"images": images}, bits, bits)
+    made = add_quantizers(source, {"images": images}, bits, bits)
     assert is_qonnx(made) and not is_qonnx(source.model)
     wanted, rounded = Session(source.model), Session(standard(made))
     for image in images:
@@ -63,7 +63,7 @@ def test_the_rounded_copy_computes_nearly_the_same(bits: int) -> None:
 
 
 def test_every_layer_input_and_activation_is_rounded() -> None:
-    made = quantized(prepare(stubs.convnet(8), "m", FINN), None, 3, 5)
+    made = add_quantizers(prepare(stubs.convnet(8), "m", FINN), None, 3, 5)
     bits = {
         n.output[0]: int(made.weights[n.input[3]].array())
         for n in made.proto.graph.node
@@ -90,7 +90,7 @@ def test_a_bundle_of_a_rounded_graph_has_its_folding_and_says_that_nothing_is_co
     tmp_path: Path,
 ) -> None:
     plain = stubs.convnet(16)
-    rounded = quantized(prepare(plain, "m", FINN), None, 4, 4)
+    rounded = add_quantizers(prepare(plain, "m", FINN), None, 4, 4)
     bundle = handoff(rounded, None, "finn", tmp_path / "rounded")
     handoff(plain, None, "finn", tmp_path / "plain")
     assert [c.text for c in bundle.checks["original"] if "Quant" in c.text] == [
@@ -143,7 +143,7 @@ def test_bits_and_samples_that_do_not_fit_are_said(tmp_path: Path) -> None:
 
 def test_checks_of_a_rounded_graph_are_those_of_the_float_graph() -> None:
     source = prepare(stubs.convnet(13), "m", FINN)
-    rounded = prepare(quantized(source, None, 4, 4), "m", FINN)
+    rounded = prepare(add_quantizers(source, None, 4, 4), "m", FINN)
     assert not rounded.notes
     assert [c.text for c in check(rounded, FINN) if c.op] == [
         c.text for c in check(source, FINN) if c.op

@@ -1,1 +1,1 @@
-"""Hand-off targets with programmable or fixed-function hardware; one module a target, each with one `TARGET`."""
+"""Hand-off targets for FPGAs and NPUs, one module with a `TARGET` per tool flow."""

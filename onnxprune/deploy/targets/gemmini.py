@@ -1,15 +1,20 @@
-"""Gemmini: a systolic array beside a RISC-V core, fed by onnxruntime-riscv; the estimate of its array goes along."""
+"""Gemmini: a systolic array next to a RISC-V core, programmed by onnxruntime-riscv.
+
+The bundle also holds the estimate of the array's cycles.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from onnxprune.deploy import limits
 from onnxprune.deploy.bundle import (
     Files,
+    Finding,
     HandoffTarget,
     PreparedModel,
     Samples,
@@ -18,56 +23,65 @@ from onnxprune.deploy.bundle import (
 )
 from onnxprune.deploy.nodes import GraphNode
 from onnxprune.deploy.targets.reports import load_json, numbers
-from onnxprune.engines.cost.systolic import estimate, preset
+from onnxprune.engines.cost.systolic import ArrayEstimate, estimate, preset
 from onnxprune.ir.io import to_bytes
 from onnxprune.ir.quantize import is_quantized, quantize
 
 
 def parse(results: Path, model: str) -> TargetResult:
-    """Cycles of one inference."""
-    found = numbers(load_json(results / f"{model}.json", f"Gemmini's result for {model}"))
-    notes = (
-        (
-            "no operator ran on the array: the model is not int8 in the form that onnxruntime-riscv maps",
+    """Return the cycles of one inference."""
+    figures = numbers(load_json(results / f"{model}.json", f"Gemmini's result for {model}"))
+    notes: tuple[str, ...] = ()
+    if figures.get("systolic_calls") == 0:
+        notes = (
+            "no operator ran on the array: "
+            "the model is not int8 in the form that onnxruntime-riscv maps to it",
         )
-        if found.get("systolic_calls") == 0
-        else ()
-    )
-    return TargetResult(model, found, notes=notes)
+    return TargetResult(model, figures, notes=notes)
 
 
 def files(
     models: Sequence[PreparedModel], options: Mapping[str, str], samples: Samples | None
 ) -> Files:
-    """estimate.json: cycles by layer on a 16 x 16 array; int8 copies of the models where there are inputs to find ranges by."""
+    """Return estimate.json with cycles per layer, and int8 copies of float models.
+
+    Copies need samples to calibrate their ranges.
+    """
     array = preset("gemmini")
-    found = {}
+    estimates = {m.name: _describe(estimate(m.model, array)) for m in models}
+    text = json.dumps({"array": asdict(array), "models": estimates}, indent=1) + "\n"
+    content = {}
     for m in models:
-        figures = estimate(m.model, array)
-        found[m.name] = {
-            "cycles": figures.cycles,
-            "layers": [
-                asdict(layer) | {"cycles": layer.cycles, "bound": layer.bound}
-                for layer in figures.layers
-            ],
-        }
-    whole = {
-        f"models/{m.name}.int8.onnx": to_bytes(quantize(m.model, samples, qdq=False))
-        for m in models
-        if samples and not is_quantized(m.model)
-    }
-    return whole | {
-        "estimate.json": (
-            json.dumps({"array": asdict(array), "models": found}, indent=1) + "\n"
-        ).encode()
-    }
+        if samples and not is_quantized(m.model):
+            copy = quantize(m.model, samples, qdq=False)
+            content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
+    return content | {"estimate.json": text.encode()}
 
 
-def _depthwise(node: GraphNode) -> Iterator[tuple[str, str]]:
+def _describe(figures: ArrayEstimate) -> dict[str, Any]:
+    """Return plain data of an estimate."""
+    layers = [
+        asdict(layer) | {"cycles": layer.cycles, "bound": layer.bound} for layer in figures.layers
+    ]
+    return {"cycles": figures.cycles, "layers": layers}
+
+
+def _check_groups(node: GraphNode) -> Finding:
+    """Test for grouped convolutions."""
     if node.depthwise:
-        yield "slow", "depthwise: one column of the array works"
+        yield "slow", "depthwise convolution: only one column of the array is busy"
     elif node.get("group", 1) > 1:
-        yield "fallback", f"{node.get('group')} groups run on the CPU"
+        yield "fallback", f"convolution with {node.get('group')} groups runs on the CPU"
+
+
+def _check_model(model: PreparedModel) -> Finding:
+    """Test for a quantized model."""
+    if not is_quantized(model.model):
+        yield (
+            "note",
+            "float32 model: the array computes int8; "
+            "with --data the bundle holds an int8 copy that run.py uses",
+        )
 
 
 _CONV = (
@@ -77,41 +91,26 @@ _CONV = (
     limits.symmetric_pads("fallback"),
     limits.channels_multiple(16),
 )
-
-
-def _integers(model: PreparedModel) -> Iterator[tuple[str, str]]:
-    if not is_quantized(model.model):
-        yield (
-            "note",
-            "float32: the array takes int8; with --data the bundle holds an int8 copy, and run.py takes that",
-        )
-
-
 TARGET = HandoffTarget(
     name="gemmini",
     title="Gemmini",
     script="gemmini",
     needs=("onnxruntime-riscv's ort_test", "spike with Gemmini's extension, FireSim, or a board"),
     ops={
-        "Conv": (*_CONV, _depthwise),
+        "Conv": (*_CONV, _check_groups),
         "Gemm": (limits.constant_weights("fallback"), limits.channels_multiple(16)),
         "MatMul": (limits.channels_multiple(16),),
         "QLinearConv": _CONV,
-        "QLinearMatMul": (),
         "MaxPool": (limits.rank(4, "fallback"),),
-        "Relu": (),
         "Clip": (limits.clip_is((0.0, 6.0)),),
         "Add": (limits.same_shapes("fallback"),),
-        "QLinearAdd": (),
-        "Flatten": (),
-        "Reshape": (),
-        "Transpose": (),
-        "Identity": (),
-        "QuantizeLinear": (),
-        "DequantizeLinear": (),
+        **limits.no_limits(
+            "Relu QLinearMatMul QLinearAdd Flatten Reshape Transpose Identity "
+            "QuantizeLinear DequantizeLinear"
+        ),
     },
     otherwise="fallback",
-    whole=_integers,
+    whole=_check_model,
     parse=parse,
     options={
         "mode": TargetOption(

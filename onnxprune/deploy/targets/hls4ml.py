@@ -1,4 +1,4 @@
-"""hls4ml: ONNX to C++ for high-level synthesis; simulated with g++, synthesized where Vitis HLS is."""
+"""hls4ml: ONNX to C++ for high-level synthesis; simulated with g++, synthesized with Vitis HLS."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxprune.deploy import limits
 from onnxprune.deploy.bundle import (
     Files,
+    Finding,
     HandoffTarget,
     PreparedModel,
     Samples,
@@ -24,10 +25,9 @@ from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx
 from onnxprune.errors import DataError
 
-UNROLLED_WEIGHTS = (
-    4096  # hls4ml refuses or takes hours over layers with more multiplications in parallel
-)
-AGREES = 0.95  # share of equal classes below which a note says so
+# with more parallel multiplications per layer hls4ml fails or takes hours
+UNROLLED_WEIGHTS = 4096
+AGREES = 0.95  # top-1 agreement below which a note warns
 _FIELDS = {
     "latency_cycles": "PerformanceEstimates/SummaryOfOverallLatency/Worst-caseLatency",
     "interval_cycles": "PerformanceEstimates/SummaryOfOverallLatency/Interval-max",
@@ -41,91 +41,94 @@ _FIELDS = {
 
 
 def parse(results: Path, model: str) -> TargetResult:
-    """Agreement with onnxruntime, and cycles and resources where the model was synthesized."""
+    """Return the agreement with onnxruntime; cycles and resources if the model was synthesized."""
     figures = numbers(load_json(results / f"{model}.json", f"hls4ml's result for {model}"))
     report = results / f"{model}.csynth.xml"
-    notes = (
-        [] if report.is_file() else ["simulated only: no cycles and resources without Vitis HLS"]
-    )
-    if (same := figures.get("argmax_agreement", 1.0)) < AGREES:
+    notes = []
+    if not report.is_file():
+        notes.append("simulated only; cycles and resources need Vitis HLS")
+    agreement = figures.get("argmax_agreement", 1.0)
+    if agreement < AGREES:
         notes.append(
-            f"names onnxruntime's class on {same:.0%} of the inputs only: too few bits (precision), or an operator in the wrong layout"
+            f"top-1 agreement with onnxruntime is {agreement:.0%} (expected {AGREES:.0%}): "
+            "too few bits (option precision), or an operator in the wrong layout"
         )
-    return TargetResult(
-        model,
-        figures
-        | (
-            parse_synthesis(report.read_text(encoding="utf-8", errors="replace"))
-            if report.is_file()
-            else {}
-        ),
-        notes=tuple(notes),
-    )
+    if report.is_file():
+        figures |= parse_synthesis(report.read_text(encoding="utf-8", errors="replace"))
+    return TargetResult(model, figures, notes=tuple(notes))
 
 
 def parse_synthesis(text: str) -> dict[str, float]:
-    """Figures of a csynth.xml of Vivado or Vitis HLS; fields that say "undef" are left out.
+    """Return the figures of a csynth.xml of Vivado or Vitis HLS, without those that are "undef".
 
     Raises
     ------
     DataError
-        Not such a report.
+        The text is not such a report.
     """
+    # entities could expand to any size
     if "<!ENTITY" in text:
         raise DataError(
-            "report-invalid", "the csynth.xml declares entities, which no HLS tool writes"
+            "report-invalid", "not a csynth.xml: it declares entities, which no HLS tool writes"
         )
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as problem:
         raise DataError("report-invalid", f"not a csynth.xml: {problem}") from problem
-    found = {}
+    figures = {}
     for name, place in _FIELDS.items():
-        value = root.findtext(place)
         try:
-            found[name] = float(value) if value is not None else float("nan")
+            value = float(root.findtext(place) or "nan")
         except ValueError:
             continue
-    found = {n: v for n, v in found.items() if v == v}
-    if not found:
-        raise DataError(
-            "report-invalid", "not a csynth.xml: it has none of the fields of a synthesis report"
-        )
-    return found
+        if not math.isnan(value):
+            figures[name] = value
+    if not figures:
+        raise DataError("report-invalid", "not a csynth.xml: it has no field of a synthesis report")
+    return figures
 
 
 def files(
     models: Sequence[PreparedModel], options: Mapping[str, str], samples: Samples | None
 ) -> Files:
-    """hls4ml.json: what run.py lays over hls4ml's own configuration, by layer where more multipliers than can be unrolled are asked for."""
+    """Return hls4ml.json, which run.py merges into hls4ml's own configuration.
+
+    With strategy Resource it holds a reuse factor per layer.
+    """
     config: dict[str, Any] = {
         "Model": {"Precision": options["precision"], "Strategy": options["strategy"]},
         "LayerName": {},
     }
     if options["strategy"] == "Resource":
-        config["LayerName"] = {m.name: _factors(m, int(options["reuse"])) for m in models}
+        reuse = int(options["reuse"])
+        config["LayerName"] = {m.name: _choose_factors(m, reuse) for m in models}
     return {"hls4ml.json": (json.dumps(config, indent=1) + "\n").encode()}
 
 
-def _factors(prepared: PreparedModel, asked: int) -> dict[str, dict[str, int]]:
-    """Reuse factor by layer, under the names that qonnx gives: operator and running number, a Gemm counting as MatMul."""
-    seen: Counter[str] = Counter()
-    found = {}
+def _choose_factors(prepared: PreparedModel, requested: int) -> dict[str, dict[str, int]]:
+    """Return the reuse factor per layer, under qonnx's names.
+
+    These are operator and running number; a Gemm counts as MatMul.
+    """
+    counts: Counter[str] = Counter()
+    factors = {}
     for node in prepared.nodes():
         kind = "MatMul" if node.op == "Gemm" else node.op
-        if kind in ("Conv", "MatMul"):
-            if node.channels is not None:
-                inputs = node.channels[0] // node.get("group", 1) * math.prod(node.kernel)
-                found[f"{kind}_{seen[kind]}"] = {
-                    "ReuseFactor": reuse(inputs, node.channels[1], asked)
-                }
-            seen[kind] += 1
-    return found
+        if kind not in ("Conv", "MatMul"):
+            continue
+        if node.channels is not None:
+            inputs = node.channels[0] // node.get("group", 1) * math.prod(node.kernel)
+            factor = choose_reuse(inputs, node.channels[1], requested)
+            factors[f"{kind}_{counts[kind]}"] = {"ReuseFactor": factor}
+        counts[kind] += 1
+    return factors
 
 
-def reuse(inputs: int, outputs: int, asked: int) -> int:
-    """The valid reuse factor nearest to the asked one that leaves at most 4096 multipliers: it divides inputs * outputs, and either
-    divides or is a multiple of the number of inputs (the rule of hls4ml's Resource strategy).
+def choose_reuse(inputs: int, outputs: int, requested: int) -> int:
+    """Return the valid reuse factor nearest to the requested one.
+
+    A factor is valid if it divides inputs * outputs, divides or is a multiple of the number of
+    inputs (the rule of hls4ml's Resource strategy), and leaves at most 4096 multipliers.
     """
     total = inputs * outputs
     valid = [
@@ -135,10 +138,11 @@ def reuse(inputs: int, outputs: int, asked: int) -> int:
         and (inputs % r == 0 or r % inputs == 0)
         and total // r <= UNROLLED_WEIGHTS
     ]
-    return min(valid, key=lambda r: (abs(r - asked), r))
+    return min(valid, key=lambda r: (abs(r - requested), r))
 
 
-def _unrolled(node: GraphNode) -> Iterator[tuple[str, str]]:
+def _check_unrolled(node: GraphNode) -> Finding:
+    """Test for layers that can be unrolled."""
     channels = node.channels
     if channels is None:
         return
@@ -146,20 +150,21 @@ def _unrolled(node: GraphNode) -> Iterator[tuple[str, str]]:
     if count > UNROLLED_WEIGHTS:
         yield (
             "slow",
-            f"{count} weights are too many to unroll (limit {UNROLLED_WEIGHTS}): take --option strategy=Resource and a reuse factor",
+            f"{count} weights are too many to unroll (limit {UNROLLED_WEIGHTS}); "
+            "pass --option strategy=Resource and a reuse factor",
         )
 
 
-def _joins(node: GraphNode) -> Iterator[tuple[str, str]]:
+def _check_join(node: GraphNode) -> Finding:
+    """Test for nodes that join two images."""
     shape = node.out_shape
-    if (
-        shape is not None
-        and len(shape) == 4
-        and sum(not node.constant(i) for i in range(len(node.proto.input))) > 1
-    ):
+    if shape is None or len(shape) != 4:
+        return
+    if sum(not node.constant(i) for i in range(len(node.proto.input))) > 1:
         yield (
             "unsupported",
-            "joins two images: a residual network with a Concat came out wrong in simulation (hls4ml 1.3.0, qonnx 1.0.0); chains only",
+            "joins two images; only chains are supported, a residual network with a Concat "
+            "computes wrong outputs in simulation (hls4ml 1.3.0, qonnx 1.0.0)",
         )
 
 
@@ -177,47 +182,35 @@ TARGET = HandoffTarget(
             limits.constant_weights(),
             limits.no_groups(True),
             limits.no_dilation(),
-            _unrolled,
+            _check_unrolled,
         ),
-        "Gemm": (limits.constant_weights(), _unrolled),
-        "MatMul": (limits.constant_weights(), _unrolled),
+        "Gemm": (limits.constant_weights(), _check_unrolled),
+        "MatMul": (limits.constant_weights(), _check_unrolled),
         "MaxPool": (limits.rank(4), limits.symmetric_pads("note")),
-        "BatchNormalization": (),
-        "Relu": (),
-        "LeakyRelu": (),
-        "PRelu": (),
-        "Elu": (),
-        "Selu": (),
-        "Sigmoid": (),
-        "HardSigmoid": (),
-        "Tanh": (),
-        "Softmax": (),
-        "ThresholdedRelu": (),
-        "Add": (_joins,),
-        "Sub": (_joins,),
-        "Mul": (_joins,),
-        "Concat": (_joins,),
-        "Flatten": (),
-        "Reshape": (),
-        "Transpose": (),
-        "Identity": (),
-        "Resize": (),
+        "Add": (_check_join,),
+        "Sub": (_check_join,),
+        "Mul": (_check_join,),
+        "Concat": (_check_join,),
+        **limits.no_limits(
+            "BatchNormalization Relu LeakyRelu PRelu Elu Selu Sigmoid HardSigmoid Tanh Softmax "
+            "ThresholdedRelu Flatten Reshape Transpose Identity Resize"
+        ),
     },
     parse=parse,
     options={
         "precision": TargetOption("fixed<16,6>", "default type of weights and activations"),
-        "reuse": TargetOption("1", "multiplications each multiplier does in turn"),
+        "reuse": TargetOption("1", "multiplications per multiplier (reuse factor)"),
         "strategy": TargetOption(
-            "Latency", "unrolled, or with a reuse factor", ("Latency", "Resource")
+            "Latency", "Latency = unrolled, Resource = by reuse factor", ("Latency", "Resource")
         ),
         "io": TargetOption(
             "io_parallel", "arrays or streams between layers", ("io_parallel", "io_stream")
         ),
-        "backend": TargetOption("Vitis", "code for this tool", ("Vitis", "Vivado")),
+        "backend": TargetOption("Vitis", "tool that the code is written for", ("Vitis", "Vivado")),
         "part": TargetOption("xcu250-figd2104-2L-e", "device"),
-        "clock-ns": TargetOption("5", "clock period"),
+        "clock-ns": TargetOption("5", "clock period in ns"),
         "synthesize": TargetOption(
-            "auto", "run Vitis HLS: where it is on PATH, always, never", ("auto", "yes", "no")
+            "auto", "run Vitis HLS; auto = if it is on PATH", ("auto", "yes", "no")
         ),
     },
     files=files,

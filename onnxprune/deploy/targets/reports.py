@@ -1,4 +1,4 @@
-"""Reading the figures that run scripts and compilers leave."""
+"""Readers of the figures that run scripts and compilers write."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from onnxprune.errors import DataError
 
 
 def load_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object; DataError where the file is missing or something else."""
+    """Return a JSON object; DataError if the file is missing or holds something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except OSError as problem:
         raise DataError(
             "results-missing",
-            f"{what} is not there ({path.name}: {problem.strerror}); did run.py end well?",
+            f"{what} is missing ({path.name}: {problem.strerror}); check the output of run.py",
         ) from problem
     except (ValueError, RecursionError) as problem:
-        raise DataError("report-invalid", f"{path} is not JSON: {problem}") from problem
-    if not isinstance(found, dict):
-        raise DataError("report-invalid", f"{path} holds no object")
-    return found
+        raise DataError("report-invalid", f"{path} is not valid JSON: {problem}") from problem
+    if not isinstance(value, dict):
+        raise DataError("report-invalid", f"{path} holds no JSON object")
+    return value
 
 
-def numbers(found: dict[str, Any]) -> dict[str, float]:
-    """The entries that are numbers."""
+def numbers(report: dict[str, Any]) -> dict[str, float]:
+    """Return the entries that are finite numbers."""
     return {
-        k: float(v)
-        for k, v in found.items()
-        if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float("inf")
+        name: float(value)
+        for name, value in report.items()
+        if isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) < float("inf")
     }

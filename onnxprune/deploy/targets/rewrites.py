@@ -1,4 +1,4 @@
-"""The same function in the operators that a flow has; each changes a copy in place."""
+"""Rewrites of a graph to operators that a tool flow supports; each changes a copy in place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
+from onnx import NodeProto
 
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, set_attribute
@@ -14,49 +15,42 @@ from onnxprune.ir.weights import from_array
 
 
 def whole_image_pool(model: Model, shapes: Shapes) -> None:
-    """GlobalAveragePool as an AveragePool over the whole image, for NNgen.
+    """Rewrite GlobalAveragePool as an AveragePool over the whole image, for NNgen.
 
-    It has two pooling circuits, and that of GlobalAveragePool gave other integers than its own software model in simulation
-    (int8, 4x4 image, NNgen 1.3.4); this one equals it.
+    NNgen has two pooling circuits; in simulation, that of GlobalAveragePool computes other integers
+    than its own software model (int8, 4x4 image, NNgen 1.3.4), that of AveragePool the same.
     """
     for node in model.proto.graph.node:
-        shape = shapes.shape(node.input[0]) if node.op_type == "GlobalAveragePool" else None
-        if shape is not None and len(shape) == 4 and all(isinstance(d, int) for d in shape):
-            node.op_type = "AveragePool"
-            for name, value in (
-                ("kernel_shape", shape[2:]),
-                ("strides", shape[2:]),
-                ("pads", (0, 0, 0, 0)),
-            ):
-                set_attribute(node, name, list(value))
+        if node.op_type != "GlobalAveragePool":
+            continue
+        shape = _image_shape(shapes, node.input[0])
+        if shape is None:
+            continue
+        node.op_type = "AveragePool"
+        values = {"kernel_shape": shape[2:], "strides": shape[2:], "pads": (0, 0, 0, 0)}
+        for name, value in values.items():
+            set_attribute(node, name, list(value))
 
 
 def for_qonnx(model: Model, shapes: Shapes) -> None:
-    """What qonnx, and hls4ml and FINN behind it, do not read as it stands."""
+    """Rewrite what qonnx, and with it hls4ml and FINN, cannot read."""
     gemm_bias(model, shapes)
     pool_as_depthwise(model, shapes)
 
 
 def pool_as_depthwise(model: Model, shapes: Shapes) -> None:
-    """Average pooling as a depthwise convolution with weights 1/size.
+    """Rewrite average pooling as a depthwise convolution with weights 1/size.
 
-    FINN (finn-plus 1.6.1) leaves a multiplication between its units, which none of them computes. qonnx 1.0.0 turns only Conv, BatchNormalization and MaxPool to channels last; hls4ml 1.3.0 then refuses AveragePool, and computes
-    GlobalAveragePool over the wrong axes without a word (argmax right on 0 of 24 inputs; as a convolution on 24 of 24).
+    FINN (finn-plus 1.6.1) leaves a multiplication between its units that none of them computes.
+    qonnx 1.0.0 converts only Conv, BatchNormalization and MaxPool to channels last; hls4ml 1.3.0
+    then rejects AveragePool and silently computes GlobalAveragePool over the wrong axes (top-1
+    agreement on 0 of 24 inputs; as a convolution on 24 of 24).
     """
     for node in model.proto.graph.node:
-        shape = (
-            shapes.shape(node.input[0])
-            if node.op_type in ("GlobalAveragePool", "AveragePool")
-            else None
-        )
-        if shape is None or len(shape) != 4 or not all(isinstance(d, int) for d in shape):
+        if node.op_type not in ("GlobalAveragePool", "AveragePool"):
             continue
-        padded = any(attribute(node, "pads", ())) and not attribute(node, "count_include_pad", 0)
-        if (
-            padded
-            or attribute(node, "ceil_mode", 0)
-            or attribute(node, "auto_pad", "NOTSET") != "NOTSET"
-        ):
+        shape = _image_shape(shapes, node.input[0])
+        if shape is None or not _is_convolution(node):
             continue
         kernel = attribute(node, "kernel_shape", shape[2:])
         conv = {
@@ -66,36 +60,48 @@ def pool_as_depthwise(model: Model, shapes: Shapes) -> None:
             "dilations": [1, 1],
             "pads": attribute(node, "pads", [0, 0, 0, 0]),
         }
-        weight = np.full(
-            (shape[1], 1, *kernel),
-            1 / np.prod(kernel),
-            onnx.helper.tensor_dtype_to_np_dtype(shapes.dtype(node.input[0])),
-        )
-        _add(model, f"{node.output[0]}_mean", weight)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(shapes.dtype(node.input[0]))
+        weight = np.full((shape[1], 1, *kernel), 1 / np.prod(kernel), dtype)
+        name = f"{node.output[0]}_mean"
+        _add_initializer(model, name, weight)
         node.op_type = "Conv"
-        node.input.append(f"{node.output[0]}_mean")
+        node.input.append(name)
         del node.attribute[:]
-        for name, value in conv.items():
-            set_attribute(node, name, value)
+        for key, value in conv.items():
+            set_attribute(node, key, value)
 
 
 def gemm_bias(model: Model, shapes: Shapes) -> None:
-    """A bias of zeros for every Gemm without one: qonnx 1.0.0 takes it for granted."""
+    """Add a bias of zeros to every Gemm without one; qonnx 1.0.0 requires it."""
     for node in model.proto.graph.node:
         if node.op_type != "Gemm" or len(node.input) != 2 or node.input[1] not in model.weights:
             continue
         name = f"{node.output[0]}_no_bias"
         weight = model.weights[node.input[1]]
-        _add(
-            model,
-            name,
-            np.zeros(weight.shape[0], onnx.helper.tensor_dtype_to_np_dtype(weight.dtype)),
-        )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.dtype)
+        _add_initializer(model, name, np.zeros(weight.shape[0], dtype))
         node.input.append(name)
 
 
-def _add(model: Model, name: str, values: np.ndarray) -> None:
-    """A new initializer."""
+def _image_shape(shapes: Shapes, tensor: str) -> tuple[int, ...] | None:
+    """Return the static shape of a tensor with four axes, else None."""
+    shape = shapes.shape(tensor)
+    if shape is None or len(shape) != 4:
+        return None
+    static = tuple(d for d in shape if isinstance(d, int))
+    return static if len(static) == 4 else None
+
+
+def _is_convolution(node: NodeProto) -> bool:
+    """Return True if every output of an average pooling divides by the same size."""
+    padded = any(attribute(node, "pads", ()))
+    if padded and not attribute(node, "count_include_pad", 0):
+        return False
+    return not attribute(node, "ceil_mode", 0) and attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+
+
+def _add_initializer(model: Model, name: str, values: np.ndarray) -> None:
+    """Add an initializer in place."""
     weight = from_array(values)
     model.proto.graph.initializer.add(name=name, data_type=weight.dtype, dims=values.shape)
     cast(dict[str, Any], model.weights)[name] = weight

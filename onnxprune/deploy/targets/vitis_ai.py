@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.deploy import limits
-from onnxprune.deploy.bundle import HandoffTarget, TargetOption, TargetResult
+from onnxprune.deploy.bundle import Finding, HandoffTarget, TargetOption, TargetResult
 from onnxprune.deploy.nodes import GraphNode
 from onnxprune.engines.cost.systolic import PRESETS
 from onnxprune.errors import DataError
@@ -17,31 +16,32 @@ _COUNTS = re.compile(r"Total device subgraph number (\d+), DPU subgraph number (
 
 
 def parse(results: Path, model: str) -> TargetResult:
-    """Images a second where a DPU ran it, and how many parts the compiler cut it into."""
+    """Return the images per second, if a DPU ran the model, and the compiler's subgraphs."""
     compiled, timed = results / f"{model}.compile.log", results / f"{model}.benchmark.log"
     if not compiled.is_file() and not timed.is_file():
         raise DataError(
             "results-missing",
-            f"{results} has neither {compiled.name} nor {timed.name}; did run.py end well?",
+            f"{results} has neither {compiled.name} nor {timed.name}; check the output of run.py",
         )
     figures: dict[str, float] = {}
     notes: list[str] = []
-    if compiled.is_file() and (parts := _COUNTS.search(compiled.read_text(errors="replace"))):
-        figures |= {"subgraphs": float(parts[1]), "dpu_subgraphs": float(parts[2])}
-        if parts[2] != "1":
-            notes.append(f"{parts[2]} DPU subgraphs: what lies between them runs on the CPU")
+    counts = _COUNTS.search(compiled.read_text(errors="replace")) if compiled.is_file() else None
+    if counts is not None:
+        figures |= {"subgraphs": float(counts[1]), "dpu_subgraphs": float(counts[2])}
+        if counts[2] != "1":
+            notes.append(f"{counts[2]} DPU subgraphs; the nodes between them run on the CPU")
     if timed.is_file():
         rates = _FPS.findall(timed.read_text(errors="replace"))
         if not rates:
             raise DataError("report-invalid", f"{timed} has no FPS line of xdputil benchmark")
         figures |= {"throughput_per_s": float(rates[-1]), "latency_ms": 1e3 / float(rates[-1])}
     else:
-        notes.append("compiled only: run the folder once more on the board for times")
+        notes.append("compiled only; run the folder again on the board for times")
     return TargetResult(model, figures, notes=tuple(notes))
 
 
-def _channel_parallel(node: GraphNode) -> Iterator[tuple[str, str]]:
-    """Widths against the largest DPU, whose multiple is 16; smaller ones have 8 to 14."""
+def _check_channels(node: GraphNode) -> Finding:
+    """Test widths against the largest DPU, whose multiple is 16; smaller ones have 8 to 14."""
     yield from limits.channels_multiple(PRESETS["dpu-b4096"].multiple)(node)
 
 
@@ -51,10 +51,10 @@ _CONV = (
     limits.no_groups(True),
     limits.kernel_at_most(16),
     limits.stride_at_most(8),
-    _channel_parallel,
+    _check_channels,
 )
 _POOL = (limits.rank(4), limits.kernel_at_most(256), limits.stride_at_most(256))
-_CONFIGURED = (limits.always("note", "only where the IP is configured for it"),)
+_CONFIGURED = (limits.always("note", "needs an IP that is configured for it"),)
 TARGET = HandoffTarget(
     name="vitis-ai",
     title="DPUCZDX8G",
@@ -66,15 +66,14 @@ TARGET = HandoffTarget(
     ops={
         "Conv": _CONV,
         "ConvTranspose": _CONV,
-        "Gemm": (limits.constant_weights(), _channel_parallel),
+        "Gemm": (limits.constant_weights(), _check_channels),
         "MaxPool": _POOL,
         "AveragePool": _POOL,
         "GlobalAveragePool": (limits.rank(4),),
-        "Relu": (),
         "Clip": (limits.clip_is((0.0, 6.0)),),
         "LeakyRelu": (
             limits.leaky_slope(
-                26 / 256, "the slope is 26/256, and the IP has to be configured with LeakyReLU"
+                26 / 256, "computed with slope 26/256 on an IP that is configured with LeakyReLU"
             ),
         ),
         "HardSigmoid": _CONFIGURED,
@@ -83,24 +82,18 @@ TARGET = HandoffTarget(
         "Mul": (limits.same_shapes(),),
         "Concat": (limits.attribute_is("axis", 1, 1, -3),),
         "Resize": (limits.attribute_is("mode", "nearest", "nearest", "linear"),),
-        "Pad": (),
-        "Flatten": (),
-        "Reshape": (),
-        "Transpose": (),
-        "BatchNormalization": (),
-        "Identity": (),
-        "QuantizeLinear": (),
-        "DequantizeLinear": (),
-        "DepthToSpace": (),
-        "SpaceToDepth": (),
+        **limits.no_limits(
+            "Relu Pad Flatten Reshape Transpose BatchNormalization Identity "
+            "QuantizeLinear DequantizeLinear DepthToSpace SpaceToDepth"
+        ),
     },
     otherwise="fallback",
     parse=parse,
     options={
         "arch": TargetOption(
-            "/opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json", "the DPU's arch.json"
+            "/opt/vitis_ai/compiler/arch/DPUCZDX8G/ZCU104/arch.json", "arch.json of the DPU"
         ),
-        "threads": TargetOption("1", "of xdputil benchmark"),
+        "threads": TargetOption("1", "threads of xdputil benchmark"),
     },
     multiple=16,
     sources=(
