@@ -1,4 +1,4 @@
-"""compare: two models on the same labels, class by class, beside what they cost."""
+"""Command compare: two models on the same labeled inputs, per class, with their costs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 @click.option(
     "--classes",
     metavar="N,N",
-    help="Compare these classes only, by index; all that occur by default.",
+    help="Compare only these classes, by index. Default: all classes that occur.",
 )
 @click.option(
-    "--names", type=click.Path(), metavar="FILE", help="Class names, one a line, class 0 first."
+    "--names",
+    type=click.Path(),
+    metavar="FILE",
+    help="Class names, one per line, starting with class 0.",
 )
-@recipe_options("data", "runtime", "evaluate")
+@recipe_options("data", "runtime", "evaluate", without=("flip",))
 @shared
 def compare(
     a: str,
@@ -35,9 +38,10 @@ def compare(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Compare B to A on labeled inputs: costs, the metric, each class; differences with their standard errors.
+    """Compare model B to model A on labeled inputs: costs, metrics and classes.
 
-    Labeled inputs are given by --labeled or --data; --metric is top1 by default.
+    Differences have standard errors. Labeled inputs are given by --labeled or --data; --metric is
+    top1 by default.
     """
     from onnxprune.analysis.walk import analyze
     from onnxprune.data.labeled import open_labeled
@@ -46,22 +50,23 @@ def compare(
     from onnxprune.run.evaluation import input_types, metric_options, preprocess
 
     recipe = recipe_from(recipe_file, values)
-    where = recipe.labeled or recipe.data
-    if where is None:
+    labeled = recipe.labeled or recipe.data
+    if labeled is None:
         raise UsageError("labeled-missing", "compare needs labeled inputs: pass --labeled PATH")
-    chosen = _indices(classes)
-    known = _lines(names)
+    chosen = _parse_classes(classes)
+    class_names = _read_lines(names)
     first, second = load(a), load(b)
+    # the default number is that of calibration inputs; a comparison uses all labels
     samples = recipe.samples if values.get("samples") is not None else None
     data = open_labeled(
-        where,
+        labeled,
         input_types(first),
         samples=samples,
         seed=recipe.seed,
         preprocess=preprocess(recipe),
         shapes=recipe.shape or None,
     )
-    pages, found = [], {}
+    pages, results = [], {}
     for metric in recipe.metric or ("top1",):
         result = run(
             first,
@@ -70,22 +75,23 @@ def compare(
             metric,
             chosen,
             options=metric_options(recipe),
-            names=known,
+            names=class_names,
             cost=lambda m: analyze(m).cost(),
             threads=recipe.threads,
             batch_size=recipe.batch_size,
         )
-        found[metric] = result.as_dict()
+        results[metric] = result.as_dict()
         pages.append(_page(result))
         for warning in result.warnings:
             say(f"warning: {metric}: {warning}")
     if as_json:
-        emit(found)
+        emit(results)
     else:
         click.echo("\n\n".join(pages))
 
 
-def _indices(text: str | None) -> list[int] | None:
+def _parse_classes(text: str | None) -> list[int] | None:
+    """Return the class indices of a comma-separated list."""
     try:
         return [int(part) for part in text.split(",")] if text else None
     except ValueError:
@@ -94,7 +100,8 @@ def _indices(text: str | None) -> list[int] | None:
         ) from None
 
 
-def _lines(path: str | None) -> list[str] | None:
+def _read_lines(path: str | None) -> list[str] | None:
+    """Return the lines of a text file; None for None."""
     if path is None:
         return None
     try:
@@ -107,24 +114,23 @@ def _lines(path: str | None) -> list[str] | None:
 
 
 def _page(result: Comparison) -> str:
+    """Return the comparison as a table."""
     from onnxprune.report.terminal import columns
 
     table = [("", "A", "B", "B - A", "standard error")]
     for name, a, b, difference, error in result.rows():
-        table.append(
-            (
-                name,
-                _figure(a),
-                _figure(b),
-                f"{difference:+,d}" if isinstance(difference, int) else f"{difference:+.4f}",
-                "" if error is None else f"{error:.4f}",
-            )
-        )
+        is_count = isinstance(difference, int)
+        gap = f"{difference:+,d}" if is_count else f"{difference:+.4f}"
+        table.append((name, _format(a), _format(b), gap, "" if error is None else f"{error:.4f}"))
     page = columns(table)
     if result.mcnemar is not None:
-        page += f"\nright by A only: {result.only_a}, by B only: {result.only_b}; chance of such a split if the models were equal: {result.mcnemar:.3g}"
+        page += (
+            f"\ncorrect in A only: {result.only_a}, in B only: {result.only_b}; probability of "
+            f"such a split if the models were equal (McNemar): {result.mcnemar:.3g}"
+        )
     return page
 
 
-def _figure(value: float) -> str:
+def _format(value: float) -> str:
+    """Return a count with thousands separators, another figure with four decimals."""
     return f"{value:,d}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,9 +1,10 @@
-"""sensitivity and select: what each group alone costs and saves, and which ones to cut."""
+"""Commands sensitivity and select: measure cuts of single groups, and choose the groups to cut."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from onnxprune.run.recipe import Recipe
     from onnxprune.search.sensitivity import Sweep
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 @click.command()
 @model_argument()
@@ -23,30 +26,36 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(),
     metavar="OUT",
-    help="JSON lines, appended to; what is there already is not measured again. MODEL.sensitivity.jsonl by default.",
+    help="JSON lines file to append results to; results in it are not measured again. Default: "
+    "MODEL.sensitivity.jsonl.",
 )
 @click.option(
     "--rates",
     default="0.25,0.5,0.75",
     show_default=True,
     metavar="X,X",
-    help="Shares of each group that go.",
+    help="Shares of each group to remove.",
 )
 @click.option(
-    "--group", "groups", multiple=True, metavar="NAME", help="Only these groups; all by default."
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="NAME",
+    help="Measure only this group. Default: all groups.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Processes (extra cluster).",
+    help="Number of processes (extra cluster).",
 )
 @click.option(
     "--cluster",
     default="",
     metavar="NAME",
-    help="ray or dask, on this machine, or ray:ADDRESS, dask:ADDRESS (extra cluster).",
+    help="ray or dask on this machine, or a running one as ray:ADDRESS or dask:ADDRESS (extra "
+    "cluster).",
 )
 @click.option("--no-time", is_flag=True, help="Do not time inferences.")
 @recipe_options("analyze", "data", "runtime", "score", "evaluate")
@@ -63,27 +72,25 @@ def sensitivity(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Cut each group of MODEL alone at a few rates and measure: quality, metrics and classes with --labeled, parameters, MACs, time."""
-    from onnxprune.report.terminal import amount, columns
+    """Cut each group of MODEL alone at several rates and measure the results.
+
+    Measured are parameters, MACs, time and quality: with --labeled the metrics and classes, else
+    the agreement with the original outputs.
+    """
     from onnxprune.search.journal import Journal
     from onnxprune.search.sensitivity import jobs_of, sweep_key
     from onnxprune.search.sensitivity import sensitivity as run
 
     recipe = recipe_from(recipe_file, values)
-    try:
-        shares = [float(part) for part in rates.split(",")]
-    except ValueError:
-        raise UsageError(
-            "option-value", f"rates: {rates!r} is not a list of shares such as 0.25,0.5"
-        ) from None
-    analysis, sweep = _sweep(model, recipe, not no_time)
+    shares = _parse_rates(rates)
+    analysis, sweep = _prepare(model, recipe, not no_time)
     for name in groups:
-        analysis.group(name)
-    place = output or str(Path(model).with_suffix(".sensitivity.jsonl"))
+        analysis.group(name)  # an unknown name is an error before anything is measured
+    path = output or str(Path(model).with_suffix(".sensitivity.jsonl"))
     records = run(
         sweep,
         jobs_of(sweep, analysis, shares, groups or None),
-        Journal(place, sweep_key(sweep)),
+        Journal(path, sweep_key(sweep)),
         workers=workers,
         cluster=cluster,
         progress=say,
@@ -91,25 +98,40 @@ def sensitivity(
     if as_json:
         emit([dict(r) for r in records])
         return
+    click.echo(_table(records))
+    say(f"written to {path}")
+
+
+def _parse_rates(text: str) -> list[float]:
+    """Return the rates of a comma-separated list."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            "option-value", f"rates: {text!r} is not a list of shares such as 0.25,0.5"
+        ) from None
+
+
+def _table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the records as a table, one row per cut."""
+    from onnxprune.report.terminal import amount, columns
+
     table: list[tuple[str, ...]] = [
         ("group", "number", "rate", "kept", "quality", "params saved", "MACs saved", "ms")
     ]
     for r in records:
+        cut = ("original model", "", "", "")
+        if r["group"]:
+            kept = f"{r['kept']} of {r['size']}"
+            cut = (r["group"], str(r["index"]), f"{r['rate']:g}", kept)
+        saved = amount(r["saved_params"]), amount(r["saved_macs"])
         ms = f"{r['timing']['inference_ms']:.3f}" if r["timing"] else ""
-        of = (
-            (r["group"], str(r["index"]), f"{r['rate']:g}", f"{r['kept']} of {r['size']}")
-            if r["group"]
-            else ("whole model", "", "", "")
-        )
-        table.append(
-            (*of, f"{r['quality']:.4f}", amount(r["saved_params"]), amount(r["saved_macs"]), ms)
-        )
-    click.echo(columns(table))
-    say(f"written to {place}")
+        table.append((*cut, f"{r['quality']:.4f}", *saved, ms))
+    return columns(table)
 
 
-def _sweep(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
-    """The analysis, and what all jobs share."""
+def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
+    """Return the analysis and the inputs that all jobs share."""
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context
     from onnxprune.data.labeled import open_labeled
@@ -124,7 +146,9 @@ def _sweep(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
     data = open_data_for(analysis.model, recipe)
     if data.warning and not recipe.labeled:
         say(f"warning: {data.warning}")
-    context = Context(analysis, data, recipe.seed, recipe.threads, recipe.batch_size)
+    context = Context(
+        analysis, data, recipe.seed, recipe.threads, recipe.batch_size, flip=recipe.flip
+    )
     scores = CRITERIA.get("l2" if recipe.criterion == "auto" else recipe.criterion)(context)
     labeled = None
     if recipe.labeled:
@@ -135,18 +159,16 @@ def _sweep(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
             preprocess=preprocess(recipe),
             shapes=recipe.shape or None,
         )
-    metrics = recipe.metric or (("top1",) if labeled else ())
-    how = min(multiple(recipe), 2)
     sweep = Sweep(
         model,
         analysis.options,
         scores,
         context.gate_data("sensitivity"),
         labeled,
-        metrics,
+        recipe.metric or (("top1",) if labeled else ()),
         metric_options(recipe),
         time,
-        how,
+        min(multiple(recipe), 2),
         recipe.threads,
         recipe.batch_size,
         analysis.digest,
@@ -154,59 +176,39 @@ def _sweep(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
     return analysis, sweep
 
 
+# list -> (number of groups by default, what the list is by)
+LISTS = {"params": (6, "parameters"), "flops": (5, "MACs"), "latency": (0, "measured time")}
+
+
+def list_options(command: F) -> F:
+    """Add the size and the exponent of each list that `select` takes groups from."""
+    for name, (_, cost) in reversed(LISTS.items()):
+        command = click.option(
+            f"--{name}-map",
+            type=float,
+            default=20.0,
+            show_default=True,
+            metavar="X",
+            help=f"Exponent of the quality in the list by {cost}.",
+        )(command)
+    for name, (count, cost) in reversed(LISTS.items()):
+        command = click.option(
+            f"--{name}-layers",
+            type=click.IntRange(0),
+            default=count,
+            show_default=True,
+            metavar="N",
+            help=f"Number of groups from the list by {cost}.",
+        )(command)
+    return command
+
+
 @click.command()
 @click.argument("records", metavar="FILE", type=click.Path())
-@click.option(
-    "--params-layers",
-    type=click.IntRange(0),
-    default=6,
-    show_default=True,
-    metavar="N",
-    help="Groups from the list by parameters.",
-)
-@click.option(
-    "--flops-layers",
-    type=click.IntRange(0),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="Groups from the list by MACs.",
-)
-@click.option(
-    "--latency-layers",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Groups from the list by measured time.",
-)
-@click.option(
-    "--params-map",
-    type=float,
-    default=20.0,
-    show_default=True,
-    metavar="X",
-    help="Exponent of the quality in the list by parameters.",
-)
-@click.option(
-    "--flops-map",
-    type=float,
-    default=20.0,
-    show_default=True,
-    metavar="X",
-    help="Exponent of the quality in the list by MACs.",
-)
-@click.option(
-    "--latency-map",
-    type=float,
-    default=20.0,
-    show_default=True,
-    metavar="X",
-    help="Exponent of the quality in the list by time.",
-)
+@list_options
 @shared
 def select(records: str, as_json: bool, **how: Any) -> None:
-    """Choose groups and rates from the sensitivities in FILE: what each saves, times its quality to a power."""
+    """Choose groups and rates from the sensitivities in FILE, by saving times quality^exponent."""
     from onnxprune.report.terminal import columns
     from onnxprune.search.journal import rows
     from onnxprune.search.selection import Selection
@@ -217,22 +219,18 @@ def select(records: str, as_json: bool, **how: Any) -> None:
             "sensitivities-missing",
             f"no sensitivities at {records}; write them: onnxprune sensitivity MODEL -o {records}",
         )
-    found = [r for r in rows(Path(records)) if "group" in r and "quality" in r]
-    if len({str(r.get("key", "")).partition(":")[0] for r in found}) > 1:
+    measured = [r for r in rows(Path(records)) if "group" in r and "quality" in r]
+    if len({str(r.get("key", "")).partition(":")[0] for r in measured}) > 1:
         raise UsageError(
             "sensitivities-mixed",
-            f"{records} holds sensitivities of several models, data or settings; write each to a file of its own",
+            f"{records} has sensitivities of several models, data or settings; write each to a "
+            "file of its own",
         )
-    choices = run(found, Selection(**how))
+    choices = run(measured, Selection(**how))
     if as_json:
         emit([vars(c) for c in choices])
         return
-    click.echo(
-        columns(
-            [
-                ("group", "number", "rate", "lists"),
-                *((c.group, str(c.index), f"{c.rate:g}", ", ".join(c.lists)) for c in choices),
-            ]
-        )
-    )
-    click.echo("--ratio " + " --ratio ".join(f"'{c.group}={c.rate:g}'" for c in choices))
+    table = [("group", "number", "rate", "lists")]
+    table += [(c.group, str(c.index), f"{c.rate:g}", ", ".join(c.lists)) for c in choices]
+    click.echo(columns(table))
+    click.echo(" ".join(f"--ratio '{c.group}={c.rate:g}'" for c in choices))

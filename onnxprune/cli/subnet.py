@@ -1,4 +1,4 @@
-"""subnet: plans as fix_subnet.json, and back."""
+"""Command subnet: convert between plans and fix_subnet.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from onnxprune.errors import UsageError
 @click.command()
 @model_argument()
 @click.argument("file", metavar="FILE", type=click.Path())
-@output_options("Where the result goes; stdout by default.")
+@output_options("File to write the result to. Default: stdout.")
 @recipe_options("analyze", "data", "runtime", "score")
 @shared
 def subnet(
@@ -35,7 +35,10 @@ def subnet(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Turn a plan of MODEL into fix_subnet.json (kept counts), or such a file into a plan, its channels chosen by --criterion."""
+    """Convert a plan of MODEL to fix_subnet.json (kept counts), or such a file to a plan.
+
+    FILE is the plan or the fix_subnet.json. The channels of the plan are chosen by --criterion.
+    """
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context
     from onnxprune.files import write_json
@@ -48,35 +51,37 @@ def subnet(
     recipe = recipe_from(recipe_file, values)
     if output:
         check_output(output, overwrite)
-    read = _read(file)
-    if "groups" in read:
-        plan = Plan.from_json(read)
-        found: dict[str, Any] = to_subnet(replay(model, plan), plan)
+    content = _read(file)
+    result: dict[str, Any]
+    if "groups" in content:
+        plan = Plan.from_json(content)
+        result = dict(to_subnet(replay(model, plan), plan))
     else:
         analysis = analyzed(model, recipe)
         data = open_data_for(analysis.model, recipe) if recipe.data else None
-        context = Context(analysis, data, recipe.seed, recipe.threads, recipe.batch_size)
-        found = from_subnet(
-            analysis,
-            read,
-            CRITERIA.get("l2" if recipe.criterion == "auto" else recipe.criterion)(context),
-        ).to_json()
+        context = Context(
+            analysis, data, recipe.seed, recipe.threads, recipe.batch_size, flip=recipe.flip
+        )
+        criterion = "l2" if recipe.criterion == "auto" else recipe.criterion
+        result = from_subnet(analysis, content, CRITERIA.get(criterion)(context)).to_json()
     if output:
-        write_json(output, found)
+        write_json(output, result)
         say(f"written to {output}")
     if as_json or not output:
-        emit(found)
+        emit(result)
 
 
 def _read(path: str) -> dict[str, Any]:
+    """Return the object in a JSON file; UsageError if it is not readable or not an object."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as problem:
         raise UsageError("plan-unreadable", f"cannot read {path}: {problem.strerror}") from problem
     except (ValueError, RecursionError) as problem:
         raise UsageError("plan-invalid", f"{path} is not JSON: {problem}") from problem
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UsageError(
-            "plan-invalid", f"{path} is neither a plan nor a fix_subnet.json: it holds no table"
+            "plan-invalid",
+            f"{path} holds {type(content).__name__}, not the object of a plan or fix_subnet.json",
         )
-    return found
+    return content

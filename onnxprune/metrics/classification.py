@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, plural
 from onnxprune.metrics.base import (
     Labels,
     MeanMetric,
@@ -35,14 +35,14 @@ class TopK(MeanMetric):
         if len(truth) != len(scores):
             raise DataError(
                 "data-labels",
-                f"{self.name}: a batch has {len(scores)} outputs and {len(truth)} labels; they "
-                "must be equally many",
+                f"{self.name}: a batch has {plural(len(scores), 'output')} and "
+                f"{plural(len(truth), 'label')}; they must be equally many",
             )
         if len(truth) and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
             raise DataError(
                 "data-labels",
-                f"{self.name}: labels {truth.min()} to {truth.max()} do not fit {scores.shape[1]} "
-                "classes",
+                f"{self.name}: labels {truth.min()} to {truth.max()} do not fit "
+                f"{plural(scores.shape[1], 'class', 'classes')}",
             )
         self.add(rank(scores, truth) < self.k, truth)
 

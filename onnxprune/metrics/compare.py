@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data.labeled import LabeledData
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, plural
 from onnxprune.ir.io import Model
 from onnxprune.metrics import find_metric
 from onnxprune.metrics.base import (
@@ -313,5 +313,7 @@ def _warnings(n: int, drawn: Draws | None) -> tuple[str, ...]:
             "be reweighted",
         )
     if n < FEW_SAMPLES:
-        return (f"{n} samples: differences within two standard errors are not significant",)
+        return (
+            f"{plural(n, 'sample')}: differences within two standard errors are not significant",
+        )
     return ()

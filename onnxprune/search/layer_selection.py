@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.criteria.memo import Memo
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, plural
 from onnxprune.ir.io import Model
 from onnxprune.repair import REPAIRS
 from onnxprune.search.base import (
@@ -178,8 +178,8 @@ def layer_selection(search: Search) -> Plan:
         more = "max_drop or rounds" if search.constraints.measured else "rounds"
         raise search.missed(
             kept,
-            f"layer-selection stopped after {len(rounds)} rounds; raise {more}, or give higher "
-            "rates (--method-option)",
+            f"layer-selection stopped after {plural(len(rounds), 'round')}; raise {more}, or give "
+            "higher rates (--method-option)",
         )
     if model is None:
         return search.plan(kept, method="layer-selection", rounds=rounds)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxprune.allocators.base import widths
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, plural
 from onnxprune.ir.runtime import Session
 from onnxprune.search.base import (
     Kept,
@@ -220,7 +220,7 @@ def pagcp(search: Search) -> Plan:
     options = ["round", "initial_rate", *(["initial_thres"] if chosen.exp else [])]
     raise search.missed(
         kept,
-        f"pagcp stopped after {len(rates)} rounds; raise {', '.join(options)} or relax "
+        f"pagcp stopped after {plural(len(rates), 'round')}; raise {', '.join(options)} or relax "
         "(--method-option)",
     )
 

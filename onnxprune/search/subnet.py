@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.errors import UsageError, unknown
+from onnxprune.errors import UsageError, plural, unknown
 from onnxprune.search.base import keep_best
 from onnxprune.types import Plan, Scores
 
@@ -54,8 +54,7 @@ def from_subnet(analysis: Analysis, counts: Mapping[str, object], scores: Scores
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= size:
             raise UsageError(
                 "subnet-count",
-                f"unit {unit!r} keeps {count!r} of its {size} channels; give a count from 1 to "
-                f"{size}",
+                f"unit {unit!r} keeps {count!r} of {plural(size, 'channel')}; give 1 to {size}",
             )
         if count == size:
             continue

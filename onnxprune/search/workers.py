@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from onnxprune.errors import MissingExtraError, OnnxpruneError, UsageError
+from onnxprune.errors import MissingExtraError, OnnxpruneError, UsageError, plural
 
 CLUSTERS = ("ray", "dask")
 TRIES = 3  # a process that dies (out of memory, killed) loses its job; unfinished jobs are retried
@@ -79,8 +79,8 @@ def _run_in_processes(function: Job, jobs: list[Any], workers: int) -> Iterator[
         return
     raise OnnxpruneError(
         "workers-died",
-        f"worker processes died {TRIES} times, {len(left)} jobs are unfinished (out of memory?); "
-        "use fewer --workers and run again",
+        f"worker processes died {TRIES} times with {plural(len(left), 'job')} left (out of "
+        "memory?); use fewer --workers and run again",
     )
 
 
@@ -114,8 +114,8 @@ def _run_on_ray(
                 except ray.exceptions.WorkerCrashedError as problem:
                     raise OnnxpruneError(
                         "workers-died",
-                        f"a Ray worker died {TRIES} times on one job, {len(waiting)} others are "
-                        "unfinished; run again",
+                        f"a Ray worker died {TRIES} times on one job, with "
+                        f"{plural(len(waiting), 'other')} left; run again",
                     ) from problem
                 except ray.exceptions.RayTaskError as problem:
                     raise problem.cause from problem
