@@ -1,7 +1,8 @@
 """Calibration and labeled inputs for a model.
 
-A data source is a function `(location: str, inputs: Inputs, samples: int, seed: int) -> Source`; `location` is what follows `NAME:` in the
-specification. See `onnxprune.data.sources` for the protocol.
+A data source is a function `(location: str, inputs: Inputs, samples: int, seed: int) -> Source`;
+`location` is the part after `NAME:` in the specification. See `onnxprune.data.sources` for the
+protocol.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ DATA_SOURCES = Registry(
     {
         "images": (
             "onnxprune.data.images:open_images",
-            "a folder of images, subfolders included; resize, crop, mean, std, scale, layout, color order",
+            "a folder of images, subfolders included; resize, crop, mean, std, scale, layout, "
+            "color order",
         ),
         "arrays": (
             "onnxprune.data.arrays:open_arrays",

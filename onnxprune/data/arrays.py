@@ -1,4 +1,4 @@
-"""Arrays in files as calibration data: one .npz or .npy, or a folder of them."""
+"""Arrays in files as calibration data: one .npz or .npy file, or a folder of them."""
 
 from __future__ import annotations
 
@@ -13,78 +13,99 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune.data.inputs import Inputs, check_names, common_count
-from onnxprune.data.npy import Pieces, Stored, stored_arrays
+from onnxprune.data.npy import PieceReader, StoredArray, stored_arrays
 from onnxprune.data.sources import ARRAY_SUFFIXES, find_files
 from onnxprune.errors import DataError
 
-LABELS = ("label", "labels", "target", "targets")  # kept beside the inputs for metrics; no inputs
-ALIASES = (
-    "",
-    "arr_0",
-    "images",
-)  # .npy, np.savez without a name, image sets: the one input of a model with one input
+LABELS = ("label", "labels", "target", "targets")  # arrays that are not inputs; ignored here
+# names that stand for the only input of a model: of a .npy, np.savez without names, image sets
+ALIASES = ("", "arr_0", "images")
 
 
 @dataclass(frozen=True)
-class Field:
-    """The samples of one input in a file: `count` pieces, or one that is the same for all (None)."""
+class StoredInput:
+    """Samples of one input in a file.
 
-    stored: Stored
+    Attributes
+    ----------
+    array
+        The array that holds them.
+    count
+        Number of samples; None if all share one value.
+    piece
+        Shape of one sample.
+    """
+
+    array: StoredArray
     count: int | None
     piece: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Samples that are stored together."""
+class SampleFile:
+    """Samples that are stored together.
+
+    Attributes
+    ----------
+    where
+        File or folder, for messages.
+    inputs
+        Stored samples by input name.
+    count
+        Number of samples.
+    """
 
     where: str
-    fields: Mapping[str, Field]
+    inputs: Mapping[str, StoredInput]
     count: int
 
 
-class Arrays:
-    """Samples in .npz and .npy files. Compressed .npz are read as a stream, everything else is mapped."""
+class ArrayFiles:
+    """Samples in .npz and .npy files.
+
+    Compressed .npz files are read as a stream, all others are memory-mapped.
+    """
 
     checked = False
     warning = None
 
-    def __init__(self, place: Path, parts: Sequence[Part]) -> None:
-        self.place, self.parts = place, tuple(parts)
-        self.starts = [0, *accumulate(p.count for p in parts)]
+    def __init__(self, path: Path, files: Sequence[SampleFile]) -> None:
+        self.path, self.files = path, tuple(files)
+        self.starts = [0, *accumulate(f.count for f in files)]
         self.count = self.starts[-1]
-        self.sequential = any(f.stored.start is None for p in parts for f in p.fields.values())
+        stored = [i.array for f in files for i in f.inputs.values()]
+        self.sequential = any(array.start is None for array in stored)
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Samples as they are stored; one file is open at a time."""
-        current, opened = -1, {}
-        with contextlib.ExitStack() as files:
+        """Yield samples as they are stored; one file is open at a time."""
+        current = -1
+        readers: dict[str, PieceReader] = {}
+        with contextlib.ExitStack() as stack:
             for index in indices:
                 number = bisect_right(self.starts, index) - 1
-                part = self.parts[number]
+                file = self.files[number]
                 if number != current:
-                    files.close()
-                    current, opened = (
-                        number,
-                        {
-                            n: Pieces(f.stored, f.count or 1, f.piece)
-                            for n, f in part.fields.items()
-                        },
-                    )
-                    for pieces in opened.values():
-                        files.callback(pieces.close)
+                    stack.close()
+                    current = number
+                    readers = {
+                        name: PieceReader(stored.array, stored.count or 1, stored.piece)
+                        for name, stored in file.inputs.items()
+                    }
+                    for reader in readers.values():
+                        stack.callback(reader.close)
                 row = index - self.starts[number]
                 sample = {
-                    n: opened[n].read(0 if f.count is None else row) for n, f in part.fields.items()
+                    name: readers[name].read(0 if stored.count is None else row)
+                    for name, stored in file.inputs.items()
                 }
-                yield f"{part.where} sample {row}", sample
+                yield f"{file.where} sample {row}", sample
 
     def describe(self) -> str:
-        """ "arrays in calib.npz"."""
-        return f"arrays in {self.place}"
+        """Return a phrase such as "arrays in calib.npz"."""
+        return f"arrays in {self.path}"
 
     def digest(self, indices: Sequence[int]) -> str:
-        """Of the samples' stored bytes in this order."""
+        """Return the hex sha256 of the samples' stored bytes in this order."""
         state = hashlib.sha256()
         for _, sample in self.read(indices):
             for name, array in sample.items():
@@ -93,52 +114,60 @@ class Arrays:
         return state.hexdigest()
 
 
-def open_arrays(location: str, inputs: Inputs, samples: int, seed: int) -> Arrays:
-    """Arrays at `location`.
+def open_arrays(location: str, inputs: Inputs, samples: int, seed: int) -> ArrayFiles:
+    """Open arrays.
 
-    .npz: one array for each input under its name ("arr_0" or "images" will do for a model with one input; "labels" and the like are left alone).
-    .npy: the one input of a model. A folder: .npz files, each a batch or sample; .npy files, each a batch or sample of a model with one input,
-    or one for each input, named as it is.
+    Parameters
+    ----------
+    location
+        An .npz file with one array per input under its name (a model with one input also takes
+        "arr_0" and "images"; labels are ignored); a .npy file for the only input of a model; or a
+        folder: .npz files, each with a batch or a sample, .npy files, each with a batch or a sample
+        of the only input, or one .npy file per input, named like it.
+    samples, seed
+        Not used: which samples are read is decided by the caller.
 
     Raises
     ------
     DataError
-        Nothing there, a file that cannot be read, names or ranks that do not fit the model, different numbers of samples.
+        The location does not exist or is empty, a file cannot be read, names or ranks do not fit
+        the model, or the inputs have different numbers of samples.
     """
-    place = Path(location)
-    if not place.exists():
+    path = Path(location)
+    if not path.exists():
         raise DataError("data-missing", f"no data at {location}: the file or folder does not exist")
-    files = [place] if place.is_file() else find_files(place, ARRAY_SUFFIXES, below=False)
+    files = [path] if path.is_file() else find_files(path, ARRAY_SUFFIXES, below=False)
     if not files:
-        raise DataError("data-empty", f"{location} holds no .npz or .npy")
+        raise DataError("data-empty", f"{location} contains no .npz or .npy files")
     if len({f.suffix.lower() for f in files}) > 1:
         raise DataError(
-            "data-kind", f"{location} holds .npy and .npz files; keep one kind in a folder"
+            "data-kind", f"{location} contains .npy and .npz files; keep one kind per folder"
         )
     if files[0].suffix.lower() == ".npz":
-        parts = [_part(inputs, stored_arrays(f), str(f)) for f in files]
+        parts = [_open_file(inputs, stored_arrays(f), str(f)) for f in files]
     elif len(inputs.items) > 1:
-        parts = [_part(inputs, {f.stem: stored_arrays(f)[""] for f in files}, location)]
+        parts = [_open_file(inputs, {f.stem: stored_arrays(f)[""] for f in files}, location)]
     else:
         parts = [
-            _part(inputs, stored_arrays(f), str(f))
+            _open_file(inputs, stored_arrays(f), str(f))
             for f in files
             if len(files) == 1 or f.stem not in LABELS
         ]
-    source = Arrays(place, parts)
+    source = ArrayFiles(path, parts)
     if source.count == 0:
-        raise DataError("data-empty", f"{location} holds arrays of no samples")
+        raise DataError("data-empty", f"the arrays in {location} have no samples")
     return source
 
 
-def _part(inputs: Inputs, arrays: Mapping[str, Stored], where: str) -> Part:
-    """The samples in one file, or in one folder of files by input name."""
+def _open_file(inputs: Inputs, arrays: Mapping[str, StoredArray], where: str) -> SampleFile:
+    """Return the samples in one file, or in one folder of files by input name."""
     given = {n: a for n, a in arrays.items() if n in inputs.items or n not in LABELS}
     if len(inputs.items) == len(given) == 1 and next(iter(given)) in ALIASES:
-        given = dict(zip(inputs.items, given.values(), strict=False))
+        given = dict(zip(inputs.items, given.values(), strict=True))
     check_names(given, inputs.items, where)
-    fields = {
-        n: Field(given[n], *inputs.pieces(n, given[n].shape, given[n].dtype, where))
-        for n in inputs.items
-    }
-    return Part(where, fields, common_count({n: f.count for n, f in fields.items()}, where))
+    stored = {}
+    for name in inputs.items:
+        array = given[name]
+        count, piece = inputs.pieces(name, array.shape, array.dtype, where)
+        stored[name] = StoredInput(array, count, piece)
+    return SampleFile(where, stored, common_count({n: s.count for n, s in stored.items()}, where))

@@ -1,8 +1,13 @@
-"""Labeled data: inputs as calibration reads them, with the labels of each sample.
+"""Labeled data: model inputs as for calibration, with the labels of each sample.
 
-Kinds: an .npz file with `images` uint8 (n, H, W[, C]), or encoded images as one blob (`jpeg` or `png`, uint8, and `offsets`, int (n + 1,)), or arrays by
-input name; beside them label arrays with n rows (`labels`, `masks`, `targets`, or any name) and `boxes` float (m, 6 or 7), whose column 0 is the sample.
-Or a folder with one subfolder of images a class. Or any object with the few methods of LabeledSource.
+Sources are:
+
+- an .npz file with `images` uint8 (n, H, W[, C]), or encoded images as one blob (`jpeg` or `png`,
+  uint8, and `offsets`, int (n + 1,)), or arrays by input name; in addition label arrays with n rows
+  (`labels`, `masks`, `targets`, or any name) and `boxes` float (m, 6 or 7), whose column 0 is the
+  sample
+- a folder with one subfolder of images per class
+- any object with the methods of `LabeledSource`
 """
 
 from __future__ import annotations
@@ -14,13 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from onnxprune.data.dataset import group_alike
 from onnxprune.data.images import decode
 from onnxprune.data.inputs import Inputs, read_inputs
-from onnxprune.data.preprocess import DEFAULT, Preprocess, channels_of
+from onnxprune.data.preprocess import DEFAULT, ImageAxes, Preprocess, channels_of
 from onnxprune.data.sources import IMAGE_SUFFIXES, find_files
 from onnxprune.errors import DataError
 from onnxprune.files import sha256
@@ -31,8 +37,18 @@ BLOBS = ("jpeg", "png")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """feeds: by input name; labels: by name, `count` rows each (boxes: column 0 is the row); a feed may be filled up beyond `count`."""
+class LabeledBatch:
+    """A feed with the labels of its samples.
+
+    Attributes
+    ----------
+    feeds
+        Arrays by input name, padded to a fixed batch size beyond `count`.
+    labels
+        Arrays by name with `count` rows each; in boxes, column 0 is the row of the sample.
+    count
+        Number of samples.
+    """
 
     feeds: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
@@ -45,18 +61,40 @@ class LabeledSource(Protocol):
     count: int
 
     def read(self, index: int) -> tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]:
-        """(where it comes from, arrays by input name without the batch axis, labels by name without the batch axis) of one sample."""
+        """Return (origin for messages, arrays by input name, labels by name) of one sample.
+
+        All arrays are without the batch axis.
+        """
 
     def describe(self) -> str:
-        """What and where, for one line of a report."""
+        """Return kind and location in one phrase for a report."""
 
     def digest(self) -> str:
-        """Hex sha256 of the content."""
+        """Return a hex sha256 of the content."""
+
+
+class _Sample(NamedTuple):
+    """A converted sample and its labels, both without the batch axis."""
+
+    feed: dict[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class LabeledData:
-    """Samples of a source, in a fixed order, for one model's inputs. Can be read as often as wanted; one batch is in memory at a time."""
+    """Samples of a source, in a fixed order, for one model's inputs.
+
+    They can be read repeatedly; one batch is in memory at a time.
+
+    Attributes
+    ----------
+    source
+        Where the samples and labels come from.
+    inputs
+        The model's inputs.
+    chosen
+        Indices of the selected samples.
+    """
 
     source: LabeledSource
     inputs: Inputs
@@ -64,15 +102,15 @@ class LabeledData:
 
     @property
     def samples(self) -> int:
-        """How many samples."""
+        """Number of samples."""
         return len(self.chosen)
 
     def describe(self) -> str:
-        """One line for a report."""
+        """Return one line for a report."""
         return f"{self.samples} labeled {self.source.describe()}"
 
     def fingerprint(self) -> str:
-        """Hex digest of content, choice, preprocessing and the inputs' types."""
+        """Return a hex sha256 of content, selection, preprocessing and the inputs' types."""
         parts = [
             self.source.digest(),
             list(self.chosen),
@@ -81,64 +119,65 @@ class LabeledData:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def labeled_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Batches in order; a new one begins where sizes change. A model with a fixed batch gets that, the last one filled up with copies."""
-        wanted = self.inputs.batch or max(1, batch_size)
-        pending: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-        for index in self.chosen:
-            where, raw, labels = self.source.read(index)
-            sample = self.inputs.sample(raw, where)
-            if pending and not (
-                self.inputs.stackable(pending[0][0], sample) and _alike(pending[0][1], labels)
-            ):
-                yield self._batch(pending)
-                pending = []
-            pending.append((sample, dict(labels)))
-            if len(pending) == wanted:
-                yield self._batch(pending)
-                pending = []
-        if pending:
-            yield self._batch(pending)
+    def labeled_batches(self, batch_size: int) -> Iterator[LabeledBatch]:
+        """Yield batches in order; a new one begins where sizes change.
+
+        Feeds of a model with a fixed batch size are padded with copies of the last sample.
+        """
+        for group in group_alike(
+            self._read(), self.inputs.batch or max(1, batch_size), self._alike
+        ):
+            yield self._stack(group)
 
     def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """The feeds alone, as calibration data have them; one that is filled up repeats its last sample."""
+        """Yield the feeds alone, as calibration data do."""
         for batch in self.labeled_batches(batch_size):
             yield dict(batch.feeds)
 
     def split(self, share: float, seed: int = 0) -> tuple[LabeledData, LabeledData]:
-        """Two disjoint parts, the first with about `share` of the samples, each in the order of the whole: one to choose by, one to report."""
-        first = set(
-            np.random.default_rng(seed)
-            .permutation(self.samples)[: round(share * self.samples)]
-            .tolist()
+        """Draw two disjoint parts, for example to select by and to report on.
+
+        The first has about `share` of the samples. Both keep the order of the samples.
+        """
+        order = np.random.default_rng(seed).permutation(self.samples)
+        first = set(order[: round(share * self.samples)].tolist())
+        one = tuple(i for k, i in enumerate(self.chosen) if k in first)
+        other = tuple(i for k, i in enumerate(self.chosen) if k not in first)
+        return replace(self, chosen=one), replace(self, chosen=other)
+
+    def _read(self) -> Iterator[_Sample]:
+        for index in self.chosen:
+            where, raw, labels = self.source.read(index)
+            yield _Sample(self.inputs.sample(raw, where), dict(labels))
+
+    def _alike(self, first: _Sample, other: _Sample) -> bool:
+        """Return whether two samples and their labels can be stacked; boxes are concatenated."""
+        return self.inputs.stackable(first.feed, other.feed) and all(
+            np.shape(value) == np.shape(other.labels[name])
+            for name, value in first.labels.items()
+            if name != BOXES
         )
-        parts = [
-            tuple(i for k, i in enumerate(self.chosen) if (k in first) is chosen)
-            for chosen in (True, False)
-        ]
-        return replace(self, chosen=parts[0]), replace(self, chosen=parts[1])
 
-    def _batch(self, pending: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]) -> Batch:
-        samples = [s for s, _ in pending]
-        filled = samples + [samples[-1]] * ((self.inputs.batch or len(samples)) - len(samples))
-        labels = {n: np.stack([one[n] for _, one in pending]) for n in pending[0][1] if n != BOXES}
-        if BOXES in pending[0][1]:
-            labels[BOXES] = np.concatenate(
-                [_renumbered(one[BOXES], row) for row, (_, one) in enumerate(pending)]
-            )
-        if SIZE not in labels and (size := self._size(samples[0])):
-            labels[SIZE] = np.tile(size, (len(pending), 1))
-        return Batch(self.inputs.stack(filled), labels, len(pending))
+    def _stack(self, group: Sequence[_Sample]) -> LabeledBatch:
+        first, feeds = group[0], [s.feed for s in group]
+        feeds += [feeds[-1]] * ((self.inputs.batch or len(group)) - len(group))
+        labels = {n: np.stack([s.labels[n] for s in group]) for n in first.labels if n != BOXES}
+        if BOXES in first.labels:
+            boxes = [_with_row(s.labels[BOXES], row) for row, s in enumerate(group)]
+            labels[BOXES] = np.concatenate(boxes)
+        size = self._image_size(first.feed)
+        if SIZE not in labels and size is not None:
+            labels[SIZE] = np.tile(size, (len(group), 1))
+        return LabeledBatch(self.inputs.stack(feeds), labels, len(group))
 
-    def _size(self, sample: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
-        """Height and width of the one image input."""
-        images = [
-            (n, axes) for n in self.inputs.items if (axes := self.inputs.image(n)) is not None
-        ]
+    def _image_size(self, sample: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+        """Return (height, width) of the sample if the model has exactly one image input."""
+        images = _image_inputs(self.inputs)
         if len(images) != 1:
             return None
-        (name, axes), missing = images[0], 4 - sample[images[0][0]].ndim
+        name, axes = images[0]
         shape = sample[name].shape
+        missing = 4 - len(shape)  # the batch axis, unless the input is shared
         return shape[axes.height - missing], shape[axes.width - missing]
 
 
@@ -151,33 +190,34 @@ def open_labeled(
     preprocess: Preprocess = DEFAULT,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> LabeledData:
-    """Labeled samples for a model.
+    """Open labeled samples for a model.
 
     Parameters
     ----------
     spec
-        An .npz file, a folder with one subfolder a class, or a LabeledSource.
+        An .npz file, a folder with one subfolder per class, or a LabeledSource.
     inputs
-        name -> (shape, onnxruntime's type string), as `Session.inputs` has it.
+        name -> (shape, onnxruntime's type string), as in `Session.inputs`.
     samples
-        How many to draw at random with `seed`, kept in order; None: all.
+        Number of samples to draw at random, kept in order; None for all.
+    seed
+        Seed of the draw.
     preprocess
         For images and for uint8 arrays of images that feed a float input.
     shapes
-        name -> whole shape for inputs with dynamic sizes.
+        name -> full shape for inputs with dynamic sizes.
 
     Raises
     ------
     DataError
-        Nothing there, no labels, or arrays that do not belong together.
+        The data do not exist, have no labels, or contain arrays of different lengths.
     """
     known = read_inputs(inputs, preprocess, shapes)
     source = _open(Path(spec), known) if isinstance(spec, (str, Path)) else spec
     indices = list(range(source.count))
     if samples is not None and samples < source.count:
-        indices = sorted(
-            np.random.default_rng(seed).choice(source.count, samples, replace=False).tolist()
-        )
+        generator = np.random.default_rng(seed)
+        indices = sorted(generator.choice(source.count, samples, replace=False).tolist())
     return LabeledData(source, known, tuple(indices))
 
 
@@ -189,82 +229,75 @@ def _open(path: Path, inputs: Inputs) -> LabeledSource:
     if path.suffix.lower() != ".npz":
         raise DataError(
             "data-kind",
-            f"{path}: labeled data are an .npz file or a folder with one subfolder a class",
+            f"{path}: labeled data are an .npz file or a folder with one subfolder per class",
         )
-    return Arrays(path, inputs)
+    return LabeledArrays(path, inputs)
 
 
 class ClassFolders:
-    """A folder with one subfolder of images a class.
+    """A folder with one subfolder of images per class.
 
-    Class indices are the subfolders' names where all of them are numbers, else their places in sorted order.
+    Class indices are the subfolders' names if all of them are numbers, else their sorted positions.
     """
 
-    def __init__(self, place: Path, inputs: Inputs) -> None:
-        names = sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
+    def __init__(self, path: Path, inputs: Inputs) -> None:
+        names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
         numbered = all(n.isdecimal() for n in names)
         self.classes = {n: int(n) if numbered else k for k, n in enumerate(names)}
-        self.files = [
-            (f, self.classes[n])
-            for n in names
-            for f in find_files(place / n, IMAGE_SUFFIXES, below=True)
-        ]
+        self.files: list[tuple[Path, int]] = []
+        for name in names:
+            for file in find_files(path / name, IMAGE_SUFFIXES, below=True):
+                self.files.append((file, self.classes[name]))
         self.count = len(self.files)
-        self.place, self.inputs = place, inputs
+        self.path, self.inputs = path, inputs
         if not self.files:
             raise DataError(
                 "data-empty",
-                f"{place} holds no subfolders with images; labeled images lie in one subfolder a class",
+                f"{path} contains no subfolders with images; "
+                "put labeled images into one subfolder per class",
             )
-        self.name, self.channels = _image_name(inputs, str(place))
+        self.name, self.channels = _image_input(inputs, str(path))
 
     def read(self, index: int) -> tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]:
-        """The image's pixels and `labels`."""
+        """Return an image's pixels and its class as `labels`."""
         file, label = self.files[index]
         return str(file), {self.name: decode(file, self.channels)}, {"labels": np.array(label)}
 
     def describe(self) -> str:
-        """ "images of 10 classes in val"."""
-        return f"images of {len(self.classes)} classes in {self.place}"
+        """Return a phrase such as "images of 10 classes in val"."""
+        return f"images of {len(self.classes)} classes in {self.path}"
 
     def digest(self) -> str:
-        """Of all files' bytes and labels; read once."""
+        """Return the hex sha256 of all files' bytes and labels; computed once."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        return hashlib.sha256(
-            "".join(f"{sha256(f)} {label}\n" for f, label in self.files).encode()
-        ).hexdigest()
+        lines = "".join(f"{sha256(f)} {label}\n" for f, label in self.files)
+        return hashlib.sha256(lines.encode()).hexdigest()
 
 
-class Arrays:
-    """An .npz file as the module describes it; its arrays are in memory once they were asked for."""
+class LabeledArrays:
+    """An .npz file as described in the module's documentation, loaded into memory."""
 
     def __init__(self, path: Path, inputs: Inputs) -> None:
         self.path, self.inputs = path, inputs
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, KeyError) as problem:
-            raise DataError("data-unreadable", f"cannot read {path}: {problem}") from problem
-        except Exception as problem:  # zipfile and zlib errors of truncated files
-            raise DataError(
-                "data-unreadable", f"cannot read {path}: {type(problem).__name__}: {problem}"
-            ) from problem
+        arrays = _load_arrays(path)
         self.blob = next((b for b in BLOBS if b in arrays), None)
         if all(name in arrays for name in inputs.items):
             self.data = {name: arrays.pop(name) for name in inputs.items}
             self.count = len(next(iter(self.data.values())))
         elif "images" in arrays or (self.blob and "offsets" in arrays):
-            self.name, self.channels = _image_name(inputs, str(path))
+            self.name, self.channels = _image_input(inputs, str(path))
             keys = ("images",) if "images" in arrays else (str(self.blob), "offsets")
             self.data = {key: arrays.pop(key) for key in keys}
+            # n samples have n + 1 offsets
             self.count = len(self.data[keys[-1]]) - (len(keys) - 1)
         else:
             raise DataError(
                 "data-names",
-                f"{path} has {', '.join(sorted(arrays))}; there must be images, jpeg or png with offsets, or {', '.join(inputs.items)}",
+                f"{path} has {', '.join(sorted(arrays))}; it must have images, jpeg or png with "
+                f"offsets, or {', '.join(inputs.items)}",
             )
         self.boxes = arrays.pop(BOXES, None)
         self.labels = {
@@ -274,22 +307,26 @@ class Arrays:
         }
         self._check(arrays)
 
-    def _check(self, rest: Mapping[str, np.ndarray]) -> None:
+    def _check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Check the label arrays; `arrays` are those that are not inputs."""
         for name in ("labels", "masks", "targets"):
-            if name in rest and name not in self.labels:
+            if name in arrays and name not in self.labels:
                 raise DataError(
                     "data-labels",
-                    f"{self.path}: {name} is {rest[name].shape}; there are {self.count} samples",
+                    f"{self.path}: {name} has shape {arrays[name].shape}, "
+                    f"which does not match the {self.count} samples",
                 )
         if self.boxes is not None and (self.boxes.ndim != 2 or self.boxes.shape[1] not in (6, 7)):
             raise DataError(
                 "data-labels",
-                f"{self.path}: boxes are {self.boxes.shape}; they must be (m, 6): sample, class, center x, center y, width, height",
+                f"{self.path}: boxes have shape {self.boxes.shape}; it must be (m, 6): sample, "
+                "class, center x, center y, width, height",
             )
         if not self.labels and self.boxes is None:
             raise DataError(
                 "data-labels",
-                f"{self.path} has no labels: no array of {self.count} rows beside the inputs, and no boxes",
+                f"{self.path} has no labels: no array of {self.count} rows besides the inputs, "
+                "and no boxes",
             )
 
     @cached_property
@@ -298,7 +335,7 @@ class Arrays:
         return [self.boxes[self.boxes[:, 0] == i] for i in range(self.count)]
 
     def read(self, index: int) -> tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]:
-        """One sample with all its labels."""
+        """Return one sample with all its labels."""
         where = f"{self.path} sample {index}"
         labels = {name: array[index] for name, array in self.labels.items()}
         if self.boxes is not None:
@@ -307,30 +344,20 @@ class Arrays:
             return where, {self.name: self.data["images"][index]}, labels
         if "offsets" in self.data and "offsets" not in self.inputs.items:
             start, end = (int(v) for v in self.data["offsets"][index : index + 2])
-            return (
-                where,
-                {
-                    self.name: decode_bytes(
-                        self.data[str(self.blob)][start:end].tobytes(), self.channels, where
-                    )
-                },
-                labels,
-            )
-        return (
-            where,
-            {
-                name: array if self.inputs.items[name].shared else array[index]
-                for name, array in self.data.items()
-            },
-            labels,
-        )
+            encoded = self.data[str(self.blob)][start:end].tobytes()
+            return where, {self.name: decode_bytes(encoded, self.channels, where)}, labels
+        sample = {
+            name: array if self.inputs.items[name].shared else array[index]
+            for name, array in self.data.items()
+        }
+        return where, sample, labels
 
     def describe(self) -> str:
-        """ "samples from val.npz"."""
+        """Return a phrase such as "samples from val.npz"."""
         return f"samples from {self.path}"
 
     def digest(self) -> str:
-        """Of the file; read once."""
+        """Return the hex sha256 of the file; computed once."""
         return self._digest
 
     @cached_property
@@ -338,34 +365,60 @@ class Arrays:
         return sha256(self.path)
 
 
-def decode_bytes(data: bytes, channels: int, where: str) -> np.ndarray:
-    """The 8-bit pixels of an encoded image (height, width, channels), RGB; DataError where it is none."""
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Load all arrays of an .npz file."""
     try:
-        return decode(cast(Path, io.BytesIO(data)), channels)  # Pillow opens either
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError) as problem:
+        raise DataError("data-unreadable", f"cannot read {path}: {problem}") from problem
+    except Exception as problem:  # zipfile and zlib errors of truncated files
+        raise DataError(
+            "data-unreadable", f"cannot read {path}: {type(problem).__name__}: {problem}"
+        ) from problem
+
+
+def decode_bytes(data: bytes, channels: int, where: str) -> np.ndarray:
+    """Return the 8-bit pixels of an encoded image, (height, width, channels), RGB.
+
+    Raises
+    ------
+    DataError
+        The bytes are not an image, or one of more than 8 bits per channel.
+    """
+    try:
+        return decode(io.BytesIO(data), channels)
     except DataError:
         raise DataError(
-            "data-image", f"{where}: its {len(data)} bytes are no 8-bit image"
+            "data-image", f"{where}: its {len(data)} bytes are not an 8-bit image"
         ) from None
 
 
-def _image_name(inputs: Inputs, where: str) -> tuple[str, int]:
-    """The one image input of the model and its channels; DataError where there is none."""
-    found = [(n, axes) for n in inputs.items if (axes := inputs.image(n)) is not None]
-    if len(inputs.items) != 1 or not found:
+def _image_inputs(inputs: Inputs) -> list[tuple[str, ImageAxes]]:
+    """Return (name, axes) of the image inputs."""
+    images = []
+    for name in inputs.items:
+        axes = inputs.image(name)
+        if axes is not None:
+            images.append((name, axes))
+    return images
+
+
+def _image_input(inputs: Inputs, where: str) -> tuple[str, int]:
+    """Return (name, channels) of the model's only input, which must be an image."""
+    images = _image_inputs(inputs)
+    if len(inputs.items) != 1 or not images:
         raise DataError(
             "data-shape",
-            f"{where}: images feed a model with one image input; this one takes {', '.join(inputs.items)}; give arrays by input name",
+            f"{where}: images feed a model with one image input; this model takes "
+            f"{', '.join(inputs.items)}; provide arrays by input name",
         )
-    name, axes = found[0]
+    name, axes = images[0]
     return name, channels_of(inputs.items[name].shape, axes)
 
 
-def _alike(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
-    """Whether the labels of two samples can be stacked."""
-    return all(np.shape(first[n]) == np.shape(second[n]) for n in first if n != BOXES)
-
-
-def _renumbered(boxes: np.ndarray, row: int) -> np.ndarray:
+def _with_row(boxes: np.ndarray, row: int) -> np.ndarray:
+    """Return float64 boxes with the number of the row in column 0."""
     boxes = np.array(boxes, np.float64)
     boxes[:, 0] = row
     return boxes

@@ -1,4 +1,4 @@
-"""A function of the user's own as calibration data."""
+"""A function of the user as calibration data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from onnxprune.errors import DataError
 
 
 class Loader:
-    """The first samples that a function yields. It is called again for every pass and must yield the same each time.
+    """The first samples that a function yields.
 
-    The first pass counts, checks and hashes; later ones are compared with it.
+    The function is called again for every pass and must yield the same each time: the first pass
+    counts, checks and hashes the samples, and later ones are compared with it.
     """
 
     sequential = True
@@ -41,42 +42,44 @@ class Loader:
             )
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """One pass over the function for every ascending run of indices."""
+        """Yield samples, with one pass over the function per ascending run of indices."""
         position, stream = -1, self._samples()
         for index in indices:
             if index <= position:
                 position, stream = -1, self._samples()
             while position < index:
                 position += 1
-                found = next(stream, None)
-                if found is None:
+                item = next(stream, None)
+                if item is None:
                     raise DataError(
                         "data-loader",
-                        f"{self.spec} yielded {position} samples, {self.count} before; it must yield the same each time",
+                        f"{self.spec} yielded {position} samples, {self.count} before; "
+                        "it must yield the same each time",
                     )
-                where, raw = found
+                where, raw = item
             sample = self.inputs.sample(raw, where)
             if _hash(sample) != self.hashes[index]:
                 raise DataError(
                     "data-loader",
-                    f"{where} is another than in the pass before; seed what is random in it, so that runs can be repeated",
+                    f"{where} differs from the previous pass; seed its random numbers, "
+                    "so that runs can be repeated",
                 )
             yield where, sample
 
     def describe(self) -> str:
-        """ "samples from loader.py:feeds"."""
+        """Return a phrase such as "samples from loader.py:feeds"."""
         return f"samples from {self.spec}"
 
     def digest(self, indices: Sequence[int]) -> str:
-        """Of the samples as the model takes them."""
+        """Return the hex sha256 of the converted samples."""
         return hashlib.sha256(b"".join(self.hashes[i] for i in indices)).hexdigest()
 
     def _samples(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Single samples of what the function yields, batch or sample each."""
+        """Yield single samples of the batches or samples that the function yields."""
         try:
             stream = iter(self.function())
         except (Exception, SystemExit) as problem:
-            raise DataError("data-loader", f"{self.spec} fails: {_tell(problem)}") from problem
+            raise DataError("data-loader", f"{self.spec} fails: {_summarize(problem)}") from problem
         number = 0
         while True:
             try:
@@ -85,7 +88,7 @@ class Loader:
                 return
             except (Exception, SystemExit) as problem:
                 raise DataError(
-                    "data-loader", f"{self.spec} fails at item {number}: {_tell(problem)}"
+                    "data-loader", f"{self.spec} fails at item {number}: {_summarize(problem)}"
                 ) from problem
             yield from self._unbatch(feed, f"{self.spec} item {number}")
             number += 1
@@ -98,42 +101,53 @@ class Loader:
                 f"{where} is {kind}; it must be a dict of arrays by input name: {names}",
             )
         check_names(feed, self.inputs.items, where)
-        pieces: dict[str, tuple[np.ndarray, int | None]] = {}
+        arrays: dict[str, np.ndarray] = {}
+        counts: dict[str, int | None] = {}
         for name in feed:
             try:
                 array = np.asarray(feed[name])
-            except Exception as problem:  # whatever the object's own conversion raises
+            except Exception as problem:  # the object's own conversion may raise anything
                 raise DataError(
-                    "data-loader", f"{where}: {name!r} is no array: {_tell(problem)}"
+                    "data-loader", f"{where}: {name!r} is not an array: {_summarize(problem)}"
                 ) from problem
             count, piece = self.inputs.pieces(name, array.shape, array.dtype, where)
-            pieces[name] = (array.reshape((1 if count is None else count, *piece)), count)
-        for index in range(common_count({n: c for n, (_, c) in pieces.items()}, where)):
-            yield where, {n: a[0 if c is None else index] for n, (a, c) in pieces.items()}
+            arrays[name] = array.reshape((1 if count is None else count, *piece))
+            counts[name] = count
+        for index in range(common_count(counts, where)):
+            yield where, {n: a[0 if counts[n] is None else index] for n, a in arrays.items()}
 
 
 def open_loader(location: str, inputs: Inputs, samples: int, seed: int) -> Loader:
-    """The function of `FILE.py:FUNCTION`, called without arguments. It decides what the samples are: the first ones are taken.
+    """Open a loader function.
+
+    Parameters
+    ----------
+    location
+        `FILE.py:FUNCTION`; the function is called without arguments.
+    samples
+        Number of samples to take, the first ones.
+    seed
+        Not used.
 
     Raises
     ------
     DataError
-        The file or function does not exist or fails, yields nothing, or yields something else than feeds that fit the model.
+        The file or function does not exist or fails, or does not yield feeds that fit the model.
     """
     file, _, name = location.rpartition(":")
     path = Path(file)
     if not path.is_file():
         raise DataError(
-            "data-missing", f"no loader at {file or location}: give it as FILE.py:FUNCTION"
+            "data-missing", f"no loader at {file or location}: pass it as FILE.py:FUNCTION"
         )
-    function = getattr(_module(path), name, None)
+    function = getattr(_import_file(path), name, None)
     if not callable(function):
         raise DataError("data-loader", f"{file} has no function {name!r}")
     return Loader(location, function, inputs, samples)
 
 
-def _module(path: Path) -> Any:
-    """The file as a module; its own folder can be imported from while it loads, as when Python runs it."""
+def _import_file(path: Path) -> Any:
+    """Import a file as a module; it can import from its own folder, as when Python runs it."""
     spec = importlib.util.spec_from_file_location(f"onnxprune_loader_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise DataError("data-loader", f"{path} is not a Python file")
@@ -143,7 +157,7 @@ def _module(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as problem:
-        raise DataError("data-loader", f"{path} fails to load: {_tell(problem)}") from problem
+        raise DataError("data-loader", f"{path} fails to load: {_summarize(problem)}") from problem
     finally:
         sys.path.remove(folder)
     return module
@@ -157,7 +171,7 @@ def _hash(sample: Mapping[str, np.ndarray]) -> bytes:
     return state.digest()
 
 
-def _tell(problem: BaseException) -> str:
-    """The kind of an exception and the first line of what it says."""
+def _summarize(problem: BaseException) -> str:
+    """Return the type of an exception and the first line of its message."""
     lines = str(problem).strip().splitlines()
     return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__

@@ -1,4 +1,4 @@
-"""Where samples come from: the protocol of a data source, and which one a specification names."""
+"""The protocol of a data source, and the choice of a source by its specification."""
 
 from __future__ import annotations
 
@@ -17,59 +17,71 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 
 
 class Source(Protocol):
-    """Numbered samples that can be read in any order, as often as asked, with the same result.
-
-    count: samples there are; sequential: reading them out of ascending order is much slower; checked: every sample was already
-    read once and fits the model; warning: what the user must know, or None.
-    """
+    """Numbered samples that can be read in any order and repeatedly, with the same result."""
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Number of samples."""
 
     @property
-    def sequential(self) -> bool: ...
+    def sequential(self) -> bool:
+        """Whether reading out of ascending order is much slower."""
 
     @property
-    def checked(self) -> bool: ...
+    def checked(self) -> bool:
+        """Whether every sample was already read once and fits the model."""
 
     @property
-    def warning(self) -> str | None: ...
+    def warning(self) -> str | None:
+        """Warning for the user about these data, None if there is none."""
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """(where it comes from, one sample by input name without the batch axis) for each index; never more than one in memory."""
+        """Yield (origin for messages, arrays by input name without batch axis) per index.
+
+        At most one sample is in memory.
+        """
         ...
 
     def describe(self) -> str:
-        """What and where, for one line of a report: "images in photos/"."""
+        """Return kind and location in one phrase for a report, such as "images in photos/"."""
         ...
 
     def digest(self, indices: Sequence[int]) -> str:
-        """Hex sha256 of the content of these samples as it is stored."""
+        """Return the hex sha256 of the stored content of these samples."""
         ...
 
 
 def open_source(spec: str | Path | None, inputs: Inputs, samples: int, seed: int) -> Source:
-    """The source that `spec` names.
+    """Open the source that a specification names.
 
-    None is synthetic; `NAME:LOCATION` asks the registry; else the path decides: a folder of images or of .npz/.npy, one such file,
-    or `FILE.py:FUNCTION`.
+    Parameters
+    ----------
+    spec
+        None for synthetic inputs; `NAME:LOCATION` with a registered name; otherwise a folder of
+        images or of .npz/.npy files, one such file, or `FILE.py:FUNCTION`.
 
     Raises
     ------
     DataError
-        Nothing there, an empty folder, or a kind of file that is not known.
+        The location does not exist, is empty, or is of an unknown kind.
     """
-    kind, location = ("synthetic", "") if spec is None else kind_of(str(spec))
+    kind, location = ("synthetic", "") if spec is None else parse_spec(str(spec))
     source: Source = DATA_SOURCES.get(kind)(location, inputs, samples, seed)
     return source
 
 
-def kind_of(spec: str) -> tuple[str, str]:
-    """(name in the registry, location) of a specification; DataError where it is none."""
+def parse_spec(spec: str) -> tuple[str, str]:
+    """Return (registered name, location) of a specification.
+
+    Raises
+    ------
+    DataError
+        The specification matches no source.
+    """
     if not spec:
         raise DataError(
             "data-missing",
-            "the name of the data is empty; give a folder, a file, or FILE.py:FUNCTION",
+            "the data specification is empty; pass a folder, a file, or FILE.py:FUNCTION",
         )
     path = Path(spec)
     if spec in DATA_SOURCES and not path.exists():
@@ -93,34 +105,39 @@ def kind_of(spec: str) -> tuple[str, str]:
         return "images", spec
     raise DataError(
         "data-kind",
-        f"{spec}: not a kind of data that is known; give a folder of images, .npz, .npy, or FILE.py:FUNCTION",
+        f"{spec} is of an unknown kind; pass a folder of images, .npz, .npy, or FILE.py:FUNCTION",
     )
 
 
 def find_files(folder: Path, suffixes: Sequence[str], *, below: bool) -> list[Path]:
-    """Files of these suffixes in a stable order, hidden ones left out; `below`: subfolders too."""
-    found = []
+    """Return files with these suffixes in a stable order, without hidden ones.
+
+    Parameters
+    ----------
+    below
+        Search subfolders as well.
+    """
+    files = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if below and not f.startswith("."))
-        found += [
-            Path(place, n)
-            for n in sorted(names)
-            if not n.startswith(".") and n.lower().endswith(tuple(suffixes))
-        ]
-    return found
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(tuple(suffixes)):
+                files.append(Path(place, name))
+    return files
 
 
 def _folder_kind(folder: Path) -> str:
+    """Return "arrays" or "images" by the files in a folder."""
     arrays = bool(find_files(folder, ARRAY_SUFFIXES, below=False))
     images = bool(find_files(folder, IMAGE_SUFFIXES, below=True))
     if arrays and images:
         raise DataError(
             "data-kind",
-            f"{folder} holds images and arrays; say which: images:{folder} or arrays:{folder}",
+            f"{folder} contains images and arrays; choose images:{folder} or arrays:{folder}",
         )
     if not arrays and not images:
+        suffixes = ", ".join(s[1:] for s in IMAGE_SUFFIXES)
         raise DataError(
-            "data-empty",
-            f"{folder} holds no images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}) and no .npz or .npy",
+            "data-empty", f"{folder} contains no images ({suffixes}) and no .npz or .npy files"
         )
     return "arrays" if arrays else "images"

@@ -1,27 +1,28 @@
-"""Random inputs that any model runs on, for when there is no data."""
+"""Random inputs that fit any model, for runs without data."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.data.inputs import Input, Inputs, anonymous
+from onnxprune.data.inputs import Input, Inputs, is_anonymous
 
-SIDE = 128  # dynamic height and width of images: divides by every common stride, and is cheap
+SIDE = 128  # dynamic height and width of images: divisible by every common stride, and cheap
 LENGTH = 32  # any other dynamic size: sequences, points
-INTEGERS = 2  # integers are 0 or 1: valid as token, type, mask and index wherever there are two of anything
+INTEGERS = 2  # integers are 0 or 1, valid as token, type, mask and index in most models
 WARNING = (
-    "no data: statistics come from random inputs (normal floats, integers 0 or 1), which do not look like real ones. "
-    "Channels that are chosen or repaired by activations can cost much accuracy, and the output error that is measured says little "
-    "about real inputs. Give data: unlabeled inputs are enough."
+    "no data: statistics are computed on random inputs (normal floats, integers 0 or 1), which do "
+    "not resemble real ones. Channels selected or repaired by activations can cost much accuracy, "
+    "and the measured output error says little about real inputs. Pass --data: unlabeled inputs "
+    "are enough."
 )
 
 
 class Synthetic:
-    """Samples drawn from the generator that (seed, index of the input, index of the sample) seeds.
+    """Samples drawn from generators seeded by (seed, index of the input, index of the sample).
 
     Floats are standard normal, booleans fair, uint8 images 0..255, other integers 0 or 1.
     """
@@ -35,45 +36,39 @@ class Synthetic:
         self.shapes = concrete_shapes(inputs)
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Samples; a shared input has the same values in all of them."""
+        """Yield samples; a shared input has the same values in all of them."""
         for index in indices:
             sample = {}
             for number, (name, item) in enumerate(self.inputs.items.items()):
                 own = 0 if item.shared and self.inputs.batch != 1 else index
                 generator = np.random.default_rng([self.seed, number, own])
-                high = (
-                    256
-                    if item.dtype == np.uint8 and self.inputs.image(name) is not None
-                    else INTEGERS
-                )
+                pixels = item.dtype == np.uint8 and self.inputs.image(name) is not None
+                high = 256 if pixels else INTEGERS
                 sample[name] = draw(generator, self.shapes[name], item.dtype, high)
             yield f"synthetic sample {index}", sample
 
     def describe(self) -> str:
-        """ "synthetic inputs (x 3x224x224)"."""
+        """Return a phrase such as "synthetic inputs (x 3x224x224)"."""
         shapes = ", ".join(
             f"{n} {'x'.join(map(str, s)) or 'scalar'}" for n, s in self.shapes.items()
         )
         return f"synthetic inputs ({shapes})"
 
     def digest(self, indices: Sequence[int]) -> str:
-        """Of what determines the values."""
-        return hashlib.sha256(
-            json.dumps(
-                [self.seed, {n: list(s) for n, s in self.shapes.items()}, list(indices)]
-            ).encode()
-        ).hexdigest()
+        """Return the hex sha256 of what determines the values."""
+        parts = [self.seed, {n: list(s) for n, s in self.shapes.items()}, list(indices)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def open_synthetic(location: str, inputs: Inputs, samples: int, seed: int) -> Synthetic:
-    """Seeded random inputs; `location` is not used."""
+    """Return seeded random inputs; `location` is not used."""
     return Synthetic(inputs, samples, seed)
 
 
 def draw(
     generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic], high: int
 ) -> np.ndarray:
-    """Random values of any type a model takes; integers below `high`."""
+    """Draw random values of any type a model takes; integers are below `high`."""
     if dtype.kind == "f":
         return np.asarray(generator.standard_normal(shape), np.float32).astype(dtype)
     if dtype.kind == "b":
@@ -82,34 +77,36 @@ def draw(
 
 
 def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    """A size for every dynamic axis of a sample: the same symbol is the same size everywhere.
+    """Return the shape of a sample per input, with a size for every dynamic axis.
 
-    Height and width of images 128, channels 3, other sizes 32; a leading axis that is not stacked 1. Sums of symbols and numbers
-    ("past + 1") are added up.
+    Height and width of images are 128, channels 3, other sizes 32, a leading axis that is not
+    stacked 1. A symbol has the same size everywhere; sums of symbols and numbers ("past + 1") are
+    computed.
     """
     symbols: dict[str, int] = {}
-    plain = {}
+    sizes: dict[str, list[int]] = {}
     for name, item in inputs.items.items():
-        plain[name] = [
-            d if isinstance(d, int) else _size(inputs, item, axis)
+        sizes[name] = [
+            d if isinstance(d, int) else _example_size(inputs, item, axis)
             for axis, d in enumerate(item.shape)
         ]
-        for size, symbol in zip(plain[name], item.shape, strict=False):
-            if isinstance(symbol, str) and not anonymous(symbol):
+        for size, symbol in zip(sizes[name], item.shape, strict=True):
+            if isinstance(symbol, str) and not is_anonymous(symbol):
+                # axes of different kinds may share a symbol: the smallest size fits all
                 symbols[symbol] = min(size, symbols.get(symbol, size))
-    sums = {s: _sum(s, symbols) for s in symbols}
-    shapes = {
-        n: tuple(
-            sums.get(d, size) if isinstance(d, str) else size
-            for d, size in zip(i.shape, plain[n], strict=False)
+    resolved = {s: _sum_size(s, symbols) for s in symbols}
+    shapes = {}
+    for name, item in inputs.items.items():
+        shape = tuple(
+            resolved.get(d, size) if isinstance(d, str) else size
+            for d, size in zip(item.shape, sizes[name], strict=True)
         )
-        for n, i in inputs.items.items()
-    }
-    return {n: shapes[n] if i.shared else shapes[n][1:] for n, i in inputs.items.items()}
+        shapes[name] = shape if item.shared else shape[1:]
+    return shapes
 
 
-def _size(inputs: Inputs, item: Input, axis: int) -> int:
-    """A size for one dynamic axis by its place."""
+def _example_size(inputs: Inputs, item: Input, axis: int) -> int:
+    """Return a size for a dynamic axis by its position."""
     if axis == 0:
         return 1
     image = inputs.image(item.name)
@@ -118,8 +115,8 @@ def _size(inputs: Inputs, item: Input, axis: int) -> int:
     return 3 if axis == image.channels else SIDE
 
 
-def _sum(symbol: str, symbols: dict[str, int]) -> int:
-    """The size of "a + b + 1" where its symbols are known, else the symbol's own."""
+def _sum_size(symbol: str, symbols: Mapping[str, int]) -> int:
+    """Return the size of "a + b + 1" if its symbols are known, else the symbol's own."""
     terms = [t.strip() for t in symbol.split("+")]
     if len(terms) > 1 and all(t.isdecimal() or t in symbols for t in terms):
         return sum(int(t) if t.isdecimal() else symbols[t] for t in terms)

@@ -139,13 +139,13 @@ def test_choice_split_and_fingerprint(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"labels": np.arange(N)}, "there must be images"),
+        ({"labels": np.arange(N)}, "must have images"),
         ({"x": np.zeros((N, 4), np.float32)}, "has no labels"),
         (
             {"x": np.zeros((N, 4), np.float32), "labels": np.arange(3)},
-            r"labels is \(3,\); there are 7",
+            r"labels has shape \(3,\), which does not match the 7",
         ),
-        ({"x": np.zeros((N, 4), np.float32), "boxes": np.zeros((2, 4))}, "boxes are"),
+        ({"x": np.zeros((N, 4), np.float32), "boxes": np.zeros((2, 4))}, "boxes have shape"),
         ({"images": pixels(), "labels": np.arange(N)}, "one image input"),
     ],
 )
@@ -172,5 +172,5 @@ def test_places_that_hold_nothing(tmp_path):
         with pytest.raises(DataError, match=message):
             open_labeled(tmp_path / place, IMAGE)
     pytest.importorskip("PIL")
-    with pytest.raises(DataError, match="no 8-bit image"):
+    with pytest.raises(DataError, match="not an 8-bit image"):
         list(open_labeled(bad, IMAGE).labeled_batches(1))
