@@ -21,6 +21,7 @@ from onnxprune.data.dataset import samples_of
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.extract import extract
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.tempered import Tempered
 from onnxprune.statistics.im2col import geometry, tap_order
@@ -190,11 +191,11 @@ class _Probe:
                 node.input[0] = scaled
             else:
                 self.refit(model, nodes, node, item, index[gone].ravel())
-        return model, nodes
+        return model.freeze(), nodes
 
     def refit(
         self,
-        model: Model,
+        model: EditableModel,
         nodes: list[NodeProto],
         node: NodeProto,
         item: InputMoments,

@@ -18,6 +18,7 @@ from onnxprune.autodiff.tape import PREFIX, Tape, Value
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import ModelView
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label
 from onnxprune.ir.passes.remove_unused import remove_dead
 from onnxprune.ir.runtime import Session, example_feeds
@@ -151,7 +152,9 @@ class _Builder:
             place: prod(n for n in self.shapes.shape(tensor) or () if isinstance(n, int))
             for place, tensor in tensors.items()
         }
-        return Gradient(self.copy, outputs, feeds, self.blocked(tensors), self.samples, sizes)
+        return Gradient(
+            self.copy.freeze(), outputs, feeds, self.blocked(tensors), self.samples, sizes
+        )
 
     def split_uses(self, places: Sequence[Place]) -> dict[Place, str]:
         """The tensor of each place, in its own copy where one node's use is meant."""
@@ -365,7 +368,7 @@ class _Builder:
         self.graph.node.extend(self.tape.nodes)
         for name, array in self.tape.constants.items():
             weight = from_array(array)
-            self.copy.weights[name] = weight  # type: ignore[index]  # the copy's own dict
+            self.copy.weights[name] = weight
             self.graph.initializer.append(
                 TensorProto(name=name, data_type=weight.dtype, dims=weight.shape)
             )
@@ -407,7 +410,7 @@ def _fix_inputs(
         info.type.tensor_type.ClearField("shape")
 
 
-def _complete(model: Model, shapes: Shapes) -> Shapes:
+def _complete(model: ModelView, shapes: Shapes) -> Shapes:
     """Shapes with those that inference does not know taken from a run: ops of other domains, sizes that are computed in unusual ways."""
     made = [name for node in model.proto.graph.node for name in node.output if name]
     unknown = [

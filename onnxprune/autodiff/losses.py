@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnxprune.autodiff.tape import PREFIX, Tape, Value
 from onnxprune.errors import UsageError
 from onnxprune.ir.inference import infer
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import ModelView
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.ir.shapes import Shapes
 
@@ -93,7 +93,7 @@ def feeds_of(
     return values
 
 
-def start_tensor(model: Model, loss: Loss, shapes: Shapes | None = None) -> str:
+def start_tensor(model: ModelView, loss: Loss, shapes: Shapes | None = None) -> str:
     """Where a loss begins: the logits behind the head where a Softmax over the same axis makes it, else the head itself."""
     maker = next((node for node in model.proto.graph.node if loss.head in node.output), None)
     if (

@@ -13,6 +13,7 @@ import numpy as np
 from onnxprune.deploy.nodes import GraphNode, find_foreign_ops
 from onnxprune.errors import DataError
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.node_inference import QONNX_OPS
 from onnxprune.ir.shapes import Shapes
 from onnxprune.moved import old_names
@@ -242,7 +243,7 @@ class HandoffTarget:
     files: Callable[[Sequence[PreparedModel], Mapping[str, str], Samples | None], Files] | None = (
         None
     )
-    rewrite: Callable[[Model, Shapes], None] | None = None
+    rewrite: Callable[[EditableModel, Shapes], None] | None = None
     opset: int = 13
     multiple: int = 1
     sources: tuple[str, ...] = ()

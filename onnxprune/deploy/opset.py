@@ -8,6 +8,7 @@ from onnx import ModelProto, NodeProto
 
 from onnxprune.errors import ModelError, OnnxpruneError
 from onnxprune.ir.io import Model, load, to_bytes
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label, nested, set_attribute
 from onnxprune.ir.passes.canonicalize import canonicalize
 
@@ -63,7 +64,7 @@ def convert_opset(model: Model, opset: int) -> Model:
     for stated in copy.proto.opset_import:
         if stated.domain in STANDARD_DOMAINS:
             stated.version = opset
-    return copy
+    return copy.freeze()
 
 
 def _raise_opset(model: Model, opset: int) -> Model:
@@ -86,7 +87,7 @@ def _raise_opset(model: Model, opset: int) -> Model:
     return converted
 
 
-def _lower(model: Model, node: NodeProto, opset: int) -> None:
+def _lower(model: EditableModel, node: NodeProto, opset: int) -> None:
     """Rewrite one node in place; ModelError if it has no older equivalent."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
@@ -118,7 +119,7 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
     node.attribute.extend(kept)
 
 
-def _move_axes_to_attribute(model: Model, node: NodeProto) -> None:
+def _move_axes_to_attribute(model: EditableModel, node: NodeProto) -> None:
     """Store the axes of a reduction as an attribute, as before opset 18, in place."""
     if len(node.input) < 2 or not node.input[1]:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -12,8 +12,10 @@ from onnxprune.deploy.bundle import HandoffTarget, PreparedModel
 from onnxprune.deploy.opset import convert_opset
 from onnxprune.engines.base import fix_shapes
 from onnxprune.errors import OnnxpruneError
+from onnxprune.ir.edit import add_weight
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.nodes import attribute, set_attribute
 from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.passes.remove_unused import remove_dead
@@ -67,15 +69,15 @@ def prepare(
             f"{len(unknown)} tensors have no static shape, first {unknown[0]!r}: "
             "compilers for fixed hardware reject them"
         )
-    return PreparedModel(name, copy, sizes, tuple(notes))
+    return PreparedModel(name, copy.freeze(), sizes, tuple(notes))
 
 
-def _list_outputs(model: Model) -> set[str]:
+def _list_outputs(model: ModelView) -> set[str]:
     """Return the names of all tensors that nodes compute."""
     return {output for node in model.proto.graph.node for output in node.output if output}
 
 
-def _write_shapes(model: Model, inferred: Shapes) -> None:
+def _write_shapes(model: EditableModel, inferred: Shapes) -> None:
     """Write inferred types to value_info and to the graph's outputs, in place."""
     graph = model.proto.graph
     del graph.value_info[:]
@@ -88,8 +90,8 @@ def _write_shapes(model: Model, inferred: Shapes) -> None:
     )
 
 
-def make_explicit(model: Model) -> Model:
-    """Return a copy with default attributes written out and weights of Gemm as (out, in).
+def make_explicit(model: Model) -> EditableModel:
+    """Return an editable copy with default attributes written out and weights of Gemm as (out, in).
 
     Importers of accelerators read attributes from the node and implement few of ONNX's defaults.
     """
@@ -105,7 +107,7 @@ def make_explicit(model: Model) -> Model:
     return copy
 
 
-def _list_defaults(model: Model, node: NodeProto) -> dict[str, Any]:
+def _list_defaults(model: ModelView, node: NodeProto) -> dict[str, Any]:
     """Return the attributes of a node with the values that ONNX assumes if they are absent."""
     defaults: dict[str, Any] = dict(_DEFAULTS.get(node.op_type, {}))
     convolution = node.op_type in _CONVOLUTIONS
@@ -125,7 +127,7 @@ def _list_defaults(model: Model, node: NodeProto) -> dict[str, Any]:
     return defaults
 
 
-def _transpose_weight(model: Model, node: NodeProto) -> None:
+def _transpose_weight(model: EditableModel, node: NodeProto) -> None:
     """Give a Gemm its weight as (out, in), in place; other consumers keep the old one."""
     old = node.input[1]
     values = np.ascontiguousarray(model.weights[old].array().T)
@@ -134,10 +136,7 @@ def _transpose_weight(model: Model, node: NodeProto) -> None:
     while name in model.weights and not np.array_equal(model.weights[name].array(), values):
         name += "_"
     if name not in model.weights:
-        model.proto.graph.initializer.add(
-            name=name, data_type=model.weights[old].dtype, dims=values.shape
-        )
-        cast(dict[str, Any], model.weights)[name] = from_array(values)
+        add_weight(model, name, from_array(values))
     node.input[1] = name
     set_attribute(node, "transB", 1)
 

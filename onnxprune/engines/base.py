@@ -412,7 +412,7 @@ def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
             del value.type.tensor_type.shape.dim[:]
             for length in specs[value.name].shape:
                 value.type.tensor_type.shape.dim.add(dim_value=length)
-    return copy
+    return copy.freeze()
 
 
 @contextlib.contextmanager

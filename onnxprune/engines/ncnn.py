@@ -211,7 +211,7 @@ def slices_as_pools(model: Model) -> Model:
             ("pads", [0, 0, 0, 0]),
         ):
             set_attribute(node, name, values)
-    return copy
+    return copy.freeze()
 
 
 def _check_gathers(name: str, model: Model) -> None:

@@ -1,0 +1,1 @@
+"""The model in memory: reading and writing, weights, shapes, and execution by onnxruntime."""

@@ -1,58 +1,85 @@
-"""onnxruntime's own ops as the standard ones whose output has the same shape, for inference of it."""
+"""Standard ops with the same output shape as onnxruntime's contrib ops, for shape inference."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from onnx import NodeProto, TensorProto, TypeProto
 
 from onnxprune.ir.nodes import attribute
 
 CONTRIB_DOMAIN = "com.microsoft"
-# op -> (standard op, inputs that it takes, input that tells the type of the output's elements, that type where the input is absent)
-_FORMS: dict[str, tuple[str, slice, int, int]] = {
-    **dict.fromkeys(("QLinearAdd", "QLinearMul"), ("Add", slice(0, 4, 3), 0, 0)),
+
+
+class _Form(NamedTuple):
+    """Standard form of a contrib op.
+
+    Attributes
+    ----------
+    op
+        Standard op.
+    inputs
+        Inputs of the contrib op that the standard op takes.
+    dtype_slot
+        Input whose element type the output has.
+    default_dtype
+        Element type of the output if that input is absent.
+    """
+
+    op: str
+    inputs: slice
+    dtype_slot: int
+    default_dtype: int
+
+
+_FORMS = {
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), _Form("Add", slice(0, 4, 3), 0, 0)),
     **dict.fromkeys(
-        ("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"), ("Identity", slice(1), 0, 0)
+        ("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"), _Form("Identity", slice(1), 0, 0)
     ),
-    "QLinearConcat": ("Concat", slice(2, None, 3), 2, 0),
-    "QLinearWhere": ("Add", slice(1, 5, 3), 1, 0),
-    "QLinearAveragePool": ("AveragePool", slice(1), 0, 0),
-    "QLinearGlobalAveragePool": ("GlobalAveragePool", slice(1), 0, 0),
-    "QuantizeLinear": ("Identity", slice(1), 2, TensorProto.UINT8),
-    "DequantizeLinear": ("Identity", slice(1), 1, 0),
-    "QGemm": ("Gemm", slice(0, 4, 3), 8, TensorProto.FLOAT),
-    "DynamicQuantizeMatMul": ("MatMul", slice(2), 0, 0),
-    "MatMulIntegerToFloat": ("MatMul", slice(2), 2, 0),
+    "QLinearConcat": _Form("Concat", slice(2, None, 3), 2, 0),
+    "QLinearWhere": _Form("Add", slice(1, 5, 3), 1, 0),
+    "QLinearAveragePool": _Form("AveragePool", slice(1), 0, 0),
+    "QLinearGlobalAveragePool": _Form("GlobalAveragePool", slice(1), 0, 0),
+    "QuantizeLinear": _Form("Identity", slice(1), 2, TensorProto.UINT8),
+    "DequantizeLinear": _Form("Identity", slice(1), 1, 0),
+    "QGemm": _Form("Gemm", slice(0, 4, 3), 8, TensorProto.FLOAT),
+    "DynamicQuantizeMatMul": _Form("MatMul", slice(2), 0, 0),
+    "MatMulIntegerToFloat": _Form("MatMul", slice(2), 2, 0),
 }
 
 
 def standard_form(
     node: NodeProto, types: Mapping[str, TypeProto]
 ) -> tuple[NodeProto, dict[str, TypeProto], int] | None:
-    """(standard node, types of its inputs, type of its output's elements); None for nodes without one."""
-    if (
-        node.domain != CONTRIB_DOMAIN
-        or node.op_type not in _FORMS
-        or attribute(node, "channels_last", 0)
-    ):
+    """Return the standard node that infers the output shape of a contrib node.
+
+    Returns
+    -------
+    tuple of NodeProto, dict, int, or None
+        The node, the types of its inputs by name, and the element type of its output; None for
+        nodes without a standard form.
+    """
+    if node.domain != CONTRIB_DOMAIN or node.op_type not in _FORMS:
         return None
-    op, slots, typed, otherwise = _FORMS[node.op_type]
-    names = list(node.input[slots])
-    told = types.get(node.input[typed]) if typed < len(node.input) else None
-    standard = NodeProto(op_type=op, input=names, output=node.output[:1])
-    standard.attribute.extend(
-        a for a in node.attribute if op != "Identity" and a.name != "channels_last"
-    )
-    return (
-        standard,
-        {n: _as_float(types[n]) for n in names if n in types},
-        told.tensor_type.elem_type if told is not None else otherwise,
-    )
+    # no standard op has the channels last
+    if attribute(node, "channels_last", 0):
+        return None
+    form = _FORMS[node.op_type]
+    names = list(node.input[form.inputs])
+    standard = NodeProto(op_type=form.op, input=names, output=node.output[:1])
+    if form.op != "Identity":
+        standard.attribute.extend(a for a in node.attribute if a.name != "channels_last")
+    dtype = form.default_dtype
+    if form.dtype_slot < len(node.input):
+        kind = types.get(node.input[form.dtype_slot])
+        dtype = dtype if kind is None else kind.tensor_type.elem_type
+    return standard, {n: _as_float(types[n]) for n in names if n in types}, dtype
 
 
 def _as_float(kind: TypeProto) -> TypeProto:
-    """The same shape; standard ops are not defined on all quantized types."""
+    """Return the type with float elements; standard ops do not accept all quantized types."""
     copy = TypeProto()
     copy.CopyFrom(kind)
     copy.tensor_type.elem_type = TensorProto.FLOAT

@@ -1,4 +1,4 @@
-"""Edits of a copy of a model: adding weights, replacing nodes."""
+"""Edits of an editable model: adding and removing weights, replacing nodes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,38 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto
 
-from onnxprune.ir.io import Model
-from onnxprune.ir.nodes import nested
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.weights import Weight, from_array
 
 
-def add_initializer(model: Model, name: str, values: np.ndarray) -> str:
-    """Add an initializer to a copy made by edit() and return its name.
-
-    A number is appended to `name` if it is taken.
-    """
-    taken = _tensor_names(model)
+def add_initializer(model: EditableModel, name: str, values: np.ndarray) -> str:
+    """Add an initializer and return its name: `name`, with a number appended if that is taken."""
+    taken = model.activation_names()
     if name in model.weights or name in taken:
         name = free_name(name, model.weights.keys() | taken)
-    add_weight(model.proto.graph, model.weights, name, from_array(values))  # type: ignore[arg-type]  # the copy's own dict
+    add_weight(model, name, from_array(values))
     return name
 
 
-def add_weight(graph: GraphProto, weights: dict[str, Weight], name: str, value: Weight) -> None:
-    """Add a weight to a graph and its value to `weights`."""
-    weights[name] = value
-    graph.initializer.append(TensorProto(name=name, data_type=value.dtype, dims=value.shape))
+def add_weight(model: EditableModel, name: str, value: Weight) -> None:
+    """Add an initializer under a name that is not taken."""
+    model.weights[name] = value
+    model.proto.graph.initializer.append(
+        TensorProto(name=name, data_type=value.dtype, dims=value.shape)
+    )
+
+
+def remove_initializers(model: EditableModel, names: Collection[str]) -> None:
+    """Remove initializers, also where they are listed as graph inputs."""
+    if not names:
+        return
+    graph = model.proto.graph
+    for items in (graph.initializer, graph.input):
+        kept = [i for i in items if i.name not in names]
+        del items[:]
+        items.extend(kept)
+    for name in names:
+        model.weights.pop(name, None)
 
 
 def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
@@ -50,20 +61,3 @@ def free_name(name: str, taken: Collection[str]) -> str:
     while f"{name}_{count}" in taken:
         count += 1
     return f"{name}_{count}"
-
-
-def _tensor_names(model: Model) -> frozenset[str]:
-    """Return the names of graph inputs and node outputs as of the first call on this copy.
-
-    Collecting them in each call would take time quadratic in the size of the graph.
-    """
-    known: frozenset[str] | None = getattr(model, "_tensor_names", None)
-    if known is None:
-        names: set[str] = set()
-        for graph in nested(model.proto.graph):
-            names.update(i.name for i in graph.input)
-            for node in graph.node:
-                names.update(node.output)
-        known = frozenset(names)
-        object.__setattr__(model, "_tensor_names", known)
-    return known

@@ -1,4 +1,4 @@
-"""Running a part of a graph: from tensors that are there to tensors that are wanted."""
+"""Extraction of a part of a graph as a model of its own."""
 
 from __future__ import annotations
 
@@ -9,35 +9,51 @@ from onnx import NodeProto, helper
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import ModelView
 from onnxprune.ir.nodes import captured
 from onnxprune.ir.shapes import Shapes
 
 
 def reads(node: NodeProto) -> set[str]:
-    """Everything a node reads, its bodies included."""
+    """Return the names of all tensors that a node reads, also inside its bodies."""
     return {n for n in node.input if n} | captured(node)
 
 
 def extract(
-    model: Model,
+    model: ModelView,
     shapes: Shapes,
     nodes: Sequence[NodeProto],
     inputs: Collection[str],
     outputs: Sequence[str],
     parameters: Collection[str] = (),
 ) -> Model:
-    """A model of some nodes of another.
+    """Return a model of some nodes of another; weights are shared, not copied.
 
-    inputs: activations that are given; outputs: what is wanted; parameters: initializers that become inputs as well. Weights are shared.
+    Parameters
+    ----------
+    nodes
+        Nodes in topological order.
+    inputs
+        Activations that become inputs, as far as the nodes read them.
+    outputs
+        Tensors that become outputs.
+    parameters
+        Initializers that become inputs as well.
+
+    Raises
+    ------
+    ModelError
+        The element type of an input is unknown.
     """
-    used = set().union(*map(reads, nodes), outputs) if nodes else set(outputs)
-    given = sorted(set(inputs) & used)
+    used = set(outputs)
+    for node in nodes:
+        used |= reads(node)
     graph = onnx.GraphProto(name="segment")
     graph.node.extend(nodes)
-    for name in [*given, *sorted(parameters)]:
+    for name in [*sorted(set(inputs) & used), *sorted(parameters)]:
         kind = model.weights[name].dtype if name in model.weights else shapes.dtype(name)
         if not kind:
-            raise ModelError("type-unknown", f"the type of tensor {name!r} is unknown")
+            raise ModelError("type-unknown", f"the element type of tensor {name!r} is unknown")
         graph.input.append(helper.make_value_info(name, helper.make_tensor_type_proto(kind, None)))
     for name in outputs:
         graph.output.append(helper.make_empty_tensor_value_info(name))
@@ -45,9 +61,9 @@ def extract(
     for tensor in model.proto.graph.initializer:
         if tensor.name in weights:
             graph.initializer.append(tensor)
-    graph.sparse_initializer.extend(
-        s for s in model.proto.graph.sparse_initializer if s.values.name in used
-    )
+    for sparse in model.proto.graph.sparse_initializer:
+        if sparse.values.name in used:
+            graph.sparse_initializer.append(sparse)
     proto = onnx.ModelProto(
         ir_version=model.proto.ir_version, opset_import=model.proto.opset_import
     )
@@ -55,13 +71,15 @@ def extract(
     return Model(proto, weights)
 
 
-def live_after(model: Model) -> list[set[str]]:
-    """For every position p in the node list: tensors made before p (or given) that are read at p or later, or are outputs."""
+def live_after(model: ModelView) -> list[set[str]]:
+    """Return for each position p of the node list the tensors that are alive there.
+
+    They are defined before p (or given) and read at p or later, or are graph outputs.
+    """
     nodes = list(model.proto.graph.node)
-    wanted = {o.name for o in model.proto.graph.output}
-    live = [set(wanted) for _ in range(len(nodes) + 1)]
+    outputs = {o.name for o in model.proto.graph.output}
+    live = [set(outputs) for _ in range(len(nodes) + 1)]
     for p in range(len(nodes) - 1, -1, -1):
-        live[p] = (live[p + 1] - set(nodes[p].output)) | {
-            n for n in reads(nodes[p]) if n not in model.weights
-        }
+        activations = {n for n in reads(nodes[p]) if n not in model.weights}
+        live[p] = (live[p + 1] - set(nodes[p].output)) | activations
     return live

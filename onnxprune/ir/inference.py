@@ -1,8 +1,8 @@
 """Inference of shapes, types and small constant values for every tensor, in one forward pass.
 
 onnx's own inference handles each node. In addition the small integer tensors that shapes are
-computed from are evaluated, so that a chain of Shape, Gather, Concat and Reshape is followed whatever
-its arithmetic. A dimension is an int, a symbol (str), or None.
+computed from are evaluated, so that a chain of Shape, Gather, Concat and Reshape is followed
+whatever its arithmetic. A dimension is an int, a symbol (str), or None.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from onnx import GraphProto, NodeProto, TypeProto, helper
 
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import ModelView
 from onnxprune.ir.node_inference import (
     FIRST_INPUT_FALLBACK,
     Versions,
@@ -40,7 +40,7 @@ _UNKNOWN = "?"  # first character of the symbol that replaces an unknown length
 ShapeFallback = Callable[[NodeProto, Shapes], Sequence[tuple[Dim, ...] | None]]
 
 
-def infer(model: Model, fallback: ShapeFallback | None = None) -> Shapes:
+def infer(model: ModelView, fallback: ShapeFallback | None = None) -> Shapes:
     """Return the shapes of every tensor of the main graph and of all nested bodies.
 
     Parameters
@@ -58,7 +58,7 @@ def infer(model: Model, fallback: ShapeFallback | None = None) -> Shapes:
 class _Inference:
     """State of one pass; `known` is a view of `types` and `values` while they grow."""
 
-    def __init__(self, model: Model, fallback: ShapeFallback | None) -> None:
+    def __init__(self, model: ModelView, fallback: ShapeFallback | None) -> None:
         self.fallback = fallback
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, np.ndarray] = {}
@@ -95,16 +95,16 @@ class _Inference:
             inferred = infer_node(node, self.known, self.versions)
         for name in node.output:
             kind = inferred.get(name)
-            if not _ranked(kind) and node.op_type in FIRST_INPUT_FALLBACK and node.input:
-                if name == node.output[0]:
-                    kind = self.types.get(node.input[0])
+            like_input = node.op_type in FIRST_INPUT_FALLBACK and name == node.output[0]
+            if not _ranked(kind) and like_input and node.input:
+                kind = self.types.get(node.input[0])
             if not _ranked(kind) and name in self.declared:
                 kind = self.declared[name]
             if name and kind is not None:
                 self.types[name] = kind
-        if self.fallback is not None and node.input:
-            if any(n and not _ranked(self.types.get(n)) for n in node.output):
-                self.ask_fallback(node, self.fallback)
+        incomplete = any(n and not _ranked(self.types.get(n)) for n in node.output)
+        if self.fallback is not None and node.input and incomplete:
+            self.ask_fallback(node, self.fallback)
         self.use_values(node)
         for name in node.output:
             if name in self.types:
@@ -118,7 +118,7 @@ class _Inference:
                 self.types[name] = helper.make_tensor_type_proto(dtype, dims)
 
     def use_values(self, node: NodeProto) -> None:
-        """Evaluate the node if it computes a shape, and refine its type by values that are known."""
+        """Evaluate the node if it computes a shape, and refine its type by known values."""
         value = evaluate(node, self.known)
         if value is not None:
             self.values[node.output[0]] = value
@@ -130,7 +130,7 @@ class _Inference:
             self.types[node.output[0]] = kind
 
     def name_unknowns(self, kind: TypeProto) -> TypeProto:
-        """Give each unknown dimension a symbol, so that lengths computed from it can be compared."""
+        """Name each unknown dimension, so that lengths computed from it can be compared."""
         if not has_shape(kind) or all(dimension(d) is not None for d in kind.tensor_type.shape.dim):
             return kind
         copy = TypeProto()

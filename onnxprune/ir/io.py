@@ -1,7 +1,8 @@
-"""Reading and writing ONNX files.
+"""Reading and writing of ONNX files.
 
-The file is edited as the message it is, not through another representation: what nothing touches stays as it was
-(metadata, doc strings, custom domains, IR version, opset, quantization annotations), with nothing to carry over.
+A file is edited as the message it is, not converted to another representation: whatever is not
+touched is preserved (metadata, doc strings, custom domains, IR version, opset, quantization
+annotations).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,62 +20,42 @@ from onnx import ModelProto, TensorProto
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.files import replacing
 from onnxprune.ir import wire
-from onnxprune.ir.weights import Mapped, Stored, Weight, from_proto, size_bytes
+from onnxprune.ir.model import EditableModel, Model, ModelView
+from onnxprune.ir.weights import BufferWeight, FileWeight, Weight, from_proto, size_bytes
+
+__all__ = ["EditableModel", "Model", "ModelView", "digest", "load", "save", "serialize", "to_bytes"]
 
 INLINE_BYTES = 1024  # initializers up to this size are parsed with the graph
-PROTOBUF_LIMIT_BYTES = (
-    2_000_000_000  # a message over 2 GiB cannot be parsed; some room for the graph itself
-)
+# a message over 2 GiB cannot be parsed; the margin is for the graph itself
+PROTOBUF_LIMIT_BYTES = 2_000_000_000
 EXTERNAL_ALIGN_BYTES = 4096  # page size, so that onnxruntime can map external data
-_LONGEST_NAME = 120
+_MAX_QUOTED = 120  # characters of a file name in a message
+_VALUE_FIELDS = """
+    raw_data float_data int32_data int64_data double_data uint64_data external_data data_location
+""".split()
 
 
-@dataclass(frozen=True)
-class Model:
-    """A graph and its weights, apart.
-
-    proto: the graph; its top-level initializers carry name, type and shape but no values. Treat as read-only: `edit` gives a copy.
-    weights: values of every top-level initializer by name.
-    path: where it was read from, if it was.
-    """
-
-    proto: ModelProto
-    weights: Mapping[str, Weight] = field(repr=False)
-    path: Path | None = None
-
-    def edit(self) -> Model:
-        """A copy whose proto and weights can be changed; the values themselves are shared."""
-        proto = ModelProto()
-        proto.CopyFrom(self.proto)
-        return replace(self, proto=proto, weights=dict(self.weights))
-
-    @property
-    def opset(self) -> int:
-        """Version of the default operator set."""
-        return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
-
-    def size_bytes(self) -> int:
-        """Bytes of all initializers."""
-        return sum(size_bytes(w) for w in self.weights.values())
-
-
-def load(source: str | os.PathLike[str] | bytes | ModelProto | Model) -> Model:
-    """Read a model; weights stay in the file until they are asked for.
+def load(source: str | os.PathLike[str] | bytes | ModelProto | Model | EditableModel) -> Model:
+    """Read a model; large weights stay in the file until they are used.
 
     Parameters
     ----------
     source
-        Path of an ONNX file, its bytes, or a ModelProto.
+        Path of an ONNX file, its bytes, or a ModelProto. A Model is returned unchanged, an
+        EditableModel as a frozen copy.
 
     Raises
     ------
     ModelError
-        Not there, not ONNX, truncated, or external data missing or outside of the model's folder.
+        The file does not exist, is not ONNX or truncated, or its external data are missing or
+        outside of the model's folder.
     """
     if isinstance(source, Model):
         return source
+    if isinstance(source, EditableModel):
+        return source.edit().freeze()
     if isinstance(source, bytes | ModelProto):
-        data: bytes = source if isinstance(source, bytes) else source.SerializeToString()
+        data = source if isinstance(source, bytes) else source.SerializeToString()
         return _parse(memoryview(data), None, "the given bytes")
     path = Path(source)
     try:
@@ -87,8 +68,8 @@ def load(source: str | os.PathLike[str] | bytes | ModelProto | Model) -> Model:
     return _parse(buffer, path, str(path))
 
 
-def serialize(model: Model) -> Iterator[memoryview | bytes]:
-    """The file's bytes in pieces; one weight at a time is in memory."""
+def serialize(model: ModelView) -> Iterator[memoryview | bytes]:
+    """Yield the file's bytes in pieces; one weight at a time is in memory."""
     proto = ModelProto()
     proto.CopyFrom(model.proto)
     tensors = list(proto.graph.initializer)
@@ -97,35 +78,45 @@ def serialize(model: Model) -> Iterator[memoryview | bytes]:
     proto.ClearField("graph")
     heads = [t.SerializeToString(deterministic=True) for t in tensors]
     sizes = [size_bytes(model.weights[t.name]) if _has_raw(t) else None for t in tensors]
-    bodies = [
-        len(h) + (0 if n is None else len(wire.header(wire.RAW_DATA_FIELD, n)) + n)
-        for h, n in zip(heads, sizes, strict=False)
-    ]
+    # lengths come first in the format, so they are summed up before anything is written
+    lengths = []
+    for head, size in zip(heads, sizes, strict=True):
+        length = len(head)
+        if size is not None:
+            length += len(wire.header(wire.RAW_DATA_FIELD, size)) + size
+        lengths.append(length)
+    total = len(graph)
+    for length in lengths:
+        total += len(wire.header(wire.INITIALIZER_FIELD, length)) + length
     yield proto.SerializeToString(deterministic=True)
-    yield wire.header(
-        wire.GRAPH_FIELD,
-        len(graph) + sum(len(wire.header(wire.INITIALIZER_FIELD, b)) + b for b in bodies),
-    )
+    yield wire.header(wire.GRAPH_FIELD, total)
     yield graph
-    for tensor, head, size, body in zip(tensors, heads, sizes, bodies, strict=False):
-        yield wire.header(wire.INITIALIZER_FIELD, body) + head
+    for tensor, head, size, length in zip(tensors, heads, sizes, lengths, strict=True):
+        yield wire.header(wire.INITIALIZER_FIELD, length) + head
         if size is not None:
             yield wire.header(wire.RAW_DATA_FIELD, size)
             yield model.weights[tensor.name].raw()
 
 
-def to_bytes(model: Model) -> bytes:
-    """The whole file; ModelError over 2 GB."""
+def to_bytes(model: ModelView) -> bytes:
+    """Return the entire file.
+
+    Raises
+    ------
+    ModelError
+        The weights take more than 2 GB.
+    """
     if model.size_bytes() > PROTOBUF_LIMIT_BYTES:
         raise ModelError(
             "model-too-large",
-            f"{model.size_bytes()} bytes of weights do not fit one ONNX message; save with external data",
+            f"{model.size_bytes()} bytes of weights exceed the limit of one ONNX message "
+            f"({PROTOBUF_LIMIT_BYTES}); save with external data",
         )
     return b"".join(serialize(model))
 
 
 def save(
-    model: Model,
+    model: ModelView,
     path: str | os.PathLike[str],
     *,
     external_data: bool | None = None,
@@ -136,18 +127,23 @@ def save(
     Parameters
     ----------
     external_data
-        Put weights beside the graph in PATH.data; None = only when over 2 GB.
+        Store weights next to the graph in PATH.data; None does so only over 2 GB.
     overwrite
-        Replace an existing file; without it that is an OutputError.
+        Replace an existing file.
+
+    Raises
+    ------
+    OutputError
+        The file exists and `overwrite` is not set, or it cannot be written.
     """
     path = Path(path)
     data = path.with_name(path.name + ".data")
     if external_data is None:
         external_data = model.size_bytes() > PROTOBUF_LIMIT_BYTES
-    for taken in (path, data) if external_data else (path,):
-        if taken.exists() and not overwrite:
+    for target in (path, data) if external_data else (path,):
+        if target.exists() and not overwrite:
             raise OutputError(
-                "output-exists", f"{taken} exists; pass --overwrite (overwrite=True) to replace it"
+                "output-exists", f"{target} exists; pass --overwrite (overwrite=True) to replace it"
             )
     if external_data:
         model = _externalize(model, data)
@@ -156,8 +152,8 @@ def save(
             file.write(piece)
 
 
-def digest(model: Model) -> str:
-    """sha256 over the file that `save` would write."""
+def digest(model: ModelView) -> str:
+    """Return the sha256 of the file that `save` would write."""
     state = hashlib.sha256()
     for piece in serialize(model):
         state.update(piece)
@@ -165,15 +161,16 @@ def digest(model: Model) -> str:
 
 
 def _has_raw(tensor: TensorProto) -> bool:
+    """Return whether a tensor's values are written with the graph as raw_data."""
     return tensor.data_location != TensorProto.EXTERNAL and tensor.data_type != TensorProto.STRING
 
 
-def _externalize(model: Model, data: Path) -> Model:
-    """The same model whose weights over INLINE_BYTES lie in `data`."""
-    model = model.edit()
+def _externalize(model: ModelView, data: Path) -> ModelView:
+    """Write weights over INLINE_BYTES to `data`, and return a model that refers to that file."""
+    copy = model.edit()
     with replacing(data) as file:
-        for tensor in model.proto.graph.initializer:
-            weight = model.weights[tensor.name]
+        for tensor in copy.proto.graph.initializer:
+            weight = copy.weights[tensor.name]
             if not _has_raw(tensor) or size_bytes(weight) <= INLINE_BYTES:
                 continue
             file.write(b"\0" * (-file.tell() % EXTERNAL_ALIGN_BYTES))
@@ -182,18 +179,18 @@ def _externalize(model: Model, data: Path) -> Model:
             tensor.data_location = TensorProto.EXTERNAL
             for key, value in entries.items():
                 tensor.external_data.add(key=key, value=str(value))
-    return model
+    return copy
 
 
 def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
-    """Skeleton and weights of a message."""
+    """Return the model of a message, its weights apart from its graph."""
     try:
-        skeleton, held = _split(buffer)
+        skeleton, raw = _split_message(buffer)
         proto = ModelProto()
         proto.ParseFromString(skeleton)
-    except Exception as problem:  # protobuf's DecodeError has no stable home
+    except Exception as problem:  # protobuf's DecodeError is not importable from a stable place
         raise ModelError(
-            "model-not-onnx", f"{name} is not an ONNX model or is cut off: {problem}"
+            "model-not-onnx", f"{name} is not an ONNX model or is truncated: {problem}"
         ) from problem
     if not proto.graph.node and not proto.graph.output and not proto.opset_import:
         raise ModelError(
@@ -204,98 +201,86 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
     for tensor in proto.graph.initializer:
         if tensor.name in weights:
             raise ModelError("model-invalid", f"{name} has two initializers named {tensor.name!r}")
-        weights[tensor.name] = _weight(tensor, held.get(tensor.name), path, files)
-        for values in (
-            "raw_data",
-            "float_data",
-            "int32_data",
-            "int64_data",
-            "double_data",
-            "uint64_data",
-            "external_data",
-            "data_location",
-        ):
-            if tensor.data_type != TensorProto.STRING:
-                tensor.ClearField(values)
+        weights[tensor.name] = _weight(tensor, raw.get(tensor.name), path, files)
+        if tensor.data_type != TensorProto.STRING:
+            for field in _VALUE_FIELDS:
+                tensor.ClearField(field)
     return Model(proto, weights, path)
 
 
-def _split(buffer: memoryview) -> tuple[bytes, dict[str, memoryview]]:
-    """The message without the large raw_data of its top-level initializers, and those by tensor name."""
+def _split_message(buffer: memoryview) -> tuple[bytes, dict[str, memoryview]]:
+    """Return the message without large raw_data of initializers, and those by tensor name."""
     pieces: list[bytes | memoryview] = []
-    held: dict[str, memoryview] = {}
+    raw: dict[str, memoryview] = {}
     for top in wire.fields(buffer, 0, len(buffer)):
         if top.number != wire.GRAPH_FIELD or not top.is_bytes:
             pieces.append(buffer[top.start : top.end])
             continue
         graph: list[bytes | memoryview] = []
         for item in wire.fields(buffer, top.body, top.end):
-            if (
-                item.number == wire.INITIALIZER_FIELD
-                and item.is_bytes
-                and item.end - item.body > INLINE_BYTES
-            ):
-                graph.append(_split_tensor(buffer, item, held))
+            initializer = item.number == wire.INITIALIZER_FIELD and item.is_bytes
+            if initializer and item.end - item.body > INLINE_BYTES:
+                graph.append(_split_tensor(buffer, item, raw))
             else:
                 graph.append(buffer[item.start : item.end])
         pieces += [wire.header(wire.GRAPH_FIELD, sum(map(len, graph))), *graph]
-    return b"".join(pieces), held
+    return b"".join(pieces), raw
 
 
-def _split_tensor(buffer: memoryview, item: wire.Field, held: dict[str, memoryview]) -> bytes:
-    """An initializer field without its raw_data, which goes to `held`."""
+def _split_tensor(buffer: memoryview, item: wire.WireField, raw: dict[str, memoryview]) -> bytes:
+    """Return an initializer field without its raw_data, which is added to `raw`."""
     parts = list(wire.fields(buffer, item.body, item.end))
-    raw = [p for p in parts if p.number == wire.RAW_DATA_FIELD]
+    values = [p for p in parts if p.number == wire.RAW_DATA_FIELD]
     rest = b"".join(buffer[p.start : p.end] for p in parts if p.number != wire.RAW_DATA_FIELD)
-    if raw:
+    if values:
         tensor = TensorProto()
         tensor.ParseFromString(rest)
-        held[tensor.name] = buffer[raw[-1].body : raw[-1].end]
+        # of a repeated field the last one counts
+        raw[tensor.name] = buffer[values[-1].body : values[-1].end]
     return wire.header(wire.INITIALIZER_FIELD, len(rest)) + rest
 
 
 def _weight(
     tensor: TensorProto, data: memoryview | None, path: Path | None, files: dict[Path, BinaryIO]
 ) -> Weight:
-    """Values of one initializer, checked against its type and shape."""
+    """Return the values of an initializer after a check against its type and shape."""
     shape = tuple(tensor.dims)
-    if (
-        tensor.data_type not in TensorProto.DataType.values()
-        or tensor.data_type == TensorProto.UNDEFINED
-        or min(shape, default=0) < 0
-    ):
+    known_type = tensor.data_type in TensorProto.DataType.values()
+    if not known_type or tensor.data_type == TensorProto.UNDEFINED or min(shape, default=0) < 0:
         raise ModelError(
             "model-invalid",
             f"initializer {tensor.name!r} has type {tensor.data_type} and shape {shape}",
         )
-    expected = size_bytes(_Shape(tensor.data_type, shape))
+    expected = size_bytes(_TypeAndShape(tensor.data_type, shape))
     if tensor.data_location == TensorProto.EXTERNAL:
         file, offset, length = _external(tensor, path, files)
         if length != expected:
-            raise ModelError(
-                "model-truncated",
-                f"initializer {tensor.name!r} of shape {shape} holds {length} bytes, not {expected}",
-            )
-        return Mapped(tensor.data_type, shape, file, offset, length)
+            raise _size_error(tensor, length, expected)
+        return FileWeight(tensor.data_type, shape, file, offset, length)
     if data is None and tensor.HasField("raw_data"):
         data = memoryview(tensor.raw_data)
     if data is None:
         try:
             return from_proto(tensor)
-        except Exception as problem:
+        except Exception as problem:  # onnx and numpy raise several types on invalid tensors
             raise ModelError(
                 "model-invalid", f"initializer {tensor.name!r} cannot be read: {problem}"
             ) from problem
     if len(data) != expected:
-        raise ModelError(
-            "model-truncated",
-            f"initializer {tensor.name!r} of shape {shape} holds {len(data)} bytes, not {expected}",
-        )
-    return Stored(tensor.data_type, shape, data)
+        raise _size_error(tensor, len(data), expected)
+    return BufferWeight(tensor.data_type, shape, data)
+
+
+def _size_error(tensor: TensorProto, size: int, expected: int) -> ModelError:
+    return ModelError(
+        "model-truncated",
+        f"initializer {tensor.name!r} of shape {tuple(tensor.dims)} holds {size} bytes, "
+        f"not {expected}",
+    )
 
 
 @dataclass(frozen=True)
-class _Shape:
+class _TypeAndShape:
     """Type and shape, to compute a size from."""
 
     dtype: int
@@ -305,13 +290,22 @@ class _Shape:
 def _external(
     tensor: TensorProto, path: Path | None, files: dict[Path, BinaryIO]
 ) -> tuple[BinaryIO, int, int]:
-    """(file, offset, length) of an initializer that lies in another file. `files`: those that are open already."""
+    """Return (file, offset, length) of an initializer stored in another file.
+
+    Parameters
+    ----------
+    path
+        Path of the model.
+    files
+        Open files by path; newly opened ones are added.
+    """
     info = {e.key: e.value for e in tensor.external_data}
     location = info.get("location", "")
     if path is None:
         raise ModelError(
             "external-data",
-            f"initializer {tensor.name!r} lies in {location!r}, and the model was not read from a file",
+            f"initializer {tensor.name!r} is stored in {location!r}, "
+            "but the model was not read from a file: pass its path",
         )
     folder = path.resolve().parent
     try:
@@ -319,23 +313,27 @@ def _external(
         if not location or not file_path.is_relative_to(folder):
             raise ModelError(
                 "external-data-outside",
-                f"initializer {tensor.name!r} points to {location[:_LONGEST_NAME]!r}, outside of the model's folder",
+                f"initializer {tensor.name!r} points to {location[:_MAX_QUOTED]!r}, "
+                "outside of the model's folder",
             )
         offset = int(info.get("offset") or 0)
         if file_path not in files:
-            files[file_path] = open(file_path, "rb")  # noqa: SIM115 (stays open as long as the weights; a renamed or replaced file does no harm)
+            # stays open as long as the weights, so that a renamed or replaced file does no harm
+            files[file_path] = open(file_path, "rb")  # noqa: SIM115
         available = os.fstat(files[file_path].fileno()).st_size
         length = int(info.get("length") or available - offset)
         if offset < 0 or length < 0 or offset + length > available:
             raise ModelError(
                 "external-data",
-                f"{location} has {available} bytes; initializer {tensor.name!r} needs {offset + length}",
+                f"{location} has {available} bytes; initializer {tensor.name!r} needs "
+                f"{offset + length}",
             )
         return files[file_path], offset, length
     except OSError as problem:
         raise ModelError(
             "external-data",
-            f"cannot read {location[:_LONGEST_NAME]!r}, the external data of {tensor.name!r}: {problem.strerror}",
+            f"cannot read {location[:_MAX_QUOTED]!r}, the external data of {tensor.name!r}: "
+            f"{problem.strerror}",
         ) from problem
     except ValueError as problem:
         raise ModelError(

@@ -1,14 +1,15 @@
-"""How much a model may ask for: small files can describe tensors and graphs that no machine holds."""
+"""Limits on what a model may ask for: small files can describe tensors and graphs of any size."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx import FunctionProto, ModelProto, NodeProto
+from onnx import ModelProto, NodeProto
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.nodes import subgraphs
@@ -20,97 +21,101 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from onnxprune.ir.shapes import Shapes
 
-LARGEST_SHARE = (
-    0.5  # of the memory that one tensor may take: a node needs an input and an output at least
-)
-LONGEST_AXIS = (
-    1 << 22
-)  # positions that are followed one by one; what rearranges more of them is frozen
-MOST_UNFOLDED, UNFOLDED_FACTOR = (
-    20_000,
-    100,
-)  # nodes that calls of local functions may unfold to, and times the nodes of the file where those are many
+# of the memory that one tensor may take: a node needs at least an input and an output
+LARGEST_SHARE = 0.5
+# positions that are followed one by one; nodes that rearrange longer axes keep their channels
+LONGEST_AXIS = 1 << 22
+# nodes after inlining: the larger of a constant and a multiple of the nodes in the file
+MOST_UNFOLDED, UNFOLDED_FACTOR = 20_000, 100
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or less by a limit of its container or shell; 0 where the system does not tell."""
-    found = []
-    try:
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):
-        pass
+    """Return the memory that this process may use, 0 if unknown.
+
+    The minimum of the machine's memory and the limits of its container and shell.
+    """
+    sizes = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if sys.platform != "win32":
-        softs = (
-            resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-        )
-        found += [soft for soft in softs if soft != resource.RLIM_INFINITY]
+        for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+            soft = resource.getrlimit(limit)[0]
+            if soft != resource.RLIM_INFINITY:
+                sizes.append(soft)
     for place in _CGROUP_LIMITS:
-        try:
-            found.append(int(Path(place).read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            continue
-    return min((n for n in found if n > 0), default=0)
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(Path(place).read_text(encoding="ascii")))
+    return min((n for n in sizes if n > 0), default=0)
 
 
 def check_sizes(shapes: Shapes) -> None:
-    """ModelError where a tensor cannot exist: a negative length, or more bytes than this machine can hold; dynamic lengths count as 1."""
-    allowed = int(memory_bytes() * LARGEST_SHARE)
+    """Check that each tensor can exist; dynamic lengths count as 1.
+
+    Raises
+    ------
+    ModelError
+        A length is negative, or a tensor exceeds half of the memory.
+    """
+    limit = int(memory_bytes() * LARGEST_SHARE)
     for name in shapes.types:
         dims = shapes.shape(name) or ()
-        size, known = bits(shapes.dtype(name)) // 8 or 1, [d for d in dims if isinstance(d, int)]
+        known = [d for d in dims if isinstance(d, int)]
+        size = bits(shapes.dtype(name)) // 8 or 1
         for d in known:
             size *= d
         if min(known, default=0) < 0:
             raise ModelError(
                 "model-invalid", f"tensor {name!r} has a negative length: {list(dims)}"
             )
-        if allowed and size > allowed:
+        if limit and size > limit:
             raise ModelError(
                 "tensor-too-large",
-                f"tensor {name!r} of shape {list(dims)} takes {size / 1e9:.3g} GB; more than {allowed / 1e9:.3g} GB do not fit this machine",
+                f"tensor {name!r} of shape {list(dims)} takes {size / 1e9:.3g} GB; "
+                f"the limit on this machine is {limit / 1e9:.3g} GB",
             )
 
 
 def check_functions(proto: ModelProto) -> None:
-    """ModelError where local functions call themselves, or unfold to a graph out of proportion to the file."""
-    functions: Mapping[tuple[str, str], FunctionProto] = {
-        (f.domain, f.name): f for f in proto.functions
-    }
-    sizes: dict[tuple[str, str], int] = {}
+    """Check the graph that inlining of local functions would give.
 
-    def unfolded(nodes: Iterator[NodeProto]) -> int:
+    Raises
+    ------
+    ModelError
+        Functions call themselves, or unfold to a graph out of proportion to the file.
+    """
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}  # nodes that one call unfolds to
+    nodes = len(proto.graph.node) + sum(len(f.node) for f in proto.functions)
+    limit = max(MOST_UNFOLDED, UNFOLDED_FACTOR * nodes)
+
+    def unfolded_size(nodes: Iterable[NodeProto]) -> int:
         total = 0
         for node in nodes:
-            called = node.domain, node.op_type
-            total += 1 + (sizes.get(called, 0) if called in functions else 0)
-            if total > allowed:
+            total += 1 + sizes.get((node.domain, node.op_type), 0)
+            if total > limit:
                 raise ModelError(
-                    "model-too-large", f"local functions unfold to more than {allowed} nodes"
+                    "model-too-large", f"local functions unfold to more than {limit} nodes"
                 )
         return total
 
-    allowed = max(
-        MOST_UNFOLDED,
-        UNFOLDED_FACTOR * (len(proto.graph.node) + sum(len(f.node) for f in proto.functions)),
-    )
-    left = dict(functions)
-    while left:
+    pending = dict(functions)
+    while pending:
         ready = [
             key
-            for key, f in left.items()
-            if not any((n.domain, n.op_type) in left for n in _inside(f.node))
+            for key, function in pending.items()
+            if not any((n.domain, n.op_type) in pending for n in _all_nodes(function.node))
         ]
         if not ready:
-            raise ModelError("model-invalid", f"local function {min(left)[1]!r} calls itself")
+            raise ModelError("model-invalid", f"local function {min(pending)[1]!r} calls itself")
         for key in ready:
-            sizes[key] = unfolded(_inside(left.pop(key).node))
-    unfolded(_inside(proto.graph.node))
+            sizes[key] = unfolded_size(_all_nodes(pending.pop(key).node))
+    unfolded_size(_all_nodes(proto.graph.node))
 
 
-def _inside(nodes: object) -> Iterator[NodeProto]:
-    """Nodes and those of their bodies."""
-    waiting = list(nodes)  # type: ignore[call-overload]
+def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Yield nodes and those of their bodies."""
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         yield node

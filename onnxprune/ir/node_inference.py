@@ -131,11 +131,10 @@ def _attention_type(node: NodeProto, known: Shapes) -> Mapping[str, TypeProto]:
         return {}
     width: Dim = value[-1]
     if packed:
+        width = width // 3 if isinstance(width, int) else None
         sizes = attribute(node, "qkv_hidden_sizes")
         if sizes:
             width = sizes[2]
-        else:
-            width = width // 3 if isinstance(width, int) else None
     dims = [*query[:2], width]
     return {node.output[0]: helper.make_tensor_type_proto(known.dtype(node.input[0]), dims)}
 
@@ -222,7 +221,7 @@ def _range_type(node: NodeProto, known: Shapes) -> TypeProto | None:
 
 
 def _partly_sliced_type(node: NodeProto, known: Shapes) -> TypeProto | None:
-    """Return the type of a Slice or Tile whose bounds are computed: other axes keep their length."""
+    """Return the type of a Slice or Tile by computed bounds: other axes keep their length."""
     before, after = known.shape(node.input[0]), known.shape(node.output[0])
     if before is None or (after is not None and is_static(after)):
         return None

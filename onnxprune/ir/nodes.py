@@ -1,4 +1,4 @@
-"""Small readings of a node that every layer needs."""
+"""Access to attributes, bodies and names of nodes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import onnx
 from onnx import GraphProto, NodeProto, helper
 
 STANDARD_DOMAINS = ("", "ai.onnx")
-_MAX_DEPTH = 32  # of nested graphs; deeper ones are not met and would exhaust the stack
+_MAX_DEPTH = 32  # of nested graphs; deeper ones do not occur and would exhaust the stack
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """An attribute's value in Python form, strings decoded; `default` where it is absent."""
+    """Return an attribute's value as a Python object, strings decoded; `default` if absent."""
     for a in node.attribute:
         if a.name == name:
             value = helper.get_attribute_value(a)
@@ -31,18 +31,24 @@ def set_attribute(node: NodeProto, name: str, value: Any) -> None:
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
-    """Bodies of If, Loop, Scan and the like."""
-    found = []
+    """Return the bodies of an If, Loop, Scan or custom control-flow node."""
+    graphs = []
     for a in node.attribute:
         if a.type == onnx.AttributeProto.GRAPH:
-            found.append(a.g)
+            graphs.append(a.g)
         elif a.type == onnx.AttributeProto.GRAPHS:
-            found.extend(a.graphs)
-    return found
+            graphs.extend(a.graphs)
+    return graphs
 
 
 def nested(graph: GraphProto, depth: int = 0) -> Iterator[GraphProto]:
-    """The graph and every graph inside of it, outermost first."""
+    """Yield the graph and every graph nested in it, outermost first.
+
+    Raises
+    ------
+    RecursionError
+        Graphs are nested more than 32 deep.
+    """
     if depth > _MAX_DEPTH:
         raise RecursionError(f"graphs are nested more than {_MAX_DEPTH} deep")
     yield graph
@@ -52,19 +58,17 @@ def nested(graph: GraphProto, depth: int = 0) -> Iterator[GraphProto]:
 
 
 def captured(node: NodeProto) -> set[str]:
-    """Names that the bodies of a node read from outside."""
+    """Return the names of outer tensors that the bodies of a node read."""
     names: set[str] = set()
     for body in subgraphs(node):
-        own = {i.name for i in body.input} | {i.name for i in body.initializer}
+        own = {i.name for i in (*body.input, *body.initializer)}
         for inner in body.node:
-            names |= {n for n in inner.input if n and n not in own} | {
-                n for n in captured(inner) if n not in own
-            }
+            names |= {n for n in (*inner.input, *captured(inner)) if n and n not in own}
             own |= set(inner.output)
         names |= {o.name for o in body.output if o.name not in own}
     return names
 
 
 def label(node: NodeProto) -> str:
-    """A name to speak of a node by: its own, or that of its first output."""
+    """Return the name of a node for messages: its own, or that of its first output."""
     return node.name or next((o for o in node.output if o), node.op_type)

@@ -1,4 +1,4 @@
-"""int8 copies of a model for targets that take no float, by onnxruntime's static quantization."""
+"""int8 copies by onnxruntime's static quantization, for targets without float support."""
 
 from __future__ import annotations
 
@@ -15,85 +15,74 @@ from onnxprune.ir.nodes import STANDARD_DOMAINS
 
 PER_CHANNEL_OPSET = 13  # the first QuantizeLinear with an axis
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_INTEGER_OPS = frozenset(
+    "QuantizeLinear DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
+)
 
 
 def is_quantized(model: Model) -> bool:
-    """Whether the graph holds integer operators or Q/DQ."""
-    names = {n.op_type for n in model.proto.graph.node if n.domain in STANDARD_DOMAINS}
-    return bool(
-        names
-        & {
-            "QuantizeLinear",
-            "DequantizeLinear",
-            "QLinearConv",
-            "QLinearMatMul",
-            "ConvInteger",
-            "MatMulInteger",
-        }
-    )
+    """Return whether the graph has integer operators or QuantizeLinear/DequantizeLinear."""
+    nodes = model.proto.graph.node
+    return any(n.op_type in _INTEGER_OPS and n.domain in STANDARD_DOMAINS for n in nodes)
 
 
 def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: bool) -> Model:
-    """Symmetric int8 weights (by channel) and activations, ranges from the samples.
+    """Quantize to symmetric int8 weights and activations, with ranges from the samples.
 
     Parameters
     ----------
     samples
-        Input name -> array (n, ...): real inputs; ranges of random ones mean nothing.
+        Input name -> array (n, ...). Real inputs: ranges of random ones are meaningless.
     qdq
-        True: QuantizeLinear/DequantizeLinear in the form that TensorRT wants (pairs on weights, biases in float32).
-        False: QLinearConv and the like, as integer-only runtimes want.
+        True: QuantizeLinear/DequantizeLinear pairs as TensorRT expects them (on weights per output
+        channel, biases in float32). False: QLinearConv and others, for integer-only runtimes.
 
     Raises
     ------
     DataError
-        No samples.
+        There are no samples.
     """
     if not samples:
         raise DataError(
             "int8-without-data",
-            "an int8 copy needs real inputs for its ranges: give --data, or a model that is quantized already",
+            "an int8 copy needs real inputs to determine ranges: "
+            "pass --data, or a model that is already quantized",
         )
-    from onnxruntime import quantization  # type: ignore[import-untyped]
+    from onnxruntime import quantization
 
-    rows = _rows(samples)
+    feeds = _split_samples(samples)
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        """One sample at a time."""
+    class CalibrationReader(quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped base
+        """Passes one sample at a time to onnxruntime."""
 
         def __init__(self) -> None:
-            self.rows: Iterator[dict[str, np.ndarray]] = iter(rows)
+            self.feeds: Iterator[dict[str, np.ndarray]] = iter(feeds)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.rows, None)
+            """Return the next feed, None after the last."""
+            return next(self.feeds, None)
 
-    symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    if qdq:
+        options |= {"QuantizeBias": False, "AddQDQPairToWeight": True, "DedicatedQDQPair": True}
+    form = quantization.QuantFormat
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        made = Path(folder) / "int8.onnx"
+        path = Path(folder) / "int8.onnx"
         quantization.quantize_static(
             ModelProto.FromString(to_bytes(model)),
-            str(made),
-            Reader(),
+            str(path),
+            CalibrationReader(),
             op_types_to_quantize=list(OPERATORS) if qdq else None,
-            quant_format=quantization.QuantFormat.QDQ
-            if qdq
-            else quantization.QuantFormat.QOperator,
+            quant_format=form.QDQ if qdq else form.QOperator,
             per_channel=qdq and model.opset >= PER_CHANNEL_OPSET,
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
-            extra_options=symmetric
-            | (
-                {"QuantizeBias": False, "AddQDQPairToWeight": True, "DedicatedQDQPair": True}
-                if qdq
-                else {}
-            ),
+            extra_options=options,
         )
-        return load(made.read_bytes())
+        return load(path.read_bytes())
 
 
-def _rows(samples: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Feeds of batch 1."""
-    return [
-        {n: a[i : i + 1] for n, a in samples.items()}
-        for i in range(min(map(len, samples.values())))
-    ]
+def _split_samples(samples: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Return feeds of batch 1."""
+    count = min(map(len, samples.values()))
+    return [{n: a[i : i + 1] for n, a in samples.items()} for i in range(count)]

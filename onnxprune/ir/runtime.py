@@ -1,4 +1,4 @@
-"""Running a model with onnxruntime, for statistics and checks; `engines` is where it is timed."""
+"""Execution by onnxruntime, for statistics and checks; latency is measured in `engines`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,52 @@ import numpy as np
 from onnx import helper
 
 from onnxprune.errors import ModelError
-from onnxprune.ir.io import Model, save, to_bytes
+from onnxprune.ir.io import save, to_bytes
+from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.nodes import nested
 
-LOOP_LIMIT_S = 8.0  # of a run of a model with a Loop, whose number of rounds a file can set to anything; see loop_limit_s
+# of one run of a model with a Loop, whose trip count a file can set to anything
+LOOP_LIMIT_S = 8.0
 MAPPED_BYTES = 32_000_000  # of weights; a session from memory holds them three times for a moment
+_MAX_MESSAGE = 300  # characters of onnxruntime's message
+# lengths of dynamic axes of example inputs
+_EXAMPLE_BATCH, _EXAMPLE_SIDE, _EXAMPLE_LENGTH = 2, 64, 16
 
 
 class Session:
-    """An onnxruntime CPU session on a model.
+    """An onnxruntime CPU session of a model.
 
     Parameters
     ----------
+    model
+        Model to run.
     outputs
-        Tensors to return; None = the graph's outputs. Others than those are made outputs of a copy.
+        Tensors to return; None for the graph's outputs. Inner tensors become outputs of a copy.
+    threads
+        Threads of each operator.
     optimize
-        Let onnxruntime fuse. Off, every named tensor of the graph exists and float rounding is that of the single operators.
+        Let onnxruntime fuse nodes. Without, every tensor of the graph exists and rounding is that
+        of the single operators.
     arena
-        Keep freed memory for the next tensors: faster (up to twice) for graphs with many large ones, at a higher peak.
+        Reuse freed memory for later tensors: up to twice as fast for graphs with many large ones,
+        at a higher peak.
+
+    Attributes
+    ----------
+    inputs
+        Input name -> (shape, onnxruntime's type string).
+    outputs
+        Names of the outputs.
+
+    Raises
+    ------
+    ModelError
+        onnxruntime rejects the model.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: ModelView,
         outputs: Sequence[str] | None = None,
         *,
         threads: int = 1,
@@ -52,7 +75,7 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.enable_cpu_mem_arena = arena
-        options.add_session_config_entry("session.disable_prepacking", "1" if not optimize else "0")
+        options.add_session_config_entry("session.disable_prepacking", "0" if optimize else "1")
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
@@ -61,42 +84,42 @@ class Session:
             self._session = _open(onnxruntime, model, options)
         except Exception as problem:  # onnxruntime's exceptions share no base class
             raise ModelError(
-                "model-refused", f"onnxruntime refuses the model: {_first_line(problem)}"
+                "model-refused", f"onnxruntime rejects the model: {_first_line(problem)}"
             ) from problem
-        self._limit_s = (
-            loop_limit_s()
-            if any(n.op_type == "Loop" for g in nested(model.proto.graph) for n in g.node)
-            else None
-        )
+        has_loop = any(n.op_type == "Loop" for g in nested(model.proto.graph) for n in g.node)
+        self._limit_s = loop_limit_s() if has_loop else None
         self.inputs = {i.name: (i.shape, i.type) for i in self._session.get_inputs()}
-        self.outputs = (
-            list(outputs) if outputs is not None else [o.name for o in self._session.get_outputs()]
-        )
+        names = [o.name for o in self._session.get_outputs()]
+        self.outputs = names if outputs is None else list(outputs)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Values by output name; ModelError where the run fails."""
+        """Return the outputs by name.
+
+        Raises
+        ------
+        ModelError
+            The run fails, or a model with a Loop exceeds the time limit.
+        """
         try:
-            with _ended_after(self._limit_s) as options:
-                return dict(
-                    zip(
-                        self.outputs,
-                        self._session.run(self.outputs, dict(feeds), options),
-                        strict=False,
-                    )
-                )
+            with _time_limit(self._limit_s) as options:
+                values = self._session.run(self.outputs, dict(feeds), options)
+                return dict(zip(self.outputs, values, strict=True))
         except TimeoutError as problem:
             raise ModelError(
                 "run-endless",
-                f"{problem}; a Loop may run forever, or set ONNXPRUNE_LOOP_LIMIT_S to more seconds",
+                f"{problem}; a Loop may not terminate, or set ONNXPRUNE_LOOP_LIMIT_S higher",
             ) from problem
-        except Exception as problem:
+        except Exception as problem:  # onnxruntime's exceptions share no base class
             raise ModelError(
                 "run-failed", f"onnxruntime cannot run the model: {_first_line(problem)}"
             ) from problem
 
 
 def loop_limit_s() -> float:
-    """Seconds that one run of a model with a Loop may take: ONNXPRUNE_LOOP_LIMIT_S, or LOOP_LIMIT_S."""
+    """Return the time limit in seconds for one run of a model with a Loop.
+
+    The environment variable ONNXPRUNE_LOOP_LIMIT_S overrides LOOP_LIMIT_S.
+    """
     try:
         return float(os.environ.get("ONNXPRUNE_LOOP_LIMIT_S", LOOP_LIMIT_S))
     except ValueError:
@@ -104,40 +127,45 @@ def loop_limit_s() -> float:
 
 
 @contextlib.contextmanager
-def _ended_after(seconds: float | None) -> Iterator[Any]:
-    """Options of a run that ends by itself; TimeoutError where it had to."""
+def _time_limit(seconds: float | None) -> Iterator[Any]:
+    """Yield options that terminate a run after `seconds`; TimeoutError if that happened."""
     import onnxruntime
 
     if seconds is None:
         yield None
         return
     options = onnxruntime.RunOptions()
-    over = threading.Event()
+    expired = threading.Event()
 
-    def end() -> None:
-        over.set()
+    def terminate() -> None:
+        expired.set()
         options.terminate = True
 
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, terminate)
     timer.daemon = True
     timer.start()
     try:
         yield options
     except Exception as problem:
-        if over.is_set():
-            raise TimeoutError(f"a run has not ended after {seconds:g} s") from problem
+        if expired.is_set():
+            raise TimeoutError(f"a run did not end within {seconds:g} s") from problem
         raise
     finally:
         timer.cancel()
 
 
 def example_feeds(
-    model: Model, seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None
+    model: ModelView, seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, np.ndarray]:
-    """Seeded random inputs that fit a model.
+    """Return seeded random inputs that fit a model.
 
-    Floats are standard normal, integers 0 or 1, both in the declared type. Dynamic axes: 2 for the first, 64 for the last two
-    of four, 16 otherwise; equal symbols get equal lengths. `shapes` overrides by input name.
+    Floats are standard normal, integers 0 or 1, both in the declared type. Dynamic axes have length
+    2 if first, 64 if among the last two of four, 16 otherwise; equal symbols get equal lengths.
+
+    Parameters
+    ----------
+    shapes
+        Input name -> shape that overrides these lengths.
     """
     rng = np.random.default_rng(seed)
     symbols: dict[str, int] = {}
@@ -148,38 +176,38 @@ def example_feeds(
         kind = info.type.tensor_type
         dims = []
         for i, d in enumerate(kind.shape.dim):
-            default = 2 if i == 0 else 64 if len(kind.shape.dim) == 4 and i > 1 else 16
-            dims.append(
-                d.dim_value
-                if d.HasField("dim_value")
-                else symbols.setdefault(d.dim_param, default)
-                if d.dim_param
-                else default
-            )
+            length = _EXAMPLE_BATCH if i == 0 else _EXAMPLE_LENGTH
+            if len(kind.shape.dim) == 4 and i > 1:
+                length = _EXAMPLE_SIDE
+            if d.HasField("dim_value"):
+                length = d.dim_value
+            elif d.dim_param:
+                length = symbols.setdefault(d.dim_param, length)
+            dims.append(length)
         dims = list((shapes or {}).get(info.name, dims))
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         floating = np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
-        feeds[info.name] = (
-            rng.standard_normal(dims) if floating else rng.integers(0, 2, dims)
-        ).astype(dtype)
+        values = rng.standard_normal(dims) if floating else rng.integers(0, 2, dims)
+        feeds[info.name] = values.astype(dtype)
     return feeds
 
 
-def with_outputs(model: Model, names: Sequence[str]) -> Model:
-    """A copy whose outputs are the named tensors."""
+def with_outputs(model: ModelView, names: Sequence[str]) -> EditableModel:
+    """Return a copy whose outputs are the named tensors."""
     copy = model.edit()
-    known = {
-        v.name: v
-        for v in (*copy.proto.graph.output, *copy.proto.graph.value_info, *copy.proto.graph.input)
-    }
+    graph = copy.proto.graph
+    known = {v.name: v for v in (*graph.output, *graph.value_info, *graph.input)}
     infos = [known.get(n) or helper.make_empty_tensor_value_info(n) for n in names]
-    del copy.proto.graph.output[:]
-    copy.proto.graph.output.extend(infos)
+    del graph.output[:]
+    graph.output.extend(infos)
     return copy
 
 
-def _open(onnxruntime: Any, model: Model, options: Any) -> Any:
-    """A session from memory; of a large model through a temporary folder, from where onnxruntime maps the weights instead of copying them."""
+def _open(onnxruntime: Any, model: ModelView, options: Any) -> Any:
+    """Open a session; a large model goes through a temporary folder.
+
+    From there onnxruntime maps the weights instead of copying them.
+    """
     providers = ["CPUExecutionProvider"]
     if model.size_bytes() <= MAPPED_BYTES:
         return onnxruntime.InferenceSession(to_bytes(model), options, providers=providers)
@@ -191,4 +219,4 @@ def _open(onnxruntime: Any, model: Model, options: Any) -> Any:
 
 def _first_line(problem: Exception) -> str:
     lines = str(problem).strip().splitlines()
-    return lines[0][:300] if lines else type(problem).__name__
+    return lines[0][:_MAX_MESSAGE] if lines else type(problem).__name__

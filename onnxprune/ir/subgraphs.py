@@ -1,4 +1,4 @@
-"""Values that cross the boundary of the bodies of If, Loop and Scan, for shapes and channels alike."""
+"""Values that enter and leave the bodies of If, Loop and Scan, for shapes and channels alike."""
 
 from __future__ import annotations
 

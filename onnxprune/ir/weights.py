@@ -1,4 +1,4 @@
-"""Initializers that stay in their file until somebody asks for their values."""
+"""Values of initializers, which stay in their file until they are used."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError
 
-BLOCK_BYTES = 1 << 26  # of a weight that are sliced at a time
+BLOCK_BYTES = 1 << 26  # of a weight that are indexed at a time
 
 
 class Typed(Protocol):
-    """What the size of an initializer follows from. dtype: TensorProto.DataType; shape: of the values."""
+    """Type and shape, which determine the size of a tensor."""
 
     @property
-    def dtype(self) -> int: ...
+    def dtype(self) -> int:
+        """TensorProto.DataType of the elements."""
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
 
 
 class Weight(Typed, Protocol):
-    """An initializer's values."""
+    """Values of an initializer."""
 
     def array(self) -> np.ndarray:
-        """The values, read-only where they are a view of a file; 4-bit types come unpacked."""
+        """Return the values, read-only if they are a view of a file; 4-bit types are unpacked."""
 
     def raw(self) -> memoryview | bytes:
-        """Little-endian bytes as TensorProto.raw_data holds them."""
+        """Return the little-endian bytes as in TensorProto.raw_data."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class BufferWeight:
     """Bytes of a mapped file or of a message in memory."""
 
     dtype: int
@@ -43,6 +46,7 @@ class Stored:
     data: memoryview = field(repr=False, compare=False)
 
     def array(self) -> np.ndarray:
+        """Return the values as a view of the buffer, or a copy if numpy lacks the type."""
         data = self.raw()
         if self.dtype in _PLAIN:
             return np.frombuffer(data, _PLAIN[self.dtype]).reshape(self.shape)
@@ -51,17 +55,20 @@ class Stored:
         )
 
     def raw(self) -> memoryview:
+        """Return the bytes; ModelError if the file was truncated since it was opened."""
         file = self.data.obj
-        if isinstance(file, mmap.mmap) and file.size() < len(
-            file
-        ):  # to read on would be the end of the process (SIGBUS)
-            raise _shortened()
+        # a read beyond the end of a mapped file would kill the process (SIGBUS)
+        if isinstance(file, mmap.mmap) and file.size() < len(file):
+            raise _truncation_error()
         return self.data
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """A part of an open file, mapped anew each time it is asked for: what was read is not held, however large the model."""
+class FileWeight:
+    """Part of an open file.
+
+    It is mapped anew for each access, so that values stay in memory only while they are used.
+    """
 
     dtype: int
     shape: tuple[int, ...]
@@ -70,25 +77,27 @@ class Mapped:
     length: int
 
     def array(self) -> np.ndarray:
-        return Stored(self.dtype, self.shape, self.raw()).array()
+        """Return the values as a view of the file."""
+        return BufferWeight(self.dtype, self.shape, self.raw()).array()
 
     def raw(self) -> memoryview:
+        """Return the bytes; ModelError if the file was truncated since it was opened."""
         if not self.length:
             return memoryview(b"")
+        # a mapping begins at a page boundary
         start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         skip = self.offset - start
         try:
-            return memoryview(
-                mmap.mmap(
-                    self.file.fileno(), self.length + skip, access=mmap.ACCESS_READ, offset=start
-                )
-            )[skip:]
+            mapped = mmap.mmap(
+                self.file.fileno(), self.length + skip, access=mmap.ACCESS_READ, offset=start
+            )
         except ValueError:
-            raise _shortened() from None
+            raise _truncation_error() from None
+        return memoryview(mapped)[skip:]
 
 
 @dataclass(frozen=True)
-class Array:
+class ArrayWeight:
     """Values in memory."""
 
     dtype: int
@@ -96,109 +105,136 @@ class Array:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
         return self.values.shape
 
     def array(self) -> np.ndarray:
+        """Return the values, not a copy."""
         return self.values
 
     def raw(self) -> memoryview | bytes:
+        """Return the values in C order."""
         if self.dtype in _PLAIN:
             return np.ascontiguousarray(self.values, _PLAIN[self.dtype]).tobytes()
         return numpy_helper.from_array(self.values).raw_data
 
 
 @dataclass(frozen=True)
-class Sliced:
-    """Some positions of another weight, taken when asked for. keep: an index array an axis, None = all."""
+class SlicedWeight:
+    """Selected positions of another weight, copied only when used.
+
+    Attributes
+    ----------
+    base
+        The weight to select from.
+    keep
+        Kept positions per axis (index array), None for all.
+    """
 
     base: Weight
     keep: tuple[np.ndarray | None, ...] = field(compare=False)
 
     @property
     def dtype(self) -> int:
+        """TensorProto.DataType of the elements."""
         return self.base.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes after the selection."""
         return tuple(
             n if k is None else len(k) for n, k in zip(self.base.shape, self.keep, strict=False)
         )
 
     def array(self) -> np.ndarray:
+        """Return a copy of the selected values, made in blocks to limit the peak memory."""
         values = self.base.array()
         if values.ndim < 2 or values.nbytes <= BLOCK_BYTES:
-            return _taken(values, self.keep)
+            return _select(values, self.keep)
         out = np.empty(self.shape, values.dtype)
         rows = self.keep[0] if self.keep[0] is not None else np.arange(len(values))
         step = max(1, BLOCK_BYTES * len(values) // values.nbytes)
         for at in range(0, len(rows), step):
-            out[at : at + step] = _taken(values, (rows[at : at + step], *self.keep[1:]))
+            out[at : at + step] = _select(values, (rows[at : at + step], *self.keep[1:]))
         return out
 
     def raw(self) -> memoryview | bytes:
-        return Array(self.dtype, self.array()).raw()
+        """Return the selected values in C order."""
+        return ArrayWeight(self.dtype, self.array()).raw()
 
 
 @dataclass(frozen=True)
-class Scattered:
-    """Values of a sparse tensor, laid out among zeros when asked for. places: of each in the flat tensor."""
+class SparseWeight:
+    """Values of a sparse tensor, made dense only when used.
+
+    Attributes
+    ----------
+    values
+        Nonzero values.
+    indices
+        Position of each in the flattened tensor.
+    """
 
     dtype: int
     shape: tuple[int, ...]
     values: np.ndarray = field(repr=False, compare=False)
-    places: np.ndarray = field(repr=False, compare=False)
+    indices: np.ndarray = field(repr=False, compare=False)
 
     def array(self) -> np.ndarray:
+        """Return the dense tensor."""
         out = np.zeros(self.shape, self.values.dtype)
-        out.reshape(-1)[self.places] = self.values
+        out.reshape(-1)[self.indices] = self.values
         return out
 
     def raw(self) -> memoryview | bytes:
-        return Array(self.dtype, self.array()).raw()
+        """Return the dense values in C order."""
+        return ArrayWeight(self.dtype, self.array()).raw()
 
 
-def _shortened() -> ModelError:
+def _truncation_error() -> ModelError:
     return ModelError(
         "model-changed",
-        "a file of the model became shorter while its weights were in use; run again once nothing writes to it",
+        "a file of the model was truncated while its weights were in use; "
+        "run again when no other process writes to it",
     )
 
 
-def _taken(values: np.ndarray, keep: tuple[np.ndarray | None, ...]) -> np.ndarray:
-    """Positions of each axis."""
+def _select(values: np.ndarray, keep: tuple[np.ndarray | None, ...]) -> np.ndarray:
+    """Return the kept positions of each axis."""
     for axis, index in enumerate(keep):
         if index is not None:
             values = np.take(values, index, axis)
     return values
 
 
-def from_array(values: np.ndarray) -> Array:
-    """A weight of the ONNX type that belongs to the array's dtype."""
-    return Array(onnx.helper.np_dtype_to_tensor_dtype(values.dtype), values)
+def from_array(values: np.ndarray) -> ArrayWeight:
+    """Return a weight of the ONNX type that matches the array's dtype."""
+    return ArrayWeight(onnx.helper.np_dtype_to_tensor_dtype(values.dtype), values)
 
 
 def from_proto(tensor: TensorProto) -> Weight:
-    """A weight that holds a small message's values, whatever field they are in."""
-    return Array(tensor.data_type, numpy_helper.to_array(tensor))
+    """Return a weight with a copy of a message's values, from any of its fields."""
+    return ArrayWeight(tensor.data_type, numpy_helper.to_array(tensor))
 
 
 def size_bytes(weight: Typed) -> int:
-    """What the values take in a file, without copying them."""
-    if isinstance(weight, Stored):
+    """Return the bytes that the values take in a file, without reading them."""
+    if isinstance(weight, BufferWeight):
         return len(weight.data)
-    if isinstance(weight, Mapped):
+    if isinstance(weight, FileWeight):
         return weight.length
     count = int(np.prod(weight.shape, dtype=np.int64))
     return -(-count * bits(weight.dtype) // 8)
 
 
 def bits(dtype: int) -> int:
-    """Bits an element takes in raw_data; 0 for strings."""
+    """Return the bits per element in raw_data; 0 for strings."""
     if dtype in _PLAIN:
         return np.dtype(_PLAIN[dtype]).itemsize * 8
     return _ODD_BITS.get(dtype, 8 if dtype != TensorProto.STRING else 0)
 
 
+# types that numpy has
 _PLAIN: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
     TensorProto.DOUBLE: "<f8",
@@ -215,6 +251,7 @@ _PLAIN: dict[int, str] = {
     TensorProto.COMPLEX64: "<c8",
     TensorProto.COMPLEX128: "<c16",
 }
+# others than 8 bits, as far as the installed onnx has them
 _ODD_BITS = {TensorProto.BFLOAT16: 16} | {
     getattr(TensorProto, name): width
     for name, width in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items()

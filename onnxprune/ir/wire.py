@@ -1,7 +1,7 @@
-"""The protobuf wire format of an ONNX file, as far as it takes to leave the weights where they are.
+"""The protobuf wire format of an ONNX file, as far as needed to leave large weights in the file.
 
-Only lengths and offsets are read here; onnx parses the rest. Field numbers are those of onnx.proto:
-ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.raw_data = 9.
+Only lengths and offsets are decoded here; onnx parses the rest. Field numbers are those of
+onnx.proto: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.raw_data = 9.
 Source: https://protobuf.dev/programming-guides/encoding
 """
 
@@ -15,8 +15,20 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BITS = 70
 
 
-class Field(NamedTuple):
-    """number; [start, end) of the whole field; body: where its payload begins (payload ends at end); is_bytes."""
+class WireField(NamedTuple):
+    """Position of one field of a message in a buffer.
+
+    Attributes
+    ----------
+    number
+        Field number.
+    start, end
+        The field occupies [start, end), its key included.
+    body
+        Start of its payload, which ends at `end`.
+    is_bytes
+        Whether the payload is length-delimited.
+    """
 
     number: int
     start: int
@@ -25,29 +37,35 @@ class Field(NamedTuple):
     is_bytes: bool
 
 
-def fields(buffer: memoryview, start: int, end: int) -> Iterator[Field]:
-    """The fields of a message in buffer[start:end]; ValueError where that is no message."""
+def fields(buffer: memoryview, start: int, end: int) -> Iterator[WireField]:
+    """Yield the fields of the message in buffer[start:end].
+
+    Raises
+    ------
+    ValueError
+        The bytes are not a protobuf message.
+    """
     at = start
     while at < end:
-        key, body = _varint(buffer, at, end)
+        key, body = _read_varint(buffer, at, end)
         kind = key & 7
         if kind == _BYTES:
-            length, body = _varint(buffer, body, end)
+            length, body = _read_varint(buffer, body, end)
             after = body + length
         elif kind == _VARINT:
-            _, after = _varint(buffer, body, end)
+            _, after = _read_varint(buffer, body, end)
         elif kind in (_FIXED64, _FIXED32):
             after = body + (8 if kind == _FIXED64 else 4)
         else:
             raise ValueError(f"wire type {kind} at byte {at}")
         if after > end:
             raise ValueError(f"field at byte {at} ends at {after}, the message at {end}")
-        yield Field(key >> 3, at, body, after, kind == _BYTES)
+        yield WireField(key >> 3, at, body, after, kind == _BYTES)
         at = after
 
 
 def varint(value: int) -> bytes:
-    """A non-negative integer in base-128 form."""
+    """Encode a non-negative integer in base 128."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -57,12 +75,12 @@ def varint(value: int) -> bytes:
 
 
 def header(number: int, length: int) -> bytes:
-    """What stands before the payload of a length-delimited field."""
+    """Encode the key and length that precede a length-delimited payload."""
     return varint(number << 3 | _BYTES) + varint(length)
 
 
-def _varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
-    """(value, position behind it)."""
+def _read_varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
+    """Return (value, position after it)."""
     value = shift = 0
     while True:
         if at >= end or shift >= _VARINT_BITS:

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import from_matrix, to_matrix
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.fits import Fit, kept_values, set_values
 from onnxprune.statistics.moments import products
@@ -48,7 +48,7 @@ def lossy_products(
 def refit_query(
     analysis: Analysis,
     removed: np.ndarray,
-    model: Model,
+    model: EditableModel,
     makers: Sequence[Fit],
     out: str,
     cut: SegmentedRun,
@@ -136,7 +136,7 @@ def _by_head(values: Sequence[np.ndarray]) -> np.ndarray:
     return parts.reshape(len(parts), -1, *parts.shape[-2:])
 
 
-def _channels(model: Model, fit: Fit, tensor: str, cut: SegmentedRun) -> np.ndarray | None:
+def _channels(model: ModelView, fit: Fit, tensor: str, cut: SegmentedRun) -> np.ndarray | None:
     """(heads, d) output channels of a linear node that each column of a tensor holds, by running the network with channel numbers in its bias.
 
     None where the tensor does not hold them, or other things too: numbers are then no integers, or not those of every input and position.
@@ -177,7 +177,7 @@ def _channels(model: Model, fit: Fit, tensor: str, cut: SegmentedRun) -> np.ndar
     )
 
 
-def _write(model: Model, fit: Fit, where: np.ndarray, mixed: Sequence[np.ndarray]) -> None:
+def _write(model: EditableModel, fit: Fit, where: np.ndarray, mixed: Sequence[np.ndarray]) -> None:
     """The matrices into the weight and the bias of the node that makes the query."""
     node = next(n for n in model.proto.graph.node if fit.linear.out in n.output)
     weight = model.weights[fit.weight]

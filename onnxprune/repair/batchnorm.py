@@ -52,7 +52,7 @@ def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -
         mean, square = _moments(run.values(node.input[0]))
         set_values(model, node.input[3], mean)
         set_values(model, node.input[4], np.maximum(square - mean**2, 0.0))
-    return model
+    return model.freeze()
 
 
 def _moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from onnxprune.analysis.linear import Linear, linears, to_matrix
 from onnxprune.criteria.base import Context
 from onnxprune.ir.edit import add_initializer, free_name
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute, label, nested
 from onnxprune.ir.weights import from_array
 from onnxprune.repair.constants import with_means
@@ -51,7 +52,7 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
         if linear.out_ids is not None:
             shift = shift[analysis.keep(linear.out_ids, removed)]
         parameters.add_bias(linear, shift)
-    return model
+    return model.freeze()
 
 
 def _contribution(analysis: Analysis, linear: Linear, mean: np.ndarray) -> np.ndarray:
@@ -74,7 +75,7 @@ def unbiased(out: str) -> str:
 class Parameters:
     """Weights and biases of a model, which is changed. Who makes and who reads what is looked up once."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: EditableModel) -> None:
         self.model = model
         self.maker = {o: n for n in model.proto.graph.node for o in n.output}
         nodes = [n for graph in nested(model.proto.graph) for n in graph.node]
@@ -130,5 +131,5 @@ class Parameters:
             node.input[slot] = add_initializer(self.model, f"{name}_repaired", values)
             self.uses[name] -= 1
             return
-        self.model.weights[name] = from_array(values)  # type: ignore[index]
+        self.model.weights[name] = from_array(values)
         self.tensors[name].dims[:] = values.shape

@@ -58,4 +58,4 @@ def with_means(analysis: Analysis, plan: Plan, pruned: Model, context: Context) 
         set_values(
             model, name, mean.mean(tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
         )
-    return model
+    return model.freeze()

@@ -12,6 +12,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, bias_slot, linears
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.nodes import attribute
 from onnxprune.ir.weights import from_array
 
@@ -44,7 +45,9 @@ class Fit:
         return self.low > -np.inf or self.high < np.inf
 
 
-def own_weights(analysis: Analysis, pruned: Model, removed: np.ndarray) -> tuple[Model, list[Fit]]:
+def own_weights(
+    analysis: Analysis, pruned: Model, removed: np.ndarray
+) -> tuple[EditableModel, list[Fit]]:
     """The cut model with an initializer of its own for every weight and bias that may be refitted, and the fits in graph order."""
     model = pruned.edit()
     makers = {o: n for n in model.proto.graph.node for o in n.output}
@@ -111,7 +114,7 @@ def own_weights(analysis: Analysis, pruned: Model, removed: np.ndarray) -> tuple
     return model, fits
 
 
-def _bounds(model: Model, readers: list[NodeProto]) -> tuple[float, ...]:
+def _bounds(model: ModelView, readers: list[NodeProto]) -> tuple[float, ...]:
     """Between which values a tensor's only reader tells them apart; () where it is no Relu or Clip."""
     if len(readers) == 1 and readers[0].op_type == "Relu":
         return 0.0, np.inf
@@ -143,13 +146,15 @@ def kept_values(
     return list(values)
 
 
-def set_values(model: Model, name: str, values: np.ndarray) -> None:
+def set_values(model: EditableModel, name: str, values: np.ndarray) -> None:
     """New values of an initializer, in its own type. `model` is changed."""
     old = model.weights[name]
-    model.weights[name] = from_array(values.reshape(old.shape).astype(old.array().dtype))  # type: ignore[index]
+    model.weights[name] = from_array(values.reshape(old.shape).astype(old.array().dtype))
 
 
-def _own(model: Model, node: NodeProto, slot: int, readers: dict[str, list[NodeProto]]) -> str:
+def _own(
+    model: EditableModel, node: NodeProto, slot: int, readers: dict[str, list[NodeProto]]
+) -> str:
     """Make an operand an initializer that only this node reads; its name."""
     name = node.input[slot]
     if sum(list(n.input).count(name) for n in readers.get(name, [node])) > 1:
@@ -162,7 +167,7 @@ def _own(model: Model, node: NodeProto, slot: int, readers: dict[str, list[NodeP
 
 
 def _bias(
-    model: Model, node: NodeProto, readers: dict[str, list[NodeProto]], linear: Linear
+    model: EditableModel, node: NodeProto, readers: dict[str, list[NodeProto]], linear: Linear
 ) -> str:
     """The bias operand of a Conv or Gemm, added where it has none; "" where it cannot be set."""
     if len(node.input) > 2 and node.input[2]:
@@ -187,7 +192,7 @@ def _bias(
     return node.input[2]
 
 
-def _constant_side(model: Model, node: NodeProto) -> int | None:
+def _constant_side(model: ModelView, node: NodeProto) -> int | None:
     """Operand of an Add that is a constant vector over the last axis."""
     for slot, name in enumerate(node.input):
         if (

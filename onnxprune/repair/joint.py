@@ -20,6 +20,7 @@ from onnxprune.criteria.base import Context
 from onnxprune.errors import ModelError, OnnxpruneError
 from onnxprune.ir.extract import extract
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.fits import set_values
 from onnxprune.repair.parts import Part
@@ -53,7 +54,7 @@ Mark = tuple[int, list[dict[str, np.ndarray]]]
 def refine(
     part: Part,
     problems: Sequence[Problem],
-    model: Model,
+    model: EditableModel,
     begin: Mark,
     cut: SegmentedRun,
     wanted: Mapping[str, list[np.ndarray]],
@@ -168,7 +169,7 @@ class _Joint:
         self,
         part: Part,
         problems: Sequence[Problem],
-        model: Model,
+        model: EditableModel,
         cut: SegmentedRun,
         samples: _Samples,
         context: Context,
@@ -388,7 +389,7 @@ class _Block:
     depends: np.ndarray
 
     @staticmethod
-    def of(problem: Problem, model: Model) -> _Block:
+    def of(problem: Problem, model: ModelView) -> _Block:
         """At the model's weights; `depends` is still to be set."""
         rows, (triangle, mean) = (
             problem.rows(model),
@@ -410,7 +411,7 @@ class _Block:
         at[: self.rows.size] = (self.depends.swapaxes(1, 2) @ self.rows @ self.triangle).ravel()
         return at
 
-    def parameters(self, model: Model, at: np.ndarray) -> dict[str, np.ndarray]:
+    def parameters(self, model: ModelView, at: np.ndarray) -> dict[str, np.ndarray]:
         """Initializers at these coordinates. The shift is what mean inputs give, so that rows change nothing of it."""
         z = _solved(self.depends, at[: self.rows.size].reshape(self.rows.shape), transposed=True)
         rows = _solved(self.triangle, z.swapaxes(1, 2), transposed=True).swapaxes(1, 2)

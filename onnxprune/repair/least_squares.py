@@ -92,7 +92,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         if refine(part, problems, model, begin, cut, wanted, held, EFFORT / len(divided), context):
             cut.rewind(begin)
             cut.advance(part.end)
-    return model
+    return model.freeze()
 
 
 def _held_apart(

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.analysis.linear import from_matrix, to_matrix
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.repair.fits import Fit, depthwise, set_values
 from onnxprune.statistics.im2col import (
     Geometry,
@@ -61,7 +61,7 @@ class Problem:
     @staticmethod
     def of(
         fit: Fit,
-        model: Model,
+        model: ModelView,
         node: NodeProto,
         cut: SegmentedRun,
         whole: SegmentedRun,
@@ -135,14 +135,14 @@ class Problem:
             return lambda: held
         return lambda: joined(self.samples(source), least)
 
-    def rows(self, model: Model) -> np.ndarray:
+    def rows(self, model: ModelView) -> np.ndarray:
         """The weight as (groups, outputs, K), in the order of the columns."""
         matrix = to_matrix(
             self.fit.linear, self.node, model.weights[self.fit.weight].array()
         ).astype(np.float64)
         return matrix[..., tap_order(self.how)].reshape(*self.shape[::2], self.shape[1])
 
-    def stored(self, model: Model, rows: np.ndarray) -> np.ndarray:
+    def stored(self, model: ModelView, rows: np.ndarray) -> np.ndarray:
         """The inverse of `rows`: as the node reads it."""
         old, order = model.weights[self.fit.weight], tap_order(self.how)
         back = np.empty((*self.shape[::2], self.shape[1] // len(order), len(order)))
@@ -155,7 +155,7 @@ class Problem:
         g, _, o = self.shape
         return np.broadcast_to(self.fit.scale, g * o).reshape(g, o)
 
-    def solve(self, model: Model) -> None:
+    def solve(self, model: EditableModel) -> None:
         """Write the refitted weight and bias into the model."""
         fit, (g, k, o) = self.fit, self.shape
         flat, scale = self.rows(model), self.scale
@@ -191,7 +191,7 @@ class Problem:
         if fit.bias:
             self.set_bias(model, np.concatenate([s.shift for s in systems]))
 
-    def set_bias(self, model: Model, shift: np.ndarray) -> None:
+    def set_bias(self, model: EditableModel, shift: np.ndarray) -> None:
         """The constant part: for a normalized output, what is left of it after the running mean and the node's own bias."""
         behind = self.fit.target != self.fit.linear.out and self.fit.scale.ndim
         if behind:

@@ -77,17 +77,17 @@ class Refitted:
 
     def __call__(self, kept: Kept) -> Model:
         """Return the network that keeps these channels, the others masked."""
-        model = without(self.analysis, kept)
+        model = without(self.analysis, kept).edit()
         parameters = Parameters(model)
         for item, values, shift in self._refit(self.analysis.removed(kept)):
             parameters.replace(item.linear.out, 1, values)
             parameters.add_bias(item.linear, shift)
-        return model
+        return model.freeze()
 
     def cut(self, kept: Kept) -> Model:
         """Return the network that keeps these channels, the others cut."""
         plan = self.analysis.plan(kept)
-        model, removed = cut(self.analysis, plan), self.analysis.removed(plan.kept)
+        model, removed = cut(self.analysis, plan).edit(), self.analysis.removed(plan.kept)
         parameters = Parameters(model)
         for item, values, shift in self._refit(removed):
             linear = item.linear
@@ -100,7 +100,7 @@ class Refitted:
                 shift = shift[self.analysis.keep(linear.out_ids, removed)]
             parameters.replace(linear.out, 1, values)
             parameters.add_bias(linear, shift)
-        return model
+        return model.freeze()
 
     def _refit(self, removed: np.ndarray) -> Iterator[tuple[InputMoments, np.ndarray, np.ndarray]]:
         """Yield nodes that lost some of their inputs, with refitted weights and bias shifts.

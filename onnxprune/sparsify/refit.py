@@ -22,7 +22,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.ir.io import Model
-from onnxprune.ir.weights import Array, Weight
+from onnxprune.ir.weights import ArrayWeight, Weight
 from onnxprune.sparsify.inputs import MAX_COLUMNS, gram, sample_positions
 from onnxprune.sparsify.layout import LinearWeight
 from onnxprune.statistics.im2col import Moments, columns
@@ -110,9 +110,9 @@ def sparse_weights(
         if name:
             shift = np.concatenate([s for _, s in parts if s is not None])
             old_bias = model.weights[name]
-            result[name] = Array(old_bias.dtype, shift.astype(old_bias.array().dtype))
+            result[name] = ArrayWeight(old_bias.dtype, shift.astype(old_bias.array().dtype))
     weight = target.from_rows(values, old.shape).astype(old.array().dtype)
-    return {target.tensor: Array(old.dtype, weight), **result}
+    return {target.tensor: ArrayWeight(old.dtype, weight), **result}
 
 
 def refit(

@@ -12,7 +12,7 @@ from onnxprune.errors import UsageError, unknown
 from onnxprune.events import Event, silent
 from onnxprune.ir.io import Model
 from onnxprune.ir.passes.lift_weights import lift_weights
-from onnxprune.ir.weights import Array, Weight
+from onnxprune.ir.weights import ArrayWeight, Weight
 from onnxprune.sparsify.admm import select_jointly
 from onnxprune.sparsify.balance import balance, intact_tensors
 from onnxprune.sparsify.inputs import Batches, InputStatistics, inverse_diagonal, measure_inputs
@@ -175,7 +175,7 @@ def apply_masks(model: Model, masks: Mapping[str, np.ndarray]) -> Model:
     for name, mask in masks.items():
         values = weights[name].array()
         masked = np.where(mask, values, 0).astype(values.dtype)
-        weights[name] = Array(weights[name].dtype, masked)
+        weights[name] = ArrayWeight(weights[name].dtype, masked)
     return replace(model, weights=weights)
 
 

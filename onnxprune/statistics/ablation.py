@@ -140,7 +140,7 @@ def _insert_masks(analysis: Analysis, masks: Sequence[Mask]) -> Model:
     for node in graph.node:
         ordered += [*inserted.get(label(node), ()), node]
     replace_nodes(graph, ordered)
-    return model
+    return model.freeze()
 
 
 def _draw_target(

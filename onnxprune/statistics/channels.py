@@ -13,6 +13,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.data.dataset import Data
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.runtime import Session
 
 TensorAxis = tuple[str, int]
@@ -132,10 +133,10 @@ def _insert_reductions(analysis: Analysis, axes: list[TensorAxis]) -> tuple[Mode
             nodes.append(reduce_mean(model, source, f"{base}_{what}", others))
             outputs.append(f"{base}_{what}")
     model.proto.graph.node.extend(nodes)
-    return model, outputs
+    return model.freeze(), outputs
 
 
-def reduce_mean(model: Model, source: str, out: str, axes: list[int]) -> NodeProto:
+def reduce_mean(model: EditableModel, source: str, out: str, axes: list[int]) -> NodeProto:
     """Return a ReduceMean without kept dimensions, in the form of the model's opset."""
     if model.opset < 18:  # axes became an input in opset 18
         return helper.make_node("ReduceMean", [source], [out], axes=axes, keepdims=0)

@@ -12,7 +12,7 @@ from onnx import NodeProto
 from onnxprune.data.dataset import samples_of
 from onnxprune.ir.extract import extract, live_after, reads
 from onnxprune.ir.inference import infer
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import ModelView
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.shapes import Shapes
 
@@ -54,7 +54,7 @@ class SegmentedRun:
 
     def __init__(
         self,
-        model: Model,
+        model: ModelView,
         batches: list[Batch],
         *,
         threads: int = 1,

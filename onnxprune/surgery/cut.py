@@ -9,7 +9,7 @@ from onnxprune.ir.edit import free_name
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import nested
 from onnxprune.ir.passes.remove_unused import remove_dead
-from onnxprune.ir.weights import Sliced
+from onnxprune.ir.weights import SlicedWeight
 from onnxprune.surgery.fold import fold_branches
 from onnxprune.surgery.size_literals import Editor, refit
 from onnxprune.types import Plan
@@ -34,7 +34,7 @@ def cut(analysis: Analysis, plan: Plan) -> Model:
         fold_branches(editor)
     _update_infos(editor)
     remove_dead(editor.model)
-    return editor.model
+    return editor.model.freeze()
 
 
 def _slice_weights(editor: Editor) -> None:
@@ -59,7 +59,7 @@ def _slice_weights(editor: Editor) -> None:
             )
             names[key] = name
             base = analysis.model.weights[use.tensor]
-            weights[name] = Sliced(base, keeps) if any(key[1]) else base  # type: ignore[index]
+            weights[name] = SlicedWeight(base, keeps) if any(key[1]) else base
             if name not in tensors:
                 tensors[name] = model.proto.graph.initializer.add(name=name, data_type=base.dtype)
                 tensors[name].doc_string = tensors[use.tensor].doc_string

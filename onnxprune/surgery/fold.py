@@ -25,17 +25,17 @@ def fold_branches(editor: Editor) -> None:
         A group cannot go whole.
     """
     found = collapse(editor.analysis, editor.removed)
-    graph, weights = editor.model.proto.graph, editor.model.weights
+    graph = editor.model.proto.graph
     values = {linear.out: _bias(editor, linear) for linear in found.readers.values()}
     behind = [editor.nodes[i] for i in found.folded if i not in found.readers]
     folded = {editor.nodes[i].output[0] for i in found.folded}
     for name, value in values.items():
-        add_weight(graph, weights, name, from_array(value))  # type: ignore[arg-type]
+        add_weight(editor.model, name, from_array(value))
     made = [name for name in found.constants if name not in values]
     if made:
         segment = extract(editor.model, editor.analysis.shapes, behind, (), made)
         for name, value in Session(segment, optimize=False).run({}).items():
-            add_weight(graph, weights, name, from_array(value))  # type: ignore[arg-type]
+            add_weight(editor.model, name, from_array(value))
     replace_nodes(graph, [n for n in graph.node if not folded.intersection(n.output)])
 
 

@@ -15,6 +15,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested
 from onnxprune.ir.weights import Weight
 
@@ -58,14 +59,14 @@ def integer_sums(model: Model) -> Model:
     copy = model.edit()
     for graph in nested(copy.proto.graph):
         _Sums(copy, graph).run()
-    return copy
+    return copy.freeze()
 
 
 @dataclass
 class _Sums:
     """The rewriting of one graph."""
 
-    model: Model
+    model: EditableModel
     graph: GraphProto
     nodes: list[NodeProto] = field(default_factory=list)
     known: dict[str, _Integers | None] = field(default_factory=dict)

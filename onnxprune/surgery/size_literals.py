@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto, helper
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Average, Restore, Select, SizeLiteral
 from onnxprune.ir.edit import add_initializer
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute, nested, set_attribute
 
 _SHARE = "_share_of_mean"  # ends the name of the node that _average adds
@@ -22,7 +22,7 @@ class Editor:
     """A model under the knife. nodes: of the copy, in the analysis's numbering; owners: the graph each lies in."""
 
     analysis: Analysis
-    model: Model
+    model: EditableModel
     removed: np.ndarray
     nodes: list[NodeProto] = field(default_factory=list)
     owners: list[GraphProto] = field(default_factory=list)

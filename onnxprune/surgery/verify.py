@@ -179,7 +179,7 @@ def masked(analysis: Analysis, plan: Plan) -> Model:
         rank = len(analysis.shapes.shape(name) or ())
         shape = [len(keep) if i == mask.axis else 1 for i in range(rank)]
         node.input[mask.slot] = _multiply(editor, mask.node, mask.slot, keep.reshape(shape), number)
-    return editor.model
+    return editor.model.freeze()
 
 
 def _multiply(editor: Editor, index: int, slot: int, keep: np.ndarray, number: int) -> str:

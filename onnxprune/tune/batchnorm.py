@@ -8,13 +8,13 @@ mean of the convolution's output), usual learning rates work. Folding removes it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.ir.edit import replace_nodes
+from onnxprune.ir.edit import add_weight, replace_nodes
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.weights import Weight, from_array
 from onnxprune.tune.bridge import OnnxModule
 from onnxprune.tune.call import torch
@@ -64,7 +64,7 @@ def insert(model: Model, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
         Convolution output -> (mean, variance) of each channel on calibration data, float
         (channels,).
     """
-    copy, weights = model.edit(), dict(model.weights)
+    copy = model.edit()
     nodes = []
     for node in copy.proto.graph.node:
         nodes.append(node)
@@ -77,15 +77,14 @@ def insert(model: Model, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
         node.output[0] = f"{output}{_BEFORE}"
         names = [f"{output}{_MARK}{part}" for part in PARTS]
         for name, value in zip(names, values, strict=True):
-            weights[name] = from_array(value)
-            copy.proto.graph.initializer.append(_declare(value, name))
+            add_weight(copy, name, from_array(value))
         inputs = [f"{output}{_BEFORE}", *names]
         label = f"{output}{_MARK}node"
         nodes.append(
             helper.make_node("BatchNormalization", inputs, [output], label, epsilon=EPSILON)
         )
     replace_nodes(copy.proto.graph, nodes)
-    return replace(copy, weights=weights)
+    return copy.freeze()
 
 
 def fold(tuned: Model, original: Model) -> Model:
@@ -95,7 +94,8 @@ def fold(tuned: Model, original: Model) -> Model:
     bias gets one: the only change to the graph.
     """
     values: dict[str, Weight] = {n: w for n, w in tuned.weights.items() if n in original.weights}
-    copy = replace(original.edit(), weights=values)
+    copy = original.edit()
+    copy.weights = values
     for node in copy.proto.graph.node:
         parts = [f"{node.output[0]}{_MARK}{p}" for p in PARTS] if node.output else []
         if not parts or parts[0] not in tuned.weights:
@@ -108,7 +108,7 @@ def fold(tuned: Model, original: Model) -> Model:
         values[node.input[1]] = from_array(scaled.astype(weight.dtype))
         shifted = (bias - mean) * factor + shift
         values[_add_own_bias(copy, node, weight.dtype)] = from_array(shifted.astype(weight.dtype))
-    return copy
+    return copy.freeze()
 
 
 def measure_moments(
@@ -136,7 +136,7 @@ def _has_bias(node: NodeProto) -> bool:
     return len(node.input) > 2 and bool(node.input[2])
 
 
-def _add_own_bias(model: Model, node: NodeProto, dtype: np.dtype) -> str:
+def _add_own_bias(model: EditableModel, node: NodeProto, dtype: np.dtype) -> str:
     """Return the name of a bias that only this convolution reads; add one if needed."""
     uses = [name for n in model.proto.graph.node for name in n.input]
     if _has_bias(node) and uses.count(node.input[2]) == 1:

@@ -15,7 +15,7 @@ from onnx import helper
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.ir.io import Model
-from onnxprune.ir.weights import Array
+from onnxprune.ir.weights import ArrayWeight
 from onnxprune.tune.call import Tensor, torch
 from onnxprune.tune.ops_shape import from_numpy
 from onnxprune.tune.prepared_graph import NO_GATES, Gates, PreparedGraph, prepare_graph, run_nodes
@@ -166,7 +166,7 @@ def write_back(model: Model, module: OnnxModule) -> Model:
     for name, value in module.values().items():
         weight = weights[name]
         dtype = helper.tensor_dtype_to_np_dtype(weight.dtype)
-        weights[name] = Array(weight.dtype, value.astype(dtype).reshape(weight.shape))
+        weights[name] = ArrayWeight(weight.dtype, value.astype(dtype).reshape(weight.shape))
     return replace(model, weights=weights)
 
 

@@ -24,6 +24,7 @@ from onnxprune.errors import UsageError, unknown
 from onnxprune.ir.edit import add_initializer, replace_nodes
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute, captured
 from onnxprune.ir.passes.remove_unused import remove_dead
 
@@ -124,7 +125,7 @@ def rewrite_activations(
     replace_nodes(copy.proto.graph, nodes)
     remove_dead(copy)
     return Rewritten(
-        copy,
+        copy.freeze(),
         replaced=Counter(a.kind for a in chosen),
         left=Counter(a.kind for a in every if a not in chosen),
     )
@@ -403,7 +404,7 @@ def _build(
     return [sigmoid, helper.make_node("Mul", [x, gate], [y], name)]
 
 
-def _add_limits(model: Model, tensor: str) -> list[str]:
+def _add_limits(model: EditableModel, tensor: str) -> list[str]:
     """Add the constants 0 and 6 in the type of a tensor; return their names."""
     kind = infer(model).dtype(tensor)
     dtype = helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(np.float32)

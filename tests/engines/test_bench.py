@@ -73,6 +73,7 @@ def test_same_file_twice_gets_two_names(tmp_path) -> None:
 def test_a_rejected_model_is_reported_and_the_others_are_measured() -> None:
     broken = residual().edit()
     broken.proto.graph.node[1].op_type = "NoSuchOperator"
+    broken = broken.freeze()
     found = bench([residual(), broken], schedule=SHORT, layers=False)
     assert len(found.measurements) == 1
     (reason,) = found.failures.values()

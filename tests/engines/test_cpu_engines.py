@@ -61,7 +61,7 @@ def test_a_graph_that_it_does_not_know_is_one_sentence(engine: Engine) -> None:
     model = residual().edit()
     model.proto.graph.node[1].op_type = "NoSuchOperator"
     with pytest.raises(EngineError) as problem:
-        engine.compile(model, EngineOptions())
+        engine.compile(model.freeze(), EngineOptions())
     assert "\n" not in problem.value.message and engine.name in problem.value.message
 
 

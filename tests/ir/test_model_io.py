@@ -331,6 +331,20 @@ def test_edit_leaves_the_original_alone() -> None:
     before = to_bytes(model)
     copy = model.edit()
     copy.proto.graph.node[0].name = "other"
-    copy.weights["w2"] = from_array(np.zeros((5, 32, 1, 1), np.float32))  # type: ignore[index]
+    copy.weights["w2"] = from_array(np.zeros((5, 32, 1, 1), np.float32))
     assert to_bytes(model) == before
-    assert isinstance(copy, Model)
+    assert isinstance(copy.freeze(), Model)
+
+
+def test_a_frozen_model_does_not_change() -> None:
+    copy = load(net(TEXT)).edit()
+    weights = copy.weights
+    frozen = copy.freeze()
+    before = to_bytes(frozen)
+    with pytest.raises(TypeError):
+        frozen.weights["w2"] = weights["w1"]
+    weights["w2"] = weights["w1"]
+    assert to_bytes(frozen) == before
+    with pytest.raises(AttributeError):
+        _ = copy.proto
+    assert to_bytes(load(frozen.edit())) == before

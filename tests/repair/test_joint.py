@@ -74,8 +74,14 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def collect(text: str) -> list[joint._Joint]:
         problems: list[joint._Joint] = []
+
+        def keep(problem: joint._Joint, most: int) -> bool:
+            problem.model = problem.model.edit()  # the repair's own is used up at its end
+            problems.append(problem)
+            return False
+
         with monkeypatch.context() as patch:
-            patch.setattr(joint._Joint, "refine", lambda self, most: bool(problems.append(self)))
+            patch.setattr(joint._Joint, "refine", keep)
             patch.setattr(joint, "SPREAD", 10**6)
             Repaired.of(text, samples=64, held=8)
         return problems

@@ -127,7 +127,7 @@ def test_a_tensor_that_fits_no_machine_is_refused(sizes: list[int]) -> None:
         "s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)",
         f", int64[{len(sizes)}] n = {{{', '.join(map(str, sizes))}}}",
     )
-    with pytest.raises(ModelError, match="do not fit this machine|negative") as caught:
+    with pytest.raises(ModelError, match="limit on this machine|negative") as caught:
         analyze(load(model))
     assert caught.value.code in ("tensor-too-large", "model-invalid")
 
@@ -177,7 +177,7 @@ def test_an_endless_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     model.graph.output.append(helper.make_empty_tensor_value_info("z"))
     monkeypatch.setenv("ONNXPRUNE_LOOP_LIMIT_S", "0.3")
     session = Session(load(model))
-    with pytest.raises(ModelError, match="not ended after 0.3 s") as caught:
+    with pytest.raises(ModelError, match="not end within 0.3 s") as caught:
         session.run({"x": np.zeros((2, 4, 6, 6), np.float32)})
     assert caught.value.code == "run-endless"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -66,7 +64,7 @@ def test_those_that_join_stand_where_the_others_do(
 def test_those_that_join_meet_the_weights_of_now(
     model: Model, batches: list[dict[str, np.ndarray]]
 ) -> None:
-    changed = replace(model, weights=dict(model.weights))
+    changed = model.edit()
     run = SegmentedRun(changed, batches[:1])
     changed.weights["v"] = from_array(np.zeros((8, 3, 3, 3), np.float32))
     run.advance(2)

@@ -11,6 +11,7 @@ from onnx import NodeProto, helper
 from onnxprune.deploy.bundle import PreparedModel, Samples
 from onnxprune.ir.edit import add_initializer, replace_nodes
 from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.node_inference import QONNX_DOMAINS, QONNX_OPS
 from onnxprune.ir.runtime import Session
 
@@ -72,11 +73,11 @@ def add_quantizers(
     replace_nodes(copy.proto.graph, nodes)
     del copy.proto.graph.value_info[:]
     copy.proto.opset_import.append(helper.make_opsetid(QONNX_DOMAINS[0], 1))
-    return copy
+    return copy.freeze()
 
 
 def _make_quantizer(
-    model: Model, source: str, target: str, bits: int, top: float, signed: bool
+    model: EditableModel, source: str, target: str, bits: int, top: float, signed: bool
 ) -> NodeProto:
     """Return a Quant node for values up to `top`; its scalars are added to the model in place."""
     levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import numpy as np
 import onnx
 from onnx import NodeProto
 
-from onnxprune.ir.io import Model
+from onnxprune.ir.edit import add_weight
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute, set_attribute
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
 
 
-def whole_image_pool(model: Model, shapes: Shapes) -> None:
+def whole_image_pool(model: EditableModel, shapes: Shapes) -> None:
     """Rewrite GlobalAveragePool as an AveragePool over the whole image, for NNgen.
 
     NNgen has two pooling circuits; in simulation, that of GlobalAveragePool computes other integers
@@ -32,13 +31,13 @@ def whole_image_pool(model: Model, shapes: Shapes) -> None:
             set_attribute(node, name, list(value))
 
 
-def for_qonnx(model: Model, shapes: Shapes) -> None:
+def for_qonnx(model: EditableModel, shapes: Shapes) -> None:
     """Rewrite what qonnx, and with it hls4ml and FINN, cannot read."""
     gemm_bias(model, shapes)
     pool_as_depthwise(model, shapes)
 
 
-def pool_as_depthwise(model: Model, shapes: Shapes) -> None:
+def pool_as_depthwise(model: EditableModel, shapes: Shapes) -> None:
     """Rewrite average pooling as a depthwise convolution with weights 1/size.
 
     FINN (finn-plus 1.6.1) leaves a multiplication between its units that none of them computes.
@@ -71,7 +70,7 @@ def pool_as_depthwise(model: Model, shapes: Shapes) -> None:
             set_attribute(node, key, value)
 
 
-def gemm_bias(model: Model, shapes: Shapes) -> None:
+def gemm_bias(model: EditableModel, shapes: Shapes) -> None:
     """Add a bias of zeros to every Gemm without one; qonnx 1.0.0 requires it."""
     for node in model.proto.graph.node:
         if node.op_type != "Gemm" or len(node.input) != 2 or node.input[1] not in model.weights:
@@ -100,8 +99,6 @@ def _is_convolution(node: NodeProto) -> bool:
     return not attribute(node, "ceil_mode", 0) and attribute(node, "auto_pad", "NOTSET") == "NOTSET"
 
 
-def _add_initializer(model: Model, name: str, values: np.ndarray) -> None:
+def _add_initializer(model: EditableModel, name: str, values: np.ndarray) -> None:
     """Add an initializer in place."""
-    weight = from_array(values)
-    model.proto.graph.initializer.add(name=name, data_type=weight.dtype, dims=values.shape)
-    cast(dict[str, Any], model.weights)[name] = weight
+    add_weight(model, name, from_array(values))

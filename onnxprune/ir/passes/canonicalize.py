@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.inference import infer
-from onnxprune.ir.io import Model
 from onnxprune.ir.limits import check_sizes
+from onnxprune.ir.model import EditableModel, Model, ModelView
 from onnxprune.ir.passes.channel_shuffle import replace_shuffles
 from onnxprune.ir.passes.fold_constants import fold_constants, inline_branches
 from onnxprune.ir.passes.fold_weight_standardization import fold_weight_standardization
@@ -23,7 +23,7 @@ from onnxprune.ir.passes.validate import validate
 OLDEST_OPSET = 7
 
 
-def canonicalize(model: Model) -> Model:
+def canonicalize(model: ModelView) -> Model:
     """Return an equivalent model in canonical form.
 
     Raises
@@ -38,9 +38,9 @@ def canonicalize(model: Model) -> Model:
             f"opset {model.opset} is older than {OLDEST_OPSET}; "
             "convert the model with onnx.version_converter",
         )
-    model = inline_functions(model.edit())
+    copy = inline_functions(model.edit())
     try:
-        _apply_passes(model)
+        _apply_passes(copy)
     except RecursionError:
         raise ModelError("model-invalid", "graphs are nested too deep") from None
     # passes read attributes and operands without checking each against the operator's definition
@@ -48,11 +48,11 @@ def canonicalize(model: Model) -> Model:
         raise ModelError(
             "model-invalid", f"a node contradicts its operator's definition: {problem}"
         ) from problem
-    remove_dead(model)
-    return model
+    remove_dead(copy)
+    return copy.freeze()
 
 
-def _apply_passes(model: Model) -> None:
+def _apply_passes(model: EditableModel) -> None:
     """Run the passes in order; each later one relies on the form that the earlier ones leave."""
     rename_duplicates(model.proto.graph)
     lift_constants(model)

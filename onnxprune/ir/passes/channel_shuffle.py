@@ -1,7 +1,7 @@
 """Channel shuffles as one Gather.
 
-A shuffle is exported as Reshape (c) -> (g, c/g), Transpose, Reshape -> (c). Written as a Gather, which
-permutes the one axis, any channel can be removed.
+A shuffle is exported as Reshape (c) -> (g, c/g), Transpose, Reshape -> (c). Written as a Gather,
+which permutes the one axis, any channel can be removed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxprune.ir.edit import add_initializer
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import Dim
 
 
-def replace_shuffles(model: Model, shapes: Shapes) -> None:
+def replace_shuffles(model: EditableModel, shapes: Shapes) -> None:
     """Replace the last node of each shuffle by a Gather; the others become dead."""
     graph = model.proto.graph
     uses = Counter(o.name for o in graph.output)
@@ -48,7 +48,7 @@ def replace_shuffles(model: Model, shapes: Shapes) -> None:
             [first.input[0], index],
             list(last.output),
             name=last.name,
-            # from the end: OpenVINO (2026.4) applies the inverse of a Gather on axis 1 before a Conv
+            # from the end: before a Conv, OpenVINO (2026.4) inverts a Gather on axis 1
             axis=axis - len(before or ()),
             doc_string=last.doc_string,
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from onnx import GraphProto, NodeProto, helper
 
 from onnxprune.ir.edit import add_weight, replace_nodes
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, nested, subgraphs
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.subgraphs import branch
 from onnxprune.ir.weights import from_array
 
 
-def fold_constants(model: Model, shapes: Shapes) -> None:
+def fold_constants(model: EditableModel, shapes: Shapes) -> None:
     """Replace nodes of known value by initializers, except those that produce graph outputs."""
     for graph in nested(model.proto.graph):
         outputs = {o.name for o in graph.output}
@@ -25,7 +25,7 @@ def fold_constants(model: Model, shapes: Shapes) -> None:
             dtype = shapes.dtype(node.output[0])
             if dtype and helper.np_dtype_to_tensor_dtype(value.dtype) != dtype:
                 value = value.astype(helper.tensor_dtype_to_np_dtype(dtype))
-            add_weight(model.proto.graph, model.weights, node.output[0], from_array(value))  # type: ignore[arg-type]  # the copy's own dict
+            add_weight(model, node.output[0], from_array(value))
         if len(kept) != len(graph.node):
             replace_nodes(graph, kept)
 

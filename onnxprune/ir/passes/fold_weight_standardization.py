@@ -1,4 +1,4 @@
-"""Folding of weight standardization: weights that a graph normalizes in every run become constants."""
+"""Folding of weight standardization: weights normalized in every run become constants."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from onnx import NodeProto
 
 from onnxprune.ir.edit import add_weight
 from onnxprune.ir.extract import extract
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, captured
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
 
 
-def fold_weight_standardization(model: Model, shapes: Shapes) -> None:
-    """Replace normalizations of constants by their values. `model` is changed.
+def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> None:
+    """Replace normalizations of constants by their values.
 
     The statistics of such a weight run over its input channels: with fewer of them the kept values
     would change, so only the computed values can be cut exactly.
@@ -42,11 +42,9 @@ def fold_weight_standardization(model: Model, shapes: Shapes) -> None:
     needed = _ancestors(names, producers)
     part = [n for n in graph.node if needed.intersection(n.output)]
     values = Session(extract(model, shapes, part, (), names), optimize=False).run({})
-    weights = dict(model.weights)
     for node in targets:
-        add_weight(graph, weights, node.output[0], from_array(values[node.output[0]]))
+        add_weight(model, node.output[0], from_array(values[node.output[0]]))
         graph.node.remove(node)
-    object.__setattr__(model, "weights", weights)
 
 
 def _ancestors(names: list[str], producers: dict[str, NodeProto]) -> set[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from onnx import ModelProto
 
 from onnxprune.errors import ModelError
-from onnxprune.ir.io import Model
 from onnxprune.ir.limits import check_functions
+from onnxprune.ir.model import EditableModel
 
 
-def inline_functions(model: Model) -> Model:
+def inline_functions(model: EditableModel) -> EditableModel:
     """Return the model with calls of local functions replaced by their nodes."""
     if not model.proto.functions:
         return model
@@ -23,4 +23,4 @@ def inline_functions(model: Model) -> Model:
         raise ModelError(
             "model-invalid", f"local functions cannot be inlined: {str(problem).splitlines()[0]}"
         ) from problem
-    return Model(proto, dict(model.weights), model.path)
+    return EditableModel(proto, model.weights, model.path)

@@ -8,9 +8,9 @@ import numpy as np
 from onnx import NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from onnxprune.ir.edit import add_weight, replace_nodes
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, nested
-from onnxprune.ir.weights import Scattered, Weight, from_array, from_proto
+from onnxprune.ir.weights import SparseWeight, Weight, from_array, from_proto
 
 # Larger sparse initializers stay sparse, and the channels of their consumers stay unpruned.
 DENSE_BYTES = 1 << 28
@@ -22,30 +22,28 @@ _DTYPES = {
 }
 
 
-def lift_constants(model: Model) -> None:
+def lift_constants(model: EditableModel) -> None:
     """Turn Constant nodes, body initializers and sparse initializers into plain initializers."""
-    main, weights = model.proto.graph, dict(model.weights)
-    for graph in nested(main):
+    for graph in nested(model.proto.graph):
         kept = []
         for node in graph.node:
             value = _constant_value(node)
             if value is None:
                 kept.append(node)
             else:
-                add_weight(main, weights, node.output[0], value)
+                add_weight(model, node.output[0], value)
         if len(kept) != len(graph.node):
             replace_nodes(graph, kept)
-        if graph is not main:
+        if graph is not model.proto.graph:
             for tensor in graph.initializer:
-                add_weight(main, weights, tensor.name, from_proto(tensor))
+                add_weight(model, tensor.name, from_proto(tensor))
             del graph.initializer[:]
         # in reverse, because entries are deleted by index
         for i, sparse in reversed(list(enumerate(graph.sparse_initializer))):
             value = _dense_value(sparse)
             if value is not None:
-                add_weight(main, weights, sparse.values.name, value)
+                add_weight(model, sparse.values.name, value)
                 del graph.sparse_initializer[i]
-    object.__setattr__(model, "weights", weights)
 
 
 def _constant_value(node: NodeProto) -> Weight | None:
@@ -81,4 +79,4 @@ def _dense_value(sparse: SparseTensorProto) -> Weight | None:
             f"sparse tensor {sparse.values.name!r} of shape {shape} has {len(values)} values at "
             f"{len(flat)} indices, or an index out of range"
         )
-    return Scattered(sparse.values.data_type, shape, values, flat)
+    return SparseWeight(sparse.values.data_type, shape, values, flat)

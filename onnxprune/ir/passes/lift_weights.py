@@ -1,4 +1,4 @@
-"""Weights as initializers, where they can be changed, instead of Constant nodes or local functions."""
+"""Weights of Constant nodes and local functions as initializers, where they can be changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import prod
 
 from onnx import NodeProto, TensorProto
 
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import Model
 from onnxprune.ir.nodes import attribute
 from onnxprune.ir.passes.canonicalize import canonicalize
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
-from onnxprune.ir.edit import replace_nodes
-from onnxprune.ir.io import Model
+from onnxprune.ir.edit import remove_initializers, replace_nodes
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, nested, subgraphs
 from onnxprune.ir.passes.names import rename
 
 
-def remove_identities(model: Model) -> None:
+def remove_identities(model: EditableModel) -> None:
     """Remove Identity nodes that produce no graph output, and let consumers read their input."""
     for graph in nested(model.proto.graph):
         outputs = {o.name for o in graph.output}
@@ -36,7 +36,7 @@ def _is_identity(node: NodeProto) -> bool:
     return node.domain in STANDARD_DOMAINS and node.op_type == "Identity"
 
 
-def remove_dead(model: Model) -> None:
+def remove_dead(model: EditableModel) -> None:
     """Remove nodes and initializers that contribute to no output."""
     for graph in nested(model.proto.graph):
         live = {o.name for o in graph.output}
@@ -54,18 +54,4 @@ def remove_dead(model: Model) -> None:
         used.update(o.name for o in graph.output)
         for node in graph.node:
             used.update(node.input)
-    _remove_initializers(model, {i.name for i in model.proto.graph.initializer} - used)
-
-
-def _remove_initializers(model: Model, names: set[str]) -> None:
-    """Remove initializers of the main graph, also where they are listed as graph inputs."""
-    if not names:
-        return
-    graph = model.proto.graph
-    initializers = [i for i in graph.initializer if i.name not in names]
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
-    inputs = [i for i in graph.input if i.name not in names]
-    del graph.input[:]
-    graph.input.extend(inputs)
-    object.__setattr__(model, "weights", {n: w for n, w in model.weights.items() if n not in names})
+    remove_initializers(model, {i.name for i in model.proto.graph.initializer} - used)

@@ -1,7 +1,8 @@
 """Slice assignments as concatenations.
 
-`x[:, a:b] = y` is exported as a ScatterND that lists every position of the slice. Such a node ties all
-axes together; as a Concat of the parts before, inside and after the slice, each axis passes through.
+`x[:, a:b] = y` is exported as a ScatterND that lists every position of the slice. Such a node ties
+all axes together; as a Concat of the parts before, inside and after the slice, each axis passes
+through.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxprune.ir.edit import add_initializer, replace_nodes
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import EVALUATE, is_static
@@ -31,10 +32,10 @@ class _Span(NamedTuple):
         return self.start == 0 and self.end == self.size
 
 
-def rewrite_slice_assignments(model: Model, shapes: Shapes) -> bool:
+def rewrite_slice_assignments(model: EditableModel, shapes: Shapes) -> bool:
     """Rewrite slice assignments in the main graph; return whether there were any.
 
-    Leaves Identity nodes. `model` is changed.
+    Leaves Identity nodes.
     """
     graph = model.proto.graph
     if not any(node.op_type == "ScatterND" for node in graph.node):
@@ -58,7 +59,7 @@ def rewrite_slice_assignments(model: Model, shapes: Shapes) -> bool:
 class _Rewriter:
     """Matching and rewriting of the ScatterND nodes of a model."""
 
-    def __init__(self, model: Model, shapes: Shapes) -> None:
+    def __init__(self, model: EditableModel, shapes: Shapes) -> None:
         self.model = model
         self.shapes = shapes
         self.producers = {o: node for node in model.proto.graph.node for o in node.output}

@@ -1,9 +1,9 @@
 """Splitting of fused projections, so that queries, keys and values can have different widths.
 
-A linear layer that computes queries, keys and values at once yields one axis of k times n channels,
-which is reshaped to (k, n), transposed and indexed. As one tensor its parts can only be pruned alike.
-Split first, then reshaped and moved part by part, they are independent; no value changes and nothing
-is copied more often.
+A linear layer that computes queries, keys and values at once yields one axis of k times n
+channels, which is reshaped to (k, n), transposed and indexed. As one tensor its parts can only be
+pruned alike. Split first, then reshaped and moved part by part, they are independent; no value
+changes and nothing is copied more often.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, nested, set_attribute
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import Dim, is_static
@@ -26,7 +26,7 @@ _AXES_ARE_INPUTS = 13  # opset from which Split sizes and Squeeze axes are input
 
 @dataclass
 class _FusedProjection:
-    """Reshape that splits one axis into `parts` times the rest, up to the nodes that index the parts.
+    """Reshape that splits one axis into `parts` times the rest, and the nodes up to the indexing.
 
     Attributes
     ----------
@@ -52,10 +52,10 @@ class _FusedProjection:
     consumers: list[tuple[NodeProto, list[int]]] = field(default_factory=list)
 
 
-def split_fused_projections(model: Model, shapes: Shapes) -> bool:
+def split_fused_projections(model: EditableModel, shapes: Shapes) -> bool:
     """Rewrite the fused projections of the main graph; return whether there were any.
 
-    Leaves Identity nodes. `model` is changed.
+    Leaves Identity nodes.
     """
     graph = model.proto.graph
     matcher = _Matcher(model, shapes)
@@ -79,7 +79,7 @@ def split_fused_projections(model: Model, shapes: Shapes) -> bool:
 class _Matcher:
     """Search for fused projections in a model."""
 
-    def __init__(self, model: Model, shapes: Shapes) -> None:
+    def __init__(self, model: EditableModel, shapes: Shapes) -> None:
         self.shapes = shapes
         graph = model.proto.graph
         self.consumers: dict[str, list[NodeProto]] = {}
@@ -210,7 +210,10 @@ def _sliced_part(
 
 
 def _rewrite(
-    model: Model, fused: _FusedProjection, shapes: Shapes, replaced: dict[int, list[NodeProto]]
+    model: EditableModel,
+    fused: _FusedProjection,
+    shapes: Shapes,
+    replaced: dict[int, list[NodeProto]],
 ) -> None:
     """Replace the Reshape by a Split and one Reshape and chain per part.
 
@@ -249,7 +252,7 @@ def _rewrite(
 
 
 def _rewrite_consumer(
-    model: Model, consumer: NodeProto, parts: Sequence[int], source: str, shapes: Shapes
+    model: EditableModel, consumer: NodeProto, parts: Sequence[int], source: str, shapes: Shapes
 ) -> list[NodeProto]:
     """Return an Identity per output, or a Squeeze if a Gather picked the part by a scalar."""
     nodes = []
@@ -269,7 +272,7 @@ def _rewrite_consumer(
 
 
 def _part_target(
-    model: Model, fused: _FusedProjection, shapes: Shapes, nodes: list[NodeProto]
+    model: EditableModel, fused: _FusedProjection, shapes: Shapes, nodes: list[NodeProto]
 ) -> str:
     """Return the name of the Reshape's target with 1 in place of the number of parts.
 
@@ -289,7 +292,7 @@ def _part_target(
     return name
 
 
-def _set_numbers(model: Model, node: NodeProto, what: str, values: list[int]) -> None:
+def _set_numbers(model: EditableModel, node: NodeProto, what: str, values: list[int]) -> None:
     """Set sizes or axes as an attribute or input, whichever the model's opset has."""
     if model.opset < _AXES_ARE_INPUTS:
         set_attribute(node, what, values)

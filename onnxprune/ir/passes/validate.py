@@ -6,11 +6,11 @@ import onnx
 from onnx import GraphProto, NodeProto
 
 from onnxprune.errors import ModelError
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import ModelView
 from onnxprune.ir.nodes import STANDARD_DOMAINS, label, subgraphs
 
 
-def validate(model: Model) -> None:
+def validate(model: ModelView) -> None:
     """Check that every name is defined once and before use, and that nodes have enough operands.
 
     Raises
