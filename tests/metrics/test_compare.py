@@ -1,4 +1,4 @@
-"""Comparison of two models: the spread against exact formulas, classes, costs, and models that are the same."""
+"""Comparison of two models: standard errors against exact formulas, classes and costs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_mcnemar_and_paired_error_are_exact():
     assert found.interval[0] < found.difference < found.interval[1]
 
 
-def test_paired_spread_is_smaller_than_unpaired():
+def test_paired_error_is_smaller_than_unpaired():
     (a, b), _ = pair(1)
     unpaired = math.hypot(a.result().standard_error, b.result().standard_error)
     assert compare_metrics(a, b).standard_error < unpaired
@@ -86,7 +86,7 @@ def test_classes_and_subset():
         compare_metrics(a, b, [9])
 
 
-def test_the_same_model_does_not_differ():
+def test_equal_models_do_not_differ():
     (a, _), _ = pair()
     found = compare_metrics(a, a)
     assert (
@@ -97,7 +97,7 @@ def test_the_same_model_does_not_differ():
 
 
 @pytest.mark.parametrize("name", ["miou", "coco"])
-def test_other_metrics_have_a_spread_too(name):
+def test_metrics_that_are_no_mean_have_standard_errors(name):
     rng = np.random.default_rng(3)
     metrics = [
         find_metric(name, MetricOptions(classes=3, decoder=lambda o, n: list(o["y"])))
@@ -130,7 +130,10 @@ def test_other_metrics_have_a_spread_too(name):
 
 
 def test_models_end_to_end(tmp_path):
-    text = '<ir_version: 8, opset_import: ["" : 13]> agraph (float[N,3] x) => (float[N,3] y) <float[3] k = {KK}> { y = Add(x, k) }'
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]> agraph (float[N,3] x) => (float[N,3] y) '
+        "<float[3] k = {KK}> { y = Add(x, k) }"
+    )
     a, b = (
         load(onnx.parser.parse_model(text.replace("KK", k)))
         for k in ("0.0, 0.0, 0.0", "0.0, 0.0, 9.0")

@@ -22,7 +22,7 @@ SAME = 1e-9  # both compute in float64; the order of sums differs
 def scene(
     seed: int, images: int = 6, classes: int = 3, crowd: bool = False
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Random boxes, and detections that are jittered copies of them and noise, without ties in score."""
+    """Random boxes, with jittered copies and noise as detections, without ties in score."""
     rng = np.random.default_rng(seed)
     detections, truth = [], []
     for image in range(images):
@@ -97,8 +97,11 @@ def test_a_comparison_by_the_official_metric_is_plain_json():
     assert [row["index"] for row in rows] == [0, 1, 2]
 
 
-def test_weights_count_images_as_often_as_they_say():
-    """Weights 0, 1, 2 equal leaving out, keeping and repeating images (scores differ between copies by nothing: ties keep their order)."""
+def test_weights_repeat_images():
+    """Weights 0, 1 and 2 equal leaving out, keeping and repeating images.
+
+    Copies of an image tie in score; ties keep their order.
+    """
     detections, truth = scene(5, images=8)
     whole = stream("coco", detections, truth, MetricOptions(decoder=plain))
     chosen = [0, 2, 3, 5]
@@ -140,7 +143,7 @@ def test_perfect_detections_score_one_and_none_score_zero():
     )
 
 
-def test_anchored_curve_begins_at_precision_one():
+def test_anchored_curve_starts_at_precision_one():
     recall, precision = np.array([[0.0], [0.5]]), np.array([[0.0], [0.5]])
     assert area(recall, precision)[0] == pytest.approx(51 * 0.5 / 101)
     assert area(recall, precision, "anchored")[0] == pytest.approx((1 + 50 * 0.5) / 101)
@@ -149,7 +152,7 @@ def test_anchored_curve_begins_at_precision_one():
         find_metric("coco", MetricOptions(curve="round"))
 
 
-def test_a_box_is_found_once():
+def test_a_box_is_matched_once():
     box = np.array([[0.1, 0.1, 0.5, 0.5]])
     right, ignored = match(np.repeat(np.c_[box, 0.9, 0], 2, 0), box, np.zeros(1, bool))
     assert (
@@ -207,7 +210,7 @@ def test_native_outputs_of_the_common_exports_agree():
         native({"output0": rows}, {})
 
 
-def test_what_is_wrong_is_said():
+def test_errors_name_shape_and_fix():
     metric = find_metric("coco", MetricOptions(decoder=lambda o, n: [np.zeros((1, 5))]))
     with pytest.raises(DataError, match=r"must give \(boxes, 6\)"):
         metric.update({"x": np.zeros((1, 2))}, {"boxes": np.zeros((1, 6))})

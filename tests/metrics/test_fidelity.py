@@ -1,4 +1,4 @@
-"""Fidelity against closed forms and torch, in any batching; and what it declines to say."""
+"""Fidelity against closed forms and torch, in any batching, and figures that do not apply."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_class_rows_equal_closed_forms_in_any_batching(seed, pieces, scale):
     assert found.location_agreement is None
 
 
-def test_equal_models_have_no_distance_and_confident_ones_are_warned_about():
+def test_equal_models_have_distance_zero_and_saturated_ones_a_warning():
     a = np.eye(5)[[0, 1, 2, 3]] * 50
     found = run({"y": a}, {"y": a.copy()})
     out = found.outputs["y"]
@@ -74,7 +74,7 @@ def test_equal_models_have_no_distance_and_confident_ones_are_warned_about():
     )
 
 
-def test_probabilities_are_read_as_such():
+def test_probabilities_give_the_figures_of_their_logits():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 30, 4))
     soft = [np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (a, b)]
@@ -114,7 +114,7 @@ def test_maps_sequences_images_and_integers():
     assert found.box_agreement is None and found.as_dict()["outputs"]["image"]["kl"] is None
 
 
-def test_large_outputs_are_taken_in_pieces(monkeypatch):
+def test_large_outputs_are_summed_in_pieces(monkeypatch):
     rng = np.random.default_rng(2)
     a = {"map": rng.normal(size=(4, 6, 40, 40)), "first": rng.normal(size=(4, 5))}
     b = {n: v + 0.1 * rng.normal(size=v.shape) for n, v in a.items()}
@@ -148,7 +148,7 @@ def test_degenerate_outputs():
     assert grow.result().outputs["y"].nmse is None and grow.result().samples == 2
 
 
-def test_what_is_wrong_is_said():
+def test_errors_name_output_and_shape():
     with pytest.raises(DataError, match="no sample"):
         Accumulator().result()
     with pytest.raises(DataError, match=r"\(1, 3\) in the original"):
@@ -159,7 +159,7 @@ def test_what_is_wrong_is_said():
         Accumulator(class_axes={"y": 4}).update({"y": np.ones((1, 3))}, {"y": np.ones((1, 3))})
 
 
-def test_boxes_are_used_once_and_by_class():
+def test_boxes_are_matched_once_and_by_class():
     box = [0.1, 0.1, 0.5, 0.5]
     a = np.array([[*box, 0.9, 0], [*box, 0.8, 0], [*box, 0.7, 1]])
     b = np.array([[*box, 0.6, 0], [0.6, 0.6, 0.9, 0.9, 0.6, 1]])

@@ -1,4 +1,4 @@
-"""Accuracy, segmentation and restoration metrics against torch, scikit-style plain formulas and closed forms."""
+"""Accuracy, segmentation and restoration metrics against torch, plain formulas and closed forms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def brightness(outputs, labels):
 
 
 def error_rate(outputs, labels):
-    """A user's metric of which less is better."""
+    """A user's metric with lower values better."""
     return float((outputs["y"].argmax(1) != labels["labels"]).mean())
 
 
@@ -229,7 +229,7 @@ def test_every_metric_keeps_the_contract(name):
     assert find_metric(name).name == name
 
 
-def test_the_contract_notices():
+def test_the_contract_detects_violations():
     class Forgetful(TopK):
         def update(self, outputs, labels):
             if not self.n:

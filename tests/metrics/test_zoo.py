@@ -1,4 +1,4 @@
-"""Our metrics against the trained models' own evaluation script, on real data."""
+"""Metrics against the evaluation script of the trained models, on real data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SAME = 1e-6  # asked for; both are the same float32 runs
+SAME = 1e-6  # both evaluate the same float32 outputs
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "top1": "top1",
@@ -24,7 +24,7 @@ NAMES = {
 
 @pytest.fixture
 def trained(zoo, monkeypatch):
-    """(our reader of the folder, the folder's evaluation script)."""
+    """(reader of the folder, its evaluation script)."""
     monkeypatch.syspath_prepend(str(ROOT))
     reader = pytest.importorskip("benchmarks.zoo")
     if not (zoo / "eval.py").is_file():
@@ -49,7 +49,7 @@ def trained(zoo, monkeypatch):
         ("sr_imdn_x2", 2, ["psnr_y"]),
     ],
 )
-def test_same_figures_as_the_folders_own_script(zoo, trained, name, limit, metrics):
+def test_figures_equal_the_script(zoo, trained, name, limit, metrics):
     if name.startswith("coco"):
         pytest.importorskip("cv2")
     reader, script = trained
@@ -75,7 +75,7 @@ def test_same_figures_as_the_folders_own_script(zoo, trained, name, limit, metri
         ("coco_yolofastestv2", "coco_yolofastestv2_bn", 24, "coco"),
     ],
 )
-def test_comparisons_give_the_scripts_figures_and_each_class(
+def test_comparisons_equal_the_script_and_cover_each_class(
     zoo, trained, name, other, limit, metric
 ):
     """All classes and a chosen subset of trained models; detection a second time by pycocotools."""
@@ -115,7 +115,7 @@ def test_comparisons_give_the_scripts_figures_and_each_class(
 
 
 @pytest.mark.zoo
-def test_calibration_inputs_are_the_scripts(zoo, trained, tmp_path):
+def test_calibration_inputs_equal_the_script(zoo, trained, tmp_path):
     reader, script = trained
     entries = reader.open_zoo(zoo)
     for name in ("cifar10_resnet20", "camvid_espnet"):

@@ -1,4 +1,7 @@
-"""Run by test_sensitivity.py as a program: six jobs on a local cluster of two workers, the fourth of which ends its worker once."""
+"""Program of test_sensitivity.py: six jobs on a local cluster of two workers.
+
+The fourth job ends its worker the first time.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from onnxprune.search.workers import run_jobs
 
 
 def dies_once(job: tuple[str, int]) -> int:
-    """The square."""
+    """Return the square; job 3 ends its process the first time."""
     mark = Path(job[0]) / "died"
     if job[1] == 3 and not mark.exists():
         mark.touch()

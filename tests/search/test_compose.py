@@ -1,4 +1,4 @@
-"""Cut A then cut B of what is left is cut A or B, through the way back that searches use."""
+"""Cut A and then cut B of the reduced model equal one composed cut of the original."""
 
 from __future__ import annotations
 
@@ -34,24 +34,26 @@ def plan(analysis, kept) -> Plan:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_two_cuts_are_one(seed: int) -> None:
+def test_two_cuts_equal_their_composition(seed: int) -> None:
     analysis, rng = analyze(load(demo.files().model)), np.random.default_rng(seed)
     first = random_kept(analysis, rng)
-    step = reduce_model(analysis, first)
-    assert set(step.origin) == {g.name for g in step.analysis.groups}
-    second = random_kept(step.analysis, rng)
-    both = step.compose(second)
+    reduced = reduce_model(analysis, first)
+    assert set(reduced.origin) == {g.name for g in reduced.analysis.groups}
+    second = random_kept(reduced.analysis, rng)
+    both = reduced.compose(second)
     assert_same(
-        cut(step.analysis, plan(step.analysis, second)), cut(analysis, plan(analysis, both))
+        cut(reduced.analysis, plan(reduced.analysis, second)), cut(analysis, plan(analysis, both))
     )
-    assert step.compose({}) == {n: k for n, k in first.items() if len(k) < analysis.group(n).size}
+    assert reduced.compose({}) == {
+        n: k for n, k in first.items() if len(k) < analysis.group(n).size
+    }
 
 
-def test_on_a_trained_network(zoo) -> None:
+def test_two_cuts_of_a_trained_network(zoo) -> None:
     analysis, rng = analyze(load(zoo / "coco_yolofastestv2.onnx")), np.random.default_rng(0)
-    step = reduce_model(analysis, random_kept(analysis, rng))
-    second = random_kept(step.analysis, rng)
+    reduced = reduce_model(analysis, random_kept(analysis, rng))
+    second = random_kept(reduced.analysis, rng)
     assert_same(
-        cut(step.analysis, plan(step.analysis, second)),
-        cut(analysis, plan(analysis, step.compose(second))),
+        cut(reduced.analysis, plan(reduced.analysis, second)),
+        cut(analysis, plan(analysis, reduced.compose(second))),
     )

@@ -1,4 +1,4 @@
-"""Group Fisher: its normalizations against their definitions, its steps against budgets and widths, and fix_subnet files."""
+"""Group Fisher: normalizations against their definitions, budgets and widths, fix_subnet files."""
 
 from __future__ import annotations
 
@@ -41,8 +41,13 @@ def search(budget: float = 0.8, round_to: int = 4, **options: object) -> Search:
 
 
 def test_costs_by_hand() -> None:
-    """Conv 3 -> 8 (3x3, 10x10 out), depthwise 3x3, conv 8 -> 5 (1x1): the one group's channel in MACs and in values made."""
-    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 10, 10] x, float[8, 3, 3, 3] a, float[8, 1, 3, 3] d, float[5, 8, 1, 1] b) => (float[1, 5, 10, 10] y) {
+    """Costs of a channel in MACs and in activations, of the one group of three convolutions.
+
+    Conv 3 -> 8 (3x3, 10x10 out), depthwise 3x3, Conv 8 -> 5 (1x1).
+    """
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (
+        float[1, 3, 10, 10] x, float[8, 3, 3, 3] a, float[8, 1, 3, 3] d, float[5, 8, 1, 1] b
+    ) => (float[1, 5, 10, 10] y) {
         h = Conv <pads = [1, 1, 1, 1]> (x, a)
         k = Conv <pads = [1, 1, 1, 1], group = 8> (h, d)
         y = Conv (k, b) }"""
@@ -62,13 +67,15 @@ def test_costs_by_hand() -> None:
 
 
 def steps_of_eight(engine: object, spec: LayerSpec, options: object, cache: object = None) -> float:
-    """A stand-in for a layer's time: one millisecond for every eight output channels that are begun."""
+    """A layer's time for tests: one millisecond per started block of eight output channels."""
     return float(-(-spec.weight[0] // 8))
 
 
 def test_latency_is_the_next_step_down_the_staircase(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conv 3 -> 20 -> 5 on steps of 8: the step from 20 to 16 takes 4 channels and saves 1 ms, so a channel costs a quarter."""
-    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 3, 10, 10] x, float[20, 3, 3, 3] a, float[5, 20, 1, 1] b) => (float[1, 5, 10, 10] y) {
+    """The step from 20 to 16 channels of a Conv removes 4 and saves 1 ms: 0.25 ms per channel."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (
+        float[1, 3, 10, 10] x, float[20, 3, 3, 3] a, float[5, 20, 1, 1] b
+    ) => (float[1, 5, 10, 10] y) {
         h = Conv <pads = [1, 1, 1, 1]> (x, a)
         y = Conv (h, b) }"""
     proto = onnx.parser.parse_model(text)
@@ -89,8 +96,8 @@ def test_latency_is_the_next_step_down_the_staircase(monkeypatch: pytest.MonkeyP
     )  # 20 to 18: nothing saved
 
 
-def test_a_search_by_latency_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times differ from run to run; what a killed search measured stays."""
+def test_a_search_by_latency_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies differ from run to run; a resumed search uses those in the journal."""
     monkeypatch.setattr(savings, "time_layer", steps_of_eight)
     whole = group_fisher(
         replace(search(normalization="latency"), journal=Journal(tmp_path / "j.jsonl"))
@@ -135,7 +142,7 @@ def test_each_normalization_is_better_on_its_own_cost(
 
 
 def test_one_scoring_with_one_step_is_the_global_order() -> None:
-    """With all channels in one step and no rounding, what goes is what a sort of importance over cost says, until the budget."""
+    """With all channels in one step and no rounding, channels go by importance until the budget."""
     here = search(0.9, round_to=1, step=10**6, normalization="none")
     plan = group_fisher(here)
     scores = CRITERIA.get("fisher")(
@@ -157,7 +164,7 @@ def test_one_scoring_with_one_step_is_the_global_order() -> None:
     } == gone
 
 
-def test_a_killed_search_ends_alike(tmp_path: Path) -> None:
+def test_a_resumed_search_ends_with_the_same_plan(tmp_path: Path) -> None:
     whole = group_fisher(replace(search(), journal=Journal(tmp_path / "whole.jsonl")))
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "part.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
@@ -168,21 +175,21 @@ def test_a_killed_search_ends_alike(tmp_path: Path) -> None:
     )
 
 
-def noted(path: Path, **options: object) -> list[dict[str, list[float]]]:
-    """Scores of each step of a search."""
+def step_scores(path: Path, **options: object) -> list[dict[str, list[float]]]:
+    """Return the scores of each step of a search."""
     group_fisher(replace(search(0.4, **options), journal=Journal(path)))
     return [row["scores"] for row in rows(path)]
 
 
 def test_later_scorings_see_refitted_weights(tmp_path: Path) -> None:
-    """The first is the same, for nothing is cut yet; the second begins with the same channels gone."""
-    own, refitted = (noted(tmp_path / str(refit), refit=refit) for refit in (False, True))
+    """The first scoring is the same, as nothing is cut; the second sees the same channels."""
+    own, refitted = (step_scores(tmp_path / str(refit), refit=refit) for refit in (False, True))
     assert own[0] == refitted[0] and own[1].keys() == refitted[1].keys()
     assert all(len(own[1][n]) == len(refitted[1][n]) for n in own[1]) and own[1] != refitted[1]
 
 
 def test_importance_is_averaged_over_scorings() -> None:
-    """By channel, wherever it lies now: the second scoring sees a model without the first channel."""
+    """By channel of the original: the second scoring sees a model without the first channel."""
     here = search()
     group, scorer = here.analysis.groups[0], _Scorer(here, GroupFisherSettings(refit=False))
     first = {group.name: np.arange(float(group.size))}
@@ -192,7 +199,7 @@ def test_importance_is_averaged_over_scorings() -> None:
     step = reduce_model(here.analysis, {group.name: tuple(range(1, group.size))})
     (name,) = [n for n in step.origin if step.original_groups(n) == {group.name}]
     again = scorer.average(
-        step, {name: np.full(group.size - 1, 3.0), "none of the original's": np.ones(2)}
+        step, {name: np.full(group.size - 1, 3.0), "not in the original": np.ones(2)}
     )
     assert set(again) == {name}
     np.testing.assert_allclose(again[name], (np.arange(1.0, group.size) + 3) / 2)
@@ -200,25 +207,25 @@ def test_importance_is_averaged_over_scorings() -> None:
     assert kept[0] != kept[1]
 
 
-def test_fisher_by_name_is_the_method_s_own() -> None:
+def test_fisher_is_the_default_criterion() -> None:
     assert group_fisher(replace(search(), criterion="fisher")).kept == group_fisher(search()).kept
 
 
-def test_a_criterion_that_was_chosen_scores(tmp_path: Path) -> None:
+def test_the_chosen_criterion_scores(tmp_path: Path) -> None:
     here = replace(search(normalization="none"), criterion="l2", journal=Journal(tmp_path / "j"))
     assert here.met(group_fisher(here).kept)
     first, expected = next(iter(rows(tmp_path / "j")))["scores"], CRITERIA.get("l2")(here.context)
     assert {n: list(v) for n, v in expected.items()} == first
 
 
-def test_mistakes() -> None:
+def test_errors_name_the_problem() -> None:
     with pytest.raises(UsageError, match="flops"):
         group_fisher(search(normalization="flop"))
     with pytest.raises(TargetError, match="least width"):
         group_fisher(search(0.001, step=10**6))
 
 
-def test_fix_subnet_there_and_back() -> None:
+def test_fix_subnet_round_trip() -> None:
     here = search()
     plan = group_fisher(here)
     counts = to_subnet(here.analysis, plan)

@@ -1,4 +1,4 @@
-"""A search whose process is killed (SIGKILL) in the middle and started again writes the bytes that an undisturbed one writes."""
+"""A search that is killed (SIGKILL) and started again writes the bytes of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METHODS = {
 
 
 def start(method: str, folder: Path) -> subprocess.Popen[bytes]:
-    """The command, in a process of its own."""
+    """Start the command in a process of its own."""
     command = [
         sys.executable,
         "-m",
@@ -78,13 +78,13 @@ def finished(process: subprocess.Popen[bytes]) -> None:
 
 
 def lines(journal: Path) -> int:
-    """Measurements that are in the journal by now."""
+    """Return the number of measurements in the journal."""
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_killed_and_started_again_gives_the_same_bytes(method: str, tmp_path: Path) -> None:
+def test_a_killed_search_resumes_with_the_same_bytes(method: str, tmp_path: Path) -> None:
     if "tuned" in method:
         pytest.importorskip("torch")
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -52,7 +52,7 @@ def search(budget: float, **options: object) -> Search:
     )
 
 
-def test_rounds_meet_the_budget_and_go_on_after_a_kill(tmp_path: Path) -> None:
+def test_rounds_meet_the_budget_and_resume(tmp_path: Path) -> None:
     here = search(0.8)
     whole = layer_selection(replace(here, journal=Journal(tmp_path / "whole.jsonl")))
     assert here.met(whole.kept) and len(whole.decided_by["rounds"]) >= 1
@@ -66,8 +66,8 @@ def test_rounds_meet_the_budget_and_go_on_after_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("budget", "round_to"), [(0.8, 1), (0.8, 4), (0.3, 8)])
-def test_no_group_can_have_a_step_back(budget: float, round_to: int) -> None:
-    """Not those of earlier rounds either: at the next width that is allowed the budget is missed."""
+def test_no_group_can_be_widened_by_a_step(budget: float, round_to: int) -> None:
+    """Also not those of earlier rounds: at the next allowed width the budget is missed."""
     here = search(budget, rounds=5)
     here = replace(here, constraints=replace(here.constraints, round_to=round_to))
     kept = dict(layer_selection(here).kept)
@@ -89,8 +89,8 @@ def test_lower_rates_are_tried_where_higher_ones_are_not_allowed() -> None:
     )
 
 
-def test_a_measured_budget_goes_on_to_other_groups() -> None:
-    """The first of the list may shrink by half only; the measure is a share of the MACs here."""
+def test_a_measured_budget_proceeds_to_other_groups() -> None:
+    """The first group of the list may shrink only by half; the measure is a share of the MACs."""
     here = search(0.6, flops_layers=1, latency_layers=0, rounds=40)
     whole = here.analysis.cost().macs
     measures = {"latency": lambda kept: here.analysis.cost(kept).macs / whole}
@@ -105,7 +105,8 @@ def test_a_measured_budget_goes_on_to_other_groups() -> None:
 def test_weights_that_cannot_be_refitted_are_cut_by_norms(method: Callable[[Search], Plan]) -> None:
     quantized = "; ".join(f"d{i} = DequantizeLinear(w{i}, s, z)" for i in (1, 2, 3))
     model = net(
-        f"float[n,4,8,8] x | int8[16,4,3,3] w1, int8[16,16,3,3] w2, int8[5,16,1,1] w3, float s = {{0.01}}, int8 z = {{0}} | "
+        "float[n,4,8,8] x | int8[16,4,3,3] w1, int8[16,16,3,3] w2, int8[5,16,1,1] w3, "
+        "float s = {0.01}, int8 z = {0} | "
         f"{quantized}; a = Conv(x, d1); r = Relu(a); b = Conv(r, d2); t = Relu(b); y = Conv(t, d3)"
     )
     analysis = analyze(load(model))
@@ -119,7 +120,9 @@ def test_weights_that_cannot_be_refitted_are_cut_by_norms(method: Callable[[Sear
 @pytest.mark.parametrize(
     "options", [{"rates": "0.25,abc"}, {"rates": "1.5"}, {"rounds": 0}, {"max_drop": 2}]
 )
-def test_wrong_settings_are_said_before_anything_is_measured(options: Mapping[str, object]) -> None:
+def test_invalid_settings_are_rejected_before_any_measurement(
+    options: Mapping[str, object],
+) -> None:
     here = search(0.8, **options)
     with pytest.raises(UsageError, match="layer-selection: (rates|rounds)"):
         layer_selection(here)
@@ -132,8 +135,8 @@ def test_ratios_for_all_groups_leave_nothing_to_search() -> None:
         layer_selection(replace(here, constraints=replace(here.constraints, ratios={"*": 0.25})))
 
 
-def test_scores_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By fixed groups and by the rounds alike."""
+def test_scores_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed groups and rounds share them."""
     asked: list[str] = []
     monkeypatch.setattr(
         base, "CRITERIA", SimpleNamespace(get=lambda name: asked.append(name) or CRITERIA.get(name))
@@ -147,12 +150,12 @@ def test_scores_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(asked) == ["l2", "reconstruction"]
 
 
-def test_what_cannot_be_reached_is_said() -> None:
+def test_unreachable_target_names_the_option_to_raise() -> None:
     with pytest.raises(TargetError, match="raise rounds"):
         layer_selection(search(0.2, rounds=1, params_layers=1, flops_layers=0))
 
 
-def test_every_round_saves_its_share_whatever_that_costs() -> None:
+def test_every_round_saves_its_share_at_any_loss() -> None:
     here = search(0.5, rounds=4, max_drop=0.0)
     plan, whole = layer_selection(here), here.analysis.cost().macs
     left, budget = whole, here.constraints.budgets["macs"]
@@ -185,10 +188,10 @@ def test_lists_are_those_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(how.params_layers and not how.flops_layers for how in asked)
 
 
-def test_exponents_grow_where_single_groups_cost_next_to_nothing(
+def test_exponents_scale_up_if_single_groups_cost_little(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To these a typical group costs what it would if it took 1 % of the quality; where it takes more, they are as they are."""
+    """A typical group weighs as if it cost 1 % of the quality; exponents are never reduced."""
     powers: list[float] = []
     monkeypatch.setattr(
         module, "select", lambda records, how: powers.append(how.flops_map) or select(records, how)

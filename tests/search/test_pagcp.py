@@ -1,4 +1,4 @@
-"""PAGCP against the published figures and against what a cut model really does."""
+"""PAGCP against published figures and against cut models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PUBLISHED = {"initial_rate": 0.06, "topk": 0.8, "relax": 1.0, "refit": False, "p
 
 
 def search(budget: float = 0.8, **options: object) -> Search:
-    """On the demo network, a few samples."""
+    """A search on the demo network with few samples."""
     analysis = analyze(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=64)
     constraints = Constraints({"macs": budget * analysis.cost().macs}, round_to=4)
@@ -55,7 +55,7 @@ def test_few_groups_are_given_more_and_more() -> None:
 
 @pytest.mark.parametrize("changed", [{}, {"exp": True}, {"proportional": True}])
 def test_no_head_exceeds_its_tolerance_at_any_accepted_step(changed: dict[str, bool]) -> None:
-    """Checked on cut models, not on what the search says of itself: run whole, losses counted anew; what a step saves by the cost of both plans."""
+    """Losses are computed anew on cut models, and savings from the costs of both plans."""
     here = search()
     chosen = PagcpSettings(**{**PUBLISHED, **changed})
     scores, gate = here.scores("l2"), _Gate(here, chosen)
@@ -83,8 +83,8 @@ def test_no_head_exceeds_its_tolerance_at_any_accepted_step(changed: dict[str, b
         base["logits"] = max(base["logits"], found["logits"])
 
 
-def test_what_is_saved_is_what_the_budget_is_in() -> None:
-    """A budget on parameters: by MACs the last, widest layers of the network would save next to nothing."""
+def test_savings_are_in_the_unit_of_the_budget() -> None:
+    """Of a budget on parameters: in MACs the last, widest layers would save next to nothing."""
     here = search()
     here = replace(
         here,
@@ -102,8 +102,8 @@ def test_what_is_saved_is_what_the_budget_is_in() -> None:
         assert step.saved == before - here.analysis.cost(kept).params
 
 
-def test_channels_are_given_back_until_the_budget_is_full() -> None:
-    """One channel more of any group, and it is missed."""
+def test_channels_are_given_back_until_the_budget_is_just_met() -> None:
+    """With one more channel of any group the budget is missed."""
     here = replace(
         search(), constraints=Constraints({"macs": 0.85 * search().analysis.cost().macs})
     )
@@ -114,8 +114,11 @@ def test_channels_are_given_back_until_the_budget_is_full() -> None:
         assert not here.met({**kept, group: more})
 
 
-def test_trials_are_judged_as_a_repair_would_leave_them() -> None:
-    """What the suffix gives is what the whole refitted network gives; weights of masked inputs are zero; half of a group's channels cost less than without."""
+def test_trials_are_measured_with_refitted_weights() -> None:
+    """The suffix gives the losses of the entire refitted network.
+
+    Weights of masked inputs are zero, and cutting half of a group costs less than without a refit.
+    """
     here = search()
     plain, gate = (_Gate(here, PagcpSettings(refit=r)) for r in (False, True))
     assert gate.start == plain.start
@@ -149,8 +152,8 @@ def test_trials_are_judged_as_a_repair_would_leave_them() -> None:
     )
 
 
-def test_tolerances_grow_only_where_that_is_allowed() -> None:
-    """With a rate that no cut keeps: as published the search ends, with a factor each round's rate is that times the last, until there is a step."""
+def test_tolerances_grow_only_with_relax() -> None:
+    """With a rate that no cut meets, the published search ends; with `relax` the rate grows."""
     with pytest.raises(TargetError, match="relax"):
         pagcp(search(initial_rate="1e-9", relax="1", refit="false", proportional="false"))
     rates = pagcp(
@@ -160,8 +163,8 @@ def test_tolerances_grow_only_where_that_is_allowed() -> None:
     assert all(b in (a, 4 * a) for a, b in zip(rates, rates[1:], strict=False))
 
 
-def test_a_trial_stops_early_only_where_it_would_fail() -> None:
-    """Bounds are missed exactly where the whole sums exceed them, after fewer batches."""
+def test_a_trial_stops_early_only_if_it_would_fail() -> None:
+    """A trial fails exactly if the sums over all batches exceed the bounds, after fewer batches."""
     here = search()
     gate = _Gate(here, PagcpSettings())
     for group, values in list(here.scores("l2").items())[:4]:
@@ -176,7 +179,7 @@ def test_a_trial_stops_early_only_where_it_would_fail() -> None:
     assert gate.suffix({}, group, kept[:1], bounds) is None and gate.suffix.ran - before == 1
 
 
-def test_the_cheapest_stay_in_visiting_order() -> None:
+def test_the_cheapest_steps_keep_their_order() -> None:
     here = search()
     chosen = PagcpSettings(**PUBLISHED)
     gate = _Gate(here, chosen)
@@ -187,7 +190,7 @@ def test_the_cheapest_stay_in_visiting_order() -> None:
     assert max(s.cost for s in chosen) <= min(s.cost for s in steps if s not in chosen)
 
 
-def test_the_budget_is_met_and_a_killed_search_ends_alike(tmp_path: Path) -> None:
+def test_the_budget_is_met_and_a_search_resumes(tmp_path: Path) -> None:
     whole = pagcp(replace(search(), journal=Journal(tmp_path / "whole.jsonl")))
     assert search().met(whole.kept)
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
@@ -213,7 +216,7 @@ def test_own_losses_by_task(tmp_path: Path) -> None:
     ] == [1.0, 1.0]
 
 
-def test_mistakes_and_what_cannot_be_reached() -> None:
+def test_errors_name_the_option() -> None:
     with pytest.raises(UsageError, match="initial_rate"):
         pagcp(search(initial_rat="1"))
     with pytest.raises(UsageError, match="initial_rate"):
@@ -240,7 +243,7 @@ def test_names_of_earlier_releases() -> None:
     assert lines == ["a step"] and models == [here.analysis.model]
 
 
-def test_by_the_command_line_words(tmp_path: Path) -> None:
+def test_pagcp_in_a_run(tmp_path: Path) -> None:
     out = tmp_path / "p.onnx"
     how = {
         "method": "pagcp",

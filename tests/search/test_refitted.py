@@ -1,4 +1,4 @@
-"""A masked network with refitted weights is nearer to the whole one than with the weights as they were."""
+"""A masked network with refitted weights is closer to the original than without a refit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,24 @@ from onnxprune.search.refitted import Refitted, without
 from onnxprune.surgery.cut import cut
 
 NETS = {
-    "chain": "float[n,4,9,8] x | float[8,4,3,3] w1, float[8] b1, float[10,8,3,3] w2, float[5,10,1,1] w3, float[5] b3 | "
+    "chain": "float[n,4,9,8] x | "
+    "float[8,4,3,3] w1, float[8] b1, float[10,8,3,3] w2, float[5,10,1,1] w3, float[5] b3 | "
     "a = Conv(x, w1, b1); r = Relu(a); c = Conv(r, w2); s = Relu(c); y = Conv(s, w3, b3)",
-    "grouped": "float[n,4,9,8] x | float[8,4,3,3] w1, float[12,4,3,3] w2, float[5,12,1,1] w3 | a = Conv(x, w1); r = Relu(a); c = Conv<group=2>(r, w2); s = Relu(c); y = Conv(s, w3)",
+    "grouped": "float[n,4,9,8] x | float[8,4,3,3] w1, float[12,4,3,3] w2, float[5,12,1,1] w3 | "
+    "a = Conv(x, w1); r = Relu(a); c = Conv<group=2>(r, w2); s = Relu(c); y = Conv(s, w3)",
     "transposed": "float[n,4,9,8] x | float[8,4,3,3] w1, float[8,6,2,2] w2, float[5,6,1,1] w3 | "
-    "a = Conv(x, w1); r = Relu(a); c = ConvTranspose<strides=[2,2]>(r, w2); s = Relu(c); y = Conv(s, w3)",
-    "products": "float[n,5,6] x | float[6,12] w1, float[12,9] w2, float[9,7] w3 | a = MatMul(x, w1); r = Relu(a); o = MatMul(r, w2); s = Relu(o); y = MatMul(s, w3)",
-    "gemm, one bias for all": "float[n,6] x | float[12,6] w1, float b, float[12,12] w2, float[12,12] w3 | "
-    "a = Gemm<transB=1>(x, w1, b); r = Relu(a); o = Gemm<transB=1>(r, w2, b); s = Relu(o); y = Gemm<transB=1>(s, w3, b)",
-    "gemm, shared weight": "float[n,6] x | float[12,6] w1, float[12] b1, float[12,12] w2, float[12,7] w3 | "
-    "a = Gemm<transB=1>(x, w1, b1); r = Relu(a); o = Gemm(r, w2); s = Relu(o); p = Gemm(s, w2); t = Relu(p); y = Gemm<alpha=0.5>(t, w3)",
+    "a = Conv(x, w1); r = Relu(a); c = ConvTranspose<strides=[2,2]>(r, w2); s = Relu(c); "
+    "y = Conv(s, w3)",
+    "products": "float[n,5,6] x | float[6,12] w1, float[12,9] w2, float[9,7] w3 | "
+    "a = MatMul(x, w1); r = Relu(a); o = MatMul(r, w2); s = Relu(o); y = MatMul(s, w3)",
+    "gemm, one bias for all": "float[n,6] x | "
+    "float[12,6] w1, float b, float[12,12] w2, float[12,12] w3 | "
+    "a = Gemm<transB=1>(x, w1, b); r = Relu(a); o = Gemm<transB=1>(r, w2, b); s = Relu(o); "
+    "y = Gemm<transB=1>(s, w3, b)",
+    "gemm, shared weight": "float[n,6] x | "
+    "float[12,6] w1, float[12] b1, float[12,12] w2, float[12,7] w3 | "
+    "a = Gemm<transB=1>(x, w1, b1); r = Relu(a); o = Gemm(r, w2); s = Relu(o); p = Gemm(s, w2); "
+    "t = Relu(p); y = Gemm<alpha=0.5>(t, w3)",
 }
 
 
@@ -69,7 +77,7 @@ def halved(request: pytest.FixtureRequest) -> Halved:
     return Halved(analysis, synthetic(input_types(analysis.model), samples=64, seed=1), kept)
 
 
-def test_refitted_weights_are_nearer_to_the_whole_network(halved: Halved) -> None:
+def test_a_refit_reduces_the_error(halved: Halved) -> None:
     analysis, kept = halved.analysis, halved.kept
     whole, masked, plain = (
         halved.outputs(m)
@@ -78,7 +86,7 @@ def test_refitted_weights_are_nearer_to_the_whole_network(halved: Halved) -> Non
     assert np.square(masked - whole).sum() < 0.9 * np.square(plain - whole).sum()
 
 
-def test_a_cut_network_says_what_the_masked_one_does(halved: Halved) -> None:
+def test_the_cut_network_equals_the_masked_one(halved: Halved) -> None:
     refitted, kept = halved.refitted(), halved.kept
     small, masked = refitted.cut(kept), refitted(kept)
     assert small.size_bytes() < masked.size_bytes()
@@ -86,8 +94,8 @@ def test_a_cut_network_says_what_the_masked_one_does(halved: Halved) -> None:
     np.testing.assert_allclose(halved.outputs(small), expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_weights_that_a_body_reads_stay() -> None:
-    """Both branches of an If read the stream and the weights of the nodes behind it."""
+def test_weights_used_by_a_nested_graph_are_unchanged() -> None:
+    """Both branches of an If use an activation and the weights of the nodes after it."""
     proto = net(f"bool c, {NETS['products']}")
     body = [
         helper.make_node("MatMul", ["r", "w2"], ["m"]),
@@ -112,7 +120,7 @@ def test_weights_that_a_body_reads_stay() -> None:
         np.testing.assert_allclose(found["z"], plain["z"], atol=1e-5)
 
 
-def test_channels_are_found_again_behind_new_biases(halved: Halved) -> None:
+def test_channels_are_matched_after_new_biases(halved: Halved) -> None:
     """A refit gives nodes biases that had none, and moves the output of a MatMul."""
     plain, refitted = (
         reduce_model(halved.analysis, halved.kept, model)

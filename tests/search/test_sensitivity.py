@@ -1,4 +1,4 @@
-"""Sensitivities against cuts made by hand, selection against its formula, and workers that die."""
+"""Sensitivities against manual cuts, selection against its formula, and workers that die."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sweep(out: Path, *more: str) -> list[str]:
     ]
 
 
-def test_a_sweep_resumes_and_says_what_cuts_say(
+def test_a_sweep_resumes_and_equals_cuts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     analysis = analyze(load(FILES.model))
@@ -94,14 +94,15 @@ def test_a_sweep_resumes_and_says_what_cuts_say(
     assert run(sweep(out, "--rates", "2")) == 2
 
 
-def test_a_detector_has_time_for_its_boxes(
+def test_timing_of_a_detector_includes_its_boxes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "boxes.py").write_text(
         "import time, numpy as np\n"
         "def decode(outputs, labels):\n"
         "    time.sleep(0.003)\n"
-        "    return [np.array([[0.2, 0.2, 0.8, 0.8, 0.9, 0.0]])] * len(next(iter(outputs.values())))\n"
+        "    box = np.array([[0.2, 0.2, 0.8, 0.8, 0.9, 0.0]])\n"
+        "    return [box] * len(next(iter(outputs.values())))\n"
     )
     images = np.load(FILES.calibration)[INPUT][:8]
     boxes = np.array([[i, 0, 0.5, 0.5, 0.6, 0.6] for i in range(8)])
@@ -135,8 +136,8 @@ def test_a_detector_has_time_for_its_boxes(
         ]["map50"]["value"] == pytest.approx(1)
 
 
-def test_masked_from_the_group_on_is_what_the_cut_model_gives() -> None:
-    """Without times and labels nothing is cut: the part behind the group runs with masks. Losses are those of cut models, run whole."""
+def test_masks_from_the_group_on_equal_the_cut_model() -> None:
+    """Without times and labels the nodes from the group on run with masks; losses equal a cut's."""
     analysis = analyze(load(FILES.model))
     data = open_data(FILES.calibration, input_types(analysis.model), samples=24)
     scores = {g.name: np.random.default_rng(0).random(g.size) for g in analysis.groups}
@@ -171,14 +172,15 @@ def record(group: str, rate: float, quality: float, params: int, macs: int) -> d
     }
 
 
-def test_selection_is_its_formula() -> None:
+def test_selection_equals_its_formula() -> None:
     rows = [
         record("g0", 0.25, 1.0, 10, 1),
         record("g0", 0.5, 0.9, 30, 2),
         record("g1", 0.25, 0.99, 20, 50),
         record("g2", 0.5, 0.5, 900, 900),
     ]
-    # params: g0 max(10, 30 * 0.9^2 = 24.3), g1 20 * 0.9801 = 19.6, g2 225; flops with power 20: g2 0.0009, g1 40.9, g0 1
+    # params: g0 max(10, 30 * 0.9^2 = 24.3), g1 20 * 0.9801 = 19.6, g2 225
+    # flops with exponent 20: g2 0.0009, g1 40.9, g0 1
     found = select(rows, Selection(1, 1, 0, params_map=2, flops_map=20))
     assert [(c.group, c.rate, c.lists) for c in found] == [
         ("g1", 0.25, ("flops",)),
@@ -201,7 +203,7 @@ def square(x: int) -> int:
 
 
 def dies_once(job: tuple[str, int]) -> int:
-    """Kills its own process the first time that job 3 is tried."""
+    """Return the square; job 3 ends its process the first time."""
     folder, number = job
     mark = Path(folder) / "died"
     if number == 3 and not mark.exists():
@@ -210,7 +212,7 @@ def dies_once(job: tuple[str, int]) -> int:
     return number * number
 
 
-def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
+def test_workers_equal_one_process(tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     expected = dict(run_jobs(square, range(5)))
     assert dict(run_jobs(square, range(5), workers=2)) == expected == {i: i * i for i in range(5)}
@@ -226,7 +228,7 @@ def test_a_worker_that_dies_loses_no_job(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("cluster", "package"), [("ray", "ray"), ("dask", "distributed")])
 def test_a_local_cluster_whose_worker_dies(cluster: str, package: str, tmp_path: Path) -> None:
-    """In a process of its own, as the command line runs it: two workers, one of which its job ends."""
+    """In a process of its own, as on the command line: two workers, one of which a job ends."""
     pytest.importorskip(package)
     script = Path(__file__).with_name("cluster_job.py")
     done = subprocess.run(
