@@ -1,12 +1,13 @@
-"""Gradients with onnxruntime alone: a backward graph of plain ONNX ops, for activations only.
+"""Gradients of activations as ONNX nodes, so that onnxruntime computes them without torch.
 
-`gradient_model` builds it; `rules.TABLE` is what it knows, one row an op.
+`gradient_model` builds the backward graph; `rules.TABLE` holds one gradient rule per operator.
 """
 
 from __future__ import annotations
 
-from onnxprune.autodiff.build import MOMENTS, ROWS, WHOLE, Blocked, Gradient, Place, gradient_model
+from onnxprune.autodiff.build import gradient_model
 from onnxprune.autodiff.losses import DRAWN, LABELS, VECTOR, Feed, Loss, feeds_of
+from onnxprune.autodiff.places import MOMENTS, ROWS, WHOLE, Blocked, Gradient, Place
 
 __all__ = [
     "DRAWN",

@@ -1,4 +1,7 @@
-"""Where the gradient starts: a scalar a sample, made of one output head. Nothing here needs more than one extra input."""
+"""Losses that start the backward pass: one scalar per sample, computed from one output head.
+
+Each reads one additional graph input: labels, noise or a vector.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,31 @@ from onnxprune.ir.model import ModelView
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.ir.shapes import Shapes
 
-COERCED_BEFORE = 13  # Softmax of older opsets flattens everything from its axis on
+COERCED_BEFORE = 13  # Softmax of older opsets flattens all axes from its own on
 LABELS, DRAWN, VECTOR = "labels", "drawn", "vector"
 KINDS = (LABELS, DRAWN, VECTOR)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The scalar that is differentiated, a sample.
+    """Scalar per sample that is differentiated.
 
-    kind: "labels" = cross-entropy with given labels (int64, the head's shape without its class axis; negative ones are ignored);
-    "drawn" = cross-entropy with labels drawn from the model's own softmax, by the Gumbel noise that is fed (argmax of logits + noise is
-    a draw: Gumbel 1954); "vector" = v'f(x) for a vector v of signs times `scale` (Hutchinson 1990). Over several positions (pixels) cross-entropy
-    is a mean.
-    head: tensor name. A head that a Softmax over the same axis makes is read as probabilities, any other as logits.
-    axis: the classes. scale: 1 over the standard deviation that errors of the head are measured in.
+    Cross-entropy over several positions (pixels) is a mean.
+
+    Attributes
+    ----------
+    kind : str
+        "labels": cross-entropy with given labels, int64 in the head's shape without its class
+        axis; negative ones are ignored. "drawn": cross-entropy with labels drawn from the model's
+        own softmax, as the argmax of logits plus fed Gumbel noise (Gumbel 1954). "vector": v'f(x)
+        for a vector v of signs times `scale` (Hutchinson 1990).
+    head : str
+        Tensor name. The output of a Softmax over the class axis is read as probabilities, any
+        other tensor as logits.
+    axis : int
+        Class axis.
+    scale : float
+        1 / the standard deviation in which errors of the head are measured.
     """
 
     kind: str
@@ -39,6 +52,7 @@ class Loss:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        """Check the kind; raise UsageError for an unknown one."""
         if self.kind not in KINDS:
             raise UsageError("loss-kind", f"loss {self.kind!r} is not one of {', '.join(KINDS)}")
 
@@ -50,7 +64,17 @@ class Loss:
 
 @dataclass(frozen=True)
 class Feed:
-    """A graph input that a loss adds."""
+    """A graph input that a loss adds.
+
+    Attributes
+    ----------
+    loss : Loss
+        Loss that reads it.
+    shape : tuple of int
+        Shape, batch included.
+    dtype : int
+        TensorProto.DataType.
+    """
 
     loss: Loss
     shape: tuple[int, ...]
@@ -58,17 +82,23 @@ class Feed:
 
     @property
     def name(self) -> str:
+        """Name of the input."""
         return self.loss.input
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:
-        """Noise for "drawn", scaled signs for "vector"; UsageError for "labels", which nobody can draw."""
+        """Draw noise for "drawn" or scaled signs for "vector".
+
+        Raises
+        ------
+        UsageError
+            The loss needs labels, which cannot be drawn.
+        """
         kind = helper.tensor_dtype_to_np_dtype(self.dtype)
         if self.loss.kind == DRAWN:
             return generator.gumbel(size=self.shape).astype(kind)
         if self.loss.kind == VECTOR:
-            scale = min(
-                self.loss.scale, float(np.finfo(kind).max) / 4
-            )  # an infinite gradient is none
+            # an infinite gradient would be useless
+            scale = min(self.loss.scale, float(np.finfo(kind).max) / 4)
             return ((generator.integers(0, 2, self.shape) * 2 - 1) * scale).astype(kind)
         raise UsageError(
             "labels-missing", f"the loss on {self.loss.head!r} needs labels of shape {self.shape}"
@@ -78,14 +108,30 @@ class Feed:
 def feeds_of(
     feeds: Mapping[str, Feed], generator: np.random.Generator, labels: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """A value for each input that the losses add; labels: for those of kind "labels", reshaped to what is expected."""
+    """Return a value for each input that the losses add.
+
+    Parameters
+    ----------
+    feeds
+        As `gradient_model` returns them.
+    generator
+        Draws noise and vectors.
+    labels
+        For losses of kind "labels"; reshaped to the expected shape.
+
+    Raises
+    ------
+    UsageError
+        Labels are missing or of the wrong size.
+    """
     values = {}
     for name, feed in feeds.items():
         if feed.loss.kind == LABELS and labels is not None:
             if labels.size != math.prod(feed.shape):
                 raise UsageError(
                     "labels-shape",
-                    f"labels have shape {labels.shape}; the loss on {feed.loss.head!r} needs {feed.shape}",
+                    f"labels have shape {labels.shape}; "
+                    f"the loss on {feed.loss.head!r} needs {feed.shape}",
                 )
             values[name] = labels.reshape(feed.shape).astype(np.int64)
         else:
@@ -94,48 +140,52 @@ def feeds_of(
 
 
 def start_tensor(model: ModelView, loss: Loss, shapes: Shapes | None = None) -> str:
-    """Where a loss begins: the logits behind the head where a Softmax over the same axis makes it, else the head itself."""
-    maker = next((node for node in model.proto.graph.node if loss.head in node.output), None)
-    if (
-        loss.kind == VECTOR
-        or maker is None
-        or maker.op_type != "Softmax"
-        or maker.domain not in STANDARD_DOMAINS
-    ):
+    """Return the tensor at which a loss starts.
+
+    The logits if a Softmax over the class axis computes the head, else the head itself.
+    """
+    producer = next((node for node in model.proto.graph.node if loss.head in node.output), None)
+    if loss.kind == VECTOR or producer is None:
+        return loss.head
+    if producer.op_type != "Softmax" or producer.domain not in STANDARD_DOMAINS:
         return loss.head
     shape = (shapes or infer(model)).shape(loss.head)
     if shape is None:
         return loss.head
-    over = attribute(maker, "axis", -1 if model.opset >= COERCED_BEFORE else 1) % len(shape)
-    alone = model.opset >= COERCED_BEFORE or all(n == 1 for n in shape[over + 1 :])
-    return maker.input[0] if over == loss.axis % len(shape) and alone else loss.head
+    over = attribute(producer, "axis", -1 if model.opset >= COERCED_BEFORE else 1) % len(shape)
+    one_axis = model.opset >= COERCED_BEFORE or all(n == 1 for n in shape[over + 1 :])
+    return producer.input[0] if one_axis and over == loss.axis % len(shape) else loss.head
 
 
 def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> tuple[Value, Feed]:
-    """Gradient of the loss at its start (the logits, or the head for "vector"), and the input that it reads."""
+    """Return the gradient of the loss at its start, and the graph input that it reads.
+
+    Parameters
+    ----------
+    logits
+        Tensor at which the loss starts: logits, or the head for "vector".
+    probabilities
+        Softmax of the logits if the model computes it.
+    """
     if loss.kind == VECTOR:
-        return Value(tape, loss.input, logits.shape, logits.dtype), Feed(
-            loss, logits.shape, logits.dtype
-        )
-    axis = loss.axis % len(logits.shape)
+        feed = Feed(loss, logits.shape, logits.dtype)
+        return Value(tape, loss.input, feed.shape, feed.dtype), feed
+    axis, rank = loss.axis % len(logits.shape), len(logits.shape)
     single = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
     if loss.kind == DRAWN:
         feed = Feed(loss, logits.shape, logits.dtype)
         noisy = logits + Value(tape, loss.input, feed.shape, feed.dtype)
-        labels = tape.emit(
-            "ArgMax", [noisy], single, TensorProto.INT64, {"axis": axis, "keepdims": 1}
-        )
+        attributes = {"axis": axis, "keepdims": 1}
+        labels = tape.emit("ArgMax", [noisy], single, TensorProto.INT64, attributes)
     else:
-        feed = Feed(
-            loss, tuple(n for i, n in enumerate(logits.shape) if i != axis), TensorProto.INT64
-        )
+        shape = tuple(n for i, n in enumerate(logits.shape) if i != axis)
+        feed = Feed(loss, shape, TensorProto.INT64)
         labels = Value(tape, loss.input, feed.shape, feed.dtype).reshape(single)
-    classes = np.arange(logits.shape[axis], dtype=np.int64).reshape(
-        [-1 if i == axis else 1 for i in range(len(single))]
-    )
+    along_axis = [-1 if i == axis else 1 for i in range(rank)]
+    classes = np.arange(logits.shape[axis], dtype=np.int64).reshape(along_axis)
     target = labels.equals(tape.constant(classes))
     p = probabilities if probabilities is not None else _softmax(logits, axis)
-    # p - 1 of the target as minus the sum of the others: exact to a relative error however sure the model is
+    # p - 1 of the target as minus the sum of the others keeps its relative precision for p near 1
     others = p.where(~target)
     if loss.kind == LABELS:
         others = others * target.cast(p.dtype).reduce("ReduceSum", [axis])
@@ -144,5 +194,6 @@ def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> 
 
 
 def _softmax(logits: Value, axis: int) -> Value:
+    """Return the softmax over one axis, for any opset."""
     e = (logits - logits.reduce("ReduceMax", [axis])).call("Exp")
     return e / e.reduce("ReduceSum", [axis])

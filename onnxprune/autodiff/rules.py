@@ -1,8 +1,9 @@
-"""The backward table: one row an op.
+"""Gradient rules, one row per operator.
 
-A row of an elementwise op is its derivative: g is the gradient of the output, x the input, y the output, `at` reads an attribute.
-The others are functions of a `Step` that give one gradient an input. An op that is in neither table has no gradient, and the
-builder says so; an op in ZERO has a gradient that is zero almost everywhere.
+A row of ELEMENTWISE is the derivative of an elementwise operator: g is the gradient of the output,
+x the input, y the output, `at` reads an attribute. A row of TABLE is a function of a
+`BackwardStep` that returns one gradient per input. An operator without a row blocks gradients,
+which the builder reports. The gradient of an operator in ZERO is zero almost everywhere.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.autodiff import contractions, movement, statistics, windows
-from onnxprune.autodiff.step import NoGradient, Rule, Step
+from onnxprune.autodiff import contractions, movement, pooling, reductions
+from onnxprune.autodiff.step import BackwardStep, NoGradient, Rule
 from onnxprune.autodiff.tape import Value, total
 
 Derivative = Callable[[Value, Value, Value, Callable[..., Any]], Value]
@@ -24,9 +25,9 @@ _SELU_ALPHA, _SELU_GAMMA = 1.6732632423543772, 1.0507009873554805  # ONNX operat
 
 
 def unary(derivative: Derivative) -> Rule:
-    """A rule for an elementwise op whose first input alone has a gradient."""
+    """Return the rule of an elementwise operator; only its first input has a gradient."""
 
-    def rule(s: Step) -> list[Value | None]:
+    def rule(s: BackwardStep) -> list[Value | None]:
         s.only_first()
         return [derivative(s.grad, s.x, s.y, s.attribute)]
 
@@ -37,9 +38,17 @@ def binary(
     first: Callable[[Value, Value, Value, Value], Value],
     second: Callable[[Value, Value, Value, Value], Value],
 ) -> Rule:
-    """A rule for an elementwise op of two inputs from (g, a, b, y); what was broadcast is summed."""
+    """Return the rule of an elementwise operator of two inputs.
 
-    def rule(s: Step) -> list[Value | None]:
+    Broadcast axes are summed.
+
+    Parameters
+    ----------
+    first, second
+        (g, a, b, y) -> gradient of the input.
+    """
+
+    def rule(s: BackwardStep) -> list[Value | None]:
         a, b = s.x, s.operand(1)
         return [
             first(s.grad, a, b, s.y).sum_to(a.shape) if s.needs[0] else None,
@@ -49,26 +58,27 @@ def binary(
     return rule
 
 
-def variadic(term: Callable[[Step, Value], Value]) -> Rule:
-    """A rule for an op of any number of inputs that are treated alike."""
+def variadic(term: Callable[[BackwardStep, Value], Value]) -> Rule:
+    """Return the rule of an operator that treats any number of inputs alike."""
 
-    def rule(s: Step) -> list[Value | None]:
+    def rule(s: BackwardStep) -> list[Value | None]:
         values = [s.operand(i) for i in range(len(s.inputs))]
         return [
             term(s, v).sum_to(v.shape) if need else None
-            for v, need in zip(values, s.needs, strict=False)
+            for v, need in zip(values, s.needs, strict=True)
         ]
 
     return rule
 
 
-def _extremum(s: Step, x: Value) -> Value:
-    """Max, Min: inputs that are equally large share the gradient."""
+def _extremum(s: BackwardStep, x: Value) -> Value:
+    """Differentiate Max and Min; equal inputs share the gradient."""
     hits = total([s.operand(i).equals(s.y).cast(s.grad.dtype) for i in range(len(s.inputs))])
     return s.grad / hits * x.equals(s.y)
 
 
-def _where(s: Step) -> list[Value | None]:
+def _where(s: BackwardStep) -> list[Value | None]:
+    """Differentiate Where by both branches."""
     condition = s.x
     chosen = s.grad.where(condition).sum_to(s.operand(1).shape) if s.needs[1] else None
     other = s.grad.where(~condition).sum_to(s.operand(2).shape) if s.needs[2] else None
@@ -76,7 +86,7 @@ def _where(s: Step) -> list[Value | None]:
 
 
 def _gelu(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
-    """Gelu: x Phi(x), exact or by tanh."""
+    """Differentiate Gelu, x Phi(x), exact or approximated by Tanh."""
     if at("approximate", "none") == "tanh":
         t = ((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)).call("Tanh")
         inner = (x * x * (3 * 0.044715) + 1.0) * math.sqrt(2 / math.pi)
@@ -86,54 +96,66 @@ def _gelu(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
 
 
 def _mish(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
+    """Differentiate Mish, x Tanh(Softplus(x))."""
     t = x.call("Softplus").call("Tanh")
     return g * (t + x * x.call("Sigmoid") * (1.0 - t * t))
 
 
 def _swish(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
+    """Differentiate Swish, x Sigmoid(alpha x)."""
     gate = (x * at("alpha", 1.0)).call("Sigmoid")
     return g * (gate + y * (1.0 - gate) * at("alpha", 1.0))
 
 
-def _kinked(g: Value, sign: Value, slope: Value) -> Value:
-    """G where `sign` is positive, slope * g elsewhere; slope: (channels,) is the fast form."""
+def _select_slope(g: Value, sign: Value, slope: Value) -> Value:
+    """Return g for positive `sign`, slope * g elsewhere.
+
+    A slope of shape (channels,) stays in onnxruntime's blocked layout, which is faster.
+    """
     if sign.dtype != TensorProto.FLOAT or len(sign.shape) < 3 or slope.shape != sign.shape[1:2]:
         return g.where(sign > 0, g * slope)
     return g * sign.above(0).affine(1.0 - slope, slope)
 
 
 def _leaky_relu(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
-    """By the output where it has the input's sign, so that Conv and LeakyRelu stay fused."""
+    """Differentiate LeakyRelu."""
     alpha = at("alpha", 0.01)
-    return _kinked(
-        g,
-        y if alpha > 0 else x,
-        x.like(np.full(x.shape[1:2], alpha)) if len(x.shape) > 2 else x.like(alpha),
-    )
+    # reading the output, which has the input's sign, keeps Conv and LeakyRelu fused
+    sign = y if alpha > 0 else x
+    slope = x.like(np.full(x.shape[1:2], alpha)) if len(x.shape) > 2 else x.like(alpha)
+    return _select_slope(g, sign, slope)
 
 
 def _prelu(g: Value, a: Value, b: Value, y: Value) -> Value:
-    by_channel = len(a.shape) > 2 and b.shape == (a.shape[1], *[1] * (len(a.shape) - 2))
-    return _kinked(g, a, b.reshape(a.shape[1:2]) if by_channel else b)
+    """Differentiate PRelu by its data."""
+    per_channel = len(a.shape) > 2 and b.shape == (a.shape[1], *[1] * (len(a.shape) - 2))
+    return _select_slope(g, a, b.reshape(a.shape[1:2]) if per_channel else b)
 
 
-def _clip(s: Step) -> list[Value | None]:
-    """Clip: 0 at the bounds too, as for Relu. By the output where the bounds are known, so that Conv and Clip stay fused."""
+def _clip(s: BackwardStep) -> list[Value | None]:
+    """Differentiate Clip; the gradient is 0 at the bounds too, as for Relu."""
     s.only_first()
     low, high = s.numbers(1, "min"), s.numbers(2, "max")
-    masks = [s.y.above(low[0])] if low is not None and low[0] > -_UNBOUNDED else []
-    masks += [s.y.below(high[0])] if high is not None and high[0] < _UNBOUNDED else []
-    inside = masks[0] * masks[1] if len(masks) > 1 else masks[0] if masks else None
-    return [s.grad if inside is None else s.grad * inside]
+    masks = []
+    # masks of the output, not of the input, keep Conv and Clip fused
+    if low is not None and low[0] > -_UNBOUNDED:
+        masks.append(s.y.above(low[0]))
+    if high is not None and high[0] < _UNBOUNDED:
+        masks.append(s.y.below(high[0]))
+    if not masks:
+        return [s.grad]
+    return [s.grad * (masks[0] * masks[1] if len(masks) > 1 else masks[0])]
 
 
-def _dropout(s: Step) -> list[Value | None]:
+def _dropout(s: BackwardStep) -> list[Value | None]:
+    """Differentiate Dropout at inference."""
     if len(s.inputs) > 2 and s.optional(2) is not None and s.numbers(2) != [False]:
         raise NoGradient("Dropout in training mode")
     return [s.grad]
 
 
 def _power_base(g: Value, a: Value, b: Value, y: Value) -> Value:
+    """Differentiate Pow by its base."""
     exponent = b.cast(a.dtype)
     return g * exponent * a ** (exponent - 1.0)
 
@@ -194,30 +216,30 @@ TABLE: Mapping[str, Rule] = {
     "Gemm": contractions.gemm,
     "MatMul": contractions.matmul,
     "Einsum": contractions.einsum,
-    "MaxPool": windows.max_pool,
-    "AveragePool": windows.average_pool,
-    "GlobalAveragePool": windows.global_average_pool,
-    "GlobalMaxPool": windows.global_max_pool,
-    "Resize": windows.resize,
-    "Upsample": windows.resize,
-    "ReduceSum": statistics.reduction(lambda g, x, y, axes: g),
-    "ReduceMean": statistics.reduction(lambda g, x, y, axes: g * (1.0 / statistics.count(x, axes))),
-    "ReduceMax": statistics.reduction(statistics.extremum),
-    "ReduceMin": statistics.reduction(statistics.extremum),
-    "ReduceL1": statistics.reduction(lambda g, x, y, axes: g * x.call("Sign")),
-    "ReduceL2": statistics.reduction(lambda g, x, y, axes: g / y * x),
-    "ReduceSumSquare": statistics.reduction(lambda g, x, y, axes: g * 2.0 * x),
-    "ReduceLogSum": statistics.reduction(lambda g, x, y, axes: g / y.call("Exp")),
-    "ReduceLogSumExp": statistics.reduction(lambda g, x, y, axes: g * (x - y).call("Exp")),
-    "Softmax": statistics.softmax,
-    "LogSoftmax": statistics.log_softmax,
-    "BatchNormalization": statistics.batch_normalization,
-    "LayerNormalization": statistics.layer_normalization,
-    "RMSNormalization": statistics.rms_normalization,
-    "InstanceNormalization": statistics.instance_normalization,
-    "GroupNormalization": statistics.group_normalization,
-    "LpNormalization": statistics.lp_normalization,
-    "LRN": statistics.local_response,
+    "MaxPool": pooling.max_pool,
+    "AveragePool": pooling.average_pool,
+    "GlobalAveragePool": pooling.global_average_pool,
+    "GlobalMaxPool": pooling.global_max_pool,
+    "Resize": pooling.resize,
+    "Upsample": pooling.resize,
+    "ReduceSum": reductions.reduction(lambda g, x, y, axes: g),
+    "ReduceMean": reductions.reduction(lambda g, x, y, axes: g * (1.0 / reductions.count(x, axes))),
+    "ReduceMax": reductions.reduction(reductions.extremum),
+    "ReduceMin": reductions.reduction(reductions.extremum),
+    "ReduceL1": reductions.reduction(lambda g, x, y, axes: g * x.call("Sign")),
+    "ReduceL2": reductions.reduction(lambda g, x, y, axes: g / y * x),
+    "ReduceSumSquare": reductions.reduction(lambda g, x, y, axes: g * 2.0 * x),
+    "ReduceLogSum": reductions.reduction(lambda g, x, y, axes: g / y.call("Exp")),
+    "ReduceLogSumExp": reductions.reduction(lambda g, x, y, axes: g * (x - y).call("Exp")),
+    "Softmax": reductions.softmax,
+    "LogSoftmax": reductions.log_softmax,
+    "BatchNormalization": reductions.batch_normalization,
+    "LayerNormalization": reductions.layer_normalization,
+    "RMSNormalization": reductions.rms_normalization,
+    "InstanceNormalization": reductions.instance_normalization,
+    "GroupNormalization": reductions.group_normalization,
+    "LpNormalization": reductions.lp_normalization,
+    "LRN": reductions.local_response,
     "Reshape": movement.reshape,
     "Flatten": movement.reshape,
     "Squeeze": movement.reshape,
@@ -238,37 +260,12 @@ TABLE: Mapping[str, Rule] = {
     "SpaceToDepth": movement.space_to_depth,
 }
 
-ZERO = frozenset(
-    {
-        "Shape",
-        "Size",
-        "ArgMax",
-        "ArgMin",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Not",
-        "And",
-        "Or",
-        "Xor",
-        "Floor",
-        "Ceil",
-        "Round",
-        "Sign",
-        "NonZero",
-        "NonMaxSuppression",
-        "IsNaN",
-        "IsInf",
-        "ConstantOfShape",
-        "Range",
-        "OneHot",
-        "EyeLike",
-        "RandomNormalLike",
-        "RandomUniformLike",
-    }
-)
+_ZERO_OPS = """
+Shape Size ArgMax ArgMin Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Xor
+Floor Ceil Round Sign NonZero NonMaxSuppression IsNaN IsInf
+ConstantOfShape Range OneHot EyeLike RandomNormalLike RandomUniformLike
+"""
+ZERO = frozenset(_ZERO_OPS.split())
 
-# an output that the gradient needs and exporters leave out: op -> position
+# outputs that gradients need and exporters omit: op -> position
 EXTRA_OUTPUT: Mapping[str, int] = {"MaxPool": 1}

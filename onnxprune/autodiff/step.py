@@ -1,4 +1,4 @@
-"""What a rule of the backward table is given: one forward node, and the gradients of its outputs."""
+"""Arguments of a gradient rule: one forward node and the gradients of its outputs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,30 @@ from onnxprune.ir.nodes import attribute
 
 
 class NoGradient(Exception):
-    """A rule cannot say what the gradient of this node is; the message says why. Caught by the builder, never shown as an error."""
+    """Raised by a rule that has no gradient for this node, with the reason.
+
+    The builder catches it and reports the node as blocked.
+    """
 
 
 @dataclass(frozen=True)
-class Step:
-    """One node on the way back.
+class BackwardStep:
+    """One node of the backward pass.
 
-    inputs, outputs: None where a name is empty or the shape unknown; grads: of the outputs, None where nothing flows;
-    needs: inputs whose gradient is asked for; known: the value of an input, None where it depends on the data.
+    Attributes
+    ----------
+    node : NodeProto
+        Forward node.
+    tape : Tape
+        Receives the nodes of the backward graph.
+    inputs, outputs : tuple of Value or None
+        None if the name is empty or the shape unknown.
+    grads : tuple of Value or None
+        Gradients of the outputs; None = the loss does not depend on the output.
+    needs : tuple of bool
+        True for inputs whose gradient is needed.
+    known : function
+        Input index -> its value, None if it depends on the data.
     """
 
     node: NodeProto
@@ -54,43 +69,60 @@ class Step:
         return value
 
     def operand(self, index: int) -> Value:
-        """An input that must be there."""
+        """Return an input; raise NoGradient if it is absent."""
         value = self.inputs[index] if index < len(self.inputs) else None
         if value is None:
             raise NoGradient(f"input {index} is absent or its shape is not known")
         return value
 
     def optional(self, index: int) -> Value | None:
-        """An input that may be absent."""
-        return (
-            self.inputs[index] if index < len(self.node.input) and self.node.input[index] else None
-        )
+        """Return an optional input, None if it is absent."""
+        if index >= len(self.node.input) or not self.node.input[index]:
+            return None
+        return self.inputs[index]
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute of the node."""
+        """Return an attribute of the node, or the default."""
         return attribute(self.node, name, default)
 
     def numbers(
         self, index: int, name: str = "", default: Sequence[float] | None = None
     ) -> list[Any] | None:
-        """A list that is an input in new opsets and an attribute in old ones, such as axes or pads."""
+        """Return a list that is an input in new opsets and an attribute in old ones.
+
+        Parameters
+        ----------
+        index
+            Position of the input.
+        name
+            Name of the attribute; "" = there is none.
+        default
+            Value if both are absent.
+
+        Raises
+        ------
+        NoGradient
+            The input depends on the data.
+        """
         if index < len(self.node.input) and self.node.input[index]:
             value = self.known(index)
             if value is None:
                 raise NoGradient(f"input {index} ({self.node.input[index]}) depends on the data")
             return np.asarray(value).ravel().tolist()
-        found = self.attribute(name) if name else None
-        if isinstance(found, float):
-            return [found]
-        return list(found) if found is not None else None if default is None else list(default)
+        numbers = self.attribute(name, default) if name else default
+        if isinstance(numbers, float):
+            return [numbers]
+        return None if numbers is None else list(numbers)
 
     def only_first(self) -> None:
-        """Refuse where an input other than the first needs a gradient."""
+        """Raise NoGradient if an input other than the first needs a gradient."""
         if any(self.needs[1:]):
-            wanted = [n for n, need in zip(self.node.input, self.needs, strict=False) if need]
+            names = [n for n, need in zip(self.node.input, self.needs, strict=True) if need]
             raise NoGradient(
-                f"the gradient of a parameter that is computed from data is not supported ({wanted[-1]})"
+                "the gradient of a parameter that is computed from data is not supported "
+                f"({names[-1]})"
             )
 
 
-Rule = Callable[[Step], Sequence[Value | None]]
+# returns one gradient per input; None = not needed
+Rule = Callable[[BackwardStep], Sequence[Value | None]]

@@ -9,15 +9,21 @@ import numpy as np
 
 from onnxprune.autodiff.losses import COERCED_BEFORE
 from onnxprune.autodiff.movement import along
-from onnxprune.autodiff.step import NoGradient, Rule, Step
+from onnxprune.autodiff.pooling import largest
+from onnxprune.autodiff.step import BackwardStep, NoGradient, Rule
 from onnxprune.autodiff.tape import Value
-from onnxprune.autodiff.windows import largest
 
 
 def reduction(formula: Callable[[Value, Value, Value, list[int]], Value]) -> Rule:
-    """A Reduce op from the gradient in terms of (g, x, y, axes), g and y with their axes kept."""
+    """Return the rule of a reduction.
 
-    def rule(s: Step) -> list[Value | None]:
+    Parameters
+    ----------
+    formula
+        (g, x, y, axes) -> gradient; g and y keep the reduced axes with length 1.
+    """
+
+    def rule(s: BackwardStep) -> list[Value | None]:
         rank = len(s.x.shape)
         axes = s.numbers(1, "axes")
         if axes is None and not s.attribute("noop_with_empty_axes", 0):
@@ -30,26 +36,28 @@ def reduction(formula: Callable[[Value, Value, Value, list[int]], Value]) -> Rul
 
 
 def count(x: Value, axes: Sequence[int]) -> int:
-    """Elements that a reduction over the axes takes together."""
+    """Return the number of elements that a reduction over the axes combines."""
     return math.prod(x.shape[a] for a in axes)
 
 
 def extremum(g: Value, x: Value, y: Value, axes: list[int]) -> Value:
-    """ReduceMax, ReduceMin."""
+    """Differentiate ReduceMax and ReduceMin."""
     return largest(x, y, g, axes)
 
 
-def softmax(s: Step) -> list[Value | None]:
+def softmax(s: BackwardStep) -> list[Value | None]:
+    """Differentiate Softmax."""
     axes = _softmax_axes(s)
     return [s.y * (s.grad - (s.grad * s.y).reduce("ReduceSum", axes))]
 
 
-def log_softmax(s: Step) -> list[Value | None]:
+def log_softmax(s: BackwardStep) -> list[Value | None]:
+    """Differentiate LogSoftmax."""
     return [s.grad - s.y.call("Exp") * s.grad.reduce("ReduceSum", _softmax_axes(s))]
 
 
-def batch_normalization(s: Step) -> list[Value | None]:
-    """At inference: a constant factor a channel."""
+def batch_normalization(s: BackwardStep) -> list[Value | None]:
+    """Differentiate BatchNormalization at inference: a constant factor per channel."""
     s.only_first()
     if s.attribute("training_mode", 0):
         raise NoGradient("BatchNormalization in training mode")
@@ -58,45 +66,46 @@ def batch_normalization(s: Step) -> list[Value | None]:
     return [s.grad * factor.reshape([scale.shape[0], *[1] * (len(s.x.shape) - 2)])]
 
 
-def layer_normalization(s: Step) -> list[Value | None]:
+def layer_normalization(s: BackwardStep) -> list[Value | None]:
+    """Differentiate LayerNormalization."""
     s.only_first()
     axes = range(s.attribute("axis", -1) % len(s.x.shape), len(s.x.shape))
-    return [_normalized(s.x, s.grad * s.operand(1), axes, s.attribute("epsilon", 1e-5))]
+    epsilon = s.attribute("epsilon", 1e-5)
+    return [_normalized(s.x, s.grad * s.operand(1), axes, epsilon)]
 
 
-def rms_normalization(s: Step) -> list[Value | None]:
+def rms_normalization(s: BackwardStep) -> list[Value | None]:
+    """Differentiate RMSNormalization."""
     s.only_first()
     axes = range(s.attribute("axis", -1) % len(s.x.shape), len(s.x.shape))
-    return [
-        _normalized(s.x, s.grad * s.operand(1), axes, s.attribute("epsilon", 1e-5), centered=False)
-    ]
+    epsilon = s.attribute("epsilon", 1e-5)
+    return [_normalized(s.x, s.grad * s.operand(1), axes, epsilon, centered=False)]
 
 
-def instance_normalization(s: Step) -> list[Value | None]:
+def instance_normalization(s: BackwardStep) -> list[Value | None]:
+    """Differentiate InstanceNormalization."""
     s.only_first()
     rank = len(s.x.shape)
     scale = s.operand(1).reshape([s.x.shape[1], *[1] * (rank - 2)])
     return [_normalized(s.x, s.grad * scale, range(2, rank), s.attribute("epsilon", 1e-5))]
 
 
-def group_normalization(s: Step) -> list[Value | None]:
-    """Scale has an entry a group (opset 18) or a channel (21)."""
+def group_normalization(s: BackwardStep) -> list[Value | None]:
+    """Differentiate GroupNormalization."""
     s.only_first()
     groups, (samples, channels, *space) = s.attribute("num_groups"), s.x.shape
     scale = s.operand(1)
-    repeated = scale.reshape([scale.shape[0], 1]).expand(
-        [scale.shape[0], channels // scale.shape[0]]
-    )
+    # the scale has an entry per group (opset 18) or per channel (21)
+    entries = scale.shape[0]
+    repeated = scale.reshape([entries, 1]).expand([entries, channels // entries])
     g = s.grad * repeated.reshape([channels, *[1] * len(space)])
     folded = [samples, groups, channels // groups * math.prod(space)]
-    return [
-        _normalized(
-            s.x.reshape(folded), g.reshape(folded), [2], s.attribute("epsilon", 1e-5)
-        ).reshape(s.x.shape)
-    ]
+    x, epsilon = s.x.reshape(folded), s.attribute("epsilon", 1e-5)
+    return [_normalized(x, g.reshape(folded), [2], epsilon).reshape(s.x.shape)]
 
 
-def lp_normalization(s: Step) -> list[Value | None]:
+def lp_normalization(s: BackwardStep) -> list[Value | None]:
+    """Differentiate LpNormalization."""
     if s.attribute("p", 2) != 2:
         raise NoGradient("LpNormalization with p = 1")
     axes = [s.attribute("axis", -1)]
@@ -104,25 +113,27 @@ def lp_normalization(s: Step) -> list[Value | None]:
     return [(s.grad - s.y * (s.grad * s.y).reduce("ReduceSum", axes)) / length]
 
 
-def local_response(s: Step) -> list[Value | None]:
-    """LRN: y = x d^-beta with d = bias + alpha / size * sum of x^2 over neighboring channels."""
-    size, alpha, beta, channels = (
-        s.attribute("size"),
-        s.attribute("alpha", 1e-4),
-        s.attribute("beta", 0.75),
-        s.x.shape[1],
-    )
+def local_response(s: BackwardStep) -> list[Value | None]:
+    """Differentiate LRN.
+
+    y = x d^-beta with d = bias + alpha / size * sum of x^2 over neighboring channels.
+    """
+    size, channels = s.attribute("size"), s.x.shape[1]
+    alpha, beta = s.attribute("alpha", 1e-4), s.attribute("beta", 0.75)
     distance = np.arange(channels)[:, None] - np.arange(channels)[None]
     band = ((distance >= -((size - 1) // 2)) & (distance <= size // 2)).astype(float)
     d = along(s.x * s.x, 1, band) * (alpha / size) + s.attribute("bias", 1.0)
-    spread = along(s.grad * s.y / d, 1, band.T)
-    return [s.grad * d**-beta - s.x * spread * (2 * alpha * beta / size)]
+    neighbors = along(s.grad * s.y / d, 1, band.T)
+    return [s.grad * d**-beta - s.x * neighbors * (2 * alpha * beta / size)]
 
 
 def _normalized(
     x: Value, g: Value, axes: Sequence[int], epsilon: float, centered: bool = True
 ) -> Value:
-    """Gradient of (x - mean) / sqrt(variance + epsilon), or of x / sqrt(mean square + epsilon), given that of the quotient."""
+    """Return the gradient of (x - mean) / sqrt(variance + epsilon) times g.
+
+    Not centered: of x / sqrt(mean square + epsilon).
+    """
     d = x - x.reduce("ReduceMean", axes) if centered else x
     inverse = 1.0 / ((d * d).reduce("ReduceMean", axes) + epsilon).call("Sqrt")
     unit = d * inverse
@@ -130,7 +141,8 @@ def _normalized(
     return inverse * (inner - g.reduce("ReduceMean", axes) if centered else inner)
 
 
-def _softmax_axes(s: Step) -> list[int]:
+def _softmax_axes(s: BackwardStep) -> list[int]:
+    """Return the axes that a Softmax normalizes; old opsets flatten all from its own on."""
     rank = len(s.x.shape)
     if s.tape.opset >= COERCED_BEFORE:
         return [s.attribute("axis", -1) % rank]
