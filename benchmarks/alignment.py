@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context

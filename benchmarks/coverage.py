@@ -45,7 +45,8 @@ PEERS = ("torch-pruning", "onnxsim")
 
 def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[str, Any]:
     """One model, in this process."""
-    from onnxprune.allocators.base import Constraints, allocate
+    from onnxprune.allocators.allocate import allocate
+    from onnxprune.allocators.base import Constraints
     from onnxprune.analysis.walk import analyze
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context

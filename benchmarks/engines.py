@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo import Entry, add_option, calibration, open_zoo
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.walk import GROUPED, analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context

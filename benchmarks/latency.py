@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import zoo
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA

@@ -38,7 +38,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 def half(path: Path) -> dict[str, float]:
     """CPU seconds of analysis, scores and cut at half of every group."""
-    from onnxprune.allocators.base import Constraints, allocate
+    from onnxprune.allocators.allocate import allocate
+    from onnxprune.allocators.base import Constraints
     from onnxprune.analysis.walk import analyze
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context

@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 import onnxprune
+from onnxprune.allocators import base
 from onnxprune.moved import MODULES
 
 
@@ -43,3 +44,10 @@ def test_old_name_in_a_module(module: str, old: str, new: str) -> None:
     assert value is getattr(importlib.import_module(module), new)
     with pytest.raises(AttributeError):
         _ = importlib.import_module(module).no_such_name
+
+
+@pytest.mark.parametrize("name", base._MOVED)
+def test_old_name_of_an_allocator(name: str) -> None:
+    module, new = base._MOVED[name]
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(base, name) is getattr(importlib.import_module(module), new)

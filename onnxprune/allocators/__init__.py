@@ -1,4 +1,7 @@
-"""Which widths meet a budget. An allocator is a function (Context, Scores, steps) -> Ranking: steps of low value are taken first."""
+"""Choice of widths that meet a budget.
+
+An allocator is a function (Context, Scores, steps) -> Ranking; steps of low value are taken first.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,15 @@ ALLOCATORS = Registry(
         ),
         "divergence": (
             "onnxprune.allocators.divergence:divergence",
-            "least divergence of the model's outputs for what it saves (needs data)",
+            "least divergence of the model's outputs per saving (needs data)",
         ),
         "layer-error": (
             "onnxprune.allocators.knapsack:layer_error",
-            "least reconstruction error of the layers for what it saves",
+            "least reconstruction error of the layers per saving",
         ),
         "knapsack": (
             "onnxprune.allocators.knapsack:knapsack",
-            "least damage for what it saves on the budget's cost",
+            "least damage per saving on the budget's cost",
         ),
     },
 )

@@ -116,7 +116,7 @@ def group_consumers(
     causes = analysis.causes[group]
     consumers: list[Consumer] = []
     for item in statistics.values():
-        index = channel_columns(analysis, item.linear.ids, causes)
+        index = channel_columns(analysis, item.ids, causes)
         if index is not None:
             consumers += _linear_consumers(analysis, item, index, fisher)
     for pair in pairs:

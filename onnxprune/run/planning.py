@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.dead import dead_channels

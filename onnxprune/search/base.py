@@ -9,14 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxprune.allocators.base import (
-    Constraints,
-    first_missed,
-    fixed_widths,
-    ordered,
-    unreachable,
-    widths,
-)
+from onnxprune.allocators.base import Constraints, ordered, widths
+from onnxprune.allocators.budgets import first_missed, unreachable
+from onnxprune.allocators.steps import fixed_widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context

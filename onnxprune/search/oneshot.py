@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.allocators.base import allocate
+from onnxprune.allocators.allocate import allocate
 from onnxprune.search.base import Search
 from onnxprune.types import Plan
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.allocators.divergence import refitted_without
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import inverse
 from onnxprune.criteria.reconstruction import second_moments
+from onnxprune.criteria.refit import refit_without
 from onnxprune.ir.io import Model
 from onnxprune.repair.bias import Parameters
 from onnxprune.search.compose import Kept
@@ -125,7 +125,7 @@ class Refitted:
         """
         values, shift = self._weights.get(
             (number, lost.tobytes()),
-            lambda: refitted_without(
+            lambda: refit_without(
                 self.analysis, self.statistics[number], np.flatnonzero(lost), self._inverse
             ),
         )

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.allocators.divergence import divergence_behind
+from onnxprune.allocators.output_divergence import divergence_after
 from onnxprune.ir.extract import reads
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
@@ -169,7 +169,7 @@ class _Damage:
         self.run.advance(self.position(target))
         changed = {**self.model.weights, **self._refit(target, kept)}
         sparse = replace(self.model, weights=changed)
-        return divergence_behind(self.run, sparse, self.run.nodes[self.run.at :], self.expected)
+        return divergence_after(self.run, sparse, self.run.nodes[self.run.at :], self.expected)
 
     def of_network(
         self, targets: Sequence[LinearWeight], kept: Mapping[str, np.ndarray], start: SegmentedRun
@@ -177,7 +177,7 @@ class _Damage:
         """Return the damage of all tensors together; `start` has not advanced."""
         changed = [self._refit(t, kept[t.tensor]) for t in targets]
         sparse = replace(self.model, weights=dict(ChainMap(*changed, dict(self.model.weights))))
-        return divergence_behind(start, sparse, start.nodes, self.expected)
+        return divergence_after(start, sparse, start.nodes, self.expected)
 
     def _refit(self, target: LinearWeight, kept: np.ndarray) -> dict[str, Weight]:
         """Return the sparse, refitted weight and its bias."""

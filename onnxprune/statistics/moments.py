@@ -41,6 +41,16 @@ class InputMoments:
     mean: np.ndarray
     taps: int
 
+    @property
+    def node(self) -> int:
+        """Index of the node in `analysis.record.nodes`."""
+        return self.linear.node
+
+    @property
+    def ids(self) -> np.ndarray | None:
+        """Axis ids of the summed axis; None if it is not prunable."""
+        return self.linear.ids
+
     def weight(self, analysis: Analysis) -> np.ndarray:
         """Return the node's weight as (groups, outputs, K) float64.
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.allocators.base import Constraints, first_missed, ordered, unreachable, widths
+from onnxprune.allocators.base import Constraints, ordered, widths
+from onnxprune.allocators.budgets import first_missed, unreachable
 from onnxprune.analysis.groups import Analysis
 from onnxprune.engines.cost.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.errors import UsageError, unknown

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.allocators import ALLOCATORS, knapsack
-from onnxprune.allocators.base import Constraints, Ranking, Step, allocate, ordered, widths
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints, Ranking, WidthStep, ordered, widths
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
@@ -176,14 +177,14 @@ def test_a_target_out_of_reach_says_what_holds_the_largest_node() -> None:
     """A MatMul between the graph's input and output cannot shrink, whatever is free elsewhere; a ratio of 0 holds nodes that could."""
     with pytest.raises(TargetError, match=r"y \(graph input, graph output, "):
         allocate("uniform", Context(HELD), scores_of(0, HELD), Constraints({"macs": 1}))
-    with pytest.raises(TargetError, match="its channels are free, but held by the limits"):
+    with pytest.raises(TargetError, match="its channels are prunable, but only down to the limits"):
         planned("uniform", scores_of(0), budgets={"macs": 1}, ratios={"*": 0.0})
 
 
 def test_an_allocator_is_asked_once_for_all_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def counted(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
+    def counted(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
         asked.append(len(steps))
         return knapsack.knapsack(context, scores, steps)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
 
 import onnxprune
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.blocks import whole_blocks
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.allocators import divergence as module
-from onnxprune.allocators.base import Constraints, Step, allocate, widths
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints, WidthStep, widths
 from onnxprune.allocators.divergence import divergence
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
@@ -65,12 +66,12 @@ def planned(
     return allocate("divergence", context, scores, Constraints(budgets=budget, **constraints))
 
 
-def steps_of(analysis: Analysis, constraints: Constraints | None = None) -> list[Step]:
+def steps_of(analysis: Analysis, constraints: Constraints | None = None) -> list[WidthStep]:
     found = []
     for group in analysis.groups:
         chain = widths(group.size, constraints or Constraints())
         found += [
-            Step(group.name, group.size, a, b, np.zeros(a - b), (0.0, 0.0))
+            WidthStep(group.name, group.size, a, b, np.zeros(a - b), (0.0, 0.0))
             for a, b in zip(chain, chain[1:], strict=False)
         ]
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from engine_nets import residual
 
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context

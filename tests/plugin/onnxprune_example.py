@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.allocators.base import Ranking, Step
+from onnxprune.allocators.base import Ranking, WidthStep
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.rules import Rule
 from onnxprune.criteria.base import Context, per_channel
@@ -43,7 +43,7 @@ def widest(context: Context) -> Scores:
     return {name: values for name, values in scores.items() if values is not None}
 
 
-def largest_first(context: Context, scores: Scores, steps: Sequence[Step]) -> Ranking:
+def largest_first(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
     """The widest groups lose channels first."""
     return Ranking(np.array([1.0 / s.width for s in steps]), False)
 

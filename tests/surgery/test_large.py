@@ -23,7 +23,8 @@ MEASURED = """
 import json, resource, sys
 from onnxprune.ir.io import load, save
 from onnxprune.analysis.walk import analyze
-from onnxprune.allocators.base import Constraints, allocate
+from onnxprune.allocators.allocate import allocate
+from onnxprune.allocators.base import Constraints
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.magnitude import l2
 from onnxprune.surgery.cut import cut

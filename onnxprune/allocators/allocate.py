@@ -1,0 +1,80 @@
+"""Plan of a named allocator: the shortest sequence of steps that meets the budgets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnxprune.allocators import ALLOCATORS
+from onnxprune.allocators.base import Allocator, Constraints, Ranking, WidthStep
+from onnxprune.allocators.budgets import unreachable
+from onnxprune.allocators.selection import StepSelection
+from onnxprune.allocators.steps import build_steps, fixed_widths
+from onnxprune.analysis.blocks import whole_blocks
+from onnxprune.criteria.base import Context
+from onnxprune.criteria.memo import Kind
+from onnxprune.types import Plan, Scores
+
+_RANKING = Kind[Ranking]("ranking")
+_BRANCHES = Kind[Mapping[str, tuple[str, ...]]]("removable branches")
+
+
+def allocate(name: str, context: Context, scores: Scores, constraints: Constraints) -> Plan:
+    """Return the plan of the named allocator that removes as little as meets every budget.
+
+    Raises
+    ------
+    TargetError
+        A budget is below the least reachable cost.
+    UsageError
+        The allocator is unknown, a ratio pattern matches no group, or a score is not finite.
+    """
+    analysis = context.analysis
+    ALLOCATORS.get(name)  # raises for an unknown name even if there is no budget
+    fixed = fixed_widths(analysis, scores, constraints)
+    branches = _find_branches(context, constraints, fixed)
+    steps, order = build_steps(analysis, scores, constraints, fixed, branches)
+    start = {
+        group: analysis.group(group).size - len(dead)
+        for group, dead in constraints.dead.items()
+        if group in order
+    }
+    start.update(fixed)
+    selection = StepSelection(analysis, constraints, steps, order, start, branches)
+    every = range(len(steps))
+    if constraints.budgets and (missed := selection.missed(every)):
+        raise unreachable(analysis, constraints, selection.kept(every), missed)
+    chosen: Sequence[int] = ()
+    if constraints.budgets and selection.missed(()):
+        ranking = _rank(name, context, scores, steps)
+        if ranking.per_saving:
+            chosen = selection.choose_by_saving(ranking.values)
+        else:
+            chosen = selection.choose_prefix(ranking.values)
+    return analysis.plan(selection.kept(chosen), allocate=name)
+
+
+def _rank(name: str, context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
+    """Return the allocator's ranking of the steps, computed once per context for all budgets."""
+    inputs = hashlib.sha256(repr([(s.group, s.width, s.target) for s in steps]).encode())
+    for group in sorted(scores):
+        inputs.update(np.ascontiguousarray(scores[group], np.float64).tobytes())
+    allocator: Allocator = ALLOCATORS.get(name)
+    return context.memoize(
+        _RANKING, lambda: allocator(context, scores, steps), name, inputs.hexdigest()
+    )
+
+
+def _find_branches(
+    context: Context, constraints: Constraints, fixed: Mapping[str, int]
+) -> dict[str, tuple[str, ...]]:
+    """Return the removable branches: leading group -> all groups removed with it.
+
+    None if the recipe sets a floor; a branch with a group of fixed width is left out.
+    """
+    if not constraints.blocks or constraints.floor > 1:
+        return {}
+    branches = context.memoize(_BRANCHES, lambda: whole_blocks(context.analysis))
+    return {lead: groups for lead, groups in branches.items() if fixed.keys().isdisjoint(groups)}

@@ -1,0 +1,98 @@
+"""Checks of budgets, and the error if they cannot be met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnxprune.allocators.base import Constraints
+from onnxprune.analysis.groups import Analysis
+from onnxprune.errors import TargetError
+from onnxprune.ir.nodes import label
+
+
+def first_missed(
+    analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]
+) -> str | None:
+    """Return the first budget that is exceeded; None if all are met.
+
+    Counted costs come before measured ones, which take time.
+    """
+    counted = analysis.cost(kept).as_dict()
+    for cost in sorted(constraints.budgets, key=lambda c: c in constraints.measures):
+        measure = constraints.measures.get(cost)
+        value = counted[cost] if measure is None else measure(kept)
+        if value > constraints.budgets[cost]:
+            return cost
+    return None
+
+
+def unreachable(
+    analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]], cost: str
+) -> TargetError:
+    """Return the error for a budget that cannot be met.
+
+    Parameters
+    ----------
+    kept
+        Least kept channels per group.
+    cost
+        The exceeded budget.
+    """
+    original, reached = (
+        _all_costs(analysis, constraints, {}),
+        _all_costs(analysis, constraints, kept),
+    )
+    most, total = constraints.budgets[cost], original[cost] or 1
+    lines = [
+        f"target {cost} <= {most / total:.1%} cannot be met: {reached[cost] / total:.1%} is the "
+        f"least with floor={constraints.floor}, max_fraction={constraints.max_fraction:g}, "
+        f"round_to={constraints.round_to}."
+    ]
+    before, after = analysis.node_costs(), analysis.node_costs(kept)
+    fixed = [b for b, a in zip(before, after, strict=True) if a.macs == b.macs]
+    fixed.sort(key=lambda n: -n.macs)
+    if fixed:
+        macs = max(original["macs"], 1)
+        share, largest = sum(n.macs for n in fixed) / macs, fixed[0]
+        lines.append(
+            f"  {share:.0%} of MACs are in nodes that cannot shrink; largest: {largest.node} "
+            f"({_why_fixed(analysis, largest.node)}, {largest.macs / macs:.0%})."
+        )
+    name = fixed[0].node if fixed else "TENSOR"
+    lines.append(
+        "  Lower --floor or --round-to, raise --max-fraction, or see: onnxprune inspect MODEL "
+        f"--why {name}"
+    )
+    return TargetError("target-unreachable", "\n".join(lines))
+
+
+def _all_costs(
+    analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]
+) -> dict[str, float]:
+    """Return counted and measured costs by name."""
+    measured = {cost: measure(kept) for cost, measure in constraints.measures.items()}
+    return {**analysis.cost(kept).as_dict(), **measured}
+
+
+def _why_fixed(analysis: Analysis, name: str) -> str:
+    """Return the reason why a node cannot shrink.
+
+    The limits if one of its axes is prunable; else the reasons of its weights' axes, or those of
+    its activations if no weight has any.
+    """
+    record = analysis.record
+    number = next(i for i, n in enumerate(record.nodes) if label(n) == name)
+    if any(analysis.axes.live(a) for p in record.products if p.node == number for a in p.axes):
+        return "its channels are prunable, but only down to the limits above"
+    node = record.nodes[number]
+    weights = [u.tensor for u in record.uses if u.node == number]
+    others = [t for t in (*node.input, *node.output) if t and t not in weights]
+    for tensors in (weights, others):
+        reasons: dict[str, None] = {}  # an ordered set
+        for tensor in tensors:
+            reasons.update(dict.fromkeys(f.reason for f in analysis.why(tensor)))
+        # kernel axes are frozen in every convolution and explain nothing
+        reasons.pop("kernel position", None)
+        if reasons:
+            return ", ".join(list(reasons)[:2])
+    return "all its channels are frozen"

@@ -1,0 +1,121 @@
+"""Steps between the allowed widths of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from onnxprune.allocators.base import Constraints, WidthStep, ordered, widths
+from onnxprune.analysis.groups import Analysis
+from onnxprune.errors import UsageError
+from onnxprune.types import Group, Scores
+
+
+def build_steps(
+    analysis: Analysis,
+    scores: Scores,
+    constraints: Constraints,
+    fixed: Collection[str],
+    branches: Collection[str],
+) -> tuple[list[WidthStep], dict[str, np.ndarray]]:
+    """Build the steps of all scored groups.
+
+    Parameters
+    ----------
+    fixed
+        Groups whose width is given; they have no steps.
+    branches
+        Groups whose last step removes their branch.
+
+    Returns
+    -------
+    steps
+        In graph order, the steps of a group from wide to narrow.
+    order
+        Group -> channels in the order of removal, dead ones first.
+
+    Raises
+    ------
+    UsageError
+        A score is NaN or infinite.
+    """
+    steps: list[WidthStep] = []
+    order = {}
+    for group in analysis.groups:
+        if group.name not in scores:
+            continue
+        values = np.asarray(scores[group.name], np.float64)
+        if not np.isfinite(values).all():
+            raise UsageError(
+                "scores-not-finite",
+                f"scores of group {group.name!r} are not finite; do the data or the weights hold "
+                "NaN or infinity?",
+            )
+        dead = np.asarray(constraints.dead.get(group.name, ()), np.int64)
+        rest = ordered(values)
+        order[group.name] = np.concatenate([dead, rest[~np.isin(rest, dead)]])
+        if group.name not in fixed:
+            start = group.size - len(dead)
+            chain = [start, *(w for w in widths(group.size, constraints) if w < start)]
+            if group.name in branches:
+                chain.append(0)
+            steps += _group_steps(group, values[order[group.name]], chain)
+    return steps, order
+
+
+def _group_steps(group: Group, ranked: np.ndarray, chain: list[int]) -> list[WidthStep]:
+    """Return the steps of one group.
+
+    Parameters
+    ----------
+    ranked
+        Scores in the order of removal.
+    chain
+        Widths, descending.
+    """
+    # energies[i]: sum of squared scores after the first i removals
+    energies = np.concatenate([np.cumsum((ranked**2)[::-1])[::-1], [0.0]])
+    steps = []
+    for width, target in zip(chain, chain[1:], strict=False):
+        first, last = group.size - width, group.size - target
+        energy = (float(energies[first]), float(energies[last]))
+        steps.append(WidthStep(group.name, group.size, width, target, ranked[first:last], energy))
+    return steps
+
+
+def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -> Mapping[str, int]:
+    """Return the widths of the groups that the recipe's ratios match.
+
+    Groups without scores keep all their channels.
+
+    Raises
+    ------
+    UsageError
+        A pattern matches no group.
+    """
+    result: dict[str, int] = {}
+    for pattern, ratio in constraints.ratios.items():
+        matches = [
+            group
+            for i, group in enumerate(analysis.groups)
+            if fnmatchcase(group.name, pattern) or pattern == f"#{i}"
+        ]
+        if not matches:
+            raise UsageError(
+                "ratio-unmatched",
+                f"ratio pattern {pattern!r} matches no group; see: onnxprune inspect MODEL",
+            )
+        for group in matches:
+            if group.name not in scores:
+                result[group.name] = group.size
+                continue
+            chain = widths(group.size, constraints, max_fraction=1.0)
+            result[group.name] = _nearest(chain, group.size - ratio * group.size)
+    return result
+
+
+def _nearest(chain: list[int], exact: float) -> int:
+    """Return the width nearest to an exact one; the larger of two."""
+    return min(chain, key=lambda width: (abs(width - exact), -width))
