@@ -1,6 +1,7 @@
-"""The few CUDA calls that timing needs, by cuda-python or pycuda, whichever is there.
+"""CUDA calls that timing needs, by cuda-python or pycuda, whichever is installed.
 
-NVIDIA's documents use cuda-python, many Jetson images carry pycuda. pycuda has no CUDA graphs; beside it they are asked of the driver's library itself.
+NVIDIA's documentation uses cuda-python, many Jetson images ship pycuda. pycuda has no CUDA graphs;
+they are called in the driver's library by ctypes.
 """
 
 from __future__ import annotations
@@ -25,16 +26,20 @@ _GRAPH_CALLS = (
     "cuGraphLaunch",
     "cuGraphExecDestroy",
 )
-_THREAD_LOCAL = (
-    1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may call what a capture forbids
-)
+# CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may make calls that a capture forbids
+_THREAD_LOCAL = 1
 
 
 class Cuda(ABC):
-    """Device memory, one stream and two events on the first GPU."""
+    """Device memory, one stream and two events on the first GPU.
+
+    Attributes
+    ----------
+    graphs
+        True if `capture` works.
+    """
 
     graphs: bool
-    """Whether `capture` works."""
 
     @property
     @abstractmethod
@@ -43,7 +48,7 @@ class Cuda(ABC):
 
     @abstractmethod
     def allocate(self, size_bytes: int) -> int:
-        """Address of new device memory, freed by `close`."""
+        """Allocate device memory, freed by `close`, and return its address."""
 
     @abstractmethod
     def upload(self, address: int, values: np.ndarray) -> None:
@@ -59,11 +64,11 @@ class Cuda(ABC):
 
     @abstractmethod
     def time_ms(self, launch: Callable[[], None]) -> float:
-        """Milliseconds on the device between events before and after what `launch` enqueues."""
+        """Return the milliseconds on the device between events around what `launch` enqueues."""
 
     @abstractmethod
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """Record what `launch` enqueues as a CUDA graph; the result enqueues it again as one."""
+        """Record what `launch` enqueues as a CUDA graph and return a function that enqueues it."""
 
     @abstractmethod
     def close(self) -> None:
@@ -71,10 +76,10 @@ class Cuda(ABC):
 
 
 def open_cuda() -> Cuda:
-    """cuda-python where it is installed, else pycuda; EngineError without either."""
-    if _has("cuda.bindings") or _has("cuda.cudart"):
+    """Open the first GPU by cuda-python, else pycuda; EngineError without either."""
+    if _is_installed("cuda.bindings") or _is_installed("cuda.cudart"):
         return CudaPython()
-    if _has("pycuda"):
+    if _is_installed("pycuda"):
         return PyCuda()
     raise EngineError(
         "engine-missing", f"memory and timing on the GPU need cuda-python or pycuda: {INSTALL}"
@@ -82,13 +87,13 @@ def open_cuda() -> Cuda:
 
 
 def has_binding() -> bool:
-    """Whether cuda-python or pycuda is installed."""
-    return any(map(_has, ("cuda.bindings", "cuda.cudart", "pycuda")))
+    """Return True if cuda-python or pycuda is installed."""
+    return any(map(_is_installed, ("cuda.bindings", "cuda.cudart", "pycuda")))
 
 
 def has_gpu() -> bool:
-    """Whether the driver finds a device; asks nothing but the driver."""
-    driver = _driver()
+    """Return True if the driver finds a device; loads only the driver."""
+    driver = _load_driver()
     count = ctypes.c_int()
     return (
         driver is not None
@@ -98,8 +103,16 @@ def has_gpu() -> bool:
     )
 
 
-def _driver() -> Any:
-    """The driver's library, None where there is none."""
+def missing_gpu(name: str, install: str) -> str:
+    """Return the reason for an engine that finds no GPU."""
+    return (
+        f"engine {name} needs an NVIDIA GPU with its driver, which was not found; "
+        f"on a machine with one: {install}"
+    )
+
+
+def _load_driver() -> Any:
+    """Return the driver's library, None without a driver."""
     for name in _DRIVERS:
         try:
             return ctypes.CDLL(name)
@@ -108,7 +121,8 @@ def _driver() -> Any:
     return None
 
 
-def _has(module: str) -> bool:
+def _is_installed(module: str) -> bool:
+    """Return True if a module can be found, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -116,12 +130,12 @@ def _has(module: str) -> bool:
 
 
 class CudaPython(Cuda):
-    """cuda-python: the runtime API; every call returns (status, results...)."""
+    """CUDA by cuda-python's runtime API, whose calls return (status, results...)."""
 
     graphs = True
 
     def __init__(self) -> None:
-        if _has("cuda.bindings"):
+        if _is_installed("cuda.bindings"):
             from cuda.bindings import runtime
         else:
             from cuda import cudart as runtime
@@ -133,38 +147,34 @@ class CudaPython(Cuda):
 
     @property
     def stream(self) -> int:
+        """Handle of the stream."""
         return int(self._stream)
 
     def allocate(self, size_bytes: int) -> int:
+        """Allocate device memory and return its address."""
         self._memory.append(int(self._call("cudaMalloc", max(size_bytes, 1))))
         return self._memory[-1]
 
     def upload(self, address: int, values: np.ndarray) -> None:
-        self._call(
-            "cudaMemcpyAsync",
-            address,
-            values.ctypes.data,
-            values.nbytes,
-            self._api.cudaMemcpyKind.cudaMemcpyHostToDevice,
-            self._stream,
-        )
+        """Copy an array to the device."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        source, size = values.ctypes.data, values.nbytes
+        self._call("cudaMemcpyAsync", address, source, size, kind, self._stream)
         self.synchronize()
 
     def download(self, values: np.ndarray, address: int) -> None:
-        self._call(
-            "cudaMemcpyAsync",
-            values.ctypes.data,
-            address,
-            values.nbytes,
-            self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost,
-            self._stream,
-        )
+        """Fill an array from the device."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        target, size = values.ctypes.data, values.nbytes
+        self._call("cudaMemcpyAsync", target, address, size, kind, self._stream)
         self.synchronize()
 
     def synchronize(self) -> None:
+        """Wait for the stream."""
         self._call("cudaStreamSynchronize", self._stream)
 
     def time_ms(self, launch: Callable[[], None]) -> float:
+        """Return the milliseconds between two events."""
         self._call("cudaEventRecord", self._begin, self._stream)
         launch()
         self._call("cudaEventRecord", self._end, self._stream)
@@ -172,21 +182,20 @@ class CudaPython(Cuda):
         return float(self._call("cudaEventElapsedTime", self._begin, self._end))
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
-        self._call(
-            "cudaStreamBeginCapture",
-            self._stream,
-            self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
-        )
+        """Record a CUDA graph."""
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             launch()
         finally:
             graph = self._call("cudaStreamEndCapture", self._stream)
-        ready = self._call("cudaGraphInstantiate", graph, 0)
+        executable = self._call("cudaGraphInstantiate", graph, 0)
         self._call("cudaGraphDestroy", graph)
-        self._graphs.append(ready)
-        return lambda: self._call("cudaGraphLaunch", ready, self._stream)
+        self._graphs.append(executable)
+        return lambda: self._call("cudaGraphLaunch", executable, self._stream)
 
     def close(self) -> None:
+        """Free graphs, memory, events and the stream."""
         for graph in self._graphs:
             self._call("cudaGraphExecDestroy", graph)
         for address in self._memory:
@@ -197,24 +206,25 @@ class CudaPython(Cuda):
         self._call("cudaStreamDestroy", self._stream)
 
     def _call(self, name: str, *values: Any) -> Any:
-        """The result of a call; EngineError with CUDA's own words where its status is not success."""
+        """Return the result of a call; EngineError with CUDA's message if it fails."""
         status, *results = getattr(self._api, name)(*values)
         if int(status) != 0:
             _, text = self._api.cudaGetErrorString(status)
-            raise EngineError(
-                "cuda-failed",
-                f"{name} failed: {text.decode() if isinstance(text, bytes) else text}",
-            )
+            message = text.decode() if isinstance(text, bytes) else text
+            raise EngineError("cuda-failed", f"{name} failed: {message}")
         return results[0] if results else None
 
 
 class PyCuda(Cuda):
-    """pycuda: the driver API in the device's primary context, which TensorRT uses too. Graphs are those of the driver's library."""
+    """CUDA by pycuda's driver API, in the device's primary context, which TensorRT uses too.
+
+    Graphs are those of the driver's library.
+    """
 
     def __init__(self) -> None:
         from pycuda import driver
 
-        self._library = _driver()
+        self._library = _load_driver()
         self.graphs = self._library is not None and all(
             hasattr(self._library, name) for name in _GRAPH_CALLS
         )
@@ -229,24 +239,30 @@ class PyCuda(Cuda):
 
     @property
     def stream(self) -> int:
+        """Handle of the stream."""
         return int(self._stream.handle)
 
     def allocate(self, size_bytes: int) -> int:
+        """Allocate device memory and return its address."""
         self._memory.append(self._driver.mem_alloc(max(size_bytes, 1)))
         return int(self._memory[-1])
 
     def upload(self, address: int, values: np.ndarray) -> None:
+        """Copy an array to the device."""
         self._driver.memcpy_htod_async(address, values, self._stream)
         self.synchronize()
 
     def download(self, values: np.ndarray, address: int) -> None:
+        """Fill an array from the device."""
         self._driver.memcpy_dtoh_async(values, address, self._stream)
         self.synchronize()
 
     def synchronize(self) -> None:
+        """Wait for the stream."""
         self._stream.synchronize()
 
     def time_ms(self, launch: Callable[[], None]) -> float:
+        """Return the milliseconds between two events."""
         self._begin.record(self._stream)
         launch()
         self._end.record(self._stream)
@@ -254,28 +270,34 @@ class PyCuda(Cuda):
         return float(self._begin.time_till(self._end))
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """Record a CUDA graph."""
         if not self.graphs:
             raise EngineError(
                 "cuda-graph",
-                f"the driver's library has no CUDA graphs (they came with version 11.4 of CUDA): {INSTALL}",
+                "the driver's library has no CUDA graphs (CUDA 11.4 or newer is needed): "
+                f"update the driver, or {INSTALL}",
             )
-        stream, graph, ready = ctypes.c_void_p(self.stream), ctypes.c_void_p(), ctypes.c_void_p()
+        stream = ctypes.c_void_p(self.stream)
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL))
         try:
             launch()
         finally:
             self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        flags = ctypes.c_ulonglong(0)
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
         self._call("cuGraphDestroy", graph)
-        self._graphs.append(ready)
-        return lambda: self._call("cuGraphLaunch", ready, stream)
+        self._graphs.append(executable)
+        return lambda: self._call("cuGraphLaunch", executable, stream)
 
     def _call(self, name: str, *values: Any) -> None:
-        """A call of the driver's library that has to succeed."""
-        if status := getattr(self._library, name)(*values):
+        """Call the driver's library; EngineError if it fails."""
+        status = getattr(self._library, name)(*values)
+        if status:
             raise EngineError("cuda-failed", f"{name} failed: CUDA error {status}")
 
     def close(self) -> None:
+        """Free graphs and memory, and leave the context."""
         for graph in self._graphs:
             self._call("cuGraphExecDestroy", graph)
         self._graphs = []

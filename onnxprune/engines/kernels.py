@@ -1,15 +1,16 @@
-"""From onnxruntime's profile back to the nodes of the model.
+"""Map the kernels of an engine's profile to the nodes of the model.
 
-Optimization fuses and renames: a blocked convolution is called after the output tensor of one of the nodes that went into it, plus `_nchwc`.
-Tensor names survive, so kernels are found by tensor: the optimized graph says which kernel makes which tensor, and every original node is given to
-the kernel that computes it.
+Optimization fuses and renames nodes: onnxruntime names a blocked convolution after the output
+tensor of one of its nodes, plus `_nchwc`. Tensor names survive, so that kernels are matched by
+tensor: the optimized graph states which kernel computes which tensor, and every original node is
+assigned to the kernel that computes it.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,23 +20,15 @@ from onnxprune.engines.base import LayerTime
 
 CONTRACTIONS = frozenset(
     {
-        "Conv",
-        "ConvTranspose",
-        "ConvInteger",
-        "Einsum",
-        "Gemm",
-        "GRU",
-        "LSTM",
-        "MatMul",
-        "MatMulInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "RNN",
+        *("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"),
+        *("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "Einsum"),
+        *("GRU", "LSTM", "RNN"),
     }
 )
 _BLOCKED = "_nchwc"
 _SUFFIX = "_kernel_time"
-# optimized operator -> original operators it is made around; an operator that is not here and not in the original is a composite
+# optimized operator -> original operators that it is built around; an operator that is neither here
+# nor in the original graph is a composite
 _CORES = {
     "FusedConv": ("Conv",),
     "NhwcFusedConv": ("Conv",),
@@ -51,7 +44,16 @@ _CORES = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """name, op: as in the profile; time_ms: interquartile mean over inferences (the profile counts whole microseconds, a median would too)."""
+    """Kernel of a profile.
+
+    Attributes
+    ----------
+    name, op
+        As in the profile.
+    time_ms
+        Interquartile mean over the inferences; the profile counts whole microseconds, which a
+        median would keep.
+    """
 
     name: str
     op: str
@@ -59,7 +61,13 @@ class Kernel:
 
 
 def kernel_times(path: Path, *, skip: int) -> list[Kernel]:
-    """The kernels of a profile file in the order they ran, without the first `skip` inferences."""
+    """Return the kernels of onnxruntime's profile in the order they ran.
+
+    Parameters
+    ----------
+    skip
+        Leading inferences that are not counted.
+    """
     events = json.loads(path.read_text(encoding="utf-8"))
     times: dict[tuple[int, str, str], list[float]] = {}
     for event in events:
@@ -67,17 +75,16 @@ def kernel_times(path: Path, *, skip: int) -> list[Kernel]:
         if event.get("cat") != "Node" or not name.endswith(_SUFFIX):
             continue
         arguments = event.get("args", {})
-        key = (
-            int(arguments.get("node_index", -1)),
-            name.removesuffix(_SUFFIX),
-            str(arguments.get("op_name", "")),
-        )
+        index, op = int(arguments.get("node_index", -1)), str(arguments.get("op_name", ""))
+        key = (index, name.removesuffix(_SUFFIX), op)
         times.setdefault(key, []).append(float(event["dur"]) / 1e3)
-    return [Kernel(name, op, middle_mean(ms[skip:] or ms)) for (_, name, op), ms in times.items()]
+    return [
+        Kernel(name, op, interquartile_mean(ms[skip:] or ms)) for (_, name, op), ms in times.items()
+    ]
 
 
-def middle_mean(values: Sequence[float]) -> float:
-    """Mean of the middle half: as robust as a median, and finer than the clock's tick."""
+def interquartile_mean(values: Sequence[float]) -> float:
+    """Return the mean of the middle half: as robust as a median, finer than the clock's tick."""
     cut = len(values) // 4
     return statistics.fmean(sorted(values)[cut : len(values) - cut])
 
@@ -85,74 +92,101 @@ def middle_mean(values: Sequence[float]) -> float:
 def map_kernels(
     kernels: Sequence[Kernel], optimized: ModelProto, original: ModelProto
 ) -> tuple[LayerTime, ...]:
-    """Kernels with the nodes they compute, in the order of the profile."""
-    owners = _owners(optimized.graph.node, original.graph.node)
+    """Return the kernels with the nodes they compute, in the order of the profile."""
+    owners = _find_owners(optimized.graph.node, original.graph.node)
     by_name: dict[str, list[int]] = {}
     for position, node in enumerate(optimized.graph.node):
         by_name.setdefault(node.name, []).append(position)
     layers = []
     for kernel in kernels:
         indices = by_name.get(kernel.name, [])
-        index = indices.pop(0) if len(indices) > 1 else indices[0] if indices else -1
-        nodes = [
-            original.graph.node[i]
-            for i in sorted(i for i, owner in owners.items() if owner == index)
-        ]
+        index = indices[0] if indices else -1
+        # nodes of one name ran in the order of the graph
+        if len(indices) > 1:
+            indices.pop(0)
+        nodes = _select_nodes(original.graph.node, owners, index)
         layers.append(layer_time(kernel.name, kernel.op, kernel.time_ms, nodes))
     return tuple(layers)
 
 
+def assemble_layers(
+    kernels: Iterable[tuple[str, str, float]],
+    owners: Mapping[int, int],
+    nodes: Sequence[NodeProto],
+) -> tuple[LayerTime, ...]:
+    """Return the times of kernels that are numbered in their order.
+
+    Parameters
+    ----------
+    kernels
+        (name, operator, milliseconds) of each.
+    owners
+        Index of a node -> its kernel, as `assign_nodes` returns.
+    nodes
+        Nodes of the model.
+    """
+    return tuple(
+        layer_time(name, op, time_ms, _select_nodes(nodes, owners, index))
+        for index, (name, op, time_ms) in enumerate(kernels)
+    )
+
+
+def _select_nodes(
+    nodes: Sequence[NodeProto], owners: Mapping[int, int], kernel: int
+) -> list[NodeProto]:
+    """Return the nodes of one kernel in graph order."""
+    return [nodes[index] for index in sorted(i for i, owner in owners.items() if owner == kernel)]
+
+
 def layer_time(name: str, op: str, time_ms: float, nodes: Sequence[NodeProto]) -> LayerTime:
-    """A kernel that computes `nodes` (in topological order)."""
+    """Return the time of a kernel that computes `nodes` (in topological order)."""
     tensors = tuple(output for node in nodes for output in node.output if output)
     contraction = next((node.output[0] for node in nodes if node.op_type in CONTRACTIONS), None)
     key = contraction or (tensors[-1] if tensors else "")
-    return LayerTime(
-        name, op, time_ms, tuple(node.name or node.output[0] for node in nodes), tensors, key
-    )
+    names = tuple(node.name or node.output[0] for node in nodes)
+    return LayerTime(name, op, time_ms, names, tensors, key)
 
 
-def _owners(optimized: Sequence[NodeProto], original: Sequence[NodeProto]) -> dict[int, int]:
-    """Original node index -> optimized node index."""
+def _find_owners(optimized: Sequence[NodeProto], original: Sequence[NodeProto]) -> dict[int, int]:
+    """Return index of an original node -> index of the optimized node that computes it."""
     producer = producers(original)
     named = {node.name: i for i, node in enumerate(original) if node.name}
-    anchors = {
-        index: (anchor,)
-        for index, node in enumerate(optimized)
-        if (anchor := _anchor(node, producer, named)) is not None
-    }
-    return share(
-        original,
-        anchors,
-        {index: _CORES.get(node.op_type, (node.op_type,)) for index, node in enumerate(optimized)},
-    )
+    anchors, cores = {}, {}
+    for index, node in enumerate(optimized):
+        cores[index] = _CORES.get(node.op_type, (node.op_type,))
+        anchor = _find_anchor(node, producer, named)
+        if anchor is not None:
+            anchors[index] = (anchor,)
+    return assign_nodes(original, anchors, cores)
 
 
 def producers(nodes: Sequence[NodeProto]) -> dict[str, int]:
-    """Tensor -> index of the node that makes it."""
+    """Return tensor -> index of the node that computes it."""
     return {output: i for i, node in enumerate(nodes) for output in node.output if output}
 
 
-def share(
+def assign_nodes(
     nodes: Sequence[NodeProto],
     anchors: Mapping[int, Sequence[int]],
     cores: Mapping[int, Sequence[str]],
 ) -> dict[int, int]:
-    """Give every node to one kernel.
+    """Assign every node to one kernel.
 
     Parameters
     ----------
     nodes
-        Of the model, in topological order.
+        Nodes of the model, in topological order.
     anchors
-        Kernel -> indices of nodes that it certainly computes. Kernels are numbered in the order they run.
+        Kernel -> indices of nodes that it certainly computes. Kernels are numbered in the order
+        they run.
     cores
-        Kernel -> operators it is made around: without one of these among its anchors, the nodes before them are its own back to one.
+        Kernel -> operators that it is built around. If none of its anchors is one of these, the
+        nodes before them belong to it too, back to such an operator.
 
     Returns
     -------
     dict
-        Node index -> kernel. Nodes that only follow from constants may be missing.
+        Index of a node -> kernel. Nodes that depend only on constants may be missing.
     """
     producer = producers(nodes)
     owners: dict[int, int] = {}
@@ -163,18 +197,23 @@ def share(
         own = [anchor for anchor in certain if owners[anchor] == kernel]
         if not any(nodes[anchor].op_type in cores[kernel] for anchor in own):
             _claim_inputs(kernel, own, cores[kernel], nodes, producer, owners)
-    for i, node in enumerate(
-        nodes
-    ):  # what is left was fused into the kernel that makes its input: an activation, a shortcut's Add
-        if i not in owners and (
-            found := [owners[producer[t]] for t in node.input if producer.get(t) in owners]
-        ):
-            owners[i] = max(found)
+    # a node without a kernel (activation, Add of a shortcut) was fused into that of its last input
+    for i, node in enumerate(nodes):
+        if i in owners:
+            continue
+        before = [owners[producer[t]] for t in node.input if producer.get(t) in owners]
+        if before:
+            owners[i] = max(before)
     return owners
 
 
-def _anchor(node: NodeProto, producer: Mapping[str, int], named: Mapping[str, int]) -> int | None:
-    """The original node that an optimized one certainly computes: by an output tensor, by the tensor or the node in its name."""
+def _find_anchor(
+    node: NodeProto, producer: Mapping[str, int], named: Mapping[str, int]
+) -> int | None:
+    """Return the original node that an optimized one certainly computes.
+
+    It is found by an output tensor, or by the tensor or node in the optimized node's name.
+    """
     if node.op_type.startswith("Reorder"):
         return None
     for name in (*node.output, node.name.removesuffix(_BLOCKED)):
@@ -191,7 +230,7 @@ def _claim_inputs(
     producer: Mapping[str, int],
     owners: dict[int, int],
 ) -> None:
-    """Give a kernel the nodes before its anchors that were fused into it, back to the one it is made around."""
+    """Assign the nodes before a kernel's anchors to it, back to the operator it is built around."""
     pending = list(anchors)
     while pending:
         at = pending.pop()

@@ -1,13 +1,12 @@
-"""MNN on the CPU, float32 ("high" precision).
+"""MNN on the CPU, in float32 ("high" precision).
 
-Its converter is called through the extension module: the command line tool around it, `mnnconvert`, installs a package and reports each
-conversion to its makers.
+Its converter is called through the extension module: the command line tool around it, `mnnconvert`,
+installs a package and reports each conversion to its makers.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,19 +26,24 @@ from onnxprune.engines.base import (
     installed_version,
     missing_package,
     open_model,
-    refusal,
     require,
     require_precision,
     static_inputs,
     stdout_to_stderr,
 )
-from onnxprune.engines.kernels import CONTRACTIONS, layer_time, middle_mean, producers, share
+from onnxprune.engines.convert import run_converter
+from onnxprune.engines.kernels import (
+    CONTRACTIONS,
+    assemble_layers,
+    assign_nodes,
+    interquartile_mean,
+    producers,
+)
 from onnxprune.errors import EngineError
 from onnxprune.ir.io import save
 
-CONVERT_SECONDS = 300
 _CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv)"
-_SUFFIXES = ("__matmul_converted",)
+_SUFFIX = "__matmul_converted"
 _PRECISION = {"f32": "high", "bf16": "low", "f16": "low"}
 
 
@@ -52,24 +56,31 @@ class Mnn:
     library: str = "MNN"
 
     def available(self) -> str | None:
-        found = all(importlib.util.find_spec(module) is not None for module in ("MNN", "_tools"))
-        return None if found else missing_package(self.name, "MNN", self.install)
+        """Return None if the package and its converter are installed, else the reason."""
+        modules = ("MNN", "_tools")
+        if all(importlib.util.find_spec(module) is not None for module in modules):
+            return None
+        return missing_package(self.name, "MNN", self.install)
 
     def version(self) -> str:
+        """Return MNN's version, "" if it is not installed."""
         return installed_version("MNN") if self.available() is None else ""
 
     def compile(self, source: Source, options: EngineOptions) -> Compiled:
+        """Return a session."""
         require(self)
         require_precision(self.name, options, *_PRECISION)
         return MnnModel(self.name, source, options)
 
     def limits(self) -> Mapping[str, str]:
+        """Return limits of data types and precision."""
         return {
             "dtype": "float32 or int32 inputs",
-            "precision": 'bf16 and f16 are its "low" precision, which the CPU may or may not take up',
+            "precision": 'bf16 and f16 are its "low" precision, which a CPU may ignore',
         }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
+        """Return 1: no width is known to be slow."""
         return 1
 
 
@@ -77,7 +88,8 @@ class MnnModel(Compiled):
     """An MNN session."""
 
     def __init__(self, name: str, source: Source, options: EngineOptions) -> None:
-        with stdout_to_stderr():  # it prints the CPU's features
+        # MNN prints the CPU's features when it is imported
+        with stdout_to_stderr():
             import MNN
 
         self._name, self._mnn = name, MNN
@@ -87,41 +99,35 @@ class MnnModel(Compiled):
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
             path = Path(folder) / "model.onnx"
             save(self._model, path)
-            _convert(name, path)
-            self._net = MNN.Interpreter(str(path.with_suffix(".mnn")))
+            self._net = MNN.Interpreter(str(_convert(name, path)))
+        settings = {
+            "backend": "CPU",
+            "precision": _PRECISION[options.precision],
+            "numThread": options.threads,
+        }
         with stdout_to_stderr():
-            self._session = self._net.createSession(
-                {
-                    "backend": "CPU",
-                    "precision": _PRECISION[options.precision],
-                    "numThread": options.threads,
-                }
-            )
+            self._session = self._net.createSession(settings)
         absent = set(self.outputs) - set(self._net.getSessionOutputAll(self._session))
         if absent:
             raise EngineError(
-                "engine-refused",
-                f"{name} lost the output {min(absent)!r} when it converted the model",
+                "engine-refused", f"{name}'s converter dropped output {min(absent)!r} of the model"
             )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one inference."""
         self._feed(feeds)
         self._infer()
-        found = {}
+        outputs = {}
         for name in self.outputs:
             tensor = self._net.getSessionOutput(self._session, name)
             shape = tuple(tensor.getShape())
-            host = self._mnn.Tensor(
-                shape,
-                tensor.getDataType(),
-                np.zeros(shape, np.int32 if self._is_int(tensor) else np.float32),
-                self._mnn.Tensor_DimensionType_Caffe,
-            )
+            host = self._make_tensor(tensor, shape, np.zeros(shape, self._dtype(tensor)))
             tensor.copyToHostTensor(host)
-            found[name] = np.array(host.getNumpyData()).reshape(shape)
-        return found
+            outputs[name] = np.array(host.getNumpyData()).reshape(shape)
+        return outputs
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
+        """Time inferences without copying the inputs."""
         self._feed(feeds)
         times = []
         for _ in range(count):
@@ -131,7 +137,10 @@ class MnnModel(Compiled):
         return times
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
-        """Times between the callbacks around each operator; the call itself costs about a microsecond and is in them."""
+        """Return the times between callbacks around each operator.
+
+        They include the calls, about a microsecond each.
+        """
         self._feed(feeds)
         times: dict[tuple[str, str], list[float]] = {}
         started = 0
@@ -142,97 +151,65 @@ class MnnModel(Compiled):
             return True
 
         def after(_: Any, op: Any) -> bool:
-            times.setdefault((op.getName(), op.getType()), []).append(
-                (time.perf_counter_ns() - started) / 1e6
-            )
+            elapsed_ms = (time.perf_counter_ns() - started) / 1e6
+            times.setdefault((op.getName(), op.getType()), []).append(elapsed_ms)
             return True
 
         for _ in range(count + 1):
             self._net.runSessionWithCallBackInfo(self._session, before, after)
-        kernels = [(name, op, middle_mean(ms[1:] or ms)) for (name, op), ms in times.items()]
-        return self._mapped(kernels)
+        # the first inference is warm-up
+        kernels = [(name, op, interquartile_mean(ms[1:] or ms)) for (name, op), ms in times.items()]
+        return self._map_kernels(kernels)
 
-    def _mapped(self, kernels: list[tuple[str, str, float]]) -> tuple[LayerTime, ...]:
-        """Kernels are named after the tensor they make; those called ..._raster_N only change the layout."""
+    def _map_kernels(self, kernels: list[tuple[str, str, float]]) -> tuple[LayerTime, ...]:
+        """Return the kernels with their nodes.
+
+        Kernels are named after the tensor they compute; those called ..._raster_N only change the
+        layout.
+        """
         nodes = self._model.proto.graph.node
         producer = producers(nodes)
         anchors: dict[int, tuple[int, ...]] = {}
         cores: dict[int, tuple[str, ...]] = {}
         for index, (name, op, _) in enumerate(kernels):
-            tensor = next((name.removesuffix(s) for s in _SUFFIXES if name.endswith(s)), name)
-            if tensor in producer:
-                anchors[index] = (producer[tensor],)
-                cores[index] = (
-                    tuple(CONTRACTIONS)
-                    if "onvolution" in op
-                    else (nodes[producer[tensor]].op_type,)
-                )
-        owners = share(nodes, anchors, cores)
-        return tuple(
-            layer_time(
-                name,
-                op,
-                ms,
-                [nodes[i] for i in sorted(i for i, owner in owners.items() if owner == index)],
-            )
-            for index, (name, op, ms) in enumerate(kernels)
-        )
+            node = producer.get(name.removesuffix(_SUFFIX))
+            if node is None:
+                continue
+            anchors[index] = (node,)
+            convolution = "onvolution" in op
+            cores[index] = tuple(CONTRACTIONS) if convolution else (nodes[node].op_type,)
+        return assemble_layers(kernels, assign_nodes(nodes, anchors, cores), nodes)
 
     def _feed(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Copy the inputs to the session."""
         for name, spec in self._inputs.items():
             tensor = self._net.getSessionInput(self._session, name)
-            dtype = np.int32 if self._is_int(tensor) else np.float32
-            host = self._mnn.Tensor(
-                spec.shape,
-                tensor.getDataType(),
-                np.ascontiguousarray(feeds[name], dtype),
-                self._mnn.Tensor_DimensionType_Caffe,
-            )
-            tensor.copyFrom(host)
+            values = np.ascontiguousarray(feeds[name], self._dtype(tensor))
+            tensor.copyFrom(self._make_tensor(tensor, spec.shape, values))
 
     def _infer(self) -> None:
+        """Run the session."""
         if self._net.runSession(self._session) != 0:
             raise EngineError("engine-run", f"{self._name} cannot run the model")
 
-    def _is_int(self, tensor: Any) -> bool:
-        return tensor.getDataType() == self._mnn.Halide_Type_Int
+    def _dtype(self, tensor: Any) -> type[np.int32] | type[np.float32]:
+        """Return the numpy type of a tensor."""
+        integer = tensor.getDataType() == self._mnn.Halide_Type_Int
+        return np.int32 if integer else np.float32
+
+    def _make_tensor(self, like: Any, shape: tuple[int, ...], values: np.ndarray) -> Any:
+        """Return a host tensor in ONNX's layout with the data type of another one."""
+        layout = self._mnn.Tensor_DimensionType_Caffe
+        return self._mnn.Tensor(shape, like.getDataType(), values, layout)
 
 
-def _convert(name: str, path: Path) -> None:
-    """Write model.mnn beside `path`; EngineError where the converter fails."""
-    target = path.with_suffix(".mnn")
-    command = [
-        sys.executable,
-        "-c",
-        _CONVERT,
-        "-f",
-        "ONNX",
-        "--modelFile",
-        str(path),
-        "--MNNModel",
-        str(target),
-        "--bizCode",
-        "onnxprune",
-    ]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=path.parent,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CONVERT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise EngineError(
-            "engine-refused", f"{name}: the converter did not end within {CONVERT_SECONDS} s"
-        ) from None
-    if done.returncode != 0 or not target.is_file():
-        words = (
-            done.stdout.strip() or done.stderr.strip() or f"ended with status {done.returncode}"
-        ).splitlines()
-        raise refusal(f"{name}'s converter", words[-1])
+def _convert(name: str, path: Path) -> Path:
+    """Convert a model and return the path of the result."""
+    output = path.with_suffix(".mnn")
+    files = ["--modelFile", str(path), "--MNNModel", str(output)]
+    command = [sys.executable, "-c", _CONVERT, "-f", "ONNX", *files, "--bizCode", "onnxprune"]
+    run_converter(f"{name}'s converter", command, output, errors_first=False)
+    return output
 
 
 ENGINE = Mnn()

@@ -1,13 +1,12 @@
-"""ncnn on the CPU, from ONNX by the pnnx program.
+"""ncnn on the CPU; models are converted by the pnnx program.
 
-A graph that ncnn cannot load may end the process instead of failing, so a model is always run in a process of its own.
+A graph that ncnn cannot load may crash the process, so that a model always runs in a separate one.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,15 +20,16 @@ from onnxprune.engines.base import (
     Compiled,
     EngineOptions,
     Source,
+    TensorSpec,
     fix_shapes,
     installed_version,
     missing_package,
     open_model,
-    refusal,
     require,
     require_precision,
     static_inputs,
 )
+from onnxprune.engines.convert import run_converter
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
 from onnxprune.ir.inference import infer
@@ -37,8 +37,7 @@ from onnxprune.ir.io import Model, save
 from onnxprune.ir.nodes import label, set_attribute
 from onnxprune.ir.passes.canonicalize import canonicalize
 
-CHANNELS = 16  # packs 16 channels with AVX-512
-CONVERT_SECONDS = 300
+CHANNELS = 16  # channels per pack with AVX-512
 _TYPES = {
     "float32": "f32",
     "float16": "f16",
@@ -59,38 +58,43 @@ class Ncnn:
     library: str = "ncnn"
 
     def available(self) -> str | None:
+        """Return None if package and converter are installed, else the reason and the fix."""
         if importlib.util.find_spec("ncnn") is None:
             return missing_package(self.name, "ncnn", self.install)
-        if converter() is None:
+        if find_converter() is None:
             return missing_package(self.name, "the pnnx converter", self.install)
         return None
 
     def version(self) -> str:
+        """Return ncnn's version, "" if it is not available."""
         return installed_version("ncnn") if self.available() is None else ""
 
     def compile(self, source: Source, options: EngineOptions) -> Compiled:
+        """Return a model in a separate process."""
         require(self)
         return Worker(self.name, source, options)
 
     def compile_here(self, source: Source, options: EngineOptions) -> Compiled:
-        """The model in this process, which a graph that ncnn dislikes may end."""
+        """Return a model in this process, which an unsupported graph may crash."""
         require(self)
         require_precision(self.name, options, "f32", "bf16")
         return NcnnModel(self.name, source, options)
 
     def limits(self) -> Mapping[str, str]:
+        """Return limits of batch, data types and profiling."""
         return {
-            "batch": "one sample at a time",
+            "batch": "one sample per run",
             "dtype": "float32 inputs and outputs; no quantized ONNX graphs",
-            "layers": "no time of single layers: the packaged library is built without its benchmark",
+            "layers": "no times per layer: the package is built without ncnn's benchmark option",
         }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
+        """Return the channels per pack."""
         return CHANNELS
 
 
 class NcnnModel(Compiled):
-    """A loaded network; inputs are named in0, in1, ... by pnnx, outputs out0, out1, ..."""
+    """A loaded network; pnnx names its inputs in0, in1, ... and its outputs out0, out1, ..."""
 
     def __init__(self, name: str, source: Source, options: EngineOptions) -> None:
         import ncnn
@@ -103,52 +107,44 @@ class NcnnModel(Compiled):
             o.name: tuple(d.dim_value for d in o.type.tensor_type.shape.dim)
             for o in model.proto.graph.output
         }
-        for input_name, spec in self._inputs.items():
-            if spec.dtype != np.float32 or spec.shape[:1] != (1,):
-                raise EngineError(
-                    "engine-refused",
-                    f"{name} takes float32 inputs of batch 1; {input_name!r} is {spec.dtype} {list(spec.shape)}",
-                )
+        _check_inputs(name, self._inputs)
         _check_gathers(name, model)
         self._net: Any = ncnn.Net()
-        self._net.opt.num_threads = options.threads
-        self._net.opt.use_fp16_packed = self._net.opt.use_fp16_storage = (
-            self._net.opt.use_fp16_arithmetic
-        ) = False
-        self._net.opt.use_bf16_storage = options.precision == "bf16"
+        settings = self._net.opt
+        settings.num_threads = options.threads
+        settings.use_fp16_packed = False
+        settings.use_fp16_storage = False
+        settings.use_fp16_arithmetic = False
+        settings.use_bf16_storage = options.precision == "bf16"
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
             path = Path(folder) / "model.onnx"
             save(model, path)
-            _convert(
-                name,
-                path,
-                ",".join(
-                    f"[{','.join(map(str, s.shape))}]{_TYPES[s.dtype.name]}"
-                    for s in self._inputs.values()
-                ),
+            self._load(*_convert(name, path, self._inputs))
+
+    def _load(self, parameters: Path, weights: Path) -> None:
+        """Load a converted network; EngineError if ncnn lacks a layer."""
+        unknown = _list_unknown_layers(parameters)
+        if unknown:
+            raise EngineError(
+                "engine-refused",
+                f"{self._name} does not implement {', '.join(unknown)}, "
+                "which pnnx leaves in the model",
             )
-            parameters = path.with_suffix(".ncnn.param")
-            if unknown := _unknown_layers(parameters):
-                raise EngineError(
-                    "engine-refused",
-                    f"{name} has no {', '.join(unknown)}, which pnnx leaves in the model",
-                )
-            if (
-                self._net.load_param(str(parameters)) != 0
-                or self._net.load_model(str(path.with_suffix(".ncnn.bin"))) != 0
-            ):
-                raise EngineError(
-                    "engine-refused", f"{name} cannot load what pnnx made of the model"
-                )
+        if self._net.load_param(str(parameters)) != 0 or self._net.load_model(str(weights)) != 0:
+            raise EngineError(
+                "engine-refused", f"{self._name} cannot load the model that pnnx converted"
+            )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = self._infer(self._mats(feeds))
+        """Run one inference."""
+        mats = self._infer(self._to_mats(feeds))
         return {
-            name: self._array(name, mat) for name, mat in zip(self.outputs, found, strict=False)
+            name: self._to_array(name, mat) for name, mat in zip(self.outputs, mats, strict=True)
         }
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
-        mats, times = self._mats(feeds), []
+        """Time inferences without copying the inputs."""
+        mats, times = self._to_mats(feeds), []
         for _ in range(count):
             start = time.perf_counter_ns()
             self._infer(mats)
@@ -156,28 +152,28 @@ class NcnnModel(Compiled):
         return times
 
     def close(self) -> None:
+        """Release the network."""
         self._net.clear()
 
-    def _mats(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
-        """Inputs without the batch axis, in the order of the graph."""
+    def _to_mats(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return the inputs without the batch axis, in the order of the graph."""
         import ncnn
 
         return [ncnn.Mat(np.ascontiguousarray(feeds[name][0])).clone() for name in self._inputs]
 
     def _infer(self, mats: list[Any]) -> list[Any]:
+        """Run the network and return its outputs."""
         with self._net.create_extractor() as extractor:
             for index, mat in enumerate(mats):
                 extractor.input(f"in{index}", mat)
-            found = [extractor.extract(f"out{index}") for index in range(len(self.outputs))]
-        failed = [
-            name for name, (status, _) in zip(self.outputs, found, strict=False) if status != 0
-        ]
-        if failed:
-            raise EngineError("engine-run", f"{self._name} cannot compute output {failed[0]!r}")
-        return [mat for _, mat in found]
+            results = [extractor.extract(f"out{index}") for index in range(len(self.outputs))]
+        for name, (status, _) in zip(self.outputs, results, strict=True):
+            if status != 0:
+                raise EngineError("engine-run", f"{self._name} cannot compute output {name!r}")
+        return [mat for _, mat in results]
 
-    def _array(self, name: str, mat: Any) -> np.ndarray:
-        """The values in the ONNX shape: the batch axis, which ncnn has not, comes back."""
+    def _to_array(self, name: str, mat: Any) -> np.ndarray:
+        """Return the values in the ONNX shape, with the batch axis that ncnn lacks."""
         values = np.array(mat)
         shape = self._shapes[name]
         if shape and 0 not in shape and int(np.prod(shape)) == values.size:
@@ -186,52 +182,63 @@ class NcnnModel(Compiled):
 
 
 def slices_as_pools(model: Model) -> Model:
-    """A copy in which every n-th row or column of an image is taken by pooling over one pixel: pnnx leaves a Slice with steps as it is."""
+    """Return a copy in which a Slice of every n-th row or column of an image is a pooling.
+
+    pnnx does not convert a Slice with steps. A MaxPool over one pixel with that stride computes the
+    same.
+    """
     copy, known = model.edit(), infer(model)
     for node in copy.proto.graph.node:
-        shape = (
-            known.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else None
-        )
-        bounds = [known.value(name) for name in node.input[1:]]
-        if (
-            shape is None
-            or len(shape) != 4
-            or any(value is None or value.size != 1 for value in bounds)
-        ):
+        if node.op_type != "Slice" or len(node.input) != 5:
             continue
-        start, end, axis, step = (int(value.item()) for value in bounds if value is not None)
+        shape = known.shape(node.input[0])
+        bounds = [known.value(name) for name in node.input[1:]]
+        scalars = [int(value.item()) for value in bounds if value is not None and value.size == 1]
+        if shape is None or len(shape) != 4 or len(scalars) != 4:
+            continue
+        start, end, axis, step = scalars
         length = shape[axis]
         if axis % 4 < 2 or step < 2 or start != 0 or not isinstance(length, int) or end < length:
             continue
         del node.input[1:]
         node.op_type = "MaxPool"
-        for name, values in (
-            ("kernel_shape", [1, 1]),
-            ("strides", [step if axis % 4 == place else 1 for place in (2, 3)]),
-            ("pads", [0, 0, 0, 0]),
-        ):
-            set_attribute(node, name, values)
+        set_attribute(node, "kernel_shape", [1, 1])
+        set_attribute(node, "strides", [step if axis % 4 == place else 1 for place in (2, 3)])
+        set_attribute(node, "pads", [0, 0, 0, 0])
     return copy.freeze()
 
 
-def _check_gathers(name: str, model: Model) -> None:
-    """EngineError for a Gather of several positions: pnnx makes a crop of one of it, which computes something else."""
-    for node in model.proto.graph.node:
-        index = model.weights.get(node.input[1]) if node.op_type == "Gather" else None
-        if (
-            index is not None
-            and node.input[0] not in model.weights
-            and int(np.prod(index.shape)) > 1
-        ):
-            count = int(np.prod(index.shape))
+def _check_inputs(name: str, inputs: Mapping[str, TensorSpec]) -> None:
+    """Raise EngineError for inputs that are not float32 with a batch of 1."""
+    for input_name, spec in inputs.items():
+        if spec.dtype != np.float32 or spec.shape[:1] != (1,):
             raise EngineError(
                 "engine-refused",
-                f"{name} has no Gather of {count} positions ({label(node)}), such as a channel shuffle becomes when it is cut",
+                f"{name} takes float32 inputs with a batch of 1; "
+                f"{input_name!r} is {spec.dtype} {list(spec.shape)}",
             )
 
 
-def _unknown_layers(parameters: Path) -> list[str]:
-    """Layer types in a .param file that ncnn has not; its own message names only the first, on stderr."""
+def _check_gathers(name: str, model: Model) -> None:
+    """Raise EngineError for a Gather of several positions, which pnnx converts to a wrong crop."""
+    for node in model.proto.graph.node:
+        index = model.weights.get(node.input[1]) if node.op_type == "Gather" else None
+        if index is None or node.input[0] in model.weights:
+            continue
+        count = int(np.prod(index.shape))
+        if count > 1:
+            raise EngineError(
+                "engine-refused",
+                f"{name} does not support a Gather of {count} positions ({label(node)}); "
+                "pruning turns a channel shuffle into one",
+            )
+
+
+def _list_unknown_layers(parameters: Path) -> list[str]:
+    """Return the layer types in a .param file that ncnn does not implement.
+
+    ncnn's own message names only the first, on stderr.
+    """
     import ncnn
 
     rows = parameters.read_text(encoding="utf-8", errors="replace").splitlines()[2:]
@@ -239,42 +246,34 @@ def _unknown_layers(parameters: Path) -> list[str]:
     return [kind for kind in types if ncnn.layer_to_index(kind) < 0]
 
 
-def converter() -> str | None:
-    """Path of the pnnx program: the one inside of its Python package (importing that would load torch), or on the PATH."""
+def find_converter() -> str | None:
+    """Return the path of the pnnx program: inside its Python package, else on PATH.
+
+    The package is not imported, which would load torch.
+    """
     spec = importlib.util.find_spec("pnnx")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        if (program := Path(folder) / "pnnx").is_file():
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        program = Path(folder) / "pnnx"
+        if program.is_file():
             return str(program)
     return shutil.which("pnnx")
 
 
-def _convert(name: str, path: Path, shapes: str) -> None:
-    """Write model.ncnn.param and model.ncnn.bin beside `path`; EngineError where pnnx fails."""
-    program = converter()
+def _convert(name: str, path: Path, inputs: Mapping[str, TensorSpec]) -> tuple[Path, Path]:
+    """Convert a model; return the paths of parameters and weights."""
+    program = find_converter()
     if program is None:
         raise EngineError(
             "engine-missing", missing_package(name, "the pnnx converter", Ncnn().install)
         )
+    shapes = ",".join(
+        f"[{','.join(map(str, spec.shape))}]{_TYPES[spec.dtype.name]}" for spec in inputs.values()
+    )
     command = [program, str(path), f"inputshape={shapes}", "fp16=0"]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=path.parent,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CONVERT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise EngineError(
-            "engine-refused", f"{name}: pnnx did not end within {CONVERT_SECONDS} s"
-        ) from None
-    if done.returncode != 0 or not path.with_suffix(".ncnn.param").is_file():
-        words = (
-            done.stderr.strip() or done.stdout.strip() or f"ended with status {done.returncode}"
-        ).splitlines()
-        raise refusal(f"{name}'s converter pnnx", words[-1])
+    parameters = path.with_suffix(".ncnn.param")
+    run_converter(f"{name}'s converter pnnx", command, parameters, errors_first=True)
+    return parameters, path.with_suffix(".ncnn.bin")
 
 
 ENGINE = Ncnn()

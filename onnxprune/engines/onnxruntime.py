@@ -1,4 +1,4 @@
-"""onnxruntime: the CPU provider, and CUDA and TensorRT where the installed build has them."""
+"""onnxruntime with its CPU, CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,25 @@ from onnxprune.engines.kernels import kernel_times, map_kernels
 from onnxprune.errors import EngineError
 
 PROFILE_WARMUP = 3  # inferences in a profile that are not counted
-DEPTHWISE_FLOOR = 4  # below this multiple onnxruntime leaves its blocked layout
+DEPTHWISE_FLOOR = 4  # onnxruntime's blocked layout needs channels that are a multiple of this
 
 
 @dataclass(frozen=True)
 class OnnxRuntime:
     """One execution provider of onnxruntime.
 
-    name: of the engine; provider: as onnxruntime spells it; install: command that brings it; multiples: dtype -> channels, {} = by the CPU's flags.
+    Attributes
+    ----------
+    name
+        Name of the engine.
+    provider
+        onnxruntime's name of the provider.
+    install
+        Command that installs it.
+    multiples
+        dtype -> channel multiple; {} = by the CPU's vector width.
+    library
+        Module that is imported before memory is measured.
     """
 
     name: str
@@ -45,15 +56,20 @@ class OnnxRuntime:
     library: str = "onnxruntime"
 
     def available(self) -> str | None:
+        """Return None if the installed build has the provider, else the reason and the fix."""
         if importlib.util.find_spec("onnxruntime") is None:
             return missing_package(self.name, "onnxruntime", self.install)
         import onnxruntime
 
         if self.provider not in onnxruntime.get_available_providers():
-            return f"engine {self.name} needs the {self.provider}, which this onnxruntime was built without: {self.install}"
+            return (
+                f"engine {self.name} needs the {self.provider}, "
+                f"which the installed onnxruntime lacks: {self.install}"
+            )
         return None
 
     def version(self) -> str:
+        """Return onnxruntime's version, "" if it is not installed."""
         if importlib.util.find_spec("onnxruntime") is None:
             return ""
         import onnxruntime
@@ -61,23 +77,32 @@ class OnnxRuntime:
         return str(onnxruntime.__version__)
 
     def compile(self, source: Source, options: EngineOptions) -> Compiled:
+        """Return a session."""
         require(self)
         require_precision(self.name, options, *self.precisions)
         return OnnxRuntimeModel(self, source, options)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What `Options.precision` may be: it says what the graph holds, onnxruntime converts nothing on the CPU."""
-        return ("f32", "int8") if not self.multiples else ("f32", "f16", "int8")
+        """Precisions of the provider; on the CPU they must be those of the graph."""
+        return ("f32", "f16", "int8") if self.multiples else ("f32", "int8")
 
     def limits(self) -> Mapping[str, str]:
+        """Return limits of IR version, precision and layout."""
         return {
             "ir_version": "reads IR versions up to 13 (release 1.31)",
-            "precision": "runs the types that the graph holds; the CPU provider has no bfloat16 and converts float16 to float32",
-            "layout": f"a regular convolution is blocked only where its input channels are >= 16 and a multiple of {DEPTHWISE_FLOOR}, a depthwise one on multiples of it",
+            "precision": (
+                "runs the types of the graph; the CPU provider has no bfloat16 and converts "
+                "float16 to float32"
+            ),
+            "layout": (
+                "a regular convolution is blocked only if its input channels are at least 16 and "
+                f"a multiple of {DEPTHWISE_FLOOR}, a depthwise one if they are a multiple of it"
+            ),
         }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
+        """Return the channels per block or tensor-core tile."""
         return self.multiples.get(dtype, 8) if self.multiples else vector_channels()
 
 
@@ -87,12 +112,13 @@ class OnnxRuntimeModel(Compiled):
     def __init__(self, engine: OnnxRuntime, source: Source, options: EngineOptions) -> None:
         self._engine, self._source, self._options = engine, source, options
         with as_file(source) as path:
-            self._session = self._open(path, self._session_options())
+            self._session = self._open(path, self._make_options())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one inference."""
         try:
-            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=False))
+            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
         except Exception as problem:  # onnxruntime's exceptions share no base class
             raise EngineError(
                 "engine-run",
@@ -100,16 +126,16 @@ class OnnxRuntimeModel(Compiled):
             ) from problem
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
-        """Kernel times of a session that profiles and takes the place of the first, so that there is never more than one in memory.
+        """Return the time per kernel, with nodes found through the optimized graph.
 
-        Nodes are found through the optimized graph that it writes.
+        A session that profiles replaces the first one, so that only one is in memory.
         """
         del self._session
         with (
             tempfile.TemporaryDirectory(prefix="onnxprune-") as folder,
             as_file(self._source) as path,
         ):
-            settings = self._session_options()
+            settings = self._make_options()
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
             settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
@@ -120,16 +146,16 @@ class OnnxRuntimeModel(Compiled):
             optimized = open_model(Path(folder) / "optimized.onnx").proto
         return map_kernels(kernels, optimized, open_model(self._source).proto)
 
-    def _session_options(self) -> Any:
+    def _make_options(self) -> Any:
+        """Return onnxruntime's session options."""
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self._options.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 4
-        settings.add_session_config_entry(
-            "session.force_spinning_stop", "1"
-        )  # idle threads must not disturb the other contender's turn
+        # idle threads must not disturb the other contenders' turns
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         level = onnxruntime.GraphOptimizationLevel
         settings.graph_optimization_level = {
             "off": level.ORT_DISABLE_ALL,
@@ -140,6 +166,7 @@ class OnnxRuntimeModel(Compiled):
         return settings
 
     def _open(self, path: Path, settings: Any) -> Any:
+        """Return a session on the provider; EngineError if onnxruntime chooses another."""
         import onnxruntime
 
         try:
@@ -149,12 +176,13 @@ class OnnxRuntimeModel(Compiled):
         if self._engine.provider not in session.get_providers():
             raise EngineError(
                 "engine-fallback",
-                f"{self._engine.name}: onnxruntime fell back to {session.get_providers()[0]}; see that the GPU's libraries are found",
+                f"{self._engine.name}: onnxruntime fell back to {session.get_providers()[0]}; "
+                "check that it finds the libraries of the GPU",
             )
         return session
 
     def _providers(self) -> list[Any]:
-        """The provider and those that take what it cannot, with its own options."""
+        """Return the provider with its options, and the one for nodes that it lacks."""
         if self._engine.provider != "TensorrtExecutionProvider":
             return [self._engine.provider]
         settings: dict[str, Any] = {

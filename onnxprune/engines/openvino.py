@@ -1,6 +1,7 @@
 """OpenVINO on the CPU.
 
-Left to itself it computes in bfloat16 where the CPU can: fast, and not equal to onnxruntime. Float32 is pinned here; bfloat16 is asked for by name.
+By default OpenVINO computes in bfloat16 if the CPU supports it, which is fast but differs from
+onnxruntime. Here float32 is the default and bfloat16 has to be requested.
 """
 
 from __future__ import annotations
@@ -25,44 +26,55 @@ from onnxprune.engines.base import (
     require,
     require_precision,
 )
-from onnxprune.engines.kernels import CONTRACTIONS, layer_time, middle_mean, share
+from onnxprune.engines.kernels import (
+    CONTRACTIONS,
+    assemble_layers,
+    assign_nodes,
+    interquartile_mean,
+)
 from onnxprune.errors import EngineError
 
-BF16_CHANNELS = 16  # its blocked layouts on AVX-512 and AMX
+BF16_CHANNELS = 16  # channels per block on AVX-512 and AMX
 _HINTS = {"f32": "f32", "int8": "f32", "bf16": "bf16", "f16": "f16"}
 _CONTRACTIONS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "GroupConvolution")
-_NEEDS = {"bf16": "BF16", "f16": "FP16"}
+_CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
 
 
 @dataclass(frozen=True)
 class OpenVino:
-    """The CPU plugin of OpenVINO."""
+    """The CPU plug-in of OpenVINO."""
 
     name: str = "openvino"
     install: str = "pip install openvino"
     library: str = "openvino"
 
     def available(self) -> str | None:
-        return (
-            missing_package(self.name, "openvino", self.install)
-            if importlib.util.find_spec("openvino") is None
-            else None
-        )
+        """Return None if the package is installed, else the reason and the fix."""
+        if importlib.util.find_spec("openvino") is None:
+            return missing_package(self.name, "openvino", self.install)
+        return None
 
     def version(self) -> str:
+        """Return OpenVINO's version, "" if it is not installed."""
         return installed_version("openvino") if self.available() is None else ""
 
     def compile(self, source: Source, options: EngineOptions) -> Compiled:
+        """Return a compiled model."""
         require(self)
         require_precision(self.name, options, *_HINTS)
         return OpenVinoModel(self.name, source, options)
 
     def limits(self) -> Mapping[str, str]:
+        """Return limits of the precision."""
         return {
-            "precision": "bf16 and f16 only where the CPU has them; int8 is a graph with QuantizeLinear and DequantizeLinear"
+            "precision": (
+                "bf16 and f16 need a CPU that has them; int8 needs a graph with QuantizeLinear "
+                "and DequantizeLinear"
+            )
         }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
+        """Return the channels per block of low-precision layouts."""
         return 1 if dtype == "f32" else BF16_CHANNELS
 
 
@@ -76,6 +88,7 @@ class OpenVinoModel(Compiled):
         self.outputs = tuple(o.name for o in open_model(source).proto.graph.output)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one inference."""
         try:
             self._request.infer(dict(feeds))
         except RuntimeError as problem:
@@ -85,55 +98,44 @@ class OpenVinoModel(Compiled):
         return {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
+        """Return the time per executed operator, with nodes found by their original names."""
         compiled = self._compile(profile=True)
-        request = compiled.create_infer_request()
-        times: dict[tuple[str, str], list[float]] = {}
-        for index in range(count + 1):
-            request.infer(dict(feeds))
-            for kernel in request.get_profiling_info() if index else ():
-                if kernel.status == kernel.Status.EXECUTED:
-                    times.setdefault((kernel.node_name, kernel.node_type), []).append(
-                        kernel.real_time.total_seconds() * 1e3
-                    )
+        times = _time_operators(compiled, feeds, count)
         nodes = open_model(self._source).proto.graph.node
+        # an operator names the nodes it was made of, or their outputs if they have no name
         known = {
             name: i for i, node in enumerate(nodes) for name in (node.name, *node.output) if name
         }
         origins = {
-            op.get_friendly_name(): _origins(op, known)
+            op.get_friendly_name(): _find_origins(op, known)
             for op in compiled.get_runtime_model().get_ordered_ops()
         }
-        kernels = list(times)
-        anchors = {index: origins.get(name, []) for index, (name, _) in enumerate(kernels)}
-        cores = {
-            index: tuple(CONTRACTIONS)
-            if kernels[index][1] in _CONTRACTIONS
-            else tuple(nodes[i].op_type for i in own)
-            for index, own in anchors.items()
-        }
-        owners = share(nodes, anchors, cores)
-        return tuple(
-            layer_time(
-                name,
-                op,
-                middle_mean(times[name, op]),
-                [nodes[i] for i in sorted(i for i, owner in owners.items() if owner == index)],
-            )
-            for index, (name, op) in enumerate(kernels)
-        )
+        anchors: dict[int, list[int]] = {}
+        cores: dict[int, tuple[str, ...]] = {}
+        for index, (name, op) in enumerate(times):
+            anchors[index] = origins.get(name, [])
+            if op in _CONTRACTIONS:
+                cores[index] = tuple(CONTRACTIONS)
+            else:
+                cores[index] = tuple(nodes[i].op_type for i in anchors[index])
+        owners = assign_nodes(nodes, anchors, cores)
+        kernels = ((name, op, interquartile_mean(ms)) for (name, op), ms in times.items())
+        return assemble_layers(kernels, owners, nodes)
 
     def _compile(self, *, profile: bool) -> Any:
+        """Compile the model; EngineError if OpenVINO rejects it or the CPU lacks the precision."""
         import openvino
 
         core = openvino.Core()
-        needed = _NEEDS.get(self._options.precision)
-        if needed is not None and needed not in core.get_property(
-            "CPU", "OPTIMIZATION_CAPABILITIES"
-        ):
-            raise EngineError(
-                "engine-precision",
-                f"{self._name}: this CPU has no {self._options.precision}; use --precision f32",
-            )
+        capability = _CAPABILITIES.get(self._options.precision)
+        if capability is not None:
+            available = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            if capability not in available:
+                raise EngineError(
+                    "engine-precision",
+                    f"{self._name}: this CPU has no {self._options.precision}; "
+                    "pass --precision f32",
+                )
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self._options.precision],
             "INFERENCE_NUM_THREADS": self._options.threads,
@@ -147,33 +149,44 @@ class OpenVinoModel(Compiled):
             try:
                 model = core.read_model(str(path))
                 if self._options.shapes:
-                    model.reshape(
-                        {name: list(shape) for name, shape in self._options.shapes.items()}
-                    )
+                    shapes = {name: list(shape) for name, shape in self._options.shapes.items()}
+                    model.reshape(shapes)
                 return core.compile_model(model, "CPU", settings)
             except RuntimeError as problem:
-                raise refusal(self._name, _reason(str(problem))) from problem
+                raise refusal(self._name, _extract_reason(str(problem))) from problem
 
 
-def _reason(text: str) -> str:
-    """The line of an exception that says something; the others say where in OpenVINO's sources it was raised."""
+def _time_operators(
+    compiled: Any, feeds: Mapping[str, np.ndarray], count: int
+) -> dict[tuple[str, str], list[float]]:
+    """Return (name, operator) -> milliseconds of `count` inferences after one for warm-up."""
+    request = compiled.create_infer_request()
+    request.infer(dict(feeds))
+    times: dict[tuple[str, str], list[float]] = {}
+    for _ in range(count):
+        request.infer(dict(feeds))
+        for kernel in request.get_profiling_info():
+            if kernel.status == kernel.Status.EXECUTED:
+                key = (kernel.node_name, kernel.node_type)
+                times.setdefault(key, []).append(kernel.real_time.total_seconds() * 1e3)
+    return times
+
+
+def _extract_reason(text: str) -> str:
+    """Return the informative line of an exception; others name places in OpenVINO's sources."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next(
-        (
-            line
-            for line in lines
-            if not line.startswith(("Exception from", "Check '", "src/", "[ "))
-        ),
-        lines[-1] if lines else "no reason given",
-    )
+    for line in lines:
+        if not line.startswith(("Exception from", "Check '", "src/", "[ ")):
+            return line
+    return lines[-1] if lines else "no reason given"
 
 
-def _origins(op: Any, known: Mapping[str, int]) -> list[int]:
-    """Indices of graph nodes that an executed operator says it came from; names there are node names, or tensors where a node has none."""
+def _find_origins(op: Any, known: Mapping[str, int]) -> list[int]:
+    """Return the indices of the graph nodes that an executed operator was made of."""
     info = op.get_rt_info()
-    names = (
-        info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
-    )
+    if "originalLayersNames" not in info:
+        return []
+    names = info["originalLayersNames"].astype(str).split(",")
     return sorted({known[name] for name in names if name in known})
 
 

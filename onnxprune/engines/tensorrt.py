@@ -1,7 +1,8 @@
-"""TensorRT 10 and 11 by one code path.
+"""TensorRT 10 and 11 by its Python bindings.
 
-Version 11 dropped the precision flags: there a graph runs in the types that it holds, so float16 means a float16 graph and int8 a graph with
-QuantizeLinear/DequantizeLinear. What only one of the two versions has is asked for by `hasattr`.
+Version 11 dropped the precision flags: a graph runs in the types that it holds, so that float16
+needs a float16 graph and int8 a graph with QuantizeLinear/DequantizeLinear. Features of one version
+are detected by `hasattr`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from onnxprune.engines.base import (
     require_precision,
     static_inputs,
 )
-from onnxprune.engines.kernels import middle_mean
+from onnxprune.engines.kernels import interquartile_mean
 from onnxprune.engines.trt_layers import layer_times
 from onnxprune.errors import EngineError
 from onnxprune.files import write_bytes
@@ -38,7 +39,7 @@ from onnxprune.ir.io import Model, save
 
 MAJORS = (10, 11)
 WORKSPACE_BYTES = 1 << 30
-MULTIPLES = {"f32": 1, "f16": 8, "bf16": 8, "int8": 32}  # channels of a tensor core's tile
+MULTIPLES = {"f32": 1, "f16": 8, "bf16": 8, "int8": 32}  # channels per tile of a tensor core
 WARMUP_RUNS = 10
 _FLAGS = {"f16": ("FP16",), "bf16": ("BF16",), "int8": ("INT8", "FP16")}
 
@@ -52,23 +53,28 @@ class TensorRt:
     library: str = "tensorrt"
 
     def available(self) -> str | None:
+        """Return None if bindings of a supported version and a GPU are found, else the reason."""
         if importlib.util.find_spec("tensorrt") is None:
             return missing_package(self.name, "tensorrt", self.install)
         try:
             version = self.version()
         except (ImportError, OSError) as problem:
-            return f"engine {self.name}: the tensorrt package cannot be loaded ({str(problem).splitlines()[0]}): {self.install}"
+            reason = str(problem).splitlines()[0]
+            return (
+                f"engine {self.name}: the tensorrt package cannot be loaded ({reason}): "
+                f"{self.install}"
+            )
         if int(version.partition(".")[0]) not in MAJORS:
-            return f"engine {self.name} needs TensorRT {MAJORS[0]} or {MAJORS[1]}, found {version}: {self.install}"
+            return (
+                f"engine {self.name} needs TensorRT {MAJORS[0]} or {MAJORS[1]}, "
+                f"{version} is installed: {self.install}"
+            )
         if not cuda.has_binding():
             return missing_package(self.name, "cuda-python or pycuda", self.install)
-        return (
-            None
-            if cuda.has_gpu()
-            else f"engine {self.name} needs an NVIDIA GPU with its driver, none is found; with one: {self.install}"
-        )
+        return None if cuda.has_gpu() else cuda.missing_gpu(self.name, self.install)
 
     def version(self) -> str:
+        """Return TensorRT's version, "" if the bindings are not installed."""
         if importlib.util.find_spec("tensorrt") is None:
             return ""
         import tensorrt
@@ -76,6 +82,7 @@ class TensorRt:
         return str(tensorrt.__version__)
 
     def compile(self, source: Source, options: EngineOptions) -> Compiled:
+        """Build an engine and return it with its buffers."""
         require(self)
         require_precision(self.name, options, *MULTIPLES)
         import tensorrt
@@ -84,18 +91,25 @@ class TensorRt:
         return TensorRtModel(model, build(tensorrt, model, options), options)
 
     def limits(self) -> Mapping[str, str]:
+        """Return limits of precision, shapes and CUDA graphs."""
         return {
-            "precision": "f32 has TF32 switched off; from version 11 on bf16 needs a bfloat16 graph, int8 needs Q/DQ in every version",
+            "precision": (
+                "f32 runs without TF32; from version 11 on bf16 needs a bfloat16 graph, int8 needs "
+                "Q/DQ in every version"
+            ),
             "shapes": "outputs whose size depends on the data cannot be measured",
-            "graph": "where a CUDA graph cannot be recorded, small models are timed with their launches",
+            "graph": (
+                "if a CUDA graph cannot be recorded, times of small models include kernel launches"
+            ),
         }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
+        """Return the channels per tile of a tensor core."""
         return MULTIPLES.get(dtype, MULTIPLES["f16"])
 
 
 def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
-    """A serialized engine.
+    """Build an engine and return it serialized.
 
     Parameters
     ----------
@@ -105,31 +119,24 @@ def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
     Raises
     ------
     EngineError
-        The parser or the builder refuses the model; the precision needs another graph.
+        The parser or the builder rejects the model, or the precision needs another graph.
     """
-    logger = _logger(trt)
+    logger = _make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     config = builder.create_builder_config()
     parser = trt.OnnxParser(network, logger)
+    needs_half = options.precision == "f16" and not hasattr(trt.BuilderFlag, "FP16")
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
-        save(
-            to_half(model)
-            if options.precision == "f16" and not hasattr(trt.BuilderFlag, "FP16")
-            else model,
-            path,
-        )
+        save(to_half(model) if needs_half else model, path)
         if not parser.parse_from_file(str(path)):
-            raise refusal(
-                "tensorrt",
-                "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-                or logger.worst,
-            )
+            errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            raise refusal("tensorrt", "; ".join(errors) or logger.worst)
     _set_precision(trt, config, options.precision)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    cache = _timing_cache(trt, config, options.cache)
+    cache = _load_timing_cache(trt, config, options.cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise refusal("tensorrt", logger.worst)
@@ -140,13 +147,13 @@ def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
 
 
 class TensorRtModel(Compiled):
-    """An engine with its buffers; times are the device's, by events, without copies."""
+    """An engine with its buffers; times are measured by events on the device, without copies."""
 
     def __init__(self, model: Model, plan: bytes, options: EngineOptions) -> None:
         import tensorrt
 
         self._trt, self._model, self._size = tensorrt, model, len(plan)
-        self._logger = _logger(tensorrt)
+        self._logger = _make_logger(tensorrt)
         self._cuda = cuda.open_cuda()
         self._inputs = static_inputs(model, {})
         self.outputs = tuple(o.name for o in model.proto.graph.output)
@@ -166,6 +173,7 @@ class TensorRtModel(Compiled):
         self._launch: Callable[[], None] | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one inference, copies included."""
         self._upload(feeds)
         self._enqueue()
         self._cuda.synchronize()
@@ -174,8 +182,10 @@ class TensorRtModel(Compiled):
         return {name: self._arrays[name].copy() for name in self.outputs}
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
+        """Time inferences on the device, replayed as a CUDA graph if possible."""
         self._upload(feeds)
         if self._launch is None:
+            # a capture must not contain the allocations of the first runs
             for _ in range(WARMUP_RUNS):
                 self._enqueue()
             self._cuda.synchronize()
@@ -183,8 +193,9 @@ class TensorRtModel(Compiled):
         return [self._cuda.time_ms(self._launch) for _ in range(count)]
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
+        """Return the time per layer in an execution context with a profiler."""
         self._upload(feeds)
-        recorder = _recorder(self._trt)
+        recorder = _make_profiler(self._trt)
         context = self._engine.create_execution_context()
         for name, address in self._addresses.items():
             context.set_tensor_address(name, address)
@@ -192,30 +203,30 @@ class TensorRtModel(Compiled):
         for _ in range(count + 1):
             context.execute_async_v3(self._cuda.stream)
             self._cuda.synchronize()
-        times = {name: middle_mean(ms[1:] or ms) for name, ms in recorder.times.items()}
+        # the first inference is warm-up
+        times = {name: interquartile_mean(ms[1:] or ms) for name, ms in recorder.times.items()}
         inspector = self._engine.create_engine_inspector()
-        return layer_times(
-            inspector.get_engine_information(self._trt.LayerInformationFormat.JSON),
-            times,
-            self._model.proto,
-        )
+        information = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return layer_times(information, times, self._model.proto)
 
     def device_memory_bytes(self) -> int | None:
-        """The engine itself (weights and kernels) and its scratch memory."""
+        """Return the size of the engine (weights and kernels) and its scratch memory."""
         return int(self._engine.device_memory_size_v2) + self._size
 
     def close(self) -> None:
+        """Release engine and device memory."""
         self._launch = None
         self._context = self._engine = self._runtime = None
         self._cuda.close()
 
     def _bind(self, name: str) -> None:
-        """Buffers of an input or output on both sides."""
+        """Allocate the buffers of an input or output on host and device."""
         shape = tuple(self._engine.get_tensor_shape(name))
         if any(length < 0 for length in shape):
             raise EngineError(
                 "engine-refused",
-                f"tensorrt: the size of {name!r} {list(shape)} depends on the data; cut the graph before it",
+                f"tensorrt: the size of {name!r} {list(shape)} depends on the data; "
+                "cut the graph before it",
             )
         dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
         self._arrays[name] = np.zeros(shape, dtype)
@@ -223,42 +234,46 @@ class TensorRtModel(Compiled):
         self._context.set_tensor_address(name, self._addresses[name])
 
     def _upload(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Copy the inputs to the device."""
         for name in self._inputs:
             array = self._arrays.get(name)
-            if array is None:  # the builder dropped an input that nothing reads
+            if array is None:  # the builder dropped an input without consumers
                 continue
             if feeds[name].shape != array.shape:
                 raise EngineError(
                     "engine-run",
-                    f"tensorrt: input {name!r} is {list(feeds[name].shape)}, the engine was built for {list(array.shape)}",
+                    f"tensorrt: input {name!r} has shape {list(feeds[name].shape)}, "
+                    f"the engine was built for {list(array.shape)}",
                 )
             array[...] = feeds[name]
             self._cuda.upload(self._addresses[name], array)
 
     def _enqueue(self) -> None:
+        """Enqueue one inference."""
         if not self._context.execute_async_v3(self._cuda.stream):
             raise EngineError("engine-run", f"tensorrt cannot run the model: {self._logger.worst}")
 
 
 def _set_precision(trt: Any, config: Any, precision: str) -> None:
-    """Flags of version 10; nothing from 11 on, where the graph decides."""
+    """Set the precision flags of version 10; 11 has none, the graph decides."""
     flags = trt.BuilderFlag
     if precision == "f32" and hasattr(flags, "TF32"):
         config.clear_flag(flags.TF32)
     if precision == "bf16" and not hasattr(flags, "BF16"):
         raise EngineError(
             "engine-precision",
-            f"tensorrt {trt.__version__} runs bf16 only from a bfloat16 graph; use --precision f16",
+            f"tensorrt {trt.__version__} runs bf16 only from a bfloat16 graph; "
+            "pass --precision f16",
         )
     for name in _FLAGS.get(precision, ()):
         if hasattr(flags, name):
             config.set_flag(getattr(flags, name))
 
 
-def _timing_cache(trt: Any, config: Any, folder: Path | None) -> Path | None:
-    """Give the builder what it measured before; the file to keep it in, None without a folder.
+def _load_timing_cache(trt: Any, config: Any, folder: Path | None) -> Path | None:
+    """Give the builder the times of earlier builds; return their file, None without a folder.
 
-    Files differ by version; TensorRT itself refuses what another device measured, and then starts anew.
+    Files differ by version. TensorRT rejects times of another device; then the cache starts empty.
     """
     if folder is None:
         return None
@@ -269,39 +284,39 @@ def _timing_cache(trt: Any, config: Any, folder: Path | None) -> Path | None:
     return path
 
 
-def _logger(trt: Any) -> Any:
-    """A logger that keeps the last error, for the message."""
+def _make_logger(trt: Any) -> Any:
+    """Return a logger that keeps the last error for messages."""
 
-    class Keeper(trt.ILogger):  # type: ignore[misc, name-defined]
-        """Remembers what TensorRT complained of."""
+    class LastError(trt.ILogger):  # type: ignore[misc, name-defined]  # the module is an argument
+        """Logger with the last error in `worst`."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.worst = "no reason given"
 
         def log(self, severity: Any, message: str) -> None:
-            """Called by TensorRT."""
+            """Keep an error; called by TensorRT."""
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.worst = message
 
-    return Keeper()
+    return LastError()
 
 
-def _recorder(trt: Any) -> Any:
-    """A profiler that collects milliseconds by layer."""
+def _make_profiler(trt: Any) -> Any:
+    """Return a profiler that collects milliseconds per layer."""
 
-    class Recorder(trt.IProfiler):  # type: ignore[misc, name-defined]
-        """times: layer -> milliseconds of each inference."""
+    class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]  # the module is an argument
+        """Profiler with layer -> milliseconds of each inference in `times`."""
 
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
             self.times: dict[str, list[float]] = {}
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            """Called by TensorRT."""
+            """Keep a time; called by TensorRT."""
             self.times.setdefault(layer_name, []).append(ms)
 
-    return Recorder()
+    return Profiler()
 
 
 ENGINE = TensorRt()

@@ -1,4 +1,4 @@
-"""Times and layer profiles read from trtexec's JSON logs (TensorRT 8 to 11)."""
+"""Read times and layer profiles from trtexec's JSON logs (TensorRT 8 to 11)."""
 
 from __future__ import annotations
 
@@ -13,82 +13,93 @@ from onnxprune.errors import DataError
 
 @dataclass(frozen=True)
 class Times:
-    """Latencies of single inferences, warm-up dropped, and the time from one start to the next (milliseconds)."""
+    """Latencies of single inferences in milliseconds.
+
+    Attributes
+    ----------
+    latency_ms
+        One per inference after the warm-up.
+    period_ms
+        Time from one start to the next.
+    """
 
     latency_ms: np.ndarray
     period_ms: float
 
 
 def parse_times(text: str, warm_up_ms: float = 0.0) -> Times:
-    """Latencies out of trtexec's exportTimes.
+    """Return the latencies in trtexec's exportTimes.
 
     Parameters
     ----------
     warm_up_ms
-        Rows that start less than this after the first are dropped, unless that would leave none.
+        Rows that start less than this after the first are dropped, unless that would drop all.
 
     Raises
     ------
     DataError
-        Not such a file.
+        The text is not such a file.
     """
-    rows = _json_rows(text, "exportTimes")
+    rows = _parse_rows(text, "exportTimes")
     try:
-        starts = np.array(
-            [
-                r.get("startEnqMs", r.get("startInMs", r.get("startComputeMs", i)))
-                for i, r in enumerate(rows)
-            ],
-            float,
-        )
-        compute = np.array(
-            [
-                r["computeMs"]
-                if "computeMs" in r
-                else r["latencyMs"] - r.get("inMs", 0.0) - r.get("outMs", 0.0)
-                for r in rows
-            ],
-            float,
-        )
+        starts = np.array([_read_start(row, index) for index, row in enumerate(rows)], float)
+        compute = np.array([_read_compute(row) for row in rows], float)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as problem:
         raise DataError(
             "times-invalid",
-            f"not trtexec's exportTimes: a row without start or compute time ({problem})",
+            f"not trtexec's exportTimes: a row has no start or compute time ({problem})",
         ) from problem
     if not (np.isfinite(starts).all() and np.isfinite(compute).all()):
-        raise DataError("times-invalid", "not trtexec's exportTimes: a time is not a number")
+        raise DataError("times-invalid", "not trtexec's exportTimes: a time is not finite")
     warm = starts - starts[0] >= warm_up_ms
     if warm.any():
         starts, compute = starts[warm], compute[warm]
-    period = (
-        float((starts[-1] - starts[0]) / (len(starts) - 1))
-        if len(starts) > 1
-        else float(compute[0])
-    )
+    period = float(compute[0])
+    if len(starts) > 1:
+        period = float((starts[-1] - starts[0]) / (len(starts) - 1))
     return Times(compute, period if period > 0 else float(np.median(compute)))
 
 
+def _read_start(row: Any, index: int) -> Any:
+    """Return the start of an inference; names differ between versions."""
+    return row.get("startEnqMs", row.get("startInMs", row.get("startComputeMs", index)))
+
+
+def _read_compute(row: Any) -> Any:
+    """Return the time of an inference without copies."""
+    if "computeMs" in row:
+        return row["computeMs"]
+    return row["latencyMs"] - row.get("inMs", 0.0) - row.get("outMs", 0.0)
+
+
 def parse_profile(text: str) -> dict[str, float]:
-    """Layer -> mean milliseconds, out of trtexec's exportProfile; layers of one name are added."""
-    rows = _json_rows(text, "exportProfile")
-    found: dict[str, float] = {}
+    """Return layer -> mean milliseconds in trtexec's exportProfile; equal names are added.
+
+    Raises
+    ------
+    DataError
+        The text is not such a file.
+    """
+    rows = _parse_rows(text, "exportProfile")
+    times: dict[str, float] = {}
     try:
         count = float(rows[0].get("count", 1)) if isinstance(rows[0], dict) else 1.0
         for row in rows:
-            if isinstance(row, dict) and "name" in row:
-                mean = (
-                    float(row["averageMs"])
-                    if "averageMs" in row
-                    else float(row.get("timeMs", 0.0)) / max(1.0, count)
-                )
-                found[str(row["name"])] = found.get(str(row["name"]), 0.0) + mean
+            if not isinstance(row, dict) or "name" not in row:
+                continue
+            name = str(row["name"])
+            if "averageMs" in row:
+                mean = float(row["averageMs"])
+            else:
+                mean = float(row.get("timeMs", 0.0)) / max(1.0, count)
+            times[name] = times.get(name, 0.0) + mean
     except (TypeError, ValueError) as problem:
         raise DataError("profile-invalid", f"not trtexec's exportProfile: {problem}") from problem
-    return found
+    return times
 
 
-def _json_rows(text: str, kind: str) -> list[Any]:
-    """A non-empty JSON list."""
+def _parse_rows(text: str, kind: str) -> list[Any]:
+    """Return a non-empty JSON list."""
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as problem:

@@ -1,7 +1,8 @@
-"""A compiled model in a process of its own: its peak memory is its own, its threads can be pinned, and a crash is an error, not the end.
+"""Run a compiled model in a separate process.
 
-The parent sends pickled (verb, arguments) to the child's stdin and reads pickled answers; both ends are this file. What the engine prints
-goes to stderr, of which the last lines are kept for the error message.
+The process has its own peak memory, its threads can be pinned, and a crash becomes an EngineError.
+The parent sends pickled (command, arguments) to the child's stdin and reads pickled answers; both
+ends are in this file. What the engine prints goes to stderr, whose end is quoted in errors.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onnxprune.engines.base import Compiled, EngineOptions, LayerTime, Source
 from onnxprune.errors import EngineError, OnnxpruneError
 from onnxprune.ir.io import Model, save
 
-_LAST_WORDS = 300
+_QUOTED = 300  # characters of stderr or of an exception in an error
 
 
 class Worker(Compiled):
@@ -36,20 +37,21 @@ class Worker(Compiled):
     engine
         Name in ENGINES.
     source
-        The model; one that was made in memory goes through a temporary file.
+        The model; a Model is written to a temporary file.
 
     Raises
     ------
     EngineError
-        The engine is missing, refuses the model, or the process ended (the signal and its last words are named).
+        The engine is not available, rejects the model, or the process ended; the error names the
+        signal and quotes the end of stderr.
     """
 
     def __init__(self, engine: str, source: Source, options: EngineOptions) -> None:
         self.engine = engine
         self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
         self._fed: int | None = None
-        self._log = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115 - closed in close()
-        path = self._path(source)
+        self._log = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115 - see close()
+        path = self._write(source)
         package = str(Path(__file__).resolve().parents[2])
         environment = {
             **os.environ,
@@ -70,26 +72,33 @@ class Worker(Compiled):
             raise
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one inference."""
         self._feed(feeds)
         return self._ask("run")
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
-        """Timed inside of the child: what the pipe costs is not in it."""
+        """Time inferences inside the child, without the cost of the pipe."""
         self._feed(feeds)
         return self._ask("sample", count)
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
+        """Return the time per kernel."""
         self._feed(feeds)
         return self._ask("profile", count)
 
     def device_memory_bytes(self) -> int | None:
+        """Return the memory on the accelerator."""
         return self._ask("device_memory")
 
     def memory_bytes(self) -> tuple[int, int] | None:
-        """(peak resident size of the child, what it had before the model was compiled); None where the system does not tell."""
+        """Return (peak resident size of the child, its size before the model was compiled).
+
+        None if the system does not report it.
+        """
         return self._ask("memory")
 
     def close(self) -> None:
+        """End the child and remove its files."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -102,7 +111,8 @@ class Worker(Compiled):
         self._log.close()
         self._folder.cleanup()
 
-    def _path(self, source: Source) -> Path:
+    def _write(self, source: Source) -> Path:
+        """Return the path of the model; a Model is written to the worker's folder."""
         if not isinstance(source, Model):
             return Path(source).resolve()
         path = Path(self._folder.name) / "model.onnx"
@@ -110,30 +120,31 @@ class Worker(Compiled):
         return path
 
     def _feed(self, feeds: Mapping[str, np.ndarray]) -> None:
-        """Send inputs once, however often they are used."""
+        """Send inputs, unless they are those of the last call."""
         if self._fed != id(feeds):
             self._ask("feed", dict(feeds))
             self._fed = id(feeds)
-            self._feeds = feeds  # kept alive, so that the id stays theirs
+            self._feeds = feeds  # kept alive, so that no other object gets its id
 
-    def _ask(self, verb: str, *arguments: Any) -> Any:
-        """The child's answer; EngineError where it failed or died."""
+    def _ask(self, command: str, *arguments: Any) -> Any:
+        """Return the child's answer; EngineError if it failed or the process ended."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise EngineError("engine-crashed", f"{self.engine}: the process has no pipes")
         try:
-            _send(stdin, (verb, arguments))
+            _send(stdin, (command, arguments))
             kind, value = pickle.load(stdout)
         except (OSError, EOFError, pickle.UnpicklingError, ValueError) as problem:
             raise EngineError(
-                "engine-crashed", f"{self.engine} ended {self._how()} during {verb}{self._words()}"
+                "engine-crashed",
+                f"{self.engine} ended {self._describe_end()} during {command}{self._quote_log()}",
             ) from problem
         if kind == "error":
             raise EngineError(*value)
         return value
 
-    def _how(self) -> str:
-        """By which signal or status the child ended."""
+    def _describe_end(self) -> str:
+        """Return the signal or exit status of the child."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         code = self._process.returncode
@@ -142,64 +153,69 @@ class Worker(Compiled):
                 return f"by {signal.Signals(-code).name}"
         return f"with status {code}"
 
-    def _words(self) -> str:
-        """The last it wrote to stderr."""
+    def _quote_log(self) -> str:
+        """Return the end of the child's stderr for a message, "" if it is empty."""
         self._log.seek(0)
         text = " ".join(self._log.read().decode(errors="replace").split())
-        return f": {text[-_LAST_WORDS:]}" if text else ""
+        return f": {text[-_QUOTED:]}" if text else ""
 
 
 def _send(pipe: IO[bytes], value: Any) -> None:
+    """Write a pickled value."""
     pipe.write(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
     pipe.flush()
 
 
 class _Child:
-    """What the child process remembers between questions."""
+    """State of the child process between commands."""
 
     def __init__(self) -> None:
         self.compiled: Compiled | None = None
         self.feeds: dict[str, np.ndarray] = {}
         self.before_bytes = 0
 
-    def answer(self, verb: str, arguments: tuple[Any, ...]) -> Any:
-        if verb == "compile":
+    def answer(self, command: str, arguments: tuple[Any, ...]) -> Any:
+        """Carry out a command and return its result."""
+        if command == "compile":
             return self._compile(*arguments)
-        if verb == "feed":
+        if command == "feed":
             self.feeds = arguments[0]
             return None
-        if verb == "memory":
+        if command == "memory":
             peak = _status_bytes("VmHWM")
             return None if peak is None else (peak, self.before_bytes)
         compiled = self.compiled
         if compiled is None:
-            raise EngineError("engine-protocol", f"{verb} before compile")
-        if verb == "run":
+            raise EngineError("engine-protocol", f"{command} before compile")
+        if command == "run":
             return compiled.run(self.feeds)
-        if verb == "sample":
+        if command == "sample":
             return compiled.sample(self.feeds, *arguments)
-        if verb == "profile":
+        if command == "profile":
             return compiled.profile(self.feeds, *arguments)
-        if verb == "device_memory":
+        if command == "device_memory":
             return compiled.device_memory_bytes()
-        raise EngineError("engine-protocol", f"unknown verb {verb!r}")
+        raise EngineError("engine-protocol", f"unknown command {command!r}")
 
     def _compile(self, name: str, path: Path, options: EngineOptions) -> tuple[str, ...]:
+        """Pin the process, compile the model and return the names of its outputs."""
         if options.cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, options.cores)
         engine = ENGINES.get(name)
         if library := getattr(engine, "library", ""):
-            importlib.import_module(library)  # so that its size is not counted as the model's
+            importlib.import_module(library)  # its size must not count as the model's
         self.before_bytes = _status_bytes("VmRSS") or 0
-        here = getattr(
-            engine, "compile_here", engine.compile
-        )  # an engine that isolates itself is already isolated
-        self.compiled = here(path, options)
+        # an engine that runs models in a worker must not start another one
+        compile_model = getattr(engine, "compile_here", engine.compile)
+        self.compiled = compile_model(path, options)
         return self.compiled.outputs
 
 
 def _status_bytes(key: str) -> int | None:
-    """A line of /proc/self/status (kB there); VmHWM starts anew with each program, unlike getrusage's figure."""
+    """Return an entry of /proc/self/status in bytes; None on other systems.
+
+    VmHWM is that of this program; getrusage's peak includes the parent's size at the fork.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -207,31 +223,28 @@ def _status_bytes(key: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), None)
 
 
+def _to_error(command: str, problem: Exception) -> tuple[str, str]:
+    """Return (code, message) of an exception; engines raise any type."""
+    if isinstance(problem, OnnxpruneError):
+        return problem.code, problem.message
+    reason = f"{type(problem).__name__}: {str(problem).strip()[:_QUOTED]}"
+    return "engine-failed", f"{command} failed: {reason}"
+
+
 def main() -> None:
-    """Answer questions until stdin closes."""
+    """Answer commands until stdin closes."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the engine prints must not end up among the answers
+    os.dup2(2, 1)  # what the engine prints must not mix with the answers
     child = _Child()
     while True:
         try:
-            verb, arguments = pickle.load(sys.stdin.buffer)
+            command, arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:
-            _send(out, ("ok", child.answer(verb, arguments)))
-        except OnnxpruneError as problem:
-            _send(out, ("error", (problem.code, problem.message)))
-        except Exception as problem:  # noqa: BLE001 - engines raise what they like; the parent gets one sentence
-            _send(
-                out,
-                (
-                    "error",
-                    (
-                        "engine-failed",
-                        f"{verb} failed: {type(problem).__name__}: {str(problem).strip()[:_LAST_WORDS]}",
-                    ),
-                ),
-            )
+            _send(out, ("ok", child.answer(command, arguments)))
+        except Exception as problem:
+            _send(out, ("error", _to_error(command, problem)))
 
 
 if __name__ == "__main__":

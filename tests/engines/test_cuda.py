@@ -160,7 +160,7 @@ def opened(
     device = Device()
     monkeypatch.setattr(
         cuda,
-        "_has",
+        "_is_installed",
         lambda module: module.startswith(request.param + ("." if request.param == "cuda" else "")),
     )
     top = ModuleType(request.param)
@@ -232,12 +232,12 @@ def test_a_failed_call_is_cuda_s_own_words(monkeypatch: pytest.MonkeyPatch) -> N
     bindings.runtime = runtime(Device(), fails="cudaMalloc")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
-    monkeypatch.setattr(cuda, "_has", lambda module: module == "cuda.bindings")
+    monkeypatch.setattr(cuda, "_is_installed", lambda module: module == "cuda.bindings")
     with pytest.raises(EngineError, match="cudaMalloc failed: out of memory"):
         cuda.open_cuda().allocate(10)
 
 
 def test_without_a_binding_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_has", lambda module: False)
+    monkeypatch.setattr(cuda, "_is_installed", lambda module: False)
     with pytest.raises(EngineError, match="pip install cuda-python"):
         cuda.open_cuda()

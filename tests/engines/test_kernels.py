@@ -9,7 +9,7 @@ from engine_nets import residual
 
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions, LayerTime, random_feeds, static_inputs
-from onnxprune.engines.kernels import CONTRACTIONS, middle_mean
+from onnxprune.engines.kernels import CONTRACTIONS, interquartile_mean
 from onnxprune.ir.io import Model, load
 
 
@@ -46,8 +46,8 @@ def test_times_are_positive_and_plain_data() -> None:
 
 
 def test_middle_mean_ignores_outliers_and_is_finer_than_the_tick() -> None:
-    assert middle_mean([1, 1, 2, 2, 2, 1, 1, 1000]) == pytest.approx(1.5)
-    assert middle_mean([3.0]) == 3.0
+    assert interquartile_mean([1, 1, 2, 2, 2, 1, 1, 1000]) == pytest.approx(1.5)
+    assert interquartile_mean([3.0]) == 3.0
 
 
 @pytest.mark.zoo
