@@ -11,28 +11,29 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.files import replacing
 from onnxprune.ir import wire
+from onnxprune.ir.external import ExternalFiles, embed_tensors, open_regular
 from onnxprune.ir.model import EditableModel, Model, ModelView
-from onnxprune.ir.weights import BufferWeight, FileWeight, Weight, from_proto, size_bytes
+from onnxprune.ir.weights import (
+    VALUE_FIELDS,
+    BufferWeight,
+    Weight,
+    declared_size,
+    from_proto,
+    size_bytes,
+)
+from onnxprune.ir.wire import PROTOBUF_LIMIT_BYTES
 
 __all__ = ["EditableModel", "Model", "ModelView", "digest", "load", "save", "serialize", "to_bytes"]
 
 INLINE_BYTES = 1024  # initializers up to this size are parsed with the graph
-# a message over 2 GiB cannot be parsed; the margin is for the graph itself
-PROTOBUF_LIMIT_BYTES = 2_000_000_000
 EXTERNAL_ALIGN_BYTES = 4096  # page size, so that onnxruntime can map external data
-_MAX_QUOTED = 120  # characters of a file name in a message
-_VALUE_FIELDS = """
-    raw_data float_data int32_data int64_data double_data uint64_data external_data data_location
-""".split()
 
 
 def load(source: str | os.PathLike[str] | bytes | ModelProto | Model | EditableModel) -> Model:
@@ -59,7 +60,7 @@ def load(source: str | os.PathLike[str] | bytes | ModelProto | Model | EditableM
         return _parse(memoryview(data), None, "the given bytes")
     path = Path(source)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except ValueError:
         raise ModelError("model-empty", f"{path} is empty") from None
@@ -197,14 +198,15 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
             "model-not-onnx", f"{name} is not an ONNX model: it has neither nodes nor outputs"
         )
     weights: dict[str, Weight] = {}
-    files: dict[Path, BinaryIO] = {}
+    files = ExternalFiles(path)
     for tensor in proto.graph.initializer:
         if tensor.name in weights:
             raise ModelError("model-invalid", f"{name} has two initializers named {tensor.name!r}")
-        weights[tensor.name] = _weight(tensor, raw.get(tensor.name), path, files)
+        weights[tensor.name] = _weight(tensor, raw.get(tensor.name), files)
         if tensor.data_type != TensorProto.STRING:
-            for field in _VALUE_FIELDS:
+            for field in VALUE_FIELDS:
                 tensor.ClearField(field)
+    embed_tensors(proto, path)
     return Model(proto, weights, path)
 
 
@@ -240,103 +242,28 @@ def _split_tensor(buffer: memoryview, item: wire.WireField, raw: dict[str, memor
     return wire.header(wire.INITIALIZER_FIELD, len(rest)) + rest
 
 
-def _weight(
-    tensor: TensorProto, data: memoryview | None, path: Path | None, files: dict[Path, BinaryIO]
-) -> Weight:
-    """Return the values of an initializer after a check against its type and shape."""
-    shape = tuple(tensor.dims)
-    known_type = tensor.data_type in TensorProto.DataType.values()
-    if not known_type or tensor.data_type == TensorProto.UNDEFINED or min(shape, default=0) < 0:
-        raise ModelError(
-            "model-invalid",
-            f"initializer {tensor.name!r} has type {tensor.data_type} and shape {shape}",
-        )
-    expected = size_bytes(_TypeAndShape(tensor.data_type, shape))
+def _weight(tensor: TensorProto, data: memoryview | None, files: ExternalFiles) -> Weight:
+    """Return the values of an initializer of the main graph, checked against its type and shape.
+
+    Parameters
+    ----------
+    data
+        Its raw_data if that was split off.
+    """
+    what = f"initializer {tensor.name!r}"
     if tensor.data_location == TensorProto.EXTERNAL:
-        file, offset, length = _external(tensor, path, files)
-        if length != expected:
-            raise _size_error(tensor, length, expected)
-        return FileWeight(tensor.data_type, shape, file, offset, length)
+        return files.weight(tensor, what)
+    expected = declared_size(tensor, what)
     if data is None and tensor.HasField("raw_data"):
         data = memoryview(tensor.raw_data)
     if data is None:
         try:
             return from_proto(tensor)
         except Exception as problem:  # onnx and numpy raise several types on invalid tensors
-            raise ModelError(
-                "model-invalid", f"initializer {tensor.name!r} cannot be read: {problem}"
-            ) from problem
+            raise ModelError("model-invalid", f"{what} cannot be read: {problem}") from problem
+    shape = tuple(tensor.dims)
     if len(data) != expected:
-        raise _size_error(tensor, len(data), expected)
-    return BufferWeight(tensor.data_type, shape, data)
-
-
-def _size_error(tensor: TensorProto, size: int, expected: int) -> ModelError:
-    return ModelError(
-        "model-truncated",
-        f"initializer {tensor.name!r} of shape {tuple(tensor.dims)} holds {size} bytes, "
-        f"not {expected}",
-    )
-
-
-@dataclass(frozen=True)
-class _TypeAndShape:
-    """Type and shape, to compute a size from."""
-
-    dtype: int
-    shape: tuple[int, ...]
-
-
-def _external(
-    tensor: TensorProto, path: Path | None, files: dict[Path, BinaryIO]
-) -> tuple[BinaryIO, int, int]:
-    """Return (file, offset, length) of an initializer stored in another file.
-
-    Parameters
-    ----------
-    path
-        Path of the model.
-    files
-        Open files by path; newly opened ones are added.
-    """
-    info = {e.key: e.value for e in tensor.external_data}
-    location = info.get("location", "")
-    if path is None:
         raise ModelError(
-            "external-data",
-            f"initializer {tensor.name!r} is stored in {location!r}, "
-            "but the model was not read from a file: pass its path",
+            "model-truncated", f"{what} of shape {shape} holds {len(data)} bytes, not {expected}"
         )
-    folder = path.resolve().parent
-    try:
-        file_path = (folder / location).resolve()
-        if not location or not file_path.is_relative_to(folder):
-            raise ModelError(
-                "external-data-outside",
-                f"initializer {tensor.name!r} points to {location[:_MAX_QUOTED]!r}, "
-                "outside of the model's folder",
-            )
-        offset = int(info.get("offset") or 0)
-        if file_path not in files:
-            # stays open as long as the weights, so that a renamed or replaced file does no harm
-            files[file_path] = open(file_path, "rb")  # noqa: SIM115
-        available = os.fstat(files[file_path].fileno()).st_size
-        length = int(info.get("length") or available - offset)
-        if offset < 0 or length < 0 or offset + length > available:
-            raise ModelError(
-                "external-data",
-                f"{location} has {available} bytes; initializer {tensor.name!r} needs "
-                f"{offset + length}",
-            )
-        return files[file_path], offset, length
-    except OSError as problem:
-        raise ModelError(
-            "external-data",
-            f"cannot read {location[:_MAX_QUOTED]!r}, the external data of {tensor.name!r}: "
-            f"{problem.strerror}",
-        ) from problem
-    except ValueError as problem:
-        raise ModelError(
-            "external-data",
-            f"initializer {tensor.name!r} has an invalid external location: {problem}",
-        ) from problem
+    return BufferWeight(tensor.data_type, shape, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass, field
+from math import prod
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -12,6 +13,10 @@ from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError
 
+# fields of a TensorProto that hold or locate its values
+VALUE_FIELDS = """
+    raw_data float_data int32_data int64_data double_data uint64_data external_data data_location
+""".split()
 BLOCK_BYTES = 1 << 26  # of a weight that are indexed at a time
 
 
@@ -217,14 +222,41 @@ def from_proto(tensor: TensorProto) -> Weight:
     return ArrayWeight(tensor.data_type, numpy_helper.to_array(tensor))
 
 
+def declared_size(tensor: TensorProto, what: str) -> int:
+    """Return the bytes that a message's type and shape imply.
+
+    Parameters
+    ----------
+    what
+        Description of the tensor, for messages.
+
+    Raises
+    ------
+    ModelError
+        The type is unknown, a length is negative, or the size exceeds 2^63 bytes.
+    """
+    shape = tuple(tensor.dims)
+    known_type = tensor.data_type in TensorProto.DataType.values()
+    if not known_type or tensor.data_type == TensorProto.UNDEFINED or min(shape, default=0) < 0:
+        raise ModelError("model-invalid", f"{what} has type {tensor.data_type} and shape {shape}")
+    size = _size(tensor.data_type, shape)
+    if size.bit_length() > 63:
+        raise ModelError("model-invalid", f"{what} of rank {len(shape)} has over 2^63 bytes")
+    return size
+
+
 def size_bytes(weight: Typed) -> int:
     """Return the bytes that the values take in a file, without reading them."""
     if isinstance(weight, BufferWeight):
         return len(weight.data)
     if isinstance(weight, FileWeight):
         return weight.length
-    count = int(np.prod(weight.shape, dtype=np.int64))
-    return -(-count * bits(weight.dtype) // 8)
+    return _size(weight.dtype, weight.shape)
+
+
+def _size(dtype: int, shape: tuple[int, ...]) -> int:
+    # Python's integers, because a shape may describe more elements than int64 holds
+    return -(-prod(shape) * bits(dtype) // 8)
 
 
 def bits(dtype: int) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 GRAPH_FIELD, INITIALIZER_FIELD, RAW_DATA_FIELD = 7, 5, 9
+# a message over 2 GiB cannot be parsed; the margin is for the graph itself
+PROTOBUF_LIMIT_BYTES = 2_000_000_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BITS = 70
 

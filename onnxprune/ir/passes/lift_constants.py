@@ -61,12 +61,10 @@ def _constant_value(node: NodeProto) -> Weight | None:
 
 
 def _dense_value(sparse: SparseTensorProto) -> Weight | None:
-    """Return a sparse tensor as a dense one; None if larger than DENSE_BYTES or stored elsewhere.
+    """Return a sparse tensor as a dense one; None if larger than DENSE_BYTES.
 
     Its indices are positions in the flattened tensor, or one row of coordinates per value.
     """
-    if TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
-        return None
     values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     shape = tuple(sparse.dims)
     size = prod(shape)

@@ -1,0 +1,257 @@
+"""External data: the one place that resolves tensors stored in other files than the model.
+
+A location is resolved against the model's folder, never against the current directory, and must be
+a regular file in that folder. Initializers of the main graph stay in their file; all other tensors
+(attributes, bodies, local functions, sparse tensors) are embedded into the graph when it is read,
+so that no later step meets a reference to a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+
+from onnxprune.errors import ModelError
+from onnxprune.ir.nodes import label
+from onnxprune.ir.weights import VALUE_FIELDS, FileWeight, declared_size
+from onnxprune.ir.wire import PROTOBUF_LIMIT_BYTES
+
+_MAX_QUOTED = 120  # characters of a file name in a message
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class ExternalFiles:
+    """Files with external data of one model.
+
+    They stay open as long as the weights that refer to them, so that a file that is renamed or
+    replaced meanwhile does no harm.
+
+    Parameters
+    ----------
+    path
+        Path of the model, None if it was not read from a file.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.folder = None if path is None else path.resolve().parent
+        self.files: dict[Path, BinaryIO] = {}
+
+    def weight(self, tensor: TensorProto, what: str) -> FileWeight:
+        """Return the values of an external tensor, which stay in the file.
+
+        Parameters
+        ----------
+        what
+            Description of the tensor, for messages.
+
+        Raises
+        ------
+        ModelError
+            The location is outside of the model's folder or not a regular file, or the values do
+            not fit into it or do not match the tensor's type and shape.
+        """
+        expected = declared_size(tensor, what)
+        if tensor.data_type == TensorProto.STRING:
+            raise ModelError("external-data", f"{what} holds strings, which cannot be external")
+        info = {e.key: e.value for e in tensor.external_data}
+        file = self._open(info.get("location", ""), what)
+        available = os.fstat(file.fileno()).st_size
+        try:
+            offset = int(info.get("offset") or 0)
+            length = int(info.get("length") or available - offset)
+        except ValueError as problem:
+            raise ModelError(
+                "external-data", f"{what} has an invalid external location: {problem}"
+            ) from problem
+        if offset < 0 or length < 0 or offset + length > available:
+            raise ModelError(
+                "external-data",
+                f"{_quote(info['location'])} has {available} bytes; {what} refers to "
+                f"{_shorten(length)} bytes at offset {_shorten(offset)}",
+            )
+        if length != expected:
+            raise ModelError(
+                "model-truncated",
+                f"{what} of shape {tuple(tensor.dims)} holds {length} bytes, not {expected}",
+            )
+        return FileWeight(tensor.data_type, tuple(tensor.dims), file, offset, length)
+
+    def close(self) -> None:
+        """Close all files; weights that refer to them cannot be read afterwards."""
+        for file in self.files.values():
+            file.close()
+
+    def _open(self, location: str, what: str) -> BinaryIO:
+        if self.folder is None:
+            raise ModelError(
+                "external-data",
+                f"{what} is stored in {_quote(location)}, but the model was not read from a file: "
+                "pass its path",
+            )
+        try:
+            # symbolic links are resolved before the check, in folders as well
+            path = (self.folder / location).resolve()
+            if not location or not path.is_relative_to(self.folder):
+                raise ModelError(
+                    "external-data-outside",
+                    f"{what} points to {_quote(location)}, outside of the model's folder",
+                )
+            if path not in self.files:
+                self.files[path] = open_regular(
+                    path, os.O_NOFOLLOW if hasattr(os, "O_NOFOLLOW") else 0
+                )
+            return self.files[path]
+        except OSError as problem:
+            raise ModelError(
+                "external-data",
+                f"cannot read {_quote(location)}, the external data of {what}: {problem.strerror}",
+            ) from problem
+        # a NUL in the name, or links that form a loop
+        except (RuntimeError, ValueError) as problem:
+            raise ModelError(
+                "external-data", f"{what} has an invalid external location: {problem}"
+            ) from problem
+
+
+def embed_tensors(proto: ModelProto, path: Path | None) -> None:
+    """Copy all external values, except those of the main graph's initializers, into the model.
+
+    Parameters
+    ----------
+    path
+        Path of the model, None if it was not read from a file.
+
+    Raises
+    ------
+    ModelError
+        As for `ExternalFiles.weight`, or the values exceed the size of a protobuf message.
+    """
+    external = [
+        (tensor, what)
+        for tensor, what in _other_tensors(proto)
+        if tensor.data_location == TensorProto.EXTERNAL
+    ]
+    if not external:
+        return
+    total = 0
+    with contextlib.closing(ExternalFiles(path)) as files:
+        for tensor, what in external:
+            weight = files.weight(tensor, what)
+            total += weight.length
+            if total > PROTOBUF_LIMIT_BYTES:
+                raise ModelError(
+                    "model-too-large",
+                    f"external data of constants exceed {PROTOBUF_LIMIT_BYTES} bytes; "
+                    "store large constants as initializers of the main graph",
+                )
+            values = bytes(weight.raw())
+            for field in VALUE_FIELDS:
+                tensor.ClearField(field)
+            tensor.raw_data = values
+
+
+def open_regular(path: Path, flags: int = 0) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Anything else (folder, named pipe, device, socket) could block or never end.
+
+    Parameters
+    ----------
+    flags
+        Additional flags of os.open.
+
+    Raises
+    ------
+    OSError
+        The file does not exist, cannot be read, or is not a regular file.
+    """
+    # before opening, which can have effects on a device
+    _check_regular(os.stat(path))
+    flags |= os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        # again, because another file may have taken its place
+        _check_regular(os.fstat(file.fileno()))
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a special file")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
+
+
+def _other_tensors(proto: ModelProto) -> Iterator[tuple[TensorProto, str]]:
+    """Yield all tensors of a model except the main graph's initializers, with a description."""
+    yield from _sparse_tensors(proto.graph.sparse_initializer, "of a sparse initializer")
+    yield from _node_tensors(proto.graph.node)
+    for function in proto.functions:
+        yield from _attribute_tensors(function.attribute_proto, f"function {function.name!r}")
+        yield from _node_tensors(function.node)
+    for training in proto.training_info:
+        for graph in (training.initialization, training.algorithm):
+            yield from _graph_tensors(graph)
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[tuple[TensorProto, str]]:
+    for tensor in graph.initializer:
+        yield tensor, f"initializer {tensor.name!r}"
+    yield from _sparse_tensors(graph.sparse_initializer, "of a sparse initializer")
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[tuple[TensorProto, str]]:
+    for node in nodes:
+        yield from _attribute_tensors(node.attribute, f"node {label(node)!r}")
+
+
+def _attribute_tensors(
+    attributes: Iterable[AttributeProto], owner: str
+) -> Iterator[tuple[TensorProto, str]]:
+    """Yield the tensors of attributes and of the graphs in them, whatever type they declare."""
+    for attribute in attributes:
+        what = f"attribute {attribute.name!r} of {owner}"
+        if attribute.HasField("t"):
+            yield attribute.t, what
+        for tensor in attribute.tensors:
+            yield tensor, what
+        if attribute.HasField("sparse_tensor"):
+            yield from _sparse_tensors([attribute.sparse_tensor], f"of {what}")
+        yield from _sparse_tensors(attribute.sparse_tensors, f"of {what}")
+        if attribute.HasField("g"):
+            yield from _graph_tensors(attribute.g)
+        for graph in attribute.graphs:
+            yield from _graph_tensors(graph)
+
+
+def _sparse_tensors(
+    tensors: Iterable[SparseTensorProto], owner: str
+) -> Iterator[tuple[TensorProto, str]]:
+    for sparse in tensors:
+        for part, tensor in (("values", sparse.values), ("indices", sparse.indices)):
+            yield tensor, f"tensor {sparse.values.name!r} ({part} {owner})"
+
+
+def _quote(location: str) -> str:
+    return repr(location[:_MAX_QUOTED])
+
+
+def _shorten(number: int) -> str:
+    """Return a number as text; one that no file can have is not spelled."""
+    return str(number) if number.bit_length() < 64 else "over 2^63"
