@@ -266,7 +266,7 @@ class MeanMetric(BaseMetric):
         weights = np.ones(len(values)) if weights is None else weights
         if classes is not None:
             weights = np.where(np.isin(labels, np.asarray(classes)), weights, 0)
-        known = labels >= 0
+        known = labels >= 0  # -1 is a sample without a class
         counts = np.bincount(labels[known], weights[known])
         sums = np.bincount(labels[known], (weights * values)[known])
         per_class = {int(c): float(sums[c] / counts[c]) for c in np.flatnonzero(counts)}
@@ -303,6 +303,7 @@ def resample(
         return None
     drawn = []
     for _ in range(draws):
+        # how often each of n samples is drawn, with replacement
         weights = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
         row = [m.estimate(weights, classes) for m in metrics]
         if any(e is None for e in row):

@@ -19,7 +19,7 @@ _CLASSES = ("classes", "labels", "detection_classes", "det_classes", "class_ids"
 _CORNERS_XY = ("boxes", "det_boxes", "bboxes", "dets")
 _CORNERS_YX = ("detection_boxes",)
 _COUNTS = ("num_detections", "num_dets", "num_boxes")
-# coordinates above this are pixels; boxes may exceed the image, but not by its whole size
+# coordinates above this are pixels; boxes may exceed the image, but not by its size
 LARGEST_FRACTION = 2
 
 
@@ -143,7 +143,10 @@ def native(outputs: Outputs, labels: Labels) -> list[np.ndarray]:
 
 
 def _are_detections(rows: np.ndarray) -> bool:
-    """Return True if (n, boxes, 6) may be corners, score and class: whole classes, scores 0..1."""
+    """Return True if (n, boxes, 6) may be corners, score and class.
+
+    Scores are then from 0 to 1 and classes are integers.
+    """
     if rows.shape[2] != COLUMNS:
         return False
     score, kind = rows[..., 4], rows[..., 5]

@@ -38,7 +38,7 @@ class Detection(BaseMetric):
 
     Detections come from `options.decoder`, or from the outputs. Labels: `boxes`, float (m, 6):
     sample within the batch, class, center x, center y, width, height as fractions of the image. A
-    seventh column marks crowds, which count neither as found nor as missed. The mean is over the
+    seventh column marks crowds, which count neither as hits nor as misses. The mean is over the
     classes that have a box. With `curve="anchored"` each curve starts at (0, 1).
     """
 
@@ -75,6 +75,7 @@ class Detection(BaseMetric):
         for c in np.union1d(detections[:, 5], truth[:, 1]):
             of_class = truth[:, 1] == c
             rows = detections[detections[:, 5] == c]
+            # stable, so that ties in score are resolved in the order of the outputs
             rows = rows[np.argsort(-rows[:, 4], kind="stable")][:MOST_PER_CLASS]
             right, ignored = match(rows, corners[of_class], crowd[of_class])
             if len(rows):
@@ -160,6 +161,7 @@ class Detection(BaseMetric):
         if not len(detections):
             return areas, (0.0, 0.0)
         p, r = precision[:, 0], recall[:, 0]
+        # 1e-12 avoids 0 / 0 where nothing is correct
         best = int(np.argmax(p * r / np.maximum(p + r, 1e-12)))
         return areas, (float(p[best]), float(r[best]))
 
@@ -221,6 +223,7 @@ def area(recall: np.ndarray, precision: np.ndarray, curve: str = "coco") -> np.n
         zeros, ones = np.zeros((1, recall.shape[1])), np.ones((1, recall.shape[1]))
         recall = np.concatenate([zeros, recall, ones])
         precision = np.concatenate([ones, precision, zeros])
+    # precision made monotonic: the largest at this recall or above
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     reached = np.searchsorted(RECALLS, recall, side="right")  # number of RECALLS at or below
     return np.asarray((envelope * np.diff(reached, axis=0, prepend=0)).sum(0) / len(RECALLS))

@@ -239,6 +239,7 @@ class Accumulator:
         try:
             boxes = [detections_of(o, sizes, self._options) for o in (original, pruned)]
         except (UsageError, DataError):
+            # without a decoder this means that the outputs are no boxes
             if self._options.decoder is not None:
                 raise
             self._boxes = None
@@ -306,6 +307,7 @@ class _OutputSums:
         self._add_channels(a)
         axis = 1 if self.locations else self.axis
         if axis is not None:
+            # argmax of NaN is the NaN, which must not count as agreement
             agree = (a.argmax(axis) == b.argmax(axis)) & ~np.isnan(b).any(axis)
             self.same, self.rows = self.same + int(agree.sum()), self.rows + agree.size
         if self.tempered is not None and self.axis is not None:

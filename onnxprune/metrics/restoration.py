@@ -54,6 +54,7 @@ class Psnr(MeanMetric):
         """Return the PSNR of one image, (H, W, C), against a target as in the class docstring."""
         peak = self.options.peak
         if target.dtype == np.uint8:
+            # in float32, as the comparison is with what an image file would hold
             image = np.round(np.clip(image / np.float32(peak), 0, 1) * 255)
             peak = PEAK_8BIT
         else:

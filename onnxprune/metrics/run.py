@@ -29,9 +29,9 @@ def evaluate(
 
     Memory does not grow with the outputs.
     """
-    found = find_metric(metric, options)
-    measure(model, data, [found], threads=threads, batch_size=batch_size)
-    return found.result()
+    measured = find_metric(metric, options)
+    measure(model, data, [measured], threads=threads, batch_size=batch_size)
+    return measured.result()
 
 
 def measure(

@@ -69,6 +69,7 @@ class Segmentation(BaseMetric):
     def _count(self, predicted: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return correct, labeled and predicted pixels per class, float64 (3, classes)."""
         classes = self.options.classes
+        # the first image fixes the number of classes, as counts are stacked
         if not classes and self._counts:
             classes = self._counts[0].shape[1]
         if not classes:

@@ -45,12 +45,12 @@ class FunctionMetric(MeanMetric):
         self.add(np.broadcast_to(values, (size,)))
 
 
-def user_metric(name: str, found: Any, options: MetricOptions) -> Metric:
+def user_metric(name: str, target: Any, options: MetricOptions) -> Metric:
     """Return a metric from the object that the user named.
 
     Parameters
     ----------
-    found
+    target
         A Metric class, a function of one argument that returns a Metric, or a function of outputs
         and labels.
 
@@ -59,13 +59,13 @@ def user_metric(name: str, found: Any, options: MetricOptions) -> Metric:
     UsageError
         The object is none of these.
     """
-    if not callable(found):
+    if not callable(target):
         raise UsageError(
-            "metric-kind", f"metric {name!r} is {type(found).__name__}, not a function or class"
+            "metric-kind", f"metric {name!r} is {type(target).__name__}, not a function or class"
         )
-    if not isinstance(found, type) and len(inspect.signature(found).parameters) == 2:
-        return FunctionMetric(name, found, options)
-    metric = found(options)
+    if not isinstance(target, type) and len(inspect.signature(target).parameters) == 2:
+        return FunctionMetric(name, target, options)
+    metric = target(options)
     if not isinstance(metric, Metric):
         raise UsageError(
             "metric-kind",

@@ -28,7 +28,7 @@ from onnxprune.types import Plan, Scores
 Kept = dict[str, tuple[int, ...]]
 # A trial runs the network on as many gate samples as fit into GATE_MACS, but on at least
 # LEAST_SCORED of a model with one score row per sample, or LEAST_DENSE of one with a value per
-# position, where each sample says more.
+# position, whose samples carry more information.
 GATE_MACS, LEAST_SCORED, LEAST_DENSE = 1e10, 32, 8
 TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 S = TypeVar("S")
@@ -118,10 +118,11 @@ class Search:
     def gate(self, who: str) -> Data:
         """Return the inputs on which trials are judged, disjoint from those of the statistics.
 
-        The number of samples is limited by GATE_MACS, see there. `who` names the caller in errors.
+        The number of samples is limited by GATE_MACS. `who` names the caller in errors.
         """
         data = self.context.gate_data(who)
         outputs = self.analysis.model.proto.graph.output
+        # rank 2 is one score row per sample, more axes are values per position
         ranks = [len(self.analysis.shapes.shape(o.name) or ()) for o in outputs]
         least = LEAST_DENSE if any(rank > 2 for rank in ranks) else LEAST_SCORED
         return part(data, max(least, int(GATE_MACS / max(self.analysis.cost().macs, 1))))
@@ -137,6 +138,7 @@ class Search:
             for cost, limit in self.constraints.budgets.items()
             if cost not in self.constraints.measures
         }
+        # the budget that is hardest to meet decides the unit of savings
         unit = max(counted, key=lambda c: original[c] / max(counted[c], 1), default="macs")
         return float(self.analysis.cost(kept).as_dict()[unit])
 
@@ -220,6 +222,7 @@ def widen_groups(
         wider = sorted(w for w in allowed(name) if w > len(kept[name]))
         low, high = 0, len(wider)  # the first `low` of the wider widths meet the budgets
         while low < high:
+            # rounded up, so that the interval shrinks when `middle` meets the budgets
             middle = (low + high + 1) // 2
             trial = _add_best(scores[name], kept[name], wider[middle - 1])
             if met({**kept, name: trial}):
@@ -234,7 +237,7 @@ def widen_groups(
 def _add_best(scores: np.ndarray, kept: Sequence[int], width: int) -> tuple[int, ...]:
     """Return the kept channels and the best of the others, `width` in all."""
     values = np.asarray(scores, np.float64).copy()
-    values[list(kept)] = np.inf
+    values[list(kept)] = np.inf  # kept channels rank before all others
     return keep_best(values, width)
 
 
@@ -251,10 +254,11 @@ def remaining_scores(scores: Scores, kept: Mapping[str, Sequence[int]], group: s
 def part(data: Data, count: int, number: int = 0) -> Data:
     """Return the `number`-th run of `count` consecutive inputs, cyclic over the data.
 
-    `count` is rounded down to whole batches if the model's batch size is fixed.
+    `count` is rounded down to a multiple of the batch if the model's batch size is fixed.
     """
     total, batch = len(data.chosen), data.inputs.batch or 1
     count = min(max(count - count % batch, batch), total)
+    # sorted, because sources read in order faster and batches do not depend on the start
     positions = sorted((number * count + i) % total for i in range(count))
     return replace(data, chosen=tuple(data.chosen[i] for i in positions))
 
@@ -286,6 +290,7 @@ def settings(kind: type[S], options: Mapping[str, Any], method: str) -> S:
 def _convert(name: str, value: Any, default: Any, method: str) -> Any:
     """Return a value converted to the type of its default."""
     try:
+        # bool("false") is True, so that text needs the table
         if isinstance(default, bool):
             return TRUTHS[str(value).lower()]
         return type(default)(value) if isinstance(default, (int, float, str)) else value

@@ -65,6 +65,7 @@ class Reduced:
         """Return the channels of the original that remain if the cut model keeps `kept`."""
         left = {g.name: set(self.kept.get(g.name, range(g.size))) for g in self.original.groups}
         for name, indices in kept.items():
+            # a channel of merged groups stands for several original ones, removed together
             keep = set(indices)
             for channel, origin in enumerate(self.origin.get(name, ())):
                 if channel in keep:
@@ -99,6 +100,7 @@ def reduce_model(original: Analysis, kept: Kept, model: Model | None = None) -> 
     shared = {a for a, _ in _weight_axes(original)} & {a for a, _ in _weight_axes(analysis)}
     before = _signatures(original, removed, shared)
     after = _signatures(analysis, analysis.removed({}), shared)
+    # coupled causes have equal signatures, so that one entry lists all channels removed together
     by_signature: dict[int, list[tuple[str, int]]] = {}
     for name, causes in original.causes.items():
         for index, cause in enumerate(causes.tolist()):
@@ -106,6 +108,7 @@ def reduce_model(original: Analysis, kept: Kept, model: Model | None = None) -> 
                 by_signature.setdefault(int(before[cause]), []).append((name, index))
     origin = {}
     for name, causes in analysis.causes.items():
+        # a group made of new axes only has no original channels
         channels = [tuple(by_signature.get(int(after[c]), ())) for c in causes.tolist()]
         if all(channels):
             origin[name] = tuple(channels)

@@ -122,6 +122,7 @@ def group_fisher(search: Search) -> Plan:
     while not search.met(kept):
         left = analysis.cost(kept).macs / max(analysis.cost().macs, 1)
         search.progress(f"group-fisher step {number + 1}, {left:.1%} of the MACs left")
+        # scores are of the model as cut so far, so that they account for the earlier steps
         reduced, scores = scorer(kept, number)
         costs = _channel_costs(search, chosen, reduced, number, cache)
         removed: dict[str, set[int]] = {}
@@ -130,6 +131,7 @@ def group_fisher(search: Search) -> Plan:
             removed.setdefault(bundle.group, set()).update(bundle.channels)
             removed_count += len(bundle.channels)
             kept = reduced.compose(_complement(reduced, removed))
+            # the budget is checked per bundle, so that the last step does not overshoot
             if removed_count >= count or search.met(kept):
                 break
         if not removed_count:
@@ -204,7 +206,7 @@ class _Scorer:
             original,
             analysis=reduced.analysis,
             data=part(self.data, self.chosen.interval * original.batch_size, number),
-            seed=original.seed + number,
+            seed=original.seed + number,  # fresh labels per scoring
             memo=Memo(),
         )
         if self.search.criterion not in GRADIENTS:
@@ -282,6 +284,7 @@ def _by_value(
         if name in reduced.origin and not reduced.original_groups(name) & fixed:
             waiting[name] = _bundles(search, reduced, name, scores[name], costs[name])
             advance(name)
+    # within a group the order is fixed, so that only the next bundle of each group competes
     while heads:
         name = min(heads, key=lambda n: heads[n].value)
         yield heads.pop(name)
@@ -295,6 +298,7 @@ def _bundles(
     order, taken = ordered(scores), 0
     for width in reduced.widths(name, search.constraints):
         until = len(scores) - width
+        # widths below 1 would remove the group, which a channel search may not
         if taken < until < len(scores):
             channels = order[taken:until]
             value = float(scores[channels].sum() / costs[channels].sum())

@@ -164,6 +164,7 @@ def layer_selection(search: Search) -> Plan:
         if chosen.scaled and not rounds:
             factor = _exponent_factor(chosen, network)
         left, quality = _run_round(chosen, network, len(rounds), factor)
+        # a round may choose groups without an allowed smaller width
         before = network.left
         shrunk = sum(len(k) < len(before.get(n, network.scores[n])) for n, k in left.items())
         if not shrunk:
@@ -173,6 +174,7 @@ def layer_selection(search: Search) -> Plan:
         rounds.append({"macs": macs, "groups": shrunk, "quality": quality})
         if chosen.tune:
             model = _tune(chosen, network, len(rounds))
+            # the next round starts from the tuned model, with new groups and scores
             reduced, network = reduce_model(search.analysis, kept, model), None
     if not search.met(kept):
         more = "max_drop or rounds" if search.constraints.measured else "rounds"
@@ -190,6 +192,7 @@ def layer_selection(search: Search) -> Plan:
 def _fill_list_sizes(chosen: LayerSelectionSettings, search: Search) -> LayerSelectionSettings:
     """Return the settings with list sizes of -1 resolved by the costs in the budgets."""
     budgets = search.constraints.budgets.keys()
+    # the costs that each list serves
     costs = {
         "params": {"params", "bytes"},
         "flops": {"macs", "activation_bytes"},
@@ -289,6 +292,7 @@ def _measure_groups(
                 break
             records.append(measure(index, group, rate, kept))
             values = {n: list_value(n, records[-1], how, records[0]) for n in list_sizes(how)}
+            # higher rates only cost more quality once no list gains
             if not any(v > best.get(n, 0.0) for n, v in values.items()):
                 break
             best = {n: max(v, best.get(n, 0.0)) for n, v in values.items()}
@@ -312,7 +316,7 @@ def _schedule(
         return factor * (start + (chosen.end_map - start) * share)
 
     def length(layers: int) -> int:
-        return layers and layers + extra
+        return layers + extra if layers else 0
 
     return Selection(
         length(chosen.params_layers),
@@ -365,12 +369,14 @@ def _check_together(
         record = journal.recall(name, lambda: {"quality": network.bench.figures(left)["quality"]})
         return left, float(record["quality"])
 
+    # the least number of choices that saves the share of the round, whatever the quality
     low = len(names)
     for count in range(1, len(names)):
         left = {**network.left, **{n: added[n] for n in names[:count]}}
         if _saves_share(chosen, network, left, number):
             low = count
             break
+    # all choices first: they often keep the quality
     high = count = len(names)
     while low < high:
         if measure(count)[1] >= before * (1 - chosen.max_drop):

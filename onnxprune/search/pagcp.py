@@ -201,6 +201,7 @@ def pagcp(search: Search) -> Plan:
     for number in range(chosen.round):
         rates.append(chosen.initial_rate)
         before, steps = dict(kept), visit(search, gate, chosen, scores, kept, free, number)
+        # stop at the first step that meets the budget; the rest of the round is not needed
         for step in cheapest(steps, chosen.topk) if steps else ():
             kept[step.group] = step.kept
             if search.met(kept):
@@ -213,6 +214,7 @@ def pagcp(search: Search) -> Plan:
                     rate=rates,
                     tasks={t: [gate.start[t], losses[t]] for t in losses},
                 )
+        # without a step, only larger tolerances can help, and only if some group can shrink
         if not steps and (chosen.relax == 1 or not any(_widths(search, g, kept) for g in free)):
             break
         if not steps or search.behind_schedule(before, kept, chosen.round - number):
@@ -271,6 +273,7 @@ def visit(
     """
     current, accepted = dict(kept), []
     base = dict(gate.base(kept))
+    # groups that save most are visited first, while the losses still have room
     probed = _probe(search, scores, kept, free)
     order = sorted(probed, key=lambda g: -probed[g])
     typical = float(np.mean(list(probed.values()))) if chosen.proportional and order else 0.0
@@ -288,8 +291,9 @@ def visit(
             continue
         accepted.append(step)
         current[group] = step.kept
+        # losses may fall by chance; the tolerance refers to the largest so far
         base = {t: max(v, step.losses[t]) for t, v in base.items()}
-        rate *= factor
+        rate *= factor  # only after an accepted step, as published
     return accepted
 
 
@@ -331,6 +335,7 @@ def _find_largest(
         Losses that tolerances refer to.
     """
     step = None
+    # start with the smallest cut: if it fails, so do all others
     low, high, middle = 0, len(trials), 0  # trials before `low` pass, trials from `high` on fail
     while low < high:
         trial, saved, tolerance = trials[middle]
@@ -378,6 +383,7 @@ class _Gate:
         expected = [session.run(b) for b in batches]
         self.of: Losses
         if self.settings.losses:
+            # a batch may hold unbatched inputs, which have no samples
             counts = [max((len(a) for a in b.values() if a.ndim), default=1) for b in batches]
             samples = np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1])
             self.of = OwnLosses(self.settings.losses, samples)
@@ -397,6 +403,7 @@ class _Gate:
         """Return the losses of the network as cut so far."""
         if not kept:
             return self.start
+        # any cut group serves: the suffix takes the others as its base
         group = next(iter(kept))
         return self.losses(kept, group, kept[group])
 
@@ -424,5 +431,5 @@ class _Gate:
         losses: Values | None = self.search.journal.recall(name, measure)["losses"]
         if losses is None or not bounds:
             return losses
-        # the suffix stops with a margin for rounding, so that the whole sums are compared again
+        # the suffix stops with a margin for rounding, so that the sums are compared again
         return losses if all(losses[t] <= bounds[t] for t in losses) else None

@@ -91,8 +91,9 @@ class Refitted:
         parameters = Parameters(model)
         for item, values, shift in self._refit(removed):
             linear = item.linear
-            if linear.out not in parameters.maker:  # the node's whole branch was removed
+            if linear.out not in parameters.maker:  # the node was removed with its branch
                 continue
+            # the refit has the size of the original node; remove what the cut removed
             for axis, ids in enumerate(linear.weight.axes):
                 if isinstance(ids, np.ndarray):
                     values = np.compress(self.analysis.keep(ids, removed), values, axis)

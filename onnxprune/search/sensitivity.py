@@ -166,6 +166,7 @@ def sensitivity(
     done = len(jobs) - len(left)
     if done:
         progress(f"{done} of {len(jobs)} measured before")
+    # a bench cannot be sent to other processes
     record: Callable[[Job], dict[str, Any]] = record_of
     if left and workers == 1 and not cluster:
         record = (bench or SensitivityBench(sweep)).record
@@ -198,7 +199,7 @@ class SensitivityBench:
     Attributes
     ----------
     base
-        Channels kept so far; savings are counted from there.
+        Channels kept so far; savings are counted relative to them.
     """
 
     def __init__(
@@ -264,6 +265,7 @@ class SensitivityBench:
             model = cut(analysis, analysis.plan(left)) if left else analysis.model
         heads = self._head_losses(kept, model)
         figures["heads"] = {n: v / self.start[n] for n, v in heads.items()}
+        # a loss equal to the reference's is quality 1, twice the loss is 0.5
         quality = float(np.mean([1 / max(v, 1.0) for v in figures["heads"].values()]))
         if sweep.labeled is not None and sweep.metrics and model is not None:
             figures |= self.labeled(model, sweep.labeled)
@@ -273,7 +275,7 @@ class SensitivityBench:
         return {**figures, "quality": quality}
 
     def _head_losses(self, kept: Kept, model: Model | None) -> Mapping[str, float]:
-        """Return the losses of the heads, from the cut model if there is one and it may stand."""
+        """Return the losses of the heads, from the cut model if there is one and no `changed`."""
         if model is not None and not self.changed:
             return self.heads(model)
         if len(kept) != 1:
@@ -311,6 +313,7 @@ class SensitivityBench:
             isinstance(find_metric(n, sweep.metric_options), Detection) for n in sweep.metrics
         )
         if sweep.labeled is not None and boxes:
+            # decoders may need labels, such as the size of the images
             batch = next(iter(sweep.labeled.labeled_batches(sweep.batch_size)))
             feeds, labels = batch.feeds, batch.labels
         times = []

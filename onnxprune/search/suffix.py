@@ -79,6 +79,7 @@ class Suffix:
         sums: dict[str, float] = {}
         for number, state in enumerate(run.state):
             outputs = session.run({n: state[n] for n in session.inputs}) if session else {}
+            # outputs of nodes before the first affected one
             outputs |= {o: state[o] for o in self.outputs if o in state}
             self.ran += 1
             for name, share in self.losses.batch(number, outputs).items():
@@ -125,7 +126,7 @@ class Suffix:
     def _first_affected(self, group: str) -> int | None:
         """Return the index of the first main-graph node that sums over the group.
 
-        None if a node of a nested graph does, so that the whole network has to run.
+        None if a node of a nested graph does, so that all nodes have to run.
         """
         causes = self.analysis.causes[group]
         main_nodes = len(self.analysis.model.proto.graph.node)
@@ -153,6 +154,7 @@ def _find_start(nodes: Sequence[NodeProto], output: str) -> int:
         if output and not {output, unbiased(output)}.isdisjoint(node.output):
             start = index
             break
+    # masks come before the node that they belong to
     while start and "_masked_" in nodes[start - 1].name:
         start -= 1
     return start

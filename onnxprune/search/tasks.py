@@ -76,6 +76,7 @@ class HeadLosses:
         self.scale: dict[str, float] = {}
         for name in self.heads:
             values = [np.asarray(e[name], np.float64) for e in expected]
+            # one row of class scores per sample: compared as probabilities
             if values[0].ndim == 2 and values[0].shape[1] > 1:
                 self.temperature[name] = _choose_temperature(_logits(np.concatenate(values)))
                 continue
@@ -101,6 +102,7 @@ class HeadLosses:
                 p, q = (log_softmax(_logits(v) / self.temperature[name]) for v in (a, b))
                 shares[name] = float(-(np.exp(p) * q).sum()) / self.rows[name]
             else:
+                # the constant 1 is spread over the samples
                 error = float(np.square(b - a).sum()) / self.scale[name]
                 shares[name] = len(a) / self.rows[name] + error
         return shares

@@ -70,6 +70,7 @@ def _run_in_processes(function: Job, jobs: list[Any], workers: int) -> Iterator[
         pool = joblib.Parallel(
             n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
         )
+        # batches of one job, so that a dying process loses no finished one
         tasks = (joblib.delayed(_run_numbered)(function, n, job) for n, job in list(left.items()))
         try:
             for number, result in pool(tasks):
