@@ -33,10 +33,10 @@ from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
 from onnxprune.metrics.fidelity import fidelity
 from onnxprune.repair import REPAIRS
-from onnxprune.run.evaluation import input_types
-from onnxprune.run.pipeline import resolved
-from onnxprune.run.planning import CONFIRM, decide, engine_options
+from onnxprune.run.adapter import engine_options, input_types
+from onnxprune.run.planning import CONFIRM, PlanInputs, decide
 from onnxprune.run.recipe import Recipe
+from onnxprune.run.resolve import resolve
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
@@ -98,7 +98,7 @@ def compared(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 "flip": name.startswith("imagenet"),
             }
         )
-        recipe, _ = resolved(recipe, analysis, True)
+        recipe, _ = resolve(recipe, analysis, True)
         context = Context(
             analysis,
             calibration,
@@ -108,7 +108,7 @@ def compared(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         )
         scores = CRITERIA.get(recipe.criterion)(context)
         feeds = next(calibration.batches(1))
-        by_latency = decide(context, scores, recipe, feeds)
+        by_latency = decide(context, scores, recipe, PlanInputs(feeds))
         by_macs = as_fast(context, scores, recipe, by_latency, feeds)
         plans = {"latency": by_latency, **({"macs": by_macs} if by_macs else {})}
         return rows_of(

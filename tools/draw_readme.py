@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 from onnxprune import analyze, demo, load, optimize
 from onnxprune.ir.io import Model
-from onnxprune.run.pipeline import Result
+from onnxprune.run.results import Result
 
 # Okabe and Ito's palette, told apart by color-blind readers; groups that touch one layer only are gray
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")

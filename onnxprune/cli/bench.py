@@ -1,4 +1,4 @@
-"""bench: models side by side on the engines that will run them."""
+"""Command bench: measure the latency of models, interleaved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,22 @@ import click
 from onnxprune.cli.common import emit, recipe_from, recipe_options, say, shared
 
 if TYPE_CHECKING:
+    from onnxprune.engines.base import Measurement
     from onnxprune.engines.bench import BenchReport
+    from onnxprune.engines.measure import Ratio
+
+_HEADER = (
+    "engine",
+    "model",
+    "median ms",
+    "min",
+    "p99",
+    "IQR",
+    "speed-up",
+    "95 % interval",
+    "difference",
+    "peak MB",
+)
 
 
 @click.command()
@@ -38,87 +53,97 @@ def bench(
     **values: Any,
 ) -> None:
     """Measure the latency of MODELS, interleaved; speed-ups are relative to the first one."""
-    from onnxprune.cli.handoff import by_ssh, show
+    from onnxprune.cli.handoff import run_over_ssh, show_results
 
     recipe = recipe_from(recipe_file, values)
-    if collect or ssh:
-        from onnxprune.deploy.handoff import collect as read
+    if collect:
+        from onnxprune.deploy.handoff import collect as read_results
 
-        show(read(collect) if collect else by_ssh(models, str(ssh), recipe), as_json)
+        show_results(read_results(collect), as_json)
+        return
+    if ssh:
+        show_results(run_over_ssh(models, ssh, recipe), as_json)
         return
     if not models:
         raise click.UsageError("Missing argument 'MODELS...'.")
-    from onnxprune.engines.base import EngineOptions
     from onnxprune.engines.bench import bench as run
     from onnxprune.engines.measure import Schedule
+    from onnxprune.run.adapter import engine_options
 
-    options = EngineOptions(
-        threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape
-    )
-    found = run(
+    result = run(
         models,
         recipe.engine,
-        options=options,
+        options=engine_options(recipe),
         schedule=Schedule(seconds=recipe.seconds),
         layers=layers,
         seed=recipe.seed,
         progress=say,
     )
     if as_json:
-        emit(found.as_dict())
+        emit(result.as_dict())
     else:
-        click.echo(_page(found, layers))
-    for warning in found.warnings:
+        click.echo(_format_models(result))
+        if layers and result.layers:
+            click.echo(f"\n{_format_layers(result)}")
+    for warning in result.warnings:
         say(f"warning: {warning}")
 
 
-def _page(found: BenchReport, layers: bool) -> str:
-    from onnxprune.report.terminal import columns
+def _format_models(result: BenchReport) -> str:
+    """Return the table of models by engine; device memory only if an engine reports it."""
+    from onnxprune.report.text import columns
 
-    ratios = {(engine, r.contender): r for engine, rows in found.ratios.items() for r in rows}
-    on_device = any(m.device_memory_bytes is not None for m in found.measurements)
-    header = (
-        "engine",
-        "model",
-        "median ms",
-        "min",
-        "p99",
-        "IQR",
-        "speed-up",
-        "95 % interval",
-        "difference",
-        "peak MB",
-        "device MB",
+    ratios = {
+        (engine, row.contender): row for engine, rows in result.ratios.items() for row in rows
+    }
+    on_device = any(m.device_memory_bytes is not None for m in result.measurements)
+    header: tuple[str, ...] = (*_HEADER, "device MB") if on_device else _HEADER
+    table = [header]
+    for measurement in result.measurements:
+        ratio = ratios.get((measurement.engine, measurement.model))
+        row = _format_measurement(measurement, ratio)
+        if on_device:
+            row = (*row, _to_megabytes(measurement.device_memory_bytes))
+        table.append(row)
+    return columns(table, left=2)
+
+
+def _format_measurement(measurement: Measurement, ratio: Ratio | None) -> tuple[str, ...]:
+    """Return one row of the table of models."""
+    times = (
+        measurement.median_ms,
+        measurement.min_ms,
+        measurement.p99_ms,
+        measurement.iqr_ms,
     )
-    table: list[tuple[str, ...]] = [header[: 10 + on_device]]
-    for m in found.measurements:
-        ratio = ratios.get((m.engine, m.model))
-        spread = (
-            (f"{ratio.median:.2f}x", f"{ratio.low:.2f} to {ratio.high:.2f}") if ratio else ("", "")
-        )
-        apart = f"{m.difference:.1e}" if m.difference is not None else ""
-        memory = [
-            f"{b / 1e6:.0f}" if b is not None else ""
-            for b in (m.peak_memory_bytes, m.device_memory_bytes)
-        ]
-        table.append(
-            (
-                m.engine,
-                m.model,
-                *(f"{v:.3f}" for v in (m.median_ms, m.min_ms, m.p99_ms, m.iqr_ms)),
-                *spread,
-                apart,
-                *memory[: 1 + on_device],
-            )
-        )
-    pages = [columns(table, left=2)]
-    if layers and found.layers:
-        names = list(dict.fromkeys(m.model for m in found.measurements))
-        rows: list[tuple[str, ...]] = [("engine", "tensor", "op", *names)]
-        for row in found.layers:
-            times = (row.times_ms.get(n) for n in names)
-            rows.append(
-                (row.engine, row.key, row.op, *("" if t is None else f"{t:.4f}" for t in times))
-            )
-        pages.append(columns(rows, left=3))
-    return "\n\n".join(pages)
+    speedup, interval = "", ""
+    if ratio:
+        speedup, interval = f"{ratio.median:.2f}x", f"{ratio.low:.2f} to {ratio.high:.2f}"
+    difference = measurement.difference
+    return (
+        measurement.engine,
+        measurement.model,
+        *(f"{time:.3f}" for time in times),
+        speedup,
+        interval,
+        "" if difference is None else f"{difference:.1e}",
+        _to_megabytes(measurement.peak_memory_bytes),
+    )
+
+
+def _format_layers(result: BenchReport) -> str:
+    """Return the table of layers, with the time of each in every model."""
+    from onnxprune.report.text import columns
+
+    models = list(dict.fromkeys(measurement.model for measurement in result.measurements))
+    table: list[tuple[str, ...]] = [("engine", "tensor", "op", *models)]
+    for row in result.layers:
+        times = [row.times_ms.get(model) for model in models]
+        cells = ["" if time is None else f"{time:.4f}" for time in times]
+        table.append((row.engine, row.key, row.op, *cells))
+    return columns(table, left=3)
+
+
+def _to_megabytes(count: int | None) -> str:
+    """Return a number of bytes in MB, "" if unknown."""
+    return "" if count is None else f"{count / 1e6:.0f}"

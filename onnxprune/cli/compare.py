@@ -44,10 +44,9 @@ def compare(
     top1 by default.
     """
     from onnxprune.analysis.walk import analyze
-    from onnxprune.data.labeled import open_labeled
     from onnxprune.ir.io import load
     from onnxprune.metrics.compare import compare as run
-    from onnxprune.run.evaluation import input_types, metric_options, preprocess
+    from onnxprune.run.adapter import metric_options, open_labeled_inputs
 
     recipe = recipe_from(recipe_file, values)
     labeled = recipe.labeled or recipe.data
@@ -58,14 +57,7 @@ def compare(
     first, second = load(a), load(b)
     # the default number is that of calibration inputs; a comparison uses all labels
     samples = recipe.samples if values.get("samples") is not None else None
-    data = open_labeled(
-        labeled,
-        input_types(first),
-        samples=samples,
-        seed=recipe.seed,
-        preprocess=preprocess(recipe),
-        shapes=recipe.shape or None,
-    )
+    data = open_labeled_inputs(first, recipe, labeled, samples)
     pages, results = [], {}
     for metric in recipe.metric or ("top1",):
         result = run(

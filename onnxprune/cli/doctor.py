@@ -1,10 +1,11 @@
-"""doctor: what is installed, and what does not go together."""
+"""Command doctor: check the installation and the machine."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,7 +14,7 @@ import click
 from onnxprune.cli.common import emit, shared
 
 CORE = ("onnxprune", "numpy", "scipy", "onnx", "onnxruntime", "click")
-# extra -> modules that it brings
+# extra -> modules that it installs
 EXTRAS = {
     "images": ("PIL",),
     "torch": ("torch",),
@@ -26,6 +27,7 @@ EXTRAS = {
     "coco": ("pycocotools",),
 }
 LEAST_MEMORY_BYTES = 1 << 30
+_TABLES = ("machine", "packages", "extras", "engines", "plug-ins")
 
 
 @click.command()
@@ -35,29 +37,45 @@ def doctor(as_json: bool) -> int:
 
     Exit code 1 if something that onnxprune needs is missing.
     """
-    from onnxprune.report.terminal import columns
+    from onnxprune.report.text import columns
 
-    found = examine()
+    result = examine()
     if as_json:
-        emit(found)
-    else:
-        for title in filter(found.get, ("machine", "packages", "extras", "engines", "plug-ins")):
-            click.echo(
-                f"{title}\n"
-                + columns(
-                    [(f"  {name}", str(value)) for name, value in found[title].items()], left=2
-                )
-            )
-        for kind in ("problem", "note"):
-            for text in found[f"{kind}s"]:
-                click.echo(f"{kind}: {text}")
-        if not found["problems"]:
-            click.echo("no problems found")
-    return 1 if found["problems"] else 0
+        emit(result)
+        return 1 if result["problems"] else 0
+    for title in filter(result.get, _TABLES):
+        rows = [(f"  {name}", str(value)) for name, value in result[title].items()]
+        click.echo(f"{title}\n{columns(rows, left=2)}")
+    for text in result["problems"]:
+        click.echo(f"problem: {text}")
+    for text in result["notes"]:
+        click.echo(f"note: {text}")
+    if not result["problems"]:
+        click.echo("no problems found")
+    return 1 if result["problems"] else 0
 
 
 def examine() -> dict[str, Any]:
-    """machine, packages, extras, engines, plug-ins: name -> what there is; problems, notes: one sentence each."""
+    """Return tables name -> state (see _TABLES), and lists of "problems" and "notes"."""
+    packages = {name: _version_of(name) for name in CORE}
+    extras = {}
+    for extra, modules in EXTRAS.items():
+        complete = all(map(_is_installed, modules))
+        extras[extra] = "installed" if complete else f'pip install "onnxprune[{extra}]"'
+    problems = _find_problems(packages)
+    return {
+        "machine": _describe_machine(),
+        "packages": packages,
+        "extras": extras,
+        "engines": _check_engines(),
+        "plug-ins": _check_plugins(),
+        "problems": problems,
+        "notes": [] if problems else _check_ir_version(packages),
+    }
+
+
+def _check_engines() -> dict[str, str]:
+    """Return engine -> "available", or why it is not."""
     from onnxprune.engines import ENGINES
     from onnxprune.errors import OnnxpruneError
 
@@ -67,28 +85,13 @@ def examine() -> dict[str, Any]:
             engines[name] = ENGINES.get(name).available() or "available"
         except OnnxpruneError as problem:
             engines[name] = problem.message
-        except Exception as problem:  # of a plug-in
+        except Exception as problem:  # a plug-in may raise anything
             engines[name] = f"broken: {problem!r}"
-    packages = {name: _version(name) for name in CORE}
-    extras = {
-        extra: "installed" if all(map(_found, modules)) else f'pip install "onnxprune[{extra}]"'
-        for extra, modules in EXTRAS.items()
-    }
-    problems = _problems(packages)
-    notes = [] if problems else _onnx_mismatch(packages)
-    return {
-        "machine": _machine(),
-        "packages": packages,
-        "extras": extras,
-        "engines": engines,
-        "plug-ins": _plugins(),
-        "problems": problems,
-        "notes": notes,
-    }
+    return engines
 
 
-def _plugins() -> dict[str, str]:
-    """What other packages add: "kind name" -> where it is, or why it cannot be imported."""
+def _check_plugins() -> dict[str, str]:
+    """Return "kind name" of each plug-in -> its location, or why it cannot be imported."""
     from onnxprune.allocators import ALLOCATORS
     from onnxprune.analysis.rules import PLUGINS
     from onnxprune.criteria import CRITERIA
@@ -100,7 +103,7 @@ def _plugins() -> dict[str, str]:
     from onnxprune.repair import REPAIRS
     from onnxprune.search import METHODS
 
-    found = {}
+    plugins = {}
     for registry in (
         PLUGINS,
         CRITERIA,
@@ -115,13 +118,14 @@ def _plugins() -> dict[str, str]:
         for name, entry in registry.plugins.items():
             try:
                 registry.get(name)
-                found[f"{registry.kind} {name}"] = entry.value
+                plugins[f"{registry.kind} {name}"] = entry.value
             except OnnxpruneError as problem:
-                found[f"{registry.kind} {name}"] = problem.message
-    return found
+                plugins[f"{registry.kind} {name}"] = problem.message
+    return plugins
 
 
-def _machine() -> dict[str, Any]:
+def _describe_machine() -> dict[str, Any]:
+    """Return operating system, Python, CPUs that this process may use, and memory."""
     from onnxprune.ir.limits import memory_bytes
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -129,29 +133,34 @@ def _machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "CPUs": cpus,
-        "memory": _gigabytes(memory_bytes()),
+        "memory": _to_gigabytes(memory_bytes()),
     }
 
 
-def _problems(packages: dict[str, str]) -> list[str]:
-    """What is missing or too little."""
-    found = [
+def _find_problems(packages: Mapping[str, str]) -> list[str]:
+    """Return what is missing or too small."""
+    from onnxprune.ir.limits import memory_bytes
+
+    problems = [
         f"{name} is missing: pip install {name}"
         for name, number in packages.items()
         if number == "missing"
     ]
-    from onnxprune.ir.limits import memory_bytes
-
     memory = memory_bytes()
     if memory and memory < LEAST_MEMORY_BYTES:
-        found.append(f"only {_gigabytes(memory)} of memory: calibrate with a small --batch-size")
-    return found
+        problems.append(
+            f"only {_to_gigabytes(memory)} of memory: calibrate with a small --batch-size"
+        )
+    return problems
 
 
-def _onnx_mismatch(packages: dict[str, str]) -> list[str]:
-    """Onnx writes a newer IR version than onnxruntime reads: models made with it here do not run, those that are only read do."""
+def _check_ir_version(packages: Mapping[str, str]) -> list[str]:
+    """Return a note if onnx writes a newer IR version than onnxruntime reads.
+
+    Models that onnx creates here then do not run; those that it only reads do.
+    """
     import onnx
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime  # type: ignore[import-untyped]  # ships no annotations
 
     model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
     try:
@@ -170,19 +179,22 @@ def _onnx_mismatch(packages: dict[str, str]) -> list[str]:
     return []
 
 
-def _version(name: str) -> str:
+def _version_of(name: str) -> str:
+    """Return the version of a package, or "missing"."""
     try:
         return version(name)
     except PackageNotFoundError:
         return "missing"
 
 
-def _found(module: str) -> bool:
+def _is_installed(module: str) -> bool:
+    """Return whether a module can be found, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
 
 
-def _gigabytes(count: int) -> str:
+def _to_gigabytes(count: int) -> str:
+    """Return a number of bytes in GB."""
     return f"{count / 1e9:.1f} GB" if count else "unknown"

@@ -1,8 +1,9 @@
-"""handoff: a folder that runs where onnxprune is not; and what such folders report."""
+"""Command handoff: write deployment bundles, and show the results of their runs."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,15 @@ import click
 import numpy as np
 
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, say, shared
+from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
     from onnxprune.deploy.handoff import Collected, HandoffBundle
+    from onnxprune.ir.io import Model
+    from onnxprune.run.recipe import Recipe
 
 JETSON_PRECISIONS = {"f32": "fp32", "f16": "fp16", "int8": "int8"}
-SHOWN = 12  # checks of one severity that are printed; checks.json has all
+MOST_SHOWN = 12  # checks per severity, layers per model; checks.json has all
 
 
 @click.command()
@@ -42,7 +46,7 @@ SHOWN = 12  # checks of one severity that are printed; checks.json has all
     metavar="NAME=VALUE",
     help="Option of the target; README.txt in the bundle lists them.",
 )
-@recipe_options("data", "runtime")
+@recipe_options("data", "runtime", without=("flip", "batch_size", "threads"))
 @shared
 def handoff(
     model: str,
@@ -59,83 +63,60 @@ def handoff(
 
     MODEL is the original; PRUNED, if given, is included for comparison, and with --data, inputs.
     """
-    from onnxprune.deploy.handoff import handoff as write
+    from onnxprune.deploy.handoff import handoff as write_bundle
     from onnxprune.ir.io import load
     from onnxprune.run.parsers import mapping, text
 
     recipe = recipe_from(recipe_file, values)
     original = load(model)
-    samples = None
-    if recipe.data:
-        samples = _samples(original, recipe)
-    made = write(
+    bundle = write_bundle(
         original,
         load(pruned) if pruned else None,
         to,
         output or f"handoff-{to}",
         shapes=recipe.shape,
         options=mapping(text)(options),
-        samples=samples,
+        samples=_read_samples(original, recipe) if recipe.data else None,
         overwrite=overwrite,
     )
     if as_json:
         emit(
             {
-                "folder": str(made.folder),
-                "target": made.target,
-                "checks": {n: made.count(n) for n in made.checks},
-                "files": list(made.files),
+                "folder": str(bundle.folder),
+                "target": bundle.target,
+                "checks": {name: bundle.count(name) for name in bundle.checks},
+                "files": list(bundle.files),
             }
         )
         return
-    click.echo(_page(made))
-    say(
-        f"written to {made.folder}; next, on the target's machine: python3 {made.folder / 'run.py'}"
-    )
+    click.echo(_format_checks(bundle))
+    script = bundle.folder / "run.py"
+    say(f"written to {bundle.folder}; next, on the target's machine: python3 {script}")
 
 
-def show(found: Collected, as_json: bool) -> None:
-    """Print what a bundle's run reported."""
-    from onnxprune.report.terminal import columns
-
+def show_results(results: Collected, as_json: bool) -> None:
+    """Print what the run of a bundle reported."""
     if as_json:
-        emit(found.as_dict())
+        emit(results.as_dict())
         return
-    names = list(found.results)
-    figures = list(dict.fromkeys(f for r in found.results.values() for f in r.figures))
-    rows: list[tuple[str, ...]] = [("figure", *names, "original / pruned")]
-    for figure in figures:
-        values = (found.results[n].figures.get(figure) for n in names)
-        rows.append(
-            (
-                figure,
-                *("" if v is None else f"{v:.6g}" for v in values),
-                f"{found.ratios[figure]:.2f}x" if figure in found.ratios else "",
-            )
-        )
-    click.echo(columns(rows, left=1))
-    for name, result in found.results.items():
+    click.echo(_format_figures(results))
+    for name, result in results.results.items():
         if result.layers:
-            slowest = sorted(result.layers.items(), key=lambda item: -item[1])[:SHOWN]
-            click.echo(
-                "\n"
-                + columns(
-                    [
-                        (f"{name}: slowest layers", result.layer_unit),
-                        *((n, f"{v:.6g}") for n, v in slowest),
-                    ],
-                    left=1,
-                )
-            )
+            click.echo(f"\n{_format_slowest(name, result.layers, result.layer_unit)}")
         for note in result.notes:
             say(f"note: {name}: {note}")
 
 
-def by_ssh(models: tuple[str, ...], host: str, recipe: Any) -> Collected:
-    """Write a Jetson bundle of one or two models, run it on a host, read the results; shapes, precision and seconds are the recipe's."""
-    from onnxprune.deploy.handoff import handoff as write
+def run_over_ssh(models: tuple[str, ...], host: str, recipe: Recipe) -> Collected:
+    """Write a Jetson bundle of one or two models, run it on a host, and read the results.
+
+    Raises
+    ------
+    UsageError
+        There are more models, or the Jetson scripts do not support the precision.
+    """
+    from onnxprune.deploy.handoff import handoff as write_bundle
     from onnxprune.deploy.handoff import round_trip
-    from onnxprune.errors import UsageError
     from onnxprune.ir.io import load
 
     if not 1 <= len(models) <= 2:
@@ -146,39 +127,62 @@ def by_ssh(models: tuple[str, ...], host: str, recipe: Any) -> Collected:
     if recipe.precision not in JETSON_PRECISIONS:
         raise UsageError(
             "ssh-precision",
-            f"--ssh supports {', '.join(JETSON_PRECISIONS)}, not {recipe.precision}: change --precision",
+            f"--ssh supports {', '.join(JETSON_PRECISIONS)}, not {recipe.precision}: "
+            "change --precision",
         )
     options = {"precision": JETSON_PRECISIONS[recipe.precision], "duration": f"{recipe.seconds:g}"}
-    first, second = load(models[0]), load(models[1]) if len(models) == 2 else None
+    original = load(models[0])
+    pruned = load(models[1]) if len(models) == 2 else None
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        place = Path(scratch) / "bundle"
-        write(first, second, "jetson", place, shapes=recipe.shape, options=options)
-        return round_trip(place, host)
+        folder = Path(scratch) / "bundle"
+        write_bundle(original, pruned, "jetson", folder, shapes=recipe.shape, options=options)
+        return round_trip(folder, host)
 
 
-def _samples(model: Any, recipe: Any) -> dict[str, Any]:
-    """Inputs of the data source, joined along the batch axis."""
-    from onnxprune.run.evaluation import open_data_for
+def _read_samples(model: Model, recipe: Recipe) -> dict[str, np.ndarray]:
+    """Return the recipe's inputs, joined along the batch axis."""
+    from onnxprune.run.adapter import open_data_for
 
     batches = list(open_data_for(model, recipe).batches(1))
-    return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _page(made: HandoffBundle) -> str:
-    """What the target says, worst first."""
+def _format_figures(results: Collected) -> str:
+    """Return the figures of the models with their ratios."""
+    from onnxprune.report.text import columns
+
+    models = list(results.results)
+    figures = dict.fromkeys(name for r in results.results.values() for name in r.figures)
+    rows: list[tuple[str, ...]] = [("figure", *models, "original / pruned")]
+    for figure in figures:
+        values = [results.results[model].figures.get(figure) for model in models]
+        cells = ["" if value is None else f"{value:.6g}" for value in values]
+        ratio = f"{results.ratios[figure]:.2f}x" if figure in results.ratios else ""
+        rows.append((figure, *cells, ratio))
+    return columns(rows)
+
+
+def _format_slowest(model: str, layers: Mapping[str, float], unit: str) -> str:
+    """Return the slowest layers of a model."""
+    from onnxprune.report.text import columns
+
+    slowest = sorted(layers.items(), key=lambda item: -item[1])[:MOST_SHOWN]
+    rows = [(layer, f"{value:.6g}") for layer, value in slowest]
+    return columns([(f"{model}: slowest layers", unit), *rows])
+
+
+def _format_checks(bundle: HandoffBundle) -> str:
+    """Return the compatibility checks of each model, the worst first."""
     lines = []
-    for name, checks in made.checks.items():
-        counts = made.count(name)
-        lines.append(
-            f"{name}: "
-            + (", ".join(f"{n} {s}" for s, n in counts.items() if n) or "no problem found")
-        )
+    for model, checks in bundle.checks.items():
+        counts = bundle.count(model)
+        totals = ", ".join(f"{count} {severity}" for severity, count in counts.items() if count)
+        lines.append(f"{model}: {totals or 'no problem found'}")
         for severity in counts:
-            found = [c for c in checks if c.severity == severity]
-            lines += [f"  {severity:11} {c.node or 'model'}: {c.text}" for c in found[:SHOWN]]
-            lines += (
-                [f"  {severity:11} ... and {len(found) - SHOWN} more in checks.json"]
-                if len(found) > SHOWN
-                else []
-            )
+            members = [check for check in checks if check.severity == severity]
+            for check in members[:MOST_SHOWN]:
+                lines.append(f"  {severity:11} {check.node or 'model'}: {check.text}")
+            if len(members) > MOST_SHOWN:
+                more = len(members) - MOST_SHOWN
+                lines.append(f"  {severity:11} ... and {more} more in checks.json")
     return "\n".join(lines)

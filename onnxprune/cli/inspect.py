@@ -1,4 +1,4 @@
-"""inspect: what can be cut, what cannot, and why."""
+"""Command inspect: what can be pruned, what cannot, and why."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onnxprune.errors import plural, unknown
 if TYPE_CHECKING:
     from onnxprune.analysis.groups import Analysis
 
+_MOST_OPS = 10
 _MOST_GROUPS = 40
 _MOST_REASONS = 12
 
@@ -22,7 +23,7 @@ _MOST_REASONS = 12
 @click.option(
     "--why",
     metavar="TENSOR",
-    help="Explain which axes of this tensor (or this node's outputs) are frozen, and why.",
+    help="Explain which axes of this tensor (or of this node's outputs) are frozen, and why.",
 )
 @recipe_options("analyze")
 @shared
@@ -30,103 +31,130 @@ def inspect(
     model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any
 ) -> None:
     """Show which channels of MODEL can be pruned, which cannot, and why."""
-    from onnxprune.run.pipeline import analyzed
+    from onnxprune.run.adapter import analyze_for
 
-    analysis = analyzed(model, recipe_from(recipe_file, values))
+    analysis = analyze_for(model, recipe_from(recipe_file, values))
     if why is not None:
-        _why(analysis, why, as_json)
+        _explain(analysis, why, as_json)
     elif as_json:
-        emit(_facts(analysis))
+        emit(_to_json(analysis))
     else:
-        click.echo(_page(analysis))
+        click.echo(_format(analysis))
 
 
-def _facts(analysis: Analysis) -> dict[str, Any]:
-    """The analysis as JSON."""
+def _to_json(analysis: Analysis) -> dict[str, Any]:
+    """Return the analysis as JSON."""
     from onnxprune.report.collect import frozen_rows
 
-    groups = [
-        {
-            "name": g.name,
-            "size": g.size,
-            "exact": g.exact,
-            "sites": [
-                {"tensor": s.tensor, "axis": s.axis, "node": s.node, "role": s.role}
-                for s in g.sites
-            ],
-        }
-        for g in analysis.groups
-    ]
+    groups = []
+    for group in analysis.groups:
+        sites = [
+            {"tensor": site.tensor, "axis": site.axis, "node": site.node, "role": site.role}
+            for site in group.sites
+        ]
+        groups.append(
+            {"name": group.name, "size": group.size, "exact": group.exact, "sites": sites}
+        )
     return {
         "cost": analysis.cost().as_dict(),
         "prunable_macs": analysis.prunable_macs(),
         "groups": groups,
-        "frozen": list(frozen_rows(analysis.frozen)),
+        "frozen": [row.to_json() for row in frozen_rows(analysis.frozen)],
     }
 
 
-def _page(analysis: Analysis) -> str:
-    """The analysis for a person."""
-    from onnxprune.report.terminal import amount, columns
+def _format(analysis: Analysis) -> str:
+    """Return the analysis as tables."""
+    parts = [_format_model(analysis)]
+    if analysis.groups:
+        parts.append(_format_groups(analysis))
+    if analysis.frozen:
+        parts.append(_format_reasons(analysis))
+    return "\n\n".join(parts)
+
+
+def _format_model(analysis: Analysis) -> str:
+    """Return operators, costs and the number of groups."""
+    from onnxprune.report.text import amount
 
     cost = analysis.cost()
-    ops = Counter(n.op_type for n in analysis.model.proto.graph.node)
-    lines = [
-        f"{plural(sum(ops.values()), 'node')}: "
-        + ", ".join(f"{op} {n}" for op, n in ops.most_common(10))
-        + (", ..." if len(ops) > 10 else ""),
-        f"{amount(cost.macs)} MACs, {amount(cost.params)} params, {amount(cost.size_bytes, 'B')}, activations {amount(cost.activation_bytes, 'B')}",
-        f"{plural(len(analysis.groups), 'group')} of coupled channels, "
-        f"{plural(sum(g.size for g in analysis.groups), 'channel')}; "
-        f"{analysis.prunable_macs():.0%} of the MACs are in prunable nodes",
-    ]
-    if analysis.groups:
-        largest = sorted(analysis.groups, key=lambda g: (-g.size, g.name))[:_MOST_GROUPS]
-        rows = [("group", "channels", "sites", "exact")] + [
-            (g.name, str(g.size), str(len(g.sites)), "yes" if g.exact else "no") for g in largest
-        ]
-        lines += ["", columns(rows)] + (
-            [f"... and {len(analysis.groups) - _MOST_GROUPS} more (all: --json)"]
-            if len(analysis.groups) > _MOST_GROUPS
-            else []
+    ops = Counter(node.op_type for node in analysis.model.proto.graph.node)
+    shown = [f"{op} {count}" for op, count in ops.most_common(_MOST_OPS)]
+    if len(ops) > _MOST_OPS:
+        shown.append("...")
+    channels = sum(group.size for group in analysis.groups)
+    return "\n".join(
+        (
+            f"{plural(sum(ops.values()), 'node')}: {', '.join(shown)}",
+            f"{amount(cost.macs)} MACs, {amount(cost.params)} params, "
+            f"{amount(cost.size_bytes, 'B')}, "
+            f"activations {amount(cost.activation_bytes, 'B')}",
+            f"{plural(len(analysis.groups), 'group')} of coupled channels, "
+            f"{plural(channels, 'channel')}; "
+            f"{analysis.prunable_macs():.0%} of the MACs are in prunable nodes",
         )
-    reasons = Counter((f.op, f.reason) for f in analysis.frozen)
-    if reasons:
-        reason_rows = [("frozen axes", "by", "reason")] + [
-            (str(n), op, reason) for (op, reason), n in reasons.most_common(_MOST_REASONS)
-        ]
-        lines += [
-            "",
-            columns(reason_rows, left=3),
-            "One tensor: onnxprune inspect MODEL --why TENSOR",
-        ]
-    return "\n".join(lines)
+    )
 
 
-def _why(analysis: Analysis, name: str, as_json: bool) -> None:
+def _format_groups(analysis: Analysis) -> str:
+    """Return the largest groups."""
+    from onnxprune.report.text import columns
+
+    rows = [("group", "channels", "sites", "exact")]
+    largest = sorted(analysis.groups, key=lambda group: (-group.size, group.name))
+    for group in largest[:_MOST_GROUPS]:
+        exact = "yes" if group.exact else "no"
+        rows.append((group.name, str(group.size), str(len(group.sites)), exact))
+    table = columns(rows)
+    more = len(analysis.groups) - _MOST_GROUPS
+    return f"{table}\n... and {more} more (all: --json)" if more > 0 else table
+
+
+def _format_reasons(analysis: Analysis) -> str:
+    """Return the most frequent reasons for frozen axes."""
+    from onnxprune.report.text import columns
+
+    reasons = Counter((frozen.op, frozen.reason) for frozen in analysis.frozen)
+    rows = [("frozen axes", "by", "reason")]
+    for (op, reason), count in reasons.most_common(_MOST_REASONS):
+        rows.append((str(count), op, reason))
+    return f"{columns(rows, left=3)}\nOne tensor: onnxprune inspect MODEL --why TENSOR"
+
+
+def _explain(analysis: Analysis, name: str, as_json: bool) -> None:
+    """Print the frozen axes of a tensor, or of a node's outputs, with the reasons."""
     from onnxprune.report.collect import frozen_rows
 
-    rows = frozen_rows(f for tensor in _tensors(analysis, name) for f in analysis.why(tensor))
+    frozen = [f for tensor in _find_tensors(analysis, name) for f in analysis.why(tensor)]
+    rows = frozen_rows(frozen)
     if as_json:
-        emit(list(rows))
-    elif not rows:
+        emit([row.to_json() for row in rows])
+        return
+    if not rows:
         click.echo(f"{name}: no axis is frozen")
-    for row in rows if not as_json else ():
-        by = " by " + " ".join(filter(None, (row["op"], row["node"]))) if row["node"] else ""
-        click.echo(f"{row['tensor']} axis {row['axis']}: frozen{by}: {row['reason']}")
+    for row in rows:
+        by = f" by {' '.join(filter(None, (row.op, row.node)))}" if row.node else ""
+        click.echo(f"{row.tensor} axis {row.axis}: frozen{by}: {row.reason}")
 
 
-def _tensors(analysis: Analysis, name: str) -> list[str]:
-    """The tensor of that name, or the outputs of the node of that name; UsageError where there is neither."""
+def _find_tensors(analysis: Analysis, name: str) -> list[str]:
+    """Return the tensor of that name, or the outputs of the node of that name.
+
+    Raises
+    ------
+    UsageError
+        There is neither.
+    """
     graph = analysis.model.proto.graph
-    known = (
-        {v.name for v in graph.input}
-        | set(analysis.model.weights)
-        | {o for n in graph.node for o in n.output if o}
-    )
-    if name in known:
+    tensors = {info.name for info in graph.input} | set(analysis.model.weights)
+    nodes = {}
+    for node in graph.node:
+        outputs = [output for output in node.output if output]
+        tensors.update(outputs)
+        if node.name:
+            nodes[node.name] = outputs
+    if name in tensors:
         return [name]
-    nodes = {n.name: [o for o in n.output if o] for n in graph.node if n.name}
     if name in nodes:
         return nodes[name]
-    raise unknown("tensor", name, known | nodes.keys())
+    raise unknown("tensor", name, tensors | nodes.keys())

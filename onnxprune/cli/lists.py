@@ -1,4 +1,4 @@
-"""rules, criteria, engines: list what can be named, one line each."""
+"""Commands rules, criteria and engines: list what can be named, one line each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ def rules(as_json: bool) -> None:
     from onnxprune.analysis.movement import MOVES
     from onnxprune.analysis.rules import PLUGINS, RULES, Rule
 
-    found = {
-        op: rule.pattern
-        if isinstance(rule, Rule)
-        else _first_line(rule, "depends on its attributes")
-        for op, rule in RULES.items()
-    }
-    found |= {op: "moves positions" for op in MOVES} | dict(PLUGINS.rows())
-    _show(sorted(found.items()), {"operator": "operator", "pattern": "pattern"}, as_json)
+    patterns = {}
+    for op, rule in RULES.items():
+        if isinstance(rule, Rule):
+            patterns[op] = rule.pattern
+        else:
+            patterns[op] = _first_line(rule, "depends on its attributes")
+    patterns |= dict.fromkeys(MOVES, "moves positions")
+    patterns |= dict(PLUGINS.rows())
+    _show(sorted(patterns.items()), {"operator": "operator", "pattern": "pattern"}, as_json)
 
 
 @click.command()
@@ -37,7 +38,7 @@ def criteria(as_json: bool) -> None:
     from onnxprune.repair import REPAIRS
     from onnxprune.search import METHODS
 
-    kinds = {
+    registries = {
         "criterion": CRITERIA,
         "allocate": ALLOCATORS,
         "repair": REPAIRS,
@@ -45,8 +46,9 @@ def criteria(as_json: bool) -> None:
         "metric": METRICS,
         "data": DATA_SOURCES,
     }
-    found = [(kind, *row) for kind, registry in kinds.items() for row in registry.rows()]
-    _show(found, {"option": "option", "name": "name", "what it does": "description"}, as_json)
+    rows = [(option, *row) for option, registry in registries.items() for row in registry.rows()]
+    titles = {"option": "option", "name": "name", "what it does": "description"}
+    _show(rows, titles, as_json)
 
 
 @click.command()
@@ -63,7 +65,7 @@ def engines(as_json: bool) -> None:
         engine = ENGINES.get(name)
         try:
             reason = engine.available()
-        except Exception as problem:  # of a plug-in
+        except Exception as problem:  # a plug-in may raise anything
             reason = f"broken: {problem!r}"
         rows.append((name, "no" if reason else "yes", text, reason or engine.install))
     titles = {
@@ -81,10 +83,10 @@ def _first_line(rule: object, otherwise: str) -> str:
 
 
 def _show(rows: Sequence[tuple[str, ...]], titles: Mapping[str, str], as_json: bool) -> None:
-    """Print rows as JSON or as a table; `titles` maps the keys of the former to the heads."""
+    """Print rows as JSON or as a table; `titles` maps the keys of the former to its titles."""
     if as_json:
         emit([dict(zip(titles, row, strict=True)) for row in rows])
         return
-    from onnxprune.report.terminal import columns
+    from onnxprune.report.text import columns
 
     click.echo(columns([tuple(titles.values()), *rows], left=len(titles)))

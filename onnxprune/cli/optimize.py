@@ -1,4 +1,4 @@
-"""optimize and demo: the whole job."""
+"""Commands optimize and demo: a complete run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ EXPLANATION = """\
 onnxprune optimize MODEL makes an exported ONNX model smaller and faster, without a training
 framework.
 
-It groups coupled channels, scores them, removes the least important ones from the weights, verifies
-the result against the masked original, refits the remaining weights, measures both models and writes
-one with the same inputs and outputs.
+It groups coupled channels, scores them, removes the least important ones from the weights,
+verifies the result against the masked original, refits the remaining weights, measures both models,
+and writes one with the same inputs and outputs.
 
   onnxprune optimize model.onnx --data images/    half of the MACs, calibrated on a folder of images
   onnxprune optimize model.onnx -o small.onnx --target params=2x --target latency.onnxruntime=1.5x
@@ -43,7 +43,8 @@ All options: onnxprune optimize --help
     "--run-dir",
     type=click.Path(),
     metavar="DIR",
-    help="Directory for plan, report and journal; finished stages are reused. Default: OUT with .run for .onnx.",
+    help="Folder for plan, report and journal; finished stages in it are reused. "
+    "Default: OUT with .run for .onnx.",
 )
 @recipe_options()
 @shared
@@ -77,23 +78,15 @@ def demo(
     """Prune a small trained network (scikit-learn's digits) that ships with onnxprune."""
     from onnxprune.demo import files
 
-    values = {
-        **values,
-        "data": values.get("data") or str(files().calibration),
-        "candidate": values.get("candidate") or ("none",),
-    }
-    if values.get("control") is None:
+    model, calibration, evaluation = map(str, files())
+    values["data"] = values["data"] or calibration
+    values["candidate"] = values["candidate"] or ("none",)
+    if values["control"] is None:
         values["control"] = 1
-    if not values.get("metric"):
-        values |= {"metric": ("top1",), "labeled": str(files().evaluation)}
-    _run(
-        str(files().model),
-        output or "onnxprune-demo.onnx",
-        recipe_from(recipe_file, values),
-        None,
-        overwrite,
-        as_json,
-    )
+    if not values["metric"]:
+        values |= {"metric": ("top1",), "labeled": evaluation}
+    recipe = recipe_from(recipe_file, values)
+    _run(model, output or "onnxprune-demo.onnx", recipe, None, overwrite, as_json)
 
 
 def _run(
@@ -104,6 +97,7 @@ def _run(
     overwrite: bool,
     as_json: bool,
 ) -> None:
+    """Run the pipeline with progress on stderr, and print the summary or the report as JSON."""
     from onnxprune.report import terminal
     from onnxprune.report.html import PAGE
     from onnxprune.run.outputs import default_output, default_run_dir
@@ -112,9 +106,10 @@ def _run(
     output = output or str(default_output(model))
     page = Path(run_dir or default_run_dir(output)) / PAGE
     with terminal.Progress() as progress:
-        report = run(
+        result = run(
             model, output, recipe=recipe, run_dir=run_dir, overwrite=overwrite, on_event=progress
-        ).report
+        )
+    report = result.report
     if as_json:
         emit(report.to_json())
     else:

@@ -1,4 +1,4 @@
-"""plan, cut, verify: the job in steps, with the plan as a file between them."""
+"""Commands plan, cut and verify: the steps of a run, with the plan as a file between them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def plan(
     if output:
         check_output(output, overwrite)
     with Progress() as progress:
-        made = make_plan(model, recipe, progress)
+        result = make_plan(model, recipe, progress).to_json()
     if output:
-        write_json(output, made.to_json())
+        write_json(output, result)
         say(f"written to {output}")
     if as_json or not output:
-        emit(made.to_json())
+        emit(result)
 
 
 @click.command()
@@ -65,24 +65,26 @@ def cut(
 ) -> None:
     """Remove from MODEL the channels that PLAN (plan.json) does not keep; repair nothing."""
     from onnxprune.ir.io import save
+    from onnxprune.run.adapter import analyze_for_plan
     from onnxprune.run.outputs import check_output, default_output
-    from onnxprune.run.pipeline import replay
-    from onnxprune.surgery.cut import cut as take_out
+    from onnxprune.surgery.cut import cut as remove_channels
     from onnxprune.types import Plan
 
     recipe = recipe_from(recipe_file, values)
-    place = str(output or default_output(model))
-    check_output(place, overwrite)
-    made = Plan.load(plan_file)
-    analysis = replay(model, made)
-    save(take_out(analysis, made), place, external_data=recipe.external_data, overwrite=overwrite)
-    before, after = analysis.cost().as_dict(), analysis.cost(made.kept).as_dict()
+    path = str(output or default_output(model))
+    check_output(path, overwrite)
+    plan = Plan.load(plan_file)
+    analysis = analyze_for_plan(model, plan)
+    pruned = remove_channels(analysis, plan)
+    save(pruned, path, external_data=recipe.external_data, overwrite=overwrite)
+    before, after = analysis.cost(), analysis.cost(plan.kept)
     if as_json:
-        emit({"source": model, "output": place, "before": before, "after": after})
+        costs = {"before": before.as_dict(), "after": after.as_dict()}
+        emit({"source": model, "output": path, **costs})
     else:
-        click.echo(
-            f"{place}: {after['macs'] / max(before['macs'], 1):.1%} of the MACs, {after['params'] / max(before['params'], 1):.1%} of the parameters"
-        )
+        macs = after.macs / max(before.macs, 1)
+        params = after.params / max(before.params, 1)
+        click.echo(f"{path}: {macs:.1%} of the MACs, {params:.1%} of the parameters")
 
 
 @click.command()
@@ -96,7 +98,7 @@ def cut(
     type=click.Path(),
     help="Plan that PRUNED was made with.",
 )
-@recipe_options("data", "runtime", "verify")
+@recipe_options("data", "runtime", "verify", without=("flip", "batch_size"))
 @shared
 def verify(
     original: str,
@@ -111,14 +113,15 @@ def verify(
     Exit code 4 if it does not.
     """
     from onnxprune.ir.io import load
-    from onnxprune.run.evaluation import check, open_data_for
-    from onnxprune.run.pipeline import replay
+    from onnxprune.run.adapter import analyze_for_plan, open_data_for
+    from onnxprune.run.evaluation import verify_written
     from onnxprune.types import Plan
 
     recipe = recipe_from(recipe_file, values)
-    made = Plan.load(plan_file)
-    analysis = replay(original, made)
-    figures = check(analysis, made, load(pruned), open_data_for(analysis.model, recipe), recipe)
+    plan = Plan.load(plan_file)
+    analysis = analyze_for_plan(original, plan)
+    data = open_data_for(analysis.model, recipe)
+    figures = verify_written(analysis, plan, load(pruned), data, recipe)
     if as_json:
         emit(figures)
     else:

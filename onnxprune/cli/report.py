@@ -1,4 +1,4 @@
-"""report: the report of a run that is over."""
+"""Command report: show the report of a finished run."""
 
 from __future__ import annotations
 
@@ -30,22 +30,30 @@ def report(run_dir: str, sensitivities: str | None, as_json: bool) -> None:
     from onnxprune.report import html, terminal
     from onnxprune.report.data import Report
 
-    found = Report.load(run_dir)
+    result = Report.load(run_dir)
     if sensitivities:
-        found = _with_sensitivities(found, run_dir, sensitivities)
-    page = html.write(found, Path(run_dir) if os.path.isdir(run_dir) else Path(run_dir).parent)
+        result = _add_sensitivities(result, run_dir, sensitivities)
+    page = html.write(result, Path(run_dir) if os.path.isdir(run_dir) else Path(run_dir).parent)
     if as_json:
-        emit(found.to_json())
+        emit(result.to_json())
         return
-    for stage in found.stages:
+    for stage in result.stages:
         click.echo(f"{stage.name:<12}{stage.seconds:8.2f} s  {stage.detail}".rstrip())
-    click.echo(terminal.summary(found, page))
-    if found.warnings:
-        say(terminal.warnings(found))
+    click.echo(terminal.summary(result, page))
+    if result.warnings:
+        say(terminal.warnings(result))
 
 
-def _with_sensitivities(report: Report, run_dir: str, file: str) -> Report:
-    """The report with the figures of a sweep, written back to its file."""
+def _add_sensitivities(report: Report, run_dir: str, file: str) -> Report:
+    """Return the report with the measurements of a sweep, after writing it back to its file.
+
+    Raises
+    ------
+    DataError
+        The file of the sweep does not exist.
+    UsageError
+        The sweep is of another model.
+    """
     from onnxprune.files import write_json
     from onnxprune.report.collect import measured_rows
     from onnxprune.search.journal import rows
@@ -56,14 +64,14 @@ def _with_sensitivities(report: Report, run_dir: str, file: str) -> Report:
             f"no sensitivities at {file}; measure them: onnxprune sensitivity MODEL -o {file}",
         )
     measured = measured_rows(rows(Path(file)))
-    known = {g.name for g in report.groups}
-    if strange := sorted(measured.keys() - known):
+    foreign = sorted(measured.keys() - {group.name for group in report.groups})
+    if foreign:
         raise UsageError(
             "sensitivities-mixed",
-            f"{file} has group {strange[0]!r}, which the model of this report does not have; measure the sensitivities of this model",
+            f"{file} has group {foreign[0]!r}, which the model of this report does not have; "
+            "measure the sensitivities of that model",
         )
-    found = replace(report, measured=measured)
-    write_json(
-        Path(run_dir) / "report.json" if os.path.isdir(run_dir) else Path(run_dir), found.to_json()
-    )
-    return found
+    report = replace(report, measured=measured)
+    path = Path(run_dir)
+    write_json(path / "report.json" if path.is_dir() else path, report.to_json())
+    return report

@@ -133,32 +133,27 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
 def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
     """Return the analysis and the inputs that all jobs share."""
     from onnxprune.criteria import CRITERIA
-    from onnxprune.criteria.base import Context
-    from onnxprune.data.labeled import open_labeled
-    from onnxprune.run.evaluation import input_types, metric_options, open_data_for, preprocess
-    from onnxprune.run.pipeline import analyzed
-    from onnxprune.run.planning import multiple
+    from onnxprune.run.adapter import (
+        analyze_for,
+        channel_multiple,
+        context_for,
+        metric_options,
+        open_data_for,
+        open_labeled_inputs,
+    )
     from onnxprune.search.sensitivity import Sweep
 
     if not Path(model).is_file():
         raise DataError("model-missing", f"no model at {model}: the file does not exist")
-    analysis = analyzed(model, recipe)
+    analysis = analyze_for(model, recipe)
     data = open_data_for(analysis.model, recipe)
     if data.warning and not recipe.labeled:
         say(f"warning: {data.warning}")
-    context = Context(
-        analysis, data, recipe.seed, recipe.threads, recipe.batch_size, flip=recipe.flip
-    )
+    context = context_for(analysis, data, recipe)
     scores = CRITERIA.get("l2" if recipe.criterion == "auto" else recipe.criterion)(context)
     labeled = None
     if recipe.labeled:
-        labeled = open_labeled(
-            recipe.labeled,
-            input_types(analysis.model),
-            seed=recipe.seed,
-            preprocess=preprocess(recipe),
-            shapes=recipe.shape or None,
-        )
+        labeled = open_labeled_inputs(analysis.model, recipe, recipe.labeled)
     sweep = Sweep(
         model,
         analysis.options,
@@ -168,7 +163,7 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
         recipe.metric or (("top1",) if labeled else ()),
         metric_options(recipe),
         time,
-        min(multiple(recipe), 2),
+        min(channel_multiple(recipe), 2),
         recipe.threads,
         recipe.batch_size,
         analysis.digest,

@@ -87,7 +87,7 @@ def sparsify(
     """
     from onnxprune.ir.io import load, save
     from onnxprune.report.terminal import Progress
-    from onnxprune.run.evaluation import open_data_for
+    from onnxprune.run.adapter import open_data_for
     from onnxprune.run.outputs import check_output
     from onnxprune.sparsify.report import sparsity
     from onnxprune.sparsify.weights import SparsifySettings
@@ -129,11 +129,11 @@ def sparsify(
 
 def _measure_latency(source: Model, sparse: Model, recipe: Recipe) -> dict[str, Any]:
     """Time both models side by side."""
-    from onnxprune.run.evaluation import open_data_for
-    from onnxprune.run.planning import measured
+    from onnxprune.run.adapter import open_data_for
+    from onnxprune.run.planning import measure_models
 
     feeds = next(open_data_for(source, recipe).batches(1))
-    return measured(source, sparse, recipe, feeds, lambda text, left_s: say(text))
+    return measure_models(source, sparse, recipe, feeds, lambda text, left_s: say(text))
 
 
 def _report(report: Sparsity, extra: Mapping[str, Any], as_json: bool) -> None:

@@ -40,11 +40,9 @@ def subnet(
     FILE is the plan or the fix_subnet.json. The channels of the plan are chosen by --criterion.
     """
     from onnxprune.criteria import CRITERIA
-    from onnxprune.criteria.base import Context
     from onnxprune.files import write_json
-    from onnxprune.run.evaluation import open_data_for
+    from onnxprune.run.adapter import analyze_for, analyze_for_plan, context_for, open_data_for
     from onnxprune.run.outputs import check_output
-    from onnxprune.run.pipeline import analyzed, replay
     from onnxprune.search.subnet import from_subnet, to_subnet
     from onnxprune.types import Plan
 
@@ -55,13 +53,11 @@ def subnet(
     result: dict[str, Any]
     if "groups" in content:
         plan = Plan.from_json(content)
-        result = dict(to_subnet(replay(model, plan), plan))
+        result = dict(to_subnet(analyze_for_plan(model, plan), plan))
     else:
-        analysis = analyzed(model, recipe)
+        analysis = analyze_for(model, recipe)
         data = open_data_for(analysis.model, recipe) if recipe.data else None
-        context = Context(
-            analysis, data, recipe.seed, recipe.threads, recipe.batch_size, flip=recipe.flip
-        )
+        context = context_for(analysis, data, recipe)
         criterion = "l2" if recipe.criterion == "auto" else recipe.criterion
         result = from_subnet(analysis, content, CRITERIA.get(criterion)(context)).to_json()
     if output:

@@ -279,7 +279,7 @@ def _read_job(
     from onnxprune.ir.io import load
     from onnxprune.metrics import find_metric
     from onnxprune.metrics.base import find_function
-    from onnxprune.run.evaluation import metric_options
+    from onnxprune.run.adapter import metric_options
 
     if recipe.data is None:
         raise UsageError("data-missing", "tuning needs samples: pass --data PATH")
@@ -321,22 +321,14 @@ def _open_samples(
     model: Model, location: str, recipe: Recipe, samples: int | None, labeled: bool
 ) -> Data | LabeledData:
     """Open labeled samples or plain inputs; `samples` None = all of a file or folder."""
-    from onnxprune.data.dataset import open_data
-    from onnxprune.data.labeled import open_labeled
-    from onnxprune.run.evaluation import input_types, preprocess
+    from onnxprune.run.adapter import open_inputs, open_labeled_inputs
 
-    inputs = input_types(model)
-    common: dict[str, Any] = {
-        "seed": recipe.seed,
-        "preprocess": preprocess(recipe),
-        "shapes": recipe.shape or None,
-    }
     if labeled:
-        return open_labeled(location, inputs, samples=samples, **common)
+        return open_labeled_inputs(model, recipe, location, samples)
     if samples is None:
         # generated inputs (loaders, synthetic ones) have no end: take the recipe's number
         samples = ALL_SAMPLES if os.path.exists(location) else recipe.samples
-    return open_data(location, inputs, samples=samples, **common)
+    return open_inputs(model, recipe, samples, location)
 
 
 def _tune(
@@ -372,11 +364,9 @@ def _prune_and_tune(
     model: Model, job: _TuneInputs, own: Mapping[str, Any], recipe: Recipe, progress: Listener
 ) -> tuple[TuneResult, Plan]:
     """Remove channels while training, then tune; return the result and the plan."""
-    from onnxprune.allocators.base import Constraints
     from onnxprune.ir.io import digest
+    from onnxprune.run.adapter import analyze_for, constraints_for
     from onnxprune.run.evaluation import RESULT
-    from onnxprune.run.pipeline import analyzed
-    from onnxprune.run.planning import by_engine, multiple
     from onnxprune.tune.fisher import Pruning
     from onnxprune.tune.pruning import prune_and_tune
 
@@ -386,19 +376,13 @@ def _prune_and_tune(
             "--target removes channels, --surgery and --keep-zeros mask single weights: "
             "run one after the other",
         )
-    analysis = analyzed(model, recipe)
+    analysis = analyze_for(model, recipe)
     costs = analysis.cost().as_dict()
     budgets = {}
     for target in recipe.target:
         name = f"latency.{target.engine}" if target.engine else target.cost
         budgets[name] = target.ceiling(costs.get(target.cost, 0))
-    constraints = Constraints(
-        budgets,
-        round_to=multiple(recipe),
-        half_block=by_engine(recipe),
-        floor=recipe.floor,
-        max_fraction=recipe.max_fraction,
-    )
+    constraints = constraints_for(recipe, budgets)
     pruning = Pruning(
         own["interval"],
         own["cut_step"],
@@ -415,10 +399,11 @@ def _prune_and_tune(
 
 def _report(source: Model, result: TuneResult, recipe: Recipe, path: str, as_json: bool) -> None:
     """Print the scores, and the metrics of both models if there are labels."""
-    from onnxprune.run.evaluation import evaluated, open_labels
+    from onnxprune.run.adapter import open_labels
+    from onnxprune.run.evaluation import evaluate
 
     labels = open_labels(source, recipe)
-    quality = evaluated(source, result.model, None, labels, recipe)["quality"]
+    quality = evaluate(source, result.model, None, labels, recipe).quality
     if as_json:
         emit(
             {
@@ -427,7 +412,7 @@ def _report(source: Model, result: TuneResult, recipe: Recipe, path: str, as_jso
                 "start_score": result.start_score,
                 "epoch": result.epoch,
                 "history": [dict(row) for row in result.history],
-                "quality": quality,
+                "quality": {name: row.to_json() for name, row in quality.items()},
             }
         )
     else:

@@ -1,0 +1,1 @@
+"""Report of a run: data model, terminal output and HTML page."""

@@ -1,4 +1,4 @@
-"""Rows of a report from what the stages found."""
+"""Rows of a report, computed from the results of the stages."""
 
 from __future__ import annotations
 
@@ -16,49 +16,43 @@ from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import captured, label
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import bits
-from onnxprune.report.data import GroupRow
+from onnxprune.report.data import FrozenAxis, GraphBox, GroupRow, LatencyRow, LayerCost
 from onnxprune.types import Frozen, Plan, Scores
 
-MOST_POINTS = 17  # of a group's error curve
+MOST_POINTS = 17  # per group's error curve
 
 
 def group_rows(analysis: Analysis, plan: Plan) -> tuple[GroupRow, ...]:
-    """Every group, with its width before and after and its share of the original's MACs."""
-    macs = {c.node: c.macs for c in analysis.node_costs()}
+    """Return every group with its width before and after and its share of the MACs."""
+    macs = {cost.node: cost.macs for cost in analysis.node_costs()}
     total = sum(macs.values()) or 1
     rows = []
     for group in analysis.groups:
-        makers = {s.node for s in group.sites if s.role == "produces"}
+        makers = {site.node for site in group.sites if site.role == "produces"}
         after = len(plan.kept.get(group.name, range(group.size)))
+        share = sum(macs.get(node, 0) for node in makers) / total
         rows.append(
-            GroupRow(
-                group.name,
-                group.size,
-                after,
-                group.exact,
-                sum(macs.get(n, 0) for n in makers) / total,
-                tuple(sorted(makers)),
-            )
+            GroupRow(group.name, group.size, after, group.exact, share, tuple(sorted(makers)))
         )
     return tuple(rows)
 
 
-def frozen_rows(frozen: Iterable[Frozen]) -> tuple[dict[str, Any], ...]:
-    """What cannot be cut, as plain data."""
-    return tuple(
-        {"tensor": f.tensor, "axis": f.axis, "op": f.op, "node": f.node, "reason": f.reason}
-        for f in frozen
-    )
+def frozen_rows(frozen: Iterable[Frozen]) -> tuple[FrozenAxis, ...]:
+    """Return the axes that cannot be pruned."""
+    return tuple(FrozenAxis(f.tensor, f.axis, f.op, f.node, f.reason) for f in frozen)
 
 
 def sensitivity_rows(scores: Scores, max_fraction: float) -> dict[str, list[list[float]]]:
-    """Group -> [share removed, sum of the scores that went], up to the share that may go: of criterion `reconstruction`, the group's error curve."""
+    """Return group -> [[removed share, sum of the removed channels' scores], ...].
+
+    With scores of criterion `reconstruction`, this is the group's error curve. It has at most
+    MOST_POINTS points, up to a share of `max_fraction`.
+    """
     rows = {}
     for name, values in scores.items():
         error = np.cumsum(np.sort(np.maximum(values, 0.0)))
-        counts = np.unique(
-            np.linspace(1, max(int(len(error) * max_fraction), 1), MOST_POINTS).round().astype(int)
-        )
+        most = max(int(len(error) * max_fraction), 1)
+        counts = np.unique(np.linspace(1, most, MOST_POINTS).round().astype(int))
         rows[name] = [
             [round(float(n / len(error)), 4), float(f"{error[n - 1]:.5g}")] for n in counts
         ]
@@ -66,158 +60,174 @@ def sensitivity_rows(scores: Scores, max_fraction: float) -> dict[str, list[list
 
 
 def measured_rows(records: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
-    """Group -> [share removed, quality lost against the whole model], from the records of a sweep (see `search.sensitivity`).
+    """Return group -> [[removed share, quality lost], ...] from the records of a sweep.
+
+    Parameters
+    ----------
+    records
+        Records that `search.sensitivity` wrote; group "" is the unpruned model.
 
     Raises
     ------
     UsageError
-        They are of no sweep, or of several.
+        They are not from a sweep, or from several.
     """
-    rows: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     sweeps = set()
     try:
-        for r in (r for r in records if "group" in r):
-            sweeps.add(str(r.get("key", "")).partition(":")[0])
-            rows.setdefault(str(r["group"]), []).append(
-                (round(1 - r["kept"] / max(r["size"], 1), 4), float(r["quality"]))
-            )
+        for record in records:
+            if "group" not in record:
+                continue
+            sweeps.add(str(record.get("key", "")).partition(":")[0])
+            share = round(1 - record["kept"] / max(record["size"], 1), 4)
+            points.setdefault(str(record["group"]), []).append((share, float(record["quality"])))
     except (KeyError, TypeError, ValueError) as problem:
         raise UsageError(
             "sensitivities-invalid",
             f"not the records of a sensitivity sweep: {type(problem).__name__} {problem}",
         ) from problem
-    if len(sweeps) != 1 or "" not in rows:
+    if len(sweeps) != 1 or "" not in points:
         raise UsageError(
             "sensitivities-mixed",
             f"expected one sweep with the quality of the unpruned model, got {len(sweeps)} "
-            f"{'with' if '' in rows else 'without'} it; write each sweep to a file of its own",
+            f"{'with' if '' in points else 'without'} it; write each sweep to a file of its own",
         )
-    whole = rows.pop("")[-1][1]
+    unpruned = points.pop("")[-1][1]
     return {
-        name: [[share, whole - quality] for share, quality in sorted(points)]
-        for name, points in rows.items()
+        name: [[share, unpruned - quality] for share, quality in sorted(rows)]
+        for name, rows in points.items()
     }
 
 
-def latency_rows(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Engine -> before_ms, after_ms, speedup with its interval, from `Bench.as_dict()` of the original and the pruned model."""
+def latency_rows(bench: Mapping[str, Any]) -> dict[str, LatencyRow]:
+    """Return engine -> latencies, from `BenchReport.as_dict()` of original and pruned model."""
     rows = {}
     for engine, ratios in bench.get("ratios", {}).items():
         times = {m["model"]: m["median_ms"] for m in bench["measurements"] if m["engine"] == engine}
-        for r in ratios:
-            rows[engine] = {
-                "before_ms": times[r["base"]],
-                "after_ms": times[r["contender"]],
-                "speedup": r["median"],
-                "low": r["low"],
-                "high": r["high"],
-            }
+        for ratio in ratios:
+            rows[engine] = LatencyRow(
+                times[ratio["base"]],
+                times[ratio["contender"]],
+                ratio["median"],
+                ratio["low"],
+                ratio["high"],
+            )
     return rows
 
 
 def layer_rows(
     analysis: Analysis, plan: Plan, bench: Mapping[str, Any], pruned: Model | None = None
-) -> tuple[dict[str, Any], ...]:
-    """MACs of each node that multiplies, before and after, its time where the engine tells it (the first engine measured), and the bytes that it reads
-    and writes where the pruned model is given.
+) -> tuple[LayerCost, ...]:
+    """Return the cost of every node with MACs, before and after.
+
+    Parameters
+    ----------
+    bench
+        `BenchReport.as_dict()`; times are those of the first engine that reports layers.
+    pruned
+        The pruned model, for bytes read and written.
     """
-    after = {c.node: c.macs for c in analysis.node_costs(plan.kept)}
-    moved = (
-        (traffic(analysis.model, analysis.shapes), traffic(pruned, infer(pruned)))
-        if pruned
-        else ({}, {})
-    )
+    after = {cost.node: cost.macs for cost in analysis.node_costs(plan.kept)}
+    moved_before: Mapping[str, int] = {}
+    moved_after: Mapping[str, int] = {}
+    if pruned is not None:
+        moved_before = traffic(analysis.model, analysis.shapes)
+        moved_after = traffic(pruned, infer(pruned))
     times: dict[str, list[float | None]] = {}
     for timed in bench.get("layers", ()):
         for node in timed["nodes"]:
             times.setdefault(node, list(timed["times_ms"].values()))
     rows = []
     for cost in analysis.node_costs():
-        row: dict[str, Any] = {
-            "node": cost.node,
-            "op": cost.op,
-            "macs": [cost.macs, after[cost.node]],
-        }
-        if all(cost.node in m for m in moved):
-            row["bytes"] = [m[cost.node] for m in moved]
-        rows.append({**row, "time_ms": times[cost.node]} if cost.node in times else row)
+        node = cost.node
+        moved = None
+        if node in moved_before and node in moved_after:
+            moved = [moved_before[node], moved_after[node]]
+        rows.append(LayerCost(node, cost.op, [cost.macs, after[node]], moved, times.get(node)))
     return tuple(rows)
 
 
 def traffic(model: Model, shapes: Shapes) -> dict[str, int]:
-    """Node -> bytes of all tensors that it reads and writes, each once, dynamic axes counted as 1; nodes with a tensor of unknown shape are left out."""
-    found = {}
+    """Return node -> bytes of all tensors it reads and writes, each counted once.
+
+    Dynamic axes count as 1. Nodes with a tensor of unknown shape are left out.
+    """
+    moved = {}
     for node in model.proto.graph.node:
         sizes = [_size(model, shapes, name) for name in {*node.input, *node.output} if name]
         if None not in sizes:
-            found[label(node)] = sum(s for s in sizes if s)
-    return found
+            moved[label(node)] = sum(size for size in sizes if size)
+    return moved
 
 
 def _size(model: Model, shapes: Shapes, name: str) -> int | None:
-    """Bytes of a tensor."""
+    """Return the bytes of a tensor, None if its shape is unknown."""
+    shape: Sequence[int | str | None] | None
     weight = model.weights.get(name)
-    shape, dtype = (
-        (weight.shape, weight.dtype) if weight else (shapes.shape(name), shapes.dtype(name))
-    )
+    if weight:
+        shape, dtype = weight.shape, weight.dtype
+    else:
+        shape, dtype = shapes.shape(name), shapes.dtype(name)
     if shape is None or not dtype:
         return None
-    return (prod(d if isinstance(d, int) else 1 for d in shape) * bits(dtype) + 7) // 8
+    elements = prod(dim if isinstance(dim, int) else 1 for dim in shape)
+    return (elements * bits(dtype) + 7) // 8  # types below 8 bits are packed
 
 
-def graph_rows(analysis: Analysis) -> tuple[dict[str, Any], ...]:
-    """The network as a reader thinks of it: its inputs, the nodes that multiply or join several tensors, its outputs; what lies between is passed through.
+def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
+    """Return the network as boxes, in graph order.
 
-    A mapping a box, in graph order: "node", "op", "inputs" (indices of earlier boxes), "groups" (whose channels its first output carries).
+    Boxes are the inputs, the nodes with MACs, the nodes that join several tensors, and the
+    outputs; the nodes in between are passed through.
     """
     graph = analysis.model.proto.graph
-    groups = _carried(analysis)
-    products = {c.node for c in analysis.node_costs()}
-    rows: list[dict[str, Any]] = []
-    behind: dict[str, tuple[int, ...]] = {}  # tensor -> boxes that it comes from
+    groups_of = _carried_groups(analysis)
+    products = {cost.node for cost in analysis.node_costs()}
+    boxes: list[GraphBox] = []
+    origins: dict[str, tuple[int, ...]] = {}  # tensor -> boxes that it comes from
 
-    def box(
-        name: str, op: str, inputs: tuple[int, ...], made: Sequence[str] = ()
+    def add_box(
+        name: str, op: str, inputs: tuple[int, ...], groups: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        rows.append({"node": name, "op": op, "inputs": list(inputs), "groups": list(made)})
-        return (len(rows) - 1,)
+        boxes.append(GraphBox(name, op, list(inputs), list(groups)))
+        return (len(boxes) - 1,)
 
-    for entry in _inputs(graph, analysis.model):
-        behind[entry] = box(entry, "input", ())
+    for name in _input_names(graph, analysis.model):
+        origins[name] = add_box(name, "input", ())
     for node in graph.node:
-        sources = tuple(sorted({i for name in _read(node) for i in behind.get(name, ())}))
+        sources = {box for name in _read_tensors(node) for box in origins.get(name, ())}
+        inputs = tuple(sorted(sources))
         name = label(node)
-        if name in products or len(sources) > 1:
-            sources = box(name, node.op_type, sources, groups(node.output[0]))
-        behind.update((output, sources) for output in node.output)
+        if name in products or len(inputs) > 1:
+            inputs = add_box(name, node.op_type, inputs, groups_of(node.output[0]))
+        origins.update((output, inputs) for output in node.output)
     for output in graph.output:
-        box(output.name, "output", behind.get(output.name, ()))
-    return tuple(rows)
+        add_box(output.name, "output", origins.get(output.name, ()))
+    return tuple(boxes)
 
 
-def _carried(analysis: Analysis) -> Callable[[str], list[str]]:
-    """Groups whose channels a tensor carries, in graph order."""
+def _carried_groups(analysis: Analysis) -> Callable[[str], list[str]]:
+    """Return a function tensor -> groups whose channels it carries, in graph order."""
     owner = np.full(analysis.axes.causes + 1, -1)
     for i, group in enumerate(analysis.groups):
         owner[analysis.causes[group.name]] = i
 
-    def groups(tensor: str) -> list[str]:
+    def groups_of(tensor: str) -> list[str]:
         state = analysis.record.tensors.get(tensor)
-        axes = [
-            a
-            for a in (state.axes or () if state else ())
-            if isinstance(a, np.ndarray) and analysis.axes.known(a)
-        ]
-        found = {int(i) for a in axes for i in np.unique(owner[analysis.axes.table(a)]) if i >= 0}
-        return [analysis.groups[i].name for i in sorted(found)]
+        indices: set[int] = set()
+        for axis in (state.axes or ()) if state else ():
+            if isinstance(axis, np.ndarray) and analysis.axes.known(axis):
+                indices.update(np.unique(owner[analysis.axes.table(axis)]).tolist())
+        return [analysis.groups[i].name for i in sorted(indices) if i >= 0]
 
-    return groups
+    return groups_of
 
 
-def _inputs(graph: GraphProto, model: Model) -> list[str]:
-    return [i.name for i in graph.input if i.name not in model.weights]
+def _input_names(graph: GraphProto, model: Model) -> list[str]:
+    """Return the inputs of a graph without its weights."""
+    return [info.name for info in graph.input if info.name not in model.weights]
 
 
-def _read(node: NodeProto) -> set[str]:
-    """Tensors that a node reads, its bodies included."""
+def _read_tensors(node: NodeProto) -> set[str]:
+    """Return the tensors that a node and its subgraphs read."""
     return {*node.input, *captured(node)}

@@ -1,21 +1,33 @@
-"""What a run has to say, as plain data: report.json, from which every page is made."""
+"""Report data model, serialized as report.json; all pages are rendered from it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.report.record import Record, many, named, omitted, one, required
 
 REPORT_FORMAT = 1
+_HASHES = ("source_sha256", "data_sha256")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the flow. reused: taken from an earlier run of the same command, with the seconds that it took then."""
+@dataclass(frozen=True, eq=False)
+class Stage(Record):
+    """One stage of a run.
+
+    Attributes
+    ----------
+    seconds
+        Time it took; if `reused`, in the earlier run.
+    reused
+        Whether the result is that of an earlier run of the same command.
+    detail
+        One short phrase on the result.
+    """
 
     name: str
     seconds: float
@@ -23,9 +35,198 @@ class Stage:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class GroupRow:
-    """Channels of one group before and after; macs_share: MACs of the layers that make them, in the original model (0 to 1); makers: these layers."""
+@dataclass(frozen=True, eq=False)
+class Costs(Record):
+    """Counted costs of a model per inference."""
+
+    macs: int
+    params: int | None = omitted(None)
+    bytes: int | None = omitted(None)
+    activation_bytes: int | None = omitted(None)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetRow(Record):
+    """A target with the allowed and the reached cost, in its unit (MACs, bytes, ms, ...)."""
+
+    target: str
+    allowed: float
+    reached: float
+
+
+@dataclass(frozen=True, eq=False)
+class VerificationSummary(Record):
+    """Comparison of the pruned model with the masked original.
+
+    Attributes
+    ----------
+    ok
+        Whether `difference` is within `tolerance`.
+    exact
+        Whether no axis of a mixing operator was pruned.
+    difference
+        Largest difference of the outputs, relative to their largest value.
+    masked_difference
+        The same between the masked and the unmasked original.
+    outputs
+        Difference by output.
+    """
+
+    ok: bool | None = None
+    exact: bool | None = None
+    difference: float | None = None
+    masked_difference: float | None = None
+    tolerance: float | None = None
+    outputs: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyRow(Record):
+    """Latency on one engine, with the 95 % interval of the speed-up."""
+
+    before_ms: float
+    after_ms: float
+    speedup: float
+    low: float | None = omitted(None)
+    high: float | None = omitted(None)
+
+
+@dataclass(frozen=True, eq=False)
+class FidelitySummary(Record):
+    """Comparison of the outputs with the original's on held-out inputs.
+
+    See `onnxprune.metrics.fidelity.Fidelity`; `outputs` has the measures by output.
+    """
+
+    samples: int | None = None
+    relative_error: float | None = None
+    agreement: float | None = None
+    box_agreement: float | None = None
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class QualityRow(Record):
+    """One metric on labeled inputs.
+
+    Attributes
+    ----------
+    standard_error
+        Of `after`; None if the metric has none.
+    samples
+        Number of labeled inputs.
+    classes
+        Class -> [before, after, count], for metrics by class.
+    """
+
+    before: float
+    after: float
+    standard_error: float | None = None
+    samples: int | None = None
+    classes: Mapping[str, Sequence[Any]] | None = omitted(None)
+
+    @property
+    def by_class(self) -> Mapping[str, Sequence[Any]]:
+        """Class -> [before, after, count]; empty for metrics without classes."""
+        return self.classes or {}
+
+
+@dataclass(frozen=True, eq=False)
+class MetricFigure(Record):
+    """Value of a metric with its standard error."""
+
+    value: float | None = None
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Figures(Record):
+    """Figures of one model on held-out inputs: fidelity, and its metrics by name."""
+
+    relative_error: float | None = None
+    agreement: float | None = None
+    metrics: Mapping[str, MetricFigure] = named(MetricFigure)
+
+
+@dataclass(frozen=True, eq=False)
+class CurvePoint(Record):
+    """One model of the trade-off curve.
+
+    Attributes
+    ----------
+    macs
+        Share of the original's MACs.
+    chosen
+        Whether it is the written model.
+    metric, quality
+        Name and value of the plotted measure.
+    """
+
+    label: str
+    macs: float
+    relative_error: float | None = None
+    agreement: float | None = None
+    metrics: Mapping[str, MetricFigure] = named(MetricFigure)
+    chosen: bool = omitted(False)
+    metric: str = "quality"
+    quality: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateRow(Record):
+    """A candidate with its metric on the selection labels, or the problem that prevented it."""
+
+    criterion: str
+    allocate: str
+    macs: float | None = None
+    value: float | None = None
+    standard_error: float | None = None
+    problem: str = ""
+    chosen: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class SelectionSummary(Record):
+    """Candidates for one target, compared by a metric on labeled samples."""
+
+    metric: str = ""
+    samples: int = 0
+    rows: Sequence[CandidateRow] = many(CandidateRow)
+
+
+@dataclass(frozen=True, eq=False)
+class BisectionStep(Record):
+    """One model of the search for a tolerance: targets, share of the MACs, divergence."""
+
+    target: Sequence[str]
+    macs: float
+    divergence: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class BisectionSummary(Record):
+    """Search for the smallest model within a tolerance, on selection inputs."""
+
+    max_divergence: float | None = None
+    reached: float | None = None
+    samples: int | None = None
+    rows: Sequence[BisectionStep] = many(BisectionStep)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupRow(Record):
+    """Width of one group before and after.
+
+    Attributes
+    ----------
+    exact
+        Whether removing a channel leaves the kept ones unchanged.
+    macs_share
+        MACs of the layers that produce the channels, as a share of the original's.
+    makers
+        These layers.
+    """
 
     name: str
     before: int
@@ -35,77 +236,160 @@ class GroupRow:
     makers: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class TargetRow:
-    """A target and what came of it: `allowed` and `reached` in the units of the cost (MACs, parameters, bytes, milliseconds)."""
+@dataclass(frozen=True, eq=False)
+class LayerCost(Record):
+    """Cost of one layer: (before, after) of each quantity, None for those that are unknown.
 
-    target: str
-    allowed: float
-    reached: float
+    Attributes
+    ----------
+    bytes
+        Bytes read and written.
+    time_ms
+        Time on the first engine that was measured.
+    """
+
+    node: str
+    op: str
+    macs: Sequence[int]
+    bytes: Sequence[int] | None = omitted(None)
+    time_ms: Sequence[float | None] | None = omitted(None)
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that is known of a run; every field is plain JSON.
+@dataclass(frozen=True, eq=False)
+class GraphBox(Record):
+    """Node of the network's picture, see `collect.graph_rows`.
 
-    source, output: paths ("" for a model that came from, or stays in, memory). before, after: "macs", "params", "bytes",
-    "activation_bytes". verification: the figures of the masked oracle. latency: by engine, {"before_ms", "after_ms", "speedup", "low", "high"}.
-    fidelity: divergence from the original's outputs, by measure. quality: metric -> {"before", "after", "standard_error", "samples"} and, where the
-    metric has classes, "classes": class -> [before, after, how many]. splits: "calibration", "selection" (between models),
-    "report", "selection_labels", "report_labels" -> the inputs in that part and in no other. control: figures of models
-    with the same widths and random channels, {"relative_error", "agreement", "metrics": metric -> {"value", "standard_error"}} each.
-    selection: candidates compared by labels, {"metric", "samples", "rows": {"criterion", "allocate", "macs", "value", "standard_error", "problem", "chosen"} each}.
-    bisection: to a tolerance, {"max_divergence", "reached", "samples", "rows": {"target", "macs", "divergence"} each}. curve: the trade-off, {"macs": share of
-    the original's, "quality", "metric", "label", "chosen": whether it is the one written} and the figures that control has, a point. layers: {"node", "op", "macs": [before, after], "bytes": [before, after] read and written and
-    "time_ms": [before, after] where known}. graph: see `collect.graph_rows`. frozen: what could not be cut, with the reason.
-    sensitivity: group -> [[share removed, divergence estimated from the error of the layers that read it, refitted], ..], each group cut alone.
-    measured: the same of the whole model, [[share removed, quality lost], ..], by `onnxprune sensitivity`. data: what calibration saw. provenance: versions and hashes. machine: where it was measured.
+    Attributes
+    ----------
+    inputs
+        Indices of earlier boxes.
+    groups
+        Groups whose channels the first output carries.
+    """
+
+    node: str
+    op: str
+    inputs: Sequence[int]
+    groups: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenAxis(Record):
+    """An axis that cannot be pruned, with the operator and node that freeze it."""
+
+    tensor: str
+    axis: int
+    op: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance(Record):
+    """Versions of Python and libraries, and hashes of the inputs; its JSON is one flat table."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    source_sha256: str = ""
+    data_sha256: str = ""
+
+    def __getitem__(self, key: str) -> str:
+        """Return a version or a hash."""
+        value: str = getattr(self, key) if key in _HASHES else self.versions[key]
+        if not value and key in _HASHES:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of versions and hashes."""
+        yield from self.versions
+        yield from (name for name in _HASHES if getattr(self, name))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Provenance:
+        """Return the provenance in a flat table."""
+        versions = {name: value for name, value in data.items() if name not in _HASHES}
+        return cls(versions, *(data.get(name, "") for name in _HASHES))
+
+
+@dataclass(frozen=True, eq=False)
+class Report(Record):
+    """All results of a run; every part is also a mapping with the keys of report.json.
+
+    Attributes
+    ----------
+    source, output
+        Paths, "" for a model in memory.
+    before, after
+        Counted costs.
+    latency
+        By engine.
+    quality
+        By metric.
+    splits
+        "calibration", "selection", "report", "selection_labels" and "report_labels" -> the
+        inputs in that part; no input is in two parts.
+    control
+        Models with equal widths and random channels.
+    sensitivity
+        Group -> [[removed share, estimated divergence], ...] when it alone is pruned.
+    measured
+        Group -> [[removed share, quality lost], ...], by `onnxprune sensitivity`.
+    data
+        Calibration inputs.
+    decided_by
+        Criterion, allocator, repair, seed and the like of the plan.
+    machine
+        Machine that latencies were measured on.
     """
 
     source: str
     output: str
-    before: Mapping[str, int]
-    after: Mapping[str, int]
-    targets: Sequence[TargetRow] = ()
-    verification: Mapping[str, Any] = field(default_factory=dict)
-    latency: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    fidelity: Mapping[str, Any] = field(default_factory=dict)
-    quality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    before: Costs = required(Costs)
+    after: Costs = required(Costs)
+    targets: Sequence[TargetRow] = many(TargetRow)
+    verification: VerificationSummary = one(VerificationSummary)
+    latency: Mapping[str, LatencyRow] = named(LatencyRow)
+    fidelity: FidelitySummary = one(FidelitySummary)
+    quality: Mapping[str, QualityRow] = named(QualityRow)
     splits: Mapping[str, str] = field(default_factory=dict)
-    control: Sequence[Mapping[str, Any]] = ()
-    selection: Mapping[str, Any] = field(default_factory=dict)
-    bisection: Mapping[str, Any] = field(default_factory=dict)
-    curve: Sequence[Mapping[str, Any]] = ()
-    groups: Sequence[GroupRow] = ()
-    layers: Sequence[Mapping[str, Any]] = ()
-    graph: Sequence[Mapping[str, Any]] = ()
-    frozen: Sequence[Mapping[str, Any]] = ()
+    control: Sequence[Figures] = many(Figures)
+    selection: SelectionSummary = one(SelectionSummary)
+    bisection: BisectionSummary = one(BisectionSummary)
+    curve: Sequence[CurvePoint] = many(CurvePoint)
+    groups: Sequence[GroupRow] = many(GroupRow)
+    layers: Sequence[LayerCost] = many(LayerCost)
+    graph: Sequence[GraphBox] = many(GraphBox)
+    frozen: Sequence[FrozenAxis] = many(FrozenAxis)
     sensitivity: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     measured: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     data: str = ""
     decided_by: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = one(Provenance)
     machine: Mapping[str, Any] = field(default_factory=dict)
-    stages: Sequence[Stage] = ()
+    stages: Sequence[Stage] = many(Stage)
     warnings: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, in the order of the fields."""
-        return {"format": REPORT_FORMAT, **asdict(self)}
+        """Return plain data, in the order of the fields."""
+        return {"format": REPORT_FORMAT, **super().to_json()}
 
-    @staticmethod
-    def from_json(data: Any) -> Report:
-        """The report in `data`; UsageError where it is none."""
+    @classmethod
+    def from_json(cls, data: Any) -> Report:
+        """Return the report in plain data.
+
+        Raises
+        ------
+        UsageError
+            The data are not a report.
+        """
         try:
             if data["format"] != REPORT_FORMAT:
                 raise UsageError(
-                    "report-format", f"report format {data['format']!r} is not {REPORT_FORMAT}"
+                    "report-format",
+                    f"report format {data['format']!r} is not supported, only {REPORT_FORMAT}",
                 )
-            values = {f.name: data[f.name] for f in fields(Report) if f.name in data}
-            for name, row in (("targets", TargetRow), ("groups", GroupRow), ("stages", Stage)):
-                values[name] = tuple(row(**r) for r in values.get(name, ()))
-            return Report(**values)
+            return super().from_json(data)
         except (KeyError, TypeError, AttributeError) as problem:
             raise UsageError(
                 "report-invalid", f"not a report: {type(problem).__name__} {problem}"
@@ -113,7 +397,13 @@ class Report:
 
     @staticmethod
     def load(path: str | Path) -> Report:
-        """Read report.json, or the one in a run directory."""
+        """Read report.json, or the one in a run directory.
+
+        Raises
+        ------
+        UsageError
+            The file cannot be read, or is not a report.
+        """
         path = Path(path)
         path = path / "report.json" if path.is_dir() else path
         try:

@@ -1,7 +1,7 @@
-"""The network as boxes and arrows from top to bottom, coupled groups in color.
+"""Picture of a network: boxes and arrows from top to bottom, coupled groups in color.
 
-Graphviz would lay it out better, but is a program that a reader of reports would have to install; networks are nearly chains, where
-longest paths for rows and the mean of what a box reads for columns are enough.
+Graphviz would draw better layouts, but is a program that users would have to install. Networks are
+nearly chains, for which longest paths (rows) and mean input positions (columns) suffice.
 """
 
 from __future__ import annotations
@@ -9,70 +9,71 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from onnxprune.errors import plural
+from onnxprune.report.data import GraphBox
 from onnxprune.report.plots import figure
+from onnxprune.report.text import clip
 
 MOST_BOXES = 400
 MOST_ARROWS = 2000
+MOST_LETTERS = 20  # of a box's text
 _BOX = (150, 34)
 _PITCH = (176, 62)  # of columns and rows
 _MARGIN = 24
-_LANE = 5  # between arrows beside the boxes
+_LANE = 5  # distance of arrows that pass next to the boxes
 _MOST_LANES = 16
-# light enough for black text (contrast above 12), in an order in which neighbors differ for color-blind readers too
+# light enough for black text (contrast above 12); neighbors also differ with color blindness
 TINTS = ("#BBDDF2", "#FFD8A8", "#B5E8D5", "#F5CFE3", "#FFF3A3", "#D9D2F5", "#F9C6B4", "#D5DBE1")
 
 
-def tints(graph: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Group -> color, of the groups that several boxes carry; neighbors in the graph differ."""
-    boxes = Counter(name for box in graph for name in box["groups"])
-    order = list(dict.fromkeys(name for box in graph for name in box["groups"]))
-    return {name: TINTS[i % len(TINTS)] for i, name in enumerate(n for n in order if boxes[n] > 1)}
+def tints(graph: Sequence[GraphBox]) -> dict[str, str]:
+    """Return group -> color, for groups that several boxes carry; neighbors differ."""
+    boxes = Counter(name for box in graph for name in box.groups)
+    shared = [name for name in boxes if boxes[name] > 1]  # in graph order
+    return {name: TINTS[i % len(TINTS)] for i, name in enumerate(shared)}
 
 
 def picture(
-    graph: Sequence[Mapping[str, Any]],
+    graph: Sequence[GraphBox],
     numbers: Mapping[str, int],
     widths: Mapping[str, tuple[int, int]],
+    most_name: int,
 ) -> str:
-    """SVG of the boxes of `collect.graph_rows`.
+    """Return the SVG of the boxes of `collect.graph_rows`.
 
     Parameters
     ----------
     numbers
-        Group -> its number in the table beside the picture.
+        Group -> its number in the table next to the picture.
     widths
         Group -> channels before and after.
+    most_name
+        Characters shown of a node's name.
     """
-    rows, columns = layout([box["inputs"] for box in graph])
+    rows, columns = layout([box.inputs for box in graph])
     left = min(columns)
-    x = [_MARGIN + _BOX[0] / 2 + (c - left) * _PITCH[0] for c in columns]
-    y = [_MARGIN + _BOX[1] / 2 + r * _PITCH[1] for r in rows]
+    x = [_MARGIN + _BOX[0] / 2 + (column - left) * _PITCH[0] for column in columns]
+    y = [_MARGIN + _BOX[1] / 2 + row * _PITCH[1] for row in rows]
     colors = tints(graph)
     group = ET.Element("g")
-    arrows = [(i, j) for j, box in enumerate(graph) for i in box["inputs"]][:MOST_ARROWS]
-    right = _arrows(group, arrows, rows, x, y)
-    for box, bx, by in zip(graph, x, y, strict=False):
-        group.append(_box(box, bx, by, colors, numbers, widths))
-    joined = sum(1 for box in graph if box["op"] not in ("input", "output"))
+    arrows = [(i, j) for j, box in enumerate(graph) for i in box.inputs][:MOST_ARROWS]
+    right = _draw_arrows(group, arrows, rows, x, y)
+    for box, box_x, box_y in zip(graph, x, y, strict=True):
+        group.append(_draw_box(box, (box_x, box_y), colors, numbers, widths, most_name))
+    nodes = sum(1 for box in graph if box.op not in ("input", "output"))
     label = (
-        f"the network as {plural(joined, 'box', 'boxes')} from input to output, "
+        f"the network as {plural(nodes, 'box', 'boxes')} from input to output, "
         f"{plural(len(colors), 'group')} with a color; the tables on this page have the same "
         "figures"
     )
-    return figure(
-        group,
-        round(max(right, max(x) + _BOX[0] / 2) + _MARGIN),
-        round(max(y) + _BOX[1] / 2 + _MARGIN),
-        label,
-        scaled=False,
-    )
+    width = round(max(right, max(x) + _BOX[0] / 2) + _MARGIN)
+    height = round(max(y) + _BOX[1] / 2 + _MARGIN)
+    return figure(group, width, height, label, scaled=False)
 
 
 def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
-    """(row, column) of each box: a row below all that it reads, near the mean column of it."""
+    """Return (row, column) of each box: a row below its inputs, near their mean column."""
     rows: list[int] = []
     for sources in inputs:
         rows.append(max((rows[i] + 1 for i in sources), default=0))
@@ -81,80 +82,120 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     for i, row in enumerate(rows):
         by_row.setdefault(row, []).append(i)
     for row in sorted(by_row):
-        wanted = {
-            i: sum(columns[s] for s in inputs[i]) / len(inputs[i]) if inputs[i] else 0.0
-            for i in by_row[row]
-        }
-        members = sorted(by_row[row], key=lambda i: (wanted[i], i))
-        for place, i in enumerate(members):
-            columns[i] = max(wanted[i], columns[members[place - 1]] + 1) if place else wanted[i]
-        shift = sum(columns[i] - wanted[i] for i in members) / len(members)
+        ideal = {i: _mean([columns[source] for source in inputs[i]]) for i in by_row[row]}
+        members = sorted(by_row[row], key=lambda i: (ideal[i], i))
+        columns[members[0]] = ideal[members[0]]
+        for left, i in zip(members, members[1:], strict=False):
+            columns[i] = max(ideal[i], columns[left] + 1)
+        # boxes were only pushed to the right: move the row back by the mean push
+        shift = sum(columns[i] - ideal[i] for i in members) / len(members)
         for i in members:
             columns[i] -= shift
     return rows, columns
 
 
-def _arrows(
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean, 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def _draw_arrows(
     group: ET.Element,
     arrows: Sequence[tuple[int, int]],
     rows: Sequence[int],
     x: Sequence[float],
     y: Sequence[float],
 ) -> float:
-    """Draw them; returns how far to the right they reach. An arrow over boxes in between goes around them on the right."""
-    half, lanes, right = _BOX[1] / 2, Counter[int](), 0.0
-    edges: dict[int, float] = {}
-    for row, box_x in zip(rows, x, strict=False):
-        edges[row] = max(edges.get(row, 0.0), box_x + _BOX[0] / 2)
+    """Draw the arrows, and return how far to the right they reach.
+
+    An arrow that boxes are in the way of passes them on the right, in a lane of its own.
+    """
+    half_width, half_height = _BOX[0] / 2, _BOX[1] / 2
+    lanes, reach = Counter[int](), 0.0
+    edges: dict[int, float] = {}  # row -> right edge of its boxes
+    for row, box_x in zip(rows, x, strict=True):
+        edges[row] = max(edges.get(row, 0.0), box_x + half_width)
     for i, j in arrows:
-        between = [edges[r] for r in range(rows[i] + 1, rows[j])]
-        if not between or min(x[i], x[j]) - _BOX[0] / 2 > max(between):
-            middle = (y[i] + y[j]) / 2
-            d = f"M{x[i]:.0f} {y[i] + half:.0f}C{x[i]:.0f} {middle:.0f} {x[j]:.0f} {middle:.0f} {x[j]:.0f} {y[j] - half:.0f}"
+        start, end = (x[i], y[i]), (x[j], y[j])
+        between = [edges[row] for row in range(rows[i] + 1, rows[j])]
+        if not between or min(x[i], x[j]) - half_width > max(between):
+            path = _direct_path((start[0], start[1] + half_height), (end[0], end[1] - half_height))
         else:
-            lane = max(lanes[r] for r in range(rows[i], rows[j])) % _MOST_LANES
+            lane = max(lanes[row] for row in range(rows[i], rows[j])) % _MOST_LANES
             lanes.update(range(rows[i], rows[j]))
-            side = max(*between, x[i] + _BOX[0] / 2, x[j] + _BOX[0] / 2) + 12 + lane * _LANE
-            d = (
-                f"M{x[i] + _BOX[0] / 2:.0f} {y[i]:.0f}C{side:.0f} {y[i]:.0f} {side:.0f} {y[i]:.0f} {side:.0f} {y[i] + 20:.0f}"
-                f"V{y[j] - 20:.0f}C{side:.0f} {y[j]:.0f} {side:.0f} {y[j]:.0f} {x[j] + _BOX[0] / 2:.0f} {y[j]:.0f}"
+            side = max(*between, x[i] + half_width, x[j] + half_width) + 12 + lane * _LANE
+            path = _lane_path(
+                (start[0] + half_width, start[1]), (end[0] + half_width, end[1]), side
             )
-            right = max(right, side)
-        ET.SubElement(group, "path", {"class": "arrow", "d": d})
-    return right
+            reach = max(reach, side)
+        ET.SubElement(group, "path", {"class": "arrow", "d": path})
+    return reach
 
 
-def _box(
-    box: Mapping[str, Any],
-    x: float,
-    y: float,
+def _direct_path(start: tuple[float, float], end: tuple[float, float]) -> str:
+    """Return an SVG path straight down, bent in the middle."""
+    (x0, y0), (x1, y1) = start, end
+    # halfway between the centers of the boxes, which are as far from both ends
+    middle = (y0 + y1) / 2
+    return f"M{x0:.0f} {y0:.0f}C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
+
+
+def _lane_path(start: tuple[float, float], end: tuple[float, float], side: float) -> str:
+    """Return an SVG path to the right, down at x = `side`, and back."""
+    (x0, y0), (x1, y1) = start, end
+    return (
+        f"M{x0:.0f} {y0:.0f}C{side:.0f} {y0:.0f} {side:.0f} {y0:.0f} {side:.0f} {y0 + 20:.0f}"
+        f"V{y1 - 20:.0f}C{side:.0f} {y1:.0f} {side:.0f} {y1:.0f} {x1:.0f} {y1:.0f}"
+    )
+
+
+def _draw_box(
+    box: GraphBox,
+    center: tuple[float, float],
     colors: Mapping[str, str],
     numbers: Mapping[str, int],
     widths: Mapping[str, tuple[int, int]],
+    most_name: int,
 ) -> ET.Element:
-    """One box: operator, number of the group, widths; its name as a tooltip."""
-    names = [n for n in box["groups"] if n in widths]
-    fills = [colors[n] for n in names if n in colors]
-    kind = "end" if box["op"] in ("input", "output") else "whole" if not names else "cut"
+    """Return one box: operator, number of the group and widths; its name as a tooltip."""
+    x, y = center
+    names = [name for name in box.groups if name in widths]
+    fills = [colors[name] for name in names if name in colors]
+    title = clip(box.node, most_name)
+    text = box.op
+    if box.op in ("input", "output"):
+        kind, text = "end", f"{box.op}: {title}"
+    else:
+        kind = "cut" if names else "fixed"
     group = ET.Element("g", {"class": f"box {kind}"})
-    ET.SubElement(group, "title").text = box["node"]
-    place = {
+    ET.SubElement(group, "title").text = title
+    rectangle = {
         "x": f"{x - _BOX[0] / 2:.0f}",
         "y": f"{y - _BOX[1] / 2:.0f}",
         "width": str(_BOX[0]),
         "height": str(_BOX[1]),
         "rx": "5",
+        "fill": fills[0] if fills else "#FFFFFF",
     }
-    ET.SubElement(group, "rect", {**place, "fill": fills[0] if fills else "#FFFFFF"})
-    text = box["op"] if kind != "end" else f"{box['op']}: {box['node']}"
-    ET.SubElement(group, "text", {"x": f"{x:.0f}", "y": f"{y - (3 if names else -4):.0f}"}).text = (
-        text if len(text) <= 20 else text[:19] + "…"
-    )
+    ET.SubElement(group, "rect", rectangle)
+    if len(text) > MOST_LETTERS:
+        text = text[: MOST_LETTERS - 1] + "…"
+    _add_text(group, (x, y - 3 if names else y + 4), text)
     if names:
-        before, after = (sum(widths[n][i] for n in names) for i in (0, 1))
-        which = f"#{numbers[names[0]]}" + (f" +{len(names) - 1}" if len(names) > 1 else "")
+        before, after = (sum(widths[name][i] for name in names) for i in (0, 1))
+        more = f" +{len(names) - 1}" if len(names) > 1 else ""
         width = f"{before} → {after}" if before != after else str(before)
-        ET.SubElement(
-            group, "text", {"x": f"{x:.0f}", "y": f"{y + 12:.0f}", "class": "small"}
-        ).text = f"{which}: {width}"
+        line = f"#{numbers[names[0]]}{more}: {width}"
+        _add_text(group, (x, y + 12), line, {"class": "small"})
     return group
+
+
+def _add_text(
+    group: ET.Element,
+    place: tuple[float, float],
+    text: str,
+    attributes: Mapping[str, str] | None = None,
+) -> None:
+    """Add a centered line of text."""
+    position = {"x": f"{place[0]:.0f}", "y": f"{place[1]:.0f}"}
+    ET.SubElement(group, "text", {**position, **(attributes or {})}).text = text

@@ -5,20 +5,19 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from onnxprune.errors import plural
 from onnxprune.events import Event
-from onnxprune.report.data import Report
+from onnxprune.report.data import FidelitySummary, MetricFigure, Report
+from onnxprune.report.text import amount, columns, duration
 
 LONG_S = 2.0  # stages that take longer show their progress
 TERMINAL_S, LOG_S = 0.2, 10.0  # interval of progress lines on a terminal and in a log
 MOST_WARNINGS = 6  # on a terminal, if the report page lists all of them
 _STAGE_WIDTH = 12
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _COSTS = (
     ("macs", "MACs", ""),
     ("params", "params", ""),
@@ -132,38 +131,6 @@ def running_line(event: Event, elapsed: float, since: float = 0.0) -> str:
     return f"{line}  {event.detail}" if event.detail else line
 
 
-def duration(seconds: float) -> str:
-    """Return a duration in its natural unit: "5 s", "2 min", "1 h 30 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def amount(value: float, unit: str = "") -> str:
-    """Return a quantity with three digits and a decimal prefix: 12.3 M."""
-    for factor, prefix in _PREFIXES:
-        if value >= factor:
-            scaled = value / factor
-            # .3g would write 999.9 as 1e+03
-            digits = f"{scaled:.3g}" if scaled < 999.5 else f"{scaled:.0f}"
-            return f"{digits} {prefix}{unit}"
-    return f"{value:.4g} {unit}".rstrip()
-
-
-def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Align rows as columns, the first `left` ones to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def before_after(report: Report) -> str:
     """Return the table of costs, quality and latency before and after."""
     rows = [("", "before", "after", "")]
@@ -172,39 +139,38 @@ def before_after(report: Report) -> str:
             before, after = report.before[key], report.after[key]
             share = f"{after / before:.1%}" if before else ""
             rows.append((title, amount(before, unit), amount(after, unit), share))
-    for metric, row in report.quality.items():
-        change = f"{row['after'] - row['before']:+.4g}"
-        rows.append((metric, f"{row['before']:.4g}", f"{row['after']:.4g}", change))
-    for engine, row in report.latency.items():
-        before_ms, after_ms = f"{row['before_ms']:.3g} ms", f"{row['after_ms']:.3g} ms"
-        rows.append((f"latency {engine}", before_ms, after_ms, f"{row['speedup']:.2f}x"))
+    for metric, quality in report.quality.items():
+        change = f"{quality.after - quality.before:+.4g}"
+        rows.append((metric, f"{quality.before:.4g}", f"{quality.after:.4g}", change))
+    for engine, latency in report.latency.items():
+        before_ms, after_ms = f"{latency.before_ms:.3g} ms", f"{latency.after_ms:.3g} ms"
+        rows.append((f"latency {engine}", before_ms, after_ms, f"{latency.speedup:.2f}x"))
     return columns(rows)
 
 
 def held_out(report: Report) -> str:
     """Return the fidelity on held-out inputs, "" if there were none.
 
-    >>> fidelity = {"samples": 51, "relative_error": 0.131}
-    >>> held_out(Report("", "", {}, {}, fidelity=fidelity))
+    >>> fidelity = FidelitySummary(samples=51, relative_error=0.131)
+    >>> held_out(Report("", "", Costs(2), Costs(1), fidelity=fidelity))
     'held-out inputs (51): relative output error 0.13'
     """
     fidelity = report.fidelity
-    if fidelity.get("relative_error") is None:
+    if fidelity.relative_error is None:
         return ""
     line = (
-        f"held-out inputs ({fidelity['samples']}): "
-        f"relative output error {fidelity['relative_error']:.2g}"
+        f"held-out inputs ({fidelity.samples}): relative output error {fidelity.relative_error:.2g}"
     )
-    if fidelity.get("agreement") is None:
+    if fidelity.agreement is None:
         return line
-    return f"{line}, {agreement_name(fidelity)} {fidelity['agreement']:.1%}"
+    return f"{line}, {agreement_name(fidelity)} {fidelity.agreement:.1%}"
 
 
-def agreement_name(fidelity: Mapping[str, Any]) -> str:
-    """Return the name of the measure that `agreement` of a fidelity is."""
-    if fidelity.get("box_agreement") is not None:
+def agreement_name(fidelity: FidelitySummary) -> str:
+    """Return the name of the measure that `fidelity.agreement` is."""
+    if fidelity.box_agreement is not None:
         return "box agreement"
-    outputs = fidelity.get("outputs", {}).values()
+    outputs = fidelity.outputs.values()
     for key, name in (("top1_agreement", "top-1"), ("location_agreement", "location")):
         if any(row.get(key) is not None for row in outputs):
             return f"{name} agreement"
@@ -227,41 +193,43 @@ def _curve(report: Report) -> str:
     measures = [
         name
         for name in ("relative_error", "agreement")
-        if any(point.get(name) is not None for point in report.curve)
+        if any(point[name] is not None for point in report.curve)
     ]
-    metrics = dict.fromkeys(name for point in report.curve for name in point.get("metrics", {}))
+    metrics = dict.fromkeys(name for point in report.curve for name in point.metrics)
+    none = MetricFigure()
     rows = [("trade-off", "MACs", *metrics, *(name.replace("_", " ") for name in measures))]
     for point in report.curve:
-        label = f"{point['label']} (written)" if point.get("chosen") else point["label"]
-        values = [point.get("metrics", {}).get(name, {}).get("value") for name in metrics]
-        values += [point.get(name) for name in measures]
-        rows.append((label, f"{point['macs']:.1%}", *map(_figure, values)))
+        label = f"{point.label} (written)" if point.chosen else point.label
+        values = [point.metrics.get(name, none).value for name in metrics]
+        values += [point[name] for name in measures]
+        rows.append((label, f"{point.macs:.1%}", *map(_figure, values)))
     return columns(rows)
 
 
 def _bisection(report: Report) -> str:
     """Return the outcome of the search for a tolerance."""
-    result = report.bisection
-    if not result:
+    search = report.bisection
+    if not search:
         return ""
+    inputs = plural(search.samples or 0, "selection input")
+    models = plural(len(search.rows), "model")
     return (
-        f"max_divergence {result['max_divergence']:g}: reached {_figure(result['reached'])} on {plural(result['samples'], 'selection input')}, "
-        f"{plural(len(result['rows']), 'model')} tried"
+        f"max_divergence {search.max_divergence:g}: reached {_figure(search.reached)} "
+        f"on {inputs}, {models} tried"
     )
 
 
 def _selection(report: Report) -> str:
     """Return the metric of each candidate."""
-    result = report.selection
-    if not result:
+    selection = report.selection
+    if not selection:
         return ""
     candidates = []
-    for row in result["rows"]:
-        written = " (written)" if row["chosen"] else ""
-        name = f"{row['criterion']}+{row['allocate']}"
-        candidates.append(f"{name} {_figure(row['value'])}{written}")
-    samples = plural(result["samples"], "selection sample")
-    return f"candidates by {result['metric']} on {samples}: {', '.join(candidates)}"
+    for row in selection.rows:
+        written = " (written)" if row.chosen else ""
+        candidates.append(f"{row.criterion}+{row.allocate} {_figure(row.value)}{written}")
+    samples = plural(selection.samples, "selection sample")
+    return f"candidates by {selection.metric} on {samples}: {', '.join(candidates)}"
 
 
 def _control(report: Report) -> str:
@@ -269,12 +237,12 @@ def _control(report: Report) -> str:
     if not report.control:
         return ""
     figures = []
-    own = report.fidelity.get("relative_error")
+    own = report.fidelity.relative_error
     if own is not None:
-        errors = ", ".join(_figure(row["relative_error"]) for row in report.control)
+        errors = ", ".join(_figure(row.relative_error) for row in report.control)
         figures.append(f"relative output error {errors} (this model: {_figure(own)})")
     for metric in report.quality:
-        values = ", ".join(_figure(row["metrics"][metric]["value"]) for row in report.control)
+        values = ", ".join(_figure(row.metrics[metric].value) for row in report.control)
         figures.append(f"{metric} {values}")
     return "random-channel control at equal widths: " + "; ".join(figures)
 

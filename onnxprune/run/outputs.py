@@ -1,37 +1,35 @@
-"""Where results go, and whether they can: asked before any work is done."""
+"""Resolve output paths and check that they are writable before any work starts."""
 
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from onnxprune.errors import OutputError
 from onnxprune.files import sha256
-from onnxprune.run.rundir import Entry, RunDir
+from onnxprune.run.rundir import JournalEntry, RunDir
 
 PathLike = str | os.PathLike[str]
-_LIBRARIES = ("onnxprune", "numpy", "scipy", "onnx", "onnxruntime")
 
 
 def default_output(model: PathLike) -> Path:
-    """MODEL.pruned.onnx beside the model."""
+    """Return MODEL.pruned.onnx, next to the model."""
     return Path(model).with_suffix(".pruned.onnx")
 
 
 def default_run_dir(output: PathLike) -> Path:
-    """The output's name with `.run`, beside it."""
+    """Return the output's path with the suffix `.run`."""
     return Path(output).with_suffix(".run")
 
 
 def check_output(
     output: PathLike, overwrite: bool, run_dir: Path | None = None, external_data: bool = False
 ) -> bool:
-    """Whether the output may be written over; checked by writing a temporary file beside it.
+    """Check that the output can be written, and return whether it may replace an existing one.
 
-    An output that the journal in `run_dir` says to be its own passes for now; `check_same` decides when it is known what this run will write.
+    An existing output that the journal in `run_dir` lists as its own passes this check; once the
+    run is known by its key, `check_same` decides.
 
     Raises
     ------
@@ -45,13 +43,8 @@ def check_output(
             f"{output} is {'a folder' if output.is_dir() else 'not a regular file'}; give the path "
             "of the file to write",
         )
-    taken = [
-        p
-        for p in (output, output.with_name(output.name + ".data"))[: 1 + external_data]
-        if p.exists()
-    ]
-    if taken and not overwrite and not (run_dir and _last_written(RunDir(run_dir), output)):
-        raise _exists(taken[0])
+    if not overwrite:
+        _check_new(output, run_dir, external_data)
     for folder in {output.parent, run_dir.parent if run_dir else output.parent}:
         try:
             with tempfile.TemporaryFile(dir=folder):
@@ -63,51 +56,48 @@ def check_output(
     return overwrite
 
 
-def versions() -> dict[str, str]:
-    """What the result depends on beside its inputs."""
-    found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            found[library] = ""
-    return found
-
-
 def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) -> bool:
-    """Whether the output may be written over, now that the run is known by its key: yes where it is what the same run wrote before,
-    finished or killed right after; nothing is lost then.
+    """Return whether the output may replace an existing one, given the key of the run.
+
+    It may if the same run wrote it before, whether it finished or was killed right after: then
+    nothing is lost.
 
     Raises
     ------
     OutputError
-        It exists, and another run or somebody else made it.
+        It exists, and something else than this run wrote it.
     """
     if overwrite or not output.exists():
         return overwrite
-    last = _last_written(run, output) if run else None
-    if (
-        last
-        and last.facts.get("run") == run_key
-        and (last.stage == "write" or last.facts.get("sha256") == sha256(output))
-    ):
-        return True
-    raise _exists(output)
+    entry = _last_write(run, output) if run else None
+    if entry is None or entry.facts.get("run") != run_key:
+        raise _already_exists(output)
+    # "write" is recorded before the output is written, "report" with its hash after
+    if entry.stage != "write" and entry.facts.get("sha256") != sha256(output):
+        raise _already_exists(output)
+    return True
 
 
-def _last_written(run: RunDir, output: Path) -> Entry | None:
-    """The journal's last line, if it says that this output will be written now ("write") or has been ("report")."""
+def _check_new(output: Path, run_dir: Path | None, external_data: bool) -> None:
+    """Raise OutputError if the output exists, unless it is that of the run directory."""
+    paths = [output]
+    if external_data:
+        paths.append(output.with_name(output.name + ".data"))
+    for path in paths:
+        if path.exists() and not (run_dir and _last_write(RunDir(run_dir), output)):
+            raise _already_exists(path)
+
+
+def _last_write(run: RunDir, output: Path) -> JournalEntry | None:
+    """Return the journal's last entry if it is about writing this output."""
     entries = run.entries()
-    return (
-        entries[-1]
-        if entries
-        and entries[-1].stage in ("write", "report")
-        and entries[-1].facts.get("output") == str(output)
-        else None
-    )
+    if not entries or entries[-1].stage not in ("write", "report"):
+        return None
+    return entries[-1] if entries[-1].facts.get("output") == str(output) else None
 
 
-def _exists(path: Path) -> OutputError:
+def _already_exists(path: Path) -> OutputError:
+    """Return the error for an output that may not be replaced."""
     return OutputError(
         "output-exists", f"{path} exists; pass --overwrite (overwrite=True) to replace it"
     )

@@ -1,10 +1,10 @@
-"""From scores to the plan that meets a recipe's targets, counted and measured ones."""
+"""Plan: choose the channels to keep so that all targets of a recipe are met."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,19 @@ from onnxprune.criteria.dead import dead_channels
 from onnxprune.criteria.memo import Kind
 from onnxprune.criteria.swap import swapped
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import EngineOptions
 from onnxprune.engines.bench import bench
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.cost.savings import group_savings
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model
-from onnxprune.report.data import TargetRow
+from onnxprune.report.data import Costs, LatencyRow, TargetRow
+from onnxprune.run.adapter import (
+    constraints_for,
+    counted_budgets,
+    engine_options,
+    engines_of,
+)
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.tuner import Tuner
 from onnxprune.search import METHODS, ONE_SHOT
@@ -33,215 +38,255 @@ from onnxprune.search.base import Search
 from onnxprune.search.journal import Journal
 from onnxprune.types import Plan, Scores
 
-CONFIRM = Schedule(
-    seconds=1.5, warmup=5
-)  # of a plan that meets a latency by the short probes of the search
+# measures again, for longer, a plan that meets a latency by the short probes of the search
+CONFIRM = Schedule(seconds=1.5, warmup=5)
 CONFIRM_ROUNDS = 4
-ROUND_TO = 8  # where nothing is said: a block of AVX2, half of one of AVX-512
-Tell = Callable[[str], None]
 Feeds = Mapping[str, np.ndarray]
 _DEAD = Kind[Mapping[str, np.ndarray]]("dead channels")
 
 
-def decide(
-    context: Context,
-    scores: Scores,
-    recipe: Recipe,
-    feeds: Feeds | None = None,
-    tell: Tell = lambda text: None,
-    journal: Journal | None = None,
-    tuner: Tuner | None = None,
-) -> Plan:
-    """The plan that removes least and meets every target.
+def _ignore(text: str) -> None:
+    """Report no progress."""
 
-    What a group is worth in time comes from its layers, timed alone. A latency is measured on the cut model, interleaved with the original, at every width that the search looks at. The plan it ends with is
-    measured for longer; where that falls short, the budget is tightened by as much and the search is done again.
 
-    Parameters
+@dataclass(frozen=True)
+class PlanInputs:
+    """What a plan may need besides the context, the scores and the recipe.
+
+    Attributes
     ----------
     feeds
-        One batch to time with; random values where None.
+        One batch to measure latencies with; random values if None.
+    progress
+        Receives one line per step.
     journal
-        Where a search method remembers what it measured.
+        Measurements of a search method.
     tuner
-        For a search method that tunes between rounds.
+        Tunes between the rounds of a search method.
+    """
+
+    feeds: Feeds | None = None
+    progress: Callable[[str], None] = _ignore
+    journal: Journal = field(default_factory=Journal)
+    tuner: Tuner | None = None
+
+
+@dataclass(frozen=True)
+class _LatencyTargets:
+    """Latency targets by cost ("latency.ENGINE").
+
+    Attributes
+    ----------
+    probes
+        Measure the latency of a plan.
+    limits
+        Milliseconds that the search may reach.
+    shares
+        Limit as a share of the original's latency. Shares hold if the machine's speed changes
+        between two measurements.
+    savings
+        Group -> milliseconds that it is worth; empty if a counted target ranks the groups.
+    """
+
+    probes: Mapping[str, Probe]
+    limits: Mapping[str, float]
+    shares: Mapping[str, float]
+    savings: Mapping[str, float]
+
+    def tighten(self, excess: Mapping[str, float]) -> _LatencyTargets:
+        """Return the targets with lower limits, by the factors that were missed."""
+        limits = {cost: limit / excess.get(cost, 1.0) for cost, limit in self.limits.items()}
+        return replace(self, limits=limits)
+
+
+def decide(
+    context: Context, scores: Scores, recipe: Recipe, inputs: PlanInputs | None = None
+) -> Plan:
+    """Return the plan that removes least and meets every target.
+
+    Latencies are measured on cut models, interleaved with the original, at every width that the
+    search visits; groups are ranked by the time of their layers, measured alone. The final plan
+    is measured for longer. If it misses a target, the limit is tightened by the excess and the
+    search repeated.
 
     Raises
     ------
     TargetError
-        There is no such plan; says what can be reached.
+        There is no such plan; the message says what is reachable.
     UsageError
-        Swaps with a criterion that has no error to lower.
+        Swaps with a criterion that does not support them.
     """
     if recipe.swaps and recipe.criterion != "reconstruction":
         raise UsageError(
             "swaps-criterion",
             f"--swaps needs criterion 'reconstruction', not {recipe.criterion!r}: omit --swaps",
         )
-    analysis = context.analysis
-    original = analysis.cost().as_dict()
-    budgets = {t.cost: t.ceiling(original[t.cost]) for t in recipe.target if not t.engine}
-    constraints = Constraints(
-        budgets=budgets,
-        round_to=multiple(recipe),
-        half_block=by_engine(recipe),
-        floor=recipe.floor,
-        max_fraction=recipe.max_fraction,
-        ratios=recipe.ratio,
-        dead=dead(context, recipe),
-        blocks=recipe.blocks,
-    )
-    timed = [t for t in recipe.target if t.engine]
+    inputs = inputs or PlanInputs()
+    budgets = counted_budgets(recipe, context.analysis.cost().as_dict())
+    constraints = constraints_for(recipe, budgets, dead=find_dead(context, recipe))
+    with _open_latency_targets(context.analysis, recipe, inputs) as latency:
+        plan = _search(context, scores, recipe, inputs, constraints, latency)
+    method: dict[str, Any] = {"allocate": recipe.allocate}
+    if recipe.method != ONE_SHOT:
+        method = {"method": recipe.method, "method_option": dict(recipe.method_option)}
+    decided_by = {"criterion": recipe.criterion, **method, "seed": recipe.seed}
+    return replace(plan, decided_by={**plan.decided_by, **decided_by})
+
+
+@contextmanager
+def _open_latency_targets(
+    analysis: Analysis, recipe: Recipe, inputs: PlanInputs
+) -> Iterator[_LatencyTargets]:
+    """Open a probe per latency target; the first engine ranks groups if no cost is counted."""
+    options = engine_options(recipe)
+    targets = [target for target in recipe.target if target.engine]
     with ExitStack() as stack:
-        probes = {
-            f"latency.{t.engine}": stack.enter_context(
-                Probe(ENGINES.get(t.engine), analysis, engine_options(recipe), feeds=feeds)
-            )
-            for t in timed
-        }
+        probes: dict[str, Probe] = {}
+        for target in targets:
+            probe = Probe(ENGINES.get(target.engine), analysis, options, feeds=inputs.feeds)
+            probes[f"latency.{target.engine}"] = stack.enter_context(probe)
         limits = {
-            f"latency.{t.engine}": t.ceiling(probes[f"latency.{t.engine}"].original_ms)
-            for t in timed
+            f"latency.{target.engine}": target.ceiling(
+                probes[f"latency.{target.engine}"].original_ms
+            )
+            for target in targets
         }
-        if timed and not budgets:
-            savings = group_savings(
-                ENGINES.get(timed[0].engine), analysis, engine_options(recipe), tell=tell
-            )
-            constraints = replace(constraints, savings=savings)
+        savings: Mapping[str, float] = {}
+        if targets and len(targets) == len(recipe.target):
+            engine = ENGINES.get(targets[0].engine)
+            savings = group_savings(engine, analysis, options, tell=inputs.progress)
         shares = {cost: limit / probes[cost].original_ms for cost, limit in limits.items()}
-        for round_number in range(CONFIRM_ROUNDS if timed else 1):
-            tell(
-                f"latency search, round {round_number + 1} of at most {CONFIRM_ROUNDS}"
-                if timed
-                else ""
-            )
-            asked = replace(constraints, budgets={**budgets, **limits}, measures=probes)
-            if recipe.method == ONE_SHOT:
-                plan = allocate(recipe.allocate, context, scores, asked)
-            else:
-                own = {
-                    **recipe.method_option,
-                    **({"losses": recipe.losses} if recipe.losses else {}),
-                }
-                search = Search(
-                    context,
-                    asked,
-                    recipe.criterion,
-                    recipe.allocate,
-                    own,
-                    journal or Journal(),
-                    tell,
-                    engine_options=engine_options(recipe),
-                )
-                search = replace(search, engine=next(iter(engines_of(recipe)), search.engine))
-                plan = METHODS.get(recipe.method)(
-                    replace(search, tune=tuner, on_model=tuner.made) if tuner else search
-                )
-            if recipe.swaps:
-                plan = swapped(context, plan, recipe.swaps)
-            missed = _missed(analysis, plan, recipe, shares, feeds)
-            if not missed:
-                break
-            limits = {cost: limit / missed.get(cost, 1.0) for cost, limit in limits.items()}
-    how = (
-        {"allocate": recipe.allocate}
-        if recipe.method == ONE_SHOT
-        else {"method": recipe.method, "method_option": dict(recipe.method_option)}
-    )
-    return replace(
-        plan,
-        decided_by={**plan.decided_by, "criterion": recipe.criterion, **how, "seed": recipe.seed},
-    )
+        yield _LatencyTargets(probes, limits, shares, savings)
 
 
-def _missed(
+def _search(
+    context: Context,
+    scores: Scores,
+    recipe: Recipe,
+    inputs: PlanInputs,
+    constraints: Constraints,
+    latency: _LatencyTargets,
+) -> Plan:
+    """Return the first plan that meets all latencies, or that of the last round."""
+    if not latency.limits:
+        # allocators pass over the data many times, so the share of each pass is of no use
+        inputs.progress("")
+        return _plan_once(context, scores, recipe, inputs, constraints)
+    constraints = replace(constraints, savings=latency.savings, measures=latency.probes)
+    for number in range(1, CONFIRM_ROUNDS + 1):
+        inputs.progress(f"latency search, round {number} of at most {CONFIRM_ROUNDS}")
+        budgets = {**constraints.budgets, **latency.limits}
+        plan = _plan_once(context, scores, recipe, inputs, replace(constraints, budgets=budgets))
+        excess = _measure_excess(context.analysis, plan, recipe, latency.shares, inputs.feeds)
+        if not excess:
+            break
+        latency = latency.tighten(excess)
+    return plan
+
+
+def _plan_once(
+    context: Context,
+    scores: Scores,
+    recipe: Recipe,
+    inputs: PlanInputs,
+    constraints: Constraints,
+) -> Plan:
+    """Return the plan of the allocator or of the search method, with swaps if asked for."""
+    if recipe.method == ONE_SHOT:
+        plan = allocate(recipe.allocate, context, scores, constraints)
+    else:
+        search = _build_search(context, recipe, inputs, constraints)
+        plan = METHODS.get(recipe.method)(search)
+    return swapped(context, plan, recipe.swaps) if recipe.swaps else plan
+
+
+def _build_search(
+    context: Context, recipe: Recipe, inputs: PlanInputs, constraints: Constraints
+) -> Search:
+    """Return what a search method is called with."""
+    options: dict[str, Any] = dict(recipe.method_option)
+    if recipe.losses:
+        options["losses"] = recipe.losses
+    search = Search(
+        context,
+        constraints,
+        recipe.criterion,
+        recipe.allocate,
+        options,
+        inputs.journal,
+        inputs.progress,
+        engine_options=engine_options(recipe),
+    )
+    for engine in engines_of(recipe)[:1]:
+        search = replace(search, engine=engine)
+    if inputs.tuner is None:
+        return search
+    return replace(search, tune=inputs.tuner, on_model=inputs.tuner.accept)
+
+
+def _measure_excess(
     analysis: Analysis, plan: Plan, recipe: Recipe, shares: Mapping[str, float], feeds: Feeds | None
 ) -> dict[str, float]:
-    """Latencies that a longer measurement finds above their share of the original's: cost -> measured over allowed."""
-    found = {}
-    for cost, allowed_share in shares.items():
+    """Return cost -> measured over allowed, for the latencies that a longer measurement misses."""
+    missed = {}
+    options = engine_options(recipe)
+    for cost, share in shares.items():
         engine = ENGINES.get(cost.partition(".")[2])
-        with Probe(
-            engine, analysis, engine_options(recipe), feeds=feeds, schedule=CONFIRM
-        ) as probe:
-            excess = probe(plan.kept) / (
-                allowed_share * probe.original_ms
-            )  # shares, because the machine may have changed its pace
+        with Probe(engine, analysis, options, feeds=feeds, schedule=CONFIRM) as probe:
+            excess = probe(plan.kept) / (share * probe.original_ms)
         if excess > 1:
-            found[cost] = excess
-    return found
+            missed[cost] = excess
+    return missed
 
 
-def dead(context: Context, recipe: Recipe) -> Mapping[str, np.ndarray]:
-    """Channels that change nothing, by group; found once a context."""
+def find_dead(context: Context, recipe: Recipe) -> Mapping[str, np.ndarray]:
+    """Return group -> indices of channels that have no effect, computed once per context.
+
+    With a repair, these include channels with constant values, which a bias replaces.
+    """
     constants = recipe.repair != "none"
     return context.memoize(_DEAD, lambda: dead_channels(context, constants=constants), constants)
 
 
-def multiple(recipe: Recipe) -> int:
-    """`round_to` as a number; where engines decide, the largest multiple of those whose latency is a target, else of those that are measured."""
-    if not by_engine(recipe):
-        return recipe.round_to if isinstance(recipe.round_to, int) else ROUND_TO
-    names = [t.engine for t in recipe.target if t.engine] or engines_of(recipe)
-    return max(
-        (int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in names), default=1
-    )
-
-
-def by_engine(recipe: Recipe) -> bool:
-    """Whether widths follow the engines' multiples: asked for, or not said and the target is a latency."""
-    return (
-        recipe.round_to == "auto"
-        or recipe.round_to is None
-        and any(t.engine for t in recipe.target)
-    )
-
-
-def engines_of(recipe: Recipe) -> list[str]:
-    """Engines that are targeted or measured on; layers are timed and explained on the first."""
-    return list(dict.fromkeys((*(t.engine for t in recipe.target if t.engine), *recipe.engine)))
-
-
-def engine_options(recipe: Recipe) -> EngineOptions:
-    """How engines compile and run."""
-    return EngineOptions(
-        threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape
-    )
-
-
-def measured(
-    source: Model, pruned: Model, recipe: Recipe, feeds: Feeds, tell: Callable[[str, float], None]
+def measure_models(
+    source: Model,
+    pruned: Model,
+    recipe: Recipe,
+    feeds: Feeds,
+    progress: Callable[[str, float], None],
 ) -> dict[str, Any]:
-    """Both models on the recipe's engines, interleaved; `tell` is given what is going on and how many seconds it takes at least."""
-    named = [
-        replace(model, path=Path(name))
-        for model, name in ((source, "original"), (pruned, "pruned"))
-    ]
+    """Measure both models on the recipe's engines, interleaved.
+
+    Parameters
+    ----------
+    progress
+        Receives one line per step and the least number of seconds that are left.
+    """
+    models = [replace(source, path=Path("original")), replace(pruned, path=Path("pruned"))]
     engines = engines_of(recipe)
-    left_s = len(named) * len(engines) * recipe.seconds
-    found = bench(
-        named,
+    left_s = len(models) * len(engines) * recipe.seconds
+    report = bench(
+        models,
         engines,
         options=engine_options(recipe),
         schedule=Schedule(seconds=recipe.seconds),
         feeds=feeds,
         seed=recipe.seed,
-        progress=lambda text: tell(text, left_s),
+        progress=lambda text: progress(text, left_s),
     )
-    return found.as_dict()
+    return report.as_dict()
 
 
 def target_rows(
-    recipe: Recipe,
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-    latency: Mapping[str, Mapping[str, float]],
+    recipe: Recipe, before: Costs, after: Costs, latency: Mapping[str, LatencyRow]
 ) -> tuple[TargetRow, ...]:
-    """Each target with what it allowed and what was reached."""
+    """Return each target with the allowed and the reached cost."""
     rows = []
     for target in recipe.target:
-        times = latency.get(target.engine, {})
-        was = times.get("before_ms", 0.0) if target.engine else before[target.cost]
-        now = times.get("after_ms", 0.0) if target.engine else after[target.cost]
-        rows.append(TargetRow(str(target), target.ceiling(was), now))
+        if target.engine:
+            times = latency.get(target.engine)
+            original, reached = (times.before_ms, times.after_ms) if times else (0.0, 0.0)
+        else:
+            original, reached = before[target.cost], after[target.cost]
+        rows.append(TargetRow(str(target), target.ceiling(original), reached))
     return tuple(rows)

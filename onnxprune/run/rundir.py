@@ -1,8 +1,9 @@
-"""The folder of one run: what was done, with which inputs, so that the same command goes on where it stopped.
+"""Run directory: records finished stages so that the same command can resume.
 
-A stage is known by its key, a hash over the key of the stage before it and all that it depends on itself. The journal has one line
-for every finished stage, with the hashes of the files that it wrote. A stage is done again unless key and files are what the journal says,
-so neither a kill between two writes nor a file changed by hand can mix two runs.
+A stage is identified by its key, a hash of the previous stage's key and everything that it depends
+on itself. The journal has one line per finished stage, with the hashes of the files that it wrote.
+A stage is reused only if its key and its files match the journal, so neither a kill between two
+writes nor a file that was changed by hand can mix two runs.
 """
 
 from __future__ import annotations
@@ -31,16 +32,23 @@ JOURNAL = "journal.jsonl"
 LOCK = "lock"
 
 
-def key(*parts: Any) -> str:
-    """A hash over plain JSON values."""
-    return hashlib.sha256(
-        json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()
-    ).hexdigest()
+def hash_key(*parts: Any) -> str:
+    """Return the hash of plain JSON values; the order of keys does not matter."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A finished stage. files: name -> sha256; facts: plain JSON that the stage returned beside its files."""
+class JournalEntry:
+    """A finished stage.
+
+    Attributes
+    ----------
+    files
+        Name -> sha256 of the files that it wrote.
+    facts
+        Plain JSON that it returned besides its files.
+    """
 
     stage: str
     key: str
@@ -51,33 +59,31 @@ class Entry:
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run directory; use it inside `opened`, which locks it."""
+    """A run directory, locked by `open_run_dir`."""
 
     path: Path
 
     def file(self, name: str) -> Path:
-        """Path of a file of the run."""
+        """Return the path of a file of the run."""
         return self.path / name
 
-    def entries(self) -> list[Entry]:
-        """The journal; a last line that a kill cut short is left out."""
-        found = []
+    def entries(self) -> list[JournalEntry]:
+        """Return the journal, without lines that a kill has cut short."""
+        entries = []
         with (
             contextlib.suppress(FileNotFoundError),
             open(self.file(JOURNAL), encoding="utf-8") as file,
         ):
             for line in file:
                 with contextlib.suppress(ValueError, TypeError):
-                    found.append(Entry(**json.loads(line)))
-        return [e for e in found if isinstance(e.files, dict) and isinstance(e.facts, dict)]
+                    entries.append(JournalEntry(**json.loads(line)))
+        return [e for e in entries if isinstance(e.files, dict) and isinstance(e.facts, dict)]
 
-    def done(self, stage: str, stage_key: str) -> Entry | None:
-        """What the journal has of this stage, if key and files are unchanged."""
+    def done(self, stage: str, stage_key: str) -> JournalEntry | None:
+        """Return the journal's entry of a stage if its key and files are unchanged."""
         for entry in reversed(self.entries()):
-            if (
-                entry.stage == stage
-                and entry.key == stage_key
-                and all(self._unchanged(*f) for f in entry.files.items())
+            if (entry.stage, entry.key) == (stage, stage_key) and all(
+                self._is_unchanged(*item) for item in entry.files.items()
             ):
                 return entry
         return None
@@ -89,18 +95,13 @@ class RunDir:
         seconds: float,
         files: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
-    ) -> Entry:
-        """Note a finished stage whose files are in place."""
-        entry = Entry(
-            stage,
-            stage_key,
-            {n: sha256(self.file(n)) for n in files},
-            dict(facts or {}),
-            round(seconds, 4),
-        )
+    ) -> JournalEntry:
+        """Append a finished stage, whose files are in place, to the journal."""
+        hashes = {name: sha256(self.file(name)) for name in files}
+        entry = JournalEntry(stage, stage_key, hashes, dict(facts or {}), round(seconds, 4))
         line = json.dumps(vars(entry), ensure_ascii=False) + "\n"
         with open(self.file(JOURNAL), "a+b") as file:
-            # a line that was cut short by a kill must not swallow this one
+            # this entry must not be appended to a line that a kill has cut short
             if file.tell() and not _ends_line(file):
                 line = "\n" + line
             file.write(line.encode())
@@ -108,7 +109,8 @@ class RunDir:
             os.fsync(file.fileno())
         return entry
 
-    def _unchanged(self, name: str, digest: str) -> bool:
+    def _is_unchanged(self, name: str, digest: str) -> bool:
+        """Return whether a file exists and has this hash."""
         try:
             return sha256(self.file(name)) == digest
         except OSError:
@@ -116,26 +118,26 @@ class RunDir:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
-    """A locked run directory, made if it is not there.
+def open_run_dir(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
+    """Create or open a run directory, and lock it.
 
     Parameters
     ----------
     keep
-        False: a directory that this call made is removed again when the block fails; one that was there, or that
-        an interruption (Ctrl-C) ends, stays.
+        If False, a directory that this call creates is removed when the block fails, but not when
+        it is interrupted (Ctrl-C), so that the run can be resumed.
 
     Raises
     ------
     OutputError
-        It cannot be written, is something else, or another run is using it.
+        It cannot be written, is not a run directory, or is in use by another run.
     """
     path = Path(path)
-    made = not path.exists()
+    is_new = not path.exists()
     try:
         path.mkdir(exist_ok=True)
-        stranger = not made and not (path / LOCK).exists() and any(path.iterdir())
-        lock = None if stranger else open(path / LOCK, "a+", encoding="utf-8")
+        is_foreign = not is_new and not (path / LOCK).exists() and any(path.iterdir())
+        lock = None if is_foreign else open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as problem:
         raise OutputError(
             "run-dir", f"cannot use {path} as run directory: {problem.strerror}"
@@ -145,18 +147,18 @@ def opened(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
             "run-dir", f"{path} is not empty and not a run directory; choose another --run-dir"
         )
     with lock:
-        _take(lock, path)
+        _acquire(lock, path)
         try:
-            _sweep(path)
+            _remove_partial_files(path)
             yield RunDir(path)
         except Exception:
-            if made and not keep:
+            if is_new and not keep:
                 shutil.rmtree(path, ignore_errors=True)
             raise
 
 
-def _take(lock: IO[str], path: Path) -> None:
-    """Hold the lock until the file is closed; the system lets go of it when the process dies."""
+def _acquire(lock: IO[str], path: Path) -> None:
+    """Lock until the file is closed; the system releases the lock of a process that dies."""
     try:
         if sys.platform == "win32":
             msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
@@ -169,18 +171,20 @@ def _take(lock: IO[str], path: Path) -> None:
             "run-dir-busy",
             f"run directory {path} is in use by {holder}; wait for it or choose another --run-dir",
         ) from problem
-    with contextlib.suppress(OSError):  # who holds it is a courtesy
+    # only the message of another run needs it
+    with contextlib.suppress(OSError):
         os.ftruncate(lock.fileno(), 0)
         os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def _sweep(path: Path) -> None:
-    """Remove what `files.replacing` had open when a run was killed."""
-    for left in path.glob(".*.*"):
+def _remove_partial_files(path: Path) -> None:
+    """Remove the temporary files of `files.replacing` that a killed run has left."""
+    for file in path.glob(".*.*"):
         with contextlib.suppress(OSError):
-            left.unlink()
+            file.unlink()
 
 
 def _ends_line(file: IO[bytes]) -> bool:
+    """Return whether the last byte of a file ends a line."""
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"

@@ -1,4 +1,4 @@
-"""Running the stages of a job one after the other: timing, events, and reuse of what a run directory already has."""
+"""Stages of a run, executed one after the other: timing, events, reuse of earlier results."""
 
 from __future__ import annotations
 
@@ -16,53 +16,88 @@ from onnxprune.events import Event, Listener
 from onnxprune.files import replacing, write_json
 from onnxprune.ir.io import Model, load, save
 from onnxprune.report.data import Stage
-from onnxprune.run.rundir import RunDir, key
+from onnxprune.run.rundir import RunDir, hash_key
 from onnxprune.types import Plan, Scores
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kept(Generic[T]):
-    """How a stage's result lies in the run directory: the file's name, how to write it, how to read it."""
+class Artifact(Generic[T]):
+    """File of a stage's result in the run directory.
+
+    Attributes
+    ----------
+    name
+        Name of the file.
+    write, read
+        Functions that write the result to a path and read it back.
+    """
 
     name: str
     write: Callable[[Path, T], None]
     read: Callable[[Path], T]
 
 
-def as_json(name: str) -> Kept[Mapping[str, Any]]:
-    """A result that is plain JSON."""
-    return Kept(name, write_json, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one table."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def json_artifact(name: str) -> Artifact[Mapping[str, Any]]:
+    """Return the artifact of a result that is plain JSON."""
+    return Artifact(name, write_json, read_json)
 
 
 def _write_scores(path: Path, scores: Scores) -> None:
+    """Write scores as .npz; arrays have numbers for names, because groups may have any name."""
     with replacing(path) as file:
         arrays: dict[str, Any] = {f"{i}": scores[name] for i, name in enumerate(scores)}
         np.savez(file, names=np.asarray(list(scores), np.str_), **arrays)
 
 
 def _read_scores(path: Path) -> Scores:
-    with np.load(path, allow_pickle=False) as found:
-        return {str(name): found[f"{i}"] for i, name in enumerate(found["names"])}
+    """Read what `_write_scores` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {str(name): arrays[f"{i}"] for i, name in enumerate(arrays["names"])}
 
 
-SCORES: Kept[Scores] = Kept("scores.npz", _write_scores, _read_scores)
-PLAN: Kept[Plan] = Kept(
-    "decision.json", lambda path, plan: write_json(path, plan.to_json()), Plan.load
-)
-MODEL: Kept[Model] = Kept(
-    "repaired.onnx", lambda path, model: save(model, path, overwrite=True), load
-)
+def _write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan as JSON."""
+    write_json(path, plan.to_json())
+
+
+def _write_model(path: Path, model: Model) -> None:
+    """Write a model, over an earlier one."""
+    save(model, path, overwrite=True)
+
+
+SCORES: Artifact[Scores] = Artifact("scores.npz", _write_scores, _read_scores)
+PLAN: Artifact[Plan] = Artifact("decision.json", _write_plan, Plan.load)
+MODEL: Artifact[Model] = Artifact("repaired.onnx", _write_model, load)
 
 
 @dataclass
 class Stages:
-    """The stages of one run.
+    """Stages of one run.
 
-    chain: key of the last stage; done: what to report; current: the stage that runs; used: whether a stage, now or in the run that
-    it is reused from, read the data.
-    Each stage's key hashes the key of the one before, its name, and what it depends on: a change anywhere makes all that follow run again.
+    The key of a stage hashes the key of the stage before it, its name and what it depends on, so
+    that a change anywhere makes all following stages run again.
+
+    Attributes
+    ----------
+    listener
+        Receives the events of the run.
+    run
+        Run directory to reuse results from; None for none.
+    chain
+        Key of the last stage.
+    done
+        Finished stages, for the report.
+    current
+        Name of the running stage.
+    used
+        Whether a stage, in this run or in the one it is reused from, read the data.
     """
 
     listener: Listener
@@ -73,82 +108,100 @@ class Stages:
     used: bool = False
     _began: float = 0.0
     _detail: str = ""
-    _told: bool = False
+    _reports: bool = False  # whether the running stage reports progress itself
 
     def do(
         self,
         name: str,
         work: Callable[[], T],
         depends_on: Mapping[str, Any] | None = None,
-        kept: Kept[T] | None = None,
+        artifact: Artifact[T] | None = None,
     ) -> T:
-        """The result of `work`, or of an earlier run where everything it depends on is the same."""
-        self.chain = key(self.chain, name, dict(depends_on or {}))
-        self.current, self._began, self._detail, self._told = name, time.monotonic(), "", False
-        if self.run and kept:
+        """Return the result of `work`, or that of an earlier run if nothing has changed since.
+
+        Parameters
+        ----------
+        depends_on
+            Options and hashes that the result depends on, besides the stages before.
+        artifact
+            File of the result; a stage without one always runs.
+        """
+        self.chain = hash_key(self.chain, name, dict(depends_on or {}))
+        self.current, self._began, self._detail, self._reports = name, time.monotonic(), "", False
+        if self.run and artifact:
             entry = self.run.done(name, self.chain)
             if entry:
                 self.used |= bool(entry.facts.get("used"))
                 self._finish(Stage(name, entry.seconds, True, str(entry.facts.get("detail", ""))))
-                return kept.read(self.run.file(kept.name))
+                return artifact.read(self.run.file(artifact.name))
         self.listener(Event(name, "begin"))
         result = work()
         seconds = time.monotonic() - self._began
-        if self.run and kept:
-            kept.write(self.run.file(kept.name), result)
-            self.run.record(
-                name, self.chain, seconds, [kept.name], {"detail": self._detail, "used": self.used}
-            )
+        if self.run and artifact:
+            artifact.write(self.run.file(artifact.name), result)
+            facts = {"detail": self._detail, "used": self.used}
+            self.run.record(name, self.chain, seconds, [artifact.name], facts)
         self._finish(Stage(name, seconds, False, self._detail))
         return result
 
     def detail(self, text: str) -> None:
-        """What the line of the running stage says at its end."""
+        """Set the text that follows the running stage's name when it ends."""
         self._detail = text
 
     def progress(self, share: float | None, detail: str = "", left_s: float | None = None) -> None:
-        """Tell how much of the running stage is done, from 0 to 1, or how long it still takes; passes over watched data are silent then."""
-        self._told = True
-        self._tell(share, detail, left_s)
+        """Report the progress of the running stage, which hides that of its data passes.
 
-    def passed(self, share: float, detail: str) -> None:
-        """Tell how far a pass over data is, where the stage itself tells nothing. What follows the last input takes nobody knows how long."""
-        if not self._told:
-            self._tell(share if share < 1 else None, detail, None)
+        Parameters
+        ----------
+        share
+            Share of the stage that is done, from 0 to 1; None if unknown.
+        detail
+            What is being done.
+        left_s
+            Seconds left, if known without a share.
+        """
+        self._reports = True
+        self._emit(share, detail, left_s)
 
-    def _tell(self, share: float | None, detail: str, left_s: float | None) -> None:
-        self.listener(
-            Event(self.current, "progress", time.monotonic() - self._began, share, detail, left_s)
-        )
+    def pass_progress(self, share: float, detail: str) -> None:
+        """Report progress of a data pass if the stage reports none itself.
 
-    def watched(self, data: Data) -> Data:
-        """The same data; passing over it tells the progress of the pass."""
+        The share is None after the last batch: the time of what follows is unknown.
+        """
+        if not self._reports:
+            self._emit(share if share < 1 else None, detail, None)
+
+    def _emit(self, share: float | None, detail: str, left_s: float | None) -> None:
+        """Send a progress event."""
+        elapsed = time.monotonic() - self._began
+        self.listener(Event(self.current, "progress", elapsed, share, detail, left_s))
+
+    def watch(self, data: Data) -> Data:
+        """Return the same data, whose passes report progress."""
         return WatchedData(data.source, data.inputs, data.chosen, data.seed, data.flipped, self)
 
     def _finish(self, stage: Stage) -> None:
+        """Record a finished stage, and send its event."""
         self.done.append(stage)
-        self.listener(
-            Event(
-                stage.name, "reused" if stage.reused else "end", stage.seconds, detail=stage.detail
-            )
-        )
+        state = "reused" if stage.reused else "end"
+        self.listener(Event(stage.name, state, stage.seconds, detail=stage.detail))
 
 
 @dataclass(frozen=True, eq=False)
 class WatchedData(Data):
-    """Calibration data that tell how far a pass over them is."""
+    """Calibration data that report the progress of each pass."""
 
     stages: Stages | None = None
 
     def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """As of Data."""
+        """Yield batches as `Data.batches` does."""
+        if self.stages is None:
+            yield from super().batches(batch_size)
+            return
         seen = 0
-        if self.stages:
-            self.stages.used = True
+        self.stages.used = True
         for feeds in super().batches(batch_size):
             yield feeds
-            seen += max((len(a) for a in feeds.values() if a.ndim), default=1)
-            if self.stages:
-                self.stages.passed(
-                    min(1.0, seen / self.samples), f"{seen} of {self.samples} inputs"
-                )
+            seen += max((len(array) for array in feeds.values() if array.ndim), default=1)
+            share = min(1.0, seen / self.samples)
+            self.stages.pass_progress(share, f"{seen} of {self.samples} inputs")

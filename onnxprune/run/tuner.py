@@ -1,4 +1,7 @@
-"""Tuning between the rounds of a search: searches and tuning are siblings, so a run hands this down."""
+"""Callback that fine-tunes the model between the rounds of a search.
+
+It is injected because `search` must not import `tune`.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,21 @@ from onnxprune.criteria.base import Context
 from onnxprune.events import Event
 from onnxprune.ir.io import Model, digest
 from onnxprune.run.recipe import Recipe
-from onnxprune.run.rundir import key
+from onnxprune.run.rundir import hash_key
 from onnxprune.run.stages import Stages
 from onnxprune.tune.settings import TuneSettings
 
 
 @dataclass
 class Tuner:
-    """(model, loss, epochs) -> tuned by the run's calibration data after the original, with a checkpoint in the run directory.
+    """Callable (model, loss, epochs) -> the model, tuned on the calibration data.
 
-    model: what the search ended with where it tuned; it takes the place of a repair of the original.
+    The original is the teacher. A checkpoint in the run directory lets a killed run resume.
+
+    Attributes
+    ----------
+    model
+        Final model of a search that tunes, used instead of a repaired cut; None before.
     """
 
     stages: Stages
@@ -26,7 +34,7 @@ class Tuner:
     model: Model | None = None
 
     def __call__(self, model: Model, loss: str, epochs: int) -> Model:
-        """The tuned model; a run that was killed goes on from its checkpoint, and a finished one is read from it."""
+        """Tune a model, or read the result from its checkpoint if that is finished."""
         from onnxprune.tune.finetune import tune
 
         recipe, context = self.recipe, self.context
@@ -39,22 +47,23 @@ class Tuner:
             seed=recipe.seed,
             class_offset=recipe.class_offset,
         )
-        what = key(
+        name = hash_key(
             digest(model), loss, epochs, recipe.plain("runtime"), recipe.flip, recipe.class_offset
         )
-        place = self.stages.run.file(f"tune-{what[:12]}.checkpoint") if self.stages.run else None
+        run = self.stages.run
         return tune(
             model,
             context.required_data("tuning"),
             settings,
             teacher=context.analysis.model,
-            checkpoint=place,
-            on_event=self._told,
+            checkpoint=run.file(f"tune-{name[:12]}.checkpoint") if run else None,
+            on_event=self._report,
         ).model
 
-    def made(self, model: Model) -> None:
-        """The search ended with this."""
+    def accept(self, model: Model) -> None:
+        """Keep the final model of the search."""
         self.model = model
 
-    def _told(self, event: Event) -> None:
+    def _report(self, event: Event) -> None:
+        """Report the progress of tuning as that of the running stage."""
         self.stages.progress(None, f"tuning, {event.detail}", event.left_s)

@@ -24,7 +24,7 @@ from onnxprune.data.dataset import Data, synthetic
 from onnxprune.errors import DataError
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.surgery.cut import cut
 from onnxprune.testing.plans import check_plan
 from onnxprune.types import Plan, Scores

@@ -15,7 +15,7 @@ from onnxprune.data.dataset import synthetic
 from onnxprune.demo import files
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.weights import from_array
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 

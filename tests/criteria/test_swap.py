@@ -16,7 +16,7 @@ from onnxprune.criteria.reconstruction import group_consumers, moments
 from onnxprune.criteria.swap import swap
 from onnxprune.errors import UsageError
 from onnxprune.ir.io import load
-from onnxprune.run.evaluation import open_data_for
+from onnxprune.run.adapter import open_data_for
 from onnxprune.run.pipeline import make_plan
 from onnxprune.run.recipe import Recipe
 

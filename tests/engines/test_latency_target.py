@@ -15,7 +15,8 @@ from onnxprune.engines.base import EngineOptions
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import TargetError
-from onnxprune.run import planning as decide
+from onnxprune.run.adapter import channel_multiple, engines_of, follows_engine
+from onnxprune.run.planning import decide
 from onnxprune.run.recipe import Recipe
 from onnxprune.surgery.cut import cut
 
@@ -75,11 +76,11 @@ def test_widths_follow_the_engine_where_it_is_the_target(
     options: dict[str, object], multiple: int, half: bool
 ) -> None:
     recipe = Recipe(**options)
-    assert (decide.multiple(recipe), decide.by_engine(recipe)) == (multiple, half)
+    assert (channel_multiple(recipe), follows_engine(recipe)) == (multiple, half)
 
 
 def test_the_engine_of_the_target_comes_first_and_its_layers_are_explained() -> None:
-    assert decide.engines_of(
+    assert engines_of(
         Recipe(target="latency.systolic16=1.5x", engine="onnxruntime,systolic16,mnn")
     ) == ["systolic16", "onnxruntime", "mnn"]
 
@@ -92,5 +93,5 @@ def test_a_latency_target_cuts_to_blocks_of_its_engine_or_half_of_one() -> None:
         repair="none",
         engine="none",
     )
-    kept = decide.decide(CONTEXT, SCORES, recipe).kept
+    kept = decide(CONTEXT, SCORES, recipe).kept
     assert kept and all(len(channels) in (8, 16, 32) for channels in kept.values())

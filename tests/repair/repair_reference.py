@@ -20,7 +20,7 @@ from onnxprune.data.dataset import Data, synthetic
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.repair import REPAIRS, least_squares, problem
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

@@ -16,7 +16,7 @@ from onnxprune.ir.io import load
 from onnxprune.ir.nodes import label
 from onnxprune.ir.runtime import Session
 from onnxprune.repair import REPAIRS
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 

@@ -15,7 +15,7 @@ from onnxprune.ir.io import load
 from onnxprune.repair import joint, least_squares
 from onnxprune.repair.fits import own_weights
 from onnxprune.repair.parts import parts
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.statistics.segmented_run import SegmentedRun
 
 STEM = "float[n,3,8,8] x | float[8,3,3,3] w0, float[8] b0, float[12,8,3,3] w1, float[12] b1, float[8,12,3,3] w2, float[8] b2, "

@@ -12,15 +12,8 @@ import pytest
 from onnxprune.events import Event
 from onnxprune.report import terminal
 from onnxprune.report.data import Report, Stage
-from onnxprune.report.terminal import (
-    Progress,
-    amount,
-    before_after,
-    duration,
-    running_line,
-    summary,
-    warnings,
-)
+from onnxprune.report.terminal import Progress, before_after, running_line, summary, warnings
+from onnxprune.report.text import amount, duration
 
 
 class Terminal(io.StringIO):

@@ -20,8 +20,9 @@ from onnxprune import demo
 from onnxprune.cli import run
 from onnxprune.errors import OutputError, TargetError, UsageError
 from onnxprune.events import Event
-from onnxprune.run.pipeline import Result, optimize
-from onnxprune.run.rundir import JOURNAL, opened
+from onnxprune.run.pipeline import optimize
+from onnxprune.run.results import Result
+from onnxprune.run.rundir import JOURNAL, open_run_dir
 
 MODEL = demo.files().model
 FAST = {"criterion": "l2", "repair": "none", "engine": "none", "round_to": 1}
@@ -362,7 +363,7 @@ def test_a_strict_run_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 
 def test_a_second_run_on_the_same_directory_is_refused(tmp_path: Path) -> None:
     with (
-        opened(tmp_path / "out.run"),
+        open_run_dir(tmp_path / "out.run"),
         pytest.raises(OutputError, match=f"in use by process {os.getpid()}"),
     ):
         small(tmp_path / "out.onnx")

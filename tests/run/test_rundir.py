@@ -12,14 +12,14 @@ import pytest
 
 from onnxprune.errors import OutputError
 from onnxprune.files import write_bytes
-from onnxprune.run.rundir import JOURNAL, key, opened
+from onnxprune.run.rundir import JOURNAL, hash_key, open_run_dir
 
 
 def test_a_stage_is_reused_only_with_the_same_key_and_files(tmp_path) -> None:
-    with opened(tmp_path / "run") as run:
+    with open_run_dir(tmp_path / "run") as run:
         write_bytes(run.file("scores"), b"abc")
         run.record("score", "k1", 1.5, ["scores"], {"n": 3})
-    with opened(tmp_path / "run") as run:
+    with open_run_dir(tmp_path / "run") as run:
         found = run.done("score", "k1")
         assert found is not None and found.facts == {"n": 3} and found.seconds == 1.5
         assert run.done("score", "k2") is None and run.done("plan", "k1") is None
@@ -31,7 +31,7 @@ def test_a_stage_is_reused_only_with_the_same_key_and_files(tmp_path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 10, -2])
 def test_a_journal_line_cut_by_a_kill_is_forgotten_and_harms_no_other(tmp_path, cut: int) -> None:
-    with opened(tmp_path / "run") as run:
+    with open_run_dir(tmp_path / "run") as run:
         run.record("score", "k1", 1)
         whole = run.file(JOURNAL).read_bytes()
         run.file(JOURNAL).write_bytes(whole + whole.replace(b"k1", b"k2")[:cut])
@@ -41,44 +41,44 @@ def test_a_journal_line_cut_by_a_kill_is_forgotten_and_harms_no_other(tmp_path, 
 
 
 def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path) -> None:
-    code = "import sys, time; from onnxprune.run.rundir import opened\nwith opened(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    code = "import sys, time; from onnxprune.run.rundir import open_run_dir\nwith open_run_dir(sys.argv[1]): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     with (
         pytest.raises(OutputError, match=f"in use by process {holder.pid} ") as caught,
-        opened(tmp_path / "run"),
+        open_run_dir(tmp_path / "run"),
     ):
         pass
     assert caught.value.code == "run-dir-busy"
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     (tmp_path / "run" / ".scores.npz.x1").write_bytes(b"half")
-    with opened(tmp_path / "run") as run:
+    with open_run_dir(tmp_path / "run") as run:
         assert not list(run.path.glob(".*"))
 
 
 def test_a_failed_run_leaves_nothing_behind_but_an_interrupted_one_can_go_on(tmp_path) -> None:
-    with pytest.raises(ValueError), opened(tmp_path / "new", keep=False):
+    with pytest.raises(ValueError), open_run_dir(tmp_path / "new", keep=False):
         raise ValueError
     assert not (tmp_path / "new").exists()
-    with pytest.raises(KeyboardInterrupt), opened(tmp_path / "new", keep=False):
+    with pytest.raises(KeyboardInterrupt), open_run_dir(tmp_path / "new", keep=False):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError), opened(tmp_path / "new", keep=False):
+    with pytest.raises(ValueError), open_run_dir(tmp_path / "new", keep=False):
         raise ValueError
     assert (tmp_path / "new").exists()
 
 
 def test_a_folder_that_is_something_else_is_left_alone(tmp_path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
-    with pytest.raises(OutputError, match="not a run directory"), opened(tmp_path):
+    with pytest.raises(OutputError, match="not a run directory"), open_run_dir(tmp_path):
         pass
-    with pytest.raises(OutputError, match="cannot use"), opened(tmp_path / "photo.jpg"):
+    with pytest.raises(OutputError, match="cannot use"), open_run_dir(tmp_path / "photo.jpg"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 def test_the_key_depends_on_values_not_on_order() -> None:
-    assert key({"a": 1, "b": 2}) == key({"b": 2, "a": 1}) != key({"a": 1, "b": 3})
-    assert len(json.dumps(key(None))) == 66
+    assert hash_key({"a": 1, "b": 2}) == hash_key({"b": 2, "a": 1}) != hash_key({"a": 1, "b": 3})
+    assert len(json.dumps(hash_key(None))) == 66

@@ -24,10 +24,12 @@ from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.metrics.fidelity import Fidelity, OutputFidelity
 from onnxprune.report.collect import MOST_POINTS, sensitivity_rows
 from onnxprune.report.data import Report
-from onnxprune.run.evaluation import open_data_for, open_labels, parts_of
-from onnxprune.run.pipeline import Result, optimize
+from onnxprune.run.adapter import open_data_for, open_labels
+from onnxprune.run.comparison import CURVE
+from onnxprune.run.pipeline import optimize
 from onnxprune.run.recipe import Recipe
-from onnxprune.run.variants import CURVE
+from onnxprune.run.results import Result
+from onnxprune.run.splits import split_inputs
 from onnxprune.search.base import keep_best
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
@@ -66,7 +68,7 @@ def relative_error(pruned_model: Model, data: Data) -> float:
 def split_of(result: Result) -> Any:
     """The parts that the run took, made again from its recipe."""
     recipe, model = Recipe.of(dict(result.report.recipe)), load(MODEL)
-    return parts_of(open_data_for(model, recipe), open_labels(model, recipe), recipe)
+    return split_inputs(open_data_for(model, recipe), open_labels(model, recipe), recipe)
 
 
 def test_a_point_of_the_curve_is_a_run_of_its_own(tmp_path: Path) -> None:
@@ -159,7 +161,9 @@ def test_parts_share_no_input() -> None:
             **LABELS,
         }
     )
-    parts = parts_of(open_data_for(load(MODEL), recipe), open_labels(load(MODEL), recipe), recipe)
+    parts = split_inputs(
+        open_data_for(load(MODEL), recipe), open_labels(load(MODEL), recipe), recipe
+    )
     chosen = [set(p.chosen) for p in (parts.calibration, parts.selection, parts.report)]
     labeled = [set(p.chosen) for p in (parts.selection_labels, parts.report_labels)]
     assert sum(map(len, chosen)) == len(set.union(*chosen)) == 128 + 2 * 32 and all(chosen)

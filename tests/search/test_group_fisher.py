@@ -21,7 +21,7 @@ from onnxprune.engines.cost.channel_costs import channel_costs
 from onnxprune.engines.cost.layers import LayerSpec
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import load
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.search.base import Search, part
 from onnxprune.search.compose import reduce_model, unreduced
 from onnxprune.search.group_fisher import GroupFisherSettings, _Scorer, group_fisher

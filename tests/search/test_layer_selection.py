@@ -20,7 +20,7 @@ from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import open_data, synthetic
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import load
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.search import base
 from onnxprune.search import layer_selection as module
 from onnxprune.search.base import Search

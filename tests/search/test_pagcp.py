@@ -19,7 +19,7 @@ from onnxprune.data.dataset import open_data
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.run.pipeline import optimize
 from onnxprune.search.base import Search, keep_best
 from onnxprune.search.journal import Journal

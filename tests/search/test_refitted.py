@@ -16,7 +16,7 @@ from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, synthetic
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.search.compose import reduce_model
 from onnxprune.search.refitted import Refitted, without
 from onnxprune.surgery.cut import cut

@@ -17,7 +17,7 @@ from onnxprune.cli import run
 from onnxprune.data.dataset import open_data
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.ir.io import load
-from onnxprune.run.evaluation import input_types
+from onnxprune.run.adapter import input_types
 from onnxprune.search.layer_selection import Selection, select
 from onnxprune.search.sensitivity import SensitivityBench, Sweep, jobs_of, narrowed
 from onnxprune.search.workers import run_jobs

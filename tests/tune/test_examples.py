@@ -1,4 +1,4 @@
-"""The examples run on the demo with the commands of their docstrings."""
+"""The examples run as their first lines say, on the demo."""
 
 from __future__ import annotations
 

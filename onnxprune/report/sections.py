@@ -1,0 +1,374 @@
+"""Content of the sections of the report page, computed from the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from markupsafe import Markup
+
+from onnxprune.report.data import (
+    CandidateRow,
+    CurvePoint,
+    Figures,
+    FrozenAxis,
+    GroupRow,
+    LayerCost,
+    MetricFigure,
+    Report,
+)
+from onnxprune.report.picture import MOST_BOXES, picture, tints
+from onnxprune.report.plots import AFTER, BEFORE, Curve, curves, plot
+from onnxprune.report.text import clip, number
+
+MOST_ROWS = 400  # per table; with MOST_NAME, it keeps the page below a megabyte
+MOST_NAME = 160  # characters shown of a name
+MOST_TEXT = 600
+MOST_CURVES = 12
+MOST_CLASSES = 30
+MOST_REASONS = 40
+LEAST_AXES = 5  # shown per reason, however many reasons there are
+_COSTS = (
+    ("macs", "Multiply-accumulates (MACs)", ""),
+    ("params", "Parameters", ""),
+    ("bytes", "Size of the weights", "B"),
+    ("activation_bytes", "Activation memory", "B"),
+)
+Measures = list[tuple[str, list[float | None]]]  # (measure, its value for each model)
+
+
+@dataclass(frozen=True)
+class CostLine:
+    """A counted cost before and after; share: after over before."""
+
+    title: str
+    before: str
+    after: str
+    share: float
+
+
+def cost_lines(report: Report) -> list[CostLine]:
+    """Return the costs that both models have."""
+    lines = []
+    for key, title, unit in _COSTS:
+        if key in report.before and key in report.after:
+            before, after = report.before[key], report.after[key]
+            share = after / before if before else 1.0
+            lines.append(CostLine(title, number(before, unit), number(after, unit), share))
+    return lines
+
+
+@dataclass(frozen=True)
+class MetricLine:
+    """A metric before and after, with its standard error and the change measured by it."""
+
+    metric: str
+    before: float
+    after: float
+    change: float
+    error: float | None
+    note: str
+    samples: int | None
+
+
+def metric_lines(report: Report) -> list[MetricLine]:
+    """Return the metrics, each with a note on the significance of its change."""
+    lines = []
+    for metric, row in report.quality.items():
+        error, change = row.standard_error, row.after - row.before
+        note = ""
+        if error:
+            within = abs(change) <= 2 * error
+            note = f"{'within' if within else 'more than'} two standard errors"
+        lines.append(MetricLine(metric, row.before, row.after, change, error, note, row.samples))
+    return lines
+
+
+@dataclass(frozen=True)
+class OutputLine:
+    """Fidelity of one output."""
+
+    name: str
+    error: float | None
+    agreement: float | None
+    largest: float | None
+
+
+def output_lines(report: Report) -> list[OutputLine]:
+    """Return the fidelity of each output; none if there is only one."""
+    lines = []
+    for name, row in report.fidelity.outputs.items():
+        agreements = (row.get("top1_agreement"), row.get("location_agreement"))
+        agreement = next((a for a in agreements if a is not None), None)
+        lines.append(OutputLine(name, row["relative_error"], agreement, row["max_abs"]))
+    return lines if len(lines) > 1 else []
+
+
+@dataclass(frozen=True)
+class Control:
+    """Comparison of the written model with random ones.
+
+    Attributes
+    ----------
+    models
+        Titles of the models, this one first.
+    measures
+        Their figures.
+    total
+        Number of random models.
+    farther
+        How many of them have a larger relative output error; None if this model has none.
+    """
+
+    models: list[str]
+    measures: Measures
+    total: int
+    farther: int | None
+
+
+def control(report: Report) -> Control | None:
+    """Return the comparison with models of random channels, None if there are none."""
+    if not report.control:
+        return None
+    rows = [own_figures(report), *report.control]
+    own, *others = [row.relative_error for row in rows]
+    farther = None
+    if own is not None:
+        farther = sum(other is None or other > own for other in others)
+    models = ["This model", *(f"Random {i}" for i in range(1, len(rows)))]
+    return Control(models, _measures(rows), len(others), farther)
+
+
+def own_figures(report: Report) -> Figures:
+    """Return the figures of the written model."""
+    metrics = {
+        name: MetricFigure(row.after, row.standard_error) for name, row in report.quality.items()
+    }
+    return Figures(report.fidelity.relative_error, report.fidelity.agreement, metrics)
+
+
+def _measures(rows: Sequence[Figures | CurvePoint]) -> Measures:
+    """Return the measures that at least one of the models has, metrics first."""
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    none = MetricFigure()
+    measures: Measures = [
+        (name, [row.metrics.get(name, none).value for row in rows]) for name in names
+    ]
+    measures.append(("Agreement", [row.agreement for row in rows]))
+    measures.append(("Relative output error", [row.relative_error for row in rows]))
+    return [(name, values) for name, values in measures if any(v is not None for v in values)]
+
+
+@dataclass(frozen=True)
+class CandidateLine:
+    """A candidate, titled by its criterion and allocator."""
+
+    title: str
+    row: CandidateRow
+
+
+def candidate_lines(report: Report) -> list[CandidateLine]:
+    """Return the candidates."""
+    return [CandidateLine(f"{row.criterion}, {row.allocate}", row) for row in report.selection.rows]
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """The trade-off curve.
+
+    Attributes
+    ----------
+    svg
+        Plot of `metric` over the share of the MACs.
+    points
+        Its points, in ascending order of MACs.
+    measures
+        Figures of the points.
+    error
+        Standard error of the written model's metric.
+    """
+
+    svg: Markup
+    points: list[CurvePoint]
+    metric: str
+    measures: Measures
+    error: float | None
+
+
+def trade_off(report: Report) -> TradeOff | None:
+    """Return the trade-off curve, None with fewer than two points."""
+    points = sorted(
+        (p for p in report.curve if p.quality is not None and isfinite(p.quality)),
+        key=lambda p: p.macs,
+    )
+    if len(points) < 2:
+        return None
+    metric = points[0].metric
+    line = [(float(p.macs), float(p.quality or 0.0)) for p in points]
+    chosen = [place for place, p in zip(line, points, strict=True) if p.chosen]
+    drawn = [Curve(line, BEFORE), Curve(line, BEFORE, dots=True)]
+    if chosen:
+        drawn.append(Curve(chosen, AFTER, dots=True, large=True))
+    label = f"{metric} over the share of remaining MACs, {len(points)} points"
+    svg = plot(drawn, "remaining MACs", clip(metric, 40), label, from_zero=False)
+    measures = _measures(points) or [(metric, [p.quality for p in points])]
+    figures = [p.metrics[metric] for p in points if p.chosen and metric in p.metrics]
+    errors = [figure.standard_error for figure in figures if figure.standard_error]
+    return TradeOff(Markup(svg), points, metric, measures, max(errors, default=None))
+
+
+@dataclass(frozen=True)
+class GroupLine:
+    """A group with its number and color in the picture; share: kept share of its channels."""
+
+    row: GroupRow
+    number: int
+    color: str | None
+    share: float
+
+
+def group_lines(report: Report) -> list[GroupLine]:
+    """Return the groups, numbered as in the picture."""
+    colors = tints(report.graph)
+    return [
+        GroupLine(group, i, colors.get(group.name), group.after / max(group.before, 1))
+        for i, group in enumerate(report.groups, 1)
+    ]
+
+
+def network(report: Report) -> Markup | None:
+    """Return the picture of the network, None if it is too large to draw."""
+    if not 0 < len(report.graph) <= MOST_BOXES:
+        return None
+    numbers = {group.name: i for i, group in enumerate(report.groups, 1)}
+    widths = {group.name: (group.before, group.after) for group in report.groups}
+    return Markup(picture(report.graph, numbers, widths, MOST_NAME))
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """A layer with its times, arithmetic intensities and bars (percent of the longest one)."""
+
+    row: LayerCost
+    times: Sequence[float | None]
+    intensity: list[float | None]
+    bars: list[float]
+
+
+def layer_lines(report: Report) -> list[LayerLine]:
+    """Return the layers in graph order; of more than MOST_ROWS, the most expensive ones."""
+    timed = any(row.time_ms for row in report.layers)
+
+    def cost(index: int) -> tuple[float, float]:
+        row = report.layers[index]
+        time = row.time_ms[0] if row.time_ms else None
+        return time or 0.0, row.macs[0]
+
+    expensive = sorted(range(len(report.layers)), key=cost, reverse=True)[:MOST_ROWS]
+    rows = [report.layers[i] for i in sorted(expensive)]
+    shown = [(row.time_ms or (None, None)) if timed else row.macs for row in rows]
+    longest = max((v for values in shown for v in values if v), default=0) or 1
+    lines = []
+    for row, values in zip(rows, shown, strict=True):
+        moved = row.bytes or (0, 0)
+        intensity = [m / b if b else None for m, b in zip(row.macs, moved, strict=True)]
+        bars = [100 * (v or 0) / longest for v in values]
+        lines.append(LayerLine(row, row.time_ms or (None, None), intensity, bars))
+    return lines
+
+
+@dataclass(frozen=True)
+class FrozenReason:
+    """A reason for frozen axes: how many, and the first of them."""
+
+    reason: str
+    total: int
+    axes: Sequence[FrozenAxis]
+
+
+def frozen_reasons(rows: Iterable[FrozenAxis]) -> list[FrozenReason]:
+    """Return the reasons, the most frequent one first."""
+    by_reason: dict[str, list[FrozenAxis]] = {}
+    for row in rows:
+        by_reason.setdefault(clip(row.reason, MOST_TEXT), []).append(row)
+    ordered = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_REASONS]
+    most = max(MOST_ROWS // max(len(ordered), 1), LEAST_AXES)
+    return [FrozenReason(reason, len(axes), axes[:most]) for reason, axes in ordered]
+
+
+@dataclass(frozen=True)
+class SensitivityPlot:
+    """Curves of the most sensitive groups.
+
+    Attributes
+    ----------
+    legend
+        (group, its curve) in the order of the plot.
+    total
+        Number of groups with a curve.
+    points
+        Group -> its last point.
+    """
+
+    svg: Markup
+    legend: list[tuple[str, Curve]]
+    total: int
+    points: Mapping[str, tuple[float, float]]
+
+
+def sensitivity_plot(
+    rows: Mapping[str, Sequence[Sequence[float]]], measure: str
+) -> SensitivityPlot | None:
+    """Return the plot of the most sensitive groups, None if there are no points."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name, points in rows.items():
+        if points:
+            lines[name] = [(0.0, 0.0), *((float(x), float(y)) for x, y in points)]
+    if not lines:
+        return None
+    worst = sorted(lines, key=lambda name: (-max(y for _, y in lines[name]), name))[:MOST_CURVES]
+    drawn = curves([lines[name] for name in worst])
+    label = f"sensitivity of {len(worst)} groups"
+    svg = plot(drawn, "removed share of the group's channels", measure, label)
+    last = {name: lines[name][-1] for name in worst}
+    return SensitivityPlot(Markup(svg), list(zip(worst, drawn, strict=True)), len(lines), last)
+
+
+@dataclass(frozen=True)
+class ClassLine:
+    """One class before and after; samples: how many occur in the labels."""
+
+    name: str
+    before: float
+    after: float
+    change: float
+    samples: Any
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Classes of a metric with the largest changes, of `total`; worse: how many decreased."""
+
+    metric: str
+    lines: list[ClassLine]
+    total: int
+    worse: int
+
+
+def class_tables(report: Report) -> list[ClassTable]:
+    """Return the metrics by class."""
+    tables = []
+    for metric, row in report.quality.items():
+        lines = [
+            ClassLine(name, before, after, after - before, samples)
+            for name, (before, after, samples) in row.by_class.items()
+            if before is not None and after is not None
+        ]
+        # class names are mostly numbers: shorter ones first keeps their order
+        lines.sort(key=lambda line: (-abs(line.change), len(line.name), line.name))
+        if lines:
+            worse = sum(line.change < 0 for line in lines)
+            tables.append(ClassTable(metric, lines[:MOST_CLASSES], len(lines), worse))
+    return tables

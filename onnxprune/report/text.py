@@ -1,0 +1,52 @@
+"""Formatting of figures, durations, names and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its natural unit: "5 s", "2 min", "1 h 30 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def amount(value: float, unit: str = "") -> str:
+    """Return a quantity with three digits and a decimal prefix: 12.3 M."""
+    for factor, prefix in _PREFIXES:
+        if value >= factor:
+            scaled = value / factor
+            # .3g would write 999.9 as 1e+03
+            digits = f"{scaled:.3g}" if scaled < 999.5 else f"{scaled:.0f}"
+            return f"{digits} {prefix}{unit}"
+    return f"{value:.4g} {unit}".rstrip()
+
+
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Align rows as columns, the first `left` ones to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def number(value: Any, unit: str = "") -> str:
+    """Return a figure with three digits and a prefix, or a dash if there is none."""
+    return amount(value, unit) if isinstance(value, (int, float)) and isfinite(value) else "–"
+
+
+def clip(text: Any, most: int) -> str:
+    """Return a text without its middle if it is longer than `most`."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

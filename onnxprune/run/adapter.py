@@ -1,0 +1,258 @@
+"""Adapter from a recipe to what the stages take: analysis, data, labels, context, constraints.
+
+Every command builds these here, so that an option means the same in all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from onnx import TensorProto
+
+from onnxprune.allocators.base import Constraints
+from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.walk import analyze
+from onnxprune.criteria.base import Context
+from onnxprune.data.dataset import Data, Preprocess, open_data
+from onnxprune.data.labeled import LabeledData, open_labeled
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import EngineOptions
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.ir.io import Model, load
+from onnxprune.metrics.base import MetricOptions
+from onnxprune.run.recipe import Recipe
+from onnxprune.types import Plan
+
+HELD_OUT_PART = 4  # one held-out input per so many calibration inputs
+HELD_OUT_MOST = 64
+ROUND_TO = 8  # default of --round-to: the block of AVX2, half the block of AVX-512
+_ANALYSIS_OPTIONS = ("freeze", "allow_mixing", "grouped")
+
+Source = str | os.PathLike[str] | bytes | Model
+
+
+def analyze_for(model: Source, recipe: Recipe) -> Analysis:
+    """Analyze a model with the options of a recipe.
+
+    Raises
+    ------
+    UsageError
+        The recipe is strict and an operator has no rule.
+    """
+    analysis = analyze(
+        load(model), freeze=recipe.freeze, allow_mixing=recipe.allow_mixing, grouped=recipe.grouped
+    )
+    if recipe.strict:
+        without_rule = [f for f in analysis.frozen if f.reason.startswith("no rule")]
+        for frozen in without_rule[:1]:
+            raise UsageError(
+                "strict",
+                f"{frozen.node} ({frozen.op}): {frozen.reason}; omit --strict to freeze the axes "
+                "it touches",
+            )
+    return analysis
+
+
+def analyze_for_plan(model: Source, plan: Plan) -> Analysis:
+    """Analyze a model with the options that a plan was made with.
+
+    Raises
+    ------
+    UsageError
+        The plan's options are not valid.
+    """
+    options = {name: plan.options[name] for name in _ANALYSIS_OPTIONS if name in plan.options}
+    return analyze_for(model, Recipe.of(options, "plan"))
+
+
+def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
+    """Return shape and onnxruntime's type string of every input, without opening a session.
+
+    Raises
+    ------
+    ModelError
+        An input is not a tensor, or its type is unknown.
+    """
+    types: dict[str, tuple[list[int | str | None], str]] = {}
+    for info in model.proto.graph.input:
+        if info.name in model.weights:
+            continue
+        tensor = info.type.tensor_type
+        is_tensor = info.type.HasField("tensor_type")
+        if not is_tensor or tensor.elem_type not in TensorProto.DataType.values():
+            raise ModelError(
+                "model-input",
+                f"input {info.name!r} is not a tensor of a known type, so calibration and "
+                "measurement cannot feed it",
+            )
+        shape: list[int | str | None] = [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in tensor.shape.dim
+        ]
+        name = TensorProto.DataType.Name(tensor.elem_type).lower()
+        types[info.name] = shape, f"tensor({name})"
+    return types
+
+
+def preprocess_of(recipe: Recipe) -> Preprocess:
+    """Return the preprocessing of images."""
+    return Preprocess(
+        resize=recipe.resize,
+        crop=recipe.crop,
+        interp=recipe.interp,
+        order=recipe.order,
+        scale=recipe.scale,
+        mean=recipe.mean,
+        std=recipe.std,
+        post=recipe.post,
+        layout=recipe.layout,
+    )
+
+
+def open_data_for(model: Model, recipe: Recipe) -> Data:
+    """Open the data of a recipe: its calibration inputs, and if they are real, some to hold out.
+
+    One part is held out for the report, and another one for selection if `max_divergence` is
+    given.
+    """
+    held_out = min(HELD_OUT_MOST, recipe.samples // HELD_OUT_PART) if recipe.data else 0
+    parts = 2 if recipe.max_divergence is not None else 1
+    return open_inputs(model, recipe, recipe.samples + parts * held_out)
+
+
+def open_inputs(
+    model: Model, recipe: Recipe, samples: int | None = None, path: str | None = None
+) -> Data:
+    """Open unlabeled inputs.
+
+    Parameters
+    ----------
+    samples
+        At most so many; by default as the recipe says.
+    path
+        Instead of the recipe's data.
+    """
+    return open_data(
+        path if path is not None else recipe.data,
+        input_types(model),
+        samples=recipe.samples if samples is None else samples,
+        seed=recipe.seed,
+        preprocess=preprocess_of(recipe),
+        shapes=recipe.shape or None,
+    )
+
+
+def open_labels(model: Model, recipe: Recipe) -> LabeledData | None:
+    """Open the labeled inputs of a recipe with a metric; None if it has no labels or no metric."""
+    if not (recipe.labeled and recipe.metric):
+        return None
+    return open_labeled_inputs(model, recipe, recipe.labeled)
+
+
+def open_labeled_inputs(
+    model: Model, recipe: Recipe, path: str, samples: int | None = None
+) -> LabeledData:
+    """Open labeled inputs, at most `samples` of them if given."""
+    return open_labeled(
+        path,
+        input_types(model),
+        samples=samples,
+        seed=recipe.seed,
+        preprocess=preprocess_of(recipe),
+        shapes=recipe.shape or None,
+    )
+
+
+def metric_options(recipe: Recipe) -> MetricOptions:
+    """Return the options that all metrics share."""
+    return MetricOptions(decoder=recipe.decoder, class_offset=recipe.class_offset)
+
+
+def context_for(
+    analysis: Analysis,
+    data: Data | None,
+    recipe: Recipe,
+    progress: Callable[[float, str], None] = lambda share, detail: None,
+) -> Context:
+    """Return the context of criteria, repairs and searches."""
+    return Context(
+        analysis,
+        data,
+        seed=recipe.seed,
+        threads=recipe.threads,
+        batch_size=recipe.batch_size,
+        flip=recipe.flip,
+        progress=progress,
+    )
+
+
+def constraints_for(recipe: Recipe, budgets: Mapping[str, float], **more: Any) -> Constraints:
+    """Return the constraints of a recipe on its plan.
+
+    Parameters
+    ----------
+    budgets
+        Cost -> the most that may remain, see `counted_budgets`.
+    more
+        Fields of `Constraints` that do not follow from the recipe.
+    """
+    return Constraints(
+        budgets=budgets,
+        round_to=channel_multiple(recipe),
+        half_block=follows_engine(recipe),
+        floor=recipe.floor,
+        max_fraction=recipe.max_fraction,
+        ratios=recipe.ratio,
+        blocks=recipe.blocks,
+        **more,
+    )
+
+
+def counted_budgets(recipe: Recipe, original: Mapping[str, int]) -> dict[str, float]:
+    """Return cost -> the most that may remain, for all targets but latencies."""
+    return {
+        target.cost: target.ceiling(original[target.cost])
+        for target in recipe.target
+        if not target.engine
+    }
+
+
+def channel_multiple(recipe: Recipe) -> int:
+    """Return the number that kept channel counts are multiples of.
+
+    If engines decide, it is the largest multiple of those with a latency target, or if there is
+    none, of those that are measured.
+    """
+    if not follows_engine(recipe):
+        return recipe.round_to if isinstance(recipe.round_to, int) else ROUND_TO
+    names = [target.engine for target in recipe.target if target.engine] or engines_of(recipe)
+    multiples = [int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in names]
+    return max(multiples, default=1)
+
+
+def follows_engine(recipe: Recipe) -> bool:
+    """Return whether widths follow the engine's block size.
+
+    They do if the user asks for it, and by default with a latency target.
+    """
+    if recipe.round_to is None:
+        return any(target.engine for target in recipe.target)
+    return recipe.round_to == "auto"
+
+
+def engines_of(recipe: Recipe) -> list[str]:
+    """Return the engines with a latency target, then those that are measured, each once.
+
+    Layers are timed and explained on the first one.
+    """
+    targeted = [target.engine for target in recipe.target if target.engine]
+    return list(dict.fromkeys((*targeted, *recipe.engine)))
+
+
+def engine_options(recipe: Recipe) -> EngineOptions:
+    """Return how engines compile and run models."""
+    return EngineOptions(
+        threads=recipe.threads, precision=recipe.precision, cores=recipe.pin, shapes=recipe.shape
+    )

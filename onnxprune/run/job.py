@@ -1,0 +1,385 @@
+"""One run from a loaded model to the written result, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.criteria.base import Context
+from onnxprune.engines import ENGINES
+from onnxprune.engines.cost.explain import explain
+from onnxprune.errors import plural
+from onnxprune.files import sha256, write_bytes, write_json
+from onnxprune.ir.io import Model, digest, save
+from onnxprune.report import html
+from onnxprune.report.collect import (
+    frozen_rows,
+    graph_rows,
+    group_rows,
+    latency_rows,
+    layer_rows,
+    sensitivity_rows,
+)
+from onnxprune.report.data import (
+    BisectionSummary,
+    Costs,
+    CurvePoint,
+    Figures,
+    LayerCost,
+    Provenance,
+    Report,
+    SelectionSummary,
+    TargetRow,
+    VerificationSummary,
+)
+from onnxprune.run.adapter import Source, analyze_for, context_for, engines_of
+from onnxprune.run.candidates import select_candidate
+from onnxprune.run.comparison import build_controls, build_curve
+from onnxprune.run.evaluation import EVALUATION, RESULT, Evaluation, evaluate, verify_cut
+from onnxprune.run.outputs import check_same
+from onnxprune.run.planning import PlanInputs, decide, measure_models, target_rows
+from onnxprune.run.recipe import Recipe
+from onnxprune.run.recipe_file import to_toml
+from onnxprune.run.results import Comparison, Decision, Result, StageResults, Timing
+from onnxprune.run.rundir import hash_key
+from onnxprune.run.splits import Splits
+from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
+from onnxprune.run.tolerance import bisect_tolerance
+from onnxprune.run.tuner import Tuner
+from onnxprune.run.variants import Variants, or_infinite
+from onnxprune.run.warnings import data_warnings, latency_warnings
+from onnxprune.search import ONE_SHOT
+from onnxprune.search.journal import Journal
+from onnxprune.surgery.cut import cut
+from onnxprune.types import Plan, Scores
+
+SEARCH = "search.jsonl"  # measurements of a search method, in the run directory
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose model is analyzed and whose recipe has no "auto".
+
+    Attributes
+    ----------
+    source
+        The original as it was loaded.
+    splits
+        Inputs by purpose.
+    notes
+        Warnings about the recipe.
+    output
+        Path of the result; None to keep it in memory.
+    overwrite
+        Whether it may replace an existing file.
+    """
+
+    stages: Stages
+    recipe: Recipe
+    source: Model
+    analysis: Analysis
+    splits: Splits
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+    output: Path | None = None
+    overwrite: bool = False
+
+    def run(self) -> Result:
+        """Do all stages after the analysis, and write the result."""
+        stages, recipe = self.stages, self.recipe
+        stages.chain = hash_key(
+            dict(self.provenance),
+            recipe.plain("analyze"),
+            recipe.plain("runtime"),
+            self.splits.calibration.samples,
+        )
+        run_key = hash_key(stages.chain, recipe.plain())
+        overwrite = False
+        if self.output:
+            overwrite = check_same(self.output, self.overwrite, stages.run, run_key)
+        context = context_for(
+            self.analysis, stages.watch(self.splits.calibration), recipe, stages.progress
+        )
+        variants = Variants(stages, self.source, context, self.splits)
+        tuner = Tuner(stages, context, recipe)
+        decision = self._decide(variants, tuner)
+        pruned = stages.do("cut", lambda: cut(self.analysis, decision.plan))
+        verification = self._verify(decision.plan, pruned)
+        model, plan = self._repair(variants, tuner, decision, pruned)
+        evaluation = self._evaluate(model)
+        timing = self._measure(model)
+        comparison = self._compare(variants, decision.recipe, plan, evaluation)
+        results = StageResults(decision, verification, evaluation, timing, comparison)
+        report = self._report(variants, model, plan, results)
+        self._write(Result(model, plan, report), run_key, overwrite)
+        return Result(model, plan, report)
+
+    def _decide(self, variants: Variants, tuner: Tuner) -> Decision:
+        """Settle the recipe by a tolerance or by candidates, and make its plan."""
+        stages, recipe = self.stages, self.recipe
+        if recipe.method == ONE_SHOT:  # searches score the models that they visit
+            variants.scores[recipe.criterion] = stages.do(
+                "score", lambda: variants.scores_of(recipe.criterion), recipe.plain("score"), SCORES
+            )
+        selection, bisection = SelectionSummary(), BisectionSummary()
+        labels = variants.splits.selection_labels
+        if recipe.max_divergence is not None:
+            recipe, bisection = bisect_tolerance(variants, recipe)
+        elif labels is not None:
+            recipe, selection = select_candidate(variants, recipe, labels)
+
+        def work() -> Plan:
+            scores = variants.scores_of(recipe.criterion) if recipe.method == ONE_SHOT else {}
+            return decide_stage(variants.context, scores, recipe, stages, tuner)
+
+        depends = {**recipe.plain("score"), **recipe.plain("plan")}
+        plan = stages.do("plan", work, depends, PLAN)
+        return Decision(recipe, plan, stages.chain, selection, bisection)
+
+    def _verify(self, plan: Plan, pruned: Model) -> VerificationSummary:
+        """Compare the cut model with the masked original."""
+        calibration = self.splits.calibration
+        figures = self.stages.do(
+            "verify",
+            lambda: verify_cut(self.analysis, plan, pruned, calibration, self.recipe),
+            self.recipe.plain("verify"),
+            json_artifact("verify.json"),
+        )
+        return VerificationSummary.from_json(figures)
+
+    def _repair(
+        self, variants: Variants, tuner: Tuner, decision: Decision, pruned: Model
+    ) -> tuple[Model, Plan]:
+        """Repair the cut model; return it with the plan that has its hash.
+
+        The model of a search that tunes is taken instead.
+        """
+        recipe, plan = decision.recipe, decision.plan
+        is_tuned = bool(plan.decided_by.get("tuned"))
+        if not is_tuned and recipe.repair == "none":
+            return pruned, plan
+
+        def work() -> Model:
+            if is_tuned:
+                return _tune_again(tuner, decision.chain)
+            return variants.repair(recipe, plan, pruned)
+
+        model = self.stages.do("repair", work, recipe.plain("repair"), MODEL)
+        repair = {} if is_tuned else {"repair": recipe.repair}
+        return model, replace(plan, decided_by={**plan.decided_by, **repair, RESULT: digest(model)})
+
+    def _evaluate(self, model: Model) -> Evaluation:
+        """Compare the model with the original on the held-out inputs."""
+        held_out, labels = self.splits.report, self.splits.report_labels
+        if held_out is None and labels is None:
+            return Evaluation()
+        watched = self.stages.watch(held_out) if held_out is not None else None
+        depends = {
+            **self.recipe.plain("evaluate"),
+            "labels": labels.fingerprint() if labels is not None else "",
+        }
+        return self.stages.do(
+            "evaluate",
+            lambda: evaluate(self.source, model, watched, labels, self.recipe),
+            depends,
+            EVALUATION,
+        )
+
+    def _measure(self, model: Model) -> Timing:
+        """Measure both models on one real input."""
+        stages, recipe = self.stages, self.recipe
+        if not engines_of(recipe):
+            return Timing()
+
+        def work() -> Mapping[str, Any]:
+            figures = measure_models(
+                self.source,
+                model,
+                recipe,
+                next(self.splits.calibration.batches(1)),
+                lambda text, left_s: stages.progress(None, text, left_s),
+            )
+            speedups = [
+                f"{row.speedup:.2f}x on {engine}" for engine, row in latency_rows(figures).items()
+            ]
+            stages.detail(", ".join(speedups))
+            return figures
+
+        chain = stages.chain
+        bench = stages.do("measure", work, recipe.plain("measure"), json_artifact("measure.json"))
+        stages.chain = chain  # no later stage depends on a time
+        return Timing(bench)
+
+    def _compare(
+        self, variants: Variants, recipe: Recipe, plan: Plan, evaluation: Evaluation
+    ) -> Comparison:
+        """Build the random controls and the trade-off curve, if asked for."""
+        control: Sequence[Figures] = ()
+        curve: Sequence[CurvePoint] = ()
+        problems: Sequence[str] = ()
+        if recipe.control:
+            control = build_controls(variants, recipe, plan)
+        if recipe.curve:
+            curve, problems = build_curve(variants, recipe, plan, evaluation)
+        return Comparison(control, curve, problems)
+
+    def _report(
+        self, variants: Variants, model: Model, plan: Plan, results: StageResults
+    ) -> Report:
+        """Return the report of the run."""
+        analysis, recipe, stages = self.analysis, self.recipe, self.stages
+        evaluation, timing = results.evaluation, results.timing
+        before = Costs.from_json(analysis.cost().as_dict())
+        after = Costs.from_json(analysis.cost(plan.kept).as_dict())
+        targets = target_rows(recipe, before, after, timing.latency)
+        layers = layer_rows(analysis, plan, timing.bench, model)
+        sensitivity: Mapping[str, list[list[float]]] = {}
+        if recipe.method == ONE_SHOT and recipe.criterion == "reconstruction":
+            scores = variants.scores_of("reconstruction")
+            sensitivity = sensitivity_rows(scores, recipe.max_fraction)
+        return Report(
+            str(self.source.path or ""),
+            str(self.output or ""),
+            before,
+            after,
+            targets=(*targets, *_tolerance_row(results.decision.bisection)),
+            verification=results.verification,
+            latency=timing.latency,
+            fidelity=evaluation.fidelity,
+            quality=evaluation.quality,
+            splits=self.splits.describe(),
+            control=results.comparison.control,
+            selection=results.decision.selection,
+            bisection=results.decision.bisection,
+            curve=results.comparison.curve,
+            groups=group_rows(analysis, plan),
+            layers=layers,
+            graph=graph_rows(analysis),
+            frozen=frozen_rows(analysis.frozen),
+            sensitivity=sensitivity,
+            data=self.splits.calibration.describe() if stages.used else "",
+            decided_by=plan.decided_by,
+            recipe=recipe.plain(),
+            provenance=self.provenance,
+            machine=timing.bench.get("machine", {}),
+            stages=tuple(stages.done),
+            warnings=tuple(self._warnings(targets, layers, model, results)),
+        )
+
+    def _warnings(
+        self,
+        targets: Sequence[TargetRow],
+        layers: Sequence[LayerCost],
+        model: Model,
+        results: StageResults,
+    ) -> Iterator[str]:
+        """Yield all warnings of the run, those about its data first."""
+        recipe, bench = self.recipe, results.timing.bench
+        yield from self.notes
+        yield from data_warnings(self.splits, recipe, self.stages.used)
+        yield from latency_warnings(recipe, targets)
+        yield from results.evaluation.fidelity.warnings
+        yield from _tolerance_warning(recipe, results.decision)
+        yield from results.comparison.warnings
+        yield from bench.get("warnings", ())
+        if bench:
+            engine = ENGINES.get(engines_of(recipe)[0])
+            yield from explain(layers, model, engine, recipe.precision)
+
+    def _write(self, result: Result, run_key: str, overwrite: bool) -> None:
+        """Write the output, and plan, recipe and report into the run directory.
+
+        The journal announces the output before it is written, see `check_same`.
+        """
+        run, chain = self.stages.run, self.stages.chain
+        facts = {"output": str(self.output), "run": run_key}
+        if run:
+            write_json(run.file("plan.json"), result.plan.to_json())
+            recipe = to_toml(self.recipe, self.provenance)
+            write_bytes(run.file("recipe.toml"), recipe.encode())
+            run.record("write", chain, 0.0, facts=facts)
+        if self.output:
+            external_data = self.recipe.external_data
+            save(result.model, self.output, external_data=external_data, overwrite=overwrite)
+            facts["sha256"] = sha256(self.output)
+        if run:
+            write_json(run.file("report.json"), result.report.to_json())
+            html.write(result.report, run.file(html.PAGE).parent)
+            files = ["report.json", html.PAGE, "recipe.toml", "plan.json"]
+            run.record("report", chain, 0.0, files, facts)
+
+
+def analyze_stage(model: Source, recipe: Recipe, stages: Stages) -> Analysis:
+    """Analyze a model as a stage."""
+
+    def work() -> Analysis:
+        analysis = analyze_for(model, recipe)
+        channels = sum(group.size for group in analysis.groups)
+        groups = plural(len(analysis.groups), "group")
+        stages.detail(f"{groups}, {plural(channels, 'channel')}")
+        return analysis
+
+    return stages.do("analyze", work)
+
+
+def decide_stage(
+    context: Context,
+    scores: Scores,
+    recipe: Recipe,
+    stages: Stages,
+    tuner: Tuner | None = None,
+    chain: str = "",
+) -> Plan:
+    """Make the plan within a stage.
+
+    Parameters
+    ----------
+    chain
+        Key of the measurements of a search in the run directory; by default the stage's.
+    """
+    feeds = None
+    if any(target.engine for target in recipe.target):
+        feeds = next(context.required_data("a latency target").batches(1))
+    path = stages.run.file(SEARCH) if stages.run else None
+    journal = Journal(path, chain or stages.chain)
+    inputs = PlanInputs(feeds, lambda text: stages.progress(None, text), journal, tuner)
+    plan = decide(context, scores, recipe, inputs)
+    analysis = context.analysis
+    share = analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1)
+    stages.detail(f"{share:.1%} of the MACs remain")
+    return plan
+
+
+def _tune_again(tuner: Tuner, chain: str) -> Model:
+    """Return the final model of a search that tunes.
+
+    A run that was stopped after the search repeats it, from its journal and checkpoints.
+    """
+    if tuner.model is None:
+        decide_stage(tuner.context, {}, tuner.recipe, tuner.stages, tuner, chain)
+    assert tuner.model is not None
+    return tuner.model
+
+
+def _tolerance_row(search: BisectionSummary) -> tuple[TargetRow, ...]:
+    """Return the row of a tolerance among the targets."""
+    if search.max_divergence is None:
+        return ()
+    target = f"max_divergence={search.max_divergence:g}"
+    return (TargetRow(target, search.max_divergence, or_infinite(search.reached)),)
+
+
+def _tolerance_warning(recipe: Recipe, decision: Decision) -> Iterator[str]:
+    """Yield a warning if a tolerance prevented the recipe's targets."""
+    search = decision.bisection
+    if search.max_divergence is None or not recipe.target:
+        return
+    if decision.recipe.target != recipe.target:
+        target, reached = (", ".join(map(str, r.target)) for r in (recipe, decision.recipe))
+        yield (
+            f"max_divergence {search.max_divergence:g} stopped pruning at {reached}, "
+            f"before the target {target}"
+        )

@@ -1,0 +1,81 @@
+"""Resolution of "auto": the method that each such option of a recipe stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.run.candidates import CANDIDATES
+from onnxprune.run.recipe import Recipe
+from onnxprune.search import ONE_SHOT
+from onnxprune.statistics.moments import refittable
+
+TARGET = "macs=50%"  # if neither a target nor a tolerance is given
+WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": "least-squares"}
+WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
+# with data, if most weights cannot be refitted (quantized, recurrent or computed)
+WITHOUT_REFIT = {"criterion": "activation*weight", "allocate": "knapsack", "repair": "bias"}
+LEAST_REFITTABLE = 0.5  # share of the channels; with fewer, least squares skips most of the model
+
+
+def resolve(
+    recipe: Recipe, analysis: Analysis, has_data: bool = False
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Replace each "auto" of a recipe by a method, and add a target if there is none.
+
+    Parameters
+    ----------
+    has_data
+        Whether there are calibration inputs besides those that the recipe names.
+
+    Returns
+    -------
+    tuple
+        The recipe, and warnings about the choice.
+    """
+    methods: Mapping[str, str] = WITHOUT_DATA
+    warnings: tuple[str, ...] = ()
+    if has_data or recipe.data:
+        methods, warnings = _choose_with_data(recipe, analysis)
+    values: dict[str, Any] = {
+        option: name for option, name in methods.items() if getattr(recipe, option) == "auto"
+    }
+    if recipe.method != ONE_SHOT:
+        # a search has a criterion of its own
+        values.pop("criterion", None)
+    if recipe.candidate == ("auto",):
+        by_default = all(values.get(name) == WITH_DATA[name] for name in ("criterion", "allocate"))
+        values["candidate"] = CANDIDATES if by_default and _can_compare(recipe) else ()
+    if not recipe.target and recipe.max_divergence is None:
+        values["target"] = TARGET
+    return recipe.but(values), warnings
+
+
+def _can_compare(recipe: Recipe) -> bool:
+    """Return whether candidates can be compared, and no option excludes them."""
+    if recipe.fast or recipe.max_divergence is not None:
+        return False
+    if any(target.engine for target in recipe.target):
+        return False
+    return bool(recipe.metric and recipe.labeled)
+
+
+def _choose_with_data(recipe: Recipe, analysis: Analysis) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the methods for a model with data, and warnings about them."""
+    channels = sum(group.size for group in analysis.groups)
+    refitted = sum(analysis.group(name).size for name in refittable(analysis))
+    if recipe.criterion == "auto" and refitted < LEAST_REFITTABLE * channels:
+        warning = (
+            f"{channels - refitted} of {channels} channels feed only quantized, recurrent or "
+            "computed weights, which cannot be refitted; expect lower accuracy. If the model was "
+            "quantized, prune the float model and quantize the result"
+        )
+        methods = dict(WITHOUT_REFIT)
+        if not refitted:
+            methods["repair"] = "none"
+        return methods, (warning,)
+    methods = dict(WITH_DATA)
+    if recipe.fast:
+        methods["allocate"] = "layer-error"
+    return methods, ()

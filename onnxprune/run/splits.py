@@ -1,0 +1,100 @@
+"""Splits of the inputs of a run by purpose: calibration, selection, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxprune.data.dataset import Data, split
+from onnxprune.data.labeled import LabeledData
+from onnxprune.errors import DataError
+from onnxprune.run.adapter import HELD_OUT_MOST, HELD_OUT_PART
+from onnxprune.run.recipe import Recipe
+
+SELECTED_PART = 4  # one labeled sample of so many selects among candidates
+SELECTED_LEAST, SELECTED_MOST = 25, 1000
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Inputs by purpose; no input is in two parts.
+
+    Attributes
+    ----------
+    calibration
+        Score channels and refit weights.
+    selection, selection_labels
+        Select among finished models, without and with labels; None if there is nothing to
+        select, or too few samples.
+    report, report_labels
+        Held-out inputs, for figures only; None if there are too few samples.
+    """
+
+    calibration: Data
+    selection: Data | None = None
+    report: Data | None = None
+    selection_labels: LabeledData | None = None
+    report_labels: LabeledData | None = None
+
+    def describe(self) -> dict[str, str]:
+        """Return part -> its inputs in one line, for real inputs."""
+        parts = {
+            "calibration": self.calibration,
+            "selection": self.selection,
+            "report": self.report,
+        }
+        labels = {"selection_labels": self.selection_labels, "report_labels": self.report_labels}
+        lines = {}
+        for name, data in parts.items():
+            if data is not None and not data.warning:
+                lines[name] = data.describe()
+        for name, labeled in labels.items():
+            if labeled is not None:
+                lines[name] = labeled.describe()
+        return lines
+
+
+def split_inputs(data: Data, labels: LabeledData | None, recipe: Recipe) -> Splits:
+    """Split the inputs of a run.
+
+    Inputs are held out for the report if there are enough real ones, and as many for selection if
+    the recipe has a tolerance.
+
+    Raises
+    ------
+    DataError
+        There are too few for `max_divergence`.
+    """
+    calibration, selection, report = _split_unlabeled(data, recipe)
+    if labels is None or not recipe.candidate:
+        return Splits(calibration, selection, report, None, labels)
+    count = min(SELECTED_MOST, labels.samples // SELECTED_PART)
+    if count < SELECTED_LEAST:
+        return Splits(calibration, selection, report, None, labels)
+    selected, rest = labels.split(count / labels.samples, recipe.seed)
+    return Splits(calibration, selection, report, selected, rest)
+
+
+def _split_unlabeled(data: Data, recipe: Recipe) -> tuple[Data, Data | None, Data | None]:
+    """Return calibration, selection and held-out inputs."""
+    with_tolerance = recipe.max_divergence is not None
+    batch = data.inputs.batch or 1
+    parts = HELD_OUT_PART + (2 if with_tolerance else 1)
+    count = min(HELD_OUT_MOST, len(data.chosen) // parts)
+    count -= count % batch  # models with a fixed batch size take full batches only
+    # a mirror image on the other side of a split would not be new
+    if data.flipped or data.warning:
+        count = 0
+    if not count:
+        if with_tolerance:
+            raise DataError(
+                "data-samples",
+                "max_divergence needs separate real inputs to measure on; "
+                f"{data.describe()} are too few, or synthetic: give at least "
+                f"{HELD_OUT_PART + 2} batches",
+            )
+        return data, None, None
+    rest, report = split(data, len(data.chosen) - count, count)
+    if not with_tolerance:
+        return rest, None, report
+    rest, selection = split(rest, len(rest.chosen) - count, count)
+    return rest, selection, report

@@ -1,0 +1,146 @@
+"""Search for the smallest model within a tolerance on the divergence of its outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from onnxprune.errors import TargetError
+from onnxprune.metrics.base import plain
+from onnxprune.report.data import BisectionStep, BisectionSummary
+from onnxprune.run.evaluation import compare_outputs
+from onnxprune.run.recipe import Recipe
+from onnxprune.run.variants import Variants, dependencies, or_infinite, plan_key
+
+CLOSE = 0.98  # of the tolerance: the search ends here
+PARTS = 100  # positions from the original (0) to the targets, or to nothing (PARTS)
+
+Row = dict[str, Any]  # what was measured at one position, as JSON
+
+
+def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, BisectionSummary]:
+    """Return the recipe with the targets that keep its `max_divergence`, and the search.
+
+    The smallest model is bisected for, between the original and the recipe's targets (nothing, if
+    it has none), to one position or to CLOSE. The logarithm of the divergence is interpolated,
+    which takes few steps.
+
+    Raises
+    ------
+    TargetError
+        No channel can be removed.
+    """
+    allowed = recipe.max_divergence or 0.0
+    rows: dict[int, Row] = {}
+
+    def passes(position: int) -> bool:
+        rows[position] = _measure(variants, recipe, position, list(rows.values()))
+        return _divergence(rows[position]) <= allowed
+
+    low, high = 0, PARTS
+    if recipe.target and passes(PARTS):
+        low = PARTS
+    moves: list[bool] = []  # whether each step raised the lower bound
+    while high - low > 1 and not (low and _divergence(rows[low]) >= CLOSE * allowed):
+        position = _interpolate(rows, low, high, allowed)
+        # interpolation can creep up from one side: after two moves of a kind, bisect
+        if moves[-2:] in ([True] * 2, [False] * 2):
+            position = (low + high) // 2
+        moves.append(passes(position))
+        low, high = (position, high) if moves[-1] else (low, position)
+    if (not low and not passes(0)) or not rows[low]["cut"]:
+        raise _unreachable(list(rows.values()), allowed)
+    steps = [
+        BisectionStep(row["target"], row["macs"], row["divergence"])
+        for row in rows.values()
+        if row["macs"] is not None
+    ]
+    selection = variants.splits.selection
+    summary = BisectionSummary(
+        allowed,
+        rows[low]["divergence"],
+        selection.samples if selection else 0,
+        sorted(steps, key=lambda step: step.macs),
+    )
+    return recipe.but({"target": rows[low]["target"]}), summary
+
+
+def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Row]) -> Row:
+    """Measure the model at a position; the divergence of a plan is measured once."""
+    original = variants.context.analysis.cost().as_dict()
+    here = recipe.but({"target": _targets_at(recipe, position, original)})
+    targets = [str(target) for target in here.target]
+    title = ", ".join(targets)
+
+    def work() -> Mapping[str, Any]:
+        row: Row = {"target": targets, "macs": None, "divergence": None, "cut": True, "plan": ""}
+        try:
+            plan = variants.plan(here)
+        except TargetError:
+            variants.stages.detail(f"{title} is not reachable")
+            return row
+        name = plan_key(here, plan)
+        row |= {"macs": variants.macs_share(plan), "cut": bool(plan.kept), "plan": name}
+        known = [other["divergence"] for other in earlier if other["plan"] == name]
+        if known:
+            row["divergence"] = known[0]
+        else:
+            selection = variants.splits.selection
+            assert selection is not None  # the split fails without
+            model = variants.repair(here, plan)
+            fidelity = compare_outputs(variants.source, model, selection, here)
+            row["divergence"] = plain(fidelity.divergence)
+        variants.stages.detail(f"{title}: divergence {_divergence(row):.3g}")
+        return row
+
+    return variants.do(f"bisect {len(earlier) + 1}", work, dependencies(here, "decoder"))
+
+
+def _targets_at(recipe: Recipe, position: int, original: Mapping[str, int]) -> list[str]:
+    """Return the targets at a position between the original and the recipe's."""
+    if position == PARTS:
+        return [str(target) for target in recipe.target]
+    limits = {}
+    for target in recipe.target:
+        cost = original[target.cost]
+        limits[target.cost] = min(target.ceiling(cost) / max(cost, 1), 1.0)
+    share = position / PARTS
+    return [
+        f"{cost}={100 * (1 - share * (1 - limit)):.6g}%"
+        for cost, limit in (limits or {"macs": 0.0}).items()
+    ]
+
+
+def _interpolate(rows: Mapping[int, Row], low: int, high: int, allowed: float) -> int:
+    """Return the position at which the divergence is expected to be as allowed.
+
+    The logarithm of the divergence is taken as linear between both positions; it is the middle
+    if one of them has no divergence.
+    """
+    ends = [_divergence(rows[position]) if position in rows else 0.0 for position in (low, high)]
+    if not all(0 < end < math.inf for end in ends) or ends[0] >= ends[1]:
+        return (low + high) // 2
+    share = math.log(allowed / ends[0]) / math.log(ends[1] / ends[0])
+    return min(max(low + round(share * (high - low)), low + 1), high - 1)
+
+
+def _unreachable(rows: list[Row], allowed: float) -> TargetError:
+    """Return the error of a tolerance that no model keeps."""
+    cuts = [row for row in rows if row["cut"]]
+    reason = "no channel can be removed"
+    if cuts:
+        least = min(cuts, key=_divergence)
+        reason = (
+            f"the smallest cut that was tried ({', '.join(least['target'])}) diverges by "
+            f"{_divergence(least):.3g}"
+        )
+    return TargetError(
+        "target-unreachable",
+        f"max_divergence {allowed:g} cannot be met: {reason}; raise it, or lower --round-to",
+    )
+
+
+def _divergence(row: Row) -> float:
+    """Return the divergence of a row, infinite if it is not finite or the target unreachable."""
+    return or_infinite(row["divergence"])

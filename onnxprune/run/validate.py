@@ -1,0 +1,112 @@
+"""Checks of a recipe before any work: names that exist, options that fit together."""
+
+from __future__ import annotations
+
+import os
+
+from onnxprune.engines import ENGINES
+from onnxprune.engines.base import require
+from onnxprune.errors import DataError, UsageError
+from onnxprune.metrics import find_metric
+from onnxprune.run.adapter import engines_of, metric_options
+from onnxprune.run.recipe import Recipe
+from onnxprune.search import ONE_SHOT
+
+MOST_CONTROLS = 20
+
+
+def validate(recipe: Recipe, has_data: bool) -> None:
+    """Check that a run can begin.
+
+    Parameters
+    ----------
+    has_data
+        Whether there are calibration inputs.
+
+    Raises
+    ------
+    UsageError
+        Options exclude each other or lack another one; the message says which and what to do.
+    EngineError
+        An engine is not available.
+    DataError
+        The labeled inputs do not exist.
+    """
+    _check_names(recipe)
+    _check_clashes(recipe)
+    _check_inputs(recipe, has_data)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Check engines, metrics and the path of the labels."""
+    for name in engines_of(recipe):
+        require(ENGINES.get(name))
+    for name in recipe.metric:
+        find_metric(name, metric_options(recipe))
+    if recipe.metric and not recipe.labeled:
+        raise UsageError(
+            "labeled-missing",
+            f"metric {recipe.metric[0]!r} needs labeled inputs: pass --labeled PATH",
+        )
+    if recipe.labeled and not os.path.exists(recipe.labeled):
+        raise DataError(
+            "data-missing",
+            f"no labeled inputs at {recipe.labeled}: the file or folder does not exist",
+        )
+
+
+def _has_candidates(recipe: Recipe) -> bool:
+    """Return whether the user named candidates."""
+    return recipe.candidate not in ((), ("auto",))
+
+
+def _check_clashes(recipe: Recipe) -> None:
+    """Check options that exclude each other."""
+    if recipe.control > MOST_CONTROLS:
+        raise UsageError(
+            "option-value",
+            f"control: {recipe.control} is more than the limit of {MOST_CONTROLS} models",
+        )
+    selecting = []
+    if recipe.max_divergence is not None:
+        selecting.append("max_divergence")
+    if _has_candidates(recipe):
+        selecting.append("candidate")
+    building = [*selecting, "curve"] if recipe.curve else selecting
+    if building and recipe.method != ONE_SHOT:
+        raise UsageError(
+            "options-clash",
+            f"{building[0]} needs method {ONE_SHOT}, which scores channels once; method "
+            f"{recipe.method!r} does not",
+        )
+    timed = next((str(target) for target in recipe.target if target.engine), None)
+    if selecting and timed:
+        raise UsageError(
+            "options-clash",
+            f"{selecting[0]} supports only counted targets (macs, params, bytes), not {timed}: "
+            "omit one of the two",
+        )
+    if len(selecting) > 1:
+        raise UsageError(
+            "options-clash",
+            "candidates are compared at one target, which max_divergence does not have: omit one "
+            "of the two",
+        )
+
+
+def _check_inputs(recipe: Recipe, has_data: bool) -> None:
+    """Check that there are inputs to measure on."""
+    if recipe.max_divergence is not None and not has_data:
+        raise UsageError("data-missing", "max_divergence needs real inputs: pass --data PATH")
+    if _has_candidates(recipe) and not recipe.metric:
+        raise UsageError(
+            "labeled-missing",
+            "candidates are compared by a metric: pass --metric NAME and --labeled PATH",
+        )
+    if (recipe.curve or recipe.control) and not has_data and not recipe.metric:
+        name = "curve" if recipe.curve else "control"
+        raise UsageError(
+            "data-missing",
+            f"{name} needs inputs to evaluate models on: pass --data PATH, or --metric NAME and "
+            "--labeled PATH",
+        )

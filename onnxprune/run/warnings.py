@@ -1,0 +1,81 @@
+"""Warnings of a run about its data, targets and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from onnxprune.data.dataset import Data
+from onnxprune.data.images import Images
+from onnxprune.data.preprocess import DEFAULT
+from onnxprune.errors import plural
+from onnxprune.report.data import TargetRow
+from onnxprune.run.adapter import preprocess_of
+from onnxprune.run.recipe import Recipe
+from onnxprune.run.splits import Splits
+
+FEW_INPUTS = 32  # the demo keeps 65, 88 and 98 % top-1 with 8, 16 and 32 inputs, 99 % with more
+LATENCY_SLACK = 0.05  # two measurements of one model agree to about this on an idle machine
+DEFAULT_PREPROCESSING = (
+    "images were preprocessed with the defaults: RGB, values from 0 to 1; if the model was trained "
+    "with other preprocessing, pass --scale, --mean, --std and --order "
+    "(ImageNet: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
+)
+NO_DATA = (
+    "no calibration data: channels are scored by their weights only and nothing is repaired, "
+    "which costs accuracy; pass --data with a few hundred real inputs"
+)
+
+
+def data_warnings(splits: Splits, recipe: Recipe, used: bool) -> Iterator[str]:
+    """Yield warnings about the inputs.
+
+    Parameters
+    ----------
+    used
+        Whether a stage read the calibration inputs.
+    """
+    data = splits.calibration
+    if data.warning:
+        yield data.warning if used else NO_DATA
+    elif used and data.samples < FEW_INPUTS:
+        yield (
+            f"only {plural(data.samples, 'calibration input')}, to which weights are refitted: use "
+            f"at least {FEW_INPUTS}, better a few hundred (labels are not needed)"
+        )
+    if used and uses_default_preprocessing(data, recipe):
+        yield DEFAULT_PREPROCESSING
+    labels = splits.report_labels
+    if recipe.candidate and splits.selection_labels is None and labels is not None:
+        yield (
+            f"too few labeled samples ({labels.samples}) to select among candidates: all are used "
+            "for the report"
+        )
+
+
+def latency_warnings(recipe: Recipe, rows: Sequence[TargetRow]) -> Iterator[str]:
+    """Yield a warning for each latency target that the final measurement misses.
+
+    Parameters
+    ----------
+    rows
+        One per target of the recipe, in its order; further ones are ignored.
+    """
+    for target, row in zip(recipe.target, rows, strict=False):
+        if target.engine and row.reached > row.allowed * (1 + LATENCY_SLACK):
+            yield (
+                f"target {row.target}: final measurement is {row.reached:.3g} ms (limit "
+                f"{row.allowed:.3g} ms) although the search measured less; re-measure on an idle "
+                "machine"
+            )
+
+
+def uses_default_preprocessing(data: Data, recipe: Recipe) -> bool:
+    """Return whether images fed a float model with default scale, mean, std, post and order."""
+    if not isinstance(data.source, Images):
+        return False
+    items = data.inputs.items.items()
+    if not any(v.dtype.kind == "f" and data.inputs.image(name) is not None for name, v in items):
+        return False
+    chosen = preprocess_of(recipe)
+    names = ("scale", "mean", "std", "post", "order")
+    return all(getattr(chosen, name) == getattr(DEFAULT, name) for name in names)
