@@ -85,6 +85,7 @@ def sparsify(
 
     Memory and the latency of dense engines stay the same; --engine measures both models.
     """
+    from onnxprune.data.dataset import flips
     from onnxprune.ir.io import load, save
     from onnxprune.report.terminal import Progress
     from onnxprune.run.adapter import open_data_for
@@ -117,6 +118,8 @@ def sparsify(
         threads=recipe.threads,
     )
     data = open_data_for(source, recipe) if recipe.data else None
+    if data is not None and recipe.flip:
+        data = flips(data)
     with Progress() as progress:
         result = run(source, settings, data, progress)
     save(result.model, path, external_data=recipe.external_data, overwrite=overwrite)

@@ -207,7 +207,17 @@ def _add_own_options(command: F) -> F:
     "runtime",
     "evaluate",
     "write",
-    without=("allocate", "method", "method_option", "losses", "fast", "ratio"),
+    # what the search of a plan reads; here training decides which channels are removed
+    without=(
+        "allocate",
+        "blocks",
+        "fast",
+        "losses",
+        "method",
+        "method_option",
+        "ratio",
+        "swaps",
+    ),
 )
 @shared
 def tune(
@@ -305,7 +315,8 @@ def _read_settings(recipe: Recipe, own: Mapping[str, Any]) -> TuneSettings:
     from onnxprune.tune.settings import TuneSettings
 
     given = {f.name: own[f.name] for f in fields(TuneSettings) if f.name in own}
-    given["augment"] = own["augment"] or "none"
+    if own["augment"] is None:
+        given["augment"] = "flip" if recipe.flip else "none"
     return TuneSettings(
         **given,
         features=own["feature"],
