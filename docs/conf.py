@@ -17,7 +17,7 @@ autodoc_member_order = "bysource"
 
 
 def setup(app: Any) -> None:
-    """Docstrings use | for absolute values, which reStructuredText would take for a substitution."""
+    """Escape `|`, which docstrings use for absolute values and reStructuredText for substitutions."""
     app.connect("autodoc-process-docstring", _escape)
 
 

@@ -1,9 +1,11 @@
-"""Tune a pruned model without any label: it learns to answer as its unpruned original does.
+r"""Tune a pruned model without labels: it learns to give its unpruned original's outputs.
 
-    python examples/distil_only.py pruned.onnx original.onnx images/ tuned.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+    python examples/distil_only.py pruned.onnx original.onnx images/ tuned.onnx \
+        --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 
-The data are whatever `--data` of the command line takes: a folder of images, .npz, .npy, or FILE.py:FUNCTION. Works for detectors and other models whose
-outputs are no class scores, too: `output` and `feature` compare tensors, not probabilities.
+The data are whatever `--data` of the command line takes: a folder of images, .npz, .npy, or
+FILE.py:FUNCTION. This works for detectors and other models whose outputs are not class scores too:
+the losses `output` and `feature` compare tensors, not probabilities.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from onnxprune.tune.settings import TuneSettings
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """ "0.1,0.2" -> (0.1, 0.2)."""
+    """Read numbers such as 0.1,0.2."""
     return tuple(float(n) for n in text.split(","))
 
 
@@ -36,14 +38,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4096)
     chosen = parser.parse_args()
     pruned, original = load(chosen.pruned), load(chosen.original)
-    kind = Preprocess(mean=chosen.mean, std=chosen.std)
-    data = open_data(chosen.data, Session(original).inputs, samples=chosen.samples, preprocess=kind)
-    result = tune(
-        pruned,
-        data,
-        TuneSettings(loss=chosen.loss, epochs=chosen.epochs, augment="flip"),
-        teacher=original,
+    data = open_data(
+        chosen.data,
+        Session(original).inputs,
+        samples=chosen.samples,
+        preprocess=Preprocess(mean=chosen.mean, std=chosen.std),
     )
+    settings = TuneSettings(loss=chosen.loss, epochs=chosen.epochs, augment="flip")
+    result = tune(pruned, data, settings, teacher=original)
     save(result.model, chosen.output, overwrite=True)
     print(f"held-out loss {-result.start_score:.4f} -> {-result.score:.4f}")
 

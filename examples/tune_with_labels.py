@@ -1,9 +1,13 @@
-"""Tune a pruned classifier with labels and its unpruned original as teacher.
+r"""Tune a pruned classifier with labels and its unpruned original as teacher.
 
-    onnxprune optimize resnet20.onnx -o pruned.onnx --data images.npz --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
-    python examples/tune_with_labels.py pruned.onnx resnet20.onnx train.npz tuned.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+    onnxprune optimize resnet20.onnx -o pruned.onnx --data images.npz \
+        --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+    python examples/tune_with_labels.py pruned.onnx resnet20.onnx train.npz tuned.onnx \
+        --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 
-train.npz holds `images` (uint8, n x height x width x 3) and `labels`. Several processes: torchrun --nproc-per-node 2 examples/tune_with_labels.py ...
+train.npz holds `images` (uint8, n x height x width x 3) and `labels`. In several processes:
+
+    torchrun --nproc-per-node 2 examples/tune_with_labels.py ...
 """
 
 from __future__ import annotations
@@ -21,12 +25,12 @@ from onnxprune.tune.settings import TuneSettings
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """ "0.1,0.2" -> (0.1, 0.2)."""
+    """Read numbers such as 0.1,0.2."""
     return tuple(float(n) for n in text.split(","))
 
 
-def tell(event: Event) -> None:
-    """A line a validation, and the time that is left."""
+def show(event: Event) -> None:
+    """Print one line per validation, and the remaining time."""
     if event.stage == "validate":
         print(event.detail, flush=True)
     elif event.left_s is not None:
@@ -40,7 +44,7 @@ def main() -> None:
     parser.add_argument("--mean", type=numbers, default=(0.0,))
     parser.add_argument("--std", type=numbers, default=(1.0,))
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--checkpoint", help="file to go on from when the run is started again")
+    parser.add_argument("--checkpoint", help="progress file; the same command resumes from it")
     chosen = parser.parse_args()
     pruned, original = load(chosen.pruned), load(chosen.original)
     data = open_labeled(
@@ -50,12 +54,14 @@ def main() -> None:
     )
     settings = TuneSettings(loss="kd+0.5*ce", epochs=chosen.epochs, augment="flip-shift")
     result = tune(
-        pruned, data, settings, teacher=original, checkpoint=chosen.checkpoint, on_event=tell
+        pruned, data, settings, teacher=original, checkpoint=chosen.checkpoint, on_event=show
     )
+    # of several processes only the first writes
     if os.environ.get("RANK", "0") == "0":
         save(result.model, chosen.output, overwrite=True)
         print(
-            f"{result.start_score:.4f} -> {result.score:.4f} on held-out samples, epoch {result.epoch}"
+            f"held-out score {result.start_score:.4f} -> {result.score:.4f} "
+            f"(best epoch {result.epoch})"
         )
 
 

@@ -12,7 +12,7 @@ from onnxprune.allocators.base import Allocator, Constraints, Ranking, WidthStep
 from onnxprune.allocators.budgets import unreachable
 from onnxprune.allocators.selection import StepSelection
 from onnxprune.allocators.steps import build_steps, fixed_widths
-from onnxprune.analysis.blocks import whole_blocks
+from onnxprune.analysis.blocks import removable_branches
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.memo import Kind
 from onnxprune.types import Plan, Scores
@@ -76,5 +76,5 @@ def _find_branches(
     """
     if not constraints.blocks or constraints.floor > 1:
         return {}
-    branches = context.memoize(_BRANCHES, lambda: whole_blocks(context.analysis))
+    branches = context.memoize(_BRANCHES, lambda: removable_branches(context.analysis))
     return {lead: groups for lead, groups in branches.items() if fixed.keys().isdisjoint(groups)}

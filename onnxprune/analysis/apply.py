@@ -11,7 +11,15 @@ import numpy as np
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse, spell
 from onnxprune.analysis.rule import Misfit, Rule
-from onnxprune.analysis.state import Average, Mask, Node, Product, SizeLiteral, Tensor
+from onnxprune.analysis.state import (
+    KERNEL_POSITION,
+    Average,
+    Mask,
+    Node,
+    Product,
+    SizeLiteral,
+    Tensor,
+)
 from onnxprune.ir.values import Dim
 
 _KERNEL = "kernel"  # mark of the spatial axes of a weight
@@ -167,7 +175,7 @@ class _Match:
             if not isinstance(key, str | Nth):
                 self.bind_product(operand, i, key)
             elif isinstance(key, Nth) and key.mark == _KERNEL:
-                why = self.node.why("kernel position")
+                why = self.node.why(KERNEL_POSITION)
                 self.causes.freeze(why if axis is None else axis, why)
                 operand.axes[i] = why
             elif shape[i] == 1 and self.length[key] != 1:  # broadcast

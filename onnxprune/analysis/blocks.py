@@ -1,7 +1,8 @@
-"""Branches that can go whole: with no channel of a group left, the linear layers that read it give their bias, which is a constant.
+"""Branches that can be removed: residual blocks, attention, squeeze-and-excitation gates.
 
-Where such constants are added to (multiplied with, ...) something else that stays, what made the channels is needed no more: the branch of a
-residual block, the gate of a squeeze-and-excitation.
+If a group keeps no channel, the linear layers that consume it return their bias, a constant. If
+such constants are only added to (multiplied with, ...) a tensor that is kept, the nodes that
+computed the channels are not needed any more.
 """
 
 from __future__ import annotations
@@ -21,233 +22,242 @@ from onnxprune.ir.nodes import attribute, captured, label
 
 @dataclass(frozen=True)
 class Collapse:
-    """What a cut makes of a graph where groups go whole.
+    """What a cut changes in a graph in which groups keep no channel.
 
-    folded: nodes (by number) whose output becomes a constant, in graph order; readers: those of them that lose all their inputs, and give their bias;
-    constants: outputs of `folded` that nodes which stay read; unneeded: nodes that nothing needs any more, `folded` among them.
+    Attributes
+    ----------
+    folded
+        Indices of the nodes whose output becomes a constant, in graph order.
+    biases
+        Those of them that lose all their inputs and return their bias.
+    constants
+        Outputs of `folded` that kept nodes consume.
+    unneeded
+        Indices of the nodes that no output depends on any more, `folded` included.
     """
 
     folded: tuple[int, ...]
-    readers: dict[int, Linear]
+    biases: dict[int, Linear]
     constants: tuple[str, ...]
     unneeded: frozenset[int]
 
 
 def collapse(analysis: Analysis, removed: np.ndarray) -> Collapse:
-    """What becomes of the nodes behind axes of which nothing is left.
+    """Return what becomes of the nodes after axes of which no position is kept.
+
+    Parameters
+    ----------
+    analysis
+        Analysis of the model.
+    removed
+        Causes that are removed, see `Analysis.removed`.
 
     Raises
     ------
     UsageError
-        A node that stays would have to work on a tensor without channels, or on a constant in its place.
+        A kept node would consume a tensor without channels, or a constant in its place.
     """
     return _Flow(analysis).collapse(removed)
 
 
-def whole_blocks(analysis: Analysis) -> dict[str, tuple[str, ...]]:
-    """Groups of which no channel has to stay -> all groups that go with them, themselves first. All blocks can go at once.
+def removable_branches(analysis: Analysis) -> dict[str, tuple[str, ...]]:
+    """Return the groups that need not keep a channel.
 
-    Where several groups stand for one block, or of two blocks only one can go, it is the first. Costs a pass over the axes a group.
+    All of these branches can be removed at once. If several groups stand for the same branch, or
+    of two branches only one can be removed, the first is returned. Costs one pass over the axes
+    per group.
+
+    Returns
+    -------
+    branches
+        Group -> all groups that are removed with it, itself first.
     """
     flow = _Flow(analysis)
-    found: dict[str, tuple[str, ...]] = {}
+    branches: dict[str, tuple[str, ...]] = {}
     for group in analysis.groups:
         try:
             unneeded = flow.collapse(analysis.removed({group.name: ()})).unneeded
-            block = (group.name, *sorted(flow.groups_in(unneeded) - {group.name}))
-            flow.collapse(
-                analysis.removed(
-                    dict.fromkeys(
-                        (*block, *(name for known in found.values() for name in known)), ()
-                    )
-                )
-            )
+            branch = (group.name, *sorted(flow.groups_in(unneeded) - {group.name}))
+            # with all branches before it
+            together = (*branch, *(name for known in branches.values() for name in known))
+            flow.collapse(analysis.removed(dict.fromkeys(together, ())))
         except UsageError:
             continue
-        if not any(set(block) == set(known) for known in found.values()):
-            found[group.name] = block
-    return found
+        if not any(set(branch) == set(known) for known in branches.values()):
+            branches[group.name] = branch
+    return branches
 
 
 class _Flow:
-    """The nodes of the main graph and what is between them."""
+    """Nodes of the main graph and the tensors between them."""
 
     def __init__(self, analysis: Analysis) -> None:
-        self.analysis, self.weights = analysis, analysis.model.weights
-        graph = analysis.model.proto.graph
-        self.nodes = analysis.record.nodes[: len(graph.node)]
-        self.ends = {o.name for o in graph.output}
-        self.linear = {li.node: li for li in linears(analysis)}
-        self.makers = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
-        self.inputs = [
-            [
-                n
-                for n in dict.fromkeys((*node.input, *sorted(captured(node))))
-                if n and n not in self.weights
-            ]
-            for node in self.nodes
-        ]
-        self.readers: dict[str, list[int]] = {}
-        for i, names in enumerate(self.inputs):
-            for name in names:
-                self.readers.setdefault(name, []).append(i)
-        tensors = analysis.record.tensors
+        self.analysis = analysis
+        weights, graph = analysis.model.weights, analysis.model.proto.graph
+        self.nodes = analysis.nodes[: len(graph.node)]
+        self.graph_outputs = {o.name for o in graph.output}
+        self.linear = {layer.node: layer for layer in linears(analysis)}
+        self.producers = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
+        self.inputs: list[list[str]] = []  # activations per node, those that bodies read included
+        self.consumers: dict[str, list[int]] = {}
+        for i, node in enumerate(self.nodes):
+            names = dict.fromkeys((*node.input, *sorted(captured(node))))
+            self.inputs.append([n for n in names if n and n not in weights])
+            for name in self.inputs[-1]:
+                self.consumers.setdefault(name, []).append(i)
         axes = [
             (name, analysis.axes.number(a))
-            for name, t in tensors.items()
+            for name, t in analysis.record.tensors.items()
             for a in t.axes
             if isinstance(a, np.ndarray) and len(a)
         ]
-        self.axis_of, self.axis_number = (
-            [name for name, _ in axes],
-            np.array([n for _, n in axes], np.int64),
-        )
-        self.users: dict[str, set[int]] = {
-            g.name: {analysis.record.uses[m.use].node for m in analysis.members(g.name)}
+        self.axis_tensors = [name for name, _ in axes]
+        self.axis_numbers = np.array([n for _, n in axes], np.int64)
+        self.users = {
+            g.name: {analysis.uses[m.use].node for m in analysis.members(g.name)}
             for g in analysis.groups
         }
 
     def collapse(self, removed: np.ndarray) -> Collapse:
-        """As the function."""
+        """Return what becomes of the nodes; see the function."""
         lengths = self.analysis.axes.lengths(removed)
-        empty = {self.axis_of[i] for i in np.flatnonzero(lengths[self.axis_number] == 0)}
-        readers: dict[int, Linear] = {}
-        constant: dict[str, int] = {}
-        held: list[int] = []
-        heap = sorted({i for name in empty for i in self.readers.get(name, ())})
-        met = set(heap)
+        empty = {self.axis_tensors[i] for i in np.flatnonzero(lengths[self.axis_numbers] == 0)}
+        biases: dict[int, Linear] = {}
+        constant: dict[str, int] = {}  # output -> node
+        blocked: list[int] = []  # nodes that consume what they cannot take
+        # in graph order: all constants that a node can get are known when it is visited
+        heap = sorted({i for name in empty for i in self.consumers.get(name, ())})
+        seen = set(heap)
         while heap:
             i = heappop(heap)
-            if self.made_empty(i, empty):
+            if self.computes_empty(i, empty):
                 continue
-            if self.gives_bias(i, empty, lengths):
-                readers[i] = self.linear[i]
+            if self.returns_bias(i, empty, lengths):
+                biases[i] = self.linear[i]
             elif not self.folds(i, constant):
-                if not self.takes(i, empty, constant):
-                    held.append(i)
+                if not self.accepts(i, empty, constant):
+                    blocked.append(i)
                 continue
             out = self.nodes[i].output[0]
             constant[out] = i
-            for reader in self.readers.get(out, ()):
-                if reader not in met:
-                    met.add(reader)
-                    heappush(heap, reader)
+            for consumer in self.consumers.get(out, ()):
+                if consumer not in seen:
+                    seen.add(consumer)
+                    heappush(heap, consumer)
         folded = set(constant.values())
-        for i in held:
+        # a blocked node is no obstacle if nothing depends on it any more
+        for i in blocked:
             if self.needed(i, empty, folded):
                 raise self.refusal(i, empty, constant)
-        stray = next((name for name in sorted(empty) if name not in self.makers), None)
+        self.check_producers(empty)
+        emptied = {self.producers[name] for name in empty}
+        unneeded = self.unneeded(
+            {i for i in emptied if self.computes_empty(i, empty)} | folded | set(blocked)
+        )
+        consumed = tuple(
+            name
+            for name in constant
+            if any(c not in unneeded for c in self.consumers.get(name, ()))
+        )
+        return Collapse(tuple(sorted(folded)), biases, consumed, frozenset(unneeded))
+
+    def check_producers(self, empty: set[str]) -> None:
+        """Raise if a tensor without channels is no output of a node of the main graph."""
+        stray = next((name for name in sorted(empty) if name not in self.producers), None)
         if stray is not None:
             raise UsageError(
                 "group-whole",
-                f"no channel is left of {stray!r}, which no node of the main graph makes: keep at least one",
+                f"no channel of {stray!r} is kept, which no node of the main graph computes; "
+                "keep at least one",
             )
-        unneeded = self.unneeded(
-            {self.makers[name] for name in empty if self.made_empty(self.makers[name], empty)}
-            | folded
-            | set(held)
-        )
-        stay = tuple(
-            name for name in constant if any(r not in unneeded for r in self.readers.get(name, ()))
-        )
-        return Collapse(tuple(sorted(folded)), readers, stay, frozenset(unneeded))
 
-    def made_empty(self, i: int, empty: set[str]) -> bool:
-        """Whether all that a node makes has no positions."""
+    def computes_empty(self, i: int, empty: set[str]) -> bool:
+        """Return whether no output of a node has a position."""
         return all(o in empty for o in self.nodes[i].output if o)
 
-    def gives_bias(self, i: int, empty: set[str], lengths: np.ndarray) -> bool:
-        """Whether a linear node loses all of its inputs."""
-        linear = self.linear.get(i)
-        if (
-            linear is None
-            or linear.ids is None
-            or linear.data not in empty
-            or linear.out in self.ends
-        ):
+    def returns_bias(self, i: int, empty: set[str], lengths: np.ndarray) -> bool:
+        """Return whether a node is a linear layer that loses all of its inputs."""
+        layer = self.linear.get(i)
+        if layer is None or layer.ids is None or layer.data not in empty:
             return False
-        return not lengths[self.analysis.axes.number(linear.ids)] and self.inputs[i] == [
-            linear.data
-        ]
+        if layer.out in self.graph_outputs or self.inputs[i] != [layer.data]:
+            return False
+        return not lengths[self.analysis.axes.number(layer.ids)]
 
     def folds(self, i: int, constant: dict[str, int]) -> bool:
-        """Whether a node of constants alone gives one that stands for its output everywhere."""
+        """Return whether a node of constants alone has an output that is constant everywhere."""
         node = self.nodes[i]
-        if (
-            len(node.output) != 1
-            or node.output[0] in self.ends
-            or not all(n in constant for n in self.inputs[i])
-        ):
+        if len(node.output) != 1 or node.output[0] in self.graph_outputs:
+            return False
+        if not all(n in constant for n in self.inputs[i]):
             return False
         norm = (
             node.op_type == "BatchNormalization"
             and self.inputs[i] == [node.input[0]]
             and not attribute(node, "training_mode", 0)
         )
-        return norm or node.op_type == "Transpose" or self.by_element(i)
+        return norm or node.op_type == "Transpose" or self.broadcasts(i)
 
-    def takes(self, i: int, empty: set[str], constant: dict[str, int]) -> bool:
-        """Whether a node joins constants with something that has its output's shape."""
+    def accepts(self, i: int, empty: set[str], constant: dict[str, int]) -> bool:
+        """Return whether a node joins constants with a tensor that has its output's shape."""
         node, shapes = self.nodes[i], self.analysis.shapes
         live = [n for n in self.inputs[i] if n not in constant]
-        if not self.by_element(i) or len(node.output) != 1 or empty.intersection(live):
+        if not self.broadcasts(i) or len(node.output) != 1 or empty.intersection(live):
             return False
         shape = shapes.shape(node.output[0])
-        return (
-            shape is not None and None not in shape and any(shapes.shape(n) == shape for n in live)
-        )
+        if shape is None or None in shape:
+            return False
+        return any(shapes.shape(n) == shape for n in live)
 
-    def by_element(self, i: int) -> bool:
-        """Whether the rule of a node's op is broadcasting."""
+    def broadcasts(self, i: int) -> bool:
+        """Return whether a node is elementwise."""
         return row(self.nodes[i].op_type, self.nodes[i].domain) is elementwise
 
     def needed(self, start: int, empty: set[str], folded: set[int]) -> bool:
-        """Whether an output of the graph comes from a node by way of nodes that stay."""
+        """Return whether a graph output depends on a node through kept nodes."""
         stack, seen = [start], {start}
         while stack:
             for name in self.nodes[stack.pop()].output:
-                if name in self.ends:
+                if name in self.graph_outputs:
                     return True
-                fresh = (
-                    []
-                    if name in empty
-                    else [
-                        r
-                        for r in self.readers.get(name, ())
-                        if r not in seen and r not in folded and not self.made_empty(r, empty)
-                    ]
-                )
-                seen.update(fresh)
-                stack += fresh
+                if name in empty:
+                    continue
+                for consumer in self.consumers.get(name, ()):
+                    if consumer in seen or consumer in folded:
+                        continue
+                    if not self.computes_empty(consumer, empty):
+                        seen.add(consumer)
+                        stack.append(consumer)
         return False
 
     def unneeded(self, known: set[int]) -> set[int]:
-        """These nodes, and those that make things for them alone."""
+        """Return these nodes, and those that compute tensors for them alone."""
         stack = list(known)
         while stack:
             for name in self.inputs[stack.pop()]:
-                maker = self.makers.get(name)
-                if maker is None or maker in known:
+                producer = self.producers.get(name)
+                if producer is None or producer in known:
                     continue
-                outs = self.nodes[maker].output
-                if not self.ends.intersection(outs) and all(
-                    r in known for o in outs for r in self.readers.get(o, ())
-                ):
-                    known.add(maker)
-                    stack.append(maker)
+                outs = self.nodes[producer].output
+                consumers = [c for o in outs for c in self.consumers.get(o, ())]
+                if not self.graph_outputs.intersection(outs) and known.issuperset(consumers):
+                    known.add(producer)
+                    stack.append(producer)
         return known
 
     def groups_in(self, nodes: frozenset[int]) -> set[str]:
-        """Groups that only these nodes' weights hold."""
+        """Return the groups whose weights only these nodes use."""
         return {name for name, users in self.users.items() if users <= nodes}
 
     def refusal(self, i: int, empty: set[str], constant: dict[str, int]) -> UsageError:
-        """Why this cannot be."""
+        """Return the error for a kept node that would consume an empty tensor or a constant."""
         node = self.nodes[i]
         name = next((n for n in self.inputs[i] if n in empty or n in constant), label(node))
         what = "would be a constant" if name in constant else "would have no channel"
         return UsageError(
             "group-whole",
-            f"a group cannot go whole: {name!r} {what}, and node {label(node)!r} ({node.op_type}) works on it; a group goes whole where linear layers alone read it "
-            "whose outputs are added to other tensors, with all groups of that branch; keep a channel of each group",
+            f"a group cannot lose all channels: {name!r} {what}, and node {label(node)!r} "
+            f"({node.op_type}) consumes it; a branch can be removed if only linear layers consume "
+            "its channels, whose outputs are added to other tensors, and if all its groups are "
+            "removed together; keep at least one channel of each group",
         )

@@ -1,4 +1,4 @@
-"""Lengths and costs of every axis at once, for any set of removed channels."""
+"""Kept lengths and costs of a model for any set of removed channels."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from onnxprune.types import Cost
 
 @dataclass(frozen=True)
 class Axes:
-    """Id arrays resolved to causes. causes: how many there are; index `causes` is a position that stays."""
+    """Id arrays resolved to causes.
+
+    Attributes
+    ----------
+    causes
+        Number of causes, which is also the index that stands for a frozen position.
+    """
 
     causes: int
-    _tables: dict[int, np.ndarray] = field(repr=False)
+    _tables: dict[int, np.ndarray] = field(repr=False)  # by id() of the array
     _numbers: dict[int, int] = field(repr=False)
-    _stacks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(
-        repr=False
-    )  # (rows, starts, numbers) a table width
-    _alive: tuple[np.ndarray, ...] = field(repr=False)
+    # per width of the tables: (all rows, first row per table, number per table)
+    _stacks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(repr=False)
+    _alive: tuple[np.ndarray, ...] = field(repr=False)  # keeps the arrays, so id() stays theirs
 
     @staticmethod
     def build(causes: Causes, arrays: Sequence[np.ndarray]) -> Axes:
-        """Resolve all arrays; equal ones share a table."""
+        """Resolve all arrays; equal arrays share a table."""
         unique: dict[bytes, int] = {}
         by_id: dict[int, int] = {}
         first: list[np.ndarray] = []
@@ -39,41 +44,35 @@ class Axes:
                     unique[key] = len(first)
                     first.append(array)
                 by_id[id(array)] = unique[key]
-        found, tables = causes.table(first)
+        free, tables = causes.table(first)
         stacks = []
         for width in sorted({t.shape[1] for t in tables}):
             numbers = [i for i, t in enumerate(tables) if t.shape[1] == width and len(t)]
             if numbers:
+                rows = np.concatenate([tables[i] for i in numbers])
                 lengths = [len(tables[i]) for i in numbers]
-                stacks.append(
-                    (
-                        np.concatenate([tables[i] for i in numbers]),
-                        np.cumsum([0, *lengths[:-1]]),
-                        np.array(numbers),
-                    )
-                )
-        return Axes(
-            len(found), {k: tables[v] for k, v in by_id.items()}, by_id, stacks, tuple(arrays)
-        )
+                stacks.append((rows, np.cumsum([0, *lengths[:-1]]), np.array(numbers)))
+        by_array = {k: tables[v] for k, v in by_id.items()}
+        return Axes(len(free), by_array, by_id, stacks, tuple(arrays))
 
     def table(self, ids: np.ndarray) -> np.ndarray:
-        """(length, width) causes of each position, padded with `causes`."""
+        """Return the (length, width) causes of each position, padded with `causes`."""
         return self._tables[id(ids)]
 
     def known(self, ids: np.ndarray) -> bool:
-        """Whether `table` has the axis."""
+        """Return whether `table` has the axis."""
         return id(ids) in self._tables
 
     def number(self, ids: np.ndarray) -> int:
-        """Index of an axis in `lengths`."""
+        """Return the index of an axis in `lengths`."""
         return self._numbers[id(ids)]
 
     def live(self, ids: np.ndarray) -> bool:
-        """Whether any position can be cut."""
+        """Return whether any position of an axis can be cut."""
         return bool((self.table(ids) != self.causes).any())
 
     def lengths(self, removed: np.ndarray) -> np.ndarray:
-        """Kept length of every axis; one more at the end, of 1, for products with fewer axes."""
+        """Return the kept length of every axis, and a 1 at the end for products with fewer axes."""
         out = np.zeros(max(self._numbers.values(), default=-1) + 2)
         for rows, starts, numbers in self._stacks:
             kept = ~(removed[rows[:, 0]] if rows.shape[1] == 1 else removed[rows].any(1))
@@ -84,25 +83,37 @@ class Axes:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Products of axis lengths: factor times the lengths of `index`, a row each."""
+    """Costs as sums of products of axis lengths.
+
+    Attributes
+    ----------
+    axes
+        Axes of the model.
+    terms
+        "macs", "params", "bytes" and "activation_bytes" -> (factor (n,), index (n, width)); a
+        product is the factor times the lengths of the axes in its row of the index.
+    variants
+        For each tensor that is used with several axes: row of the "params" and "bytes" terms ->
+        number per axis (-1 if frozen). Uses that are cut alike are counted once.
+    tables
+        Causes per number of an axis.
+    """
 
     axes: Axes
-    terms: dict[str, tuple[np.ndarray, np.ndarray]]  # what -> (factor (n,), index (n, width))
-    variants: tuple[
-        dict[int, tuple[int, ...]], ...
-    ]  # uses of one tensor: row of the params/bytes terms -> axes (-1: none); counted once where equally cut
+    terms: dict[str, tuple[np.ndarray, np.ndarray]]
+    variants: tuple[dict[int, tuple[int, ...]], ...]
     tables: tuple[np.ndarray, ...]
 
     def values(self, what: str, removed: np.ndarray) -> np.ndarray:
-        """Value of each term."""
+        """Return the value of each product."""
         return self._products(what, self.axes.lengths(removed))
 
     def macs(self, removed: np.ndarray) -> np.ndarray:
-        """Multiply-accumulates of each product."""
+        """Return the multiply-accumulates of each product."""
         return self.values("macs", removed)
 
     def total(self, removed: np.ndarray) -> Cost:
-        """All costs."""
+        """Return all costs."""
         once, lengths = self._once(removed), self.axes.lengths(removed)
         macs, params, size, activations = (
             self._products(what, lengths)
@@ -116,13 +127,14 @@ class CostTable:
         )
 
     def savings(self, what: str, removed: np.ndarray) -> np.ndarray:
-        """(causes + 1,) first-order saving of each cause."""
+        """Return the (causes + 1,) first-order saving of each cause."""
         index, lengths = self.terms[what][1], self.axes.lengths(removed)
         values = self._products(what, lengths)
         if what in ("params", "bytes"):
             values = values * self._once(removed)
         per_axis = np.zeros(len(lengths))
         for column in range(index.shape[1]):
+            # a position of an axis is worth the product divided by the axis's length
             np.add.at(per_axis, index[:, column], values / np.maximum(lengths[index[:, column]], 1))
         out = np.zeros(self.axes.causes + 1)
         for rows, starts, numbers in self.axes._stacks:
@@ -135,74 +147,43 @@ class CostTable:
         return out
 
     def _products(self, what: str, lengths: np.ndarray) -> np.ndarray:
+        """Return the value of each product."""
         factor, index = self.terms[what]
         return factor * lengths[index].prod(1)
 
     def _once(self, removed: np.ndarray) -> np.ndarray:
-        """Which rows count: of several uses of a tensor that are cut alike, the first."""
+        """Return which rows count: the first of several uses of a tensor that are cut alike."""
         once = np.ones(len(self.terms["params"][0]), bool)
         for rows in self.variants:
             seen = set()
             for row, axes in rows.items():
-                gone = [
+                cuts = [
                     removed[self.tables[n]].any(1) if n >= 0 else np.zeros(0, bool) for n in axes
                 ]
-                key = tuple(g.tobytes() if g.any() else b"" for g in gone)
+                key = tuple(c.tobytes() if c.any() else b"" for c in cuts)
                 once[row] = key not in seen
                 seen.add(key)
         return once
 
 
+Terms = list[tuple[float, list[int]]]  # (factor, numbers of axes) per product
+
+
 def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> CostTable:
-    """The cost of a walk, as products."""
+    """Return the costs of an analyzed model.
+
+    Parameters
+    ----------
+    record
+        Record of the pass.
+    axes
+        All its axes.
+    weight_types
+        TensorProto types of initializers that count as parameters.
+    """
     filler = max(axes._numbers.values(), default=-1) + 1
     macs = [(float(p.factor), [axes.number(a) for a in p.axes]) for p in record.products]
-    params: list[tuple[float, list[int]]] = []
-    sizes: list[tuple[float, list[int]]] = []
-    rows_of: dict[tuple[str, tuple[int, ...]], int] = {}
-    for use in record.uses:
-        weight = record.model.weights[use.tensor]
-        index = [axes.number(a) for a in use.axes if isinstance(a, np.ndarray)]
-        key = (
-            use.tensor,
-            tuple(-1 if not isinstance(a, np.ndarray) else axes.number(a) for a in use.axes),
-        )
-        if key in rows_of:
-            continue
-        rows_of[key] = len(params)
-        fixed = float(
-            prod(
-                n
-                for n, a in zip(weight.shape, use.axes, strict=False)
-                if not isinstance(a, np.ndarray)
-            )
-        )
-        params.append(
-            (fixed if weight.dtype in weight_types and weight.shape else 0.0, index)
-        )  # a scalar is a constant of a formula
-        sizes.append((fixed * bits(weight.dtype) / 8, index))
-    by_tensor: dict[str, dict[int, tuple[int, ...]]] = {}
-    for (tensor, numbers), r in rows_of.items():
-        by_tensor.setdefault(tensor, {})[r] = numbers
-    activations = []
-    for node in record.nodes:
-        for name in node.output:
-            state, shape = record.tensors.get(name), record.shapes.shape(name)
-            if state is None or shape is None or len(shape) != len(state.axes):
-                continue
-            fixed = float(
-                prod(
-                    d
-                    for d, a in zip(shape, state.axes, strict=False)
-                    if isinstance(d, int) and not isinstance(a, np.ndarray)
-                )
-            )
-            activations.append(
-                (
-                    fixed * bits(record.shapes.dtype(name)) / 8,
-                    [axes.number(a) for a in state.axes if isinstance(a, np.ndarray)],
-                )
-            )
+    params, sizes, variants = _weight_terms(record, axes, weight_types)
     tables: list[np.ndarray] = [np.zeros((0, 1), np.int64)] * filler
     for key_id, number in axes._numbers.items():
         tables[number] = axes._tables[key_id]
@@ -210,15 +191,56 @@ def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> Cost
         "macs": _matrix(macs, filler),
         "params": _matrix(params, filler),
         "bytes": _matrix(sizes, filler),
-        "activation_bytes": _matrix(activations, filler),
+        "activation_bytes": _matrix(_activation_terms(record, axes), filler),
     }
-    return CostTable(axes, terms, tuple(r for r in by_tensor.values() if len(r) > 1), tuple(tables))
+    return CostTable(axes, terms, variants, tuple(tables))
 
 
-def _matrix(rows: list[tuple[float, list[int]]], filler: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factors and a rectangular index; missing axes point to a length of 1."""
+def _weight_terms(
+    record: Record, axes: Axes, weight_types: frozenset[int]
+) -> tuple[Terms, Terms, tuple[dict[int, tuple[int, ...]], ...]]:
+    """Return the terms of parameters and bytes, and the uses of tensors with several axes."""
+    params: Terms = []
+    sizes: Terms = []
+    by_tensor: dict[str, dict[tuple[int, ...], int]] = {}  # numbers of axes -> row
+    for use in record.uses:
+        weight = record.model.weights[use.tensor]
+        numbers = tuple(axes.number(a) if isinstance(a, np.ndarray) else -1 for a in use.axes)
+        rows = by_tensor.setdefault(use.tensor, {})
+        if numbers in rows:
+            continue
+        rows[numbers] = len(params)
+        index = [n for n in numbers if n >= 0]
+        fixed = float(prod(d for d, n in zip(weight.shape, numbers, strict=True) if n < 0))
+        # a scalar is a constant of a formula
+        counts = weight.dtype in weight_types and weight.shape
+        params.append((fixed if counts else 0.0, index))
+        sizes.append((fixed * bits(weight.dtype) / 8, index))
+    several = [rows for rows in by_tensor.values() if len(rows) > 1]
+    return params, sizes, tuple({row: n for n, row in rows.items()} for rows in several)
+
+
+def _activation_terms(record: Record, axes: Axes) -> Terms:
+    """Return the terms of the bytes that all outputs of nodes take; dynamic axes count as 1."""
+    terms: Terms = []
+    for node in record.nodes:
+        for name in node.output:
+            state, shape = record.tensors.get(name), record.shapes.shape(name)
+            if state is None or shape is None or len(shape) != len(state.axes):
+                continue
+            pairs = list(zip(shape, state.axes, strict=True))
+            fixed = prod(
+                d for d, a in pairs if isinstance(d, int) and not isinstance(a, np.ndarray)
+            )
+            index = [axes.number(a) for _, a in pairs if isinstance(a, np.ndarray)]
+            terms.append((float(fixed) * bits(record.shapes.dtype(name)) / 8, index))
+    return terms
+
+
+def _matrix(rows: Terms, filler: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return factors and a rectangular index; missing axes point to a length of 1."""
     width = max([len(index) for _, index in rows] + [1])
-    index = np.full((len(rows), width), filler)
-    for i, (_, found) in enumerate(rows):
-        index[i, : len(found)] = found
-    return np.array([f for f, _ in rows]), index
+    matrix = np.full((len(rows), width), filler)
+    for i, (_, index) in enumerate(rows):
+        matrix[i, : len(index)] = index
+    return np.array([f for f, _ in rows]), matrix

@@ -1,6 +1,7 @@
-"""Nodes that multiply an activation by a constant weight, in one form: out[g, o] = sum over c, taps of W[g, o, c, tap] x[g, c, tap].
+"""Linear layers: nodes that multiply an activation by a constant weight.
 
-Repair and reconstruction work on this form; which operator it was, and how its weight lies, stays here.
+Repair and reconstruction work on these; which operator a layer is, and how it stores its weight,
+is known to `ir.linear.WeightLayout` alone.
 """
 
 from __future__ import annotations
@@ -12,131 +13,134 @@ from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Use
-from onnxprune.ir.nodes import attribute
-
-LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_BIAS_SLOT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+from onnxprune.ir.linear import LINEAR_OPS, WeightLayout
+from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One such node.
+    """A linear layer.
 
-    node: index in record.nodes; data: activation it reads; weight: use of its weight; slot: operand that is the activation;
-    ids: of the activation's summed axis, None where it is frozen; out_ids: of the output's channel axis; axis, out_axis: where these are.
+    Attributes
+    ----------
+    node
+        Index of the node in `Analysis.nodes`.
+    name
+        Label of the node.
+    data
+        Activation that it reads.
+    out
+        Activation that it computes.
+    weight
+        Use of its weight.
+    bias
+        Name of its bias; "" if it has none.
+    layout
+        Layout of its weight.
+    axis
+        Channel axis of the activation that it reads.
+    out_axis
+        Channel axis of the activation that it computes.
+    ids
+        Ids of the channels that it sums over; None if they are frozen.
+    out_ids
+        Ids of its output channels; None if they are frozen.
     """
 
     node: int
-    op: str
+    name: str
     data: str
     out: str
     weight: Use
-    slot: int
-    groups: int
+    bias: str
+    layout: WeightLayout
     axis: int
     out_axis: int
     ids: np.ndarray | None
     out_ids: np.ndarray | None
 
+    @property
+    def op(self) -> str:
+        """Operator of the node."""
+        return self.layout.op
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution; 1 for other operators."""
+        return self.layout.groups
+
 
 def linears(analysis: Analysis, *, inside: bool = False) -> list[Linear]:
-    """All of them, in graph order; those in bodies, whose activations cannot be asked for, only with `inside`."""
-    record = analysis.record
-    weights: dict[tuple[int, int], Use] = {(u.node, u.slot): u for u in record.uses}
-    found = []
-    for index, node in enumerate(record.nodes):
-        if (
-            node.op_type not in LINEAR_OPS
-            or node.domain not in ("", "ai.onnx")
-            or not (inside or record.outermost(index))
-        ):
+    """Return the linear layers in graph order.
+
+    Parameters
+    ----------
+    analysis
+        Analysis of the model.
+    inside
+        Whether to include layers in bodies, whose activations a run cannot output.
+    """
+    weights = {(u.node, u.slot): u for u in analysis.uses}
+    layers = []
+    for index, node in enumerate(analysis.nodes):
+        if node.op_type not in LINEAR_OPS or node.domain not in STANDARD_DOMAINS:
             continue
         use = weights.get((index, 1))
-        data = record.tensors.get(node.input[0])
-        out = record.tensors.get(node.output[0])
-        if (
-            use is None
-            or data is None
-            or out is None
-            or (index, 0) in weights
-            or len(use.axes) < 2
-            or node.op_type == "MatMul"
-            and len(use.axes) != 2
-        ):
+        constant_data = (index, 0) in weights
+        if use is None or constant_data or not (inside or analysis.outermost(index)):
             continue
-        if node.op_type == "Gemm" and attribute(node, "transA", 0):
-            continue
-        conv, groups, shape = (
-            node.op_type.startswith("Conv"),
-            int(attribute(node, "group", 1)),
-            analysis.model.weights[use.tensor].shape,
-        )
-        axis, out_axis = (1, 1) if conv else (len(data.axes) - 1, len(out.axes) - 1)
-        if (
-            groups < 1
-            or shape[0] % groups
-            or 0 in shape
-            or not (0 <= axis < len(data.axes) and 0 <= out_axis < len(out.axes))
-        ):
-            continue
-        ids, out_ids = record.array(data.axes[axis]), record.array(out.axes[out_axis])
-        rows, columns = _sizes(node, shape, groups)
-        if (out_ids is None or len(out_ids) == rows) and (
-            ids is None or len(ids) == columns
-        ):  # otherwise the walk has stopped at this node
-            found.append(
-                Linear(
-                    index,
-                    node.op_type,
-                    node.input[0],
-                    node.output[0],
-                    use,
-                    0,
-                    groups,
-                    axis,
-                    out_axis,
-                    ids,
-                    out_ids,
-                )
-            )
-    return found
+        layer = _linear(analysis, index, node, use)
+        if layer is not None:
+            layers.append(layer)
+    return layers
 
 
-def _sizes(node: NodeProto, shape: tuple[int, ...], groups: int) -> tuple[int, int]:
-    """(outputs, inputs) of a weight of this shape."""
-    if node.op_type == "Conv" or node.op_type == "Gemm" and attribute(node, "transB", 0):
-        return shape[0], shape[1] * groups
-    return shape[1] * groups, shape[0]
+def _linear(analysis: Analysis, index: int, node: NodeProto, use: Use) -> Linear | None:
+    """Return the linear layer that a node is; None if it is in another form."""
+    shape = analysis.model.weights[use.tensor].shape
+    batched = node.op_type == "MatMul" and len(shape) != 2
+    if len(shape) < 2 or 0 in shape or batched or attribute(node, "transA", 0):
+        return None
+    data, out = analysis.tensor_axes(node.input[0]), analysis.tensor_axes(node.output[0])
+    layout = WeightLayout.of(node)
+    if data is None or out is None or layout.groups < 1 or shape[0] % layout.groups:
+        return None
+    axis, out_axis = (1, 1) if layout.convolution else (len(data) - 1, len(out) - 1)
+    if not (0 <= axis < len(data) and 0 <= out_axis < len(out)):
+        return None
+    ids, out_ids = data[axis], out[out_axis]
+    if ids is not None and len(ids) != layout.inputs(shape):
+        return None  # the pass froze the node: it is not valid
+    if out_ids is not None and len(out_ids) != layout.outputs(shape):
+        return None
+    slot = layout.bias_slot
+    return Linear(
+        index,
+        label(node),
+        node.input[0],
+        node.output[0],
+        use,
+        node.input[slot] if slot is not None and slot < len(node.input) else "",
+        layout,
+        axis,
+        out_axis,
+        ids,
+        out_ids,
+    )
 
 
 def to_matrix(linear: Linear, node: NodeProto, weight: np.ndarray) -> np.ndarray:
-    """Weight as (groups, outputs a group, inputs a group, taps)."""
-    g = int(attribute(node, "group", 1))
-    if linear.op == "Conv":
-        return weight.reshape(g, weight.shape[0] // g, weight.shape[1], -1)
-    if linear.op == "ConvTranspose":
-        return weight.reshape(g, weight.shape[0] // g, weight.shape[1], -1).swapaxes(1, 2)
-    if linear.op == "Gemm":
-        w = weight if attribute(node, "transB", 0) else weight.T
-        return (w * np.asarray(attribute(node, "alpha", 1.0), w.dtype))[None, :, :, None]
-    return weight.T[None, :, :, None]
+    """Return the weight as (groups, outputs per group, inputs per group, taps)."""
+    return WeightLayout.of(node).to_matrix(weight)
 
 
 def from_matrix(
     linear: Linear, node: NodeProto, matrix: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """The inverse of `to_matrix`; shape is that of the weight."""
-    if linear.op == "Conv":
-        return matrix.reshape(shape)
-    if linear.op == "ConvTranspose":
-        return np.ascontiguousarray(matrix.swapaxes(1, 2)).reshape(shape)
-    w = matrix[0, :, :, 0]
-    if linear.op == "Gemm":
-        w = w / np.asarray(attribute(node, "alpha", 1.0), w.dtype)
-        return np.ascontiguousarray(w if attribute(node, "transB", 0) else w.T)
-    return np.ascontiguousarray(w.T)
+    """Return the weight of a matrix: the inverse of `to_matrix`."""
+    return WeightLayout.of(node).from_matrix(matrix, shape)
 
 
 def bias_slot(linear: Linear) -> int | None:
-    """Operand of the bias; None where the op has none."""
-    return _BIAS_SLOT.get(linear.op)
+    """Return the operand of the bias; None if the operator has none."""
+    return linear.layout.bias_slot

@@ -19,6 +19,7 @@ from onnxprune.ir.nodes import attribute, label, nested
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import Dim
 
+KERNEL_POSITION = "kernel position"  # reason of the spatial axes of weights
 FLOATS = frozenset(
     (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 )

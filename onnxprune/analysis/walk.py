@@ -11,7 +11,8 @@ from onnx import GraphProto, NodeProto
 from onnxprune.analysis.apply import apply, shapes
 from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
-from onnxprune.analysis.groups import Analysis, collect
+from onnxprune.analysis.collect import collect
+from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.literals import first_literal
 from onnxprune.analysis.movement import MOVES
 from onnxprune.analysis.rule import Misfit, Rule

@@ -1,4 +1,4 @@
-"""Model and plan in, smaller model out. Nothing is decided here."""
+"""Cuts the channels that a plan removes; decides nothing."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from onnxprune.ir.nodes import nested
 from onnxprune.ir.passes.remove_unused import remove_dead
 from onnxprune.ir.weights import SlicedWeight
 from onnxprune.surgery.fold import fold_branches
-from onnxprune.surgery.size_literals import Editor, refit
+from onnxprune.surgery.size_literals import Editor, rewrite_literals
 from onnxprune.types import Plan
 
 
 def cut(analysis: Analysis, plan: Plan) -> Model:
-    """The canonical model with only the channels that the plan keeps.
+    """Return the canonical model with only the channels that the plan keeps.
 
-    Weights are sliced when they are read, so a large model is cut without holding it in memory. Where a group keeps nothing, its branch
-    goes: a constant, what the layers behind it give for inputs of zero, has its place and the name of its output.
+    Weights are sliced when they are read, so a large model is cut without holding it in memory.
+    If a group keeps no channel, its branch is replaced by a constant: what the layers after it
+    return for inputs of zero. The constant has the name of their output.
 
     Raises
     ------
     UsageError
-        The plan was made for another model, or a group keeps nothing that cannot go whole.
+        The plan was made for another model, or a group keeps no channel although its branch
+        cannot be removed.
     """
     analysis.check(plan)
     editor = Editor(analysis, analysis.model.edit(), analysis.removed(plan.kept))
     _slice_weights(editor)
-    refit(editor)
+    rewrite_literals(editor)
     if not all(map(len, plan.kept.values())):
         fold_branches(editor)
     _update_infos(editor)
@@ -38,25 +40,27 @@ def cut(analysis: Analysis, plan: Plan) -> Model:
 
 
 def _slice_weights(editor: Editor) -> None:
-    """Give each use the part it needs; uses that need the same part share it under the old name."""
+    """Give each use the positions it keeps; uses that keep the same ones share a tensor.
+
+    The first of them gets the old name unless another use, or an output of a graph, needs all of
+    the tensor.
+    """
     analysis, model = editor.analysis, editor.model
     tensors = {t.name: t for t in model.proto.graph.initializer}
     inputs = {i.name: i for i in model.proto.graph.input}
-    needs = [(use, tuple(_positions(editor, a) for a in use.axes)) for use in analysis.record.uses]
-    whole = {o.name for g in nested(model.proto.graph) for o in g.output} | {
-        use.tensor for use, keeps in needs if all(k is None for k in keeps)
-    }
+    kept = [(use, tuple(_positions(editor, a) for a in use.axes)) for use in analysis.uses]
+    uncut = {o.name for g in nested(model.proto.graph) for o in g.output}
+    uncut |= {use.tensor for use, keeps in kept if all(k is None for k in keeps)}
     names: dict[tuple[str, tuple[bytes, ...]], str] = {}
     seen: set[str] = set()
     weights = model.weights
-    for use, keeps in needs:
+    for use, keeps in kept:
         key = (use.tensor, tuple(b"" if k is None else k.tobytes() for k in keeps))
         if key not in names:
-            first = use.tensor not in seen and use.tensor not in whole
+            name = use.tensor
+            if any(key[1]) and (name in seen or name in uncut):
+                name = free_name(f"{name}_cut", tensors)
             seen.add(use.tensor)
-            name = (
-                use.tensor if first or not any(key[1]) else free_name(f"{use.tensor}_cut", tensors)
-            )
             names[key] = name
             base = analysis.model.weights[use.tensor]
             weights[name] = SlicedWeight(base, keeps) if any(key[1]) else base
@@ -73,7 +77,7 @@ def _slice_weights(editor: Editor) -> None:
 
 
 def _positions(editor: Editor, axis: object) -> np.ndarray | None:
-    """Kept positions of an axis; None where all stay."""
+    """Return the kept positions of an axis; None if all are kept."""
     if not isinstance(axis, np.ndarray):
         return None
     keep = editor.analysis.keep(axis, editor.removed)
@@ -81,18 +85,18 @@ def _positions(editor: Editor, axis: object) -> np.ndarray | None:
 
 
 def _update_infos(editor: Editor) -> None:
-    """Declared shapes follow the cut."""
-    tensors = editor.analysis.record.tensors
+    """Update the declared shapes."""
+    weights = editor.model.weights
     for graph in nested(editor.model.proto.graph):
         for info in (*graph.value_info, *graph.input, *graph.output):
             dims = info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else []
-            if info.name in editor.model.weights:  # exporters declare initializers too
-                for dim, size in zip(dims, editor.model.weights[info.name].shape, strict=False):
+            if info.name in weights:  # exporters declare initializers too
+                for dim, size in zip(dims, weights[info.name].shape, strict=False):
                     dim.dim_value = size
                 continue
-            state = tensors.get(info.name)
-            if state is None or len(dims) != len(state.axes):
+            axes = editor.analysis.tensor_axes(info.name)
+            if axes is None or len(dims) != len(axes):
                 continue
-            for dim, axis in zip(dims, state.axes, strict=False):
-                if isinstance(axis, np.ndarray) and dim.HasField("dim_value"):
-                    dim.dim_value = editor.length(axis)
+            for dim, ids in zip(dims, axes, strict=True):
+                if ids is not None and dim.HasField("dim_value"):
+                    dim.dim_value = editor.length(ids)

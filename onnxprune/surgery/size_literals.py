@@ -1,4 +1,7 @@
-"""Literals that spell sizes, written anew from the lengths of the axes after a cut. Nothing is patched by subtraction."""
+"""Rewrites literals that spell sizes, from the lengths of the axes after a cut.
+
+Literals are computed anew from the kept positions; nothing is patched by subtraction.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,26 @@ from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute, nested, set_attribute
 
-_SHARE = "_share_of_mean"  # ends the name of the node that _average adds
+_SHARE = "_share_of_mean"  # suffix of the name of the node that _correct_average adds
 
 
 @dataclass
 class Editor:
-    """A model under the knife. nodes: of the copy, in the analysis's numbering; owners: the graph each lies in."""
+    """A copy of a model during a cut.
+
+    Attributes
+    ----------
+    analysis
+        Analysis of the original.
+    model
+        The copy.
+    removed
+        Causes that are removed, see `Analysis.removed`.
+    nodes
+        Nodes of the copy, in the order of `Analysis.nodes`.
+    owners
+        Graph that each node is in.
+    """
 
     analysis: Analysis
     model: EditableModel
@@ -28,139 +45,141 @@ class Editor:
     owners: list[GraphProto] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        """List the nodes."""
         for graph in nested(self.model.proto.graph):
             self.nodes += list(graph.node)
             self.owners += [graph] * len(graph.node)
 
     def length(self, ids: np.ndarray) -> int:
-        """Positions of an axis that stay."""
+        """Return the number of kept positions of an axis."""
         return int(self.analysis.keep(ids, self.removed).sum())
 
     def insert(self, index: int, node: NodeProto, *, after: bool = False) -> None:
-        """Put a node before or behind that of a number."""
+        """Insert a node before or after the node of an index."""
         graph = self.owners[index]
-        at = next(
-            i for i, n in enumerate(graph.node) if list(n.output) == list(self.nodes[index].output)
-        )
+        outputs = list(self.nodes[index].output)
+        at = next(i for i, n in enumerate(graph.node) if list(n.output) == outputs)
         graph.node.insert(at + after, node)
 
 
-def refit(editor: Editor) -> None:
-    """Rewrite every literal that the cut made wrong."""
+def rewrite_literals(editor: Editor) -> None:
+    """Rewrite every literal that the cut invalidates."""
     record = editor.analysis.record
-    for item in record.literals:
-        _refit(editor, item)
+    for literal in record.literals:
+        _rewrite(editor, literal)
     for select in record.selects:
-        _select(editor, select)
+        _reindex(editor, select)
     for restore in record.restores:
-        _restore(editor, restore)
+        _restore_sizes(editor, restore)
     for average in record.averages:
-        _average(editor, average)
+        _correct_average(editor, average)
 
 
-def _refit(editor: Editor, item: SizeLiteral) -> None:
-    new = {i: editor.length(a) for i, a in enumerate(item.entries) if a is not None}
-    if all(editor.length(a) == len(a) for a in (*item.entries, *item.watch) if a is not None):
+def _rewrite(editor: Editor, literal: SizeLiteral) -> None:
+    """Write the new lengths into an attribute or an input."""
+    axes = [a for a in (*literal.entries, *literal.watch) if a is not None]
+    if all(editor.length(a) == len(a) for a in axes):
         return
-    node = editor.nodes[item.node]
-    kind, place = item.where
-    if kind == "attribute":
-        if item.scalar:
-            set_attribute(node, str(place), new[0])
-        else:
-            old = attribute(node, str(place)) or [0] * len(item.entries)
-            set_attribute(node, str(place), [new.get(i, v) for i, v in enumerate(old)])
-        return
-    slot = int(place)
+    new = {i: editor.length(a) for i, a in enumerate(literal.entries) if a is not None}
+    node = editor.nodes[literal.node]
+    kind, place = literal.where
+    if kind == "input":
+        _rewrite_input(editor, literal, int(place), new)
+    elif literal.scalar:
+        set_attribute(node, str(place), new[0])
+    else:
+        old = attribute(node, str(place)) or [0] * len(literal.entries)
+        set_attribute(node, str(place), [new.get(i, v) for i, v in enumerate(old)])
+
+
+def _rewrite_input(editor: Editor, literal: SizeLiteral, slot: int, new: dict[int, int]) -> None:
+    """Replace an input by an initializer; entries that are computed are merged in by a Where."""
+    node = editor.nodes[literal.node]
     while len(node.input) <= slot:
         node.input.append("")
-    old = editor.analysis.record.shapes.values.get(node.input[slot]) if node.input[slot] else None
+    known = editor.analysis.shapes.values
+    old = known.get(node.input[slot]) if node.input[slot] else None
     if old is None:  # Split without sizes: all entries are given
-        values = np.array([new.get(i, 0) for i in range(len(item.entries))], np.int64)
-        _drop(node, "num_outputs")
+        values = np.array([new.get(i, 0) for i in range(len(literal.entries))], np.int64)
+        _drop_attribute(node, "num_outputs")
     else:
-        values = np.array(
-            [new.get(i, 0 if v is None or isinstance(v, str) else v) for i, v in enumerate(old)],
-            np.int64 if old.dtype == object else old.dtype,
-        )
+        kept = [0 if v is None or isinstance(v, str) else v for v in old]
+        dtype = np.int64 if old.dtype == object else old.dtype
+        values = np.array([new.get(i, v) for i, v in enumerate(kept)], dtype)
     name = add_initializer(editor.model, f"{node.output[0]}_sizes", values)
-    if old is not None and old.dtype == object:
-        mask = add_initializer(
-            editor.model, f"{node.output[0]}_known", np.array([i in new for i in range(len(old))])
-        )
+    if old is not None and old.dtype == object:  # some entries are unknown
+        rewritten = np.array([i in new for i in range(len(old))])
+        mask = add_initializer(editor.model, f"{node.output[0]}_known", rewritten)
         merged = f"{name}_merged"
-        editor.insert(
-            item.node,
-            helper.make_node("Where", [mask, name, node.input[slot]], [merged], name=merged),
-        )
+        where = helper.make_node("Where", [mask, name, node.input[slot]], [merged], name=merged)
+        editor.insert(literal.node, where)
         name = merged
     node.input[slot] = name
 
 
-def _drop(node: NodeProto, name: str) -> None:
+def _drop_attribute(node: NodeProto, name: str) -> None:
+    """Remove an attribute if it is present."""
     for i, a in enumerate(node.attribute):
         if a.name == name:
             del node.attribute[i]
             return
 
 
-def _select(editor: Editor, item: Select) -> None:
-    """The kept picks, counted among the kept positions."""
-    kept = editor.analysis.keep(item.source, editor.removed)
+def _reindex(editor: Editor, select: Select) -> None:
+    """Replace the index of a selection by the kept picks, counted among the kept positions."""
+    kept = editor.analysis.keep(select.source, editor.removed)
     if kept.all():
         return
     rank = np.cumsum(kept) - 1
-    index = rank[item.index[kept[item.index]]]
-    node = editor.nodes[item.node]
+    index = rank[select.index[kept[select.index]]]
+    node = editor.nodes[select.node]
     values = add_initializer(editor.model, f"{node.output[0]}_index", index.astype(np.int64))
     if node.op_type == "Gather":
         node.input[1] = values
         return
+    # the kept positions of a Slice with a step have no step
     gather = helper.make_node(
         "Gather",
         [node.input[0], values],
         list(node.output),
         name=node.name,
-        axis=item.axis,
+        axis=select.axis,
         doc_string=node.doc_string,
     )
     node.CopyFrom(gather)
 
 
-def _restore(editor: Editor, item: Restore) -> None:
-    """A Shape node goes on telling the old sizes: what is computed from them was meant for the whole model."""
-    cut = np.array([a is not None and editor.length(a) != len(a) for a in item.axes])
+def _restore_sizes(editor: Editor, restore: Restore) -> None:
+    """Make a Shape node return the sizes from before the cut.
+
+    What the graph computes from them was meant for the original model.
+    """
+    cut = np.array([a is not None and editor.length(a) != len(a) for a in restore.axes])
     if not cut.any():
         return
-    node = editor.nodes[item.node]
-    told, inner = node.output[0], f"{node.output[0]}_cut"
-    old = add_initializer(
-        editor.model,
-        f"{told}_whole",
-        np.array([len(a) if a is not None else 0 for a in item.axes], np.int64),
-    )
-    mask = add_initializer(editor.model, f"{told}_changed", cut)
-    editor.insert(
-        item.node,
-        helper.make_node("Where", [mask, old, inner], [told], name=f"{told}_whole"),
-        after=True,
-    )
+    node = editor.nodes[restore.node]
+    output, inner = node.output[0], f"{node.output[0]}_cut"
+    sizes = np.array([len(a) if a is not None else 0 for a in restore.axes], np.int64)
+    old = add_initializer(editor.model, f"{output}_whole", sizes)
+    mask = add_initializer(editor.model, f"{output}_changed", cut)
+    where = helper.make_node("Where", [mask, old, inner], [output], name=f"{output}_whole")
+    editor.insert(restore.node, where, after=True)
     node.output[0] = inner
 
 
-def _average(editor: Editor, item: Average) -> None:
-    """A mean goes on dividing by the lengths from before the cut."""
-    share = math.prod(editor.length(a) / len(a) for a in item.axes)
+def _correct_average(editor: Editor, average: Average) -> None:
+    """Scale a mean so that it divides by the lengths from before the cut."""
+    share = math.prod(editor.length(a) / len(a) for a in average.axes)
     if share == 1:
         return
-    node = editor.nodes[item.node]
-    told = node.output[0]
-    dtype = helper.tensor_dtype_to_np_dtype(editor.analysis.shapes.dtype(told))
+    node = editor.nodes[average.node]
+    output = node.output[0]
+    dtype = helper.tensor_dtype_to_np_dtype(editor.analysis.shapes.dtype(output))
     earlier = next(
         (
             n
-            for n in editor.owners[item.node].node
-            if n.op_type == "Mul" and n.input[0] == told and n.name.endswith(_SHARE)
+            for n in editor.owners[average.node].node
+            if n.op_type == "Mul" and n.input[0] == output and n.name.endswith(_SHARE)
         ),
         None,
     )
@@ -168,11 +187,8 @@ def _average(editor: Editor, item: Average) -> None:
         share *= float(editor.model.weights[earlier.input[1]].array())
         earlier.input[1] = add_initializer(editor.model, earlier.input[1], np.array(share, dtype))
         return
-    inner = f"{told}_kept"
-    factor = add_initializer(editor.model, f"{told}{_SHARE}", np.array(share, dtype))
-    editor.insert(
-        item.node,
-        helper.make_node("Mul", [inner, factor], [told], name=f"{told}{_SHARE}"),
-        after=True,
-    )
+    inner = f"{output}_kept"
+    factor = add_initializer(editor.model, f"{output}{_SHARE}", np.array(share, dtype))
+    scale = helper.make_node("Mul", [inner, factor], [output], name=f"{output}{_SHARE}")
+    editor.insert(average.node, scale, after=True)
     node.output[0] = inner

@@ -1,4 +1,4 @@
-"""Is the cut model the masked original? Checked, inferred, run and compared."""
+"""Verifies a cut model: valid ONNX that runs and equals the masked original."""
 
 from __future__ import annotations
 
@@ -20,26 +20,47 @@ from onnxprune.surgery.integers import integer_sums, is_quantized
 from onnxprune.surgery.size_literals import Editor
 from onnxprune.types import Plan
 
-# Float rounding of sums in another order; single-precision chains of a few hundred layers stay below it
+# Rounding of sums in another order; float32 chains of a few hundred layers stay below it
 TOLERANCE: dict[int, float] = {
     TensorProto.FLOAT: 1e-5,
     TensorProto.DOUBLE: 1e-12,
     TensorProto.FLOAT16: 2e-2,
     TensorProto.BFLOAT16: 1e-1,
 }
-_ROUNDING = 2.0  # times what the original differs from itself is not held against a cut
-_MOST_TOLERANCES = 10.0
+_ROUNDING = 2.0  # tolerance, in multiples of the rounding of the original itself
+_MOST_TOLERANCES = 10.0  # upper limit of that, in multiples of TOLERANCE
 _BLOCK = 1 << 20  # values of an output that are compared at a time
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+# Slot of the zero point of the first operand (of the weight: the operand's slot more)
+_ZERO_SLOTS = {
+    "ConvInteger": 2,
+    "MatMulInteger": 2,
+    "QLinearConv": 2,
+    "QLinearMatMul": 2,
+    "QGemm": 2,
+    "MatMulIntegerToFloat": 4,
+}
+
+Outputs = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check found.
+    """Result of a comparison of the cut model with the masked original.
 
-    difference: largest |cut - masked| over largest |masked|, the worst output; masked_difference: the same for masked against the
-    original, so that 0 = 0 is seen for what it is; tolerance: what `difference` may be; outputs: difference by output name;
-    exact: whether the plan can be exact (False where a mixing op was opened; the difference is then only reported).
+    Attributes
+    ----------
+    difference
+        Largest |cut - masked| over largest |masked|, of the worst output.
+    masked_difference
+        The same for the masked against the original model; close to 0, the comparison proves
+        nothing.
+    tolerance
+        Largest `difference` that passes.
+    outputs
+        Difference per output.
+    exact
+        Whether the plan can be exact; False if it cuts along an axis that `allow_mixing` opened,
+        and the difference is then only reported.
     """
 
     difference: float
@@ -54,7 +75,7 @@ class Verification:
         return not self.exact or self.difference <= self.tolerance
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return {
             "ok": self.ok,
             "exact": self.exact,
@@ -79,57 +100,80 @@ def verify(
 
     Parameters
     ----------
+    analysis, plan
+        What the model was cut by.
+    pruned
+        The cut model.
     feeds
-        One batch of inputs; None = seeded random values.
+        One batch of inputs; None for random values.
     tolerance
-        None = TOLERANCE of the coarsest type; where the original itself, its nodes fused and its sums in another order, differs by more than half of that
-        (normalizations of few values, one behind another), twice as much as it does, but never more than ten times TOLERANCE.
+        Largest relative difference; None for TOLERANCE of the coarsest float type of the graph.
+        If the original itself, run with fused nodes, differs by more than half of that
+        (normalizations of few values in sequence), twice its difference, but at most ten times
+        TOLERANCE.
+    seed
+        Seed of the random values.
+    threads
+        Threads of each run.
 
     Raises
     ------
     VerificationError
-        The model is not valid ONNX, or onnxruntime refuses it.
+        The model is not valid ONNX, or onnxruntime rejects it.
     ModelError
         The original itself does not run.
     """
-    _check_as_good(analysis.model, pruned)
+    _check_unless_original_fails(analysis.model, pruned)
     feeds = example_feeds(analysis.model, seed) if feeds is None else feeds
-    as_compared = integer_sums if is_quantized(analysis.model) else lambda model: model
+    comparable = integer_sums if is_quantized(analysis.model) else _unchanged
 
-    def run(model: Model) -> dict[str, Any]:
-        return Session(as_compared(model), threads=threads, optimize=False).run(feeds)
+    def run(model: Model, optimize: bool = False) -> Outputs:
+        return Session(comparable(model), threads=threads, optimize=optimize).run(feeds)
 
     reference, original = run(masked(analysis, plan)), run(analysis.model)
     try:
-        if is_quantized(pruned):
+        if is_quantized(pruned):  # the integer sums may run although the model itself does not
             Session(pruned, threads=threads, optimize=False).run(feeds)
-        found = run(pruned)
+        outputs = run(pruned)
     except Exception as problem:
         raise VerificationError(
-            "cut-refused", f"the cut model does not run: {problem}"
+            "cut-refused", f"onnxruntime does not run the cut model: {problem}"
         ) from problem
-    by_output = {n: relative_difference(found[n], reference[n]) for n in reference}
-    exact = all(
+    by_output = {n: relative_difference(outputs[n], reference[n]) for n in reference}
+    exact = _is_exact(analysis, plan)
+    worst = max(by_output.values(), default=0.0)
+    limit = tolerance if tolerance is not None else _tolerance(analysis)
+    if tolerance is None and exact and limit < worst <= _MOST_TOLERANCES * limit:
+        rounding = _largest_difference(run(analysis.model, optimize=True), original)
+        limit = max(limit, min(_ROUNDING * rounding, _MOST_TOLERANCES * limit))
+    masked_difference = _largest_difference(reference, original)
+    return Verification(worst, masked_difference, limit, by_output, exact)
+
+
+def _unchanged(model: Model) -> Model:
+    """Return the model."""
+    return model
+
+
+def _is_exact(analysis: Analysis, plan: Plan) -> bool:
+    """Return whether no pruned group has an axis along which an operator mixes."""
+    return all(
         g.exact or g.name not in plan.kept or len(plan.kept[g.name]) == g.size
         for g in analysis.groups
     )
-    limit = tolerance if tolerance is not None else _tolerance(analysis)
-    worst = max(by_output.values(), default=0.0)
-    if tolerance is None and exact and limit < worst <= _MOST_TOLERANCES * limit:
-        again = Session(as_compared(analysis.model), threads=threads).run(feeds)
-        rounding = max(relative_difference(again[n], original[n]) for n in original)
-        limit = max(limit, min(_ROUNDING * rounding, _MOST_TOLERANCES * limit))
-    return Verification(
-        worst,
-        max((relative_difference(reference[n], original[n]) for n in reference), default=0.0),
-        limit,
-        by_output,
-        exact,
-    )
 
 
-def _check_as_good(original: Model, pruned: Model) -> None:
-    """`check`, unless onnx does not accept the original either (ops of onnxruntime's in the standard domain, deprecated ones)."""
+def _largest_difference(outputs: Outputs, expected: Outputs) -> float:
+    """Return the largest relative difference of any output."""
+    return max((relative_difference(outputs[n], expected[n]) for n in outputs), default=0.0)
+
+
+def _check_unless_original_fails(original: Model, pruned: Model) -> None:
+    """Check the cut model, unless onnx does not accept the original either.
+
+    Onnxruntime runs models that onnx rejects: operators of its own in the standard domain,
+    deprecated ones.
+    """
     try:
         check(pruned)
     except VerificationError:
@@ -141,10 +185,18 @@ def _check_as_good(original: Model, pruned: Model) -> None:
 
 
 def check(model: Model) -> None:
-    """onnx.checker with full_check (strict shape inference), the large weights declared as inputs so that they need not be copy_node."""
+    """Check a model with onnx.checker and strict shape inference.
+
+    Large weights are declared as inputs, so that they need not be copied.
+
+    Raises
+    ------
+    VerificationError
+        The model is not valid.
+    """
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.proto)
-    given = {i.name for i in skeleton.graph.input}
+    declared = {i.name for i in skeleton.graph.input}
     small = []
     for tensor in skeleton.graph.initializer:
         weight = model.weights[tensor.name]
@@ -153,7 +205,7 @@ def check(model: Model) -> None:
         elif size_bytes(weight) <= INLINE_BYTES:
             tensor.raw_data = bytes(weight.raw())
             small.append(tensor)
-        elif tensor.name not in given:
+        elif tensor.name not in declared:
             skeleton.graph.input.append(
                 helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             )
@@ -163,57 +215,60 @@ def check(model: Model) -> None:
         onnx.checker.check_model(skeleton, full_check=True)
     except Exception as problem:  # onnx's C++ errors have no common type
         raise VerificationError(
-            "cut-invalid", f"the cut model is not valid: {str(problem).strip().splitlines()[0]}"
+            "cut-invalid",
+            f"onnx rejects the cut model: {str(problem).strip().splitlines()[0]}",
         ) from problem
 
 
 def masked(analysis: Analysis, plan: Plan) -> Model:
-    """The original with a 0/1 multiply on every operand that a node sums over, in place of the cut."""
+    """Return the original with removed channels zeroed in every operand that a node sums over."""
     editor = Editor(analysis, analysis.model.edit(), analysis.removed(plan.kept))
-    for number, mask in enumerate(analysis.record.masks):
+    for number, mask in enumerate(analysis.masks):
         keep = analysis.keep(mask.ids, editor.removed)
         if keep.all():
             continue
         node = editor.nodes[mask.node]
-        name = analysis.record.nodes[mask.node].input[mask.slot]
+        name = analysis.nodes[mask.node].input[mask.slot]
         rank = len(analysis.shapes.shape(name) or ())
         shape = [len(keep) if i == mask.axis else 1 for i in range(rank)]
-        node.input[mask.slot] = _multiply(editor, mask.node, mask.slot, keep.reshape(shape), number)
+        node.input[mask.slot] = _mask(editor, mask.node, mask.slot, keep.reshape(shape), number)
     return editor.model.freeze()
 
 
-def _multiply(editor: Editor, index: int, slot: int, keep: np.ndarray, number: int) -> str:
-    """A node that zeroes what goes of an operand as it is by now: a product, or for quantized values a choice of their zero point."""
-    dtype = editor.analysis.shapes.dtype(editor.analysis.record.nodes[index].input[slot])
-    name = editor.nodes[index].input[slot]
+def _mask(editor: Editor, index: int, slot: int, keep: np.ndarray, number: int) -> str:
+    """Add a node that zeroes removed channels of an operand; return its output.
+
+    Floats are multiplied by 0 or 1; of quantized values, the removed ones get their zero point.
+    """
+    dtype = editor.analysis.shapes.dtype(editor.analysis.nodes[index].input[slot])
+    node = editor.nodes[index]
+    name = node.input[slot]  # an earlier mask of the same operand included
     out = f"{name}_masked_{number}"
-    if dtype in _FLOATS:
+    if dtype in TOLERANCE:
         values = keep.astype(helper.tensor_dtype_to_np_dtype(dtype))
         factor = add_initializer(editor.model, f"{out}_factor", values)
         editor.insert(index, helper.make_node("Mul", [name, factor], [out], name=out))
         return out
-    node = editor.nodes[index]
-    zero_slot = {
-        "ConvInteger": 2 + slot,
-        "MatMulInteger": 2 + slot,
-        "QLinearConv": slot + 2,
-        "QLinearMatMul": slot + 2,
-        "QGemm": slot + 2,
-        "MatMulIntegerToFloat": slot + 4,
-    }.get(node.op_type, len(node.input))
-    zero = node.input[zero_slot] if zero_slot < len(node.input) and node.input[zero_slot] else ""
+    first = _ZERO_SLOTS.get(node.op_type)
+    zero_slot = len(node.input) if first is None else first + slot
+    zero = node.input[zero_slot] if zero_slot < len(node.input) else ""
     if not zero:
-        zero = add_initializer(
-            editor.model, f"{out}_zero", np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
-        )
+        zeros = np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
+        zero = add_initializer(editor.model, f"{out}_zero", zeros)
     mask = add_initializer(editor.model, f"{out}_keep", keep)
     editor.insert(index, helper.make_node("Where", [mask, name, zero], [out], name=out))
     return out
 
 
-def relative_difference(found: Any, expected: Any) -> float:
-    """Largest absolute difference over the largest absolute expected value; inf where shapes or non-finite values differ."""
-    a, b = np.asarray(found), np.asarray(expected)
+def relative_difference(actual: Any, expected: Any) -> float:
+    """Return the largest absolute difference over the largest absolute expected value.
+
+    Returns
+    -------
+    difference
+        Infinite if shapes, types or non-finite values differ.
+    """
+    a, b = np.asarray(actual), np.asarray(expected)
     if a.shape != b.shape or a.dtype != b.dtype:
         return float("inf")
     if a.dtype.kind not in "fiub" and a.dtype.name != "bfloat16":
@@ -221,21 +276,21 @@ def relative_difference(found: Any, expected: Any) -> float:
     scale = worst = 0.0
     flat_a, flat_b = a.ravel(), b.ravel()
     for at in range(0, a.size, _BLOCK):
-        x, y = (
-            flat_a[at : at + _BLOCK].astype(np.float64),
-            flat_b[at : at + _BLOCK].astype(np.float64),
-        )
+        x = flat_a[at : at + _BLOCK].astype(np.float64)
+        y = flat_b[at : at + _BLOCK].astype(np.float64)
         finite = np.isfinite(y)
-        if not np.array_equal(np.isfinite(x), finite) or not np.array_equal(
-            x[~finite], y[~finite], equal_nan=True
-        ):
+        if not np.array_equal(np.isfinite(x), finite):
+            return float("inf")
+        if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
             return float("inf")
         scale = max(scale, float(np.abs(y[finite]).max(initial=0.0)))
         worst = max(worst, float(np.abs(x[finite] - y[finite]).max(initial=0.0)))
-    return worst / scale if scale else float("inf") if worst else 0.0
+    if scale:
+        return worst / scale
+    return float("inf") if worst else 0.0
 
 
 def _tolerance(analysis: Analysis) -> float:
-    """By the coarsest float type that the graph computes in."""
-    used = {analysis.shapes.dtype(n) for n in analysis.record.tensors} & set(_FLOATS)
+    """Return the tolerance of the coarsest float type that the graph computes in."""
+    used = {analysis.shapes.dtype(n) for n in analysis.record.tensors} & TOLERANCE.keys()
     return max((TOLERANCE[t] for t in used), default=TOLERANCE[TensorProto.FLOAT])

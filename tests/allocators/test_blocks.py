@@ -17,7 +17,7 @@ from onnx import ModelProto, numpy_helper
 import onnxprune
 from onnxprune.allocators.allocate import allocate
 from onnxprune.allocators.base import Constraints
-from onnxprune.analysis.blocks import whole_blocks
+from onnxprune.analysis.blocks import removable_branches
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.reconstruction import reconstruction
@@ -76,7 +76,7 @@ def gone(plan: Plan) -> set[str]:
 
 
 def test_what_can_go() -> None:
-    assert {frozenset(b) for b in whole_blocks(scored()[0].analysis).values()} == {
+    assert {frozenset(b) for b in removable_branches(scored()[0].analysis).values()} == {
         frozenset(FIRST),
         frozenset(SECOND),
     }

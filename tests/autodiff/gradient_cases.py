@@ -1,4 +1,4 @@
-"""One graph an operator for the backward table: op, attributes, shapes of data inputs, constant inputs, opset."""
+"""Graphs of one operator each, for the gradient rules."""
 
 from __future__ import annotations
 
@@ -14,8 +14,24 @@ IMAGE = (2, 4, 6, 8)
 
 @dataclass(frozen=True)
 class Case:
-    """data: shapes of the inputs that vary; constants: the inputs behind them, "" = absent; positive: data are drawn from (0.2, 1.2);
-    outputs: number of outputs, of which `head` is differentiated; mixed: axis 0 is not samples.
+    """One operator with its inputs.
+
+    Attributes
+    ----------
+    op, attributes, opset
+        Operator, attributes and opset of the node.
+    data
+        Shapes of the inputs that vary.
+    constants
+        Following inputs; "" = absent.
+    positive
+        Draw data from (0.2, 1.2).
+    outputs, head
+        Number of outputs, and the one that is differentiated.
+    note
+        Distinguishes cases of one operator.
+    mixed
+        Axis 0 does not hold samples.
     """
 
     op: str
@@ -31,7 +47,7 @@ class Case:
 
     @property
     def samples(self) -> int:
-        """Rows that can be told apart."""
+        """Number of samples with gradients of their own."""
         first = {shape[0] for shape in self.data}
         return first.pop() if len(first) == 1 and not self.mixed else 1
 
@@ -39,7 +55,7 @@ class Case:
         return "-".join(map(str, filter(None, (self.op, self.note, self.opset))))
 
     def model(self, dtype: type = np.float32) -> ModelProto:
-        """x0, x1... -> op -> y0, y1...; all float constants in `dtype`."""
+        """Build x0, x1... -> op -> y0, y1...; all float constants in `dtype`."""
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         inputs = [f"x{i}" for i in range(len(self.data))]
         infos = [
@@ -72,11 +88,11 @@ class Case:
         )
 
     def _fixed(self, index: int) -> bool:
-        """Constants whose type does not follow the data."""
+        """Return True for constants whose type does not follow the data."""
         return self.op in ("Resize", "Upsample")
 
     def feeds(self) -> dict[str, np.ndarray]:
-        """Seeded float64 values; no value within 1e-3 of a kink at an integer."""
+        """Draw float64 values, none within 1e-3 of an integer, where operators have kinks."""
         generator = np.random.default_rng(0)
         values = {}
         for i, shape in enumerate(self.data):
@@ -91,7 +107,7 @@ class Case:
 
 
 def weight(*shape: int) -> np.ndarray:
-    """Seeded normal values."""
+    """Draw normal values."""
     return np.random.default_rng(sum(shape)).standard_normal(shape)
 
 

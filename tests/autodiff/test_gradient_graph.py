@@ -31,18 +31,15 @@ from onnxprune.ir.runtime import Session
 
 SINGLE = 1e-4  # float32 sums of a few hundred terms against float64
 STEP = 1e-5  # of central differences in float64: error about STEP**2
-FORMULA = (
-    2e-7  # float64 against float64; the graph's own constants (1 / pixels, slopes) are float32
-)
+# float64 against float64; the graph's own constants (1 / pixels, slopes) are float32
+FORMULA = 2e-7
 FORWARD_PASSES = 5.0
-COST_RUNS, LARGE_INPUT = (
-    20,
-    400_000,
-)  # numbers of an input, above which a run is long enough to need few
+COST_RUNS = 20
+LARGE_INPUT = 400_000  # elements above which a run is long enough to need few repetitions
 
 
 def in_torch(model: Model) -> Any:
-    """The graph as a float64 torch module."""
+    """Return torch and the graph as a float64 module."""
     torch = pytest.importorskip("torch")
     from onnxprune.tune.bridge import to_module
 
@@ -56,13 +53,18 @@ def in_torch(model: Model) -> Any:
 def mask_derivatives(
     model: Model, feeds: dict[str, np.ndarray], place: Place, vector: np.ndarray
 ) -> np.ndarray:
-    """(samples, channels) derivative of v'f by a factor on each channel of an input, a sample at a time, by central differences in float64."""
+    """Return the derivative of v'f by a factor on each channel of an input, (samples, channels).
+
+    Central differences in float64, per sample.
+    """
     torch, module = in_torch(model)
     tensors = {n: torch.from_numpy(v) for n, v in feeds.items()}
     x = feeds[place.tensor]
-    found = np.zeros((x.shape[0], x.shape[place.axis]))
-    for n, c in np.ndindex(found.shape):
-        index = tuple(n if i == 0 else c if i == place.axis else slice(None) for i in range(x.ndim))
+    derivatives = np.zeros((x.shape[0], x.shape[place.axis]))
+    for n, c in np.ndindex(derivatives.shape):
+        position: list[Any] = [slice(None)] * x.ndim
+        position[place.axis], position[0] = c, n
+        index = tuple(position)
         ends = []
         for sign in (1, -1):
             moved = x.copy()
@@ -70,21 +72,21 @@ def mask_derivatives(
             with torch.no_grad():
                 (y,) = module({**tensors, place.tensor: torch.from_numpy(moved)}).values()
             ends.append(float((y.double().numpy() * vector).sum()))
-        found[n, c] = (ends[0] - ends[1]) / (2 * STEP)
-    return found
+        derivatives[n, c] = (ends[0] - ends[1]) / (2 * STEP)
+    return derivatives
 
 
 def run(
     gradient: Gradient, feeds: dict[str, np.ndarray], extra: dict[str, np.ndarray]
 ) -> dict[Place, np.ndarray]:
-    """Outputs by place."""
+    """Return the outputs by place."""
     values = Session(gradient.model).run({**feeds, **extra})
     return {place: values[name] for place, name in gradient.outputs.items()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_operator_equals_finite_differences(case: Case) -> None:
-    """Every data input, every axis: float32 by onnxruntime against float64 central differences of the forward op in torch."""
+def test_rule_equals_finite_differences(case: Case) -> None:
+    """Every data input and axis: onnxruntime in float32 against central differences in float64."""
     feeds = case.feeds()
     model = canonicalize(load(case.model()))
     places = [Place(n, axis) for n, v in feeds.items() for axis in range(1, v.ndim)]
@@ -117,7 +119,7 @@ def test_every_row_of_the_table_is_tested() -> None:
 
 
 def test_where_and_cast_like() -> None:
-    """v'Where(c, x, x y) by x is v where c holds and v y elsewhere; by y it is v x where c does not hold."""
+    """v'Where(c, x, x y) by x is v for true c, else v y; by y it is v x for false c."""
     r = np.random.default_rng(0)
     condition = r.random((2, 3, 4)) > 0.5
     nodes = [
@@ -154,9 +156,7 @@ def test_where_and_cast_like() -> None:
     )
 
 
-# ---------------------------------------------------------------- whole models
-
-# input shape, a crop where the graph allows it
+# input shapes, cropped if the graph allows it
 ZOO = {
     "cifar10_resnet20": (3, 3, 32, 32),
     "cifar10_resnet20_bn": (3, 3, 32, 32),
@@ -174,24 +174,22 @@ ZOO = {
     "imagenet_squeezenet1.1": (1, 3, 224, 224),
     "imagenet_mobilenetv2_1.0_dq": (1, 3, 224, 224),
 }
-POOLED = (
-    "imagenet_squeezenet1.1",
-)  # the torch module has no indices of MaxPool: the graph runs in onnxruntime alone
+# the torch module has no indices of MaxPool: these graphs run in onnxruntime only
+POOLED = ("imagenet_squeezenet1.1",)
+
+
+SUMMED_AXES = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (-1, -2)}
 
 
 def consumers(model: Model) -> list[Place]:
-    """Data operands of the ops that sum over channels, graph inputs left out."""
+    """Return the data operands of operators that sum over channels, without graph inputs."""
     given = {i.name for i in model.proto.graph.input} | set(model.weights)
     places = []
     for node in model.proto.graph.node:
-        axes = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (-1, -2)}.get(
-            node.op_type, ()
-        )
-        places += [
-            Place(name, axis)
-            for name, axis in zip(node.input, axes, strict=False)
-            if name not in given
-        ]
+        axes = SUMMED_AXES.get(node.op_type, ())
+        for name, axis in zip(node.input, axes, strict=False):
+            if name not in given:
+                places.append(Place(name, axis))
     return list(dict.fromkeys(places))
 
 
@@ -202,20 +200,19 @@ def autograd(
     extra: dict[str, np.ndarray],
     places: list[Place],
 ) -> dict[Place, np.ndarray]:
-    """(samples, channels) of A * dL/dA by torch autograd in float64."""
+    """Return A * dL/dA by torch autograd in float64, (samples, channels)."""
     torch, module = in_torch(model)
     tensors = {n: torch.from_numpy(v).double().requires_grad_(True) for n, v in feeds.items()}
-    makers = {o: node for node in model.proto.graph.node for o in node.output}
-    starts = [
-        makers[x.head].input[0]
-        if makers[x.head].op_type == "Softmax" and x.kind != VECTOR
-        else x.head
-        for x in losses
-    ]
+    producers = {o: node for node in model.proto.graph.node for o in node.output}
+    starts = []
+    for loss in losses:
+        producer = producers[loss.head]
+        softmax = producer.op_type == "Softmax" and loss.kind != VECTOR
+        starts.append(producer.input[0] if softmax else loss.head)
     names = list(dict.fromkeys(p.tensor for p in places))
     values = module(tensors, [*names, *starts])
     total = torch.zeros((), dtype=torch.float64)
-    for loss, start in zip(losses, starts, strict=False):
+    for loss, start in zip(losses, starts, strict=True):
         head, given = values[start], torch.from_numpy(extra[loss.input])
         if loss.kind == VECTOR:
             total = total + (head * given).sum()
@@ -227,22 +224,22 @@ def autograd(
             + torch.nn.functional.cross_entropy(head, labels, reduction="sum", ignore_index=-1)
             / positions
         )
-    grads = dict(zip(names, torch.autograd.grad(total, [values[n] for n in names]), strict=False))
-    found = {}
+    grads = dict(zip(names, torch.autograd.grad(total, [values[n] for n in names]), strict=True))
+    result = {}
     for place in places:
         a = values[place.tensor].detach()
         product = (a * grads[place.tensor]).reshape(
             len(next(iter(feeds.values()))), -1, *a.shape[1:]
         )
         axis = place.axis % a.ndim + 1
-        found[place] = product.sum([i for i in range(1, product.ndim) if i != axis]).numpy()
-    return found
+        result[place] = product.sum([i for i in range(1, product.ndim) if i != axis]).numpy()
+    return result
 
 
 def close(
     found: dict[Place, np.ndarray], expected: dict[Place, np.ndarray], tolerance: float
 ) -> None:
-    """Every place within a relative tolerance in the Euclidean norm."""
+    """Assert a relative tolerance in the Euclidean norm for every place."""
     assert set(found) == set(expected)
     errors = {
         p: np.linalg.norm(found[p] - e) / max(np.linalg.norm(e), 1e-300)
@@ -255,9 +252,10 @@ def close(
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ZOO)
 def test_a_trained_model_equals_autograd(zoo: Path, name: str) -> None:
-    """Label-free losses on all heads: the graph's formulas in float64, and its values by onnxruntime in float32.
+    """Label-free losses on all heads: the formulas in float64, and onnxruntime in float32.
 
-    The second can fail where a unit lies within float32 rounding of a kink: a fact of the forward pass, seen with some inputs and not with these.
+    The second can fail if a unit lies within float32 rounding of a kink, which no unit does for
+    these inputs.
     """
     from onnxprune.statistics.gradients import default_losses
 
@@ -282,11 +280,8 @@ def test_a_trained_model_equals_autograd(zoo: Path, name: str) -> None:
         close({p: values[o].numpy() for p, o in gradient.outputs.items()}, expected, FORMULA)
 
 
-# ---------------------------------------------------------------- losses
-
-
 def small(seed: int = 0, ending: str = "", opset: int = 17) -> Model:
-    """X (N, 3, 6, 6) -> conv a, relu -> conv b, relu + a -> pool -> gemm -> logits [-> Softmax]."""
+    """Build x (N, 3, 6, 6) -> conv a, relu -> conv b, relu + a -> pool -> gemm -> logits."""
     r = np.random.default_rng(seed)
     shapes = {"wa": (4, 3, 3, 3), "wb": (4, 4, 3, 3), "wf": (5, 4), "bf": (5,)}
     weights = [
@@ -322,7 +317,7 @@ PLACES = [Place("ra", 1), Place("rb", 1), Place("f", 1)]
 @pytest.mark.parametrize("ending", ["", "Softmax"])
 @pytest.mark.parametrize("kind", [LABELS, DRAWN, VECTOR])
 @pytest.mark.parametrize("opset", [11, 17])
-def test_losses(ending: str, kind: str, opset: int) -> None:
+def test_losses_equal_autograd(ending: str, kind: str, opset: int) -> None:
     """Labeled, drawn and vector losses, on logits and on probabilities."""
     model, feeds = small(ending=ending, opset=opset), inputs()
     losses = [Loss(kind, model.proto.graph.output[0].name)]
@@ -341,8 +336,8 @@ def test_ignored_labels_have_no_gradient() -> None:
     )
 
 
-def test_a_sure_model_keeps_its_digits() -> None:
-    """P - 1 of a class with p near 1 is computed from the other classes: float32 softmax minus one would have no digit left."""
+def test_confident_predictions_keep_relative_precision() -> None:
+    """P - 1 for p near 1 comes from the other classes: softmax minus one has no digits left."""
     model, feeds = small(), inputs()
     scaled = model.edit()
     from onnxprune.ir.weights import from_array
@@ -357,7 +352,7 @@ def test_a_sure_model_keeps_its_digits() -> None:
 
 
 def test_drawn_labels_follow_the_softmax() -> None:
-    """Argmax of logits + Gumbel noise: frequencies within four standard errors of the probabilities."""
+    """Frequencies are within four standard errors of the probabilities."""
     model, x = small(), inputs(1)["x"]
     count = 4000
     logits = Session(model).run({"x": x})["logits"]
@@ -371,8 +366,8 @@ def test_drawn_labels_follow_the_softmax() -> None:
     ).all()
 
 
-def test_heads_add_up() -> None:
-    """One pass on two heads is the sum of a pass a head."""
+def test_heads_are_summed() -> None:
+    """One pass on two heads is the sum of one pass per head."""
     model, feeds = small(), inputs()
     losses = [Loss(VECTOR, "logits"), Loss(VECTOR, "s")]
     both = gradient_model(model, PLACES, losses, {"x": (6, 3, 6, 6)}, 6)
@@ -384,11 +379,8 @@ def test_heads_add_up() -> None:
     close(run(both, feeds, extra), {p: parts[0][p] + parts[1][p] for p in PLACES}, SINGLE)
 
 
-# ---------------------------------------------------------------- the builder
-
-
-def test_rows_are_a_sample_s_own() -> None:
-    """A batch gives the rows of its samples alone."""
+def test_rows_do_not_depend_on_other_samples() -> None:
+    """A batch gives the rows that its samples give alone."""
     model, feeds = small(), inputs()
     losses = [Loss(DRAWN, "logits")]
     whole = gradient_model(model, PLACES, losses, {"x": (6, 3, 6, 6)}, 6)
@@ -403,8 +395,8 @@ def test_rows_are_a_sample_s_own() -> None:
     )
 
 
-def test_uses_of_a_tensor_add_up_to_the_tensor() -> None:
-    """`ra` is read by a Conv and by an Add; a place that names the node means that use alone."""
+def test_uses_of_a_tensor_sum_to_the_tensor() -> None:
+    """`ra` is read by a Conv and an Add; a place that names a node means that use only."""
     model, feeds = small(), inputs()
     uses = [Place("ra", 1, "conv_b", 0), Place("ra", 1, "add", 1)]
     gradient = gradient_model(
@@ -416,7 +408,7 @@ def test_uses_of_a_tensor_add_up_to_the_tensor() -> None:
 
 
 def blocked_model() -> Model:
-    """`small` with a Hardmax on one branch only: rb -> Hardmax -> Add."""
+    """Return `small` with a Hardmax on one branch: rb -> Hardmax -> Add."""
     model = small().edit()
     nodes = {label(n): n for n in model.proto.graph.node}
     nodes["add"].input[0] = "h"
@@ -424,7 +416,7 @@ def blocked_model() -> Model:
     return model
 
 
-def test_a_node_without_a_rule_is_named_and_nothing_partial_is_given() -> None:
+def test_a_node_without_a_rule_is_named_and_blocks_its_places() -> None:
     gradient = gradient_model(
         blocked_model(),
         [Place("ra", 1), Place("cb", 1), Place("s", 1)],
@@ -442,7 +434,7 @@ def test_a_node_without_a_rule_is_named_and_nothing_partial_is_given() -> None:
 
 
 def test_an_op_of_another_domain_has_no_rule() -> None:
-    """Its output's shape is what a run gives, so that a head behind it can be differentiated as far as the op."""
+    """A run gives the shape of its output, so that its own gradient exists."""
     model = small(opset=17).edit()
     gemm = next(n for n in model.proto.graph.node if n.name == "fc")
     gemm.op_type, gemm.domain = "FusedGemm", "com.microsoft"
@@ -462,7 +454,7 @@ def test_an_op_of_another_domain_has_no_rule() -> None:
     np.testing.assert_allclose(rows, Session(model).run(feeds)["logits"] * vector, rtol=1e-5)
 
 
-def test_a_path_that_is_flat_everywhere_gives_zeros() -> None:
+def test_a_constant_path_has_gradient_zero() -> None:
     model = small().edit()
     next(n for n in model.proto.graph.node if n.name == "relu_b").op_type = "Sign"
     gradient = gradient_model(model, [Place("cb", 1)], [Loss(VECTOR, "s")], {"x": (6, 3, 6, 6)}, 6)
@@ -470,7 +462,7 @@ def test_a_path_that_is_flat_everywhere_gives_zeros() -> None:
     assert rows.shape == (6, 4) and not rows.any()
 
 
-def test_the_pool_s_indices_are_only_asked_for_where_needed() -> None:
+def test_pool_indices_are_added_only_if_needed() -> None:
     case = next(c for c in CASES if str(c) == "MaxPool-17")
     model = canonicalize(load(case.model()))
     before = gradient_model(model, [Place("x0", 1)], [Loss(VECTOR, "y0")], {"x0": (2, 4, 6, 8)}, 2)
@@ -482,7 +474,7 @@ def test_the_pool_s_indices_are_only_asked_for_where_needed() -> None:
     assert outputs == [2, 1]
 
 
-def test_errors() -> None:
+def test_errors_name_head_place_input_and_labels() -> None:
     model = small()
     with pytest.raises(ModelError, match="logit'"):
         gradient_model(model, PLACES, [Loss(VECTOR, "logit")], {"x": (1, 3, 6, 6)}, 1)
@@ -503,7 +495,7 @@ def test_errors() -> None:
         gradient_model(small(opset=8), PLACES, [Loss(VECTOR, "logits")], {"x": (1, 3, 6, 6)}, 1)
 
 
-def test_the_model_given_is_not_changed() -> None:
+def test_the_original_model_is_unchanged() -> None:
     model = small()
     before = model.proto.SerializeToString(deterministic=True), dict(model.weights)
     gradient_model(model, PLACES, [Loss(VECTOR, "logits")], {"x": (1, 3, 6, 6)}, 1)
@@ -514,8 +506,9 @@ def test_the_model_given_is_not_changed() -> None:
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ZOO)
 def test_fisher_costs_at_most_five_forward_passes(zoo: Path, name: str) -> None:
-    """All channels of all groups for at most five forward passes (1.8 to 4.5 measured): CPU time on one thread, in pairs, so that other work
-    on the machine slows both, and the median of the pairs.
+    """All channels of all groups cost at most five forward passes; 1.8 to 4.5 were measured.
+
+    The median of pairs, in CPU time on one thread: other work on the machine slows both alike.
     """
     from onnxprune.analysis.walk import analyze
     from onnxprune.statistics.gradients import copies, default_losses

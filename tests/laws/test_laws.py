@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, helper
 from random_graphs import graphs
 
-from onnxprune.analysis.blocks import whole_blocks
+from onnxprune.analysis.blocks import removable_branches
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.surgery.cut import cut
@@ -97,7 +97,7 @@ def test_whole_blocks(model: ModelProto, seed: int) -> None:
     """Some of the branches that can go whole, and channels of other groups."""
     rng = np.random.default_rng(seed)
     analysis = analyze(load(model))
-    blocks = [block for block in whole_blocks(analysis).values() if rng.random() < 0.7]
+    blocks = [block for block in removable_branches(analysis).values() if rng.random() < 0.7]
     plan = plan_of(
         analysis,
         {**random_plan(analysis, rng).kept, **{group: () for block in blocks for group in block}},

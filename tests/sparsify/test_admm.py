@@ -1,4 +1,4 @@
-"""Zeros placed together with the values that are left, against all placements there are and against one weight at a time."""
+"""Joint selection against exhaustive search and against scores of single weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from onnxprune.sparsify.masks import choose
 from onnxprune.sparsify.refit import refit
 from onnxprune.statistics.im2col import Moments
 
-COLUMNS, GONE = 8, 3
+COLUMNS, REMOVED = 8, 3
 
 
 def problem(
     seed: int, outputs: int = 1, columns: int = COLUMNS, groups: int = 1
 ) -> tuple[np.ndarray, list[Moments]]:
-    """Weights, and inputs that have a mean and follow three causes."""
+    """Draw weights, and moments of inputs with a mean and three common factors."""
     rng = np.random.default_rng(seed)
     out = []
     for _ in range(groups):
@@ -34,7 +34,7 @@ def problem(
 
 
 def error(rows: np.ndarray, kept: np.ndarray, moments: list[Moments]) -> float:
-    """Mean squared change of the outputs after a refit with bias."""
+    """Return the mean squared change of the outputs after a refit with bias."""
     total = 0.0
     for r, k, m in zip(rows, kept, moments, strict=False):
         bias = np.zeros(len(r))
@@ -44,19 +44,22 @@ def error(rows: np.ndarray, kept: np.ndarray, moments: list[Moments]) -> float:
     return total
 
 
-def test_close_to_the_best_of_all_placements() -> None:
-    found, alone, best = [], [], []
+def test_joint_selection_is_close_to_the_optimum() -> None:
+    joint, single, best = [], [], []
     for seed in range(30):
         rows, moments = problem(seed)
         masks = []
-        for gone in combinations(range(COLUMNS), GONE):
-            masks.append(np.isin(np.arange(COLUMNS), gone, invert=True).reshape(rows.shape))
+        for removed in combinations(range(COLUMNS), REMOVED):
+            masks.append(np.isin(np.arange(COLUMNS), removed, invert=True).reshape(rows.shape))
         best.append(min(error(rows, m, moments) for m in masks))
-        found.append(
+        joint.append(
             error(
                 rows,
                 select_jointly(
-                    rows, moments, True, lambda s: choose({"w": s}, GONE / COLUMNS, "tensor")["w"]
+                    rows,
+                    moments,
+                    True,
+                    lambda s: choose({"w": s}, REMOVED / COLUMNS, "tensor")["w"],
                 ),
                 moments,
             )
@@ -67,14 +70,14 @@ def test_close_to_the_best_of_all_placements() -> None:
                 :, None
             ]
         )
-        alone.append(error(rows, choose({"w": scores}, GONE / COLUMNS, "tensor")["w"], moments))
-    ours, theirs = (float(np.mean(np.log(np.array(e) / best))) for e in (found, alone))
-    assert min(np.array(found) / best) >= 1 - 1e-9
+        single.append(error(rows, choose({"w": scores}, REMOVED / COLUMNS, "tensor")["w"], moments))
+    ours, theirs = (float(np.mean(np.log(np.array(e) / best))) for e in (joint, single))
+    assert min(np.array(joint) / best) >= 1 - 1e-9
     assert ours < 0.5 * theirs, (ours, theirs)
 
 
 @pytest.mark.parametrize("scope", ["tensor", "output", "2:4"])
-def test_the_number_and_the_pattern_of_zeros_stay(scope: str) -> None:
+def test_number_and_pattern_of_zeros_are_kept(scope: str) -> None:
     rows, moments = problem(1, outputs=6, columns=12, groups=2)
     kept = select_jointly(
         rows, moments, False, lambda s: choose({"w": s}, 0.5, scope, {"w": 1})["w"]

@@ -1,4 +1,4 @@
-"""Which weights go: counted by hand, and against torch's own pruning where it does the same."""
+"""Masks against counts by hand and against torch's own pruning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_halves_are_rounded_to_even(amount: float, count: int, zeros: int) -> No
     assert count_zeros(amount, count) == zeros
 
 
-def test_tensor_scope_is_what_torch_prunes() -> None:
+def test_tensor_scope_equals_torch() -> None:
     torch = pytest.importorskip("torch")
     from torch.nn.utils import prune
 
@@ -34,7 +34,7 @@ def test_tensor_scope_is_what_torch_prunes() -> None:
 
 
 @given(st.floats(0, 0.99), st.sampled_from(["tensor", "output", "global"]))
-def test_what_goes_scores_no_more_than_what_stays(amount: float, scope: str) -> None:
+def test_removed_weights_score_at_most_as_much_as_kept_ones(amount: float, scope: str) -> None:
     scores = {"a": RNG.random((2, 3, 8)), "b": RNG.random((1, 4, 9))}
     kept = choose(scores, amount, scope)
     pairs = {
@@ -60,7 +60,7 @@ def test_what_goes_scores_no_more_than_what_stays(amount: float, scope: str) -> 
         assert score[~keep].max(initial=-1) <= score[keep].min(initial=2)
 
 
-def test_two_of_four_along_the_input_channels_each_tap_by_itself() -> None:
+def test_two_of_four_input_channels_are_kept_per_tap() -> None:
     outputs, channels, taps = 3, 10, 9
     score = RNG.random((1, outputs, channels * taps))
     kept = choose({"w": score}, 0.5, "2:4", {"w": taps})["w"].reshape(outputs, channels, taps)
@@ -82,14 +82,14 @@ def test_two_of_four_along_the_input_channels_each_tap_by_itself() -> None:
         (0.5, "4:2", "keeps 4 of 2"),
     ],
 )
-def test_choices_that_make_no_sense(amount: float, scope: str, hint: str) -> None:
+def test_invalid_choices_are_explained(amount: float, scope: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):
         choose({"w": np.ones((1, 2, 4))}, amount, scope)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.floats(0, 0.99))
-def test_of_equal_scores_the_first_go(scores: list[int], amount: float) -> None:
+def test_of_equal_scores_the_first_are_removed(scores: list[int], amount: float) -> None:
     count = count_zeros(amount, len(scores))
-    wanted = sorted(sorted(range(len(scores)), key=lambda i: (scores[i], i))[:count])
+    expected = sorted(sorted(range(len(scores)), key=lambda i: (scores[i], i))[:count])
     kept = choose({"w": np.array(scores, float).reshape(1, 1, -1)}, amount, "tensor")["w"]
-    assert np.flatnonzero(~kept.reshape(-1)).tolist() == wanted
+    assert np.flatnonzero(~kept.reshape(-1)).tolist() == expected

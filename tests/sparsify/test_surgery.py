@@ -1,4 +1,4 @@
-"""Prune and splice: its rules by hand, and what it is for on scikit-learn's digits."""
+"""Dynamic network surgery: its rules by hand, and its effect on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ from onnxprune.sparsify.weights import SparsifySettings, sparsify
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch
+
 from onnxprune.tune.finetune import tune
 from onnxprune.tune.samples import Samples
 from onnxprune.tune.settings import TuneSettings
@@ -39,7 +41,7 @@ RNG = np.random.default_rng(0)
 
 
 def mlp(*sizes: int, seed: int = 0) -> Model:
-    """Layers with random weights (Kaiming), Relu between."""
+    """Build layers with random weights (Kaiming) and Relu between them."""
     rng, name, nodes, held = np.random.default_rng(seed), "x", [], []
     for i, (a, b) in enumerate(pairwise(sizes)):
         weight = rng.standard_normal((b, a)).astype(np.float32) * np.float32((2 / a) ** 0.5)
@@ -62,20 +64,20 @@ def mlp(*sizes: int, seed: int = 0) -> Model:
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
 
 
-def test_the_threshold_is_the_papers() -> None:
+def test_threshold_follows_the_paper() -> None:
     weight = np.array([1.0, -2.0, 3.0, -4.0])
     assert threshold(weight, 2.0) == pytest.approx(2.5 + 2 * np.sqrt(30 / 4 - 2.5**2))
     assert threshold(weight, -10.0) == 0
 
 
-def test_between_the_thresholds_a_mask_stays_as_it_is() -> None:
+def test_mask_is_unchanged_between_the_thresholds() -> None:
     weight = np.array([0.9, -0.9, 0.91, -1.1, 1.11])
     for was in (False, True):
         assert update_mask(np.full(5, was), weight, 1.0).tolist() == [False, False, was, was, True]
 
 
-def test_a_pruned_weight_goes_on_learning_and_comes_back() -> None:
-    """Y = w x with x = 1 and w pruned: the gradient at w is that at 0, so w grows until it is spliced in."""
+def test_a_pruned_weight_keeps_learning_and_is_spliced() -> None:
+    """Y = w x for x = 1 and pruned w: the gradient is that at 0, so w grows until it is spliced."""
     model = mlp(2, 1)
     hook = PruneAndSplice(model, SurgerySettings(c_rate=0.0, stop_step=10**9))
     hook.thresholds["w0"] = 0.5
@@ -98,7 +100,7 @@ def test_a_pruned_weight_goes_on_learning_and_comes_back() -> None:
     assert hook.masks["w0"].all()
 
 
-def test_masks_are_looked_at_less_and_less_and_then_rest() -> None:
+def test_masks_are_updated_less_often_and_then_constant() -> None:
     settings = SurgerySettings(gamma=0.01, stop_step=2000, c_rate=1.0)
     model = mlp(20, 30)
     from onnxprune.tune.bridge import to_module
@@ -127,7 +129,7 @@ def test_tuning_keeps_zeros() -> None:
     assert sparsity(tuned).weight_zeros == sparsity(model).weight_zeros
 
 
-def test_a_rate_for_no_weight_is_refused() -> None:
+def test_a_rate_for_an_unknown_weight_is_rejected() -> None:
     with pytest.raises(UsageError, match="'w9', which is not a weight"):
         PruneAndSplice(mlp(3, 2), SurgerySettings(rates={"w9": 1.0}))
 
@@ -137,7 +139,7 @@ def accuracy(model: Model, x: np.ndarray, y: np.ndarray) -> float:
 
 
 class Operated(NamedTuple):
-    """A dense network, what surgery left of it, and digits that neither has seen."""
+    """A dense network, its sparse version, and digits that neither has seen."""
 
     dense: Model
     sparse: Model
@@ -162,7 +164,7 @@ def operated() -> Operated:
 
 
 @pytest.mark.slow
-def test_twenty_times_fewer_weights_within_one_point(operated: Operated) -> None:
+def test_twenty_times_fewer_weights_cost_at_most_one_point(operated: Operated) -> None:
     found = sparsity(operated.sparse)
     assert found.weights - found.weight_zeros <= found.weights / 20
     assert (
@@ -173,7 +175,7 @@ def test_twenty_times_fewer_weights_within_one_point(operated: Operated) -> None
 
 
 @pytest.mark.slow
-def test_its_dead_channels_are_cut_exactly(operated: Operated, tmp_path: Path) -> None:
+def test_dead_channels_are_cut_exactly(operated: Operated, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=operated.x)
     data = open_data(tmp_path / "x.npz", Session(operated.sparse).inputs, samples=256)
     context = Context(analyze(operated.sparse), data)

@@ -1,4 +1,4 @@
-"""Sparse weights: layouts against the operators themselves, refits against a plain least-squares solver, reports against counting."""
+"""Sparse weights: layouts against operators, refits against a least-squares solver, reports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ALL = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def one(
     op: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], **attributes: object
 ) -> tuple[Model, np.ndarray]:
-    """A model of one node without a bias, and an input."""
+    """Build a model of one node without a bias, and an input."""
     x = RNG.standard_normal(x_shape).astype(np.float32)
     w = numpy_helper.from_array(RNG.standard_normal(w_shape).astype(np.float32), "w")
     node = helper.make_node(op, ["x", "w"], ["y"], **attributes)
@@ -71,7 +71,7 @@ def one(
     ],
     ids=lambda v: v.proto.graph.node[0].op_type if isinstance(v, Model) else "",
 )
-def test_rows_times_columns_is_the_operator(model: Model, x: np.ndarray) -> None:
+def test_rows_times_columns_equal_the_operator(model: Model, x: np.ndarray) -> None:
     (target,) = linear_weights(model, ALL)
     weight = model.weights["w"].array()
     expected = Session(model).run({"x": x})["y"]
@@ -119,8 +119,8 @@ def test_refit_is_the_least_squares_solution() -> None:
         )
 
 
-def test_few_positions_do_not_draw_weights_away() -> None:
-    """As many positions as columns: fitted exactly, with the least ridge, they would do for no other input."""
+def test_few_positions_do_not_overfit() -> None:
+    """With as many positions as columns an exact fit would fail on other inputs."""
     rng = np.random.default_rng(3)
     mix = rng.standard_normal((60, 60))
     seen, other = (mix @ rng.standard_normal((60, count)) + 1 for count in (60, 4000))
@@ -154,8 +154,11 @@ def test_few_positions_do_not_draw_weights_away() -> None:
     )
 
 
-def test_damage_grows_as_it_was_measured() -> None:
-    """Added up in the order of the scores, it is the power law through both points, a line where more weights did no more damage than that."""
+def test_marginal_damage_follows_the_measured_law() -> None:
+    """Summed in the order of the scores it is the power law through both points.
+
+    The law is a line if more weights did no more damage than that.
+    """
     scores = RNG.random((2, 3, 40))
     order = np.argsort(scores, axis=None)
     sums = np.cumsum(scores.reshape(-1)[order])
@@ -164,7 +167,7 @@ def test_damage_grows_as_it_was_measured() -> None:
         found = marginal_damage(scores, [(float(sums[30]), 0.01), (last, damage)])
         assert (
             found.shape == scores.shape and (np.diff(found.reshape(-1)[order]) >= -1e-15).all()
-        ), "of one tensor the least go first"
+        ), "the lowest scores of a tensor are removed first"
         np.testing.assert_allclose(
             np.cumsum(found.reshape(-1)[order]), 0.01 * (sums / sums[30]) ** power, rtol=1e-9
         )
@@ -173,7 +176,7 @@ def test_damage_grows_as_it_was_measured() -> None:
     ).all()
 
 
-def test_the_smallest_tensors_stay_whole() -> None:
+def test_the_smallest_tensors_stay_intact() -> None:
     sizes = {"a": 1000, "b": 10, "c": 20, "d": 20, "e": 9000}
     assert intact_tensors(sizes, 0.5) == {"b", "c", "d"}
     room = INTACT_SHARE * sum(sizes.values())
@@ -182,7 +185,7 @@ def test_the_smallest_tensors_stay_whole() -> None:
 
 
 def branches(gains: tuple[float, float]) -> Model:
-    """Two equal linear layers of the same input, whose outputs count with different gains, and one small layer for both."""
+    """Build two equal layers of one input, with gains on their outputs, and a small layer after."""
     rng = np.random.default_rng(5)
     held = {
         "a": rng.standard_normal((40, 40)),
@@ -213,8 +216,8 @@ def branches(gains: tuple[float, float]) -> Model:
     )
 
 
-def test_zeros_go_where_the_outputs_feel_them_least() -> None:
-    """Scores alone, relative to what a layer gives, share the zeros out evenly; the outputs hardly feel the second branch."""
+def test_zeros_are_placed_where_outputs_change_least() -> None:
+    """Scores alone distribute zeros evenly; the outputs hardly depend on the second branch."""
     model = branches((1.0, 0.05))
     found, rng = linear_weights(model, ALL), np.random.default_rng(6)
     assert last_tensors(model, found) == {"c"}
@@ -235,8 +238,8 @@ def test_zeros_go_where_the_outputs_feel_them_least() -> None:
     assert zeros["b"] > 2 * zeros["a"], zeros
 
 
-def test_how_much_dearer_inner_layers_are_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given is what one of the factors gives alone, and no neighboring factor leaves less damage with all layers sparse."""
+def test_amplification_of_inner_layers_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is that of one factor, and no neighboring factor has less damage."""
     model = branches((1.0, 0.5))
     found, rng = linear_weights(model, ALL), np.random.default_rng(6)
     feeds = [{"x": rng.standard_normal((64, 40)).astype(np.float32)} for _ in range(8)]
@@ -292,7 +295,7 @@ def judge():
     return run
 
 
-def test_a_third_costs_nothing_and_refitting_saves_what_more_costs(judge) -> None:
+def test_a_third_is_free_and_a_refit_recovers_more(judge) -> None:
     assert judge(amount=0.3)[1] >= 0.98
     plain, refitted = (
         judge(amount=0.75, method="magnitude", scope="tensor", refit=r)[1] for r in (False, True)
@@ -311,7 +314,7 @@ def test_two_of_four_with_activations_and_refit(judge) -> None:
             assert ((fours != 0).sum(2) <= 2).all()
 
 
-def test_the_report_counts(judge) -> None:
+def test_report_counts_zeros(judge) -> None:
     model, _, made = judge(amount=0.5)
     by_hand = {n: int((w.array() == 0).sum()) for n, w in model.weights.items()}
     assert made.report.zeros == sum(
@@ -325,19 +328,19 @@ def test_the_report_counts(judge) -> None:
     assert made.report == sparsity(model)
 
 
-def test_masks_say_what_stayed(judge) -> None:
+def test_masked_weights_are_zero(judge) -> None:
     model, _, made = judge(amount=0.5, refit=True)
     for name, mask in made.masks.items():
         value = model.weights[name].array()
         assert mask.shape == value.shape and not value[~mask].any()
 
 
-def test_data_are_asked_for() -> None:
+def test_missing_data_are_explained() -> None:
     with pytest.raises(UsageError, match="give --data"):
         sparsify(load(files().model), SparsifySettings(method="activation"))
 
 
-def test_packing_cannot_beat_entropy_nor_lose_to_plain_codes() -> None:
+def test_packed_size_is_between_entropy_and_plain_codes() -> None:
     values = np.where(RNG.random(5000) < 0.1, RNG.standard_normal(5000), 0)
     found = packed(values, codebook_bits=4, gap_bits=8)
     stored = int((values != 0).sum())
@@ -349,7 +352,7 @@ def test_packing_cannot_beat_entropy_nor_lose_to_plain_codes() -> None:
 
 @pytest.mark.zoo
 def test_thirty_percent_on_a_trained_classifier(zoo: Path) -> None:
-    """Plain magnitude costs this folded network 8 points; all classifiers are in benchmarks/sparsity.py."""
+    """Magnitude alone costs this folded network 8 points."""
     model = load(zoo / "cifar10_mlp_resnet8.onnx")
     inputs, kind = Session(model).inputs, Preprocess(scale=1.0)
     labeled = open_labeled(

@@ -10,7 +10,7 @@ from graph_text import net
 from networks import mobilenet_v2, resnet18
 from onnx import ModelProto
 
-from onnxprune.analysis.blocks import whole_blocks
+from onnxprune.analysis.blocks import removable_branches
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.errors import UsageError
@@ -87,12 +87,12 @@ WITH = {
 
 
 def gone(analysis: Analysis, lead: str) -> Plan:
-    return plan_of(analysis, dict.fromkeys(whole_blocks(analysis)[lead], ()))
+    return plan_of(analysis, dict.fromkeys(removable_branches(analysis)[lead], ()))
 
 
 def largest(analysis: Analysis) -> str:
     """The lead of the block with most groups."""
-    blocks = whole_blocks(analysis)
+    blocks = removable_branches(analysis)
     return max(blocks, key=lambda lead: len(blocks[lead]))
 
 
@@ -107,7 +107,7 @@ def convolutions(model: Model) -> int:
 def test_a_block_goes_whole(name: str, batch: str) -> None:
     analysis = residual(*BLOCKS[name], batch=batch)
     lead = largest(analysis)
-    assert len(whole_blocks(analysis)[lead]) == WITH.get(name, 1)
+    assert len(removable_branches(analysis)[lead]) == WITH.get(name, 1)
     plan = gone(analysis, lead)
     pruned, found = assert_exact(analysis, plan)
     assert found.masked_difference > 1e-3
@@ -143,7 +143,7 @@ def test_with_other_groups_cut_as_well(name: str) -> None:
 def test_a_gate_goes_whole() -> None:
     """The squeezed channels alone: what the gate gives for none of them is a constant factor."""
     analysis = residual(*BLOCKS["squeeze and excitation"])
-    lead = next(name for name, block in whole_blocks(analysis).items() if block == ("q",))
+    lead = next(name for name, block in removable_branches(analysis).items() if block == ("q",))
     pruned, found = assert_exact(analysis, gone(analysis, lead))
     assert found.masked_difference > 1e-3
     assert "GlobalAveragePool" not in {n.op_type for n in pruned.proto.graph.node}
@@ -161,7 +161,7 @@ def test_a_transformer_block_goes_whole() -> None:
         "m = LayerNormalization(z, s2, t2); a = MatMul(m, w1); b = Add(a, b1); e = Gelu(b); c = MatMul(e, w2); d = Add(c, b2); y = Add(z, d)"
     )
     analysis = analyze(load(net(f"float[2,5,8] x | {weights}, {constants} | {nodes}", opset=20)))
-    blocks = whole_blocks(analysis)
+    blocks = removable_branches(analysis)
     assert sorted(map(len, blocks.values())) == [1, 3]
     for lead in blocks:
         pruned, found = assert_exact(analysis, gone(analysis, lead))
@@ -176,7 +176,7 @@ def test_a_transformer_block_goes_whole() -> None:
 def test_whole_networks(network: Callable[[int], ModelProto]) -> None:
     """Every second block of whole networks at once, and all that can go."""
     analysis = analyze(load(network(32)))
-    blocks = whole_blocks(analysis)
+    blocks = removable_branches(analysis)
     assert len(blocks) == {"resnet18": 8, "mobilenet_v2": 10}[network.__name__]
     for leads in (list(blocks)[::2], list(blocks)):
         plan = plan_of(analysis, {g: () for lead in leads for g in blocks[lead]})
@@ -193,7 +193,7 @@ def test_blocks_that_go_together_alone() -> None:
         weights,
         "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2); d = Conv(h, w3); e = Relu(d); f = Conv(e, w4); z = Add(c, f)",
     )
-    assert whole_blocks(analysis) == {"a": ("a",)}
+    assert removable_branches(analysis) == {"a": ("a",)}
     assert_exact(analysis, plan_of(analysis, {"d": ()}))
     with pytest.raises(UsageError, match="would be a constant"):
         cut(analysis, plan_of(analysis, {"a": (), "d": ()}))
@@ -209,7 +209,7 @@ REFUSED = {
     "a bottleneck's first group alone": (
         *BLOCKS["bottleneck"],
         {"a0": ()},
-        "'c' would be a constant, and node 'd' .Conv. works on it.*all groups of that branch",
+        "'c' would be a constant, and node 'd' .Conv. consumes it.*all its groups are removed together",
     ),
     "a stream": (*BLOCKS["basic"], {"h0": ()}, "'zr' would have no channel, and node 'y'"),
     "a shortcut that is wider": (
@@ -239,4 +239,4 @@ def test_what_cannot_go_whole_is_refused(name: str) -> None:
     analysis = residual(weights, nodes)
     with pytest.raises(UsageError, match=match):
         cut(analysis, plan_of(analysis, kept))
-    assert not set(kept) & set(whole_blocks(analysis))
+    assert not set(kept) & set(removable_branches(analysis))

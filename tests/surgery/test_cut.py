@@ -50,7 +50,7 @@ def test_a_plan_for_another_model_is_refused() -> None:
     for wrong, match in (
         (replace(plan, source="f" * 64), "another model"),
         (replace(plan, kept={"aa": (0,)}, sizes={"aa": 8}), "did you mean 'a'"),
-        (replace(plan, sizes={"a": 9}), "8 channels here and 9"),
+        (replace(plan, sizes={"a": 9}), "8 channels in this analysis and 9"),
     ):
         with pytest.raises(UsageError, match=match):
             cut(analysis, wrong)
@@ -236,7 +236,7 @@ def test_an_invalid_model_is_refused() -> None:
     plan = plan_of(analysis, {"a": (0, 1)})
     broken = cut(analysis, plan)
     broken.proto.graph.node[0].op_type = "Cosine"
-    with pytest.raises(VerificationError, match="not valid"):
+    with pytest.raises(VerificationError, match="onnx rejects the cut model"):
         check(broken)
     with pytest.raises(VerificationError):
         verify(analysis, plan, broken)

@@ -1,4 +1,4 @@
-"""A trained network small enough to tune in seconds: the demo, and a damaged copy that tuning has to mend."""
+"""Fixtures: the demo network, which tunes in seconds, a damaged copy, and labeled digits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def demo() -> Model:
 
 @pytest.fixture(scope="session")
 def damaged(demo: Model) -> Model:
-    """Every filter's smaller half set to zero."""
+    """Return the demo with the smaller half of every filter set to zero."""
     weights = dict(demo.weights)
     for name, weight in demo.weights.items():
         value = weight.array()
@@ -36,6 +36,6 @@ def damaged(demo: Model) -> Model:
 
 @pytest.fixture(scope="session")
 def digits(demo: Model) -> tuple[LabeledData, LabeledData]:
-    """Labeled digits: 250 to tune with and 250 to judge by, disjoint."""
+    """Return 250 labeled digits to tune with and 250 others to evaluate."""
     data = open_labeled(files().evaluation, Session(demo).inputs)
     return data.split(0.5)

@@ -1,4 +1,4 @@
-"""The torch module of a graph equals onnxruntime on the same graph, for any batch, and its values go back into it."""
+"""Torch modules equal onnxruntime for any batch size, and their values are written back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from onnxprune.ir.io import Model, digest, load
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.weights import from_array
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch
+
 from onnxprune.tune.bridge import as_feeds, to_module, write_back
 
 RTOL = 1e-4  # of the largest output: float32 over up to 60 layers, other summation order
@@ -38,7 +40,7 @@ NAMES = [
 
 
 def net(seed: int = 0) -> Model:
-    """Convolution, normalization, a formula's scalar and a classifier; one name with a dot."""
+    """Build a convolution, normalization, scalar of a formula and classifier; names with dots."""
     rng = np.random.default_rng(seed)
     shapes = {
         "a.w": (4, 3, 3, 3),
@@ -103,8 +105,8 @@ def test_zoo_equals_onnxruntime(zoo: Path, name: str) -> None:
 
 
 @pytest.mark.zoo
-def test_a_literal_batch_of_one_takes_any_batch(zoo: Path) -> None:
-    """This detector spells batch 1 in its reshapes, once as the outermost axis and once inside."""
+def test_a_graph_with_literal_batch_one_takes_any_batch(zoo: Path) -> None:
+    """The detector declares batch 1 in its reshapes, once as the outermost axis and once inside."""
     model = load(zoo / "coco_yolofastestv2.onnx")
     module, session, feeds = to_module(model), Session(model), feeds_of(model, 3)
     with torch.no_grad():
@@ -141,7 +143,7 @@ def test_written_values_are_what_the_module_computes() -> None:
     assert largest_error(module(as_feeds(feeds, module)), Session(after).run(feeds)) < RTOL
 
 
-def test_gradient_is_the_slope_of_the_onnx_graph() -> None:
+def test_gradient_equals_central_differences() -> None:
     """Against central differences of onnxruntime's own output."""
     model = net()
     module, feeds = to_module(model), feeds_of(model, 2)
@@ -161,7 +163,7 @@ def test_gradient_is_the_slope_of_the_onnx_graph() -> None:
         )
 
 
-def test_batch_normalization_learns_statistics_in_training_only() -> None:
+def test_batch_normalization_updates_statistics_in_training_only() -> None:
     model = net()
     module, feeds = to_module(model), feeds_of(model, 8)
     module(as_feeds(feeds, module))
@@ -172,8 +174,8 @@ def test_batch_normalization_learns_statistics_in_training_only() -> None:
     np.testing.assert_allclose(module.values()["mean"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_shared_statistics_stay_as_they_are() -> None:
-    """Two normalizations that an exporter gave one mean (all zero) must not write to it in turn."""
+def test_shared_statistics_are_not_updated() -> None:
+    """Two normalizations with one mean (all zero) must not write to it in turn."""
     model = net().edit()
     second = helper.make_node("BatchNormalization", ["r", "scale", "shift", "mean", "var"], ["r2"])
     model.proto.graph.node.insert(3, second)
@@ -183,7 +185,7 @@ def test_shared_statistics_stay_as_they_are() -> None:
     assert (module.values()["mean"] == model.weights["mean"].array()).all()
 
 
-def test_half_precision_is_tuned_in_single_and_written_back_as_half() -> None:
+def test_half_precision_is_tuned_in_float32_and_written_back_as_half() -> None:
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "w"], ["m"]),
@@ -200,7 +202,7 @@ def test_half_precision_is_tuned_in_single_and_written_back_as_half() -> None:
     assert write_back(model, module).weights["w"].array().dtype == np.float16
 
 
-def test_masks_come_in_by_transform_and_are_written() -> None:
+def test_transformed_weights_are_written() -> None:
     model = net()
     module = to_module(model)
     mask = torch.zeros(5, 4)

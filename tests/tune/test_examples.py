@@ -1,4 +1,4 @@
-"""The examples run as their first lines say, on the demo."""
+"""The examples run on the demo with the commands of their docstrings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tuning mends a damaged network, never returns less than it got, and gives the same bytes again, interrupted or not."""
+"""Fine-tuning: recovery, guards, equal bytes for equal inputs, interrupted or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from onnxprune.events import Event
 from onnxprune.ir.io import Model, digest, load, save
 from onnxprune.ir.runtime import Session
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch
+
 from onnxprune.tune import batchnorm
 from onnxprune.tune.bridge import as_feeds, to_module
 from onnxprune.tune.distributed import own_device
@@ -41,7 +43,7 @@ def top1(model: Model, data: LabeledData) -> float:
 
 
 @pytest.mark.parametrize("loss", ["kd", "dist", "feature", "output", "ce", "kd+0.5*feature"])
-def test_tuning_mends(demo: Model, damaged: Model, digits: Digits, loss: str) -> None:
+def test_tuning_recovers_accuracy(demo: Model, damaged: Model, digits: Digits, loss: str) -> None:
     result = tune(damaged, digits[0], replace(QUICK, loss=loss), teacher=demo)
     assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
     assert result.score > result.start_score
@@ -54,7 +56,7 @@ def test_distilling_needs_no_labels(demo: Model, damaged: Model, digits: Digits)
     assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
 
 
-def test_the_callers_own_loss(damaged: Model, digits: Digits) -> None:
+def test_loss_and_metric_of_the_caller(damaged: Model, digits: Digits) -> None:
     def wrong(outputs, labels):
         return torch.nn.functional.cross_entropy(outputs["logits"], (labels["labels"] + 1) % 10)
 
@@ -82,49 +84,41 @@ class Shifted:
         return self
 
 
-def test_never_ends_below_the_start(demo: Model, digits: Digits) -> None:
+def test_result_is_never_below_the_start(demo: Model, digits: Digits) -> None:
     result = tune(demo, digits[0], replace(QUICK, loss="ce", lr=0.5, force_lr=True, ema=0))
     assert result.epoch == 0 and result.score == result.start_score
     assert digest(result.model) == digest(demo)
 
 
 @pytest.mark.parametrize(
-    ("doubt", "rows", "best"),
+    ("standard_error", "rows", "best"),
     [
-        (
-            0.01,
-            [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.88, 0.5)],
-            2,
-        ),  # as good as the highest, and the least loss; one that is worse does not count
-        (
-            0.0,
-            [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.91, 0.8)],
-            3,
-        ),  # without doubt the highest, of equal ones the least loss
-        (0.01, [(0.90, 1.0), (0.895, 0.5)], 0),  # never below the start
-        (
-            0.01,
-            [(0.80, 0.4), (0.90, 0.5), (0.895, 0.6)],
-            1,
-        ),  # what was best is no more, once something is clearly higher
+        # the least loss of the scores within a standard error of the highest
+        (0.01, [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.88, 0.5)], 2),
+        # without a standard error the highest score, of equal ones the least loss
+        (0.0, [(0.90, 1.0), (0.91, 0.9), (0.905, 0.7), (0.91, 0.8)], 3),
+        # never below the start
+        (0.01, [(0.90, 1.0), (0.895, 0.5)], 0),
+        # a best score is replaced by a clearly higher one of larger loss
+        (0.01, [(0.80, 0.4), (0.90, 0.5), (0.895, 0.6)], 1),
     ],
 )
-def test_the_best_epoch(
+def test_selection_of_the_best_epoch(
     demo: Model,
     damaged: Model,
     digits: Digits,
     monkeypatch: pytest.MonkeyPatch,
-    doubt: float,
+    standard_error: float,
     rows: list[tuple[float, float]],
     best: int,
 ) -> None:
-    said = iter(rows)
-    monkeypatch.setattr(Validator, "score", lambda self, module: (*next(said), doubt))
+    scores = iter(rows)
+    monkeypatch.setattr(Validator, "score", lambda self, module: (*next(scores), standard_error))
     result = tune(damaged, digits[0], replace(QUICK, epochs=len(rows) - 1), teacher=demo)
     assert (result.epoch, result.score) == (best, rows[best][0])
 
 
-def test_the_standard_error_of_an_accuracy(
+def test_standard_error_of_an_accuracy(
     demo: Model, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, float, float]] = []
@@ -138,12 +132,12 @@ def test_the_standard_error_of_an_accuracy(
     np.testing.assert_allclose(seen[0][2], np.sqrt(share * (1 - share) / samples))
 
 
-def test_a_rate_that_breaks_folded_graphs_is_refused(demo: Model, digits: Digits) -> None:
+def test_an_lr_that_destroys_folded_graphs_is_rejected(demo: Model, digits: Digits) -> None:
     with pytest.raises(UsageError, match=r"lr 0.002 is too high .* batchnorm to insert"):
         tune(demo, digits[0], replace(QUICK, loss="ce", lr=2e-3))
 
 
-def test_the_same_seed_gives_the_same_bytes(demo: Model, damaged: Model, digits: Digits) -> None:
+def test_equal_seeds_give_equal_bytes(demo: Model, damaged: Model, digits: Digits) -> None:
     runs = [
         tune(damaged, digits[0], replace(QUICK, augment="flip-shift", seed=s), teacher=demo)
         for s in (1, 1, 2)
@@ -167,7 +161,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("at", [1, 4, 7])
-def test_an_interrupted_run_goes_on_to_the_same_result(
+def test_a_resumed_run_ends_with_the_same_result(
     demo: Model, damaged: Model, digits: Digits, tmp_path: Path, at: int
 ) -> None:
     settings = replace(QUICK, epochs=2, checkpoint_s=0)
@@ -192,13 +186,13 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
         on_event=events.append,
     )
     assert at == 1 or f"{at - 1} done" in next(e.detail for e in events if e.state == "begin"), (
-        "it goes on, it does not begin again"
+        "it resumes, it does not start over"
     )
     assert digest(again.model) == digest(whole.model)
     assert [r["score"] for r in again.history] == [r["score"] for r in whole.history]
 
 
-def test_a_checkpoint_of_another_run_is_refused(
+def test_a_checkpoint_of_another_run_is_rejected(
     demo: Model, damaged: Model, digits: Digits, tmp_path: Path
 ) -> None:
     tune(damaged, digits[0], replace(QUICK, steps=1), teacher=demo, checkpoint=tmp_path / "c")
@@ -231,12 +225,12 @@ def test_progress_counts_down(demo: Model, damaged: Model, digits: Digits) -> No
     ]
 
 
-def test_time_is_up(demo: Model, damaged: Model, digits: Digits) -> None:
+def test_time_limit_ends_the_run(demo: Model, damaged: Model, digits: Digits) -> None:
     result = tune(damaged, digits[0], replace(QUICK, epochs=1000, limit_s=0.5), teacher=demo)
     assert len(result.history) < 1000 and result.score >= result.start_score
 
 
-def test_normalization_put_back_changes_nothing_and_folds_away(demo: Model, digits: Digits) -> None:
+def test_inserted_normalization_changes_nothing_and_is_folded(demo: Model, digits: Digits) -> None:
     feeds = gather(digits[0]).inputs
     module = to_module(demo)
     places = batchnorm.find_sites(demo)
@@ -262,11 +256,11 @@ def test_normalization_put_back_changes_nothing_and_folds_away(demo: Model, digi
     )
 
 
-def test_tuning_with_normalization_put_back(demo: Model, damaged: Model, digits: Digits) -> None:
+def test_tuning_with_inserted_normalization(demo: Model, damaged: Model, digits: Digits) -> None:
     result = tune(damaged, digits[0], replace(QUICK, batchnorm="insert", epochs=4), teacher=demo)
     assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
     assert result.model.proto == damaged.proto, (
-        "all convolutions had a bias: the graph is as it was"
+        "all convolutions had a bias: the graph is unchanged"
     )
 
 
@@ -280,7 +274,7 @@ def test_tuning_with_normalization_put_back(demo: Model, damaged: Model, digits:
         ({"epochs": 0}, "epochs must be at least 1"),
     ],
 )
-def test_settings_that_make_no_sense(
+def test_invalid_settings_are_explained(
     demo: Model, digits: Digits, settings: dict, hint: str
 ) -> None:
     with pytest.raises(UsageError, match=hint):
@@ -292,7 +286,7 @@ def test_cross_entropy_without_labels_is_explained(demo: Model, digits: Digits) 
         tune(demo, Samples(gather(digits[0]).inputs), replace(QUICK, loss="ce"))
 
 
-def test_boxes_follow_their_samples() -> None:
+def test_boxes_are_renumbered_with_their_samples() -> None:
     samples = Samples(
         {"x": np.arange(4)}, {"boxes": np.array([[0, 1.0], [2, 2.0], [2, 3.0], [3, 4.0]])}
     )
@@ -327,7 +321,7 @@ def test_tuning_on_a_gpu(demo: Model, damaged: Model, digits: Digits) -> None:
     assert top1(result.model, digits[1]) > top1(damaged, digits[1]) + 0.05
 
 
-def test_a_process_of_several_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_uses_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert [own_device(d) for d in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
 
@@ -343,8 +337,17 @@ SCRIPT = """
     folder = sys.argv[1]
     arrays = np.load(folder + "/data.npz")
     data = Samples({"images": arrays["images"]}, {"labels": arrays["labels"]})
-    settings = TuneSettings(epochs=int(sys.argv[2]), batch_size=48, checkpoint_s=0, validation=0.1, clip_norm=0)
-    result = tune(load(folder + "/damaged.onnx"), data, settings, teacher=load(folder + "/demo.onnx"), checkpoint=sys.argv[4] or None)
+    epochs = int(sys.argv[2])
+    settings = TuneSettings(
+        epochs=epochs, batch_size=48, checkpoint_s=0, validation=0.1, clip_norm=0
+    )
+    result = tune(
+        load(folder + "/damaged.onnx"),
+        data,
+        settings,
+        teacher=load(folder + "/demo.onnx"),
+        checkpoint=sys.argv[4] or None,
+    )
     import os
     if os.environ.get("RANK", "0") == "0":
         save(result.model, sys.argv[3], overwrite=True)
@@ -364,7 +367,7 @@ def folder(demo: Model, damaged: Model, digits: Digits, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on_to_the_same_result(folder: Path) -> None:
+def test_a_killed_process_resumes_to_the_same_result(folder: Path) -> None:
     def command(out: str, checkpoint: str) -> list[str]:
         return [
             sys.executable,
@@ -381,14 +384,14 @@ def test_a_killed_process_goes_on_to_the_same_result(folder: Path) -> None:
     while not checkpoint.exists() and process.poll() is None:
         pass
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was to be killed in the middle"
+    assert process.wait() == -signal.SIGKILL, "the process ended before it was killed"
     subprocess.run(command("again.onnx", str(checkpoint)), check=True, timeout=300)
     assert digest(load(folder / "again.onnx")) == digest(load(folder / "whole.onnx"))
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(folder: Path) -> None:
-    """Gradients are averaged: without statistics over the batch the result is that of one process, but for rounding."""
+def test_two_processes_equal_one(folder: Path) -> None:
+    """Without statistics over the batch, averaged gradients are those of one process."""
     arguments = [str(folder / "run.py"), str(folder), "1"]
     subprocess.run(
         [sys.executable, *arguments, str(folder / "one.onnx"), ""], check=True, timeout=300

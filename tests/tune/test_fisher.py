@@ -1,4 +1,4 @@
-"""Pruning while training: its importance against onnxruntime's gradients, its masks against the cut, its end against target, start and interruption."""
+"""Pruning while training: importance, masks, target, start and interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from onnxprune.statistics.gradients import mask_gradients
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch
+
 from onnxprune.tune.bridge import as_feeds, to_module
 from onnxprune.tune.finetune import score
 from onnxprune.tune.fisher import PruneByFisher, Pruning, _sum_by_sample
@@ -53,7 +55,7 @@ def half(analysis: Analysis, share: float = 0.5) -> Constraints:
     return Constraints({"macs": share * analysis.cost().macs}, round_to=4)
 
 
-def test_importance_is_the_squared_mask_gradient_of_onnxruntime(analysis: Analysis) -> None:
+def test_importance_equals_squared_mask_gradients_of_onnxruntime(analysis: Analysis) -> None:
     data = open_data(demo_files().calibration, input_types(analysis.model), samples=24)
     feeds, labels = next(iter(data.batches(24))), np.arange(24) % 10
     reference = mask_gradients(
@@ -82,7 +84,7 @@ def test_importance_is_the_squared_mask_gradient_of_onnxruntime(analysis: Analys
         )
 
 
-def test_a_masked_network_computes_what_the_cut_one_does(analysis: Analysis) -> None:
+def test_a_masked_network_equals_the_cut_one(analysis: Analysis) -> None:
     hook, module = (
         PruneByFisher(analysis, half(analysis), OFTEN, labeled=False),
         to_module(analysis.model),
@@ -104,7 +106,7 @@ def test_a_masked_network_computes_what_the_cut_one_does(analysis: Analysis) -> 
 
 
 @pytest.mark.parametrize("loss", ["kd", "ce"])
-def test_the_target_is_met_and_the_end_is_no_worse_than_an_untuned_cut(
+def test_target_is_met_and_result_is_at_least_the_untuned_cut(
     analysis: Analysis, digits: Digits, loss: str
 ) -> None:
     settings = replace(QUICK, loss=loss)
@@ -122,8 +124,8 @@ def test_the_target_is_met_and_the_end_is_no_worse_than_an_untuned_cut(
     assert found.plan.decided_by["training"] and found.steps % OFTEN.interval == 1
 
 
-def test_an_untuned_cut_that_is_better_is_the_start(analysis: Analysis, digits: Digits) -> None:
-    """Training that destroys: the labels are wrong by one and the rate is far too high."""
+def test_a_better_untuned_cut_becomes_the_start(analysis: Analysis, digits: Digits) -> None:
+    """Wrong labels and a learning rate that is far too high destroy the trained start."""
 
     def wrong(outputs, labels):
         return torch.nn.functional.cross_entropy(outputs["logits"], (labels["labels"] + 1) % 10)
@@ -150,7 +152,7 @@ class Stop(Exception):
     pass
 
 
-def test_an_interrupted_run_ends_the_same(
+def test_a_resumed_run_ends_with_the_same_result(
     analysis: Analysis, digits: Digits, tmp_path: Path
 ) -> None:
     def run(place: Path | None, stop_at: int = 0) -> tuple[str, Plan, int]:
@@ -174,17 +176,17 @@ def test_an_interrupted_run_ends_the_same(
         return digest(found.result.model), found.plan, steps
 
     model, plan, steps = run(None)
-    for at in (4, steps - 2):  # while channels go, and while the rest is tuned
+    for at in (4, steps - 2):  # while channels are removed, and while the rest is tuned
         with pytest.raises(Stop):
             run(tmp_path / f"{at}", at)
         assert run(tmp_path / f"{at}") == (model, plan, steps - at + 1), (
-            "it goes on, it does not begin again"
+            "it resumes, it does not start over"
         )
 
 
 @pytest.mark.slow
-def test_two_processes_cut_what_one_does(tmp_path: Path) -> None:
-    """Each adds the squared gradients of its samples; the sums are one."""
+def test_two_processes_remove_the_same_channels(tmp_path: Path) -> None:
+    """Each adds the squared gradients of its samples to one sum."""
     files = demo_files()
     arguments = [
         "-m",
@@ -219,7 +221,7 @@ def test_two_processes_cut_what_one_does(tmp_path: Path) -> None:
     assert groups[0] == groups[1] and groups[0]
 
 
-def test_what_cannot_be_met_is_said(analysis: Analysis, digits: Digits) -> None:
+def test_unreachable_targets_are_explained(analysis: Analysis, digits: Digits) -> None:
     with pytest.raises(TargetError, match="is the least with floor=1, max_fraction=0.3"):
         prune_and_tune(
             analysis,
@@ -232,7 +234,7 @@ def test_what_cannot_be_met_is_said(analysis: Analysis, digits: Digits) -> None:
         prune_and_tune(analysis, digits[0], Constraints({"latency.onnxruntime": 1.0}), QUICK)
 
 
-def test_samples_are_found_where_they_are() -> None:
+def test_sums_by_sample_find_the_sample_axis() -> None:
     values = torch.arange(24.0).reshape(2, 3, 4)
     np.testing.assert_array_equal(_sum_by_sample(values, 1, 2), values.sum(2))
     np.testing.assert_array_equal(

@@ -8,7 +8,9 @@ from scipy.special import log_softmax, softmax
 
 from onnxprune.errors import UsageError
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch
+
 from onnxprune.tune.losses import correlation, cross_entropy, divergence, parse, relative_error
 
 RNG = np.random.default_rng(0)
@@ -39,11 +41,11 @@ def test_dist_is_one_minus_pearson_over_rows_and_columns() -> None:
     "loss",
     [lambda s, t: divergence(s, t, 4.0), lambda s, t: correlation(s, t, 1.0), relative_error],
 )
-def test_following_perfectly_costs_nothing(loss) -> None:
+def test_equal_outputs_have_loss_zero(loss) -> None:
     assert float(loss(tensor(TEACHER), tensor(TEACHER))) == pytest.approx(0, abs=1e-9)
 
 
-def test_the_class_axis_can_be_any() -> None:
+def test_class_axis_is_free() -> None:
     maps = RNG.standard_normal((2, 3, 5, 4, 6))
     flat = [m.transpose(0, 2, 3, 1).reshape(-1, 5) for m in maps]
     assert float(divergence(*map(tensor, maps), 2.0, 1)) == pytest.approx(
@@ -54,7 +56,7 @@ def test_the_class_axis_can_be_any() -> None:
     )
 
 
-def test_cross_entropy_leaves_void_out() -> None:
+def test_cross_entropy_ignores_void_labels() -> None:
     labels = RNG.integers(0, 7, 12)
     labels[3], labels[5] = 255, -1
     known = (labels >= 0) & (labels < 7)
@@ -62,7 +64,7 @@ def test_cross_entropy_leaves_void_out() -> None:
     assert float(cross_entropy(tensor(STUDENT), tensor(labels))) == pytest.approx(expected)
 
 
-def test_a_loss_is_written_as_weighted_terms() -> None:
+def test_parse_reads_weighted_terms() -> None:
     assert parse("ce + 0.5*dist+1e-2*kd") == {"ce": 1.0, "dist": 0.5, "kd": 0.01}
 
 

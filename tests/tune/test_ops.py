@@ -1,4 +1,4 @@
-"""Every row of the torch table computes what onnxruntime computes, and has a gradient where the data are floats."""
+"""Every row of the torch table equals onnxruntime and has a gradient for float data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch
+
 from onnxprune.tune.bridge import as_feeds, to_module
 from onnxprune.tune.ops import OPS
 
@@ -32,7 +34,7 @@ def ints(*values: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """One node: its data, its initializers (None = absent), attributes."""
+    """One node: data, initializers (None = absent), attributes."""
 
     op: str
     data: np.ndarray
@@ -332,7 +334,7 @@ def test_row_equals_onnxruntime(case: Case) -> None:
 
 
 def test_every_row_has_a_case() -> None:
-    """Or is one of few that other tests cover: constants are folded, quantization and newer opsets are below."""
+    """Other tests cover constants, which are folded, quantization and newer opsets."""
     elsewhere = {
         "Constant",
         "QuantizeLinear",

@@ -1,4 +1,4 @@
-"""Activations are found however they are written, replaced by what the target computes, and nothing else changes."""
+"""Activations are recognized in every form and replaced; nothing else changes."""
 
 from __future__ import annotations
 
@@ -34,21 +34,38 @@ PATTERNS = {
         "d = Div(x, root) e = Erf(d) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)",
         "d = Mul(x, iroot) e = Erf(d) a = Add(one, e) h = Mul(half, x) y = Mul(h, a)",
         "d = Div(x, root) e = Erf(d) a = Add(e, one) m = Mul(a, half) y = Mul(x, m)",
-        "s = Mul(x, x) c = Mul(x, s) k = Mul(small, c) i = Add(x, k) o = Mul(i, rootpi) t = Tanh(o) a = Add(t, one) h = Mul(x, half) y = Mul(h, a)",
-        "c = Pow(x, three) k = Mul(c, small) i = Add(k, x) o = Mul(rootpi, i) t = Tanh(o) a = Add(one, t) h = Mul(x, a) y = Mul(h, half)",
+        "s = Mul(x, x) c = Mul(x, s) k = Mul(small, c) i = Add(x, k) o = Mul(i, rootpi) "
+        "t = Tanh(o) a = Add(t, one) h = Mul(x, half) y = Mul(h, a)",
+        "c = Pow(x, three) k = Mul(c, small) i = Add(k, x) o = Mul(rootpi, i) "
+        "t = Tanh(o) a = Add(one, t) h = Mul(x, a) y = Mul(h, half)",
         "k = Mul(x, quick) s = Sigmoid(k) y = Mul(x, s)",
     ],
     "leakyrelu": ["y = LeakyRelu<alpha = 0.1>(x)"],
     "elu": ["y = Elu(x)"],
     "mish": ["s = Softplus(x) t = Tanh(s) y = Mul(x, t)"],
 }
-CONSTANTS = "float zero = {0.0}, float six = {6.0}, float three = {3.0}, float sixth = {0.16666667}, float one = {1.0}, float half = {0.5}"
+CONSTANTS = ", ".join(
+    f"float {name} = {{{value}}}"
+    for name, value in {
+        "zero": "0.0",
+        "six": "6.0",
+        "three": "3.0",
+        "sixth": "0.16666667",
+        "one": "1.0",
+        "half": "0.5",
+        "root": "1.4142135",
+        "iroot": "0.70710677",
+        "rootpi": "0.7978846",
+        "small": "0.044715",
+        "quick": "1.702",
+    }.items()
+)
 
 
 def graph(body: str, opset: int = 17) -> Model:
-    roots = "float root = {1.4142135}, float iroot = {0.70710677}, float rootpi = {0.7978846}, float small = {0.044715}, float quick = {1.702}"
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[N, 201] x) => (float[N, 201] y) <{CONSTANTS}, {roots}> {{ {body} }}'
-    return load(parser.parse_model(text))
+    header = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+    signature = f"g (float[N, 201] x) => (float[N, 201] y) <{CONSTANTS}>"
+    return load(parser.parse_model(f"{header} {signature} {{ {body} }}"))
 
 
 CASES = [
@@ -61,7 +78,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("kind, body, target", CASES)
-def test_the_pattern_becomes_the_target(kind: str, body: str, target: str) -> None:
+def test_patterns_are_replaced_by_the_target(kind: str, body: str, target: str) -> None:
     found = rewrite_activations(graph(body), target, (kind,))
     assert found.replaced == {kind: 1}
     np.testing.assert_allclose(Session(found.model).run({"x": X})["y"], EXPECTED[target], atol=1e-5)
@@ -70,7 +87,7 @@ def test_the_pattern_becomes_the_target(kind: str, body: str, target: str) -> No
 
 @pytest.mark.parametrize("opset", [9, 13])
 @pytest.mark.parametrize("target", ["relu6", "hardswish"])
-def test_old_opsets_get_what_they_have(opset: int, target: str) -> None:
+def test_old_opsets_get_supported_operators(opset: int, target: str) -> None:
     found = rewrite_activations(graph("y = LeakyRelu(x)", opset), target)
     np.testing.assert_allclose(Session(found.model).run({"x": X})["y"], EXPECTED[target], atol=1e-5)
 
@@ -78,21 +95,22 @@ def test_old_opsets_get_what_they_have(opset: int, target: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "s = Sigmoid(x) m = Mul(x, s) y = Add(m, s)",  # the gate is read elsewhere
+        "s = Sigmoid(x) m = Mul(x, s) y = Add(m, s)",  # the gate has another consumer
         "h = Mul(x, half) s = Sigmoid(x) y = Mul(h, s)",  # another x
         "a = Add(x, one) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)",
         "d = Div(x, six) e = Erf(d) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)",
-        "s = HardSigmoid(x) y = Mul(x, s)",  # slope 0.2 is no HardSwish
+        "s = HardSigmoid(x) y = Mul(x, s)",  # slope 0.2 is not a HardSwish
         "k = Mul(x, half) s = Sigmoid(k) y = Mul(x, s)",
-        "c = Pow(x, six) k = Mul(c, small) i = Add(k, x) o = Mul(rootpi, i) t = Tanh(o) a = Add(one, t) h = Mul(x, a) y = Mul(h, half)",
+        "c = Pow(x, six) k = Mul(c, small) i = Add(k, x) o = Mul(rootpi, i) "
+        "t = Tanh(o) a = Add(one, t) h = Mul(x, a) y = Mul(h, half)",
         "s = Softplus(x) t = Tanh(s) y = Mul(half, t)",
     ],
 )
-def test_what_only_looks_alike_stays(body: str) -> None:
+def test_similar_graphs_are_kept(body: str) -> None:
     assert not find_activations(graph(body))
 
 
-def test_each_is_counted_and_the_rest_is_named() -> None:
+def test_counts_and_errors_name_the_kinds() -> None:
     body = "a = LeakyRelu(x) s = Sigmoid(a) b = Mul(a, s) y = Elu(b)"
     found = rewrite_activations(graph(body), "relu")
     assert found.replaced == {"leakyrelu": 1, "silu": 1} and found.left == {"elu": 1}
@@ -124,7 +142,7 @@ def test_half_precision_gets_half_limits() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("opset", [11, 17])
-def test_what_an_exporter_writes_is_found(opset: int) -> None:
+def test_exported_activations_are_recognized(opset: int) -> None:
     torch = pytest.importorskip("torch")
     nn = torch.nn
     modules = {
@@ -144,7 +162,7 @@ def test_what_an_exporter_writes_is_found(opset: int) -> None:
 
 
 @pytest.mark.zoo
-def test_a_detector_for_an_accelerator_with_relu6_only(zoo: Path) -> None:
+def test_a_detector_is_rewritten_for_relu6(zoo: Path) -> None:
     model = load(zoo / "coco_nanodet_m.onnx")
     found = rewrite_activations(model, "relu6")
     before, after = (Counter(n.op_type for n in m.proto.graph.node) for m in (model, found.model))
