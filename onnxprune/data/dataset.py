@@ -261,11 +261,13 @@ def split(data: Data, first: int, second: int) -> tuple[Data, Data]:
         )
     generator = np.random.default_rng([data.seed, first, second])
     order = generator.permutation(len(data.chosen)).tolist()
-    parts = order[:first], order[first : first + second]
+    one, other = order[:first], order[first : first + second]
     if data.source.sequential:
-        parts = sorted(parts[0]), sorted(parts[1])
-    one, other = ([data.chosen[i] for i in part] for part in parts)
-    return _select(data, one), _select(data, other)
+        one, other = sorted(one), sorted(other)
+    return (
+        _select(data, [data.chosen[i] for i in one]),
+        _select(data, [data.chosen[i] for i in other]),
+    )
 
 
 def flips(data: Data) -> Data:

@@ -149,15 +149,16 @@ class Inputs:
 
     def stack(self, samples: Sequence[Feeds]) -> dict[str, np.ndarray]:
         """Return one feed of stackable samples."""
-        return {
-            n: np.array(samples[0][n]) if item.shared else np.stack([s[n] for s in samples])
-            for n, item in self.items.items()
-        }
+        feed = {}
+        for name, item in self.items.items():
+            rows = [s[name] for s in samples]
+            feed[name] = np.array(rows[0]) if item.shared else np.stack(rows)
+        return feed
 
     def signature(self) -> list[Any]:
         """Return the names, shapes and types of the inputs as plain data."""
         return [
-            [i.name, [str(d) for d in i.shape], i.dtype.name, i.shared] for i in self.items.values()
+            [i.name, list(map(str, i.shape)), i.dtype.name, i.shared] for i in self.items.values()
         ]
 
     def _is_gray_stack(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
@@ -380,10 +381,11 @@ def _apply_overrides(
                 )
             merged.append(size)
         given[name] = tuple(merged)
-    return {
-        n: tuple(symbols.get(d, d) if isinstance(d, str) else d for d in given.get(n, s))
-        for n, s in declared.items()
-    }
+    result: dict[str, Shape] = {}
+    for name, shape in declared.items():
+        dims = given.get(name, shape)
+        result[name] = tuple(symbols.get(d, d) if isinstance(d, str) else d for d in dims)
+    return result
 
 
 def _find_batch_axis(shapes: Mapping[str, Shape]) -> tuple[int | None, frozenset[str]]:

@@ -161,7 +161,11 @@ class LabeledData:
     def _stack(self, group: Sequence[_Sample]) -> LabeledBatch:
         first, feeds = group[0], [s.feed for s in group]
         feeds += [feeds[-1]] * ((self.inputs.batch or len(group)) - len(group))
-        labels = {n: np.stack([s.labels[n] for s in group]) for n in first.labels if n != BOXES}
+        labels = {}
+        for name in first.labels:
+            if name != BOXES:
+                labels[name] = np.stack([s.labels[name] for s in group])
+        # samples have different numbers of boxes, so these are concatenated
         if BOXES in first.labels:
             boxes = [_with_row(s.labels[BOXES], row) for row, s in enumerate(group)]
             labels[BOXES] = np.concatenate(boxes)

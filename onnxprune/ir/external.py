@@ -14,9 +14,17 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.nodes import label
@@ -24,6 +32,9 @@ from onnxprune.ir.weights import VALUE_FIELDS, FileWeight, declared_size
 from onnxprune.ir.wire import PROTOBUF_LIMIT_BYTES
 
 _MAX_QUOTED = 120  # characters of a file name in a message
+_PLAIN = frozenset(
+    getattr(AttributeProto, name) for name in "FLOAT INT STRING FLOATS INTS STRINGS".split()
+)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -140,16 +151,16 @@ def embed_tensors(proto: ModelProto, path: Path | None) -> None:
         As for `ExternalFiles.weight`, or the values exceed the size of a protobuf message.
     """
     external = [
-        (tensor, what)
-        for tensor, what in _other_tensors(proto)
+        (tensor, place)
+        for tensor, place in _other_tensors(proto)
         if tensor.data_location == TensorProto.EXTERNAL
     ]
     if not external:
         return
     total = 0
     with contextlib.closing(ExternalFiles(path)) as files:
-        for tensor, what in external:
-            weight = files.weight(tensor, what)
+        for tensor, place in external:
+            weight = files.weight(tensor, place.describe(tensor))
             total += weight.length
             if total > PROTOBUF_LIMIT_BYTES:
                 raise ModelError(
@@ -197,43 +208,77 @@ def _check_regular(info: os.stat_result) -> None:
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
 
 
-def _other_tensors(proto: ModelProto) -> Iterator[tuple[TensorProto, str]]:
-    """Yield all tensors of a model except the main graph's initializers, with a description."""
-    yield from _sparse_tensors(proto.graph.sparse_initializer, "of a sparse initializer")
+class _Place(NamedTuple):
+    """Position of a tensor, described only if a message needs it.
+
+    Attributes
+    ----------
+    owner
+        Node or function with the attribute, None for an initializer.
+    attribute
+        Name of the attribute.
+    sparse
+        Sparse tensor that the tensor is a part of.
+    """
+
+    owner: NodeProto | FunctionProto | None = None
+    attribute: str = ""
+    sparse: SparseTensorProto | None = None
+
+    def describe(self, tensor: TensorProto) -> str:
+        """Return a phrase for messages."""
+        if self.owner is None:
+            place = f"initializer {tensor.name!r}"
+        else:
+            kind = "node" if isinstance(self.owner, NodeProto) else "function"
+            name = label(self.owner) if isinstance(self.owner, NodeProto) else self.owner.name
+            place = f"attribute {self.attribute!r} of {kind} {name!r}"
+        if self.sparse is None:
+            return place
+        part = "values" if tensor is self.sparse.values else "indices"
+        return f"the {part} of sparse {place}"
+
+
+def _other_tensors(proto: ModelProto) -> Iterator[tuple[TensorProto, _Place]]:
+    """Yield all tensors of a model except the main graph's initializers, with their places."""
+    yield from _sparse_tensors(proto.graph.sparse_initializer, _Place())
     yield from _node_tensors(proto.graph.node)
     for function in proto.functions:
-        yield from _attribute_tensors(function.attribute_proto, f"function {function.name!r}")
+        yield from _attribute_tensors(function.attribute_proto, function)
         yield from _node_tensors(function.node)
     for training in proto.training_info:
         for graph in (training.initialization, training.algorithm):
             yield from _graph_tensors(graph)
 
 
-def _graph_tensors(graph: GraphProto) -> Iterator[tuple[TensorProto, str]]:
+def _graph_tensors(graph: GraphProto) -> Iterator[tuple[TensorProto, _Place]]:
     for tensor in graph.initializer:
-        yield tensor, f"initializer {tensor.name!r}"
-    yield from _sparse_tensors(graph.sparse_initializer, "of a sparse initializer")
+        yield tensor, _Place()
+    yield from _sparse_tensors(graph.sparse_initializer, _Place())
     yield from _node_tensors(graph.node)
 
 
-def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[tuple[TensorProto, str]]:
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[tuple[TensorProto, _Place]]:
     for node in nodes:
-        yield from _attribute_tensors(node.attribute, f"node {label(node)!r}")
+        yield from _attribute_tensors(node.attribute, node)
 
 
 def _attribute_tensors(
-    attributes: Iterable[AttributeProto], owner: str
-) -> Iterator[tuple[TensorProto, str]]:
-    """Yield the tensors of attributes and of the graphs in them, whatever type they declare."""
+    attributes: Iterable[AttributeProto], owner: NodeProto | FunctionProto
+) -> Iterator[tuple[TensorProto, _Place]]:
+    """Yield the tensors of attributes and of the graphs in them."""
     for attribute in attributes:
-        what = f"attribute {attribute.name!r} of {owner}"
+        # onnx and onnxruntime read the field of the declared type only; old files may have none
+        if attribute.type in _PLAIN:
+            continue
+        place = _Place(owner, attribute.name)
         if attribute.HasField("t"):
-            yield attribute.t, what
+            yield attribute.t, place
         for tensor in attribute.tensors:
-            yield tensor, what
+            yield tensor, place
         if attribute.HasField("sparse_tensor"):
-            yield from _sparse_tensors([attribute.sparse_tensor], f"of {what}")
-        yield from _sparse_tensors(attribute.sparse_tensors, f"of {what}")
+            yield from _sparse_tensors([attribute.sparse_tensor], place)
+        yield from _sparse_tensors(attribute.sparse_tensors, place)
         if attribute.HasField("g"):
             yield from _graph_tensors(attribute.g)
         for graph in attribute.graphs:
@@ -241,11 +286,11 @@ def _attribute_tensors(
 
 
 def _sparse_tensors(
-    tensors: Iterable[SparseTensorProto], owner: str
-) -> Iterator[tuple[TensorProto, str]]:
+    tensors: Iterable[SparseTensorProto], place: _Place
+) -> Iterator[tuple[TensorProto, _Place]]:
     for sparse in tensors:
-        for part, tensor in (("values", sparse.values), ("indices", sparse.indices)):
-            yield tensor, f"tensor {sparse.values.name!r} ({part} {owner})"
+        yield sparse.values, place._replace(sparse=sparse)
+        yield sparse.indices, place._replace(sparse=sparse)
 
 
 def _quote(location: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx import ModelProto, NodeProto
+from onnx import FunctionProto, ModelProto, NodeProto
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.nodes import subgraphs
@@ -101,16 +101,18 @@ def check_functions(proto: ModelProto) -> None:
 
     pending = dict(functions)
     while pending:
-        ready = [
-            key
-            for key, function in pending.items()
-            if not any((n.domain, n.op_type) in pending for n in _all_nodes(function.node))
-        ]
+        # functions whose callees are all measured; calls in a circle never become ready
+        ready = [key for key, f in pending.items() if _called(f).isdisjoint(pending)]
         if not ready:
             raise ModelError("model-invalid", f"local function {min(pending)[1]!r} calls itself")
         for key in ready:
             sizes[key] = unfolded_size(_all_nodes(pending.pop(key).node))
     unfolded_size(_all_nodes(proto.graph.node))
+
+
+def _called(function: FunctionProto) -> set[tuple[str, str]]:
+    """Return (domain, op) of the nodes of a function and of their bodies."""
+    return {(n.domain, n.op_type) for n in _all_nodes(function.node)}
 
 
 def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

@@ -84,5 +84,7 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
 
 def _split_samples(samples: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Return feeds of batch 1."""
-    count = min(map(len, samples.values()))
-    return [{n: a[i : i + 1] for n, a in samples.items()} for i in range(count)]
+    feeds = []
+    for i in range(min(map(len, samples.values()))):
+        feeds.append({n: a[i : i + 1] for n, a in samples.items()})
+    return feeds

@@ -190,7 +190,7 @@ def test_every_built_in_source_is_there():
 
 
 def test_a_real_model_is_as_accurate_as_published_on_its_images(zoo):
-    """resnet20 has 0.9175 on all 4,000 test images; wrong scaling, order or layout costs tens of points."""
+    """0.9175 on all 4,000 test images; wrong scaling, order or layout costs tens of points."""
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session
 
@@ -212,7 +212,7 @@ def test_a_real_model_is_as_accurate_as_published_on_its_images(zoo):
 
 
 def test_data_of_real_models_run(zoo):
-    """Every trained model runs on synthetic inputs; the dynamic size of the super-resolution one is given to keep it short."""
+    """Every trained model runs on synthetic inputs; super-resolution at a small size."""
     from onnxprune.ir.io import load
     from onnxprune.ir.runtime import Session
 

@@ -1,4 +1,4 @@
-"""Arrays as calibration data: what comes out, and that what does not fit is refused in one sentence."""
+"""Arrays as calibration data: values and rejected inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images as calibration data: geometry, color and scaling against plain numpy, and what is refused."""
+"""Images as calibration data: geometry, color and scaling, compared with numpy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_geometry_and_layout(photos, shape, p, expected):
 
 
 def test_one_number_resizes_the_shorter_side_and_crops_the_center(photos):
-    """20x16 becomes 16x13; of that rows 4..12 and columns 2..10, as torchvision's Resize(13) and CenterCrop(8) do."""
+    """20x16 becomes 16x13, of that rows 4..12 and columns 2..10, as in torchvision."""
     image = pytest.importorskip("PIL.Image")
     data = open_data(photos, IMAGE, preprocess=Preprocess(resize=13))
     for index, x in zip(data.chosen, values(data), strict=True):

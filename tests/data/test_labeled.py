@@ -1,4 +1,4 @@
-"""Labeled data: every kind gives the samples and labels that went in, in any batching, and says what is wrong."""
+"""Labeled data: samples and labels of every kind of source, in any batching."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Canonical form and shapes: the same outputs, nothing made static, functions inlined; shapes as onnxruntime makes them."""
+"""Canonical form and inferred shapes, compared with runs of the original by onnxruntime."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_outputs_are_the_same(name: str) -> None:
     if name == "expand_to_an_input":
         feeds["s"] = np.array([2, 5])
     expected = Session(model, optimize=False).run(feeds)
-    found = Session(canonicalize(model), optimize=False).run(feeds)
+    actual = Session(canonicalize(model), optimize=False).run(feeds)
     for key, value in expected.items():
-        np.testing.assert_array_equal(found[key], value)
+        np.testing.assert_array_equal(actual[key], value)
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_shapes_are_those_of_a_run(name: str) -> None:
-    """Every known dimension is the one that onnxruntime makes; symbols stand for one number each."""
+def test_shapes_equal_those_of_a_run(name: str) -> None:
+    """Every known dimension is that of onnxruntime; a symbol stands for one number."""
     model = canonicalize(load(net(ALL[name].text, opset=ALL[name].opset)))
     shapes = infer(model)
     tensors = [o for n in model.proto.graph.node for o in n.output if o]
@@ -84,8 +84,13 @@ def test_canonical_form_is_a_fixed_point() -> None:
 
 
 def test_functions_are_inlined() -> None:
-    text = """<ir_version: 9, opset_import: ["": 17, "local": 1]> g (float[2,4] x) => (float[2,5] y) <float[4,8] w1, float[8,5] w2> { a = local.layer(x, w1)\n y = MatMul(a, w2) }
-    <domain: "local", opset_import: ["": 17]> layer (x, w) => (y) { m = MatMul(x, w)\n y = Relu(m) }"""
+    text = """<ir_version: 9, opset_import: ["": 17, "local": 1]>
+    g (float[2,4] x) => (float[2,5] y) <float[4,8] w1, float[8,5] w2> {
+        a = local.layer(x, w1)
+        y = MatMul(a, w2)
+    }
+    <domain: "local", opset_import: ["": 17]>
+    layer (x, w) => (y) { m = MatMul(x, w)\n y = Relu(m) }"""
     proto = parser.parse_model(text)
     rng = np.random.default_rng(0)
     for info in proto.graph.value_info:
@@ -103,10 +108,12 @@ def test_functions_are_inlined() -> None:
     )
 
 
-def test_constants_become_initializers_and_identities_go() -> None:
+def test_constants_are_lifted_and_identities_removed() -> None:
     model = load(
         net(
-            "float[2,4] x | float[4,8] w | i = Identity(w); c = Constant<value=float[8] {1,2,3,4,5,6,7,8}>(); a = MatMul(x, i); j = Identity(a); y = Add(j, c)"
+            "float[2,4] x | float[4,8] w | i = Identity(w); "
+            "c = Constant<value=float[8] {1,2,3,4,5,6,7,8}>(); a = MatMul(x, i); "
+            "j = Identity(a); y = Add(j, c)"
         )
     )
     canonical = canonicalize(model)
@@ -114,11 +121,12 @@ def test_constants_become_initializers_and_identities_go() -> None:
     assert set(canonical.weights) == {"w", "c"}
 
 
-def test_dead_nodes_and_weights_go() -> None:
+def test_dead_nodes_and_weights_are_removed() -> None:
     canonical = canonicalize(
         load(
             net(
-                "float[2,4] x | float[4,8] w, float[4,9] unused, float[4,7] dead | d = MatMul(x, dead); y = MatMul(x, w)"
+                "float[2,4] x | float[4,8] w, float[4,9] unused, float[4,7] dead | "
+                "d = MatMul(x, dead); y = MatMul(x, w)"
             )
         )
     )
@@ -128,8 +136,10 @@ def test_dead_nodes_and_weights_go() -> None:
 
 def test_shape_arithmetic_is_folded() -> None:
     text = (
-        "float[2,4,6] x | int64 one = {1}, int64 two = {2}, int64[1] zero = {0}, int64[1] m = {-1} | s = Shape(x); a = Gather(s, one); b = Gather(s, two); c = Mul(a, b); d = Div(c, two); e = Sub(d, one);"
-        "f = Add(e, one); g = Mul(f, two); h = Unsqueeze(g, zero); i = Concat<axis=0>(m, h); y = Reshape(x, i)"
+        "float[2,4,6] x | int64 one = {1}, int64 two = {2}, int64[1] zero = {0}, "
+        "int64[1] m = {-1} | s = Shape(x); a = Gather(s, one); b = Gather(s, two); "
+        "c = Mul(a, b); d = Div(c, two); e = Sub(d, one); f = Add(e, one); g = Mul(f, two); h = Unsqueeze(g, zero); "
+        "i = Concat<axis=0>(m, h); y = Reshape(x, i)"
     )
     canonical = canonicalize(load(net(text)))
     assert [n.op_type for n in canonical.proto.graph.node] == ["Reshape"]
@@ -151,7 +161,7 @@ def test_shape_arithmetic_is_folded() -> None:
         ),
     ],
 )
-def test_broken_graphs_are_one_sentence(change, match: str) -> None:
+def test_invalid_graphs_are_rejected(change, match: str) -> None:
     proto = net(
         "float[2,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); y = MatMul(a, w2)"
     )

@@ -1,4 +1,4 @@
-"""Reading and writing: everything that a file carries is still there; what is broken is one sentence."""
+"""Reading and writing preserve everything in a file; damaged files are rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from onnxprune.ir.weights import from_array
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
-TEXT = "float[2,4,6,6] x | float[32,4,3,3] w1, float[32] b1, float[5,32,1,1] w2 | a = Conv(x, w1, b1); b = Relu(a); y = Conv(b, w2)"
+TEXT = (
+    "float[2,4,6,6] x | float[32,4,3,3] w1, float[32] b1, float[5,32,1,1] w2 | "
+    "a = Conv(x, w1, b1); b = Relu(a); y = Conv(b, w2)"
+)
 
 
 def decorated() -> ModelProto:
@@ -68,7 +71,7 @@ def carried(model: ModelProto) -> dict[str, object]:
     }
 
 
-def test_nothing_is_lost_by_load_and_save(tmp_path: Path) -> None:
+def test_load_and_save_preserve_everything(tmp_path: Path) -> None:
     original = decorated()
     save(load(original), tmp_path / "m.onnx")
     again = onnx.load(tmp_path / "m.onnx")
@@ -78,7 +81,7 @@ def test_nothing_is_lost_by_load_and_save(tmp_path: Path) -> None:
     assert original.graph.node == again.graph.node
 
 
-def test_nothing_is_lost_by_a_cut() -> None:
+def test_cut_preserves_everything() -> None:
     original = decorated()
     analysis = analyze(load(original))
     name = analysis.groups[0].name
@@ -96,15 +99,17 @@ def test_the_same_bytes_twice() -> None:
     assert digest(load(decorated())) == digest(load(to_bytes(load(decorated()))))
 
 
-def test_weights_are_not_copied_before_they_are_asked_for(tmp_path: Path) -> None:
+def test_weights_are_not_copied_before_use(tmp_path: Path) -> None:
     big = net(
-        "float[1,1000] x | float[1000,3000] w1, float[3000,10] w2 | a = MatMul(x, w1); y = MatMul(a, w2)"
+        "float[1,1000] x | float[1000,3000] w1, float[3000,10] w2 | "
+        "a = MatMul(x, w1); y = MatMul(a, w2)"
     )
     onnx.save(big, tmp_path / "m.onnx")
     model = load(tmp_path / "m.onnx")
     assert not model.proto.graph.initializer[0].raw_data
     code = (
-        "import sys, tracemalloc; tracemalloc.start(); from onnxprune.ir.io import load; m = load(sys.argv[1]);"
+        "import sys, tracemalloc; tracemalloc.start()\n"
+        "from onnxprune.ir.io import load; m = load(sys.argv[1])\n"
         "sizes = [t.size for t in tracemalloc.take_snapshot().traces]; print(max(sizes))"
     )
     out = subprocess.run(
@@ -167,9 +172,6 @@ def test_values_of_types_without_a_numpy_form(name: str) -> None:
     )
 
 
-# ---------------------------------------------------------------- external data
-
-
 def test_external_data_round_trip(tmp_path: Path) -> None:
     original = net(TEXT)
     save(load(original), tmp_path / "m.onnx", external_data=True)
@@ -191,12 +193,14 @@ def test_external_data_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("external", [False, True])
-def test_a_file_that_becomes_shorter_is_told(tmp_path: Path, external: bool) -> None:
+def test_truncation_after_loading_is_reported(tmp_path: Path, external: bool) -> None:
     """In a process of its own: without the check, a signal ends it."""
     save(load(demo.files().model), tmp_path / "m.onnx", external_data=external)
     code = (
-        "import os, sys; from onnxprune.ir.io import load; model = load(sys.argv[1]); os.truncate(sys.argv[2], 10)\n"
-        "try: print(sum(w.array().sum() for w in model.weights.values()))\nexcept Exception as problem: print(problem.code)"
+        "import os, sys; from onnxprune.ir.io import load\n"
+        "model = load(sys.argv[1]); os.truncate(sys.argv[2], 10)\n"
+        "try: print(sum(w.array().sum() for w in model.weights.values()))\n"
+        "except Exception as problem: print(problem.code)"
     )
     shortened = tmp_path / ("m.onnx.data" if external else "m.onnx")
     done = subprocess.run(
@@ -248,7 +252,9 @@ def external(tmp_path: Path, **entries: str) -> Path:
         ({"location": "w.bin", "length": "8"}, "model-truncated"),
     ],
 )
-def test_external_data_that_is_wrong(tmp_path: Path, entries: dict[str, str], code: str) -> None:
+def test_invalid_external_data_are_rejected(
+    tmp_path: Path, entries: dict[str, str], code: str
+) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(4 * 32 * 4 * 9))
     (tmp_path.parent / "up.bin").write_bytes(bytes(4 * 32 * 4 * 9))
     with pytest.raises(ModelError) as caught:
@@ -265,9 +271,6 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
         load(external(tmp_path / "inner", location="w.bin"))
 
 
-# ---------------------------------------------------------------- broken files
-
-
 def test_no_file_empty_file_folder(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     for path, code in (
@@ -280,7 +283,7 @@ def test_no_file_empty_file_folder(tmp_path: Path) -> None:
         assert caught.value.code == code
 
 
-def test_something_else_than_onnx(tmp_path: Path) -> None:
+def test_other_formats_are_rejected(tmp_path: Path) -> None:
     for data in (
         b"hello, this is text\n" * 40,
         b"\x89PNG\r\n\x1a\n" + bytes(500),
@@ -294,8 +297,8 @@ def test_something_else_than_onnx(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_a_damaged_file_is_a_model_or_a_sentence(data: st.DataObject) -> None:
-    """Cut off anywhere, bytes changed anywhere: either an error of ours, or a model that the analysis takes or refuses in a sentence."""
+def test_a_damaged_file_is_rejected_or_analyzed(data: st.DataObject) -> None:
+    """Truncated or changed anywhere, it is rejected by us, or analyzed."""
     blob = bytearray(WHOLE)
     if data.draw(st.booleans()):
         blob = blob[: data.draw(st.integers(1, len(blob) - 1))]
@@ -310,7 +313,7 @@ def test_a_damaged_file_is_a_model_or_a_sentence(data: st.DataObject) -> None:
 WHOLE = net(TEXT).SerializeToString()
 
 
-def test_output_is_not_written_over(tmp_path: Path) -> None:
+def test_output_is_not_overwritten(tmp_path: Path) -> None:
     save(load(net(TEXT)), tmp_path / "m.onnx")
     with pytest.raises(OutputError, match="--overwrite"):
         save(load(net(TEXT)), tmp_path / "m.onnx")
