@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.state import KERNEL_POSITION
 from onnxprune.errors import TargetError
 from onnxprune.ir.nodes import label
 
@@ -80,19 +81,18 @@ def _why_fixed(analysis: Analysis, name: str) -> str:
     The limits if one of its axes is prunable; else the reasons of its weights' axes, or those of
     its activations if no weight has any.
     """
-    record = analysis.record
-    number = next(i for i, n in enumerate(record.nodes) if label(n) == name)
-    if any(analysis.axes.live(a) for p in record.products if p.node == number for a in p.axes):
+    number = next(i for i, n in enumerate(analysis.nodes) if label(n) == name)
+    if analysis.prunable(number):
         return "its channels are prunable, but only down to the limits above"
-    node = record.nodes[number]
-    weights = [u.tensor for u in record.uses if u.node == number]
+    node = analysis.nodes[number]
+    weights = [u.tensor for u in analysis.uses if u.node == number]
     others = [t for t in (*node.input, *node.output) if t and t not in weights]
     for tensors in (weights, others):
         reasons: dict[str, None] = {}  # an ordered set
         for tensor in tensors:
             reasons.update(dict.fromkeys(f.reason for f in analysis.why(tensor)))
         # kernel axes are frozen in every convolution and explain nothing
-        reasons.pop("kernel position", None)
+        reasons.pop(KERNEL_POSITION, None)
         if reasons:
             return ", ".join(list(reasons)[:2])
     return "all its channels are frozen"

@@ -172,7 +172,7 @@ class _Probe:
         causes = self.analysis.causes[name]
         for item in self.items:
             index = channel_columns(self.analysis, item.ids, causes)
-            position = self.run.place(self.analysis.record.nodes[item.node].output[0])
+            position = self.run.place(self.analysis.nodes[item.node].output[0])
             if index is not None and position >= 0:
                 yield _PlacedConsumer(position, item, index)
 

@@ -323,12 +323,17 @@ class _Match:
                 summed = live & contracted
                 # one mask per sum: on the activation if there is one
                 if summed and not (operand.constant and summed & self.data_letters):
-                    self.node.record.masks.append(Mask(self.node.index, slot, i, ids))
+                    self.mask(slot, i, ids)
                 role = "consumes" if summed else "carries"
                 if makes and live & self.output_letters - self.data_letters:
                     role = "produces"
                 for origin in operand.origins:
                     self.node.record.hints.append((origin, ids, role))
+
+    def mask(self, slot: int, axis: int, ids: np.ndarray, recurrent: bool = False) -> None:
+        """Record an axis of an operand that the node sums over."""
+        index, tensor = self.node.index, self.node.names[slot]
+        self.node.record.masks.append(Mask(index, slot, tensor, axis, ids, recurrent))
 
     def record_literals(self) -> None:
         """Record the attributes that hold the lengths of letters."""
@@ -388,9 +393,7 @@ class _Match:
             return
         last = operand.axes[-1]
         if isinstance(last, np.ndarray):
-            self.node.record.masks.append(
-                Mask(self.node.index, slot, len(operand.axes) - 1, last, recurrent=True)
-            )
+            self.mask(slot, len(operand.axes) - 1, last, recurrent=True)
 
 
 def _letters_of(token: Key | Factors) -> tuple[str, ...]:

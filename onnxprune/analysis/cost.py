@@ -59,10 +59,6 @@ class Axes:
         """Return the (length, width) causes of each position, padded with `causes`."""
         return self._tables[id(ids)]
 
-    def known(self, ids: np.ndarray) -> bool:
-        """Return whether `table` has the axis."""
-        return id(ids) in self._tables
-
     def number(self, ids: np.ndarray) -> int:
         """Return the index of an axis in `lengths`."""
         return self._numbers[id(ids)]

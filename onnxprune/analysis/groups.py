@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -118,9 +118,19 @@ class Analysis:
         """Return whether a node is in the main graph, whose tensors a run can output."""
         return self.record.outermost(node)
 
-    def node_of(self, use: int) -> NodeProto:
-        """Return the node of a use, by the index of the use."""
-        return self.nodes[self.uses[use].node]
+    def measurable(self, mask: Mask) -> bool:
+        """Return whether a run can output the operand of a mask: no weight, and in no body."""
+        return not mask.recurrent and self.outermost(mask.node)
+
+    def prunable(self, node: int) -> bool:
+        """Return whether a node multiplies along an axis that can be cut."""
+        products = [p for p in self.record.products if p.node == node]
+        return any(self.axes.live(a) for p in products for a in p.axes)
+
+    @property
+    def tensors(self) -> Collection[str]:
+        """Names of all activations, those of bodies included."""
+        return self.record.tensors.keys()
 
     def tensor_axes(self, tensor: str) -> tuple[np.ndarray | None, ...] | None:
         """Return the ids per axis of an activation, None for a frozen axis.

@@ -164,6 +164,8 @@ class Mask:
         Index of the node.
     slot
         Index of the operand.
+    tensor
+        Name of the operand.
     axis
         Index of the axis.
     ids
@@ -174,6 +176,7 @@ class Mask:
 
     node: int
     slot: int
+    tensor: str
     axis: int
     ids: np.ndarray
     recurrent: bool = False

@@ -61,8 +61,8 @@ def _average(context: Context, name: str, value: Value) -> Scores:
         threads=context.threads,
     )
     sums, counts = np.zeros((2, analysis.axes.causes + 1))
-    for mask in analysis.record.masks:
-        axis = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)
+    for mask in analysis.masks:
+        axis = (mask.tensor, mask.axis)
         if mask.recurrent or axis not in statistics:
             continue
         table = analysis.axes.table(mask.ids)
@@ -90,7 +90,7 @@ def _consumer_norms(analysis: Analysis, node: int, slot: int, ids: np.ndarray) -
     ids
         (length,) axis ids of the activation.
     """
-    for number, use in enumerate(analysis.record.uses):
+    for number, use in enumerate(analysis.uses):
         if use.node != node or use.slot == slot:
             continue
         for axis, other in enumerate(use.axes):

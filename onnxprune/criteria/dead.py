@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxprune.analysis.groups import Analysis, mixed_causes
-from onnxprune.analysis.linear import Linear, linears, to_matrix
+from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.linear import Linear, linears
 from onnxprune.criteria.base import Context
 from onnxprune.statistics.channels import channel_statistics
 
@@ -72,17 +72,17 @@ class _WeightSupport:
         self.analysis = analysis
         self.parts: list[tuple[Linear, np.ndarray]] = []
         for linear in linears(analysis, inside=True):
-            node = analysis.record.nodes[linear.node]
-            values = to_matrix(linear, node, analysis.model.weights[linear.weight.tensor].array())
+            weight = analysis.model.weights[linear.weight.tensor].array()
+            values = linear.layout.to_matrix(weight)
             # most weights have no zero; a broadcast scalar then takes no memory
             dense = np.broadcast_to(np.True_, values.shape[:3])
             self.parts.append((linear, dense if values.all() else (values != 0).any(3)))
         known = {linear.node for linear, _ in self.parts}
         self.readable = np.ones(analysis.axes.causes + 1, bool)
-        for mask in analysis.record.masks:
+        for mask in analysis.masks:
             if mask.node not in known:
                 self.readable[analysis.axes.table(mask.ids)] = False
-        self.exact = ~mixed_causes(analysis.record, analysis.axes)
+        self.exact = ~analysis.mixed
 
     def live(self, linear: Linear, nonzero: np.ndarray, dead: np.ndarray) -> np.ndarray:
         """Return `nonzero` with False in the rows and columns of dead channels."""
@@ -127,11 +127,11 @@ def _find_silent(context: Context, constants: bool) -> np.ndarray:
     )
     seen = np.zeros(analysis.axes.causes + 1, bool)
     active = np.zeros(analysis.axes.causes + 1, bool)
-    for mask in analysis.record.masks:
-        axis = (analysis.record.nodes[mask.node].input[mask.slot], mask.axis)
+    for mask in analysis.masks:
+        axis = (mask.tensor, mask.axis)
         table = analysis.axes.table(mask.ids)
         # activations inside nested graphs are not measured, so they count as active
-        active[table] |= not analysis.record.outermost(mask.node)
+        active[table] |= not analysis.outermost(mask.node)
         if axis not in statistics:
             continue
         values = statistics[axis]

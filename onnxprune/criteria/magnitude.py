@@ -51,8 +51,8 @@ def bn_scale(context: Context) -> Scores:
     analysis = context.analysis
 
     def scale(member: Member) -> np.ndarray | None:
-        use = analysis.record.uses[member.use]
-        if analysis.record.nodes[use.node].op_type != "BatchNormalization" or use.slot != 1:
+        use = analysis.uses[member.use]
+        if analysis.nodes[use.node].op_type != "BatchNormalization" or use.slot != 1:
             return None
         return np.abs(analysis.model.weights[use.tensor].array().astype(np.float64))
 
@@ -86,7 +86,7 @@ def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.nd
     Parameters
     ----------
     use
-        Index of the weight in `analysis.record.uses`.
+        Index of the weight in `analysis.uses`.
     axis
         Axis to keep.
     power
@@ -97,7 +97,7 @@ def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.nd
     np.ndarray
         (length of the axis,) float64.
     """
-    weight = analysis.model.weights[analysis.record.uses[use].tensor].array()
+    weight = analysis.model.weights[analysis.uses[use].tensor].array()
     values = weight.astype(np.float32, copy=False)
     scale = _quantization_parameter(analysis, use, weight.shape, 1)
     zero_point = _quantization_parameter(analysis, use, weight.shape, 2)
@@ -120,8 +120,8 @@ def _quantization_parameter(
 
     None if the weight is not dequantized, or the parameter is computed or blocked.
     """
-    entry = analysis.record.uses[use]
-    node = analysis.record.nodes[entry.node]
+    entry = analysis.uses[use]
+    node = analysis.nodes[entry.node]
     if node.op_type != "DequantizeLinear" or entry.slot != 0 or len(node.input) <= slot:
         return None
     if node.input[slot] not in analysis.model.weights:

@@ -66,7 +66,7 @@ def moments(
     def compute() -> Mapping[str, Fisher]:
         analysis = context.analysis
         outs = [(s.linear.out, s.linear.out_axis) for s in statistics.values()]
-        outs += [(analysis.record.nodes[p.node].output[0], -1) for p in pairs]
+        outs += [(analysis.nodes[p.node].output[0], -1) for p in pairs]
         if not outs:
             return {}
         fisher = output_fisher(
@@ -124,7 +124,7 @@ def group_consumers(
         if index is None:
             continue
         # the Fisher information of logits is taken as a multiple of the identity
-        known = fisher.get(analysis.record.nodes[pair.node].output[0])
+        known = fisher.get(analysis.nodes[pair.node].output[0])
         factor = 0.5 * float(np.trace(known.products)) / len(known.products) if known else 1.0
         weight = np.full_like(pair.xx, factor)
         consumers.append(Consumer(pair.xx, weight, index, known is not None))

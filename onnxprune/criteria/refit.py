@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.linear import from_matrix
 from onnxprune.criteria.elimination import refit_weight
 from onnxprune.statistics.im2col import geometry, tap_order
 from onnxprune.statistics.moments import InputMoments
@@ -44,7 +43,7 @@ def refit_without(
         columns = (own[:, None] * item.taps + np.arange(item.taps)).ravel()
         refitted[g] = refit_weight(weight[g], inverse_of(item, g), columns)
     shift = np.einsum("gok,gk->go", weight - refitted, item.mean)
-    node = analysis.record.nodes[item.linear.node]
+    node = analysis.nodes[item.linear.node]
     stored = analysis.model.weights[item.linear.weight.tensor].array()
     window = geometry(node, stored.shape, (0,) * stored.ndim)
     taps, groups = max(window.taps, 1), len(refitted)
@@ -56,5 +55,5 @@ def refit_without(
         shift = shift.reshape(groups, -1, taps).sum(2)
     unordered = np.empty_like(matrix)
     unordered[..., tap_order(window)] = matrix
-    values = from_matrix(item.linear, node, unordered, stored.shape).astype(stored.dtype)
+    values = item.linear.layout.from_matrix(unordered, stored.shape).astype(stored.dtype)
     return values, shift.ravel()

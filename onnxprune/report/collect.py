@@ -213,11 +213,10 @@ def _carried_groups(analysis: Analysis) -> Callable[[str], list[str]]:
         owner[analysis.causes[group.name]] = i
 
     def groups_of(tensor: str) -> list[str]:
-        state = analysis.record.tensors.get(tensor)
         indices: set[int] = set()
-        for axis in (state.axes or ()) if state else ():
-            if isinstance(axis, np.ndarray) and analysis.axes.known(axis):
-                indices.update(np.unique(owner[analysis.axes.table(axis)]).tolist())
+        for ids in analysis.tensor_axes(tensor) or ():
+            if ids is not None:
+                indices.update(np.unique(owner[analysis.axes.table(ids)]).tolist())
         return [analysis.groups[i].name for i in sorted(indices) if i >= 0]
 
     return groups_of

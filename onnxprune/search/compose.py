@@ -117,8 +117,8 @@ def reduce_model(original: Analysis, kept: Kept, model: Model | None = None) -> 
 
 def _weight_axes(analysis: Analysis) -> Iterator[tuple[WeightAxis, np.ndarray]]:
     """Yield the axes of weights that have channels, with the cause ids along each axis."""
-    for use in analysis.record.uses:
-        node = label(analysis.record.nodes[use.node])
+    for use in analysis.uses:
+        node = label(analysis.nodes[use.node])
         for axis, ids in enumerate(use.axes):
             if isinstance(ids, np.ndarray):
                 yield (node, use.slot, axis), ids

@@ -132,7 +132,7 @@ class Suffix:
         main_nodes = len(self.analysis.model.proto.graph.node)
         hit = [
             m.node
-            for m in self.analysis.record.masks
+            for m in self.analysis.masks
             if np.isin(self.analysis.axes.table(m.ids), causes).any()
         ]
         return min(hit) if hit and max(hit) < main_nodes else None

@@ -95,11 +95,10 @@ def ablate(
 
 def _select_masks(analysis: Analysis, causes: np.ndarray) -> tuple[list[Mask], set[int]]:
     """Return the masks that carry a cause, and the causes with a copy that no feed can mask."""
-    outermost = {label(node) for node in analysis.model.proto.graph.node}
     selected, unmaskable = [], set()
-    for mask in analysis.record.masks:
+    for mask in analysis.masks:
         carried = np.intersect1d(analysis.axes.table(mask.ids), causes)
-        if mask.recurrent or label(analysis.record.nodes[mask.node]) not in outermost:
+        if not analysis.measurable(mask):
             unmaskable.update(carried.tolist())
         elif len(carried):
             selected.append(mask)
@@ -121,7 +120,7 @@ def _insert_masks(analysis: Analysis, masks: Sequence[Mask]) -> Model:
     inserted: dict[str, list[NodeProto]] = {}
     nodes = {label(node): node for node in graph.node}
     for i, mask in enumerate(masks):
-        node = nodes[label(analysis.record.nodes[mask.node])]
+        node = nodes[label(analysis.nodes[mask.node])]
         tensor = node.input[mask.slot]
         rank, dtype = len(analysis.shapes.shape(tensor) or ()), analysis.shapes.dtype(tensor)
         shape = [len(mask.ids) if axis == mask.axis else 1 for axis in range(rank)]

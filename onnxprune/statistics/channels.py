@@ -52,11 +52,7 @@ def consumed(analysis: Analysis) -> list[TensorAxis]:
 
     In graph order. Activations inside nested graphs are left out, since they cannot be outputs.
     """
-    axes = {
-        (analysis.record.nodes[m.node].input[m.slot], m.axis): None
-        for m in analysis.record.masks
-        if not m.recurrent and analysis.record.outermost(m.node)
-    }
+    axes = {(m.tensor, m.axis): None for m in analysis.masks if analysis.measurable(m)}
     return list(axes)
 
 

@@ -175,15 +175,15 @@ def copies(analysis: Analysis) -> tuple[dict[Place, np.ndarray], set[int]]:
     lost
         Causes with a copy that has no such place: recurrent, or inside a nested graph.
     """
-    outermost = {label(node) for node in analysis.model.proto.graph.node}
     places: dict[Place, np.ndarray] = {}
     lost: set[int] = set()
-    for mask in analysis.record.masks:
-        node, table = analysis.record.nodes[mask.node], analysis.axes.table(mask.ids)
-        if mask.recurrent or label(node) not in outermost:
+    for mask in analysis.masks:
+        table = analysis.axes.table(mask.ids)
+        if not analysis.measurable(mask):
             lost.update(table.ravel().tolist())
-        elif analysis.axes.live(mask.ids) and node.input[mask.slot] not in analysis.model.weights:
-            places[Place(node.input[mask.slot], mask.axis, label(node), mask.slot)] = table
+        elif analysis.axes.live(mask.ids) and mask.tensor not in analysis.model.weights:
+            node = label(analysis.nodes[mask.node])
+            places[Place(mask.tensor, mask.axis, node, mask.slot)] = table
     return places, lost
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.linear import Linear, linears, to_matrix
+from onnxprune.analysis.linear import Linear, linears
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.ir.runtime import Session
 from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, positions, tap_order
@@ -43,7 +43,7 @@ class InputMoments:
 
     @property
     def node(self) -> int:
-        """Index of the node in `analysis.record.nodes`."""
+        """Index of the node in `analysis.nodes`."""
         return self.linear.node
 
     @property
@@ -57,9 +57,9 @@ class InputMoments:
         With one column per channel, each tap of an output is a row of its own: (groups, outputs *
         taps, K).
         """
-        node = analysis.record.nodes[self.linear.node]
+        node = analysis.nodes[self.linear.node]
         array = analysis.model.weights[self.linear.weight.tensor].array()
-        matrix = to_matrix(self.linear, node, array).astype(np.float64)
+        matrix = self.linear.layout.to_matrix(array).astype(np.float64)
         order = tap_order(geometry(node, array.shape, (0,) * array.ndim))
         matrix = matrix[..., order]
         g, o, c, t = matrix.shape
@@ -75,7 +75,7 @@ class ProductMoments:
     Attributes
     ----------
     node
-        Index of the MatMul in `analysis.record.nodes`.
+        Index of the MatMul in `analysis.nodes`.
     ids
         Axis ids of the summed axis, (K,).
     xx
@@ -135,7 +135,7 @@ def collect_moments(
     pairs = products(analysis)
     names = {li.data for li in selected}
     for node, _ in pairs:
-        names.update(analysis.record.nodes[node].input[:2])
+        names.update(analysis.nodes[node].input[:2])
     if not names:
         return {}, []
     session = Session(analysis.model, sorted(names), threads=threads)
@@ -155,9 +155,7 @@ def collect_moments(
                 added.add(source)
                 _accumulate(sums, source, x, data.samples, rng)
         for node, _ in pairs:
-            q, k = (
-                np.asarray(values[n], np.float64) for n in analysis.record.nodes[node].input[:2]
-            )
+            q, k = (np.asarray(values[n], np.float64) for n in analysis.nodes[node].input[:2])
             logits[node] = logits.get(node, 0.0) + _logit_moments(q, k)
     statistics = {li.node: _finish(li, sources[li.node], sums) for li in selected}
     return statistics, [ProductMoments(n, ids, logits[n] / max(seen, 1)) for n, ids in pairs]
@@ -175,7 +173,7 @@ def _select_linears(analysis: Analysis) -> list[Linear]:
 
 def _source(analysis: Analysis, li: Linear, x: np.ndarray) -> _Source:
     """Return the source of a node's columns; x: one batch of its input."""
-    node = analysis.record.nodes[li.node]
+    node = analysis.nodes[li.node]
     window = geometry(node, analysis.model.weights[li.weight.tensor].shape, x.shape)
     per_tap = x.shape[li.axis] // li.groups * max(window.taps, 1) <= MAX_COLUMNS
     return _Source(li.data, li.groups, window if per_tap else Geometry(0), li.axis)
@@ -246,11 +244,11 @@ def _output_shape(shape: tuple[int, ...], window: Geometry) -> tuple[int, ...]:
 def products(analysis: Analysis) -> list[tuple[int, np.ndarray]]:
     """Return (node index, axis ids) of MatMuls of two activations that sum over a prunable axis."""
     result = {}
-    weights = {(u.node, u.slot) for u in analysis.record.uses}
-    for mask in analysis.record.masks:
-        node = analysis.record.nodes[mask.node]
+    weights = {(u.node, u.slot) for u in analysis.uses}
+    for mask in analysis.masks:
+        node = analysis.nodes[mask.node]
         if (
-            analysis.record.outermost(mask.node)
+            analysis.outermost(mask.node)
             and node.op_type == "MatMul"
             and mask.slot == 0
             and (mask.node, 0) not in weights

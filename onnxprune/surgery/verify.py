@@ -228,8 +228,7 @@ def masked(analysis: Analysis, plan: Plan) -> Model:
         if keep.all():
             continue
         node = editor.nodes[mask.node]
-        name = analysis.nodes[mask.node].input[mask.slot]
-        rank = len(analysis.shapes.shape(name) or ())
+        rank = len(analysis.shapes.shape(mask.tensor) or ())
         shape = [len(keep) if i == mask.axis else 1 for i in range(rank)]
         node.input[mask.slot] = _mask(editor, mask.node, mask.slot, keep.reshape(shape), number)
     return editor.model.freeze()
@@ -292,5 +291,5 @@ def relative_difference(actual: Any, expected: Any) -> float:
 
 def _tolerance(analysis: Analysis) -> float:
     """Return the tolerance of the coarsest float type that the graph computes in."""
-    used = {analysis.shapes.dtype(n) for n in analysis.record.tensors} & TOLERANCE.keys()
+    used = {analysis.shapes.dtype(n) for n in analysis.tensors} & TOLERANCE.keys()
     return max((TOLERANCE[t] for t in used), default=TOLERANCE[TensorProto.FLOAT])

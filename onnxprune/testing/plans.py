@@ -102,22 +102,18 @@ def check_plan(analysis: Analysis, plan: Plan) -> None:
 def _passes(analysis: Analysis, op: str) -> None:
     """OnnxpruneError where the op is not there or all its axes are frozen."""
     domain, _, name = op.rpartition("::")
-    nodes = [
-        n for n in analysis.record.nodes if n.op_type == name and (n.domain == domain or not domain)
-    ]
+    nodes = [n for n in analysis.nodes if n.op_type == name and (n.domain == domain or not domain)]
     if not nodes:
         raise OnnxpruneError("rule-contract", f"the model has no node of {op!r}")
     reasons = []
     for node in nodes:
         for tensor in (*node.input, *node.output):
-            state = analysis.record.tensors.get(tensor)
-            for axis in state.axes if state is not None else ():
-                if isinstance(axis, np.ndarray) and analysis.axes.live(axis):
-                    return
-            reasons += [
-                f"{f.tensor} axis {f.axis}: {f.reason}"
-                for f in (analysis.why(tensor) if state is not None else ())
-            ]
+            axes = analysis.tensor_axes(tensor)
+            if axes is None:
+                continue
+            if any(ids is not None and analysis.axes.live(ids) for ids in axes):
+                return
+            reasons += [f"{f.tensor} axis {f.axis}: {f.reason}" for f in analysis.why(tensor)]
     raise OnnxpruneError(
         "rule-contract",
         f"no channel that passes {op!r} can be cut: {'; '.join(dict.fromkeys(reasons))}",
@@ -139,18 +135,17 @@ def _random_plan(analysis: Analysis, rng: np.random.Generator) -> Plan:
 def _lengths(analysis: Analysis, plan: Plan, pruned: Model, op: str) -> None:
     """The lengths that the analysis foretells are those of the cut model."""
     removed, shapes = analysis.removed(plan.kept), infer(pruned)
-    for name, tensor in analysis.record.tensors.items():
-        found = shapes.shape(name)
-        for i, ids in enumerate(tensor.axes):
-            if (
-                found is not None
-                and len(found) == len(tensor.axes)
-                and isinstance(ids, np.ndarray)
-                and isinstance(found[i], int)
-            ):
-                foretold = int(analysis.keep(ids, removed).sum())
-                if found[i] != foretold:
-                    raise OnnxpruneError(
-                        "rule-contract",
-                        f"axis {i} of {name!r} is {found[i]} long after the cut, and {op!r} says {foretold}",
-                    )
+    for name in analysis.tensors:
+        axes, shape = analysis.tensor_axes(name) or (), shapes.shape(name)
+        if shape is None or len(shape) != len(axes):
+            continue
+        for i, (ids, size) in enumerate(zip(axes, shape, strict=True)):
+            if ids is None or not isinstance(size, int):
+                continue
+            predicted = int(analysis.keep(ids, removed).sum())
+            if size != predicted:
+                raise OnnxpruneError(
+                    "rule-contract",
+                    f"axis {i} of {name!r} has length {size} after the cut; the rule of {op!r} "
+                    f"predicts {predicted}",
+                )
