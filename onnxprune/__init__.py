@@ -1,7 +1,8 @@
-"""onnxprune: structured pruning of ONNX models.
+"""Structured pruning of ONNX models.
 
 import onnxprune
-report = onnxprune.optimize("model.onnx", "small.onnx", target="macs=50%", data="images/")
+
+result = onnxprune.optimize("model.onnx", "small.onnx", target="macs=50%", data="images/")
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from onnxprune import moved
 
 __version__ = "0.1.0"
 
-# public name -> where it lives; imported when it is first used, so that `import onnxprune` costs nothing
+# public name -> its module, imported when the name is first used to keep the import fast
 _PUBLIC = {
     "optimize": "onnxprune.run.pipeline",
     "Recipe": "onnxprune.run.recipe",
@@ -36,15 +37,15 @@ _PUBLIC = {
 }
 __all__ = ["__version__"]
 __all__ += list(_PUBLIC)
-moved.install()
-
-
-# old name -> name: of options (recipe keys, flags, keywords) and of public names; read for one release
+# old name -> name, accepted for one release: options (keys, flags, keywords) and public names
 RENAMED_OPTIONS = {"labelled": "labeled"}
 _RENAMED = {"analyse": "analyze"}
 
+moved.install()
+
 
 def __getattr__(name: str) -> Any:
+    """Import a public name."""
     name = _RENAMED.get(name, name)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
@@ -52,4 +53,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Return the public names."""
     return sorted(__all__)

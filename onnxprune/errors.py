@@ -1,7 +1,7 @@
 """Errors that onnxprune raises, each with a one-sentence message.
 
-Each carries a stable `code` (listed in the troubleshooting page) and the exit code of the command line:
-1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
+Each carries a stable `code`, which the troubleshooting page lists, and the exit code of the command
+line: 1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterable
 
 
 class OnnxpruneError(Exception):
-    """Base of all errors raised on purpose.
+    """Base of all errors that onnxprune raises on purpose.
 
     Parameters
     ----------
     code
         Stable slug such as "model-truncated".
     message
-        What happened, with which object and numbers, and what to do. May have several lines; the first stands alone.
+        What failed, the value, the limit and the fix. The first of several lines stands alone.
     """
 
     exit_code = 1
@@ -34,7 +34,7 @@ class ModelError(OnnxpruneError):
 
 
 class DataError(OnnxpruneError):
-    """Calibration or evaluation data do not fit the model."""
+    """Calibration or evaluation data do not fit the model, or cannot be read."""
 
 
 class OutputError(OnnxpruneError):
@@ -42,11 +42,11 @@ class OutputError(OnnxpruneError):
 
 
 class EngineError(OnnxpruneError):
-    """An inference engine is missing, refuses the model, or fails while it runs."""
+    """An inference engine is missing, rejects the model, or fails while it runs."""
 
 
 class MissingExtraError(OnnxpruneError):
-    """An optional dependency is needed and not installed."""
+    """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
@@ -55,19 +55,19 @@ class MissingExtraError(OnnxpruneError):
 
 
 class UsageError(OnnxpruneError):
-    """An option, recipe key or plan does not make sense."""
+    """An option, recipe or plan is not valid."""
 
     exit_code = 2
 
 
 class TargetError(OnnxpruneError):
-    """The budget cannot be met."""
+    """The target cannot be reached."""
 
     exit_code = 3
 
 
 class VerificationError(OnnxpruneError):
-    """The cut model does not equal the masked original."""
+    """The pruned model does not equal the masked original."""
 
     exit_code = 4
 

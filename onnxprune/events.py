@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""Progress events emitted during a run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """One moment of a stage.
+    """One step of a stage.
 
-    state: "begin", "progress", "end" or "reused"; share: of the stage's work that is done (0 to 1), None where nobody knows;
-    left_s: seconds still to go where that is known without a share; seconds: the stage has taken; detail: one short phrase.
+    Attributes
+    ----------
+    stage
+        Name of the stage.
+    state
+        "begin", "progress", "end" or "reused".
+    seconds
+        Time that the stage has taken.
+    share
+        Share of the stage that is done, from 0 to 1; None if unknown.
+    detail
+        One short phrase on what is being done, or on the result.
+    left_s
+        Seconds left, if known without a share.
     """
 
     stage: str
@@ -26,4 +38,4 @@ Listener = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """A listener that does nothing."""
+    """Ignore an event."""

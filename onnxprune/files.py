@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Atomic file writes, and hashes of files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from typing import Any, BinaryIO
 
 from onnxprune.errors import OutputError
 
+BLOCK_BYTES = 1 << 20  # read at a time
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends well, and leaves nothing when it does not.
+    """Open a binary file that replaces `path` when the block ends without an exception.
+
+    Until then it has a temporary name in the same folder; if the block fails, it is removed.
 
     Raises
     ------
@@ -35,6 +39,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except OSError as problem:
@@ -53,30 +58,28 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, keys in the order given."""
+    """Write JSON atomically, keys in the given order."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file, read in blocks."""
+    """Return the hex digest of a file, read in blocks."""
     with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(file)
 
 
 def _digest(file: BinaryIO) -> str:
-    """What hashlib.file_digest does, for Python 3.10."""
+    """Return what hashlib.file_digest gives, which Python 3.10 does not have."""
     state = hashlib.sha256()
-    while block := file.read(1 << 20):
+    while block := file.read(BLOCK_BYTES):
         state.update(block)
     return state.hexdigest()
 
 
 def _umask() -> int:
-    """The process's umask; the only way to read it is to set it."""
+    """Return the umask of the process, which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Old import paths and names of what plug-ins import; each warns and is read for one release."""
+"""Old import paths and names of what plug-ins import, accepted with a warning for one release."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _MovedFinder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Restore the module's own spec, which the import system replaced by that of the old name."""
+        """Restore the module's own spec, which the import system has replaced."""
         if module.__spec__ is not None and module.__spec__.loader is self:
             module.__spec__ = module.__spec__.loader_state
 

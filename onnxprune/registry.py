@@ -1,4 +1,4 @@
-"""One mechanism for everything that can be extended: built-ins by module path, plug-ins by entry point."""
+"""Registries of everything that plug-ins extend, by module path or entry point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxprune.errors import OnnxpruneError, unknown
 
 @dataclass(frozen=True)
 class Registry:
-    """Names and the objects behind them; nothing is imported before it is asked for.
+    """Mapping from names to objects, each imported when it is first requested.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class Registry:
     group
         Entry-point group of plug-ins: "onnxprune.criteria".
     builtin
-        name -> (where, one line of description), where `where` is "package.module:attribute".
+        Name -> ("package.module:attribute", one line of description).
     """
 
     kind: str
@@ -32,25 +32,27 @@ class Registry:
 
     @cached_property
     def plugins(self) -> Mapping[str, EntryPoint]:
-        """Entry points of installed plug-ins; a built-in name cannot be taken over."""
+        """Entry points of installed plug-ins; they cannot replace built-in names."""
         return {e.name: e for e in entry_points(group=self.group) if e.name not in self.builtin}
 
     def __iter__(self) -> Iterator[str]:
+        """Iterate over all names, built-in ones first."""
         yield from self.builtin
         yield from self.plugins
 
     def __contains__(self, name: object) -> bool:
+        """Return whether a name is registered."""
         return name in self.builtin or name in self.plugins
 
     def get(self, name: str) -> Any:
-        """The object of that name.
+        """Import and return the object of that name.
 
         Raises
         ------
         UsageError
-            No such name; the nearest one is named.
+            There is no such name; the message suggests the closest one.
         OnnxpruneError
-            The plug-in is there and fails to import.
+            The plug-in fails to import.
         """
         if name in self.builtin:
             module, _, attribute = self.builtin[name][0].partition(":")
@@ -59,19 +61,22 @@ class Registry:
             raise unknown(self.kind, name, self)
         try:
             return self.plugins[name].load()
-        except (Exception, SystemExit) as problem:
+        except (Exception, SystemExit) as problem:  # a plug-in may raise anything
             raise OnnxpruneError(
                 "plugin-broken",
                 f"{self.kind} {name!r} is a plug-in that fails to import: {problem!r}",
             ) from problem
 
     def rows(self) -> list[tuple[str, str]]:
-        """(name, one line of description) of everything, a broken plug-in with its error."""
-        found = [(name, text) for name, (_, text) in self.builtin.items()]
+        """Return (name, one line of description) of all entries.
+
+        The description of a plug-in is the first line of its docstring, or its import error.
+        """
+        rows = [(name, text) for name, (_, text) in self.builtin.items()]
         for name in self.plugins:
             try:
-                doc = (self.get(name).__doc__ or "").strip().splitlines()
-                found.append((name, doc[0] if doc else f"plug-in {self.plugins[name].value}"))
+                lines = (self.get(name).__doc__ or "").strip().splitlines()
+                rows.append((name, lines[0] if lines else f"plug-in {self.plugins[name].value}"))
             except OnnxpruneError as problem:
-                found.append((name, f"broken: {problem.message}"))
-        return found
+                rows.append((name, f"broken: {problem.message}"))
+        return rows

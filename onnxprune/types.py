@@ -1,4 +1,7 @@
-"""The data that travels between the stages. Frozen, comparable, and (plans) readable as JSON."""
+"""Data that stages exchange: groups of channels, costs, scores and plans.
+
+All are frozen and comparable; plans are also stored as JSON.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,19 @@ PLAN_FORMAT = 1
 
 @dataclass(frozen=True)
 class Site:
-    """One axis of one tensor as one node uses it.
+    """One axis of one tensor, as one node uses it.
 
-    tensor: name; axis: 0-based; node: name of the user, "" for an activation; role: "produces" where the channel is made
-    (an output axis of a weight), "consumes" where it is summed over, "carries" elsewhere (bias, scale, activations).
+    Attributes
+    ----------
+    tensor
+        Name of the tensor.
+    axis
+        Axis, from 0.
+    node
+        Name of the node that uses the tensor, "" for an activation.
+    role
+        "produces" (output axis of a weight), "consumes" (the axis is summed over) or "carries"
+        (bias, scale, activation).
     """
 
     tensor: str
@@ -31,10 +43,19 @@ class Site:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that touch the same sites and are ranked against each other.
+    """Channels at the same sites, ranked against each other.
 
-    name: of the first producer, unique in the model; size: number of channels; sites: where they are;
-    exact: False where removing a channel also changes kept ones (a mixing op was opened).
+    Attributes
+    ----------
+    name
+        Name of the first producer, unique in the model.
+    size
+        Number of channels.
+    sites
+        Axes that they lie on.
+    exact
+        Whether removing a channel leaves the kept ones unchanged; False if axes of a mixing
+        operator are pruned.
     """
 
     name: str
@@ -45,7 +66,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Why an axis cannot be cut: the op and node that gave the reason, and the axis where it began."""
+    """An axis that cannot be pruned.
+
+    Attributes
+    ----------
+    tensor, axis
+        The axis.
+    op, node
+        Operator and node that freeze it.
+    reason
+        Why they do.
+    """
 
     tensor: str
     axis: int
@@ -56,7 +87,19 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs at its declared shapes. params: elements of float initializers, scalars not counted. macs and activation_bytes are for one inference, dynamic axes counted as 1."""
+    """Costs of a model at its declared shapes, for one inference; dynamic axes count as 1.
+
+    Attributes
+    ----------
+    macs
+        Multiply-accumulates.
+    params
+        Elements of float initializers; scalars are not counted.
+    size_bytes
+        Bytes of the initializers.
+    activation_bytes
+        Bytes of the activations.
+    """
 
     macs: int
     params: int
@@ -64,7 +107,7 @@ class Cost:
     activation_bytes: int
 
     def as_dict(self) -> dict[str, int]:
-        """{"macs", "params", "bytes", "activation_bytes"}: the words of the command line."""
+        """Return the costs by their names on the command line."""
         return {
             "macs": self.macs,
             "params": self.params,
@@ -79,11 +122,22 @@ Scores = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Plan:
-    """Which channels stay. `cut` does what it says and decides nothing.
+    """The channels to keep; `cut` executes it and decides nothing.
 
-    source: sha256 of the canonical source model; kept: group name -> sorted kept channel indices (groups left whole are not listed; none where a branch goes whole);
-    sizes: group name -> channels before, for the same groups; decided_by: criterion, allocator, seed and the like, plain JSON;
-    options: what the analysis was asked for (freeze, allow_mixing, grouped), so that a replay sees the same groups.
+    Attributes
+    ----------
+    source
+        sha256 of the canonical source model.
+    kept
+        Group name -> sorted indices of the kept channels, empty if the group's branch is removed.
+        Groups that stay intact are not listed.
+    sizes
+        Group name -> number of channels before, for the same groups.
+    decided_by
+        Criterion, allocator, seed and the like, as plain JSON.
+    options
+        Options of the analysis (freeze, allow_mixing, grouped), with which it finds the same
+        groups again.
     """
 
     source: str
@@ -93,7 +147,7 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, stable order."""
+        """Return plain data, groups in alphabetical order."""
         groups = {n: {"size": self.sizes[n], "kept": list(self.kept[n])} for n in sorted(self.kept)}
         return {
             "format": PLAN_FORMAT,
@@ -105,11 +159,18 @@ class Plan:
 
     @staticmethod
     def from_json(data: Any) -> Plan:
-        """The plan in `data`; UsageError where it is none."""
+        """Return the plan in plain data.
+
+        Raises
+        ------
+        UsageError
+            The data are not a plan.
+        """
         try:
             if data["format"] != PLAN_FORMAT:
                 raise UsageError(
-                    "plan-format", f"plan format {data['format']!r} is not {PLAN_FORMAT}"
+                    "plan-format",
+                    f"plan format {data['format']!r} is not supported, only {PLAN_FORMAT}",
                 )
             kept, sizes = {}, {}
             for name, group in data["groups"].items():
@@ -120,13 +181,8 @@ class Plan:
                         f"group {name!r}: kept must be sorted, unique and below {size}",
                     )
                 kept[str(name)], sizes[str(name)] = tuple(indices), size
-            return Plan(
-                str(data["source"]),
-                kept,
-                sizes,
-                dict(data.get("decided_by", {})),
-                dict(data.get("options", {})),
-            )
+            decided_by, options = dict(data.get("decided_by", {})), dict(data.get("options", {}))
+            return Plan(str(data["source"]), kept, sizes, decided_by, options)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
             raise UsageError(
                 "plan-invalid", f"not a plan: {type(problem).__name__} {problem}"
@@ -134,7 +190,13 @@ class Plan:
 
     @staticmethod
     def load(path: str | Path) -> Plan:
-        """Read a plan file."""
+        """Read a plan file.
+
+        Raises
+        ------
+        UsageError
+            The file cannot be read, or is not a plan.
+        """
         try:
             return Plan.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as problem:

@@ -1,1 +1,1 @@
-"""A whole run: recipe, stages, run directory, outputs."""
+"""Runs: recipe, stages, run directory, outputs."""
