@@ -1,1 +1,1 @@
-"""Cost models: latency per layer and per channel, measured or computed."""
+"""Costs of layers and channels: measured latency, computed cycles, multiply-accumulates."""

@@ -1,6 +1,7 @@
-"""What one channel costs: in multiply-accumulates, in values that are made, or in time.
+"""Cost per channel: multiply-accumulates, activation values, or time.
 
-Source: Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression": importance is divided by it (METHODS.md section 3).
+Group Fisher importance is divided by it (Liu et al. 2021, "Group Fisher Pruning for Practical
+Network Compression").
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnxprune.ir.nodes import label
 
 NORMALIZATIONS = ("none", "flops", "act", "latency")
 _CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_TINY = 1e-12
+_TINY = 1e-12  # a divisor must not be 0
 
 
 def channel_costs(
@@ -33,70 +34,81 @@ def channel_costs(
     options: EngineOptions | None = None,
     least: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What one channel of each group costs: group -> float64 (size,). At the widths of `kept` where flops count, else at those of the analysis.
-
-    flops: 1e9 multiply-accumulates in its producers and consumers; act: 1e6 values that its producers make; none: 1; latency: milliseconds that the next
-    step down the engine's staircase saves (its channel multiple), over the channels that the step needs, the layers timed alone.
+    """Return the cost of each channel: group -> float64 of shape (size,).
 
     Parameters
     ----------
+    normalization
+        "flops": 1e9 multiply-accumulates in the group's producers and consumers. "act": 1e6
+        activation values that its producers compute. "latency": milliseconds that the next step
+        down the engine's staircase (its channel multiple) saves, divided by the channels of the
+        step; layers are timed alone. "none": 1.
+    engine
+        Engine that latency is measured on.
+    cache
+        Measured times; None = for this call only.
+    threads
+        Threads of the engine if `options` is None.
+    kept
+        Kept channels that flops are counted at; None = all.
     options
-        Of the engine; None = `threads` and else the defaults.
+        Options of the engine; None = defaults with `threads`.
     least
-        Widths that groups may not go below, such as those that a round_to leaves; 1 where not said.
+        Least width per group, such as that of a round_to; 1 for groups that are not listed.
     """
     if normalization == "none":
         return {g.name: np.ones(g.size) for g in analysis.groups}
     if normalization == "flops":
-        return {n: np.maximum(v / 1e9, _TINY) for n, v in analysis.savings("macs", kept).items()}
+        macs = analysis.savings("macs", kept)
+        return {name: np.maximum(values / 1e9, _TINY) for name, values in macs.items()}
     if normalization == "act":
         return {
-            g.name: np.maximum(_activations(analysis, g.name) / 1e6, _TINY) for g in analysis.groups
+            g.name: np.maximum(_count_activations(analysis, g.name) / 1e6, _TINY)
+            for g in analysis.groups
         }
     timed, options = ENGINES.get(engine), options or EngineOptions(threads=threads)
     multiple = timed.channel_multiple(options.precision)
-    steps = {
-        g.name: max((g.size - 1) // multiple * multiple, (least or {}).get(g.name, 1), 1)
-        for g in analysis.groups
-        if g.size > 1
-    }
-    found = group_savings(
-        timed,
-        analysis,
-        options,
-        cache,
-        to={n: k for n, k in steps.items() if k < analysis.group(n).size},
-    )
-    return {g.name: np.full(g.size, max(found[g.name] / g.size, _TINY)) for g in analysis.groups}
+    steps = {}
+    for group in analysis.groups:
+        step = (group.size - 1) // multiple * multiple
+        width = max(step, (least or {}).get(group.name, 1), 1)
+        if width < group.size:
+            steps[group.name] = width
+    saved_ms = group_savings(timed, analysis, options, cache, to=steps)
+    return {g.name: np.full(g.size, max(saved_ms[g.name] / g.size, _TINY)) for g in analysis.groups}
 
 
-def _activations(analysis: Analysis, name: str) -> np.ndarray:
-    """Positions that each channel has in its producers' outputs, an inference: h * w of a convolution, 1 of a linear layer."""
+def _count_activations(analysis: Analysis, name: str) -> np.ndarray:
+    """Return the positions per channel in the outputs of a group's producers, per inference.
+
+    A convolution has height x width positions, a linear layer 1.
+    """
     total = np.zeros(analysis.group(name).size)
-    depthwise = {
+    convolutions = {
         label(n) for n in analysis.model.proto.graph.node if n.op_type in ("Conv", "ConvTranspose")
     }
     for member in analysis.members(name):
-        makes = (
-            member.site.role == "produces"
-            or member.site.role == "carries"
-            and member.site.node in depthwise
-        )
-        if makes and len(analysis.model.weights[member.site.tensor].shape) > 1:
-            np.add.at(total, member.channels, float(_positions(analysis, member.site.node)))
+        site = member.site
+        # a convolution that carries channels is depthwise and computes them
+        computes = site.role == "produces" or (site.role == "carries" and site.node in convolutions)
+        # a bias has one axis and adds no values
+        if computes and len(analysis.model.weights[site.tensor].shape) > 1:
+            np.add.at(total, member.channels, float(_count_positions(analysis, site.node)))
     return total
 
 
-def _positions(analysis: Analysis, node: str) -> int:
-    """Of the contraction that a node is, or leads to (a weight may be dequantized or transposed first)."""
-    readers: dict[str, NodeProto] = {
-        n: reader for reader in analysis.model.proto.graph.node for n in reader.input
-    }
-    found = next((n for n in analysis.model.proto.graph.node if label(n) == node), None)
-    while found is not None and found.op_type not in _CONTRACTIONS:
-        found = readers.get(found.output[0])
-    shape = analysis.shapes.shape(found.output[0]) if found is not None else None
-    if found is None or not shape:
+def _count_positions(analysis: Analysis, name: str) -> int:
+    """Return the positions of the contraction that a node is or leads to.
+
+    A weight may be dequantized or transposed before the contraction.
+    """
+    nodes = analysis.model.proto.graph.node
+    consumers: dict[str, NodeProto] = {tensor: node for node in nodes for tensor in node.input}
+    node = next((n for n in nodes if label(n) == name), None)
+    while node is not None and node.op_type not in _CONTRACTIONS:
+        node = consumers.get(node.output[0])
+    shape = analysis.shapes.shape(node.output[0]) if node is not None else None
+    if node is None or not shape:
         return 1
-    inner = shape[2:] if found.op_type.startswith("Conv") else shape[1:-1]
+    inner = shape[2:] if node.op_type.startswith("Conv") else shape[1:-1]
     return math.prod(n for n in inner if isinstance(n, int))

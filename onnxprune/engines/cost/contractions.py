@@ -1,4 +1,4 @@
-"""The multiply-accumulate layers of a graph as matrix products, for engines that are computed instead of run."""
+"""Contractions of a graph as matrix products, for engines whose latency is computed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Contraction:
-    """`groups` independent products (m, k) x (k, n); the (k, n) operand is the one an array holds.
+    """`groups` independent products (m, k) x (k, n); an array holds the (k, n) operand.
 
-    taps: kernel positions, a factor of k (of n for a transposed convolution); input_size, weight_size, output_size: elements; output: its tensor.
+    Attributes
+    ----------
+    name, op
+        The node and its operator.
+    m, k, n
+        Rows, length of the sums, columns.
+    groups
+        Number of products.
+    taps
+        Kernel positions, a factor of k (of n for a transposed convolution).
+    input_size, weight_size, output_size
+        Elements of the tensors.
+    output
+        Name of the output tensor.
     """
 
     name: str
@@ -44,71 +57,80 @@ class Contraction:
 
     @property
     def depthwise(self) -> bool:
-        """One input and one output channel a group."""
+        """True with one input and one output channel per group."""
         return self.groups > 1 and self.n == 1 and self.k == self.taps
 
 
 @dataclass(frozen=True)
 class Contractions:
-    """layers: in graph order; skipped: "node (op)" of what multiplies and is not described here."""
+    """Contractions of a graph.
+
+    Attributes
+    ----------
+    layers
+        In graph order.
+    skipped
+        "node (op)" of nodes that multiply and are not described here.
+    """
 
     layers: tuple[Contraction, ...]
     skipped: tuple[str, ...] = ()
 
 
 def contractions(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Contractions:
-    """The contractions of a graph.
+    """Return the contractions of a graph.
 
     Parameters
     ----------
     shapes
-        Input name -> shape, for inputs with free axes. A free first axis is a batch of 1.
+        Input name -> shape, for inputs with dynamic axes; a dynamic first axis is a batch of 1.
 
     Raises
     ------
     UsageError
-        An input has a free axis other than the first and no shape was given.
+        An input has a dynamic axis other than the first and no shape was given.
     ModelError
-        A layer's shape cannot be inferred.
+        The shape of a layer cannot be inferred.
     """
     model = canonicalize(fix_shapes(model, shapes or {}))
     known = tensor_shapes(model)
-    found, skipped = [], []
+    layers, skipped = [], []
     for node in model.proto.graph.node:
         name = label(node)
         if node.op_type in _SKIPPED:
             skipped.append(f"{name} ({node.op_type})")
         if node.op_type in _RULES:
-            found.append(_RULES[node.op_type](name, node, known))
-    return Contractions(tuple(found), tuple(skipped))
+            layers.append(_RULES[node.op_type](name, node, known))
+    return Contractions(tuple(layers), tuple(skipped))
 
 
 def tensor_shapes(model: Model) -> dict[str, Shape]:
-    """Shapes of all tensors whose axes are known after shape inference, initializers included."""
-    found = infer(model)
-    known = {name: found.shape(name) for name in found.types}
-    return {
-        n: tuple(d for d in s if isinstance(d, int))
-        for n, s in known.items()
-        if s is not None and all(isinstance(d, int) for d in s)
-    }
+    """Return the shapes of all tensors with static axes, initializers included."""
+    inferred = infer(model)
+    shapes = {}
+    for name in inferred.types:
+        shape = inferred.shape(name)
+        if shape is not None and all(isinstance(d, int) for d in shape):
+            shapes[name] = tuple(d for d in shape if isinstance(d, int))
+    return shapes
 
 
-def _shape(known: Mapping[str, Shape], tensor: str, node: str) -> Shape:
+def _find_shape(known: Mapping[str, Shape], tensor: str, node: str) -> Shape:
+    """Return the shape of a tensor; ModelError if it is unknown."""
     if tensor not in known:
         raise ModelError(
             "shapes-unknown",
-            f"the shape of {tensor!r} at node {node!r} cannot be inferred; give the shapes of the model's inputs",
+            f"the shape of {tensor!r} at node {node!r} cannot be inferred; "
+            "pass the shapes of the model's inputs (--shape NAME:1,...)",
         )
     return known[tensor]
 
 
-def _conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
-    """A convolution as a product over im2col taps."""
+def _describe_conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
+    """Return a convolution as a product over im2col taps."""
     weight_name = node.input[3] if node.op_type == "QLinearConv" else node.input[1]
-    image, weight, out = (
-        _shape(known, t, name) for t in (node.input[0], weight_name, node.output[0])
-    )
+    tensors = (node.input[0], weight_name, node.output[0])
+    image, weight, out = (_find_shape(known, tensor, name) for tensor in tensors)
     groups, taps = attribute(node, "group", 1), math.prod(weight[2:])
     sizes = math.prod(image), math.prod(weight), math.prod(out)
     if node.op_type == "ConvTranspose":
@@ -118,66 +140,44 @@ def _conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction
     return Contraction(name, node.op_type, m, k, n, groups, taps, *sizes, node.output[0])
 
 
-def _gemm(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
-    """Gemm: the second operand is held."""
-    a, b, out = (_shape(known, t, name) for t in (node.input[0], node.input[1], node.output[0]))
+def _describe_gemm(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
+    """Return a Gemm; the array holds the second operand."""
+    tensors = (node.input[0], node.input[1], node.output[0])
+    a, b, out = (_find_shape(known, tensor, name) for tensor in tensors)
+    sizes = math.prod(a), math.prod(b), math.prod(out)
     k = a[0] if attribute(node, "transA", 0) else a[1]
-    return Contraction(
-        name,
-        node.op_type,
-        out[0],
-        k,
-        out[1],
-        1,
-        1,
-        math.prod(a),
-        math.prod(b),
-        math.prod(out),
-        node.output[0],
-    )
+    return Contraction(name, node.op_type, out[0], k, out[1], 1, 1, *sizes, node.output[0])
 
 
-def _matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
-    """MatMul: leading axes are rows where the second operand is shared by them, and independent products elsewhere."""
+def _describe_matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
+    """Return a MatMul.
+
+    Leading axes are rows if they share the second operand, and independent products otherwise.
+    """
     second = node.input[3] if node.op_type == "QLinearMatMul" else node.input[1]
-    a, b, out = (_shape(known, t, name) for t in (node.input[0], second, node.output[0]))
+    tensors = (node.input[0], second, node.output[0])
+    a, b, out = (_find_shape(known, tensor, name) for tensor in tensors)
     sizes = math.prod(a), math.prod(b), math.prod(out)
     k, n = a[-1], b[-1] if len(b) > 1 else 1
     groups = math.prod(b[:-2])
-    return Contraction(
-        name,
-        node.op_type,
-        math.prod(out) // max(1, n * groups),
-        k,
-        n,
-        groups,
-        1,
-        *sizes,
-        node.output[0],
-    )
+    m = math.prod(out) // max(1, n * groups)
+    return Contraction(name, node.op_type, m, k, n, groups, 1, *sizes, node.output[0])
 
 
 _RULES: Mapping[str, Callable[[str, NodeProto, Mapping[str, Shape]], Contraction]] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv,
-    "ConvInteger": _conv,
-    "QLinearConv": _conv,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "MatMulInteger": _matmul,
-    "QLinearMatMul": _matmul,
+    "Conv": _describe_conv,
+    "ConvTranspose": _describe_conv,
+    "ConvInteger": _describe_conv,
+    "QLinearConv": _describe_conv,
+    "Gemm": _describe_gemm,
+    "MatMul": _describe_matmul,
+    "MatMulInteger": _describe_matmul,
+    "QLinearMatMul": _describe_matmul,
 }
 _SKIPPED = frozenset(
     {
-        "Einsum",
-        "LSTM",
-        "GRU",
-        "RNN",
-        "Attention",
-        "MultiHeadAttention",
-        "DeformConv",
-        "If",
-        "Loop",
-        "Scan",
+        *("Einsum", "Attention", "MultiHeadAttention", "DeformConv"),
+        *("LSTM", "GRU", "RNN"),
+        *("If", "Loop", "Scan"),
     }
 )

@@ -1,4 +1,4 @@
-"""Where MACs fell and time did not: the layers that a pruned model did not get faster by, and the likely reason."""
+"""Explain layers of a pruned model that lost MACs but not time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from onnxprune.engines.base import Engine
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label
 
-WORTH = 0.02  # layers below this share of the time are not worth a sentence
-LESS_MACS = 0.9  # a layer that kept more than this was hardly cut
-REWARD = 0.5  # at least this part of the MACs saved should be saved of the time
-SMALL_MS = 0.01  # below this a layer's time is mostly the call
+WORTH = 0.02  # share of the total time below which a layer is not explained
+LESS_MACS = 0.9  # share of its MACs above which a layer was hardly pruned
+REWARD = 0.5  # least expected share of saved time per share of saved MACs
+SMALL_MS = 0.01  # below this a layer's time is mostly the kernel call
 
 
 def explain(
@@ -22,67 +22,76 @@ def explain(
     precision: str = "f32",
     most: int = 5,
 ) -> tuple[str, ...]:
-    """One sentence a layer, the slowest first; beyond `most` their number.
+    """Return a sentence per layer, the slowest first; a last one counts those beyond `most`.
 
     Parameters
     ----------
     rows
-        A mapping a layer: "node", "macs" (before, after) and, where the engine tells, "time_ms" (before, after; None = not there).
+        A mapping per layer: "node", "macs" (before, after) and, if the engine was profiled,
+        "time_ms" (before, after; None = no such layer).
     pruned
-        The cut model, for the widths and kinds of its layers.
+        The pruned model, for widths and operators of its layers.
     engine
-        The one that was measured.
+        Engine that was measured.
     """
     timed = [
         r for r in rows if r.get("time_ms") and None not in r["time_ms"] and min(r["time_ms"]) > 0
     ]
     total = sum(r["time_ms"][0] for r in timed)
     nodes = {label(node): node for node in pruned.proto.graph.node}
-    found = []
+    sentences = []
     for row in sorted(timed, key=lambda r: -r["time_ms"][1]):
-        (macs, macs_left), (time, time_left) = row["macs"], row["time_ms"]
-        kept_macs, kept_time = macs_left / max(macs, 1), time_left / time
-        if (
-            time < WORTH * total
-            or kept_macs > LESS_MACS
-            or 1 - kept_time >= REWARD * (1 - kept_macs)
-        ):
+        (macs, macs_after), (time, time_after) = row["macs"], row["time_ms"]
+        kept_macs, kept_time = macs_after / max(macs, 1), time_after / time
+        if time < WORTH * total or kept_macs > LESS_MACS:
             continue
-        reason = _reason(nodes.get(row["node"]), pruned, engine, precision, time_left)
-        found.append(
-            f"{row['node']}: {kept_macs:.0%} of its MACs remain and {kept_time:.0%} of its time ({time / total:.0%} of all layers'){reason}"
+        if 1 - kept_time >= REWARD * (1 - kept_macs):
+            continue
+        reason = _find_reason(nodes.get(row["node"]), pruned, engine, precision, time_after)
+        sentences.append(
+            f"{row['node']}: {kept_macs:.0%} of its MACs remain and {kept_time:.0%} of its time "
+            f"({time / total:.0%} of all layers'){reason}"
         )
-    more = (
-        [
-            f"{len(found) - most} more layers of {engine.name} kept more of their time than of their MACs"
-        ]
-        if len(found) > most
-        else []
-    )
-    return (*found[:most], *more)
+    more = len(sentences) - most
+    if more <= 0:
+        return tuple(sentences)
+    last = f"{more} more layers of {engine.name} kept a larger share of their time than of MACs"
+    return (*sentences[:most], last)
 
 
-def _reason(node: Any, pruned: Model, engine: Engine, precision: str, time_ms: float) -> str:
-    """Why a layer did not get faster, as far as its shape tells; "" where it does not."""
-    multiple = engine.channel_multiple(precision)
+def _find_reason(node: Any, pruned: Model, engine: Engine, precision: str, time_ms: float) -> str:
+    """Return why a layer did not get faster, as far as its shape shows, else ""."""
     if node is not None and node.op_type == "Conv" and node.input[1] in pruned.weights:
-        outputs, inputs = pruned.weights[node.input[1]].shape[:2]
-        group = attribute(node, "group", 1)
-        if group > 1 and inputs == 1:
-            return (
-                f": depthwise, its {outputs} channels are no multiple of {multiple}"
-                if outputs % multiple
-                else ": depthwise, it moves data more than it computes"
-            )
-        odd = [
-            f"{n} {kind} channels"
-            for kind, n in (("input", inputs * group), ("output", outputs))
-            if n > multiple and n % multiple
-        ]
-        if odd:
-            return f": its {' and '.join(odd)} are no multiple of {multiple}, which {engine.name} computes in blocks of"
-        for kind, n in (("output", outputs), ("input", inputs * group)):
-            if n < multiple:
-                return f": its {n} {kind} channels fill less than one block of {multiple}"
-    computed = "model" in engine.limits()  # nothing is called there
-    return ": so short that the call is most of it" if time_ms < SMALL_MS and not computed else ""
+        reason = _check_widths(node, pruned, engine, precision)
+        if reason:
+            return reason
+    computed = "model" in engine.limits()  # no kernel is called there
+    return (
+        ": so short that the kernel call dominates" if time_ms < SMALL_MS and not computed else ""
+    )
+
+
+def _check_widths(node: Any, pruned: Model, engine: Engine, precision: str) -> str:
+    """Return how a convolution's channels waste blocks of the engine, "" if they do not."""
+    multiple = engine.channel_multiple(precision)
+    outputs, inputs = pruned.weights[node.input[1]].shape[:2]
+    group = attribute(node, "group", 1)
+    if group > 1 and inputs == 1:
+        if outputs % multiple:
+            return f": depthwise, its {outputs} channels are not a multiple of {multiple}"
+        return ": depthwise, bound by memory rather than arithmetic"
+    widths = {"input": inputs * group, "output": outputs}
+    odd = [
+        f"{width} {side} channels"
+        for side, width in widths.items()
+        if width > multiple and width % multiple
+    ]
+    if odd:
+        return (
+            f": its {' and '.join(odd)} are not a multiple of {multiple}, "
+            f"the block size of {engine.name}"
+        )
+    for side in ("output", "input"):
+        if widths[side] < multiple:
+            return f": its {widths[side]} {side} channels fill less than one block of {multiple}"
+    return ""

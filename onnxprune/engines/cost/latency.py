@@ -1,58 +1,62 @@
-"""The latency of what a plan would leave, measured: what a target on an engine's latency is met by.
+"""Measure the latency of pruned candidates, for targets on an engine's latency.
 
-MACs are a proxy that fails where it matters (unaligned widths, layers bound by memory, changes of layout), and tables of single layers leave out
-what happens between them. So a candidate is cut, compiled and timed, interleaved with the original: a search by bisection needs about a dozen.
+MACs are a proxy that fails for unaligned widths, layers bound by memory and layout changes, and
+tables of single layers omit what happens between them. Therefore a candidate is cut, compiled and
+timed, interleaved with the original; a bisection needs about a dozen candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.engines.base import (
     DEFAULTS,
+    Compiled,
     Engine,
     EngineOptions,
     random_feeds,
     require,
     static_inputs,
 )
-from onnxprune.engines.measure import Schedule, interleave
+from onnxprune.engines.measure import Sampler, Schedule, interleave
 from onnxprune.surgery.cut import cut
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # noqa: UP035 - of typing from 3.11 on
+    from typing_extensions import Self  # noqa: UP035 - in typing from 3.11 on
 
 PROBE = Schedule(seconds=0.6, warmup=3, min_rounds=12, max_rounds=60)
-UNDISTURBED = 0.1  # quantile of the times that a ratio is taken of: other work on the machine makes inferences longer, never shorter
-_BASE, _CANDIDATE = "original", "candidate"
+# quantile of the times that ratios are taken of: other work makes inferences longer, never shorter
+UNDISTURBED = 0.1
+_ORIGINAL, _CANDIDATE = "original", "candidate"
 Kept = Mapping[str, Sequence[int]]
 
 
 class Probe:
-    """Times cut models against the original on one engine. Use as a context manager.
+    """Measure the latency of pruned models relative to the original; a context manager.
 
     Parameters
     ----------
     engine
-        An available engine; one whose latency is computed works as well.
+        An available engine, measured or computed.
     analysis
-        What the plans speak of.
+        Analysis that the candidates' groups belong to.
     options
-        Threads, precision, shapes of inputs.
+        Options of the engine.
     feeds
-        Inputs by name; random ones where None.
+        Inputs by name; None = random ones.
     schedule
-        Of one candidate; the default measures about a second in all.
+        Schedule of one candidate; the default takes about a second.
 
     Raises
     ------
     EngineError
-        The engine is not available, or refuses the original.
+        The engine is not available or rejects the original.
     """
 
     def __init__(
@@ -65,42 +69,34 @@ class Probe:
         schedule: Schedule = PROBE,
     ) -> None:
         require(engine)
-        self._engine, self._analysis, self._options, self._schedule = (
-            engine,
-            analysis,
-            options,
-            schedule,
-        )
-        self._feeds = (
-            dict(feeds)
-            if feeds is not None
-            else random_feeds(static_inputs(analysis.model, options.shapes))
-        )
+        self._engine, self._analysis = engine, analysis
+        self._options, self._schedule = options, schedule
+        if feeds is None:
+            feeds = random_feeds(static_inputs(analysis.model, options.shapes))
+        self._feeds = dict(feeds)
         self._stack = ExitStack()
-        self._base = self._stack.enter_context(engine.compile(analysis.model, options))
+        self._original = self._stack.enter_context(engine.compile(analysis.model, options))
         self._known: dict[tuple[tuple[str, int], ...], float] = {}
-        times = interleave({_BASE: self._sample(self._base)}, schedule)[_BASE]
+        times = interleave({_ORIGINAL: self._sampler(self._original)}, schedule)[_ORIGINAL]
         self.original_ms = float(np.median(times))
 
     def __call__(self, kept: Kept) -> float:
-        """Milliseconds of the model that keeps these channels: `original_ms` times the ratio to the original that ran beside it.
+        """Return the milliseconds of the model that keeps these channels.
 
-        The ratio is that of undisturbed inferences: one candidate that seems slow because the machine was busy would send a bisection the wrong way.
-        The same widths are measured once.
+        It is `original_ms` times the ratio to the original, measured interleaved. The ratio is that
+        of undisturbed inferences: one candidate that seems slow because the machine was busy would
+        send a bisection the wrong way. Each combination of widths is measured once.
         """
         sizes = {g.name: g.size for g in self._analysis.groups}
-        widths = tuple(
-            sorted(
-                (name, len(channels))
-                for name, channels in kept.items()
-                if len(channels) < sizes[name]
-            )
+        widths = sorted(
+            (name, len(channels)) for name, channels in kept.items() if len(channels) < sizes[name]
         )
         if not widths:
             return self.original_ms
-        if widths not in self._known:
-            self._known[widths] = self._measure(kept)
-        return self._known[widths]
+        key = tuple(widths)
+        if key not in self._known:
+            self._known[key] = self._measure(kept)
+        return self._known[key]
 
     @property
     def measured(self) -> int:
@@ -112,23 +108,26 @@ class Probe:
         self._stack.close()
 
     def __enter__(self) -> Self:
+        """Return the probe."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Release the original."""
         self.close()
 
     def _measure(self, kept: Kept) -> float:
-        with self._engine.compile(
-            cut(self._analysis, self._analysis.plan(kept)), self._options
-        ) as candidate:
-            times = interleave(
-                {_BASE: self._sample(self._base), _CANDIDATE: self._sample(candidate)},
-                self._schedule,
-            )
-        base_ms, left_ms = (
-            float(np.quantile(times[name], UNDISTURBED)) for name in (_BASE, _CANDIDATE)
-        )
-        return self.original_ms * left_ms / base_ms
+        """Cut, compile and time a candidate."""
+        pruned = cut(self._analysis, self._analysis.plan(kept))
+        with self._engine.compile(pruned, self._options) as candidate:
+            samplers = {
+                _ORIGINAL: self._sampler(self._original),
+                _CANDIDATE: self._sampler(candidate),
+            }
+            times = interleave(samplers, self._schedule)
+        original_ms = float(np.quantile(times[_ORIGINAL], UNDISTURBED))
+        candidate_ms = float(np.quantile(times[_CANDIDATE], UNDISTURBED))
+        return self.original_ms * candidate_ms / original_ms
 
-    def _sample(self, compiled: Any) -> Any:
-        return lambda count: compiled.sample(self._feeds, count)
+    def _sampler(self, compiled: Compiled) -> Sampler:
+        """Return the sampler of a compiled model."""
+        return partial(compiled.sample, self._feeds)

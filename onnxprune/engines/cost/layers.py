@@ -1,7 +1,7 @@
-"""Timing one layer alone, at any width: what a budget on latency is allocated by.
+"""Time single layers at any width, for allocating a latency budget.
 
-A layer's time over its width is a staircase, not a line; the table is filled by measuring single-node models and is kept in a file,
-because the same shapes come back in every model and every run.
+The time of a layer over its width is a staircase, not a line. Single-node models are measured, and
+the times are kept in a file because the same shapes recur in every model and run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
 
 CACHE_FORMAT = 1
-OPSET, IR_VERSION = 13, 8  # every engine here reads them
+OPSET, IR_VERSION = 13, 8  # all engines read them
 TIMED_MS, MIN_RUNS, MAX_RUNS = 15.0, 8, 200
 _ATTRIBUTES = (
     "auto_pad",
@@ -39,9 +39,18 @@ _ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A contraction with a constant weight, by its shapes.
+    """Shapes of a contraction with a constant weight.
 
-    op: Conv, ConvTranspose, Gemm or MatMul; input, weight: shapes; attributes: (name, value) in order of name; bias: whether it has one.
+    Attributes
+    ----------
+    op
+        "Conv", "ConvTranspose", "Gemm" or "MatMul".
+    input, weight
+        Shapes.
+    attributes
+        (name, value) pairs sorted by name.
+    bias
+        True if the layer has a bias.
     """
 
     op: str
@@ -52,12 +61,12 @@ class LayerSpec:
 
     @property
     def group(self) -> int:
-        """Of a convolution."""
+        """Groups of a convolution, 1 for other operators."""
         return int(dict(self.attributes).get("group", 1))
 
     @property
     def depthwise(self) -> bool:
-        """Every channel has a filter of its own."""
+        """True for a convolution with a filter per input channel."""
         return (
             self.op == "Conv"
             and self.group > 1
@@ -66,29 +75,22 @@ class LayerSpec:
         )
 
     def resized(self, inputs: int, outputs: int) -> LayerSpec:
-        """The same layer with that many input and output channels; a depthwise one gets as many groups as inputs.
+        """Return the layer with other widths; a depthwise one gets as many groups as inputs.
 
         Raises
         ------
         EngineError
-            The widths do not divide by the groups.
+            The widths are not multiples of the groups.
         """
         group = inputs if self.depthwise else self.group
         if inputs % group or outputs % group or min(inputs, outputs) < 1:
             raise EngineError(
                 "layer-width",
-                f"{self.op} with {group} groups cannot have {inputs} input and {outputs} output channels",
+                f"{self.op} with {group} groups cannot have {inputs} input and {outputs} output "
+                "channels; they must be multiples of the groups",
             )
-        channel = (
-            1
-            if self.op in ("Conv", "ConvTranspose")
-            or (self.op == "Gemm" and not dict(self.attributes).get("transA"))
-            else 0
-            if self.op == "Gemm"
-            else -1
-        )
         shape = list(self.input)
-        shape[channel] = inputs
+        shape[self._channel_axis()] = inputs
         rest = self.weight[2:]
         if self.op == "Conv":
             weight = (outputs, inputs // group, *rest)
@@ -101,44 +103,45 @@ class LayerSpec:
         attributes = tuple((k, group if k == "group" else v) for k, v in self.attributes)
         return replace(self, input=tuple(shape), weight=weight, attributes=attributes)
 
+    def _channel_axis(self) -> int:
+        """Return the axis of the input that holds the channels."""
+        if self.op == "MatMul":
+            return -1
+        return 0 if self.op == "Gemm" and dict(self.attributes).get("transA") else 1
+
 
 def layer_spec(
     node: NodeProto, input_shape: tuple[int, ...], weight_shape: tuple[int, ...]
 ) -> LayerSpec:
-    """The spec of a node whose first input is the activation and second the weight."""
-    attributes = {
-        a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _ATTRIBUTES
-    }
-    plain = {
-        k: v.decode() if isinstance(v, bytes) else tuple(v) if isinstance(v, list) else v
-        for k, v in attributes.items()
-    }
+    """Return the spec of a node with an activation as first and a weight as second input."""
+    attributes = []
+    for proto in sorted(node.attribute, key=lambda a: a.name):
+        if proto.name not in _ATTRIBUTES:
+            continue
+        value = helper.get_attribute_value(proto)
+        if isinstance(value, bytes):
+            value = value.decode()
+        elif isinstance(value, list):
+            value = tuple(value)
+        attributes.append((proto.name, value))
     return LayerSpec(
         node.op_type,
         tuple(input_shape),
         tuple(weight_shape),
-        tuple(sorted(plain.items())),
+        tuple(attributes),
         len(node.input) > 2 and node.input[2] != "",
     )
 
 
 def layer_model(spec: LayerSpec, seed: int = 0) -> Model:
-    """A model of that one node with random float32 weights."""
+    """Return a model of one node with random float32 weights."""
     generator = np.random.default_rng(seed)
     weight = generator.standard_normal(spec.weight, np.float32)
     constants = [numpy_helper.from_array(weight, "w")]
     if spec.bias:
-        width = (
-            weight.shape[1] * spec.group
-            if spec.op == "ConvTranspose"
-            else weight.shape[-1]
-            if _columns(spec)
-            else weight.shape[0]
-        )
-        constants.append(numpy_helper.from_array(np.zeros(width, np.float32), "b"))
-    node = helper.make_node(
-        spec.op, ["x", *(c.name for c in constants)], ["y"], name="layer", **dict(spec.attributes)
-    )
+        constants.append(numpy_helper.from_array(np.zeros(_count_outputs(spec), np.float32), "b"))
+    inputs = ["x", *(c.name for c in constants)]
+    node = helper.make_node(spec.op, inputs, ["y"], name="layer", **dict(spec.attributes))
     graph = helper.make_graph(
         [node],
         "layer",
@@ -146,25 +149,27 @@ def layer_model(spec: LayerSpec, seed: int = 0) -> Model:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         constants,
     )
-    return load(
-        helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
-    )
+    opset = helper.make_opsetid("", OPSET)
+    return load(helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION))
 
 
-def _columns(spec: LayerSpec) -> bool:
-    """The weight's last axis makes the outputs."""
-    return spec.op == "MatMul" or (spec.op == "Gemm" and not dict(spec.attributes).get("transB"))
+def _count_outputs(spec: LayerSpec) -> int:
+    """Return the output channels of a layer."""
+    if spec.op == "ConvTranspose":
+        return spec.weight[1] * spec.group
+    columns = spec.op == "MatMul" or (spec.op == "Gemm" and not dict(spec.attributes).get("transB"))
+    return spec.weight[-1] if columns else spec.weight[0]
 
 
 class LatencyCache:
-    """Measured times in a JSON file; several processes may share it, the last writer of a key wins.
+    """Measured times in a JSON file, which several processes may share.
+
+    If two of them write the same key, the last one wins.
 
     Parameters
     ----------
     folder
-        Made when the first time is stored; None keeps the times in memory.
+        Created when the first time is stored; None keeps the times in memory.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -172,11 +177,11 @@ class LatencyCache:
         self._times: dict[str, float] = self._read()
 
     def get(self, key: str) -> float | None:
-        """Milliseconds, None where not measured yet."""
+        """Return the milliseconds of a key, None if it was not measured."""
         return self._times.get(key)
 
     def put(self, key: str, time_ms: float) -> None:
-        """Store and write."""
+        """Store a time and write the file."""
         self._times = {**self._read(), **self._times, key: time_ms}
         if self.path is None:
             return
@@ -186,7 +191,10 @@ class LatencyCache:
         )
 
     def _read(self) -> dict[str, float]:
-        """What the file holds; a file that is not there or of another format counts as empty, times can be measured again."""
+        """Return the times in the file; {} if it is missing or invalid.
+
+        Times can be measured again, so that an invalid file is no error.
+        """
         if self.path is None:
             return {}
         try:
@@ -199,7 +207,7 @@ class LatencyCache:
 
 
 def cache_key(engine: Engine, spec: LayerSpec, options: EngineOptions) -> str:
-    """Everything a layer's time depends on."""
+    """Return all that the time of a layer depends on, as text."""
     facts: Mapping[str, Any] = {
         "engine": engine.name,
         "version": engine.version(),
@@ -215,23 +223,25 @@ def cache_key(engine: Engine, spec: LayerSpec, options: EngineOptions) -> str:
 def time_layer(
     engine: Engine, spec: LayerSpec, options: EngineOptions, cache: LatencyCache | None = None
 ) -> float:
-    """Milliseconds of one layer alone.
+    """Return the milliseconds of one layer alone, from the cache if it has them.
 
-    Where the engine has a profile, its kernels that compute the layer count and layout changes at the border do not: inside a network
-    the neighbors share the layout. Elsewhere it is the least of many runs. From `cache` where it holds the layer.
+    If the engine has a profile, it is the sum of the kernels that compute the layer, without layout
+    changes at its borders, which neighbors in a network share; otherwise the least of many runs.
     """
     key = cache_key(engine, spec, options) if cache is not None else ""
-    if cache is not None and (known := cache.get(key)) is not None:
+    known = cache.get(key) if cache is not None else None
+    if known is not None:
         return known
     model = layer_model(spec)
     with engine.compile(model, options) as compiled:
-        time_ms = _time(compiled, random_feeds(static_inputs(model, {})))
+        time_ms = _measure(compiled, random_feeds(static_inputs(model, {})))
     if cache is not None:
         cache.put(key, time_ms)
     return time_ms
 
 
-def _time(compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> float:
+def _measure(compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> float:
+    """Return the milliseconds of a compiled layer."""
     first = min(compiled.sample(feeds, 3))
     runs = int(np.clip(TIMED_MS / max(first, 1e-6), MIN_RUNS, MAX_RUNS))
     kernels = [layer.time_ms for layer in compiled.profile(feeds, runs) if layer.nodes]

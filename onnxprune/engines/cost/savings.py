@@ -1,11 +1,12 @@
-"""What the channels of each group cost in time on an engine: the price that a target on latency is paid in.
+"""Latency that the channels of each group cost on an engine, to price a latency budget.
 
-MACs misprice them: a depthwise layer has few and takes long, a small layer's time is its call, and a channel inside of a block is free.
+MACs misprice channels: a depthwise layer has few and takes long, a small layer's time is its kernel
+call, and a channel within a block is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from onnxprune.engines.cost.layers import LatencyCache, LayerSpec, layer_spec, t
 from onnxprune.ir.nodes import label
 
 _OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-LEAST = 1e-3  # of the largest saving: no group is free, and none saves less than nothing
+LEAST = 1e-3  # of the largest saving: no group is free or has a negative cost
 
 
 def group_savings(
@@ -27,93 +28,100 @@ def group_savings(
     tell: Callable[[str], None] = lambda _: None,
     to: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
-    """Milliseconds that each group as a whole is worth: what halving it alone saves in the layers it touches, scaled to all of it.
+    """Return the milliseconds that each group costs.
 
-    Layers are timed alone, at both widths, each shape once. What is no contraction counts nothing.
+    It is what halving the group alone saves in the layers it touches, scaled to all its channels.
+    Layers are timed alone at both widths, each shape once. Only contractions count.
 
     Parameters
     ----------
     cache
-        Where times are kept; None = for this call alone.
+        Measured times; None = for this call only.
     tell
-        Called with one line a group.
+        Called with a line of progress per group.
     to
-        Widths to compare with in place of half, such as the next step of the engine's staircase; a group that is not in it is halved.
+        Group -> width to compare with, such as the next step of the engine's staircase; groups
+        that are not listed are halved.
     """
     require(engine)
     cache = LatencyCache() if cache is None else cache
     specs = layer_specs(analysis, options)
     multiple = engine.channel_multiple(options.precision)
-    found = {}
+    costs = {}
     for number, group in enumerate(analysis.groups):
         tell(f"timing layers, group {number + 1} of {len(analysis.groups)}")
-        half = -(-(group.size // 2) // multiple) * multiple
-        kept = (to or {}).get(
-            group.name, half if 0 < half < group.size else max(group.size // 2, 1)
-        )
+        width = (to or {}).get(group.name, _halve(group.size, multiple))
         saved = 0.0
-        for before, after, share in _changes(specs, analysis.members(group.name), kept):
-            saved += time_layer(engine, before, options, cache) - share * time_layer(
-                engine, after, options, cache
-            )
-        found[group.name] = saved * group.size / max(group.size - kept, 1)
-    floor = LEAST * max(found.values(), default=0.0)
-    return {name: max(ms, floor) for name, ms in found.items()}
+        for before, after, share in _list_changes(specs, analysis.members(group.name), width):
+            before_ms = time_layer(engine, before, options, cache)
+            saved += before_ms - share * time_layer(engine, after, options, cache)
+        costs[group.name] = saved * group.size / max(group.size - width, 1)
+    floor = LEAST * max(costs.values(), default=0.0)
+    return {name: max(ms, floor) for name, ms in costs.items()}
+
+
+def _halve(size: int, multiple: int) -> int:
+    """Return half a width, rounded up to the engine's multiple if that is less than the width."""
+    half = -(-(size // 2) // multiple) * multiple
+    return half if 0 < half < size else max(size // 2, 1)
 
 
 def layer_specs(
     analysis: Analysis, options: EngineOptions = DEFAULTS
 ) -> dict[str, tuple[LayerSpec, str]]:
-    """Node -> (its shapes, its weight) of every contraction with a constant weight and known shapes."""
+    """Return node -> (spec, weight) of contractions with constant weight and known shapes."""
     model = analysis.model
     known = tensor_shapes(fix_shapes(model, options.shapes))
-    found = {}
+    specs = {}
     for node in model.proto.graph.node:
         if node.op_type in _OPS and node.input[1] in model.weights and node.input[0] in known:
-            found[label(node)] = (
-                layer_spec(node, known[node.input[0]], model.weights[node.input[1]].shape),
-                node.input[1],
-            )
-    return found
+            weight = node.input[1]
+            spec = layer_spec(node, known[node.input[0]], model.weights[weight].shape)
+            specs[label(node)] = (spec, weight)
+    return specs
 
 
-def _changes(
+def _list_changes(
     specs: Mapping[str, tuple[LayerSpec, str]], members: tuple[Member, ...], kept: int
-) -> list[tuple[LayerSpec, LayerSpec, float]]:
-    """(shapes before, after, factor on the time after) of the layers that change when the first `kept` channels of a group stay."""
-    gone: dict[str, list[int]] = {}
+) -> Iterator[tuple[LayerSpec, LayerSpec, float]]:
+    """Yield (spec before, spec after, factor on the time after) of the layers that change.
+
+    Parameters
+    ----------
+    members
+        Members of a group.
+    kept
+        The first `kept` channels of the group remain.
+    """
+    removed: dict[str, list[int]] = {}
     for member in members:
         node = member.site.node
-        if node in specs and member.site.tensor == specs[node][1]:
-            places = _widths(specs[node][0])
-            if member.site.axis in places:
-                counts = gone.setdefault(node, [0, 0])
-                counts[places.index(member.site.axis)] += int(
-                    np.count_nonzero(member.channels >= kept)
-                )
-    found = []
-    for node, (inputs, outputs) in gone.items():
+        if node not in specs or member.site.tensor != specs[node][1]:
+            continue
+        axes = _channel_axes(specs[node][0])
+        if member.site.axis in axes:
+            counts = removed.setdefault(node, [0, 0])
+            count = int(np.count_nonzero(member.channels >= kept))
+            counts[axes.index(member.site.axis)] += count
+    for node, (inputs, outputs) in removed.items():
         spec = specs[node][0]
-        first, last = _widths(spec)
+        first, last = _channel_axes(spec)
         wide_in, wide_out = spec.weight[first], spec.weight[last]
         if spec.depthwise:
-            left = wide_out - outputs
-            found.append((spec, spec.resized(left * spec.input[1] // wide_out, left), 1.0))
-        elif (
-            spec.group > 1
-        ):  # whole groups or positions in them: the shape that is left is not known here, the share of the work is
-            found.append((spec, spec, (1 - inputs / wide_in) * (1 - outputs / wide_out)))
+            width = wide_out - outputs
+            yield spec, spec.resized(width * spec.input[1] // wide_out, width), 1.0
+        elif spec.group > 1:
+            # entire groups may be removed or positions within them: the remaining shape is not
+            # known here, the share of the work is
+            yield spec, spec, (1 - inputs / wide_in) * (1 - outputs / wide_out)
         else:
-            found.append((spec, spec.resized(wide_in - inputs, wide_out - outputs), 1.0))
-    return found
+            yield spec, spec.resized(wide_in - inputs, wide_out - outputs), 1.0
 
 
-def _widths(spec: LayerSpec) -> tuple[int, int]:
-    """Axes of the weight that are the input and the output channels."""
+def _channel_axes(spec: LayerSpec) -> tuple[int, int]:
+    """Return the axes of the weight that hold input and output channels."""
     if spec.op == "Conv" or (spec.op == "Gemm" and dict(spec.attributes).get("transB")):
         return 1, 0
-    return (
-        (0, 1)
-        if spec.op in ("ConvTranspose", "Gemm")
-        else (len(spec.weight) - 2, len(spec.weight) - 1)
-    )
+    if spec.op in ("ConvTranspose", "Gemm"):
+        return 0, 1
+    return len(spec.weight) - 2, len(spec.weight) - 1

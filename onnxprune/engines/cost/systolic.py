@@ -1,7 +1,8 @@
-"""Accelerators that are computed instead of run: weight-stationary systolic arrays and tiled dot-product arrays.
+"""Computed latency of accelerators: weight-stationary systolic and tiled dot-product arrays.
 
-A figure from here is a model, not a measurement: only contractions are counted, everything between them is taken as fused,
-and every operand crosses the memory bus once. It answers which widths such an array can use.
+The figures come from an analytical model, not from a measurement: only contractions are counted,
+all nodes between them are taken as fused, and every operand crosses the memory bus once. It answers
+which widths such an array can use.
 """
 
 from __future__ import annotations
@@ -24,12 +25,32 @@ from onnxprune.ir.runtime import Session
 class MacArray:
     """A multiply-accumulate array and the bus that feeds it.
 
-    rows: parallel products of one sum (taps x input channels in a systolic array, input channels in a tiled one);
-    columns: output channels in parallel; pixels: output positions in parallel (tiled arrays only);
-    tiled: False = systolic, weight stationary; True = rows x columns x pixels products a cycle, tap by tap;
-    clock_mhz; bandwidth_bytes: bytes a cycle to and from memory; weight_bits, activation_bits: operand widths;
-    multiple: what kept channel counts should be a multiple of; deep: a tiled array either steps tap by tap through `deep` input channels,
-    or through `rows` of them with the taps in groups of `tap_group`, whichever is less.
+    Attributes
+    ----------
+    name
+        Name of the engine.
+    rows
+        Parallel products of one sum: taps x input channels in a systolic array, input channels in
+        a tiled one.
+    columns
+        Output channels in parallel.
+    pixels
+        Output positions in parallel (tiled arrays only).
+    tiled
+        False = systolic, weight stationary; True = rows x columns x pixels products per cycle, tap
+        by tap.
+    clock_mhz
+        Clock frequency.
+    bandwidth_bytes
+        Bytes per cycle to and from memory.
+    weight_bits, activation_bits
+        Widths of the operands.
+    multiple
+        Multiple that kept channels should be of.
+    deep, tap_group
+        A tiled array steps either tap by tap through `deep` input channels, or through `rows` of
+        them with taps in groups of `tap_group`, whichever takes fewer cycles; deep = 0: only the
+        second.
     """
 
     name: str
@@ -46,29 +67,46 @@ class MacArray:
     tap_group: int = 1
 
     def __post_init__(self) -> None:
-        sizes = (
-            self.rows,
-            self.columns,
-            self.pixels,
-            self.multiple,
-            self.weight_bits,
-            self.activation_bits,
-        )
-        if min(sizes) < 1 or self.clock_mhz <= 0 or self.bandwidth_bytes <= 0:
-            raise UsageError(
-                "array-size",
-                f"array {self.name!r}: rows, columns, pixels, bits, clock and bandwidth must be positive",
-            )
+        """Check the sizes."""
+        sizes = {
+            "rows": self.rows,
+            "columns": self.columns,
+            "pixels": self.pixels,
+            "multiple": self.multiple,
+            "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
+            "clock_mhz": self.clock_mhz,
+            "bandwidth_bytes": self.bandwidth_bytes,
+        }
+        for name, size in sizes.items():
+            if size <= 0:
+                raise UsageError(
+                    "array-size", f"array {self.name!r}: {name} is {size:g}; it must be positive"
+                )
 
     @property
     def peak_macs(self) -> int:
-        """Multiply-accumulates a cycle with every cell busy."""
+        """Multiply-accumulates per cycle with every cell busy."""
         return self.rows * self.columns * self.pixels
 
 
 @dataclass(frozen=True)
 class LayerEstimate:
-    """One contraction on an array. Cycles of arithmetic and of memory overlap; the larger counts. intensity: MACs a byte."""
+    """One contraction on an array.
+
+    Attributes
+    ----------
+    name, op, output, macs
+        As in `Contraction`.
+    compute_cycles, memory_cycles
+        Cycles of arithmetic and of memory; they overlap, so that the larger counts.
+    traffic_bytes
+        Bytes that cross the bus.
+    utilization
+        Share of the peak multiply-accumulates.
+    intensity
+        Multiply-accumulates per byte.
+    """
 
     name: str
     op: str
@@ -82,18 +120,28 @@ class LayerEstimate:
 
     @property
     def cycles(self) -> int:
-        """max(compute, memory): the roofline."""
+        """Cycles by the roofline model: max(compute, memory)."""
         return max(self.compute_cycles, self.memory_cycles)
 
     @property
     def bound(self) -> str:
-        """Which roof is met: "compute" or "memory"."""
+        """Roof that limits the layer: "compute" or "memory"."""
         return "memory" if self.memory_cycles > self.compute_cycles else "compute"
 
 
 @dataclass(frozen=True)
 class ArrayEstimate:
-    """A whole graph on an array. skipped: nodes that multiply and are not in the sum."""
+    """A graph on an array.
+
+    Attributes
+    ----------
+    array
+        The array.
+    layers
+        Contractions in graph order.
+    skipped
+        Nodes that multiply and are not in the sum.
+    """
 
     array: MacArray
     layers: tuple[LayerEstimate, ...]
@@ -101,27 +149,30 @@ class ArrayEstimate:
 
     @property
     def cycles(self) -> int:
-        """Of one inference."""
+        """Cycles per inference."""
         return sum(layer.cycles for layer in self.layers)
 
     @property
     def compute_cycles(self) -> int:
-        """Without limits of memory."""
+        """Cycles per inference without the limit of memory."""
         return sum(layer.compute_cycles for layer in self.layers)
 
     @property
     def latency_ms(self) -> float:
-        """Of one inference."""
+        """Milliseconds per inference."""
         return self.cycles / self.array.clock_mhz / 1e3
 
 
 def compute_cycles(array: MacArray, layer: Contraction) -> int:
-    """Cycles of arithmetic of one layer.
+    """Return the cycles of arithmetic of one layer.
 
-    Systolic: ceil(k/R) * ceil(n/C) * (2R + C + m - 2) a product; each fold loads R rows of weights, streams m rows of inputs and
-    drains R + C - 2 diagonals (SCALE-Sim, Samajdar et al. 2018, eq. 3 for weight stationary; the simulator itself reports one
-    cycle less a layer). Groups run one after the other, so a depthwise layer keeps one column busy, as it does in Gemmini.
-    Tiled: ceil(m/P) * taps * ceil(channels/R) * ceil(n/C), see `Array.deep`; a depthwise layer has no sum over channels and uses the C columns.
+    Systolic arrays take ceil(k/R) * ceil(n/C) * (2R + C + m - 2) per product: each fold loads R
+    rows of weights, streams m rows of inputs and drains R + C - 2 diagonals (SCALE-Sim, Samajdar et
+    al. 2018, eq. 3 for weight stationary; the simulator itself reports one cycle less per layer).
+    Groups run one after another, so that a depthwise layer keeps one column busy, as in Gemmini.
+
+    Tiled arrays take ceil(m/P) * taps * ceil(channels/R) * ceil(n/C), see `MacArray.deep`; a
+    depthwise layer has no sum over channels and uses the C columns.
     """
     if not array.tiled:
         folds = math.ceil(layer.k / array.rows) * math.ceil(layer.n / array.columns)
@@ -140,14 +191,11 @@ def compute_cycles(array: MacArray, layer: Contraction) -> int:
 
 
 def estimate_layer(array: MacArray, layer: Contraction) -> LayerEstimate:
-    """Arithmetic and memory of one layer; inputs, weights and outputs each cross the bus once."""
-    bits = (
-        layer.weight_size * array.weight_bits
-        + (layer.input_size + layer.output_size) * array.activation_bits
-    )
+    """Return arithmetic and memory of one layer; every operand crosses the bus once."""
+    activations = layer.input_size + layer.output_size
+    bits = layer.weight_size * array.weight_bits + activations * array.activation_bits
     traffic = math.ceil(bits / 8)
     compute, memory = compute_cycles(array, layer), math.ceil(traffic / array.bandwidth_bytes)
-    used = layer.macs / (max(compute, memory, 1) * array.peak_macs)
     return LayerEstimate(
         layer.name,
         layer.op,
@@ -156,38 +204,45 @@ def estimate_layer(array: MacArray, layer: Contraction) -> LayerEstimate:
         compute,
         memory,
         traffic,
-        used,
-        layer.macs / max(1, traffic),
+        utilization=layer.macs / (max(compute, memory, 1) * array.peak_macs),
+        intensity=layer.macs / max(1, traffic),
     )
 
 
 def estimate(
     model: Model, array: MacArray, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> ArrayEstimate:
-    """Cycles of every contraction of a graph; see `contractions` for `shapes` and errors."""
-    found = contractions(model, shapes)
-    return ArrayEstimate(
-        array, tuple(estimate_layer(array, layer) for layer in found.layers), found.skipped
-    )
+    """Return the cycles of every contraction; see `contractions` for `shapes` and errors."""
+    graph = contractions(model, shapes)
+    layers = tuple(estimate_layer(array, layer) for layer in graph.layers)
+    return ArrayEstimate(array, layers, graph.skipped)
 
 
 def square_array(size: int) -> MacArray:
-    """A size x size systolic array at 1 GHz with a 128-bit bus, Gemmini's default configuration at size 16."""
+    """Return a size x size systolic array at 1 GHz with a 128-bit bus.
+
+    Size 16 is Gemmini's default configuration.
+    """
     return MacArray(f"systolic{size}", size, size, multiple=size)
 
 
-def _dpu(name: str, pixels: int, channels: int) -> MacArray:
-    """A DPUCZDX8G at 300 MHz on a 64-bit DDR4-2400 memory (19.2 GB/s). Parallelism: AMD PG338, table of architectures."""
+def _make_dpu(name: str, pixels: int, channels: int) -> MacArray:
+    """Return a DPUCZDX8G at 300 MHz with a 64-bit DDR4-2400 memory (19.2 GB/s).
+
+    Source of the parallelism: AMD PG338, table of architectures.
+    """
     return MacArray(name, channels, channels, pixels, True, 300.0, 64.0, multiple=channels)
 
 
-def _ethos(
+def _make_ethos(
     name: str, pixels: int, columns: int, clock_mhz: float, bandwidth_bytes: float
 ) -> MacArray:
-    """An Ethos-U: 8 input channels a product, 32 deep or taps by fours. Blocks and bus widths are those of Vela's default configurations.
+    """Return an Ethos-U: 8 input channels per product, 32 deep or taps in groups of four.
 
-    Convolutions of ResNet-8 (CIFAR) on the U55-128: 122,880 cycles here, 145,350 by Vela 5.2.0; at half the width 36,864 and 48,574. Vela adds elementwise layers (an Add of
-    16,384 elements takes 24,576 cycles) and the decoding of weights, which are not modeled.
+    Block sizes and bus widths are those of Vela's default configurations. Convolutions of ResNet-8
+    (CIFAR) on the U55-128 take 122,880 cycles here and 145,350 by Vela 5.2.0, at half the width
+    36,864 and 48,574. Vela adds elementwise layers (an Add of 16,384 elements takes 24,576 cycles)
+    and the decoding of weights, which are not modeled.
     """
     return MacArray(
         name, 8, columns, pixels, True, clock_mhz, bandwidth_bytes, deep=32, tap_group=4
@@ -201,26 +256,26 @@ PRESETS: Mapping[str, MacArray] = {
         square_array(16),
         square_array(32),
         MacArray("gemmini", 16, 16),
-        _dpu("dpu-b512", 4, 8),
-        _dpu("dpu-b800", 4, 10),
-        _dpu("dpu-b1024", 8, 8),
-        _dpu("dpu-b1152", 4, 12),
-        _dpu("dpu-b1600", 8, 10),
-        _dpu("dpu-b2304", 8, 12),
-        _dpu("dpu-b3136", 8, 14),
-        _dpu("dpu-b4096", 8, 16),
-        _ethos("ethos-u55-32", 1, 4, 500.0, 8.0),
-        _ethos("ethos-u55-64", 1, 8, 500.0, 8.0),
-        _ethos("ethos-u55-128", 2, 8, 500.0, 8.0),
-        _ethos("ethos-u55-256", 4, 8, 500.0, 8.0),
-        _ethos("ethos-u65-256", 4, 8, 1000.0, 16.0),
-        _ethos("ethos-u65-512", 4, 16, 1000.0, 16.0),
+        _make_dpu("dpu-b512", 4, 8),
+        _make_dpu("dpu-b800", 4, 10),
+        _make_dpu("dpu-b1024", 8, 8),
+        _make_dpu("dpu-b1152", 4, 12),
+        _make_dpu("dpu-b1600", 8, 10),
+        _make_dpu("dpu-b2304", 8, 12),
+        _make_dpu("dpu-b3136", 8, 14),
+        _make_dpu("dpu-b4096", 8, 16),
+        _make_ethos("ethos-u55-32", 1, 4, 500.0, 8.0),
+        _make_ethos("ethos-u55-64", 1, 8, 500.0, 8.0),
+        _make_ethos("ethos-u55-128", 2, 8, 500.0, 8.0),
+        _make_ethos("ethos-u55-256", 4, 8, 500.0, 8.0),
+        _make_ethos("ethos-u65-256", 4, 8, 1000.0, 16.0),
+        _make_ethos("ethos-u65-512", 4, 16, 1000.0, 16.0),
     )
 }
 
 
 def preset(name: str) -> MacArray:
-    """The array of that name; UsageError names the nearest."""
+    """Return the array of that name; UsageError with the nearest name if there is none."""
     if name not in PRESETS:
         raise unknown("array", name, PRESETS)
     return PRESETS[name]
@@ -231,36 +286,32 @@ _SIZE = re.compile(r"systolic(\d+)(?:x(\d+))?")
 
 
 def parse_array_name(name: str) -> ArrayEngine | None:
-    """The array that a name spells out, None where it is no such name.
+    """Return the engine that a name describes, None for any other name.
 
-    A preset or `systolicROWSxCOLUMNS` (one number: a square one), then `-CLOCKmhz` and `-BYTESb`, the bytes a cycle of the bus, where they are to be other
-    than the preset's, or than 1000 and 16.
+    The name is a preset or `systolicROWSxCOLUMNS` (one number: a square array), then optionally
+    `-CLOCKmhz` and `-BYTESb`, the bytes per cycle of the bus; the defaults are those of the preset,
+    or 1000 and 16.
 
-    >>> described("systolic24x32-500mhz-8b").array.bandwidth_bytes
+    >>> parse_array_name("systolic24x32-500mhz-8b").array.bandwidth_bytes
     8.0
     """
     parts = _NAME.fullmatch(name)
     if parts is None:
         return None
     array = PRESETS.get(parts["base"])
-    if array is None and (size := _SIZE.fullmatch(parts["base"])):
+    size = _SIZE.fullmatch(parts["base"])
+    if array is None and size is not None:
         rows, columns = int(size[1]), int(size[2] or size[1])
         array = MacArray(name, rows, columns, multiple=max(columns, 1))
     if array is None:
         return None
-    clock, bus = parts["mhz"], parts["bytes"]
-    return ArrayEngine(
-        replace(
-            array,
-            name=name,
-            clock_mhz=float(clock or array.clock_mhz),
-            bandwidth_bytes=float(bus or array.bandwidth_bytes),
-        )
-    )
+    clock = float(parts["mhz"] or array.clock_mhz)
+    bandwidth = float(parts["bytes"] or array.bandwidth_bytes)
+    return ArrayEngine(replace(array, name=name, clock_mhz=clock, bandwidth_bytes=bandwidth))
 
 
-class Modeled(Compiled):
-    """A graph whose time on an array is computed. Outputs, where somebody asks for them, are onnxruntime's."""
+class ComputedModel(Compiled):
+    """A graph whose time on an array is computed; its outputs are onnxruntime's."""
 
     def __init__(self, model: Model, array: MacArray, options: EngineOptions) -> None:
         self.estimate = estimate(model, array, options.shapes)
@@ -269,66 +320,75 @@ class Modeled(Compiled):
         self._session: Session | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        session = Session(self._model) if self._session is None else self._session
-        self._session = session
-        return session.run(feeds)
+        """Run onnxruntime; the session is created on first use."""
+        if self._session is None:
+            self._session = Session(self._model)
+        return self._session.run(feeds)
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
+        """Return the computed latency `count` times."""
         return [self.estimate.latency_ms] * count
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
-        milliseconds = 1e3 * self.estimate.array.clock_mhz
+        """Return the computed time per contraction."""
+        cycles_per_ms = 1e3 * self.estimate.array.clock_mhz
         return tuple(
             LayerTime(
-                e.name,
-                f"{e.op} ({e.bound})",
-                e.cycles / milliseconds,
-                (e.name,),
-                (e.output,),
-                e.output,
+                layer.name,
+                f"{layer.op} ({layer.bound})",
+                layer.cycles / cycles_per_ms,
+                (layer.name,),
+                (layer.output,),
+                layer.output,
             )
-            for e in self.estimate.layers
+            for layer in self.estimate.layers
         )
 
 
 @dataclass(frozen=True)
 class ArrayEngine:
-    """An array behind the protocol of engines: nothing is run, the latency is that of `estimate`."""
+    """An array as an engine: nothing runs, the latency is that of `estimate`."""
 
     array: MacArray
     install: str = "part of onnxprune"
 
     @property
     def name(self) -> str:
-        """That of the preset."""
+        """Name of the array."""
         return self.array.name
 
     def available(self) -> str | None:
-        """Always."""
+        """Return None: a computed engine is always available."""
         return None
 
     def version(self) -> str:
-        """What the model was computed for."""
+        """Return the sizes that the figures belong to."""
         a = self.array
-        return f"model of {a.rows}x{a.columns}x{a.pixels} at {a.clock_mhz:g} MHz, {a.bandwidth_bytes:g} bytes a cycle"
+        return (
+            f"model of {a.rows}x{a.columns}x{a.pixels} at {a.clock_mhz:g} MHz, "
+            f"{a.bandwidth_bytes:g} bytes per cycle"
+        )
 
-    def compile(self, source: Source, options: EngineOptions) -> Modeled:
-        """The estimate; ModelError where a shape is not known."""
-        return Modeled(open_model(source), self.array, options)
+    def compile(self, source: Source, options: EngineOptions) -> ComputedModel:
+        """Return the estimate; ModelError if a shape is not known."""
+        return ComputedModel(open_model(source), self.array, options)
 
     def limits(self) -> Mapping[str, str]:
-        """What the figures leave out."""
+        """Return what the figures omit."""
         return {
-            "model": "computed, not measured: contractions only, everything else taken as fused, operands cross the bus once"
+            "model": (
+                "computed, not measured: contractions only, all other nodes are taken as fused, "
+                "operands cross the bus once"
+            )
         }
 
     def channel_multiple(self, dtype: str = "f32") -> int:
-        """The array's columns, or what its vendor packs channels by."""
+        """Return the array's columns, or the channels that its vendor packs."""
         return self.array.multiple
 
 
 def __getattr__(name: str) -> ArrayEngine:
-    """The engine of a preset as an attribute, for the registry: `dpu-b512` is DPU_B512."""
+    """Return the engine of a preset, for the registry: DPU_B512 is `dpu-b512`."""
     key = name.lower().replace("_", "-")
     if name != name.upper() or key not in PRESETS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
