@@ -1,4 +1,7 @@
-"""New values for the weights that are left. A repair is a function (Analysis, Plan, pruned Model, Context) -> Model."""
+"""Compensation for removed channels by new values of the kept weights.
+
+A repair is a function (Analysis, Plan, pruned Model, Context) -> Model.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ REPAIRS = Registry(
     "repair",
     "onnxprune.repairs",
     {
-        "none": ("onnxprune.repair.bias:none", "the weights stay as they were cut"),
+        "none": ("onnxprune.repair.bias:none", "weights are cut and not changed otherwise"),
         "least-squares": (
             "onnxprune.repair.least_squares:least_squares",
-            "every linear node refitted in lock-step with the whole network (needs data)",
+            "every linear node refitted to the original's outputs, in graph order (needs data)",
         ),
         "batchnorm": (
             "onnxprune.repair.batchnorm:batchnorm",
-            "running means and variances of BatchNormalization estimated anew (needs data)",
+            "running means and variances of BatchNormalization re-estimated (needs data)",
         ),
         "bias": (
             "onnxprune.repair.bias:bias",
-            "the mean of what was cut goes into the consumers' biases (needs data)",
+            "mean of the removed channels added to the consumers' biases (needs data)",
         ),
     },
 )

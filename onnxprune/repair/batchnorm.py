@@ -1,4 +1,4 @@
-"""Running statistics of BatchNormalization estimated anew on the cut network."""
+"""Re-estimation of the running statistics of BatchNormalization in the pruned network."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from onnxprune.statistics.segmented_run import SegmentedRun
 from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
 
+MEAN_SLOT, VARIANCE_SLOT = 3, 4  # inputs of BatchNormalization
+
 
 def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
-    """Mean and variance of every BatchNormalization as its input has them in the cut network, front to back.
+    """Set the mean and variance of every BatchNormalization to those of its input.
+
+    In graph order, so that each node sees inputs that are normalized already.
 
     Raises
     ------
     UsageError
-        The graph has none: the exporter folded them.
+        The graph has no BatchNormalization: the exporter folded them.
     """
     data = context.repair_data("repair 'batchnorm'")
     model = with_means(analysis, plan, pruned, context).edit()
@@ -34,29 +38,29 @@ def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -
     if not nodes and not constants_of(analysis, pruned):
         raise UsageError(
             "no-batchnorm",
-            "repair 'batchnorm' needs BatchNormalization in the graph, and it is folded here; use least-squares or bias",
+            "repair 'batchnorm' needs BatchNormalization in the graph, and it is folded here; use "
+            "least-squares or bias",
         )
     for node in nodes:
-        for slot in (3, 4):
-            if sum(list(n.input).count(node.input[slot]) for n in nodes) > 1:
-                node.input[slot] = add_initializer(
-                    model,
-                    f"{node.input[slot]}_own",
-                    np.array(model.weights[node.input[slot]].array()),
-                )
+        for slot in (MEAN_SLOT, VARIANCE_SLOT):
+            name = node.input[slot]
+            # nodes that share statistics get their own, since their inputs differ
+            if sum(list(n.input).count(name) for n in nodes) > 1:
+                values = np.array(model.weights[name].array())
+                node.input[slot] = add_initializer(model, f"{name}_own", values)
     run = SegmentedRun(model, list(data.batches(context.batch_size)), threads=context.threads)
     for node in run.nodes:
-        if node.op_type != "BatchNormalization" or node.input[3] not in model.weights:
+        if node.op_type != "BatchNormalization" or node.input[MEAN_SLOT] not in model.weights:
             continue
         run.advance(run.place(node.output[0]))
         mean, square = _moments(run.values(node.input[0]))
-        set_values(model, node.input[3], mean)
-        set_values(model, node.input[4], np.maximum(square - mean**2, 0.0))
+        set_values(model, node.input[MEAN_SLOT], mean)
+        set_values(model, node.input[VARIANCE_SLOT], np.maximum(square - mean**2, 0.0))
     return model.freeze()
 
 
 def _moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean square a channel (axis 1)."""
+    """Return the mean and mean square per channel (axis 1), float64."""
     count = sum(x.size // x.shape[1] for x in batches)
     axes = tuple(i for i in range(batches[0].ndim) if i != 1)
     total = sum(x.sum(axes, dtype=np.float64) for x in batches)

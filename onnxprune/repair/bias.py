@@ -1,4 +1,4 @@
-"""Bias correction: what the removed channels gave on average is added to the biases of those who read them."""
+"""Bias correction: add the mean contribution of removed channels to the consumers' biases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from math import prod
 
 import numpy as np
-from onnx import helper
+from onnx import NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears, to_matrix
@@ -22,18 +22,23 @@ from onnxprune.types import Plan
 
 
 def none(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
-    """The model as it is."""
+    """Return the pruned model unchanged."""
     return pruned
 
 
 def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
-    """Add the mean contribution of removed inputs to the bias of every Conv, ConvTranspose, Gemm and MatMul with constant weights.
+    """Add the mean contribution of removed inputs to the bias of every linear node.
 
-    Means are taken in the original network. Where an operator has no bias, one is added. Borders of padded convolutions are
-    treated like the inside.
+    Linear nodes are Conv, ConvTranspose, Gemm and MatMul with constant weights; one without a bias
+    gets one. Means are those of the original network. Borders of padded convolutions are treated
+    like the interior.
+
+    Notes
+    -----
+    Cost: one pass over the data.
     """
     removed = analysis.removed(plan.kept)
-    means = channel_statistics(
+    statistics = channel_statistics(
         analysis,
         context.repair_data("repair 'bias'"),
         batch_size=context.batch_size,
@@ -42,13 +47,13 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
     model = with_means(analysis, plan, pruned, context).edit()
     parameters = Parameters(model)
     for linear in linears(analysis):
-        place = (linear.data, linear.axis)
-        if linear.ids is None or place not in means or linear.out not in parameters.maker:
+        axis = (linear.data, linear.axis)
+        if linear.ids is None or axis not in statistics or linear.out not in parameters.producers:
             continue
-        gone = ~analysis.keep(linear.ids, removed)
-        if not gone.any():
+        lost = ~analysis.keep(linear.ids, removed)
+        if not lost.any():
             continue
-        shift = _contribution(analysis, linear, np.where(gone, means[place].mean, 0.0))
+        shift = _contribution(analysis, linear, np.where(lost, statistics[axis].mean, 0.0))
         if linear.out_ids is not None:
             shift = shift[analysis.keep(linear.out_ids, removed)]
         parameters.add_bias(linear, shift)
@@ -56,80 +61,108 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
 
 
 def _contribution(analysis: Analysis, linear: Linear, mean: np.ndarray) -> np.ndarray:
-    """(outputs,) what inputs of constant value `mean` (inputs,) give."""
+    """Return the (outputs,) response of a node to constant inputs.
+
+    Parameters
+    ----------
+    mean
+        (inputs,) value of each input channel.
+    """
     node = analysis.record.nodes[linear.node]
-    matrix = to_matrix(linear, node, analysis.model.weights[linear.weight.tensor].array()).astype(
-        np.float64
-    )
+    weight = analysis.model.weights[linear.weight.tensor].array()
+    matrix = to_matrix(linear, node, weight).astype(np.float64)
     taps = matrix.sum(3)
     if linear.op == "ConvTranspose":
+        # an output sees one in prod(strides) of the taps, on average over positions
         taps = taps / prod(attribute(node, "strides") or [1])
     return np.einsum("goc,gc->go", taps, mean.reshape(len(matrix), -1)).ravel()
 
 
 def unbiased(out: str) -> str:
-    """What a MatMul gives once `Parameters.add_bias` has put an Add behind it that makes `out`."""
+    """Return the new name of a MatMul's output after `Parameters.add_bias` inserted an Add."""
     return f"{out}_unbiased"
 
 
 class Parameters:
-    """Weights and biases of a model, which is changed. Who makes and who reads what is looked up once."""
+    """Weights and biases of a model under edit.
+
+    Attributes
+    ----------
+    model
+        Model that is changed.
+    producers
+        Tensor -> node that produces it.
+    """
 
     def __init__(self, model: EditableModel) -> None:
         self.model = model
-        self.maker = {o: n for n in model.proto.graph.node for o in n.output}
+        self.producers = {o: n for n in model.proto.graph.node for o in n.output}
         nodes = [n for graph in nested(model.proto.graph) for n in graph.node]
-        self.uses = Counter(i for n in nodes for i in set(n.input))
-        self.names = {n.name for n in nodes}
-        self.tensors = {t.name: t for t in model.proto.graph.initializer}
+        self._uses = Counter(i for n in nodes for i in set(n.input))
+        self._names = {n.name for n in nodes}
+        self._tensors = {t.name: t for t in model.proto.graph.initializer}
 
     def add_bias(self, linear: Linear, shift: np.ndarray) -> None:
-        """Add a vector to a node's output channels: to its bias, to a new one, or by an Add behind a MatMul."""
-        node, model = self.maker[linear.out], self.model
-        dtype = (
-            model.weights[node.input[1]].array().dtype
-            if node.input[1] in model.weights
-            else np.dtype(np.float32)
-        )
+        """Add a vector to the output channels of a node.
+
+        To its bias, to a new bias, or by an Add after a MatMul.
+
+        Parameters
+        ----------
+        shift
+            (outputs,) float64.
+        """
+        node, model = self.producers[linear.out], self.model
         if linear.op == "MatMul":
-            name, nodes = (
-                add_initializer(model, f"{linear.out}_bias", shift.astype(dtype)),
-                model.proto.graph.node,
-            )
-            at = next(i for i, n in enumerate(nodes) if linear.out in n.output)
-            own, added = label(node), f"{linear.out}_bias"
-            node.name = (
-                own if own not in self.names else node.name
-            )  # what it is called stays, though its output does not
-            node.output[0] = unbiased(linear.out)
-            nodes.insert(
-                at + 1,
-                helper.make_node(
-                    "Add",
-                    [node.output[0], name],
-                    [linear.out],
-                    name=free_name(added, self.names) if added in self.names else added,
-                ),
-            )
-            self.names.update((node.name, nodes[at + 1].name))
+            self._insert_add(linear, node, shift)
             return
-        old = model.weights.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        has_bias = len(node.input) > 2 and node.input[2]
+        old = model.weights.get(node.input[2]) if has_bias else None
         if old is not None:
+            # Gemm multiplies its bias by beta
             beta = float(attribute(node, "beta", 1.0)) if linear.op == "Gemm" else 1.0
             values = old.array().astype(np.float64) + shift / (beta or 1.0)
             self.replace(linear.out, 2, values.astype(old.array().dtype))
-        elif len(node.input) <= 2 or not node.input[2]:
+        elif not has_bias:
             while len(node.input) <= 2:
                 node.input.append("")
-            node.input[2] = add_initializer(model, f"{linear.out}_bias", shift.astype(dtype))
+            values = shift.astype(self._dtype(node))
+            node.input[2] = add_initializer(model, f"{linear.out}_bias", values)
+
+    def _dtype(self, node: NodeProto) -> np.dtype[np.generic]:
+        """Return the type of a node's weight; float32 if the weight is computed."""
+        weight = self.model.weights.get(node.input[1])
+        return np.dtype(np.float32) if weight is None else weight.array().dtype
+
+    def _insert_add(self, linear: Linear, node: NodeProto, shift: np.ndarray) -> None:
+        """Insert an Add of a new bias after a MatMul."""
+        name = f"{linear.out}_bias"
+        values = add_initializer(self.model, name, shift.astype(self._dtype(node)))
+        nodes = self.model.proto.graph.node
+        position = next(i for i, n in enumerate(nodes) if linear.out in n.output)
+        # the output is renamed, and so would be a node that is known by its output
+        own = label(node)
+        node.name = own if own not in self._names else node.name
+        node.output[0] = unbiased(linear.out)
+        add = helper.make_node(
+            "Add",
+            [node.output[0], values],
+            [linear.out],
+            name=free_name(name, self._names) if name in self._names else name,
+        )
+        nodes.insert(position + 1, add)
+        self._names.update((node.name, add.name))
 
     def replace(self, out: str, slot: int, values: np.ndarray) -> None:
-        """Give one operand of the node that makes `out` new values; other readers of the initializer keep the old."""
-        node = self.maker[out]
+        """Replace an operand of the node that produces `out`.
+
+        Other consumers of the initializer keep the old values.
+        """
+        node = self.producers[out]
         name = node.input[slot]
-        if self.uses[name] > 1:
+        if self._uses[name] > 1:
             node.input[slot] = add_initializer(self.model, f"{name}_repaired", values)
-            self.uses[name] -= 1
+            self._uses[name] -= 1
             return
         self.model.weights[name] = from_array(values)
-        self.tensors[name].dims[:] = values.shape
+        self._tensors[name].dims[:] = values.shape

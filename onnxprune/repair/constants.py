@@ -1,6 +1,11 @@
-"""What stands for a branch that went whole: its mean in the whole network, in place of what its biases alone give."""
+"""Constants that replace removed branches, set to the mean output of the branch.
+
+Cutting a branch leaves the constant that its biases alone give.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -15,47 +20,69 @@ from onnxprune.statistics.channels import reduce_mean
 from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+
 
 def with_means(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
-    """The cut model with the mean over all inputs in each constant that stands for a branch; one pass over the data where there is such."""
-    wanted = {
-        n: shape
-        for n, shape in constants_of(analysis, pruned).items()
-        if analysis.shapes.dtype(n) in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    """Set the constant of each removed branch to its mean in the original over all inputs.
+
+    Returns `pruned` itself if no branch is removed.
+
+    Notes
+    -----
+    Cost: one pass over the data if a branch is removed.
+    """
+    shapes = {
+        name: shape
+        for name, shape in constants_of(analysis, pruned).items()
+        if analysis.shapes.dtype(name) in _FLOATS
     }
-    if not wanted:
+    if not shapes:
         return pruned
-    model, removed = analysis.model.edit(), analysis.removed(plan.kept)
-    free = {
-        n: [
+    # axes over which the constant is one value: length 1, and not an axis of channels
+    reduced = {
+        name: [
             i
-            for i, ids in enumerate(analysis.record.tensors[n].axes)
+            for i, ids in enumerate(analysis.record.tensors[name].axes)
             if shape[i] == 1 and not isinstance(ids, np.ndarray)
         ]
-        for n, shape in wanted.items()
+        for name, shape in shapes.items()
     }
-    for name, axes in free.items():
-        model.proto.graph.node.append(
-            helper.make_node("Cast", [name], [f"{name}/real"], to=TensorProto.FLOAT)
-        )
-        node = (
-            reduce_mean(model, f"{name}/real", f"{name}/mean", axes)
-            if axes
-            else helper.make_node("Identity", [f"{name}/real"], [f"{name}/mean"])
-        )
-        model.proto.graph.node.append(node)
-    session = Session(model, [f"{n}/mean" for n in wanted], threads=context.threads)
-    sums, total = dict.fromkeys(wanted, 0.0), 0
-    for feeds in context.repair_data("a branch that went whole").batches(context.batch_size):
-        found, count = session.run(feeds), samples_of(feeds)
-        total += count
-        sums = {n: s + count * found[f"{n}/mean"].astype(np.float64) for n, s in sums.items()}
-    model = pruned.edit()
-    for name, shape in wanted.items():
-        mean = kept_values(
-            analysis, removed, name, [np.expand_dims(sums[name] / total, free[name])]
-        )[0]
-        set_values(
-            model, name, mean.mean(tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
-        )
+    means = _original_means(analysis, reduced, context)
+    model, removed = pruned.edit(), analysis.removed(plan.kept)
+    for name, shape in shapes.items():
+        values = np.expand_dims(means[name], reduced[name])
+        mean = kept_values(analysis, removed, name, [values])[0]
+        singular = tuple(i for i, n in enumerate(shape) if n == 1)
+        set_values(model, name, mean.mean(singular, keepdims=True))
     return model.freeze()
+
+
+def _original_means(
+    analysis: Analysis, axes: Mapping[str, Sequence[int]], context: Context
+) -> dict[str, np.ndarray]:
+    """Return means of activations of the original over all samples.
+
+    Parameters
+    ----------
+    axes
+        Activation -> axes that are reduced as well; they are dropped from the result.
+    """
+    model = analysis.model.edit()
+    for name, reduced in axes.items():
+        real, mean = f"{name}/real", f"{name}/mean"
+        model.proto.graph.node.append(
+            helper.make_node("Cast", [name], [real], to=TensorProto.FLOAT)
+        )
+        # without axes, ReduceMean would reduce all of them
+        identity = helper.make_node("Identity", [real], [mean])
+        model.proto.graph.node.append(
+            reduce_mean(model, real, mean, list(reduced)) if reduced else identity
+        )
+    session = Session(model, [f"{name}/mean" for name in axes], threads=context.threads)
+    sums, total = dict.fromkeys(axes, 0.0), 0
+    for feeds in context.repair_data("a removed branch").batches(context.batch_size):
+        values, count = session.run(feeds), samples_of(feeds)
+        total += count
+        sums = {n: s + count * values[f"{n}/mean"].astype(np.float64) for n, s in sums.items()}
+    return {name: np.asarray(s / total) for name, s in sums.items()}

@@ -1,4 +1,4 @@
-"""Which weights a refit may change, and what their node should give afterwards."""
+"""Weights that a refit may change, and the tensors that they should reproduce."""
 
 from __future__ import annotations
 
@@ -12,19 +12,36 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, bias_slot, linears
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
-from onnxprune.ir.model import EditableModel, ModelView
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute
 from onnxprune.ir.weights import from_array
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One linear node of the cut model, with what follows it up to the point where its output is fixed.
+    """One linear node of the pruned model, with the nodes that fix its target.
 
-    weight, bias: names of its own initializers ("" where there is no bias to set); target: tensor behind the bias and a folded-in
-    BatchNormalization; scale: (outputs,) factor of that normalization, ones without; kept: output channels of the original that are
-    left, None for all; shortcut: the tensor that is added to the target, "" where nothing is; last: whether nothing follows;
-    low, high: where the activation behind it all (Relu, Clip) is flat, so that values beyond need not be met.
+    Attributes
+    ----------
+    linear
+        The node in the original model.
+    node
+        Its output, by which it is known.
+    weight, bias
+        Names of its own initializers; bias is "" if none can be set.
+    target
+        Tensor after the bias and a following BatchNormalization, to be reproduced.
+    scale
+        (outputs,) factor of that BatchNormalization; () one without.
+    kept
+        Kept output channels of the original; None for all.
+    shortcut
+        Tensor that is added to the target; "" if none is.
+    last
+        True if no node follows.
+    low, high
+        Range outside of which a following activation (Relu, Clip) is saturated, so that values need
+        not be met exactly there.
     """
 
     linear: Linear
@@ -40,97 +57,182 @@ class Fit:
     high: float = np.inf
 
     @property
-    def bent(self) -> bool:
-        """Whether there is such an activation."""
+    def saturating(self) -> bool:
+        """True if an activation with a saturated range follows."""
         return self.low > -np.inf or self.high < np.inf
 
 
-def own_weights(
+def prepare_fits(
     analysis: Analysis, pruned: Model, removed: np.ndarray
 ) -> tuple[EditableModel, list[Fit]]:
-    """The cut model with an initializer of its own for every weight and bias that may be refitted, and the fits in graph order."""
-    model = pruned.edit()
-    makers = {o: n for n in model.proto.graph.node for o in n.output}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in model.proto.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {o.name for o in model.proto.graph.output}
-    fits = []
-    for linear in linears(analysis):
-        node = makers.get(linear.out)
-        if node is None or node.op_type != linear.op or node.input[1] not in model.weights:
-            continue
-        _own(model, node, 1, readers)
-        follow = readers.get(linear.out, []) if linear.out not in outputs else []
-        target, bias, scale = linear.out, "", np.ones(())
-        behind = follow[0] if len(follow) == 1 else None
-        if (
-            behind is not None
-            and behind.op_type == "BatchNormalization"
-            and all(n in model.weights for n in behind.input[1:5])
-        ):
-            bias = _own(model, behind, 2, readers)
-            target = behind.output[0]
-            gamma, variance = (
-                model.weights[behind.input[i]].array().astype(np.float64) for i in (1, 4)
-            )
-            scale = gamma / np.sqrt(variance + float(attribute(behind, "epsilon", 1e-5)))
-        elif bias_slot(linear) is not None:
-            bias = _bias(model, node, readers, linear)
-        elif (
-            behind is not None
-            and behind.op_type == "Add"
-            and (constant := _constant_side(model, behind)) is not None
-        ):
-            bias = _own(model, behind, constant, readers)
-            target = behind.output[0]
+    """Find the weights that can be refitted and give each node initializers of its own.
+
+    Parameters
+    ----------
+    removed
+        (causes + 1,) bool, as returned by `Analysis.removed`.
+
+    Returns
+    -------
+    model
+        Copy of the pruned model in which no refitted weight or bias is shared.
+    fits
+        In graph order.
+    """
+    builder = _FitBuilder(analysis, pruned.edit(), removed)
+    fits = [builder.build(linear) for linear in linears(analysis)]
+    return builder.model, [fit for fit in fits if fit is not None]
+
+
+class _FitBuilder:
+    """Builds fits on a model, which is changed."""
+
+    def __init__(self, analysis: Analysis, model: EditableModel, removed: np.ndarray) -> None:
+        self.analysis, self.model, self.removed = analysis, model, removed
+        self.producers = {o: n for n in model.proto.graph.node for o in n.output}
+        self.consumers: dict[str, list[NodeProto]] = {}
+        for node in model.proto.graph.node:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self.outputs = {o.name for o in model.proto.graph.output}
+
+    def build(self, linear: Linear) -> Fit | None:
+        """Return the fit of a node; None if the node or its plain weight no longer exists."""
+        node = self.producers.get(linear.out)
+        if node is None or node.op_type != linear.op or node.input[1] not in self.model.weights:
+            return None
+        self.make_own(node, 1)
+        target, bias, scale = self.find_target(linear, node)
+        after = self.inner_consumers(target)
+        shortcut = self.find_shortcut(target, after)
+        low, high = -np.inf, np.inf
+        final = after[0].output[0] if shortcut else target
+        if final not in self.outputs:
+            low, high = self.find_bounds(self.consumers.get(final, []))
         kept = None
         if linear.out_ids is not None:
-            keep = analysis.keep(linear.out_ids, removed)
+            keep = self.analysis.keep(linear.out_ids, self.removed)
             kept = None if keep.all() else np.flatnonzero(keep)
-        after = readers.get(target, []) if target not in outputs else []
-        shortcut = (
-            next((n for n in after[0].input if n != target and n not in model.weights), "")
-            if len(after) == 1 and after[0].op_type == "Add"
-            else ""
+        return Fit(
+            linear=linear,
+            node=linear.out,
+            weight=node.input[1],
+            bias=bias,
+            target=target,
+            scale=scale,
+            kept=kept,
+            shortcut=shortcut,
+            last=not after,
+            low=low,
+            high=high,
         )
-        final = after[0].output[0] if shortcut else target
-        bounds = _bounds(model, readers.get(final, [])) if final not in outputs else ()
-        fits.append(
-            Fit(
-                linear,
-                linear.out,
-                node.input[1],
-                bias,
-                target,
-                scale,
-                kept,
-                shortcut,
-                not after,
-                *bounds,
+
+    def inner_consumers(self, tensor: str) -> list[NodeProto]:
+        """Return the consumers of a tensor; none if it is an output, whose value must not move."""
+        return self.consumers.get(tensor, []) if tensor not in self.outputs else []
+
+    def find_target(self, linear: Linear, node: NodeProto) -> tuple[str, str, np.ndarray]:
+        """Return the target of a node, the initializer of its bias, and the factor between."""
+        no_scale = np.ones(())
+        following = self.inner_consumers(linear.out)
+        after = following[0] if len(following) == 1 else None
+        if after is not None and self.is_constant_batchnorm(after):
+            bias = self.make_own(after, 2)
+            gamma, variance = (
+                self.model.weights[after.input[i]].array().astype(np.float64) for i in (1, 4)
             )
+            epsilon = float(attribute(after, "epsilon", 1e-5))
+            return after.output[0], bias, gamma / np.sqrt(variance + epsilon)
+        if bias_slot(linear) is not None:
+            return linear.out, self.make_bias(linear, node), no_scale
+        if after is not None and after.op_type == "Add":
+            slot = self.find_vector_operand(after)
+            if slot is not None:
+                return after.output[0], self.make_own(after, slot), no_scale
+        return linear.out, "", no_scale
+
+    def is_constant_batchnorm(self, node: NodeProto) -> bool:
+        """Return True for a BatchNormalization whose parameters are all initializers."""
+        return node.op_type == "BatchNormalization" and all(
+            name in self.model.weights for name in node.input[1:5]
         )
-    return model, fits
 
+    def find_vector_operand(self, add: NodeProto) -> int | None:
+        """Return the operand of an Add that is a constant vector over the last axis."""
+        for slot, name in enumerate(add.input):
+            if name in self.model.weights:
+                shape = self.model.weights[name].shape
+                if len(shape) == 1 and shape[0] > 1:
+                    return slot
+        return None
 
-def _bounds(model: ModelView, readers: list[NodeProto]) -> tuple[float, ...]:
-    """Between which values a tensor's only reader tells them apart; () where it is no Relu or Clip."""
-    if len(readers) == 1 and readers[0].op_type == "Relu":
-        return 0.0, np.inf
-    if len(readers) == 1 and readers[0].op_type == "Clip":
-        node = readers[0]
+    def find_shortcut(self, target: str, after: Sequence[NodeProto]) -> str:
+        """Return the activation that an Add, the only consumer, adds to the target; else ""."""
+        if len(after) != 1 or after[0].op_type != "Add":
+            return ""
+        operands = after[0].input
+        return next((n for n in operands if n != target and n not in self.model.weights), "")
+
+    def find_bounds(self, consumers: Sequence[NodeProto]) -> tuple[float, float]:
+        """Return the range that a Relu or Clip, the only consumer, does not saturate."""
+        unbounded = -np.inf, np.inf
+        if len(consumers) != 1:
+            return unbounded
+        node = consumers[0]
+        if node.op_type == "Relu":
+            return 0.0, np.inf
+        if node.op_type != "Clip":
+            return unbounded
+        # attributes up to opset 10, inputs from opset 11 on
         limits = [attribute(node, "min", -np.inf), attribute(node, "max", np.inf)]
         for i, name in enumerate(node.input[1:3]):
-            if name and name not in model.weights:
-                return ()
-            limits[i] = float(model.weights[name].array()) if name else limits[i]
-        return tuple(limits)
-    return ()
+            if not name:
+                continue
+            if name not in self.model.weights:
+                return unbounded
+            limits[i] = float(self.model.weights[name].array())
+        return limits[0], limits[1]
+
+    def make_own(self, node: NodeProto, slot: int) -> str:
+        """Make an operand an initializer that only this node consumes; return its name."""
+        name = node.input[slot]
+        consumers = self.consumers.get(name, [node])
+        if sum(list(n.input).count(name) for n in consumers) > 1:
+            values = np.array(self.model.weights[name].array())
+            node.input[slot] = add_initializer(self.model, f"{name}_own", values)
+            self.consumers[name] = [n for n in self.consumers[name] if n is not node]
+            self.consumers[node.input[slot]] = [node]
+        return node.input[slot]
+
+    def make_bias(self, linear: Linear, node: NodeProto) -> str:
+        """Return the bias operand of a Conv or Gemm, added if it has none; "" if not settable."""
+        if len(node.input) > 2 and node.input[2]:
+            return self.make_own(node, 2) if self.is_settable_bias(linear, node) else ""
+        weight = self.model.weights[node.input[1]]
+        groups = int(attribute(node, "group", 1))
+        if linear.op == "Conv":
+            size = weight.shape[0]
+        elif linear.op == "ConvTranspose":
+            size = weight.shape[1] * groups
+        else:
+            size = weight.shape[0 if attribute(node, "transB", 0) else 1]
+        del node.input[2:]
+        zeros = np.zeros(size, weight.array().dtype)
+        node.input.append(add_initializer(self.model, f"{linear.out}_bias", zeros))
+        return node.input[2]
+
+    def is_settable_bias(self, linear: Linear, node: NodeProto) -> bool:
+        """Return True if a node's bias is a plain vector, added without a factor."""
+        if node.input[2] not in self.model.weights:
+            return False
+        if linear.op != "Gemm":
+            return True
+        rank = len(self.model.weights[node.input[2]].shape)
+        return rank == 1 and attribute(node, "beta", 1.0) == 1.0
 
 
 def depthwise(node: NodeProto, weight_shape: Sequence[int]) -> bool:
-    """Whether every channel is a group of its own, so that there is nothing to refit across channels."""
+    """Return True if every channel is a group of its own, with nothing to refit across channels."""
     groups = int(attribute(node, "group", 1)) if node.op_type.startswith("Conv") else 1
     return groups > 1 and tuple(weight_shape[:2]) == (groups, 1)
 
@@ -138,67 +240,24 @@ def depthwise(node: NodeProto, weight_shape: Sequence[int]) -> bool:
 def kept_values(
     analysis: Analysis, removed: np.ndarray, tensor: str, values: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """A tensor of the whole model at the positions that the cut one still has; values: a batch each."""
+    """Return a tensor of the original at the positions that the pruned model keeps.
+
+    Parameters
+    ----------
+    values
+        Values of the tensor in the original, one array per batch.
+    """
     for axis, entry in enumerate(analysis.record.tensors[tensor].axes):
         ids = analysis.record.array(entry)
-        if ids is not None and not (keep := analysis.keep(ids, removed)).all():
+        if ids is None:
+            continue
+        keep = analysis.keep(ids, removed)
+        if not keep.all():
             values = [np.compress(keep, v, axis) for v in values]
     return list(values)
 
 
 def set_values(model: EditableModel, name: str, values: np.ndarray) -> None:
-    """New values of an initializer, in its own type. `model` is changed."""
+    """Replace the values of an initializer, converted to its shape and type."""
     old = model.weights[name]
     model.weights[name] = from_array(values.reshape(old.shape).astype(old.array().dtype))
-
-
-def _own(
-    model: EditableModel, node: NodeProto, slot: int, readers: dict[str, list[NodeProto]]
-) -> str:
-    """Make an operand an initializer that only this node reads; its name."""
-    name = node.input[slot]
-    if sum(list(n.input).count(name) for n in readers.get(name, [node])) > 1:
-        node.input[slot] = add_initializer(
-            model, f"{name}_own", np.array(model.weights[name].array())
-        )
-        readers[name] = [n for n in readers[name] if n is not node]
-        readers[node.input[slot]] = [node]
-    return node.input[slot]
-
-
-def _bias(
-    model: EditableModel, node: NodeProto, readers: dict[str, list[NodeProto]], linear: Linear
-) -> str:
-    """The bias operand of a Conv or Gemm, added where it has none; "" where it cannot be set."""
-    if len(node.input) > 2 and node.input[2]:
-        if (
-            node.input[2] not in model.weights
-            or linear.op == "Gemm"
-            and (
-                attribute(node, "beta", 1.0) != 1.0 or len(model.weights[node.input[2]].shape) != 1
-            )
-        ):
-            return ""
-        return _own(model, node, 2, readers)
-    weight = model.weights[node.input[1]]
-    groups = int(attribute(node, "group", 1))
-    size = {"Conv": weight.shape[0], "ConvTranspose": weight.shape[1] * groups}.get(
-        linear.op, weight.shape[0 if attribute(node, "transB", 0) else 1]
-    )
-    del node.input[2:]
-    node.input.append(
-        add_initializer(model, f"{linear.out}_bias", np.zeros(size, weight.array().dtype))
-    )
-    return node.input[2]
-
-
-def _constant_side(model: ModelView, node: NodeProto) -> int | None:
-    """Operand of an Add that is a constant vector over the last axis."""
-    for slot, name in enumerate(node.input):
-        if (
-            name in model.weights
-            and len(model.weights[name].shape) == 1
-            and model.weights[name].shape[0] > 1
-        ):
-            return slot
-    return None

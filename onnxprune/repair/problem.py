@@ -1,4 +1,4 @@
-"""One node's least squares: what it should give, from what the cut network gives it."""
+"""Least-squares problem of one node: reproduce the original's output from the pruned inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnx import NodeProto
 from onnxprune.analysis.linear import from_matrix, to_matrix
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.repair.fits import Fit, depthwise, set_values
+from onnxprune.repair.normal_equations import NormalEquations
 from onnxprune.statistics.im2col import (
     Geometry,
     Moments,
@@ -23,131 +24,112 @@ from onnxprune.statistics.im2col import (
 )
 from onnxprune.statistics.segmented_run import SegmentedRun
 
-RIDGE, LAST_RIDGE = (
-    1e-3,
-    1e-2,
-)  # of the mean diagonal of X X^T; logits of a few hundred inputs are easily overfitted
-OVERSAMPLE = 48  # positions an unknown, at least
-HELD_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
-BENDS = 1  # solutions with targets that respect the activation behind a node; each makes the error behind it smaller
-LIFT_FACTOR = 100.0  # from one ridge to the next where sums are not definite
-LEAST_SCALE = (
-    1e-6  # of a BatchNormalization; below it an output is constant and its weights say nothing
-)
+# Relative to the mean diagonal of X X^T. Logits, of which there are as many rows as samples, are
+# easily overfitted.
+RIDGE, LAST_RIDGE = 1e-3, 1e-2
+OVERSAMPLE = 48  # positions per unknown, at least
+MIN_POSITIONS = 4  # per sample
+CACHE_BYTES = 400_000_000  # of the columns of one node that are kept between its solutions
+# Further solutions with targets that respect a saturating activation. Each reduces the error after
+# the activation; the first gains most.
+SATURATION_PASSES = 1
+MIN_SCALE = 1e-6  # of a BatchNormalization; below it an output is constant whatever its weights
 
+# columns (K, P), targets (O, P), values (O, P) that the pruned network adds to the node's output
 Sample = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 
 
 @dataclass
-class Problem:
-    """One node, its samples in both networks, and how its weight lies in them. added: whether the cut network's shortcut counts; most: positions an input, at
-    most; seed: of their choice; outputs: positions that a sample has behind the node; held: batches
-    at the beginning that are not fitted; systems: a group of outputs each, once they are solved.
+class LayerProblem:
+    """One node with its samples in both networks.
+
+    Attributes
+    ----------
+    fit
+        Weights and target.
+    node
+        The node in the pruned model.
+    window
+        Window of the node.
+    shape
+        (groups, K, outputs per group).
+    pruned, original
+        Runs of both networks at the node.
+    added
+        True if the target includes the error of the pruned network's shortcut.
+    most
+        Positions per sample, at most.
+    seed
+        Of the choice of positions.
+    outputs
+        Positions of the output per sample.
+    held_out
+        Number of leading batches that are not fitted.
+    systems
+        Normal equations per group, once they are solved.
     """
 
     fit: Fit
     node: NodeProto
-    how: Geometry
+    window: Geometry
     shape: tuple[int, int, int]
-    cut: SegmentedRun
-    whole: SegmentedRun
+    pruned: SegmentedRun
+    original: SegmentedRun
     added: bool
     most: int
     seed: tuple[int, int]
     outputs: float
-    held: int
-    systems: list[System] = field(default_factory=list)
+    held_out: int
+    systems: list[NormalEquations] = field(default_factory=list)
 
     @staticmethod
     def of(
         fit: Fit,
         model: ModelView,
-        node: NodeProto,
-        cut: SegmentedRun,
-        whole: SegmentedRun,
+        pruned: SegmentedRun,
+        original: SegmentedRun,
+        *,
         multiplications: float,
         seed: int,
-        held: int,
-    ) -> Problem | None:
-        """None where there is nothing to refit across channels."""
-        weight = model.weights[fit.weight]
+        held_out: int,
+    ) -> LayerProblem | None:
+        """Return the problem of a node; None for a depthwise node.
+
+        Parameters
+        ----------
+        model
+            Pruned model.
+        pruned, original
+            Runs at the node, with its input and its target available.
+        multiplications
+            Computing budget of its moments.
+        """
+        node, weight = pruned.nodes[pruned.place(fit.linear.out)], model.weights[fit.weight]
         if depthwise(node, weight.shape):
             return None
         g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
-        how = geometry(node, weight.shape, cut.values(node.input[0])[0].shape)  # type: ignore[arg-type]
-        samples = max(sum(len(x) for x in cut.values(node.input[0])), 1)
-        most = max(
-            -(-OVERSAMPLE * c * t // samples), int(multiplications / (c * t) ** 2 / samples), 4
-        )
-        added = bool(fit.shortcut) and cut.has(fit.shortcut) and whole.has(fit.shortcut)
-        if added:
-            shapes = {_kept(whole.values(n)[0], fit).shape for n in (fit.shortcut, fit.target)} | {
-                cut.values(fit.shortcut)[0].shape
-            }
-            added = len(shapes) == 1
-        y = whole.values(fit.target)[0]
-        places = y.size / (y.shape[fit.linear.out_axis] * max(cut.counts[0], 1))
-        return Problem(
-            fit, node, how, (g, c * t, o), cut, whole, added, most, (seed, cut.at), places, held
+        inputs = pruned.values(node.input[0])
+        samples = max(sum(len(x) for x in inputs), 1)
+        affordable = int(multiplications / (c * t) ** 2 / samples)
+        y = original.values(fit.target)[0]
+        return LayerProblem(
+            fit=fit,
+            node=node,
+            window=geometry(node, weight.shape, inputs[0].shape),
+            shape=(g, c * t, o),
+            pruned=pruned,
+            original=original,
+            added=_has_comparable_shortcut(fit, pruned, original),
+            most=max(-(-OVERSAMPLE * c * t // samples), affordable, MIN_POSITIONS),
+            seed=(seed, pruned.at),
+            outputs=y.size / (y.shape[fit.linear.out_axis] * max(pruned.counts[0], 1)),
+            held_out=held_out,
         )
 
     @property
-    def bent(self) -> bool:
-        """Whether targets may respect the activation behind the node."""
-        return self.fit.bent and (self.added or not self.fit.shortcut)
-
-    def samples(self, source: str) -> Iterator[Sample]:
-        """By batch, the same in every pass: columns (K, P), targets (O, P), and what the cut network adds to the node's output, None for nothing."""
-        fit, rng = self.fit, np.random.default_rng(self.seed)
-        for i, (x, y) in enumerate(
-            zip(self.cut.values(source), self.whole.values(fit.target), strict=False)
-        ):
-            if i < self.held:
-                continue
-            y = _kept(y, fit)
-            at = positions(y.shape, self.how.spatial, self.most, rng)
-            parts = [outputs(y, self.how, at)]
-            if self.added:
-                parts += [
-                    outputs(s, self.how, at)
-                    for s in (
-                        _kept(self.whole.values(fit.shortcut)[i], fit),
-                        self.cut.values(fit.shortcut)[i],
-                    )
-                ]
-            xs = columns(x, self.how, at)
-            if not self.how.spatial and xs.shape[1] > self.most * len(x):
-                pick = np.sort(rng.choice(xs.shape[1], self.most * len(x), replace=False))
-                xs, parts = xs[:, pick], [p[:, pick] for p in parts]
-            if len(parts) == 1:
-                yield xs, parts[0], None
-            else:
-                yield xs, parts[0] + parts[1] - parts[2], parts[2]
-
-    def batches(self, source: str) -> Callable[[], Iterable[Sample]]:
-        """`samples` for several passes, as many together as pay for their sums: laid out once where they are small."""
-        inputs, least = self.cut.values(source), self.shape[1]
-        if (
-            self.bent
-            and self.shape[0] * self.shape[1] * self.most * sum(map(len, inputs)) * 4 <= HELD_BYTES
-        ):
-            held = list(joined(self.samples(source), least))
-            return lambda: held
-        return lambda: joined(self.samples(source), least)
-
-    def rows(self, model: ModelView) -> np.ndarray:
-        """The weight as (groups, outputs, K), in the order of the columns."""
-        matrix = to_matrix(
-            self.fit.linear, self.node, model.weights[self.fit.weight].array()
-        ).astype(np.float64)
-        return matrix[..., tap_order(self.how)].reshape(*self.shape[::2], self.shape[1])
-
-    def stored(self, model: ModelView, rows: np.ndarray) -> np.ndarray:
-        """The inverse of `rows`: as the node reads it."""
-        old, order = model.weights[self.fit.weight], tap_order(self.how)
-        back = np.empty((*self.shape[::2], self.shape[1] // len(order), len(order)))
-        back[..., order] = rows.reshape(back.shape)
-        return from_matrix(self.fit.linear, self.node, back, old.shape).astype(old.array().dtype)  # type: ignore[arg-type]
+    def saturating(self) -> bool:
+        """True if targets can respect the activation after the node."""
+        return self.fit.saturating and (self.added or not self.fit.shortcut)
 
     @property
     def scale(self) -> np.ndarray:
@@ -155,128 +137,136 @@ class Problem:
         g, _, o = self.shape
         return np.broadcast_to(self.fit.scale, g * o).reshape(g, o)
 
+    def samples(self, source: str) -> Iterator[Sample]:
+        """Yield samples per batch, the same in every pass.
+
+        Parameters
+        ----------
+        source
+            Input activation of the node.
+        """
+        fit, rng = self.fit, np.random.default_rng(self.seed)
+        pairs = zip(self.pruned.values(source), self.original.values(fit.target), strict=True)
+        for i, (x, y) in enumerate(pairs):
+            if i < self.held_out:
+                continue
+            y = _take_kept(y, fit)
+            at = positions(y.shape, self.window.spatial, self.most, rng)
+            parts = [outputs(y, self.window, at)]
+            if self.added:
+                dense = _take_kept(self.original.values(fit.shortcut)[i], fit)
+                parts.append(outputs(dense, self.window, at))
+                parts.append(outputs(self.pruned.values(fit.shortcut)[i], self.window, at))
+            xs = columns(x, self.window, at)
+            most = self.most * len(x)
+            # without spatial axes, `positions` selects nothing
+            if not self.window.spatial and xs.shape[1] > most:
+                pick = np.sort(rng.choice(xs.shape[1], most, replace=False))
+                xs, parts = xs[:, pick], [p[:, pick] for p in parts]
+            if self.added:
+                target, dense, present = parts
+                # the node also compensates for what the shortcut has lost
+                yield xs, target + dense - present, present
+            else:
+                yield xs, parts[0], None
+
+    def batches(self, source: str) -> Callable[[], Iterable[Sample]]:
+        """Return a function that iterates over the samples, in batches of at least K positions.
+
+        Columns are laid out once if they are needed twice and fit into CACHE_BYTES.
+        """
+        groups, k, _ = self.shape
+        size = groups * k * self.most * sum(map(len, self.pruned.values(source))) * 4
+        if self.saturating and size <= CACHE_BYTES:
+            cached = list(joined(self.samples(source), k))
+            return lambda: cached
+        return lambda: joined(self.samples(source), k)
+
+    def rows(self, model: ModelView) -> np.ndarray:
+        """Return the weight as (groups, outputs, K) float64, in the order of the columns."""
+        values = model.weights[self.fit.weight].array()
+        matrix = to_matrix(self.fit.linear, self.node, values).astype(np.float64)
+        groups, k, outs = self.shape
+        return matrix[..., tap_order(self.window)].reshape(groups, outs, k)
+
+    def stored(self, model: ModelView, rows: np.ndarray) -> np.ndarray:
+        """Return rows in the layout and type of the node's weight, the inverse of `rows`."""
+        groups, k, outs = self.shape
+        old, order = model.weights[self.fit.weight], tap_order(self.window)
+        matrix = np.empty((groups, outs, k // len(order), len(order)))
+        matrix[..., order] = rows.reshape(matrix.shape)
+        values = from_matrix(self.fit.linear, self.node, matrix, tuple(old.shape))
+        return values.astype(old.array().dtype)
+
     def solve(self, model: EditableModel) -> None:
         """Write the refitted weight and bias into the model."""
         fit, (g, k, o) = self.fit, self.shape
-        flat, scale = self.rows(model), self.scale
-        start = flat * scale[:, :, None]
-        self.systems = systems = [
-            System(Moments.zeros(k, o), w, LAST_RIDGE if fit.last else RIDGE, bool(fit.bias))
-            for w in start
+        weight, scale = self.rows(model), self.scale
+        ridge = LAST_RIDGE if fit.last else RIDGE
+        self.systems = [
+            NormalEquations(Moments.zeros(k, o), prior, ridge, bool(fit.bias))
+            for prior in weight * scale[:, :, None]
         ]
         batches = self.batches(self.node.input[0])
         for xs, ys, _ in batches():
-            for system, x, y in zip(systems, np.split(xs, g), np.split(ys, g), strict=False):
+            for system, x, y in zip(self.systems, np.split(xs, g), np.split(ys, g), strict=True):
                 system.moments.add(x, y)
-        for system in systems:
+        for system in self.systems:
             system.solve()
-        for _ in range(BENDS if self.bent else 0):
-            for system in systems:
-                system.forget_targets()
-            for xs, ys, shortcut in batches():
-                added = [None] * g if shortcut is None else np.split(shortcut, g)
-                for system, x, y, extra in zip(
-                    systems, np.split(xs, g), np.split(ys, g), added, strict=False
-                ):
-                    system.add_bent(x, y, extra, fit)
-            for system in systems:
-                system.solve()
-        solved = np.stack([s.weight for s in systems])
+        for _ in range(SATURATION_PASSES if self.saturating else 0):
+            self._solve_saturating(batches())
+        solved = np.stack([s.weight for s in self.systems])
         if not np.isfinite(solved).all():
             self.systems = []
             return
-        live = np.abs(scale) > LEAST_SCALE
-        flat[live] = solved[live] / scale[live][:, None]
-        set_values(model, fit.weight, self.stored(model, flat))
+        live = np.abs(scale) > MIN_SCALE
+        weight[live] = solved[live] / scale[live][:, None]
+        set_values(model, fit.weight, self.stored(model, weight))
         if fit.bias:
-            self.set_bias(model, np.concatenate([s.shift for s in systems]))
+            self._set_bias(model, np.concatenate([s.shift for s in self.systems]))
 
-    def set_bias(self, model: EditableModel, shift: np.ndarray) -> None:
-        """The constant part: for a normalized output, what is left of it after the running mean and the node's own bias."""
-        behind = self.fit.target != self.fit.linear.out and self.fit.scale.ndim
-        if behind:
+    def _solve_saturating(self, batches: Iterable[Sample]) -> None:
+        """Solve again with targets that respect the activation after the node."""
+        groups = self.shape[0]
+        for system in self.systems:
+            system.clear_targets()
+        for xs, ys, shortcut in batches:
+            added = [None] * groups if shortcut is None else np.split(shortcut, groups)
+            parts = zip(
+                self.systems, np.split(xs, groups), np.split(ys, groups), added, strict=True
+            )
+            for system, x, y, extra in parts:
+                system.add_saturating_targets(x, y, extra, self.fit)
+        for system in self.systems:
+            system.solve()
+
+    def _set_bias(self, model: EditableModel, shift: np.ndarray) -> None:
+        """Write the constant part of the target into the bias.
+
+        A BatchNormalization subtracts its running mean, and the node adds its own bias before it;
+        both are taken out of the shift.
+        """
+        if self.fit.target != self.fit.linear.out and self.fit.scale.ndim:
             bn = next(n for n in model.proto.graph.node if self.fit.target in n.output)
             mean = model.weights[bn.input[3]].array().astype(np.float64)
-            own = (
-                model.weights[self.node.input[2]].array().astype(np.float64)
-                if len(self.node.input) > 2 and self.node.input[2]
-                else 0.0
-            )
+            has_bias = len(self.node.input) > 2 and self.node.input[2]
+            own = model.weights[self.node.input[2]].array().astype(np.float64) if has_bias else 0.0
             shift = shift + self.fit.scale * (mean - own)
         set_values(model, self.fit.bias, shift)
 
 
-@dataclass
-class System:
-    """Normal equations of one group of outputs. weight: (O, K), at first what the ridge pulls towards; constant: whether a shift is free."""
-
-    moments: Moments
-    weight: np.ndarray
-    ridge: float
-    constant: bool
-
-    def __post_init__(self) -> None:
-        self.shift: np.ndarray = np.zeros(len(self.weight))
-        self._prior = self.weight
-        self._factor: tuple[np.ndarray, bool] | None = None
-        self._lift = 0.0
-
-    def solve(self) -> None:
-        """Weight and shift for the targets summed so far."""
-        from scipy.linalg import LinAlgError, cho_factor, cho_solve
-
-        moments = self.moments
-        moments.flush()
-        xx, yx = moments.centered() if self.constant else (moments.xx, moments.yx)
-        if yx is None or moments.y is None:
-            raise ValueError("moments without outputs, nothing to solve for")
-        if not (np.isfinite(xx).all() and np.isfinite(yx).all()):
-            self.weight = np.full_like(self.weight, np.nan)
-            return
-        if self._factor is None:
-            self._lift = max(self.ridge * float(np.trace(xx)) / len(xx), 1e-12)
-        while self._factor is None:
-            try:
-                self._factor = cho_factor(xx + self._lift * np.eye(len(xx)), lower=True)
-            except LinAlgError:  # sums of values far from zero lose their small differences
-                self._lift *= LIFT_FACTOR
-        self.weight = cho_solve(self._factor, (yx + self._lift * self._prior).T).T
-        count = max(moments.count, 1)
-        if self.constant:
-            self.shift = moments.y / count - self.weight @ (moments.x / count)
-
-    def spread(self, damping: float) -> tuple[np.ndarray, np.ndarray]:
-        """(lower triangle L, mean): inputs are like mean + L e with uncorrelated e; without a shift the mean is 0. damping: of the mean variance, added to each."""
-        from scipy.linalg import cholesky
-
-        xx = self.moments.centered()[0] if self.constant else self.moments.xx
-        count = max(self.moments.count, 1)
-        lift = max(damping * float(np.trace(xx)) / len(xx), self._lift)
-        mean = self.moments.x / count if self.constant else np.zeros_like(self.moments.x)
-        return cholesky(xx + lift * np.eye(len(xx)), lower=True) / np.sqrt(count), mean
-
-    def forget_targets(self) -> None:
-        """Begin new sums of targets over the same inputs."""
-        self.moments.yx, self.moments.y = np.zeros_like(self.weight), np.zeros(len(self.weight))
-
-    def add_bent(self, x: np.ndarray, y: np.ndarray, shortcut: np.ndarray | None, fit: Fit) -> None:
-        """Targets for inputs that were summed before: what is wanted; where it lies beyond a bend, anything beyond that bend, so what is there now.
-
-        shortcut: (O, P), added between here and the bend; None for nothing.
-        """
-        now = self.weight.astype(np.float32) @ x
-        now += self.shift.astype(np.float32)[:, None]
-        for limit, beyond, nearer in (
-            (fit.low, np.less_equal, np.minimum),
-            (fit.high, np.greater_equal, np.maximum),
-        ):
-            if np.isfinite(limit):
-                here = np.float32(limit) - (0 if shortcut is None else shortcut)
-                y = np.where(beyond(y, here), nearer(now, here), y)
-        self.moments.yx += y @ x.T
-        self.moments.y += y.sum(1, dtype=np.float64)
+def _has_comparable_shortcut(fit: Fit, pruned: SegmentedRun, original: SegmentedRun) -> bool:
+    """Return True if both networks add a shortcut of the target's shape."""
+    shortcut = fit.shortcut
+    if not shortcut or not pruned.has(shortcut) or not original.has(shortcut):
+        return False
+    shape = _take_kept(original.values(fit.target)[0], fit).shape
+    return (
+        shape == _take_kept(original.values(shortcut)[0], fit).shape
+        and shape == pruned.values(shortcut)[0].shape
+    )
 
 
-def _kept(y: np.ndarray, fit: Fit) -> np.ndarray:
-    """Channels of a whole activation that the cut network still has."""
+def _take_kept(y: np.ndarray, fit: Fit) -> np.ndarray:
+    """Return the channels of the original's activation that the pruned network keeps."""
     return y if fit.kept is None else np.take(y, fit.kept, fit.linear.out_axis)

@@ -91,7 +91,7 @@ class Refitted:
         parameters = Parameters(model)
         for item, values, shift in self._refit(removed):
             linear = item.linear
-            if linear.out not in parameters.maker:  # the node was removed with its branch
+            if linear.out not in parameters.producers:  # the node was removed with its branch
                 continue
             # the refit has the size of the original node; remove what the cut removed
             for axis, ids in enumerate(linear.weight.axes):

@@ -45,11 +45,13 @@ class Repaired:
         samples: int = 24,
         share: float = 0.5,
         seed: int = 0,
-        bends: int = 0,
-        held: int = 0,
+        passes: int = 0,
+        held_out: int = 0,
     ) -> Repaired:
-        """From a text or a model; bends: solutions after the linear one that respect the activation behind a node; held: samples
-        that judge joint refits, 0 for none of these.
+        """From a text or a model.
+
+        passes: solutions after the linear one that respect a saturating activation; held_out:
+        samples that validate joint refits, 0 for no joint refits.
         """
         analysis = analyze(load(net(model)) if isinstance(model, str) else model)
         rng = np.random.default_rng(seed)
@@ -65,8 +67,8 @@ class Repaired:
         data = synthetic(input_types(analysis.model), samples=samples, seed=seed + 1)
         before = cut(analysis, plan)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(problem, "BENDS", bends)
-            patch.setattr(least_squares, "HELD", held)
+            patch.setattr(problem, "SATURATION_PASSES", passes)
+            patch.setattr(least_squares, "MAX_HELD_OUT", held_out)
             return Repaired(
                 analysis,
                 plan,
@@ -78,7 +80,7 @@ class Repaired:
             )
 
     @property
-    def whole(self) -> Model:
+    def original(self) -> Model:
         """The original."""
         return self.analysis.model
 
@@ -99,11 +101,11 @@ class Repaired:
 
     def error(self, model: Model) -> float:
         """Squared error of the outputs, summed."""
-        names = [o.name for o in self.whole.proto.graph.output]
+        names = [o.name for o in self.original.proto.graph.output]
         return sum(
             float(np.square(a - b).sum())
             for a, b in zip(
-                self.values(self.whole, *names), self.values(model, *names), strict=False
+                self.values(self.original, *names), self.values(model, *names), strict=False
             )
         )
 
@@ -112,7 +114,7 @@ class Repaired:
         """Squared rounding of the outputs in single precision."""
         return 1e-12 * sum(
             float(np.square(v).sum())
-            for v in self.values(self.whole, *(o.name for o in self.whole.proto.graph.output))
+            for v in self.values(self.original, *(o.name for o in self.original.proto.graph.output))
         )
 
 

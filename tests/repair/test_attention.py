@@ -43,8 +43,8 @@ FUSED = (
 
 def logits_error(found: Repaired) -> float:
     """Squared error of the logits of the heads that are left."""
-    (whole,), (after,) = found.values(found.whole, "l"), found.values(found.after, "l")
-    return float(np.square(np.take(whole, found.kept_of("l", 1), 1) - after).sum())
+    (original,), (after,) = found.values(found.original, "l"), found.values(found.after, "l")
+    return float(np.square(np.take(original, found.kept_of("l", 1), 1) - after).sum())
 
 
 @pytest.fixture
@@ -84,18 +84,18 @@ def test_the_mixture_is_that_of_least_squares(d: int) -> None:
 def test_logits_are_those_of_the_best_mixture(text: str, unmixed: object) -> None:
     """The query of every head left is the unmixed one times M; nothing else before the logits moves."""
     plain, found = unmixed(text), Repaired.of(text)  # type: ignore[operator]
-    (q,), (k,), (whole,) = (
+    (q,), (k,), (original,) = (
         plain.values(plain.after, "q"),
         plain.values(plain.after, "k"),
-        plain.values(plain.whole, "l"),
+        plain.values(plain.original, "l"),
     )
-    whole = np.take(whole, found.kept_of("l", 1), 1)
+    original = np.take(original, found.kept_of("l", 1), 1)
     (mixed,), (key,) = found.values(found.after, "q"), found.values(found.after, "k")
     np.testing.assert_allclose(key, k, atol=SINGLE)
     for h in range(q.shape[1]):
         np.testing.assert_allclose(
             mixed[:, h],
-            q[:, h] @ best_mixture(q[:, h], k[:, h], whole[:, h]),
+            q[:, h] @ best_mixture(q[:, h], k[:, h], original[:, h]),
             atol=SINGLE * np.abs(mixed).max(),
         )
     assert logits_error(found) < 0.9 * logits_error(plain)
@@ -124,5 +124,5 @@ def test_a_query_that_is_not_moved_channels_stays(text: str, unmixed: object) ->
 def test_nothing_cut_changes_nothing() -> None:
     found = Repaired.of(PLAIN, share=1.0)
     np.testing.assert_allclose(
-        *(found.values(m, "y")[0] for m in (found.whole, found.after)), atol=1e-3
+        *(found.values(m, "y")[0] for m in (found.original, found.after)), atol=1e-3
     )

@@ -68,14 +68,14 @@ def inside(node: NodeProto, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_bias_gains_what_the_means_of_removed_channels_gave(name: str) -> None:
     found = Repaired.of(conv(CONVOLUTIONS[name]), "bias")
-    node = node_of(found.whole, "y")
+    node = node_of(found.original, "y")
     gone = np.setdiff1d(np.arange(8), found.kept_of(node.input[0], 1))
-    mean = by_channel(found.values(found.whole, node.input[0])[0], node).mean(1)
+    mean = by_channel(found.values(found.original, node.input[0])[0], node).mean(1)
     removed = np.zeros(8)
     removed[gone] = mean[gone]
-    gained = inside(node, initializer(found.whole, "w2"), removed)
+    gained = inside(node, initializer(found.original, "w2"), removed)
     after = node_of(found.after, "y")
-    before = initializer(found.whole, "b2") if "b2" in found.whole.weights else 0.0
+    before = initializer(found.original, "b2") if "b2" in found.original.weights else 0.0
     np.testing.assert_allclose(
         initializer(found.after, after.input[2]) - before,
         gained,
@@ -93,14 +93,14 @@ def test_outputs_keep_their_mean(name: str) -> None:
     """Where every output reads one position, nothing is left of the mean error."""
     found = Repaired.of(PRODUCTS[name] if name in PRODUCTS else conv(CONVOLUTIONS[name]), "bias")
     axis = 1 if name in ("shared bias", "pointwise") else -1
-    whole, before, after = (
+    original, before, after = (
         np.moveaxis(found.values(m, "y")[0], axis, 0)
         .reshape(found.values(m, "y")[0].shape[axis], -1)
         .mean(1)
-        for m in (found.whole, found.before, found.after)
+        for m in (found.original, found.before, found.after)
     )
-    np.testing.assert_allclose(after, whole, atol=SINGLE * np.abs(whole).max())
-    assert np.abs(before - whole).max() > 100 * np.abs(after - whole).max()
+    np.testing.assert_allclose(after, original, atol=SINGLE * np.abs(original).max())
+    assert np.abs(before - original).max() > 100 * np.abs(after - original).max()
 
 
 def test_names_of_nodes_stay_apart() -> None:

@@ -13,8 +13,8 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.data.dataset import synthetic
 from onnxprune.ir.io import load
 from onnxprune.repair import joint, least_squares
-from onnxprune.repair.fits import own_weights
-from onnxprune.repair.parts import parts
+from onnxprune.repair.blocks import partition
+from onnxprune.repair.fits import prepare_fits
 from onnxprune.run.adapter import input_types
 from onnxprune.statistics.segmented_run import SegmentedRun
 
@@ -34,9 +34,9 @@ p = MatMul(x, w0); a = Add(p, b0); r = Relu(a); q = MatMul(r, w1); t = Sigmoid(q
 def divided(text: str) -> list[Any]:
     """Parts of an uncut graph."""
     analysis = analyze(load(net(text)))
-    model, fits = own_weights(analysis, analysis.model, analysis.removed({}))
+    model, fits = prepare_fits(analysis, analysis.model, analysis.removed({}))
     data = synthetic(input_types(analysis.model), samples=2, seed=0)
-    return parts(SegmentedRun(model, list(data.batches(2))), fits)
+    return partition(SegmentedRun(model, list(data.batches(2))), fits)
 
 
 def outs(part: Any) -> list[str]:
@@ -72,18 +72,18 @@ def test_a_pooled_activation_is_no_exit_where_a_wider_one_is_as_good() -> None:
 def found(monkeypatch: pytest.MonkeyPatch) -> Any:
     """All joint problems of a repair, none of them solved, at the weights that they would start from."""
 
-    def collect(text: str) -> list[joint._Joint]:
-        problems: list[joint._Joint] = []
+    def collect(text: str) -> list[joint.JointRefit]:
+        problems: list[joint.JointRefit] = []
 
-        def keep(problem: joint._Joint, most: int) -> bool:
+        def keep(problem: joint.JointRefit, most: int) -> bool:
             problem.model = problem.model.edit()  # the repair's own is used up at its end
             problems.append(problem)
             return False
 
         with monkeypatch.context() as patch:
-            patch.setattr(joint._Joint, "refine", keep)
-            patch.setattr(joint, "SPREAD", 10**6)
-            Repaired.of(text, samples=64, held=8)
+            patch.setattr(joint.JointRefit, "run", keep)
+            patch.setattr(joint, "POSITIONS_PER_INPUT", 10**6)
+            Repaired.of(text, samples=64, held_out=8)
         return problems
 
     return collect
@@ -98,7 +98,7 @@ def test_slopes_are_differences_of_the_error(
     text: str, found: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Along random ways in the coordinates, by central differences, away from the start, where nothing is small by chance; without bends."""
-    monkeypatch.setattr(joint, "SPREAD", 10**6)
+    monkeypatch.setattr(joint, "POSITIONS_PER_INPUT", 10**6)
     problems, rng = (
         found(text.replace("LeakyRelu(", "Sigmoid(").replace("Relu(", "Sigmoid(")),
         np.random.default_rng(0),
@@ -107,9 +107,9 @@ def test_slopes_are_differences_of_the_error(
     for problem in problems:
         pieces = range(problem.samples.fitted)
         problem.scale_outputs(pieces)
-        start = np.concatenate([b.coordinates() for b in problem.blocks])
+        start = np.concatenate([b.coordinates() for b in problem.layers])
         start += 0.1 * np.abs(start).mean() * rng.standard_normal(start.shape)
-        slope = problem.slope(start, pieces, rng)
+        slope = problem.gradient(start, pieces, rng)
         for _ in range(4):
             way = rng.standard_normal(start.shape)
             step = 2e-3 * np.linalg.norm(start) / np.linalg.norm(way)
@@ -131,7 +131,7 @@ def test_coordinates_are_the_weights(text: str, found: Any) -> None:
     """At the start they give the weights that are there."""
     for problem in found(text):
         problem.scale_outputs(range(1))
-        start = np.concatenate([b.coordinates() for b in problem.blocks])
+        start = np.concatenate([b.coordinates() for b in problem.layers])
         for name, values in problem.parameters(start).items():
             there = problem.model.weights[name].array()
             np.testing.assert_allclose(
@@ -141,8 +141,8 @@ def test_coordinates_are_the_weights(text: str, found: Any) -> None:
 
 def test_the_error_on_other_inputs_falls() -> None:
     """Against the same repair without joint refits, which has the same samples."""
-    plain, refined = (Repaired.of(RESIDUAL, samples=256, held=held) for held in (0, 32))
-    other = synthetic(input_types(plain.whole), samples=64, seed=99)
+    plain, refined = (Repaired.of(RESIDUAL, samples=256, held_out=held) for held in (0, 32))
+    other = synthetic(input_types(plain.original), samples=64, seed=99)
 
     def error(repaired: Repaired) -> float:
         fresh = Repaired(repaired.analysis, repaired.plan, repaired.before, repaired.after, other)
@@ -154,11 +154,11 @@ def test_the_error_on_other_inputs_falls() -> None:
 def test_worse_on_what_judges_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps in the wrong direction leave the weights as they were."""
     with monkeypatch.context() as patch:
-        patch.setattr(joint, "refine", lambda *arguments: False)
-        patch.setattr(least_squares, "refine", lambda *arguments: False)
-        before = Repaired.of(RESIDUAL, samples=64, held=8)
-    monkeypatch.setattr(joint, "RATE", -joint.RATE)
-    after = Repaired.of(RESIDUAL, samples=64, held=8)
+        patch.setattr(joint, "refit_block", lambda *arguments: False)
+        patch.setattr(least_squares, "refit_block", lambda *arguments: False)
+        before = Repaired.of(RESIDUAL, samples=64, held_out=8)
+    monkeypatch.setattr(joint, "LEARNING_RATE", -joint.LEARNING_RATE)
+    after = Repaired.of(RESIDUAL, samples=64, held_out=8)
     for name, weight in before.after.weights.items():
         np.testing.assert_array_equal(
             weight.array(), after.after.weights[name].array(), err_msg=name
@@ -174,16 +174,18 @@ def test_few_samples_are_all_fitted(text: str) -> None:
     """Nothing can judge: the repair is that of node after node."""
     analysis = analyze(load(net(text)))
     data = synthetic(input_types(analysis.model), samples=4, seed=1)
-    batches, held = least_squares._held_apart(list(data.batches(2)), data.inputs.batch is not None)
+    batches, held = least_squares._split_held_out(
+        list(data.batches(2)), data.inputs.batch is not None
+    )
     assert held == 0 and len(batches) == 2
 
 
 def test_held_samples_are_an_eighth() -> None:
-    batches, held = least_squares._held_apart(
+    batches, held = least_squares._split_held_out(
         [{"x": np.arange(32), "one": np.ones(())}, {"x": np.arange(32, 64), "one": np.ones(())}],
         False,
     )
     assert held == 1 and [len(b["x"]) for b in batches] == [8, 24, 32]
     np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), np.arange(64))
-    batches, held = least_squares._held_apart([{"x": np.arange(2)} for _ in range(40)], True)
+    batches, held = least_squares._split_held_out([{"x": np.arange(2)} for _ in range(40)], True)
     assert held == 5 and len(batches) == 40

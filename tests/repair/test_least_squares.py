@@ -152,11 +152,11 @@ def expected(
     start = initializer(found.before, before.input[1])
     axis = 1 if node.op_type.startswith("Conv") else len(found.analysis.shapes.shape(out) or ()) - 1
     kept = found.kept_of(out, axis)
-    (x,), (y,) = found.values(found.after, node.input[0]), found.values(found.whole, target)
+    (x,), (y,) = found.values(found.after, node.input[0]), found.values(found.original, target)
     y = np.take(y, kept, axis)
     if shortcut:
         (dense,), (lossy,) = (
-            found.values(found.whole, shortcut),
+            found.values(found.original, shortcut),
             found.values(found.after, shortcut),
         )
         y = y + np.take(dense, kept, axis) - lossy
@@ -164,7 +164,7 @@ def expected(
     flat = filters(node, start, groups)
     rows = design(node, start, x)
     last = not any(out in n.input for n in found.after.proto.graph.node) or target in {
-        o.name for o in found.whole.proto.graph.output
+        o.name for o in found.original.proto.graph.output
     }
     centered = node.op_type != "MatMul" or target != out
     return (
@@ -229,16 +229,16 @@ def test_the_constant_makes_up_for_the_means(name: str) -> None:
     for out, (target, shortcut) in case.fits.items():
         axis = (
             1
-            if node_of(found.whole, out).op_type.startswith("Conv")
+            if node_of(found.original, out).op_type.startswith("Conv")
             else len(found.analysis.shapes.shape(out) or ()) - 1
         )
         kept = found.kept_of(out, axis)
-        wanted = np.take(found.values(found.whole, target)[0], kept, axis)
+        wanted = np.take(found.values(found.original, target)[0], kept, axis)
         (given_,) = found.values(found.after, target)
         if shortcut:
             wanted = (
                 wanted
-                + np.take(found.values(found.whole, shortcut)[0], kept, axis)
+                + np.take(found.values(found.original, shortcut)[0], kept, axis)
                 - found.values(found.after, shortcut)[0]
             )
         others = tuple(i for i in range(given_.ndim) if i != axis)
@@ -254,7 +254,7 @@ def test_behind_a_normalization_the_target_is_what_it_gives() -> None:
         "a = Conv(x, w1); r = Relu(a); c = Conv(r, w2, b2); y = BatchNormalization<epsilon=0.01>(c, g, o, m, v)"
     )
     found = Repaired.of(text)
-    factor = (initializer(found.whole, "g") / np.sqrt(initializer(found.whole, "v") + 0.01))[
+    factor = (initializer(found.original, "g") / np.sqrt(initializer(found.original, "v") + 0.01))[
         :, None
     ]
     rows, targets, flat, _ = expected(found, "c", "y", "")
@@ -300,11 +300,11 @@ def test_a_target_that_respects_the_activation_leaves_less_error_behind_it(name:
         + BEHIND[name]
         + "; y = Conv(r, w2)"
     )
-    linear, bent = (Repaired.of(text, share=0.5, bends=bends) for bends in (0, 3))
+    linear, bent = (Repaired.of(text, share=0.5, passes=passes) for passes in (0, 3))
     errors = []
     for found in (linear, bent):
-        (whole,), (after,) = found.values(found.whole, "r"), found.values(found.after, "r")
-        errors.append(float(np.square(np.take(whole, found.kept_of("r", 1), 1) - after).sum()))
+        (original,), (after,) = found.values(found.original, "r"), found.values(found.after, "r")
+        errors.append(float(np.square(np.take(original, found.kept_of("r", 1), 1) - after).sum()))
     assert errors[1] < errors[0], errors
 
 

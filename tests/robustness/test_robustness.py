@@ -18,7 +18,7 @@ from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.limits import MOST_UNFOLDED
 from onnxprune.ir.runtime import Session
-from onnxprune.repair.problem import System
+from onnxprune.repair.normal_equations import NormalEquations
 from onnxprune.run.pipeline import make_plan
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import read_data_only
@@ -261,7 +261,7 @@ def test_outputs_of_any_size_are_compared(value: np.ndarray) -> None:
     ],
 )
 def test_a_repair_of_indefinite_sums_ends(xx: list[list[float]], finite: bool) -> None:
-    system = System(Moments.zeros(2, 1), np.ones((1, 2)), 1e-9, False)
+    system = NormalEquations(Moments.zeros(2, 1), np.ones((1, 2)), 1e-9, False)
     system.moments.xx, system.moments.yx = np.array(xx), np.ones((1, 2))
     system.solve()
     assert np.isfinite(system.weight).all() == finite
