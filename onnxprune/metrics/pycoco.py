@@ -58,22 +58,22 @@ def official_map(
         from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise MissingExtraError("pycocotools", "coco", "metric coco-official") from None
-    known = {int(c) for rows in truth for c in rows[:, 1]}
-    known |= {int(c) for rows in detections for c in rows[:, 5]}
+    present = [rows[:, 1] for rows in truth] + [rows[:, 5] for rows in detections]
+    known: list[int] = np.unique(np.concatenate(present)).astype(int).tolist()
 
     def dataset(boxes: Iterator[dict[str, Any]]) -> Any:
         """Return a COCO object of these boxes."""
         coco = COCO()
         coco.dataset = {
             "images": [{"id": image} for image in range(len(truth))],
-            "categories": [{"id": c} for c in sorted(known)],
+            "categories": [{"id": c} for c in known],
             # ids start at 1: pycocotools takes a match with 0 for none
             "annotations": [{"id": number + 1, **box} for number, box in enumerate(boxes)],
         }
         coco.createIndex()
         return coco
 
-    chosen = [c for c in sorted(known) if classes is None or c in classes]
+    chosen = [c for c in known if classes is None or c in classes]
     with contextlib.redirect_stdout(io.StringIO()):
         run = COCOeval(dataset(_label_boxes(truth)), dataset(_detected_boxes(detections)), "bbox")
         run.params.catIds = chosen
@@ -87,11 +87,11 @@ def official_map(
             counts[c] = float(count)
             columns.append(column)
     per_class = {c: float(precision[:, :, k].mean()) for c, k in zip(counts, columns, strict=True)}
-    present = precision[:, :, columns]
+    shown = precision[:, :, columns]
     details = {
-        "map": float(present.mean()),
-        "map50": float(present[0].mean()),
-        "map75": float(present[5].mean()),
+        "map": float(shown.mean()),
+        "map50": float(shown[0].mean()),
+        "map75": float(shown[5].mean()),
     }
     return MetricEstimate(details["map"], per_class, counts, details)
 

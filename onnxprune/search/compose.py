@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Reduced:
 
     def original_groups(self, name: str) -> set[str]:
         """Return the original groups that the channels of a group belong to."""
-        return {group for channel in self.origin[name] for group, _ in channel}
+        return {group for group, _ in chain.from_iterable(self.origin[name])}
 
     def widths(self, name: str, constraints: Constraints) -> list[int]:
         """Return the widths of a group that give its original group an allowed width, descending.
@@ -81,7 +82,9 @@ class Reduced:
 
 def unreduced(original: Analysis) -> Reduced:
     """Return the original as its own reduced model, with nothing cut."""
-    origin = {g.name: tuple(((g.name, i),) for i in range(g.size)) for g in original.groups}
+    origin: dict[str, tuple[Origin, ...]] = {}
+    for group in original.groups:
+        origin[group.name] = tuple(((group.name, index),) for index in range(group.size))
     return Reduced(original, {}, original, origin)
 
 

@@ -143,11 +143,11 @@ def group_fisher(search: Search) -> Plan:
 
 
 def _complement(reduced: Reduced, removed: Mapping[str, set[int]]) -> dict[str, list[int]]:
-    """Return the channels of each group that are not removed."""
-    return {
-        name: [c for c in range(reduced.analysis.group(name).size) if c not in channels]
-        for name, channels in removed.items()
-    }
+    """Return the channels of each group that are not removed, sorted."""
+    kept = {}
+    for name, channels in removed.items():
+        kept[name] = sorted(set(range(reduced.analysis.group(name).size)) - channels)
+    return kept
 
 
 @dataclass

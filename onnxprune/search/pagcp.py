@@ -361,6 +361,11 @@ def _count(search: Search, kept: Kept, group: str) -> int:
     return len(kept[group]) if group in kept else search.analysis.group(group).size
 
 
+def _count_samples(feeds: Mapping[str, np.ndarray]) -> int:
+    """Return the longest first axis of the inputs of a batch; some may have no batch axis."""
+    return max((len(a) for a in feeds.values() if a.ndim), default=1)
+
+
 @dataclass
 class _Gate:
     """Losses on the gate data, remembered in the journal.
@@ -383,8 +388,7 @@ class _Gate:
         expected = [session.run(b) for b in batches]
         self.of: Losses
         if self.settings.losses:
-            # a batch may hold unbatched inputs, which have no samples
-            counts = [max((len(a) for a in b.values() if a.ndim), default=1) for b in batches]
+            counts = [_count_samples(b) for b in batches]
             samples = np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1])
             self.of = OwnLosses(self.settings.losses, samples)
         else:

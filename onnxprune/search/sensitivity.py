@@ -116,12 +116,11 @@ def jobs_of(
     """
     if bad := [r for r in rates if not 0 < r < 1]:
         raise UsageError("option-value", f"rates: {bad[0]:g} is not between 0 and 1")
-    chosen = [
-        (i, g.name)
-        for i, g in enumerate(analysis.groups)
-        if g.name in sweep.scores and (groups is None or g.name in groups)
-    ]
-    return [Job(sweep, -1, "", 0.0)] + [Job(sweep, i, n, r) for i, n in chosen for r in rates]
+    jobs = [Job(sweep, -1, "", 0.0)]
+    for index, group in enumerate(analysis.groups):
+        if group.name in sweep.scores and (groups is None or group.name in groups):
+            jobs += [Job(sweep, index, group.name, rate) for rate in rates]
+    return jobs
 
 
 def sweep_key(sweep: Sweep) -> str:

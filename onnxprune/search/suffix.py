@@ -7,7 +7,7 @@ one therefore run once, and each trial costs a run of the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from onnx import NodeProto
@@ -59,10 +59,7 @@ class Suffix:
         self.ran = 0
         least = [losses.least(number) for number in range(len(batches))]
         # per batch, what the following batches add to each loss at the least
-        self._rest = [
-            {t: sum(share[t] for share in least[k:]) for t in least[0]}
-            for k in range(1, len(least) + 1)
-        ]
+        self._rest = [_sum_shares(least[k:], least[0]) for k in range(1, len(least) + 1)]
         self._run: SegmentedRun | None = None
         self._base: tuple[str, str] = ("", "")
 
@@ -142,6 +139,11 @@ class Suffix:
         if first is None:
             return ""
         return next(o for o in self.analysis.model.proto.graph.node[first].output if o)
+
+
+def _sum_shares(shares: Sequence[Mapping[str, float]], tasks: Iterable[str]) -> dict[str, float]:
+    """Return the sum of the shares of batches, by task."""
+    return {task: sum(share[task] for share in shares) for task in tasks}
 
 
 def _find_start(nodes: Sequence[NodeProto], output: str) -> int:

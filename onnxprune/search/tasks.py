@@ -74,8 +74,10 @@ class HeadLosses:
             )
         self.temperature: dict[str, float] = {}
         self.scale: dict[str, float] = {}
+        self.rows: dict[str, int] = {}
         for name in self.heads:
             values = [np.asarray(e[name], np.float64) for e in expected]
+            self.rows[name] = sum(len(np.atleast_1d(v)) for v in values)
             # one row of class scores per sample: compared as probabilities
             if values[0].ndim == 2 and values[0].shape[1] > 1:
                 self.temperature[name] = _choose_temperature(_logits(np.concatenate(values)))
@@ -84,7 +86,6 @@ class HeadLosses:
             for batch in values:
                 scale.add(batch)
             self.scale[name] = scale.total
-        self.rows = {n: sum(len(np.atleast_1d(e[n])) for e in expected) for n in self.heads}
 
     def batch(self, number: int, outputs: Outputs) -> Mapping[str, float]:
         """Return the share of batch `number` in the loss of each head."""
