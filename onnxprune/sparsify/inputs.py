@@ -13,6 +13,7 @@ from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.sparsify.layout import LinearWeight
 from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, positions
+from onnxprune.statistics.moments import output_shape
 
 # 256 channels of 3 x 3 taps; a larger second-moment matrix costs more than it improves
 MAX_COLUMNS = 2304
@@ -68,15 +69,8 @@ def sample_positions(
 ) -> tuple[Geometry, tuple[np.ndarray, ...]]:
     """Return the node's geometry and a random grid of output positions, indices per axis."""
     how = geometry(node, tuple(weight_shape), tuple(x_shape))
-    sizes = []
-    for axis, size in enumerate(x_shape[2 : 2 + how.spatial]):
-        stride, padding = how.strides[axis], how.before[axis] + how.after[axis]
-        extent = how.dilations[axis] * (how.kernel[axis] - 1) + 1
-        if how.transposed:
-            sizes.append((size - 1) * stride + extent - padding)
-        else:
-            sizes.append((size + padding - extent) // stride + 1)
-    return how, positions((1, 1, *sizes), how.spatial, MAX_POSITIONS, rng)
+    shape = output_shape(tuple(x_shape), how) if how.spatial else ()
+    return how, positions(shape, how.spatial, MAX_POSITIONS, rng)
 
 
 def measure_inputs(

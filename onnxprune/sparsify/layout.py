@@ -6,16 +6,17 @@ Rows are outputs. Columns are the values that one output reads: channels vary sl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto
 
 from onnxprune.errors import unknown
 from onnxprune.ir.io import Model
+from onnxprune.ir.linear import LINEAR_OPS, WeightLayout
 from onnxprune.ir.nodes import attribute
 
-OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+OPS = LINEAR_OPS
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,28 @@ class LinearWeight:
         return str(self.nodes[0].op_type)
 
     @property
-    def transposed(self) -> bool:
-        """True if a Gemm stores the weight as (outputs, inputs)."""
-        return bool(attribute(self.nodes[0], "transB", 0))
+    def layout(self) -> WeightLayout:
+        """How the operator stores the weight; alpha is left out of the rows."""
+        return replace(WeightLayout.of(self.nodes[0]), alpha=1.0)
 
     def to_rows(self, values: np.ndarray) -> np.ndarray:
         """Return the weight as (groups, outputs per group, inputs per group * taps)."""
-        if self.op == "Conv":
-            return values.reshape(self.groups, values.shape[0] // self.groups, -1)
-        if self.op == "ConvTranspose":
-            inputs, outputs = values.shape[0] // self.groups, values.shape[1]
-            # reversed taps are those of the equivalent convolution
-            blocks = values.reshape(self.groups, inputs, outputs, -1)[..., ::-1]
-            return blocks.transpose(0, 2, 1, 3).reshape(self.groups, outputs, -1)
-        return (values if self.transposed else values.T)[None]
+        matrix = self._reorder_taps(self.layout.to_matrix(values))
+        return matrix.reshape(*matrix.shape[:2], -1)
 
     def from_rows(self, rows: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """Return the contiguous weight of these rows: the inverse of `to_rows`."""
-        if self.op == "Conv":
-            return np.ascontiguousarray(rows.reshape(shape))
-        if self.op == "ConvTranspose":
-            blocks = rows.reshape(self.groups, shape[1], shape[0] // self.groups, -1)
-            return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3)[..., ::-1].reshape(shape))
-        return np.ascontiguousarray(rows[0] if self.transposed else rows[0].T)
+        """Return the contiguous weight of these rows, in their type: the inverse of `to_rows`."""
+        matrix = self._reorder_taps(rows.reshape(*rows.shape[:2], -1, self.taps(shape)))
+        values = self.layout.from_matrix(matrix, tuple(shape))
+        return np.ascontiguousarray(values).astype(rows.dtype, copy=False)
 
     def taps(self, shape: Sequence[int]) -> int:
         """Return the number of columns per input channel."""
-        return int(np.prod(shape[2:])) if self.op.startswith("Conv") else 1
+        return self.layout.taps(shape)
+
+    def _reorder_taps(self, matrix: np.ndarray) -> np.ndarray:
+        """Reverse the taps of a ConvTranspose, as in the equivalent convolution."""
+        return matrix[..., ::-1] if self.op == "ConvTranspose" else matrix
 
     def private_bias(self, model: Model) -> str | None:
         """Return the name of the bias if only this weight's single node reads it, else None."""

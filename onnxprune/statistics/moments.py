@@ -202,7 +202,7 @@ def _accumulate(
     width = channels // groups * max(window.taps, 1)
     most = -(-OVERSAMPLE * width // max(samples, 1)) + 1
     if window.spatial:
-        out = _output_shape(x.shape, window)
+        out = output_shape(x.shape, window)
         cols = columns(x, window, positions(out, window.spatial, most, rng))
     else:
         rows = np.moveaxis(x, axis, -1).reshape(-1, channels)
@@ -228,7 +228,7 @@ def _finish(li: Linear, source: _Source, sums: Mapping[_Source, list[Moments]]) 
     )
 
 
-def _output_shape(shape: tuple[int, ...], window: Geometry) -> tuple[int, ...]:
+def output_shape(shape: tuple[int, ...], window: Geometry) -> tuple[int, ...]:
     """Return (0, 0, *spatial output sizes) for an input of this shape."""
     sizes = []
     for i, size in enumerate(shape[2:]):
