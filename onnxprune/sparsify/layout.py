@@ -29,13 +29,10 @@ class LinearWeight:
         Name of the weight.
     nodes : tuple of NodeProto
         Nodes that read it, all in the same way.
-    groups : int
-        Groups of the convolution; 1 for other operators.
     """
 
     tensor: str
     nodes: tuple[NodeProto, ...]
-    groups: int = 1
 
     @property
     def op(self) -> str:
@@ -46,6 +43,11 @@ class LinearWeight:
     def layout(self) -> WeightLayout:
         """How the operator stores the weight; alpha is left out of the rows."""
         return replace(WeightLayout.of(self.nodes[0]), alpha=1.0)
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution; 1 for other operators."""
+        return self.layout.groups
 
     def to_rows(self, values: np.ndarray) -> np.ndarray:
         """Return the weight as (groups, outputs per group, inputs per group * taps)."""
@@ -103,9 +105,9 @@ def linear_weights(model: Model, ops: Sequence[str] = ("Conv",)) -> list[LinearW
                 consumers.setdefault(name, []).append(node if as_weight else NodeProto())
     result = []
     for name, nodes in consumers.items():
-        uses = {(n.op_type, attribute(n, "group", 1), attribute(n, "transB", 0)) for n in nodes}
-        if len(uses) == 1 and nodes[0].op_type and _is_linear(model, name, nodes[0].op_type):
-            result.append(LinearWeight(name, tuple(nodes), attribute(nodes[0], "group", 1)))
+        layouts = {replace(WeightLayout.of(n), alpha=1.0) for n in nodes}
+        if len(layouts) == 1 and nodes[0].op_type and _is_linear(model, name, nodes[0].op_type):
+            result.append(LinearWeight(name, tuple(nodes)))
     return result
 
 
