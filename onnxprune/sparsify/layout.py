@@ -41,8 +41,13 @@ class LinearWeight:
 
     @property
     def layout(self) -> WeightLayout:
-        """How the operator stores the weight; alpha is left out of the rows."""
+        """How the operator stores the weight; rows do not include `alpha`."""
         return replace(WeightLayout.of(self.nodes[0]), alpha=1.0)
+
+    @property
+    def alpha(self) -> float:
+        """Factor by which a Gemm multiplies its weight, but not its bias."""
+        return WeightLayout.of(self.nodes[0]).alpha
 
     @property
     def groups(self) -> int:
@@ -73,7 +78,7 @@ class LinearWeight:
         node = self.nodes[0]
         if len(self.nodes) != 1 or self.op == "MatMul" or len(node.input) < 3:
             return None
-        if attribute(node, "beta", 1.0) != 1:
+        if attribute(node, "beta", 1.0) != 1 or not self.alpha:
             return None
         name = str(node.input[2])
         uses = sum(list(n.input).count(name) for n in model.proto.graph.node)

@@ -108,7 +108,7 @@ def sparse_weights(
         values = np.stack([part for part, _ in parts])
         name = target.private_bias(model)
         if name:
-            shift = np.concatenate([s for _, s in parts if s is not None])
+            shift = np.concatenate([s for _, s in parts if s is not None]) * target.alpha
             old_bias = model.weights[name]
             result[name] = ArrayWeight(old_bias.dtype, shift.astype(old_bias.array().dtype))
     weight = target.from_rows(values, old.shape).astype(old.array().dtype)
@@ -198,13 +198,16 @@ def _solve(h: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _read_rows(model: Model, target: LinearWeight) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return rows (groups, outputs, columns) and bias (groups, outputs) in double precision."""
+    """Return rows (groups, outputs, columns) and bias (groups, outputs) in double precision.
+
+    The bias is divided by the alpha of a Gemm, so that rows and bias have one scale.
+    """
     rows = target.to_rows(model.weights[target.tensor].array()).astype(np.float64)
     name = target.private_bias(model)
     if name is None:
         return rows, None
     bias = model.weights[name].array().reshape(target.groups, -1)
-    return rows, bias.astype(np.float64)
+    return rows, bias.astype(np.float64) / target.alpha
 
 
 def _measure_moments(

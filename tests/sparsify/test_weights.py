@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,17 @@ from onnxprune.statistics.im2col import Moments, columns, geometry, positions
 
 RNG = np.random.default_rng(0)
 ALL = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Calibration data in memory."""
+
+    feeds: list[dict[str, np.ndarray]]
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the feeds as they are."""
+        return iter(self.feeds)
 
 
 def one(
@@ -84,6 +96,30 @@ def test_rows_times_columns_equal_the_operator(model: Model, x: np.ndarray) -> N
     flat = np.moveaxis(expected, 1 if how.spatial else -1, 0).reshape(len(found), -1)
     np.testing.assert_allclose(found, flat, rtol=1e-4, atol=1e-4)
     assert (target.from_rows(rows, weight.shape) == weight).all()
+
+
+def test_a_refit_accounts_for_alpha() -> None:
+    """Gemm with alpha 0.5 is the Gemm of half the weight: the same refit, bias included."""
+    rng = np.random.default_rng(8)
+    weight, bias = rng.standard_normal((6, 12)), rng.standard_normal(6)
+    x = (rng.standard_normal((256, 12)) + 2).astype(np.float32)
+    feeds = Feeds([{"x": x[:128]}, {"x": x[128:]}])
+    settings = SparsifySettings(ops=("Gemm",), method="magnitude", scope="tensor")
+    outputs = []
+    for alpha in (1.0, 0.5):
+        held = {"w": weight / alpha, "b": bias}
+        node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1, alpha=alpha)
+        info = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", s])
+            for n, s in (("x", 12), ("y", 6))
+        ]
+        tensors = [numpy_helper.from_array(v.astype(np.float32), n) for n, v in held.items()]
+        graph = helper.make_graph([node], "gemm", info[:1], info[1:], tensors)
+        opset = [helper.make_opsetid("", 17)]
+        model = load(helper.make_model(graph, opset_imports=opset, ir_version=9))
+        sparse = sparsify(model, settings, feeds).model
+        outputs.append(Session(sparse).run({"x": x})["y"])
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
 
 
 def test_refit_is_the_least_squares_solution() -> None:
