@@ -17,6 +17,7 @@ from onnxprune.analysis.literals import first_literal
 from onnxprune.analysis.movement import MOVES
 from onnxprune.analysis.rule import Misfit, Rule
 from onnxprune.analysis.rules import RULES, row
+from onnxprune.analysis.sharing import tie
 from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
 from onnxprune.ir.contrib import CONTRIB_DOMAIN
@@ -39,6 +40,7 @@ def analyze(
     freeze: Collection[str] = (),
     allow_mixing: Collection[str] = (),
     grouped: str = "both",
+    untie: bool = False,
 ) -> Analysis:
     """Find the channels of a model that must be cut together.
 
@@ -54,6 +56,8 @@ def analyze(
     grouped
         What may be cut from a grouped convolution: whole groups ("group"), the same position of
         each group ("position"), or both.
+    untie
+        Cut each use of a shared weight on its own, at the price of storing the weight once per use.
 
     Returns
     -------
@@ -79,9 +83,15 @@ def analyze(
     walk.graph(canonical.proto.graph)
     walk.freeze_outputs(canonical.proto.graph)
     walk.freeze_named(freeze)
-    return collect(
-        record, {"freeze": sorted(freeze), "allow_mixing": sorted(allow_mixing), "grouped": grouped}
-    )
+    if not untie:
+        tie(record)
+    options = {
+        "freeze": sorted(freeze),
+        "allow_mixing": sorted(allow_mixing),
+        "grouped": grouped,
+        **({"untie": True} if untie else {}),
+    }
+    return collect(record, options)
 
 
 def _shapes_by_rule(model: Model) -> ShapeFallback:

@@ -75,7 +75,7 @@ BODIES: dict[str, Case] = {
         "t = Conv(a, w3)\n p = Conv(t, w4)",
         "u = Conv(a, w4)\n q = Conv(u, w3)",
         "float[8,8,1,1] w3, float[8,8,1,1] w4",
-        groups=(8, 8, 8, 8),
+        groups=(8,),  # both branches share both weights, which couples all of them
     ),
     "if_one_branch_passes_by": branches(
         "p = Identity(a)",
@@ -120,7 +120,7 @@ BODIES: dict[str, Case] = {
     "captured_and_used_outside": Case(
         f"{_IMAGE}, float[8,8,1,1] w3, float[5,8,1,1] w4 | a = Conv(x, w1); b = If(c) <then_branch = g1 () => (float[2,8,6,6] p) {{ p = Conv(a, w3) }}, else_branch = g2 () => (float[2,8,6,6] q) {{ q = Conv(x, w1) }}>;"
         "d = Conv(b, w2); e = Conv(a, w4); y = Add(d, e)",
-        groups=(8, 8),
+        groups=(8,),
     ),
     "loop_recurrent_state": looped(
         _STEP,

@@ -28,7 +28,7 @@ def test_the_reader_that_stays_whole_keeps_the_whole_initializer(order: tuple[in
         proto.graph.initializer.append(
             onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
         )
-    analysis = analyze(load(proto))
+    analysis = analyze(load(proto), untie=True)
     (group,) = analysis.groups
     plan = Plan(analysis.digest, {group.name: (1, 4, 6)}, {group.name: 8}, {}, analysis.options)
     pruned = cut(analysis, plan)

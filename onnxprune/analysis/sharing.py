@@ -1,0 +1,46 @@
+"""Coupling of weights that several nodes use.
+
+These are heads on pyramid levels, siamese branches and tied embeddings.
+
+A convolution or product that is applied to several tensors is one layer to its author. Its uses
+are cut alike, so that the weight is stored once after the cut as before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.analysis.state import Record, Use
+
+PASSING = ("Gather", "Transpose")  # an embedding, and the table of a tied output projection
+LEAST_RANK = 2  # biases and scales are duplicated where their cuts differ, which costs little
+
+
+def shared_uses(record: Record) -> dict[str, list[Use]]:
+    """Return, per weight, the uses that multiply data by it or look it up, where there are several.
+
+    Other uses are left out: exporters share the constants of formulas (position encodings, masks)
+    by accident, and a norm computed from a weight does not make a layer of it.
+    """
+    multiplying = {product.node for product in record.products}
+    uses: dict[str, list[Use]] = {}
+    for use in record.uses:
+        layer = use.node in multiplying or record.nodes[use.node].op_type in PASSING
+        if layer and len(use.axes) >= LEAST_RANK:
+            uses.setdefault(use.tensor, []).append(use)
+    return {
+        tensor: found
+        for tensor, found in uses.items()
+        if len(found) > 1 and any(use.node in multiplying for use in found)
+    }
+
+
+def tie(record: Record) -> None:
+    """Unify the axes of all uses of each shared weight."""
+    for uses in shared_uses(record).values():
+        for axis in range(len(uses[0].axes)):
+            tied = [use.axes[axis] for use in uses if use.axes[axis] is not None]
+            # a frozen use first: the others take over its reason
+            tied.sort(key=lambda ids: isinstance(ids, np.ndarray))
+            for other in tied[1:]:
+                record.causes.unify(tied[0], other)
