@@ -28,7 +28,7 @@ from onnxprune.types import Plan
 HELD_OUT_PART = 4  # one held-out input per so many calibration inputs
 HELD_OUT_MOST = 64
 ROUND_TO = 8  # default of --round-to: the block of AVX2, half the block of AVX-512
-_ANALYSIS_OPTIONS = ("freeze", "allow_mixing", "grouped")
+_ANALYSIS_OPTIONS = ("freeze", "allow_mixing", "grouped", "untie")
 
 Source = str | os.PathLike[str] | bytes | Model
 
@@ -42,7 +42,11 @@ def analyze_for(model: Source, recipe: Recipe) -> Analysis:
         The recipe is strict and an operator has no rule.
     """
     analysis = analyze(
-        load(model), freeze=recipe.freeze, allow_mixing=recipe.allow_mixing, grouped=recipe.grouped
+        load(model),
+        freeze=recipe.freeze,
+        allow_mixing=recipe.allow_mixing,
+        grouped=recipe.grouped,
+        untie=recipe.untie,
     )
     if recipe.strict:
         without_rule = [f for f in analysis.frozen if f.reason.startswith("no rule")]

@@ -166,6 +166,14 @@ class Recipe:
         "Grouped convolutions: remove entire groups (group), the same position in every group "
         "(position), or both.",
     )
+    untie: bool = option_field(
+        False,
+        parsers.flag,
+        "analyze",
+        "",
+        "Prune each use of a shared weight on its own; the file then stores the weight once per "
+        "use.",
+    )
     strict: bool = option_field(
         False,
         parsers.flag,
