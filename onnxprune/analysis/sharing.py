@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.state import Record, Use
 
 PASSING = ("Gather", "Transpose")  # an embedding, and the table of a tied output projection
@@ -39,7 +40,11 @@ def tie(record: Record) -> None:
     """Unify the axes of all uses of each shared weight."""
     for uses in shared_uses(record).values():
         for axis in range(len(uses[0].axes)):
-            tied = [use.axes[axis] for use in uses if use.axes[axis] is not None]
+            tied: list[Axis] = []
+            for use in uses:
+                ids = use.axes[axis]
+                if ids is not None:
+                    tied.append(ids)
             # a frozen use first: the others take over its reason
             tied.sort(key=lambda ids: isinstance(ids, np.ndarray))
             for other in tied[1:]:
