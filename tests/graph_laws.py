@@ -1,4 +1,4 @@
-"""What must hold for every model and every plan; the tests of the table and of random graphs both use it."""
+"""Laws that hold for every model and every plan."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import Verification, verify
 from onnxprune.types import Plan
 
-SEEN = 1e-4  # a plan that changes the output by less proves nothing
+SEEN = 1e-4  # relative change of the output below which a plan proves nothing
 
 
 def random_plan(analysis: Analysis, rng: np.random.Generator, floor: int = 1) -> Plan:
-    """Every group of more than `floor` channels loses a random part of them, at least one."""
+    """Return a plan that cuts at least one channel of every group of more than `floor`."""
     kept = {}
     for group in analysis.groups:
         if group.size > floor:
@@ -31,7 +31,10 @@ def random_plan(analysis: Analysis, rng: np.random.Generator, floor: int = 1) ->
 
 
 def no_axis_of_one(analysis: Analysis, plan: Plan) -> Plan:
-    """The plan without the groups that would leave an axis a single position: those are frozen when analyzed anew."""
+    """Return the plan without groups that would leave a single position on an axis.
+
+    Such an axis is frozen in the analysis of the cut model.
+    """
     kept = dict(plan.kept)
     axes = [
         a
@@ -48,7 +51,7 @@ def no_axis_of_one(analysis: Analysis, plan: Plan) -> Plan:
 
 
 def plan_of(analysis: Analysis, kept: Mapping[str, tuple[int, ...]]) -> Plan:
-    """A plan that keeps what is told and leaves the rest whole."""
+    """Return a plan that keeps the given channels and all of other groups."""
     return Plan(
         analysis.digest, dict(kept), {g: analysis.group(g).size for g in kept}, {}, analysis.options
     )
@@ -57,7 +60,7 @@ def plan_of(analysis: Analysis, kept: Mapping[str, tuple[int, ...]]) -> Plan:
 def assert_exact(
     analysis: Analysis, plan: Plan, tolerance: float | None = None
 ) -> tuple[Model, Verification]:
-    """Cut == masked."""
+    """Check that the cut equals the masked original."""
     pruned = cut(analysis, plan)
     found = verify(analysis, plan, pruned, tolerance=tolerance)
     assert found.difference <= found.tolerance, (found, dict(plan.kept))
@@ -65,7 +68,7 @@ def assert_exact(
 
 
 def assert_shapes_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) -> None:
-    """The kept length of every axis is what onnx infers for the cut model."""
+    """Check that onnx infers the kept length of every axis for the cut model."""
     removed = analysis.removed(plan.kept)
     inferred = shape_inference.infer_shapes(onnx.load_from_string(to_bytes(pruned))).graph
     found = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
@@ -84,7 +87,7 @@ def assert_shapes_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) ->
 
 
 def assert_cost_as_predicted(analysis: Analysis, plan: Plan, pruned: Model) -> None:
-    """Parameters and MACs of the prediction equal those counted on the cut graph by other means."""
+    """Check the predicted parameters and MACs against those counted on the cut graph."""
     predicted = analysis.cost(plan.kept)
     proto = onnx.load_from_string(to_bytes(pruned))
     assert predicted.params == counted_params(proto)
@@ -99,7 +102,10 @@ Place = tuple[str, int, int, int]  # node, operand, axis, position
 def footprints(
     analysis: Analysis, removed: np.ndarray | None = None
 ) -> dict[frozenset[Place], list[int]]:
-    """Where in the weights each cause lies, positions counted among those that stay: places -> indices of the causes there."""
+    """Return the causes by where they are in the weights.
+
+    Positions are counted among the kept ones.
+    """
     gone = analysis.removed({}) if removed is None else removed
     found: dict[int, set[Place]] = {}
     for use in analysis.record.uses:
@@ -119,7 +125,7 @@ def footprints(
 
 
 def assert_finds_the_rest(analysis: Analysis, plan: Plan, pruned: Model) -> Analysis:
-    """The analysis of the cut model has exactly the causes that are left."""
+    """Check that the analysis of the cut model has exactly the remaining causes."""
     again = analyze(pruned)
     expected, found = set(footprints(analysis, analysis.removed(plan.kept))), set(footprints(again))
     assert found == expected, (
@@ -132,7 +138,7 @@ def assert_finds_the_rest(analysis: Analysis, plan: Plan, pruned: Model) -> Anal
 def assert_composes(
     analysis: Analysis, first: Plan, pruned: Model, again: Analysis, rng: np.random.Generator
 ) -> None:
-    """Cut A then cut B is cut A or B: the same nodes, the same values."""
+    """Check that cutting A, then B, gives the nodes and values of cutting their union."""
     second = random_plan(again, rng)
     left = footprints(analysis, analysis.removed(first.kept))
     gone = analysis.removed(first.kept)
@@ -148,7 +154,10 @@ def assert_composes(
 
 
 def assert_same(a: Model, b: Model) -> None:
-    """The same graph up to names of initializers, and to bounds of slices, which may lie behind the end."""
+    """Check that two graphs are equal but for names of initializers and bounds of slices.
+
+    Bounds may be beyond the end.
+    """
     assert [n.name for n in a.proto.graph.node] == [n.name for n in b.proto.graph.node]
     for left, right in zip(a.proto.graph.node, b.proto.graph.node, strict=False):
         assert list(left.attribute) == list(right.attribute), left.name
@@ -164,7 +173,7 @@ def assert_same(a: Model, b: Model) -> None:
 
 
 def live_positions(analysis: Analysis) -> set[Place]:
-    """Every place in the weights that can be cut."""
+    """Return every position in the weights that can be cut."""
     return {place for places in footprints(analysis) for place in places}
 
 
@@ -179,12 +188,12 @@ _FLOATS = (
 
 
 def counted_params(proto: ModelProto) -> int:
-    """Elements of all initializers that hold weights; scalars are constants of formulas."""
+    """Count the elements of the weights; scalars are constants of formulas."""
     return sum(prod(t.dims) for t in proto.graph.initializer if t.data_type in _FLOATS and t.dims)
 
 
 def counted_macs(proto: ModelProto) -> int | None:
-    """Multiply-accumulates by each op's definition; None where some op is not known here or a shape is not."""
+    """Count multiply-accumulates by definition; None if an operator or a shape is unknown."""
     graph = shape_inference.infer_shapes(proto, data_prop=True).graph
     shapes = {
         v.name: [

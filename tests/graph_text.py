@@ -1,4 +1,4 @@
-"""Small models written as text: `inputs | weights | nodes`, in ONNX's own syntax, weights without a value filled at random."""
+"""Small models written as text, in ONNX's syntax: `inputs | weights | nodes`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ IR_VERSION = 10
 
 
 def net(text: str, *, opset: int = 17, ir_version: int = IR_VERSION) -> ModelProto:
-    """The model that a text describes.
+    """Return the model that a text describes.
 
     Parameters
     ----------
     text
-        "inputs | weights | nodes", nodes separated by ";", and after a further "|" the outputs where they are not just `y`.
-        A weight whose name begins with v is positive (variances, scales); all are seeded by the text.
+        "inputs | weights | nodes", nodes separated by ";", and after a further "|" the outputs
+        unless they are just `y`. Weights without a value are random, seeded by the text; one whose
+        name begins with v is positive (variances, scales).
     """
     parts = [p.strip() for p in text.split("|")]
     inputs, weights, nodes = parts[:3]
@@ -29,7 +30,8 @@ def net(text: str, *, opset: int = 17, ir_version: int = IR_VERSION) -> ModelPro
     imports = f'"": {opset}, "com.microsoft": 1, "custom": 1'
     body = nodes.replace(";", "\n")
     model = parser.parse_model(
-        f"<ir_version: {ir_version}, opset_import: [{imports}]> g ({inputs}) => ({outputs}) <{weights}> {{ {body} }}"
+        f"<ir_version: {ir_version}, opset_import: [{imports}]> g ({inputs}) => ({outputs}) "
+        f"<{weights}> {{ {body} }}"
     )
     rng = np.random.default_rng(zlib.crc32(text.encode()))
     used = {d for n in model.graph.node for d in (n.domain,)} | {""}
@@ -44,7 +46,7 @@ def net(text: str, *, opset: int = 17, ir_version: int = IR_VERSION) -> ModelPro
 
 
 def random_weight(rng: np.random.Generator, info: onnx.ValueInfoProto) -> TensorProto:
-    """Values of an initializer: of unit gain for floats, small for integers, positive where the name begins with v."""
+    """Return values: of unit gain for floats, small for integers, positive for names with v."""
     kind = info.type.tensor_type
     shape = [d.dim_value for d in kind.shape.dim]
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
@@ -60,7 +62,7 @@ def random_weight(rng: np.random.Generator, info: onnx.ValueInfoProto) -> Tensor
 
 
 def _give_output_shapes(model: ModelProto) -> None:
-    """Onnx's checker wants a shape on every output."""
+    """Declare the shapes of all outputs, which onnx's checker requires."""
     found = infer(load(model))
     for output in model.graph.output:
         if not output.type.tensor_type.HasField("shape") and output.name in found.types:

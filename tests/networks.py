@@ -1,4 +1,7 @@
-"""Two whole networks as torchvision's exports have them (batch normalization folded), with random weights: ResNet-18 and MobileNetV2."""
+"""ResNet-18 and MobileNetV2 as exported from torchvision, with random weights.
+
+Batch normalization is folded.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ CLASSES = 10
 
 @dataclass
 class _Text:
-    """A model's text as it grows; see graph_text.net."""
+    """The text of a model that grows; see graph_text.net."""
 
     weights: list[str] = field(default_factory=list)
     nodes: list[str] = field(default_factory=list)
 
     def node(self, text: str) -> str:
-        """Add the node that a text with {} for its output describes."""
+        """Append a node; return its output."""
         name = f"t{len(self.nodes)}"
         self.nodes.append(f"{name} = {text}")
         return name
@@ -32,11 +35,12 @@ class _Text:
             f"float[{outputs}] b{n}",
         ]
         return self.node(
-            f"Conv<group={groups}, kernel_shape=[{kernel},{kernel}], pads=[{pad},{pad},{pad},{pad}], strides=[{stride},{stride}]>({x}, w{n}, b{n})"
+            f"Conv<group={groups}, kernel_shape=[{kernel},{kernel}], "
+            f"pads=[{pad},{pad},{pad},{pad}], strides=[{stride},{stride}]>({x}, w{n}, b{n})"
         )
 
     def model(self, x: str, width: int, side: int) -> ModelProto:
-        """With a classifier behind x."""
+        """Return the model with a classifier after x."""
         self.weights += [f"float[{CLASSES},{width}] wl", f"float[{CLASSES}] bl"]
         flat = self.node(f"Flatten<axis=1>({self.node(f'GlobalAveragePool({x})')})")
         nodes = [*self.nodes, f"y = Gemm<transB=1>({flat}, wl, bl)"]
@@ -44,7 +48,7 @@ class _Text:
 
 
 def resnet18(side: int = 64) -> ModelProto:
-    """He et al. 2015, table 1: four stages of two basic blocks, a projection where the width changes."""
+    """Return ResNet-18 (He et al. 2015, table 1): four stages of two basic blocks."""
     net = _Text()
     x = net.node(f"Relu({net.conv('x', 3, 64, 7, 2)})")
     x, width = net.node(f"MaxPool<kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]>({x})"), 64
@@ -60,14 +64,14 @@ def resnet18(side: int = 64) -> ModelProto:
 
 
 def mobilenet_v2(side: int = 64) -> ModelProto:
-    """Sandler et al. 2018, table 2: expansion t, channels c, repeats n, stride s."""
+    """Return MobileNetV2 (Sandler et al. 2018, table 2)."""
     net = _Text(weights=["float lo = {0.0}", "float hi = {6.0}"])
 
     def relu6(x: str) -> str:
         return net.node(f"Clip({x}, lo, hi)")
 
     x, width = relu6(net.conv("x", 3, 32, 3, 2)), 32
-    for t, c, n, s in (
+    for t, c, n, s in (  # expansion, channels, repeats, stride
         (1, 16, 1, 1),
         (6, 24, 2, 2),
         (6, 32, 3, 2),

@@ -2,7 +2,7 @@
 
 A row is a pattern (see notation.py) and what the pattern cannot express (see rule.py), or a
 function that builds it from a node (see ops/). To add an operator, add a row here and a graph in
-ONNX text to tests/analysis/graphs.py, on which the cut is compared with the masked original.
+ONNX text to tests/analysis/cases/, on which the cut is compared with the masked original.
 Operators that move positions are functions in movement.py. An operator that is in neither
 freezes the axes of its operands and outputs.
 """

@@ -1,11 +1,18 @@
-"""Graphs with If, Loop and Scan: channels go into the bodies as operands and as captured values, from pass to pass, and out again."""
+"""Graphs with If, Loop and Scan.
+
+Channels enter the bodies as operands and as captured values, are carried between iterations by
+states, and leave again.
+"""
 
 from __future__ import annotations
 
 from graphs import Case
 
 _IMAGE = "float[2,4,6,6] x, bool c | float[8,4,1,1] w1, float[5,8,1,1] w2"
-_STEP = "xi = Gather(x, i)\n p = MatMul(xi, w1)\n q = MatMul(s, w2)\n r = Add(p, q)\n u = Add(r, b)\n s2 = Tanh(u)"
+_STEP = (
+    "xi = Gather(x, i)\n p = MatMul(xi, w1)\n q = MatMul(s, w2)\n r = Add(p, q)\n u = Add(r, "
+    "b)\n s2 = Tanh(u)"
+)
 _CELL = "float[4,8] w1, float[8,8] w2, float[8] b, float[8,3] w3"
 
 
@@ -16,8 +23,11 @@ def branches(
     shape: str = "2,8,6,6",
     groups: tuple[int, ...] | None = None,
 ) -> Case:
-    """A convolution, an If that makes `b` of its output `a`, a convolution."""
-    bodies = f"then_branch = g1 () => (float[{shape}] p) {{ {then} }}, else_branch = g2 () => (float[{shape}] q) {{ {otherwise} }}"
+    """Return a convolution, an If that computes `b` from its output `a`, and a convolution."""
+    bodies = (
+        f"then_branch = g1 () => (float[{shape}] p) {{ {then} }}, "
+        f"else_branch = g2 () => (float[{shape}] q) {{ {otherwise} }}"
+    )
     return Case(
         f"{_IMAGE}, {weights} | a = Conv(x, w1); b = If(c) <{bodies}>; y = Conv(b, w2)",
         groups=groups,
@@ -41,10 +51,13 @@ def looped(
     out: str = "float[] y",
     opset: int = 17,
 ) -> Case:
-    """Nodes in front, a Loop of five passes, nodes behind it."""
+    """Return nodes, a Loop of five iterations, and nodes after it."""
     body = f"g (int64 i, bool k, {inputs}) => (bool k2, {outputs}) {{ {step}\n {cond} }}"
     return Case(
-        f"{x} | {weights}, int64 n = {{5}}, bool t = {{1}} | {head} {results} = Loop({count}, {start}, {states}) <body = {body}>; {end} | {out}",
+        (
+            f"{x} | {weights}, int64 n = {{5}}, bool t = {{1}} | "
+            f"{head} {results} = Loop({count}, {start}, {states}) <body = {body}>; {end} | {out}"
+        ),
         opset,
         groups,
     )
@@ -63,9 +76,12 @@ def scanned(
     groups: tuple[int, ...] | None = (8,),
     out: str = "float[] y",
 ) -> Case:
-    """Nodes in front, a Scan, nodes behind it."""
+    """Return nodes, a Scan, and nodes after it."""
     return Case(
-        f"{x} | {weights} | {head} {call} <{attributes}, body = g ({inputs}) => ({outputs}) {{ {step} }}>; {end} | {out}",
+        (
+            f"{x} | {weights} | {head} {call} <{attributes}, body = g ({inputs}) => ({outputs}) "
+            f"{{ {step} }}>; {end} | {out}"
+        ),
         groups=groups,
     )
 
@@ -84,41 +100,59 @@ BODIES: dict[str, Case] = {
         groups=(6, 8),
     ),
     "if_weights_chosen": Case(
-        "float[2,4] x, bool c | float[4,8] w1, float[4,8] w2, float[8,5] w3 | w = If(c) <then_branch = g1 () => (float[4,8] p) { p = Identity(w1) }, else_branch = g2 () => (float[4,8] q) { q = Identity(w2) }>;"
+        "float[2,4] x, bool c | float[4,8] w1, float[4,8] w2, float[8,5] w3 | "
+        "w = If(c) <then_branch = g1 () => (float[4,8] p) { p = Identity(w1) }, "
+        "else_branch = g2 () => (float[4,8] q) { q = Identity(w2) }>;"
         "a = MatMul(x, w); r = Relu(a); y = MatMul(r, w3)",
         groups=(8,),
     ),
     "if_constants_returned": Case(
-        f"{_IMAGE}, float half = {{0.5}} | a = Conv(x, w1); d = If(c) <then_branch = g1 () => (float p) {{ p = Constant<value_float=2.0>() }}, else_branch = g2 () => (float q) {{ q = Identity(half) }}>;"
+        f"{_IMAGE}, float half = {{0.5}} | a = Conv(x, w1); "
+        f"d = If(c) <then_branch = g1 () => (float p) {{ p = Constant<value_float=2.0>() }}, "
+        f"else_branch = g2 () => (float q) {{ q = Identity(half) }}>;"
         "b = Mul(a, d); y = Conv(b, w2)",
         groups=(8,),
     ),
     "if_several_results": Case(
         f"{_IMAGE}, float[6,8,1,1] w3, float[6,8,1,1] w4, float[5,6,1,1] w5 | a = Conv(x, w1);"
-        "b, d = If(c) <then_branch = g1 () => (float[2,8,6,6] p, float[2,6,6,6] p2) { p = Sigmoid(a)\n p2 = Conv(a, w3) },"
-        "else_branch = g2 () => (float[2,8,6,6] q, float[2,6,6,6] q2) { q = Relu(a)\n q2 = Conv(q, w4) }>; e = Conv(b, w2); f = Conv(d, w5); y = Add(e, f)",
+        "b, d = If(c) <then_branch = g1 () => (float[2,8,6,6] p, "
+        "float[2,6,6,6] p2) { p = Sigmoid(a)\n p2 = Conv(a, w3) },"
+        "else_branch = g2 () => (float[2,8,6,6] q, float[2,6,6,6] q2) { q = Relu(a)\n q2 = "
+        "Conv(q, w4) }>; e = Conv(b, w2); f = Conv(d, w5); y = Add(e, f)",
         groups=(6, 8),
     ),
     "if_other_lengths": Case(
-        "float[2,4] x, bool c | float[4,8] w1, float[4,6] w2, float[6,8] w4, float[2,5] w5 | a = MatMul(x, w1);"
-        "b = If(c) <then_branch = g1 () => (float[2,n] p) { p = Relu(a) }, else_branch = g2 () => (float[2,n] q) { u = MatMul(x, w2)\n q = Relu(u) }>; s = ReduceSum(b, one); y = MatMul(w5, s)".replace(
+        "float[2,4] x, bool c | float[4,8] w1, float[4,6] w2, float[6,8] w4, float[2,5] w5 | "
+        "a = MatMul(x, w1);"
+        "b = If(c) <then_branch = g1 () => (float[2,n] p) { p = Relu(a) }, "
+        "else_branch = g2 () => (float[2,n] q) { u = MatMul(x, w2)\n q = Relu(u) }>; "
+        "s = ReduceSum(b, one); y = MatMul(w5, s)".replace(
             "float[2,5] w5", "float[5,2] w5, int64[1] one = {1}"
         ),
         groups=(),
     ),
     "if_reshapes_inside": Case(
-        "float[2,4,6,6] x, bool c | float[8,4,1,1] w1, int64[2] s = {2, 288}, float[288,5] w2, float[288,5] w3 | a = Conv(x, w1);"
-        "y = If(c) <then_branch = g1 () => (float[2,5] p) { f = Reshape(a, s)\n p = MatMul(f, w2) }, else_branch = g2 () => (float[2,5] q) { g = Reshape(a, s)\n q = MatMul(g, w3) }> | float[2,5] y",
+        "float[2,4,6,6] x, bool c | float[8,4,1,1] w1, int64[2] s = {2, 288}, "
+        "float[288,5] w2, float[288,5] w3 | a = Conv(x, w1);"
+        "y = If(c) <then_branch = g1 () => (float[2,5] p) { f = Reshape(a, "
+        "s)\n p = MatMul(f, w2) }, else_branch = g2 () => (float[2,5] q) { g = Reshape(a, "
+        "s)\n q = MatMul(g, w3) }> | float[2,5] y",
         groups=(8,),
     ),
     "if_in_an_if": branches(
-        "z = ReduceSum<keepdims=0>(a)\n d = Greater(z, zero)\n p = If(d) <then_branch = g3 () => (float[2,8,6,6] i) { i = Conv(a, w3) }, else_branch = g4 () => (float[2,8,6,6] j) { j = Neg(a) }>",
+        (
+            "z = ReduceSum<keepdims=0>(a)\n d = Greater(z, zero)\n p = If(d) <then_branch = g3 "
+            "() => (float[2,8,6,6] i) { i = Conv(a, w3) }, else_branch = g4 () => "
+            "(float[2,8,6,6] j) { j = Neg(a) }>"
+        ),
         "q = Relu(a)",
         "float[8,8,1,1] w3, float zero = {0}",
         groups=(8,),
     ),
     "captured_and_used_outside": Case(
-        f"{_IMAGE}, float[8,8,1,1] w3, float[5,8,1,1] w4 | a = Conv(x, w1); b = If(c) <then_branch = g1 () => (float[2,8,6,6] p) {{ p = Conv(a, w3) }}, else_branch = g2 () => (float[2,8,6,6] q) {{ q = Conv(x, w1) }}>;"
+        f"{_IMAGE}, float[8,8,1,1] w3, float[5,8,1,1] w4 | a = Conv(x, w1); "
+        f"b = If(c) <then_branch = g1 () => (float[2,8,6,6] p) {{ p = Conv(a, w3) }}, "
+        f"else_branch = g2 () => (float[2,8,6,6] q) {{ q = Conv(x, w1) }}>;"
         "d = Conv(b, w2); e = Conv(a, w4); y = Add(d, e)",
         groups=(8,),
     ),
@@ -178,7 +212,10 @@ BODIES: dict[str, Case] = {
         end="e = MatMul(h, w3); f = MatMul(a, w4); y = Add(e, f)",
     ),
     "loop_state_grows": looped(
-        "xi = Gather(x, i)\n p = MatMul(xi, w1)\n q = Unsqueeze(p, zero)\n s2 = Concat<axis=0>(s, q)",
+        (
+            "xi = Gather(x, i)\n p = MatMul(xi, w1)\n q = Unsqueeze(p, "
+            "zero)\n s2 = Concat<axis=0>(s, q)"
+        ),
         "h0 = MatMul(x0, w0);",
         "float[4,8] w0, float[4,8] w1, float[8,3] w3, int64[1] zero = {0}",
         inputs="float[m,2,8] s",
@@ -198,13 +235,21 @@ BODIES: dict[str, Case] = {
         out="float[1,1] y",
     ),
     "if_in_a_loop": looped(
-        "m = ReduceSum<keepdims=0>(s)\n d = Less(m, two)\n s2 = If(d) <then_branch = g1 () => (float[2,8] p1) { p = MatMul(s, w2)\n p1 = Tanh(p) }, else_branch = g2 () => (float[2,8] q1) { q1 = Sigmoid(s) }>",
+        (
+            "m = ReduceSum<keepdims=0>(s)\n d = Less(m, two)\n s2 = If(d) <then_branch = g1 () "
+            "=> (float[2,8] p1) { p = MatMul(s, w2)\n p1 = Tanh(p) }, "
+            "else_branch = g2 () => (float[2,8] q1) { q1 = Sigmoid(s) }>"
+        ),
         "h0 = MatMul(x, w1);",
         "float[4,8] w1, float[8,8] w2, float[8,3] w3, float two = {1}",
         x="float[2,4] x",
     ),
     "loop_in_a_loop": looped(
-        "s2 = Loop(n, , s) <body = g2 (int64 j, bool l, float[2,8] v) => (bool l2, float[2,8] v2) { p = MatMul(v, w2)\n q = Add(p, a)\n v2 = Tanh(q)\n l2 = Identity(l) }>",
+        (
+            "s2 = Loop(n, , s) <body = g2 (int64 j, bool l, float[2,8] v) => (bool l2, "
+            "float[2,8] v2) { p = MatMul(v, w2)\n q = Add(p, a)\n v2 = Tanh(q)\n l2 = "
+            "Identity(l) }>"
+        ),
         "a = MatMul(x, w1); h0 = Relu(a);",
         "float[4,8] w1, float[8,8] w2, float[8,3] w3",
         x="float[2,4] x",
@@ -264,7 +309,10 @@ BODIES: dict[str, Case] = {
         "ys = Scan(a, d)",
         "e = Transpose<perm=[0,2,1]>(ys); y = MatMul(e, w3)",
         "float[4,8] w1, float[8,6] w2, float[4,6] w4, float[6,3] w3",
-        "num_scan_inputs = 2, scan_input_axes = [1, -1], scan_output_axes = [-3], scan_input_directions = [1, 0], scan_output_directions = [1]",
+        (
+            "num_scan_inputs = 2, scan_input_axes = [1, -1], scan_output_axes = [-3], "
+            "scan_input_directions = [1, 0], scan_output_directions = [1]"
+        ),
         head="a = MatMul(x, w1); c = MatMul(x, w4); d = Transpose<perm=[2,0,1]>(c);",
         groups=(6, 8),
     ),

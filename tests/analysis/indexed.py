@@ -1,10 +1,14 @@
-"""Graphs of ops that pick or place by index, and of attention that makes its own queries, keys and values."""
+"""Graphs of operators that gather or scatter by index, and of attention with packed weights."""
 
 from __future__ import annotations
 
 from graphs import Case, between, tokens
 
-_SELF = "float[2,5,4] x | float[4,6] w0, float[6,{n}] w1, float[{n}] b1, {extra}float[{o},7] w2 | a = MatMul(x, w0); b = com.microsoft.Attention<num_heads=3{more}>(a, w1, b1{inputs}); y = MatMul(b, w2)"
+_SELF = (
+    "float[2,5,4] x | float[4,6] w0, float[6,{n}] w1, float[{n}] b1, {extra}float[{o},7] w2 | "
+    "a = MatMul(x, w0); b = com.microsoft.Attention<num_heads=3{more}>(a, w1, b1{inputs}); "
+    "y = MatMul(b, w2)"
+)
 _GRID = (
     "; ".join(f"e{i} = Expand(p{i}, t); u{i} = Unsqueeze(e{i}, z)" for i in range(3))
     + "; i = Concat<axis=-1>(u0, u1, u2)"
@@ -14,12 +18,19 @@ _GRID = (
 def assigned(
     part: tuple[range, range], groups: tuple[int, ...] | None, size: int = 4, width: int = 8
 ) -> Case:
-    """`a[:, positions, channels] = relu(another product)`, as torch writes it: the places spelled out along every axis; more than 4,096 are not folded."""
+    """`a[:, positions, channels] = relu(another product)`, as torch exports it.
+
+    The indices are given along every axis; more than 4,096 are not folded.
+    """
     (m, n), (positions, channels) = map(len, part), (",".join(map(str, r)) for r in part)
     return Case(
-        f"float[2,{size},4] x, float[2,{m},3] c | float[4,{width}] w1, float[3,{n}] w3, float[{width},5] w2, int64[3] t = {{2,{m},{n}}}, int64[1] z = {{-1}}, "
-        f"int64[2,1,1] p0 = {{0,1}}, int64[{m},1] p1 = {{{positions}}}, int64[{n}] p2 = {{{channels}}} |"
-        f"a = MatMul(x, w1); {_GRID}; m = MatMul(c, w3); r = Relu(m); b = ScatterND(a, i, r); y = MatMul(b, w2)",
+        f"float[2,{size},4] x, float[2,{m},3] c | "
+        f"float[4,{width}] w1, float[3,{n}] w3, float[{width},5] w2, "
+        f"int64[3] t = {{2,{m},{n}}}, int64[1] z = {{-1}}, "
+        f"int64[2,1,1] p0 = {{0,1}}, int64[{m},1] p1 = {{{positions}}}, "
+        f"int64[{n}] p2 = {{{channels}}} |"
+        f"a = MatMul(x, w1); {_GRID}; m = MatMul(c, w3); r = Relu(m); "
+        "b = ScatterND(a, i, r); y = MatMul(b, w2)",
         groups=groups,
     )
 
@@ -27,7 +38,7 @@ def assigned(
 def packed(
     more: str, inputs: str = "", extra: str = "", groups: tuple[int, ...] = (3, 4, 6)
 ) -> Case:
-    """Three heads of four."""
+    """Return attention of three heads of four dimensions."""
     return Case(_SELF.format(n=36, o=12, more=more, inputs=inputs, extra=extra), groups=groups)
 
 
@@ -38,15 +49,22 @@ INDEXED: dict[str, Case] = {
         "float[2,6,4] x | float[4,8] w1, int64[8,3,2] i = {"
         + ",".join(str(k % 2 if k % 2 == 0 else k % 6) for k in range(48))
         + "}, float[5,8] w2 |"
-        "a = MatMul(x, w1); t = Transpose<perm=[2,0,1]>(a); b = GatherND<batch_dims=1>(t, i); y = MatMul(w2, b)",
+        "a = MatMul(x, w1); t = Transpose<perm=[2,0,1]>(a); "
+        "b = GatherND<batch_dims=1>(t, i); y = MatMul(w2, b)",
         groups=(8,),
     ),
     "GatherND_channels_picked": Case(
-        "float[2,6,4] x | float[4,8] w1, int64[4,3] i = {0,5,1,1,2,7,0,0,0,1,1,1}, float[4,5] w2 | a = MatMul(x, w1); b = GatherND(a, i); y = MatMul(b, w2)",
+        (
+            "float[2,6,4] x | float[4,8] w1, int64[4,3] i = {0,5,1,1,2,7,0,0,0,1,1,1}, "
+            "float[4,5] w2 | a = MatMul(x, w1); b = GatherND(a, i); y = MatMul(b, w2)"
+        ),
         groups=(),
     ),
     "GatherND_dynamic": Case(
-        "float[2,6,4] x, int64[n,2] i | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = GatherND(a, i); y = MatMul(b, w2) | float[n,5] y",
+        (
+            "float[2,6,4] x, int64[n,2] i | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); "
+            "b = GatherND(a, i); y = MatMul(b, w2) | float[n,5] y"
+        ),
         groups=(8,),
     ),
     "ScatterND": tokens(
@@ -74,7 +92,10 @@ INDEXED: dict[str, Case] = {
         "int64[2,8,4,2] i = {" + ",".join(str(k * k % 4) for k in range(128)) + "}",
     ),
     "GatherElements_sorted": tokens(
-        "v, i = TopK<axis=1>(x, k); m = ReduceMax<axes=[2]>(i); e = Expand(m, s); b = GatherElements<axis=1>(a, e)",
+        (
+            "v, i = TopK<axis=1>(x, k); m = ReduceMax<axes=[2]>(i); e = Expand(m, s); "
+            "b = GatherElements<axis=1>(a, e)"
+        ),
         "int64[1] k = {3}, int64[3] s = {2, 3, 8}",
     ),
     "ScatterElements": between(
@@ -89,14 +110,19 @@ INDEXED: dict[str, Case] = {
         groups=(),
     ),
     "Col2Im": Case(
-        "float[2,4,9] x | float[32,4,1] w1, int64[2] s = {4, 4}, int64[2] k = {2, 2}, float[5,8,1,1] w2 | a = Conv(x, w1); b = Col2Im(a, s, k); y = Conv(b, w2)",
+        (
+            "float[2,4,9] x | float[32,4,1] w1, int64[2] s = {4, 4}, int64[2] k = {2, 2}, "
+            "float[5,8,1,1] w2 | a = Conv(x, w1); b = Col2Im(a, s, k); y = Conv(b, w2)"
+        ),
         opset=18,
         groups=(8,),
     ),
     "Col2Im_strided": Case(
-        "float[2,4,12] x | float[24,4,1] w1, int64[2] s = {4, 5}, int64[2] k = {3, 2}, float[5,4,1,1] w2 | a = Conv(x, w1); b = Col2Im<pads=[0,1,1,0], strides=[1,1]>(a, s, k); y = Conv(b, w2)".replace(
-            "float[2,4,12]", "float[2,4,15]"
-        ),
+        (
+            "float[2,4,12] x | float[24,4,1] w1, int64[2] s = {4, 5}, int64[2] k = {3, 2}, "
+            "float[5,4,1,1] w2 | a = Conv(x, w1); b = Col2Im<pads=[0,1,1,0], strides=[1,1]>(a, "
+            "s, k); y = Conv(b, w2)"
+        ).replace("float[2,4,12]", "float[2,4,15]"),
         opset=18,
         groups=(4,),
     ),

@@ -1,4 +1,4 @@
-"""The algebra of causes against what its operations mean, and against a naive implementation with Python sets."""
+"""The algebra of causes against its definition, and against an implementation with Python sets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ MOST = 7  # free causes of which every subset is tried
 
 
 def sets(causes: Causes, axis: Axis, size: int) -> list[frozenset[int]]:
-    """The free causes of each position."""
+    """Return the free causes of each position."""
     return [frozenset()] * size if isinstance(axis, int) else [causes.atoms(int(i)) for i in axis]
 
 
 class Naive:
-    """The operations as the design states them: a set of atoms a position, rewritten everywhere when an atom is bound."""
+    """The operations by definition: one set of atoms per position.
+
+    When an atom is bound, all sets are rewritten.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -32,7 +35,7 @@ class Naive:
         return [frozenset([self.count - size + i]) for i in range(size)]
 
     def now(self, atoms: frozenset[int]) -> frozenset[int]:
-        """What a set is by now."""
+        """Return what a set is bound to."""
         out: frozenset[int] = frozenset()
         for atom in atoms:
             out |= self.now(self.bound[atom]) if atom in self.bound else frozenset([atom])
@@ -62,7 +65,7 @@ class Naive:
 
 @st.composite
 def programs(draw: st.DrawFn, approximate: bool = True) -> list[tuple]:
-    """Sequences of operations on axes of equal or of product length, by number of the axis."""
+    """Sequences of operations on axes of equal or of product length, by index of the axis."""
     steps: list[tuple] = [("fresh", 2), ("fresh", 3)]
     lengths = [2, 3]
     for _ in range(draw(st.integers(1, 9))):
@@ -110,7 +113,7 @@ def programs(draw: st.DrawFn, approximate: bool = True) -> list[tuple]:
 
 
 def run(steps: list[tuple]) -> tuple[Causes, list[Axis], list[int], list[tuple]]:
-    """The store after a program, its axes and their lengths, and the relations that must hold from then on."""
+    """Run a program; return the store, axes, lengths, and the relations that must hold."""
     causes, axes, lengths, relations = Causes(), [], [], []
 
     def push(axis: Axis, size: int) -> int:
@@ -160,7 +163,10 @@ def run(steps: list[tuple]) -> tuple[Causes, list[Axis], list[int], list[tuple]]
 @fast
 @given(programs())
 def test_every_relation_holds_for_every_removal(steps: list[tuple]) -> None:
-    """Whatever causes go: unified axes lose the same positions, a product loses whole rows and columns, frozen axes lose none."""
+    """For every set of removed causes, each relation holds for the removed positions.
+
+    Unified axes lose the same positions, a product loses rows and columns, frozen axes lose none.
+    """
     causes, axes, lengths, relations = run(steps)
     found = [sets(causes, a, n) for a, n in zip(axes, lengths, strict=False)]
     free = sorted(frozenset().union(*(s for axis in found for s in axis)))
@@ -177,7 +183,7 @@ def test_every_relation_holds_for_every_removal(steps: list[tuple]) -> None:
 
 
 def naive(steps: list[tuple]) -> list[list[frozenset[int]]]:
-    """The sets of all axes by the naive store, for programs whose result does not hang on the order of the pairs."""
+    """Return the sets of all axes by definition, for programs whose result is order-independent."""
     store, axes = Naive(), []
     for op, *rest in steps:
         if op == "fresh":
@@ -194,7 +200,7 @@ def naive(steps: list[tuple]) -> list[list[frozenset[int]]]:
 
 
 def footprints(axes: list[list[frozenset[int]]]) -> set[frozenset[tuple[int, int]]]:
-    """Where each cause lies, whatever its name."""
+    """Return the positions that each cause is at, without its name."""
     places: dict[int, set[tuple[int, int]]] = {}
     for i, axis in enumerate(axes):
         for j, s in enumerate(axis):
@@ -206,7 +212,7 @@ def footprints(axes: list[list[frozenset[int]]]) -> set[frozenset[tuple[int, int
 @fast
 @given(programs(approximate=False))
 def test_equal_to_sets(steps: list[tuple]) -> None:
-    """The same causes at the same places as with Python sets."""
+    """Causes are at the same positions as with Python sets."""
     causes, axes, lengths, _ = run(steps)
     assert footprints(
         [sets(causes, a, n) for a, n in zip(axes, lengths, strict=False)]
@@ -216,7 +222,7 @@ def test_equal_to_sets(steps: list[tuple]) -> None:
 @fast
 @given(programs())
 def test_table_is_atoms(steps: list[tuple]) -> None:
-    """`table` says of many axes at once what `atoms` says of each position."""
+    """`table` of many axes equals `atoms` of each position."""
     causes, axes, _, _ = run(steps)
     arrays = [a for a in axes if isinstance(a, np.ndarray)]
     names, tables = causes.table(arrays)
@@ -272,7 +278,7 @@ def test_unify_with_a_frozen_axis_freezes() -> None:
 
 
 def test_many_positions_cost_one_call() -> None:
-    """A chain of 60 unifications of 10,000 positions: whole axes at a time, not positions."""
+    """A chain of 60 unifications of 10,000 positions is fast, as axes are unified in one call."""
     causes = Causes()
     first = causes.fresh(10_000, SINGLE)
     for _ in range(60):
@@ -281,7 +287,10 @@ def test_many_positions_cost_one_call() -> None:
 
 
 def test_a_table_looked_up_by_distance_is_split_at_once() -> None:
-    """Relative positions of a 12 x 12 window: 529 rows at 20,736 places. All lines are coupled, which cell by cell took minutes."""
+    """Relative positions of a 12 x 12 window: 529 rows at 20,736 places.
+
+    All lines are coupled; binding cell by cell takes minutes.
+    """
     causes, side = Causes(), 12
     y, x = np.divmod(np.arange(side**2), side)
     place = (y[:, None] - y + side - 1) * (2 * side - 1) + x[:, None] - x + side - 1

@@ -1,4 +1,4 @@
-"""Graphs that no exporter writes: attributes and operands changed at random. The analysis freezes, or says why not; it never fails otherwise."""
+"""Graphs with random changes of attributes and operands, which onnx may not accept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXAMPLES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "300"))
 
 
 def change(model: ModelProto, draw: st.DataObject) -> None:
-    """One thing that is not as it should be."""
+    """Make one random change."""
     graphs = list(nested(model.graph))
     nodes = [n for g in graphs for n in g.node]
     node = nodes[draw.draw(st.integers(0, len(nodes) - 1))]

@@ -1,4 +1,4 @@
-"""The strings of the rule table: what they parse to, what is refused, and that every row of the table is well-formed."""
+"""Notation of the rule table: parsing, rejection, and the patterns of the table."""
 
 from __future__ import annotations
 

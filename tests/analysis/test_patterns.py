@@ -1,4 +1,4 @@
-"""Classes of graphs that public architectures export, as small nets: what can be cut of them, exactly."""
+"""Small nets with the patterns of public architectures, and the groups expected in each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from onnxprune.ir.io import load
 from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.runtime import Session, example_feeds
 
-_HEAD = "float[2,5,4] x | float[4,24] w1, float[24] b1, int64[5] s = {2, 5, 3, 2, 4}, float scale = {0.5}, int64[3] back = {2, 5, 8}, float[8,5] wo, "
-_TAIL = "kt = Transpose<perm=[0,1,3,2]>(k); m = MatMul(q, kt); t = Mul(m, scale); p = Softmax<axis=-1>(t); o = MatMul(p, v); o1 = Transpose<perm=[0,2,1,3]>(o); o2 = Reshape(o1, back); y = MatMul(o2, wo)"
+_HEAD = (
+    "float[2,5,4] x | float[4,24] w1, float[24] b1, int64[5] s = {2, 5, 3, 2, 4}, "
+    "float scale = {0.5}, int64[3] back = {2, 5, 8}, float[8,5] wo, "
+)
+_TAIL = (
+    "kt = Transpose<perm=[0,1,3,2]>(k); m = MatMul(q, kt); t = Mul(m, scale); "
+    "p = Softmax<axis=-1>(t); o = MatMul(p, v); o1 = Transpose<perm=[0,2,1,3]>(o); "
+    "o2 = Reshape(o1, back); y = MatMul(o2, wo)"
+)
 _FRONT = "a = MatMul(x, w1); c = Add(a, b1); r = Reshape(c, s); "
 _MOVED = _FRONT + "u = Transpose<perm=[2,0,3,1,4]>(r); "
 _EACH = "int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}"
@@ -33,13 +40,16 @@ FUSED = {
     + " | "
     + _FRONT
     + "q0 = Gather<axis=2>(r, i0); k0 = Gather<axis=2>(r, i1); v0 = Gather<axis=-3>(r, i2); "
-    "q = Transpose<perm=[0,2,1,3]>(q0); k = Transpose<perm=[0,2,1,3]>(k0); v = Transpose<perm=[0,2,1,3]>(v0); "
-    + _TAIL,
+    "q = Transpose<perm=[0,2,1,3]>(q0); k = Transpose<perm=[0,2,1,3]>(k0); "
+    "v = Transpose<perm=[0,2,1,3]>(v0); " + _TAIL,
     "split": _HEAD
     + _ENDS
     + ", int64[3] ones = {1, 1, 1} | "
     + _MOVED
-    + "q0, k0, v0 = Split<axis=0>(u, ones); q = Squeeze(q0, n0); k = Squeeze(k0, n0); v = Squeeze(v0, n0); "
+    + (
+        "q0, k0, v0 = Split<axis=0>(u, ones); q = Squeeze(q0, n0); k = Squeeze(k0, n0); "
+        "v = Squeeze(v0, n0); "
+    )
     + _TAIL,
     "sliced": _HEAD
     + _ENDS
@@ -52,62 +62,98 @@ FUSED = {
     .replace("{2, 5, 8}", "{0, 5, 8}")
     + _EACH
     + ", int64[1] one = {1} | "
-    + "a = MatMul(x, w1); c = Add(a, b1); h = Shape<start=0, end=1>(c); s = Concat<axis=0>(h, s1); r = Reshape(c, s); "
+    + "a = MatMul(x, w1); c = Add(a, b1); h = Shape<start=0, end=1>(c); "
+    "s = Concat<axis=0>(h, s1); r = Reshape(c, s); "
     "u = Transpose<perm=[2,0,3,1,4]>(r); q = Gather(u, i0); k = Gather(u, i1); v = Gather(u, i2); "
     + _TAIL,
 }
 
-RMS = "p = Pow(a, two); m = ReduceMean<axes=[1]>(p); e = Add(m, eps); s = Sqrt(e); n = Div(a, s); b = Mul(n, g); y = Conv(b, w2)"
-LAYER = "m = ReduceMean<axes=[-1]>(a); d = Sub(a, m); p = Mul(d, d); u = ReduceMean<axes=[-1]>(p); e = Add(u, eps); s = Sqrt(e); n = Div(d, s); b = Mul(n, g); y = MatMul(b, w2)"
-CASES = (
-    {f"fused_{name}": Case(text, groups=(2, 4, 4)) for name, text in FUSED.items()}
-    | {
-        "rms_norm_written_out": Case(
-            "float[2,4,6,6] x | float[8,4,3,3] w1, float two = {2}, float eps = {1e-6}, float[8,1,1] g, float[5,8,1,1] w2 | a = Conv(x, w1); "
-            + RMS,
-            groups=(8,),
-        ),
-        "layer_norm_written_out": Case(
-            "float[2,3,4] x | float[4,8] w1, float eps = {1e-6}, float[8] g, float[8,5] w2 | a = MatMul(x, w1); "
-            + LAYER,
-            groups=(8,),
-        ),
-        "bias_from_constants": Case(  # the oracle has to mask sums over constants as well
-            "float[2,5,4] x | float[4,8] w1, float[5,5,2] table, float[2,6] c1, float[6,8] c2, int64[1] axis = {1}, float[8,5] w2 | a = MatMul(x, w1); h = MatMul(table, c1); "
-            "r = Relu(h); z = MatMul(r, c2); m = ReduceSum<keepdims=0>(z, axis); b = Add(a, m); y = MatMul(b, w2)",
-            groups=(2, 5, 6, 8),
-        ),
-        "weight_norm_written_out": Case(  # the norm of a constant stays, whatever of that constant goes elsewhere
-            "float[2,4,9] x | float[8,4,3] w1, float[6,8,3] v, float[1,1,3] vg, int64[2] axes = {0, 1}, float[5,6,1] w2 | a = Conv(x, w1); n = ReduceL2(v, axes); d = Div(vg, n); w = Mul(d, v); b = Conv(a, w); y = Conv(b, w2)",
-            opset=18,
-            groups=(6, 8),
-        ),
-        "weight_standardized": Case(
-            "float[2,4,9] x | float[8,4,3] w1, float[6,8,3] w2, int64[2] axes = {1, 2}, float eps = {1e-5}, float[5,6,1] w3 | a = Conv(x, w1); m = ReduceMean(w2, axes); c = Sub(w2, m); q = Mul(c, c); u = ReduceMean(q, axes);"
-            "e = Add(u, eps); s = Sqrt(e); w = Div(c, s); b = Conv(a, w); y = Conv(b, w3)",
-            opset=18,
-            groups=(6, 8),
-        ),
-        "parts_taken_together": Case(
-            "float[2,5,4] x | float[4,12] w1, int64[4] s = {2, 5, 2, 6}, int64[1] axis = {2}, float[6,5] w2 | "
-            "a = MatMul(x, w1); r = Reshape(a, s); m = ReduceSum<keepdims=0>(r, axis); y = MatMul(m, w2)",
-            groups=(2, 6),
-        ),
-        "heads_beside_a_dynamic_batch": Case(  # (n, 8) becomes (4 n, 2): positions of the shorter axis go on, the heads stay
-            "float[5,n,4] x | float[4,8] wq, float[4,8] wv, int64[1] heads = {2}, int64[1] five = {5}, int64[1] four = {4}, int64[1] rest = {-1}, float[8,6] wo | "
-            "b = Shape<start=1, end=2>(x); bh = Mul(b, heads); s = Concat<axis=0>(five, bh, four); q = MatMul(x, wq); q1 = Reshape(q, s); qt = Transpose<perm=[1,0,2]>(q1); "
-            "kt = Transpose<perm=[1,2,0]>(q1); m = MatMul(qt, kt); p = Softmax<axis=-1>(m); v = MatMul(x, wv); v1 = Reshape(v, s); vt = Transpose<perm=[1,0,2]>(v1); o = MatMul(p, vt); "
-            "o1 = Transpose<perm=[1,0,2]>(o); back = Concat<axis=0>(five, b, rest); o2 = Reshape(o1, back); y = MatMul(o2, wo) | float[5,n,6] y",
-            groups=(4, 4),
-        ),
-        "windows_of_a_dynamic_batch": Case(
-            "float[n,4,4,3] x | float[3,8] w1, int64[5] s = {-1, 2, 2, 4, 8}, int64[3] t = {-1, 4, 8}, float[8,6] w2, float[6,5] w3, int64[1] zero = {0}, int64[1] rest = {-1}, int64[1] six = {6} | "
-            "a = MatMul(x, w1); b = Reshape(a, s); c = Transpose<perm=[0,2,1,3,4]>(b); d = Reshape(c, t); e = MatMul(d, w2); f = Shape<start=0, end=2>(e); g = Concat<axis=0>(f, rest); "
-            "h = Reshape(e, g); y = MatMul(h, w3) | float[k,4,5] y",
-            groups=(6, 8),
-        ),
-    }
+RMS = (
+    "p = Pow(a, two); m = ReduceMean<axes=[1]>(p); e = Add(m, eps); s = Sqrt(e); n = Div(a, s); "
+    "b = Mul(n, g); y = Conv(b, w2)"
 )
+LAYER = (
+    "m = ReduceMean<axes=[-1]>(a); d = Sub(a, m); p = Mul(d, d); u = ReduceMean<axes=[-1]>(p); "
+    "e = Add(u, eps); s = Sqrt(e); n = Div(d, s); b = Mul(n, g); y = MatMul(b, w2)"
+)
+CASES = {f"fused_{name}": Case(text, groups=(2, 4, 4)) for name, text in FUSED.items()} | {
+    "rms_norm_written_out": Case(
+        (
+            "float[2,4,6,6] x | float[8,4,3,3] w1, float two = {2}, float eps = {1e-6}, "
+            "float[8,1,1] g, float[5,8,1,1] w2 | a = Conv(x, w1); "
+        )
+        + RMS,
+        groups=(8,),
+    ),
+    "layer_norm_written_out": Case(
+        (
+            "float[2,3,4] x | float[4,8] w1, float eps = {1e-6}, float[8] g, float[8,5] w2 | "
+            "a = MatMul(x, w1); "
+        )
+        + LAYER,
+        groups=(8,),
+    ),
+    # sums over constants must be masked as well
+    "bias_from_constants": Case(
+        "float[2,5,4] x | float[4,8] w1, float[5,5,2] table, float[2,6] c1, "
+        "float[6,8] c2, int64[1] axis = {1}, float[8,5] w2 | a = MatMul(x, w1); "
+        "h = MatMul(table, c1); "
+        "r = Relu(h); z = MatMul(r, c2); m = ReduceSum<keepdims=0>(z, axis); "
+        "b = Add(a, m); y = MatMul(b, w2)",
+        groups=(2, 5, 6, 8),
+    ),
+    # the norm of a constant does not change if another use of the constant is cut
+    "weight_norm_written_out": Case(
+        (
+            "float[2,4,9] x | float[8,4,3] w1, float[6,8,3] v, float[1,1,3] vg, "
+            "int64[2] axes = {0, 1}, float[5,6,1] w2 | a = Conv(x, w1); "
+            "n = ReduceL2(v, axes); d = Div(vg, n); w = Mul(d, v); b = Conv(a, w); "
+            "y = Conv(b, w2)"
+        ),
+        opset=18,
+        groups=(6, 8),
+    ),
+    "weight_standardized": Case(
+        "float[2,4,9] x | float[8,4,3] w1, float[6,8,3] w2, int64[2] axes = {1, 2}, "
+        "float eps = {1e-5}, float[5,6,1] w3 | a = Conv(x, w1); "
+        "m = ReduceMean(w2, axes); c = Sub(w2, m); q = Mul(c, c); "
+        "u = ReduceMean(q, axes);"
+        "e = Add(u, eps); s = Sqrt(e); w = Div(c, s); b = Conv(a, w); y = Conv(b, w3)",
+        opset=18,
+        groups=(6, 8),
+    ),
+    "parts_taken_together": Case(
+        "float[2,5,4] x | float[4,12] w1, int64[4] s = {2, 5, 2, 6}, "
+        "int64[1] axis = {2}, float[6,5] w2 | "
+        "a = MatMul(x, w1); r = Reshape(a, s); m = ReduceSum<keepdims=0>(r, axis); "
+        "y = MatMul(m, w2)",
+        groups=(2, 6),
+    ),
+    # (n, 8) becomes (4 n, 2): positions of the shorter axis can be cut, the heads cannot
+    "heads_beside_a_dynamic_batch": Case(
+        "float[5,n,4] x | float[4,8] wq, float[4,8] wv, int64[1] heads = {2}, "
+        "int64[1] five = {5}, int64[1] four = {4}, int64[1] rest = {-1}, float[8,6] wo | "
+        "b = Shape<start=1, end=2>(x); bh = Mul(b, heads); "
+        "s = Concat<axis=0>(five, bh, four); q = MatMul(x, wq); q1 = Reshape(q, s); "
+        "qt = Transpose<perm=[1,0,2]>(q1); "
+        "kt = Transpose<perm=[1,2,0]>(q1); m = MatMul(qt, kt); p = Softmax<axis=-1>(m); "
+        "v = MatMul(x, wv); v1 = Reshape(v, s); vt = Transpose<perm=[1,0,2]>(v1); "
+        "o = MatMul(p, vt); "
+        "o1 = Transpose<perm=[1,0,2]>(o); back = Concat<axis=0>(five, b, rest); "
+        "o2 = Reshape(o1, back); y = MatMul(o2, wo) | float[5,n,6] y",
+        groups=(4, 4),
+    ),
+    "windows_of_a_dynamic_batch": Case(
+        "float[n,4,4,3] x | float[3,8] w1, int64[5] s = {-1, 2, 2, 4, 8}, "
+        "int64[3] t = {-1, 4, 8}, float[8,6] w2, float[6,5] w3, int64[1] zero = {0}, "
+        "int64[1] rest = {-1}, int64[1] six = {6} | "
+        "a = MatMul(x, w1); b = Reshape(a, s); c = Transpose<perm=[0,2,1,3,4]>(b); "
+        "d = Reshape(c, t); e = MatMul(d, w2); f = Shape<start=0, end=2>(e); "
+        "g = Concat<axis=0>(f, rest); "
+        "h = Reshape(e, g); y = MatMul(h, w3) | float[k,4,5] y",
+        groups=(6, 8),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,4 +1,4 @@
-"""Couplings that other pruners are known to crash on, to get wrong without a word, or to leave whole: here they are cut by half, exactly."""
+"""Couplings on which other pruners fail, silently or not: half of the channels are cut, exactly."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_half_of_every_group(what: str) -> None:
 
 
 def test_positions_are_those_of_the_plan_in_any_order() -> None:
-    """Index maps that are only right for a prefix pass a cut of the first half."""
+    """Any channels can be cut, not only a prefix, for which a wrong index map may be right."""
     for name in (*CRASH.values(), *SILENT.values()):
         analysis = analyze(load(net(ALL[name].text, opset=ALL[name].opset)))
         rng = np.random.default_rng(0)

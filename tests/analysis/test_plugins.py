@@ -1,4 +1,4 @@
-"""Rows that plug-ins bring, and the contract tests they run."""
+"""Rows of plug-ins, and the contract tests for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ INVERSE = Rule("... -> ...")
 DISTANCE = Rule("m k, n k -> m n", macs=("m n k",))
 WRONG = Rule("b t c -> b c t")
 
-TOKENS = "float[2,6,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = com.microsoft.{op}(a); y = MatMul(b, w2) | float[2,6,5] y"
+TOKENS = (
+    "float[2,6,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); "
+    "b = com.microsoft.{op}(a); y = MatMul(b, w2) | float[2,6,5] y"
+)
 
 
 class Plugins(Registry):
@@ -33,7 +36,7 @@ class Plugins(Registry):
 
 @pytest.fixture
 def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, EntryPoint]]:
-    """Entry points by name, as an installed package would bring them."""
+    """Return entry points by name, as of an installed package."""
     registry, found = Plugins("rule", "onnxprune.rules"), {}
     registry.__dict__["plugins"] = found
     monkeypatch.setattr(rules, "PLUGINS", registry)
@@ -70,9 +73,10 @@ def test_a_plugin_adds_a_row(plugins: dict[str, EntryPoint]) -> None:
 
 
 def test_a_row_tells_shapes_that_nothing_declares(plugins: dict[str, EntryPoint]) -> None:
-    """Onnx knows no shapes of foreign ops; the letters do, and the walk goes on behind them."""
+    """Shapes after custom operators follow from the pattern, as onnx does not know them."""
     text = (
-        "float[3,4] x, float[5,4] z | float[4,8] w1, float[5,6] w2, float[6,7] w3 | a = MatMul(x, w1); b = MatMul(z, w1);"
+        "float[3,4] x, float[5,4] z | float[4,8] w1, float[5,6] w2, float[6,7] w3 | "
+        "a = MatMul(x, w1); b = MatMul(z, w1);"
         "d = com.microsoft.CDist(a, b); e = MatMul(d, w2); y = MatMul(e, w3) | float[3,7] y"
     )
     assert not analyze(load(net(text))).groups
@@ -102,7 +106,7 @@ def test_shapes_by_letters(
     given: list[tuple],
     expected: tuple,
 ) -> None:
-    """Frozen marks and new axes are lengths that a pattern does not say."""
+    """A pattern does not determine the lengths of frozen marks and new axes."""
     monkeypatch.setitem(globals(), "ROW", Rule(pattern, {"g": 4}, freeze="*"))
     plugins["custom::Op"] = entry("custom::Op", f"{__name__}:ROW")
     names = [f"x{i}" for i in range(len(given))]
@@ -149,7 +153,10 @@ def test_check_rule_passes_a_right_row() -> None:
 
 def test_check_rule_refuses_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rules.RULES, "Relu", Rule("b c t -> b t c"))
-    text = "float[2,6,4] x | float[4,6] w1, float[6,5] w2 | a = MatMul(x, w1); b = Relu(a); y = MatMul(b, w2)"
+    text = (
+        "float[2,6,4] x | float[4,6] w1, float[6,5] w2 | a = MatMul(x, w1); b = Relu(a); "
+        "y = MatMul(b, w2)"
+    )
     with pytest.raises(OnnxpruneError):
         check_rule("Relu", load(net(text)))
 
@@ -158,14 +165,20 @@ def test_check_rule_refuses_a_row_that_hides_mixing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(
         rules.RULES, "LayerNormalization", replace(INVERSE, pattern="..., e, e -> ...")
     )
-    text = "float[2,6,4] x | float[4,8] w1, float[8] s, float[8] b, float[8,5] w2 | a = MatMul(x, w1); n = LayerNormalization(a, s, b); y = MatMul(n, w2)"
+    text = (
+        "float[2,6,4] x | float[4,8] w1, float[8] s, float[8] b, float[8,5] w2 | "
+        "a = MatMul(x, w1); n = LayerNormalization(a, s, b); y = MatMul(n, w2)"
+    )
     monkeypatch.setitem(rules.RULES, "LayerNormalization", Rule("b t e, e, e -> b t e"))
     with pytest.raises(VerificationError, match="differ"):
         check_rule("LayerNormalization", load(net(text)))
 
 
 def test_check_rule_wants_a_graph_that_can_be_cut() -> None:
-    text = "float[2,6,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = Softmax(a); y = MatMul(b, w2)"
+    text = (
+        "float[2,6,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = Softmax(a); "
+        "y = MatMul(b, w2)"
+    )
     with pytest.raises(OnnxpruneError, match="mixes along this axis"):
         check_rule("Softmax", load(net(text)))
     with pytest.raises(OnnxpruneError, match="no node"):

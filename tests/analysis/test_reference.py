@@ -1,4 +1,4 @@
-"""Forms that onnxruntime's CPU provider does not run: cut and masked are compared by onnx's reference evaluator."""
+"""Operators that onnxruntime does not run on CPU, compared by onnx's reference evaluator."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from onnxprune.surgery.verify import check, masked
 
 
 def batch_first(op: str, gates: int, more: str = "", inputs: str = "") -> str:
-    """A recurrent layer of 6 hidden units with the batch as its first axis."""
-    weights = f"float[1,{gates * 6},4] w1, float[1,{gates * 6},6] w2, float[1,{gates * 12}] w3, {more}int64[3] s = {{2, 5, 6}}, float[6,7] w9"
-    return f"float[2,5,4] x | {weights} | o, h = {op}<hidden_size=6, layout=1>(x, w1, w2, w3{inputs}); r = Reshape(o, s); y = MatMul(r, w9)"
+    """Return a recurrent layer of 6 hidden units with the batch as its first axis."""
+    weights = (
+        f"float[1,{gates * 6},4] w1, float[1,{gates * 6},6] w2, float[1,{gates * 12}] w3, "
+        f"{more}int64[3] s = {{2, 5, 6}}, float[6,7] w9"
+    )
+    return (
+        f"float[2,5,4] x | {weights} | o, h = {op}<hidden_size=6, layout=1>(x, w1, w2, "
+        f"w3{inputs}); r = Reshape(o, s); y = MatMul(r, w9)"
+    )
 
 
 CASES = {
@@ -28,8 +34,10 @@ CASES = {
     "RNN": (batch_first("RNN", 1), (6,)),
     "RNN_initial_state": (batch_first("RNN", 1, "float[2,1,6] w5, ", ", , w5"), (6,)),
     "ConvInteger_zero_point_a_filter": (
-        "float[2,4,6,6] x | float[8,4,3,3] w1, uint8[6,8,3,3] k, uint8 xz = {3}, uint8[6] kz = {1,2,3,4,5,6}, float s = {0.1}, float[5,6,1,1] w2 |"
-        "a = Conv(x, w1); q = QuantizeLinear(a, s, xz); i = ConvInteger(q, k, xz, kz); f = Cast<to=1>(i); b = Mul(f, s); y = Conv(b, w2)",
+        "float[2,4,6,6] x | float[8,4,3,3] w1, uint8[6,8,3,3] k, uint8 xz = {3}, "
+        "uint8[6] kz = {1,2,3,4,5,6}, float s = {0.1}, float[5,6,1,1] w2 |"
+        "a = Conv(x, w1); q = QuantizeLinear(a, s, xz); i = ConvInteger(q, k, xz, kz); "
+        "f = Cast<to=1>(i); b = Mul(f, s); y = Conv(b, w2)",
         (6, 8),
     ),
 }

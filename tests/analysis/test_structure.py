@@ -1,4 +1,4 @@
-"""Bodies, sparse initializers and initializers that are inputs: what is tied, frozen, inlined, made dense, and why."""
+"""Bodies, sparse initializers, and initializers that are graph inputs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from onnxprune.ir.passes import lift_constants
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.surgery.cut import cut
 
-CHAIN = "float[2,4] x | float[4,8] w1, float[8] b1, float[8,5] w2 | a = MatMul(x, w1); b = Add(a, b1); r = Relu(b); y = MatMul(r, w2)"
+CHAIN = (
+    "float[2,4] x | float[4,8] w1, float[8] b1, float[8,5] w2 | a = MatMul(x, w1); "
+    "b = Add(a, b1); r = Relu(b); y = MatMul(r, w2)"
+)
 
 
 def of(name: str) -> Analysis:
     return analyze(load(net(BODIES[name].text, opset=BODIES[name].opset)))
 
 
-# ---------------------------------------------------------------- bodies
+# Bodies
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -55,8 +58,11 @@ def test_why_a_border_is_not_passed(name: str, tensor: str, reason: str) -> None
 
 def test_ranks_that_differ_freeze() -> None:
     text = (
-        "float[2,4] x, bool c | float[4,8] w1, float[8,5] w2, int64[1] one = {1} | a = MatMul(x, w1); d = Relu(a);"
-        "b = If(c) <then_branch = g1 () => (p) { p = Relu(a) }, else_branch = g2 () => (q) { q = Unsqueeze(a, one) }>; e = Identity(b); y = MatMul(d, w2) | float[] y, float[] e"
+        "float[2,4] x, bool c | float[4,8] w1, float[8,5] w2, int64[1] one = {1} | "
+        "a = MatMul(x, w1); d = Relu(a);"
+        "b = If(c) <then_branch = g1 () => (p) { p = Relu(a) }, "
+        "else_branch = g2 () => (q) { q = Unsqueeze(a, one) }>; e = Identity(b); "
+        "y = MatMul(d, w2) | float[] y, float[] e"
     )
     proto = net(text)
     for output in proto.graph.output[1:]:
@@ -68,15 +74,17 @@ def test_ranks_that_differ_freeze() -> None:
 
 def test_a_state_whose_rank_grows_freezes() -> None:
     text = (
-        "float[2,4] x | float[4,8] w1, int64 n = {3}, int64[1] zero = {0}, float[8,5] w2 | a = MatMul(x, w1); y = MatMul(a, w2);"
-        "h = Loop(n, , a) <body = g (int64 i, bool k, s) => (bool k2, s2) { s2 = Unsqueeze(s, zero)\n k2 = Identity(k) }>"
+        "float[2,4] x | float[4,8] w1, int64 n = {3}, int64[1] zero = {0}, float[8,5] w2 | "
+        "a = MatMul(x, w1); y = MatMul(a, w2);"
+        "h = Loop(n, , a) <body = g (int64 i, bool k, s) => (bool k2, "
+        "s2) { s2 = Unsqueeze(s, zero)\n k2 = Identity(k) }>"
     )
     proto = net(text + " | float[] y, float[1,1,1,2,8] h")
     assert not analyze(load(proto)).groups
 
 
 def test_passes_count() -> None:
-    """A body that runs five times costs five times, known trip counts and lengths only."""
+    """A body costs as often as it runs, if the trip count or length is known."""
     assert of("loop_layer_inside").cost().macs == 5 * 2 * (8 * 6 + 6 * 8) + 2 * 4 * 8 + 2 * 8 * 3
     assert of("scan_of_layers").cost().macs == 5 * 2 * (4 * 6 + 6 * 8 + 8 * 3)
     assert of("loop_condition_computed").cost().macs == 2 * (4 * 8 + 8 * 8 + 8 * 3)
@@ -84,7 +92,9 @@ def test_passes_count() -> None:
 
 def test_an_unknown_op_with_a_body_freezes_what_it_captures() -> None:
     text = (
-        "float[2,4] x | float[4,8] w1, float[8,8] w2, float[8,6] w4, float[6,8] w5, float[8,5] w3 | a = MatMul(x, w1); d = custom.Repeat(a) <body = g () => (float[2,8] o) { p = MatMul(a, w2)\n"
+        "float[2,4] x | float[4,8] w1, float[8,8] w2, float[8,6] w4, float[6,8] w5, "
+        "float[8,5] w3 | a = MatMul(x, w1); d = custom.Repeat(a) <body = g () => (float[2,8] "
+        "o) { p = MatMul(a, w2)\n"
         "q = MatMul(p, w4)\n o = MatMul(q, w5) }>; y = MatMul(a, w3)"
     )
     analysis = analyze(load(net(text + " | float[] y, float[2,8] d")))
@@ -106,7 +116,7 @@ def test_declared_shapes_of_bodies_follow() -> None:
     "criterion", ["l2", "reconstruction", "activation_mean", "activation*weight", "taylor"]
 )
 def test_scores_of_what_can_be_seen(criterion: str) -> None:
-    """Tensors in bodies cannot be asked for; what lies outside is scored, and nothing fails."""
+    """Groups with tensors inside bodies get no scores from data; all others do."""
     text = BODIES["loop_captured_layer"].text.replace("float[2,", "float[n,")
     analysis = analyze(load(net(text)))
     data = synthetic({"x": (["n", 4], "tensor(float)")}, samples=8)
@@ -115,16 +125,20 @@ def test_scores_of_what_can_be_seen(criterion: str) -> None:
     assert scores or criterion == "taylor"
 
 
-# ---------------------------------------------------------------- branches that are always taken
+# Branches that are always taken
 
 SQUEEZE = (
-    "float[n,4,1,6] x | float[8,4,1,1] w1, int64 two = {2}, int64 one = {1}, int64[1] axes = {2}, float[5,8,1] w2 | a = Conv(x, w1); s = Shape(a); h = Gather(s, two); c = Equal(h, one);"
-    "b = If(c) <then_branch = g1 () => (p) { p = Squeeze(a, axes) }, else_branch = g2 () => (q) { q = Identity(a) }>; r = Relu(b); y = Conv(r, w2) | float[n,5,6] y"
+    "float[n,4,1,6] x | float[8,4,1,1] w1, int64 two = {2}, int64 one = {1}, "
+    "int64[1] axes = {2}, float[5,8,1] w2 | a = Conv(x, w1); s = Shape(a); "
+    "h = Gather(s, two); c = Equal(h, one);"
+    "b = If(c) <then_branch = g1 () => (p) { p = Squeeze(a, axes) }, "
+    "else_branch = g2 () => (q) { q = Identity(a) }>; r = Relu(b); y = Conv(r, w2) | "
+    "float[n,5,6] y"
 )
 
 
 def test_a_branch_that_is_always_taken_is_inlined() -> None:
-    """Torch's older exporter writes squeeze(2) so; the ranks of the branches differ."""
+    """Torch's older exporter writes squeeze(2) with branches of different ranks."""
     model = load(net(SQUEEZE))
     analysis = analyze(model)
     assert "If" not in {n.op_type for n in analysis.record.nodes}
@@ -139,9 +153,15 @@ def test_a_branch_that_is_always_taken_is_inlined() -> None:
 
 def test_a_branch_in_a_branch_is_inlined_too() -> None:
     text = (
-        "float[2,4] x, bool c | float[4,8] w1, float[8,8] w3, bool t = {1}, bool f = {0}, float[8,5] w2 | a = MatMul(x, w1);"
-        "b = If(t) <then_branch = g1 () => (float[2,8] p) { p = If(f) <then_branch = g3 () => (float[2,8] i) { i = Neg(a) }, else_branch = g4 () => (float[2,8] j) { j = MatMul(a, w3) }> }, else_branch = g2 () => (float[2,8] q) { q = Relu(a) }>;"
-        "d = If(c) <then_branch = g5 () => (float[2,8] k) { k = If(f) <then_branch = g7 () => (float[2,8] l) { l = Neg(b) }, else_branch = g8 () => (float[2,8] m) { m = Identity(b) }> }, else_branch = g6 () => (float[2,8] o) { o = Relu(b) }>; y = MatMul(d, w2)"
+        "float[2,4] x, bool c | float[4,8] w1, float[8,8] w3, bool t = {1}, bool f = {0}, "
+        "float[8,5] w2 | a = MatMul(x, w1);"
+        "b = If(t) <then_branch = g1 () => (float[2,8] p) { p = If(f) <then_branch = g3 () "
+        "=> (float[2,8] i) { i = Neg(a) }, else_branch = g4 () => (float[2,8] j) { j = "
+        "MatMul(a, w3) }> }, else_branch = g2 () => (float[2,8] q) { q = Relu(a) }>;"
+        "d = If(c) <then_branch = g5 () => (float[2,8] k) { k = If(f) <then_branch = g7 () "
+        "=> (float[2,8] l) { l = Neg(b) }, else_branch = g8 () => (float[2,8] m) { m = "
+        "Identity(b) }> }, else_branch = g6 () => (float[2,8] o) { o = Relu(b) }>; "
+        "y = MatMul(d, w2)"
     )
     analysis = analyze(load(net(text)))
     assert [n.op_type for n in analysis.record.nodes].count("If") == 1
@@ -149,11 +169,14 @@ def test_a_branch_in_a_branch_is_inlined_too() -> None:
     assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
 
 
-# ---------------------------------------------------------------- initializers
+# Initializers
 
 
 def made_sparse(proto: ModelProto, name: str, *, rows: bool = False) -> ModelProto:
-    """The model with one initializer sparse, half of its values zero. rows: indices with a row a value."""
+    """Return the model with one initializer sparse, half of its values zero.
+
+    rows: whether indices have one row per value.
+    """
     tensor = next(t for t in proto.graph.initializer if t.name == name)
     values = numpy_helper.to_array(tensor).copy()
     values.ravel()[::2] = 0
@@ -233,9 +256,13 @@ def test_sparse_places_outside_of_the_tensor_are_one_sentence() -> None:
 
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_initializers_that_are_inputs(ir_version: int) -> None:
-    """IR 3 wants every initializer among the inputs; the cut gives those their new shapes."""
+    """IR version 3 lists initializers among the inputs, whose shapes the cut updates."""
     proto = net(
-        "float[2,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[5,6,1,1] w3 | a = Conv(x, w1, b1); b = Relu(a); c = Conv(b, w2); y = Conv(c, w3)",
+        (
+            "float[2,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, "
+            "float[5,6,1,1] w3 | a = Conv(x, w1, b1); b = Relu(a); c = Conv(b, w2); "
+            "y = Conv(c, w3)"
+        ),
         opset=8,
         ir_version=ir_version,
     )

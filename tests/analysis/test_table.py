@@ -1,4 +1,4 @@
-"""Every row of the rule table and every movement op: cut at random, equal to the masked original."""
+"""Every row of the rule table and every movement operator: random cuts are exact."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALL = ROWS | PATTERNS | DYNAMIC | BODIES
 NOTHING_TO_CUT = {
     "LRN",
     "Identity",
-}  # sums over neighboring channels, frozen unless opened; passed by before the analysis
+}  # frozen unless opened; removed by canonicalization
 
 
 def analyzed(case: Case) -> Analysis:
@@ -56,7 +56,7 @@ def test_cut_equals_masked(name: str) -> None:
 
 
 def test_every_row_and_every_move_has_a_graph() -> None:
-    """An op counts where a channel that can be cut passes it."""
+    """Every operator has a graph in which a channel that can be cut passes it."""
     covered: set[str] = set()
     for case in ROWS.values():
         analysis = analyzed(case)

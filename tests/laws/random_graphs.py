@@ -1,6 +1,9 @@
-"""Graphs at random from the ops of the rule table: every step appends a block to a tensor that is there, so all of them are valid.
+"""Random graphs of the operators of the rule table.
 
-Left out are ops where float rounding decides (comparisons, rounding, quantization): cut and masked sum in different order.
+Every step appends a block to an existing tensor, so all graphs are valid.
+
+Operators that amplify rounding (comparisons, rounding, quantization) are left out, since the cut
+and the masked graph sum in different order.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Image:
 
 @dataclass
 class Grower:
-    """A graph that grows. rng: for values only; what the graph is comes from `draw`."""
+    """A graph that grows; `draw` decides its structure, `rng` its values."""
 
     draw: Draw
     rng: np.random.Generator
@@ -60,7 +63,7 @@ class Grower:
         return self.draw(st.sampled_from(list(options)))
 
     def weight(self, *shape: int, positive: bool = False) -> str:
-        """Random values of about unit gain."""
+        """Return random values of about unit gain."""
         values = self.rng.standard_normal(shape) / max(np.sqrt(np.prod(shape[1:])), 1.0)
         return self.constant((np.abs(values) + 0.5 if positive else values).astype(np.float32))
 
@@ -73,7 +76,7 @@ class Grower:
         return self.constant(np.array(values, np.int64))
 
     def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Append a node; the name of its output, or of several."""
+        """Append a node; return the name of its output, or of several."""
         names = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(
             helper.make_node(op, list(inputs), names, name=f"n{len(self.nodes)}", **attributes)
@@ -95,7 +98,7 @@ class Grower:
         return self.add(out, channels, (x.side - 1) // stride + 1)
 
     def model(self) -> ModelProto:
-        """The graph with a head on the last image, and another tensor as output where drawn."""
+        """Return the graph with a head on the last image, and possibly a second output."""
         last = self.images[-1]
         ends = [self.conv(last, 3)]
         if self.draw(st.booleans()):
@@ -116,7 +119,7 @@ class Grower:
         )
 
 
-# ---------------------------------------------------------------- blocks: (Grower, Image) -> nothing; where one does not fit it does nothing
+# Blocks; one that does not fit appends nothing
 
 
 def dense(g: Grower, x: Image) -> None:
@@ -206,7 +209,7 @@ def split(g: Grower, x: Image) -> None:
 
 
 def halves(g: Grower, x: Image) -> None:
-    """A gate: one half times the sigmoid of the other."""
+    """Append a gate: one half times the sigmoid of the other."""
     if x.channels % 2 == 0:
         a, b = g.node("Split", x.name, axis=1, num_outputs=2, outputs=2)
         g.add(g.node("Mul", a, g.node("Sigmoid", b)), x.channels // 2, x.side)
@@ -270,7 +273,7 @@ def shuffle(g: Grower, x: Image) -> None:
 
 
 def reduce_factor(g: Grower, x: Image) -> None:
-    """A part of a channel axis summed over, or its largest taken."""
+    """Append a reduction of a part of a channel axis."""
     factor = g.pick([d for d in range(1, x.channels + 1) if x.channels % d == 0])
     rest = x.channels // factor
     a = g.node(
@@ -350,7 +353,7 @@ def resize(g: Grower, x: Image) -> None:
 
 
 def attention(g: Grower, x: Image) -> None:
-    """Attention over the positions, heads and their width at random."""
+    """Append attention over the positions with random heads."""
     heads, width, values = g.integer(1, 3), g.integer(2, 3), g.integer(2, 3)
     tokens = g.node("Transpose", g.node("Reshape", x.name, g.ints(0, 0, x.side**2)), perm=[0, 2, 1])
 
@@ -377,7 +380,7 @@ def attention(g: Grower, x: Image) -> None:
 
 
 def lstm(g: Grower, x: Image) -> None:
-    """A recurrent layer along the rows, both directions or one."""
+    """Append a recurrent layer along the rows, in one direction or both."""
     hidden, way = g.integer(2, 4), g.pick(["forward", "reverse", "bidirectional"])
     d = 2 if way == "bidirectional" else 1
     op, gates = g.pick([("LSTM", 4), ("GRU", 3), ("RNN", 1)])
@@ -437,7 +440,7 @@ BLOCKS = (
 
 @st.composite
 def graphs(draw: Draw, most: int = 8) -> ModelProto:
-    """A model of up to `most` blocks between two convolutions."""
+    """Return a model of up to `most` blocks between two convolutions."""
     g = Grower(draw, np.random.default_rng(draw(st.integers(0, 2**16))))
     g.conv(Image("x", CHANNELS, SIDE), g.integer(2, 8), kernel=3)
     for _ in range(g.integer(1, most)):

@@ -1,4 +1,4 @@
-"""The laws of a cut where a random part of a random graph lies in the branches of an If, or in the body of a Loop or a Scan that runs once."""
+"""Laws of a cut with a random part of a random graph in a body that runs once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ seeds = st.integers(0, 2**16)
 
 
 def wrapped(model: ModelProto, kind: str, seed: int) -> tuple[ModelProto, set[str]]:
-    """The model with a stretch of its nodes in a body, and the names of the nodes outside."""
+    """Return the model with a range of its nodes in a body, and the names of the others."""
     whole = canonicalize(load(model))
     shapes, proto = infer(whole), whole.edit().proto
     rng = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def wrapped(model: ModelProto, kind: str, seed: int) -> tuple[ModelProto, set[st
 
 
 def _once(kind: str, nodes: list[NodeProto], outputs: list, results: list[str]) -> list[NodeProto]:
-    """A Loop or a Scan of one pass that stacks what the nodes make, and the only part of each stack."""
+    """Return a Loop or Scan of one iteration that stacks outputs, and the parts of the stacks."""
     stacks = [f"{r}_stack" for r in results]
     if kind == "Loop":
         going = helper.make_tensor_value_info("going", TensorProto.BOOL, [])

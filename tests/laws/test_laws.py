@@ -1,4 +1,4 @@
-"""The laws of a cut, on graphs drawn at random from the rule table."""
+"""Laws of a cut, on random graphs of the operators of the rule table."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TOLERANCE = (
 
 
 def all_laws(model: ModelProto, seed: int) -> None:
-    """Cut at random: equal to the masked original, shapes and cost as predicted; cut again what is left."""
+    """A random cut equals the masked original, has the predicted shapes and cost, and composes."""
     rng = np.random.default_rng(seed)
     analysis = analyze(load(model))
     plan = random_plan(analysis, rng)
@@ -55,7 +55,7 @@ def all_laws(model: ModelProto, seed: int) -> None:
 
 
 def laws_of_a_second_cut(model: ModelProto, seed: int) -> None:
-    """What is left is found anew, and cutting it comes to the same as cutting at once."""
+    """The analysis of a cut model finds the remaining causes; two cuts equal their union."""
     rng = np.random.default_rng(seed)
     analysis = analyze(load(model))
     assert to_bytes(cut(analysis, plan_of(analysis, {}))) == to_bytes(analysis.model)
@@ -66,7 +66,7 @@ def laws_of_a_second_cut(model: ModelProto, seed: int) -> None:
 
 
 def unknown_op_freezes_only_more(model: ModelProto, seed: int) -> None:
-    """An op of a foreign domain behind any tensor."""
+    """Append a custom operator after any tensor."""
     analysis = analyze(load(model))
     before = live_positions(analysis)
     nodes = list(analysis.model.proto.graph.node)
@@ -93,8 +93,8 @@ def test_cut_equals_masked(model: ModelProto, seed: int) -> None:
 
 @few
 @given(graphs(), seeds)
-def test_whole_blocks(model: ModelProto, seed: int) -> None:
-    """Some of the branches that can go whole, and channels of other groups."""
+def test_removed_branches(model: ModelProto, seed: int) -> None:
+    """Some branches are removed, and channels of other groups are cut."""
     rng = np.random.default_rng(seed)
     analysis = analyze(load(model))
     blocks = [block for block in removable_branches(analysis).values() if rng.random() < 0.7]

@@ -1,4 +1,4 @@
-"""Groups that go whole: the branch is a constant afterwards, and equal to the masked original."""
+"""Groups that keep no channel: the branch becomes a constant, equal to the masked original."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ _NORM = ", ".join(
 
 
 def residual(weights: str, nodes: str, *, batch: str = _IN, opset: int = 17) -> Analysis:
-    """A stem that makes h, the nodes of a block from h to z, and a head."""
+    """Return a stem that computes h, the nodes of a block from h to z, and a head."""
     return analyze(
         load(
             net(
-                f"{batch} | {_STEM}, {weights}, {_HEAD} | h0 = Conv(x, ws, bs); h = Relu(h0); {nodes}; zr = Relu(z); y = Conv(zr, wh)",
+                (
+                    f"{batch} | {_STEM}, {weights}, {_HEAD} | h0 = Conv(x, ws, bs); "
+                    f"h = Relu(h0); {nodes}; zr = Relu(z); y = Conv(zr, wh)"
+                ),
                 opset=opset,
             )
         )
@@ -49,23 +52,43 @@ BLOCKS = {
     ),
     "bottleneck": (
         "float[6,8,1,1] w1, float[7,6,3,3] w2, float[7] b2, float[8,7,1,1] w3, float[8] b3",
-        f"a0 = Conv(h, w1); a = Relu(a0); c0 = Conv<{_3X3}>(a, w2, b2); c = Relu(c0); d = Conv(c, w3, b3); z = Sum(h, d)",
+        (
+            f"a0 = Conv(h, w1); a = Relu(a0); c0 = Conv<{_3X3}>(a, w2, b2); c = Relu(c0); "
+            "d = Conv(c, w3, b3); z = Sum(h, d)"
+        ),
     ),
     "batch normalization": (
         f"float[8,8,3,3] w1, float[8,8,3,3] w2, {_NORM.format(8)}",
-        f"a = Conv<{_3X3}>(h, w1); n = BatchNormalization(a, s1, t1, m1, v1); b = Relu(n); c = Conv<{_3X3}>(b, w2); k = BatchNormalization(c, s2, t2, m2, v2); z = Add(h, k)",
+        (
+            f"a = Conv<{_3X3}>(h, w1); n = BatchNormalization(a, s1, t1, m1, v1); b = Relu(n); "
+            f"c = Conv<{_3X3}>(b, w2); k = BatchNormalization(c, s2, t2, m2, v2); z = Add(h, k)"
+        ),
     ),
     "pre-activation": (
         f"float[8,8,3,3] w1, float[8,8,3,3] w2, {_NORM.format(8)}",
-        f"n = BatchNormalization(h, s1, t1, m1, v1); r = Relu(n); a = Conv<{_3X3}>(r, w1); k = BatchNormalization(a, s2, t2, m2, v2); b = Relu(k); c = Conv<{_3X3}>(b, w2); z = Add(h, c)",
+        (
+            f"n = BatchNormalization(h, s1, t1, m1, v1); r = Relu(n); a = Conv<{_3X3}>(r, w1); "
+            f"k = BatchNormalization(a, s2, t2, m2, v2); b = Relu(k); c = Conv<{_3X3}>(b, w2); "
+            "z = Add(h, c)"
+        ),
     ),
     "inverted residual": (
         "float[12,8,1,1] w1, float[12,1,3,3] wd, float[12] bd, float[8,12,1,1] w2, float[8] b2",
-        f"a = Conv(h, w1); b = HardSwish(a); d = Conv<group=12, {_3X3}>(b, wd, bd); e = Relu(d); c = Conv(e, w2, b2); z = Add(h, c)",
+        (
+            f"a = Conv(h, w1); b = HardSwish(a); d = Conv<group=12, {_3X3}>(b, wd, bd); "
+            "e = Relu(d); c = Conv(e, w2, b2); z = Add(h, c)"
+        ),
     ),
     "squeeze and excitation": (
-        "float[12,8,1,1] w1, float[3,12,1,1] w3, float[3] b3, float[12,3,1,1] w4, float[12] b4, float[8,12,1,1] w2, float[8] b2",
-        "a = Conv(h, w1); b = Relu(a); p = GlobalAveragePool(b); q = Conv(p, w3, b3); r = Relu(q); s = Conv(r, w4, b4); t = Sigmoid(s); u = Mul(b, t); c = Conv(u, w2, b2); z = Add(h, c)",
+        (
+            "float[12,8,1,1] w1, float[3,12,1,1] w3, float[3] b3, float[12,3,1,1] w4, "
+            "float[12] b4, float[8,12,1,1] w2, float[8] b2"
+        ),
+        (
+            "a = Conv(h, w1); b = Relu(a); p = GlobalAveragePool(b); q = Conv(p, w3, b3); "
+            "r = Relu(q); s = Conv(r, w4, b4); t = Sigmoid(s); u = Mul(b, t); "
+            "c = Conv(u, w2, b2); z = Add(h, c)"
+        ),
     ),
     "scaled": (
         "float[6,8,1,1] w1, float[8,6,1,1] w2, float[8] b2, float[1,8,1,1] g",
@@ -77,13 +100,17 @@ BLOCKS = {
     ),
     "channels last": (
         "float[8,16] w1, float[16] b1, float[16,8] w2, float[8] b2, float[8] g",
-        "l = Transpose<perm=[0,2,3,1]>(h); a = MatMul(l, w1); b = Add(a, b1); e = Erf(b); c = MatMul(e, w2); d = Add(c, b2); k = Mul(d, g); f = Transpose<perm=[0,3,1,2]>(k); z = Add(h, f)",
+        (
+            "l = Transpose<perm=[0,2,3,1]>(h); a = MatMul(l, w1); b = Add(a, b1); e = Erf(b); "
+            "c = MatMul(e, w2); d = Add(c, b2); k = Mul(d, g); f = Transpose<perm=[0,3,1,2]>(k); "
+            "z = Add(h, f)"
+        ),
     ),
 }
 WITH = {
     "bottleneck": 2,
     "squeeze and excitation": 2,
-}  # groups of the block, where there are several
+}  # number of groups of a block, if not 1
 
 
 def gone(analysis: Analysis, lead: str) -> Plan:
@@ -91,7 +118,7 @@ def gone(analysis: Analysis, lead: str) -> Plan:
 
 
 def largest(analysis: Analysis) -> str:
-    """The lead of the block with most groups."""
+    """Return the first group of the branch with most groups."""
     blocks = removable_branches(analysis)
     return max(blocks, key=lambda lead: len(blocks[lead]))
 
@@ -104,7 +131,7 @@ def convolutions(model: Model) -> int:
 
 @pytest.mark.parametrize("batch", [_IN, _BATCH], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_goes_whole(name: str, batch: str) -> None:
+def test_a_branch_is_removed(name: str, batch: str) -> None:
     analysis = residual(*BLOCKS[name], batch=batch)
     lead = largest(analysis)
     assert len(removable_branches(analysis)[lead]) == WITH.get(name, 1)
@@ -130,7 +157,7 @@ def _last(analysis: Analysis) -> str:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_with_other_groups_cut_as_well(name: str) -> None:
-    """The stream that the constant is added to loses channels too; and a plan is plain data."""
+    """The tensor that the constant is added to can lose channels in the same cut."""
     analysis = residual(*BLOCKS[name])
     kept = dict(gone(analysis, largest(analysis)).kept)
     kept |= {g.name: (0, 2, 5) for g in analysis.groups if g.name not in kept}
@@ -140,8 +167,8 @@ def test_with_other_groups_cut_as_well(name: str) -> None:
     assert pruned.weights["wh"].shape == (5, 3, 1, 1)
 
 
-def test_a_gate_goes_whole() -> None:
-    """The squeezed channels alone: what the gate gives for none of them is a constant factor."""
+def test_a_gate_is_removed() -> None:
+    """Without its squeezed channels, a gate becomes a constant factor."""
     analysis = residual(*BLOCKS["squeeze and excitation"])
     lead = next(name for name, block in removable_branches(analysis).items() if block == ("q",))
     pruned, found = assert_exact(analysis, gone(analysis, lead))
@@ -150,15 +177,25 @@ def test_a_gate_goes_whole() -> None:
     assert pruned.weights["t"].shape == (1, 12, 1, 1)
 
 
-def test_a_transformer_block_goes_whole() -> None:
-    """Attention and perceptron, each with a normalization in front of it."""
-    weights = "float[8] s1, float[8] t1, float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8,8] wo, float[8] bo, float[8] s2, float[8] t2, float[8,16] w1, float[16] b1, float[16,8] w2, float[8] b2"
+def test_transformer_branches_are_removed() -> None:
+    """Attention and the MLP, each after a normalization, can be removed."""
+    weights = (
+        "float[8] s1, float[8] t1, float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8,8] wo, "
+        "float[8] bo, float[8] s2, float[8] t2, float[8,16] w1, float[16] b1, float[16,8] w2, "
+        "float[8] b2"
+    )
     constants = "int64[4] heads = {0, 5, 2, 4}, int64[3] flat = {0, 5, 8}"
     nodes = (
-        "n = LayerNormalization(x, s1, t1); q0 = MatMul(n, wq); k0 = MatMul(n, wk); v0 = MatMul(n, wv); q1 = Reshape(q0, heads); k1 = Reshape(k0, heads); v1 = Reshape(v0, heads);"
-        "q = Transpose<perm=[0,2,1,3]>(q1); k = Transpose<perm=[0,2,3,1]>(k1); v = Transpose<perm=[0,2,1,3]>(v1); l = MatMul(q, k); p = Softmax(l); o0 = MatMul(p, v);"
-        "o1 = Transpose<perm=[0,2,1,3]>(o0); o2 = Reshape(o1, flat); o3 = MatMul(o2, wo); o = Add(o3, bo); z = Add(x, o);"
-        "m = LayerNormalization(z, s2, t2); a = MatMul(m, w1); b = Add(a, b1); e = Gelu(b); c = MatMul(e, w2); d = Add(c, b2); y = Add(z, d)"
+        "n = LayerNormalization(x, s1, t1); q0 = MatMul(n, wq); k0 = MatMul(n, wk); "
+        "v0 = MatMul(n, wv); q1 = Reshape(q0, heads); k1 = Reshape(k0, heads); "
+        "v1 = Reshape(v0, heads);"
+        "q = Transpose<perm=[0,2,1,3]>(q1); k = Transpose<perm=[0,2,3,1]>(k1); "
+        "v = Transpose<perm=[0,2,1,3]>(v1); l = MatMul(q, k); p = Softmax(l); "
+        "o0 = MatMul(p, v);"
+        "o1 = Transpose<perm=[0,2,1,3]>(o0); o2 = Reshape(o1, flat); o3 = MatMul(o2, wo); "
+        "o = Add(o3, bo); z = Add(x, o);"
+        "m = LayerNormalization(z, s2, t2); a = MatMul(m, w1); b = Add(a, b1); e = Gelu(b); "
+        "c = MatMul(e, w2); d = Add(c, b2); y = Add(z, d)"
     )
     analysis = analyze(load(net(f"float[2,5,8] x | {weights}, {constants} | {nodes}", opset=20)))
     blocks = removable_branches(analysis)
@@ -174,7 +211,7 @@ def test_a_transformer_block_goes_whole() -> None:
 
 @pytest.mark.parametrize("network", [resnet18, mobilenet_v2])
 def test_whole_networks(network: Callable[[int], ModelProto]) -> None:
-    """Every second block of whole networks at once, and all that can go."""
+    """Every second branch of a network can be removed at once, and all of them."""
     analysis = analyze(load(network(32)))
     blocks = removable_branches(analysis)
     assert len(blocks) == {"resnet18": 8, "mobilenet_v2": 10}[network.__name__]
@@ -186,12 +223,15 @@ def test_whole_networks(network: Callable[[int], ModelProto]) -> None:
         ) * len(leads)
 
 
-def test_blocks_that_go_together_alone() -> None:
-    """Of two branches that make a tensor between them, one can go."""
+def test_one_of_two_summed_branches_is_removed() -> None:
+    """Of two branches whose sum is a tensor, only one can be removed."""
     weights = "float[6,8,1,1] w1, float[8,6,1,1] w2, float[6,8,1,1] w3, float[8,6,1,1] w4"
     analysis = residual(
         weights,
-        "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2); d = Conv(h, w3); e = Relu(d); f = Conv(e, w4); z = Add(c, f)",
+        (
+            "a = Conv(h, w1); b = Relu(a); c = Conv(b, w2); d = Conv(h, w3); e = Relu(d); "
+            "f = Conv(e, w4); z = Add(c, f)"
+        ),
     )
     assert removable_branches(analysis) == {"a": ("a",)}
     assert_exact(analysis, plan_of(analysis, {"d": ()}))
@@ -209,7 +249,10 @@ REFUSED = {
     "a bottleneck's first group alone": (
         *BLOCKS["bottleneck"],
         {"a0": ()},
-        "'c' would be a constant, and node 'd' .Conv. consumes it.*all its groups are removed together",
+        (
+            "'c' would be a constant, and node 'd' .Conv. consumes it.*all its groups are "
+            "removed together"
+        ),
     ),
     "a stream": (*BLOCKS["basic"], {"h0": ()}, "'zr' would have no channel, and node 'y'"),
     "a shortcut that is wider": (
@@ -234,7 +277,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_go_whole_is_refused(name: str) -> None:
+def test_other_branches_are_refused(name: str) -> None:
     weights, nodes, kept, match = REFUSED[name]
     analysis = residual(weights, nodes)
     with pytest.raises(UsageError, match=match):

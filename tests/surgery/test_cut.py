@@ -1,4 +1,4 @@
-"""Surgery: what is refitted, what is shared, what is refused, and how the verdict is found."""
+"""Cutting: rewritten literals, shared weights, rejected plans, and verification."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from onnxprune.ir.weights import from_array
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import check, masked, relative_difference, verify
 
-CHAIN = "float[2,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[5,6,1,1] w3 | a = Conv(x, w1, b1); b = Relu(a); c = Conv(b, w2); y = Conv(c, w3)"
+CHAIN = (
+    "float[2,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[5,6,1,1] w3 | "
+    "a = Conv(x, w1, b1); b = Relu(a); c = Conv(b, w2); y = Conv(c, w3)"
+)
 
 
 def analyzed(text: str, **options: int) -> Analysis:
@@ -58,7 +61,10 @@ def test_a_plan_for_another_model_is_refused() -> None:
 
 def test_equal_biases_are_not_tied() -> None:
     """Exporters store equal zero biases once; each use is cut on its own."""
-    text = "float[2,4,6,6] x | float[8,4,1,1] w1, float[8] b, float[8,8,1,1] w2, float[8,8,1,1] w3 | a = Conv(x, w1, b); c = Conv(a, w2, b); y = Conv(c, w3, b)"
+    text = (
+        "float[2,4,6,6] x | float[8,4,1,1] w1, float[8] b, float[8,8,1,1] w2, "
+        "float[8,8,1,1] w3 | a = Conv(x, w1, b); c = Conv(a, w2, b); y = Conv(c, w3, b)"
+    )
     analysis = analyzed(text)
     assert [g.size for g in analysis.groups] == [8, 8]
     pruned, _ = assert_exact(analysis, plan_of(analysis, {"a": (0, 3), "c": (1, 2, 5)}))
@@ -70,7 +76,10 @@ def test_equal_biases_are_not_tied() -> None:
 
 
 def test_uses_that_are_cut_alike_stay_one() -> None:
-    text = "float[2,4] x | float[4,8] w, float[8] b, float[8,5] w2 | p = MatMul(x, w); q = Add(p, b); r = MatMul(x, w); s = Add(r, b); t = Add(q, s); y = MatMul(t, w2)"
+    text = (
+        "float[2,4] x | float[4,8] w, float[8] b, float[8,5] w2 | p = MatMul(x, w); "
+        "q = Add(p, b); r = MatMul(x, w); s = Add(r, b); t = Add(q, s); y = MatMul(t, w2)"
+    )
     analysis = analyzed(text)
     pruned, _ = assert_exact(analysis, plan_of(analysis, {analysis.groups[0].name: (0, 1, 5)}))
     assert set(pruned.weights) == {"w", "b", "w2"}
@@ -106,8 +115,11 @@ def test_declared_shapes_follow() -> None:
 def test_one_constant_for_two_nodes() -> None:
     """Split sizes shared by nodes that now need different ones are duplicated."""
     text = (
-        "float[2,4,6,6] x | float[8,4,1,1] w1, float[8,4,1,1] w2, int64[2] s = {4, 4}, float[5,4,1,1] w3, float[5,4,1,1] w4, float[5,4,1,1] w5, float[5,4,1,1] w6 |"
-        "a = Conv(x, w1); b = Conv(x, w2); p, q = Split<axis=1>(a, s); r, t = Split<axis=1>(b, s); c = Conv(p, w3); d = Conv(q, w4); e = Conv(r, w5); f = Conv(t, w6); g = Add(c, d); h = Add(e, f); y = Add(g, h)"
+        "float[2,4,6,6] x | float[8,4,1,1] w1, float[8,4,1,1] w2, int64[2] s = {4, 4}, "
+        "float[5,4,1,1] w3, float[5,4,1,1] w4, float[5,4,1,1] w5, float[5,4,1,1] w6 |"
+        "a = Conv(x, w1); b = Conv(x, w2); p, q = Split<axis=1>(a, s); "
+        "r, t = Split<axis=1>(b, s); c = Conv(p, w3); d = Conv(q, w4); e = Conv(r, w5); "
+        "f = Conv(t, w6); g = Add(c, d); h = Add(e, f); y = Add(g, h)"
     )
     analysis = analyzed(text)
     assert [g.size for g in analysis.groups] == [4, 4, 4, 4]
@@ -123,7 +135,8 @@ def test_one_constant_for_two_nodes() -> None:
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT])
 def test_float_types(dtype: int) -> None:
     proto = net(
-        "float[2,4] x | float[4,8] w1, float[8] b1, float[8,5] w2 | a = MatMul(x, w1); b = Add(a, b1); r = Relu(b); y = MatMul(r, w2)"
+        "float[2,4] x | float[4,8] w1, float[8] b1, float[8,5] w2 | a = MatMul(x, w1); "
+        "b = Add(a, b1); r = Relu(b); y = MatMul(r, w2)"
     )
     for tensor in proto.graph.initializer:
         tensor.CopyFrom(
@@ -141,7 +154,7 @@ def test_float_types(dtype: int) -> None:
 
 
 def test_bfloat16_is_cut() -> None:
-    """Onnxruntime's CPU provider runs little of it; the values are compared instead."""
+    """Values are compared, as onnxruntime runs few bfloat16 operators on CPU."""
     proto = net(
         "float[2,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); y = MatMul(a, w2)"
     )
@@ -159,12 +172,16 @@ def test_bfloat16_is_cut() -> None:
     np.testing.assert_array_equal(numpy_helper.to_array(again).astype(np.float32), expected)
 
 
-# ---------------------------------------------------------------- the verdict
+# Verification
 
 
 def test_masks_are_on_data_not_only_on_weights() -> None:
-    """Zeroed weights alone would leave Q K^T with its biases; the mask cuts what is summed over."""
-    text = "float[2,5,4] x | float[4,8] wq, float[8] bq, float[4,8] wk, float[8] bk, float[5,3] w | q = MatMul(x, wq); q1 = Add(q, bq); k = MatMul(x, wk); k1 = Add(k, bk); t = Transpose<perm=[0,2,1]>(k1); s = MatMul(q1, t); y = MatMul(s, w)"
+    """Masks zero what is summed over; zeroed weights would leave the biases in Q K^T."""
+    text = (
+        "float[2,5,4] x | float[4,8] wq, float[8] bq, float[4,8] wk, float[8] bk, float[5,3] w | "
+        "q = MatMul(x, wq); q1 = Add(q, bq); k = MatMul(x, wk); k1 = Add(k, bk); "
+        "t = Transpose<perm=[0,2,1]>(k1); s = MatMul(q1, t); y = MatMul(s, w)"
+    )
     analysis = analyzed(text)
     plan = plan_of(analysis, {analysis.groups[0].name: (0, 2)})
     feeds = example_feeds(analysis.model)
@@ -177,14 +194,18 @@ def test_masks_are_on_data_not_only_on_weights() -> None:
 
 @pytest.mark.parametrize("rough", [True, False])
 def test_as_exact_as_the_original_is(rough: bool) -> None:
-    """An output off by 4e-5 passes where rounding alone moves it as much: here it holds 4096 times the difference of two ways to scale."""
+    """A difference of 4e-5 passes if rounding alone is as large.
+
+    Here the output is 4096 times the difference of two ways to scale.
+    """
     lost = (
         "p = Mul(a, g); q = Add(p, o); r = Sub(n, q); s = Mul(r, k); d = Add(n, s)"
         if rough
         else "d = Mul(n, k)"
     )
     analysis = analyzed(
-        "float[2,4,6,6] x | float[8,4,3,3] w1, float[8,1,1] g, float[8,1,1] o, float[8] h, float[8] b, float[8] m, float[8] v, float k = {4096}, float[5,8,1,1] w2 |"
+        "float[2,4,6,6] x | float[8,4,3,3] w1, float[8,1,1] g, float[8,1,1] o, float[8] h, "
+        "float[8] b, float[8] m, float[8] v, float k = {4096}, float[5,8,1,1] w2 |"
         f"a = Conv(x, w1); n = BatchNormalization(a, h, b, m, v); {lost}; y = Conv(d, w2)"
     )
     weights = analysis.model.weights
@@ -207,7 +228,7 @@ def test_as_exact_as_the_original_is(rough: bool) -> None:
 
 
 def test_a_wrong_cut_is_found() -> None:
-    """Another channel than the planned one, and the verdict is no."""
+    """Verification fails if another channel than the planned one is cut."""
     analysis = analyzed(CHAIN)
     plan = plan_of(analysis, {"a": (0, 1, 2)})
     other = cut(analysis, plan_of(analysis, {"a": (0, 1, 3)}))
@@ -221,7 +242,10 @@ def test_a_wrong_cut_is_found() -> None:
 
 
 def test_an_opened_mixing_op_is_not_exact() -> None:
-    text = "float[2,6,4] x | float[4,8] w1, float[8] s, float[8] b, float[8,5] w2 | a = MatMul(x, w1); n = LayerNormalization(a, s, b); y = MatMul(n, w2)"
+    text = (
+        "float[2,6,4] x | float[4,8] w1, float[8] s, float[8] b, float[8,5] w2 | "
+        "a = MatMul(x, w1); n = LayerNormalization(a, s, b); y = MatMul(n, w2)"
+    )
     analysis = analyze(load(net(text)), allow_mixing=("LayerNormalization",))
     assert [(g.size, g.exact) for g in analysis.groups] == [(8, False)]
     plan = plan_of(analysis, {analysis.groups[0].name: (0, 1, 2, 3)})

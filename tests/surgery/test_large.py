@@ -1,4 +1,4 @@
-"""A model of over 4 GB: analyzed, cut by l2 and written with little more than its largest tensor in memory."""
+"""A model of over 4 GB is pruned with little more than its largest tensor in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-WIDTH, LAYERS = 16384, 4  # 1 GiB a layer
+WIDTH, LAYERS = 16384, 4  # 1 GiB per layer
 BLOCK = 1 << 24
 TENSOR_BYTES = 4 * WIDTH * WIDTH
 LIMIT_BYTES = 1.5 * TENSOR_BYTES + 500e6
@@ -32,12 +32,13 @@ analysis = analyze(load(sys.argv[1]))
 context = Context(analysis)
 plan = allocate("uniform", context, l2(context), Constraints({"macs": 0.5 * analysis.cost().macs}))
 save(cut(analysis, plan), sys.argv[2])
-print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "kept": {n: len(k) for n, k in plan.kept.items()}}))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"peak": peak, "kept": {n: len(k) for n, k in plan.kept.items()}}))
 """
 
 
 def write_model(path: Path) -> None:
-    """A chain of matrix products whose weights lie beside the graph, one pattern repeated with a factor a row of blocks."""
+    """Write a chain of matrix products with external weights of one repeated pattern."""
     nodes, tensors, infos = [], [], []
     pattern = np.random.default_rng(0).standard_normal(BLOCK // 4).astype(np.float32)
     with open(path.with_suffix(".data"), "wb") as data:

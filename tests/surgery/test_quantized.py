@@ -1,4 +1,4 @@
-"""Whole networks as onnxruntime's quantize_static leaves them: the cut is the masked original, bit by bit."""
+"""Networks quantized by onnxruntime: the cut equals the masked original bit by bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ MORE = [
     ("QDQ", "mixed", True),
     ("QOperator", "mixed", False),
 ]
-KEPT = 0.75  # share of each group: what is left still tells inputs apart after eighteen layers of eight bits
+# Share of each group; outputs still depend on the inputs after eighteen layers of eight bits
+KEPT = 0.75
 
 
 class _Noise(CalibrationDataReader):
@@ -87,7 +88,10 @@ def some(analysis: Analysis) -> Plan:
 
 
 def without_what_goes(analysis: Analysis, plan: Plan) -> Model:
-    """The original with its summed weights at their zero point where channels go: the same graph, so that onnxruntime fuses it alike."""
+    """Return the original with the weights of removed channels at their zero point.
+
+    The graph is the same, so that onnxruntime fuses it alike.
+    """
     model, removed = analysis.model.edit(), analysis.removed(plan.kept)
     for use in analysis.record.uses:
         weight = model.weights[use.tensor]
@@ -109,7 +113,7 @@ def without_what_goes(analysis: Analysis, plan: Plan) -> Model:
 
 
 def run_fused(model: Model, x: np.ndarray) -> np.ndarray:
-    """By integer kernels, which must not saturate on the way (they may on processors without VNNI unless told)."""
+    """Run with integer kernels that do not saturate, which they may on CPUs without VNNI."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4

@@ -1,4 +1,4 @@
-"""One initializer, two readers, of which only one is cut."""
+"""One initializer with two consumers, of which only one is cut."""
 
 from __future__ import annotations
 

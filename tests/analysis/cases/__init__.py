@@ -1,0 +1,1 @@
+"""Graphs for the rows of the rule table and the movement operators, by family."""
