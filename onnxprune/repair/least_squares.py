@@ -123,7 +123,7 @@ class _Lockstep:
         multiplications
             Computing budget of the joint refit.
         """
-        self._admit_waiting()
+        _admit_waiting(self.waiting, self.original, self.pruned)
         begin = self.pruned.mark()
         problems = self._solve_layers(block)
         targets = self._finish(block)
@@ -206,20 +206,6 @@ class _Lockstep:
                 self.original,
             )
 
-    def _admit_waiting(self) -> None:
-        """Bring as many of the waiting batches to this position as memory allows.
-
-        Not a few at a time, because each call runs both networks from their beginning.
-        """
-        present = len(self.pruned.state)
-        per_sample = self.original.bytes_from_here() + self.pruned.bytes_from_here()
-        room = int(LIVE_BYTES / max(max(self.pruned.counts) * per_sample, 1)) - present
-        if self.waiting and room >= min(present, len(self.waiting)):
-            fresh = self.waiting[:room]
-            del self.waiting[:room]
-            self.original.join(fresh)
-            self.pruned.join(fresh)
-
 
 def _split_held_out(batches: list[Batch], fixed: bool) -> tuple[list[Batch], int]:
     """Return the batches and how many of the first are held out.
@@ -244,3 +230,23 @@ def _split_held_out(batches: list[Batch], fixed: bool) -> tuple[list[Batch], int
         return [*parts, *batches[1:]], 1
     held_out = samples // counts[0]
     return batches, held_out if held_out < len(batches) else 0
+
+
+def _admit_waiting(waiting: list[Batch], original: SegmentedRun, pruned: SegmentedRun) -> None:
+    """Bring as many of the waiting batches to the runs' position as memory allows.
+
+    Not a few at a time, because each call runs both networks from their beginning.
+
+    Parameters
+    ----------
+    waiting
+        Admitted batches are removed from it.
+    """
+    present = len(pruned.state)
+    per_sample = original.bytes_from_here() + pruned.bytes_from_here()
+    room = int(LIVE_BYTES / max(max(pruned.counts) * per_sample, 1)) - present
+    if waiting and room >= min(present, len(waiting)):
+        fresh = waiting[:room]
+        del waiting[:room]
+        original.join(fresh)
+        pruned.join(fresh)

@@ -1,4 +1,4 @@
-"""Plans from scores: within the budget and not below what it asks for, on the widths that are allowed, the least important first."""
+"""Plans from scores: budgets, allowed widths, and the order of removal."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ from onnxprune.types import Plan, Scores
 
 NAMES = ("uniform", "threshold", "knapsack")
 CONVOLUTIONS = (
-    "float[1,4,8,8] x | float[16,4,3,3] w1, float[24,16,3,3] w2, float[16,24,1,1] w3, float[12,16,1,1] w4, float[5,12,1,1] w5 |"
-    "a = Conv<pads=[1,1,1,1]>(x, w1); r = Relu(a); b = Conv<pads=[1,1,1,1]>(r, w2); s = Relu(b); c = Conv(s, w3); d = Add(a, c); e = Conv<strides=[2,2]>(d, w4); y = Conv(e, w5)"
+    "float[1,4,8,8] x | float[16,4,3,3] w1, float[24,16,3,3] w2, float[16,24,1,1] w3, "
+    "float[12,16,1,1] w4, float[5,12,1,1] w5 |"
+    "a = Conv<pads=[1,1,1,1]>(x, w1); r = Relu(a); b = Conv<pads=[1,1,1,1]>(r, w2); "
+    "s = Relu(b); c = Conv(s, w3); d = Add(a, c); e = Conv<strides=[2,2]>(d, w4); "
+    "y = Conv(e, w5)"
 )
 ANALYSIS = analyze(load(net(CONVOLUTIONS)))
 HELD = analyze(
     load(
         net(
-            "float[1,64] x | float[64,64] w0, float[64,8] w1, float[8,4] w2 | y = MatMul(x, w0); a = MatMul(x, w1); z = MatMul(a, w2) | float[] y, float[] z"
+            "float[1,64] x | float[64,64] w0, float[64,8] w1, float[8,4] w2 | "
+            "y = MatMul(x, w0); a = MatMul(x, w1); z = MatMul(a, w2) | float[] y, float[] z"
         )
     )
 )
@@ -51,8 +55,8 @@ def planned(name: str, scores: Scores, **constraints: object) -> Plan:
 
 
 def absolute(shares: dict[str, float]) -> dict[str, float]:
-    whole = ANALYSIS.cost().as_dict()
-    return {c: share * whole[c] for c, share in shares.items()}
+    original = ANALYSIS.cost().as_dict()
+    return {c: share * original[c] for c, share in shares.items()}
 
 
 def kept_of(plan: Plan) -> dict[str, set[int]]:
@@ -67,13 +71,13 @@ def kept_of(plan: Plan) -> dict[str, set[int]]:
     st.sampled_from([1, 1, 4]),
     st.sampled_from([1, 3]),
 )
-def test_within_the_budget_and_no_further(
+def test_plans_meet_the_budget_and_no_step_is_unneeded(
     name: str, shares: dict[str, float], seed: int, round_to: int, floor: int
 ) -> None:
     scores, limits = scores_of(seed), absolute(shares)
     plan = planned(name, scores, budgets=limits, round_to=round_to, floor=floor)
-    found = ANALYSIS.cost(plan.kept).as_dict()
-    assert all(found[c] <= limit for c, limit in limits.items())
+    costs = ANALYSIS.cost(plan.kept).as_dict()
+    assert all(costs[c] <= limit for c, limit in limits.items())
     for group in ANALYSIS.groups:
         count = len(plan.kept.get(group.name, range(group.size)))
         assert count == group.size or count % round_to == 0
@@ -94,7 +98,7 @@ def test_within_the_budget_and_no_further(
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(NAMES), st.integers(0, 10**6))
-def test_the_least_important_go_first(name: str, seed: int) -> None:
+def test_least_important_channels_are_removed_first(name: str, seed: int) -> None:
     scores = scores_of(seed)
     for group, kept in kept_of(planned(name, scores, budgets=absolute({"macs": 0.5}))).items():
         gone = set(range(len(scores[group]))) - kept
@@ -102,25 +106,25 @@ def test_the_least_important_go_first(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_plans_keep_their_contract_and_are_the_same_twice(name: str) -> None:
+def test_plans_meet_their_contract_and_are_deterministic(name: str) -> None:
     plan = planned(name, scores_of(3), budgets=absolute({"macs": 0.6}))
     check_plan(ANALYSIS, plan)
     assert plan == planned(name, scores_of(3), budgets=absolute({"macs": 0.6}))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_goes_without_need(name: str) -> None:
+def test_a_met_budget_removes_nothing(name: str) -> None:
     assert not planned(name, scores_of(0), budgets=absolute({"macs": 1.0})).kept
     assert not planned(name, scores_of(0)).kept
 
 
-def test_uniform_takes_the_same_share_of_all() -> None:
+def test_uniform_removes_the_same_share_of_all_groups() -> None:
     plan = planned("uniform", scores_of(0), budgets=absolute({"params": 0.4}))
     shares = [1 - len(plan.kept[g.name]) / g.size for g in ANALYSIS.groups]
     assert max(shares) - min(shares) <= max(1 / g.size for g in ANALYSIS.groups) + 1e-9
 
 
-def test_threshold_is_blind_to_the_scale_of_a_group() -> None:
+def test_threshold_does_not_depend_on_the_scale_of_a_group() -> None:
     scores = scores_of(1)
     scaled = {g: 1000.0**i * s for i, (g, s) in enumerate(scores.items())}
     limits = absolute({"macs": 0.5})
@@ -130,8 +134,8 @@ def test_threshold_is_blind_to_the_scale_of_a_group() -> None:
     )
 
 
-def test_knapsack_takes_what_is_cheap_to_lose() -> None:
-    """A group of which half is worth nothing loses that half before another loses anything."""
+def test_knapsack_removes_the_least_energy() -> None:
+    """A group whose second half has scores of zero loses it before other groups lose anything."""
     scores = {g.name: np.ones(g.size) for g in ANALYSIS.groups}
     worthless = ANALYSIS.groups[1]
     scores[worthless.name] = np.where(np.arange(worthless.size) % 2, 1.0, 1e-6)
@@ -154,7 +158,7 @@ def test_ratios_are_fixed_and_the_rest_meets_the_budget() -> None:
         planned("knapsack", scores_of(2), ratios={"nothing*": 0.5})
 
 
-def test_a_group_without_scores_stays_whole() -> None:
+def test_a_group_without_scores_stays_unpruned() -> None:
     scores = scores_of(0)
     left_out = ANALYSIS.groups[1].name
     plan = planned(
@@ -165,7 +169,7 @@ def test_a_group_without_scores_stays_whole() -> None:
     assert left_out not in plan.kept
 
 
-def test_a_target_out_of_reach_says_what_is_in_reach() -> None:
+def test_unreachable_target_names_the_least_reachable_cost() -> None:
     with pytest.raises(TargetError) as caught:
         planned("knapsack", scores_of(0), budgets=absolute({"macs": 0.01}))
     assert "target macs <= 1.0% cannot be met" in caught.value.message
@@ -173,15 +177,15 @@ def test_a_target_out_of_reach_says_what_is_in_reach() -> None:
     assert planned("knapsack", scores_of(0), budgets=absolute({"macs": least + 0.001})).kept
 
 
-def test_a_target_out_of_reach_says_what_holds_the_largest_node() -> None:
-    """A MatMul between the graph's input and output cannot shrink, whatever is free elsewhere; a ratio of 0 holds nodes that could."""
+def test_unreachable_target_names_the_reason_of_the_largest_node() -> None:
+    """A MatMul from graph input to output cannot shrink; a ratio of 0 fixes nodes that could."""
     with pytest.raises(TargetError, match=r"y \(graph input, graph output, "):
         allocate("uniform", Context(HELD), scores_of(0, HELD), Constraints({"macs": 1}))
     with pytest.raises(TargetError, match="its channels are prunable, but only down to the limits"):
         planned("uniform", scores_of(0), budgets={"macs": 1}, ratios={"*": 0.0})
 
 
-def test_an_allocator_is_asked_once_for_all_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_ranked_once_for_all_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def counted(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
@@ -201,7 +205,7 @@ def test_an_allocator_is_asked_once_for_all_budgets(monkeypatch: pytest.MonkeyPa
     assert len(asked) == 3
 
 
-def test_scores_that_are_not_finite() -> None:
+def test_scores_that_are_not_finite_are_an_error() -> None:
     scores = dict(scores_of(0))
     scores[ANALYSIS.groups[0].name] = np.full(ANALYSIS.groups[0].size, np.nan)
     with pytest.raises(UsageError, match="not finite"):
@@ -225,7 +229,7 @@ def test_widths(size: int, round_to: int, floor: int, fraction: float) -> None:
 
 
 @given(st.integers(1, 80), st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(1, 8))
-def test_half_a_block_is_the_one_width_more(size: int, block: int, floor: int) -> None:
+def test_half_block_adds_one_width(size: int, block: int, floor: int) -> None:
     plain, more = (
         widths(size, Constraints({}, round_to=block, floor=floor, half_block=half))
         for half in (False, True)

@@ -1,4 +1,4 @@
-"""Branches that go whole: when an allocator takes one, what forbids it, and what a repair makes of the constant that is left."""
+"""Removal of whole branches: choice, constraints, and the constants that replace them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,18 @@ from onnxprune.testing.plans import check_plan
 from onnxprune.types import Plan, Scores
 
 _NORM = ", ".join(f"float[12] s{i}, float[12] t{i}, float[12] m{i}, float[12] v{i}" for i in (1, 2))
-# a stem, a basic block with normalization, a bottleneck, a head; w2 makes the output of the first block
+# a stem, a basic block with normalization, a bottleneck, a head; w2 produces the output of the
+# first block
 NETWORK = (
-    f"float[n,4,8,8] x | float[12,4,3,3] w0, float[12,12,3,3] w1, float[12,12,3,3] w2, float[8,12,1,1] w3, float[8,8,3,3] w4, float[12,8,1,1] w5, float[12] b5, float[5,12] w6, {_NORM} |"
-    "a = Conv<pads=[1,1,1,1]>(x, w0); h = Relu(a); b0 = Conv<pads=[1,1,1,1]>(h, w1); b1 = BatchNormalization(b0, s1, t1, m1, v1); b = Relu(b1);"
-    "c0 = Conv<pads=[1,1,1,1]>(b, w2); c = BatchNormalization(c0, s2, t2, m2, v2); d0 = Add(h, c); d = Relu(d0);"
-    "e0 = Conv(d, w3); e = Relu(e0); f0 = Conv<pads=[1,1,1,1]>(e, w4); f = Relu(f0); g = Conv(f, w5, b5); k0 = Add(g, d); k = Relu(k0);"
+    "float[n,4,8,8] x | float[12,4,3,3] w0, float[12,12,3,3] w1, float[12,12,3,3] w2, "
+    "float[8,12,1,1] w3, float[8,8,3,3] w4, float[12,8,1,1] w5, float[12] b5, "
+    f"float[5,12] w6, {_NORM} |"
+    "a = Conv<pads=[1,1,1,1]>(x, w0); h = Relu(a); b0 = Conv<pads=[1,1,1,1]>(h, w1); "
+    "b1 = BatchNormalization(b0, s1, t1, m1, v1); b = Relu(b1);"
+    "c0 = Conv<pads=[1,1,1,1]>(b, w2); c = BatchNormalization(c0, s2, t2, m2, v2); "
+    "d0 = Add(h, c); d = Relu(d0);"
+    "e0 = Conv(d, w3); e = Relu(e0); f0 = Conv<pads=[1,1,1,1]>(e, w4); f = Relu(f0); "
+    "g = Conv(f, w5, b5); k0 = Add(g, d); k = Relu(k0);"
     "p = GlobalAveragePool(k); q = Flatten(p); y = Gemm<transB=1>(q, w6)"
 )
 SAMPLES = 64
@@ -44,7 +50,7 @@ FIRST, SECOND = ("b0",), ("e0", "f0")  # groups of the two blocks
 
 
 def model_of(quiet: str = "") -> ModelProto:
-    """quiet: a weight that is a thousandth of what it was, so that its branch is nearly constant."""
+    """Return the network with the weight `quiet` divided by 1000: a nearly constant branch."""
     model = net(NETWORK)
     for i, tensor in enumerate(model.graph.initializer):
         if tensor.name == quiet:
@@ -71,11 +77,11 @@ def planned(name: str, quiet: str, share: float, **constraints: Any) -> Plan:
     )
 
 
-def gone(plan: Plan) -> set[str]:
+def removed_groups(plan: Plan) -> set[str]:
     return {name for name, kept in plan.kept.items() if not kept}
 
 
-def test_what_can_go() -> None:
+def test_removable_branches() -> None:
     assert {frozenset(b) for b in removable_branches(scored()[0].analysis).values()} == {
         frozenset(FIRST),
         frozenset(SECOND),
@@ -84,26 +90,24 @@ def test_what_can_go() -> None:
 
 @pytest.mark.parametrize("name", ["divergence", "layer-error"])
 @pytest.mark.parametrize("quiet, block", [("w2", FIRST), ("w5", SECOND)])
-def test_a_branch_that_is_nearly_constant_goes(
-    name: str, quiet: str, block: tuple[str, ...]
-) -> None:
+def test_a_nearly_constant_branch_is_removed(name: str, quiet: str, block: tuple[str, ...]) -> None:
     context, _ = scored(quiet)
     left = context.analysis.cost(dict.fromkeys(block, ())).macs / context.analysis.cost().macs
     plan = planned(name, quiet, left)
-    assert gone(plan) == set(block) == set(plan.kept), "the block alone meets the budget"
+    assert removed_groups(plan) == set(block) == set(plan.kept), "the block alone meets the budget"
     check_plan(context.analysis, plan)
 
 
 @pytest.mark.parametrize("name", ["divergence", "layer-error"])
-def test_what_forbids_it(name: str) -> None:
+def test_constraints_that_forbid_removal(name: str) -> None:
     for limits in (
         {"blocks": False},
         {"floor": 2},
         {"ratios": {"b0": 0.5}},
         {"ratios": {"b0": 0.0}},
     ):
-        assert "b0" not in gone(planned(name, "w2", 0.7, **limits)), limits
-    assert "b0" in gone(planned(name, "w2", 0.7, max_fraction=0.5, round_to=12))
+        assert "b0" not in removed_groups(planned(name, "w2", 0.7, **limits)), limits
+    assert "b0" in removed_groups(planned(name, "w2", 0.7, max_fraction=0.5, round_to=12))
 
 
 @settings(max_examples=30, deadline=None)
@@ -113,8 +117,10 @@ def test_what_forbids_it(name: str) -> None:
     st.sampled_from(["macs", "params", "bytes"]),
     st.sampled_from([1, 4]),
 )
-def test_within_the_budget(name: str, share: float, cost: str, round_to: int) -> None:
-    """Whatever goes whole, the plan is met and can be cut."""
+def test_plans_meet_the_budget_and_can_be_cut(
+    name: str, share: float, cost: str, round_to: int
+) -> None:
+    """Whatever branches are removed."""
     context, scores = scored()
     analysis = context.analysis
     budget = share * analysis.cost().as_dict()[cost]
@@ -127,8 +133,8 @@ def test_within_the_budget(name: str, share: float, cost: str, round_to: int) ->
 
 def _error(context: Context, model: Any) -> float:
     data = context.required_data("test")
-    whole, cut_ = Session(context.analysis.model), Session(model)
-    pairs = [(whole.run(b)["y"], cut_.run(b)["y"]) for b in data.batches(8)]
+    original, pruned = Session(context.analysis.model), Session(model)
+    pairs = [(original.run(b)["y"], pruned.run(b)["y"]) for b in data.batches(8)]
     return float(
         sum(np.square(a - b).sum() for a, b in pairs) / sum(np.square(a).sum() for a, _ in pairs)
     )
@@ -136,7 +142,7 @@ def _error(context: Context, model: Any) -> float:
 
 @pytest.mark.parametrize("repair", ["bias", "batchnorm", "least-squares"])
 @pytest.mark.parametrize("block", [FIRST, SECOND])
-def test_the_constant_is_the_mean(repair: str, block: tuple[str, ...]) -> None:
+def test_the_constant_is_the_mean_of_the_branch(repair: str, block: tuple[str, ...]) -> None:
     context, _ = scored()
     analysis = context.analysis
     plan = plan_of(
@@ -159,7 +165,7 @@ def test_the_constant_is_the_mean(repair: str, block: tuple[str, ...]) -> None:
     assert _error(context, repaired) < _error(context, bare)
 
 
-def test_from_end_to_end(tmp_path: Path) -> None:
+def test_end_to_end(tmp_path: Path) -> None:
     """With the trade-off curve and a control; plan and report are written and read."""
     source = tmp_path / "model.onnx"
     source.write_bytes(to_bytes(load(model_of("w2"))))
@@ -176,7 +182,7 @@ def test_from_end_to_end(tmp_path: Path) -> None:
         engine="none",
         round_to=1,
     )
-    assert result.report.verification["ok"] and "b0" in gone(result.plan)
+    assert result.report.verification["ok"] and "b0" in removed_groups(result.plan)
     assert Plan.from_json(result.plan.to_json()) == result.plan
     assert {g.name: g.after for g in result.report.groups}["b0"] == 0
     assert analyze(load(tmp_path / "out.onnx")).cost().macs == result.report.after["macs"]
@@ -187,8 +193,8 @@ def test_from_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_resnet20(zoo: Path, tmp_path: Path) -> None:
-    """From end to end on a trained network, at less than its widths alone reach."""
+def test_resnet20_end_to_end(zoo: Path, tmp_path: Path) -> None:
+    """On a trained network, with a target that widths alone do not reach."""
     images = (
         np.load(zoo / "data" / "cifar10_field_1000.npz")["images"][:192].astype(np.float32) / 255
     )
@@ -208,7 +214,7 @@ def test_resnet20(zoo: Path, tmp_path: Path) -> None:
         repair="bias",
         engine="none",
     )
-    assert result.report.verification["ok"] and gone(result.plan)
+    assert result.report.verification["ok"] and removed_groups(result.plan)
     assert result.report.after["macs"] <= 0.2 * result.report.before["macs"]
     assert len(result.model.proto.graph.node) < len(
         analyze(load(zoo / "cifar10_resnet20.onnx")).model.proto.graph.node

@@ -1,4 +1,4 @@
-"""Dead channels go without a trace."""
+"""Dead channels: detection, and cuts that leave the output unchanged."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from onnxprune.surgery.verify import verify
 SILENT, UNREAD = [1, 2, 5], [0, 3]
 
 
-def zeroed(analysis: Analysis, group: str, role: str, channels: list[int], model: Model) -> None:
-    """Set the weights that make or read some channels of a group to zero."""
+def zero_weights(
+    analysis: Analysis, group: str, role: str, channels: list[int], model: Model
+) -> None:
+    """Set the weights that produce or consume some channels of a group to zero."""
     for member in analysis.members(group):
         if member.site.role == role:
             values = np.array(model.weights[member.site.tensor].array())
@@ -41,54 +43,56 @@ def test_a_trained_network_has_no_dead_channels() -> None:
     assert dead_channels(context(load(files().model))) == {}
 
 
-def test_dead_channels_are_found_and_their_cut_equals_the_original() -> None:
-    whole = context(load(files().model)).analysis
-    made, read = whole.groups[3].name, whole.groups[5].name
-    model = whole.model.edit()
-    zeroed(whole, made, "produces", SILENT, model)
-    zeroed(whole, read, "consumes", UNREAD, model)
-    here = context(model)
-    dead = dead_channels(here)
-    assert {n: v.tolist() for n, v in dead.items()} == {made: SILENT, read: UNREAD}
-    plan = allocate("uniform", here, l2(here), Constraints(dead=dead))
-    found = verify(here.analysis, plan, cut(here.analysis, plan))
-    assert found.difference <= 1e-6 and found.masked_difference <= 1e-6
-    assert len(plan.kept[made]) == whole.group(made).size - len(SILENT)
+def test_cut_of_dead_channels_equals_the_original() -> None:
+    analysis = context(load(files().model)).analysis
+    producer, read = analysis.groups[3].name, analysis.groups[5].name
+    model = analysis.model.edit()
+    zero_weights(analysis, producer, "produces", SILENT, model)
+    zero_weights(analysis, read, "consumes", UNREAD, model)
+    modified = context(model)
+    dead = dead_channels(modified)
+    assert {n: v.tolist() for n, v in dead.items()} == {producer: SILENT, read: UNREAD}
+    plan = allocate("uniform", modified, l2(modified), Constraints(dead=dead))
+    verification = verify(modified.analysis, plan, cut(modified.analysis, plan))
+    assert verification.difference <= 1e-6 and verification.masked_difference <= 1e-6
+    assert len(plan.kept[producer]) == analysis.group(producer).size - len(SILENT)
 
 
-def test_a_channel_that_only_a_dead_one_reads_is_dead() -> None:
-    whole = context(load(files().model)).analysis
+def test_a_channel_with_only_dead_consumers_is_dead() -> None:
+    analysis = context(load(files().model)).analysis
     reads = {
         m.site.node: g.name
-        for g in whole.groups
-        for m in whole.members(g.name)
+        for g in analysis.groups
+        for m in analysis.members(g.name)
         if m.site.role == "consumes"
     }
-    made = [
+    producer = [
         (g.name, m.site.node)
-        for g in whole.groups
-        for m in whole.members(g.name)
+        for g in analysis.groups
+        for m in analysis.members(g.name)
         if m.site.role == "produces" and m.site.node in reads
     ]
     below, (above, node) = next(
         (reads[n], (g, n))
-        for g, n in made
-        if reads[n] != g and sum(m.site.role == "consumes" for m in whole.members(reads[n])) == 1
+        for g, n in producer
+        if reads[n] != g and sum(m.site.role == "consumes" for m in analysis.members(reads[n])) == 1
     )
-    model = whole.model.edit()
+    model = analysis.model.edit()
     reader = next(
-        m for m in whole.members(below) if m.site.role == "consumes" and m.site.node == node
+        m for m in analysis.members(below) if m.site.role == "consumes" and m.site.node == node
     )
     values = np.array(model.weights[reader.site.tensor].array())
     column = reader.positions[reader.channels == 0]
     others = np.ones(values.shape[0], bool)
     others[
-        next(m for m in whole.members(above) if m.site.tensor == reader.site.tensor).positions[:1]
+        next(m for m in analysis.members(above) if m.site.tensor == reader.site.tensor).positions[
+            :1
+        ]
     ] = False
     values[np.ix_(others, column)] = 0
     model.weights[reader.site.tensor] = from_array(values)  # type: ignore[index]
     assert dead_channels(context(model)) == {}
-    zeroed(whole, above, "consumes", [0], model)
+    zero_weights(analysis, above, "consumes", [0], model)
     assert {n: v.tolist() for n, v in dead_channels(context(model)).items()} == {
         below: [0],
         above: [0],

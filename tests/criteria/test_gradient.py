@@ -1,4 +1,4 @@
-"""Taylor and Fisher: the order of sums, coupled copies, batches, blocked groups."""
+"""Taylor and Fisher: order of sums, coupled copies, batches, blocked groups."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ SAMPLES = 7
 
 
 def net(activation: str = "Tanh", ending: str = "", opset: int = 17) -> Analysis:
-    """Stem -> residual block (conv a, conv b, add) -> pool -> fc; the stream is read by conv a and by fc. Smooth for finite differences."""
+    """Return stem -> residual block (conv a, conv b, add) -> pool -> fc.
+
+    Conv a and fc consume the stream. Smooth, for finite differences.
+    """
     r = np.random.default_rng(1)
     shapes = {"ws": (6, 3, 3, 3), "wa": (5, 6, 3, 3), "wb": (6, 5, 3, 3), "wf": (4, 6), "bf": (4,)}
     weights = [
@@ -81,7 +84,10 @@ def data(tmp_path: Path) -> Data:
 def loss_of(
     analysis: Analysis, x: np.ndarray, group: str, channel: int, factor: float, labels: np.ndarray
 ) -> np.ndarray:
-    """(samples,) cross-entropy when every copy of a channel that a consumer reads is multiplied by a factor: the weights of the consumers are."""
+    """Return the (samples,) cross-entropy with every copy of a channel multiplied by a factor.
+
+    The factor is applied to the weights of the channel's consumers.
+    """
     model = analysis.model.edit()
     for member in analysis.members(group):
         if member.site.role == "consumes":
@@ -95,7 +101,7 @@ def loss_of(
 
 
 def test_rows_are_derivatives_by_a_mask_on_all_copies(data: Data) -> None:
-    """By central differences on weights: the stream's channels have two copies, and both move together."""
+    """By central differences on weights: both copies of a stream channel are scaled together."""
     analysis = net()
     (feeds,) = data.batches(SAMPLES)
     labels = np.array([0, 1, 2, 3, 0, 1, 2])
@@ -104,20 +110,20 @@ def test_rows_are_derivatives_by_a_mask_on_all_copies(data: Data) -> None:
         set(rows) == {g.name for g in analysis.groups}
         and max(len(analysis.members(g.name)) for g in analysis.groups) > 3
     )
-    for name, found in rows.items():
-        for channel in range(found.shape[1]):
+    for name, gradients in rows.items():
+        for channel in range(gradients.shape[1]):
             ends = [
                 loss_of(analysis, feeds["x"], name, channel, 1 + sign * STEP, labels)
                 for sign in (1, -1)
             ]
             np.testing.assert_allclose(
-                found[:, channel],
+                gradients[:, channel],
                 (ends[0] - ends[1]) / (2 * STEP),
-                atol=DIFFERENCE * np.abs(found).max(),
+                atol=DIFFERENCE * np.abs(gradients).max(),
             )
 
 
-def test_square_after_copies_and_before_samples(data: Data) -> None:
+def test_squares_after_summing_copies_and_before_summing_samples(data: Data) -> None:
     analysis = net()
     rows = mask_gradients(analysis, data, seed=3, batch_size=4).rows
     context = Context(analysis, data, seed=3, batch_size=4)
@@ -132,7 +138,7 @@ def test_contract(data: Data, criterion: object) -> None:
     check_criterion(criterion, Context(net(), data, batch_size=4))  # type: ignore[arg-type]
 
 
-def test_the_batch_size_does_not_matter(data: Data) -> None:
+def test_scores_do_not_depend_on_the_batch_size(data: Data) -> None:
     analysis = net()
     labels = np.arange(SAMPLES) % 4
     parts = [
@@ -146,7 +152,7 @@ def test_the_batch_size_does_not_matter(data: Data) -> None:
 
 
 def test_a_model_that_mixes_samples_is_run_one_at_a_time(data: Data) -> None:
-    """X minus its mean over the batch: rows of a batch would hold other samples' gradients."""
+    """X minus its batch mean: gradients of a batch would mix samples."""
     analysis = net()
     model = analysis.model.edit()
     mean = helper.make_node("ReduceMean", ["s0"], ["m"], name="mean", axes=[0])
@@ -180,7 +186,7 @@ def test_default_losses() -> None:
 
 
 def of_two_heads(factor: float) -> Analysis:
-    """With the stream, and `factor` times the sum behind it, as outputs that have no classes."""
+    """Return the network with outputs without classes: the stream, and `factor` times the sum."""
     model = net().model.edit()
     graph = model.proto.graph
     graph.node.append(
@@ -197,8 +203,8 @@ def of_two_heads(factor: float) -> Analysis:
     return analyze(model)
 
 
-def test_heads_without_classes_count_in_units_of_their_spread(data: Data) -> None:
-    """A head of a thousand times the values gives the same scores; classes are not weighed, nor is a head that is alone."""
+def test_heads_without_classes_are_scaled_by_their_standard_deviation(data: Data) -> None:
+    """Scaling a head by 1000 changes no score; heads with classes or alone stay unscaled."""
     scores = []
     for factor in (1.0, 1000.0):
         context = Context(of_two_heads(factor), data, batch_size=SAMPLES)
@@ -211,15 +217,15 @@ def test_heads_without_classes_count_in_units_of_their_spread(data: Data) -> Non
             )
         assert of_classes == Loss(DRAWN, "y") and s.kind == u.kind == VECTOR
         scores.append(fisher(context))
-    for name, found in scores[0].items():
-        np.testing.assert_allclose(scores[1][name], found, rtol=10 * SINGLE)
+    for name, values in scores[0].items():
+        np.testing.assert_allclose(scores[1][name], values, rtol=10 * SINGLE)
     once, twice = (fisher(context, [Loss(VECTOR, "s", scale=scale)]) for scale in (1.0, 2.0))
     assert all(np.allclose(twice[name], 4 * once[name], rtol=SINGLE) for name in once)
     assert head_losses(Context(net(), data)) == (Loss(DRAWN, "y"),)
 
 
-def test_by_head(data: Data) -> None:
-    """Each head has its own scores: one that does not read a group gives it zero."""
+def test_each_head_has_its_own_scores(data: Data) -> None:
+    """A head that does not depend on a group scores it zero."""
     analysis = net()
     model = analysis.model.edit()
     model.proto.graph.output.append(helper.make_tensor_value_info("s", 1, ["N", 6, 6, 6]))
@@ -230,7 +236,7 @@ def test_by_head(data: Data) -> None:
     assert heads["y"][inner].all() and not heads["s"][inner].any()
 
 
-def test_labeled_needs_a_label_a_sample(data: Data) -> None:
+def test_labeled_needs_one_label_per_sample(data: Data) -> None:
     context = Context(net(), data, batch_size=4)
     assert set(labeled(context, np.arange(SAMPLES) % 4)) == {
         g.name for g in context.analysis.groups
@@ -242,7 +248,7 @@ def test_labeled_needs_a_label_a_sample(data: Data) -> None:
 
 
 def test_ablation_of_a_linear_head_is_the_mask_gradient(data: Data) -> None:
-    """F is linear in the last layer's inputs and the loss v'f is linear in f: first order is exact."""
+    """Loss v'f and f are linear in the last layer's inputs: the first order is exact."""
     analysis = net()
     model = analysis.model.edit()
     nodes = {n.name: n for n in model.proto.graph.node}
@@ -254,23 +260,23 @@ def test_ablation_of_a_linear_head_is_the_mask_gradient(data: Data) -> None:
     np.testing.assert_allclose(exact, rows, atol=SINGLE * np.abs(rows).max())
 
 
-def test_a_group_before_an_unknown_op_is_scored_by_removal(data: Data) -> None:
-    """Hardmax has no gradient: the groups before it get exact differences of the loss, the others their gradient."""
+def test_a_group_before_a_blocked_op_is_scored_by_ablation(data: Data) -> None:
+    """Hardmax has no gradient: groups upstream get exact differences, the others their gradient."""
     analysis = net("Hardmax")
-    found = mask_gradients(analysis, data, batch_size=SAMPLES)
-    assert [(b.op, b.node) for b in found.blocked] == [("Hardmax", "act_a")]
+    gradients = mask_gradients(analysis, data, batch_size=SAMPLES)
+    assert [(b.op, b.node) for b in gradients.blocked] == [("Hardmax", "act_a")]
     context = Context(analysis, data, batch_size=SAMPLES)
     scores = fisher(context)
     ablated = ablate(
-        analysis, data, default_losses(analysis.model), found.incomplete, batch_size=SAMPLES
+        analysis, data, default_losses(analysis.model), gradients.incomplete, batch_size=SAMPLES
     )
-    assert set(scores) == set(found.rows) | set(ablated) and ablated
+    assert set(scores) == set(gradients.rows) | set(ablated) and ablated
     for name, rows in ablated.items():
         np.testing.assert_allclose(scores[name], (rows**2).sum(0))
 
 
-def test_copies_are_the_oracle_s(data: Data) -> None:
-    """A place for each operand that the masked oracle multiplies and that can be cut."""
+def test_copies_match_the_masked_oracle(data: Data) -> None:
+    """One place for each operand that the masked oracle multiplies and that can be pruned."""
     analysis = net()
     places, lost = copies(analysis)
     assert {(p.node, p.tensor) for p in places} == {("conv_a", "s"), ("conv_b", "a"), ("fc", "f")}

@@ -1,4 +1,4 @@
-"""Magnitude, activation and control criteria against their formulas in numpy on the weights and on recorded activations."""
+"""Magnitude, activation and control criteria against their formulas in numpy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
 
 RESIDUAL = (
-    "float[n,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[8,6,1,1] w3, float[5,8,1,1] w4 |"
-    "a = Conv<pads=[1,1,1,1]>(x, w1, b1); r = Relu(a); b = Conv(r, w2); s = Relu(b); c = Conv(s, w3); d = Add(a, c); e = Relu(d); y = Conv(e, w4)"
+    "float[n,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, "
+    "float[8,6,1,1] w3, float[5,8,1,1] w4 |"
+    "a = Conv<pads=[1,1,1,1]>(x, w1, b1); r = Relu(a); b = Conv(r, w2); s = Relu(b); "
+    "c = Conv(s, w3); d = Add(a, c); e = Relu(d); y = Conv(e, w4)"
 )
 NORMALIZED = (
-    "float[n,4,6,6] x | float[8,4,3,3] w1, float[8] g, float[8] o, float[8] m, float[8] v, float[6,8,1,1] w2, float[5,6,1,1] w3 |"
-    "a = Conv(x, w1); n = BatchNormalization(a, g, o, m, v); r = Relu(n); b = Conv(r, w2); y = Conv(b, w3)"
+    "float[n,4,6,6] x | float[8,4,3,3] w1, float[8] g, float[8] o, float[8] m, float[8] v, "
+    "float[6,8,1,1] w2, float[5,6,1,1] w3 |"
+    "a = Conv(x, w1); n = BatchNormalization(a, g, o, m, v); r = Relu(n); b = Conv(r, w2); "
+    "y = Conv(b, w3)"
 )
 ON_WEIGHTS = ["l1", "l2", "largest_l1", "largest_l2", "random"]
 ON_DATA = ["activation_mean", "activation_variance", "apoz", "activation*weight"]
@@ -46,7 +50,7 @@ def test_contract(name: str) -> None:
 
 
 def test_norms_of_filters() -> None:
-    """Of the channels of a residual stream: both layers that make them."""
+    """A residual stream sums over both layers that produce it."""
     c = context()
     w = weights(c)
     l1, l2 = CRITERIA.get("l1")(c), CRITERIA.get("l2")(c)
@@ -59,11 +63,12 @@ def test_norms_of_filters() -> None:
 
 
 @pytest.mark.parametrize("trans", [0, 1])
-def test_norms_do_not_hang_on_the_layout(trans: int) -> None:
-    """Gemm with its weight transposed or not, MatMul, and a convolution of one position give the same."""
+def test_norms_do_not_depend_on_the_layout(trans: int) -> None:
+    """Gemm with a transposed weight or not, MatMul, and a 1x1 convolution give the same."""
     w = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
     proto = net(
-        f"float[2,4] x | float[{'8,4' if trans else '4,8'}] w1, float[8,5] w2 | a = Gemm<transB={trans}>(x, w1); y = MatMul(a, w2)"
+        f"float[2,4] x | float[{'8,4' if trans else '4,8'}] w1, float[8,5] w2 | "
+        f"a = Gemm<transB={trans}>(x, w1); y = MatMul(a, w2)"
     )
     next(t for t in proto.graph.initializer if t.name == "w1").raw_data = (
         w if trans else w.T
@@ -74,17 +79,22 @@ def test_norms_do_not_hang_on_the_layout(trans: int) -> None:
     )
 
 
-def test_a_channel_of_several_positions_counts_all() -> None:
-    """Behind a flatten each channel of the convolution is read at 16 positions; what makes it is still one filter."""
+def test_a_channel_before_a_flatten_is_one_filter() -> None:
+    """It occupies 16 positions of the consumer, but one filter produces it."""
     c = context(
-        "float[2,4,6,6] x | float[8,4,3,3] w1, float[128,6] w2, float[6,5] w3 | a = Conv(x, w1); f = Flatten(a); g = Gemm(f, w2); y = Gemm(g, w3)"
+        "float[2,4,6,6] x | float[8,4,3,3] w1, float[128,6] w2, float[6,5] w3 | "
+        "a = Conv(x, w1); f = Flatten(a); g = Gemm(f, w2); y = Gemm(g, w3)"
     )
     np.testing.assert_allclose(CRITERIA.get("l1")(c)["a"], np.abs(weights(c)["w1"]).sum((1, 2, 3)))
 
 
-def test_quantized_weights_in_real_units() -> None:
-    """int8 values with a scale a filter: the norm is that of the values they stand for."""
-    text = "float[2,4,6,6] x | int8[8,4,3,3] k, float[8] v, int8[8] z = {1,2,3,4,0,0,0,0}, float[5,8,1,1] w2 | w = DequantizeLinear<axis=0>(k, v, z); a = Conv(x, w); y = Conv(a, w2)"
+def test_quantized_weights_are_dequantized() -> None:
+    """int8 with a scale per filter: the norm is that of the real values."""
+    text = (
+        "float[2,4,6,6] x | int8[8,4,3,3] k, float[8] v, int8[8] z = {1,2,3,4,0,0,0,0}, "
+        "float[5,8,1,1] w2 | w = DequantizeLinear<axis=0>(k, v, z); a = Conv(x, w); "
+        "y = Conv(a, w2)"
+    )
     c = context(text)
     w = weights(c)
     real = (w["k"] - w["z"].reshape(8, 1, 1, 1)) * w["v"].reshape(8, 1, 1, 1)
@@ -95,9 +105,9 @@ def test_quantized_weights_in_real_units() -> None:
 def test_batchnorm_scale_is_absolute() -> None:
     c = context(NORMALIZED)
     w = weights(c)
-    found = CRITERIA.get("bn_scale")(c)
-    assert list(found) == ["a"]
-    np.testing.assert_allclose(found["a"], np.abs(w["g"]))
+    scores = CRITERIA.get("bn_scale")(c)
+    assert list(scores) == ["a"]
+    np.testing.assert_allclose(scores["a"], np.abs(w["g"]))
     np.testing.assert_allclose(
         CRITERIA.get("bn_scale*l1")(c)["a"], np.abs(w["g"]) * np.abs(w["w1"]).sum((1, 2, 3))
     )
@@ -105,8 +115,8 @@ def test_batchnorm_scale_is_absolute() -> None:
         CRITERIA.get("bn_scale")(context())
 
 
-def recorded(c: Context) -> dict[str, np.ndarray]:
-    """What the layers read, all samples, channel first: (channels, everything else)."""
+def record_inputs(c: Context) -> dict[str, np.ndarray]:
+    """Return the inputs of the layers over all samples, (channels, everything else)."""
     session = Session(c.analysis.model, ["r", "s", "e"])
     runs = [session.run(feeds) for feeds in c.data.batches(4)]  # type: ignore[union-attr]
     return {
@@ -118,10 +128,10 @@ def recorded(c: Context) -> dict[str, np.ndarray]:
     }
 
 
-def test_activation_criteria() -> None:
-    """Mean over the places where a channel is read: twice for the residual stream, once for the branch."""
+def test_activation_criteria_average_over_consumers() -> None:
+    """Two consumers of the residual stream, one of the branch."""
     c = context(samples=10, batch_size=4)
-    x, w = recorded(c), weights(c)
+    x, w = record_inputs(c), weights(c)
     norms = {
         "r": (w["w2"] ** 2).sum((0, 2, 3)),
         "s": (w["w3"] ** 2).sum((0, 2, 3)),
@@ -135,21 +145,23 @@ def test_activation_criteria() -> None:
     }
     for name, formula in formulas.items():
         finish = np.sqrt if name == "activation*weight" else lambda v: v
-        found = CRITERIA.get(name)(c)
-        np.testing.assert_allclose(found["a"], finish((formula("r") + formula("e")) / 2), rtol=1e-4)
-        np.testing.assert_allclose(found["b"], finish(formula("s")), rtol=1e-4)
+        scores = CRITERIA.get(name)(c)
+        np.testing.assert_allclose(
+            scores["a"], finish((formula("r") + formula("e")) / 2), rtol=1e-4
+        )
+        np.testing.assert_allclose(scores["b"], finish(formula("s")), rtol=1e-4)
 
 
-def test_batches_do_not_change_the_scores() -> None:
-    """Ten samples in batches of 3 (the last of one) or all at once."""
+def test_scores_do_not_depend_on_batches() -> None:
+    """Ten samples in batches of 3 (the last of one), or at once."""
     for name in ON_DATA:
-        small, whole = (CRITERIA.get(name)(context(samples=10, batch_size=b)) for b in (3, 10))
+        small, at_once = (CRITERIA.get(name)(context(samples=10, batch_size=b)) for b in (3, 10))
         for group, scores in small.items():
-            np.testing.assert_allclose(scores, whole[group], rtol=1e-5)
+            np.testing.assert_allclose(scores, at_once[group], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ON_DATA)
-def test_without_data(name: str) -> None:
+def test_criteria_on_activations_need_data(name: str) -> None:
     with pytest.raises(DataError, match="needs calibration data"):
         CRITERIA.get(name)(context())
 
@@ -169,15 +181,17 @@ def test_an_unknown_criterion_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", ON_DATA)
-def test_what_bodies_alone_read_has_no_score(name: str) -> None:
-    """Data show the main graph only; a group without a score stays."""
+def test_a_group_consumed_only_in_bodies_has_no_score(name: str) -> None:
+    """Activations inside nested graphs are not measured; the group stays unpruned."""
     bodies = ", ".join(
         f"{side}_branch = {side} () => (float[2,5,6,6] {side}_y) {{ {side}_y = Conv(a, {side}_w) }}"
         for side in ("then", "else")
     )
     c = context(
-        "float[2,4,6,6] x | float[8,4,1,1] w1, float z = {0}, float[5,8,1,1] then_w, float[5,8,1,1] else_w |"
-        f"a = Conv(x, w1); s = ReduceSum<keepdims=0>(x); p = Greater(s, z); y = If(p) <{bodies}> | float[2,5,6,6] y",
+        "float[2,4,6,6] x | float[8,4,1,1] w1, float z = {0}, float[5,8,1,1] then_w, "
+        "float[5,8,1,1] else_w |"
+        "a = Conv(x, w1); s = ReduceSum<keepdims=0>(x); p = Greater(s, z); "
+        f"y = If(p) <{bodies}> | float[2,5,6,6] y",
         samples=4,
     )
     assert [g.name for g in c.analysis.groups] == ["a"]

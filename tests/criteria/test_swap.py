@@ -1,4 +1,4 @@
-"""Swaps against the error counted anew, and against all sets there are."""
+"""Swaps against recomputed errors and exhaustive search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE, REMOVED = 8, 4
 def consumer(
     rng: np.random.Generator, taps: int, outputs: int = 5, absolute: bool = True
 ) -> Consumer:
-    """Columns of SIZE channels that follow a few causes, in an order of their own."""
+    """Return a consumer of SIZE channels with correlated columns in random order."""
     k = SIZE * taps + 2  # two columns are another group's
     x = rng.standard_normal((k, 4)) @ rng.standard_normal((4, 500)) + 0.4 * rng.standard_normal(
         (k, 500)
@@ -38,7 +38,7 @@ def consumer(
 
 
 def error(consumers: list[Consumer], removed: np.ndarray) -> float:
-    """By the closed form."""
+    """Return the error after a refit, by the closed form."""
     total = 0.0
     for r in consumers:
         s, g = r.index[np.asarray(removed)].ravel(), inverse(r.moments)
@@ -47,23 +47,23 @@ def error(consumers: list[Consumer], removed: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("taps", [(1,), (3,), (4, 1)])
-def test_what_a_pair_changes_is_what_it_costs(taps: tuple[int, ...]) -> None:
+def test_change_of_a_pair_is_the_difference_of_errors(taps: tuple[int, ...]) -> None:
     rng = np.random.default_rng(len(taps))
     consumers = [consumer(rng, t, absolute=False) for t in taps]
     removed, kept = np.array([1, 4, 6]), np.array([0, 2, 3, 5, 7])
-    found = [module._evaluate_swaps(r, inverse(r.moments), removed, kept) for r in consumers]
-    change = sum(r.scale * d for r, (_, d) in zip(consumers, found, strict=False))
+    evaluated = [module._evaluate_swaps(r, inverse(r.moments), removed, kept) for r in consumers]
+    change = sum(r.scale * d for r, (_, d) in zip(consumers, evaluated, strict=False))
     before = error(consumers, removed)
-    assert sum(r.scale * e for r, (e, _) in zip(consumers, found, strict=False)) == pytest.approx(
-        before, rel=1e-9
-    )
+    assert sum(
+        r.scale * e for r, (e, _) in zip(consumers, evaluated, strict=False)
+    ) == pytest.approx(before, rel=1e-9)
     for j in range(len(removed)):
         for c in range(len(kept)):
             after = error(consumers, np.append(np.delete(removed, j), kept[c]))
             assert before + change[j, c] == pytest.approx(after, rel=1e-7)
 
 
-def test_no_swap_makes_it_worse_and_most_reach_the_best_set() -> None:
+def test_swaps_reduce_the_error_and_mostly_reach_the_best_set() -> None:
     reached, first = 0, 0
     for seed in range(40):
         consumers = [consumer(np.random.default_rng(seed), 2)]
@@ -80,14 +80,14 @@ def test_no_swap_makes_it_worse_and_most_reach_the_best_set() -> None:
     assert reached >= 36 and reached > first, (reached, first)
 
 
-def test_nothing_to_swap() -> None:
+def test_no_swap_without_removed_or_kept_channels() -> None:
     consumers = [consumer(np.random.default_rng(0), 1)]
     assert swap(consumers, SIZE, np.array([], int), 5)[0].size == 0
     assert swap(consumers, SIZE, np.arange(SIZE), 5)[0].tolist() == list(range(SIZE))
     assert len(swap(consumers, SIZE, np.arange(4), 0)[1]) == 1
 
 
-def test_a_plan_with_swaps_has_the_same_widths_and_a_smaller_error() -> None:
+def test_swaps_keep_widths_and_reduce_the_error() -> None:
     files = demo.files()
     plain, other = (make_plan(files.model, recipe) for recipe in recipes(0, 50))
     assert {g: len(k) for g, k in plain.kept.items()} == {g: len(k) for g, k in other.kept.items()}
@@ -108,14 +108,14 @@ def test_a_plan_with_swaps_has_the_same_widths_and_a_smaller_error() -> None:
 
 
 def recipes(*swaps: int) -> list[Recipe]:
-    """Of the demo network, with so many swaps."""
+    """Return recipes of the demo network with these numbers of swaps."""
     return [
         Recipe(target="macs=40%", data=str(demo.files().calibration), samples=64, swaps=n)
         for n in swaps
     ]
 
 
-def test_swaps_need_the_error_that_they_lower() -> None:
+def test_swaps_need_criterion_reconstruction() -> None:
     with pytest.raises(UsageError, match="reconstruction"):
         make_plan(
             demo.files().model,

@@ -1,7 +1,8 @@
-"""Ridge regression of a linear node by its definition, as the reference of repairs.
+"""Ridge regression of a linear node by its definition, the reference of repairs.
 
-The matrix of a node comes from onnxruntime itself: the node is run once for every entry of a filter with a weight that is one
-there and zero elsewhere, so that no code of the product says how strides, dilations, groups or transposition lie.
+The matrix of a node comes from onnxruntime: the node is run once per entry of a filter with a
+weight that is one there and zero elsewhere. It does not depend on the product's code for strides,
+dilations, groups or transposition.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Repaired:
-    """A model cut at random to a share of every group, and repaired. before: the cut model; feeds: of the data, in one batch."""
+    """A model cut at random to a share of every group, and repaired.
+
+    before: the cut model; data: samples of the repair.
+    """
 
     analysis: Analysis
     plan: Plan
@@ -48,7 +52,7 @@ class Repaired:
         passes: int = 0,
         held_out: int = 0,
     ) -> Repaired:
-        """From a text or a model.
+        """Cut and repair a model or a graph text.
 
         passes: solutions after the linear one that respect a saturating activation; held_out:
         samples that validate joint refits, 0 for no joint refits.
@@ -81,16 +85,16 @@ class Repaired:
 
     @property
     def original(self) -> Model:
-        """The original."""
+        """Return the original model."""
         return self.analysis.model
 
     def values(self, model: Model, *names: str) -> tuple[np.ndarray, ...]:
-        """Tensors of one of the models over all samples."""
+        """Return tensors of one of the models over all samples."""
         runs = [Session(model, names, optimize=False).run(b) for b in self.data.batches(BATCH)]
         return tuple(np.concatenate([r[n] for r in runs]).astype(np.float64) for n in names)
 
     def kept_of(self, tensor: str, axis: int) -> np.ndarray:
-        """Positions of an activation's axis that are left."""
+        """Return the kept positions of an activation's axis."""
         ids = self.analysis.record.array(self.analysis.record.tensors[tensor].axes[axis])
         length = (self.analysis.shapes.shape(tensor) or ())[axis]
         return (
@@ -100,7 +104,7 @@ class Repaired:
         )
 
     def error(self, model: Model) -> float:
-        """Squared error of the outputs, summed."""
+        """Return the summed squared error of the outputs."""
         names = [o.name for o in self.original.proto.graph.output]
         return sum(
             float(np.square(a - b).sum())
@@ -111,7 +115,7 @@ class Repaired:
 
     @property
     def noise(self) -> float:
-        """Squared rounding of the outputs in single precision."""
+        """Return the squared rounding error of the outputs in single precision."""
         return 1e-12 * sum(
             float(np.square(v).sum())
             for v in self.values(self.original, *(o.name for o in self.original.proto.graph.output))
@@ -119,12 +123,12 @@ class Repaired:
 
 
 def node_of(model: Model, out: str) -> NodeProto:
-    """The node that makes a tensor."""
+    """Return the node that produces a tensor."""
     return next(n for n in model.proto.graph.node if out in n.output)
 
 
 def filters(node: NodeProto, weight: np.ndarray, groups: int) -> np.ndarray:
-    """(outputs, entries of one filter) of a weight."""
+    """Return a weight as (outputs, entries of one filter)."""
     if node.op_type == "Conv":
         return weight.reshape(len(weight), -1)
     if node.op_type == "ConvTranspose":
@@ -141,7 +145,7 @@ def filters(node: NodeProto, weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def design(node: NodeProto, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """(outputs, positions, entries): what each entry of a filter is multiplied by at each output position."""
+    """Return (outputs, positions, entries): the factor of each filter entry at each position."""
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     entries = filters(node, weight, groups).shape[1]
     plain = NodeProto()
@@ -168,7 +172,7 @@ def design(node: NodeProto, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def by_channel(y: np.ndarray, node: NodeProto) -> np.ndarray:
-    """(outputs, positions) of a node's output."""
+    """Return a node's output as (outputs, positions)."""
     axis = 1 if node.op_type.startswith("Conv") else y.ndim - 1
     return np.moveaxis(y, axis, 0).reshape(y.shape[axis], -1)
 
@@ -176,7 +180,10 @@ def by_channel(y: np.ndarray, node: NodeProto) -> np.ndarray:
 def ridge(
     x: np.ndarray, y: np.ndarray, start: np.ndarray, share: float, centered: bool
 ) -> np.ndarray:
-    """(outputs, entries): argmin |y - x w - c|^2 + share * mean diagonal * |w - start|^2, with a free constant c where centered."""
+    """Return argmin |y - x w - c|^2 + share * mean diagonal * |w - start|^2 per output.
+
+    The constant c is free if `centered`, else 0.
+    """
     solved = []
     for xo, yo, wo in zip(x, y, start, strict=False):
         if centered:
@@ -188,5 +195,5 @@ def ridge(
 
 
 def initializer(model: Model, name: str) -> np.ndarray:
-    """Values in double precision."""
+    """Return values in double precision."""
     return model.weights[name].array().astype(np.float64)

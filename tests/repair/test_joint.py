@@ -1,4 +1,4 @@
-"""Joint refits: where a network is divided, slopes against differences of the error, and what becomes of the error on other inputs."""
+"""Joint refits: partition into blocks, gradients, and the error on held-out inputs."""
 
 from __future__ import annotations
 
@@ -18,73 +18,91 @@ from onnxprune.repair.fits import prepare_fits
 from onnxprune.run.adapter import input_types
 from onnxprune.statistics.segmented_run import SegmentedRun
 
-STEM = "float[n,3,8,8] x | float[8,3,3,3] w0, float[8] b0, float[12,8,3,3] w1, float[12] b1, float[8,12,3,3] w2, float[8] b2, "
-BLOCK = "a = Conv<pads=[1,1,1,1]>(x, w0, b0); r = Relu(a); h = Conv<pads=[1,1,1,1]>(r, w1, b1); k = Relu(h); c = Conv<pads=[1,1,1,1]>(k, w2, b2); d = Add(c, r); s = Relu(d); "
+STEM = (
+    "float[n,3,8,8] x | float[8,3,3,3] w0, float[8] b0, float[12,8,3,3] w1, float[12] b1, "
+    "float[8,12,3,3] w2, float[8] b2, "
+)
+BLOCK = (
+    "a = Conv<pads=[1,1,1,1]>(x, w0, b0); r = Relu(a); h = Conv<pads=[1,1,1,1]>(r, w1, b1); "
+    "k = Relu(h); c = Conv<pads=[1,1,1,1]>(k, w2, b2); d = Add(c, r); s = Relu(d); "
+)
 TAIL = "float[8,8,1,1] w3, float[8] b3, float[8,8,3,3] w4"
 RESIDUAL = f"{STEM}{TAIL} | {BLOCK}e = Conv(s, w3, b3); f = Relu(e); y = Conv(f, w4)"
-STRIDED = f"{STEM}float[16,4,3,3] w3, float[16,6,2,2] w4, float[6] b4 | {BLOCK}e = Conv<strides=[2,2],pads=[1,1,1,1],group=2>(s, w3); f = LeakyRelu(e); y = ConvTranspose<strides=[2,2]>(f, w4, b4)"
-NORMALIZED = (
-    f"{STEM}float[8,8,1,1] w3, float[8] g, float[8] o, float[8] m, float[8] v, float[6,8,1,1] w4, float[6] b4 | "
-    f"{BLOCK}e = Conv(s, w3); q = BatchNormalization(e, g, o, m, v); f = Relu(q); y = Conv(f, w4, b4)"
+STRIDED = (
+    f"{STEM}float[16,4,3,3] w3, float[16,6,2,2] w4, float[6] b4 | "
+    f"{BLOCK}e = Conv<strides=[2,2],pads=[1,1,1,1],group=2>(s, w3); f = LeakyRelu(e); "
+    "y = ConvTranspose<strides=[2,2]>(f, w4, b4)"
 )
-PRODUCTS = "float[n,6,10] x | float[10,12] w0, float[12] b0, float[12,10] w1, float[10,12] w2, float[12] b2, float[12,7] w3 | \
-p = MatMul(x, w0); a = Add(p, b0); r = Relu(a); q = MatMul(r, w1); t = Sigmoid(q); u = MatMul(t, w2); z = Add(u, b2); f = Relu(z); y = MatMul(f, w3)"
+NORMALIZED = (
+    f"{STEM}float[8,8,1,1] w3, float[8] g, float[8] o, float[8] m, float[8] v, "
+    "float[6,8,1,1] w4, float[6] b4 | "
+    f"{BLOCK}e = Conv(s, w3); q = BatchNormalization(e, g, o, m, v); f = Relu(q); "
+    "y = Conv(f, w4, b4)"
+)
+PRODUCTS = (
+    "float[n,6,10] x | float[10,12] w0, float[12] b0, float[12,10] w1, float[10,12] w2, "
+    "float[12] b2, float[12,7] w3 | "
+    "p = MatMul(x, w0); a = Add(p, b0); r = Relu(a); q = MatMul(r, w1); t = Sigmoid(q); "
+    "u = MatMul(t, w2); z = Add(u, b2); f = Relu(z); y = MatMul(f, w3)"
+)
 
 
-def divided(text: str) -> list[Any]:
-    """Parts of an uncut graph."""
+def partitioned(text: str) -> list[Any]:
+    """Return the blocks of an unpruned graph."""
     analysis = analyze(load(net(text)))
     model, fits = prepare_fits(analysis, analysis.model, analysis.removed({}))
     data = synthetic(input_types(analysis.model), samples=2, seed=0)
     return partition(SegmentedRun(model, list(data.batches(2))), fits)
 
 
-def outs(part: Any) -> list[str]:
-    """Outputs of a part's linear nodes."""
-    return [f.linear.out for f in part.fits]
+def outs(block: Any) -> list[str]:
+    """Return the outputs of a block's linear nodes."""
+    return [f.linear.out for f in block.fits]
 
 
-def test_a_residual_block_is_one_part() -> None:
-    first, second = divided(RESIDUAL)
+def test_a_residual_block_is_one_block() -> None:
+    first, second = partitioned(RESIDUAL)
     assert (outs(first), first.entries, first.exits) == (["a", "h", "c"], ("x",), ("s",))
     assert (outs(second), second.entries, second.exits) == (["e", "y"], ("s",), ("y",))
 
 
-def test_a_chain_is_divided_in_pairs_and_depthwise_nodes_do_not_count() -> None:
+def test_a_chain_is_divided_into_pairs_not_counting_depthwise_nodes() -> None:
     weights = (
         "float[8,3,1,1] a, float[8,1,3,3] b, float[6,8,1,1] c, float[5,6,1,1] d, float[4,5,1,1] e"
     )
-    found = divided(
-        f"float[n,3,8,8] x | {weights} | p = Conv(x, a); q = Conv<group=8>(p, b); r = Conv(q, c); s = Conv(r, d); y = Conv(s, e)"
+    blocks = partitioned(
+        f"float[n,3,8,8] x | {weights} | p = Conv(x, a); q = Conv<group=8>(p, b); "
+        "r = Conv(q, c); s = Conv(r, d); y = Conv(s, e)"
     )
-    assert [outs(p) for p in found] == [["p", "q", "r"], ["s", "y"]]
+    assert [outs(b) for b in blocks] == [["p", "q", "r"], ["s", "y"]]
 
 
-def test_a_pooled_activation_is_no_exit_where_a_wider_one_is_as_good() -> None:
-    """Of equally few activations the largest says most of the part before it."""
-    found = divided(
-        "float[n,3,8,8] x | float[8,3,3,3] a, float[6,8,3,3] b, float[9,6] c | p = Conv(x, a); q = Conv(p, b); r = Relu(q); s = GlobalAveragePool(r); t = Flatten(s); y = Gemm<transB=1>(t, c)"
+def test_the_largest_of_equally_few_activations_is_the_exit() -> None:
+    blocks = partitioned(
+        "float[n,3,8,8] x | float[8,3,3,3] a, float[6,8,3,3] b, float[9,6] c | "
+        "p = Conv(x, a); q = Conv(p, b); r = Relu(q); s = GlobalAveragePool(r); "
+        "t = Flatten(s); y = Gemm<transB=1>(t, c)"
     )
-    assert found[0].exits == ("r",)
+    assert blocks[0].exits == ("r",)
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """All joint problems of a repair, none of them solved, at the weights that they would start from."""
+def joint_refits(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the joint refits of a repair, not run, at their starting weights."""
 
     def collect(text: str) -> list[joint.JointRefit]:
-        problems: list[joint.JointRefit] = []
+        refits: list[joint.JointRefit] = []
 
-        def keep(problem: joint.JointRefit, most: int) -> bool:
-            problem.model = problem.model.edit()  # the repair's own is used up at its end
-            problems.append(problem)
+        def keep(refit: joint.JointRefit, most: int) -> bool:
+            refit.model = refit.model.edit()  # the repair's own is used up at its end
+            refits.append(refit)
             return False
 
         with monkeypatch.context() as patch:
             patch.setattr(joint.JointRefit, "run", keep)
             patch.setattr(joint, "POSITIONS_PER_INPUT", 10**6)
             Repaired.of(text, samples=64, held_out=8)
-        return problems
+        return refits
 
     return collect
 
@@ -94,31 +112,33 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Any:
     [RESIDUAL, STRIDED, NORMALIZED, PRODUCTS],
     ids=["residual", "strided", "normalized", "products"],
 )
-def test_slopes_are_differences_of_the_error(
-    text: str, found: Any, monkeypatch: pytest.MonkeyPatch
+def test_gradients_are_differences_of_the_error(
+    text: str, joint_refits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Along random ways in the coordinates, by central differences, away from the start, where nothing is small by chance; without bends."""
+    """By central differences along random directions, away from the start; without kinks."""
     monkeypatch.setattr(joint, "POSITIONS_PER_INPUT", 10**6)
-    problems, rng = (
-        found(text.replace("LeakyRelu(", "Sigmoid(").replace("Relu(", "Sigmoid(")),
+    refits, rng = (
+        joint_refits(text.replace("LeakyRelu(", "Sigmoid(").replace("Relu(", "Sigmoid(")),
         np.random.default_rng(0),
     )
-    assert len(problems) == 2
-    for problem in problems:
-        pieces = range(problem.samples.fitted)
-        problem.scale_outputs(pieces)
-        start = np.concatenate([b.coordinates() for b in problem.layers])
+    assert len(refits) == 2
+    for refit in refits:
+        chunks = range(refit.samples.fitted)
+        refit.scale_outputs(chunks)
+        start = np.concatenate([b.coordinates() for b in refit.layers])
         start += 0.1 * np.abs(start).mean() * rng.standard_normal(start.shape)
-        slope = problem.gradient(start, pieces, rng)
+        gradient = refit.gradient(start, chunks, rng)
         for _ in range(4):
-            way = rng.standard_normal(start.shape)
-            step = 2e-3 * np.linalg.norm(start) / np.linalg.norm(way)
+            direction = rng.standard_normal(start.shape)
+            step = 2e-3 * np.linalg.norm(start) / np.linalg.norm(direction)
             difference = (
-                problem.error(start + step * way, pieces)
-                - problem.error(start - step * way, pieces)
+                refit.error(start + step * direction, chunks)
+                - refit.error(start - step * direction, chunks)
             ) / (2 * step)
             assert difference == pytest.approx(
-                slope @ way, rel=2e-2, abs=2e-3 * float(np.linalg.norm(slope) * np.linalg.norm(way))
+                gradient @ direction,
+                rel=2e-2,
+                abs=2e-3 * float(np.linalg.norm(gradient) * np.linalg.norm(direction)),
             )
 
 
@@ -127,20 +147,19 @@ def test_slopes_are_differences_of_the_error(
     [RESIDUAL, STRIDED, NORMALIZED, PRODUCTS],
     ids=["residual", "strided", "normalized", "products"],
 )
-def test_coordinates_are_the_weights(text: str, found: Any) -> None:
-    """At the start they give the weights that are there."""
-    for problem in found(text):
-        problem.scale_outputs(range(1))
-        start = np.concatenate([b.coordinates() for b in problem.layers])
-        for name, values in problem.parameters(start).items():
-            there = problem.model.weights[name].array()
+def test_starting_coordinates_give_the_present_weights(text: str, joint_refits: Any) -> None:
+    for refit in joint_refits(text):
+        refit.scale_outputs(range(1))
+        start = np.concatenate([b.coordinates() for b in refit.layers])
+        for name, values in refit.parameters(start).items():
+            present = refit.model.weights[name].array()
             np.testing.assert_allclose(
-                values, there, atol=2e-5 * max(float(np.abs(there).max()), 1e-3)
+                values, present, atol=2e-5 * max(float(np.abs(present).max()), 1e-3)
             )
 
 
-def test_the_error_on_other_inputs_falls() -> None:
-    """Against the same repair without joint refits, which has the same samples."""
+def test_the_error_on_other_inputs_decreases() -> None:
+    """Against the same repair without joint refits, on the same samples."""
     plain, refined = (Repaired.of(RESIDUAL, samples=256, held_out=held) for held in (0, 32))
     other = synthetic(input_types(plain.original), samples=64, seed=99)
 
@@ -151,8 +170,8 @@ def test_the_error_on_other_inputs_falls() -> None:
     assert error(refined) < 0.95 * error(plain)
 
 
-def test_worse_on_what_judges_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps in the wrong direction leave the weights as they were."""
+def test_a_result_worse_on_held_out_samples_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps uphill leave the weights as they were."""
     with monkeypatch.context() as patch:
         patch.setattr(joint, "refit_block", lambda *arguments: False)
         patch.setattr(least_squares, "refit_block", lambda *arguments: False)
@@ -171,7 +190,7 @@ def test_worse_on_what_judges_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> N
     ids=["fixed batch", "any batch"],
 )
 def test_few_samples_are_all_fitted(text: str) -> None:
-    """Nothing can judge: the repair is that of node after node."""
+    """Without held-out samples present is no joint refit."""
     analysis = analyze(load(net(text)))
     data = synthetic(input_types(analysis.model), samples=4, seed=1)
     batches, held = least_squares._split_held_out(
@@ -180,7 +199,7 @@ def test_few_samples_are_all_fitted(text: str) -> None:
     assert held == 0 and len(batches) == 2
 
 
-def test_held_samples_are_an_eighth() -> None:
+def test_an_eighth_of_the_samples_is_held_out() -> None:
     batches, held = least_squares._split_held_out(
         [{"x": np.arange(32), "one": np.ones(())}, {"x": np.arange(32, 64), "one": np.ones(())}],
         False,

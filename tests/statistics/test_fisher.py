@@ -1,4 +1,4 @@
-"""Second moments of output gradients against torch autograd, and what they say of a change of outputs."""
+"""Output Fisher information against torch autograd and against measured divergence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from onnxprune.ir.runtime import Session
 from onnxprune.statistics.fisher import Fisher, output_fisher
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N, 3, 6, 6] x) => (float[N, 5] y) <float[8, 3, 3, 3] a, float[6, 8, 1, 1] b, float[6, 5] c, float[6] s> {
+net (float[N, 3, 6, 6] x) => (float[N, 5] y)
+<float[8, 3, 3, 3] a, float[6, 8, 1, 1] b, float[6, 5] c, float[6] s> {
     ha = Conv<pads = [1, 1, 1, 1]>(x, a)
     ra = Relu(ha)
     hb = Conv<strides = [2, 2]>(ra, b)
@@ -53,7 +54,7 @@ def test_products_equal_autograd() -> None:
     gradient = gradient_model(model, places, [Loss(LABELS, "y")], {"x": (4, 3, 6, 6)}, 4)
     labels = np.array([0, 4, 2, 1])
     extra = feeds_of(gradient.feeds, np.random.default_rng(2), labels)
-    found = Session(gradient.model).run({**feeds, **extra})
+    outputs = Session(gradient.model).run({**feeds, **extra})
     module = to_module(model)
     values = module({"x": torch.from_numpy(feeds["x"])}, outputs=["ha", "hb", "y"])
     total = torch.nn.functional.cross_entropy(
@@ -63,13 +64,13 @@ def test_products_equal_autograd() -> None:
     for place in places:
         flat = grads[place.tensor].movedim(place.axis, 0).flatten(1).double()
         np.testing.assert_allclose(
-            found[gradient.outputs[place]], (flat @ flat.T).numpy(), rtol=1e-4, atol=1e-5
+            outputs[gradient.outputs[place]], (flat @ flat.T).numpy(), rtol=1e-4, atol=1e-5
         )
         assert gradient.sizes[place] == flat.numel()
 
 
 def test_half_the_trace_is_the_divergence_of_a_small_change() -> None:
-    """A small random change of the last node's outputs costs what Fisher information says, within the noise of drawn labels."""
+    """For a small random change of the last node's outputs, within the noise of drawn labels."""
     analysis = analyze(network())
     data = synthetic({"x": (("N", 3, 6, 6), "tensor(float)")}, samples=128, seed=0)
     fisher = output_fisher(analysis, data, [("y", 1)], seed=0)
@@ -83,18 +84,18 @@ def test_half_the_trace_is_the_divergence_of_a_small_change() -> None:
         p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
         expected += float((p * np.log(p / q)).sum())
         count += len(y)
-    told = 0.5 * fisher["y"].positions * change @ fisher["y"].products @ change
+    predicted = 0.5 * fisher["y"].positions * change @ fisher["y"].products @ change
     assert fisher["y"].positions == 1
-    assert told == pytest.approx(expected / count, rel=0.25)
+    assert predicted == pytest.approx(expected / count, rel=0.25)
 
 
-def test_without_a_gradient_there_is_none() -> None:
+def test_none_without_a_gradient() -> None:
     analysis = analyze(network("Hardmax"))
     data = synthetic({"x": (("N", 3, 6, 6), "tensor(float)")}, samples=8, seed=0)
     assert output_fisher(analysis, data, [("ha", 1)]) is None
 
 
-def test_the_same_seed_gives_the_same() -> None:
+def test_deterministic_by_seed() -> None:
     analysis = analyze(network())
     data = synthetic({"x": (("N", 3, 6, 6), "tensor(float)")}, samples=16, seed=0)
     first, second = (

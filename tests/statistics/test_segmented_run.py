@@ -1,4 +1,4 @@
-"""Batches that join later stand where those that went along stand; how many may is a matter of bytes."""
+"""Segmented runs: joining batches later, changing weights, and memory estimates."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def batches() -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("place", range(6))
-def test_those_that_join_stand_where_the_others_do(
+def test_joined_batches_have_the_same_activations(
     model: Model, batches: list[dict[str, np.ndarray]], place: int
 ) -> None:
     along, joined = SegmentedRun(model, batches), SegmentedRun(model, batches[:2])
@@ -61,7 +61,7 @@ def test_those_that_join_stand_where_the_others_do(
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_those_that_join_meet_the_weights_of_now(
+def test_joined_batches_run_with_the_present_weights(
     model: Model, batches: list[dict[str, np.ndarray]]
 ) -> None:
     changed = model.edit()
@@ -72,7 +72,7 @@ def test_those_that_join_meet_the_weights_of_now(
     assert all(not state["r"].any() for state in run.state)
 
 
-def test_bytes_are_those_of_the_largest_place_ahead(
+def test_bytes_are_the_peak_from_here_on(
     model: Model, batches: list[dict[str, np.ndarray]]
 ) -> None:
     run = SegmentedRun(model, batches[:1])
@@ -83,13 +83,13 @@ def test_bytes_are_those_of_the_largest_place_ahead(
         assert run.bytes_from_here() == FLOAT_BYTES * most[place]
 
 
-def test_samples_wait_until_there_is_room(
+def test_batches_wait_until_memory_allows(
     model: Model, batches: list[dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, cut = (SegmentedRun(model, batches[:1]) for _ in range(2))
-    a_batch = 2 * (whole.bytes_from_here() + cut.bytes_from_here())
+    original, pruned = (SegmentedRun(model, batches[:1]) for _ in range(2))
+    a_batch = 2 * (original.bytes_from_here() + pruned.bytes_from_here())
     for limit, expected in ((1, 1), (3 * a_batch, 3), (4 * a_batch, 3), (5 * a_batch, 5)):
         monkeypatch.setattr(least_squares, "LIVE_BYTES", limit)
-        waiting = batches[len(cut.state) :]
-        least_squares._let_in(waiting, whole, cut)
-        assert len(whole.state) == len(cut.state) == expected == len(batches) - len(waiting)
+        waiting = batches[len(pruned.state) :]
+        least_squares._admit_waiting(waiting, original, pruned)
+        assert len(original.state) == len(pruned.state) == expected == len(batches) - len(waiting)
