@@ -1,4 +1,4 @@
-"""Atomic file writes, and hashes of files."""
+"""Atomic file writes, JSON lines that survive a kill, and hashes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +60,42 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, keys in the given order."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def append_json_line(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a file of JSON lines and sync it."""
+    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    with open(path, "a+b") as file:
+        # a row must not be appended to a line that a kill has cut short
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file of JSON lines, without lines that a kill has cut short.
+
+    None if the file does not exist.
+    """
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path, encoding="utf-8", errors="replace") as file,
+    ):
+        for line in file:
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield row
+
+
+def hash_key(*parts: Any) -> str:
+    """Return the hash of plain JSON values; the order of keys does not matter."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256(path: str | Path) -> str:

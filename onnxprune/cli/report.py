@@ -54,16 +54,15 @@ def _add_sensitivities(report: Report, run_dir: str, file: str) -> Report:
     UsageError
         The sweep is of another model.
     """
-    from onnxprune.files import write_json
+    from onnxprune.files import json_lines, write_json
     from onnxprune.report.collect import measured_rows
-    from onnxprune.search.journal import rows
 
     if not os.path.isfile(file):
         raise DataError(
             "sensitivities-missing",
             f"no sensitivities at {file}; measure them: onnxprune sensitivity MODEL -o {file}",
         )
-    measured = measured_rows(rows(Path(file)))
+    measured = measured_rows(json_lines(file))
     foreign = sorted(measured.keys() - {group.name for group in report.groups})
     if foreign:
         raise UsageError(

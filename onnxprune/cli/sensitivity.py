@@ -204,8 +204,8 @@ def list_options(command: F) -> F:
 @shared
 def select(records: str, as_json: bool, **how: Any) -> None:
     """Choose groups and rates from the sensitivities in FILE, by saving times quality^exponent."""
+    from onnxprune.files import json_lines
     from onnxprune.report.terminal import columns
-    from onnxprune.search.journal import rows
     from onnxprune.search.selection import Selection
     from onnxprune.search.selection import select as run
 
@@ -214,7 +214,7 @@ def select(records: str, as_json: bool, **how: Any) -> None:
             "sensitivities-missing",
             f"no sensitivities at {records}; write them: onnxprune sensitivity MODEL -o {records}",
         )
-    measured = [r for r in rows(Path(records)) if "group" in r and "quality" in r]
+    measured = [r for r in json_lines(records) if "group" in r and "quality" in r]
     if len({str(r.get("key", "")).partition(":")[0] for r in measured}) > 1:
         raise UsageError(
             "sensitivities-mixed",

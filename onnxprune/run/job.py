@@ -12,7 +12,7 @@ from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.explain import explain
 from onnxprune.errors import plural
-from onnxprune.files import sha256, write_bytes, write_json
+from onnxprune.files import hash_key, sha256, write_bytes, write_json
 from onnxprune.ir.io import Model, digest, save
 from onnxprune.report import html
 from onnxprune.report.collect import (
@@ -44,7 +44,6 @@ from onnxprune.run.planning import PlanInputs, decide, measure_models, target_ro
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import to_toml
 from onnxprune.run.results import Comparison, Decision, Result, StageResults, Timing
-from onnxprune.run.rundir import hash_key
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
 from onnxprune.run.tolerance import bisect_tolerance

@@ -9,8 +9,6 @@ writes nor a file that was changed by hand can mix two runs.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import socket
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onnxprune.errors import OutputError
-from onnxprune.files import sha256
+from onnxprune.files import append_json_line, json_lines, sha256
 
 if sys.platform == "win32":
     import msvcrt
@@ -30,12 +28,6 @@ else:
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
-
-
-def hash_key(*parts: Any) -> str:
-    """Return the hash of plain JSON values; the order of keys does not matter."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -70,13 +62,9 @@ class RunDir:
     def entries(self) -> list[JournalEntry]:
         """Return the journal, without lines that a kill has cut short."""
         entries = []
-        with (
-            contextlib.suppress(FileNotFoundError),
-            open(self.file(JOURNAL), encoding="utf-8") as file,
-        ):
-            for line in file:
-                with contextlib.suppress(ValueError, TypeError):
-                    entries.append(JournalEntry(**json.loads(line)))
+        for row in json_lines(self.file(JOURNAL)):
+            with contextlib.suppress(TypeError):  # other keys, of another version
+                entries.append(JournalEntry(**row))
         return [e for e in entries if isinstance(e.files, dict) and isinstance(e.facts, dict)]
 
     def done(self, stage: str, stage_key: str) -> JournalEntry | None:
@@ -99,14 +87,7 @@ class RunDir:
         """Append a finished stage, whose files are in place, to the journal."""
         hashes = {name: sha256(self.file(name)) for name in files}
         entry = JournalEntry(stage, stage_key, hashes, dict(facts or {}), round(seconds, 4))
-        line = json.dumps(vars(entry), ensure_ascii=False) + "\n"
-        with open(self.file(JOURNAL), "a+b") as file:
-            # this entry must not be appended to a line that a kill has cut short
-            if file.tell() and not _ends_line(file):
-                line = "\n" + line
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_line(self.file(JOURNAL), vars(entry))
         return entry
 
     def _is_unchanged(self, name: str, digest: str) -> bool:
@@ -182,9 +163,3 @@ def _remove_partial_files(path: Path) -> None:
     for file in path.glob(".*.*"):
         with contextlib.suppress(OSError):
             file.unlink()
-
-
-def _ends_line(file: IO[bytes]) -> bool:
-    """Return whether the last byte of a file ends a line."""
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"

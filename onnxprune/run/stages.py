@@ -13,10 +13,10 @@ import numpy as np
 
 from onnxprune.data.dataset import Data
 from onnxprune.events import Event, Listener
-from onnxprune.files import replacing, write_json
+from onnxprune.files import hash_key, replacing, write_json
 from onnxprune.ir.io import Model, load, save
 from onnxprune.report.data import Stage
-from onnxprune.run.rundir import RunDir, hash_key
+from onnxprune.run.rundir import RunDir
 from onnxprune.types import Plan, Scores
 
 T = TypeVar("T")

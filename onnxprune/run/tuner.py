@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from onnxprune.criteria.base import Context
 from onnxprune.events import Event
+from onnxprune.files import hash_key
 from onnxprune.ir.io import Model, digest
 from onnxprune.run.recipe import Recipe
-from onnxprune.run.rundir import hash_key
 from onnxprune.run.stages import Stages
 from onnxprune.tune.settings import TuneSettings
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
+from onnxprune.files import hash_key
 from onnxprune.ir.io import Model
 from onnxprune.metrics.base import plain
 from onnxprune.repair import REPAIRS
@@ -21,7 +22,6 @@ from onnxprune.report.data import Figures, MetricFigure
 from onnxprune.run.evaluation import compare_outputs, measure_metrics
 from onnxprune.run.planning import decide
 from onnxprune.run.recipe import Recipe
-from onnxprune.run.rundir import hash_key
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import Stages, json_artifact
 from onnxprune.surgery.cut import cut

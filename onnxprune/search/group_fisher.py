@@ -32,9 +32,9 @@ from onnxprune.data.dataset import Data
 from onnxprune.engines.cost.channel_costs import NORMALIZATIONS, channel_costs
 from onnxprune.engines.cost.layers import LatencyCache
 from onnxprune.errors import UsageError, unknown
+from onnxprune.files import hash_key
 from onnxprune.search.base import Kept, Search, part, settings
 from onnxprune.search.compose import Origin, Reduced, reduce_model
-from onnxprune.search.journal import key
 from onnxprune.search.refitted import Refitted
 from onnxprune.statistics.moments import refittable
 from onnxprune.types import Plan, Scores
@@ -195,7 +195,7 @@ class _Scorer:
             scores = self.measure(reduced, number)
             return {"scores": {n: np.asarray(v, np.float64).tolist() for n, v in scores.items()}}
 
-        rows = self.search.journal.recall(key("scores", number, kept), measure)["scores"]
+        rows = self.search.journal.recall(hash_key("scores", number, kept), measure)["scores"]
         scores = {n: np.asarray(v) for n, v in rows.items()}
         return reduced, self.average(reduced, scores) if self.chosen.average else scores
 
@@ -254,7 +254,7 @@ def _channel_costs(
         )
         return {"ms": {n: float(v[0]) for n, v in costs.items()}}
 
-    ms = search.journal.recall(key("latency", number, reduced.kept), measure)["ms"]
+    ms = search.journal.recall(hash_key("latency", number, reduced.kept), measure)["ms"]
     return {g.name: np.full(g.size, ms[g.name]) for g in reduced.analysis.groups}
 
 

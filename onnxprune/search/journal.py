@@ -7,13 +7,12 @@ same result.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from onnxprune.files import append_json_line, json_lines
 
 
 class Journal:
@@ -39,7 +38,7 @@ class Journal:
         self.measured = 0
         self._known: dict[str, Mapping[str, Any]] = {}
         if self.path:
-            self._known = {row.pop("key"): row for row in rows(self.path) if "key" in row}
+            self._known = {row.pop("key"): row for row in json_lines(self.path) if "key" in row}
 
     def below(self, prefix: str) -> Journal:
         """Return a journal on the same file whose keys have a longer prefix."""
@@ -60,46 +59,8 @@ class Journal:
     def write(self, key: str, values: Mapping[str, Any]) -> None:
         """Append a finished measurement."""
         self.measured += 1
-        line = json.dumps({"key": self.prefix + key, **values}, ensure_ascii=False)
-        # parsed again, so that this run sees the types that a resumed run reads
-        row = json.loads(line)
-        row.pop("key")
-        self._known[self.prefix + key] = row
+        name = self.prefix + key
+        # as parsed from JSON, so that this run sees the types that a resumed run reads
+        self._known[name] = json.loads(json.dumps(values))
         if self.path is not None:
-            append_line(self.path, line)
-
-
-def key(*parts: Any) -> str:
-    """Return the SHA-256 hex digest of plain JSON values."""
-    return hashlib.sha256(
-        json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()
-    ).hexdigest()
-
-
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of the complete lines of a file; none if the file does not exist."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open(path, encoding="utf-8", errors="replace") as file,
-    ):
-        for line in file:
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    yield row
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a file and sync it; an incomplete last line is ended first."""
-    with open(path, "a+b") as file:
-        # otherwise the line would continue the one that a kill cut short, and both be lost
-        start = b"\n" if file.tell() and not _ends_with_newline(file) else b""
-        file.write(start + line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _ends_with_newline(file: IO[bytes]) -> bool:
-    """Return True if the last byte of a non-empty file is a newline."""
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+            append_json_line(self.path, {"key": name, **values})

@@ -28,6 +28,7 @@ import numpy as np
 
 from onnxprune.criteria.memo import Memo
 from onnxprune.errors import UsageError, plural
+from onnxprune.files import hash_key
 from onnxprune.ir.io import Model
 from onnxprune.repair import REPAIRS
 from onnxprune.search.base import (
@@ -39,7 +40,7 @@ from onnxprune.search.base import (
     widen_groups,
 )
 from onnxprune.search.compose import Reduced, reduce_model, unreduced
-from onnxprune.search.journal import Journal, key
+from onnxprune.search.journal import Journal
 from onnxprune.search.refitted import Refitted
 from onnxprune.search.selection import (
     LAYERS,
@@ -227,7 +228,7 @@ def _exponent_factor(chosen: LayerSelectionSettings, network: _TrialNetwork) -> 
 def _round_journal(network: _TrialNetwork, number: int) -> Journal:
     """Return the journal of a round; its keys depend on the network and what it keeps so far."""
     digest = network.analysis.digest[:16]
-    return network.search.journal.below(f"round {number} {digest} {key(network.left)[:16]}:")
+    return network.search.journal.below(f"round {number} {digest} {hash_key(network.left)[:16]}:")
 
 
 def _run_round(

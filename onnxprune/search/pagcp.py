@@ -28,6 +28,7 @@ import numpy as np
 
 from onnxprune.allocators.base import widths
 from onnxprune.errors import UsageError, plural
+from onnxprune.files import hash_key
 from onnxprune.ir.runtime import Session
 from onnxprune.search.base import (
     Kept,
@@ -37,7 +38,6 @@ from onnxprune.search.base import (
     settings,
     widen_groups,
 )
-from onnxprune.search.journal import key
 from onnxprune.search.refitted import Refitted
 from onnxprune.search.suffix import Suffix
 from onnxprune.search.tasks import HeadLosses, Losses, OwnLosses, summed
@@ -425,7 +425,7 @@ class _Gate:
         def measure() -> Mapping[str, Values | None]:
             return {"losses": self.suffix(kept, group, trial, bounds)}
 
-        name = key(
+        name = hash_key(
             self.settings.refit,
             {n: k for n, k in kept.items() if n != group},
             group,

@@ -19,6 +19,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.data.dataset import Data
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import UsageError
+from onnxprune.files import hash_key
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics import find_metric
@@ -27,7 +28,7 @@ from onnxprune.metrics.boxes import detections_of
 from onnxprune.metrics.detection import Detection
 from onnxprune.metrics.run import measure
 from onnxprune.search.base import Kept, keep_best
-from onnxprune.search.journal import Journal, key
+from onnxprune.search.journal import Journal
 from onnxprune.search.suffix import Changed, Suffix
 from onnxprune.search.tasks import HeadLosses, summed
 from onnxprune.search.workers import run_jobs
@@ -128,10 +129,10 @@ def sweep_key(sweep: Sweep) -> str:
     labels = ""
     if sweep.labeled is not None and hasattr(sweep.labeled, "fingerprint"):
         labels = sweep.labeled.fingerprint()
-    digest = key(
+    digest = hash_key(
         sweep.source,
         dict(sweep.options),
-        {n: key(np.asarray(s).tolist()) for n, s in sweep.scores.items()},
+        {n: hash_key(np.asarray(s).tolist()) for n, s in sweep.scores.items()},
         sweep.gate.fingerprint(),
         labels,
         list(sweep.metrics),

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from onnxprune.errors import OutputError
-from onnxprune.files import write_bytes
-from onnxprune.run.rundir import JOURNAL, hash_key, open_run_dir
+from onnxprune.files import hash_key, write_bytes
+from onnxprune.run.rundir import JOURNAL, open_run_dir
 
 
 def test_a_stage_is_reused_only_with_the_same_key_and_files(tmp_path) -> None:

@@ -12,9 +12,9 @@ from onnxprune import demo
 from onnxprune.analysis.walk import analyze
 from onnxprune.cli import run
 from onnxprune.cli.app import app
+from onnxprune.files import json_lines
 from onnxprune.ir.io import load
 from onnxprune.run.recipe import OPTIONS, Recipe
-from onnxprune.search.journal import rows
 from onnxprune.search.subnet import unit_names
 
 FILES = demo.files()
@@ -77,5 +77,5 @@ def test_flip_mirrors_the_inputs_of_the_criterion(
         results.append(capsys.readouterr().out)
     assert results[0] != results[1]
     if command == "sensitivity":
-        keys = [row["key"] for row in rows(tmp_path / "sweep.jsonl")]
+        keys = [row["key"] for row in json_lines(tmp_path / "sweep.jsonl")]
         assert len({key.partition(":")[0] for key in keys}) == 2

@@ -20,12 +20,13 @@ from onnxprune.engines.cost import savings
 from onnxprune.engines.cost.channel_costs import channel_costs
 from onnxprune.engines.cost.layers import LayerSpec
 from onnxprune.errors import TargetError, UsageError
+from onnxprune.files import json_lines
 from onnxprune.ir.io import load
 from onnxprune.run.adapter import input_types
 from onnxprune.search.base import Search, part
 from onnxprune.search.compose import reduce_model, unreduced
 from onnxprune.search.group_fisher import GroupFisherSettings, _Scorer, group_fisher
-from onnxprune.search.journal import Journal, rows
+from onnxprune.search.journal import Journal
 from onnxprune.search.subnet import from_subnet, to_subnet, unit_names
 
 FILES = demo.files()
@@ -178,7 +179,7 @@ def test_a_resumed_search_ends_with_the_same_plan(tmp_path: Path) -> None:
 def step_scores(path: Path, **options: object) -> list[dict[str, list[float]]]:
     """Return the scores of each step of a search."""
     group_fisher(replace(search(0.4, **options), journal=Journal(path)))
-    return [row["scores"] for row in rows(path)]
+    return [row["scores"] for row in json_lines(path)]
 
 
 def test_later_scorings_see_refitted_weights(tmp_path: Path) -> None:
@@ -214,7 +215,10 @@ def test_fisher_is_the_default_criterion() -> None:
 def test_the_chosen_criterion_scores(tmp_path: Path) -> None:
     here = replace(search(normalization="none"), criterion="l2", journal=Journal(tmp_path / "j"))
     assert here.met(group_fisher(here).kept)
-    first, expected = next(iter(rows(tmp_path / "j")))["scores"], CRITERIA.get("l2")(here.context)
+    first, expected = (
+        next(iter(json_lines(tmp_path / "j")))["scores"],
+        CRITERIA.get("l2")(here.context),
+    )
     assert {n: list(v) for n, v in expected.items()} == first
 
 
