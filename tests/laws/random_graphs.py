@@ -1,9 +1,7 @@
-"""Random graphs of the operators of the rule table.
+"""Random valid graphs of ops of the rule table: each step appends a block to an existing tensor.
 
-Every step appends a block to an existing tensor, so all graphs are valid.
-
-Operators that amplify rounding (comparisons, rounding, quantization) are left out, since the cut
-and the masked graph sum in different order.
+Ops whose result depends on rounding (comparisons, rounding, quantization) are left out: the cut and
+the masked model sum in different orders.
 """
 
 from __future__ import annotations
@@ -48,7 +46,17 @@ class Image:
 
 @dataclass
 class Grower:
-    """A graph that grows; `draw` decides its structure, `rng` its values."""
+    """A graph under construction.
+
+    Attributes
+    ----------
+    draw
+        Source of every choice of structure.
+    rng
+        Source of the values of weights.
+    nodes, weights, images
+        What has been added: nodes, initializers by name, feature maps in order.
+    """
 
     draw: Draw
     rng: np.random.Generator
@@ -63,7 +71,7 @@ class Grower:
         return self.draw(st.sampled_from(list(options)))
 
     def weight(self, *shape: int, positive: bool = False) -> str:
-        """Return random values of about unit gain."""
+        """Random values of about unit gain."""
         values = self.rng.standard_normal(shape) / max(np.sqrt(np.prod(shape[1:])), 1.0)
         return self.constant((np.abs(values) + 0.5 if positive else values).astype(np.float32))
 
@@ -76,7 +84,7 @@ class Grower:
         return self.constant(np.array(values, np.int64))
 
     def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Append a node; return the name of its output, or of several."""
+        """Append a node; return the name of its output, or a list of names."""
         names = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(
             helper.make_node(op, list(inputs), names, name=f"n{len(self.nodes)}", **attributes)
@@ -98,7 +106,7 @@ class Grower:
         return self.add(out, channels, (x.side - 1) // stride + 1)
 
     def model(self) -> ModelProto:
-        """Return the graph with a head on the last image, and possibly a second output."""
+        """Return the graph with a head on the last image and, if drawn, a second output."""
         last = self.images[-1]
         ends = [self.conv(last, 3)]
         if self.draw(st.booleans()):
@@ -119,7 +127,7 @@ class Grower:
         )
 
 
-# Blocks; one that does not fit appends nothing
+# Blocks append to a graph after an image; one that does not fit the image appends nothing.
 
 
 def dense(g: Grower, x: Image) -> None:
@@ -216,11 +224,9 @@ def halves(g: Grower, x: Image) -> None:
 
 
 def slice_(g: Grower, x: Image) -> None:
-    start, end, step = (
-        g.integer(-x.channels, x.channels - 1),
-        g.integer(-x.channels, x.channels + 2),
-        g.pick([1, 1, 1, 2, -1]),
-    )
+    start = g.integer(-x.channels, x.channels - 1)
+    end = g.integer(-x.channels, x.channels + 2)
+    step = g.pick([1, 1, 1, 2, -1])
     count = len(range(*slice(start, end, step).indices(x.channels)))
     if count:
         g.add(
@@ -273,7 +279,7 @@ def shuffle(g: Grower, x: Image) -> None:
 
 
 def reduce_factor(g: Grower, x: Image) -> None:
-    """Append a reduction of a part of a channel axis."""
+    """Append a sum or a maximum over a factor of the channel axis."""
     factor = g.pick([d for d in range(1, x.channels + 1) if x.channels % d == 0])
     rest = x.channels // factor
     a = g.node(
@@ -353,7 +359,7 @@ def resize(g: Grower, x: Image) -> None:
 
 
 def attention(g: Grower, x: Image) -> None:
-    """Append attention over the positions with random heads."""
+    """Append self-attention over the positions, with random heads."""
     heads, width, values = g.integer(1, 3), g.integer(2, 3), g.integer(2, 3)
     tokens = g.node("Transpose", g.node("Reshape", x.name, g.ints(0, 0, x.side**2)), perm=[0, 2, 1])
 
@@ -401,24 +407,17 @@ def lstm(g: Grower, x: Image) -> None:
 
 
 BLOCKS = (
-    dense,
-    dense,
-    dense,
-    grouped,
-    grouped,
+    *[dense] * 3,
+    *[grouped] * 2,
     transposed,
-    unary,
-    unary,
-    binary,
-    binary,
+    *[unary] * 2,
+    *[binary] * 2,
     per_channel,
     batchnorm,
     normalize,
     residual,
-    concat,
-    concat,
-    split,
-    split,
+    *[concat] * 2,
+    *[split] * 2,
     halves,
     slice_,
     gather,
@@ -440,7 +439,7 @@ BLOCKS = (
 
 @st.composite
 def graphs(draw: Draw, most: int = 8) -> ModelProto:
-    """Return a model of up to `most` blocks between two convolutions."""
+    """Draw a model of up to `most` blocks between two convolutions."""
     g = Grower(draw, np.random.default_rng(draw(st.integers(0, 2**16))))
     g.conv(Image("x", CHANNELS, SIDE), g.integer(2, 8), kernel=3)
     for _ in range(g.integer(1, most)):
