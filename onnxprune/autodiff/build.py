@@ -128,10 +128,7 @@ class _Builder:
         self.sweep(places_of)
         self.finish(feeds)
         outputs = {place: self.outputs[place] for place in tensors if place in self.outputs}
-        sizes = {
-            place: prod(n for n in self.shapes.shape(tensor) or () if isinstance(n, int))
-            for place, tensor in tensors.items()
-        }
+        sizes = {place: self.size(tensor) for place, tensor in tensors.items()}
         blocked = self.blocked(tensors)
         return Gradient(self.copy.freeze(), outputs, feeds, blocked, self.samples, sizes)
 
@@ -177,6 +174,10 @@ class _Builder:
         if not name or not dtype or shape is None or not all(isinstance(n, int) for n in shape):
             return None
         return Value(self.tape, name, tuple(int(n) for n in shape if isinstance(n, int)), dtype)
+
+    def size(self, name: str) -> int:
+        """Return the number of elements; unknown lengths count as one."""
+        return prod(n for n in self.shapes.shape(name) or () if isinstance(n, int))
 
     def known(self, name: str) -> np.ndarray | None:
         """Return the value of a constant, else None."""

@@ -40,7 +40,7 @@ def conv_transpose(s: BackwardStep) -> list[Value | None]:
     """Differentiate ConvTranspose by a Conv with the same weight."""
     s.only_first()
     weight, group = s.operand(1), s.attribute("group", 1)
-    w = _transposed_windows(s, weight.shape[2:])
+    w = _find_transposed_windows(s, weight.shape[2:])
     pads = [*w.before, *(max(0, r) for r in w.rest)]
     common = {
         "group": group,
@@ -52,7 +52,7 @@ def conv_transpose(s: BackwardStep) -> list[Value | None]:
     return [s.tape.emit("Conv", [s.grad, weight], s.x.shape, s.grad.dtype, common)]
 
 
-def _transposed_windows(s: BackwardStep, kernel: Sequence[int]) -> Windows:
+def _find_transposed_windows(s: BackwardStep, kernel: Sequence[int]) -> Windows:
     """Return the windows of the Conv whose transpose this is; they read its output."""
     wide, narrow = s.y.shape[2:], s.x.shape[2:]
     if not s.attribute("output_shape") or s.attribute("auto_pad", "NOTSET").startswith("SAME"):

@@ -184,7 +184,7 @@ def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> 
     along_axis = [-1 if i == axis else 1 for i in range(rank)]
     classes = np.arange(logits.shape[axis], dtype=np.int64).reshape(along_axis)
     target = labels.equals(tape.constant(classes))
-    p = probabilities if probabilities is not None else _softmax(logits, axis)
+    p = probabilities if probabilities is not None else _compute_softmax(logits, axis)
     # p - 1 of the target as minus the sum of the others keeps its relative precision for p near 1
     others = p.where(~target)
     if loss.kind == LABELS:
@@ -193,7 +193,7 @@ def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> 
     return grad * (1.0 / math.prod(single[1:])), feed
 
 
-def _softmax(logits: Value, axis: int) -> Value:
+def _compute_softmax(logits: Value, axis: int) -> Value:
     """Return the softmax over one axis, for any opset."""
     e = (logits - logits.reduce("ReduceMax", [axis])).call("Exp")
     return e / e.reduce("ReduceSum", [axis])

@@ -138,7 +138,7 @@ def pad(s: BackwardStep) -> list[Value | None]:
         axis %= rank
         size = s.x.shape[axis]
         if before or after:
-            grad = put_back(grad, axis, _padded_sources(size, before, after, mode), size)
+            grad = put_back(grad, axis, _find_padded_sources(size, before, after, mode), size)
     return [grad]
 
 
@@ -184,7 +184,7 @@ def cumulative_sum(s: BackwardStep) -> list[Value | None]:
     return [s.tape.emit("CumSum", [s.grad, s.operand(1)], s.x.shape, s.grad.dtype, flags)]
 
 
-def triangle(s: BackwardStep) -> list[Value | None]:
+def trilu(s: BackwardStep) -> list[Value | None]:
     """Differentiate Trilu."""
     inputs = [s.grad, s.optional(1)] if s.optional(1) is not None else [s.grad]
     attributes = {"upper": s.attribute("upper", 1)}
@@ -213,7 +213,7 @@ def _split_size(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
     return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
-def _padded_sources(size: int, before: int, after: int, mode: str) -> np.ndarray:
+def _find_padded_sources(size: int, before: int, after: int, mode: str) -> np.ndarray:
     """Return the source of each position of a padded axis, -1 for the constant."""
     # negative pads crop
     source = np.arange(size)[max(0, -before) : size - max(0, -after)]

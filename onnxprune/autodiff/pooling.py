@@ -32,7 +32,7 @@ def average_pool(s: BackwardStep) -> list[Value | None]:
     grad = s.grad
     for i in range(rank):
         counted = after[i] if s.attribute("count_include_pad", 0) else None
-        grad = along(grad, i + 2, _mean_matrix(w, i, counted).T)
+        grad = along(grad, i + 2, _build_mean_matrix(w, i, counted).T)
     return [grad]
 
 
@@ -98,11 +98,11 @@ def resize(s: BackwardStep) -> list[Value | None]:
         size, out = s.x.shape[axis], s.y.shape[axis]
         scale = float(scales[i]) if scales else None
         if size != out or scale not in (None, 1.0):
-            grad = along(grad, axis, _resize_matrix(s, size, out, scale).T)
+            grad = along(grad, axis, _build_resize_matrix(s, size, out, scale).T)
     return [grad]
 
 
-def _mean_matrix(w: Windows, axis: int, pad_after: int | None) -> np.ndarray:
+def _build_mean_matrix(w: Windows, axis: int, pad_after: int | None) -> np.ndarray:
     """Return the matrix (in, out) of an average: 1 / count for every input of an output.
 
     Parameters
@@ -120,7 +120,7 @@ def _mean_matrix(w: Windows, axis: int, pad_after: int | None) -> np.ndarray:
     return matrix
 
 
-def _resize_matrix(s: BackwardStep, size: int, out: int, scale: float | None) -> np.ndarray:
+def _build_resize_matrix(s: BackwardStep, size: int, out: int, scale: float | None) -> np.ndarray:
     """Return the matrix (in, out) of the node along one axis, by running it on an identity.
 
     Parameters
@@ -128,7 +128,7 @@ def _resize_matrix(s: BackwardStep, size: int, out: int, scale: float | None) ->
     scale
         Scale of the axis; None if the node takes sizes.
     """
-    inputs, initializers = _resize_inputs(s, size, out, scale)
+    inputs, initializers = _build_resize_inputs(s, size, out, scale)
     node = helper.make_node(s.node.op_type, inputs, ["y"])
     skipped = ("axes", "scales", "keep_aspect_ratio_policy")
     node.attribute.extend(a for a in s.node.attribute if a.name not in skipped)
@@ -148,7 +148,7 @@ def _resize_matrix(s: BackwardStep, size: int, out: int, scale: float | None) ->
     return matrix.reshape(size, out)
 
 
-def _resize_inputs(
+def _build_resize_inputs(
     s: BackwardStep, size: int, out: int, scale: float | None
 ) -> tuple[list[str], list[TensorProto]]:
     """Return input names and constants of a Resize of the last of four axes."""

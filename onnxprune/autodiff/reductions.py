@@ -47,13 +47,13 @@ def extremum(g: Value, x: Value, y: Value, axes: list[int]) -> Value:
 
 def softmax(s: BackwardStep) -> list[Value | None]:
     """Differentiate Softmax."""
-    axes = _softmax_axes(s)
+    axes = _find_softmax_axes(s)
     return [s.y * (s.grad - (s.grad * s.y).reduce("ReduceSum", axes))]
 
 
 def log_softmax(s: BackwardStep) -> list[Value | None]:
     """Differentiate LogSoftmax."""
-    return [s.grad - s.y.call("Exp") * s.grad.reduce("ReduceSum", _softmax_axes(s))]
+    return [s.grad - s.y.call("Exp") * s.grad.reduce("ReduceSum", _find_softmax_axes(s))]
 
 
 def batch_normalization(s: BackwardStep) -> list[Value | None]:
@@ -71,7 +71,7 @@ def layer_normalization(s: BackwardStep) -> list[Value | None]:
     s.only_first()
     axes = range(s.attribute("axis", -1) % len(s.x.shape), len(s.x.shape))
     epsilon = s.attribute("epsilon", 1e-5)
-    return [_normalized(s.x, s.grad * s.operand(1), axes, epsilon)]
+    return [_differentiate_normalization(s.x, s.grad * s.operand(1), axes, epsilon)]
 
 
 def rms_normalization(s: BackwardStep) -> list[Value | None]:
@@ -79,7 +79,7 @@ def rms_normalization(s: BackwardStep) -> list[Value | None]:
     s.only_first()
     axes = range(s.attribute("axis", -1) % len(s.x.shape), len(s.x.shape))
     epsilon = s.attribute("epsilon", 1e-5)
-    return [_normalized(s.x, s.grad * s.operand(1), axes, epsilon, centered=False)]
+    return [_differentiate_normalization(s.x, s.grad * s.operand(1), axes, epsilon, centered=False)]
 
 
 def instance_normalization(s: BackwardStep) -> list[Value | None]:
@@ -87,7 +87,11 @@ def instance_normalization(s: BackwardStep) -> list[Value | None]:
     s.only_first()
     rank = len(s.x.shape)
     scale = s.operand(1).reshape([s.x.shape[1], *[1] * (rank - 2)])
-    return [_normalized(s.x, s.grad * scale, range(2, rank), s.attribute("epsilon", 1e-5))]
+    return [
+        _differentiate_normalization(
+            s.x, s.grad * scale, range(2, rank), s.attribute("epsilon", 1e-5)
+        )
+    ]
 
 
 def group_normalization(s: BackwardStep) -> list[Value | None]:
@@ -101,7 +105,7 @@ def group_normalization(s: BackwardStep) -> list[Value | None]:
     g = s.grad * repeated.reshape([channels, *[1] * len(space)])
     folded = [samples, groups, channels // groups * math.prod(space)]
     x, epsilon = s.x.reshape(folded), s.attribute("epsilon", 1e-5)
-    return [_normalized(x, g.reshape(folded), [2], epsilon).reshape(s.x.shape)]
+    return [_differentiate_normalization(x, g.reshape(folded), [2], epsilon).reshape(s.x.shape)]
 
 
 def lp_normalization(s: BackwardStep) -> list[Value | None]:
@@ -127,7 +131,7 @@ def local_response(s: BackwardStep) -> list[Value | None]:
     return [s.grad * d**-beta - s.x * neighbors * (2 * alpha * beta / size)]
 
 
-def _normalized(
+def _differentiate_normalization(
     x: Value, g: Value, axes: Sequence[int], epsilon: float, centered: bool = True
 ) -> Value:
     """Return the gradient of (x - mean) / sqrt(variance + epsilon) times g.
@@ -141,7 +145,7 @@ def _normalized(
     return inverse * (inner - g.reduce("ReduceMean", axes) if centered else inner)
 
 
-def _softmax_axes(s: BackwardStep) -> list[int]:
+def _find_softmax_axes(s: BackwardStep) -> list[int]:
     """Return the axes that a Softmax normalizes; old opsets flatten all from its own on."""
     rank = len(s.x.shape)
     if s.tape.opset >= COERCED_BEFORE:

@@ -255,7 +255,7 @@ TABLE: Mapping[str, Rule] = {
     "GatherND": movement.gather_nd,
     "TopK": movement.top_k,
     "CumSum": movement.cumulative_sum,
-    "Trilu": movement.triangle,
+    "Trilu": movement.trilu,
     "DepthToSpace": movement.depth_to_space,
     "SpaceToDepth": movement.space_to_depth,
 }

@@ -20,6 +20,7 @@ from onnxprune.cli.common import (
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
+    from onnxprune.data.dataset import Data
     from onnxprune.ir.io import Model
     from onnxprune.run.recipe import Recipe
     from onnxprune.sparsify.report import Sparsity
@@ -85,10 +86,8 @@ def sparsify(
 
     Memory and the latency of dense engines stay the same; --engine measures both models.
     """
-    from onnxprune.data.dataset import flips
     from onnxprune.ir.io import load, save
     from onnxprune.report.terminal import Progress
-    from onnxprune.run.adapter import open_data_for
     from onnxprune.run.outputs import check_output
     from onnxprune.sparsify.report import sparsity
     from onnxprune.sparsify.weights import SparsifySettings
@@ -117,17 +116,25 @@ def sparsify(
         seed=recipe.seed,
         threads=recipe.threads,
     )
-    data = open_data_for(source, recipe) if recipe.data else None
-    if data is not None and recipe.flip:
-        data = flips(data)
     with Progress() as progress:
-        result = run(source, settings, data, progress)
+        result = run(source, settings, _open_inputs(source, recipe), progress)
     save(result.model, path, external_data=recipe.external_data, overwrite=overwrite)
     extra: dict[str, Any] = {"output": path, "not_refitted": list(result.not_refitted)}
     if values.get("engine") and recipe.engine:
         extra["timing"] = _measure_latency(source, result.model, recipe)
     _report(result.report, extra, as_json)
     say(f"written to {path}")
+
+
+def _open_inputs(model: Model, recipe: Recipe) -> Data | None:
+    """Open the calibration inputs, with mirrored copies for --flip; None without --data."""
+    from onnxprune.data.dataset import flips
+    from onnxprune.run.adapter import open_data_for
+
+    if recipe.data is None:
+        return None
+    data = open_data_for(model, recipe)
+    return flips(data) if recipe.flip else data
 
 
 def _measure_latency(source: Model, sparse: Model, recipe: Recipe) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Command `tune`: fine-tune the weights of a model, with or without pruning on the way."""
+"""Command `tune`: fine-tune the weights of a model, with or without pruning."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,7 @@ from onnxprune.cli.common import (
     say,
     shared,
 )
+from onnxprune.cli.tune_options import OPTIONS, PRECISIONS, add_options
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,175 +32,14 @@ if TYPE_CHECKING:
     from onnxprune.tune.settings import TuneResult, TuneSettings
     from onnxprune.types import Plan
 
-F = TypeVar("F", bound=Callable[..., Any])
 ALL_SAMPLES = 1 << 40  # more than any file or folder holds
 _LABEL_LOSSES = frozenset({"ce", "task"})
-_PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class TuneOption:
-    """One option that only this command has.
-
-    Attributes
-    ----------
-    flag : str
-        Its spelling; the name of the value is derived from it.
-    help : str
-        One sentence.
-    default : object
-        False makes it a switch, () an option that may be repeated.
-    metavar : str or None
-        Placeholder in the help.
-    type : object
-        Type that click converts the text to; by default that of `default`.
-    """
-
-    flag: str
-    help: str
-    default: Any = None
-    metavar: str | None = None
-    type: Any = None
-
-    @property
-    def name(self) -> str:
-        """Name of the value."""
-        return self.flag.removeprefix("--").replace("-", "_")
-
-    def add_to(self, command: F) -> F:
-        """Declare the option on a command."""
-        if self.default is False:
-            return click.option(self.flag, is_flag=True, help=self.help)(command)
-        return click.option(
-            self.flag,
-            default=self.default,
-            show_default=self.default not in (None, ()),
-            multiple=self.default == (),
-            metavar=self.metavar,
-            type=self.type,
-            help=self.help,
-        )(command)
-
-
-_COUNT, _AT_LEAST_ONE, _PATH = click.IntRange(0), click.IntRange(1), click.Path()
-_OPTIONS = (
-    TuneOption(
-        "--teacher",
-        "Unpruned model; every loss except ce and task compares with it.",
-        metavar="MODEL",
-        type=_PATH,
-    ),
-    TuneOption(
-        "--loss",
-        "Sum of ce, kd, dist, output, feature and task, with weights: ce+0.5*dist.",
-        "kd",
-        "TERMS",
-    ),
-    TuneOption(
-        "--task-loss",
-        "Function of the term task: (outputs, labels), torch tensors by name -> mean loss.",
-        metavar="MODULE:FUNCTION",
-    ),
-    TuneOption(
-        "--validate",
-        "Samples that select the best weights; by default a tenth of --data.",
-        metavar="PATH",
-        type=_PATH,
-    ),
-    TuneOption("--epochs", "Passes over the data.", 10, "N", _AT_LEAST_ONE),
-    TuneOption("--steps", "Optimizer steps, instead of --epochs; 0 = by epochs.", 0, "N", _COUNT),
-    TuneOption(
-        "--lr",
-        "Peak learning rate; by default 1e-3, or 1e-4 if the normalization is folded.",
-        metavar="X",
-        type=float,
-    ),
-    TuneOption("--force-lr", "Allow more than 1e-4 if the normalization is folded.", False),
-    TuneOption("--optimizer", "adamw or sgd.", "adamw", "NAME"),
-    TuneOption(
-        "--batchnorm",
-        "keep, frozen (keep statistics), or insert: add BatchNormalization while tuning.",
-        "keep",
-        "HOW",
-    ),
-    TuneOption(
-        "--augment",
-        "none, flip or flip-shift; by default flip with --flip, else none.",
-        metavar="HOW",
-    ),
-    TuneOption("--ema", "Decay of the averaged weights; 0 = no average.", 0.99, "X"),
-    TuneOption(
-        "--mixed",
-        "Precision of the forward and backward passes.",
-        "f32",
-        type=click.Choice(list(_PRECISIONS)),
-    ),
-    TuneOption("--temperature", "Softmax temperature of kd and dist.", 4.0, "X"),
-    TuneOption(
-        "--feature",
-        "Inner tensor that the loss feature compares; repeat for several.",
-        (),
-        "TENSOR",
-    ),
-    TuneOption("--limit-s", "Stop after S seconds and keep the best; 0 = no limit.", 0.0, "S"),
-    TuneOption("--device", "cpu or cuda.", "cpu"),
-    TuneOption(
-        "--checkpoint",
-        "Progress file; the same command resumes from it. By default OUT with .checkpoint.",
-        metavar="FILE",
-        type=_PATH,
-    ),
-    TuneOption("--keep-zeros", "Keep the zeros of a sparse model at zero.", False),
-    TuneOption(
-        "--surgery", "Dynamic network surgery: prune and splice weights while tuning.", False
-    ),
-    TuneOption(
-        "--c-rate",
-        "--surgery: the threshold is the mean of |w| plus X standard deviations.",
-        3.0,
-        "X",
-    ),
-    TuneOption(
-        "--surgery-steps",
-        "--surgery: masks change during the first N steps only.",
-        10000,
-        "N",
-        _AT_LEAST_ONE,
-    ),
-    TuneOption("--interval", "--target: steps between two cuts.", 25, "N", _AT_LEAST_ONE),
-    TuneOption("--cut-step", "--target: channels per cut; 0 = a fiftieth of all.", 0, "N", _COUNT),
-    TuneOption(
-        "--lr-ratio",
-        "--target: factor on the learning rate while channels are removed.",
-        1.0,
-        "X",
-    ),
-    TuneOption(
-        "--normalization",
-        "--target: cost that divides the importance: none, flops, act or latency.",
-        "flops",
-        "NAME",
-    ),
-    TuneOption(
-        "--plan",
-        "--target: file for the plan, which lists the kept channels.",
-        metavar="FILE",
-        type=_PATH,
-    ),
-)
-
-
-def _add_own_options(command: F) -> F:
-    """Declare `_OPTIONS` on a command, in their order."""
-    for option in reversed(_OPTIONS):
-        command = option.add_to(command)
-    return command
 
 
 @click.command()
 @model_argument()
 @output_options("Tuned model; MODEL.tuned.onnx next to the model by default.")
-@_add_own_options
+@add_options
 @recipe_options(
     "analyze",
     "plan",
@@ -207,7 +47,7 @@ def _add_own_options(command: F) -> F:
     "runtime",
     "evaluate",
     "write",
-    # what the search of a plan reads; here training decides which channels are removed
+    # options of plan searches: training decides which channels are removed
     without=(
         "allocate",
         "blocks",
@@ -241,7 +81,7 @@ def tune(
     from onnxprune.report.terminal import Progress
     from onnxprune.run.outputs import check_output
 
-    own = {option.name: values.pop(option.name) for option in _OPTIONS}
+    own = {option.name: values.pop(option.name) for option in OPTIONS}
     recipe = recipe_from(recipe_file, values)
     path = output or str(Path(model).with_suffix(".tuned.onnx"))
     check_output(path, overwrite)
@@ -320,7 +160,7 @@ def _read_settings(recipe: Recipe, own: Mapping[str, Any]) -> TuneSettings:
     return TuneSettings(
         **given,
         features=own["feature"],
-        precision=_PRECISIONS[own["mixed"]],
+        precision=PRECISIONS[own["mixed"]],
         batch_size=recipe.batch_size,
         threads=recipe.threads,
         seed=recipe.seed,
@@ -345,7 +185,7 @@ def _open_samples(
 def _tune(
     model: Model, job: _TuneInputs, own: Mapping[str, Any], recipe: Recipe, progress: Listener
 ) -> TuneResult:
-    """Tune the weights of the whole graph."""
+    """Tune the weights without pruning."""
     from onnxprune.tune.finetune import tune as run
 
     hook = _build_hook(model, own, recipe)

@@ -109,7 +109,7 @@ class Call:
         return DTYPES[kind]
 
     def unsupported(self, what: str) -> ModelError:
-        """Return the error for a variant of an operator that has no torch form here."""
+        """Return the error for a variant of an operator that has no torch implementation."""
         return ModelError(
             "tune-unsupported",
             f"{self.op} node {self.node!r}: gradients through {what} are not supported; "

@@ -96,7 +96,7 @@ def tune(
     DataError
         The data do not fit the model or lack labels that the loss needs.
     ModelError
-        An operator without a torch implementation here.
+        An operator without a torch implementation.
     """
     job = _TuneJob.read(model, data, settings, teacher, task_loss, validation, metric)
     with _TorchState(job.settings):
@@ -306,14 +306,12 @@ def _fit_batch_size(model: Model, settings: TuneSettings, samples: Samples) -> T
     try:
         with torch.no_grad():
             together = module(both)
-            halves = [
-                module({n: v[i * declared : (i + 1) * declared] for n, v in both.items()})
-                for i in (0, 1)
-            ]
+            first = module({n: v[:declared] for n, v in both.items()})
+            second = module({n: v[declared:] for n, v in both.items()})
         errors = []
         for name, value in together.items():
             if value.is_floating_point():
-                separate = torch.cat([half[name] for half in halves])
+                separate = torch.cat([first[name], second[name]])
                 scale = value.abs().max().clamp_min(1e-12)
                 errors.append(float((value - separate).abs().max() / scale))
         fits = max(errors) < BATCH_TOLERANCE

@@ -28,7 +28,7 @@ from onnxprune.tune.distributed import join_world
 from onnxprune.tune.losses import Head
 from onnxprune.types import Plan
 
-CUTS = 50  # cuts of a whole network unless `step` sets the channels per cut
+CUTS = 50  # cuts of a network unless `step` sets the channels per cut
 _ALMOST_DONE = 0.999  # largest share that is reported before the target is met
 _TINY = 1e-12
 
@@ -134,7 +134,7 @@ class PruneByFisher:
 
     @property
     def max_cuts(self) -> int:
-        """Number of cuts after which no channel is left."""
+        """Number of cuts after which all channels are removed."""
         return -(-sum(m.size for m in self.kept.values()) // self.count)
 
     def plan(self) -> Plan:
@@ -265,11 +265,11 @@ class PruneByFisher:
         self, name: str, scores: np.ndarray, costs: np.ndarray
     ) -> tuple[float, str, np.ndarray] | None:
         """Return (importance over cost, group, channels) of the step to the next allowed width."""
-        left = np.flatnonzero(self.kept[name])
-        width = next((w for w in widths(len(scores), self.constraints) if w < len(left)), None)
+        kept = np.flatnonzero(self.kept[name])
+        width = next((w for w in widths(len(scores), self.constraints) if w < len(kept)), None)
         if width is None:
             return None
-        channels = left[ordered(scores[left])[: len(left) - width]]
+        channels = kept[ordered(scores[kept])[: len(kept) - width]]
         return float(scores[channels].sum() / costs[channels].sum()), name, channels
 
     def _measure_costs(self) -> dict[str, np.ndarray]:

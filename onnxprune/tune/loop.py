@@ -160,14 +160,14 @@ def train(
     total = settings.steps or settings.epochs * per_epoch
     _report_begin(run, total, len(samples), on_event)
     began = written = time.monotonic()
-    first = _completed_share(run, total)
+    first = _measure_progress(run, total)
     stop = first >= 1
     while state.step < total and not stop:
         loss = _step(run, samples, state.step, per_epoch, total)
         state.running_loss += loss
         state.step += 1
         now = time.monotonic()
-        share = _completed_share(run, total)
+        share = _measure_progress(run, total)
         left_s = (now - began) / (share - first) * (1 - share) if share > first else None
         on_event(Event("tune", "progress", now - began, share, f"loss {loss:.4g}", left_s))
         epoch_ends = state.step % per_epoch == 0 or state.step == total
@@ -195,7 +195,7 @@ def _report_begin(run: TrainingRun, total: int, samples: int, on_event: Listener
     on_event(Event("tune", "begin", detail=detail))
 
 
-def _completed_share(run: TrainingRun, total: int) -> float:
+def _measure_progress(run: TrainingRun, total: int) -> float:
     """Return the completed share of the run, from 0 to 1."""
     share = run.hook.done() if run.hook is not None else None
     return run.state.step / total if share is None else share
@@ -222,7 +222,7 @@ def _step(run: TrainingRun, samples: Samples, step: int, per_epoch: int, total: 
     inputs = augment(batch.inputs, settings.augment, rng)
     if run.hook is not None:
         run.hook.before_step(module, step)
-    factor = _lr_factor(settings, step, total)
+    factor = _compute_lr_factor(settings, step, total)
     for group in run.optimizer.param_groups:
         group["lr"] = run.lr * group["lr_scale"] * factor
     module.train(settings.batchnorm != "frozen")
@@ -274,7 +274,7 @@ def _average_gradients(run: TrainingRun, weight: float) -> None:
     run.world.average(run.module.buffers())
 
 
-def _lr_factor(settings: TuneSettings, step: int, total: int) -> float:
+def _compute_lr_factor(settings: TuneSettings, step: int, total: int) -> float:
     """Return the share of the peak learning rate: linear warm-up, then half a cosine to zero."""
     warm = max(1, round(settings.warmup * total))
     if step < warm:
@@ -355,7 +355,7 @@ def _validate(
             "accepted": accepted,
         }
     )
-    lowest = _lowest_score(run, score, standard_error)
+    lowest = _find_lowest_score(run, score, standard_error)
     if accepted and score >= lowest and _is_better(state, score, loss, lowest):
         state.best_score, state.best_epoch = (score, -loss), epoch
         state.best = effective_values(module)
@@ -365,7 +365,7 @@ def _validate(
     on_event(Event("validate", "end", seconds, detail=detail))
 
 
-def _lowest_score(run: TrainingRun, score: float, standard_error: float) -> float:
+def _find_lowest_score(run: TrainingRun, score: float, standard_error: float) -> float:
     """Return the score below which a validation cannot become the best."""
     history = run.state.history
     highest = max((row["score"] for row in history if row["accepted"]), default=score)

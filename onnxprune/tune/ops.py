@@ -133,7 +133,7 @@ def _round_through(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
-def _per_axis(c: Call, x: Tensor, value: Tensor) -> Tensor:
+def _reshape_per_axis(c: Call, x: Tensor, value: Tensor) -> Tensor:
     """Reshape a scale or zero point to broadcast over `x` along the axis attribute."""
     value = value.to(x.device, torch.float32)
     if value.ndim != 1 or value.numel() == 1:
@@ -146,14 +146,14 @@ def _quantize(c: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> 
     """Quantize; the result stays in floats so that gradients pass."""
     kind = torch.uint8 if zero is None else zero.dtype
     limits = torch.iinfo(kind)
-    offset = 0.0 if zero is None else _per_axis(c, x, zero)
-    rounded = _round_through(x / _per_axis(c, x, scale))
+    offset = 0.0 if zero is None else _reshape_per_axis(c, x, zero)
+    rounded = _round_through(x / _reshape_per_axis(c, x, scale))
     return torch.clamp(rounded + offset, limits.min, limits.max)
 
 
 def _dequantize(c: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    offset = 0.0 if zero is None else _per_axis(c, x, zero)
-    return (x.to(torch.float32) - offset) * _per_axis(c, x, scale)
+    offset = 0.0 if zero is None else _reshape_per_axis(c, x, zero)
+    return (x.to(torch.float32) - offset) * _reshape_per_axis(c, x, scale)
 
 
 ELEMENTWISE: dict[str, Row] = {

@@ -14,7 +14,7 @@ from onnxprune.tune.ops_shape import from_numpy
 F = torch.nn.functional
 
 
-def _window(
+def _read_window(
     c: Call, x: Tensor, kernel: list[int]
 ) -> tuple[list[int], list[int], list[int], list[int]]:
     """Return strides, dilations, pads before and pads after of a window over the spatial axes."""
@@ -42,7 +42,7 @@ def _pad_spatial(x: Tensor, before: list[int], after: list[int], value: float = 
 
 
 def _conv(c: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    strides, dilations, before, after = _window(c, x, list(w.shape[2:]))
+    strides, dilations, before, after = _read_window(c, x, list(w.shape[2:]))
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[w.ndim - 2]
     # torch's convolution pads both sides alike
     if before != after:
@@ -94,7 +94,7 @@ def _max_pool(c: Call, x: Tensor) -> Tensor:
     if c.outputs > 1:
         raise c.unsupported("the Indices output")
     kernel = c.get("kernel_shape", [])
-    strides, dilations, before, after = _window(c, x, kernel)
+    strides, dilations, before, after = _read_window(c, x, kernel)
     function = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
     # torch's pool pads both sides alike, by at most half of the kernel
     if before != after or any(2 * p > k for p, k in zip(before, kernel, strict=True)):
@@ -105,7 +105,7 @@ def _max_pool(c: Call, x: Tensor) -> Tensor:
 def _average_pool(c: Call, x: Tensor) -> Tensor:
     """Divide the sum of a window by the number of positions it covers, for any padding."""
     kernel = c.get("kernel_shape", [])
-    strides, dilations, before, after = _window(c, x, kernel)
+    strides, dilations, before, after = _read_window(c, x, kernel)
     if any(d != 1 for d in dilations) or len(kernel) > 3:
         raise c.unsupported("a dilated window")
     flat = len(kernel) == 1
@@ -207,12 +207,12 @@ def _resize(
         if axis == 0 and c.batch.rebased and target == c.batch.declared:
             continue
         if target != x.shape[axis] or ratio != 1:
-            at = _source_coordinates(how, target, x.shape[axis], ratio)
+            at = _find_source_coordinates(how, target, x.shape[axis], ratio)
             x = _resample(c, x, axis, at, mode)
     return x
 
 
-def _source_coordinates(how: str, target: int, size: int, ratio: float) -> np.ndarray:
+def _find_source_coordinates(how: str, target: int, size: int, ratio: float) -> np.ndarray:
     """Return the fractional input position of each output position of an axis."""
     at = np.arange(target, dtype=np.float64)
     if how == "asymmetric":
@@ -237,7 +237,7 @@ def _resample(c: Call, x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tenso
     base = np.floor(at)
     offsets = (0, 1) if mode == "linear" else (-1, 0, 1, 2)
     coefficient = c.get("cubic_coeff_a", -0.75)
-    weights = np.stack([_kernel(mode, at - base - o, coefficient) for o in offsets])
+    weights = np.stack([_interpolation_weight(mode, at - base - o, coefficient) for o in offsets])
     neighbors = np.stack([base + o for o in offsets])
     if c.get("exclude_outside", 0):
         weights = weights * ((neighbors >= 0) & (neighbors < size))
@@ -263,7 +263,7 @@ def _clip_index(positions: np.ndarray, size: int) -> Tensor:
     return from_numpy(positions.clip(0, size - 1).astype(np.int64))
 
 
-def _kernel(mode: str, distance: np.ndarray, a: float) -> np.ndarray:
+def _interpolation_weight(mode: str, distance: np.ndarray, a: float) -> np.ndarray:
     """Return the weight at a signed distance: linear, or Keys' cubic with coefficient `a`."""
     d = np.abs(distance)
     if mode == "linear":

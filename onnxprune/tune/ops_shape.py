@@ -221,11 +221,13 @@ def _pad(
     for axis, b, e in zip(over, before, after, strict=True):
         if b or e:
             positions = np.arange(-b, x.shape[axis] + e)
-            x = x.index_select(axis, _source_positions(positions, x.shape[axis], mode).to(x.device))
+            x = x.index_select(
+                axis, _find_source_positions(positions, x.shape[axis], mode).to(x.device)
+            )
     return x
 
 
-def _source_positions(positions: np.ndarray, size: int, mode: str) -> Tensor:
+def _find_source_positions(positions: np.ndarray, size: int, mode: str) -> Tensor:
     """Return the positions that a padded axis is filled from."""
     if mode == "edge":
         positions = positions.clip(0, size - 1)

@@ -79,7 +79,7 @@ class PreparedGraph:
 
 
 def prepare_graph(model: Model) -> PreparedGraph:
-    """Return the graph of `model` ready to run; nodes on constants only are computed here.
+    """Return the graph of `model` ready to run; nodes on constants only are folded.
 
     Raises
     ------
@@ -95,13 +95,13 @@ def prepare_graph(model: Model) -> PreparedGraph:
         )
     values = {t.name: from_numpy(model.weights[t.name].array()) for t in graph.initializer}
     inputs = [i for i in graph.input if i.name not in values]
-    batch = BatchState(declared=_declared_batch(inputs))
+    batch = BatchState(declared=_read_declared_batch(inputs))
     steps = [_prepare_node(n, model.opset, batch, mode) for n in graph.node]
     trainable, running, shared = _assign_roles(steps, values)
     steps = [_fix_shared_statistics(s, shared) for s in steps]
     steps = _fold_constants(steps, values, trainable | running)
     names, outputs = tuple(i.name for i in inputs), tuple(o.name for o in graph.output)
-    read = frozenset(outputs).union(*(_reads(s) for s in steps))
+    read = frozenset(outputs).union(*(_find_read_names(s) for s in steps))
     return PreparedGraph(
         _add_drops(steps, names),
         names,
@@ -114,7 +114,7 @@ def prepare_graph(model: Model) -> PreparedGraph:
     )
 
 
-def _declared_batch(inputs: Sequence[Any]) -> int:
+def _read_declared_batch(inputs: Sequence[Any]) -> int:
     """Return the batch size that the first input declares, 0 if it is dynamic."""
     shape = inputs[0].type.tensor_type.shape.dim if inputs else []
     return shape[0].dim_value if len(shape) else 0
@@ -236,11 +236,11 @@ def _fold_constants(
     return remaining
 
 
-def _reads(step: NodeCall) -> set[str]:
+def _find_read_names(step: NodeCall) -> set[str]:
     """Return the names that a node reads, captures of its bodies included."""
     names = {n for n in step.inputs if n}
     for steps, outputs in (step.bodies or {}).values():
-        inner = set(outputs).union(*(_reads(s) for s in steps))
+        inner = set(outputs).union(*(_find_read_names(s) for s in steps))
         names |= inner - {o for s in steps for o in s.outputs}
     return names
 
@@ -251,7 +251,7 @@ def _add_drops(steps: list[NodeCall], inputs: Sequence[str]) -> tuple[NodeCall, 
     read_later: set[str] = set()
     result = []
     for step in reversed(steps):
-        reads = _reads(step) & droppable
+        reads = _find_read_names(step) & droppable
         result.append(replace(step, drop=tuple(sorted(reads - read_later))))
         read_later |= reads
     return tuple(reversed(result))

@@ -100,7 +100,27 @@ def prune_and_tune(
         "validation": validation,
         "metric": metric,
     }
-    hook = PruneByFisher(
+    first = None if checkpoint is None else f"{checkpoint}.pruning"
+    tracked = {**common, "on_event": on_event}
+    hook = _build_hook(analysis, constraints, pruning, settings)
+    while_pruning = _adapt_settings(analysis, settings, pruning, hook)
+    trained = tune(analysis.model, data, while_pruning, hook=hook, checkpoint=first, **tracked)
+    plan = hook.plan()
+    cut_trained, cut_original = _cut_values(analysis, plan, trained.model), cut(analysis, plan)
+    trained_score = score(cut_trained, data, settings, **common)
+    untuned_score = score(cut_original, data, settings, **common)
+    start = cut_original if untuned_score > trained_score else cut_trained
+    remaining = _subtract_time(settings, time.monotonic() - began)
+    result = tune(start, data, remaining, checkpoint=checkpoint, **tracked)
+    steps = int(trained.history[-1]["step"])
+    return PrunedAndTuned(result, plan, trained_score, untuned_score, steps)
+
+
+def _build_hook(
+    analysis: Analysis, constraints: Constraints, pruning: Pruning, settings: TuneSettings
+) -> PruneByFisher:
+    """Return the hook that closes masks."""
+    return PruneByFisher(
         analysis,
         constraints,
         pruning,
@@ -108,32 +128,9 @@ def prune_and_tune(
         seed=settings.seed,
         threads=settings.threads,
     )
-    trained = tune(
-        analysis.model,
-        data,
-        _settings_while_pruning(analysis, settings, pruning, hook),
-        hook=hook,
-        checkpoint=None if checkpoint is None else f"{checkpoint}.pruning",
-        on_event=on_event,
-        **common,
-    )
-    plan = hook.plan()
-    cut_trained, cut_original = _cut_values(analysis, plan, trained.model), cut(analysis, plan)
-    trained_score = score(cut_trained, data, settings, **common)
-    untuned_score = score(cut_original, data, settings, **common)
-    result = tune(
-        cut_original if untuned_score > trained_score else cut_trained,
-        data,
-        _settings_after_pruning(settings, time.monotonic() - began),
-        checkpoint=checkpoint,
-        on_event=on_event,
-        **common,
-    )
-    steps = int(trained.history[-1]["step"])
-    return PrunedAndTuned(result, plan, trained_score, untuned_score, steps)
 
 
-def _settings_while_pruning(
+def _adapt_settings(
     analysis: Analysis, settings: TuneSettings, pruning: Pruning, hook: PruneByFisher
 ) -> TuneSettings:
     """Return settings with a constant learning rate, for as long as the hook needs."""
@@ -153,7 +150,7 @@ def _settings_while_pruning(
     )
 
 
-def _settings_after_pruning(settings: TuneSettings, seconds: float) -> TuneSettings:
+def _subtract_time(settings: TuneSettings, seconds: float) -> TuneSettings:
     """Return settings with what remains of the time limit."""
     if not settings.limit_s:
         return settings

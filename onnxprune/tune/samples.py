@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -114,15 +114,15 @@ def gather(source: Samples | Labeled | Unlabeled | Mapping[str, np.ndarray]) -> 
     if isinstance(source, Mapping):
         return _check_lengths(Samples(dict(source)))
     feeds: list[Mapping[str, np.ndarray]] = []
-    labels: list[Mapping[str, np.ndarray]] = []
+    labels: list[dict[str, np.ndarray]] = []
     count = 0
     if hasattr(source, "labeled_batches"):
         for batch in source.labeled_batches(_PASS):
             # the last batch may be padded to a fixed batch size
             feeds.append({n: v[: batch.count] for n, v in batch.feeds.items()})
-            labels.append(
-                {n: _renumber(v, count) if n == BOXES else v for n, v in batch.labels.items()}
-            )
+            labels.append(dict(batch.labels))
+            if BOXES in batch.labels:
+                labels[-1][BOXES] = _renumber(batch.labels[BOXES], count)
             count += batch.count
     else:
         feeds = list(source.batches(_PASS))
@@ -131,7 +131,7 @@ def gather(source: Samples | Labeled | Unlabeled | Mapping[str, np.ndarray]) -> 
     return _check_lengths(Samples(_concatenate(feeds), _concatenate(labels) if labels else {}))
 
 
-def _concatenate(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Join batches along their first axis."""
     for name in parts[0]:
         shapes = {part[name].shape[1:] for part in parts}
