@@ -7,7 +7,6 @@ import importlib
 import pytest
 
 import onnxprune
-from onnxprune.allocators import base
 from onnxprune.moved import MODULES
 
 
@@ -32,22 +31,24 @@ def test_old_option_name() -> None:
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
-        ("onnxprune.engines.base", "Options", "EngineOptions"),
-        ("onnxprune.engines.base", "refused", "refusal"),
-        ("onnxprune.deploy.bundle", "Target", "HandoffTarget"),
-        ("onnxprune.deploy.bundle", "Result", "TargetResult"),
+        ("engines.base", "Options", "engines.base:EngineOptions"),
+        ("engines.base", "refused", "engines.base:refusal"),
+        ("deploy.bundle", "Target", "deploy.bundle:HandoffTarget"),
+        ("deploy.bundle", "Node", "deploy.nodes:GraphNode"),
+        ("criteria.base", "check_criterion", "testing.criteria:check_criterion"),
+        ("testing.plans", "check_rule", "testing.rules:check_rule"),
+        ("allocators.base", "Step", "allocators.base:WidthStep"),
+        ("allocators.base", "allocate", "allocators.allocate:allocate"),
+        ("allocators.base", "first_missed", "allocators.budgets:first_missed"),
+        ("allocators.base", "fixed_widths", "allocators.steps:fixed_widths"),
+        ("allocators.base", "unreachable", "allocators.budgets:unreachable"),
     ],
 )
 def test_old_name_in_a_module(module: str, old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"{old} is now {module}.{new}"):
-        value = getattr(importlib.import_module(module), old)
-    assert value is getattr(importlib.import_module(module), new)
+    old_module = importlib.import_module(f"onnxprune.{module}")
+    place, _, name = new.partition(":")
+    with pytest.warns(DeprecationWarning, match=f"{old} is now onnxprune.{place}.{name}"):
+        value = getattr(old_module, old)
+    assert value is getattr(importlib.import_module(f"onnxprune.{place}"), name)
     with pytest.raises(AttributeError):
-        _ = importlib.import_module(module).no_such_name
-
-
-@pytest.mark.parametrize("name", base._MOVED)
-def test_old_name_of_an_allocator(name: str) -> None:
-    module, new = base._MOVED[name]
-    with pytest.warns(DeprecationWarning, match=new):
-        assert getattr(base, name) is getattr(importlib.import_module(module), new)
+        _ = old_module.no_such_name

@@ -208,3 +208,23 @@ def test_a_broken_plugin_that_is_named_is_one_sentence(
         in done.stderr
     )
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_contracts_are_checked_on_installed_plugins(environment: dict[str, str]) -> None:
+    """The contract tests find each plug-in by its registry."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    selection = ["-k", "(example or Trilu) and not broken", "-rA"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "testing" / "test_contracts.py"), *selection],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    kinds = ("criterion", "allocator", "method", "repair", "engine", "metric", "rule_of_a_plugin")
+    assert all(
+        f"PASSED tests/testing/test_contracts.py::test_{kind}[" in done.stdout for kind in kinds
+    )

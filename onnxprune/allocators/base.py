@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxprune.criteria.base import Context
+from onnxprune.moved import old_names
 from onnxprune.types import Scores
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(
+        __name__,
+        {
+            "Step": "WidthStep",
+            "allocate": "onnxprune.allocators.allocate:allocate",
+            "first_missed": "onnxprune.allocators.budgets:first_missed",
+            "fixed_widths": "onnxprune.allocators.steps:fixed_widths",
+            "unreachable": "onnxprune.allocators.budgets:unreachable",
+        },
+    )
 
 # kept channels by group (the empty mapping stands for the original) -> cost
 Measure = Callable[[Mapping[str, Sequence[int]]], float]
@@ -133,23 +144,3 @@ def ordered(scores: np.ndarray) -> np.ndarray:
     Of equal scores, later channels come first, so that they are removed first.
     """
     return np.lexsort((-np.arange(len(scores)), scores))
-
-
-# old name in this module -> (module, name); read for one release
-_MOVED = {
-    "Step": (__name__, "WidthStep"),
-    "allocate": ("onnxprune.allocators.allocate", "allocate"),
-    "first_missed": ("onnxprune.allocators.budgets", "first_missed"),
-    "fixed_widths": ("onnxprune.allocators.steps", "fixed_widths"),
-    "unreachable": ("onnxprune.allocators.budgets", "unreachable"),
-}
-
-if not TYPE_CHECKING:  # type checkers would accept any name
-
-    def __getattr__(name: str) -> Any:
-        """Return what an old name stands for, with a warning."""
-        if name not in _MOVED:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module, new = _MOVED[name]
-        warnings.warn(f"{__name__}.{name} is now {module}.{new}", DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(module), new)

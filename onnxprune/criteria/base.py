@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis, Member
 from onnxprune.criteria.memo import Kind, Memo, Scope
 from onnxprune.data.dataset import Data, flips, split
-from onnxprune.errors import DataError, OnnxpruneError
+from onnxprune.errors import DataError
+from onnxprune.moved import old_names
 from onnxprune.types import Scores
 
 # Samples that measure the effect of a cut: enough to rank widths, few enough to run often.
@@ -19,6 +20,11 @@ MAX_GATE_SAMPLES, MIN_GATE_SAMPLES = 128, 8
 
 Criterion = Callable[["Context"], Scores]
 T = TypeVar("T")
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(
+        __name__, {"check_criterion": "onnxprune.testing.criteria:check_criterion"}
+    )
 
 
 @dataclass(frozen=True)
@@ -149,31 +155,3 @@ def per_channel(
             # a channel may occupy several positions, so that plain indexing would drop values
             np.add.at(total, member.channels, values[member.positions])
     return total if any_site else None
-
-
-def check_criterion(criterion: Criterion, context: Context) -> None:
-    """Check the contract of a criterion.
-
-    It returns known groups only, one finite float64 per channel, and the same scores for the same
-    context.
-
-    Raises
-    ------
-    OnnxpruneError
-        The contract is violated.
-    """
-    first, second = criterion(context), criterion(context)
-    for name, scores in first.items():
-        size = context.analysis.group(name).size
-        if scores.shape != (size,) or scores.dtype != np.float64 or not np.isfinite(scores).all():
-            raise OnnxpruneError(
-                "criterion-contract",
-                f"scores of group {name!r} must be {size} finite float64 values, not "
-                f"{scores.dtype} of shape {scores.shape}",
-            )
-        if not np.array_equal(scores, second[name]):
-            raise OnnxpruneError(
-                "criterion-contract",
-                f"scores of group {name!r} differ between two calls with the same context; draw "
-                "random numbers from context.seed",
-            )

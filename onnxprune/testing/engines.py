@@ -1,4 +1,4 @@
-"""What every engine must keep; a plug-in's tests call `check_engine`."""
+"""Contract of engines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxprune.engines.base import PRECISIONS, Compiled, Engine, EngineOptions, LayerTime, Source
 from onnxprune.errors import EngineError
+from onnxprune.testing.contract import ContractError
 
 SAMPLES = 3
 
@@ -18,69 +19,91 @@ def check_engine(
     feeds: Mapping[str, np.ndarray],
     options: EngineOptions | None = None,
 ) -> None:
-    """Raise AssertionError, with a sentence, where an engine breaks the protocol.
+    """Check the contract of an engine.
+
+    An engine that is not available gives the reason and the fix, and compiles nothing. An available
+    one runs the model with repeatable outputs, positive times and consistent layers.
 
     Parameters
     ----------
     source, feeds
-        A small model that the engine takes, and its inputs.
+        A small model that the engine supports, and its inputs.
+    options
+        Options to compile with; None = defaults.
+
+    Raises
+    ------
+    ContractError
+        The contract is violated.
     """
-    _say(
+    options = options or EngineOptions()
+    _require(
         isinstance(engine, Engine),
-        "it has not all of name, install, available, version, compile, limits, channel_multiple",
+        "one of name, install, available, version, compile, limits, channel_multiple is missing",
     )
-    _say(
-        all(isinstance(m := engine.channel_multiple(p), int) and m >= 1 for p in PRECISIONS),
-        "a channel multiple is not a whole number of at least 1",
+    multiples = [engine.channel_multiple(precision) for precision in PRECISIONS]
+    _require(
+        all(isinstance(m, int) and m >= 1 for m in multiples),
+        f"channel multiples are {multiples}; they must be positive integers",
     )
-    _say(
+    _require(
         all(isinstance(k, str) and isinstance(v, str) for k, v in engine.limits().items()),
-        "limits are not topic -> sentence",
+        "limits must map a topic to a sentence",
     )
     reason = engine.available()
     if reason is not None:
-        _say(
-            engine.install in reason and "\n" not in reason,
-            "the reason why it is not available is not one sentence with the way to install it",
-        )
-        try:
-            engine.compile(source, options or EngineOptions())
-        except EngineError as problem:
-            _say(problem.message == reason, "compile says something else than available")
-        else:
-            _say(False, "it compiles although it is not available")
+        _check_unavailable(engine, reason, source, options)
         return
-    _say(bool(engine.version()), "it is available and has no version")
-    with engine.compile(source, options or EngineOptions()) as compiled:
+    _require(bool(engine.version()), "an available engine must have a version")
+    with engine.compile(source, options) as compiled:
         _check_compiled(compiled, feeds)
 
 
-def _check_compiled(compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> None:
-    first, second = compiled.run(feeds), compiled.run(feeds)
-    _say(
-        set(first) == set(compiled.outputs),
-        f"run gives {sorted(first)}, outputs are {sorted(compiled.outputs)}",
+def _check_unavailable(engine: Engine, reason: str, source: Source, options: EngineOptions) -> None:
+    """Check an engine that is not available."""
+    _require(
+        engine.install in reason and "\n" not in reason,
+        f"the reason {reason!r} must be one line that contains the command {engine.install!r}",
     )
-    _say(
+    try:
+        engine.compile(source, options)
+    except EngineError as problem:
+        _require(
+            problem.message == reason,
+            f"compile raises {problem.message!r}, but available returns {reason!r}",
+        )
+    else:
+        _require(False, "it compiles although it is not available")
+
+
+def _check_compiled(compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> None:
+    """Check a compiled model."""
+    first, second = compiled.run(feeds), compiled.run(feeds)
+    _require(
+        set(first) == set(compiled.outputs),
+        f"run returns {sorted(first)}, outputs are {sorted(compiled.outputs)}",
+    )
+    _require(
         all(np.array_equal(first[n], second[n], equal_nan=True) for n in first),
-        "the same inputs give other outputs",
+        "equal inputs give different outputs",
     )
     times = compiled.sample(feeds, SAMPLES)
-    _say(
+    _require(
         len(times) == SAMPLES and all(ms > 0 for ms in times),
-        f"sample gives {times}, not {SAMPLES} positive times",
+        f"sample returns {times}; {SAMPLES} positive times are expected",
     )
     layers = compiled.profile(feeds, SAMPLES)
-    _say(
+    _require(
         all(isinstance(layer, LayerTime) and layer.time_ms >= 0 for layer in layers),
-        "a layer is no LayerTime or has a negative time",
+        "a layer is not a LayerTime or has a negative time",
     )
     nodes = [node for layer in layers for node in layer.nodes]
-    _say(len(nodes) == len(set(nodes)), "a node belongs to more than one layer")
+    _require(len(nodes) == len(set(nodes)), "a node belongs to more than one layer")
     memory = compiled.device_memory_bytes()
-    _say(memory is None or memory >= 0, "device memory is negative")
+    _require(memory is None or memory >= 0, f"device memory is {memory} bytes")
 
 
-def _say(holds: bool, sentence: str) -> None:
+def _require(holds: bool, sentence: str) -> None:
+    """Raise ContractError unless a condition holds."""
     if not holds:
-        raise AssertionError(f"engine contract: {sentence}")
+        raise ContractError("engine-contract", f"engine contract: {sentence}")

@@ -17,7 +17,11 @@ from cases import (
 )
 from cases.case import Case, between, tokens
 
-__all__ = ["CASES", "Case", "between", "tokens"]
+__all__ = ["CASES", "NOTHING_TO_CUT", "Case", "between", "tokens"]
+
+# operators without a channel that can be cut: LRN sums over neighboring channels and freezes them,
+# Identity is removed before the analysis
+NOTHING_TO_CUT = {"LRN", "Identity"}
 
 CASES: dict[str, Case] = {}
 for _family in (

@@ -17,7 +17,8 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.errors import OnnxpruneError, VerificationError
 from onnxprune.ir.io import Model, load
 from onnxprune.registry import Registry
-from onnxprune.testing.plans import check_plan, check_rule
+from onnxprune.testing.plans import check_plan
+from onnxprune.testing.rules import check_rule
 from onnxprune.types import Plan
 
 INVERSE = Rule("... -> ...")

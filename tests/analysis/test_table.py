@@ -14,7 +14,7 @@ from graph_laws import (
     random_plan,
 )
 from graph_text import net
-from graphs import CASES, Case
+from graphs import CASES, NOTHING_TO_CUT, Case
 from indexed import INDEXED
 from patterns import PATTERNS
 
@@ -27,10 +27,6 @@ from onnxprune.ir.io import load
 SEEDS = 3
 ROWS = CASES | INDEXED
 ALL = ROWS | PATTERNS | DYNAMIC | BODIES
-NOTHING_TO_CUT = {
-    "LRN",
-    "Identity",
-}  # frozen unless opened; removed by canonicalization
 
 
 def analyzed(case: Case) -> Analysis:

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.autodiff import DRAWN, LABELS, VECTOR, Loss
-from onnxprune.criteria.base import Context, check_criterion
+from onnxprune.criteria.base import Context
 from onnxprune.criteria.gradient import (
     by_head,
     fisher,
@@ -28,6 +28,7 @@ from onnxprune.ir.runtime import Session
 from onnxprune.ir.weights import from_array
 from onnxprune.statistics.ablation import ablate
 from onnxprune.statistics.gradients import copies, default_losses, mask_gradients
+from onnxprune.testing.criteria import check_criterion
 
 SINGLE = 1e-4  # float32 sums
 STEP = 1e-2  # of central differences on float32 outputs: rounding 1e-7 / STEP, curvature STEP**2

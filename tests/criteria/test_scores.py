@@ -9,11 +9,12 @@ from graph_text import net
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
-from onnxprune.criteria.base import Context, check_criterion
+from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, synthetic
 from onnxprune.errors import DataError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
+from onnxprune.testing.criteria import check_criterion
 
 RESIDUAL = (
     "float[n,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, "

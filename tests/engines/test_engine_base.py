@@ -1,4 +1,4 @@
-"""Inputs and options of a measurement, and the contract of the built-in engines."""
+"""Inputs and options of a measurement."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from engine_nets import residual
 
-from onnxprune.engines import ENGINES
 from onnxprune.engines.base import (
-    Compiled,
     EngineOptions,
     TensorSpec,
     fix_shapes,
@@ -17,7 +15,6 @@ from onnxprune.engines.base import (
 )
 from onnxprune.engines.cpu import vector_channels
 from onnxprune.errors import UsageError
-from onnxprune.testing.engines import check_engine
 
 
 def test_dynamic_batch_counts_as_one() -> None:
@@ -72,29 +69,3 @@ def test_options_that_make_no_sense_are_errors(bad: dict[str, object]) -> None:
 )
 def test_block_follows_the_instruction_set(flags: set[str], channels: int) -> None:
     assert vector_channels(frozenset(flags)) == channels
-
-
-@pytest.mark.parametrize("name", list(ENGINES))
-def test_engine_contract(name: str) -> None:
-    engine = ENGINES.get(name)
-    assert engine.name == name
-    model = residual()
-    check_engine(engine, model, random_feeds(static_inputs(model, {})))
-
-
-def test_contract_finds_what_is_broken() -> None:
-    class Broken(Compiled):
-        outputs = ("y",)
-
-        def run(self, feeds: object) -> dict[str, np.ndarray]:
-            return {"z": np.zeros(1)}
-
-    engine = ENGINES.get("onnxruntime")
-    with pytest.raises(AssertionError, match=r"run gives \['z'\], outputs are \['y'\]"):
-        check_engine(
-            type("Wrong", (type(engine),), {"compile": lambda *_: Broken()})(
-                "onnxruntime", engine.provider, engine.install, {}
-            ),
-            residual(),
-            {},
-        )

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.metrics import METRICS, MetricOptions, find_metric
-from onnxprune.metrics.classification import TopK
+from onnxprune.metrics import MetricOptions, find_metric
 from onnxprune.metrics.segmentation import resize
-from onnxprune.testing.metrics import check_metric
 
 F32 = 1e-5  # float32 interpolation weights
 
@@ -194,53 +192,3 @@ def test_names_of_earlier_releases():
 
     assert metrics.Options is base.Options is MetricOptions
     assert (base.Base, base.Estimate) == (base.BaseMetric, base.MetricEstimate)
-
-
-def samples(name: str) -> list:
-    """Six batches of one that the metric of that name takes."""
-    rng = np.random.default_rng(4)
-    found = []
-    for _ in range(6):
-        if name in ("top1", "top5"):
-            found.append(({"y": rng.normal(size=(1, 8))}, {"labels": rng.integers(0, 8, 1)}))
-        elif name in ("miou", "pixel_acc"):
-            found.append(
-                ({"y": rng.normal(size=(1, 3, 4, 4))}, {"masks": rng.integers(0, 3, (1, 4, 4))})
-            )
-        elif name.startswith("psnr"):
-            found.append(
-                (
-                    {"y": rng.random((1, 3, 4, 4))},
-                    {"targets": rng.integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)},
-                )
-            )
-        else:
-            box = np.r_[rng.uniform(0.3, 0.6, 2), 0.3, 0.3]
-            near = np.r_[box[:2] - 0.15, box[:2] + rng.uniform(0.1, 0.15), rng.random(), 0]
-            found.append(({"y": near[None, None]}, {"boxes": np.r_[0, 0, box][None]}))
-    return found
-
-
-@pytest.mark.parametrize("name", sorted(METRICS))
-def test_every_metric_keeps_the_contract(name):
-    if name == "coco-official":
-        pytest.importorskip("pycocotools")
-    check_metric(lambda: find_metric(name, MetricOptions(classes=3)), samples(name))
-    assert find_metric(name).name == name
-
-
-def test_the_contract_detects_violations():
-    class Forgetful(TopK):
-        def update(self, outputs, labels):
-            if not self.n:
-                super().update(outputs, labels)
-
-    class Heavy(TopK):
-        def estimate(self, weights=None, classes=None):
-            return super().estimate(None, classes)
-
-    for broken, sentence in ((Forgetful, "were counted"), (Heavy, "weight of zero")):
-        with pytest.raises(AssertionError, match=sentence):
-            check_metric(lambda made=broken: made(1, MetricOptions()), samples("top5"))
-    with pytest.raises(AssertionError, match="not all of"):
-        check_metric(lambda: Constant(MetricOptions()), [])
