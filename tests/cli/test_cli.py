@@ -1,4 +1,4 @@
-"""The contract of the command line: exit codes, one sentence an error, data on stdout and talk on stderr."""
+"""Command line: exit codes, one line per error, data on stdout and messages on stderr."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_optimize_has_every_option_of_the_recipe(capsys: pytest.CaptureFixture[s
     assert not [name for name in OPTIONS if f"--{name.replace('_', '-')}" not in out]
 
 
-def test_optimize_without_a_model_explains_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_optimize_without_a_model_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["optimize"]) == 0
     assert "onnxprune optimize model.onnx --data" in capsys.readouterr().out
 
@@ -64,7 +64,7 @@ def test_optimize_without_a_model_explains_the_job(capsys: pytest.CaptureFixture
         (["report", "nowhere"], 2, "cannot read report nowhere"),
     ],
 )
-def test_wrong_use_is_one_sentence_on_stderr(
+def test_usage_error_is_one_line_on_stderr(
     argv: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(argv) == code
@@ -96,7 +96,7 @@ def no_space() -> OSError:
         ),
     ],
 )
-def test_whatever_happens_is_one_sentence_and_an_exit_code(
+def test_every_exception_is_one_line_and_an_exit_code(
     problem: BaseException,
     code: int,
     says: str,

@@ -1,4 +1,4 @@
-"""The verb handoff, and bench --collect and --ssh, by what a user sees."""
+"""Commands handoff, bench --collect and bench --ssh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from onnxprune.deploy.bundle import TargetResult
 from onnxprune.deploy.handoff import Collected
 
 
-def test_bundle_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_handoff_writes_a_bundle_of_the_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = demo.files()
     folder = tmp_path / "bundle"
     command = [
@@ -60,7 +62,9 @@ def test_collecting_prints_figures_and_ratios(
     assert json.loads(capsys.readouterr().out)["ratios"] == {"cycles": 2.0}
 
 
-def test_mistakes_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_usage_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = str(demo.files().model)
     assert run(["handoff", model, "--to", "jetsn", "-o", str(tmp_path / "b")]) == 2
     assert "jetson" in capsys.readouterr().err
@@ -71,7 +75,7 @@ def test_mistakes_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "f32, f16, int8" in capsys.readouterr().err
 
 
-def test_ssh_passes_on_shapes_precision_and_seconds(
+def test_ssh_forwards_shapes_precision_and_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: dict[str, object] = {}

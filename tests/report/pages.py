@@ -1,4 +1,4 @@
-"""Reports to make pages of."""
+"""Reports for the tests of the page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from onnxprune.report.data import GroupRow, Report, Stage, TargetRow
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\'"&</title></style>{{ 7 * 7 }}'
 
 
-def beside(name: str, error: float | None) -> dict[str, Any]:
-    """Figures of another model."""
+def figures(name: str, error: float | None) -> dict[str, Any]:
+    """Return the figures of a model."""
     return {
         "relative_error": error,
         "agreement": None if error is None else 1 - error,
@@ -19,7 +19,7 @@ def beside(name: str, error: float | None) -> dict[str, Any]:
 
 
 def output(number: int) -> dict[str, Any]:
-    """Fidelity of one output."""
+    """Return the fidelity of one output."""
     return {
         "relative_error": 0.1 / (number + 1),
         "max_abs": 1.5,
@@ -29,7 +29,7 @@ def output(number: int) -> dict[str, Any]:
 
 
 def candidate(name: str, value: float | None, chosen: bool, problem: str = "") -> dict[str, Any]:
-    """One way to a target."""
+    """Return one candidate."""
     return {
         "criterion": name,
         "allocate": name,
@@ -42,7 +42,7 @@ def candidate(name: str, value: float | None, chosen: bool, problem: str = "") -
 
 
 def full(groups: int = 12, name: str = "/block/conv") -> Report:
-    """Every section has something to show; `name` is part of every name that a model or a user gives."""
+    """Return a report with content in every section; `name` is part of every name in it."""
     names = [f"{name}.{i}" for i in range(groups)]
     graph = [{"node": name, "op": "input", "inputs": [], "groups": []}]
     for i in range(groups):
@@ -116,7 +116,7 @@ def full(groups: int = 12, name: str = "/block/conv") -> Report:
             "report": f"64 of {name}",
             "report_labels": name,
         },
-        control=[beside(name, 0.5), beside(name, 0.05), beside(name, None)],
+        control=[figures(name, 0.5), figures(name, 0.05), figures(name, None)],
         selection={
             "metric": name,
             "samples": 125,
@@ -138,7 +138,7 @@ def full(groups: int = 12, name: str = "/block/conv") -> Report:
                 "metric": name,
                 "label": name,
                 "chosen": m == 5,
-                **beside(name, 0.1 * m),
+                **figures(name, 0.1 * m),
             }
             for m in range(2, 11)
         ],

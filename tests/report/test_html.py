@@ -1,4 +1,4 @@
-"""The page: what it holds, in which order, and that no name gets out of its place."""
+"""The report page: content, order of sections, escaping of names."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def bare() -> Report:
     return Report("", "", {"macs": 100}, {"macs": 50})
 
 
-def test_the_page_is_a_function_of_the_json(tmp_path: Path) -> None:
+def test_page_depends_on_json_only(tmp_path: Path) -> None:
     report = full()
     again = Report.from_json(json.loads(json.dumps(report.to_json())))
     assert (
@@ -78,7 +78,7 @@ def test_the_page_is_a_function_of_the_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("groups", [120, 1500])
-def test_the_page_stays_small(groups: int) -> None:
+def test_page_is_small(groups: int) -> None:
     assert (
         len(html.page(full(groups, "/model/layer/block/attention/projection/MatMul" * 2)).encode())
         < LIMIT
@@ -111,7 +111,7 @@ def test_hostile_names_stay_text() -> None:
     )
 
 
-def test_nothing_is_fetched() -> None:
+def test_page_loads_nothing() -> None:
     text = html.page(full())
     assert not re.search(
         r"https?:|[\"(=]//|@import|url\(", text.replace("http://www.w3.org/2000/svg", "")
@@ -143,7 +143,7 @@ def test_sections_without_data_say_so() -> None:
 
 def test_figures_of_the_report_are_on_the_page() -> None:
     text = html.page(full())
-    beside = (
+    comparison = (
         "2 of 3 have a larger relative output error",
         "so the criterion gained little",
         "at most 0.1 on 64 selection inputs",
@@ -151,7 +151,7 @@ def test_figures_of_the_report_are_on_the_page() -> None:
         "standard error about 0.01",
     )
     for figure in (
-        *beside,
+        *comparison,
         "Outputs on the held-out inputs",
         "87.5%",
         "50.0% of the MACs and 60.0% of the parameters remain",
@@ -178,12 +178,12 @@ def test_figures_of_the_report_are_on_the_page() -> None:
         {"stages": [{"name": "a", "seconds": "x"}]},
     ],
 )
-def test_values_of_a_wrong_kind_are_refused(broken: dict[str, object]) -> None:
+def test_values_of_a_wrong_type_are_rejected(broken: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="not a report"):
         html.page(Report.from_json({**full().to_json(), **broken}))
 
 
-def test_the_verb_writes_the_page_beside_the_report(
+def test_report_command_writes_the_page_next_to_the_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "report.json").write_text(json.dumps(full().to_json()))
@@ -229,7 +229,7 @@ def test_measured_sensitivities_are_added_to_report_and_page(
     )
 
 
-def test_rows_are_below_what_they_read_and_boxes_apart() -> None:
+def test_boxes_are_below_their_inputs_and_do_not_overlap() -> None:
     inputs = [[], [0], [0], [0], [1, 2], [3], [4, 5], [0, 6]]
     rows, columns = layout(inputs)
     assert all(rows[i] > rows[s] for i, sources in enumerate(inputs) for s in sources)
@@ -237,7 +237,7 @@ def test_rows_are_below_what_they_read_and_boxes_apart() -> None:
     assert all(b[1] - a[1] >= 1 - 1e-9 for a, b in pairwise(places) if a[0] == b[0])
 
 
-def test_a_plot_places_points_by_value() -> None:
+def test_plot_places_points_by_value() -> None:
     svg = plot([Curve([(0.0, 1.0), (0.5, 2.0), (1.0, 4.0)], "#000000")], "x", "y", "label")
     x0, y0, x1, y1, x2, y2 = (
         float(v) for v in re.findall(r'd="M ([^"]+)"', svg)[0].replace("L", "").split()

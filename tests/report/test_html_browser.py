@@ -1,4 +1,7 @@
-"""The page in a real browser: sorting, widths, errors, accessibility. Needs Chromium with its driver, selenium and axe-core."""
+"""The report page in a browser: sorting, widths, errors, accessibility.
+
+Needs Chromium with its driver, selenium and axe-core.
+"""
 
 from __future__ import annotations
 
@@ -64,12 +67,13 @@ def opened(browser: Any, report: Report, folder: Path, width: int = WIDTHS[0]) -
 def column(browser: Any, index: int) -> list[str]:
     """Texts of a column of the table of groups."""
     found: list[str] = browser.execute_script(
-        f"return [...document.querySelectorAll('#groups tbody tr')].map((r) => r.cells[{index}].textContent.trim())"
+        "return [...document.querySelectorAll('#groups tbody tr')]"
+        f".map((r) => r.cells[{index}].textContent.trim())"
     )
     return found
 
 
-def test_a_click_sorts_the_table_and_a_second_one_turns_it(browser: Any, tmp_path: Path) -> None:
+def test_click_sorts_the_table_and_second_click_reverses_it(browser: Any, tmp_path: Path) -> None:
     opened(browser, full(120), tmp_path)
     heads = browser.find_elements("css selector", "#groups thead button")
     after = [int(v) for v in column(browser, 3)]
@@ -92,7 +96,7 @@ def test_a_click_sorts_the_table_and_a_second_one_turns_it(browser: Any, tmp_pat
     ["/a/" + "very_long_name_without_a_break" * 8, HOSTILE, "/block/conv"],
     ids=["long", "hostile", "plain"],
 )
-def test_nothing_overflows_and_nothing_is_complained_about(
+def test_page_has_no_overflow_and_no_console_errors(
     browser: Any, tmp_path: Path, width: int, name: str
 ) -> None:
     opened(browser, full(30, name), tmp_path, width)
@@ -119,12 +123,13 @@ def test_axe_finds_no_violation(browser: Any, tmp_path: Path, width: int) -> Non
     )
     browser.execute_script((Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
     result = browser.execute_async_script(
-        "const done = arguments[0]; axe.run().then(done, (problem) => done({ violations: [String(problem)], passes: [] }))"
+        "const done = arguments[0]; axe.run().then("
+        "done, (problem) => done({ violations: [String(problem)], passes: [] }))"
     )
     assert not result["violations"] and len(result["passes"]) > 20
 
 
-def test_it_reads_without_scripts(browser: Any, tmp_path: Path) -> None:
+def test_page_is_readable_without_scripts(browser: Any, tmp_path: Path) -> None:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         opened(browser, full(), tmp_path)

@@ -1,4 +1,4 @@
-"""What a run shows: one line a stage, time left on long ones, in a log as on a terminal."""
+"""Terminal output: one line per stage, time left, tables, warnings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
-def test_a_long_stage_shows_what_is_left_and_ends_as_one_line(
+def test_long_stage_shows_progress_and_ends_as_one_line(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LONG_S", "TERMINAL_S", "LOG_S"):
@@ -44,7 +44,7 @@ def test_a_long_stage_shows_what_is_left_and_ends_as_one_line(
     assert running and stream.getvalue().index("reused") > stream.getvalue().rindex("50%")
 
 
-def test_a_short_stage_shows_no_progress() -> None:
+def test_short_stage_shows_no_progress() -> None:
     stream = io.StringIO()
     with Progress(stream) as progress:
         progress(Event("plan", "begin"))
@@ -83,13 +83,13 @@ def test_a_short_stage_shows_no_progress() -> None:
         (Event("verify", "begin"), 4.0, 4.0, "verify        4 s"),
     ],
 )
-def test_time_left_is_extrapolated_from_the_last_news(
+def test_time_left_is_extrapolated_from_the_last_event(
     event: Event, elapsed: float, since: float, line: str
 ) -> None:
     assert running_line(event, elapsed, since) == line
 
 
-def test_numbers_have_three_figures_and_a_unit() -> None:
+def test_numbers_have_three_digits_and_a_unit() -> None:
     assert [amount(v) for v in (0, 12, 999, 1000, 12345, 1.5e9)] == [
         "0",
         "12",
@@ -108,7 +108,7 @@ def test_numbers_have_three_figures_and_a_unit() -> None:
     ]
 
 
-def test_the_table_has_what_was_measured() -> None:
+def test_table_has_all_measurements() -> None:
     report = Report(
         "a.onnx",
         "b.onnx",
@@ -138,7 +138,7 @@ def test_the_table_has_what_was_measured() -> None:
     assert ["top1", "0.9", "0.85", "-0.05"] in table
 
 
-def test_the_end_says_how_close_the_outputs_are_and_where_everything_is() -> None:
+def test_summary_has_fidelity_and_paths() -> None:
     report = Report(
         "a",
         "b.onnx",
@@ -166,7 +166,7 @@ def test_the_end_says_how_close_the_outputs_are_and_where_everything_is() -> Non
     ]
 
 
-def test_a_report_reads_as_it_was_written() -> None:
+def test_written_report_reads_as_equal_report() -> None:
     report = Report(
         "a", "b", {"macs": 2}, {"macs": 1}, stages=(Stage("score", 1.0, True),), warnings=("w",)
     )

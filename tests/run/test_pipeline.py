@@ -1,4 +1,4 @@
-"""The whole job: what it reaches, what it leaves behind, what it does again and what not."""
+"""Runs: targets, reproducible bytes, resumption, errors, outputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def small(output: Path | None = None, **options: object) -> Result:
     ("target", "cost", "share"),
     [("macs=70%", "macs", 0.7), ("params=2x", "params", 0.5), ("bytes=200kB", "bytes", None)],
 )
-def test_the_target_is_met_and_the_model_runs(
+def test_target_is_met_and_model_runs(
     tmp_path: Path, target: str, cost: str, share: float | None
 ) -> None:
     report = small(tmp_path / "out.onnx", target=target).report
@@ -59,7 +59,7 @@ def test_the_target_is_met_and_the_model_runs(
     assert parameters == report.after["params"]
 
 
-def test_a_latency_target_is_met_on_the_engine_it_names(tmp_path: Path) -> None:
+def test_latency_target_is_met_on_its_engine(tmp_path: Path) -> None:
     """On a modeled engine, whose latency is computed: nothing depends on the machine."""
     report = small(tmp_path / "out.onnx", target=["latency.systolic8=1.5x", "params=90%"]).report
     row = report.latency["systolic8"]
@@ -72,7 +72,7 @@ def test_a_latency_target_is_met_on_the_engine_it_names(tmp_path: Path) -> None:
     assert row["after_ms"] < less.latency["systolic8"]["after_ms"] <= row["before_ms"] / 1.2
 
 
-def test_command_python_and_recipe_give_the_same_bytes(tmp_path: Path) -> None:
+def test_command_python_and_recipe_give_equal_bytes(tmp_path: Path) -> None:
     small(tmp_path / "python.onnx", target="macs=60%")
     assert (
         run(
@@ -104,8 +104,10 @@ def test_command_python_and_recipe_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 QUANTIZED = (
-    "float[n,4,8,8] x | int8[32,4,3,3] k1, float[32] v1, int8[24,32,3,3] k2, float[24] v2, int8[5,24,1,1] k3, float[5] v3, float[5,24,1,1] w3 |"
-    "u = DequantizeLinear<axis=0>(k1, v1); a = Conv(x, u); r = Relu(a); v = DequantizeLinear<axis=0>(k2, v2); b = Conv(r, v); s = Relu(b);"
+    "float[n,4,8,8] x | int8[32,4,3,3] k1, float[32] v1, int8[24,32,3,3] k2, float[24] v2, "
+    "int8[5,24,1,1] k3, float[5] v3, float[5,24,1,1] w3 |"
+    "u = DequantizeLinear<axis=0>(k1, v1); a = Conv(x, u); r = Relu(a);"
+    "v = DequantizeLinear<axis=0>(k2, v2); b = Conv(r, v); s = Relu(b);"
 )
 
 
@@ -113,10 +115,10 @@ QUANTIZED = (
     ("ending", "repair"),
     [("w = DequantizeLinear<axis=0>(k3, v3); y = Conv(s, w)", "none"), ("y = Conv(s, w3)", "bias")],
 )
-def test_weights_that_no_refit_can_write_are_said_once(
+def test_weights_that_cannot_be_refitted_cause_one_warning(
     tmp_path: Path, ending: str, repair: str
 ) -> None:
-    """The default goes on with scores that need no refit; asked for by name, the criterion says why it cannot."""
+    """The default uses scores without refitting; naming reconstruction is an error."""
     np.savez(
         tmp_path / "x.npz",
         x=np.random.default_rng(0).standard_normal((48, 4, 8, 8)).astype(np.float32),
@@ -141,7 +143,7 @@ def test_weights_that_no_refit_can_write_are_said_once(
             optimize(model, criterion="reconstruction", **options)
 
 
-def test_the_same_command_reuses_its_stages(tmp_path: Path) -> None:
+def test_same_command_reuses_finished_stages(tmp_path: Path) -> None:
     events: list[Event] = []
     small(tmp_path / "out.onnx")
     first = (tmp_path / "out.onnx").read_bytes()
@@ -165,7 +167,7 @@ def test_the_same_command_reuses_its_stages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["load", "analyze", "score", "plan", "cut", "verify"])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, stage: str) -> None:
+def test_interrupted_run_resumes_to_equal_bytes(tmp_path: Path, stage: str) -> None:
     def stop(event: Event) -> None:
         if event.stage == stage:
             raise KeyboardInterrupt
@@ -178,7 +180,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, stage: str
     assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "undisturbed.onnx").read_bytes()
 
 
-def test_a_run_killed_between_output_and_report_goes_on_without_overwrite(tmp_path: Path) -> None:
+def test_run_killed_between_output_and_report_resumes_without_overwrite(tmp_path: Path) -> None:
     small(tmp_path / "out.onnx")
     journal = tmp_path / "out.run" / JOURNAL
     lines = journal.read_text().splitlines(keepends=True)
@@ -221,7 +223,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], int]]:
     }
 
 
-def test_bad_input_is_one_sentence_and_leaves_nothing_behind(
+def test_bad_input_is_one_error_and_leaves_no_files(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cases = bad_inputs(tmp_path)
@@ -236,7 +238,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(
         assert tree(tmp_path) == before, name
 
 
-def test_few_images_and_numbers_that_nobody_gave_are_told(tmp_path: Path) -> None:
+def test_few_images_and_default_preprocessing_cause_warnings(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
     for i in range(12):
@@ -249,24 +251,24 @@ def test_few_images_and_numbers_that_nobody_gave_are_told(tmp_path: Path) -> Non
     assert len(small(**options, mean="0.3").report.warnings) == 1
 
 
-def test_unknown_options_of_the_function_name_the_nearest(tmp_path: Path) -> None:
+def test_unknown_keyword_suggests_the_closest_option(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'criterion'"):
         optimize(MODEL, criterium="l2")
 
 
-def test_an_unreachable_target_says_what_is_reachable() -> None:
+def test_unreachable_target_reports_what_is_reachable() -> None:
     with pytest.raises(TargetError, match="is the least with floor=40"):
         small(target="macs=10%", floor=40)
 
 
-def test_memory_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_in_memory_writes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = small()
     assert result.report.output == "" and not tree(tmp_path)
     assert result.model.size_bytes() < MODEL.stat().st_size
 
 
-def test_verify_passes_what_a_run_wrote_and_refuses_everything_else(
+def test_verify_accepts_only_the_written_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, plan = tmp_path / "out.onnx", tmp_path / "out.run" / "plan.json"
@@ -282,7 +284,7 @@ def test_verify_passes_what_a_run_wrote_and_refuses_everything_else(
     assert run(["verify", str(out), str(out), "--plan", str(plan)]) == 2
 
 
-def test_a_repaired_model_in_two_files_is_known_by_its_plan(tmp_path: Path) -> None:
+def test_verify_accepts_repaired_model_with_external_data(tmp_path: Path) -> None:
     out, plan = tmp_path / "out.onnx", tmp_path / "out.run" / "plan.json"
     options = {
         **FAST,
@@ -298,7 +300,7 @@ def test_a_repaired_model_in_two_files_is_known_by_its_plan(tmp_path: Path) -> N
     assert run(["verify", str(MODEL), str(out), "--plan", str(plan)]) == 4
 
 
-def test_plan_then_cut_is_optimize(tmp_path: Path) -> None:
+def test_plan_and_cut_equal_optimize(tmp_path: Path) -> None:
     small(tmp_path / "whole.onnx")
     steps = [f for f in FLAGS if not f.startswith(("--repair", "--engine"))]
     assert run(["plan", str(MODEL), "-o", str(tmp_path / "plan.json"), *steps]) == 0
@@ -322,7 +324,7 @@ def test_plan_then_cut_is_optimize(tmp_path: Path) -> None:
         {"decided_by": 3},
     ],
 )
-def test_a_plan_that_makes_no_sense_is_one_sentence(
+def test_invalid_plan_is_one_error(
     tmp_path: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = {**small().plan.to_json(), **change}
@@ -349,7 +351,7 @@ def test_json_is_one_object_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out) == found
 
 
-def test_a_strict_run_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+def test_strict_run_rejects_operators_without_rule(tmp_path: Path) -> None:
     model = onnx.load(MODEL)
     last = model.graph.output[0].name
     model.graph.node.append(
@@ -361,7 +363,7 @@ def test_a_strict_run_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         optimize(model.SerializeToString(), strict=True, **FAST)
 
 
-def test_a_second_run_on_the_same_directory_is_refused(tmp_path: Path) -> None:
+def test_second_run_in_the_same_directory_is_rejected(tmp_path: Path) -> None:
     with (
         open_run_dir(tmp_path / "out.run"),
         pytest.raises(OutputError, match=f"in use by process {os.getpid()}"),
@@ -372,7 +374,7 @@ def test_a_second_run_on_the_same_directory_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
 @pytest.mark.parametrize("limit", [0, 1, 10, 50])
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_output(tmp_path: Path, limit: int) -> None:
+def test_full_disk_is_one_error_and_keeps_the_old_output(tmp_path: Path, limit: int) -> None:
     """A limit on the size of a file (in kB) fails a write as a full disk does, in the middle."""
     resource = pytest.importorskip("resource")
     out = tmp_path / "out.onnx"
@@ -405,7 +407,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_output(tmp_path: Path, l
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_same_command_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def test_run_killed_at_any_moment_resumes_to_equal_bytes(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -456,9 +458,7 @@ def heard() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_with_one_sentence_that_says_how_to_go_on(
-    tmp_path: Path, sent: signal.Signals
-) -> None:
+def test_ctrl_c_is_one_error_that_says_how_to_resume(tmp_path: Path, sent: signal.Signals) -> None:
     command = [
         sys.executable,
         "-m",

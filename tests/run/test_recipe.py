@@ -1,4 +1,4 @@
-"""Options: the same values by any way in, the nearest name for a wrong one."""
+"""Recipes: equal values from flags, files and Python; errors with suggestions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from onnxprune.run.target import Target
         ("latency.openvino=500us", 0.5, False),
     ],
 )
-def test_target_is_read(text: str, limit: float, relative: bool) -> None:
+def test_target_is_parsed(text: str, limit: float, relative: bool) -> None:
     target = Target.parse(text)
     assert (target.limit, target.relative) == (pytest.approx(limit), relative)
     assert Target.parse(str(target)) == target
@@ -53,13 +53,13 @@ def test_target_is_read(text: str, limit: float, relative: bool) -> None:
         ("", "COST=AMOUNT"),
     ],
 )
-def test_wrong_target_says_what_is_allowed(text: str, says: str) -> None:
+def test_invalid_target_says_what_is_allowed(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         Recipe(target=text)
     assert caught.value.exit_code == 2
 
 
-def test_several_targets_but_one_a_cost() -> None:
+def test_several_targets_but_one_per_cost() -> None:
     assert [str(t) for t in Recipe(target=["macs=50%", "bytes=1MB"]).target] == [
         "macs=50%",
         "bytes=1MB",
@@ -91,13 +91,13 @@ def test_several_targets_but_one_a_cost() -> None:
         ({"rount_to": 8}, "unknown key 'rount_to'; did you mean 'round_to'"),
     ],
 )
-def test_wrong_value_names_option_and_range(values: dict, says: str) -> None:
+def test_invalid_value_names_option_and_range(values: dict, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         Recipe.of(values)
     assert says in caught.value.message
 
 
-def test_text_and_plain_values_mean_the_same() -> None:
+def test_text_and_plain_values_are_equivalent() -> None:
     plain = Recipe(
         round_to=4,
         mean=[0.5, 0.25],
@@ -142,7 +142,7 @@ names = st.text(min_size=1).filter(lambda s: s.isprintable() or "\x7f" in s)
     samples=st.integers(1, 10**9),
     percent=st.floats(0.001, 100),
 )
-def test_what_is_written_reads_as_the_same_recipe(
+def test_written_recipe_reads_as_equal_recipe(
     tmp_path_factory, freeze, ratio, samples, percent
 ) -> None:
     recipe = Recipe(
@@ -181,7 +181,7 @@ def test_data_in_a_recipe_is_relative_to_the_recipe(tmp_path) -> None:
         (None, "recipe-unreadable"),
     ],
 )
-def test_bad_recipe_file_is_one_usage_error(tmp_path, content, code) -> None:
+def test_invalid_recipe_file_is_one_usage_error(tmp_path, content, code) -> None:
     path = tmp_path / "r.toml"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -190,7 +190,7 @@ def test_bad_recipe_file_is_one_usage_error(tmp_path, content, code) -> None:
     assert caught.value.code == code and str(path) in caught.value.message
 
 
-def test_layer_selection_words_are_read() -> None:
+def test_layer_selection_notation_is_parsed() -> None:
     """One ratio for all groups, [(number, ratio), ...], and the published numbers of criteria."""
     assert (
         Recipe(ratio="[(2, 0.5), (6, 0.25)]").ratio

@@ -1,4 +1,4 @@
-"""A run directory gives back exactly what was finished, to one process at a time."""
+"""Run directories: reuse of finished stages, locks, interruptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxprune.files import hash_key, write_bytes
 from onnxprune.run.rundir import JOURNAL, open_run_dir
 
 
-def test_a_stage_is_reused_only_with_the_same_key_and_files(tmp_path) -> None:
+def test_stage_is_reused_only_with_equal_key_and_files(tmp_path) -> None:
     with open_run_dir(tmp_path / "run") as run:
         write_bytes(run.file("scores"), b"abc")
         run.record("score", "k1", 1.5, ["scores"], {"n": 3})
@@ -30,7 +30,7 @@ def test_a_stage_is_reused_only_with_the_same_key_and_files(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 10, -2])
-def test_a_journal_line_cut_by_a_kill_is_forgotten_and_harms_no_other(tmp_path, cut: int) -> None:
+def test_truncated_journal_line_is_ignored_and_harms_no_other(tmp_path, cut: int) -> None:
     with open_run_dir(tmp_path / "run") as run:
         run.record("score", "k1", 1)
         whole = run.file(JOURNAL).read_bytes()
@@ -40,8 +40,11 @@ def test_a_journal_line_cut_by_a_kill_is_forgotten_and_harms_no_other(tmp_path, 
         assert run.done("score", "k1") and run.done("plan", "k3")
 
 
-def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path) -> None:
-    code = "import sys, time; from onnxprune.run.rundir import open_run_dir\nwith open_run_dir(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+def test_lock_rejects_second_process_and_ends_with_a_killed_one(tmp_path) -> None:
+    code = (
+        "import sys, time; from onnxprune.run.rundir import open_run_dir\n"
+        "with open_run_dir(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
     )
@@ -59,7 +62,7 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path) -> None:
         assert not list(run.path.glob(".*"))
 
 
-def test_a_failed_run_leaves_nothing_behind_but_an_interrupted_one_can_go_on(tmp_path) -> None:
+def test_failed_run_leaves_no_directory_but_interrupted_run_does(tmp_path) -> None:
     with pytest.raises(ValueError), open_run_dir(tmp_path / "new", keep=False):
         raise ValueError
     assert not (tmp_path / "new").exists()
@@ -70,7 +73,7 @@ def test_a_failed_run_leaves_nothing_behind_but_an_interrupted_one_can_go_on(tmp
     assert (tmp_path / "new").exists()
 
 
-def test_a_folder_that_is_something_else_is_left_alone(tmp_path) -> None:
+def test_foreign_folder_is_not_touched(tmp_path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(OutputError, match="not a run directory"), open_run_dir(tmp_path):
         pass
@@ -79,6 +82,6 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
 
 
-def test_the_key_depends_on_values_not_on_order() -> None:
+def test_key_depends_on_values_not_on_order() -> None:
     assert hash_key({"a": 1, "b": 2}) == hash_key({"b": 2, "a": 1}) != hash_key({"a": 1, "b": 3})
     assert len(json.dumps(hash_key(None))) == 66

@@ -1,4 +1,4 @@
-"""What a run makes beside its own model: each is what a run of its own would have made, measured on inputs that nothing else was decided by."""
+"""Alternative models of a run: each equals a separate run, measured on held-out inputs."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def split_of(result: Result) -> Any:
     return split_inputs(open_data_for(model, recipe), open_labels(model, recipe), recipe)
 
 
-def test_a_point_of_the_curve_is_a_run_of_its_own(tmp_path: Path) -> None:
-    """The same figures as a run with that target has, and the model that is written does not depend on the curve."""
+def test_point_of_the_curve_equals_a_run_with_its_target(tmp_path: Path) -> None:
+    """The written model does not depend on the curve."""
     plain, curved = (
         small(tmp_path / "plain.onnx", **LABELS),
         small(tmp_path / "curved.onnx", curve=True, **LABELS),
@@ -98,7 +98,7 @@ def test_a_point_of_the_curve_is_a_run_of_its_own(tmp_path: Path) -> None:
     )
 
 
-def test_a_target_between_the_points_is_one_more() -> None:
+def test_target_between_the_points_is_an_additional_point() -> None:
     found = small(curve=True, target="params=80%", max_fraction=0.3).report
     assert [p["label"] for p in found.curve if p.get("chosen")] == ["params=80%"]
     shares = [p["macs"] for p in found.curve]
@@ -130,7 +130,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Report
 
 
 @pytest.mark.parametrize("stage", ["candidate 2", "control 1", "curve 60%"])
-def test_an_interrupted_run_goes_on_after_the_last_model(
+def test_interrupted_run_resumes_after_the_last_model(
     tmp_path: Path, stage: str, undisturbed: tuple[bytes, Report]
 ) -> None:
     def stop(event: Event) -> None:
@@ -151,7 +151,7 @@ def test_an_interrupted_run_goes_on_after_the_last_model(
         assert getattr(again.report, name) == getattr(report, name)
 
 
-def test_parts_share_no_input() -> None:
+def test_splits_share_no_input() -> None:
     recipe = Recipe.of(
         {
             "data": str(CALIBRATION),
@@ -170,7 +170,7 @@ def test_parts_share_no_input() -> None:
     assert [len(p) for p in labeled] == [125, 375] and not labeled[0] & labeled[1]
 
 
-def test_the_cut_stays_within_the_tolerance_and_the_next_one_does_not(tmp_path: Path) -> None:
+def test_model_is_within_tolerance_and_the_next_smaller_one_is_not(tmp_path: Path) -> None:
     result = small(tmp_path / "out.onnx", target=(), max_divergence=0.3)
     found = result.report.bisection
     parts = split_of(result)
@@ -192,7 +192,7 @@ def test_the_cut_stays_within_the_tolerance_and_the_next_one_does_not(tmp_path: 
     ) <= 10
 
 
-def test_of_a_target_and_a_tolerance_the_one_that_cuts_less_holds() -> None:
+def test_of_target_and_tolerance_the_weaker_pruning_holds() -> None:
     loose = small(target="macs=80%", max_divergence=10.0).report
     assert (
         0.75 < loose.after["macs"] / loose.before["macs"] <= 0.8
@@ -227,8 +227,8 @@ def test_divergence_of_outputs_and_of_boxes() -> None:
     assert Fidelity({}, 8, box_agreement=0.75).divergence == 0.25
 
 
-def test_the_better_candidate_is_written_and_reported_on_other_labels(tmp_path: Path) -> None:
-    """Random channels are far worse than the smallest; what cannot be made is listed with its reason."""
+def test_better_candidate_is_written_and_reported_on_other_labels(tmp_path: Path) -> None:
+    """Random channels are far worse; a failed candidate is listed with its reason."""
     worse = {**LABELS, "criterion": "random", "allocate": "uniform", "target": "macs=70%"}
     found = small(
         tmp_path / "chosen.onnx", candidate=["l2+uniform", "bn_scale+uniform"], **worse
@@ -246,14 +246,14 @@ def test_the_better_candidate_is_written_and_reported_on_other_labels(tmp_path: 
     ) and found.decided_by["criterion"] == "l2"
 
 
-def test_a_candidate_that_is_no_better_changes_nothing(tmp_path: Path) -> None:
+def test_candidate_that_is_not_better_changes_nothing(tmp_path: Path) -> None:
     small(tmp_path / "plain.onnx", **LABELS)
     found = small(tmp_path / "compared.onnx", candidate="largest_l2+uniform", **LABELS).report
     assert [row["chosen"] for row in found.selection["rows"]] == [True, False]
     assert (tmp_path / "plain.onnx").read_bytes() == (tmp_path / "compared.onnx").read_bytes()
 
 
-def test_auto_compares_only_where_the_run_is_free_to_choose() -> None:
+def test_auto_compares_candidates_only_if_no_option_excludes_them() -> None:
     auto = {k: v for k, v in FAST.items() if k not in ("criterion", "allocate", "repair")} | LABELS
     stages: list[str] = []
 
@@ -279,7 +279,7 @@ def test_auto_compares_only_where_the_run_is_free_to_choose() -> None:
         assert first(**other) == "plan", other
 
 
-def test_controls_are_random_channels_of_the_same_widths() -> None:
+def test_controls_have_random_channels_and_equal_widths() -> None:
     result = small(control=2, repair="none", **LABELS)
     analysis, parts = analyze(load(MODEL)), split_of(result)
     figures = []
@@ -317,7 +317,7 @@ def test_controls_are_random_channels_of_the_same_widths() -> None:
         ({"control": "1000000000"}, "more than the limit of 20"),
     ],
 )
-def test_options_that_do_not_go_together(
+def test_options_that_exclude_each_other(
     options: Mapping[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {"data": str(CALIBRATION), "engine": "none", **options}
@@ -345,7 +345,7 @@ def test_too_few_inputs(tmp_path: Path) -> None:
 
 
 def test_sensitivity_is_the_error_curve_of_the_elimination() -> None:
-    """Against the elimination itself, whose costs the scores smooth without changing what they sum to."""
+    """The scores smooth the costs of the elimination without changing their sums."""
     analysis = analyze(load(MODEL))
     recipe = Recipe.of({"data": str(CALIBRATION), "samples": 64})
     context = Context(analysis, open_data_for(analysis.model, recipe))

@@ -1,4 +1,4 @@
-"""compare, sparsify, tune, rewrite and subnet by what a user sees."""
+"""Commands compare, sparsify, tune, rewrite and subnet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = demo.files()
 MODEL, CALIBRATION, EVALUATION = map(str, FILES)
 
 
-def test_sparsify_writes_zeros_and_says_that_they_save_nothing(
+def test_sparsify_writes_zeros_and_notes_that_they_save_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "s.onnx"
@@ -93,7 +93,7 @@ def test_compare_of_a_model_with_itself_and_with_a_sparse_one(
     assert run(["compare", MODEL, out, "--labeled", EVALUATION, "--classes", "a"]) == 2
 
 
-def test_tune_never_ends_below_its_start(
+def test_tuned_score_is_never_below_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
@@ -130,7 +130,7 @@ def test_tune_never_ends_below_its_start(
     )
 
 
-def test_tune_prunes_to_a_target_and_its_plan_verifies(
+def test_tune_reaches_a_target_and_its_plan_verifies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
@@ -180,11 +180,14 @@ def test_tune_prunes_to_a_target_and_its_plan_verifies(
     assert "floor=3, max_fraction=0.5, round_to=4" in capsys.readouterr().err
 
 
-def test_rewrite_replaces_and_says_what_it_found(
+def test_rewrite_replaces_and_reports_activations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
-    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 4] x) => (float[1, 4] y) { y = LeakyRelu (x) }'
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 4] x) => (float[1, 4] y) { y = LeakyRelu (x) }
+    """
     source, out = tmp_path / "l.onnx", tmp_path / "r.onnx"
     onnx.save(onnx.parser.parse_model(text), source)
     assert run(["rewrite", str(source), "-o", str(out), "--activation", "relu", "--json"]) == 0
@@ -196,7 +199,7 @@ def test_rewrite_replaces_and_says_what_it_found(
     )
 
 
-def test_subnet_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_subnet_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, counts, again = (
         str(tmp_path / n) for n in ("plan.json", "fix_subnet.json", "again.json")
     )
