@@ -127,20 +127,3 @@ def _linear(analysis: Analysis, index: int, node: NodeProto, use: Use) -> Linear
         ids,
         out_ids,
     )
-
-
-def to_matrix(linear: Linear, node: NodeProto, weight: np.ndarray) -> np.ndarray:
-    """Return the weight as (groups, outputs per group, inputs per group, taps)."""
-    return WeightLayout.of(node).to_matrix(weight)
-
-
-def from_matrix(
-    linear: Linear, node: NodeProto, matrix: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Return the weight of a matrix: the inverse of `to_matrix`."""
-    return WeightLayout.of(node).from_matrix(matrix, shape)
-
-
-def bias_slot(linear: Linear) -> int | None:
-    """Return the operand of the bias; None if the operator has none."""
-    return linear.layout.bias_slot

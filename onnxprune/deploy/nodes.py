@@ -10,6 +10,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.ir.io import Model
+from onnxprune.ir.linear import LINEAR_OPS, WeightLayout
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label
 
 _RUNTIME_DOMAINS = ("com.microsoft", "ai.onnx.ml")
@@ -84,16 +85,11 @@ class GraphNode:
     @property
     def channels(self) -> tuple[int, int] | None:
         """(in, out) of a convolution or fully connected layer with constant weights, else None."""
-        weight, group = self.shape(1), self.get("group", 1)
-        if weight is None or not self.constant(1) or len(weight) < 2:
+        weight = self.shape(1)
+        if weight is None or not self.constant(1) or len(weight) < 2 or self.op not in LINEAR_OPS:
             return None
-        if self.op == "Conv":
-            return weight[1] * group, weight[0]
-        if self.op == "ConvTranspose":
-            return weight[0], weight[1] * group
-        if self.op == "Gemm":
-            return (weight[1], weight[0]) if self.get("transB", 0) else (weight[0], weight[1])
-        return (weight[-2], weight[-1]) if self.op == "MatMul" else None
+        layout = WeightLayout.of(self.proto)
+        return layout.inputs(weight), layout.outputs(weight)
 
     @property
     def depthwise(self) -> bool:

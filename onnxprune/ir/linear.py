@@ -64,13 +64,29 @@ class WeightLayout:
         """Operand of the bias; None if the operator has none."""
         return None if self.op == "MatMul" else 2
 
+    def axes(self, rank: int) -> tuple[int, int]:
+        """Return the axes of the inputs and of the outputs of a weight; a MatMul may have more."""
+        if self.op == "MatMul":
+            return rank - 2, rank - 1
+        return (1, 0) if self.outputs_first else (0, 1)
+
     def outputs(self, shape: Sequence[int]) -> int:
         """Return the number of output channels of a weight of this shape."""
-        return shape[0] if self.outputs_first else shape[1] * self.groups
+        axis = self.axes(len(shape))[1]
+        return shape[axis] * (self.groups if axis == 1 else 1)
 
     def inputs(self, shape: Sequence[int]) -> int:
         """Return the number of input channels of a weight of this shape."""
-        return shape[1] * self.groups if self.outputs_first else shape[0]
+        axis = self.axes(len(shape))[0]
+        return shape[axis] * (self.groups if axis == 1 else 1)
+
+    def resized(self, shape: Sequence[int], inputs: int, outputs: int) -> tuple[int, ...]:
+        """Return the shape of a weight with other numbers of channels."""
+        sizes = list(shape)
+        for axis, channels in zip(self.axes(len(sizes)), (inputs, outputs), strict=True):
+            # the second axis of a convolution's weight is that of one group
+            sizes[axis] = channels // (self.groups if axis == 1 else 1)
+        return tuple(sizes)
 
     def taps(self, shape: Sequence[int]) -> int:
         """Return the number of kernel positions of a weight of this shape."""
@@ -84,7 +100,7 @@ class WeightLayout:
             blocks = weight.reshape(self.groups, len(weight) // self.groups, weight.shape[1], -1)
             return blocks.swapaxes(1, 2)
         matrix = weight if self.transposed else weight.T
-        if self.op == "Gemm":
+        if self.alpha != 1:
             matrix = matrix * np.asarray(self.alpha, matrix.dtype)
         return matrix[None, :, :, None]
 
@@ -103,6 +119,6 @@ class WeightLayout:
         if self.op == "ConvTranspose":
             return np.ascontiguousarray(matrix.swapaxes(1, 2)).reshape(shape)
         weight = matrix[0, :, :, 0]
-        if self.op == "Gemm":
+        if self.alpha != 1:
             weight = weight / np.asarray(self.alpha, weight.dtype)
         return np.ascontiguousarray(weight if self.transposed else weight.T)

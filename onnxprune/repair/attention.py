@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.linear import from_matrix, to_matrix
+from onnxprune.ir.linear import WeightLayout
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.fits import Fit, kept_values, set_values
@@ -59,7 +59,7 @@ def lossy_products(
             if fit.linear.out_ids is not None
             and np.isin(analysis.axes.table(fit.linear.out_ids), summed).any()
         ]
-        result.append((analysis.record.nodes[node].output[0], producers))
+        result.append((analysis.nodes[node].output[0], producers))
     return result
 
 
@@ -249,11 +249,11 @@ def _write_mixtures(
         (heads, d) output channels of each head.
     """
     node = next(n for n in model.proto.graph.node if fit.linear.out in n.output)
-    weight = model.weights[fit.weight]
-    matrix = to_matrix(fit.linear, node, weight.array()).astype(np.float64)
+    weight, layout = model.weights[fit.weight], WeightLayout.of(node)
+    matrix = layout.to_matrix(weight.array()).astype(np.float64)
     bias = model.weights[fit.bias].array().astype(np.float64)
     for own, m in zip(channels, mixtures, strict=True):
         matrix[0, own] = np.einsum("oct,oe->ect", matrix[0, own], m)
         bias[own] = bias[own] @ m
-    set_values(model, fit.weight, from_matrix(fit.linear, node, matrix, weight.shape))
+    set_values(model, fit.weight, layout.from_matrix(matrix, weight.shape))
     set_values(model, fit.bias, bias)

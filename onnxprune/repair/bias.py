@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.linear import Linear, linears, to_matrix
+from onnxprune.analysis.linear import Linear, linears
 from onnxprune.criteria.base import Context
 from onnxprune.ir.edit import add_initializer, free_name
 from onnxprune.ir.io import Model
@@ -68,13 +68,12 @@ def _contribution(analysis: Analysis, linear: Linear, mean: np.ndarray) -> np.nd
     mean
         (inputs,) value of each input channel.
     """
-    node = analysis.record.nodes[linear.node]
     weight = analysis.model.weights[linear.weight.tensor].array()
-    matrix = to_matrix(linear, node, weight).astype(np.float64)
+    matrix = linear.layout.to_matrix(weight).astype(np.float64)
     taps = matrix.sum(3)
     if linear.op == "ConvTranspose":
         # an output sees one in prod(strides) of the taps, on average over positions
-        taps = taps / prod(attribute(node, "strides") or [1])
+        taps = taps / prod(attribute(analysis.nodes[linear.node], "strides") or [1])
     return np.einsum("goc,gc->go", taps, mean.reshape(len(matrix), -1)).ravel()
 
 

@@ -43,8 +43,8 @@ def with_means(analysis: Analysis, plan: Plan, pruned: Model, context: Context) 
     reduced = {
         name: [
             i
-            for i, ids in enumerate(analysis.record.tensors[name].axes)
-            if shape[i] == 1 and not isinstance(ids, np.ndarray)
+            for i, ids in enumerate(analysis.tensor_axes(name) or ())
+            if shape[i] == 1 and ids is None
         ]
         for name, shape in shapes.items()
     }

@@ -9,9 +9,10 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.linear import Linear, bias_slot, linears
+from onnxprune.analysis.linear import Linear, linears
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
+from onnxprune.ir.linear import WeightLayout
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute
 from onnxprune.ir.weights import from_array
@@ -143,7 +144,7 @@ class _FitBuilder:
             )
             epsilon = float(attribute(after, "epsilon", 1e-5))
             return after.output[0], bias, gamma / np.sqrt(variance + epsilon)
-        if bias_slot(linear) is not None:
+        if linear.layout.bias_slot is not None:
             return linear.out, self.make_bias(linear, node), no_scale
         if after is not None and after.op_type == "Add":
             slot = self.find_vector_operand(after)
@@ -209,13 +210,7 @@ class _FitBuilder:
         if len(node.input) > 2 and node.input[2]:
             return self.make_own(node, 2) if self.is_settable_bias(linear, node) else ""
         weight = self.model.weights[node.input[1]]
-        groups = int(attribute(node, "group", 1))
-        if linear.op == "Conv":
-            size = weight.shape[0]
-        elif linear.op == "ConvTranspose":
-            size = weight.shape[1] * groups
-        else:
-            size = weight.shape[0 if attribute(node, "transB", 0) else 1]
+        size = WeightLayout.of(node).outputs(weight.shape)
         del node.input[2:]
         zeros = np.zeros(size, weight.array().dtype)
         node.input.append(add_initializer(self.model, f"{linear.out}_bias", zeros))
@@ -233,7 +228,7 @@ class _FitBuilder:
 
 def depthwise(node: NodeProto, weight_shape: Sequence[int]) -> bool:
     """Return True if every channel is a group of its own, with nothing to refit across channels."""
-    groups = int(attribute(node, "group", 1)) if node.op_type.startswith("Conv") else 1
+    groups = WeightLayout.of(node).groups
     return groups > 1 and tuple(weight_shape[:2]) == (groups, 1)
 
 
@@ -247,8 +242,7 @@ def kept_values(
     values
         Values of the tensor in the original, one array per batch.
     """
-    for axis, entry in enumerate(analysis.record.tensors[tensor].axes):
-        ids = analysis.record.array(entry)
+    for axis, ids in enumerate(analysis.tensor_axes(tensor) or ()):
         if ids is None:
             continue
         keep = analysis.keep(ids, removed)

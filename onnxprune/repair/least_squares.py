@@ -189,7 +189,7 @@ class _Lockstep:
         return {
             e: kept_values(self.analysis, self.removed, e, self.original.values(e))
             for e in block.exits
-            if self.original.has(e) and e in self.analysis.record.tensors
+            if self.original.has(e) and e in self.analysis.tensors
         }
 
     def _refit_queries(self, before: int) -> None:

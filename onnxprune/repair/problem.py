@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.analysis.linear import from_matrix, to_matrix
+from onnxprune.ir.linear import WeightLayout
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.repair.fits import Fit, depthwise, set_values
 from onnxprune.repair.normal_equations import NormalEquations
@@ -107,7 +107,7 @@ class LayerProblem:
         node, weight = pruned.nodes[pruned.place(fit.linear.out)], model.weights[fit.weight]
         if depthwise(node, weight.shape):
             return None
-        g, o, c, t = to_matrix(fit.linear, node, weight.array()).shape
+        g, o, c, t = WeightLayout.of(node).to_matrix(weight.array()).shape
         inputs = pruned.values(node.input[0])
         samples = max(sum(len(x) for x in inputs), 1)
         affordable = int(multiplications / (c * t) ** 2 / samples)
@@ -185,7 +185,7 @@ class LayerProblem:
     def rows(self, model: ModelView) -> np.ndarray:
         """Return the weight as (groups, outputs, K) float64, in the order of the columns."""
         values = model.weights[self.fit.weight].array()
-        matrix = to_matrix(self.fit.linear, self.node, values).astype(np.float64)
+        matrix = WeightLayout.of(self.node).to_matrix(values).astype(np.float64)
         groups, k, outs = self.shape
         return matrix[..., tap_order(self.window)].reshape(groups, outs, k)
 
@@ -195,7 +195,7 @@ class LayerProblem:
         old, order = model.weights[self.fit.weight], tap_order(self.window)
         matrix = np.empty((groups, outs, k // len(order), len(order)))
         matrix[..., order] = rows.reshape(matrix.shape)
-        values = from_matrix(self.fit.linear, self.node, matrix, tuple(old.shape))
+        values = WeightLayout.of(self.node).from_matrix(matrix, old.shape)
         return values.astype(old.array().dtype)
 
     def solve(self, model: EditableModel) -> None:

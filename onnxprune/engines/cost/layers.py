@@ -20,6 +20,7 @@ from onnxprune.engines.cpu import describe_cpu
 from onnxprune.errors import EngineError
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
+from onnxprune.ir.linear import WeightLayout
 
 CACHE_FORMAT = 1
 OPSET, IR_VERSION = 13, 8  # all engines read them
@@ -65,6 +66,11 @@ class LayerSpec:
         return int(dict(self.attributes).get("group", 1))
 
     @property
+    def layout(self) -> WeightLayout:
+        """Layout of the weight."""
+        return WeightLayout(self.op, self.group, bool(dict(self.attributes).get("transB")))
+
+    @property
     def depthwise(self) -> bool:
         """True for a convolution with a filter per input channel."""
         return (
@@ -91,15 +97,7 @@ class LayerSpec:
             )
         shape = list(self.input)
         shape[self._channel_axis()] = inputs
-        rest = self.weight[2:]
-        if self.op == "Conv":
-            weight = (outputs, inputs // group, *rest)
-        elif self.op == "ConvTranspose":
-            weight = (inputs, outputs // group, *rest)
-        elif self.op == "Gemm" and dict(self.attributes).get("transB"):
-            weight = (outputs, inputs)
-        else:
-            weight = (*self.weight[:-2], inputs, outputs)
+        weight = replace(self.layout, groups=group).resized(self.weight, inputs, outputs)
         attributes = tuple((k, group if k == "group" else v) for k, v in self.attributes)
         return replace(self, input=tuple(shape), weight=weight, attributes=attributes)
 
@@ -139,7 +137,8 @@ def layer_model(spec: LayerSpec, seed: int = 0) -> Model:
     weight = generator.standard_normal(spec.weight, np.float32)
     constants = [numpy_helper.from_array(weight, "w")]
     if spec.bias:
-        constants.append(numpy_helper.from_array(np.zeros(_count_outputs(spec), np.float32), "b"))
+        bias = np.zeros(spec.layout.outputs(spec.weight), np.float32)
+        constants.append(numpy_helper.from_array(bias, "b"))
     inputs = ["x", *(c.name for c in constants)]
     node = helper.make_node(spec.op, inputs, ["y"], name="layer", **dict(spec.attributes))
     graph = helper.make_graph(
@@ -151,14 +150,6 @@ def layer_model(spec: LayerSpec, seed: int = 0) -> Model:
     )
     opset = helper.make_opsetid("", OPSET)
     return load(helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION))
-
-
-def _count_outputs(spec: LayerSpec) -> int:
-    """Return the output channels of a layer."""
-    if spec.op == "ConvTranspose":
-        return spec.weight[1] * spec.group
-    columns = spec.op == "MatMul" or (spec.op == "Gemm" and not dict(spec.attributes).get("transB"))
-    return spec.weight[-1] if columns else spec.weight[0]
 
 
 class LatencyCache:

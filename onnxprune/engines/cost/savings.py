@@ -98,14 +98,14 @@ def _list_changes(
         node = member.site.node
         if node not in specs or member.site.tensor != specs[node][1]:
             continue
-        axes = _channel_axes(specs[node][0])
+        axes = specs[node][0].layout.axes(len(specs[node][0].weight))
         if member.site.axis in axes:
             counts = removed.setdefault(node, [0, 0])
             count = int(np.count_nonzero(member.channels >= kept))
             counts[axes.index(member.site.axis)] += count
     for node, (inputs, outputs) in removed.items():
         spec = specs[node][0]
-        first, last = _channel_axes(spec)
+        first, last = spec.layout.axes(len(spec.weight))
         wide_in, wide_out = spec.weight[first], spec.weight[last]
         if spec.depthwise:
             width = wide_out - outputs
@@ -116,12 +116,3 @@ def _list_changes(
             yield spec, spec, (1 - inputs / wide_in) * (1 - outputs / wide_out)
         else:
             yield spec, spec.resized(wide_in - inputs, wide_out - outputs), 1.0
-
-
-def _channel_axes(spec: LayerSpec) -> tuple[int, int]:
-    """Return the axes of the weight that hold input and output channels."""
-    if spec.op == "Conv" or (spec.op == "Gemm" and dict(spec.attributes).get("transB")):
-        return 1, 0
-    if spec.op in ("ConvTranspose", "Gemm"):
-        return 0, 1
-    return len(spec.weight) - 2, len(spec.weight) - 1
