@@ -14,7 +14,7 @@ from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.ir.linear import WeightLayout
 from onnxprune.ir.model import EditableModel
-from onnxprune.ir.nodes import attribute
+from onnxprune.ir.nodes import attribute, nested
 from onnxprune.ir.weights import from_array
 
 
@@ -76,12 +76,13 @@ def prepare_fits(
     Returns
     -------
     model
-        Copy of the pruned model in which no refitted weight or bias is shared.
+        Copy of the pruned model in which a refitted weight or bias is shared by fits at most.
     fits
-        In graph order.
+        In graph order. Uses of a shared weight are fits with the same `weight`; their nodes stand
+        next to each other. A weight that other nodes read as well has no fit.
     """
     builder = _FitBuilder(analysis, pruned.edit(), removed)
-    fits = [builder.build(linear) for linear in linears(analysis)]
+    fits = [builder.build(linear) for linear in builder.linears]
     return builder.model, [fit for fit in fits if fit is not None]
 
 
@@ -92,17 +93,36 @@ class _FitBuilder:
         self.analysis, self.model, self.removed = analysis, model, removed
         self.producers = {o: n for n in model.proto.graph.node for o in n.output}
         self.consumers: dict[str, list[NodeProto]] = {}
-        for node in model.proto.graph.node:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
+        for graph in nested(model.proto.graph):
+            for node in graph.node:
+                for name in node.input:
+                    self.consumers.setdefault(name, []).append(node)
         self.outputs = {o.name for o in model.proto.graph.output}
+        self.linears = linears(analysis)
+        self.tied = {} if analysis.options.get("untie") else self.find_tied()
+
+    def find_tied(self) -> dict[str, list[str]]:
+        """Return, per weight of several linear nodes and no others, the outputs of these nodes."""
+        uses: dict[str, list[str]] = {}
+        for linear in self.linears:
+            node = self.producers.get(linear.out)
+            if node is not None and node.op_type == linear.op:
+                uses.setdefault(node.input[1], []).append(linear.out)
+        return {
+            name: outs
+            for name, outs in uses.items()
+            if len(outs) > 1 and len(outs) == len(self.consumers.get(name, ()))
+        }
 
     def build(self, linear: Linear) -> Fit | None:
         """Return the fit of a node; None if the node or its plain weight no longer exists."""
         node = self.producers.get(linear.out)
         if node is None or node.op_type != linear.op or node.input[1] not in self.model.weights:
             return None
-        self.make_own(node, 1)
+        if node.input[1] not in self.tied:
+            if self.is_shared(node.input[1]):
+                return None
+            self.make_own(node, 1)
         target, bias, scale = self.find_target(linear, node)
         after = self.inner_consumers(target)
         shortcut = self.find_shortcut(target, after)
@@ -194,9 +214,28 @@ class _FitBuilder:
             limits[i] = float(self.model.weights[name].array())
         return limits[0], limits[1]
 
+    def is_shared(self, name: str) -> bool:
+        """Return True if nodes other than one read a weight that must remain stored once."""
+        tie = not self.analysis.options.get("untie")
+        return tie and sum(list(n.input).count(name) for n in self.consumers[name]) > 1
+
+    def is_tied_bias(self, name: str) -> bool:
+        """Return True if all consumers of a bias belong to uses of one shared weight."""
+        consumers = self.consumers.get(name, ())
+        for outs in self.tied.values():
+            tensors = set(outs)
+            if all(tensors & {*node.input, *node.output} for node in consumers):
+                return len(consumers) > 1
+        return False
+
     def make_own(self, node: NodeProto, slot: int) -> str:
-        """Make an operand an initializer that only this node consumes; return its name."""
+        """Make an operand an initializer that only this node consumes; return its name.
+
+        The bias of a shared weight remains shared by the uses of that weight.
+        """
         name = node.input[slot]
+        if self.is_tied_bias(name):
+            return name
         consumers = self.consumers.get(name, [node])
         if sum(list(n.input).count(name) for n in consumers) > 1:
             values = np.array(self.model.weights[name].array())

@@ -16,7 +16,9 @@ be held out to validate the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from onnxprune.repair.constants import with_means
 from onnxprune.repair.fits import Fit, kept_values, prepare_fits
 from onnxprune.repair.joint import refit_block
 from onnxprune.repair.problem import LayerProblem
+from onnxprune.repair.tied import adjacent_order, reorder, solve_tied, tied_outputs
 from onnxprune.statistics.segmented_run import Batch, SegmentedRun
 from onnxprune.types import Plan
 
@@ -57,6 +60,9 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     removed = analysis.removed(plan.kept)
     replaced = with_means(analysis, plan, pruned, context)
     model, fits = prepare_fits(analysis, replaced, removed)
+    ties = tied_outputs(fits)
+    dense, order = _bring_together(analysis.model, model, ties)
+    fits = _in_order(fits, model, ties)
     batches, held_out = _split_held_out(
         list(data.batches(context.batch_size)), data.inputs.batch is not None
     )
@@ -69,15 +75,17 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         model=model,
         fits=fits,
         removed=removed,
-        original=SegmentedRun(analysis.model, first, threads=threads, shapes=analysis.shapes),
+        original=SegmentedRun(dense, first, threads=threads, shapes=analysis.shapes),
         pruned=SegmentedRun(model, first, threads=threads),
         held_out=held_out,
         waiting=waiting,
-        products=lossy_products(analysis, removed, fits),
+        products=lossy_products(analysis, removed, _single(fits)),
     )
     blocks = partition(lockstep.pruned, fits)
     for block in blocks:
         lockstep.refit(block, JOINT_MULTIPLICATIONS / len(blocks))
+    if ties:
+        reorder(model, np.argsort(order).tolist())
     return model.freeze()
 
 
@@ -101,6 +109,8 @@ class _Lockstep:
         Products of activations whose query is still to be refitted; see `lossy_products`.
     done
         Number of fits handled so far.
+    solved
+        Nodes of shared weights that are solved.
     """
 
     analysis: Analysis
@@ -114,6 +124,7 @@ class _Lockstep:
     waiting: list[Batch]
     products: list[tuple[str, list[Fit]]]
     done: int = 0
+    solved: set[str] = field(default_factory=set)
 
     def refit(self, block: Block, multiplications: float) -> None:
         """Refit the nodes of a block in turn, then jointly.
@@ -150,28 +161,51 @@ class _Lockstep:
                 self.done / len(self.fits), f"{self.done} of {len(self.fits)} layers"
             )
             self.done += 1
-            position = self.pruned.place(fit.linear.out)
-            self._refit_queries(position)
-            self.pruned.advance(position)
-            self.original.advance(
-                self.original.place(fit.target) + 1, keep=[fit.target, *block.exits]
-            )
-            node = self.pruned.nodes[position]
-            if not self.pruned.has(node.input[0]) or not self.original.has(fit.target):
+            if fit.node in self.solved:
                 continue
-            problem = LayerProblem.of(
-                fit,
-                self.model,
-                self.pruned,
-                self.original,
-                multiplications=MOMENTS_MULTIPLICATIONS / len(self.fits),
-                seed=self.context.seed,
-                held_out=self.held_out,
-            )
-            if problem is not None:
-                problem.solve(self.model)
-                problems.append(problem)
+            uses = [other for other in self.fits if other.weight == fit.weight]
+            self._advance_to(uses, block)
+            usable = [use for use in uses if self._has_samples(use)]
+            found = [self._problem(use) for use in usable]
+            of_uses = [problem for problem in found if problem is not None]
+            if len(uses) == 1:
+                for problem in of_uses:
+                    problem.solve(self.model)
+            elif of_uses:
+                solve_tied(of_uses, self.model)
+                self.solved.update(use.node for use in uses)
+            problems += of_uses
         return problems
+
+    def _advance_to(self, uses: Sequence[Fit], block: Block) -> None:
+        """Advance the pruned network to the nodes of a weight, the original past their targets."""
+        position = min(self.pruned.place(use.node) for use in uses)
+        self._refit_queries(position)
+        self.pruned.advance(position)
+        keep = [*(use.target for use in uses), *block.exits]
+        if len(uses) > 1:
+            # the last target may lie behind tensors that fits in between still ask for
+            waiting = self.fits[self.done :]
+            keep += [name for fit in waiting for name in (fit.target, fit.shortcut) if name]
+        end = max(self.original.place(use.target) for use in uses) + 1
+        self.original.advance(end, keep=keep)
+
+    def _has_samples(self, fit: Fit) -> bool:
+        """Return True if a node's input and target are available at this position."""
+        node = self.pruned.nodes[self.pruned.place(fit.node)]
+        return self.pruned.has(node.input[0]) and self.original.has(fit.target)
+
+    def _problem(self, fit: Fit) -> LayerProblem | None:
+        """Return the least-squares problem of a node."""
+        return LayerProblem.of(
+            fit,
+            self.model,
+            self.pruned,
+            self.original,
+            multiplications=MOMENTS_MULTIPLICATIONS / len(self.fits),
+            seed=self.context.seed,
+            held_out=self.held_out,
+        )
 
     def _finish(self, block: Block) -> dict[str, list[np.ndarray]]:
         """Advance both networks past a block.
@@ -205,6 +239,52 @@ class _Lockstep:
                 self.pruned,
                 self.original,
             )
+
+
+def _bring_together(
+    dense: Model, pruned: EditableModel, ties: Sequence[Sequence[str]]
+) -> tuple[Model, list[int]]:
+    """Order the nodes of both networks so that the uses of a shared weight are consecutive.
+
+    Returns
+    -------
+    dense
+        The original, in that order.
+    order
+        Order that `pruned`, which is changed, has now; [] if nothing is shared.
+    """
+    if not ties:
+        return dense, []
+    copy = dense.edit()
+    reorder(copy, adjacent_order(copy.proto.graph.node, ties))
+    order = adjacent_order(pruned.proto.graph.node, ties)
+    reorder(pruned, order)
+    return copy.freeze(), order
+
+
+def _in_order(
+    fits: Sequence[Fit], model: EditableModel, ties: Sequence[Sequence[str]]
+) -> list[Fit]:
+    """Return the fits in the order of the nodes.
+
+    Fits of a weight whose uses depend on each other are dropped: no order brings them together.
+    """
+    if not ties:
+        return list(fits)
+    places = {o: i for i, node in enumerate(model.proto.graph.node) for o in node.output}
+    apart: set[str] = set()
+    for outs in ties:
+        positions = sorted(places[o] for o in outs)
+        if positions[-1] - positions[0] != len(positions) - 1:
+            apart.update(outs)
+    together = [fit for fit in fits if fit.node not in apart]
+    return sorted(together, key=lambda fit: places[fit.node])
+
+
+def _single(fits: Sequence[Fit]) -> list[Fit]:
+    """Return the fits of weights that one node alone uses."""
+    uses = Counter(fit.weight for fit in fits)
+    return [fit for fit in fits if uses[fit.weight] == 1]
 
 
 def _split_held_out(batches: list[Batch], fixed: bool) -> tuple[list[Batch], int]:

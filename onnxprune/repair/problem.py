@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -198,8 +198,14 @@ class LayerProblem:
         values = WeightLayout.of(self.node).from_matrix(matrix, old.shape)
         return values.astype(old.array().dtype)
 
-    def solve(self, model: EditableModel) -> None:
-        """Write the refitted weight and bias into the model."""
+    def solve(self, model: EditableModel, tied: Sequence[LayerProblem] = ()) -> None:
+        """Write the refitted weight and bias into the model.
+
+        Parameters
+        ----------
+        tied
+            Problems of further uses of the same weight, whose sums are added.
+        """
         fit, (g, k, o) = self.fit, self.shape
         weight, scale = self.rows(model), self.scale
         ridge = LAST_RIDGE if fit.last else RIDGE
@@ -207,14 +213,16 @@ class LayerProblem:
             NormalEquations(Moments.zeros(k, o), prior, ridge, bool(fit.bias))
             for prior in weight * scale[:, :, None]
         ]
-        batches = self.batches(self.node.input[0])
-        for xs, ys, _ in batches():
-            for system, x, y in zip(self.systems, np.split(xs, g), np.split(ys, g), strict=True):
-                system.moments.add(x, y)
+        uses = [(p, p.batches(p.node.input[0])) for p in (self, *tied)]
+        for _, batches in uses:
+            for xs, ys, _ in batches():
+                parts = zip(self.systems, np.split(xs, g), np.split(ys, g), strict=True)
+                for system, x, y in parts:
+                    system.moments.add(x, y)
         for system in self.systems:
             system.solve()
         for _ in range(SATURATION_PASSES if self.saturating else 0):
-            self._solve_saturating(batches())
+            self._solve_saturating(uses)
         solved = np.stack([s.weight for s in self.systems])
         if not np.isfinite(solved).all():
             self.systems = []
@@ -223,24 +231,27 @@ class LayerProblem:
         weight[live] = solved[live] / scale[live][:, None]
         set_values(model, fit.weight, self.stored(model, weight))
         if fit.bias:
-            self._set_bias(model, np.concatenate([s.shift for s in self.systems]))
+            self.set_bias(model, np.concatenate([s.shift for s in self.systems]))
 
-    def _solve_saturating(self, batches: Iterable[Sample]) -> None:
+    def _solve_saturating(
+        self, uses: Sequence[tuple[LayerProblem, Callable[[], Iterable[Sample]]]]
+    ) -> None:
         """Solve again with targets that respect the activation after the node."""
         groups = self.shape[0]
         for system in self.systems:
             system.clear_targets()
-        for xs, ys, shortcut in batches:
-            added = [None] * groups if shortcut is None else np.split(shortcut, groups)
-            parts = zip(
-                self.systems, np.split(xs, groups), np.split(ys, groups), added, strict=True
-            )
-            for system, x, y, extra in parts:
-                system.add_saturating_targets(x, y, extra, self.fit)
+        for problem, batches in uses:
+            for xs, ys, shortcut in batches():
+                added = [None] * groups if shortcut is None else np.split(shortcut, groups)
+                parts = zip(
+                    self.systems, np.split(xs, groups), np.split(ys, groups), added, strict=True
+                )
+                for system, x, y, extra in parts:
+                    system.add_saturating_targets(x, y, extra, problem.fit)
         for system in self.systems:
             system.solve()
 
-    def _set_bias(self, model: EditableModel, shift: np.ndarray) -> None:
+    def set_bias(self, model: EditableModel, shift: np.ndarray) -> None:
         """Write the constant part of the target into the bias.
 
         A BatchNormalization subtracts its running mean, and the node adds its own bias before it;
