@@ -6,10 +6,15 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:
+    # the import system needs the methods only, and importlib.abc takes as long to import as we do
+    Loader = MetaPathFinder = object
 
 MODULES = {
     "allocate": "allocators",
@@ -32,17 +37,8 @@ MODULES = {
 }
 
 
-class _MovedFinder(MetaPathFinder, Loader):
-    """Import hook that resolves an old module name to the module that replaced it."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return a spec for an old name of ours, None for any other module."""
-        package, _, name = fullname.partition(".")
-        if package != __package__ or name not in MODULES:
-            return None
-        return ModuleSpec(fullname, self, is_package=True)
+class _MovedLoader(Loader):
+    """Loader that gives an old module name the module that replaced it."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Import the module behind the old name and warn about it."""
@@ -56,6 +52,19 @@ class _MovedFinder(MetaPathFinder, Loader):
         """Restore the module's own spec, which the import system has replaced."""
         if module.__spec__ is not None and module.__spec__.loader is self:
             module.__spec__ = module.__spec__.loader_state
+
+
+class _MovedFinder(MetaPathFinder):
+    """Import hook for old module names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for an old name of ours, None for any other module."""
+        package, _, name = fullname.partition(".")
+        if package != __package__ or name not in MODULES:
+            return None
+        return ModuleSpec(fullname, _MovedLoader(), is_package=True)
 
 
 def install() -> None:
