@@ -72,3 +72,12 @@ def captured(node: NodeProto) -> set[str]:
 def label(node: NodeProto) -> str:
     """Return the name of a node for messages: its own, or that of its first output."""
     return node.name or next((o for o in node.output if o), node.op_type)
+
+
+def normalizes_by_batch(node: NodeProto) -> bool:
+    """Return whether a node is a BatchNormalization that uses the statistics of its input."""
+    return (
+        node.op_type == "BatchNormalization"
+        and node.domain in STANDARD_DOMAINS
+        and bool(attribute(node, "training_mode", 0))
+    )

@@ -138,8 +138,8 @@ def test_shape_arithmetic_is_folded() -> None:
     text = (
         "float[2,4,6] x | int64 one = {1}, int64 two = {2}, int64[1] zero = {0}, "
         "int64[1] m = {-1} | s = Shape(x); a = Gather(s, one); b = Gather(s, two); "
-        "c = Mul(a, b); d = Div(c, two); e = Sub(d, one); f = Add(e, one); g = Mul(f, two); h = Unsqueeze(g, zero); "
-        "i = Concat<axis=0>(m, h); y = Reshape(x, i)"
+        "c = Mul(a, b); d = Div(c, two); e = Sub(d, one); f = Add(e, one); g = Mul(f, two); "
+        "h = Unsqueeze(g, zero); i = Concat<axis=0>(m, h); y = Reshape(x, i)"
     )
     canonical = canonicalize(load(net(text)))
     assert [n.op_type for n in canonical.proto.graph.node] == ["Reshape"]
@@ -173,3 +173,29 @@ def test_invalid_graphs_are_rejected(change, match: str) -> None:
 def test_old_opset() -> None:
     with pytest.raises(ModelError, match="opset 6"):
         canonicalize(load(net("float[2,4] x | | y = Relu(x)", opset=6)))
+
+
+@pytest.mark.parametrize("outputs", [["p", "m", ""], ["p", "", ""], ["p", "", "v"], ["p"]])
+@pytest.mark.parametrize("source", ["x", "w"])
+def test_unnamed_batch_statistics_do_not_crash(outputs: list[str], source: str) -> None:
+    """If such an output has no name, onnxruntime ends the process."""
+    weights = "float[6,4] w, float[4] a, float[4] b, float[4] c, float[4] d"
+    proto = net(f"float[6,4] x | {weights} | p = Relu({source}); y = Add(p, x)")
+    normalize = helper.make_node("BatchNormalization", [source, *"abcd"], outputs, training_mode=1)
+    proto.graph.node[0].CopyFrom(normalize)
+    model = canonicalize(load(proto))
+    feeds = example_feeds(model)
+    data = feeds["x"] if source == "x" else load(proto).weights["w"].array()
+    scale, shift = (load(proto).weights[n].array() for n in "ab")
+    normal = (data - data.mean(0)) / np.sqrt(data.var(0) + 1e-5) * scale + shift
+    expected = normal + feeds["x"]
+    np.testing.assert_allclose(Session(model).run(feeds)["y"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [-1, -9, -(2**31)])
+def test_negative_batch_dims_are_rejected(count: int) -> None:
+    """If they are negative, shape inference of onnx ends the process."""
+    proto = net("float[2,6,8] x | int64[2,3,1] i | y = GatherND(x, i)")
+    proto.graph.node[0].attribute.append(helper.make_attribute("batch_dims", count))
+    with pytest.raises(ModelError, match="batch_dims"):
+        canonicalize(load(proto))

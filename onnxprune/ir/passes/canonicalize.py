@@ -15,7 +15,11 @@ from onnxprune.ir.passes.fold_weight_standardization import fold_weight_standard
 from onnxprune.ir.passes.inline_functions import inline_functions
 from onnxprune.ir.passes.lift_constants import lift_constants
 from onnxprune.ir.passes.merge_copies import merge_copies
-from onnxprune.ir.passes.names import name_body_outputs, rename_duplicates
+from onnxprune.ir.passes.names import (
+    name_batch_statistics,
+    name_body_outputs,
+    rename_duplicates,
+)
 from onnxprune.ir.passes.remove_unused import remove_dead, remove_identities
 from onnxprune.ir.passes.slice_assign import rewrite_slice_assignments
 from onnxprune.ir.passes.split_fused_qkv import split_fused_projections
@@ -58,6 +62,7 @@ def _apply_passes(model: EditableModel) -> None:
     rename_duplicates(model.proto.graph)
     lift_constants(model)
     name_body_outputs(model.proto.graph)
+    name_batch_statistics(model.proto.graph)
     validate(model)
     remove_identities(model)
     shapes = infer(model)

@@ -7,7 +7,7 @@ from onnx import NodeProto
 from onnxprune.ir.edit import add_weight
 from onnxprune.ir.extract import extract
 from onnxprune.ir.model import EditableModel
-from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, captured
+from onnxprune.ir.nodes import captured, normalizes_by_batch
 from onnxprune.ir.runtime import Session
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
@@ -57,12 +57,3 @@ def _ancestors(names: list[str], producers: dict[str, NodeProto]) -> set[str]:
             needed.add(name)
             stack += producers[name].input
     return needed
-
-
-def normalizes_by_batch(node: NodeProto) -> bool:
-    """Return whether a node is a BatchNormalization that uses the statistics of its input."""
-    return (
-        node.op_type == "BatchNormalization"
-        and node.domain in STANDARD_DOMAINS
-        and bool(attribute(node, "training_mode", 0))
-    )

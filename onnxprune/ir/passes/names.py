@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from onnx import GraphProto, helper
 
 from onnxprune.ir.edit import free_name
-from onnxprune.ir.nodes import nested
+from onnxprune.ir.nodes import nested, normalizes_by_batch
 
 
 def rename_duplicates(graph: GraphProto) -> None:
@@ -65,3 +65,17 @@ def name_body_outputs(graph: GraphProto) -> None:
                 taken.add(name)
                 body.node.append(helper.make_node("Identity", [output.name], [name], name=name))
                 output.name = name
+
+
+def name_batch_statistics(graph: GraphProto) -> None:
+    """Name all outputs of BatchNormalization in training mode.
+
+    onnxruntime (1.32) writes the running statistics without a check, and crashes if one is unnamed.
+    """
+    for inner in nested(graph):
+        for node in inner.node:
+            if normalizes_by_batch(node) and any(node.output[:1]):
+                names = list(node.output) + [""] * (3 - len(node.output))
+                for i, what in enumerate(("mean", "variance"), 1):
+                    names[i] = names[i] or f"{names[0]}/running_{what}"
+                node.output[:] = names

@@ -7,7 +7,7 @@ from onnx import GraphProto, NodeProto
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.model import ModelView
-from onnxprune.ir.nodes import STANDARD_DOMAINS, label, subgraphs
+from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label, subgraphs
 
 
 def validate(model: ModelView) -> None:
@@ -34,6 +34,7 @@ class _Validator:
         known |= {s.values.name for s in graph.sparse_initializer}
         for node in graph.node:
             self.check_operands(node)
+            _check_batch_dims(node)
             for name in node.input:
                 if name and name not in known:
                     raise ModelError(
@@ -67,4 +68,15 @@ class _Validator:
                 "model-invalid",
                 f"node {label(node)!r} has {len(node.input)} inputs and {len(node.output)} "
                 f"outputs; {node.op_type} needs at least {inputs} and {outputs}",
+            )
+
+
+def _check_batch_dims(node: NodeProto) -> None:
+    """Reject a negative batch_dims of GatherND, which crashes onnx's shape inference (1.23)."""
+    if node.op_type == "GatherND" and node.domain in STANDARD_DOMAINS:
+        count = attribute(node, "batch_dims", 0)
+        if not isinstance(count, int) or count < 0:
+            raise ModelError(
+                "model-invalid",
+                f"node {label(node)!r} has batch_dims {count!r}; the minimum is 0",
             )
