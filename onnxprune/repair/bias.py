@@ -95,9 +95,15 @@ class Parameters:
 
     def __init__(self, model: EditableModel) -> None:
         self.model = model
-        self.producers = {o: n for n in model.proto.graph.node for o in n.output}
-        nodes = [n for graph in nested(model.proto.graph) for n in graph.node]
-        self._uses = Counter(i for n in nodes for i in set(n.input))
+        self.producers: dict[str, NodeProto] = {}
+        for node in model.proto.graph.node:
+            self.producers.update(dict.fromkeys(node.output, node))
+        nodes: list[NodeProto] = []
+        for graph in nested(model.proto.graph):
+            nodes += graph.node
+        self._uses: Counter[str] = Counter()
+        for node in nodes:
+            self._uses.update(set(node.input))
         self._names = {n.name for n in nodes}
         self._tensors = {t.name: t for t in model.proto.graph.initializer}
 

@@ -39,15 +39,7 @@ def with_means(analysis: Analysis, plan: Plan, pruned: Model, context: Context) 
     }
     if not shapes:
         return pruned
-    # axes over which the constant is one value: length 1, and not an axis of channels
-    reduced = {
-        name: [
-            i
-            for i, ids in enumerate(analysis.tensor_axes(name) or ())
-            if shape[i] == 1 and ids is None
-        ]
-        for name, shape in shapes.items()
-    }
+    reduced = {name: _reduced_axes(analysis, name, shape) for name, shape in shapes.items()}
     means = _original_means(analysis, reduced, context)
     model, removed = pruned.edit(), analysis.removed(plan.kept)
     for name, shape in shapes.items():
@@ -56,6 +48,13 @@ def with_means(analysis: Analysis, plan: Plan, pruned: Model, context: Context) 
         singular = tuple(i for i, n in enumerate(shape) if n == 1)
         set_values(model, name, mean.mean(singular, keepdims=True))
     return model.freeze()
+
+
+def _reduced_axes(analysis: Analysis, name: str, shape: Sequence[int]) -> list[int]:
+    """Return the axes over which a constant is one value: of length 1, and not channels."""
+    return [
+        i for i, ids in enumerate(analysis.tensor_axes(name) or ()) if shape[i] == 1 and ids is None
+    ]
 
 
 def _original_means(

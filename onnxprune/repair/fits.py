@@ -91,8 +91,10 @@ class _FitBuilder:
 
     def __init__(self, analysis: Analysis, model: EditableModel, removed: np.ndarray) -> None:
         self.analysis, self.model, self.removed = analysis, model, removed
-        self.producers = {o: n for n in model.proto.graph.node for o in n.output}
+        self.producers: dict[str, NodeProto] = {}
         self.consumers: dict[str, list[NodeProto]] = {}
+        for node in model.proto.graph.node:
+            self.producers.update(dict.fromkeys(node.output, node))
         for graph in nested(model.proto.graph):
             for node in graph.node:
                 for name in node.input:

@@ -263,13 +263,16 @@ class JointRefit:
         z, move = start, np.zeros_like(start)
         order: list[int] = []
         for step in range(STEPS):
+            # a new permutation once all chunks have been used
             if len(order) < batch:
                 order += self.rng.permutation(self.samples.fitted).tolist()
+            # Nesterov: the gradient after the momentum step, not before it
             ahead = z + MOMENTUM * move
             gradient = self.gradient(ahead, order[:batch], self.rng) + penalty * (ahead - start)
             del order[:batch]
             move = MOMENTUM * move - lr * (1 - step / STEPS) * gradient
             z = z + move
+            # a diverged run is discarded by the caller
             if not np.isfinite(z).all():
                 break
         return z

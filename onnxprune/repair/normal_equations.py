@@ -59,6 +59,7 @@ class NormalEquations:
         if not (np.isfinite(xx).all() and np.isfinite(yx).all()):
             self.weight = np.full_like(self.weight, np.nan)
             return
+        # inputs do not change between solutions, so the factor is computed once
         if self._factor is None:
             self._lift = max(self.ridge * float(np.trace(xx)) / len(xx), _TINY)
         while self._factor is None:
@@ -117,6 +118,7 @@ class NormalEquations:
         fit
             Limits of the activation.
         """
+        # float32, as the inputs are: limits are compared at the activation's own precision
         present = self.weight.astype(np.float32) @ x
         present += self.shift.astype(np.float32)[:, None]
         sides = ((fit.low, np.less_equal, np.minimum), (fit.high, np.greater_equal, np.maximum))

@@ -60,11 +60,9 @@ def ablate(
     requested = np.concatenate([analysis.causes[name] for name in groups])
     masks, unmaskable = _select_masks(analysis, requested)
     starts = [start_tensor(analysis.model, loss) for loss in losses]
-    session = Session(
-        with_outputs(_insert_masks(analysis, masks), list(dict.fromkeys(starts))),
-        threads=threads,
-        arena=True,
-    )
+    # one session for all channels: a mask is a graph input, so only feeds change
+    model = with_outputs(_insert_masks(analysis, masks), list(dict.fromkeys(starts)))
+    session = Session(model, threads=threads, arena=True)
     generator = np.random.Generator(np.random.PCG64(seed))
     unmasked = {f"mask/{i}": np.ones(len(mask.ids), np.float32) for i, mask in enumerate(masks)}
     feeds_of_cause = {
@@ -76,6 +74,7 @@ def ablate(
         dense = session.run({**feeds, **unmasked})
         count = len(dense[starts[0]])
         batch_labels = None if labels is None else labels[begin : begin + count]
+        # drawn once per batch, so that both losses are measured against the same targets
         targets = [
             _draw_target(loss, dense[start], generator, batch_labels)
             for loss, start in zip(losses, starts, strict=True)
@@ -85,12 +84,26 @@ def ablate(
             masked = session.run({**feeds, **unmasked, **mask_feeds})
             changes[cause].append(loss_before - _sum_losses(losses, starts, masked, targets))
         begin += count
+    return _collect_groups(analysis, groups, changes)
+
+
+def _collect_groups(
+    analysis: Analysis, groups: Sequence[str], changes: Mapping[int, list[np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return (samples, channels) changes of the groups all of whose causes were measured.
+
+    Parameters
+    ----------
+    changes
+        Cause -> changes of the loss per batch.
+    """
     rows = {cause: np.concatenate(parts) for cause, parts in changes.items()}
-    return {
-        name: np.stack([rows[c] for c in analysis.causes[name].tolist()], 1)
-        for name in groups
-        if not unmaskable.intersection(analysis.causes[name].tolist())
-    }
+    result = {}
+    for name in groups:
+        causes = analysis.causes[name].tolist()
+        if rows.keys() >= set(causes):
+            result[name] = np.stack([rows[c] for c in causes], 1)
+    return result
 
 
 def _select_masks(analysis: Analysis, causes: np.ndarray) -> tuple[list[Mask], set[int]]:

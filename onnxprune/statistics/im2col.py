@@ -70,6 +70,7 @@ def geometry(node: NodeProto, weight_shape: Sequence[int], input_shape: Sequence
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         for i, size in enumerate(input_shape[2:]):
             reach = (kernel[i] - 1) * dilations[i] + 1
+            # ceil(size / stride) outputs, as defined for SAME padding
             total = max((-(-size // strides[i]) - 1) * strides[i] + reach - size, 0)
             small, large = total // 2, total - total // 2
             pads[i], pads[i + n] = (small, large) if mode == "SAME_UPPER" else (large, small)
@@ -98,6 +99,7 @@ def positions(
     total = prod(sizes)
     if not sizes or total <= most:
         return tuple(np.arange(s) for s in sizes)
+    # a grid instead of single positions, since inputs are gathered axis by axis
     share = (most / total) ** (1 / spatial)
     return tuple(np.sort(rng.choice(s, max(1, round(s * share)), replace=False)) for s in sizes)
 
@@ -122,6 +124,7 @@ def columns(x: np.ndarray, window: Geometry, at: tuple[np.ndarray, ...]) -> np.n
     if window.transposed:
         x, window = _upsample(x, window)
     x = _pad_for(x, window, at)
+    # taps next to channels, so that the result is a view of one array
     n, c = x.shape[:2]
     out = np.empty((c, window.taps, n, *map(len, at)), np.float32)
     parts = [x]  # views of x per combination of taps, over the axes handled so far

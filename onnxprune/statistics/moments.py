@@ -147,6 +147,7 @@ def collect_moments(
     for feeds in data.batches(batch_size):
         values = session.run(feeds)
         seen += samples_of(feeds)
+        # nodes that consume the same activation in the same way are measured once per batch
         added: set[_Source] = set()
         for li in selected:
             x = np.asarray(values[li.data])
@@ -200,6 +201,7 @@ def _accumulate(
     _, groups, window, axis = source
     channels = x.shape[axis]
     width = channels // groups * max(window.taps, 1)
+    # positions per sample, rounded up
     most = -(-OVERSAMPLE * width // max(samples, 1)) + 1
     if window.spatial:
         out = output_shape(x.shape, window)
@@ -210,6 +212,7 @@ def _accumulate(
         if len(rows) > keep:
             rows = rows[np.sort(rng.choice(len(rows), keep, replace=False))]
         cols = np.ascontiguousarray(rows.T, np.float32)
+    # a grouped node has separate moments per group of channels
     parts = sums.setdefault(source, [Moments.zeros(width) for _ in range(groups)])
     for moments, block in zip(parts, np.split(cols, groups), strict=True):
         moments.add(block)

@@ -98,6 +98,7 @@ class SegmentedRun:
                 extract(self.model, self.shapes, segment, available, outs), threads=self.threads
             )
             names = [n for n in session.inputs if n in needed]
+        # one batch at a time, so that old and new activations of only one coexist
         for i, state in enumerate(self.state):
             fresh = session.run({n: state[n] for n in names}) if outs else {}
             self.state[i] = {n: v for n, v in state.items() if n in retained} | fresh

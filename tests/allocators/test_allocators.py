@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +51,8 @@ def scores_of(seed: int, analysis: Analysis = ANALYSIS) -> Scores:
     return {g.name: rng.lognormal(0, 1, g.size) for g in analysis.groups}
 
 
-def planned(name: str, scores: Scores, **constraints: object) -> Plan:
-    return allocate(name, Context(ANALYSIS), scores, Constraints(**constraints))  # type: ignore[arg-type]
+def planned(name: str, scores: Scores, **constraints: Any) -> Plan:
+    return allocate(name, Context(ANALYSIS), scores, Constraints(**constraints))
 
 
 def absolute(shares: dict[str, float]) -> dict[str, float]:
@@ -194,8 +195,10 @@ def test_steps_are_ranked_once_for_all_budgets(monkeypatch: pytest.MonkeyPatch) 
 
     context, budgets = Context(ANALYSIS), [absolute({"macs": share}) for share in (0.8, 0.6, 0.5)]
     alone = [planned("knapsack", scores_of(0), budgets=b).kept for b in budgets]
-    monkeypatch.setitem(ALLOCATORS.builtin, "counted", ("counted:counted", ""))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "counted", SimpleNamespace(counted=counted))  # type: ignore[arg-type]
+    module: Any = SimpleNamespace(counted=counted)
+    monkeypatch.setitem(sys.modules, "counted", module)
+    builtin: Any = ALLOCATORS.builtin
+    monkeypatch.setitem(builtin, "counted", ("counted:counted", ""))
     assert [
         allocate("counted", context, scores_of(0), Constraints(b)).kept for b in budgets
     ] == alone

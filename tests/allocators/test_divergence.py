@@ -190,10 +190,11 @@ def test_damage_is_the_output_error_after_a_refit() -> None:
 
     def values(data: Data) -> tuple[np.ndarray, np.ndarray]:
         runs = [session.run(b) for b in data.batches(8)]
-        return tuple(
+        x, y = (
             np.concatenate([r[n].reshape(-1, r[n].shape[-1]) for r in runs]).astype(np.float64)
             for n in ("r", "y")
-        )  # type: ignore[return-value]
+        )
+        return x, y
 
     (x, _), (gate, y) = values(context.statistics_data("")), values(context.gate_data(""))
     removed = np.argsort(scores[group.name], kind="stable")[: len(curve)]

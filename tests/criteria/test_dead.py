@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from onnxprune.allocators.allocate import allocate
@@ -14,6 +16,7 @@ from onnxprune.criteria.magnitude import l2
 from onnxprune.data.dataset import synthetic
 from onnxprune.demo import files
 from onnxprune.ir.io import Model, load
+from onnxprune.ir.model import EditableModel
 from onnxprune.ir.weights import from_array
 from onnxprune.run.adapter import input_types
 from onnxprune.surgery.cut import cut
@@ -23,16 +26,16 @@ SILENT, UNREAD = [1, 2, 5], [0, 3]
 
 
 def zero_weights(
-    analysis: Analysis, group: str, role: str, channels: list[int], model: Model
+    analysis: Analysis, group: str, role: str, channels: list[int], model: EditableModel
 ) -> None:
     """Set the weights that produce or consume some channels of a group to zero."""
     for member in analysis.members(group):
         if member.site.role == role:
             values = np.array(model.weights[member.site.tensor].array())
-            index: list[object] = [slice(None)] * values.ndim
+            index: list[Any] = [slice(None)] * values.ndim
             index[member.site.axis] = member.positions[np.isin(member.channels, channels)]
-            values[tuple(index)] = 0  # type: ignore[index]
-            model.weights[member.site.tensor] = from_array(values)  # type: ignore[index]
+            values[tuple(index)] = 0
+            model.weights[member.site.tensor] = from_array(values)
 
 
 def context(model: Model) -> Context:
@@ -90,7 +93,7 @@ def test_a_channel_with_only_dead_consumers_is_dead() -> None:
         ]
     ] = False
     values[np.ix_(others, column)] = 0
-    model.weights[reader.site.tensor] = from_array(values)  # type: ignore[index]
+    model.weights[reader.site.tensor] = from_array(values)
     assert dead_channels(context(model)) == {}
     zero_weights(analysis, above, "consumes", [0], model)
     assert {n: v.tolist() for n, v in dead_channels(context(model)).items()} == {

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.autodiff import DRAWN, LABELS, VECTOR, Loss
-from onnxprune.criteria.base import Context
+from onnxprune.criteria.base import Context, Criterion
 from onnxprune.criteria.gradient import (
     by_head,
     fisher,
@@ -96,7 +96,7 @@ def loss_of(
             index = [slice(None)] * w.ndim
             index[member.site.axis] = member.positions[member.channels == channel]
             w[tuple(index)] *= factor
-            model.weights[member.site.tensor] = from_array(w)  # type: ignore[index]
+            model.weights[member.site.tensor] = from_array(w)
     y = Session(model).run({"x": x})["y"].astype(np.float64)
     return np.log(np.exp(y).sum(1)) - y[np.arange(len(y)), labels]
 
@@ -135,8 +135,8 @@ def test_squares_after_summing_copies_and_before_summing_samples(data: Data) -> 
 
 
 @pytest.mark.parametrize("criterion", [fisher, taylor])
-def test_contract(data: Data, criterion: object) -> None:
-    check_criterion(criterion, Context(net(), data, batch_size=4))  # type: ignore[arg-type]
+def test_contract(data: Data, criterion: Criterion) -> None:
+    check_criterion(criterion, Context(net(), data, batch_size=4))
 
 
 def test_scores_do_not_depend_on_the_batch_size(data: Data) -> None:

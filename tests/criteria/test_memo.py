@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +21,13 @@ TEXT = "float[n,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = Conv(x, w1
 NUMBER = Kind[int]("number")
 
 
-def analyzed(scale: float = 1.0, **options: object) -> Analysis:
+def analyzed(scale: float = 1.0, **options: Any) -> Analysis:
     """The network with its first weight scaled."""
     proto = net(TEXT)
     weight = next(t for t in proto.graph.initializer if t.name == "w1")
     values = np.frombuffer(weight.raw_data, np.float32)
     weight.raw_data = (values * np.float32(scale)).tobytes()
-    return analyze(load(proto), **options)  # type: ignore[arg-type]  # options of the caller
+    return analyze(load(proto), **options)
 
 
 def inputs(seed: int = 0) -> Data:
@@ -65,11 +66,11 @@ def test_an_equal_context_shares_results() -> None:
         {"flip": True},
     ],
 )
-def test_unequal_contexts_do_not_share_results(change: dict[str, object]) -> None:
+def test_unequal_contexts_do_not_share_results(change: dict[str, Any]) -> None:
     """Though they hold the same memo, as contexts that one search derives from another do."""
     context, compute = Context(analyzed(), inputs()), counter()
     first = context.memoize(NUMBER, compute)
-    other = replace(context, **change)  # type: ignore[arg-type]  # fields by name
+    other = replace(context, **change)
     assert other.memo is context.memo
     assert other.memoize(NUMBER, compute) != first
     assert context.memoize(NUMBER, compute) == first

@@ -118,8 +118,8 @@ def test_batchnorm_scale_is_absolute() -> None:
 
 def record_inputs(c: Context) -> dict[str, np.ndarray]:
     """Return the inputs of the layers over all samples, (channels, everything else)."""
-    session = Session(c.analysis.model, ["r", "s", "e"])
-    runs = [session.run(feeds) for feeds in c.data.batches(4)]  # type: ignore[union-attr]
+    session, data = Session(c.analysis.model, ["r", "s", "e"]), c.required_data("this test")
+    runs = [session.run(feeds) for feeds in data.batches(4)]
     return {
         n: np.concatenate([r[n] for r in runs])
         .astype(np.float64)

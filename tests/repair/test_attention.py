@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from repair_reference import Repaired, initializer, node_of
@@ -69,13 +72,13 @@ def logits_error(repaired: Repaired) -> float:
 
 
 @pytest.fixture
-def unmixed(monkeypatch: pytest.MonkeyPatch) -> object:
+def unmixed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Repaired]:
     """Return a repair without the joint refit of queries."""
 
-    def repair_unmixed(text: str, **options: float) -> Repaired:
+    def repair_unmixed(text: str, **options: Any) -> Repaired:
         with monkeypatch.context() as patch:
             patch.setattr(least_squares, "refit_query", lambda *arguments: None)
-            return Repaired.of(text, **options)  # type: ignore[arg-type]
+            return Repaired.of(text, **options)
 
     return repair_unmixed
 
@@ -102,9 +105,11 @@ def test_the_mixture_solves_least_squares(d: int) -> None:
 
 
 @pytest.mark.parametrize("text", [PLAIN, FUSED], ids=["plain", "fused"])
-def test_queries_are_multiplied_by_the_best_mixture(text: str, unmixed: object) -> None:
+def test_queries_are_multiplied_by_the_best_mixture(
+    text: str, unmixed: Callable[..., Repaired]
+) -> None:
     """Every kept head's query is the unmixed one times M; keys do not change."""
-    plain, repaired = unmixed(text), Repaired.of(text)  # type: ignore[operator]
+    plain, repaired = unmixed(text), Repaired.of(text)
     (q,), (k,), (original,) = (
         plain.values(plain.after, "q"),
         plain.values(plain.after, "k"),
@@ -134,8 +139,10 @@ def test_the_mixture_is_merged_into_the_weights() -> None:
 
 
 @pytest.mark.parametrize("text", [WITHOUT_BIAS, BENT], ids=["without bias", "bent"])
-def test_a_query_that_is_no_rearrangement_is_not_mixed(text: str, unmixed: object) -> None:
-    plain, repaired = unmixed(text), Repaired.of(text)  # type: ignore[operator]
+def test_a_query_that_is_no_rearrangement_is_not_mixed(
+    text: str, unmixed: Callable[..., Repaired]
+) -> None:
+    plain, repaired = unmixed(text), Repaired.of(text)
     for name in plain.after.weights:
         np.testing.assert_array_equal(
             initializer(repaired.after, name), initializer(plain.after, name)
