@@ -124,12 +124,7 @@ def handoff(
     models = [prepare(model, name, target, shapes) for name, model in sources.items()]
     _check_samples(models[0], samples)
     checks = {m.name: check(m, target) for m in models}
-    files = dict(target.files(models, values, samples)) if target.files else {}
-    files |= {
-        "run.py": script(target.script),
-        "common.py": script("common"),
-        "README.txt": _format_readme(target, values).encode(),
-    }
+    files = _list_files(target, models, values, samples)
     folder = Path(folder)
     _check_replaceable(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +177,21 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
             "output-not-a-bundle",
             f"{folder} is not a bundle and is not replaced; choose another folder",
         )
+
+
+def _list_files(
+    target: HandoffTarget,
+    models: Sequence[PreparedModel],
+    options: Mapping[str, str],
+    samples: Samples | None,
+) -> dict[str, bytes]:
+    """Return the target's files, the scripts and README.txt by path."""
+    files = dict(target.files(models, options, samples)) if target.files else {}
+    return files | {
+        "run.py": script(target.script),
+        "common.py": script("common"),
+        "README.txt": _format_readme(target, options).encode(),
+    }
 
 
 def _write_files(

@@ -1,4 +1,4 @@
-"""Stand-ins for vendor commands: they record their arguments and leave the files that the real ones leave."""
+"""Stand-ins for vendor commands: they record arguments and write the files of the real ones."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from onnxprune.ir.io import Model, load
 
 
 def command(folder: Path, name: str, body: str) -> Path:
-    """An executable Python script that appends its arguments to NAME.args, then runs `body`."""
+    """Write an executable script that appends its arguments to NAME.args, then runs `body`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
+    log = str(folder / (name + ".args"))
     path.write_text(
         f"#!{sys.executable}\nimport sys, json, os, pathlib, shutil, subprocess, time\n"
-        f"args = sys.argv[1:]\nwith open({str(folder / (name + '.args'))!r}, 'a') as f:\n    f.write(json.dumps(args) + '\\n')\n{body}\n"
+        f"args = sys.argv[1:]\n"
+        f"with open({log!r}, 'a') as f:\n    f.write(json.dumps(args) + '\\n')\n"
+        f"{body}\n"
     )
     path.chmod(0o755)
     return path
 
 
 def module(folder: Path, name: str, body: str) -> None:
-    """A Python package (with its parents) of that content."""
-    place = folder
+    """Write a Python package (with its parents) of that content."""
+    package = folder
     for part in name.split("."):
-        place = place / part
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "__init__.py").touch()
-    (place / "__init__.py").write_text(body)
+        package = package / part
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").touch()
+    (package / "__init__.py").write_text(body)
 
 
 def run(
@@ -44,7 +47,7 @@ def run(
     bare: bool = False,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """run.py of a bundle on a machine that has only the stubs and Python (`bare`: without its packages)."""
+    """Run run.py of a bundle with only the stubs and Python (`bare`: without its packages)."""
     environment = {"PATH": f"{binaries}{os.pathsep}/usr/bin{os.pathsep}/bin", **(extra or {})}
     interpreter = [sys.executable, "-S"] if bare else [sys.executable]
     command = [*interpreter, str(bundle / "run.py"), *arguments]
@@ -54,7 +57,7 @@ def run(
 
 
 def convnet(width: int = 16, hidden: int = 10) -> Model:
-    """Images (n, 1, 8, 8) -> Conv, Relu, MaxPool, Conv, Relu, GlobalAveragePool, Flatten, Gemm -> (n, 10); seeded weights."""
+    """Return a seeded convolutional network: images (n, 1, 8, 8) -> logits (n, 10)."""
     generator = np.random.default_rng(width)
 
     def weight(name: str, *shape: int) -> TensorProto:

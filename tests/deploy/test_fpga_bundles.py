@@ -1,4 +1,4 @@
-"""Every bundle's script, on a machine that has only that vendor's tools: stand-ins that record what they are asked for."""
+"""The run script of every bundle, with stand-ins for the vendors' tools."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_help_names_every_option(tmp_path: Path, name: str) -> None:
 
 
 def calls(binaries: Path, name: str) -> list[list[str]]:
-    """What a stand-in was asked for."""
+    """Return the arguments of each call of a stand-in."""
     return [json.loads(line) for line in (binaries / f"{name}.args").read_text().splitlines()]
 
 
@@ -54,15 +54,18 @@ assert (build / "model.onnx").stat().st_size
 report = build / config["output_dir"] / "report"
 report.mkdir(parents=True)
 cycles = 1000 // folding["MVAU_hls_1"]["PE"]
-(report / "estimate_network_performance.json").write_text(json.dumps(
-    {"critical_path_cycles": 3 * cycles, "max_cycles": cycles, "max_cycles_node_name": "MVAU_hls_1", "estimated_throughput_fps": 5.0}))
-(report / "estimate_layer_cycles.json").write_text(json.dumps({"MVAU_hls_0": 7, "MVAU_hls_1": cycles}))
-(report / "estimate_layer_resources.json").write_text(json.dumps({"total": {"LUT": 1234.0, "BRAM_18K": 5.0}}))
+def write(name, value):
+    (report / name).write_text(json.dumps(value))
+write("estimate_network_performance.json", {
+    "critical_path_cycles": 3 * cycles, "max_cycles": cycles,
+    "max_cycles_node_name": "MVAU_hls_1", "estimated_throughput_fps": 5.0})
+write("estimate_layer_cycles.json", {"MVAU_hls_0": 7, "MVAU_hls_1": cycles})
+write("estimate_layer_resources.json", {"total": {"LUT": 1234.0, "BRAM_18K": 5.0}})
 """
 
 
 @pytest.mark.parametrize("kind", ["run-docker.sh", "finn"])
-def test_finn_by_docker_and_by_finn_plus(tmp_path: Path, kind: str) -> None:
+def test_finn_by_docker_and_finn_plus(tmp_path: Path, kind: str) -> None:
     binaries = tmp_path / "bin"
     stubs.command(binaries, kind, FINN)
     handoff(stubs.convnet(16), stubs.convnet(8), "finn", tmp_path / "b")
@@ -70,10 +73,10 @@ def test_finn_by_docker_and_by_finn_plus(tmp_path: Path, kind: str) -> None:
     done = stubs.run(tmp_path / "b", binaries, *root)
     assert done.returncode == 0, done.stderr
     assert [c[0] for c in calls(binaries, kind)] == ["build_dataflow" if root else "build"] * 2
-    found = collect(tmp_path / "b")
-    assert found.results["original"].figures["lut"] == 1234
-    assert found.results["original"].layers["MVAU_hls_0"] == 7
-    assert found.results["pruned"].notes == ("slowest layer: MVAU_hls_1",)
+    collected = collect(tmp_path / "b")
+    assert collected.results["original"].figures["lut"] == 1234
+    assert collected.results["original"].layers["MVAU_hls_0"] == 7
+    assert collected.results["pruned"].notes == ("slowest layer: MVAU_hls_1",)
 
 
 def test_vitis_ai_in_the_container_and_on_the_board(tmp_path: Path) -> None:
@@ -83,7 +86,8 @@ def test_vitis_ai_in_the_container_and_on_the_board(tmp_path: Path) -> None:
         binaries,
         "vai_c_xir",
         (
-            "out = pathlib.Path(args[args.index('-o') + 1]) / (args[args.index('-n') + 1] + '.xmodel')\n"
+            "folder, name = args[args.index('-o') + 1], args[args.index('-n') + 1]\n"
+            "out = pathlib.Path(folder) / (name + '.xmodel')\n"
             "assert pathlib.Path(args[args.index('-x') + 1]).is_file()\nout.write_bytes(b'x')\n"
             "print('[UNILOG][INFO] Total device subgraph number 5, DPU subgraph number 2')"
         ),
@@ -92,10 +96,13 @@ def test_vitis_ai_in_the_container_and_on_the_board(tmp_path: Path) -> None:
         modules,
         "vai_q_onnx",
         (
-            "class QuantFormat: QDQ = 1\nclass PowerOfTwoMethod: MinMSE = 1\nclass QuantType: QInt8 = 1\n"
-            "def quantize_static(source, made, reader, **options):\n"
+            "class QuantFormat: QDQ = 1\n"
+            "class PowerOfTwoMethod: MinMSE = 1\n"
+            "class QuantType: QInt8 = 1\n"
+            "def quantize_static(source, output, reader, **options):\n"
             "    rows = 0\n    while reader.get_next() is not None: rows += 1\n"
-            "    assert rows == 8 and options['enable_dpu']\n    open(made, 'wb').write(open(source, 'rb').read())\n"
+            "    assert rows == 8 and options['enable_dpu']\n"
+            "    open(output, 'wb').write(open(source, 'rb').read())\n"
         ),
     )
     handoff(
@@ -103,8 +110,8 @@ def test_vitis_ai_in_the_container_and_on_the_board(tmp_path: Path) -> None:
     )
     done = stubs.run(tmp_path / "b", binaries, extra={"PYTHONPATH": str(modules)})
     assert done.returncode == 0, done.stderr
-    found = collect(tmp_path / "b").results["original"]
-    assert found.figures == {"subgraphs": 5, "dpu_subgraphs": 2} and len(found.notes) == 2
+    collected = collect(tmp_path / "b").results["original"]
+    assert collected.figures == {"subgraphs": 5, "dpu_subgraphs": 2} and len(collected.notes) == 2
     (binaries / "vai_c_xir").unlink()
     stubs.command(
         binaries, "xdputil", "print('FPS= 250.5 number_of_frames= 5010 time= 20.0 seconds.')"
@@ -153,16 +160,21 @@ def test_gemmini_on_spike(tmp_path: Path) -> None:
     assert estimate["original"]["cycles"] > estimate["pruned"]["cycles"]
 
 
-SUMMARY = "experiment,network,inference_time,nn_macs,cycles_npu,cycles_total,sram_memory_used\\ndefault,n,0.0004,1000,190000,{},12.5\\n"
+SUMMARY = (
+    "experiment,network,inference_time,nn_macs,cycles_npu,cycles_total,sram_memory_used\\n"
+    "default,n,0.0004,1000,190000,{},12.5\\n"
+)
 VELA = f"""
 out, name = pathlib.Path(args[args.index("--output-dir") + 1]), pathlib.Path(args[0]).stem
 assert pathlib.Path(args[0]).read_bytes() == b"int8"
-(out / (name + "_summary_internal-default.csv")).write_text("{SUMMARY}".format(84133 if name == "pruned" else 192706))
-(out / (name + "_per-layer.csv")).write_text("name,operators,cycles_total,cycles_npu\\nconv1,Conv2D,100,90\\nconv2,Conv2D,50,40\\n")
+cycles = 84133 if name == "pruned" else 192706
+layers = "name,operators,cycles_total,cycles_npu\\nconv1,Conv2D,100,90\\nconv2,Conv2D,50,40\\n"
+(out / (name + "_summary_internal-default.csv")).write_text("{SUMMARY}".format(cycles))
+(out / (name + "_per-layer.csv")).write_text(layers)
 """
 
 
-def test_vela_after_onnx2tf_and_from_given_files(tmp_path: Path) -> None:
+def test_vela_with_onnx2tf_and_with_given_files(tmp_path: Path) -> None:
     binaries = tmp_path / "bin"
     stubs.command(binaries, "vela", VELA)
     stubs.command(
@@ -170,17 +182,18 @@ def test_vela_after_onnx2tf_and_from_given_files(tmp_path: Path) -> None:
         "onnx2tf",
         (
             "out = pathlib.Path(args[args.index('-o') + 1])\nout.mkdir()\n"
-            "shape = open(args[args.index('-cind') + 2], 'rb').read(128)\nassert b'(8, 8, 8, 1)' in shape, shape\n"
+            "shape = open(args[args.index('-cind') + 2], 'rb').read(128)\n"
+            "assert b'(8, 8, 8, 1)' in shape, shape\n"
             "(out / 'original_full_integer_quant.tflite').write_bytes(b'int8')"
         ),
     )
     handoff(stubs.convnet(16), stubs.convnet(8), "vela", tmp_path / "b")
     done = stubs.run(tmp_path / "b", binaries)
     assert done.returncode == 0, done.stderr
-    found = collect(tmp_path / "b")
-    assert found.results["original"].figures["cycles"] == 192706
-    assert found.ratios["cycles"] == pytest.approx(192706 / 84133)
-    assert found.results["original"].layers == {"conv1": 100, "conv2": 50}
+    collected = collect(tmp_path / "b")
+    assert collected.results["original"].figures["cycles"] == 192706
+    assert collected.ratios["cycles"] == pytest.approx(192706 / 84133)
+    assert collected.results["original"].layers == {"conv1": 100, "conv2": 50}
     (binaries / "onnx2tf").unlink()
     given = tmp_path / "given"
     given.mkdir()
@@ -199,14 +212,18 @@ class ModelWrapper:
     graph = type("G", (), {"input": [type("I", (), {"name": "images"})()]})()
     def __init__(self, path): assert open(path, "rb").read(1)
     def get_tensor_shape(self, name): return [1, 1, 8, 8]
-    def transform(self, how): open("transforms", "a").write(type(how).__name__ + str(how.__dict__) + "\\n"); return self
+    def transform(self, how):
+        open("transforms", "a").write(type(how).__name__ + str(how.__dict__) + "\\n")
+        return self
 """
 HLS4ML = """
 import numpy, pathlib
 __version__ = "1.3.0"
 class utils:
-    def config_from_onnx_model(model, **options): return {"Model": {}, "LayerName": {"Conv_0": {}, "Conv_1": {}, "Conv_2": {}, "MatMul_0": {}}}
-class Made:
+    def config_from_onnx_model(model, **options):
+        layers = ("Conv_0", "Conv_1", "Conv_2", "MatMul_0")
+        return {"Model": {}, "LayerName": {name: {} for name in layers}}
+class Converted:
     def __init__(self, options): self.options = options
     def compile(self): pass
     def predict(self, values):
@@ -216,14 +233,16 @@ class Made:
     def build(self, csim, synth):
         folder = pathlib.Path(self.options["output_dir"]) / "prj" / "report"
         folder.mkdir(parents=True)
-        text = "<profile><PerformanceEstimates><SummaryOfOverallLatency><Worst-caseLatency>77</Worst-caseLatency></SummaryOfOverallLatency>"
-        (folder / (self.options["project_name"] + "_csynth.xml")).write_text(text + "</PerformanceEstimates></profile>")
+        text = "<SummaryOfOverallLatency><Worst-caseLatency>77</Worst-caseLatency>"
+        text += "</SummaryOfOverallLatency>"
+        text = "<profile><PerformanceEstimates>" + text + "</PerformanceEstimates></profile>"
+        (folder / (self.options["project_name"] + "_csynth.xml")).write_text(text)
 class converters:
-    def convert_from_onnx_model(model, **options): return Made(options)
+    def convert_from_onnx_model(model, **options): return Converted(options)
 """
 
 
-def test_hls4ml_compares_and_synthesizes_where_it_can(tmp_path: Path) -> None:
+def test_hls4ml_compares_and_synthesizes(tmp_path: Path) -> None:
     binaries, modules = tmp_path / "bin", tmp_path / "modules"
     stubs.command(binaries, "g++", "")
     stubs.command(binaries, "vitis_hls", "")
@@ -252,6 +271,6 @@ def test_hls4ml_compares_and_synthesizes_where_it_can(tmp_path: Path) -> None:
     assert "'make_input_channels_last': True" in (tmp_path / "transforms").read_text()
     log = (tmp_path / "b" / "results" / "original.log").read_text()
     assert "'Conv_1': {'ReuseFactor': 3}" in log and "'Strategy': 'Resource'" in log
-    found = collect(tmp_path / "b").results["original"]
-    assert found.figures["argmax_agreement"] == 7 / 8
-    assert found.figures["latency_cycles"] == 77
+    collected = collect(tmp_path / "b").results["original"]
+    assert collected.figures["argmax_agreement"] == 7 / 8
+    assert collected.figures["latency_cycles"] == 77

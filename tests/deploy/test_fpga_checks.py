@@ -1,4 +1,4 @@
-"""What the targets say about nodes, folding, reuse factors, and the forms that models take for them."""
+"""Compatibility checks of the targets, folding, reuse factors, and prepared models."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ WIDTHS = st.integers(1, 96)
 
 
 def graph(body: str, weights: str, opset: int = 13) -> Model:
-    """X (1, 12, 16, 16) -> y with seeded random weights."""
+    """Return a graph x (1, 12, 16, 16) -> y with seeded random weights."""
     proto = parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[1,12,16,16] x) => (float y) <{weights}> {{ {body} }}'
+        f'<ir_version: 8, opset_import: ["" : {opset}]> '
+        f"g (float[1,12,16,16] x) => (float y) <{weights}> {{ {body} }}"
     )
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     generator = np.random.default_rng(0)
@@ -44,22 +45,25 @@ def graph(body: str, weights: str, opset: int = 13) -> Model:
     return load(proto)
 
 
-def found(model: Model, target: str) -> dict[tuple[str, str], str]:
-    """(op, severity) -> sentence."""
+def checks_of(model: Model, target: str) -> dict[tuple[str, str], str]:
+    """Return (op, severity) -> sentence."""
     checks: tuple[Check, ...] = check(prepare(model, "m", TARGETS.get(target)), TARGETS.get(target))
     return {(c.op, c.severity): c.text for c in checks}
 
 
 def test_vitis_ai_activations() -> None:
-    body = "a = Conv(x, w) b = LeakyRelu<alpha=0.1015625>(a) c = LeakyRelu<alpha=0.2>(b) d = Clip(c, l, h) y = Selu(d)"
+    body = (
+        "a = Conv(x, w) b = LeakyRelu<alpha=0.1015625>(a) c = LeakyRelu<alpha=0.2>(b) "
+        "d = Clip(c, l, h) y = Selu(d)"
+    )
     model = graph(body, "float[32,12,3,3] w, float l, float h")
-    said = found(model, "vitis-ai")
-    assert ("Conv", "slow") not in said
-    assert "26/256" in said["LeakyRelu", "note"] and "0.2" in said["LeakyRelu", "unsupported"]
-    assert ("Clip", "unsupported") in said and "Selu" in said["Selu", "fallback"]
+    checks = checks_of(model, "vitis-ai")
+    assert ("Conv", "slow") not in checks
+    assert "26/256" in checks["LeakyRelu", "note"] and "0.2" in checks["LeakyRelu", "unsupported"]
+    assert ("Clip", "unsupported") in checks and "Selu" in checks["Selu", "fallback"]
 
 
-def test_relu6_is_taken_by_dpu_and_gemmini() -> None:
+def test_dpu_and_gemmini_support_relu6() -> None:
     model = graph("a = Conv(x, w) y = Clip(a, l, h)", "float[16,12,3,3] w, float l, float h")
     edited = model.edit()
     bounds = {"l": np.float32(0), "h": np.float32(6)}
@@ -73,31 +77,31 @@ def test_relu6_is_taken_by_dpu_and_gemmini() -> None:
     model = load(proto)
     assert not [
         k
-        for k in (*found(model, "vitis-ai"), *found(model, "gemmini"))
+        for k in (*checks_of(model, "vitis-ai"), *checks_of(model, "gemmini"))
         if k[1] in ("unsupported", "fallback")
     ]
-    assert ("Clip", "unsupported") in found(model, "hls4ml")
+    assert ("Clip", "unsupported") in checks_of(model, "hls4ml")
 
 
-def test_nngen_knows_no_groups_and_uneven_pads() -> None:
-    said = found(graph("y = Conv<group=4>(x, w)", "float[8,3,3,3] w"), "nngen")
-    assert "groups" in said["Conv", "unsupported"]
+def test_nngen_supports_no_groups_and_no_uneven_pads() -> None:
+    checks = checks_of(graph("y = Conv<group=4>(x, w)", "float[8,3,3,3] w"), "nngen")
+    assert "groups" in checks["Conv", "unsupported"]
     assert (
         "pads"
-        in found(graph("y = Conv<pads=[0,0,1,1]>(x, v)", "float[8,12,3,3] v"), "nngen")[
+        in checks_of(graph("y = Conv<pads=[0,0,1,1]>(x, v)", "float[8,12,3,3] v"), "nngen")[
             "Conv", "unsupported"
         ]
     )
 
 
-def test_finn_wants_quantizers_and_widths_with_divisors() -> None:
-    said = found(graph("y = Conv(x, w)", "float[13,12,3,3] w"), "finn")
-    assert "no Quant nodes" in said["", "note"]
-    assert "13 output channels fold by 1, 13 only" in said["Conv", "slow"]
-    assert ("Conv", "slow") not in found(graph("y = Conv(x, w)", "float[12,12,3,3] w"), "finn")
+def test_finn_needs_quantizers_and_widths_with_divisors() -> None:
+    checks = checks_of(graph("y = Conv(x, w)", "float[13,12,3,3] w"), "finn")
+    assert "no Quant nodes" in checks["", "note"]
+    assert "13 output channels fold by 1, 13 only" in checks["Conv", "slow"]
+    assert ("Conv", "slow") not in checks_of(graph("y = Conv(x, w)", "float[12,12,3,3] w"), "finn")
 
 
-def test_every_target_takes_a_plain_network() -> None:
+def test_every_target_supports_a_plain_network() -> None:
     for name in TARGETS:
         target = TARGETS.get(name)
         counts = Counter(
@@ -129,7 +133,7 @@ def test_prepared_models_compute_the_same(name: str) -> None:
     )
 
 
-def test_a_weight_shared_by_two_gemms_is_turned_for_each() -> None:
+def test_a_weight_shared_by_two_gemms_is_transposed_for_one() -> None:
     model = graph(
         "a = GlobalAveragePool(x) b = Flatten(a) c = Gemm(b, f) y = Gemm<transB=1>(c, f)",
         "float[12,12] f",
@@ -141,14 +145,16 @@ def test_a_weight_shared_by_two_gemms_is_turned_for_each() -> None:
 
 
 OLDER = {
-    17: "a = Conv(x, w) b = Relu(a) c = Reshape<allowzero=0>(b, s) d = LeakyRelu(c) y = Identity(d)",
+    17: (
+        "a = Conv(x, w) b = Relu(a) c = Reshape<allowzero=0>(b, s) d = LeakyRelu(c) y = Identity(d)"
+    ),
     18: "a = Conv(x, w) b = ReduceMean<keepdims=0>(a, i) y = Add(b, b)",
     11: "a = Conv(x, w) y = Squeeze<axes=[0]>(a)",
 }
 
 
 @pytest.mark.parametrize("opset", OLDER)
-def test_other_opsets_become_the_targets(opset: int) -> None:
+def test_other_opsets_are_converted(opset: int) -> None:
     source = graph(OLDER[opset], "float[8,12,3,3] w", opset)
     extra = {"s": np.array([1, -1]), "i": np.array([2, 3])}
     edited = source.edit()
@@ -163,7 +169,7 @@ def test_other_opsets_become_the_targets(opset: int) -> None:
     assert np.array_equal(Session(edited).run(feeds)["y"], Session(prepared.model).run(feeds)["y"])
 
 
-def test_what_has_no_older_form_stays_and_is_said() -> None:
+def test_nodes_without_an_older_equivalent_are_noted() -> None:
     for opset, body, reason in (
         (18, "a = Conv(x, w) y = Mish(a)", "no Mish"),
         (19, "y = AveragePool<kernel_shape=[2,2], dilations=[2,2]>(x)", "'dilations'"),
@@ -198,8 +204,8 @@ def test_divisors_are_all(number: int) -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 50))
-def test_reuse_factors_are_valid(inputs: int, outputs: int, asked: int) -> None:
-    factor = choose_reuse(inputs, outputs, asked)
+def test_reuse_factors_are_valid(inputs: int, outputs: int, requested: int) -> None:
+    factor = choose_reuse(inputs, outputs, requested)
     assert inputs * outputs % factor == 0 and (inputs % factor == 0 or factor % inputs == 0)
     assert inputs * outputs // factor <= UNROLLED_WEIGHTS
 
@@ -261,18 +267,18 @@ def test_average_pooling_as_a_convolution_is_the_same(attributes: str) -> None:
     )
 
 
-def test_hls4ml_takes_chains_only() -> None:
-    said = found(
+def test_hls4ml_supports_chains_only() -> None:
+    checks = checks_of(
         graph(
             "a = Conv(x, w) b = Add(a, c) d = Concat<axis=1>(b, a) y = Relu(d)",
             "float[8,12,3,3] w, float[1,8,1,1] c",
         ),
         "hls4ml",
     )
-    assert ("Concat", "unsupported") in said and ("Add", "unsupported") not in said
+    assert ("Concat", "unsupported") in checks and ("Add", "unsupported") not in checks
 
 
-def test_average_pooling_that_leaves_out_its_padding_stays() -> None:
-    assert ("AveragePool", "unsupported") in found(
+def test_average_pooling_that_excludes_its_padding_is_unsupported() -> None:
+    assert ("AveragePool", "unsupported") in checks_of(
         graph("y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)", ""), "hls4ml"
     )

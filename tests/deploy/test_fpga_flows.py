@@ -1,4 +1,8 @@
-"""The open flows themselves, where tools/setup_*.sh made their environments (.venv-NAME beside the sources, or ONNXPRUNE_NAME_PYTHON)."""
+"""Bundles in the open tool flows.
+
+They run if tools/setup_*.sh created the environment, .venv-NAME in the sources or the Python that
+ONNXPRUNE_NAME_PYTHON names.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(name: str, folder: Path, **options: str) -> Collected:
-    """Half against whole of a small network, through the flow's own tools."""
+    """Run a small network and one of half its width through the flow's own tools."""
     python = Path(
         os.environ.get(
             f"ONNXPRUNE_{name.upper()}_PYTHON", ROOT / f".venv-{name}" / "bin" / "python"
@@ -54,30 +58,30 @@ def run(name: str, folder: Path, **options: str) -> Collected:
 def test_nngen_counts_cycles_and_equals_its_integer_model(tmp_path: Path) -> None:
     if shutil.which("iverilog") is None:
         pytest.skip("no Icarus Verilog")
-    found = run("nngen", tmp_path / "b", bits="16")
+    collected = run("nngen", tmp_path / "b", bits="16")
     assert all(
         r.figures["outputs_wrong"] == 0 and r.figures["argmax_agreement"] >= AGREES
-        for r in found.results.values()
+        for r in collected.results.values()
     )
-    assert found.ratios["cycles"] > 1.5
+    assert collected.ratios["cycles"] > 1.5
 
 
 def test_hls4ml_agrees_with_onnxruntime(tmp_path: Path) -> None:
-    found = run("hls4ml", tmp_path / "b")
+    collected = run("hls4ml", tmp_path / "b")
     assert all(
-        r.figures["max_error"] < 0.1 * r.figures["max_output"] for r in found.results.values()
+        r.figures["max_error"] < 0.1 * r.figures["max_output"] for r in collected.results.values()
     )
 
 
 def test_vela_reports_fewer_cycles(tmp_path: Path) -> None:
-    found = run("vela", tmp_path / "b")
-    assert found.ratios["cycles"] > 1
-    assert found.results["original"].layers
+    collected = run("vela", tmp_path / "b")
+    assert collected.ratios["cycles"] > 1
+    assert collected.results["original"].layers
 
 
-def test_finn_estimates_what_the_folding_says(tmp_path: Path) -> None:
-    """One multiplier a layer, so that a unit takes as many cycles as the layer has multiply-accumulates."""
-    found = run("finn", tmp_path / "b", **{"target-fps": "100"})
-    layers = found.results["original"].layers
+def test_finn_estimates_follow_the_folding(tmp_path: Path) -> None:
+    """With one multiplier per layer, a unit takes as many cycles as the layer has MACs."""
+    collected = run("finn", tmp_path / "b", **{"target-fps": "100"})
+    layers = collected.results["original"].layers
     assert [layers[f"MVAU_hls_{i}"] for i in range(3)] == [9 * 8 * 64, 9 * 8 * 16 * 16, 16 * 10]
-    assert found.ratios["cycles"] > 2
+    assert collected.ratios["cycles"] > 2

@@ -1,4 +1,4 @@
-"""A bundle is whole, is never half written, and its results find their way back by ssh."""
+"""Bundles are complete, are never partly written, and return their results by ssh."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
 
 
-def test_bundle_holds_what_its_manifest_says(tmp_path: Path) -> None:
+def test_bundle_holds_the_files_of_its_manifest(tmp_path: Path) -> None:
     original, pruned = stubs.convnet(16), stubs.convnet(8)
     bundle = handoff(original, pruned, "jetson", tmp_path / "b")
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
@@ -30,7 +30,7 @@ def test_bundle_holds_what_its_manifest_says(tmp_path: Path) -> None:
     assert manifest["models"]["pruned"]["inputs"] == {"images": [1, 1, 8, 8]}
 
 
-def test_models_of_a_bundle_are_fixed_valid_and_equal_to_their_source(tmp_path: Path) -> None:
+def test_models_of_a_bundle_are_static_valid_and_equal_to_their_source(tmp_path: Path) -> None:
     source = stubs.convnet(16)
     handoff(source, None, "jetson", tmp_path / "b")
     proto = onnx.load(tmp_path / "b" / "models" / "original.onnx")
@@ -51,7 +51,7 @@ def test_models_of_a_bundle_are_fixed_valid_and_equal_to_their_source(tmp_path: 
     assert load(tmp_path / "b" / "models" / "original.onnx").opset == 13
 
 
-def test_nothing_is_written_over_unasked(tmp_path: Path) -> None:
+def test_existing_folders_are_replaced_only_on_request(tmp_path: Path) -> None:
     handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
     with pytest.raises(OutputError, match="--overwrite"):
         handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
@@ -87,7 +87,7 @@ def test_samples_must_fit_the_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format": 9, "models": {}, "target": "jetson"}']
 )
-def test_a_folder_that_is_no_bundle_is_one_sentence(tmp_path: Path, text: str) -> None:
+def test_a_folder_that_is_not_a_bundle_is_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match="not a bundle"):
         collect(tmp_path / "nowhere")
     (tmp_path / "manifest.json").write_text(text)
@@ -95,7 +95,7 @@ def test_a_folder_that_is_no_bundle_is_one_sentence(tmp_path: Path, text: str) -
         collect(tmp_path)
 
 
-def test_results_before_a_run_are_asked_for(tmp_path: Path) -> None:
+def test_missing_results_are_an_error(tmp_path: Path) -> None:
     handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
     with pytest.raises(DataError, match=r"python3 run\.py"):
         collect(tmp_path / "b")
@@ -103,7 +103,7 @@ def test_results_before_a_run_are_asked_for(tmp_path: Path) -> None:
 
 def test_samples_fill_the_batch_of_the_model(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((10, 1, 8, 8), np.float32)
-    for name, given, count in (("given", {"images": images}, 8), ("invented", None, 32)):
+    for name, given, count in (("given", {"images": images}, 8), ("random", None, 32)):
         handoff(
             stubs.convnet(8),
             None,
@@ -116,9 +116,11 @@ def test_samples_fill_the_batch_of_the_model(tmp_path: Path) -> None:
             np.load(tmp_path / name / "inputs.npz") as inputs,
             np.load(tmp_path / name / "expected_original.npz") as expected,
         ):
-            wanted = Session(stubs.convnet(8)).run({"images": inputs["images"][:count]})["logits"]
+            expected_outputs = Session(stubs.convnet(8)).run({"images": inputs["images"][:count]})[
+                "logits"
+            ]
             assert expected["output_0"].shape == (count, 10) and np.allclose(
-                expected["output_0"], wanted, atol=1e-6
+                expected["output_0"], expected_outputs, atol=1e-6
             )
     with pytest.raises(DataError, match="fewer than one batch"):
         handoff(
@@ -131,13 +133,18 @@ def test_samples_fill_the_batch_of_the_model(tmp_path: Path) -> None:
         )
 
 
-SSH = "line = args[args.index('--') + 1]\nsys.exit(subprocess.call(['sh', '-c', line], cwd=os.environ['REMOTE']))"
+SSH = """
+line = args[args.index('--') + 1]
+sys.exit(subprocess.call(['sh', '-c', line], cwd=os.environ['REMOTE']))
+"""
 SCP = """
 def place(text):
     host, _, path = text.partition(":")
     return os.path.join(os.environ["REMOTE"], path) if host == "me@board" else text
 source, target = (place(a) for a in args[-2:])
-shutil.copytree(source, os.path.join(target, os.path.basename(source)) if os.path.isdir(target) else target)
+if os.path.isdir(target):
+    target = os.path.join(target, os.path.basename(source))
+shutil.copytree(source, target)
 """
 
 
@@ -155,14 +162,14 @@ def test_round_trip_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         tmp_path / "b",
         options={"rounds": "1", "precision": "fp32", "idle": "0"},
     )
-    found = round_trip(tmp_path / "b", "me@board")
-    assert found.ratios["latency_ms"] == 2.0
+    collected = round_trip(tmp_path / "b", "me@board")
+    assert collected.ratios["latency_ms"] == 2.0
     assert list(remote.iterdir()) == []
     sent, ran, *_ = ((binaries / f"{n}.args").read_text().splitlines() for n in ("scp", "ssh"))
     assert "BatchMode=yes" in sent[0] and "me@board" in ran[0]
 
 
-def test_ssh_failures_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ssh_failures_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
     with pytest.raises(UsageError, match="not a host"):
         round_trip(tmp_path / "b", "-oProxyCommand=evil")

@@ -1,4 +1,4 @@
-"""Logs of the forms that trtexec and tegrastats write, old and new; what the DLA hands back; the bundle's script against stubs."""
+"""Logs of trtexec and tegrastats, old and new; DLA checks; the run script against stubs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,24 @@ from onnxprune.ir.io import load
 from onnxprune.ir.runtime import Session
 
 ORIN = (
-    "11-22-2026 03:13:53 RAM 3210/7620MB (lfb 4x4MB) SWAP 0/3810MB (cached 0MB) CPU [12%@1510,0%@1510,off,off] EMC_FREQ 3%@2133 "
+    "11-22-2026 03:13:53 RAM 3210/7620MB (lfb 4x4MB) SWAP 0/3810MB (cached 0MB) "
+    "CPU [12%@1510,0%@1510,off,off] EMC_FREQ 3%@2133 "
     "GR3D_FREQ 14%@[420] NVDEC off NVJPG off VIC off OFA off APE 200 cpu@48.7C gpu@47.9C tj@49C "
     "VDD_IN 4521mW/4500mW VDD_CPU_GPU_CV 1320mW/1300mW VDD_SOC 1400mW/1390mW"
 )
-AGX_ORIN = "GR3D_FREQ 99%@[1300,1300] VDD_GPU_SOC 2400mW/2400mW VDD_CPU_CV 800mW/790mW VIN_SYS_5V0 4000mW/4000mW VDDQ_VDD2_1V8AO 700mW/700mW"
+AGX_ORIN = (
+    "GR3D_FREQ 99%@[1300,1300] VDD_GPU_SOC 2400mW/2400mW VDD_CPU_CV 800mW/790mW "
+    "VIN_SYS_5V0 4000mW/4000mW VDDQ_VDD2_1V8AO 700mW/700mW"
+)
 NANO = (
-    "RAM 1903/3964MB (lfb 2x2MB) SWAP 0/1982MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [25%@921,off,off,18%@921] EMC_FREQ 5%@1600 "
+    "RAM 1903/3964MB (lfb 2x2MB) SWAP 0/1982MB (cached 0MB) IRAM 0/252kB(lfb 252kB) "
+    "CPU [25%@921,off,off,18%@921] EMC_FREQ 5%@1600 "
     "GR3D_FREQ 76%@921 APE 25 PLL@31C POM_5V_IN 2532/2540 POM_5V_GPU 123/120 POM_5V_CPU 328/330"
 )
-XAVIER = "RAM 1/2MB GR3D_FREQ 50%@1377 GPU 1000/900 CPU 310/310 SOC 930/930 CV 0/0 VDDRQ 155/155 SYS5V 1240/1240"
+XAVIER = (
+    "RAM 1/2MB GR3D_FREQ 50%@1377 GPU 1000/900 CPU 310/310 SOC 930/930 CV 0/0 VDDRQ 155/155 "
+    "SYS5V 1240/1240"
+)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +58,7 @@ def test_tegrastats_lines_old_and_new(line: str, gpu: float, total: float, rails
     assert np.isnan(plain.at_s) and plain.rails_mw == sample.rails_mw
 
 
-def test_power_counts_only_while_the_gpu_works() -> None:
+def test_power_is_that_of_the_busy_gpu() -> None:
     lines = [
         f"GR3D_FREQ {gpu}%@[420] VDD_IN {mw}mW/1mW"
         for gpu, mw in [(0, 1000), (3, 1200), (90, 5000), (98, 7000), (1, 900)]
@@ -64,11 +72,11 @@ def test_power_counts_only_while_the_gpu_works() -> None:
 
 def rows(form: str) -> str:
     """Ten inferences, one every 2 ms, 1.5 ms each; the first five are three times slower."""
-    found = []
+    inferences = []
     for i in range(10):
         compute = 4.5 if i < 5 else 1.5
         if form == "new":
-            found.append(
+            inferences.append(
                 {
                     "startEnqMs": 2.0 * i,
                     "h2dMs": 0.1,
@@ -79,7 +87,7 @@ def rows(form: str) -> str:
                 }
             )
         else:
-            found.append(
+            inferences.append(
                 {
                     "startInMs": 2.0 * i,
                     "inMs": 0.1,
@@ -89,7 +97,7 @@ def rows(form: str) -> str:
                     "endToEndMs": 9.0,
                 }
             )
-    return json.dumps(found)
+    return json.dumps(inferences)
 
 
 @pytest.mark.parametrize("form", ["new", "old"])
@@ -110,7 +118,7 @@ def test_profile_skips_the_count_and_adds_equal_names() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[1]", '[{"x": 1}]', "[" * 50_000])
-def test_broken_logs_are_one_sentence(text: str) -> None:
+def test_broken_logs_are_errors(text: str) -> None:
     with pytest.raises(DataError):
         parse_times(text)
 
@@ -118,12 +126,12 @@ def test_broken_logs_are_one_sentence(text: str) -> None:
 DLA = """
 <ir_version: 8, opset_import: ["" : 13]>
 g (float[1,3,64,64] x) => (float[1,10] y) <float[16,3,35,35] w, float[12,16,3,3] v, float[12,10] f>
-{ a = Conv(x, w)  b = Gelu(a)  c = Conv<group=1>(b, v)  d = MaxPool<kernel_shape=[9,9]>(c)  e = GlobalAveragePool(d)
-  h = Flatten(e)  y = MatMul(h, f) }
+{ a = Conv(x, w)  b = Gelu(a)  c = Conv<group=1>(b, v)  d = MaxPool<kernel_shape=[9,9]>(c)
+  e = GlobalAveragePool(d)  h = Flatten(e)  y = MatMul(h, f) }
 """
 
 
-def test_dla_says_what_falls_back() -> None:
+def test_dla_checks_name_what_falls_back() -> None:
     proto = parser.parse_model(DLA)
     for value in list(proto.graph.value_info):
         proto.graph.initializer.add(
@@ -134,17 +142,23 @@ def test_dla_says_what_falls_back() -> None:
     for tensor in proto.graph.initializer:
         tensor.raw_data = np.zeros(list(tensor.dims), np.float32).tobytes()
     del proto.graph.value_info[:]
-    found = {(c.op, c.severity): c.text for c in check(prepare(load(proto), "m", TARGET), TARGET)}
-    assert "35x35" in found["Conv", "fallback"]
-    assert "9x9" in found["MaxPool", "fallback"]
-    assert ("Gelu", "fallback") in found and ("MatMul", "fallback") in found
-    assert "12 output channels cost as much as 16" in found["Conv", "slow"]
+    checks = {(c.op, c.severity): c.text for c in check(prepare(load(proto), "m", TARGET), TARGET)}
+    assert "35x35" in checks["Conv", "fallback"]
+    assert "9x9" in checks["MaxPool", "fallback"]
+    assert ("Gelu", "fallback") in checks and ("MatMul", "fallback") in checks
+    assert "12 output channels cost as much as 16" in checks["Conv", "slow"]
 
 
 TRTEXEC = """
-ROWS = [{"startEnqMs": 2.0 * i, "h2dMs": 0, "computeMs": 1.0 if "pruned" in str(args) else 2.0, "d2hMs": 0, "latencyMs": 2.1} for i in range(600)]
+MS = 1.0 if "pruned" in str(args) else 2.0
+ROWS = [
+    {"startEnqMs": 2.0 * i, "h2dMs": 0, "computeMs": MS, "d2hMs": 0, "latencyMs": 2.1}
+    for i in range(600)
+]
+LAYER = {"name": "conv1 + relu1", "timeMs": 1.0, "averageMs": 1.0, "percentage": 100}
 if args == ["--help"]:
-    print("--onnx --skipInference --useSpinWait --noDataTransfers --useCudaGraph --timingCacheFile --profilingVerbosity --noTF32")
+    print("--onnx --skipInference --useSpinWait --noDataTransfers --useCudaGraph")
+    print("--timingCacheFile --profilingVerbosity --noTF32")
     print(os.environ.get("FLAGS", ""))
 for a in args:
     name, _, path = a.partition("=")
@@ -154,7 +168,7 @@ for a in args:
         time.sleep(0.3)
         pathlib.Path(path).write_text(json.dumps(ROWS))
     if name == "--exportProfile":
-        pathlib.Path(path).write_text(json.dumps([{"count": 1}, {"name": "conv1 + relu1", "timeMs": 1.0, "averageMs": 1.0, "percentage": 100}]))
+        pathlib.Path(path).write_text(json.dumps([{"count": 1}, LAYER]))
     if name == "--exportLayerInfo":
         pathlib.Path(path).write_text('{"Layers": ["conv1", "{ForeignNode[conv2]}"]}')
     if name in ("--onnx", "--loadEngine") and not pathlib.Path(path).is_file():
@@ -163,12 +177,14 @@ for a in args:
 
 
 def board(folder: Path) -> Path:
-    """Commands of a JetPack."""
+    """Write the commands of a JetPack."""
     stubs.command(folder, "trtexec", TRTEXEC)
     stubs.command(
         folder,
         "tegrastats",
-        "while True:\n    print('GR3D_FREQ 97%@[918] VDD_IN 8000mW/8000mW', flush=True)\n    time.sleep(0.05)",
+        "while True:\n"
+        "    print('GR3D_FREQ 97%@[918] VDD_IN 8000mW/8000mW', flush=True)\n"
+        "    time.sleep(0.05)",
     )
     stubs.command(folder, "nvpmodel", "print('NV Power Mode: MAXN')")
     stubs.command(folder, "jetson_clocks", "print('clocks')")
@@ -177,7 +193,7 @@ def board(folder: Path) -> Path:
 
 
 def arguments(binaries: Path, name: str) -> list[list[str]]:
-    """What a stub was called with."""
+    """Return the arguments of each call of a stub."""
     return [json.loads(line) for line in (binaries / f"{name}.args").read_text().splitlines()]
 
 
@@ -200,17 +216,17 @@ def test_bundle_runs_on_a_machine_with_jetpack_only(tmp_path: Path, major: int) 
     ]
     assert ["original" in t for t in timed] == [True, False, True, False]
     assert arguments(binaries, "nvpmodel")[0] == ["-m", "0"]
-    found = collect(bundle)
-    assert found.results["original"].figures["latency_ms"] == 2.0
-    assert found.ratios["latency_ms"] == 2.0
-    assert found.results["pruned"].figures["energy_mj"] == pytest.approx(
+    collected = collect(bundle)
+    assert collected.results["original"].figures["latency_ms"] == 2.0
+    assert collected.ratios["latency_ms"] == 2.0
+    assert collected.results["pruned"].figures["energy_mj"] == pytest.approx(
         8000 * 2.0 / 1000, rel=1e-6
     )
-    assert found.results["pruned"].layers == {"conv1 + relu1": 1.0}
-    assert found.environment["power_mode"] == "NV Power Mode: MAXN"
+    assert collected.results["pruned"].layers == {"conv1 + relu1": 1.0}
+    assert collected.environment["power_mode"] == "NV Power Mode: MAXN"
 
 
-def test_dla_run_names_the_layers_left_on_the_gpu(tmp_path: Path) -> None:
+def test_dla_run_names_the_layers_on_the_gpu(tmp_path: Path) -> None:
     bundle, binaries = tmp_path / "bundle", board(tmp_path / "bin")
     handoff(
         stubs.convnet(16),
@@ -227,14 +243,14 @@ def test_dla_run_names_the_layers_left_on_the_gpu(tmp_path: Path) -> None:
     )
 
 
-def test_without_tensorrt_the_script_says_so_in_one_sentence(tmp_path: Path) -> None:
+def test_missing_tensorrt_is_one_line(tmp_path: Path) -> None:
     handoff(stubs.convnet(8), None, "jetson", tmp_path / "bundle")
     done = stubs.run(tmp_path / "bundle", tmp_path / "empty")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "trtexec" in done.stderr and "nvidia-jetpack" in done.stderr
 
 
-def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_file_is_an_error(tmp_path: Path) -> None:
     handoff(stubs.convnet(8), None, "jetson", tmp_path / "bundle")
     with open(tmp_path / "bundle" / "models" / "original.onnx", "ab") as file:
         file.write(b"x")
@@ -242,7 +258,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     assert done.returncode == 1 and "original.onnx differs from the manifest" in done.stderr
 
 
-def test_int8_wants_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
+def test_int8_needs_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
     bundle, binaries, options = (
         tmp_path / "bundle",
         board(tmp_path / "bin"),
@@ -256,9 +272,9 @@ def test_int8_wants_inputs_and_runs_the_quantized_copy(tmp_path: Path) -> None:
     quantized = load(bundle / "models" / "original.int8.onnx")
     operators = [n.op_type for n in quantized.proto.graph.node]
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(operators) and "Conv" in operators
-    wanted, made = (
+    expected, actual = (
         Session(m).run({"images": images[:1]})["logits"] for m in (stubs.convnet(8), quantized)
     )
-    assert np.abs(made - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
     assert stubs.run(bundle, binaries).returncode == 0
     assert arguments(binaries, "trtexec")[1][0].endswith("original.int8.onnx")

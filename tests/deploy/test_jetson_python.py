@@ -1,4 +1,7 @@
-"""The bundle's way without trtexec: TensorRT's bindings and the CUDA runtime by ctypes, against stand-ins of both, and names of the real bindings."""
+"""The run script without trtexec: against stand-ins for TensorRT's bindings and the CUDA runtime.
+
+The names it uses are compared with the real bindings.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,9 @@ class Builder:
     def __init__(self, logger): pass
     def create_network(self, flags): assert flags == (0 if NEW else 1); return self
     def create_builder_config(self): return Config()
-    def build_serialized_network(self, network, config): assert config.profiling_verbosity == 2; return memoryview(b"plan")
+    def build_serialized_network(self, network, config):
+        assert config.profiling_verbosity == 2
+        return memoryview(b"plan")
 class OnnxParser:
     def __init__(self, network, logger): pass
     def parse(self, data): open("parsed", "a").write("%d " % len(data)); return True
@@ -77,7 +82,7 @@ class Runtime:
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 @pytest.mark.parametrize("major", [10, 11])
-def test_without_trtexec_the_bindings_do(tmp_path: Path, major: int) -> None:
+def test_bindings_replace_trtexec(tmp_path: Path, major: int) -> None:
     libraries, modules, bundle = tmp_path / "lib", tmp_path / "modules", tmp_path / "bundle"
     libraries.mkdir()
     (tmp_path / "cuda.c").write_text(CUDA)
@@ -103,10 +108,12 @@ def test_without_trtexec_the_bindings_do(tmp_path: Path, major: int) -> None:
     extra = {"PYTHONPATH": str(modules), "LD_LIBRARY_PATH": str(libraries), "MAJOR": str(major)}
     done = stubs.run(bundle, tmp_path / "bin", extra=extra, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = collect(bundle).results["original"]
-    assert found.figures["latency_ms"] == 2.5 and found.layers == {"conv": 2.0}
-    whole, half = (bundle / "models" / f"original{end}.onnx" for end in ("", ".fp16"))
-    assert int((tmp_path / "parsed").read_text()) == (half if major == 11 else whole).stat().st_size
+    result = collect(bundle).results["original"]
+    assert result.figures["latency_ms"] == 2.5 and result.layers == {"conv": 2.0}
+    single, half = (bundle / "models" / f"original{end}.onnx" for end in ("", ".fp16"))
+    assert (
+        int((tmp_path / "parsed").read_text()) == (half if major == 11 else single).stat().st_size
+    )
     assert (tmp_path / "flags").exists() == (major == 10)
 
 
@@ -126,17 +133,17 @@ GUARDED = {"BuilderFlag.FP16", "BuilderFlag.INT8", "BuilderFlag.TF32"}
 
 
 def used() -> set[str]:
-    """Dotted names of TensorRT that the script reaches."""
+    """Return the dotted names of TensorRT that the script uses."""
     source = (
         resources.files("onnxprune.deploy.scripts")
         .joinpath("jetson_python.py")
         .read_text(encoding="utf-8")
     )
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and (owner := ast.unparse(node.value)) in OWNERS:
-            found.add(".".join(filter(None, (OWNERS[owner], node.attr))))
-    return found
+            names.add(".".join(filter(None, (OWNERS[owner], node.attr))))
+    return names
 
 
 @pytest.mark.slow
@@ -144,5 +151,5 @@ def test_names_exist_in_the_bindings_of_both_majors(bindings: tuple[int, Path]) 
     major, folder = bindings
     names = used() - GUARDED
     assert len(names) > 15
-    _, there = existing(folder, "tensorrt_bindings", names)
-    assert there == names, f"TensorRT {major} has no {sorted(names - there)}"
+    _, present = existing(folder, "tensorrt_bindings", names)
+    assert present == names, f"TensorRT {major} has no {sorted(names - present)}"

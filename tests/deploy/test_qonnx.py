@@ -1,4 +1,4 @@
-"""The rounded copy that FINN's flow takes, and bundles of graphs that are rounded already."""
+"""The quantized copy for FINN, and bundles of graphs that are quantized already."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AGREES = {8: 0.05, 4: 0.5}  # of the largest output: 4 bits keep 15 levels, in e
 
 
 def standard(model: Model) -> Model:
-    """The graph with every Quant written as the arithmetic that QONNX defines for it, so that onnxruntime runs it."""
+    """Replace every Quant by the arithmetic that QONNX defines, so that onnxruntime runs it."""
     proto = ModelProto.FromString(to_bytes(model))
     nodes: list[NodeProto] = []
     for node in proto.graph.node:
@@ -51,22 +51,22 @@ def standard(model: Model) -> Model:
 
 
 @pytest.mark.parametrize("bits", AGREES)
-def test_the_rounded_copy_computes_nearly_the_same(bits: int) -> None:
+def test_the_quantized_copy_computes_nearly_the_same(bits: int) -> None:
     source = prepare(stubs.convnet(16), "m", FINN)
     images = np.random.default_rng(1).random((8, 1, 8, 8), np.float32)
-    made = add_quantizers(source, {"images": images}, bits, bits)
-    assert is_qonnx(made) and not is_qonnx(source.model)
-    wanted, rounded = Session(source.model), Session(standard(made))
+    copy = add_quantizers(source, {"images": images}, bits, bits)
+    assert is_qonnx(copy) and not is_qonnx(source.model)
+    original, quantized = Session(source.model), Session(standard(copy))
     for image in images:
-        a, b = (session.run({"images": image[None]})["logits"] for session in (wanted, rounded))
+        a, b = (session.run({"images": image[None]})["logits"] for session in (original, quantized))
         assert 0 < np.abs(a - b).max() <= AGREES[bits] * np.abs(a).max()
 
 
-def test_every_layer_input_and_activation_is_rounded() -> None:
-    made = add_quantizers(prepare(stubs.convnet(8), "m", FINN), None, 3, 5)
+def test_every_layer_input_and_activation_is_quantized() -> None:
+    copy = add_quantizers(prepare(stubs.convnet(8), "m", FINN), None, 3, 5)
     bits = {
-        n.output[0]: int(made.weights[n.input[3]].array())
-        for n in made.proto.graph.node
+        n.output[0]: int(copy.weights[n.input[3]].array())
+        for n in copy.proto.graph.node
         if n.op_type == "Quant"
     }
     assert bits == {
@@ -78,31 +78,31 @@ def test_every_layer_input_and_activation_is_rounded() -> None:
         "b": 5,
         "e": 5,
     }
-    order = [o for n in made.proto.graph.node for o in n.output]
-    made_before = set(made.weights) | {"images"}
-    for node in made.proto.graph.node:
-        assert set(node.input) <= made_before
-        made_before |= set(node.output)
+    order = [o for n in copy.proto.graph.node for o in n.output]
+    computed = set(copy.weights) | {"images"}
+    for node in copy.proto.graph.node:
+        assert set(node.input) <= computed
+        computed |= set(node.output)
     assert len(order) == len(set(order))
 
 
-def test_a_bundle_of_a_rounded_graph_has_its_folding_and_says_that_nothing_is_compared(
+def test_a_bundle_of_a_quantized_graph_has_a_folding_and_no_expected_outputs(
     tmp_path: Path,
 ) -> None:
     plain = stubs.convnet(16)
-    rounded = add_quantizers(prepare(plain, "m", FINN), None, 4, 4)
-    bundle = handoff(rounded, None, "finn", tmp_path / "rounded")
+    quantized = add_quantizers(prepare(plain, "m", FINN), None, 4, 4)
+    bundle = handoff(quantized, None, "finn", tmp_path / "quantized")
     handoff(plain, None, "finn", tmp_path / "plain")
     assert [c.text for c in bundle.checks["original"] if "Quant" in c.text] == [
         "onnxruntime does not implement Quant: the bundle has no expected outputs to compare with"
     ]
     assert (
-        not (tmp_path / "rounded" / "expected_original.npz").exists()
-        and not (tmp_path / "rounded" / "models" / "original.qonnx.onnx").exists()
+        not (tmp_path / "quantized" / "expected_original.npz").exists()
+        and not (tmp_path / "quantized" / "models" / "original.qonnx.onnx").exists()
     )
     read = [
         json.loads((tmp_path / name / "folding_original.json").read_text())
-        for name in ("rounded", "plain")
+        for name in ("quantized", "plain")
     ]
     assert read[0] == read[1] and {"MVAU_hls_0", "MVAU_hls_1", "MVAU_hls_2"} <= set(read[0])
     assert (
@@ -111,12 +111,12 @@ def test_a_bundle_of_a_rounded_graph_has_its_folding_and_says_that_nothing_is_co
     )
 
 
-def test_poolings_count_among_the_sliding_windows_and_the_style_is_pinned(tmp_path: Path) -> None:
+def test_poolings_count_as_sliding_windows_and_the_style_is_pinned(tmp_path: Path) -> None:
     handoff(stubs.convnet(16), None, "finn", tmp_path / "b", options={"style": "rtl"})
     folding = json.loads((tmp_path / "b" / "folding_original.json").read_text())
     windows = [name for name in folding if name.startswith("ConvolutionInputGenerator")]
     assert [name[-1] for name in windows] == ["0", "2", "3"], (
-        "1 is that of the pooling, 3 that of the global average"
+        "1 is the window of the pooling, 3 that of the global average"
     )
     styles = json.loads((tmp_path / "b" / "specialize_layers_config.json").read_text())
     assert styles["Defaults"]["preferred_impl_style"] == ["rtl", ["MVAU", "VVAU"]]
@@ -128,7 +128,7 @@ def test_poolings_count_among_the_sliding_windows_and_the_style_is_pinned(tmp_pa
     )
 
 
-def test_bits_and_samples_that_do_not_fit_are_said(tmp_path: Path) -> None:
+def test_bits_and_samples_that_do_not_fit_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="weight-bits='1'"):
         handoff(stubs.convnet(8), None, "finn", tmp_path / "b", options={"weight-bits": "1"})
     with pytest.raises(DataError, match="images"):
@@ -141,10 +141,10 @@ def test_bits_and_samples_that_do_not_fit_are_said(tmp_path: Path) -> None:
         )
 
 
-def test_checks_of_a_rounded_graph_are_those_of_the_float_graph() -> None:
+def test_checks_of_a_quantized_graph_are_those_of_the_float_graph() -> None:
     source = prepare(stubs.convnet(13), "m", FINN)
-    rounded = prepare(add_quantizers(source, None, 4, 4), "m", FINN)
-    assert not rounded.notes
-    assert [c.text for c in check(rounded, FINN) if c.op] == [
+    quantized = prepare(add_quantizers(source, None, 4, 4), "m", FINN)
+    assert not quantized.notes
+    assert [c.text for c in check(quantized, FINN) if c.op] == [
         c.text for c in check(source, FINN) if c.op
     ]

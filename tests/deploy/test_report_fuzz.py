@@ -1,4 +1,4 @@
-"""Logs and reports come from elsewhere: whatever is in them, a parser answers or says DataError."""
+"""Parsers of logs and reports from other machines return or raise DataError, whatever they read."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ PARSERS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all examples."""
+    """Return one folder for all examples."""
     return tmp_path_factory.mktemp("results")
 
 
 @pytest.mark.parametrize("name", sorted(PARSERS))
 @settings(max_examples=25)
 @given(data=TEXTS.map(lambda t: t.encode(errors="replace")) | st.binary(max_size=40))
-def test_whole_folders(folder: Path, name: str, data: bytes) -> None:
+def test_results_folders(folder: Path, name: str, data: bytes) -> None:
     for file in (*FILES, "manifest.json"):
         (folder / file).write_bytes(data)
     for read in (lambda: PARSERS[name](folder, "original"), lambda: read_manifest(folder)):

@@ -1,4 +1,4 @@
-"""What is copied into bundles runs on old Pythons with nothing installed."""
+"""Run scripts of bundles work on old Pythons without packages."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ OLDEST = (3, 8)  # JetPack 5
 SCRIPTS = sorted(
     p.name for p in resources.files("onnxprune.deploy.scripts").iterdir() if p.name.endswith(".py")
 )
-BESIDE = {"common", "jetson_python"}
+OWN = {"common", "jetson_python"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_are_old_python_and_import_only_what_is_there(name: str) -> None:
+def test_scripts_are_old_python_and_import_the_standard_library(name: str) -> None:
     source = resources.files("onnxprune.deploy.scripts").joinpath(name).read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=OLDEST)
-    found = {
+    imported = {
         a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names
     }
-    found |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert found <= sys.stdlib_module_names | BESIDE, (
+    imported |= {
+        str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)
+    }
+    assert imported <= sys.stdlib_module_names | OWN, (
         "vendors' packages come by common.module, which says how to get them"
     )
     newer = [
