@@ -144,7 +144,10 @@ def _read_samples(model: Model, recipe: Recipe) -> dict[str, np.ndarray]:
     from onnxprune.run.adapter import open_data_for
 
     batches = list(open_data_for(model, recipe).batches(1))
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    samples = {}
+    for name in batches[0]:
+        samples[name] = np.concatenate([batch[name] for batch in batches])
+    return samples
 
 
 def _format_figures(results: Collected) -> str:

@@ -93,10 +93,10 @@ def measured_rows(records: Iterable[Mapping[str, Any]]) -> dict[str, list[list[f
             f"{'with' if '' in points else 'without'} it; write each sweep to a file of its own",
         )
     unpruned = points.pop("")[-1][1]
-    return {
-        name: [[share, unpruned - quality] for share, quality in sorted(rows)]
-        for name, rows in points.items()
-    }
+    lost = {}
+    for name, rows in points.items():
+        lost[name] = [[share, unpruned - quality] for share, quality in sorted(rows)]
+    return lost
 
 
 def latency_rows(bench: Mapping[str, Any]) -> dict[str, LatencyRow]:

@@ -82,7 +82,7 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     for i, row in enumerate(rows):
         by_row.setdefault(row, []).append(i)
     for row in sorted(by_row):
-        ideal = {i: _mean([columns[source] for source in inputs[i]]) for i in by_row[row]}
+        ideal = {i: _mean(columns, inputs[i]) for i in by_row[row]}
         members = sorted(by_row[row], key=lambda i: (ideal[i], i))
         columns[members[0]] = ideal[members[0]]
         for left, i in zip(members, members[1:], strict=False):
@@ -94,9 +94,9 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     return rows, columns
 
 
-def _mean(values: Sequence[float]) -> float:
-    """Return the mean, 0 of nothing."""
-    return sum(values) / len(values) if values else 0.0
+def _mean(columns: Sequence[float], boxes: Sequence[int]) -> float:
+    """Return the mean column of boxes, 0 of none."""
+    return sum(columns[i] for i in boxes) / len(boxes) if boxes else 0.0
 
 
 def _draw_arrows(

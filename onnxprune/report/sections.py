@@ -151,11 +151,10 @@ def own_figures(report: Report) -> Figures:
 
 def _measures(rows: Sequence[Figures | CurvePoint]) -> Measures:
     """Return the measures that at least one of the models has, metrics first."""
-    names = dict.fromkeys(name for row in rows for name in row.metrics)
     none = MetricFigure()
-    measures: Measures = [
-        (name, [row.metrics.get(name, none).value for row in rows]) for name in names
-    ]
+    measures: Measures = []
+    for name in dict.fromkeys(name for row in rows for name in row.metrics):
+        measures.append((name, [row.metrics.get(name, none).value for row in rows]))
     measures.append(("Agreement", [row.agreement for row in rows]))
     measures.append(("Relative output error", [row.relative_error for row in rows]))
     return [(name, values) for name, values in measures if any(v is not None for v in values)]

@@ -63,19 +63,19 @@ def _measure(
 ) -> CandidateRow:
     """Build the model of one candidate and measure the first metric on the selection labels."""
     criterion, _, allocator = name.rpartition("+")
-    here = recipe.but({"criterion": criterion, "allocate": allocator})
+    variant = recipe.but({"criterion": criterion, "allocate": allocator})
 
     def work() -> Mapping[str, Any]:
         row = CandidateRow(criterion, allocator)
         try:
-            plan = variants.plan(here)
-            score = measure_metrics(variants.repair(here, plan), labels, here)[0]
+            plan = variants.plan(variant)
+            score = measure_metrics(variants.repair(variant, plan), labels, variant)[0]
         except OnnxpruneError as problem:
             if number == 1:
                 raise
             variants.stages.detail(f"{name} failed")
             return _to_json(replace(row, problem=problem.message.splitlines()[0]))
-        variants.stages.detail(f"{name}: {here.metric[0]} {score.value:.4g}")
+        variants.stages.detail(f"{name}: {variant.metric[0]} {score.value:.4g}")
         return _to_json(
             replace(
                 row,
@@ -86,7 +86,7 @@ def _measure(
         )
 
     depends = {
-        **dependencies(here, "decoder", "class_offset", "metric"),
+        **dependencies(variant, "decoder", "class_offset", "metric"),
         "labels": labels.fingerprint(),
     }
     return CandidateRow.from_json(variants.do(f"candidate {number}", work, depends))

@@ -65,23 +65,23 @@ def _point(label: str, macs: float, figures: Figures) -> CurvePoint:
 
 
 def _measure_point(
-    variants: Variants, here: Recipe, share: float, written: str
+    variants: Variants, variant: Recipe, share: float, written: str
 ) -> Mapping[str, Any]:
     """Build and measure one model; the written one, if its plan is the same, is not repeated."""
 
     def work() -> Mapping[str, Any]:
         try:
-            plan = variants.plan(here)
+            plan = variants.plan(variant)
         except TargetError as problem:
             return {"problem": problem.message.splitlines()[0], "plan": ""}
-        name = plan_key(here, plan)
+        name = plan_key(variant, plan)
         row = {"problem": "", "plan": name, "macs": variants.macs_share(plan)}
         if name == written:
             return row
-        figures = variants.measure(variants.repair(here, plan), here)
+        figures = variants.measure(variants.repair(variant, plan), variant)
         return {**row, **figures.to_json()}
 
-    return variants.do(f"curve {share:.0%}", work, _dependencies(variants, here, written))
+    return variants.do(f"curve {share:.0%}", work, _dependencies(variants, variant, written))
 
 
 def _own_figures(evaluation: Evaluation) -> Figures:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnxprune.criteria import CRITERIA
 from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
-from onnxprune.ir.io import load
+from onnxprune.ir.io import Model, load
 from onnxprune.run.adapter import Source, context_for, open_data_for, open_labels
 from onnxprune.run.job import Job, analyze_stage, decide_stage
 from onnxprune.run.outputs import check_output, default_run_dir
@@ -94,20 +95,24 @@ def optimize(
             source = stages.do("load", lambda: load(model))
             if folder:
                 stages.run = stack.enter_context(open_run_dir(folder, keep=run_dir is not None))
-            analysis = analyze_stage(source, recipe, stages)
-            recipe, notes = resolve(recipe, analysis, data is not None)
-            inputs = data or open_data_for(analysis.model, recipe)
-            splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
-            provenance = collect_provenance(analysis, inputs)
+            job = _prepare(stages, recipe, source, data)
             path = Path(output) if output else None
-            return Job(
-                stages, recipe, source, analysis, splits, provenance, notes, path, overwrite
-            ).run()
+            return replace(job, output=path, overwrite=overwrite).run()
     except KeyboardInterrupt:
         hint = f"; run the same command to resume from {folder}" if stages.run else ""
         raise KeyboardInterrupt(
             f"stopped in stage {stages.current}, no output was written{hint}"
         ) from None
+
+
+def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -> Job:
+    """Analyze the model, resolve "auto", and open and split the inputs."""
+    analysis = analyze_stage(source, recipe, stages)
+    recipe, notes = resolve(recipe, analysis, data is not None)
+    inputs = data or open_data_for(analysis.model, recipe)
+    splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
+    provenance = collect_provenance(analysis, inputs)
+    return Job(stages, recipe, source, analysis, splits, provenance, notes)
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:

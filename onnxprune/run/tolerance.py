@@ -13,7 +13,7 @@ from onnxprune.run.evaluation import compare_outputs
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.variants import Variants, dependencies, or_infinite, plan_key
 
-CLOSE = 0.98  # of the tolerance: the search ends here
+CLOSE = 0.98  # share of the tolerance at which the search ends
 PARTS = 100  # positions from the original (0) to the targets, or to nothing (PARTS)
 
 Row = dict[str, Any]  # what was measured at one position, as JSON
@@ -69,18 +69,18 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
 def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Row]) -> Row:
     """Measure the model at a position; the divergence of a plan is measured once."""
     original = variants.context.analysis.cost().as_dict()
-    here = recipe.but({"target": _targets_at(recipe, position, original)})
-    targets = [str(target) for target in here.target]
+    variant = recipe.but({"target": _targets_at(recipe, position, original)})
+    targets = [str(target) for target in variant.target]
     title = ", ".join(targets)
 
     def work() -> Mapping[str, Any]:
         row: Row = {"target": targets, "macs": None, "divergence": None, "cut": True, "plan": ""}
         try:
-            plan = variants.plan(here)
+            plan = variants.plan(variant)
         except TargetError:
             variants.stages.detail(f"{title} is not reachable")
             return row
-        name = plan_key(here, plan)
+        name = plan_key(variant, plan)
         row |= {"macs": variants.macs_share(plan), "cut": bool(plan.kept), "plan": name}
         known = [other["divergence"] for other in earlier if other["plan"] == name]
         if known:
@@ -88,13 +88,13 @@ def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Ro
         else:
             selection = variants.splits.selection
             assert selection is not None  # the split fails without
-            model = variants.repair(here, plan)
-            fidelity = compare_outputs(variants.source, model, selection, here)
+            model = variants.repair(variant, plan)
+            fidelity = compare_outputs(variants.source, model, selection, variant)
             row["divergence"] = plain(fidelity.divergence)
         variants.stages.detail(f"{title}: divergence {_divergence(row):.3g}")
         return row
 
-    return variants.do(f"bisect {len(earlier) + 1}", work, dependencies(here, "decoder"))
+    return variants.do(f"bisect {len(earlier) + 1}", work, dependencies(variant, "decoder"))
 
 
 def _targets_at(recipe: Recipe, position: int, original: Mapping[str, int]) -> list[str]:
