@@ -117,6 +117,17 @@ def test_what_follows_from_the_code_is_up_to_date() -> None:
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python tools/generate_docs.py"
 
 
+def test_operators_of_tuning_are_read_from_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of operators is generated without torch."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from generate_docs import tuning_operators
+
+    from onnxprune.tune.ops import supported
+
+    assert sorted(tuning_operators()) == supported()
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")

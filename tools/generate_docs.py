@@ -105,6 +105,47 @@ def rules() -> str:
     return f"{note}\n\n{table(('operator', 'what it does with channels', 'mixes'), rows)}"
 
 
+def operators() -> str:
+    """Operators by what analysis, gradients and tuning know of them."""
+    from onnxprune.analysis.movement import MOVES
+    from onnxprune.analysis.rules import RULES
+    from onnxprune.autodiff.rules import TABLE, ZERO
+
+    tuning = tuning_operators()
+    rows = []
+    for op in sorted({*RULES, *MOVES, *TABLE, *ZERO, *tuning}):
+        analysis = "pattern" if op in RULES else ""
+        if op in MOVES:
+            analysis = "pattern, moves positions" if analysis else "moves positions"
+        gradient = "yes" if op in TABLE else "zero" if op in ZERO else ""
+        rows.append((op, analysis, gradient, "yes" if op in tuning else ""))
+    counts = (len(RULES.keys() | MOVES.keys()), len(TABLE), len(ZERO), len(tuning))
+    note = (
+        "{} operators have an analysis, {} a gradient, {} a gradient of zero, and {} an "
+        "implementation in tuning.".format(*counts)
+    )
+    return f"{note}\n\n{table(('operator', 'analysis', 'gradient', 'tuning'), rows)}"
+
+
+def tuning_operators() -> set[str]:
+    """Names of the tables of tuning, read from their source, since importing it needs torch."""
+    names: set[str] = set()
+    for path in sorted((PACKAGE / "tune").glob("ops*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.AnnAssign):
+                continue
+            if ast.unparse(node.annotation) != "dict[str, Row]":
+                continue
+            if isinstance(node.value, ast.Dict):
+                keys: Sequence[ast.expr | None] = node.value.keys
+            elif isinstance(node.value, ast.DictComp):  # one row for several names
+                keys = [n for g in node.value.generators for n in ast.walk(g.iter)]
+            else:
+                continue
+            names |= {str(k.value) for k in keys if isinstance(k, ast.Constant)}
+    return names
+
+
 def options() -> str:
     """Every option of a run: flag, recipe key and keyword in one."""
     from onnxprune.run.recipe import OPTIONS, Recipe
@@ -311,6 +352,7 @@ def _short(message: str) -> str:
 
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "rules": rules,
+    "operators": operators,
     "options": options,
     "registries": registries,
     "handoffs": handoffs,

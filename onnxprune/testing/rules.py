@@ -80,9 +80,7 @@ def check_rule(
 def _check_reached(analysis: Analysis, op: str) -> None:
     """Raise ContractError if the op is missing or all channels that pass it are frozen."""
     domain, _, name = op.rpartition("::")
-    nodes = [
-        n for n in analysis.record.nodes if n.op_type == name and (n.domain == domain or not domain)
-    ]
+    nodes = [n for n in analysis.nodes if n.op_type == name and (n.domain == domain or not domain)]
     if not nodes:
         raise ContractError("rule-contract", f"the model has no node of {op!r}")
     tensors = [tensor for node in nodes for tensor in (*node.input, *node.output)]
@@ -94,16 +92,14 @@ def _check_reached(analysis: Analysis, op: str) -> None:
 
 def _has_live_axis(analysis: Analysis, tensor: str) -> bool:
     """Return True if channels of a tensor can be cut."""
-    state = analysis.record.tensors.get(tensor)
-    return state is not None and any(
-        isinstance(axis, np.ndarray) and analysis.axes.live(axis) for axis in state.axes
-    )
+    axes = analysis.tensor_axes(tensor) or ()
+    return any(ids is not None and analysis.axes.live(ids) for ids in axes)
 
 
 def _list_reasons(analysis: Analysis, tensors: Collection[str]) -> Iterator[str]:
     """Yield why axes of the tensors are frozen."""
     for tensor in tensors:
-        if tensor in analysis.record.tensors:
+        if tensor in analysis.tensors:
             for frozen in analysis.why(tensor):
                 yield f"{frozen.tensor} axis {frozen.axis}: {frozen.reason}"
 
@@ -122,12 +118,12 @@ def _make_plan(analysis: Analysis, rng: np.random.Generator) -> Plan:
 def _check_lengths(analysis: Analysis, plan: Plan, pruned: Model, op: str) -> None:
     """Raise ContractError if an axis of the cut model is not as long as the analysis predicts."""
     removed, shapes = analysis.removed(plan.kept), infer(pruned)
-    for name, tensor in analysis.record.tensors.items():
-        shape = shapes.shape(name)
-        if shape is None or len(shape) != len(tensor.axes):
+    for name in analysis.tensors:
+        axes, shape = analysis.tensor_axes(name) or (), shapes.shape(name)
+        if shape is None or len(shape) != len(axes):
             continue
-        for axis, (ids, length) in enumerate(zip(tensor.axes, shape, strict=True)):
-            if not isinstance(ids, np.ndarray) or not isinstance(length, int):
+        for axis, (ids, length) in enumerate(zip(axes, shape, strict=True)):
+            if ids is None or not isinstance(length, int):
                 continue
             predicted = int(analysis.keep(ids, removed).sum())
             if length != predicted:
