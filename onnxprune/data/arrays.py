@@ -82,6 +82,7 @@ class ArrayFiles:
         readers: dict[str, PieceReader] = {}
         with contextlib.ExitStack() as stack:
             for index in indices:
+                # the file whose range of indices holds this one
                 number = bisect_right(self.starts, index) - 1
                 file = self.files[number]
                 if number != current:
@@ -162,6 +163,7 @@ def open_arrays(location: str, inputs: Inputs, samples: int, seed: int) -> Array
 def _open_file(inputs: Inputs, arrays: Mapping[str, StoredArray], where: str) -> SampleFile:
     """Return the samples in one file, or in one folder of files by input name."""
     given = {n: a for n, a in arrays.items() if n in inputs.items or n not in LABELS}
+    # a single array with a generic name can only mean the single input
     if len(inputs.items) == len(given) == 1 and next(iter(given)) in ALIASES:
         given = dict(zip(inputs.items, given.values(), strict=True))
     check_names(given, inputs.items, where)

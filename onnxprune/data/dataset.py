@@ -189,6 +189,7 @@ def open_data(
     if samples < 1:
         raise UsageError("samples", f"samples must be at least 1, not {samples}")
     known = read_inputs(inputs, preprocess, shapes)
+    # a fixed batch must be filled
     samples = max(samples, known.batch or 1)
     data = gather(open_source(spec, known, samples, seed), known, samples, seed)
     if not data.source.checked:
@@ -223,6 +224,7 @@ def gather(source: Source, inputs: Inputs, samples: int, seed: int) -> Data:
 
 def _select(data: Data, chosen: Sequence[int]) -> Data:
     """Return the data with other samples, as many as fill complete batches of a fixed size."""
+    # an incomplete batch could not run, so its samples are dropped
     batch = data.inputs.batch or 1
     count = len(chosen) - len(chosen) % batch
     if count == 0:
@@ -262,6 +264,7 @@ def split(data: Data, first: int, second: int) -> tuple[Data, Data]:
     generator = np.random.default_rng([data.seed, first, second])
     order = generator.permutation(len(data.chosen)).tolist()
     one, other = order[:first], order[first : first + second]
+    # a stream would restart for each step back
     if data.source.sequential:
         one, other = sorted(one), sorted(other)
     return (

@@ -100,6 +100,7 @@ class Inputs:
             The array has another rank.
         """
         item, shape = self.items[name], tuple(shape)
+        # axes that the array has more than the input
         extra = len(shape) - len(item.shape)
         if item.shared:
             if extra == 0:
@@ -255,6 +256,7 @@ def convert(value: np.ndarray, dtype: np.dtype[Any], where: str) -> np.ndarray:
     """
     have = value.dtype
     if have.kind == dtype.kind == "f" or have == dtype:
+        # overflow to infinity is detected by the check below
         with np.errstate(over="ignore"):
             result = value.astype(dtype, copy=False)
         if dtype.kind == "f" and not np.isfinite(result).all():
@@ -396,10 +398,12 @@ def _find_batch_axis(shapes: Mapping[str, Shape]) -> tuple[int | None, frozenset
     states) nothing is stacked: a sample is an entire feed. Scalars and vectors of another length
     (thresholds, sizes) are shared.
     """
+    # vectors count only if there is nothing else
     ranked = {n: s for n, s in shapes.items() if len(s) > 1}
     if not ranked:
         ranked = {n: s for n, s in shapes.items() if len(s) == 1}
     first = {_named(s[0]) for s in ranked.values()}
+    # a symbol that is also an inner axis is a length, not a batch
     inner = {d for s in shapes.values() for d in s[1:] if isinstance(d, str)}
     axis = next(iter(first), None)
     if len(first) != 1 or axis in inner:

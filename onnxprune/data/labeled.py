@@ -246,6 +246,7 @@ class ClassFolders:
 
     def __init__(self, path: Path, inputs: Inputs) -> None:
         names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        # names that are numbers are class indices, so that 10 does not sort before 2
         numbered = all(n.isdecimal() for n in names)
         self.classes = {n: int(n) if numbered else k for k, n in enumerate(names)}
         self.files: list[tuple[Path, int]] = []
@@ -304,6 +305,7 @@ class LabeledArrays:
                 f"offsets, or {', '.join(inputs.items)}",
             )
         self.boxes = arrays.pop(BOXES, None)
+        # any other array with a row per sample is a label
         self.labels = {
             name: a
             for name, a in arrays.items()

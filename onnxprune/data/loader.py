@@ -45,6 +45,7 @@ class Loader:
         """Yield samples, with one pass over the function per ascending run of indices."""
         position, stream = -1, self._samples()
         for index in indices:
+            # a generator cannot go back
             if index <= position:
                 position, stream = -1, self._samples()
             while position < index:
@@ -58,6 +59,7 @@ class Loader:
                     )
                 where, raw = item
             sample = self.inputs.sample(raw, where)
+            # statistics of several passes must refer to the same samples
             if _hash(sample) != self.hashes[index]:
                 raise DataError(
                     "data-loader",

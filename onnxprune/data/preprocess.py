@@ -151,6 +151,7 @@ def image_axes(shape: Dims, layout: str) -> ImageAxes | None:
         return None
     for name, axes in (("nchw", ImageAxes(1, 2, 3)), ("nhwc", ImageAxes(3, 1, 2))):
         channels = shape[axes.channels]
+        # a dynamic channel axis may be that of an image
         fits = not isinstance(channels, int) or channels in IMAGE_CHANNELS
         if layout in ("auto", name) and fits:
             return axes
@@ -178,6 +179,7 @@ def channels_last(pixels: np.ndarray, channels: int, where: str) -> np.ndarray:
     """
     if pixels.ndim == 2 and channels == 1:
         return pixels[..., None]
+    # channels last is tried first: that is how images are decoded
     if pixels.ndim == 3 and pixels.shape[-1] == channels:
         return pixels
     if pixels.ndim == 3 and pixels.shape[0] == channels:
@@ -246,6 +248,7 @@ def _fit(
     resize, crop = preprocess.resize, preprocess.crop
     height, width = pixels.shape[:2]
     if isinstance(resize, int):
+        # rounded down, as torchvision's Resize does
         short = min(height, width)
         size = (resize * height // short, resize * width // short)
     elif resize is not None:
@@ -255,6 +258,7 @@ def _fit(
     else:
         size = (height, width)
     pixels = _resize(pixels, size, preprocess.interp)
+    # a one-number resize keeps the aspect ratio, so the excess is cropped as well
     if crop is not None:
         pixels = _crop(pixels, (crop, crop) if isinstance(crop, int) else crop, where)
     elif isinstance(resize, int):

@@ -84,6 +84,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
             "the data specification is empty; pass a folder, a file, or FILE.py:FUNCTION",
         )
     path = Path(spec)
+    # a file or folder of that name has precedence
     if spec in DATA_SOURCES and not path.exists():
         return spec, ""
     name, colon, rest = spec.partition(":")
@@ -119,6 +120,7 @@ def find_files(folder: Path, suffixes: Sequence[str], *, below: bool) -> list[Pa
     """
     files = []
     for place, folders, names in os.walk(folder):
+        # in place, because os.walk descends into what remains in this list
         folders[:] = sorted(f for f in folders if below and not f.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and name.lower().endswith(tuple(suffixes)):

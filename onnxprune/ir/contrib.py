@@ -67,8 +67,10 @@ def standard_form(
     if attribute(node, "channels_last", 0):
         return None
     form = _FORMS[node.op_type]
+    # only these operands determine the shape; scales and zero points are left out
     names = list(node.input[form.inputs])
     standard = NodeProto(op_type=form.op, input=names, output=node.output[:1])
+    # Identity has no attributes
     if form.op != "Identity":
         standard.attribute.extend(a for a in node.attribute if a.name != "channels_last")
     dtype = form.default_dtype

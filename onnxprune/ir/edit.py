@@ -13,6 +13,7 @@ from onnxprune.ir.weights import Weight, from_array
 
 def add_initializer(model: EditableModel, name: str, values: np.ndarray) -> str:
     """Add an initializer and return its name: `name`, with a number appended if that is taken."""
+    # both kinds of tensors share one namespace
     taken = model.activation_names()
     if name in model.weights or name in taken:
         name = free_name(name, model.weights.keys() | taken)
@@ -33,6 +34,7 @@ def remove_initializers(model: EditableModel, names: Collection[str]) -> None:
     if not names:
         return
     graph = model.proto.graph
+    # before IR version 4 every initializer is listed as an input as well
     for items in (graph.initializer, graph.input):
         kept = [i for i in items if i.name not in names]
         del items[:]
@@ -43,6 +45,7 @@ def remove_initializers(model: EditableModel, names: Collection[str]) -> None:
 
 def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     """Replace all nodes of a graph; its own may be among the new ones."""
+    # a copy, because deleting the old nodes would empty a generator over them
     kept = list(nodes)
     del graph.node[:]
     graph.node.extend(kept)

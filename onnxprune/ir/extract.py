@@ -55,9 +55,11 @@ def extract(
         if not kind:
             raise ModelError("type-unknown", f"the element type of tensor {name!r} is unknown")
         graph.input.append(helper.make_value_info(name, helper.make_tensor_type_proto(kind, None)))
+    # without types: onnxruntime infers them
     for name in outputs:
         graph.output.append(helper.make_empty_tensor_value_info(name))
     weights = {n: w for n, w in model.weights.items() if n in used and n not in parameters}
+    # in the order of the original, so that equal segments have equal bytes
     for tensor in model.proto.graph.initializer:
         if tensor.name in weights:
             graph.initializer.append(tensor)
@@ -79,6 +81,7 @@ def live_after(model: ModelView) -> list[set[str]]:
     nodes = list(model.proto.graph.node)
     outputs = {o.name for o in model.proto.graph.output}
     live = [set(outputs) for _ in range(len(nodes) + 1)]
+    # backwards: a tensor is alive from its producer to its last consumer
     for p in range(len(nodes) - 1, -1, -1):
         activations = {n for n in reads(nodes[p]) if n not in model.weights}
         live[p] = (live[p + 1] - set(nodes[p].output)) | activations

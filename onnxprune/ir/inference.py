@@ -77,6 +77,7 @@ class _Inference:
         """Infer the nodes of a graph in order."""
         for info in graph.input:
             self.types.setdefault(info.name, info.type)
+        # declared types may be wrong or missing, so they are used only where inference fails
         for info in (*graph.value_info, *graph.output):
             self.declared[info.name] = info.type
         for tensor in graph.initializer:
@@ -95,6 +96,7 @@ class _Inference:
             inferred = infer_node(node, self.known, self.versions)
         for name in node.output:
             kind = inferred.get(name)
+            # by name in any domain: all of these are element-wise or normalize
             like_input = node.op_type in FIRST_INPUT_FALLBACK and name == node.output[0]
             if not _ranked(kind) and like_input and node.input:
                 kind = self.types.get(node.input[0])
@@ -148,6 +150,7 @@ class _Inference:
         """
         graphs, crossing = subgraphs(node), bindings(node, self.versions.opset) or []
         declared = {i.name: i.type for g in graphs for i in g.input}
+        # collected first, because the assignments below may change the types of operands
         operands = {
             b.inside: (b.axis, self.types.get(node.input[b.slot]))
             for b in crossing
@@ -163,6 +166,7 @@ class _Inference:
             wider = self.widen_states(crossing)
             if not wider:
                 return self.output_types(node, crossing)
+            # repeat with the wider states, and forget what the last iteration inferred
             kept = {name: self.types[name] for name in operands}
             for name in _names_inside(graphs):
                 self.types.pop(name, None)
@@ -176,6 +180,7 @@ class _Inference:
             if binding.inside not in self.types or not binding.yields:
                 continue
             before = self.types[binding.inside]
+            # lengths that differ between iterations become unknown, so this ends
             after = merge_types([before, self.types.get(binding.yields)])
             if after is not None and after != before:
                 wider[binding.inside] = after

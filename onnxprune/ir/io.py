@@ -73,6 +73,7 @@ def serialize(model: ModelView) -> Iterator[memoryview | bytes]:
     """Yield the file's bytes in pieces; one weight at a time is in memory."""
     proto = ModelProto()
     proto.CopyFrom(model.proto)
+    # fields may be in any order, so the initializers follow the rest of the graph
     tensors = list(proto.graph.initializer)
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString(deterministic=True)
@@ -141,6 +142,7 @@ def save(
     data = path.with_name(path.name + ".data")
     if external_data is None:
         external_data = model.size_bytes() > PROTOBUF_LIMIT_BYTES
+    # checked before anything is written, so that no half of the two files is left
     for target in (path, data) if external_data else (path,):
         if target.exists() and not overwrite:
             raise OutputError(
@@ -174,6 +176,7 @@ def _externalize(model: ModelView, data: Path) -> ModelView:
             weight = copy.weights[tensor.name]
             if not _has_raw(tensor) or size_bytes(weight) <= INLINE_BYTES:
                 continue
+            # padding to the next page
             file.write(b"\0" * (-file.tell() % EXTERNAL_ALIGN_BYTES))
             entries = {"location": data.name, "offset": file.tell(), "length": size_bytes(weight)}
             file.write(weight.raw())
@@ -203,6 +206,7 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
         if tensor.name in weights:
             raise ModelError("model-invalid", f"{name} has two initializers named {tensor.name!r}")
         weights[tensor.name] = _weight(tensor, raw.get(tensor.name), files)
+        # strings have no raw form and stay in the graph
         if tensor.data_type != TensorProto.STRING:
             for field in VALUE_FIELDS:
                 tensor.ClearField(field)
@@ -220,6 +224,7 @@ def _split_message(buffer: memoryview) -> tuple[bytes, dict[str, memoryview]]:
             continue
         graph: list[bytes | memoryview] = []
         for item in wire.fields(buffer, top.body, top.end):
+            # small ones are cheaper to parse than to keep apart
             initializer = item.number == wire.INITIALIZER_FIELD and item.is_bytes
             if initializer and item.end - item.body > INLINE_BYTES:
                 graph.append(_split_tensor(buffer, item, raw))

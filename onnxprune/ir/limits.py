@@ -43,6 +43,7 @@ def memory_bytes() -> int:
             soft = resource.getrlimit(limit)[0]
             if soft != resource.RLIM_INFINITY:
                 sizes.append(soft)
+    # a container without a limit says "max", which is not a number
     for place in _CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):
             sizes.append(int(Path(place).read_text(encoding="ascii")))
@@ -62,6 +63,7 @@ def check_sizes(shapes: Shapes) -> None:
         dims = shapes.shape(name) or ()
         known = [d for d in dims if isinstance(d, int)]
         size = bits(shapes.dtype(name)) // 8 or 1
+        # Python's integers do not overflow
         for d in known:
             size *= d
         if min(known, default=0) < 0:

@@ -32,7 +32,7 @@ QONNX_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas")
 QONNX_OPS = ("Quant", "BipolarQuant", "Trunc")
 # Ops without inference in onnx: the output has the type of the first input.
 _UNARY_LIKE = ("GroupNormalization", "MeanVarianceNormalization")
-# Same, but used only if onnx returns nothing, because newer versions of onnx infer some of them.
+# The same where inference gives no shape: some of these have a schema in newer operator sets.
 FIRST_INPUT_FALLBACK = frozenset(
     """
     GroupNormalization MeanVarianceNormalization SimplifiedLayerNormalization

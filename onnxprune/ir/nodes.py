@@ -61,6 +61,7 @@ def captured(node: NodeProto) -> set[str]:
     """Return the names of outer tensors that the bodies of a node read."""
     names: set[str] = set()
     for body in subgraphs(node):
+        # what the body defines itself, as far as its nodes were visited
         own = {i.name for i in (*body.input, *body.initializer)}
         for inner in body.node:
             names |= {n for n in (*inner.input, *captured(inner)) if n and n not in own}

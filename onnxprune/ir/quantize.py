@@ -62,12 +62,14 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
             """Return the next feed, None after the last."""
             return next(self.feeds, None)
 
+    # TensorRT requires zero points of 0
     options = {"ActivationSymmetric": True, "WeightSymmetric": True}
     if qdq:
         options |= {"QuantizeBias": False, "AddQDQPairToWeight": True, "DedicatedQDQPair": True}
     form = quantization.QuantFormat
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "int8.onnx"
+        # onnxruntime writes the result to a file only
         quantization.quantize_static(
             ModelProto.FromString(to_bytes(model)),
             str(path),

@@ -73,8 +73,10 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # fatal only: failures are raised, and warnings would go to the terminal
         options.log_severity_level = 4
         options.enable_cpu_mem_arena = arena
+        # prepacked weights may run in another kernel, with other rounding
         options.add_session_config_entry("session.disable_prepacking", "0" if optimize else "1")
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (

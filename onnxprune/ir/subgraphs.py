@@ -48,6 +48,7 @@ def bindings(node: NodeProto, opset: int) -> list[Binding] | None:
     result = _KINDS[node.op_type](node)
     if result is None:
         return None
+    # every output of the node must come from somewhere
     bound = {b.result for b in result if b.result}
     return result if len(bound) == len([o for o in node.output if o]) else None
 
@@ -72,6 +73,7 @@ def _bind_loop(node: NodeProto) -> list[Binding] | None:
     body, states = attribute(node, "body"), len(node.input) - 2
     if body is None or len(body.input) != states + 2 or len(body.output) < states + 1:
         return None
+    # states follow the two inputs and the one output that control the loop
     results = _padded_outputs(node, body)
     result = []
     for i in range(states):
@@ -96,6 +98,7 @@ def _bind_scan(node: NodeProto) -> list[Binding] | None:
     result = []
     for i in range(states):
         result.append(Binding(i, body.input[i].name, body.output[i].name, results[i]))
+    # scanned inputs come after the states, and are sliced
     for i, axis in enumerate(input_axes, states):
         result.append(Binding(i, body.input[i].name, axis=int(axis)))
     for inner, outer, axis in zip(
@@ -115,10 +118,12 @@ _KINDS = {"If": _bind_if, "Loop": _bind_loop, "Scan": _bind_scan}
 
 def merge_types(kinds: Sequence[TypeProto | None]) -> TypeProto | None:
     """Return what several types have in common: differing lengths and ranks become unknown."""
+    # a type that is unknown has nothing in common with others
     known = [k for k in kinds if k is not None]
     if not known or len(known) < len(kinds):
         return None
     first = known[0]
+    # sequences and optionals are not taken apart
     if any(k.WhichOneof("value") != "tensor_type" for k in known):
         return first if all(k == first for k in known) else None
     out = TypeProto()
@@ -151,6 +156,7 @@ def stack_axis(kind: TypeProto, axis: int, length: int | None) -> TypeProto:
     if kind.WhichOneof("value") == "tensor_type" and kind.tensor_type.HasField("shape"):
         dims = [*kind.tensor_type.shape.dim]
         new = type(kind.tensor_type.shape).Dimension()
+        # 0 iterations and an unknown number both leave the length open
         if length:
             new.dim_value = length
         dims.insert(axis % (len(dims) + 1), new)
@@ -205,6 +211,7 @@ def _loop_count(node: NodeProto, values: Mapping[str, np.ndarray]) -> int | None
     for inner in body.node:
         if inner.op_type == "Identity" and inner.output[0] == condition:
             sources.append(inner.input[0])
+    # without a condition the loop runs to its trip count
     starts = not node.input[1] or _is_true(values.get(node.input[1]))
     continues = body.input[1].name in sources or _is_true(values.get(condition))
     if count is None or count.dtype == object or not starts or not continues:

@@ -48,6 +48,7 @@ def product(dims: Sequence[Any]) -> Dim:
 def quotient(a: Dim, b: Dim) -> Dim:
     """Return a / b if it is exact, else None."""
     (numerator, over), (denominator, under) = _factors(a), _factors(b)
+    # each symbol of the divisor must cancel one of the dividend
     for symbol in under:
         if symbol not in over:
             return None
@@ -158,6 +159,7 @@ def _cast(node: NodeProto, x: np.ndarray) -> np.ndarray:
 
 
 def _slice(node: NodeProto, x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+    # before opset 10 the bounds are attributes
     starts, ends, *more = rest or [attribute(node, k) for k in ("starts", "ends", "axes")]
     axes, steps = (*more, None, None)[:2]
     axes = range(len(starts)) if axes is None else axes

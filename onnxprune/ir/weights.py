@@ -158,6 +158,7 @@ class SlicedWeight:
             return _select(values, self.keep)
         out = np.empty(self.shape, values.dtype)
         rows = self.keep[0] if self.keep[0] is not None else np.arange(len(values))
+        # rows per block
         step = max(1, BLOCK_BYTES * len(values) // values.nbytes)
         for at in range(0, len(rows), step):
             out[at : at + step] = _select(values, (rows[at : at + step], *self.keep[1:]))

@@ -60,6 +60,7 @@ def fields(buffer: memoryview, start: int, end: int) -> Iterator[WireField]:
             after = body + (8 if kind == _FIXED64 else 4)
         else:
             raise ValueError(f"wire type {kind} at byte {at}")
+        # also guards against lengths that would make the caller read on
         if after > end:
             raise ValueError(f"field at byte {at} ends at {after}, the message at {end}")
         yield WireField(key >> 3, at, body, after, kind == _BYTES)
@@ -85,6 +86,7 @@ def _read_varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
     """Return (value, position after it)."""
     value = shift = 0
     while True:
+        # at most ten bytes of seven bits
         if at >= end or shift >= _VARINT_BITS:
             raise ValueError(f"number at byte {at} does not end")
         byte = buffer[at]

@@ -65,6 +65,7 @@ def _apply_passes(model: EditableModel) -> None:
     name_batch_statistics(model.proto.graph)
     validate(model)
     remove_identities(model)
+    # before anything is computed from the shapes
     shapes = infer(model)
     check_sizes(shapes)
     if inline_branches(model.proto.graph, shapes):
@@ -73,6 +74,7 @@ def _apply_passes(model: EditableModel) -> None:
     fold_weight_standardization(model, shapes)
     if rewrite_slice_assignments(model, shapes):
         remove_identities(model)
+    # again, because slice assignments became other nodes
     shapes = infer(model)
     replace_shuffles(model, shapes)
     if split_fused_projections(model, shapes):

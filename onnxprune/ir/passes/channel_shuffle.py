@@ -28,6 +28,7 @@ def replace_shuffles(model: EditableModel, shapes: Shapes) -> None:
             uses.update(node.input)
     producers = {o: node for node in graph.node for o in node.output}
     for last in graph.node:
+        # the Gather takes the place of the last node, so that its output keeps its name
         chain = _match_chain(last, producers, uses)
         if chain is None:
             continue
@@ -62,6 +63,7 @@ def _match_chain(
     if last.op_type != "Reshape" or last.domain not in STANDARD_DOMAINS:
         return None
     middle = producers.get(last.input[0])
+    # with another consumer the inner tensor would be needed as well
     if middle is None or middle.op_type != "Transpose" or uses[middle.output[0]] != 1:
         return None
     first = producers.get(middle.input[0])
@@ -89,6 +91,7 @@ def _match_permutation(
         return None
     if len(inside) != len(before) + 1 or before != after:
         return None
+    # the Transpose must swap two neighboring axes and keep the others
     moved = [i for i, p in enumerate(perm) if p != i]
     if len(moved) != 2 or moved[1] != moved[0] + 1 or None in before:
         return None

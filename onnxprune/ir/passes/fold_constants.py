@@ -19,9 +19,11 @@ def fold_constants(model: EditableModel, shapes: Shapes) -> None:
         kept = []
         for node in graph.node:
             value = shapes.value(node.output[0]) if len(node.output) == 1 else None
+            # a graph output stays the output of a node
             if value is None or node.output[0] in outputs:
                 kept.append(node)
                 continue
+            # evaluation uses int64 for partly known values; the graph declares the type
             dtype = shapes.dtype(node.output[0])
             if dtype and helper.np_dtype_to_tensor_dtype(value.dtype) != dtype:
                 value = value.astype(helper.tensor_dtype_to_np_dtype(dtype))
@@ -45,6 +47,7 @@ def inline_branches(graph: GraphProto, shapes: Shapes) -> bool:
             nodes.append(node)
             continue
         changed = True
+        # names are unique, so the branch can join the graph without renaming
         graph.value_info.extend(taken.value_info)
         graph.sparse_initializer.extend(taken.sparse_initializer)
         nodes += taken.node

@@ -25,6 +25,7 @@ def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> None:
     constants = set(model.weights) - {i.name for i in graph.input}
     producers: dict[str, NodeProto] = {}
     targets = []
+    # nodes all of whose operands are constant are constant themselves
     for node in graph.node:
         if node.input and constants.issuperset(filter(None, node.input)) and not captured(node):
             constants.update(node.output)

@@ -20,6 +20,7 @@ def rename_duplicates(graph: GraphProto) -> None:
             defined += node.output
         if inner is not graph:
             renamed: dict[str, str] = {}
+            # the first definition keeps its name, also in the main graph
             for name in filter(None, defined):
                 if name in taken:
                     renamed[name] = free_name(name, taken | set(defined))
@@ -60,6 +61,7 @@ def name_body_outputs(graph: GraphProto) -> None:
         for node in body.node:
             inside.update(node.output)
         for output in body.output:
+            # the Identity makes a copy that belongs to the body
             if output.name not in inside:
                 name = free_name(output.name, taken)
                 taken.add(name)

@@ -17,6 +17,7 @@ def remove_identities(model: EditableModel) -> None:
         sources: dict[str, str] = {}  # output of a removed Identity -> its input
         kept = []
         for node in graph.node:
+            # first, so that a chain of identities leads to its origin
             inputs = [sources.get(n, n) for n in node.input]
             if inputs != list(node.input):
                 node.input[:] = inputs
@@ -25,6 +26,7 @@ def remove_identities(model: EditableModel) -> None:
                 sources[node.output[0]] = node.input[0]
                 continue
             kept.append(node)
+            # bodies read outer tensors by name
             if sources:
                 for body in subgraphs(node):
                     rename(body, sources)

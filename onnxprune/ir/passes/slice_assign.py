@@ -81,6 +81,7 @@ class _Rewriter:
         sizes = data[: len(indices) - 1]
         if not is_static(sizes) or not is_static(indices) or 0 in indices:
             return None
+        # the coordinate of each axis must run in steps of 1 along its own axis of the indices
         columns = self.coordinates(node.input[1], len(indices) - 1)
         if columns is None or any(c.shape != (*indices[:-1], 1) for c in columns):
             return None
@@ -91,6 +92,7 @@ class _Rewriter:
             later_axes = list(range(1, len(indices) - 1 - axis))
             if not (positions == np.expand_dims(line, later_axes)).all():
                 return None
+            # negative positions count from the end
             start = int(line[0]) % size
             spans.append(_Span(start, start + len(line), size))
         return spans if all(s.end <= s.size for s in spans) else None
@@ -98,6 +100,7 @@ class _Rewriter:
     def coordinates(self, name: str, count: int) -> list[np.ndarray] | None:
         """Return the index tensor as one array per coordinate, last axis of length 1."""
         producer = self.producers.get(name)
+        # exporters join one broadcast range per coordinate, which is cheaper than the whole tensor
         if (
             producer is not None
             and producer.op_type == "Concat"
@@ -166,6 +169,7 @@ class _Rewriter:
             )
             return nodes[-1].output[0]
 
+        # from the outermost axis inwards: what surrounds the slice along each axis
         layers = []
         for n, (axis, (start, end, size)) in enumerate(spans.items()):
             before = [cut(source, axis, 0, start)] if start else []

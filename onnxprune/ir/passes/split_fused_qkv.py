@@ -97,6 +97,7 @@ class _Matcher:
         if fused is None:
             return None
         name, axis = node.output[0], fused.axis
+        # follow nodes that only move axes, as long as there is one consumer
         while name not in self.outputs:
             following = self.consumers.get(name, [])
             moved = _moved_axis(following[0], axis, self.shapes) if len(following) == 1 else None
@@ -133,6 +134,7 @@ class _Matcher:
 def _leading_factor(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> tuple[int, int, int] | None:
     """Return (axis, k, n) for a Reshape from (..., k * n, ...) to (..., k, factors of n, ...)."""
     i = 0
+    # the first axis that differs is the split one
     while i < len(before) and before[i] == after[i] and before[i] is not None:
         i += 1
     if i == len(before):
@@ -167,6 +169,7 @@ def _moved_axis(node: NodeProto, axis: int, shapes: Shapes) -> int | None:
         removed = {int(a) % len(shapes.shape(node.input[0]) or ()) for a in axes}
         return None if axis in removed else axis - sum(a < axis for a in removed)
     added = {int(a) % rank for a in axes}
+    # the position among those that were there before
     return [i for i in range(rank) if i not in added][axis]
 
 
@@ -205,6 +208,7 @@ def _sliced_part(
     if len(bounds) < 3 or len(single) < len(bounds):
         return None
     start, end, sliced_axis, step = [*(int(b[0]) for b in single), 1][:4]
+    # Python's slice has the rules of ONNX for such bounds
     picked = range(count)[start:end:step]
     return [picked[0]] if sliced_axis % rank == axis and len(picked) == 1 else None
 
@@ -232,6 +236,7 @@ def _rewrite(
     nodes = [split]
     target = _part_target(model, fused, shapes, nodes)
     last = fused.chain[-1].output[0] if fused.chain else node.output[0]
+    # each part keeps an axis of length 1, so that the chain can be copied unchanged
     for i, piece in enumerate(pieces):
         reshape = copy_node(node)
         reshape.name = f"{name}.part{i}"
@@ -262,6 +267,7 @@ def _rewrite_consumer(
         scalar = index is not None and index.ndim == 0
     for i, out in zip(parts, consumer.output, strict=False):
         name = consumer.name if len(consumer.output) == 1 else f"{consumer.name or out}.part{i}"
+        # a Gather by a scalar removes the axis of the parts, by a vector of one it keeps it
         op = "Squeeze" if scalar else "Identity"
         node = helper.make_node(op, [f"{source}.box{i}"], [out], name=name)
         if scalar:

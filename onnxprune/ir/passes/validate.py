@@ -42,11 +42,13 @@ class _Validator:
                         f"node {node.name or node.op_type!r} reads {name!r}, "
                         "which no earlier node, input or initializer defines",
                     )
+            # a body sees everything defined before its node
             for body in subgraphs(node):
                 self.visit(body, known)
             for name in node.output:
                 if name and name in known:
                     raise ModelError("model-invalid", f"tensor {name!r} is defined twice")
+                # after its bodies, which must not read the outputs of their own node
                 known.add(name)
         for output in graph.output:
             if output.name not in known:
@@ -59,6 +61,7 @@ class _Validator:
         key = (node.domain, node.op_type)
         if key not in self.minimum:
             self.minimum[key] = (0, 0)
+            # ops without a schema are not checked
             if node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type, self.opset):
                 schema = onnx.defs.get_schema(node.op_type, self.opset)
                 self.minimum[key] = (schema.min_input, schema.min_output)
