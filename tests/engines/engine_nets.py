@@ -9,7 +9,10 @@ from onnxprune.ir.io import Model, load
 
 
 def residual(width: int = 16, size: int = 12, seed: int = 0) -> Model:
-    """Conv-BN-Relu, a residual block, global average pool, Gemm, Softmax; every node is named after its output."""
+    """Return Conv-BN-Relu, a residual block, global average pool, Gemm and Softmax.
+
+    Every node is named after its output.
+    """
     generator = np.random.default_rng(seed)
     weights: list[TensorProto] = []
 

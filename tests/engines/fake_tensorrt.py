@@ -1,6 +1,6 @@
-"""A TensorRT and a CUDA that have the shape of the real ones and no arithmetic: they run the engine's own code without a GPU.
+"""Stand-ins for TensorRT and CUDA without arithmetic, to run the engine's code without a GPU.
 
-That the names are those of the real bindings is checked in test_tensorrt_bindings.py.
+test_tensorrt_bindings.py checks that the real bindings have the names.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def module(
     refuse: str = "",
     tensors: dict[str, tuple[bool, tuple[int, ...]]] | None = None,
 ) -> Any:
-    """A tensorrt module of that major; tensors: name -> (is an input, shape); refuse: what the parser complains of."""
+    """Return a tensorrt module of that major version.
+
+    tensors: name -> (is an input, shape); refuse: error of the parser.
+    """
     calls: list[tuple[str, Any]] = []
     tensors = tensors or {}
 

@@ -28,23 +28,23 @@ ROUNDING = 1e-5  # float32, fused against single operators
 def test_two_models_side_by_side(tmp_path) -> None:
     for name, width in (("wide", 32), ("narrow", 16)):
         save(residual(width), tmp_path / f"{name}.onnx")
-    said: list[str] = []
-    found = bench(
+    lines: list[str] = []
+    report = bench(
         [tmp_path / "wide.onnx", tmp_path / "narrow.onnx"],
         options=EngineOptions(),
         schedule=SHORT,
-        progress=said.append,
+        progress=lines.append,
     )
-    assert [(m.engine, m.model) for m in found.measurements] == [
+    assert [(m.engine, m.model) for m in report.measurements] == [
         ("onnxruntime", "wide"),
         ("onnxruntime", "narrow"),
     ]
-    (ratio,) = found.ratios["onnxruntime"]
+    (ratio,) = report.ratios["onnxruntime"]
     assert (ratio.base, ratio.contender) == (
         "wide",
         "narrow",
     ) and ratio.low <= ratio.median <= ratio.high
-    for measured in found.measurements:
+    for measured in report.measurements:
         assert (
             0
             < measured.min_ms
@@ -55,29 +55,29 @@ def test_two_models_side_by_side(tmp_path) -> None:
         )
         assert measured.difference is not None and measured.difference <= ROUNDING
         assert measured.version == ENGINES.get("onnxruntime").version()
-    rows = {row.key: row for row in found.layers if row.key}
+    rows = {row.key: row for row in report.layers if row.key}
     assert {"c0", "c1", "c2", "g"} <= set(rows)
     assert all(None not in row.times_ms.values() for row in (rows["c0"], rows["c1"], rows["c2"]))
-    assert json.loads(json.dumps(found.as_dict()))["measurements"][0]["model"] == "wide"
-    assert any("wide" in line for line in said)
+    assert json.loads(json.dumps(report.as_dict()))["measurements"][0]["model"] == "wide"
+    assert any("wide" in line for line in lines)
 
 
 def test_same_file_twice_gets_two_names(tmp_path) -> None:
     path = tmp_path / "m.onnx"
     save(residual(), path)
-    found = bench([path, path], schedule=SHORT, layers=False)
-    assert [m.model for m in found.measurements] == ["m", "m #2"]
-    assert not found.layers
+    report = bench([path, path], schedule=SHORT, layers=False)
+    assert [m.model for m in report.measurements] == ["m", "m #2"]
+    assert not report.layers
 
 
 def test_a_rejected_model_is_reported_and_the_others_are_measured() -> None:
     broken = residual().edit()
     broken.proto.graph.node[1].op_type = "NoSuchOperator"
     broken = broken.freeze()
-    found = bench([residual(), broken], schedule=SHORT, layers=False)
-    assert len(found.measurements) == 1
-    (reason,) = found.failures.values()
-    assert "rejects" in reason and any("rejects" in w for w in found.warnings)
+    report = bench([residual(), broken], schedule=SHORT, layers=False)
+    assert len(report.measurements) == 1
+    (reason,) = report.failures.values()
+    assert "rejects" in reason and any("rejects" in w for w in report.warnings)
     with pytest.raises(EngineError, match="rejects"):
         bench([broken], schedule=SHORT)
 

@@ -23,10 +23,10 @@ CROWD = ("openvino", "ncnn", "mnn")
 
 @pytest.fixture(params=CROWD)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    found: Engine = ENGINES.get(request.param)
-    if (reason := found.available()) is not None:
+    engine: Engine = ENGINES.get(request.param)
+    if (reason := engine.available()) is not None:
         pytest.skip(reason)
-    return found
+    return engine
 
 
 def reference(
@@ -44,9 +44,9 @@ def test_outputs_times_and_layers(engine: Engine) -> None:
     expected = reference(model, feeds, options)
     with engine.compile(model, options) as compiled:
         assert compiled.outputs == ("y",)
-        found = compiled.run(feeds)
-        assert found["y"].shape == expected["y"].shape
-        assert difference(found, expected) <= AGREES
+        outputs = compiled.run(feeds)
+        assert outputs["y"].shape == expected["y"].shape
+        assert difference(outputs, expected) <= AGREES
         assert all(ms > 0 for ms in compiled.sample(feeds, 3))
         layers = compiled.profile(feeds, 2)
         assert difference(compiled.run(feeds), expected) <= AGREES, "profiling changed the session"
@@ -82,7 +82,7 @@ def test_openvino_pins_float32_and_offers_bfloat16() -> None:
     assert exact <= AGREES < rounded <= BF16_AGREES
 
 
-def test_ncnn_names_what_it_cannot_take() -> None:
+def test_ncnn_rejects_other_batches_and_types() -> None:
     if (reason := NCNN.available()) is not None:
         pytest.skip(reason)
     with pytest.raises(EngineError, match="batch of 1"):
@@ -151,7 +151,7 @@ def shuffled(axis: int) -> Model:
 
 
 def test_channel_orders_as_the_canonical_form_writes_them(engine: Engine) -> None:
-    """With axis 1 in the place of -3, OpenVINO 2026.4 applies the inverse order; pnnx makes a crop of either, so ncnn has to refuse."""
+    """With axis 1 for -3, OpenVINO 2026.4 applies the inverse order; ncnn rejects both."""
     model = shuffled(-3)
     feeds = random_feeds(static_inputs(model, {}))
     if engine.name == "ncnn":
@@ -168,7 +168,7 @@ def test_channel_orders_as_the_canonical_form_writes_them(engine: Engine) -> Non
 def test_every_nth_pixel_is_taken_by_every_engine(
     engine: Engine, size: int, step: int, end: int
 ) -> None:
-    """As shortcuts without weights do; pnnx knows no Slice with steps, and is given a pooling over one pixel."""
+    """Shortcuts without weights do it; pnnx has no Slice with steps and gets a pooling."""
     weight = np.random.default_rng(1).standard_normal((8, 3, 1, 1)).astype(np.float32)
     nodes = [helper.make_node("Conv", ["x", "w"], ["a"])]
     constants = [numpy_helper.from_array(weight, "w")]

@@ -1,4 +1,7 @@
-"""Device memory, events and graphs by either binding, against stand-ins that have the calls of the real ones (the names are checked beside the wheels)."""
+"""Device memory, events and graphs by both bindings, against stand-ins.
+
+test_tensorrt_bindings.py checks that the real bindings have the names.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,13 @@ static int recording, graphs, launched;
 int cuInit(unsigned f) { return 0; }
 int cuDeviceGetCount(int *n) { *n = 1; return 0; }
 int cuStreamBeginCapture_v2(void *s, int mode) { recording = 1; return s == 0 || mode != 1; }
-int cuStreamEndCapture(void *s, void **g) { if (!recording) return 901; recording = 0; *g = &graphs; return 0; }
-int cuGraphInstantiateWithFlags(void **e, void *g, unsigned long long f) { graphs++; *e = &launched; return g != &graphs || f; }
+int cuStreamEndCapture(void *s, void **g) {
+    if (!recording) return 901;
+    recording = 0; *g = &graphs; return 0;
+}
+int cuGraphInstantiateWithFlags(void **e, void *g, unsigned long long f) {
+    graphs++; *e = &launched; return g != &graphs || f;
+}
 int cuGraphDestroy(void *g) { return g != &graphs; }
 int cuGraphLaunch(void *e, void *s) { launched++; return e != &launched || s == 0; }
 int cuGraphExecDestroy(void *e) { graphs--; return e != &launched; }
@@ -31,7 +39,7 @@ int state(void) { return graphs * 100 + launched; }
 
 
 class Device:
-    """What both stand-ins share: memory by address, a clock that runs 0.25 ms a launch."""
+    """Device of both stand-ins: memory by address, a clock that advances 0.25 ms per launch."""
 
     def __init__(self) -> None:
         self.memory: dict[int, bytearray] = {}
@@ -118,7 +126,7 @@ def driver(device: Device) -> ModuleType:
         device.open += 1
         return Memory(device.allocate(size))
 
-    made = ModuleType("pycuda.driver")
+    driver = ModuleType("pycuda.driver")
     context = SimpleNamespace(push=lambda: None, pop=lambda: None)
     for name, value in {
         "init": lambda: None,
@@ -133,8 +141,8 @@ def driver(device: Device) -> ModuleType:
             values.ctypes.data, address, values.nbytes
         ),
     }.items():
-        setattr(made, name, value)
-    return made
+        setattr(driver, name, value)
+    return driver
 
 
 @pytest.fixture
@@ -144,12 +152,12 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no C compiler")
     (tmp_path / "driver.c").write_text(DRIVER)
-    made = tmp_path / "libcuda.so.1"
+    library = tmp_path / "libcuda.so.1"
     subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", str(made), str(tmp_path / "driver.c")], check=True
+        [compiler, "-shared", "-fPIC", "-o", str(library), str(tmp_path / "driver.c")], check=True
     )
-    monkeypatch.setattr(cuda, "_DRIVERS", (str(made),))
-    return ctypes.CDLL(str(made))
+    monkeypatch.setattr(cuda, "_DRIVERS", (str(library),))
+    return ctypes.CDLL(str(library))
 
 
 @pytest.fixture(params=["cuda", "pycuda"])
@@ -176,58 +184,58 @@ def opened(
     return cuda.open_cuda(), device
 
 
-def test_what_went_up_comes_down_and_all_is_released(opened: tuple[cuda.Cuda, Device]) -> None:
-    found, device = opened
-    assert cuda.has_binding() and cuda.has_gpu() and found.stream == 7
+def test_memory_is_copied_both_ways_and_released(opened: tuple[cuda.Cuda, Device]) -> None:
+    device_api, device = opened
+    assert cuda.has_binding() and cuda.has_gpu() and device_api.stream == 7
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    address, empty = found.allocate(values.nbytes), found.allocate(0)
+    address, empty = device_api.allocate(values.nbytes), device_api.allocate(0)
     assert len(device.memory[empty]) == 1
-    found.upload(address, values)
+    device_api.upload(address, values)
     back = np.zeros_like(values)
-    found.download(back, address)
+    device_api.download(back, address)
     assert np.array_equal(back, values)
 
     def launch() -> None:
         device.clock += 0.5
 
-    assert found.time_ms(launch) == 0.5
-    found.synchronize()
-    found.close()
+    assert device_api.time_ms(launch) == 0.5
+    device_api.synchronize()
+    device_api.close()
     assert device.open == 0
 
 
-def test_a_graph_is_recorded_once_and_launched_as_often_as_asked(
+def test_a_graph_is_recorded_once_and_launched_repeatedly(
     opened: tuple[cuda.Cuda, Device], library: ctypes.CDLL
 ) -> None:
-    found, device = opened
+    device_api, device = opened
     launches = 0
 
     def launch() -> None:
         nonlocal launches
         launches += 1
 
-    assert found.graphs
-    again = found.capture(launch)
+    assert device_api.graphs
+    again = device_api.capture(launch)
     for _ in range(3):
         again()
     assert launches == 1
     assert device.clock == 0.75 or library.state() == 103
-    found.close()
+    device_api.close()
     assert library.state() in (0, 3) and device.open == 0
 
 
-def test_pycuda_without_graphs_in_the_driver_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pycuda_without_graphs_in_the_driver_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     top = ModuleType("pycuda")
     top.driver = driver(Device())  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", top)
     monkeypatch.setattr(cuda, "_DRIVERS", ())
-    found = cuda.PyCuda()
-    assert not found.graphs and not cuda.has_gpu()
+    device_api = cuda.PyCuda()
+    assert not device_api.graphs and not cuda.has_gpu()
     with pytest.raises(EngineError, match="no CUDA graphs"):
-        found.capture(lambda: None)
+        device_api.capture(lambda: None)
 
 
-def test_a_failed_call_is_cuda_s_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_call_quotes_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     bindings = ModuleType("cuda.bindings")
     bindings.runtime = runtime(Device(), fails="cudaMalloc")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
@@ -237,7 +245,7 @@ def test_a_failed_call_is_cuda_s_own_words(monkeypatch: pytest.MonkeyPatch) -> N
         cuda.open_cuda().allocate(10)
 
 
-def test_without_a_binding_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_binding_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_is_installed", lambda module: False)
     with pytest.raises(EngineError, match="pip install cuda-python"):
         cuda.open_cuda()

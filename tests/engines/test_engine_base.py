@@ -28,7 +28,7 @@ def test_shapes_that_do_not_fit_are_named(shapes: dict[str, tuple[int, ...]]) ->
         static_inputs(residual(size=9), shapes)
 
 
-def test_an_open_axis_says_what_to_pass() -> None:
+def test_an_unknown_axis_names_the_flag() -> None:
     model = residual(size=9).edit()
     model.proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     with pytest.raises(UsageError, match="--shape x:"):
@@ -58,7 +58,7 @@ def test_random_inputs_are_seeded_and_of_the_right_type() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"threads": 0}, {"precision": "f8"}, {"level": "most"}])
-def test_options_that_make_no_sense_are_errors(bad: dict[str, object]) -> None:
+def test_invalid_options_are_errors(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         EngineOptions(**bad)  # type: ignore[arg-type]
 

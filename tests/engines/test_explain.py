@@ -23,7 +23,7 @@ def test_an_unaligned_width_is_named_with_its_multiple() -> None:
     assert "22 input channels and 22 output channels are not a multiple of 16" in sentence
 
 
-def test_layers_that_paid_off_or_do_not_matter_are_left_out() -> None:
+def test_faster_and_negligible_layers_are_omitted() -> None:
     rows = [
         row("n_c1", (100, 50), (1.0, 0.6)),
         row("n_c2", (100, 50), (0.01, 0.01)),
@@ -35,16 +35,16 @@ def test_layers_that_paid_off_or_do_not_matter_are_left_out() -> None:
 
 
 def test_the_slowest_comes_first_and_short_layers_have_their_reason() -> None:
-    found = explain(
+    sentences = explain(
         [row("n_g", (100, 50), (0.004, 0.004)), row("n_c1", (100, 25), (0.05, 0.05))],
         residual(8),
         ENGINE,
     )
     assert (
-        found[0].startswith("n_c1")
-        and "8 output channels fill less than one block of 16" in found[0]
+        sentences[0].startswith("n_c1")
+        and "8 output channels fill less than one block of 16" in sentences[0]
     )
-    assert found[1].startswith("n_g") and found[1].endswith("of all layers')")
+    assert sentences[1].startswith("n_g") and sentences[1].endswith("of all layers')")
     (called,) = explain(
         [row("n_g", (100, 50), (0.004, 0.004))], residual(8), ENGINES.get("onnxruntime")
     )
@@ -53,5 +53,5 @@ def test_the_slowest_comes_first_and_short_layers_have_their_reason() -> None:
 
 def test_many_layers_are_counted() -> None:
     rows = [row(f"layer{i}", (100, 50), (1.0, 1.0)) for i in range(9)]
-    found = explain(rows, residual(16), ENGINE, most=2)
-    assert len(found) == 3 and found[-1].startswith("7 more layers")
+    sentences = explain(rows, residual(16), ENGINE, most=2)
+    assert len(sentences) == 3 and sentences[-1].startswith("7 more layers")

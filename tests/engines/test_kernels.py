@@ -1,4 +1,4 @@
-"""onnxruntime's kernels find their way back to the nodes of the model."""
+"""onnxruntime's kernels are mapped to the nodes of the model."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def test_middle_mean_ignores_outliers_and_is_finer_than_the_tick() -> None:
 )
 def test_each_contraction_of_a_real_model_has_one_kernel(zoo: Path, name: str) -> None:
     model = load(zoo / f"{name}.onnx")
-    wanted = {node.output[0] for node in model.proto.graph.node if node.op_type in CONTRACTIONS}
+    expected = {node.output[0] for node in model.proto.graph.node if node.op_type in CONTRACTIONS}
     layers = profile(model)
-    found = [layer.key for layer in layers if layer.key in wanted]
-    assert sorted(found) == sorted(wanted)
+    keys = [layer.key for layer in layers if layer.key in expected]
+    assert sorted(keys) == sorted(expected)
     assert all(
         layer.op in ("Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm")
         for layer in layers
-        if layer.key in wanted
+        if layer.key in expected
     )

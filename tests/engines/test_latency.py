@@ -1,4 +1,4 @@
-"""Latency of cut models, measured while a plan is sought."""
+"""Latency of pruned candidates, measured during a search."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_same_widths_are_measured_once() -> None:
 
 
 def test_times_are_relative_to_the_original_so_a_slower_machine_cancels() -> None:
-    """Every inference takes ten times as long from the second second on; the candidate takes a quarter of the original."""
+    """Every inference slows down tenfold; the candidate takes a quarter of the original."""
 
     class Timed(Compiled):
         outputs = ("y",)

@@ -1,4 +1,4 @@
-"""A budget on a latency that is measured (here computed, so that it is exact)."""
+"""Budgets on latency, on a computed engine so that it is exact."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def plan(share: float, round_to: int, budgets: dict[str, float] | None = None):
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_the_cut_model_meets_it_and_no_smaller_cut_would(share: float, round_to: int) -> None:
-    found, probe = plan(share, round_to)
-    with ENGINE.compile(cut(ANALYSIS, found), EngineOptions()) as compiled:
+    result, probe = plan(share, round_to)
+    with ENGINE.compile(cut(ANALYSIS, result), EngineOptions()) as compiled:
         assert compiled.sample({}, 1)[0] <= share * probe.original_ms
-    assert all(len(channels) % round_to == 0 for channels in found.kept.values())
-    sizes = {name: len(channels) for name, channels in found.kept.items()}
+    assert all(len(channels) % round_to == 0 for channels in result.kept.values())
+    sizes = {name: len(channels) for name, channels in result.kept.items()}
     wider = {name: tuple(range(min(48, width + round_to))) for name, width in sizes.items()}
     with Probe(ENGINE, ANALYSIS, schedule=QUICK) as again:
         assert again(wider) > share * probe.original_ms
@@ -53,11 +53,11 @@ def test_the_cut_model_meets_it_and_no_smaller_cut_would(share: float, round_to:
 
 def test_it_holds_beside_a_budget_on_macs() -> None:
     macs = ANALYSIS.cost().macs
-    found, _ = plan(0.95, 8, {"macs": 0.4 * macs})
-    assert ANALYSIS.cost(found.kept).macs <= 0.4 * macs
+    result, _ = plan(0.95, 8, {"macs": 0.4 * macs})
+    assert ANALYSIS.cost(result.kept).macs <= 0.4 * macs
 
 
-def test_what_cannot_be_met_says_what_can() -> None:
+def test_an_unreachable_target_names_the_least_latency() -> None:
     with pytest.raises(TargetError, match=r"target latency.systolic8 <= 1.0% cannot be met: \d"):
         plan(0.01, 8)
 

@@ -110,7 +110,7 @@ def test_time_is_positive_and_comes_from_the_cache_the_second_time(
 
 
 class _Refuses:
-    """onnxruntime by name and version, but it may not be asked to compile."""
+    """onnxruntime by name and version, whose compile fails the test."""
 
     name = "onnxruntime"
     install = ""
@@ -165,7 +165,7 @@ def test_weights_are_seeded() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(vector_channels() != 16, reason="the staircase of 16 belongs to AVX-512")
 def test_the_staircase_of_onnxruntime_is_seen(tmp_path: Path) -> None:
-    """An unaligned width costs twice the aligned one, and a depthwise one off the blocked layout several times."""
+    """An unaligned width costs twice the aligned one, an unblocked depthwise one far more."""
     spec = LayerSpec(
         "Conv",
         (1, 32, 28, 28),

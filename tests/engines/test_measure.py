@@ -45,21 +45,21 @@ def test_first_inference_of_a_block_is_dropped() -> None:
 
 def test_statistics_equal_numpy() -> None:
     times = np.random.default_rng(0).gamma(4.0, 1.0, (20, 50))
-    found = summarize("e", "m", times)
-    assert (found.samples, found.rounds, found.min_ms) == (1000, 20, times.min())
-    assert found.median_ms == pytest.approx(np.median(times))
-    assert found.p99_ms == pytest.approx(np.quantile(times, 0.99))
-    assert found.iqr_ms == pytest.approx(np.quantile(times, 0.75) - np.quantile(times, 0.25))
-    assert found.as_dict()["iqr_ms"] == found.iqr_ms
+    result = summarize("e", "m", times)
+    assert (result.samples, result.rounds, result.min_ms) == (1000, 20, times.min())
+    assert result.median_ms == pytest.approx(np.median(times))
+    assert result.p99_ms == pytest.approx(np.quantile(times, 0.99))
+    assert result.iqr_ms == pytest.approx(np.quantile(times, 0.75) - np.quantile(times, 0.25))
+    assert result.as_dict()["iqr_ms"] == result.iqr_ms
 
 
 def test_ratio_is_paired_so_common_drift_cancels() -> None:
     drift = np.linspace(1, 10, 30)[:, None]  # the machine gets ten times slower while both run
     noise = np.random.default_rng(1).normal(1, 0.01, (2, 30, 8))
-    found = ratio("a", 2.0 * drift * noise[0], "b", drift * noise[1])
-    assert found.low <= 2.0 <= found.high
-    assert found.high - found.low < 0.05
-    assert found.clear
+    result = ratio("a", 2.0 * drift * noise[0], "b", drift * noise[1])
+    assert result.low <= 2.0 <= result.high
+    assert result.high - result.low < 0.05
+    assert result.clear
 
 
 def test_interval_of_equal_contenders_holds_one_about_as_often_as_stated() -> None:

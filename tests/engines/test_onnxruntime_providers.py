@@ -1,4 +1,4 @@
-"""onnxruntime's GPU providers, against a session that says what it was opened with: nothing here has a GPU."""
+"""onnxruntime's GPU providers, against a session that records its arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_cuda_is_asked_for_by_name(opened: list[Any]) -> None:
+def test_cuda_is_requested_by_name(opened: list[Any]) -> None:
     engine = ENGINES.get("onnxruntime-cuda")
     assert engine.available() is None
     with engine.compile(residual(), EngineOptions(precision="f16")) as compiled:
@@ -74,7 +74,7 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-def test_a_build_without_the_provider_says_which_has_it(
+def test_a_build_without_the_provider_names_one_that_has_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])

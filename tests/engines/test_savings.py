@@ -1,4 +1,4 @@
-"""What a group's channels are worth in time."""
+"""Latency that the channels of a group cost."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ ONCE = Schedule(seconds=0.0, warmup=1, min_rounds=1, max_rounds=1)
 
 
 @pytest.mark.parametrize("name", ["systolic8", "gemmini"])
-def test_on_a_computed_engine_it_is_what_halving_the_group_saves(name: str) -> None:
+def test_on_a_computed_engine_savings_are_those_of_halving_the_group(name: str) -> None:
     """Layers add up there, so timing them alone must give what cutting the model gives."""
     engine = ENGINES.get(name)
-    found = group_savings(engine, ANALYSIS)
+    savings = group_savings(engine, ANALYSIS)
     with Probe(engine, ANALYSIS, schedule=ONCE) as probe:
         for group in ANALYSIS.groups:
             saved = probe.original_ms - probe({group.name: tuple(range(group.size // 2))})
-            assert found[group.name] == pytest.approx(2 * saved)
+            assert savings[group.name] == pytest.approx(2 * saved)
 
 
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ["vww_mobilenetv1_0.25", "cifar10_mlp_resnet8"])
 def test_depthwise_layers_and_shortcuts_too(zoo: Path, name: str) -> None:
     analysis, engine = analyze(load(zoo / f"{name}.onnx")), ENGINES.get("systolic8")
-    found = group_savings(engine, analysis)
+    savings = group_savings(engine, analysis)
     with Probe(engine, analysis, schedule=ONCE) as probe:
         for group in analysis.groups:
             half = -(-(group.size // 2) // 8) * 8
             kept = half if half < group.size else group.size // 2
             saved = probe.original_ms - probe({group.name: tuple(range(kept))})
-            assert found[group.name] == pytest.approx(
-                saved * group.size / (group.size - kept), rel=1e-6, abs=1e-3 * max(found.values())
+            assert savings[group.name] == pytest.approx(
+                saved * group.size / (group.size - kept), rel=1e-6, abs=1e-3 * max(savings.values())
             )
 
 

@@ -1,4 +1,4 @@
-"""The analytical arrays: against SCALE-Sim's figures, against counting, and what it means to use a width."""
+"""Computed arrays: against SCALE-Sim's figures, against counting, and over widths."""
 
 from __future__ import annotations
 
@@ -118,14 +118,15 @@ def test_never_faster_than_the_peak_and_never_slower_for_less(
     assert compute_cycles(array, smaller) <= result.compute_cycles
 
 
-def test_utilization_is_full_on_the_tile_and_drops_beside_it() -> None:
+def test_utilization_is_full_on_a_multiple_of_the_tile_and_drops_above() -> None:
     array = preset("dpu-b4096")
-    on, beside = (Contraction("l", "Conv", 64, 9 * 16, n, 1, 9) for n in (32, 33))
+    on, above = (Contraction("l", "Conv", 64, 9 * 16, n, 1, 9) for n in (32, 33))
     assert estimate_layer(array, on).utilization == 1.0
-    assert compute_cycles(array, beside) == 1.5 * compute_cycles(array, on)
+    assert compute_cycles(array, above) == 1.5 * compute_cycles(array, on)
 
 
-VELA_CYCLES = {  # Vela 5.2.0, ethos-u55-128, NPU cycles of the convolutions of ResNet-8 by base width, in graph order
+# Vela 5.2.0, ethos-u55-128: NPU cycles of the convolutions of ResNet-8 by base width
+VELA_CYCLES = {
     16: (14752, 25715, 25715, 13680, 19796, 4416, 18396, 20192, 2688),
     8: (8010, 7420, 7420, 4064, 7268, 2240, 4384, 5792, 1976),
 }
@@ -155,8 +156,10 @@ def test_memory_roof_is_met_by_a_matrix_vector_product() -> None:
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 13]>
-g (float[1,8,10,10] x) => (float[1,5,20,20] y) <float[8,1,3,3] dw, float[12,4,3,3] gw, float[12,5,2,2] tw>
-{ a = Conv<group=8, pads=[1,1,1,1]>(x, dw)  b = Conv<group=2, pads=[1,1,1,1]>(a, gw)  y = ConvTranspose<strides=[2,2]>(b, tw) }
+g (float[1,8,10,10] x) => (float[1,5,20,20] y)
+<float[8,1,3,3] dw, float[12,4,3,3] gw, float[12,5,2,2] tw>
+{ a = Conv<group=8, pads=[1,1,1,1]>(x, dw)  b = Conv<group=2, pads=[1,1,1,1]>(a, gw)
+  y = ConvTranspose<strides=[2,2]>(b, tw) }
 """
 
 
@@ -181,13 +184,19 @@ def test_depthwise_grouped_and_transposed_convolutions_count_their_macs() -> Non
 
 
 def test_matmul_of_two_activations_is_one_product_a_head() -> None:
-    text = '<ir_version: 8, opset_import: ["" : 13]> g (float[1,3,7,16] q, float[1,3,16,7] k) => (float[1,3,7,7] y) { y = MatMul(q, k) }'
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]> '
+        "g (float[1,3,7,16] q, float[1,3,16,7] k) => (float[1,3,7,7] y) { y = MatMul(q, k) }"
+    )
     (layer,) = contractions(load(parser.parse_model(text))).layers
     assert (layer.groups, layer.m, layer.k, layer.n) == (3, 7, 16, 7)
 
 
 def test_free_axes_need_a_shape() -> None:
-    text = '<ir_version: 8, opset_import: ["" : 13]> g (float[n,s,16] x) => (float[n,s,4] y) <float[16,4] w> { y = MatMul(x, w) }'
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]> '
+        "g (float[n,s,16] x) => (float[n,s,4] y) <float[16,4] w> { y = MatMul(x, w) }"
+    )
     with pytest.raises(UsageError, match="input 'x' is declared"):
         contractions(with_weights(text))
     (layer,) = contractions(with_weights(text), {"x": (2, 5, 16)}).layers
@@ -210,7 +219,7 @@ def test_every_preset_is_an_engine() -> None:
         assert isinstance(engine, Engine)
 
 
-def test_engine_says_what_the_estimate_says_and_runs_like_the_reference() -> None:
+def test_engine_returns_the_estimate_and_the_outputs_of_the_reference() -> None:
     model = resnet8(8)
     compiled = ENGINES.get("systolic16").compile(model, EngineOptions())
     expected = estimate(model, preset("systolic16"))

@@ -1,4 +1,4 @@
-"""TensorRT's two majors through one code path: against a stand-in here, and on a GPU where there is one."""
+"""Both major versions of TensorRT: against a stand-in, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_precision_is_by_flag_on_10_and_by_graph_on_11(
     )
     assert (("clear_flag", "TF32") in trt.calls) == (precision == "f32")
     (parsed,) = [value for call, value in trt.calls if call == "parsed"]
-    wanted = TensorProto.FLOAT16 if precision == "f16" and major == 11 else TensorProto.FLOAT
-    assert parsed.weights["c1.w"].dtype == wanted
+    expected = TensorProto.FLOAT16 if precision == "f16" and major == 11 else TensorProto.FLOAT
+    assert parsed.weights["c1.w"].dtype == expected
     assert parsed.proto.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
 
 
@@ -71,9 +71,9 @@ def test_refusal_carries_the_parser_s_words() -> None:
 
 
 def test_timing_cache_is_kept_and_one_of_another_device_dropped(tmp_path: Path) -> None:
-    trt, options = module(11, FakeCuda()), EngineOptions(cache=tmp_path / "made")
+    trt, options = module(11, FakeCuda()), EngineOptions(cache=tmp_path / "cache")
     build(trt, MODEL, options)
-    (file,) = (tmp_path / "made").iterdir()
+    (file,) = (tmp_path / "cache").iterdir()
     assert file.read_bytes() == b"+"
     build(trt, MODEL, options)
     assert file.read_bytes() == b"++"
@@ -118,14 +118,16 @@ def test_an_output_whose_size_depends_on_data_is_refused(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("version", "said"),
+    ("version", "expected"),
     [
         ("8.6.1", "needs TensorRT 10 or 11, 8.6.1 is installed"),
         ("10.3.0", "cuda-python"),
         ("11.4.0", "cuda-python"),
     ],
 )
-def test_what_is_missing_is_said(version: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_parts_are_named(
+    version: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *_: object() if name == "tensorrt" else None
     )
@@ -133,7 +135,7 @@ def test_what_is_missing_is_said(version: str, said: str, monkeypatch: pytest.Mo
     fake.__version__ = version
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     reason = tensorrt.ENGINE.available()
-    assert reason is not None and said in reason and "pip install" in reason
+    assert reason is not None and expected in reason and "pip install" in reason
 
 
 def test_half_graph_computes_nearly_the_same() -> None:
@@ -182,8 +184,8 @@ def test_layers_find_their_nodes(layer: object, nodes: tuple[str, ...]) -> None:
     import json
 
     name = layer["Name"] if isinstance(layer, dict) else str(layer)
-    (found,) = layer_times(json.dumps({"Layers": [layer]}), {name: 1.5}, MODEL.proto)
-    assert (found.name, found.nodes, found.time_ms) == (name, nodes, 1.5)
+    (layer_time,) = layer_times(json.dumps({"Layers": [layer]}), {name: 1.5}, MODEL.proto)
+    assert (layer_time.name, layer_time.nodes, layer_time.time_ms) == (name, nodes, 1.5)
 
 
 def test_layer_information_that_is_none_is_an_error() -> None:

@@ -1,6 +1,7 @@
-"""Every name of TensorRT and CUDA that the engine uses exists in the published bindings of both majors, or is asked for by hasattr.
+"""Names of TensorRT and CUDA that the engine uses exist in the published bindings.
 
-The bindings install without a GPU; the three libraries that they load are stubs which this test builds from C.
+They exist in both major versions or are guarded by hasattr. The bindings install without a GPU; the
+three libraries that they load are stubs that this test builds from C.
 """
 
 from __future__ import annotations
@@ -64,18 +65,18 @@ GUARDED = {"BuilderFlag.FP16", "BuilderFlag.BF16", "BuilderFlag.INT8", "BuilderF
 
 def used() -> set[str]:
     """Dotted names below the tensorrt module that the engine's source reaches."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(Path(tensorrt.__file__).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and (owner := spelled(node.value)) is not None:
             for start, kind in CLASSES.items():
                 if owner == start or (kind == "" and owner.startswith(start + ".")):
                     inner = owner[len(start) + 1 :]
-                    found.add(".".join(filter(None, (kind, inner, node.attr))))
-    return {name for name in found if not name.startswith("__")}
+                    names.add(".".join(filter(None, (kind, inner, node.attr))))
+    return {name for name in names if not name.startswith("__")}
 
 
 def spelled(node: ast.AST) -> str | None:
-    """ "a.b()" of an expression that is made of names, attributes and calls."""
+    """Return the text of an expression of names, attributes and calls, such as a.b()."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -126,9 +127,8 @@ def download(request: pytest.FixtureRequest):
             done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
             if done.returncode != 0:
                 shutil.rmtree(folder)
-                pytest.skip(
-                    f"cannot download {', '.join(requirements)}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
-                )
+                reasons = done.stderr.strip().splitlines() or ["no reason given"]
+                pytest.skip(f"cannot download {', '.join(requirements)}: {reasons[-1]}")
         return folder
 
     return fetch
@@ -141,7 +141,7 @@ def unpack(wheels: Path, target: Path) -> None:
 
 
 def existing(folder: Path, module: str, names: set[str]) -> tuple[str, set[str]]:
-    """(version, those of the dotted names that the module has), asked for in a fresh interpreter."""
+    """Return (version, dotted names that the module has), by a fresh interpreter."""
     code = (
         "import functools, importlib, json, sys\n"
         "module = importlib.import_module(sys.argv[1])\n"
@@ -149,7 +149,8 @@ def existing(folder: Path, module: str, names: set[str]) -> tuple[str, set[str]]
         "    try: functools.reduce(getattr, name.split('.'), module)\n"
         "    except AttributeError: return False\n"
         "    return True\n"
-        "print(json.dumps([getattr(module, '__version__', ''), [n for n in json.loads(sys.argv[2]) if has(n)]]))\n"
+        "names = [n for n in json.loads(sys.argv[2]) if has(n)]\n"
+        "print(json.dumps([getattr(module, '__version__', ''), names]))\n"
     )
     command = [sys.executable, "-c", code, module, json.dumps(sorted(names))]
     done = subprocess.run(
@@ -160,8 +161,8 @@ def existing(folder: Path, module: str, names: set[str]) -> tuple[str, set[str]]
         check=True,
         env={**os.environ, "PYTHONPATH": str(folder)},
     )
-    version, found = json.loads(done.stdout.splitlines()[-1])
-    return version, set(found)
+    version, present = json.loads(done.stdout.splitlines()[-1])
+    return version, set(present)
 
 
 @pytest.fixture(params=WHEELS)
@@ -201,10 +202,12 @@ def test_names_exist_in_both_majors_or_are_guarded(bindings: tuple[int, Path]) -
         "IExecutionContext.execute_async_v3",
         "BuilderFlag.TF32",
     } <= names
-    version, found = existing(folder, "tensorrt_bindings", names | GUARDED)
+    version, present = existing(folder, "tensorrt_bindings", names | GUARDED)
     assert version.startswith(f"{major}.")
-    assert names - found <= GUARDED, f"TensorRT {version} has not {sorted(names - found - GUARDED)}"
-    assert {name.rpartition(".")[2] for name in GUARDED - found} <= set(guards()), (
+    assert names - present <= GUARDED, (
+        f"TensorRT {version} lacks {sorted(names - present - GUARDED)}"
+    )
+    assert {name.rpartition(".")[2] for name in GUARDED - present} <= set(guards()), (
         "used without hasattr"
     )
 
@@ -212,8 +215,8 @@ def test_names_exist_in_both_majors_or_are_guarded(bindings: tuple[int, Path]) -
 def test_version_10_has_the_flags_and_version_11_has_not(bindings: tuple[int, Path]) -> None:
     major, folder = bindings
     flags = {f"BuilderFlag.{name}" for names in tensorrt._FLAGS.values() for name in names}
-    _, found = existing(folder, "tensorrt_bindings", flags)
-    assert found == (flags if major == 10 else set())
+    _, present = existing(folder, "tensorrt_bindings", flags)
+    assert present == (flags if major == 10 else set())
 
 
 def test_cuda_python_has_every_call(download, tmp_path: Path) -> None:
@@ -223,5 +226,5 @@ def test_cuda_python_has_every_call(download, tmp_path: Path) -> None:
         re.findall(r"_api\.(cuda[\w.]+)", source)
     )
     assert "cudaGraphLaunch" in names and "cudaMemcpyKind.cudaMemcpyHostToDevice" in names
-    _, found = existing(tmp_path, "cuda.bindings.runtime", names)
-    assert found == names
+    _, present = existing(tmp_path, "cuda.bindings.runtime", names)
+    assert present == names

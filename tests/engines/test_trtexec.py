@@ -1,4 +1,4 @@
-"""trtexec's command lines, against a stand-in that records its arguments and writes the files that the real one writes."""
+"""trtexec's command lines, against a stand-in that records them and writes its files."""
 
 from __future__ import annotations
 
@@ -27,19 +27,24 @@ elif "{refuse}":
 else:
     row = dict(startEnqMs=0, h2dMs=0, computeMs=9.0, d2hMs=0, latencyMs=9.0, endToEndMs=9.0)
     count = int(given.get("--iterations", 1))
+    rows = [dict(row, startEnqMs=i + 1, computeMs=2.0) for i in range(count)]
+    layer = dict(
+        name="n_c0 + n_b0 + n_r0", timeMs=0.5 * count, averageMs=0.5, percentage=100
+    )
     contents = {{
-        "--saveEngine": "engine", "--exportLayerInfo": json.dumps(dict(Layers=["n_c0 + n_b0 + n_r0"], Bindings=[])),
-        "--exportTimes": json.dumps([dict(row, computeMs=1.0)] + [dict(row, startEnqMs=i + 1, computeMs=2.0) for i in range(count)]),
-        "--exportProfile": json.dumps([dict(count=count), dict(name="n_c0 + n_b0 + n_r0", timeMs=0.5 * count, averageMs=0.5, percentage=100)]),
+        "--saveEngine": "engine",
+        "--exportLayerInfo": json.dumps(dict(Layers=[layer["name"]], Bindings=[])),
+        "--exportTimes": json.dumps([dict(row, computeMs=1.0)] + rows),
+        "--exportProfile": json.dumps([dict(count=count), layer]),
         "--exportOutput": json.dumps([dict(name="y", dimensions="1x10", values=list(range(10)))]),
     }}
     for flag, text in contents.items():
         if flag in given: open(given[flag], "w").write(text)
 """
-FLAGS_10 = "--fp16 --int8 --bf16 --noTF32 --useCudaGraph --useSpinWait --noDataTransfers --profilingVerbosity --skipInference"
 FLAGS_11 = (
     "--noTF32 --useCudaGraph --useSpinWait --noDataTransfers --profilingVerbosity --skipInference"
 )
+FLAGS_10 = "--fp16 --int8 --bf16 " + FLAGS_11
 
 
 def stand_in(folder: Path, version: int = 101600, flags: str = FLAGS_10, refuse: str = "") -> Path:
@@ -62,8 +67,8 @@ def commands(folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("flags", "wanted"), [(FLAGS_10, ["--fp16"]), (FLAGS_11, [])])
-def test_the_whole_round(flags: str, wanted: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("flags", "expected"), [(FLAGS_10, ["--fp16"]), (FLAGS_11, [])])
+def test_build_run_time_and_profile(flags: str, expected: list[str], tmp_path: Path) -> None:
     model = fix_shapes(residual(16), {})
     feeds = random_feeds(static_inputs(model, {}))
     program = stand_in(tmp_path, flags=flags)
@@ -76,7 +81,7 @@ def test_the_whole_round(flags: str, wanted: list[str], tmp_path: Path) -> None:
         assert (layer.nodes, layer.time_ms, layer.key) == (("n_c0", "n_b0", "n_r0"), 0.5, "c0")
         assert compiled.device_memory_bytes() == len("engine")
     _, built, ran, timed, profiled = commands(tmp_path)
-    assert [flag for flag in built if flag in ("--fp16", "--int8", "--noTF32")] == wanted
+    assert [flag for flag in built if flag in ("--fp16", "--int8", "--noTF32")] == expected
     assert (
         "--skipInference" in built
         and f"--timingCacheFile={tmp_path / 'cache' / 'trtexec.timing'}" in built

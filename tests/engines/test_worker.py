@@ -1,4 +1,4 @@
-"""A model in its own process computes the same, reports its memory, and fails with a sentence."""
+"""A model in a separate process: equal outputs, its own memory, and failures as errors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_crash_is_an_error_that_names_the_signal() -> None:
 @pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity"), reason="the system does not pin processes"
 )
-def test_pinned_to_the_cores_asked_for() -> None:
+def test_pinned_to_the_given_cores() -> None:
     core = min(os.sched_getaffinity(0))
     with Worker("onnxruntime", residual(), EngineOptions(cores=(core,))) as worker:
         assert os.sched_getaffinity(worker._process.pid) == {core}
