@@ -52,7 +52,7 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
 
     feeds = _split_samples(samples)
 
-    class CalibrationReader(quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped base
+    class FeedReader(quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped base
         """Passes one sample at a time to onnxruntime."""
 
         def __init__(self) -> None:
@@ -73,7 +73,7 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
         quantization.quantize_static(
             ModelProto.FromString(to_bytes(model)),
             str(path),
-            CalibrationReader(),
+            FeedReader(),
             op_types_to_quantize=list(OPERATORS) if qdq else None,
             quant_format=form.QDQ if qdq else form.QOperator,
             per_channel=qdq and model.opset >= PER_CHANNEL_OPSET,

@@ -43,7 +43,7 @@ def save_npz(
 
 
 @contextlib.contextmanager
-def refuse(code: str, *words: str, kind: type[OnnxpruneError] = DataError) -> Iterator[None]:
+def rejects(code: str, *words: str, kind: type[OnnxpruneError] = DataError) -> Iterator[None]:
     """The error is ours, has that code, and is one sentence with these words."""
     with pytest.raises(kind) as info:
         yield

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from data_cases import IMAGE, TOKENS, first_numbers, numbered, refuse, save_npz, values
+from data_cases import IMAGE, TOKENS, first_numbers, numbered, rejects, save_npz, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def test_batches_have_the_size_the_model_takes(tmp_path_factory, count, batch, s
     path = save_npz(tmp_path_factory.mktemp("npz"), x=numbered(count))
     inputs = {"x": ([batch if fixed else "N", 3, 8, 8], "tensor(float)")}
     if fixed and count < batch:
-        with refuse("data-samples", str(count), str(batch)):
+        with rejects("data-samples", str(count), str(batch)):
             open_data(path, inputs)
         return
     data = open_data(path, inputs)
@@ -66,7 +66,7 @@ def test_samples_of_different_size_are_not_stacked(tmp_path):
     data = open_data(tmp_path, free)
     batches = list(data.batches(8))
     assert sum(len(b["x"]) for b in batches) == 5 and {b["x"].shape[2] for b in batches} == {8, 9}
-    with refuse("data-shape", "batches of 5"):
+    with rejects("data-shape", "batches of 5"):
         list(open_data(tmp_path, {"x": ([5, 3, "H", "W"], "tensor(float)")}).batches(1))
 
 
@@ -85,9 +85,9 @@ def test_memory_does_not_grow_with_samples(tmp_path, compressed):
 
 def test_batch_size_and_samples_must_be_positive(tmp_path):
     path = save_npz(tmp_path, x=numbered(3))
-    with refuse("samples", "0", kind=UsageError):
+    with rejects("samples", "0", kind=UsageError):
         open_data(path, IMAGE, samples=0)
-    with refuse("batch-size", "0", kind=UsageError):
+    with rejects("batch-size", "0", kind=UsageError):
         next(open_data(path, IMAGE).batches(0))
 
 
@@ -134,13 +134,13 @@ def test_flips_mirror_images_only(tmp_path):
         )
     )
     np.testing.assert_array_equal(values(last)[1::2], values(last)[0::2][:, :, ::-1])
-    with refuse("data-split", "mirror"):
+    with rejects("data-split", "mirror"):
         split(both, 2, 2)
-    with refuse("data-flip", "'ids'"):
+    with rejects("data-flip", "'ids'"):
         flips(synthetic(TOKENS))
 
 
-def test_what_a_specification_names(tmp_path, photos):
+def test_specifications_select_the_kind_of_source(tmp_path, photos):
     assert open_data(f"images:{photos}", IMAGE).samples == 6
     assert open_data(photos / "class0" / "0.png", IMAGE).samples == 1
     np.save(photos / "x.npy", numbered(3))
@@ -155,7 +155,7 @@ def test_what_a_specification_names(tmp_path, photos):
         (f"images:{tmp_path / 'empty'}", "data-empty", "no images"),
         (tmp_path / "data.csv", "data-kind", "data.csv"),
     ):
-        with refuse(code, word):
+        with rejects(code, word):
             open_data(spec, IMAGE)
 
 
@@ -184,7 +184,7 @@ def test_plug_ins_are_sources_like_the_built_in_ones(monkeypatch):
     assert data.samples == 4 and data.warning == "ones only" and values(data).dtype == np.float32
 
 
-def test_every_built_in_source_is_there():
+def test_every_built_in_source_is_registered():
     for name in ("images", "arrays", "loader", "synthetic"):
         assert callable(DATA_SOURCES.get(name))
 

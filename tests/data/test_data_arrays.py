@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from data_cases import IMAGE, TOKENS, first_numbers, numbered, refuse, save_npz, values
+from data_cases import IMAGE, TOKENS, first_numbers, numbered, rejects, save_npz, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ from onnxprune.data.dataset import open_data, synthetic
 from onnxprune.errors import DataError
 
 
-def test_ranks_an_array_may_have(tmp_path):
+def test_accepted_array_ranks(tmp_path):
     fixed = {"x": ([2, 3, 8, 8], "tensor(float)")}
     for x, inputs, count in (
         (numbered(6), IMAGE, 6),
@@ -65,15 +65,15 @@ def test_conversion_of_types(tmp_path):
         (np.ones((3, 2), complex), "tensor(float)", ("complex128",)),
         (np.full((3, 2), "a"), "tensor(float)", ("<U1",)),
     ):
-        with refuse("data-dtype", "calib.npz", "'x'", *words):
+        with rejects("data-dtype", "calib.npz", "'x'", *words):
             converted(array, kind)
-    with refuse("data-not-finite", "range of float16"):
+    with rejects("data-not-finite", "range of float16"):
         converted(np.full((3, 2), 1e6), "tensor(float16)")
-    with refuse("data-type", "tensor(string)"):
+    with rejects("data-type", "tensor(string)"):
         converted(np.ones((3, 2)), "tensor(string)")
 
 
-def test_arrays_that_do_not_fit_are_refused(tmp_path):
+def test_arrays_that_do_not_fit_are_rejected(tmp_path):
     bad = numbered(9)
     bad[7, 1, 2, 3] = np.nan
     for arrays, inputs, code, words in (
@@ -103,12 +103,12 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
         ({"x": numbered(4)[:0]}, IMAGE, "data-empty", ("no samples",)),
         ({"x": np.array([{}, {}])}, IMAGE, "data-unreadable", ("objects",)),
     ):
-        with refuse(code, "calib.npz", *words):
+        with rejects(code, "calib.npz", *words):
             open_data(save_npz(tmp_path, **arrays), inputs)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_broken_array_files_are_refused(tmp_path, compressed):
+def test_broken_array_files_are_rejected(tmp_path, compressed):
     rng = np.random.default_rng(0)
     whole = save_npz(
         tmp_path, compressed, x=rng.standard_normal((4, 3, 8, 8)).astype(np.float32)
@@ -122,13 +122,13 @@ def test_broken_array_files_are_refused(tmp_path, compressed):
             open_data(path, IMAGE)
     np.save(tmp_path / "cut.npy", numbered(4))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])
-    with refuse("data-unreadable", "cut.npy", "truncated"):
+    with rejects("data-unreadable", "cut.npy", "truncated"):
         open_data(tmp_path / "cut.npy", IMAGE)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_mutated_array_files_never_raise_anything_else(tmp_path_factory, draw):
+def test_mutated_array_files_raise_only_data_errors(tmp_path_factory, draw):
     folder = tmp_path_factory.mktemp("fuzz")
     content = bytearray(save_npz(folder, draw.draw(st.booleans()), x=numbered(2)).read_bytes())
     for _ in range(draw.draw(st.integers(1, 4))):

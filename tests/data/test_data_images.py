@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from data_cases import IMAGE, TOKENS, refuse, save_npz, values
+from data_cases import IMAGE, TOKENS, rejects, save_npz, values
 
 from onnxprune.data.dataset import Preprocess, open_data
 from onnxprune.errors import MissingExtraError, UsageError
 
 
-def test_images_become_what_the_formula_says(photos):
+def test_images_are_normalized_by_the_formula(photos):
     full = {"x": (["N", 3, 20, 16], "tensor(float)")}
     p = Preprocess(scale=0.5, mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0), post=3.0, order="bgr")
     x = values(open_data(photos, full, preprocess=p))
@@ -62,7 +62,7 @@ def test_uint8_models_take_pixels(photos):
     inputs = {"x": (["N", 20, 16, 3], "tensor(uint8)")}
     x = values(open_data(photos, inputs, preprocess=Preprocess(order="bgr")))
     assert x.dtype == np.uint8 and (x[..., 0] == 255).all()
-    with refuse("preprocess-uint8", "uint8", kind=UsageError):
+    with rejects("preprocess-uint8", "uint8", kind=UsageError):
         open_data(photos, inputs, preprocess=Preprocess(mean=3.0))
 
 
@@ -97,27 +97,27 @@ def test_images_equal_the_zoos_own_protocol(zoo):
     np.testing.assert_array_equal(values(data, "input"), x.transpose(0, 3, 1, 2))
 
 
-def test_images_that_do_not_fit_are_refused(photos, tmp_path):
-    with refuse("data-shape", "3x10", "8x8"):
+def test_images_that_do_not_fit_are_rejected(photos, tmp_path):
+    with rejects("data-shape", "3x10", "8x8"):
         open_data(photos, IMAGE, preprocess=Preprocess(resize=(3, 10)))
-    with refuse("data-shape", "20x16", "30x30"):
+    with rejects("data-shape", "20x16", "30x30"):
         open_data(
             photos, {"x": (["N", 3, 30, 30], "tensor(float)")}, preprocess=Preprocess(crop=30)
         )
-    with refuse("data-shape", "'x'", "16"):
+    with rejects("data-shape", "'x'", "16"):
         open_data(photos, {"x": (["N", 16, 8, 8], "tensor(float)")})
-    with refuse("data-names", "'ids'", "'mask'"):
+    with rejects("data-names", "'ids'", "'mask'"):
         open_data(photos, TOKENS)
-    with refuse("preprocess-number", "2 numbers", "3 channels", kind=UsageError):
+    with rejects("preprocess-number", "2 numbers", "3 channels", kind=UsageError):
         open_data(photos, IMAGE, preprocess=Preprocess(mean=(1.0, 2.0)))
     whole = (photos / "class0" / "0.png").read_bytes()
     for content in (b"", b"GIF89a", whole[: len(whole) // 2]):
         (photos / "class0" / "2.png").write_bytes(content)
-        with refuse("data-image", "2.png"):
+        with rejects("data-image", "2.png"):
             open_data(photos, IMAGE)
     image = pytest.importorskip("PIL.Image")
     image.fromarray(np.zeros((20, 16), np.uint16)).save(photos / "class0" / "2.png")
-    with refuse("data-image", "2.png", "8 bits"):
+    with rejects("data-image", "2.png", "8 bits"):
         open_data(photos, IMAGE)
 
 
@@ -143,8 +143,8 @@ def test_without_pillow_the_extra_is_named(photos, monkeypatch):
         ({"crop": 2.5}, "preprocess-size"),
     ],
 )
-def test_preprocess_refuses_nonsense(settings_, code):
-    with refuse(code, kind=UsageError):
+def test_preprocess_rejects_invalid_values(settings_, code):
+    with rejects(code, kind=UsageError):
         Preprocess(**settings_)
 
 

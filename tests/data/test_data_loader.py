@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_cases import IMAGE, first_numbers, refuse
+from data_cases import IMAGE, first_numbers, rejects
 
 from onnxprune.data.dataset import open_data, split
 
@@ -58,21 +58,21 @@ def test_loader_yields_batches_or_samples(tmp_path):
         ("yield {'x': np.zeros((1, 3, 8, 8), int)}", "data-dtype", ("int64", "float32")),
     ],
 )
-def test_loaders_that_do_not_fit_are_refused(tmp_path, body, code, words):
-    with refuse(code, "loader.py:feeds", *words):
+def test_loaders_that_do_not_fit_are_rejected(tmp_path, body, code, words):
+    with rejects(code, "loader.py:feeds", *words):
         open_data(loader(tmp_path, body), IMAGE)
 
 
-def test_loaders_that_change_are_refused(tmp_path):
+def test_loaders_that_change_are_rejected(tmp_path):
     spec = loader(tmp_path, "yield {'x': np.random.rand(1, 3, 8, 8)}")
-    with refuse("data-loader", "seed"):
+    with rejects("data-loader", "seed"):
         list(open_data(spec, IMAGE).batches(1))
     spec = loader(
         tmp_path,
         "while calls.pop():\n    yield {'x': np.zeros((1, 3, 8, 8))}",
         "calls = [0, 1, 0, 1, 1]",
     )
-    with refuse("data-loader", "yielded 1 samples, 2 before"):
+    with rejects("data-loader", "yielded 1 samples, 2 before"):
         list(open_data(spec, IMAGE).batches(1))
 
 
@@ -86,6 +86,6 @@ def test_loaders_that_change_are_refused(tmp_path):
         ("this is no python", "", "", "data-loader", "SyntaxError"),
     ],
 )
-def test_loader_files_that_do_not_load_are_refused(tmp_path, setup, old, new, code, word):
-    with refuse(code, word):
+def test_loader_files_that_do_not_load_are_rejected(tmp_path, setup, old, new, code, word):
+    with rejects(code, word):
         open_data(loader(tmp_path, "yield", setup).replace(old, new), IMAGE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from data_cases import refuse, values
+from data_cases import rejects, values
 
 from onnxprune.data.dataset import open_data, synthetic
 from onnxprune.errors import UsageError
@@ -58,7 +58,7 @@ def test_shape_overrides():
         ({"x": (1, 3, 7, 9), "y": (1, 8)}, "shape-override", ("'h'", "7")),
         ({"z": (1,)}, "unknown-input", ("'z'",)),
     ):
-        with refuse(code, *words, kind=UsageError):
+        with rejects(code, *words, kind=UsageError):
             synthetic(inputs, shapes=shapes)
 
 

@@ -149,12 +149,12 @@ def test_choice_split_and_fingerprint(tmp_path):
         ({"images": pixels(), "labels": np.arange(N)}, "one image input"),
     ],
 )
-def test_arrays_that_do_not_fit(tmp_path, arrays, message):
+def test_labels_that_do_not_fit_are_rejected(tmp_path, arrays, message):
     with pytest.raises(DataError, match=message):
         open_labeled(write(tmp_path / "d.npz", **arrays), VECTOR)
 
 
-def test_places_that_hold_nothing(tmp_path):
+def test_locations_without_labeled_data_are_rejected(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not really")
     (tmp_path / "d.csv").write_text("1")
     bad = write(

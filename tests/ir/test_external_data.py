@@ -1,4 +1,4 @@
-"""External data of every tensor in a file are read from the model's folder, or refused."""
+"""External data of every tensor in a file are read from the model's folder, or rejected."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ TRICKS: dict[str, tuple[Callable[[Path], None], dict[str, str], str]] = {
 
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("name", CARRIERS)
-def test_a_location_that_is_wrong_is_one_sentence(folder: Path, name: str, trick: str) -> None:
+def test_a_location_that_is_wrong_is_rejected(folder: Path, name: str, trick: str) -> None:
     place, entries, code = TRICKS[trick]
     value, carrier = CARRIERS[name]
     place(folder)
@@ -314,7 +314,7 @@ def test_a_location_that_is_wrong_is_one_sentence(folder: Path, name: str, trick
         (TensorProto.FLOAT, [2**62] * 300),
     ],
 )
-def test_a_type_or_shape_that_is_wrong_is_one_sentence(
+def test_a_type_or_shape_that_is_wrong_is_rejected(
     folder: Path, name: str, kind: int, dims: list[int]
 ) -> None:
     value, carrier = CARRIERS[name]
@@ -330,7 +330,7 @@ def test_a_type_or_shape_that_is_wrong_is_one_sentence(
 
 
 @pytest.mark.parametrize("place", [place_pipe, place_folder, place_socket])
-def test_a_model_that_is_no_regular_file_is_one_sentence(
+def test_a_model_that_is_no_regular_file_is_rejected(
     folder: Path, place: Callable[[Path], None]
 ) -> None:
     place(folder)

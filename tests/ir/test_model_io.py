@@ -271,7 +271,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
         load(external(tmp_path / "inner", location="w.bin"))
 
 
-def test_no_file_empty_file_folder(tmp_path: Path) -> None:
+def test_missing_and_empty_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     for path, code in (
         (tmp_path / "no.onnx", "model-unreadable"),
