@@ -107,6 +107,6 @@ def record_literal(
     if given and node.partial(int(slot)) is None:
         for axis in (*arrays, *watch):
             if axis is not None:
-                stop(node, axis, "of a computed size")
+                stop(node, axis, "its size is computed")
     elif any(a is not None for a in arrays):
         node.record.literals.append(SizeLiteral(node.index, where, arrays, watch=tuple(watch)))

@@ -143,11 +143,11 @@ def gather(node: Node) -> list[Axes]:
     index = node.value(1)
     ids, picks = axes[axis], axes_of(node, 1)
     if node.operand(1).constant:
-        picks = freeze_axes(node, picks, None, "a constant index")
+        picks = freeze_axes(node, picks, None, "positions of a constant index")
     if not isinstance(ids, np.ndarray):
         return [axes[:axis] + picks + axes[axis + 1 :]]
     if index is None or index.ndim != 1:
-        stop(node, ids, "picked by a computed or single index")
+        stop(node, ids, "gathered by a computed or a single index")
         return [axes[:axis] + picks + axes[axis + 1 :]]
     index = np.where(index < 0, index + len(ids), index)
     node.record.selects.append(Select(node.index, axis, ids, index))
@@ -170,7 +170,7 @@ def pad(node: Node) -> list[Axes]:
         if isinstance(ids, int) or not (before or after):
             continue
         if node.text("mode", "constant") != "constant" or before < 0 or after < 0:
-            axes[axis] = stop(node, ids, "padded from its own values")
+            axes[axis] = stop(node, ids, "padded with its own values")
             continue
         ends = [node.record.causes.new(n) if n else None for n in (before, after)]
         axes[axis] = np.concatenate([p for p in (ends[0], ids, ends[1]) if p is not None])
@@ -236,7 +236,7 @@ def tile(node: Node) -> list[Axes]:
         elif isinstance(axis, np.ndarray):
             axes[i] = np.tile(axis, count)
         else:
-            axes[i] = node.why("repeated frozen axis")
+            axes[i] = node.why("a frozen axis, repeated")
     record_literal(node, ("input", 1), entries)
     return [axes]
 
@@ -260,7 +260,7 @@ def shape(node: Node) -> list[Axes]:
     ids = tuple(a if isinstance(a, np.ndarray) else None for a in axes[start:end])
     if any(a is not None for a in ids):
         node.record.restores.append(Restore(node.index, ids))
-    return [[node.why("a shape")]]
+    return [[node.why("its values are sizes")]]
 
 
 def resize_to_sizes(node: Node) -> list[Axes]:

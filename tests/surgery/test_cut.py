@@ -215,11 +215,11 @@ def test_as_exact_as_the_original_is(rough: bool) -> None:
     copy = analysis.model.edit()
     for name, weight in same.items():
         values = weight if isinstance(weight, np.ndarray) else weight.array()
-        copy.weights[name] = from_array(values.astype(np.float32).reshape(weights[name].shape))  # type: ignore[index]
+        copy.weights[name] = from_array(values.astype(np.float32).reshape(weights[name].shape))
     analysis = analyze(copy)
     plan = plan_of(analysis, {analysis.groups[0].name: (0, 1, 2, 5)})
     pruned = cut(analysis, plan).edit()
-    pruned.weights["w2"] = from_array(pruned.weights["w2"].array() * np.float32(1 + 4e-5))  # type: ignore[index]
+    pruned.weights["w2"] = from_array(pruned.weights["w2"].array() * np.float32(1 + 4e-5))
     found = verify(analysis, plan, pruned)
     assert found.difference > 1e-5
     assert found.ok == rough

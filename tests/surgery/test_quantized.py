@@ -108,7 +108,7 @@ def without_what_goes(analysis: Analysis, plan: Plan) -> Model:
                 zero.reshape(shape),
                 values,
             )
-            model.weights[use.tensor] = from_array(values)  # type: ignore[index]
+            model.weights[use.tensor] = from_array(values)
     return model
 
 
