@@ -207,9 +207,9 @@ def expand(node: Node) -> list[Axes]:
     target = node.partial(1)
     lead = len(out) - (len(target) if target is not None else len(out))
     for i, (before, after) in enumerate(zip(shape, out, strict=False)):
-        if before != 1 or not isinstance(after, int) or target is None:
+        if i < lead or before != 1 or not isinstance(after, int) or target is None:
             continue
-        if isinstance(target[i - lead], int | np.integer) and i >= lead:
+        if isinstance(target[i - lead], int | np.integer):
             axes[i] = node.record.causes.fresh(after, node.single())
     entries = [
         None if target is not None and target[i - lead] == 1 else axes[i]

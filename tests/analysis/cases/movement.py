@@ -222,6 +222,11 @@ CASES: dict[str, Case] = {
         ),
         groups=(8,),
     ),
+    "Expand_to_a_shorter_shape": Case(
+        "float[1,3,4,5] x | float[5,8] w1, int64[1] s = {8}, float[8,6] w2 | "
+        "a = MatMul(x, w1); b = Expand(a, s); y = MatMul(b, w2)",
+        groups=(8,),
+    ),
     "Expand_to_channels": between(
         "m = ReduceSum(a, one); e = Expand(m, s); b = Mul(a, e)",
         "int64[1] one = {1}, int64[4] s = {1, 8, 1, 1}",
