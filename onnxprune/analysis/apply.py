@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import NamedTuple
 
 import numpy as np
 
+from onnxprune.analysis.axis_keys import KERNEL, Factors, Key, Nth, Tokens, expand, letters_of
 from onnxprune.analysis.causes import Axis
-from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse, spell
+from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse
 from onnxprune.analysis.rule import Misfit, Rule
 from onnxprune.analysis.state import (
     KERNEL_POSITION,
@@ -21,28 +21,6 @@ from onnxprune.analysis.state import (
     Tensor,
 )
 from onnxprune.ir.values import Dim
-
-_KERNEL = "kernel"  # mark of the spatial axes of a weight
-
-
-class Nth(NamedTuple):
-    """One of the axes that a mark stands for.
-
-    Attributes
-    ----------
-    mark
-        LEADING, SPATIAL or the kernel's.
-    number
-        Index among the axes of the mark; leading axes are counted from the right.
-    """
-
-    mark: str
-    number: int
-
-
-Key = str | Nth  # an axis that has an entry in the tables: a letter or an axis of a mark
-Factors = tuple[str, ...]  # letters whose product is one axis
-Tokens = list[Key | Factors]
 
 
 @dataclass
@@ -79,7 +57,7 @@ class _Match:
             if operand is None or slot >= len(self.pattern.inputs):
                 self.tokens.append(None)
                 continue
-            self.tokens.append(_expand(self.pattern.inputs[slot], self.node.shape(slot), slot))
+            self.tokens.append(expand(self.pattern.inputs[slot], self.node.shape(slot), slot))
         self.output_letters = {x for axes in self.pattern.outputs for x in letters(axes)}
         data_tokens = [
             token
@@ -88,7 +66,7 @@ class _Match:
             for token in tokens
         ]
         self.has_data = bool(data_tokens)
-        self.data_letters = {name for token in data_tokens for name in _letters_of(token)}
+        self.data_letters = {name for token in data_tokens for name in letters_of(token)}
         for name, source in self.rule.let.items():
             self.length[name] = self.node.integer(source, 1) if isinstance(source, str) else source
 
@@ -174,7 +152,7 @@ class _Match:
             axis = operand.axes[i]
             if not isinstance(key, str | Nth):
                 self.bind_product(operand, i, key)
-            elif isinstance(key, Nth) and key.mark == _KERNEL:
+            elif isinstance(key, Nth) and key.mark == KERNEL:
                 why = self.node.why(KERNEL_POSITION)
                 self.causes.freeze(why if axis is None else axis, why)
                 operand.axes[i] = why
@@ -210,7 +188,7 @@ class _Match:
     def carriers(self, name: str) -> int:
         """Return how many operands have an axis of the letter."""
         return sum(
-            any(name in _letters_of(token) for token in tokens)
+            any(name in letters_of(token) for token in tokens)
             for tokens in self.tokens
             if tokens is not None
         )
@@ -319,7 +297,7 @@ class _Match:
                 ids = operand.axes[i]
                 if not isinstance(ids, np.ndarray):
                     continue
-                live = {n for n in _letters_of(key) if isinstance(self.axes.get(n), np.ndarray)}
+                live = {n for n in letters_of(key) if isinstance(self.axes.get(n), np.ndarray)}
                 summed = live & contracted
                 # one mask per sum: on the activation if there is one
                 if summed and not (operand.constant and summed & self.data_letters):
@@ -394,36 +372,6 @@ class _Match:
         last = operand.axes[-1]
         if isinstance(last, np.ndarray):
             self.mask(slot, len(operand.axes) - 1, last, recurrent=True)
-
-
-def _letters_of(token: Key | Factors) -> tuple[str, ...]:
-    """Return the letters of a token: none for an axis of a mark."""
-    if isinstance(token, Nth):
-        return ()
-    return (token,) if isinstance(token, str) else token
-
-
-def _expand(tokens: tuple[Token, ...], shape: tuple[Dim, ...], slot: int) -> Tokens | None:
-    """Return one token per axis; None for a scalar that is written with axes of length 1.
-
-    `...` is counted from the right, since operands are aligned there, `*` from the left. The
-    spatial axes of a weight have a mark of their own.
-    """
-    marks = [t for t in tokens if t in (SPATIAL, LEADING)]
-    extra = len(shape) - (len(tokens) - len(marks))
-    if (not marks and extra) or extra < 0:
-        if prod(d if isinstance(d, int) else 2 for d in shape) == 1:
-            return None
-        raise Misfit(f"operand {slot} of rank {len(shape)} does not have the axes {spell(tokens)}")
-    out: Tokens = []
-    for token in tokens:
-        if token == LEADING:
-            out += [Nth(LEADING, k) for k in reversed(range(extra))]
-        elif token == SPATIAL:
-            out += [Nth(SPATIAL if slot == 0 else _KERNEL, k) for k in range(extra)]
-        else:
-            out.append(token)
-    return out
 
 
 def shapes(node: Node, rule: Rule) -> list[tuple[Dim, ...]]:

@@ -380,9 +380,11 @@ class Causes:
         self._inside[list(ids.values())] = True
         for atom in sorted(bands.parts):
             self._parent[atom] = self._union(sorted(ids[n] for n in bands.parts[atom]))
-        rows = [frozenset(ids.get(a, a) for a in s) for s in bands.product.rows]
-        columns = [frozenset(ids.get(a, a) for a in s) for s in bands.product.columns]
-        return rows, columns
+
+        def rename(causes: frozenset[int]) -> frozenset[int]:
+            return frozenset(ids.get(a, a) for a in causes)
+
+        return list(map(rename, bands.product.rows)), list(map(rename, bands.product.columns))
 
     def _from_sets(self, sets: Sets, why: int) -> Axis:
         """Return the axis of given sets."""

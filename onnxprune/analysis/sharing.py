@@ -30,9 +30,9 @@ def shared_uses(record: Record) -> dict[str, list[Use]]:
         if layer and len(use.axes) >= LEAST_RANK:
             uses.setdefault(use.tensor, []).append(use)
     return {
-        tensor: found
-        for tensor, found in uses.items()
-        if len(found) > 1 and any(use.node in multiplying for use in found)
+        tensor: alike
+        for tensor, alike in uses.items()
+        if len(alike) > 1 and not multiplying.isdisjoint(use.node for use in alike)
     }
 
 

@@ -125,34 +125,53 @@ def verify(
     """
     _check_unless_original_fails(analysis.model, pruned)
     feeds = example_feeds(analysis.model, seed) if feeds is None else feeds
-    comparable = integer_sums if is_quantized(analysis.model) else _unchanged
-
-    def run(model: Model, optimize: bool = False) -> Outputs:
-        return Session(comparable(model), threads=threads, optimize=optimize).run(feeds)
-
-    reference, original = run(masked(analysis, plan)), run(analysis.model)
-    try:
-        if is_quantized(pruned):  # the integer sums may run although the model itself does not
-            Session(pruned, threads=threads, optimize=False).run(feeds)
-        outputs = run(pruned)
-    except Exception as problem:
-        raise VerificationError(
-            "cut-refused", f"onnxruntime does not run the cut model: {problem}"
-        ) from problem
+    runner = _Runner(feeds, threads, is_quantized(analysis.model))
+    reference, original = runner.run(masked(analysis, plan)), runner.run(analysis.model)
+    outputs = runner.run_cut(pruned)
     by_output = {n: relative_difference(outputs[n], reference[n]) for n in reference}
     exact = _is_exact(analysis, plan)
     worst = max(by_output.values(), default=0.0)
     limit = tolerance if tolerance is not None else _tolerance(analysis)
     if tolerance is None and exact and limit < worst <= _MOST_TOLERANCES * limit:
-        rounding = _largest_difference(run(analysis.model, optimize=True), original)
+        rounding = _largest_difference(runner.run(analysis.model, optimize=True), original)
         limit = max(limit, min(_ROUNDING * rounding, _MOST_TOLERANCES * limit))
     masked_difference = _largest_difference(reference, original)
     return Verification(worst, masked_difference, limit, by_output, exact)
 
 
-def _unchanged(model: Model) -> Model:
-    """Return the model."""
-    return model
+@dataclass(frozen=True)
+class _Runner:
+    """Runs models on the same inputs so that their outputs can be compared.
+
+    Attributes
+    ----------
+    feeds
+        Inputs.
+    threads
+        Threads of each run.
+    quantized
+        Whether models are quantized; they then sum integers, in any order with the same result.
+    """
+
+    feeds: Mapping[str, np.ndarray]
+    threads: int
+    quantized: bool
+
+    def run(self, model: Model, optimize: bool = False) -> Outputs:
+        """Return the outputs of a model."""
+        comparable = integer_sums(model) if self.quantized else model
+        return Session(comparable, threads=self.threads, optimize=optimize).run(self.feeds)
+
+    def run_cut(self, pruned: Model) -> Outputs:
+        """Return the outputs of a cut model; VerificationError if it does not run."""
+        try:
+            if is_quantized(pruned):  # its integer sums may run although it does not
+                Session(pruned, threads=self.threads, optimize=False).run(self.feeds)
+            return self.run(pruned)
+        except Exception as problem:
+            raise VerificationError(
+                "cut-refused", f"onnxruntime does not run the cut model: {problem}"
+            ) from problem
 
 
 def _is_exact(analysis: Analysis, plan: Plan) -> bool:
