@@ -1,30 +1,31 @@
-"""Small files that ask for much: mutators whose models are far larger when run, analyzed or unfolded than they are in the file."""
+"""Mutators of small files whose model is huge when it is run, analyzed or unfolded."""
 
 from __future__ import annotations
 
 import numpy as np
 from onnx import AttributeProto, FunctionProto, ModelProto, TensorProto, helper, numpy_helper
 
-from tests.robustness.mutants import mutator, pick, size
+from tests.robustness.draws import pick, size
+from tests.robustness.mutators import mutator
 
 _DEPTHS = (2, 10, 31, 33, 60, 95)
 _DOUBLINGS = (4, 12, 24, 40, 62, 80)
 
 
 def _end(model: ModelProto, name: str) -> None:
-    """`name` is one more output."""
+    """Add a tensor to the outputs."""
     model.graph.output.append(helper.make_empty_tensor_value_info(name))
 
 
 def _source(rng: np.random.Generator, model: ModelProto) -> str:
-    """A tensor of the main graph."""
-    made = [o for n in model.graph.node for o in n.output if o] + [
-        i.name for i in (*model.graph.input, *model.graph.initializer)
-    ]
-    return str(pick(rng, made)) if made else "x"
+    """Return the name of a tensor of the main graph."""
+    names = [o for n in model.graph.node for o in n.output if o]
+    names += [i.name for i in (*model.graph.input, *model.graph.initializer)]
+    return str(pick(rng, names)) if names else "x"
 
 
 def _constant(model: ModelProto, name: str, values: object, dtype: type = np.int64) -> str:
+    """Add an initializer and return its name."""
     model.graph.initializer.append(numpy_helper.from_array(np.array(values, dtype), name))
     return name
 
@@ -52,7 +53,7 @@ def huge_expansion(rng: np.random.Generator, model: ModelProto) -> None:
     _constant(model, f"{tag}_n", sizes)
     if op == "OneHot":
         _constant(model, f"{tag}_d", size(rng))
-        _constant(model, f"{tag}_v", [0, 1], np.float32)  # type: ignore[arg-type]
+        _constant(model, f"{tag}_v", [0, 1], np.float32)
     model.graph.node.add(op_type=op, input=inputs, output=[tag])
     _end(model, tag)
 
@@ -80,32 +81,32 @@ def doubling(rng: np.random.Generator, model: ModelProto) -> None:
 
 @mutator
 def doubling_on_the_way(rng: np.random.Generator, model: ModelProto) -> None:
-    """Between the model's nodes, so that channels of weights are multiplied."""
+    """Double the channels between two nodes of the model."""
     nodes = [n for n in model.graph.node if n.input and n.output]
     if not nodes:
         return
     node = pick(rng, nodes)
     name = node.output[0]
-    reader = pick(rng, nodes)
-    made = []
+    consumer = pick(rng, nodes)
+    added = []
     for i in range(int(pick(rng, _DOUBLINGS[:4]))):
-        made.append(
+        added.append(
             helper.make_node(
                 "Concat", [name, name], [f"{node.output[0]}_{i}_{rng.integers(1 << 30)}"], axis=1
             )
         )
-        name = made[-1].output[0]
+        name = added[-1].output[0]
     at = list(model.graph.node).index(node) + 1
     rest = [type(n).FromString(n.SerializeToString()) for n in model.graph.node[at:]]
     del model.graph.node[at:]
-    model.graph.node.extend([*made, *rest])
-    if reader.input:
-        reader.input[0] = name
+    model.graph.node.extend([*added, *rest])
+    if consumer.input:
+        consumer.input[0] = name
 
 
 @mutator
 def computed_shape(rng: np.random.Generator, model: ModelProto) -> None:
-    """A shape that depends on values: what it becomes is known only in the run."""
+    """Add a shape that is computed from values, known only when the model runs."""
     source, tag = _source(rng, model), f"computed{rng.integers(1 << 30)}"
     for op, inputs, out in (
         ("Shape", [source], f"{tag}_s"),
@@ -140,12 +141,12 @@ def long_split(rng: np.random.Generator, model: ModelProto) -> None:
 
 @mutator
 def long_loop(rng: np.random.Generator, model: ModelProto) -> None:
-    """A Loop that runs long, or collects what it makes."""
+    """Add a Loop of many iterations, which may stack a result of each."""
     tag = f"loop{rng.integers(1 << 30)}"
     count, go = (
         _constant(model, f"{tag}_m", size(rng)),
         _constant(model, f"{tag}_c", True, np.bool_),
-    )  # type: ignore[arg-type]
+    )
     nodes = [
         helper.make_node("Identity", [f"{tag}_go"], [f"{tag}_d"]),
         helper.make_node("Add", [f"{tag}_s", f"{tag}_s"], [f"{tag}_t"]),
@@ -165,7 +166,7 @@ def long_loop(rng: np.random.Generator, model: ModelProto) -> None:
         [helper.make_tensor_value_info(f"{tag}_i", TensorProto.INT64, []), flags[0], state[0]],
         [flags[1], state[1], *collected],
     )
-    start = _constant(model, f"{tag}_0", np.ones(4), np.float32)  # type: ignore[arg-type]
+    start = _constant(model, f"{tag}_0", np.ones(4), np.float32)
     model.graph.node.append(
         helper.make_node(
             "Loop", [count, go, start], [f"{tag}_e", *[f"{tag}_all" for _ in collected]], body=body
@@ -177,7 +178,7 @@ def long_loop(rng: np.random.Generator, model: ModelProto) -> None:
 @mutator
 def deep_bodies(rng: np.random.Generator, model: ModelProto) -> None:
     tag = f"deep{rng.integers(1 << 30)}"
-    yes = _constant(model, f"{tag}_yes", True, np.bool_)  # type: ignore[arg-type]
+    yes = _constant(model, f"{tag}_yes", True, np.bool_)
     source = _source(rng, model)
     graph = helper.make_graph(
         [helper.make_node("Relu", [source], [f"{tag}_r"])],
@@ -197,7 +198,7 @@ def deep_bodies(rng: np.random.Generator, model: ModelProto) -> None:
 
 @mutator
 def odd_body(rng: np.random.Generator, model: ModelProto) -> None:
-    """An If whose branches do not agree, or a Loop or Scan whose body does not fit."""
+    """Add an If with unequal branches, or a Loop or Scan with the wrong body."""
     tag = f"odd{rng.integers(1 << 30)}"
     body = helper.make_graph(
         [helper.make_node("Relu", [_source(rng, model)], [f"{tag}_r"])],
@@ -256,7 +257,7 @@ def recursive_function(rng: np.random.Generator, model: ModelProto) -> None:
 
 @mutator
 def function_bomb(rng: np.random.Generator, model: ModelProto) -> None:
-    """Each function calls the one below several times."""
+    """Add functions that each call the one below several times."""
     levels, times = int(pick(rng, (3, 8, 20, 40))), int(pick(rng, (2, 10)))
     model.functions.append(_function(model, "f0", ["Relu"]))
     for level in range(1, levels):

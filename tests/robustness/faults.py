@@ -1,4 +1,7 @@
-"""Faults that a run survives: kills, interruptions, two runs at once, inputs that vanish. A fault is (folder, times) -> (held, what was seen)."""
+"""Faults that a run survives: kills, interrupts, concurrent runs, inputs that disappear.
+
+A fault is a function (folder, times) -> (passed, result as text).
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,16 @@ from onnxprune import demo
 Fault = Callable[[Path, int], tuple[bool, str]]
 LIMIT_S = 120
 OPTIONS = ["--repair=bias", "--engine=none"]
+INTERRUPTED = 130  # exit code after Ctrl-C
+OLD_OUTPUT = b"precious"
+SAME_BYTES = "rerunning the command gives the same bytes"
 
 
 def _command(out: Path, *more: str) -> list[str]:
+    """Return the command line of a run on the demo model."""
     model, calibration, _ = demo.files()
-    return [
-        sys.executable,
-        "-m",
-        "onnxprune",
-        "optimize",
-        str(model),
-        "-o",
-        str(out),
-        *OPTIONS,
-        "--data",
-        str(calibration),
-        *more,
-    ]
+    command = [sys.executable, "-m", "onnxprune", "optimize", str(model), "-o", str(out)]
+    return [*command, *OPTIONS, "--data", str(calibration), *more]
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -50,136 +46,118 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_heard,
+        preexec_fn=_accept_interrupts,
     )
 
 
-def _heard() -> None:
-    """What is started in the background ignores SIGINT otherwise."""
+def _accept_interrupts() -> None:
+    """Reset SIGINT, which processes in the background ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _whole(folder: Path) -> float:
-    """Seconds of an undisturbed run, which leaves whole.onnx."""
+def _run_undisturbed(folder: Path) -> float:
+    """Write reference.onnx; return the seconds that the run takes."""
     start = time.monotonic()
-    done = _run(_command(folder / "whole.onnx"))
+    done = _run(_command(folder / "reference.onnx"))
     if done.returncode:
         raise RuntimeError(done.stderr)
     return time.monotonic() - start
 
 
-def _same(folder: Path, name: str) -> bool:
-    """Whether output and plan are those of the undisturbed run."""
-    places = (Path("{}.onnx"), Path("{}.run") / "plan.json")
-    return all(
-        (folder / str(p).format(name)).read_bytes()
-        == (folder / str(p).format("whole")).read_bytes()
-        for p in places
-    )
+def _is_same(folder: Path, name: str) -> bool:
+    """Return whether output and plan equal those of the undisturbed run."""
+    for path in ("{}.onnx", "{}.run/plan.json"):
+        expected = (folder / path.format("reference")).read_bytes()
+        if (folder / path.format(name)).read_bytes() != expected:
+            return False
+    return True
 
 
-def killed(folder: Path, times: int) -> tuple[bool, str]:
-    """Kill -9 at random moments, then the same command."""
-    whole, moments = _whole(folder), random.Random(0)
-    hit = same = 0
+def _errors(text: str, folder: Path) -> list[str]:
+    """Return the error lines of a run, without the name of its folder."""
+    lines = [line for line in text.splitlines() if line.startswith("error[")]
+    return [line.replace(str(folder), "FOLDER") for line in lines]
+
+
+def _wait_for(path: Path) -> None:
+    """Wait until a file exists, at most LIMIT_S."""
+    deadline = time.monotonic() + LIMIT_S
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def kill(folder: Path, times: int) -> tuple[bool, str]:
+    """Kill runs at random times, then run the same command."""
+    duration, rng = _run_undisturbed(folder), random.Random(0)
+    killed = same = 0
     for number in range(times):
         process = _start(_command(folder / f"{number}.onnx"))
         try:
-            process.wait(timeout=whole * moments.uniform(0.05, 1.0))
+            process.wait(timeout=duration * rng.uniform(0.05, 1.0))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            hit += 1
+            killed += 1
         process.communicate()
         again = _run(_command(folder / f"{number}.onnx"))
-        same += again.returncode == 0 and _same(folder, str(number))
-    left = [p.name for p in folder.rglob(".*")]
-    return (
-        same == times and not left,
-        f"{hit} of {times} runs were hit; the same command then ended in the same bytes {same} times of {times}, {len(left)} temporary files left",
-    )
+        same += again.returncode == 0 and _is_same(folder, str(number))
+    leftovers = [p.name for p in folder.rglob(".*")]
+    text = f"{killed} of {times} runs were killed; {SAME_BYTES} in {same} of {times}"
+    return same == times and not leftovers, f"{text}; {len(leftovers)} temporary files remain"
 
 
-def interrupted(folder: Path, times: int) -> tuple[bool, str]:
-    """Ctrl-C in the middle."""
-    _whole(folder)
+def interrupt(folder: Path, times: int) -> tuple[bool, str]:
+    """Send SIGINT to a run."""
+    _run_undisturbed(folder)
     process = _start(_command(folder / "other.onnx"))
     _wait_for(folder / "other.run" / "lock")
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
-    err = process.communicate(timeout=LIMIT_S)[1]
-    said = err.splitlines()[-1] if err else ""
-    clean = (
-        process.returncode == 130
-        and said.startswith("error[interrupted]")
-        and "Traceback" not in err
-        and not (folder / "other.onnx").exists()
-    )
+    stderr = process.communicate(timeout=LIMIT_S)[1]
+    clean = "Traceback" not in stderr and not (folder / "other.onnx").exists()
+    error = "; ".join(_errors(stderr, folder))
+    last = stderr.splitlines()[-1].startswith("error[interrupted]") if stderr else False
     again = _run(_command(folder / "other.onnx"))
-    return (
-        clean and again.returncode == 0 and _same(folder, "other"),
-        f"exit code {process.returncode}, `{said.replace(str(folder), 'FOLDER')}`; the same command then ended in the same bytes",
-    )
+    same = again.returncode == 0 and _is_same(folder, "other")
+    passed = process.returncode == INTERRUPTED and clean and last and same
+    return passed, f"exit code {process.returncode}, `{error}`; {SAME_BYTES}"
 
 
-def two_runs(folder: Path, times: int) -> tuple[bool, str]:
-    """Two runs in one run directory."""
-    _whole(folder)
+def run_twice(folder: Path, times: int) -> tuple[bool, str]:
+    """Start a second run in the run directory of another."""
+    _run_undisturbed(folder)
     first = _start(_command(folder / "one.onnx", "--run-dir", str(folder / "one.run")))
     _wait_for(folder / "one.run" / "lock")
     second = _run(_command(folder / "two.onnx", "--run-dir", str(folder / "one.run")))
     first.communicate(timeout=LIMIT_S)
-    said = (
-        second.stderr.splitlines()[-1].split(";")[0].replace(str(folder), "FOLDER")
-        if second.stderr
-        else "nothing"
-    )
-    held = (
-        first.returncode == 0
-        and _same(folder, "one")
-        and (
-            second.returncode == 1
-            and "run-dir-busy" in second.stderr
-            and not (folder / "two.onnx").exists()
-        )
-    )
-    return (
-        held,
-        f"the first ends as if alone, the second with exit code {second.returncode}: `{said}`",
-    )
+    error = "; ".join(_errors(second.stderr, folder))
+    rejected = second.returncode == 1 and "run-dir-busy" in error
+    undisturbed = first.returncode == 0 and _is_same(folder, "one")
+    passed = undisturbed and rejected and not (folder / "two.onnx").exists()
+    text = f"exit code {second.returncode}, `{error.split(';')[0]}`; the first is undisturbed"
+    return passed, text
 
 
-def vanished(folder: Path, times: int) -> tuple[bool, str]:
-    """The calibration data are removed while they are used; the output of an earlier run stays."""
+def remove_data(folder: Path, times: int) -> tuple[bool, str]:
+    """Remove the calibration data during a run that would replace an earlier output."""
     (folder / "data").mkdir()
     rng = np.random.default_rng(0)
     for i in range(64):
         np.save(folder / "data" / f"{i}.npy", rng.random((1, 8, 8), np.float32))
-    command = [
-        *_command(folder / "out.onnx", "--overwrite"),
-        f"--data={folder / 'data'}",
-        "--criterion=activation_mean",
-    ]
-    (folder / "out.onnx").write_bytes(b"precious")
-    process = _start(command)
-    _wait_for(folder / "out.run" / "scores.npz")  # the repair reads them again
+    command = [*_command(folder / "out.onnx", "--overwrite"), f"--data={folder / 'data'}"]
+    (folder / "out.onnx").write_bytes(OLD_OUTPUT)
+    process = _start([*command, "--criterion=activation_mean"])
+    _wait_for(folder / "out.run" / "scores.npz")  # the repair reads the data again
     shutil.rmtree(folder / "data")
-    err = process.communicate(timeout=LIMIT_S)[1]
-    said = [line for line in err.splitlines() if line.startswith("error[")]
-    held = (
-        process.returncode == 1
-        and len(said) == 1
-        and "internal" not in said[0]
-        and (folder / "out.onnx").read_bytes() == b"precious"
-    )
-    return (
-        held,
-        f"exit code {process.returncode}, `{(said or ['nothing'])[0].replace(str(folder), 'FOLDER')}`; the old output is untouched",
-    )
+    errors = _errors(process.communicate(timeout=LIMIT_S)[1], folder)
+    kept = (folder / "out.onnx").read_bytes() == OLD_OUTPUT
+    rejected = process.returncode == 1 and len(errors) == 1 and "internal" not in errors[0]
+    text = f"exit code {process.returncode}, `{(errors or ['nothing'])[0]}`"
+    return rejected and kept, f"{text}; the old output is unchanged"
 
 
-def model_replaced(folder: Path, times: int) -> tuple[bool, str]:
-    """The model is removed from its folder while it is read."""
-    _whole(folder)
+def remove_model(folder: Path, times: int) -> tuple[bool, str]:
+    """Remove the model during a run."""
+    _run_undisturbed(folder)
     model = folder / "model.onnx"
     shutil.copy(demo.files().model, model)
     command = _command(folder / "other.onnx")
@@ -188,14 +166,13 @@ def model_replaced(folder: Path, times: int) -> tuple[bool, str]:
     _wait_for(folder / "other.run" / "lock")
     model.unlink()
     process.communicate(timeout=LIMIT_S)
-    return process.returncode == 0 and _same(
-        folder, "other"
-    ), f"exit code {process.returncode}; what was opened stays readable: the same bytes"
+    passed = process.returncode == 0 and _is_same(folder, "other")
+    return passed, f"exit code {process.returncode}; an open file stays readable: the same bytes"
 
 
-def torn_journal(folder: Path, times: int) -> tuple[bool, str]:
-    """Half a line at the end of the journal, and files of the run directory changed by hand."""
-    _whole(folder)
+def corrupt_run_dir(folder: Path, times: int) -> tuple[bool, str]:
+    """Truncate the journal and change files of a run directory."""
+    _run_undisturbed(folder)
     _run(_command(folder / "other.onnx"))
     run = folder / "other.run"
     journal = run / "journal.jsonl"
@@ -208,52 +185,36 @@ def torn_journal(folder: Path, times: int) -> tuple[bool, str]:
                 (run / name).write_bytes(b"half")
     (folder / "other.onnx").unlink()
     again = _run(_command(folder / "other.onnx"))
-    return again.returncode == 0 and _same(
-        folder, "other"
-    ), f"exit code {again.returncode}; what does not match its hash is done again: the same bytes"
+    passed = again.returncode == 0 and _is_same(folder, "other")
+    return passed, f"exit code {again.returncode}; files with a wrong hash are redone: same bytes"
 
 
-def full_disk(folder: Path, times: int) -> tuple[bool, str]:
-    """A file system of 300 kB, with an old output on it."""
+def fill_disk(folder: Path, times: int) -> tuple[bool, str]:
+    """Run on a file system of 300 kB that holds an earlier output."""
     disk = folder / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    ).returncode:
-        return (
-            True,
-            "not tried: mounting is not permitted here; the limit on the size of files stands for it",
-        )
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        return True, "not tried: this machine permits no mounts; see the limits on file sizes"
     try:
-        (disk / "out.onnx").write_bytes(b"precious")
+        (disk / "out.onnx").write_bytes(OLD_OUTPUT)
         done = _run([*_command(disk / "out.onnx", "--overwrite"), "--target=macs=95%"])
-        said = [line for line in done.stderr.splitlines() if line.startswith("error[")]
-        kept = {p.name: p.read_bytes() for p in disk.rglob("*") if p.is_file()} == {
-            "out.onnx": b"precious"
-        }
-        held = done.returncode == 1 and len(said) == 1 and "internal" not in said[0] and kept
-        return (
-            held,
-            f"exit code {done.returncode}, `{(said or ['nothing'])[0].replace(str(disk), 'DISK')}`; the old output is untouched, nothing else is left",
-        )
+        errors = _errors(done.stderr, disk)
+        files = {p.name: p.read_bytes() for p in disk.rglob("*") if p.is_file()}
+        rejected = done.returncode == 1 and len(errors) == 1 and "internal" not in errors[0]
+        text = f"exit code {done.returncode}, `{(errors or ['nothing'])[0]}`"
+        passed = rejected and files == {"out.onnx": OLD_OUTPUT}
+        return passed, f"{text}; the old output is unchanged, no other file remains"
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 FAULTS: dict[str, Fault] = {
-    "`kill -9` at a random moment, then the same command": killed,
-    "Ctrl-C": interrupted,
-    "two runs in one run directory": two_runs,
-    "calibration data vanish during the run": vanished,
-    "a file system of 300 kB": full_disk,
-    "the model vanishes during the run": model_replaced,
-    "half a journal, changed files in the run directory": torn_journal,
+    "`kill -9` at random times": kill,
+    "Ctrl-C": interrupt,
+    "two runs in one run directory": run_twice,
+    "calibration data removed during the run": remove_data,
+    "a file system of 300 kB": fill_disk,
+    "the model removed during the run": remove_model,
+    "a truncated journal and changed files in the run directory": corrupt_run_dir,
 }

@@ -1,685 +1,158 @@
-"""Files that no exporter writes: small models with bytes or structure changed at random.
-
-A mutator is a function (Generator, ModelProto) -> None that changes the model in place; `MUTATORS` has them by name.
-"""
+"""Mutated models, plans and recipes; the mutant of a number and a seed is always the same file."""
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import (
-    AttributeProto,
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    helper,
-    numpy_helper,
-    parser,
+from google.protobuf.message import DecodeError
+
+from tests.robustness import bombs  # noqa: F401 (registers its mutators)
+from tests.robustness.byte_mutators import BYTES
+from tests.robustness.draws import pick, size
+from tests.robustness.mutators import MUTATORS
+from tests.robustness.seeds import SPECIAL, graphs, seed_bytes, seed_model
+
+# shares of the mutants: from SPECIAL rather than from other test graphs; of changed bytes
+SPECIAL_SHARE, BYTES_SHARE = 0.6, 0.25
+MOST_CHANGES = 3
+MODEL_OF_PLANS = "transformer"
+
+_TOML_VALUES = (
+    *('""', '"x"', "true", "[]", "[[]]", "{}", "nan", "inf", "-inf", "1e308", "-1", "0", "0.5"),
+    *('["a", 1]', "{a = 1}", '{"*" = 2}', "1979-05-27", '"macs=0%"', '"macs=nan%"'),
+    *('"latency.none=2x"', '"macs=1e999"', '"../../../etc"', '"/dev/zero"', '"\\u0000"'),
+    *('["macs=50%", "params=1"]', '"[(2, 0.5)]"', '"x:1,2,3"', "{x = [1, 2]}"),
+    *("[" * 500 + "]" * 500, '"loader.py:f"', '"os:system"', '{"x" = "1,99999999999,4"}'),
+    *('"' + "a" * 10_000 + '"', "'''", "= ="),
+)
+_JSON_VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1, 0.5, 1e308, 10**30, 2**63, float("nan"), float("inf")),
+    *("", "x", "1", [], {}, [[]], {"a": {}}, "é\ud800", [0, 0], [1, 0], "a" * 10_000),
 )
 
-from onnxprune import demo
-from onnxprune.ir import wire
-from onnxprune.ir.nodes import nested
 
-TESTS = Path(__file__).resolve().parents[1]
-SIZES = (
-    -(2**63),
-    -(2**31),
-    -9,
-    -1,
-    0,
-    1,
-    2,
-    3,
-    7,
-    255,
-    65536,
-    2**24,
-    2**28,
-    2**31 - 1,
-    2**31,
-    2**40,
-    2**62,
-    2**63 - 1,
-)
-NAMES = (
-    "",
-    " ",
-    "x",
-    "y",
-    "<script>alert(1)</script>",
-    "../../etc/passwd",
-    "\x00",
-    "a\nb",
-    "é" * 300,
-    "n" * 100_000,
-    "%s{0}",
-    "\u202e",
-)
-LOCATIONS = (
-    "../w",
-    "/etc/passwd",
-    "",
-    ".",
-    "w\x00",
-    "w",
-    "missing",
-    "a" * 5000,
-    "./../x/w",
-    "\\w",
-    "file:///etc/passwd",
-)
-ODD_TYPES = (0, 1, 2, 6, 7, 8, 9, 10, 11, 14, 16, 17, 21, 22, 23, 99, -1)
-OPS = (
-    "Add",
-    "Concat",
-    "Conv",
-    "ConvTranspose",
-    "Gemm",
-    "MatMul",
-    "Reshape",
-    "Transpose",
-    "Split",
-    "Slice",
-    "Gather",
-    "Squeeze",
-    "Unsqueeze",
-    "Expand",
-    "Tile",
-    "Pad",
-    "Resize",
-    "LSTM",
-    "GRU",
-    "Einsum",
-    "TopK",
-    "Loop",
-    "If",
-    "Scan",
-    "Softmax",
-    "ReduceMean",
-    "BatchNormalization",
-    "GroupNormalization",
-    "LayerNormalization",
-    "DepthToSpace",
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "ConstantOfShape",
-    "Range",
-    "Shape",
-    "Constant",
-    "Attention",
-    "Where",
-    "NonZero",
-    "OneHot",
-    "ScatterND",
-    "GatherND",
-    "CumSum",
-    "Identity",
-    "Cast",
-    "Upsample",
-    "AveragePool",
-    "MaxPool",
-    "SequenceConstruct",
-    "Optional",
-    "StringNormalizer",
-)
+@dataclass(frozen=True)
+class Mutant:
+    """A changed file and the files that belong to it.
 
-_FUNCTIONS = """
-<ir_version: 10, opset_import: ["": 17, "local": 1]>
-g (float[2,4,6,6] x) => (float[2,5,6,6] y) <float[8,4,3,3] w1, float[5,8,1,1] w2> {
-    a = local.block(x, w1)
-    b = local.gate(a)
-    y = Conv(b, w2)
+    Attributes
+    ----------
+    seed
+        Name of the valid file that was changed.
+    changes
+        Names of the changes.
+    files
+        Content by name.
+    """
+
+    seed: str
+    changes: tuple[str, ...]
+    files: dict[str, bytes]
+
+
+def model_mutant(number: int, seed: int = 0) -> Mutant:
+    """Return the changed model of a number."""
+    rng = np.random.default_rng([seed, number])
+    name = pick(rng, list(SPECIAL)) if rng.random() < SPECIAL_SHARE else pick(rng, sorted(graphs()))
+    model, external = seed_model(name)
+    if rng.random() < BYTES_SHARE:
+        how, data = _change_bytes(rng, model.SerializeToString())
+        return Mutant(name, (how,), {"model.onnx": data, **external})
+    changes = [pick(rng, list(MUTATORS)) for _ in range(int(rng.integers(1, MOST_CHANGES + 1)))]
+    for change in changes:
+        # graphs too deep for protobuf are made of bytes, see `deeper`
+        with contextlib.suppress(DecodeError):
+            MUTATORS[change](rng, model)
+    return Mutant(name, tuple(changes), {"model.onnx": model.SerializeToString(), **external})
+
+
+def plan_mutant(number: int, seed: int = 0) -> Mutant:
+    """Return a changed plan and the valid model that it belongs to."""
+    rng = np.random.default_rng([seed, 1, number])
+    good = {"good.onnx": seed_bytes(MODEL_OF_PLANS)}
+    plan = json.loads(_valid_plan())
+    if rng.random() < BYTES_SHARE:
+        how, data = _change_bytes(rng, _valid_plan())
+        return Mutant("plan", (how,), {"plan.json": data, **good})
+    changes = [_change_json(rng, plan) for _ in range(int(rng.integers(1, MOST_CHANGES + 1)))]
+    text = json.dumps(plan)
+    if rng.random() < 0.05:
+        text = "[" * 100_000 + text
+    data = text.encode("utf-8", "surrogatepass")
+    return Mutant("plan", tuple(changes), {"plan.json": data, **good})
+
+
+def recipe_mutant(number: int, seed: int = 0) -> Mutant:
+    """Return a changed recipe and a valid model."""
+    from onnxprune.run.recipe import OPTIONS, Recipe
+    from onnxprune.run.recipe_file import to_toml
+
+    rng = np.random.default_rng([seed, 2, number])
+    good = {"good.onnx": seed_bytes(MODEL_OF_PLANS)}
+    quick = {"repair": "none", "engine": "none", "samples": 2}
+    recipe = Recipe(target="macs=70%", criterion="l2", allocate="knapsack", round_to=1, **quick)
+    text = to_toml(recipe)
+    lines = text.splitlines()
+    if rng.random() < BYTES_SHARE:
+        how, data = _change_bytes(rng, text.encode())
+        return Mutant("recipe", (how,), {"recipe.toml": data, **good})
+    changes = []
+    for _ in range(int(rng.integers(1, MOST_CHANGES + 1))):
+        key = str(pick(rng, list(OPTIONS)))
+        value = pick(rng, _TOML_VALUES) if rng.random() < 0.7 else str(size(rng))
+        lines = [line for line in lines if not line.startswith(f"{key} = ")]
+        lines.insert(0, f"{key} = {value}")
+        changes.append(f"{key} = {value[:30]}")
+    return Mutant("recipe", tuple(changes), {"recipe.toml": "\n".join(lines).encode(), **good})
+
+
+MAKERS: dict[str, Callable[[int, int], Mutant]] = {
+    "models": model_mutant,
+    "plans": plan_mutant,
+    "recipes": recipe_mutant,
 }
-<domain: "local", opset_import: ["": 17, "local": 1]> gate (p) => (q) { s = Sigmoid(p)  q = Mul(p, s) }
-<domain: "local", opset_import: ["": 17, "local": 1]> block (i, w) => (o) { c = Conv <pads = [1, 1, 1, 1]> (i, w)  o = local.gate(c) }
-"""
-_LOOP = """
-<ir_version: 10, opset_import: ["": 17]>
-g (float[2,4] x) => (float[2,5] y) <float[4,8] w1, float[8,8] w2, float[8,5] w3, int64 m = {3}, bool go = {1}> {
-    a = MatMul(x, w1)
-    b = Loop (m, go, a) <body = body (int64 i, bool c, float[2,8] s) => (bool d, float[2,8] t) { d = Identity(c)  u = MatMul(s, w2)  t = Relu(u) }>
-    y = MatMul(b, w3)
-}
-"""
-_IF = """
-<ir_version: 10, opset_import: ["": 17]>
-g (float[2,4] x) => (float[2,5] y) <float[4,8] w1, float[8,5] w2, float[1,8] e> {
-    a = MatMul(x, w1)
-    s = ReduceSum <keepdims = 0> (a)
-    c = Greater(s, s)
-    b = If (c) <then_branch = t () => (float[2,8] p) { p = Relu(a) }, else_branch = f () => (float[2,8] q) { q = Add(a, e) }>
-    y = MatMul(b, w2)
-}
-"""
-_SCAN = """
-<ir_version: 10, opset_import: ["": 17]>
-g (float[3,2,4] x) => (float[3,2,8] y) <float[2,8] h, float[4,8] w1> {
-    last, y = Scan <num_scan_inputs = 1, body = body (float[2,8] s, float[2,4] t) => (float[2,8] n, float[2,8] o) { m = MatMul(t, w1)  n = Add(s, m)  o = Relu(n) }> (h, x)
-}
-"""
-# name -> a graph of the tests, by table and name; the others are above
-SPECIAL = {
-    "demo": "",
-    "functions": _FUNCTIONS,
-    "loop": _LOOP,
-    "scan": _SCAN,
-    "external data": "Gemm",
-    "if": _IF,
-    "transformer": "attention",
-    "fused attention": "attention_fused",
-    "dynamic heads": "heads_of_a_dynamic_sequence",
-    "windows": "window_partition",
-    "shuffle": "channel_shuffle",
-    "q/dq": "DequantizeLinear_weights",
-    "integer convolution": "QLinearConv",
-    "lstm": "LSTM_bidirectional",
-    "quantized lstm": "LSTM_quantized",
-    "detector": "detector_head",
-    "u-net": "unet",
-    "computed shape": "zeros_like_a_computed_shape",
-    "embedding": "tied_embedding",
-    "view": "view_with_height_and_width",
-}
+
+
+def _change_bytes(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
+    """Return the name of a change of bytes and the changed data."""
+    how = pick(rng, list(BYTES))
+    return how, bytes(BYTES[how](rng, bytearray(data)))
+
+
+def _change_json(rng: np.random.Generator, value: Any) -> str:
+    """Change one value inside a document, in place; return its path."""
+    path = ""
+    while isinstance(value, (dict, list)) and value:
+        key = pick(rng, list(value) if isinstance(value, dict) else range(len(value)))
+        path += f"/{key}"
+        inner = value[key]
+        if isinstance(inner, (dict, list)) and inner and rng.random() < 0.8:
+            value = inner
+            continue
+        if rng.random() < 0.2:
+            del value[key]
+        elif rng.random() < 0.1 and isinstance(value, dict):
+            value[f"{key}?"] = value.pop(key)
+        else:
+            value[key] = pick(rng, _JSON_VALUES)
+        return path
+    return path
 
 
 @cache
-def graphs() -> dict[str, Any]:
-    """Test graphs of single operators and of patterns, by name."""
-    for folder in (TESTS / "analysis", TESTS):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
-    from dynamic import DYNAMIC  # type: ignore[import-not-found]
-    from graphs import CASES  # type: ignore[import-not-found]
-    from patterns import PATTERNS  # type: ignore[import-not-found]
+def _valid_plan() -> bytes:
+    """Return a plan of MODEL_OF_PLANS."""
+    from onnxprune.run.pipeline import make_plan
+    from onnxprune.run.recipe import Recipe
 
-    return {**CASES, **PATTERNS, **DYNAMIC}
-
-
-@cache
-def seed_bytes(name: str) -> bytes:
-    """A model that is as it should be."""
-    if name == "demo":
-        return demo.files().model.read_bytes()
-    text = SPECIAL.get(name, name)
-    known = graphs()
-    from graph_text import net, random_weight  # type: ignore[import-not-found]
-
-    if text in known:
-        return bytes(
-            net(
-                known[text].text, opset=known[text].opset, ir_version=known[text].ir_version
-            ).SerializeToString()
-        )
-    model = parser.parse_model(text)
-    rng = np.random.default_rng(0)
-    model.graph.initializer.extend(random_weight(rng, info) for info in model.graph.value_info)
-    del model.graph.value_info[:]
-    return bytes(model.SerializeToString())
-
-
-def seed_model(name: str) -> tuple[ModelProto, dict[str, bytes]]:
-    """The model and the files beside it."""
-    model = ModelProto.FromString(seed_bytes(name))
-    external: dict[str, bytes] = {}
-    if name == "external data":
-        for tensor in model.graph.initializer:
-            _move_out(tensor, external, "w")
-    return model, external
-
-
-def _move_out(tensor: TensorProto, external: dict[str, bytes], place: str) -> None:
-    """Values to another file."""
-    values = numpy_helper.to_array(tensor).tobytes()
-    entries = {"location": place, "offset": len(external.get(place, b"")), "length": len(values)}
-    external[place] = external.get(place, b"") + values
-    moved = TensorProto(
-        name=tensor.name,
-        dims=tensor.dims,
-        data_type=tensor.data_type,
-        data_location=TensorProto.EXTERNAL,
+    mixing = ["LayerNormalization"]
+    recipe = Recipe(
+        target="macs=70%", criterion="l2", allocate="knapsack", round_to=1, allow_mixing=mixing
     )
-    for key, value in entries.items():
-        moved.external_data.add(key=key, value=str(value))
-    tensor.CopyFrom(moved)
-
-
-def pick(rng: np.random.Generator, items: Any) -> Any:
-    """One of them."""
-    return items[int(rng.integers(len(items)))]
-
-
-def size(rng: np.random.Generator) -> int:
-    """A length that may make no sense."""
-    return int(pick(rng, SIZES))
-
-
-# ---------------------------------------------------------------- bytes
-
-
-def _at(rng: np.random.Generator, data: bytearray, most: int = 1) -> int:
-    return int(rng.integers(0, max(1, len(data) - most)))
-
-
-def _flip(rng: np.random.Generator, data: bytearray) -> bytearray:
-    for _ in range(int(rng.integers(1, 9))):
-        data[_at(rng, data)] ^= 1 << int(rng.integers(8))
-    return data
-
-
-def _noise(rng: np.random.Generator, data: bytearray) -> bytearray:
-    at, length = _at(rng, data), int(rng.integers(1, 64))
-    data[at : at + length] = rng.bytes(length)
-    return data
-
-
-def _remove(rng: np.random.Generator, data: bytearray) -> bytearray:
-    at = _at(rng, data)
-    del data[at : at + int(rng.integers(1, 200))]
-    return data
-
-
-def _repeat(rng: np.random.Generator, data: bytearray) -> bytearray:
-    at = _at(rng, data)
-    piece = data[at : at + int(rng.integers(1, 400))]
-    data[at:at] = piece * int(rng.integers(1, 20))
-    return data
-
-
-def _truncate(rng: np.random.Generator, data: bytearray) -> bytearray:
-    return data[: _at(rng, data)]
-
-
-def _varint(rng: np.random.Generator, data: bytearray) -> bytearray:
-    data[_at(rng, data) : 0] = b"\xff" * int(rng.integers(1, 12)) + b"\x01"
-    return data
-
-
-def _move(rng: np.random.Generator, data: bytearray) -> bytearray:
-    at, length = _at(rng, data), int(rng.integers(1, 200))
-    piece = data[at : at + length]
-    del data[at : at + length]
-    to = _at(rng, data)
-    data[to:to] = piece
-    return data
-
-
-def _deeper(rng: np.random.Generator, data: bytearray) -> bytearray:
-    """An If in an If, deeper than protobuf reads."""
-    inner = b""
-    for _ in range(int(pick(rng, (24, 26, 40, 1000)))):
-        for number in (
-            wire.GRAPH_FIELD - 1,
-            5,
-            1,
-        ):  # AttributeProto.g, NodeProto.attribute, GraphProto.node
-            inner = wire.header(number, len(inner)) + inner
-    return data + wire.header(wire.GRAPH_FIELD, len(inner)) + inner
-
-
-BYTES: dict[str, Callable[[np.random.Generator, bytearray], bytearray]] = {
-    "flip": _flip,
-    "noise": _noise,
-    "remove": _remove,
-    "repeat": _repeat,
-    "truncate": _truncate,
-    "varint": _varint,
-    "move": _move,
-    "deeper": _deeper,
-}
-
-
-# ---------------------------------------------------------------- structure
-
-Mutator = Callable[[np.random.Generator, ModelProto], None]
-MUTATORS: dict[str, Mutator] = {}
-
-
-def mutator(change: Mutator) -> Mutator:
-    """Enter a function into MUTATORS."""
-    MUTATORS[change.__name__.replace("_", " ")] = change
-    return change
-
-
-def _graph(rng: np.random.Generator, model: ModelProto) -> GraphProto:
-    found: GraphProto = (
-        pick(rng, list(nested(model.graph)))
-        if rng.random() < 0.3 and _shallow(model)
-        else model.graph
-    )
-    return found
-
-
-def _shallow(model: ModelProto) -> bool:
-    try:
-        return len(list(nested(model.graph))) < 30
-    except RecursionError:
-        return False
-
-
-def _node(rng: np.random.Generator, model: ModelProto) -> NodeProto:
-    graph = _graph(rng, model)
-    return (
-        pick(rng, graph.node)
-        if graph.node
-        else graph.node.add(op_type="Relu", input=["x"], output=["made"])
-    )  # type: ignore[no-any-return]
-
-
-def _names(model: ModelProto) -> list[str]:
-    graph = model.graph
-    return (
-        [i.name for i in (*graph.input, *graph.initializer)]
-        + [o for n in graph.node for o in n.output]
-        + ["nowhere"]
-    )
-
-
-def _tensor(rng: np.random.Generator, model: ModelProto) -> TensorProto:
-    if not model.graph.initializer:
-        model.graph.initializer.append(
-            numpy_helper.from_array(np.zeros((2, 3), np.float32), "spare")
-        )
-    return pick(rng, model.graph.initializer)  # type: ignore[no-any-return]
-
-
-def _infos(model: ModelProto) -> list[Any]:
-    graph = model.graph
-    return [*graph.input, *graph.output, *graph.value_info] or [graph.input.add(name="x")]
-
-
-@mutator
-def dangling_name(rng: np.random.Generator, model: ModelProto) -> None:
-    node = _node(rng, model)
-    if node.input:
-        node.input[int(rng.integers(len(node.input)))] = "nowhere"
-
-
-@mutator
-def other_input(rng: np.random.Generator, model: ModelProto) -> None:
-    node = _node(rng, model)
-    if node.input:
-        node.input[int(rng.integers(len(node.input)))] = pick(rng, _names(model))
-
-
-@mutator
-def more_operands(rng: np.random.Generator, model: ModelProto) -> None:
-    node = _node(rng, model)
-    for _ in range(int(pick(rng, (1, 2, 50)))):
-        node.input.append(pick(rng, [*_names(model), ""]))
-        node.output.append(f"extra{rng.integers(1 << 30)}")
-
-
-@mutator
-def fewer_operands(rng: np.random.Generator, model: ModelProto) -> None:
-    node = _node(rng, model)
-    names = pick(rng, (node.input, node.output))
-    del names[int(rng.integers(len(names) + 1)) :]
-
-
-@mutator
-def cycle(rng: np.random.Generator, model: ModelProto) -> None:
-    node = _node(rng, model)
-    if node.input and model.graph.node and model.graph.node[-1].output:
-        node.input[0] = pick(rng, [model.graph.node[-1].output[0], *node.output])
-
-
-@mutator
-def order(rng: np.random.Generator, model: ModelProto) -> None:
-    nodes = list(model.graph.node)
-    rng.shuffle(nodes)  # type: ignore[arg-type]
-    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-
-
-@mutator
-def duplicate_name(rng: np.random.Generator, model: ModelProto) -> None:
-    node = _node(rng, model)
-    if node.output:
-        node.output[0] = pick(rng, _names(model))
-
-
-@mutator
-def duplicate_initializer(rng: np.random.Generator, model: ModelProto) -> None:
-    model.graph.initializer.append(_tensor(rng, model))
-
-
-@mutator
-def duplicate_node(rng: np.random.Generator, model: ModelProto) -> None:
-    model.graph.node.append(_node(rng, model))
-
-
-@mutator
-def drop_node(rng: np.random.Generator, model: ModelProto) -> None:
-    graph = _graph(rng, model)
-    if graph.node:
-        del graph.node[int(rng.integers(len(graph.node)))]
-
-
-@mutator
-def other_operator(rng: np.random.Generator, model: ModelProto) -> None:
-    _node(rng, model).op_type = pick(rng, (*OPS, "Nonsense", ""))
-
-
-@mutator
-def other_domain(rng: np.random.Generator, model: ModelProto) -> None:
-    _node(rng, model).domain = pick(rng, ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "nowhere"))
-
-
-@mutator
-def odd_name(rng: np.random.Generator, model: ModelProto) -> None:
-    old, new = pick(rng, _names(model)), pick(rng, NAMES)
-    for item in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        item.name = new if item.name == old else item.name
-    for node in model.graph.node:
-        node.input[:] = [new if n == old else n for n in node.input]
-        node.output[:] = [new if n == old else n for n in node.output]
-    _node(rng, model).name = pick(rng, NAMES)
-
-
-@mutator
-def empty_graph(rng: np.random.Generator, model: ModelProto) -> None:
-    for part in pick(
-        rng,
-        (
-            ["node"],
-            ["output"],
-            ["input"],
-            ["initializer"],
-            ["node", "output"],
-            ["node", "initializer", "input", "output"],
-        ),
-    ):
-        model.graph.ClearField(part)
-
-
-@mutator
-def missing_shape(rng: np.random.Generator, model: ModelProto) -> None:
-    info = pick(rng, _infos(model))
-    if rng.random() < 0.3:
-        info.ClearField("type")
-    elif rng.random() < 0.3:
-        info.type.sequence_type.elem_type.tensor_type.elem_type = 1
-    else:
-        info.type.tensor_type.ClearField("shape")
-    model.graph.ClearField("value_info")
-
-
-@mutator
-def odd_dimension(rng: np.random.Generator, model: ModelProto) -> None:
-    dims = pick(rng, _infos(model)).type.tensor_type.shape.dim
-    choice = rng.random()
-    if choice < 0.6 and dims:
-        pick(rng, dims).dim_value = size(rng)
-    elif choice < 0.8 and dims:
-        pick(rng, dims).dim_param = pick(rng, NAMES)
-    else:
-        for _ in range(int(pick(rng, (1, 3, 70)))):
-            dims.add(dim_value=size(rng) if rng.random() < 0.5 else 1)
-
-
-@mutator
-def other_type(rng: np.random.Generator, model: ModelProto) -> None:
-    pick(rng, _infos(model)).type.tensor_type.elem_type = int(pick(rng, ODD_TYPES))
-
-
-@mutator
-def wrong_rank(rng: np.random.Generator, model: ModelProto) -> None:
-    tensor = _tensor(rng, model)
-    dims = list(tensor.dims)
-    tensor.dims[:] = pick(
-        rng, ([int(np.prod(dims))], [*dims, 1], [1, 1, *dims], dims[::-1], dims[1:], [])
-    )
-
-
-@mutator
-def wrong_size(rng: np.random.Generator, model: ModelProto) -> None:
-    tensor = _tensor(rng, model)
-    if tensor.dims:
-        tensor.dims[int(rng.integers(len(tensor.dims)))] = size(rng)
-
-
-@mutator
-def empty_weight(rng: np.random.Generator, model: ModelProto) -> None:
-    tensor = _tensor(rng, model)
-    dims = list(tensor.dims) or [1]
-    dims[int(rng.integers(len(dims)))] = 0
-    tensor.CopyFrom(
-        TensorProto(name=tensor.name, data_type=tensor.data_type, dims=dims, raw_data=b"")
-    )
-
-
-@mutator
-def weight_type(rng: np.random.Generator, model: ModelProto) -> None:
-    tensor = _tensor(rng, model)
-    if rng.random() < 0.3:
-        tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.STRING, [2], [b"a", b"\xff"]))
-    else:
-        tensor.data_type = int(pick(rng, ODD_TYPES))
-
-
-@mutator
-def odd_values(rng: np.random.Generator, model: ModelProto) -> None:
-    tensor = _tensor(rng, model)
-    kind = tensor.data_type
-    count = int(np.prod(tensor.dims)) if tensor.dims else 1
-    if kind == TensorProto.INT64 and count < 1000:
-        tensor.CopyFrom(
-            numpy_helper.from_array(
-                np.array([size(rng) for _ in range(count)], np.int64).reshape(tensor.dims),
-                tensor.name,
-            )
-        )
-    elif kind == TensorProto.FLOAT and 0 <= count < 1 << 20:
-        value = pick(rng, (np.nan, np.inf, -np.inf, 3e38, 0, 1e-42))
-        tensor.CopyFrom(
-            numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), tensor.name)
-        )
-
-
-@mutator
-def external_location(rng: np.random.Generator, model: ModelProto) -> None:
-    tensor = _tensor(rng, model)
-    tensor.ClearField("raw_data")
-    tensor.ClearField("external_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (
-        ("location", pick(rng, LOCATIONS)),
-        ("offset", str(size(rng))),
-        ("length", pick(rng, (str(size(rng)), "", "x", "9" * 5000))),
-    ):
-        if rng.random() < 0.9:
-            tensor.external_data.add(key=key, value=value)
-
-
-@mutator
-def sparse_initializer(rng: np.random.Generator, model: ModelProto) -> None:
-    tensor = _tensor(rng, model)
-    sparse = model.graph.sparse_initializer.add(dims=[size(rng), size(rng)])
-    sparse.values.CopyFrom(
-        numpy_helper.from_array(
-            np.ones(2, np.float32), tensor.name if rng.random() < 0.5 else "thin"
-        )
-    )
-    sparse.indices.CopyFrom(numpy_helper.from_array(np.array([0, size(rng)], np.int64), "i"))
-
-
-@mutator
-def odd_attribute(rng: np.random.Generator, model: ModelProto) -> None:
-    node = _node(rng, model)
-    if not node.attribute:
-        node.attribute.append(
-            helper.make_attribute(
-                pick(
-                    rng,
-                    (
-                        "axis",
-                        "axes",
-                        "perm",
-                        "group",
-                        "to",
-                        "body",
-                        "then_branch",
-                        "value",
-                        "blocksize",
-                        "num_outputs",
-                    ),
-                ),
-                1,
-            )
-        )
-    attribute = pick(rng, node.attribute)
-    choice = rng.random()
-    if choice < 0.3 and attribute.type == AttributeProto.INT:
-        attribute.i = size(rng)
-    elif choice < 0.5 and attribute.ints:
-        attribute.ints[int(rng.integers(len(attribute.ints)))] = size(rng)
-    elif choice < 0.6 and attribute.ints:
-        attribute.ints.append(size(rng))
-    elif choice < 0.7:
-        attribute.type = int(pick(rng, (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)))
-    elif choice < 0.8:
-        node.attribute.remove(attribute)
-    elif choice < 0.9:
-        value = pick(
-            rng,
-            (
-                1.5,
-                -1,
-                "text",
-                b"\xff\xfe",
-                [1, 2],
-                [0.5],
-                ["a"],
-                numpy_helper.from_array(np.zeros((0, 2))),
-            ),
-        )
-        attribute.CopyFrom(helper.make_attribute(attribute.name, value))
-    else:
-        node.attribute.append(attribute)
-    if attribute.ref_attr_name == "" and rng.random() < 0.05:
-        attribute.ref_attr_name = "outside"
-
-
-@mutator
-def versions(rng: np.random.Generator, model: ModelProto) -> None:
-    choice = rng.random()
-    if choice < 0.3 and model.opset_import:
-        model.opset_import[0].version = int(pick(rng, (-1, 0, 1, 6, 7, 9, 13, 25, 999, 2**62)))
-    elif choice < 0.5:
-        model.opset_import.append(
-            helper.make_opsetid(
-                pick(rng, ("", "ai.onnx", "com.microsoft")), int(pick(rng, (1, 7, 12)))
-            )
-        )
-    elif choice < 0.6:
-        model.ClearField("opset_import")
-    else:
-        model.ir_version = int(pick(rng, (0, 1, 3, 4, 13, 14, 9999, 2**62, -1)))
+    return json.dumps(make_plan(seed_bytes(MODEL_OF_PLANS), recipe).to_json()).encode()

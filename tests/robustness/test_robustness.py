@@ -1,4 +1,4 @@
-"""Mutated models, plans and recipes, each in a process of its own under limits; and the changes that found bugs, one at a time."""
+"""Mutated files in processes with limits, and the single changes that found faults."""
 
 from __future__ import annotations
 
@@ -26,82 +26,74 @@ from onnxprune.statistics.im2col import Moments
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import relative_difference
 from onnxprune.types import PLAN_FORMAT, Plan
-from tests.robustness.measure import call_functions
+from tests.robustness.bad_inputs import call_functions
+from tests.robustness.fuzz import ACCEPTED, REJECTED
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = {"models": 240, "plans": 30, "recipes": 30}
-LONG = {"models": 300, "plans": 50, "recipes": 50}
-FIRST_OF_LONG = 100_000  # other files than the quick ones
+MUTANTS = {"models": 240, "plans": 60, "recipes": 120}
+MORE_MUTANTS = {"models": 300, "plans": 60, "recipes": 120}
+FIRST_OF_MORE = 100_000  # other mutants than those from 0 on
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="forks, and counts memory as Linux does"
+    sys.platform != "linux", reason="needs fork and the memory limits of Linux"
 )
 
 
-def codes_explained() -> set[str]:
-    """Codes that the page on troubleshooting lists."""
-    return set(
-        re.findall(
-            r'<a id="([^"]+)">', (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-        )
-    )
+def documented_codes() -> set[str]:
+    """Return the error codes that the page on troubleshooting lists."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return set(re.findall(r'<a id="([^"]+)">', page))
 
 
-def fuzzed(kind: str, files: int, first: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.robustness.fuzz",
-        "--kind",
-        kind,
-        "--files",
-        str(files),
-        "--first",
-        str(first),
-        "--json",
-    ]
+def assert_no_fault(kind: str, files: int, first: int) -> None:
+    """Fuzz in a process of its own; some mutants are accepted, some rejected."""
+    command = [sys.executable, "-m", "tests.robustness.fuzz", "--json", f"--kind={kind}"]
+    command += [f"--files={files}", f"--first={first}"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.stdout, done.stderr
-    found = json.loads(done.stdout)
-    assert not found["faults"], done.stderr + json.dumps(found["faults"], indent=1)[:3000]
-    assert sum(found["ends"].values()) == files and len(found["ends"]) == 2, (
-        "some go through, some are refused"
-    )
-    assert set(found["codes"]) <= codes_explained()
+    result = json.loads(done.stdout)
+    assert not result["faults"], done.stderr + json.dumps(result["faults"], indent=1)[:3000]
+    assert sum(result["ends"].values()) == files
+    assert set(result["ends"]) == {ACCEPTED, REJECTED}
+    assert set(result["codes"]) <= documented_codes()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", QUICK)
-def test_changed_files_go_through_or_are_refused_with_one_sentence(kind: str) -> None:
-    fuzzed(kind, QUICK[kind], 0)
+@pytest.mark.parametrize("kind", MUTANTS)
+def test_mutants_are_accepted_or_rejected_with_one_error_line(kind: str) -> None:
+    assert_no_fault(kind, MUTANTS[kind], 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", LONG)
-def test_more_changed_files(kind: str) -> None:
-    fuzzed(kind, LONG[kind], FIRST_OF_LONG)
+@pytest.mark.parametrize("kind", MORE_MUTANTS)
+def test_more_mutants_are_accepted_or_rejected(kind: str) -> None:
+    assert_no_fault(kind, MORE_MUTANTS[kind], FIRST_OF_MORE)
 
 
-# ---------------------------------------------------------------- what found bugs
+# Single changes that found faults
 
-CHAIN = "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2{weights} | a = Conv(x, w1); {nodes}; y = Conv(b, w2)"
+IMAGE, WEIGHT = "float[2,4,6,6] x", "float[8,4,3,3] w1"
 
 
 def chain(nodes: str = "b = Relu(a)", weights: str = "") -> ModelProto:
-    return net(CHAIN.format(nodes=nodes, weights=weights))
+    """Return a model of two convolutions with nodes from tensor a to tensor b between them."""
+    return net(
+        f"{IMAGE} | {WEIGHT}, float[5,8,1,1] w2{weights}"
+        f" | a = Conv(x, w1); {nodes}; y = Conv(b, w2)"
+    )
 
 
 def with_function(*calls: list[str]) -> ModelProto:
-    """Function fN makes these calls in a row; the last function is called once."""
+    """Return a model with functions fN of these calls in sequence, and a call of the last one."""
     model = chain()
     call_functions(model, calls)
     return model
 
 
 def plan_and_cut(model: ModelProto) -> None:
-    """As the verbs do it."""
+    """Plan and cut like the commands."""
     recipe = Recipe(target="macs=70%", criterion="l2", allocate="knapsack", round_to=1, samples=2)
     plan = make_plan(model.SerializeToString(), recipe)
     cut(analyze(load(model)), plan)
@@ -110,19 +102,19 @@ def plan_and_cut(model: ModelProto) -> None:
 @pytest.mark.parametrize(
     "calls", [[["f0"]], [["f1"], ["f0"]], [["Relu", "f2"], ["f0"], ["f1", "f1"]]]
 )
-def test_functions_that_call_themselves_are_refused(calls: list[list[str]]) -> None:
+def test_recursive_functions_are_rejected(calls: list[list[str]]) -> None:
     with pytest.raises(ModelError, match="calls itself"):
         analyze(load(with_function(*calls)))
 
 
-def test_functions_unfold_within_bounds() -> None:
+def test_functions_unfold_up_to_a_limit() -> None:
     assert analyze(load(with_function(["Relu"], ["f0", "f0"]))).groups
     with pytest.raises(ModelError, match=f"more than {MOST_UNFOLDED} nodes"):
         analyze(load(with_function(["Relu"], *[[f"f{i}"] * 2 for i in range(40)])))
 
 
 @pytest.mark.parametrize("sizes", [[2**40], [2**62, 2**62], [1, 2**63 - 1, 4], [2**31, 8]])
-def test_a_tensor_that_fits_no_machine_is_refused(sizes: list[int]) -> None:
+def test_tensors_above_the_memory_limit_are_rejected(sizes: list[int]) -> None:
     model = chain(
         "s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)",
         f", int64[{len(sizes)}] n = {{{', '.join(map(str, sizes))}}}",
@@ -132,7 +124,7 @@ def test_a_tensor_that_fits_no_machine_is_refused(sizes: list[int]) -> None:
     assert caught.value.code in ("tensor-too-large", "model-invalid")
 
 
-def test_a_long_axis_is_frozen_not_enumerated() -> None:
+def test_long_axes_are_frozen_without_enumeration() -> None:
     model = chain(
         "s = ConstantOfShape(n); t = ReduceSum<keepdims=0>(s); b = Add(a, t)",
         ", int64[1] n = {16777216}",
@@ -140,16 +132,17 @@ def test_a_long_axis_is_frozen_not_enumerated() -> None:
     assert [g.size for g in analyze(load(model)).groups] == [8]
 
 
-def test_doubling_channels_is_frozen_where_it_gets_too_long() -> None:
+def test_repeatedly_doubled_channels_are_frozen() -> None:
     doubled = "; ".join(f"c{i + 1} = Concat<axis=1>(c{i}, c{i})" for i in range(20))
     model = net(
-        f"float[1,4,1,1] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | c0 = Conv(x, w1); {doubled}; y = ReduceMean<axes=[1]>(c20) | float[1,1,1,1] y"
+        "float[1,4,1,1] x | float[8,4,1,1] w1, float[5,8,1,1] w2"
+        f" | c0 = Conv(x, w1); {doubled}; y = ReduceMean<axes=[1]>(c20) | float[1,1,1,1] y"
     )
     analysis = analyze(load(model))
     assert not analysis.groups and any("positions" in f.reason for f in analysis.frozen)
 
 
-def test_an_endless_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_loops_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     body = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Identity", ["s"], ["t"])],
         "body",
@@ -182,40 +175,27 @@ def test_an_endless_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == "run-endless"
 
 
+def two_convs(weight: str = "float[5,8,1,1]", first: str = "Conv", second: str = "Conv") -> str:
+    """Return the text of two convolutions."""
+    return f"{IMAGE} | {WEIGHT}, {weight} w2 | a = {first}(x, w1); y = {second}(a, w2)"
+
+
 @pytest.mark.parametrize(
     ("what", "text"),
     [
-        (
-            "groups that do not divide",
-            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = Conv(x, w1); y = Conv<group=3>(a, w2)",
-        ),
-        (
-            "no groups",
-            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = Conv(x, w1); y = Conv<group=0>(a, w2)",
-        ),
-        (
-            "a weight of another size",
-            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,16,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)",
-        ),
-        (
-            "an empty weight",
-            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,0,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)",
-        ),
-        (
-            "a weight of another rank",
-            "float[2,4,6,6] x | float[8,4,3,3] w1, float[1,1,5,8,1,1] w2 | a = Conv(x, w1); y = Conv(a, w2)",
-        ),
-        (
-            "an input of another domain",
-            "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2 | a = custom.Conv(x, w1); y = Conv(a, w2)",
-        ),
+        ("groups that do not divide", two_convs(second="Conv<group=3>")),
+        ("no groups", two_convs(second="Conv<group=0>")),
+        ("a weight of another size", two_convs("float[5,16,1,1]")),
+        ("an empty weight", two_convs("float[5,0,1,1]")),
+        ("a weight of another rank", two_convs("float[1,1,5,8,1,1]")),
+        ("an input of another domain", two_convs(first="custom.Conv")),
         (
             "a vector as data",
             "float[8] x | float[8,4] w1, float[8,4,3,3] w2 | a = MatMul(x, w1); y = Conv(a, w2)",
         ),
     ],
 )
-def test_a_node_that_does_not_fit_is_no_fault_of_ours(what: str, text: str) -> None:
+def test_nodes_with_wrong_operands_are_rejected(what: str, text: str) -> None:
     try:
         plan_and_cut(net(text + " | float[] y"))
     except OnnxpruneError as problem:
@@ -223,7 +203,7 @@ def test_a_node_that_does_not_fit_is_no_fault_of_ours(what: str, text: str) -> N
 
 
 @pytest.mark.parametrize("branches", [["then_branch"], ["else_branch"], [], ["body"]])
-def test_an_if_without_a_branch_is_no_fault_of_ours(branches: list[str]) -> None:
+def test_ifs_with_missing_branches_are_rejected(branches: list[str]) -> None:
     model = chain()
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "go"))
     body = helper.make_graph(
@@ -243,7 +223,7 @@ def test_an_if_without_a_branch_is_no_fault_of_ours(branches: list[str]) -> None
 
 
 @pytest.mark.parametrize("value", [np.float32([1e4, 1e4 + 1]), np.zeros(2, np.float32)])
-def test_outputs_of_any_size_are_compared(value: np.ndarray) -> None:
+def test_outputs_above_one_block_are_compared(value: np.ndarray) -> None:
     big = np.tile(value, (1 << 20) + 5)
     other = big.copy()
     other[-1] += 1
@@ -260,7 +240,7 @@ def test_outputs_of_any_size_are_compared(value: np.ndarray) -> None:
         ([[np.inf, 0.0], [0.0, 1.0]], False),
     ],
 )
-def test_a_repair_of_indefinite_sums_ends(xx: list[list[float]], finite: bool) -> None:
+def test_indefinite_moments_have_a_solution(xx: list[list[float]], finite: bool) -> None:
     system = NormalEquations(Moments.zeros(2, 1), np.ones((1, 2)), 1e-9, False)
     system.moments.xx, system.moments.yx = np.array(xx), np.ones((1, 2))
     system.solve()
@@ -268,7 +248,7 @@ def test_a_repair_of_indefinite_sums_ends(xx: list[list[float]], finite: bool) -
 
 
 @pytest.mark.parametrize("kind", [0, 99])
-def test_an_input_of_no_type_is_refused(kind: int) -> None:
+def test_inputs_without_a_type_are_rejected(kind: int) -> None:
     model = chain()
     model.graph.input[0].type.tensor_type.elem_type = kind
     with pytest.raises(OnnxpruneError, match="input 'x'"):
@@ -285,9 +265,7 @@ def test_an_input_of_no_type_is_refused(kind: int) -> None:
         ('decoder = "m:f"', "decoder"),
     ],
 )
-def test_a_recipe_runs_no_code_that_the_command_line_does_not_name(
-    tmp_path: Path, line: str, code: str
-) -> None:
+def test_recipes_cannot_name_code(tmp_path: Path, line: str, code: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(line)
     with pytest.raises(UsageError, match="a recipe is data only") as caught:
@@ -299,13 +277,13 @@ def test_a_recipe_runs_no_code_that_the_command_line_does_not_name(
 @pytest.mark.parametrize(
     "line", ['data = "images/"', 'data = "arrays:a.npz"', 'metric = ["top1"]', "seed = 3"]
 )
-def test_a_recipe_of_plain_values_is_read(tmp_path: Path, line: str) -> None:
+def test_recipes_of_plain_values_are_read(tmp_path: Path, line: str) -> None:
     (tmp_path / "recipe.toml").write_text(line)
     assert len(read_data_only(tmp_path / "recipe.toml")) == 1
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "x", None, [], -1, 4])
-def test_a_plan_with_a_strange_index_is_refused(value: object) -> None:
+def test_plans_with_invalid_indices_are_rejected(value: object) -> None:
     with pytest.raises(UsageError):
         Plan.from_json(
             {"format": PLAN_FORMAT, "source": "s", "groups": {"a": {"size": 4, "kept": [value]}}}
