@@ -156,7 +156,8 @@ class _Match:
                 why = self.node.why(KERNEL_POSITION)
                 self.causes.freeze(why if axis is None else axis, why)
                 operand.axes[i] = why
-            elif shape[i] == 1 and self.length[key] != 1:  # broadcast
+            elif shape[i] == 1 and self.length[key] != 1:
+                # a broadcast axis has no positions of the letter
                 if axis is None:
                     operand.axes[i] = self.node.single()
             elif axis is None:
@@ -199,7 +200,7 @@ class _Match:
             self.axes[key] = axis
             return
         self.causes.unify(self.axes[key], axis)
-        if isinstance(axis, int):
+        if isinstance(axis, int):  # frozen for good: keep the short form
             self.axes[key] = axis
 
     def bind_product(self, operand: Tensor, i: int, names: Factors) -> None:

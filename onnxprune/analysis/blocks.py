@@ -131,7 +131,7 @@ class _Flow:
         while heap:
             i = heappop(heap)
             if self.computes_empty(i, empty):
-                continue
+                continue  # dropped with its channels
             if self.returns_bias(i, empty, lengths):
                 biases[i] = self.linear[i]
             elif not self.folds(i, constant):
@@ -204,6 +204,7 @@ class _Flow:
         live = [n for n in self.inputs[i] if n not in constant]
         if not self.broadcasts(i) or len(node.output) != 1 or empty.intersection(live):
             return False
+        # a constant that broadcasts the other tensor to another shape would have to be expanded
         shape = shapes.shape(node.output[0])
         if shape is None or None in shape:
             return False

@@ -59,6 +59,7 @@ class Causes:
             return np.tile(b, size_a)
         if isinstance(b, int):
             return np.repeat(a, size_b)
+        # the same product again gets the same ids: two paths to one tensor stay equal
         key = (a.tobytes(), b.tobytes())
         if key not in self._products:
             self._products[key] = self._pairs(np.repeat(a, size_b), np.tile(b, size_a))
@@ -78,13 +79,16 @@ class Causes:
         if not free.any():
             why = int(self._why[cells[0, 0]])
             return why, why
+        # equal rows do not depend on the row axis, equal columns not on the column axis
         if (cells == cells[0]).all():
             return why_single, cells[0]
         if (cells == cells[:, :1]).all():
             return cells[:, 0], why_single
+        # the pairs of an earlier `merge`
         left, right = self._left[cells], self._right[cells]
         if left.all() and (left == left[:, :1]).all() and (right == right[0]).all():
             return left[:, 0], right[0]
+        # distinct atoms, as of a weight: any product can be bound to them
         if free.all() and not left.any() and len(np.unique(cells)) == cells.size:
             r, c = self.new(rows), self.new(columns)
             self.unify(cells.ravel(), self.merge(r, rows, c, columns))
@@ -104,6 +108,7 @@ class Causes:
         while True:
             ra, rb = self.find(a), self.find(b)
             differ = ra != rb
+            # two frozen ids are equal sets, whatever their reasons
             differ[differ] &= (self._why[ra[differ]] == 0) | (self._why[rb[differ]] == 0)
             if not differ.any():
                 return
@@ -113,6 +118,7 @@ class Causes:
                 ),
                 axis=0,
             )
+            # cheap bindings first, many at once: each may make further pairs equal
             compound = (self._left[pairs] != 0) & (self._why[pairs] == 0)
             plain = pairs[~compound.any(1)]
             if len(plain):
@@ -120,6 +126,7 @@ class Causes:
                 continue
             if self._bind_new(pairs, compound):
                 continue
+            # what remains are pairs of which no side is a single unused atom
             for x, y in pairs.tolist():
                 self._equate(self.atoms(x), self.atoms(y), x, y)
             return
@@ -130,6 +137,7 @@ class Causes:
             return
         roots = self._distinct(self.find(x))
         roots = roots[self._why[roots] == 0]
+        # freezing a pair freezes its atoms, which other pairs may share
         compound = self._left[roots] != 0
         self._why[roots[~compound]] = why
         self._why[self._all_atoms(roots[compound])[1]] = why
@@ -144,7 +152,7 @@ class Causes:
             if (above == roots).all():
                 break
             roots = self._parent[above]
-        self._parent[ids] = roots
+        self._parent[ids] = roots  # the next search is one step
         return roots
 
     def atoms(self, identity: int) -> frozenset[int]:
@@ -193,10 +201,11 @@ class Causes:
         owner, ids = np.arange(len(roots)), roots
         atoms = [np.zeros(0, np.int64)]
         while len(ids):
+            # one level of pairs of all roots per round
             ids = self.find(np.stack([self._left[ids], self._right[ids]], 1).ravel())
             owner = np.repeat(owner, 2)
             free = self._why[ids] == 0
-            keys = np.unique(owner[free] * self._count + ids[free])
+            keys = np.unique(owner[free] * self._count + ids[free])  # an atom counts once
             owner, ids = np.divmod(keys, self._count)
             atomic = self._left[ids] == 0
             atoms.append(keys[atomic])
@@ -213,7 +222,7 @@ class Causes:
     ) -> np.ndarray:
         """Return the indices of the causes of each position, padded."""
         compound = self._left[roots] != 0
-        if not compound.any():
+        if not compound.any():  # by far the most axes
             return index[roots][:, None]
         rows = np.full((len(roots), max(int(count[roots].max()), 1)), index[0])
         rows[~compound, 0] = index[roots[~compound]]
@@ -327,6 +336,7 @@ class Causes:
         if not a and not b:
             return
         if not a or not b:
+            # the other side has no cause for these positions, so none may be removed
             why = self._deep_reason(y if a else x)
             for atom in a or b:
                 self._why[atom] = why
@@ -335,6 +345,7 @@ class Causes:
             self._parent[next(iter(single))] = self._union(sorted(rest))
             self._mark(rest, next(iter(single)))
         else:
+            # several causes on both sides: coupling all of them is safe, if not the least
             cause = int(self.new(1)[0])
             self._inside[cause] = True
             for atom in a | b:

@@ -161,10 +161,12 @@ def _partition(
         cause, position = np.unique(table, return_index=True)
         new = first[cause, 0] == _NEVER
         first[cause[new], 0], first[cause[new], 1] = k, position[new] // table.shape[1]
+    # only initializers decide which causes count; activations only separate them
     used = np.flatnonzero(signature[:count])
     for key, table in zip(keys[len(tables) :], activations, strict=True):
         np.add.at(signature, table.ravel(), key)
     _, group = np.unique(signature[used], return_inverse=True)
+    # groups in the order of their first axis, channels in the order of its positions
     lead = np.full(group.max(initial=-1) + 1, _NEVER)
     np.minimum.at(lead, group, first[used, 0])
     order = np.lexsort((first[used, 1], first[used, 0], group, lead[group]))

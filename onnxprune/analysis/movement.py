@@ -45,7 +45,7 @@ def concat(node: Node) -> list[Axes]:
     out = parts[0]
     for part in parts[1:]:
         for i in range(rank):
-            if i != axis:
+            if i != axis:  # axes that are not joined have the same positions in all parts
                 node.record.causes.unify(out[i], part[i])
                 out[i] = part[i] if isinstance(part[i], int) else out[i]
     if all(isinstance(p[axis], int) for p in parts):
@@ -172,6 +172,7 @@ def pad(node: Node) -> list[Axes]:
         if node.text("mode", "constant") != "constant" or before < 0 or after < 0:
             axes[axis] = stop(node, ids, "padded with its own values")
             continue
+        # padding can be cut with the channels that it is added to further on
         ends = [node.record.causes.new(n) if n else None for n in (before, after)]
         axes[axis] = np.concatenate([p for p in (ends[0], ids, ends[1]) if p is not None])
         entries[k], entries[k + len(where)] = ends

@@ -74,21 +74,25 @@ def _regroup_middle(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]
         return _regroup_around_dynamic(node, source, sizes)
     if prod(lengths) != prod(sizes):
         raise Misfit(f"lengths {lengths} are reshaped to {sizes}")
+    # a boundary is a product of leading lengths, of the input or of the output
     cuts = sorted(set(np.cumprod(lengths).tolist()) | set(np.cumprod(sizes).tolist()))
     ends = [1, *cuts]
     measured = [(axis, d) for (axis, _), d in zip(source, lengths, strict=True)]
     if all(b % a == 0 for a, b in zip(ends, ends[1:], strict=False)):
         return _collect(node, _factor(node, measured, ends), sizes, ends)
+    # boundaries cut through each other, as in 6 x 4 -> 4 x 6: join all, then split
     return _split_all(node, _merge_all(node, measured), sizes)
 
 
 def _regroup_around_dynamic(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]) -> Axes:
     """Regroup blocks of equal product at either end; freeze the axes between them."""
     lengths = [d for _, d in source]
+    # source[:i] becomes the output axes [:j], source[k:] becomes [m:]
     i, j = _equal_blocks(lengths, sizes)
     k, m = _equal_blocks(lengths[i:][::-1], sizes[j:][::-1])
     k, m = len(source) - k, len(sizes) - m
     why = node.why("merged with a dynamic axis")
+    # a single dynamic axis between the blocks is passed on unchanged
     between: Axes = [source[i][0]] if m - j == k - i == 1 else [why] * (m - j)
     frozen = [a for a, _ in source[i:k]]
     if k > i and m > j:
