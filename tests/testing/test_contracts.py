@@ -1,7 +1,7 @@
 """Every built-in and every installed plug-in keeps the contract of its kind.
 
 The registries and the rule table are iterated, so that a new entry is tested without a change here;
-a new row of the table needs a graph in tests/analysis/graphs.py.
+a new row of the table needs a graph in tests/analysis/cases/.
 """
 
 from __future__ import annotations
