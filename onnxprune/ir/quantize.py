@@ -11,10 +11,10 @@ from onnx import ModelProto
 
 from onnxprune.errors import DataError
 from onnxprune.ir.io import Model, load, to_bytes
+from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.nodes import STANDARD_DOMAINS
 
 PER_CHANNEL_OPSET = 13  # the first QuantizeLinear with an axis
-OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INTEGER_OPS = frozenset(
     "QuantizeLinear DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
 )
@@ -74,7 +74,7 @@ def quantize(model: Model, samples: Mapping[str, np.ndarray] | None, *, qdq: boo
             ModelProto.FromString(to_bytes(model)),
             str(path),
             FeedReader(),
-            op_types_to_quantize=list(OPERATORS) if qdq else None,
+            op_types_to_quantize=list(LINEAR_OPS) if qdq else None,
             quant_format=form.QDQ if qdq else form.QOperator,
             per_channel=qdq and model.opset >= PER_CHANNEL_OPSET,
             activation_type=quantization.QuantType.QInt8,

@@ -11,13 +11,13 @@ from onnx import NodeProto, helper
 from onnxprune.deploy.bundle import PreparedModel, Samples
 from onnxprune.ir.edit import add_initializer, replace_nodes
 from onnxprune.ir.io import Model
+from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.node_inference import QONNX_DOMAINS, QONNX_OPS
 from onnxprune.ir.runtime import Session
 
 INPUT_BITS = 8
 RANGE_BATCHES = 16  # batches that ranges are measured on
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NON_NEGATIVE = ("Relu", "Clip")
 
 
@@ -59,7 +59,7 @@ def add_quantizers(
     for node in copy.proto.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
-        if node.op_type in _LAYERS and node.input[1] in copy.weights:
+        if node.op_type in LINEAR_OPS and node.input[1] in copy.weights:
             weight = node.input[1]
             renamed[weight] = node.input[1] = f"{weight}.rounded"
             top = float(np.abs(copy.weights[weight].array()).max())

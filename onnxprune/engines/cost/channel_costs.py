@@ -17,10 +17,10 @@ from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions
 from onnxprune.engines.cost.layers import LatencyCache
 from onnxprune.engines.cost.savings import group_savings
+from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.nodes import label
 
 NORMALIZATIONS = ("none", "flops", "act", "latency")
-_CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TINY = 1e-12  # a divisor must not be 0
 
 
@@ -105,7 +105,7 @@ def _count_positions(analysis: Analysis, name: str) -> int:
     nodes = analysis.model.proto.graph.node
     consumers: dict[str, NodeProto] = {tensor: node for node in nodes for tensor in node.input}
     node = next((n for n in nodes if label(n) == name), None)
-    while node is not None and node.op_type not in _CONTRACTIONS:
+    while node is not None and node.op_type not in LINEAR_OPS:
         node = consumers.get(node.output[0])
     shape = analysis.shapes.shape(node.output[0]) if node is not None else None
     if node is None or not shape:

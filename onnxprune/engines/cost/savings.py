@@ -14,9 +14,9 @@ from onnxprune.analysis.groups import Analysis, Member
 from onnxprune.engines.base import DEFAULTS, Engine, EngineOptions, fix_shapes, require
 from onnxprune.engines.cost.contractions import tensor_shapes
 from onnxprune.engines.cost.layers import LatencyCache, LayerSpec, layer_spec, time_layer
+from onnxprune.ir.linear import LINEAR_OPS
 from onnxprune.ir.nodes import label
 
-_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LEAST = 1e-3  # of the largest saving: no group is free or has a negative cost
 
 
@@ -74,7 +74,7 @@ def layer_specs(
     known = tensor_shapes(fix_shapes(model, options.shapes))
     specs = {}
     for node in model.proto.graph.node:
-        if node.op_type in _OPS and node.input[1] in model.weights and node.input[0] in known:
+        if node.op_type in LINEAR_OPS and node.input[1] in model.weights and node.input[0] in known:
             weight = node.input[1]
             spec = layer_spec(node, known[node.input[0]], model.weights[weight].shape)
             specs[label(node)] = (spec, weight)
