@@ -213,6 +213,7 @@ class _Builder:
         A tensor is reduced as soon as its gradient is complete, while it is still in the
         processor's cache.
         """
+        # only gradients of tensors that depend on a place are needed
         after = set(places_of)
         for node in self.graph.node:
             if after.intersection((*node.input, *captured(node))):
@@ -231,6 +232,7 @@ class _Builder:
             flows = [self.gradient(name) for name in node.output]
             if not any(flows) and not inherited:
                 continue
+            # part of a gradient would be worse than none: a blocked output blocks the inputs
             reasons = inherited or self.apply(node, flows, after)
             for name in inputs:
                 if reasons and name in after:
@@ -247,6 +249,7 @@ class _Builder:
         first, *rest = parts
         for part in rest:
             first = first + part
+        # several consumers may ask for the sum: its nodes are recorded once
         self.partial[name] = [first]
         return first
 
@@ -255,6 +258,7 @@ class _Builder:
         needs = tuple(
             name in after and self.shapes.dtype(name) in (*_FLOATS, 0) for name in node.input
         )
+        # bodies capture tensors without listing them as inputs
         if not any(needs) and not captured(node):
             return {}
         rule = TABLE.get(node.op_type) if node.domain in STANDARD_DOMAINS else None

@@ -23,6 +23,7 @@ def conv(s: BackwardStep) -> list[Value | None]:
     common = {"group": group, "dilations": list(w.dilations), "kernel_shape": list(w.kernel)}
     begin = [e - 1 - b for e, b in zip(w.extent, w.before, strict=True)]
     end = [e - 1 - r for e, r in zip(w.extent, w.rest, strict=True)]
+    # the flipped weight is a constant of the backward graph
     values = s.known(1)
     if values is not None and set(w.strides) == {1} and min(begin + end, default=0) >= 0:
         flipped = s.tape.constant(_flip(values, group))

@@ -44,6 +44,7 @@ def put_back(grad: Value, axis: int, positions: np.ndarray, size: int) -> Value:
     # one contiguous range: padding suffices
     if most == 1 and len(positions) and positions[0] >= 0 and (np.diff(positions) == 1).all():
         return grad.pad_axis(axis, int(positions[0]), size - 1 - int(positions[-1]))
+    # one element read very often, such as a padding token, needs a row per read
     if size * most > _MAX_READS:
         raise NoGradient(
             f"{len(positions)} indices read one of {size} positions up to {most} times"
@@ -54,6 +55,7 @@ def put_back(grad: Value, axis: int, positions: np.ndarray, size: int) -> Value:
     rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     source = np.full((size, most), len(positions))
     source[positions[order], rank] = order
+    # index len(positions) reads this zero
     padded = grad.pad_axis(axis, 0, 1) if (counts < most).any() else grad
     taken = padded.take(axis, source.ravel())
     if most == 1:

@@ -22,6 +22,7 @@ from onnxprune.ir.runtime import Session
 
 def average_pool(s: BackwardStep) -> list[Value | None]:
     """Differentiate AveragePool: the mean over a box is a banded matrix along each axis."""
+    # the matrix depends on sizes only: padding and counts are resolved here
     kernel = s.attribute("kernel_shape")
     w = windows(s, kernel, s.x.shape[2:], s.y.shape[2:])
     rank = len(kernel)
@@ -69,6 +70,7 @@ def max_pool(s: BackwardStep) -> list[Value | None]:
         for extent, stride, n in zip(w.extent, w.strides, w.outputs, strict=True)
     ]
     parts = []
+    # ScatterElements sums repeated indices only from opset 16 on
     for offsets in itertools.product(*map(range, periods)):
         indices, updates = s.outputs[1], s.grad
         for axis, (offset, period) in enumerate(zip(offsets, periods, strict=True), start=2):
@@ -97,6 +99,7 @@ def resize(s: BackwardStep) -> list[Value | None]:
     for i, axis in enumerate(axes):
         size, out = s.x.shape[axis], s.y.shape[axis]
         scale = float(scales[i]) if scales else None
+        # an axis that is not resized has an identity matrix
         if size != out or scale not in (None, 1.0):
             grad = along(grad, axis, _build_resize_matrix(s, size, out, scale).T)
     return [grad]

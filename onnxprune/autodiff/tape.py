@@ -57,6 +57,7 @@ class Tape:
 
     def constant(self, array: np.ndarray) -> Value:
         """Return an initializer; equal arrays share one."""
+        # backward graphs repeat the same axes and shapes in many nodes
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
             self._known[key] = self.name("constant")
@@ -192,6 +193,7 @@ class Value:
         """Return booleans, True for equal elements."""
         exact = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
         if self.tape.opset < _EQUAL_OF_FLOATS and self.dtype not in exact:
+            # Equal takes integers and booleans only before opset 11
             return ~((self - other).call("Abs") > 0)
         return self._compare("Equal", other)
 
@@ -215,6 +217,7 @@ class Value:
         A HardSigmoid so steep that no float lies on its slope: onnxruntime runs it in the blocked
         layout of Conv, which a comparison would leave.
         """
+        # HardSigmoid exists for floats only, and its offset must not overflow
         if self.dtype != TensorProto.FLOAT or abs(bound) * _STEEP > _LARGEST_FLOAT:
             return (self > bound if sign > 0 else self < bound).cast(self.dtype)
         return self.call("HardSigmoid", {"alpha": sign * _STEEP, "beta": -sign * bound * _STEEP})
@@ -224,6 +227,7 @@ class Value:
 
         Recorded as BatchNormalization, which runs in onnxruntime's blocked layout.
         """
+        # mean 0 and variance 1: only scale and shift remain
         zeros, ones = (self.like(np.full(scale.shape, number)) for number in (0.0, 1.0))
         return self.tape.emit(
             "BatchNormalization",

@@ -133,6 +133,7 @@ def _read_job(
 
     if recipe.data is None:
         raise UsageError("data-missing", "tuning needs samples: pass --data PATH")
+    # read here, because losses.parse needs torch
     terms = {term.split("*")[-1].strip() for term in own["loss"].split("+")}
     labeled = bool(_LABEL_LOSSES & terms)
     keywords: dict[str, Any] = dict.fromkeys(("teacher", "task_loss", "validation", "metric"))
@@ -155,6 +156,7 @@ def _read_settings(recipe: Recipe, own: Mapping[str, Any]) -> TuneSettings:
     from onnxprune.tune.settings import TuneSettings
 
     given = {f.name: own[f.name] for f in fields(TuneSettings) if f.name in own}
+    # an explicit --augment wins over --flip, which a recipe may set
     if own["augment"] is None:
         given["augment"] = "flip" if recipe.flip else "none"
     return TuneSettings(

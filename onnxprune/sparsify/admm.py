@@ -49,6 +49,7 @@ def select_jointly(
     h = np.stack([_eliminate_bias(damped_gram(m, size, biased)[0], size) for m in moments])
     scale = np.sqrt(np.diagonal(h, axis1=1, axis2=2))[:, None, :]
     correlation = (h / scale / scale.swapaxes(1, 2)).astype(np.float32)
+    # one decomposition serves all steps, whose penalties differ
     values, axes = np.linalg.eigh(correlation)
     values, back = values[:, None, :], axes.swapaxes(1, 2)
     dense = (rows * scale).astype(np.float32)
@@ -61,6 +62,7 @@ def select_jointly(
         kept = project(np.square(drawn))
         sparse = np.where(kept, drawn, 0)
         dual = dual + penalty * (free - sparse)
+        # a small penalty explores masks first, a large one makes both copies agree
         penalty *= GROWTH
     return kept
 

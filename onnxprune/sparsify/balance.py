@@ -112,8 +112,10 @@ def balance(
     expected = [session.run(feeds) for feeds in batches]
     damage = _Damage(model, statistics, expected, SegmentedRun(model, batches, threads=threads))
     start = SegmentedRun(model, batches, threads=threads)
+    # the run advances in graph order
     sparse = sorted((t for t in targets if t.tensor not in intact), key=damage.position)
     steps = len(sparse) + len(AMPLIFICATIONS)
+    # infinite costs keep every weight
     costs = {name: np.full(scores[name].shape, np.inf) for name in intact}
     large = LARGE_SHARE * sum(s.size for s in scores.values())
     for i, target in enumerate(sparse):
@@ -207,6 +209,7 @@ def marginal_damage(scores: np.ndarray, points: Sequence[tuple[float, float]]) -
     power = 1.0
     if last > first:
         power = max(1.0, float(np.log(max(last_damage, damage) / damage) / np.log(last / first)))
+    # damage of each weight is the increase of the law from the previous sum
     order = np.argsort(scores, axis=None, kind="stable")
     sums = np.concatenate([[0.0], np.cumsum(scores.reshape(-1)[order])])
     result = np.empty(scores.size)

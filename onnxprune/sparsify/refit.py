@@ -78,6 +78,7 @@ def refit_all(
                 run.advance(run.place(node.output[0]), keep=(node.input[0],))
             x_dense, x_sparse = dense.values(node.input[0]), sparse.values(node.input[0])
             moments = _measure_moments(model, target, x_dense, x_sparse, rng)
+        # later layers read the activations of the refitted ones
         weights |= sparse_weights(model, target, mask, moments)
         sparse.model = replace(model, weights=weights)
         progress((i + 1) / len(targets))
@@ -173,6 +174,7 @@ def _solve_rows(h: np.ndarray, right: np.ndarray, free: np.ndarray) -> np.ndarra
     w = u - P_:R (P_RR)^-1 u_R, with P = h^-1 and R the removed entries.
     """
     result = np.zeros(right.shape)
+    # one inverse serves all rows, whose masks differ
     inverse = np.linalg.inv(h)
     full = right @ inverse
     for i, mask in enumerate(free):
@@ -223,6 +225,7 @@ def _measure_moments(
     shape = model.weights[target.tensor].shape
     xx, yx = np.zeros((groups, size + 1, size + 1)), np.zeros((groups, outputs, size + 1))
     count = 0
+    # activations are float32; sums over positions are accumulated in float64
     weights = rows.astype(np.float32)
     shift = 0 if bias is None else bias[:, :, None].astype(np.float32)
     for dense, sparse in zip(x_dense, x_sparse, strict=True):

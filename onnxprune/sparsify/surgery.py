@@ -200,4 +200,5 @@ class _StraightThrough:
     def __call__(self, name: str, weight: Any) -> Any:
         if name not in self.masks:
             return weight
+        # the detached difference changes the value but not the gradient
         return weight + (weight * self.masks[name] - weight).detach()

@@ -224,6 +224,7 @@ def _select(
 
 def _split_feeds(feeds: Feeds, settings: SparsifySettings) -> tuple[Feeds, Feeds]:
     """Return the feeds for statistics and those that measure damage; disjoint if possible."""
+    # inputs that a refit has seen would underestimate the damage
     if settings.scope != BALANCED or len(feeds) < 2:
         return feeds, feeds
     return [f for i, f in enumerate(feeds) if i % PROBE_EVERY], feeds[::PROBE_EVERY]

@@ -72,8 +72,10 @@ def insert(model: Model, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
         if output not in statistics:
             continue
         mean, var = (np.asarray(v, np.float32) for v in statistics[output])
+        # the same variance divides and multiplies, so that the output does not change
         var = np.maximum(var, np.float32(MIN_DEVIATION**2))
         values = (np.sqrt(var + np.float32(EPSILON)), mean, mean, var)
+        # consumers keep reading `output`, which the normalization produces now
         node.output[0] = f"{output}{_BEFORE}"
         names = [f"{output}{_MARK}{part}" for part in PARTS]
         for name, value in zip(names, values, strict=True):
@@ -100,6 +102,7 @@ def fold(tuned: Model, original: Model) -> Model:
         parts = [f"{node.output[0]}{_MARK}{p}" for p in PARTS] if node.output else []
         if not parts or parts[0] not in tuned.weights:
             continue
+        # folded in float64: the factors differ by orders of magnitude
         scale, shift, mean, var = (tuned.weights[p].array().astype(np.float64) for p in parts)
         factor = scale / np.sqrt(var + EPSILON)
         weight = values[node.input[1]].array()
@@ -142,6 +145,7 @@ def _add_own_bias(model: EditableModel, node: NodeProto, dtype: np.dtype) -> str
     if _has_bias(node) and uses.count(node.input[2]) == 1:
         return str(node.input[2])
     name = f"{node.output[0]}_bias"
+    # the exporter may have used the name
     while name in model.weights:
         name += "_"
     zeros = np.zeros(model.weights[node.input[1]].shape[0], dtype)

@@ -94,8 +94,10 @@ class OnnxModule(torch.nn.Module):
         self._set_batch(feeds)
         env: dict[str, Tensor] = {**self.constants, **self.buffers_by_name(), **self._effective()}
         for name, value in feeds.items():
+            # initializers in half precision became float32 parameters: inputs must match them
             half = value.dtype in (torch.float16, torch.bfloat16)
             env[name] = value.float() if half else value
+        # the recording pass needs shapes only
         gates = NO_GATES if self._batch.recording else self.gates
         run_nodes(self.steps, env, frozenset(names), gates)
         unknown = [n for n in names if n not in env]
@@ -120,6 +122,7 @@ class OnnxModule(torch.nn.Module):
         if not batch.rebased or batch.inputs == shapes or batch.recording:
             return
         actual, training = batch.actual, self._mode["training"]
+        # in training mode the pass would update running statistics with zeros
         batch.recording, self.training = True, False
         zeros = {n: v.new_zeros(batch.declared, *v.shape[1:]) for n, v in feeds.items()}
         try:
@@ -128,11 +131,13 @@ class OnnxModule(torch.nn.Module):
         finally:
             batch.recording, batch.actual = False, actual
             self.training = self._mode["training"] = training
+        # literals depend on spatial sizes too: a new input shape is recorded anew
         batch.inputs = shapes
 
     def values(self) -> dict[str, np.ndarray]:
         """Return parameters and running statistics by initializer name, float32 or float64."""
         with torch.no_grad():
+            # copies, because the arrays would share memory with the parameters
             tensors = {**self._effective(), **self.buffers_by_name()}
             return {n: t.detach().cpu().numpy().copy() for n, t in tensors.items()}
 

@@ -44,6 +44,7 @@ class World:
 
     def share(self, rows: np.ndarray) -> np.ndarray:
         """Return this process's part of a batch."""
+        # interleaved, so that shares differ by at most one sample
         return rows[self.rank :: self.size]
 
     def average(self, tensors: Iterable[torch.Tensor], weight: float = 1.0) -> None:

@@ -210,11 +210,13 @@ class _TuneJob:
         teacher = None
         if self.teacher is not None and needs_teacher(self.weights):
             teacher = to_module(self.teacher).to(settings.device)
+        # repeats samples if there are fewer than the graph declares
         rows = np.arange(max(1, module.declared_batch)) % len(self.training)
         example = as_feeds(self.training.take(rows).inputs, module)
         features = list(settings.features) if "feature" in self.weights else []
         if "feature" in self.weights and teacher is not None and not features:
             features = common_features(module, teacher, example)
+        # shapes that the graph does not declare are those of a run
         with torch.no_grad():
             ranks = {n: v.ndim for n, v in module(example).items()}
         optimizer = _build_optimizer(module, settings, self.lr)
@@ -278,6 +280,7 @@ class _TorchState:
             )
 
     def __enter__(self) -> None:
+        # these are global settings of torch
         self.before = (
             torch.get_num_threads(),
             torch.are_deterministic_algorithms_enabled(),
@@ -328,6 +331,7 @@ def _insert_normalization(model: Model, settings: TuneSettings, samples: Samples
             "tune-batchnorm",
             "batchnorm insert: every convolution of the graph has a normalization; use keep",
         )
+    # mean and variance are stable long before all samples are read
     few = samples.take(np.arange(min(len(samples), CALIBRATION_SAMPLES)))
     size = settings.batch_size
     batches = []
@@ -358,6 +362,7 @@ def _build_result(model: Model, graph: Model, run: TrainingRun) -> TuneResult:
     state = run.state
     start = state.history[0]["score"]
     best = state.best_score[0] if state.best else state.history[-1]["score"]
+    # the start is the given model itself
     if state.best and state.best_epoch == 0 and run.hook is None:
         return TuneResult(model, state.history, best, start, 0)
     load_values(run.module, state.best or effective_values(run.module))

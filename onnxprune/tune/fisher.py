@@ -128,6 +128,7 @@ class PruneByFisher:
         }
         channels = sum(analysis.group(n).size for n in self.groups)
         self.count = pruning.step or max(1, channels // CUTS)
+        # indexed by cause; the last entry collects frozen positions
         self.sums = torch.zeros(analysis.axes.causes + 1, dtype=torch.float64)
         self.masked: dict[tuple[str, int], Tensor] = {}
         self.latency_costs: dict[str, np.ndarray] = {}
@@ -151,6 +152,7 @@ class PruneByFisher:
         """Apply the masks in the forward pass."""
         device = next(iter(module.parameters())).device
         self.sums = self.sums.to(device)
+        # a position is closed if any of its causes is removed
         removed = self.analysis.removed(self._indices())
         module.gates = {
             key: self._build_gate(key, axis, ~removed[table].any(1), device)
@@ -164,6 +166,7 @@ class PruneByFisher:
             # weight `size` makes the average a sum: each process saw other samples
             world.average([self.sums], world.size)
             self._cut(self.sums.cpu().numpy())
+            # importance is that of the present interval: removed channels change the others'
             self.sums.zero_()
             self.start(module)
 
@@ -179,6 +182,7 @@ class PruneByFisher:
         # the sum over samples, so that each sample's gradient is its own
         total = loss * samples if self.labeled else _draw_loss(tensors, heads, self.seed, step)
         live = {k: v for k, v in self.masked.items() if v.requires_grad}
+        # allow_unused: the loss need not depend on every masked tensor
         gradients = torch.autograd.grad(
             total, list(live.values()), retain_graph=True, allow_unused=True
         )
@@ -188,6 +192,7 @@ class PruneByFisher:
                 continue
             axis, table = self.tables[key]
             per_sample = _sum_by_sample((value.detach() * gradient).double(), axis, samples)
+            # several causes may meet in one position; each of them receives its gradient
             for column in torch.from_numpy(table.T.copy()).to(rows.device):
                 rows.index_add_(1, column, per_sample)
         self.sums += rows.square().sum(0)
@@ -202,6 +207,7 @@ class PruneByFisher:
         original = self.analysis.cost().as_dict()[missed]
         present = self.analysis.cost(kept).as_dict()[missed]
         demanded = original - self.constraints.budgets[missed]
+        # 1 means that all budgets are met
         return min((original - present) / max(demanded, _TINY), _ALMOST_DONE)
 
     def accepts(self, step: int) -> bool:
@@ -257,6 +263,7 @@ class PruneByFisher:
             if not steps:
                 cost = self._missed() or next(iter(self.constraints.budgets))
                 raise unreachable(self.analysis, self.constraints, self._indices(), cost)
+            # one group per iteration: its removal changes the costs of the others
             _, name, channels = min(steps, key=lambda step: step[0])
             self.kept[name][channels] = False
             removed += len(channels)

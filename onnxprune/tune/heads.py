@@ -44,6 +44,7 @@ def _find_head(
 ) -> Head:
     """Return the head of one output."""
     name = output
+    # exporters append Identity or Cast to outputs
     while name in producers and producers[name].op_type in _PASSING:
         name = producers[name].input[0]
     node = producers.get(name)

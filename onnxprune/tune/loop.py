@@ -132,6 +132,7 @@ def resume(run: TrainingRun, path: Path | None, key: str) -> bool:
         state[name] = {n: value.to(device) for n, value in state[name].items()}
     state["best_score"] = tuple(state["best_score"])
     run.state = State(**state)
+    # the averaged weights may be the best, but training continues from the present ones
     load_values(run.module, checkpoint["values"])
     run.optimizer.load_state_dict(checkpoint["optimizer"])
     if run.hook is not None:
@@ -168,6 +169,7 @@ def train(
         state.step += 1
         now = time.monotonic()
         share = _measure_progress(run, total)
+        # speed of this process only: a resumed run starts at share `first`
         left_s = (now - began) / (share - first) * (1 - share) if share > first else None
         on_event(Event("tune", "progress", now - began, share, f"loss {loss:.4g}", left_s))
         epoch_ends = state.step % per_epoch == 0 or state.step == total
@@ -177,6 +179,7 @@ def train(
             _validate(run, validator, -(-state.step // per_epoch), mean, now - began, on_event)
             # a run that stops inside an epoch resumes with its running loss
             state.running_loss = 0.0 if epoch_ends else state.running_loss
+        # also inside long epochs, so that a killed run loses little
         due = epoch_ends or stop or now - written > settings.checkpoint_s
         if path is not None and run.world.leads and due:
             extra = run.hook.state() if run.hook is not None else {}
@@ -215,6 +218,7 @@ def _step(run: TrainingRun, samples: Samples, step: int, per_epoch: int, total: 
     """
     settings, module, size = run.settings, run.module, run.settings.batch_size
     epoch, position = divmod(step, per_epoch)
+    # drawn anew per step from the seed: nothing random needs to be stored in a checkpoint
     order = np.random.default_rng([settings.seed, epoch]).permutation(len(samples))
     rows = order[position * size : (position + 1) * size]
     batch = samples.take(run.world.share(rows))
@@ -225,10 +229,12 @@ def _step(run: TrainingRun, samples: Samples, step: int, per_epoch: int, total: 
     factor = _compute_lr_factor(settings, step, total)
     for group in run.optimizer.param_groups:
         group["lr"] = run.lr * group["lr_scale"] * factor
+    # training mode updates running statistics
     module.train(settings.batchnorm != "frozen")
     run.optimizer.zero_grad()
     # the last batch may hold fewer samples than there are processes
     value = _backpropagate(run, inputs, batch, step) if len(batch) else 0.0
+    # weight of a mean over the own share: unequal shares count by their samples
     _average_gradients(run, len(batch) * run.world.size / len(rows))
     if not math.isfinite(value):
         raise OnnxpruneError(
@@ -340,6 +346,7 @@ def _validate(
     """
     state, module = run.state, run.module
     current = snapshot(module)
+    # validation scores what would be returned: the averaged weights
     load_values(module, state.averaged or current)
     measured = validator.score(module) if run.world.leads else None
     score, loss, standard_error = run.world.from_leader(measured)
@@ -376,6 +383,7 @@ def _find_lowest_score(run: TrainingRun, score: float, standard_error: float) ->
 
 def _is_better(state: State, score: float, loss: float, lowest: float) -> bool:
     """Return True if a score of at least `lowest` replaces the best."""
+    # a best score below the limit is no longer among the equally good ones
     if not state.best or state.best_score[0] < lowest:
         return True
     return (-loss, score) > state.best_score[::-1]

@@ -78,6 +78,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, axis: int = -1) -> Tensor:
         ignored.
     """
     logits = logits.movedim(axis, 1)
+    # segmentation data mark void pixels by labels out of range, such as 255
     known = (labels >= 0) & (labels < logits.shape[1])
     return F.cross_entropy(logits, torch.where(known, labels, _IGNORED), ignore_index=_IGNORED)
 
@@ -87,6 +88,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float, axis: int =
 
     Source: Hinton et al. 2015, section 2.
     """
+    # logarithms keep probabilities near 0 finite
     p, q = (F.log_softmax(z / temperature, axis) for z in (teacher, student))
     return (p.exp() * (p - q)).sum(axis).mean() * temperature**2
 

@@ -168,6 +168,7 @@ ELEMENTWISE: dict[str, Row] = {
     "Exp": _unary(torch.exp),
     "Floor": _unary(torch.floor),
     "Identity": Row(lambda c, x: x, trainable=(0,), elementwise=True),
+    # tuning runs without dropout, as the deployed graph does
     "Dropout": Row(lambda c, x, *rest: x),
     "IsInf": _unary(torch.isinf),
     "IsNaN": _unary(torch.isnan),
@@ -211,6 +212,7 @@ ELEMENTWISE: dict[str, Row] = {
     "Sub": _binary(torch.sub),
     "Mul": _binary(torch.mul),
     "Div": _binary(_divide),
+    # the result has the type of the base; exponents may be integers
     "Pow": Row(lambda c, a, b: torch.pow(*to_common_device(a, b)).to(a.dtype)),
     "Mod": Row(_mod),
     "Min": _variadic(torch.minimum),

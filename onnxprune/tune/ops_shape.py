@@ -139,6 +139,7 @@ def _gather_elements(c: Call, x: Tensor, indices: Tensor) -> Tensor:
 
 def _gather_nd(c: Call, x: Tensor, indices: Tensor) -> Tensor:
     leading = c.get("batch_dims", 0)
+    # leading axes are batch axes: each selects its own row
     index = indices.to(x.device, torch.int64)
     rows = []
     for i, n in enumerate(x.shape[:leading]):

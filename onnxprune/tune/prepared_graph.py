@@ -101,6 +101,7 @@ def prepare_graph(model: Model) -> PreparedGraph:
     steps = [_fix_shared_statistics(s, shared) for s in steps]
     steps = _fold_constants(steps, values, trainable | running)
     names, outputs = tuple(i.name for i in inputs), tuple(o.name for o in graph.output)
+    # folding leaves initializers without a consumer; they must not become parameters
     read = frozenset(outputs).union(*(_find_read_names(s) for s in steps))
     return PreparedGraph(
         _add_drops(steps, names),
@@ -131,6 +132,7 @@ def _prepare_node(
         node.op_type, node.name or first, first, attributes, opset, named_outputs, batch, mode
     )
     inputs, outputs = tuple(node.input), tuple(node.output)
+    # the only operator with bodies that runs here
     if node.op_type == "If" and node.domain in ("", "ai.onnx"):
         bodies = {
             name: _prepare_body(graph, opset, batch, mode)
@@ -196,6 +198,7 @@ def _assign_roles(
             else:
                 fixed.add(name)
     running = set(uses)
+    # two updates per step would move shared statistics twice
     shared = {n for n, count in uses.items() if count > 1 or n in learned | fixed}
     return learned - fixed - running, running, shared
 
@@ -247,6 +250,7 @@ def _find_read_names(step: NodeCall) -> set[str]:
 
 def _add_drops(steps: list[NodeCall], inputs: Sequence[str]) -> tuple[NodeCall, ...]:
     """Return each node with the values that no later node reads."""
+    # initializers and constants belong to the module and outlive a run
     droppable = set(inputs) | {o for s in steps for o in s.outputs}
     read_later: set[str] = set()
     result = []

@@ -109,6 +109,7 @@ def prune_and_tune(
     cut_trained, cut_original = _cut_values(analysis, plan, trained.model), cut(analysis, plan)
     trained_score = score(cut_trained, data, settings, **common)
     untuned_score = score(cut_original, data, settings, **common)
+    # training with closing masks may have damaged the network
     start = cut_original if untuned_score > trained_score else cut_trained
     remaining = _subtract_time(settings, time.monotonic() - began)
     result = tune(start, data, remaining, checkpoint=checkpoint, **tracked)
@@ -145,6 +146,7 @@ def _adapt_settings(
         batchnorm="keep" if settings.batchnorm == "insert" else settings.batchnorm,
         schedule="constant",
         warmup=0.0,
+        # the hook ends the run; this is an upper bound
         steps=pruning.interval * (hook.max_cuts + 1),
         limit_s=0.0,
     )

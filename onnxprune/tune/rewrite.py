@@ -115,6 +115,7 @@ def rewrite_activations(
     copy = model.edit()
     removed = {n.output[0] for a in chosen for n in a.nodes}
     by_output = {a.output: a for a in chosen}
+    # Clip takes its bounds as attributes before opset 11
     limits = _add_limits(copy, chosen[0].input) if target == "relu6" and model.opset >= 11 else []
     nodes: list[NodeProto] = []
     for node in copy.proto.graph.node:
@@ -141,6 +142,7 @@ def find_activations(model: Model) -> list[Activation]:
     taken: set[str] = set()
     for node in model.proto.graph.node:
         match = _match(graph, node)
+        # replacing a pattern removes its inner tensors, which nothing else may read
         if match is None or not graph.is_private(match):
             continue
         outputs = {n.output[0] for n in match.nodes}
@@ -148,6 +150,7 @@ def find_activations(model: Model) -> list[Activation]:
             continue
         taken |= outputs
         result.append(match)
+    # a pattern may be part of a longer one that is matched later
     inner = {n.output[0] for a in result for n in a.nodes[:-1]}
     return [a for a in result if a.output not in inner]
 

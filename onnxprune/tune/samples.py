@@ -78,6 +78,7 @@ class Samples:
                 f"{len(self)} sample cannot be split into a tuning and a validation part; "
                 "give at least 2, or pass validation data",
             )
+        # both parts keep at least one sample
         count = min(max(1, round(share * len(self))), len(self) - 1)
         order = np.random.default_rng([seed, len(self)]).permutation(len(self))
         return self.take(np.sort(order[count:])), self.take(np.sort(order[:count]))

@@ -69,6 +69,7 @@ def update_average(averaged: Tensors, module: OnnxModule, decay: float, step: in
     share = 1 - min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for name, tensor in _all_tensors(module).items():
+            # counters cannot be averaged
             if tensor.is_floating_point():
                 averaged[name].lerp_(tensor, share)
             else:

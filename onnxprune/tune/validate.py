@@ -81,6 +81,7 @@ class Validator:
             if share is not None:
                 hits, labeled = hits + share * len(batch), labeled + len(batch)
         mean_loss = total / len(self.samples)
+        # metrics of the caller need not have a standard error
         if metric is not None:
             result = metric.result()
             value = result.value if result.higher_is_better else -result.value
