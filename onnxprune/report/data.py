@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.report.record import Record, many, named, omitted, one, required
+from onnxprune.report.record import ReportRecord, many, named, omitted, one, required
 
 REPORT_FORMAT = 1
 _HASHES = ("source_sha256", "data_sha256")
 
 
 @dataclass(frozen=True, eq=False)
-class Stage(Record):
+class Stage(ReportRecord):
     """One stage of a run.
 
     Attributes
@@ -36,7 +36,7 @@ class Stage(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Costs(Record):
+class Costs(ReportRecord):
     """Counted costs of a model per inference."""
 
     macs: int
@@ -46,7 +46,7 @@ class Costs(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class TargetRow(Record):
+class TargetRow(ReportRecord):
     """A target with the allowed and the reached cost, in its unit (MACs, bytes, ms, ...)."""
 
     target: str
@@ -55,7 +55,7 @@ class TargetRow(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class VerificationSummary(Record):
+class VerificationSummary(ReportRecord):
     """Comparison of the pruned model with the masked original.
 
     Attributes
@@ -81,7 +81,7 @@ class VerificationSummary(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class LatencyRow(Record):
+class LatencyRow(ReportRecord):
     """Latency on one engine, with the 95 % interval of the speed-up."""
 
     before_ms: float
@@ -92,7 +92,7 @@ class LatencyRow(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class FidelitySummary(Record):
+class FidelitySummary(ReportRecord):
     """Comparison of the outputs with the original's on held-out inputs.
 
     See `onnxprune.metrics.fidelity.Fidelity`; `outputs` has the measures by output.
@@ -107,7 +107,7 @@ class FidelitySummary(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class QualityRow(Record):
+class QualityRow(ReportRecord):
     """One metric on labeled inputs.
 
     Attributes
@@ -133,7 +133,7 @@ class QualityRow(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class MetricFigure(Record):
+class MetricFigure(ReportRecord):
     """Value of a metric with its standard error."""
 
     value: float | None = None
@@ -141,7 +141,7 @@ class MetricFigure(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Figures(Record):
+class Figures(ReportRecord):
     """Figures of one model on held-out inputs: fidelity, and its metrics by name."""
 
     relative_error: float | None = None
@@ -150,7 +150,7 @@ class Figures(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class CurvePoint(Record):
+class CurvePoint(ReportRecord):
     """One model of the trade-off curve.
 
     Attributes
@@ -174,7 +174,7 @@ class CurvePoint(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class CandidateRow(Record):
+class CandidateRow(ReportRecord):
     """A candidate with its metric on the selection labels, or the problem that prevented it."""
 
     criterion: str
@@ -187,7 +187,7 @@ class CandidateRow(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class SelectionSummary(Record):
+class SelectionSummary(ReportRecord):
     """Candidates for one target, compared by a metric on labeled samples."""
 
     metric: str = ""
@@ -196,7 +196,7 @@ class SelectionSummary(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class BisectionStep(Record):
+class BisectionStep(ReportRecord):
     """One model of the search for a tolerance: targets, share of the MACs, divergence."""
 
     target: Sequence[str]
@@ -205,7 +205,7 @@ class BisectionStep(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class BisectionSummary(Record):
+class BisectionSummary(ReportRecord):
     """Search for the smallest model within a tolerance, on selection inputs."""
 
     max_divergence: float | None = None
@@ -215,7 +215,7 @@ class BisectionSummary(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupRow(Record):
+class GroupRow(ReportRecord):
     """Width of one group before and after.
 
     Attributes
@@ -237,7 +237,7 @@ class GroupRow(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class LayerCost(Record):
+class LayerCost(ReportRecord):
     """Cost of one layer: (before, after) of each quantity, None for those that are unknown.
 
     Attributes
@@ -256,7 +256,7 @@ class LayerCost(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class GraphBox(Record):
+class GraphBox(ReportRecord):
     """Node of the network's picture, see `collect.graph_rows`.
 
     Attributes
@@ -274,7 +274,7 @@ class GraphBox(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class FrozenAxis(Record):
+class FrozenAxis(ReportRecord):
     """An axis that cannot be pruned, with the operator and node that freeze it."""
 
     tensor: str
@@ -285,7 +285,7 @@ class FrozenAxis(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Provenance(Record):
+class Provenance(ReportRecord):
     """Versions of Python and libraries, and hashes of the inputs; its JSON is one flat table."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -312,7 +312,7 @@ class Provenance(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Report(Record):
+class Report(ReportRecord):
     """All results of a run; every part is also a mapping with the keys of report.json.
 
     Attributes

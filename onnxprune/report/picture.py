@@ -9,6 +9,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from onnxprune.errors import plural
 from onnxprune.report.data import GraphBox
@@ -85,7 +86,7 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
         ideal = {i: _mean(columns, inputs[i]) for i in by_row[row]}
         members = sorted(by_row[row], key=lambda i: (ideal[i], i))
         columns[members[0]] = ideal[members[0]]
-        for left, i in zip(members, members[1:], strict=False):
+        for left, i in pairwise(members):
             columns[i] = max(ideal[i], columns[left] + 1)
         # boxes were only pushed to the right: move the row back by the mean push
         shift = sum(columns[i] - ideal[i] for i in members) / len(members)

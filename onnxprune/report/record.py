@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
-R = TypeVar("R", bound="Record")
+R = TypeVar("R", bound="ReportRecord")
 
 
 @dataclass(frozen=True, eq=False)
-class Record(Mapping[str, Any]):
+class ReportRecord(Mapping[str, Any]):
     """Base of the parts of a report.
 
     `part.name` and `part["name"]` are the same value. A part whose fields all have their defaults
@@ -63,7 +63,7 @@ class Record(Mapping[str, Any]):
 
 def to_json(value: Any) -> Any:
     """Return records, mappings and sequences as plain data."""
-    if isinstance(value, Record):
+    if isinstance(value, ReportRecord):
         return value.to_json()
     if isinstance(value, Mapping):
         return {key: to_json(entry) for key, entry in value.items()}
@@ -87,17 +87,17 @@ def one(kind: type[R]) -> Any:
     return field(default_factory=kind, metadata={"convert": _converter(kind)})
 
 
-def many(kind: type[Record]) -> Any:
+def many(kind: type[ReportRecord]) -> Any:
     """Return a field that holds a tuple of records."""
     convert = _converter(kind)
     return field(default=(), metadata={"convert": lambda values: tuple(convert(v) for v in values)})
 
 
-def named(kind: type[Record]) -> Any:
+def named(kind: type[ReportRecord]) -> Any:
     """Return a field that holds a mapping name -> record."""
     convert = _converter(kind)
 
-    def convert_all(values: Mapping[str, Any]) -> dict[str, Record]:
+    def convert_all(values: Mapping[str, Any]) -> dict[str, ReportRecord]:
         return {name: convert(value) for name, value in values.items()}
 
     return field(default_factory=dict, metadata={"convert": convert_all})

@@ -43,7 +43,7 @@ from onnxprune.run.outputs import check_same
 from onnxprune.run.planning import PlanInputs, decide, measure_models, target_rows
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import to_toml
-from onnxprune.run.results import Comparison, Decision, Result, StageResults, Timing
+from onnxprune.run.results import ComparisonModels, Decision, Result, StageResults, Timing
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
 from onnxprune.run.tolerance import bisect_tolerance
@@ -59,7 +59,7 @@ SEARCH = "search.jsonl"  # measurements of a search method, in the run directory
 
 
 @dataclass(frozen=True)
-class Job:
+class RunJob:
     """A run whose model is analyzed and whose recipe has no "auto".
 
     Attributes
@@ -214,7 +214,7 @@ class Job:
 
     def _compare(
         self, variants: Variants, recipe: Recipe, plan: Plan, evaluation: Evaluation
-    ) -> Comparison:
+    ) -> ComparisonModels:
         """Build the random controls and the trade-off curve, if asked for."""
         control: Sequence[Figures] = ()
         curve: Sequence[CurvePoint] = ()
@@ -223,7 +223,7 @@ class Job:
             control = build_controls(variants, recipe, plan)
         if recipe.curve:
             curve, problems = build_curve(variants, recipe, plan, evaluation)
-        return Comparison(control, curve, problems)
+        return ComparisonModels(control, curve, problems)
 
     def _report(
         self, variants: Variants, model: Model, plan: Plan, results: StageResults

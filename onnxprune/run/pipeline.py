@@ -21,7 +21,7 @@ from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, load
 from onnxprune.run.adapter import Source, context_for, open_data_for, open_labels
-from onnxprune.run.job import Job, analyze_stage, decide_stage
+from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.outputs import check_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
 from onnxprune.run.recipe import Recipe
@@ -105,14 +105,14 @@ def optimize(
         ) from None
 
 
-def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -> Job:
+def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -> RunJob:
     """Analyze the model, resolve "auto", and open and split the inputs."""
     analysis = analyze_stage(source, recipe, stages)
     recipe, notes = resolve(recipe, analysis, data is not None)
     inputs = data or open_data_for(analysis.model, recipe)
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
-    return Job(stages, recipe, source, analysis, splits, provenance, notes)
+    return RunJob(stages, recipe, source, analysis, splits, provenance, notes)
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:

@@ -80,7 +80,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonModels:
     """Models to compare the written one with, and warnings about those that failed."""
 
     control: Sequence[Figures] = ()
@@ -96,4 +96,4 @@ class StageResults:
     verification: VerificationSummary
     evaluation: Evaluation
     timing: Timing
-    comparison: Comparison
+    comparison: ComparisonModels
