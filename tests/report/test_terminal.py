@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from onnxprune.report import terminal
 from onnxprune.report.data import Report, Stage
 from onnxprune.report.terminal import Progress, before_after, running_line, summary, warnings
 from onnxprune.report.text import amount, duration
+
+WAIT_S = 60
 
 
 class Terminal(io.StringIO):
@@ -29,10 +33,16 @@ def test_long_stage_shows_progress_and_ends_as_one_line(
 ) -> None:
     for name in ("LONG_S", "TERMINAL_S", "LOG_S"):
         monkeypatch.setattr(terminal, name, 0.02)
+    # a clock that advances by its readings, so that times do not depend on the machine's load
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(monotonic=lambda: 0.01 * next(ticks))
+    monkeypatch.setattr(terminal, "time", clock)
     with Progress(stream) as progress:
         progress(Event("score", "begin"))
         progress(Event("score", "progress", share=0.5, detail="128 of 256 inputs"))
-        time.sleep(0.2)
+        deadline = time.monotonic() + WAIT_S
+        while "50%" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
         progress(Event("score", "end", 3.2, detail="done well"))
         progress(Event("plan", "reused", 1.0))
         time.sleep(0.1)

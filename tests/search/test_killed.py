@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from onnxprune import demo
 
 FILES = demo.files()
 WAIT_S = 240
+ATTEMPTS = 5  # on a machine so busy that a search ends before it can be killed
 ROUNDS = [
     part
     for option in ("rates=0.25,0.5", "params_map=4", "flops_map=4", "rounds=6")
@@ -82,6 +84,20 @@ def lines(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
+def kill_after(method: str, folder: Path, measurements: float) -> bool:
+    """Kill a search after some measurements; return False if it ended before that."""
+    process, deadline = start(method, folder), time.monotonic() + WAIT_S
+    journal = folder / "out.run" / "search.jsonl"
+    while lines(journal) < measurements and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if process.returncode == 0:
+        return False
+    assert process.returncode == -signal.SIGKILL and not (folder / "out.onnx").exists()
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_search_resumes_with_the_same_bytes(method: str, tmp_path: Path) -> None:
@@ -93,17 +109,11 @@ def test_a_killed_search_resumes_with_the_same_bytes(method: str, tmp_path: Path
     finished(start(method, whole))
     measured = lines(whole / "out.run" / "search.jsonl")
     assert measured >= 4
-    for share in (1 / 3, 2 / 3):
-        process, until = start(method, broken), time.monotonic() + WAIT_S
-        while (
-            lines(broken / "out.run" / "search.jsonl") < measured * share
-            and process.poll() is None
-            and time.monotonic() < until
-        ):
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL and not (broken / "out.onnx").exists()
+    for _ in range(ATTEMPTS):
+        if all(kill_after(method, broken, measured * share) for share in (1 / 3, 2 / 3)):
+            break
+        shutil.rmtree(broken)
+        broken.mkdir()
     assert 0 < lines(broken / "out.run" / "search.jsonl") < measured
     finished(start(method, broken))
     assert (broken / "out.onnx").read_bytes() == (whole / "out.onnx").read_bytes()
