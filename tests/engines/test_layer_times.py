@@ -162,6 +162,9 @@ def test_weights_are_seeded() -> None:
     )
 
 
+FEWEST_PAIRS, MOST_PAIRS = 3, 20
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(vector_channels() != 16, reason="the staircase of 16 belongs to AVX-512")
 def test_the_staircase_of_onnxruntime_is_seen(tmp_path: Path) -> None:
@@ -181,11 +184,12 @@ def test_the_staircase_of_onnxruntime_is_seen(tmp_path: Path) -> None:
         True,
     )
     for layer, least in ((spec, 1.3), (depthwise, 2.0)):
-        odd, even = (
-            min(
-                time_layer(ENGINES.get("onnxruntime"), layer.resized(width, width), EngineOptions())
-                for _ in range(3)
-            )
-            for width in (31, 32)
-        )
-        assert odd > least * even
+        # alternating, and again on a busy machine: other work slows single measurements only
+        odd, even = [], []
+        for _ in range(MOST_PAIRS):
+            for width, times in ((31, odd), (32, even)):
+                resized = layer.resized(width, width)
+                times.append(time_layer(ENGINES.get("onnxruntime"), resized, EngineOptions()))
+            if len(odd) >= FEWEST_PAIRS and min(odd) > least * min(even):
+                break
+        assert min(odd) > least * min(even)
