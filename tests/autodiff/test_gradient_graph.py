@@ -1,159 +1,36 @@
-"""Mask gradients by the backward graph against finite differences and against torch autograd."""
+"""The backward graph: trained models against torch autograd, losses, places and errors."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from gradient_cases import CASES, Case
+from gradient_cases import CASES
+from gradient_reference import FORMULA, SINGLE, autograd, close, in_torch, run
 from onnx import helper, numpy_helper
 
 from onnxprune.autodiff import (
     DRAWN,
     LABELS,
     VECTOR,
-    Gradient,
     Loss,
     Place,
     feeds_of,
     gradient_model,
 )
-from onnxprune.autodiff.rules import TABLE
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.nodes import label
 from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.runtime import Session
+from onnxprune.ir.weights import from_array
 
-SINGLE = 1e-4  # float32 sums of a few hundred terms against float64
-STEP = 1e-5  # of central differences in float64: error about STEP**2
-# float64 against float64; the graph's own constants (1 / pixels, slopes) are float32
-FORMULA = 2e-7
 FORWARD_PASSES = 5.0
 COST_RUNS = 20
 LARGE_INPUT = 400_000  # elements above which a run is long enough to need few repetitions
-
-
-def in_torch(model: Model) -> Any:
-    """Return torch and the graph as a float64 module."""
-    torch = pytest.importorskip("torch")
-    from onnxprune.tune.bridge import to_module
-
-    module = to_module(model).eval().double()
-    module.constants = {
-        n: v.double() if v.is_floating_point() else v for n, v in module.constants.items()
-    }
-    return torch, module
-
-
-def mask_derivatives(
-    model: Model, feeds: dict[str, np.ndarray], place: Place, vector: np.ndarray
-) -> np.ndarray:
-    """Return the derivative of v'f by a factor on each channel of an input, (samples, channels).
-
-    Central differences in float64, per sample.
-    """
-    torch, module = in_torch(model)
-    tensors = {n: torch.from_numpy(v) for n, v in feeds.items()}
-    x = feeds[place.tensor]
-    derivatives = np.zeros((x.shape[0], x.shape[place.axis]))
-    for n, c in np.ndindex(derivatives.shape):
-        position: list[Any] = [slice(None)] * x.ndim
-        position[place.axis], position[0] = c, n
-        index = tuple(position)
-        ends = []
-        for sign in (1, -1):
-            moved = x.copy()
-            moved[index] *= 1 + sign * STEP
-            with torch.no_grad():
-                (y,) = module({**tensors, place.tensor: torch.from_numpy(moved)}).values()
-            ends.append(float((y.double().numpy() * vector).sum()))
-        derivatives[n, c] = (ends[0] - ends[1]) / (2 * STEP)
-    return derivatives
-
-
-def run(
-    gradient: Gradient, feeds: dict[str, np.ndarray], extra: dict[str, np.ndarray]
-) -> dict[Place, np.ndarray]:
-    """Return the outputs by place."""
-    values = Session(gradient.model).run({**feeds, **extra})
-    return {place: values[name] for place, name in gradient.outputs.items()}
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_rule_equals_finite_differences(case: Case) -> None:
-    """Every data input and axis: onnxruntime in float32 against central differences in float64."""
-    feeds = case.feeds()
-    model = canonicalize(load(case.model()))
-    places = [Place(n, axis) for n, v in feeds.items() for axis in range(1, v.ndim)]
-    gradient = gradient_model(
-        model,
-        places,
-        [Loss(VECTOR, f"y{case.head}")],
-        {n: v.shape for n, v in feeds.items()},
-        case.samples,
-    )
-    assert not gradient.blocked
-    vector = feeds_of(gradient.feeds, np.random.default_rng(1))
-    found = run(gradient, {n: v.astype(np.float32) for n, v in feeds.items()}, vector)
-    assert set(found) == set(places)
-    expected = {
-        place: mask_derivatives(model, feeds, place, next(iter(vector.values())))
-        for place in places
-    }
-    scale = max(np.abs(e).max() for e in expected.values())
-    for place, rows in expected.items():
-        rows = rows if case.samples > 1 else rows.sum(0, keepdims=True)
-        assert np.abs(found[place] - rows).max() <= SINGLE * scale, (
-            f"{place}: {found[place]} instead of {rows}"
-        )
-
-
-def test_every_row_of_the_table_is_tested() -> None:
-    tested = {case.op for case in CASES}
-    assert set(TABLE) - tested == {"Where", "CastLike"}  # the next test
-
-
-def test_where_and_cast_like() -> None:
-    """v'Where(c, x, x y) by x is v for true c, else v y; by y it is v x for false c."""
-    r = np.random.default_rng(0)
-    condition = r.random((2, 3, 4)) > 0.5
-    nodes = [
-        helper.make_node("CastLike", ["x", "y"], ["like"], name="like"),
-        helper.make_node("Mul", ["like", "y"], ["xy"], name="mul"),
-        helper.make_node("Where", ["c", "like", "xy"], ["z"], name="where"),
-    ]
-    infos = [helper.make_tensor_value_info(n, 1, [2, 3, 4]) for n in ("x", "y", "z")]
-    graph = helper.make_graph(
-        nodes, "where", infos[:2], infos[2:], [numpy_helper.from_array(condition, "c")]
-    )
-    model = canonicalize(
-        load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    )
-    gradient = gradient_model(
-        model,
-        [Place("x", 1), Place("y", 2)],
-        [Loss(VECTOR, "z")],
-        {"x": (2, 3, 4), "y": (2, 3, 4)},
-        2,
-    )
-    feeds = {n: r.standard_normal((2, 3, 4)).astype(np.float32) for n in ("x", "y")}
-    extra = feeds_of(gradient.feeds, r)
-    (v,) = extra.values()
-    by_x, by_y = (
-        feeds["x"] * np.where(condition, v, v * feeds["y"]),
-        feeds["y"] * np.where(condition, 0, v * feeds["x"]),
-    )
-    assert not gradient.blocked
-    close(
-        run(gradient, feeds, extra),
-        {Place("x", 1): by_x.sum(2), Place("y", 2): by_y.sum(1)},
-        SINGLE,
-    )
 
 
 # input shapes, cropped if the graph allows it
@@ -191,62 +68,6 @@ def consumers(model: Model) -> list[Place]:
             if name not in given:
                 places.append(Place(name, axis))
     return list(dict.fromkeys(places))
-
-
-def autograd(
-    model: Model,
-    feeds: dict[str, np.ndarray],
-    losses: list[Loss],
-    extra: dict[str, np.ndarray],
-    places: list[Place],
-) -> dict[Place, np.ndarray]:
-    """Return A * dL/dA by torch autograd in float64, (samples, channels)."""
-    torch, module = in_torch(model)
-    tensors = {n: torch.from_numpy(v).double().requires_grad_(True) for n, v in feeds.items()}
-    producers = {o: node for node in model.proto.graph.node for o in node.output}
-    starts = []
-    for loss in losses:
-        producer = producers[loss.head]
-        softmax = producer.op_type == "Softmax" and loss.kind != VECTOR
-        starts.append(producer.input[0] if softmax else loss.head)
-    names = list(dict.fromkeys(p.tensor for p in places))
-    values = module(tensors, [*names, *starts])
-    total = torch.zeros((), dtype=torch.float64)
-    for loss, start in zip(losses, starts, strict=True):
-        head, given = values[start], torch.from_numpy(extra[loss.input])
-        if loss.kind == VECTOR:
-            total = total + (head * given).sum()
-            continue
-        labels = (head + given).argmax(1) if loss.kind == DRAWN else given
-        positions = labels[0].numel()
-        total = (
-            total
-            + torch.nn.functional.cross_entropy(head, labels, reduction="sum", ignore_index=-1)
-            / positions
-        )
-    grads = dict(zip(names, torch.autograd.grad(total, [values[n] for n in names]), strict=True))
-    result = {}
-    for place in places:
-        a = values[place.tensor].detach()
-        product = (a * grads[place.tensor]).reshape(
-            len(next(iter(feeds.values()))), -1, *a.shape[1:]
-        )
-        axis = place.axis % a.ndim + 1
-        result[place] = product.sum([i for i in range(1, product.ndim) if i != axis]).numpy()
-    return result
-
-
-def close(
-    found: dict[Place, np.ndarray], expected: dict[Place, np.ndarray], tolerance: float
-) -> None:
-    """Assert a relative tolerance in the Euclidean norm for every place."""
-    assert set(found) == set(expected)
-    errors = {
-        p: np.linalg.norm(found[p] - e) / max(np.linalg.norm(e), 1e-300)
-        for p, e in expected.items()
-    }
-    worst = max(errors, key=lambda p: errors[p])
-    assert errors[worst] <= tolerance, f"{worst}: {errors[worst]}"
 
 
 @pytest.mark.zoo
@@ -340,9 +161,7 @@ def test_confident_predictions_keep_relative_precision() -> None:
     """P - 1 for p near 1 comes from the other classes: softmax minus one has no digits left."""
     model, feeds = small(), inputs()
     scaled = model.edit()
-    from onnxprune.ir.weights import from_array
-
-    scaled.weights.update({"bf": from_array(np.array([14, 0, 0, 0, 0], np.float32))})  # type: ignore[attr-defined]
+    scaled.weights["bf"] = from_array(np.array([14, 0, 0, 0, 0], np.float32))
     losses = [Loss(LABELS, "logits")]
     gradient = gradient_model(scaled, PLACES, losses, {"x": (6, 3, 6, 6)}, 6)
     labels = {losses[0].input: np.zeros(6, np.int64)}
