@@ -62,7 +62,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     model, fits = prepare_fits(analysis, replaced, removed)
     ties = tied_outputs(fits)
     dense, order = _bring_together(analysis.model, model, ties)
-    fits = _in_order(fits, model, ties)
+    fits = _sort_fits(fits, model, ties)
     batches, held_out = _split_held_out(
         list(data.batches(context.batch_size)), data.inputs.batch is not None
     )
@@ -79,7 +79,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         pruned=SegmentedRun(model, first, threads=threads),
         held_out=held_out,
         waiting=waiting,
-        products=lossy_products(analysis, removed, _single(fits)),
+        products=lossy_products(analysis, removed, _select_untied(fits)),
     )
     blocks = partition(lockstep.pruned, fits)
     for block in blocks:
@@ -110,7 +110,7 @@ class _Lockstep:
     done
         Number of fits handled so far.
     solved
-        Nodes of shared weights that are solved.
+        Nodes of shared weights that were solved with the first use.
     """
 
     analysis: Analysis
@@ -166,8 +166,7 @@ class _Lockstep:
             uses = [other for other in self.fits if other.weight == fit.weight]
             self._advance_to(uses, block)
             usable = [use for use in uses if self._has_samples(use)]
-            found = [self._problem(use) for use in usable]
-            of_uses = [problem for problem in found if problem is not None]
+            of_uses = [p for use in usable if (p := self._build_problem(use)) is not None]
             if len(uses) == 1:
                 for problem in of_uses:
                     problem.solve(self.model)
@@ -184,7 +183,7 @@ class _Lockstep:
         self.pruned.advance(position)
         keep = [*(use.target for use in uses), *block.exits]
         if len(uses) > 1:
-            # the last target may lie behind tensors that fits in between still ask for
+            # the run may pass tensors that fits before the last use still need
             waiting = self.fits[self.done :]
             keep += [name for fit in waiting for name in (fit.target, fit.shortcut) if name]
         end = max(self.original.place(use.target) for use in uses) + 1
@@ -195,7 +194,7 @@ class _Lockstep:
         node = self.pruned.nodes[self.pruned.place(fit.node)]
         return self.pruned.has(node.input[0]) and self.original.has(fit.target)
 
-    def _problem(self, fit: Fit) -> LayerProblem | None:
+    def _build_problem(self, fit: Fit) -> LayerProblem | None:
         """Return the least-squares problem of a node."""
         return LayerProblem.of(
             fit,
@@ -262,7 +261,7 @@ def _bring_together(
     return copy.freeze(), order
 
 
-def _in_order(
+def _sort_fits(
     fits: Sequence[Fit], model: EditableModel, ties: Sequence[Sequence[str]]
 ) -> list[Fit]:
     """Return the fits in the order of the nodes.
@@ -281,7 +280,7 @@ def _in_order(
     return sorted(together, key=lambda fit: places[fit.node])
 
 
-def _single(fits: Sequence[Fit]) -> list[Fit]:
+def _select_untied(fits: Sequence[Fit]) -> list[Fit]:
     """Return the fits of weights that one node alone uses."""
     uses = Counter(fit.weight for fit in fits)
     return [fit for fit in fits if uses[fit.weight] == 1]
