@@ -87,7 +87,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of a model at its declared shapes, for one inference; dynamic axes count as 1.
+    """Costs of a model for one inference, at the sizes of its analysis.
 
     Attributes
     ----------

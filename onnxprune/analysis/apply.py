@@ -10,13 +10,13 @@ import numpy as np
 from onnxprune.analysis.axis_keys import KERNEL, Factors, Key, Nth, Tokens, expand, letters_of
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse
+from onnxprune.analysis.products import Factored
 from onnxprune.analysis.rule import Misfit, Rule
 from onnxprune.analysis.state import (
     KERNEL_POSITION,
     Average,
     Mask,
     Node,
-    Product,
     SizeLiteral,
     Tensor,
 )
@@ -39,6 +39,8 @@ class _Match:
         Axis per letter.
     length
         Length per letter.
+    places
+        (tensor, axis) of the dynamic axes of each letter.
     """
 
     node: Node
@@ -46,6 +48,7 @@ class _Match:
     allowed: bool
     axes: dict[Key, Axis] = field(default_factory=dict)
     length: dict[Key, Dim] = field(default_factory=dict)
+    places: dict[Key, list[tuple[str, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Match the tokens of the pattern with the operands."""
@@ -110,10 +113,12 @@ class _Match:
 
     def measure(self, slot: int, tokens: Tokens) -> None:
         """Bind the lengths of letters; Misfit if they disagree."""
-        for key, size in zip(tokens, self.node.shape(slot), strict=False):
+        for axis, (key, size) in enumerate(zip(tokens, self.node.shape(slot), strict=False)):
             if not isinstance(key, str | Nth):
                 self.measure_product(key, size)
                 continue
+            if not isinstance(size, int):
+                self.places.setdefault(key, []).append((self.node.names[slot], axis))
             known = self.length.get(key)
             if known is None or known == 1:
                 self.length[key] = size
@@ -339,31 +344,29 @@ class _Match:
 
     def count(self, term: str) -> None:
         """Record one product of the multiply-accumulates."""
-        factor, axes = 1, []
+        factors = Factored()
         for word in term.split():
             if word in "*@#":
-                factor *= self.positions(word)
+                self.count_positions(word, factors)
                 continue
             keys: list[Key] = [word]
             if word == LEADING:
                 keys = [k for k in self.length if isinstance(k, Nth) and k.mark == LEADING]
             for key in keys:
-                axis, size = self.axes.get(key), self.length.get(key)
-                if isinstance(axis, np.ndarray):
-                    axes.append(axis)
-                elif isinstance(size, int):
-                    factor *= size
-        self.node.record.products.append(Product(self.node.index, factor, tuple(axes)))
+                places = tuple(dict.fromkeys(self.places.get(key, ())))
+                factors.multiply(self.axes.get(key), self.length.get(key), places)
+        self.node.record.products.append(factors.product(self.node.index))
 
-    def positions(self, mark: str) -> int:
-        """Return the number of spatial positions of the output, the input or the kernel."""
+    def count_positions(self, mark: str, factors: Factored) -> None:
+        """Multiply by the spatial positions of the output, the input or the kernel."""
         if mark == "*":
-            shape = self.node.out_shape()
-        elif mark == "@":
-            shape = self.node.shape(0)
+            name, shape = self.node.proto.output[0], self.node.out_shape()
         else:
-            shape = self.node.shape(3 if self.node.op == "QLinearConv" else 1)
-        return prod(d for d in shape[2:] if isinstance(d, int))
+            kernel = 3 if self.node.op == "QLinearConv" else 1
+            slot = 0 if mark == "@" else kernel
+            name, shape = self.node.names[slot], self.node.shape(slot)
+        for axis, size in list(enumerate(shape))[2:]:
+            factors.multiply(None, size, ((name, axis),))
 
     def mask_recurrent(self, slot: int) -> None:
         """Record the mask of a weight that feeds outputs back."""

@@ -50,10 +50,12 @@ def follow(node: Node, walk: Callable[[GraphProto], None]) -> list[list[Axis]]:
     before = len(record.products)
     for body in subgraphs(node.proto):
         walk(body)
-    if times is not None:
-        record.products[before:] = [
-            replace(p, factor=p.factor * times) for p in record.products[before:]
-        ]
+    # without a constant trip count, the number of iterations follows from the sizes of a run
+    loops = () if times is not None or node.op == "If" else (node.index,)
+    record.products[before:] = [
+        replace(p, factor=p.factor * (1 if times is None else times), loops=(*p.loops, *loops))
+        for p in record.products[before:]
+    ]
     results: dict[str, list[Axis]] = {}
     for binding in links:
         if binding.yields:

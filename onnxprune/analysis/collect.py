@@ -6,30 +6,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import TensorProto
 
-from onnxprune.analysis.cost import Axes, cost_table
+from onnxprune.analysis.cost import WEIGHT_TYPES, Axes
 from onnxprune.analysis.groups import Analysis, Member, frozen_axis, mixed_causes
 from onnxprune.analysis.state import KERNEL_POSITION, Record, Use
 from onnxprune.ir.nodes import label
 from onnxprune.types import Frozen, Group, Site
 
-_WEIGHT_TYPE_NAMES = [
-    "FLOAT",
-    "FLOAT16",
-    "BFLOAT16",
-    "DOUBLE",
-    "INT8",
-    "UINT8",
-    "INT4",
-    "UINT4",
-    "FLOAT8E4M3FN",
-    "FLOAT8E5M2",
-]
-# The 4-bit and 8-bit float types are missing in older versions of onnx
-WEIGHT_TYPES = frozenset(
-    getattr(TensorProto, name) for name in _WEIGHT_TYPE_NAMES if hasattr(TensorProto, name)
-)
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -85,7 +68,6 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
         axes,
         causes,
         dict(zip(names, map(tuple, members), strict=True)),
-        cost_table(record, axes, WEIGHT_TYPES),
     )
 
 

@@ -7,11 +7,32 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxprune.analysis.causes import Causes
+from onnxprune.analysis.definitions import all_products
+from onnxprune.analysis.products import Product
+from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Record
 from onnxprune.ir.weights import bits
 from onnxprune.types import Cost
+
+_WEIGHT_TYPE_NAMES = [
+    "FLOAT",
+    "FLOAT16",
+    "BFLOAT16",
+    "DOUBLE",
+    "INT8",
+    "UINT8",
+    "INT4",
+    "UINT4",
+    "FLOAT8E4M3FN",
+    "FLOAT8E5M2",
+]
+# The 4-bit and 8-bit float types are missing in older versions of onnx
+WEIGHT_TYPES = frozenset(
+    getattr(TensorProto, name) for name in _WEIGHT_TYPE_NAMES if hasattr(TensorProto, name)
+)
 
 
 @dataclass(frozen=True)
@@ -93,12 +114,18 @@ class CostTable:
         number per axis (-1 if frozen). Uses that are cut alike are counted once.
     tables
         Causes per number of an axis.
+    products
+        Products of the "macs" terms.
+    uncounted
+        Nodes that may multiply and whose multiply-accumulates are not known.
     """
 
     axes: Axes
     terms: dict[str, tuple[np.ndarray, np.ndarray]]
     variants: tuple[dict[int, tuple[int, ...]], ...]
     tables: tuple[np.ndarray, ...]
+    products: tuple[Product, ...] = ()
+    uncounted: tuple[int, ...] = ()
 
     def values(self, what: str, removed: np.ndarray) -> np.ndarray:
         """Return the value of each product."""
@@ -165,7 +192,7 @@ class CostTable:
 Terms = list[tuple[float, list[int]]]  # (factor, numbers of axes) per product
 
 
-def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> CostTable:
+def cost_table(record: Record, axes: Axes, sizes: Sizes) -> CostTable:
     """Return the costs of an analyzed model.
 
     Parameters
@@ -174,26 +201,34 @@ def cost_table(record: Record, axes: Axes, weight_types: frozenset[int]) -> Cost
         Record of the pass.
     axes
         All its axes.
-    weight_types
-        TensorProto types of initializers that count as parameters.
+    sizes
+        Lengths of dynamic axes.
     """
     filler = max(axes._numbers.values(), default=-1) + 1
-    macs = [(float(p.factor), [axes.number(a) for a in p.axes]) for p in record.products]
-    params, sizes, variants = _weight_terms(record, axes, weight_types)
+    products, uncounted = all_products(record, sizes)
+    macs = [(_fixed_factor(p, sizes), [axes.number(a) for a in p.axes]) for p in products]
+    params, size_bytes, variants = _weight_terms(record, axes)
     tables: list[np.ndarray] = [np.zeros((0, 1), np.int64)] * filler
     for key_id, number in axes._numbers.items():
         tables[number] = axes._tables[key_id]
     terms = {
         "macs": _matrix(macs, filler),
         "params": _matrix(params, filler),
-        "bytes": _matrix(sizes, filler),
-        "activation_bytes": _matrix(_activation_terms(record, axes), filler),
+        "bytes": _matrix(size_bytes, filler),
+        "activation_bytes": _matrix(_activation_terms(record, axes, sizes), filler),
     }
-    return CostTable(axes, terms, variants, tuple(tables))
+    return CostTable(axes, terms, variants, tuple(tables), products, uncounted)
+
+
+def _fixed_factor(product: Product, sizes: Sizes) -> float:
+    """Return the factor of a product with its dynamic lengths and iterations."""
+    dynamic = prod(sizes.length(places) for places in product.dynamic)
+    iterations = prod(sizes.iterations(node) for node in product.loops)
+    return float(product.factor * dynamic * iterations)
 
 
 def _weight_terms(
-    record: Record, axes: Axes, weight_types: frozenset[int]
+    record: Record, axes: Axes
 ) -> tuple[Terms, Terms, tuple[dict[int, tuple[int, ...]], ...]]:
     """Return the terms of parameters and bytes, and the uses of tensors with several axes."""
     params: Terms = []
@@ -209,25 +244,23 @@ def _weight_terms(
         index = [n for n in numbers if n >= 0]
         fixed = float(prod(d for d, n in zip(weight.shape, numbers, strict=True) if n < 0))
         # a scalar is a constant of a formula
-        counts = weight.dtype in weight_types and weight.shape
+        counts = weight.dtype in WEIGHT_TYPES and weight.shape
         params.append((fixed if counts else 0.0, index))
         sizes.append((fixed * bits(weight.dtype) / 8, index))
     several = [rows for rows in by_tensor.values() if len(rows) > 1]
     return params, sizes, tuple({row: n for n, row in rows.items()} for rows in several)
 
 
-def _activation_terms(record: Record, axes: Axes) -> Terms:
-    """Return the terms of the bytes that all outputs of nodes take; dynamic axes count as 1."""
+def _activation_terms(record: Record, axes: Axes, sizes: Sizes) -> Terms:
+    """Return the terms of the bytes that all outputs of nodes take."""
     terms: Terms = []
     for node in record.nodes:
         for name in node.output:
             state, shape = record.tensors.get(name), record.shapes.shape(name)
             if state is None or shape is None or len(shape) != len(state.axes):
                 continue
-            pairs = list(zip(shape, state.axes, strict=True))
-            fixed = prod(
-                d for d, a in pairs if isinstance(d, int) and not isinstance(a, np.ndarray)
-            )
+            pairs = list(zip(sizes.at(name), state.axes, strict=True))
+            fixed = prod(d for d, a in pairs if not isinstance(a, np.ndarray))
             index = [axes.number(a) for _, a in pairs if isinstance(a, np.ndarray)]
             terms.append((float(fixed) * bits(record.shapes.dtype(name)) / 8, index))
     return terms

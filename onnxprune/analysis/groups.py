@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.analysis.cost import Axes, CostTable
+from onnxprune.analysis.cost import Axes, CostTable, cost_table
+from onnxprune.analysis.definitions import name_uncounted
+from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Mask, Record, Use
 from onnxprune.errors import UsageError, unknown
 from onnxprune.ir.io import Model, digest
@@ -82,6 +84,8 @@ class Analysis:
         Id arrays resolved to causes.
     causes
         Group -> index of the cause of each of its channels.
+    sizes
+        Lengths at which costs are counted; None = example lengths, see `counted_at`.
     """
 
     model: Model
@@ -92,12 +96,39 @@ class Analysis:
     axes: Axes = field(repr=False)
     causes: Mapping[str, np.ndarray] = field(repr=False)
     _members: Mapping[str, tuple[Member, ...]] = field(repr=False)
-    _costs: CostTable = field(repr=False)
+    sizes: Sizes | None = None
 
     @property
     def shapes(self) -> Shapes:
         """Shapes and types of all tensors."""
         return self.record.shapes
+
+    def at(self, shapes: Mapping[str, Sequence[int]], origin: str = "") -> Analysis:
+        """Return the analysis with costs counted at these shapes of the inputs.
+
+        Parameters
+        ----------
+        shapes
+            Input name -> shape; -1 and inputs that are not listed take example lengths for
+            dynamic axes.
+        origin
+            Where the shapes come from, for reports.
+        """
+        return replace(self, sizes=Sizes(self.record, dict(shapes), origin))
+
+    @cached_property
+    def counted_at(self) -> Sizes:
+        """Shapes at which costs are counted."""
+        return self.sizes or Sizes(self.record)
+
+    @cached_property
+    def _costs(self) -> CostTable:
+        return cost_table(self.record, self.axes, self.counted_at)
+
+    @cached_property
+    def uncounted(self) -> str:
+        """Nodes whose multiply-accumulates are not in the costs: "2 nodes of com.microsoft.X"."""
+        return name_uncounted([self.nodes[i] for i in self._costs.uncounted])
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
@@ -218,7 +249,7 @@ class Analysis:
         """Return the cost of every node that multiplies, in graph order."""
         macs = self._costs.macs(self.removed(kept or {}))
         by_node: dict[int, int] = {}
-        for product, value in zip(self.record.products, macs.tolist(), strict=True):
+        for product, value in zip(self._costs.products, macs.tolist(), strict=True):
             by_node[product.node] = by_node.get(product.node, 0) + int(value)
         return [
             NodeCost(label(self.nodes[n]), self.nodes[n].op_type, v) for n, v in by_node.items()
@@ -245,7 +276,7 @@ class Analysis:
     def prunable_macs(self) -> float:
         """Return the share of the MACs in nodes with at least one axis that can be cut."""
         macs = self._costs.macs(self.removed({}))
-        live = [any(self.axes.live(a) for a in p.axes) for p in self.record.products]
+        live = [any(self.axes.live(a) for a in p.axes) for p in self._costs.products]
         return float(macs[np.array(live, bool)].sum() / max(macs.sum(), 1)) if live else 0.0
 
     def why(self, tensor: str) -> list[Frozen]:

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from onnxprune.analysis.causes import Axis, Causes
+from onnxprune.analysis.products import Product
 from onnxprune.analysis.rule import Attributes, Misfit
 from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model
@@ -180,25 +181,6 @@ class Mask:
     axis: int
     ids: np.ndarray
     recurrent: bool = False
-
-
-@dataclass(frozen=True)
-class Product:
-    """Multiply-accumulates of a node: a factor times the kept lengths of axes.
-
-    Attributes
-    ----------
-    node
-        Index of the node.
-    factor
-        Product of all lengths that cannot change.
-    axes
-        Ids of the axes that can be cut.
-    """
-
-    node: int
-    factor: int
-    axes: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)

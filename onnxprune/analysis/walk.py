@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
 from onnx import GraphProto, NodeProto
 
-from onnxprune.analysis.apply import apply, shapes
+from onnxprune.analysis.apply import apply
 from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.collect import collect
@@ -16,22 +16,19 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.literals import first_literal
 from onnxprune.analysis.movement import MOVES
 from onnxprune.analysis.rule import Misfit, Rule
+from onnxprune.analysis.rule_shapes import INVALID_NODE, shapes_by_rule
 from onnxprune.analysis.rules import RULES, row
 from onnxprune.analysis.sharing import tie
 from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
 from onnxprune.ir.contrib import CONTRIB_DOMAIN
-from onnxprune.ir.inference import ShapeFallback, infer
+from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.limits import LONGEST_AXIS
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label, subgraphs
 from onnxprune.ir.passes.canonicalize import canonicalize
-from onnxprune.ir.shapes import Shapes
-from onnxprune.ir.values import Dim
 
 GROUPED = ("both", "group", "position")
-# What a row or a movement function raises on a graph that onnx would not accept
-_INVALID_NODE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def analyze(
@@ -41,6 +38,7 @@ def analyze(
     allow_mixing: Collection[str] = (),
     grouped: str = "both",
     untie: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Analysis:
     """Find the channels of a model that must be cut together.
 
@@ -58,6 +56,9 @@ def analyze(
         each group ("position"), or both.
     untie
         Cut each use of a shared weight on its own, at the price of storing the weight once per use.
+    shapes
+        Input name -> shape that costs are counted at; -1 and inputs that are not listed take
+        example lengths for dynamic axes (see `ir.example_sizes`). Groups do not depend on them.
 
     Returns
     -------
@@ -78,7 +79,7 @@ def analyze(
     if grouped not in GROUPED:
         raise unknown("grouped policy", grouped, GROUPED)
     canonical = canonicalize(model)
-    record = Record(canonical, infer(canonical, _shapes_by_rule(canonical)))
+    record = Record(canonical, infer(canonical, shapes_by_rule(canonical)))
     walk = _Walk(record, frozenset(allow_mixing), grouped)
     walk.graph(canonical.proto.graph)
     walk.freeze_outputs(canonical.proto.graph)
@@ -91,29 +92,8 @@ def analyze(
         "grouped": grouped,
         **({"untie": True} if untie else {}),
     }
-    return collect(record, options)
-
-
-def _shapes_by_rule(model: Model) -> ShapeFallback:
-    """Return a function that infers shapes by rows, for operators that onnx does not know."""
-    records: list[Record] = []  # one for all nodes, created on first use
-
-    def infer_outputs(node: NodeProto, known: Shapes) -> Sequence[tuple[Dim, ...] | None]:
-        try:
-            entry = row(node.op_type, node.domain)
-            if entry is None or any(n and known.shape(n) is None for n in node.input):
-                return ()
-            records[:] = records or [Record(model, known)]
-            operands = [
-                Tensor([None] * len(known.shape(n) or ())) if n else None for n in node.input
-            ]
-            view = Node(records[0], node, operands, list(node.input))
-            rule = entry(view) if callable(entry) else entry
-            return shapes(view, rule) if rule is not None else ()
-        except (Misfit, OnnxpruneError, *_INVALID_NODE):  # the pass reports it
-            return ()
-
-    return infer_outputs
+    analysis = collect(record, options)
+    return analysis.at(shapes) if shapes else analysis
 
 
 class _Walk:
@@ -147,7 +127,7 @@ class _Walk:
         except (Misfit, OnnxpruneError) as problem:
             self.freeze_node(node, str(problem))
             return
-        except _INVALID_NODE as problem:  # or a row of a plug-in fails
+        except INVALID_NODE as problem:  # or a row of a plug-in fails
             text = f"{proto.op_type} is not used as its definition says ({problem})"
             self.freeze_node(node, text)
             return

@@ -40,7 +40,9 @@ def shared(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
 
 
-def recipe_options(*stages: str, without: tuple[str, ...] = ()) -> Callable[[F], F]:
+def recipe_options(
+    *stages: str, without: tuple[str, ...] = (), also: tuple[str, ...] = ()
+) -> Callable[[F], F]:
     """Add --recipe and the flags of all options of these stages.
 
     Parameters
@@ -49,12 +51,15 @@ def recipe_options(*stages: str, without: tuple[str, ...] = ()) -> Callable[[F],
         Stages of a run whose options the command reads; all if none is given.
     without
         Options of these stages that the command does not read.
+    also
+        Options of other stages that it reads.
     """
 
     def add(command: F) -> F:
         # decorators apply from the last to the first, so the reversed table keeps its order
         for name, option in reversed(list(OPTIONS.items())):
-            if name not in without and (not stages or option.stage in stages):
+            in_stages = not stages or option.stage in stages or name in also
+            if in_stages and name not in without:
                 command = _add_flag(name, option)(command)
         return click.option(
             "--recipe",

@@ -25,15 +25,16 @@ _MOST_REASONS = 12
     metavar="TENSOR",
     help="Explain which axes of this tensor (or of this node's outputs) are frozen, and why.",
 )
-@recipe_options("analyze")
+@recipe_options("analyze", also=("shape",))
 @shared
 def inspect(
     model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any
 ) -> None:
     """Show which channels of MODEL can be pruned, which cannot, and why."""
-    from onnxprune.run.adapter import analyze_for
+    from onnxprune.run.adapter import analyze_for, count_at
 
-    analysis = analyze_for(model, recipe_from(recipe_file, values))
+    recipe = recipe_from(recipe_file, values)
+    analysis = count_at(analyze_for(model, recipe), None, recipe)
     if why is not None:
         _explain(analysis, why, as_json)
     elif as_json:
@@ -57,6 +58,8 @@ def _to_json(analysis: Analysis) -> dict[str, Any]:
         )
     return {
         "cost": analysis.cost().as_dict(),
+        "counted_at": analysis.counted_at.describe(),
+        "not_counted": analysis.uncounted,
         "prunable_macs": analysis.prunable_macs(),
         "groups": groups,
         "frozen": [row.to_json() for row in frozen_rows(analysis.frozen)],
@@ -83,12 +86,15 @@ def _format_model(analysis: Analysis) -> str:
     if len(ops) > _MOST_OPS:
         shown.append("...")
     channels = sum(group.size for group in analysis.groups)
+    uncounted = (f"MACs not counted: {analysis.uncounted}",) if analysis.uncounted else ()
     return "\n".join(
         (
             f"{plural(sum(ops.values()), 'node')}: {', '.join(shown)}",
-            f"{amount(cost.macs)} MACs, {amount(cost.params)} params, "
+            f"{amount(cost.macs)} MACs at {analysis.counted_at.describe()}, "
+            f"{amount(cost.params)} params, "
             f"{amount(cost.size_bytes, 'B')}, "
             f"activations {amount(cost.activation_bytes, 'B')}",
+            *uncounted,
             f"{plural(len(analysis.groups), 'group')} of coupled channels, "
             f"{plural(channels, 'channel')}; "
             f"{analysis.prunable_macs():.0%} of the MACs are in prunable nodes",

@@ -19,6 +19,7 @@ from onnxprune.data.preprocess import (
     image_input,
 )
 from onnxprune.errors import DataError, UsageError, unknown
+from onnxprune.ir.example_sizes import is_anonymous
 
 Feeds = Mapping[str, np.ndarray]
 Shape = tuple[int | str | None, ...]
@@ -330,11 +331,6 @@ def common_count(counts: Mapping[str, int | None], where: str) -> int:
             "data-shape", f"{where}: inputs have different numbers of samples: {spelled}"
         )
     return next(iter(known.values()), 1)
-
-
-def is_anonymous(symbol: str | None) -> bool:
-    """Return whether the name of a dynamic size is generated: two such sizes may differ."""
-    return symbol is None or symbol in ("", "?") or symbol.startswith("unk__")
 
 
 def spell(shape: Sequence[Any]) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DataError, MissingExtraError, UsageError, unknown
+from onnxprune.ir.example_sizes import image_channel_axis
 
-IMAGE_CHANNELS = (1, 3, 4)  # gray, color, color with alpha: other channel counts are feature maps
 LAYOUTS = ("auto", "nchw", "nhwc")
 ORDERS = ("rgb", "bgr")
 # our name -> Pillow's filter
@@ -147,15 +147,10 @@ class ImageAxes:
 
 def image_axes(shape: Dims, layout: str) -> ImageAxes | None:
     """Return the axes of an image input; None if `shape` (batch axis included) is not an image."""
-    if len(shape) != 4:
+    axis = image_channel_axis(shape, layout)
+    if axis is None:
         return None
-    for name, axes in (("nchw", ImageAxes(1, 2, 3)), ("nhwc", ImageAxes(3, 1, 2))):
-        channels = shape[axes.channels]
-        # a dynamic channel axis may be that of an image
-        fits = not isinstance(channels, int) or channels in IMAGE_CHANNELS
-        if layout in ("auto", name) and fits:
-            return axes
-    return None
+    return ImageAxes(1, 2, 3) if axis == 1 else ImageAxes(3, 1, 2)
 
 
 def channels_of(shape: Dims, axes: ImageAxes) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnxprune.data.inputs import Input, Inputs, is_anonymous
+from onnxprune.data.inputs import Inputs
+from onnxprune.ir.example_sizes import example_shapes
 
-SIDE = 128  # dynamic height and width of images: divisible by every common stride, and cheap
-LENGTH = 32  # any other dynamic size: sequences, points
 INTEGERS = 2  # integers are 0 or 1, valid as token, type, mask and index in most models
 WARNING = (
     "no data: statistics are computed on random inputs (normal floats, integers 0 or 1), which do "
@@ -79,45 +78,9 @@ def draw(
 def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     """Return the shape of a sample per input, with a size for every dynamic axis.
 
-    Height and width of images are 128, channels 3, other sizes 32, a leading axis that is not
-    stacked 1. A symbol has the same size everywhere; sums of symbols and numbers ("past + 1") are
-    computed.
+    The sizes are those of `example_shapes`; a leading axis that is not stacked has size 1.
     """
-    symbols: dict[str, int] = {}
-    sizes: dict[str, list[int]] = {}
-    for name, item in inputs.items.items():
-        sizes[name] = [
-            d if isinstance(d, int) else _example_size(inputs, item, axis)
-            for axis, d in enumerate(item.shape)
-        ]
-        for size, symbol in zip(sizes[name], item.shape, strict=True):
-            if isinstance(symbol, str) and not is_anonymous(symbol):
-                # axes of different kinds may share a symbol: the smallest size fits all
-                symbols[symbol] = min(size, symbols.get(symbol, size))
-    resolved = {s: _sum_size(s, symbols) for s in symbols}
-    shapes = {}
-    for name, item in inputs.items.items():
-        shape = tuple(
-            resolved.get(d, size) if isinstance(d, str) else size
-            for d, size in zip(item.shape, sizes[name], strict=True)
-        )
-        shapes[name] = shape if item.shared else shape[1:]
-    return shapes
-
-
-def _example_size(inputs: Inputs, item: Input, axis: int) -> int:
-    """Return a size for a dynamic axis by its position."""
-    if axis == 0:
-        return 1
-    image = inputs.image(item.name)
-    if image is None:
-        return LENGTH
-    return 3 if axis == image.channels else SIDE
-
-
-def _sum_size(symbol: str, symbols: Mapping[str, int]) -> int:
-    """Return the size of "a + b + 1" if its symbols are known, else the symbol's own."""
-    terms = [t.strip() for t in symbol.split("+")]
-    if len(terms) > 1 and all(t.isdecimal() or t in symbols for t in terms):
-        return sum(int(t) if t.isdecimal() else symbols[t] for t in terms)
-    return symbols[symbol]
+    images = {name: inputs.image(name) for name in inputs.items}
+    channels = {name: axes.channels if axes else None for name, axes in images.items()}
+    full = example_shapes({n: item.shape for n, item in inputs.items.items()}, channels)
+    return {n: full[n] if item.shared else full[n][1:] for n, item in inputs.items.items()}

@@ -368,7 +368,7 @@ def _static_shape(
     text = ",".join("?" if d is None else str(d) for d in declared)
     if given is not None:
         matches = len(given) == len(declared) and all(
-            d in (None, n) for n, d in zip(given, declared, strict=True)
+            n == -1 or d in (None, n) for n, d in zip(given, declared, strict=True)
         )
         # without a declared shape any rank is allowed
         if kind.HasField("shape") and not matches:
@@ -376,7 +376,9 @@ def _static_shape(
                 "input-shape",
                 f"shape {tuple(given)} does not fit input {name!r}, declared as [{text}]",
             )
-        return tuple(int(n) for n in given)
+        if not matches or -1 not in given:
+            return tuple(int(n) for n in given)
+        declared = [d if n == -1 else int(n) for n, d in zip(given, declared, strict=True)]
     shape = [1 if d is None and axis == 0 else d for axis, d in enumerate(declared)]
     if None in shape:
         raise UsageError(

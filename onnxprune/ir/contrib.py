@@ -44,10 +44,16 @@ _FORMS = {
     "QLinearGlobalAveragePool": _Form("GlobalAveragePool", slice(1), 0, 0),
     "QuantizeLinear": _Form("Identity", slice(1), 2, TensorProto.UINT8),
     "DequantizeLinear": _Form("Identity", slice(1), 1, 0),
+    "FusedConv": _Form("Conv", slice(2), 0, 0),
+    "FusedGemm": _Form("Gemm", slice(3), 0, 0),
     "QGemm": _Form("Gemm", slice(0, 4, 3), 8, TensorProto.FLOAT),
     "DynamicQuantizeMatMul": _Form("MatMul", slice(2), 0, 0),
     "MatMulIntegerToFloat": _Form("MatMul", slice(2), 2, 0),
 }
+
+
+# Attributes of contrib ops that their standard forms do not have, by how they begin
+_EXTRA = ("channels_last", "activation")
 
 
 def standard_form(
@@ -72,7 +78,7 @@ def standard_form(
     standard = NodeProto(op_type=form.op, input=names, output=node.output[:1])
     # Identity has no attributes
     if form.op != "Identity":
-        standard.attribute.extend(a for a in node.attribute if a.name != "channels_last")
+        standard.attribute.extend(a for a in node.attribute if not a.name.startswith(_EXTRA))
     dtype = form.default_dtype
     if form.dtype_slot < len(node.input):
         kind = types.get(node.input[form.dtype_slot])

@@ -40,7 +40,9 @@ _UNKNOWN = "?"  # first character of the symbol that replaces an unknown length
 ShapeFallback = Callable[[NodeProto, Shapes], Sequence[tuple[Dim, ...] | None]]
 
 
-def infer(model: ModelView, fallback: ShapeFallback | None = None) -> Shapes:
+def infer(
+    model: ModelView, fallback: ShapeFallback | None = None, example_length: int | None = None
+) -> Shapes:
     """Return the shapes of every tensor of the main graph and of all nested bodies.
 
     Parameters
@@ -49,8 +51,10 @@ def infer(model: ModelView, fallback: ShapeFallback | None = None) -> Shapes:
         Model with names that are unique across all graphs, as `canonicalize` makes them.
     fallback
         Asked for the output shapes of nodes that no other rule infers.
+    example_length
+        Replaces each length that the shapes of the inputs do not determine; None keeps a symbol.
     """
-    run = _Inference(model, fallback)
+    run = _Inference(model, fallback, example_length)
     run.visit_graph(model.proto.graph)
     return run.known
 
@@ -58,11 +62,15 @@ def infer(model: ModelView, fallback: ShapeFallback | None = None) -> Shapes:
 class _Inference:
     """State of one pass; `known` is a view of `types` and `values` while they grow."""
 
-    def __init__(self, model: ModelView, fallback: ShapeFallback | None) -> None:
+    def __init__(
+        self, model: ModelView, fallback: ShapeFallback | None, example_length: int | None
+    ) -> None:
         self.fallback = fallback
+        self.example_length = example_length
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, np.ndarray] = {}
-        self.known = Shapes(self.types, self.values)
+        self.assumed: set[str] = set()
+        self.known = Shapes(self.types, self.values, self.assumed)
         self.versions = Versions(
             model.opset, list(model.proto.opset_import), model.proto.ir_version
         )
@@ -109,8 +117,10 @@ class _Inference:
             self.ask_fallback(node, self.fallback)
         self.use_values(node)
         for name in node.output:
-            if name in self.types:
+            if name in self.types and self.example_length is None:
                 self.types[name] = self.name_unknowns(self.types[name])
+            elif name in self.types:
+                self.types[name] = self.assume_lengths(name, self.types[name])
 
     def ask_fallback(self, node: NodeProto, fallback: ShapeFallback) -> None:
         """Take missing shapes from the fallback, and missing element types from the first input."""
@@ -141,6 +151,18 @@ class _Inference:
             if dimension(d) is None:
                 self.unknown_count += 1
                 d.dim_param = f"{_UNKNOWN}{self.unknown_count}"
+        return copy
+
+    def assume_lengths(self, name: str, kind: TypeProto) -> TypeProto:
+        """Replace each length that is no number by the example length."""
+        if not has_shape(kind) or all(d.HasField("dim_value") for d in kind.tensor_type.shape.dim):
+            return kind
+        copy = TypeProto()
+        copy.CopyFrom(kind)
+        for d in copy.tensor_type.shape.dim:
+            if not d.HasField("dim_value"):
+                d.dim_value = self.example_length or 1
+        self.assumed.add(name)
         return copy
 
     def visit_bodies(self, node: NodeProto) -> Mapping[str, TypeProto]:

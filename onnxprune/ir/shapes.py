@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +23,13 @@ class Shapes:
     values
         Constant small tensors by name (integers, booleans, floats). Where some elements are unknown
         (None) or symbolic (str), the dtype is object.
+    assumed
+        Tensors with a length that depends on the data and was replaced by an example length.
     """
 
     types: Mapping[str, TypeProto]
     values: Mapping[str, np.ndarray] = field(repr=False)
+    assumed: Collection[str] = field(default=(), repr=False)
 
     def shape(self, name: str) -> tuple[Dim, ...] | None:
         """Return the dimensions, or None if not even the rank is known."""

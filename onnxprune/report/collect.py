@@ -10,6 +10,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.sizes import sized_shapes
 from onnxprune.errors import UsageError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
@@ -131,8 +132,9 @@ def layer_rows(
     moved_before: Mapping[str, int] = {}
     moved_after: Mapping[str, int] = {}
     if pruned is not None:
-        moved_before = traffic(analysis.model, analysis.shapes)
-        moved_after = traffic(pruned, infer(pruned))
+        sizes = analysis.counted_at
+        moved_before = traffic(analysis.model, sizes.shapes)
+        moved_after = traffic(pruned, sized_shapes(pruned, sizes.inputs, infer(pruned)))
     times: dict[str, list[float | None]] = {}
     for timed in bench.get("layers", ()):
         for node in timed["nodes"]:
@@ -150,7 +152,7 @@ def layer_rows(
 def traffic(model: Model, shapes: Shapes) -> dict[str, int]:
     """Return node -> bytes of all tensors it reads and writes, each counted once.
 
-    Dynamic axes count as 1. Nodes with a tensor of unknown shape are left out.
+    Nodes with a tensor of unknown shape are left out.
     """
     moved = {}
     for node in model.proto.graph.node:

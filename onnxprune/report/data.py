@@ -320,7 +320,11 @@ class Report(ReportRecord):
     source, output
         Paths, "" for a model in memory.
     before, after
-        Counted costs.
+        Counted costs of the original and of the written model.
+    counted_at
+        Shapes of the inputs that costs are counted at, and where they come from.
+    not_counted
+        Nodes whose multiply-accumulates are not known, by operator.
     latency
         By engine.
     quality
@@ -346,6 +350,8 @@ class Report(ReportRecord):
     output: str
     before: Costs = required(Costs)
     after: Costs = required(Costs)
+    counted_at: str = ""
+    not_counted: str = ""
     targets: Sequence[TargetRow] = many(TargetRow)
     verification: VerificationSummary = one(VerificationSummary)
     latency: Mapping[str, LatencyRow] = named(LatencyRow)

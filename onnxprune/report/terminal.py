@@ -12,11 +12,12 @@ from typing import TextIO
 from onnxprune.errors import plural
 from onnxprune.events import Event
 from onnxprune.report.data import FidelitySummary, MetricFigure, Report
-from onnxprune.report.text import amount, columns, duration
+from onnxprune.report.text import amount, clip, columns, duration
 
 LONG_S = 2.0  # stages that take longer show their progress
 TERMINAL_S, LOG_S = 0.2, 10.0  # interval of progress lines on a terminal and in a log
 MOST_WARNINGS = 6  # on a terminal, if the report page lists all of them
+MOST_SHAPES = 200  # characters of the shapes of the inputs
 _STAGE_WIDTH = 12
 _COSTS = (
     ("macs", "MACs", ""),
@@ -145,7 +146,17 @@ def before_after(report: Report) -> str:
     for engine, latency in report.latency.items():
         before_ms, after_ms = f"{latency.before_ms:.3g} ms", f"{latency.after_ms:.3g} ms"
         rows.append((f"latency {engine}", before_ms, after_ms, f"{latency.speedup:.2f}x"))
-    return columns(rows)
+    return "\n".join(filter(None, (counted_at(report), columns(rows))))
+
+
+def counted_at(report: Report) -> str:
+    """Return at which shapes costs are counted, and what is not counted."""
+    lines = []
+    if report.counted_at:
+        lines.append(f"costs at {clip(report.counted_at, MOST_SHAPES)}")
+    if report.not_counted:
+        lines.append(f"MACs not counted: {report.not_counted}")
+    return "\n".join(lines)
 
 
 def held_out(report: Report) -> str:

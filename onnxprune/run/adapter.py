@@ -17,9 +17,11 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, Preprocess, open_data
 from onnxprune.data.labeled import LabeledData, open_labeled
+from onnxprune.data.synthetic import Synthetic
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.ir.example_sizes import declared_shapes
 from onnxprune.ir.io import Model, load
 from onnxprune.metrics.base import MetricOptions
 from onnxprune.run.recipe import Recipe
@@ -146,6 +148,25 @@ def open_inputs(
         preprocess=preprocess_of(recipe),
         shapes=recipe.shape or None,
     )
+
+
+def count_at(analysis: Analysis, data: Data | None, recipe: Recipe) -> Analysis:
+    """Return the analysis with costs counted at the shapes of the first input, for one sample.
+
+    The data honor `--shape`; without real data their shapes are example lengths. Reads an input
+    only if the model has dynamic axes.
+    """
+    declared = declared_shapes(analysis.model)
+    is_static = all(isinstance(d, int) for shape in declared.values() for d in shape)
+    if data is None or is_static:
+        return analysis.at(recipe.shape) if recipe.shape else analysis
+    feeds = next(iter(data.batches(1)))
+    shapes = {name: values.shape for name, values in feeds.items()}
+    origin = "calibration data"
+    if isinstance(data.source, Synthetic):
+        # the shapes of synthetic inputs are --shape where it is given, example lengths elsewhere
+        origin = analysis.at(recipe.shape).counted_at.origin_of_lengths
+    return analysis.at(shapes, origin)
 
 
 def open_labels(model: Model, recipe: Recipe) -> LabeledData | None:

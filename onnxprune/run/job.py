@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.explain import explain
@@ -40,7 +41,7 @@ from onnxprune.run.candidates import select_candidate
 from onnxprune.run.comparison import build_controls, build_curve
 from onnxprune.run.evaluation import EVALUATION, RESULT, Evaluation, evaluate, verify_cut
 from onnxprune.run.outputs import check_same
-from onnxprune.run.planning import PlanInputs, decide, measure_models, target_rows
+from onnxprune.run.planning import PlanInputs, check_targets, decide, measure_models, target_rows
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import to_toml
 from onnxprune.run.results import ComparisonModels, Decision, Result, StageResults, Timing
@@ -49,7 +50,7 @@ from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
 from onnxprune.run.tolerance import bisect_tolerance
 from onnxprune.run.tuner import Tuner
 from onnxprune.run.variants import Variants, or_infinite
-from onnxprune.run.warnings import data_warnings, latency_warnings
+from onnxprune.run.warnings import data_warnings, growth_warning, latency_warnings
 from onnxprune.search import ONE_SHOT
 from onnxprune.search.journal import Journal
 from onnxprune.surgery.cut import cut
@@ -108,10 +109,11 @@ class RunJob:
         pruned = stages.do("cut", lambda: cut(self.analysis, decision.plan))
         verification = self._verify(decision.plan, pruned)
         model, plan = self._repair(variants, tuner, decision, pruned)
+        costs = self._count(model)
         evaluation = self._evaluate(model)
         timing = self._measure(model)
         comparison = self._compare(variants, decision.recipe, plan, evaluation)
-        results = StageResults(decision, verification, evaluation, timing, comparison)
+        results = StageResults(decision, verification, evaluation, timing, comparison, costs)
         report = self._report(variants, model, plan, results)
         self._write(Result(model, plan, report), run_key, overwrite)
         return Result(model, plan, report)
@@ -169,6 +171,22 @@ class RunJob:
         model = self.stages.do("repair", work, recipe.plain("repair"), MODEL)
         repair = {} if is_tuned else {"repair": recipe.repair}
         return model, replace(plan, decided_by={**plan.decided_by, **repair, RESULT: digest(model)})
+
+    def _count(self, model: Model) -> tuple[Costs, Costs]:
+        """Count the costs of the original and of the artifact, at the same input shapes.
+
+        Raises
+        ------
+        TargetError
+            The artifact misses a counted target, because the repair added to it.
+        """
+        sizes = self.analysis.counted_at
+        counted = analyze(model).at(sizes.inputs).cost()
+        before = Costs.from_json(self.analysis.cost().as_dict())
+        after = Costs.from_json(counted.as_dict())
+        if self.recipe.max_divergence is None:  # a tolerance may stop before the targets
+            check_targets(self.recipe, before, after, sizes.describe())
+        return before, after
 
     def _evaluate(self, model: Model) -> Evaluation:
         """Compare the model with the original on the held-out inputs."""
@@ -231,8 +249,7 @@ class RunJob:
         """Return the report of the run."""
         analysis, recipe, stages = self.analysis, self.recipe, self.stages
         evaluation, timing = results.evaluation, results.timing
-        before = Costs.from_json(analysis.cost().as_dict())
-        after = Costs.from_json(analysis.cost(plan.kept).as_dict())
+        before, after = results.costs
         targets = target_rows(recipe, before, after, timing.latency)
         layers = layer_rows(analysis, plan, timing.bench, model)
         sensitivity: Mapping[str, list[list[float]]] = {}
@@ -244,6 +261,8 @@ class RunJob:
             str(self.output or ""),
             before,
             after,
+            counted_at=analysis.counted_at.describe(),
+            not_counted=analysis.uncounted,
             targets=(*targets, *_tolerance_row(results.decision.bisection)),
             verification=results.verification,
             latency=timing.latency,
@@ -282,6 +301,7 @@ class RunJob:
         yield from latency_warnings(recipe, targets)
         yield from results.evaluation.fidelity.warnings
         yield from _tolerance_warning(recipe, results.decision)
+        yield from growth_warning(self.analysis.model, model, *results.costs)
         yield from results.comparison.warnings
         yield from bench.get("warnings", ())
         if bench:
@@ -348,7 +368,7 @@ def decide_stage(
     plan = decide(context, scores, recipe, inputs)
     analysis = context.analysis
     share = analysis.cost(plan.kept).macs / max(analysis.cost().macs, 1)
-    stages.detail(f"{share:.1%} of the MACs remain")
+    stages.detail(f"{share:.1%} of the MACs remain at {analysis.counted_at.describe()}")
     return plan
 
 

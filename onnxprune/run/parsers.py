@@ -189,6 +189,13 @@ def shape(value: Any) -> tuple[int, ...]:
     return tuple(parse(part) for part in parts)
 
 
+def input_shape(value: Any) -> tuple[int, ...]:
+    """Return axis lengths as `shape` does; -1 is an axis that remains dynamic."""
+    parts = value.replace("x", ",").split(",") if isinstance(value, str) else value
+    parse = integer(1)
+    return tuple(-1 if str(part).strip() == "-1" else parse(part) for part in parts)
+
+
 def size(value: Any) -> int | tuple[int, int]:
     """Return one length (256), or height and width (224x320)."""
     parts = shape([value] if isinstance(value, int) else value)

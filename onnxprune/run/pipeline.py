@@ -20,7 +20,7 @@ from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, load
-from onnxprune.run.adapter import Source, context_for, open_data_for, open_labels
+from onnxprune.run.adapter import Source, context_for, count_at, open_data_for, open_labels
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.outputs import check_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
@@ -110,6 +110,7 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     analysis = analyze_stage(source, recipe, stages)
     recipe, notes = resolve(recipe, analysis, data is not None)
     inputs = data or open_data_for(analysis.model, recipe)
+    analysis = count_at(analysis, inputs, recipe)
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
     return RunJob(stages, recipe, source, analysis, splits, provenance, notes)
@@ -132,7 +133,9 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     stages = Stages(on_event)
     analysis = analyze_stage(model, recipe, stages)
     recipe, _ = resolve(recipe, analysis)
-    data = stages.watch(open_data_for(analysis.model, recipe))
+    inputs = open_data_for(analysis.model, recipe)
+    analysis = count_at(analysis, inputs, recipe)
+    data = stages.watch(inputs)
     context = context_for(analysis, data, recipe, stages.progress)
     scores: Scores = {}
     if recipe.method == ONE_SHOT:

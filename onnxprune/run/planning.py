@@ -22,7 +22,7 @@ from onnxprune.engines.bench import bench
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.cost.savings import group_savings
 from onnxprune.engines.measure import Schedule
-from onnxprune.errors import UsageError
+from onnxprune.errors import TargetError, UsageError
 from onnxprune.ir.io import Model
 from onnxprune.report.data import Costs, LatencyRow, TargetRow
 from onnxprune.run.adapter import (
@@ -41,6 +41,7 @@ from onnxprune.types import Plan, Scores
 # measures again, for longer, a plan that meets a latency by the short probes of the search
 CONFIRM = Schedule(seconds=1.5, warmup=5)
 CONFIRM_ROUNDS = 4
+COUNT_SLACK = 0.005  # excess over a counted target that passes as rounding
 Feeds = Mapping[str, np.ndarray]
 _DEAD = Kind[Mapping[str, np.ndarray]]("dead channels")
 
@@ -275,6 +276,30 @@ def measure_models(
         progress=lambda text: progress(text, left_s),
     )
     return report.as_dict()
+
+
+def check_targets(recipe: Recipe, before: Costs, after: Costs, counted_at: str) -> None:
+    """Check that the artifact meets every counted target, up to rounding.
+
+    Raises
+    ------
+    TargetError
+        It misses one; the message says what was reached.
+    """
+    for target in recipe.target:
+        if target.engine:
+            continue
+        allowed, reached = target.ceiling(before[target.cost]), after[target.cost]
+        if reached > allowed * (1 + COUNT_SLACK):
+            total = max(before[target.cost], 1)
+            raise TargetError(
+                "target-missed",
+                f"target {target} is missed: the repaired model has {reached / total:.1%} of the "
+                f"original's {target.cost} at {counted_at}, {allowed / total:.1%} are allowed. "
+                "The repair added to what the plan keeps (biases, or weights that nodes shared); "
+                f"set --target {target.cost}={100 * (allowed / total) ** 2 / (reached / total):.3g}%"
+                " or --repair none",
+            )
 
 
 def target_rows(

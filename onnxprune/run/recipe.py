@@ -204,10 +204,11 @@ class Recipe:
     )
     shape: Mapping[str, tuple[int, ...]] = option_field(
         (),
-        parsers.mapping(parsers.shape, ":"),
+        parsers.mapping(parsers.input_shape, ":"),
         "runtime",
         "NAME:1,3,224,224",
-        "Shape of an input with dynamic axes, for calibration and measurement.",
+        "Shape of an input with dynamic axes, for calibration, measurement and counted costs; -1 "
+        "keeps an axis dynamic.",
         repeatable=True,
     )
     resize: int | tuple[int, int] | None = option_field(

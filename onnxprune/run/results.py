@@ -10,6 +10,7 @@ from onnxprune.ir.io import Model
 from onnxprune.report.collect import latency_rows
 from onnxprune.report.data import (
     BisectionSummary,
+    Costs,
     CurvePoint,
     Figures,
     LatencyRow,
@@ -90,10 +91,17 @@ class ComparisonModels:
 
 @dataclass(frozen=True)
 class StageResults:
-    """Results of all stages of a run but the model and its plan."""
+    """Results of all stages of a run but the model and its plan.
+
+    Attributes
+    ----------
+    costs
+        Counted costs of the original and of the artifact.
+    """
 
     decision: Decision
     verification: VerificationSummary
     evaluation: Evaluation
     timing: Timing
     comparison: ComparisonModels
+    costs: tuple[Costs, Costs]

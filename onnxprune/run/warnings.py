@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 
 from onnxprune.data.dataset import Data
 from onnxprune.data.images import Images
 from onnxprune.data.preprocess import DEFAULT
 from onnxprune.errors import plural
-from onnxprune.report.data import TargetRow
+from onnxprune.ir.io import Model
+from onnxprune.report.data import Costs, TargetRow
 from onnxprune.run.adapter import preprocess_of
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.splits import Splits
@@ -67,6 +69,24 @@ def latency_warnings(recipe: Recipe, rows: Sequence[TargetRow]) -> Iterator[str]
                 f"{row.allowed:.3g} ms) although the search measured less; re-measure on an idle "
                 "machine"
             )
+
+
+def growth_warning(original: Model, model: Model, before: Costs, after: Costs) -> Iterator[str]:
+    """Yield a warning if the artifact has more parameters or bytes than the original."""
+    grown = [
+        f"{(after[cost] or 0) / before[cost]:.2f} times the {name}"
+        for cost, name in (("params", "parameters"), ("bytes", "bytes of weights"))
+        if before[cost] and (after[cost] or 0) > before[cost]
+    ]
+    if not grown:
+        return
+    added = [w for name, w in model.weights.items() if name not in original.weights]
+    vectors = sum(prod(w.shape) for w in added if len(w.shape) == 1)
+    others = sum(prod(w.shape) for w in added if len(w.shape) > 1)
+    yield (
+        f"the result is larger than the original: {' and '.join(grown)}. New weights hold "
+        f"{others} values (one copy per use of a shared weight, see --untie), new biases {vectors}"
+    )
 
 
 def uses_default_preprocessing(data: Data, recipe: Recipe) -> bool:

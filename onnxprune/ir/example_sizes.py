@@ -1,0 +1,129 @@
+"""Example lengths of dynamic axes, for inputs that nothing else gives a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnxprune.ir.model import ModelView
+from onnxprune.ir.shapes import dimension
+from onnxprune.ir.values import Dim
+
+SIDE = 128  # dynamic height and width of images: divisible by every common stride, and cheap
+LENGTH = 32  # any other dynamic size: sequences, points
+IMAGE_CHANNELS = (1, 3, 4)  # gray, color, color with alpha: other channel counts are feature maps
+
+
+def is_anonymous(symbol: str | None) -> bool:
+    """Return whether the name of a dynamic size is generated: two such sizes may differ."""
+    return symbol is None or symbol in ("", "?") or symbol.startswith("unk__")
+
+
+def image_channel_axis(shape: Sequence[Dim], layout: str = "auto") -> int | None:
+    """Return the channel axis of an image input: 1 or 3; None if `shape` is not an image.
+
+    Parameters
+    ----------
+    shape
+        Shape of the input, batch axis included.
+    layout
+        "nchw", "nhwc", or "auto" for either.
+    """
+    if len(shape) != 4:
+        return None
+    for name, axis in (("nchw", 1), ("nhwc", 3)):
+        # a dynamic channel axis may be that of an image
+        fits = not isinstance(shape[axis], int) or shape[axis] in IMAGE_CHANNELS
+        if layout in ("auto", name) and fits:
+            return axis
+    return None
+
+
+def example_shapes(
+    shapes: Mapping[str, Sequence[Dim]], channel_axes: Mapping[str, int | None]
+) -> dict[str, tuple[int, ...]]:
+    """Return a shape per input, with a size for every dynamic axis.
+
+    Height and width of images are 128, channels 3, a leading axis 1, other sizes 32. A symbol has
+    the same size everywhere; sums of symbols and numbers ("past + 1") are computed.
+
+    Parameters
+    ----------
+    shapes
+        Input name -> declared shape.
+    channel_axes
+        Input name -> channel axis of an image, None for other inputs.
+    """
+    symbols: dict[str, int] = {}
+    sizes: dict[str, list[int]] = {}
+    for name, shape in shapes.items():
+        sizes[name] = [
+            d if isinstance(d, int) else _example_size(axis, channel_axes.get(name))
+            for axis, d in enumerate(shape)
+        ]
+        for size, symbol in zip(sizes[name], shape, strict=True):
+            if isinstance(symbol, str) and not is_anonymous(symbol):
+                # axes of different kinds may share a symbol: the smallest size fits all
+                symbols[symbol] = min(size, symbols.get(symbol, size))
+    resolved = {s: _sum_size(s, symbols) for s in symbols}
+    return {
+        name: tuple(
+            resolved.get(d, size) if isinstance(d, str) else size
+            for d, size in zip(shape, sizes[name], strict=True)
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def declared_shapes(model: ModelView) -> dict[str, tuple[Dim, ...]]:
+    """Return the declared shape of every input that is a tensor of known rank."""
+    return {
+        info.name: tuple(dimension(d) for d in info.type.tensor_type.shape.dim)
+        for info in model.proto.graph.input
+        if info.name not in model.weights and info.type.tensor_type.HasField("shape")
+    }
+
+
+def example_input_shapes(
+    model: ModelView, given: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return a shape for every input of a model that is a tensor of known rank.
+
+    Parameters
+    ----------
+    given
+        Input name -> shape; -1 leaves an axis as the model declares it.
+    """
+    declared = declared_shapes(model)
+    symbols: dict[str, int] = {}
+    for name, sizes in (given or {}).items():
+        shape = declared.get(name, (None,) * len(sizes))
+        if len(shape) != len(sizes):
+            continue
+        merged = []
+        for dim, size in zip(shape, sizes, strict=True):
+            merged.append(dim if size < 0 else size)
+            if isinstance(dim, str) and size >= 0:
+                symbols.setdefault(dim, size)
+        declared[name] = tuple(merged)
+    for name, shape in declared.items():
+        # a symbol that one input fixes is fixed for all
+        declared[name] = tuple(symbols.get(d, d) if isinstance(d, str) else d for d in shape)
+    axes = {name: image_channel_axis(shape) for name, shape in declared.items()}
+    return example_shapes(declared, axes)
+
+
+def _example_size(axis: int, channels: int | None) -> int:
+    """Return a size for a dynamic axis by its position."""
+    if axis == 0:
+        return 1
+    if channels is None:
+        return LENGTH
+    return 3 if axis == channels else SIDE
+
+
+def _sum_size(symbol: str, symbols: Mapping[str, int]) -> int:
+    """Return the size of "a + b + 1" if its symbols are known, else the symbol's own."""
+    terms = [t.strip() for t in symbol.split("+")]
+    if len(terms) > 1 and all(t.isdecimal() or t in symbols for t in terms):
+        return sum(int(t) if t.isdecimal() else symbols[t] for t in terms)
+    return symbols[symbol]
