@@ -166,15 +166,18 @@ def held_out(report: Report) -> str:
     >>> held_out(Report("", "", Costs(2), Costs(1), fidelity=fidelity))
     'held-out inputs (51): relative output error 0.13'
     """
-    fidelity = report.fidelity
-    if fidelity.relative_error is None:
-        return ""
-    line = (
-        f"held-out inputs ({fidelity.samples}): relative output error {fidelity.relative_error:.2g}"
-    )
-    if fidelity.agreement is None:
-        return line
-    return f"{line}, {agreement_name(fidelity)} {fidelity.agreement:.1%}"
+    figures = format_fidelity(report.fidelity)
+    return f"held-out inputs ({report.fidelity.samples}): {figures}" if figures else ""
+
+
+def format_fidelity(fidelity: FidelitySummary) -> str:
+    """Return relative output error and agreement, "" if they were not measured."""
+    figures = []
+    if fidelity.relative_error is not None:
+        figures.append(f"relative output error {fidelity.relative_error:.2g}")
+    if fidelity.agreement is not None:
+        figures.append(f"{agreement_name(fidelity)} {fidelity.agreement:.1%}")
+    return ", ".join(figures)
 
 
 def agreement_name(fidelity: FidelitySummary) -> str:
