@@ -20,7 +20,7 @@ from onnxprune.repair.bias import Parameters
 from onnxprune.search.compose import Kept
 from onnxprune.statistics.moments import InputMoments
 from onnxprune.surgery.cut import cut
-from onnxprune.surgery.verify import masked
+from onnxprune.surgery.masking import masked
 
 CACHE_BYTES = 400_000_000  # limit of each of the two caches: inverses and refitted weights
 

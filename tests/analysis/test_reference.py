@@ -13,7 +13,8 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.runtime import example_feeds
 from onnxprune.surgery.cut import cut
-from onnxprune.surgery.verify import check, masked
+from onnxprune.surgery.masking import masked
+from onnxprune.surgery.verify import check
 
 
 def batch_first(op: str, gates: int, more: str = "", inputs: str = "") -> str:

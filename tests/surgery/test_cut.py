@@ -17,8 +17,10 @@ from onnxprune.errors import UsageError, VerificationError
 from onnxprune.ir.io import load, to_bytes
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.ir.weights import from_array
+from onnxprune.surgery.compare import relative_difference
 from onnxprune.surgery.cut import cut
-from onnxprune.surgery.verify import check, masked, relative_difference, verify
+from onnxprune.surgery.masking import masked
+from onnxprune.surgery.verify import check, verify
 
 CHAIN = (
     "float[2,4,6,6] x | float[8,4,3,3] w1, float[8] b1, float[6,8,1,1] w2, float[5,6,1,1] w3 | "

@@ -1,0 +1,73 @@
+"""Masked originals: the reference that a cut model must equal."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.ir.edit import add_initializer
+from onnxprune.ir.io import Model
+from onnxprune.surgery.integers import is_quantized
+from onnxprune.surgery.size_literals import Editor
+from onnxprune.types import Plan
+
+# Slot of the zero point of the first operand (of the weight: the operand's slot more)
+_ZERO_SLOTS = {
+    "ConvInteger": 2,
+    "MatMulInteger": 2,
+    "QLinearConv": 2,
+    "QLinearMatMul": 2,
+    "QGemm": 2,
+    "MatMulIntegerToFloat": 4,
+}
+
+# Types that Where takes on the CPU; float16 is widened for the comparison
+_WHERE_TYPES = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+_FLOATS = (*_WHERE_TYPES, TensorProto.BFLOAT16)
+_WHERE_OPSET = 9  # the first that broadcasts
+
+
+def masked(analysis: Analysis, plan: Plan) -> Model:
+    """Return the original with removed channels zeroed in every operand that a node sums over."""
+    editor = Editor(analysis, analysis.model.edit(), analysis.removed(plan.kept))
+    # `integer_sums` recognizes products in quantized graphs, whose values are finite anyway
+    select = analysis.model.opset >= _WHERE_OPSET and not is_quantized(analysis.model)
+    for number, mask in enumerate(analysis.masks):
+        keep = analysis.keep(mask.ids, editor.removed)
+        if keep.all():
+            continue
+        node = editor.nodes[mask.node]
+        rank = len(analysis.shapes.shape(mask.tensor) or ())
+        shape = [len(keep) if i == mask.axis else 1 for i in range(rank)]
+        keep = keep.reshape(shape)
+        node.input[mask.slot] = _mask(editor, mask.node, mask.slot, keep, number, select)
+    return editor.model.freeze()
+
+
+def _mask(
+    editor: Editor, index: int, slot: int, keep: np.ndarray, number: int, select: bool
+) -> str:
+    """Add a node that zeroes removed channels of an operand; return its output.
+
+    Removed values are replaced by zero, or by the zero point of quantized values. A product with 0
+    would turn an infinite value of a removed channel into NaN, which the cut model does not see.
+    """
+    dtype = editor.analysis.shapes.dtype(editor.analysis.nodes[index].input[slot])
+    node = editor.nodes[index]
+    name = node.input[slot]  # an earlier mask of the same operand included
+    out = f"{name}_masked_{number}"
+    if dtype in _FLOATS and not (select and dtype in _WHERE_TYPES):
+        values = keep.astype(helper.tensor_dtype_to_np_dtype(dtype))
+        factor = add_initializer(editor.model, f"{out}_factor", values)
+        editor.insert(index, helper.make_node("Mul", [name, factor], [out], name=out))
+        return out
+    first = _ZERO_SLOTS.get(node.op_type)
+    zero_slot = len(node.input) if first is None else first + slot
+    zero = node.input[zero_slot] if zero_slot < len(node.input) else ""
+    if not zero:
+        zeros = np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
+        zero = add_initializer(editor.model, f"{out}_zero", zeros)
+    mask = add_initializer(editor.model, f"{out}_keep", keep)
+    editor.insert(index, helper.make_node("Where", [mask, name, zero], [out], name=out))
+    return out

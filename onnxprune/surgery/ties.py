@@ -1,0 +1,198 @@
+"""Comparison in front of operators that turn rounding into something larger.
+
+Two equal networks whose sums are ordered differently may choose other positions in TopK, ArgMax or
+NonMaxSuppression, and differ by much from there on; a sigmoid of a very negative number rounds to
+another relative error than its input. In both cases the tensors in front are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.ir.io import Model
+from onnxprune.ir.nodes import label
+from onnxprune.surgery.compare import Outputs, relative_difference
+from onnxprune.surgery.random_nodes import cut_value
+
+_SELECTS = """
+    TopK ArgMax ArgMin NonMaxSuppression NonZero Compress Unique Hardmax Round Floor Ceil Sign
+    Greater GreaterOrEqual Less LessOrEqual Equal RoiAlign Mod
+"""
+# Quantization rounds as well, but quantized models are compared by exact integer sums.
+SELECTS = frozenset(_SELECTS.split())  # a small change of an input can change the output by much
+_SATURATES = "Sigmoid Softmax HardSigmoid Softplus Exp"
+SATURATES = frozenset(_SATURATES.split())  # relative errors of outputs exceed those of inputs
+_PASSES = "Identity Transpose Reshape Flatten Squeeze Unsqueeze Concat Split Slice Gather Cast"
+PASSES = frozenset(_PASSES.split())
+FULL_SCALE = 1.0  # of the outputs of a saturating function, whose rounding is relative to it
+
+Run = Callable[[Sequence[str]], tuple[Outputs, Outputs]]
+
+
+@dataclass(frozen=True)
+class Reconsidered:
+    """Differences after a comparison in front of selections and saturating functions.
+
+    Attributes
+    ----------
+    outputs
+        Difference per output that failed before; of the tensors in front where these decide.
+    ties
+        Labels of the nodes that chose differently on equal inputs.
+    """
+
+    outputs: Mapping[str, float]
+    ties: tuple[str, ...] = ()
+
+
+def reconsider(
+    analysis: Analysis,
+    pruned: Model,
+    removed: np.ndarray,
+    failed: Collection[str],
+    limit: float,
+    run: Run,
+) -> Reconsidered:
+    """Compare the tensors in front of selections and saturating functions.
+
+    Parameters
+    ----------
+    failed
+        Outputs that differ by more than `limit`.
+    run
+        Runs the masked original and the cut model with further outputs.
+    """
+    graph = _Graph(analysis.model, pruned, failed)
+    heads = {name: graph.saturating_inputs(name) for name in failed}
+    selecting = graph.selecting()
+    comparison = _Comparison(analysis, removed, graph.common, run)
+    comparison.add({*failed, *(n for inputs in heads.values() for n in inputs)})
+    comparison.add({n for node in selecting for n in node.output if n})
+    tied: list[NodeProto] = []
+    after: set[str] = set()
+    for node in selecting:
+        changed = any(comparison.difference(n) > limit for n in node.output if n)
+        if changed and not after & set(node.input):
+            tied.append(node)
+            after = graph.descendants(tied)
+    front = graph.frontier(tied)
+    comparison.add(front)
+    ahead = max(map(comparison.difference, front), default=float("inf"))
+    outputs = {}
+    for name in failed:
+        if name in after:
+            outputs[name] = ahead
+        elif heads[name]:
+            scaled = _full_scale_difference(*comparison.values(name))
+            outputs[name] = max(scaled, *map(comparison.difference, heads[name]))
+        else:
+            outputs[name] = comparison.difference(name)
+    agreed = any(name in after and outputs[name] <= limit for name in failed)
+    return Reconsidered(outputs, tuple(label(n) for n in tied) if agreed else ())
+
+
+class _Comparison:
+    """Tensors of the masked original and the cut model, compared where both have them."""
+
+    def __init__(
+        self, analysis: Analysis, removed: np.ndarray, common: Collection[str], run: Run
+    ) -> None:
+        self.analysis, self.removed, self.common, self.run = analysis, removed, common, run
+        self.reference: dict[str, Any] = {}
+        self.actual: dict[str, Any] = {}
+
+    def add(self, names: Collection[str]) -> None:
+        """Run both models for tensors that are not known yet."""
+        missing = sorted({n for n in names if n in self.common} - self.reference.keys())
+        if missing:
+            reference, actual = self.run(missing)
+            self.reference.update(reference)
+            self.actual.update(actual)
+
+    def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return a tensor of the cut model, and the original's at the kept positions."""
+        expected = cut_value(self.analysis, self.removed, name, self.reference[name])
+        return np.asarray(self.actual[name]), expected
+
+    def difference(self, name: str) -> float:
+        """Return the relative difference of a tensor; infinite if it cannot be compared."""
+        if name not in self.reference:
+            return float("inf")
+        return relative_difference(*self.values(name))
+
+
+def _full_scale_difference(actual: object, expected: object) -> float:
+    """Return the largest absolute difference over FULL_SCALE, or over larger values."""
+    a, b = np.asarray(actual), np.asarray(expected)
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf")
+    scale = max(FULL_SCALE, float(np.abs(b).max(initial=0.0)))
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0)) / scale
+
+
+class _Graph:
+    """The part of a main graph that computes some outputs."""
+
+    def __init__(self, original: Model, pruned: Model, outputs: Collection[str]) -> None:
+        self.weights = original.weights
+        self.nodes = list(original.proto.graph.node)
+        self.producers = {o: n for n in self.nodes for o in n.output if o}
+        self.common = {o for n in pruned.proto.graph.node for o in n.output if o}
+        self.common &= self.producers.keys()
+        self.needed = self._ancestors(outputs)
+
+    def _ancestors(self, names: Collection[str]) -> set[str]:
+        """Return the tensors that others depend on, these included."""
+        needed, waiting = set(names), list(names)
+        while waiting:
+            node = self.producers.get(waiting.pop())
+            fresh = set(node.input) - needed if node is not None else set()
+            needed |= fresh
+            waiting += fresh
+        return needed
+
+    def selecting(self) -> list[NodeProto]:
+        """Return the selecting nodes in front of the outputs, in topological order."""
+        return [n for n in self.nodes if n.op_type in SELECTS and self.needed & set(n.output)]
+
+    def descendants(self, nodes: Sequence[NodeProto]) -> set[str]:
+        """Return the tensors that depend on nodes, their outputs included."""
+        after = {o for n in nodes for o in n.output}
+        for node in self.nodes:
+            if after & set(node.input):
+                after |= set(node.output)
+        return after
+
+    def frontier(self, nodes: Sequence[NodeProto]) -> set[str]:
+        """Return the activations that nodes and what depends on them read from the rest."""
+        if not nodes:
+            return set()
+        after = self.descendants(nodes)
+        inside = [n for n in self.nodes if after & set(n.output)]
+        read = {name for n in inside for name in n.input if name}
+        return {n for n in read - after if n in self.producers and n not in self.weights}
+
+    def saturating_inputs(self, output: str) -> list[str]:
+        """Return the inputs of the saturating functions that all of an output consists of.
+
+        [] if a part of the output comes from elsewhere: its values set the scale then.
+        """
+        found: list[str] = []
+        waiting = [output]
+        while waiting:
+            node = self.producers.get(waiting.pop())
+            if node is None:
+                return []
+            if node.op_type in SATURATES:
+                found.append(node.input[0])
+            elif node.op_type in PASSES:
+                waiting += node.input if node.op_type == "Concat" else node.input[:1]
+            else:
+                return []
+        return found
