@@ -70,6 +70,12 @@ class VerificationSummary(ReportRecord):
         The same between the masked and the unmasked original.
     outputs
         Difference by output.
+    vacuous
+        Whether masking changed the outputs so little that the comparison proves nothing.
+    random
+        Labels of random nodes, which drew the same numbers in the compared models.
+    ties
+        Labels of selecting nodes that chose differently on inputs that agree.
     """
 
     ok: bool | None = None
@@ -78,6 +84,9 @@ class VerificationSummary(ReportRecord):
     masked_difference: float | None = None
     tolerance: float | None = None
     outputs: Mapping[str, float] = field(default_factory=dict)
+    vacuous: bool = omitted(False)
+    random: Sequence[str] = omitted(())
+    ties: Sequence[str] = omitted(())
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,12 @@ from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
 from onnxprune.run.tolerance import bisect_tolerance
 from onnxprune.run.tuner import Tuner
 from onnxprune.run.variants import Variants, or_infinite
-from onnxprune.run.warnings import data_warnings, growth_warning, latency_warnings
+from onnxprune.run.warnings import (
+    data_warnings,
+    growth_warning,
+    latency_warnings,
+    verification_warnings,
+)
 from onnxprune.search import ONE_SHOT
 from onnxprune.search.journal import Journal
 from onnxprune.surgery.cut import cut
@@ -298,6 +303,7 @@ class RunJob:
         recipe, bench = self.recipe, results.timing.bench
         yield from self.notes
         yield from data_warnings(self.splits, recipe, self.stages.used)
+        yield from verification_warnings(results.verification)
         yield from latency_warnings(recipe, targets)
         yield from results.evaluation.fidelity.warnings
         yield from _tolerance_warning(recipe, results.decision)

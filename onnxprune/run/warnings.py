@@ -10,7 +10,7 @@ from onnxprune.data.images import Images
 from onnxprune.data.preprocess import DEFAULT
 from onnxprune.errors import plural
 from onnxprune.ir.io import Model
-from onnxprune.report.data import Costs, TargetRow
+from onnxprune.report.data import Costs, TargetRow, VerificationSummary
 from onnxprune.run.adapter import preprocess_of
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.splits import Splits
@@ -51,6 +51,25 @@ def data_warnings(splits: Splits, recipe: Recipe, used: bool) -> Iterator[str]:
         yield (
             f"too few labeled samples ({labels.samples}) to select among candidates: all are used "
             "for the report"
+        )
+
+
+def verification_warnings(verification: VerificationSummary) -> Iterator[str]:
+    """Yield what limits the verification of the cut."""
+    if verification.vacuous:
+        yield (
+            "verification proves little: zeroing the removed channels hardly changes the outputs "
+            "on any input that was tried; pass --data with real inputs"
+        )
+    if verification.random:
+        yield (
+            "the model draws random numbers, which were fixed for verification: "
+            f"{', '.join(verification.random)}"
+        )
+    if verification.ties:
+        yield (
+            "rounding changed the choice of selecting nodes, whose inputs agree: "
+            f"{', '.join(verification.ties)}"
         )
 
 

@@ -166,7 +166,7 @@ def _verify_on(
     removed = analysis.removed(plan.kept)
     trial = _prepare(analysis, plan, pruned, feeds, threads)
     reference, original = trial.run(trial.reference), trial.run(trial.dense)
-    outputs = _run_pruned(trial, pruned, feeds)
+    outputs = _run_pruned(trial, analysis.model, pruned, feeds)
     _check_interface(reference, outputs)
     by_output = {n: relative_difference(outputs[n], reference[n]) for n in reference}
     exact = _is_exact(analysis, plan)
@@ -255,16 +255,28 @@ def _prepare(
     return _Trial(dense, reference, pruned, feeds, threads)
 
 
-def _run_pruned(trial: _Trial, pruned: Model, feeds: Mapping[str, np.ndarray]) -> Outputs:
-    """Run the cut model; VerificationError if onnxruntime does not run it as it is."""
+def _run_pruned(
+    trial: _Trial, original: Model, pruned: Model, feeds: Mapping[str, np.ndarray]
+) -> Outputs:
+    """Run the cut model; VerificationError if onnxruntime does not, but runs the original."""
     try:
-        if trial.pruned is not pruned:  # the changed copy may run although the model does not
+        # the changed copy may run although the model itself does not
+        if trial.pruned is not pruned and _runs(original, feeds, trial.threads):
             Session(pruned, threads=trial.threads, optimize=False).run(feeds)
         return trial.run(trial.pruned)
     except Exception as problem:
         raise VerificationError(
             "cut-refused", f"onnxruntime does not run the cut model: {problem}"
         ) from problem
+
+
+def _runs(model: Model, feeds: Mapping[str, np.ndarray], threads: int) -> bool:
+    """Return whether onnxruntime runs a model; it lacks bfloat16 for many operators."""
+    try:
+        Session(model, threads=threads, optimize=False).run(feeds)
+    except ModelError:
+        return False
+    return True
 
 
 def _own_rounding(optimized: Outputs, original: Outputs, base: float) -> float:
