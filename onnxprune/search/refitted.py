@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.sharing import shared_uses
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import inverse
 from onnxprune.criteria.reconstruction import second_moments
@@ -73,7 +74,15 @@ class Refitted:
     @staticmethod
     def of(context: Context) -> Refitted:
         """Collect the statistics on the part of the context's data that is meant for them."""
-        return Refitted(context.analysis, second_moments(context)[0])
+        analysis = context.analysis
+        statistics = second_moments(context)[0]
+        if not analysis.options.get("untie"):
+            # a refit per use would store a shared weight several times; it is left as it is cut
+            shared = shared_uses(analysis.record)
+            statistics = {
+                n: s for n, s in statistics.items() if s.linear.weight.tensor not in shared
+            }
+        return Refitted(analysis, statistics)
 
     def __call__(self, kept: Kept) -> Model:
         """Return the network that keeps these channels, the others masked."""

@@ -23,8 +23,8 @@ from onnxprune.run.pipeline import make_plan
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import read_data_only
 from onnxprune.statistics.im2col import Moments
-from onnxprune.surgery.cut import cut
 from onnxprune.surgery.compare import relative_difference
+from onnxprune.surgery.cut import cut
 from onnxprune.types import PLAN_FORMAT, Plan
 from tests.robustness.bad_inputs import call_functions
 from tests.robustness.fuzz import ACCEPTED, REJECTED

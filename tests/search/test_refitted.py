@@ -106,7 +106,7 @@ def test_weights_used_by_a_nested_graph_are_unchanged() -> None:
         helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
     )
     proto.graph.output.append(helper.make_tensor_value_info("z", 1, ["n", 5, 7]))
-    analysis = analyze(load(proto))
+    analysis = analyze(load(proto), untie=True)
     data, kept = synthetic(input_types(analysis.model), samples=32, seed=1), {"a": tuple(range(6))}
     (feeds,) = data.batches(32)
     refitted = Refitted.of(Context(analysis, data, batch_size=32))

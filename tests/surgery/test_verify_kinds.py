@@ -40,11 +40,11 @@ def _analyzed(text: str):
     return analysis, plan_of(analysis, {g.name: range(0, g.size, 2) for g in analysis.groups})
 
 
-def _double(model: Model, name: str, row: int = 0) -> Model:
-    """Return the model with one row of a weight doubled."""
+def _scale_row(model: Model, name: str, factor: float = 2.0, row: int = 0) -> Model:
+    """Return the model with one row of a weight scaled."""
     copy = model.edit()
     values = np.array(copy.weights[name].array())
-    values[row] *= 2
+    values[row] *= factor
     copy.weights[name] = from_array(values)
     return copy.freeze()
 
@@ -56,7 +56,7 @@ def test_right_cut_passes_and_doubled_weight_fails(name: str) -> None:
     result = verify(analysis, plan, pruned)
     assert result.ok and not result.vacuous, result
     assert bool(result.random) == (name in RANDOM)
-    assert not verify(analysis, plan, _double(pruned, "w2")).ok
+    assert not verify(analysis, plan, _scale_row(pruned, "w2")).ok
 
 
 def test_random_nodes_are_named() -> None:
@@ -79,7 +79,8 @@ def test_infinite_values_of_removed_channels_do_not_matter() -> None:
     assert verify(analysis, plan, cut(analysis, plan), feeds).ok
 
 
-SELECTION = """float[1,40,6] x, float[1,40,6] z | float[6,12] w1, float[12,1] w2, float[6,5] w3, int64[1] k = {10}
+SELECTION = """float[1,40,6] x, float[1,40,6] z
+| float[6,12] w1, float[12,1] w2, float[6,5] w3, int64[1] k = {10}
 | a = MatMul(x, w1); r = Relu(a); s = MatMul(r, w2); t = Squeeze(s, two); v, i = TopK(t, k);
 j = Squeeze(i, zero); g = Gather<axis=1>(z, j); y = MatMul(g, w3)"""
 
@@ -117,7 +118,7 @@ def _scale_scores(model: Model) -> Model:
 @pytest.mark.parametrize("weight", ["w1", "w2", "w3"])
 def test_wrong_weight_before_or_after_a_selection_fails(weight: str) -> None:
     analysis, plan = _selection()
-    wrong = _double(cut(analysis, plan), weight)
+    wrong = _scale_row(cut(analysis, plan), weight, factor=-9.0)
     assert not verify(analysis, plan, wrong).ok
 
 
