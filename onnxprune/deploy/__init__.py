@@ -1,4 +1,4 @@
-"""Hand-off targets by name: devices and tool flows that run models where onnxprune is not."""
+"""Hand-off targets by name: devices and tool flows on machines without onnxprune."""
 
 from __future__ import annotations
 

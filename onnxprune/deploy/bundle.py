@@ -91,6 +91,7 @@ class PreparedModel:
     def nodes(self) -> tuple[GraphNode, ...]:
         """Return views of the graph's nodes."""
         nodes, weights = self.model.proto.graph.node, self.model.weights
+        # a Quant or DequantizeLinear of an initializer is as constant as the initializer
         quantized = {
             output
             for node in nodes
@@ -117,6 +118,7 @@ class PreparedModel:
             There are fewer samples than one batch.
         """
         shapes = self.inputs()
+        # inputs may hold different numbers of samples
         count = min(len(samples[n]) // _batch_size(s) for n, s in shapes.items())
         if not count:
             batch = ", ".join(f"{n} {list(s)}" for n, s in shapes.items())

@@ -113,8 +113,11 @@ def round_trip(
     # a name that starts with "-" would be read as an option of ssh
     if not _HOST.fullmatch(host):
         raise UsageError("host", f"{host!r} is not a host; use NAME or USER@NAME")
+    # fails early if the folder is not a bundle
     read_manifest(folder)
+    # the same bundle gets the same folder, so that a repeated run overwrites it
     remote = f"onnxprune-{sha256(folder / MANIFEST)[:12]}"
+    # no prompt: a program that waits for a password would hang
     quiet = ["-o", "BatchMode=yes"]
     ssh, scp = ["ssh", *quiet, host, "--"], ["scp", *quiet, "-q", "-r"]
     _run_remote([*scp, str(folder), f"{host}:{remote}"], timeout_s, "copy the bundle")
@@ -124,6 +127,7 @@ def round_trip(
         _run_remote([*scp, results, str(folder)], timeout_s, "copy the results back")
     finally:
         if not keep:
+            # failing to clean up must not hide the results
             _run_remote([*ssh, f"rm -rf {remote}"], timeout_s, "remove the bundle", check=False)
     return collect(folder)
 

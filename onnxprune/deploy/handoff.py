@@ -120,6 +120,7 @@ def handoff(
     """
     target: HandoffTarget = TARGETS.get(to)
     values = choose(target, options or {})
+    # the manifest names the models in this order
     sources = {"original": original} | ({} if pruned is None else {"pruned": pruned})
     models = [prepare(model, name, target, shapes) for name, model in sources.items()]
     _check_samples(models[0], samples)
@@ -223,6 +224,7 @@ def _write_samples(folder: Path, models: Sequence[PreparedModel], samples: Sampl
         inputs[name] = np.asarray(values)[:most]
     _save_arrays(folder / "inputs.npz", inputs)
     for m in models:
+        # onnxruntime cannot compute expected outputs of foreign operators
         if not find_foreign_ops(m.model):
             _save_arrays(folder / f"expected_{m.name}.npz", _run_batches(m, inputs))
 
@@ -233,6 +235,7 @@ def _run_batches(model: PreparedModel, inputs: Samples) -> dict[str, np.ndarray]
     kinds = {n: _NUMPY.get(kind, np.float32) for n, (_, kind) in session.inputs.items()}
     rows = []
     for feeds in model.feeds(inputs):
+        # sources may deliver float64 or uint8
         rows.append(session.run({n: a.astype(kinds[n]) for n, a in feeds.items()}))
     return {
         f"output_{index}": np.concatenate([row[name] for row in rows])

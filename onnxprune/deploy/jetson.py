@@ -65,6 +65,7 @@ class PowerSample:
         for rail in TOTAL_RAILS:
             if rail in self.rails_mw:
                 return self.rails_mw[rail]
+        # without a total, rails that feed other rails would count twice
         outer = [value for rail, value in self.rails_mw.items() if rail not in INNER_RAILS]
         return float(sum(outer)) if outer else float("nan")
 
@@ -96,6 +97,7 @@ def busy_mw(samples: Sequence[PowerSample]) -> float:
     if not len(power):
         return float("nan")
     if np.isfinite(loads).any() and np.nanmax(loads) > 0:
+        # samples without a load do not count as busy
         power = power[np.nan_to_num(loads, nan=-1.0) >= BUSY_SHARE * np.nanmax(loads)]
     return float(np.mean(power))
 
@@ -107,6 +109,7 @@ def parse(results: Path, model: str) -> TargetResult:
     power = _read_power(results, model)
     notes = []
     if power:
+        # mW times seconds per inference
         energy = power["power_mw"] / figures["throughput_per_s"]
         figures |= {"power_mw": power["power_mw"], "energy_mj": energy} | power
     else:
@@ -141,6 +144,7 @@ def _read_latency(results: Path, model: str, environment: Mapping[str, Any]) -> 
             f"{results} has no {model}.*.times.json: the run on the device did not finish; "
             "see the *.log files there",
         )
+    # rounds of one model are pooled; models alternate, so that drift is shared
     latency = np.concatenate([r.latency_ms for r in runs])
     q1, median, q3 = np.percentile(latency, [25, 50, 75])
     return {

@@ -79,6 +79,7 @@ class GraphNode:
         given = self.get("kernel_shape")
         if given:
             return tuple(given)
+        # an exporter may leave kernel_shape out for convolutions
         weight = self.shape(1) if self.op in ("Conv", "ConvTranspose") else None
         return tuple(weight[2:]) if weight else ()
 

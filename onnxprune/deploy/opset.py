@@ -57,6 +57,7 @@ def convert_opset(model: Model, opset: int) -> Model:
     if model.opset < opset:
         return _raise_opset(model, opset)
     copy = model.edit()
+    # bodies of If and Loop have nodes too
     for graph in nested(copy.proto.graph):
         for node in graph.node:
             if node.domain in STANDARD_DOMAINS:
@@ -95,6 +96,7 @@ def _lower(model: EditableModel, node: NodeProto, opset: int) -> None:
         raise ModelError(
             "opset-conversion", f"opset {opset} has no {node.op_type} (node {label(node)!r})"
         ) from None
+    # ReduceSum takes its axes as an input since opset 13, which every target reads
     if node.op_type in REDUCTIONS and opset < AXES_AS_INPUT <= model.opset:
         _move_axes_to_attribute(model, node)
     for name, neutral in ADDED.items():

@@ -49,13 +49,16 @@ def prepare(
         An input has other dynamic axes and no shape was given.
     """
     notes: list[str] = []
+    # importers of accelerators have no dynamic axes
     static = canonicalize(fix_shapes(model, shapes or {}))
     if target.opset and static.opset != target.opset:
         static = _try_convert(static, target, notes)
     copy = make_explicit(static)
+    # importers reject newer versions although the content is the same
     copy.proto.ir_version = min(copy.proto.ir_version, NEWEST_IR)
     if target.rewrite is not None:
         target.rewrite(copy, infer(copy))
+    # again: the rewrite changed nodes
     inferred = infer(copy)
     _write_shapes(copy, inferred)
     sizes = {}
@@ -84,6 +87,7 @@ def _write_shapes(model: EditableModel, inferred: Shapes) -> None:
     for value in graph.output:
         if inferred.shape(value.name) is not None:
             value.type.CopyFrom(inferred.types[value.name])
+    # inputs and outputs have their own declarations
     inner = _list_outputs(model) - {v.name for v in (*graph.input, *graph.output)}
     graph.value_info.extend(
         helper.make_value_info(name, kind) for name, kind in inferred.types.items() if name in inner

@@ -18,6 +18,7 @@ class Engines(Registry):
         UsageError
             The name is neither registered nor the description of an array.
         """
+        # imported here: most names need no array, and the table must stay cheap to import
         if name not in self:
             from onnxprune.engines.cost.systolic import parse_array_name
 

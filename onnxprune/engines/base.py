@@ -283,6 +283,7 @@ class Engine(Protocol):
 
 def require(engine: Engine) -> None:
     """Raise EngineError with the way to install the engine if it is not available."""
+    # checked before compile, so that the error names the fix
     reason = engine.available()
     if reason is not None:
         raise EngineError("engine-missing", reason)
@@ -304,9 +305,11 @@ def installed_version(distribution: str) -> str:
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
     """Redirect what native libraries print on stdout to stderr; stdout is for results."""
+    # buffered text must appear on stdout, before it is redirected
     sys.stdout.flush()
     stdout = os.dup(1)
     try:
+        # descriptors, because native libraries do not write through sys.stdout
         os.dup2(2, 1)
         yield
     finally:
@@ -316,6 +319,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 def refusal(engine: str, problem: Exception | str) -> EngineError:
     """Return the error for a model that an engine rejects, with the first line of its reason."""
+    # native libraries append a stack trace; the first line names the reason
     lines = str(problem).strip().splitlines()
     reason = lines[0][:300] if lines else type(problem).__name__
     return EngineError("engine-refused", f"{engine} rejects the model: {reason}")
@@ -407,6 +411,7 @@ def random_feeds(inputs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, n
 
 def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
     """Return a copy whose inputs declare static shapes; see `static_inputs`."""
+    # the caller's model keeps its dynamic axes
     copy = model.edit()
     specs = static_inputs(model, shapes)
     for value in copy.proto.graph.input:

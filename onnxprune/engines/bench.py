@@ -169,15 +169,19 @@ def bench(
     UsageError
         No model, no engine, an unknown engine, or an input whose shape is not known.
     """
+    # all engines are checked before the first model is compiled
     chosen = _open_engines(sources, engines)
     labeled = _label(sources)
     models = {label: open_model(source) for label, source in labeled.items()}
     inputs = _choose_inputs(models, feeds, options, seed)
+    # before measuring: the load that the measurement itself causes does not count
     warnings = machine_warnings(options.threads, options.cores)
     warnings += precision_warnings(models, options.precision)
+    # before the workers start, so that the reference does not share the CPU with them
     reference = _run_reference(models, inputs, options)
     with contextlib.ExitStack() as stack:
         workers, failures = _start_workers(chosen, labeled, inputs, options, stack, progress)
+        # also the first inference of every worker, which initializes lazily
         differences = _compare(workers, inputs, reference, failures)
         times = _time(workers, inputs, failures, schedule, progress)
         summaries = {pair: _summarize(pair, times[pair], chosen, options) for pair in workers}
@@ -213,6 +217,7 @@ def layer_rows(measurements: Sequence[Measurement]) -> tuple[LayerRow, ...]:
     labels = list(dict.fromkeys(m.model for m in measurements))
     for measurement in measurements:
         for layer in measurement.layers:
+            # layout changes have no tensor that could match between models
             place = (measurement.engine, layer.key, "" if layer.key else layer.op)
             first.setdefault(place, layer)
             times = rows.setdefault(place, {})
@@ -305,10 +310,12 @@ def _start_workers(
     for name in engines:
         for label, source in sources.items():
             progress(f"{name}: compiling {label}")
+            # the inputs decide the shapes, even if they were given without --shape
             shapes = {n: tuple(value.shape) for n, value in inputs[label].items()}
             try:
                 worker = Worker(name, source, replace(options, shapes=shapes))
                 workers[name, label] = stack.enter_context(worker)
+            # one engine that rejects a model must not stop the others
             except EngineError as problem:
                 failures[name, label] = problem.message
     return workers, failures
@@ -377,6 +384,7 @@ def _finish(
     device = worker.device_memory_bytes()
     kernels = worker.profile(feeds, PROFILE_RUNS) if layers else ()
     peak, before = memory if memory is not None else (None, None)
+    # the peak includes the interpreter; the difference is what the model added
     own = peak - before if peak is not None and before is not None else None
     return replace(
         measurement,
@@ -395,6 +403,7 @@ def _compute_ratios(
     base, *others = labels
     ratios: dict[str, tuple[Ratio, ...]] = {}
     for engine in dict.fromkeys(engine for engine, _ in times):
+        # no ratios on an engine that rejects the first model
         base_times = times.get((engine, base))
         if base_times is None:
             continue

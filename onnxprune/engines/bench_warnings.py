@@ -24,6 +24,7 @@ def difference(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.nda
     """
     worst = 0.0
     for name, expected in reference.items():
+        # an output that the engine dropped is a wrong conversion
         actual = outputs.get(name)
         if actual is None or np.shape(actual) != np.shape(expected):
             return float("inf")
@@ -31,6 +32,7 @@ def difference(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.nda
         if not np.array_equal(np.isnan(a), np.isnan(b)):
             return float("inf")
         if a.size:
+            # relative to the largest value: small values of a softmax must not dominate
             scale = float(np.nanmax(np.abs(b), initial=0.0)) or 1.0
             worst = max(worst, float(np.nanmax(np.abs(a - b), initial=0.0)) / scale)
     return worst

@@ -77,6 +77,7 @@ class Cuda(ABC):
 
 def open_cuda() -> Cuda:
     """Open the first GPU by cuda-python, else pycuda; EngineError without either."""
+    # cuda.bindings since release 12, cuda.cudart before
     if _is_installed("cuda.bindings") or _is_installed("cuda.cudart"):
         return CudaPython()
     if _is_installed("pycuda"):
@@ -152,6 +153,7 @@ class CudaPython(Cuda):
 
     def allocate(self, size_bytes: int) -> int:
         """Allocate device memory and return its address."""
+        # cudaMalloc of 0 bytes returns a null pointer
         self._memory.append(int(self._call("cudaMalloc", max(size_bytes, 1))))
         return self._memory[-1]
 
@@ -178,6 +180,7 @@ class CudaPython(Cuda):
         self._call("cudaEventRecord", self._begin, self._stream)
         launch()
         self._call("cudaEventRecord", self._end, self._stream)
+        # the end event alone: a device-wide wait would include other streams
         self._call("cudaEventSynchronize", self._end)
         return float(self._call("cudaEventElapsedTime", self._begin, self._end))
 
@@ -231,6 +234,7 @@ class PyCuda(Cuda):
         self._graphs: list[ctypes.c_void_p] = []
         self._driver: Any = driver
         driver.init()
+        # a context of its own could not share memory with TensorRT
         self._context = driver.Device(0).retain_primary_context()
         self._context.push()
         self._stream = driver.Stream()

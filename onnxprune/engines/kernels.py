@@ -72,10 +72,12 @@ def kernel_times(path: Path, *, skip: int) -> list[Kernel]:
     times: dict[tuple[int, str, str], list[float]] = {}
     for event in events:
         name = str(event.get("name", ""))
+        # the profile also holds sessions, and events before and after kernels
         if event.get("cat") != "Node" or not name.endswith(_SUFFIX):
             continue
         arguments = event.get("args", {})
         index, op = int(arguments.get("node_index", -1)), str(arguments.get("op_name", ""))
+        # the index keeps nodes of equal names apart
         key = (index, name.removesuffix(_SUFFIX), op)
         times.setdefault(key, []).append(float(event["dur"]) / 1e3)
     return [
@@ -85,6 +87,7 @@ def kernel_times(path: Path, *, skip: int) -> list[Kernel]:
 
 def interquartile_mean(values: Sequence[float]) -> float:
     """Return the mean of the middle half: as robust as a median, finer than the clock's tick."""
+    # outliers are interrupts, the clock ticks in microseconds
     cut = len(values) // 4
     return statistics.fmean(sorted(values)[cut : len(values) - cut])
 
@@ -141,6 +144,7 @@ def _select_nodes(
 def layer_time(name: str, op: str, time_ms: float, nodes: Sequence[NodeProto]) -> LayerTime:
     """Return the time of a kernel that computes `nodes` (in topological order)."""
     tensors = tuple(output for node in nodes for output in node.output if output)
+    # fusion changes the last tensor of a kernel, not the contraction in it
     contraction = next((node.output[0] for node in nodes if node.op_type in CONTRACTIONS), None)
     key = contraction or (tensors[-1] if tensors else "")
     names = tuple(node.name or node.output[0] for node in nodes)
@@ -153,6 +157,7 @@ def _find_owners(optimized: Sequence[NodeProto], original: Sequence[NodeProto]) 
     named = {node.name: i for i, node in enumerate(original) if node.name}
     anchors, cores = {}, {}
     for index, node in enumerate(optimized):
+        # an operator that was not rewritten is built around itself
         cores[index] = _CORES.get(node.op_type, (node.op_type,))
         anchor = _find_anchor(node, producer, named)
         if anchor is not None:
@@ -192,8 +197,10 @@ def assign_nodes(
     owners: dict[int, int] = {}
     for kernel, certain in anchors.items():
         for anchor in certain:
+            # of two kernels that claim a node, the first computes it
             owners.setdefault(anchor, kernel)
     for kernel, certain in anchors.items():
+        # a kernel that lost all its anchors claims nothing
         own = [anchor for anchor in certain if owners[anchor] == kernel]
         if not any(nodes[anchor].op_type in cores[kernel] for anchor in own):
             _claim_inputs(kernel, own, cores[kernel], nodes, producer, owners)
@@ -214,8 +221,10 @@ def _find_anchor(
 
     It is found by an output tensor, or by the tensor or node in the optimized node's name.
     """
+    # a layout change carries the name of the tensor that it copies
     if node.op_type.startswith("Reorder"):
         return None
+    # outputs first: names of nodes are not unique in exported models
     for name in (*node.output, node.name.removesuffix(_BLOCKED)):
         if name in producer:
             return producer[name]
@@ -234,6 +243,7 @@ def _claim_inputs(
     pending = list(anchors)
     while pending:
         at = pending.pop()
+        # the walk ends at the operator that the kernel is built around
         if nodes[at].op_type in cores:
             continue
         for tensor in nodes[at].input:

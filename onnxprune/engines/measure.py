@@ -103,6 +103,7 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
     """
     blocks = {}
     for name, sampler in samplers.items():
+        # the first inferences allocate memory and choose kernels
         warm_ms = min(sampler(schedule.warmup))
         blocks[name] = int(np.clip(np.ceil(BLOCK_MS / max(warm_ms, 1e-6)), 1, MAX_BLOCK))
     times: dict[K, list[Sequence[float]]] = {name: [] for name in samplers}
@@ -112,8 +113,10 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
         done < schedule.min_rounds or time.perf_counter() < end
     ):
         for name in order:
+            # a block of one inference cannot spare its first
             extra = 1 if blocks[name] > 1 else 0
             times[name].append(samplers[name](blocks[name] + extra)[extra:])
+        # a contender must not always follow the same one
         order.reverse()
     return {name: np.asarray(rows, np.float64) for name, rows in times.items()}
 
@@ -128,7 +131,9 @@ def summarize(
     version: str = "",
 ) -> Measurement:
     """Return the statistics of one contender's times of shape (rounds, block)."""
+    # over single inferences
     q1, median, q3, p99 = np.percentile(times, [25, 50, 75, 99])
+    # over medians per round: drift between rounds, not jitter
     low, middle, high = np.percentile(np.median(times, axis=1), [25, 50, 75])
     return Measurement(
         engine,
@@ -155,7 +160,9 @@ def ratio(
 
     The interval is taken by the percentile method.
     """
+    # rounds are paired because drift is common to both contenders of a round
     paired = np.median(base_times, axis=1) / np.median(times, axis=1)
+    # rounds are resampled, not inferences: those of a round are correlated
     draws = np.random.default_rng(seed).integers(0, len(paired), (BOOTSTRAP, len(paired)))
     low, high = np.percentile(np.median(paired[draws], axis=1), [2.5, 97.5])
     return Ratio(base, contender, float(np.median(paired)), float(low), float(high))
@@ -164,6 +171,7 @@ def ratio(
 def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
     """Return what makes times on this machine less certain, before measuring."""
     warnings = []
+    # a container may allow fewer CPUs than the machine has
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
     else:

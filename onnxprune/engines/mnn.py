@@ -93,6 +93,7 @@ class MnnModel(Compiled):
             import MNN
 
         self._name, self._mnn = name, MNN
+        # MNN allocates for static shapes when the session is created
         self._model = fix_shapes(open_model(source), options.shapes)
         self._inputs = static_inputs(self._model, {})
         self.outputs = tuple(o.name for o in self._model.proto.graph.output)
@@ -107,6 +108,7 @@ class MnnModel(Compiled):
         }
         with stdout_to_stderr():
             self._session = self._net.createSession(settings)
+        # its converter may drop an output without an error
         absent = set(self.outputs) - set(self._net.getSessionOutputAll(self._session))
         if absent:
             raise EngineError(
@@ -147,6 +149,7 @@ class MnnModel(Compiled):
 
         def before(_: Any, op: Any) -> bool:
             nonlocal started
+            # returning True tells MNN to run the operator
             started = time.perf_counter_ns()
             return True
 
@@ -176,6 +179,7 @@ class MnnModel(Compiled):
             if node is None:
                 continue
             anchors[index] = (node,)
+            # Convolution, ConvolutionDepthwise, Deconvolution: their activations are fused
             convolution = "onvolution" in op
             cores[index] = tuple(CONTRACTIONS) if convolution else (nodes[node].op_type,)
         return assemble_layers(kernels, assign_nodes(nodes, anchors, cores), nodes)

@@ -100,6 +100,7 @@ class NcnnModel(Compiled):
         import ncnn
 
         self._name = name
+        # functions are inlined and shape arithmetic is folded before pnnx reads the graph
         model = slices_as_pools(canonicalize(fix_shapes(open_model(source), options.shapes)))
         self._inputs = static_inputs(model, {})
         self.outputs = tuple(o.name for o in model.proto.graph.output)
@@ -112,6 +113,7 @@ class NcnnModel(Compiled):
         self._net: Any = ncnn.Net()
         settings = self._net.opt
         settings.num_threads = options.threads
+        # by default ncnn computes in float16 if the CPU supports it
         settings.use_fp16_packed = False
         settings.use_fp16_storage = False
         settings.use_fp16_arithmetic = False
@@ -144,6 +146,7 @@ class NcnnModel(Compiled):
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
         """Time inferences without copying the inputs."""
+        # an extractor does not change its inputs, so that they are copied once
         mats, times = self._to_mats(feeds), []
         for _ in range(count):
             start = time.perf_counter_ns()
@@ -192,12 +195,14 @@ def slices_as_pools(model: Model) -> Model:
         if node.op_type != "Slice" or len(node.input) != 5:
             continue
         shape = known.shape(node.input[0])
+        # start, end, axis and step must all be constants
         bounds = [known.value(name) for name in node.input[1:]]
         scalars = [int(value.item()) for value in bounds if value is not None and value.size == 1]
         if shape is None or len(shape) != 4 or len(scalars) != 4:
             continue
         start, end, axis, step = scalars
         length = shape[axis]
+        # only rows or columns (axes 2 and 3), from the first to the last
         if axis % 4 < 2 or step < 2 or start != 0 or not isinstance(length, int) or end < length:
             continue
         del node.input[1:]
@@ -242,6 +247,7 @@ def _list_unknown_layers(parameters: Path) -> list[str]:
     import ncnn
 
     rows = parameters.read_text(encoding="utf-8", errors="replace").splitlines()[2:]
+    # the first two lines hold a magic number and counts
     types = dict.fromkeys(row.split()[0] for row in rows if row.strip())
     return [kind for kind in types if ncnn.layer_to_index(kind) < 0]
 

@@ -142,6 +142,7 @@ class OnnxRuntimeModel(Compiled):
             self._session = self._open(path, settings)
             for _ in range(PROFILE_WARMUP + count):
                 self._session.run(None, dict(feeds))
+            # the profile is written when profiling ends
             kernels = kernel_times(Path(self._session.end_profiling()), skip=PROFILE_WARMUP)
             optimized = open_model(Path(folder) / "optimized.onnx").proto
         return map_kernels(kernels, optimized, open_model(self._source).proto)
@@ -152,7 +153,9 @@ class OnnxRuntimeModel(Compiled):
 
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self._options.threads
+        # nodes run one after another, so that kernel times add up
         settings.inter_op_num_threads = 1
+        # warnings of a rejected graph are in the exception
         settings.log_severity_level = 4
         # idle threads must not disturb the other contenders' turns
         settings.add_session_config_entry("session.force_spinning_stop", "1")
@@ -173,6 +176,7 @@ class OnnxRuntimeModel(Compiled):
             session = onnxruntime.InferenceSession(str(path), settings, providers=self._providers())
         except Exception as problem:
             raise refusal(self._engine.name, problem) from problem
+        # onnxruntime silently falls back to the CPU
         if self._engine.provider not in session.get_providers():
             raise EngineError(
                 "engine-fallback",

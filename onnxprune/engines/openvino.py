@@ -115,6 +115,7 @@ class OpenVinoModel(Compiled):
         for index, (name, op) in enumerate(times):
             anchors[index] = origins.get(name, [])
             if op in _CONTRACTIONS:
+                # activations and shortcuts are fused into contractions
                 cores[index] = tuple(CONTRACTIONS)
             else:
                 cores[index] = tuple(nodes[i].op_type for i in anchors[index])
@@ -139,6 +140,7 @@ class OpenVinoModel(Compiled):
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self._options.precision],
             "INFERENCE_NUM_THREADS": self._options.threads,
+            # one inference at a time, as the other engines
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "PERF_COUNT": profile,
@@ -150,6 +152,7 @@ class OpenVinoModel(Compiled):
                 model = core.read_model(str(path))
                 if self._options.shapes:
                     shapes = {name: list(shape) for name, shape in self._options.shapes.items()}
+                    # a static shape allows OpenVINO to choose layouts
                     model.reshape(shapes)
                 return core.compile_model(model, "CPU", settings)
             except RuntimeError as problem:
@@ -161,6 +164,7 @@ def _time_operators(
 ) -> dict[tuple[str, str], list[float]]:
     """Return (name, operator) -> milliseconds of `count` inferences after one for warm-up."""
     request = compiled.create_infer_request()
+    # the first inference is warm-up
     request.infer(dict(feeds))
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(count):

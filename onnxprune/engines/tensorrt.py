@@ -126,15 +126,18 @@ def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
     network = builder.create_network(0)
     config = builder.create_builder_config()
     parser = trt.OnnxParser(network, logger)
+    # the graph must hold float16 where the flag is gone
     needs_half = options.precision == "f16" and not hasattr(trt.BuilderFlag, "FP16")
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
         save(to_half(model) if needs_half else model, path)
+        # a path, so that TensorRT finds external data
         if not parser.parse_from_file(str(path)):
             errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise refusal("tensorrt", "; ".join(errors) or logger.worst)
     _set_precision(trt, config, options.precision)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    # without it, layers are names and cannot be mapped to nodes
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     cache = _load_timing_cache(trt, config, options.cache)
     plan = builder.build_serialized_network(network, config)
@@ -196,6 +199,7 @@ class TensorRtModel(Compiled):
         """Return the time per layer in an execution context with a profiler."""
         self._upload(feeds)
         recorder = _make_profiler(self._trt)
+        # a profiler slows its context down, so that the timed one stays without
         context = self._engine.create_execution_context()
         for name, address in self._addresses.items():
             context.set_tensor_address(name, address)
@@ -222,6 +226,7 @@ class TensorRtModel(Compiled):
     def _bind(self, name: str) -> None:
         """Allocate the buffers of an input or output on host and device."""
         shape = tuple(self._engine.get_tensor_shape(name))
+        # buffers are allocated once, for static sizes
         if any(length < 0 for length in shape):
             raise EngineError(
                 "engine-refused",
@@ -258,6 +263,7 @@ def _set_precision(trt: Any, config: Any, precision: str) -> None:
     """Set the precision flags of version 10; 11 has none, the graph decides."""
     flags = trt.BuilderFlag
     if precision == "f32" and hasattr(flags, "TF32"):
+        # TF32 keeps 10 bits of the mantissa of float32
         config.clear_flag(flags.TF32)
     if precision == "bf16" and not hasattr(flags, "BF16"):
         raise EngineError(

@@ -42,6 +42,7 @@ def layer_times(
     EngineError
         `information` is not such JSON.
     """
+    # times and information are joined by the layer's name
     described = {layer["Name"]: layer for layer in _parse_layers(information)}
     nodes = model.graph.node
     positions = {node.name: i for i, node in enumerate(nodes) if node.name}
@@ -51,6 +52,7 @@ def layer_times(
         layer = described.get(name, {"Name": name})
         kind = str(layer.get("LayerType", ""))
         owned: Sequence[int] = ()
+        # a reformat copies a tensor and computes no node
         if kind not in _REFORMAT and not name.startswith("Reformatting CopyNode"):
             owned = _find_nodes(layer, positions, outputs)
         layers.append(layer_time(name, kind, time_ms, [nodes[i] for i in owned]))
@@ -77,6 +79,7 @@ def _find_nodes(
     """
     names = _ONNX.findall(str(layer.get("Metadata", ""))) or _split_name(str(layer["Name"]))
     nodes = {positions[name] for name in names if name in positions}
+    # fusion may change names, output tensors keep theirs
     if not nodes:
         tensors = [str(o.get("Name", "")) for o in layer.get("Outputs", []) if isinstance(o, dict)]
         nodes = {outputs[tensor] for tensor in tensors if tensor in outputs}

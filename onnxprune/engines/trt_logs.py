@@ -51,9 +51,11 @@ def parse_times(text: str, warm_up_ms: float = 0.0) -> Times:
         ) from problem
     if not (np.isfinite(starts).all() and np.isfinite(compute).all()):
         raise DataError("times-invalid", "not trtexec's exportTimes: a time is not finite")
+    # exportTimes includes the warm-up
     warm = starts - starts[0] >= warm_up_ms
     if warm.any():
         starts, compute = starts[warm], compute[warm]
+    # a single inference has no following start
     period = float(compute[0])
     if len(starts) > 1:
         period = float((starts[-1] - starts[0]) / (len(starts) - 1))

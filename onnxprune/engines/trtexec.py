@@ -129,6 +129,7 @@ class TrtExecModel(Compiled):
         flags += [f"--iterations={count}", f"--warmUp={WARMUP_MS}", "--duration=0"]
         self._run([*self._load_flags({}), *flags, f"--exportTimes={path}"])
         times = parse_times(path.read_text(encoding="utf-8"))
+        # exportTimes starts with the warm-up
         return [float(ms) for ms in times.latency_ms[-count:]]
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
@@ -157,6 +158,7 @@ class TrtExecModel(Compiled):
         ]
         if "--profilingVerbosity" in self._known:
             flags.append("--profilingVerbosity=detailed")
+        # --buildOnly before version 8.6
         flags.append("--skipInference" if "--skipInference" in self._known else "--buildOnly")
         if self._options.cache is not None:
             self._options.cache.mkdir(parents=True, exist_ok=True)
@@ -170,6 +172,7 @@ class TrtExecModel(Compiled):
         for index, (name, array) in enumerate(feeds.items()):
             path = self._make_path(f"input{index}.bin")
             path.write_bytes(np.ascontiguousarray(array, self._inputs[name].dtype).tobytes())
+            # quotes, because names of exported models hold colons and slashes
             named.append(f"'{name}':{path}")
         return flags + ([f"--loadInputs={','.join(named)}"] if named else [])
 
@@ -238,6 +241,7 @@ def release(text: str) -> str:
     if match is None:
         return ""
     number = int(match[1])
+    # from version 10 on the numbers have two digits each
     high, low = (10000, 100) if number >= 100_000 else (1000, 100)
     return f"{number // high}.{number % high // low}.{number % low}"
 

@@ -50,11 +50,14 @@ class Worker(Compiled):
         self.engine = engine
         self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
         self._fed: int | None = None
+        # a file, because a pipe that nobody reads would block the child
         self._log = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115 - see close()
         path = self._write(source)
+        # the child must import the same onnxprune as this process
         package = str(Path(__file__).resolve().parents[2])
         environment = {
             **os.environ,
+            # native libraries read it once, when they are loaded
             "OMP_NUM_THREADS": str(options.threads),
             "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
         }
@@ -67,6 +70,7 @@ class Worker(Compiled):
         )
         try:
             self.outputs: tuple[str, ...] = self._ask("compile", engine, path, options)
+        # also on an interrupt: the child must not outlive the caller
         except BaseException:
             self.close()
             raise
@@ -99,12 +103,14 @@ class Worker(Compiled):
 
     def close(self) -> None:
         """End the child and remove its files."""
+        # a closed stdin ends the child's loop
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
         try:
             self._process.wait(timeout=5)
+        # an engine may hang in native code
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -121,6 +127,7 @@ class Worker(Compiled):
 
     def _feed(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Send inputs, unless they are those of the last call."""
+        # inputs are large; the child keeps those of the last call
         if self._fed != id(feeds):
             self._ask("feed", dict(feeds))
             self._fed = id(feeds)
@@ -147,6 +154,7 @@ class Worker(Compiled):
         """Return the signal or exit status of the child."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
+        # a negative code is a signal, such as SIGSEGV in native code
         code = self._process.returncode
         if code is not None and code < 0:
             with contextlib.suppress(ValueError):
@@ -200,6 +208,7 @@ class _Child:
     def _compile(self, name: str, path: Path, options: EngineOptions) -> tuple[str, ...]:
         """Pin the process, compile the model and return the names of its outputs."""
         if options.cores and hasattr(os, "sched_setaffinity"):
+            # before the library starts its threads, which inherit the CPUs
             os.sched_setaffinity(0, options.cores)
         engine = ENGINES.get(name)
         if library := getattr(engine, "library", ""):
@@ -233,6 +242,7 @@ def _to_error(command: str, problem: Exception) -> tuple[str, str]:
 
 def main() -> None:
     """Answer commands until stdin closes."""
+    # the answers get a descriptor of their own
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the engine prints must not mix with the answers
     child = _Child()

@@ -155,7 +155,7 @@ def _open_latency_targets(
         savings: Mapping[str, float] = {}
         if targets and len(targets) == len(recipe.target):
             engine = ENGINES.get(targets[0].engine)
-            savings = group_savings(engine, analysis, options, tell=inputs.progress)
+            savings = group_savings(engine, analysis, options, progress=inputs.progress)
         shares = {cost: limit / probes[cost].original_ms for cost, limit in limits.items()}
         yield _LatencyTargets(probes, limits, shares, savings)
 

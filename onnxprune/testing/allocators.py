@@ -31,6 +31,7 @@ def check_allocator(
     ContractError
         The contract is violated.
     """
+    # later stages of a run get the same arrays
     before = {name: np.array(values) for name, values in scores.items()}
     steps, _ = build_steps(context.analysis, scores, constraints or Constraints(), (), ())
     first, second = (allocator(context, scores, steps) for _ in range(2))

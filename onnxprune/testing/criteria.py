@@ -26,6 +26,7 @@ def check_criterion(criterion: Criterion, context: Context) -> None:
         raise ContractError(
             "criterion-contract", "two calls with the same context score different groups"
         )
+    # group() raises for an unknown name
     for name, scores in first.items():
         size = context.analysis.group(name).size
         if scores.shape != (size,) or scores.dtype != np.float64 or not np.isfinite(scores).all():

@@ -41,6 +41,7 @@ def check_engine(
         isinstance(engine, Engine),
         "one of name, install, available, version, compile, limits, channel_multiple is missing",
     )
+    # of all precisions: widths are chosen before the engine compiles
     multiples = [engine.channel_multiple(precision) for precision in PRECISIONS]
     _require(
         all(isinstance(m, int) and m >= 1 for m in multiples),
@@ -73,6 +74,7 @@ def _check_unavailable(engine: Engine, reason: str, source: Source, options: Eng
             f"compile raises {problem.message!r}, but available returns {reason!r}",
         )
     else:
+        # the caller would see a native error instead of the fix
         _require(False, "it compiles although it is not available")
 
 

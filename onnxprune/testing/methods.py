@@ -30,6 +30,7 @@ def check_method(method: Callable[[Search], Plan], search: Search) -> None:
         The contract is violated.
     """
     first, second = (method(replace(search, journal=Journal())) for _ in range(2))
+    # before the budgets: a plan for another model has no meaningful cost
     check_plan(search.analysis, first)
     if not search.met(first.kept):
         raise ContractError("method-contract", "the plan misses a budget; raise search.missed(...)")

@@ -63,6 +63,7 @@ def check_metric(make: Callable[[], Metric], batches: Sequence[tuple[Outputs, La
             _is_close(float(outcomes.mean()), result.value),
             f"the value is {result.value}, the mean of the outcomes {outcomes.mean()}",
         )
+    # the bootstrap for standard errors draws weights
     _check_weights(metric, _fill(make, batches[:-1]))
 
 

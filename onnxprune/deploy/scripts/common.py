@@ -49,6 +49,7 @@ def verify_files() -> dict[str, Any]:
         path = FOLDER / name
         if not path.is_file():
             fail(f"{name} is missing from the bundle; copy the complete folder")
+        # a copy over a network may be incomplete
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             fail(f"sha256 of {name} differs from the manifest; copy the folder again")
     return manifest
@@ -109,6 +110,7 @@ def run(
     check: bool = True,
 ) -> int:
     """Run a command, write its output to `log` and return its exit status."""
+    # callers pass paths and numbers too
     command = [str(part) for part in command]
     say("$ " + " ".join(command))
     with open(str(log), "w", encoding="utf-8") as file:
@@ -126,6 +128,7 @@ def run(
         except OSError as problem:
             fail(f"{command[0]} cannot be started: {problem.strerror}")
     if status and check:
+        # the last line usually holds the reason
         lines = Path(log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         program = Path(command[0]).name
         fail(f"{program} exited with status {status}: {lines[-1][:200]} (full log: {log})")

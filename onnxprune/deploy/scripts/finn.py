@@ -40,6 +40,7 @@ def find_launcher(root: str, steps: str) -> tuple[str, str]:
 def write_build_folder(name: str, path: Path, build: Path) -> dict[str, Any]:
     """Copy model and configuration to `build` and return the configuration."""
     build.mkdir(exist_ok=True)
+    # float models come with a quantized copy
     quantized = path.with_name(name + ".qonnx.onnx")
     shutil.copy(str(quantized if quantized.is_file() else path), str(build / "model.onnx"))
     shutil.copy(str(common.FOLDER / f"folding_{name}.json"), str(build / "folding_config.json"))

@@ -76,6 +76,7 @@ def compare(name: str, converted: Any) -> dict[str, Any]:
     with numpy.load(common.FOLDER / f"expected_{name}.npz") as arrays:
         expected = arrays["output_0"]
     expected = expected.reshape(len(expected), -1)
+    # inputs of the converted graph are channels last
     values = values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
     outputs = converted.predict(numpy.ascontiguousarray(values, dtype=numpy.float32))
     actual = numpy.asarray(outputs).reshape(len(expected), -1)
@@ -107,6 +108,7 @@ def main() -> None:
     if CHILD in sys.argv:
         at = sys.argv.index(CHILD)
         only = sys.argv[at + 1]
+        # the other arguments are the options
         del sys.argv[at : at + 2]
         manifest, chosen, results = common.start(__doc__.splitlines()[0])
         run_one(only, common.models(manifest)[only], chosen, results)

@@ -60,6 +60,7 @@ class Power:
     def __exit__(self, *_: object) -> None:
         """Stop tegrastats."""
         if self.process and self.thread:
+            # tegrastats runs until it is stopped
             self.process.terminate()
             self.process.wait()
             self.thread.join(5)
@@ -198,7 +199,9 @@ def run_trtexec(program: str, models: dict[str, Path], chosen: Namespace, result
     trtexec = Trtexec(program, chosen, results)
     engines = {name: trtexec.build(name, path) for name, path in models.items()}
     with Power(results / "idle.power.log", int(chosen.interval)):
+        # idle power, before the first engine runs
         time.sleep(float(chosen.idle))
+    # in turns, so that temperature and clocks affect all models alike
     for turn in range(int(chosen.rounds)):
         for name, engine in engines.items():
             trtexec.measure(name, engine, turn)

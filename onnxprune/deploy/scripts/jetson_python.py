@@ -72,6 +72,7 @@ def choose_precision(trt: Any, config: Any, path: Path, precision: str) -> Path:
 def build(trt: Any, logger: Any, path: Path, chosen: Namespace, results: Path) -> bytes:
     """Build an engine, write it to the results and return it serialized."""
     builder = trt.Builder(logger)
+    # TensorRT 10 needs the flag that 11 removed
     flag = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
     network = builder.create_network(1 << int(flag) if flag is not None else 0)
     config = builder.create_builder_config()
@@ -116,6 +117,7 @@ class Session:
 
     def run(self) -> float:
         """Run one inference and return its milliseconds on the device."""
+        # times on the device, without the time of the call
         self.cuda.call("cudaEventRecord", self.begin, self.stream)
         self.context.execute_async_v3(self.stream.value)
         self.cuda.call("cudaEventRecord", self.end, self.stream)

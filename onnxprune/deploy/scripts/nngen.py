@@ -132,6 +132,7 @@ def lay_out_memory(net: Net, chosen: Namespace, axi: Any) -> Memory:
     scratch_at = align(expected_at + net.output.memory_size)
     image = net.numpy.zeros([MEMORY_BITS // BUS_BITS], dtype=net.numpy.int64)
     bits = net.kind.width
+    # values are packed into words of the bus
     lanes = math.ceil(BUS_BITS / bits)
     input_lanes, output_lanes = max(lanes, int(chosen.par_ich)), max(lanes, int(chosen.par_och))
     axi.set_memory(image, value, BUS_BITS, bits, net.input.addr, input_lanes)
@@ -224,6 +225,7 @@ def run_simulator(hardware: Any, bench: Testbench, name: str, results: Path) -> 
     start = veriloggen.simulation.setup_reset(
         module, bench.reset_low, module.make_reset(), period=RESET_PERIOD, polarity="low"
     )
+    # ends a simulation that hangs
     start.add(veriloggen.Delay(LONGEST_SIMULATION), veriloggen.Systask("finish"))
     log = veriloggen.simulation.Simulator(module, sim="iverilog").run(
         outputfile=str(results / f"{name}.vvp"), display=False
@@ -286,6 +288,7 @@ def main() -> None:
         )
     for name, path in common.models(manifest).items():
         common.say(f"{name}: quantizing")
+        # in case NNgen draws random numbers: equal bundles give equal results
         numpy.random.seed(0)
         net = Net(path, chosen, numpy, nngen)
         report = agreement(net, name, numpy)

@@ -51,6 +51,7 @@ def to_tflite(name: str, path: Path, inputs: dict[str, Any], results: Path) -> P
     command += write_calibration(results.resolve(), inputs)
     common.run(command, log, cwd=results)
     for pattern in ("*full_integer_quant.tflite", "*integer_quant.tflite"):
+        # full integer first: its inputs and outputs are int8 too
         files = sorted(folder.glob(pattern))
         if files:
             return files[0]

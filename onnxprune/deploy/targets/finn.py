@@ -92,6 +92,7 @@ def folding(
         for simd in divisors(inputs)
         if channels % simd == 0
     ]
+    # the fewest multipliers, then the fewest cycles, then the most inputs in parallel
     fitting = [f for f in candidates if f.cycles <= budget_cycles]
     if not fitting:
         return min(candidates, key=lambda f: f.cycles)
@@ -105,6 +106,7 @@ def layer_folding(node: GraphNode, budget_cycles: int) -> Folding | None:
         return None
     taps = math.prod(node.kernel) if node.kernel else 1
     positions = math.prod(shape[2:]) if node.op == "Conv" else 1
+    # a depthwise unit multiplies taps only
     if node.depthwise:
         return folding(taps, channels[1], positions, budget_cycles, taps)
     return folding(taps * channels[0], channels[1], positions, budget_cycles, channels[0])
@@ -188,6 +190,7 @@ def folding_config(
             continue
         if math.prod(node.kernel) > 1:
             channels = node.channels[0] if node.channels else 1
+            # a depthwise window feeds PE channels at a time
             simd = math.gcd(folded.pe, channels) if node.depthwise else folded.simd
             config[f"{_WINDOW}_rtl_{counts[_WINDOW]}"] = {"SIMD": simd, "ram_style": "auto"}
             counts[_WINDOW] += 1
@@ -207,6 +210,7 @@ def parse(results: Path, model: str) -> TargetResult:
     network = load_json(
         results / f"{model}.estimate_network_performance.json", f"FINN's estimate for {model}"
     )
+    # the slowest unit sets the interval between images
     figures = {k.replace("max_cycles", "interval_cycles"): v for k, v in numbers(network).items()}
     if "critical_path_cycles" in figures:
         figures["cycles"] = figures["critical_path_cycles"]

@@ -117,6 +117,7 @@ def _choose_factors(prepared: PreparedModel, requested: int) -> dict[str, dict[s
         if kind not in ("Conv", "MatMul"):
             continue
         if node.channels is not None:
+            # length of the sum of one output
             inputs = node.channels[0] // node.get("group", 1) * math.prod(node.kernel)
             factor = choose_reuse(inputs, node.channels[1], requested)
             factors[f"{kind}_{counts[kind]}"] = {"ReuseFactor": factor}
@@ -160,6 +161,7 @@ def _check_join(node: GraphNode) -> Finding:
     shape = node.out_shape
     if shape is None or len(shape) != 4:
         return
+    # a constant operand is a bias or scale, which hls4ml computes
     if sum(not node.constant(i) for i in range(len(node.proto.input))) > 1:
         yield (
             "unsupported",

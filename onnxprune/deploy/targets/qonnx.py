@@ -58,6 +58,7 @@ def add_quantizers(
         nodes.append(_make_quantizer(copy, name, renamed[name], INPUT_BITS, top, signed))
     for node in copy.proto.graph.node:
         for index, name in enumerate(node.input):
+            # consumers read the quantized tensor
             node.input[index] = renamed.get(name, name)
         if node.op_type in LINEAR_OPS and node.input[1] in copy.weights:
             weight = node.input[1]
@@ -67,6 +68,8 @@ def add_quantizers(
         nodes.append(node)
         if node.output[0] in activations:
             output = node.output[0]
+            # the quantized tensor gets the old name, so that consumers and graph
+            # outputs need no change
             node.output[0] = f"{output}.exact"
             top = ranges[output].largest
             nodes.append(_make_quantizer(copy, node.output[0], output, activation_bits, top, False))
@@ -80,6 +83,7 @@ def _make_quantizer(
     model: EditableModel, source: str, target: str, bits: int, top: float, signed: bool
 ) -> NodeProto:
     """Return a Quant node for values up to `top`; its scalars are added to the model in place."""
+    # symmetric for signed values, without the lowest one
     levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     values = {"scale": max(top, 1e-6) / levels, "zero": 0.0, "bits": float(bits)}
     scalars = [

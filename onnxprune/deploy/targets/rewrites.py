@@ -49,6 +49,7 @@ def pool_as_depthwise(model: EditableModel, shapes: Shapes) -> None:
         if node.op_type not in ("GlobalAveragePool", "AveragePool"):
             continue
         shape = _image_shape(shapes, node.input[0])
+        # pads that do not count would need a divisor per position
         if shape is None or not _is_convolution(node):
             continue
         kernel = attribute(node, "kernel_shape", shape[2:])
@@ -65,6 +66,7 @@ def pool_as_depthwise(model: EditableModel, shapes: Shapes) -> None:
         _add_initializer(model, name, weight)
         node.op_type = "Conv"
         node.input.append(name)
+        # attributes of poolings are not valid on Conv
         del node.attribute[:]
         for key, value in conv.items():
             set_attribute(node, key, value)

@@ -60,6 +60,7 @@ def parse_layers(text: str) -> dict[str, float]:
     """Return the cycles per layer; {} if this version of Vela writes other columns."""
     cycles: dict[str, float] = {}
     for row in _read_rows(text):
+        # column names differ between versions of Vela
         name = row.get("name") or row.get("Name") or ""
         value = row.get("cycles_total") or row.get("Op Cycles") or ""
         try:

@@ -59,6 +59,7 @@ def channel_costs(
     if normalization == "none":
         return {g.name: np.ones(g.size) for g in analysis.groups}
     if normalization == "flops":
+        # they depend on the widths of the neighboring groups
         macs = analysis.savings("macs", kept)
         return {name: np.maximum(values / 1e9, _TINY) for name, values in macs.items()}
     if normalization == "act":
@@ -70,6 +71,7 @@ def channel_costs(
     multiple = timed.channel_multiple(options.precision)
     steps = {}
     for group in analysis.groups:
+        # the next lower width that is a multiple: removing fewer channels saves no time
         step = (group.size - 1) // multiple * multiple
         width = max(step, (least or {}).get(group.name, 1), 1)
         if width < group.size:

@@ -128,12 +128,14 @@ def _find_shape(known: Mapping[str, Shape], tensor: str, node: str) -> Shape:
 
 def _describe_conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
     """Return a convolution as a product over im2col taps."""
+    # QLinear operators interleave tensors, scales and zero points
     weight_name = node.input[3] if node.op_type == "QLinearConv" else node.input[1]
     tensors = (node.input[0], weight_name, node.output[0])
     image, weight, out = (_find_shape(known, tensor, name) for tensor in tensors)
     groups, taps = attribute(node, "group", 1), math.prod(weight[2:])
     sizes = math.prod(image), math.prod(weight), math.prod(out)
     if node.op_type == "ConvTranspose":
+        # every input pixel is multiplied with all taps, then added to the output
         m, k, n = image[0] * math.prod(image[2:]), weight[0] // groups, weight[1] * taps
     else:
         m, k, n = out[0] * math.prod(out[2:]), weight[1] * taps, weight[0] // groups
@@ -159,6 +161,7 @@ def _describe_matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> 
     a, b, out = (_find_shape(known, tensor, name) for tensor in tensors)
     sizes = math.prod(a), math.prod(b), math.prod(out)
     k, n = a[-1], b[-1] if len(b) > 1 else 1
+    # a second operand with leading axes is another matrix for each
     groups = math.prod(b[:-2])
     m = math.prod(out) // max(1, n * groups)
     return Contraction(name, node.op_type, m, k, n, groups, 1, *sizes, node.output[0])

@@ -45,6 +45,7 @@ def explain(
         kept_macs, kept_time = macs_after / max(macs, 1), time_after / time
         if time < WORTH * total or kept_macs > LESS_MACS:
             continue
+        # it saved enough time
         if 1 - kept_time >= REWARD * (1 - kept_macs):
             continue
         reason = _find_reason(nodes.get(row["node"]), pruned, engine, precision, time_after)

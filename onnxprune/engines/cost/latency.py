@@ -77,6 +77,7 @@ class Probe:
         self._stack = ExitStack()
         self._original = self._stack.enter_context(engine.compile(analysis.model, options))
         self._known: dict[tuple[tuple[str, int], ...], float] = {}
+        # measured once: candidates are only compared by their ratio
         times = interleave({_ORIGINAL: self._sampler(self._original)}, schedule)[_ORIGINAL]
         self.original_ms = float(np.median(times))
 
@@ -88,6 +89,7 @@ class Probe:
         send a bisection the wrong way. Each combination of widths is measured once.
         """
         sizes = {g.name: g.size for g in self._analysis.groups}
+        # which channels are kept does not change the time, only how many
         widths = sorted(
             (name, len(channels)) for name, channels in kept.items() if len(channels) < sizes[name]
         )

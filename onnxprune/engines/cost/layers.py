@@ -88,6 +88,7 @@ class LayerSpec:
         EngineError
             The widths are not multiples of the groups.
         """
+        # a depthwise layer has one group per channel
         group = inputs if self.depthwise else self.group
         if inputs % group or outputs % group or min(inputs, outputs) < 1:
             raise EngineError(
@@ -95,6 +96,7 @@ class LayerSpec:
                 f"{self.op} with {group} groups cannot have {inputs} input and {outputs} output "
                 "channels; they must be multiples of the groups",
             )
+        # the input's channels follow those of the weight
         shape = list(self.input)
         shape[self._channel_axis()] = inputs
         weight = replace(self.layout, groups=group).resized(self.weight, inputs, outputs)
@@ -173,6 +175,7 @@ class LatencyCache:
 
     def put(self, key: str, time_ms: float) -> None:
         """Store a time and write the file."""
+        # another process may have written since
         self._times = {**self._read(), **self._times, key: time_ms}
         if self.path is None:
             return
@@ -233,7 +236,9 @@ def time_layer(
 
 def _measure(compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> float:
     """Return the milliseconds of a compiled layer."""
+    # the least of three: the first one initializes
     first = min(compiled.sample(feeds, 3))
     runs = int(np.clip(TIMED_MS / max(first, 1e-6), MIN_RUNS, MAX_RUNS))
+    # kernels without a node are layout changes
     kernels = [layer.time_ms for layer in compiled.profile(feeds, runs) if layer.nodes]
     return sum(kernels) if kernels else min(compiled.sample(feeds, runs))

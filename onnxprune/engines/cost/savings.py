@@ -25,7 +25,7 @@ def group_savings(
     analysis: Analysis,
     options: EngineOptions = DEFAULTS,
     cache: LatencyCache | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
     to: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
     """Return the milliseconds that each group costs.
@@ -37,8 +37,8 @@ def group_savings(
     ----------
     cache
         Measured times; None = for this call only.
-    tell
-        Called with a line of progress per group.
+    progress
+        Called with a line of text per group.
     to
         Group -> width to compare with, such as the next step of the engine's staircase; groups
         that are not listed are halved.
@@ -49,13 +49,16 @@ def group_savings(
     multiple = engine.channel_multiple(options.precision)
     costs = {}
     for number, group in enumerate(analysis.groups):
-        tell(f"timing layers, group {number + 1} of {len(analysis.groups)}")
+        progress(f"timing layers, group {number + 1} of {len(analysis.groups)}")
         width = (to or {}).get(group.name, _halve(group.size, multiple))
+        # a group may touch several layers, as producer, consumer or both
         saved = 0.0
         for before, after, share in _list_changes(specs, analysis.members(group.name), width):
             before_ms = time_layer(engine, before, options, cache)
             saved += before_ms - share * time_layer(engine, after, options, cache)
+        # the staircase is steep at some widths: half the width averages over steps
         costs[group.name] = saved * group.size / max(group.size - width, 1)
+    # noise makes the saving of a cheap group negative
     floor = LEAST * max(costs.values(), default=0.0)
     return {name: max(ms, floor) for name, ms in costs.items()}
 

@@ -177,11 +177,13 @@ def compute_cycles(array: MacArray, layer: Contraction) -> int:
     if not array.tiled:
         folds = math.ceil(layer.k / array.rows) * math.ceil(layer.n / array.columns)
         return layer.groups * folds * (2 * array.rows + array.columns + layer.m - 2)
+    # a partly filled tile takes as long as a full one
     blocks = math.ceil(layer.m / array.pixels)
     taps = math.ceil(layer.taps / array.tap_group) * array.tap_group
     if layer.depthwise:
         return blocks * taps * math.ceil(layer.groups / array.columns)
     transposed = layer.op == "ConvTranspose"
+    # a transposed convolution has its taps on the output side
     channels = layer.k if transposed else layer.k // layer.taps
     outputs = layer.n // layer.taps if transposed else layer.n
     steps = taps * math.ceil(channels / array.rows)
@@ -193,8 +195,10 @@ def compute_cycles(array: MacArray, layer: Contraction) -> int:
 def estimate_layer(array: MacArray, layer: Contraction) -> LayerEstimate:
     """Return arithmetic and memory of one layer; every operand crosses the bus once."""
     activations = layer.input_size + layer.output_size
+    # weights may be narrower than activations
     bits = layer.weight_size * array.weight_bits + activations * array.activation_bits
     traffic = math.ceil(bits / 8)
+    # double buffering overlaps the two
     compute, memory = compute_cycles(array, layer), math.ceil(traffic / array.bandwidth_bytes)
     return LayerEstimate(
         layer.name,
