@@ -222,8 +222,11 @@ class _Probe:
         """Insert a factor per channel on the first operand of a product of activations."""
         ones = np.ones((1, len(item.xx)))
         gain = refit_weight(ones, self._inverse_of(item, 0), removed)
-        scaled = f"{node.input[0]}_scaled"
-        factor = add_initializer(model, scaled + "_by", gain[0].astype(np.float32))
+        # several products may read the same tensor, each with a factor of its own
+        scaled = f"{node.input[0]}_scaled_for_{node.output[0]}"
+        element = self.analysis.shapes.dtype(node.input[0])
+        dtype = helper.tensor_dtype_to_np_dtype(element) if element else np.dtype(np.float32)
+        factor = add_initializer(model, scaled + "_by", gain[0].astype(dtype))
         multiply = helper.make_node("Mul", [node.input[0], factor], [scaled])
         nodes.insert(nodes.index(node), multiply)
         node.input[0] = scaled

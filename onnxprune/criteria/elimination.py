@@ -175,9 +175,21 @@ def _block_costs(g: np.ndarray, p: np.ndarray, index: np.ndarray) -> np.ndarray:
     blocks = g[rows, columns]
     if index.shape[1] == 1:
         return p[rows, columns].ravel() / np.maximum(blocks.ravel(), _TINY_ENERGY)
-    singular = _is_any_singular(blocks)
-    inverses = np.linalg.pinv(blocks, hermitian=True) if singular else np.linalg.inv(blocks)
-    return np.einsum("cij,cji->c", inverses, p[rows, columns])
+    return np.einsum("cij,cji->c", invert_blocks(blocks), p[rows, columns])
+
+
+def invert_blocks(blocks: np.ndarray) -> np.ndarray:
+    """Invert (n, k, k) symmetric blocks, singular ones by eigenvalues.
+
+    Constant or repeated inputs give singular blocks that the ridge does not always lift above the
+    rounding of their inverse.
+    """
+    if not _is_any_singular(blocks):
+        try:
+            return np.linalg.inv(blocks)
+        except np.linalg.LinAlgError:  # a block is singular although its diagonal is not small
+            return np.linalg.pinv(blocks, hermitian=True)
+    return np.linalg.pinv(blocks, hermitian=True)
 
 
 def _is_any_singular(blocks: np.ndarray) -> bool:
@@ -206,7 +218,11 @@ def refit_weight(
     """
     if not len(removed):
         return weight
-    block = np.linalg.solve(inverse_moments[np.ix_(removed, removed)], inverse_moments[removed])
+    square, right = inverse_moments[np.ix_(removed, removed)], inverse_moments[removed]
+    try:
+        block = np.linalg.solve(square, right)
+    except np.linalg.LinAlgError:
+        block = np.linalg.pinv(square, hermitian=True) @ right
     out = weight - weight[:, removed] @ block
     out[:, removed] = 0.0
     return out

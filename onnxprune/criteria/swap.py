@@ -20,7 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.criteria.base import Context
-from onnxprune.criteria.elimination import Consumer, inverse
+from onnxprune.criteria.elimination import Consumer, inverse, invert_blocks
 from onnxprune.criteria.reconstruction import group_consumers, moments
 from onnxprune.types import Plan
 
@@ -110,7 +110,7 @@ def _evaluate_swaps(
     left = p[np.ix_(c, s)] - x.T @ p_ss  # W_c' W_S of the kept columns, refitted
     g_c = _diagonal_blocks(g[np.ix_(c, c)] - g[np.ix_(c, s)] @ x, m)
     p_c = _diagonal_blocks(p[np.ix_(c, c)] - left @ x - x.T @ p[np.ix_(s, c)], m)
-    a_jj_inv = np.linalg.inv(_diagonal_blocks(a, m))
+    a_jj_inv = invert_blocks(_diagonal_blocks(a, m))
     # from here on (removed, kept, m, m): one block per pair
     x = x.reshape(len(removed), m, len(kept), m).transpose(0, 2, 1, 3)
     la = (left @ a).reshape(len(kept), m, len(removed), m).transpose(2, 0, 1, 3)
@@ -120,7 +120,7 @@ def _evaluate_swaps(
     g_pair = g_c + x_t @ a_jj_inv[:, None] @ x
     p_pair = p_c + cross @ x + (cross @ x).swapaxes(2, 3) + x_t @ v_v[:, None] @ x
     # cost of removing c once j is restored, minus the error that restoring j saves
-    added = np.einsum("jcab,jcba->jc", np.linalg.inv(g_pair), p_pair)
+    added = np.einsum("jcab,jcba->jc", invert_blocks(g_pair), p_pair)
     restored = np.einsum("jab,jba->j", a_jj_inv, apa)
     return float(np.trace(ap)), added - restored[:, None]
 

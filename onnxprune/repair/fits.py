@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import NodeProto
@@ -36,6 +36,9 @@ class Fit:
         (outputs,) factor of that BatchNormalization; () one without.
     kept
         Kept output channels of the original; None for all.
+    kept_rows
+        Kept positions per further axis of the target that loses some (token mixers, channels
+        folded into the batch).
     shortcut
         Tensor that is added to the target; "" if none is.
     last
@@ -56,6 +59,7 @@ class Fit:
     last: bool
     low: float = -np.inf
     high: float = np.inf
+    kept_rows: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def saturating(self) -> bool:
@@ -148,7 +152,19 @@ class _FitBuilder:
             last=not after,
             low=low,
             high=high,
+            kept_rows=self.find_kept_rows(linear, target),
         )
+
+    def find_kept_rows(self, linear: Linear, target: str) -> dict[int, np.ndarray]:
+        """Return the kept positions of the axes beside the output channels that lose some."""
+        rows = {}
+        for axis, ids in enumerate(self.analysis.tensor_axes(target) or ()):
+            if ids is None or axis == linear.out_axis:
+                continue
+            keep = self.analysis.keep(ids, self.removed)
+            if not keep.all():
+                rows[axis] = np.flatnonzero(keep)
+        return rows
 
     def inner_consumers(self, tensor: str) -> list[NodeProto]:
         """Return the consumers of a tensor; none if it is an output, whose value must not move."""

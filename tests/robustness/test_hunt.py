@@ -13,6 +13,7 @@ from tests.robustness.hunting import check_cut, check_run, hunt_one, options_of,
 from tests.robustness.realistic import network
 
 CUTS_PER_TEST = 25
+RUNS_PER_TEST = 6
 
 
 def test_network_of_a_seed_is_reproducible() -> None:
@@ -31,6 +32,14 @@ def test_cut_equals_masked_original(first: int) -> None:
         assert not faults, "\n".join(map(str, faults or ()))
         checked += faults is not None
     assert checked > 0.8 * CUTS_PER_TEST, "onnxruntime takes too few of the generated networks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 60, RUNS_PER_TEST))
+def test_run_ends(first: int) -> None:
+    for seed in range(first, first + RUNS_PER_TEST):
+        faults = hunt_one(seed)
+        assert not faults, "\n".join(map(str, faults or ()))
 
 
 def test_wrong_cut_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
