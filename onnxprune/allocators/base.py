@@ -47,6 +47,8 @@ class Constraints:
         Largest share of a group that may be removed.
     ratios
         Glob over group names -> share that is removed, fixed.
+    ratio_multiple
+        Kept counts of groups with a ratio are multiples of it; None = as `round_to` says.
     measures
         Further costs by name, such as a measured latency.
     dead
@@ -63,6 +65,7 @@ class Constraints:
     floor: int = 1
     max_fraction: float = 0.9
     ratios: Mapping[str, float] = field(default_factory=dict)
+    ratio_multiple: int | None = None
     measures: Mapping[str, Measure] = field(default_factory=dict)
     dead: Mapping[str, np.ndarray] = field(default_factory=dict)
     savings: Mapping[str, float] = field(default_factory=dict)

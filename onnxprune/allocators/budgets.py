@@ -47,7 +47,7 @@ def unreachable(
     lines = [
         f"target {cost} <= {most / total:.1%} cannot be met: {reached[cost] / total:.1%} is the "
         f"least with floor={constraints.floor}, max_fraction={constraints.max_fraction:g}, "
-        f"round_to={constraints.round_to}."
+        f"round_to={constraints.round_to}{_spell_ratios(constraints)}."
     ]
     before, after = analysis.node_costs(), analysis.node_costs(kept)
     fixed = [b for b, a in zip(before, after, strict=True) if a.macs == b.macs]
@@ -60,11 +60,17 @@ def unreachable(
             f"({_why_fixed(analysis, largest.node)}, {largest.macs / macs:.0%})."
         )
     name = fixed[0].node if fixed else "TENSOR"
-    lines.append(
-        "  Lower --floor or --round-to, raise --max-fraction, or see: onnxprune inspect MODEL "
-        f"--why {name}"
-    )
+    advice = "Lower --floor or --round-to, raise --max-fraction"
+    if constraints.ratios:
+        advice = "Raise --ratio or omit it: it fixes the widths of the groups that it matches"
+    lines.append(f"  {advice}, or see: onnxprune inspect MODEL --why {name}")
     return TargetError("target-unreachable", "\n".join(lines))
+
+
+def _spell_ratios(constraints: Constraints) -> str:
+    """Return the ratios as they are given on the command line, "" if there are none."""
+    ratios = [f"{glob}={share:g}" for glob, share in constraints.ratios.items()]
+    return f", ratio {' '.join(ratios)}" if ratios else ""
 
 
 def _all_costs(

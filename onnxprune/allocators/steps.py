@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -95,10 +96,31 @@ def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -
     UsageError
         A pattern matches no group.
     """
+    rounding = constraints
+    if constraints.ratio_multiple is not None:
+        rounding = replace(constraints, round_to=constraints.ratio_multiple, half_block=False)
     result: dict[str, int] = {}
-    for pattern, ratio in constraints.ratios.items():
+    for name, ratio in asked_ratios(analysis, constraints.ratios).items():
+        size = analysis.group(name).size
+        result[name] = size
+        if name in scores:
+            chain = widths(size, rounding, max_fraction=1.0)
+            result[name] = _nearest(chain, size - ratio * size)
+    return result
+
+
+def asked_ratios(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str, float]:
+    """Return group -> share to remove; the last pattern that matches a group counts.
+
+    Raises
+    ------
+    UsageError
+        A pattern matches no group.
+    """
+    result: dict[str, float] = {}
+    for pattern, ratio in ratios.items():
         matches = [
-            group
+            group.name
             for i, group in enumerate(analysis.groups)
             if fnmatchcase(group.name, pattern) or pattern == f"#{i}"
         ]
@@ -107,12 +129,7 @@ def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -
                 "ratio-unmatched",
                 f"ratio pattern {pattern!r} matches no group; see: onnxprune inspect MODEL",
             )
-        for group in matches:
-            if group.name not in scores:
-                result[group.name] = group.size
-                continue
-            chain = widths(group.size, constraints, max_fraction=1.0)
-            result[group.name] = _nearest(chain, group.size - ratio * group.size)
+        result.update(dict.fromkeys(matches, ratio))
     return result
 
 

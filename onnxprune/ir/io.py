@@ -20,6 +20,7 @@ from onnxprune.files import replacing
 from onnxprune.ir import wire
 from onnxprune.ir.external import ExternalFiles, embed_tensors, open_regular
 from onnxprune.ir.model import EditableModel, Model, ModelView
+from onnxprune.ir.nodes import nested
 from onnxprune.ir.weights import (
     VALUE_FIELDS,
     BufferWeight,
@@ -211,7 +212,17 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
             for field in VALUE_FIELDS:
                 tensor.ClearField(field)
     embed_tensors(proto, path)
+    _open_negative_lengths(proto)
     return Model(proto, weights, path)
+
+
+def _open_negative_lengths(proto: ModelProto) -> None:
+    """Make lengths of -1 dynamic in all declared types, as onnxruntime reads them."""
+    for graph in nested(proto.graph):
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            for dim in info.type.tensor_type.shape.dim:
+                if dim.dim_value == -1:
+                    dim.ClearField("dim_value")
 
 
 def _split_message(buffer: memoryview) -> tuple[bytes, dict[str, memoryview]]:

@@ -21,6 +21,12 @@ from onnxprune.ir.nodes import nested
 # of one run of a model with a Loop, whose trip count a file can set to anything
 LOOP_LIMIT_S = 8.0
 MAPPED_BYTES = 32_000_000  # of weights; a session from memory holds them three times for a moment
+# of onnxruntime's message for an operator that it does not have
+_NO_KERNEL = ("is not a registered function/op", "Could not find an implementation for")
+WITHOUT_RUNNING = (
+    "without running the model, these commands work: onnxprune plan --criterion l2, "
+    "and onnxprune cut with that plan"
+)
 _MAX_MESSAGE = 300  # characters of onnxruntime's message
 # lengths of dynamic axes of example inputs
 _EXAMPLE_BATCH, _EXAMPLE_SIDE, _EXAMPLE_LENGTH = 2, 64, 16
@@ -85,9 +91,10 @@ class Session:
         try:
             self._session = _open(onnxruntime, model, options)
         except Exception as problem:  # onnxruntime's exceptions share no base class
-            raise ModelError(
-                "model-refused", f"onnxruntime rejects the model: {_first_line(problem)}"
-            ) from problem
+            text = f"onnxruntime rejects the model: {_first_line(problem)}"
+            if any(words in str(problem) for words in _NO_KERNEL):
+                text += f"; {WITHOUT_RUNNING}"
+            raise ModelError("model-refused", text) from problem
         has_loop = any(n.op_type == "Loop" for g in nested(model.proto.graph) for n in g.node)
         self._limit_s = loop_limit_s() if has_loop else None
         self.inputs = {i.name: (i.shape, i.type) for i in self._session.get_inputs()}

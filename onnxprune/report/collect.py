@@ -23,8 +23,16 @@ from onnxprune.types import Frozen, Plan, Scores
 MOST_POINTS = 17  # per group's error curve
 
 
-def group_rows(analysis: Analysis, plan: Plan) -> tuple[GroupRow, ...]:
-    """Return every group with its width before and after and its share of the MACs."""
+def group_rows(
+    analysis: Analysis, plan: Plan, ratios: Mapping[str, float] | None = None
+) -> tuple[GroupRow, ...]:
+    """Return every group with its width before and after and its share of the MACs.
+
+    Parameters
+    ----------
+    ratios
+        Group -> share of its channels that the user asked to remove.
+    """
     macs = {cost.node: cost.macs for cost in analysis.node_costs()}
     total = sum(macs.values()) or 1
     rows = []
@@ -32,8 +40,11 @@ def group_rows(analysis: Analysis, plan: Plan) -> tuple[GroupRow, ...]:
         makers = {site.node for site in group.sites if site.role == "produces"}
         after = len(plan.kept.get(group.name, range(group.size)))
         share = sum(macs.get(node, 0) for node in makers) / total
+        asked = (ratios or {}).get(group.name)
         rows.append(
-            GroupRow(group.name, group.size, after, group.exact, share, tuple(sorted(makers)))
+            GroupRow(
+                group.name, group.size, after, group.exact, share, tuple(sorted(makers)), asked
+            )
         )
     return tuple(rows)
 

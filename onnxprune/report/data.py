@@ -235,6 +235,8 @@ class GroupRow(ReportRecord):
         MACs of the layers that produce the channels, as a share of the original's.
     makers
         These layers.
+    ratio
+        Share of the channels that the user asked to remove; None without a ratio.
     """
 
     name: str
@@ -243,6 +245,7 @@ class GroupRow(ReportRecord):
     exact: bool = True
     macs_share: float = 0.0
     makers: Sequence[str] = ()
+    ratio: float | None = omitted(None)
 
 
 @dataclass(frozen=True, eq=False)

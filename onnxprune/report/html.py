@@ -23,7 +23,7 @@ from onnxprune.report import sections
 from onnxprune.report.data import LatencyRow, Report
 from onnxprune.report.picture import MOST_BOXES
 from onnxprune.report.sections import MOST_NAME, MOST_ROWS, MOST_TEXT
-from onnxprune.report.terminal import format_fidelity
+from onnxprune.report.terminal import format_fidelity, ratios
 from onnxprune.report.text import clip, duration, number
 
 PAGE = "report.html"
@@ -121,6 +121,7 @@ def _content(report: Report) -> dict[str, Any]:
         "costs": sections.cost_lines(report),
         "metrics": sections.metric_lines(report),
         "fidelity": format_fidelity(report.fidelity),
+        "ratios": ratios(report),
         "missed": [t for t in report.targets if t.reached > t.allowed * MISSED],
         "splits": [(text, report.splits[p]) for p, text in _SPLITS.items() if p in report.splits],
         "control": sections.control(report),

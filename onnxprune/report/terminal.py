@@ -159,6 +159,26 @@ def counted_at(report: Report) -> str:
     return "\n".join(lines)
 
 
+def ratios(report: Report) -> str:
+    """Return the share of the channels that ratios asked to remove, and what was removed.
+
+    >>> group = GroupRow("conv", 32, 26, ratio=0.2)
+    >>> ratios(Report("", "", Costs(2), Costs(1), groups=[group]))
+    '--ratio: 20% of the channels of 1 group asked, 18.75% removed'
+    """
+    lines = []
+    shares = dict.fromkeys(row.ratio for row in report.groups if row.ratio is not None)
+    for asked in shares:
+        rows = [row for row in report.groups if row.ratio == asked]
+        channels = sum(row.before for row in rows)
+        removed = sum(row.before - row.after for row in rows) / max(channels, 1)
+        lines.append(
+            f"--ratio: {100 * asked:.4g}% of the channels of {plural(len(rows), 'group')} asked, "
+            f"{100 * removed:.4g}% removed"
+        )
+    return "\n".join(lines)
+
+
 def held_out(report: Report) -> str:
     """Return the fidelity on held-out inputs, "" if there were none.
 
@@ -268,7 +288,7 @@ def _figure(value: float | None) -> str:
 
 def summary(report: Report, page: PathLike[str] | None = None) -> str:
     """Return the tables of a run, then the paths of the model and of the report page."""
-    parts = [before_after(report), held_out(report), alternatives(report)]
+    parts = [before_after(report), ratios(report), held_out(report), alternatives(report)]
     paths = []
     if report.output:
         paths.append(f"written to {report.output}")

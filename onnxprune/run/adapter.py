@@ -29,6 +29,7 @@ from onnxprune.types import Plan
 
 HELD_OUT_PART = 4  # one held-out input per so many calibration inputs
 HELD_OUT_MOST = 64
+DEFAULT_ENGINE = "onnxruntime"  # whose multiple --round-to auto takes if no engine is measured
 ROUND_TO = 8  # default of --round-to: the block of AVX2, half the block of AVX-512
 _ANALYSIS_OPTIONS = ("freeze", "allow_mixing", "grouped", "untie")
 
@@ -230,6 +231,8 @@ def constraints_for(recipe: Recipe, budgets: Mapping[str, float], **more: Any) -
         floor=recipe.floor,
         max_fraction=recipe.max_fraction,
         ratios=recipe.ratio,
+        # a ratio is exact unless the user asks for multiples
+        ratio_multiple=1 if recipe.round_to is None else None,
         blocks=recipe.blocks,
         **more,
     )
@@ -248,13 +251,13 @@ def channel_multiple(recipe: Recipe) -> int:
     """Return the number that kept channel counts are multiples of.
 
     If engines decide, it is the largest multiple of those with a latency target, or if there is
-    none, of those that are measured.
+    none, of those that are measured, or without any, onnxruntime's.
     """
     if not follows_engine(recipe):
         return recipe.round_to if isinstance(recipe.round_to, int) else ROUND_TO
-    names = [target.engine for target in recipe.target if target.engine] or engines_of(recipe)
-    multiples = [int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in names]
-    return max(multiples, default=1)
+    names = [target.engine for target in recipe.target if target.engine]
+    names = names or engines_of(recipe) or [DEFAULT_ENGINE]
+    return max(int(ENGINES.get(name).channel_multiple(recipe.precision)) for name in names)
 
 
 def follows_engine(recipe: Recipe) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune.allocators.steps import asked_ratios
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
@@ -278,7 +279,7 @@ class RunJob:
             selection=results.decision.selection,
             bisection=results.decision.bisection,
             curve=results.comparison.curve,
-            groups=group_rows(analysis, plan),
+            groups=group_rows(analysis, plan, asked_ratios(analysis, recipe.ratio)),
             layers=layers,
             graph=graph_rows(analysis),
             frozen=frozen_rows(analysis.frozen),

@@ -36,8 +36,8 @@ class Recipe:
         parse_targets,
         "plan",
         "COST=AMOUNT",
-        "Limit on what remains of a cost: macs=50% (default), params=2x (half), bytes=1.5MB, "
-        "activation_bytes=1MB or latency.ENGINE=1.5x; all given targets must hold.",
+        "Limit on what remains of a cost: macs=50% (default without --ratio), params=2x (half), "
+        "bytes=1.5MB, activation_bytes=1MB or latency.ENGINE=1.5x; all given targets must hold.",
         repeatable=True,
     )
     max_divergence: float | None = option_field(
@@ -117,7 +117,7 @@ class Recipe:
         "plan",
         "N",
         "Round kept channel counts to multiples of N; auto = the engine's block size, or half "
-        "of it. Default: auto with a latency target, else 8.",
+        "of it (without an engine, onnxruntime's). Default: auto with a latency target, else 8.",
     )
     floor: int = option_field(
         1, parsers.integer(1), "plan", "N", "Minimum number of channels to keep in each group."
@@ -138,8 +138,9 @@ class Recipe:
         parsers.ratios,
         "plan",
         "GLOB=SHARE",
-        "Remove exactly this share of each matching group (0 = none); SHARE alone applies to "
-        "all groups, [(2, 0.5), (6, 0.5)] to groups by number.",
+        "Remove this share of each matching group (0 = none), rounded only by --round-to if "
+        "given; SHARE alone applies to all groups, [(2, 0.5), (6, 0.5)] to groups by number. "
+        "Without --target, nothing else limits the costs.",
         repeatable=True,
     )
     freeze: tuple[str, ...] = option_field(

@@ -11,7 +11,7 @@ from onnxprune.run.recipe import Recipe
 from onnxprune.search import ONE_SHOT
 from onnxprune.statistics.moments import refittable
 
-TARGET = "macs=50%"  # if neither a target nor a tolerance is given
+TARGET = "macs=50%"  # if neither a target nor a tolerance nor ratios are given
 WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": "least-squares"}
 WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
 # with data, if most weights cannot be refitted (quantized, recurrent or computed)
@@ -22,7 +22,7 @@ LEAST_REFITTABLE = 0.5  # share of the channels; with fewer, least squares skips
 def resolve(
     recipe: Recipe, analysis: Analysis, has_data: bool = False
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """Replace each "auto" of a recipe by a method, and add a target if there is none.
+    """Replace each "auto" of a recipe by a method, and add a target if nothing says how much to remove.
 
     Parameters
     ----------
@@ -47,7 +47,9 @@ def resolve(
     if recipe.candidate == ("auto",):
         by_default = all(values.get(name) == WITH_DATA[name] for name in ("criterion", "allocate"))
         values["candidate"] = CANDIDATES if by_default and _can_compare(recipe) else ()
-    if not recipe.target and recipe.max_divergence is None:
+    # ratios say how much to remove; a search takes its steps towards a target in any case
+    by_ratio = bool(recipe.ratio) and recipe.method == ONE_SHOT
+    if not recipe.target and recipe.max_divergence is None and not by_ratio:
         values["target"] = TARGET
     return recipe.but(values), warnings
 

@@ -201,5 +201,7 @@ def list_value(name: str, record: Record, how: Selection, original: Record | Non
     elif name == "flops":
         saved = record["saved_macs"]
     elif original:
-        saved = original["timing"]["inference_ms"] - record["timing"]["inference_ms"]
+        # records of older versions lack the uncut model's time in the same minute
+        before_ms = record["timing"].get("original_ms", original["timing"]["inference_ms"])
+        saved = before_ms - record["timing"]["inference_ms"]
     return float(saved) * float(record["quality"]) ** float(getattr(how, f"{name}_map"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,8 @@ class SensitivityBench:
             heads: label-free losses relative to the reference's;
             quality: 0 to 1, the first metric, or the agreement of the heads without labels;
             timing of one batch: inference_ms, nms_ms (from outputs to boxes, 0 without a detection
-            metric), total_ms, batch, h, w, and shapes of the inputs.
+            metric), total_ms, original_ms (inference of the uncut model), batch, h, w, and shapes
+            of the inputs.
         """
         kept = {}
         if job.group:
@@ -304,8 +306,17 @@ class SensitivityBench:
             per_class[name] = {str(k): float(v) for k, v in score.per_class.items()}
         return {"metrics": values, "per_class": per_class}
 
+    @cached_property
+    def _original(self) -> Session:
+        """Session of the uncut model, whose runs alternate with those of each cut model."""
+        return Session(self.analysis.model, threads=self.sweep.threads)
+
     def timing(self, model: Model) -> dict[str, Any]:
-        """Return median times over TIMED_RUNS runs of the first batch, in milliseconds."""
+        """Return median times over TIMED_RUNS runs of the first batch, in milliseconds.
+
+        Runs of the uncut model (original_ms) alternate with them, so that a change of the machine's
+        speed between two jobs does not count as a saving.
+        """
         sweep, session = self.sweep, Session(model, threads=self.sweep.threads)
         feeds: Mapping[str, np.ndarray] = self.batches[0]
         labels: Mapping[str, np.ndarray] = {}
@@ -316,8 +327,11 @@ class SensitivityBench:
             # decoders may need labels, such as the size of the images
             batch = next(iter(sweep.labeled.labeled_batches(sweep.batch_size)))
             feeds, labels = batch.feeds, batch.labels
-        times = []
+        times, original = [], []
         for _ in range(TIMED_RUNS):
+            start = time.perf_counter()
+            self._original.run(feeds)
+            original.append(time.perf_counter() - start)
             start = time.perf_counter()
             outputs = session.run(feeds)
             end = time.perf_counter()
@@ -330,6 +344,7 @@ class SensitivityBench:
             "inference_ms": float(inference),
             "nms_ms": float(nms),
             "total_ms": float(inference + nms),
+            "original_ms": float(np.median(original) * 1e3),
             **_image_size(next(iter(shapes.values()))),
             "shapes": shapes,
         }

@@ -63,6 +63,7 @@ def test_a_sweep_resumes_and_equals_cuts(
             len(r["per_class"]["top1"]) == 10
             and timing["inference_ms"] > 0
             and timing["nms_ms"] == 0
+            and timing["original_ms"] > 0
         )
         assert timing["total_ms"] == timing["inference_ms"] and [
             timing[n] for n in ("batch", "h", "w")

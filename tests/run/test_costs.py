@@ -1,0 +1,157 @@
+"""Figures of a run: at real sizes, of the written model; ratios without a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune.analysis.walk import analyze
+from onnxprune.errors import ModelError, TargetError, UsageError
+from onnxprune.ir.io import Model, load, save
+from onnxprune.report.data import Costs
+from onnxprune.report.html import page
+from onnxprune.report.terminal import summary
+from onnxprune.run.adapter import channel_multiple
+from onnxprune.run.job import RunJob
+from onnxprune.run.pipeline import make_plan, optimize
+from onnxprune.run.planning import check_targets
+from onnxprune.run.recipe import Recipe
+from onnxprune.run.warnings import growth_warning
+from onnxprune.surgery.cut import cut
+from tests.graph_text import net
+
+# most MACs are in the first layer at large images, and in the last one at images of one pixel
+TEXT = (
+    "float[n,3,h,w] x | float[16,3,3,3] a, float[16,16,3,3] b, float[64,16,1,1] c, float[64,10] d |"
+    "p = Conv<pads=[1,1,1,1]>(x, a); q = Relu(p); r = Conv<strides=[2,2], pads=[1,1,1,1]>(q, b);"
+    "s = Relu(r); t = Conv<strides=[4,4]>(s, c); u = Relu(t); v = GlobalAveragePool(u);"
+    "z = Flatten(v); y = Gemm(z, d)"
+)
+
+
+def macs_at(model: Model, *shape: int) -> int:
+    """Return the MACs of a model with its input's shape fixed."""
+    fixed = model.edit()
+    dims = fixed.proto.graph.input[0].type.tensor_type.shape.dim
+    for dim, length in zip(dims, shape, strict=True):
+        dim.dim_value = length
+    return analyze(fixed.freeze()).cost().macs
+
+
+@pytest.mark.parametrize("how", ["shape", "data", "examples"])
+def test_target_holds_at_the_said_sizes(tmp_path: Path, how: str) -> None:
+    model, options, shape = load(net(TEXT)), {}, (1, 3, 128, 128)
+    if how == "shape":
+        options, shape = {"shape": {"x": (1, 3, 40, 24)}}, (1, 3, 40, 24)
+    if how == "data":
+        rng = np.random.default_rng(0)
+        np.savez(tmp_path / "x.npz", x=rng.standard_normal((8, 3, 24, 32)).astype(np.float32))
+        options, shape = {"data": str(tmp_path / "x.npz"), "fast": True}, (1, 3, 24, 32)
+    result = optimize(model, target="macs=50%", round_to=1, engine=(), **options)
+    share = macs_at(result.model, *shape) / macs_at(model, *shape)
+    assert 0.44 < share <= 0.5
+    report = result.report
+    assert report.after.macs / report.before.macs == pytest.approx(share)
+    assert report.counted_at.startswith(f"x {'x'.join(map(str, shape))}")
+    words = {"shape": "", "data": "calibration data", "examples": "example lengths"}[how]
+    assert words in report.counted_at
+    assert f"costs at {report.counted_at}" in summary(report)
+    assert report.counted_at in page(report)
+
+
+def test_shape_of_minus_one_keeps_batch_dynamic() -> None:
+    model = load(net(TEXT))
+    result = optimize(model, target="macs=50%", shape="x:-1,3,16,24", round_to=1, engine=())
+    assert result.report.counted_at == "x 1x3x16x24"
+    assert result.model.proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
+    with pytest.raises(UsageError, match="0 is less than 1"):
+        Recipe(shape="x:0,3,16,24")
+
+
+def test_report_counts_the_written_model() -> None:
+    result = optimize(load(net(TEXT)), target="params=60%", round_to=1, engine=())
+    counted = analyze(result.model).cost().as_dict()
+    assert {name: result.report.after[name] for name in counted} == counted
+    assert result.report.targets[0].reached == counted["params"]
+
+
+def test_missed_target_is_an_error_and_rounding_is_not() -> None:
+    before = Costs(1000, 1000, 1000, 1000)
+    recipe = Recipe(target="params=50%")
+    check_targets(recipe, before, Costs(900, 502, 900, 900), "x 1x3")
+    with pytest.raises(TargetError, match="has 53.0% of the original's params at x 1x3, 50.0%"):
+        check_targets(recipe, before, Costs(900, 530, 900, 900), "x 1x3")
+
+
+def test_missed_target_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(net(TEXT))
+    monkeypatch.setattr(RunJob, "_repair", lambda self, v, t, decision, p: (model, decision.plan))
+    output = tmp_path / "out.onnx"
+    with pytest.raises(TargetError, match="is missed"):
+        optimize(model, output, target="macs=50%", round_to=1, engine=())
+    assert not output.exists() and not (tmp_path / "out.run").exists()
+
+
+def test_larger_result_is_warned_about_with_figures() -> None:
+    model = load(net(TEXT))
+    before, after = Costs(10, 100, 400, 1), Costs(5, 120, 480, 1)
+    larger = model.edit()
+    larger.weights["a copy"] = model.weights["b"]
+    text = next(growth_warning(model, larger.freeze(), before, after))
+    assert "1.20 times the parameters" in text and "2304 values" in text
+    assert not list(growth_warning(model, model, before, before))
+
+
+def test_ratio_alone_removes_its_share_of_every_group() -> None:
+    result = optimize(load(net(TEXT)), ratio="0.2", engine=())
+    widths = {row.name: (row.before, row.after) for row in result.report.groups}
+    assert sorted(widths.values()) == [(16, 13), (16, 13), (64, 51)]
+    assert result.report.targets == ()
+    assert "--ratio: 20% of the channels of 3 groups asked, 19.79% removed" in summary(
+        result.report
+    )
+
+
+def test_ratio_is_rounded_only_by_given_multiple() -> None:
+    rounded = optimize(load(net(TEXT)), ratio="0.2", round_to=8, engine=())
+    assert sorted(row.after for row in rounded.report.groups) == [16, 16, 48]
+    one = optimize(load(net(TEXT)), ratio={"t": 0.5}, engine=())
+    assert {row.name: row.after for row in one.report.groups if row.ratio} == {"t": 32}
+
+
+def test_target_that_ratios_make_unreachable_names_them() -> None:
+    with pytest.raises(TargetError, match=r"ratio \*=0.2[^-]*.*--ratio"):
+        optimize(load(net(TEXT)), ratio="0.2", target="macs=20%", engine=())
+
+
+def test_automatic_multiple_without_engine_is_that_of_onnxruntime() -> None:
+    alone = channel_multiple(Recipe(round_to="auto", engine=()))
+    assert alone == channel_multiple(Recipe(round_to="auto", engine="onnxruntime")) > 1
+
+
+def test_custom_operator_is_planned_and_cut_without_running(tmp_path: Path) -> None:
+    text = TEXT.replace("y = Gemm(z, d)", "g = Gemm(z, d); y = custom.Twice(g)")
+    model = load(net(text))
+    with pytest.raises(ModelError, match="onnxprune plan --criterion l2"):
+        optimize(model, target="macs=60%", round_to=1, engine=())
+    plan = make_plan(model, Recipe(target="macs=60%", round_to=1, criterion="l2"))
+    analysis = analyze(model)
+    pruned = cut(analysis, plan)
+    assert analyze(pruned).cost().macs <= 0.6 * analysis.cost().macs
+    assert analysis.uncounted == "1 node of custom.Twice"
+
+
+def test_length_of_minus_one_is_dynamic(tmp_path: Path) -> None:
+    proto = net(TEXT)
+    for info in (proto.graph.input[0],):
+        for axis in (0, 2, 3):
+            info.type.tensor_type.shape.dim[axis].dim_value = -1
+    result = optimize(load(proto), target="macs=50%", round_to=1, engine=())
+    assert result.report.counted_at == "x 1x3x128x128 (example lengths)"
+    save(result.model, tmp_path / "y.onnx")
+    assert load(tmp_path / "y.onnx").proto.graph.input[0].type.tensor_type.shape.dim[2] == (
+        onnx.TensorShapeProto.Dimension()
+    )
