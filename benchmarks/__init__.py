@@ -1,1 +1,4 @@
-"""Benchmarks, one file a claim; run as modules from the root of the repository: python -m benchmarks.NAME --zoo FOLDER."""
+"""Benchmarks, one module per claim.
+
+Run them from the root of the repository: python -m benchmarks.NAME --zoo FOLDER.
+"""

@@ -1,18 +1,23 @@
-"""Which exported graphs can be pruned: every model of a folder, cut to a share of its MACs, checked, timed.
+"""Which exported graphs can be pruned: every model of a folder, cut, checked and timed.
 
-    python -m benchmarks.coverage FOLDER [--target 0.6] [--compare torch-pruning onnxsim] [--json coverage.json]
+    python -m benchmarks.coverage FOLDER [--target 0.6] [--json FILE]
+        [--compare torch-pruning onnxsim]
 
-FOLDER holds .onnx files, as tools/export_models.py writes them (SOURCE_NAME.onnx; the comparison with torch-pruning builds the module of
-that name again). Each model runs in a process of its own on one thread. A line a model:
+FOLDER holds .onnx files written by tools/export_models.py (SOURCE_NAME.onnx; the comparison with
+torch-pruning builds the module of that name again). Each model runs in a process of its own on one
+thread. The columns:
 
-    difference   largest |cut - masked original| over largest |masked original|; the claim is at most 1e-5 in float32
-    masked       the same for the masked original against the whole one: what the cut could have got wrong. Layer scales of untrained
-                 networks (all within 1e-4 of zero) would hide it, and are drawn anew near one for this
-    MACs left    share after the cut to the target by the uniform allocator on l2 scores; "least" where the target is out of reach, with the reason
-    analysis+cut CPU seconds, without loading and writing
+    difference   largest |cut - masked original| relative to the largest |masked original|
+    masked       the same for the masked against the dense original: how far an error of the cut
+                 could show. Layer scales of untrained networks (all below TINY) would hide it, so
+                 they are replaced by random values near one
+    MACs left    share after the cut to the target by the uniform allocator on l2 scores; with
+                 "least" if the target is out of reach, followed by the reason
+    CPU s        of analysis and cut, without loading and writing
     prunable     share of the MACs in layers with an axis that can be cut
 
-Comparisons halve every channel axis they find, as these tools are used, with the share of MACs that is left or why there is no result.
+CLAIMS lists the limits; the exit status is 1 if one does not hold. Comparisons halve every channel
+axis that the other tool can prune; they give the remaining share of MACs, or the error.
 """
 
 from __future__ import annotations
@@ -24,14 +29,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.runner import ROOT, Row, make_parser, write_results
+
 TARGET = 0.6
 MAX_FRACTION = 0.9
-TIMEOUT_S = 900  # of the processor, so that other work on the machine does not count
-PEER_TIMEOUT_S = 120
+LIMIT_CPU_S = 900
+PEER_LIMIT_CPU_S = 120
 TINY = 1e-4  # largest value of a layer scale that hides its branch
 CLAIMS = {
     "difference": 1e-5,
@@ -40,11 +48,11 @@ CLAIMS = {
     "median_prunable": 0.95,
     "unreachable": 3,
 }
-PEERS = ("torch-pruning", "onnxsim")
+LONGEST_ERROR = 200
 
 
-def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[str, Any]:
-    """One model, in this process."""
+def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> Row:
+    """Analyze, cut and verify a model."""
     from onnxprune.allocators.allocate import allocate
     from onnxprune.allocators.base import Constraints
     from onnxprune.analysis.walk import analyze
@@ -55,44 +63,35 @@ def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[st
     from onnxprune.surgery.cut import cut
     from onnxprune.surgery.verify import verify
 
-    model = with_scales(load(path))
+    model = randomize_scales(load(path))
     start = time.process_time()
     analysis = analyze(model, allow_mixing=allow_mixing)
     analysis_cpu_s = time.process_time() - start
-    cost = analysis.cost()
+    before = analysis.cost()
     context = Context(analysis)
     scores = CRITERIA.get("l2")(context) if analysis.groups else {}
+    limits = Constraints(budgets={"macs": target * before.macs}, max_fraction=MAX_FRACTION)
     reason = None
     try:
-        plan = allocate(
-            "uniform",
-            context,
-            scores,
-            Constraints(budgets={"macs": target * cost.macs}, max_fraction=MAX_FRACTION),
-        )
+        plan = allocate("uniform", context, scores, limits)
     except TargetError as problem:
         reason = str(problem)
-        plan = allocate(
-            "uniform",
-            context,
-            scores,
-            Constraints(
-                ratios={"*": MAX_FRACTION} if analysis.groups else {}, max_fraction=MAX_FRACTION
-            ),
-        )
+        ratios = {"*": MAX_FRACTION} if analysis.groups else {}
+        least = Constraints(ratios=ratios, max_fraction=MAX_FRACTION)
+        plan = allocate("uniform", context, scores, least)
     start = time.process_time()
     pruned = cut(analysis, plan)
     cut_cpu_s = time.process_time() - start
     check = verify(analysis, plan, pruned)
-    left = analysis.cost(plan.kept)
+    after = analysis.cost(plan.kept)
     return {
         "nodes": len(analysis.record.nodes),
         "groups": len(analysis.groups),
-        "macs": cost.macs,
-        "params": cost.params,
+        "macs": before.macs,
+        "params": before.params,
         "prunable": analysis.prunable_macs(),
-        "macs_left": left.macs / max(cost.macs, 1),
-        "params_left": left.params / max(cost.params, 1),
+        "macs_left": after.macs / max(before.macs, 1),
+        "params_left": after.params / max(before.params, 1),
         "reason": reason,
         "difference": check.difference,
         "masked_difference": check.masked_difference,
@@ -103,8 +102,8 @@ def measure(path: Path, target: float, allow_mixing: tuple[str, ...]) -> dict[st
     }
 
 
-def with_scales(model: Any) -> Any:
-    """The model with vectors of tiny numbers drawn anew: the law of the cut holds for any weights, and these would hide what it does."""
+def randomize_scales(model: Any) -> Any:
+    """Return the model with random values near one for vectors whose values are all below TINY."""
     import numpy as np
 
     from onnxprune.ir.weights import from_array
@@ -112,17 +111,17 @@ def with_scales(model: Any) -> Any:
     copy = model.edit()
     rng = np.random.default_rng(0)
     for name, weight in model.weights.items():
-        if (
-            max(weight.shape, default=1) == np.prod(weight.shape) > 1
-            and weight.array().dtype == np.float32
-            and 0 < np.abs(weight.array()).max() < TINY
-        ):
-            copy.weights[name] = from_array(rng.uniform(0.5, 1.5, weight.shape).astype(np.float32))
+        is_vector = max(weight.shape, default=1) == np.prod(weight.shape) > 1
+        if not is_vector or weight.array().dtype != np.float32:
+            continue
+        if 0 < np.abs(weight.array()).max() < TINY:
+            values = rng.uniform(0.5, 1.5, weight.shape)
+            copy.weights[name] = from_array(values.astype(np.float32))
     return copy
 
 
-def compare_onnxsim(path: Path) -> dict[str, Any]:
-    """onnxsim.pruning's structured pruning at 0.5, counted by our analysis and run."""
+def compare_onnxsim(path: Path) -> Row:
+    """Prune with onnxsim.pruning at 0.5; our analysis counts the MACs, onnxruntime runs it."""
     import onnx
     from onnxsim.pruning import apply_structured_pruning
 
@@ -132,34 +131,31 @@ def compare_onnxsim(path: Path) -> dict[str, Any]:
 
     model = onnx.load(str(path))
     start = time.process_time()
-    found = apply_structured_pruning(model, 0.5)
-    spent = time.process_time() - start
-    pruned = load(found)
+    result = apply_structured_pruning(model, 0.5)
+    cpu_s = time.process_time() - start
+    pruned = load(result)
     Session(pruned).run(example_feeds(pruned))
-    return {
-        "macs_left": analyze(pruned).cost().macs / max(analyze(load(path)).cost().macs, 1),
-        "cpu_s": spent,
-    }
+    macs = analyze(load(path)).cost().macs
+    return {"macs_left": analyze(pruned).cost().macs / max(macs, 1), "cpu_s": cpu_s}
 
 
-def compare_torch_pruning(path: Path) -> dict[str, Any]:
-    """torch-pruning's magnitude pruner at 0.5 on the module as it comes, its last layer kept."""
+def compare_torch_pruning(path: Path) -> Row:
+    """Prune the module with torch-pruning's magnitude pruner at 0.5, except its last layer."""
     import torch
     import torch_pruning
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    sys.path.insert(0, str(ROOT / "tools"))
     from export_models import build, load_torchvision
 
-    operators = load_torchvision()  # noqa: F841
+    operators = load_torchvision()  # noqa: F841 (kept alive while the module is used)
     source, _, name = path.stem.partition("_")
     module, shape = build(source, name)
     example = torch.randn(shape)
     with torch.no_grad():
         out = module(example)
     width = out.shape[-1] if isinstance(out, torch.Tensor) else -1
-    ignored = [
-        m for m in module.modules() if isinstance(m, torch.nn.Linear) and m.out_features == width
-    ]
+    linear = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    ignored = [m for m in linear if m.out_features == width]
     if source == "yolo":
         ignored = [module.model[-1]]
     before, _ = torch_pruning.utils.count_ops_and_params(module, example)
@@ -172,157 +168,134 @@ def compare_torch_pruning(path: Path) -> dict[str, Any]:
         ignored_layers=ignored,
     )
     pruner.step()
-    spent = time.process_time() - start
+    cpu_s = time.process_time() - start
     after, _ = torch_pruning.utils.count_ops_and_params(module, example)
     with torch.no_grad():
         module(example)
-    return {"macs_left": after / before, "cpu_s": spent}
+    return {"macs_left": after / before, "cpu_s": cpu_s}
 
 
-def one(mode: str, path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """A model in a process of its own; {"error": ...} where it raises or does not end."""
-    limit = TIMEOUT_S if mode == "measure" else PEER_TIMEOUT_S
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.coverage",
-        str(path),
-        "--one",
-        mode,
-        "--target",
-        str(options.target),
-    ]
-    command += ["--allow-mixing", *options.allow_mixing] if options.allow_mixing else []
-    run = subprocess.run(
+PEERS = {"torch-pruning": compare_torch_pruning, "onnxsim": compare_onnxsim}
+
+
+def run_one(mode: str, path: Path, options: argparse.Namespace) -> Row:
+    """Measure a model in a process of its own; {"error": ...} if it fails or takes too long."""
+    limit = LIMIT_CPU_S if mode == "measure" else PEER_LIMIT_CPU_S
+    command = [sys.executable, "-m", "benchmarks.coverage", str(path), "--one", mode]
+    command += ["--target", str(options.target)]
+    if options.allow_mixing:
+        command += ["--allow-mixing", *options.allow_mixing]
+    done = subprocess.run(
         command,
         check=False,
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5)),
     )
-    if run.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        return {
-            "error": f"no end within {limit} s"
-            if run.returncode == -signal.SIGXCPU
-            else "stopped, for time or memory"
-        }
-    line = next((x for x in run.stdout.splitlines() if x.startswith('{"')), None)
-    return (
-        json.loads(line)
-        if line
-        else {
-            "error": (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1][:200]
-        }
-    )
+    if done.returncode == -signal.SIGXCPU:
+        return {"error": f"takes more than {limit} CPU s"}
+    if done.returncode == -signal.SIGKILL:
+        return {"error": "killed, for time or memory"}
+    for text in done.stdout.splitlines():
+        if text.startswith('{"'):
+            row: Row = json.loads(text)
+            return row
+    errors = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return {"error": errors[-1][:LONGEST_ERROR]}
 
 
-def line(name: str, found: dict[str, Any], target: float) -> str:
-    """A row of the table."""
-    if "error" in found:
-        return f"{name:38} {found['error']}"
-    reached = f"{found['macs_left']:6.1%}" + ("" if found["reason"] is None else " least")
-    text = f"{name:38} {found['difference']:8.1e} {found['masked_difference']:8.1e} {reached:12} {found['analysis_cpu_s'] + found['cut_cpu_s']:7.2f} {found['prunable']:8.1%}"
+def cpu_seconds(row: Mapping[str, Any]) -> float:
+    """Return the seconds of analysis and cut."""
+    return float(row["analysis_cpu_s"] + row["cut_cpu_s"])
+
+
+def line(name: str, row: Mapping[str, Any]) -> str:
+    """Return a row of the table."""
+    if "error" in row:
+        return f"{name:38} {row['error']}"
+    share = f"{row['macs_left']:6.1%}" + ("" if row["reason"] is None else " least")
+    text = f"{name:38} {row['difference']:8.1e} {row['masked_difference']:8.1e} {share:12}"
+    text += f" {cpu_seconds(row):7.2f} {row['prunable']:8.1%}"
     for peer in PEERS:
-        if peer in found:
-            text += (
-                f"  {found[peer]['macs_left']:13.1%}"
-                if "error" not in found[peer]
-                else f"  {found[peer]['error'][:40]}"
-            )
-    return (
-        text
-        if found["reason"] is None
-        else f"{text}\n    " + found["reason"].replace("\n", "\n    ")
-    )
+        if peer in row:
+            error = row[peer].get("error")
+            text += f"  {error[:40]}" if error else f"  {row[peer]['macs_left']:13.1%}"
+    if row["reason"] is not None:
+        text += "\n    " + row["reason"].replace("\n", "\n    ")
+    return text
 
 
-def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The claims, over all models."""
-    good = [r for r in rows.values() if "error" not in r]
-    spent = [r["analysis_cpu_s"] + r["cut_cpu_s"] for r in good] or [0.0]
-    found = {
+def failed(row: Mapping[str, Any]) -> bool:
+    """Return whether a model could not be cut, or not exactly."""
+    if "error" in row or not row["ok"]:
+        return True
+    return bool(row["exact"] and row["difference"] > CLAIMS["difference"])
+
+
+def summarize(rows: Mapping[str, Row]) -> Row:
+    """Return the figures of all models and the claims that do not hold."""
+    cut = [row for row in rows.values() if "error" not in row]
+    seconds = [cpu_seconds(row) for row in cut] or [0.0]
+    reached = [row["masked_difference"] for row in cut if not row["reason"]]
+    summary: Row = {
         "models": len(rows),
-        "failed": sorted(
-            n
-            for n, r in rows.items()
-            if "error" in r
-            or not r["ok"]
-            or (r["exact"] and r["difference"] > CLAIMS["difference"])
-        ),
+        "failed": sorted(name for name, row in rows.items() if failed(row)),
         "unreachable": {n: r["macs_left"] for n, r in rows.items() if r.get("reason")},
-        "largest_difference": max((r["difference"] for r in good), default=0.0),
-        "least_masked": min((r["masked_difference"] for r in good if not r["reason"]), default=0.0),
-        "slowest_cpu_s": max(spent),
-        "median_cpu_s": median(spent),
-        "median_prunable": median(r["prunable"] for r in good) if good else 0.0,
+        "largest_difference": max((row["difference"] for row in cut), default=0.0),
+        "least_masked": min(reached, default=0.0),
+        "slowest_cpu_s": max(seconds),
+        "median_cpu_s": median(seconds),
+        "median_prunable": median(row["prunable"] for row in cut) if cut else 0.0,
     }
-    held = {
-        "exact": not found["failed"],
-        "unreachable": len(found["unreachable"]) <= CLAIMS["unreachable"],
-        "slowest_cpu_s": max(spent) <= CLAIMS["slowest_cpu_s"],
-        "median_cpu_s": median(spent) < CLAIMS["median_cpu_s"],
-        "median_prunable": found["median_prunable"] >= CLAIMS["median_prunable"],
+    holds = {
+        "exact": not summary["failed"],
+        "unreachable": len(summary["unreachable"]) <= CLAIMS["unreachable"],
+        "slowest_cpu_s": max(seconds) <= CLAIMS["slowest_cpu_s"],
+        "median_cpu_s": median(seconds) < CLAIMS["median_cpu_s"],
+        "median_prunable": summary["median_prunable"] >= CLAIMS["median_prunable"],
     }
-    found["not_held"] = [name for name, ok in held.items() if not ok]
+    summary["not_held"] = [name for name, ok in holds.items() if not ok]
     for peer in PEERS:
-        done = [r[peer] for r in rows.values() if peer in r]
-        if done:
-            found[peer] = {
-                "models": len(done),
-                "done": sum("error" not in d and d["macs_left"] < 1 for d in done),
-            }
-    return found
+        compared = [row[peer] for row in rows.values() if peer in row]
+        if compared:
+            pruned = sum("error" not in row and row["macs_left"] < 1 for row in compared)
+            summary[peer] = {"models": len(compared), "pruned": pruned}
+    return summary
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Print a line per model and the summary, and write the results."""
+    parser = make_parser(__doc__, "json")
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--target", type=float, default=TARGET, help="share of the MACs that may be left"
-    )
+    parser.add_argument("--target", type=float, default=TARGET, help="remaining share of the MACs")
     parser.add_argument("--only", default="*", help="glob over file names")
     parser.add_argument("--allow-mixing", nargs="*", default=[])
-    parser.add_argument("--compare", nargs="*", default=[], choices=PEERS)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--compare", nargs="*", default=[], choices=list(PEERS))
     parser.add_argument("--one", choices=("measure", *PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        modes = {"torch-pruning": compare_torch_pruning, "onnxsim": compare_onnxsim}
-        found = (
-            measure(options.folder, options.target, tuple(options.allow_mixing))
-            if options.one == "measure"
-            else modes[options.one](options.folder)
-        )
-        print(json.dumps(found))
+        if options.one == "measure":
+            row = measure(options.folder, options.target, tuple(options.allow_mixing))
+        else:
+            row = PEERS[options.one](options.folder)
+        print(json.dumps(row))
         return 0
-    rows: dict[str, dict[str, Any]] = {}
-    print(
+    rows: dict[str, Row] = {}
+    head = (
         f"{'model':38} {'differs':>8} {'masked':>8} {'MACs left':12} {'CPU s':>7} {'prunable':>8}"
-        + "".join(f"  {p:>13}" for p in options.compare)
     )
+    print(head + "".join(f"  {peer:>13}" for peer in options.compare))
     for path in sorted(options.folder.glob(f"{options.only}.onnx")):
-        rows[path.stem] = one("measure", path, options)
+        row = run_one("measure", path, options)
+        rows[path.stem] = row
         for peer in options.compare:
-            rows[path.stem][peer] = one(peer, path, options)
-        print(line(path.stem, rows[path.stem], options.target), flush=True)
-        if options.json:
-            options.json.write_text(
-                json.dumps(
-                    {
-                        "target": options.target,
-                        "claims": CLAIMS,
-                        "summary": summary(rows),
-                        "models": rows,
-                    },
-                    indent=1,
-                )
-                + "\n"
-            )
-    found = summary(rows)
-    print(json.dumps(found, indent=1))
-    return int(bool(found["not_held"]))
+            row[peer] = run_one(peer, path, options)
+        print(line(path.stem, row), flush=True)
+        results = {"summary": summarize(rows), "models": rows}
+        write_results(options.json, {"target": options.target, "claims": CLAIMS, **results})
+    summary = summarize(rows)
+    print(json.dumps(summary, indent=1))
+    return int(bool(summary["not_held"]))
 
 
 if __name__ == "__main__":

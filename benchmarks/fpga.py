@@ -1,14 +1,14 @@
-"""A small trained digits network and its pruned half, through open FPGA and NPU flows: clock cycles and agreement with onnxruntime.
+"""A small digits network and its pruned half in FPGA and NPU flows: cycles and agreement.
 
     tools/setup_nngen.sh && tools/setup_hls4ml.sh && tools/setup_vela.sh && tools/setup_finn.sh
-    python -m benchmarks.fpga --python nngen=.venv-nngen/bin/python,hls4ml=.venv-hls4ml/bin/python,vela=.venv-vela/bin/python,finn=.venv-finn/bin/python
+    python -m benchmarks.fpga --python nngen=.venv-nngen/bin/python,vela=.venv-vela/bin/python
 
-Needs scikit-learn and torch for the training. What has no environment is left out, and the table says so. FINN's figures are its estimates for one multiplier a layer.
+Training needs scikit-learn and torch. A flow without an environment is left out, and the table says
+so. FINN's figures are its estimates for one multiplier per layer.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import tempfile
@@ -20,32 +20,43 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
+from benchmarks.runner import make_parser, write_results
 from onnxprune.deploy.handoff import collect, handoff
 from onnxprune.engines.cost.systolic import estimate, preset
-from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 
 WIDTHS = (16, 32)
-TRAINING, EPOCHS, BATCH, RATE = 1297, 30, 32, 3e-3
+TRAINING, EPOCHS, BATCH, LR = 1297, 30, 32, 3e-3
+CALIBRATION = 256
 FLOWS = ("hls4ml", "vela", "nngen", "finn")
 MODELED = ("systolic16", "dpu-b512", "ethos-u55-128")
 METHOD = {"criterion": "reconstruction", "repair": "least-squares"}
-PRUNED = {"channels": {"target": "macs=100%", "ratio": {"*": 0.5}}, "macs": {"target": "macs=50%"}}
+TARGETS = {"channels": {"target": "macs=100%", "ratio": {"*": 0.5}}, "macs": {"target": "macs=50%"}}
+FIGURES = (
+    "cycles",
+    "outputs_wrong",
+    "argmax_agreement",
+    "max_error",
+    "npu_cycles",
+    "sram_kib",
+    "interval_cycles",
+    "lut",
+)
 
 
 def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """scikit-learn's digits: images (n, 1, 8, 8) in [0, 1] and labels, to train on; the same, 500 of them, never trained on."""
+    """Return training images (n, 1, 8, 8) in [0, 1] and labels, then the same of 500 held out."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    images, labels = (found.images[order, None] / 16).astype(np.float32), found.target[order]
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    images, labels = (data.images[order, None] / 16).astype(np.float32), data.target[order]
     return images[:TRAINING], labels[:TRAINING], images[TRAINING:], labels[TRAINING:]
 
 
 def train(images: np.ndarray, labels: np.ndarray) -> Model:
-    """Conv, pool, Conv, pool, fully connected, trained with Adam; the same weights each time on one kind of processor."""
+    """Train two convolutions with pooling and a linear layer; deterministic per processor type."""
     import torch
     from torch import nn
 
@@ -62,22 +73,20 @@ def train(images: np.ndarray, labels: np.ndarray) -> Model:
         nn.Flatten(),
         nn.Linear(4 * second, 10),
     )
-    optimizer = torch.optim.Adam(net.parameters(), RATE)
+    optimizer = torch.optim.Adam(net.parameters(), LR)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(x)).split(BATCH):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
             optimizer.step()
-    return exported({name: value.detach().numpy() for name, value in net.state_dict().items()})
+    return export({name: value.detach().numpy() for name, value in net.state_dict().items()})
 
 
-def exported(weights: Mapping[str, np.ndarray]) -> Model:
-    """The network of `train` as ONNX."""
-    conv, pool = (
-        {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
-        {"kernel_shape": [2, 2], "strides": [2, 2]},
-    )
+def export(weights: Mapping[str, np.ndarray]) -> Model:
+    """Return the network of `train` as ONNX."""
+    conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
     nodes = [
         helper.make_node("Conv", ["images", "0.weight", "0.bias"], ["a"], "conv1", **conv),
         helper.make_node("Relu", ["a"], ["b"], "relu1"),
@@ -90,24 +99,20 @@ def exported(weights: Mapping[str, np.ndarray]) -> Model:
     ]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 1, 8, 8])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])
-    graph = helper.make_graph(
-        nodes,
-        "digits",
-        [images],
-        [logits],
-        [numpy_helper.from_array(v, n) for n, v in weights.items()],
-    )
+    initializers = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "digits", [images], [logits], initializers)
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
 
 
 def accuracy(model: Model, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images that are named right."""
-    return float((Session(model).run({"images": images})["logits"].argmax(1) == labels).mean())
+    """Return the share of images that are classified correctly."""
+    logits = Session(model).run({"images": images})["logits"]
+    return float((logits.argmax(1) == labels).mean())
 
 
-def run_flow(name: str, python: str, folder: Path) -> dict[str, Any]:
-    """The figures of a bundle after its script ran, or why it did not."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+def run_flow(python: str, folder: Path) -> dict[str, Any]:
+    """Run the script of a bundle; return its figures, or {"failed": ...}."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PATH"] = f"{Path(python).absolute().parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
         [python, str(folder / "run.py")],
@@ -115,110 +120,88 @@ def run_flow(name: str, python: str, folder: Path) -> dict[str, Any]:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
+        check=False,
     )
     if done.returncode:
-        return {
-            "failed": done.stderr.strip().splitlines()[-1]
-            if done.stderr.strip()
-            else f"status {done.returncode}"
-        }
-    found = collect(folder)
+        errors = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        return {"failed": errors[-1]}
+    collected = collect(folder)
     return {
-        "original": dict(found.results["original"].figures),
-        "pruned": dict(found.results["pruned"].figures),
-        "ratios": dict(found.ratios),
+        "original": dict(collected.results["original"].figures),
+        "pruned": dict(collected.results["pruned"].figures),
+        "ratios": dict(collected.ratios),
     }
 
 
-def measure(pythons: Mapping[str, str], how: str, samples: int, work: Path) -> dict[str, Any]:
-    """Train, prune, hand over, run, collect."""
-    images, labels, held_out, answers = digits()
+def measure(pythons: Mapping[str, str], target: str, samples: int, work: Path) -> dict[str, Any]:
+    """Train, prune, write bundles, run them and collect their figures."""
+    images, labels, held_out, held_out_labels = digits()
     original = train(images, labels)
-    np.savez(work / "calibration.npz", images=images[:256])
+    data = work / "calibration.npz"
+    np.savez(data, images=images[:CALIBRATION])
     pruned = onnxprune.optimize(
-        original, data=str(work / "calibration.npz"), engine=(), round_to=1, **METHOD, **PRUNED[how]
+        original, data=str(data), engine=(), round_to=1, **METHOD, **TARGETS[target]
     ).model
-    rows: dict[str, Any] = {
-        "top1": {
-            "original": accuracy(original, held_out, answers),
-            "pruned": accuracy(pruned, held_out, answers),
-        },
-        "flows": {},
-        "modeled": {},
-    }
+    models = {"original": original, "pruned": pruned}
+    flows: dict[str, Any] = {}
     for name in FLOWS:
         if name not in pythons:
-            rows["flows"][name] = {"failed": f"no environment given: --python {name}=..."}
+            flows[name] = {"failed": f"no environment given: --python {name}=..."}
             continue
         handoff(original, pruned, name, work / name, samples={"images": held_out[:samples]})
-        rows["flows"][name] = run_flow(name, pythons[name], work / name)
+        flows[name] = run_flow(pythons[name], work / name)
+    modeled = {}
     for name in MODELED:
         before, after = (estimate(m, preset(name)).cycles for m in (original, pruned))
-        rows["modeled"][name] = {"original": before, "pruned": after, "ratio": before / after}
-    rows["widths"] = {n: list(w.shape) for n, w in pruned.weights.items()}
-    return rows
+        modeled[name] = {"original": before, "pruned": after, "ratio": before / after}
+    return {
+        "top1": {name: accuracy(m, held_out, held_out_labels) for name, m in models.items()},
+        "flows": flows,
+        "modeled": modeled,
+        "widths": {name: list(weight.shape) for name, weight in pruned.weights.items()},
+    }
 
 
-def table(rows: Mapping[str, Any]) -> str:
-    """As text."""
-    lines = [
-        f"top-1 on held-out digits: {rows['top1']['original']:.3f} -> {rows['top1']['pruned']:.3f}",
-        "",
-    ]
+def table(results: Mapping[str, Any]) -> str:
+    """Return the results as text."""
+    top1 = results["top1"]
+    lines = [f"top-1 on held-out digits: {top1['original']:.3f} -> {top1['pruned']:.3f}", ""]
     lines.append(f"{'flow':16} {'figure':18} {'original':>12} {'pruned':>12} {'ratio':>8}")
-    for name, row in rows["flows"].items():
-        if "failed" in row:
-            lines.append(f"{name:16} {row['failed']}")
+    for name, flow in results["flows"].items():
+        if "failed" in flow:
+            lines.append(f"{name:16} {flow['failed']}")
             continue
-        for figure in (
-            "cycles",
-            "outputs_wrong",
-            "argmax_agreement",
-            "max_error",
-            "npu_cycles",
-            "sram_kib",
-            "interval_cycles",
-            "lut",
-        ):
-            if figure in row["original"]:
-                ratio = (
-                    f"{row['ratios'][figure]:8.2f}"
-                    if "cycles" in figure and figure in row["ratios"]
-                    else ""
-                )
-                lines.append(
-                    f"{name:16} {figure:18} {row['original'][figure]:12.6g} {row['pruned'][figure]:12.6g} {ratio}"
-                )
-    lines += [
-        f"{n:16} {'cycles (model)':18} {r['original']:12d} {r['pruned']:12d} {r['ratio']:8.2f}"
-        for n, r in rows["modeled"].items()
-    ]
+        for figure in FIGURES:
+            if figure not in flow["original"]:
+                continue
+            values = f"{flow['original'][figure]:12.6g} {flow['pruned'][figure]:12.6g}"
+            has_ratio = "cycles" in figure and figure in flow["ratios"]
+            ratio = f"{flow['ratios'][figure]:8.2f}" if has_ratio else ""
+            lines.append(f"{name:16} {figure:18} {values} {ratio}")
+    for name, row in results["modeled"].items():
+        values = f"{row['original']:12d} {row['pruned']:12d} {row['ratio']:8.2f}"
+        lines.append(f"{name:16} {'cycles (model)':18} {values}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Print the table and write it as JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument(
-        "--python", default="", help="FLOW=INTERPRETER,...: environments that tools/setup_*.sh made"
-    )
+    """Print the table and write the results."""
+    parser = make_parser(__doc__, "json")
+    parser.add_argument("--python", default="", help="FLOW=INTERPRETER,... of tools/setup_*.sh")
     parser.add_argument(
         "--prune",
-        choices=sorted(PRUNED),
+        choices=sorted(TARGETS),
         default="channels",
-        help="half of every group's channels, or half of the MACs",
+        help="half of the channels of every group, or half of the MACs",
     )
-    parser.add_argument(
-        "--samples", type=int, default=200, help="digits that the simulations are compared on"
-    )
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    pythons = dict(pair.split("=", 1) for pair in given.python.split(",") if pair)
+    parser.add_argument("--samples", type=int, default=200, help="digits per simulation")
+    options = parser.parse_args()
+    pythons = dict(pair.split("=", 1) for pair in options.python.split(",") if pair)
     with tempfile.TemporaryDirectory(prefix="onnxprune-fpga-") as work:
-        rows = measure(pythons, given.prune, given.samples, Path(work))
-    print(table(rows))
-    if given.json:
-        write_json(given.json, {"prune": given.prune, "samples": given.samples, **rows})
+        results = measure(pythons, options.prune, options.samples, Path(work))
+    print(table(results))
+    settings = {"prune": options.prune, "samples": options.samples}
+    write_results(options.json, {**settings, **results})
 
 
 if __name__ == "__main__":

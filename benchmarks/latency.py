@@ -1,25 +1,28 @@
-"""A latency as the target, against MACs as its proxy: both cuts at the same measured speed, and what they cost.
+"""Latency as the target, against MACs as its proxy: both cuts at the same measured speed.
 
-    python -m benchmarks.latency --zoo ../shared/zoo [--models NAME_OR_FILE ...] [--engine onnxruntime] [--speedup 1.5] [--json FILE]
+    python -m benchmarks.latency --zoo ../shared/zoo [--models NAME_OR_FILE ...]
+        [--engine onnxruntime] [--speedup 1.5] [--json FILE]
 
-The first cut is `--target latency.ENGINE=1.5x`. The second is `--target macs=...`, any width, at the share of the MACs that makes it as fast, found by
-bisection; its row is missing where no such cut is as fast. Criterion, allocation and repair are the defaults. Then both run interleaved with the original,
-and further inputs measure how far their outputs are from it. A model without calibration data (a file) is given random inputs.
+The first cut is `--target latency.ENGINE=1.5x`. The second is `--target macs=...`, with any width,
+at the share of the MACs that makes it as fast, found by bisection; its row is missing if no such
+cut is as fast. Criterion, allocator and repair are the defaults. Then both are timed in alternation
+with the original, and held-out inputs measure the divergence of their outputs from it. A model
+without calibration data (a file) gets random inputs.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import zoo
+from benchmarks.runner import Row, make_parser, write_results
 from onnxprune.allocators.allocate import allocate
 from onnxprune.allocators.base import Constraints
-from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria import CRITERIA
 from onnxprune.criteria.base import Context
@@ -29,7 +32,6 @@ from onnxprune.engines.bench import bench, machine
 from onnxprune.engines.cost.latency import Probe
 from onnxprune.engines.measure import Schedule
 from onnxprune.errors import TargetError
-from onnxprune.files import write_json
 from onnxprune.ir.io import Model, load
 from onnxprune.metrics.fidelity import fidelity
 from onnxprune.repair import REPAIRS
@@ -41,154 +43,148 @@ from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
 
 MODELS = ("imagenet_mobilenetv2_1.0_dq", "coco_yolofastestv2")
-SAMPLES = 192  # a third of them measures the outputs and nothing else
-STEPS = 8  # of the bisection; 1/256 of the MACs
+SAMPLES = 192  # a third of them is held out
+STEPS = 8  # of the bisection: 1/256 of the MACs
 FINAL = Schedule(seconds=10.0)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What both cuts of a model share.
+
+    Attributes
+    ----------
+    context
+        Analysis, calibration data and settings.
+    scores
+        Importance of the channels.
+    recipe
+        Options with their defaults resolved.
+    feeds
+        An input for timing.
+    held_out
+        Inputs that neither scores nor repair see.
+    """
+
+    context: Context
+    scores: Mapping[str, Any]
+    recipe: Recipe
+    feeds: Mapping[str, Any]
+    held_out: Data
+
+
 def main() -> None:
-    """A row a model and cut."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    zoo.add_option(parser)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), help="of the zoo, or files")
-    parser.add_argument("--engine", default="onnxruntime")
+    """Print a row per model and cut, and write the results."""
+    parser = make_parser(__doc__, "zoo", "threads", "json", models=MODELS, engine="onnxruntime")
     parser.add_argument("--speedup", type=float, default=1.5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    print(
-        "| model | target | MACs left | speed-up [95 %] | divergence |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| model | target | MACs left | speed-up [95 %] | divergence |")
+    print("| --- | --- | --- | --- | --- |")
     for name in options.models:
-        for row in compared(name, options):
+        for row in compare(name, options):
             rows.append(row)
             speed = f"{row['speedup']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-            print(
-                f"| {Path(name).name.removesuffix('.onnx')} | {row['target']} | {row['macs']:.1%} | {speed} | {row['divergence']:.4f} |",
-                flush=True,
-            )
-    if options.json:
-        write_json(options.json, {"machine": machine(), "rows": rows})
+            head = f"| {Path(name).name.removesuffix('.onnx')} | {row['target']}"
+            print(f"{head} | {row['macs']:.1%} | {speed} | {row['divergence']:.4f} |", flush=True)
+    write_results(options.json, {"machine": machine(), "rows": rows})
 
 
-def compared(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both cuts of a model."""
-    entries = zoo.open_zoo(options.zoo)
+def compare(name: str, options: argparse.Namespace) -> list[Row]:
+    """Make both cuts of a model and measure them."""
     with TemporaryDirectory() as folder:
-        path = entries[name].path if name in entries else Path(name)
-        data = (
-            zoo.calibration_file(entries[name], SAMPLES, Path(folder) / "data.npz")
-            if name in entries
-            else None
-        )
-        analysis = analyze(load(path))
-        everything = open_data(
-            str(data) if data else None, input_types(analysis.model), samples=SAMPLES, seed=0
-        )
-        calibration, held_out = split(
-            everything, everything.samples - everything.samples // 3, everything.samples // 3
-        )
-        recipe = Recipe.of(
-            {
-                "target": f"latency.{options.engine}={options.speedup:g}x",
-                "threads": options.threads,
-                "flip": name.startswith("imagenet"),
-            }
-        )
-        recipe, _ = resolve(recipe, analysis, True)
-        context = Context(
-            analysis,
-            calibration,
-            threads=recipe.threads,
-            batch_size=recipe.batch_size,
-            flip=recipe.flip,
-        )
-        scores = CRITERIA.get(recipe.criterion)(context)
-        feeds = next(calibration.batches(1))
-        by_latency = decide(context, scores, recipe, PlanInputs(feeds))
-        by_macs = as_fast(context, scores, recipe, by_latency, feeds)
-        plans = {"latency": by_latency, **({"macs": by_macs} if by_macs else {})}
-        return rows_of(
-            {what: repaired(context, plan, recipe) for what, plan in plans.items()},
-            plans,
-            analysis,
-            held_out,
-            recipe,
-            feeds,
-            name,
-        )
+        setup = prepare(name, options, Path(folder))
+        by_latency = decide(setup.context, setup.scores, setup.recipe, PlanInputs(setup.feeds))
+        plans = {"latency": by_latency}
+        by_macs = find_as_fast(setup, by_latency)
+        if by_macs:
+            plans["macs"] = by_macs
+        return measure(setup, plans, name)
 
 
-def as_fast(
-    context: Context,
-    scores: Mapping[str, Any],
-    recipe: Recipe,
-    plan: Plan,
-    feeds: Mapping[str, Any],
-) -> Plan | None:
-    """The cut by MACs, any width, that keeps most of them and is at least as fast as the plan; None where none is."""
-    analysis, engine = context.analysis, ENGINES.get(recipe.target[0].engine)
-    whole = analysis.cost().macs
-    with Probe(engine, analysis, engine_options(recipe), feeds=feeds, schedule=CONFIRM) as probe:
-        wanted = probe(plan.kept)
+def prepare(name: str, options: argparse.Namespace, folder: Path) -> Setup:
+    """Analyze and score a model of the zoo, or a file."""
+    entries = zoo.open_zoo(options.zoo)
+    path, data = Path(name), None
+    if name in entries:
+        path = entries[name].path
+        data = zoo.calibration_file(entries[name], SAMPLES, folder / "data.npz")
+    analysis = analyze(load(path))
+    types = input_types(analysis.model)
+    inputs = open_data(str(data) if data else None, types, samples=SAMPLES, seed=0)
+    rest = inputs.samples // 3
+    calibration, held_out = split(inputs, inputs.samples - rest, rest)
+    target = f"latency.{options.engine}={options.speedup:g}x"
+    flip = name.startswith("imagenet")
+    recipe = Recipe.of({"target": target, "threads": options.threads, "flip": flip})
+    recipe, _ = resolve(recipe, analysis, True)
+    context = Context(
+        analysis,
+        calibration,
+        threads=recipe.threads,
+        batch_size=recipe.batch_size,
+        flip=recipe.flip,
+    )
+    scores = CRITERIA.get(recipe.criterion)(context)
+    return Setup(context, scores, recipe, next(calibration.batches(1)), held_out)
+
+
+def find_as_fast(setup: Setup, plan: Plan) -> Plan | None:
+    """Bisect for the cut by MACs that keeps most of them and is as fast; None if there is none."""
+    analysis, recipe = setup.context.analysis, setup.recipe
+    engine, macs = ENGINES.get(recipe.target[0].engine), analysis.cost().macs
+    options = engine_options(recipe)
+    with Probe(engine, analysis, options, feeds=setup.feeds, schedule=CONFIRM) as probe:
+        limit_ms = probe(plan.kept)
         low, high, best = 0.0, 1.0, None
         for _ in range(STEPS):
             share = (low + high) / 2
+            limits = Constraints({"macs": share * macs})
             try:
-                found = allocate(
-                    recipe.allocate, context, scores, Constraints({"macs": share * whole})
-                )
+                candidate = allocate(recipe.allocate, setup.context, setup.scores, limits)
             except TargetError:
                 low = share
                 continue
-            if probe(found.kept) <= wanted:
-                low, best = share, found
+            if probe(candidate.kept) <= limit_ms:
+                low, best = share, candidate
             else:
                 high = share
     return best
 
 
-def repaired(context: Context, plan: Plan, recipe: Recipe) -> Model:
-    """The cut model as `optimize` leaves it."""
-    found: Model = REPAIRS.get(recipe.repair)(
-        context.analysis, plan, cut(context.analysis, plan), context
-    )
-    return found
+def repair(setup: Setup, plan: Plan) -> Model:
+    """Return the cut and repaired model, as `optimize` would."""
+    context = setup.context
+    pruned = cut(context.analysis, plan)
+    result: Model = REPAIRS.get(setup.recipe.repair)(context.analysis, plan, pruned, context)
+    return result
 
 
-def rows_of(
-    cuts: Mapping[str, Model],
-    plans: Mapping[str, Plan],
-    analysis: Analysis,
-    held_out: Data,
-    recipe: Recipe,
-    feeds: Mapping[str, Any],
-    name: str,
-) -> list[dict[str, Any]]:
-    """What both cuts come to."""
-    named = [
-        replace(model, path=Path(what))
-        for what, model in {"original": analysis.model, **cuts}.items()
-    ]
-    engine = recipe.target[0].engine
+def measure(setup: Setup, plans: Mapping[str, Plan], name: str) -> list[Row]:
+    """Time the cuts with the original; return a row per cut."""
+    analysis, engine = setup.context.analysis, setup.recipe.target[0].engine
+    cuts = {target: repair(setup, plan) for target, plan in plans.items()}
+    models = {"original": analysis.model, **cuts}
     timed = bench(
-        named, [engine], options=engine_options(recipe), schedule=FINAL, feeds=feeds, layers=False
+        [replace(model, path=Path(label)) for label, model in models.items()],
+        [engine],
+        options=engine_options(setup.recipe),
+        schedule=FINAL,
+        feeds=setup.feeds,
+        layers=False,
     )
     ratios = {r.contender: r for r in timed.ratios[engine]}
     return [
         {
             "model": name,
-            "target": what,
-            "macs": analysis.cost(plans[what].kept).macs / analysis.cost().macs,
-            "speedup": ratios[what].median,
-            "low": ratios[what].low,
-            "high": ratios[what].high,
-            "divergence": fidelity(analysis.model, model, held_out).divergence,
+            "target": target,
+            "macs": analysis.cost(plans[target].kept).macs / analysis.cost().macs,
+            "speedup": ratios[target].median,
+            "low": ratios[target].low,
+            "high": ratios[target].high,
+            "divergence": fidelity(analysis.model, model, setup.held_out).divergence,
         }
-        for what, model in cuts.items()
+        for target, model in cuts.items()
     ]
 
 

@@ -1,18 +1,19 @@
-"""What analysis and cut cost: against torch-pruning, with growing graphs, and in memory.
+"""Time and memory of analysis and cut: against torch-pruning, by size of the graph, and the peak.
 
-    python -m benchmarks.speed peers FOLDER        # resnet50 and densenet121 of FOLDER, beside the same timm modules in torch-pruning
-    python -m benchmarks.speed growth              # synthetic residual chains of up to 20,000 nodes
-    python -m benchmarks.speed memory MODEL.onnx   # peak of `onnxprune optimize --criterion l2 --repair none`
+    python -m benchmarks.speed peers FOLDER        # resnet50 and densenet121 of FOLDER
+    python -m benchmarks.speed growth              # residual chains of up to 20,000 nodes
+    python -m benchmarks.speed memory MODEL.onnx   # of `onnxprune optimize`, without data
 
-Claims: twice as fast as torch-pruning 1.6.1's graph building and pruning on ResNet-50, ten times on DenseNet-121; seconds a node that do not
-grow with the graph; at most three times the file plus 200 MB. Every timed run is a process of its own on one thread; the two tools take turns;
-loading and exporting are not counted; CPU seconds, median of the runs. The sha256 of the weights by which a plan knows its model has no
-counterpart in torch-pruning: the ratio is given without and with it.
+peers times the same timm modules in torch-pruning. Claims: twice as fast as torch-pruning 1.6.1's
+graph building and pruning on ResNet-50, ten times on DenseNet-121; seconds per node that do not
+grow with the graph; a peak of at most three times the file plus 200 MB. Every timed run is a
+process of its own on one thread; the two tools alternate; loading and exporting are not counted;
+times are CPU seconds, the median of the runs. torch-pruning has no counterpart of the SHA-256 of
+the weights that identifies the model of a plan: the ratio is given without and with it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -20,24 +21,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-MODELS = {"resnet50": 2.0, "densenet121": 10.0}  # times as fast as torch-pruning
+from benchmarks.runner import ONE_THREAD, ROOT, Row, make_parser, run_apart, write_results
+
+MODELS = {"resnet50": 2.0, "densenet121": 10.0}  # how many times as fast as torch-pruning
 SIZES = (2500, 5000, 10000, 20000)
-GROWTH = 1.5  # most that the seconds a node may grow over SIZES
+GROWTH = 1.5  # most growth of seconds per node over SIZES
 MEMORY_FACTOR, MEMORY_EXTRA_BYTES = 3, 200 * 1024**2
-NODES_A_BLOCK = 5
+NODES_PER_BLOCK = 5
 CHANNELS = 8
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+OPTIMIZE = ["--target", "macs=60%", "--criterion", "l2", "--repair", "none"]
 
 
-def half(path: Path) -> dict[str, float]:
-    """CPU seconds of analysis, scores and cut at half of every group."""
+def halve(path: Path) -> dict[str, float]:
+    """Return CPU seconds of analysis, scores and cut at half of every group."""
     from onnxprune.allocators.allocate import allocate
     from onnxprune.allocators.base import Constraints
     from onnxprune.analysis.walk import analyze
@@ -48,29 +50,27 @@ def half(path: Path) -> dict[str, float]:
 
     criterion = CRITERIA.get("l2")
     model = load(path)
-    marks = [time.process_time()]
+    times = [time.process_time()]
     analysis = analyze(model)
-    marks.append(time.process_time())
+    times.append(time.process_time())
     context = Context(analysis)
-    analysis.digest  # noqa: B018 - kept from here on
-    marks.append(time.process_time())
+    _ = analysis.digest  # computed once and kept
+    times.append(time.process_time())
     plan = allocate("uniform", context, criterion(context), Constraints(ratios={"*": 0.5}))
-    marks.append(time.process_time())
+    times.append(time.process_time())
     cut(analysis, plan)
-    marks.append(time.process_time())
+    times.append(time.process_time())
     names = ("analysis_cpu_s", "sha256_cpu_s", "plan_cpu_s", "cut_cpu_s")
-    return {
-        **{n: after - before for n, before, after in zip(names, marks, marks[1:], strict=False)},
-        "nodes": float(len(analysis.record.nodes)),
-    }
+    result = dict(zip(names, np.diff(times).tolist(), strict=True))
+    return {**result, "nodes": float(len(analysis.record.nodes))}
 
 
-def half_torch(name: str) -> dict[str, float]:
-    """CPU seconds of torch-pruning's graph building and of its pruning at 0.5."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+def halve_in_torch(name: str) -> dict[str, float]:
+    """Return CPU seconds of torch-pruning's graph building and pruning at 0.5."""
+    sys.path.insert(0, str(ROOT / "tools"))
     from export_models import load_torchvision
 
-    operators = load_torchvision()  # noqa: F841
+    operators = load_torchvision()  # noqa: F841 (kept alive while the module is used)
     import timm
     import torch
     import torch_pruning
@@ -79,11 +79,10 @@ def half_torch(name: str) -> dict[str, float]:
     module, example = timm.create_model(name, pretrained=False).eval(), torch.randn(1, 3, 224, 224)
     module(example)
     start = time.process_time()
-    importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     pruner = torch_pruning.pruner.BasePruner(
         module,
         example,
-        importance=importance,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=0.5,
         ignored_layers=[module.get_classifier()],
     )
@@ -93,178 +92,140 @@ def half_torch(name: str) -> dict[str, float]:
 
 
 def chain(blocks: int) -> bytes:
-    """A residual network of Conv, BatchNormalization, Relu, Conv, Add blocks; five nodes a block."""
+    """Return a residual network of blocks of Conv, BatchNormalization, Relu, Conv and Add."""
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
-    nodes, weights = (
-        [helper.make_node("Conv", ["x", "w"], ["t0"], name="stem")],
-        [numpy_helper.from_array(rng.standard_normal((CHANNELS, 3, 1, 1)).astype(np.float32), "w")],
-    )
+    weights = []
+
+    def kernel(name: str, outputs: int, inputs: int) -> str:
+        values = rng.standard_normal((outputs, inputs, 1, 1)).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    def norm(name: str) -> list[str]:
+        names = [f"{name}_{i}" for i in range(4)]
+        for parameter in names:
+            values = rng.uniform(0.5, 1.5, CHANNELS).astype(np.float32)
+            weights.append(numpy_helper.from_array(values, parameter))
+        return names
+
+    make = helper.make_node
+    nodes = [make("Conv", ["x", kernel("w", CHANNELS, 3)], ["t0"], name="stem")]
     for b in range(blocks):
-        for i in (1, 2):
-            weights.append(
-                numpy_helper.from_array(
-                    rng.standard_normal((CHANNELS, CHANNELS, 1, 1)).astype(np.float32), f"w{b}_{i}"
-                )
-            )
-        weights += [
-            numpy_helper.from_array(rng.uniform(0.5, 1.5, CHANNELS).astype(np.float32), f"n{b}_{i}")
-            for i in range(4)
-        ]
+        first, second = (kernel(f"w{b}_{i}", CHANNELS, CHANNELS) for i in (1, 2))
         nodes += [
-            helper.make_node("Conv", [f"t{b}", f"w{b}_1"], [f"a{b}"], name=f"conv{b}_1"),
-            helper.make_node(
-                "BatchNormalization",
-                [f"a{b}", *(f"n{b}_{i}" for i in range(4))],
-                [f"b{b}"],
-                name=f"norm{b}",
-            ),
-            helper.make_node("Relu", [f"b{b}"], [f"c{b}"], name=f"relu{b}"),
-            helper.make_node("Conv", [f"c{b}", f"w{b}_2"], [f"d{b}"], name=f"conv{b}_2"),
-            helper.make_node("Add", [f"t{b}", f"d{b}"], [f"t{b + 1}"], name=f"add{b}"),
+            make("Conv", [f"t{b}", first], [f"a{b}"], name=f"conv{b}_1"),
+            make("BatchNormalization", [f"a{b}", *norm(f"n{b}")], [f"b{b}"], name=f"norm{b}"),
+            make("Relu", [f"b{b}"], [f"c{b}"], name=f"relu{b}"),
+            make("Conv", [f"c{b}", second], [f"d{b}"], name=f"conv{b}_2"),
+            make("Add", [f"t{b}", f"d{b}"], [f"t{b + 1}"], name=f"add{b}"),
         ]
-    weights.append(
-        numpy_helper.from_array(rng.standard_normal((4, CHANNELS, 1, 1)).astype(np.float32), "head")
-    )
-    nodes.append(helper.make_node("Conv", [f"t{blocks}", "head"], ["y"], name="head"))
+    head = kernel("head", 4, CHANNELS)
+    nodes.append(make("Conv", [f"t{blocks}", head], ["y"], name="head"))
     ends = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 4, 4])
-        for n, c in (("x", 3), ("y", 4))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, 4, 4])
+        for name, channels in (("x", 3), ("y", 4))
     ]
-    return bytes(
-        helper.make_model(
-            helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights),
-            opset_imports=[helper.make_opsetid("", 17)],
-            ir_version=8,
-        ).SerializeToString()
-    )
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
-def apart(*arguments: str) -> dict[str, float]:
-    """What a process of its own prints."""
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **ONE_THREAD},
-    )
-    if run.returncode:
-        raise SystemExit(run.stderr)
-    return json.loads(run.stdout.splitlines()[-1])
+def without_digest(row: dict[str, float]) -> float:
+    """Return the seconds of analysis, plan and cut."""
+    return row["analysis_cpu_s"] + row["plan_cpu_s"] + row["cut_cpu_s"]
 
 
-def peers(folder: Path, runs: int) -> dict[str, Any]:
-    """Both tools in turns."""
+def measure_peers(folder: Path, runs: int) -> tuple[Row, bool]:
+    """Time both tools in alternation; return the rows and whether the claims hold."""
     rows = {}
     for name, claim in MODELS.items():
         path = next(iter(sorted(folder.glob(f"*_{name}.onnx"))), None)
         if path is None:
-            raise SystemExit(
-                f"{folder} has no {name}: python tools/export_models.py {folder} timm:{name}"
-            )
-        pairs = [(apart("one", str(path)), apart("one-torch", name)) for _ in range(runs)]
-        ours = median(p["analysis_cpu_s"] + p["plan_cpu_s"] + p["cut_cpu_s"] for p, _ in pairs)
-        identity = median(p["sha256_cpu_s"] for p, _ in pairs)
-        theirs = median(sum(t.values()) for _, t in pairs)
+            command = f"python tools/export_models.py {folder} timm:{name}"
+            raise SystemExit(f"{folder} has no {name}: {command}")
+        pairs = [
+            (run_apart("speed", "one", str(path)), run_apart("speed", "one-torch", name))
+            for _ in range(runs)
+        ]
+        ours = median(without_digest(row) for row, _ in pairs)
+        digest = median(row["sha256_cpu_s"] for row, _ in pairs)
+        theirs = median(sum(row.values()) for _, row in pairs)
         rows[name] = {
             "onnxprune_cpu_s": ours,
             "torch_pruning_cpu_s": theirs,
             "times": theirs / ours,
-            "times_with_sha256": theirs / (ours + identity),
+            "times_with_sha256": theirs / (ours + digest),
             "claim": claim,
             "runs": pairs,
         }
-        print(
-            f"{name:12} onnxprune {ours:.2f} s   torch-pruning {theirs:.2f} s   {theirs / ours:.1f} times as fast (claim: {claim:g}); {theirs / (ours + identity):.1f} with the sha256",
-            flush=True,
-        )
-    return rows
+        text = f"onnxprune {ours:.2f} s   torch-pruning {theirs:.2f} s   {theirs / ours:.1f} times"
+        more = f"{theirs / (ours + digest):.1f} with the SHA-256"
+        print(f"{name:12} {text} as fast (claim: {claim:g}); {more}", flush=True)
+    return rows, all(row["times"] >= row["claim"] for row in rows.values())
 
 
-def growth(runs: int) -> dict[str, Any]:
-    """Seconds a node at every size."""
+def measure_growth(runs: int) -> tuple[Row, bool]:
+    """Time chains of every size; return seconds per node and whether the claim holds."""
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
             path = Path(folder) / f"{size}.onnx"
-            path.write_bytes(chain(size // NODES_A_BLOCK))
-            spent = median(
-                r["analysis_cpu_s"] + r["plan_cpu_s"] + r["cut_cpu_s"]
-                for r in (apart("one", str(path)) for _ in range(runs))
-            )
-            rows[str(size)] = {"cpu_s": spent, "us_a_node": spent / size * 1e6}
-            print(f"{size:6} nodes {spent:7.2f} s {spent / size * 1e6:7.0f} us a node", flush=True)
-    first, last = rows[str(SIZES[0])]["us_a_node"], rows[str(SIZES[-1])]["us_a_node"]
-    return {"sizes": rows, "growth": last / first, "claim": GROWTH}
+            path.write_bytes(chain(size // NODES_PER_BLOCK))
+            times = [without_digest(run_apart("speed", "one", str(path))) for _ in range(runs)]
+            cpu_s = median(times)
+            rows[str(size)] = {"cpu_s": cpu_s, "us_per_node": cpu_s / size * 1e6}
+            text = f"{cpu_s:7.2f} s {cpu_s / size * 1e6:7.0f} us per node"
+            print(f"{size:6} nodes {text}", flush=True)
+    first, last = (rows[str(size)]["us_per_node"] for size in (SIZES[0], SIZES[-1]))
+    growth = last / first
+    return {"sizes": rows, "growth": growth, "claim": GROWTH}, growth <= GROWTH
 
 
-def memory(path: Path) -> dict[str, float]:
-    """Peak resident bytes of the command, beside what may be."""
+def measure_memory(path: Path) -> tuple[Row, bool]:
+    """Return the peak of resident bytes of a run, its limit, and whether the claim holds."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            "-m",
-            "onnxprune",
-            "optimize",
-            str(path),
-            "-o",
-            f"{folder}/out.onnx",
-            "--target",
-            "macs=60%",
-            "--criterion",
-            "l2",
-            "--repair",
-            "none",
-        ]
-        run = subprocess.run(
-            [sys.executable, *command],
+        command = [sys.executable, "-m", "onnxprune", "optimize", str(path)]
+        done = subprocess.run(
+            [*command, "-o", f"{folder}/out.onnx", *OPTIMIZE],
             check=False,
             capture_output=True,
             text=True,
             env={**os.environ, **ONE_THREAD},
             cwd=folder,
         )
-    if run.returncode:
-        raise SystemExit(run.stderr)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     size = path.stat().st_size
     limit = MEMORY_FACTOR * size + MEMORY_EXTRA_BYTES
-    print(
-        f"{path.name}: file {size / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, claim {limit / 1e6:.0f} MB"
-    )
-    return {"file_bytes": size, "peak_bytes": peak, "claim_bytes": limit}
+    sizes = f"file {size / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, claim {limit / 1e6:.0f} MB"
+    print(f"{path.name}: {sizes}")
+    return {"file_bytes": size, "peak_bytes": peak, "claim_bytes": limit}, peak <= limit
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Measure, print and write the results; return 1 if a claim does not hold."""
+    parser = make_parser(__doc__, "json")
     parser.add_argument("what", choices=("peers", "growth", "memory", "one", "one-torch"))
     parser.add_argument("path", nargs="?", default="")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found: Mapping[str, Any]
-    if options.what in ("one", "one-torch"):
-        print(
-            json.dumps(
-                half(Path(options.path)) if options.what == "one" else half_torch(options.path)
-            )
-        )
+    if options.what == "one":
+        print(json.dumps(halve(Path(options.path))))
+        return 0
+    if options.what == "one-torch":
+        print(json.dumps(halve_in_torch(options.path)))
         return 0
     if options.what == "growth":
-        found = growth(options.runs)
-        met = found["growth"] <= found["claim"]
+        results, holds = measure_growth(options.runs)
     elif options.what == "memory":
-        found = memory(Path(options.path).resolve())
-        met = found["peak_bytes"] <= found["claim_bytes"]
+        results, holds = measure_memory(Path(options.path).resolve())
     else:
-        found = peers(Path(options.path), options.runs)
-        met = all(r["times"] >= r["claim"] for r in found.values())
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    return int(not met)
+        results, holds = measure_peers(Path(options.path), options.runs)
+    write_results(options.json, results)
+    return int(not holds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""The runner that benchmarks share, and that every benchmark starts."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.runner import ORIGINAL, complete, format_values, markdown, quality_table, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ("benchmarks.decoders", "benchmarks.runner")  # without a command line
+MODULES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if m not in LIBRARIES])
+def test_benchmark_shows_its_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "benchmarks.tuning":
+        pytest.importorskip("torch")
+    module = importlib.import_module(name)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    printed = capsys.readouterr().out
+    assert end.value.code == 0
+    assert module.__doc__.splitlines()[0] in printed and f"python -m {name}" in printed
+
+
+def test_rows_of_the_file_are_not_measured_again(tmp_path: Path) -> None:
+    path, measured = tmp_path / "rows.jsonl", []
+
+    def measure(key: dict) -> dict:
+        measured.append(key["model"])
+        return {"value": len(measured)}
+
+    keys = [{"model": "a"}, {"model": "b"}]
+    complete(path, keys[:1], measure, str)
+    rows = complete(path, keys, measure, str)
+    assert measured == ["a", "b"]
+    assert rows == read_rows(path) == [{"model": "a", "value": 1}, {"model": "b", "value": 2}]
+
+
+def row(method: str, value: float, target: float = 0.5, seed: int = 0) -> dict:
+    metric = {"value": value, "standard_error": 0.01, "n": 100}
+    return {"model": "m", "target": target, "method": method, "seed": seed, "metric": metric}
+
+
+def test_quality_table_has_a_line_per_target_and_marks_the_best() -> None:
+    rows = [row(ORIGINAL, 0.9, 1.0), row("l2", 0.5), row("l2", 0.7, seed=1), row("random", 0.2)]
+    rows.append(row("l2", 0.8, target=0.7))
+    table = quality_table(rows, ["random", "l2", "unused"], mark_best=True)
+    assert table.splitlines() == [
+        "| model | MACs | original | random | l2 |",
+        "| --- | --- | --- | --- | --- |",
+        "| m | 70% | 0.9000 (se 0.0100, n 100) |  | **0.8000** |",
+        "| m | 50% | 0.9000 (se 0.0100, n 100) | 0.2000 | **0.6000** ± 0.1000 |",
+    ]
+
+
+def test_values_are_formatted_with_half_their_range() -> None:
+    assert format_values([]) == ""
+    assert format_values([0.5]) == "0.5000"
+    assert format_values([0.4, 0.6]) == "0.5000 ± 0.1000"
+
+
+def test_markdown_table() -> None:
+    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
