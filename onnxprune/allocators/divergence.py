@@ -14,7 +14,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxprune.allocators.base import Ranking, WidthStep, ordered
-from onnxprune.allocators.output_divergence import divergence_after
+from onnxprune.allocators.output_divergence import divergence_after, original_values
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import inverse, refit_weight
@@ -24,7 +24,6 @@ from onnxprune.data.dataset import samples_of
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.io import Model
 from onnxprune.ir.model import EditableModel
-from onnxprune.ir.runtime import Session
 from onnxprune.statistics.moments import InputMoments, ProductMoments
 from onnxprune.statistics.segmented_run import SegmentedRun
 from onnxprune.types import Scores
@@ -144,7 +143,7 @@ class _Probe:
     batches
         Gate samples.
     expected
-        The original's outputs on them.
+        The original's values on them, of all tensors that are compared.
     run
         The original's activations before the current group's first consumer.
     done
@@ -157,8 +156,9 @@ class _Probe:
         self.analysis: Analysis = context.analysis
         self.items = items
         self.batches = _gate_batches(context, groups)
-        session = Session(self.analysis.model, threads=context.threads)
-        self.expected = [session.run(b) for b in self.batches]
+        self.expected = original_values(
+            self.analysis.model, self.batches, context.threads, self.analysis.shapes
+        )
         self.run = SegmentedRun(
             self.analysis.model, self.batches, threads=context.threads, shapes=self.analysis.shapes
         )

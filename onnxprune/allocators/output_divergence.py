@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.errors import ModelError
+from onnxprune.ir.compared import may_choose_rows, tensors_to_compare
 from onnxprune.ir.extract import extract
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
+from onnxprune.ir.shapes import Shapes
 from onnxprune.metrics.tempered import Tempered
 from onnxprune.statistics.segmented_run import SegmentedRun
 
@@ -32,6 +35,12 @@ class OutputDivergence:
         """Add a batch of the original's and the changed network's output."""
         if expected.dtype.kind != "f":
             return
+        if expected.shape != actual.shape:
+            raise ModelError(
+                "divergence-shape",
+                f"a compared output changes its shape from {expected.shape} to {actual.shape}, so "
+                "that its divergence cannot be measured; use --fast, which does without",
+            )
         if expected.ndim == 2 and expected.shape[1] > 1:
             self._tempered = self._tempered or Tempered()
             self._tempered.update(expected, actual)
@@ -63,7 +72,7 @@ def divergence_after(
     model, nodes
         Replacement: these nodes of `model` follow the position.
     expected
-        Outputs of the original by name, per batch.
+        Values of the original per batch, by name: those of `original_values`.
     every
         Use one of this many batches.
 
@@ -72,7 +81,9 @@ def divergence_after(
     float
         Sum of the outputs' divergences.
     """
-    outputs = [o.name for o in model.proto.graph.output]
+    outputs = _names_after(run)
+    if not outputs:
+        return 0.0
     session = Session(
         extract(model, run.shapes, nodes, set(run.state[0]), outputs), threads=run.threads
     )
@@ -82,3 +93,34 @@ def divergence_after(
         for name, divergence in divergences.items():
             divergence.update(reference[name], actual[name])
     return sum(d.result() for d in divergences.values())
+
+
+def original_values(
+    model: Model,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    threads: int = 1,
+    shapes: Shapes | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """Return the values of the original per batch that `divergence_after` compares with."""
+    names = dict.fromkeys(o.name for o in model.proto.graph.output)
+    for start in _starts(model):
+        names |= dict.fromkeys(tensors_to_compare(model, start, shapes).tensors)
+    inner = len(names) > len(model.proto.graph.output)
+    session = Session(model, list(names) if inner else None, threads=threads)
+    return [session.run(b) for b in batches]
+
+
+def _starts(model: Model) -> list[int]:
+    """Return 0 and the position after each node that may choose rows."""
+    rows = [i + 1 for i, n in enumerate(model.proto.graph.node) if may_choose_rows(n)]
+    return [0, *rows]
+
+
+def _names_after(run: SegmentedRun) -> list[str]:
+    """Return the tensors to compare after a run's position.
+
+    A tensor inside the network that is produced before the position is equal in both networks.
+    """
+    compared = tensors_to_compare(run.model, run.at, run.shapes)
+    before = {n for n in compared.inner if run.place(n) < run.at}
+    return [n for n in compared.tensors if n not in before]

@@ -99,7 +99,9 @@ class Feed:
         if self.loss.kind == VECTOR:
             # an infinite gradient would be useless
             scale = min(self.loss.scale, float(np.finfo(kind).max) / 4)
-            return ((generator.integers(0, 2, self.shape) * 2 - 1) * scale).astype(kind)
+            signs = generator.integers(0, 2, self.shape) * 2 - 1
+            # arithmetic on arrays of rank 0 gives scalars, which onnxruntime refuses
+            return np.asarray((signs * scale).astype(kind))
         raise UsageError(
             "labels-missing", f"the loss on {self.loss.head!r} needs labels of shape {self.shape}"
         )

@@ -23,19 +23,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnxprune.data.dataset import samples_of
 from onnxprune.errors import DataError, UsageError
+from onnxprune.ir.compared import Compared, is_tensor, tensors_to_compare
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Decoder, MetricOptions, Outputs, plain
 from onnxprune.metrics.boxes import detections_of, overlap
-from onnxprune.metrics.tempered import Tempered
+from onnxprune.metrics.output_sums import OutputFidelity, OutputSums
 
 SATURATED = 0.99  # mean maximum probability above which divergence at temperature 1 is near 0
 BOX_OVERLAP = 0.5
-IMAGE_CHANNELS = (1, 3)
-# values of an output converted to float64 at a time: 8 MB, of which a few temporaries exist
-PIECE_VALUES = 1 << 20
-ROUNDING = 1e-9  # variance below this share of the power is rounding error
 
 
 class Feeds(Protocol):
@@ -43,40 +41,6 @@ class Feeds(Protocol):
 
     def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield feeds by input name."""
-
-
-@dataclass(frozen=True)
-class OutputFidelity:
-    """Figures of one output, original a against pruned b, over all values of all samples.
-
-    Attributes
-    ----------
-    relative_error
-        ||a - b|| / ||a||.
-    nmse
-        ||a - b||^2 / ||a - mean of its channel||^2; 1 if b is as good as a constant per channel.
-    max_abs
-        Largest |a - b|.
-    top1_agreement
-        Share of rows with the same largest value.
-    kl
-        Mean over rows of KL(softmax(a / T) || softmax(b / T)) in nats.
-    temperature
-        T of `kl`.
-    max_probability
-        Mean over rows of the original's largest probability at temperature 1.
-    location_agreement
-        Share of positions with the same largest channel.
-    """
-
-    relative_error: float
-    nmse: float | None
-    max_abs: float
-    top1_agreement: float | None = None
-    kl: float | None = None
-    temperature: float | None = None
-    max_probability: float | None = None
-    location_agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +117,8 @@ class Accumulator:
     ----------
     decoder, class_axes, box_score
         See `fidelity`.
+    compared
+        Tensors to compare if they are others than the outputs; `update` needs their values too.
     """
 
     def __init__(
@@ -161,11 +127,14 @@ class Accumulator:
         decoder: str | Decoder | None = None,
         class_axes: Mapping[str, int] | None = None,
         box_score: float = 0.25,
+        compared: Compared | None = None,
     ) -> None:
+        self._compared = compared
+        self._left_out: dict[str, str] = {}  # tensor -> warning
         self._options = MetricOptions(decoder=decoder)
         self._axes = dict(class_axes or {})
         self._box_score = box_score
-        self._sums: dict[str, _OutputSums] = {}
+        self._sums: dict[str, OutputSums] = {}
         self._boxes: list[int] | None = [0, 0]  # matched pairs, boxes; None: outputs are no boxes
         self._samples = 0
 
@@ -192,12 +161,27 @@ class Accumulator:
                 f"class_axes: the model has no output {unknown[0]!r}; its outputs are "
                 f"{', '.join(original)}",
             )
-        self._samples += next((len(v) for v in original.values() if np.ndim(v)), 1)
-        if self._update_boxes(original, pruned, feeds or {}):
+        inner = self._compared.inner if self._compared else ()
+        outputs = [n for n in original if n not in inner]
+        if self._compared and feeds:
+            self._samples += samples_of(feeds)
+        else:
+            self._samples += next((len(v) for v in original.values() if np.ndim(v)), 1)
+        models = [{n: values[n] for n in outputs} for values in (original, pruned)]
+        if self._update_boxes(models[0], models[1], feeds or {}):
             return
-        for name, value in original.items():
-            a, b = np.asarray(value), np.asarray(pruned[name])
+        for name in self._compared.tensors if self._compared else outputs:
+            if name in self._left_out:
+                continue
+            a, b = np.asarray(original[name]), np.asarray(pruned[name])
             if a.dtype.kind != "f":
+                continue
+            if a.shape != b.shape and name in inner:
+                self._sums.pop(name, None)
+                self._left_out[name] = (
+                    f"tensor {name!r} is left out of the comparison: {a.shape} in the original, "
+                    f"{b.shape} in the pruned model"
+                )
                 continue
             if a.shape != b.shape:
                 raise DataError(
@@ -205,7 +189,7 @@ class Accumulator:
                     f"output {name!r}: {a.shape} in the original, {b.shape} in the pruned model",
                 )
             if name not in self._sums:
-                self._sums[name] = _OutputSums(name, a, self._axes.get(name))
+                self._sums[name] = OutputSums(name, a, self._axes.get(name))
             self._sums[name].update(np.atleast_1d(a), np.atleast_1d(b))
 
     def result(self) -> Fidelity:
@@ -220,6 +204,9 @@ class Accumulator:
             for n, o in outputs.items()
             if o.max_probability is not None and o.max_probability > SATURATED
         )
+        if self._boxes is None or self._options.decoder is not None:
+            missed = self._compared.warnings if self._compared else ()
+            warnings = (*warnings, *missed, *self._left_out.values())
         if self._boxes is None:
             return Fidelity(outputs, self._samples, warnings=warnings)
         matched, total = self._boxes
@@ -249,105 +236,6 @@ class Accumulator:
             self._boxes[0] += common_boxes(a, b)
             self._boxes[1] += len(a) + len(b)
         return self._options.decoder is None
-
-
-class _OutputSums:
-    """Running sums of one output.
-
-    Attributes
-    ----------
-    axis
-        Class axis; None if there is none.
-    locations
-        Whether the output is a score map.
-    error, power, largest
-        Sums of (a - b)^2 and a^2, largest |a - b|.
-    channel_sums, channel_count
-        Sum of a per channel and number of values per channel; None if the number of channels
-        changes between batches.
-    same, rows
-        Rows or positions with the same largest class, and all.
-    """
-
-    def __init__(self, name: str, first: np.ndarray, axis: int | None) -> None:
-        if axis is not None and not -first.ndim <= axis < first.ndim:
-            raise UsageError(
-                "fidelity-axis",
-                f"class_axes: output {name!r} of shape {first.shape} has no axis {axis}",
-            )
-        flat = first.ndim >= 2 and first.shape[1] > 1 and math.prod(first.shape[2:]) == 1
-        self.axis = 1 if axis is None and flat else axis
-        is_map = first.ndim == 4 and first.shape[1] not in IMAGE_CHANNELS
-        self.locations = self.axis is None and is_map
-        self.error = self.power = self.largest = 0.0
-        self.channel_sums: np.ndarray | None = np.zeros(first.shape[1] if first.ndim > 1 else 1)
-        self.channel_count = 0
-        self.same = self.rows = 0
-        self.tempered = Tempered() if self.axis is not None else None
-
-    def update(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Add one batch of both models, converted to float64 a few samples at a time."""
-        step = len(a)
-        # a class axis of 0 cannot be split
-        if self.axis is None or self.axis % a.ndim:
-            step = max(1, PIECE_VALUES // max(1, a[:1].size))
-        for start in range(0, len(a), step):
-            piece = slice(start, start + step)
-            self._add(a[piece].astype(np.float64), b[piece].astype(np.float64))
-
-    def _add(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Add float64 values."""
-        gap = np.abs(a - b)
-        self.error += float(np.sum(gap * gap))
-        self.power += float(np.sum(a * a))
-        if np.isnan(gap).any():
-            self.largest = math.nan
-        else:
-            self.largest = max(self.largest, float(gap.max(initial=0.0)))
-        self._add_channels(a)
-        axis = 1 if self.locations else self.axis
-        if axis is not None:
-            # argmax of NaN is the NaN, which must not count as agreement
-            agree = (a.argmax(axis) == b.argmax(axis)) & ~np.isnan(b).any(axis)
-            self.same, self.rows = self.same + int(agree.sum()), self.rows + agree.size
-        if self.tempered is not None and self.axis is not None:
-            self.tempered.update(*(np.moveaxis(v, self.axis, -1) for v in (a, b)))
-
-    def _add_channels(self, a: np.ndarray) -> None:
-        """Add the sums per channel (axis 1), unless its length changes between batches."""
-        if self.channel_sums is None:
-            return
-        if a.ndim > 1:
-            sums = a.sum(tuple(k for k in range(a.ndim) if k != 1))
-        else:
-            sums = a.sum(keepdims=True).reshape(1)
-        same_shape = sums.shape == self.channel_sums.shape
-        self.channel_sums = self.channel_sums + sums if same_shape else None
-        self.channel_count += a.size // max(1, len(sums))
-
-    def result(self) -> OutputFidelity:
-        """Return the figures of the output."""
-        if self.power:
-            relative = math.sqrt(self.error / self.power)
-        else:
-            relative = 0.0 if self.error == 0 else math.inf
-        variance = 0.0
-        if self.channel_sums is not None and self.channel_count:
-            variance = self.power - float((self.channel_sums**2).sum()) / self.channel_count
-        nmse = self.error / variance if variance > ROUNDING * self.power else None
-        agreement = self.same / self.rows if self.rows else None
-        if self.tempered is None:
-            return OutputFidelity(relative, nmse, self.largest, location_agreement=agreement)
-        divergence = self.tempered.result()
-        return OutputFidelity(
-            relative,
-            nmse,
-            self.largest,
-            agreement,
-            divergence.kl,
-            divergence.temperature,
-            divergence.max_probability,
-        )
 
 
 def fidelity(
@@ -383,13 +271,43 @@ def fidelity(
     UsageError
         `class_axes` names an output or axis that does not exist.
     """
-    first, second = Session(original, threads=threads), Session(pruned, threads=threads)
-    if missing := [o for o in first.outputs if o not in second.outputs]:
+    outputs = [o.name for o in original.proto.graph.output]
+    present = {o.name for o in pruned.proto.graph.output}
+    if missing := [o for o in outputs if o not in present]:
         raise DataError("fidelity-output", f"the pruned model has no output {missing[0]!r}")
-    sums = Accumulator(decoder=decoder, class_axes=class_axes, box_score=box_score)
+    compared = _present_in(pruned, tensors_to_compare(original))
+    names = None
+    if compared.warnings:
+        # outputs too: they may be boxes, which are compared by overlap
+        tensors = [o.name for o in original.proto.graph.output if is_tensor(o)]
+        names = [*(outputs if decoder is not None else tensors), *compared.inner]
+    first, second = (Session(m, names, threads=threads) for m in (original, pruned))
+    sums = Accumulator(
+        decoder=decoder,
+        class_axes=class_axes,
+        box_score=box_score,
+        compared=compared if compared.warnings else None,
+    )
     for feeds in data.batches(batch_size):
         sums.update(first.run(feeds), second.run(feeds), feeds)
     return sums.result()
+
+
+def _present_in(pruned: Model, compared: Compared) -> Compared:
+    """Return the comparison without the inner tensors that the pruned model does not compute."""
+    computed = {o for node in pruned.proto.graph.node for o in node.output}
+    missing = [n for n in compared.inner if n not in computed]
+    if not missing:
+        return compared
+    warnings = [
+        f"tensor {n!r} is left out of the comparison: the pruned model does not compute it"
+        for n in missing
+    ]
+    return Compared(
+        tuple(n for n in compared.tensors if n not in missing),
+        tuple(n for n in compared.inner if n not in missing),
+        (*compared.warnings, *warnings),
+    )
 
 
 def common_boxes(a: np.ndarray, b: np.ndarray) -> int:

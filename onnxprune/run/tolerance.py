@@ -90,6 +90,12 @@ def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Ro
             assert selection is not None  # the split fails without
             model = variants.repair(variant, plan)
             fidelity = compare_outputs(variants.source, model, selection, variant)
+            if not fidelity.outputs and fidelity.box_agreement is None:
+                raise TargetError(
+                    "divergence-none",
+                    f"max_divergence {recipe.max_divergence:g}: the model has no output to "
+                    "compare; give --target instead",
+                )
             row["divergence"] = plain(fidelity.divergence)
         variants.stages.detail(f"{title}: divergence {_divergence(row):.3g}")
         return row

@@ -29,6 +29,7 @@ import numpy as np
 from onnxprune.allocators.base import widths
 from onnxprune.errors import UsageError, plural
 from onnxprune.files import hash_key
+from onnxprune.ir.compared import Compared, tensors_to_compare
 from onnxprune.ir.runtime import Session
 from onnxprune.search.base import (
     Kept,
@@ -384,7 +385,10 @@ class _Gate:
         context = self.search.context
         data = self.search.gate("method pagcp")
         batches = list(data.batches(context.batch_size))
-        session = Session(context.analysis.model, threads=context.threads)
+        model = context.analysis.model
+        compared = Compared(()) if self.settings.losses else tensors_to_compare(model)
+        names = list(compared.tensors) if compared.warnings else None
+        session = Session(model, names, threads=context.threads)
         expected = [session.run(b) for b in batches]
         self.of: Losses
         if self.settings.losses:
@@ -394,7 +398,7 @@ class _Gate:
         else:
             self.of = HeadLosses(expected)
         changed = Refitted.of(context) if self.settings.refit else None
-        self.suffix = Suffix(context.analysis, batches, self.of, context.threads, changed)
+        self.suffix = Suffix(context.analysis, batches, self.of, context.threads, changed, names)
         self.start = summed(self.of, expected)
         if bad := [t for t, v in self.start.items() if not v > 0]:
             raise UsageError(

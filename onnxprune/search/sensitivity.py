@@ -21,6 +21,7 @@ from onnxprune.data.dataset import Data
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import UsageError
 from onnxprune.files import hash_key
+from onnxprune.ir.compared import tensors_to_compare
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics import find_metric
@@ -215,11 +216,15 @@ class SensitivityBench:
         self.sweep = sweep
         self.analysis = analysis or analyze(load(sweep.model), **sweep.options)
         self.batches = list(sweep.gate.batches(sweep.batch_size))
-        session = Session(reference or self.analysis.model, threads=sweep.threads)
+        compared = tensors_to_compare(self.analysis.model, shapes=self.analysis.shapes)
+        names = list(compared.tensors) if compared.warnings else None
+        session = Session(reference or self.analysis.model, names, threads=sweep.threads)
         expected = [session.run(b) for b in self.batches]
         self.losses = HeadLosses(expected)
         self.start = summed(self.losses, expected)
-        self.suffix = Suffix(self.analysis, self.batches, self.losses, sweep.threads, changed)
+        self.suffix = Suffix(
+            self.analysis, self.batches, self.losses, sweep.threads, changed, names
+        )
 
     def record(self, job: Job) -> dict[str, Any]:
         """Cut one group, measure the result, and return the record.

@@ -38,6 +38,8 @@ class Suffix:
     changed
         Function of the kept channels that returns the network with the others masked; it may change
         nodes after the masks only. None = masks alone.
+    outputs
+        Tensors that the losses read; None = the model's outputs.
 
     Attributes
     ----------
@@ -52,10 +54,11 @@ class Suffix:
         losses: Losses,
         threads: int = 1,
         changed: Changed | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> None:
         self.analysis, self.batches, self.losses, self.threads = analysis, batches, losses, threads
         self.changed = changed or (lambda kept: without(analysis, kept))
-        self.outputs = [o.name for o in analysis.model.proto.graph.output]
+        self.outputs = list(outputs or [o.name for o in analysis.model.proto.graph.output])
         self.ran = 0
         least = [losses.least(number) for number in range(len(batches))]
         # per batch, what the following batches add to each loss at the least
@@ -116,7 +119,8 @@ class Suffix:
                 threads=self.threads,
                 shapes=self.analysis.shapes,
             )
-            self._run.advance(_find_start(self._run.nodes, self._output(first)))
+            start = _find_start(self._run.nodes, self._output(first))
+            self._run.advance(start, keep=self.outputs)
             self._base = key
         return self._run
 

@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.allocators.output_divergence import divergence_after
+from onnxprune.allocators.output_divergence import divergence_after, original_values
 from onnxprune.ir.extract import reads
 from onnxprune.ir.io import Model
-from onnxprune.ir.runtime import Session
 from onnxprune.ir.weights import Weight
 from onnxprune.sparsify.inputs import InputStatistics
 from onnxprune.sparsify.layout import LinearWeight
@@ -108,8 +107,7 @@ def balance(
         Share of all weights to remove.
     """
     intact = intact_tensors({name: s.size for name, s in scores.items()}, amount)
-    session = Session(model, threads=threads)
-    expected = [session.run(feeds) for feeds in batches]
+    expected = original_values(model, batches, threads)
     damage = _Damage(model, statistics, expected, SegmentedRun(model, batches, threads=threads))
     start = SegmentedRun(model, batches, threads=threads)
     # the run advances in graph order

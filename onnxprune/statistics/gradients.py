@@ -25,6 +25,7 @@ from onnxprune.autodiff import (
 from onnxprune.autodiff.losses import start_tensor
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.errors import DataError, ModelError
+from onnxprune.ir.compared import tensors_to_compare
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import label
@@ -62,7 +63,8 @@ def default_losses(model: Model) -> tuple[Loss, ...]:
 
     Labels are drawn from the model if the output has classes: its shape is (samples, classes) up to
     trailing axes of length 1, or a Softmax along axis 1 produces it. Any other float output is
-    multiplied by a vector of random signs.
+    multiplied by a vector of random signs. Outputs whose rows the data choose are replaced by the
+    tensors in front of the choice.
 
     Raises
     ------
@@ -70,14 +72,14 @@ def default_losses(model: Model) -> tuple[Loss, ...]:
         The model has no float output.
     """
     shapes, losses = infer(model), []
-    for output in model.proto.graph.output:
-        shape = shapes.shape(output.name)
-        if shapes.dtype(output.name) not in _FLOATS or shape is None:
+    for name in tensors_to_compare(model, shapes=shapes).tensors:
+        shape = shapes.shape(name)
+        if shapes.dtype(name) not in _FLOATS or shape is None:
             continue
-        drawn = Loss(DRAWN, output.name)
+        drawn = Loss(DRAWN, name)
         flat = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
-        has_classes = flat or start_tensor(model, drawn, shapes) != output.name
-        losses.append(drawn if has_classes else Loss(VECTOR, output.name))
+        has_classes = flat or start_tensor(model, drawn, shapes) != name
+        losses.append(drawn if has_classes else Loss(VECTOR, name))
     if not losses:
         raise ModelError("head-unknown", "the model has no float output to differentiate")
     return tuple(losses)

@@ -119,7 +119,7 @@ def test_large_outputs_are_summed_in_pieces(monkeypatch):
     a = {"map": rng.normal(size=(4, 6, 40, 40)), "first": rng.normal(size=(4, 5))}
     b = {n: v + 0.1 * rng.normal(size=v.shape) for n, v in a.items()}
     whole = run(a, b, class_axes={"map": 1, "first": 0}).outputs
-    monkeypatch.setattr("onnxprune.metrics.fidelity.PIECE_VALUES", 100)
+    monkeypatch.setattr("onnxprune.metrics.output_sums.PIECE_VALUES", 100)
     pieces = run(a, b, class_axes={"map": 1, "first": 0}).outputs
     for name in a:
         known = {k: v for k, v in vars(whole[name]).items() if v is not None}
