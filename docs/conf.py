@@ -17,7 +17,7 @@ autodoc_member_order = "bysource"
 
 
 def setup(app: Any) -> None:
-    """Escape `|`, which docstrings use for absolute values and reStructuredText for substitutions."""
+    """Escape |: absolute values in docstrings, substitutions in reStructuredText."""
     app.connect("autodoc-process-docstring", _escape)
 
 

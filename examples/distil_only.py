@@ -1,10 +1,10 @@
-r"""Tune a pruned model without labels: it learns to give its unpruned original's outputs.
+r"""Tune a pruned model without labels: it learns the outputs of its unpruned original.
 
     python examples/distil_only.py pruned.onnx original.onnx images/ tuned.onnx \
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 
-The data are whatever `--data` of the command line takes: a folder of images, .npz, .npy, or
-FILE.py:FUNCTION. This works for detectors and other models whose outputs are not class scores too:
+Data are what `--data` of the command line takes: a folder of images, .npz, .npy, or
+FILE.py:FUNCTION. It also works for detectors and other models whose outputs are not class scores:
 the losses `output` and `feature` compare tensors, not probabilities.
 """
 
@@ -26,7 +26,10 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """Tune the model that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("pruned", "original", "data", "output"):
         parser.add_argument(name)
     parser.add_argument("--mean", type=numbers, default=(0.0,))

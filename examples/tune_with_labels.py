@@ -38,7 +38,10 @@ def show(event: Event) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """Tune the model that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("pruned", "original", "data", "output"):
         parser.add_argument(name)
     parser.add_argument("--mean", type=numbers, default=(0.0,))

@@ -1,4 +1,8 @@
-"""A Python environment with this checkout installed in it. Standard library only; an old Python 3 can read it, so that it gets a sentence."""
+"""A Python environment with this checkout installed.
+
+Standard library only, in a syntax that old versions of Python 3 parse, so that they can say what is
+needed.
+"""
 
 import hashlib
 import os
@@ -13,12 +17,15 @@ INTERRUPTED = 130  # what shells give a program that Ctrl-C ends
 
 
 def say(text: str) -> None:
-    """One line about what is being done, on stderr."""
+    """Print a line about the current step on stderr."""
     print("[onnxprune] " + text, file=sys.stderr, flush=True)
 
 
 def run(command: list) -> None:
-    """Run and show a command; stop with its status where it fails. Ctrl-C is the command's, which says how to go on."""
+    """Print and run a command; exit with its status if it fails.
+
+    Ctrl-C is left to the command, which says how to resume.
+    """
     say("$ " + " ".join(command))
     process, status = subprocess.Popen(command), None
     while status is None:
@@ -33,16 +40,19 @@ def run(command: list) -> None:
 
 
 def attempt(command: list) -> bool:
-    """Run and show a command that may fail, without its chatter; whether it succeeded."""
+    """Print and run a command that may fail, without its output; return whether it succeeded."""
     say("$ " + " ".join(command))
     return subprocess.call(command, stdout=subprocess.DEVNULL) == 0
 
 
 def python() -> str:
-    """The interpreter of the environment: the active one, else .venv in this checkout, made where it is missing."""
+    """Return the interpreter of the active environment, else that of .venv in this checkout.
+
+    Create .venv if it is missing.
+    """
     if sys.version_info < OLDEST:
-        needed, found = (".".join(map(str, version[:2])) for version in (OLDEST, sys.version_info))
-        sys.exit(f"[onnxprune] Python {needed} or newer is needed, {sys.executable} is {found}")
+        needed, present = (".".join(map(str, v[:2])) for v in (OLDEST, sys.version_info))
+        sys.exit(f"[onnxprune] Python {needed} or newer is needed; {sys.executable} is {present}")
     if sys.prefix != sys.base_prefix or os.environ.get("CONDA_PREFIX"):
         say("using the active environment " + sys.prefix)
         return sys.executable
@@ -50,56 +60,67 @@ def python() -> str:
     if not os.path.exists(inside) or subprocess.call(
         [inside, "-c", "import pip"], stderr=subprocess.DEVNULL
     ):
-        say("making a virtual environment in " + OWN)
+        say("creating a virtual environment in " + OWN)
         make = [sys.executable, "-m", "venv", "--clear", OWN]
         if not attempt(make) and not (_apt("python3-venv") and attempt(make)):
             sys.exit(
-                "[onnxprune] this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"
+                "[onnxprune] this Python cannot create virtual environments; "
+                "on Debian and Ubuntu: apt install python3-venv"
             )
     return inside
 
 
 def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple = ()) -> None:
-    """Install this checkout with extras and packages, unless an earlier call did and setup.cfg and this file are the same.
+    """Install this checkout with extras and packages, unless an earlier call has done so.
 
-    packages must install. wanted: requirements, each with its own options of pip behind spaces; one that does not install is named and left out.
+    Parameters
+    ----------
+    interpreter
+        Python of the environment.
+    extras
+        Extras of setup.cfg.
+    packages
+        Requirements that must install.
+    wanted
+        Optional requirements, each followed by its options of pip; failures are printed.
     """
-    state = hashlib.sha256(
-        (ROOT + _text(os.path.join(ROOT, "setup.cfg")) + _text(os.path.abspath(__file__))).encode()
-    ).hexdigest()
+    # a change of setup.cfg or of this file installs again
+    sources = _text(os.path.join(ROOT, "setup.cfg")) + _text(os.path.abspath(__file__))
+    state = hashlib.sha256((ROOT + sources).encode()).hexdigest()
     prefix = subprocess.check_output(
         [interpreter, "-c", "import sys; print(sys.prefix)"], universal_newlines=True
     ).strip()
     stamp = os.path.join(prefix, ".onnxprune")
-    asked = {*extras, *packages, *wanted}
-    known, *there = _text(stamp).splitlines() or [""]
+    requested = {*extras, *packages, *wanted}
+    known, *installed = _text(stamp).splitlines() or [""]
     if (
         known == state
-        and asked <= set(there)
+        and requested <= set(installed)
         and subprocess.call([interpreter, "-c", "import onnxprune"]) == 0
     ):
         return
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # by its path: else a folder named onnxprune where a command is run, such as this checkout below it, would be taken for the package
-    known_to = subprocess.check_output([*pip, "--help"], universal_newlines=True)
-    mode = ["--config-settings", "editable_mode=compat"] if "--config-settings" in known_to else []
+    # compat puts the path of the checkout first: otherwise a folder named onnxprune in the working
+    # directory, such as a checkout, would be imported as the package
+    pip_help = subprocess.check_output([*pip, "--help"], universal_newlines=True)
+    mode = ["--config-settings", "editable_mode=compat"] if "--config-settings" in pip_help else []
     run([*pip, *packages, *mode, "--editable", f"{ROOT}[{','.join(extras)}]"])
     plain = [package for package in wanted if " " not in package]
     together = not plain or attempt(pip + plain)
     for package in wanted:
         if not (together and package in plain) and not attempt(pip + package.split()):
-            say(f"not installed: {package.split()[0]}; what needs it is left out")
+            say(f"not installed: {package.split()[0]}; tests that need it are skipped")
     with open(stamp, "w", encoding="utf-8") as file:
-        file.write("\n".join([state, *sorted(asked)]))
+        file.write("\n".join([state, *sorted(requested)]))
 
 
 def program(name: str, package: str) -> bool:
-    """Whether `name` is on PATH, after an attempt to install its Debian package where that is allowed."""
+    """Return whether `name` is on PATH, if necessary after installing its Debian package."""
     return bool(shutil.which(name) or _apt(package) and shutil.which(name))
 
 
 def _text(path: str) -> str:
-    """What a file holds; nothing where there is none."""
+    """Return the text of a file, "" if there is none."""
     if not os.path.exists(path):
         return ""
     with open(path, encoding="utf-8") as file:
@@ -107,7 +128,7 @@ def _text(path: str) -> str:
 
 
 def _apt(package: str) -> bool:
-    """Install a Debian package if this is root on a machine with apt; whether that succeeded."""
+    """Install a Debian package if this is root on a machine with apt; return whether it did."""
     if not shutil.which("apt-get") or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return False
     attempt(["apt-get", "update", "-qq"])

@@ -1,10 +1,12 @@
-"""Public architectures as ONNX files with random weights, for benchmarks/coverage.py: graphs to test structure on, not accuracy.
+"""Export public architectures with random weights to ONNX, for benchmarks/coverage.py.
 
     python tools/export_models.py FOLDER timm:resnet18 tv:densenet121 yolo:yolov8n
-    python tools/export_models.py FOLDER --list models.txt [--keep-batchnorm] [--dynamo]     one SOURCE:NAME a line
+    python tools/export_models.py FOLDER --list models.txt [--keep-batchnorm] [--dynamo]
 
-Sources are timm, tv (torchvision) and yolo (a model file of ultralytics): pip install torch torchvision timm ultralytics onnx onnxscript.
-A model NAME of a SOURCE becomes FOLDER/SOURCE_NAME.onnx. Each is exported in a process of its own; the exit code is 1 where one failed.
+models.txt has one SOURCE:NAME per line. Sources are timm, tv (torchvision) and yolo (a model file
+of ultralytics): pip install torch torchvision timm ultralytics onnx onnxscript. Model NAME of
+SOURCE becomes FOLDER/SOURCE_NAME.onnx. Each is exported in a process of its own; the exit code is 1
+if one fails.
 """
 
 from __future__ import annotations
@@ -23,9 +25,14 @@ SIDE = {"yolo": 320}
 
 
 def load_torchvision() -> Any:
-    """Import torchvision, also where its compiled operators do not fit the torch that is installed; keep what is returned.
+    """Import torchvision even if its compiled operators do not match the installed torch.
 
-    Classifiers need none of them: each one that the import misses is declared without a body, and the import tried again.
+    Classifiers need none of these operators: each one that the import misses is declared without a
+    body, and the import is tried again.
+
+    Returns
+    -------
+    The library of the declarations, to keep alive while torchvision is used.
     """
     import torch
 
@@ -46,7 +53,7 @@ def load_torchvision() -> Any:
 
 
 def build(source: str, name: str) -> tuple[Any, tuple[int, ...]]:
-    """(module in evaluation mode, shape of its input)."""
+    """Return the module in evaluation mode and the shape of its input."""
     if source == "timm":
         import timm
 
@@ -56,11 +63,9 @@ def build(source: str, name: str) -> tuple[Any, tuple[int, ...]]:
     elif source == "tv":
         import torchvision
 
-        options = (
-            {"init_weights": False, "aux_logits": False}
-            if name in ("googlenet", "inception_v3")
-            else {}
-        )
+        options = {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"init_weights": False, "aux_logits": False}
         module, shape = torchvision.models.get_model(name, weights=None, **options), (3, 224, 224)
     elif source == "yolo":
         from ultralytics import YOLO
@@ -74,8 +79,8 @@ def build(source: str, name: str) -> tuple[Any, tuple[int, ...]]:
     return module.eval(), (1, *shape)
 
 
-def spread(module: Any) -> None:
-    """No two weights and no two statistics alike: channels that a wrong cut mixes up would not be told apart otherwise."""
+def perturb(module: Any) -> None:
+    """Make all weights and statistics different, so that confused channels change the output."""
     import torch
 
     rng = torch.Generator().manual_seed(0)
@@ -87,19 +92,19 @@ def spread(module: Any) -> None:
             if name.endswith("running_var"):
                 tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.5)
             else:
-                tensor.add_(
-                    (0.05 * tensor.abs().mean() + (0.02 if tensor.ndim < 2 else 0.0)) * noise
-                )
+                # vectors, such as biases of zero, need an absolute part
+                scale = 0.05 * tensor.abs().mean() + (0.02 if tensor.ndim < 2 else 0.0)
+                tensor.add_(scale * noise)
 
 
 def export(source: str, name: str, path: Path, keep_batchnorm: bool, dynamo: bool) -> None:
-    """Write one model."""
+    """Export one model."""
     import torch
 
     torch.manual_seed(0)
     operators = load_torchvision()
     module, shape = build(source, name)
-    spread(module)
+    perturb(module)
     options: dict[str, Any] = {
         "opset_version": OPSET[dynamo],
         "dynamo": dynamo,
@@ -114,57 +119,48 @@ def export(source: str, name: str, path: Path, keep_batchnorm: bool, dynamo: boo
 
 
 def main() -> int:
+    """Export the models that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="*", metavar="SOURCE:NAME")
-    parser.add_argument("--list", type=Path, help="file with one SOURCE:NAME a line")
+    parser.add_argument("--list", type=Path, help="file with one SOURCE:NAME per line")
     parser.add_argument("--keep-batchnorm", action="store_true")
     parser.add_argument("--dynamo", action="store_true", help="torch's newer exporter")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process
     options = parser.parse_args()
-    models = options.models + (
-        [m.strip() for m in options.list.read_text().splitlines() if m.strip()]
-        if options.list
-        else []
-    )
+    models = list(options.models)
+    if options.list:
+        models += options.list.read_text(encoding="utf-8").split()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.here:
         source, _, name = models[0].partition(":")
-        export(
-            source,
-            name,
-            options.folder / f"{source}_{name}.onnx",
-            options.keep_batchnorm,
-            options.dynamo,
-        )
+        path = options.folder / f"{source}_{name}.onnx"
+        export(source, name, path, options.keep_batchnorm, options.dynamo)
         return 0
-    flags = [
-        f
-        for f, on in (("--keep-batchnorm", options.keep_batchnorm), ("--dynamo", options.dynamo))
-        if on
-    ]
+    flags = {"--keep-batchnorm": options.keep_batchnorm, "--dynamo": options.dynamo}
+    set_flags = [flag for flag, is_set in flags.items() if is_set]
     failed = 0
     for model in models:
-        try:
-            run = subprocess.run(
-                [sys.executable, __file__, str(options.folder), model, "--here", *flags],
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-            )
-            problem = (
-                None
-                if run.returncode == 0
-                else (run.stderr.strip().splitlines() or ["no message"])[-1]
-            )
-        except subprocess.TimeoutExpired:
-            problem = f"not done in {TIMEOUT_S} s"
-        failed += problem is not None
+        problem = export_apart(model, options.folder, set_flags)
+        failed += bool(problem)
         print(f"{model}: {problem or 'ok'}", flush=True)
     return int(failed > 0)
+
+
+def export_apart(model: str, folder: Path, flags: list[str]) -> str:
+    """Export a model in a process of its own; return the last line of its error, or ""."""
+    command = [sys.executable, __file__, str(folder), model, "--here", *flags]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return f"takes more than {TIMEOUT_S} s"
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or ["no message"])[-1]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Write the parts of the documents that follow from the code.
+"""Generate the parts of the documents that follow from the code.
 
-usage: python tools/generate_docs.py [--check]          --check changes nothing and fails where a document is not up to date
+usage: python tools/generate_docs.py [--check]
 
-In README.md and docs/*.md, what stands between `<!-- generated: NAME -->` and `<!-- end of generated -->` is replaced by what the function of that name
-in SECTIONS returns.
+Replaces the text between `<!-- generated: NAME -->` and `<!-- end of generated -->` in README.md
+and docs/ by the result of the function NAME in SECTIONS. --check changes nothing and fails if a
+document is not up to date.
 """
 
 from __future__ import annotations
@@ -29,11 +30,22 @@ PACKAGE = ROOT / "onnxprune"
 _SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
 OPSET = 21  # of the examples in the table of operators
 HELP_WIDTH = 110  # columns
+USAGE, ENVIRONMENT = 2, 1  # exit codes
 _MOST_MESSAGE = 240  # characters of a message that the list of errors shows
 
 
 class Failure(NamedTuple):
-    """One place that raises: the code, the exit status, the message with its values as {names}."""
+    """An error that the source raises.
+
+    Attributes
+    ----------
+    code
+        Error code.
+    exit_code
+        Exit status of the command line.
+    message
+        First line, values as {names}.
+    """
 
     code: str
     exit_code: int
@@ -42,7 +54,7 @@ class Failure(NamedTuple):
 
 @dataclass
 class Typical(Attributes):
-    """A node as it is met most often, for operators whose pattern depends on attributes: three axes, working on the last one."""
+    """A typical node of an operator whose pattern depends on attributes: three axes."""
 
     op: str
     opset: int
@@ -51,28 +63,28 @@ class Typical(Attributes):
 
     @staticmethod
     def of(op: str) -> Typical:
-        """With all inputs and one output."""
+        """Return the node of an operator with all inputs and one output."""
         return Typical(op, OPSET, onnx.defs.get_schema(op, OPSET).max_input, 1)
 
     def rank(self, slot: int) -> int:
-        """Three axes in the data, one in what goes with them."""
+        """Return three axes for the data, one for other operands."""
         return 1 if slot else 3
 
     def dim(self, slot: int, axis: int) -> int | None:
-        """Unknown sizes."""
+        """Return None: sizes are unknown."""
         return None
 
     def attribute(self, name: str, default: object = None) -> object:
-        """The default."""
+        """Return the default."""
         return default
 
     def value(self, slot: int) -> np.ndarray | None:
-        """The last axis."""
+        """Return the last axis as the value of `axes`."""
         return np.array(-1 if self.op == "CumSum" else [-1])
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
@@ -80,33 +92,33 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def rules() -> str:
-    """Operators by what they do with channels."""
+    """Return a table of operators by their effect on channels."""
     from onnxprune.analysis.movement import MOVES
     from onnxprune.analysis.rules import RULES, Rule
 
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for op, entry in RULES.items():
         rule = entry if isinstance(entry, Rule) or entry.__doc__ else entry(Typical.of(op))
         if isinstance(rule, Rule):
             example = "" if rule is entry else "with common attributes "
-            found[
-                f"{example}`{re.sub(r' +(?=[, ])', '', rule.pattern)}`",
-                " ".join(f"`{letter}`" for letter in rule.mixes.replace(" ", "")),
-            ].append(op)
+            pattern = re.sub(r" +(?=[, ])", "", rule.pattern)
+            mixes = " ".join(f"`{letter}`" for letter in rule.mixes.replace(" ", ""))
+            groups[f"{example}`{pattern}`", mixes].append(op)
         else:
-            found[str(entry.__doc__).strip().splitlines()[0].rstrip("."), ""].append(op)
-    found["moves positions: the op itself, applied to channels", ""] = list(MOVES)
-    rows = [(", ".join(sorted(ops)), what, mixed) for (what, mixed), ops in found.items()]
+            groups[str(entry.__doc__).strip().splitlines()[0].rstrip("."), ""].append(op)
+    groups["moves positions: the op itself, applied to channels", ""] = list(MOVES)
+    rows = [(", ".join(sorted(ops)), what, mixes) for (what, mixes), ops in groups.items()]
     count = len(RULES.keys() | MOVES.keys())
     note = (
-        f"{count} operators. Letters are axes, equal letters are one axis, a letter missing on the right is summed over, parentheses are a product, `*` the spatial axes, "
-        "`...` leading axes.\nAn axis that an operator mixes is not pruned unless `--allow-mixing` names the operator."
+        f"{count} operators. Letters are axes, equal letters are one axis, a letter missing on\n"
+        "the right is summed over, parentheses are a product, `*` the spatial axes, `...` leading\n"
+        "axes. An axis that an operator mixes is not pruned unless `--allow-mixing` names the operator."
     )
     return f"{note}\n\n{table(('operator', 'what it does with channels', 'mixes'), rows)}"
 
 
 def operators() -> str:
-    """Operators by what analysis, gradients and tuning know of them."""
+    """Return a table of operators: analysis, gradient, tuning."""
     from onnxprune.analysis.movement import MOVES
     from onnxprune.analysis.rules import RULES
     from onnxprune.autodiff.rules import TABLE, ZERO
@@ -128,7 +140,7 @@ def operators() -> str:
 
 
 def tuning_operators() -> set[str]:
-    """Names of the tables of tuning, read from their source, since importing it needs torch."""
+    """Return the operators in the tables of tuning, read from their source without torch."""
     names: set[str] = set()
     for path in sorted((PACKAGE / "tune").glob("ops*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -147,33 +159,25 @@ def tuning_operators() -> set[str]:
 
 
 def options() -> str:
-    """Every option of a run: flag, recipe key and keyword in one."""
+    """Return a table of the options of a run."""
     from onnxprune.run.recipe import OPTIONS, Recipe
 
     plain = Recipe().plain()
     rows = []
     for name, option in OPTIONS.items():
         default = plain.get(name, "")
-        shown = (
-            ", ".join(map(str, default))
-            if isinstance(default, list)
-            else ""
-            if default in ({}, "")
-            else str(default)
-        )
-        rows.append(
-            (
-                f"`{name}`",
-                f"`--{name.replace('_', '-')} {option.metavar}`".replace(" `", "`"),
-                f"`{shown}`" if shown else "",
-                option.help,
-            )
-        )
+        if isinstance(default, list):
+            shown = ", ".join(map(str, default))
+        else:
+            shown = "" if default == {} else str(default)
+        flag = f"--{name.replace('_', '-')} {option.metavar}".rstrip()
+        default_cell = f"`{shown}`" if shown else ""
+        rows.append((f"`{name}`", f"`{flag}`", default_cell, option.help))
     return table(("key", "flag", "default", "description"), rows)
 
 
 def registries() -> str:
-    """What can be named in an option, and extended by a plug-in."""
+    """Return the names that options accept and plug-ins extend."""
     from onnxprune.allocators import ALLOCATORS
     from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
@@ -186,14 +190,14 @@ def registries() -> str:
     parts = []
     for registry in known:
         rows = [(f"`{name}`", text) for name, (_, text) in registry.builtin.items()]
-        parts.append(
-            f"### {registry.kind}\n\nEntry-point group of plug-ins: `{registry.group}`.\n\n{table(('name', 'description'), rows)}"
-        )
+        group = f"Entry-point group of plug-ins: `{registry.group}`."
+        names = table(("name", "description"), rows)
+        parts.append(f"### {registry.kind}\n\n{group}\n\n{names}")
     return "\n\n".join(parts)
 
 
 def handoffs() -> str:
-    """Targets of `onnxprune handoff`, what their machines need, and the options of each."""
+    """Return the targets of `onnxprune handoff` with requirements and options."""
     from onnxprune.deploy import TARGETS
 
     parts = []
@@ -204,9 +208,9 @@ def handoffs() -> str:
             for key, option in target.options.items()
         ]
         needs = "\n".join(f"- {need}" for need in target.needs)
-        parts.append(
-            f"### {name}\n\n{text}.\n\nNeeded on the machine that runs the bundle:\n\n{needs}\n\n{table(('option', 'default', 'description'), rows)}"
-        )
+        head = f"### {name}\n\n{text}.\n\nNeeded on the machine that runs the bundle:"
+        settings = table(("option", "default", "description"), rows)
+        parts.append(f"{head}\n\n{needs}\n\n{settings}")
     return "\n\n".join(parts)
 
 
@@ -233,25 +237,20 @@ def commands() -> str:
 
 
 def errors() -> str:
-    """Every error code, with its exit status and the messages that the source gives it."""
+    """Return a table of error codes, exit status and messages."""
     by_code: dict[str, set[Failure]] = defaultdict(set)
     for failure in failures():
         by_code[failure.code].add(failure)
     rows = []
-    for code, found in sorted(by_code.items()):
-        status = ", ".join(sorted({str(f.exit_code) for f in found}))
-        rows.append(
-            (
-                f'<a id="{code}"></a>`{code}`',
-                status,
-                "<br>".join(sorted(f.message.replace("<", "&lt;") for f in found)),
-            )
-        )
+    for code, of_code in sorted(by_code.items()):
+        status = ", ".join(sorted({str(f.exit_code) for f in of_code}))
+        messages = sorted(f.message.replace("<", "&lt;") for f in of_code)
+        rows.append((f'<a id="{code}"></a>`{code}`', status, "<br>".join(messages)))
     return table(("code", "exit", "message"), rows)
 
 
 def robustness() -> str:
-    """The tables of docs/robustness.json, which `python -m tests.robustness.measure --json` writes."""
+    """Return the tables of docs/robustness.json, written by tests/robustness/measure.py."""
     sys.path.insert(0, str(ROOT))
     from tests.robustness.measure import tables
 
@@ -260,92 +259,84 @@ def robustness() -> str:
 
 
 def failures() -> Iterator[Failure]:
-    """Every OnnxpruneError that the package makes, read from its source."""
+    """Yield every error that the package raises, read from its source."""
     exit_codes = _exit_codes()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            name = (
-                getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if isinstance(node, ast.Call)
-                else ""
-            )
-            if not isinstance(node, ast.Call) or not node.args:
-                continue
-            kind = _template(node.args[0])
-            if name == "_say" and len(node.args) == 3 and isinstance(node.args[0], ast.Constant):
-                from onnxprune.cli import INTERRUPTED
+            if isinstance(node, ast.Call) and node.args:
+                failure = _failure(node, exit_codes)
+                if failure:
+                    yield failure
 
-                status = (
-                    node.args[2].value if isinstance(node.args[2], ast.Constant) else INTERRUPTED
-                )
-                yield Failure(kind, int(str(status)), _short(_template(node.args[1])))
-            elif name == "Registry" or (name == "unknown" and not kind.endswith(".kind}")):
-                kind = "..." if "{" in kind else kind  # computed: any of the others
-                code = next((_template(k.value) for k in node.keywords if k.arg == "code"), "")
-                yield Failure(
-                    code or "unknown-" + kind.replace(" ", "-"),
-                    2,
-                    f"unknown {kind} {{name}}; did you mean ...?",
-                )
-            elif name == "MissingExtraError" and len(node.args) == 3:
-                package, extra, purpose = map(_template, node.args)
-                yield Failure(
-                    "missing-extra",
-                    1,
-                    f'{purpose} needs {package}: pip install "onnxprune[{extra}]"',
-                )
-            elif (
-                name in exit_codes
-                and len(node.args) == 2
-                and isinstance(node.args[0], ast.Constant)
-            ):
-                yield Failure(
-                    str(node.args[0].value), exit_codes[name], _short(_template(node.args[1]))
-                )
+
+def _failure(node: ast.Call, exit_codes: Mapping[str, int]) -> Failure | None:
+    """Return the error that a call creates, None for other calls."""
+    name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+    first, count = _template(node.args[0]), len(node.args)
+    is_constant = isinstance(node.args[0], ast.Constant)
+    if name == "_say" and count == 3 and is_constant:
+        from onnxprune.cli import INTERRUPTED
+
+        status = node.args[2].value if isinstance(node.args[2], ast.Constant) else INTERRUPTED
+        return Failure(first, int(str(status)), _short(_template(node.args[1])))
+    if name == "Registry" or (name == "unknown" and not first.endswith(".kind}")):
+        kind = "..." if "{" in first else first  # computed: any of the others
+        code = next((_template(k.value) for k in node.keywords if k.arg == "code"), "")
+        code = code or "unknown-" + kind.replace(" ", "-")
+        return Failure(code, USAGE, f"unknown {kind} {{name}}; did you mean ...?")
+    if name == "MissingExtraError" and count == 3:
+        package, extra, purpose = map(_template, node.args)
+        hint = f'pip install "onnxprune[{extra}]"'
+        return Failure("missing-extra", ENVIRONMENT, f"{purpose} needs {package}: {hint}")
+    if name in exit_codes and count == 2 and is_constant:
+        return Failure(first, exit_codes[name], _short(_template(node.args[1])))
+    return None
 
 
 def _exit_codes() -> Mapping[str, int]:
-    """Names of all error classes -> exit status, subclasses in other modules included."""
+    """Return the exit status by name of every error class of the package."""
     from onnxprune import errors as base
 
-    found = {
+    codes = {
         name: kind.exit_code
         for name, kind in vars(base).items()
         if isinstance(kind, type) and issubclass(kind, base.OnnxpruneError)
     }
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef) and node.name not in found:
-                parents = [
-                    found[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in found
-                ]
-                if parents:
-                    found[node.name] = parents[0]
-    return found
+            if not isinstance(node, ast.ClassDef) or node.name in codes:
+                continue
+            bases = [b.id for b in node.bases if isinstance(b, ast.Name) and b.id in codes]
+            if bases:
+                codes[node.name] = codes[bases[0]]
+    return codes
 
 
 def _template(node: ast.expr) -> str:
-    """A message as its source spells it, values as {what they are}."""
+    """Return a message as written in the source, values as {names}."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(
-            str(v.value) if isinstance(v, ast.Constant) else "{" + _name(v.value) + "}"
-            for v in node.values
-        )  # type: ignore[attr-defined]
+        parts = []
+        for value in node.values:
+            if isinstance(value, ast.FormattedValue):
+                parts.append("{" + _name(value.value) + "}")
+            else:
+                parts.append(_template(value))
+        return "".join(parts)
     if isinstance(node, ast.BinOp):
         return _template(node.left) + _template(node.right)
     return "{" + _name(node) + "}"
 
 
 def _name(node: ast.expr) -> str:
-    """A short word for an expression."""
+    """Return a short name for an expression."""
     text = ast.unparse(node)
     return text if re.fullmatch(r"[\w.]+", text) else "..."
 
 
 def _short(message: str) -> str:
-    """The first line, not too long."""
+    """Return the first line, truncated to _MOST_MESSAGE."""
     first = message.splitlines()[0] if message else ""
     return first if len(first) <= _MOST_MESSAGE else first[:_MOST_MESSAGE] + "..."
 
@@ -362,13 +353,13 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """The document with its generated sections up to date; KeyError for a name that is not in SECTIONS."""
+def update(text: str) -> str:
+    """Return the document with its generated sections updated."""
     return _SECTION.sub(lambda m: f"{m[1]}{SECTIONS[m[2]]()}\n{m[3]}", text)
 
 
 def main() -> None:
-    """Write, or check."""
+    """Update the documents, or check them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -377,7 +368,7 @@ def main() -> None:
     stale = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         text = path.read_text(encoding="utf-8")
-        new = filled(text)
+        new = update(text)
         if new != text:
             stale.append(str(path.relative_to(ROOT)))
             if not check:

@@ -1,10 +1,11 @@
-"""Train the demo network and write what ships in onnxprune/demo/.
+"""Train the demo network and write the files of onnxprune/demo/.
 
-usage: python tools/train_demo.py [--out FOLDER]          needs torch and scikit-learn; about a minute on one core
+usage: python tools/train_demo.py [--out FOLDER]
 
-The data are scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels; E. Alpaydin and C. Kaynak, UCI, CC BY 4.0), cut once, by a fixed
-permutation, into three parts that have no image in common: training, calibration (no labels) and evaluation. The same versions on the same kind of
-processor give the same files.
+Needs torch and scikit-learn; takes about a minute on one core. The data is scikit-learn's
+handwritten digits (1,797 images of 8 x 8 pixels; E. Alpaydin and C. Kaynak, UCI, CC BY 4.0), split
+by a fixed permutation into disjoint parts: training, calibration (no labels) and evaluation. The
+same versions on the same type of processor give the same files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 CALIBRATION, EVALUATION = 256, 500  # images; the rest trains
-EPOCHS, BATCH, PEAK_RATE, SMOOTHING = 40, 32, 3e-3, 0.05
+EPOCHS, BATCH, PEAK_LR, LABEL_SMOOTHING = 40, 32, 3e-3, 0.05
 OPSET = 17
 SEED = 0
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -29,7 +30,7 @@ CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 def conv(
     inputs: int, outputs: int, size: int, groups: int = 1, active: bool = True
 ) -> nn.Sequential:
-    """Convolution, BatchNorm and ReLU, padded to keep the image size."""
+    """Return convolution, BatchNorm and ReLU, padded to keep the image size."""
     layers = [
         nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -38,31 +39,31 @@ def conv(
 
 
 class Residual(nn.Module):
-    """x + body(x), then ReLU: ties the body's output channels to its input's."""
+    """ReLU of x + body(x), which couples the body's output channels to its input's."""
 
     def __init__(self, *body: nn.Module) -> None:
         super().__init__()
         self.body = nn.Sequential(*body)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Same shape as x."""
+        """Return a tensor of the shape of x."""
         return torch.relu(x + self.body(x))
 
 
 class Branches(nn.Module):
-    """Branches side by side, joined along the channels."""
+    """Parallel branches, concatenated along the channels."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The channels of all branches, in order."""
+        """Return the channels of all branches, in order."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
 def inverted(width: int, inner: int) -> Residual:
-    """Inverted residual: 1x1 up, depthwise 3x3, 1x1 down."""
+    """Return an inverted residual block: 1x1 up, depthwise 3x3, 1x1 down."""
     return Residual(
         conv(width, inner, 1),
         conv(inner, inner, 3, groups=inner),
@@ -71,7 +72,10 @@ def inverted(width: int, inner: int) -> Residual:
 
 
 def network() -> nn.Sequential:
-    """Residual blocks, a concatenation and depthwise convolutions; (n, 1, 8, 8) -> (n, 10)."""
+    """Return the network, (n, 1, 8, 8) -> (n, 10).
+
+    It has residual blocks, a concatenation and depthwise convolutions.
+    """
     return nn.Sequential(
         conv(1, 32, 3),
         Residual(conv(32, 32, 3), conv(32, 32, 3, active=False)),
@@ -88,57 +92,51 @@ def network() -> nn.Sequential:
 
 
 def splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> (images float32 (n, 1, 8, 8) in [0, 1], labels int64 (n,))."""
+    """Return images float32 (n, 1, 8, 8) in [0, 1] and labels int64 (n,) by name of the split."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images, labels = (
-        (digits.images / 16).astype(np.float32)[:, None],
-        digits.target.astype(np.int64),
-    )
+    images = (digits.images / 16).astype(np.float32)[:, None]
+    labels = digits.target.astype(np.int64)
     order = np.random.default_rng(SEED).permutation(len(images))
     parts = np.split(order, [EVALUATION, EVALUATION + CALIBRATION])
-    return {
-        name: (images[part], labels[part])
-        for name, part in zip(("evaluation", "calibration", "training"), parts, strict=False)
-    }
+    names = ("evaluation", "calibration", "training")
+    return {name: (images[p], labels[p]) for name, p in zip(names, parts, strict=True)}
 
 
-def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The batch moved by up to one pixel."""
+def shift(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift a batch by up to one pixel."""
     down, right = (int(torch.randint(0, 3, (), generator=generator)) for _ in range(2))
-    return nn.functional.pad(images, (1, 1, 1, 1))[
-        :, :, down : down + images.shape[2], right : right + images.shape[3]
-    ]
+    height, width = images.shape[2:]
+    padded = nn.functional.pad(images, (1, 1, 1, 1))
+    return padded[:, :, down : down + height, right : right + width]
 
 
 def train(images: np.ndarray, labels: np.ndarray) -> nn.Module:
-    """The trained network, in evaluation mode."""
+    """Return the trained network, in evaluation mode."""
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     model, x, y = network(), torch.from_numpy(images), torch.from_numpy(labels)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_RATE, total_steps=EPOCHS * (len(x) // BATCH)
+        optimizer, PEAK_LR, total_steps=EPOCHS * (len(x) // BATCH)
     )
-    loss_of = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(x), generator=generator)[: len(x) // BATCH * BATCH].split(
-            BATCH
-        ):
+        order = torch.randperm(len(x), generator=generator)
+        for batch in order[: len(x) // BATCH * BATCH].split(BATCH):
             optimizer.zero_grad()
-            loss_of(model(shifted(x[batch], generator)), y[batch]).backward()
+            loss_of(model(shift(x[batch], generator)), y[batch]).backward()
             optimizer.step()
             schedule.step()
     return model.eval()
 
 
 def export(model: nn.Module, path: Path) -> None:
-    """Write the ONNX file: BatchNormalization folded, batch dynamic, class names in the metadata."""
+    """Write the model: BatchNormalization folded, dynamic batch, class names in the metadata."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # the newer exporter would write its own opset and leave BatchNormalization in
+        # of the older exporter; the newer one has an opset of its own and keeps BatchNormalization
+        warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             model,
             (torch.zeros(1, 1, 8, 8),),
@@ -163,7 +161,7 @@ def export(model: nn.Module, path: Path) -> None:
 
 
 def accuracy(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images that onnxruntime classifies as labeled."""
+    """Return the share of images that onnxruntime classifies correctly."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -171,7 +169,7 @@ def accuracy(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Train, write, and say what the file is worth."""
+    """Train, export, and print the accuracy of the file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -188,9 +186,8 @@ def main() -> None:
         out / "digits_evaluation.npz", images=parts["evaluation"][0], labels=parts["evaluation"][1]
     )
     size_bytes = sum(file.stat().st_size for file in out.glob("digits*"))
-    print(
-        f"top-1 {accuracy(out / 'digits.onnx', *parts['evaluation']):.4f} on {EVALUATION} evaluation images; {size_bytes} bytes in {out}"
-    )
+    top1 = accuracy(out / "digits.onnx", *parts["evaluation"])
+    print(f"top-1 {top1:.4f} on {EVALUATION} evaluation images; {size_bytes} bytes in {out}")
 
 
 if __name__ == "__main__":
