@@ -5,7 +5,7 @@ Used for channels that gradients cannot reach.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
@@ -68,9 +68,41 @@ def ablate(
     feeds_of_cause = {
         c: _build_mask_feeds(analysis, masks, c) for c in requested.tolist() if c not in unmaskable
     }
+    changes = _measure_changes(
+        session,
+        data.batches(batch_size),
+        losses,
+        starts,
+        unmasked,
+        feeds_of_cause,
+        labels,
+        generator,
+    )
+    return _collect_groups(analysis, groups, changes)
+
+
+def _measure_changes(
+    session: Session,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    losses: Sequence[Loss],
+    starts: Sequence[str],
+    unmasked: Mapping[str, np.ndarray],
+    feeds_of_cause: Mapping[int, Mapping[str, np.ndarray]],
+    labels: np.ndarray | None,
+    generator: np.random.Generator,
+) -> dict[int, list[np.ndarray]]:
+    """Return the change of the loss by each cause, (samples,) per batch.
+
+    Parameters
+    ----------
+    unmasked
+        Values of all mask inputs that mask nothing.
+    feeds_of_cause
+        Cause -> values of the mask inputs that mask it.
+    """
     changes: dict[int, list[np.ndarray]] = {c: [] for c in feeds_of_cause}
     begin = 0
-    for feeds in data.batches(batch_size):
+    for feeds in batches:
         dense = session.run({**feeds, **unmasked})
         count = len(dense[starts[0]])
         batch_labels = None if labels is None else labels[begin : begin + count]
@@ -84,7 +116,7 @@ def ablate(
             masked = session.run({**feeds, **unmasked, **mask_feeds})
             changes[cause].append(loss_before - _sum_losses(losses, starts, masked, targets))
         begin += count
-    return _collect_groups(analysis, groups, changes)
+    return changes
 
 
 def _collect_groups(
