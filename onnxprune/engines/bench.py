@@ -169,7 +169,6 @@ def bench(
     UsageError
         No model, no engine, an unknown engine, or an input whose shape is not known.
     """
-    # all engines are checked before the first model is compiled
     chosen = _open_engines(sources, engines)
     labeled = _label(sources)
     models = {label: open_model(source) for label, source in labeled.items()}
