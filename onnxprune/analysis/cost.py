@@ -97,6 +97,15 @@ class Axes:
         out[-1] = 1
         return out
 
+    def emptied(self, removed: np.ndarray) -> list[np.ndarray]:
+        """Return the tables of the axes that keep no position."""
+        tables = []
+        for rows, starts, _ in self._stacks:
+            kept = np.add.reduceat((~removed[rows].any(1)).astype(np.int64), starts)
+            ends = [*starts[1:], len(rows)]
+            tables += [rows[starts[i] : ends[i]] for i in np.flatnonzero(kept == 0)]
+        return tables
+
 
 @dataclass(frozen=True)
 class CostTable:

@@ -297,10 +297,48 @@ class Analysis:
         return list(reasons.values())
 
     def plan(self, kept: Mapping[str, Sequence[int]], **decided_by: Any) -> Plan:
-        """Return the plan that keeps these channels; unpruned groups are not listed in it."""
+        """Return the plan that keeps these channels; unpruned groups are not listed in it.
+
+        Where the groups together would leave an axis without a position, the channels of one
+        position are kept as well.
+        """
+        for table in self.emptied_axes(kept):
+            kept = self._restore_position(kept, table)
         pruned = {n: tuple(map(int, k)) for n, k in kept.items() if len(k) < self.group(n).size}
         sizes = {n: self.group(n).size for n in pruned}
         return Plan(self.digest, pruned, sizes, decided_by, self.options)
+
+    def emptied_axes(self, kept: Kept) -> list[np.ndarray]:
+        """Return the axes of which groups that keep channels would leave no position.
+
+        Positions picked from a grouped axis depend on two groups each: both may keep channels, and
+        no position keep all of its own. A group without channels takes its branch along instead.
+
+        Returns
+        -------
+        list of (positions, width) causes
+        """
+        emptied = self.axes.emptied(self.removed(kept))
+        if not emptied:
+            return []
+        with_branch = np.zeros(self.axes.causes + 1, bool)
+        for name, indices in kept.items():
+            if not len(indices):
+                with_branch[self.causes[name]] = True
+        return [table for table in emptied if not with_branch[table].any()]
+
+    def _restore_position(self, kept: Kept, table: np.ndarray) -> dict[str, tuple[int, ...]]:
+        """Return the kept channels with those of one position of an axis added.
+
+        The position is the one that lacks the fewest channels, which is the first of several.
+        """
+        lacking = self.removed(kept)[table]
+        causes = set(table[int(np.argmin(lacking.sum(1)))].tolist())
+        result = {name: tuple(map(int, indices)) for name, indices in kept.items()}
+        for name, indices in result.items():
+            channels = np.flatnonzero(np.isin(self.causes[name], list(causes))).tolist()
+            result[name] = tuple(sorted({*indices, *channels}))
+        return result
 
     def check(self, plan: Plan) -> None:
         """Check that a plan is for this model and this analysis.
@@ -323,6 +361,13 @@ class Analysis:
                     f"group {name!r} has {self.group(name).size} channels in this analysis and "
                     f"{size} in the plan; use the options of the analysis that made the plan",
                 )
+        for table in self.emptied_axes(plan.kept):
+            names = [n for n in plan.kept if np.isin(self.causes[n], table).any()]
+            raise UsageError(
+                "plan-empties-axis",
+                f"the plan leaves an axis of {len(table)} positions without any: it depends on "
+                f"groups {', '.join(map(repr, names))} together; keep more of their channels",
+            )
 
 
 def mixed_causes(record: Record, axes: Axes) -> np.ndarray:
