@@ -13,7 +13,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.explain import explain
-from onnxprune.errors import plural
+from onnxprune.errors import TargetError, plural
 from onnxprune.files import hash_key, sha256, write_bytes, write_json
 from onnxprune.ir.io import Model, digest, save
 from onnxprune.report import html
@@ -42,7 +42,14 @@ from onnxprune.run.candidates import select_candidate
 from onnxprune.run.comparison import build_controls, build_curve
 from onnxprune.run.evaluation import EVALUATION, RESULT, Evaluation, evaluate, verify_cut
 from onnxprune.run.outputs import check_same
-from onnxprune.run.planning import PlanInputs, check_targets, decide, measure_models, target_rows
+from onnxprune.run.planning import (
+    PlanInputs,
+    check_targets,
+    decide,
+    measure_models,
+    target_rows,
+    tighten_targets,
+)
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import to_toml
 from onnxprune.run.results import ComparisonModels, Decision, Result, StageResults, Timing
@@ -62,6 +69,7 @@ from onnxprune.search.journal import Journal
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
 
+RECOUNTS = 2  # plans with tighter targets if the repair adds more than they allow
 SEARCH = "search.jsonl"  # measurements of a search method, in the run directory
 
 
@@ -112,14 +120,26 @@ class RunJob:
         variants = Variants(stages, self.source, context, self.splits)
         tuner = Tuner(stages, context, recipe)
         decision = self._decide(variants, tuner)
-        pruned = stages.do("cut", lambda: cut(self.analysis, decision.plan))
-        verification = self._verify(decision.plan, pruned)
-        model, plan = self._repair(variants, tuner, decision, pruned)
-        costs = self._count(model)
+        model, plan, verification = self._build(variants, tuner, decision)
+        before = Costs.from_json(self.analysis.cost().as_dict())
+        after = self._count(model)
+        for _ in range(RECOUNTS):
+            tighter = tighten_targets(recipe, before, after)
+            if tighter is None:
+                break
+            try:
+                decision = self._plan_again(variants, decision, tighter)
+            except TargetError:  # the error below says what the first plan reaches
+                break
+            model, plan, verification = self._build(variants, tuner, decision)
+            after = self._count(model)
+        check_targets(recipe, before, after, self.analysis.counted_at.describe())
         evaluation = self._evaluate(model)
         timing = self._measure(model)
         comparison = self._compare(variants, decision.recipe, plan, evaluation)
-        results = StageResults(decision, verification, evaluation, timing, comparison, costs)
+        results = StageResults(
+            decision, verification, evaluation, timing, comparison, (before, after)
+        )
         report = self._report(variants, model, plan, results)
         self._write(Result(model, plan, report), run_key, overwrite)
         return Result(model, plan, report)
@@ -145,6 +165,27 @@ class RunJob:
         depends = {**recipe.plain("score"), **recipe.plain("plan")}
         plan = stages.do("plan", work, depends, PLAN)
         return Decision(recipe, plan, stages.chain, selection, bisection)
+
+    def _plan_again(self, variants: Variants, decision: Decision, recipe: Recipe) -> Decision:
+        """Return the decision with a plan for tighter targets."""
+        recipe = decision.recipe.but({"target": recipe.target})
+        scores = variants.scores_of(recipe.criterion)
+        plan = self.stages.do(
+            "plan",
+            lambda: decide_stage(variants.context, scores, recipe, self.stages),
+            {**recipe.plain("score"), **recipe.plain("plan")},
+            PLAN,
+        )
+        return replace(decision, plan=plan, chain=self.stages.chain)
+
+    def _build(
+        self, variants: Variants, tuner: Tuner, decision: Decision
+    ) -> tuple[Model, Plan, VerificationSummary]:
+        """Cut, verify and repair; return the artifact, its plan and the verification."""
+        pruned = self.stages.do("cut", lambda: cut(self.analysis, decision.plan))
+        verification = self._verify(decision.plan, pruned)
+        model, plan = self._repair(variants, tuner, decision, pruned)
+        return model, plan, verification
 
     def _verify(self, plan: Plan, pruned: Model) -> VerificationSummary:
         """Compare the cut model with the masked original."""
@@ -178,21 +219,10 @@ class RunJob:
         repair = {} if is_tuned else {"repair": recipe.repair}
         return model, replace(plan, decided_by={**plan.decided_by, **repair, RESULT: digest(model)})
 
-    def _count(self, model: Model) -> tuple[Costs, Costs]:
-        """Count the costs of the original and of the artifact, at the same input shapes.
-
-        Raises
-        ------
-        TargetError
-            The artifact misses a counted target, because the repair added to it.
-        """
-        sizes = self.analysis.counted_at
-        counted = analyze(model).at(sizes.inputs).cost()
-        before = Costs.from_json(self.analysis.cost().as_dict())
-        after = Costs.from_json(counted.as_dict())
-        if self.recipe.max_divergence is None:  # a tolerance may stop before the targets
-            check_targets(self.recipe, before, after, sizes.describe())
-        return before, after
+    def _count(self, model: Model) -> Costs:
+        """Count the costs of the artifact, at the shapes at which the original's are counted."""
+        counted = analyze(model).at(self.analysis.counted_at.inputs)
+        return Costs.from_json(counted.cost().as_dict())
 
     def _evaluate(self, model: Model) -> Evaluation:
         """Compare the model with the original on the held-out inputs."""

@@ -95,6 +95,23 @@ def test_missed_target_writes_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not output.exists() and not (tmp_path / "out.run").exists()
 
 
+def test_biases_of_the_repair_count_towards_the_target(tmp_path: Path) -> None:
+    """Layers without biases get some by the repair; the plan makes room for them."""
+    text = (
+        "float[n,24] x | float[24,24] a, float[24,24] b, float[24,24] c |"
+        "p = MatMul(x, a); q = Relu(p); r = MatMul(q, b); s = Relu(r); y = MatMul(s, c)"
+    )
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((64, 24)).astype(np.float32))
+    data = {"data": str(tmp_path / "x.npz"), "engine": (), "round_to": 1, "fast": True}
+    for cost in ("params", "bytes"):
+        result = optimize(load(net(text)), target=f"{cost}=60%", **data)
+        counted = analyze(result.model).cost().as_dict()[cost]
+        original = analyze(load(net(text))).cost().as_dict()[cost]
+        assert counted <= 0.603 * original
+        assert result.report.after[cost] == counted
+
+
 def test_larger_result_is_warned_about_with_figures() -> None:
     model = load(net(TEXT))
     before, after = Costs(10, 100, 400, 1), Costs(5, 120, 480, 1)
