@@ -58,6 +58,7 @@ def compare(
     # the default number is that of calibration inputs; a comparison uses all labels
     samples = recipe.samples if values.get("samples") is not None else None
     data = open_labeled_inputs(first, recipe, labeled, samples)
+    shapes = {name: values.shape for name, values in next(iter(data.batches(1))).items()}
     pages, results = [], {}
     for metric in recipe.metric or ("top1",):
         result = run(
@@ -68,7 +69,7 @@ def compare(
             chosen,
             options=metric_options(recipe),
             names=class_names,
-            cost=lambda m: analyze(m).cost(),
+            cost=lambda m: analyze(m, shapes=shapes).cost(),
             threads=recipe.threads,
             batch_size=recipe.batch_size,
         )

@@ -137,6 +137,7 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
         analyze_for,
         channel_multiple,
         context_for,
+        count_at,
         metric_options,
         open_data_for,
         open_labeled_inputs,
@@ -147,6 +148,7 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
         raise DataError("model-missing", f"no model at {model}: the file does not exist")
     analysis = analyze_for(model, recipe)
     data = open_data_for(analysis.model, recipe)
+    analysis = count_at(analysis, data, recipe)
     if data.warning and not recipe.labeled:
         say(f"warning: {data.warning}")
     context = context_for(analysis, data, recipe)

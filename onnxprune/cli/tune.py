@@ -218,7 +218,7 @@ def _prune_and_tune(
 ) -> tuple[TuneResult, Plan]:
     """Remove channels while training, then tune; return the result and the plan."""
     from onnxprune.ir.io import digest
-    from onnxprune.run.adapter import analyze_for, constraints_for
+    from onnxprune.run.adapter import analyze_for, constraints_for, count_at
     from onnxprune.run.evaluation import RESULT
     from onnxprune.tune.fisher import Pruning
     from onnxprune.tune.pruning import prune_and_tune
@@ -229,7 +229,7 @@ def _prune_and_tune(
             "--target removes channels, --surgery and --keep-zeros mask single weights: "
             "run one after the other",
         )
-    analysis = analyze_for(model, recipe)
+    analysis = count_at(analyze_for(model, recipe), job.data, recipe)
     costs = analysis.cost().as_dict()
     budgets = {}
     for target in recipe.target:

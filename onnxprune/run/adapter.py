@@ -151,7 +151,7 @@ def open_inputs(
     )
 
 
-def count_at(analysis: Analysis, data: Data | None, recipe: Recipe) -> Analysis:
+def count_at(analysis: Analysis, data: Data | LabeledData | None, recipe: Recipe) -> Analysis:
     """Return the analysis with costs counted at the shapes of the first input, for one sample.
 
     The data honor `--shape`; without real data their shapes are example lengths. Reads an input
@@ -164,7 +164,7 @@ def count_at(analysis: Analysis, data: Data | None, recipe: Recipe) -> Analysis:
     feeds = next(iter(data.batches(1)))
     shapes = {name: values.shape for name, values in feeds.items()}
     origin = "calibration data"
-    if isinstance(data.source, Synthetic):
+    if isinstance(data, Data) and isinstance(data.source, Synthetic):
         # the shapes of synthetic inputs are --shape where it is given, example lengths elsewhere
         origin = analysis.at(recipe.shape).counted_at.origin_of_lengths
     return analysis.at(shapes, origin)

@@ -98,6 +98,7 @@ def reduce_model(original: Analysis, kept: Kept, model: Model | None = None) -> 
     """
     plan = original.plan(kept)
     analysis = analyze(cut(original, plan) if model is None else model, **original.options)
+    analysis = analysis.at(original.counted_at.inputs)
     removed = original.removed(plan.kept)
     # a repair may add weights (a bias), which the original cannot match
     shared = {a for a, _ in _weight_axes(original)} & {a for a, _ in _weight_axes(analysis)}

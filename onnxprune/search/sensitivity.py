@@ -214,7 +214,7 @@ class SensitivityBench:
         self.base: Kept = {}
         self.changed = changed is not None
         self.sweep = sweep
-        self.analysis = analysis or analyze(load(sweep.model), **sweep.options)
+        self.analysis = analysis or _analyze(sweep)
         self.batches = list(sweep.gate.batches(sweep.batch_size))
         compared = tensors_to_compare(self.analysis.model, shapes=self.analysis.shapes)
         names = list(compared.tensors) if compared.warnings else None
@@ -353,6 +353,13 @@ class SensitivityBench:
             **_image_size(next(iter(shapes.values()))),
             "shapes": shapes,
         }
+
+
+def _analyze(sweep: Sweep) -> Analysis:
+    """Analyze the model of a sweep, with costs counted for one of its inputs."""
+    feeds = next(iter(sweep.gate.batches(1)))
+    shapes = {name: values.shape for name, values in feeds.items()}
+    return analyze(load(sweep.model), **sweep.options).at(shapes)
 
 
 def _image_size(shape: Sequence[int]) -> dict[str, int]:

@@ -109,8 +109,7 @@ def _count_positions(analysis: Analysis, name: str) -> int:
     node = next((n for n in nodes if label(n) == name), None)
     while node is not None and node.op_type not in LINEAR_OPS:
         node = consumers.get(node.output[0])
-    shape = analysis.shapes.shape(node.output[0]) if node is not None else None
-    if node is None or not shape:
+    if node is None or not analysis.counted_at.knows(node.output[0]):
         return 1
-    inner = shape[2:] if node.op_type.startswith("Conv") else shape[1:-1]
-    return math.prod(n for n in inner if isinstance(n, int))
+    shape = analysis.counted_at.at(node.output[0])
+    return math.prod(shape[2:] if node.op_type.startswith("Conv") else shape[1:-1])

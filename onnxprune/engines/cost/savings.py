@@ -74,7 +74,8 @@ def layer_specs(
 ) -> dict[str, tuple[LayerSpec, str]]:
     """Return node -> (spec, weight) of contractions with constant weight and known shapes."""
     model = analysis.model
-    known = tensor_shapes(fix_shapes(model, options.shapes))
+    # without --shape, at the sizes at which costs are counted
+    known = tensor_shapes(fix_shapes(model, options.shapes or analysis.counted_at.inputs))
     specs = {}
     for node in model.proto.graph.node:
         if node.op_type in LINEAR_OPS and node.input[1] in model.weights and node.input[0] in known:
