@@ -61,7 +61,10 @@ def files(
 def _describe(figures: ArrayEstimate) -> dict[str, Any]:
     """Return plain data of an estimate."""
     layers = [
-        asdict(layer) | {"cycles": layer.cycles, "bound": layer.bound} for layer in figures.layers
+        asdict(layer)
+        # the key of the first version, written for one more release
+        | {"utilisation": layer.utilization, "cycles": layer.cycles, "bound": layer.bound}
+        for layer in figures.layers
     ]
     return {"cycles": figures.cycles, "layers": layers}
 
