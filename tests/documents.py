@@ -1,8 +1,9 @@
-"""Documents as programs: what a reader would type and write, taken out of the Markdown.
+"""Commands, programs and files in Markdown documents.
 
-A `console` block holds commands (lines that begin with `$ `, and what follows a backslash) and under each what it prints; a `python` block is a
-program; a block behind `<!-- file: NAME -->` is a file that the reader writes. `<!-- not run: REASON -->` in front of a block leaves it out, `<!-- exit: N -->`
-says that its last command ends with that status.
+A `console` block has commands (lines that begin with `$ `, continued after a backslash), each
+followed by its output; a `python` block is a program; a block after `<!-- file: NAME -->` is the
+content of a file. A block after `<!-- not run: REASON -->` is left out; the last command of a block
+after `<!-- exit: N -->` ends with that status.
 """
 
 from __future__ import annotations
@@ -13,18 +14,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _BLOCK = re.compile(
-    r"(?:^<!--\s*(?P<note>[a-z ]+):\s*(?P<value>[^\n]*?)\s*-->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$",
+    r"(?:^<!--\s*(?P<note>[a-z ]+):\s*(?P<value>[^\n]*?)\s*-->\n+)?"
+    r"^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 _NUMBER = re.compile(r"(?<![\w#])[-+]?\d[\d.,e+-]*")
 ELLIPSIS = "..."
 NOTES = {None, "file", "not run", "exit"}
-NEEDS_ZOO = "<!-- needs: zoo -->"  # anywhere in a page whose commands work on a trained model
+NEEDS_ZOO = "<!-- needs: zoo -->"  # in a page whose commands use a trained model
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. note, value: what the comment in front of it says; line: where it begins."""
+    """A fenced block.
+
+    Attributes
+    ----------
+    language, text
+        Its language and content.
+    note, value
+        The comment before it, NOTE: VALUE.
+    line
+        Number of its first line.
+    """
 
     language: str
     text: str
@@ -35,54 +47,57 @@ class Block:
 
 @dataclass
 class Command:
-    """A command line and the lines that the document shows under it."""
+    """A command.
+
+    Attributes
+    ----------
+    text
+        The command line.
+    shown
+        Lines of its output in the document.
+    """
 
     text: str
     shown: list[str] = field(default_factory=list)
 
 
 def blocks(path: Path) -> Iterator[Block]:
-    """The fenced blocks of a document that have a language."""
+    """Yield the fenced blocks of a document that have a language."""
     text = path.read_text(encoding="utf-8")
-    for found in _BLOCK.finditer(text):
-        if found["note"] not in NOTES:
-            raise ValueError(
-                f"{path}: <!-- {found['note']}: ... --> is none of {sorted(n for n in NOTES if n)}"
-            )
-        yield Block(
-            found["language"],
-            found["text"],
-            found["note"],
-            found["value"] or "",
-            text.count("\n", 0, found.start("language")) + 1,
-        )
+    for match in _BLOCK.finditer(text):
+        note = match["note"]
+        if note not in NOTES:
+            known = sorted(n for n in NOTES if n)
+            raise ValueError(f"{path}: <!-- {note}: ... --> is not one of {known}")
+        line = text.count("\n", 0, match.start("language")) + 1
+        yield Block(match["language"], match["text"], note, match["value"] or "", line)
 
 
 def commands(block: Block) -> list[Command]:
-    """The commands of a console block."""
-    found: list[Command] = []
+    """Return the commands of a console block."""
+    result: list[Command] = []
     continued = False
     for line in block.text.splitlines():
         if continued:
-            found[-1].text += "\n" + line
+            result[-1].text += "\n" + line
         elif line.startswith("$ "):
-            found.append(Command(line[2:]))
-        elif not found:
-            raise ValueError(f"line {block.line}: a console block begins with '$ '")
+            result.append(Command(line[2:]))
+        elif not result:
+            raise ValueError(f"line {block.line}: a console block must begin with '$ '")
         else:
-            found[-1].shown.append(line)
+            result[-1].shown.append(line)
         continued = line.endswith("\\")
-    return found
+    return result
 
 
 def alike(line: str) -> str:
-    """A line without its figures and spacing: what must stay the same from one machine to the next."""
+    """Return a line without figures and spacing: the part that is the same on all machines."""
     return " ".join(_NUMBER.sub("#", line).split())
 
 
 def absent(shown: list[str], printed: str) -> list[str]:
-    """The shown lines that are not printed, figures aside; `...` stands for any lines."""
-    there = {alike(line) for line in printed.splitlines()}
+    """Return the shown lines that are not printed, apart from figures; `...` is any lines."""
+    present = {alike(line) for line in printed.splitlines()}
     return [
-        line for line in shown if line.strip() not in ("", ELLIPSIS) and alike(line) not in there
+        line for line in shown if line.strip() not in ("", ELLIPSIS) and alike(line) not in present
     ]

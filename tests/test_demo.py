@@ -1,4 +1,4 @@
-"""The demo that ships: small, accurate, its data apart, and what its script writes."""
+"""Files of the demo: size, accuracy, disjoint data, and the script that writes them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TOP1 = 0.97
 
 
 def images_and_labels() -> tuple[np.ndarray, np.ndarray]:
-    """The evaluation split."""
+    """Return images and labels of the evaluation split."""
     with np.load(demo.files().evaluation) as data:
         return data["images"], data["labels"]
 
 
 def training_script() -> ModuleType:
-    """tools/train_demo.py as a module; skips where its libraries are not installed."""
+    """Return tools/train_demo.py as a module; skip without its libraries."""
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
     path = Path(__file__).resolve().parents[1] / "tools" / "train_demo.py"
@@ -36,7 +36,7 @@ def training_script() -> ModuleType:
     return module
 
 
-def test_it_classifies_held_out_digits_at_any_batch_size() -> None:
+def test_model_classifies_held_out_digits_at_any_batch_size() -> None:
     images, labels = images_and_labels()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -46,20 +46,19 @@ def test_it_classifies_held_out_digits_at_any_batch_size() -> None:
     one_by_one = np.concatenate(
         [session.run(None, {"images": images[i : i + 1]})[0] for i in range(8)]
     )
-    np.testing.assert_allclose(
-        one_by_one, logits[:8], rtol=1e-4, atol=1e-4
-    )  # float32 sums in another order
+    # float32 sums in another order
+    np.testing.assert_allclose(one_by_one, logits[:8], rtol=1e-4, atol=1e-4)
 
 
-def test_no_calibration_image_is_an_evaluation_image() -> None:
+def test_calibration_and_evaluation_images_are_disjoint() -> None:
     with np.load(demo.files().calibration) as data:
-        assert data.files == ["images"], "calibration data carry no labels"
+        assert data.files == ["images"], "calibration data have no labels"
         calibration = {image.tobytes() for image in data["images"]}
     assert len(calibration) == 256
     assert not calibration & {image.tobytes() for image in images_and_labels()[0]}
 
 
-def test_it_is_a_small_folded_opset_17_graph_with_class_names() -> None:
+def test_model_is_a_small_folded_opset_17_graph_with_class_names() -> None:
     assert sum(path.stat().st_size for path in demo.files()) < SHIPPED_BYTES
     model = onnx.load(demo.files().model)
     onnx.checker.check_model(model, full_check=True)
@@ -76,7 +75,7 @@ def test_it_is_a_small_folded_opset_17_graph_with_class_names() -> None:
     assert list(names) == [str(i) for i in range(10)] and names["7"] == "seven"
 
 
-def test_the_data_are_the_scripts() -> None:
+def test_data_are_those_of_the_script() -> None:
     parts = training_script().splits()
     with np.load(demo.files().calibration) as data:
         np.testing.assert_array_equal(data["images"], parts["calibration"][0])
@@ -87,9 +86,7 @@ def test_the_data_are_the_scripts() -> None:
 
 
 @pytest.mark.slow
-def test_the_script_exports_the_graph_that_ships(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_script_exports_the_shipped_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = training_script()
     monkeypatch.setattr(script, "EPOCHS", 1)  # the graph is the same however long it is trained
     script.export(script.train(*script.splits()["training"]), tmp_path / "digits.onnx")

@@ -1,4 +1,4 @@
-"""Every command in README and docs runs, and prints what is shown under it."""
+"""Every command in README.md and docs/ runs and prints what the page shows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from onnxprune import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ROOT_PAGES = sorted(ROOT.glob("*.md"))
 COMMAND_LIMIT_S = 900
 IMAGES, LABELED = 64, 500
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A folder with what the pages take for given: model.onnx, calibration.npz and evaluation.npz (the demo's), images/ (PNG)."""
+    """Return a folder with the files that pages assume.
+
+    model.onnx, calibration.npz and evaluation.npz of the demo, and images/ (PNG).
+    """
     model, calibration, evaluation = demo.files()
     shutil.copy(model, tmp_path / "model.onnx")
     shutil.copy(calibration, tmp_path / "calibration.npz")
@@ -33,8 +37,11 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def trained(desk: Path, zoo: Path) -> None:
-    """What the tutorial takes for given: resnet20.onnx, calibration/ (PNG, unlabeled), evaluation.npz (other images, with labels)."""
+def add_trained_model(desk: Path, zoo: Path) -> None:
+    """Write the files that the tutorial assumes.
+
+    resnet20.onnx, calibration/ (PNG, unlabeled) and evaluation.npz (other images, with labels).
+    """
     shutil.copy(zoo / "cifar10_resnet20.onnx", desk / "resnet20.onnx")
     with np.load(zoo / "data" / "cifar10_field_1000.npz") as data:
         write_images(desk / "calibration", data["images"][: 4 * IMAGES])
@@ -47,7 +54,7 @@ def trained(desk: Path, zoo: Path) -> None:
 
 
 def write_images(folder: Path, images: np.ndarray) -> None:
-    """One PNG an image, (n, height, width[, 3]) uint8."""
+    """Write one PNG per image, (n, height, width[, 3]) uint8."""
     image = pytest.importorskip("PIL.Image")
     folder.mkdir()
     for i, pixels in enumerate(images):
@@ -55,9 +62,9 @@ def write_images(folder: Path, images: np.ndarray) -> None:
 
 
 def bash(text: str, folder: Path) -> tuple[int, str]:
-    """(status, what was printed) of a command line as a reader would type it."""
+    """Run a command line in a folder; return its status and output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    installed = str(folder / "installed")  # what a page installs, without a network
+    installed = str(folder / "installed")  # packages that a page installs, without a network
     pip = {
         "PIP_TARGET": installed,
         "PIP_NO_DEPS": "1",
@@ -79,9 +86,11 @@ def bash(text: str, folder: Path) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_page_is_true(page: Path, desk: Path, request: pytest.FixtureRequest) -> None:
+def test_commands_of_the_page_print_what_it_shows(
+    page: Path, desk: Path, request: pytest.FixtureRequest
+) -> None:
     if NEEDS_ZOO in page.read_text(encoding="utf-8"):
-        trained(desk, request.getfixturevalue("zoo"))
+        add_trained_model(desk, request.getfixturevalue("zoo"))
     for block in blocks(page):
         where = f"{page.name}:{block.line}"
         if block.note == "not run":
@@ -106,7 +115,7 @@ def test_the_page_is_true(page: Path, desk: Path, request: pytest.FixtureRequest
                 )
 
 
-def test_what_follows_from_the_code_is_up_to_date() -> None:
+def test_generated_sections_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "generate_docs.py"), "--check"],
         capture_output=True,
@@ -129,7 +138,7 @@ def test_operators_of_tuning_are_read_from_the_source(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
     build = [
         sys.executable,
@@ -148,11 +157,10 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "reference.html").is_file()
 
 
-def test_pages_name_only_pages_that_exist() -> None:
-    """Relative links lead somewhere."""
+def test_relative_links_have_a_target() -> None:
     dead = [
         f"{page.name}: {target}"
-        for page in PAGES
+        for page in {*PAGES, *ROOT_PAGES}
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
         if not (page.parent / target).exists()
     ]

@@ -1,4 +1,4 @@
-"""The shape of the code: imports go down the layers, in no circle, heavy ones where they are used; files stay small, all is documented, starting is fast."""
+"""Imports go down the layers without cycles, heavy ones are deferred, and starting is fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRIPTS = PACKAGE / "deploy" / "scripts"  # copied into bundles, never imported 
 MOST_LINES = 450
 START_CPU_S = 0.5
 
-# from the bottom; what stands on one line may use each other, in one direction
+# from the bottom; members of a layer may import each other in one direction
 LAYERS = (
     ("errors", "types", "registry", "files", "events", "demo", "moved"),
     ("ir",),
@@ -35,7 +35,7 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# optional (the extras of setup.cfg): never needed to import a module that others import
+# extras of setup.cfg: never needed to import a module that others import
 EXTRAS = {
     "PIL",
     "torch",
@@ -52,12 +52,22 @@ EXTRAS = {
     "distributed",
     "pycocotools",
 }
-# always there: slow to import, or of one platform or Python version only
+# always installed: slow to import, or of one platform or Python version only
 HEAVY = {"onnx", "onnxruntime", "scipy", "fcntl", "msvcrt", "tomllib", "tomli"}
 
 
 class Import(NamedTuple):
-    """One import of one module: what (dotted), inside a function or not, where."""
+    """An import.
+
+    Attributes
+    ----------
+    target
+        Dotted name.
+    deferred
+        Whether it is inside a function.
+    line
+        Line number.
+    """
 
     target: str
     deferred: bool
@@ -65,16 +75,16 @@ class Import(NamedTuple):
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name -> file of every module of the package."""
-    found = {}
+    """Return the file of every module of the package by dotted name."""
+    files = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = ("onnxprune", *path.relative_to(PACKAGE).with_suffix("").parts)
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
 
 
 def imports(tree: ast.AST, deferred: bool = False) -> Iterator[Import]:
-    """Every import statement below `tree`."""
+    """Yield every import below a syntax tree."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, deferred, node.lineno) for alias in node.names)
@@ -90,7 +100,7 @@ def imports(tree: ast.AST, deferred: bool = False) -> Iterator[Import]:
 
 @cache
 def imported() -> Mapping[str, list[Import]]:
-    """Module -> its imports; targets inside the package are names of modules."""
+    """Return the imports of every module; targets in the package are names of modules."""
     known = modules()
 
     def module_of(target: str) -> str:
@@ -107,18 +117,18 @@ def imported() -> Mapping[str, list[Import]]:
 
 
 def layer(module: str) -> str:
-    """The folder or top-level module that a module belongs to; "" for the package itself."""
+    """Return the folder or top-level module of a module; "" for the package itself."""
     return module.split(".")[1] if "." in module else ""
 
 
 def inside(target: str) -> bool:
-    """Whether an import stays in the package."""
+    """Return whether an import is of the package."""
     return target.split(".")[0] == "onnxprune"
 
 
 @cache
 def optional(module: str) -> bool:
-    """Whether the module needs an extra just to be imported, itself or through another."""
+    """Return whether importing the module needs an extra, directly or through another module."""
     top = [i.target for i in imported()[module] if not i.deferred and i.target != module]
     return any(
         target.split(".")[0] in EXTRAS or target in imported() and optional(target)
@@ -127,13 +137,13 @@ def optional(module: str) -> bool:
 
 
 def light(module: str) -> bool:
-    """Whether importing the module must cost nothing, so that it imports our own modules when they are asked for."""
+    """Return whether importing the module must be cheap, so that its imports are deferred."""
     return layer(module) == "cli" or modules()[module].name == "__init__.py"
 
 
 def test_every_module_has_a_layer() -> None:
     assert {layer(m) for m in modules()} - {""} <= set(RANK), (
-        "name the new module's layer in LAYERS"
+        "add the layer of the new module to LAYERS"
     )
 
 
@@ -162,7 +172,7 @@ def test_layers_have_no_cycle() -> None:
     }
     while below:
         leaves = {a for a in below if not below[a] & below.keys()}
-        assert leaves, f"these import each other in a circle: {sorted(below)}"
+        assert leaves, f"import cycle: {sorted(below)}"
         below = {a: b for a, b in below.items() if a not in leaves}
 
 
@@ -174,12 +184,12 @@ def test_modules_have_no_cycle() -> None:
     }
     while below:
         leaves = {a for a in below if not below[a] & below.keys()}
-        assert leaves, f"these import each other in a circle: {sorted(below)}"
+        assert leaves, f"import cycle: {sorted(below)}"
         below = {a: b for a, b in below.items() if a not in leaves}
 
 
 def test_imports_inside_functions_have_a_reason() -> None:
-    """An extra, a heavy library, a module of ours that needs an extra; or a place that must be light: the command line, a package's `__init__`."""
+    """An extra, a heavy library or a module that needs an extra, or in a module that is light."""
     without = [
         f"{name}:{i.line} imports {i.target}"
         for name, found in imported().items()
@@ -191,7 +201,7 @@ def test_imports_inside_functions_have_a_reason() -> None:
     assert not without
 
 
-def test_only_tuning_needs_an_extra_to_be_imported() -> None:
+def test_only_tuning_needs_an_extra_on_import() -> None:
     early = [
         name
         for name in imported()
@@ -231,8 +241,12 @@ def test_modules_classes_and_public_names_are_documented() -> None:
     "code", ["import onnxprune", "import onnxprune.cli as c; c.main(['--help'])"]
 )
 def test_starting_is_fast(code: str) -> None:
-    """Processor time of a fresh interpreter, the least of three: other work on the machine does not count."""
-    probe = f"import atexit, sys, time; atexit.register(lambda: print(time.process_time(), file=sys.stderr)); {code}"
+    """The least processor time of three new interpreters, which other work hardly changes."""
+    probe = (
+        "import atexit, sys, time\n"
+        "atexit.register(lambda: print(time.process_time(), file=sys.stderr))\n"
+        f"{code}"
+    )
 
     def seconds() -> float:
         done = subprocess.run(

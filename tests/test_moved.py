@@ -1,4 +1,4 @@
-"""Old import paths, public names and options are still read."""
+"""Old import paths, public names and options are still accepted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnxprune.moved import MODULES
 
 
 @pytest.mark.parametrize("old", MODULES)
-def test_old_module_is_the_new_one(old: str) -> None:
+def test_old_module_path_returns_the_new_module(old: str) -> None:
     new = importlib.import_module(f"onnxprune.{MODULES[old]}")
     with pytest.warns(DeprecationWarning, match=MODULES[old]) as _:
         importlib.sys.modules.pop(f"onnxprune.{old}", None)  # type: ignore[attr-defined]
@@ -20,11 +20,11 @@ def test_old_module_is_the_new_one(old: str) -> None:
     assert new.__spec__ is not None and new.__spec__.name == f"onnxprune.{MODULES[old]}"
 
 
-def test_old_public_name() -> None:
+def test_old_public_names_are_aliases() -> None:
     assert onnxprune.analyse is onnxprune.analyze
 
 
-def test_old_option_name() -> None:
+def test_old_option_names_are_accepted() -> None:
     assert onnxprune.Recipe.of({"labelled": "labels.npz"}).labeled == "labels.npz"
 
 
@@ -44,7 +44,7 @@ def test_old_option_name() -> None:
         ("allocators.base", "unreachable", "allocators.budgets:unreachable"),
     ],
 )
-def test_old_name_in_a_module(module: str, old: str, new: str) -> None:
+def test_old_names_in_modules_warn_and_return_the_new_ones(module: str, old: str, new: str) -> None:
     old_module = importlib.import_module(f"onnxprune.{module}")
     place, _, name = new.partition(":")
     with pytest.warns(DeprecationWarning, match=f"{old} is now onnxprune.{place}.{name}"):

@@ -1,4 +1,4 @@
-"""What is installed is whole, and the two commands of README are the ones that the tools run."""
+"""The wheel is complete, versions agree, and the two commands of the README work."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ COMMANDS = ("tools/quickstart", "tools/test")
 
 @pytest.fixture(scope="module")
 def setup() -> configparser.ConfigParser:
-    """setup.cfg."""
+    """Return setup.cfg."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     return parser
 
 
-def test_version_is_one(setup: configparser.ConfigParser) -> None:
-    """setup.cfg reads it from the package, and the changelog has an entry for it."""
+def test_versions_agree(setup: configparser.ConfigParser) -> None:
+    """setup.cfg and CITATION.cff have that of the package, and the changelog has an entry."""
     assert setup["metadata"]["version"] == "attr: onnxprune.__version__"
     assert f"## {onnxprune.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {onnxprune.__version__}" in citation
 
 
 def test_license_is_apache() -> None:
@@ -41,28 +43,17 @@ def test_license_is_apache() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
+def test_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="68")
     source = tmp_path / "source"
     ask = ["git", "ls-files", "onnxprune", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
     tracked = subprocess.run(ask, cwd=ROOT, check=True, capture_output=True, text=True)
-    for (
-        name
-    ) in tracked.stdout.splitlines():  # a copy, so that the build leaves nothing in the checkout
+    # a copy, so that the build leaves nothing in the checkout
+    for name in tracked.stdout.splitlines():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        str(tmp_path),
-        str(source),
-    ]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    build += ["--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
@@ -70,7 +61,7 @@ def test_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
     assert inside == {name for name in tracked.stdout.splitlines() if name.startswith("onnxprune/")}
 
 
-def test_every_extra_that_an_error_names_exists(setup: configparser.ConfigParser) -> None:
+def test_extras_in_errors_are_declared(setup: configparser.ConfigParser) -> None:
     named = set()
     for path in (ROOT / "onnxprune").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -91,7 +82,7 @@ def test_readme_begins_with_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_explain_themselves_without_installing(command: str) -> None:
+def test_commands_show_help_without_installing(command: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / command), "--help"],
         capture_output=True,
@@ -103,13 +94,14 @@ def test_the_commands_explain_themselves_without_installing(command: str) -> Non
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_is_left_to_the_command_that_runs() -> None:
-    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background are deaf to it
-    command = heard + (
+def test_ctrl_c_is_left_to_the_running_command() -> None:
+    # jobs in the background ignore SIGINT
+    accept = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = accept + (
         "import time\ntry: print('ready', flush=True); time.sleep(60)\n"
-        "except KeyboardInterrupt: time.sleep(0.5); print('the same command goes on'); sys.exit(130)"
+        "except KeyboardInterrupt: time.sleep(0.5); print('run again to resume'); sys.exit(130)"
     )
-    code = heard + f"import environment; environment.run([sys.executable, '-c', {command!r}])"
+    code = accept + f"import environment; environment.run([sys.executable, '-c', {command!r}])"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT / "tools",
@@ -120,22 +112,19 @@ def test_ctrl_c_is_left_to_the_command_that_runs() -> None:
     ) as runs:
         assert runs.stdout is not None and runs.stdout.readline() == "ready\n"
         os.killpg(runs.pid, signal.SIGINT)
-        said, complained = runs.communicate(timeout=60)
-    assert (
-        (runs.returncode, said) == (130, "the same command goes on\n")
-        and "Traceback" not in complained
-        and "failed" not in complained
-    )
+        stdout, stderr = runs.communicate(timeout=60)
+    assert (runs.returncode, stdout) == (130, "run again to resume\n")
+    assert "Traceback" not in stderr and "failed" not in stderr
 
 
 @pytest.mark.slow
 def test_quickstart_prunes_the_demo_and_a_model(tmp_path: Path) -> None:
-    """In the environment that runs the tests; after tools/test nothing is left to install."""
+    """Uses the environment of the tests, in which tools/test has installed everything."""
     if sys.prefix == sys.base_prefix:
-        pytest.skip("no virtual environment is active: quickstart would make one")
+        pytest.skip("no virtual environment is active: quickstart would create one")
     model = tmp_path / "model.onnx"
     model.write_bytes(demo.files().model.read_bytes())
-    (tmp_path / "onnxprune").mkdir()  # as where the checkout is a folder of that name
+    (tmp_path / "onnxprune").mkdir()  # as next to a checkout of that name
     command = [sys.executable, str(ROOT / "tools" / "quickstart"), "model.onnx", "--samples", "64"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False

@@ -1,4 +1,7 @@
-"""A package with one plug-in of each kind, installed by pip: each is listed and used in a run; broken ones are listed with their error and stop nothing."""
+"""A package with one plug-in of each kind, installed by pip.
+
+Each is listed and used in a run; broken ones are listed with their error and do not disturb others.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +37,11 @@ KINDS = (
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables of a Python that has the package installed."""
+    """Return the environment of a Python that has the package installed."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(PACKAGE, folder / "source")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--target",
-        str(folder / "installed"),
-        str(folder / "source"),
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    pip += ["--target", str(folder / "installed"), str(folder / "source")]
     done = subprocess.run(pip, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode and "setuptools" in done.stderr:
         pytest.skip("building needs setuptools")
@@ -67,7 +60,7 @@ def onnxprune(environment: dict[str, str], *arguments: str) -> subprocess.Comple
     )
 
 
-def test_there_is_one_of_each_kind() -> None:
+def test_package_has_a_plugin_of_each_kind() -> None:
     setup = ConfigParser()
     setup.optionxform = str  # type: ignore[assignment]
     setup.read(PACKAGE / "setup.cfg")
@@ -75,7 +68,7 @@ def test_there_is_one_of_each_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "expected"),
+    ("command", "expected"),
     [
         ("rules", {"com.microsoft::Trilu"}),
         ("engines", {"example-session"}),
@@ -92,15 +85,15 @@ def test_there_is_one_of_each_kind() -> None:
         ),
     ],
 )
-def test_each_is_listed_and_the_broken_ones_with_their_error(
-    environment: dict[str, str], verb: str, expected: set[str]
+def test_plugins_are_listed_and_broken_ones_with_their_error(
+    environment: dict[str, str], command: str, expected: set[str]
 ) -> None:
-    done = onnxprune(environment, verb, "--json")
+    done = onnxprune(environment, command, "--json")
     assert done.returncode == 0, done.stderr
     rows = [list(row.values()) for row in json.loads(done.stdout)]
     assert expected <= {cell for row in rows for cell in row}
     broken = [row for row in rows if "example-broken" in row]
-    assert len(broken) == {"rules": 0, "engines": 1, "criteria": 6}[verb]
+    assert len(broken) == {"rules": 0, "engines": 1, "criteria": 6}[command]
     assert all("broken: " in " ".join(row) and "not_there" in " ".join(row) for row in broken)
 
 
@@ -121,7 +114,7 @@ def test_doctor_lists_plugins_and_their_errors(environment: dict[str, str]) -> N
     ],
     ids=lambda flags: flags[0],
 )
-def test_each_is_used_in_a_run(
+def test_plugins_are_used_in_a_run(
     environment: dict[str, str], tmp_path: Path, flags: list[str]
 ) -> None:
     done = onnxprune(
@@ -167,9 +160,10 @@ def test_engine_and_metric_are_used_in_a_run(environment: dict[str, str], tmp_pa
     )
 
 
-def test_a_rule_opens_what_was_frozen(environment: dict[str, str], tmp_path: Path) -> None:
+def test_rule_of_a_plugin_opens_a_frozen_axis(environment: dict[str, str], tmp_path: Path) -> None:
     model = net(
-        "float[2,4,6,6] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | a = Conv(x, w1); b = com.microsoft.Trilu(a); y = Conv(b, w2)"
+        "float[2,4,6,6] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | "
+        "a = Conv(x, w1); b = com.microsoft.Trilu(a); y = Conv(b, w2)"
     )
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
@@ -190,9 +184,7 @@ def test_a_rule_opens_what_was_frozen(environment: dict[str, str], tmp_path: Pat
     assert done.returncode == 0 and json.loads(done.stdout)["verification"]["ok"], done.stderr
 
 
-def test_a_broken_plugin_that_is_named_is_one_sentence(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_broken_plugin_is_one_error_line(environment: dict[str, str], tmp_path: Path) -> None:
     done = onnxprune(
         environment,
         "optimize",

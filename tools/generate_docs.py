@@ -112,7 +112,7 @@ def rules() -> str:
     note = (
         f"{count} operators. Letters are axes, equal letters are one axis, a letter missing on\n"
         "the right is summed over, parentheses are a product, `*` the spatial axes, `...` leading\n"
-        "axes. An axis that an operator mixes is not pruned unless `--allow-mixing` names the operator."
+        "axes. An axis that an operator mixes is not pruned unless `--allow-mixing` names it."
     )
     return f"{note}\n\n{table(('operator', 'what it does with channels', 'mixes'), rows)}"
 

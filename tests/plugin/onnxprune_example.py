@@ -1,4 +1,4 @@
-"""One of everything that onnxprune can be extended by, as small as it can be."""
+"""A minimal plug-in of each kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from onnxprune.allocators.base import Ranking, WidthStep
-from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.groups import Analysis, Member
 from onnxprune.analysis.rules import Rule
 from onnxprune.criteria.base import Context, per_channel
 from onnxprune.data.inputs import Inputs
@@ -25,9 +25,9 @@ TRILU = Rule("... i j -> ... i j", freeze="i j")
 
 
 def widest(context: Context) -> Scores:
-    """Range of a filter's weights."""
+    """Compute the range of the weights of a filter."""
 
-    def of(member):  # type: ignore[no-untyped-def]
+    def weight_range(member: Member) -> np.ndarray | None:
         if member.site.role != "produces":
             return None
         weights = context.analysis.model.weights[member.site.tensor].array().astype(np.float64)
@@ -37,19 +37,19 @@ def widest(context: Context) -> Scores:
         return rows.max(1) - rows.min(1)
 
     scores = {
-        group.name: per_channel(context.analysis, group.name, of)
+        group.name: per_channel(context.analysis, group.name, weight_range)
         for group in context.analysis.groups
     }
     return {name: values for name, values in scores.items() if values is not None}
 
 
 def largest_first(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
-    """The widest groups lose channels first."""
+    """Narrow the widest groups first."""
     return Ranking(np.array([1.0 / s.width for s in steps]), False)
 
 
 def halves(search: Search) -> Plan:
-    """The first half of every group stays."""
+    """Keep the first half of every group."""
     analysis = search.analysis
     kept = {g.name: tuple(range((g.size + 1) // 2)) for g in analysis.groups}
     return Plan(
@@ -62,12 +62,12 @@ def halves(search: Search) -> Plan:
 
 
 def nothing(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Model:
-    """The model as it is."""
+    """Return the pruned model."""
     return pruned
 
 
 class SessionEngine:
-    """onnxprune's own onnxruntime session."""
+    """The onnxruntime session of onnxprune."""
 
     name = "example-session"
     install = "pip install onnxruntime"
@@ -101,17 +101,17 @@ SESSION = SessionEngine()
 
 
 def hits(options: MetricOptions) -> Metric:
-    """Share of samples whose largest output is the label."""
+    """Return the share of samples whose largest output is the label."""
 
-    def right(outputs: Outputs, labels: Labels) -> np.ndarray:
+    def is_correct(outputs: Outputs, labels: Labels) -> np.ndarray:
         (scores,) = outputs.values()
         return (scores.argmax(1) == labels["labels"]).astype(np.float64)
 
-    return user_metric("example-hits", right, options)
+    return user_metric("example-hits", is_correct, options)
 
 
 class Ramp:
-    """Sample i has values between 0 and 1 that grow along the sample, and with i."""
+    """Samples of values between 0 and 1 that grow along the sample and with its number."""
 
     sequential = False
     checked = True
@@ -141,5 +141,5 @@ class Ramp:
 
 
 def ramp(location: str, inputs: Inputs, samples: int, seed: int) -> Ramp:
-    """Values that grow along a sample."""
+    """Return values that grow along a sample."""
     return Ramp(inputs, samples)

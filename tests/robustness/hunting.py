@@ -1,7 +1,7 @@
-"""Search for faults on random networks; what is found becomes a fixed case.
+"""Search for faults on random networks.
 
-A fault is an internal error, a wrong cut, a refused right one, or an exception given as the reason
-of a frozen axis. Each network goes through a random cut and through a whole run.
+A fault is an internal error, a wrong cut, a correct cut that verification rejects, or an exception
+as the reason of a frozen axis. Each network goes through a random cut and a run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,24 @@ from tests.robustness.realistic import Network, network
 
 SAMPLES = 24
 MOST_SAMPLES_PER_FEED = 2
-# honest answers: a small network cannot reach the target, or has no weights of the asked kind
+# expected errors: a small network cannot reach the target, or has no weights of the asked kind
 EXPECTED_CODES = ("target-unreachable", "no-groups", "no-batchnorm", "no-plain-weights")
 FALSE_REASON = "is not used as its definition says"  # how an exception in a rule is reported
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. seed: of the network; step: "cut" or "run"; text: what went wrong."""
+    """A fault.
+
+    Attributes
+    ----------
+    seed, kinds
+        The network.
+    step
+        "cut" or "run".
+    text
+        Description.
+    """
 
     seed: int
     kinds: tuple[str, ...]
@@ -46,7 +56,7 @@ class Fault:
 
 
 def runs(net: Network) -> bool:
-    """Return whether onnxruntime itself takes the network and gives finite outputs."""
+    """Return whether onnxruntime accepts the network and computes finite outputs."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     try:
@@ -58,7 +68,7 @@ def runs(net: Network) -> bool:
 
 
 def check_cut(net: Network) -> Iterator[str]:
-    """Cut a random part of every group; yield what is wrong with the result."""
+    """Cut a random part of every group; yield the faults of the result."""
     rng = np.random.default_rng(net.seed)
     analysis = onnxprune.analyze(onnxprune.load(net.model.SerializeToString()))
     for frozen in analysis.frozen:
@@ -77,7 +87,7 @@ def check_cut(net: Network) -> Iterator[str]:
 
 
 def check_run(net: Network, options: dict[str, Any]) -> Iterator[str]:
-    """Run `optimize` on the network; yield its error unless that is the honest answer."""
+    """Run `optimize` on the network; yield its error unless that is expected."""
     rng = np.random.default_rng(net.seed)
     draws = [net.feeds(rng) for _ in range(SAMPLES)]
     arrays = {name: np.concatenate([d[name] for d in draws]) for name in draws[0]}
@@ -93,29 +103,31 @@ def check_run(net: Network, options: dict[str, Any]) -> Iterator[str]:
 
 
 def options_of(seed: int) -> dict[str, Any]:
-    """Return the options of the run of a seed: the default, or one criterion or method of all."""
+    """Return the options of the run of a seed: the defaults, or those of one criterion or method."""
     criteria, methods = sorted(CRITERIA), sorted(set(METHODS) - {"one-shot"})
-    ways: list[dict[str, Any]] = [{}, {"fast": True}, {"max_divergence": 0.3, "fast": True}]
-    ways += [{"criterion": name, "allocate": "knapsack"} for name in criteria if ":" not in name]
-    ways += [{"method": name, "criterion": "l2"} for name in methods]
-    ways += [{"blocks": True}, {"allow_mixing": ["LayerNormalization"], "fast": True}]
-    chosen = ways[seed // 2 % len(ways)] if seed % 2 else ways[0]
+    variants: list[dict[str, Any]] = [{}, {"fast": True}, {"max_divergence": 0.3, "fast": True}]
+    variants += [
+        {"criterion": name, "allocate": "knapsack"} for name in criteria if ":" not in name
+    ]
+    variants += [{"method": name, "criterion": "l2"} for name in methods]
+    variants += [{"blocks": True}, {"allow_mixing": ["LayerNormalization"], "fast": True}]
+    chosen = variants[seed // 2 % len(variants)] if seed % 2 else variants[0]
     return {"target": "macs=70%", "round_to": 1, **chosen}
 
 
-def hunt_one(seed: int, whole_runs: bool = True) -> list[Fault] | None:
-    """Return the faults of one network; None where onnxruntime does not take it."""
+def hunt_one(seed: int, with_runs: bool = True) -> list[Fault] | None:
+    """Return the faults of one network; None if onnxruntime rejects it."""
     net = network(seed)
     if not runs(net):
         return None
     faults = []
     steps = [("cut", lambda: check_cut(net))]
-    if whole_runs:
+    if with_runs:
         steps.append(("run", lambda: check_run(net, options_of(seed))))
     for step, check in steps:
         try:
             texts = list(check())
-        except Exception as problem:  # any exception is a find
+        except Exception as problem:  # any exception is a fault
             where = traceback.extract_tb(problem.__traceback__)[-1]
             place = f"{Path(where.filename).name}:{where.lineno}"
             texts = [f"{type(problem).__name__} at {place}: {problem}"]
@@ -123,16 +135,19 @@ def hunt_one(seed: int, whole_runs: bool = True) -> list[Fault] | None:
     return faults
 
 
-def hunt(first: int, minutes: float, whole_runs: bool = True) -> tuple[Counter[str], list[Fault]]:
-    """Hunt through networks from seed `first` on for some minutes; return counts and faults."""
+def hunt(first: int, minutes: float, with_runs: bool = True) -> tuple[Counter[str], list[Fault]]:
+    """Try networks from seed `first` on for some minutes; return counts and faults."""
     counts: Counter[str] = Counter()
     faults: list[Fault] = []
     deadline, seed = time.monotonic() + 60 * minutes, first
     while time.monotonic() < deadline:
-        found = hunt_one(seed, whole_runs)
-        counts["skipped" if found is None else "faulty" if found else "sound"] += 1
-        for fault in found or ():
-            print(fault, flush=True)
-        faults += found or []
+        of_network = hunt_one(seed, with_runs)
+        if of_network is None:
+            counts["rejected by onnxruntime"] += 1
+        else:
+            counts["faulty" if of_network else "sound"] += 1
+            for fault in of_network:
+                print(fault, flush=True)
+            faults += of_network
         seed += 1
     return counts, faults

@@ -1,7 +1,6 @@
-"""Random networks of realistic blocks: right cuts, and runs that end.
+"""Random networks of realistic blocks: exact cuts, and runs that end.
 
-The seeds are fixed, so that the suite gives the same answer everywhere; `tools/hunt MINUTES` goes
-through others.
+The seeds are fixed; `tools/hunt MINUTES` tries others.
 """
 
 from __future__ import annotations
@@ -28,31 +27,31 @@ def test_network_of_a_seed_is_reproducible() -> None:
 def test_cut_equals_masked_original(first: int) -> None:
     checked = 0
     for seed in range(first, first + CUTS_PER_TEST):
-        faults = hunt_one(seed, whole_runs=False)
+        faults = hunt_one(seed, with_runs=False)
         assert not faults, "\n".join(map(str, faults or ()))
         checked += faults is not None
-    assert checked > 0.8 * CUTS_PER_TEST, "onnxruntime takes too few of the generated networks"
+    assert checked > 0.8 * CUTS_PER_TEST, "onnxruntime rejects too many of the generated networks"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 60, RUNS_PER_TEST))
-def test_run_ends(first: int) -> None:
+def test_runs_end_without_a_fault(first: int) -> None:
     for seed in range(first, first + RUNS_PER_TEST):
         faults = hunt_one(seed)
         assert not faults, "\n".join(map(str, faults or ()))
 
 
 def test_wrong_cut_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hunt can fail: with a cut that leaves out the last slice it does."""
+    """The search can find a fault: a cut of other channels is one."""
     import onnxprune
 
     net = next(n for n in map(network, range(50)) if runs(n) and n.kinds[0] == "vision")
-    right = onnxprune.cut
-    monkeypatch.setattr(onnxprune, "cut", lambda analysis, plan: right(analysis, _rotated(plan)))
+    cut = onnxprune.cut
+    monkeypatch.setattr(onnxprune, "cut", lambda analysis, plan: cut(analysis, _rotate(plan)))
     assert list(check_cut(net))
 
 
-def _rotated(plan):
+def _rotate(plan):
     """Return the plan with every list of kept channels shifted by one."""
     from dataclasses import replace
 
@@ -72,6 +71,6 @@ def test_options_cover_every_criterion_and_method() -> None:
     assert {o.get("method") for o in drawn} >= set(METHODS) - {"one-shot"}
 
 
-def test_refused_run_is_a_fault() -> None:
+def test_rejected_run_is_a_fault() -> None:
     net = next(n for n in map(network, range(50)) if runs(n))
     assert list(check_run(net, {"target": "macs=70%", "criterion": "no-such-criterion"}))
