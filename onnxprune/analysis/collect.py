@@ -41,7 +41,10 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
         for i, a in enumerate(u.axes)
         if isinstance(a, np.ndarray)
     ]
-    axes = Axes.build(record.causes, [s.ids for s in sites] + _other_arrays(record))
+    weights = [s.ids for s in sites]
+    computed = [a for t in record.tensors.values() for a in t.axes if isinstance(a, np.ndarray)]
+    arrays = [*weights, *_recorded_arrays(record), *computed, *record.mixed]
+    axes = Axes.build(record.causes, arrays, [*weights, *computed])
     tables = [axes.table(s.ids) for s in sites]
     activations = {
         axes.number(a): axes.table(a)
@@ -71,16 +74,15 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
     )
 
 
-def _other_arrays(record: Record) -> list[np.ndarray]:
-    """Return every id array besides those of initializers that is queried after the pass."""
+def _recorded_arrays(record: Record) -> list[np.ndarray]:
+    """Return the id arrays of masks, products and literals."""
     arrays = [m.ids for m in record.masks] + [s.source for s in record.selects]
     arrays += [a for p in record.products for a in p.axes]
     entries = [a for r in record.literals for a in (*r.entries, *r.watch)]
     entries += [a for r in record.restores for a in r.axes]
     arrays += [a for a in entries if a is not None]
     arrays += [a for m in record.averages for a in m.axes]
-    arrays += [a for t in record.tensors.values() for a in t.axes if isinstance(a, np.ndarray)]
-    return arrays + record.mixed
+    return arrays
 
 
 def _assign_roles(record: Record) -> None:

@@ -51,10 +51,22 @@ class Axes:
     # per width of the tables: (all rows, first row per table, number per table)
     _stacks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(repr=False)
     _alive: tuple[np.ndarray, ...] = field(repr=False)  # keeps the arrays, so id() stays theirs
+    _of_tensors: np.ndarray = field(repr=False)  # per number: whether it is an axis of a tensor
 
     @staticmethod
-    def build(causes: Causes, arrays: Sequence[np.ndarray]) -> Axes:
-        """Resolve all arrays; equal arrays share a table."""
+    def build(causes: Causes, arrays: Sequence[np.ndarray], tensors: Sequence[np.ndarray]) -> Axes:
+        """Resolve id arrays; equal arrays share a table.
+
+        Parameters
+        ----------
+        causes
+            Store of the causes.
+        arrays
+            Arrays in the order of their numbers.
+        tensors
+            Those of them that are axes of tensors; others only count positions, such as those
+            before the start of a slice.
+        """
         unique: dict[bytes, int] = {}
         by_id: dict[int, int] = {}
         first: list[np.ndarray] = []
@@ -74,7 +86,9 @@ class Axes:
                 lengths = [len(tables[i]) for i in numbers]
                 stacks.append((rows, np.cumsum([0, *lengths[:-1]]), np.array(numbers)))
         by_array = {k: tables[v] for k, v in by_id.items()}
-        return Axes(len(free), by_array, by_id, stacks, tuple(arrays))
+        of_tensors = np.zeros(len(first), bool)
+        of_tensors[[by_id[id(a)] for a in tensors]] = True
+        return Axes(len(free), by_array, by_id, stacks, tuple(arrays), of_tensors)
 
     def table(self, ids: np.ndarray) -> np.ndarray:
         """Return the (length, width) causes of each position, padded with `causes`."""
@@ -98,12 +112,13 @@ class Axes:
         return out
 
     def emptied(self, removed: np.ndarray) -> list[np.ndarray]:
-        """Return the tables of the axes that keep no position."""
+        """Return the tables of the axes of tensors that keep no position."""
         tables = []
-        for rows, starts, _ in self._stacks:
+        for rows, starts, numbers in self._stacks:
             kept = np.add.reduceat((~removed[rows].any(1)).astype(np.int64), starts)
             ends = [*starts[1:], len(rows)]
-            tables += [rows[starts[i] : ends[i]] for i in np.flatnonzero(kept == 0)]
+            empty = np.flatnonzero((kept == 0) & self._of_tensors[numbers])
+            tables += [rows[starts[i] : ends[i]] for i in empty]
         return tables
 
 

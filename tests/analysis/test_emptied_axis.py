@@ -63,6 +63,23 @@ def test_loaded_plan_that_empties_an_axis_is_refused_by_name(analysis: Analysis)
     assert info.value.code == "plan-empties-axis"
 
 
+def test_bounds_of_a_slice_may_become_zero() -> None:
+    """Channels before a slice are counted, but are no axis of a tensor."""
+    sliced = analyze(
+        load(
+            net(
+                "float[2,4,6,6] x | float[8,4,1,1] w1, int64[1] s = {1}, int64[1] e = {6}, "
+                "int64[1] one = {1}, float[5,5,1,1] w2, float[5,8,1,1] w3 | a = Conv(x, w1); "
+                "b = Slice(a, s, e, one); c = Conv(b, w2); d = Conv(a, w3); y = Add(c, d)"
+            )
+        )
+    )
+    first = next(g.name for g in sliced.groups if g.size == 3)
+    plan = sliced.plan({first: (1, 2)})
+    assert plan.kept == {first: (1, 2)}
+    assert_exact(sliced, plan)
+
+
 @pytest.mark.parametrize("name", DATA_FREE)
 @pytest.mark.parametrize("share", np.linspace(0.2, 0.9, 8))
 def test_allocators_leave_a_position(analysis: Analysis, name: str, share: float) -> None:
