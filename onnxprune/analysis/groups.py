@@ -12,6 +12,7 @@ from onnx import NodeProto
 
 from onnxprune.analysis.cost import Axes, CostTable, cost_table
 from onnxprune.analysis.definitions import name_uncounted
+from onnxprune.analysis.sharing import shared_uses
 from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Mask, Record, Use
 from onnxprune.errors import UsageError, unknown
@@ -144,6 +145,11 @@ class Analysis:
     def masks(self) -> Sequence[Mask]:
         """Operands of nodes that sum over an axis that can be cut."""
         return self.record.masks
+
+    @cached_property
+    def shared_weights(self) -> frozenset[str]:
+        """Names of the weights that several nodes use as a layer."""
+        return frozenset(shared_uses(self.record))
 
     def outermost(self, node: int) -> bool:
         """Return whether a node is in the main graph, whose tensors a run can output."""

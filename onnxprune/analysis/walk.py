@@ -73,11 +73,7 @@ def analyze(
         An operator in `allow_mixing` or the policy is unknown, or a freeze pattern matches
         nothing.
     """
-    for op in allow_mixing:
-        if op not in RULES:
-            raise unknown("op", op, RULES)
-    if grouped not in GROUPED:
-        raise unknown("grouped policy", grouped, GROUPED)
+    _check_options(allow_mixing, grouped)
     canonical = canonicalize(model)
     record = Record(canonical, infer(canonical, shapes_by_rule(canonical)))
     walk = _Walk(record, frozenset(allow_mixing), grouped)
@@ -94,6 +90,15 @@ def analyze(
     }
     analysis = collect(record, options)
     return analysis.at(shapes) if shapes else analysis
+
+
+def _check_options(allow_mixing: Collection[str], grouped: str) -> None:
+    """Raise UsageError for an unknown operator or policy."""
+    for op in allow_mixing:
+        if op not in RULES:
+            raise unknown("op", op, RULES)
+    if grouped not in GROUPED:
+        raise unknown("grouped policy", grouped, GROUPED)
 
 
 class _Walk:

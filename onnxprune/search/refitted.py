@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.sharing import shared_uses
 from onnxprune.criteria.base import Context
 from onnxprune.criteria.elimination import inverse
 from onnxprune.criteria.reconstruction import second_moments
@@ -78,7 +77,7 @@ class Refitted:
         statistics = second_moments(context)[0]
         if not analysis.options.get("untie"):
             # a refit per use would store a shared weight several times; it is left as it is cut
-            shared = shared_uses(analysis.record)
+            shared = analysis.shared_weights
             statistics = {
                 n: s for n, s in statistics.items() if s.linear.weight.tensor not in shared
             }
