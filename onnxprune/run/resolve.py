@@ -22,7 +22,7 @@ LEAST_REFITTABLE = 0.5  # share of the channels; with fewer, least squares skips
 def resolve(
     recipe: Recipe, analysis: Analysis, has_data: bool = False
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """Replace each "auto" of a recipe by a method, and add a target if nothing says how much to remove.
+    """Replace each "auto" of a recipe, and add a target if nothing says how much to remove.
 
     Parameters
     ----------

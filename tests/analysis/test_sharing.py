@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 from graph_laws import assert_exact, random_plan
 from graph_text import net
@@ -78,37 +77,3 @@ def test_reported_params_are_those_of_the_file() -> None:
     pruned = cut(analysis, plan)
     stored = sum(int(np.prod(w.shape)) for w in pruned.weights.values())
     assert analysis.cost(plan.kept).params == stored
-
-
-@pytest.mark.parametrize("text", [SIAMESE, PYRAMID])
-def test_copies_of_equal_bytes_are_one_weight(text: str) -> None:
-    """As exporters write them that trace a module once per call."""
-    shared = net(text)
-    copies = onnx.ModelProto()
-    copies.CopyFrom(shared)
-    seen: set[str] = set()
-    for node in copies.graph.node:
-        for slot, name in enumerate(node.input):
-            tensor = next((t for t in copies.graph.initializer if t.name == name), None)
-            if tensor is not None and name in seen:
-                copy = copies.graph.initializer.add()
-                copy.CopyFrom(tensor)
-                copy.name = f"{name}_copy"
-                node.input[slot] = copy.name
-            seen.add(name)
-    assert len(copies.graph.initializer) > len(shared.graph.initializer)
-    first, second = analyze(load(shared)), analyze(load(copies))
-    assert [g.size for g in first.groups] == [g.size for g in second.groups]
-    before, after = _stored(second, 0)
-    assert before == after == sum(len(t.dims) > 1 for t in shared.graph.initializer)
-
-
-def test_equal_constants_are_not_merged() -> None:
-    """Zeros and ones are equal by accident."""
-    model = net(SIAMESE)
-    for tensor in model.graph.initializer:
-        if tensor.name in ("w1", "w2"):
-            ones = np.ones(tuple(tensor.dims), np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(ones, tensor.name))
-    analysis = analyze(load(model))
-    assert {"w1", "w2"} <= set(analysis.model.weights)

@@ -103,7 +103,7 @@ def check_run(net: Network, options: dict[str, Any]) -> Iterator[str]:
 
 
 def options_of(seed: int) -> dict[str, Any]:
-    """Return the options of the run of a seed: the defaults, or those of one criterion or method."""
+    """Return the options of a seed's run: the defaults, or one criterion or method."""
     criteria, methods = sorted(CRITERIA), sorted(set(METHODS) - {"one-shot"})
     variants: list[dict[str, Any]] = [{}, {"fast": True}, {"max_divergence": 0.3, "fast": True}]
     variants += [

@@ -14,7 +14,6 @@ from onnxprune.ir.passes.fold_constants import fold_constants, inline_branches
 from onnxprune.ir.passes.fold_weight_standardization import fold_weight_standardization
 from onnxprune.ir.passes.inline_functions import inline_functions
 from onnxprune.ir.passes.lift_constants import lift_constants
-from onnxprune.ir.passes.merge_copies import merge_copies
 from onnxprune.ir.passes.names import (
     name_batch_statistics,
     name_body_outputs,
@@ -79,4 +78,3 @@ def _apply_passes(model: EditableModel) -> None:
     replace_shuffles(model, shapes)
     if split_fused_projections(model, shapes):
         remove_identities(model)
-    merge_copies(model)
