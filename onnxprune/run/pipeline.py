@@ -8,7 +8,8 @@ command reuses them; the analysis and the cut are fast and always done.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,23 +82,34 @@ def optimize(
     data = options.pop("data") if isinstance(options.get("data"), Data) else None
     recipe = _read_recipe(recipe, options)
     validate(recipe, data is not None or bool(recipe.data))
-    folder = None
-    if run_dir:
-        folder = Path(run_dir)
-    elif output:
-        folder = default_run_dir(output)
+    folder = _choose_folder(output, run_dir)
     if output:
         overwrite = check_output(output, overwrite, folder, recipe.external_data is True)
     stages = Stages(on_event)
+    with _describe_interruption(stages, folder), ExitStack() as stack:
+        stack.enter_context(threadpool_limits(recipe.threads))
+        source = stages.do("load", lambda: load(model))
+        if folder:
+            stages.run = stack.enter_context(open_run_dir(folder, keep=run_dir is not None))
+        job = _prepare(stages, recipe, source, data)
+        path = Path(output) if output else None
+        return replace(job, output=path, overwrite=overwrite).run()
+
+
+def _choose_folder(
+    output: str | os.PathLike[str] | None, run_dir: str | os.PathLike[str] | None
+) -> Path | None:
+    """Return the run directory: the given one, else that of the output, if any."""
+    if run_dir:
+        return Path(run_dir)
+    return default_run_dir(output) if output else None
+
+
+@contextmanager
+def _describe_interruption(stages: Stages, folder: Path | None) -> Iterator[None]:
+    """Add the stage, and how to resume, to the message of a KeyboardInterrupt."""
     try:
-        with ExitStack() as stack:
-            stack.enter_context(threadpool_limits(recipe.threads))
-            source = stages.do("load", lambda: load(model))
-            if folder:
-                stages.run = stack.enter_context(open_run_dir(folder, keep=run_dir is not None))
-            job = _prepare(stages, recipe, source, data)
-            path = Path(output) if output else None
-            return replace(job, output=path, overwrite=overwrite).run()
+        yield
     except KeyboardInterrupt:
         hint = f"; run the same command to resume from {folder}" if stages.run else ""
         raise KeyboardInterrupt(
