@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from onnxprune.errors import UsageError
+from onnxprune.run.target import Target
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ class Option:
         """Whether the option is a flag without a value."""
         return not self.metavar
 
+    def validate(self, name: str, value: Any) -> Any:
+        """Return the parsed value.
+
+        Raises
+        ------
+        UsageError
+            It does not fit; the message begins with the option's name.
+        """
+        try:
+            return self.parse(value)
+        except (ValueError, TypeError) as problem:
+            raise UsageError("option-value", f"{name}: {problem}") from problem
+
 
 def option_field(
     default: Any,
@@ -49,3 +65,14 @@ def option_field(
     """Return a dataclass field that carries its `Option`."""
     description = Option(parse, stage, help, metavar, repeatable)
     return dataclasses.field(default=default, metadata={"option": description})
+
+
+def to_plain(value: Any) -> Any:
+    """Return a parsed value as JSON and TOML hold it."""
+    if isinstance(value, Target):
+        return str(value)
+    if isinstance(value, tuple):
+        return [to_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: to_plain(entry) for key, entry in value.items()}
+    return value

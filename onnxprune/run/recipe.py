@@ -14,7 +14,7 @@ from typing import Any
 from onnxprune import RENAMED_OPTIONS
 from onnxprune.errors import UsageError, unknown
 from onnxprune.run import parsers
-from onnxprune.run.option import Option, option_field
+from onnxprune.run.option import Option, option_field, to_plain
 from onnxprune.run.target import Target, parse_targets
 
 
@@ -384,7 +384,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Parse every value."""
         for name, option in OPTIONS.items():
-            object.__setattr__(self, name, _parse(name, option, getattr(self, name)))
+            object.__setattr__(self, name, option.validate(name, getattr(self, name)))
 
     @staticmethod
     def of(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -404,7 +404,7 @@ class Recipe:
     def plain(self, stage: str | None = None) -> dict[str, Any]:
         """Return the options (of one stage) as JSON and TOML values; None is left out."""
         values = {
-            name: _to_plain(getattr(self, name))
+            name: to_plain(getattr(self, name))
             for name, option in OPTIONS.items()
             if stage in (None, option.stage)
         }
@@ -428,22 +428,3 @@ def check_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             problem = unknown("key", key, OPTIONS)
             raise UsageError("unknown-key", f"{where}: {problem.message}")
     return values
-
-
-def _parse(name: str, option: Option, value: Any) -> Any:
-    """Return the parsed value; UsageError with the option's name if it does not fit."""
-    try:
-        return option.parse(value)
-    except (ValueError, TypeError) as problem:
-        raise UsageError("option-value", f"{name}: {problem}") from problem
-
-
-def _to_plain(value: Any) -> Any:
-    """Return a parsed value as JSON and TOML hold it."""
-    if isinstance(value, Target):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_to_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {key: _to_plain(v) for key, v in value.items()}
-    return value
