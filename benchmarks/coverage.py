@@ -12,7 +12,7 @@ thread. The columns:
                  could show. Layer scales of untrained networks (all below TINY) would hide it, so
                  they are replaced by random values near one
     MACs left    share after the cut to the target by the uniform allocator on l2 scores; with
-                 "least" if the target is out of reach, followed by the reason
+                 "least" if the target is unreachable, followed by the reason
     CPU s        of analysis and cut, without loading and writing
     prunable     share of the MACs in layers with an axis that can be cut
 

@@ -17,7 +17,7 @@ from onnxprune import analyze, demo, load, optimize
 from onnxprune.ir.io import Model
 from onnxprune.run.results import Result
 
-# palette of Okabe and Ito, which color-blind readers can distinguish
+# palette of Okabe and Ito, which color-blind people can distinguish
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 ALONE = "#8a8f98"  # groups in one layer only
 TITLE = "Widths of the convolutions of the demo network before and after pruning"

@@ -1,4 +1,4 @@
-"""Messages and help use the terms of the field; words to avoid are listed here."""
+"""Messages, help and documents use standard terms; words to avoid are listed here."""
 
 from __future__ import annotations
 
@@ -109,14 +109,32 @@ def help_texts() -> Iterator[tuple[str, str]]:
         yield name, command.get_help(context)
 
 
+def document_texts() -> Iterator[tuple[str, str]]:
+    """Yield ("path:line", line) of the prose of every document.
+
+    Code, and sections that are generated from other texts, are left out.
+    """
+    root = PACKAGE.parent
+    for path in [*root.glob("*.md"), *(root / "docs").rglob("*.md")]:
+        is_code = is_generated = False
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.startswith("```"):
+                is_code = not is_code
+            elif line.startswith(("<!-- generated:", "<!-- end of generated")):
+                is_generated = line.startswith("<!-- generated:")
+            elif not (is_code or is_generated):
+                yield f"{path.relative_to(root)}:{number}", line
+
+
 @cache
 def texts() -> tuple[tuple[str, str], ...]:
-    """Return (where, text) of everything that users read on a terminal or on the report page."""
+    """Return (where, text) of what users read: messages, help, the report page, documents."""
     options = [(f"option {name}", option.help) for name, option in OPTIONS.items()]
     page = (PACKAGE / "report" / "template.html").read_text(encoding="utf-8")
     # tags and template code hold names, not text
     page = re.sub(r"<[^>]*>|\{[{%].*?[%}]\}", " ", page)
-    return (*options, *help_texts(), *registry_texts(), *messages(), ("report page", page))
+    sources = (help_texts(), registry_texts(), messages(), document_texts())
+    return (*options, ("report page", page), *(text for source in sources for text in source))
 
 
 @pytest.mark.parametrize("word", RETIRED)
