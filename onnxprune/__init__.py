@@ -8,9 +8,8 @@ result = onnxprune.optimize("model.onnx", "small.onnx", target="macs=50%", data=
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
-
-from onnxprune import moved
 
 __version__ = "0.1.0"
 
@@ -40,8 +39,27 @@ __all__ += list(_PUBLIC)
 # old name -> name, accepted for one release: options (keys, flags, keywords) and public names
 RENAMED_OPTIONS = {"labelled": "labeled"}
 _RENAMED = {"analyse": "analyze"}
+# first parts of the old module names that onnxprune.moved lists
+_MOVED = frozenset(("allocate", "calibrate", "evaluate", "model", "pipeline", "recipe", "saliency"))
 
-moved.install()
+
+class _MovedFinder:
+    """Import hook for old module names; their table is imported with the first of them."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> Any:
+        """Return a spec for an old name of ours, None for any other module."""
+        package, _, name = fullname.partition(".")
+        if package != __name__ or name.partition(".")[0] not in _MOVED:
+            return None
+        from onnxprune.moved import find_spec
+
+        return find_spec(fullname)
+
+
+# It has to be the first hook: the search path of a new package would also find the submodules of
+# the old name, and load them a second time.
+if not any(type(finder).__name__ == _MovedFinder.__name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _MovedFinder())
 
 
 def __getattr__(name: str) -> Any:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from importlib.abc import Loader, MetaPathFinder
-else:
-    # the import system needs the methods only, and importlib.abc takes as long to import as we do
-    Loader = MetaPathFinder = object
+from typing import Any
 
 MODULES = {
     "allocate": "allocators",
@@ -54,27 +48,10 @@ class _MovedLoader(Loader):
             module.__spec__ = module.__spec__.loader_state
 
 
-class _MovedFinder(MetaPathFinder):
-    """Import hook for old module names."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return a spec for an old name of ours, None for any other module."""
-        package, _, name = fullname.partition(".")
-        if package != __package__ or name not in MODULES:
-            return None
-        return ModuleSpec(fullname, _MovedLoader(), is_package=True)
-
-
-def install() -> None:
-    """Insert the import hook, once.
-
-    It goes first: the search path of the new package would find the old name's submodules as well,
-    and load them a second time.
-    """
-    if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _MovedFinder())
+def find_spec(fullname: str) -> ModuleSpec | None:
+    """Return the spec of an old module name, None for any other name."""
+    name = fullname.partition(".")[2]
+    return ModuleSpec(fullname, _MovedLoader(), is_package=True) if name in MODULES else None
 
 
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:

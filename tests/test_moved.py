@@ -20,6 +20,11 @@ def test_old_module_path_returns_the_new_module(old: str) -> None:
     assert new.__spec__ is not None and new.__spec__.name == f"onnxprune.{MODULES[old]}"
 
 
+def test_import_hook_knows_every_old_module() -> None:
+    first_parts = {name.partition(".")[0] for name in MODULES}
+    assert first_parts == onnxprune._MOVED
+
+
 def test_old_public_names_are_aliases() -> None:
     assert onnxprune.analyse is onnxprune.analyze
 
