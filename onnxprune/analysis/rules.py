@@ -10,7 +10,7 @@ freezes the axes of its operands and outputs.
 from __future__ import annotations
 
 from onnxprune.analysis.ops.attention import attention, multi_head_attention
-from onnxprune.analysis.ops.contractions import einsum, gemm, matmul, recurrent
+from onnxprune.analysis.ops.contractions import deform_conv, einsum, gemm, matmul, recurrent
 from onnxprune.analysis.ops.elementwise import along_axis, elementwise
 from onnxprune.analysis.ops.indexing import by_element, gather_nd, scatter_nd
 from onnxprune.analysis.ops.normalization import (
@@ -34,16 +34,20 @@ from onnxprune.analysis.ops.quantized import (
     quantize,
 )
 from onnxprune.analysis.ops.reductions import arg_reduce, cumsum, reduce
-from onnxprune.analysis.ops.resampling import col2im, depth_to_space, max_pool, resize
+from onnxprune.analysis.ops.resampling import (
+    col2im,
+    depth_to_space,
+    max_pool,
+    resize,
+    space_to_depth,
+)
 from onnxprune.analysis.rule import GROUP, Row, Rule
 from onnxprune.registry import Registry
 
 PLUGINS = Registry("rule", "onnxprune.rules")
 
 _GROUPS = {"group": "g"}
-_BLOCK = {"a": "blocksize", "b": "blocksize"}
 _CONV = "n (g c) *, (g o) c *, (g o) -> n (g o) *"
-_DEFORM_CONV = "n (g c) *, (g o) c *, n p h w, (g o), n q h w -> n (g o) *"
 _TRANSPOSED = "n (g c) *, (g c) o *, (g o) -> n (g o) *"
 _PASS = "n c * -> n c *"
 
@@ -69,7 +73,7 @@ RULES: dict[str, Row] = {
     # Contractions
     "Conv": Rule(_CONV, GROUP, freeze="*", refit=_GROUPS, macs=("n g o c * #",)),
     "ConvTranspose": Rule(_TRANSPOSED, GROUP, freeze="*", refit=_GROUPS, macs=("n g o c @ #",)),
-    "DeformConv": Rule(_DEFORM_CONV, GROUP, freeze="* g p q h w", macs=("n g o c * #",)),
+    "DeformConv": deform_conv,
     "Gemm": gemm,
     "MatMul": matmul,
     "Einsum": einsum,
@@ -110,7 +114,7 @@ RULES: dict[str, Row] = {
     "RoiAlign": Rule("n c h w, r i, r -> r c 1 1", freeze="nhwri"),
     "Col2Im": col2im,
     "DepthToSpace": depth_to_space,
-    "SpaceToDepth": Rule("n c (h a) (w b) -> n (a b c) h w", _BLOCK, freeze="a b h w"),
+    "SpaceToDepth": space_to_depth,
     # Indexing
     "GatherND": gather_nd,
     "ScatterND": scatter_nd,

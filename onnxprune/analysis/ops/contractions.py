@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxprune.analysis.rule import Rule, View
+from onnxprune.analysis.rule import GROUP, Rule, View
 
 
 def matmul(view: View) -> Rule:
@@ -13,6 +13,27 @@ def matmul(view: View) -> Rule:
         return Rule("k, ... k n -> ... n" if view.rank(1) > 1 else "k, k -> ", macs=("... k n",))
     pattern = "... m k, k -> ... m" if view.rank(1) == 1 else "... m k, ... k n -> ... m n"
     return Rule(pattern, macs=("... m k n",))
+
+
+def deform_conv(view: View) -> Rule:
+    """Convolve at offset positions.
+
+    Offset groups divide the input channels, as groups do. With both, their borders may cross, and
+    the input channels are frozen; with offset groups alone, each loses the same positions.
+    """
+    offset_groups, groups = view.integer("offset_group", 1), view.integer("group", 1)
+    macs = ("n g o c * #",)
+    pattern = "n (g c) *, (g o) c *, n p h w, (g o), n q h w -> n (g o) *"
+    if offset_groups == 1:
+        return Rule(pattern, GROUP, freeze="* g p q h w", macs=macs)
+    if groups > 1:
+        return Rule(pattern, GROUP, freeze="* g c p q h w", macs=macs)
+    return Rule(
+        "n (g c) *, o (g c) *, n p h w, o, n q h w -> n o *",
+        {"g": "offset_group"},
+        freeze="* g p q h w",
+        macs=macs,
+    )
 
 
 def gemm(view: View) -> Rule:

@@ -37,6 +37,16 @@ def col2im(view: View) -> Rule | None:
     return Rule(pattern, {"k": int(block.prod())}, freeze="k l")
 
 
+def space_to_depth(view: View) -> Rule:
+    """Lay out blocks of an image as channels, in the order of `mode`."""
+    channels = "a b c" if view.text("mode", "DCR") == "DCR" else "c a b"
+    return Rule(
+        f"n c (h a) (w b) -> n ({channels}) h w",
+        {"a": "blocksize", "b": "blocksize"},
+        freeze="a b h w",
+    )
+
+
 def depth_to_space(view: View) -> Rule:
     """Lay out channels as blocks of an image, in the order of `mode`."""
     channels = "a b c" if view.text("mode", "DCR") == "DCR" else "c a b"
