@@ -15,6 +15,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.analysis.groups import Analysis
+from onnxprune.ir.extract import reads
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import label
 from onnxprune.surgery.compare import Outputs, relative_difference
@@ -152,7 +153,7 @@ class _Graph:
         needed, waiting = set(names), list(names)
         while waiting:
             node = self.producers.get(waiting.pop())
-            fresh = set(node.input) - needed if node is not None else set()
+            fresh = reads(node) - needed if node is not None else set()
             needed |= fresh
             waiting += fresh
         return needed
@@ -163,10 +164,10 @@ class _Graph:
 
     def descendants(self, nodes: Sequence[NodeProto]) -> set[str]:
         """Return the tensors that depend on nodes, their outputs included."""
-        after = {o for n in nodes for o in n.output}
+        after = {o for n in nodes for o in n.output if o}
         for node in self.nodes:
-            if after & set(node.input):
-                after |= set(node.output)
+            if after & reads(node):
+                after |= {o for o in node.output if o}
         return after
 
     def frontier(self, nodes: Sequence[NodeProto]) -> set[str]:
@@ -175,7 +176,7 @@ class _Graph:
             return set()
         after = self.descendants(nodes)
         inside = [n for n in self.nodes if after & set(n.output)]
-        read = {name for n in inside for name in n.input if name}
+        read = {name for n in inside for name in reads(n) if name}
         return {n for n in read - after if n in self.producers and n not in self.weights}
 
     def saturating_inputs(self, output: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,9 +138,11 @@ def verify(
         The original itself does not run.
     """
     _check_unless_original_fails(analysis.model, pruned)
-    draws = [example_feeds(analysis.model, seed + i) for i in range(EXTRA_DRAWS + (feeds is None))]
+    given = [] if feeds is None else [feeds]
+    # drawn one by one: the first batch nearly always decides
+    draws = (example_feeds(analysis.model, seed + i) for i in range(EXTRA_DRAWS + (feeds is None)))
     result = None
-    for number, batch in enumerate([*([] if feeds is None else [feeds]), *draws]):
+    for number, batch in enumerate(itertools.chain(given, draws)):
         try:
             again = _verify_on(analysis, plan, pruned, batch, tolerance, threads)
         except ModelError:
