@@ -230,7 +230,7 @@ def test_sparse_values_in_bodies_and_constants() -> None:
                 ),
             )
     analysis = analyze(load(proto))
-    assert [g.size for g in analysis.groups] == [8] * 3
+    assert [g.size for g in analysis.groups] == [8] * 4
     assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
 
 

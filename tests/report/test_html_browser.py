@@ -134,7 +134,7 @@ def test_page_is_readable_without_scripts(browser: Any, tmp_path: Path) -> None:
     try:
         opened(browser, full(), tmp_path)
         text = browser.find_element("css selector", "main").text
-        assert "Channels that must stay or go together" in text and not browser.find_elements(
+        assert "Pruned groups" in text and not browser.find_elements(
             "css selector", "th button"
         )
     finally:
