@@ -134,8 +134,6 @@ def test_page_is_readable_without_scripts(browser: Any, tmp_path: Path) -> None:
     try:
         opened(browser, full(), tmp_path)
         text = browser.find_element("css selector", "main").text
-        assert "Pruned groups" in text and not browser.find_elements(
-            "css selector", "th button"
-        )
+        assert "Pruned groups" in text and not browser.find_elements("css selector", "th button")
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
