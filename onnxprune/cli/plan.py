@@ -8,6 +8,7 @@ import click
 
 from onnxprune.cli.common import (
     emit,
+    ignored_options,
     model_argument,
     output_options,
     recipe_from,
@@ -99,6 +100,7 @@ def cut(
     help="Plan that PRUNED was made with.",
 )
 @recipe_options("data", "runtime", "verify", without=("flip", "batch_size"))
+@ignored_options("flip", "batch_size")
 @shared
 def verify(
     original: str,

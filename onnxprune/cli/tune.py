@@ -12,6 +12,7 @@ import click
 
 from onnxprune.cli.common import (
     emit,
+    ignored_options,
     model_argument,
     output_options,
     recipe_from,
@@ -59,6 +60,7 @@ _LABEL_LOSSES = frozenset({"ce", "task"})
         "swaps",
     ),
 )
+@ignored_options("blocks", "swaps")
 @shared
 def tune(
     model: str,
