@@ -82,6 +82,7 @@ def _recorded_arrays(record: Record) -> list[np.ndarray]:
     entries += [a for r in record.restores for a in r.axes]
     arrays += [a for a in entries if a is not None]
     arrays += [a for m in record.averages for a in m.axes]
+    arrays += [a for s in record.squeezed for a in s.axes]
     return arrays
 
 

@@ -23,9 +23,10 @@ from onnxprune.analysis.literals import (
     record_literal,
     stop,
 )
+from onnxprune.analysis.ops.resampling import cropped_axes
 from onnxprune.analysis.reshape import reshape
 from onnxprune.analysis.rule import Misfit, axis_attribute
-from onnxprune.analysis.state import Node, Restore, Select
+from onnxprune.analysis.state import Node, Restore, Select, Squeezed
 
 
 def transpose(node: Node) -> list[Axes]:
@@ -186,6 +187,9 @@ def squeeze(node: Node) -> list[Axes]:
     listed = read_list(node, "axes", 1)
     if listed is None:
         dropped = [i for i, d in enumerate(node.shape(0)) if d == 1]
+        cuttable = tuple(a for a in axes if isinstance(a, np.ndarray))
+        if cuttable:
+            node.record.squeezed.append(Squeezed(node.index, tuple(dropped), cuttable))
     else:
         dropped = [a % len(axes) for a in listed]
     return [[a for i, a in enumerate(axes) if i not in dropped]]
@@ -255,8 +259,7 @@ def constant_of_shape(node: Node) -> list[Axes]:
 
 def shape(node: Node) -> list[Axes]:
     """Return the sizes, which must remain those from before the cut."""
-    tensor = node.operands[0]
-    axes = tensor.axes if tensor is not None else []
+    axes = node.operand(0).axes
     start, end = node.integer("start", 0), node.integer("end", len(axes))
     ids = tuple(a if isinstance(a, np.ndarray) else None for a in axes[start:end])
     if any(a is not None for a in ids):
@@ -265,16 +268,46 @@ def shape(node: Node) -> list[Axes]:
 
 
 def resize_to_sizes(node: Node) -> list[Axes]:
-    """Resize by target sizes; an axis of the same length is kept."""
+    """Resize by target sizes, or by scales of some axes; an axis of scale 1 is kept."""
     axes, out = axes_of(node), node.out_shape()
+    listed = node.integers("axes")
+    order = [a % len(axes) for a in (range(len(axes)) if listed is None else listed)]
+    resampled = _resampled_at_same_length(node, order)
     for i, (before, after) in enumerate(zip(node.shape(0), out, strict=False)):
-        if before != after or not isinstance(before, int):
+        if before != after or not isinstance(before, int) or i in resampled:
             axes[i] = stop(node, axes[i], "resized")
     if node.inputs > 3:
-        listed = node.integers("axes")
-        order = range(len(axes)) if listed is None else [a % len(axes) for a in listed]
         record_literal(node, ("input", 3), [axes[i] for i in order])
     return [axes]
+
+
+def _resampled_at_same_length(node: Node, order: list[int]) -> set[int]:
+    """Return the axes that a Resize may resample although their length need not change.
+
+    `order` holds the axes that its scales, sizes and regions are given for.
+    """
+    resampled = cropped_axes(node, order)
+    if node.inputs > 3:
+        policy = node.text("keep_aspect_ratio_policy", "stretch")
+        if policy != "stretch" and _common_scale(node, order, policy) != 1:
+            return set(order)
+        return resampled
+    # a length of 8 at a scale of 1.1 is still 8
+    scales = node.value(2)
+    if scales is not None and len(scales) == len(order):
+        resampled |= {a for a, s in zip(order, scales, strict=True) if s != 1}
+    return resampled
+
+
+def _common_scale(node: Node, order: list[int], policy: str) -> float | None:
+    """Return the scale of all axes of a Resize that keeps the aspect ratio; None if unknown."""
+    sizes, lengths = node.value(3), [node.dim(0, a) for a in order]
+    if sizes is None or len(sizes) != len(order):
+        return None
+    scales = [int(s) / d for s, d in zip(sizes, lengths, strict=True) if d]
+    if len(scales) != len(order):
+        return None
+    return min(scales) if policy == "not_larger" else max(scales)
 
 
 MOVES: dict[str, Callable[[Node], list[Axes]]] = {

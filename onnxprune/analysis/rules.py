@@ -17,6 +17,7 @@ from onnxprune.analysis.ops.normalization import (
     batch_normalization,
     group_normalization,
     layer_normalization,
+    local_response_normalization,
     lp_normalization,
     mean_variance_normalization,
     skip_normalization,
@@ -37,6 +38,7 @@ from onnxprune.analysis.ops.reductions import arg_reduce, cumsum, reduce
 from onnxprune.analysis.ops.resampling import (
     col2im,
     depth_to_space,
+    grid_sample,
     max_pool,
     resize,
     space_to_depth,
@@ -91,7 +93,7 @@ RULES: dict[str, Row] = {
     ),
     **_each("SkipLayerNormalization SkipSimplifiedLayerNormalization", skip_normalization),
     "LpNormalization": lp_normalization,
-    "LRN": Rule(_PASS, mixes="c"),
+    "LRN": local_response_normalization,
     "MeanVarianceNormalization": mean_variance_normalization,
     # Functions of one axis
     **_each("Softmax LogSoftmax Hardmax", along_axis(-1, flattened_before=13)),
@@ -110,7 +112,7 @@ RULES: dict[str, Row] = {
     ),
     "MaxPool": max_pool,
     **_each("Resize Upsample", resize),
-    "GridSample": Rule("n c *, n h w i -> n c *", freeze="*hwi"),
+    "GridSample": grid_sample,
     "RoiAlign": Rule("n c h w, r i, r -> r c 1 1", freeze="nhwri"),
     "Col2Im": col2im,
     "DepthToSpace": depth_to_space,

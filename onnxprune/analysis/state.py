@@ -156,6 +156,25 @@ class Restore:
 
 
 @dataclass(frozen=True)
+class Squeezed:
+    """A Squeeze without a list of axes, which a cut to length 1 would make drop more of them.
+
+    Attributes
+    ----------
+    node
+        Index of the node.
+    dropped
+        Axes of length 1 of the original.
+    axes
+        Ids of the axes that can be cut.
+    """
+
+    node: int
+    dropped: tuple[int, ...]
+    axes: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
 class Mask:
     """An operand of a node that sums over one of its axes: where the masked model multiplies.
 
@@ -228,7 +247,7 @@ class Record:
         Uses of initializers.
     literals
         Literals that spell sizes.
-    selects, restores, averages
+    selects, restores, averages, squeezed
         Nodes that a cut must adapt in other ways.
     masks
         Operands that a node sums over.
@@ -252,6 +271,7 @@ class Record:
     selects: list[Select] = field(default_factory=list)
     restores: list[Restore] = field(default_factory=list)
     averages: list[Average] = field(default_factory=list)
+    squeezed: list[Squeezed] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     hints: list[tuple[int, np.ndarray, str]] = field(default_factory=list)

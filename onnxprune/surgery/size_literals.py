@@ -12,12 +12,13 @@ import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.state import Average, Restore, Select, SizeLiteral
+from onnxprune.analysis.state import Average, Restore, Select, SizeLiteral, Squeezed
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute, nested, set_attribute
 
 _SHARE = "_share_of_mean"  # suffix of the name of the node that _correct_average adds
+_SQUEEZE_AXES_ARE_INPUT = 13  # first opset in which Squeeze takes its axes as an input
 
 
 @dataclass
@@ -73,6 +74,8 @@ def rewrite_literals(editor: Editor) -> None:
         _restore_sizes(editor, restore)
     for average in record.averages:
         _correct_average(editor, average)
+    for squeezed in record.squeezed:
+        _list_dropped_axes(editor, squeezed)
 
 
 def _rewrite(editor: Editor, literal: SizeLiteral) -> None:
@@ -165,6 +168,21 @@ def _restore_sizes(editor: Editor, restore: Restore) -> None:
     where = helper.make_node("Where", [mask, old, inner], [output], name=f"{output}_whole")
     editor.insert(restore.node, where, after=True)
     node.output[0] = inner
+
+
+def _list_dropped_axes(editor: Editor, squeezed: Squeezed) -> None:
+    """List the axes that a Squeeze drops if the cut leaves another axis with a single position."""
+    if all(editor.length(a) > 1 for a in squeezed.axes):
+        return
+    node = editor.nodes[squeezed.node]
+    if not squeezed.dropped:  # an empty list would mean the same as none
+        node.op_type = "Identity"
+        return
+    if editor.model.opset < _SQUEEZE_AXES_ARE_INPUT:
+        set_attribute(node, "axes", list(squeezed.dropped))
+        return
+    values = np.array(squeezed.dropped, np.int64)
+    node.input[:] = [node.input[0], add_initializer(editor.model, f"{node.output[0]}_axes", values)]
 
 
 def _correct_average(editor: Editor, average: Average) -> None:

@@ -4,11 +4,60 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_laws import assert_exact, random_plan
+from attribute_values import VALUES
+from graph_laws import assert_exact, plan_of, random_plan
 from graph_text import net
 
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
+
+SQUEEZE = """float[1,4,6,1] x | float[3,4,1,1] w1, float[5,3] w2
+| a = Conv(x, w1); b = Squeeze(a); y = MatMul(w2, b)"""
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_cut_is_exact_for_every_value(name: str) -> None:
+    case = VALUES[name]
+    analysis = analyze(load(net(case.text, opset=case.opset)))
+    assert tuple(sorted(g.size for g in analysis.groups)) == case.groups, analysis.frozen
+    if analysis.groups:
+        for seed in range(2):
+            assert_exact(analysis, random_plan(analysis, np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("kept", [(1,), (0, 2)])
+def test_squeeze_without_axes_keeps_a_channel_axis_of_one(
+    opset: int, kept: tuple[int, ...]
+) -> None:
+    """The axes of the original are listed only if another axis would be dropped."""
+    analysis = analyze(load(net(SQUEEZE, opset=opset)))
+    (group,) = analysis.groups
+    pruned, _ = assert_exact(analysis, plan_of(analysis, {group.name: kept}))
+    squeeze = next(n for n in pruned.proto.graph.node if n.op_type == "Squeeze")
+    listed = len(squeeze.input) > 1 or bool(squeeze.attribute)
+    assert listed == (len(kept) == 1)
+
+
+def test_squeeze_of_nothing_keeps_a_channel_axis_of_one() -> None:
+    """An empty list of axes would mean the same as none."""
+    text = SQUEEZE.replace("[1,4,6,1]", "[2,4,6]").replace("[3,4,1,1]", "[3,4,1]")
+    analysis = analyze(load(net(text)))
+    (group,) = analysis.groups
+    pruned, _ = assert_exact(analysis, plan_of(analysis, {group.name: (2,)}))
+    assert [n.op_type for n in pruned.proto.graph.node] == ["Conv", "Identity", "MatMul"]
+
+
+def test_channels_last_of_quantized_convolution_is_frozen() -> None:
+    """Its input channels are on the last axis, those of its weight on the second."""
+    text = """float[2,4,4,4] x | float[4,4] w0, int8[4,4,1,1] k, float s = {0.05}, int8 z = {3},
+    int8 u = {0} | a = MatMul(x, w0); q = QuantizeLinear(a, s, z);
+    c = com.microsoft.QLinearConv<channels_last=1>(q, s, z, k, s, u, s, z);
+    y = DequantizeLinear(c, s, z)"""
+    model = net(text.replace("\n", " "))
+    assert all(a.name == "channels_last" for a in model.graph.node[2].attribute)
+    assert not analyze(load(model)).groups
+
 
 DEFORM = """float[1,4,6,6] x, float[1,{offsets},4,4] o
 | float[8,4,1,1] w1, float[6,{inputs},3,3] w2, float[6] b2, float[5,6,1,1] w3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from onnxprune.analysis.rule import Rule, View, axes_letters, axis_attribute
 
+_BATCH_NORMALIZATION_PER_CHANNEL = 9  # first opset without the attribute `spatial`
+
 
 def layer_normalization(view: View) -> Rule:
     """Normalize over `axis` and all axes after it, which scale and bias have as well."""
@@ -28,8 +30,11 @@ def batch_normalization(view: View) -> Rule:
     """Normalize per channel by stored statistics.
 
     In training mode the statistics are those of the batch, over all axes except that of the
-    channels; the updated ones are further outputs.
+    channels; the updated ones are further outputs. Before opset 9, parameters of a node with
+    spatial=0 have all axes but that of the batch.
     """
+    if view.opset < _BATCH_NORMALIZATION_PER_CHANNEL and not view.integer("spatial", 1):
+        return Rule("n c *, c *, c *, c *, c * -> n c *", freeze="*")
     training = view.outputs > 1 or bool(view.integer("training_mode", 0))
     right = "n c *" + ", c" * (view.outputs - 1)
     return Rule(f"n c *, c, c, c, c -> {right}", mixes="n*" if training else "")
@@ -47,10 +52,16 @@ def group_normalization(view: View) -> Rule:
 
 
 def mean_variance_normalization(view: View) -> Rule:
-    """Normalize over `axes`; per channel unless axis 1 is among them."""
+    """Normalize over `axes`, by default all but that of the channels."""
+    names = axes_letters(view)
     axes = view.integers("axes")
-    over_channels = axes is not None and 1 in axes  # the default is all axes but 1
-    return Rule("n c * -> n c *", mixes="c*" if over_channels else "*")
+    mixed = {names[a] for a in ([0, 2, 3] if axes is None else axes)}
+    return Rule(f"{' '.join(names)} -> {' '.join(names)}", mixes="".join(sorted(mixed)))
+
+
+def local_response_normalization(view: View) -> Rule:
+    """Divide by a sum over `size` neighboring channels; a size of 1 leaves each on its own."""
+    return Rule("n c * -> n c *", mixes="" if view.integer("size", 0) == 1 else "c")
 
 
 def lp_normalization(view: View) -> Rule:

@@ -8,18 +8,30 @@ from onnxprune.analysis.rule import GROUP, Rule, View, axes_letters, axis_attrib
 
 
 def quantize(view: View) -> Rule:
-    """Quantize or dequantize per tensor or along `axis`, which is frozen if scales are blocked."""
+    """Quantize or dequantize per tensor, along `axis`, or by blocks of `block_size` of it."""
     names = axes_letters(view)
     axis = axis_attribute(view, 1, len(names))
-    tensor, frozen = " ".join(names), ""
+    tensor = " ".join(names)
     if view.rank(1) > 1:
-        scale = " ".join("Z" if i == axis else n for i, n in enumerate(names))
-        frozen = f"{names[axis]}Z"
-    elif view.rank(1) == 1:
+        return _quantize_blocks(view, names, axis)
+    scale = ""
+    if view.rank(1) == 1:
         scale = names[axis] if view.dim(1, 0) != 1 else "i"
-    else:
-        scale = ""
-    return Rule(", ".join([tensor, *[scale] * (view.inputs - 1)]) + f" -> {tensor}", freeze=frozen)
+    return Rule(", ".join([tensor, *[scale] * (view.inputs - 1)]) + f" -> {tensor}")
+
+
+def _quantize_blocks(view: View, names: str, axis: int) -> Rule:
+    """Quantize or dequantize with a scale per block of an axis, which is cut by whole blocks."""
+    size, block = view.dim(0, axis), view.integer("block_size", 0)
+    scale = " ".join("Z" if i == axis else n for i, n in enumerate(names))
+    if not block or size is None or size % block:
+        # the last block is shorter than the others, which no product of letters expresses
+        tensor = " ".join(names)
+        left = ", ".join([tensor, *[scale] * (view.inputs - 1)])
+        return Rule(f"{left} -> {tensor}", freeze=f"{names[axis]}Z")
+    tensor = scale.replace("Z", f"(Z {names[axis]})")
+    left = ", ".join([tensor, *[scale] * (view.inputs - 1)])
+    return Rule(f"{left} -> {tensor}", {names[axis]: block}, freeze=names[axis])
 
 
 def dynamic_quantize(view: View) -> Rule:
@@ -45,7 +57,7 @@ def conv_integer(view: View) -> Rule:
     )
 
 
-def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule]:
+def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule | None]:
     """Return a row for x, x scale, x zero, w, w scale, w zero, y scale, y zero and a bias.
 
     Scale and zero point of w are scalars or lie along its output axis.
@@ -60,7 +72,9 @@ def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule]:
         Axes of the bias.
     """
 
-    def row(view: View) -> Rule:
+    def row(view: View) -> Rule | None:
+        if view.integer("channels_last", 0):
+            return None
         left, right = pattern.split("->")
         x, w, out = left.split(",")
         scale, zero = per_channel(view, 4, out), per_channel(view, 5, out)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.analysis.rule import Rule, View, axes_letters
+from onnxprune.analysis.rule import Misfit, Rule, View, axes_letters
 
 
 def max_pool(view: View) -> Rule:
@@ -15,17 +15,40 @@ def max_pool(view: View) -> Rule:
 
 
 def resize(view: View) -> Rule | None:
-    """Resize by scales; an axis of scale 1 is kept."""
+    """Resize by scales; an axis of scale 1, of which no region is taken, is kept."""
     names = axes_letters(view)
     scales: Sequence[float] | np.ndarray | None = view.numbers("scales")
     if view.inputs > 1:
         scales = view.value(1 if view.op == "Upsample" or view.opset < 11 else 2)
     if scales is None or len(scales) != len(names):  # by sizes: see movement.py
         return None
-    changed = "".join(n for n, s in zip(names, scales, strict=True) if s != 1)
+    cropped = cropped_axes(view, range(len(names)))
+    resized = [s != 1 or i in cropped for i, s in enumerate(scales)]
+    changed = "".join(n for n, r in zip(names, resized, strict=True) if r)
     rest = "".join(f", {chr(ord('p') + i)}" for i in range(view.inputs - 1))
     right = " ".join("1" if n in changed else n for n in names)
     return Rule(f"{' '.join(names)}{rest} -> {right}", freeze=changed)
+
+
+def cropped_axes(view: View, order: Sequence[int]) -> set[int]:
+    """Return the axes of which a Resize takes a region that is not all of them.
+
+    `order` holds the axes that the bounds of the region are given for, all starts first.
+    """
+    if view.text("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize":
+        return set()
+    region = view.value(1)
+    if region is None or len(region) != 2 * len(order):
+        raise Misfit("its region of interest is computed from the input")
+    starts, ends = region[: len(order)], region[len(order) :]
+    bounds = zip(order, starts, ends, strict=True)
+    return {axis for axis, start, end in bounds if (start, end) != (0, 1)}
+
+
+def grid_sample(view: View) -> Rule:
+    """Sample each channel at positions of a grid, which has an axis per spatial axis of x."""
+    grid = " ".join("hwt"[: view.rank(0) - 2])
+    return Rule(f"n c *, n {grid} i -> n c *", freeze="*hwti")
 
 
 def col2im(view: View) -> Rule | None:

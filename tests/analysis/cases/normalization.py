@@ -193,6 +193,20 @@ CASES: dict[str, Case] = {
         "b = com.microsoft.MatMulIntegerToFloat(q, k, s, u, z, kz, b1); y = MatMul(b, w2)",
         groups=(6, 8),
     ),
+    "QuantizeLinear_blocked": between(
+        "q = QuantizeLinear<axis=1, block_size=2>(a, v3, z); "
+        "b = DequantizeLinear<axis=1, block_size=2>(q, v3, z)",
+        "float[2,4,4,4] v3, int8[2,4,4,4] z",
+        opset=21,
+        groups=(4,),
+    ),
+    "QuantizeLinear_uneven_blocks": between(
+        "q = QuantizeLinear<axis=1, block_size=3>(a, v3); "
+        "b = DequantizeLinear<axis=1, block_size=3>(q, v3)",
+        "float[2,3,4,4] v3",
+        opset=21,
+        groups=(),
+    ),
     "DequantizeLinear_blocked": Case(
         (
             "float[3,8] x | float[8,8] w1, int8[8,6] k, float[4,6] v, float[6,5] w2 | "

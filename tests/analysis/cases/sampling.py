@@ -42,6 +42,10 @@ CASES |= {
     for op in ("ReduceSum", "ReduceL2", "ReduceL1", "ReduceSumSquare")
 }
 CASES |= {
+    f"{op}_empty_axes": between(f"{_NEAR_ONE}; b = {op}<noop_with_empty_axes=1>(c)", opset=18)
+    for op in _REDUCTIONS
+}
+CASES |= {
     "ReduceMean_no_keepdims": Case(
         (
             "float[2,4,6,6] x | float[8,4,3,3] w1, float[8,5] w2 | a = Conv(x, w1); "
