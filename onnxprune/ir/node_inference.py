@@ -37,6 +37,7 @@ FIRST_INPUT_FALLBACK = frozenset(
     """
     GroupNormalization MeanVarianceNormalization SimplifiedLayerNormalization
     SkipLayerNormalization SkipSimplifiedLayerNormalization Gelu QuickGelu FastGelu BiasGelu
+    RotaryEmbedding
     """.split()
 )
 # Input that holds the target shape, by op.
@@ -80,7 +81,9 @@ def infer_node(node: NodeProto, known: Shapes, versions: Versions) -> Mapping[st
         for name in node.input:
             value = known.value(name)
             if value is not None:
-                constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+                # ascontiguousarray makes a vector of a scalar, which onnx may reject
+                array = np.ascontiguousarray(value).reshape(value.shape)
+                constants[name] = numpy_helper.from_array(array, name)
         return _infer_by_schema(node, kinds, constants, versions)
     # onnx raises RuntimeError, ValueError and its own errors: the type is then unknown
     except Exception:
@@ -182,6 +185,8 @@ def type_from_values(node: NodeProto, known: Shapes) -> TypeProto | None:
     """
     if node.op_type == "Range":
         return _range_type(node, known)
+    if node.op_type in ("Compress", "MaxUnpool"):
+        return _selected_type(node, known)
     if node.op_type in ("Slice", "Tile") and len(node.input) > 1:
         return _partly_sliced_type(node, known)
     slot = _TARGET_SLOT.get(node.op_type)
@@ -205,6 +210,24 @@ def type_from_values(node: NodeProto, known: Shapes) -> TypeProto | None:
         fill = attribute(node, "value")
         dtype = fill.data_type if fill is not None else TensorProto.FLOAT
     return helper.make_tensor_type_proto(dtype, dims)
+
+
+def _selected_type(node: NodeProto, known: Shapes) -> TypeProto | None:
+    """Return the type of a Compress by a known condition, or a MaxUnpool to a known shape."""
+    inputs, last = known.shape(node.input[0]), known.value(node.input[-1])
+    if inputs is None or last is None:
+        return None
+    if node.op_type == "MaxUnpool":
+        dims: list[Dim] = [int(d) for d in last.ravel()]
+        if len(node.input) < 3 or len(dims) != len(inputs):
+            return None
+    else:
+        axis = attribute(node, "axis")
+        if axis is None or not isinstance(inputs[axis], int):
+            return None
+        dims = list(inputs)
+        dims[axis] = int(np.count_nonzero(last[: inputs[axis]]))
+    return helper.make_tensor_type_proto(known.dtype(node.input[0]), dims)
 
 
 def _range_type(node: NodeProto, known: Shapes) -> TypeProto | None:
