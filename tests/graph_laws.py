@@ -218,6 +218,8 @@ def counted_macs(proto: ModelProto) -> int | None:
                 "GRU",
                 "RNN",
                 "DeformConv",
+                "CausalConvWithState",
+                "LinearAttention",
             )
             or node.domain
         ):

@@ -139,6 +139,17 @@ def operators() -> str:
     return f"{note}\n\n{table(('operator', 'analysis', 'gradient', 'tuning'), rows)}"
 
 
+def without_rule() -> str:
+    """Return a table of the standard's operators without a rule, by reason."""
+    from onnxprune.analysis.no_rule import REASONS
+
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for op, reason in REASONS.items():
+        reasons[reason].append(op)
+    rows = [(", ".join(sorted(ops)), reason) for reason, ops in reasons.items()]
+    return table(("operators", "reason that axes are frozen for"), rows)
+
+
 def tuning_operators() -> set[str]:
     """Return the operators in the tables of tuning, read from their source without torch."""
     names: set[str] = set()
@@ -344,6 +355,7 @@ def _short(message: str) -> str:
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "rules": rules,
     "operators": operators,
+    "without_rule": without_rule,
     "options": options,
     "registries": registries,
     "handoffs": handoffs,

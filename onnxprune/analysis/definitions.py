@@ -153,12 +153,22 @@ def _attend(node: _Operands) -> int:
     return prod(query[:-1]) * keys * 2 * width
 
 
+def _attend_linearly(node: _Operands) -> int:
+    """Count linear attention: updates of a state per key head, and a read of it per query head."""
+    batch, steps, width = node.shape(0)
+    heads, key_heads = node.integer("q_num_heads"), node.integer("kv_num_heads")
+    rule = attribute(node.node, "update_rule", "gated_delta")
+    updates = 2 if "delta" in str(rule) else 1
+    state = (width // max(heads, 1)) * (node.shape(2)[-1] // max(key_heads, 1))
+    return batch * steps * state * (max(heads, key_heads) + updates * key_heads)
+
+
 def _count_nothing(node: _Operands) -> int:
     """Return 0: the operator multiplies no matrices."""
     return 0
 
 
-_CONVOLUTIONS = "Conv FusedConv ConvInteger DeformConv NhwcConv NhwcFusedConv"
+_CONVOLUTIONS = "CausalConvWithState Conv FusedConv ConvInteger DeformConv NhwcConv NhwcFusedConv"
 _PRODUCTS = (
     "MatMul MatMulInteger FusedMatMul FusedMatMulActivation TransposeMatMul MatMulInteger16 "
     "MatMulIntegerToFloat DynamicQuantizeMatMul Gemm FusedGemm GemmFastGelu GemmFloat8"
@@ -178,7 +188,7 @@ _FREE_CONTRIB = """
     EmbedLayerNormalization ExpandDims GatherBlockQuantized GatherND GridSample GroupNorm
     GroupNormalization IsAllFinite MaxpoolWithMask NGramRepeatBlock NhwcMaxPool Pad Range
     ReduceSumInteger RelativePositionBias RemovePadding RestorePadding RotaryEmbedding
-    SkipGroupNorm Tokenizer Trilu UnfoldTensor Unique
+    SkipGroupNorm SwiGLU Tokenizer Trilu UnfoldTensor Unique
 """
 _COUNTS: dict[str, Count] = {
     **dict.fromkeys(_CONVOLUTIONS.split(), _convolve()),
@@ -194,6 +204,7 @@ _COUNTS: dict[str, Count] = {
     "GRU": _recur(3),
     "RNN": _recur(1),
     **dict.fromkeys(_PAST_KEY, _attend),
+    "LinearAttention": _attend_linearly,
     **dict.fromkeys(_FREE_CONTRIB.split(), _count_nothing),
 }
 

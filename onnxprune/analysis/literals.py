@@ -19,6 +19,8 @@ _FIRST_LITERAL = {
     "Concat": _NO_LITERAL,
     "QLinearConcat": _NO_LITERAL,
     "Gather": 2,
+    "MaxUnpool": 2,
+    "RotaryEmbedding": _NO_LITERAL,
     "ConstantOfShape": 0,
 }
 

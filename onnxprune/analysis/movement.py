@@ -26,7 +26,9 @@ from onnxprune.analysis.literals import (
 from onnxprune.analysis.ops.resampling import cropped_axes
 from onnxprune.analysis.reshape import reshape
 from onnxprune.analysis.rule import Misfit, axis_attribute
+from onnxprune.analysis.selection import center_crop_pad, compress, rotary_embedding
 from onnxprune.analysis.state import Node, Restore, Select, Squeezed
+from onnxprune.analysis.unpooling import max_pool, max_unpool
 
 
 def transpose(node: Node) -> list[Axes]:
@@ -328,4 +330,9 @@ MOVES: dict[str, Callable[[Node], list[Axes]]] = {
     "Flatten": reshape,
     "Resize": resize_to_sizes,
     "Upsample": resize_to_sizes,
+    "CenterCropPad": center_crop_pad,
+    "Compress": compress,
+    "MaxPool": max_pool,
+    "MaxUnpool": max_unpool,
+    "RotaryEmbedding": rotary_embedding,
 }

@@ -10,9 +10,24 @@ freezes the axes of its operands and outputs.
 from __future__ import annotations
 
 from onnxprune.analysis.ops.attention import attention, multi_head_attention
+from onnxprune.analysis.ops.cached_attention import (
+    decoder_masked_attention,
+    decoder_masked_self_attention,
+    group_query_attention,
+    linear_attention,
+)
 from onnxprune.analysis.ops.contractions import deform_conv, einsum, gemm, matmul, recurrent
 from onnxprune.analysis.ops.elementwise import along_axis, elementwise
-from onnxprune.analysis.ops.indexing import by_element, gather_nd, scatter_nd
+from onnxprune.analysis.ops.indexing import (
+    by_element,
+    discrete_fourier,
+    gather_nd,
+    one_hot,
+    scatter_nd,
+    tensor_scatter,
+    top_k,
+    triangle,
+)
 from onnxprune.analysis.ops.normalization import (
     batch_normalization,
     group_normalization,
@@ -43,6 +58,7 @@ from onnxprune.analysis.ops.resampling import (
     resize,
     space_to_depth,
 )
+from onnxprune.analysis.ops.sequence import causal_conv, reverse_sequence, swiglu
 from onnxprune.analysis.rule import GROUP, Row, Rule
 from onnxprune.registry import Registry
 
@@ -84,6 +100,16 @@ RULES: dict[str, Row] = {
     "RNN": recurrent(1),
     "Attention": attention,
     "MultiHeadAttention": multi_head_attention,
+    "GroupQueryAttention": group_query_attention,
+    "DecoderMaskedMultiHeadAttention": decoder_masked_attention,
+    "DecoderMaskedSelfAttention": decoder_masked_self_attention,
+    "LinearAttention": linear_attention,
+    # Sequences and random numbers
+    "CausalConvWithState": causal_conv,
+    "ReverseSequence": reverse_sequence,
+    "SwiGLU": swiglu,
+    **_each("Bernoulli RandomNormalLike RandomUniformLike BitCast", Rule("... -> ...")),
+    "DFT": discrete_fourier,
     # Normalizations
     "BatchNormalization": batch_normalization,
     "InstanceNormalization": Rule("n c *, c, c -> n c *", mixes="*"),
@@ -98,7 +124,8 @@ RULES: dict[str, Row] = {
     # Functions of one axis
     **_each("Softmax LogSoftmax Hardmax", along_axis(-1, flattened_before=13)),
     **_each("ArgMax ArgMin", arg_reduce),
-    "CumSum": cumsum,
+    **_each("CumSum CumProd", cumsum),
+    "Det": Rule("... m n -> ...", freeze="m n"),
     # Reductions
     **_each("ReduceSum ReduceL1 ReduceL2 ReduceSumSquare", reduce(linear=True)),
     "ReduceMean": reduce(linear=True, mean=True),
@@ -114,13 +141,18 @@ RULES: dict[str, Row] = {
     **_each("Resize Upsample", resize),
     "GridSample": grid_sample,
     "RoiAlign": Rule("n c h w, r i, r -> r c 1 1", freeze="nhwri"),
+    "MaxRoiPool": Rule("n c h w, r i -> r c 1 1", freeze="nhwri"),
     "Col2Im": col2im,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
     # Indexing
     "GatherND": gather_nd,
     "ScatterND": scatter_nd,
-    **_each("GatherElements ScatterElements", by_element),
+    **_each("GatherElements ScatterElements Scatter", by_element),
+    "OneHot": one_hot,
+    "TensorScatter": tensor_scatter,
+    "TopK": top_k,
+    "Trilu": triangle,
     # Quantized operators
     **_each("QuantizeLinear DequantizeLinear", quantize),
     "DynamicQuantizeLinear": dynamic_quantize,

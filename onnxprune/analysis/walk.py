@@ -15,6 +15,7 @@ from onnxprune.analysis.collect import collect
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.literals import first_literal
 from onnxprune.analysis.movement import MOVES
+from onnxprune.analysis.no_rule import explain
 from onnxprune.analysis.rule import Misfit, Rule
 from onnxprune.analysis.rule_shapes import INVALID_NODE, shapes_by_rule
 from onnxprune.analysis.rules import RULES, row
@@ -176,7 +177,9 @@ class _Walk:
             self.check_length(node)
             return MOVES[node.op](node)
         name = node.op if standard else f"{node.proto.domain}::{node.op}"
-        raise Misfit(f"no rule for {name}" + (" in this form" if entry else ""))
+        known = entry is not None or node.op in MOVES
+        ending = " in this form" if known else explain(node.op, standard)
+        raise Misfit(f"no rule for {name}{ending}")
 
     def ranks_known(self, node: Node) -> bool:
         """Return whether the rank of every operand is known."""

@@ -38,8 +38,7 @@ class Journal:
         self.measured = 0
         self._known: dict[str, Mapping[str, Any]] = {}
         if self.path:
-            rows = [row for row in json_lines(self.path) if isinstance(row.get("key"), str)]
-            self._known = {row.pop("key"): row for row in rows}
+            self._known = {row.pop("key"): row for row in json_lines(self.path) if "key" in row}
 
     def below(self, prefix: str) -> Journal:
         """Return a journal on the same file whose keys have a longer prefix."""

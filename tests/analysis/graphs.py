@@ -20,8 +20,8 @@ from cases.case import Case, between, tokens
 __all__ = ["CASES", "NOTHING_TO_CUT", "Case", "between", "tokens"]
 
 # operators without a channel that can be cut: LRN sums over neighboring channels and freezes them,
-# Identity is removed before the analysis
-NOTHING_TO_CUT = {"LRN", "Identity"}
+# Identity is removed before the analysis, DecoderMaskedSelfAttention has a kernel for CUDA alone
+NOTHING_TO_CUT = {"LRN", "Identity", "DecoderMaskedSelfAttention"}
 
 CASES: dict[str, Case] = {}
 for _family in (

@@ -16,6 +16,7 @@ from graph_laws import (
 from graph_text import net
 from graphs import CASES, NOTHING_TO_CUT, Case
 from indexed import INDEXED
+from new_rows import BY_REFERENCE, NEW_ROWS
 from patterns import PATTERNS
 
 from onnxprune.analysis.groups import Analysis
@@ -25,7 +26,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import load
 
 SEEDS = 3
-ROWS = CASES | INDEXED
+ROWS = CASES | INDEXED | NEW_ROWS
 ALL = ROWS | PATTERNS | DYNAMIC | BODIES
 
 
@@ -54,7 +55,7 @@ def test_cut_equals_masked(name: str) -> None:
 def test_every_row_and_every_move_has_a_graph() -> None:
     """Every operator has a graph in which a channel that can be cut passes it."""
     covered: set[str] = set()
-    for case in ROWS.values():
+    for case in (*ROWS.values(), *BY_REFERENCE.values()):
         analysis = analyzed(case)
         for node in analysis.record.nodes:
             tensors = [analysis.record.tensors.get(n) for n in (*node.input, *node.output)]

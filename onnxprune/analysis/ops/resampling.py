@@ -9,9 +9,9 @@ import numpy as np
 from onnxprune.analysis.rule import Misfit, Rule, View, axes_letters
 
 
-def max_pool(view: View) -> Rule:
-    """Pool; the second output holds flat indices into the tensor and freezes all axes."""
-    return Rule("n c * -> n c *, n c *", freeze="*" if view.outputs < 2 else "n c *")
+def max_pool(view: View) -> Rule | None:
+    """Pool; a second output is followed where MaxUnpool restores the size (unpooling.py)."""
+    return Rule("n c * -> n c *", freeze="*") if view.outputs < 2 else None
 
 
 def resize(view: View) -> Rule | None:
