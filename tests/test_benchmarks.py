@@ -11,7 +11,8 @@ import pytest
 from benchmarks.runner import ORIGINAL, complete, format_values, markdown, quality_table, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = ("benchmarks.decoders", "benchmarks.runner")  # without a command line
+# without a command line
+LIBRARIES = ("benchmarks.decoders", "benchmarks.package_models", "benchmarks.runner")
 MODULES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 

@@ -31,18 +31,9 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
     UsageError
         The allocator is unknown, a ratio pattern matches no group, or a score is not finite.
     """
-    analysis = context.analysis
     ALLOCATORS.get(name)  # raises for an unknown name even if there is no budget
-    fixed = fixed_widths(analysis, scores, constraints)
-    branches = _find_branches(context, constraints, fixed)
-    steps, order = build_steps(analysis, scores, constraints, fixed, branches)
-    start = {
-        group: analysis.group(group).size - len(dead)
-        for group, dead in constraints.dead.items()
-        if group in order
-    }
-    start.update(fixed)
-    selection = StepSelection(analysis, constraints, steps, order, start, branches)
+    selection = _build_selection(context, scores, constraints)
+    analysis, steps = context.analysis, selection.steps
     every = range(len(steps))
     if constraints.budgets and (missed := selection.missed(every)):
         raise unreachable(analysis, constraints, selection.kept(every), missed)
@@ -54,6 +45,31 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
         else:
             chosen = selection.choose_prefix(ranking.values)
     return analysis.plan(selection.kept(chosen), allocate=name)
+
+
+def least_kept(context: Context, constraints: Constraints) -> dict[str, tuple[int, ...]]:
+    """Return the channels per group of the narrowest plan within the limits, whatever its budgets.
+
+    Which channels of a group they are is arbitrary; their number is what costs depend on.
+    """
+    scores = {group.name: np.zeros(group.size) for group in context.analysis.groups}
+    selection = _build_selection(context, scores, constraints)
+    return selection.kept(range(len(selection.steps)))
+
+
+def _build_selection(context: Context, scores: Scores, constraints: Constraints) -> StepSelection:
+    """Return the steps that an allocator chooses from, none of them taken."""
+    analysis = context.analysis
+    fixed = fixed_widths(analysis, scores, constraints)
+    branches = _find_branches(context, constraints, fixed)
+    steps, order = build_steps(analysis, scores, constraints, fixed, branches)
+    start = {
+        group: analysis.group(group).size - len(dead)
+        for group, dead in constraints.dead.items()
+        if group in order
+    }
+    start.update(fixed)
+    return StepSelection(analysis, constraints, steps, order, start, branches)
 
 
 def _rank(name: str, context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:

@@ -27,7 +27,7 @@ from onnxprune.run.outputs import check_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import read_data_only
-from onnxprune.run.resolve import resolve
+from onnxprune.run.resolve import reachable_target, resolve
 from onnxprune.run.results import Result
 from onnxprune.run.rundir import open_run_dir
 from onnxprune.run.splits import split_inputs
@@ -120,12 +120,14 @@ def _describe_interruption(stages: Stages, folder: Path | None) -> Iterator[None
 def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -> RunJob:
     """Analyze the model, resolve "auto", and open and split the inputs."""
     analysis = analyze_stage(source, recipe, stages)
-    recipe, notes = resolve(recipe, analysis, data is not None)
+    given = recipe
+    recipe, notes = resolve(given, analysis, data is not None)
     inputs = data or open_data_for(analysis.model, recipe)
     analysis = count_at(analysis, inputs, recipe)
+    recipe, raised = reachable_target(recipe, analysis, given)
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
-    return RunJob(stages, recipe, source, analysis, splits, provenance, notes)
+    return RunJob(stages, recipe, source, analysis, splits, provenance, (*notes, *raised))
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:
@@ -144,9 +146,11 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
         )
     stages = Stages(on_event)
     analysis = analyze_stage(model, recipe, stages)
-    recipe, _ = resolve(recipe, analysis)
+    given = recipe
+    recipe, _ = resolve(given, analysis)
     inputs = open_data_for(analysis.model, recipe)
     analysis = count_at(analysis, inputs, recipe)
+    recipe, _ = reachable_target(recipe, analysis, given)
     data = stages.watch(inputs)
     context = context_for(analysis, data, recipe, stages.progress)
     scores: Scores = {}

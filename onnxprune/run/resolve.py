@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onnxprune.allocators.allocate import least_kept
 from onnxprune.analysis.groups import Analysis
+from onnxprune.criteria.base import Context
+from onnxprune.run.adapter import constraints_for
 from onnxprune.run.candidates import CANDIDATES
 from onnxprune.run.recipe import Recipe
 from onnxprune.search import ONE_SHOT
 from onnxprune.statistics.moments import refittable
 
 TARGET = "macs=50%"  # if neither a target nor a tolerance nor ratios are given
+TARGET_SHARE = 0.5
 WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": "least-squares"}
 WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
 # with data, if most weights cannot be refitted (quantized, recurrent or computed)
@@ -52,6 +56,44 @@ def resolve(
     if not recipe.target and recipe.max_divergence is None and not by_ratio:
         values["target"] = TARGET
     return recipe.but(values), warnings
+
+
+def reachable_target(
+    recipe: Recipe, analysis: Analysis, given: Recipe
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Raise the default target if the model cannot be pruned that far.
+
+    Nobody asked for half of the MACs of a model of which less can be removed, so such a run aims
+    at half of what can be removed. A target that is given fails instead.
+
+    Parameters
+    ----------
+    recipe
+        Resolved recipe.
+    analysis
+        Analysis at the sizes that costs are counted at.
+    given
+        The recipe before `resolve`.
+
+    Returns
+    -------
+    tuple
+        The recipe, and a warning if the target was raised.
+    """
+    by_default = not given.target and bool(recipe.target)
+    total = analysis.cost().macs
+    if not by_default or not analysis.groups or not total:
+        return recipe, ()
+    kept = least_kept(Context(analysis), constraints_for(recipe, {}))
+    least = analysis.cost(kept).macs / total
+    if least <= TARGET_SHARE:
+        return recipe, ()
+    target = f"macs={(1 + least) / 2:.1%}"
+    warning = (
+        f"the default target {TARGET} cannot be met: {least:.1%} is the least within the limits. "
+        f"The target is {target} instead, half of what can be removed; --target sets another"
+    )
+    return recipe.but({"target": target}), (warning,)
 
 
 def _can_compare(recipe: Recipe) -> bool:

@@ -1,0 +1,45 @@
+"""Default target of models that cannot be pruned to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxprune.errors import TargetError
+from onnxprune.ir.io import load
+from onnxprune.run.pipeline import make_plan, optimize
+from onnxprune.run.recipe import Recipe
+from tests.graph_text import net
+
+# the first convolution reads and writes channels of the interface; 24 channels between the others
+# can be pruned, a third of the MACs
+TEXT = (
+    "float[n,16,8,8] x | float[16,16,3,3] a, float[24,16,1,1] b, float[16,24,1,1] c |"
+    "y = Conv<pads=[1,1,1,1]>(x, a); p = Conv(x, b); q = Relu(p); z = Conv(q, c) |"
+    "float[n,16,8,8] y, float[n,16,8,8] z"
+)
+UNPRUNABLE = "float[n,16] x | float[16,16] a | y = MatMul(x, a)"
+PRUNABLE = "float[n,16] x | float[16,64] a, float[64,16] b | p = MatMul(x, a); y = MatMul(p, b)"
+
+
+def test_default_target_is_half_of_what_can_be_removed() -> None:
+    result = optimize(load(net(TEXT)), engine=())
+    share = result.report.after.macs / result.report.before.macs
+    # 8 of 24 channels are the least: (2304 + 256) / (2304 + 768) = 83.3 %
+    assert 0.833 < share <= 0.917
+    (warning,) = [w for w in result.report.warnings if "default target" in w]
+    assert "macs=50% cannot be met: 83.3% is the least" in warning and "macs=91.7%" in warning
+    assert make_plan(load(net(TEXT)), Recipe()).kept == result.plan.kept
+
+
+@pytest.mark.parametrize(
+    ("text", "options"), [(TEXT, {"target": "macs=50%"}), (UNPRUNABLE, {})], ids=["given", "none"]
+)
+def test_given_target_and_model_without_groups_fail(text: str, options: dict[str, str]) -> None:
+    with pytest.raises(TargetError, match=r"macs <= 50.0% cannot be met"):
+        optimize(load(net(text)), engine=(), **options)
+
+
+def test_reachable_default_target_stays() -> None:
+    report = optimize(load(net(PRUNABLE)), engine=()).report
+    assert [row.target for row in report.targets] == ["macs=50%"]
+    assert not [w for w in report.warnings if "default target" in w]
