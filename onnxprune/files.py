@@ -3,52 +3,235 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from onnxprune.errors import OutputError
 
+if sys.platform != "win32":
+    import fcntl
+
+PARTIAL = ".partial"  # suffix of temporary files
+_PREFIX = ".onnxprune-"
+_SWEPT: set[Path] = set()  # folders without files of killed processes, listed once per process
 BLOCK_BYTES = 1 << 20  # read at a time
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class Staging:
+    """Files under temporary names in the folders of their targets, which they replace together.
+
+    A temporary file is locked while its process lives, so that the next writer into the folder can
+    tell the ones that a killed process has left, and removes them.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[_Staged] = []
+        self._obsolete: set[Path] = set()
+
+    @contextlib.contextmanager
+    def file(self, path: str | Path) -> Iterator[BinaryIO]:
+        """Open a binary file for what `path` is to hold; it is synced when the block ends.
+
+        Raises
+        ------
+        OutputError
+            The folder does not exist or cannot be written, or the disk is full.
+        """
+        path = Path(path)
+        with _describe_failure(path):
+            staged = _stage(path)
+            self._files.append(staged)
+            yield staged.file
+            staged.file.flush()
+            os.fsync(staged.file.fileno())
+
+    def sha256(self, path: str | Path) -> str:
+        """Return the hash of what `path` is to hold."""
+        return sha256(self._find(path).name)
+
+    def move(self, path: Path, target: Path) -> None:
+        """Let the file that was written for `path` replace `target` of the same folder instead."""
+        self._find(path).path = target
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove files that nothing refers to any more after the commit."""
+        self._obsolete.update(paths)
+
+    def commit(self) -> None:
+        """Replace all targets, or none if one of them cannot be replaced.
+
+        Raises
+        ------
+        OutputError
+            A target cannot be replaced.
+        """
+        replaced: list[_Staged] = []
+        try:
+            for staged in self._files:
+                with _describe_failure(staged.path):
+                    # mkstemp makes files that only their owner can read
+                    os.chmod(staged.name, 0o666 & ~_umask())
+                    # a single rename has nothing to undo
+                    if len(self._files) > 1:
+                        staged.keep_old()
+                    if sys.platform == "win32":
+                        staged.file.close()
+                    os.replace(staged.name, staged.path)
+                replaced.append(staged)
+        except OutputError:
+            for staged in reversed(replaced):
+                staged.undo()
+            raise
+        else:
+            for path in self._obsolete:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the temporary files."""
+        for staged in self._files:
+            with contextlib.suppress(OSError):  # of a write that a full disk has left in the buffer
+                staged.file.close()
+            for name in (staged.name, staged.old):
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+        self._files.clear()
+
+    def _find(self, path: str | Path) -> _Staged:
+        """Return the file that was written last for `path`."""
+        return next(staged for staged in reversed(self._files) if staged.path == Path(path))
+
+
+@dataclass
+class _Staged:
+    """Temporary file.
+
+    Attributes
+    ----------
+    name
+        Its path.
+    path
+        Path that it is to replace.
+    old
+        Second link to the replaced file until the commit ends; empty if there was none.
+    """
+
+    file: BinaryIO
+    name: str
+    path: Path
+    old: str = ""
+
+    def keep_old(self) -> None:
+        """Link the file that is to be replaced, where the file system has links."""
+        old = f"{self.name}.old{PARTIAL}"
+        with contextlib.suppress(OSError):
+            os.link(self.path, old, follow_symlinks=False)
+            self.old = old
+
+    def undo(self) -> None:
+        """Put the replaced file back."""
+        with contextlib.suppress(OSError):
+            if self.old:
+                os.replace(self.old, self.path)
+            else:
+                os.unlink(self.path)
+
+
+@contextlib.contextmanager
+def staging() -> Iterator[Staging]:
+    """Give a staging that is committed when the block ends, and discarded if it fails."""
+    files = Staging()
+    try:
+        yield files
+    except BaseException:
+        files.discard()
+        raise
+    files.commit()
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path` when the block ends without an exception.
 
-    Until then it has a temporary name in the same folder; if the block fails, it is removed.
-
     Raises
     ------
     OutputError
         The folder does not exist or cannot be written, or the disk is full.
     """
-    path = Path(path)
+    with staging() as files, files.file(path) as file:
+        yield file
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove the temporary files of processes that no longer exist."""
+    for path in folder.glob(f"{_PREFIX}*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            # no link is followed; a pipe or device of this name is not ours
+            if stat.S_ISREG(os.lstat(path).st_mode) and _is_abandoned(path):
+                path.unlink()
+
+
+def _stage(path: Path) -> _Staged:
+    """Create and lock a temporary file next to `path`."""
+    if path.parent not in _SWEPT:
+        remove_partial_files(path.parent)
+        _SWEPT.add(path.parent)
+    while True:
+        # the target's name is not a part of it: it may have the largest length already
+        handle, name = tempfile.mkstemp(PARTIAL, _PREFIX, path.parent)
+        file = os.fdopen(handle, "r+b")
+        # waits for a process that looks at it, and may remove it, before it is locked
+        _lock(file, wait=True)
+        if os.fstat(file.fileno()).st_nlink:
+            return _Staged(file, name, path)
+        file.close()
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Return whether no process has locked a temporary file."""
+    with open(path, "r+b") as file:
+        return _lock(file, wait=False)
+
+
+def _lock(file: IO[Any], wait: bool) -> bool:
+    """Lock a file until it is closed; return False if it is in use or cannot be locked."""
+    if sys.platform == "win32":
+        return True  # an open file cannot be removed there
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _describe_failure(path: Path) -> Iterator[None]:
+    """Raise OutputError for an OSError."""
+    try:
+        yield
     except OSError as problem:
         raise OutputError(
-            "output-unwritable", f"cannot write {path}: {problem.strerror}"
+            "output-unwritable", f"cannot write {path}: {problem.strerror or problem}"
         ) from problem
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except OSError as problem:
-        raise OutputError(
-            "output-unwritable", f"cannot write {path}: {problem.strerror}"
-        ) from problem
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -57,23 +240,43 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         file.write(data)
 
 
+def to_json(value: Any) -> str:
+    """Return the text of a JSON file, keys in the given order."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, keys in the given order."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    """Write JSON atomically."""
+    write_bytes(path, to_json(value).encode())
 
 
 def append_json_line(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a file of JSON lines and sync it."""
+    """Append a row to a file of JSON lines and sync it.
+
+    Raises
+    ------
+    OutputError
+        The file is a link or cannot be written; it is then unchanged.
+    """
     line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    with open(path, "a+b") as file:
+    # a link could lead out of the folder
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    flags |= getattr(os, "O_BINARY", 0)
+    with _describe_failure(Path(path)), os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
         # a row must not be appended to a line that a kill has cut short
-        if file.tell():
+        if size:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 line = b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            # what a full disk has taken of the line
+            os.ftruncate(file.fileno(), size)
+            raise
 
 
 def json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -86,7 +289,8 @@ def json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
         open(path, encoding="utf-8", errors="replace") as file,
     ):
         for line in file:
-            with contextlib.suppress(ValueError):
+            # RecursionError: nested too deep
+            with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
                 if isinstance(row, dict):
                     yield row
@@ -99,11 +303,45 @@ def hash_key(*parts: Any) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """Return the hex digest of a file, read in blocks."""
-    with open(path, "rb") as file:
+    """Return the hex digest of a regular file, read in blocks."""
+    with open_regular(Path(path)) as file:
         if hasattr(hashlib, "file_digest"):
             return hashlib.file_digest(file, "sha256").hexdigest()
         return _digest(file)
+
+
+def open_regular(path: Path, flags: int = 0) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Anything else (folder, named pipe, device, socket) could block or never end.
+
+    Parameters
+    ----------
+    flags
+        Additional flags of os.open.
+
+    Raises
+    ------
+    OSError
+        The file does not exist, cannot be read, or is not a regular file.
+    """
+    # before opening, which can have effects on a device
+    _check_regular(os.stat(path))
+    flags |= os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        # again, because another file may have taken its place
+        _check_regular(os.fstat(file.fileno()))
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a special file")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
 
 
 def _digest(file: BinaryIO) -> str:

@@ -72,6 +72,35 @@ def recipe_options(
     return add
 
 
+def ignored_options(*names: str) -> Callable[[F], F]:
+    """Accept options that the command offered in the previous release but never read.
+
+    They are hidden, and a warning says that they have no effect.
+    """
+
+    def warn(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value not in (None, False, ()):
+            flag = parameter.opts[0]
+            say(f"warning: {flag} has no effect on {context.info_name} and will be removed")
+
+    def add(command: F) -> F:
+        for name in names:
+            option = OPTIONS[name]
+            command = click.option(
+                "--" + name.replace("_", "-"),
+                f"ignored_{name}",
+                is_flag=option.is_flag,
+                default=None,
+                multiple=option.repeatable,
+                hidden=True,
+                expose_value=False,
+                callback=warn,
+            )(command)
+        return command
+
+    return add
+
+
 def recipe_from(path: str | None, values: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a command: the file's values, overridden by the given flags."""
     flags = {name: value for name, value in values.items() if value is not None and value != ()}

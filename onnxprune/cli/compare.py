@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, say, shared
+from onnxprune.cli.common import (
+    emit,
+    ignored_options,
+    model_argument,
+    recipe_from,
+    recipe_options,
+    say,
+    shared,
+)
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     help="Class names, one per line, starting with class 0.",
 )
 @recipe_options("data", "runtime", "evaluate", without=("flip",))
+@ignored_options("flip")
 @shared
 def compare(
     a: str,

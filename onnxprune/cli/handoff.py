@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, say, shared
+from onnxprune.cli.common import (
+    emit,
+    ignored_options,
+    model_argument,
+    recipe_from,
+    recipe_options,
+    say,
+    shared,
+)
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +55,7 @@ MOST_SHOWN = 12  # checks per severity, layers per model; checks.json has all
     help="Option of the target; README.txt in the bundle lists them.",
 )
 @recipe_options("data", "runtime", without=("flip", "batch_size", "threads"))
+@ignored_options("flip", "batch_size", "threads")
 @shared
 def handoff(
     model: str,

@@ -100,10 +100,10 @@ def _run(
     """Run the pipeline with progress on stderr, and print the summary or the report as JSON."""
     from onnxprune.report import terminal
     from onnxprune.report.html import PAGE
-    from onnxprune.run.outputs import default_output, default_run_dir
+    from onnxprune.run.outputs import choose_output, default_run_dir
     from onnxprune.run.pipeline import optimize as run
 
-    output = output or str(default_output(model))
+    output = str(choose_output(output, model))
     page = Path(run_dir or default_run_dir(output)) / PAGE
     with terminal.Progress() as progress:
         result = run(

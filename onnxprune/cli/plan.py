@@ -8,6 +8,7 @@ import click
 
 from onnxprune.cli.common import (
     emit,
+    ignored_options,
     model_argument,
     output_options,
     recipe_from,
@@ -33,11 +34,12 @@ def plan(
     """Decide which channels of MODEL to remove, and write the plan as JSON."""
     from onnxprune.files import write_json
     from onnxprune.report.terminal import Progress
-    from onnxprune.run.outputs import check_output
+    from onnxprune.run.outputs import check_not_read, check_output
     from onnxprune.run.pipeline import make_plan
 
     recipe = recipe_from(recipe_file, values)
     if output:
+        check_not_read(output, [model])
         check_output(output, overwrite)
     with Progress() as progress:
         result = make_plan(model, recipe, progress).to_json()
@@ -66,12 +68,12 @@ def cut(
     """Remove from MODEL the channels that PLAN (plan.json) does not keep; repair nothing."""
     from onnxprune.ir.io import save
     from onnxprune.run.adapter import analyze_for_plan
-    from onnxprune.run.outputs import check_output, default_output
+    from onnxprune.run.outputs import check_output, choose_output
     from onnxprune.surgery.cut import cut as remove_channels
     from onnxprune.types import Plan
 
     recipe = recipe_from(recipe_file, values)
-    path = str(output or default_output(model))
+    path = str(choose_output(output, model, reads=[plan_file]))
     check_output(path, overwrite)
     plan = Plan.load(plan_file)
     analysis = analyze_for_plan(model, plan)
@@ -99,6 +101,7 @@ def cut(
     help="Plan that PRUNED was made with.",
 )
 @recipe_options("data", "runtime", "verify", without=("flip", "batch_size"))
+@ignored_options("flip", "batch_size")
 @shared
 def verify(
     original: str,

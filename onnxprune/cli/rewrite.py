@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -54,11 +53,11 @@ def rewrite(
     The network computes something else afterwards: fine-tune it with `onnxprune tune`.
     """
     from onnxprune.ir.io import load, save
-    from onnxprune.run.outputs import check_output
+    from onnxprune.run.outputs import check_output, choose_output
     from onnxprune.tune.rewrite import rewrite_activations
 
     recipe = recipe_from(recipe_file, values)
-    path = output or str(Path(model).with_suffix(".rewritten.onnx"))
+    path = str(choose_output(output, model, ".rewritten.onnx"))
     check_output(path, overwrite)
     sources = [name.strip() for name in replace.split(",") if name.strip() != activation]
     result = rewrite_activations(load(model), activation, sources)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,7 +87,7 @@ def sparsify(
     """
     from onnxprune.ir.io import load, save
     from onnxprune.report.terminal import Progress
-    from onnxprune.run.outputs import check_output
+    from onnxprune.run.outputs import check_output, choose_output
     from onnxprune.sparsify.report import sparsity
     from onnxprune.sparsify.weights import SparsifySettings
     from onnxprune.sparsify.weights import sparsify as run
@@ -104,7 +103,7 @@ def sparsify(
             "pass only one",
         )
     recipe = recipe_from(recipe_file, values)
-    path = output or str(Path(model).with_suffix(".sparse.onnx"))
+    path = str(choose_output(output, model, ".sparse.onnx"))
     check_output(path, overwrite)
     settings = SparsifySettings(
         amount=DEFAULT_AMOUNT if amount is None else amount,

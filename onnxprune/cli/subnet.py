@@ -42,12 +42,13 @@ def subnet(
     from onnxprune.criteria import CRITERIA
     from onnxprune.files import write_json
     from onnxprune.run.adapter import analyze_for, analyze_for_plan, context_for, open_data_for
-    from onnxprune.run.outputs import check_output
+    from onnxprune.run.outputs import check_not_read, check_output
     from onnxprune.search.subnet import from_subnet, to_subnet
     from onnxprune.types import Plan
 
     recipe = recipe_from(recipe_file, values)
     if output:
+        check_not_read(output, [model, file])
         check_output(output, overwrite)
     content = _read(file)
     result: dict[str, Any]

@@ -12,6 +12,7 @@ import click
 
 from onnxprune.cli.common import (
     emit,
+    ignored_options,
     model_argument,
     output_options,
     recipe_from,
@@ -59,6 +60,7 @@ _LABEL_LOSSES = frozenset({"ce", "task"})
         "swaps",
     ),
 )
+@ignored_options("blocks", "swaps")
 @shared
 def tune(
     model: str,
@@ -79,11 +81,11 @@ def tune(
     from onnxprune.files import write_json
     from onnxprune.ir.io import load, save
     from onnxprune.report.terminal import Progress
-    from onnxprune.run.outputs import check_output
+    from onnxprune.run.outputs import check_output, choose_output
 
     own = {option.name: values.pop(option.name) for option in OPTIONS}
     recipe = recipe_from(recipe_file, values)
-    path = output or str(Path(model).with_suffix(".tuned.onnx"))
+    path = str(choose_output(output, model, ".tuned.onnx"))
     check_output(path, overwrite)
     source = load(model)
     # without --samples all samples of a file or a folder are used, not the recipe's default

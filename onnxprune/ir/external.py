@@ -9,9 +9,7 @@ so that no later step meets a reference to a file.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -27,6 +25,7 @@ from onnx import (
 )
 
 from onnxprune.errors import ModelError
+from onnxprune.files import open_regular
 from onnxprune.ir.nodes import label
 from onnxprune.ir.weights import VALUE_FIELDS, FileWeight, declared_size
 from onnxprune.ir.wire import PROTOBUF_LIMIT_BYTES
@@ -35,13 +34,6 @@ _MAX_QUOTED = 120  # characters of a file name in a message
 _PLAIN = frozenset(
     getattr(AttributeProto, name) for name in "FLOAT INT STRING FLOATS INTS STRINGS".split()
 )
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class ExternalFiles:
@@ -172,40 +164,6 @@ def embed_tensors(proto: ModelProto, path: Path | None) -> None:
             for field in VALUE_FIELDS:
                 tensor.ClearField(field)
             tensor.raw_data = values
-
-
-def open_regular(path: Path, flags: int = 0) -> BinaryIO:
-    """Open a regular file for reading.
-
-    Anything else (folder, named pipe, device, socket) could block or never end.
-
-    Parameters
-    ----------
-    flags
-        Additional flags of os.open.
-
-    Raises
-    ------
-    OSError
-        The file does not exist, cannot be read, or is not a regular file.
-    """
-    # before opening, which can have effects on a device
-    _check_regular(os.stat(path))
-    flags |= os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = os.fdopen(os.open(path, flags), "rb")
-    try:
-        # again, because another file may have taken its place
-        _check_regular(os.fstat(file.fileno()))
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def _check_regular(info: os.stat_result) -> None:
-    if not stat.S_ISREG(info.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a special file")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
 
 
 class _Place(NamedTuple):

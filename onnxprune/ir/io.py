@@ -7,6 +7,7 @@ annotations).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -16,9 +17,9 @@ from pathlib import Path
 from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
-from onnxprune.files import replacing
+from onnxprune.files import Staging, open_regular, sha256, staging
 from onnxprune.ir import wire
-from onnxprune.ir.external import ExternalFiles, embed_tensors, open_regular
+from onnxprune.ir.external import ExternalFiles, embed_tensors
 from onnxprune.ir.model import EditableModel, Model, ModelView
 from onnxprune.ir.nodes import nested
 from onnxprune.ir.weights import (
@@ -34,6 +35,7 @@ from onnxprune.ir.wire import PROTOBUF_LIMIT_BYTES
 __all__ = ["EditableModel", "Model", "ModelView", "digest", "load", "save", "serialize", "to_bytes"]
 
 INLINE_BYTES = 1024  # initializers up to this size are parsed with the graph
+DATA = ".data"  # suffix of external data
 EXTERNAL_ALIGN_BYTES = 4096  # page size, so that onnxruntime can map external data
 
 
@@ -124,15 +126,22 @@ def save(
     *,
     external_data: bool | None = None,
     overwrite: bool = False,
+    files: Staging | None = None,
 ) -> None:
     """Write a model, weight by weight.
+
+    Graph and external data change together: new data never have the name of those that the graph
+    in place refers to, unless they are equal.
 
     Parameters
     ----------
     external_data
-        Store weights next to the graph in PATH.data; None does so only over 2 GB.
+        Store weights next to the graph in PATH.data, or in PATH.HASH.data if that file exists with
+        other content; None does so only over 2 GB.
     overwrite
-        Replace an existing file.
+        Replace an existing file, and remove the external data that only it refers to.
+    files
+        Staging to write with; its commit replaces the files.
 
     Raises
     ------
@@ -140,20 +149,24 @@ def save(
         The file exists and `overwrite` is not set, or it cannot be written.
     """
     path = Path(path)
-    data = path.with_name(path.name + ".data")
+    data = path.with_name(path.name + DATA)
     if external_data is None:
         external_data = model.size_bytes() > PROTOBUF_LIMIT_BYTES
-    # checked before anything is written, so that no half of the two files is left
     for target in (path, data) if external_data else (path,):
         if target.exists() and not overwrite:
             raise OutputError(
                 "output-exists", f"{target} exists; pass --overwrite (overwrite=True) to replace it"
             )
-    if external_data:
-        model = _externalize(model, data)
-    with replacing(path) as file:
-        for piece in serialize(model):
-            file.write(piece)
+    obsolete = _own_data(path) - _own_data(model.path)
+    with staging() if files is None else contextlib.nullcontext(files) as files:
+        # before the graph, so that it is in place when the graph refers to it
+        if external_data:
+            model, data = _externalize(model, data, files)
+            obsolete.discard(data.resolve())
+        with files.file(path) as file:
+            for piece in serialize(model):
+                file.write(piece)
+        files.remove(obsolete)
 
 
 def digest(model: ModelView) -> str:
@@ -169,22 +182,54 @@ def _has_raw(tensor: TensorProto) -> bool:
     return tensor.data_location != TensorProto.EXTERNAL and tensor.data_type != TensorProto.STRING
 
 
-def _externalize(model: ModelView, data: Path) -> ModelView:
-    """Write weights over INLINE_BYTES to `data`, and return a model that refers to that file."""
+def _externalize(model: ModelView, data: Path, files: Staging) -> tuple[ModelView, Path]:
+    """Write weights over INLINE_BYTES; return a model that refers to their file, and its path."""
     copy = model.edit()
-    with replacing(data) as file:
+    tensors = []
+    with files.file(data) as file:
         for tensor in copy.proto.graph.initializer:
             weight = copy.weights[tensor.name]
             if not _has_raw(tensor) or size_bytes(weight) <= INLINE_BYTES:
                 continue
             # padding to the next page
             file.write(b"\0" * (-file.tell() % EXTERNAL_ALIGN_BYTES))
-            entries = {"location": data.name, "offset": file.tell(), "length": size_bytes(weight)}
+            tensors.append((tensor, file.tell(), size_bytes(weight)))
             file.write(weight.raw())
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in entries.items():
-                tensor.external_data.add(key=key, value=str(value))
-    return copy
+    if data.exists():
+        digest = files.sha256(data)
+        if not data.is_file() or sha256(data) != digest:
+            other = data.with_name(f"{data.name.removesuffix(DATA)}.{digest[:8]}{DATA}")
+            files.move(data, other)
+            data = other
+    for tensor, offset, length in tensors:
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+    return copy, data
+
+
+def _own_data(path: Path | None) -> set[Path]:
+    """Return the external data of the graph at `path` whose names `save` has given."""
+    if path is None or not path.is_file():
+        return set()
+    proto = ModelProto()
+    try:
+        with open_regular(path) as file:
+            buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        proto.ParseFromString(_split_message(buffer)[0])
+    except Exception:  # whatever is replaced, its data are none of ours if it is no model
+        return set()
+    names = {
+        entry.value
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return {
+        path.with_name(name).resolve()
+        for name in names
+        if "/" not in name and name.startswith(f"{path.name}.") and name.endswith(DATA)
+    }
 
 
 def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:

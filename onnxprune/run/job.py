@@ -14,7 +14,7 @@ from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.explain import explain
 from onnxprune.errors import TargetError, plural
-from onnxprune.files import hash_key, sha256, write_bytes, write_json
+from onnxprune.files import Staging, hash_key, staging, to_json
 from onnxprune.ir.io import Model, digest, save
 from onnxprune.report import html
 from onnxprune.report.collect import (
@@ -53,6 +53,7 @@ from onnxprune.run.planning import (
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import to_toml
 from onnxprune.run.results import ComparisonModels, Decision, Result, StageResults, Timing
+from onnxprune.run.rundir import RunDir
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
 from onnxprune.run.tolerance import bisect_tolerance
@@ -70,6 +71,8 @@ from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
 
 RECOUNTS = 2  # plans with tighter targets if the repair adds more than they allow
+PLAN_FILE, RECIPE_FILE, JSON_FILE = "plan.json", "recipe.toml", "report.json"
+REPORT_FILES = (JSON_FILE, html.PAGE, RECIPE_FILE, PLAN_FILE)
 SEARCH = "search.jsonl"  # measurements of a search method, in the run directory
 
 
@@ -346,26 +349,39 @@ class RunJob:
             yield from explain(layers, model, engine, recipe.precision)
 
     def _write(self, result: Result, run_key: str, overwrite: bool) -> None:
-        """Write the output, and plan, recipe and report into the run directory.
+        """Write the output, and plan, recipe and report into the run directory, all or nothing.
 
-        The journal announces the output before it is written, see `check_same`.
+        The journal names the output before it replaces another one, see `check_same`.
         """
-        run, chain = self.stages.run, self.stages.chain
-        facts = {"output": str(self.output), "run": run_key}
-        if run:
-            write_json(run.file("plan.json"), result.plan.to_json())
-            recipe = to_toml(self.recipe, self.provenance)
-            write_bytes(run.file("recipe.toml"), recipe.encode())
-            run.record("write", chain, 0.0, facts=facts)
-        if self.output:
-            external_data = self.recipe.external_data
-            save(result.model, self.output, external_data=external_data, overwrite=overwrite)
-            facts["sha256"] = sha256(self.output)
-        if run:
-            write_json(run.file("report.json"), result.report.to_json())
-            html.write(result.report, run.file(html.PAGE).parent)
-            files = ["report.json", html.PAGE, "recipe.toml", "plan.json"]
-            run.record("report", chain, 0.0, files, facts)
+        run = self.stages.run
+        with staging() as files:
+            digest = ""
+            if self.output:
+                external_data = self.recipe.external_data
+                save(
+                    result.model,
+                    self.output,
+                    external_data=external_data,
+                    overwrite=overwrite,
+                    files=files,
+                )
+                digest = files.sha256(self.output)
+            if run:
+                self._stage_report(result, run, files)
+                facts = {"output": str(self.output), "run": run_key, "sha256": digest}
+                run.record("report", self.stages.chain, 0.0, REPORT_FILES, facts, files)
+
+    def _stage_report(self, result: Result, run: RunDir, files: Staging) -> None:
+        """Write plan, recipe and report."""
+        contents = {
+            PLAN_FILE: to_json(result.plan.to_json()),
+            RECIPE_FILE: to_toml(self.recipe, self.provenance),
+            JSON_FILE: to_json(result.report.to_json()),
+            html.PAGE: html.page(result.report),
+        }
+        for name, text in contents.items():
+            with files.file(run.file(name)) as file:
+                file.write(text.encode())
 
 
 def analyze_stage(model: Source, recipe: Recipe, stages: Stages) -> Analysis:

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from onnxprune.errors import OutputError
+from onnxprune.errors import OutputError, UsageError
 from onnxprune.files import sha256
 from onnxprune.run.rundir import JournalEntry, RunDir
 
 PathLike = str | os.PathLike[str]
+PRUNED = ".pruned.onnx"
 
 
-def default_output(model: PathLike) -> Path:
-    """Return MODEL.pruned.onnx, next to the model."""
-    return Path(model).with_suffix(".pruned.onnx")
+def choose_output(
+    output: PathLike | None, model: object, suffix: str = PRUNED, *, reads: Iterable[PathLike] = ()
+) -> Path:
+    """Return the path of the model to write.
+
+    Parameters
+    ----------
+    output
+        Path of the file, or a folder to put it into; None for the folder of the model.
+    model
+        What the user named as the model; the file is named after it, if it is a path.
+    suffix
+        End of the file's name if it is not given.
+    reads
+        Other files that the command reads.
+
+    Raises
+    ------
+    UsageError
+        The path does not end in .onnx, or is a file that the command reads.
+    """
+    source = Path(model) if isinstance(model, str | os.PathLike) else Path("model.onnx")
+    if output is None:
+        return source.with_suffix(suffix)
+    path = Path(output)
+    if path.is_dir():
+        path = path / source.with_suffix(suffix).name
+    elif path.suffix.lower() != ".onnx":
+        raise UsageError(
+            "output-suffix", f"the output {path} does not end in .onnx; write {path}.onnx"
+        )
+    check_not_read(path, (source, *reads))
+    return path
+
+
+def check_not_read(output: PathLike, reads: Iterable[PathLike]) -> None:
+    """Raise UsageError if a file to write is one that the command reads, by whatever name."""
+    for path in map(Path, reads):
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.samefile(output, path):
+                raise UsageError(
+                    "output-is-input", f"the output {output} is the input {path}; choose another -o"
+                )
 
 
 def default_run_dir(output: PathLike) -> Path:
@@ -59,8 +102,7 @@ def check_output(
 def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) -> bool:
     """Return whether the output may replace an existing one, given the key of the run.
 
-    It may if the same run wrote it before, whether it finished or was killed right after: then
-    nothing is lost.
+    It may if the same run wrote it before: then nothing is lost.
 
     Raises
     ------
@@ -72,8 +114,8 @@ def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) 
     entry = _last_write(run, output) if run else None
     if entry is None or entry.facts.get("run") != run_key:
         raise _already_exists(output)
-    # "write" is recorded before the output is written, "report" with its hash after
-    if entry.stage != "write" and entry.facts.get("sha256") != sha256(output):
+    # recorded before the output is written, which a kill can prevent
+    if entry.facts.get("sha256") != sha256(output):
         raise _already_exists(output)
     return True
 
@@ -91,7 +133,7 @@ def _check_new(output: Path, run_dir: Path | None, external_data: bool) -> None:
 def _last_write(run: RunDir, output: Path) -> JournalEntry | None:
     """Return the journal's last entry if it is about writing this output."""
     entries = run.entries()
-    if not entries or entries[-1].stage not in ("write", "report"):
+    if not entries or entries[-1].stage != "report":
         return None
     return entries[-1] if entries[-1].facts.get("output") == str(output) else None
 

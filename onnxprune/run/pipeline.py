@@ -23,7 +23,7 @@ from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, load
 from onnxprune.run.adapter import Source, context_for, count_at, open_data_for, open_labels
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
-from onnxprune.run.outputs import check_output, default_run_dir
+from onnxprune.run.outputs import check_output, choose_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import read_data_only
@@ -82,6 +82,8 @@ def optimize(
     data = options.pop("data") if isinstance(options.get("data"), Data) else None
     recipe = _read_recipe(recipe, options)
     validate(recipe, data is not None or bool(recipe.data))
+    if output:
+        output = choose_output(output, model)
     folder = _choose_folder(output, run_dir)
     if output:
         overwrite = check_output(output, overwrite, folder, recipe.external_data is True)

@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from onnxprune.errors import OutputError
-from onnxprune.files import append_json_line, json_lines, sha256
+from onnxprune.files import (
+    Staging,
+    append_json_line,
+    json_lines,
+    open_regular,
+    remove_partial_files,
+    sha256,
+)
 
 if sys.platform == "win32":
     import msvcrt
@@ -28,6 +34,7 @@ else:
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+MARK = b"onnxprune run directory\n"  # first line of the lock
 
 
 @dataclass(frozen=True)
@@ -51,21 +58,26 @@ class JournalEntry:
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run directory, locked by `open_run_dir`."""
+    """A run directory, locked by `open_run_dir`.
+
+    Attributes
+    ----------
+    names
+        Names of the files that this run has asked for.
+    """
 
     path: Path
+    names: set[str] = field(default_factory=set, compare=False)
 
     def file(self, name: str) -> Path:
         """Return the path of a file of the run."""
+        self.names.add(name)
         return self.path / name
 
     def entries(self) -> list[JournalEntry]:
-        """Return the journal, without lines that a kill has cut short."""
-        entries = []
-        for row in json_lines(self.file(JOURNAL)):
-            with contextlib.suppress(TypeError):  # other keys, of another version
-                entries.append(JournalEntry(**row))
-        return [e for e in entries if isinstance(e.files, dict) and isinstance(e.facts, dict)]
+        """Return the journal, without lines that cannot be read."""
+        rows = json_lines(self.file(JOURNAL))
+        return [entry for entry in map(_read_entry, rows) if entry is not None]
 
     def done(self, stage: str, stage_key: str) -> JournalEntry | None:
         """Return the journal's entry of a stage if its key and files are unchanged."""
@@ -81,21 +93,60 @@ class RunDir:
         stage: str,
         stage_key: str,
         seconds: float,
-        files: Sequence[str] = (),
+        names: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
+        files: Staging | None = None,
     ) -> JournalEntry:
-        """Append a finished stage, whose files are in place, to the journal."""
-        hashes = {name: sha256(self.file(name)) for name in files}
+        """Append a finished stage to the journal.
+
+        Parameters
+        ----------
+        names
+            Files of the stage, in place.
+        files
+            Staging that holds the files instead.
+        """
+        digest = files.sha256 if files else sha256
+        hashes = {name: digest(self.file(name)) for name in names}
         entry = JournalEntry(stage, stage_key, hashes, dict(facts or {}), round(seconds, 4))
         append_json_line(self.file(JOURNAL), vars(entry))
         return entry
 
+    def remove(self) -> None:
+        """Remove the files of this run, and the directory if it is then empty."""
+        for name in (*self.names, LOCK):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        remove_partial_files(self.path)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def _is_unchanged(self, name: str, digest: str) -> bool:
-        """Return whether a file exists and has this hash."""
+        """Return whether a file of the directory itself exists and has this hash."""
+        # the journal may come from elsewhere, with names that lead out of the directory
+        if Path(name).name != name or "\0" in name or (self.path / name).is_symlink():
+            return False
         try:
             return sha256(self.file(name)) == digest
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that the system cannot encode
             return False
+
+
+def _read_entry(row: Mapping[str, Any]) -> JournalEntry | None:
+    """Return a line of the journal, None if it is of another version or was edited."""
+    try:
+        entry = JournalEntry(**row)
+    except TypeError:
+        return None
+    is_valid = (
+        isinstance(entry.stage, str)
+        and isinstance(entry.key, str)
+        and isinstance(entry.seconds, int | float)
+        and isinstance(entry.facts, dict)
+        and isinstance(entry.files, dict)
+        and all(isinstance(digest, str) for digest in entry.files.values())
+    )
+    return entry if is_valid else None
 
 
 @contextlib.contextmanager
@@ -115,10 +166,12 @@ def open_run_dir(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
     """
     path = Path(path)
     is_new = not path.exists()
+    # a link at the place of one of them would be written through
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     try:
         path.mkdir(exist_ok=True)
-        is_foreign = not is_new and not (path / LOCK).exists() and any(path.iterdir())
-        lock = None if is_foreign else open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        is_foreign = not is_new and not _is_run_dir(path)
+        lock = None if is_foreign else os.fdopen(os.open(path / LOCK, flags, 0o666), "r+b")
     except OSError as problem:
         raise OutputError(
             "run-dir", f"cannot use {path} as run directory: {problem.strerror}"
@@ -129,16 +182,33 @@ def open_run_dir(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
         )
     with lock:
         _acquire(lock, path)
+        run = RunDir(path)
         try:
-            _remove_partial_files(path)
-            yield RunDir(path)
+            remove_partial_files(path)
+            yield run
         except Exception:
             if is_new and not keep:
-                shutil.rmtree(path, ignore_errors=True)
+                run.remove()
             raise
 
 
-def _acquire(lock: IO[str], path: Path) -> None:
+def _is_run_dir(path: Path) -> bool:
+    """Return whether a directory is empty or carries the mark of a run."""
+    names = {entry.name for entry in os.scandir(path)}
+    # a run that was killed before it wrote its mark leaves an empty lock
+    if names <= {LOCK} and not (path / LOCK).is_symlink():
+        return not names or (path / LOCK).is_file()
+    try:
+        with open_regular(path / LOCK, getattr(os, "O_NOFOLLOW", 0)) as file:
+            text = file.read(len(MARK))
+    except OSError:
+        return False
+    # 0.1 wrote no mark, but a journal
+    is_old = text.startswith(b"process ") and JOURNAL in names
+    return text == MARK or is_old
+
+
+def _acquire(lock: BinaryIO, path: Path) -> None:
     """Lock until the file is closed; the system releases the lock of a process that dies."""
     try:
         if sys.platform == "win32":
@@ -147,19 +217,14 @@ def _acquire(lock: IO[str], path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as problem:
         lock.seek(0)
-        holder = lock.read().strip() or "another process"
+        text = lock.read(200).removeprefix(MARK).decode(errors="replace").strip()
+        holder = text or "another process"
         raise OutputError(
             "run-dir-busy",
             f"run directory {path} is in use by {holder}; wait for it or choose another --run-dir",
         ) from problem
-    # only the message of another run needs it
     with contextlib.suppress(OSError):
         os.ftruncate(lock.fileno(), 0)
-        os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-
-
-def _remove_partial_files(path: Path) -> None:
-    """Remove the temporary files of `files.replacing` that a killed run has left."""
-    for file in path.glob(".*.*"):
-        with contextlib.suppress(OSError):
-            file.unlink()
+        lock.seek(0)
+        lock.write(MARK + f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        lock.flush()

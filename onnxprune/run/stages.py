@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from onnxprune.events import Event, Listener
 from onnxprune.files import hash_key, replacing, write_json
 from onnxprune.ir.io import Model, load, save
 from onnxprune.report.data import Stage
-from onnxprune.run.rundir import RunDir
+from onnxprune.run.rundir import JournalEntry, RunDir
 from onnxprune.types import Plan, Scores
 
 T = TypeVar("T")
@@ -130,10 +131,13 @@ class Stages:
         self.current, self._began, self._detail, self._reports = name, time.monotonic(), "", False
         if self.run and artifact:
             entry = self.run.done(name, self.chain)
-            if entry:
-                self.used |= bool(entry.facts.get("used"))
-                self._finish(Stage(name, entry.seconds, True, str(entry.facts.get("detail", ""))))
-                return artifact.read(self.run.file(artifact.name))
+            if entry and artifact.name in entry.files:
+                # a file that matches the hash of an edited journal can still be anything
+                result = None
+                with contextlib.suppress(Exception):
+                    result = artifact.read(self.run.file(artifact.name))
+                if result is not None:
+                    return self._reuse(entry, result)
         self.listener(Event(name, "begin"))
         result = work()
         seconds = time.monotonic() - self._began
@@ -142,6 +146,12 @@ class Stages:
             facts = {"detail": self._detail, "used": self.used}
             self.run.record(name, self.chain, seconds, [artifact.name], facts)
         self._finish(Stage(name, seconds, False, self._detail))
+        return result
+
+    def _reuse(self, entry: JournalEntry, result: T) -> T:
+        """Record a stage that an earlier run has finished, and return its result."""
+        self.used |= bool(entry.facts.get("used"))
+        self._finish(Stage(entry.stage, entry.seconds, True, str(entry.facts.get("detail", ""))))
         return result
 
     def detail(self, text: str) -> None:

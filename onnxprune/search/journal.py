@@ -38,7 +38,8 @@ class Journal:
         self.measured = 0
         self._known: dict[str, Mapping[str, Any]] = {}
         if self.path:
-            self._known = {row.pop("key"): row for row in json_lines(self.path) if "key" in row}
+            rows = [row for row in json_lines(self.path) if isinstance(row.get("key"), str)]
+            self._known = {row.pop("key"): row for row in rows}
 
     def below(self, prefix: str) -> Journal:
         """Return a journal on the same file whose keys have a longer prefix."""

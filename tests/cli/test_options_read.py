@@ -125,3 +125,30 @@ def test_offered_options_are_read(command: str, out: Path, read: set[str]) -> No
     for line in LINES[command]:
         assert run([command, *(argument.format(out=out) for argument in line)]) == 0, line
     assert offered(command) - read == set()
+
+
+# command and what it accepts for one more release without reading it
+IGNORED = [
+    ("verify", ["a.onnx", "b.onnx", "--plan", "p.json"], ["--flip", "--batch-size", "4"]),
+    ("handoff", ["a.onnx"], ["--flip", "--batch-size", "4", "--threads", "2"]),
+    ("compare", ["a.onnx", "b.onnx"], ["--flip"]),
+    ("tune", ["a.onnx"], ["--swaps", "3", "--blocks"]),
+]
+
+
+@pytest.mark.parametrize(("command", "line", "flags"), IGNORED, ids=[row[0] for row in IGNORED])
+def test_options_that_were_never_read_are_hidden_and_warn(
+    command: str, line: list[str], flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = app.get_command(click.Context(app), command)
+    assert declared is not None
+    required = ["--to", "jetson"] if command == "handoff" else []
+    context = declared.make_context(command, [*line, *required, *flags])
+    warnings = capsys.readouterr().err.splitlines()
+    names = [flag for flag in flags if flag.startswith("--")]
+    expected = [f"warning: {flag} has no effect on {command} and will be removed" for flag in names]
+    assert sorted(warnings) == sorted(expected)
+    assert not any(name.startswith("ignored") for name in context.params)
+    assert not any(flag in declared.get_help(context).split() for flag in names)
+    declared.make_context(command, [*line, *required])
+    assert capsys.readouterr().err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,12 +167,14 @@ def bad_places(folder: Path) -> list[Bad]:
     """Prepare outputs that cannot be written; return the commands that try."""
     (folder / "there.onnx").write_bytes(b"precious")
     (folder / "closed").mkdir()
+    shutil.copy(MODEL, folder / "model.onnx")
     (folder / "strange.run").mkdir()
     (folder / "strange.run" / "letter.txt").write_text("precious")
     optimize = ["optimize", str(MODEL), *FLAGS, "-o"]
     rows = [
         Bad("an output that exists", [*optimize, "there.onnx"], 1),
-        Bad("an output that is a folder", [*optimize, "folder"], 1),
+        Bad("an output that is the input", ["optimize", "model.onnx", "-o", "./model.onnx"], 2),
+        Bad("an output that is no .onnx file", [*optimize, "out.pt"], 2),
         Bad("an output in a missing folder", [*optimize, "nowhere/out.onnx"], 1),
         Bad("an output below a file", [*optimize, "text.onnx/out.onnx"], 1),
         Bad("a run directory with other files", [*optimize, "strange.onnx"], 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxprune import demo
 from onnxprune.cli import run
 from onnxprune.errors import OutputError, TargetError, UsageError
 from onnxprune.events import Event
+from onnxprune.run.job import REPORT_FILES
 from onnxprune.run.pipeline import optimize
 from onnxprune.run.results import Result
 from onnxprune.run.rundir import JOURNAL, open_run_dir
@@ -177,12 +179,13 @@ def test_interrupted_run_resumes_to_equal_bytes(tmp_path: Path, stage: str) -> N
 def test_run_killed_between_output_and_report_resumes_without_overwrite(tmp_path: Path) -> None:
     small(tmp_path / "out.onnx")
     journal = tmp_path / "out.run" / JOURNAL
-    lines = journal.read_text().splitlines(keepends=True)
-    assert json.loads(lines[-1])["stage"] == "report"
-    journal.write_text("".join(lines[:-1]))
+    assert json.loads(journal.read_text().splitlines()[-1])["stage"] == "report"
+    for name in REPORT_FILES:
+        (tmp_path / "out.run" / name).unlink()
     before = (tmp_path / "out.onnx").read_bytes()
     small(tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_bytes() == before
+    assert all((tmp_path / "out.run" / name).exists() for name in REPORT_FILES)
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list[str], int]]:
@@ -193,6 +196,9 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], int]]:
     np.savez(folder / "nan.npz", images=np.full((40, 1, 8, 8), np.nan, np.float32))
     np.savez(folder / "shape.npz", images=np.zeros((40, 3, 8, 8), np.float32))
     (folder / "folder").mkdir()
+    (folder / "x").mkdir()
+    copy = str(folder / "copy.onnx")
+    shutil.copy(MODEL, copy)
     (folder / "typo.toml").write_text("rount_to = 8")
     (folder / "there.onnx").write_bytes(b"precious")
     model, good = str(MODEL), ["-o", str(folder / "out.onnx"), *FLAGS]
@@ -211,7 +217,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], int]]:
         "metric without labels": ([model, *good, "--metric", "top1"], 2),
         "nothing to freeze": ([model, *good, "--freeze", "nowhere*"], 2),
         "output exists": ([model, "-o", str(folder / "there.onnx"), *FLAGS], 1),
-        "output is a folder": ([model, "-o", str(folder / "folder"), *FLAGS], 1),
+        "output is the input": ([copy, "-o", str(folder / "x" / ".." / "copy.onnx"), *FLAGS], 2),
+        "output is no .onnx file": ([model, "-o", str(folder / "out.pt"), *FLAGS], 2),
         "no such folder": ([model, "-o", str(folder / "nowhere" / "out.onnx"), *FLAGS], 1),
         "folder is a file": ([model, "-o", str(folder / "text.onnx" / "out.onnx"), *FLAGS], 1),
     }

@@ -57,7 +57,7 @@ def test_lock_rejects_second_process_and_ends_with_a_killed_one(tmp_path) -> Non
     assert caught.value.code == "run-dir-busy"
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    (tmp_path / "run" / ".scores.npz.x1").write_bytes(b"half")
+    (tmp_path / "run" / ".onnxprune-x1.partial").write_bytes(b"half")
     with open_run_dir(tmp_path / "run") as run:
         assert not list(run.path.glob(".*"))
 
