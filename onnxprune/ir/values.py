@@ -235,10 +235,20 @@ def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
     def apply(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray | None:
         if x.dtype == object:
             return None
+        reduced = _axes(node, axes) or None  # an empty list stands for all axes, unlike in numpy
+        if reduced is None and attribute(node, "noop_with_empty_axes", 0):
+            return x
         keepdims = bool(attribute(node, "keepdims", 1))
-        return np.asarray(function(x, axis=_axes(node, axes), keepdims=keepdims), x.dtype)
+        return np.asarray(function(x, axis=reduced, keepdims=keepdims), x.dtype)
 
     return apply
+
+
+def _mod(node: NodeProto, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    # with fmod, the sign is that of the dividend
+    remainder = np.fmod if attribute(node, "fmod", 0) else np.mod
+    result: np.ndarray = _elementwise(remainder)(node, a, b)
+    return result
 
 
 def _tile(node: NodeProto, x: np.ndarray, repeats: np.ndarray) -> np.ndarray:
@@ -255,7 +265,6 @@ _NUMERIC: dict[str, Callable[..., Any]] = {
     "Floor": np.floor,
     "Ceil": np.ceil,
     "Round": np.round,
-    "Mod": np.mod,
     "Greater": np.greater,
     "Less": np.less,
     "GreaterOrEqual": np.greater_equal,
@@ -273,6 +282,7 @@ EVALUATE: dict[str, Callable[..., Any]] = {
     "Div": _symbolic(quotient, _divide),
     "Min": _extremum(np.minimum),
     "Max": _extremum(np.maximum),
+    "Mod": _mod,
     "Cast": _cast,
     "Clip": _clip,
     "Identity": lambda node, x: x,

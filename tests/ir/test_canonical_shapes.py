@@ -199,3 +199,35 @@ def test_negative_batch_dims_are_rejected(count: int) -> None:
     proto.graph.node[0].attribute.append(helper.make_attribute("batch_dims", count))
     with pytest.raises(ModelError, match="batch_dims"):
         canonicalize(load(proto))
+
+
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("noop", [0, 1])
+@pytest.mark.parametrize("empty", [False, True])
+def test_folded_reduction_without_axes(op: str, noop: int, empty: bool) -> None:
+    """An empty list of axes stands for all of them, or for none with noop_with_empty_axes."""
+    axes = ", a" if empty else ""
+    text = (
+        "float[2,3] x | float[2,3] c = {1, -2, 3, 4, -5, 6}, int64[0] a = {} | "
+        f"k = {op}<noop_with_empty_axes={noop}>(c{axes}); y = Mul(x, k)"
+    )
+    model = load(net(text, opset=18))
+    canonical = canonicalize(model)
+    assert [n.op_type for n in canonical.proto.graph.node] == ["Mul"]
+    feeds = example_feeds(model)
+    expected = Session(model, optimize=False).run(feeds)["y"]
+    np.testing.assert_array_equal(Session(canonical, optimize=False).run(feeds)["y"], expected)
+
+
+@pytest.mark.parametrize("fmod", [0, 1])
+def test_folded_remainder(fmod: int) -> None:
+    """The sign is that of the divisor, with fmod that of the dividend."""
+    text = (
+        "int64[4] x | int64[4] a = {7, -7, 7, -7}, int64[4] b = {3, 3, -3, -3} | "
+        f"k = Mod<fmod={fmod}>(a, b); y = Mul(x, k) | int64[4] y"
+    )
+    model = load(net(text))
+    feeds = {"x": np.arange(1, 5)}
+    expected = Session(model, optimize=False).run(feeds)["y"]
+    canonical = Session(canonicalize(model), optimize=False)
+    np.testing.assert_array_equal(canonical.run(feeds)["y"], expected)
