@@ -22,6 +22,8 @@ _ZERO_SLOTS = {
     "MatMulIntegerToFloat": 4,
 }
 
+_CONVOLUTIONS = ("ConvInteger", "QLinearConv")
+
 # Types that Where takes on the CPU; float16 is widened for the comparison
 _WHERE_TYPES = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 _FLOATS = (*_WHERE_TYPES, TensorProto.BFLOAT16)
@@ -65,6 +67,11 @@ def _mask(
     first = _ZERO_SLOTS.get(node.op_type)
     zero_slot = len(node.input) if first is None else first + slot
     zero = node.input[zero_slot] if zero_slot < len(node.input) else ""
+    per_position = editor.model.weights.get(zero)
+    if per_position is not None and per_position.shape and node.op_type in _CONVOLUTIONS:
+        # one zero point per filter lies along the first axis of the weight
+        values = per_position.array().reshape(-1, *[1] * (keep.ndim - 1))
+        zero = add_initializer(editor.model, f"{out}_zero", values)
     if not zero:
         zeros = np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
         zero = add_initializer(editor.model, f"{out}_zero", zeros)
