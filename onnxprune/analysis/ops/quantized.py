@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from onnxprune.analysis.rule import GROUP, Rule, View, axes_letters, axis_attribute, per_channel
 
+_LEADING = "abcdefgh"  # axes before those of the matrix
+
 
 def quantize(view: View) -> Rule:
     """Quantize or dequantize per tensor, along `axis`, or by blocks of `block_size` of it."""
@@ -138,7 +140,17 @@ def matmul_to_float(dynamic: bool) -> Callable[[View], Rule]:
     def row(view: View) -> Rule:
         """Multiply integer matrices, then apply scales and a bias."""
         parameters = [per_channel(view, 2 + i, s) if s else "" for i, s in enumerate(scales)]
-        slots = ["... m k", "... k n", *parameters, "n"]
-        return Rule(f"{', '.join(slots[: view.inputs])} -> ... m n", macs=("... m k n",))
+        rest = [*parameters, "n"][: view.inputs - 2]
+        if dynamic and view.rank(1) == 2:
+            # the scale of A depends on all its values, among which zeros change nothing
+            rows = [*_LEADING[: view.rank(0) - 2], "m"]
+            left = ", ".join([" ".join([*rows, "k"]), "k n", *rest])
+            return Rule(
+                f"{left} -> {' '.join(rows)} n",
+                sums="".join(rows),
+                macs=(" ".join([*rows, "k n"]),),
+            )
+        left = ", ".join(["... m k", "... k n", *rest])
+        return Rule(f"{left} -> ... m n", macs=("... m k n",))
 
     return row
