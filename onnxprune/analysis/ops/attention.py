@@ -11,37 +11,45 @@ from onnxprune.analysis.rule import Rule, View
 
 
 def attention(view: View) -> Rule | None:
-    """Attend by head; several query heads may share a key head."""
+    """Attend by head; several query heads may share a key head.
+
+    Operands: queries, keys, values, mask, keys and values of the past, number of keys. Outputs:
+    the result, keys and values of past and present together, scores.
+    """
     if view.rank(1) == 2:
         return packed_attention(view)
-    if view.inputs > 4 or view.outputs > 1 or view.rank(0) != view.rank(1):
-        return None
     flat = view.rank(0) == 3  # heads are part of the last axis, not an axis of their own
     if flat:
         heads = view.integer("q_num_heads", 0), view.integer("kv_num_heads", 0)
     else:
         heads = view.dim(0, 1) or 0, view.dim(1, 1) or 0
-    if not all(heads) or _masks_per_head(view):
+    if not all(heads) or heads[0] % heads[1] or view.rank(0) != view.rank(1):
         return None
-    mask = ", " + " ".join("uwst"[4 - view.rank(3) :]) if view.inputs > 3 else ""
     if flat:
-        left, right = "b s (k r d), b t (k d), b t (k v)", "b s (k r v)"
+        slots, result = ["b s (k r d)", "b t (k d)", "b t (k v)"], "b s (k r v)"
     else:
-        left, right = "b (k r) s d, b k t d, b k t v", "b (k r) s v"
-    fixed = "" if view.has("scale") else "d"
+        slots, result = ["b (k r) s d", "b k t d", "b k t v"], "b (k r) s v"
+    slots += [_mask(view), "b k p d", "b k p v", "b"]
+    # the number of keys with those of the past is written as 1, an axis that the operator creates
+    outputs = f"{result}, b k 1 d, b k 1 v, b (k r) s 1"
+    keys = ["t", "p"] if view.rank(4) else ["t"]
     return Rule(
-        f"{left}{mask} -> {right}",
+        f"{', '.join(slots[: view.inputs])} -> {outputs}",
         {"k": heads[1], "r": heads[0] // heads[1]},
-        freeze=f"b s t u w {fixed}",
+        freeze=f"b s t p w x y z {'' if view.has('scale') else 'd'}",
+        sums="d",
         refit={"q_num_heads": "k r", "kv_num_heads": "k"} if flat else {},
-        macs=("b k r s t d", "b k r s t v"),
+        macs=tuple(f"b k r s {t} {size}" for t in keys for size in "dv"),
     )
 
 
-def _masks_per_head(view: View) -> bool:
-    """Return whether the attention mask has one matrix per head."""
-    rank = view.rank(3) if view.inputs > 3 else 0
-    return rank > 2 and view.dim(3, rank - 3) != 1
+def _mask(view: View) -> str:
+    """Return the axes of a mask, aligned at the right with batch, heads, queries and keys."""
+    rank = view.rank(3)
+    axes = ["w", "(k r)", "y", "z"][4 - rank :]
+    if rank > 2 and view.dim(3, rank - 3) == 1:
+        axes[rank - 3] = "x"
+    return " ".join(axes)
 
 
 def packed_attention(view: View) -> Rule | None:
