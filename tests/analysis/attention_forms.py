@@ -38,6 +38,8 @@ class StandardForm:
         Further attributes.
     opset
         Opset of the model.
+    lengths
+        Whether the number of keys of each sequence is given.
     """
 
     by_head: bool = False
@@ -49,6 +51,7 @@ class StandardForm:
     outputs: int = 1
     attributes: str = ""
     opset: int = 23
+    lengths: bool = False
 
     @property
     def text(self) -> str:
@@ -79,6 +82,9 @@ class StandardForm:
             nodes.append("pk = MatMul(p, wpk); pv = MatMul(p, wpv)")
             nodes += [_by_head("pk", "ks"), _by_head("pv", "vs")]
             names += ([] if self.mask else [""]) + ["hpk", "hpv"]
+        if self.lengths:
+            weights.append("int64[2] n = {3, 4}")
+            names += [""] * (6 - len(names)) + ["n"]
         outputs = ["o", "ok", "ov", "oqk"][: self.outputs]
         heads = "" if self.by_head else f"q_num_heads={HEADS}, kv_num_heads={k}"
         attributes = ", ".join(filter(None, (heads, self.attributes)))
@@ -88,6 +94,9 @@ class StandardForm:
             nodes.append("t = Transpose<perm=[0,2,1,3]>(o); f = Reshape(t, flat)")
         nodes.append(f"y0 = MatMul({'f' if self.by_head else 'o'}, wo)")
         return _graph(weights, nodes, outputs[1:])
+
+
+Form = StandardForm
 
 
 def _by_head(name: str, sizes: str = "") -> str:
@@ -129,3 +138,9 @@ def standard_forms() -> Iterator[StandardForm]:
         attributes = ", ".join(filter(None, chosen))
         outputs = 4 if "output_mode" in attributes else 1
         yield StandardForm(by_head, 2, SIZE, "b h s t", boolean, past, outputs, attributes)
+
+
+def nonpadded_forms() -> Iterator[StandardForm]:
+    """Yield forms of opset 24 in which each sequence has a number of keys of its own."""
+    for by_head, key_heads, mask in product((False, True), (HEADS, 2), ("", "s t", "h s t")):
+        yield StandardForm(by_head, key_heads, mask=mask, lengths=True, opset=24)

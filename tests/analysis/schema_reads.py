@@ -12,8 +12,9 @@ from functools import cache
 
 import numpy as np
 from graph_text import net
-from graphs import CASES
+from graphs import CASES, Case
 from indexed import INDEXED
+from new_rows import BY_REFERENCE, NEW_ROWS
 from onnx import NodeProto, TensorProto, defs, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
@@ -31,6 +32,13 @@ from onnxprune.ir.nodes import set_attribute
 from onnxprune.ir.passes.canonicalize import OLDEST_OPSET
 from onnxprune.ir.values import Dim
 
+# DecoderMaskedSelfAttention has a kernel for CUDA alone, so no other graph has it
+_WITHOUT_KERNEL = Case(
+    "float[2,1,8] x, float[2,2,4,9,2] p | float[8,24] w1, float[24] b1, int32[1] n = {3}, "
+    "float[8,5] w2 | a, s = com.microsoft.DecoderMaskedSelfAttention"
+    "<num_heads=4, scale=0.3>(x, w1, b1, , p, , n); y = MatMul(a, w2)"
+)
+_GRAPHS = CASES | INDEXED | NEW_ROWS | BY_REFERENCE
 _EXTRA = "an operand more"  # name of the operand that a node is given
 _EXAMPLES: dict[str, object] = {
     "INT": 1,
@@ -43,7 +51,7 @@ _EXAMPLES: dict[str, object] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Version:
     """One version of an operator's schema.
 
@@ -239,7 +247,7 @@ def _apply(probe: Probe) -> set[str | int] | None:
 def bases() -> dict[str, list[Base]]:
     """Return the nodes of all graphs by operator."""
     found: dict[str, list[Base]] = {}
-    for case in (CASES | INDEXED).values():
+    for case in (*_GRAPHS.values(), _WITHOUT_KERNEL):
         record = analyze(load(net(case.text, opset=case.opset))).record
         for node in record.nodes:
             found.setdefault(node.op_type, []).append(Base(case.opset, record, node))
@@ -255,8 +263,14 @@ def nodes_of(version: Version) -> Iterable[tuple[Base, int]]:
     return [*exact, *((b, version.opsets[-1]) for b in nodes if b.opset not in version.opsets)]
 
 
-def unread(version: Version) -> Iterator[str]:
-    """Yield the attributes and operands of a version that the rule neither reads nor refuses."""
+@cache
+def unread(version: Version) -> tuple[str, ...]:
+    """Return the attributes and operands of a version that the rule neither reads nor refuses."""
+    return tuple(_unread(version))
+
+
+def _unread(version: Version) -> Iterator[str]:
+    """Yield what `unread` returns."""
     taken = [
         (base, opset) for base, opset in nodes_of(version) if base.reads(version, opset) is not None
     ]

@@ -30,6 +30,7 @@ class Unread(NamedTuple):
 _FUNCTION = "the same function of each element, or of each channel alone"
 _WINDOW = "positions of the window: spatial axes are frozen, channels do not meet"
 _SCALAR = "a scalar"
+_MEMORY = "where the past is stored; its positions are frozen"
 
 UNREAD = (
     Unread(
@@ -114,7 +115,7 @@ UNREAD = (
     Unread("GRU", "linear_before_reset", "both forms are products of the same weights"),
     Unread("LSTM", "input_forget", "a function of the gates of each unit alone"),
     Unread("ArgMax ArgMin", "select_last_index", "the axis of the extreme is frozen"),
-    Unread("CumSum", "exclusive reverse", "the summed axis is frozen"),
+    Unread("CumSum CumProd", "exclusive reverse", "the summed axis is frozen"),
     Unread("ScatterElements ScatterND", "reduction", "indexed axes are frozen, others are alike"),
     Unread("Pad", "value constant_value", _SCALAR),
     Unread("QLinearConcat", "Y_scale Y_zero_point", _SCALAR),
@@ -128,8 +129,44 @@ UNREAD = (
         "a function of the scores of each head; queries and keys are frozen",
     ),
     Unread("MultiHeadAttention", "unidirectional mask_filter_value", "a function of the scores"),
-    Unread("Attention", "qk_matmul_output_mode", "what a fourth output holds, which no rule takes"),
-    Unread("Attention", "past_present_share_buffer", "memory of the past, which no rule takes"),
+    Unread(
+        "DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention",
+        "mask_filter_value",
+        "a function of the scores",
+    ),
+    Unread(
+        "GroupQueryAttention",
+        "causal local_window_size softcap smooth_softmax sliding_window_cache scale",
+        "a function of the scores of each head",
+    ),
+    Unread(
+        "GroupQueryAttention",
+        "do_rotary rotary_interleaved qk_norm_epsilon q_norm_epsilon k_norm_epsilon "
+        "kv_cache_bit_width",
+        "sizes of heads are frozen, and heads are independent of each other",
+    ),
+    Unread("GroupQueryAttention", "qk_output", "what a fourth output holds, by head"),
+    Unread("DecoderMaskedMultiHeadAttention", "output_qk", "whether there is a fourth output"),
+    Unread("DecoderMaskedMultiHeadAttention", "past_present_share_buffer", _MEMORY),
+    Unread("DecoderMaskedSelfAttention", "past_present_share_buffer", _MEMORY),
+    Unread("LinearAttention", "chunk_size", "how the sum over positions is computed"),
+    Unread("RotaryEmbedding", "is_packed_batching", "batch and sequence are frozen"),
+    Unread("RotaryEmbedding", "scale", "a factor of all positions"),
+    Unread("CausalConvWithState", "dilation ndim", _WINDOW),
+    Unread("CausalConvWithState", "activation", _FUNCTION),
+    Unread("SwiGLU", "alpha activation_alpha activation_beta limit round_activation", _FUNCTION),
+    Unread("MaxUnpool", "kernel_shape pads strides", _WINDOW),
+    Unread("MaxRoiPool", "pooled_shape spatial_scale", "heights and widths are frozen"),
+    Unread("DFT", "inverse onesided", "the transformed axis is frozen"),
+    Unread("TopK", "k sorted largest", "the axis of the selection is frozen"),
+    Unread("TensorScatter", "mode", "the axis of the positions is frozen"),
+    Unread("Trilu", "upper", "rows and columns are frozen"),
+    Unread("BitCast", "to", _FUNCTION),
+    Unread("Bernoulli RandomNormalLike RandomUniformLike", "dtype seed", _FUNCTION),
+    Unread("RandomNormalLike", "mean scale", _FUNCTION),
+    Unread("RandomUniformLike", "low high", _FUNCTION),
+    Unread("Attention", "qk_matmul_output_mode", "what a fourth output holds, by head"),
+    Unread("Attention", "past_present_share_buffer", _MEMORY),
     Unread("Attention", "rotary_embedding_dim", "with rotary embeddings, head sizes are frozen"),
 )
 

@@ -1,0 +1,56 @@
+"""Every form of fused attention that onnxruntime runs has a rule, and its cuts are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from attention_forms import Form, nonpadded_forms, standard_forms
+from graph_laws import assert_exact, random_plan
+from graph_text import net
+
+from onnxprune.analysis.walk import analyze
+from onnxprune.errors import ModelError
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session, example_feeds
+
+SAMPLE = 23  # one form in so many is checked in the fast tests
+
+
+def valid_model(form: Form) -> Model | None:
+    """Return the model of a form; None if onnxruntime refuses it."""
+    model = load(net(form.text, opset=form.opset))
+    try:
+        Session(model, optimize=False).run(example_feeds(model))
+    except ModelError:
+        return None
+    return model
+
+
+def check(forms: Iterable[Form]) -> int:
+    """Check that cuts of all valid forms are exact; return their number."""
+    count, rng = 0, np.random.default_rng(0)
+    for form in forms:
+        model = valid_model(form)
+        if model is None:
+            continue
+        analysis = analyze(model)
+        # heads and value sizes; a mask or a past may not freeze them
+        assert len(analysis.groups) >= 2, (form, analysis.frozen)
+        assert_exact(analysis, random_plan(analysis, rng))
+        count += 1
+    return count
+
+
+def test_forms_of_attention() -> None:
+    assert check(list(standard_forms())[::SAMPLE]) > 20
+
+
+def test_attention_to_keys_without_padding() -> None:
+    assert check(nonpadded_forms()) > 2
+
+
+@pytest.mark.slow
+def test_all_forms_of_attention() -> None:
+    assert check(standard_forms()) >= 700
