@@ -56,9 +56,9 @@ from onnxprune.run.results import ComparisonModels, Decision, Result, StageResul
 from onnxprune.run.rundir import RunDir
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
-from onnxprune.run.tolerance import bisect_tolerance
+from onnxprune.run.tolerance import bisect_tolerance, tolerance_row, tolerance_warning
 from onnxprune.run.tuner import Tuner
-from onnxprune.run.variants import Variants, or_infinite
+from onnxprune.run.variants import Variants
 from onnxprune.run.warnings import (
     data_warnings,
     growth_warning,
@@ -302,7 +302,7 @@ class RunJob:
             after,
             counted_at=analysis.counted_at.describe(),
             not_counted=analysis.uncounted,
-            targets=(*targets, *_tolerance_row(results.decision.bisection)),
+            targets=(*targets, *tolerance_row(results.decision.bisection)),
             verification=results.verification,
             latency=timing.latency,
             fidelity=evaluation.fidelity,
@@ -340,7 +340,7 @@ class RunJob:
         yield from verification_warnings(results.verification)
         yield from latency_warnings(recipe, targets)
         yield from results.evaluation.fidelity.warnings
-        yield from _tolerance_warning(recipe, results.decision)
+        yield from tolerance_warning(recipe, results.decision)
         yield from growth_warning(self.analysis.model, model, *results.costs)
         yield from results.comparison.warnings
         yield from bench.get("warnings", ())
@@ -434,24 +434,3 @@ def _tune_again(tuner: Tuner, chain: str) -> Model:
         decide_stage(tuner.context, {}, tuner.recipe, tuner.stages, tuner, chain)
     assert tuner.model is not None
     return tuner.model
-
-
-def _tolerance_row(search: BisectionSummary) -> tuple[TargetRow, ...]:
-    """Return the row of a tolerance among the targets."""
-    if search.max_divergence is None:
-        return ()
-    target = f"max_divergence={search.max_divergence:g}"
-    return (TargetRow(target, search.max_divergence, or_infinite(search.reached)),)
-
-
-def _tolerance_warning(recipe: Recipe, decision: Decision) -> Iterator[str]:
-    """Yield a warning if a tolerance prevented the recipe's targets."""
-    search = decision.bisection
-    if search.max_divergence is None or not recipe.target:
-        return
-    if decision.recipe.target != recipe.target:
-        target, reached = (", ".join(map(str, r.target)) for r in (recipe, decision.recipe))
-        yield (
-            f"max_divergence {search.max_divergence:g} stopped pruning at {reached}, "
-            f"before the target {target}"
-        )

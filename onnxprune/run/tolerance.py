@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from onnxprune.errors import TargetError
 from onnxprune.metrics.base import plain
-from onnxprune.report.data import BisectionStep, BisectionSummary
+from onnxprune.report.data import BisectionStep, BisectionSummary, TargetRow
 from onnxprune.run.evaluation import compare_outputs
 from onnxprune.run.recipe import Recipe
+from onnxprune.run.results import Decision
 from onnxprune.run.variants import Variants, dependencies, or_infinite, plan_key
 
 CLOSE = 0.98  # share of the tolerance at which the search ends
@@ -150,3 +151,24 @@ def _unreachable(rows: list[Row], allowed: float) -> TargetError:
 def _divergence(row: Row) -> float:
     """Return the divergence of a row, infinite if it is not finite or the target unreachable."""
     return or_infinite(row["divergence"])
+
+
+def tolerance_row(search: BisectionSummary) -> tuple[TargetRow, ...]:
+    """Return the row of a tolerance among the targets."""
+    if search.max_divergence is None:
+        return ()
+    target = f"max_divergence={search.max_divergence:g}"
+    return (TargetRow(target, search.max_divergence, or_infinite(search.reached)),)
+
+
+def tolerance_warning(recipe: Recipe, decision: Decision) -> Iterator[str]:
+    """Yield a warning if a tolerance prevented the recipe's targets."""
+    search = decision.bisection
+    if search.max_divergence is None or not recipe.target:
+        return
+    if decision.recipe.target != recipe.target:
+        target, reached = (", ".join(map(str, r.target)) for r in (recipe, decision.recipe))
+        yield (
+            f"max_divergence {search.max_divergence:g} stopped pruning at {reached}, "
+            f"before the target {target}"
+        )
