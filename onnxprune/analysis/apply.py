@@ -7,19 +7,13 @@ from math import prod
 
 import numpy as np
 
+from onnxprune.analysis.averages import Average, RootMean
 from onnxprune.analysis.axis_keys import KERNEL, Factors, Key, Nth, Tokens, expand, letters_of
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse
 from onnxprune.analysis.products import Factored
 from onnxprune.analysis.rule import Misfit, Rule
-from onnxprune.analysis.state import (
-    KERNEL_POSITION,
-    Average,
-    Mask,
-    Node,
-    SizeLiteral,
-    Tensor,
-)
+from onnxprune.analysis.state import KERNEL_POSITION, Mask, Node, SizeLiteral, Tensor
 from onnxprune.ir.values import Dim
 
 
@@ -296,6 +290,7 @@ class _Match:
     def record_operands(self, present: list[tuple[int, Tensor, Tokens]]) -> None:
         """Record masks, and the roles of the axes of initializers."""
         contracted = set(self.pattern.contracted) | set(self.rule.sums)
+        scale = self.rule.root_mean[1] if self.rule.root_mean is not None else None
         # an operator on constants alone produces no channels: what consumes its result does
         makes = self.has_data or bool(self.rule.macs)
         for slot, operand, tokens in present:
@@ -304,9 +299,11 @@ class _Match:
                 if not isinstance(ids, np.ndarray):
                     continue
                 live = {n for n in letters_of(key) if isinstance(self.axes.get(n), np.ndarray)}
-                summed = live & contracted
+                # a scale is multiplied with the result of the sum
+                summed = live & contracted if slot != scale else set()
                 # one mask per sum: on the activation if there is one
-                if summed and not (operand.constant and summed & self.data_letters):
+                masked = operand.constant and summed & self.data_letters
+                if summed and (not masked or slot in self.rule.added):
                     self.mask(slot, i, ids)
                 role = "consumes" if summed else "carries"
                 if makes and live & self.output_letters - self.data_letters:
@@ -337,10 +334,19 @@ class _Match:
 
     def record_averages(self) -> None:
         """Record the axes that the operator averages over."""
-        axes = [self.axes.get(n) for n in self.rule.means]
-        averaged = tuple(a for a in axes if isinstance(a, np.ndarray))
+        index, averaged = self.node.index, self.prunable(self.rule.means)
         if averaged:
-            self.node.record.averages.append(Average(self.node.index, averaged))
+            self.node.record.averages.append(Average(index, averaged))
+        if self.rule.root_mean is not None:
+            letters, scale = self.rule.root_mean
+            root_mean = RootMean(self.prunable(letters), (index, "epsilon"), (index, scale))
+            if root_mean.axes:
+                self.node.record.root_means.append(root_mean)
+
+    def prunable(self, names: str) -> tuple[np.ndarray, ...]:
+        """Return the ids of those of the letters that can be cut."""
+        axes = [self.axes.get(name) for name in names]
+        return tuple(a for a in axes if isinstance(a, np.ndarray))
 
     def count(self, term: str) -> None:
         """Record one product of the multiply-accumulates."""

@@ -155,6 +155,11 @@ class Causes:
         self._parent[ids] = roots  # the next search is one step
         return roots
 
+    def free(self, ids: np.ndarray) -> np.ndarray:
+        """Return the distinct roots of ids that are not frozen."""
+        roots = self._distinct(self.find(ids))
+        return roots[self._why[roots] == 0]
+
     def atoms(self, identity: int) -> frozenset[int]:
         """Return the free causes of an id."""
         stack, free, seen = [identity], set(), set()

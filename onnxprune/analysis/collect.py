@@ -83,6 +83,7 @@ def _recorded_arrays(record: Record) -> list[np.ndarray]:
     arrays += [a for a in entries if a is not None]
     arrays += [a for m in record.averages for a in m.axes]
     arrays += [a for s in record.squeezed for a in s.axes]
+    arrays += [a for m in record.root_means for a in m.axes]
     return arrays
 
 

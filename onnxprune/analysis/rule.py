@@ -97,6 +97,10 @@ class View(Attributes, Protocol):
         """Number of outputs with a name."""
         ...
 
+    def has_output(self, index: int) -> bool:
+        """Return whether an output has a name."""
+        ...
+
     def rank(self, slot: int) -> int:
         """Return the number of axes of an operand; 0 if it is absent."""
         ...
@@ -137,6 +141,12 @@ class Rule:
     means
         Letters that the operator averages over. After a cut the average is still taken over the
         original length: a factor after the node corrects it, so that the cut equals that of a sum.
+    root_mean
+        (letters, slot): letters over whose root mean square the operator divides, and the slot of
+        its scale. After a cut, scale and epsilon are multiplied so that the result is unchanged.
+    added
+        Slots of operands that are added to the data which the operator sums over: verification
+        masks them although they are constant.
     """
 
     pattern: str
@@ -148,6 +158,8 @@ class Rule:
     macs: tuple[str, ...] = ()
     masked: int | None = None
     means: str = ""
+    root_mean: tuple[str, int] | None = None
+    added: tuple[int, ...] = ()
 
 
 Row = Rule | Callable[[View], Rule | None]

@@ -35,7 +35,9 @@ from onnxprune.analysis.ops.normalization import (
     local_response_normalization,
     lp_normalization,
     mean_variance_normalization,
+    rms_normalization,
     skip_normalization,
+    skip_rms_normalization,
 )
 from onnxprune.analysis.ops.quantized import (
     conv_integer,
@@ -114,10 +116,10 @@ RULES: dict[str, Row] = {
     "BatchNormalization": batch_normalization,
     "InstanceNormalization": Rule("n c *, c, c -> n c *", mixes="*"),
     "GroupNormalization": group_normalization,
-    **_each(
-        "LayerNormalization RMSNormalization SimplifiedLayerNormalization", layer_normalization
-    ),
-    **_each("SkipLayerNormalization SkipSimplifiedLayerNormalization", skip_normalization),
+    "LayerNormalization": layer_normalization,
+    **_each("RMSNormalization SimplifiedLayerNormalization", rms_normalization),
+    "SkipLayerNormalization": skip_normalization,
+    "SkipSimplifiedLayerNormalization": skip_rms_normalization,
     "LpNormalization": lp_normalization,
     "LRN": local_response_normalization,
     "MeanVarianceNormalization": mean_variance_normalization,

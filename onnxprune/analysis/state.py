@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from onnxprune.analysis.averages import Average, RootMean
 from onnxprune.analysis.causes import Axis, Causes
 from onnxprune.analysis.products import Product
 from onnxprune.analysis.rule import Attributes, Misfit
@@ -124,22 +125,6 @@ class Select:
 
 
 @dataclass(frozen=True)
-class Average:
-    """A node that divides by the lengths of the axes it sums over.
-
-    Attributes
-    ----------
-    node
-        Index of the node.
-    axes
-        Ids of those of the axes that can be cut.
-    """
-
-    node: int
-    axes: tuple[np.ndarray, ...]
-
-
-@dataclass(frozen=True)
 class Restore:
     """A Shape node that must return the sizes from before the cut.
 
@@ -247,7 +232,7 @@ class Record:
         Uses of initializers.
     literals
         Literals that spell sizes.
-    selects, restores, averages, squeezed
+    selects, restores, averages, root_means, squeezed
         Nodes that a cut must adapt in other ways.
     masks
         Operands that a node sums over.
@@ -272,6 +257,7 @@ class Record:
     restores: list[Restore] = field(default_factory=list)
     averages: list[Average] = field(default_factory=list)
     squeezed: list[Squeezed] = field(default_factory=list)
+    root_means: list[RootMean] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     hints: list[tuple[int, np.ndarray, str]] = field(default_factory=list)
@@ -361,6 +347,10 @@ class Node(Attributes):
     def attribute(self, name: str, default: object = None) -> object:
         """Return an attribute's value in Python form; `default` if absent."""
         return attribute(self.proto, name, default)
+
+    def has_output(self, index: int) -> bool:
+        """Return whether an output has a name."""
+        return index < len(self.proto.output) and bool(self.proto.output[index])
 
     def operand(self, slot: int) -> Tensor:
         """Return an operand that must be present.

@@ -12,6 +12,7 @@ from onnxprune.analysis.apply import apply
 from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.collect import collect
+from onnxprune.analysis.decomposed import find_decomposed
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.literals import first_literal
 from onnxprune.analysis.movement import MOVES
@@ -81,6 +82,7 @@ def analyze(
     walk.graph(canonical.proto.graph)
     walk.freeze_outputs(canonical.proto.graph)
     walk.freeze_named(freeze)
+    find_decomposed(record, walk.allow_mixing)
     if not untie:
         tie(record)
     options = {

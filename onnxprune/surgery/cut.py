@@ -11,6 +11,7 @@ from onnxprune.ir.nodes import nested
 from onnxprune.ir.passes.remove_unused import remove_dead
 from onnxprune.ir.weights import SlicedWeight
 from onnxprune.surgery.fold import fold_branches
+from onnxprune.surgery.root_means import rescale_root_means
 from onnxprune.surgery.size_literals import Editor, rewrite_literals
 from onnxprune.types import Plan
 
@@ -32,6 +33,7 @@ def cut(analysis: Analysis, plan: Plan) -> Model:
     editor = Editor(analysis, analysis.model.edit(), analysis.removed(plan.kept))
     _slice_weights(editor)
     rewrite_literals(editor)
+    rescale_root_means(editor)
     if not all(map(len, plan.kept.values())):
         fold_branches(editor)
     _update_infos(editor)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
+from onnxprune.analysis.averages import Average
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.state import Average, Restore, Select, SizeLiteral, Squeezed
+from onnxprune.analysis.state import Restore, Select, SizeLiteral, Squeezed
 from onnxprune.ir.edit import add_initializer
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute, nested, set_attribute

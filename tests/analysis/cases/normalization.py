@@ -77,10 +77,12 @@ CASES: dict[str, Case] = {
             "a = MatMul(x, w1); n = RMSNormalization(a, v2); b = MatMul(n, w3); y = MatMul(b, w4)"
         ),
         opset=23,
-        groups=(8,),
+        groups=(8, 8),
     ),
     "SimplifiedLayerNormalization": tokens(
-        "c = SimplifiedLayerNormalization(a, w3); b = MatMul(c, w5)", "float[8] w3, float[8,8] w5"
+        "c = SimplifiedLayerNormalization(a, w3); b = MatMul(c, w5)",
+        "float[8] w3, float[8,8] w5",
+        groups=(8, 8),
     ),
     "RMSNormalization_spatial": between(
         "b = RMSNormalization<axis=2>(a, v)", "float[4,4] v", opset=23

@@ -1,0 +1,50 @@
+"""Records of divisions by the lengths of axes that can be cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Average:
+    """A node that divides by the lengths of the axes it sums over.
+
+    Attributes
+    ----------
+    node
+        Index of the node.
+    axes
+        Ids of those of the axes that can be cut.
+    """
+
+    node: int
+    axes: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class RootMean:
+    """A division by the root of a mean (RMSNormalization), fused or written as several nodes.
+
+    With k of n positions kept and zeros elsewhere, mean + epsilon is k / n times the mean over the
+    kept positions plus epsilon * n / k. So a cut multiplies epsilon by n / k and the scale that
+    follows by a power of it.
+
+    Attributes
+    ----------
+    axes
+        Ids of those of the averaged axes that can be cut.
+    epsilon
+        Index of a node, and the slot or the name of the attribute that holds epsilon; None if
+        there is none.
+    scale
+        Index of a node, and the slot of the scale.
+    exponent
+        Power of n / k that the scale is multiplied by.
+    """
+
+    axes: tuple[np.ndarray, ...]
+    epsilon: tuple[int, int | str] | None
+    scale: tuple[int, int]
+    exponent: float = 0.5
