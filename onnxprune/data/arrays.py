@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune.data.inputs import Inputs, check_names, common_count
+from onnxprune.data.inputs import Inputs, check_names
 from onnxprune.data.npy import PieceReader, StoredArray, stored_arrays
+from onnxprune.data.pieces import Pieces
 from onnxprune.data.sources import ARRAY_SUFFIXES, find_files
 from onnxprune.errors import DataError
 
@@ -30,15 +31,12 @@ class StoredInput:
     ----------
     array
         The array that holds them.
-    count
-        Number of samples; None if all share one value.
-    piece
-        Shape of one sample.
+    pieces
+        How it does.
     """
 
     array: StoredArray
-    count: int | None
-    piece: tuple[int, ...]
+    pieces: Pieces
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,14 @@ class ArrayFiles:
                     stack.close()
                     current = number
                     readers = {
-                        name: PieceReader(stored.array, stored.count or 1, stored.piece)
+                        name: PieceReader(stored.array, stored.pieces)
                         for name, stored in file.inputs.items()
                     }
                     for reader in readers.values():
                         stack.callback(reader.close)
                 row = index - self.starts[number]
                 sample = {
-                    name: readers[name].read(0 if stored.count is None else row)
+                    name: readers[name].read(0 if stored.pieces.count is None else row)
                     for name, stored in file.inputs.items()
                 }
                 yield f"{file.where} sample {row}", sample
@@ -170,6 +168,7 @@ def _open_file(inputs: Inputs, arrays: Mapping[str, StoredArray], where: str) ->
     stored = {}
     for name in inputs.items:
         array = given[name]
-        count, piece = inputs.pieces(name, array.shape, array.dtype, where)
-        stored[name] = StoredInput(array, count, piece)
-    return SampleFile(where, stored, common_count({n: s.count for n, s in stored.items()}, where))
+        pieces = inputs.pieces(name, array.shape, array.dtype, where)
+        stored[name] = StoredInput(array, pieces)
+    count = inputs.common_count({name: s.pieces for name, s in stored.items()}, where)
+    return SampleFile(where, stored, count)

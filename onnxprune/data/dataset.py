@@ -12,15 +12,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxprune.data.inputs import Inputs, read_inputs
+from onnxprune.data.inputs import Batch, Inputs, read_inputs, samples_of
 from onnxprune.data.preprocess import DEFAULT, Preprocess
 from onnxprune.data.sources import Source, open_source
 from onnxprune.errors import DataError, UsageError
+from onnxprune.ir.model import ModelView
 
 # of samples that are checked when data are opened; later ones are checked when they are read
 CHECKED_BYTES = 64 << 20
 
-__all__ = ["Data", "Preprocess", "flips", "gather", "open_data", "split", "synthetic"]
+__all__ = ["Data", "Preprocess", "flips", "gather", "open_data", "samples_of", "split", "synthetic"]
 
 Item = TypeVar("Item")
 
@@ -61,7 +62,7 @@ class Data:
         """Warning for the user about these data, None if there is none."""
         return self.source.warning
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield feeds by input name, in the model's types.
 
         Parameters
@@ -155,6 +156,8 @@ def open_data(
     seed: int = 0,
     preprocess: Preprocess = DEFAULT,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int | str] | None = None,
+    model: ModelView | None = None,
 ) -> Data:
     """Open calibration data for a model.
 
@@ -175,6 +178,10 @@ def open_data(
         changed.
     shapes
         name -> full shape for inputs with dynamic sizes. A batch size given here is fixed.
+    batch_axes
+        name -> axis that counts samples, or "none" ("*" for all inputs); the others are derived.
+    model
+        Runs for a moment where it is in doubt which axis is the batch's.
 
     Raises
     ------
@@ -188,7 +195,7 @@ def open_data(
     """
     if samples < 1:
         raise UsageError("samples", f"samples must be at least 1, not {samples}")
-    known = read_inputs(inputs, preprocess, shapes)
+    known = read_inputs(inputs, preprocess, shapes, batch_axes, model)
     # a fixed batch must be filled
     samples = max(samples, known.batch or 1)
     data = gather(open_source(spec, known, samples, seed), known, samples, seed)
@@ -290,11 +297,6 @@ def flips(data: Data) -> Data:
             f"cannot mirror: none of the inputs {names} is an image of 1, 3 or 4 channels",
         )
     return replace(data, flipped=True)
-
-
-def samples_of(feeds: Mapping[str, np.ndarray]) -> int:
-    """Return the number of samples in a batch: the length of axis 0."""
-    return next((len(a) for a in feeds.values() if a.ndim), 1)
 
 
 def _mirror(sample: Mapping[str, np.ndarray], inputs: Inputs) -> dict[str, np.ndarray]:

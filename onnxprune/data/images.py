@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from onnxprune.data.inputs import Inputs, spell
+from onnxprune.data.input_shapes import spell
+from onnxprune.data.inputs import Inputs
 from onnxprune.data.preprocess import channels_of, image_input, pillow
 from onnxprune.data.sources import IMAGE_SUFFIXES, find_files
 from onnxprune.errors import DataError

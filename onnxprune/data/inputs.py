@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from onnxprune.data.batch_axis import find_batch_axes
+from onnxprune.data.input_shapes import Shape, apply_overrides, dimension, spell
+from onnxprune.data.pieces import Pieces, fits, pieces_of_shared
 from onnxprune.data.preprocess import (
     DEFAULT,
     ImageAxes,
@@ -18,11 +22,12 @@ from onnxprune.data.preprocess import (
     image_axes,
     image_input,
 )
-from onnxprune.errors import DataError, UsageError, unknown
+from onnxprune.data.separable import is_separable
+from onnxprune.errors import DataError
 from onnxprune.ir.example_sizes import is_anonymous
+from onnxprune.ir.model import ModelView
 
 Feeds = Mapping[str, np.ndarray]
-Shape = tuple[int | str | None, ...]
 
 # onnxruntime's type string -> numpy's name
 TYPES = {
@@ -46,19 +51,67 @@ class Input:
         With the batch axis and with overrides applied; str or None where dynamic.
     dtype
         Element type.
-    shared
-        Whether the array belongs to a feed as a whole instead of being stacked from samples
-        (scalars, thresholds, models without a common batch axis).
+    axis
+        Batch axis, along which samples are stacked; None if the array belongs to a feed as a
+        whole (scalars, thresholds, states, models without a batch axis).
     """
 
     name: str
     shape: Shape
     dtype: np.dtype[Any]
-    shared: bool = False
+    axis: int | None = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether the array belongs to a feed as a whole instead of being stacked from samples."""
+        return self.axis is None
 
     def sample_shape(self) -> Shape:
         """Return the shape of one sample: without the batch axis, unless shared."""
-        return self.shape if self.shared else self.shape[1:]
+        if self.axis is None:
+            return self.shape
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+
+class Batch(dict[str, np.ndarray]):
+    """One feed by input name, with the number of its samples.
+
+    Attributes
+    ----------
+    samples
+        Number of samples.
+    axes
+        Batch axis by input, None for inputs without one.
+    """
+
+    def __init__(self, arrays: Feeds, samples: int, axes: Mapping[str, int | None]) -> None:
+        super().__init__(arrays)
+        self.samples, self.axes = samples, axes
+
+
+def samples_of(feeds: Feeds) -> int:
+    """Return the number of samples in a feed: its own, or the length of axis 0."""
+    if isinstance(feeds, Batch):
+        return feeds.samples
+    return next((len(a) for a in feeds.values() if a.ndim), 1)
+
+
+def rows_of(feeds: Feeds, part: slice) -> dict[str, np.ndarray]:
+    """Return some samples of a feed; inputs without a batch axis are unchanged.
+
+    Inputs of a plain dict have their samples on axis 0 if it has the length of all samples.
+    """
+    count = samples_of(feeds)
+    if isinstance(feeds, Batch):
+        axes = feeds.axes
+    else:
+        axes = {n: 0 if a.ndim and len(a) == count else None for n, a in feeds.items()}
+    arrays = {}
+    for name, array in feeds.items():
+        axis = axes[name]
+        index = () if axis is None else (*[slice(None)] * axis, part)
+        arrays[name] = array[index]
+    return Batch(arrays, len(range(count)[part]), axes)
 
 
 @dataclass(frozen=True)
@@ -86,14 +139,13 @@ class Inputs:
             return None
         return image_axes(item.shape, self.preprocess.layout)
 
-    def pieces(
-        self, name: str, shape: Sequence[int], dtype: np.dtype[Any], where: str
-    ) -> tuple[int | None, tuple[int, ...]]:
-        """Return how many samples an array of a shape holds, and the shape of one.
+    def pieces(self, name: str, shape: Sequence[int], dtype: np.dtype[Any], where: str) -> Pieces:
+        """Return how an array of a shape holds samples.
 
-        The samples are equal pieces of the array's bytes in C order. Accepted are the model's shape
-        (first axis = samples), one axis less (a single sample), one axis more (first axis = feeds);
-        for a shared input its own shape (count None: the same for all samples) or one axis more.
+        Accepted are the model's shape (the batch axis = samples), one axis less (a single sample),
+        one axis more (first axis = feeds); for an input without a batch axis its own shape (the
+        same for all samples), one axis more, or samples along an axis that has length 1 in the
+        model.
 
         Raises
         ------
@@ -103,22 +155,54 @@ class Inputs:
         item, shape = self.items[name], tuple(shape)
         # axes that the array has more than the input
         extra = len(shape) - len(item.shape)
-        if item.shared:
+        if item.axis is None:
             if extra == 0:
-                return None, shape
+                return pieces_of_shared(item.shape, shape)
             if extra == 1:
-                return shape[0], shape[1:]
-        elif extra == 0 or (extra == -1 and self._is_gray_stack(name, shape, dtype)):
-            return shape[0], shape[1:]
+                return Pieces(shape[0], shape[1:])
+        elif extra == -1 and item.axis == 0 and self._is_gray_stack(name, shape, dtype):
+            return Pieces(shape[0], shape[1:])
         elif extra == -1:
-            return 1, shape
-        elif extra == 1:
-            return shape[0] * shape[1], shape[2:]
+            return Pieces(1, shape)
+        elif extra in (0, 1):
+            axis = extra + item.axis
+            if extra == 0 and axis and fits(item.sample_shape(), shape[1:]):
+                # samples first, although the model has them on another axis
+                fits_model = fits(item.sample_shape(), shape[:axis] + shape[axis + 1 :])
+                axis = axis if fits_model else 0
+            count = shape[axis] * (shape[0] if extra else 1)
+            return Pieces(count, shape[extra:axis] + shape[axis + 1 :], axis, feeds=bool(extra))
         raise DataError(
             "data-shape",
             f"{where}: {name!r} has shape {spell(shape)}, "
             f"the model takes rank {len(item.shape)}: {spell(item.shape)}",
         )
+
+    def common_count(self, pieces: Mapping[str, Pieces], where: str) -> int:
+        """Return the number of samples that all inputs have.
+
+        Raises
+        ------
+        DataError
+            The numbers differ, or one array for all samples may as well hold one sample per row.
+        """
+        known = {n: p.count for n, p in pieces.items() if p.count is not None}
+        if len(set(known.values())) > 1:
+            spelled = ", ".join(f"{n!r} {c}" for n, c in known.items())
+            raise DataError(
+                "data-shape", f"{where}: inputs have different numbers of samples: {spelled}"
+            )
+        count = next(iter(known.values()), 1)
+        for name, part in pieces.items():
+            rows = part.shape[0] if part.count is None and len(part.shape) > 1 else 1
+            if rows == count > 1 and not isinstance(self.items[name].shape[0], int):
+                raise DataError(
+                    "data-shape",
+                    f"{where}: {name!r} has shape {spell(part.shape)}, which is one value for all "
+                    f"{count} samples or one row per sample; pass --batch-axis {name}:0 for rows, "
+                    "or repeat the value along a new first axis",
+                )
+        return count
 
     def sample(self, raw: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
         """Convert one sample to what the model takes, and check it.
@@ -149,18 +233,24 @@ class Inputs:
                 return False
         return True
 
-    def stack(self, samples: Sequence[Feeds]) -> dict[str, np.ndarray]:
+    def stack(self, samples: Sequence[Feeds]) -> Batch:
         """Return one feed of stackable samples."""
         feed = {}
         for name, item in self.items.items():
             rows = [s[name] for s in samples]
-            feed[name] = np.array(rows[0]) if item.shared else np.stack(rows)
-        return feed
+            feed[name] = np.array(rows[0]) if item.axis is None else np.stack(rows, item.axis)
+        return Batch(feed, len(samples), {n: item.axis for n, item in self.items.items()})
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a feed can be divided along axis 0 of its arrays and of what they lead to."""
+        return self.batch is None and not any(item.axis for item in self.items.values())
 
     def signature(self) -> list[Any]:
-        """Return the names, shapes and types of the inputs as plain data."""
+        """Return the names, shapes, types and batch axes of the inputs as plain data."""
         return [
-            [i.name, list(map(str, i.shape)), i.dtype.name, i.shared] for i in self.items.values()
+            [i.name, list(map(str, i.shape)), i.dtype.name, i.shared, *([i.axis] if i.axis else [])]
+            for i in self.items.values()
         ]
 
     def _is_gray_stack(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
@@ -188,11 +278,7 @@ class Inputs:
             Symbol -> (input, size) of the axes seen so far: a symbol must have one size everywhere.
         """
         expected = item.sample_shape()
-        fits = len(value.shape) == len(expected) and all(
-            not isinstance(e, int) or e == size
-            for e, size in zip(expected, value.shape, strict=True)
-        )
-        if not fits:
+        if not fits(expected, value.shape):
             raise DataError(
                 "data-shape",
                 f"{where}: {item.name!r} has shape {spell(value.shape)} per sample, "
@@ -213,8 +299,10 @@ def read_inputs(
     inputs: Mapping[str, tuple[Sequence[Any], str]],
     preprocess: Preprocess = DEFAULT,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int | str] | None = None,
+    model: ModelView | None = None,
 ) -> Inputs:
-    """Determine types, shapes and the batch axis of a model's inputs.
+    """Determine types, shapes and the batch axes of a model's inputs.
 
     Parameters
     ----------
@@ -225,6 +313,11 @@ def read_inputs(
     shapes
         name -> full shape, batch axis included, for dynamic sizes; -1 keeps a size of the model. A
         symbolic size that is fixed for one input is fixed for all.
+    batch_axes
+        name -> axis that counts samples, or "none"; "*" stands for all inputs. Axes of other inputs
+        are derived.
+    model
+        Runs for a moment where names and sizes of the axes leave doubt which is the batch's.
 
     Raises
     ------
@@ -233,7 +326,7 @@ def read_inputs(
     DataError
         An input is not a tensor of numbers.
     """
-    declared: dict[str, Shape] = {n: tuple(map(_dimension, s)) for n, (s, _) in inputs.items()}
+    declared: dict[str, Shape] = {n: tuple(map(dimension, s)) for n, (s, _) in inputs.items()}
     for name, (_, kind) in inputs.items():
         if kind not in TYPES:
             raise DataError(
@@ -241,9 +334,10 @@ def read_inputs(
                 f"input {name!r} is {kind}; data can only be given for tensors of float16/32/64, "
                 "integers and bool",
             )
-    sized = _apply_overrides(declared, shapes or {})
-    batch, shared = _find_batch_axis(sized)
-    items = {n: Input(n, sized[n], np.dtype(TYPES[inputs[n][1]]), n in shared) for n in inputs}
+    sized = apply_overrides(declared, shapes or {})
+    trial = None if model is None else partial(is_separable, model, sized)
+    batch, axes = find_batch_axes(sized, batch_axes, trial)
+    items = {n: Input(n, sized[n], np.dtype(TYPES[inputs[n][1]]), axes[n]) for n in inputs}
     return Inputs(items, batch, preprocess)
 
 
@@ -309,107 +403,3 @@ def check_names(given: Mapping[str, Any], expected: Mapping[str, Any], where: st
             if near:
                 hint = f"did you mean {near[0]!r}?"
             raise DataError("data-names", f"{where}: {name!r} is not an input of the model; {hint}")
-
-
-def common_count(counts: Mapping[str, int | None], where: str) -> int:
-    """Return the number of samples that all inputs have.
-
-    Parameters
-    ----------
-    counts
-        Number of samples by input; None for an input that is the same in any number of samples.
-
-    Raises
-    ------
-    DataError
-        The numbers differ.
-    """
-    known = {n: c for n, c in counts.items() if c is not None}
-    if len(set(known.values())) > 1:
-        spelled = ", ".join(f"{n!r} {c}" for n, c in known.items())
-        raise DataError(
-            "data-shape", f"{where}: inputs have different numbers of samples: {spelled}"
-        )
-    return next(iter(known.values()), 1)
-
-
-def spell(shape: Sequence[Any]) -> str:
-    """Return a shape as text: 1x3xHx224, "scalar" for rank 0."""
-    return "x".join("?" if d is None else str(d) for d in shape) or "scalar"
-
-
-def _dimension(size: Any) -> int | str | None:
-    """Return a size from onnxruntime as a number, a symbol, or None if unknown."""
-    return size if isinstance(size, str) or (isinstance(size, int) and size >= 0) else None
-
-
-def _apply_overrides(
-    declared: Mapping[str, Shape], overrides: Mapping[str, Sequence[int]]
-) -> dict[str, Shape]:
-    """Return the shapes with overrides in them, and the symbols so fixed replaced everywhere."""
-    symbols: dict[str, int] = {}
-    given: dict[str, Shape] = {}
-    for name, sizes in overrides.items():
-        option = f"shape {name}:{spell(sizes)}"
-        if name not in declared:
-            raise unknown("input", name, declared)
-        # an input without a declared shape also reads as rank 0
-        shape: Shape = declared[name] or (None,) * len(sizes)
-        if len(shape) != len(sizes):
-            raise UsageError(
-                "shape-override",
-                f"{option} has rank {len(sizes)}, the model's input has {len(shape)}: "
-                f"{spell(shape)}",
-            )
-        merged = []
-        for have, size in zip(shape, sizes, strict=True):
-            if size == -1:
-                merged.append(have)
-                continue
-            if size < 1 or (isinstance(have, int) and have != size):
-                raise UsageError(
-                    "shape-override", f"{option} does not fit the model's input {spell(shape)}"
-                )
-            named = have if isinstance(have, str) and not is_anonymous(have) else None
-            if named is not None and symbols.setdefault(named, size) != size:
-                raise UsageError(
-                    "shape-override",
-                    f"{option}: size {named!r} is already {symbols[named]} and must be the same "
-                    "everywhere",
-                )
-            merged.append(size)
-        given[name] = tuple(merged)
-    result: dict[str, Shape] = {}
-    for name, shape in declared.items():
-        dims = given.get(name, shape)
-        result[name] = tuple(symbols.get(d, d) if isinstance(d, str) else d for d in dims)
-    return result
-
-
-def _find_batch_axis(shapes: Mapping[str, Shape]) -> tuple[int | None, frozenset[str]]:
-    """Return (samples in a feed or None, names of shared inputs).
-
-    Axis 0 is the sample axis if all inputs of rank 2 or more agree on it (one number, one symbol,
-    or anonymous dynamic sizes) and the symbol is on no other axis. Otherwise (time-major nets,
-    states) nothing is stacked: a sample is an entire feed. Scalars and vectors of another length
-    (thresholds, sizes) are shared.
-    """
-    # vectors count only if there is nothing else
-    ranked = {n: s for n, s in shapes.items() if len(s) > 1}
-    if not ranked:
-        ranked = {n: s for n, s in shapes.items() if len(s) == 1}
-    first = {_named(s[0]) for s in ranked.values()}
-    # a symbol that is also an inner axis is a length, not a batch
-    inner = {d for s in shapes.values() for d in s[1:] if isinstance(d, str)}
-    axis = next(iter(first), None)
-    if len(first) != 1 or axis in inner:
-        return 1, frozenset(shapes)
-    shared = {
-        n for n, s in shapes.items() if n not in ranked and not (s and _named(s[0]) in (axis, None))
-    }
-    return axis if isinstance(axis, int) else None, frozenset(shared)
-
-
-def _named(size: int | str | None) -> int | str | None:
-    """Return the size, None if its name is generated."""
-    return None if not isinstance(size, int) and is_anonymous(size) else size

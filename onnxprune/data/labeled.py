@@ -25,11 +25,12 @@ import numpy as np
 
 from onnxprune.data.dataset import group_alike
 from onnxprune.data.images import decode
-from onnxprune.data.inputs import Inputs, read_inputs
+from onnxprune.data.inputs import Batch, Inputs, read_inputs
 from onnxprune.data.preprocess import DEFAULT, ImageAxes, Preprocess, channels_of
 from onnxprune.data.sources import IMAGE_SUFFIXES, find_files
 from onnxprune.errors import DataError
 from onnxprune.files import sha256
+from onnxprune.ir.model import ModelView
 
 BOXES = "boxes"
 SIZE = "size"  # label that is added for image inputs: height and width of the input
@@ -50,7 +51,7 @@ class LabeledBatch:
         Number of samples.
     """
 
-    feeds: Mapping[str, np.ndarray]
+    feeds: Batch
     labels: Mapping[str, np.ndarray]
     count: int
 
@@ -129,10 +130,10 @@ class LabeledData:
         ):
             yield self._stack(group)
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield the feeds alone, as calibration data do."""
         for batch in self.labeled_batches(batch_size):
-            yield dict(batch.feeds)
+            yield batch.feeds
 
     def split(self, share: float, seed: int = 0) -> tuple[LabeledData, LabeledData]:
         """Draw two disjoint parts, for example to select by and to report on.
@@ -193,6 +194,8 @@ def open_labeled(
     seed: int = 0,
     preprocess: Preprocess = DEFAULT,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int | str] | None = None,
+    model: ModelView | None = None,
 ) -> LabeledData:
     """Open labeled samples for a model.
 
@@ -210,13 +213,15 @@ def open_labeled(
         For images and for uint8 arrays of images that feed a float input.
     shapes
         name -> full shape for inputs with dynamic sizes.
+    batch_axes, model
+        As in `read_inputs`.
 
     Raises
     ------
     DataError
         The data do not exist, have no labels, or contain arrays of different lengths.
     """
-    known = read_inputs(inputs, preprocess, shapes)
+    known = read_inputs(inputs, preprocess, shapes, batch_axes, model)
     source = _open(Path(spec), known) if isinstance(spec, (str, Path)) else spec
     indices = list(range(source.count))
     if samples is not None and samples < source.count:
@@ -291,7 +296,12 @@ class LabeledArrays:
         self.blob = next((b for b in BLOBS if b in arrays), None)
         if all(name in arrays for name in inputs.items):
             self.data = {name: arrays.pop(name) for name in inputs.items}
-            self.count = len(next(iter(self.data.values())))
+            self.pieces = {
+                name: inputs.pieces(name, a.shape, a.dtype, str(path))
+                for name, a in self.data.items()
+            }
+            self.count = inputs.common_count(self.pieces, str(path))
+            self.data = {name: self.pieces[name].view(a) for name, a in self.data.items()}
         elif "images" in arrays or (self.blob and "offsets" in arrays):
             self.name, self.channels = _image_input(inputs, str(path))
             keys = ("images",) if "images" in arrays else (str(self.blob), "offsets")
@@ -353,7 +363,7 @@ class LabeledArrays:
             encoded = self.data[str(self.blob)][start:end].tobytes()
             return where, {self.name: decode_bytes(encoded, self.channels, where)}, labels
         sample = {
-            name: array if self.inputs.items[name].shared else array[index]
+            name: array[0 if self.pieces[name].count is None else index]
             for name, array in self.data.items()
         }
         return where, sample, labels

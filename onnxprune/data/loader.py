@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data.inputs import Inputs, check_names, common_count
+from onnxprune.data.inputs import Inputs, check_names
+from onnxprune.data.pieces import Pieces
 from onnxprune.errors import DataError
 
 
@@ -104,7 +105,7 @@ class Loader:
             )
         check_names(feed, self.inputs.items, where)
         arrays: dict[str, np.ndarray] = {}
-        counts: dict[str, int | None] = {}
+        pieces: dict[str, Pieces] = {}
         for name in feed:
             try:
                 array = np.asarray(feed[name])
@@ -112,11 +113,13 @@ class Loader:
                 raise DataError(
                     "data-loader", f"{where}: {name!r} is not an array: {_summarize(problem)}"
                 ) from problem
-            count, piece = self.inputs.pieces(name, array.shape, array.dtype, where)
-            arrays[name] = array.reshape((1 if count is None else count, *piece))
-            counts[name] = count
-        for index in range(common_count(counts, where)):
-            yield where, {n: a[0 if counts[n] is None else index] for n, a in arrays.items()}
+            pieces[name] = self.inputs.pieces(name, array.shape, array.dtype, where)
+            arrays[name] = pieces[name].view(array)
+        for index in range(self.inputs.common_count(pieces, where)):
+            yield (
+                where,
+                {n: a[0 if pieces[n].count is None else index] for n, a in arrays.items()},
+            )
 
 
 def open_loader(location: str, inputs: Inputs, samples: int, seed: int) -> Loader:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from onnxprune.data.pieces import Pieces
 from onnxprune.errors import DataError
 
 # fixed part; the lengths of name and extra field are at offset 26 (zip APPNOTE 4.3.7)
@@ -72,7 +72,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
 
 
 class PieceReader:
-    """Reader of an array that consists of `count` equal pieces in C order.
+    """Reader of the samples that an array holds.
 
     Raises
     ------
@@ -80,8 +80,8 @@ class PieceReader:
         The file cannot be opened.
     """
 
-    def __init__(self, stored: StoredArray, count: int, piece: Sequence[int]) -> None:
-        self.stored, self.piece = stored, tuple(piece)
+    def __init__(self, stored: StoredArray, pieces: Pieces) -> None:
+        self.stored, self.piece = stored, pieces.shape
         self._archive: zipfile.ZipFile | None = None
         self._member: IO[bytes] | None = None
         self._mapped: np.ndarray | None = None
@@ -89,13 +89,16 @@ class PieceReader:
             if stored.start is None:
                 self._archive = zipfile.ZipFile(stored.path)
                 self._member = self._archive.open(stored.member)
+                if not pieces.contiguous:
+                    # samples along an inner axis: a stream holds parts of all of them
+                    values = np.frombuffer(self._member.read()[stored.skip :], stored.dtype)
+                    self._mapped = pieces.view(values.reshape(stored.shape))
             else:
                 order: Any = "F" if stored.fortran else "C"
                 mapped = np.memmap(
                     stored.path, stored.dtype, "r", stored.start, stored.shape or (1,), order
                 )
-                pieces = (count, *self.piece)
-                self._mapped = mapped if pieces == stored.shape else mapped.reshape(pieces)
+                self._mapped = pieces.view(mapped)
         except Exception as problem:  # as in stored_arrays
             self.close()
             raise _read_error(stored.path, problem) from problem

@@ -83,4 +83,8 @@ def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     images = {name: inputs.image(name) for name in inputs.items}
     channels = {name: axes.channels if axes else None for name, axes in images.items()}
     full = example_shapes({n: item.shape for n, item in inputs.items.items()}, channels)
-    return {n: full[n] if item.shared else full[n][1:] for n, item in inputs.items.items()}
+    shapes = {}
+    for name, item in inputs.items.items():
+        axis = len(item.shape) if item.axis is None else item.axis
+        shapes[name] = full[name][:axis] + full[name][axis + 1 :]
+    return shapes

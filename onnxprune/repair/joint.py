@@ -99,7 +99,7 @@ def refit_block(
     most = _affordable_batch(problems, multiplications)
     if most < MIN_BATCH:
         return False
-    fixed = context.data is None or context.data.inputs.batch is not None
+    fixed = context.data is None or not context.data.inputs.divisible
     rng = np.random.default_rng((context.seed, block.start))
     samples = BlockSamples.of(problems, begin, pruned, targets, held_out, fixed, rng)
     if samples is None:

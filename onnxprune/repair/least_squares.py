@@ -25,6 +25,7 @@ import numpy as np
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import samples_of
+from onnxprune.data.inputs import rows_of
 from onnxprune.ir.io import Model
 from onnxprune.ir.model import EditableModel
 from onnxprune.repair.attention import lossy_products, refit_query
@@ -64,7 +65,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     dense, order = _bring_together(analysis.model, model, ties)
     fits = _sort_fits(fits, model, ties)
     batches, held_out = _split_held_out(
-        list(data.batches(context.batch_size)), data.inputs.batch is not None
+        list[Batch](data.batches(context.batch_size)), not data.inputs.divisible
     )
     # the first blocks start on the held-out batches and one more
     first, waiting = batches[: held_out + 1], batches[held_out + 1 :]
@@ -301,11 +302,7 @@ def _split_held_out(batches: list[Batch], fixed: bool) -> tuple[list[Batch], int
     samples = min(MAX_HELD_OUT, sum(counts) // HELD_OUT_SHARE) // 2 * 2
     if not fixed and 0 < samples < counts[0]:
         first = batches[0]
-        parts = [
-            # inputs without a batch axis belong to both parts
-            {n: a[part] if a.ndim and len(a) == counts[0] else a for n, a in first.items()}
-            for part in (slice(samples), slice(samples, None))
-        ]
+        parts = [rows_of(first, part) for part in (slice(samples), slice(samples, None))]
         return [*parts, *batches[1:]], 1
     held_out = samples // counts[0]
     return batches, held_out if held_out < len(batches) else 0

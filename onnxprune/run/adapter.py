@@ -148,6 +148,8 @@ def open_inputs(
         seed=recipe.seed,
         preprocess=preprocess_of(recipe),
         shapes=recipe.shape or None,
+        batch_axes=recipe.batch_axis or None,
+        model=model,
     )
 
 
@@ -188,6 +190,8 @@ def open_labeled_inputs(
         seed=recipe.seed,
         preprocess=preprocess_of(recipe),
         shapes=recipe.shape or None,
+        batch_axes=recipe.batch_axis or None,
+        model=model,
     )
 
 

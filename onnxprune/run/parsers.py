@@ -196,6 +196,24 @@ def input_shape(value: Any) -> tuple[int, ...]:
     return tuple(-1 if str(part).strip() == "-1" else parse(part) for part in parts)
 
 
+def batch_axis(value: Any) -> int | str:
+    """Return the number of an axis, or "none"."""
+    if str(value).strip().lower() == "none":
+        return "none"
+    try:
+        return int(integer(0)(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not the number of an axis from 0, or none") from None
+
+
+def batch_axes(value: Any) -> Mapping[str, int | str]:
+    """Return input name -> batch axis from NAME:AXIS; an axis without a name is that of all."""
+    if not isinstance(value, Mapping):
+        entries = [value] if isinstance(value, (str, int)) else value
+        value = [text(e) if ":" in str(e) else f"*:{e}" for e in entries]
+    return dict(mapping(batch_axis, ":")(value))
+
+
 def size(value: Any) -> int | tuple[int, int]:
     """Return one length (256), or height and width (224x320)."""
     parts = shape([value] if isinstance(value, int) else value)

@@ -212,6 +212,15 @@ class Recipe:
         "keeps an axis dynamic.",
         repeatable=True,
     )
+    batch_axis: Mapping[str, int | str] = option_field(
+        (),
+        parsers.batch_axes,
+        "data",
+        "NAME:AXIS",
+        "Axis of an input that counts samples, or none; without NAME that of all inputs. Default: "
+        "derived from the model.",
+        repeatable=True,
+    )
     resize: int | tuple[int, int] | None = option_field(
         None,
         parsers.optional(parsers.size),

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from onnxprune.data.dataset import Data
+from onnxprune.data.inputs import Batch
 from onnxprune.events import Event, Listener
 from onnxprune.files import hash_key, replacing, write_json
 from onnxprune.ir.io import Model, load, save
@@ -203,7 +204,7 @@ class WatchedData(Data):
 
     stages: Stages | None = None
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield batches as `Data.batches` does."""
         if self.stages is None:
             yield from super().batches(batch_size)

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxprune.allocators.base import widths
+from onnxprune.data.dataset import samples_of
 from onnxprune.errors import UsageError, plural
 from onnxprune.files import hash_key
 from onnxprune.ir.compared import Compared, tensors_to_compare
@@ -362,11 +363,6 @@ def _count(search: Search, kept: Kept, group: str) -> int:
     return len(kept[group]) if group in kept else search.analysis.group(group).size
 
 
-def _count_samples(feeds: Mapping[str, np.ndarray]) -> int:
-    """Return the longest first axis of the inputs of a batch; some may have no batch axis."""
-    return max((len(a) for a in feeds.values() if a.ndim), default=1)
-
-
 @dataclass
 class _Gate:
     """Losses on the gate data, remembered in the journal.
@@ -392,7 +388,7 @@ class _Gate:
         expected = [session.run(b) for b in batches]
         self.of: Losses
         if self.settings.losses:
-            counts = [_count_samples(b) for b in batches]
+            counts = [samples_of(b) for b in batches]
             samples = np.split(np.asarray(data.chosen), np.cumsum(counts)[:-1])
             self.of = OwnLosses(self.settings.losses, samples)
         else:

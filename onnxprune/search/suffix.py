@@ -50,7 +50,7 @@ class Suffix:
     def __init__(
         self,
         analysis: Analysis,
-        batches: list[dict[str, np.ndarray]],
+        batches: Sequence[dict[str, np.ndarray]],
         losses: Losses,
         threads: int = 1,
         changed: Changed | None = None,

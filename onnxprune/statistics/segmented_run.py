@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from math import prod
 
@@ -55,7 +55,7 @@ class SegmentedRun:
     def __init__(
         self,
         model: ModelView,
-        batches: list[Batch],
+        batches: Sequence[Batch],
         *,
         threads: int = 1,
         shapes: Shapes | None = None,
@@ -112,7 +112,7 @@ class SegmentedRun:
         """Return to a marked position, to run on from there with other weights."""
         self.at, self.state = mark[0], list(mark[1])
 
-    def join(self, batches: list[Batch]) -> None:
+    def join(self, batches: Sequence[Batch]) -> None:
         """Run further batches up to the current position and append them."""
         available = set(self.state[0]) if self.state else set(self.live[self.at])
         produced = {o for n in self.nodes[: self.at] for o in n.output} & available

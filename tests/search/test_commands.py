@@ -29,10 +29,15 @@ def arguments(command: str, folder: Path) -> list[str]:
     return [command, model, str(folder / "subnet.json"), *DATA]
 
 
-def test_compare_does_not_offer_flip(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_ignores_flip(capsys: pytest.CaptureFixture[str]) -> None:
     call = ["compare", str(FILES.model), str(FILES.model), "--labeled", str(FILES.evaluation)]
-    assert run([*call, "--flip"]) == 2
-    assert "--flip" in capsys.readouterr().err
+    results = []
+    for flags in ([], ["--flip"]):
+        assert run([*call, *flags]) == 0
+        captured = capsys.readouterr()
+        results.append(captured.out)
+        assert ("--flip has no effect on compare" in captured.err) == bool(flags)
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("command", ["sensitivity", "subnet"])

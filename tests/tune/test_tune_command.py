@@ -29,7 +29,7 @@ def test_every_offered_option_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names and names <= read_by(calls, monkeypatch)
 
 
-@pytest.mark.parametrize("flag", ["--swaps", "--blocks", "--allocate", "--method"])
+@pytest.mark.parametrize("flag", ["--allocate", "--method"])
 def test_options_of_a_search_are_not_offered(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["tune", MODEL, *DATA, flag, "1"]) == 2
     assert flag in capsys.readouterr().err
