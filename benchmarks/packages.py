@@ -56,7 +56,8 @@ def analyze_and_cut(path: Path, data: Path) -> Row:
     from onnxprune.ir.io import load
 
     with np.load(data) as arrays:
-        feeds = {name: arrays[name][0] for name in arrays.files}
+        # an element of a list of scalars is no array, which onnxruntime asks for
+        feeds = {name: np.asarray(arrays[name][0]) for name in arrays.files}
     model = load(path)
     start = time.process_time()
     analysis = analyze(model, shapes={name: v.shape for name, v in feeds.items()})
@@ -83,6 +84,7 @@ def cut_at_random(analysis: Any, feeds: Mapping[str, Any], seed: int, share: flo
     from onnxprune.allocators.base import Constraints
     from onnxprune.criteria import CRITERIA
     from onnxprune.criteria.base import Context
+    from onnxprune.ir.runtime import example_feeds
     from onnxprune.surgery.cut import cut
     from onnxprune.surgery.verify import verify
 
@@ -94,7 +96,11 @@ def cut_at_random(analysis: Any, feeds: Mapping[str, Any], seed: int, share: flo
         pruned = cut(analysis, plan)
         before, after = analysis.cost(), analysis.cost(plan.kept)
         row["macs_left"] = after.macs / max(before.macs, 1)
-        for kind, given in (("plausible", feeds), ("drawn", None)):
+        shapes = {name: value.shape for name, value in feeds.items()}
+        drawn = example_feeds(analysis.model, seed, shapes)
+        # sampling rates and masks are no numbers to draw
+        drawn |= {name: value for name, value in feeds.items() if value.dtype.kind != "f"}
+        for kind, given in (("plausible", feeds), ("drawn", drawn)):
             check = verify(analysis, plan, pruned, given, seed=seed)
             row[kind] = {
                 "ok": check.ok,

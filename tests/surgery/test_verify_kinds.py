@@ -11,10 +11,11 @@ from graph_laws import plan_of
 from graph_text import net
 
 from onnxprune.analysis.walk import analyze
+from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.weights import from_array
 from onnxprune.surgery.cut import cut
-from onnxprune.surgery.verify import verify
+from onnxprune.surgery.verify import _own_rounding, verify
 
 HALF_EFFECT = 4e-3  # of a fault in float16 that must be caught
 BODY = "a = MatMul(x, w1); r = Relu(a); b = MatMul(r, w2)"
@@ -158,3 +159,27 @@ def test_plan_that_removes_nothing_is_not_vacuous() -> None:
     analysis, plan = _analyzed(f"float[3,6] x | {WEIGHTS} | {BODY}; y = Identity(b)")
     whole = replace(plan, kept={}, sizes={})
     assert not verify(analysis, whole, cut(analysis, whole)).vacuous
+
+
+@pytest.mark.parametrize(
+    ("rounding", "expected"),
+    [
+        ({"original": 4e-6, "masked": 2e-6, "cut": 3e-6}, 8e-6),
+        ({"original": 1e-6, "masked": 2e-5, "cut": 3e-6}, 4e-5),
+        ({"original": 1e-6, "masked": 2e-6, "cut": 3e-5}, 6e-5),
+        ({"original": 1e-6, "masked": 2e-6, "cut": 1.0}, 1e-4),
+        ({"original": 3e-6, "masked": None, "cut": 1e-6}, 6e-6),
+    ],
+)
+def test_tolerance_follows_the_rounding_of_all_compared_models(
+    rounding: dict[str, float | None], expected: float
+) -> None:
+    class Trial:
+        def run(self, model: str, optimize: bool) -> dict[str, np.ndarray]:
+            assert optimize
+            if rounding[model] is None:
+                raise ModelError("run-failed", "a fused operator does not run")
+            return {"y": np.array([1.0, 2.0 + 2.0 * rounding[model]])}
+
+    runs = [(model, {"y": np.array([1.0, 2.0])}) for model in rounding]
+    assert _own_rounding(Trial(), runs, 1e-5) == pytest.approx(expected)
