@@ -15,7 +15,7 @@ _REASONS = {
     "its operands are strings or bytes": """
         ImageDecoder RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer
     """,
-    "elements of a sequence are not followed": """
+    "the elements of its sequence are not known": """
         ConcatFromSequence SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert
         SequenceLength SequenceMap SplitToSequence
     """,

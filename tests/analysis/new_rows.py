@@ -207,6 +207,14 @@ NEW_ROWS: dict[str, Case] = {
         weights=", int32[2] n = {3, 3}, int32 t = {4}, float[2,2,3,8] e, float[2,2,3,8] f",
         outputs="b, g, h",
     ),
+    "GroupQueryAttention_packed": Case(
+        "float[2,5,6] x | float[6,64] wq, float[32,3] wo, int32[2] n = {4, 4}, int32 t = {5} | "
+        "q = MatMul(x, wq); "
+        "b = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>(q, , , , , n, t); "
+        "y = MatMul(b, wo)",
+        opset=20,
+        groups=(2, 2),
+    ),
     "DecoderMaskedMultiHeadAttention": three(
         _DMHA, "num_heads=2, scale=0.4", (8, 8, 8, 8), "", (2, 4), steps=1
     ),
@@ -368,6 +376,35 @@ NEW_ROWS: dict[str, Case] = {
     "RandomNormalLike": between("r = RandomNormalLike(a); b = Add(a, r)"),
     "RandomUniformLike": between("r = RandomUniformLike<low=-1.0>(a); b = Mul(a, r)"),
     "Bernoulli": between("s = Sigmoid(a); r = Bernoulli(s); b = Mul(a, r)"),
+    # sequences of tensors
+    "SplitToSequence": Case(
+        "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,3,1,1] w2, float[5,2,1,1] w3, "
+        "int64[3] s = {3,3,2}, int64 i = {0}, int64 j = {-1} | a = Conv(x, w1); "
+        "q = SplitToSequence<axis=1>(a, s); b = SequenceAt(q, i); c = SequenceAt(q, j); "
+        "d = Conv(b, w2); e = Conv(c, w3); y = Add(d, e)",
+        groups=(2, 3, 3),
+    ),
+    "SplitToSequence_of_one_size": Case(
+        "float[2,4,6,6] x | float[8,4,3,3] w1, float[5,3,1,1] w2, int64 s = {3}, int64 i = {1} | "
+        "a = Conv(x, w1); q = SplitToSequence<axis=-3>(a, s); b = SequenceAt(q, i); "
+        "y = Conv(b, w2)",
+    ),
+    "SplitToSequence_squeezed": Case(
+        "float[2,4,6,6] x | float[8,4,3,3] w1, float[8,5] w2, int64 i = {2} | "
+        "a = Conv(x, w1); q = SplitToSequence<axis=2, keepdims=0>(a); b = SequenceAt(q, i); "
+        "t = Transpose<perm=[0,2,1]>(b); y = MatMul(t, w2)",
+        opset=12,
+        groups=(8,),
+    ),
+    "SequenceConstruct": between(
+        "r = Relu(a); q = SequenceConstruct(a, r); e = ConcatFromSequence<axis=3>(q); "
+        "b = Identity(e)"
+    ),
+    "SequenceConstruct_new_axis": between(
+        "r = Relu(a); q = SequenceConstruct(a, r); "
+        "e = ConcatFromSequence<axis=1, new_axis=1>(q); b = ReduceSum<keepdims=0>(e, one)",
+        "int64[1] one = {1}",
+    ),
     # linear algebra
     "Det": Case(
         "float[2,4,6,6] x | float[8,4,3,3] w1, float[8,5] w2 | a = Conv(x, w1); d = Det(a); "

@@ -20,8 +20,10 @@ from onnxprune.ir.passes.names import (
     rename_duplicates,
 )
 from onnxprune.ir.passes.remove_unused import remove_dead, remove_identities
+from onnxprune.ir.passes.sequences import replace_sequences
 from onnxprune.ir.passes.slice_assign import rewrite_slice_assignments
 from onnxprune.ir.passes.split_fused_qkv import split_fused_projections
+from onnxprune.ir.passes.unpack_attention import unpack_attention
 from onnxprune.ir.passes.validate import validate
 
 OLDEST_OPSET = 7
@@ -70,6 +72,9 @@ def _apply_passes(model: EditableModel) -> None:
     if inline_branches(model.proto.graph, shapes):
         remove_identities(model)
     fold_constants(model, shapes)
+    if replace_sequences(model, shapes) | unpack_attention(model, shapes):
+        remove_identities(model)
+        shapes = infer(model)
     fold_weight_standardization(model, shapes)
     if rewrite_slice_assignments(model, shapes):
         remove_identities(model)
