@@ -10,11 +10,13 @@ import numpy as np
 from onnxprune.analysis.averages import Average, RootMean
 from onnxprune.analysis.axis_keys import KERNEL, Factors, Key, Nth, Tokens, expand, letters_of
 from onnxprune.analysis.causes import Axis
+from onnxprune.analysis.factors import unfold
+from onnxprune.analysis.folded import MERGED, Folded
 from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse
 from onnxprune.analysis.products import Factored
 from onnxprune.analysis.rule import Misfit, Rule
 from onnxprune.analysis.state import KERNEL_POSITION, Mask, Node, SizeLiteral, Tensor
-from onnxprune.ir.values import Dim
+from onnxprune.ir.values import Dim, is_static, product, quotient
 
 
 @dataclass
@@ -126,14 +128,23 @@ class _Match:
 
     def measure_product(self, names: Factors, size: Dim) -> None:
         """Bind the length of the one letter of a product that is unknown."""
-        if not isinstance(size, int):
-            raise Misfit(f"axis ({' '.join(names)}) is a product and dynamic")
         unknown = [n for n in names if n not in self.length]
+        if not isinstance(size, int):
+            self.measure_dynamic(names, unknown, size)
+            return
         rest = prod(self.number(n) for n in names if n in self.length)
         if len(unknown) > 1 or rest == 0 or size % rest or (not unknown and rest != size):
             raise Misfit(f"length {size} is not the product ({' '.join(names)})")
         for name in unknown:
             self.length[name] = size // rest
+
+    def measure_dynamic(self, names: Factors, unknown: list[str], size: Dim) -> None:
+        """Bind the length of the one unknown letter of a product of dynamic length."""
+        if len(unknown) > 1:
+            raise Misfit(f"axis ({' '.join(names)}) is a product and dynamic")
+        rest = [self.length[n] for n in names if n in self.length]
+        known = size is not None and None not in rest
+        self.length |= {n: quotient(size, product(rest)) if known else None for n in unknown}
 
     def number(self, name: str) -> int:
         """Return the length of a letter of a product; Misfit if it is not fixed."""
@@ -162,6 +173,8 @@ class _Match:
             elif axis is None:
                 operand.axes[i] = self.letter(key)
             else:
+                if isinstance(axis, Folded):
+                    axis = operand.axes[i] = unfold(self.causes, axis, self.length[key])
                 self.equal(key, axis)
 
     def letter(self, key: Key) -> Axis:
@@ -208,6 +221,14 @@ class _Match:
         if axis is None:
             operand.axes[i] = self.product(names)
             return
+        if not is_static(
+            [self.length.get(n) for n in names]
+        ):  # as the height of an image laid out in blocks
+            why = int(axis) if isinstance(axis, int) else self.node.why("dynamic axis")
+            self.causes.freeze(axis, why)
+            for name in names:
+                self.equal(name, why)
+            return
         for n, name in enumerate(names[:-1]):
             rest = prod(self.number(x) for x in names[n + 1 :])
             row, axis = self.causes.split(axis, self.number(name), rest, self.node.single())
@@ -215,7 +236,12 @@ class _Match:
         self.equal(names[-1], axis)
 
     def product(self, names: Factors) -> Axis:
-        """Return the axis of a product of letters."""
+        """Return the axis of a product of letters; the letters are frozen if one is dynamic."""
+        if not is_static([self.length.get(n) for n in names]):
+            why = self.node.why("dynamic axis")
+            for name in names:
+                self.equal(name, why)
+            return why
         axis, size = self.letter(names[0]), self.number(names[0])
         for name in names[1:]:
             more = self.number(name)
@@ -224,6 +250,10 @@ class _Match:
 
     def freeze(self) -> None:
         """Freeze the letters that are never cut, and those along which the operator mixes."""
+        # letters that the operator only passes on: factors of dynamic axes are followed there
+        marks = {t for axes in self.pattern.outputs for t in axes if t in (LEADING, SPATIAL)}
+        counted = {x for letters_ in self.rule.refit.values() for x in letters_.split()}
+        passed = (self.output_letters | marks) - set(self.rule.sums + self.rule.means) - counted
         for key, axis in list(self.axes.items()):
             name = key.mark if isinstance(key, Nth) else key
             spatial = "spatial axis" if name == SPATIAL else None
@@ -237,6 +267,8 @@ class _Match:
                     self.node.record.mixed.append(axis)
                 else:
                     self.stop(key, axis, spatial or f"{self.node.op} mixes along this axis")
+            elif isinstance(axis, Folded) and name not in passed:
+                self.stop(key, axis, MERGED)
 
     def stop(self, key: Key, axis: Axis, text: str) -> None:
         """Freeze the axis of a letter."""
@@ -278,8 +310,8 @@ class _Match:
         dims: list[Dim] = []
         for token in tokens:
             if isinstance(token, tuple):
-                sizes = [d for d in map(self.length.get, token) if isinstance(d, int)]
-                dims.append(prod(sizes) if len(sizes) == len(token) else None)
+                sizes = list(map(self.length.get, token))
+                dims.append(product(sizes) if None not in sizes else None)
             elif token in (LEADING, SPATIAL):
                 fixed = token in self.rule.freeze  # a spatial axis that the operator resizes
                 dims += [None if fixed else self.length[k] for k in self.keys(token, self.length)]

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.analysis.folded import Axis, Folded
 from onnxprune.analysis.grids import Sets, coupled_lines, factor, factor_by_bands
 from onnxprune.analysis.rule import Misfit
 
-Axis = int | np.ndarray
 UNKNOWN = 1  # number of the reason of axes that are frozen for none in particular
 MOST_IDS = 1 << 23  # per model: a few hundred bytes of literals can ask for billions of positions
 _FIRST_CAPACITY = 1024
@@ -99,11 +99,17 @@ class Causes:
 
     def unify(self, a: Axis, b: Axis) -> None:
         """Make the sets of two axes equal, position by position."""
+        if isinstance(a, Folded) and isinstance(b, Folded) and a.matches(b):
+            for x, y in zip(a.factors, b.factors, strict=True):
+                self.unify(x, y)
+            return
         if isinstance(a, int):
-            self.freeze(b, a)
+            self.freeze(a, int(a))
+            self.freeze(b, int(a))
             return
         if isinstance(b, int):
-            self.freeze(a, b)
+            self.freeze(a, int(b))
+            self.freeze(b, int(b))
             return
         while True:
             ra, rb = self.find(a), self.find(b)
@@ -134,6 +140,8 @@ class Causes:
     def freeze(self, x: Axis, why: int) -> None:
         """Bind every cause of the axis to the empty set; the first reason is kept."""
         if isinstance(x, int):
+            for factor in x.arrays if isinstance(x, Folded) else ():
+                self.freeze(factor, why)
             return
         roots = self._distinct(self.find(x))
         roots = roots[self._why[roots] == 0]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxprune.analysis.cost import WEIGHT_TYPES, Axes
+from onnxprune.analysis.folded import arrays_of
 from onnxprune.analysis.groups import Analysis, Member, frozen_axis, mixed_causes
 from onnxprune.analysis.state import KERNEL_POSITION, Record, Use
 from onnxprune.ir.nodes import label
@@ -42,16 +43,11 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
         if isinstance(a, np.ndarray)
     ]
     weights = [s.ids for s in sites]
-    computed = [a for t in record.tensors.values() for a in t.axes if isinstance(a, np.ndarray)]
+    computed = [ids for t in record.tensors.values() for a in t.axes for ids in arrays_of(a)]
     arrays = [*weights, *_recorded_arrays(record), *computed, *record.mixed]
     axes = Axes.build(record.causes, arrays, [*weights, *computed])
     tables = [axes.table(s.ids) for s in sites]
-    activations = {
-        axes.number(a): axes.table(a)
-        for t in record.tensors.values()
-        for a in t.axes
-        if isinstance(a, np.ndarray)
-    }
+    activations = {axes.number(ids): axes.table(ids) for ids in computed}
     produces = [s.use.roles[s.axis] == "produces" for s in sites]
     order, bounds = _partition(tables, produces, list(activations.values()), axes.causes)
     members = _members(record, sites, tables, order, bounds, axes.causes)
@@ -80,6 +76,9 @@ def _recorded_arrays(record: Record) -> list[np.ndarray]:
     arrays += [a for p in record.products for a in p.axes]
     entries = [a for r in record.literals for a in (*r.entries, *r.watch)]
     entries += [a for r in record.restores for a in r.axes]
+    scaled = [s for r in record.literals for s in r.scaled]
+    scaled += [s for r in record.restores for s in r.scaled]
+    entries += [a for factors in scaled for a in factors]
     arrays += [a for a in entries if a is not None]
     arrays += [a for m in record.averages for a in m.axes]
     arrays += [a for s in record.squeezed for a in s.axes]

@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from onnxprune.analysis.causes import Causes
 from onnxprune.analysis.definitions import all_products
+from onnxprune.analysis.folded import arrays_of
 from onnxprune.analysis.products import Product
 from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Record
@@ -284,8 +285,9 @@ def _activation_terms(record: Record, axes: Axes, sizes: Sizes) -> Terms:
             if state is None or shape is None or len(shape) != len(state.axes):
                 continue
             pairs = list(zip(sizes.at(name), state.axes, strict=True))
-            fixed = prod(d for d, a in pairs if not isinstance(a, np.ndarray))
-            index = [axes.number(a) for _, a in pairs if isinstance(a, np.ndarray)]
+            # of a dynamic axis with factors, the positions of the factors are divided out
+            fixed = prod(d // prod(map(len, arrays_of(a))) if d else 0 for d, a in pairs)
+            index = [axes.number(ids) for _, a in pairs for ids in arrays_of(a)]
             terms.append((float(fixed) * bits(record.shapes.dtype(name)) / 8, index))
     return terms
 

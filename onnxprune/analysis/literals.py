@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.analysis.causes import Axis
+from onnxprune.analysis.folded import Folded
 from onnxprune.analysis.rule import Misfit
 from onnxprune.analysis.state import Node, SizeLiteral
 from onnxprune.ir.values import Dim
@@ -105,10 +106,14 @@ def record_literal(
     """
     arrays = tuple(e if isinstance(e, np.ndarray) else None for e in entries)
     kind, slot = where
+    # attributes are numbers, which spell no dynamic length
+    scaled = tuple(e.arrays if kind == "input" and isinstance(e, Folded) else () for e in entries)
     given = kind == "input" and int(slot) < len(node.names) and node.names[int(slot)]
     if given and node.partial(int(slot)) is None:
-        for axis in (*arrays, *watch):
+        for axis in (*entries, *watch):
             if axis is not None:
                 stop(node, axis, "its size is computed")
-    elif any(a is not None for a in arrays):
-        node.record.literals.append(SizeLiteral(node.index, where, arrays, watch=tuple(watch)))
+    elif any(a is not None for a in arrays) or any(scaled):
+        node.record.literals.append(
+            SizeLiteral(node.index, where, arrays, watch=tuple(watch), scaled=scaled)
+        )

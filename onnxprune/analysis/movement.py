@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxprune.analysis.causes import Axis
+from onnxprune.analysis.folded import Folded
 from onnxprune.analysis.literals import (
     Axes,
     axes_of,
@@ -264,8 +265,9 @@ def shape(node: Node) -> list[Axes]:
     axes = node.operand(0).axes
     start, end = node.integer("start", 0), node.integer("end", len(axes))
     ids = tuple(a if isinstance(a, np.ndarray) else None for a in axes[start:end])
-    if any(a is not None for a in ids):
-        node.record.restores.append(Restore(node.index, ids))
+    scaled = tuple(a.arrays if isinstance(a, Folded) else () for a in axes[start:end])
+    if any(a is not None for a in ids) or any(scaled):
+        node.record.restores.append(Restore(node.index, ids, scaled))
     return [[node.why("its values are sizes")]]
 
 
@@ -336,3 +338,5 @@ MOVES: dict[str, Callable[[Node], list[Axes]]] = {
     "MaxUnpool": max_unpool,
     "RotaryEmbedding": rotary_embedding,
 }
+# operators that follow the factors of dynamic axes, see `onnxprune.analysis.folded`
+KEEPS_FACTORS = frozenset("Transpose Squeeze Unsqueeze Shape Reshape Flatten".split())

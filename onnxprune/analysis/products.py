@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.analysis.causes import Axis
+from onnxprune.analysis.folded import Axis, Folded, Places
 from onnxprune.ir.values import Dim
-
-Places = tuple[tuple[str, int], ...]  # (tensor, axis) of axes that have the same length
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,10 @@ class Factored:
 
     def multiply(self, axis: Axis | None, size: Dim, places: Places) -> None:
         """Multiply by an axis: by its kept, its fixed or its dynamic length."""
-        if isinstance(axis, np.ndarray):
+        if isinstance(axis, Folded):
+            for part in axis.parts:
+                self.multiply(part.axis, part.length, part.places)
+        elif isinstance(axis, np.ndarray):
             self.axes.append(axis)
         elif isinstance(size, int):
             self.factor *= size

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from onnxprune.analysis.causes import Axis
+from onnxprune.analysis.factors import (
+    fix_run,
+    freeze_parts,
+    leading_products,
+    merge_parts,
+    named,
+    parts_of,
+    refine,
+    split_part,
+)
+from onnxprune.analysis.folded import MERGED, Part, arrays_of
 from onnxprune.analysis.literals import Axes, axes_of, place, record_literal, stop
 from onnxprune.analysis.rule import Misfit
 from onnxprune.analysis.state import Node
-from onnxprune.ir.values import Dim, is_static
+from onnxprune.ir.equations import solve, substitute
+from onnxprune.ir.example_sizes import is_anonymous
+from onnxprune.ir.values import Dim, is_static, quotient
 
 
 def reshape(node: Node) -> list[Axes]:
@@ -22,10 +34,14 @@ def reshape(node: Node) -> list[Axes]:
         return [result]
     target = node.partial(1)
     literal = target if target is not None else np.full(len(out), None, object)
-    entries = [None if literal[i] in (-1, None) else a for i, a in enumerate(result)]
+    # -1 follows from the other sizes; 0 takes a dynamic length from the input
+    entries = [
+        None if d in (-1, None) or (d == 0 and isinstance(a, int)) else a
+        for d, a in zip(literal, result, strict=False)
+    ]
     record_literal(node, place(node, "shape", 1), entries)
     for axis, size in zip(result, literal, strict=False):
-        if size is None and isinstance(axis, np.ndarray):
+        if size is None and arrays_of(axis):
             stop(node, axis, "reshaped to a computed length")
     return [result]
 
@@ -43,72 +59,119 @@ def regroup(node: Node, axes: Axes, before: tuple[Dim, ...], after: tuple[Dim, .
         Shapes of its input and output.
     """
     # axes of length 1 have no part in it
-    source = [(a, d) for a, d in zip(axes, before, strict=False) if d != 1]
+    source = [
+        part
+        for i, (axis, size) in enumerate(zip(axes, named(before, "?in"), strict=False))
+        for part in parts_of(axis, size, (node.names[0], i))
+        if part.length != 1
+    ]
     places = [i for i, d in enumerate(after) if d != 1]
-    lengths, target = [d for _, d in source], [after[i] for i in places]
-    head = _equal_prefix(lengths, target)
-    tail = _equal_prefix(lengths[head:][::-1], target[head:][::-1])
-    end = len(source) - tail
-    middle = _regroup_middle(node, source[head:end], target[head : len(target) - tail])
-    kept = [a for a, _ in source]
+    sizes = [named(after, "?out")[i] for i in places]
+    source, sizes = _fix_dynamic(source, sizes)
+    source, sizes = _replace_lengths(source, sizes, node.record.shapes.equal)
+    source, sizes = _fix_dynamic(source, sizes)
+    values = solve([p.length for p in source], sizes)
+    source, sizes = _replace_lengths(source, sizes, values)
+    # a length that is 1 after all has no part in it either
+    source = [part for part in source if part.length != 1]
+    places = [i for i, d in zip(places, sizes, strict=True) if d != 1]
+    sizes = [d for d in sizes if d != 1]
+    ends = _common_ends([p.length for p in source], sizes)
+    grouped: Axes = []
+    for (i, j), (k, m) in zip(ends, ends[1:], strict=False):
+        grouped += _regroup_block(node, source[i:k], sizes[j:m])
     result: Axes = [node.single()] * len(after)
-    for i, axis in zip(places, [*kept[:head], *middle, *kept[end:]], strict=False):
+    for i, axis in zip(places, grouped, strict=True):
         result[i] = axis
     return result
 
 
-def _equal_prefix(a: Sequence[Dim], b: Sequence[Dim]) -> int:
-    """Return how many lengths, from the left, are known and equal."""
-    for n, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x is None or x != y:
-            return n
-    return min(len(a), len(b))
+def _replace_lengths(
+    source: list[Part], sizes: list[Dim], values: Mapping[str, Dim]
+) -> tuple[list[Part], list[Dim]]:
+    """Return parts and sizes with symbols replaced by what they equal."""
+    lengths = substitute([part.length for part in source], values)
+    parts = [part._replace(length=d) for part, d in zip(source, lengths, strict=True)]
+    return parts, substitute(sizes, values)
 
 
-def _regroup_middle(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]) -> Axes:
-    """Return axes of the given lengths for (axis, length) pairs of the same product."""
-    if not any(isinstance(a, np.ndarray) for a, _ in source):
-        return [source[0][0] if source else node.single()] * len(sizes)
-    lengths = [d for _, d in source]
-    if not is_static(lengths) or not is_static(sizes):
-        return _regroup_around_dynamic(node, source, sizes)
-    if prod(lengths) != prod(sizes):
+def _fix_dynamic(source: list[Part], sizes: list[Dim]) -> tuple[list[Part], list[Dim]]:
+    """Return parts and sizes, with dynamic lengths replaced that the sizes fix together.
+
+    In (n, 16, h, w) -> (n, 400), h w is 25. In (n, 16, h, w) -> (-1, 400) it is so if each sample
+    is a row, which is what the authors of such a graph mean.
+    """
+    ends = _equal_products([p.length for p in source], sizes)
+    i, j = ends[-1] if ends else (0, 0)
+    lead, size_lead, rest, tail = source[:i], sizes[:j], source[i:], sizes[j:]
+    if is_static(tail):
+        fixed = fix_run(rest, tail)
+        return (source, sizes) if fixed is None else ([*lead, *fixed], sizes)
+    first = next((k for k, p in enumerate(rest) if isinstance(p.axis, np.ndarray)), 0)
+    if isinstance(tail[0], str) and is_anonymous(tail[0]) and is_static(tail[1:]):
+        for k in range(1, first + 1):
+            fixed = fix_run(rest[k:], tail[1:])
+            if fixed is not None:
+                rows = leading_products([p.length for p in rest[:k]])[-1]
+                return [*lead, *rest[:k], *fixed], [*size_lead, rows, *tail[1:]]
+    return source, sizes
+
+
+def _common_ends(lengths: Sequence[Dim], sizes: Sequence[Dim]) -> list[tuple[int, int]]:
+    """Return the pairs of numbers of leading lengths and sizes that have the same product.
+
+    The first pair is (0, 0), the last is all of both.
+    """
+    ends = [(0, 0), *_equal_products(lengths, sizes)]
+    last = len(lengths), len(sizes)
+    if ends[-1] == last:
+        return ends
+    # the totals are not known to be equal: what one end does not match, the other may
+    tail = [(last[0] - i, last[1] - j) for i, j in _equal_products(lengths[::-1], sizes[::-1])]
+    low = ends[-1]
+    return [*ends, *sorted((i, j) for i, j in tail if i >= low[0] and j >= low[1]), last]
+
+
+def _equal_products(a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[int, int]]:
+    """Return the numbers of leading lengths, at least one of each list, of equal products."""
+    places = {d: j for j, d in enumerate(leading_products(b)) if j}
+    return [(i, places[d]) for i, d in enumerate(leading_products(a)) if i and d in places]
+
+
+def _regroup_block(node: Node, source: list[Part], sizes: list[Dim]) -> Axes:
+    """Return axes of the given sizes for parts of the same product."""
+    if not any(isinstance(p.axis, np.ndarray) for p in source):
+        return [source[0].axis if source else node.single()] * len(sizes)
+    lengths = [p.length for p in source]
+    if len(lengths) == len(sizes) == 1:
+        return [source[0].axis]
+    static = is_static(lengths) and is_static(sizes)
+    total = leading_products(lengths)[-1]
+    same = total == leading_products(sizes)[-1]
+    if static and (not same or total == 0):
         raise Misfit(f"lengths {lengths} are reshaped to {sizes}")
-    # a boundary is a product of leading lengths, of the input or of the output
-    cuts = sorted(set(np.cumprod(lengths).tolist()) | set(np.cumprod(sizes).tolist()))
-    ends = [1, *cuts]
-    measured = [(axis, d) for (axis, _), d in zip(source, lengths, strict=True)]
-    if all(b % a == 0 for a, b in zip(ends, ends[1:], strict=False)):
-        return _collect(node, _factor(node, measured, ends), sizes, ends)
-    # boundaries cut through each other, as in 6 x 4 -> 4 x 6: join all, then split
-    return _split_all(node, _merge_all(node, measured), sizes)
+    ends = refine(lengths, sizes) if same else None
+    if ends is not None:
+        return _collect(node, _factor(node, source, ends), sizes, ends)
+    if static:
+        # boundaries cut through each other, as in 6 x 4 -> 4 x 6: join all, then split
+        joined = Part(merge_parts(node, source), total)
+        return [p.axis for p in split_part(node, joined, sizes)]
+    return _freeze_block(node, source, sizes)
 
 
-def _regroup_around_dynamic(node: Node, source: list[tuple[Axis, Dim]], sizes: list[Dim]) -> Axes:
-    """Regroup blocks of equal product at either end; freeze the axes between them."""
-    lengths = [d for _, d in source]
-    # source[:i] becomes the output axes [:j], source[k:] becomes [m:]
-    i, j = _equal_blocks(lengths, sizes)
-    k, m = _equal_blocks(lengths[i:][::-1], sizes[j:][::-1])
-    k, m = len(source) - k, len(sizes) - m
-    why = node.why("merged with a dynamic axis")
-    # a single dynamic axis between the blocks is passed on unchanged
-    between: Axes = [source[i][0]] if m - j == k - i == 1 else [why] * (m - j)
-    frozen = [a for a, _ in source[i:k]]
-    if k > i and m > j:
-        frozen[-1], between[-1] = _innermost(node, source[k - 1], sizes[m - 1], why, between[-1])
-    for axis in frozen:
-        node.record.causes.freeze(axis, why)
-    return [
-        *(_regroup_middle(node, source[:i], sizes[:j]) if j else []),
-        *between,
-        *(_regroup_middle(node, source[k:], sizes[m:]) if len(sizes) > m else []),
-    ]
+def _freeze_block(node: Node, source: list[Part], sizes: list[Dim]) -> Axes:
+    """Freeze parts whose order among the sizes is unknown, but for the innermost if it is known."""
+    why = node.why(MERGED)
+    frozen = list(source)
+    between: Axes = [why] * len(sizes)
+    if sizes:
+        frozen[-1:], between[-1] = _innermost(node, source[-1], sizes[-1], why)
+    freeze_parts(node, frozen)
+    return between
 
 
-def _innermost(
-    node: Node, last: tuple[Axis, Dim], size: Dim, why: int, otherwise: Axis
-) -> tuple[Axis, Axis]:
+def _innermost(node: Node, last: Part, size: Dim, why: int) -> tuple[list[Part], Axis]:
     """Match the last axes of a block: if one length divides the other, the shorter one is kept.
 
     Returns
@@ -116,77 +179,37 @@ def _innermost(
     frozen
         What to freeze of the last axis of the input.
     axis
-        Last axis of the output; `otherwise` if neither length divides the other.
+        Last axis of the output.
     """
-    axis, length = last
-    if not isinstance(axis, np.ndarray) or not isinstance(length, int):
-        return axis, otherwise
-    if not isinstance(size, int) or length == size:
-        return axis, otherwise
-    if length % size == 0:
-        return node.record.causes.split(axis, length // size, size, node.single())
-    if size % length == 0:
-        return why, node.record.causes.merge(why, size // length, axis, length)
-    return axis, otherwise
+    if is_static([last.length, size]) and isinstance(last.axis, np.ndarray):
+        outer = quotient(last.length, size)
+        if outer is not None:
+            row, column = split_part(node, last, [outer, size])
+            return [row], column.axis
+        outer = quotient(size, last.length)
+        if outer is not None:
+            return [], merge_parts(node, [Part(why, outer), last])
+    return [last], why
 
 
-def _equal_blocks(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[int, int]:
-    """Return the sizes of the longest prefixes of known lengths that have the same product."""
-    i = j = 0
-    best, left, right = (0, 0), 1, 1
-    while True:
-        if left == right:
-            best = (i, j)
-        next_a, next_b = a[i] if i < len(a) else None, b[j] if j < len(b) else None
-        if left <= right and isinstance(next_a, int):
-            left, i = left * next_a, i + 1
-        elif left > right and isinstance(next_b, int):
-            right, j = right * next_b, j + 1
-        else:
-            return best
+def _factor(node: Node, source: list[Part], ends: list[Dim]) -> list[Part]:
+    """Split parts at every boundary; `ends` are the products up to each boundary."""
+    factors: list[Part] = []
+    start = 0
+    for part, done in zip(source, leading_products([p.length for p in source])[1:], strict=True):
+        end = ends.index(done)
+        steps = zip(ends[start : end + 1], ends[start + 1 : end + 1], strict=False)
+        factors += split_part(node, part, [quotient(b, a) for a, b in steps])
+        start = end
+    return factors
 
 
-def _factor(node: Node, source: list[tuple[Axis, int]], ends: list[int]) -> list[tuple[Axis, int]]:
-    """Split the input axes at every boundary; `ends` are the products up to each boundary."""
-    parts: list[tuple[Axis, int]] = []
-    done, k = 1, 1
-    for axis, size in source:
-        done *= size
-        sizes = []
-        while k < len(ends) and ends[k] <= done:
-            sizes.append(ends[k] // ends[k - 1])
-            k += 1
-        parts += zip(_split_all(node, axis, sizes), sizes, strict=False)
-    return parts
-
-
-def _collect(
-    node: Node, parts: list[tuple[Axis, int]], sizes: Sequence[int], ends: list[int]
-) -> Axes:
+def _collect(node: Node, factors: list[Part], sizes: Sequence[Dim], ends: list[Dim]) -> Axes:
     """Merge the factors into the output axes."""
-    out, k, done = [], 0, 1
-    for size in sizes:
-        done *= size
-        group = []
-        while k < len(parts) and ends[k + 1] <= done:
-            group.append(parts[k])
-            k += 1
-        out.append(_merge_all(node, group))
+    out: Axes = []
+    start = 0
+    for done in leading_products(sizes)[1:]:
+        end = ends.index(done)
+        out.append(merge_parts(node, factors[start:end]))
+        start = end
     return out
-
-
-def _merge_all(node: Node, parts: list[tuple[Axis, int]]) -> Axis:
-    """Return the axis of a product of (axis, length) pairs."""
-    axis, size = parts[0]
-    for factor, length in parts[1:]:
-        axis, size = node.record.causes.merge(axis, size, factor, length), size * length
-    return axis
-
-
-def _split_all(node: Node, axis: Axis, sizes: Sequence[int]) -> Axes:
-    """Return the factors of an axis."""
-    out = []
-    for n, size in enumerate(sizes[:-1]):
-        row, axis = node.record.causes.split(axis, size, prod(sizes[n + 1 :]), node.single())
-        out.append(row)
-    return [*out, axis]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from onnxprune.analysis.products import Places
+from onnxprune.analysis.folded import Places
 from onnxprune.analysis.rule_shapes import shapes_by_rule
 from onnxprune.analysis.state import Record
 from onnxprune.ir.example_sizes import LENGTH, declared_shapes, example_input_shapes

@@ -93,6 +93,8 @@ class SizeLiteral:
     watch
         Ids of axes whose cut invalidates the literal although no entry changes its length (bounds
         counted from the end).
+    scaled
+        Per entry of dynamic length, the ids of its factors; it is scaled by their kept shares.
     """
 
     node: int
@@ -100,6 +102,7 @@ class SizeLiteral:
     entries: tuple[np.ndarray | None, ...]
     scalar: bool = False
     watch: tuple[np.ndarray, ...] = ()
+    scaled: tuple[tuple[np.ndarray, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,14 @@ class Restore:
     node
         Index of the node.
     axes
-        Ids per entry; None for an axis that cannot be cut.
+        Ids per entry; None for an axis that cannot be cut, or of dynamic length.
+    scaled
+        Per entry of dynamic length, the ids of its factors.
     """
 
     node: int
     axes: tuple[np.ndarray | None, ...]
+    scaled: tuple[tuple[np.ndarray, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.collect import collect
 from onnxprune.analysis.decomposed import find_decomposed
+from onnxprune.analysis.folded import Folded
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.literals import first_literal
-from onnxprune.analysis.movement import MOVES
+from onnxprune.analysis.movement import KEEPS_FACTORS, MOVES
 from onnxprune.analysis.no_rule import explain
 from onnxprune.analysis.rule import Misfit, Rule
 from onnxprune.analysis.rule_shapes import INVALID_NODE, shapes_by_rule
@@ -131,7 +132,7 @@ class _Walk:
         operands = [self.operand(proto, slot, name) for slot, name in enumerate(proto.input)]
         node = Node(self.record, proto, operands, list(proto.input))
         try:
-            outputs = follow(node, self.graph) if subgraphs(proto) else self.outputs(node)
+            outputs = self.bodies(node) if subgraphs(proto) else self.outputs(node)
         except (Misfit, OnnxpruneError) as problem:
             self.freeze_node(node, str(problem))
             return
@@ -150,6 +151,11 @@ class _Walk:
         for name in list(proto.output)[len(outputs) :]:
             if name:
                 self.record.tensors[name] = self.frozen(name, node.why("an output without a rule"))
+
+    def bodies(self, node: Node) -> list[list[Axis]]:
+        """Return the axes of the outputs of a node with bodies."""
+        self.freeze_factors(node)
+        return follow(node, self.graph)
 
     def freeze_single(self, name: str, node: Node, axes: list[Axis]) -> list[Axis]:
         """Return the axes with those of length 1 frozen.
@@ -175,6 +181,8 @@ class _Walk:
             self.restrict_groups(node, rule)
             return outputs
         if (standard or node.proto.domain == CONTRIB_DOMAIN) and node.op in MOVES:
+            if node.op not in KEEPS_FACTORS:
+                self.freeze_factors(node)
             self.freeze_literals(node)
             self.check_length(node)
             return MOVES[node.op](node)
@@ -182,6 +190,14 @@ class _Walk:
         known = entry is not None or node.op in MOVES
         ending = " in this form" if known else explain(node.op, standard)
         raise Misfit(f"no rule for {name}{ending}")
+
+    def freeze_factors(self, node: Node) -> None:
+        """Freeze the factors of dynamic axes, for operators that do not follow them."""
+        for tensor in node.operands:
+            for i, axis in enumerate(tensor.axes if tensor is not None else ()):
+                if tensor is not None and isinstance(axis, Folded):
+                    self.record.causes.freeze(axis, int(axis))
+                    tensor.axes[i] = int(axis)
 
     def ranks_known(self, node: Node) -> bool:
         """Return whether the rank of every operand is known."""

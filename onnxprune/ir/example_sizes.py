@@ -15,7 +15,7 @@ IMAGE_CHANNELS = (1, 3, 4)  # gray, color, color with alpha: other channel count
 
 def is_anonymous(symbol: str | None) -> bool:
     """Return whether the name of a dynamic size is generated: two such sizes may differ."""
-    return symbol is None or symbol in ("", "?") or symbol.startswith("unk__")
+    return symbol is None or symbol.startswith(("?", "unk__")) or not symbol
 
 
 def image_channel_axis(shape: Sequence[Dim], layout: str = "auto") -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from onnx import GraphProto, NodeProto, TypeProto, helper
 
+from onnxprune.ir.equations import solve, substitute
 from onnxprune.ir.model import ModelView
 from onnxprune.ir.node_inference import (
     FIRST_INPUT_FALLBACK,
@@ -70,7 +71,9 @@ class _Inference:
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, np.ndarray] = {}
         self.assumed: set[str] = set()
-        self.known = Shapes(self.types, self.values, self.assumed)
+        self.equal: dict[str, Dim] = {}
+        self.known = Shapes(self.types, self.values, self.assumed, self.equal)
+        self.depth = 0  # of bodies around the node
         self.versions = Versions(
             model.opset, list(model.proto.opset_import), model.proto.ir_version
         )
@@ -80,6 +83,11 @@ class _Inference:
             self.types[name] = helper.make_tensor_type_proto(weight.dtype, weight.shape)
             if int(np.prod(weight.shape)) <= LARGEST_VALUE and weight.dtype in VALUE_TYPES:
                 self.values[name] = weight.array()
+        for info in model.proto.graph.input:
+            # lengths without a name get one, so that what the graph computes of them is followed
+            if info.name not in self.types:
+                named = info.type if example_length else self.name_unknowns(info.type)
+                self.types[info.name] = named
 
     def visit_graph(self, graph: GraphProto) -> None:
         """Infer the nodes of a graph in order."""
@@ -121,6 +129,20 @@ class _Inference:
                 self.types[name] = self.name_unknowns(self.types[name])
             elif name in self.types:
                 self.types[name] = self.assume_lengths(name, self.types[name])
+        # a body may never run, so that nothing follows from it
+        if node.op_type == "Reshape" and not self.depth:
+            self.learn(node)
+
+    def learn(self, node: NodeProto) -> None:
+        """Keep what a Reshape says of dynamic lengths: it neither adds nor drops elements."""
+        before, after = self.known.shape(node.input[0]), self.known.shape(node.output[0])
+        if before is None or after is None:
+            return
+        values = solve(substitute(before, self.equal), substitute(after, self.equal))
+        if values:
+            for symbol, value in self.equal.items():
+                self.equal[symbol] = substitute([value], values)[0]
+            self.equal |= values
 
     def ask_fallback(self, node: NodeProto, fallback: ShapeFallback) -> None:
         """Take missing shapes from the fallback, and missing element types from the first input."""
@@ -183,8 +205,10 @@ class _Inference:
                 kind = drop_axis(kind, axis)
             self.types[name] = declared[name] if kind is None else refine_type(kind, declared[name])
         while True:
+            self.depth += 1
             for graph in graphs:
                 self.visit_graph(graph)
+            self.depth -= 1
             wider = self.widen_states(crossing)
             if not wider:
                 return self.output_types(node, crossing)

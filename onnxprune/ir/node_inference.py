@@ -15,6 +15,7 @@ import onnx
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
 from onnxprune.ir.contrib import standard_form
+from onnxprune.ir.equations import exact_quotients, substitute
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.ir.shapes import Shapes, has_shape
 from onnxprune.ir.values import (
@@ -195,12 +196,17 @@ def type_from_values(node: NodeProto, known: Shapes) -> TypeProto | None:
     if len(node.input) <= slot or node.input[slot] not in known.values:
         return None
     target = known.values[node.input[slot]]
-    # fully known targets are left to onnx's inference
-    if target.dtype != object or target.ndim != 1:
-        return None
     inputs = known.shape(node.input[0])
-    dims: list[Dim] = list(target)
+    # fully known targets are left to onnx's inference, but for products of symbols
+    symbolic = node.op_type == "Reshape" and inputs is not None and not is_static(inputs)
+    left_to_onnx = target.dtype != object and not (symbolic and _is_target(target))
+    if left_to_onnx or target.ndim != 1:
+        return None
+    dims: list[Dim] = target.tolist()
     if node.op_type == "Reshape":
+        # lengths that equal others are spelled alike, so that quotients are exact
+        inputs = None if inputs is None else tuple(substitute(inputs, known.equal))
+        dims = substitute(dims, known.equal)
         dims = _resolve_reshape(dims, inputs, attribute(node, "allowzero", 0))
     elif node.op_type == "Expand":
         dims = _broadcast(inputs, dims) if inputs is not None else [None] * len(dims)
@@ -265,6 +271,11 @@ def _partly_sliced_type(node: NodeProto, known: Shapes) -> TypeProto | None:
     return helper.make_tensor_type_proto(known.dtype(node.input[0]), dims)
 
 
+def _is_target(target: np.ndarray) -> bool:
+    """Return whether numbers are a valid target of a Reshape."""
+    return target.dtype.kind == "i" and bool((target >= -1).all() and (target == -1).sum() <= 1)
+
+
 def _resolve_reshape(
     target: Sequence[Dim], inputs: tuple[Dim, ...] | None, allowzero: int
 ) -> list[Dim]:
@@ -277,7 +288,12 @@ def _resolve_reshape(
     if -1 in dims:
         free = None
         if inputs is not None and None not in inputs and None not in dims:
-            free = quotient(product(inputs), product([d for d in dims if d != -1]))
+            rest = [d for d in dims if d != -1]
+            free = quotient(product(inputs), product(rest))
+            if free is None:
+                # sizes divided by the sides of windows are meant to be multiples of them
+                meant = substitute(inputs, exact_quotients(rest))
+                free = quotient(product(meant), product(rest))
         dims[dims.index(-1)] = free
     return dims
 

@@ -25,11 +25,14 @@ class Shapes:
         (None) or symbolic (str), the dtype is object.
     assumed
         Tensors with a length that depends on the data and was replaced by an example length.
+    equal
+        Symbols of dynamic lengths, and what they equal in every run of the graph.
     """
 
     types: Mapping[str, TypeProto]
     values: Mapping[str, np.ndarray] = field(repr=False)
     assumed: Collection[str] = field(default=(), repr=False)
+    equal: Mapping[str, Dim] = field(default_factory=dict, repr=False)
 
     def shape(self, name: str) -> tuple[Dim, ...] | None:
         """Return the dimensions, or None if not even the rank is known."""

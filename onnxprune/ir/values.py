@@ -16,6 +16,7 @@ from onnxprune.ir.nodes import attribute
 
 Dim = int | str | None  # a length, a symbol, or unknown
 LARGEST_VALUE = 4096  # elements; larger constants are weights, not shapes
+_LONGEST_SYMBOL = 120  # characters
 _TIMES = "\u00b7"  # between the factors of a product of symbols
 
 
@@ -65,6 +66,11 @@ def _factors(d: Dim) -> tuple[int, list[str]]:
     return int(number), [p for p in parts if not p.isdecimal()]
 
 
+def symbols_of(d: Dim) -> list[str]:
+    """Return the symbols of a product, each as often as it occurs."""
+    return [] if isinstance(d, int) else _factors(d)[1]
+
+
 def compact(value: np.ndarray) -> np.ndarray:
     """Return an object array as int64 if all elements are integers."""
     integers = all(isinstance(v, int | np.integer) for v in value.ravel())
@@ -111,12 +117,29 @@ def _extremum(function: np.ufunc) -> Callable[..., Any]:
 
 
 def _sum(x: Any, y: Any) -> Dim:
-    """Return x + y; a symbol can only be added to 0."""
+    """Return x + y; a symbol of its own if one of them is a symbol."""
     if not isinstance(x, str) and not isinstance(y, str):
         return x + y
-    if y == 0:
-        return x
-    return y if x == 0 else None
+    if 0 in (x, y):
+        return y if x == 0 else x
+    # the negative of a length would compare equal to -1
+    if any(not isinstance(v, str) and v < 0 for v in (x, y)):
+        return None
+    return _opaque("+", *sorted(map(str, (x, y))))
+
+
+def _divided(x: Any, y: Any) -> Dim:
+    """Return x / y, truncated."""
+    exact = quotient(x, y)
+    if exact is not None or any(not isinstance(v, str) and v <= 0 for v in (x, y)):
+        return exact
+    return _opaque("/", str(x), str(y))
+
+
+def _opaque(operation: str, x: str, y: str) -> Dim:
+    """Return the symbol of a computed length; None if it would be too long to be of use."""
+    symbol = f"?({x}{operation}{y})".replace(_TIMES, "*")
+    return symbol if len(symbol) <= _LONGEST_SYMBOL else None
 
 
 def _equal(x: Any, y: Any) -> Any:
@@ -279,7 +302,7 @@ EVALUATE: dict[str, Callable[..., Any]] = {
     "Add": _symbolic(_sum, np.add),
     "Equal": _symbolic(_equal, np.equal),
     "Mul": _symbolic(lambda x, y: product([x, y]), np.multiply),
-    "Div": _symbolic(quotient, _divide),
+    "Div": _symbolic(_divided, _divide),
     "Min": _extremum(np.minimum),
     "Max": _extremum(np.maximum),
     "Mod": _mod,

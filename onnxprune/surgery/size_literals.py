@@ -69,6 +69,7 @@ def rewrite_literals(editor: Editor) -> None:
     record = editor.analysis.record
     for literal in record.literals:
         _rewrite(editor, literal)
+        _scale_input(editor, literal)
     for select in record.selects:
         _reindex(editor, select)
     for restore in record.restores:
@@ -121,6 +122,42 @@ def _rewrite_input(editor: Editor, literal: SizeLiteral, slot: int, new: dict[in
     node.input[slot] = name
 
 
+def _scale_input(editor: Editor, literal: SizeLiteral) -> None:
+    """Scale the dynamic entries of an input by the kept shares of their factors."""
+    kept, full = _shares(editor, literal.scaled)
+    if kept == full:
+        return
+    node, slot = editor.nodes[literal.node], int(literal.where[1])
+    # the graph computes the original lengths, which are multiples of the factors
+    scale = _scaling(editor, node.input[slot], f"{node.output[0]}_scaled", kept, full)
+    for step in scale:
+        editor.insert(literal.node, step)
+    node.input[slot] = scale[-1].output[0]
+
+
+def _shares(
+    editor: Editor, scaled: tuple[tuple[np.ndarray, ...], ...]
+) -> tuple[list[int], list[int]]:
+    """Return the kept and the original number of positions of the factors of each entry."""
+    kept = [math.prod(editor.length(ids) for ids in factors) for factors in scaled]
+    return kept, [math.prod(len(ids) for ids in factors) for factors in scaled]
+
+
+def _scaling(
+    editor: Editor, source: str, result: str, times: list[int], over: list[int]
+) -> list[NodeProto]:
+    """Return nodes that compute source / over * times, entry by entry; divisions are exact."""
+    divisor, factor = (
+        add_initializer(editor.model, f"{result}_{stem}", np.array(values, np.int64))
+        for stem, values in (("over", over), ("times", times))
+    )
+    inner = f"{result}_share"
+    return [
+        helper.make_node("Div", [source, divisor], [inner], name=inner),
+        helper.make_node("Mul", [inner, factor], [result], name=result),
+    ]
+
+
 def _drop_attribute(node: NodeProto, name: str) -> None:
     """Remove an attribute if it is present."""
     for i, a in enumerate(node.attribute):
@@ -159,6 +196,13 @@ def _restore_sizes(editor: Editor, restore: Restore) -> None:
     What the graph computes from them was meant for the original model.
     """
     cut = np.array([a is not None and editor.length(a) != len(a) for a in restore.axes])
+    kept, full = _shares(editor, restore.scaled)
+    if kept != full:
+        node = editor.nodes[restore.node]
+        output, inner = node.output[0], f"{node.output[0]}_kept"
+        for step in _scaling(editor, inner, output, full, kept)[::-1]:
+            editor.insert(restore.node, step, after=True)
+        node.output[0] = inner
     if not cut.any():
         return
     node = editor.nodes[restore.node]

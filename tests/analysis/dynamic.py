@@ -48,7 +48,7 @@ DYNAMIC: dict[str, Case] = {
         "c = Transpose<perm=[0,2,1,3]>(b); d = Reshape(c, m); e = Relu(d); "
         "f = Reshape(e, r); g = Transpose<perm=[0,2,1,3]>(f); h = Reshape(g, o); "
         "y = MatMul(h, w2) | float[n,5,7] y",
-        groups=(4,),
+        groups=(3, 4),
     ),
     "flatten_batch_by_minus_one": Case(
         (

@@ -134,7 +134,7 @@ CASES = {f"fused_{name}": Case(text, groups=(2, 4, 4)) for name, text in FUSED.i
         "o = MatMul(p, vt); "
         "o1 = Transpose<perm=[1,0,2]>(o); back = Concat<axis=0>(five, b, rest); "
         "o2 = Reshape(o1, back); y = MatMul(o2, wo) | float[5,n,6] y",
-        groups=(4, 4),
+        groups=(2, 4, 4),
     ),
     "windows_of_a_dynamic_batch": Case(
         "float[n,4,4,3] x | float[3,8] w1, int64[5] s = {-1, 2, 2, 4, 8}, "

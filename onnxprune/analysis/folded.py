@@ -1,0 +1,99 @@
+"""Axes of dynamic length that hold positions which can be cut, as heads merged into the batch.
+
+A product of axes has ids only if its length is a number. With a dynamic factor it is a `Folded`:
+the reason of a frozen axis, with the factors. Code that knows nothing of factors sees a frozen
+axis; the pass freezes the factors before such code runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from onnxprune.ir.values import Dim, product
+
+Axis = int | np.ndarray  # an int may be a `Folded`, which has ids among its factors
+Places = tuple[tuple[str, int], ...]  # (tensor, axis) of axes that have the same length
+
+MERGED = "merged with a dynamic axis"  # reason where the factors are not followed
+
+
+class Part(NamedTuple):
+    """One factor of an axis.
+
+    Attributes
+    ----------
+    axis
+        Reason of a frozen factor, or the ids of its positions.
+    length
+        Number of its positions.
+    places
+        (tensor, axis) that have a dynamic length, if any is known.
+    """
+
+    axis: Axis
+    length: Dim
+    places: Places = ()
+
+
+class Folded(int):
+    """Reason of an axis of dynamic length, with its factors in row-major order.
+
+    Attributes
+    ----------
+    parts
+        Factors: ids or frozen axes of fixed length, and frozen axes of dynamic length.
+    """
+
+    parts: tuple[Part, ...]
+
+    def __new__(cls, why: int, parts: Sequence[Part]) -> Folded:
+        """Return the axis of a product of parts, frozen as a whole for a reason."""
+        axis = super().__new__(cls, why)
+        axis.parts = tuple(parts)
+        return axis
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Ids of the factors that can be cut."""
+        return tuple(p.axis for p in self.parts if isinstance(p.axis, np.ndarray))
+
+    @property
+    def lengths(self) -> list[Dim]:
+        """Length per factor; adjacent dynamic factors are one."""
+        lengths: list[Dim] = []
+        for part in self.parts:
+            if lengths and not isinstance(part.length, int) and not isinstance(lengths[-1], int):
+                lengths[-1] = product([lengths[-1], part.length])
+            else:
+                lengths.append(part.length)
+        return lengths
+
+    @property
+    def factors(self) -> list[Axis]:
+        """Axis per entry of `lengths`."""
+        axes: list[Axis] = []
+        for part, before in zip(self.parts, (None, *self.parts), strict=False):
+            adjacent = before is not None and not isinstance(before.length, int)
+            if not adjacent or isinstance(part.length, int):
+                axes.append(part.axis if isinstance(part.length, int) else int(part.axis))
+        return axes
+
+    def matches(self, other: Folded) -> bool:
+        """Return whether an axis of the same length has the same factors.
+
+        A single dynamic factor follows from the length and the fixed factors.
+        """
+        fixed = [
+            [d if isinstance(d, int) else None for d in axis.lengths] for axis in (self, other)
+        ]
+        return self.lengths == other.lengths or (fixed[0] == fixed[1] and fixed[0].count(None) == 1)
+
+
+def arrays_of(axis: Axis | None) -> tuple[np.ndarray, ...]:
+    """Return the ids in an axis: its own, or those of its factors."""
+    if isinstance(axis, np.ndarray):
+        return (axis,)
+    return axis.arrays if isinstance(axis, Folded) else ()
