@@ -16,6 +16,8 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.subgraphs import bindings, trip_count
 from onnxprune.ir.values import Dim
 
+MOST_NAMED = 8  # inputs in a description
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -79,7 +81,9 @@ class Sizes:
         parts = [
             f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in self.inputs.items()
         ]
-        text = ", ".join(parts)
+        text = ", ".join(parts[:MOST_NAMED])
+        if len(parts) > MOST_NAMED:
+            text += f" and {len(parts) - MOST_NAMED} more inputs"
         notes = [self.origin_of_lengths]
         if self.assumed:
             notes.append(f"lengths that depend on the data counted as {LENGTH}")

@@ -17,6 +17,7 @@ from onnxprune.errors import DataError
 from onnxprune.files import sha256
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's mode by number of channels
+MOST_PIXELS = 8192 * 8192  # of an image; three copies of it exist while it is converted
 EIGHT_BIT_MODES = tuple("1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
 
 
@@ -112,13 +113,20 @@ def decode(file: Path | BinaryIO, channels: int) -> np.ndarray:
     Raises
     ------
     DataError
-        The file is not an image, is truncated, or has more than 8 bits per channel.
+        The file is not an image, is truncated, is too large, or has more than 8 bits per channel.
     """
     image_module = pillow()
     try:
         with image_module.open(file) as image:
-            mode = image.mode
-            pixels = np.asarray(image.convert(MODES[channels])) if mode in EIGHT_BIT_MODES else None
+            mode, size = image.mode, image.size
+            # known before anything is decoded
+            if size[0] * size[1] > MOST_PIXELS:
+                raise ValueError(
+                    f"{size[0]} x {size[1]} pixels exceed the limit of {MOST_PIXELS}; shrink it"
+                )
+            if mode != MODES[channels] and mode in EIGHT_BIT_MODES:
+                image = image.convert(MODES[channels])
+            pixels = np.asarray(image) if mode in EIGHT_BIT_MODES else None
     except Exception as problem:  # Pillow's decoders raise many types on invalid files
         raise DataError(
             "data-image", f"cannot read image {file}: {problem or type(problem).__name__}"

@@ -6,23 +6,31 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx import FunctionProto, ModelProto, NodeProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from onnxprune.errors import ModelError
-from onnxprune.ir.nodes import subgraphs
+from onnxprune.ir.extract import reads
+from onnxprune.ir.nodes import label, nested, subgraphs
 from onnxprune.ir.weights import bits
 
 if sys.platform != "win32":
     import resource
 
 if TYPE_CHECKING:
+    from onnxprune.ir.model import ModelView
     from onnxprune.ir.shapes import Shapes
 
 # of the memory that one tensor may take: a node needs at least an input and an output
 LARGEST_SHARE = 0.5
+# Activations that are alive at the same time: beyond this size they may not exceed the bytes that a
+# model holds and is fed by more than this factor. Networks stay below a few hundred; a file that is
+# made to exhaust the memory expands single values.
+MODEST_BYTES, LARGEST_EXPANSION = 1 << 28, 1000
+MOST_ENDS = 4096  # inputs and outputs of the graph
 # positions that are followed one by one; nodes that rearrange longer axes keep their channels
 LONGEST_AXIS = 1 << 22
 # nodes after inlining: the larger of a constant and a multiple of the nodes in the file
@@ -76,6 +84,72 @@ def check_sizes(shapes: Shapes) -> None:
                 f"tensor {name!r} of shape {list(dims)} takes {size / 1e9:.3g} GB; "
                 f"the limit on this machine is {limit / 1e9:.3g} GB",
             )
+
+
+def check_ends(graph: GraphProto) -> None:
+    """Check the number of graph inputs and outputs, each of which costs time in every session.
+
+    Raises
+    ------
+    ModelError
+        There are more than MOST_ENDS.
+    """
+    names = {tensor.name for tensor in graph.initializer}
+    inputs = sum(info.name not in names for info in graph.input)
+    if inputs + len(graph.output) > MOST_ENDS:
+        raise ModelError(
+            "model-too-large",
+            f"the graph has {inputs} inputs and {len(graph.output)} outputs; "
+            f"the limit is {MOST_ENDS} in all",
+        )
+
+
+def check_expansion(model: ModelView, shapes: Shapes) -> None:
+    """Check the memory of the activations against what the model holds and is fed.
+
+    Raises
+    ------
+    ModelError
+        A small file asks for much memory in sum, see LARGEST_EXPANSION.
+    """
+    graph = model.proto.graph
+    given = model.size_bytes() + sum(_size_bytes(info.name, shapes) for info in graph.input)
+    needed, name = max((_largest_live(g, shapes) for g in nested(graph)), key=lambda pair: pair[0])
+    if needed > max(MODEST_BYTES, LARGEST_EXPANSION * given):
+        raise ModelError(
+            "tensor-too-large",
+            f"the activations take {needed / 1e9:.3g} GB at node {name!r}, over "
+            f"{LARGEST_EXPANSION} times the {given} bytes of all weights and inputs",
+        )
+
+
+def _largest_live(graph: GraphProto, shapes: Shapes) -> tuple[int, str]:
+    """Return the largest sum of tensors of a graph that are alive at a node, and its label."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.node):
+        last.update(dict.fromkeys(reads(node), i))
+    outputs = {info.name for info in graph.output}
+    live = largest = 0
+    name = ""
+    made: dict[str, int] = {}
+    for i, node in enumerate(graph.node):
+        for output in filter(None, node.output):
+            made[output] = _size_bytes(output, shapes)
+            live += made[output]
+        if live > largest:
+            largest, name = live, label(node)
+        unused = [o for o in node.output if o and last.get(o, i) <= i]
+        for tensor in {*unused, *(t for t in reads(node) if last[t] == i)} - outputs:
+            live -= made.pop(tensor, 0)
+    return largest, name
+
+
+def _size_bytes(name: str, shapes: Shapes) -> int:
+    """Return the bytes of a tensor; dynamic lengths count as 1, unknown shapes as nothing."""
+    dims = shapes.shape(name)
+    if dims is None:
+        return 0
+    return prod(d for d in dims if isinstance(d, int)) * bits(shapes.dtype(name)) // 8
 
 
 def check_functions(proto: ModelProto) -> None:

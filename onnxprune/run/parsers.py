@@ -24,7 +24,8 @@ CRITERION_NUMBERS = {
     "5": "bn_scale*l1",
     "6": "random",
 }
-LARGEST_INTEGER = 1 << 31  # of seeds, samples, threads; larger values are almost certainly typos
+LARGEST_INTEGER = (1 << 31) - 1  # of seeds and samples; larger values are almost certainly typos
+MOST_THREADS = 1024  # each of them takes time and memory to start
 _FALSE, _TRUE = ("false", "no", "off", "0"), ("true", "yes", "on", "1")
 
 
@@ -43,8 +44,8 @@ def flag(value: Any) -> bool:
     raise ValueError(f"{value!r} is neither true nor false")
 
 
-def integer(low: int) -> Parser:
-    """Return a parser of integers from `low` to below LARGEST_INTEGER."""
+def integer(low: int, high: int = LARGEST_INTEGER) -> Parser:
+    """Return a parser of integers from `low` to `high`."""
 
     def parse(value: Any) -> int:
         try:
@@ -55,8 +56,8 @@ def integer(low: int) -> Parser:
             raise ValueError(f"{value!r} is not an integer") from None
         if result < low:
             raise ValueError(f"{result} is less than {low}")
-        if result >= LARGEST_INTEGER:
-            raise ValueError(f"{result} is not below {LARGEST_INTEGER}")
+        if result > high:
+            raise ValueError(f"{result} is greater than {high}")
         return result
 
     return parse

@@ -287,7 +287,9 @@ class Recipe:
         "N",
         "Random seed; equal seeds give byte-identical results.",
     )
-    threads: int = option_field(1, parsers.integer(1), "runtime", "N", "Number of CPU threads.")
+    threads: int = option_field(
+        1, parsers.integer(1, parsers.MOST_THREADS), "runtime", "N", "Number of CPU threads."
+    )
     tolerance: float | None = option_field(
         None,
         parsers.optional(parsers.number(0, above=True)),

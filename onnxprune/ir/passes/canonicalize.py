@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.inference import infer
-from onnxprune.ir.limits import check_sizes
+from onnxprune.ir.limits import check_ends, check_expansion, check_sizes
 from onnxprune.ir.model import EditableModel, Model, ModelView
 from onnxprune.ir.passes.channel_shuffle import replace_shuffles
 from onnxprune.ir.passes.fold_constants import fold_constants, inline_branches
@@ -60,6 +60,7 @@ def canonicalize(model: ModelView) -> Model:
 
 def _apply_passes(model: EditableModel) -> None:
     """Run the passes in order; each later one relies on the form that the earlier ones leave."""
+    check_ends(model.proto.graph)
     rename_duplicates(model.proto.graph)
     lift_constants(model)
     name_body_outputs(model.proto.graph)
@@ -69,6 +70,7 @@ def _apply_passes(model: EditableModel) -> None:
     # before anything is computed from the shapes
     shapes = infer(model)
     check_sizes(shapes)
+    check_expansion(model, shapes)
     if inline_branches(model.proto.graph, shapes):
         remove_identities(model)
     fold_constants(model, shapes)

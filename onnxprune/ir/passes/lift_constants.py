@@ -12,7 +12,7 @@ from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import STANDARD_DOMAINS, nested
 from onnxprune.ir.weights import SparseWeight, Weight, from_array, from_proto
 
-# Larger sparse initializers stay sparse, and the channels of their consumers stay unpruned.
+# In sum; sparse initializers beyond it stay sparse, and the channels of their consumers unpruned.
 DENSE_BYTES = 1 << 28
 _DTYPES = {
     "value_float": np.float32,
@@ -24,10 +24,11 @@ _DTYPES = {
 
 def lift_constants(model: EditableModel) -> None:
     """Turn Constant nodes, body initializers and sparse initializers into plain initializers."""
+    dense = _Dense()
     for graph in nested(model.proto.graph):
         kept = []
         for node in graph.node:
-            value = _constant_value(node)
+            value = _constant_value(node, dense)
             if value is None:
                 kept.append(node)
             else:
@@ -40,13 +41,13 @@ def lift_constants(model: EditableModel) -> None:
             del graph.initializer[:]
         # in reverse, because entries are deleted by index
         for i, sparse in reversed(list(enumerate(graph.sparse_initializer))):
-            value = _dense_value(sparse)
+            value = dense.value(sparse)
             if value is not None:
                 add_weight(model, sparse.values.name, value)
                 del graph.sparse_initializer[i]
 
 
-def _constant_value(node: NodeProto) -> Weight | None:
+def _constant_value(node: NodeProto, dense: _Dense) -> Weight | None:
     """Return a Constant node's value; None for other nodes, strings, and large sparse values."""
     if node.op_type != "Constant" or node.domain not in STANDARD_DOMAINS:
         return None
@@ -54,27 +55,37 @@ def _constant_value(node: NodeProto) -> Weight | None:
         return None
     name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
     if name == "sparse_value":
-        return _dense_value(value)
+        return dense.value(value)
     if name == "value" and value.data_type != TensorProto.STRING:
         return from_proto(value)
     return from_array(np.array(value, _DTYPES[name])) if name in _DTYPES else None
 
 
-def _dense_value(sparse: SparseTensorProto) -> Weight | None:
-    """Return a sparse tensor as a dense one; None if larger than DENSE_BYTES.
+class _Dense:
+    """Budget of the values that sparse tensors are converted to."""
 
-    Its indices are positions in the flattened tensor, or one row of coordinates per value.
-    """
-    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-    shape = tuple(sparse.dims)
-    size = prod(shape)
-    if size * values.itemsize > DENSE_BYTES:
-        return None
-    flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
-    outside = len(flat) > 0 and not 0 <= flat.min() <= flat.max() < size
-    if len(flat) != len(values) or outside:
-        raise ValueError(
-            f"sparse tensor {sparse.values.name!r} of shape {shape} has {len(values)} values at "
-            f"{len(flat)} indices, or an index out of range"
+    def __init__(self) -> None:
+        self._left = DENSE_BYTES
+
+    def value(self, sparse: SparseTensorProto) -> Weight | None:
+        """Return a sparse tensor as a dense one; None if it exceeds what is left of the budget.
+
+        Its indices are positions in the flattened tensor, or one row of coordinates per value.
+        """
+        values, indices = (
+            numpy_helper.to_array(sparse.values),
+            numpy_helper.to_array(sparse.indices),
         )
-    return SparseWeight(sparse.values.data_type, shape, values, flat)
+        shape = tuple(sparse.dims)
+        size = prod(shape)
+        if size * values.itemsize > self._left:
+            return None
+        self._left -= size * values.itemsize
+        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+        outside = len(flat) > 0 and not 0 <= flat.min() <= flat.max() < size
+        if len(flat) != len(values) or outside:
+            raise ValueError(
+                f"sparse tensor {sparse.values.name!r} of shape {shape} has {len(values)} values "
+                f"at {len(flat)} indices, or an index out of range"
+            )
+        return SparseWeight(sparse.values.data_type, shape, values, flat)
