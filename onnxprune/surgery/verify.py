@@ -21,6 +21,7 @@ from onnxprune.surgery.compare import Outputs, relative_difference
 from onnxprune.surgery.integers import integer_sums, is_quantized
 from onnxprune.surgery.masking import masked
 from onnxprune.surgery.random_nodes import cut_values, draw, fix_random, names_of
+from onnxprune.surgery.root_means import round_scales
 from onnxprune.surgery.ties import reconsider
 from onnxprune.surgery.widen import has_half, widen, widen_feeds
 from onnxprune.types import Plan
@@ -254,7 +255,9 @@ def _prepare(
         wide, wide_feeds = widen(dense), widen_feeds(feeds)
         with contextlib.suppress(ModelError):  # an operator that takes half precision only
             Session(wide, threads=threads, optimize=False).run(wide_feeds)
-            return _Trial(wide, widen(reference), widen(pruned), wide_feeds, threads)
+            removed = analysis.removed(plan.kept)
+            reference = round_scales(analysis, removed, widen(reference))
+            return _Trial(wide, reference, widen(pruned), wide_feeds, threads)
     return _Trial(dense, reference, pruned, feeds, threads)
 
 

@@ -17,6 +17,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.runtime import Session, example_feeds
+from onnxprune.ir.weights import from_array
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
@@ -230,6 +231,29 @@ def test_rms_normalization_is_exact_in_half_precision(form: str, dtype: str) -> 
     pruned, found = assert_exact(analysis, half_of(analysis))
     assert found.masked_difference > 10 * found.tolerance
     assert len(pruned.proto.graph.node) == len(analysis.model.proto.graph.node)
+
+
+def test_rounded_scales_of_many_layers_are_no_failure() -> None:
+    """The scales of half precision are rounded anew; over many layers that adds up."""
+    weights, nodes = "float16[16,32] w0, float16[32,5] wz, float16[32] vz", "a0 = MatMul(x, w0)"
+    layers = 24
+    for i in range(layers):
+        weights += f", float16[32] v{i}, float16[32,32] d{i}"
+        nodes += (
+            f"; n{i} = RMSNormalization(a{i}, v{i}); j{i} = MatMul(n{i}, d{i}); "
+            f"a{i + 1} = Add(a{i}, j{i})"
+        )
+    nodes += f"; n = RMSNormalization(a{layers}, vz); y = MatMul(n, wz)"
+    text = f"float16[2,6,16] x | {weights} | {nodes} | float16[2,6,5] y"
+    analysis = analyze(load(net(text, opset=23)))
+    plan = half_of(analysis)
+    pruned = cut(analysis, plan)
+    found = verify(analysis, plan, pruned)
+    assert found.difference <= found.tolerance / 10
+    # a scale with the wrong factor is one
+    wrong = pruned.edit()
+    wrong.weights["v3"] = from_array((pruned.weights["v3"].array() * 1.02).astype(np.float16))
+    assert not verify(analysis, plan, wrong.freeze()).ok
 
 
 IMAGE = (
