@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from attribute_values import VALUES
 from graph_laws import assert_exact, plan_of, random_plan
 from graph_text import net
+from onnx.reference import ReferenceEvaluator
+from product_values import BATCH_FIRST, EINSUMS, RECURRENT, WINDOWS
 
 from onnxprune.analysis.walk import analyze
-from onnxprune.ir.io import load
+from onnxprune.ir.io import load, to_bytes
+from onnxprune.ir.runtime import example_feeds
+from onnxprune.surgery.cut import cut
+from onnxprune.surgery.masking import masked
 
 SQUEEZE = """float[1,4,6,1] x | float[3,4,1,1] w1, float[5,3] w2
 | a = Conv(x, w1); b = Squeeze(a); y = MatMul(w2, b)"""
@@ -57,6 +63,32 @@ def test_channels_last_of_quantized_convolution_is_frozen() -> None:
     model = net(text.replace("\n", " "))
     assert all(a.name == "channels_last" for a in model.graph.node[2].attribute)
     assert not analyze(load(model)).groups
+
+
+PRODUCTS = EINSUMS | RECURRENT
+REFERENCE_ONLY = BATCH_FIRST | WINDOWS
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_cut_of_product_is_exact_for_every_value(name: str) -> None:
+    case = PRODUCTS[name]
+    analysis = analyze(load(net(case.text, opset=case.opset)))
+    assert tuple(sorted(g.size for g in analysis.groups)) == case.groups, analysis.frozen
+    assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("name", REFERENCE_ONLY)
+def test_cut_is_exact_by_reference(name: str) -> None:
+    case = REFERENCE_ONLY[name]
+    analysis = analyze(load(net(case.text, opset=case.opset)))
+    assert tuple(sorted(g.size for g in analysis.groups)) == case.groups, analysis.frozen
+    plan = random_plan(analysis, np.random.default_rng(0))
+    feeds = example_feeds(analysis.model)
+    expected, actual = (
+        ReferenceEvaluator(onnx.load_from_string(to_bytes(model))).run(None, feeds)[0]
+        for model in (masked(analysis, plan), cut(analysis, plan))
+    )
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 DEFORM = """float[1,4,6,6] x, float[1,{offsets},4,4] o

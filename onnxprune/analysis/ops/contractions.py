@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from string import ascii_letters
 
 from onnxprune.analysis.rule import GROUP, Rule, View
 
@@ -45,21 +46,44 @@ def gemm(view: View) -> Rule:
 
 
 def einsum(view: View) -> Rule | None:
-    """Contract as the equation says, which must be explicit and without diagonals."""
+    """Contract as the equation says; a letter twice in one operand takes its diagonal."""
     equation = view.text("equation", "").replace(" ", "")
     left, arrow, right = equation.partition("->")
     operands = left.split(",")
-    letters = [o.replace("...", "") for o in operands]
-    repeated = any(len(set(o)) != len(o) for o in letters)
-    # "..." may be given for some operands only, or not in front: neither is in the notation
-    broadcast = "..." not in equation or all(o.startswith("...") for o in operands)
-    if not arrow or repeated or not broadcast:
-        return None
-    names = dict.fromkeys("".join(letters))
+    if not arrow:
+        right = _implicit_output(left)
+    if "..." in left and "..." not in right:
+        return None  # the axes that it stands for are summed over
+    # the notation has "..." in front alone; elsewhere, letters stand for its axes
+    if any("..." in o and not o.startswith("...") for o in (*operands, right)):
+        operands, right = _spell_out(view, operands, right)
+    names = dict.fromkeys("".join(operands).replace("...", ""))
     return Rule(
         f"{', '.join(map(_spaced, operands))} -> {_spaced(right)}",
         macs=(" ".join(["...", *names]),) if len(operands) > 1 else (),
     )
+
+
+def _implicit_output(left: str) -> str:
+    """Return the output of an equation without one: letters that occur once, sorted."""
+    leading = "..." if "..." in left else ""
+    letters = left.replace("...", "").replace(",", "")
+    return leading + "".join(sorted(c for c in letters if letters.count(c) == 1))
+
+
+def _spell_out(view: View, operands: list[str], right: str) -> tuple[list[str], str]:
+    """Return operands and output with letters instead of "...", aligned at the right."""
+    unused = [c for c in ascii_letters if c not in "".join((*operands, right))]
+    counts = [
+        view.rank(slot) - len(o.replace("...", "")) if "..." in o else 0
+        for slot, o in enumerate(operands)
+    ]
+    letters = "".join(unused[: max(counts)])
+    spelled = [
+        o.replace("...", letters[len(letters) - count :])
+        for o, count in zip(operands, counts, strict=True)
+    ]
+    return spelled, right.replace("...", letters)
 
 
 def _spaced(operand: str) -> str:
