@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, numpy_helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.ir.extract import reads
@@ -29,8 +29,16 @@ _SELECTS = """
 SELECTS = frozenset(_SELECTS.split())  # a small change of an input can change the output by much
 _SATURATES = "Sigmoid Softmax HardSigmoid Softplus Exp"
 SATURATES = frozenset(_SATURATES.split())  # relative errors of outputs exceed those of inputs
-_PASSES = "Identity Transpose Reshape Flatten Squeeze Unsqueeze Concat Split Slice Gather Cast"
-PASSES = frozenset(_PASSES.split())
+_PASSES = """
+    Identity Transpose Reshape Flatten Squeeze Unsqueeze Split Slice Gather GatherElements GatherND
+    Cast Clip Expand Tile Pad Dropout ReduceMax ReduceMin MaxPool GlobalMaxPool
+"""
+# what they return is in the range of what they read, as slots of their operands
+PASSES: Mapping[str, slice] = {
+    **dict.fromkeys(_PASSES.split(), slice(1)),
+    **dict.fromkeys(("Concat", "Max", "Min", "Mul", "Sub", "Add"), slice(None)),
+    "Where": slice(1, 3),
+}
 FULL_SCALE = 1.0  # of the outputs of a saturating function, whose rounding is relative to it
 
 Run = Callable[[Sequence[str]], tuple[Outputs, Outputs]]
@@ -182,18 +190,33 @@ class _Graph:
     def saturating_inputs(self, output: str) -> list[str]:
         """Return the inputs of the saturating functions that all of an output consists of.
 
-        [] if a part of the output comes from elsewhere: its values set the scale then.
+        [] if a part of the output comes from elsewhere: its values set the scale then. Constants
+        within the scale of saturating functions do not.
         """
-        found: list[str] = []
-        waiting = [output]
+        heads: dict[str, None] = {}  # an ordered set
+        waiting, seen = [output], {output}
         while waiting:
-            node = self.producers.get(waiting.pop())
-            if node is None:
+            name = waiting.pop()
+            node = self.producers.get(name)
+            if self._is_small_constant(name):
+                continue
+            if node is None or node.op_type not in SATURATES | PASSES.keys():
                 return []
             if node.op_type in SATURATES:
-                found.append(node.input[0])
-            elif node.op_type in PASSES:
-                waiting += node.input if node.op_type == "Concat" else node.input[:1]
-            else:
-                return []
-        return found
+                heads[node.input[0]] = None
+                continue
+            operands = [n for n in node.input[PASSES[node.op_type]] if n not in seen]
+            seen.update(operands)
+            waiting += operands
+        return list(heads)
+
+    def _is_small_constant(self, name: str) -> bool:
+        """Return whether a tensor is a weight or a Constant with values within FULL_SCALE."""
+        node = self.producers.get(name)
+        if name in self.weights:
+            values = self.weights[name].array()
+        elif node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
+            values = numpy_helper.to_array(node.attribute[0].t)
+        else:
+            return False
+        return values.dtype.kind in "fiu" and bool((np.abs(values) <= FULL_SCALE).all())

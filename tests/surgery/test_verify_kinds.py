@@ -15,6 +15,7 @@ from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.weights import from_array
 from onnxprune.surgery.cut import cut
+from onnxprune.surgery.ties import _Graph
 from onnxprune.surgery.verify import _own_rounding, verify
 
 HALF_EFFECT = 4e-3  # of a fault in float16 that must be caught
@@ -24,6 +25,10 @@ CASES = {
     "tiny sigmoid": f"float[3,6] x | {WEIGHTS}, float s = {{-14}} | {BODY}; c = Add(b, s);"
     "y = Sigmoid(c)",
     "softmax": f"float[3,6] x | {WEIGHTS}, float s = {{20}} | {BODY}; c = Mul(b, s);y = Softmax(c)",
+    "chosen sigmoid": f"float[3,6] x | {WEIGHTS}, float s = {{-14}}, float z = {{0}},"
+    f"bool[5] m = {{1,0,1,1,0}} | {BODY}; c = Add(b, s); p = Sigmoid(c); y = Where(m, p, z)",
+    "complement of a sigmoid": f"float[3,6] x | {WEIGHTS}, float s = {{12}}, float one = {{1}}"
+    f"| {BODY}; c = Add(b, s); p = Sigmoid(c); y = Sub(one, p)",
     "noise": f"float[3,6] x | {WEIGHTS} | {BODY}; n = RandomNormalLike(b); y = Add(b, n)",
     "uniform": f"float[3,6] x | {WEIGHTS} | {BODY}; n = RandomUniform<shape=[3,5]>();y = Mul(b, n)",
     "bernoulli": f"float[3,6] x | {WEIGHTS} | {BODY}; p = Sigmoid(b); n = Bernoulli(p);"
@@ -183,3 +188,21 @@ def test_tolerance_follows_the_rounding_of_all_compared_models(
 
     runs = [(model, {"y": np.array([1.0, 2.0])}) for model in rounding]
     assert _own_rounding(Trial(), runs, 1e-5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "heads"),
+    [
+        ("p = Sigmoid(x); y = Where(m, p, half)", {"x"}),
+        ("p = Sigmoid(x); q = Softmax(z); r = Mul(p, q); y = Sub(half, r)", {"x", "z"}),
+        ("p = Sigmoid(x); q = Sigmoid(z); r = Max(p, q); y = Clip(r)", {"x", "z"}),
+        ("p = Sigmoid(x); y = Where(m, p, z)", set()),
+        ("p = Sigmoid(x); y = Where(m, p, large)", set()),
+        ("p = Sigmoid(x); y = Mul(p, large)", set()),
+        ("p = Sigmoid(x); y = Add(p, z)", set()),
+    ],
+)
+def test_output_consists_of_saturating_functions(nodes: str, heads: set[str]) -> None:
+    weights = "float half = {0.5}, float large = {1000}, bool[6] m = {1,0,1,1,0,1}"
+    model = load(net(f"float[3,6] u, float[3,6] w | {weights} | x = Abs(u); z = Abs(w); {nodes}"))
+    assert set(_Graph(model, model, ["y"]).saturating_inputs("y")) == heads
