@@ -136,6 +136,7 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
     from onnxprune.run.adapter import (
         analyze_for,
         channel_multiple,
+        check_synthetic,
         context_for,
         count_at,
         metric_options,
@@ -148,6 +149,7 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
         raise DataError("model-missing", f"no model at {model}: the file does not exist")
     analysis = analyze_for(model, recipe)
     data = open_data_for(analysis.model, recipe)
+    check_synthetic(analysis.model, data)
     analysis = count_at(analysis, data, recipe)
     if data.warning and not recipe.labeled:
         say(f"warning: {data.warning}")

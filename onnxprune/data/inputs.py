@@ -126,11 +126,14 @@ class Inputs:
         Number of samples in a feed, None if the model takes any number.
     preprocess
         Preprocessing of uint8 images.
+    model
+        The model, if its graph is known: it bounds the values of random inputs.
     """
 
     items: Mapping[str, Input]
     batch: int | None = None
     preprocess: Preprocess = field(default=DEFAULT)
+    model: ModelView | None = field(default=None, repr=False, compare=False)
 
     def image(self, name: str) -> ImageAxes | None:
         """Return the axes of an image input (rank 4, floats or uint8); None for others."""
@@ -338,7 +341,7 @@ def read_inputs(
     trial = None if model is None else partial(is_separable, model, sized)
     batch, axes = find_batch_axes(sized, batch_axes, trial)
     items = {n: Input(n, sized[n], np.dtype(TYPES[inputs[n][1]]), axes[n]) for n in inputs}
-    return Inputs(items, batch, preprocess)
+    return Inputs(items, batch, preprocess, model)
 
 
 def convert(value: np.ndarray, dtype: np.dtype[Any], where: str) -> np.ndarray:

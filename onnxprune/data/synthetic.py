@@ -10,20 +10,22 @@ import numpy as np
 
 from onnxprune.data.inputs import Inputs
 from onnxprune.ir.example_sizes import example_shapes
+from onnxprune.ir.input_ranges import BINARY, integer_ranges
 
-INTEGERS = 2  # integers are 0 or 1, valid as token, type, mask and index in most models
+PIXELS = (0, 256)
 WARNING = (
-    "no data: statistics are computed on random inputs (normal floats, integers 0 or 1), which do "
-    "not resemble real ones. Channels selected or repaired by activations can cost much accuracy, "
-    "and the measured output error says little about real inputs. Pass --data: unlabeled inputs "
-    "are enough."
+    "no data: statistics are computed on random inputs (normal floats, integers that fit the "
+    "graph), which do not resemble real ones. Channels selected or repaired by activations can "
+    "cost much accuracy, and the measured output error says little about real inputs. Pass --data: "
+    "unlabeled inputs are enough."
 )
 
 
 class Synthetic:
     """Samples drawn from generators seeded by (seed, index of the input, index of the sample).
 
-    Floats are standard normal, booleans fair, uint8 images 0..255, other integers 0 or 1.
+    Floats are standard normal, uint8 images 0..255, other integers and booleans within the range
+    that the graph allows (`integer_ranges`; without a graph, 0 or 1).
     """
 
     sequential = False
@@ -33,6 +35,7 @@ class Synthetic:
     def __init__(self, inputs: Inputs, count: int, seed: int) -> None:
         self.inputs, self.count, self.seed = inputs, count, seed
         self.shapes = concrete_shapes(inputs)
+        self.ranges = _ranges(inputs)
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """Yield samples; a shared input has the same values in all of them."""
@@ -41,9 +44,9 @@ class Synthetic:
             for number, (name, item) in enumerate(self.inputs.items.items()):
                 own = 0 if item.shared and self.inputs.batch != 1 else index
                 generator = np.random.default_rng([self.seed, number, own])
-                pixels = item.dtype == np.uint8 and self.inputs.image(name) is not None
-                high = 256 if pixels else INTEGERS
-                sample[name] = draw(generator, self.shapes[name], item.dtype, high)
+                sample[name] = draw(
+                    generator, self.shapes[name], item.dtype, self.ranges.get(name, BINARY)
+                )
             yield f"synthetic sample {index}", sample
 
     def describe(self) -> str:
@@ -56,6 +59,8 @@ class Synthetic:
     def digest(self, indices: Sequence[int]) -> str:
         """Return the hex sha256 of what determines the values."""
         parts = [self.seed, {n: list(s) for n, s in self.shapes.items()}, list(indices)]
+        unusual = {n: r for n, r in self.ranges.items() if r not in (BINARY, PIXELS)}
+        parts += [unusual] if unusual else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -65,14 +70,27 @@ def open_synthetic(location: str, inputs: Inputs, samples: int, seed: int) -> Sy
 
 
 def draw(
-    generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic], high: int
+    generator: np.random.Generator,
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    limits: tuple[int, int],
 ) -> np.ndarray:
-    """Draw random values of any type a model takes; integers are below `high`."""
+    """Draw random values of any type a model takes; integers within [low, high)."""
     if dtype.kind == "f":
         return np.asarray(generator.standard_normal(shape), np.float32).astype(dtype)
-    if dtype.kind == "b":
-        return np.asarray(generator.integers(0, 2, shape), np.bool_)
-    return np.asarray(generator.integers(0, high, shape), dtype)
+    return np.asarray(generator.integers(*limits, shape), dtype)
+
+
+def _ranges(inputs: Inputs) -> dict[str, tuple[int, int]]:
+    """Return the range of values per integer or boolean input."""
+    if inputs.model is not None:
+        ranges = integer_ranges(inputs.model, _full_shapes(inputs))
+    else:
+        ranges = {n: BINARY for n, item in inputs.items.items() if item.dtype.kind in "iub"}
+    for name, item in inputs.items.items():
+        if item.dtype == np.uint8 and inputs.image(name) is not None:
+            ranges[name] = PIXELS
+    return ranges
 
 
 def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
@@ -80,11 +98,16 @@ def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
 
     The sizes are those of `example_shapes`; a leading axis that is not stacked has size 1.
     """
-    images = {name: inputs.image(name) for name in inputs.items}
-    channels = {name: axes.channels if axes else None for name, axes in images.items()}
-    full = example_shapes({n: item.shape for n, item in inputs.items.items()}, channels)
+    full = _full_shapes(inputs)
     shapes = {}
     for name, item in inputs.items.items():
         axis = len(item.shape) if item.axis is None else item.axis
         shapes[name] = full[name][:axis] + full[name][axis + 1 :]
     return shapes
+
+
+def _full_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """Return a shape per input, with a size for every dynamic axis."""
+    images = {name: inputs.image(name) for name in inputs.items}
+    channels = {name: axes.channels if axes else None for name, axes in images.items()}
+    return example_shapes({n: item.shape for n, item in inputs.items.items()}, channels)

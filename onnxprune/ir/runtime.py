@@ -14,6 +14,7 @@ import numpy as np
 from onnx import helper
 
 from onnxprune.errors import ModelError
+from onnxprune.ir.input_ranges import integer_ranges
 from onnxprune.ir.io import save, to_bytes
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.nodes import nested
@@ -168,8 +169,9 @@ def example_feeds(
 ) -> dict[str, np.ndarray]:
     """Return seeded random inputs that fit a model.
 
-    Floats are standard normal, integers 0 or 1, both in the declared type. Dynamic axes have length
-    2 if first, 64 if among the last two of four, 16 otherwise; equal symbols get equal lengths.
+    Floats are standard normal, integers and booleans within `integer_ranges`, in the declared
+    types. Dynamic axes have length 2 if first, 64 if among the last two of four, 16 otherwise;
+    equal symbols get equal lengths.
 
     Parameters
     ----------
@@ -177,28 +179,40 @@ def example_feeds(
         Input name -> shape that overrides these lengths.
     """
     rng = np.random.default_rng(seed)
-    symbols: dict[str, int] = {}
+    sizes = _example_sizes(model) | {n: list(s) for n, s in (shapes or {}).items()}
+    ranges = integer_ranges(model, sizes)
     feeds = {}
     for info in model.proto.graph.input:
         if info.name in model.weights:
             continue
-        kind = info.type.tensor_type
+        dims = sizes[info.name]
+        dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        limits = ranges.get(info.name)
+        values = rng.integers(*limits, dims) if limits else rng.standard_normal(dims)
+        feeds[info.name] = np.asarray(values).astype(dtype)
+    return feeds
+
+
+def _example_sizes(model: ModelView) -> dict[str, list[int]]:
+    """Return a shape per input, with example lengths for dynamic axes."""
+    symbols: dict[str, int] = {}
+    sizes = {}
+    for info in model.proto.graph.input:
+        if info.name in model.weights:
+            continue
+        declared = info.type.tensor_type.shape.dim
         dims = []
-        for i, d in enumerate(kind.shape.dim):
+        for i, d in enumerate(declared):
             length = _EXAMPLE_BATCH if i == 0 else _EXAMPLE_LENGTH
-            if len(kind.shape.dim) == 4 and i > 1:
+            if len(declared) == 4 and i > 1:
                 length = _EXAMPLE_SIDE
             if d.HasField("dim_value"):
                 length = d.dim_value
             elif d.dim_param:
                 length = symbols.setdefault(d.dim_param, length)
             dims.append(length)
-        dims = list((shapes or {}).get(info.name, dims))
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        floating = np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
-        values = rng.standard_normal(dims) if floating else rng.integers(0, 2, dims)
-        feeds[info.name] = values.astype(dtype)
-    return feeds
+        sizes[info.name] = dims
+    return sizes
 
 
 def with_outputs(model: ModelView, names: Sequence[str]) -> EditableModel:

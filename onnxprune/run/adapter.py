@@ -20,9 +20,10 @@ from onnxprune.data.labeled import LabeledData, open_labeled
 from onnxprune.data.synthetic import Synthetic
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.ir.example_sizes import declared_shapes
 from onnxprune.ir.io import Model, load
+from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import MetricOptions
 from onnxprune.run.recipe import Recipe
 from onnxprune.types import Plan
@@ -151,6 +152,35 @@ def open_inputs(
         batch_axes=recipe.batch_axis or None,
         model=model,
     )
+
+
+def check_synthetic(model: Model, data: Data) -> None:
+    """Run a model once on random inputs, if these are in use and may not fit.
+
+    Random values fit where all axes are fixed and all inputs are floats.
+
+    Raises
+    ------
+    DataError
+        The model does not run on them.
+    """
+    items = data.inputs.items.values()
+    if not isinstance(data.source, Synthetic) or all(
+        item.dtype.kind == "f" and all(isinstance(d, int) for d in item.sample_shape())
+        for item in items
+    ):
+        return
+    try:
+        session = Session(model)
+    except ModelError:  # commands that need no run still work, and the others say so
+        return
+    try:
+        session.run(next(iter(data.batches(1))))
+    except ModelError as problem:
+        raise DataError(
+            "data-synthetic",
+            f"the model does not run on random inputs, pass --data with real ones ({problem})",
+        ) from problem
 
 
 def count_at(analysis: Analysis, data: Data | LabeledData | None, recipe: Recipe) -> Analysis:

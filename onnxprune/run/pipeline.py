@@ -21,7 +21,14 @@ from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, load
-from onnxprune.run.adapter import Source, context_for, count_at, open_data_for, open_labels
+from onnxprune.run.adapter import (
+    Source,
+    check_synthetic,
+    context_for,
+    count_at,
+    open_data_for,
+    open_labels,
+)
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.outputs import check_output, choose_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
@@ -125,6 +132,7 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     given = recipe
     recipe, notes = resolve(given, analysis, data is not None)
     inputs = data or open_data_for(analysis.model, recipe)
+    check_synthetic(analysis.model, inputs)
     analysis = count_at(analysis, inputs, recipe)
     recipe, raised = reachable_target(recipe, analysis, given)
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
