@@ -39,11 +39,32 @@ def reshape(node: Node) -> list[Axes]:
         None if d in (-1, None) or (d == 0 and isinstance(a, int)) else a
         for d, a in zip(literal, result, strict=False)
     ]
-    record_literal(node, place(node, "shape", 1), entries)
+    watch = _copied_lengths(node, literal, axes, result, entries)
+    record_literal(node, place(node, "shape", 1), entries, watch)
     for axis, size in zip(result, literal, strict=False):
         if size is None and arrays_of(axis):
             stop(node, axis, "reshaped to a computed length")
     return [result]
+
+
+def _copied_lengths(
+    node: Node, literal: np.ndarray, axes: Axes, result: Axes, entries: list[Axis | None]
+) -> list[np.ndarray]:
+    """Return the axes whose lengths a 0 copies to an output axis of other positions.
+
+    The lengths are equal only before a cut, so `entries` gets the ids of frozen output axes too.
+    """
+    if node.integer("allowzero", 0):
+        return []
+    watch = []
+    for i, (size, source) in enumerate(zip(literal, axes, strict=False)):
+        target = result[i]
+        if size != 0 or not isinstance(source, np.ndarray) or target is source:
+            continue
+        if isinstance(target, int):
+            entries[i] = node.record.causes.frozen(target, len(source))
+        watch.append(source)
+    return watch
 
 
 def regroup(node: Node, axes: Axes, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Axes:

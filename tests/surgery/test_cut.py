@@ -286,3 +286,15 @@ def test_an_invalid_model_is_refused() -> None:
 )
 def test_relative_difference(found: list, expected: list, difference: float) -> None:
     assert relative_difference(np.array(found), np.array(expected)) == difference
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_zero_of_a_reshape_that_copies_the_length_of_another_axis(index: int) -> None:
+    """A 0 copies the length at the same place of the input, here of an axis of equal length."""
+    analysis = analyzed(
+        "float[2,4] x | float[4,8,8] w1, float[16,8,5] w2, int64[2] s = {-1, 0} | "
+        'p = Einsum<equation="bi,iqc->bqc">(x, w1); r = Reshape(p, s); h = Relu(r); '
+        'y = Einsum<equation="nc,nco->o">(h, w2)'
+    )
+    assert [g.size for g in analysis.groups] == [8, 8]
+    assert_exact(analysis, plan_of(analysis, {analysis.groups[index].name: (0, 3, 7)}))
