@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("onnxprune", "benchmarks", "docs", "examples", "tests", "tools")
-SCRIPTS = ("tools/hunt", "tools/quickstart", "tools/replay", "tools/test")
+SCRIPTS = ("tools/hunt", "tools/prove", "tools/quickstart", "tools/replay", "tools/test")
 SHORT_FUNCTIONS_IN = ("onnxprune", "benchmarks", "tools")
 LINE_PERCENTILE, LINE_LENGTH = 95, 95
 MODULE_LINES = 450

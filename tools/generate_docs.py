@@ -269,6 +269,16 @@ def robustness() -> str:
     return tables(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
 
 
+def proved() -> str:
+    """Return the table of docs/proved.json, written by tools/prove."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from proving.record import tables
+    from proving.table import NO_WORLDS
+
+    path = ROOT / "docs" / "proved.json"
+    return tables(json.loads(path.read_text(encoding="utf-8")), NO_WORLDS)
+
+
 def failures() -> Iterator[Failure]:
     """Yield every error that the package raises, read from its source."""
     exit_codes = _exit_codes()
@@ -362,6 +372,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "commands": commands,
     "errors": errors,
     "robustness": robustness,
+    "proved": proved,
 }
 
 

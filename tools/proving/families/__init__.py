@@ -1,0 +1,1 @@
+"""Spaces of worlds per family of operators."""

@@ -1,0 +1,57 @@
+"""All spaces of worlds by operator, and the rows that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnxprune.analysis.movement import MOVES
+from onnxprune.analysis.rules import RULES
+from proving.families import (
+    cached,
+    contractions,
+    elementwise,
+    movement,
+    normalization,
+    quantized,
+    recurrent,
+    reductions,
+    resampling,
+    selection,
+)
+from proving.worlds import Space
+
+_FAMILIES = (
+    contractions,
+    recurrent,
+    cached,
+    normalization,
+    reductions,
+    resampling,
+    movement,
+    selection,
+    quantized,
+    elementwise,
+)
+
+# Rows of the rule table without worlds: operator -> why
+_RANDOM = "random: a cut draws other numbers; verification gives both models the same"
+NO_WORLDS: Mapping[str, str] = {
+    **dict.fromkeys("Bernoulli RandomNormalLike RandomUniformLike".split(), _RANDOM),
+    "DecoderMaskedSelfAttention": "onnxruntime has a kernel for CUDA alone",
+    "Scatter": "deprecated before the opset of the products; ScatterElements has its rule",
+}
+
+
+def rows() -> list[str]:
+    """Return the operators of the rule table and those that move positions."""
+    return list(dict.fromkeys([*RULES, *MOVES]))
+
+
+def spaces(op: str) -> list[Space]:
+    """Return the spaces of an operator."""
+    return [s for family in _FAMILIES for s in family.SPACES if op in s.ops]
+
+
+def demands_bits(op: str) -> bool:
+    """Return whether all worlds of an operator must be equal to the bit."""
+    return all(op in space.exact for space in spaces(op))
