@@ -150,11 +150,14 @@ def gather(node: Node) -> list[Axes]:
         picks = freeze_axes(node, picks, None, "positions of a constant index")
     if not isinstance(ids, np.ndarray):
         return [axes[:axis] + picks + axes[axis + 1 :]]
-    if index is None or index.ndim != 1:
-        stop(node, ids, "gathered by a computed or a single index")
+    if index is None:
+        stop(node, ids, "gathered by a computed index")
         return [axes[:axis] + picks + axes[axis + 1 :]]
     index = np.where(index < 0, index + len(ids), index)
     node.record.selects.append(Select(node.index, axis, ids, index))
+    if index.ndim != 1:  # the output has no axis that could lose the picked positions
+        node.record.causes.freeze(ids[index.ravel()], node.why("picked by a single index"))
+        return [axes[:axis] + picks + axes[axis + 1 :]]
     return [axes[:axis] + [ids[index]] + axes[axis + 1 :]]
 
 

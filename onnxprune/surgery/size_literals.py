@@ -172,7 +172,8 @@ def _reindex(editor: Editor, select: Select) -> None:
     if kept.all():
         return
     rank = np.cumsum(kept) - 1
-    index = rank[select.index[kept[select.index]]]
+    picks = select.index[kept[select.index]] if select.index.ndim == 1 else select.index
+    index = rank[picks]
     node = editor.nodes[select.node]
     values = add_initializer(editor.model, f"{node.output[0]}_index", index.astype(np.int64))
     if node.op_type == "Gather":

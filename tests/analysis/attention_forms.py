@@ -62,7 +62,7 @@ class StandardForm:
             f"float[5,{HEADS * SIZE}] wq, float[5,{k * SIZE}] wk, float[5,{k * v}] wv",
             f"float[{HEADS * v},7] wo, int64[3] flat = {{0, 0, -1}}",
             f"int64[4] qs = {{0, 0, {HEADS}, {SIZE}}}, int64[4] ks = {{0, 0, {k}, {SIZE}}}",
-            f"int64[4] vs = {{0, 0, {k}, {v}}}, int64[3] inner = {{1, 2, 3}}",
+            f"int64[4] vs = {{0, 0, {k}, {v}}}",
         ]
         nodes = ["q = MatMul(x, wq); k = MatMul(z, wk); v = MatMul(z, wv)"]
         names = ["q", "k", "v"]
@@ -93,10 +93,7 @@ class StandardForm:
         if self.by_head:
             nodes.append("t = Transpose<perm=[0,2,1,3]>(o); f = Reshape(t, flat)")
         nodes.append(f"y0 = MatMul({'f' if self.by_head else 'o'}, wo)")
-        return _graph(weights, nodes, outputs[1:])
-
-
-Form = StandardForm
+        return further_outputs(weights, nodes, outputs[1:])
 
 
 def _by_head(name: str, sizes: str = "") -> str:
@@ -106,15 +103,27 @@ def _by_head(name: str, sizes: str = "") -> str:
     )
 
 
-def _graph(weights: list[str], nodes: list[str], more: list[str]) -> str:
-    """Return the graph whose output adds the sums of further outputs of the node."""
+def further_outputs(
+    weights: list[str], nodes: list[str], more: list[str], axes: str = "1, 2, 3", rank: int = 4
+) -> str:
+    """Return the graph whose output adds the sums of further outputs of the node.
+
+    Parameters
+    ----------
+    weights, nodes
+        Parts of the text; the last node computes `y0`.
+    more
+        Names of the further outputs.
+    axes, rank
+        Axes of them to sum over, all but that of the batch, and their rank.
+    """
     inputs = f"float[{BATCH},{QUERIES},5] x, float[{BATCH},{KEYS},5] z, float[{BATCH},{PAST},5] p"
     result = "y0"
     for i, name in enumerate(more):
-        nodes.append(f"r{i} = Abs({name}); e{i} = ReduceSum<keepdims=0>(r{i}, inner)")
+        nodes.append(f"r{i} = Abs({name}); e{i} = ReduceSum<keepdims=0>(r{i}, sums)")
         nodes.append(f"u{i} = Unsqueeze(e{i}, back); y{i + 1} = Add({result}, u{i})")
         result = f"y{i + 1}"
-    weights.append("int64[2] back = {1, 2}")
+    weights.append(f"int64[2] back = {{1, 2}}, int64[{rank - 1}] sums = {{{axes}}}")
     nodes.append(f"y = Relu({result})")
     return f"{inputs} | {', '.join(weights)} | {'; '.join(nodes)}"
 

@@ -167,5 +167,27 @@ def _quantization() -> None:
         )
 
 
-for _add in (_normalizations, _reductions, _resampling, _gemms, _quantization):
+def _picks() -> None:
+    """Add single indices and matrices of indices, whose channels are kept."""
+    for axis, (index, shape, groups) in product(
+        (1, -3),
+        (
+            ("3", "", (5, 7)),
+            ("-8", "", (5, 7)),
+            ("5, 1, -8, 1", "[2,2]", (5,)),
+        ),
+    ):
+        # the sum over a single pick leaves an axis of five that a product makes
+        weight = "w3" if shape else "w3, float[5,4] w4"
+        after = "m = ReduceSum<keepdims=0>(b)" if shape else "p = MatMul(w4, b); m = Abs(p)"
+        reduced = "s = ReduceSum<keepdims=0>(m)"
+        VALUES[f"Gather axis={axis} index={index}"] = Case(
+            f"float[2,4,6,6] x | float[8,4,3,3] w1, int64{shape} i = {{{index}}}, "
+            f"float[5,8,1,1] {weight} | a = Conv(x, w1); b = Gather<axis={axis}>(a, i); "
+            f"{after}; {reduced}; q = Conv(a, w3); y = Add(s, q)",
+            groups=groups,
+        )
+
+
+for _add in (_normalizations, _reductions, _resampling, _gemms, _quantization, _picks):
     _add()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
-from attention_forms import Form, nonpadded_forms, standard_forms
+from attention_forms import StandardForm, nonpadded_forms, standard_forms
+from contrib_attention_forms import MultiHeadForm, PackedForm, multi_head_forms, packed_forms
 from graph_laws import assert_exact, random_plan
 from graph_text import net
 
@@ -15,6 +16,7 @@ from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session, example_feeds
 
+Form = StandardForm | PackedForm | MultiHeadForm
 SAMPLE = 23  # one form in so many is checked in the fast tests
 
 
@@ -28,14 +30,16 @@ def valid_model(form: Form) -> Model | None:
     return model
 
 
-def check(forms: Iterable[Form]) -> int:
-    """Check that cuts of all valid forms are exact; return their number."""
+def check(forms: Iterable[Form], all_have_rules: bool = True) -> int:
+    """Check that cuts of all valid forms are exact; return the number of forms with a rule."""
     count, rng = 0, np.random.default_rng(0)
     for form in forms:
         model = valid_model(form)
         if model is None:
             continue
         analysis = analyze(model)
+        if not all_have_rules and not analysis.groups:
+            continue
         # heads and value sizes; a mask or a past may not freeze them
         assert len(analysis.groups) >= 2, (form, analysis.frozen)
         assert_exact(analysis, random_plan(analysis, rng))
@@ -49,6 +53,17 @@ def test_forms_of_attention() -> None:
 
 def test_attention_to_keys_without_padding() -> None:
     assert check(nonpadded_forms()) > 2
+
+
+@pytest.mark.parametrize("forms", [packed_forms, multi_head_forms], ids=lambda f: f.__name__)
+def test_forms_of_contrib_attention(forms: Callable[[], Iterable[Form]]) -> None:
+    assert check(list(forms())[::SAMPLE], all_have_rules=False) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forms", [packed_forms, multi_head_forms], ids=lambda f: f.__name__)
+def test_all_forms_of_contrib_attention(forms: Callable[[], Iterable[Form]]) -> None:
+    assert check(forms(), all_have_rules=False) > 10
 
 
 @pytest.mark.slow
