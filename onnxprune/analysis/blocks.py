@@ -113,6 +113,14 @@ class _Flow:
         ]
         self.axis_tensors = [name for name, _ in axes]
         self.axis_numbers = np.array([n for _, n in axes], np.int64)
+        used = [
+            (use.node, analysis.axes.number(a))
+            for use in analysis.uses
+            for a in use.axes
+            if isinstance(a, np.ndarray) and len(a)
+        ]
+        self.weight_nodes = np.array([node for node, _ in used], np.int64)
+        self.weight_numbers = np.array([number for _, number in used], np.int64)
         self.users = {
             g.name: {analysis.uses[m.use].node for m in analysis.members(g.name)}
             for g in analysis.groups
@@ -154,6 +162,7 @@ class _Flow:
         unneeded = self.unneeded(
             {i for i in emptied if self.computes_empty(i, empty)} | folded | set(blocked)
         )
+        self.check_weights(lengths, unneeded)
         consumed = tuple(
             name
             for name in constant
@@ -168,6 +177,17 @@ class _Flow:
             raise UsageError(
                 "group-whole",
                 f"no channel of {stray!r} is kept, which no node of the main graph computes; "
+                "keep at least one",
+            )
+
+    def check_weights(self, lengths: np.ndarray, unneeded: set[int]) -> None:
+        """Raise if a kept node would read an initializer without positions."""
+        emptied = self.weight_nodes[lengths[self.weight_numbers] == 0].tolist()
+        for i in sorted(set(emptied) - unneeded):
+            name = label(self.analysis.nodes[i])
+            raise UsageError(
+                "group-whole",
+                f"no channel of a weight of node {name!r} is kept, which other channels pass; "
                 "keep at least one",
             )
 

@@ -100,6 +100,11 @@ class Analysis:
     sizes: Sizes | None = None
 
     @property
+    def defects(self) -> tuple[str, ...]:
+        """Rules that failed on valid nodes, to be reported to the authors of the rules."""
+        return tuple(self.record.defects)
+
+    @property
     def shapes(self) -> Shapes:
         """Shapes and types of all tensors."""
         return self.record.shapes

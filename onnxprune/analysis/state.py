@@ -250,6 +250,8 @@ class Record:
         Ids of the axes along which an operator mixes that `allow_mixing` opened.
     reasons
         Reasons, numbered from 1.
+    defects
+        Rules that failed on valid nodes, to be reported.
     """
 
     model: Model
@@ -269,6 +271,7 @@ class Record:
     hints: list[tuple[int, np.ndarray, str]] = field(default_factory=list)
     mixed: list[np.ndarray] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
+    defects: list[str] = field(default_factory=list)
     _seen_reasons: dict[tuple[str, str], int] = field(default_factory=dict)
     _index: dict[int, int] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.collect import collect
 from onnxprune.analysis.decomposed import find_decomposed
+from onnxprune.analysis.defects import explain_failure
 from onnxprune.analysis.folded import Folded
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.literals import first_literal
@@ -136,8 +137,9 @@ class _Walk:
         except (Misfit, OnnxpruneError) as problem:
             self.freeze_node(node, str(problem))
             return
-        except INVALID_NODE as problem:  # or a row of a plug-in fails
-            text = f"{proto.op_type} is not used as its definition says ({problem})"
+        except INVALID_NODE as problem:
+            text, defect = explain_failure(node, problem)
+            self.record.defects += [defect] if defect else []
             self.freeze_node(node, text)
             return
         given = [t for t in operands if t is not None]

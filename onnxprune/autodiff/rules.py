@@ -112,9 +112,14 @@ def _select_slope(g: Value, sign: Value, slope: Value) -> Value:
 
     A slope of shape (channels,) stays in onnxruntime's blocked layout, which is faster.
     """
-    if sign.dtype != TensorProto.FLOAT or len(sign.shape) < 3 or slope.shape != sign.shape[1:2]:
+    if not _is_blocked(sign) or slope.shape != sign.shape[1:2]:
         return g.where(sign > 0, g * slope)
     return g * sign.above(0).affine(1.0 - slope, slope)
+
+
+def _is_blocked(x: Value) -> bool:
+    """Return whether onnxruntime has a blocked layout for a tensor: (batch, channels, ...)."""
+    return x.dtype == TensorProto.FLOAT and len(x.shape) > 2
 
 
 def _leaky_relu(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
@@ -122,13 +127,13 @@ def _leaky_relu(g: Value, x: Value, y: Value, at: Callable[..., Any]) -> Value:
     alpha = at("alpha", 0.01)
     # reading the output, which has the input's sign, keeps Conv and LeakyRelu fused
     sign = y if alpha > 0 else x
-    slope = x.like(np.full(x.shape[1:2], alpha)) if len(x.shape) > 2 else x.like(alpha)
+    slope = x.like(np.full(x.shape[1:2], alpha)) if _is_blocked(x) else x.like(alpha)
     return _select_slope(g, sign, slope)
 
 
 def _prelu(g: Value, a: Value, b: Value, y: Value) -> Value:
     """Differentiate PRelu by its data."""
-    per_channel = len(a.shape) > 2 and b.shape == (a.shape[1], *[1] * (len(a.shape) - 2))
+    per_channel = _is_blocked(a) and b.shape == (a.shape[1], *[1] * (len(a.shape) - 2))
     return _select_slope(g, a, b.reshape(a.shape[1:2]) if per_channel else b)
 
 

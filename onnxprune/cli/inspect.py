@@ -35,6 +35,8 @@ def inspect(
 
     recipe = recipe_from(recipe_file, values)
     analysis = count_at(analyze_for(model, recipe), None, recipe)
+    for defect in analysis.defects:
+        click.echo(f"warning: {defect}", err=True)
     if why is not None:
         _explain(analysis, why, as_json)
     elif as_json:
@@ -62,6 +64,7 @@ def _to_json(analysis: Analysis) -> dict[str, Any]:
         "not_counted": analysis.uncounted,
         "prunable_macs": analysis.prunable_macs(),
         "groups": groups,
+        "defects": list(analysis.defects),
         "frozen": [row.to_json() for row in frozen_rows(analysis.frozen)],
     }
 

@@ -67,6 +67,7 @@ from onnxprune.run.warnings import (
 )
 from onnxprune.search import ONE_SHOT
 from onnxprune.search.journal import Journal
+from onnxprune.statistics.finite import check_activations, check_weights
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
 
@@ -117,6 +118,9 @@ class RunJob:
         overwrite = False
         if self.output:
             overwrite = check_same(self.output, self.overwrite, stages.run, run_key)
+        check_weights(self.analysis)
+        if not self.splits.calibration.warning:  # synthetic inputs may be far from real ones
+            check_activations(self.analysis, self.splits.calibration, recipe.threads)
         context = context_for(
             self.analysis, stages.watch(self.splits.calibration), recipe, stages.progress
         )

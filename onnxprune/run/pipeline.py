@@ -137,7 +137,8 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     recipe, raised = reachable_target(recipe, analysis, given)
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
-    return RunJob(stages, recipe, source, analysis, splits, provenance, (*notes, *raised))
+    notes = (*analysis.defects, *notes, *raised)
+    return RunJob(stages, recipe, source, analysis, splits, provenance, notes)
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:

@@ -12,6 +12,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears
 from onnxprune.data.dataset import Data, samples_of
 from onnxprune.ir.runtime import Session
+from onnxprune.statistics.finite import require_finite
 from onnxprune.statistics.im2col import Geometry, Moments, columns, geometry, positions, tap_order
 
 # Largest K of a K x K moment matrix with a column per tap. Beyond it there is a column per channel,
@@ -146,6 +147,7 @@ def collect_moments(
     seen = 0
     for feeds in data.batches(batch_size):
         values = session.run(feeds)
+        require_finite(analysis, values)
         seen += samples_of(feeds)
         # nodes that consume the same activation in the same way are measured once per batch
         added: set[_Source] = set()

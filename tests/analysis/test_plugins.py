@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from graph_text import net
 
 from onnxprune.analysis import rules
+from onnxprune.analysis.defects import FAILED
+from onnxprune.analysis.rule import View
 from onnxprune.analysis.rules import Rule
 from onnxprune.analysis.walk import analyze
+from onnxprune.cli.inspect import inspect
 from onnxprune.errors import OnnxpruneError, VerificationError
-from onnxprune.ir.io import Model, load
+from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.registry import Registry
 from onnxprune.testing.plans import check_plan
 from onnxprune.testing.rules import check_rule
@@ -140,6 +145,46 @@ def test_a_broken_plugin_freezes_and_says_so(plugins: dict[str, EntryPoint]) -> 
     analysis = analyze(model("Inverse"))
     assert not analysis.groups
     assert "no_such_module" in analysis.why("a")[-1].reason
+
+
+def broken(view: View) -> Rule:
+    """Fail as a rule with a mistake does."""
+    return {}[view.op]
+
+
+def test_a_rule_that_fails_is_a_defect_and_no_reason(
+    plugins: dict[str, EntryPoint], tmp_path: Path
+) -> None:
+    plugins["com.microsoft::Inverse"] = entry("com.microsoft::Inverse", f"{__name__}:broken")
+    analysis = analyze(model("Inverse"))
+    assert not analysis.groups
+    (defect,) = analysis.defects
+    for part in ("Inverse", "'b'", "KeyError", "report it"):
+        assert part in defect
+    assert not any("KeyError" in f.reason for f in analysis.why("a"))
+    assert FAILED in {f.reason for f in analysis.why("a")}
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_bytes(model("Inverse")))
+    result = CliRunner().invoke(inspect, [str(path)])
+    assert result.exit_code == 0
+    assert f"warning: {defect}" in result.stderr
+
+
+def test_an_invalid_node_is_no_defect() -> None:
+    text = (
+        "float[2,6,4] x | float[4,8] w1, float[8,5] w2 | a = MatMul(x, w1); b = Relu(a); "
+        "y = MatMul(b, w2) | float[2,6,5] y"
+    )
+    proto = net(text)
+    # an axis that the tensor does not have
+    node = onnx.helper.make_node("Transpose", ["a"], ["b"], name="t", perm=[0, 1, 7])
+    proto.graph.node[1].CopyFrom(node)
+    proto.graph.value_info.add(name="b").CopyFrom(
+        onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [2, 6, 8])
+    )
+    analysis = analyze(load(proto))
+    assert not analysis.defects
+    assert any("not used as its definition says" in f.reason for f in analysis.why("a"))
 
 
 @pytest.mark.parametrize("op", ["Conv", "LSTM", "Einsum"])

@@ -283,3 +283,18 @@ def test_other_branches_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=match):
         cut(analysis, plan_of(analysis, kept))
     assert not set(kept) & set(removable_branches(analysis))
+
+
+def test_a_branch_whose_channels_are_padded_by_a_constant_stays() -> None:
+    """The shortcut of a ResNet that appends zeros: they cannot be removed alone."""
+    text = (
+        f"{_IN} | float[8,4,1,1] ws, float[12,8,3,3] w1, float[2,4,6,6] zeros, float[5,12,1,1] wh |"
+        f" h = Conv(x, ws); a = Conv<{_3X3}>(h, w1); b = Sigmoid(a); "
+        "c = Concat<axis=1>(h, zeros); z = Add(b, c); y = Conv(z, wh)"
+    )
+    analysis = analyze(load(net(text)))
+    padded = next(g for g in analysis.groups if any(s.tensor == "zeros" for s in g.sites))
+    assert padded.name not in removable_branches(analysis)
+    with pytest.raises(UsageError, match="keep at least one"):
+        cut(analysis, plan_of(analysis, {padded.name: ()}))
+    assert_exact(analysis, plan_of(analysis, {padded.name: (0, 2)}))
