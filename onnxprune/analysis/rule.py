@@ -113,6 +113,10 @@ class View(Attributes, Protocol):
         """Return the value of an operand; None if it is absent or not constant."""
         ...
 
+    def is_constant(self, slot: int) -> bool:
+        """Return whether an operand is computed from initializers alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -392,6 +392,10 @@ class Node(Attributes):
         """Return the value of an operand of which every element is known, else None."""
         return self.record.shapes.value(self.names[slot]) if slot < len(self.names) else None
 
+    def is_constant(self, slot: int) -> bool:
+        """Return whether an operand is computed from initializers alone."""
+        return self.operand(slot).constant
+
     def partial(self, slot: int) -> np.ndarray | None:
         """Return the value of an operand, elements of which may be unknown; None if absent."""
         if slot >= len(self.names) or not self.names[slot]:

@@ -12,6 +12,9 @@ from onnx import ModelProto
 from onnxprune.ir.nodes import nested
 from onnxprune.ir.weights import Weight, size_bytes
 
+# Default operator set of models that import other sets alone, for nodes that a cut inserts
+UNUSED_OPSET = 13
+
 
 class ModelView:
     """Read access that `Model` and `EditableModel` have in common.
@@ -32,8 +35,10 @@ class ModelView:
 
     @property
     def opset(self) -> int:
-        """Version of the default operator set."""
-        return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+        """Version of the default operator set; UNUSED_OPSET if only other sets are imported."""
+        imports = self.proto.opset_import
+        missing = UNUSED_OPSET if imports else 1
+        return next((o.version for o in imports if o.domain in ("", "ai.onnx")), missing)
 
     def size_bytes(self) -> int:
         """Return the bytes of all initializers."""

@@ -280,3 +280,16 @@ def test_initializers_that_are_inputs(ir_version: int) -> None:
             == pruned.weights[info.name].shape
         )
         assert info.type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_model_of_other_operator_sets_alone() -> None:
+    """A cut may insert standard nodes, so the standard set is imported then."""
+    text = """float[2,4,6] x | float[6,8] w1, float[8,5] w3
+    | a = com.microsoft.FusedMatMul(x, w1); b = com.microsoft.QuickGelu(a);
+    y = com.microsoft.FusedMatMul(b, w3)"""
+    model = net(text)
+    (standard,) = [o for o in model.opset_import if not o.domain]
+    model.opset_import.remove(standard)
+    analysis = analyze(load(model))
+    assert analysis.model.opset == 13
+    assert_exact(analysis, analysis.plan({}))

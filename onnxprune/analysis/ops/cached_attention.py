@@ -115,11 +115,15 @@ def linear_attention(view: View) -> Rule | None:
     if view.rank(5):
         left[5] = "b t x" if view.dim(5, 2) == 1 else "b t k"
     corrected = "delta" in view.text("update_rule", "gated_delta")
+    # without a scale of its own it divides by the square root of d; the delta rules sum over d of
+    # the keys alone as well, so that zeros of the queries would not remove a channel
+    free = view.number("scale", 0.0) and not (
+        corrected and (view.is_constant(0) or view.is_constant(1))
+    )
     return Rule(
         _join(left, ["b t (k r v)", state], view.inputs),
         {"k": key_heads, "r": heads // key_heads},
-        # without a scale of its own it divides by the square root of d
-        freeze=f"b t w x {'' if view.number('scale', 0.0) else 'd'}",
+        freeze=f"b t w x {'' if free else 'd'}",
         sums="d",
         refit={"q_num_heads": "k r", "kv_num_heads": "k"},
         macs=("b t k r d v", "b t k d v") + (("b t k d v",) if corrected else ()),

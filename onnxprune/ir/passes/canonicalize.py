@@ -9,6 +9,7 @@ from onnxprune.errors import ModelError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.limits import check_ends, check_expansion, check_sizes
 from onnxprune.ir.model import EditableModel, Model, ModelView
+from onnxprune.ir.nodes import STANDARD_DOMAINS
 from onnxprune.ir.passes.channel_shuffle import replace_shuffles
 from onnxprune.ir.passes.fold_constants import fold_constants, inline_branches
 from onnxprune.ir.passes.fold_weight_standardization import fold_weight_standardization
@@ -45,6 +46,8 @@ def canonicalize(model: ModelView) -> Model:
             "convert the model with onnx.version_converter",
         )
     copy = inline_functions(model.edit())
+    if all(o.domain not in STANDARD_DOMAINS for o in copy.proto.opset_import):
+        copy.proto.opset_import.add(version=copy.opset)
     try:
         _apply_passes(copy)
     except RecursionError:
