@@ -293,3 +293,27 @@ def test_model_of_other_operator_sets_alone() -> None:
     analysis = analyze(load(model))
     assert analysis.model.opset == 13
     assert_exact(analysis, analysis.plan({}))
+
+
+def test_lengths_in_a_branch_that_never_runs() -> None:
+    """A Split into four lengths of five elements gives the last part a negative length."""
+    text = """float[2,4] x | float[4,8] w1, float[8,3] w2, bool c = {0}
+    | a = MatMul(x, w1);
+    b = If(c) <then_branch = t () => (float[2,9] p) { p, q = Split<axis=1, split=[9,-1]>(a) },
+    else_branch = e () => (float[2,8] r) { r = Relu(a) }>;
+    y = MatMul(b, w2)"""
+    analysis = analyze(load(net(text, opset=11)))
+    assert [g.size for g in analysis.groups] == [8]
+    assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))
+
+
+def test_range_of_vectors() -> None:
+    """Of hidden shapes they run: where a branch of an If gives them."""
+    text = """float[2,5] x | float[5,8] w1, float[8,3] w2, bool c = {1}, int64 z = {0},
+    int64 o = {1}, float[1] v | a = MatMul(x, w1); s = Shape(x); t = Cast<to=7>(v); h = Gather<axis=0>(s, t);
+    n = If(c) <then_branch = t1 () => (int64[1] p) { p = Identity(h) },
+    else_branch = e1 () => (int64[1] r) { r = Neg(h) }>;
+    i = Range(z, n, o); j = Cast<to=1>(i); k = ReduceSum(j); b = Mul(a, k); y = MatMul(b, w2)"""
+    analysis = analyze(load(net(text, opset=12)))
+    assert [g.size for g in analysis.groups] == [8]
+    assert_exact(analysis, random_plan(analysis, np.random.default_rng(0)))

@@ -20,6 +20,7 @@ from onnxprune.ir.passes.names import (
     name_body_outputs,
     rename_duplicates,
 )
+from onnxprune.ir.passes.range_scalars import make_range_scalars
 from onnxprune.ir.passes.remove_unused import remove_dead, remove_identities
 from onnxprune.ir.passes.sequences import replace_sequences
 from onnxprune.ir.passes.slice_assign import rewrite_slice_assignments
@@ -72,10 +73,13 @@ def _apply_passes(model: EditableModel) -> None:
     remove_identities(model)
     # before anything is computed from the shapes
     shapes = infer(model)
-    check_sizes(shapes)
-    check_expansion(model, shapes)
+    # lengths in a branch that never runs need not make sense
     if inline_branches(model.proto.graph, shapes):
         remove_identities(model)
+        shapes = infer(model)
+    check_sizes(shapes)
+    check_expansion(model, shapes)
+    make_range_scalars(model, shapes)
     fold_constants(model, shapes)
     if replace_sequences(model, shapes) | unpack_attention(model, shapes):
         remove_identities(model)
