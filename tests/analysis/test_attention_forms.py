@@ -18,6 +18,7 @@ from onnxprune.ir.runtime import Session, example_feeds
 
 Form = StandardForm | PackedForm | MultiHeadForm
 SAMPLE = 23  # one form in so many is checked in the fast tests
+CONTRIB_SAMPLE = 7  # onnxruntime refuses most of them
 
 
 def valid_model(form: Form) -> Model | None:
@@ -57,7 +58,7 @@ def test_attention_to_keys_without_padding() -> None:
 
 @pytest.mark.parametrize("forms", [packed_forms, multi_head_forms], ids=lambda f: f.__name__)
 def test_forms_of_contrib_attention(forms: Callable[[], Iterable[Form]]) -> None:
-    assert check(list(forms())[::SAMPLE], all_have_rules=False) > 2
+    assert check(list(forms())[::CONTRIB_SAMPLE], all_have_rules=False) > 2
 
 
 @pytest.mark.slow
