@@ -93,6 +93,17 @@ def tensors_to_compare(model: ModelView, start: int = 0, shapes: Shapes | None =
     return Compared((*kept, *inner), inner, tuple(warnings))
 
 
+def rows_from_data(model: ModelView, shapes: Shapes | None = None) -> frozenset[str]:
+    """Return the tensors whose rows a node chooses by values that pruning can change."""
+    nodes = list(model.proto.graph.node)
+    candidates = [node for node in nodes if may_choose_rows(node)]
+    if not candidates:
+        return frozenset()
+    graph = _Graph(model, nodes, shapes)
+    choosing = [node for node in candidates if graph.chooses_rows(node)]
+    return frozenset(graph.descendants({o for node in choosing for o in node.output if o}))
+
+
 def _warn(cause: str, front: Sequence[str]) -> str:
     """Return the sentence on outputs that are left out."""
     if not front:

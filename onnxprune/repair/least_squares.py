@@ -26,6 +26,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import samples_of
 from onnxprune.data.inputs import rows_of
+from onnxprune.ir.compared import rows_from_data
 from onnxprune.ir.io import Model
 from onnxprune.ir.model import EditableModel
 from onnxprune.repair.attention import lossy_products, refit_query
@@ -63,7 +64,9 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     model, fits = prepare_fits(analysis, replaced, removed)
     ties = tied_outputs(fits)
     dense, order = _bring_together(analysis.model, model, ties)
-    fits = _sort_fits(fits, model, ties)
+    # rows that each network chooses by its own values do not correspond
+    unrelated = rows_from_data(analysis.model, analysis.shapes)
+    fits = [fit for fit in _sort_fits(fits, model, ties) if fit.target not in unrelated]
     batches, held_out = _split_held_out(
         list[Batch](data.batches(context.batch_size)), not data.inputs.divisible
     )
@@ -80,7 +83,12 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
         pruned=SegmentedRun(model, first, threads=threads),
         held_out=held_out,
         waiting=waiting,
-        products=lossy_products(analysis, removed, _select_untied(fits)),
+        products=[
+            product
+            for product in lossy_products(analysis, removed, _select_untied(fits))
+            if product[0] not in unrelated
+        ],
+        unrelated=unrelated,
     )
     blocks = partition(lockstep.pruned, fits)
     for block in blocks:
@@ -110,6 +118,8 @@ class _Lockstep:
         Products of activations whose query is still to be refitted; see `lossy_products`.
     done
         Number of fits handled so far.
+    unrelated
+        Tensors whose rows do not correspond in the two networks.
     solved
         Nodes of shared weights that were solved with the first use.
     """
@@ -124,6 +134,7 @@ class _Lockstep:
     held_out: int
     waiting: list[Batch]
     products: list[tuple[str, list[Fit]]]
+    unrelated: frozenset[str]
     done: int = 0
     solved: set[str] = field(default_factory=set)
 
@@ -223,7 +234,7 @@ class _Lockstep:
         return {
             e: kept_values(self.analysis, self.removed, e, self.original.values(e))
             for e in block.exits
-            if self.original.has(e) and e in self.analysis.tensors
+            if self.original.has(e) and e in self.analysis.tensors and e not in self.unrelated
         }
 
     def _refit_queries(self, before: int) -> None:

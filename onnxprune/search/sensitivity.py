@@ -218,6 +218,7 @@ class SensitivityBench:
         self.batches = list(sweep.gate.batches(sweep.batch_size))
         compared = tensors_to_compare(self.analysis.model, shapes=self.analysis.shapes)
         names = list(compared.tensors) if compared.warnings else None
+        self.compared = names
         session = Session(reference or self.analysis.model, names, threads=sweep.threads)
         expected = [session.run(b) for b in self.batches]
         self.losses = HeadLosses(expected)
@@ -283,7 +284,8 @@ class SensitivityBench:
 
     def _head_losses(self, kept: Kept, model: Model | None) -> Mapping[str, float]:
         """Return the losses of the heads, from the cut model if there is one and no `changed`."""
-        if model is not None and not self.changed:
+        # cut models need not have inner tensors, which masked ones do
+        if model is not None and not self.changed and self.compared is None:
             return self.heads(model)
         if len(kept) != 1:
             left = {**self.base, **kept}
@@ -295,7 +297,7 @@ class SensitivityBench:
 
     def heads(self, model: Model) -> dict[str, float]:
         """Return the label-free losses of a model."""
-        session = Session(model, threads=self.sweep.threads)
+        session = Session(model, self.compared, threads=self.sweep.threads)
         return summed(self.losses, [session.run(b) for b in self.batches])
 
     def labeled(self, model: Model, data: LabeledData) -> dict[str, Any]:
