@@ -310,7 +310,8 @@ def test_lengths_in_a_branch_that_never_runs() -> None:
 def test_range_of_vectors() -> None:
     """Of hidden shapes they run: where a branch of an If gives them."""
     text = """float[2,5] x | float[5,8] w1, float[8,3] w2, bool c = {1}, int64 z = {0},
-    int64 o = {1}, float[1] v | a = MatMul(x, w1); s = Shape(x); t = Cast<to=7>(v); h = Gather<axis=0>(s, t);
+    int64 o = {1}, float[1] v | a = MatMul(x, w1); s = Shape(x); t = Cast<to=7>(v);
+    h = Gather<axis=0>(s, t);
     n = If(c) <then_branch = t1 () => (int64[1] p) { p = Identity(h) },
     else_branch = e1 () => (int64[1] r) { r = Neg(h) }>;
     i = Range(z, n, o); j = Cast<to=1>(i); k = ReduceSum(j); b = Mul(a, k); y = MatMul(b, w2)"""

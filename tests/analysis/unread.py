@@ -121,7 +121,6 @@ UNREAD = (
     Unread("QLinearConcat", "Y_scale Y_zero_point", _SCALAR),
     Unread("ConstantOfShape", "value", _SCALAR),
     Unread("Flatten", "axis", "the lengths of the output are inferred from it"),
-    Unread("Reshape", "allowzero", "the lengths of the output are inferred from it"),
     Unread(
         "Attention",
         "is_causal unidirectional left_window_size right_window_size softcap softmax_precision "
