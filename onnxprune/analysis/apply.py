@@ -332,21 +332,23 @@ class _Match:
                     continue
                 live = {n for n in letters_of(key) if isinstance(self.axes.get(n), np.ndarray)}
                 # a scale is multiplied with the result of the sum
-                summed = live & contracted if slot != scale else set()
+                summed = set() if slot == scale else live & contracted
                 # one mask per sum: on the activation if there is one
-                masked = operand.constant and summed & self.data_letters
+                masked = operand.constant and bool(summed & self.data_letters)
                 if summed and (not masked or slot in self.rule.added):
-                    self.mask(slot, i, ids)
-                role = "consumes" if summed else "carries"
+                    self.mask(slot, i, ids, added=masked)
+                role = "consumes" if summed and slot not in self.rule.added else "carries"
                 if makes and live & self.output_letters - self.data_letters:
                     role = "produces"
                 for origin in operand.origins:
                     self.node.record.hints.append((origin, ids, role))
 
-    def mask(self, slot: int, axis: int, ids: np.ndarray, recurrent: bool = False) -> None:
+    def mask(
+        self, slot: int, axis: int, ids: np.ndarray, recurrent: bool = False, added: bool = False
+    ) -> None:
         """Record an axis of an operand that the node sums over."""
         index, tensor = self.node.index, self.node.names[slot]
-        self.node.record.masks.append(Mask(index, slot, tensor, axis, ids, recurrent))
+        self.node.record.masks.append(Mask(index, slot, tensor, axis, ids, recurrent, added))
 
     def record_literals(self) -> None:
         """Record the attributes that hold the lengths of letters."""
@@ -377,8 +379,7 @@ class _Match:
 
     def prunable(self, names: str) -> tuple[np.ndarray, ...]:
         """Return the ids of those of the letters that can be cut."""
-        axes = [self.axes.get(name) for name in names]
-        return tuple(a for a in axes if isinstance(a, np.ndarray))
+        return tuple(a for a in map(self.axes.get, names) if isinstance(a, np.ndarray))
 
     def count(self, term: str) -> None:
         """Record one product of the multiply-accumulates."""

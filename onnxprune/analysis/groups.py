@@ -146,9 +146,14 @@ class Analysis:
         """Uses of initializers by nodes."""
         return self.record.uses
 
-    @property
+    @cached_property
     def masks(self) -> Sequence[Mask]:
         """Operands of nodes that sum over an axis that can be cut."""
+        return [mask for mask in self.record.masks if not mask.added]
+
+    @property
+    def all_masks(self) -> Sequence[Mask]:
+        """The same, and the constants that are added to such operands: what a cut removes."""
         return self.record.masks
 
     @cached_property

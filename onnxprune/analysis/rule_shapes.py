@@ -12,7 +12,7 @@ from onnxprune.analysis.rules import row
 from onnxprune.analysis.state import Node, Record, Tensor
 from onnxprune.errors import OnnxpruneError
 from onnxprune.ir.inference import ShapeFallback
-from onnxprune.ir.io import Model
+from onnxprune.ir.model import Model, ModelView
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.values import Dim
 
@@ -20,7 +20,7 @@ from onnxprune.ir.values import Dim
 INVALID_NODE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
-def shapes_by_rule(model: Model) -> ShapeFallback:
+def shapes_by_rule(model: ModelView) -> ShapeFallback:
     """Return a function that infers shapes by rows, for operators that onnx does not know."""
     records: list[Record] = []  # one for all nodes, created on first use
 
@@ -29,7 +29,8 @@ def shapes_by_rule(model: Model) -> ShapeFallback:
             entry = row(node.op_type, node.domain)
             if entry is None or any(n and known.shape(n) is None for n in node.input):
                 return ()
-            records[:] = records or [Record(model, known)]
+            if not records:
+                records.append(Record(Model(model.proto, model.weights, model.path), known))
             operands = [
                 Tensor([None] * len(known.shape(n) or ())) if n else None for n in node.input
             ]

@@ -183,6 +183,8 @@ class Mask:
         Ids of the axis.
     recurrent
         Whether the operand is a weight that feeds outputs back, instead of data.
+    added
+        Whether the operand is a constant that is added to data which has a mask of its own.
     """
 
     node: int
@@ -191,6 +193,7 @@ class Mask:
     axis: int
     ids: np.ndarray
     recurrent: bool = False
+    added: bool = False
 
 
 @dataclass(frozen=True)

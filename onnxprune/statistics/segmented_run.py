@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.analysis.rule_shapes import shapes_by_rule
 from onnxprune.data.dataset import samples_of
 from onnxprune.ir.extract import extract, live_after, reads
 from onnxprune.ir.inference import infer
@@ -61,7 +62,7 @@ class SegmentedRun:
         shapes: Shapes | None = None,
     ) -> None:
         self.model = model
-        self.shapes = shapes or infer(model)
+        self.shapes = shapes or infer(model, shapes_by_rule(model))
         self.nodes: list[NodeProto] = list(model.proto.graph.node)
         self.live = live_after(model)
         self.at = 0

@@ -35,7 +35,7 @@ def masked(analysis: Analysis, plan: Plan) -> Model:
     editor = Editor(analysis, analysis.model.edit(), analysis.removed(plan.kept))
     # `integer_sums` recognizes products in quantized graphs, whose values are finite anyway
     select = analysis.model.opset >= _WHERE_OPSET and not is_quantized(analysis.model)
-    for number, mask in enumerate(analysis.masks):
+    for number, mask in enumerate(analysis.all_masks):
         keep = analysis.keep(mask.ids, editor.removed)
         if keep.all():
             continue

@@ -18,6 +18,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, load, to_bytes
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.ir.weights import from_array
+from onnxprune.run.pipeline import optimize
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
@@ -196,6 +197,8 @@ def test_fused_rms_normalization_is_exact(name: str) -> None:
     text = NET.replace("{nodes}", nodes).replace("float[8] v1", "float[8] v1, float[6,8] w4")
     analysis = analyze(load(net(text, opset=opset)))
     assert status(analysis) == [(WIDTH, True)]
+    roles = {site.tensor: site.role for group in analysis.groups for site in group.sites}
+    assert {roles.get(name, "carries") for name in ("v1", "w2", "w4")} == {"carries"}
     once, found = assert_exact(analysis, half_of(analysis))
     assert found.masked_difference > SEEN
     again = analyze(once)
@@ -203,6 +206,23 @@ def test_fused_rms_normalization_is_exact(name: str) -> None:
     # tuning and later rounds know weights by name
     assert {"w1", "w3"} | ({"v1"} & set(analysis.model.weights)) <= set(twice.weights)
     assert len(twice.proto.graph.node) == len(once.proto.graph.node)
+
+
+@pytest.mark.parametrize("criterion", ["reconstruction", "apoz"])
+def test_a_run_of_a_skip_normalization(criterion: str, tmp_path: Path) -> None:
+    """Statistics and repair pass a constant that is added inside of an operator."""
+    text = (
+        f"float[n,6,4] x | {WEIGHTS}, float[8,16] k1, float[16,8] k2 | a = MatMul(x, w1); "
+        "h = MatMul(a, k1); r = Relu(h); j = MatMul(r, k2); c, , , s = "
+        "com.microsoft.SkipSimplifiedLayerNormalization(a, j, v1, w2); b = Add(c, s); "
+        "y = MatMul(b, w3) | float[n,6,5] y"
+    )
+    x = np.random.default_rng(0).standard_normal((16, 6, 4), np.float32)
+    data, target = tmp_path / "x.npz", 0.8
+    np.savez(data, x=x)
+    options = {"target": f"macs={target:.0%}", "round_to": 1, "engine": ()}
+    result = optimize(load(net(text)), data=str(data), criterion=criterion, **options)
+    assert analyze(result.model).cost().macs <= target * analyze(load(net(text))).cost().macs
 
 
 def test_the_inverse_of_the_root_as_an_output_keeps_channels() -> None:
