@@ -184,6 +184,7 @@ _FLOATS = (
     TensorProto.BFLOAT16,
     TensorProto.INT8,
     TensorProto.UINT8,
+    TensorProto.INT4,
 )
 
 

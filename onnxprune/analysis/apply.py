@@ -7,13 +7,13 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.analysis.averages import Average, RootMean
+from onnxprune.analysis.averages import Average, Pin, RootMean
 from onnxprune.analysis.axis_keys import KERNEL, Factors, Key, Nth, Tokens, expand, letters_of
 from onnxprune.analysis.causes import Axis
+from onnxprune.analysis.counting import count
 from onnxprune.analysis.factors import unfold
 from onnxprune.analysis.folded import MERGED, Folded
 from onnxprune.analysis.notation import LEADING, ONE, SPATIAL, Token, letters, parse
-from onnxprune.analysis.products import Factored
 from onnxprune.analysis.rule import Misfit, Rule
 from onnxprune.analysis.state import KERNEL_POSITION, Mask, Node, SizeLiteral, Tensor
 from onnxprune.ir.values import Dim, is_static, product, quotient
@@ -102,7 +102,8 @@ class _Match:
         self.record_literals()
         self.record_averages()
         for term in self.rule.macs:
-            self.count(term)
+            macs = count(self.node, self.pattern, term, self.axes, self.length, self.places)
+            self.node.record.products.append(macs)
         return outputs
 
     # Lengths
@@ -181,10 +182,12 @@ class _Match:
         """Return the axis of a letter; of fresh causes if it has none yet."""
         if key in self.axes:
             return self.axes[key]
-        size = self.length[key]
+        size = self.length.get(key)  # an axis of an output alone may have no known length
         if isinstance(key, str) and self.without_data(key):
             text = "a parameter of the operator" if self.has_data else "a sum over a constant"
             axis: Axis = self.node.why(text)
+        elif key in self.frozen:  # of an output alone: the operands are bound and frozen by now
+            axis = self.node.why(f"{self.node.op} fixes this axis")
         elif isinstance(size, int):
             axis = self.causes.fresh(size, self.node.single())
         else:
@@ -366,6 +369,11 @@ class _Match:
                 SizeLiteral(self.node.index, ("attribute", name), entries, scalar=not listed)
             )
 
+        for name, (letter, default) in self.rule.pins.items():
+            axis = self.axes.get(letter)
+            if isinstance(axis, np.ndarray):
+                self.node.record.pins.append(Pin(self.node.index, name, default, axis))
+
     def record_averages(self) -> None:
         """Record the axes that the operator averages over."""
         index, averaged = self.node.index, self.prunable(self.rule.means)
@@ -380,32 +388,6 @@ class _Match:
     def prunable(self, names: str) -> tuple[np.ndarray, ...]:
         """Return the ids of those of the letters that can be cut."""
         return tuple(a for a in map(self.axes.get, names) if isinstance(a, np.ndarray))
-
-    def count(self, term: str) -> None:
-        """Record one product of the multiply-accumulates."""
-        factors = Factored()
-        for word in term.split():
-            if word in "*@#":
-                self.count_positions(word, factors)
-                continue
-            keys: list[Key] = [word]
-            if word == LEADING:
-                keys = [k for k in self.length if isinstance(k, Nth) and k.mark == LEADING]
-            for key in keys:
-                places = tuple(dict.fromkeys(self.places.get(key, ())))
-                factors.multiply(self.axes.get(key), self.length.get(key), places)
-        self.node.record.products.append(factors.product(self.node.index))
-
-    def count_positions(self, mark: str, factors: Factored) -> None:
-        """Multiply by the spatial positions of the output, the input or the kernel."""
-        if mark == "*":
-            name, shape = self.node.proto.output[0], self.node.out_shape()
-        else:
-            kernel = 3 if self.node.op == "QLinearConv" else 1
-            slot = 0 if mark == "@" else kernel
-            name, shape = self.node.names[slot], self.node.shape(slot)
-        for axis, size in list(enumerate(shape))[2:]:
-            factors.multiply(None, size, ((name, axis),))
 
     def mask_recurrent(self, slot: int) -> None:
         """Record the mask of a weight that feeds outputs back."""

@@ -1,4 +1,4 @@
-"""Records of divisions by the lengths of axes that can be cut."""
+"""Records of divisions by the lengths of axes that can be cut, or by functions of them."""
 
 from __future__ import annotations
 
@@ -48,3 +48,25 @@ class RootMean:
     epsilon: tuple[int, int | str] | None
     scale: tuple[int, int]
     exponent: float = 0.5
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A default of an attribute that depends on the length of an axis.
+
+    Attributes
+    ----------
+    node
+        Index of the node.
+    name
+        Name of the attribute.
+    value
+        Its value before the cut.
+    axis
+        Ids of the axis.
+    """
+
+    node: int
+    name: str
+    value: float
+    axis: np.ndarray

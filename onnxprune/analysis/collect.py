@@ -80,7 +80,7 @@ def _recorded_arrays(record: Record) -> list[np.ndarray]:
     scaled += [s for r in record.restores for s in r.scaled]
     entries += [a for factors in scaled for a in factors]
     arrays += [a for a in entries if a is not None]
-    arrays += [a for m in record.averages for a in m.axes]
+    arrays += [a for m in record.averages for a in m.axes] + [p.axis for p in record.pins]
     arrays += [a for s in record.squeezed for a in s.axes]
     arrays += [a for m in record.root_means for a in m.axes]
     return arrays

@@ -151,6 +151,9 @@ class Rule:
     added
         Slots of operands that are added to the data which the operator sums over: verification
         masks them although they are constant.
+    pins
+        Attribute -> (letter, value): a default that depends on the length of the letter. A cut of
+        the letter writes the value from before.
     """
 
     pattern: str
@@ -164,6 +167,7 @@ class Rule:
     means: str = ""
     root_mean: tuple[str, int] | None = None
     added: tuple[int, ...] = ()
+    pins: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
 Row = Rule | Callable[[View], Rule | None]

@@ -9,7 +9,7 @@ freezes the axes of its operands and outputs.
 
 from __future__ import annotations
 
-from onnxprune.analysis.ops.attention import attention, multi_head_attention
+from onnxprune.analysis.ops.attention import attention
 from onnxprune.analysis.ops.cached_attention import (
     decoder_masked_attention,
     decoder_masked_self_attention,
@@ -18,6 +18,21 @@ from onnxprune.analysis.ops.cached_attention import (
 )
 from onnxprune.analysis.ops.contractions import deform_conv, einsum, gemm, matmul, recurrent
 from onnxprune.analysis.ops.elementwise import along_axis, elementwise
+from onnxprune.analysis.ops.fused import (
+    bias_dropout,
+    bias_softmax,
+    embed_layer_normalization,
+    fused_conv,
+    fused_gemm,
+    fused_matmul,
+    group_norm,
+)
+from onnxprune.analysis.ops.fused_attention import (
+    attention_of_token_heads,
+    attention_of_tokens,
+    multi_head_attention,
+    quantized_attention,
+)
 from onnxprune.analysis.ops.indexing import (
     by_element,
     discrete_fourier,
@@ -42,14 +57,18 @@ from onnxprune.analysis.ops.normalization import (
 from onnxprune.analysis.ops.quantized import (
     conv_integer,
     dynamic_quantize,
+    gather_block_quantized,
     matmul_integer,
+    matmul_nbits,
     matmul_to_float,
     qgemm,
     qlinear,
     qlinear_elementwise,
     qlinear_pool,
+    qlinear_reduce_mean,
     qlinear_softmax,
     quantize,
+    quantized_lstm,
 )
 from onnxprune.analysis.ops.reductions import arg_reduce, cumsum, reduce
 from onnxprune.analysis.ops.resampling import (
@@ -68,6 +87,7 @@ PLUGINS = Registry("rule", "onnxprune.rules")
 
 _GROUPS = {"group": "g"}
 _CONV = "n (g c) *, (g o) c *, (g o) -> n (g o) *"
+_CONV_LAST = "n * (g c), (g o) c *, (g o) -> n * (g o)"
 _TRANSPOSED = "n (g c) *, (g c) o *, (g o) -> n (g o) *"
 _PASS = "n c * -> n c *"
 
@@ -75,12 +95,12 @@ _PASS = "n c * -> n c *"
 _UNARY = """
     Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp FastGelu
     Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not QuickGelu
-    Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh
-    ThresholdedRelu
+    Reciprocal Relu Round ScaledSiLU Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish
+    Tan Tanh ThresholdedRelu
 """
 _BROADCAST = """
-    Add And BiasGelu BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual
-    Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
+    Add And BiasAdd BiasGelu BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater
+    GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
 """
 
 
@@ -101,7 +121,6 @@ RULES: dict[str, Row] = {
     "GRU": recurrent(3),
     "RNN": recurrent(1),
     "Attention": attention,
-    "MultiHeadAttention": multi_head_attention,
     "GroupQueryAttention": group_query_attention,
     "DecoderMaskedMultiHeadAttention": decoder_masked_attention,
     "DecoderMaskedSelfAttention": decoder_masked_self_attention,
@@ -160,7 +179,7 @@ RULES: dict[str, Row] = {
     "DynamicQuantizeLinear": dynamic_quantize,
     "ConvInteger": conv_integer,
     "MatMulInteger": matmul_integer,
-    "QLinearConv": qlinear(_CONV, "n g o c * #", "(g o)"),
+    "QLinearConv": qlinear(_CONV, "n g o c * #", "(g o)", _CONV_LAST),
     "QLinearMatMul": qlinear("... m k, ... k n, n -> ... m n", "... m k n"),
     "QGemm": qgemm,
     "DynamicQuantizeMatMul": matmul_to_float(dynamic=True),
@@ -174,6 +193,32 @@ RULES: dict[str, Row] = {
     **_each(_UNARY + _BROADCAST, elementwise),
     "CastLike": Rule("... -> ..."),
     "Dropout": Rule("..., , -> ..., ..."),
+    # Written by the optimizers and quantizers of onnxruntime
+    "FusedConv": fused_conv(channels_last=False),
+    **_each("NhwcConv NhwcFusedConv", fused_conv(channels_last=True)),
+    "ConvTransposeWithDynamicPads": Rule(
+        "n (g c) *, (g c) o *, i, (g o) -> n (g o) *",
+        GROUP,
+        freeze="* i",
+        refit=_GROUPS,
+        macs=("n g o c @ #",),
+    ),
+    "FusedGemm": fused_gemm(gemm),
+    **_each("FusedMatMul FusedMatMulActivation TransposeMatMul GemmFastGelu", fused_matmul),
+    "MatMulNBits": matmul_nbits,
+    "GatherBlockQuantized": gather_block_quantized,
+    "DynamicQuantizeLSTM": quantized_lstm,
+    "MultiHeadAttention": multi_head_attention,
+    "QAttention": quantized_attention,
+    "PackedAttention": attention_of_tokens,
+    "PackedMultiHeadAttention": attention_of_token_heads,
+    **_each("GroupNorm SkipGroupNorm", group_norm),
+    **_each("EmbedLayerNormalization QEmbedLayerNormalization", embed_layer_normalization),
+    "BiasSoftmax": bias_softmax,
+    "BiasSplitGelu": Rule("n s (j d), (j d) -> n s d", {"j": 2}, freeze="j"),
+    **_each("BiasDropout BitmaskDropout BitmaskBiasDropout", bias_dropout),
+    "NhwcMaxPool": Rule("n * c -> n * c", freeze="*"),
+    "QLinearReduceMean": qlinear_reduce_mean,
 }
 
 

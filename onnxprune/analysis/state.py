@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from onnxprune.analysis.averages import Average, RootMean
+from onnxprune.analysis.averages import Average, Pin, RootMean
 from onnxprune.analysis.causes import Axis, Causes
 from onnxprune.analysis.products import Product
 from onnxprune.analysis.rule import Attributes, Misfit
@@ -241,7 +241,7 @@ class Record:
         Uses of initializers.
     literals
         Literals that spell sizes.
-    selects, restores, averages, root_means, squeezed
+    selects, restores, averages, root_means, squeezed, pins
         Nodes that a cut must adapt in other ways.
     masks
         Operands that a node sums over.
@@ -269,6 +269,7 @@ class Record:
     averages: list[Average] = field(default_factory=list)
     squeezed: list[Squeezed] = field(default_factory=list)
     root_means: list[RootMean] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     hints: list[tuple[int, np.ndarray, str]] = field(default_factory=list)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from onnx import NodeProto, TensorProto, TypeProto
 
 from onnxprune.ir.nodes import attribute
+from onnxprune.ir.shapes import has_shape
 
 CONTRIB_DOMAIN = "com.microsoft"
 
@@ -44,7 +45,9 @@ _FORMS = {
     "QLinearGlobalAveragePool": _Form("GlobalAveragePool", slice(1), 0, 0),
     "QuantizeLinear": _Form("Identity", slice(1), 2, TensorProto.UINT8),
     "DequantizeLinear": _Form("Identity", slice(1), 1, 0),
-    "FusedConv": _Form("Conv", slice(2), 0, 0),
+    **dict.fromkeys(("FusedConv", "NhwcConv", "NhwcFusedConv"), _Form("Conv", slice(2), 0, 0)),
+    "QLinearConv": _Form("Conv", slice(0, 4, 3), 0, 0),
+    "NhwcMaxPool": _Form("MaxPool", slice(1), 0, 0),
     "FusedGemm": _Form("Gemm", slice(3), 0, 0),
     "QGemm": _Form("Gemm", slice(0, 4, 3), 8, TensorProto.FLOAT),
     "DynamicQuantizeMatMul": _Form("MatMul", slice(2), 0, 0),
@@ -52,25 +55,47 @@ _FORMS = {
 }
 
 
+# Contrib op without a standard form -> input whose element type the output has, if not the first
+DTYPE_SLOTS = {
+    "EmbedLayerNormalization": 2,
+    "QEmbedLayerNormalization": 8,
+    "QAttention": 3,
+    "GatherBlockQuantized": 2,
+}
+
 # Attributes of contrib ops that their standard forms do not have, by how they begin
 _EXTRA = ("channels_last", "activation")
 
 
-def standard_form(
-    node: NodeProto, types: Mapping[str, TypeProto]
-) -> tuple[NodeProto, dict[str, TypeProto], int] | None:
-    """Return the standard node that infers the output shape of a contrib node.
+class StandardForm(NamedTuple):
+    """Standard node that infers the output shape of a contrib node.
 
-    Returns
-    -------
-    tuple of NodeProto, dict, int, or None
-        The node, the types of its inputs by name, and the element type of its output; None for
-        nodes without a standard form.
+    Attributes
+    ----------
+    node
+        The standard node.
+    types
+        Types of its inputs by name, channels first.
+    dtype
+        Element type of its output.
+    channels_last
+        Whether the contrib node has its channels last, so that the inferred shape is permuted.
     """
+
+    node: NodeProto
+    types: dict[str, TypeProto]
+    dtype: int
+    channels_last: bool
+
+
+def has_channels_last(node: NodeProto) -> bool:
+    """Return whether a contrib node has the channels of its data as the last axis."""
+    return node.op_type.startswith("Nhwc") or bool(attribute(node, "channels_last", 0))
+
+
+def standard_form(node: NodeProto, types: Mapping[str, TypeProto]) -> StandardForm | None:
+    """Return the standard form of a contrib node; None if it has none."""
     if node.domain != CONTRIB_DOMAIN or node.op_type not in _FORMS:
-        return None
-    # no standard op has the channels last
-    if attribute(node, "channels_last", 0):
         return None
     form = _FORMS[node.op_type]
     # only these operands determine the shape; scales and zero points are left out
@@ -83,7 +108,23 @@ def standard_form(
     if form.dtype_slot < len(node.input):
         kind = types.get(node.input[form.dtype_slot])
         dtype = dtype if kind is None else kind.tensor_type.elem_type
-    return standard, {n: _as_float(types[n]) for n in names if n in types}, dtype
+    kinds = {n: _as_float(types[n]) for n in names if n in types}
+    last = has_channels_last(node) and form.op != "Identity"
+    if last and names[0] in kinds and has_shape(kinds[names[0]]):
+        kinds[names[0]] = move_channels(kinds[names[0]], -1, 1)
+    return StandardForm(standard, kinds, dtype, last)
+
+
+def move_channels(kind: TypeProto, source: int, target: int) -> TypeProto:
+    """Return a type with the axis `source` moved to the index `target`."""
+    dims = list(kind.tensor_type.shape.dim)
+    channels = dims.pop(source)
+    dims.insert(len(dims) + 1 + target if target < 0 else target, channels)
+    moved = TypeProto()
+    moved.CopyFrom(kind)
+    del moved.tensor_type.shape.dim[:]
+    moved.tensor_type.shape.dim.extend(dims)
+    return moved
 
 
 def _as_float(kind: TypeProto) -> TypeProto:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from onnx import GraphProto, NodeProto, TypeProto, helper
 
+from onnxprune.ir.contrib import CONTRIB_DOMAIN, DTYPE_SLOTS
 from onnxprune.ir.equations import solve, substitute
 from onnxprune.ir.model import ModelView
 from onnxprune.ir.node_inference import (
@@ -145,10 +146,12 @@ class _Inference:
             self.equal |= values
 
     def ask_fallback(self, node: NodeProto, fallback: ShapeFallback) -> None:
-        """Take missing shapes from the fallback, and missing element types from the first input."""
+        """Take missing shapes from the fallback, and missing element types from an input."""
+        slot = DTYPE_SLOTS.get(node.op_type, 0) if node.domain == CONTRIB_DOMAIN else 0
+        source = node.input[slot] if slot < len(node.input) else node.input[0]
         for name, dims in zip(node.output, fallback(node, self.known), strict=False):
             if name and dims is not None and self.known.shape(name) is None:
-                dtype = self.known.dtype(name) or self.known.dtype(node.input[0])
+                dtype = self.known.dtype(name) or self.known.dtype(source)
                 self.types[name] = helper.make_tensor_type_proto(dtype, dims)
 
     def use_values(self, node: NodeProto) -> None:

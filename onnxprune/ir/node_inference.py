@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
-from onnxprune.ir.contrib import standard_form
+from onnxprune.ir.contrib import StandardForm, move_channels, standard_form
 from onnxprune.ir.equations import exact_quotients, substitute
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute
 from onnxprune.ir.shapes import Shapes, has_shape
@@ -70,7 +70,7 @@ def infer_node(node: NodeProto, known: Shapes, versions: Versions) -> Mapping[st
         return _attention_type(node, known)
     contrib = standard_form(node, known.types)
     if contrib is not None:
-        return _infer_as_standard(*contrib, versions)
+        return _infer_as_standard(contrib, versions)
     if node.op_type in _UNARY_LIKE or (node.domain in QONNX_DOMAINS and node.op_type in QONNX_OPS):
         kind = known.types.get(node.input[0]) if node.input else None
         return {} if kind is None else {node.output[0]: kind}
@@ -104,16 +104,16 @@ def _infer_by_schema(
     )
 
 
-def _infer_as_standard(
-    node: NodeProto, kinds: dict[str, TypeProto], dtype: int, versions: Versions
-) -> Mapping[str, TypeProto]:
+def _infer_as_standard(form: StandardForm, versions: Versions) -> Mapping[str, TypeProto]:
     """Infer the shape as for a standard node, then set the element type."""
     try:
-        types = dict(_infer_by_schema(node, kinds, {}, versions))
+        types = dict(_infer_by_schema(form.node, form.types, {}, versions))
     except Exception:  # as in infer_node
         return {}
     for kind in types.values():
-        kind.tensor_type.elem_type = dtype
+        kind.tensor_type.elem_type = form.dtype
+    if form.channels_last:
+        return {n: move_channels(kind, 1, -1) for n, kind in types.items() if has_shape(kind)}
     return types
 
 

@@ -20,6 +20,7 @@ _ZERO_SLOTS = {
     "QLinearMatMul": 2,
     "QGemm": 2,
     "MatMulIntegerToFloat": 4,
+    "QAttention": 6,
 }
 
 _CONVOLUTIONS = ("ConvInteger", "QLinearConv")
@@ -64,7 +65,7 @@ def _mask(
         factor = add_initializer(editor.model, f"{out}_factor", values)
         editor.insert(index, helper.make_node("Mul", [name, factor], [out], name=out))
         return out
-    first = _ZERO_SLOTS.get(node.op_type)
+    first = _ZERO_SLOTS.get(node.op_type) if dtype not in _FLOATS else None
     zero_slot = len(node.input) if first is None else first + slot
     zero = node.input[zero_slot] if zero_slot < len(node.input) else ""
     per_position = editor.model.weights.get(zero)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
-from onnxprune.analysis.averages import Average
+from onnxprune.analysis.averages import Average, Pin
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Restore, Select, SizeLiteral, Squeezed
 from onnxprune.ir.edit import add_initializer
@@ -78,6 +78,8 @@ def rewrite_literals(editor: Editor) -> None:
         _correct_average(editor, average)
     for squeezed in record.squeezed:
         _list_dropped_axes(editor, squeezed)
+    for pin in record.pins:
+        _write_default(editor, pin)
 
 
 def _rewrite(editor: Editor, literal: SizeLiteral) -> None:
@@ -229,6 +231,12 @@ def _list_dropped_axes(editor: Editor, squeezed: Squeezed) -> None:
         return
     values = np.array(squeezed.dropped, np.int64)
     node.input[:] = [node.input[0], add_initializer(editor.model, f"{node.output[0]}_axes", values)]
+
+
+def _write_default(editor: Editor, pin: Pin) -> None:
+    """Write the default of an attribute from before the cut."""
+    if editor.length(pin.axis) != len(pin.axis):
+        set_attribute(editor.nodes[pin.node], pin.name, pin.value)
 
 
 def _correct_average(editor: Editor, average: Average) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from cases import (
     convolution,
     elementwise,
+    fused,
     matrix,
     movement,
     normalization,
@@ -20,8 +21,15 @@ from cases.case import Case, between, tokens
 __all__ = ["CASES", "NOTHING_TO_CUT", "Case", "between", "tokens"]
 
 # operators without a channel that can be cut: LRN sums over neighboring channels and freezes them,
-# Identity is removed before the analysis, DecoderMaskedSelfAttention has a kernel for CUDA alone
-NOTHING_TO_CUT = {"LRN", "Identity", "DecoderMaskedSelfAttention"}
+# Identity is removed before the analysis, DecoderMaskedSelfAttention has a kernel for CUDA alone,
+# embeddings are normalized where they are gathered
+NOTHING_TO_CUT = {
+    "LRN",
+    "Identity",
+    "DecoderMaskedSelfAttention",
+    "EmbedLayerNormalization",
+    "QEmbedLayerNormalization",
+}
 
 CASES: dict[str, Case] = {}
 for _family in (
@@ -32,5 +40,6 @@ for _family in (
     sampling,
     movement,
     recurrent,
+    fused,
 ):
     CASES |= _family.CASES

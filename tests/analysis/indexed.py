@@ -127,7 +127,7 @@ INDEXED: dict[str, Case] = {
         groups=(4,),
     ),
     "packed_attention": packed(", scale=0.5"),
-    "packed_attention_own_scale": packed("", groups=(3, 6)),
+    "packed_attention_own_scale": packed(""),
     "packed_attention_sizes": packed(", scale=0.5, qkv_hidden_sizes=[12,12,12]"),
     "packed_attention_causal": packed(", scale=0.5, unidirectional=1"),
     "packed_attention_mask": packed(", scale=0.5", ", m", "int32[2,5] m = {1,1,1,0,0,1,1,1,1,1}, "),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
+from cases import no_kernel
 from graph_text import net
 from graphs import CASES, Case
 from indexed import INDEXED
@@ -38,7 +39,7 @@ _WITHOUT_KERNEL = Case(
     "float[8,5] w2 | a, s = com.microsoft.DecoderMaskedSelfAttention"
     "<num_heads=4, scale=0.3>(x, w1, b1, , p, , n); y = MatMul(a, w2)"
 )
-_GRAPHS = CASES | INDEXED | NEW_ROWS | BY_REFERENCE
+_GRAPHS = CASES | INDEXED | NEW_ROWS | BY_REFERENCE | no_kernel.CASES
 _EXTRA = "an operand more"  # name of the operand that a node is given
 _EXAMPLES: dict[str, object] = {
     "INT": 1,

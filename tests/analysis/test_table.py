@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bodies import BODIES
+from cases import no_kernel
 from dynamic import DYNAMIC
 from graph_laws import (
     SEEN,
@@ -55,7 +56,7 @@ def test_cut_equals_masked(name: str) -> None:
 def test_every_row_and_every_move_has_a_graph() -> None:
     """Every operator has a graph in which a channel that can be cut passes it."""
     covered: set[str] = set()
-    for case in (*ROWS.values(), *BY_REFERENCE.values()):
+    for case in (ROWS | BY_REFERENCE | no_kernel.CASES).values():
         analysis = analyzed(case)
         for node in analysis.record.nodes:
             tensors = [analysis.record.tensors.get(n) for n in (*node.input, *node.output)]

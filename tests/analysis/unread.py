@@ -167,6 +167,40 @@ UNREAD = (
     Unread("Attention", "qk_matmul_output_mode", "what a fourth output holds, by head"),
     Unread("Attention", "past_present_share_buffer", _MEMORY),
     Unread("Attention", "rotary_embedding_dim", "with rotary embeddings, head sizes are frozen"),
+    # Written by the optimizers and quantizers of onnxruntime
+    Unread(
+        "FusedConv NhwcConv NhwcFusedConv NhwcMaxPool ConvTransposeWithDynamicPads",
+        "auto_pad kernel_shape strides dilations",
+        _WINDOW,
+    ),
+    Unread("FusedConv NhwcConv NhwcFusedConv NhwcMaxPool", "pads", _WINDOW),
+    Unread("NhwcMaxPool", "ceil_mode", _WINDOW),
+    Unread("ConvTransposeWithDynamicPads", "output_padding", _WINDOW),
+    Unread("FusedConv NhwcFusedConv", "activation_params", _FUNCTION),
+    Unread("FusedGemm", "alpha beta activation_alpha activation_beta activation_gamma", _FUNCTION),
+    Unread(
+        "FusedMatMul FusedMatMulActivation TransposeMatMul", "alpha", "a factor of all products"
+    ),
+    Unread("FusedMatMulActivation", "activation_alpha activation_beta activation_gamma", _FUNCTION),
+    Unread(
+        "FusedMatMulActivation", "activation_axis", "activations with an axis freeze the operator"
+    ),
+    Unread("GroupNorm SkipGroupNorm", "activation epsilon", _FUNCTION),
+    Unread("EmbedLayerNormalization QEmbedLayerNormalization", "epsilon", _FUNCTION),
+    Unread("EmbedLayerNormalization", "mask_index_type", "the second output is frozen"),
+    Unread("ScaledSiLU", "alpha", _FUNCTION),
+    Unread("BiasDropout BitmaskBiasDropout BitmaskDropout", "seed", _FUNCTION),
+    Unread("BiasSoftmax", "is_inner_broadcast", "the bias broadcasts by its lengths of 1"),
+    Unread("MatMulNBits", "accuracy_level", "how a block of inputs is rounded; blocks are alike"),
+    Unread("MatMulNBits", "bits", "the bytes of a block are frozen"),
+    Unread("QAttention PackedMultiHeadAttention", "mask_filter_value", "a function of the scores"),
+    Unread("QAttention", "unidirectional", "a function of the scores"),
+    Unread("QAttention", "past_present_share_buffer", _MEMORY),
+    Unread(
+        "DynamicQuantizeLSTM",
+        "activations activation_alpha activation_beta clip direction hidden_size input_forget",
+        "units and directions are frozen",
+    ),
 )
 
 

@@ -13,6 +13,7 @@ from indexed import INDEXED
 from onnx import helper, parser
 from patterns import PATTERNS
 
+from onnxprune.analysis.rule_shapes import shapes_by_rule
 from onnxprune.errors import ModelError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import load, to_bytes
@@ -47,7 +48,7 @@ def test_outputs_are_the_same(name: str) -> None:
 def test_shapes_equal_those_of_a_run(name: str) -> None:
     """Every known dimension is that of onnxruntime; a symbol stands for one number."""
     model = canonicalize(load(net(ALL[name].text, opset=ALL[name].opset)))
-    shapes = infer(model)
+    shapes = infer(model, shapes_by_rule(model))
     tensors = [o for n in model.proto.graph.node for o in n.output if o]
     feeds = example_feeds(model)
     if name == "expand_to_an_input":

@@ -1,12 +1,13 @@
-"""Fused attention of the standard and of onnxruntime.
+"""Attention of the standard.
 
 Letters: b batch, s queries, t keys, k key heads, r query heads per key head, d size of a query or
 key head, v size of a value head. Without a scale of its own, attention divides by the square root
-of d, which then cannot be cut.
+of d; a cut writes the value from before.
 """
 
 from __future__ import annotations
 
+from onnxprune.analysis.ops.fused_attention import head_is_free, packed_attention, pinned_scale
 from onnxprune.analysis.rule import Rule, View
 
 
@@ -33,13 +34,17 @@ def attention(view: View) -> Rule | None:
     # the number of keys with those of the past is written as 1, an axis that the operator creates
     outputs = f"{result}, b k 1 d, b k 1 v, b (k r) s 1"
     keys = ["t", "p"] if view.rank(4) else ["t"]
+    size = view.dim(0, view.rank(0) - 1)
+    if flat:
+        size = size // heads[0] if size else None
     return Rule(
         f"{', '.join(slots[: view.inputs])} -> {outputs}",
         {"k": heads[1], "r": heads[0] // heads[1]},
-        freeze=f"b s t p w x y z {'' if view.has('scale') else 'd'}",
+        freeze=f"b s t p w x y z {'' if head_is_free(view, size) else 'd'}",
         sums="d",
         refit={"q_num_heads": "k r", "kv_num_heads": "k"} if flat else {},
-        macs=tuple(f"b k r s {t} {size}" for t in keys for size in "dv"),
+        macs=tuple(f"b k r s {t} {x}" for t in keys for x in "dv"),
+        pins=pinned_scale(view, size),
     )
 
 
@@ -50,39 +55,3 @@ def _mask(view: View) -> str:
     if rank > 2 and view.dim(3, rank - 3) == 1:
         axes[rank - 3] = "x"
     return " ".join(axes)
-
-
-def packed_attention(view: View) -> Rule | None:
-    """Project to queries, keys and values of one size, and attend (onnxruntime).
-
-    One weight and one bias hold all three projections (letter j).
-    """
-    sizes = view.integers("qkv_hidden_sizes")
-    unequal = sizes is not None and len(set(sizes)) > 1
-    if view.outputs > 1 or view.rank(4) or view.inputs > 6 or unequal:
-        return None
-    mask, bias = " ".join("uvwx"[: view.rank(3)]), ""
-    if view.inputs > 5:
-        bias = "y h s t" if view.dim(5, 1) != 1 else "y z s t"
-    scaled = view.number("scale", 0.0) and not view.integer("do_rotary", 0)
-    return Rule(
-        f"b s e, e (j h d), (j h d), {mask}, , {bias} -> b s (h d)",
-        {"j": 3, "h": "num_heads"},
-        freeze=f"b s t j u v w x y z {'' if scaled else 'd'}",
-        sums="d",
-        refit={"num_heads": "h"} | ({"qkv_hidden_sizes": "h d"} if sizes is not None else {}),
-        macs=("b s e j h d", "b h s s d", "b h s s d"),
-    )
-
-
-def multi_head_attention(view: View) -> Rule | None:
-    """Attend from separate queries, keys and values without further operands (onnxruntime)."""
-    if view.inputs != 3 or view.outputs > 1 or view.rank(0) != 3:
-        return None
-    return Rule(
-        "b s (h d), b t (h d), b t (h v) -> b s (h v)",
-        {"h": "num_heads"},
-        freeze="b s t" if view.number("scale", 0.0) else "b s t d",
-        refit={"num_heads": "h"},
-        macs=("b h s t d", "b h s t v"),
-    )

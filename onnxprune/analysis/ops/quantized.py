@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
+from string import ascii_uppercase
 
 from onnxprune.analysis.rule import GROUP, Rule, View, axes_letters, axis_attribute, per_channel
 
@@ -59,7 +61,9 @@ def conv_integer(view: View) -> Rule:
     )
 
 
-def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule | None]:
+def qlinear(
+    pattern: str, macs: str, bias: str = "", channels_last: str = ""
+) -> Callable[[View], Rule]:
     """Return a row for x, x scale, x zero, w, w scale, w zero, y scale, y zero and a bias.
 
     Scale and zero point of w are scalars or lie along its output axis.
@@ -72,12 +76,14 @@ def qlinear(pattern: str, macs: str, bias: str = "") -> Callable[[View], Rule | 
         Product of letters that counts the multiply-accumulates.
     bias
         Axes of the bias.
+    channels_last
+        Pattern if the attribute of this name is set.
     """
 
-    def row(view: View) -> Rule | None:
-        if view.integer("channels_last", 0):
-            return None
-        left, right = pattern.split("->")
+    def row(view: View) -> Rule:
+        """Compute the float operator on integers, then quantize its result."""
+        form = channels_last if view.integer("channels_last", 0) else pattern
+        left, right = form.split("->")
         x, w, out = left.split(",")
         scale, zero = per_channel(view, 4, out), per_channel(view, 5, out)
         tail = f", {bias}" if view.inputs > 8 else ""
@@ -103,11 +109,20 @@ def qlinear_elementwise(*data: int) -> Callable[[View], Rule]:
     return row
 
 
-def qlinear_pool(view: View) -> Rule | None:
-    """Pool with channels first."""
-    if view.integer("channels_last", 0):
-        return None
-    return Rule("n c *, , , ,  -> n c *", freeze="*")
+def qlinear_pool(view: View) -> Rule:
+    """Pool each channel."""
+    tensor = "n * c" if view.integer("channels_last", 0) else "n c *"
+    return Rule(f"{tensor}, , , , -> {tensor}", freeze="*")
+
+
+def qlinear_reduce_mean(view: View) -> Rule:
+    """Average over `axes`, which are never cut: a factor after the node would be rounded."""
+    names = axes_letters(view)
+    listed = view.integers("axes") or range(len(names))
+    reduced = "".join(names[a % len(names)] for a in listed)
+    one = "1" if view.integer("keepdims", 1) else ""
+    right = [one if n in reduced else n for n in names]
+    return Rule(f"{' '.join(names)}, , , , -> {' '.join(right)}", freeze=reduced)
 
 
 def qlinear_softmax(view: View) -> Rule:
@@ -154,3 +169,84 @@ def matmul_to_float(dynamic: bool) -> Callable[[View], Rule]:
         return Rule(f"{left} -> ... m n", macs=("... m k n",))
 
     return row
+
+
+def matmul_nbits(view: View) -> Rule | None:
+    """Multiply by a weight (N, K) in blocks along K, each with a scale and a zero point.
+
+    Letters: q blocks, k values per block, z bytes per block. Inputs are cut by whole blocks. That
+    is not possible if zero points of several blocks share a byte, or if K ends within a block.
+    """
+    block, columns = view.integer("block_size", 0), view.integer("K", 0)
+    if block < 1 or view.integer("weight_prepacked", 0) or view.rank(1) != 3:
+        return None
+    filters, blocks = view.dim(1, 0), view.dim(1, 1)
+    per_block = "n q" if view.rank(2) == 2 else "(n q)"
+    zero, frozen = per_block, "k z"
+    if view.rank(3) and _elements(view, 3) != (filters or 0) * (blocks or 0):
+        zero, frozen = ("n w" if view.rank(3) == 2 else "(n w)"), "k z q w"
+    data = "... (q k)" if columns % block == 0 else "... i"
+    if view.rank(4) or columns % block:  # an index of groups per input is never cut
+        frozen += " q i"
+    return Rule(
+        f"{data}, n q z, {per_block}, {zero}, i, n -> ... n",
+        {"k": block},
+        freeze=frozen,
+        refit={"N": "n"} | ({"K": "q k"} if columns % block == 0 else {}),
+        macs=(f"{data.replace('(', '').replace(')', '')} n",),
+    )
+
+
+def _elements(view: View, slot: int) -> int:
+    """Return the number of elements of an operand of known shape; 0 if an axis is dynamic."""
+    return prod(view.dim(slot, i) or 0 for i in range(view.rank(slot)))
+
+
+def gather_block_quantized(view: View) -> Rule | None:
+    """Gather rows of a table that is quantized in blocks, which are cut whole.
+
+    Letters as in `matmul_nbits`; several values may share a byte.
+    """
+    names, block = axes_letters(view), view.integer("block_size", 128)
+    gathered = view.integer("gather_axis", 0) % max(len(names), 1)
+    axis = view.integer("quantize_axis", 1) % max(len(names), 1)
+    blocks, stored = view.dim(2, axis), view.dim(0, axis)
+    if gathered == axis or not blocks or not stored or stored % blocks:
+        return None
+    # values or, in bytes that hold several, fewer
+    per_block = stored // blocks
+    packed = per_block * 8 // view.integer("bits", 4) == block
+    if per_block != block and not packed:
+        return None
+    data, scales, right = list(names), list(names), list(names)
+    data[axis], scales[axis], right[axis] = "(Q Z)", "Q", "(Q K)"
+    picks = ascii_uppercase[: view.rank(1)]
+    right[gathered] = " ".join(picks)
+    zeros, frozen = scales, f"{names[gathered]}{picks}ZK"
+    if view.rank(3) and view.dim(3, axis) != blocks:
+        zeros, frozen = [*scales], frozen + "QW"
+        zeros[axis] = "W"
+    left = [data, list(picks), scales, zeros][: view.inputs]
+    return Rule(
+        f"{', '.join(map(' '.join, left))} -> {' '.join(right)}",
+        {"Z": per_block, "K": block},
+        freeze=frozen,
+    )
+
+
+def quantized_lstm(view: View) -> Rule:
+    """Compute an LSTM with integer weights, stored as (directions, inputs, gates times units).
+
+    The units are never cut: the state is quantized with the range of all units, so that a unit
+    changes the rounding of the others.
+    """
+    scale = "d" if view.rank(8) == 1 else "d (g h)"
+    state = "d b h"
+    slots = ["s b i", "d i (g h)", "d h (g h)", "d (p h)", "b", state, state, "d (r h)"]
+    left = ", ".join([*slots, scale, scale, scale, scale][: view.inputs])
+    return Rule(
+        f"{left} -> s d b h, {state}, {state}",
+        {"g": 4, "p": 8, "r": 3},
+        freeze="d g p r h s b",
+        macs=("s b d g h i", "s b d g h h"),
+    )

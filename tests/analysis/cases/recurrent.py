@@ -111,7 +111,7 @@ CASES |= {
             k=32, v=32, o=32, node="a = Attention<q_num_heads=4, kv_num_heads=4>(q, k, v)"
         ),
         23,
-        (4, 8),
+        (4, 8, 8),
     ),
     "MultiHeadAttention": Case(
         _HEADS.format(

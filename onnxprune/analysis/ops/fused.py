@@ -1,0 +1,148 @@
+"""Fused operators of onnxruntime: what its graph optimizer writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from string import ascii_lowercase
+
+from onnxprune.analysis.rule import GROUP, Rule, View, axes_letters, axis_attribute
+
+# Activations that act on each element; another one may mix channels
+_ELEMENTWISE = frozenset(
+    """
+    Affine Clip Elu Gelu HardSigmoid HardSwish LeakyRelu ParametricSoftplus QuickGelu Relu
+    ScaledTanh Selu Sigmoid Softplus Softsign Tanh ThresholdedRelu
+    """.split()
+)
+
+
+def acts_elementwise(view: View) -> bool:
+    """Return whether the fused activation acts on each element; True if there is none."""
+    name = view.text("activation", "")
+    return not name or name in _ELEMENTWISE
+
+
+def spatial_letters(rank: int, taken: str = "") -> str:
+    """Return a letter per spatial axis of a feature map, none of them in `taken`."""
+    return "".join(x for x in ascii_lowercase if x not in taken)[: max(rank - 2, 0)]
+
+
+def fused_conv(channels_last: bool) -> Callable[[View], Rule | None]:
+    """Return a row of a convolution with a residual input and an activation.
+
+    Parameters
+    ----------
+    channels_last
+        The operands have their channels last; filters are stored as those of Conv.
+    """
+
+    def row(view: View) -> Rule | None:
+        """Convolve, add the residual, apply the activation."""
+        if not acts_elementwise(view):
+            return None
+        positions = " ".join(spatial_letters(view.rank(0), "ncgo"))
+        if channels_last:
+            x, residual, right = "n * (g c)", f"n {positions} (g o)", "n * (g o)"
+        else:
+            x, residual, right = "n (g c) *", f"n (g o) {positions}", "n (g o) *"
+        return Rule(
+            f"{x}, (g o) c *, (g o), {residual} -> {right}",
+            GROUP,
+            freeze=f"* {positions}",
+            refit={"group": "g"},
+            macs=("n g o c * #",),
+        )
+
+    return row
+
+
+def fused_matmul(view: View) -> Rule | None:
+    """Multiply matrices, either of them transposed, and apply an activation.
+
+    With transBatchA or transBatchB, the first axis of the operand is that of its rows, and the
+    axes after it are those of the batch.
+    """
+    if not acts_elementwise(view):
+        return None
+    left, right = view.rank(0), view.rank(1)
+    if view.integer("transBatchA", 0) or view.integer("transBatchB", 0):
+        if left != right or left < 3:
+            return None
+        batch = " ".join(ascii_lowercase[: left - 2])
+        a = _matrix("y", "z", batch, view, "A")
+        b = _matrix("z", "x", batch, view, "B")
+        return Rule(f"{a}, {b} -> {batch} y x", macs=(f"{batch} y z x",))
+    # vectors have no axes to transpose
+    a = "... k m" if view.integer("transA", 0) else "... m k"
+    b = "... n k" if view.integer("transB", 0) else "... k n"
+    if left == 1 or right == 1:
+        a, b = "k" if left == 1 else a, "k" if right == 1 else b
+        out = {(True, False): "... n", (False, True): "... m"}.get((left == 1, right == 1), "")
+        return Rule(f"{a}, {b} -> {out}", macs=(f"{out} k",))
+    bias = ", n" if view.inputs > 2 else ""  # of GemmFastGelu
+    return Rule(f"{a}, {b}{bias} -> ... m n", macs=("... m k n",))
+
+
+def _matrix(row: str, column: str, batch: str, view: View, operand: str) -> str:
+    """Return the axes of an operand with batch axes, as its attributes arrange them."""
+    if view.integer(f"trans{operand}", 0):
+        row, column = column, row
+    if view.integer(f"transBatch{operand}", 0):
+        return f"{row} {batch} {column}"
+    return f"{batch} {row} {column}"
+
+
+def fused_gemm(gemm: Callable[[View], Rule]) -> Callable[[View], Rule | None]:
+    """Return a row of Gemm with an activation."""
+
+    def row(view: View) -> Rule | None:
+        """Compute Gemm and apply the activation."""
+        return gemm(view) if acts_elementwise(view) else None
+
+    return row
+
+
+def group_norm(view: View) -> Rule:
+    """Normalize per group of channels, last by default; add a skip and a bias before it."""
+    positions = spatial_letters(view.rank(0), "ncg")
+    if view.integer("channels_last", 1):
+        tensor = f"n {' '.join(positions)} (g c)"
+    else:
+        tensor = f"n (g c) {' '.join(positions)}"
+    slots = [tensor, "(g c)", "(g c)", "n (g c)" if view.rank(3) == 2 else tensor, "(g c)"]
+    return Rule(
+        f"{', '.join(slots[: view.inputs])} -> {tensor}, {tensor}",
+        {"g": "groups"},
+        mixes=f"c{positions}",
+        refit={"groups": "g"},
+    )
+
+
+def bias_softmax(view: View) -> Rule:
+    """Add a broadcast bias, and apply Softmax over `axis` and all axes after it."""
+    names = axes_letters(view)
+    axis = axis_attribute(view, 1, len(names))
+    tensor, bias = " ".join(names), " ".join(names[len(names) - view.rank(1) :])
+    return Rule(f"{tensor}, {bias} -> {tensor}", mixes=names[axis:])
+
+
+def bias_dropout(view: View) -> Rule | None:
+    """Add a bias, drop elements, add a residual; the bits of a packed mask are not followed."""
+    if view.op.startswith("Bitmask") and view.outputs > 1:
+        return None
+    bias = "" if view.op == "BitmaskDropout" else "..., ..., "
+    return Rule(f"..., {bias}, -> ..., ...")
+
+
+def embed_layer_normalization(view: View) -> Rule:
+    """Add the embeddings of words, positions and segments, and normalize their sum.
+
+    Slots: word ids, segment ids, three tables, scale, bias, mask, position ids. The scales and
+    zero points of the quantized form are scalars.
+    """
+    segments = "b s" if view.rank(1) else ""
+    slots = ["b s", segments, "w d", "p d", "q d", "d", "d", "b s"]
+    if view.op == "EmbedLayerNormalization":
+        slots.append("i s" if view.dim(8, 0) == 1 else "b s") if view.inputs > 8 else None
+    slots += [""] * max(view.inputs - len(slots), 0)
+    return Rule(f"{', '.join(slots)} -> b s d, b, b s d", mixes="d", freeze="b s w p q i")
