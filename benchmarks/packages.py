@@ -251,6 +251,18 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(head, text)
 
 
+def report(results: Mapping[str, Any]) -> str:
+    """Return summary and table as Markdown."""
+    summary = results["summary"]
+    text = (
+        f"{summary['models']} models of {summary['packages']} packages: median prunable share "
+        f"{summary['median_prunable']:.0%}, above {ABOVE:.0%} for {summary['share_above']:.0%} of "
+        f"the models; failed verifications: {summary['failed_verifications']}; failed runs: "
+        f"{summary['failed_runs']}."
+    )
+    return f"{text}\n\n{table(results['models'])}"
+
+
 def models(names: Sequence[str], cache: Path) -> Iterator[Shipped]:
     """Yield the models of the named packages, or of all, without copies of the same file."""
     seen = set()

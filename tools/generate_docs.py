@@ -279,6 +279,15 @@ def proved() -> str:
     return tables(json.loads(path.read_text(encoding="utf-8")), NO_WORLDS)
 
 
+def packages() -> str:
+    """Return the table of docs/packages.json, written by benchmarks/packages.py."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.packages import report
+
+    path = ROOT / "docs" / "packages.json"
+    return report(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
+
+
 def failures() -> Iterator[Failure]:
     """Yield every error that the package raises, read from its source."""
     exit_codes = _exit_codes()
@@ -373,6 +382,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "errors": errors,
     "robustness": robustness,
     "proved": proved,
+    "packages": packages,
 }
 
 
