@@ -47,16 +47,29 @@ def inline_branches(graph: GraphProto, shapes: Shapes) -> bool:
             nodes.append(node)
             continue
         changed = True
-        # names are unique, so the branch can join the graph without renaming
-        graph.value_info.extend(taken.value_info)
-        graph.sparse_initializer.extend(taken.sparse_initializer)
-        nodes += taken.node
-        for inner, outer in zip(taken.output, node.output, strict=True):
-            if outer:
-                nodes.append(helper.make_node("Identity", [inner.name], [outer]))
+        nodes += _spliced(graph, node, taken)
     if changed:
         replace_nodes(graph, nodes)
     return changed or changed_inside
+
+
+def inline_branch(graph: GraphProto, output: str, condition: bool) -> None:
+    """Replace the If that yields a tensor by the nodes of one of its branches."""
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        taken = branch(node, condition) if node.op_type == "If" and output in node.output else None
+        nodes += [node] if taken is None else _spliced(graph, node, taken)
+    replace_nodes(graph, nodes)
+
+
+def _spliced(graph: GraphProto, node: NodeProto, taken: GraphProto) -> list[NodeProto]:
+    """Return the nodes that replace an If which always runs one branch."""
+    # names are unique, so the branch can join the graph without renaming
+    graph.value_info.extend(taken.value_info)
+    graph.sparse_initializer.extend(taken.sparse_initializer)
+    pairs = zip(taken.output, node.output, strict=True)
+    names = [helper.make_node("Identity", [a.name], [b]) for a, b in pairs if b]
+    return [*taken.node, *names]
 
 
 def _taken_branch(node: NodeProto, shapes: Shapes) -> GraphProto | None:

@@ -1,0 +1,90 @@
+"""Choice of the branch of an If whose other branch yields a rank that no run survives.
+
+torch.jit writes squeeze of a dynamic axis as If(length == 1, Squeeze(x), x), so that the rank of
+the result depends on the input. Where an operator further on takes one rank only, every run that
+takes the other branch fails, and the model is equivalent without it.
+"""
+
+from __future__ import annotations
+
+from onnx import GraphProto, NodeProto
+
+from onnxprune.errors import ModelError
+from onnxprune.ir.inference import infer
+from onnxprune.ir.model import EditableModel, ModelView
+from onnxprune.ir.nodes import STANDARD_DOMAINS, subgraphs
+from onnxprune.ir.passes.fold_constants import inline_branch, inline_branches
+from onnxprune.ir.passes.remove_unused import remove_identities
+from onnxprune.ir.shapes import Shapes
+from onnxprune.ir.subgraphs import branch
+
+MOST_TRIED = 8  # Ifs of a model, each of which takes two inferences of shapes or more
+DEEPEST = 4  # conditions that only become known one after another
+RECURRENT_RANK = 3
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def choose_branches_by_rank(model: EditableModel, shapes: Shapes) -> bool:
+    """Inline the branches that runs can only take; return whether there are any."""
+    names = [n.output[0] for n in model.proto.graph.node if _rank_depends(n, shapes)]
+    changed = False
+    for name in names[:MOST_TRIED]:
+        survives = [_survives(model, name, condition) for condition in (True, False)]
+        if survives[0] != survives[1]:
+            inline_branch(model.proto.graph, name, survives[0])
+            changed = True
+    return changed
+
+
+def _rank_depends(node: NodeProto, shapes: Shapes) -> bool:
+    """Return whether the branches of an If yield a tensor of different known ranks."""
+    if node.op_type != "If" or node.domain not in STANDARD_DOMAINS:
+        return False
+    bodies = [branch(node, condition) for condition in (True, False)]
+    if len({len(body.output) for body in bodies}) != 1:
+        return False
+    for pair in zip(*(body.output for body in bodies), strict=True):
+        dims = [shapes.shape(value.name) for value in pair]
+        if None not in dims and len({len(d or ()) for d in dims}) > 1:
+            return True
+    return False
+
+
+def _survives(model: ModelView, name: str, condition: bool) -> bool:
+    """Return whether a run may end in which the If that yields a tensor takes one branch."""
+    trial = model.edit()
+    inline_branch(trial.proto.graph, name, condition)
+    try:
+        for _ in range(DEEPEST):
+            remove_identities(trial)
+            shapes = infer(trial)
+            if not inline_branches(trial.proto.graph, shapes):
+                break
+    except ModelError:  # the shapes contradict each other
+        return False
+    return not _fails(trial.proto.graph, shapes)
+
+
+def _fails(graph: GraphProto, shapes: Shapes) -> bool:
+    """Return whether a node of a graph rejects the rank of its operand in every run."""
+    for node in graph.node:
+        if node.domain not in STANDARD_DOMAINS:
+            continue
+        if node.op_type == "If" and all(_fails(body, shapes) for body in subgraphs(node)):
+            return True
+        expected = _expected_rank(node, shapes)
+        dims = shapes.shape(node.input[0]) if node.input else None
+        if expected is not None and dims is not None and len(dims) != expected:
+            return True
+    return False
+
+
+def _expected_rank(node: NodeProto, shapes: Shapes) -> int | None:
+    """Return the only rank that an operator takes as its first operand; None if there are more."""
+    if node.op_type in _RECURRENT:
+        return RECURRENT_RANK
+    if node.op_type in _CONVOLUTIONS and len(node.input) > 1:
+        weight = shapes.shape(node.input[1])
+        return None if weight is None else len(weight)
+    return None
