@@ -103,14 +103,28 @@ class ArrayFiles:
         """Return a phrase such as "arrays in calib.npz"."""
         return f"arrays in {self.path}"
 
+    def digests(self, indices: Sequence[int]) -> list[str]:
+        """Return `digest` of each sample, in one pass."""
+        digests = []
+        for _, sample in self.read(indices):
+            state = hashlib.sha256()
+            _update(state, sample)
+            digests.append(state.hexdigest())
+        return digests
+
     def digest(self, indices: Sequence[int]) -> str:
         """Return the hex sha256 of the samples' stored bytes in this order."""
         state = hashlib.sha256()
         for _, sample in self.read(indices):
-            for name, array in sample.items():
-                state.update(f"{name}{array.dtype}{array.shape}".encode())
-                state.update(np.ascontiguousarray(array).tobytes())
+            _update(state, sample)
         return state.hexdigest()
+
+
+def _update(state: hashlib._Hash, sample: Mapping[str, np.ndarray]) -> None:
+    """Add the content of a sample to a hash."""
+    for name, array in sample.items():
+        state.update(f"{name}{array.dtype}{array.shape}".encode())
+        state.update(np.ascontiguousarray(array).tobytes())
 
 
 def open_arrays(location: str, inputs: Inputs, samples: int, seed: int) -> ArrayFiles:

@@ -108,6 +108,18 @@ class Data:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    def digests(self) -> list[str]:
+        """Return a hex sha256 of the stored content of each selected sample; computed once."""
+        return self._digests
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        # sources whose samples are expensive to reach hash them in one pass
+        together = getattr(self.source, "digests", None)
+        if together is not None:
+            return list(together(self.chosen))
+        return [self.source.digest([index]) for index in self.chosen]
+
     def _read(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """Yield (origin, checked sample), followed by its mirror image if flipped."""
         for where, raw in self.source.read(self.chosen):
@@ -278,6 +290,19 @@ def split(data: Data, first: int, second: int) -> tuple[Data, Data]:
         _select(data, [data.chosen[i] for i in one]),
         _select(data, [data.chosen[i] for i in other]),
     )
+
+
+def without_copies(data: Data, other: Data) -> Data | None:
+    """Return the data without samples that are equal to one of `other`.
+
+    None if none, or no complete batch of a fixed size, remain.
+    """
+    known = set(other.digests())
+    pairs = zip(data.chosen, data.digests(), strict=True)
+    chosen = [index for index, digest in pairs if digest not in known]
+    if len(chosen) == len(data.chosen):
+        return data
+    return _select(data, chosen) if len(chosen) >= (data.inputs.batch or 1) else None
 
 
 def flips(data: Data) -> Data:

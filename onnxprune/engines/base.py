@@ -342,8 +342,8 @@ def static_inputs(model: Model, shapes: Mapping[str, Sequence[int]]) -> dict[str
     Raises
     ------
     UsageError
-        `shapes` names no input, contradicts a static axis, or lacks an input with a dynamic axis
-        other than the first.
+        An input is no tensor, or `shapes` names no input, contradicts a static axis, or lacks an
+        input with a dynamic axis other than the first.
     """
     inputs = {
         v.name: v.type.tensor_type for v in model.proto.graph.input if v.name not in model.weights
@@ -355,6 +355,9 @@ def static_inputs(model: Model, shapes: Mapping[str, Sequence[int]]) -> dict[str
                 f"shape given for unknown input {name!r}; "
                 f"the model's inputs are {', '.join(inputs) or 'none'}",
             )
+    for name, kind in inputs.items():
+        if not kind.elem_type:
+            raise UsageError("model-input", f"input {name!r} is no tensor: engines cannot feed it")
     return {
         name: TensorSpec(
             _static_shape(name, kind, shapes.get(name)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxprune.data.dataset import Data, split
+from onnxprune.data.dataset import Data, split, without_copies
 from onnxprune.data.labeled import LabeledData
 from onnxprune.errors import DataError
 from onnxprune.run.adapter import HELD_OUT_MOST, HELD_OUT_PART
@@ -36,7 +36,7 @@ class Splits:
     report_labels: LabeledData | None = None
 
     def describe(self) -> dict[str, str]:
-        """Return part -> its inputs in one line, for real inputs."""
+        """Return part -> its inputs in one line, for real inputs; copies are not distinct."""
         parts = {
             "calibration": self.calibration,
             "selection": self.selection,
@@ -46,7 +46,9 @@ class Splits:
         lines = {}
         for name, data in parts.items():
             if data is not None and not data.warning:
-                lines[name] = data.describe()
+                distinct = len(set(data.digests()))
+                copies = "" if distinct == len(data.chosen) else f", {distinct} distinct"
+                lines[name] = data.describe() + copies
         for name, labeled in labels.items():
             if labeled is not None:
                 lines[name] = labeled.describe()
@@ -94,7 +96,9 @@ def _split_unlabeled(data: Data, recipe: Recipe) -> tuple[Data, Data | None, Dat
             )
         return data, None, None
     rest, report = split(data, len(data.chosen) - count, count)
+    # a copy of a calibration input would not be new
+    held_out = without_copies(report, rest)
     if not with_tolerance:
-        return rest, None, report
+        return rest, None, held_out
     rest, selection = split(rest, len(rest.chosen) - count, count)
-    return rest, selection, report
+    return rest, without_copies(selection, rest) or selection, held_out

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from onnxprune.analysis.groups import Analysis
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.ir.io import INLINE_BYTES, Model
+from onnxprune.ir.outputs import as_array
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.ir.weights import size_bytes
 from onnxprune.surgery.compare import Outputs, relative_difference
@@ -307,7 +308,15 @@ def _check_interface(reference: Outputs, outputs: Outputs) -> None:
     for name, expected in reference.items():
         if name not in outputs:
             raise VerificationError("cut-outputs", f"the cut model has no output {name!r}")
-        a, b = np.asarray(outputs[name]), np.asarray(expected)
+        if isinstance(outputs[name], np.ndarray) != isinstance(expected, np.ndarray):
+            kinds = (type(v).__name__ for v in (outputs[name], expected))
+            raise VerificationError(
+                "cut-outputs",
+                "output {!r} of the cut model is a {}; the original's is a {}".format(name, *kinds),
+            )
+        a, b = as_array(outputs[name]), as_array(expected)
+        if a is None or b is None:  # empty optionals, whose difference is reported
+            continue
         if a.ndim != b.ndim or a.dtype != b.dtype:
             raise VerificationError(
                 "cut-outputs",

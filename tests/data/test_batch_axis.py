@@ -14,6 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.ir.io import Model, load
 from onnxprune.run.adapter import input_types, open_inputs
 from onnxprune.run.recipe import Recipe
+from onnxprune.run.splits import split_inputs
 
 RNG = np.random.default_rng(0)
 MODEL = (
@@ -206,3 +207,23 @@ def test_labeled_samples_follow_the_batch_axis(tmp_path):
     (batch,) = data.labeled_batches(8)
     np.testing.assert_array_equal(batch.feeds["x"], x)
     assert batch.count == 6 and batch.labels["labels"].tolist() == list(range(6))
+
+
+def test_held_out_inputs_are_no_copies_of_calibration_inputs(tmp_path):
+    model, recipe = model_of("one"), Recipe(samples=40, data="x.npz")
+    distinct = RNG.normal(size=(40, 4)).astype(np.float32)
+    for compressed in (False, True):
+        for x, described in ((distinct, ""), (distinct[np.arange(40) % 25], " distinct")):
+            path = save_npz(tmp_path, compressed, x=x)
+            splits = split_inputs(open_inputs(model, recipe, path=str(path)), None, recipe)
+            assert splits.report is not None
+            calibration, report = (
+                {f["x"].tobytes() for f in part.batches(1)}
+                for part in (splits.calibration, splits.report)
+            )
+            assert not calibration & report
+            lines = splits.describe()
+            assert lines["calibration"].endswith(f"{len(calibration)} distinct") == bool(described)
+    path = save_npz(tmp_path, x=np.tile(distinct[:1], (40, 1)))
+    splits = split_inputs(open_inputs(model, recipe, path=str(path)), None, recipe)
+    assert splits.report is None and "1 distinct" in splits.describe()["calibration"]

@@ -94,3 +94,40 @@ def test_values_of_maps_and_sequences_are_compared() -> None:
         assert compare(maps, maps) == compare(ragged, ragged) == compare(None, None) == 0
         assert compare(near, maps) == pytest.approx(0.05 / 0.75)
         assert compare(maps[:1], maps) == compare(None, maps) == np.inf
+
+
+def test_models_with_sequence_inputs_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{INPUT}, seq(float[N,8]) s | {WEIGHTS}, int64 at={{0}} | {HEAD}"
+    model = net(text + "p=ReduceMean<axes=[2,3],keepdims=0>(m);e=SequenceAt(s,at);y=Add(p,e)")
+    path = str(tmp_path / "m.onnx")
+    onnx.save(model, path)
+    for call in (
+        ["optimize", path, "-o", str(tmp_path / "out.onnx")],
+        ["bench", path, "--engine", "onnxruntime"],
+        ["sensitivity", path, "-o", str(tmp_path / "s.jsonl")],
+    ):
+        assert run(call) in (1, 2), call
+        error = capsys.readouterr().err
+        assert "'s' is n" in error and "internal" not in error, call
+
+
+def test_verify_names_an_output_that_became_a_sequence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, plan, pruned = (str(tmp_path / f) for f in ("m.onnx", "plan.json", "cut.onnx"))
+    onnx.save(net(POOLED + "y=Identity(p) | float[N,8] y"), dense)
+    assert run(["plan", dense, "-o", plan, "--criterion", "l2", *PRUNE[:2]]) == 0
+    assert run(["cut", dense, plan, "-o", pruned]) == 0
+    assert run(["verify", dense, pruned, "--plan", plan]) == 0
+    model = onnx.load(pruned)
+    last = next(n for n in model.graph.node if "y" in n.output)
+    last.output[0] = "inner"
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["inner"], ["y"]))
+    kind = helper.make_tensor_sequence_value_info("y", onnx.TensorProto.FLOAT, None)
+    model.graph.output[0].CopyFrom(kind)
+    onnx.save(model, pruned)
+    capsys.readouterr()
+    assert run(["verify", dense, pruned, "--plan", plan]) == 4
+    assert "output 'y' of the cut model is a list" in capsys.readouterr().err
