@@ -27,6 +27,7 @@ from onnxprune.ir.values import (
     product,
     quotient,
 )
+from onnxprune.ir.windows import WINDOWED, windowed_type
 
 # Quantized graphs for FPGAs: these ops only round, so the type does not change.
 QONNX_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas")
@@ -186,6 +187,10 @@ def type_from_values(node: NodeProto, known: Shapes) -> TypeProto | None:
     """
     if node.op_type == "Range":
         return _range_type(node, known)
+    if node.op_type in WINDOWED and node.domain in STANDARD_DOMAINS:
+        windowed = windowed_type(node, known)
+        if windowed is not None:
+            return windowed
     if node.op_type in ("Compress", "MaxUnpool"):
         return _selected_type(node, known)
     if node.op_type in ("Slice", "Tile") and len(node.input) > 1:

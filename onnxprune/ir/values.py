@@ -128,7 +128,7 @@ def _sum(x: Any, y: Any) -> Dim:
     return _opaque("+", *sorted(map(str, (x, y))))
 
 
-def _divided(x: Any, y: Any) -> Dim:
+def truncated_quotient(x: Any, y: Any) -> Dim:
     """Return x / y, truncated."""
     exact = quotient(x, y)
     if exact is not None or any(not isinstance(v, str) and v <= 0 for v in (x, y)):
@@ -302,7 +302,7 @@ EVALUATE: dict[str, Callable[..., Any]] = {
     "Add": _symbolic(_sum, np.add),
     "Equal": _symbolic(_equal, np.equal),
     "Mul": _symbolic(lambda x, y: product([x, y]), np.multiply),
-    "Div": _symbolic(_divided, _divide),
+    "Div": _symbolic(truncated_quotient, _divide),
     "Min": _extremum(np.minimum),
     "Max": _extremum(np.maximum),
     "Mod": _mod,

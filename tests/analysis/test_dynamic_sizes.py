@@ -16,6 +16,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.equations import solve
 from onnxprune.ir.io import load
+from onnxprune.ir.runtime import Session
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
@@ -90,12 +91,13 @@ BLOCKS: dict[str, Block] = {
     ),
     # half of the channels merged into the batch, and taken out of it again
     "channels_in_the_batch": Block(
-        f"float[#n,3,#h,#w] x | float[12,3,1,1] w1, float[7,6,1,1] w2, float[5,7,1,1] w3, {_EACH}, "
-        "int64[1] two = {2}, int64[1] six = {6}, int64[1] rest = {-1}, int64 z = {0} | "
-        "a = Conv(x, w1); s = Shape(a); n = Gather(s, i0); h = Gather(s, i2); w = Gather(s, i3); "
+        f"float[#n,3,#h,#w] x | float[12,3,1,1] w1, float[7,6,1,1] w2, float[5,13,1,1] w3, {_EACH}, "
+        "int64[1] two = {2}, int64[1] six = {6}, int64[1] rest = {-1}, int64 z = {0}, "
+        "int64 one = {1} | a = Conv(x, w1); s = Shape(a); n = Gather(s, i0); h = Gather(s, i2); w = Gather(s, i3); "
         "m = Mul(n, six); p = Mul(h, w); t = Concat<axis=0>(m, two, p); b = Reshape(a, t); "
         "c = Transpose<perm=[1,0,2]>(b); u = Concat<axis=0>(two, rest, six, h, w); "
-        "d = Reshape(c, u); e = Gather<axis=0>(d, z); f = Conv(e, w2); g = Relu(f); "
+        "d = Reshape(c, u); e = Gather<axis=0>(d, z); o = Gather<axis=0>(d, one); f = Conv(e, w2); "
+        "g = Concat<axis=1>(f, o); "
         "y = Conv(g, w3) | float[#n,5,p,q] y",
         _IMAGE,
         (6, 7),
@@ -300,3 +302,31 @@ def test_lengths_that_follow_are_solved(lengths: list, sizes: list, expected: di
 )
 def test_products_of_leading_lengths(lengths: list, sizes: list, expected: list | None) -> None:
     assert refine(lengths, sizes) == expected
+
+
+@pytest.mark.parametrize(
+    ("op", "weight", "expected"),
+    [
+        ("Conv<pads=[1,1,1,1]>(x, w)", "[6,4,3,3]", ("h", "w")),
+        ("Conv<pads=[2,1,2,1],dilations=[2,1]>(x, w)", "[6,4,3,3]", ("h", "w")),
+        ('Conv<auto_pad="SAME_UPPER">(x, w)', "[6,4,4,4]", ("h", "w")),
+        ("Conv<strides=[4,2]>(x, w)", "[6,4,4,2]", ("?(h/4)", "?(w/2)")),
+        ("ConvTranspose<strides=[2,2]>(x, w)", "[4,6,2,2]", ("2\u00b7h", "2\u00b7w")),
+        (
+            "ConvTranspose<strides=[2,2],pads=[1,1,1,1]>(x, w)",
+            "[4,6,4,4]",
+            ("2\u00b7h", "2\u00b7w"),
+        ),
+        ("MaxPool<kernel_shape=[2,2],strides=[2,2]>(x)", "[1]", ("?(h/2)", "?(w/2)")),
+        ("AveragePool<kernel_shape=[3,3],pads=[1,1,1,1]>(x)", "[1]", ("h", "w")),
+        ("Resize(x, , s)", "[1]", ("2\u00b7h", "w")),
+    ],
+)
+def test_sizes_after_windows_follow_symbols(op: str, weight: str, expected: tuple) -> None:
+    weights = f"float{weight} w, float[4] s = {{1, 1, 2, 1}}"
+    analysis = analyze(load(net(f"float[n,4,h,w] x | {weights} | y = {op} | float[n,c,p,q] y")))
+    assert (analysis.shapes.shape("y") or ())[2:] == expected
+    concrete = load(net(f"float[2,4,8,12] x | {weights} | y = {op} | float[2,c,p,q] y"))
+    sizes = {"h": 8, "w": 12, "2\u00b7h": 16, "2\u00b7w": 24, "?(h/4)": 2, "?(w/2)": 6, "?(h/2)": 4}
+    feeds = {"x": np.zeros((2, 4, 8, 12), np.float32)}
+    assert Session(concrete).run(feeds)["y"].shape[2:] == tuple(sizes[d] for d in expected)
