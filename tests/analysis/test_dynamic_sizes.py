@@ -91,9 +91,10 @@ BLOCKS: dict[str, Block] = {
     ),
     # half of the channels merged into the batch, and taken out of it again
     "channels_in_the_batch": Block(
-        f"float[#n,3,#h,#w] x | float[12,3,1,1] w1, float[7,6,1,1] w2, float[5,13,1,1] w3, {_EACH}, "
-        "int64[1] two = {2}, int64[1] six = {6}, int64[1] rest = {-1}, int64 z = {0}, "
-        "int64 one = {1} | a = Conv(x, w1); s = Shape(a); n = Gather(s, i0); h = Gather(s, i2); w = Gather(s, i3); "
+        f"float[#n,3,#h,#w] x | float[12,3,1,1] w1, float[7,6,1,1] w2, float[5,13,1,1] w3, {_EACH}"
+        ", int64[1] two = {2}, int64[1] six = {6}, int64[1] rest = {-1}, int64 z = {0}, "
+        "int64 one = {1} | a = Conv(x, w1); s = Shape(a); n = Gather(s, i0); "
+        "h = Gather(s, i2); w = Gather(s, i3); "
         "m = Mul(n, six); p = Mul(h, w); t = Concat<axis=0>(m, two, p); b = Reshape(a, t); "
         "c = Transpose<perm=[1,0,2]>(b); u = Concat<axis=0>(two, rest, six, h, w); "
         "d = Reshape(c, u); e = Gather<axis=0>(d, z); o = Gather<axis=0>(d, one); f = Conv(e, w2); "
