@@ -32,6 +32,8 @@ from onnxprune.ir.limits import LONGEST_AXIS
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label, subgraphs
 from onnxprune.ir.passes.canonicalize import canonicalize
 
+# Of onnxruntime: weights are reordered for the vector width of the machine
+_BLOCKED_DOMAIN = "com.microsoft.nchwc"
 GROUPED = ("both", "group", "position")
 
 
@@ -188,6 +190,11 @@ class _Walk:
             self.freeze_literals(node)
             self.check_length(node)
             return MOVES[node.op](node)
+        if node.proto.domain == _BLOCKED_DOMAIN:
+            raise Misfit(
+                "onnxruntime interleaves blocks of channels here, as wide as the vectors of the "
+                "machine that saved the graph; save it at ORT_ENABLE_EXTENDED instead"
+            )
         name = node.op if standard else f"{node.proto.domain}::{node.op}"
         known = entry is not None or node.op in MOVES
         ending = " in this form" if known else explain(node.op, standard)

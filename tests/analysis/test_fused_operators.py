@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from cases import no_kernel
 from contrib_ops import OPERATORS
-from graph_laws import random_plan
+from graph_laws import assert_exact, random_plan
 from graph_text import net
 from onnx.reference import ReferenceEvaluator
 
@@ -38,3 +41,63 @@ def test_cut_equals_masked_without_kernel(name: str) -> None:
         scale = np.abs(expected).max()
         np.testing.assert_allclose(pruned, expected, rtol=1e-5, atol=1e-5 * scale)
         assert np.abs(expected - original).max() > 1e-2 * scale
+
+
+SAVED = {
+    "convolutions": (
+        "float[2,4,8,8] x | float[8,4,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[8] b2, "
+        "float[8,8,1,1] w3, float[5,8,1,1] w4 | a = Conv(x, w1, b1); r = Relu(a); "
+        "c = Conv<pads=[1,1,1,1]>(r, w2, b2); l = LeakyRelu(c); d = Conv(l, w3); s = Add(d, r); "
+        "t = Sigmoid(s); y = Conv(t, w4)",
+        {"FusedConv"},
+    ),
+    "products": (
+        "float[2,5,4] x | float[4,8] w1, float[4,8] w2, float[4,8] w3, float h = {0.35}, "
+        "float[8,6] w4, float[6] b4, float one = {1.0}, float half = {0.5}, float root = {1.414}, "
+        "float[6,7] w5 | q = MatMul(x, w1); k = MatMul(x, w2); v = MatMul(x, w3); "
+        "t = Transpose<perm=[0,2,1]>(k); s = MatMul(q, t); d = Mul(s, h); p = Softmax(d); "
+        "a = MatMul(p, v); m = MatMul(a, w4); n = Add(m, b4); e = Div(n, root); f = Erf(e); "
+        "g = Add(f, one); i = Mul(n, g); j = Mul(i, half); y = MatMul(j, w5)",
+        {"FusedMatMul"},
+    ),
+    "gemm": (
+        "float[3,4] x | float[4,8] w1, float[8] b1, float[8,6] w2, float[6] b2, float[6,5] w3 | "
+        "a = Gemm(x, w1, b1); r = Relu(a); c = Gemm(r, w2, b2); t = Sigmoid(c); y = MatMul(t, w3)",
+        {"FusedGemm"},
+    ),
+}
+
+
+def save(proto: onnx.ModelProto, folder: Path, level: str) -> onnx.ModelProto:
+    """Return the graph that onnxruntime saves at an optimization level."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(folder / "saved.onnx")
+    onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return onnx.load(folder / "saved.onnx")
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_graph_is_as_prunable_as_before(name: str, tmp_path: Path) -> None:
+    """At level EXTENDED, onnxruntime saves a graph with its own operators."""
+    text, fused = SAVED[name]
+    proto = net(text)
+    saved = save(proto, tmp_path, "ORT_ENABLE_EXTENDED")
+    assert fused <= {n.op_type for n in saved.graph.node}
+    before, after = analyze(load(proto)), analyze(load(saved))
+    assert after.prunable_macs() == pytest.approx(before.prunable_macs())
+    assert sorted(g.size for g in after.groups) == sorted(g.size for g in before.groups)
+    assert_exact(after, random_plan(after, np.random.default_rng(0)))
+
+
+def test_blocked_layout_names_the_level_to_save_at(tmp_path: Path) -> None:
+    text = SAVED["convolutions"][0].replace("float[8,", "float[32,").replace(",8,", ",32,")
+    saved = save(net(text.replace("float[8]", "float[32]")), tmp_path, "ORT_ENABLE_ALL")
+    if not any(n.domain == "com.microsoft.nchwc" for n in saved.graph.node):
+        pytest.skip("onnxruntime has no blocked layout for this machine")
+    analysis = analyze(load(saved))
+    assert not analysis.groups
+    assert any("ORT_ENABLE_EXTENDED" in f.reason for f in analysis.frozen)
