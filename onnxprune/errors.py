@@ -7,6 +7,7 @@ line: 1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 
 
@@ -87,6 +88,20 @@ def unknown(kind: str, name: str, known: Iterable[str], code: str = "") -> Usage
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)
     code = code or f"unknown-{kind.replace(' ', '-')}"
     return UsageError(code, f"unknown {kind} {name!r}; {hint}")
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which whatever is not printable is escaped as in JSON.
+
+    Control characters, marks of direction, ends of lines and bytes that are no UTF-8 in names from
+    files would otherwise act on a terminal.
+
+    >>> print(printable("conv\x1b[2K"))
+    conv\u001b[2K
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def plural(count: int, noun: str, many: str = "") -> str:

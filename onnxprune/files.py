@@ -240,6 +240,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         file.write(data)
 
 
+def encode(text: str) -> bytes:
+    """Return UTF-8; bytes of file names that are not UTF-8 are escaped as JSON escapes them."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def to_json(value: Any) -> str:
     """Return the text of a JSON file, keys in the given order."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
@@ -247,7 +252,7 @@ def to_json(value: Any) -> str:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically."""
-    write_bytes(path, to_json(value).encode())
+    write_bytes(path, encode(to_json(value)))
 
 
 def append_json_line(path: str | Path, row: Mapping[str, Any]) -> None:
@@ -258,7 +263,7 @@ def append_json_line(path: str | Path, row: Mapping[str, Any]) -> None:
     OutputError
         The file is a link or cannot be written; it is then unchanged.
     """
-    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    line = encode(json.dumps(row, ensure_ascii=False)) + b"\n"
     # a link could lead out of the folder
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     flags |= getattr(os, "O_BINARY", 0)
@@ -299,7 +304,7 @@ def json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
 def hash_key(*parts: Any) -> str:
     """Return the hash of plain JSON values; the order of keys does not matter."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(encode(text)).hexdigest()
 
 
 def sha256(path: str | Path) -> str:

@@ -6,16 +6,19 @@ All are frozen and comparable; plans are also stored as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, unknown
 
 PLAN_FORMAT = 1
+_PLAN_KEYS = ("format", "source", "decided_by", "options", "groups")
+_GROUP_KEYS = ("size", "kept")
+_MOST_CHANNELS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -172,9 +175,11 @@ class Plan:
                     "plan-format",
                     f"plan format {data['format']!r} is not supported, only {PLAN_FORMAT}",
                 )
+            _check_keys(data, _PLAN_KEYS)
             kept, sizes = {}, {}
             for name, group in data["groups"].items():
-                indices, size = [int(i) for i in group["kept"]], int(group["size"])
+                _check_keys(group, _GROUP_KEYS)
+                indices, size = [_index(i) for i in group["kept"]], _index(group["size"])
                 if indices != sorted(set(indices)) or any(not 0 <= i < size for i in indices):
                     raise UsageError(
                         "plan-indices",
@@ -182,7 +187,9 @@ class Plan:
                     )
                 kept[str(name)], sizes[str(name)] = tuple(indices), size
             decided_by, options = dict(data.get("decided_by", {})), dict(data.get("options", {}))
-            return Plan(str(data["source"]), kept, sizes, decided_by, options)
+            if not isinstance(data["source"], str):
+                raise ValueError(f"source {data['source']!r} is not text")
+            return Plan(data["source"], kept, sizes, decided_by, options)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
             raise UsageError(
                 "plan-invalid", f"not a plan: {type(problem).__name__} {problem}"
@@ -205,3 +212,19 @@ class Plan:
             ) from problem
         except (ValueError, RecursionError) as problem:
             raise UsageError("plan-invalid", f"{path} is not a plan: {problem}") from problem
+
+
+def _index(value: Any) -> int:
+    """Return an index or a size; ValueError for 0.5, "3", True and what no tensor can have."""
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is not an integer")
+    if not 0 <= value <= _MOST_CHANNELS:
+        raise ValueError(f"{value} is not between 0 and {_MOST_CHANNELS}")
+    return value
+
+
+def _check_keys(table: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise UsageError for a key of a plan that would have no effect."""
+    for key in table:
+        if key not in known:
+            raise unknown("key", str(key), known, code="plan-key")

@@ -9,6 +9,7 @@ from functools import cached_property
 from onnxprune.analysis.folded import Places
 from onnxprune.analysis.rule_shapes import shapes_by_rule
 from onnxprune.analysis.state import Record
+from onnxprune.errors import printable
 from onnxprune.ir.example_sizes import LENGTH, declared_shapes, example_input_shapes
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
@@ -79,7 +80,8 @@ class Sizes:
     def describe(self) -> str:
         """Return the shapes and their origin, e.g. "image 1x3x640x640 (calibration data)"."""
         parts = [
-            f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in self.inputs.items()
+            f"{printable(name)} {'x'.join(map(str, shape)) or 'scalar'}"
+            for name, shape in self.inputs.items()
         ]
         text = ", ".join(parts[:MOST_NAMED])
         if len(parts) > MOST_NAMED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from onnxprune.cli.streams import escaped_output
 from onnxprune.errors import OnnxpruneError
 
 INTERRUPTED = 130  # exit code of shells for a program that Ctrl-C ends
@@ -28,11 +30,17 @@ def run(argv: Sequence[str]) -> int:
 
     Every failure is one sentence on stderr, `error[code]: ...`; --debug adds the traceback.
     """
-    from onnxprune.cli.app import app
+    with escaped_output():
+        return _run(argv)
 
-    with contextlib.suppress(ValueError):  # signals can be set in the main thread only
-        signal.signal(signal.SIGTERM, _interrupt)
+
+def _run(argv: Sequence[str]) -> int:
+    """Run one command with escaped output."""
     try:
+        with contextlib.suppress(ValueError):  # signals can be set in the main thread only
+            signal.signal(signal.SIGTERM, _interrupt)
+        from onnxprune.cli.app import app
+
         result = app.main(args=list(argv), prog_name="onnxprune", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -60,6 +68,11 @@ def run(argv: Sequence[str]) -> int:
         return _say(
             "out-of-memory", "not enough memory; use a smaller --batch-size or fewer --samples", 1
         )
+    except SystemExit as problem:  # click raises none, because it is not the one to exit
+        _print_traceback(argv)
+        return _say(
+            "user-code", f"user code or a plug-in ended the program (SystemExit {problem.code})", 1
+        )
     except Exception as problem:
         _print_traceback(argv)
         first = next(iter(str(problem).strip().splitlines()), "")
@@ -67,7 +80,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _say(code: str, message: str, exit_code: int) -> int:
-    """Print an error, and return its exit code."""
+    """Print an error, and return its exit code.
+
+    Further lines of a message are indented; any other end of line is that of a name in it.
+    """
+    message = re.sub(r"\n(?!  )", r"\\n", message)
     print(f"error[{code}]: {message}", file=sys.stderr, flush=True)
     return exit_code
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, shared
-from onnxprune.errors import plural, unknown
+from onnxprune.errors import plural, printable, unknown
 
 if TYPE_CHECKING:
     from onnxprune.analysis.groups import Analysis
@@ -85,11 +85,13 @@ def _format_model(analysis: Analysis) -> str:
 
     cost = analysis.cost()
     ops = Counter(node.op_type for node in analysis.model.proto.graph.node)
-    shown = [f"{op} {count}" for op, count in ops.most_common(_MOST_OPS)]
+    shown = [f"{printable(op)} {count}" for op, count in ops.most_common(_MOST_OPS)]
     if len(ops) > _MOST_OPS:
         shown.append("...")
     channels = sum(group.size for group in analysis.groups)
-    uncounted = (f"MACs not counted: {analysis.uncounted}",) if analysis.uncounted else ()
+    uncounted = (
+        (f"MACs not counted: {printable(analysis.uncounted)}",) if analysis.uncounted else ()
+    )
     return "\n".join(
         (
             f"{plural(sum(ops.values()), 'node')}: {', '.join(shown)}",
@@ -143,7 +145,8 @@ def _explain(analysis: Analysis, name: str, as_json: bool) -> None:
         click.echo(f"{name}: no axis is frozen")
     for row in rows:
         by = f" by {' '.join(filter(None, (row.op, row.node)))}" if row.node else ""
-        click.echo(f"{row.tensor} axis {row.axis}: frozen{by}: {row.reason}")
+        line = f"{row.tensor} axis {row.axis}: frozen{by}: {row.reason}"
+        click.echo(printable(line))
 
 
 def _find_tensors(analysis: Analysis, name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,8 @@ def rewrite(
     else:
         _print_counts(result.replaced, f"replaced by {activation}")
         _print_counts(result.left, "kept (not listed in --replace)")
-    say(f"written to {path}; fine-tune it: onnxprune tune {path} --teacher {model} --data ...")
+    command = shlex.join(["onnxprune", "tune", path, "--teacher", model])
+    say(f"written to {path}; fine-tune it: {command} --data ...")
 
 
 def _print_counts(counts: Mapping[str, int], outcome: str) -> None:

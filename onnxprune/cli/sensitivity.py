@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -214,9 +215,10 @@ def select(records: str, as_json: bool, **how: Any) -> None:
     from onnxprune.search.selection import select as run
 
     if not Path(records).is_file():
+        place = shlex.quote(str(records))
         raise DataError(
             "sensitivities-missing",
-            f"no sensitivities at {records}; write them: onnxprune sensitivity MODEL -o {records}",
+            f"no sensitivities at {records}; write them: onnxprune sensitivity MODEL -o {place}",
         )
     measured = [r for r in json_lines(records) if "group" in r and "quality" in r]
     if len({str(r.get("key", "")).partition(":")[0] for r in measured}) > 1:
@@ -232,4 +234,4 @@ def select(records: str, as_json: bool, **how: Any) -> None:
     table = [("group", "number", "rate", "lists")]
     table += [(c.group, str(c.index), f"{c.rate:g}", ", ".join(c.lists)) for c in choices]
     click.echo(columns(table))
-    click.echo(" ".join(f"--ratio '{c.group}={c.rate:g}'" for c in choices))
+    click.echo(" ".join(f"--ratio {shlex.quote(f'{c.group}={c.rate:g}')}" for c in choices))

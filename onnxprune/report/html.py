@@ -18,7 +18,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from onnxprune.errors import UsageError
-from onnxprune.files import write_bytes
+from onnxprune.files import encode, write_bytes
 from onnxprune.report import sections
 from onnxprune.report.data import LatencyRow, Report
 from onnxprune.report.picture import MOST_BOXES
@@ -48,7 +48,7 @@ def write(report: Report, folder: Path) -> Path:
         The folder cannot be written.
     """
     path = folder / PAGE
-    write_bytes(path, page(report).encode())
+    write_bytes(path, encode(page(report)))
     return path
 
 

@@ -9,7 +9,7 @@ from os import PathLike
 from types import TracebackType
 from typing import TextIO
 
-from onnxprune.errors import plural
+from onnxprune.errors import plural, printable
 from onnxprune.events import Event
 from onnxprune.report.data import FidelitySummary, MetricFigure, Report
 from onnxprune.report.text import amount, clip, columns, duration
@@ -42,6 +42,8 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._out = stream or sys.stderr
+        # the command line escapes control sequences in texts, see cli/streams.py
+        self._control = getattr(self._out, "control", self._out.write)
         self._live = self._out.isatty()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -77,7 +79,7 @@ class Progress:
                 self._running = None
                 self._clear()
                 duration = f"{event.seconds:8.2f} s" if event.state == "end" else "  reused  "
-                line = f"{event.stage:<{_STAGE_WIDTH}}{duration}  {event.detail}"
+                line = f"{event.stage:<{_STAGE_WIDTH}}{duration}  {printable(event.detail)}"
                 self._out.write(line.rstrip() + "\n")
                 self._out.flush()
 
@@ -94,13 +96,15 @@ class Progress:
 
     def _show(self, line: str) -> None:
         """Write a line of progress, over the previous one on a terminal."""
-        self._out.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
+        if self._live:
+            self._control("\r\x1b[K")
+        self._out.write(line if self._live else f"{line}\n")
         self._out.flush()
 
     def _clear(self) -> None:
         """Remove the line of progress from a terminal."""
         if self._live:
-            self._out.write("\r\x1b[K")
+            self._control("\r\x1b[K")
             self._out.flush()
 
 
@@ -129,7 +133,7 @@ def running_line(event: Event, elapsed: float, since: float = 0.0) -> str:
     elif event.left_s is not None:
         parts.append(f"about {duration(max(event.left_s - since, 0))} left")
     line = f"{event.stage:<{_STAGE_WIDTH}}  " + ", ".join(parts)
-    return f"{line}  {event.detail}" if event.detail else line
+    return f"{line}  {printable(event.detail)}" if event.detail else line
 
 
 def before_after(report: Report) -> str:
@@ -155,7 +159,7 @@ def counted_at(report: Report) -> str:
     if report.counted_at:
         lines.append(f"costs at {clip(report.counted_at, MOST_SHAPES)}")
     if report.not_counted:
-        lines.append(f"MACs not counted: {report.not_counted}")
+        lines.append(f"MACs not counted: {printable(report.not_counted)}")
     return "\n".join(lines)
 
 
@@ -302,7 +306,7 @@ def warnings(report: Report, page: PathLike[str] | None = None) -> str:
     count = len(report.warnings)
     # "1 more warning" would take the place of that warning
     shown = MOST_WARNINGS if page and count > MOST_WARNINGS + 1 else count
-    lines = [f"warning: {warning}" for warning in report.warnings[:shown]]
+    lines = [f"warning: {printable(warning)}" for warning in report.warnings[:shown]]
     if count > shown:
         lines.append(f"{count - shown} more warnings are in {page}")
     return "\n".join(lines)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
+from onnxprune.errors import printable
+
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -30,6 +32,8 @@ def amount(value: float, unit: str = "") -> str:
 
 def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Align rows as columns, the first `left` ones to the left, the others to the right."""
+    # an end of line in a name would break its row
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

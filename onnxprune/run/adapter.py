@@ -20,7 +20,7 @@ from onnxprune.data.labeled import LabeledData, open_labeled
 from onnxprune.data.synthetic import Synthetic
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions
-from onnxprune.errors import DataError, ModelError, UsageError
+from onnxprune.errors import DataError, ModelError, UsageError, unknown
 from onnxprune.ir.example_sizes import declared_shapes
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
@@ -71,6 +71,9 @@ def analyze_for_plan(model: Source, plan: Plan) -> Analysis:
     UsageError
         The plan's options are not valid.
     """
+    for name in plan.options:
+        if name not in _ANALYSIS_OPTIONS:
+            raise unknown("option of a plan", name, _ANALYSIS_OPTIONS, code="plan-key")
     options = {name: plan.options[name] for name in _ANALYSIS_OPTIONS if name in plan.options}
     return analyze_for(model, Recipe.of(options, "plan"))
 

@@ -14,7 +14,7 @@ from onnxprune.criteria.base import Context
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.explain import explain
 from onnxprune.errors import TargetError, plural
-from onnxprune.files import Staging, hash_key, staging, to_json
+from onnxprune.files import Staging, encode, hash_key, staging, to_json
 from onnxprune.ir.io import Model, digest, save
 from onnxprune.report import html
 from onnxprune.report.collect import (
@@ -385,7 +385,7 @@ class RunJob:
         }
         for name, text in contents.items():
             with files.file(run.file(name)) as file:
-                file.write(text.encode())
+                file.write(encode(text))
 
 
 def analyze_stage(model: Source, recipe: Recipe, stages: Stages) -> Analysis:

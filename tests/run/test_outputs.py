@@ -20,10 +20,12 @@ from onnxprune.errors import OutputError, UsageError
 from onnxprune.files import Staging, append_json_line, remove_partial_files, staging
 from onnxprune.ir.io import Model, load, save
 from onnxprune.ir.weights import ArrayWeight
+from onnxprune.run.adapter import analyze_for_plan
 from onnxprune.run.job import REPORT_FILES
 from onnxprune.run.outputs import choose_output
 from onnxprune.run.pipeline import optimize
 from onnxprune.run.rundir import JOURNAL, LOCK, open_run_dir
+from onnxprune.types import Plan
 
 MODEL = demo.files().model
 FAST: dict[str, Any] = {"criterion": "l2", "repair": "none", "engine": "none", "round_to": 1}
@@ -290,3 +292,33 @@ def test_folder_without_the_mark_is_refused(tmp_path: Path, content: bytes) -> N
     with pytest.raises(OutputError, match="not a run directory"), open_run_dir(tmp_path):
         pass
     assert tree(tmp_path) == {LOCK: content, "photo.jpg": b"precious"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kept": [0.5]}, "0.5 is not an integer"),
+        ({"kept": ["1"]}, "'1' is not an integer"),
+        ({"kept": [True]}, "True is not an integer"),
+        ({"kept": [-1]}, "-1 is not between"),
+        ({"size": 8.0}, "8.0 is not an integer"),
+        ({"size": 1 << 40}, "is not between"),
+        ({"kepd": []}, "unknown key 'kepd'; did you mean 'kept'?"),
+    ],
+)
+def test_plans_are_strict(change: dict[str, Any], message: str) -> None:
+    plan = {"format": 1, "source": "", "groups": {"a": {"size": 8, "kept": [0, 1]}}}
+    assert Plan.from_json(plan).kept == {"a": (0, 1)}
+    plan["groups"] = {"a": {"size": 8, "kept": [0, 1], **change}}
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        Plan.from_json(plan)
+
+
+@pytest.mark.parametrize("place", ["plan", "options"])
+def test_unknown_keys_of_plans_are_errors(place: str) -> None:
+    plan: dict[str, Any] = {"format": 1, "source": "", "groups": {}}
+    with pytest.raises(UsageError, match="did you mean"):
+        if place == "plan":
+            Plan.from_json({**plan, "option": {}})
+        else:
+            analyze_for_plan(MODEL, Plan.from_json({**plan, "options": {"freez": []}}))
