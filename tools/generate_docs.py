@@ -271,7 +271,7 @@ def robustness() -> str:
 
 def proved() -> str:
     """Return the table of docs/proved.json, written by tools/prove."""
-    sys.path.insert(0, str(ROOT / "tools"))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
     from proving.record import tables
     from proving.table import NO_WORLDS
 

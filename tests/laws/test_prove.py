@@ -23,6 +23,8 @@ from onnxprune.analysis.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLDS, CUTS = 3, 6
+# Embeddings are normalized where they are gathered, along the only axis of channels.
+FROZEN = ("EmbedLayerNormalization", "QEmbedLayerNormalization")
 PROVED = [op for op in rows() if op not in NO_WORLDS]
 
 
@@ -50,6 +52,9 @@ def test_quick_part_agrees_with_the_record(op: str) -> None:
 def test_record_has_no_other_rows_and_proves_something() -> None:
     assert set(recorded()) == set(PROVED)
     for op, row in recorded().items():
+        if op in FROZEN:
+            assert result_of(row) == "frozen"
+            continue
         assert row["worlds_without_effect"] + row["worlds_frozen"] < row["worlds"], op
 
 

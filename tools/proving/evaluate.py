@@ -10,12 +10,14 @@ from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
 from proving.worlds import FEED, INPUT
+from tests.analysis.contrib_ops import OPERATORS
 
 REFERENCE, ONNXRUNTIME = "reference", "onnxruntime"
-FLOATS = {REFERENCE: np.float64, ONNXRUNTIME: np.float32}
+NUMPY = "numpy"  # the reference evaluator, with operators that the tests define in numpy
+FLOATS = {REFERENCE: np.float64, ONNXRUNTIME: np.float32, NUMPY: np.float64}
 # Relative to the largest value of an output. Removed terms are zeros, so only the order of sums
 # and vectorized functions differ.
-TOLERANCE = {REFERENCE: 1e-12, ONNXRUNTIME: 1e-5}
+TOLERANCE = {REFERENCE: 1e-12, ONNXRUNTIME: 1e-5, NUMPY: 1e-12}
 
 
 class EvaluationError(Exception):
@@ -34,9 +36,11 @@ def evaluate(model: ModelProto, runtime: str) -> list[np.ndarray]:
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            if runtime == REFERENCE:
-                return list(map(np.asarray, ReferenceEvaluator(model).run(None, feeds)))
-            return list(map(np.asarray, _session(model).run(None, feeds)))
+            if runtime == ONNXRUNTIME:
+                return list(map(np.asarray, _session(model).run(None, feeds)))
+            operators = OPERATORS if runtime == NUMPY else None
+            evaluator = ReferenceEvaluator(model, new_ops=operators)
+            return list(map(np.asarray, evaluator.run(None, feeds)))
     except Exception as problem:  # evaluators raise any kind of exception
         raise EvaluationError(f"{type(problem).__name__}: {problem}") from problem
 

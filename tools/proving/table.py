@@ -10,7 +10,9 @@ from proving.families import (
     cached,
     contractions,
     elementwise,
+    fused,
     movement,
+    no_kernel,
     normalization,
     quantized,
     recurrent,
@@ -30,6 +32,8 @@ _FAMILIES = (
     movement,
     selection,
     quantized,
+    fused,
+    no_kernel,
     elementwise,
 )
 

@@ -70,8 +70,10 @@ def recurrent(g: Graph, c: SimpleNamespace) -> list[str] | None:
     return {"all": outputs, "sequence": outputs[:1], "last": outputs[1:]}[c.outputs]
 
 
+# A cut writes the scale of the original heads, which is stored as float32.
 @space(
     "Attention",
+    tolerances={"Attention": 1e-6},
     opset=(23, 24),
     batch=_TWO,
     kv_heads=_TWO,
@@ -81,7 +83,7 @@ def recurrent(g: Graph, c: SimpleNamespace) -> list[str] | None:
     size=LENGTHS,
     value_size=_TWO,
     flat=(False, True),
-    mask=("", "st", "1st", "11st", "bst", "bhst", "bool"),
+    mask=("", "st", "1st", "11st", "hst", "b1st", "bhst", "bool"),
     causal=(0, 1),
     scale=(None, 0.5),
     softcap=(None, 2.0),
