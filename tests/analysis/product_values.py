@@ -111,6 +111,6 @@ BATCH_FIRST: dict[str, Case] = {
 }
 _WINDOWS = ("left_window_size=1", "left_window_size=1, right_window_size=0", "is_causal=1")
 WINDOWS: dict[str, Case] = {
-    attributes: Case(StandardForm(key_heads=2, attributes=attributes).text, 25, (2, 2, 6))
+    attributes: Case(StandardForm(key_heads=2, attributes=attributes).text, 25, (2, 2, 6, 6))
     for attributes in _WINDOWS
 }
