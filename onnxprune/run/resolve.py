@@ -105,6 +105,17 @@ def _can_compare(recipe: Recipe) -> bool:
     return bool(recipe.metric and recipe.labeled)
 
 
+def _count_measurable(analysis: Analysis) -> int:
+    """Return the number of channels in groups that statistics of activations can score."""
+    measured: set[int] = set()
+    for mask in analysis.masks:
+        if analysis.measurable(mask):
+            measured.update(analysis.axes.table(mask.ids).ravel().tolist())
+    sizes = {group.name: group.size for group in analysis.groups}
+    groups = analysis.causes.items()
+    return sum(sizes[name] for name, causes in groups if measured.issuperset(causes.tolist()))
+
+
 def _choose_with_data(recipe: Recipe, analysis: Analysis) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the methods for a model with data, and warnings about them."""
     channels = sum(group.size for group in analysis.groups)
@@ -118,6 +129,14 @@ def _choose_with_data(recipe: Recipe, analysis: Analysis) -> tuple[dict[str, str
         methods = dict(WITHOUT_REFIT)
         if not refitted:
             methods["repair"] = "none"
+        measured = _count_measurable(analysis)
+        if measured < LEAST_REFITTABLE * channels:
+            warning = (
+                f"the activations of {channels - measured} of {channels} channels cannot be "
+                "measured, since they lie in bodies of If, Loop or Scan: channels are scored by "
+                "their weights only, and nothing is repaired"
+            )
+            methods = dict(WITHOUT_DATA)
         return methods, (warning,)
     methods = dict(WITH_DATA)
     if recipe.fast:

@@ -1,7 +1,10 @@
-"""Default target of models that cannot be pruned to it."""
+"""Defaults for models that cannot be pruned to half, or whose activations are not measured."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from onnxprune.errors import TargetError
@@ -43,3 +46,20 @@ def test_reachable_default_target_stays() -> None:
     report = optimize(load(net(PRUNABLE)), engine=()).report
     assert [row.target for row in report.targets] == ["macs=50%"]
     assert not [w for w in report.warnings if "default target" in w]
+
+
+def test_channels_in_bodies_are_scored_by_their_weights(tmp_path: Path) -> None:
+    """Their activations are no outputs: statistics would leave all groups without scores."""
+    body = "= MatMul(x, a); {0}q = Relu({0}p); {0}r = MatMul({0}q, b)"
+    then, otherwise = (f"{name}p {body.format(name)}" for name in "st")
+    text = (
+        "float[n,16] x, bool c | float[16,64] a, float[64,16] b | "
+        f"y = If(c) <then_branch = g1 () => (float[n,16] sr) {{ {then} }}, "
+        f"else_branch = g2 () => (float[n,16] tr) {{ {otherwise} }}>"
+    )
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((12, 16)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x[:, None], c=np.ones(12, bool))
+    report = optimize(load(net(text)), engine=(), data=str(tmp_path / "x.npz")).report
+    assert report.after.macs <= report.before.macs / 2
+    assert any("bodies of If, Loop or Scan" in warning for warning in report.warnings)
