@@ -133,7 +133,7 @@ def _choose_with_data(recipe: Recipe, analysis: Analysis) -> tuple[dict[str, str
         if measured < LEAST_REFITTABLE * channels:
             warning = (
                 f"the activations of {channels - measured} of {channels} channels cannot be "
-                "measured, since they lie in bodies of If, Loop or Scan: channels are scored by "
+                "measured, because they are in bodies of If, Loop or Scan: channels are scored by "
                 "their weights only, and nothing is repaired"
             )
             methods = dict(WITHOUT_DATA)
