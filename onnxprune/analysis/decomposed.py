@@ -19,20 +19,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.analysis.movement import MOVES
+from onnxprune.analysis.ops.elementwise import elementwise
 from onnxprune.analysis.root_means import find_root_means
+from onnxprune.analysis.rules import row
 from onnxprune.analysis.state import Record
 from onnxprune.ir.nodes import STANDARD_DOMAINS
 
 _Axes = tuple[np.ndarray, ...]
-# Operators whose first operand carries a statistic to the output
-_PASSING = frozenset(
-    """
-    Abs Cast CastLike Clip Dropout Exp Expand Identity Log Neg Reciprocal Relu Reshape Sigmoid Sqrt
-    Squeeze Tanh Tile Transpose Unsqueeze
-    """.split()
-)
+# Operators that are not elementwise, whose first operand carries a statistic to the output
+_PASSING = frozenset("CastLike Dropout Expand Reshape Squeeze Tile Transpose Unsqueeze".split())
 _MULTIPLYING = frozenset(("Mul", "Div"))
-_ADDING = frozenset(("Add", "Sub", "Sum", "Mean", "Max", "Min", "Pow", "Where"))
 _SOFTMAX = "Softmax"
 _LEAST_GROUPED_RANK = 3  # (batch, groups, channels and positions)
 
@@ -110,18 +107,22 @@ class _Flow:
             if index in self.reductions:
                 self.statistics[node.output[0]] = self.reduce(index, node)
                 continue
-            if node.domain not in STANDARD_DOMAINS or self.statistics.keys().isdisjoint(node.input):
+            if self.statistics.keys().isdisjoint(node.input):
                 continue
             result = self.outputs(node)
             if result:
-                self.statistics[node.output[0]] = result
+                self.statistics.update(dict.fromkeys(filter(None, node.output), result))
 
     def outputs(self, node: NodeProto) -> tuple[_Statistic, ...]:
-        """Return the statistics of the output of a node; none if it sums or rearranges channels."""
-        if node.op_type in _PASSING:
-            return self.statistics.get(node.input[0], ())
-        if node.op_type in _MULTIPLYING or node.op_type in _ADDING:
+        """Return the statistics of the outputs of a node; none if it sums or moves channels."""
+        standard, entry = node.domain in STANDARD_DOMAINS, row(node.op_type, node.domain)
+        if entry is elementwise:
             return tuple(self.combine(node))
+        if standard and node.op_type in _PASSING:
+            return self.statistics.get(node.input[0], ())
+        if entry is None and not (standard and node.op_type in MOVES):
+            # an unknown operator may return any function of the statistics
+            return tuple(self.merge([s for n in node.input for s in self.statistics.get(n, ())]))
         return ()
 
     def reduce(self, index: int, node: NodeProto) -> tuple[_Statistic, ...]:
