@@ -19,8 +19,12 @@ def windowed_type(node: NodeProto, known: Shapes) -> TypeProto | None:
 
     None if onnx's inference, which follows no symbols here, leaves no size open.
     """
-    before, after = known.shape(node.input[0]), known.shape(node.output[0])
-    if before is None or after is None or len(before) != len(after) or is_static(after):
+    after = known.shape(node.output[0])
+    # most models have a dynamic batch at most: nothing else is computed for them
+    if after is None or is_static(after[_OUTER:]):
+        return None
+    before = known.shape(node.input[0])
+    if before is None or len(before) != len(after):
         return None
     if node.op_type in ("Resize", "Upsample"):
         sizes = _resized(node, known, before)
