@@ -57,7 +57,7 @@ def collapse(analysis: Analysis, removed: np.ndarray) -> Collapse:
     UsageError
         A kept node would consume a tensor without channels, or a constant in its place.
     """
-    return _Flow(analysis).collapse(removed)
+    return _MainGraph(analysis).collapse(removed)
 
 
 def removable_branches(analysis: Analysis) -> dict[str, tuple[str, ...]]:
@@ -72,7 +72,7 @@ def removable_branches(analysis: Analysis) -> dict[str, tuple[str, ...]]:
     branches
         Group -> all groups that are removed with it, itself first.
     """
-    flow = _Flow(analysis)
+    flow = _MainGraph(analysis)
     branches: dict[str, tuple[str, ...]] = {}
     for group in analysis.groups:
         try:
@@ -88,7 +88,7 @@ def removable_branches(analysis: Analysis) -> dict[str, tuple[str, ...]]:
     return branches
 
 
-class _Flow:
+class _MainGraph:
     """Nodes of the main graph and the tensors between them."""
 
     def __init__(self, analysis: Analysis) -> None:

@@ -73,7 +73,7 @@ def find_decomposed(record: Record, allow_mixing: Collection[str]) -> None:
             reductions[mask.node] = (*reductions.get(mask.node, ()), mask.ids)
     if not reductions:
         return
-    flow = _Flow(record, reductions, frozenset(allow_mixing))
+    flow = _StatisticsPass(record, reductions, frozenset(allow_mixing))
     flow.run()
     if flow.opened:
         record.averages = [a for a in record.averages if a.node not in flow.opened]
@@ -81,7 +81,7 @@ def find_decomposed(record: Record, allow_mixing: Collection[str]) -> None:
     find_root_means(record)
 
 
-class _Flow:
+class _StatisticsPass:
     """The statistics of all tensors, in the order of the nodes.
 
     Attributes

@@ -9,7 +9,7 @@ import numpy as np
 Sets = list[frozenset[int]]
 
 
-class Product(NamedTuple):
+class RowsAndColumns(NamedTuple):
     """Sets of rows and columns; a cell is the union of its row's and its column's set."""
 
     rows: Sets
@@ -27,18 +27,18 @@ class Bands(NamedTuple):
         Cause that was replaced -> the two causes whose union replaces it.
     """
 
-    product: Product
+    product: RowsAndColumns
     parts: dict[int, tuple[int, int]]
 
 
-def factor(cells: list[Sets]) -> Product | None:
+def factor(cells: list[Sets]) -> RowsAndColumns | None:
     """Return the product that the cells are, by intersection; None if they are none."""
     rows = [frozenset.intersection(*row) for row in cells]
     columns = [frozenset.intersection(*column) for column in zip(*cells, strict=True)]
     for row, line in zip(rows, cells, strict=True):
         if any(row | column != cell for column, cell in zip(columns, line, strict=True)):
             return None
-    return Product(rows, columns)
+    return RowsAndColumns(rows, columns)
 
 
 def factor_by_bands(cells: list[Sets]) -> Bands | None:

@@ -253,6 +253,17 @@ class Analysis:
         """Return which positions of an axis are kept, as (length,) bool array."""
         return ~removed[self.axes.table(ids)].any(1)
 
+    def keep_values(self, tensor: str, values: np.ndarray, removed: np.ndarray) -> np.ndarray:
+        """Return values of an activation at the positions that are kept on all its axes.
+
+        They are copied only where an axis becomes shorter.
+        """
+        for axis, ids in enumerate(self.tensor_axes(tensor) or ()):
+            keep = None if ids is None else self.keep(ids, removed)
+            if keep is not None and not keep.all():
+                values = np.compress(keep, values, axis)
+        return values
+
     def cost(self, kept: Kept | None = None) -> Cost:
         """Return the cost of the model with only the kept channels.
 

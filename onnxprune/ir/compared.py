@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.errors import ModelError
+from onnxprune.ir.dependencies import SIZES, Dependencies
 from onnxprune.ir.extract import reads
 from onnxprune.ir.inference import infer
 from onnxprune.ir.model import ModelView
@@ -21,7 +22,6 @@ from onnxprune.ir.shapes import Shapes
 
 ROW_OPS = frozenset("NonMaxSuppression NonZero Compress Unique TopK".split())
 _GATHERS = frozenset("Gather GatherElements GatherND".split())
-_SIZES = frozenset("Shape Size".split())  # depend on lengths, not on values
 # operators that sum over channels, by parts of their names: quantized and fused forms count too
 _SUMS = "Conv MatMul Gemm LSTM GRU RNN Einsum Attention".split()
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UNDEFINED)
@@ -63,13 +63,13 @@ def tensors_to_compare(model: ModelView, start: int = 0, shapes: Shapes | None =
     plain = any(map(_is_float, outputs)) and all(map(is_tensor, outputs))
     if plain and not candidates:
         return Compared(tuple(o.name for o in outputs))
-    graph = _Graph(model, nodes, shapes)
+    graph = _Choices(model, nodes, shapes)
     choosing = [node for node in candidates if graph.chooses_rows(node)]
-    after = graph.descendants({o for node in choosing for o in node.output if o})
+    after = graph.descendants({o for node in choosing for o in node.output if o}, SIZES)
     # as everywhere, outputs of other types do not count if floats can be compared
     fixed = any(_is_float(o) for o in outputs if o.name not in after)
     lost = [o.name for o in outputs if o.name in after and (_is_float(o) or not fixed)]
-    front = graph.frontier(after, lost) if lost else []
+    front = graph.floats_before(after, lost) if lost else []
     warnings = []
     if lost:
         needed = graph.ancestors(lost)
@@ -99,9 +99,9 @@ def rows_from_data(model: ModelView, shapes: Shapes | None = None) -> frozenset[
     candidates = [node for node in nodes if may_choose_rows(node)]
     if not candidates:
         return frozenset()
-    graph = _Graph(model, nodes, shapes)
+    graph = _Choices(model, nodes, shapes)
     choosing = [node for node in candidates if graph.chooses_rows(node)]
-    return frozenset(graph.descendants({o for node in choosing for o in node.output if o}))
+    return frozenset(graph.descendants({o for node in choosing for o in node.output if o}, SIZES))
 
 
 def _warn(cause: str, front: Sequence[str]) -> str:
@@ -135,33 +135,16 @@ def _sums(node: NodeProto) -> bool:
     return any(part in node.op_type for part in _SUMS)
 
 
-class _Graph:
-    """Dependencies between the tensors of a main graph."""
+class _Choices(Dependencies):
+    """Choices of rows in a main graph, and what depends on their values."""
 
     def __init__(self, model: ModelView, nodes: Sequence[NodeProto], shapes: Shapes | None) -> None:
-        self.model, self.nodes, self.shapes = model, nodes, shapes
-        self.reads = [reads(node) for node in nodes]
-        self.producers = {o: i for i, node in enumerate(nodes) for o in node.output if o}
+        super().__init__(nodes)
+        self.model, self.shapes = model, shapes
         # values that pruning can change
-        self.learned = self.descendants({o for n in nodes if _sums(n) for o in n.output if o})
-
-    def descendants(self, names: Collection[str]) -> set[str]:
-        """Return the tensors whose values or rows depend on others, these included."""
-        after = set(names)
-        for node, inputs in zip(self.nodes, self.reads, strict=True):
-            if node.op_type not in _SIZES and after & inputs:
-                after |= {o for o in node.output if o}
-        return after
-
-    def ancestors(self, names: Iterable[str]) -> set[str]:
-        """Return the tensors that others depend on, these included."""
-        needed, waiting = set(names), list(names)
-        while waiting:
-            index = self.producers.get(waiting.pop())
-            fresh = self.reads[index] - needed if index is not None else set()
-            needed |= fresh
-            waiting += fresh
-        return needed
+        self.learned = self.descendants(
+            {o for n in nodes if _sums(n) for o in n.output if o}, SIZES
+        )
 
     def chooses_rows(self, node: NodeProto) -> bool:
         """Return True if pruning can change the rows that a node chooses.
@@ -173,21 +156,17 @@ class _Graph:
             return False
         if node.op_type != "TopK":
             return True
-        after = self.descendants({node.output[1]}) if len(node.output) > 1 else set()
+        after = self.descendants({node.output[1]}, SIZES) if len(node.output) > 1 else set()
         following = [n for n in self.nodes if after & set(n.output)]
         gathers = any(
             n.op_type in _GATHERS and len(n.input) > 1 and n.input[1] in after for n in following
         )
         return gathers and not any(_sums(n) for n in following if n is not node)
 
-    def frontier(self, after: Collection[str], outputs: Iterable[str]) -> list[str]:
+    def floats_before(self, after: Collection[str], outputs: Iterable[str]) -> list[str]:
         """Return what tensors in `after`, as far as outputs need them, read from the rest."""
-        needed = self.ancestors(outputs)
-        front: set[str] = set()
-        for node, inputs in zip(self.nodes, self.reads, strict=True):
-            if any(o in after and o in needed for o in node.output):
-                front |= (inputs - set(after)) & self.learned
-        return self._floats(front)
+        inside = self.ancestors(outputs).intersection(after)
+        return self._floats((self.frontier(inside) & self.learned).difference(after))
 
     def floats_in_front(self, output: str) -> list[str]:
         """Return the nearest floating-point tensors that an output is computed from."""

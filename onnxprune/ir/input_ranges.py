@@ -59,7 +59,7 @@ _IMAGE_RANK = 3  # bytes of this rank or more are pixels or quantized features
 
 
 @dataclass(frozen=True)
-class _Flow:
+class _ShiftedInput:
     """A tensor with values `scale * x + shift`, x being those of an input.
 
     Attributes
@@ -86,7 +86,7 @@ def integer_ranges(
     shapes
         Shape per input: axes of activations are indexed at these sizes.
     """
-    walk = _Walk(model, shapes)
+    walk = _RangeSearch(model, shapes)
     ranges = {}
     for info in model.proto.graph.input:
         kind = info.type.tensor_type.elem_type
@@ -95,7 +95,7 @@ def integer_ranges(
     return ranges
 
 
-class _Walk:
+class _RangeSearch:
     """Consumers of tensors, and lengths of axes, of one model."""
 
     def __init__(self, model: ModelView, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -110,7 +110,7 @@ class _Walk:
     def range_of(self, name: str, kind: int, rank: int) -> tuple[int, int]:
         """Return the range of one input."""
         low, high = 0, np.iinfo(np.int64).max
-        seen, waiting = {name}, [_Flow(name)]
+        seen, waiting = {name}, [_ShiftedInput(name)]
         bounded = False
         while waiting:
             flow = waiting.pop()
@@ -155,7 +155,7 @@ class _Walk:
         length = shape[axis] if shape and -len(shape) <= axis < len(shape) else None
         return (0, length) if isinstance(length, int) else None
 
-    def follow(self, node: NodeProto, position: int, flow: _Flow) -> list[_Flow]:
+    def follow(self, node: NodeProto, position: int, flow: _ShiftedInput) -> list[_ShiftedInput]:
         """Return the outputs that hold values of an operand."""
         moved = _MOVES.get(node.op_type)
         if moved is not None and (not moved or position in moved):
@@ -170,10 +170,12 @@ class _Walk:
         if node.op_type == "Sub":
             least, most = -most, -least
         if node.op_type != "Mul":
-            return [_Flow(node.output[0], flow.scale, flow.least + least, flow.most + most)]
+            return [_ShiftedInput(node.output[0], flow.scale, flow.least + least, flow.most + most)]
         if least != most or least < 1:
             return []
-        return [_Flow(node.output[0], flow.scale * least, flow.least * least, flow.most * least)]
+        return [
+            _ShiftedInput(node.output[0], flow.scale * least, flow.least * least, flow.most * least)
+        ]
 
     def constant(self, name: str) -> np.ndarray | None:
         """Return the values of a constant that is not empty."""

@@ -20,7 +20,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.ir.linear import WeightLayout
 from onnxprune.ir.model import EditableModel, ModelView
 from onnxprune.ir.runtime import Session
-from onnxprune.repair.fits import Fit, kept_values, set_values
+from onnxprune.repair.fits import Fit, set_values
 from onnxprune.statistics.moments import products
 from onnxprune.statistics.segmented_run import SegmentedRun
 
@@ -104,7 +104,7 @@ def refit_query(
         return
     fit, channels = traced
     q, k = _by_head(pruned.values(query)), _by_head(pruned.values(key))
-    logits = _by_head(kept_values(analysis, removed, out, original.values(out)))
+    logits = _by_head([analysis.keep_values(out, v, removed) for v in original.values(out)])
     if logits.shape != (*q.shape[:3], k.shape[3]):
         return
     mixtures = [best_mixture(q[:, h], k[:, h], logits[:, h]) for h in range(q.shape[1])]

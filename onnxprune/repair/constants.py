@@ -15,7 +15,7 @@ from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import samples_of
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
-from onnxprune.repair.fits import kept_values, set_values
+from onnxprune.repair.fits import set_values
 from onnxprune.statistics.channels import reduce_mean
 from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
@@ -44,7 +44,7 @@ def with_means(analysis: Analysis, plan: Plan, pruned: Model, context: Context) 
     model, removed = pruned.edit(), analysis.removed(plan.kept)
     for name, shape in shapes.items():
         values = np.expand_dims(means[name], reduced[name])
-        mean = kept_values(analysis, removed, name, [values])[0]
+        mean = analysis.keep_values(name, values, removed)
         singular = tuple(i for i, n in enumerate(shape) if n == 1)
         set_values(model, name, mean.mean(singular, keepdims=True))
     return model.freeze()

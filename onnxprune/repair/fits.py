@@ -289,25 +289,6 @@ def depthwise(node: NodeProto, weight_shape: Sequence[int]) -> bool:
     return groups > 1 and tuple(weight_shape[:2]) == (groups, 1)
 
 
-def kept_values(
-    analysis: Analysis, removed: np.ndarray, tensor: str, values: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """Return a tensor of the original at the positions that the pruned model keeps.
-
-    Parameters
-    ----------
-    values
-        Values of the tensor in the original, one array per batch.
-    """
-    for axis, ids in enumerate(analysis.tensor_axes(tensor) or ()):
-        if ids is None:
-            continue
-        keep = analysis.keep(ids, removed)
-        if not keep.all():
-            values = [np.compress(keep, v, axis) for v in values]
-    return list(values)
-
-
 def set_values(model: EditableModel, name: str, values: np.ndarray) -> None:
     """Replace the values of an initializer, converted to its shape and type."""
     old = model.weights[name]

@@ -32,7 +32,7 @@ from onnxprune.ir.model import EditableModel
 from onnxprune.repair.attention import lossy_products, refit_query
 from onnxprune.repair.blocks import Block, partition
 from onnxprune.repair.constants import with_means
-from onnxprune.repair.fits import Fit, kept_values, prepare_fits
+from onnxprune.repair.fits import Fit, prepare_fits
 from onnxprune.repair.joint import refit_block
 from onnxprune.repair.problem import LayerProblem
 from onnxprune.repair.tied import adjacent_order, reorder, solve_tied, tied_outputs
@@ -232,7 +232,7 @@ class _Lockstep:
         end = max((self.original.place(e) for e in block.exits), default=-1) + 1
         self.original.advance(end, keep=block.exits)
         return {
-            e: kept_values(self.analysis, self.removed, e, self.original.values(e))
+            e: [self.analysis.keep_values(e, v, self.removed) for v in self.original.values(e)]
             for e in block.exits
             if self.original.has(e) and e in self.analysis.tensors and e not in self.unrelated
         }

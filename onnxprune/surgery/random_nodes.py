@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.analysis.groups import Analysis
 from onnxprune.ir.edit import add_initializer, copy_node, replace_nodes
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import attribute, label, nested, set_attribute
@@ -70,22 +69,6 @@ def fix_random(model: Model, values: Mapping[str, Any]) -> Model:
             elif _drops(model, node):
                 del node.input[1:]
     return copy.freeze()
-
-
-def cut_values(
-    analysis: Analysis, removed: np.ndarray, values: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """Return tensors of the original at the positions that a cut model keeps."""
-    return {name: cut_value(analysis, removed, name, value) for name, value in values.items()}
-
-
-def cut_value(analysis: Analysis, removed: np.ndarray, name: str, value: Any) -> np.ndarray:
-    """Return a tensor of the original at the positions that a cut model keeps."""
-    result = np.asarray(value)
-    for axis, ids in enumerate(analysis.tensor_axes(name) or ()):
-        if ids is not None:
-            result = np.compress(analysis.keep(ids, removed), result, axis)
-    return result
 
 
 def names_of(model: Model) -> tuple[str, ...]:

@@ -15,11 +15,10 @@ import numpy as np
 from onnx import NodeProto, numpy_helper
 
 from onnxprune.analysis.groups import Analysis
-from onnxprune.ir.extract import reads
+from onnxprune.ir.dependencies import Dependencies
 from onnxprune.ir.io import Model
 from onnxprune.ir.nodes import label
 from onnxprune.surgery.compare import Outputs, relative_difference
-from onnxprune.surgery.random_nodes import cut_value
 
 _SELECTS = """
     TopK ArgMax ArgMin NonMaxSuppression NonZero Compress Unique Hardmax Round Floor Ceil Sign
@@ -77,7 +76,7 @@ def reconsider(
     run
         Runs the masked original and the cut model with further outputs.
     """
-    graph = _Graph(analysis.model, pruned, failed)
+    graph = _OutputGraph(analysis.model, pruned, failed)
     heads = {name: graph.saturating_inputs(name) for name in failed}
     selecting = graph.selecting()
     comparison = _Comparison(analysis, removed, graph.common, run)
@@ -89,8 +88,8 @@ def reconsider(
         changed = any(comparison.difference(n) > limit for n in node.output if n)
         if changed and not after & set(node.input):
             tied.append(node)
-            after = graph.descendants(tied)
-    front = graph.frontier(tied)
+            after = graph.descendants({o for n in tied for o in n.output if o})
+    front = graph.activations_before(after)
     comparison.add(front)
     ahead = max(map(comparison.difference, front), default=float("inf"))
     outputs = {}
@@ -126,7 +125,8 @@ class _Comparison:
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a tensor of the cut model, and the original's at the kept positions."""
-        expected = cut_value(self.analysis, self.removed, name, self.reference[name])
+        expected = np.asarray(self.reference[name])
+        expected = self.analysis.keep_values(name, expected, self.removed)
         return np.asarray(self.actual[name]), expected
 
     def difference(self, name: str) -> float:
@@ -145,47 +145,29 @@ def _full_scale_difference(actual: object, expected: object) -> float:
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0)) / scale
 
 
-class _Graph:
+class _OutputGraph(Dependencies):
     """The part of a main graph that computes some outputs."""
 
     def __init__(self, original: Model, pruned: Model, outputs: Collection[str]) -> None:
+        super().__init__(list(original.proto.graph.node))
         self.weights = original.weights
-        self.nodes = list(original.proto.graph.node)
-        self.producers = {o: n for n in self.nodes for o in n.output if o}
         self.common = {o for n in pruned.proto.graph.node for o in n.output if o}
         self.common &= self.producers.keys()
-        self.needed = self._ancestors(outputs)
-
-    def _ancestors(self, names: Collection[str]) -> set[str]:
-        """Return the tensors that others depend on, these included."""
-        needed, waiting = set(names), list(names)
-        while waiting:
-            node = self.producers.get(waiting.pop())
-            fresh = reads(node) - needed if node is not None else set()
-            needed |= fresh
-            waiting += fresh
-        return needed
+        self.needed = self.ancestors(outputs)
 
     def selecting(self) -> list[NodeProto]:
         """Return the selecting nodes in front of the outputs, in topological order."""
         return [n for n in self.nodes if n.op_type in SELECTS and self.needed & set(n.output)]
 
-    def descendants(self, nodes: Sequence[NodeProto]) -> set[str]:
-        """Return the tensors that depend on nodes, their outputs included."""
-        after = {o for n in nodes for o in n.output if o}
-        for node in self.nodes:
-            if after & reads(node):
-                after |= {o for o in node.output if o}
-        return after
+    def activations_before(self, after: Collection[str]) -> set[str]:
+        """Return the activations that the nodes that compute tensors read from the rest."""
+        front = self.frontier(after)
+        return {n for n in front if n in self.producers and n not in self.weights}
 
-    def frontier(self, nodes: Sequence[NodeProto]) -> set[str]:
-        """Return the activations that nodes and what depends on them read from the rest."""
-        if not nodes:
-            return set()
-        after = self.descendants(nodes)
-        inside = [n for n in self.nodes if after & set(n.output)]
-        read = {name for n in inside for name in reads(n) if name}
-        return {n for n in read - after if n in self.producers and n not in self.weights}
+    def _producer(self, name: str) -> NodeProto | None:
+        """Return the node that computes a tensor, None for weights and inputs."""
+        index = self.producers.get(name)
+        return None if index is None else self.nodes[index]
 
     def saturating_inputs(self, output: str) -> list[str]:
         """Return the inputs of the saturating functions that all of an output consists of.
@@ -197,7 +179,7 @@ class _Graph:
         waiting, seen = [output], {output}
         while waiting:
             name = waiting.pop()
-            node = self.producers.get(name)
+            node = self._producer(name)
             if self._is_small_constant(name):
                 continue
             if node is None or node.op_type not in SATURATES | PASSES.keys():
@@ -212,7 +194,7 @@ class _Graph:
 
     def _is_small_constant(self, name: str) -> bool:
         """Return whether a tensor is a weight or a Constant with values within FULL_SCALE."""
-        node = self.producers.get(name)
+        node = self._producer(name)
         if name in self.weights:
             values = self.weights[name].array()
         elif node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":

@@ -21,7 +21,7 @@ from onnxprune.ir.weights import size_bytes
 from onnxprune.surgery.compare import Outputs, relative_difference
 from onnxprune.surgery.integers import integer_sums, is_quantized
 from onnxprune.surgery.masking import masked
-from onnxprune.surgery.random_nodes import cut_values, draw, fix_random, names_of
+from onnxprune.surgery.random_nodes import draw, fix_random, names_of
 from onnxprune.surgery.root_means import round_scales
 from onnxprune.surgery.ties import reconsider
 from onnxprune.surgery.widen import has_half, widen, widen_feeds
@@ -248,7 +248,8 @@ def _prepare(
     if names_of(dense):
         values = draw(dense, feeds, threads)
         dense, reference = fix_random(dense, values), fix_random(reference, values)
-        kept = cut_values(analysis, analysis.removed(plan.kept), values)
+        removed = analysis.removed(plan.kept)
+        kept = {n: analysis.keep_values(n, np.asarray(v), removed) for n, v in values.items()}
         pruned = fix_random(pruned, kept)
     if is_quantized(dense):
         dense, reference, pruned = map(integer_sums, (dense, reference, pruned))

@@ -15,7 +15,7 @@ from onnxprune.errors import ModelError
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.weights import from_array
 from onnxprune.surgery.cut import cut
-from onnxprune.surgery.ties import _Graph
+from onnxprune.surgery.ties import _OutputGraph
 from onnxprune.surgery.verify import _own_rounding, verify
 
 HALF_EFFECT = 4e-3  # of a fault in float16 that must be caught
@@ -205,4 +205,4 @@ def test_tolerance_follows_the_rounding_of_all_compared_models(
 def test_output_consists_of_saturating_functions(nodes: str, heads: set[str]) -> None:
     weights = "float half = {0.5}, float large = {1000}, bool[6] m = {1,0,1,1,0,1}"
     model = load(net(f"float[3,6] u, float[3,6] w | {weights} | x = Abs(u); z = Abs(w); {nodes}"))
-    assert set(_Graph(model, model, ["y"]).saturating_inputs("y")) == heads
+    assert set(_OutputGraph(model, model, ["y"]).saturating_inputs("y")) == heads
