@@ -179,7 +179,10 @@ class Plan:
             kept, sizes = {}, {}
             for name, group in data["groups"].items():
                 _check_keys(group, _GROUP_KEYS)
-                indices, size = [_index(i) for i in group["kept"]], _index(group["size"])
+                indices, size = (
+                    [_check_index(i) for i in group["kept"]],
+                    _check_index(group["size"]),
+                )
                 if indices != sorted(set(indices)) or any(not 0 <= i < size for i in indices):
                     raise UsageError(
                         "plan-indices",
@@ -214,7 +217,7 @@ class Plan:
             raise UsageError("plan-invalid", f"{path} is not a plan: {problem}") from problem
 
 
-def _index(value: Any) -> int:
+def _check_index(value: Any) -> int:
     """Return an index or a size; ValueError for 0.5, "3", True and what no tensor can have."""
     if type(value) is not int:
         raise ValueError(f"{value!r} is not an integer")

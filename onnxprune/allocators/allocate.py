@@ -39,7 +39,7 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
         raise unreachable(analysis, constraints, selection.kept(every), missed)
     chosen: Sequence[int] = ()
     if constraints.budgets and selection.missed(()):
-        ranking = _rank(name, context, scores, steps)
+        ranking = _rank_steps(name, context, scores, steps)
         if ranking.per_saving:
             chosen = selection.choose_by_saving(ranking.values)
         else:
@@ -72,7 +72,7 @@ def _build_selection(context: Context, scores: Scores, constraints: Constraints)
     return StepSelection(analysis, constraints, steps, order, start, branches)
 
 
-def _rank(name: str, context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
+def _rank_steps(name: str, context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
     """Return the allocator's ranking of the steps, computed once per context for all budgets."""
     inputs = hashlib.sha256(repr([(s.group, s.width, s.target) for s in steps]).encode())
     for group in sorted(scores):

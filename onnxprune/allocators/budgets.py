@@ -40,8 +40,8 @@ def unreachable(
         The exceeded budget.
     """
     original, reached = (
-        _all_costs(analysis, constraints, {}),
-        _all_costs(analysis, constraints, kept),
+        _gather_costs(analysis, constraints, {}),
+        _gather_costs(analysis, constraints, kept),
     )
     most, total = constraints.budgets[cost], original[cost] or 1
     lines = [
@@ -57,7 +57,7 @@ def unreachable(
         share, largest = sum(n.macs for n in fixed) / macs, fixed[0]
         lines.append(
             f"  {share:.0%} of MACs are in nodes that cannot shrink; largest: {largest.node} "
-            f"({_why_fixed(analysis, largest.node)}, {largest.macs / macs:.0%})."
+            f"({_explain_fixed(analysis, largest.node)}, {largest.macs / macs:.0%})."
         )
     name = fixed[0].node if fixed else "TENSOR"
     advice = "Lower --floor or --round-to, raise --max-fraction"
@@ -73,7 +73,7 @@ def _spell_ratios(constraints: Constraints) -> str:
     return f", ratio {' '.join(ratios)}" if ratios else ""
 
 
-def _all_costs(
+def _gather_costs(
     analysis: Analysis, constraints: Constraints, kept: Mapping[str, Sequence[int]]
 ) -> dict[str, float]:
     """Return counted and measured costs by name."""
@@ -81,7 +81,7 @@ def _all_costs(
     return {**analysis.cost(kept).as_dict(), **measured}
 
 
-def _why_fixed(analysis: Analysis, name: str) -> str:
+def _explain_fixed(analysis: Analysis, name: str) -> str:
     """Return the reason why a node cannot shrink.
 
     The limits if one of its axes is prunable; else the reasons of its weights' axes, or those of

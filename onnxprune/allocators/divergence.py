@@ -155,7 +155,7 @@ class _Probe:
     ) -> None:
         self.analysis: Analysis = context.analysis
         self.items = items
-        self.batches = _gate_batches(context, groups)
+        self.batches = _take_gate_batches(context, groups)
         self.expected = original_values(
             self.analysis.model, self.batches, context.threads, self.analysis.shapes
         )
@@ -221,7 +221,7 @@ class _Probe:
     ) -> None:
         """Insert a factor per channel on the first operand of a product of activations."""
         ones = np.ones((1, len(item.xx)))
-        gain = refit_weight(ones, self._inverse_of(item, 0), removed)
+        gain = refit_weight(ones, self._get_inverse(item, 0), removed)
         # several products may read the same tensor, each with a factor of its own
         scaled = f"{node.input[0]}_scaled_for_{node.output[0]}"
         element = self.analysis.shapes.dtype(node.input[0])
@@ -240,7 +240,7 @@ class _Probe:
         removed: np.ndarray,
     ) -> None:
         """Replace the weight of a linear node, and insert the shift of its bias after it."""
-        values, shift = refit_without(self.analysis, item, removed, self._inverse_of)
+        values, shift = refit_without(self.analysis, item, removed, self._get_inverse)
         node.input[1] = add_initializer(model, f"{node.input[1]}_refit_{node.output[0]}", values)
         rank = len(self.analysis.shapes.shape(item.linear.out) or ())
         shape = [-1 if i == item.linear.out_axis else 1 for i in range(rank)]
@@ -252,7 +252,7 @@ class _Probe:
         nodes.insert(nodes.index(node) + 1, add)
         node.output[0] = unshifted
 
-    def _inverse_of(self, item: InputMoments | ProductMoments, g: int) -> np.ndarray:
+    def _get_inverse(self, item: InputMoments | ProductMoments, g: int) -> np.ndarray:
         """Return the inverse second moments of one group of an item, kept while it is in use."""
         key = id(item), g
         if key not in self._inverses:
@@ -263,7 +263,7 @@ class _Probe:
         return self._inverses[key]
 
 
-def _gate_batches(context: Context, groups: int) -> list[dict[str, np.ndarray]]:
+def _take_gate_batches(context: Context, groups: int) -> list[dict[str, np.ndarray]]:
     """Return as many batches of the gate data as the computing budget allows."""
     runs = max(groups * len(LEVELS) / 2, 1)
     macs = max(context.analysis.cost().macs, 1)

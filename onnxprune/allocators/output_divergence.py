@@ -81,7 +81,7 @@ def divergence_after(
     float
         Sum of the outputs' divergences.
     """
-    outputs = _names_after(run)
+    outputs = _list_names_after(run)
     if not outputs:
         return 0.0
     session = Session(
@@ -116,7 +116,7 @@ def _starts(model: Model) -> list[int]:
     return [0, *rows]
 
 
-def _names_after(run: SegmentedRun) -> list[str]:
+def _list_names_after(run: SegmentedRun) -> list[str]:
     """Return the tensors to compare after a run's position.
 
     A tensor inside the network that is produced before the position is equal in both networks.

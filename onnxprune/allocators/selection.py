@@ -144,22 +144,22 @@ class StepSelection:
                 lead: sum(self.constraints.savings.get(g, 0.0) for g in groups)
                 for lead, groups in self.branches.items()
             }
-            gradients = self._gradients(damage, self.constraints.savings, of_branches)
+            gradients = self._compute_gradients(damage, self.constraints.savings, of_branches)
             return self.choose_prefix(gradients)
         counted = (c for c in self.constraints.budgets if c not in self.constraints.measures)
         cost = next(counted, "macs")
-        original, original_branches = savings, of_branches = self._savings(cost, {})
+        original, original_branches = savings, of_branches = self._compute_savings(cost, {})
         chosen: list[int] = []
         for _ in range(ROUNDS):
-            chosen = self.choose_prefix(self._gradients(damage, savings, of_branches))
-            planned, planned_branches = self._savings(cost, self.kept(chosen))
+            chosen = self.choose_prefix(self._compute_gradients(damage, savings, of_branches))
+            planned, planned_branches = self._compute_savings(cost, self.kept(chosen))
             savings = {n: (original[n] + planned[n]) / 2 for n in original}
             of_branches = {
                 n: (original_branches[n] + planned_branches[n]) / 2 for n in original_branches
             }
         return chosen
 
-    def _savings(
+    def _compute_savings(
         self, cost: str, kept: Mapping[str, Sequence[int]]
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Return the cost of all channels of each group, and of each branch.
@@ -183,7 +183,7 @@ class StepSelection:
             of_branches[lead] = float(present - removed)
         return of_groups, of_branches
 
-    def _gradients(
+    def _compute_gradients(
         self, damage: np.ndarray, savings: Mapping[str, float], of_branches: Mapping[str, float]
     ) -> np.ndarray:
         """Return damage per saving along the lower convex hull of each group's curve.
@@ -201,11 +201,11 @@ class StepSelection:
             if not steps[-1].target:
                 # the last step removes the whole branch, not only the last channels
                 saved[-1] += of_branches[name] - savings[name]
-            keys[indices] = _hull_gradients(np.maximum(saved, _TINY), damage[indices])
+            keys[indices] = _compute_hull_gradients(np.maximum(saved, _TINY), damage[indices])
         return keys
 
 
-def _hull_gradients(run: np.ndarray, rise: np.ndarray) -> np.ndarray:
+def _compute_hull_gradients(run: np.ndarray, rise: np.ndarray) -> np.ndarray:
     """Return the gradient at each step of the greatest convex curve below a piecewise linear one.
 
     Adjacent steps are pooled until gradients ascend (pool adjacent violators).

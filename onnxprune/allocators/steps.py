@@ -62,11 +62,11 @@ def build_steps(
             chain = [start, *(w for w in widths(group.size, constraints) if w < start)]
             if group.name in branches:
                 chain.append(0)
-            steps += _group_steps(group, values[order[group.name]], chain)
+            steps += _list_group_steps(group, values[order[group.name]], chain)
     return steps, order
 
 
-def _group_steps(group: Group, ranked: np.ndarray, chain: list[int]) -> list[WidthStep]:
+def _list_group_steps(group: Group, ranked: np.ndarray, chain: list[int]) -> list[WidthStep]:
     """Return the steps of one group.
 
     Parameters
@@ -105,7 +105,7 @@ def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -
         result[name] = size
         if name in scores:
             chain = widths(size, rounding, max_fraction=1.0)
-            result[name] = _nearest(chain, size - ratio * size)
+            result[name] = _choose_nearest(chain, size - ratio * size)
     return result
 
 
@@ -133,6 +133,6 @@ def asked_ratios(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str, f
     return result
 
 
-def _nearest(chain: list[int], exact: float) -> int:
+def _choose_nearest(chain: list[int], exact: float) -> int:
     """Return the width nearest to an exact one; the larger of two."""
     return min(chain, key=lambda width: (abs(width - exact), -width))

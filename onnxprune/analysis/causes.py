@@ -62,7 +62,7 @@ class Causes:
         # the same product again gets the same ids: two paths to one tensor stay equal
         key = (a.tobytes(), b.tobytes())
         if key not in self._products:
-            self._products[key] = self._pairs(np.repeat(a, size_b), np.tile(b, size_a))
+            self._products[key] = self._unite_pairs(np.repeat(a, size_b), np.tile(b, size_a))
         return self._products[key]
 
     def split(self, x: Axis, rows: int, columns: int, why_single: int) -> tuple[Axis, Axis]:
@@ -128,7 +128,7 @@ class Causes:
             compound = (self._left[pairs] != 0) & (self._why[pairs] == 0)
             plain = pairs[~compound.any(1)]
             if len(plain):
-                self._hook(plain)
+                self._bind_atoms(plain)
                 continue
             if self._bind_new(pairs, compound):
                 continue
@@ -143,12 +143,12 @@ class Causes:
             for factor in x.arrays if isinstance(x, Folded) else ():
                 self.freeze(factor, why)
             return
-        roots = self._distinct(self.find(x))
+        roots = self._list_distinct(self.find(x))
         roots = roots[self._why[roots] == 0]
         # freezing a pair freezes its atoms, which other pairs may share
         compound = self._left[roots] != 0
         self._why[roots[~compound]] = why
-        self._why[self._all_atoms(roots[compound])[1]] = why
+        self._why[self._list_atoms(roots[compound])[1]] = why
 
     # Queries
 
@@ -165,14 +165,14 @@ class Causes:
 
     def free(self, ids: np.ndarray) -> np.ndarray:
         """Return the distinct roots of ids that are not frozen."""
-        roots = self._distinct(self.find(ids))
+        roots = self._list_distinct(self.find(ids))
         return roots[self._why[roots] == 0]
 
     def atoms(self, identity: int) -> frozenset[int]:
         """Return the free causes of an id."""
         stack, free, seen = [identity], set(), set()
         while stack:
-            root = self._root(stack.pop())
+            root = self._find_root(stack.pop())
             if root in seen or self._why[root]:
                 continue
             seen.add(root)
@@ -194,10 +194,10 @@ class Causes:
         """
         roots = np.zeros(0, np.int64)
         if axes:
-            roots = self._distinct(self.find(self._distinct(np.concatenate(axes))))
+            roots = self._list_distinct(self.find(self._list_distinct(np.concatenate(axes))))
         compound = roots[self._left[roots] != 0]
         single = roots[(self._left[roots] == 0) & (self._why[roots] == 0)]
-        owner, atom = self._all_atoms(compound)
+        owner, atom = self._list_atoms(compound)
         causes = np.union1d(single, atom)
         index = np.full(self._count, len(causes))
         index[causes] = np.arange(len(causes))
@@ -206,10 +206,10 @@ class Causes:
         start[compound] = np.searchsorted(owner, np.arange(len(compound)))
         count[compound] = np.bincount(owner, minlength=len(compound))
         return causes, [
-            self._row_table(self.find(axis), index, index[atom], start, count) for axis in axes
+            self._make_row_table(self.find(axis), index, index[atom], start, count) for axis in axes
         ]
 
-    def _all_atoms(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _list_atoms(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return sorted pairs (index of the root, one of its free atoms) of many compound roots."""
         owner, ids = np.arange(len(roots)), roots
         atoms = [np.zeros(0, np.int64)]
@@ -225,7 +225,7 @@ class Causes:
             owner, ids = owner[~atomic], ids[~atomic]
         return np.divmod(np.unique(np.concatenate(atoms)), self._count)
 
-    def _row_table(
+    def _make_row_table(
         self,
         roots: np.ndarray,
         index: np.ndarray,
@@ -284,7 +284,7 @@ class Causes:
         self._count = end
         return ids
 
-    def _distinct(self, ids: np.ndarray) -> np.ndarray:
+    def _list_distinct(self, ids: np.ndarray) -> np.ndarray:
         """Return the distinct ids, sorted; many are marked instead of sorted, which is faster."""
         if len(ids) * _MARK_FACTOR < self._count:
             return np.unique(ids)
@@ -292,14 +292,14 @@ class Causes:
         marked[ids] = True
         return np.flatnonzero(marked)
 
-    def _root(self, identity: int) -> int:
+    def _find_root(self, identity: int) -> int:
         """Return the root that one id is bound to."""
         above = int(self._parent[identity])
         while above != identity:
             identity, above = above, int(self._parent[above])
         return identity
 
-    def _pairs(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def _unite_pairs(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the unions of two columns of ids; the union with a frozen id is the other id."""
         ra, rb = self.find(a), self.find(b)
         out = np.where(self._why[ra] != 0, rb, ra)
@@ -310,7 +310,7 @@ class Causes:
         out[both] = ids
         return out
 
-    def _hook(self, pairs: np.ndarray) -> None:
+    def _bind_atoms(self, pairs: np.ndarray) -> None:
         """Bind atoms to atoms: the higher root of each pair to the lowest that it is paired with.
 
         A pair with a frozen atom freezes the other.
@@ -373,7 +373,7 @@ class Causes:
         """Return one id for the union of atoms."""
         identity = atoms[0]
         for atom in atoms[1:]:
-            identity = int(self._pairs(np.array([identity]), np.array([atom]))[0])
+            identity = int(self._unite_pairs(np.array([identity]), np.array([atom]))[0])
         return identity
 
     def _split_sets(self, cells: np.ndarray) -> tuple[Axis, Axis]:
@@ -386,7 +386,7 @@ class Causes:
         product = factor(sets) or self._split_bands(sets)
         if product is not None:
             why = next((int(w) for w in self._why[cells].ravel() if w), 0)
-            return self._from_sets(product[0], why), self._from_sets(product[1], why)
+            return self._make_from_sets(product[0], why), self._make_from_sets(product[1], why)
         free = (self._why[cells] == 0).all()
         lines = coupled_lines(cells) if free else np.arange(sum(cells.shape))
         ids = self.new(len(lines))[lines]
@@ -410,7 +410,7 @@ class Causes:
 
         return list(map(rename, bands.product.rows)), list(map(rename, bands.product.columns))
 
-    def _from_sets(self, sets: Sets, why: int) -> Axis:
+    def _make_from_sets(self, sets: Sets, why: int) -> Axis:
         """Return the axis of given sets."""
         why = why or UNKNOWN
         if not any(sets):
@@ -423,7 +423,7 @@ class Causes:
         """Return the reason of a frozen id, or of the first frozen part of a pair."""
         stack = [identity]
         while stack:
-            root = self._root(stack.pop())
+            root = self._find_root(stack.pop())
             if self._why[root]:
                 return int(self._why[root])
             if self._left[root]:

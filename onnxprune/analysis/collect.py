@@ -44,15 +44,15 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
     ]
     weights = [s.ids for s in sites]
     computed = [ids for t in record.tensors.values() for a in t.axes for ids in arrays_of(a)]
-    arrays = [*weights, *_recorded_arrays(record), *computed, *record.mixed]
+    arrays = [*weights, *_list_recorded_arrays(record), *computed, *record.mixed]
     axes = Axes.build(record.causes, arrays, [*weights, *computed])
     tables = [axes.table(s.ids) for s in sites]
     activations = {axes.number(ids): axes.table(ids) for ids in computed}
     produces = [s.use.roles[s.axis] == "produces" for s in sites]
     order, bounds = _partition(tables, produces, list(activations.values()), axes.causes)
-    members = _members(record, sites, tables, order, bounds, axes.causes)
+    members = _list_members(record, sites, tables, order, bounds, axes.causes)
     mixed = mixed_causes(record, axes)
-    names = _names(record, members)
+    names = _make_names(record, members)
     causes = {n: order[s:e] for n, s, e in zip(names, bounds, bounds[1:], strict=False)}
     groups = tuple(
         Group(n, len(causes[n]), tuple(m.site for m in ms), not mixed[causes[n]].any())
@@ -61,7 +61,7 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
     return Analysis(
         record.model,
         groups,
-        _frozen_axes(record),
+        _find_frozen_axes(record),
         dict(options),
         record,
         axes,
@@ -70,7 +70,7 @@ def collect(record: Record, options: Mapping[str, Any]) -> Analysis:
     )
 
 
-def _recorded_arrays(record: Record) -> list[np.ndarray]:
+def _list_recorded_arrays(record: Record) -> list[np.ndarray]:
     """Return the id arrays of masks, products and literals."""
     arrays = [m.ids for m in record.masks] + [s.source for s in record.selects]
     arrays += [a for p in record.products for a in p.axes]
@@ -161,7 +161,7 @@ def _partition(
     return used[order], [0, *starts.tolist(), len(used)]
 
 
-def _members(
+def _list_members(
     record: Record,
     sites: list[_UsedAxis],
     tables: list[np.ndarray],
@@ -188,7 +188,7 @@ def _members(
     return members
 
 
-def _names(record: Record, members: list[list[Member]]) -> list[str]:
+def _make_names(record: Record, members: list[list[Member]]) -> list[str]:
     """Return a unique name per group: that of the node of its first producer."""
     names: list[str] = []
     seen: dict[str, int] = {}
@@ -204,7 +204,7 @@ def _names(record: Record, members: list[list[Member]]) -> list[str]:
     return names
 
 
-def _frozen_axes(record: Record) -> tuple[Frozen, ...]:
+def _find_frozen_axes(record: Record) -> tuple[Frozen, ...]:
     """Return the axes of weights that produce or sum channels and cannot be cut."""
     frozen = {}
     for use in record.uses:

@@ -154,7 +154,7 @@ class CostTable:
 
     def values(self, what: str, removed: np.ndarray) -> np.ndarray:
         """Return the value of each product."""
-        return self._products(what, self.axes.lengths(removed))
+        return self._compute_products(what, self.axes.lengths(removed))
 
     def macs(self, removed: np.ndarray) -> np.ndarray:
         """Return the multiply-accumulates of each product."""
@@ -162,9 +162,9 @@ class CostTable:
 
     def total(self, removed: np.ndarray) -> Cost:
         """Return all costs."""
-        once, lengths = self._once(removed), self.axes.lengths(removed)
+        once, lengths = self._find_first_uses(removed), self.axes.lengths(removed)
         macs, params, size, activations = (
-            self._products(what, lengths)
+            self._compute_products(what, lengths)
             for what in ("macs", "params", "bytes", "activation_bytes")
         )
         return Cost(
@@ -177,9 +177,9 @@ class CostTable:
     def savings(self, what: str, removed: np.ndarray) -> np.ndarray:
         """Return the (causes + 1,) first-order saving of each cause."""
         index, lengths = self.terms[what][1], self.axes.lengths(removed)
-        values = self._products(what, lengths)
+        values = self._compute_products(what, lengths)
         if what in ("params", "bytes"):
-            values = values * self._once(removed)
+            values = values * self._find_first_uses(removed)
         per_axis = np.zeros(len(lengths))
         for column in range(index.shape[1]):
             # a position of an axis is worth the product divided by the axis's length
@@ -194,12 +194,12 @@ class CostTable:
         out[-1] = 0
         return out
 
-    def _products(self, what: str, lengths: np.ndarray) -> np.ndarray:
+    def _compute_products(self, what: str, lengths: np.ndarray) -> np.ndarray:
         """Return the value of each product."""
         factor, index = self.terms[what]
         return factor * lengths[index].prod(1)
 
-    def _once(self, removed: np.ndarray) -> np.ndarray:
+    def _find_first_uses(self, removed: np.ndarray) -> np.ndarray:
         """Return which rows count: the first of several uses of a tensor that are cut alike."""
         once = np.ones(len(self.terms["params"][0]), bool)
         for rows in self.variants:
@@ -231,21 +231,21 @@ def cost_table(record: Record, axes: Axes, sizes: Sizes) -> CostTable:
     """
     filler = max(axes._numbers.values(), default=-1) + 1
     products, uncounted = all_products(record, sizes)
-    macs = [(_fixed_factor(p, sizes), [axes.number(a) for a in p.axes]) for p in products]
+    macs = [(_compute_fixed_factor(p, sizes), [axes.number(a) for a in p.axes]) for p in products]
     params, size_bytes, variants = _weight_terms(record, axes)
     tables: list[np.ndarray] = [np.zeros((0, 1), np.int64)] * filler
     for key_id, number in axes._numbers.items():
         tables[number] = axes._tables[key_id]
     terms = {
-        "macs": _matrix(macs, filler),
-        "params": _matrix(params, filler),
-        "bytes": _matrix(size_bytes, filler),
-        "activation_bytes": _matrix(_activation_terms(record, axes, sizes), filler),
+        "macs": _make_matrix(macs, filler),
+        "params": _make_matrix(params, filler),
+        "bytes": _make_matrix(size_bytes, filler),
+        "activation_bytes": _make_matrix(_list_activation_terms(record, axes, sizes), filler),
     }
     return CostTable(axes, terms, variants, tuple(tables), products, uncounted)
 
 
-def _fixed_factor(product: Product, sizes: Sizes) -> float:
+def _compute_fixed_factor(product: Product, sizes: Sizes) -> float:
     """Return the factor of a product with its dynamic lengths and iterations."""
     dynamic = prod(sizes.length(places) for places in product.dynamic)
     iterations = prod(sizes.iterations(node) for node in product.loops)
@@ -276,7 +276,7 @@ def _weight_terms(
     return params, sizes, tuple({row: n for n, row in rows.items()} for rows in several)
 
 
-def _activation_terms(record: Record, axes: Axes, sizes: Sizes) -> Terms:
+def _list_activation_terms(record: Record, axes: Axes, sizes: Sizes) -> Terms:
     """Return the terms of the bytes that all outputs of nodes take."""
     terms: Terms = []
     for node in record.nodes:
@@ -292,7 +292,7 @@ def _activation_terms(record: Record, axes: Axes, sizes: Sizes) -> Terms:
     return terms
 
 
-def _matrix(rows: Terms, filler: int) -> tuple[np.ndarray, np.ndarray]:
+def _make_matrix(rows: Terms, filler: int) -> tuple[np.ndarray, np.ndarray]:
     """Return factors and a rectangular index; missing axes point to a length of 1."""
     width = max([len(index) for _, index in rows] + [1])
     matrix = np.full((len(rows), width), filler)

@@ -21,7 +21,7 @@ def explain_failure(node: Node, problem: Exception) -> tuple[str, str]:
     defect
         What to report; "" for an invalid node.
     """
-    invalid = _broken_definition(node)
+    invalid = _check_definition(node)
     if invalid:
         return f"{node.op} is not used as its definition says ({invalid})", ""
     defect = (
@@ -32,7 +32,7 @@ def explain_failure(node: Node, problem: Exception) -> tuple[str, str]:
     return FAILED, defect
 
 
-def _broken_definition(node: Node) -> str:
+def _check_definition(node: Node) -> str:
     """Return the first line of what onnx says of an invalid node; "" if it accepts the node."""
     proto, model = node.proto, node.record.model.proto
     if proto.domain not in STANDARD_DOMAINS:

@@ -89,13 +89,13 @@ def linears(analysis: Analysis, *, inside: bool = False) -> list[Linear]:
         constant_data = (index, 0) in weights
         if use is None or constant_data or not (inside or analysis.outermost(index)):
             continue
-        layer = _linear(analysis, index, node, use)
+        layer = _match_linear(analysis, index, node, use)
         if layer is not None:
             layers.append(layer)
     return layers
 
 
-def _linear(analysis: Analysis, index: int, node: NodeProto, use: Use) -> Linear | None:
+def _match_linear(analysis: Analysis, index: int, node: NodeProto, use: Use) -> Linear | None:
     """Return the linear layer that a node is; None if it is in another form."""
     shape = analysis.model.weights[use.tensor].shape
     batched = node.op_type == "MatMul" and len(shape) != 2

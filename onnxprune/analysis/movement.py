@@ -93,7 +93,7 @@ class _Bounds(NamedTuple):
     step: int
 
 
-def _bounds(node: Node, rank: int) -> list[_Bounds]:
+def _read_bounds(node: Node, rank: int) -> list[_Bounds]:
     """Return the bounds of a Slice whose bounds are constant."""
     inputs = node.opset >= 10  # attributes before; no operand has the slot 9
     starts = read_list(node, "starts", 1 if inputs else 9) or []
@@ -113,7 +113,7 @@ def slice_(node: Node) -> list[Axes]:
         if node.value(1) is None or node.value(2) is None:
             where = read_list(node, "axes", 3)
             return [freeze_axes(node, axes, where, "sliced by computed bounds")]
-    bounds = _bounds(node, len(axes))
+    bounds = _read_bounds(node, len(axes))
     new_starts: list[Axis | None] = [None] * len(bounds)
     new_ends: list[Axis | None] = [None] * len(bounds)
     watch = []
@@ -279,7 +279,7 @@ def resize_to_sizes(node: Node) -> list[Axes]:
     axes, out = axes_of(node), node.out_shape()
     listed = node.integers("axes")
     order = [a % len(axes) for a in (range(len(axes)) if listed is None else listed)]
-    resampled = _resampled_at_same_length(node, order)
+    resampled = _find_resampled_axes(node, order)
     for i, (before, after) in enumerate(zip(node.shape(0), out, strict=False)):
         if before != after or not isinstance(before, int) or i in resampled:
             axes[i] = stop(node, axes[i], "resized")
@@ -288,7 +288,7 @@ def resize_to_sizes(node: Node) -> list[Axes]:
     return [axes]
 
 
-def _resampled_at_same_length(node: Node, order: list[int]) -> set[int]:
+def _find_resampled_axes(node: Node, order: list[int]) -> set[int]:
     """Return the axes that a Resize may resample although their length need not change.
 
     `order` holds the axes that its scales, sizes and regions are given for.
@@ -296,7 +296,7 @@ def _resampled_at_same_length(node: Node, order: list[int]) -> set[int]:
     resampled = cropped_axes(node, order)
     if node.inputs > 3:
         policy = node.text("keep_aspect_ratio_policy", "stretch")
-        if policy != "stretch" and _common_scale(node, order, policy) != 1:
+        if policy != "stretch" and _find_common_scale(node, order, policy) != 1:
             return set(order)
         return resampled
     # a length of 8 at a scale of 1.1 is still 8
@@ -306,7 +306,7 @@ def _resampled_at_same_length(node: Node, order: list[int]) -> set[int]:
     return resampled
 
 
-def _common_scale(node: Node, order: list[int], policy: str) -> float | None:
+def _find_common_scale(node: Node, order: list[int], policy: str) -> float | None:
     """Return the scale of all axes of a Resize that keeps the aspect ratio; None if unknown."""
     sizes, lengths = node.value(3), [node.dim(0, a) for a in order]
     if sizes is None or len(sizes) != len(order):

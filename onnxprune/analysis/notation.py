@@ -73,10 +73,10 @@ def parse(text: str) -> Pattern:
 
 def _operands(side: str, text: str) -> tuple[tuple[Token, ...], ...]:
     """Parse the operands on one side of the arrow."""
-    return tuple(_axes(part, text) for part in side.split(","))
+    return tuple(_parse_axes(part, text) for part in side.split(","))
 
 
-def _axes(part: str, text: str) -> tuple[Token, ...]:
+def _parse_axes(part: str, text: str) -> tuple[Token, ...]:
     """Parse the axes of one operand."""
     tokens: list[Token] = []
     at, end = 0, len(part.rstrip())

@@ -39,7 +39,7 @@ def reshape(node: Node) -> list[Axes]:
         None if d in (-1, None) or (d == 0 and isinstance(a, int)) else a
         for d, a in zip(literal, result, strict=False)
     ]
-    watch = _copied_lengths(node, literal, axes, result, entries)
+    watch = _find_copied_lengths(node, literal, axes, result, entries)
     record_literal(node, place(node, "shape", 1), entries, watch)
     for axis, size in zip(result, literal, strict=False):
         if size is None and arrays_of(axis):
@@ -47,7 +47,7 @@ def reshape(node: Node) -> list[Axes]:
     return [result]
 
 
-def _copied_lengths(
+def _find_copied_lengths(
     node: Node, literal: np.ndarray, axes: Axes, result: Axes, entries: list[Axis | None]
 ) -> list[np.ndarray]:
     """Return the axes whose lengths a 0 copies to an output axis of other positions.
@@ -97,7 +97,7 @@ def regroup(node: Node, axes: Axes, before: tuple[Dim, ...], after: tuple[Dim, .
     source = [part for part in source if part.length != 1]
     places = [i for i, d in zip(places, sizes, strict=True) if d != 1]
     sizes = [d for d in sizes if d != 1]
-    ends = _common_ends([p.length for p in source], sizes)
+    ends = _find_common_ends([p.length for p in source], sizes)
     grouped: Axes = []
     for (i, j), (k, m) in zip(ends, ends[1:], strict=False):
         grouped += _regroup_block(node, source[i:k], sizes[j:m])
@@ -122,7 +122,7 @@ def _fix_dynamic(source: list[Part], sizes: list[Dim]) -> tuple[list[Part], list
     In (n, 16, h, w) -> (n, 400), h w is 25. In (n, 16, h, w) -> (-1, 400) it is so if each sample
     is a row, which is what the authors of such a graph mean.
     """
-    ends = _equal_products([p.length for p in source], sizes)
+    ends = _match_products([p.length for p in source], sizes)
     i, j = ends[-1] if ends else (0, 0)
     lead, size_lead, rest, tail = source[:i], sizes[:j], source[i:], sizes[j:]
     if is_static(tail):
@@ -138,22 +138,22 @@ def _fix_dynamic(source: list[Part], sizes: list[Dim]) -> tuple[list[Part], list
     return source, sizes
 
 
-def _common_ends(lengths: Sequence[Dim], sizes: Sequence[Dim]) -> list[tuple[int, int]]:
+def _find_common_ends(lengths: Sequence[Dim], sizes: Sequence[Dim]) -> list[tuple[int, int]]:
     """Return the pairs of numbers of leading lengths and sizes that have the same product.
 
     The first pair is (0, 0), the last is all of both.
     """
-    ends = [(0, 0), *_equal_products(lengths, sizes)]
+    ends = [(0, 0), *_match_products(lengths, sizes)]
     last = len(lengths), len(sizes)
     if ends[-1] == last:
         return ends
     # the totals are not known to be equal: what one end does not match, the other may
-    tail = [(last[0] - i, last[1] - j) for i, j in _equal_products(lengths[::-1], sizes[::-1])]
+    tail = [(last[0] - i, last[1] - j) for i, j in _match_products(lengths[::-1], sizes[::-1])]
     low = ends[-1]
     return [*ends, *sorted((i, j) for i, j in tail if i >= low[0] and j >= low[1]), last]
 
 
-def _equal_products(a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[int, int]]:
+def _match_products(a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[int, int]]:
     """Return the numbers of leading lengths, at least one of each list, of equal products."""
     places = {d: j for j, d in enumerate(leading_products(b)) if j}
     return [(i, places[d]) for i, d in enumerate(leading_products(a)) if i and d in places]
@@ -173,7 +173,7 @@ def _regroup_block(node: Node, source: list[Part], sizes: list[Dim]) -> Axes:
         raise Misfit(f"lengths {lengths} are reshaped to {sizes}")
     ends = refine(lengths, sizes) if same else None
     if ends is not None:
-        return _collect(node, _factor(node, source, ends), sizes, ends)
+        return _collect(node, _split_parts(node, source, ends), sizes, ends)
     if static:
         # boundaries cut through each other, as in 6 x 4 -> 4 x 6: join all, then split
         joined = Part(merge_parts(node, source), total)
@@ -187,12 +187,12 @@ def _freeze_block(node: Node, source: list[Part], sizes: list[Dim]) -> Axes:
     frozen = list(source)
     between: Axes = [why] * len(sizes)
     if sizes:
-        frozen[-1:], between[-1] = _innermost(node, source[-1], sizes[-1], why)
+        frozen[-1:], between[-1] = _match_innermost(node, source[-1], sizes[-1], why)
     freeze_parts(node, frozen)
     return between
 
 
-def _innermost(node: Node, last: Part, size: Dim, why: int) -> tuple[list[Part], Axis]:
+def _match_innermost(node: Node, last: Part, size: Dim, why: int) -> tuple[list[Part], Axis]:
     """Match the last axes of a block: if one length divides the other, the shorter one is kept.
 
     Returns
@@ -213,7 +213,7 @@ def _innermost(node: Node, last: Part, size: Dim, why: int) -> tuple[list[Part],
     return [last], why
 
 
-def _factor(node: Node, source: list[Part], ends: list[Dim]) -> list[Part]:
+def _split_parts(node: Node, source: list[Part], ends: list[Dim]) -> list[Part]:
     """Split parts at every boundary; `ends` are the products up to each boundary."""
     factors: list[Part] = []
     start = 0

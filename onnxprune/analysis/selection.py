@@ -63,7 +63,7 @@ def rotary_embedding(node: Node) -> list[Axes]:
     if positions < node.inputs:
         freeze_axes(node, axes_of(node, positions), None, "its values are positions")
     angles = node.shape(caches[0])[-1]
-    heads, size = _heads_of(node, shape, angles)
+    heads, size = _count_heads(node, shape, angles)
     if rank == 4:
         head_axis, channel_axis, sequence = axes[1], axes[3], 2
     else:
@@ -75,7 +75,7 @@ def rotary_embedding(node: Node) -> list[Axes]:
     if rotated > size or rotated % 2 or angles != rotated // 2:
         raise Misfit(f"{angles} angles do not rotate {rotated} of {size} channels")
     part: Axis = channel_axis if isinstance(channel_axis, int) else channel_axis[:rotated]
-    pairs = _pairs_of(node, part, rotated)
+    pairs = _pair_rotated(node, part, rotated)
     for slot in caches:
         cache = axes_of(node, slot)
         freeze_axes(node, cache[:-1], None, f"{node.op} fixes this axis")
@@ -85,7 +85,7 @@ def rotary_embedding(node: Node) -> list[Axes]:
     return [axes]
 
 
-def _heads_of(node: Node, shape: tuple[Dim, ...], angles: Dim) -> tuple[int, int]:
+def _count_heads(node: Node, shape: tuple[Dim, ...], angles: Dim) -> tuple[int, int]:
     """Return the number of heads and the channels of each; Misfit if they are not known."""
     heads: Dim = node.integer("num_heads", 0)
     size = shape[-1]
@@ -102,7 +102,7 @@ def _heads_of(node: Node, shape: tuple[Dim, ...], angles: Dim) -> tuple[int, int
     return heads, size
 
 
-def _pairs_of(node: Node, part: Axis, rotated: int) -> Axis:
+def _pair_rotated(node: Node, part: Axis, rotated: int) -> Axis:
     """Return the axis of pairs of rotated channels; both channels of a pair are cut together."""
     half, causes = rotated // 2, node.record.causes
     if node.integer("interleaved", 0):

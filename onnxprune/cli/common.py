@@ -134,11 +134,11 @@ def _add_flag(name: str, option: Option) -> Callable[[F], F]:
         default=None,
         metavar=option.metavar,
         multiple=option.repeatable,
-        help=option.help + _default_note(default),
+        help=option.help + _note_default(default),
     )
 
 
-def _default_note(default: Any) -> str:
+def _note_default(default: Any) -> str:
     """Return "  [default: X]", or "" if the default is not worth showing."""
     if isinstance(default, tuple):
         default = ", ".join(map(str, default))

@@ -57,7 +57,7 @@ def doctor(as_json: bool) -> int:
 
 def examine() -> dict[str, Any]:
     """Return tables name -> state (see _TABLES), and lists of "problems" and "notes"."""
-    packages = {name: _version_of(name) for name in CORE}
+    packages = {name: _find_version(name) for name in CORE}
     extras = {}
     for extra, modules in EXTRAS.items():
         complete = all(map(_is_installed, modules))
@@ -179,7 +179,7 @@ def _check_ir_version(packages: Mapping[str, str]) -> list[str]:
     return []
 
 
-def _version_of(name: str) -> str:
+def _find_version(name: str) -> str:
     """Return the version of a package, or "missing"."""
     try:
         return version(name)

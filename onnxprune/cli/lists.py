@@ -21,7 +21,7 @@ def rules(as_json: bool) -> None:
         if isinstance(rule, Rule):
             patterns[op] = rule.pattern
         else:
-            patterns[op] = _first_line(rule, "depends on its attributes")
+            patterns[op] = _take_first_line(rule, "depends on its attributes")
     patterns |= dict.fromkeys(MOVES, "moves positions")
     patterns |= dict(PLUGINS.rows())
     _show(sorted(patterns.items()), {"operator": "operator", "pattern": "pattern"}, as_json)
@@ -77,7 +77,7 @@ def engines(as_json: bool) -> None:
     _show(rows, titles, as_json)
 
 
-def _first_line(rule: object, otherwise: str) -> str:
+def _take_first_line(rule: object, otherwise: str) -> str:
     """Return the first line of a docstring."""
     return next(iter((rule.__doc__ or "").strip().splitlines()), otherwise)
 

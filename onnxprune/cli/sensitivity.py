@@ -99,7 +99,7 @@ def sensitivity(
     if as_json:
         emit([dict(r) for r in records])
         return
-    click.echo(_table(records))
+    click.echo(_format_table(records))
     say(f"written to {path}")
 
 
@@ -113,7 +113,7 @@ def _parse_rates(text: str) -> list[float]:
         ) from None
 
 
-def _table(records: Sequence[Mapping[str, Any]]) -> str:
+def _format_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records as a table, one row per cut."""
     from onnxprune.report.terminal import amount, columns
 

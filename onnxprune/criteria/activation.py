@@ -66,7 +66,7 @@ def _average(context: Context, name: str, value: Value) -> Scores:
         if mask.recurrent or axis not in statistics:
             continue
         table = analysis.axes.table(mask.ids)
-        norms = _consumer_norms(analysis, mask.node, mask.slot, mask.ids)
+        norms = _compute_consumer_norms(analysis, mask.node, mask.slot, mask.ids)
         per_position = value(statistics[axis], norms)
         for column in range(table.shape[1]):
             np.add.at(sums, table[:, column], per_position)
@@ -78,7 +78,9 @@ def _average(context: Context, name: str, value: Value) -> Scores:
     }
 
 
-def _consumer_norms(analysis: Analysis, node: int, slot: int, ids: np.ndarray) -> np.ndarray:
+def _compute_consumer_norms(
+    analysis: Analysis, node: int, slot: int, ids: np.ndarray
+) -> np.ndarray:
     """Return the squared norm of the weights that consume each position of an axis.
 
     Ones if the node has no such weight, as in a product of two activations.

@@ -96,13 +96,13 @@ class _WeightSupport:
 
     def unread(self, dead: np.ndarray) -> np.ndarray:
         """Return causes that are consumed, but only through zero weights."""
-        return self._untouched(dead, inputs=True) & self.readable & self.exact
+        return self._find_untouched(dead, inputs=True) & self.readable & self.exact
 
     def unproduced(self, dead: np.ndarray) -> np.ndarray:
         """Return causes that linear nodes produce, but only by zero filters."""
-        return self._untouched(dead, inputs=False) & self.exact
+        return self._find_untouched(dead, inputs=False) & self.exact
 
-    def _untouched(self, dead: np.ndarray, inputs: bool) -> np.ndarray:
+    def _find_untouched(self, dead: np.ndarray, inputs: bool) -> np.ndarray:
         """Return causes on the inputs (or outputs) of linear nodes without any live weight."""
         present, used = np.zeros_like(dead), np.zeros_like(dead)
         for linear, nonzero in self.parts:

@@ -100,7 +100,7 @@ def eliminate(
     order: list[int] = []
     cost = np.zeros(size)
     while len(alive):
-        scores = sum(w.scale * _block_costs(w.g, w.p, w.index[alive]) for w in work)
+        scores = sum(w.scale * _compute_block_costs(w.g, w.p, w.index[alive]) for w in work)
         take = min(max(1, size // steps), len(alive))
         chosen = alive[np.argsort(scores, kind="stable")[:take]]
         total = sum(w.scale * w.remove(w.index[chosen].ravel()) for w in work)
@@ -169,7 +169,7 @@ class _Elimination:
         self.removed = 0
 
 
-def _block_costs(g: np.ndarray, p: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _compute_block_costs(g: np.ndarray, p: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Return the (channels,) cost of removing each channel alone."""
     rows, columns = index[:, :, None], index[:, None, :]
     blocks = g[rows, columns]

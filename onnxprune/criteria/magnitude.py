@@ -18,12 +18,12 @@ def l1(context: Context) -> Scores:
 
     Li et al. 2017, Pruning Filters for Efficient ConvNets (arXiv 1608.08710, section 3.1).
     """
-    return _norms(context.analysis, 1)
+    return _compute_norms(context.analysis, 1)
 
 
 def l2(context: Context) -> Scores:
     """Compute sqrt(sum of w**2) over all filters that produce a channel."""
-    return {name: np.sqrt(total) for name, total in _norms(context.analysis, 2).items()}
+    return {name: np.sqrt(total) for name, total in _compute_norms(context.analysis, 2).items()}
 
 
 def largest_l1(context: Context) -> Scores:
@@ -99,8 +99,8 @@ def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.nd
     """
     weight = analysis.model.weights[analysis.uses[use].tensor].array()
     values = weight.astype(np.float32, copy=False)
-    scale = _quantization_parameter(analysis, use, weight.shape, 1)
-    zero_point = _quantization_parameter(analysis, use, weight.shape, 2)
+    scale = _read_quantization_parameter(analysis, use, weight.shape, 1)
+    zero_point = _read_quantization_parameter(analysis, use, weight.shape, 2)
     if zero_point is not None:
         values = values - zero_point
     if scale is not None:
@@ -113,7 +113,7 @@ def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.nd
     return np.einsum(f"{axes},{axes}->{axes[axis]}", values, values).astype(np.float64)
 
 
-def _quantization_parameter(
+def _read_quantization_parameter(
     analysis: Analysis, use: int, shape: tuple[int, ...], slot: int
 ) -> np.ndarray | None:
     """Return the scale (slot 1) or zero point (slot 2) of a weight, broadcastable to it.
@@ -135,7 +135,7 @@ def _quantization_parameter(
     return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
-def _norms(analysis: Analysis, power: int) -> dict[str, np.ndarray]:
+def _compute_norms(analysis: Analysis, power: int) -> dict[str, np.ndarray]:
     """Return sums of abs(w)**power over the filters that produce each channel.
 
     A group without such filters gets the sums over the weights that consume it, or else over the

@@ -118,7 +118,7 @@ def group_consumers(
     for item in statistics.values():
         index = channel_columns(analysis, item.ids, causes)
         if index is not None:
-            consumers += _linear_consumers(analysis, item, index, fisher)
+            consumers += _find_linear_consumers(analysis, item, index, fisher)
     for pair in pairs:
         index = channel_columns(analysis, pair.ids, causes)
         if index is None:
@@ -131,7 +131,7 @@ def group_consumers(
     return consumers
 
 
-def _linear_consumers(
+def _find_linear_consumers(
     analysis: Analysis, item: InputMoments, index: np.ndarray, fisher: Mapping[str, Fisher]
 ) -> Iterator[Consumer]:
     """Yield a consumer per group of a linear node in which all channels have equally many inputs.
@@ -145,7 +145,7 @@ def _linear_consumers(
     inputs = item.xx.shape[1] // item.taps
     weighted = _weight_by_fisher(weight, fisher.get(item.linear.out))
     for g in range(len(weight)):
-        inside = index if len(weight) == 1 else _positions_in_group(index, g, inputs)
+        inside = index if len(weight) == 1 else _find_positions_in_group(index, g, inputs)
         if inside is not None:
             columns = inside[:, :, None] * item.taps + np.arange(item.taps)
             yield Consumer(
@@ -211,7 +211,7 @@ def channel_columns(
     return position[np.argsort(owner, kind="stable")].reshape(len(causes), -1)
 
 
-def _positions_in_group(index: np.ndarray, g: int, inputs: int) -> np.ndarray | None:
+def _find_positions_in_group(index: np.ndarray, g: int, inputs: int) -> np.ndarray | None:
     """Return the positions within group g of a grouped convolution, counted from its first input.
 
     None if channels have different numbers of positions there.

@@ -106,11 +106,11 @@ def _evaluate_swaps(
     x = a @ g[np.ix_(s, c)]
     p_ss = p[np.ix_(s, s)]
     ap = a @ p_ss
-    apa = _diagonal_blocks(ap @ a, m)
+    apa = _take_diagonal_blocks(ap @ a, m)
     left = p[np.ix_(c, s)] - x.T @ p_ss  # W_c' W_S of the kept columns, refitted
-    g_c = _diagonal_blocks(g[np.ix_(c, c)] - g[np.ix_(c, s)] @ x, m)
-    p_c = _diagonal_blocks(p[np.ix_(c, c)] - left @ x - x.T @ p[np.ix_(s, c)], m)
-    a_jj_inv = invert_blocks(_diagonal_blocks(a, m))
+    g_c = _take_diagonal_blocks(g[np.ix_(c, c)] - g[np.ix_(c, s)] @ x, m)
+    p_c = _take_diagonal_blocks(p[np.ix_(c, c)] - left @ x - x.T @ p[np.ix_(s, c)], m)
+    a_jj_inv = invert_blocks(_take_diagonal_blocks(a, m))
     # from here on (removed, kept, m, m): one block per pair
     x = x.reshape(len(removed), m, len(kept), m).transpose(0, 2, 1, 3)
     la = (left @ a).reshape(len(kept), m, len(removed), m).transpose(2, 0, 1, 3)
@@ -125,7 +125,7 @@ def _evaluate_swaps(
     return float(np.trace(ap)), added - restored[:, None]
 
 
-def _diagonal_blocks(matrix: np.ndarray, m: int) -> np.ndarray:
+def _take_diagonal_blocks(matrix: np.ndarray, m: int) -> np.ndarray:
     """Return the blocks of m x m on the diagonal, (n, m, m)."""
     n = len(matrix) // m
     return matrix.reshape(n, m, n, m)[np.arange(n), :, np.arange(n)]

@@ -51,15 +51,15 @@ def find_batch_axes(
     """
     if given:
         axes = _complete(shapes, _check_given(shapes, given))
-        return _batch_size(shapes, axes), axes
-    for candidate in _candidates(shapes):
+        return _find_batch_size(shapes, axes), axes
+    for candidate in _propose_axes(shapes):
         # a guess needs proof; the usual layout holds unless it is disproved
         accepted: bool | None = candidate.certain or (candidate.usual and trial is None)
         if not accepted and trial is not None:
             accepted = trial(candidate.axes)
             accepted = candidate.usual if accepted is None else accepted
         if accepted:
-            return _batch_size(shapes, candidate.axes), dict(candidate.axes)
+            return _find_batch_size(shapes, candidate.axes), dict(candidate.axes)
     return 1, dict.fromkeys(shapes)
 
 
@@ -118,18 +118,18 @@ def _complete(shapes: Mapping[str, Shape], given: Axes) -> dict[str, int | None]
         if name in given or not sizes:
             continue
         size, axis = sizes[0]
-        if _name(size) is None:
+        if _read_size_name(size) is None:
             # an unnamed size says nothing, so that the same position is taken
-            fits = len(shape) > max(axis, 1) and _name(shape[axis]) is None
+            fits = len(shape) > max(axis, 1) and _read_size_name(shape[axis]) is None
             axes[name] = axis if fits else None
         elif size in shape and (isinstance(size, str) or len(shape) > 1):
             axes[name] = shape.index(size)
     return axes
 
 
-def _candidates(shapes: Mapping[str, Shape]) -> Iterator[_Candidate]:
+def _propose_axes(shapes: Mapping[str, Shape]) -> Iterator[_Candidate]:
     """Yield possible batch axes, the most likely first."""
-    leading = _leading(shapes)
+    leading = _find_leading_axis(shapes)
     if leading is not None:
         sizes = [shapes[n][a] for n, a in leading.items() if a is not None]
         if not any(map(_is_length, sizes)):
@@ -150,7 +150,7 @@ def _candidates(shapes: Mapping[str, Shape]) -> Iterator[_Candidate]:
         yield _Candidate({n: 1 if len(s) > 1 else None for n, s in shapes.items()}, False)
 
 
-def _leading(shapes: Mapping[str, Shape]) -> dict[str, int | None] | None:
+def _find_leading_axis(shapes: Mapping[str, Shape]) -> dict[str, int | None] | None:
     """Return axis 0 of all inputs, None if they do not agree on it.
 
     They do if all inputs of rank 2 or more have one number, one symbol, or anonymous dynamic sizes
@@ -161,14 +161,14 @@ def _leading(shapes: Mapping[str, Shape]) -> dict[str, int | None] | None:
     ranked = {n: s for n, s in shapes.items() if len(s) > 1}
     if not ranked:
         ranked = {n: s for n, s in shapes.items() if len(s) == 1}
-    first = {_name(s[0]) for s in ranked.values()}
+    first = {_read_size_name(s[0]) for s in ranked.values()}
     # a symbol that is also an inner axis is a length, not a batch
     inner = {d for s in shapes.values() for d in s[1:] if isinstance(d, str)}
     size = next(iter(first), None)
     if len(first) != 1 or size in inner:
         return None
     return {
-        n: 0 if n in ranked or (s and _name(s[0]) in (size, None)) else None
+        n: 0 if n in ranked or (s and _read_size_name(s[0]) in (size, None)) else None
         for n, s in shapes.items()
     }
 
@@ -183,13 +183,13 @@ def _is_length(size: int | str | None) -> bool:
     return isinstance(size, str) and not _is_batch(size) and bool(_LENGTH_NAME.match(size))
 
 
-def _batch_size(shapes: Mapping[str, Shape], axes: Axes) -> int | None:
+def _find_batch_size(shapes: Mapping[str, Shape], axes: Axes) -> int | None:
     """Return the number of samples in a feed, None if it is free."""
     sizes = [shapes[n][a] for n, a in axes.items() if a is not None]
     fixed = [d for d in sizes if isinstance(d, int)]
     return 1 if not sizes else next(iter(fixed), None)
 
 
-def _name(size: int | str | None) -> int | str | None:
+def _read_size_name(size: int | str | None) -> int | str | None:
     """Return the size, None if its name is generated."""
     return None if not isinstance(size, int) and is_anonymous(size) else size

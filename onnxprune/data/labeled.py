@@ -126,7 +126,7 @@ class LabeledData:
         Feeds of a model with a fixed batch size are padded with copies of the last sample.
         """
         for group in group_alike(
-            self._read(), self.inputs.batch or max(1, batch_size), self._alike
+            self._read(), self.inputs.batch or max(1, batch_size), self._can_stack
         ):
             yield self._stack(group)
 
@@ -151,7 +151,7 @@ class LabeledData:
             where, raw, labels = self.source.read(index)
             yield _Sample(self.inputs.sample(raw, where), dict(labels))
 
-    def _alike(self, first: _Sample, other: _Sample) -> bool:
+    def _can_stack(self, first: _Sample, other: _Sample) -> bool:
         """Return whether two samples and their labels can be stacked; boxes are concatenated."""
         return self.inputs.stackable(first.feed, other.feed) and all(
             np.shape(value) == np.shape(other.labels[name])
@@ -168,16 +168,16 @@ class LabeledData:
                 labels[name] = np.stack([s.labels[name] for s in group])
         # samples have different numbers of boxes, so these are concatenated
         if BOXES in first.labels:
-            boxes = [_with_row(s.labels[BOXES], row) for row, s in enumerate(group)]
+            boxes = [_prepend_row(s.labels[BOXES], row) for row, s in enumerate(group)]
             labels[BOXES] = np.concatenate(boxes)
-        size = self._image_size(first.feed)
+        size = self._find_image_size(first.feed)
         if SIZE not in labels and size is not None:
             labels[SIZE] = np.tile(size, (len(group), 1))
         return LabeledBatch(self.inputs.stack(feeds), labels, len(group))
 
-    def _image_size(self, sample: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+    def _find_image_size(self, sample: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
         """Return (height, width) of the sample if the model has exactly one image input."""
-        images = _image_inputs(self.inputs)
+        images = _find_image_inputs(self.inputs)
         if len(images) != 1:
             return None
         name, axes = images[0]
@@ -266,7 +266,7 @@ class ClassFolders:
                 f"{path} contains no subfolders with images; "
                 "put labeled images into one subfolder per class",
             )
-        self.name, self.channels = _image_input(inputs, str(path))
+        self.name, self.channels = _find_image_input(inputs, str(path))
 
     def read(self, index: int) -> tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]:
         """Return an image's pixels and its class as `labels`."""
@@ -303,7 +303,7 @@ class LabeledArrays:
             self.count = inputs.common_count(self.pieces, str(path))
             self.data = {name: self.pieces[name].view(a) for name, a in self.data.items()}
         elif "images" in arrays or (self.blob and "offsets" in arrays):
-            self.name, self.channels = _image_input(inputs, str(path))
+            self.name, self.channels = _find_image_input(inputs, str(path))
             keys = ("images",) if "images" in arrays else (str(self.blob), "offsets")
             self.data = {key: arrays.pop(key) for key in keys}
             # n samples have n + 1 offsets
@@ -410,7 +410,7 @@ def decode_bytes(data: bytes, channels: int, where: str) -> np.ndarray:
         ) from None
 
 
-def _image_inputs(inputs: Inputs) -> list[tuple[str, ImageAxes]]:
+def _find_image_inputs(inputs: Inputs) -> list[tuple[str, ImageAxes]]:
     """Return (name, axes) of the image inputs."""
     images = []
     for name in inputs.items:
@@ -420,9 +420,9 @@ def _image_inputs(inputs: Inputs) -> list[tuple[str, ImageAxes]]:
     return images
 
 
-def _image_input(inputs: Inputs, where: str) -> tuple[str, int]:
+def _find_image_input(inputs: Inputs, where: str) -> tuple[str, int]:
     """Return (name, channels) of the model's only input, which must be an image."""
-    images = _image_inputs(inputs)
+    images = _find_image_inputs(inputs)
     if len(inputs.items) != 1 or not images:
         raise DataError(
             "data-shape",
@@ -433,7 +433,7 @@ def _image_input(inputs: Inputs, where: str) -> tuple[str, int]:
     return name, channels_of(inputs.items[name].shape, axes)
 
 
-def _with_row(boxes: np.ndarray, row: int) -> np.ndarray:
+def _prepend_row(boxes: np.ndarray, row: int) -> np.ndarray:
     """Return float64 boxes with the number of the row in column 0."""
     boxes = np.array(boxes, np.float64)
     boxes[:, 0] = row

@@ -32,8 +32,8 @@ class Loader:
     ) -> None:
         self.spec, self.function, self.inputs = spec, function, inputs
         self.hashes = []
-        for where, raw in self._samples():
-            self.hashes.append(_hash(inputs.sample(raw, where)))
+        for where, raw in self._iterate_samples():
+            self.hashes.append(_compute_hash(inputs.sample(raw, where)))
             if len(self.hashes) == samples:
                 break
         self.count = len(self.hashes)
@@ -44,11 +44,11 @@ class Loader:
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield samples, with one pass over the function per ascending run of indices."""
-        position, stream = -1, self._samples()
+        position, stream = -1, self._iterate_samples()
         for index in indices:
             # a generator cannot go back
             if index <= position:
-                position, stream = -1, self._samples()
+                position, stream = -1, self._iterate_samples()
             while position < index:
                 position += 1
                 item = next(stream, None)
@@ -61,7 +61,7 @@ class Loader:
                 where, raw = item
             sample = self.inputs.sample(raw, where)
             # statistics of several passes must refer to the same samples
-            if _hash(sample) != self.hashes[index]:
+            if _compute_hash(sample) != self.hashes[index]:
                 raise DataError(
                     "data-loader",
                     f"{where} differs from the previous pass; seed its random numbers, "
@@ -77,7 +77,7 @@ class Loader:
         """Return the hex sha256 of the converted samples."""
         return hashlib.sha256(b"".join(self.hashes[i] for i in indices)).hexdigest()
 
-    def _samples(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _iterate_samples(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield single samples of the batches or samples that the function yields."""
         try:
             stream = iter(self.function())
@@ -168,7 +168,7 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def _hash(sample: Mapping[str, np.ndarray]) -> bytes:
+def _compute_hash(sample: Mapping[str, np.ndarray]) -> bytes:
     state = hashlib.sha256()
     for array in sample.values():
         state.update(f"{array.dtype}{array.shape}".encode())

@@ -64,7 +64,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
                     continue
                 with archive.open(info) as member:
                     arrays[info.filename.removesuffix(".npy")] = _read_header(
-                        path, info.filename, member, _member_start(path, info), info.file_size
+                        path, info.filename, member, _find_member_start(path, info), info.file_size
                     )
         return arrays
     except Exception as problem:  # zipfile, its decoders and numpy raise many types
@@ -166,7 +166,7 @@ def _read_header(
     return StoredArray(path, member, tuple(shape), dtype, fortran, begin, skip)
 
 
-def _member_start(path: Path, info: zipfile.ZipInfo) -> int | None:
+def _find_member_start(path: Path, info: zipfile.ZipInfo) -> int | None:
     """Return the offset of an uncompressed member's bytes; None if compressed or encrypted."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         return None

@@ -50,9 +50,9 @@ def pieces_of_shared(expected: Shape, shape: tuple[int, ...]) -> Pieces:
     of one sequence at a time are often stacked there.
     """
     longer = [i for i, (e, d) in enumerate(zip(expected, shape, strict=True)) if e == 1 != d]
-    if len(longer) != 1 or not fits(expected, _with(shape, longer[0], 1)):
+    if len(longer) != 1 or not fits(expected, _replace_size(shape, longer[0], 1)):
         return Pieces(None, shape)
-    return Pieces(shape[longer[0]], _with(shape, longer[0], 1), longer[0])
+    return Pieces(shape[longer[0]], _replace_size(shape, longer[0], 1), longer[0])
 
 
 def fits(expected: Sequence[int | str | None], shape: Sequence[int]) -> bool:
@@ -62,6 +62,6 @@ def fits(expected: Sequence[int | str | None], shape: Sequence[int]) -> bool:
     )
 
 
-def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+def _replace_size(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
     """Return a shape with another size on one axis."""
     return (*shape[:axis], size, *shape[axis + 1 :])

@@ -47,7 +47,7 @@ def is_separable(
         return None
     for count in COUNTS if fixed is None else (fixed,):
         try:
-            return _try(session, model, _concrete(shapes, axes, count), axes, count)
+            return _try(session, model, _fill_in_samples(shapes, axes, count), axes, count)
         except ModelError:  # too few samples for this model, or inputs that do not fit
             continue
     return None
@@ -100,7 +100,7 @@ def _is_local(before: np.ndarray, after: np.ndarray, sample: int, count: int) ->
     return False
 
 
-def _concrete(
+def _fill_in_samples(
     shapes: Mapping[str, Shape], axes: Mapping[str, int | None], count: int
 ) -> dict[str, tuple[int, ...]]:
     """Return example shapes with this number of samples."""

@@ -97,7 +97,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
             "data-loader", f"{spec}: name the function that yields feeds, as {spec}:FUNCTION"
         )
     if path.is_dir():
-        return _folder_kind(path), spec
+        return _detect_folder_kind(path), spec
     if not path.exists():
         raise DataError("data-missing", f"no data at {spec}: the file or folder does not exist")
     if path.suffix.lower() in ARRAY_SUFFIXES:
@@ -128,7 +128,7 @@ def find_files(folder: Path, suffixes: Sequence[str], *, below: bool) -> list[Pa
     return files
 
 
-def _folder_kind(folder: Path) -> str:
+def _detect_folder_kind(folder: Path) -> str:
     """Return "arrays" or "images" by the files in a folder."""
     arrays = bool(find_files(folder, ARRAY_SUFFIXES, below=False))
     images = bool(find_files(folder, IMAGE_SUFFIXES, below=True))

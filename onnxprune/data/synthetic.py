@@ -35,7 +35,7 @@ class Synthetic:
     def __init__(self, inputs: Inputs, count: int, seed: int) -> None:
         self.inputs, self.count, self.seed = inputs, count, seed
         self.shapes = concrete_shapes(inputs)
-        self.ranges = _ranges(inputs)
+        self.ranges = _find_ranges(inputs)
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """Yield samples; a shared input has the same values in all of them."""
@@ -81,10 +81,10 @@ def draw(
     return np.asarray(generator.integers(*limits, shape), dtype)
 
 
-def _ranges(inputs: Inputs) -> dict[str, tuple[int, int]]:
+def _find_ranges(inputs: Inputs) -> dict[str, tuple[int, int]]:
     """Return the range of values per integer or boolean input."""
     if inputs.model is not None:
-        ranges = integer_ranges(inputs.model, _full_shapes(inputs))
+        ranges = integer_ranges(inputs.model, _complete_shapes(inputs))
     else:
         ranges = {n: BINARY for n, item in inputs.items.items() if item.dtype.kind in "iub"}
     for name, item in inputs.items.items():
@@ -98,7 +98,7 @@ def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
 
     The sizes are those of `example_shapes`; a leading axis that is not stacked has size 1.
     """
-    full = _full_shapes(inputs)
+    full = _complete_shapes(inputs)
     shapes = {}
     for name, item in inputs.items.items():
         axis = len(item.shape) if item.axis is None else item.axis
@@ -106,7 +106,7 @@ def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _full_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
+def _complete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     """Return a shape per input, with a size for every dynamic axis."""
     images = {name: inputs.image(name) for name in inputs.items}
     channels = {name: axes.channels if axes else None for name, axes in images.items()}

@@ -63,7 +63,7 @@ def prepare(
     _write_shapes(copy, inferred)
     sizes = {}
     for tensor in inferred.types:
-        shape = _static_shape(inferred.shape(tensor))
+        shape = _find_static_shape(inferred.shape(tensor))
         if shape is not None:
             sizes[tensor] = shape
     unknown = sorted(_list_outputs(copy) - set(sizes))
@@ -157,7 +157,7 @@ def _try_convert(model: Model, target: HandoffTarget, notes: list[str]) -> Model
         return model
 
 
-def _static_shape(shape: tuple[int | str | None, ...] | None) -> tuple[int, ...] | None:
+def _find_static_shape(shape: tuple[int | str | None, ...] | None) -> tuple[int, ...] | None:
     """Return the shape if every axis is a number, else None."""
     if shape is None:
         return None

@@ -170,7 +170,7 @@ def bench(
         No model, no engine, an unknown engine, or an input whose shape is not known.
     """
     chosen = _open_engines(sources, engines)
-    labeled = _label(sources)
+    labeled = _label_sources(sources)
     models = {label: open_model(source) for label, source in labeled.items()}
     inputs = _choose_inputs(models, feeds, options, seed)
     # before measuring: the load that the measurement itself causes does not count
@@ -247,7 +247,7 @@ def _open_engines(sources: Sequence[Source], names: Sequence[str]) -> dict[str, 
     return engines
 
 
-def _label(sources: Sequence[Source]) -> dict[str, Source]:
+def _label_sources(sources: Sequence[Source]) -> dict[str, Source]:
     """Return each source under a short unique name.
 
     The name is the file's stem, its path if several files share the stem, with a number if a path

@@ -173,7 +173,9 @@ class OnnxRuntimeModel(Compiled):
         import onnxruntime
 
         try:
-            session = onnxruntime.InferenceSession(str(path), settings, providers=self._providers())
+            session = onnxruntime.InferenceSession(
+                str(path), settings, providers=self._choose_providers()
+            )
         except Exception as problem:
             raise refusal(self._engine.name, problem) from problem
         # onnxruntime silently falls back to the CPU
@@ -185,7 +187,7 @@ class OnnxRuntimeModel(Compiled):
             )
         return session
 
-    def _providers(self) -> list[Any]:
+    def _choose_providers(self) -> list[Any]:
         """Return the provider with its options, and the one for nodes that it lacks."""
         if self._engine.provider != "TensorrtExecutionProvider":
             return [self._engine.provider]

@@ -190,7 +190,7 @@ class _Child:
             self.feeds = arguments[0]
             return None
         if command == "memory":
-            peak = _status_bytes("VmHWM")
+            peak = _read_status_bytes("VmHWM")
             return None if peak is None else (peak, self.before_bytes)
         compiled = self.compiled
         if compiled is None:
@@ -213,14 +213,14 @@ class _Child:
         engine = ENGINES.get(name)
         if library := getattr(engine, "library", ""):
             importlib.import_module(library)  # its size must not count as the model's
-        self.before_bytes = _status_bytes("VmRSS") or 0
+        self.before_bytes = _read_status_bytes("VmRSS") or 0
         # an engine that runs models in a worker must not start another one
         compile_model = getattr(engine, "compile_here", engine.compile)
         self.compiled = compile_model(path, options)
         return self.compiled.outputs
 
 
-def _status_bytes(key: str) -> int | None:
+def _read_status_bytes(key: str) -> int | None:
     """Return an entry of /proc/self/status in bytes; None on other systems.
 
     VmHWM is that of this program; getrusage's peak includes the parent's size at the fork.

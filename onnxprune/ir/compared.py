@@ -166,11 +166,11 @@ class _Choices(Dependencies):
     def floats_before(self, after: Collection[str], outputs: Iterable[str]) -> list[str]:
         """Return what tensors in `after`, as far as outputs need them, read from the rest."""
         inside = self.ancestors(outputs).intersection(after)
-        return self._floats((self.frontier(inside) & self.learned).difference(after))
+        return self._select_floats((self.frontier(inside) & self.learned).difference(after))
 
     def floats_in_front(self, output: str) -> list[str]:
         """Return the nearest floating-point tensors that an output is computed from."""
-        types = self._types()
+        types = self._infer_types()
         front: set[str] = set()
         seen, waiting = {output}, [output]
         while waiting:
@@ -185,16 +185,16 @@ class _Choices(Dependencies):
                     waiting.append(name)
         return self._in_order(front)
 
-    def _floats(self, names: Iterable[str]) -> list[str]:
+    def _select_floats(self, names: Iterable[str]) -> list[str]:
         """Return the floating-point tensors among others, in the order of their producers."""
-        types = self._types()
+        types = self._infer_types()
         return self._in_order(n for n in names if types.get(n) in _FLOATS[:3])
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
         """Return tensors in the order of their producers."""
         return sorted(names, key=lambda name: (self.producers.get(name, -1), name))
 
-    def _types(self) -> dict[str, int]:
+    def _infer_types(self) -> dict[str, int]:
         """Return the element types of the main graph's activations, as far as they are known."""
         try:
             shapes = self.shapes or infer(self.model)

@@ -48,10 +48,10 @@ def substitute(lengths: Sequence[Dim], values: Mapping[str, Dim]) -> list[Dim]:
     """Return lengths with symbols replaced by what they equal."""
     if not values:
         return list(lengths)
-    return [_replaced(length, values) for length in lengths]
+    return [_replace_symbols(length, values) for length in lengths]
 
 
-def _replaced(length: Dim, values: Mapping[str, Dim]) -> Dim:
+def _replace_symbols(length: Dim, values: Mapping[str, Dim]) -> Dim:
     """Return a length with its symbols replaced."""
     symbols = [] if length is None else symbols_of(length)
     if not any(symbol in values for symbol in symbols):

@@ -57,7 +57,7 @@ def example_shapes(
     sizes: dict[str, list[int]] = {}
     for name, shape in shapes.items():
         sizes[name] = [
-            d if isinstance(d, int) else _example_size(axis, channel_axes.get(name))
+            d if isinstance(d, int) else _choose_example_size(axis, channel_axes.get(name))
             for axis, d in enumerate(shape)
         ]
         for size, symbol in zip(sizes[name], shape, strict=True):
@@ -112,7 +112,7 @@ def example_input_shapes(
     return example_shapes(declared, axes)
 
 
-def _example_size(axis: int, channels: int | None) -> int:
+def _choose_example_size(axis: int, channels: int | None) -> int:
     """Return a size for a dynamic axis by its position."""
     if axis == 0:
         return 1

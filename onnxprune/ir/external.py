@@ -144,7 +144,7 @@ def embed_tensors(proto: ModelProto, path: Path | None) -> None:
     """
     external = [
         (tensor, place)
-        for tensor, place in _other_tensors(proto)
+        for tensor, place in _walk_other_tensors(proto)
         if tensor.data_location == TensorProto.EXTERNAL
     ]
     if not external:
@@ -197,26 +197,26 @@ class _Place(NamedTuple):
         return f"the {part} of sparse {place}"
 
 
-def _other_tensors(proto: ModelProto) -> Iterator[tuple[TensorProto, _Place]]:
+def _walk_other_tensors(proto: ModelProto) -> Iterator[tuple[TensorProto, _Place]]:
     """Yield all tensors of a model except the main graph's initializers, with their places."""
-    yield from _sparse_tensors(proto.graph.sparse_initializer, _Place())
-    yield from _node_tensors(proto.graph.node)
+    yield from _walk_sparse_tensors(proto.graph.sparse_initializer, _Place())
+    yield from _walk_node_tensors(proto.graph.node)
     for function in proto.functions:
         yield from _attribute_tensors(function.attribute_proto, function)
-        yield from _node_tensors(function.node)
+        yield from _walk_node_tensors(function.node)
     for training in proto.training_info:
         for graph in (training.initialization, training.algorithm):
-            yield from _graph_tensors(graph)
+            yield from _walk_graph_tensors(graph)
 
 
-def _graph_tensors(graph: GraphProto) -> Iterator[tuple[TensorProto, _Place]]:
+def _walk_graph_tensors(graph: GraphProto) -> Iterator[tuple[TensorProto, _Place]]:
     for tensor in graph.initializer:
         yield tensor, _Place()
-    yield from _sparse_tensors(graph.sparse_initializer, _Place())
-    yield from _node_tensors(graph.node)
+    yield from _walk_sparse_tensors(graph.sparse_initializer, _Place())
+    yield from _walk_node_tensors(graph.node)
 
 
-def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[tuple[TensorProto, _Place]]:
+def _walk_node_tensors(nodes: Iterable[NodeProto]) -> Iterator[tuple[TensorProto, _Place]]:
     for node in nodes:
         yield from _attribute_tensors(node.attribute, node)
 
@@ -235,15 +235,15 @@ def _attribute_tensors(
         for tensor in attribute.tensors:
             yield tensor, place
         if attribute.HasField("sparse_tensor"):
-            yield from _sparse_tensors([attribute.sparse_tensor], place)
-        yield from _sparse_tensors(attribute.sparse_tensors, place)
+            yield from _walk_sparse_tensors([attribute.sparse_tensor], place)
+        yield from _walk_sparse_tensors(attribute.sparse_tensors, place)
         if attribute.HasField("g"):
-            yield from _graph_tensors(attribute.g)
+            yield from _walk_graph_tensors(attribute.g)
         for graph in attribute.graphs:
-            yield from _graph_tensors(graph)
+            yield from _walk_graph_tensors(graph)
 
 
-def _sparse_tensors(
+def _walk_sparse_tensors(
     tensors: Iterable[SparseTensorProto], place: _Place
 ) -> Iterator[tuple[TensorProto, _Place]]:
     for sparse in tensors:

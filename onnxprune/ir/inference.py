@@ -115,13 +115,13 @@ class _Inference:
             kind = inferred.get(name)
             # by name in any domain: all of these are element-wise or normalize
             like_input = node.op_type in FIRST_INPUT_FALLBACK and name == node.output[0]
-            if not _ranked(kind) and like_input and node.input:
+            if not _is_ranked(kind) and like_input and node.input:
                 kind = self.types.get(node.input[0])
-            if not _ranked(kind) and name in self.declared:
+            if not _is_ranked(kind) and name in self.declared:
                 kind = self.declared[name]
             if name and kind is not None:
                 self.types[name] = kind
-        incomplete = any(n and not _ranked(self.types.get(n)) for n in node.output)
+        incomplete = any(n and not _is_ranked(self.types.get(n)) for n in node.output)
         if self.fallback is not None and node.input and incomplete:
             self.ask_fallback(node, self.fallback)
         self.use_values(node)
@@ -217,7 +217,7 @@ class _Inference:
                 return self.output_types(node, crossing)
             # repeat with the wider states, and forget what the last iteration inferred
             kept = {name: self.types[name] for name in operands}
-            for name in _names_inside(graphs):
+            for name in _list_names_inside(graphs):
                 self.types.pop(name, None)
                 self.values.pop(name, None)
             self.types.update(kept | wider)
@@ -264,11 +264,11 @@ class _Inference:
         return types
 
 
-def _ranked(kind: TypeProto | None) -> bool:
+def _is_ranked(kind: TypeProto | None) -> bool:
     return kind is not None and has_shape(kind)
 
 
-def _names_inside(graphs: Sequence[GraphProto]) -> list[str]:
+def _list_names_inside(graphs: Sequence[GraphProto]) -> list[str]:
     """Return the names of all tensors that graphs and their bodies define."""
     names: list[str] = []
     for graph in graphs:

@@ -126,7 +126,7 @@ class _RangeSearch:
                         waiting.append(after)
         if bounded and low < high:
             return low, high
-        return _default_range(name, kind, rank)
+        return _choose_default_range(name, kind, rank)
 
     def limits(self, node: NodeProto, position: int) -> tuple[int, int] | None:
         """Return the range [low, high) that an operand of a node must have; None if any."""
@@ -185,7 +185,7 @@ class _RangeSearch:
         for graph in nested(self.model.proto.graph):
             for node in graph.node:
                 if node.op_type == "Constant" and name in node.output:
-                    return _constant_value(node)
+                    return _read_constant(node)
         return None
 
     def shape(self, name: str) -> tuple[int | str | None, ...] | None:
@@ -197,7 +197,7 @@ class _RangeSearch:
         return self.known.shape(name)
 
 
-def _constant_value(node: NodeProto) -> np.ndarray | None:
+def _read_constant(node: NodeProto) -> np.ndarray | None:
     """Return the number or numbers of a Constant node; None for other kinds."""
     for key in ("value_int", "value_ints", "value_float", "value_floats"):
         value = attribute(node, key)
@@ -225,7 +225,7 @@ def _infer_at(model: ModelView, sizes: Mapping[str, Sequence[int]]) -> Shapes:
         return Shapes({}, {}, set())
 
 
-def _default_range(name: str, kind: int, rank: int) -> tuple[int, int]:
+def _choose_default_range(name: str, kind: int, rank: int) -> tuple[int, int]:
     """Return the range of an input that no index or length bounds."""
     if _MASK_NAME.search(name):
         return (0, 1) if _IGNORED_NAME.search(name) else (1, 2)

@@ -157,7 +157,7 @@ def save(
             raise OutputError(
                 "output-exists", f"{target} exists; pass --overwrite (overwrite=True) to replace it"
             )
-    obsolete = _own_data(path) - _own_data(model.path)
+    obsolete = _find_own_data(path) - _find_own_data(model.path)
     with staging() if files is None else contextlib.nullcontext(files) as files:
         # before the graph, so that it is in place when the graph refers to it
         if external_data:
@@ -208,7 +208,7 @@ def _externalize(model: ModelView, data: Path, files: Staging) -> tuple[ModelVie
     return copy, data
 
 
-def _own_data(path: Path | None) -> set[Path]:
+def _find_own_data(path: Path | None) -> set[Path]:
     """Return the external data of the graph at `path` whose names `save` has given."""
     if path is None or not path.is_file():
         return set()

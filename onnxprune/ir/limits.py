@@ -113,8 +113,10 @@ def check_expansion(model: ModelView, shapes: Shapes) -> None:
         A small file asks for much memory in sum, see LARGEST_EXPANSION.
     """
     graph = model.proto.graph
-    given = model.size_bytes() + sum(_size_bytes(info.name, shapes) for info in graph.input)
-    needed, name = max((_largest_live(g, shapes) for g in nested(graph)), key=lambda pair: pair[0])
+    given = model.size_bytes() + sum(_count_bytes(info.name, shapes) for info in graph.input)
+    needed, name = max(
+        (_find_largest_live(g, shapes) for g in nested(graph)), key=lambda pair: pair[0]
+    )
     if needed > max(MODEST_BYTES, LARGEST_EXPANSION * given):
         raise ModelError(
             "tensor-too-large",
@@ -123,7 +125,7 @@ def check_expansion(model: ModelView, shapes: Shapes) -> None:
         )
 
 
-def _largest_live(graph: GraphProto, shapes: Shapes) -> tuple[int, str]:
+def _find_largest_live(graph: GraphProto, shapes: Shapes) -> tuple[int, str]:
     """Return the largest sum of tensors of a graph that are alive at a node, and its label."""
     last: dict[str, int] = {}
     for i, node in enumerate(graph.node):
@@ -134,7 +136,7 @@ def _largest_live(graph: GraphProto, shapes: Shapes) -> tuple[int, str]:
     made: dict[str, int] = {}
     for i, node in enumerate(graph.node):
         for output in filter(None, node.output):
-            made[output] = _size_bytes(output, shapes)
+            made[output] = _count_bytes(output, shapes)
             live += made[output]
         if live > largest:
             largest, name = live, label(node)
@@ -144,7 +146,7 @@ def _largest_live(graph: GraphProto, shapes: Shapes) -> tuple[int, str]:
     return largest, name
 
 
-def _size_bytes(name: str, shapes: Shapes) -> int:
+def _count_bytes(name: str, shapes: Shapes) -> int:
     """Return the bytes of a tensor; dynamic lengths count as 1, unknown shapes as nothing."""
     dims = shapes.shape(name)
     if dims is None:
@@ -182,16 +184,16 @@ def check_functions(proto: ModelProto) -> None:
         if not ready:
             raise ModelError("model-invalid", f"local function {min(pending)[1]!r} calls itself")
         for key in ready:
-            sizes[key] = unfolded_size(_all_nodes(pending.pop(key).node))
-    unfolded_size(_all_nodes(proto.graph.node))
+            sizes[key] = unfolded_size(_walk_nodes(pending.pop(key).node))
+    unfolded_size(_walk_nodes(proto.graph.node))
 
 
 def _called(function: FunctionProto) -> set[tuple[str, str]]:
     """Return (domain, op) of the nodes of a function and of their bodies."""
-    return {(n.domain, n.op_type) for n in _all_nodes(function.node)}
+    return {(n.domain, n.op_type) for n in _walk_nodes(function.node)}
 
 
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+def _walk_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     """Yield nodes and those of their bodies."""
     waiting = list(nodes)
     while waiting:

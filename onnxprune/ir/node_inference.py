@@ -186,13 +186,13 @@ def type_from_values(node: NodeProto, known: Shapes) -> TypeProto | None:
     None if the type that is already known cannot be improved.
     """
     if node.op_type == "Range":
-        return _range_type(node, known)
+        return _infer_range_type(node, known)
     if node.op_type in WINDOWED and node.domain in STANDARD_DOMAINS:
         windowed = windowed_type(node, known)
         if windowed is not None:
             return windowed
     if node.op_type in ("Compress", "MaxUnpool"):
-        return _selected_type(node, known)
+        return _infer_selected_type(node, known)
     if node.op_type in ("Slice", "Tile") and len(node.input) > 1:
         return _partly_sliced_type(node, known)
     slot = _TARGET_SLOT.get(node.op_type)
@@ -223,7 +223,7 @@ def type_from_values(node: NodeProto, known: Shapes) -> TypeProto | None:
     return helper.make_tensor_type_proto(dtype, dims)
 
 
-def _selected_type(node: NodeProto, known: Shapes) -> TypeProto | None:
+def _infer_selected_type(node: NodeProto, known: Shapes) -> TypeProto | None:
     """Return the type of a Compress by a known condition, or a MaxUnpool to a known shape."""
     inputs, last = known.shape(node.input[0]), known.value(node.input[-1])
     if inputs is None or last is None:
@@ -241,7 +241,7 @@ def _selected_type(node: NodeProto, known: Shapes) -> TypeProto | None:
     return helper.make_tensor_type_proto(known.dtype(node.input[0]), dims)
 
 
-def _range_type(node: NodeProto, known: Shapes) -> TypeProto | None:
+def _infer_range_type(node: NodeProto, known: Shapes) -> TypeProto | None:
     """Return the type of Range(0, n, 1) for a symbolic n: it has n elements."""
     bounds = []
     for name in node.input:

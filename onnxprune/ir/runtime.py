@@ -179,7 +179,7 @@ def example_feeds(
         Input name -> shape that overrides these lengths.
     """
     rng = np.random.default_rng(seed)
-    sizes = _example_sizes(model) | {n: list(s) for n, s in (shapes or {}).items()}
+    sizes = _choose_example_sizes(model) | {n: list(s) for n, s in (shapes or {}).items()}
     ranges = integer_ranges(model, sizes)
     feeds = {}
     for info in model.proto.graph.input:
@@ -193,7 +193,7 @@ def example_feeds(
     return feeds
 
 
-def _example_sizes(model: ModelView) -> dict[str, list[int]]:
+def _choose_example_sizes(model: ModelView) -> dict[str, list[int]]:
     """Return a shape per input, with example lengths for dynamic axes."""
     symbols: dict[str, int] = {}
     sizes = {}

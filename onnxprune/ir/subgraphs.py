@@ -74,7 +74,7 @@ def _bind_loop(node: NodeProto) -> list[Binding] | None:
     if body is None or len(body.input) != states + 2 or len(body.output) < states + 1:
         return None
     # states follow the two inputs and the one output that control the loop
-    results = _padded_outputs(node, body)
+    results = _pad_outputs(node, body)
     result = []
     for i in range(states):
         inside, yields = body.input[i + 2].name, body.output[i + 1].name
@@ -92,7 +92,7 @@ def _bind_scan(node: NodeProto) -> list[Binding] | None:
     states = len(node.input) - count
     if len(body.input) != len(node.input) or len(body.output) < states:
         return None
-    results = _padded_outputs(node, body)
+    results = _pad_outputs(node, body)
     input_axes = attribute(node, "scan_input_axes") or [0] * count
     output_axes = attribute(node, "scan_output_axes") or [0] * (len(body.output) - states)
     result = []
@@ -108,7 +108,7 @@ def _bind_scan(node: NodeProto) -> list[Binding] | None:
     return result
 
 
-def _padded_outputs(node: NodeProto, body: GraphProto) -> list[str]:
+def _pad_outputs(node: NodeProto, body: GraphProto) -> list[str]:
     """Return the node's outputs, followed by "" for trailing optional outputs that are not used."""
     return [*node.output, *[""] * len(body.output)]
 
@@ -189,7 +189,7 @@ def trip_count(
 ) -> int | None:
     """Return the number of iterations of a Loop or Scan; None if unknown."""
     if node.op_type == "Loop":
-        return _loop_count(node, values)
+        return _find_loop_count(node, values)
     for binding in crossing:
         if binding.slot < 0 or binding.axis is None:
             continue
@@ -202,7 +202,7 @@ def trip_count(
     return None
 
 
-def _loop_count(node: NodeProto, values: Mapping[str, np.ndarray]) -> int | None:
+def _find_loop_count(node: NodeProto, values: Mapping[str, np.ndarray]) -> int | None:
     """Return the constant trip count of a Loop whose condition is true from start to end."""
     body, count = attribute(node, "body"), values.get(node.input[0])
     condition = body.output[0].name

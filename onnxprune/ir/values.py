@@ -125,7 +125,7 @@ def _sum(x: Any, y: Any) -> Dim:
     # the negative of a length would compare equal to -1
     if any(not isinstance(v, str) and v < 0 for v in (x, y)):
         return None
-    return _opaque("+", *sorted(map(str, (x, y))))
+    return _make_symbol("+", *sorted(map(str, (x, y))))
 
 
 def truncated_quotient(x: Any, y: Any) -> Dim:
@@ -133,10 +133,10 @@ def truncated_quotient(x: Any, y: Any) -> Dim:
     exact = quotient(x, y)
     if exact is not None or any(not isinstance(v, str) and v <= 0 for v in (x, y)):
         return exact
-    return _opaque("/", str(x), str(y))
+    return _make_symbol("/", str(x), str(y))
 
 
-def _opaque(operation: str, x: str, y: str) -> Dim:
+def _make_symbol(operation: str, x: str, y: str) -> Dim:
     """Return the symbol of a computed length; None if it would be too long to be of use."""
     symbol = f"?({x}{operation}{y})".replace(_TIMES, "*")
     return symbol if len(symbol) <= _LONGEST_SYMBOL else None
@@ -213,7 +213,7 @@ def _unsqueeze(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray:
     return np.expand_dims(x, _axes(node, axes) or ())
 
 
-def _checked_shape(shape: np.ndarray) -> tuple[int, ...]:
+def _check_shape(shape: np.ndarray) -> tuple[int, ...]:
     """Return a shape; ValueError if unknown or over LARGEST_VALUE elements."""
     if shape.dtype == object or np.prod(shape.astype(float)) > LARGEST_VALUE:
         raise ValueError("not a small known shape")
@@ -222,16 +222,16 @@ def _checked_shape(shape: np.ndarray) -> tuple[int, ...]:
 
 def _constant_of_shape(node: NodeProto, shape: np.ndarray) -> np.ndarray:
     fill = attribute(node, "value")
-    dims = _checked_shape(shape)
+    dims = _check_shape(shape)
     return np.full(dims, np.float32(0) if fill is None else numpy_helper.to_array(fill)[0])
 
 
 def _expand(node: NodeProto, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, _checked_shape(shape)))
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, _check_shape(shape)))
 
 
 def _range(node: NodeProto, start: np.ndarray, end: np.ndarray, step: np.ndarray) -> np.ndarray:
-    _checked_shape(np.array([max(0, abs((end - start) / step))]))
+    _check_shape(np.array([max(0, abs((end - start) / step))]))
     # arrays without axes, because Python numbers would round the length differently
     return np.arange(start, end, step, start.dtype)  # type: ignore[call-overload]  # stubs take numbers only
 
@@ -275,7 +275,7 @@ def _mod(node: NodeProto, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _tile(node: NodeProto, x: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-    _checked_shape(np.array(x.shape) * repeats)
+    _check_shape(np.array(x.shape) * repeats)
     return np.tile(x, repeats.tolist())
 
 

@@ -240,7 +240,7 @@ def declared_size(tensor: TensorProto, what: str) -> int:
     known_type = tensor.data_type in TensorProto.DataType.values()
     if not known_type or tensor.data_type == TensorProto.UNDEFINED or min(shape, default=0) < 0:
         raise ModelError("model-invalid", f"{what} has type {tensor.data_type} and shape {shape}")
-    size = _size(tensor.data_type, shape)
+    size = _count_elements(tensor.data_type, shape)
     if size.bit_length() > 63:
         raise ModelError("model-invalid", f"{what} of rank {len(shape)} has over 2^63 bytes")
     return size
@@ -252,10 +252,10 @@ def size_bytes(weight: Typed) -> int:
         return len(weight.data)
     if isinstance(weight, FileWeight):
         return weight.length
-    return _size(weight.dtype, weight.shape)
+    return _count_elements(weight.dtype, weight.shape)
 
 
-def _size(dtype: int, shape: tuple[int, ...]) -> int:
+def _count_elements(dtype: int, shape: tuple[int, ...]) -> int:
     # Python's integers, because a shape may describe more elements than int64 holds
     return -(-prod(shape) * bits(dtype) // 8)
 

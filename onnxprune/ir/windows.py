@@ -27,16 +27,16 @@ def windowed_type(node: NodeProto, known: Shapes) -> TypeProto | None:
     if before is None or len(before) != len(after):
         return None
     if node.op_type in ("Resize", "Upsample"):
-        sizes = _resized(node, known, before)
+        sizes = _compute_resized(node, known, before)
     else:
-        sizes = [*after[:_OUTER], *_windowed(node, known, before[_OUTER:])]
+        sizes = [*after[:_OUTER], *_compute_windowed(node, known, before[_OUTER:])]
     dims = [b if isinstance(b, int) or a is None else a for a, b in zip(sizes, after, strict=False)]
     if len(dims) != len(after) or tuple(dims) == after:
         return None
     return helper.make_tensor_type_proto(known.dtype(node.output[0]), dims)
 
 
-def _windowed(node: NodeProto, known: Shapes, sizes: Sequence[Dim]) -> list[Dim]:
+def _compute_windowed(node: NodeProto, known: Shapes, sizes: Sequence[Dim]) -> list[Dim]:
     """Return the sizes after a convolution or pooling; None where no product gives them."""
     weight = known.shape(node.input[1]) if len(node.input) > 1 else None
     kernel = attribute(node, "kernel_shape") or (weight or ())[_OUTER:]
@@ -69,7 +69,7 @@ def _windowed(node: NodeProto, known: Shapes, sizes: Sequence[Dim]) -> list[Dim]
     return out
 
 
-def _resized(node: NodeProto, known: Shapes, sizes: Sequence[Dim]) -> list[Dim]:
+def _compute_resized(node: NodeProto, known: Shapes, sizes: Sequence[Dim]) -> list[Dim]:
     """Return the sizes after scaling by whole numbers; None for other scales."""
     slot = len(node.input) - 1  # before opset 11 and without sizes, the scales are the last input
     scales = known.value(node.input[min(slot, 2)]) if slot and slot <= 2 else None

@@ -218,14 +218,14 @@ class BaseMetric:
             self.name,
             estimate.value,
             self.n,
-            self._standard_error(),
+            self._estimate_standard_error(),
             self.higher_is_better,
             estimate.per_class,
             estimate.counts,
             estimate.details,
         )
 
-    def _standard_error(self) -> float | None:
+    def _estimate_standard_error(self) -> float | None:
         """Return the exact standard error of a mean, else that of the bootstrap."""
         values = self.outcomes()
         if values is not None:

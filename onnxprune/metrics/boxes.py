@@ -114,11 +114,11 @@ def native(outputs: Outputs, labels: Labels) -> list[np.ndarray]:
         if only.ndim == 3 and _are_detections(only):
             return _scale_to_fractions([row[row[:, 4] > 0] for row in only], labels)
     names = {n.lower(): n for n in outputs}
-    boxes, flipped = _first_output(outputs, names, _CORNERS_XY), False
+    boxes, flipped = _find_output(outputs, names, _CORNERS_XY), False
     if boxes is None:
-        boxes, flipped = _first_output(outputs, names, _CORNERS_YX), True
-    scores = _first_output(outputs, names, _SCORES)
-    classes = _first_output(outputs, names, _CLASSES)
+        boxes, flipped = _find_output(outputs, names, _CORNERS_YX), True
+    scores = _find_output(outputs, names, _SCORES)
+    classes = _find_output(outputs, names, _CLASSES)
     if boxes is None or classes is None or (scores is None and boxes.shape[-1] != 5):
         raise UsageError(
             "decoder-needed",
@@ -130,7 +130,7 @@ def native(outputs: Outputs, labels: Labels) -> list[np.ndarray]:
     if boxes.ndim == 2:
         boxes, scores, classes = boxes[None], scores[None], classes[None]
     corners = boxes[..., [1, 0, 3, 2]] if flipped else boxes
-    counts = _first_output(outputs, names, _COUNTS)
+    counts = _find_output(outputs, names, _COUNTS)
     lengths = [boxes.shape[1]] * len(boxes)
     if counts is not None:
         lengths = [int(c) for c in counts.reshape(-1)]
@@ -153,7 +153,7 @@ def _are_detections(rows: np.ndarray) -> bool:
     return bool(((score >= 0) & (score <= 1)).all() and (kind == np.round(kind)).all())
 
 
-def _first_output(
+def _find_output(
     outputs: Outputs, names: dict[str, str], known: Sequence[str]
 ) -> np.ndarray | None:
     """Return the output with the first of the known names; `names` is lower case -> name."""

@@ -212,7 +212,7 @@ def compare_metrics(
     subset = [scores[0].value, scores[1].value]
     if classes is not None:
         chosen = sorted(set(classes))
-        subset = [_value(m.estimate(None, chosen)) for m in (a, b)]
+        subset = [_read_value(m.estimate(None, chosen)) for m in (a, b)]
     drawn = resample(
         [a, b],
         min(a.draws, b.draws),
@@ -228,15 +228,15 @@ def compare_metrics(
         subset_a=subset[0],
         subset_b=subset[1],
         difference=subset[1] - subset[0],
-        standard_error=_difference_error(a, b, classes, differences),
-        interval=_interval(differences),
+        standard_error=_estimate_difference_error(a, b, classes, differences),
+        interval=_estimate_interval(differences),
         classes=tuple(_compare_class(c, scores, drawn, names) for c in chosen),
         only_a=only_a,
         only_b=only_b,
         mcnemar=probability,
         cost_a=costs[0] if costs else None,
         cost_b=costs[1] if costs else None,
-        warnings=_warnings(scores[0].n, drawn),
+        warnings=_list_warnings(scores[0].n, drawn),
     )
 
 
@@ -264,7 +264,7 @@ def _paired_outcomes(a: np.ndarray | None, b: np.ndarray | None) -> tuple[int, i
     return only_a, only_b, mcnemar(only_a, only_b)
 
 
-def _difference_error(
+def _estimate_difference_error(
     a: Metric, b: Metric, classes: Sequence[int] | None, differences: Sequence[float]
 ) -> float | None:
     """Return the paired standard error: exact for means over all samples, else by bootstrap."""
@@ -274,7 +274,7 @@ def _difference_error(
     return bootstrap_error(differences)
 
 
-def _interval(differences: Sequence[float]) -> tuple[float, float] | None:
+def _estimate_interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """Return the bootstrap interval at CONFIDENCE; None without a finite difference."""
     finite = [d for d in differences if math.isfinite(d)]
     if not finite:
@@ -300,12 +300,12 @@ def _compare_class(
     return ClassRow(index, name, a, b, b - a, error, count)
 
 
-def _value(estimate: MetricEstimate | None) -> float:
+def _read_value(estimate: MetricEstimate | None) -> float:
     """Return the value of an estimate; NaN if there is none."""
     return math.nan if estimate is None else estimate.value
 
 
-def _warnings(n: int, drawn: Draws | None) -> tuple[str, ...]:
+def _list_warnings(n: int, drawn: Draws | None) -> tuple[str, ...]:
     """Return what limits the comparison."""
     if drawn is None:
         return (

@@ -222,7 +222,7 @@ class Accumulator:
         """
         if self._boxes is None:
             return False
-        sizes = _input_sizes(feeds)
+        sizes = _find_input_sizes(feeds)
         try:
             boxes = [detections_of(o, sizes, self._options) for o in (original, pruned)]
         except (UsageError, DataError):
@@ -325,7 +325,7 @@ def common_boxes(a: np.ndarray, b: np.ndarray) -> int:
     return count
 
 
-def _input_sizes(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _find_input_sizes(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return {"size": height and width per sample}, as in labels; {} unless one input is 4-D."""
     images = [f for f in feeds.values() if np.ndim(f) == 4]
     if len(images) != 1:

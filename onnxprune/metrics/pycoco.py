@@ -75,7 +75,9 @@ def official_map(
 
     chosen = [c for c in known if classes is None or c in classes]
     with contextlib.redirect_stdout(io.StringIO()):
-        run = COCOeval(dataset(_label_boxes(truth)), dataset(_detected_boxes(detections)), "bbox")
+        run = COCOeval(
+            dataset(_label_boxes(truth)), dataset(_describe_detections(detections)), "bbox"
+        )
         run.params.catIds = chosen
         run.evaluate()
         run.accumulate()
@@ -101,17 +103,17 @@ def _label_boxes(truth: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
     for image, rows in enumerate(truth):
         for row, corners in zip(rows, center_to_corner(rows[:, 2:6]), strict=True):
             crowd = int(row[6]) if len(row) == 7 else 0
-            yield {**_box(image, row[1], corners), "iscrowd": crowd}
+            yield {**_describe_box(image, row[1], corners), "iscrowd": crowd}
 
 
-def _detected_boxes(detections: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+def _describe_detections(detections: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
     """Yield the annotations of detections."""
     for image, rows in enumerate(detections):
         for row in rows:
-            yield {**_box(image, row[5], row[:4]), "score": float(row[4]), "iscrowd": 0}
+            yield {**_describe_box(image, row[5], row[:4]), "score": float(row[4]), "iscrowd": 0}
 
 
-def _box(image: int, category: float, corners: np.ndarray) -> dict[str, Any]:
+def _describe_box(image: int, category: float, corners: np.ndarray) -> dict[str, Any]:
     """Return the fields that all annotations have."""
     x1, y1, x2, y2 = corners * SIDE
     box = [x1, y1, x2 - x1, y2 - y1]

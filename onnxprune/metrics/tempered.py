@@ -51,7 +51,7 @@ class Tempered:
 
     def update(self, a: np.ndarray, b: np.ndarray) -> None:
         """Add values of the original and the pruned model, float (n, ..., classes)."""
-        a, b = (_rows(v) for v in (a, b))
+        a, b = (_arrange_rows(v) for v in (a, b))
         if self._probabilities is None:
             self._probabilities = are_probabilities(a)
         if self._probabilities:
@@ -74,7 +74,7 @@ class Tempered:
         )
 
 
-def _rows(values: np.ndarray) -> np.ndarray:
+def _arrange_rows(values: np.ndarray) -> np.ndarray:
     """Return (rows, classes) of (n, ..., classes), with a limited number of positions per sample.
 
     The choice depends on the shape alone, so that both models are compared at the same positions.

@@ -103,8 +103,8 @@ def refit_query(
     if traced is None:
         return
     fit, channels = traced
-    q, k = _by_head(pruned.values(query)), _by_head(pruned.values(key))
-    logits = _by_head([analysis.keep_values(out, v, removed) for v in original.values(out)])
+    q, k = _arrange_by_head(pruned.values(query)), _arrange_by_head(pruned.values(key))
+    logits = _arrange_by_head([analysis.keep_values(out, v, removed) for v in original.values(out)])
     if logits.shape != (*q.shape[:3], k.shape[3]):
         return
     mixtures = [best_mixture(q[:, h], k[:, h], logits[:, h]) for h in range(q.shape[1])]
@@ -166,7 +166,7 @@ def best_mixture(q: np.ndarray, k: np.ndarray, logits: np.ndarray) -> np.ndarray
     return np.asarray(solution.reshape(d, d))
 
 
-def _by_head(values: Sequence[np.ndarray]) -> np.ndarray:
+def _arrange_by_head(values: Sequence[np.ndarray]) -> np.ndarray:
     """Return the first samples as (samples, heads, rows, columns) float64.
 
     Heads are all axes between the first and the last two.

@@ -53,13 +53,13 @@ def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -
         if node.op_type != "BatchNormalization" or node.input[MEAN_SLOT] not in model.weights:
             continue
         run.advance(run.place(node.output[0]))
-        mean, square = _moments(run.values(node.input[0]))
+        mean, square = _compute_moments(run.values(node.input[0]))
         set_values(model, node.input[MEAN_SLOT], mean)
         set_values(model, node.input[VARIANCE_SLOT], np.maximum(square - mean**2, 0.0))
     return model.freeze()
 
 
-def _moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _compute_moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and mean square per channel (axis 1), float64."""
     count = sum(x.size // x.shape[1] for x in batches)
     axes = tuple(i for i in range(batches[0].ndim) if i != 1)

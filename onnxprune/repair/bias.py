@@ -53,14 +53,14 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
         lost = ~analysis.keep(linear.ids, removed)
         if not lost.any():
             continue
-        shift = _contribution(analysis, linear, np.where(lost, statistics[axis].mean, 0.0))
+        shift = _compute_contribution(analysis, linear, np.where(lost, statistics[axis].mean, 0.0))
         if linear.out_ids is not None:
             shift = shift[analysis.keep(linear.out_ids, removed)]
         parameters.add_bias(linear, shift)
     return model.freeze()
 
 
-def _contribution(analysis: Analysis, linear: Linear, mean: np.ndarray) -> np.ndarray:
+def _compute_contribution(analysis: Analysis, linear: Linear, mean: np.ndarray) -> np.ndarray:
     """Return the (outputs,) response of a node to constant inputs.
 
     Parameters

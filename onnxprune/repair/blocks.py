@@ -60,7 +60,7 @@ def partition(pruned: SegmentedRun, fits: Sequence[Fit]) -> list[Block]:
         for last in range(first, len(fits)):
             count += counted[last]
             following = positions[last + 1] if last + 1 < len(fits) else len(pruned.nodes)
-            end = _best_end(pruned, positions[last], following)
+            end = _find_best_end(pruned, positions[last], following)
             if count >= MIN_NODES or last + 1 == len(fits):
                 choices.append((len(pruned.live[end]), last, end))
             if count == MAX_NODES:
@@ -80,6 +80,6 @@ def partition(pruned: SegmentedRun, fits: Sequence[Fit]) -> list[Block]:
     return blocks
 
 
-def _best_end(pruned: SegmentedRun, last: int, following: int) -> int:
+def _find_best_end(pruned: SegmentedRun, last: int, following: int) -> int:
     """Return the best end of a block between its last linear node and the following one."""
     return min(range(following, last, -1), key=lambda p: (len(pruned.live[p]), -pruned.bytes_at(p)))

@@ -39,7 +39,7 @@ def with_means(analysis: Analysis, plan: Plan, pruned: Model, context: Context) 
     }
     if not shapes:
         return pruned
-    reduced = {name: _reduced_axes(analysis, name, shape) for name, shape in shapes.items()}
+    reduced = {name: _find_reduced_axes(analysis, name, shape) for name, shape in shapes.items()}
     means = _original_means(analysis, reduced, context)
     model, removed = pruned.edit(), analysis.removed(plan.kept)
     for name, shape in shapes.items():
@@ -50,7 +50,7 @@ def with_means(analysis: Analysis, plan: Plan, pruned: Model, context: Context) 
     return model.freeze()
 
 
-def _reduced_axes(analysis: Analysis, name: str, shape: Sequence[int]) -> list[int]:
+def _find_reduced_axes(analysis: Analysis, name: str, shape: Sequence[int]) -> list[int]:
     """Return the axes over which a constant is one value: of length 1, and not channels."""
     return [
         i for i, ids in enumerate(analysis.tensor_axes(name) or ()) if shape[i] == 1 and ids is None

@@ -96,7 +96,7 @@ def refit_block(
         return False
     if len(targets) < len(block.exits) or not _are_comparable(targets, pruned):
         return False
-    most = _affordable_batch(problems, multiplications)
+    most = _choose_batch_size(problems, multiplications)
     if most < MIN_BATCH:
         return False
     fixed = context.data is None or not context.data.inputs.divisible
@@ -118,7 +118,7 @@ def _are_comparable(targets: Mapping[str, list[np.ndarray]], pruned: SegmentedRu
     )
 
 
-def _affordable_batch(problems: Sequence[LayerProblem], multiplications: float) -> int:
+def _choose_batch_size(problems: Sequence[LayerProblem], multiplications: float) -> int:
     """Return the number of samples per step within a computing budget."""
     per_sample = per_step = 0.0
     for problem in problems:

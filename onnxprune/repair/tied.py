@@ -119,7 +119,7 @@ def _solve_with_own_biases(problems: Sequence[LayerProblem], model: EditableMode
     first = problems[0]
     g, k, o = first.shape
     weight = first.rows(model)
-    uses = [_moments_before_scale(problem) for problem in problems]
+    uses = [_undo_scale(problem) for problem in problems]
     ridge = LAST_RIDGE if all(p.fit.last for p in problems) else RIDGE
     solved = np.empty_like(weight)
     for group in range(g):
@@ -144,7 +144,7 @@ def _solve_with_own_biases(problems: Sequence[LayerProblem], model: EditableMode
             problem.set_bias(model, np.concatenate(shifts) * problem.scale.ravel())
 
 
-def _moments_before_scale(problem: LayerProblem) -> list[Moments]:
+def _undo_scale(problem: LayerProblem) -> list[Moments]:
     """Return the moments per group of a use, with targets divided by the scale that follows."""
     g, k, o = problem.shape
     scale = np.where(np.abs(problem.scale) > MIN_SCALE, problem.scale, np.inf)

@@ -194,7 +194,7 @@ def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
     outputs; the nodes in between are passed through.
     """
     graph = analysis.model.proto.graph
-    groups_of = _carried_groups(analysis)
+    groups_of = _map_carried_groups(analysis)
     products = {cost.node for cost in analysis.node_costs()}
     boxes: list[GraphBox] = []
     origins: dict[str, tuple[int, ...]] = {}  # tensor -> boxes that it comes from
@@ -205,7 +205,7 @@ def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
         boxes.append(GraphBox(name, op, list(inputs), list(groups)))
         return (len(boxes) - 1,)
 
-    for name in _input_names(graph, analysis.model):
+    for name in _list_input_names(graph, analysis.model):
         origins[name] = add_box(name, "input", ())
     for node in graph.node:
         sources = {box for name in _read_tensors(node) for box in origins.get(name, ())}
@@ -219,7 +219,7 @@ def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
     return tuple(boxes)
 
 
-def _carried_groups(analysis: Analysis) -> Callable[[str], list[str]]:
+def _map_carried_groups(analysis: Analysis) -> Callable[[str], list[str]]:
     """Return a function tensor -> groups whose channels it carries, in graph order."""
     owner = np.full(analysis.axes.causes + 1, -1)
     for i, group in enumerate(analysis.groups):
@@ -235,7 +235,7 @@ def _carried_groups(analysis: Analysis) -> Callable[[str], list[str]]:
     return groups_of
 
 
-def _input_names(graph: GraphProto, model: Model) -> list[str]:
+def _list_input_names(graph: GraphProto, model: Model) -> list[str]:
     """Return the inputs of a graph without its weights."""
     return [info.name for info in graph.input if info.name not in model.weights]
 

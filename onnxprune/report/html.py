@@ -63,7 +63,7 @@ def page(report: Report) -> str:
     # the same from memory as from the file: JSON has no tuples and only text keys
     report = Report.from_json(json.loads(json.dumps(report.to_json())))
     try:
-        return _environment().get_template("page").render(_content(report))
+        return _environment().get_template("page").render(_collect_content(report))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
         raise UsageError(
             "report-invalid", f"not a report: {type(problem).__name__} {problem}"
@@ -95,7 +95,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         json=partial(json.dumps, ensure_ascii=False),
-        pair=_time_bars,
+        pair=_compute_time_bars,
         amount=number,
         name=partial(clip, most=MOST_NAME),
         text=partial(clip, most=MOST_TEXT),
@@ -104,7 +104,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _content(report: Report) -> dict[str, Any]:
+def _collect_content(report: Report) -> dict[str, Any]:
     """Return the variables of the template."""
     script = _read("page.js")
     # the policy of the page allows this script and no other
@@ -146,7 +146,7 @@ def _read(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def _time_bars(row: LatencyRow) -> tuple[float, float]:
+def _compute_time_bars(row: LatencyRow) -> tuple[float, float]:
     """Return latency before and after in percent of the longer one."""
     longest = max(row.before_ms, row.after_ms) or 1.0
     return 100 * row.before_ms / longest, 100 * row.after_ms / longest

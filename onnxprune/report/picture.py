@@ -83,7 +83,7 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     for i, row in enumerate(rows):
         by_row.setdefault(row, []).append(i)
     for row in sorted(by_row):
-        ideal = {i: _mean(columns, inputs[i]) for i in by_row[row]}
+        ideal = {i: _compute_mean(columns, inputs[i]) for i in by_row[row]}
         members = sorted(by_row[row], key=lambda i: (ideal[i], i))
         columns[members[0]] = ideal[members[0]]
         for left, i in pairwise(members):
@@ -95,7 +95,7 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     return rows, columns
 
 
-def _mean(columns: Sequence[float], boxes: Sequence[int]) -> float:
+def _compute_mean(columns: Sequence[float], boxes: Sequence[int]) -> float:
     """Return the mean column of boxes, 0 of none."""
     return sum(columns[i] for i in boxes) / len(boxes) if boxes else 0.0
 
@@ -120,12 +120,14 @@ def _draw_arrows(
         start, end = (x[i], y[i]), (x[j], y[j])
         between = [edges[row] for row in range(rows[i] + 1, rows[j])]
         if not between or min(x[i], x[j]) - half_width > max(between):
-            path = _direct_path((start[0], start[1] + half_height), (end[0], end[1] - half_height))
+            path = _draw_direct_path(
+                (start[0], start[1] + half_height), (end[0], end[1] - half_height)
+            )
         else:
             lane = max(lanes[row] for row in range(rows[i], rows[j])) % _MOST_LANES
             lanes.update(range(rows[i], rows[j]))
             side = max(*between, x[i] + half_width, x[j] + half_width) + 12 + lane * _LANE
-            path = _lane_path(
+            path = _draw_lane_path(
                 (start[0] + half_width, start[1]), (end[0] + half_width, end[1]), side
             )
             reach = max(reach, side)
@@ -133,7 +135,7 @@ def _draw_arrows(
     return reach
 
 
-def _direct_path(start: tuple[float, float], end: tuple[float, float]) -> str:
+def _draw_direct_path(start: tuple[float, float], end: tuple[float, float]) -> str:
     """Return an SVG path straight down, bent in the middle."""
     (x0, y0), (x1, y1) = start, end
     # halfway between the centers of the boxes, which are as far from both ends
@@ -141,7 +143,7 @@ def _direct_path(start: tuple[float, float], end: tuple[float, float]) -> str:
     return f"M{x0:.0f} {y0:.0f}C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
 
 
-def _lane_path(start: tuple[float, float], end: tuple[float, float], side: float) -> str:
+def _draw_lane_path(start: tuple[float, float], end: tuple[float, float], side: float) -> str:
     """Return an SVG path to the right, down at x = `side`, and back."""
     (x0, y0), (x1, y1) = start, end
     return (

@@ -79,23 +79,23 @@ def omitted(default: Any) -> Any:
 
 def required(kind: type[R]) -> Any:
     """Return a field that holds one record, without a default."""
-    return field(metadata={"convert": _converter(kind)})
+    return field(metadata={"convert": _make_converter(kind)})
 
 
 def one(kind: type[R]) -> Any:
     """Return a field that holds one record, the empty one by default."""
-    return field(default_factory=kind, metadata={"convert": _converter(kind)})
+    return field(default_factory=kind, metadata={"convert": _make_converter(kind)})
 
 
 def many(kind: type[ReportRecord]) -> Any:
     """Return a field that holds a tuple of records."""
-    convert = _converter(kind)
+    convert = _make_converter(kind)
     return field(default=(), metadata={"convert": lambda values: tuple(convert(v) for v in values)})
 
 
 def named(kind: type[ReportRecord]) -> Any:
     """Return a field that holds a mapping name -> record."""
-    convert = _converter(kind)
+    convert = _make_converter(kind)
 
     def convert_all(values: Mapping[str, Any]) -> dict[str, ReportRecord]:
         return {name: convert(value) for name, value in values.items()}
@@ -103,7 +103,7 @@ def named(kind: type[ReportRecord]) -> Any:
     return field(default_factory=dict, metadata={"convert": convert_all})
 
 
-def _converter(kind: type[R]) -> Callable[[Any], R]:
+def _make_converter(kind: type[R]) -> Callable[[Any], R]:
     """Return the conversion of plain data to a record; records are returned unchanged."""
 
     def convert(value: Any) -> R:

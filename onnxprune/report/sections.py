@@ -138,7 +138,7 @@ def control(report: Report) -> Control | None:
     if own is not None:
         farther = sum(other is None or other > own for other in others)
     models = ["This model", *(f"Random {i}" for i in range(1, len(rows)))]
-    return Control(models, _measures(rows), len(others), farther)
+    return Control(models, _list_measures(rows), len(others), farther)
 
 
 def own_figures(report: Report) -> Figures:
@@ -149,7 +149,7 @@ def own_figures(report: Report) -> Figures:
     return Figures(report.fidelity.relative_error, report.fidelity.agreement, metrics)
 
 
-def _measures(rows: Sequence[Figures | CurvePoint]) -> Measures:
+def _list_measures(rows: Sequence[Figures | CurvePoint]) -> Measures:
     """Return the measures that at least one of the models has, metrics first."""
     none = MetricFigure()
     measures: Measures = []
@@ -212,7 +212,7 @@ def trade_off(report: Report) -> TradeOff | None:
         drawn.append(Curve(chosen, AFTER, dots=True, large=True))
     label = f"{metric} over the share of remaining MACs, {len(points)} points"
     svg = plot(drawn, "remaining MACs", clip(metric, 40), label, from_zero=False)
-    measures = _measures(points) or [(metric, [p.quality for p in points])]
+    measures = _list_measures(points) or [(metric, [p.quality for p in points])]
     figures = [p.metrics[metric] for p in points if p.chosen and metric in p.metrics]
     errors = [figure.standard_error for figure in figures if figure.standard_error]
     return TradeOff(Markup(svg), points, metric, measures, max(errors, default=None))

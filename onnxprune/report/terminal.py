@@ -220,7 +220,12 @@ def alternatives(report: Report) -> str:
 
     These are the trade-off curve, the search for a tolerance, candidates and random controls.
     """
-    parts = (_curve(report), _bisection(report), _selection(report), _control(report))
+    parts = (
+        _curve(report),
+        _bisection(report),
+        _describe_selection(report),
+        _describe_control(report),
+    )
     return "\n\n".join(filter(None, parts))
 
 
@@ -257,7 +262,7 @@ def _bisection(report: Report) -> str:
     )
 
 
-def _selection(report: Report) -> str:
+def _describe_selection(report: Report) -> str:
     """Return the metric of each candidate."""
     selection = report.selection
     if not selection:
@@ -270,7 +275,7 @@ def _selection(report: Report) -> str:
     return f"candidates by {selection.metric} on {samples}: {', '.join(candidates)}"
 
 
-def _control(report: Report) -> str:
+def _describe_control(report: Report) -> str:
     """Return the figures of the models with random channels."""
     if not report.control:
         return ""

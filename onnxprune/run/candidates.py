@@ -39,7 +39,7 @@ def select_candidate(
         _measure(variants, recipe, labels, name, number) for number, name in enumerate(names, 1)
     ]
     sign = 1 if find_metric(recipe.metric[0]).higher_is_better else -1
-    gains = [_gain(row, rows[0], sign) for row in rows]
+    gains = [_compute_gain(row, rows[0], sign) for row in rows]
     best = max(range(1, len(rows)), key=lambda i: gains[i], default=0)
     if not gains[best] > 0:
         best = 0
@@ -48,7 +48,7 @@ def select_candidate(
     return recipe.but(values), SelectionSummary(recipe.metric[0], labels.samples, rows)
 
 
-def _gain(row: CandidateRow, own: CandidateRow, sign: int) -> float:
+def _compute_gain(row: CandidateRow, own: CandidateRow, sign: int) -> float:
     """Return by how much a candidate is better than the own one, less the standard error."""
     if row.value is None:
         return -math.inf

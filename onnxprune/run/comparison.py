@@ -40,15 +40,15 @@ def build_curve(
         if row["problem"]:
             problems.append(f"trade-off curve: {row['problem']}")
         elif row["plan"] != written:
-            points.append(_point(label, row["macs"], Figures.from_json(row)))
+            points.append(_make_point(label, row["macs"], Figures.from_json(row)))
     label = ", ".join(str(target) for target in recipe.target)
-    own = _point(label, variants.macs_share(plan), _own_figures(evaluation))
+    own = _make_point(label, variants.macs_share(plan), _collect_own_figures(evaluation))
     points.append(replace(own, chosen=True))
-    points.append(_point("original", 1.0, _original_figures(evaluation)))
+    points.append(_make_point("original", 1.0, _original_figures(evaluation)))
     return sorted(points, key=lambda point: point.macs), problems
 
 
-def _point(label: str, macs: float, figures: Figures) -> CurvePoint:
+def _make_point(label: str, macs: float, figures: Figures) -> CurvePoint:
     """Return a point whose plotted measure is the first metric, or without, the output error."""
     metric, quality = RELATIVE_ERROR, figures.relative_error
     for name in list(figures.metrics)[:1]:
@@ -81,10 +81,10 @@ def _measure_point(
         figures = variants.measure(variants.repair(variant, plan), variant)
         return {**row, **figures.to_json()}
 
-    return variants.do(f"curve {share:.0%}", work, _dependencies(variants, variant, written))
+    return variants.do(f"curve {share:.0%}", work, _list_dependencies(variants, variant, written))
 
 
-def _own_figures(evaluation: Evaluation) -> Figures:
+def _collect_own_figures(evaluation: Evaluation) -> Figures:
     """Return the figures of the written model."""
     metrics = {
         name: MetricFigure(row.after, row.standard_error)
@@ -106,7 +106,7 @@ def _original_figures(evaluation: Evaluation) -> Figures:
 
 def build_controls(variants: Variants, recipe: Recipe, plan: Plan) -> list[Figures]:
     """Return the figures of models with the plan's widths and random channels."""
-    depends = _dependencies(variants, recipe, plan_key(recipe, plan))
+    depends = _list_dependencies(variants, recipe, plan_key(recipe, plan))
     rows = []
     for number in range(1, recipe.control + 1):
 
@@ -130,7 +130,7 @@ def _draw_plan(variants: Variants, recipe: Recipe, plan: Plan, number: int) -> P
     return replace(plan, kept=kept, decided_by={"criterion": "random", "number": number})
 
 
-def _dependencies(variants: Variants, recipe: Recipe, written: str) -> dict[str, Any]:
+def _list_dependencies(variants: Variants, recipe: Recipe, written: str) -> dict[str, Any]:
     """Return what a model that is measured on held-out inputs depends on."""
     return {
         **dependencies(recipe, "decoder", "class_offset", "metric"),

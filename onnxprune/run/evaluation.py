@@ -108,7 +108,7 @@ def verify_written(
         raise VerificationError(
             "verification-failed",
             "the model's weights do not match the plan: "
-            f"{_first_difference(_shapes(own_cut), _shapes(pruned))}",
+            f"{_find_difference(_shapes(own_cut), _shapes(pruned))}",
         )
     if digest(pruned) not in (result, digest(own_cut)):
         raise VerificationError(
@@ -134,11 +134,11 @@ def evaluate(
     if labels is None:
         return Evaluation(summary)
     scores = [measure_metrics(model, labels, recipe) for model in (original, pruned)]
-    rows = [_quality_row(before, after) for before, after in zip(*scores, strict=True)]
+    rows = [_make_quality_row(before, after) for before, after in zip(*scores, strict=True)]
     return Evaluation(summary, dict(zip(recipe.metric, rows, strict=True)))
 
 
-def _quality_row(before: Score, after: Score) -> QualityRow:
+def _make_quality_row(before: Score, after: Score) -> QualityRow:
     """Return one metric of both models."""
     classes = None
     if after.per_class:
@@ -173,7 +173,7 @@ def _shapes(model: Model) -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in model.weights.items()}
 
 
-def _first_difference(
+def _find_difference(
     expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
 ) -> str:
     """Return the first weight whose shape is not the expected one."""

@@ -371,11 +371,11 @@ class RunJob:
                 )
                 digest = files.sha256(self.output)
             if run:
-                self._stage_report(result, run, files)
+                self._write_report(result, run, files)
                 facts = {"output": str(self.output), "run": run_key, "sha256": digest}
                 run.record("report", self.stages.chain, 0.0, REPORT_FILES, facts, files)
 
-    def _stage_report(self, result: Result, run: RunDir, files: Staging) -> None:
+    def _write_report(self, result: Result, run: RunDir, files: Staging) -> None:
         """Write plan, recipe and report."""
         contents = {
             PLAN_FILE: to_json(result.plan.to_json()),

@@ -111,12 +111,12 @@ def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) 
     """
     if overwrite or not output.exists():
         return overwrite
-    entry = _last_write(run, output) if run else None
+    entry = _find_last_write(run, output) if run else None
     if entry is None or entry.facts.get("run") != run_key:
-        raise _already_exists(output)
+        raise _explain_existing(output)
     # recorded before the output is written, which a kill can prevent
     if entry.facts.get("sha256") != sha256(output):
-        raise _already_exists(output)
+        raise _explain_existing(output)
     return True
 
 
@@ -126,11 +126,11 @@ def _check_new(output: Path, run_dir: Path | None, external_data: bool) -> None:
     if external_data:
         paths.append(output.with_name(output.name + ".data"))
     for path in paths:
-        if path.exists() and not (run_dir and _last_write(RunDir(run_dir), output)):
-            raise _already_exists(path)
+        if path.exists() and not (run_dir and _find_last_write(RunDir(run_dir), output)):
+            raise _explain_existing(path)
 
 
-def _last_write(run: RunDir, output: Path) -> JournalEntry | None:
+def _find_last_write(run: RunDir, output: Path) -> JournalEntry | None:
     """Return the journal's last entry if it is about writing this output."""
     entries = run.entries()
     if not entries or entries[-1].stage != "report":
@@ -138,7 +138,7 @@ def _last_write(run: RunDir, output: Path) -> JournalEntry | None:
     return entries[-1] if entries[-1].facts.get("output") == str(output) else None
 
 
-def _already_exists(path: Path) -> OutputError:
+def _explain_existing(path: Path) -> OutputError:
     """Return the error for an output that may not be replaced."""
     return OutputError(
         "output-exists", f"{path} exists; pass --overwrite (overwrite=True) to replace it"

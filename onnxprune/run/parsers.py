@@ -77,7 +77,7 @@ def number(low: float, above: bool = False) -> Parser:
     """Return a parser of finite numbers of at least `low`, or with `above`, more than `low`."""
 
     def parse(value: Any) -> float:
-        result = _finite(value)
+        result = _parse_finite(value)
         if result < low or (above and result == low):
             raise ValueError(f"{result:g} is not {'above' if above else 'at least'} {low:g}")
         return result
@@ -88,7 +88,7 @@ def number(low: float, above: bool = False) -> Parser:
 def share(value: Any) -> float:
     """Return a share from 0 to 1, written as 0.9 or "90%"."""
     percent = isinstance(value, str) and value.strip().endswith("%")
-    result = _finite(value.strip()[:-1]) / 100 if percent else _finite(value)
+    result = _parse_finite(value.strip()[:-1]) / 100 if percent else _parse_finite(value)
     if not 0 <= result <= 1:
         raise ValueError(f"{value!r} is not between 0 and 1 (0% and 100%)")
     return result
@@ -101,7 +101,7 @@ def numbers(value: Any) -> tuple[float, ...]:
         parts = value.split(",")
     elif isinstance(value, (int, float)):
         parts = [value]
-    result = tuple(_finite(part) for part in parts)
+    result = tuple(_parse_finite(part) for part in parts)
     if not result:
         raise ValueError("at least one number is needed")
     return result
@@ -298,7 +298,7 @@ def _split_pair(entry: str, separator: str) -> tuple[str, str]:
     return name, value
 
 
-def _finite(value: Any) -> float:
+def _parse_finite(value: Any) -> float:
     """Return a finite float."""
     try:
         result = float(value)

@@ -289,7 +289,7 @@ def tighten_targets(recipe: Recipe, before: Costs, after: Costs) -> Recipe | Non
     repeatable = recipe.method == ONE_SHOT and not any(t.engine for t in recipe.target)
     if not repeatable or recipe.max_divergence is not None:
         return None
-    missed = _missed_targets(recipe, before, after)
+    missed = _find_missed_targets(recipe, before, after)
     if not missed:
         return None
     targets = []
@@ -314,7 +314,7 @@ def check_targets(recipe: Recipe, before: Costs, after: Costs, counted_at: str) 
     """
     if recipe.max_divergence is not None:  # a tolerance may stop before the targets
         return
-    for target in _missed_targets(recipe, before, after)[:1]:
+    for target in _find_missed_targets(recipe, before, after)[:1]:
         total = max(before[target.cost], 1)
         allowed, reached = target.ceiling(total) / total, after[target.cost] / total
         raise TargetError(
@@ -326,7 +326,7 @@ def check_targets(recipe: Recipe, before: Costs, after: Costs, counted_at: str) 
         )
 
 
-def _missed_targets(recipe: Recipe, before: Costs, after: Costs) -> list[Target]:
+def _find_missed_targets(recipe: Recipe, before: Costs, after: Costs) -> list[Target]:
     """Return the counted targets that are exceeded by more than rounding."""
     counted = [target for target in recipe.target if not target.engine]
     return [

@@ -37,13 +37,13 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
 
     def passes(position: int) -> bool:
         rows[position] = _measure(variants, recipe, position, list(rows.values()))
-        return _divergence(rows[position]) <= allowed
+        return _read_divergence(rows[position]) <= allowed
 
     low, high = 0, PARTS
     if recipe.target and passes(PARTS):
         low = PARTS
     moves: list[bool] = []  # whether each step raised the lower bound
-    while high - low > 1 and not (low and _divergence(rows[low]) >= CLOSE * allowed):
+    while high - low > 1 and not (low and _read_divergence(rows[low]) >= CLOSE * allowed):
         position = _interpolate(rows, low, high, allowed)
         # interpolation can creep up from one side: after two moves of a kind, bisect
         if moves[-2:] in ([True] * 2, [False] * 2):
@@ -51,7 +51,7 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
         moves.append(passes(position))
         low, high = (position, high) if moves[-1] else (low, position)
     if (not low and not passes(0)) or not rows[low]["cut"]:
-        raise _unreachable(list(rows.values()), allowed)
+        raise _explain_unreachable(list(rows.values()), allowed)
     steps = [
         BisectionStep(row["target"], row["macs"], row["divergence"])
         for row in rows.values()
@@ -70,7 +70,7 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
 def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Row]) -> Row:
     """Measure the model at a position; the divergence of a plan is measured once."""
     original = variants.context.analysis.cost().as_dict()
-    variant = recipe.but({"target": _targets_at(recipe, position, original)})
+    variant = recipe.but({"target": _interpolate_targets(recipe, position, original)})
     targets = [str(target) for target in variant.target]
     title = ", ".join(targets)
 
@@ -98,13 +98,13 @@ def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Ro
                     "compare; give --target instead",
                 )
             row["divergence"] = plain(fidelity.divergence)
-        variants.stages.detail(f"{title}: divergence {_divergence(row):.3g}")
+        variants.stages.detail(f"{title}: divergence {_read_divergence(row):.3g}")
         return row
 
     return variants.do(f"bisect {len(earlier) + 1}", work, dependencies(variant, "decoder"))
 
 
-def _targets_at(recipe: Recipe, position: int, original: Mapping[str, int]) -> list[str]:
+def _interpolate_targets(recipe: Recipe, position: int, original: Mapping[str, int]) -> list[str]:
     """Return the targets at a position between the original and the recipe's."""
     if position == PARTS:
         return [str(target) for target in recipe.target]
@@ -125,22 +125,24 @@ def _interpolate(rows: Mapping[int, Row], low: int, high: int, allowed: float) -
     The logarithm of the divergence is taken as linear between both positions; it is the middle
     if one of them has no divergence.
     """
-    ends = [_divergence(rows[position]) if position in rows else 0.0 for position in (low, high)]
+    ends = [
+        _read_divergence(rows[position]) if position in rows else 0.0 for position in (low, high)
+    ]
     if not all(0 < end < math.inf for end in ends) or ends[0] >= ends[1]:
         return (low + high) // 2
     share = math.log(allowed / ends[0]) / math.log(ends[1] / ends[0])
     return min(max(low + round(share * (high - low)), low + 1), high - 1)
 
 
-def _unreachable(rows: list[Row], allowed: float) -> TargetError:
+def _explain_unreachable(rows: list[Row], allowed: float) -> TargetError:
     """Return the error of a tolerance that no model keeps."""
     cuts = [row for row in rows if row["cut"]]
     reason = "no channel can be removed"
     if cuts:
-        least = min(cuts, key=_divergence)
+        least = min(cuts, key=_read_divergence)
         reason = (
             f"the smallest cut that was tried ({', '.join(least['target'])}) diverges by "
-            f"{_divergence(least):.3g}"
+            f"{_read_divergence(least):.3g}"
         )
     return TargetError(
         "target-unreachable",
@@ -148,7 +150,7 @@ def _unreachable(rows: list[Row], allowed: float) -> TargetError:
     )
 
 
-def _divergence(row: Row) -> float:
+def _read_divergence(row: Row) -> float:
     """Return the divergence of a row, infinite if it is not finite or the target unreachable."""
     return or_infinite(row["divergence"])
 

@@ -102,8 +102,8 @@ def reduce_model(original: Analysis, kept: Kept, model: Model | None = None) -> 
     removed = original.removed(plan.kept)
     # a repair may add weights (a bias), which the original cannot match
     shared = {a for a, _ in _weight_axes(original)} & {a for a, _ in _weight_axes(analysis)}
-    before = _signatures(original, removed, shared)
-    after = _signatures(analysis, analysis.removed({}), shared)
+    before = _compute_signatures(original, removed, shared)
+    after = _compute_signatures(analysis, analysis.removed({}), shared)
     # coupled causes have equal signatures, so that one entry lists all channels removed together
     by_signature: dict[int, list[tuple[str, int]]] = {}
     for name, causes in original.causes.items():
@@ -128,7 +128,9 @@ def _weight_axes(analysis: Analysis) -> Iterator[tuple[WeightAxis, np.ndarray]]:
                 yield (node, use.slot, axis), ids
 
 
-def _signatures(analysis: Analysis, removed: np.ndarray, shared: set[WeightAxis]) -> np.ndarray:
+def _compute_signatures(
+    analysis: Analysis, removed: np.ndarray, shared: set[WeightAxis]
+) -> np.ndarray:
     """Return a hash per cause of all its positions in the weights, (causes + 1,) uint64.
 
     Positions are counted among the channels that are kept, so that a cause has the same hash before

@@ -124,10 +124,10 @@ def group_fisher(search: Search) -> Plan:
         search.progress(f"group-fisher step {number + 1}, {left:.1%} of the MACs left")
         # scores are of the model as cut so far, so that they account for the earlier steps
         reduced, scores = scorer(kept, number)
-        costs = _channel_costs(search, chosen, reduced, number, cache)
+        costs = _compute_channel_costs(search, chosen, reduced, number, cache)
         removed: dict[str, set[int]] = {}
         removed_count = 0
-        for bundle in _by_value(search, reduced, scores, costs, fixed):
+        for bundle in _order_by_value(search, reduced, scores, costs, fixed):
             removed.setdefault(bundle.group, set()).update(bundle.channels)
             removed_count += len(bundle.channels)
             kept = reduced.compose(_complement(reduced, removed))
@@ -229,7 +229,7 @@ class _Scorer:
         return means
 
 
-def _channel_costs(
+def _compute_channel_costs(
     search: Search,
     chosen: GroupFisherSettings,
     reduced: Reduced,
@@ -250,7 +250,7 @@ def _channel_costs(
             chosen.engine or search.engine,
             cache,
             options=search.engine_options,
-            least={n: _least_width(search, reduced, n) for n in reduced.origin},
+            least={n: _compute_least_width(search, reduced, n) for n in reduced.origin},
         )
         return {"ms": {n: float(v[0]) for n, v in costs.items()}}
 
@@ -258,12 +258,12 @@ def _channel_costs(
     return {g.name: np.full(g.size, ms[g.name]) for g in reduced.analysis.groups}
 
 
-def _least_width(search: Search, reduced: Reduced, name: str) -> int:
+def _compute_least_width(search: Search, reduced: Reduced, name: str) -> int:
     """Return the least width that a group of the reduced model may have."""
     return max(reduced.widths(name, search.constraints)[-1], 1)
 
 
-def _by_value(
+def _order_by_value(
     search: Search,
     reduced: Reduced,
     scores: Scores,

@@ -163,7 +163,7 @@ def layer_selection(search: Search) -> Plan:
     while len(rounds) < chosen.rounds and not search.met(kept):
         network = network or _TrialNetwork(search, chosen, reduced, fixed)
         if chosen.scaled and not rounds:
-            factor = _exponent_factor(chosen, network)
+            factor = _compute_exponent_factor(chosen, network)
         left, quality = _run_round(chosen, network, len(rounds), factor)
         # a round may choose groups without an allowed smaller width
         before = network.left
@@ -207,7 +207,7 @@ def _fill_list_sizes(chosen: LayerSelectionSettings, search: Search) -> LayerSel
     return replace(chosen, **sizes)
 
 
-def _exponent_factor(chosen: LayerSelectionSettings, network: _TrialNetwork) -> float:
+def _compute_exponent_factor(chosen: LayerSelectionSettings, network: _TrialNetwork) -> float:
     """Return the factor on the exponents, at least 1.
 
     With the published exponents the search takes most of a few groups of a deep network, because

@@ -217,7 +217,9 @@ def pagcp(search: Search) -> Plan:
                     tasks={t: [gate.start[t], losses[t]] for t in losses},
                 )
         # without a step, only larger tolerances can help, and only if some group can shrink
-        if not steps and (chosen.relax == 1 or not any(_widths(search, g, kept) for g in free)):
+        if not steps and (
+            chosen.relax == 1 or not any(_list_widths(search, g, kept) for g in free)
+        ):
             break
         if not steps or search.behind_schedule(before, kept, chosen.round - number):
             chosen = replace(chosen, initial_rate=chosen.initial_rate * chosen.relax)
@@ -284,7 +286,7 @@ def visit(
     for position, group in enumerate(order):
         search.progress(f"pagcp round {number + 1}, group {position + 1} of {len(order)}")
         before, trials = search.cost(current), []
-        for width in _widths(search, group, current):
+        for width in _list_widths(search, group, current):
             trial = keep_best(remaining_scores(scores, current, group), width)
             saved = before - search.cost({**current, group: trial})
             trials.append((trial, saved, rate * saved / typical if typical else rate))
@@ -310,7 +312,7 @@ def _probe(search: Search, scores: Scores, kept: Kept, free: Sequence[str]) -> d
     """Return the cost saved by a trial cut of each group alone, for groups that can shrink."""
     before, saved = search.cost(kept), {}
     for group in free:
-        allowed = _widths(search, group, kept)
+        allowed = _list_widths(search, group, kept)
         if not allowed:
             continue
         target = _count(search, kept, group) * (1 - PROBE_RATIO)
@@ -351,7 +353,7 @@ def _find_largest(
     return step
 
 
-def _widths(search: Search, group: str, kept: Kept) -> list[int]:
+def _list_widths(search: Search, group: str, kept: Kept) -> list[int]:
     """Return the widths that RATIOS of the remaining channels give, descending."""
     size, left = search.analysis.group(group).size, _count(search, kept, group)
     nearest = {search.width_near(size, 1 - left * (1 - ratio) / size) for ratio in RATIOS}

@@ -135,11 +135,11 @@ class Refitted:
         values, shift = self._weights.get(
             (number, lost.tobytes()),
             lambda: refit_without(
-                self.analysis, self.statistics[number], np.flatnonzero(lost), self._inverse
+                self.analysis, self.statistics[number], np.flatnonzero(lost), self._compute_inverse
             ),
         )
         return values, shift
 
-    def _inverse(self, item: InputMoments, g: int) -> np.ndarray:
+    def _compute_inverse(self, item: InputMoments, g: int) -> np.ndarray:
         """Return the inverse second moments of one group of a node's inputs."""
         return self._inverses.get((item.linear.node, g), lambda: (inverse(item.xx[g]),))[0]

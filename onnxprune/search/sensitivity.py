@@ -271,7 +271,7 @@ class SensitivityBench:
         model = None
         if sweep.time or sweep.metrics and sweep.labeled is not None:
             model = cut(analysis, analysis.plan(left)) if left else analysis.model
-        heads = self._head_losses(kept, model)
+        heads = self._measure_head_losses(kept, model)
         figures["heads"] = {n: v / self.start[n] for n, v in heads.items()}
         # a loss equal to the reference's is quality 1, twice the loss is 0.5
         quality = float(np.mean([1 / max(v, 1.0) for v in figures["heads"].values()]))
@@ -282,7 +282,7 @@ class SensitivityBench:
             figures["timing"] = self.timing(model)
         return {**figures, "quality": quality}
 
-    def _head_losses(self, kept: Kept, model: Model | None) -> Mapping[str, float]:
+    def _measure_head_losses(self, kept: Kept, model: Model | None) -> Mapping[str, float]:
         """Return the losses of the heads, from the cut model if there is one and no `changed`."""
         # cut models need not have inner tensors, which masked ones do
         if model is not None and not self.changed and self.compared is None:

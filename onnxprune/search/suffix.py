@@ -73,7 +73,7 @@ class Suffix:
 
         None as soon as a loss is certain to exceed its bound.
         """
-        first = self._first_affected(group)
+        first = self._find_first_affected(group)
         run = self._advance(base, group, first)
         session = self._session({**base, group: kept}, set(run.state[0]), first)
         sums: dict[str, float] = {}
@@ -95,7 +95,7 @@ class Suffix:
             return None
         model = self.changed(kept)
         nodes = list(model.proto.graph.node)
-        nodes = nodes[_find_start(nodes, self._output(first)) :]
+        nodes = nodes[_find_start(nodes, self._name_output(first)) :]
         suffix = extract(model, self.analysis.shapes, nodes, given, needed)
         return Session(suffix, threads=self.threads)
 
@@ -119,12 +119,12 @@ class Suffix:
                 threads=self.threads,
                 shapes=self.analysis.shapes,
             )
-            start = _find_start(self._run.nodes, self._output(first))
+            start = _find_start(self._run.nodes, self._name_output(first))
             self._run.advance(start, keep=self.outputs)
             self._base = key
         return self._run
 
-    def _first_affected(self, group: str) -> int | None:
+    def _find_first_affected(self, group: str) -> int | None:
         """Return the index of the first main-graph node that sums over the group.
 
         None if a node of a nested graph does, so that all nodes have to run.
@@ -138,7 +138,7 @@ class Suffix:
         ]
         return min(hit) if hit and max(hit) < main_nodes else None
 
-    def _output(self, first: int | None) -> str:
+    def _name_output(self, first: int | None) -> str:
         """Return the first output of a node of the original; "" for None."""
         if first is None:
             return ""

@@ -80,7 +80,9 @@ class HeadLosses:
             self.rows[name] = sum(len(np.atleast_1d(v)) for v in values)
             # one row of class scores per sample: compared as probabilities
             if values[0].ndim == 2 and values[0].shape[1] > 1:
-                self.temperature[name] = _choose_temperature(_logits(np.concatenate(values)))
+                self.temperature[name] = _choose_temperature(
+                    _convert_to_logits(np.concatenate(values))
+                )
                 continue
             scale = ScaleStatistics()
             for batch in values:
@@ -100,7 +102,7 @@ class HeadLosses:
                     "module:function",
                 )
             if name in self.temperature:
-                p, q = (log_softmax(_logits(v) / self.temperature[name]) for v in (a, b))
+                p, q = (log_softmax(_convert_to_logits(v) / self.temperature[name]) for v in (a, b))
                 shares[name] = float(-(np.exp(p) * q).sum()) / self.rows[name]
             else:
                 # the constant 1 is spread over the samples
@@ -156,7 +158,7 @@ class OwnLosses:
         return {}
 
 
-def _logits(values: np.ndarray) -> np.ndarray:
+def _convert_to_logits(values: np.ndarray) -> np.ndarray:
     """Return logits; of probabilities their logarithm."""
     return np.log(np.maximum(values, TINY)) if are_probabilities(values) else values
 

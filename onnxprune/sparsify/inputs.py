@@ -104,7 +104,7 @@ def measure_inputs(
                 read = columns(x, *sample_positions(node, shape, x.shape, rng))
                 parts = read.reshape(target.groups, -1, read.shape[1])
                 if target.tensor not in result:
-                    result[target.tensor] = _zero_statistics(parts, products)
+                    result[target.tensor] = _make_zero_statistics(parts, products)
                 _add(result[target.tensor], parts)
     for statistics in result.values():
         statistics.squares = statistics.squares / statistics.count
@@ -121,7 +121,7 @@ def inverse_diagonal(products: np.ndarray, ridge: float) -> np.ndarray:
     return np.stack([np.diag(np.linalg.inv(d)) for d in damped])
 
 
-def _zero_statistics(parts: np.ndarray, products: bool) -> InputStatistics:
+def _make_zero_statistics(parts: np.ndarray, products: bool) -> InputStatistics:
     """Return sums of nothing for columns (groups, columns, positions)."""
     groups, size, _ = parts.shape
     measured = products and size <= MAX_COLUMNS

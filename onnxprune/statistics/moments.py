@@ -153,13 +153,13 @@ def collect_moments(
         added: set[_Source] = set()
         for li in selected:
             x = np.asarray(values[li.data])
-            source = sources[li.node] = _source(analysis, li, x)
+            source = sources[li.node] = _make_source(analysis, li, x)
             if source not in added:
                 added.add(source)
                 _accumulate(sums, source, x, data.samples, rng)
         for node, _ in pairs:
             q, k = (np.asarray(values[n], np.float64) for n in analysis.nodes[node].input[:2])
-            logits[node] = logits.get(node, 0.0) + _logit_moments(q, k)
+            logits[node] = logits.get(node, 0.0) + _sum_logit_moments(q, k)
     statistics = {li.node: _finish(li, sources[li.node], sums) for li in selected}
     return statistics, [ProductMoments(n, ids, logits[n] / max(seen, 1)) for n, ids in pairs]
 
@@ -174,7 +174,7 @@ def _select_linears(analysis: Analysis) -> list[Linear]:
     return selected
 
 
-def _source(analysis: Analysis, li: Linear, x: np.ndarray) -> _Source:
+def _make_source(analysis: Analysis, li: Linear, x: np.ndarray) -> _Source:
     """Return the source of a node's columns; x: one batch of its input."""
     node = analysis.nodes[li.node]
     window = geometry(node, analysis.model.weights[li.weight.tensor].shape, x.shape)
@@ -263,7 +263,7 @@ def products(analysis: Analysis) -> list[tuple[int, np.ndarray]]:
     return list(result.items())
 
 
-def _logit_moments(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+def _sum_logit_moments(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Return the (K, K) second moments of the summands of q . k, summed over samples and heads.
 
     The sum over positions n, m of (q_ni k_im) (q_nj k_jm) is (q' q) * (k k'), elementwise.

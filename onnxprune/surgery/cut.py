@@ -50,7 +50,9 @@ def _slice_weights(editor: Editor) -> None:
     analysis, model = editor.analysis, editor.model
     tensors = {t.name: t for t in model.proto.graph.initializer}
     inputs = {i.name: i for i in model.proto.graph.input}
-    kept = [(use, tuple(_positions(editor, a) for a in use.axes)) for use in analysis.uses]
+    kept = [
+        (use, tuple(_find_kept_positions(editor, a) for a in use.axes)) for use in analysis.uses
+    ]
     uncut = {o.name for g in nested(model.proto.graph) for o in g.output}
     uncut |= {use.tensor for use, keeps in kept if all(k is None for k in keeps)}
     names: dict[tuple[str, tuple[bytes, ...]], str] = {}
@@ -78,7 +80,7 @@ def _slice_weights(editor: Editor) -> None:
             editor.nodes[use.node].input[use.slot] = names[key]
 
 
-def _positions(editor: Editor, axis: object) -> np.ndarray | None:
+def _find_kept_positions(editor: Editor, axis: object) -> np.ndarray | None:
     """Return the kept positions of an axis; None if all are kept."""
     if not isinstance(axis, np.ndarray):
         return None

@@ -30,7 +30,7 @@ def fold_branches(editor: Editor) -> None:
     """
     plan = collapse(editor.analysis, editor.removed)
     graph = editor.model.proto.graph
-    values = {layer.out: _bias(editor, layer) for layer in plan.biases.values()}
+    values = {layer.out: _compute_bias(editor, layer) for layer in plan.biases.values()}
     following = [editor.nodes[i] for i in plan.folded if i not in plan.biases]
     folded = {editor.nodes[i].output[0] for i in plan.folded}
     for name, value in values.items():
@@ -52,7 +52,7 @@ def constants_of(analysis: Analysis, pruned: Model) -> dict[str, tuple[int, ...]
     }
 
 
-def _bias(editor: Editor, layer: Linear) -> np.ndarray:
+def _compute_bias(editor: Editor, layer: Linear) -> np.ndarray:
     """Return what a linear layer computes from zeros, in a shape that broadcasts to its output."""
     node, weights = editor.nodes[layer.node], editor.model.weights
     slot = layer.layout.bias_slot

@@ -110,7 +110,7 @@ class _Rewrite:
         layout, out = WeightLayout.of(node), node.output[0]
         if layout.convolution and weight.shape is None:
             return False
-        if weight.axis is not None and not _along_output(layout, weight):
+        if weight.axis is not None and not _is_along_output(layout, weight):
             return False
         # shape of a vector along the channels of the output
         spatial = len(weight.shape) - 2 if layout.convolution and weight.shape else 0
@@ -200,7 +200,7 @@ class _Rewrite:
         return output
 
 
-def _along_output(layout: WeightLayout, weight: _Integers) -> bool:
+def _is_along_output(layout: WeightLayout, weight: _Integers) -> bool:
     """Return whether the scale of a weight has one value per output channel."""
     if layout.op == "ConvTranspose":
         return weight.axis == 1 and layout.groups == 1

@@ -131,7 +131,7 @@ def _scale_input(editor: Editor, literal: SizeLiteral) -> None:
         return
     node, slot = editor.nodes[literal.node], int(literal.where[1])
     # the graph computes the original lengths, which are multiples of the factors
-    scale = _scaling(editor, node.input[slot], f"{node.output[0]}_scaled", kept, full)
+    scale = _make_scaling(editor, node.input[slot], f"{node.output[0]}_scaled", kept, full)
     for step in scale:
         editor.insert(literal.node, step)
     node.input[slot] = scale[-1].output[0]
@@ -145,7 +145,7 @@ def _shares(
     return kept, [math.prod(len(ids) for ids in factors) for factors in scaled]
 
 
-def _scaling(
+def _make_scaling(
     editor: Editor, source: str, result: str, times: list[int], over: list[int]
 ) -> list[NodeProto]:
     """Return nodes that compute source / over * times, entry by entry; divisions are exact."""
@@ -203,7 +203,7 @@ def _restore_sizes(editor: Editor, restore: Restore) -> None:
     if kept != full:
         node = editor.nodes[restore.node]
         output, inner = node.output[0], f"{node.output[0]}_kept"
-        for step in _scaling(editor, inner, output, full, kept)[::-1]:
+        for step in _make_scaling(editor, inner, output, full, kept)[::-1]:
             editor.insert(restore.node, step, after=True)
         node.output[0] = inner
     if not cut.any():

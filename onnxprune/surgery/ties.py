@@ -97,7 +97,7 @@ def reconsider(
         if name in after:
             outputs[name] = ahead
         elif heads[name]:
-            scaled = _full_scale_difference(*comparison.values(name))
+            scaled = _compute_full_scale_difference(*comparison.values(name))
             outputs[name] = max(scaled, *map(comparison.difference, heads[name]))
         else:
             outputs[name] = comparison.difference(name)
@@ -136,7 +136,7 @@ class _Comparison:
         return relative_difference(*self.values(name))
 
 
-def _full_scale_difference(actual: object, expected: object) -> float:
+def _compute_full_scale_difference(actual: object, expected: object) -> float:
     """Return the largest absolute difference over FULL_SCALE, or over larger values."""
     a, b = np.asarray(actual), np.asarray(expected)
     if a.shape != b.shape or not np.isfinite(a).all():

@@ -179,7 +179,7 @@ def _verify_on(
     ties: tuple[str, ...] = ()
     if tolerance is None and exact and max(by_output.values(), default=0.0) > base:
         runs = ((trial.dense, original), (trial.reference, reference), (trial.pruned, outputs))
-        limit = max(base, _own_rounding(trial, runs, base))
+        limit = max(base, _measure_own_rounding(trial, runs, base))
         failed = [n for n, difference in by_output.items() if difference > limit]
         if failed:
             again = reconsider(analysis, trial.pruned, removed, failed, limit, trial.run_both)
@@ -187,7 +187,7 @@ def _verify_on(
             ties = again.ties
     return Verification(
         difference=max(by_output.values(), default=0.0),
-        masked_difference=_largest_difference(reference, original),
+        masked_difference=_find_largest_difference(reference, original),
         tolerance=limit,
         outputs=by_output,
         exact=exact,
@@ -269,7 +269,7 @@ def _run_pruned(
     """Run the cut model; VerificationError if onnxruntime does not, but runs the original."""
     try:
         # the changed copy may run although the model itself does not
-        if trial.pruned is not pruned and _runs(original, feeds, trial.threads):
+        if trial.pruned is not pruned and _can_run(original, feeds, trial.threads):
             Session(pruned, threads=trial.threads, optimize=False).run(feeds)
         return trial.run(trial.pruned)
     except Exception as problem:
@@ -278,7 +278,7 @@ def _run_pruned(
         ) from problem
 
 
-def _runs(model: Model, feeds: Mapping[str, np.ndarray], threads: int) -> bool:
+def _can_run(model: Model, feeds: Mapping[str, np.ndarray], threads: int) -> bool:
     """Return whether onnxruntime runs a model; it lacks bfloat16 for many operators."""
     try:
         Session(model, threads=threads, optimize=False).run(feeds)
@@ -287,7 +287,9 @@ def _runs(model: Model, feeds: Mapping[str, np.ndarray], threads: int) -> bool:
     return True
 
 
-def _own_rounding(trial: _Trial, runs: Iterable[tuple[Model, Outputs]], base: float) -> float:
+def _measure_own_rounding(
+    trial: _Trial, runs: Iterable[tuple[Model, Outputs]], base: float
+) -> float:
     """Return the tolerance that the rounding of the models themselves justifies, within limits.
 
     Parameters
@@ -300,7 +302,7 @@ def _own_rounding(trial: _Trial, runs: Iterable[tuple[Model, Outputs]], base: fl
     for model, outputs in runs:
         with contextlib.suppress(ModelError):  # a fused operator that onnxruntime refuses
             optimized = trial.run(model, optimize=True)
-            rounding = max(rounding, _largest_difference(optimized, outputs))
+            rounding = max(rounding, _find_largest_difference(optimized, outputs))
     return min(_ROUNDING * rounding, _MOST_TOLERANCES * base)
 
 
@@ -334,7 +336,7 @@ def _is_exact(analysis: Analysis, plan: Plan) -> bool:
     )
 
 
-def _largest_difference(outputs: Outputs, expected: Outputs) -> float:
+def _find_largest_difference(outputs: Outputs, expected: Outputs) -> float:
     """Return the largest relative difference of any output."""
     return max((relative_difference(outputs[n], expected[n]) for n in outputs), default=0.0)
 

@@ -92,7 +92,11 @@ class OnnxModule(torch.nn.Module):
         names = tuple(self.outputs if outputs is None else outputs)
         self._mode["training"] = self.training
         self._set_batch(feeds)
-        env: dict[str, Tensor] = {**self.constants, **self.buffers_by_name(), **self._effective()}
+        env: dict[str, Tensor] = {
+            **self.constants,
+            **self.buffers_by_name(),
+            **self._compute_effective(),
+        }
         for name, value in feeds.items():
             # initializers in half precision became float32 parameters: inputs must match them
             half = value.dtype in (torch.float16, torch.bfloat16)
@@ -105,7 +109,7 @@ class OnnxModule(torch.nn.Module):
             raise ModelError("tensor-unknown", f"the graph has no tensor {unknown[0]!r}")
         return {n: env[n] for n in names}
 
-    def _effective(self) -> dict[str, Tensor]:
+    def _compute_effective(self) -> dict[str, Tensor]:
         """Return the parameters as the forward pass uses them."""
         if self.transform is None:
             return self.named()
@@ -138,7 +142,7 @@ class OnnxModule(torch.nn.Module):
         """Return parameters and running statistics by initializer name, float32 or float64."""
         with torch.no_grad():
             # copies, because the arrays would share memory with the parameters
-            tensors = {**self._effective(), **self.buffers_by_name()}
+            tensors = {**self._compute_effective(), **self.buffers_by_name()}
             return {n: t.detach().cpu().numpy().copy() for n, t in tensors.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxModule:

@@ -141,7 +141,7 @@ class PruneByFisher:
     def plan(self) -> Plan:
         """Return the plan with the kept channels of the analyzed model."""
         return self.analysis.plan(
-            self._indices(),
+            self._list_indices(),
             method="group-fisher",
             training=True,
             **vars(self.pruning),
@@ -153,7 +153,7 @@ class PruneByFisher:
         device = next(iter(module.parameters())).device
         self.sums = self.sums.to(device)
         # a position is closed if any of its causes is removed
-        removed = self.analysis.removed(self._indices())
+        removed = self.analysis.removed(self._list_indices())
         module.gates = {
             key: self._build_gate(key, axis, ~removed[table].any(1), device)
             for key, (axis, table) in self.tables.items()
@@ -200,7 +200,7 @@ class PruneByFisher:
 
     def done(self) -> float | None:
         """Return the saved share of what the first missed budget demands; 1 = all are met."""
-        kept = self._indices()
+        kept = self._list_indices()
         missed = first_missed(self.analysis, self.constraints, kept)
         if missed is None:
             return 1.0
@@ -227,7 +227,7 @@ class PruneByFisher:
         self.sums, self.kept = state["sums"], {n: m.numpy() for n, m in state["kept"].items()}
         self.start(module)
 
-    def _indices(self) -> dict[str, tuple[int, ...]]:
+    def _list_indices(self) -> dict[str, tuple[int, ...]]:
         """Return the kept channels by group."""
         return {n: tuple(np.flatnonzero(m).tolist()) for n, m in self.kept.items()}
 
@@ -253,22 +253,22 @@ class PruneByFisher:
         Stops after `count` channels, or once the target is met.
         """
         removed = 0
-        while removed < self.count and self._missed() is not None:
+        while removed < self.count and self._find_missed() is not None:
             costs = self._measure_costs()
             steps = []
             for name in self.groups:
-                step = self._next_step(name, sums[self.analysis.causes[name]], costs[name])
+                step = self._find_next_step(name, sums[self.analysis.causes[name]], costs[name])
                 if step is not None:
                     steps.append(step)
             if not steps:
-                cost = self._missed() or next(iter(self.constraints.budgets))
-                raise unreachable(self.analysis, self.constraints, self._indices(), cost)
+                cost = self._find_missed() or next(iter(self.constraints.budgets))
+                raise unreachable(self.analysis, self.constraints, self._list_indices(), cost)
             # one group per iteration: its removal changes the costs of the others
             _, name, channels = min(steps, key=lambda step: step[0])
             self.kept[name][channels] = False
             removed += len(channels)
 
-    def _next_step(
+    def _find_next_step(
         self, name: str, scores: np.ndarray, costs: np.ndarray
     ) -> tuple[float, str, np.ndarray] | None:
         """Return (importance over cost, group, channels) of the step to the next allowed width."""
@@ -287,13 +287,13 @@ class PruneByFisher:
                 self.pruning.normalization,
                 self.pruning.engine,
                 threads=self.threads,
-                kept=self._indices(),
+                kept=self._list_indices(),
             )
         return self.latency_costs
 
-    def _missed(self) -> str | None:
+    def _find_missed(self) -> str | None:
         """Return the first cost over its budget, None if all are met."""
-        return first_missed(self.analysis, self.constraints, self._indices())
+        return first_missed(self.analysis, self.constraints, self._list_indices())
 
 
 def _draw_loss(

@@ -106,7 +106,7 @@ def prune_and_tune(
     while_pruning = _adapt_settings(analysis, settings, pruning, hook)
     trained = tune(analysis.model, data, while_pruning, hook=hook, checkpoint=first, **tracked)
     plan = hook.plan()
-    cut_trained, cut_original = _cut_values(analysis, plan, trained.model), cut(analysis, plan)
+    cut_trained, cut_original = _cut_with_values(analysis, plan, trained.model), cut(analysis, plan)
     trained_score = score(cut_trained, data, settings, **common)
     untuned_score = score(cut_original, data, settings, **common)
     # training with closing masks may have damaged the network
@@ -159,7 +159,7 @@ def _subtract_time(settings: TuneSettings, seconds: float) -> TuneSettings:
     return replace(settings, limit_s=max(MIN_LIMIT_S, settings.limit_s - seconds))
 
 
-def _cut_values(analysis: Analysis, plan: Plan, values: Model) -> Model:
+def _cut_with_values(analysis: Analysis, plan: Plan, values: Model) -> Model:
     """Return the plan's cut of the same graph with other values."""
     other = replace(analysis, model=values)
     return cut(other, replace(plan, source=other.digest))

@@ -50,13 +50,13 @@ class State:
 
 def snapshot(module: OnnxModule) -> Tensors:
     """Return copies of the parameters and running statistics by initializer name."""
-    return {name: tensor.detach().clone() for name, tensor in _all_tensors(module).items()}
+    return {name: tensor.detach().clone() for name, tensor in _list_tensors(module).items()}
 
 
 def load_values(module: OnnxModule, values: Mapping[str, torch.Tensor]) -> None:
     """Set parameters and running statistics."""
     with torch.no_grad():
-        for name, tensor in _all_tensors(module).items():
+        for name, tensor in _list_tensors(module).items():
             tensor.copy_(values[name])
 
 
@@ -68,7 +68,7 @@ def update_average(averaged: Tensors, module: OnnxModule, decay: float, step: in
     """
     share = 1 - min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        for name, tensor in _all_tensors(module).items():
+        for name, tensor in _list_tensors(module).items():
             # counters cannot be averaged
             if tensor.is_floating_point():
                 averaged[name].lerp_(tensor, share)
@@ -128,6 +128,6 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     return content
 
 
-def _all_tensors(module: OnnxModule) -> Tensors:
+def _list_tensors(module: OnnxModule) -> Tensors:
     """Return the parameters, then the running statistics."""
     return {**module.named(), **module.buffers_by_name()}

@@ -68,7 +68,7 @@ class Validator:
         module.eval()
         total, hits, labeled = 0.0, 0.0, 0
         metric = self.metric() if self.metric is not None else None
-        for batch in self._batches():
+        for batch in self._iterate_batches():
             with torch.no_grad():
                 loss, tensors = self.forward(batch.inputs, batch.labels)
             total += float(loss) * len(batch)
@@ -90,7 +90,7 @@ class Validator:
         standard_error = math.sqrt(share * (1 - share) / max(labeled, 1))
         return (share if labeled else -mean_loss), mean_loss, standard_error
 
-    def _batches(self) -> Iterator[Samples]:
+    def _iterate_batches(self) -> Iterator[Samples]:
         """Yield the samples in order."""
         size = self.settings.batch_size
         for begin in range(0, len(self.samples), size):

@@ -16,7 +16,7 @@ from onnxprune.ir.io import Model, load
 from onnxprune.ir.weights import from_array
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.ties import _OutputGraph
-from onnxprune.surgery.verify import _own_rounding, verify
+from onnxprune.surgery.verify import _measure_own_rounding, verify
 
 HALF_EFFECT = 4e-3  # of a fault in float16 that must be caught
 BODY = "a = MatMul(x, w1); r = Relu(a); b = MatMul(r, w2)"
@@ -187,7 +187,7 @@ def test_tolerance_follows_the_rounding_of_all_compared_models(
             return {"y": np.array([1.0, 2.0 + 2.0 * rounding[model]])}
 
     runs = [(model, {"y": np.array([1.0, 2.0])}) for model in rounding]
-    assert _own_rounding(Trial(), runs, 1e-5) == pytest.approx(expected)
+    assert _measure_own_rounding(Trial(), runs, 1e-5) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def einsum(view: View) -> Rule | None:
     left, arrow, right = equation.partition("->")
     operands = left.split(",")
     if not arrow:
-        right = _implicit_output(left)
+        right = _complete_output(left)
     if "..." in left and "..." not in right:
         return None  # the axes that it stands for are summed over
     # the notation has "..." in front alone; elsewhere, letters stand for its axes
@@ -59,12 +59,12 @@ def einsum(view: View) -> Rule | None:
         operands, right = _spell_out(view, operands, right)
     names = dict.fromkeys("".join(operands).replace("...", ""))
     return Rule(
-        f"{', '.join(map(_spaced, operands))} -> {_spaced(right)}",
+        f"{', '.join(map(_space_letters, operands))} -> {_space_letters(right)}",
         macs=(" ".join(["...", *names]),) if len(operands) > 1 else (),
     )
 
 
-def _implicit_output(left: str) -> str:
+def _complete_output(left: str) -> str:
     """Return the output of an equation without one: letters that occur once, sorted."""
     leading = "..." if "..." in left else ""
     letters = left.replace("...", "").replace(",", "")
@@ -86,7 +86,7 @@ def _spell_out(view: View, operands: list[str], right: str) -> tuple[list[str], 
     return spelled, right.replace("...", letters)
 
 
-def _spaced(operand: str) -> str:
+def _space_letters(operand: str) -> str:
     """Return the letters of an Einsum operand in the notation of the table."""
     leading = "... " if operand.startswith("...") else ""
     return leading + " ".join(operand.replace("...", ""))

@@ -25,7 +25,7 @@ def head_is_free(view: View, head_size: int | None) -> bool:
     return known and not view.integer("do_rotary", 0)
 
 
-def _size_per_head(view: View, slot: int, parts: int) -> int | None:
+def _find_head_size(view: View, slot: int, parts: int) -> int | None:
     """Return the size of a head of an operand whose last axis holds `parts` projections."""
     width = view.dim(slot, view.rank(slot) - 1) if view.rank(slot) else None
     return width // (parts * view.integer("num_heads", 1)) if width else None
@@ -74,7 +74,7 @@ def _project_and_attend(
     sizes = view.integers("qkv_hidden_sizes")
     if sizes is not None and len(set(sizes)) > 1:
         return None  # a sum of products, not a product
-    head_size = _size_per_head(view, 1, 3)
+    head_size = _find_head_size(view, 1, 3)
     with_past = past is not None and bool(view.rank(past))
     keys = ["s", "u"] if with_past else ["s"]
     rows = data.rpartition(" ")[0]
@@ -116,7 +116,7 @@ def multi_head_attention(view: View) -> Rule | None:
     v = "v" if "v" in value else "d"
     # a bias holds all projections, and keys and values of the past have one size
     tied = v == "v" and bool(view.rank(3) or view.rank(6))
-    if tied and _size_per_head(view, 2, 1) != size:
+    if tied and _find_head_size(view, 2, 1) != size:
         return None
     mask = " ".join("lmno"[: view.rank(4)])
     slots = [query, key, value, "(j h d)", mask, _attention_bias(view, 5)]
@@ -140,7 +140,7 @@ def multi_head_attention(view: View) -> Rule | None:
 def _separate_or_interleaved(view: View) -> tuple[tuple[str, str, str], int | None] | None:
     """Return the axes of queries, keys and values, and the size of a head; None for other ranks."""
     ranks = tuple(map(view.rank, range(3)))
-    size = _size_per_head(view, 0, 1)
+    size = _find_head_size(view, 0, 1)
     if ranks == (3, 3, 3):
         return ("b s (h d)", "b t (h d)", "b t (h v)"), size
     if ranks == (3, 4, 4):  # keys and values of an encoder, by head
@@ -155,7 +155,7 @@ def _separate_or_interleaved(view: View) -> tuple[tuple[str, str, str], int | No
 def attention_of_token_heads(view: View) -> Rule | None:
     """Attend from projections of tokens without padding (PackedMultiHeadAttention)."""
     interleaved = view.rank(0) == 4
-    size = view.dim(0, 3) if interleaved else _size_per_head(view, 0, 1)
+    size = view.dim(0, 3) if interleaved else _find_head_size(view, 0, 1)
     query = "a h j d" if interleaved else "a (h d)"
     key = "" if interleaved else "a (h d)"
     slots = [query, key, key, "(j h d)", "b s", "c", _attention_bias(view, 6)]

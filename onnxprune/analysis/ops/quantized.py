@@ -183,7 +183,7 @@ def matmul_nbits(view: View) -> Rule | None:
     filters, blocks = view.dim(1, 0), view.dim(1, 1)
     per_block = "n q" if view.rank(2) == 2 else "(n q)"
     zero, frozen = per_block, "k z"
-    if view.rank(3) and _elements(view, 3) != (filters or 0) * (blocks or 0):
+    if view.rank(3) and _count_elements(view, 3) != (filters or 0) * (blocks or 0):
         zero, frozen = ("n w" if view.rank(3) == 2 else "(n w)"), "k z q w"
     data = "... (q k)" if columns % block == 0 else "... i"
     if view.rank(4) or columns % block:  # an index of groups per input is never cut
@@ -197,7 +197,7 @@ def matmul_nbits(view: View) -> Rule | None:
     )
 
 
-def _elements(view: View, slot: int) -> int:
+def _count_elements(view: View, slot: int) -> int:
     """Return the number of elements of an operand of known shape; 0 if an axis is dynamic."""
     return prod(view.dim(slot, i) or 0 for i in range(view.rank(slot)))
 

@@ -20,7 +20,7 @@ def reduce(linear: bool, mean: bool = False) -> Callable[[View], Rule | None]:
 
     def row(view: View) -> Rule | None:
         names = axes_letters(view)
-        axes = _reduced_axes(view)
+        axes = _read_reduced_axes(view)
         if axes is None:
             return None
         if not axes:
@@ -40,7 +40,7 @@ def reduce(linear: bool, mean: bool = False) -> Callable[[View], Rule | None]:
     return row
 
 
-def _reduced_axes(view: View) -> list[int] | None:
+def _read_reduced_axes(view: View) -> list[int] | None:
     """Return the axes, given as input or attribute (empty if absent); None if computed."""
     if view.inputs <= 1:
         return view.integers("axes") or []

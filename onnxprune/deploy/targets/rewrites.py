@@ -22,7 +22,7 @@ def whole_image_pool(model: EditableModel, shapes: Shapes) -> None:
     for node in model.proto.graph.node:
         if node.op_type != "GlobalAveragePool":
             continue
-        shape = _image_shape(shapes, node.input[0])
+        shape = _find_image_shape(shapes, node.input[0])
         if shape is None:
             continue
         node.op_type = "AveragePool"
@@ -48,7 +48,7 @@ def pool_as_depthwise(model: EditableModel, shapes: Shapes) -> None:
     for node in model.proto.graph.node:
         if node.op_type not in ("GlobalAveragePool", "AveragePool"):
             continue
-        shape = _image_shape(shapes, node.input[0])
+        shape = _find_image_shape(shapes, node.input[0])
         # pads that do not count would need a divisor per position
         if shape is None or not _is_convolution(node):
             continue
@@ -84,7 +84,7 @@ def gemm_bias(model: EditableModel, shapes: Shapes) -> None:
         node.input.append(name)
 
 
-def _image_shape(shapes: Shapes, tensor: str) -> tuple[int, ...] | None:
+def _find_image_shape(shapes: Shapes, tensor: str) -> tuple[int, ...] | None:
     """Return the static shape of a tensor with four axes, else None."""
     shape = shapes.shape(tensor)
     if shape is None or len(shape) != 4:

@@ -78,7 +78,7 @@ class Probe:
         self._original = self._stack.enter_context(engine.compile(analysis.model, options))
         self._known: dict[tuple[tuple[str, int], ...], float] = {}
         # measured once: candidates are only compared by their ratio
-        times = interleave({_ORIGINAL: self._sampler(self._original)}, schedule)[_ORIGINAL]
+        times = interleave({_ORIGINAL: self._make_sampler(self._original)}, schedule)[_ORIGINAL]
         self.original_ms = float(np.median(times))
 
     def __call__(self, kept: Kept) -> float:
@@ -122,14 +122,14 @@ class Probe:
         pruned = cut(self._analysis, self._analysis.plan(kept))
         with self._engine.compile(pruned, self._options) as candidate:
             samplers = {
-                _ORIGINAL: self._sampler(self._original),
-                _CANDIDATE: self._sampler(candidate),
+                _ORIGINAL: self._make_sampler(self._original),
+                _CANDIDATE: self._make_sampler(candidate),
             }
             times = interleave(samplers, self._schedule)
         original_ms = float(np.quantile(times[_ORIGINAL], UNDISTURBED))
         candidate_ms = float(np.quantile(times[_CANDIDATE], UNDISTURBED))
         return self.original_ms * candidate_ms / original_ms
 
-    def _sampler(self, compiled: Compiled) -> Sampler:
+    def _make_sampler(self, compiled: Compiled) -> Sampler:
         """Return the sampler of a compiled model."""
         return partial(compiled.sample, self._feeds)

@@ -98,12 +98,12 @@ class LayerSpec:
             )
         # the input's channels follow those of the weight
         shape = list(self.input)
-        shape[self._channel_axis()] = inputs
+        shape[self._find_channel_axis()] = inputs
         weight = replace(self.layout, groups=group).resized(self.weight, inputs, outputs)
         attributes = tuple((k, group if k == "group" else v) for k, v in self.attributes)
         return replace(self, input=tuple(shape), weight=weight, attributes=attributes)
 
-    def _channel_axis(self) -> int:
+    def _find_channel_axis(self) -> int:
         """Return the axis of the input that holds the channels."""
         if self.op == "MatMul":
             return -1

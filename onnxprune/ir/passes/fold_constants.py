@@ -42,12 +42,12 @@ def inline_branches(graph: GraphProto, shapes: Shapes) -> bool:
     for node in graph.node:
         for body in subgraphs(node):
             changed_inside |= inline_branches(body, shapes)
-        taken = _taken_branch(node, shapes)
+        taken = _find_taken_branch(node, shapes)
         if taken is None or len(taken.output) != len(node.output):
             nodes.append(node)
             continue
         changed = True
-        nodes += _spliced(graph, node, taken)
+        nodes += _splice_branch(graph, node, taken)
     if changed:
         replace_nodes(graph, nodes)
     return changed or changed_inside
@@ -58,11 +58,11 @@ def inline_branch(graph: GraphProto, output: str, condition: bool) -> None:
     nodes: list[NodeProto] = []
     for node in graph.node:
         taken = branch(node, condition) if node.op_type == "If" and output in node.output else None
-        nodes += [node] if taken is None else _spliced(graph, node, taken)
+        nodes += [node] if taken is None else _splice_branch(graph, node, taken)
     replace_nodes(graph, nodes)
 
 
-def _spliced(graph: GraphProto, node: NodeProto, taken: GraphProto) -> list[NodeProto]:
+def _splice_branch(graph: GraphProto, node: NodeProto, taken: GraphProto) -> list[NodeProto]:
     """Return the nodes that replace an If which always runs one branch."""
     # names are unique, so the branch can join the graph without renaming
     graph.value_info.extend(taken.value_info)
@@ -72,7 +72,7 @@ def _spliced(graph: GraphProto, node: NodeProto, taken: GraphProto) -> list[Node
     return [*taken.node, *names]
 
 
-def _taken_branch(node: NodeProto, shapes: Shapes) -> GraphProto | None:
+def _find_taken_branch(node: NodeProto, shapes: Shapes) -> GraphProto | None:
     """Return the body that an If always runs; None for other nodes and unknown conditions."""
     if node.op_type != "If" or node.domain not in STANDARD_DOMAINS or not node.input:
         return None

@@ -40,7 +40,7 @@ def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> None:
     if not targets:
         return
     names = [n.output[0] for n in targets]
-    needed = _ancestors(names, producers)
+    needed = _find_ancestors(names, producers)
     part = [n for n in graph.node if needed.intersection(n.output)]
     values = Session(extract(model, shapes, part, (), names), optimize=False).run({})
     for node in targets:
@@ -48,7 +48,7 @@ def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> None:
         graph.node.remove(node)
 
 
-def _ancestors(names: list[str], producers: dict[str, NodeProto]) -> set[str]:
+def _find_ancestors(names: list[str], producers: dict[str, NodeProto]) -> set[str]:
     """Return the tensors that nodes compute on the way to `names`, those included."""
     needed: set[str] = set()
     stack = list(names)

@@ -27,7 +27,7 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 def choose_branches_by_rank(model: EditableModel, shapes: Shapes) -> bool:
     """Inline the branches that runs can only take; return whether there are any."""
-    names = [n.output[0] for n in model.proto.graph.node if _rank_depends(n, shapes)]
+    names = [n.output[0] for n in model.proto.graph.node if _depends_on_rank(n, shapes)]
     changed = False
     for name in names[:MOST_TRIED]:
         survives = [_survives(model, name, condition) for condition in (True, False)]
@@ -37,7 +37,7 @@ def choose_branches_by_rank(model: EditableModel, shapes: Shapes) -> bool:
     return changed
 
 
-def _rank_depends(node: NodeProto, shapes: Shapes) -> bool:
+def _depends_on_rank(node: NodeProto, shapes: Shapes) -> bool:
     """Return whether the branches of an If yield a tensor of different known ranks."""
     if node.op_type != "If" or node.domain not in STANDARD_DOMAINS:
         return False

@@ -59,7 +59,7 @@ def replace_sequences(model: EditableModel, shapes: Shapes) -> bool:
         node.output[0]: sequence
         for node in graph.node
         if node.op_type in _CREATES and node.domain in STANDARD_DOMAINS
-        for sequence in [_elements_of(node, shapes)]
+        for sequence in [_find_elements(node, shapes)]
         if sequence is not None
     }
     if not sequences:
@@ -102,10 +102,10 @@ def _is_known(node: NodeProto, sequence: _Sequence, shapes: Shapes) -> bool:
     """Return whether a node takes known elements of a sequence."""
     if node.op_type == "ConcatFromSequence":
         return True
-    return node.op_type == "SequenceAt" and _position(node, sequence, shapes) is not None
+    return node.op_type == "SequenceAt" and _find_position(node, sequence, shapes) is not None
 
 
-def _position(node: NodeProto, sequence: _Sequence, shapes: Shapes) -> int | None:
+def _find_position(node: NodeProto, sequence: _Sequence, shapes: Shapes) -> int | None:
     """Return the element that a SequenceAt takes; None if it is computed or out of range."""
     value, count = shapes.value(node.input[1]), len(sequence.elements)
     if value is None or value.size != 1 or not -count <= value.item() < count:
@@ -113,7 +113,7 @@ def _position(node: NodeProto, sequence: _Sequence, shapes: Shapes) -> int | Non
     return int(value.item()) % count
 
 
-def _elements_of(node: NodeProto, shapes: Shapes) -> _Sequence | None:
+def _find_elements(node: NodeProto, shapes: Shapes) -> _Sequence | None:
     """Return the sequence that a node creates; None if the number of its elements is unknown."""
     if node.op_type == "SequenceConstruct":
         return _Sequence(node, list(node.input))
@@ -144,11 +144,11 @@ def _create(model: EditableModel, sequence: _Sequence) -> list[NodeProto]:
         return []
     axis, name = attribute(node, "axis", 0), node.name or node.output[0]
     parts = [f"{e}_part" for e in sequence.elements] if sequence.squeeze else sequence.elements
-    nodes = [_with_list(model, "Split", node.input[0], parts, "split", sequence.sizes, name)]
+    nodes = [_add_list(model, "Split", node.input[0], parts, "split", sequence.sizes, name)]
     nodes[0].attribute.append(helper.make_attribute("axis", axis))
     if sequence.squeeze:
         for part, element in zip(parts, sequence.elements, strict=True):
-            nodes.append(_with_list(model, "Squeeze", part, [element], "axes", [axis], element))
+            nodes.append(_add_list(model, "Squeeze", part, [element], "axes", [axis], element))
     return nodes
 
 
@@ -158,19 +158,19 @@ def _read(
     """Return the nodes that replace a reader."""
     out, name = node.output[0], node.name or node.output[0]
     if node.op_type == "SequenceAt":
-        element = sequence.elements[_position(node, sequence, shapes) or 0]
+        element = sequence.elements[_find_position(node, sequence, shapes) or 0]
         return [helper.make_node("Identity", [element], [out], name)]
     axis, elements, nodes = attribute(node, "axis", 0), list(sequence.elements), []
     if attribute(node, "new_axis", 0):
         for i, element in enumerate(sequence.elements):
             elements[i] = f"{out}_row_{i}"
             nodes.append(
-                _with_list(model, "Unsqueeze", element, [elements[i]], "axes", [axis], elements[i])
+                _add_list(model, "Unsqueeze", element, [elements[i]], "axes", [axis], elements[i])
             )
     return [*nodes, helper.make_node("Concat", elements, [out], name, axis=axis)]
 
 
-def _with_list(
+def _add_list(
     model: EditableModel,
     op: str,
     source: str,

@@ -116,7 +116,7 @@ class _Matcher:
         before, after = self.shapes.shape(node.input[0]), self.shapes.shape(node.output[0])
         if before is None or after is None or len(after) <= len(before):
             return None
-        factors = _leading_factor(before, after)
+        factors = _find_leading_factor(before, after)
         return None if factors is None else _FusedProjection(node, *factors)
 
     def _match_consumers(
@@ -124,14 +124,16 @@ class _Matcher:
     ) -> bool:
         """Record which part each consumer takes; return False if one takes anything else."""
         for node in nodes:
-            parts = _taken_parts(node, name, axis, fused.parts, self.shapes)
+            parts = _find_taken_parts(node, name, axis, fused.parts, self.shapes)
             if parts is None or id(node) not in self.main_nodes:
                 return False
             fused.consumers.append((node, parts))
         return True
 
 
-def _leading_factor(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> tuple[int, int, int] | None:
+def _find_leading_factor(
+    before: tuple[Dim, ...], after: tuple[Dim, ...]
+) -> tuple[int, int, int] | None:
     """Return (axis, k, n) for a Reshape from (..., k * n, ...) to (..., k, factors of n, ...)."""
     i = 0
     # the first axis that differs is the split one
@@ -173,7 +175,7 @@ def _moved_axis(node: NodeProto, axis: int, shapes: Shapes) -> int | None:
     return [i for i in range(rank) if i not in added][axis]
 
 
-def _taken_parts(
+def _find_taken_parts(
     node: NodeProto, name: str, axis: int, count: int, shapes: Shapes
 ) -> list[int] | None:
     """Return the part that each output of a Gather, Slice or Split takes; None if not one each."""
@@ -184,7 +186,7 @@ def _taken_parts(
     rank = len(shapes.shape(name) or ())
     values = [shapes.value(n) if n else None for n in node.input[1:]]
     if node.op_type == "Slice":
-        return _sliced_part(node, values, rank, axis, count)
+        return _find_sliced_part(node, values, rank, axis, count)
     if node.op_type not in ("Gather", "Split") or attribute(node, "axis", 0) % rank != axis:
         return None
     if node.op_type == "Split":
@@ -195,7 +197,7 @@ def _taken_parts(
     return [int(index.ravel()[0]) % count]
 
 
-def _sliced_part(
+def _find_sliced_part(
     node: NodeProto, values: Sequence[np.ndarray | None], rank: int, axis: int, count: int
 ) -> list[int] | None:
     """Return the one part that a Slice along `axis` takes."""
@@ -234,7 +236,7 @@ def _rewrite(
     )
     _set_numbers(model, split, "split", [fused.width] * fused.parts)
     nodes = [split]
-    target = _part_target(model, fused, shapes, nodes)
+    target = _make_part_target(model, fused, shapes, nodes)
     last = fused.chain[-1].output[0] if fused.chain else node.output[0]
     # each part keeps an axis of length 1, so that the chain can be copied unchanged
     for i, piece in enumerate(pieces):
@@ -277,7 +279,7 @@ def _rewrite_consumer(
     return nodes
 
 
-def _part_target(
+def _make_part_target(
     model: EditableModel, fused: _FusedProjection, shapes: Shapes, nodes: list[NodeProto]
 ) -> str:
     """Return the name of the Reshape's target with 1 in place of the number of parts.

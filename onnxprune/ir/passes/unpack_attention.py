@@ -24,7 +24,7 @@ def unpack_attention(model: EditableModel, shapes: Shapes) -> bool:
     nodes: list[NodeProto] = []
     changed = False
     for node in model.proto.graph.node:
-        sizes = _part_sizes(node, shapes)
+        sizes = _find_part_sizes(node, shapes)
         if sizes is not None:
             nodes.append(_split(model, node, sizes))
             changed = True
@@ -34,7 +34,7 @@ def unpack_attention(model: EditableModel, shapes: Shapes) -> bool:
     return changed
 
 
-def _part_sizes(node: NodeProto, shapes: Shapes) -> list[int] | None:
+def _find_part_sizes(node: NodeProto, shapes: Shapes) -> list[int] | None:
     """Return the channels of queries, keys and values; None if they are not packed."""
     if node.op_type not in _PACKED or node.domain != CONTRIB_DOMAIN:
         return None
