@@ -10,7 +10,8 @@ from onnxprune.analysis.folded import Places
 from onnxprune.analysis.rule_shapes import shapes_by_rule
 from onnxprune.analysis.state import Record
 from onnxprune.errors import printable
-from onnxprune.ir.example_sizes import LENGTH, declared_shapes, example_input_shapes
+from onnxprune.ir.dictated import input_shapes
+from onnxprune.ir.example_sizes import LENGTH, example_input_shapes
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.shapes import Shapes
@@ -41,7 +42,8 @@ class Sizes:
     @cached_property
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Shape of every input that is a tensor of known rank."""
-        return example_input_shapes(self.record.model, self.given)
+        declared = input_shapes(self.record.model, self.record.shapes)
+        return example_input_shapes(declared, self.given)
 
     @cached_property
     def shapes(self) -> Shapes:
@@ -97,7 +99,7 @@ class Sizes:
         """Where the lengths of dynamic axes come from; "" if they are given or only the batch."""
         if self.origin:
             return self.origin
-        declared = declared_shapes(self.record.model)
+        declared = input_shapes(self.record.model, self.record.shapes)
         for name, shape in declared.items():
             given = self.given.get(name, (-1,) * len(shape))
             for axis, (dim, size) in enumerate(zip(shape, given, strict=False)):

@@ -84,16 +84,18 @@ def declared_shapes(model: ModelView) -> dict[str, tuple[Dim, ...]]:
 
 
 def example_input_shapes(
-    model: ModelView, given: Mapping[str, Sequence[int]] | None = None
+    declared: Mapping[str, Sequence[Dim]], given: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Return a shape for every input of a model that is a tensor of known rank.
+    """Return a shape for every input.
 
     Parameters
     ----------
+    declared
+        Input name -> shape, as `declared_shapes` or `dictated.input_shapes` give it.
     given
-        Input name -> shape; -1 leaves an axis as the model declares it.
+        Input name -> shape; -1 leaves an axis as it is declared.
     """
-    declared = declared_shapes(model)
+    declared = dict(declared)
     symbols: dict[str, int] = {}
     for name, sizes in (given or {}).items():
         shape = declared.get(name, (None,) * len(sizes))

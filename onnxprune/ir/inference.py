@@ -18,6 +18,7 @@ from onnxprune.ir.model import ModelView
 from onnxprune.ir.node_inference import (
     FIRST_INPUT_FALLBACK,
     Versions,
+    equal_products,
     evaluate,
     infer_node,
     type_from_values,
@@ -131,15 +132,13 @@ class _Inference:
             elif name in self.types:
                 self.types[name] = self.assume_lengths(name, self.types[name])
         # a body may never run, so that nothing follows from it
-        if node.op_type == "Reshape" and not self.depth:
-            self.learn(node)
+        if not self.depth:
+            for a, b in equal_products(node, self.known):
+                self.learn(a, b)
 
-    def learn(self, node: NodeProto) -> None:
-        """Keep what a Reshape says of dynamic lengths: it neither adds nor drops elements."""
-        before, after = self.known.shape(node.input[0]), self.known.shape(node.output[0])
-        if before is None or after is None:
-            return
-        values = solve(substitute(before, self.equal), substitute(after, self.equal))
+    def learn(self, a: Sequence[Dim], b: Sequence[Dim]) -> None:
+        """Keep what two lists of lengths with equal products say of dynamic lengths."""
+        values = solve(substitute(a, self.equal), substitute(b, self.equal))
         if values:
             for symbol, value in self.equal.items():
                 self.equal[symbol] = substitute([value], values)[0]

@@ -6,7 +6,7 @@ not follow shapes that a graph computes. Both are completed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,22 @@ class Versions:
     opset: int
     imports: list[Any]
     ir_version: int
+
+
+# operator -> (axis of its first operand, axis of its second one) that have equal lengths
+WIDTHS = {
+    "Conv": (1, 1),
+    "ConvTranspose": (1, 0),
+    "MatMul": (-1, -2),
+    "Gemm": (1, 0),
+    "BatchNormalization": (1, 0),
+    "InstanceNormalization": (1, 0),
+    "LayerNormalization": (-1, -1),
+    "RMSNormalization": (-1, -1),
+    "LSTM": (2, 2),
+    "GRU": (2, 2),
+    "RNN": (2, 2),
+}
 
 
 def infer_node(node: NodeProto, known: Shapes, versions: Versions) -> Mapping[str, TypeProto]:
@@ -142,6 +158,38 @@ def _attention_type(node: NodeProto, known: Shapes) -> Mapping[str, TypeProto]:
             width = sizes[2]
     dims = [*query[:2], width]
     return {node.output[0]: helper.make_tensor_type_proto(known.dtype(node.input[0]), dims)}
+
+
+def equal_products(node: NodeProto, known: Shapes) -> Iterator[tuple[Sequence[Dim], Sequence[Dim]]]:
+    """Yield pairs of lists of lengths whose products are equal if the node runs.
+
+    A Reshape neither adds nor drops elements; weights dictate the width of what they multiply.
+    """
+    if node.domain not in STANDARD_DOMAINS or not node.input:
+        return
+    shape = known.shape(node.input[0])
+    if shape is None:
+        return
+    if node.op_type == "Reshape":
+        after = known.shape(node.output[0])
+        if after is not None:
+            yield shape, after
+        return
+    if is_static(shape) or node.op_type not in WIDTHS or len(node.input) < 2:
+        return
+    axis, weight_axis = WIDTHS[node.op_type]
+    weight = known.shape(node.input[1])
+    if node.op_type == "Gemm":
+        axis = 0 if attribute(node, "transA", 0) else 1
+        weight_axis = 1 if attribute(node, "transB", 0) else 0
+    elif weight is not None and len(weight) == 1:
+        weight_axis = 0
+    if weight is None or not max(axis, -axis - 1) < len(shape) or weight_axis >= len(weight):
+        return
+    # two activations of unknown lengths are left alone: they may broadcast in ways of their own
+    if isinstance(weight[weight_axis], int):
+        groups = attribute(node, "group", 1) if node.op_type == "Conv" else 1
+        yield [shape[axis]], [weight[weight_axis], groups]
 
 
 def evaluate(node: NodeProto, known: Shapes) -> np.ndarray | None:

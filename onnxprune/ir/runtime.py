@@ -14,6 +14,7 @@ import numpy as np
 from onnx import helper
 
 from onnxprune.errors import ModelError
+from onnxprune.ir.dictated import input_shapes
 from onnxprune.ir.input_ranges import integer_ranges
 from onnxprune.ir.io import save, to_bytes
 from onnxprune.ir.model import EditableModel, ModelView
@@ -185,7 +186,7 @@ def example_feeds(
     for info in model.proto.graph.input:
         if info.name in model.weights:
             continue
-        dims = sizes[info.name]
+        dims = sizes.get(info.name, [])
         dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
         limits = ranges.get(info.name)
         values = rng.integers(*limits, dims) if limits else rng.standard_normal(dims)
@@ -197,21 +198,18 @@ def _choose_example_sizes(model: ModelView) -> dict[str, list[int]]:
     """Return a shape per input, with example lengths for dynamic axes."""
     symbols: dict[str, int] = {}
     sizes = {}
-    for info in model.proto.graph.input:
-        if info.name in model.weights:
-            continue
-        declared = info.type.tensor_type.shape.dim
+    for name, declared in input_shapes(model).items():
         dims = []
         for i, d in enumerate(declared):
             length = _EXAMPLE_BATCH if i == 0 else _EXAMPLE_LENGTH
             if len(declared) == 4 and i > 1:
                 length = _EXAMPLE_SIDE
-            if d.HasField("dim_value"):
-                length = d.dim_value
-            elif d.dim_param:
-                length = symbols.setdefault(d.dim_param, length)
+            if isinstance(d, int):
+                length = d
+            elif d is not None:
+                length = symbols.setdefault(d, length)
             dims.append(length)
-        sizes[info.name] = dims
+        sizes[name] = dims
     return sizes
 
 

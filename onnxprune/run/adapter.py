@@ -21,6 +21,7 @@ from onnxprune.data.synthetic import Synthetic
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions
 from onnxprune.errors import DataError, ModelError, UsageError, unknown
+from onnxprune.ir.dictated import input_shapes
 from onnxprune.ir.example_sizes import declared_shapes
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
@@ -81,12 +82,15 @@ def analyze_for_plan(model: Source, plan: Plan) -> Analysis:
 def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
     """Return shape and onnxruntime's type string of every input, without opening a session.
 
+    Lengths that the weights dictate are numbers, so that data that do not fit are refused.
+
     Raises
     ------
     ModelError
         An input is not a tensor, or its type is unknown.
     """
     types: dict[str, tuple[list[int | str | None], str]] = {}
+    shapes = input_shapes(model)
     for info in model.proto.graph.input:
         if info.name in model.weights:
             continue
@@ -98,12 +102,8 @@ def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
                 f"input {info.name!r} is not a tensor of a known type, so calibration and "
                 "measurement cannot feed it",
             )
-        shape: list[int | str | None] = [
-            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-            for dim in tensor.shape.dim
-        ]
         name = TensorProto.DataType.Name(tensor.elem_type).lower()
-        types[info.name] = shape, f"tensor({name})"
+        types[info.name] = list(shapes.get(info.name, ())), f"tensor({name})"
     return types
 
 

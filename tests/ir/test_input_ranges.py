@@ -8,8 +8,10 @@ from graph_text import net
 
 from onnxprune.data.dataset import open_data
 from onnxprune.errors import DataError
+from onnxprune.ir.dictated import input_shapes
 from onnxprune.ir.input_ranges import integer_ranges
 from onnxprune.ir.io import Model, load
+from onnxprune.ir.passes.canonicalize import canonicalize
 from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.run.adapter import input_types
 from onnxprune.run.pipeline import optimize
@@ -108,3 +110,42 @@ def test_inputs_that_do_not_fit_ask_for_data(tmp_path):
     with pytest.raises(DataError, match="pass --data") as caught:
         optimize(net(text).SerializeToString(), tmp_path / "out.onnx", engine=())
     assert caught.value.code == "data-synthetic" and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("float[N,F] x | float[8,32] w | y = MatMul(x, w)", ("N", 8)),
+        ("float[N,F] x | float[32,8] w | y = Gemm<transB=1>(x, w)", ("N", 8)),
+        ("float[N,C,H,W] x | float[16,3,3,3] w | y = Conv(x, w)", ("N", 3, "H", "W")),
+        ("float[N,C,H,W] x | float[6,2,3,3] w | y = Conv<group=2>(x, w)", ("N", 4, "H", "W")),
+        (
+            "float[N,C,H,W] x | float[6,2,3,3] w | y = ConvTranspose<group=2>(x, w)",
+            ("N", 6, "H", "W"),
+        ),
+        ("float[N,T,F] x | float[8] s | r = Relu(x); y = LayerNormalization(r, s)", ("N", "T", 8)),
+        (
+            "float[N,F,T] x | float[8,32] w | r = Transpose<perm=[0,2,1]>(x); y = MatMul(r, w)",
+            ("N", 8, "T"),
+        ),
+        ("float[N,F] x | float[8,32] w | r = Add(x, x); y = MatMul(r, w)", ("N", 8)),
+        ("float[N,F] x | float[1] w | y = Mul(x, w)", ("N", "F")),
+        ("float[N,F] x, float[F,M] v | float[1] w | y = MatMul(x, v)", ("N", "F")),
+    ],
+)
+def test_widths_that_weights_dictate(text: str, expected: tuple[object, ...]) -> None:
+    assert input_shapes(canonicalize(load(net(text))))["x"] == expected
+
+
+def test_widths_in_bodies_that_may_not_run_dictate_nothing() -> None:
+    text = """float[N,F] x, bool c | float[8,32] w | y = If(c)
+    <then_branch = t () => (float[N,32] p) { p = MatMul(x, w) },
+     else_branch = e () => (float[N,F] q) { q = Relu(x) }>"""
+    assert input_shapes(canonicalize(load(net(text))))["x"] == ("N", "F")
+
+
+def test_default_run_finds_the_width_of_its_inputs() -> None:
+    text = """float[N,F] x | float[8,32] w1, float[32,4] w2
+    | a = MatMul(x, w1); b = Relu(a); y = MatMul(b, w2)"""
+    result = optimize(net(text), criterion="fisher", repair="none", engine="none", round_to=1)
+    assert result.report.counted_at == "x 1x8"
