@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,6 @@ def _run(
     if as_json:
         emit(report.to_json())
     else:
-        click.echo(terminal.summary(report, page))
+        terminal.write_summary(report, page, sys.stdout)
     if report.warnings:
         say(terminal.warnings(report, None if as_json else page))

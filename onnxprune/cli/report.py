@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ def report(run_dir: str, sensitivities: str | None, as_json: bool) -> None:
         return
     for stage in result.stages:
         click.echo(f"{stage.name:<12}{stage.seconds:8.2f} s  {stage.detail}".rstrip())
-    click.echo(terminal.summary(result, page))
+    terminal.write_summary(result, page, sys.stdout)
     if result.warnings:
         say(terminal.warnings(result))
 

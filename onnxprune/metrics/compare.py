@@ -251,6 +251,18 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
+def paired_error(a: Metric, b: Metric) -> float | None:
+    """Return the standard error of b - a for two metrics that have seen the same samples.
+
+    None if it cannot be estimated.
+    """
+    if a.outcomes() is not None and b.outcomes() is not None:
+        return _estimate_difference_error(a, b, None, ())
+    draws = min(a.draws, b.draws)
+    drawn = resample([a, b], draws, np.random.default_rng(SEED)) if a.n == b.n else None
+    return bootstrap_error([second.value - first.value for first, second in drawn or ()])
+
+
 def _paired_outcomes(a: np.ndarray | None, b: np.ndarray | None) -> tuple[int, int, float] | None:
     """Return the samples that only a and only b has correct, and McNemar's probability.
 

@@ -38,6 +38,8 @@ class OutputFidelity:
         Mean over rows of the original's largest probability at temperature 1.
     location_agreement
         Share of positions with the same largest channel.
+    relative_error_error, agreement_error
+        Standard errors over samples of `relative_error` and of the agreement.
     """
 
     relative_error: float
@@ -48,6 +50,34 @@ class OutputFidelity:
     temperature: float | None = None
     max_probability: float | None = None
     location_agreement: float | None = None
+    relative_error_error: float | None = None
+    agreement_error: float | None = None
+
+
+class RatioSums:
+    """Numerator and denominator of a ratio of sums, per sample, for its standard error."""
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray] = []
+
+    def add(self, numerators: np.ndarray, denominators: np.ndarray) -> None:
+        """Add the values of some samples, with the samples on axis 0."""
+        axes = tuple(range(1, numerators.ndim))
+        self._rows.append(np.stack([v.sum(axes, np.float64) for v in (numerators, denominators)]))
+
+    def result(self) -> float | None:
+        """Return the standard error of the ratio by linearization (Cochran 1977, 6.4).
+
+        None for fewer than two samples, or values that are not finite.
+        """
+        if not self._rows:
+            return None
+        rows = np.concatenate(self._rows, 1)
+        total = float(rows[1].sum())
+        if rows.shape[1] < 2 or not total or not np.isfinite(rows).all():
+            return None
+        residuals = rows[0] - rows[0].sum() / total * rows[1]
+        return math.sqrt(rows.shape[1]) * float(np.std(residuals, ddof=1)) / total
 
 
 class OutputSums:
@@ -83,6 +113,7 @@ class OutputSums:
         self.channel_count = 0
         self.same = self.rows = 0
         self.tempered = Tempered() if self.axis is not None else None
+        self.error_ratio, self.agreement_ratio = RatioSums(), RatioSums()
 
     def update(self, a: np.ndarray, b: np.ndarray) -> None:
         """Add one batch of both models, converted to float64 a few samples at a time."""
@@ -99,6 +130,7 @@ class OutputSums:
         gap = np.abs(a - b)
         self.error += float(np.sum(gap * gap))
         self.power += float(np.sum(a * a))
+        self.error_ratio.add(gap * gap, a * a)
         if np.isnan(gap).any():
             self.largest = math.nan
         else:
@@ -109,6 +141,8 @@ class OutputSums:
             # argmax of NaN is the NaN, which must not count as agreement
             agree = (a.argmax(axis) == b.argmax(axis)) & ~np.isnan(b).any(axis)
             self.same, self.rows = self.same + int(agree.sum()), self.rows + agree.size
+            if axis % a.ndim:  # axis 0 of the result counts samples
+                self.agreement_ratio.add(agree, np.ones_like(agree))
         if self.tempered is not None and self.axis is not None:
             self.tempered.update(*(np.moveaxis(v, self.axis, -1) for v in (a, b)))
 
@@ -135,8 +169,11 @@ class OutputSums:
             variance = self.power - float((self.channel_sums**2).sum()) / self.channel_count
         nmse = self.error / variance if variance > ROUNDING * self.power else None
         agreement = self.same / self.rows if self.rows else None
+        errors = (self._estimate_relative_error_error(relative), self.agreement_ratio.result())
         if self.tempered is None:
-            return OutputFidelity(relative, nmse, self.largest, location_agreement=agreement)
+            return OutputFidelity(
+                relative, nmse, self.largest, None, None, None, None, agreement, *errors
+            )
         divergence = self.tempered.result()
         return OutputFidelity(
             relative,
@@ -146,4 +183,11 @@ class OutputSums:
             divergence.kl,
             divergence.temperature,
             divergence.max_probability,
+            None,
+            *errors,
         )
+
+    def _estimate_relative_error_error(self, relative: float) -> float | None:
+        """Return the standard error of the relative error, whose square is a ratio of sums."""
+        error = self.error_ratio.result()
+        return None if error is None or not relative else error / (2 * relative)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.report.conclusions import NextStep, Verdict
 from onnxprune.report.record import ReportRecord, many, named, omitted, one, required
 
 REPORT_FORMAT = 1
@@ -127,6 +128,8 @@ class QualityRow(ReportRecord):
         Number of labeled inputs.
     classes
         Class -> [before, after, count], for metrics by class.
+    difference_error
+        Standard error of after - before on the same inputs.
     """
 
     before: float
@@ -134,6 +137,8 @@ class QualityRow(ReportRecord):
     standard_error: float | None = None
     samples: int | None = None
     classes: Mapping[str, Sequence[Any]] | None = omitted(None)
+    difference_error: float | None = omitted(None)
+    higher_is_better: bool = omitted(True)
 
     @property
     def by_class(self) -> Mapping[str, Sequence[Any]]:
@@ -387,6 +392,8 @@ class Report(ReportRecord):
     machine: Mapping[str, Any] = field(default_factory=dict)
     stages: Sequence[Stage] = many(Stage)
     warnings: Sequence[str] = ()
+    verdicts: Sequence[Verdict] = many(Verdict)
+    next_steps: Sequence[NextStep] = many(NextStep)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, in the order of the fields."""

@@ -20,14 +20,15 @@ from markupsafe import Markup
 from onnxprune.errors import UsageError
 from onnxprune.files import encode, write_bytes
 from onnxprune.report import sections
+from onnxprune.report.conclusions import worst_level
 from onnxprune.report.data import LatencyRow, Report
 from onnxprune.report.picture import MOST_BOXES
 from onnxprune.report.sections import MOST_NAME, MOST_ROWS, MOST_TEXT
 from onnxprune.report.terminal import format_fidelity, ratios
 from onnxprune.report.text import clip, duration, number
+from onnxprune.report.verdict import judge
 
 PAGE = "report.html"
-MISSED = 1.05  # a target counts as missed above this: two latency measurements differ by as much
 _SPLITS = {
     "calibration": "Calibration",
     "selection": "Selection among models, unlabeled",
@@ -122,7 +123,8 @@ def _collect_content(report: Report) -> dict[str, Any]:
         "metrics": sections.metric_lines(report),
         "fidelity": format_fidelity(report.fidelity),
         "ratios": ratios(report),
-        "missed": [t for t in report.targets if t.reached > t.allowed * MISSED],
+        "verdicts": judge(report),
+        "level": worst_level(row.level for row in judge(report)),
         "splits": [(text, report.splits[p]) for p, text in _SPLITS.items() if p in report.splits],
         "control": sections.control(report),
         "outputs": sections.output_lines(report),

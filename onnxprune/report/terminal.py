@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -11,12 +12,16 @@ from typing import TextIO
 
 from onnxprune.errors import plural, printable
 from onnxprune.events import Event
+from onnxprune.report.conclusions import BAD, FAIR, GOOD
 from onnxprune.report.data import FidelitySummary, MetricFigure, Report
 from onnxprune.report.text import amount, clip, columns, duration
+from onnxprune.report.verdict import agreement_name, judge
 
 LONG_S = 2.0  # stages that take longer show their progress
 TERMINAL_S, LOG_S = 0.2, 10.0  # interval of progress lines on a terminal and in a log
 MOST_WARNINGS = 6  # on a terminal, if the report page lists all of them
+COLORS = {GOOD: "\x1b[32m", FAIR: "\x1b[33m", BAD: "\x1b[31m"}  # by level of a verdict
+RESET = "\x1b[0m"
 MOST_SHAPES = 200  # characters of the shapes of the inputs
 _STAGE_WIDTH = 12
 _COSTS = (
@@ -204,17 +209,6 @@ def format_fidelity(fidelity: FidelitySummary) -> str:
     return ", ".join(figures)
 
 
-def agreement_name(fidelity: FidelitySummary) -> str:
-    """Return the name of the measure that `fidelity.agreement` is."""
-    if fidelity.box_agreement is not None:
-        return "box agreement"
-    outputs = fidelity.outputs.values()
-    for key, name in (("top1_agreement", "top-1"), ("location_agreement", "location")):
-        if any(row.get(key) is not None for row in outputs):
-            return f"{name} agreement"
-    return "agreement"
-
-
 def alternatives(report: Report) -> str:
     """Return the figures of all models but the written one, "" if there are none.
 
@@ -295,15 +289,45 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def verdicts(report: Report) -> str:
+    """Return the verdicts, one per line."""
+    return columns([(row.aspect, row.text) for row in judge(report)], left=2)
+
+
+def next_steps(report: Report) -> str:
+    """Return what to run next: each purpose as a comment above its command."""
+    lines = ["What next:"]
+    for step in report.next_steps:
+        lines += [f"  # {printable(step.purpose)}", f"  {printable(step.command)}"]
+    return "\n".join(lines) if report.next_steps else ""
+
+
 def summary(report: Report, page: PathLike[str] | None = None) -> str:
-    """Return the tables of a run, then the paths of the model and of the report page."""
-    parts = [before_after(report), ratios(report), held_out(report), alternatives(report)]
+    """Return tables and verdicts of a run, the paths of its files, and what to run next."""
+    parts = [before_after(report), verdicts(report), ratios(report), held_out(report)]
+    parts.append(alternatives(report))
     paths = []
     if report.output:
         paths.append(f"written to {report.output}")
     if page:
         paths.append(f"report: {page}")
-    return "\n\n".join(filter(None, [*parts, "\n".join(paths)]))
+    return "\n\n".join(filter(None, [*parts, "\n".join(paths), next_steps(report)]))
+
+
+def write_summary(report: Report, page: PathLike[str] | None, stream: TextIO) -> None:
+    """Write the summary to a stream; on a terminal, the lines of the verdicts have colors."""
+    control = getattr(stream, "control", stream.write)
+    colored = {}
+    if stream.isatty() and not os.environ.get("NO_COLOR"):
+        levels = [row.level for row in judge(report)]
+        colored = dict(zip(verdicts(report).split("\n"), levels, strict=True))
+    for line in summary(report, page).split("\n"):
+        color = COLORS.get(colored.get(line, ""), "")
+        control(color)
+        stream.write(line)
+        control(RESET if color else "")
+        stream.write("\n")
+    stream.flush()
 
 
 def warnings(report: Report, page: PathLike[str] | None = None) -> str:

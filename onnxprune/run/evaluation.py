@@ -14,7 +14,8 @@ from onnxprune.errors import VerificationError
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, digest
 from onnxprune.metrics import find_metric
-from onnxprune.metrics.base import Score
+from onnxprune.metrics.base import Metric, Score
+from onnxprune.metrics.compare import paired_error
 from onnxprune.metrics.fidelity import Fidelity, fidelity
 from onnxprune.metrics.run import measure
 from onnxprune.report.data import FidelitySummary, QualityRow
@@ -133,20 +134,29 @@ def evaluate(
         summary = FidelitySummary.from_json(result.as_dict())
     if labels is None:
         return Evaluation(summary)
-    scores = [measure_metrics(model, labels, recipe) for model in (original, pruned)]
-    rows = [_make_quality_row(before, after) for before, after in zip(*scores, strict=True)]
+    measured = [_update_metrics(model, labels, recipe) for model in (original, pruned)]
+    rows = [_make_quality_row(before, after) for before, after in zip(*measured, strict=True)]
     return Evaluation(summary, dict(zip(recipe.metric, rows, strict=True)))
 
 
-def _make_quality_row(before: Score, after: Score) -> QualityRow:
-    """Return one metric of both models."""
+def _make_quality_row(first: Metric, second: Metric) -> QualityRow:
+    """Return one metric of both models, which saw the same samples."""
+    before, after = first.result(), second.result()
     classes = None
     if after.per_class:
         classes = {
             str(name): [score, after.per_class.get(name, 0.0), after.counts.get(name)]
             for name, score in sorted(before.per_class.items())
         }
-    return QualityRow(before.value, after.value, after.standard_error, after.n, classes)
+    return QualityRow(
+        before.value,
+        after.value,
+        after.standard_error,
+        after.n,
+        classes,
+        paired_error(first, second),
+        after.higher_is_better,
+    )
 
 
 def compare_outputs(original: Model, pruned: Model, data: Data, recipe: Recipe) -> Fidelity:
@@ -163,9 +173,14 @@ def compare_outputs(original: Model, pruned: Model, data: Data, recipe: Recipe) 
 
 def measure_metrics(model: Model, labels: LabeledData, recipe: Recipe) -> list[Score]:
     """Return the recipe's metrics of a model, in their order."""
+    return [metric.result() for metric in _update_metrics(model, labels, recipe)]
+
+
+def _update_metrics(model: Model, labels: LabeledData, recipe: Recipe) -> list[Metric]:
+    """Return the recipe's metrics after they saw all labeled inputs."""
     metrics = [find_metric(name, metric_options(recipe)) for name in recipe.metric]
     measure(model, labels, metrics, threads=recipe.threads, batch_size=recipe.batch_size)
-    return [metric.result() for metric in metrics]
+    return metrics
 
 
 def _shapes(model: Model) -> Mapping[str, tuple[int, ...]]:

@@ -37,10 +37,12 @@ from onnxprune.report.data import (
     TargetRow,
     VerificationSummary,
 )
+from onnxprune.report.verdict import judge
 from onnxprune.run.adapter import Source, analyze_for, context_for, engines_of
 from onnxprune.run.candidates import select_candidate
 from onnxprune.run.comparison import build_controls, build_curve
 from onnxprune.run.evaluation import EVALUATION, RESULT, Evaluation, evaluate, verify_cut
+from onnxprune.run.next_steps import recommend
 from onnxprune.run.outputs import check_same
 from onnxprune.run.planning import (
     PlanInputs,
@@ -87,6 +89,8 @@ class RunJob:
         The original as it was loaded.
     splits
         Inputs by purpose.
+    given
+        The recipe before "auto" was resolved.
     notes
         Warnings about the recipe.
     output
@@ -101,6 +105,7 @@ class RunJob:
     analysis: Analysis
     splits: Splits
     provenance: Provenance
+    given: Recipe
     notes: tuple[str, ...] = ()
     output: Path | None = None
     overwrite: bool = False
@@ -299,7 +304,7 @@ class RunJob:
         if recipe.method == ONE_SHOT and recipe.criterion == "reconstruction":
             scores = variants.scores_of("reconstruction")
             sensitivity = sensitivity_rows(scores, recipe.max_fraction)
-        return Report(
+        report = Report(
             str(self.source.path or ""),
             str(self.output or ""),
             before,
@@ -329,6 +334,8 @@ class RunJob:
             stages=tuple(stages.done),
             warnings=tuple(self._warnings(targets, layers, model, results)),
         )
+        steps = recommend(report, self.given, self.splits.calibration)
+        return replace(report, verdicts=judge(report), next_steps=steps)
 
     def _warnings(
         self,

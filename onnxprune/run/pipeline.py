@@ -138,7 +138,7 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
     notes = (*analysis.defects, *notes, *raised)
-    return RunJob(stages, recipe, source, analysis, splits, provenance, notes)
+    return RunJob(stages, recipe, source, analysis, splits, provenance, given, notes)
 
 
 def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Plan:

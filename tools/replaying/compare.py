@@ -38,6 +38,8 @@ VOLATILE = frozenset(
         "machine",
         # sentences, which may quote measured times or the load of the machine
         "warnings",
+        "verdicts",
+        "next_steps",
         "detail",
     }
 )

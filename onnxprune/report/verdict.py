@@ -1,0 +1,187 @@
+"""Verdicts on cost, quality and speed, which terminal, JSON and page show alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import hypot, isfinite
+from typing import Any
+
+from onnxprune.errors import plural
+from onnxprune.report.conclusions import BAD, FAIR, GOOD, UNKNOWN, Verdict, worst_level
+from onnxprune.report.data import (
+    FidelitySummary,
+    LatencyRow,
+    QualityRow,
+    Report,
+    TargetRow,
+)
+from onnxprune.report.text import amount
+
+MISSED = 1.05  # a target counts as missed above this: two latency measurements differ by as much
+NOISE = 2.0  # standard errors: a larger change occurs by chance in one case of twenty
+# Share of the original's metric, agreement or explained variance below which a model is unusable.
+USABLE = 0.5
+# Agreement without a metric: with fewer equal answers, models of the zoo lost more than two points.
+FAITHFUL = 0.95
+FAITHFUL_ERROR = 0.05  # variance not explained, the same for outputs without classes
+
+
+def judge(report: Report) -> tuple[Verdict, ...]:
+    """Return the verdicts of a report, or judge its figures if it has none."""
+    return tuple(report.verdicts) or (
+        _judge_cost(report),
+        _judge_quality(report),
+        _judge_speed(report),
+    )
+
+
+def is_missed(row: TargetRow) -> bool:
+    """Return whether a target is missed by more than the noise of a measurement."""
+    return row.reached > row.allowed * MISSED
+
+
+def _judge_cost(report: Report) -> Verdict:
+    """Judge whether the targets are met."""
+    before, after = report.before.macs, report.after.macs
+    share = f"{after / before:.1%} of the MACs remain" if before else "no MACs to remove"
+    missed = [row for row in report.targets if is_missed(row)]
+    if missed:
+        rows = [
+            f"{row.target} ({amount(row.reached)} instead of {amount(row.allowed)})"
+            for row in missed
+        ]
+        count = f"{len(missed)} of {plural(len(report.targets), 'target')}"
+        return Verdict("cost", BAD, f"{count} missed: {', '.join(rows)}; {share}")
+    if not report.targets:
+        return Verdict("cost", GOOD, f"no target; {share}")
+    word = "target" if len(report.targets) == 1 else "all targets"
+    names = ", ".join(row.target for row in report.targets)
+    return Verdict("cost", GOOD, f"{word} met: {names}; {share}")
+
+
+def _judge_quality(report: Report) -> Verdict:
+    """Judge the metrics, or without any the outputs on the held-out inputs."""
+    if not report.quality:
+        return _judge_fidelity(report)
+    rows = [_judge_metric(name, row) for name, row in report.quality.items()]
+    level = worst_level(level for level, _ in rows)
+    return Verdict("quality", level, "; ".join(text for _, text in rows))
+
+
+def _judge_metric(name: str, row: QualityRow) -> tuple[str, str]:
+    """Return level and text of one metric."""
+    figures = f"{name} {row.before:.4g} before, {row.after:.4g} after"
+    if row.samples:
+        figures += f", {plural(row.samples, 'labeled input')}"
+    if not (isfinite(row.before) and isfinite(row.after)):
+        return BAD, f"unusable: {figures}"
+    lost = row.before - row.after if row.higher_is_better else row.after - row.before
+    factors = (row.after, row.before) if row.higher_is_better else (row.before, row.after)
+    if factors[0] < USABLE * factors[1]:
+        return BAD, f"unusable: {figures}"
+    error = change_error(row)
+    if error is None:
+        if lost <= 0:
+            return GOOD, f"not worse: {figures}; no standard error"
+        return FAIR, f"lost {lost:.3g}, without a standard error: {figures}"
+    if abs(lost) <= NOISE * error:
+        return GOOD, f"within noise ({-lost:+.2g} ± {error:.2g}): {figures}"
+    word = "lost" if lost > 0 else "gained"
+    return (FAIR if lost > 0 else GOOD), f"{word} {abs(lost):.2g} ± {error:.2g}: {figures}"
+
+
+def change_error(row: QualityRow) -> float | None:
+    """Return the standard error of a metric's change.
+
+    Without that of the paired difference, it is that of two independent samples, which is larger.
+    """
+    if row.difference_error is not None:
+        return row.difference_error
+    return None if row.standard_error is None else hypot(row.standard_error, row.standard_error)
+
+
+def _judge_fidelity(report: Report) -> Verdict:
+    """Judge the outputs on held-out inputs."""
+    fidelity = report.fidelity
+    if fidelity.agreement is None and fidelity.relative_error is None:
+        text = "not measured: no labeled and no held-out inputs"
+        return Verdict("quality", UNKNOWN, text)
+    inputs = f"on {plural(fidelity.samples or 0, 'held-out input')}"
+    parts = []
+    if fidelity.agreement is not None:
+        error = _find_largest(report, "agreement_error")
+        name = agreement_name(fidelity)
+        parts.append(f"{name} with the original {fidelity.agreement:.1%}{_spell_error(error, 100)}")
+    if fidelity.relative_error is not None:
+        error = _find_largest(report, "relative_error_error")
+        parts.append(f"relative output error {fidelity.relative_error:.2g}{_spell_error(error)}")
+    level, word = _grade_fidelity(report)
+    return Verdict("quality", level, f"{word}: {', '.join(parts)} {inputs}, no labels")
+
+
+def agreement_name(fidelity: FidelitySummary) -> str:
+    """Return the name of the measure that `fidelity.agreement` is."""
+    if fidelity.box_agreement is not None:
+        return "box agreement"
+    outputs = fidelity.outputs.values()
+    for key, name in (("top1_agreement", "top-1"), ("location_agreement", "location")):
+        if any(row.get(key) is not None for row in outputs):
+            return f"{name} agreement"
+    return "agreement"
+
+
+def _grade_fidelity(report: Report) -> tuple[str, str]:
+    """Return level and word of the outputs: by agreement, else by explained variance."""
+    agreement = report.fidelity.agreement
+    if agreement is not None:
+        kept, faithful = agreement, FAITHFUL
+    else:
+        unexplained = _find_largest(report, "nmse")
+        if unexplained is None:
+            unexplained = (report.fidelity.relative_error or 0.0) ** 2
+        kept, faithful = 1 - unexplained, 1 - FAITHFUL_ERROR
+    if not kept >= USABLE:
+        return BAD, "unusable"
+    return (GOOD, "close to the original") if kept >= faithful else (FAIR, "changed")
+
+
+def _find_largest(report: Report, figure: str) -> float | None:
+    """Return the largest of a figure of the outputs, None if no output has it."""
+    values: list[Any] = [row.get(figure) for row in report.fidelity.outputs.values()]
+    return max((value for value in values if value is not None), default=None)
+
+
+def _spell_error(error: float | None, factor: float = 1.0) -> str:
+    """Return " ± error", "" without one; with a factor of 100 in percent."""
+    if error is None:
+        return ""
+    return f" ± {error * factor:.1f}%" if factor != 1 else f" ± {error:.1g}"
+
+
+def _judge_speed(report: Report) -> Verdict:
+    """Judge the latencies: a gain counts if its interval does not hold 1."""
+    if not report.latency:
+        return Verdict("speed", UNKNOWN, "not measured")
+    rows = list(_judge_latencies(report))
+    level = worst_level(level for level, _ in rows)
+    return Verdict("speed", level, "; ".join(text for _, text in rows))
+
+
+def _judge_latencies(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield level and text per engine."""
+    for engine, row in report.latency.items():
+        level, word = _grade_latency(row)
+        figures = f"{row.speedup:.2f} times as fast"
+        if row.low is not None and row.high is not None:
+            figures += f" ({row.low:.2f} to {row.high:.2f})"
+        yield level, f"{word}{figures} on {engine}"
+
+
+def _grade_latency(row: LatencyRow) -> tuple[str, str]:
+    """Return level and word of one latency."""
+    # without an interval, the speed-up is compared with the noise of two measurements
+    low = row.low if row.low is not None else row.speedup / MISSED
+    high = row.high if row.high is not None else row.speedup * MISSED
+    if low <= 1 <= high:
+        return FAIR, "no measurable gain: "
+    return (BAD, "slower: ") if high < 1 else (GOOD, "")

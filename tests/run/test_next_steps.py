@@ -1,0 +1,94 @@
+"""Recommended commands: chosen by the verdicts, quoted, and accepted by the command line."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import Any
+
+import click
+import pytest
+
+from onnxprune.cli.app import app
+from onnxprune.cli.common import recipe_from
+from onnxprune.data.dataset import Data, synthetic
+from onnxprune.report.data import Report
+from onnxprune.run.flags import to_flags
+from onnxprune.run.next_steps import recommend
+from onnxprune.run.recipe import OPTIONS, Recipe
+
+SOURCE = "my models/a;b.onnx"
+REPORT = Report(SOURCE, "out/small model.onnx", {"macs": 100}, {"macs": 50})
+FAST = {"cpu": {"before_ms": 2, "after_ms": 1, "speedup": 2, "low": 1.9, "high": 2.1}}
+NO_GAIN = {"onnxruntime": {"before_ms": 2, "after_ms": 2, "speedup": 1, "low": 0.9, "high": 1.1}}
+RECIPES: list[dict[str, Any]] = [
+    {},
+    {"target": ("macs=50%", "params=2x"), "mean": (0.485, 0.456, 0.406), "order": "bgr"},
+    {"shape": {"x": (1, 3, -1, 64)}, "batch_axis": {"x": "none"}, "freeze": ("a*", "b c")},
+    {"ratio": {"*": 0.25, "#3": 0.5}, "resize": (64, 48), "crop": 32, "candidate": "none"},
+    {"engine": "none", "fast": True, "external_data": False, "scale": 0.1 + 0.2, "pin": (0, 1)},
+    {"method": "pagcp", "method_option": {"initial_rate": "0.06"}, "metric": ("top1", "top5")},
+]
+
+
+def parse(words: list[str], command: str = "optimize") -> Recipe:
+    """Return the recipe that the command line reads from these flags."""
+    declared = app.get_command(click.Context(app), command)
+    assert declared is not None
+    values = declared.make_context(command, ["m.onnx", *words]).params
+    return recipe_from(None, {name: values[name] for name in OPTIONS if name in values})
+
+
+def data(count: int = 8) -> Data:
+    """Return random inputs."""
+    return synthetic({"x": (["n", 3], "tensor(float)")}, samples=count)
+
+
+@pytest.mark.parametrize("values", RECIPES)
+def test_flags_give_the_recipe_back(values: dict[str, Any]) -> None:
+    recipe = Recipe.of(values)
+    assert parse(to_flags(recipe)) == recipe
+
+
+def commands(report: Report, **values: Any) -> list[list[str]]:
+    """Return the recommended commands, split as the shell does."""
+    return [shlex.split(step.command) for step in recommend(report, Recipe.of(values), data())]
+
+
+def test_lost_quality_recommends_tuning_and_a_milder_target() -> None:
+    lost = {"before": 0.9, "after": 0.8, "standard_error": 0.01, "samples": 500}
+    report = replace(REPORT, quality={"top1": lost}, latency=FAST)
+    tune, milder = commands(report, data="my images", target="macs=50%", mean=0.5)
+    assert tune[:5] == ["onnxprune", "tune", report.output, "--teacher", SOURCE]
+    assert parse(tune[5:], "tune").data == "my images"
+    assert milder[:5] == ["onnxprune", "optimize", SOURCE, "-o", "out/small model.milder.onnx"]
+    recipe = parse(milder[5:])
+    assert [str(t) for t in recipe.target] == ["macs=75%"] and recipe.mean == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "milder"),
+    [({"max_divergence": 0.2}, "max_divergence", 0.1), ({"ratio": 0.5}, "ratio", {"*": 0.25})],
+)
+def test_milder_limit_is_of_the_same_kind(values: dict[str, Any], key: str, milder: Any) -> None:
+    report = replace(REPORT, fidelity={"samples": 9, "agreement": 0.4}, latency=FAST)
+    words = next(
+        w for w in commands(report, data="d", **values) if "out/small model.milder.onnx" in w
+    )
+    assert getattr(parse(words[5:]), key) == milder
+
+
+def test_no_gain_recommends_aligned_widths_then_a_latency_target() -> None:
+    report = replace(REPORT, latency=NO_GAIN)
+    steps = commands(report, target="macs=50%")
+    assert any(parse(words[5:]).round_to == "auto" for words in steps if "optimize" in words)
+    steps = commands(report, target="macs=50%", round_to="auto")
+    assert any("latency.onnxruntime=1.5x" in words for words in steps)
+
+
+def test_run_without_data_recommends_real_inputs() -> None:
+    assert commands(REPORT)[0][-2:] == ["--data", "PATH"]
+
+
+def test_models_in_memory_have_no_commands() -> None:
+    assert recommend(replace(REPORT, source=""), Recipe(), data()) == ()
