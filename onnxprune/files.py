@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -23,7 +24,10 @@ if sys.platform != "win32":
 PARTIAL = ".partial"  # suffix of temporary files
 _PREFIX = ".onnxprune-"
 _SWEPT: set[Path] = set()  # folders without files of killed processes, listed once per process
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, for renameat2
 BLOCK_BYTES = 1 << 20  # read at a time
+# of a text that is read at once: parsed JSON or TOML takes up to twenty times as much memory
+MOST_TEXT_BYTES = 1 << 25
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -234,6 +238,39 @@ def _describe_failure(path: Path) -> Iterator[None]:
         ) from problem
 
 
+def replace_folder(new: Path, path: Path) -> None:
+    """Move a folder to `path`; a folder that is there takes its place, or moves next to it.
+
+    Where the system can exchange two names, a kill leaves the old or the new folder.
+
+    Raises
+    ------
+    OutputError
+        A folder cannot be moved; the old one is then still in place.
+    """
+    with _describe_failure(path):
+        if not os.path.lexists(path):
+            os.replace(new, path)
+        elif not _exchange(new, path):
+            old = new.with_name(f"{new.name}.old")
+            os.replace(path, old)
+            try:
+                os.replace(new, path)
+            except OSError:
+                os.replace(old, path)
+                raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names of one file system at once; return False if the system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # of other systems
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` atomically."""
     with replacing(path) as file:
@@ -266,8 +303,10 @@ def append_json_line(path: str | Path, row: Mapping[str, Any]) -> None:
     line = encode(json.dumps(row, ensure_ascii=False)) + b"\n"
     # a link could lead out of the folder
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    flags |= getattr(os, "O_BINARY", 0)
-    with _describe_failure(Path(path)), os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
+    # without a wait for the other end of a pipe
+    flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    with _describe_failure(Path(path)), os.fdopen(os.open(path, flags, 0o666), "r+b", 0) as file:
+        _check_regular(os.fstat(file.fileno()), Path(path))
         size = file.seek(0, os.SEEK_END)
         # a row must not be appended to a line that a kill has cut short
         if size:
@@ -288,15 +327,25 @@ def json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file of JSON lines, without lines that a kill has cut short.
 
     None if the file does not exist.
+
+    Raises
+    ------
+    OutputError
+        It is not a regular file, or cannot be read.
     """
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open(path, encoding="utf-8", errors="replace") as file,
-    ):
-        for line in file:
+    try:
+        file = open_regular(Path(path))
+    except FileNotFoundError:
+        return
+    except OSError as problem:
+        raise OutputError(
+            "journal-unreadable", f"cannot read {path}: {problem.strerror}"
+        ) from problem
+    with file:
+        while line := file.readline(MOST_TEXT_BYTES):
             # RecursionError: nested too deep
             with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8", "replace"))
                 if isinstance(row, dict):
                     yield row
 
@@ -331,22 +380,45 @@ def open_regular(path: Path, flags: int = 0) -> BinaryIO:
         The file does not exist, cannot be read, or is not a regular file.
     """
     # before opening, which can have effects on a device
-    _check_regular(os.stat(path))
+    _check_regular(os.stat(path), path)
     flags |= os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     try:
         # again, because another file may have taken its place
-        _check_regular(os.fstat(file.fileno()))
+        _check_regular(os.fstat(file.fileno()), path)
     except OSError:
         file.close()
         raise
     return file
 
 
-def _check_regular(info: os.stat_result) -> None:
+def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
+    """Return the UTF-8 text of a regular file.
+
+    Parameters
+    ----------
+    errors
+        What is done with other bytes, as for bytes.decode.
+
+    Raises
+    ------
+    OSError
+        It is not a regular file, has over MOST_TEXT_BYTES, or cannot be read.
+    UnicodeDecodeError
+        It is not UTF-8.
+    """
+    with open_regular(Path(path)) as file:
+        # one byte more than allowed: files such as those of /proc have no size
+        data = file.read(MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"it has over {MOST_TEXT_BYTES >> 20} MB, the limit for text")
+    return data.decode("utf-8", errors).replace("\r\n", "\n")
+
+
+def _check_regular(info: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(info.st_mode):
         kind = _KINDS.get(stat.S_IFMT(info.st_mode), "a special file")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
 
 
 def _digest(file: BinaryIO) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError, unknown
+from onnxprune.files import read_text
 
 PLAN_FORMAT = 1
 _PLAN_KEYS = ("format", "source", "decided_by", "options", "groups")
@@ -208,7 +209,7 @@ class Plan:
             The file cannot be read, or is not a plan.
         """
         try:
-            return Plan.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            return Plan.from_json(json.loads(read_text(path)))
         except OSError as problem:
             raise UsageError(
                 "plan-unreadable", f"cannot read plan {path}: {problem.strerror}"

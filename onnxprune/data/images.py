@@ -14,7 +14,7 @@ from onnxprune.data.inputs import Inputs
 from onnxprune.data.preprocess import channels_of, image_input, pillow
 from onnxprune.data.sources import IMAGE_SUFFIXES, find_files
 from onnxprune.errors import DataError
-from onnxprune.files import sha256
+from onnxprune.files import open_regular, sha256
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's mode by number of channels
 MOST_PIXELS = 8192 * 8192  # of an image; three copies of it exist while it is converted
@@ -117,6 +117,8 @@ def decode(file: Path | BinaryIO, channels: int) -> np.ndarray:
     """
     image_module = pillow()
     try:
+        if isinstance(file, Path):
+            open_regular(file).close()  # a named pipe would block the decoder
         with image_module.open(file) as image:
             mode, size = image.mode, image.size
             # known before anything is decoded
@@ -128,9 +130,8 @@ def decode(file: Path | BinaryIO, channels: int) -> np.ndarray:
                 image = image.convert(MODES[channels])
             pixels = np.asarray(image) if mode in EIGHT_BIT_MODES else None
     except Exception as problem:  # Pillow's decoders raise many types on invalid files
-        raise DataError(
-            "data-image", f"cannot read image {file}: {problem or type(problem).__name__}"
-        ) from problem
+        reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+        raise DataError("data-image", f"cannot read image {file}: {reason}") from problem
     if pixels is None:
         raise DataError(
             "data-image",

@@ -29,7 +29,7 @@ from onnxprune.data.inputs import Batch, Inputs, read_inputs
 from onnxprune.data.preprocess import DEFAULT, ImageAxes, Preprocess, channels_of
 from onnxprune.data.sources import IMAGE_SUFFIXES, find_files
 from onnxprune.errors import DataError
-from onnxprune.files import sha256
+from onnxprune.files import open_regular, sha256
 from onnxprune.ir.model import ModelView
 
 BOXES = "boxes"
@@ -384,10 +384,11 @@ class LabeledArrays:
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Load all arrays of an .npz file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError) as problem:
-        raise DataError("data-unreadable", f"cannot read {path}: {problem}") from problem
+        reason = getattr(problem, "strerror", None) or problem
+        raise DataError("data-unreadable", f"cannot read {path}: {reason}") from problem
     except Exception as problem:  # zipfile and zlib errors of truncated files
         raise DataError(
             "data-unreadable", f"cannot read {path}: {type(problem).__name__}: {problem}"

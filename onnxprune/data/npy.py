@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxprune.data.pieces import Pieces
 from onnxprune.errors import DataError
+from onnxprune.files import open_regular
 
 # fixed part; the lengths of name and extra field are at offset 26 (zip APPNOTE 4.3.7)
 ZIP_LOCAL_HEADER_BYTES = 30
@@ -55,10 +56,10 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
     """
     try:
         if path.suffix.lower() == ".npy":
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 return {"": _read_header(path, "", file, 0, path.stat().st_size)}
         arrays = {}
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if not info.filename.endswith(".npy"):
                     continue

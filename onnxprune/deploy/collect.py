@@ -16,7 +16,7 @@ import numpy as np
 from onnxprune.deploy import TARGETS
 from onnxprune.deploy.bundle import HandoffTarget, TargetResult
 from onnxprune.errors import DataError, EngineError, UsageError
-from onnxprune.files import sha256
+from onnxprune.files import read_text, sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -74,9 +74,9 @@ def collect(folder: str | Path) -> Collected:
         )
     results = {name: target.parse(results_folder, name) for name in manifest["models"]}
     try:
-        text = (results_folder / "environment.json").read_text(encoding="utf-8", errors="replace")
+        text = read_text(results_folder / "environment.json", "replace")
         environment = json.loads(text)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         environment = {}
     return Collected(target.name, results, environment, _compute_ratios(results))
 
@@ -135,7 +135,7 @@ def round_trip(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a bundle's manifest; DataError if it is missing or invalid."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8", errors="replace"))
+        manifest = json.loads(read_text(folder / MANIFEST, "replace"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format is {manifest['format']!r}, {FORMAT} is supported")
         if not isinstance(manifest["models"], dict) or not isinstance(manifest["target"], str):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -27,7 +25,7 @@ from onnxprune.deploy.collect import FORMAT, MANIFEST, Collected, collect, round
 from onnxprune.deploy.nodes import find_foreign_ops
 from onnxprune.deploy.prepare import prepare
 from onnxprune.errors import DataError, OutputError, UsageError, unknown
-from onnxprune.files import sha256, write_bytes, write_json
+from onnxprune.files import replace_folder, sha256, write_bytes, write_json
 from onnxprune.ir.io import Model, digest, save
 from onnxprune.ir.runtime import Session
 
@@ -134,9 +132,8 @@ def handoff(
         bundle = Path(scratch) / folder.name
         _write_files(bundle, models, samples, files, checks)
         names = _write_manifest(bundle, target, models, values, sources)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(bundle, folder)
+        # the old bundle ends up in the scratch folder
+        replace_folder(bundle, folder)
     return HandoffBundle(folder, to, checks, names)
 
 

@@ -26,6 +26,7 @@ from onnxprune.deploy.bundle import (
 )
 from onnxprune.engines.trt_logs import parse_profile, parse_times
 from onnxprune.errors import DataError
+from onnxprune.files import read_text
 from onnxprune.ir.half import to_half
 from onnxprune.ir.io import to_bytes
 from onnxprune.ir.quantize import is_quantized, quantize
@@ -122,11 +123,11 @@ def parse(results: Path, model: str) -> TargetResult:
     profile = results / f"{model}.profile.json"
     layers = {}
     if profile.is_file():
-        layers = parse_profile(profile.read_text(encoding="utf-8", errors="replace"))
+        layers = parse_profile(read_text(profile, "replace"))
     information = results / f"{model}.layers.json"
     options = environment.get("options")
     if isinstance(options, dict) and options.get("dla", "none") != "none" and information.is_file():
-        notes += _list_gpu_layers(information.read_text(encoding="utf-8", errors="replace"))
+        notes += _list_gpu_layers(read_text(information, "replace"))
     return TargetResult(model, figures, layers, "ms", tuple(notes))
 
 
@@ -135,7 +136,7 @@ def _read_latency(results: Path, model: str, environment: Mapping[str, Any]) -> 
     warm_up = environment.get("warm_up_ms")
     warm_up = float(warm_up) if isinstance(warm_up, (int, float)) else 0.0
     runs = [
-        parse_times(path.read_text(encoding="utf-8", errors="replace"), warm_up)
+        parse_times(read_text(path, "replace"), warm_up)
         for path in sorted(results.glob(f"{model}.*.times.json"))
     ]
     if not runs:
@@ -160,14 +161,14 @@ def _read_latency(results: Path, model: str, environment: Mapping[str, Any]) -> 
 def _read_power(results: Path, model: str) -> dict[str, float]:
     """Return power while the model runs and idle power, {} if no log has power rails."""
     powers = [
-        busy_mw(parse_tegrastats(path.read_text(errors="replace")))
+        busy_mw(parse_tegrastats(read_text(path, "replace")))
         for path in sorted(results.glob(f"{model}.*.power.log"))
     ]
     if not powers or not np.isfinite(powers).any():
         return {}
     figures = {"power_mw": float(np.nanmean(powers))}
     idle = results / "idle.power.log"
-    samples = parse_tegrastats(idle.read_text(errors="replace")) if idle.is_file() else ()
+    samples = parse_tegrastats(read_text(idle, "replace")) if idle.is_file() else ()
     if samples:
         figures["idle_power_mw"] = float(np.mean([s.total_mw for s in samples]))
     return figures
@@ -198,7 +199,7 @@ def _to_number(match: re.Match[str] | None) -> float:
 def _read_environment(results: Path) -> dict[str, Any]:
     """Return what run.py wrote about the device, {} if it is missing or invalid."""
     try:
-        text = (results / "environment.json").read_text(encoding="utf-8", errors="replace")
+        text = read_text(results / "environment.json", "replace")
         value = json.loads(text)
     except (OSError, ValueError):
         return {}

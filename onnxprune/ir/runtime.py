@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.dictated import input_shapes
@@ -178,6 +178,11 @@ def example_feeds(
     ----------
     shapes
         Input name -> shape that overrides these lengths.
+
+    Raises
+    ------
+    ModelError
+        An input is not a tensor, or its type is unknown.
     """
     rng = np.random.default_rng(seed)
     sizes = _choose_example_sizes(model) | {n: list(s) for n, s in (shapes or {}).items()}
@@ -187,7 +192,10 @@ def example_feeds(
         if info.name in model.weights:
             continue
         dims = sizes.get(info.name, [])
-        dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        kind = info.type.tensor_type.elem_type
+        if kind not in TensorProto.DataType.values()[1:]:  # the first one is UNDEFINED
+            raise ModelError("model-input", f"input {info.name!r} is not a tensor of a known type")
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
         limits = ranges.get(info.name)
         values = rng.integers(*limits, dims) if limits else rng.standard_normal(dims)
         feeds[info.name] = np.asarray(values).astype(dtype)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.files import read_text
 from onnxprune.report.conclusions import NextStep, Verdict
 from onnxprune.report.record import ReportRecord, many, named, omitted, one, required
 
@@ -432,7 +433,7 @@ class Report(ReportRecord):
         path = Path(path)
         path = path / "report.json" if path.is_dir() else path
         try:
-            return Report.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return Report.from_json(json.loads(read_text(path)))
         except OSError as problem:
             raise UsageError(
                 "report-unreadable", f"cannot read report {path}: {problem.strerror}"

@@ -8,11 +8,11 @@ import os
 import re
 import sys
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from onnxprune.data import DATA_SOURCES
 from onnxprune.errors import UsageError
+from onnxprune.files import read_text
 from onnxprune.run.recipe import Recipe, check_keys
 
 PROVENANCE = "provenance"  # table of a resolved recipe with its origin; ignored when read
@@ -31,7 +31,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
     except OSError as problem:
         raise UsageError(
             "recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}"

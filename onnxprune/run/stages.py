@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.data.dataset import Data
 from onnxprune.data.inputs import Batch
 from onnxprune.events import Event, Listener
-from onnxprune.files import hash_key, replacing, write_json
+from onnxprune.files import hash_key, read_text, replacing, write_json
 from onnxprune.ir.io import Model, load, save
 from onnxprune.report.data import Stage
 from onnxprune.run.rundir import JournalEntry, RunDir
@@ -43,7 +43,7 @@ class Artifact(Generic[T]):
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds one table."""
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(json.loads(read_text(path)))
 
 
 def json_artifact(name: str) -> Artifact[Mapping[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import stubs
 import test_jetson
 
+from onnxprune import files
 from onnxprune.deploy.handoff import TARGETS, choose, collect, handoff, round_trip
 from onnxprune.errors import DataError, EngineError, OutputError, UsageError
 from onnxprune.files import sha256
@@ -62,6 +65,45 @@ def test_existing_folders_are_replaced_only_on_request(tmp_path: Path) -> None:
         handoff(stubs.convnet(8), None, "jetson", tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "mine"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_replaced_bundle_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
+    before = contents(tmp_path)
+    handoff(stubs.convnet(16), None, "jetson", tmp_path / "b", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    assert contents(tmp_path).keys() == before.keys()
+    assert contents(tmp_path)["b/manifest.json"] != before["b/manifest.json"]
+
+
+def test_bundle_that_cannot_be_moved_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handoff(stubs.convnet(8), None, "jetson", tmp_path / "b")
+    before = contents(tmp_path)
+    moves, replace = [], os.replace
+
+    def fail_once(source: str, target: str) -> None:
+        if Path(target) == tmp_path / "b" and not moves:
+            moves.append(source)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(files.os, "replace", fail_once)
+    with pytest.raises(OutputError, match="cannot write .*b: No space left"):
+        handoff(stubs.convnet(16), None, "jetson", tmp_path / "b", overwrite=True)
+    assert moves and contents(tmp_path) == before
 
 
 def test_unknown_targets_and_options_name_the_nearest(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from onnxprune.deploy.nodes import GraphNode
 from onnxprune.deploy.targets.reports import load_json, numbers
 from onnxprune.deploy.targets.rewrites import for_qonnx
 from onnxprune.errors import DataError
+from onnxprune.files import read_text
 
 # with more parallel multiplications per layer hls4ml fails or takes hours
 UNROLLED_WEIGHTS = 4096
@@ -54,7 +55,7 @@ def parse(results: Path, model: str) -> TargetResult:
             "too few bits (option precision), or an operator in the wrong layout"
         )
     if report.is_file():
-        figures |= parse_synthesis(report.read_text(encoding="utf-8", errors="replace"))
+        figures |= parse_synthesis(read_text(report, "replace"))
     return TargetResult(model, figures, notes=tuple(notes))
 
 

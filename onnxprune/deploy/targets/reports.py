@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import DataError
+from onnxprune.files import read_text
 
 
 def load_json(path: Path, what: str) -> dict[str, Any]:
     """Return a JSON object; DataError if the file is missing or holds something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        value = json.loads(read_text(path, "replace"))
     except OSError as problem:
         raise DataError(
             "results-missing",

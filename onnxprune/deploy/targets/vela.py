@@ -10,6 +10,7 @@ from onnxprune.deploy import limits
 from onnxprune.deploy.bundle import Finding, HandoffTarget, TargetOption, TargetResult
 from onnxprune.deploy.nodes import GraphNode
 from onnxprune.errors import DataError
+from onnxprune.files import read_text
 
 # figure, column of the summary, factor
 _COLUMNS = (
@@ -31,8 +32,8 @@ def parse(results: Path, model: str) -> TargetResult:
         raise DataError("results-missing", f"{summary} is missing; check the output of run.py")
     by_layer = {}
     if layers.is_file():
-        by_layer = parse_layers(layers.read_text(encoding="utf-8", errors="replace"))
-    figures = parse_summary(summary.read_text(encoding="utf-8", errors="replace"))
+        by_layer = parse_layers(read_text(layers, "replace"))
+    figures = parse_summary(read_text(summary, "replace"))
     return TargetResult(model, figures, by_layer, "cycles")
 
 

@@ -10,6 +10,7 @@ from onnxprune.deploy.bundle import Finding, HandoffTarget, TargetOption, Target
 from onnxprune.deploy.nodes import GraphNode
 from onnxprune.engines.cost.systolic import PRESETS
 from onnxprune.errors import DataError
+from onnxprune.files import read_text
 
 _FPS = re.compile(r"FPS\s*[=:]\s*([\d.]+)")
 _COUNTS = re.compile(r"Total device subgraph number (\d+), DPU subgraph number (\d+)")
@@ -25,13 +26,13 @@ def parse(results: Path, model: str) -> TargetResult:
         )
     figures: dict[str, float] = {}
     notes: list[str] = []
-    counts = _COUNTS.search(compiled.read_text(errors="replace")) if compiled.is_file() else None
+    counts = _COUNTS.search(read_text(compiled, "replace")) if compiled.is_file() else None
     if counts is not None:
         figures |= {"subgraphs": float(counts[1]), "dpu_subgraphs": float(counts[2])}
         if counts[2] != "1":
             notes.append(f"{counts[2]} DPU subgraphs; the nodes between them run on the CPU")
     if timed.is_file():
-        rates = _FPS.findall(timed.read_text(errors="replace"))
+        rates = _FPS.findall(read_text(timed, "replace"))
         if not rates:
             raise DataError("report-invalid", f"{timed} has no FPS line of xdputil benchmark")
         figures |= {"throughput_per_s": float(rates[-1]), "latency_ms": 1e3 / float(rates[-1])}

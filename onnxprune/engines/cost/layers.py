@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxprune.engines.base import Compiled, Engine, EngineOptions, random_feeds, static_inputs
 from onnxprune.engines.cpu import describe_cpu
 from onnxprune.errors import EngineError
-from onnxprune.files import write_json
+from onnxprune.files import read_text, write_json
 from onnxprune.ir.io import Model, load
 from onnxprune.ir.linear import WeightLayout
 
@@ -192,11 +192,11 @@ class LatencyCache:
         if self.path is None:
             return {}
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+            data = json.loads(read_text(self.path))
             if data["format"] != CACHE_FORMAT:
                 return {}
             return {str(k): float(v) for k, v in data["times_ms"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
 
