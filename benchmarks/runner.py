@@ -175,14 +175,28 @@ def available_engines(names: str) -> list[str]:
     return [name for name in names.split(",") if ENGINES.get(name).available() is None]
 
 
-def run_apart(module: str, *arguments: str) -> dict[str, Any]:
-    """Run a benchmark in its own process on one thread; return the JSON that it prints last."""
+def run_apart(module: str, *arguments: str, checkout: Path | None = None) -> dict[str, Any]:
+    """Run a benchmark in its own process on one thread; return the JSON that it prints last.
+
+    Parameters
+    ----------
+    module
+        Module of the benchmarks.
+    arguments
+        Its command line; paths are absolute if `checkout` is given.
+    checkout
+        Root of the onnxprune whose code and benchmark run; default: what this process imports.
+    """
+    environment = {**os.environ, **ONE_THREAD}
+    if checkout is not None:
+        environment["PYTHONPATH"] = str(checkout)
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}", *arguments],
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, **ONE_THREAD},
+        env=environment,
+        cwd=checkout,
     )
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -1,15 +1,18 @@
-"""Time and memory of analysis and cut: against torch-pruning, by size of the graph, and the peak.
+"""Time and memory of analysis and cut: by peer, by version, by size of the graph, and the peak.
 
     python -m benchmarks.speed peers FOLDER        # resnet50 and densenet121 of FOLDER
+    python -m benchmarks.speed pair CHECKOUT [MODEL.onnx ...]  # against another onnxprune
     python -m benchmarks.speed growth              # residual chains of up to 20,000 nodes
     python -m benchmarks.speed memory MODEL.onnx   # of `onnxprune optimize`, without data
 
 peers times the same timm modules in torch-pruning. Claims: twice as fast as torch-pruning 1.6.1's
 graph building and pruning on ResNet-50, ten times on DenseNet-121; seconds per node that do not
-grow with the graph; a peak of at most three times the file plus 200 MB. Every timed run is a
-process of its own on one thread; the two tools alternate; loading and exporting are not counted;
-times are CPU seconds, the median of the runs. torch-pruning has no counterpart of the SHA-256 of
-the weights that identifies the model of a plan: the ratio is given without and with it.
+grow with the graph; a peak of at most three times the file plus 200 MB. pair runs two checkouts,
+by default on graphs that it makes, and prints the median ratio of their times with its 95 %
+interval (bootstrap over the pairs); the claim is at most 1.05 times the time of CHECKOUT. Every
+timed run is a process of its own on one thread; the two tools alternate; loading and exporting are
+not counted; times are CPU seconds, the median of the runs. torch-pruning has no counterpart of the
+SHA-256 of the weights that identifies the model of a plan: the ratio is given without and with it.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ import numpy as np
 from benchmarks.runner import ONE_THREAD, ROOT, Row, make_parser, run_apart, write_results
 
 MODELS = {"resnet50": 2.0, "densenet121": 10.0}  # how many times as fast as torch-pruning
+SLOWDOWN = 1.05  # most that a version may take of the time of the one before
+PAIRED_NODES, NORMS = 5000, 100  # of the graphs that pair makes
+RESAMPLES = 2000
 SIZES = (2500, 5000, 10000, 20000)
 GROWTH = 1.5  # most growth of seconds per node over SIZES
 MEMORY_FACTOR, MEMORY_EXTRA_BYTES = 3, 200 * 1024**2
@@ -132,6 +138,37 @@ def chain(blocks: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def norms(count: int) -> bytes:
+    """Return a network of products after each of which an RMSNorm is written as five nodes."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    size = 2 * CHANNELS
+    weights = [numpy_helper.from_array(np.array(1e-5, np.float32), "epsilon")]
+    make = helper.make_node
+    nodes = []
+    for k in range(count):
+        kernel = rng.standard_normal((size, size)).astype(np.float32)
+        scale = rng.uniform(0.5, 1.5, size).astype(np.float32)
+        weights += [numpy_helper.from_array(v, f"{n}{k}") for n, v in (("w", kernel), ("g", scale))]
+        nodes += [
+            make("MatMul", [f"x{k}", f"w{k}"], [f"a{k}"], name=f"product{k}"),
+            make("Mul", [f"a{k}", f"a{k}"], [f"b{k}"]),
+            make("ReduceMean", [f"b{k}"], [f"c{k}"], axes=[-1]),
+            make("Add", [f"c{k}", "epsilon"], [f"d{k}"]),
+            make("Sqrt", [f"d{k}"], [f"e{k}"]),
+            make("Div", [f"a{k}", f"e{k}"], [f"f{k}"]),
+            make("Mul", [f"f{k}", f"g{k}"], [f"x{k + 1}"]),
+        ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, size])
+        for name in ("x0", f"x{count}")
+    ]
+    graph = helper.make_graph(nodes, "norms", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
 def without_digest(row: dict[str, float]) -> float:
     """Return the seconds of analysis, plan and cut."""
     return row["analysis_cpu_s"] + row["plan_cpu_s"] + row["cut_cpu_s"]
@@ -164,6 +201,41 @@ def measure_peers(folder: Path, runs: int) -> tuple[Row, bool]:
         more = f"{theirs / (ours + digest):.1f} with the SHA-256"
         print(f"{name:12} {text} as fast (claim: {claim:g}); {more}", flush=True)
     return rows, all(row["times"] >= row["claim"] for row in rows.values())
+
+
+def measure_pair(checkout: Path, models: list[Path], runs: int) -> tuple[Row, bool]:
+    """Time two checkouts in alternation; return the rows and whether the claim holds."""
+    rows = {}
+    for model in models:
+        pairs = []
+        for _ in range(runs):
+            times = [
+                without_digest(run_apart("speed", "one", str(model), checkout=root))
+                for root in (ROOT, checkout)
+            ]
+            pairs.append(times)
+        ratios = np.array([own / other for own, other in pairs])
+        # the interval says how much of a ratio is noise of the machine
+        picks = np.random.default_rng(0).integers(0, runs, (RESAMPLES, runs))
+        low, high = np.quantile(np.median(ratios[picks], axis=1), (0.025, 0.975))
+        ratio = float(np.median(ratios))
+        own, other = (median(times) for times in zip(*pairs, strict=True))
+        rows[model.stem] = {"ratio": ratio, "low": low, "high": high, "pairs": pairs}
+        text = f"{ratio:.3f} times the time ({low:.3f} to {high:.3f})"
+        print(f"{model.stem:32} {own:.3f} s, before {other:.3f} s: {text}", flush=True)
+    return rows, all(row["ratio"] <= SLOWDOWN for row in rows.values())
+
+
+def make_and_measure_pair(checkout: Path, models: list[Path], runs: int) -> tuple[Row, bool]:
+    """Time two checkouts on models, by default on a chain and on a graph of normalizations."""
+    if models:
+        return measure_pair(checkout, models, runs)
+    with tempfile.TemporaryDirectory() as folder:
+        graphs = {"chain": chain(PAIRED_NODES // NODES_PER_BLOCK), "norms": norms(NORMS)}
+        models = [Path(folder) / f"{name}.onnx" for name in graphs]
+        for path, data in zip(models, graphs.values(), strict=True):
+            path.write_bytes(data)
+        return measure_pair(checkout, models, runs)
 
 
 def measure_growth(runs: int) -> tuple[Row, bool]:
@@ -208,22 +280,27 @@ def measure_memory(path: Path) -> tuple[Row, bool]:
 def main() -> int:
     """Measure, print and write the results; return 1 if a claim does not hold."""
     parser = make_parser(__doc__, "json")
-    parser.add_argument("what", choices=("peers", "growth", "memory", "one", "one-torch"))
-    parser.add_argument("path", nargs="?", default="")
+    parser.add_argument("what", choices=("peers", "pair", "growth", "memory", "one", "one-torch"))
+    parser.add_argument("path", nargs="*", help="see above")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
+    paths = [Path(path).resolve() for path in options.path]
+    if not paths and options.what != "growth":
+        parser.error(f"{options.what} takes a path")
     if options.what == "one":
-        print(json.dumps(halve(Path(options.path))))
+        print(json.dumps(halve(paths[0])))
         return 0
     if options.what == "one-torch":
-        print(json.dumps(halve_in_torch(options.path)))
+        print(json.dumps(halve_in_torch(options.path[0])))
         return 0
     if options.what == "growth":
         results, holds = measure_growth(options.runs)
     elif options.what == "memory":
-        results, holds = measure_memory(Path(options.path).resolve())
+        results, holds = measure_memory(paths[0])
+    elif options.what == "pair":
+        results, holds = make_and_measure_pair(paths[0], paths[1:], options.runs)
     else:
-        results, holds = measure_peers(Path(options.path), options.runs)
+        results, holds = measure_peers(paths[0], options.runs)
     write_results(options.json, results)
     return int(not holds)
 

@@ -8,6 +8,8 @@ whatever its arithmetic. A dimension is an int, a symbol (str), or None.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from math import prod
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TypeProto, helper
@@ -82,8 +84,8 @@ class _Inference:
         self.declared: dict[str, TypeProto] = {}
         self.unknown_count = 0
         for name, weight in model.weights.items():
-            self.types[name] = helper.make_tensor_type_proto(weight.dtype, weight.shape)
-            if int(np.prod(weight.shape)) <= LARGEST_VALUE and weight.dtype in VALUE_TYPES:
+            self.types[name] = _weight_type(weight.dtype, tuple(weight.shape))
+            if weight.dtype in VALUE_TYPES and prod(weight.shape) <= LARGEST_VALUE:
                 self.values[name] = weight.array()
         for info in model.proto.graph.input:
             # lengths without a name get one, so that what the graph computes of them is followed
@@ -261,6 +263,12 @@ class _Inference:
             if kind is not None:
                 types[name] = kind
         return types
+
+
+@lru_cache(4096)
+def _weight_type(dtype: int, shape: tuple[int, ...]) -> TypeProto:
+    """Return a type that is shared by the weights of a shape; types do not change in place."""
+    return helper.make_tensor_type_proto(dtype, shape)
 
 
 def _is_ranked(kind: TypeProto | None) -> bool:

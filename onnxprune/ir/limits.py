@@ -128,8 +128,9 @@ def check_expansion(model: ModelView, shapes: Shapes) -> None:
 def _find_largest_live(graph: GraphProto, shapes: Shapes) -> tuple[int, str]:
     """Return the largest sum of tensors of a graph that are alive at a node, and its label."""
     last: dict[str, int] = {}
-    for i, node in enumerate(graph.node):
-        last.update(dict.fromkeys(reads(node), i))
+    read = [reads(node) for node in graph.node]
+    for i, names in enumerate(read):
+        last.update(dict.fromkeys(names, i))
     outputs = {info.name for info in graph.output}
     live = largest = 0
     name = ""
@@ -141,7 +142,7 @@ def _find_largest_live(graph: GraphProto, shapes: Shapes) -> tuple[int, str]:
         if live > largest:
             largest, name = live, label(node)
         unused = [o for o in node.output if o and last.get(o, i) <= i]
-        for tensor in {*unused, *(t for t in reads(node) if last[t] == i)} - outputs:
+        for tensor in {*unused, *(t for t in read[i] if last[t] == i)} - outputs:
             live -= made.pop(tensor, 0)
     return largest, name
 

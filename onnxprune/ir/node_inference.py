@@ -194,15 +194,18 @@ def equal_products(node: NodeProto, known: Shapes) -> Iterator[tuple[Sequence[Di
 
 def evaluate(node: NodeProto, known: Shapes) -> np.ndarray | None:
     """Return the value of a node's only output; None if unknown or over LARGEST_VALUE elements."""
-    if node.domain not in STANDARD_DOMAINS or len([o for o in node.output if o]) != 1:
+    op = node.op_type
+    function = EVALUATE.get(op)
+    measures = op in ("Shape", "Size")
+    if (function is None and not measures) or node.domain not in STANDARD_DOMAINS:
         return None
-    if node.op_type in ("Shape", "Size"):
+    if sum(map(bool, node.output)) != 1:
+        return None
+    if measures or function is None:
         value = _shape_as_value(node, known)
     else:
-        function = EVALUATE.get(node.op_type)
         operands = [known.values.get(n) if n else None for n in node.input]
-        unknown = any(n and v is None for n, v in zip(node.input, operands, strict=True))
-        if function is None or unknown:
+        if any(n and v is None for n, v in zip(node.input, operands, strict=True)):
             return None
         try:
             with np.errstate(all="ignore"):

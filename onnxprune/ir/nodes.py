@@ -9,6 +9,7 @@ import onnx
 from onnx import GraphProto, NodeProto, helper
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+_GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
 _MAX_DEPTH = 32  # of nested graphs; deeper ones do not occur and would exhaust the stack
 
 
@@ -32,11 +33,12 @@ def set_attribute(node: NodeProto, name: str, value: Any) -> None:
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """Return the bodies of an If, Loop, Scan or custom control-flow node."""
-    graphs = []
+    graphs: list[GraphProto] = []
     for a in node.attribute:
-        if a.type == onnx.AttributeProto.GRAPH:
+        kind = a.type
+        if kind == _GRAPH:
             graphs.append(a.g)
-        elif a.type == onnx.AttributeProto.GRAPHS:
+        elif kind == _GRAPHS:
             graphs.extend(a.graphs)
     return graphs
 

@@ -33,13 +33,22 @@ class Shapes:
     values: Mapping[str, np.ndarray] = field(repr=False)
     assumed: Collection[str] = field(default=(), repr=False)
     equal: Mapping[str, Dim] = field(default_factory=dict, repr=False)
+    _dims: dict[str, tuple[TypeProto, tuple[Dim, ...] | None]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def shape(self, name: str) -> tuple[Dim, ...] | None:
         """Return the dimensions, or None if not even the rank is known."""
         kind = self.types.get(name)
-        if kind is None or not has_shape(kind):
+        if kind is None:
             return None
-        return tuple(dimension(d) for d in kind.tensor_type.shape.dim)
+        # types are replaced and never changed in place, so that each is converted once
+        known = self._dims.get(name)
+        if known is not None and known[0] is kind:
+            return known[1]
+        dims = tuple(map(dimension, kind.tensor_type.shape.dim)) if has_shape(kind) else None
+        self._dims[name] = (kind, dims)
+        return dims
 
     def dtype(self, name: str) -> int:
         """Return the TensorProto.DataType, 0 if unknown."""

@@ -12,8 +12,12 @@ from onnxprune.ir.subgraphs import branch
 from onnxprune.ir.weights import from_array
 
 
-def fold_constants(model: EditableModel, shapes: Shapes) -> None:
-    """Replace nodes of known value by initializers, except those that produce graph outputs."""
+def fold_constants(model: EditableModel, shapes: Shapes) -> bool:
+    """Replace nodes of known value by initializers, except those that produce graph outputs.
+
+    Return whether there are any.
+    """
+    changed = False
     for graph in nested(model.proto.graph):
         outputs = {o.name for o in graph.output}
         kept = []
@@ -30,6 +34,8 @@ def fold_constants(model: EditableModel, shapes: Shapes) -> None:
             add_weight(model, node.output[0], from_array(value))
         if len(kept) != len(graph.node):
             replace_nodes(graph, kept)
+            changed = True
+    return changed
 
 
 def inline_branches(graph: GraphProto, shapes: Shapes) -> bool:

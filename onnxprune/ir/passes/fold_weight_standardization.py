@@ -13,15 +13,15 @@ from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import from_array
 
 
-def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> None:
-    """Replace normalizations of constants by their values.
+def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> bool:
+    """Replace normalizations of constants by their values; return whether there are any.
 
     The statistics of such a weight run over its input channels: with fewer of them the kept values
     would change, so only the computed values can be cut exactly.
     """
     graph = model.proto.graph
     if not any(map(normalizes_by_batch, graph.node)):
-        return
+        return False
     constants = set(model.weights) - {i.name for i in graph.input}
     producers: dict[str, NodeProto] = {}
     targets = []
@@ -38,7 +38,7 @@ def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> None:
     # the running statistics that such a node also returns must have no consumer
     targets = [n for n in targets if used.isdisjoint(n.output[1:])]
     if not targets:
-        return
+        return False
     names = [n.output[0] for n in targets]
     needed = _find_ancestors(names, producers)
     part = [n for n in graph.node if needed.intersection(n.output)]
@@ -46,6 +46,7 @@ def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> None:
     for node in targets:
         add_weight(model, node.output[0], from_array(values[node.output[0]]))
         graph.node.remove(node)
+    return True
 
 
 def _find_ancestors(names: list[str], producers: dict[str, NodeProto]) -> set[str]:

@@ -15,8 +15,8 @@ from onnxprune.ir.nodes import STANDARD_DOMAINS
 from onnxprune.ir.shapes import Shapes
 
 
-def make_range_scalars(model: EditableModel, shapes: Shapes) -> None:
-    """Reshape operands of shape (1,) of the Range nodes of the main graph, in place."""
+def make_range_scalars(model: EditableModel, shapes: Shapes) -> bool:
+    """Reshape operands of shape (1,) of Range nodes in the main graph; return whether any is."""
     nodes: list[NodeProto] = []
     changed = False
     for node in model.proto.graph.node:
@@ -32,3 +32,4 @@ def make_range_scalars(model: EditableModel, shapes: Shapes) -> None:
         nodes.append(node)
     if changed:
         replace_nodes(model.proto.graph, nodes)
+    return changed
