@@ -52,8 +52,9 @@ def rows() -> list[str]:
 
 
 def spaces(op: str) -> list[Space]:
-    """Return the spaces of an operator."""
-    return [s for family in _FAMILIES for s in family.SPACES if op in s.ops]
+    """Return the spaces of an operator, in the order of their definition."""
+    values = [value for family in _FAMILIES for value in vars(family).values()]
+    return [value for value in values if isinstance(value, Space) and op in value.ops]
 
 
 def demands_bits(op: str) -> bool:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from proving.worlds import LENGTHS, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, Graph, shapes, space
 
 _TWO = (1, 2)
 _DOMAIN = "com.microsoft"
@@ -198,13 +198,3 @@ def swiglu(g: Graph, c: SimpleNamespace) -> str:
     """One tensor gated by another."""
     gate = g.free(c.shape) if c.second == "free" else g.weight(c.shape)
     return g.node("SwiGLU", g.free(c.shape), gate, alpha=c.alpha)
-
-
-SPACES: tuple[Space, ...] = (
-    rotary_embedding,
-    group_query_attention,
-    decoder_masked_attention,
-    linear_attention,
-    causal_conv,
-    swiglu,
-)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from proving.worlds import LENGTHS, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, Graph, shapes, space
 
 _TWO = (1, 2)
 
@@ -225,14 +225,3 @@ def einsum(g: Graph, c: SimpleNamespace) -> str:
         shape += [getattr(c, letter) for letter in back]
         operands.append(_operand(g, tuple(shape), c.second if i else "free"))
     return g.node("Einsum", *operands, equation=c.equation)
-
-
-SPACES: tuple[Space, ...] = (
-    conv,
-    conv_2d,
-    conv_transpose,
-    deform_conv,
-    gemm,
-    matmul,
-    einsum,
-)

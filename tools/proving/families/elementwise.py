@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from onnx import TensorProto
 
-from proving.worlds import Graph, Space, shapes, space
+from proving.worlds import Graph, shapes, space
 
 # Operands in (-1, 1), of at least one, and positive
 _UNIT = frozenset("Acos Asin Atanh".split())
@@ -178,17 +178,3 @@ def clip(g: Graph, c: SimpleNamespace) -> str:
         )
     scalars = ["" if v is None else g.constant(v) for v in c.bounds]
     return g.node("Clip", data, *scalars)
-
-
-SPACES: tuple[Space, ...] = (
-    unary,
-    contrib_unary,
-    bias_gelu,
-    cast,
-    cast_like,
-    dropout,
-    binary,
-    variadic,
-    where,
-    clip,
-)

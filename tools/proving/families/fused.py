@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from proving.families.quantized import quantized, scales
-from proving.worlds import LENGTHS, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, Graph, shapes, space
 
 _TWO = (1, 2)
 _DOMAIN = "com.microsoft"
@@ -338,19 +338,3 @@ def max_pool(g: Graph, c: SimpleNamespace) -> str | None:
     data, scale, zero = quantized(g, c.shape, c.dtype)
     pooled = g.node("NhwcMaxPool", data, domain=_DOMAIN, kernel_shape=[c.kernel] * 2)
     return g.node("DequantizeLinear", pooled, scale, zero, name="")
-
-
-SPACES: tuple[Space, ...] = (
-    conv,
-    conv_transpose,
-    gemm,
-    matmul,
-    matmul_nbits,
-    gather_block_quantized,
-    lstm,
-    attention,
-    embeddings,
-    quantized_embeddings,
-    scaled_silu,
-    max_pool,
-)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from onnx import numpy_helper
 
-from proving.worlds import LENGTHS, PROVED, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, PROVED, Graph, shapes, space
 
 _TWO = (1, 2)
 _PERMUTATIONS = [list(p) for n in (1, 2, 3) for p in itertools.permutations(range(n))]
@@ -363,24 +363,3 @@ def by_element(g: Graph, c: SimpleNamespace) -> str | None:
     return g.node(
         "ScatterElements", data, indices, g.free(c.picks), axis=c.axis, reduction=c.reduction
     )
-
-
-SPACES: tuple[Space, ...] = (
-    transpose,
-    concat,
-    split,
-    slice_,
-    gather,
-    pad,
-    squeeze,
-    unsqueeze,
-    expand,
-    tile,
-    shape_of,
-    reshape,
-    reshape_chain,
-    flatten,
-    gather_nd,
-    scatter_nd,
-    by_element,
-)

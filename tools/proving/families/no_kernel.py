@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from proving.families.quantized import quantized
-from proving.worlds import LENGTHS, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, Graph, shapes, space
 
 _TWO = (1, 2)
 _DOMAIN = "com.microsoft"
@@ -204,16 +204,3 @@ def packed_multi_head_attention(g: Graph, c: SimpleNamespace) -> str:
         num_heads=c.heads,
         scale=c.scale,
     )
-
-
-SPACES: tuple[Space, ...] = (
-    conv,
-    group_norm,
-    bias_split_gelu,
-    bias,
-    bias_softmax,
-    matmul,
-    reduce_mean,
-    packed_attention,
-    packed_multi_head_attention,
-)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from proving.worlds import LENGTHS, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, Graph, shapes, space
 
 
 @space(
@@ -170,18 +170,3 @@ def along_axis(g: Graph, c: SimpleNamespace) -> str | None:
     if c.axis is None and c.opset < 13 and len(c.shape) < 2:
         return None
     return g.node(c.op, g.free(c.shape), axis=c.axis)
-
-
-SPACES: tuple[Space, ...] = (
-    batch_normalization,
-    batch_normalization_9,
-    instance_normalization,
-    group_normalization,
-    layer_normalization,
-    simplified_layer_normalization,
-    skip_layer_normalization,
-    lp_normalization,
-    lrn,
-    mean_variance_normalization,
-    along_axis,
-)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from proving.worlds import LENGTHS, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, Graph, shapes, space
 
 _TWO = (1, 2)
 _TYPES = (np.uint8, np.int8)
@@ -311,18 +311,3 @@ def concat(g: Graph, c: SimpleNamespace) -> str | None:
     parts = (*quantized(g, c.shape, c.dtype), *quantized(g, tuple(shape), c.dtype))
     tensor = g.node("QLinearConcat", result, zero, *parts, domain=_DOMAIN, axis=c.axis)
     return dequantized(g, tensor, result, zero)
-
-
-SPACES: tuple[Space, ...] = (
-    quantize,
-    dynamic_quantize,
-    conv,
-    matmul,
-    qgemm,
-    matmul_to_float,
-    elementwise,
-    unary,
-    where,
-    pool,
-    concat,
-)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from proving.worlds import LENGTHS, Graph, Space, space
+from proving.worlds import LENGTHS, Graph, space
 
 _TWO = (1, 2)
 _ACTIVATIONS = {
@@ -192,6 +192,3 @@ def packed_attention(g: Graph, c: SimpleNamespace) -> str:
         unidirectional=c.causal or None,
         qkv_hidden_sizes=[width] * 3 if c.sizes else None,
     )
-
-
-SPACES: tuple[Space, ...] = (recurrent, attention, multi_head_attention, packed_attention)

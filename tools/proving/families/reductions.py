@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from proving.worlds import Graph, Space, shapes, space
+from proving.worlds import Graph, shapes, space
 
 _AXES = [list(a) for n in (1, 2, 3) for a in itertools.combinations(range(3), n)]
 _POSITIVE = ("ReduceLogSum", "ReduceLogSumExp", "ReduceProd")
@@ -73,6 +73,3 @@ def cumulative_sum(g: Graph, c: SimpleNamespace) -> str | None:
         return None
     axis = g.constant(c.axis, np.int64)
     return g.node("CumSum", g.free(c.shape), axis, exclusive=c.exclusive, reverse=c.reverse)
-
-
-SPACES: tuple[Space, ...] = (reduction, extreme, cumulative_sum)

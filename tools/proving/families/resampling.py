@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from proving.worlds import LENGTHS, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, Graph, shapes, space
 
 _TWO = (1, 2)
 
@@ -237,17 +237,3 @@ def depth_and_space(g: Graph, c: SimpleNamespace) -> str | None:
     else:
         shape = (c.n, c.c * c.block**2, c.h, c.w)
     return g.node(c.op, g.free(shape), blocksize=c.block, mode=c.mode)
-
-
-SPACES: tuple[Space, ...] = (
-    pool,
-    max_pool_indices,
-    global_pool,
-    resize_by_scales,
-    resize_by_sizes,
-    upsample,
-    grid_sample,
-    roi_align,
-    col2im,
-    depth_and_space,
-)

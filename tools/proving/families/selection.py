@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from onnx import TensorProto
 
-from proving.worlds import LENGTHS, Graph, Space, shapes, space
+from proving.worlds import LENGTHS, Graph, shapes, space
 
 _TWO = (1, 2)
 _AXES = (-3, -2, -1, 0, 1, 2)
@@ -214,20 +214,3 @@ def max_unpool(g: Graph, c: SimpleNamespace) -> str:
     values = g.node(c.between, pooled, name="") if c.between else pooled
     size = g.integers(*shape) if c.given else ""
     return g.node("MaxUnpool", values, indices, size, **window)
-
-
-SPACES: tuple[Space, ...] = (
-    top_k,
-    compress,
-    one_hot,
-    triangle,
-    center_crop_pad,
-    reverse_sequence,
-    tensor_scatter,
-    cumulative_product,
-    determinant,
-    fourier,
-    bit_cast,
-    max_roi_pool,
-    max_unpool,
-)
