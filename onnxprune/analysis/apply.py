@@ -94,6 +94,7 @@ class _Match:
         self.freeze()
         if self.rule.masked is not None:
             self.mask_recurrent(self.rule.masked)
+        self.mask_parameters()
         outputs = [
             self.output(name, tokens)
             for name, tokens in zip(self.node.proto.output, self.pattern.outputs, strict=False)
@@ -397,6 +398,15 @@ class _Match:
         last = operand.axes[-1]
         if isinstance(last, np.ndarray):
             self.mask(slot, len(operand.axes) - 1, last, recurrent=True)
+
+    def mask_parameters(self) -> None:
+        """Record the masks of operands that hold the parameters of output channels."""
+        for slot, axis in self.rule.zeroed.items():
+            operand = self.node.operands[slot] if slot < len(self.node.operands) else None
+            ids = None if operand is None else operand.axes[axis]
+            if isinstance(ids, np.ndarray):
+                # the state that they determine is no operand, so no criterion measures it
+                self.mask(slot, axis, ids, added=True)
 
 
 def shapes(node: Node, rule: Rule) -> list[tuple[Dim, ...]]:

@@ -73,6 +73,15 @@ class Attributes(Protocol):
             raise Misfit(f"attribute {name!r} is {value!r}, not a list of numbers")
         return value
 
+    def texts(self, name: str) -> list[str] | None:
+        """Return a STRINGS attribute; None if absent."""
+        value = self.attribute(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(v, bytes) for v in value):
+            raise Misfit(f"attribute {name!r} is {value!r}, not a list of strings")
+        return [v.decode(errors="replace") for v in value]
+
 
 class View(Attributes, Protocol):
     """What a row may read of the node that it is applied to."""
@@ -142,6 +151,9 @@ class Rule:
         leading axes.
     masked
         Slot of a recurrent weight: verification masks it along its last axis.
+    zeroed
+        Slot -> axis of operands that hold the parameters of output channels. Verification masks
+        them, so that removed channels are zero within the operator as well.
     means
         Letters that the operator averages over. After a cut the average is still taken over the
         original length: a factor after the node corrects it, so that the cut equals that of a sum.
@@ -164,6 +176,7 @@ class Rule:
     refit: Mapping[str, str] = field(default_factory=dict)
     macs: tuple[str, ...] = ()
     masked: int | None = None
+    zeroed: Mapping[int, int] = field(default_factory=dict)
     means: str = ""
     root_mean: tuple[str, int] | None = None
     added: tuple[int, ...] = ()

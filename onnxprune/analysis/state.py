@@ -184,7 +184,8 @@ class Mask:
     recurrent
         Whether the operand is a weight that feeds outputs back, instead of data.
     added
-        Whether the operand is a constant that is added to data which has a mask of its own.
+        Whether the operand is a constant that is added to data which has a mask of its own, or
+        holds parameters of output channels.
     """
 
     node: int

@@ -7,7 +7,7 @@ whatever its arithmetic. A dimension is an int, a symbol (str), or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 
@@ -114,19 +114,22 @@ class _Inference:
             inferred = self.visit_bodies(node)
         else:
             inferred = infer_node(node, self.known, self.versions)
+        unsized = set()
         for name in node.output:
             kind = inferred.get(name)
             # by name in any domain: all of these are element-wise or normalize
             like_input = node.op_type in FIRST_INPUT_FALLBACK and name == node.output[0]
             if not _is_ranked(kind) and like_input and node.input:
                 kind = self.types.get(node.input[0])
-            if not _is_ranked(kind) and name in self.declared:
-                kind = self.declared[name]
+            if name and not _is_ranked(kind):
+                kind = self.declared.get(name, kind)
+                # declared lengths may be symbols for which the fallback knows numbers
+                if not _is_static(kind):
+                    unsized.add(name)
             if name and kind is not None:
                 self.types[name] = kind
-        incomplete = any(n and not _is_ranked(self.types.get(n)) for n in node.output)
-        if self.fallback is not None and node.input and incomplete:
-            self.ask_fallback(node, self.fallback)
+        if self.fallback is not None and node.input and unsized:
+            self.ask_fallback(node, self.fallback, unsized)
         self.use_values(node)
         for name in node.output:
             if name in self.types and self.example_length is None:
@@ -146,14 +149,23 @@ class _Inference:
                 self.equal[symbol] = substitute([value], values)[0]
             self.equal |= values
 
-    def ask_fallback(self, node: NodeProto, fallback: ShapeFallback) -> None:
-        """Take missing shapes from the fallback, and missing element types from an input."""
+    def ask_fallback(
+        self, node: NodeProto, fallback: ShapeFallback, unsized: Collection[str]
+    ) -> None:
+        """Take missing lengths from the fallback, and missing element types from an input."""
         slot = DTYPE_SLOTS.get(node.op_type, 0) if node.domain == CONTRIB_DOMAIN else 0
         source = node.input[slot] if slot < len(node.input) else node.input[0]
         for name, dims in zip(node.output, fallback(node, self.known), strict=False):
-            if name and dims is not None and self.known.shape(name) is None:
-                dtype = self.known.dtype(name) or self.known.dtype(source)
-                self.types[name] = helper.make_tensor_type_proto(dtype, dims)
+            if name not in unsized or dims is None:
+                continue
+            dtype = self.known.dtype(name) or self.known.dtype(source)
+            declared = self.known.shape(name)
+            if declared is not None and len(declared) != len(dims):
+                continue
+            if declared is not None:
+                pairs = zip(dims, declared, strict=True)
+                dims = tuple(d if isinstance(d, int) else known for d, known in pairs)
+            self.types[name] = helper.make_tensor_type_proto(dtype, dims)
 
     def use_values(self, node: NodeProto) -> None:
         """Evaluate the node if it computes a shape, and refine its type by known values."""
@@ -273,6 +285,13 @@ def _weight_type(dtype: int, shape: tuple[int, ...]) -> TypeProto:
 
 def _is_ranked(kind: TypeProto | None) -> bool:
     return kind is not None and has_shape(kind)
+
+
+def _is_static(kind: TypeProto | None) -> bool:
+    """Return whether all lengths of a type are numbers."""
+    if kind is None or not has_shape(kind):
+        return False
+    return all(d.HasField("dim_value") for d in kind.tensor_type.shape.dim)
 
 
 def _list_names_inside(graphs: Sequence[GraphProto]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.analysis.groups import Analysis
 from onnxprune.ir.edit import add_initializer
@@ -12,15 +12,13 @@ from onnxprune.surgery.integers import is_quantized
 from onnxprune.surgery.size_literals import Editor
 from onnxprune.types import Plan
 
-# Slot of the zero point of the first operand (of the weight: the operand's slot more)
-_ZERO_SLOTS = {
-    "ConvInteger": 2,
-    "MatMulInteger": 2,
-    "QLinearConv": 2,
-    "QLinearMatMul": 2,
-    "QGemm": 2,
-    "MatMulIntegerToFloat": 4,
-    "QAttention": 6,
+# Operand -> slot of its zero point
+_ZERO_SLOTS: dict[str, dict[int, int]] = {
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), {0: 2, 1: 3}),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), {0: 2, 3: 5}),
+    "MatMulIntegerToFloat": {0: 4, 1: 5},
+    "QAttention": {0: 6, 1: 7},
+    "DynamicQuantizeLSTM": {1: 9, 2: 11},
 }
 
 _CONVOLUTIONS = ("ConvInteger", "QLinearConv")
@@ -65,17 +63,29 @@ def _mask(
         factor = add_initializer(editor.model, f"{out}_factor", values)
         editor.insert(index, helper.make_node("Mul", [name, factor], [out], name=out))
         return out
-    first = _ZERO_SLOTS.get(node.op_type) if dtype not in _FLOATS else None
-    zero_slot = len(node.input) if first is None else first + slot
-    zero = node.input[zero_slot] if zero_slot < len(node.input) else ""
-    per_position = editor.model.weights.get(zero)
-    if per_position is not None and per_position.shape and node.op_type in _CONVOLUTIONS:
-        # one zero point per filter lies along the first axis of the weight
-        values = per_position.array().reshape(-1, *[1] * (keep.ndim - 1))
-        zero = add_initializer(editor.model, f"{out}_zero", values)
+    zero_slot = None if dtype in _FLOATS else _ZERO_SLOTS.get(node.op_type, {}).get(slot)
+    zero = "" if zero_slot is None or zero_slot >= len(node.input) else node.input[zero_slot]
+    zero = _broadcast_zero(editor, node, zero, keep.ndim, f"{out}_zero")
     if not zero:
         zeros = np.zeros((), helper.tensor_dtype_to_np_dtype(dtype))
         zero = add_initializer(editor.model, f"{out}_zero", zeros)
     mask = add_initializer(editor.model, f"{out}_keep", keep)
     editor.insert(index, helper.make_node("Where", [mask, name, zero], [out], name=out))
     return out
+
+
+def _broadcast_zero(editor: Editor, node: NodeProto, name: str, rank: int, out: str) -> str:
+    """Return a zero point in a shape that broadcasts with its operand of a rank."""
+    weight = editor.model.weights.get(name)
+    if weight is None or not weight.shape:
+        return name
+    values = weight.array()
+    if node.op_type in _CONVOLUTIONS:
+        # one zero point per filter lies along the first axis of the weight
+        values = values.reshape(-1, *[1] * (rank - 1))
+    elif node.op_type == "DynamicQuantizeLSTM":
+        # one per direction, or one per direction and column
+        values = values.reshape(len(values), 1, -1)
+    else:
+        return name
+    return add_initializer(editor.model, out, values)

@@ -13,6 +13,7 @@ from contrib_ops import OPERATORS
 from graph_laws import assert_exact, random_plan
 from graph_text import net
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.quantization import quantize_dynamic
 
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, load, to_bytes
@@ -91,6 +92,35 @@ def test_saved_graph_is_as_prunable_as_before(name: str, tmp_path: Path) -> None
     assert after.prunable_macs() == pytest.approx(before.prunable_macs())
     assert sorted(g.size for g in after.groups) == sorted(g.size for g in before.groups)
     assert_exact(after, random_plan(after, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_dynamically_quantized_lstm_is_as_prunable_as_before(
+    directions: int, per_channel: bool, tmp_path: Path
+) -> None:
+    """Layers that onnxruntime's quantizer writes are cut exactly, at dynamic lengths."""
+    d, both = directions, ', direction="bidirectional"' if directions > 1 else ""
+    proto = net(
+        f"float[s,b,4] x | float[4,8] w0, float[{d},24,8] w1, float[{d},24,6] w2, "
+        f"float[{d},48] c1, float[{d},20,{6 * d}] w3, float[{d},20,5] w4, "
+        f"float[{d},40] c2, int64[3] t1 = {{0,0,-1}}, float[{5 * d},7] w5 | a = MatMul(x, w0); "
+        f"o, h, c = LSTM<hidden_size=6{both}>(a, w1, w2, c1); m = Transpose<perm=[0,2,1,3]>(o); "
+        f"r = Reshape(m, t1); p = LSTM<hidden_size=5{both}>(r, w3, w4, c2); "
+        "n = Transpose<perm=[0,2,1,3]>(p); q = Reshape(n, t1); y = MatMul(q, w5)",
+        ir_version=8,
+    )
+    path = tmp_path / "quantized.onnx"
+    quantize_dynamic(proto, path, per_channel=per_channel)
+    quantized = load(path)
+    assert [n.op_type for n in quantized.proto.graph.node].count("DynamicQuantizeLSTM") == 2
+    shapes = {"x": (7, 2, 4)}
+    before, after = analyze(load(proto), shapes=shapes), analyze(quantized, shapes=shapes)
+    assert after.prunable_macs() == before.prunable_macs() == 1
+    assert after.cost().macs == before.cost().macs
+    assert sorted(g.size for g in after.groups) == [5, 6, 8]
+    for seed in range(2):
+        assert_exact(after, random_plan(after, np.random.default_rng(seed)))
 
 
 def test_blocked_layout_names_the_level_to_save_at(tmp_path: Path) -> None:

@@ -198,8 +198,8 @@ UNREAD = (
     Unread("QAttention", "past_present_share_buffer", _MEMORY),
     Unread(
         "DynamicQuantizeLSTM",
-        "activations activation_alpha activation_beta clip direction hidden_size input_forget",
-        "units and directions are frozen",
+        "activation_alpha activation_beta clip direction input_forget",
+        "a unit without parameters is 0 whatever they are; directions are frozen",
     ),
 )
 

@@ -234,19 +234,32 @@ def gather_block_quantized(view: View) -> Rule | None:
     )
 
 
+# activation functions with f(0) = 0, whatever their parameters
+_ZERO_AT_ZERO = frozenset("relu tanh leakyrelu scaledtanh thresholdedrelu elu softsign".split())
+_ACTIVATIONS = 3  # per direction: of the gates, of the cell candidate, of the cell in the output
+
+
 def quantized_lstm(view: View) -> Rule:
     """Compute an LSTM with integer weights, stored as (directions, inputs, gates times units).
 
-    The units are never cut: the state is quantized with the range of all units, so that a unit
-    changes the rounding of the others.
+    The state is quantized with the range of all units and zero. A unit whose parameters are zero
+    has a state of 0, which does not change that range: this is the network a cut equals.
     """
-    scale = "d" if view.rank(8) == 1 else "d (g h)"
     state = "d b h"
     slots = ["s b i", "d i (g h)", "d h (g h)", "d (p h)", "b", state, state, "d (r h)"]
-    left = ", ".join([*slots, scale, scale, scale, scale][: view.inputs])
+    # scale and zero point of W, then of R: one per direction, or one per column
+    slots += ["d (g h)" if view.rank(slot) > 1 else "d" for slot in range(8, 12)]
+    left = ", ".join(slots[: view.inputs])
+    functions = view.texts("activations") or []
+    cell = {f.lower() for i, f in enumerate(functions) if i % _ACTIVATIONS}
+    # verification zeroes weights by their zero points
+    known = all(not view.rank(slot) or view.is_constant(slot) for slot in (9, 11))
+    zeroed = known and cell <= _ZERO_AT_ZERO
     return Rule(
         f"{left} -> s d b h, {state}, {state}",
         {"g": 4, "p": 8, "r": 3},
-        freeze="d g p r h s b",
+        freeze="d g p r s b" if zeroed else "d g p r h s b",
+        refit={"hidden_size": "h"},
         macs=("s b d g h i", "s b d g h h"),
+        zeroed={1: 2, 2: 2, 3: 1, 5: 2, 6: 2, 7: 1},
     )

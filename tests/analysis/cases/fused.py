@@ -86,6 +86,41 @@ def integers(more: str, scale: str = "s", mask: str = "", extra: str = "") -> Ca
     return Case(text, groups=(2, 3, 6))
 
 
+def quantized_lstm(
+    directions: int = 1,
+    extra: str = "",
+    inputs: str = ", , , ",
+    per_column: bool = False,
+    kind: str = "int8",
+    attributes: str = "",
+    groups: tuple[int, ...] = (6, 8),
+) -> Case:
+    """Return an LSTM with integer weights between two layers: 8 inputs, 6 units.
+
+    Parameters
+    ----------
+    inputs
+        Lengths, initial states and peepholes.
+    per_column
+        Whether scales and zero points are per column of the weights.
+    """
+    d, columns = directions, directions * (24 if per_column else 1)
+    shape = f"[{d},24]" if per_column else f"[{d}]"
+    scales = ",".join(f"0.0{1 + i % 4}" for i in range(columns))
+    # onnxruntime takes only zeros per column
+    zeros = ",".join("0" if per_column else str(2 + i) for i in range(columns))
+    both = ', direction="bidirectional"' if d > 1 else ""
+    return Case(
+        f"float[5,2,4] x | float[4,8] w1, {kind}[{d},8,24] k, {kind}[{d},6,24] r, "
+        f"float{shape} s = {{{scales}}}, {kind}{shape} z = {{{zeros}}}, float[{d},48] c, {extra}"
+        f"int64[3] t = {{5,2,{6 * d}}}, float[{6 * d},7] w2 | a = MatMul(x, w1); "
+        f"b, h, e = com.microsoft.DynamicQuantizeLSTM<hidden_size=6{both}{attributes}>"
+        f"(a, k, r, c, {inputs}, s, z, s, z); m = Transpose<perm=[0,2,1,3]>(b); "
+        "f = Reshape(m, t); y = MatMul(f, w2)",
+        groups=groups,
+    )
+
+
 CASES: dict[str, Case] = {
     "FusedConv": Case(
         _CONV.format(
@@ -165,12 +200,26 @@ CASES: dict[str, Case] = {
     "GatherBlockQuantized": gathered("int4[9,64] w1", "", "9,4"),
     "GatherBlockQuantized_bytes": gathered("uint8[9,32] w1", "", "9,4"),
     "ScaledSiLU": tokens("b = com.microsoft.ScaledSiLU<alpha=0.7>(a)"),
-    "DynamicQuantizeLSTM": Case(
-        "float[5,2,4] x | float[4,8] w1, int8[1,8,24] k, int8[1,6,24] r, float[1] s = {0.05}, "
-        "int8[1] z = {0}, float[1,48] c, int64[3] t = {5,2,6}, float[6,7] w2 | "
-        "a = MatMul(x, w1); b, h, l = com.microsoft.DynamicQuantizeLSTM<hidden_size=6>"
-        "(a, k, r, c, , , , , s, z, s, z); f = Reshape(b, t); y = MatMul(f, w2)",
-        groups=(8,),
+    "DynamicQuantizeLSTM": quantized_lstm(),
+    "DynamicQuantizeLSTM_reverse": quantized_lstm(attributes=', direction="reverse"'),
+    "DynamicQuantizeLSTM_bidirectional": quantized_lstm(
+        2, "int32[2] l = {5,3}, float[2,2,6] h0, float[2,2,6] c0, float[2,18] p, ", "l, h0, c0, p"
+    ),
+    "DynamicQuantizeLSTM_per_column": quantized_lstm(2, per_column=True),
+    "DynamicQuantizeLSTM_unsigned": quantized_lstm(kind="uint8"),
+    "DynamicQuantizeLSTM_options": quantized_lstm(
+        attributes=', clip=0.9, input_forget=1, activations=["HardSigmoid", "Relu", "Softsign"]'
+    ),
+    "DynamicQuantizeLSTM_cell_of_zero": quantized_lstm(
+        attributes=', activations=["Sigmoid", "Sigmoid", "Tanh"]', groups=(8,)
+    ),
+    "DynamicQuantizeLSTM_state_from_graph": Case(
+        "float[5,2,4] x, float[2,4] g | float[4,6] w0, float[4,6] w1, int64[1] zero = {0}, "
+        "int8[1,4,24] k, int8[1,6,24] r, float[1] s = {0.01}, int8[1] z = {0}, float[6,7] w2 | "
+        "i = MatMul(g, w0); h0 = Unsqueeze(i, zero); j = MatMul(g, w1); c0 = Unsqueeze(j, zero); "
+        "o, h, c = com.microsoft.DynamicQuantizeLSTM<hidden_size=6>"
+        "(x, k, r, , , h0, c0, , s, z, s, z); y = MatMul(c, w2)",
+        groups=(6,),
     ),
     "EmbedLayerNormalization": Case(
         "int32[2,3] x, int32[2,3] t | float[9,8] w1, float[4,8] w2, float[2,8] w3, float[8] v, "

@@ -216,14 +216,18 @@ def gather_block_quantized(g: Graph, c: SimpleNamespace) -> str:
     both=_TWO,
     per_channel=(False, True),
     bias=(False, True),
+    states=(False, True),
+    peepholes=(False, True),
 )
 def lstm(g: Graph, c: SimpleNamespace) -> list[str]:
-    """Integer weights in one and in both directions."""
+    """Integer weights in one and in both directions, from given states."""
     width = 4 * c.hidden
     per = (c.both, width) if c.per_channel else (c.both,)
     weights = [g.weight((c.both, n, width), -8, 8, dtype=np.int8) for n in (c.inputs, c.hidden)]
     zeros = [g.constant(np.zeros(per), np.int8) for _ in weights]
     scaled = [scales(g, per) for _ in weights]
+    state = (c.both, c.batch, c.hidden)
+    states = [g.weight(state, scale=SCALE) if c.states else "" for _ in range(2)]
     return g.node_of(
         3,
         "DynamicQuantizeLSTM",
@@ -231,9 +235,8 @@ def lstm(g: Graph, c: SimpleNamespace) -> list[str]:
         *weights,
         g.weight((c.both, 2 * width), scale=SCALE) if c.bias else "",
         "",
-        "",
-        "",
-        "",
+        *states,
+        g.weight((c.both, 3 * c.hidden), scale=SCALE) if c.peepholes else "",
         scaled[0],
         zeros[0],
         scaled[1],
