@@ -7,13 +7,15 @@ whatever its arithmetic. A dimension is an int, a symbol (str), or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TypeProto, helper
 
+from onnxprune.errors import ModelError
 from onnxprune.ir.contrib import CONTRIB_DOMAIN, DTYPE_SLOTS
 from onnxprune.ir.equations import solve, substitute
 from onnxprune.ir.model import ModelView
@@ -58,10 +60,30 @@ def infer(
         Asked for the output shapes of nodes that no other rule infers.
     example_length
         Replaces each length that the shapes of the inputs do not determine; None keeps a symbol.
+
+    Raises
+    ------
+    ModelError
+        A node contradicts its operator's definition.
     """
     run = _Inference(model, fallback, example_length)
-    run.visit_graph(model.proto.graph)
+    with reject_contradictions():
+        run.visit_graph(model.proto.graph)
     return run.known
+
+
+@contextlib.contextmanager
+def reject_contradictions() -> Iterator[None]:
+    """Raise ModelError for what attributes and operands of an unexpected kind cause.
+
+    Inference and passes read them without checking each against the operator's definition.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+        raise ModelError(
+            "model-invalid", f"a node contradicts its operator's definition: {problem}"
+        ) from problem
 
 
 class _Inference:

@@ -35,6 +35,7 @@ class _Validator:
         for node in graph.node:
             self.check_operands(node)
             _check_batch_dims(node)
+            _check_references(node)
             for name in node.input:
                 if name and name not in known:
                     raise ModelError(
@@ -71,6 +72,17 @@ class _Validator:
                 "model-invalid",
                 f"node {label(node)!r} has {len(node.input)} inputs and {len(node.output)} "
                 f"outputs; {node.op_type} needs at least {inputs} and {outputs}",
+            )
+
+
+def _check_references(node: NodeProto) -> None:
+    """Reject attributes that refer to those of a local function; all functions are inlined."""
+    for item in node.attribute:
+        if item.ref_attr_name:
+            raise ModelError(
+                "model-invalid",
+                f"attribute {item.name!r} of node {label(node)!r} refers to "
+                f"{item.ref_attr_name!r} of a local function, but the node is in none",
             )
 
 
