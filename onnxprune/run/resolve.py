@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from onnxprune.allocators.allocate import least_kept
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
+from onnxprune.errors import TargetError, plural, printable
 from onnxprune.run.adapter import constraints_for
 from onnxprune.run.candidates import CANDIDATES
 from onnxprune.run.recipe import Recipe
@@ -16,6 +18,7 @@ from onnxprune.statistics.moments import refittable
 
 TARGET = "macs=50%"  # if neither a target nor a tolerance nor ratios are given
 TARGET_SHARE = 0.5
+REASONS = 3  # most frequent ones, in the error for a model that cannot be pruned
 WITH_DATA = {"criterion": "reconstruction", "allocate": "divergence", "repair": "least-squares"}
 WITHOUT_DATA = {"criterion": "l2", "allocate": "knapsack", "repair": "none"}
 # with data, if most weights cannot be refitted (quantized, recurrent or computed)
@@ -79,10 +82,18 @@ def reachable_target(
     -------
     tuple
         The recipe, and a warning if the target was raised.
+
+    Raises
+    ------
+    TargetError
+        No channel can be removed, and no target is given.
     """
-    by_default = not given.target and bool(recipe.target)
+    if given.target or not recipe.target:
+        return recipe, ()
+    if not analysis.groups:
+        raise _explain_frozen(analysis)
     total = analysis.cost().macs
-    if not by_default or not analysis.groups or not total:
+    if not total:
         return recipe, ()
     kept = least_kept(Context(analysis), constraints_for(recipe, {}))
     least = analysis.cost(kept).macs / total
@@ -94,6 +105,22 @@ def reachable_target(
         f"The target is {target} instead, half of what can be removed; --target sets another"
     )
     return recipe.but({"target": target}), (warning,)
+
+
+def _explain_frozen(analysis: Analysis) -> TargetError:
+    """Return the error for a model without a channel that can be removed."""
+    reasons = Counter(f"{f.op}: {f.reason}" if f.op else f.reason for f in analysis.frozen)
+    most = [f"{text} ({plural(n, 'axis', 'axes')})" for text, n in reasons.most_common(REASONS)]
+    why = f"all channels have to stay, because of: {', '.join(most)}"
+    if not most:
+        why = "no weight has an axis of channels between two layers"
+    # the axes of one tensor are explained by its name
+    tensor = next((f.tensor for f in analysis.frozen), "TENSOR")
+    return TargetError(
+        "no-groups",
+        f"nothing in this model can be pruned: {printable(why)}\n"
+        f"  See: onnxprune inspect MODEL --why {printable(tensor)}",
+    )
 
 
 def _can_compare(recipe: Recipe) -> bool:

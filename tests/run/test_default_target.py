@@ -34,12 +34,30 @@ def test_default_target_is_half_of_what_can_be_removed() -> None:
     assert make_plan(load(net(TEXT)), Recipe()).kept == result.plan.kept
 
 
-@pytest.mark.parametrize(
-    ("text", "options"), [(TEXT, {"target": "macs=50%"}), (UNPRUNABLE, {})], ids=["given", "none"]
-)
-def test_given_target_and_model_without_groups_fail(text: str, options: dict[str, str]) -> None:
+def test_given_target_fails_if_it_cannot_be_met() -> None:
     with pytest.raises(TargetError, match=r"macs <= 50.0% cannot be met"):
-        optimize(load(net(text)), engine=(), **options)
+        optimize(load(net(TEXT)), engine=(), target="macs=50%")
+    with pytest.raises(TargetError, match=r"macs <= 50.0% cannot be met"):
+        optimize(load(net(UNPRUNABLE)), engine=(), target="macs=50%")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            UNPRUNABLE,
+            r"all channels have to stay, because of: graph input \(1 axis\), graph output",
+        ),
+        ("float[n,16] x | | y = Relu(x)", "no weight has an axis of channels between two layers"),
+    ],
+    ids=["frozen", "no weights"],
+)
+def test_model_without_groups_ends_with_the_reasons(text: str, why: str) -> None:
+    for run in (lambda m: optimize(m, engine=()), lambda m: make_plan(m, Recipe())):
+        with pytest.raises(TargetError, match=f"nothing in this model can be pruned: {why}") as e:
+            run(load(net(text)))
+        assert (e.value.code, e.value.exit_code) == ("no-groups", 3)
+        assert "50" not in e.value.message
 
 
 def test_reachable_default_target_stays() -> None:
