@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorShapeProto
 
+from onnxprune.analysis.causes import Axis
+from onnxprune.analysis.folded import arrays_of
 from onnxprune.analysis.groups import Analysis
 from onnxprune.ir.edit import free_name
 from onnxprune.ir.io import Model
@@ -98,9 +101,22 @@ def _update_infos(editor: Editor) -> None:
                 for dim, size in zip(dims, weights[info.name].shape, strict=False):
                     dim.dim_value = size
                 continue
-            axes = editor.analysis.tensor_axes(info.name)
-            if axes is None or len(dims) != len(axes):
+            state = editor.analysis.record.tensors.get(info.name)
+            if state is None or len(dims) != len(state.axes):
                 continue
-            for dim, ids in zip(dims, axes, strict=True):
-                if ids is not None and dim.HasField("dim_value"):
-                    dim.dim_value = editor.length(ids)
+            for dim, axis in zip(dims, state.axes, strict=True):
+                _update_dimension(editor, dim, axis)
+
+
+def _update_dimension(editor: Editor, dim: TensorShapeProto.Dimension, axis: Axis | None) -> None:
+    """Update the declared length of an axis.
+
+    A symbol of several axes of which one is cut would still declare them equal, and onnxruntime
+    reuses memory among tensors that are declared alike.
+    """
+    if isinstance(axis, np.ndarray) and dim.HasField("dim_value"):
+        dim.dim_value = editor.length(axis)
+    elif dim.dim_param and any(editor.length(ids) < len(ids) for ids in arrays_of(axis)):
+        dim.Clear()
+        if isinstance(axis, np.ndarray):
+            dim.dim_value = editor.length(axis)

@@ -114,6 +114,24 @@ def test_declared_shapes_follow() -> None:
     assert found["c"] == [2, 6, 4, 4]
 
 
+def test_symbol_of_axes_that_are_cut_differently() -> None:
+    """Merged graphs use the same symbols; onnxruntime shares memory among equal declared shapes."""
+    proto = net(
+        "float[n,4] x | float[4,8] w1, float[8,6] w2, float[4,8] w3, float[8,6] w4 | "
+        "a = MatMul(x, w1); b = Relu(a); c = MatMul(b, w2); d = MatMul(x, w3); e = Relu(d); "
+        "f = MatMul(e, w4); y = Add(c, f)"
+    )
+    for name in "abde":
+        proto.graph.value_info.append(helper.make_tensor_value_info(name, 1, ["n", "u"]))
+    analysis = analyze(load(proto))
+    plan = plan_of(analysis, {"d": (0, 1, 5)})
+    pruned = cut(analysis, plan)
+    dims = {v.name: v.type.tensor_type.shape.dim for v in pruned.proto.graph.value_info}
+    assert [(d.dim_param, d.dim_value) for d in dims["d"]] == [("n", 0), ("", 3)]
+    assert [d.dim_param for d in dims["a"]] == ["n", "u"]
+    assert verify(analysis, plan, pruned, {"x": np.ones((7, 4), np.float32)}).ok
+
+
 def test_one_constant_for_two_nodes() -> None:
     """Split sizes shared by nodes that now need different ones are duplicated."""
     text = (
