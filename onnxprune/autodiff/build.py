@@ -118,6 +118,7 @@ class _Builder:
         _fix_inputs(self.graph, self.input_shapes, self.copy.weights)
         tensors = self.split_uses(places)
         self.add_outputs()
+        # after the copies of uses and outputs were added, which need shapes too
         self.shapes = _complete_shapes(self.copy, infer(self.copy))
         names = {name for node in self.graph.node for name in node.output}
         self.tape = Tape(self.copy.opset, names | set(self.copy.weights))
@@ -153,6 +154,7 @@ class _Builder:
                 copies[key] = helper.make_node("Identity", [place.tensor], [name], name=name)
                 inputs[place.slot] = name
             tensors[place] = copies[key].output[0]
+        # a copy stands just before the node that reads it
         by_output = {node.output[0]: node for node in copies.values()}
         ordered = []
         for node in self.graph.node:
@@ -223,6 +225,7 @@ class _Builder:
             for name in node.output:
                 self.reduce(name, remaining.pop(name, ()))
             inputs = [*node.input, *captured(node)]
+            # a gradient of zero adds nothing and blocks nothing
             zero = node.op_type in ZERO and node.domain in STANDARD_DOMAINS
             if zero or not after.intersection(inputs):
                 continue
@@ -288,6 +291,7 @@ class _Builder:
         if not places or self.stopped.get(tensor):
             return
         grad, value = self.gradient(tensor), self.value(tensor)
+        # rows are sums over axes, which must be known when the graph is built
         if value is None or value.dtype not in _FLOATS:
             reason = "the activation has no known shape, or is not of a float type"
             self.stopped[tensor][tensor] = "", reason
@@ -356,6 +360,7 @@ class _Builder:
         )
         names = dict.fromkeys((*self.outputs.values(), *self.values))
         _replace(self.graph.output, [helper.make_empty_tensor_value_info(name) for name in names])
+        # they may name tensors that are removed with dead nodes
         del self.graph.value_info[:]
         remove_dead(self.copy)
 

@@ -50,6 +50,7 @@ class Tape:
     def name(self, wish: str) -> str:
         """Return an unused name and mark it as taken."""
         name = PREFIX + wish
+        # names are never released, so this number occurs once
         if name in self.taken:
             name = f"{name}#{len(self.taken)}"
         self.taken.add(name)
@@ -214,7 +215,7 @@ class Value:
     def _step(self, sign: float, bound: float) -> Value:
         """Return 1 on one side of the bound.
 
-        A HardSigmoid so steep that no float lies on its slope: onnxruntime runs it in the blocked
+        A HardSigmoid so steep that no float is on its ramp: onnxruntime runs it in the blocked
         layout of Conv, which a comparison would leave.
         """
         # HardSigmoid exists for floats only, and its offset must not overflow

@@ -79,6 +79,7 @@ def ignored_options(*names: str) -> Callable[[F], F]:
     """
 
     def warn(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        # the values that click passes for an option that is not given
         if value not in (None, False, ()):
             flag = parameter.opts[0]
             say(f"warning: {flag} has no effect on {context.info_name} and will be removed")
@@ -103,6 +104,7 @@ def ignored_options(*names: str) -> Callable[[F], F]:
 
 def recipe_from(path: str | None, values: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a command: the file's values, overridden by the given flags."""
+    # absent flags must not override the recipe's values
     flags = {name: value for name, value in values.items() if value is not None and value != ()}
     if path is None:
         return Recipe.of(flags)
@@ -126,6 +128,7 @@ def _add_flag(name: str, option: Option) -> Callable[[F], F]:
     default = getattr(Recipe, name, None)
     flag = "--" + name.replace("_", "-")
     if option.is_flag:
+        # a flag that is off by default needs no negation
         spelling = flag if default is False else f"{flag}/--no-{flag[2:]}"
         return click.option(spelling, name, is_flag=True, default=None, help=option.help)
     return click.option(

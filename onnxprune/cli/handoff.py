@@ -164,6 +164,7 @@ def _format_figures(results: Collected) -> str:
     from onnxprune.report.text import columns
 
     models = list(results.results)
+    # in the order of the results; models may lack some figures
     figures = dict.fromkeys(name for r in results.results.values() for name in r.figures)
     rows: list[tuple[str, ...]] = [("figure", *models, "original / pruned")]
     for figure in figures:

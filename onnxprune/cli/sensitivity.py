@@ -221,6 +221,7 @@ def select(records: str, as_json: bool, **how: Any) -> None:
             f"no sensitivities at {records}; write them: onnxprune sensitivity MODEL -o {place}",
         )
     measured = [r for r in json_lines(records) if "group" in r and "quality" in r]
+    # keys begin with the hash of the sweep's inputs
     if len({str(r.get("key", "")).partition(":")[0] for r in measured}) > 1:
         raise UsageError(
             "sensitivities-mixed",

@@ -125,6 +125,7 @@ def group_consumers(
             continue
         # the Fisher information of logits is taken as a multiple of the identity
         known = fisher.get(analysis.nodes[pair.node].output[0])
+        # the trace over the width is the closest multiple in the least-squares sense
         factor = 0.5 * float(np.trace(known.products)) / len(known.products) if known else 1.0
         weight = np.full_like(pair.xx, factor)
         consumers.append(Consumer(pair.xx, weight, index, known is not None))
@@ -172,6 +173,7 @@ def _weight_by_fisher(weight: np.ndarray, fisher: Fisher | None) -> np.ndarray:
     outputs = len(fisher.products) // groups
     result = []
     for i, w in enumerate(weight):
+        # outputs of a group are adjacent in a grouped convolution
         own = slice(i * outputs, (i + 1) * outputs)
         product = fisher.products[own, own] @ w.reshape(outputs, -1)
         result.append(0.5 * fisher.positions * product.reshape(rows, k))
@@ -201,11 +203,13 @@ def channel_columns(
     table = analysis.axes.table(ids)
     channel = np.full(analysis.axes.causes + 1, -1)
     channel[causes] = np.arange(len(causes))
+    # a position may depend on several causes: the table has a column for each
     position, column = np.nonzero(channel[table] >= 0)
     if not len(position):
         return None
     owner = channel[table[position, column]]
     counts = np.bincount(owner, minlength=len(causes))
+    # the columns are arranged as a rectangle, one row per channel
     if (counts != counts[0]).any():
         return None
     return position[np.argsort(owner, kind="stable")].reshape(len(causes), -1)
@@ -235,6 +239,7 @@ def ascending(order: np.ndarray, cost: np.ndarray) -> np.ndarray:
     """
     from scipy.optimize import isotonic_regression
 
+    # a removal may cost less than one before it, but scores ascend along the order
     smooth = isotonic_regression(cost).x
     scores = np.empty(len(order))
     scores[order] = smooth + _TIE * np.arange(len(order)) * max(float(smooth[-1]), 1e-12)

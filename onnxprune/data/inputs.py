@@ -232,6 +232,7 @@ class Inputs:
         """Return whether two samples fit in one feed: equal sizes and equal shared values."""
         for name, item in self.items.items():
             a, b = first[name], second[name]
+            # a feed holds a shared array once, so it must suit all samples
             if a.shape != b.shape or (item.shared and not np.array_equal(a, b)):
                 return False
         return True
@@ -259,6 +260,7 @@ class Inputs:
     def _is_gray_stack(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
         """Return whether a uint8 array of rank 3 is a stack of gray images, not a single image."""
         axes = self.image(name)
+        # an axis of length 1 would be that of the channels: then it is a single image
         gray = axes is not None and channels_of(self.items[name].shape, axes) == 1
         return gray and dtype == np.uint8 and 1 not in (shape[0], shape[-1])
 

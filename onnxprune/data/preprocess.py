@@ -126,8 +126,10 @@ class Preprocess:
 
     def ordered(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels (..., channels), RGB or RGBA, in the model's channel order."""
+        # gray images have no order of channels
         if self.order == "rgb" or pixels.shape[-1] < 3:
             return pixels
+        # alpha stays last
         return pixels[..., [2, 1, 0, *range(3, pixels.shape[-1])]]
 
     def keeps_numbers(self) -> bool:
@@ -248,6 +250,7 @@ def _fit(
         size = (resize * height // short, resize * width // short)
     elif resize is not None:
         size = resize
+    # neither is given: straight to the model's size, whatever the aspect ratio
     elif crop is None:
         size = (known[0] or height, known[1] or width)
     else:
@@ -271,6 +274,7 @@ def _fit(
 def _resize(pixels: np.ndarray, size: tuple[int, int], interp: str) -> np.ndarray:
     if pixels.shape[:2] == size:
         return pixels
+    # Pillow has gray images without an axis of channels only
     gray = pixels.shape[-1] == 1
     image = pillow().fromarray(pixels[..., 0] if gray else np.ascontiguousarray(pixels))
     kernel = getattr(pillow().Resampling, INTERPOLATIONS[interp])

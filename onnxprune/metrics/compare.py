@@ -213,6 +213,7 @@ def compare_metrics(
     if classes is not None:
         chosen = sorted(set(classes))
         subset = [_read_value(m.estimate(None, chosen)) for m in (a, b)]
+    # the same samples for both models in each draw, so that differences are paired
     drawn = resample(
         [a, b],
         min(a.draws, b.draws),
@@ -270,6 +271,7 @@ def _paired_outcomes(a: np.ndarray | None, b: np.ndarray | None) -> tuple[int, i
     """
     if a is None or b is None or len(a) != len(b):
         return None
+    # the test counts samples that one model alone has correct
     if not np.isin(np.concatenate([a, b]), (0, 1)).all():
         return None
     only_a, only_b = int((a > b).sum()), int((b > a).sum())

@@ -84,6 +84,7 @@ class Fidelity:
         if self.box_agreement is not None:
             return self.box_agreement
         outputs = self.outputs.values()
+        # the worst output decides: a mean would hide a broken head
         top1 = [o.top1_agreement for o in outputs if o.top1_agreement is not None]
         locations = [o.location_agreement for o in outputs if o.location_agreement is not None]
         return min(top1 or locations, default=None)
@@ -163,6 +164,7 @@ class Accumulator:
             )
         inner = self._compared.inner if self._compared else ()
         outputs = [n for n in original if n not in inner]
+        # rows of such outputs are no samples
         if self._compared and feeds:
             self._samples += samples_of(feeds)
         else:
@@ -176,6 +178,7 @@ class Accumulator:
             a, b = np.asarray(original[name]), np.asarray(pruned[name])
             if a.dtype.kind != "f":
                 continue
+            # the models may choose other numbers of rows in front of this tensor
             if a.shape != b.shape and name in inner:
                 self._sums.pop(name, None)
                 self._left_out[name] = (
@@ -320,6 +323,7 @@ def common_boxes(a: np.ndarray, b: np.ndarray) -> int:
     count = 0
     for row in np.argsort(-a[:, 4], kind="stable"):
         if len(b) and shares[row].max() >= BOX_OVERLAP:
+            # each box of `b` matches once
             shares[:, shares[row].argmax()] = -1
             count += 1
     return count
@@ -331,6 +335,7 @@ def _find_input_sizes(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if len(images) != 1:
         return {}
     shape = images[0].shape
+    # by the lengths that channels of images have: the file does not say the layout
     channels_last = shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
     size = shape[1:3] if channels_last else shape[2:4]
     return {"size": np.tile(size, (shape[0], 1))}

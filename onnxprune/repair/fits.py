@@ -99,6 +99,7 @@ class _FitBuilder:
         self.consumers: dict[str, list[NodeProto]] = {}
         for node in model.proto.graph.node:
             self.producers.update(dict.fromkeys(node.output, node))
+        # bodies read weights and activations of the main graph by name
         for graph in nested(model.proto.graph):
             for node in graph.node:
                 for name in node.input:
@@ -112,11 +113,13 @@ class _FitBuilder:
         uses: dict[str, list[str]] = {}
         for linear in self.linears:
             node = self.producers.get(linear.out)
+            # of a removed branch, the node is missing or another one
             if node is not None and node.op_type == linear.op:
                 uses.setdefault(node.input[1], []).append(linear.out)
         return {
             name: outs
             for name, outs in uses.items()
+            # a consumer that is not linear would be changed by a refit of the others
             if len(outs) > 1 and len(outs) == len(self.consumers.get(name, ()))
         }
 
@@ -133,7 +136,9 @@ class _FitBuilder:
         after = self.inner_consumers(target)
         shortcut = self.find_shortcut(target, after)
         low, high = -np.inf, np.inf
+        # the activation is after the addition of the shortcut
         final = after[0].output[0] if shortcut else target
+        # an output must be met everywhere, also where an activation saturates
         if final not in self.outputs:
             low, high = self.find_bounds(self.consumers.get(final, []))
         kept = None
@@ -176,6 +181,7 @@ class _FitBuilder:
         following = self.inner_consumers(linear.out)
         after = following[0] if len(following) == 1 else None
         if after is not None and self.is_constant_batchnorm(after):
+            # its shift takes the role of the bias: a bias in front of it would be scaled
             bias = self.make_own(after, 2)
             gamma, variance = (
                 self.model.weights[after.input[i]].array().astype(np.float64) for i in (1, 4)
@@ -184,6 +190,7 @@ class _FitBuilder:
             return after.output[0], bias, gamma / np.sqrt(variance + epsilon)
         if linear.layout.bias_slot is not None:
             return linear.out, self.make_bias(linear, node), no_scale
+        # MatMul has no operand for a bias; exporters write it as an Add
         if after is not None and after.op_type == "Add":
             slot = self.find_vector_operand(after)
             if slot is not None:
@@ -201,6 +208,7 @@ class _FitBuilder:
         for slot, name in enumerate(add.input):
             if name in self.model.weights:
                 shape = self.model.weights[name].shape
+                # a single number cannot shift each output on its own
                 if len(shape) == 1 and shape[0] > 1:
                     return slot
         return None
@@ -268,6 +276,7 @@ class _FitBuilder:
             return self.make_own(node, 2) if self.is_settable_bias(linear, node) else ""
         weight = self.model.weights[node.input[1]]
         size = WeightLayout.of(node).outputs(weight.shape)
+        # an empty name may stand for the missing bias
         del node.input[2:]
         zeros = np.zeros(size, weight.array().dtype)
         node.input.append(add_initializer(self.model, f"{linear.out}_bias", zeros))

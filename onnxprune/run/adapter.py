@@ -128,6 +128,7 @@ def open_data_for(model: Model, recipe: Recipe) -> Data:
     One part is held out for the report, and another one for selection if `max_divergence` is
     given.
     """
+    # random inputs say nothing about quality, so none are held out
     held_out = min(HELD_OUT_MOST, recipe.samples // HELD_OUT_PART) if recipe.data else 0
     parts = 2 if recipe.max_divergence is not None else 1
     return open_inputs(model, recipe, recipe.samples + parts * held_out)

@@ -39,6 +39,7 @@ def build_curve(
         row = _measure_point(variants, recipe.but({"target": label}), share, written)
         if row["problem"]:
             problems.append(f"trade-off curve: {row['problem']}")
+        # the written model is added below with the figures of its evaluation
         elif row["plan"] != written:
             points.append(_make_point(label, row["macs"], Figures.from_json(row)))
     label = ", ".join(str(target) for target in recipe.target)
@@ -122,9 +123,11 @@ def _draw_plan(variants: Variants, recipe: Recipe, plan: Plan, number: int) -> P
     """Return the plan with random channels; dead ones are removed first, as in the plan."""
     context = variants.context
     criterion = CRITERIA.get("random")
+    # other channels per control, and the same ones whenever the run is repeated
     random_scores = criterion(replace(context, seed=context.seed + number))
     scores = {name: np.array(values) for name, values in random_scores.items()}
     for name, index in find_dead(context, recipe).items():
+        # below all random scores, which are between 0 and 1
         scores[name][index] = -1.0
     kept = {name: keep_best(scores[name], len(channels)) for name, channels in plan.kept.items()}
     return replace(plan, kept=kept, decided_by={"criterion": "random", "number": number})

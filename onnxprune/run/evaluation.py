@@ -103,6 +103,7 @@ def verify_written(
     repair, result = plan.decided_by.get("repair", "none"), plan.decided_by.get(RESULT)
     if repair == "none" or not result:
         return verify_cut(analysis, plan, pruned, data, recipe)
+    # the cut is exact only before the repair, so it is made again
     own_cut = cut(analysis, plan)
     figures = verify_cut(analysis, plan, own_cut, data, recipe)
     if _shapes(own_cut) != _shapes(pruned):

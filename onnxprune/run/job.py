@@ -228,6 +228,7 @@ class RunJob:
             return variants.repair(recipe, plan, pruned)
 
         model = self.stages.do("repair", work, recipe.plain("repair"), MODEL)
+        # the hash lets `verify` accept this model, whose weights differ from those of the cut
         repair = {} if is_tuned else {"repair": recipe.repair}
         return model, replace(plan, decided_by={**plan.decided_by, **repair, RESULT: digest(model)})
 
@@ -244,6 +245,7 @@ class RunJob:
         watched = self.stages.watch(held_out) if held_out is not None else None
         depends = {
             **self.recipe.plain("evaluate"),
+            # the path of the labels stays the same if their content changes
             "labels": labels.fingerprint() if labels is not None else "",
         }
         return self.stages.do(
@@ -302,6 +304,7 @@ class RunJob:
         layers = layer_rows(analysis, plan, timing.bench, model)
         sensitivity: Mapping[str, list[list[float]]] = {}
         if recipe.method == ONE_SHOT and recipe.criterion == "reconstruction":
+            # these scores are errors, whose running sum is a curve; others are ranks only
             scores = variants.scores_of("reconstruction")
             sensitivity = sensitivity_rows(scores, recipe.max_fraction)
         report = Report(

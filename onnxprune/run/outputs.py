@@ -88,6 +88,7 @@ def check_output(
         )
     if not overwrite:
         _check_new(output, run_dir, external_data)
+    # write to test it, since permissions do not show read-only file systems
     for folder in {output.parent, run_dir.parent if run_dir else output.parent}:
         try:
             with tempfile.TemporaryFile(dir=folder):

@@ -154,6 +154,7 @@ def _open_latency_targets(
             for target in targets
         }
         savings: Mapping[str, float] = {}
+        # otherwise the counted cost ranks the groups, without a measurement of each
         if targets and len(targets) == len(recipe.target):
             engine = ENGINES.get(targets[0].engine)
             savings = group_savings(engine, analysis, options, progress=inputs.progress)
@@ -235,6 +236,7 @@ def _measure_excess(
     for cost, share in shares.items():
         engine = ENGINES.get(cost.partition(".")[2])
         with Probe(engine, analysis, options, feeds=feeds, schedule=CONFIRM) as probe:
+            # against the original's time of the same minute: the machine's speed changes
             excess = probe(plan.kept) / (share * probe.original_ms)
         if excess > 1:
             missed[cost] = excess

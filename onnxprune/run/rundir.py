@@ -81,6 +81,7 @@ class RunDir:
 
     def done(self, stage: str, stage_key: str) -> JournalEntry | None:
         """Return the journal's entry of a stage if its key and files are unchanged."""
+        # the last one, since a stage may have run again after its files were changed
         for entry in reversed(self.entries()):
             if (entry.stage, entry.key) == (stage, stage_key) and all(
                 self._is_unchanged(*item) for item in entry.files.items()
@@ -114,6 +115,7 @@ class RunDir:
 
     def remove(self) -> None:
         """Remove the files of this run, and the directory if it is then empty."""
+        # only files that a run writes: users may have put others into the directory
         for name in (*self.names, LOCK):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()

@@ -213,6 +213,7 @@ class WatchedData(Data):
         self.stages.used = True
         for feeds in super().batches(batch_size):
             yield feeds
+            # inputs without a batch axis may have fewer rows than samples
             seen += max((len(array) for array in feeds.values() if array.ndim), default=1)
             share = min(1.0, seen / self.samples)
             self.stages.pass_progress(share, f"{seen} of {self.samples} inputs")

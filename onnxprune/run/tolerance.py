@@ -43,6 +43,7 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
     if recipe.target and passes(PARTS):
         low = PARTS
     moves: list[bool] = []  # whether each step raised the lower bound
+    # the lower bound passes or is the original, so its model is the result
     while high - low > 1 and not (low and _read_divergence(rows[low]) >= CLOSE * allowed):
         position = _interpolate(rows, low, high, allowed)
         # interpolation can creep up from one side: after two moves of a kind, bisect
@@ -83,6 +84,7 @@ def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Ro
             return row
         name = plan_key(variant, plan)
         row |= {"macs": variants.macs_share(plan), "cut": bool(plan.kept), "plan": name}
+        # neighboring positions may round to the same widths
         known = [other["divergence"] for other in earlier if other["plan"] == name]
         if known:
             row["divergence"] = known[0]
@@ -111,6 +113,7 @@ def _interpolate_targets(recipe: Recipe, position: int, original: Mapping[str, i
     limits = {}
     for target in recipe.target:
         cost = original[target.cost]
+        # an absolute target may exceed the original's cost
         limits[target.cost] = min(target.ceiling(cost) / max(cost, 1), 1.0)
     share = position / PARTS
     return [

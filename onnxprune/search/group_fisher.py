@@ -128,6 +128,7 @@ def group_fisher(search: Search) -> Plan:
         removed: dict[str, set[int]] = {}
         removed_count = 0
         for bundle in _order_by_value(search, reduced, scores, costs, fixed):
+            # indices of the reduced model, which `compose` translates to those of the original
             removed.setdefault(bundle.group, set()).update(bundle.channels)
             removed_count += len(bundle.channels)
             kept = reduced.compose(_complement(reduced, removed))
@@ -188,6 +189,7 @@ class _Scorer:
 
         Scores of step `number` are remembered in the journal.
         """
+        # the first scoring is of the original, which needs no refit
         model = self.refitted.cut(kept) if self.refitted and kept else None
         reduced = reduce_model(self.search.analysis, kept, model)
 

@@ -130,6 +130,7 @@ def sweep_key(sweep: Sweep) -> str:
     """Return the prefix of the sweep's keys: a hash of all inputs besides group and rate."""
     labels = ""
     if sweep.labeled is not None and hasattr(sweep.labeled, "fingerprint"):
+        # the content of a file may change without its name
         labels = sweep.labeled.fingerprint()
     digest = hash_key(
         sweep.source,
@@ -287,6 +288,7 @@ class SensitivityBench:
         # cut models need not have inner tensors, which masked ones do
         if model is not None and not self.changed and self.compared is None:
             return self.heads(model)
+        # a suffix starts at the nodes of one group
         if len(kept) != 1:
             left = {**self.base, **kept}
             return self.heads(self.suffix.changed(left) if left else self.analysis.model)

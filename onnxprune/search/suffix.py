@@ -119,6 +119,7 @@ class Suffix:
                 threads=self.threads,
                 shapes=self.analysis.shapes,
             )
+            # by name: masks inserted before it move the node
             start = _find_start(self._run.nodes, self._name_output(first))
             self._run.advance(start, keep=self.outputs)
             self._base = key

@@ -104,6 +104,7 @@ def _measure_changes(
     begin = 0
     for feeds in batches:
         dense = session.run({**feeds, **unmasked})
+        # labels belong to rows of the heads
         count = len(dense[starts[0]])
         batch_labels = None if labels is None else labels[begin : begin + count]
         # drawn once per batch, so that both losses are measured against the same targets
@@ -170,6 +171,7 @@ def _insert_masks(analysis: Analysis, masks: Sequence[Mask]) -> Model:
         rank, dtype = len(analysis.shapes.shape(tensor) or ()), analysis.shapes.dtype(tensor)
         shape = [len(mask.ids) if axis == mask.axis else 1 for axis in range(rank)]
         graph.input.append(helper.make_tensor_value_info(f"mask/{i}", 1, [len(mask.ids)]))
+        # a vector as the graph input, reshaped inside: feeds need not know the operand's rank
         multiply = [
             helper.make_node("Constant", [], [f"mask/{i}/shape"], value_ints=shape),
             helper.make_node("Cast", [f"mask/{i}"], [f"mask/{i}/cast"], to=dtype),

@@ -103,6 +103,7 @@ def comparable(
     session = Session(model, heads, threads=threads)
     for feeds in data.batches(batch_size):
         for head, values in session.run(feeds).items():
+            # streamed, since outputs of all batches may not fit into memory
             statistics[head].add(values)
     return tuple(
         replace(loss, scale=statistics[loss.head].scale) if loss.head in statistics else loss
@@ -303,6 +304,7 @@ class _BackwardPass:
         for blocked in self.blocked:
             for place in blocked.places:
                 lost.update(self.places[place].ravel().tolist())
+        # causes that no node sums over have no gradient, and their groups are left out
         reached = set(lost)
         for table in self.places.values():
             reached.update(table.ravel().tolist())

@@ -194,6 +194,7 @@ def _upsample(x: np.ndarray, window: Geometry) -> tuple[np.ndarray, Geometry]:
     """
     sizes = [(s - 1) * stride + 1 for s, stride in zip(x.shape[2:], window.strides, strict=True)]
     upsampled = np.zeros([*x.shape[:2], *sizes], x.dtype)
+    # with stride - 1 zeros between inputs, the plain convolution has stride 1
     upsampled[(slice(None), slice(None), *(slice(None, None, s) for s in window.strides))] = x
     before = tuple(
         d * (k - 1) - b

@@ -93,6 +93,7 @@ class SegmentedRun:
         retained = self.live[to] | set(keep)
         produced = {o for n in segment for o in n.output if o}
         outs = sorted(retained & produced)
+        # a segment of nodes that nothing later reads need not run
         if outs:
             needed = set().union(*map(reads, segment))
             session = Session(
@@ -115,6 +116,7 @@ class SegmentedRun:
 
     def join(self, batches: Sequence[Batch]) -> None:
         """Run further batches up to the current position and append them."""
+        # only what the other batches still hold, so that all batches have the same activations
         available = set(self.state[0]) if self.state else set(self.live[self.at])
         produced = {o for n in self.nodes[: self.at] for o in n.output} & available
         session = self._open_prefix(sorted(produced)) if produced else None

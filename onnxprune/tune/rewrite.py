@@ -163,6 +163,7 @@ class _Graph:
         self.producers = {o: n for n in nodes for o in n.output}
         self.order = {o: i for i, n in enumerate(nodes) for o in n.output}
         self.reads = Counter(i for n in nodes for i in (*n.input, *captured(n)))
+        # an output counts as a consumer, because its tensor must remain
         self.reads.update(o.name for o in model.proto.graph.output)
         self.model = model
 
@@ -318,6 +319,7 @@ def _match_cubic(graph: _Graph, tensor: str, x: str) -> list[NodeProto] | None:
     add = graph.op(factors[0], "Add") if len(factors) == 1 else None
     if outer is None or add is None or x not in add.input:
         return None
+    # exporters write the sum in either order
     cube = add.input[1] if add.input[0] == x else add.input[0]
     cubed = _match_product(graph, cube, [x, x, x], 0.044715) or _match_power(graph, cube, x)
     return [*outer, add, *cubed] if cubed else None
@@ -358,6 +360,7 @@ def _open_product(graph: _Graph, node: NodeProto) -> tuple[list[str], list[NodeP
             constant = constant / value if divisor else constant * value
         elif divisor:
             factors.append("")
+        # a product that others read too must remain, and is a factor as it stands
         elif inner is not None and inner.op_type in ("Mul", "Div") and graph.reads[name] == 1:
             inner_factors, inner_nodes, inner_constant = _open_product(graph, inner)
             factors += inner_factors
