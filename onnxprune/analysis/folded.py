@@ -7,6 +7,7 @@ axis; the pass freezes the factors before such code runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -90,6 +91,33 @@ class Folded(int):
             [d if isinstance(d, int) else None for d in axis.lengths] for axis in (self, other)
         ]
         return self.lengths == other.lengths or (fixed[0] == fixed[1] and fixed[0].count(None) == 1)
+
+
+class KeptPositions(NamedTuple):
+    """Kept positions of an axis, also of one whose length is known only per run.
+
+    Attributes
+    ----------
+    factors
+        Mask of the kept positions per factor of the axis, in row-major order; None for a dynamic
+        factor, which keeps all.
+    """
+
+    factors: tuple[np.ndarray | None, ...]
+
+    @property
+    def solvable(self) -> bool:
+        """True if the length of the axis gives the length of every factor."""
+        return sum(factor is None for factor in self.factors) <= 1
+
+    def positions(self, length: int) -> np.ndarray:
+        """Return the kept positions of an axis of this length."""
+        fixed = math.prod(len(factor) for factor in self.factors if factor is not None)
+        mask = np.ones(1, bool)
+        for factor in self.factors:
+            part = np.ones(length // fixed, bool) if factor is None else factor
+            mask = np.outer(mask, part).ravel()
+        return np.flatnonzero(mask)
 
 
 def arrays_of(axis: Axis | None) -> tuple[np.ndarray, ...]:

@@ -12,6 +12,7 @@ from onnx import NodeProto
 
 from onnxprune.analysis.cost import Axes, CostTable, cost_table
 from onnxprune.analysis.definitions import name_uncounted
+from onnxprune.analysis.folded import Axis, Folded, KeptPositions
 from onnxprune.analysis.sharing import shared_uses
 from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Mask, Record, Use
@@ -19,6 +20,7 @@ from onnxprune.errors import UsageError, unknown
 from onnxprune.ir.io import Model, digest
 from onnxprune.ir.nodes import label
 from onnxprune.ir.shapes import Shapes
+from onnxprune.ir.values import Dim
 from onnxprune.types import Cost, Frozen, Group, Plan, Site
 
 Kept = Mapping[str, Sequence[int] | np.ndarray]  # group -> indices of its kept channels
@@ -258,11 +260,31 @@ class Analysis:
 
         They are copied only where an axis becomes shorter.
         """
-        for axis, ids in enumerate(self.tensor_axes(tensor) or ()):
-            keep = None if ids is None else self.keep(ids, removed)
-            if keep is not None and not keep.all():
-                values = np.compress(keep, values, axis)
+        for axis, kept in self.kept_positions(tensor, removed).items():
+            values = np.take(values, kept.positions(values.shape[axis]), axis)
         return values
+
+    def kept_positions(self, tensor: str, removed: np.ndarray) -> dict[int, KeptPositions]:
+        """Return the kept positions of each axis of an activation that loses some."""
+        state = self.record.tensors.get(tensor)
+        result = {}
+        for i, axis in enumerate(state.axes if state else ()):
+            if isinstance(axis, Folded):
+                pairs = zip(axis.factors, axis.lengths, strict=True)
+                masks = [self._keep_factor(factor, length, removed) for factor, length in pairs]
+            else:
+                masks = [self._keep_factor(axis, None, removed)]
+            if any(mask is not None and not mask.all() for mask in masks):
+                result[i] = KeptPositions(tuple(masks))
+        return result
+
+    def _keep_factor(
+        self, axis: Axis | None, length: Dim, removed: np.ndarray
+    ) -> np.ndarray | None:
+        """Return which positions of a factor are kept; None if it is dynamic."""
+        if isinstance(axis, np.ndarray):
+            return self.keep(axis, removed)
+        return np.ones(length, bool) if isinstance(length, int) else None
 
     def cost(self, kept: Kept | None = None) -> Cost:
         """Return the cost of the model with only the kept channels.

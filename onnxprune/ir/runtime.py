@@ -58,6 +58,8 @@ class Session:
         Input name -> (shape, onnxruntime's type string).
     outputs
         Names of the outputs.
+    optimized
+        Whether onnxruntime fused nodes; False if it can run the model only without.
 
     Raises
     ------
@@ -86,12 +88,8 @@ class Session:
         options.enable_cpu_mem_arena = arena
         # prepacked weights may run in another kernel, with other rounding
         options.add_session_config_entry("session.disable_prepacking", "0" if optimize else "1")
-        level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = (
-            level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        )
         try:
-            self._session = _open(onnxruntime, model, options)
+            self._session, self.optimized = _open_any(onnxruntime, model, options, optimize)
         except Exception as problem:  # onnxruntime's exceptions share no base class
             text = f"onnxruntime rejects the model: {_first_line(problem)}"
             if any(words in str(problem) for words in _NO_KERNEL):
@@ -230,6 +228,20 @@ def with_outputs(model: ModelView, names: Sequence[str]) -> EditableModel:
     del graph.output[:]
     graph.output.extend(infos)
     return copy
+
+
+def _open_any(onnxruntime: Any, model: ModelView, options: Any, optimize: bool) -> tuple[Any, bool]:
+    """Open a session; return whether it is optimized, too.
+
+    onnxruntime's optimizer breaks some valid graphs, mostly quantized ones; they run without it.
+    """
+    level = onnxruntime.GraphOptimizationLevel
+    if optimize:
+        options.graph_optimization_level = level.ORT_ENABLE_ALL
+        with contextlib.suppress(Exception):
+            return _open(onnxruntime, model, options), True
+    options.graph_optimization_level = level.ORT_DISABLE_ALL
+    return _open(onnxruntime, model, options), False
 
 
 def _open(onnxruntime: Any, model: ModelView, options: Any) -> Any:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxprune.data.dataset import samples_of
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.ir.compared import Compared, is_tensor, tensors_to_compare
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
@@ -271,6 +271,8 @@ def fidelity(
     ------
     DataError
         There are no data, or the models' outputs differ in name or shape.
+    ModelError
+        onnxruntime rejects a model, or can optimize the original but not the pruned model.
     UsageError
         `class_axes` names an output or axis that does not exist.
     """
@@ -285,6 +287,7 @@ def fidelity(
         tensors = [o.name for o in original.proto.graph.output if is_tensor(o)]
         names = [*(outputs if decoder is not None else tensors), *compared.inner]
     first, second = (Session(m, names, threads=threads) for m in (original, pruned))
+    _check_optimized(first, second)
     sums = Accumulator(
         decoder=decoder,
         class_axes=class_axes,
@@ -294,6 +297,16 @@ def fidelity(
     for feeds in data.batches(batch_size):
         sums.update(first.run(feeds), second.run(feeds), feeds)
     return sums.result()
+
+
+def _check_optimized(original: Session, pruned: Session) -> None:
+    """Raise a ModelError if onnxruntime optimizes the original but not the pruned model."""
+    if original.optimized and not pruned.optimized:
+        raise ModelError(
+            "cut-not-optimized",
+            "onnxruntime runs the original with its optimizations, but the pruned model only "
+            "without: its optimizer rejects the pruned graph",
+        )
 
 
 def _present_in(pruned: Model, compared: Compared) -> Compared:

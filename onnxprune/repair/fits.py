@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.analysis.folded import KeptPositions
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.linear import Linear, linears
 from onnxprune.ir.edit import add_initializer
@@ -59,7 +60,7 @@ class Fit:
     last: bool
     low: float = -np.inf
     high: float = np.inf
-    kept_rows: Mapping[int, np.ndarray] = field(default_factory=dict)
+    kept_rows: Mapping[int, KeptPositions] = field(default_factory=dict)
 
     @property
     def saturating(self) -> bool:
@@ -141,6 +142,10 @@ class _FitBuilder:
         # an output must be met everywhere, also where an activation saturates
         if final not in self.outputs:
             low, high = self.find_bounds(self.consumers.get(final, []))
+        kept_rows = self.analysis.kept_positions(target, self.removed)
+        kept_rows.pop(linear.out_axis, None)
+        if not all(rows.solvable for rows in kept_rows.values()):
+            return None
         kept = None
         if linear.out_ids is not None:
             keep = self.analysis.keep(linear.out_ids, self.removed)
@@ -157,19 +162,8 @@ class _FitBuilder:
             last=not after,
             low=low,
             high=high,
-            kept_rows=self.find_kept_rows(linear, target),
+            kept_rows=kept_rows,
         )
-
-    def find_kept_rows(self, linear: Linear, target: str) -> dict[int, np.ndarray]:
-        """Return the kept positions of the axes beside the output channels that lose some."""
-        rows = {}
-        for axis, ids in enumerate(self.analysis.tensor_axes(target) or ()):
-            if ids is None or axis == linear.out_axis:
-                continue
-            keep = self.analysis.keep(ids, self.removed)
-            if not keep.all():
-                rows[axis] = np.flatnonzero(keep)
-        return rows
 
     def inner_consumers(self, tensor: str) -> list[NodeProto]:
         """Return the consumers of a tensor; none if it is an output, whose value must not move."""

@@ -281,5 +281,5 @@ def _has_comparable_shortcut(fit: Fit, pruned: SegmentedRun, original: Segmented
 def _take_kept(y: np.ndarray, fit: Fit) -> np.ndarray:
     """Return the part of the original's activation that the pruned network keeps."""
     for axis, rows in fit.kept_rows.items():
-        y = np.take(y, rows, axis)
+        y = np.take(y, rows.positions(y.shape[axis]), axis)
     return y if fit.kept is None else np.take(y, fit.kept, fit.linear.out_axis)

@@ -1,0 +1,54 @@
+"""Sessions of graphs that onnxruntime's optimizer rejects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from onnxprune.errors import ModelError
+from onnxprune.ir.io import load
+from onnxprune.ir.runtime import Session
+from onnxprune.metrics.fidelity import fidelity
+from tests.graph_text import net
+
+MODEL = net("float[2,3] x | float[3,4] w | y = MatMul(x, w)")
+LARGER = net("float[2,3] x | float[3,4] w | z = MatMul(x, w); y = Relu(z)")
+
+
+class Refusing(onnxruntime.InferenceSession):
+    """A session whose optimizer rejects graphs with a Relu."""
+
+    def __init__(self, model: bytes, options: Any, **rest: Any) -> None:
+        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if options.graph_optimization_level != level and b"Relu" in model:
+            raise RuntimeError("TypeInferenceError")
+        super().__init__(model, options, **rest)
+
+
+class Batches:
+    """One batch of ones."""
+
+    def batches(self, size: int) -> list[dict[str, np.ndarray]]:
+        return [{"x": np.ones((2, 3), np.float32)}]
+
+
+def test_a_graph_that_the_optimizer_rejects_runs_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Refusing)
+    session = Session(load(LARGER.SerializeToString()))
+    assert not session.optimized
+    assert session.run({"x": np.ones((2, 3), np.float32)})["y"].shape == (2, 4)
+    assert Session(load(MODEL.SerializeToString())).optimized
+
+
+def test_a_cut_model_that_only_the_optimizer_rejects_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Refusing)
+    original, pruned = (load(m.SerializeToString()) for m in (MODEL, LARGER))
+    with pytest.raises(ModelError, match="optimizer rejects the pruned graph"):
+        fidelity(original, pruned, Batches())
