@@ -226,23 +226,17 @@ def handoffs() -> str:
 
 
 def commands() -> str:
-    """Return the output of `--help` of every command."""
+    """Return the output of `--help-all` of every command."""
     import click
 
     from onnxprune.cli.app import COMMANDS, app
+    from onnxprune.cli.command import full_help
 
     parts = []
     for name in COMMANDS:
         command = app.get_command(click.Context(app), name)
         assert command is not None
-        text = command.get_help(
-            click.Context(
-                command,
-                info_name=f"onnxprune {name}",
-                terminal_width=HELP_WIDTH,
-                max_content_width=HELP_WIDTH,
-            )
-        )
+        text = full_help(command, f"onnxprune {name}", HELP_WIDTH)
         parts.append(f"## {name}\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
 

@@ -31,6 +31,20 @@ COMMANDS = {
     "engines": ("lists", "List engines, whether each is available, and how to install it."),
     "doctor": ("doctor", "Check this machine: versions, extras, engines, memory."),
 }
+# other names of commands
+ALIASES = {
+    "prune": "optimize",
+    "compress": "optimize",
+    "slim": "optimize",
+    "analyze": "inspect",
+    "analyse": "inspect",
+    "info": "inspect",
+    "benchmark": "bench",
+    "evaluate": "compare",
+    "finetune": "tune",
+    "fine-tune": "tune",
+    "export": "handoff",
+}
 
 
 class Commands(click.Group):
@@ -54,9 +68,14 @@ class Commands(click.Group):
         """Return name, command and remaining arguments; UsageError for an unknown command."""
         from onnxprune.errors import unknown
 
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        first = args[0] if args else ""
+        if first.lower().endswith(".onnx"):
+            args = ["optimize", *args]
+        elif first in ALIASES:
+            args = [ALIASES[first], *args[1:]]
+        elif first and first not in COMMANDS and not first.startswith("-"):
             # the code is documented, and older than the word "command"
-            raise unknown("command", args[0], COMMANDS, code="unknown-verb")
+            raise unknown("command", first, COMMANDS, code="unknown-verb")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

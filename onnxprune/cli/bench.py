@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, recipe_from, recipe_options, say, shared
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ _HEADER = (
 )
 
 
-@click.command()
+@command(
+    "onnxprune bench model.onnx model.pruned.onnx  # latency of both, measured in turns",
+)
 @click.argument("models", nargs=-1, type=click.Path())
 @click.option(
     "--collect",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import (
     emit,
     ignored_options,
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from onnxprune.metrics.compare import Comparison
 
 
-@click.command()
+@command(
+    "onnxprune compare model.onnx model.pruned.onnx --labeled val/ --metric top1  # class by class",
+)
 @model_argument("a")
 @model_argument("b")
 @click.option(

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, shared
 
 CORE = ("onnxprune", "numpy", "scipy", "onnx", "onnxruntime", "click")
@@ -30,7 +31,7 @@ LEAST_MEMORY_BYTES = 1 << 30
 _TABLES = ("machine", "packages", "extras", "engines", "plug-ins")
 
 
-@click.command()
+@command()
 @shared
 def doctor(as_json: bool) -> int:
     """Check versions, extras, engines, CPUs and memory of this machine.

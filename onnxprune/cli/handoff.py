@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import (
     emit,
     ignored_options,
@@ -30,7 +31,9 @@ JETSON_PRECISIONS = {"f32": "fp32", "f16": "fp16", "int8": "int8"}
 MOST_SHOWN = 12  # checks per severity, layers per model; checks.json has all
 
 
-@click.command()
+@command(
+    "onnxprune handoff model.onnx model.pruned.onnx --to jetson -o bundle/",
+)
 @model_argument()
 @click.argument("pruned", required=False, type=click.Path())
 @click.option(

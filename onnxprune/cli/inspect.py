@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, shared
 from onnxprune.errors import plural, printable, unknown
 
@@ -18,7 +19,10 @@ _MOST_GROUPS = 40
 _MOST_REASONS = 12
 
 
-@click.command()
+@command(
+    "onnxprune inspect model.onnx  # what can be pruned, and why the rest cannot",
+    "onnxprune inspect model.onnx --why TENSOR  # why this tensor is frozen",
+)
 @model_argument()
 @click.option(
     "--why",

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, shared
 
 
-@click.command()
+@command()
 @shared
 def rules(as_json: bool) -> None:
     """List the supported operators with the pattern or description of each rule."""
@@ -27,7 +28,7 @@ def rules(as_json: bool) -> None:
     _show(sorted(patterns.items()), {"operator": "operator", "pattern": "pattern"}, as_json)
 
 
-@click.command()
+@command()
 @shared
 def criteria(as_json: bool) -> None:
     """List criteria, allocators, repairs, methods, metrics and data sources."""
@@ -51,7 +52,7 @@ def criteria(as_json: bool) -> None:
     _show(rows, titles, as_json)
 
 
-@click.command()
+@command()
 @shared
 def engines(as_json: bool) -> None:
     """List engines, whether each is available, and how to install it."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import (
     emit,
     model_argument,
@@ -37,7 +38,11 @@ All options: onnxprune optimize --help
 """
 
 
-@click.command()
+@command(
+    "onnxprune optimize model.onnx --data images/  # half of the MACs",
+    "onnxprune optimize model.onnx -o small.onnx --target params=2x  # another goal, another name",
+    "onnxprune optimize model.onnx --data x.npz --max-divergence 0.05  # outputs stay close",
+)
 @model_argument(required=False)
 @output_options("Path of the pruned model. Default: MODEL.pruned.onnx next to MODEL.")
 @click.option(
@@ -69,7 +74,9 @@ def optimize(
     _run(model, output, recipe_from(recipe_file, values), run_dir, overwrite, as_json)
 
 
-@click.command()
+@command(
+    "onnxprune demo  # prune a network of the package",
+)
 @output_options("Path of the pruned model. Default: onnxprune-demo.onnx.")
 @recipe_options()
 @shared

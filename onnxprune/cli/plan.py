@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import (
     emit,
     ignored_options,
@@ -18,7 +19,9 @@ from onnxprune.cli.common import (
 )
 
 
-@click.command()
+@command(
+    "onnxprune plan model.onnx --data images/ -o plan.json  # decide, and change nothing",
+)
 @model_argument()
 @output_options("Path of the plan. Default: stdout.")
 @recipe_options("analyze", "data", "runtime", "score", "plan")
@@ -50,7 +53,9 @@ def plan(
         emit(result)
 
 
-@click.command()
+@command(
+    "onnxprune cut model.onnx plan.json -o small.onnx  # apply a plan",
+)
 @model_argument()
 @click.argument("plan_file", metavar="PLAN", type=click.Path())
 @output_options("Path of the pruned model. Default: MODEL.pruned.onnx next to MODEL.")
@@ -89,7 +94,9 @@ def cut(
         click.echo(f"{path}: {macs:.1%} of the MACs, {params:.1%} of the parameters")
 
 
-@click.command()
+@command(
+    "onnxprune verify model.onnx small.onnx --plan plan.json  # check a cut",
+)
 @model_argument("original")
 @model_argument("pruned")
 @click.option(

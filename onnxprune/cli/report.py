@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, say, shared
 from onnxprune.errors import DataError, UsageError
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from onnxprune.report.data import Report
 
 
-@click.command()
+@command(
+    "onnxprune report model.pruned.run  # write the page again and print the summary",
+)
 @click.argument("run_dir", type=click.Path())
 @click.option(
     "--sensitivities",

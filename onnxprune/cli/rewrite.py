@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import (
     emit,
     model_argument,
@@ -21,7 +22,9 @@ from onnxprune.cli.common import (
 _REPLACED = "leakyrelu,silu,hardswish,gelu"
 
 
-@click.command()
+@command(
+    "onnxprune rewrite model.onnx --activation Relu  # for accelerators without the others",
+)
 @model_argument()
 @output_options("Rewritten model; MODEL.rewritten.onnx next to the model by default.")
 @click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, model_argument, recipe_from, recipe_options, say, shared
 from onnxprune.errors import DataError, UsageError
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.command()
+@command(
+    "onnxprune sensitivity model.onnx --data images/ -o sens.jsonl  # measure every group",
+)
 @model_argument()
 @click.option(
     "-o",
@@ -203,7 +206,9 @@ def list_options(command: F) -> F:
     return command
 
 
-@click.command()
+@command(
+    "onnxprune select sens.jsonl  # ratios for onnxprune optimize",
+)
 @click.argument("records", metavar="FILE", type=click.Path())
 @list_options
 @shared

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import (
     emit,
     model_argument,
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 DEFAULT_AMOUNT = 0.5
 
 
-@click.command()
+@command(
+    "onnxprune sparsify model.onnx --amount 0.5 --data images/  # zeros in half of the weights",
+)
 @model_argument()
 @output_options("Sparse model; MODEL.sparse.onnx next to the model by default.")
 @click.option(

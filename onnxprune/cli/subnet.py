@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import (
     emit,
     model_argument,
@@ -20,7 +21,9 @@ from onnxprune.cli.common import (
 from onnxprune.errors import UsageError
 
 
-@click.command()
+@command(
+    "onnxprune subnet model.onnx plan.json -o fix_subnet.json  # counts of a plan",
+)
 @model_argument()
 @click.argument("file", metavar="FILE", type=click.Path())
 @output_options("File to write the result to. Default: stdout.")

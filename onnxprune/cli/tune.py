@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.command import command
 from onnxprune.cli.common import (
     emit,
     ignored_options,
@@ -37,7 +38,9 @@ ALL_SAMPLES = 1 << 40  # more than any file or folder holds
 _LABEL_LOSSES = frozenset({"ce", "task"})
 
 
-@click.command()
+@command(
+    "onnxprune tune model.pruned.onnx --teacher model.onnx --data images/  # no labels needed",
+)
 @model_argument()
 @output_options("Tuned model; MODEL.tuned.onnx next to the model by default.")
 @add_options

@@ -20,6 +20,7 @@ from onnxprune.errors import ModelError, OutputError
 from onnxprune.files import Staging, open_regular, sha256, staging
 from onnxprune.ir import wire
 from onnxprune.ir.external import ExternalFiles, embed_tensors
+from onnxprune.ir.file_kinds import check_place, explain_kind
 from onnxprune.ir.model import EditableModel, Model, ModelView
 from onnxprune.ir.nodes import nested
 from onnxprune.ir.weights import (
@@ -62,14 +63,17 @@ def load(source: str | os.PathLike[str] | bytes | ModelProto | Model | EditableM
         data = source if isinstance(source, bytes) else source.SerializeToString()
         return _parse(memoryview(data), None, "the given bytes")
     path = Path(source)
-    try:
-        with open_regular(path) as file:
-            buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except ValueError:
-        raise ModelError("model-empty", f"{path} is empty") from None
-    except OSError as problem:
-        raise ModelError("model-unreadable", f"cannot read {path}: {problem.strerror}") from problem
-    return _parse(buffer, path, str(path))
+    check_place(path)
+    with explain_kind(path):
+        try:
+            with open_regular(path) as file:
+                buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError:
+            raise ModelError("model-empty", f"{path} is empty") from None
+        except OSError as problem:
+            message = f"cannot read {path}: {problem.strerror}"
+            raise ModelError("model-unreadable", message) from problem
+        return _parse(buffer, path, str(path))
 
 
 def serialize(model: ModelView) -> Iterator[memoryview | bytes]:

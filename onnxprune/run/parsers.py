@@ -25,6 +25,23 @@ CRITERION_NUMBERS = {
     "6": "random",
 }
 LARGEST_INTEGER = (1 << 31) - 1  # of seeds and samples; larger values are almost certainly typos
+# names that people type -> names of the registries
+METRIC_NAMES = {
+    "accuracy": "top1",
+    "acc": "top1",
+    "top-1": "top1",
+    "top-5": "top5",
+    "map": "coco",
+    "iou": "miou",
+    "mean_iou": "miou",
+}
+ENGINE_NAMES = {
+    "ort": "onnxruntime",
+    "cpu": "onnxruntime",
+    "gpu": "onnxruntime-cuda",
+    "cuda": "onnxruntime-cuda",
+    "trt": "tensorrt",
+}
 MOST_THREADS = 1024  # each of them takes time and memory to start
 _FALSE, _TRUE = ("false", "no", "off", "0"), ("true", "yes", "on", "1")
 
@@ -117,6 +134,15 @@ def names(value: Any) -> tuple[str, ...]:
     """Return names: one, a list, or text separated by commas; "none" is the empty list."""
     result = tuple(text(part).strip() for part in _split_commas(value))
     return () if result == ("none",) else result
+
+
+def renamed(parse: Parser, names: Mapping[str, str]) -> Parser:
+    """Return a parser of names that are also accepted under other names, in any case."""
+
+    def parse_renamed(value: Any) -> Any:
+        return tuple(names.get(name.lower(), name) for name in parse(value))
+
+    return parse_renamed
 
 
 def globs(value: Any) -> tuple[str, ...]:

@@ -300,7 +300,7 @@ class Recipe:
     )
     metric: tuple[str, ...] = option_field(
         (),
-        parsers.names,
+        parsers.renamed(parsers.names, parsers.METRIC_NAMES),
         "evaluate",
         "NAME",
         "Metric to evaluate both models with on labeled inputs: top1, top5, miou, coco, psnr, "
@@ -356,7 +356,7 @@ class Recipe:
     )
     engine: tuple[str, ...] = option_field(
         ("onnxruntime",),
-        parsers.names,
+        parsers.renamed(parsers.names, parsers.ENGINE_NAMES),
         "measure",
         "NAME",
         "Engine to measure latency on (list: onnxprune engines); none disables it.",

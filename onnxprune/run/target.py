@@ -24,8 +24,21 @@ _SUFFIXES = {
     "MiB": 2.0**20,
     "GiB": 2.0**30,
 }
+# other names of costs, in lower case; FLOPs count as MACs where only their ratio matters
+ALIASES = {
+    "mac": "macs",
+    "flops": "macs",
+    "flop": "macs",
+    "param": "params",
+    "parameters": "params",
+    "size": "bytes",
+    "activations": "activation_bytes",
+    "memory": "activation_bytes",
+}
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+DEFAULT_COST = "macs"
+_SHARE = re.compile(rf"\s*{_NUMBER}\s*[%x]\s*")  # an amount of the default cost
 _QUANTITY = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z%]*)\s*")
 _EXAMPLES = "macs=50%, params=2x, bytes=1.5MB, latency.onnxruntime=1.5x"
 
@@ -71,7 +84,7 @@ class Target:
     def parse(value: str | Target) -> Target:
         """Parse COST=AMOUNT.
 
-        `macs=50%` allows half of the MACs, as does `macs=2x`; `bytes=1.5MB` and
+        `macs=50%` allows half of the MACs, as do `macs=2x` and `50%` alone; `bytes=1.5MB` and
         `latency.ENGINE=3ms` are absolute.
 
         Raises
@@ -81,10 +94,14 @@ class Target:
         """
         if isinstance(value, Target):
             return value
+        if isinstance(value, str) and _SHARE.fullmatch(value):
+            value = f"{DEFAULT_COST}={value}"
         if not isinstance(value, str) or "=" not in value:
             raise ValueError(f"{value!r} is not COST=AMOUNT, e.g. {_EXAMPLES}")
-        name, _, amount = (part.strip() for part in value.partition("="))
-        cost, _, engine = name.partition(".")
+        given, _, amount = (part.strip() for part in value.partition("="))
+        cost, _, engine = given.partition(".")
+        cost = ALIASES.get(cost.lower(), cost.lower())
+        name = f"{cost}.{engine}" if engine else cost
         if cost not in COSTS:
             raise ValueError(unknown("cost", cost, COSTS).message)
         if (cost == "latency") != bool(engine):
@@ -93,6 +110,8 @@ class Target:
                 "latency.onnxruntime=1.5x"
             )
         limit, relative = _parse_amount(cost, amount)
+        if not relative and given.lower().startswith("flop"):
+            raise ValueError(f"{value!r}: count MACs, e.g. macs={limit / 2:g} (two FLOPs each)")
         return Target(cost, limit, relative, engine, f"{name}={amount}")
 
 
@@ -127,6 +146,9 @@ def _parse_amount(cost: str, amount: str) -> tuple[float, bool]:
             f"{amount!r} of {cost} is less than one; for a share of the original "
             f"write {value * 100:g}%"
         )
+    # no network has so few
+    if cost != "latency" and not unit and value <= 100:
+        raise ValueError(f"{amount!r} is {amount} {cost} in all; did you mean {amount}%?")
     return value * units[unit], False
 
 

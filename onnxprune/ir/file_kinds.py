@@ -1,0 +1,64 @@
+"""Files that people pass in place of an ONNX model, and how to get one from each."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnxprune.errors import ModelError
+
+_TORCH = "export it: torch.onnx.export(model, inputs, 'model.onnx')"
+_TENSORFLOW = "convert it: python -m tf2onnx.convert"
+# suffix -> (what it is, what to do)
+KINDS = {
+    ".pt": ("a PyTorch file", _TORCH),
+    ".pth": ("a PyTorch file", _TORCH),
+    ".ckpt": ("a training checkpoint", _TORCH),
+    ".safetensors": ("a file of weights without a graph", _TORCH),
+    ".pb": ("a TensorFlow graph", f"{_TENSORFLOW} --graphdef FILE --output model.onnx"),
+    ".tflite": ("a TFLite model", f"{_TENSORFLOW} --tflite FILE --output model.onnx"),
+    ".h5": ("a Keras model", f"{_TENSORFLOW} --keras FILE --output model.onnx"),
+    ".keras": ("a Keras model", f"{_TENSORFLOW} --keras FILE --output model.onnx"),
+    ".engine": ("a TensorRT engine", "pass the ONNX model that it was built from"),
+    ".plan": ("a TensorRT engine", "pass the ONNX model that it was built from"),
+    ".trt": ("a TensorRT engine", "pass the ONNX model that it was built from"),
+    ".ort": ("a model in onnxruntime's own format", "pass the ONNX model that it was made from"),
+    ".xml": ("an OpenVINO model", "pass the ONNX model that it was converted from"),
+    ".mlmodel": ("a Core ML model", "pass the ONNX model that it was converted from"),
+    ".mlpackage": ("a Core ML model", "pass the ONNX model that it was converted from"),
+    ".pdmodel": ("a Paddle model", "convert it: paddle2onnx --model_filename FILE"),
+}
+_URL = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)
+_LFS = b"version https://git-lfs"
+
+
+def check_place(path: Path) -> None:
+    """Raise ModelError with the next step for addresses, folders and Git LFS pointers."""
+    if _URL.match(str(path)) and not path.exists():
+        raise ModelError("model-kind", f"{path} is an address: download the file first")
+    if path.is_dir() and path.suffix.lower() not in KINDS:
+        names = sorted(p.name for p in path.glob("*.onnx"))
+        found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        hint = f"its models: {found}" if names else "it holds no .onnx file"
+        raise ModelError("model-unreadable", f"cannot read {path}: it is a folder; {hint}")
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(len(_LFS))
+        if start == _LFS:
+            raise ModelError("model-kind", f"{path} is a Git LFS pointer; fetch it: git lfs pull")
+
+
+@contextlib.contextmanager
+def explain_kind(path: Path) -> Iterator[None]:
+    """Name the format of a file that is not ONNX by its suffix, and the next step."""
+    try:
+        yield
+    except ModelError as problem:
+        # a suffix alone proves nothing: ONNX files are also named .pb
+        kind = KINDS.get(path.suffix.lower())
+        if kind is None or not path.exists():
+            raise
+        what, advice = kind
+        raise ModelError("model-kind", f"{path} is {what}, not ONNX; {advice}") from problem

@@ -1,0 +1,152 @@
+"""What people type first: other names, forgotten units, files of other kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from onnxprune import demo
+from onnxprune.cli import run
+from onnxprune.cli.app import ALIASES, COMMANDS, app
+from onnxprune.cli.command import EXPERT, GROUPS, Command, full_help, group_of
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.ir.file_kinds import KINDS
+from onnxprune.ir.io import load
+from onnxprune.run.recipe import OPTIONS, Recipe
+from onnxprune.run.target import Target
+
+MODEL = demo.files().model
+LISTS = ("doctor", "rules", "criteria", "engines")
+FAST = ["--criterion=l2", "--repair=none", "--engine=none"]
+
+
+def commands() -> dict[str, Command]:
+    """All commands by name."""
+    found = {name: app.get_command(click.Context(app), name) for name in COMMANDS}
+    return {name: c for name, c in found.items() if isinstance(c, Command)}
+
+
+def test_every_option_of_a_recipe_is_in_one_group_of_the_help() -> None:
+    names = [name for group in GROUPS.values() for name in group.split()]
+    assert len(names) == len(set(names))
+    assert not set(OPTIONS) - set(names)
+    own = {"output", "overwrite", "run_dir", "recipe_file", "as_json", "debug", "help", "help_all"}
+    assert set(names) <= set(OPTIONS) | own | {"preprocess"}
+
+
+def test_help_lists_options_by_purpose_and_hides_those_for_experts() -> None:
+    assert set(commands()) == set(COMMANDS)
+    for name, command in commands().items():
+        text = CliRunner().invoke(app, [name, "--help"]).output
+        everything = full_help(command, name, 100)
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                flag = option.opts[-1]
+                assert flag in everything, (name, flag)
+                assert (f"{flag} " in f"{text} ") == (group_of(option) != EXPERT), (name, flag)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in COMMANDS if n not in ("doctor", "rules", "criteria", "engines")]
+)
+def test_help_begins_with_examples_that_parse(name: str) -> None:
+    command = commands()[name]
+    assert command.examples
+    for line in command.examples:
+        words = line.partition("#")[0].split()
+        assert words[:2] == ["onnxprune", name]
+        command.make_context(name, words[2:], resilient_parsing=False)
+
+
+def test_help_all_shows_everything() -> None:
+    result = CliRunner().invoke(app, ["optimize", "--help-all"])
+    assert result.exit_code == 0 and "--allow-mixing" in result.output
+    assert "--allow-mixing" not in CliRunner().invoke(app, ["optimize", "--help"]).output
+
+
+def test_model_alone_is_optimized(tmp_path: Path) -> None:
+    out = tmp_path / "o.onnx"
+    assert run([str(MODEL), "-o", str(out), *FAST]) == 0
+    assert out.exists()
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_other_names_of_commands(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0 and f" {ALIASES[name]} " in result.output.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "cost", "limit"),
+    [
+        ("50%", "macs", 0.5),
+        ("2x", "macs", 0.5),
+        ("flops=50%", "macs", 0.5),
+        ("MACS=2x", "macs", 0.5),
+        ("FLOPs=2x", "macs", 0.5),
+        ("size=1.5MB", "bytes", 1.5e6),
+        ("Params=60%", "params", 0.6),
+        ("macs=1.5M", "macs", 1.5e6),
+        ("activations=50%", "activation_bytes", 0.5),
+    ],
+)
+def test_other_forms_of_targets(text: str, cost: str, limit: float) -> None:
+    target = Target.parse(text)
+    assert (target.cost, target.limit) == (cost, limit)
+    assert Target.parse(str(target)) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("macs=50", "did you mean 50%"),
+        ("params=2", "did you mean 2%"),
+        ("macs=0.5", "write 50%"),
+        ("flops=2G", "macs=1e+09"),
+        ("speed=2x", "unknown cost"),
+        ("latency=2x", "latency.onnxruntime=1.5x"),
+        ("50", "e.g. macs=50%"),
+    ],
+)
+def test_hints_of_targets(text: str, hint: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Target.parse(text)
+    assert hint in str(caught.value)
+
+
+def test_other_names_of_metrics_and_engines() -> None:
+    recipe = Recipe.of({"metric": "accuracy,mAP,miou", "engine": ["trt", "CPU"]})
+    assert recipe.metric == ("top1", "coco", "miou")
+    assert recipe.engine == ("tensorrt", "onnxruntime")
+    assert Recipe.of({"metric": "My.py:Func"}).metric == ("My.py:Func",)
+
+
+@pytest.mark.parametrize("suffix", sorted(KINDS))
+def test_files_of_other_kinds_are_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    what, advice = KINDS[suffix]
+    assert what in caught.value.message and advice in caught.value.message
+    path.write_bytes(MODEL.read_bytes())
+    assert load(path).proto.graph.node
+
+
+def test_addresses_folders_and_pointers_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="download"):
+        load("https://example.com/model.onnx")
+    (tmp_path / "a.onnx").write_bytes(MODEL.read_bytes())
+    with pytest.raises(ModelError, match=r"its models: a\.onnx"):
+        load(tmp_path)
+    (tmp_path / "p.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ModelError, match="git lfs pull"):
+        load(tmp_path / "p.onnx")
+
+
+def test_shape_without_a_name_is_explained() -> None:
+    with pytest.raises(UsageError, match="NAME:VALUE"):
+        Recipe.of({"shape": "1,3,32,32"})
