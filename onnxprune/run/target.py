@@ -26,10 +26,8 @@ _SUFFIXES = {
 }
 # other names of costs, in lower case; FLOPs count as MACs where only their ratio matters
 ALIASES = {
-    "mac": "macs",
     "flops": "macs",
     "flop": "macs",
-    "param": "params",
     "parameters": "params",
     "size": "bytes",
     "activations": "activation_bytes",
