@@ -95,6 +95,7 @@ def rules() -> str:
     """Return a table of operators by their effect on channels."""
     from onnxprune.analysis.movement import MOVES
     from onnxprune.analysis.rules import RULES, Rule
+    from onnxprune.ir.passes.expand_fused import EXPANDED
 
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for op, entry in RULES.items():
@@ -107,8 +108,9 @@ def rules() -> str:
         else:
             groups[str(entry.__doc__).strip().splitlines()[0].rstrip("."), ""].append(op)
     groups["moves positions: the op itself, applied to channels", ""] = list(MOVES)
+    groups["expanded into standard operators", ""] = sorted(EXPANDED.keys() - RULES.keys())
     rows = [(", ".join(sorted(ops)), what, mixes) for (what, mixes), ops in groups.items()]
-    count = len(RULES.keys() | MOVES.keys())
+    count = len(RULES.keys() | MOVES.keys() | EXPANDED.keys())
     note = (
         f"{count} operators. Letters are axes, equal letters are one axis, a letter missing on\n"
         "the right is summed over, parentheses are a product, `*` the spatial axes, `...` leading\n"
@@ -122,16 +124,25 @@ def operators() -> str:
     from onnxprune.analysis.movement import MOVES
     from onnxprune.analysis.rules import RULES
     from onnxprune.autodiff.rules import TABLE, ZERO
+    from onnxprune.ir.passes.expand_fused import EXPANDED
 
     tuning = tuning_operators()
     rows = []
-    for op in sorted({*RULES, *MOVES, *TABLE, *ZERO, *tuning}):
+    for op in sorted({*RULES, *MOVES, *EXPANDED, *TABLE, *ZERO, *tuning}):
+        if op in EXPANDED and op not in RULES:
+            rows.append((op, "expanded", "expanded", "expanded"))
+            continue
         analysis = "pattern" if op in RULES else ""
         if op in MOVES:
             analysis = "pattern, moves positions" if analysis else "moves positions"
         gradient = "yes" if op in TABLE else "zero" if op in ZERO else ""
         rows.append((op, analysis, gradient, "yes" if op in tuning else ""))
-    counts = (len(RULES.keys() | MOVES.keys()), len(TABLE), len(ZERO), len(tuning))
+    counts = (
+        len(RULES.keys() | MOVES.keys() | EXPANDED.keys()),
+        len(TABLE),
+        len(ZERO),
+        len(tuning),
+    )
     note = (
         "{} operators have an analysis, {} a gradient, {} a gradient of zero, and {} an "
         "implementation in tuning.".format(*counts)

@@ -22,10 +22,8 @@ from onnxprune.analysis.ops.fused import (
     bias_dropout,
     bias_softmax,
     embed_layer_normalization,
-    fused_conv,
-    fused_gemm,
-    fused_matmul,
     group_norm,
+    nhwc_conv,
 )
 from onnxprune.analysis.ops.fused_attention import (
     attention_of_token_heads,
@@ -51,8 +49,6 @@ from onnxprune.analysis.ops.normalization import (
     lp_normalization,
     mean_variance_normalization,
     rms_normalization,
-    skip_normalization,
-    skip_rms_normalization,
 )
 from onnxprune.analysis.ops.quantized import (
     conv_integer,
@@ -93,13 +89,13 @@ _PASS = "n c * -> n c *"
 
 # Operators with the row `elementwise`
 _UNARY = """
-    Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp FastGelu
-    Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not QuickGelu
+    Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp
+    Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not
     Reciprocal Relu Round ScaledSiLU Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish
     Tan Tanh ThresholdedRelu
 """
 _BROADCAST = """
-    Add And BiasAdd BiasGelu BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater
+    Add And BiasAdd BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater
     GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
 """
 
@@ -137,8 +133,6 @@ RULES: dict[str, Row] = {
     "GroupNormalization": group_normalization,
     "LayerNormalization": layer_normalization,
     **_each("RMSNormalization SimplifiedLayerNormalization", rms_normalization),
-    "SkipLayerNormalization": skip_normalization,
-    "SkipSimplifiedLayerNormalization": skip_rms_normalization,
     "LpNormalization": lp_normalization,
     "LRN": local_response_normalization,
     "MeanVarianceNormalization": mean_variance_normalization,
@@ -194,8 +188,7 @@ RULES: dict[str, Row] = {
     "CastLike": Rule("... -> ..."),
     "Dropout": Rule("..., , -> ..., ..."),
     # Written by the optimizers and quantizers of onnxruntime
-    "FusedConv": fused_conv(channels_last=False),
-    **_each("NhwcConv NhwcFusedConv", fused_conv(channels_last=True)),
+    **_each("NhwcConv NhwcFusedConv", nhwc_conv),
     "ConvTransposeWithDynamicPads": Rule(
         "n (g c) *, (g c) o *, i, (g o) -> n (g o) *",
         GROUP,
@@ -203,8 +196,6 @@ RULES: dict[str, Row] = {
         refit=_GROUPS,
         macs=("n g o c @ #",),
     ),
-    "FusedGemm": fused_gemm(gemm),
-    **_each("FusedMatMul FusedMatMulActivation TransposeMatMul GemmFastGelu", fused_matmul),
     "MatMulNBits": matmul_nbits,
     "GatherBlockQuantized": gather_block_quantized,
     "DynamicQuantizeLSTM": quantized_lstm,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from onnx import NodeProto, TensorProto, TypeProto
@@ -50,6 +50,10 @@ _FORMS = {
     "NhwcMaxPool": _Form("MaxPool", slice(1), 0, 0),
     "FusedGemm": _Form("Gemm", slice(3), 0, 0),
     "QGemm": _Form("Gemm", slice(0, 4, 3), 8, TensorProto.FLOAT),
+    **dict.fromkeys(
+        ("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "GemmFastGelu"),
+        _Form("MatMul", slice(2), 0, 0),
+    ),
     "DynamicQuantizeMatMul": _Form("MatMul", slice(2), 0, 0),
     "MatMulIntegerToFloat": _Form("MatMul", slice(2), 2, 0),
 }
@@ -64,7 +68,7 @@ DTYPE_SLOTS = {
 }
 
 # Attributes of contrib ops that their standard forms do not have, by how they begin
-_EXTRA = ("channels_last", "activation")
+_EXTRA = ("channels_last", "activation", "trans", "alpha")
 
 
 class StandardForm(NamedTuple):
@@ -103,28 +107,56 @@ def standard_form(node: NodeProto, types: Mapping[str, TypeProto]) -> StandardFo
     standard = NodeProto(op_type=form.op, input=names, output=node.output[:1])
     # Identity has no attributes
     if form.op != "Identity":
-        standard.attribute.extend(a for a in node.attribute if not a.name.startswith(_EXTRA))
+        extra = _EXTRA if form.op == "MatMul" else _EXTRA[:2]
+        standard.attribute.extend(a for a in node.attribute if not a.name.startswith(extra))
     dtype = form.default_dtype
     if form.dtype_slot < len(node.input):
         kind = types.get(node.input[form.dtype_slot])
         dtype = dtype if kind is None else kind.tensor_type.elem_type
     kinds = {n: _as_float(types[n]) for n in names if n in types}
+    for name, letter in zip(names, "AB", strict=False) if form.op == "MatMul" else ():
+        rank = len(kinds[name].tensor_type.shape.dim) if name in kinds else 0
+        order = matmul_order(node, letter, rank)
+        if order != list(range(rank)):
+            kinds[name] = permute(kinds[name], order)
     last = has_channels_last(node) and form.op != "Identity"
     if last and names[0] in kinds and has_shape(kinds[names[0]]):
         kinds[names[0]] = move_channels(kinds[names[0]], -1, 1)
     return StandardForm(standard, kinds, dtype, last)
 
 
+def matmul_order(node: NodeProto, letter: str, rank: int) -> list[int]:
+    """Return the axes of operand "A" or "B" of FusedMatMul in the order of MatMul.
+
+    With transBatch they are (rows, batch axes, columns), with trans rows and columns are swapped.
+    Vectors have no axes to transpose.
+    """
+    order = list(range(rank))
+    if rank < 2:
+        return order
+    if attribute(node, f"transBatch{letter}", 0):
+        order = [*order[1:-1], 0, rank - 1]
+    if attribute(node, f"trans{letter}", 0):
+        order[-2:] = [order[-1], order[-2]]
+    return order
+
+
+def permute(kind: TypeProto, order: Sequence[int]) -> TypeProto:
+    """Return a type with its axes in another order."""
+    dims = list(kind.tensor_type.shape.dim)
+    permuted = TypeProto()
+    permuted.CopyFrom(kind)
+    del permuted.tensor_type.shape.dim[:]
+    permuted.tensor_type.shape.dim.extend(dims[axis] for axis in order)
+    return permuted
+
+
 def move_channels(kind: TypeProto, source: int, target: int) -> TypeProto:
     """Return a type with the axis `source` moved to the index `target`."""
-    dims = list(kind.tensor_type.shape.dim)
-    channels = dims.pop(source)
-    dims.insert(len(dims) + 1 + target if target < 0 else target, channels)
-    moved = TypeProto()
-    moved.CopyFrom(kind)
-    del moved.tensor_type.shape.dim[:]
-    moved.tensor_type.shape.dim.extend(dims)
-    return moved
+    order = list(range(len(kind.tensor_type.shape.dim)))
+    channels = order.pop(source)
+    order.insert(len(order) + 1 + target if target < 0 else target, channels)
+    return permute(kind, order)
 
 
 def _as_float(kind: TypeProto) -> TypeProto:

@@ -140,7 +140,8 @@ class _Inference:
         for name in node.output:
             kind = inferred.get(name)
             # by name in any domain: all of these are element-wise or normalize
-            like_input = node.op_type in FIRST_INPUT_FALLBACK and name == node.output[0]
+            first = (node.output[0], *node.output[3:])  # the fourth is a sum
+            like_input = node.op_type in FIRST_INPUT_FALLBACK and name in first
             if not _is_ranked(kind) and like_input and node.input:
                 kind = self.types.get(node.input[0])
             if name and not _is_ranked(kind):

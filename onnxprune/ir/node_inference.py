@@ -37,7 +37,7 @@ _UNARY_LIKE = ("GroupNormalization", "MeanVarianceNormalization")
 # The same where inference gives no shape: some of these have a schema in newer operator sets.
 FIRST_INPUT_FALLBACK = frozenset(
     """
-    GroupNormalization MeanVarianceNormalization SimplifiedLayerNormalization
+    GroupNormalization LayerNormalization MeanVarianceNormalization SimplifiedLayerNormalization
     SkipLayerNormalization SkipSimplifiedLayerNormalization Gelu QuickGelu FastGelu BiasGelu
     RotaryEmbedding
     """.split()

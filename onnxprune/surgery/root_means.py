@@ -21,7 +21,6 @@ from onnxprune.surgery.size_literals import Editor
 # Values of the attribute `epsilon` if it is absent
 _DEFAULT_EPSILON = 1e-5
 _PRODUCT = "_product"  # suffix of the name of the node that _insert_product adds
-_EPSILON = {"SkipSimplifiedLayerNormalization": 1e-12}
 
 
 class _Operand(NamedTuple):
@@ -114,8 +113,7 @@ def _rescale(editor: Editor, root_mean: RootMean) -> Iterator[_Operand]:
             yield _Operand(index, place, ratio)
         else:
             node = editor.nodes[index]
-            default = _EPSILON.get(node.op_type, _DEFAULT_EPSILON)
-            set_attribute(node, place, attribute(node, place, default) * ratio)
+            set_attribute(node, place, attribute(node, place, _DEFAULT_EPSILON) * ratio)
     yield _Operand(*root_mean.scale, ratio**root_mean.exponent)
 
 

@@ -12,12 +12,16 @@ from cases import no_kernel
 from contrib_ops import OPERATORS
 from graph_laws import assert_exact, random_plan
 from graph_text import net
+from graphs import CASES
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization import quantize_dynamic
 
 from onnxprune.analysis.walk import analyze
 from onnxprune.ir.io import Model, load, to_bytes
-from onnxprune.ir.runtime import example_feeds
+from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.passes.expand_fused import EXPANDED, has_fused
+from onnxprune.ir.runtime import Session, example_feeds
+from onnxprune.run.pipeline import optimize
 from onnxprune.surgery.cut import cut
 from onnxprune.surgery.masking import masked
 
@@ -121,6 +125,69 @@ def test_dynamically_quantized_lstm_is_as_prunable_as_before(
     assert sorted(g.size for g in after.groups) == [5, 6, 8]
     for seed in range(2):
         assert_exact(after, random_plan(after, np.random.default_rng(seed)))
+
+
+EXPANSIONS = [
+    name
+    for name, case in CASES.items()
+    if any(f"com.microsoft.{op}" in case.text for op in EXPANDED)
+]
+
+
+@pytest.mark.parametrize("opset", [14, 20, None])
+@pytest.mark.parametrize("name", EXPANSIONS)
+def test_fused_float_operators_become_standard_ones(name: str, opset: int | None) -> None:
+    """All three expansions of Gelu compute the same: standard, by Erf, by Tanh."""
+    model = load(net(CASES[name].text, opset=opset or CASES[name].opset))
+    canonical = canonicalize(model)
+    assert any(n.domain for n in model.proto.graph.node)
+    assert not any(n.domain for n in canonical.proto.graph.node)
+    feeds = example_feeds(model)
+    expected, actual = (
+        list(Session(m, optimize=False).run(feeds).values()) for m in (model, canonical)
+    )
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-6)
+
+
+def test_fused_operators_in_bodies_and_forms_without_standard_nodes() -> None:
+    text = (
+        "bool k, float[2,4] x | float[4,8] w1, float[8] b1, float[8,5] w2 | "
+        "a = MatMul(x, w1); b = If(k)<then_branch = t () => (float[2,8] u) "
+        "{ u = com.microsoft.BiasGelu(a, b1) }, else_branch = e () => (float[2,8] v) "
+        "{ v = com.microsoft.FastGelu(a) }>; y = MatMul(b, w2)"
+    )
+    assert not has_fused(canonicalize(load(net(text, opset=17))))
+    # no standard operator scales both sides of Tanh
+    text = (
+        "float[2,4] x | float[4,8] w1, float[8,5] w2 | a = com.microsoft.FusedGemm<activation="
+        '"ScaledTanh", activation_alpha=2.0, activation_beta=0.5>(x, w1); y = MatMul(a, w2)'
+        " | float[2,5] y"
+    )
+    analysis = analyze(load(net(text)))
+    assert not analysis.groups and any("FusedGemm" in f.reason for f in analysis.frozen)
+
+
+RUN = {"convolutions": "float[n,4,8,8] x", "products": "float[n,5,4] x"}
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_run_on_a_saved_graph_is_as_good_as_on_its_original(name: str, tmp_path: Path) -> None:
+    """Scores, calibration and repair see the same layers in both."""
+    proto = net(f"{RUN[name]} | {SAVED[name][0].partition(' | ')[2]}")
+    saved = save(proto, tmp_path, "ORT_ENABLE_EXTENDED")
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    x = np.random.default_rng(0).standard_normal([d.dim_value or 16 for d in dims], np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    dense = Session(load(proto)).run({"x": x})["y"]
+    errors = []
+    for model in (proto, saved):
+        options = {"target": "macs=70%", "round_to": 1, "engine": ()}
+        result = optimize(load(model), data=str(tmp_path / "x.npz"), **options)
+        assert not any(n.domain for n in result.model.proto.graph.node)
+        errors.append(np.linalg.norm(Session(result.model).run({"x": x})["y"] - dense))
+    # the order of nodes differs, and with it that of layers that are refitted
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)
+    assert errors[1] < 0.5 * np.linalg.norm(dense)
 
 
 def test_blocked_layout_names_the_level_to_save_at(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_plugin_cannot_replace_a_row(plugins: dict[str, EntryPoint], op: str) 
 
 
 def test_check_rule_passes_a_right_row() -> None:
-    check_rule("com.microsoft::QuickGelu", model("QuickGelu"))
+    check_rule("com.microsoft::ScaledSiLU", model("ScaledSiLU"))
 
 
 def test_check_rule_refuses_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ UNREAD = (
     Unread("LRN", "alpha beta bias", "the channels that are summed over are frozen"),
     Unread(
         "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization "
-        "RMSNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization",
+        "RMSNormalization",
         "epsilon",
         _FUNCTION,
     ),
@@ -82,7 +82,7 @@ UNREAD = (
         "precision of the statistics",
     ),
     Unread(
-        "Celu Elu HardSigmoid LeakyRelu QLinearLeakyRelu QuickGelu Selu Swish ThresholdedRelu",
+        "Celu Elu HardSigmoid LeakyRelu QLinearLeakyRelu Selu Swish ThresholdedRelu",
         "alpha",
         _FUNCTION,
     ),
@@ -169,22 +169,14 @@ UNREAD = (
     Unread("Attention", "rotary_embedding_dim", "with rotary embeddings, head sizes are frozen"),
     # Written by the optimizers and quantizers of onnxruntime
     Unread(
-        "FusedConv NhwcConv NhwcFusedConv NhwcMaxPool ConvTransposeWithDynamicPads",
+        "NhwcConv NhwcFusedConv NhwcMaxPool ConvTransposeWithDynamicPads",
         "auto_pad kernel_shape strides dilations",
         _WINDOW,
     ),
-    Unread("FusedConv NhwcConv NhwcFusedConv NhwcMaxPool", "pads", _WINDOW),
+    Unread("NhwcConv NhwcFusedConv NhwcMaxPool", "pads", _WINDOW),
     Unread("NhwcMaxPool", "ceil_mode", _WINDOW),
     Unread("ConvTransposeWithDynamicPads", "output_padding", _WINDOW),
-    Unread("FusedConv NhwcFusedConv", "activation_params", _FUNCTION),
-    Unread("FusedGemm", "alpha beta activation_alpha activation_beta activation_gamma", _FUNCTION),
-    Unread(
-        "FusedMatMul FusedMatMulActivation TransposeMatMul", "alpha", "a factor of all products"
-    ),
-    Unread("FusedMatMulActivation", "activation_alpha activation_beta activation_gamma", _FUNCTION),
-    Unread(
-        "FusedMatMulActivation", "activation_axis", "activations with an axis freeze the operator"
-    ),
+    Unread("NhwcFusedConv", "activation_params", _FUNCTION),
     Unread("GroupNorm SkipGroupNorm", "activation epsilon", _FUNCTION),
     Unread("EmbedLayerNormalization QEmbedLayerNormalization", "epsilon", _FUNCTION),
     Unread("EmbedLayerNormalization", "mask_index_type", "the second output is frozen"),

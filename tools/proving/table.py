@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from onnxprune.analysis.movement import MOVES
 from onnxprune.analysis.rules import RULES
+from onnxprune.ir.passes.expand_fused import EXPANDED
 from proving.families import (
     cached,
     contractions,
@@ -47,8 +48,8 @@ NO_WORLDS: Mapping[str, str] = {
 
 
 def rows() -> list[str]:
-    """Return the operators of the rule table and those that move positions."""
-    return list(dict.fromkeys([*RULES, *MOVES]))
+    """Return the operators that move positions or are expanded, and those of the rule table."""
+    return list(dict.fromkeys([*RULES, *MOVES, *EXPANDED]))
 
 
 def spaces(op: str) -> list[Space]:

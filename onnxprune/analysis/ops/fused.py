@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from string import ascii_lowercase
 
 from onnxprune.analysis.rule import GROUP, Rule, View, axes_letters, axis_attribute
@@ -27,79 +26,18 @@ def spatial_letters(rank: int, taken: str = "") -> str:
     return "".join(x for x in ascii_lowercase if x not in taken)[: max(rank - 2, 0)]
 
 
-def fused_conv(channels_last: bool) -> Callable[[View], Rule | None]:
-    """Return a row of a convolution with a residual input and an activation.
-
-    Parameters
-    ----------
-    channels_last
-        The operands have their channels last; filters are stored as those of Conv.
-    """
-
-    def row(view: View) -> Rule | None:
-        """Convolve, add the residual, apply the activation."""
-        if not acts_elementwise(view):
-            return None
-        positions = " ".join(spatial_letters(view.rank(0), "ncgo"))
-        if channels_last:
-            x, residual, right = "n * (g c)", f"n {positions} (g o)", "n * (g o)"
-        else:
-            x, residual, right = "n (g c) *", f"n (g o) {positions}", "n (g o) *"
-        return Rule(
-            f"{x}, (g o) c *, (g o), {residual} -> {right}",
-            GROUP,
-            freeze=f"* {positions}",
-            refit={"group": "g"},
-            macs=("n g o c * #",),
-        )
-
-    return row
-
-
-def fused_matmul(view: View) -> Rule | None:
-    """Multiply matrices, either of them transposed, and apply an activation.
-
-    With transBatchA or transBatchB, the first axis of the operand is that of its rows, and the
-    axes after it are those of the batch.
-    """
+def nhwc_conv(view: View) -> Rule | None:
+    """Convolve with channels last, add the residual, apply the activation; filters as in Conv."""
     if not acts_elementwise(view):
         return None
-    left, right = view.rank(0), view.rank(1)
-    if view.integer("transBatchA", 0) or view.integer("transBatchB", 0):
-        if left != right or left < 3:
-            return None
-        batch = " ".join(ascii_lowercase[: left - 2])
-        a = _matrix("y", "z", batch, view, "A")
-        b = _matrix("z", "x", batch, view, "B")
-        return Rule(f"{a}, {b} -> {batch} y x", macs=(f"{batch} y z x",))
-    # vectors have no axes to transpose
-    a = "... k m" if view.integer("transA", 0) else "... m k"
-    b = "... n k" if view.integer("transB", 0) else "... k n"
-    if left == 1 or right == 1:
-        a, b = "k" if left == 1 else a, "k" if right == 1 else b
-        out = {(True, False): "... n", (False, True): "... m"}.get((left == 1, right == 1), "")
-        return Rule(f"{a}, {b} -> {out}", macs=(f"{out} k",))
-    bias = ", n" if view.inputs > 2 else ""  # of GemmFastGelu
-    return Rule(f"{a}, {b}{bias} -> ... m n", macs=("... m k n",))
-
-
-def _matrix(row: str, column: str, batch: str, view: View, operand: str) -> str:
-    """Return the axes of an operand with batch axes, as its attributes arrange them."""
-    if view.integer(f"trans{operand}", 0):
-        row, column = column, row
-    if view.integer(f"transBatch{operand}", 0):
-        return f"{row} {batch} {column}"
-    return f"{batch} {row} {column}"
-
-
-def fused_gemm(gemm: Callable[[View], Rule]) -> Callable[[View], Rule | None]:
-    """Return a row of Gemm with an activation."""
-
-    def row(view: View) -> Rule | None:
-        """Compute Gemm and apply the activation."""
-        return gemm(view) if acts_elementwise(view) else None
-
-    return row
+    positions = " ".join(spatial_letters(view.rank(0), "ncgo"))
+    return Rule(
+        f"n * (g c), (g o) c *, (g o), n {positions} (g o) -> n * (g o)",
+        GROUP,
+        freeze=f"* {positions}",
+        refit={"group": "g"},
+        macs=("n g o c * #",),
+    )
 
 
 def group_norm(view: View) -> Rule:

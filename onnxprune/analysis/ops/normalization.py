@@ -30,29 +30,6 @@ def rms_normalization(view: View) -> Rule:
     return Rule(pattern, sums=tail, root_mean=(tail, 1))
 
 
-def skip_normalization(view: View) -> Rule:
-    """Add two tensors and normalize over the last axis; the fourth output is the sum."""
-    return Rule(_skip_pattern(view), mixes=axes_letters(view)[-1])
-
-
-def skip_rms_normalization(view: View) -> Rule:
-    """Add two tensors and divide by the root mean square over the last axis."""
-    channel = axes_letters(view)[-1]
-    if view.has_output(1) or view.has_output(2):
-        return Rule(_skip_pattern(view), mixes=channel)
-    return Rule(_skip_pattern(view), sums=channel, root_mean=(channel, 2), added=(0, 1, 3))
-
-
-def _skip_pattern(view: View) -> str:
-    """Return the pattern of a normalization of a sum."""
-    names = axes_letters(view)
-    tensor = " ".join(names)
-    stats = " ".join([*names[:-1], "1"])
-    skip = " ".join(names[len(names) - min(view.rank(1), len(names)) :])  # broadcast over the batch
-    left = ", ".join([tensor, skip] + [names[-1]] * (view.inputs - 2))
-    return f"{left} -> {tensor}, {stats}, {stats}, {tensor}"
-
-
 def batch_normalization(view: View) -> Rule:
     """Normalize per channel by stored statistics.
 

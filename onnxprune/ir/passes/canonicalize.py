@@ -11,6 +11,7 @@ from onnxprune.ir.limits import check_ends, check_expansion, check_sizes
 from onnxprune.ir.model import EditableModel, Model, ModelView
 from onnxprune.ir.nodes import STANDARD_DOMAINS
 from onnxprune.ir.passes.channel_shuffle import replace_shuffles
+from onnxprune.ir.passes.expand_fused import expand_fused
 from onnxprune.ir.passes.fold_constants import fold_constants, inline_branches
 from onnxprune.ir.passes.fold_weight_standardization import fold_weight_standardization
 from onnxprune.ir.passes.inline_functions import inline_functions
@@ -84,6 +85,9 @@ def _apply_passes(model: EditableModel) -> None:
     check_sizes(shapes)
     check_expansion(model, shapes)
     changed = make_range_scalars(model, shapes) | fold_constants(model, shapes)
+    # an expanded node may tell the rank that the expansion of another one needs
+    while expand_fused(model, shapes):
+        shapes, changed = infer(model), False
     if replace_sequences(model, shapes) | unpack_attention(model, shapes):
         remove_identities(model)
         shapes, changed = infer(model), False

@@ -1,4 +1,4 @@
-"""Weights of Constant nodes and local functions as initializers, where they can be changed."""
+"""Weights of Constant nodes, local functions and fused operators, where they can be changed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from onnx import NodeProto, TensorProto
 from onnxprune.ir.model import Model
 from onnxprune.ir.nodes import attribute
 from onnxprune.ir.passes.canonicalize import canonicalize
+from onnxprune.ir.passes.expand_fused import has_fused
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 def lift_weights(model: Model) -> Model:
-    """Return the model unchanged if every weight is an initializer, else its canonical form."""
+    """Return the model if every weight is an initializer of a known node, else canonicalized."""
     hidden = any(_holds_weights(n) for n in model.proto.graph.node)
-    return canonicalize(model) if model.proto.functions or hidden else model
+    hidden = hidden or bool(model.proto.functions) or has_fused(model)
+    return canonicalize(model) if hidden else model
 
 
 def _holds_weights(node: NodeProto) -> bool:
