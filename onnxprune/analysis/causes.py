@@ -9,6 +9,8 @@ Approximations only couple or freeze more, so a cut is always a valid graph.
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 
 from onnxprune.analysis.folded import Axis, Folded
@@ -34,6 +36,14 @@ class Causes:
         self._count = 1
         self._frozen_ids: dict[int, int] = {}
         self._products: dict[tuple[bytes, bytes], np.ndarray] = {}
+
+    def copy(self) -> Causes:
+        """Return a copy whose bindings are its own; ids are the same in both."""
+        other = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray | dict):
+                setattr(other, name, value.copy())
+        return other
 
     # Creating axes
 

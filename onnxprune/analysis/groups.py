@@ -107,6 +107,11 @@ class Analysis:
         return tuple(self.record.defects)
 
     @property
+    def copies(self) -> Mapping[str, tuple[str, ...]]:
+        """Weight -> further initializers of the file with equal bytes, which it replaces."""
+        return self.record.copies
+
+    @property
     def shapes(self) -> Shapes:
         """Shapes and types of all tensors."""
         return self.record.shapes

@@ -8,9 +8,11 @@ are cut alike, so that the weight is stored once after the cut as before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from onnxprune.analysis.causes import Axis
+from onnxprune.analysis.causes import Axis, Causes
 from onnxprune.analysis.state import Record, Use
 
 PASSING = ("Gather", "Transpose")  # an embedding, and the table of a tied output projection
@@ -39,13 +41,18 @@ def shared_uses(record: Record) -> dict[str, list[Use]]:
 def tie(record: Record) -> None:
     """Unify the axes of all uses of each shared weight."""
     for uses in shared_uses(record).values():
-        for axis in range(len(uses[0].axes)):
-            tied: list[Axis] = []
-            for use in uses:
-                ids = use.axes[axis]
-                if ids is not None:
-                    tied.append(ids)
-            # a frozen use first: the others take over its reason
-            tied.sort(key=lambda ids: isinstance(ids, np.ndarray))
-            for other in tied[1:]:
-                record.causes.unify(tied[0], other)
+        tie_uses(record.causes, uses)
+
+
+def tie_uses(causes: Causes, uses: Sequence[Use]) -> None:
+    """Unify the axes of uses of weights of one shape, axis by axis."""
+    for axis in range(len(uses[0].axes)):
+        tied: list[Axis] = []
+        for use in uses:
+            ids = use.axes[axis]
+            if ids is not None:
+                tied.append(ids)
+        # a frozen use first: the others take over its reason
+        tied.sort(key=lambda ids: isinstance(ids, np.ndarray))
+        for other in tied[1:]:
+            causes.unify(tied[0], other)

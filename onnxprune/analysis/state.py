@@ -6,6 +6,7 @@ one id per position (see causes.py). The arrays below that are called ids are su
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -256,6 +257,8 @@ class Record:
         Reasons, numbered from 1.
     defects
         Rules that failed on valid nodes, to be reported.
+    copies
+        Weight -> further initializers of the file with equal bytes, which it replaces.
     """
 
     model: Model
@@ -277,6 +280,7 @@ class Record:
     mixed: list[np.ndarray] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     _seen_reasons: dict[tuple[str, str], int] = field(default_factory=dict)
     _index: dict[int, int] = field(default_factory=dict)
 

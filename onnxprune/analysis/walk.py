@@ -12,6 +12,7 @@ from onnxprune.analysis.apply import apply
 from onnxprune.analysis.bodies import follow
 from onnxprune.analysis.causes import Axis
 from onnxprune.analysis.collect import collect
+from onnxprune.analysis.copies import find_copies, share_copies
 from onnxprune.analysis.decomposed import find_decomposed
 from onnxprune.analysis.defects import explain_failure
 from onnxprune.analysis.folded import Folded
@@ -81,14 +82,14 @@ def analyze(
     """
     _check_options(allow_mixing, grouped)
     canonical = canonicalize(model)
-    record = Record(canonical, infer(canonical, shapes_by_rule(canonical)))
-    walk = _Walk(record, frozenset(allow_mixing), grouped)
-    walk.graph(canonical.proto.graph)
-    walk.freeze_outputs(canonical.proto.graph)
-    walk.freeze_named(freeze)
-    find_decomposed(record, walk.allow_mixing)
+    record = _follow(canonical, freeze, allow_mixing, grouped)
     if not untie:
         tie(record)
+        copies = find_copies(record)
+        if copies:
+            record = _follow(share_copies(canonical, copies), freeze, allow_mixing, grouped)
+            record.copies = copies
+            tie(record)
     options = {
         "freeze": sorted(freeze),
         "allow_mixing": sorted(allow_mixing),
@@ -97,6 +98,19 @@ def analyze(
     }
     analysis = collect(record, options)
     return analysis.at(shapes) if shapes else analysis
+
+
+def _follow(
+    canonical: Model, freeze: Collection[str], allow_mixing: Collection[str], grouped: str
+) -> Record:
+    """Return the record of a pass over a canonical model."""
+    record = Record(canonical, infer(canonical, shapes_by_rule(canonical)))
+    walk = _Walk(record, frozenset(allow_mixing), grouped)
+    walk.graph(canonical.proto.graph)
+    walk.freeze_outputs(canonical.proto.graph)
+    walk.freeze_named(freeze)
+    find_decomposed(record, walk.allow_mixing)
+    return record
 
 
 def _check_options(allow_mixing: Collection[str], grouped: str) -> None:

@@ -35,12 +35,13 @@ def inspect(
     model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any
 ) -> None:
     """Show which channels of MODEL can be pruned, which cannot, and why."""
+    from onnxprune.analysis.copies import describe_copies
     from onnxprune.run.adapter import analyze_for, count_at
 
     recipe = recipe_from(recipe_file, values)
     analysis = count_at(analyze_for(model, recipe), None, recipe)
-    for defect in analysis.defects:
-        click.echo(f"warning: {defect}", err=True)
+    for warning in (*analysis.defects, *describe_copies(analysis.copies)):
+        click.echo(f"warning: {warning}", err=True)
     if why is not None:
         _explain(analysis, why, as_json)
     elif as_json:

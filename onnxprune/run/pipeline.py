@@ -16,6 +16,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from onnxprune.analysis.copies import describe_copies
 from onnxprune.criteria import CRITERIA
 from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
@@ -137,7 +138,7 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     recipe, raised = reachable_target(recipe, analysis, given)
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
-    notes = (*analysis.defects, *notes, *raised)
+    notes = (*analysis.defects, *describe_copies(analysis.copies), *notes, *raised)
     return RunJob(stages, recipe, source, analysis, splits, provenance, given, notes)
 
 

@@ -1,0 +1,164 @@
+"""Weights that a file stores several times: copies of one layer with equal bytes.
+
+Exporters that trace a layer once per call (heads on pyramid levels, siamese branches) store its
+weight per call. Such copies become one initializer, which is then cut and refitted as any shared
+weight, unless coupling them would take freedom away: a chain of equal layers, where one copy reads
+what another one computes, keeps its copies apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from onnxprune.analysis.causes import Causes
+from onnxprune.analysis.sharing import LEAST_RANK, tie_uses
+from onnxprune.analysis.state import FLOATS, Record, Use
+from onnxprune.ir.edit import remove_initializers
+from onnxprune.ir.linear import LINEAR_OPS, WeightLayout
+from onnxprune.ir.model import Model
+from onnxprune.ir.nodes import STANDARD_DOMAINS, nested
+from onnxprune.ir.weights import Weight
+
+LEAST_VALUES = 16  # smaller weights are equal by chance
+_SAMPLED = 64  # values that are compared before all bytes are
+# Share of distinct values in a sample of a trained weight; constants of formulas repeat theirs
+_LEAST_DISTINCT = 0.5
+
+Copies = Mapping[str, tuple[str, ...]]  # weight -> its copies
+
+
+def find_copies(record: Record) -> Copies:
+    """Return the copies of each weight whose coupling neither freezes nor merges channels.
+
+    Sets are tried in graph order, each on top of those that were accepted before.
+
+    Parameters
+    ----------
+    record
+        Finished pass, with the uses of shared weights tied.
+    """
+    sets = list(_equal_sets(record))
+    if not sets:
+        return {}
+    axes = [a for use in record.uses for a in use.axes if isinstance(a, np.ndarray)]
+    copies: dict[str, tuple[str, ...]] = {}
+    causes = record.causes
+    for uses in sets:
+        # inputs and outputs of one use must not become the same channels
+        arrays = [[a for a in use.axes if isinstance(a, np.ndarray)] for use in uses]
+        layers = [np.concatenate(ids) for ids in arrays if ids]
+        before = _count_free(causes, [*layers, *axes])
+        if not any(free for free, _ in before[: len(layers)]):
+            continue  # nothing can be cut
+        trial = causes.copy()
+        tie_uses(trial, uses)
+        if _count_free(trial, [*layers, *axes]) == before:
+            causes = trial
+            names = list(dict.fromkeys(use.tensor for use in uses))
+            copies[names[0]] = tuple(names[1:])
+    return copies
+
+
+def _count_free(causes: Causes, axes: list[np.ndarray]) -> list[tuple[int, int]]:
+    """Return, per axis, the number of distinct causes and that of frozen positions."""
+    found, tables = causes.table(axes)
+    counts = []
+    for table in tables:
+        free = table < len(found)
+        counts.append((len(np.unique(table[free])), int((~free.any(1)).sum())))
+    return counts
+
+
+def _equal_sets(record: Record) -> Iterator[list[Use]]:
+    """Yield the uses of each set of several trained weights with equal bytes."""
+    alike: dict[tuple[object, ...], dict[str, list[Use]]] = {}
+    for name, uses in _layers(record).items():
+        weight = record.model.weights[name]
+        layout = WeightLayout.of(record.nodes[uses[0].node])
+        alike.setdefault((weight.dtype, weight.shape, layout), {})[name] = uses
+    for candidates in alike.values():
+        if len(candidates) < 2:
+            continue
+        sampled: dict[bytes, list[str]] = {}
+        for name in candidates:
+            sampled.setdefault(_sample(record.model.weights[name]).tobytes(), []).append(name)
+        for names in sampled.values():
+            if len(names) < 2 or not _is_trained(record.model.weights[names[0]]):
+                continue
+            for equal in _partition(record.model.weights, names):
+                yield [use for name in equal for use in candidates[name]]
+
+
+def _layers(record: Record) -> dict[str, list[Use]]:
+    """Return the uses of the weights that are read by linear layers alone."""
+    graphs = list(nested(record.model.proto.graph))
+    # values of these may be set by a caller, or are results
+    excluded = {i.name for g in graphs for i in (*g.input, *g.output)}
+    uses: dict[str, list[Use]] = {}
+    for use in record.uses:
+        uses.setdefault(use.tensor, []).append(use)
+    layers = {}
+    for name, same in uses.items():
+        weight = record.model.weights[name]
+        if name in excluded or weight.dtype not in FLOATS or len(weight.shape) < LEAST_RANK:
+            continue
+        if prod(weight.shape) >= LEAST_VALUES and all(_is_layer(record, u) for u in same):
+            layers[name] = same
+    return layers
+
+
+def _is_layer(record: Record, use: Use) -> bool:
+    """Return whether a use is the weight of a linear layer."""
+    node = record.nodes[use.node]
+    return node.op_type in LINEAR_OPS and node.domain in STANDARD_DOMAINS and use.slot == 1
+
+
+def _sample(weight: Weight) -> np.ndarray:
+    """Return some values; of a weight in a file, only their pages are read."""
+    values = weight.array().reshape(-1)
+    step = max(len(values) // _SAMPLED, 1)
+    return values[::step][:_SAMPLED]
+
+
+def _is_trained(weight: Weight) -> bool:
+    """Return whether most values of a sample differ."""
+    sample = _sample(weight)
+    return len(np.unique(sample)) >= _LEAST_DISTINCT * sample.size
+
+
+def _partition(weights: Mapping[str, Weight], names: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the sets of several names whose weights are equal to the byte."""
+    sets: list[list[str]] = []
+    for name in names:
+        raw = memoryview(weights[name].raw())
+        equal = next((s for s in sets if memoryview(weights[s[0]].raw()) == raw), None)
+        if equal is None:
+            sets.append([name])
+        else:
+            equal.append(name)
+    yield from (s for s in sets if len(s) > 1)
+
+
+def share_copies(model: Model, copies: Copies) -> Model:
+    """Return the model with one initializer in place of each weight and its copies."""
+    first = {copy: name for name, others in copies.items() for copy in others}
+    edited = model.edit()
+    for graph in nested(edited.proto.graph):
+        for node in graph.node:
+            for slot, name in enumerate(node.input):
+                if name in first:
+                    node.input[slot] = first[name]
+    remove_initializers(edited, first)
+    return edited.freeze()
+
+
+def describe_copies(copies: Copies) -> Iterator[str]:
+    """Yield a sentence per weight that was stored several times."""
+    for name, others in copies.items():
+        yield (
+            f"{len(others) + 1} weights have equal bytes and are cut, refitted and stored as one: "
+            f"{', '.join((name, *others))}; --untie prunes each on its own"
+        )
