@@ -65,6 +65,15 @@ SAVED = {
         "g = Add(f, one); i = Mul(n, g); j = Mul(i, half); y = MatMul(j, w5)",
         {"FusedMatMul"},
     ),
+    "residuals": (
+        "float[n,5,4] x | float[4,8] w0, float[8,12] w1, float[12] b1, float root = {1.4142135}, "
+        "float one = {1.0}, float half = {0.5}, float[12,8] w2, float[8] b2, float[8] g, "
+        "float[8] o, float[8,7] w3 | a = MatMul(x, w0); m = MatMul(a, w1); n = Add(m, b1); "
+        "e = Div(n, root); f = Erf(e); h = Add(f, one); i = Mul(n, h); j = Mul(i, half); "
+        "k = MatMul(j, w2); l = Add(k, b2); s = Add(l, a); t = LayerNormalization(s, g, o); "
+        "y = MatMul(t, w3)",
+        {"SkipLayerNormalization", "BiasGelu"},
+    ),
     "gemm": (
         "float[3,4] x | float[4,8] w1, float[8] b1, float[8,6] w2, float[6] b2, float[6,5] w3 | "
         "a = Gemm(x, w1, b1); r = Relu(a); c = Gemm(r, w2, b2); t = Sigmoid(c); y = MatMul(t, w3)",
@@ -167,7 +176,11 @@ def test_fused_operators_in_bodies_and_forms_without_standard_nodes() -> None:
     assert not analysis.groups and any("FusedGemm" in f.reason for f in analysis.frozen)
 
 
-RUN = {"convolutions": "float[n,4,8,8] x", "products": "float[n,5,4] x"}
+RUN = {
+    "convolutions": "float[n,4,8,8] x",
+    "products": "float[n,5,4] x",
+    "residuals": "float[n,5,4] x",
+}
 
 
 @pytest.mark.parametrize("name", RUN)

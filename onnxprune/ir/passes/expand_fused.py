@@ -9,7 +9,7 @@ with channels last stay, because their expansion would add transposes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import pi, sqrt
 from typing import Any
 
@@ -26,6 +26,7 @@ _GELU = 20  # first opset with Gelu
 _BOUNDS_ARE_INPUTS = 11  # opset from which the bounds of Clip are inputs
 _CUBE = 0.044715  # coefficient of the approximation of Gelu by Tanh (Hendrycks and Gimpel 2016)
 _SKIP_EPSILON = 1e-12  # default of the Skip operators; that of the standard ones is 1e-5
+_PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 # Activations that may be fused, with their parameters in the order of `activation_params`
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys("HardSwish Relu Sigmoid Softplus Softsign Tanh".split(), ()),
@@ -57,12 +58,13 @@ def expand_fused(model: EditableModel, shapes: Shapes) -> bool:
         if not any(map(_is_fused, graph.node)):
             continue
         nodes: list[NodeProto] = []
+        products = {o for n in graph.node if n.op_type in _PRODUCTS for o in n.output}
         for node in graph.node:
             if not _is_fused(node):
                 nodes.append(node)
                 continue
             try:
-                nodes += _Expansion(model, shapes, uses, node).expand()
+                nodes += _Expansion(model, shapes, uses, products, node).expand()
                 changed = True
             except _Unexpandable:
                 nodes.append(node)
@@ -83,11 +85,17 @@ class _Expansion:
     """Standard nodes of one fused node; the first product keeps its name, the last its output."""
 
     def __init__(
-        self, model: EditableModel, shapes: Shapes, uses: Counter[str], node: NodeProto
+        self,
+        model: EditableModel,
+        shapes: Shapes,
+        uses: Counter[str],
+        products: Collection[str],
+        node: NodeProto,
     ) -> None:
         self.model = model
         self.shapes = shapes
         self.uses = uses
+        self.products = products
         self.node = node
         self.name = next(o for o in node.output if o)  # unique, unlike names of nodes
         self.nodes: list[NodeProto] = []
@@ -219,9 +227,15 @@ def _gemm(e: _Expansion) -> None:
 def _matmul(e: _Expansion) -> None:
     """Multiply two matrices in any order of axes, scale, apply the activation."""
     x = e.operand(0)
-    out = e.emit_product("MatMul", e.matmul_operand(0, "A"), e.matmul_operand(1, "B"))
+    operands = [e.matmul_operand(0, "A"), e.matmul_operand(1, "B")]
     alpha = attribute(e.node, "alpha", 1.0)
-    if alpha != 1:
+    constant = [name in e.model.weights for name in operands]
+    # before a weight the data are scaled, so that a bias follows the product and is fitted with it
+    if alpha != 1 and any(constant):
+        data = constant.index(True) - 1
+        operands[data] = e.emit("Mul", operands[data], e.scalar(alpha, x))
+    out = e.emit_product("MatMul", *operands)
+    if alpha != 1 and not any(constant):
         out = e.emit("Mul", out, e.scalar(alpha, x))
     e.activate(out, x)
 
@@ -257,9 +271,11 @@ def _skip_normalization(e: _Expansion) -> None:
     scale, shift, bias = (e.operand(i) for i in range(2, 5))
     if simplified:
         shift, bias = "", shift
-    total = e.emit("Add", e.operand(0), e.operand(1))
-    if bias:
-        total = e.emit("Add", total, bias)
+    x, skip = e.operand(0), e.operand(1)
+    if bias and skip in e.products and x not in e.products:
+        x, skip = skip, x
+    # first to the product, whose bias it is: least squares fits both together
+    total = e.emit("Add", e.emit("Add", x, bias) if bias else x, skip)
     if outputs[3]:
         total = e.nodes[-1].output[0] = outputs[3]
     op = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
