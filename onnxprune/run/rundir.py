@@ -173,7 +173,8 @@ def open_run_dir(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
     try:
         path.mkdir(exist_ok=True)
         is_foreign = not is_new and not _is_run_dir(path)
-        lock = None if is_foreign else os.fdopen(os.open(path / LOCK, flags, 0o666), "r+b")
+        # unbuffered: what a full disk does not take must not be written again on closing
+        lock = None if is_foreign else os.fdopen(os.open(path / LOCK, flags, 0o666), "r+b", 0)
     except OSError as problem:
         raise OutputError(
             "run-dir", f"cannot use {path} as run directory: {problem.strerror}"
@@ -229,4 +230,3 @@ def _acquire(lock: BinaryIO, path: Path) -> None:
         os.ftruncate(lock.fileno(), 0)
         lock.seek(0)
         lock.write(MARK + f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        lock.flush()

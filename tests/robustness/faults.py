@@ -126,8 +126,14 @@ def run_twice(folder: Path, times: int) -> tuple[bool, str]:
     """Start a second run in the run directory of another."""
     _run_undisturbed(folder)
     first = _start(_command(folder / "one.onnx", "--run-dir", str(folder / "one.run")))
-    _wait_for(folder / "one.run" / "lock")
+    lock = folder / "one.run" / "lock"
+    _wait_for(lock)
+    while first.poll() is None and not lock.stat().st_size:
+        time.sleep(0.01)  # what the lock holds is written after it is acquired
+    # paused, so that it cannot end before the second run begins
+    os.killpg(first.pid, signal.SIGSTOP)
     second = _run(_command(folder / "two.onnx", "--run-dir", str(folder / "one.run")))
+    os.killpg(first.pid, signal.SIGCONT)
     first.communicate(timeout=LIMIT_S)
     error = "; ".join(_errors(second.stderr, folder))
     rejected = second.returncode == 1 and "run-dir-busy" in error

@@ -73,6 +73,18 @@ def test_failed_run_leaves_no_directory_but_interrupted_run_does(tmp_path) -> No
     assert (tmp_path / "new").exists()
 
 
+def test_full_disk_does_not_hide_the_error_of_a_run(tmp_path) -> None:
+    """Closing the lock must not try again to write what the disk did not take."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="of the run"), open_run_dir(tmp_path / "a.run"):
+            raise ValueError("of the run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_foreign_folder_is_not_touched(tmp_path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(OutputError, match="not a run directory"), open_run_dir(tmp_path):
