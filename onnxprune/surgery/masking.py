@@ -57,7 +57,7 @@ def _mask(
     dtype = editor.analysis.shapes.dtype(editor.analysis.nodes[index].input[slot])
     node = editor.nodes[index]
     name = node.input[slot]  # an earlier mask of the same operand included
-    out = f"{name}_masked_{number}"
+    out = editor.name_tensor(f"{name}_masked_{number}")
     if dtype in _FLOATS and not (select and dtype in _WHERE_TYPES):
         values = keep.astype(helper.tensor_dtype_to_np_dtype(dtype))
         factor = add_initializer(editor.model, f"{out}_factor", values)

@@ -147,7 +147,7 @@ def _insert_product(editor: Editor, name: str, operand: _Operand) -> None:
         earlier.input[1] = add_initializer(editor.model, earlier.input[1], np.array(factor, dtype))
         return
     constant = add_initializer(editor.model, f"{name}_share", np.array(operand.factor, dtype))
-    output = f"{constant}{_PRODUCT}"
+    output = editor.name_tensor(f"{constant}{_PRODUCT}")
     multiply = helper.make_node("Mul", [name, constant], [output], name=output)
     editor.insert(operand.node, multiply)
     editor.nodes[operand.node].input[operand.slot] = output

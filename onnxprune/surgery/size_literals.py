@@ -14,7 +14,7 @@ from onnx import GraphProto, NodeProto, helper
 from onnxprune.analysis.averages import Average, Pin
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import Restore, Select, SizeLiteral, Squeezed
-from onnxprune.ir.edit import add_initializer
+from onnxprune.ir.edit import add_initializer, free_name
 from onnxprune.ir.model import EditableModel
 from onnxprune.ir.nodes import attribute, nested, set_attribute
 
@@ -45,19 +45,34 @@ class Editor:
     removed: np.ndarray
     nodes: list[NodeProto] = field(default_factory=list)
     owners: list[GraphProto] = field(default_factory=list)
+    _node_names: set[str] = field(default_factory=set)
+    _new_tensors: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """List the nodes."""
         for graph in nested(self.model.proto.graph):
             self.nodes += list(graph.node)
             self.owners += [graph] * len(graph.node)
+        self._node_names.update(node.name for node in self.nodes)
 
     def length(self, ids: np.ndarray) -> int:
         """Return the number of kept positions of an axis."""
         return int(self.analysis.keep(ids, self.removed).sum())
 
+    def name_tensor(self, name: str) -> str:
+        """Return a name for a new activation: `name`, with a number appended if that is taken."""
+        taken = (self.model.activation_names(), self.model.weights, self._new_tensors)
+        if any(name in names for names in taken):
+            name = free_name(name, set().union(*taken))
+        self._new_tensors.add(name)
+        return name
+
     def insert(self, index: int, node: NodeProto, *, after: bool = False) -> None:
         """Insert a node before or after the node of an index."""
+        # onnxruntime rejects graphs with two nodes of one name
+        if node.name in self._node_names:
+            node.name = free_name(node.name, self._node_names)
+        self._node_names.add(node.name)
         graph = self.owners[index]
         outputs = list(self.nodes[index].output)
         at = next(i for i, n in enumerate(graph.node) if list(n.output) == outputs)
@@ -117,7 +132,7 @@ def _rewrite_input(editor: Editor, literal: SizeLiteral, slot: int, new: dict[in
     if old is not None and old.dtype == object:  # some entries are unknown
         rewritten = np.array([i in new for i in range(len(old))])
         mask = add_initializer(editor.model, f"{node.output[0]}_known", rewritten)
-        merged = f"{name}_merged"
+        merged = editor.name_tensor(f"{name}_merged")
         where = helper.make_node("Where", [mask, name, node.input[slot]], [merged], name=merged)
         editor.insert(literal.node, where)
         name = merged
@@ -131,7 +146,8 @@ def _scale_input(editor: Editor, literal: SizeLiteral) -> None:
         return
     node, slot = editor.nodes[literal.node], int(literal.where[1])
     # the graph computes the original lengths, which are multiples of the factors
-    scale = _make_scaling(editor, node.input[slot], f"{node.output[0]}_scaled", kept, full)
+    scaled = editor.name_tensor(f"{node.output[0]}_scaled")
+    scale = _make_scaling(editor, node.input[slot], scaled, kept, full)
     for step in scale:
         editor.insert(literal.node, step)
     node.input[slot] = scale[-1].output[0]
@@ -153,7 +169,7 @@ def _make_scaling(
         add_initializer(editor.model, f"{result}_{stem}", np.array(values, np.int64))
         for stem, values in (("over", over), ("times", times))
     )
-    inner = f"{result}_share"
+    inner = editor.name_tensor(f"{result}_share")
     return [
         helper.make_node("Div", [source, divisor], [inner], name=inner),
         helper.make_node("Mul", [inner, factor], [result], name=result),
@@ -202,14 +218,14 @@ def _restore_sizes(editor: Editor, restore: Restore) -> None:
     kept, full = _shares(editor, restore.scaled)
     if kept != full:
         node = editor.nodes[restore.node]
-        output, inner = node.output[0], f"{node.output[0]}_kept"
+        output, inner = node.output[0], editor.name_tensor(f"{node.output[0]}_kept")
         for step in _make_scaling(editor, inner, output, full, kept)[::-1]:
             editor.insert(restore.node, step, after=True)
         node.output[0] = inner
     if not cut.any():
         return
     node = editor.nodes[restore.node]
-    output, inner = node.output[0], f"{node.output[0]}_cut"
+    output, inner = node.output[0], editor.name_tensor(f"{node.output[0]}_cut")
     sizes = np.array([len(a) if a is not None else 0 for a in restore.axes], np.int64)
     old = add_initializer(editor.model, f"{output}_whole", sizes)
     mask = add_initializer(editor.model, f"{output}_changed", cut)
@@ -259,7 +275,7 @@ def _correct_average(editor: Editor, average: Average) -> None:
         share *= float(editor.model.weights[earlier.input[1]].array())
         earlier.input[1] = add_initializer(editor.model, earlier.input[1], np.array(share, dtype))
         return
-    inner = f"{output}_kept"
+    inner = editor.name_tensor(f"{output}_kept")
     factor = add_initializer(editor.model, f"{output}{_SHARE}", np.array(share, dtype))
     scale = helper.make_node("Mul", [inner, factor], [output], name=f"{output}{_SHARE}")
     editor.insert(average.node, scale, after=True)
