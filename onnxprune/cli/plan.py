@@ -123,7 +123,7 @@ def verify(
     Exit code 4 if it does not.
     """
     from onnxprune.ir.io import load
-    from onnxprune.run.adapter import analyze_for_plan, open_data_for
+    from onnxprune.run.adapter import analyze_for_plan, check_synthetic, open_data_for
     from onnxprune.run.evaluation import verify_written
     from onnxprune.types import Plan
 
@@ -131,6 +131,7 @@ def verify(
     plan = Plan.load(plan_file)
     analysis = analyze_for_plan(original, plan)
     data = open_data_for(analysis.model, recipe)
+    check_synthetic(analysis.model, data)
     figures = verify_written(analysis, plan, load(pruned), data, recipe)
     if as_json:
         emit(figures)

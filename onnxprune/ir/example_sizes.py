@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from onnxprune.ir.model import ModelView
@@ -55,9 +56,11 @@ def example_shapes(
     """
     symbols: dict[str, int] = {}
     sizes: dict[str, list[int]] = {}
+    caches = _find_caches(shapes)
     for name, shape in shapes.items():
+        channels = None if name in caches else channel_axes.get(name)
         sizes[name] = [
-            d if isinstance(d, int) else _choose_example_size(axis, channel_axes.get(name))
+            d if isinstance(d, int) else _choose_example_size(axis, channels)
             for axis, d in enumerate(shape)
         ]
         for size, symbol in zip(sizes[name], shape, strict=True):
@@ -112,6 +115,21 @@ def example_input_shapes(
         declared[name] = tuple(symbols.get(d, d) if isinstance(d, str) else d for d in shape)
     axes = {name: image_channel_axis(shape) for name, shape in declared.items()}
     return example_shapes(declared, axes)
+
+
+def _find_caches(shapes: Mapping[str, Sequence[Dim]]) -> set[str]:
+    """Return the inputs that hold keys or values of earlier positions: (batch, heads, past, size).
+
+    With 1, 3 or 4 heads, their shape is that of an image of fixed width; but keys and values come
+    in pairs of one shape.
+    """
+    forms = {
+        name: tuple(map(str, shape))
+        for name, shape in shapes.items()
+        if len(shape) == 4 and isinstance(shape[3], int) and not isinstance(shape[2], int)
+    }
+    counts = Counter(forms.values())
+    return {name for name, form in forms.items() if counts[form] > 1}
 
 
 def _choose_example_size(axis: int, channels: int | None) -> int:

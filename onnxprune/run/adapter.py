@@ -183,7 +183,8 @@ def check_synthetic(model: Model, data: Data) -> None:
     except ModelError as problem:
         raise DataError(
             "data-synthetic",
-            f"the model does not run on random inputs, pass --data with real ones ({problem})",
+            "the model does not run on random inputs, pass --data with real ones, or --shape if "
+            f"only their lengths do not fit ({problem})",
         ) from problem
 
 

@@ -302,7 +302,7 @@ def _parse_ratio(part: Any) -> Mapping[str, float]:
         return dict(mapping(share)(part))
     if part.lstrip().startswith(("[", "(")):
         return {f"#{integer(0)(n)}": share(r) for n, r in _parse_pairs(part)}
-    if not part.strip()[:1].isdecimal():
+    if not part.strip().lstrip("+-.")[:1].isdecimal():  # .5 and a wrong sign are numbers too
         raise ValueError(f"{part!r} is not NAME=VALUE")
     return {"*": share(part)}
 

@@ -82,6 +82,7 @@ def test_several_targets_but_one_per_cost() -> None:
         ({"max_fraction": float("nan")}, "finite"),
         ({"ratio": {"a": 2}}, "ratio: 2 is not between"),
         ({"ratio": "a"}, "ratio: 'a' is not NAME=VALUE"),
+        ({"ratio": "-0.2"}, "ratio: '-0.2' is not between 0 and 1"),
         ({"shape": "x:1,0"}, "shape: 0 is less than 1"),
         ({"layout": "hwc"}, "layout: 'hwc' is not one of auto, nchw, nhwc"),
         ({"resize": "1x2x3"}, "resize: '1x2x3' is not LENGTH or HEIGHTxWIDTH"),
