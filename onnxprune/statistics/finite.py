@@ -18,6 +18,8 @@ from onnxprune.ir.runtime import Session
 from onnxprune.statistics.channels import consumed
 
 FIRST_SAMPLES = 8  # inputs that activations are checked on before any stage
+# sums of 1e8 squares of values up to this size fit into float32
+LARGEST_ACTIVATION = 1e15
 
 
 def check_weights(analysis: Analysis) -> None:
@@ -56,14 +58,38 @@ def check_activations(analysis: Analysis, data: Data, threads: int) -> None:
     Raises
     ------
     DataError
-        An activation is NaN or infinite; the message names it and its node.
+        An activation is NaN, infinite or too large for sums of products; the message names it and
+        its node.
     """
     names = list(dict.fromkeys(tensor for tensor, _ in consumed(analysis)))
     if not names:
         return
     session = Session(analysis.model, names, threads=threads)
     for feeds in islice(data.batches(FIRST_SAMPLES), 1):
-        require_finite(analysis, session.run(feeds))
+        values = session.run(feeds)
+        require_finite(analysis, values)
+        _require_small(analysis, values)
+
+
+def _require_small(analysis: Analysis, values: Mapping[str, np.ndarray]) -> None:
+    """Raise DataError for the first of these activations whose products overflow float32."""
+    peaks = {n: _find_peak(v) for n, v in values.items() if v.dtype.kind == "f" and v.size}
+    makers = {name: node for node in analysis.nodes for name in node.output}
+    for name, peak in peaks.items():
+        if peak > LARGEST_ACTIVATION:
+            node = makers.get(name)
+            by = f", which node {label(node)!r} ({node.op_type}) computes," if node else ""
+            raise DataError(
+                "activations-too-large",
+                f"tensor {name!r}{by} reaches {peak:.1e} on the data; products of values above "
+                f"{LARGEST_ACTIVATION:.0e} overflow: check the scale of the inputs (--mean, "
+                "--std, --scale)",
+            )
+
+
+def _find_peak(value: np.ndarray) -> float:
+    """Return the largest magnitude."""
+    return float(max(value.max(), -value.min()))
 
 
 def require_finite(analysis: Analysis, values: Mapping[str, np.ndarray]) -> None:

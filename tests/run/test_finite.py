@@ -55,6 +55,16 @@ def test_an_activation_that_is_not_finite_is_named(data: str) -> None:
         assert caught.value.code == "activations-not-finite"
 
 
+def test_activations_whose_products_overflow_are_named(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((SAMPLES, 3, 6, 6)) * 1e30
+    np.savez(tmp_path / "large.npz", x=values.astype(np.float32))
+    model = net(PLAIN.replace("{between}", "b = Relu(a)"))
+    for options in ({}, {"fast": True}):
+        with pytest.raises(DataError, match=r"tensor 'b', which node 'b' \(Relu\)") as caught:
+            optimize(model, data=str(tmp_path / "large.npz"), engine="none", **options)
+        assert caught.value.code == "activations-too-large"
+
+
 def test_infinite_constants_of_masks_are_allowed(data: str) -> None:
     text = PLAIN.replace("float[8,4] w3", "float[8,4] w3, float least = {-1}").replace(
         "{between}", "k = Greater(a, least); q = Where(k, a, least); b = Max(q, floor)"
