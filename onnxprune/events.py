@@ -15,7 +15,7 @@ class Event:
     stage
         Name of the stage.
     state
-        "begin", "progress", "end" or "reused".
+        "begin", "progress", "end", "reused", or "warning" for a sentence between two stages.
     seconds
         Time that the stage has taken.
     share

@@ -108,9 +108,11 @@ def recipe_from(path: str | None, values: Mapping[str, Any]) -> Recipe:
     flags = {name: value for name, value in values.items() if value is not None and value != ()}
     if path is None:
         return Recipe.of(flags)
+    from onnxprune.data.presets import expand_preset
     from onnxprune.run.recipe_file import read_data_only
 
-    return Recipe.of({**read_data_only(path, flags), **flags})
+    # a preset among the flags overrides the file's numbers
+    return Recipe.of({**read_data_only(path, flags), **expand_preset(flags)})
 
 
 def emit(value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Preprocess:
     layout
         "nchw", "nhwc", or "auto": NCHW if axis 1 of the input has 1, 3 or 4 channels (or is
         dynamic), else NHWC.
+    preset
+        Name of the preset that the numbers are from, for descriptions only.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class Preprocess:
     post: float = 1.0
     order: str = "rgb"
     layout: str = "auto"
+    preset: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the values and bring them to one form, so that equal settings compare equal."""
@@ -91,7 +94,8 @@ class Preprocess:
         """Return the settings in one line, resize and crop only if set."""
         keys = [key for key in ("resize", "crop") if getattr(self, key) is not None]
         keys += ["scale", "mean", "std", "post"]
-        return ", ".join([*(f"{key} {_spell(getattr(self, key))}" for key in keys), self.order])
+        parts = [*(f"{key} {_spell(getattr(self, key))}" for key in keys), self.order]
+        return ", ".join(parts) if self.preset is None else f"{self.preset}: {', '.join(parts)}"
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Apply the formula to 8-bit pixels.

@@ -80,6 +80,10 @@ class Progress:
                 self._running, self._began, self._shown, self._reported = event, now, now, now
             elif event.state == "progress":
                 self._running, self._reported = event, now
+            elif event.state == "warning":
+                self._clear()
+                self._out.write(f"warning: {printable(event.detail)}\n")
+                self._out.flush()
             else:
                 self._running = None
                 self._clear()

@@ -119,6 +119,7 @@ def preprocess_of(recipe: Recipe) -> Preprocess:
         std=recipe.std,
         post=recipe.post,
         layout=recipe.layout,
+        preset=recipe.preprocess,
     )
 
 

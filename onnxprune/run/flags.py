@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from onnxprune.data.presets import PRESET
 from onnxprune.run.recipe import OPTIONS, Recipe
 
 _COLON_NAMES = ("shape", "batch_axis")  # options that write NAME:VALUE, others NAME=VALUE
@@ -25,7 +26,9 @@ def to_flags(recipe: Recipe, *stages: str, without: tuple[str, ...] = ()) -> lis
     for name, option in OPTIONS.items():
         value = getattr(recipe, name)
         in_stages = not stages or option.stage in stages
-        if not in_stages or name in without or value == getattr(default, name):
+        # the options that a preset stands for are spelled instead: values equal to a default
+        # of theirs could not override it
+        if name == PRESET or not in_stages or name in without or value == getattr(default, name):
             continue
         flag = "--" + name.replace("_", "-")
         if option.is_flag or isinstance(value, bool):

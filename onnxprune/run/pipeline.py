@@ -30,7 +30,9 @@ from onnxprune.run.adapter import (
     open_data_for,
     open_labels,
 )
+from onnxprune.run.input_judgment import judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
+from onnxprune.run.label_judgment import judge_labels
 from onnxprune.run.outputs import check_output, choose_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
 from onnxprune.run.recipe import Recipe
@@ -138,7 +140,11 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     recipe, raised = reachable_target(recipe, analysis, given)
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
-    notes = (*analysis.defects, *describe_copies(analysis.copies), *notes, *raised)
+    labels = splits.report_labels
+    findings = (*judge_inputs(analysis, inputs), *judge_labels(analysis, labels, recipe))
+    for finding in findings:
+        stages.warn(finding)
+    notes = (*findings, *analysis.defects, *describe_copies(analysis.copies), *notes, *raised)
     return RunJob(stages, recipe, source, analysis, splits, provenance, given, notes)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxprune import RENAMED_OPTIONS
+from onnxprune.data.presets import PRESETS, expand_preset
 from onnxprune.errors import UsageError, unknown
 from onnxprune.run import parsers
 from onnxprune.run.option import Option, option_field, to_plain
@@ -249,6 +250,14 @@ class Recipe:
         "ORDER",
         "Images: channel order that the model expects, rgb or bgr.",
     )
+    preprocess: str | None = option_field(
+        None,
+        parsers.optional(parsers.choice(*PRESETS)),
+        "data",
+        "NAME",
+        f"Images: values for --scale, --mean, --std, --post and --layout: {', '.join(PRESETS)}; "
+        "those options override it.",
+    )
     scale: float = option_field(
         1 / 255,
         parsers.number(0, above=True),
@@ -426,7 +435,7 @@ OPTIONS: Mapping[str, Option] = {f.name: f.metadata["option"] for f in dataclass
 
 
 def check_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the values under current option names.
+    """Return the values under current option names, with those of a preset.
 
     Raises
     ------
@@ -438,4 +447,4 @@ def check_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in OPTIONS:
             problem = unknown("key", key, OPTIONS)
             raise UsageError("unknown-key", f"{where}: {problem.message}")
-    return values
+    return expand_preset(values)

@@ -159,6 +159,10 @@ class Stages:
         """Set the text that follows the running stage's name when it ends."""
         self._detail = text
 
+    def warn(self, text: str) -> None:
+        """Report a warning at once; the report lists it as well."""
+        self.listener(Event("", "warning", detail=text))
+
     def progress(self, share: float | None, detail: str = "", left_s: float | None = None) -> None:
         """Report the progress of the running stage, which hides that of its data passes.
 

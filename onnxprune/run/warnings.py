@@ -19,8 +19,8 @@ FEW_INPUTS = 32  # the demo keeps 65, 88 and 98 % top-1 with 8, 16 and 32 inputs
 LATENCY_SLACK = 0.05  # two measurements of one model agree to about this on an idle machine
 DEFAULT_PREPROCESSING = (
     "images were preprocessed with the defaults: RGB, values from 0 to 1; if the model was trained "
-    "with other preprocessing, pass --scale, --mean, --std and --order "
-    "(ImageNet: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
+    "with other preprocessing, pass --preprocess (ImageNet: --preprocess imagenet), or --scale, "
+    "--mean, --std and --order"
 )
 NO_DATA = (
     "no calibration data: channels are scored by their weights only and nothing is repaired, "
@@ -110,7 +110,7 @@ def growth_warning(original: Model, model: Model, before: Costs, after: Costs) -
 
 def uses_default_preprocessing(data: Data, recipe: Recipe) -> bool:
     """Return whether images fed a float model with default scale, mean, std, post and order."""
-    if not isinstance(data.source, Images):
+    if not isinstance(data.source, Images) or recipe.preprocess is not None:
         return False
     items = data.inputs.items.items()
     if not any(v.dtype.kind == "f" and data.inputs.image(name) is not None for name, v in items):

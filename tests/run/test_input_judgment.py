@@ -1,0 +1,176 @@
+"""Judgment of inputs before any work: wrong preprocessing is named, right preprocessing is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import onnxprune
+from onnxprune import demo
+from onnxprune.cli.common import recipe_from
+from onnxprune.data.presets import PRESETS
+from onnxprune.events import Event
+from onnxprune.run.adapter import analyze_for, open_data_for, open_labels
+from onnxprune.run.input_judgment import judge_inputs
+from onnxprune.run.label_judgment import judge_labels
+from onnxprune.run.recipe import Recipe
+
+IMAGENET_255 = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+MODEL = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n, 3, 8, 8] x) => (float[n, 8] y) {{
+    c = Conv <kernel_shape=[3, 3]> (x, w{bias})
+    {norm}
+    r = Relu (b)
+    p = GlobalAveragePool (r)
+    y = Flatten (p)
+}}
+"""
+
+
+def images(count: int = 40) -> np.ndarray:
+    """Return images of blobs, uint8, whose channels differ."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 255, (count, 2, 2, 3)).repeat(4, 1).repeat(4, 2)
+    return np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return models for ImageNet's normalization, with and without BatchNormalization, and data."""
+    folder = tmp_path_factory.mktemp("judged")
+    rng = np.random.default_rng(1)
+    weight = rng.normal(size=(8, 3, 3, 3)).astype(np.float32)
+    scaled = (images() / 255 - PRESETS["imagenet"]["mean"]) / PRESETS["imagenet"]["std"]
+    windows = np.lib.stride_tricks.sliding_window_view(scaled, (3, 3), (1, 2))
+    outputs = np.einsum("nhwcij,ocij->nhwo", windows, weight).reshape(-1, 8)
+    mean, std = outputs.mean(0).astype(np.float32), outputs.std(0).astype(np.float32)
+    one = np.ones(8, np.float32)
+    files = {"data": str(folder / "images.npz")}
+    for name, bias, norm, weights in (
+        ("norm", "", "b = BatchNormalization (c, one, zero, mean, variance)", {}),
+        ("folded", ", bias", "b = Identity (c)", {"w": weight / std[:, None, None, None]}),
+    ):
+        model = onnx.parser.parse_model(MODEL.format(bias=bias, norm=norm))
+        values = {"w": weight, "one": one, "zero": 0 * one, "mean": mean, "variance": std**2}
+        values |= {"bias": 0.5 * one - mean / std, **weights}
+        used = {tensor for node in model.graph.node for tensor in node.input}
+        for tensor in used & values.keys():
+            array = values[tensor].astype(np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, tensor))
+        files[name] = str(folder / f"{name}.onnx")
+        onnx.save(model, files[name])
+    np.savez(files["data"], x=images())
+    return files
+
+
+def judge(model: str, data: str, **options: Any) -> str:
+    """Return the findings about the inputs as one text."""
+    recipe = Recipe.of({"data": data, **options})
+    analysis = analyze_for(model, recipe)
+    return "\n".join(judge_inputs(analysis, open_data_for(analysis.model, recipe)))
+
+
+@pytest.mark.parametrize("model", ["norm", "folded"])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"preprocess": "imagenet"}, ""),
+        ({"preprocess": "imagenet-255"}, ""),
+        ({"preprocess": "clip"}, ""),
+        (IMAGENET_255, "nearly constant"),
+        ({"preprocess": "imagenet", "scale": 1}, "mean and --std are of pixels from 0 to 1"),
+    ],
+)
+def test_wrong_numbers_are_named(
+    files: dict[str, str], model: str, options: dict[str, Any], text: str
+) -> None:
+    found = judge(files[model], files["data"], **options)
+    assert text in found if text else found == ""
+
+
+def test_raw_pixels_are_named_with_the_preset_that_fits(files: dict[str, str]) -> None:
+    assert "imagenet fits" in judge(files["norm"], files["data"], preprocess="none")
+    assert "raw 8-bit pixels" in judge(files["folded"], files["data"], preprocess="none")
+
+
+def test_float_arrays_are_judged_without_naming_options(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    for scale, text in ((1.0, "raw 8-bit pixels"), (0.0, "nearly constant")):
+        np.savez(tmp_path / "f.npz", x=images().transpose(0, 3, 1, 2) * np.float32(scale) + 0)
+        assert text in judge(files["folded"], str(tmp_path / "f.npz"))
+
+
+def test_synthetic_inputs_are_not_judged(files: dict[str, str]) -> None:
+    recipe = Recipe()
+    analysis = analyze_for(files["norm"], recipe)
+    assert judge_inputs(analysis, open_data_for(analysis.model, recipe)) == ()
+
+
+def test_warning_comes_before_scoring_and_is_in_the_report(tmp_path: Path) -> None:
+    model, data = str(demo.files()[0]), str(tmp_path / "pixels.npz")
+    np.savez(data, images=images()[..., :1])
+    events: list[Event] = []
+    options = {"mean": 123.675, "std": 58.395, "criterion": "l2", "repair": "none"}
+    options |= {"data": data, "samples": 40, "engine": "none", "allocate": "uniform"}
+    result = onnxprune.optimize(model, on_event=events.append, **options)
+    states = [(event.stage, event.state) for event in events]
+    assert states.index(("", "warning")) < states.index(("score", "begin"))
+    assert "nearly constant" in result.report.warnings[0]
+
+
+def test_model_near_chance_on_labels_is_named(tmp_path: Path) -> None:
+    model, _, evaluation = map(str, demo.files())
+    with np.load(evaluation) as file:
+        arrays = dict(file)
+    arrays["labels"] = (arrays["labels"] + 1) % 10
+    np.savez(tmp_path / "shifted.npz", **arrays)
+    for path, text in ((evaluation, ""), (str(tmp_path / "shifted.npz"), "near chance")):
+        recipe = Recipe.of({"metric": "top1", "labeled": path})
+        analysis = analyze_for(model, recipe)
+        found = "\n".join(judge_labels(analysis, open_labels(analysis.model, recipe), recipe))
+        assert text in found if text else found == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"preprocess": "imagenet"}, ""),
+        (IMAGENET_255, "nearly constant"),
+        ({"preprocess": "none"}, "raw 8-bit pixels"),
+        ({"preprocess": "imagenet", "order": "bgr", "metric": "top1"}, "expects RGB"),
+    ],
+)
+def test_wrong_preprocessing_of_a_trained_model_is_named(
+    zoo: Path, options: dict[str, Any], text: str
+) -> None:
+    labeled = str(zoo / "data/cifar10_test_4000.npz")
+    data = str(zoo / "data/cifar10_field_1000.npz")
+    recipe = Recipe.of({"data": data, "labeled": labeled, **options})
+    analysis = analyze_for(str(zoo / "cifar10_resnet20.onnx"), recipe)
+    inputs = open_data_for(analysis.model, recipe)
+    labels = open_labels(analysis.model, recipe)
+    found = [*judge_inputs(analysis, inputs), *judge_labels(analysis, labels, recipe)]
+    assert text in "\n".join(found) if text else found == []
+
+
+def test_preset_is_overridden_by_given_options_and_by_later_ones(tmp_path: Path) -> None:
+    assert Recipe.of({"preprocess": "imagenet", "scale": 1}).scale == 1
+    recipe = Recipe.of({"preprocess": "imagenet"})
+    assert recipe.mean == (0.485, 0.456, 0.406) and recipe.but({"preprocess": "unit"}).mean == (0,)
+    file = tmp_path / "r.toml"
+    file.write_text(f"mean = {json.dumps(list(IMAGENET_255['mean']))}\nstd = [2.0]\n")
+    given = recipe_from(str(file), {"preprocess": "imagenet", "std": "3"})
+    assert given.mean == (0.485, 0.456, 0.406) and given.std == (3,)
+
+
+def test_unknown_preset_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(onnxprune.OnnxpruneError, match="minus-one-one"):
+        Recipe.of({"preprocess": "imagenette"})
