@@ -1,5 +1,33 @@
-"""Entry point of `python -m onnxprune`."""
+"""Entry point of the command line and of `python -m onnxprune`."""
 
-from onnxprune.cli import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+from typing import Any, NoReturn
+
+_STOPPED = b"error[interrupted]: stopped; no output was written\n"
+
+
+def main() -> NoReturn:
+    """Run the command line.
+
+    Its imports take longer than some commands. A signal that arrives during them ends the process
+    with a sentence; afterwards the command line handles signals.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    from onnxprune.cli import main as run
+
+    run()
+
+
+def _stop(*_: Any) -> NoReturn:
+    """End the process at once: nothing was written yet, and nothing has to be cleaned up."""
+    os.write(2, _STOPPED)
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

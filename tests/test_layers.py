@@ -138,7 +138,7 @@ def optional(module: str) -> bool:
 
 def light(module: str) -> bool:
     """Return whether importing the module must be cheap, so that its imports are deferred."""
-    return layer(module) == "cli" or modules()[module].name == "__init__.py"
+    return layer(module) in ("cli", "__main__") or modules()[module].name == "__init__.py"
 
 
 def test_every_module_has_a_layer() -> None:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
+from onnxprune.cli.signals import INTERRUPTED, ignore_signals, interruptible
 from onnxprune.cli.streams import escaped_output
 from onnxprune.errors import OnnxpruneError
 
-INTERRUPTED = 130  # exit code of shells for a program that Ctrl-C ends
 _BUG_HINT = "this is a bug in onnxprune or in a plug-in; run again with --debug for the traceback"
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, and exit with its code."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    code = run(sys.argv[1:] if argv is None else argv)
+    ignore_signals()
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -30,20 +30,29 @@ def run(argv: Sequence[str]) -> int:
 
     Every failure is one sentence on stderr, `error[code]: ...`; --debug adds the traceback.
     """
-    with escaped_output():
-        return _run(argv)
+    with escaped_output(), interruptible() as interrupts:
+        try:
+            return _run(argv)
+        except BaseException as problem:
+            if interrupts.count and not isinstance(problem, KeyboardInterrupt | click.Abort):
+                _print_traceback(argv)
+                problem = KeyboardInterrupt()
+            return _report(problem, argv)
 
 
 def _run(argv: Sequence[str]) -> int:
-    """Run one command with escaped output."""
-    try:
-        with contextlib.suppress(ValueError):  # signals can be set in the main thread only
-            signal.signal(signal.SIGTERM, _interrupt)
-        from onnxprune.cli.app import app
+    """Run one command."""
+    from onnxprune.cli.app import app
 
-        result = app.main(args=list(argv), prog_name="onnxprune", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+    result = app.main(args=list(argv), prog_name="onnxprune", standalone_mode=False)
+    sys.stdout.flush()
+    return result if isinstance(result, int) else 0
+
+
+def _report(problem: BaseException, argv: Sequence[str]) -> int:
+    """Print a failure, and return its exit code."""
+    try:
+        raise problem
     except click.ClickException as problem:
         command = "onnxprune"
         if isinstance(problem, click.UsageError) and problem.ctx:
@@ -93,8 +102,3 @@ def _print_traceback(argv: Sequence[str]) -> None:
     """Print the traceback of the current exception if --debug is given."""
     if "--debug" in argv:
         traceback.print_exc()
-
-
-def _interrupt(*_: Any) -> NoReturn:
-    """Handle SIGTERM like Ctrl-C."""
-    raise KeyboardInterrupt

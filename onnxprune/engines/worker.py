@@ -15,7 +15,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +29,11 @@ from onnxprune.errors import EngineError, OnnxpruneError
 from onnxprune.ir.io import Model, save
 
 _QUOTED = 300  # characters of stderr or of an exception in an error
+CHECK_S = 1.0  # between looks at the state of a child that has to answer
+# looks at a child that is stopped (SIGSTOP) before it is ended; not seconds, because a terminal may
+# stop this process as well
+MOST_STOPS = 10
+ANSWER_LIMIT_S = 7200.0  # builders of engines may try kernels for an hour
 
 
 class Worker(Compiled):
@@ -50,6 +57,7 @@ class Worker(Compiled):
         self.engine = engine
         self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
         self._fed: int | None = None
+        self._reason = ""  # why the child was ended
         # a file, because a pipe that nobody reads would block the child
         self._log = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115 - see close()
         path = self._write(source)
@@ -139,9 +147,16 @@ class Worker(Compiled):
         if stdin is None or stdout is None:
             raise EngineError("engine-crashed", f"{self.engine}: the process has no pipes")
         try:
-            _send(stdin, (command, arguments))
-            kind, value = pickle.load(stdout)
+            with self._watched():
+                _send(stdin, (command, arguments))
+                kind, value = pickle.load(stdout)
         except (OSError, EOFError, pickle.UnpicklingError, ValueError) as problem:
+            if self._reason:
+                raise EngineError(
+                    "engine-timeout",
+                    f"{self.engine} {self._reason} during {command}; its process "
+                    f"{self._process.pid} was ended",
+                ) from problem
             raise EngineError(
                 "engine-crashed",
                 f"{self.engine} ended {self._describe_end()} during {command}{self._quote_log()}",
@@ -149,6 +164,31 @@ class Worker(Compiled):
         if kind == "error":
             raise EngineError(*value)
         return value
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """End the child if it is stopped or does not answer while the block waits for it."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _watch(self, done: threading.Event) -> None:
+        """Look at the child until `done` is set."""
+        stops, start = 0, time.monotonic()
+        while not done.wait(CHECK_S):
+            stops = stops + 1 if _is_stopped(self._process.pid) else 0
+            if stops >= MOST_STOPS:
+                self._reason = "was stopped (SIGSTOP)"
+            elif time.monotonic() - start > ANSWER_LIMIT_S:
+                self._reason = f"did not answer within {ANSWER_LIMIT_S:g} s"
+            if self._reason:
+                self._process.kill()
+                return
 
     def _describe_end(self) -> str:
         """Return the signal or exit status of the child."""
@@ -230,6 +270,16 @@ def _read_status_bytes(key: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), None)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped by a signal; False on systems without /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    # the name of the program, in parentheses, may hold anything
+    return text.rpartition(")")[2].split()[:1] in (["T"], ["t"])
 
 
 def _to_error(command: str, problem: Exception) -> tuple[str, str]:

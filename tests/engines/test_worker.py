@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engine_nets import residual
 
-from onnxprune.engines import ENGINES
+from onnxprune.engines import ENGINES, worker
 from onnxprune.engines.base import EngineOptions, random_feeds, static_inputs
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError
@@ -46,10 +46,33 @@ def test_a_refused_model_is_the_engine_s_sentence(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_a_crash_is_an_error_that_names_the_signal() -> None:
     model = residual()
-    with Worker("onnxruntime", model, EngineOptions()) as worker:
-        os.kill(worker._process.pid, signal.SIGSEGV)
+    with Worker("onnxruntime", model, EngineOptions()) as there:
+        os.kill(there._process.pid, signal.SIGSEGV)
         with pytest.raises(EngineError, match="SIGSEGV during feed"):
-            worker.run(random_feeds(static_inputs(model, {})))
+            there.run(random_feeds(static_inputs(model, {})))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_stopped_process_is_ended_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "CHECK_S", 0.05)
+    monkeypatch.setattr(worker, "MOST_STOPS", 3)
+    with Worker("onnxruntime", residual(), EngineOptions()) as there:
+        os.kill(there._process.pid, signal.SIGSTOP)
+        pid = there._process.pid
+        with pytest.raises(EngineError, match=rf"was stopped .* process {pid} was ended") as caught:
+            there.run(random_feeds(static_inputs(residual(), {})))
+        assert caught.value.code == "engine-timeout"
+        assert there._process.wait(10) == -signal.SIGKILL
+
+
+def test_a_process_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Worker("onnxruntime", residual(), EngineOptions()) as there:
+        feeds = random_feeds(static_inputs(residual(), {}))
+        there.run(feeds)
+        monkeypatch.setattr(worker, "CHECK_S", 0.05)
+        monkeypatch.setattr(worker, "ANSWER_LIMIT_S", 0.2)
+        with pytest.raises(EngineError, match=r"did not answer within 0.2 s during sample"):
+            there.sample(feeds, 10**8)
 
 
 @pytest.mark.skipif(
@@ -57,5 +80,5 @@ def test_a_crash_is_an_error_that_names_the_signal() -> None:
 )
 def test_pinned_to_the_given_cores() -> None:
     core = min(os.sched_getaffinity(0))
-    with Worker("onnxruntime", residual(), EngineOptions(cores=(core,))) as worker:
-        assert os.sched_getaffinity(worker._process.pid) == {core}
+    with Worker("onnxruntime", residual(), EngineOptions(cores=(core,))) as there:
+        assert os.sched_getaffinity(there._process.pid) == {core}
