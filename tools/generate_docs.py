@@ -284,6 +284,15 @@ def proved() -> str:
     return tables(json.loads(path.read_text(encoding="utf-8")), NO_WORLDS)
 
 
+def verifier_power() -> str:
+    """Return the table of docs/verifier_power.json, written by benchmarks/verifier_power.py."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.verifier_power import report
+
+    path = ROOT / "docs" / "verifier_power.json"
+    return report(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
+
+
 def packages() -> str:
     """Return the table of docs/packages.json, written by benchmarks/packages.py."""
     sys.path.insert(0, str(ROOT))
@@ -388,6 +397,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "robustness": robustness,
     "proved": proved,
     "packages": packages,
+    "verifier_power": verifier_power,
 }
 
 
