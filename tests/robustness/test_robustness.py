@@ -282,6 +282,17 @@ def test_recipes_of_plain_values_are_read(tmp_path: Path, line: str) -> None:
     assert len(read_data_only(tmp_path / "recipe.toml")) == 1
 
 
+@pytest.mark.parametrize(
+    "equation", ["...a...,...->...", "...1,...->...", "....,...->...", "\xe9...,...->"]
+)
+def test_equations_on_which_inference_never_ends_are_rejected(equation: str) -> None:
+    model = chain("b = Relu(a)")
+    node = helper.make_node("Einsum", ["x", "x"], ["z"], equation=equation)
+    model.graph.node.append(node)
+    with pytest.raises(ModelError, match="terms are letters and one '...'"):
+        analyze(load(model))
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "x", None, [], -1, 4])
 def test_plans_with_invalid_indices_are_rejected(value: object) -> None:
     with pytest.raises(UsageError):

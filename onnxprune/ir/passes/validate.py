@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 from onnx import GraphProto, NodeProto
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.model import ModelView
 from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label, subgraphs
+
+_TERM = r"[A-Za-z ]*(\.\.\.[A-Za-z ]*)?"
+_EQUATION = re.compile(rf"{_TERM}(,{_TERM})*(->{_TERM})?")
 
 
 def validate(model: ModelView) -> None:
@@ -36,6 +41,7 @@ class _Validator:
             self.check_operands(node)
             _check_batch_dims(node)
             _check_references(node)
+            _check_equation(node)
             for name in node.input:
                 if name and name not in known:
                     raise ModelError(
@@ -73,6 +79,18 @@ class _Validator:
                 f"node {label(node)!r} has {len(node.input)} inputs and {len(node.output)} "
                 f"outputs; {node.op_type} needs at least {inputs} and {outputs}",
             )
+
+
+def _check_equation(node: NodeProto) -> None:
+    """Reject an equation of Einsum on which onnx's shape inference (1.23) never ends."""
+    if node.op_type != "Einsum" or node.domain not in STANDARD_DOMAINS:
+        return
+    equation = attribute(node, "equation", "")
+    if not isinstance(equation, str) or not _EQUATION.fullmatch(equation):
+        raise ModelError(
+            "model-invalid",
+            f"node {label(node)!r} has equation {equation!r:.80}; terms are letters and one '...'",
+        )
 
 
 def _check_references(node: NodeProto) -> None:
