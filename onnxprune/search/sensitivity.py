@@ -132,6 +132,10 @@ def sweep_key(sweep: Sweep) -> str:
     if sweep.labeled is not None and hasattr(sweep.labeled, "fingerprint"):
         # the content of a file may change without its name
         labels = sweep.labeled.fingerprint()
+    # only where they differ from the defaults, so that earlier files remain valid
+    settings = [] if sweep.time else ["not timed"]
+    if sweep.metrics and sweep.metric_options != NO_OPTIONS:
+        settings.append(repr(sweep.metric_options))
     digest = hash_key(
         sweep.source,
         dict(sweep.options),
@@ -140,6 +144,7 @@ def sweep_key(sweep: Sweep) -> str:
         labels,
         list(sweep.metrics),
         sweep.multiple,
+        *settings,
     )
     return digest[:16] + ":"
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from onnxprune.cli import run
 from onnxprune.data.dataset import open_data
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.ir.io import load
+from onnxprune.metrics.base import MetricOptions
 from onnxprune.run.adapter import input_types
 from onnxprune.search.layer_selection import Selection, select
-from onnxprune.search.sensitivity import SensitivityBench, Sweep, jobs_of, narrowed
+from onnxprune.search.sensitivity import SensitivityBench, Sweep, jobs_of, narrowed, sweep_key
 from onnxprune.search.workers import run_jobs
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan
@@ -171,6 +173,19 @@ def record(group: str, rate: float, quality: float, params: int, macs: int) -> d
         "saved_macs": macs,
         "timing": {},
     }
+
+
+def test_results_are_reused_only_with_equal_settings() -> None:
+    model, calibration, _ = demo.files()
+    gate = open_data(calibration, input_types(load(model)), samples=4)
+    plain = Sweep(str(model), {}, {}, gate, metrics=("top1",))
+    others = [
+        replace(plain, time=False),
+        replace(plain, metric_options=MetricOptions(class_offset=1)),
+        replace(plain, metric_options=MetricOptions(decoder="yolo:boxes")),
+    ]
+    assert len({sweep_key(s) for s in (plain, *others)}) == 4
+    assert sweep_key(replace(plain, threads=2)) == sweep_key(plain)
 
 
 def test_selection_equals_its_formula() -> None:
