@@ -120,7 +120,7 @@ def run_default(path: Path, data: Path, folder: Path, limit_s: float) -> Row:
     command += ["--data", str(data), "--seconds", "0.2"]
     done = run_limited(command, limit_s)
     row: Row = {"code": done.returncode, "seconds": done.seconds}
-    if done.returncode:
+    if done.returncode != 0:  # None at the limit
         lines = [line for line in done.text.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error[")] or lines[-1:]
         row["error"] = (errors or [f"no result within {limit_s:g} s"])[0][:LONGEST_TEXT]
