@@ -105,7 +105,23 @@ def infer_node(node: NodeProto, known: Shapes, versions: Versions) -> Mapping[st
         return _infer_by_schema(node, kinds, constants, versions)
     # onnx raises RuntimeError, ValueError and its own errors: the type is then unknown
     except Exception:
+        return _squeeze_any(node, known)
+
+
+def _squeeze_any(node: NodeProto, known: Shapes) -> Mapping[str, TypeProto]:
+    """Return the type of a Squeeze of an axis that is longer than 1; {} for other nodes.
+
+    A branch that does not run at the sizes of the inputs is counted although it would fail.
+    """
+    dims = known.shape(node.input[0]) if node.op_type == "Squeeze" else None
+    axes = attribute(node, "axes")
+    if axes is None and len(node.input) > 1:
+        axes = known.value(node.input[1])
+    if dims is None or axes is None or not all(-len(dims) <= a < len(dims) for a in axes):
         return {}
+    squeezed = {int(a) % len(dims) for a in axes}
+    rest = [d for i, d in enumerate(dims) if i not in squeezed]
+    return {node.output[0]: helper.make_tensor_type_proto(known.dtype(node.input[0]), rest)}
 
 
 def _infer_by_schema(

@@ -22,7 +22,7 @@ from onnxprune.ir.passes.names import (
     rename_duplicates,
 )
 from onnxprune.ir.passes.range_scalars import make_range_scalars
-from onnxprune.ir.passes.rank_branches import choose_branches_by_rank
+from onnxprune.ir.passes.rank_branches import choose_branch_by_rank
 from onnxprune.ir.passes.remove_unused import remove_dead, remove_identities
 from onnxprune.ir.passes.sequences import replace_sequences
 from onnxprune.ir.passes.slice_assign import rewrite_slice_assignments
@@ -75,7 +75,8 @@ def _apply_passes(model: EditableModel) -> None:
     if inline_branches(model.proto.graph, shapes):
         remove_identities(model)
         shapes = infer(model)
-    if choose_branches_by_rank(model, shapes):
+    tried: set[str] = set()
+    while choose_branch_by_rank(model, shapes, tried):
         remove_identities(model)
         shapes = infer(model)
         # conditions on the rank are known now

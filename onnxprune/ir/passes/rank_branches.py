@@ -12,7 +12,7 @@ from onnx import GraphProto, NodeProto
 from onnxprune.errors import ModelError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.model import EditableModel, ModelView
-from onnxprune.ir.nodes import STANDARD_DOMAINS, subgraphs
+from onnxprune.ir.nodes import STANDARD_DOMAINS, nested, subgraphs
 from onnxprune.ir.passes.fold_constants import inline_branch, inline_branches
 from onnxprune.ir.passes.remove_unused import remove_identities
 from onnxprune.ir.shapes import Shapes
@@ -25,16 +25,50 @@ _RECURRENT = ("LSTM", "GRU", "RNN")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
-def choose_branches_by_rank(model: EditableModel, shapes: Shapes) -> bool:
-    """Inline the branches that runs can only take; return whether there are any."""
-    names = [n.output[0] for n in model.proto.graph.node if _depends_on_rank(n, shapes)]
-    changed = False
-    for name in names[:MOST_TRIED]:
-        survives = [_survives(model, name, condition) for condition in (True, False)]
-        if survives[0] != survives[1]:
-            inline_branch(model.proto.graph, name, survives[0])
-            changed = True
-    return changed
+def choose_branch_by_rank(model: EditableModel, shapes: Shapes, tried: set[str]) -> bool:
+    """Inline the branch of an If that runs can only take; return whether there is such an If.
+
+    Parameters
+    ----------
+    tried
+        Outputs of the Ifs that were tried before; those tried here are added. A choice often
+        decides other Ifs, so one is made at a time.
+    """
+    for graph in nested(model.proto.graph):
+        for name in _list_open(graph, shapes):
+            if name in tried or len(tried) == MOST_TRIED:
+                continue
+            tried.add(name)
+            survives = [_survives(model, name, condition) for condition in (True, False)]
+            if survives[0] != survives[1]:
+                inline_branch(graph, name, survives[0])
+                return True
+    return False
+
+
+def _list_open(graph: GraphProto, shapes: Shapes) -> list[str]:
+    """Return outputs of Ifs of several ranks on which an operator of one rank depends."""
+    names: list[str] = []
+    needed: set[str] = set()
+    for node in reversed(graph.node):
+        if needed & set(node.output) and _depends_on_rank(node, shapes):
+            names.append(node.output[0])
+        bodies = [g for body in subgraphs(node) for g in nested(body)]
+        nodes = [node, *(n for g in bodies for n in g.node)]
+        selective = any(n.op_type in _RECURRENT + _CONVOLUTIONS for n in nodes)
+        if selective or needed & set(node.output):
+            # bodies read, and yield, tensors of the graphs around them by name
+            needed.update(name for n in nodes for name in n.input)
+            needed.update(value.name for g in bodies for value in g.output)
+    return names[::-1]
+
+
+def _find_owner(model: ModelView, name: str) -> GraphProto | None:
+    """Return the graph with the If that yields a tensor."""
+    for graph in nested(model.proto.graph):
+        if any(n.op_type == "If" and name in n.output for n in graph.node):
+            return graph
+    return None
 
 
 def _depends_on_rank(node: NodeProto, shapes: Shapes) -> bool:
@@ -52,18 +86,26 @@ def _depends_on_rank(node: NodeProto, shapes: Shapes) -> bool:
 
 
 def _survives(model: ModelView, name: str, condition: bool) -> bool:
-    """Return whether a run may end in which the If that yields a tensor takes one branch."""
+    """Return whether a run may end in which the If that yields a tensor takes one branch.
+
+    The nodes of the graph around the If run whenever it does, so that it need not be the main one.
+    """
     trial = model.edit()
-    inline_branch(trial.proto.graph, name, condition)
+    owner = _find_owner(trial, name)
+    if owner is None:
+        raise ValueError(f"no If yields {name!r}")
+    inline_branch(owner, name, condition)
     try:
         for _ in range(DEEPEST):
             remove_identities(trial)
             shapes = infer(trial)
+            if _fails(owner, shapes):
+                return False
             if not inline_branches(trial.proto.graph, shapes):
                 break
-    except ModelError:  # the shapes contradict each other
-        return False
-    return not _fails(trial.proto.graph, shapes)
+    except ModelError:  # the shapes contradict each other, perhaps in a graph that does not run
+        return owner is not trial.proto.graph
+    return True
 
 
 def _fails(graph: GraphProto, shapes: Shapes) -> bool:
