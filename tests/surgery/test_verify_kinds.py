@@ -29,6 +29,10 @@ CASES = {
     f"bool[5] m = {{1,0,1,1,0}} | {BODY}; c = Add(b, s); p = Sigmoid(c); y = Where(m, p, z)",
     "complement of a sigmoid": f"float[3,6] x | {WEIGHTS}, float s = {{12}}, float one = {{1}}"
     f"| {BODY}; c = Add(b, s); p = Sigmoid(c); y = Sub(one, p)",
+    "tiny sigmoid in a body": f"float[3,6] x, bool k | {WEIGHTS}, float s = {{-9}} | {BODY}; "
+    "y = If(k) <then_branch = g1 () => (float[3] u) { c = Add(b, s); d = Sigmoid(c); "
+    "u = ReduceMean<axes=[1], keepdims=0>(d) }, else_branch = g2 () => (float[3] v) "
+    "{ e = Add(b, s); f = Sigmoid(e); v = ReduceMean<axes=[1], keepdims=0>(f) }>",
     "noise": f"float[3,6] x | {WEIGHTS} | {BODY}; n = RandomNormalLike(b); y = Add(b, n)",
     "uniform": f"float[3,6] x | {WEIGHTS} | {BODY}; n = RandomUniform<shape=[3,5]>();y = Mul(b, n)",
     "bernoulli": f"float[3,6] x | {WEIGHTS} | {BODY}; p = Sigmoid(b); n = Bernoulli(p);"
@@ -196,6 +200,16 @@ def test_tolerance_follows_the_rounding_of_all_compared_models(
         ("p = Sigmoid(x); y = Where(m, p, half)", {"x"}),
         ("p = Sigmoid(x); q = Softmax(z); r = Mul(p, q); y = Sub(half, r)", {"x", "z"}),
         ("p = Sigmoid(x); q = Sigmoid(z); r = Max(p, q); y = Clip(r)", {"x", "z"}),
+        (
+            "y = If(k) <then_branch = g1 () => (float[3] i) { i = Sigmoid(x) }, "
+            "else_branch = g2 () => (float[3] j) { t = Sigmoid(z); j = ReduceMax(t) }>",
+            {"x", "z"},
+        ),
+        (
+            "y = If(k) <then_branch = g1 () => (float[3] i) { i = Sigmoid(x) }, "
+            "else_branch = g2 () => (float[3] j) { j = Relu(z) }>",
+            set(),
+        ),
         ("p = Sigmoid(x); y = Where(m, p, z)", set()),
         ("p = Sigmoid(x); y = Where(m, p, large)", set()),
         ("p = Sigmoid(x); y = Mul(p, large)", set()),
@@ -204,5 +218,7 @@ def test_tolerance_follows_the_rounding_of_all_compared_models(
 )
 def test_output_consists_of_saturating_functions(nodes: str, heads: set[str]) -> None:
     weights = "float half = {0.5}, float large = {1000}, bool[6] m = {1,0,1,1,0,1}"
-    model = load(net(f"float[3,6] u, float[3,6] w | {weights} | x = Abs(u); z = Abs(w); {nodes}"))
+    model = load(
+        net(f"float[3,6] u, float[3,6] w, bool k | {weights} | x = Abs(u); z = Abs(w); {nodes}")
+    )
     assert set(_OutputGraph(model, model, ["y"]).saturating_inputs("y")) == heads
