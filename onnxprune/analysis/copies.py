@@ -8,7 +8,8 @@ what another one computes, keeps its copies apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -40,26 +41,32 @@ def find_copies(record: Record) -> Copies:
     record
         Finished pass, with the uses of shared weights tied.
     """
-    sets = list(_equal_sets(record))
-    if not sets:
-        return {}
     axes = [a for use in record.uses for a in use.axes if isinstance(a, np.ndarray)]
     copies: dict[str, tuple[str, ...]] = {}
     causes = record.causes
-    for uses in sets:
-        # inputs and outputs of one use must not become the same channels
-        arrays = [[a for a in use.axes if isinstance(a, np.ndarray)] for use in uses]
-        layers = [np.concatenate(ids) for ids in arrays if ids]
-        before = _count_free(causes, [*layers, *axes])
-        if not any(free for free, _ in before[: len(layers)]):
-            continue  # nothing can be cut
-        trial = causes.copy()
-        tie_uses(trial, uses)
-        if _count_free(trial, [*layers, *axes]) == before:
-            causes = trial
-            names = list(dict.fromkeys(use.tensor for use in uses))
-            copies[names[0]] = tuple(names[1:])
+    for similar in _similar_sets(record):
+        # before all bytes are read, which may be gigabytes
+        if _couple(causes, [u for uses in similar.values() for u in uses], axes) is None:
+            continue
+        for names in _split_by_bytes(record, similar):
+            coupled = _couple(causes, [u for name in names for u in similar[name]], axes)
+            if coupled is not None:
+                causes = coupled
+                copies[names[0]] = tuple(names[1:])
     return copies
+
+
+def _couple(causes: Causes, uses: Sequence[Use], axes: list[np.ndarray]) -> Causes | None:
+    """Return the causes with the axes of uses coupled; None if that takes freedom from `axes`."""
+    arrays = [[a for a in use.axes if isinstance(a, np.ndarray)] for use in uses]
+    # inputs and outputs of one use must not become the same channels
+    layers = [np.concatenate(ids) for ids in arrays if ids]
+    before = _count_free(causes, [*layers, *axes])
+    if not any(free for free, _ in before[: len(layers)]):
+        return None  # nothing can be cut
+    trial = causes.copy()
+    tie_uses(trial, uses)
+    return trial if _count_free(trial, [*layers, *axes]) == before else None
 
 
 def _count_free(causes: Causes, axes: list[np.ndarray]) -> list[tuple[int, int]]:
@@ -72,8 +79,8 @@ def _count_free(causes: Causes, axes: list[np.ndarray]) -> list[tuple[int, int]]
     return counts
 
 
-def _equal_sets(record: Record) -> Iterator[list[Use]]:
-    """Yield the uses of each set of several trained weights with equal bytes."""
+def _similar_sets(record: Record) -> Iterator[dict[str, list[Use]]]:
+    """Yield the uses by weight of each set of several trained weights with an equal sample."""
     alike: dict[tuple[object, ...], dict[str, list[Use]]] = {}
     for name, uses in _layers(record).items():
         weight = record.model.weights[name]
@@ -86,10 +93,8 @@ def _equal_sets(record: Record) -> Iterator[list[Use]]:
         for name in candidates:
             sampled.setdefault(_sample(record.model.weights[name]).tobytes(), []).append(name)
         for names in sampled.values():
-            if len(names) < 2 or not _is_trained(record.model.weights[names[0]]):
-                continue
-            for equal in _partition(record.model.weights, names):
-                yield [use for name in equal for use in candidates[name]]
+            if len(names) > 1 and _is_trained(record.model.weights[names[0]]):
+                yield {name: candidates[name] for name in names}
 
 
 def _layers(record: Record) -> dict[str, list[Use]]:
@@ -129,17 +134,13 @@ def _is_trained(weight: Weight) -> bool:
     return len(np.unique(sample)) >= _LEAST_DISTINCT * sample.size
 
 
-def _partition(weights: Mapping[str, Weight], names: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the sets of several names whose weights are equal to the byte."""
-    sets: list[list[str]] = []
+def _split_by_bytes(record: Record, names: Iterable[str]) -> list[list[str]]:
+    """Return the sets of several names whose weights are equal; one is in memory at a time."""
+    sets: dict[bytes, list[str]] = {}
     for name in names:
-        raw = memoryview(weights[name].raw())
-        equal = next((s for s in sets if memoryview(weights[s[0]].raw()) == raw), None)
-        if equal is None:
-            sets.append([name])
-        else:
-            equal.append(name)
-    yield from (s for s in sets if len(s) > 1)
+        digest = hashlib.sha256(record.model.weights[name].raw()).digest()
+        sets.setdefault(digest, []).append(name)
+    return [equal for equal in sets.values() if len(equal) > 1]
 
 
 def share_copies(model: Model, copies: Copies) -> Model:
