@@ -217,7 +217,8 @@ def test_sparse_values_in_bodies_and_constants() -> None:
     proto = net(BODIES["if_convolutions"].text)
     bodies = list(nested(proto.graph))[1:]
     for body, name in zip(bodies, ("w3", "w4"), strict=False):
-        values = np.random.default_rng(0).standard_normal((8, 8, 1, 1)).astype(np.float32)
+        seed = int(name[1:])  # equal values would be copies of one weight
+        values = np.random.default_rng(seed).standard_normal((8, 8, 1, 1)).astype(np.float32)
         values[values < 0] = 0
         body.node[0].input[1] = f"own_{name}"
         if name == "w3":
