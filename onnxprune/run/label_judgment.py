@@ -48,6 +48,21 @@ def judge_labels(analysis: Analysis, labels: LabeledData | None, recipe: Recipe)
         return ()
 
 
+def check_metrics(model: Model, labels: LabeledData | None, recipe: Recipe) -> None:
+    """Apply all metrics to one labeled input: names of labels and outputs, decoder, shapes.
+
+    Raises
+    ------
+    OnnxpruneError
+        A metric does not fit the labels or the outputs; the stages that need it run much later.
+    """
+    if labels is None:
+        return
+    part = replace(labels, chosen=labels.chosen[:1])
+    metrics = [find_metric(name, metric_options(recipe)) for name in recipe.metric]
+    measure(model, part, metrics, threads=recipe.threads, batch_size=1)
+
+
 def _judge_part(model: Model, labels: LabeledData, recipe: Recipe) -> Iterator[str]:
     """Yield that the model is near chance, and which preprocessing is better."""
     metric = _measure(model, labels, recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from onnxprune.run.rundir import JournalEntry, RunDir
 
 PathLike = str | os.PathLike[str]
 PRUNED = ".pruned.onnx"
+SPACE_FACTOR = 2  # the output, and the repaired model in the run directory
 
 
 def choose_output(
@@ -98,6 +100,26 @@ def check_output(
                 "output-unwritable", f"cannot write into {folder}: {problem.strerror}"
             ) from problem
     return overwrite
+
+
+def check_space(output: PathLike | None, model_bytes: int) -> None:
+    """Check that the folder of the output has space for the model and the results of stages.
+
+    Raises
+    ------
+    OutputError
+        There is less than SPACE_FACTOR times the size of the original.
+    """
+    if output is None:
+        return
+    folder = Path(output).resolve().parent
+    needed, free = SPACE_FACTOR * model_bytes, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            "output-space",
+            f"{folder} has {free / 1e6:.0f} MB free, a run writes up to {needed / 1e6:.0f} MB: "
+            "free some space, or choose another folder by -o",
+        )
 
 
 def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) -> bool:

@@ -22,6 +22,7 @@ from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
 from onnxprune.ir.io import Model, load
+from onnxprune.ir.weights import size_bytes
 from onnxprune.run.adapter import (
     Source,
     check_synthetic,
@@ -32,8 +33,8 @@ from onnxprune.run.adapter import (
 )
 from onnxprune.run.input_judgment import judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
-from onnxprune.run.label_judgment import judge_labels
-from onnxprune.run.outputs import check_output, choose_output, default_run_dir
+from onnxprune.run.label_judgment import check_metrics, judge_labels
+from onnxprune.run.outputs import check_output, check_space, choose_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.recipe_file import read_data_only
@@ -101,6 +102,7 @@ def optimize(
     with _describe_interruption(stages, folder), ExitStack() as stack:
         stack.enter_context(threadpool_limits(recipe.threads))
         source = stages.do("load", lambda: load(model))
+        check_space(output, sum(map(size_bytes, source.weights.values())))
         if folder:
             stages.run = stack.enter_context(open_run_dir(folder, keep=run_dir is not None))
         job = _prepare(stages, recipe, source, data)
@@ -141,6 +143,7 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
     labels = splits.report_labels
+    check_metrics(source, labels, recipe)
     findings = (*judge_inputs(analysis, inputs), *judge_labels(analysis, labels, recipe))
     for finding in findings:
         stages.warn(finding)

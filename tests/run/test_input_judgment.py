@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,20 @@ def test_preset_is_overridden_by_given_options_and_by_later_ones(tmp_path: Path)
 def test_unknown_preset_is_refused_with_those_that_exist() -> None:
     with pytest.raises(onnxprune.OnnxpruneError, match="minus-one-one"):
         Recipe.of({"preprocess": "imagenette"})
+
+
+def test_metric_that_does_not_fit_the_labels_ends_the_run_before_scoring() -> None:
+    model, data, evaluation = map(str, demo.files())
+    events: list[Event] = []
+    options = {"data": data, "labeled": evaluation, "engine": "none"}
+    with pytest.raises(onnxprune.OnnxpruneError, match="miou|masks"):
+        onnxprune.optimize(model, metric="miou", on_event=events.append, **options)
+    assert "score" not in {event.stage for event in events}
+
+
+def test_full_disk_ends_the_run_before_scoring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(onnxprune.OnnxpruneError, match="MB free"):
+        onnxprune.optimize(str(demo.files()[0]), tmp_path / "o.onnx", engine="none")
