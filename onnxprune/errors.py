@@ -6,8 +6,6 @@ line: 1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Iterable
 
 
@@ -83,6 +81,8 @@ def unknown(kind: str, name: str, known: Iterable[str], code: str = "") -> Usage
     code
         Code of the error; by default "unknown-" and the kind.
     """
+    import difflib  # --help starts without it
+
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)
@@ -101,6 +101,8 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
+    import json  # --help starts without it
+
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
