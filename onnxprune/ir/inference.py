@@ -156,7 +156,8 @@ class _Inference:
         self.use_values(node)
         for name in node.output:
             if name in self.types and self.example_length is None:
-                self.types[name] = self.name_unknowns(self.types[name])
+                if None in (self.known.shape(name) or ()):
+                    self.types[name] = self.name_unknowns(self.types[name])
             elif name in self.types:
                 self.types[name] = self.assume_lengths(name, self.types[name])
         # a body may never run, so that nothing follows from it

@@ -181,21 +181,23 @@ def equal_products(node: NodeProto, known: Shapes) -> Iterator[tuple[Sequence[Di
 
     A Reshape neither adds nor drops elements; weights dictate the width of what they multiply.
     """
-    if node.domain not in STANDARD_DOMAINS or not node.input:
+    op = node.op_type
+    if (op not in WIDTHS and op != "Reshape") or node.domain not in STANDARD_DOMAINS:
         return
-    shape = known.shape(node.input[0])
+    shape = known.shape(node.input[0]) if node.input else None
     if shape is None:
         return
-    if node.op_type == "Reshape":
+    if op == "Reshape":
         after = known.shape(node.output[0])
-        if after is not None:
+        # nothing follows from numbers alone
+        if after is not None and not (is_static(shape) and is_static(after)):
             yield shape, after
         return
-    if is_static(shape) or node.op_type not in WIDTHS or len(node.input) < 2:
+    if is_static(shape) or len(node.input) < 2:
         return
-    axis, weight_axis = WIDTHS[node.op_type]
+    axis, weight_axis = WIDTHS[op]
     weight = known.shape(node.input[1])
-    if node.op_type == "Gemm":
+    if op == "Gemm":
         axis = 0 if attribute(node, "transA", 0) else 1
         weight_axis = 1 if attribute(node, "transB", 0) else 0
     elif weight is not None and len(weight) == 1:
@@ -204,7 +206,7 @@ def equal_products(node: NodeProto, known: Shapes) -> Iterator[tuple[Sequence[Di
         return
     # two activations of unknown lengths are left alone: they may broadcast in ways of their own
     if isinstance(weight[weight_axis], int):
-        groups = attribute(node, "group", 1) if node.op_type == "Conv" else 1
+        groups = attribute(node, "group", 1) if op == "Conv" else 1
         yield [shape[axis]], [weight[weight_axis], groups]
 
 
