@@ -6,6 +6,7 @@ Literals are computed anew from the kept positions; nothing is patched by subtra
 from __future__ import annotations
 
 import math
+from bisect import bisect_right, insort
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,10 @@ class Editor:
         Nodes of the copy, in the order of `Analysis.nodes`.
     owners
         Graph that each node is in.
+    positions
+        Index of each node in its graph before the cut.
+    inserted
+        Sorted per graph, by id: index before the cut of the node that follows each new node.
     """
 
     analysis: Analysis
@@ -47,12 +52,15 @@ class Editor:
     owners: list[GraphProto] = field(default_factory=list)
     _node_names: set[str] = field(default_factory=set)
     _new_tensors: set[str] = field(default_factory=set)
+    positions: list[int] = field(default_factory=list)
+    inserted: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """List the nodes."""
         for graph in nested(self.model.proto.graph):
             self.nodes += list(graph.node)
             self.owners += [graph] * len(graph.node)
+            self.positions += range(len(graph.node))
         self._node_names.update(node.name for node in self.nodes)
 
     def length(self, ids: np.ndarray) -> int:
@@ -73,10 +81,12 @@ class Editor:
         if node.name in self._node_names:
             node.name = free_name(node.name, self._node_names)
         self._node_names.add(node.name)
-        graph = self.owners[index]
-        outputs = list(self.nodes[index].output)
-        at = next(i for i, n in enumerate(graph.node) if list(n.output) == outputs)
-        graph.node.insert(at + after, node)
+        graph, position = self.owners[index], self.positions[index]
+        # computed, because a search per new node takes quadratic time
+        inserted = self.inserted.setdefault(id(graph), [])
+        at = position + after + bisect_right(inserted, position)
+        graph.node.insert(at, node)
+        insort(inserted, position + after)
 
 
 def rewrite_literals(editor: Editor) -> None:
