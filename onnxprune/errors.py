@@ -6,7 +6,11 @@ line: 1 error, 2 usage or recipe, 3 target not reachable, 4 verification failed.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
+
+# without the module json, which would delay --help
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
 
 class OnnxpruneError(Exception):
@@ -81,8 +85,6 @@ def unknown(kind: str, name: str, known: Iterable[str], code: str = "") -> Usage
     code
         Code of the error; by default "unknown-" and the kind.
     """
-    import difflib  # --help starts without it
-
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)
@@ -101,9 +103,13 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    import json  # --help starts without it
+    return "".join(c if c.isprintable() else _SHORT.get(c) or _escape(c) for c in text)
 
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+def _escape(character: str) -> str:
+    """Return the units of a character in UTF-16 as JSON writes them."""
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
 
 def plural(count: int, noun: str, many: str = "") -> str:
