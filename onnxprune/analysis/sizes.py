@@ -43,7 +43,13 @@ class Sizes:
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Shape of every input that is a tensor of known rank."""
         declared = input_shapes(self.record.model, self.record.shapes)
-        return example_input_shapes(declared, self.given)
+        inputs = example_input_shapes(declared, self.given)
+        if any(shape and not isinstance(shape[0], int) for shape in declared.values()):
+            # a leading axis of time, not of samples, is too short for windows at length 1
+            shapes = sized_shapes(self.record.model, inputs, self.record.shapes)
+            if not _can_exist(shapes):
+                return example_input_shapes(declared, self.given, LENGTH)
+        return inputs
 
     @cached_property
     def shapes(self) -> Shapes:
@@ -107,6 +113,13 @@ class Sizes:
                 if axis and not isinstance(dim, int) and size < 0:
                     return "example lengths"
         return ""
+
+
+def _can_exist(shapes: Shapes) -> bool:
+    """Return whether no length is negative."""
+    return not any(
+        dim.dim_value < 0 for kind in shapes.types.values() for dim in kind.tensor_type.shape.dim
+    )
 
 
 def sized_shapes(

@@ -40,7 +40,9 @@ def image_channel_axis(shape: Sequence[Dim], layout: str = "auto") -> int | None
 
 
 def example_shapes(
-    shapes: Mapping[str, Sequence[Dim]], channel_axes: Mapping[str, int | None]
+    shapes: Mapping[str, Sequence[Dim]],
+    channel_axes: Mapping[str, int | None],
+    leading: int = 1,
 ) -> dict[str, tuple[int, ...]]:
     """Return a shape per input, with a size for every dynamic axis.
 
@@ -53,6 +55,8 @@ def example_shapes(
         Input name -> declared shape.
     channel_axes
         Input name -> channel axis of an image, None for other inputs.
+    leading
+        Size of a dynamic leading axis.
     """
     symbols: dict[str, int] = {}
     sizes: dict[str, list[int]] = {}
@@ -60,7 +64,7 @@ def example_shapes(
     for name, shape in shapes.items():
         channels = None if name in caches else channel_axes.get(name)
         sizes[name] = [
-            d if isinstance(d, int) else _choose_example_size(axis, channels)
+            d if isinstance(d, int) else _choose_example_size(axis, channels, leading)
             for axis, d in enumerate(shape)
         ]
         for size, symbol in zip(sizes[name], shape, strict=True):
@@ -87,7 +91,9 @@ def declared_shapes(model: ModelView) -> dict[str, tuple[Dim, ...]]:
 
 
 def example_input_shapes(
-    declared: Mapping[str, Sequence[Dim]], given: Mapping[str, Sequence[int]] | None = None
+    declared: Mapping[str, Sequence[Dim]],
+    given: Mapping[str, Sequence[int]] | None = None,
+    leading: int = 1,
 ) -> dict[str, tuple[int, ...]]:
     """Return a shape for every input.
 
@@ -97,6 +103,8 @@ def example_input_shapes(
         Input name -> shape, as `declared_shapes` or `dictated.input_shapes` give it.
     given
         Input name -> shape; -1 leaves an axis as it is declared.
+    leading
+        Size of a dynamic leading axis.
     """
     declared = dict(declared)
     symbols: dict[str, int] = {}
@@ -114,7 +122,7 @@ def example_input_shapes(
         # a symbol that one input fixes is fixed for all
         declared[name] = tuple(symbols.get(d, d) if isinstance(d, str) else d for d in shape)
     axes = {name: image_channel_axis(shape) for name, shape in declared.items()}
-    return example_shapes(declared, axes)
+    return example_shapes(declared, axes, leading)
 
 
 def _find_caches(shapes: Mapping[str, Sequence[Dim]]) -> set[str]:
@@ -132,10 +140,10 @@ def _find_caches(shapes: Mapping[str, Sequence[Dim]]) -> set[str]:
     return {name for name, form in forms.items() if counts[form] > 1}
 
 
-def _choose_example_size(axis: int, channels: int | None) -> int:
+def _choose_example_size(axis: int, channels: int | None, leading: int) -> int:
     """Return a size for a dynamic axis by its position."""
     if axis == 0:
-        return 1
+        return leading
     if channels is None:
         return LENGTH
     return 3 if axis == channels else SIDE

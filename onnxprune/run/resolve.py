@@ -99,6 +99,12 @@ def reachable_target(
     least = analysis.cost(kept).macs / total
     if least <= TARGET_SHARE:
         return recipe, ()
+    if least == 1:
+        raise TargetError(
+            "no-channels",
+            f"no channel can be removed within floor={recipe.floor}, max_fraction="
+            f"{recipe.max_fraction:g}, round_to={recipe.round_to or 1} and the ratios; allow more",
+        )
     target = f"macs={(1 + least) / 2:.1%}"
     warning = (
         f"the default target {TARGET} cannot be met: {least:.1%} is the least within the limits. "

@@ -9,8 +9,10 @@ import onnx
 import pytest
 
 import onnxprune
+from onnxprune.analysis.walk import analyze
 from onnxprune.cli import run
 from onnxprune.ir.example_sizes import LENGTH, SIDE, example_input_shapes
+from onnxprune.ir.io import load
 from tests.graph_text import net
 
 
@@ -45,3 +47,12 @@ def test_verify_names_the_data_that_a_model_needs(
     capsys.readouterr()
     assert run(verify) == 1
     assert "--data with real ones, or --shape" in capsys.readouterr().err
+
+
+def test_leading_axis_of_time_is_long_enough_for_its_windows() -> None:
+    """One position, as of a batch, would give the convolution a negative length."""
+    text = """float[T,8] x | float[6,8,5] w1, float[4,6,5] w2, int64[1] z = {0}
+    | t = Transpose<perm=[1,0]>(x); u = Unsqueeze(t, z); a = Conv(u, w1); y = Conv(a, w2)"""
+    analysis = analyze(load(net(text)))
+    assert analysis.counted_at.describe().startswith("x 32x8")
+    assert analysis.cost().macs == 28 * 6 * 8 * 5 + 24 * 4 * 6 * 5

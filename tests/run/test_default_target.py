@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxprune import demo
 from onnxprune.errors import TargetError
 from onnxprune.ir.io import load
 from onnxprune.run.pipeline import make_plan, optimize
@@ -81,3 +82,9 @@ def test_channels_in_bodies_are_scored_by_their_weights(tmp_path: Path) -> None:
     report = optimize(load(net(text)), engine=(), data=str(tmp_path / "x.npz")).report
     assert report.after.macs <= report.before.macs / 2
     assert any("bodies of If, Loop or Scan" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("limits", [{"floor": 1000}, {"max_fraction": 0}, {"round_to": 1000}])
+def test_limits_that_leave_nothing_to_remove_are_an_error(limits: dict[str, int]) -> None:
+    with pytest.raises(TargetError, match="no channel can be removed within"):
+        optimize(demo.files().model, criterion="l2", repair="none", engine="none", **limits)
