@@ -42,7 +42,9 @@ def check_place(path: Path) -> None:
         names = sorted(p.name for p in path.glob("*.onnx"))
         found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         hint = f"its models: {found}" if names else "it holds no .onnx file"
-        raise ModelError("model-unreadable", f"cannot read {path}: it is a folder, not a regular file; {hint}")
+        raise ModelError(
+            "model-unreadable", f"cannot read {path}: it is a folder, not a regular file; {hint}"
+        )
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(len(_LFS))
