@@ -27,7 +27,7 @@ def test_every_command_has_help_json_and_debug(
 
 
 def test_optimize_has_every_option_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    run(["optimize", "--help"])
+    run(["optimize", "--help-all"])
     out = capsys.readouterr().out
     assert not [name for name in OPTIONS if f"--{name.replace('_', '-')}" not in out]
 
