@@ -355,6 +355,7 @@ def static_inputs(model: Model, shapes: Mapping[str, Sequence[int]]) -> dict[str
                 f"shape given for unknown input {name!r}; "
                 f"the model's inputs are {', '.join(inputs) or 'none'}",
             )
+    # sequences, maps and optionals have no elem_type in the field that is read here
     for name, kind in inputs.items():
         if not kind.elem_type:
             raise UsageError("model-input", f"input {name!r} is no tensor: engines cannot feed it")
@@ -374,6 +375,7 @@ def _static_shape(
     declared = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     text = ",".join("?" if d is None else str(d) for d in declared)
     if given is not None:
+        # -1 stands for the declared length; an axis without one accepts any
         matches = len(given) == len(declared) and all(
             n == -1 or d in (None, n) for n, d in zip(given, declared, strict=True)
         )
@@ -386,6 +388,7 @@ def _static_shape(
         if not matches or -1 not in given:
             return tuple(int(n) for n in given)
         declared = [d if n == -1 else int(n) for n, d in zip(given, declared, strict=True)]
+    # only the leading axis: a guess for height or sequence length would change what is measured
     shape = [1 if d is None and axis == 0 else d for axis, d in enumerate(declared)]
     if None in shape:
         raise UsageError(
@@ -393,6 +396,7 @@ def _static_shape(
             f"input {name!r} is declared as [{text}], with axes of unknown length; "
             f"pass --shape {name}:1,...",
         )
+    # for the type checker: none is left
     return tuple(d for d in shape if d is not None)
 
 
@@ -401,6 +405,7 @@ def random_feeds(inputs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, n
 
     Integers are often indices; 0 is in range for every axis.
     """
+    # the same seed for every model: original and pruned model get the same inputs
     generator = np.random.default_rng(seed)
     feeds = {}
     for name, spec in inputs.items():

@@ -47,6 +47,7 @@ from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.ir.io import Model
 
+# enough for an interquartile mean of ten; the latency itself comes from the interleaved rounds
 PROFILE_RUNS = 20
 REFERENCE = "onnxruntime"
 
@@ -171,6 +172,7 @@ def bench(
     """
     chosen = _open_engines(sources, engines)
     labeled = _label_sources(sources)
+    # opened here as well as in the workers: shapes, widths and the reference need the graph
     models = {label: open_model(source) for label, source in labeled.items()}
     inputs = _choose_inputs(models, feeds, options, seed)
     # before measuring: the load that the measurement itself causes does not count
@@ -241,6 +243,7 @@ def _open_engines(sources: Sequence[Source], names: Sequence[str]) -> dict[str, 
         raise UsageError(
             "no-engine", "no engine to measure on; name at least one of: onnxprune engines"
         )
+    # a name that is given twice is measured once
     engines: dict[str, Engine] = {name: ENGINES.get(name) for name in dict.fromkeys(names)}
     for engine in engines.values():
         require(engine)
@@ -253,10 +256,12 @@ def _label_sources(sources: Sequence[Source]) -> dict[str, Source]:
     The name is the file's stem, its path if several files share the stem, with a number if a path
     occurs again.
     """
+    # a model in memory may have no path
     paths = [(s.path if isinstance(s, Model) else Path(s)) or Path("model") for s in sources]
     stems = [path.stem for path in dict.fromkeys(paths)]
     labeled: dict[str, Source] = {}
     for source, path in zip(sources, paths, strict=True):
+        # "model.onnx" of two folders differs only in the path
         name = short = path.stem if stems.count(path.stem) == 1 else str(path)
         number = 2
         while name in labeled:
@@ -284,6 +289,7 @@ def _run_reference(
     engine, plain = ENGINES.get(REFERENCE), replace(options, level="off", precision="f32")
     outputs = {}
     for label, model in models.items():
+        # a model that onnxruntime rejects can still be timed elsewhere, only without a difference
         with contextlib.suppress(EngineError), engine.compile(model, plain) as compiled:
             outputs[label] = compiled.run(inputs[label])
     return outputs
@@ -328,6 +334,7 @@ def _compare(
 ) -> dict[Pair, float | None]:
     """Return each worker's difference to the reference; a worker that fails becomes a failure."""
     differences: dict[Pair, float | None] = {}
+    # a copy of the items, because a failed worker is removed during the loop
     for pair, worker in list(workers.items()):
         try:
             outputs = worker.run(inputs[pair[1]])
@@ -349,9 +356,11 @@ def _time(
 ) -> dict[Pair, np.ndarray]:
     """Return the interleaved times of all workers; EngineError if there are none."""
     if not workers:
+        # engines may give the same reason
         raise EngineError("engine-refused", "; ".join(dict.fromkeys(failures.values())))
     seconds = len(workers) * schedule.seconds
     progress(f"timing {len(workers)} interleaved, about {seconds:.0f} s")
+    # the same object at each call, so that the worker sends the inputs once
     samplers: dict[Pair, Sampler] = {
         pair: partial(worker.sample, inputs[pair[1]]) for pair, worker in workers.items()
     }
@@ -399,6 +408,7 @@ def _compute_ratios(
     times: Mapping[Pair, np.ndarray], labels: Sequence[str], seed: int
 ) -> dict[str, tuple[Ratio, ...]]:
     """Return the ratios of every model to the first, per engine that measured the first."""
+    # labels are those of all models, in the order given, also of those that failed everywhere
     base, *others = labels
     ratios: dict[str, tuple[Ratio, ...]] = {}
     for engine in dict.fromkeys(engine for engine, _ in times):

@@ -37,6 +37,7 @@ def difference(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.nda
             # strings have no distance, and rounding may choose another one
             continue
         a, b = actual.astype(np.float64), reference_value.astype(np.float64)
+        # nanmax below would ignore a NaN that only one of them has
         if not np.array_equal(np.isnan(a), np.isnan(b)):
             return float("inf")
         if a.size:
@@ -82,6 +83,7 @@ def width_warnings(
         odd = [
             f"{name} {width}"
             for name, width in layers.items()
+            # below one block, no smaller width would fill it
             if width > multiple and width % multiple
         ]
         if not odd:

@@ -32,6 +32,7 @@ def run_converter(name: str, command: Sequence[str], output: Path, *, errors_fir
     try:
         done = subprocess.run(
             command,
+            # converters may leave intermediate files in the working directory, here a temporary one
             cwd=output.parent,
             capture_output=True,
             text=True,
@@ -43,9 +44,11 @@ def run_converter(name: str, command: Sequence[str], output: Path, *, errors_fir
         raise EngineError(
             "engine-refused", f"{name} did not finish within {CONVERT_SECONDS} s"
         ) from None
+    # a converter may exit with 0 although it wrote nothing
     if done.returncode == 0 and output.is_file():
         return
     texts = [done.stderr.strip(), done.stdout.strip()]
     first, second = texts if errors_first else reversed(texts)
     message = first or second or f"exited with status {done.returncode}"
+    # the last line is quoted: earlier ones are progress
     raise refusal(name, message.splitlines()[-1])

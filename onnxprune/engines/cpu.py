@@ -23,6 +23,7 @@ def _read_cpuinfo() -> list[str]:
 def flags() -> frozenset[str]:
     """Return the instruction sets by their Linux names; empty if the system does not list them."""
     for line in _read_cpuinfo():
+        # "flags" on x86, "Features" on Arm; the first CPU stands for all
         if line.lower().startswith(("flags", "features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
@@ -38,6 +39,7 @@ def vector_channels(known: frozenset[str] | None = None) -> int:
 
 def describe_cpu() -> str:
     """Return model name and vector width, for reports and cache keys."""
+    # where /proc/cpuinfo has no "model name", as on Arm or outside Linux
     name = platform.processor() or platform.machine()
     for line in _read_cpuinfo():
         if line.startswith("model name"):

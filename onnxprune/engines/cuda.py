@@ -95,6 +95,7 @@ def has_binding() -> bool:
 def has_gpu() -> bool:
     """Return True if the driver finds a device; loads only the driver."""
     driver = _load_driver()
+    # by ctypes: trtexec needs a GPU, but no binding
     count = ctypes.c_int()
     return (
         driver is not None
@@ -126,6 +127,7 @@ def _is_installed(module: str) -> bool:
     """Return True if a module can be found, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
+    # find_spec imports the parent, here "cuda", which may be missing
     except ModuleNotFoundError:
         return False
 
@@ -161,6 +163,7 @@ class CudaPython(Cuda):
         """Copy an array to the device."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
         source, size = values.ctypes.data, values.nbytes
+        # on the stream of the inference, which orders copies and kernels
         self._call("cudaMemcpyAsync", address, source, size, kind, self._stream)
         self.synchronize()
 
@@ -190,15 +193,18 @@ class CudaPython(Cuda):
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             launch()
+        # a stream that is left in capture mode would fail every later call
         finally:
             graph = self._call("cudaStreamEndCapture", self._stream)
         executable = self._call("cudaGraphInstantiate", graph, 0)
+        # the executable graph is a copy
         self._call("cudaGraphDestroy", graph)
         self._graphs.append(executable)
         return lambda: self._call("cudaGraphLaunch", executable, self._stream)
 
     def close(self) -> None:
         """Free graphs, memory, events and the stream."""
+        # graphs refer to the memory, so that they are destroyed before it
         for graph in self._graphs:
             self._call("cudaGraphExecDestroy", graph)
         for address in self._memory:
@@ -210,6 +216,7 @@ class CudaPython(Cuda):
 
     def _call(self, name: str, *values: Any) -> Any:
         """Return the result of a call; EngineError with CUDA's message if it fails."""
+        # the status is an enumeration whose success is 0 in all versions
         status, *results = getattr(self._api, name)(*values)
         if int(status) != 0:
             _, text = self._api.cudaGetErrorString(status)

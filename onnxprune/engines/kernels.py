@@ -80,6 +80,7 @@ def kernel_times(path: Path, *, skip: int) -> list[Kernel]:
         # the index keeps nodes of equal names apart
         key = (index, name.removesuffix(_SUFFIX), op)
         times.setdefault(key, []).append(float(event["dur"]) / 1e3)
+    # a kernel of a branch may have run less often than `skip`
     return [
         Kernel(name, op, interquartile_mean(ms[skip:] or ms)) for (_, name, op), ms in times.items()
     ]
@@ -138,6 +139,7 @@ def _select_nodes(
     nodes: Sequence[NodeProto], owners: Mapping[int, int], kernel: int
 ) -> list[NodeProto]:
     """Return the nodes of one kernel in graph order."""
+    # graph order is topological, which `layer_time` needs for the last tensor
     return [nodes[index] for index in sorted(i for i, owner in owners.items() if owner == kernel)]
 
 
@@ -195,6 +197,7 @@ def assign_nodes(
     """
     producer = producers(nodes)
     owners: dict[int, int] = {}
+    # claims of all anchors before any walk, so that no walk takes a node that is certain elsewhere
     for kernel, certain in anchors.items():
         for anchor in certain:
             # of two kernels that claim a node, the first computes it
@@ -210,6 +213,7 @@ def assign_nodes(
             continue
         before = [owners[producer[t]] for t in node.input if producer.get(t) in owners]
         if before:
+            # kernels are numbered in the order they run: the last input's has the highest number
             owners[i] = max(before)
     return owners
 
@@ -248,6 +252,7 @@ def _claim_inputs(
             continue
         for tensor in nodes[at].input:
             before = producer.get(tensor)
+            # a node with an owner ends the walk: what is before it belongs to that kernel
             if before is not None and before not in owners:
                 owners[before] = kernel
                 pending.append(before)

@@ -27,6 +27,7 @@ BUSY_LOAD = 0.5  # runnable processes of other programs, averaged over the last 
 BLOCK_MS = 10.0  # makes the refill of the caches after another contender a small part of a block
 MAX_BLOCK = 64
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
+# percentiles 2.5 and 97.5 then rest on 25 draws each
 BOOTSTRAP = 1000
 
 
@@ -51,6 +52,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        # the block size is derived from the warm-up's times
         if self.warmup < 1:
             raise UsageError("schedule", f"warmup is {self.warmup}; use at least 1")
         if not 1 <= self.min_rounds <= self.max_rounds:
@@ -108,6 +110,7 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
         blocks[name] = int(np.clip(np.ceil(BLOCK_MS / max(warm_ms, 1e-6)), 1, MAX_BLOCK))
     times: dict[K, list[Sequence[float]]] = {name: [] for name in samplers}
     order = list(samplers)
+    # for all together: a round is complete or does not start
     end = time.perf_counter() + schedule.seconds * len(samplers)
     while (done := len(times[order[0]])) < schedule.max_rounds and (
         done < schedule.min_rounds or time.perf_counter() < end
@@ -164,6 +167,7 @@ def ratio(
     paired = np.median(base_times, axis=1) / np.median(times, axis=1)
     # rounds are resampled, not inferences: those of a round are correlated
     draws = np.random.default_rng(seed).integers(0, len(paired), (BOOTSTRAP, len(paired)))
+    # the median again, as the reported figure is one
     low, high = np.percentile(np.median(paired[draws], axis=1), [2.5, 97.5])
     return Ratio(base, contender, float(np.median(paired)), float(low), float(high))
 
@@ -180,6 +184,7 @@ def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
         warnings.append(
             f"{threads} threads compete for {allowed} CPUs; pass --threads {allowed} or less"
         )
+    # with as many threads as CPUs there is none to migrate to
     elif not cores and allowed > threads:
         warnings.append(
             f"threads may migrate between {allowed} CPUs; pin with --pin or run under taskset"

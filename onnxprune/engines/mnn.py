@@ -42,7 +42,9 @@ from onnxprune.engines.kernels import (
 from onnxprune.errors import EngineError
 from onnxprune.ir.io import save
 
+# in a process of its own, which run_converter can end after a limit of time
 _CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv)"
+# MNN converts a MatMul to a convolution, and names it after the tensor with this suffix
 _SUFFIX = "__matmul_converted"
 _PRECISION = {"f32": "high", "bf16": "low", "f16": "low"}
 
@@ -123,6 +125,7 @@ class MnnModel(Compiled):
         for name in self.outputs:
             tensor = self._net.getSessionOutput(self._session, name)
             shape = tuple(tensor.getShape())
+            # a copy to a tensor in ONNX's layout: MNN's own packs channels by four
             host = self._make_tensor(tensor, shape, np.zeros(shape, self._dtype(tensor)))
             tensor.copyToHostTensor(host)
             outputs[name] = np.array(host.getNumpyData()).reshape(shape)
@@ -211,6 +214,7 @@ def _convert(name: str, path: Path) -> Path:
     """Convert a model and return the path of the result."""
     output = path.with_suffix(".mnn")
     files = ["--modelFile", str(path), "--MNNModel", str(output)]
+    # --bizCode: a label that MNN stores in the file
     command = [sys.executable, "-c", _CONVERT, "-f", "ONNX", *files, "--bizCode", "onnxprune"]
     run_converter(f"{name}'s converter", command, output, errors_first=False)
     return output

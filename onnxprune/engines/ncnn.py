@@ -108,9 +108,11 @@ class NcnnModel(Compiled):
             o.name: tuple(d.dim_value for d in o.type.tensor_type.shape.dim)
             for o in model.proto.graph.output
         }
+        # before the conversion, which would take seconds in vain
         _check_inputs(name, self._inputs)
         _check_gathers(name, model)
         self._net: Any = ncnn.Net()
+        # options count only if they are set before the network is loaded
         settings = self._net.opt
         settings.num_threads = options.threads
         # by default ncnn computes in float16 if the CPU supports it
@@ -139,6 +141,7 @@ class NcnnModel(Compiled):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one inference."""
+        # pnnx keeps the order of the graph's outputs, so that they are matched by position
         mats = self._infer(self._to_mats(feeds))
         return {
             name: self._to_array(name, mat) for name, mat in zip(self.outputs, mats, strict=True)
@@ -162,10 +165,12 @@ class NcnnModel(Compiled):
         """Return the inputs without the batch axis, in the order of the graph."""
         import ncnn
 
+        # a Mat refers to the memory of the array, which ends with this call; a clone owns a copy
         return [ncnn.Mat(np.ascontiguousarray(feeds[name][0])).clone() for name in self._inputs]
 
     def _infer(self, mats: list[Any]) -> list[Any]:
         """Run the network and return its outputs."""
+        # a new one per inference: an extractor keeps the blobs it has computed
         with self._net.create_extractor() as extractor:
             for index, mat in enumerate(mats):
                 extractor.input(f"in{index}", mat)
@@ -177,6 +182,7 @@ class NcnnModel(Compiled):
 
     def _to_array(self, name: str, mat: Any) -> np.ndarray:
         """Return the values in the ONNX shape, with the batch axis that ncnn lacks."""
+        # ncnn may drop axes of length 1, so that only the number of values is compared
         values = np.array(mat)
         shape = self._shapes[name]
         if shape and 0 not in shape and int(np.prod(shape)) == values.size:
@@ -200,6 +206,7 @@ def slices_as_pools(model: Model) -> Model:
         scalars = [int(value.item()) for value in bounds if value is not None and value.size == 1]
         if shape is None or len(shape) != 4 or len(scalars) != 4:
             continue
+        # the end of a full axis is often the largest int64, beyond its length
         start, end, axis, step = scalars
         length = shape[axis]
         # only rows or columns (axes 2 and 3), from the first to the last
@@ -276,6 +283,7 @@ def _convert(name: str, path: Path, inputs: Mapping[str, TensorSpec]) -> tuple[P
     shapes = ",".join(
         f"[{','.join(map(str, spec.shape))}]{_TYPES[spec.dtype.name]}" for spec in inputs.values()
     )
+    # fp16=0: pnnx halves the weights by default, which would count as a difference
     command = [program, str(path), f"inputshape={shapes}", "fp16=0"]
     parameters = path.with_suffix(".ncnn.param")
     run_converter(f"{name}'s converter pnnx", command, parameters, errors_first=True)

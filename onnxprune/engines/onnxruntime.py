@@ -85,6 +85,7 @@ class OnnxRuntime:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Precisions of the provider; on the CPU they must be those of the graph."""
+        # on the CPU float16 graphs are converted to float32, whose times say nothing about f16
         return ("f32", "f16", "int8") if self.multiples else ("f32", "int8")
 
     def limits(self) -> Mapping[str, str]:
@@ -138,6 +139,7 @@ class OnnxRuntimeModel(Compiled):
             settings = self._make_options()
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
+            # kernels have the names of the optimized graph, which must be that of this very session
             settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             self._session = self._open(path, settings)
             for _ in range(PROFILE_WARMUP + count):
@@ -191,6 +193,7 @@ class OnnxRuntimeModel(Compiled):
         """Return the provider with its options, and the one for nodes that it lacks."""
         if self._engine.provider != "TensorrtExecutionProvider":
             return [self._engine.provider]
+        # TensorRT is the only provider that converts the precision of a graph
         settings: dict[str, Any] = {
             "trt_fp16_enable": self._options.precision == "f16",
             "trt_int8_enable": self._options.precision == "int8",
@@ -201,6 +204,7 @@ class OnnxRuntimeModel(Compiled):
                 "trt_engine_cache_path": str(self._options.cache),
                 "trt_timing_cache_enable": True,
             }
+        # nodes that TensorRT lacks run on the same device, not on the CPU
         return [("TensorrtExecutionProvider", settings), "CUDAExecutionProvider"]
 
 

@@ -35,6 +35,7 @@ from onnxprune.engines.kernels import (
 from onnxprune.errors import EngineError
 
 BF16_CHANNELS = 16  # channels per block on AVX-512 and AMX
+# of int8: the type between quantized operators
 _HINTS = {"f32": "f32", "int8": "f32", "bf16": "bf16", "f16": "f16"}
 _CONTRACTIONS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "GroupConvolution")
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
@@ -85,6 +86,7 @@ class OpenVinoModel(Compiled):
         self._name, self._source, self._options = name, source, options
         self._compiled = self._compile(profile=False)
         self._request = self._compiled.create_infer_request()
+        # from the graph: OpenVINO may give an output several names
         self.outputs = tuple(o.name for o in open_model(source).proto.graph.output)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -95,10 +97,12 @@ class OpenVinoModel(Compiled):
             raise EngineError(
                 "engine-run", f"{self._name} cannot run the model: {str(problem).strip()[:300]}"
             ) from problem
+        # a copy, because the next inference overwrites the tensor
         return {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Return the time per executed operator, with nodes found by their original names."""
+        # compiled again: counters slow a model down, so that the timed one has none
         compiled = self._compile(profile=True)
         times = _time_operators(compiled, feeds, count)
         nodes = open_model(self._source).proto.graph.node
@@ -128,6 +132,7 @@ class OpenVinoModel(Compiled):
         import openvino
 
         core = openvino.Core()
+        # without this check OpenVINO silently computes in float32
         capability = _CAPABILITIES.get(self._options.precision)
         if capability is not None:
             available = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -170,6 +175,7 @@ def _time_operators(
     for _ in range(count):
         request.infer(dict(feeds))
         for kernel in request.get_profiling_info():
+            # operators that were optimized out are listed with a time of 0
             if kernel.status == kernel.Status.EXECUTED:
                 key = (kernel.node_name, kernel.node_type)
                 times.setdefault(key, []).append(kernel.real_time.total_seconds() * 1e3)

@@ -38,9 +38,11 @@ from onnxprune.ir.half import to_half
 from onnxprune.ir.io import Model, save
 
 MAJORS = (10, 11)
+# the same on every board, so that the builder's choice of kernels does not depend on free memory
 WORKSPACE_BYTES = 1 << 30
 MULTIPLES = {"f32": 1, "f16": 8, "bf16": 8, "int8": 32}  # channels per tile of a tensor core
 WARMUP_RUNS = 10
+# int8 allows float16 too, for layers without an int8 kernel
 _FLAGS = {"f16": ("FP16",), "bf16": ("BF16",), "int8": ("INT8", "FP16")}
 
 
@@ -56,6 +58,7 @@ class TensorRt:
         """Return None if bindings of a supported version and a GPU are found, else the reason."""
         if importlib.util.find_spec("tensorrt") is None:
             return missing_package(self.name, "tensorrt", self.install)
+        # loading the bindings loads libraries that may be missing although the package is installed
         try:
             version = self.version()
         except (ImportError, OSError) as problem:
@@ -87,6 +90,7 @@ class TensorRt:
         require_precision(self.name, options, *MULTIPLES)
         import tensorrt
 
+        # dynamic axes would need optimization profiles
         model = fix_shapes(open_model(source), options.shapes)
         return TensorRtModel(model, build(tensorrt, model, options), options)
 
@@ -123,6 +127,7 @@ def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
     """
     logger = _make_logger(trt)
     builder = trt.Builder(logger)
+    # no flags: explicit batch is the only mode since version 10
     network = builder.create_network(0)
     config = builder.create_builder_config()
     parser = trt.OnnxParser(network, logger)
@@ -143,6 +148,7 @@ def build(trt: Any, model: Model, options: EngineOptions) -> bytes:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise refusal("tensorrt", logger.worst)
+    # written after the build, which added the times of new kernels
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(cache, bytes(config.get_timing_cache().serialize()))
@@ -170,6 +176,7 @@ class TensorRtModel(Compiled):
         self._context = self._engine.create_execution_context()
         self._arrays: dict[str, np.ndarray] = {}
         self._addresses: dict[str, int] = {}
+        # addresses are bound once: a captured graph replays with those of its capture
         for index in range(self._engine.num_io_tensors):
             self._bind(self._engine.get_tensor_name(index))
         self._graph = options.cuda_graph and self._cuda.graphs
@@ -219,6 +226,7 @@ class TensorRtModel(Compiled):
 
     def close(self) -> None:
         """Release engine and device memory."""
+        # references are dropped before the memory and the stream that they use
         self._launch = None
         self._context = self._engine = self._runtime = None
         self._cuda.close()
@@ -250,6 +258,7 @@ class TensorRtModel(Compiled):
                     f"tensorrt: input {name!r} has shape {list(feeds[name].shape)}, "
                     f"the engine was built for {list(array.shape)}",
                 )
+            # in place, which converts to the type of the buffer
             array[...] = feeds[name]
             self._cuda.upload(self._addresses[name], array)
 
@@ -293,6 +302,7 @@ def _load_timing_cache(trt: Any, config: Any, folder: Path | None) -> Path | Non
 def _make_logger(trt: Any) -> Any:
     """Return a logger that keeps the last error for messages."""
 
+    # defined here, because its base class exists only when TensorRT is installed
     class LastError(trt.ILogger):  # type: ignore[misc, name-defined]  # the module is an argument
         """Logger with the last error in `worst`."""
 
@@ -311,6 +321,7 @@ def _make_logger(trt: Any) -> Any:
 def _make_profiler(trt: Any) -> Any:
     """Return a profiler that collects milliseconds per layer."""
 
+    # defined here for the same reason as the logger
     class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]  # the module is an argument
         """Profiler with layer -> milliseconds of each inference in `times`."""
 

@@ -49,6 +49,7 @@ def layer_times(
     outputs = producers(nodes)
     layers = []
     for name, time_ms in times.items():
+        # a profile may time layers that the information omits; their names may still hold nodes
         layer = described.get(name, {"Name": name})
         kind = str(layer.get("LayerType", ""))
         owned: Sequence[int] = ()
@@ -88,5 +89,6 @@ def _find_nodes(
 
 def _split_name(name: str) -> list[str]:
     """Return the names in that of a fused layer: "a + b", "PWN(PWN(a), b)"."""
+    # PWN: pointwise network, into which TensorRT fuses activations
     inner = name.replace("PWN(", "").rstrip(")") if name.startswith("PWN(") else name
     return [part.strip().rstrip(")") for part in re.split(r" \+ |, ", inner)]

@@ -64,6 +64,7 @@ def parse_times(text: str, warm_up_ms: float = 0.0) -> Times:
 
 def _read_start(row: Any, index: int) -> Any:
     """Return the start of an inference; names differ between versions."""
+    # without a start, rows are at least in their order
     return row.get("startEnqMs", row.get("startInMs", row.get("startComputeMs", index)))
 
 
@@ -85,6 +86,7 @@ def parse_profile(text: str) -> dict[str, float]:
     rows = _parse_rows(text, "exportProfile")
     times: dict[str, float] = {}
     try:
+        # the first row holds the number of inferences that the others are sums over
         count = float(rows[0].get("count", 1)) if isinstance(rows[0], dict) else 1.0
         for row in rows:
             if not isinstance(row, dict) or "name" not in row:

@@ -40,6 +40,7 @@ from onnxprune.ir.half import to_half
 from onnxprune.ir.io import Model, save
 
 PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
+# trtexec's own default
 WARMUP_MS = 200
 SECONDS = 1800  # building a large model on a small board takes many minutes
 _VERSION = re.compile(r"\[TensorRT v(\d+)\]")
@@ -102,6 +103,7 @@ class TrtExecModel(Compiled):
         self.outputs = tuple(o.name for o in model.proto.graph.output)
         self._temporary = tempfile.TemporaryDirectory(prefix="onnxprune-")
         self._folder = Path(self._temporary.name)
+        # flags are looked up in the help text: which ones exist depends on the version
         needs_half = options.precision == "f16" and "--fp16" not in self._known
         save(to_half(model) if needs_half else model, self._folder / "model.onnx")
         flags = precision_flags(options.precision, self._known)
@@ -112,6 +114,7 @@ class TrtExecModel(Compiled):
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one inference."""
         path = self._make_path("output.json")
+        # by default trtexec runs for three seconds
         flags = ["--iterations=1", "--warmUp=0", "--duration=0", f"--exportOutput={path}"]
         self._run([*self._load_flags(feeds), *flags])
         rows = {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
@@ -156,6 +159,7 @@ class TrtExecModel(Compiled):
             f"--saveEngine={self._folder / 'model.engine'}",
             f"--exportLayerInfo={self._folder / 'layers.json'}",
         ]
+        # without it, layers are names and cannot be mapped to nodes
         if "--profilingVerbosity" in self._known:
             flags.append("--profilingVerbosity=detailed")
         # --buildOnly before version 8.6
@@ -179,6 +183,7 @@ class TrtExecModel(Compiled):
     def _make_path(self, name: str) -> Path:
         """Return a path in the folder after removing a file there."""
         path = self._folder / name
+        # a file of an earlier call must not pass for the result of a call that wrote none
         path.unlink(missing_ok=True)
         return path
 
@@ -206,6 +211,7 @@ class TrtExecModel(Compiled):
         if done.returncode == 0:
             return None
         lines = (done.stdout + done.stderr).splitlines()
+        # the first error is the cause, later ones follow from it
         errors = [line.partition("[E]")[2].strip() for line in lines if "[E]" in line]
         return errors[0] if errors else f"exited with status {done.returncode}"
 

@@ -70,6 +70,7 @@ class Worker(Compiled):
             "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
         }
         self._process = subprocess.Popen(
+            # a new interpreter instead of a fork, which would share the parent's threads and memory
             [sys.executable, "-m", "onnxprune.engines.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -151,6 +152,7 @@ class Worker(Compiled):
                 _send(stdin, (command, arguments))
                 kind, value = pickle.load(stdout)
         except (OSError, EOFError, pickle.UnpicklingError, ValueError) as problem:
+            # the watcher ended the child: its reason explains the broken pipe
             if self._reason:
                 raise EngineError(
                     "engine-timeout",
@@ -169,6 +171,7 @@ class Worker(Compiled):
     def _watched(self) -> Iterator[None]:
         """End the child if it is stopped or does not answer while the block waits for it."""
         done = threading.Event()
+        # a thread, because reading from a pipe has no limit of time
         thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
         thread.start()
         try:
@@ -181,6 +184,7 @@ class Worker(Compiled):
         """Look at the child until `done` is set."""
         stops, start = 0, time.monotonic()
         while not done.wait(CHECK_S):
+            # a stop that ended in between, such as by a debugger, starts the count again
             stops = stops + 1 if _is_stopped(self._process.pid) else 0
             if stops >= MOST_STOPS:
                 self._reason = "was stopped (SIGSTOP)"
