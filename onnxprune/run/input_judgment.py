@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -252,11 +253,13 @@ def _advise(factor: float, pixels: bool) -> str:
     return "pass --preprocess imagenet or none, or --scale, --mean and --std of the training"
 
 
-def _judge_outputs(outputs: dict[str, np.ndarray], samples: int) -> Iterator[str]:
+def _judge_outputs(outputs: dict[str, Any], samples: int) -> Iterator[str]:
     """Yield what is implausible about the original's outputs: constant, or always one class."""
     advice = "check --scale, --mean, --std and --order, and the data"
     for name, values in outputs.items():
-        if values.dtype.kind != "f" or not values.ndim or len(values) != samples:
+        # sequences and maps are no arrays
+        is_array = isinstance(values, np.ndarray) and values.dtype.kind == "f" and values.ndim
+        if not is_array or len(values) != samples:
             continue
         rows = values.reshape(samples, -1).astype(np.float64)
         spread, size = rows.std(0).mean(), np.abs(rows).mean()
