@@ -44,6 +44,7 @@ def follow(node: Node, walk: Callable[[GraphProto], None]) -> list[list[Axis]]:
     if links is None:
         raise Misfit("its bodies are not followed")
     times = trip_count(node.proto, links, record.shapes.types, record.shapes.values)
+    # before the bodies: their nodes read these tensors as outputs of earlier nodes
     for binding in links:
         if binding.inside:
             record.tensors[binding.inside] = Tensor(list(_enter(node, binding)))
@@ -52,6 +53,7 @@ def follow(node: Node, walk: Callable[[GraphProto], None]) -> list[list[Axis]]:
         walk(body)
     # without a constant trip count, the number of iterations follows from the sizes of a run
     loops = () if times is not None or node.op == "If" else (node.index,)
+    # products of bodies inside are among them, so that counts of nested loops multiply
     record.products[before:] = [
         replace(p, factor=p.factor * (1 if times is None else times), loops=(*p.loops, *loops))
         for p in record.products[before:]
@@ -70,6 +72,7 @@ def _enter(node: Node, binding: Binding) -> list[Axis]:
     """
     tensor = node.operands[binding.slot]
     inside = node.record.shapes.shape(binding.inside)
+    # without both ranks, axes inside and outside cannot be matched
     if (
         tensor is None
         or inside is None
@@ -82,6 +85,7 @@ def _enter(node: Node, binding: Binding) -> list[Axis]:
         return [why] * len(inside or ())
     axes = axes_of(node, binding.slot)
     if binding.axis is not None:
+        # inside, each iteration sees one slice, which has no such axis
         stop(node, axes.pop(binding.axis % len(axes)), _ITERATED)
     return [
         a if isinstance(a, int) or size == len(a) else stop(node, a, _LENGTH_CHANGES)
@@ -100,7 +104,9 @@ def _leave(node: Node, binding: Binding, results: dict[str, list[Axis]]) -> None
     if not binding.result:
         return
     if binding.axis is not None:
+        # the result stacks what all iterations yield along an axis of its own
         axes.insert(binding.axis % (len(axes) + 1), node.why(_ITERATED))
+    # an If has a result per branch: all branches return the same channels
     others = results.get(binding.result, axes)
     results[binding.result] = _tie(node, axes, others, shapes.shape(binding.result))
 
@@ -118,5 +124,6 @@ def _tie(node: Node, a: list[Axis], b: list[Axis], shape: tuple[Dim, ...] | None
             text = "returned with several lengths"
             x, y = stop(node, x, text), stop(node, y, text)
         node.record.causes.unify(x, y)
+        # a frozen axis on either side freezes the other as well
         out.append(y if isinstance(y, int) else x)
     return out

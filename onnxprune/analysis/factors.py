@@ -23,6 +23,7 @@ def merge_parts(node: Node, parts: Sequence[Part]) -> Axis:
     if is_static([p.length for p in parts]):
         return _merge_static(node, parts).axis
     if not any(isinstance(p.axis, np.ndarray) for p in parts):
+        # all factors are frozen: the reason of a dynamic one explains the length as well
         return next(int(p.axis) for p in parts if not isinstance(p.length, int))
     if any(not isinstance(p.length, int) and not p.places for p in parts):
         return freeze_parts(node, parts)
@@ -53,6 +54,7 @@ def split_part(node: Node, part: Part, sizes: Sequence[Dim]) -> list[Part]:
     """Return the factors of a part, whose lengths multiply to its own."""
     if len(sizes) == 1:
         return [part]
+    # a frozen axis has one reason for all of its factors
     if isinstance(part.axis, int) or not is_static(sizes):
         return [Part(part.axis, size) for size in sizes]
     out: list[Part] = []
@@ -93,6 +95,7 @@ def refine(lengths: Sequence[Dim], sizes: Sequence[Dim]) -> list[Dim] | None:
         b = right[j] if j < len(right) else None
         if a == b:
             end, i, j = a, i + 1, j + 1
+        # the nearer boundary is the one that divides the other; a list may be at its end
         elif b is None or (a is not None and quotient(b, a) is not None):
             end, i = a, i + 1
         elif a is None or quotient(a, b) is not None:
@@ -124,6 +127,7 @@ def fix_run(parts: Sequence[Part], sizes: Sequence[Dim]) -> list[Part] | None:
     None if there are none, if they are apart, or if the length is no number.
     """
     dynamic = [i for i, part in enumerate(parts) if not isinstance(part.length, int)]
+    # a row-major product of factors that are not adjacent is no product of the two
     if not dynamic or dynamic[-1] - dynamic[0] != len(dynamic) - 1:
         return None
     start, end = dynamic[0], dynamic[-1] + 1
@@ -143,6 +147,7 @@ def unfold(causes: Causes, axis: Folded, size: Dim) -> Axis:
         return axis
     fixed = prod(d for d in axis.lengths if isinstance(d, int))
     dynamic = [d for d in axis.lengths if not isinstance(d, int)]
+    # several dynamic factors: any of them may have any divisor of the length
     if len(dynamic) != 1 or fixed == 0 or size % fixed:
         causes.freeze(axis, int(axis))
         return int(axis)

@@ -33,6 +33,7 @@ class Bands(NamedTuple):
 
 def factor(cells: list[Sets]) -> RowsAndColumns | None:
     """Return the product that the cells are, by intersection; None if they are none."""
+    # the largest sets of any product: if these give other cells, there is no product
     rows = [frozenset.intersection(*row) for row in cells]
     columns = [frozenset.intersection(*column) for column in zip(*cells, strict=True)]
     for row, line in zip(rows, cells, strict=True):
@@ -60,13 +61,17 @@ def factor_by_bands(cells: list[Sets]) -> Bands | None:
     parts: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
     for atom, where in places.items():
         rows, columns = frozenset(i for i, _ in where), frozenset(j for _, j in where)
+        # no rectangle: it cannot be the union of a band of rows and one of columns
         if len(where) != len(rows) * len(columns):
             return None
+        # one that spans all rows is a cause of columns already, and the other way round
         if len(rows) < len(cells) and len(columns) < len(cells[0]):
             parts[atom] = rows, columns
+    # rectangles of the same rows share the cause of that band; sorted, so that runs are alike
     bands = dict.fromkeys(
         (side, band) for atom in sorted(parts) for side, band in enumerate(parts[atom])
     )
+    # negative, so that they differ from all ids
     names = {band: -1 - n for n, band in enumerate(bands)}
     changed = {atom: (names[0, rows], names[1, columns]) for atom, (rows, columns) in parts.items()}
 
@@ -92,20 +97,26 @@ def coupled_lines(cells: np.ndarray) -> np.ndarray:
     """
     rows, columns = cells.shape
     _, first, where = np.unique(cells, return_index=True, return_inverse=True)
+    # numpy 2 returns it in the shape of the cells, numpy 1 flat
     first = first[where.ravel()]
     repeated = np.flatnonzero(first != np.arange(cells.size))
+    # row and column of each repeated cell, then of the first cell with its id
     ends = [x for at in (repeated, first[repeated]) for x in (at // columns, rows + at % columns)]
     line = np.arange(rows + columns)
     while True:
         a, b, c, d = (line[x] for x in ends)
         pair = (a != b) & (c != d)
+        # {p, s} = {q, s}: p and q become one
         joined = [
             np.stack([p, q], 1)[pair & (s == t) & (p != q)]
             for s, t, p, q in ((a, c, b, d), (b, d, a, c), (a, d, b, c), (b, c, a, d))
         ]
+        # {a} = {c}, where a row and a column have become one line before
         joined.append(np.stack([a, c], 1)[(a == b) & (c == d) & (a != c)])
         joins = np.concatenate(joined)
         if not len(joins):
+            # no line in common: all four become one;
+            # one pair at a time, as others may have one then
             apart = np.flatnonzero(pair & (a != c) & (b != d) & (a != d) & (b != c))
             if not len(apart):
                 return line

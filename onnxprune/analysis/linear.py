@@ -86,6 +86,7 @@ def linears(analysis: Analysis, *, inside: bool = False) -> list[Linear]:
         if node.op_type not in LINEAR_OPS or node.domain not in STANDARD_DOMAINS:
             continue
         use = weights.get((index, 1))
+        # a product of constants is a weight, not a layer
         constant_data = (index, 0) in weights
         if use is None or constant_data or not (inside or analysis.outermost(index)):
             continue
@@ -98,6 +99,7 @@ def linears(analysis: Analysis, *, inside: bool = False) -> list[Linear]:
 def _match_linear(analysis: Analysis, index: int, node: NodeProto, use: Use) -> Linear | None:
     """Return the linear layer that a node is; None if it is in another form."""
     shape = analysis.model.weights[use.tensor].shape
+    # a weight per sample, and data with its channels in front, have no layout of `WeightLayout`
     batched = node.op_type == "MatMul" and len(shape) != 2
     if len(shape) < 2 or 0 in shape or batched or attribute(node, "transA", 0):
         return None

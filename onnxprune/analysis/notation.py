@@ -87,9 +87,11 @@ def _parse_axes(part: str, text: str) -> tuple[Token, ...]:
         word = match.group(1)
         tokens.append(tuple(word[1:-1].split()) if word[0] == "(" else word)
         at = match.end()
+    # twice, it would be open how many axes each of the two stands for
     for mark in (SPATIAL, LEADING):
         if tokens.count(mark) > 1:
             raise ValueError(f"pattern {text!r}: {mark!r} twice in one operand")
+    # broadcasting aligns axes at the right, so that only leading axes can be of any number
     if LEADING in tokens[1:]:
         raise ValueError(f"pattern {text!r}: '...' must come first")
     return tuple(tokens)

@@ -47,6 +47,7 @@ class Factored:
     def multiply(self, axis: Axis | None, size: Dim, places: Places) -> None:
         """Multiply by an axis: by its kept, its fixed or its dynamic length."""
         if isinstance(axis, Folded):
+            # a factor each, as the kept lengths of some of them may change
             for part in axis.parts:
                 self.multiply(part.axis, part.length, part.places)
         elif isinstance(axis, np.ndarray):

@@ -78,6 +78,7 @@ class Attributes(Protocol):
         value = self.attribute(name)
         if value is None:
             return None
+        # unlike those of a single string, elements of lists are not decoded
         if not isinstance(value, list) or not all(isinstance(v, bytes) for v in value):
             raise Misfit(f"attribute {name!r} is {value!r}, not a list of strings")
         return [v.decode(errors="replace") for v in value]
@@ -199,4 +200,5 @@ def axis_attribute(view: Attributes, default: int, rank: int) -> int:
 
 def per_channel(view: View, slot: int, letters: str) -> str:
     """Return the axes of a scale or zero point: `letters` if per channel, none if scalar."""
+    # a vector of one element is a scalar too, as some exporters write it
     return letters if view.rank(slot) == 1 and view.dim(slot, 0) != 1 else ""

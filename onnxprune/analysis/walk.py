@@ -85,6 +85,8 @@ def analyze(
     record = _follow(canonical, freeze, allow_mixing, grouped)
     if not untie:
         tie(record)
+        # only a finished pass shows whether coupling copies takes freedom away; the second one
+        # follows them as one initializer
         copies = find_copies(record)
         if copies:
             record = _follow(share_copies(canonical, copies), freeze, allow_mixing, grouped)
@@ -108,7 +110,9 @@ def _follow(
     walk = _Walk(record, frozenset(allow_mixing), grouped)
     walk.graph(canonical.proto.graph)
     walk.freeze_outputs(canonical.proto.graph)
+    # names are matched last, when all tensors and uses are known
     walk.freeze_named(freeze)
+    # reads the masks and averages of all reductions, and what was opened or frozen around them
     find_decomposed(record, walk.allow_mixing)
     return record
 
@@ -135,6 +139,7 @@ class _Walk:
         """Analyze the inputs, then the nodes in order."""
         tensors = self.record.tensors
         for info in graph.input:
+            # initializers are inputs too before IR version 4; those of bodies have axes already
             if info.name not in self.weights and info.name not in tensors:
                 why = self.record.reason("graph input", None, info.name)
                 tensors[info.name] = self.frozen(info.name, why)
@@ -153,19 +158,23 @@ class _Walk:
         except (Misfit, OnnxpruneError) as problem:
             self.freeze_node(node, str(problem))
             return
+        # an invalid node, or a defect of its rule: the node is kept, and the pass continues
         except INVALID_NODE as problem:
             text, defect = explain_failure(node, problem)
             self.record.defects += [defect] if defect else []
             self.freeze_node(node, text)
             return
         given = [t for t in operands if t is not None]
+        # bodies may read activations that are no operands
         constant = bool(given) and all(t.constant for t in given) and not subgraphs(proto)
+        # so that roles that consumers find reach the initializers behind a constant
         origins = tuple(dict.fromkeys(o for t in given for o in t.origins)) if constant else ()
         for name, axes in zip(proto.output, outputs, strict=False):
             if name:
                 self.record.tensors[name] = Tensor(
                     [*self.freeze_single(name, node, axes)], constant, origins
                 )
+        # a row describes the outputs that carry channels; the further ones are masks or statistics
         for name in list(proto.output)[len(outputs) :]:
             if name:
                 self.record.tensors[name] = self.frozen(name, node.why("an output without a rule"))
@@ -192,12 +201,14 @@ class _Walk:
         if not self.ranks_known(node):
             raise Misfit("the rank of an input is unknown")
         standard = node.proto.domain in STANDARD_DOMAINS
+        # a row first: movement functions take the forms that it leaves, as Resize by sizes
         entry = row(node.op, node.proto.domain)
         rule = entry(node) if callable(entry) else entry
         if rule is not None:
             outputs = apply(node, rule, node.op in self.allow_mixing)
             self.restrict_groups(node, rule)
             return outputs
+        # in other domains the same name may be any operator
         if (standard or node.proto.domain == CONTRIB_DOMAIN) and node.op in MOVES:
             if node.op not in KEEPS_FACTORS:
                 self.freeze_factors(node)
@@ -220,6 +231,7 @@ class _Walk:
             for i, axis in enumerate(tensor.axes if tensor is not None else ()):
                 if tensor is not None and isinstance(axis, Folded):
                     self.record.causes.freeze(axis, int(axis))
+                    # an int: code that knows nothing of factors must not find them any more
                     tensor.axes[i] = int(axis)
 
     def ranks_known(self, node: Node) -> bool:
@@ -254,8 +266,10 @@ class _Walk:
         groups = node.integer("group", 1)
         if groups == 1:
             return
+        # channels are axis 1 of the data and axis 0 of the weight
         for slot in (0, 1):
             axis = node.operand(slot).axes[1 - slot]
+            # with one channel per group, groups and positions are the same
             if isinstance(axis, np.ndarray) and len(axis) > groups:
                 per_group = len(axis) // groups
                 rows, columns = self.record.causes.split(axis, groups, per_group, node.single())
@@ -268,6 +282,7 @@ class _Walk:
             return None
         if name not in self.weights:
             return self.record.tensors.get(name)
+        # None until a rule follows an axis: most constants need no causes
         axes: list[Axis | None] = [None] * len(self.weights[name].shape)
         roles = ["carries"] * len(axes)
         self.record.uses.append(Use(name, self.record.index(proto), slot, axes, roles))
@@ -302,6 +317,7 @@ class _Walk:
         for output in graph.output:
             why = self.record.reason(text, None, output.name)
             tensor = self.record.tensors.get(output.name)
+            # an initializer that is an output stays complete, next to the cut ones of its uses
             if output.name in self.weights or tensor is None:
                 continue
             for axis in tensor.axes:
@@ -324,6 +340,7 @@ class _Walk:
         tensors = [
             t for n, t in self.record.tensors.items() if n in outputs or fnmatchcase(n, pattern)
         ]
+        # initializers have no tensor of their own, only uses
         tensors += [Tensor(u.axes) for u in self.record.uses if fnmatchcase(u.tensor, pattern)]
         if not tensors:
             raise UsageError(

@@ -71,8 +71,10 @@ class ExternalFiles:
             raise ModelError("external-data", f"{what} holds strings, which cannot be external")
         info = {e.key: e.value for e in tensor.external_data}
         file = self._open(info.get("location", ""), what)
+        # of the open file, since the path may lead to another one by now
         available = os.fstat(file.fileno()).st_size
         try:
+            # both are optional: the tensor fills the file from its start, or from the offset
             offset = int(info.get("offset") or 0)
             length = int(info.get("length") or available - offset)
         except ValueError as problem:
@@ -113,6 +115,7 @@ class ExternalFiles:
                     f"{what} points to {_quote(location)}, outside of the model's folder",
                 )
             if path not in self.files:
+                # no link may take the file's place between the check above and the opening
                 self.files[path] = open_regular(
                     path, os.O_NOFOLLOW if hasattr(os, "O_NOFOLLOW") else 0
                 )
@@ -153,6 +156,7 @@ def embed_tensors(proto: ModelProto, path: Path | None) -> None:
     with contextlib.closing(ExternalFiles(path)) as files:
         for tensor, place in external:
             weight = files.weight(tensor, place.describe(tensor))
+            # in sum, since all of them end up in one protobuf message
             total += weight.length
             if total > PROTOBUF_LIMIT_BYTES:
                 raise ModelError(
@@ -161,6 +165,7 @@ def embed_tensors(proto: ModelProto, path: Path | None) -> None:
                     "store large constants as initializers of the main graph",
                 )
             values = bytes(weight.raw())
+            # raw data is the one field that holds any type; the others must not contradict it
             for field in VALUE_FIELDS:
                 tensor.ClearField(field)
             tensor.raw_data = values

@@ -72,6 +72,7 @@ class WeightLayout:
 
     def outputs(self, shape: Sequence[int]) -> int:
         """Return the number of output channels of a weight of this shape."""
+        # axis 1 of a convolution's weight counts the channels of one group; others have one group
         axis = self.axes(len(shape))[1]
         return shape[axis] * (self.groups if axis == 1 else 1)
 
@@ -100,6 +101,7 @@ class WeightLayout:
             blocks = weight.reshape(self.groups, len(weight) // self.groups, weight.shape[1], -1)
             return blocks.swapaxes(1, 2)
         matrix = weight if self.transposed else weight.T
+        # alpha is part of the weight here, so that the formula above holds for Gemm too
         if self.alpha != 1:
             matrix = matrix * np.asarray(self.alpha, matrix.dtype)
         return matrix[None, :, :, None]

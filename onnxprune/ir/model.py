@@ -37,6 +37,7 @@ class ModelView:
     def opset(self) -> int:
         """Version of the default operator set; UNUSED_OPSET if only other sets are imported."""
         imports = self.proto.opset_import
+        # a model without any import is of opset 1, as onnx reads it
         missing = UNUSED_OPSET if imports else 1
         return next((o.version for o in imports if o.domain in ("", "ai.onnx")), missing)
 
@@ -94,5 +95,6 @@ class EditableModel(ModelView):
         The editable model cannot be used afterwards, because edits would change the result.
         """
         model = Model(self.proto, self.weights, self.path)
+        # any later use fails at once, instead of changing a model that others take for constant
         del self.proto, self.weights
         return model

@@ -40,6 +40,7 @@ def cut(analysis: Analysis, plan: Plan) -> Model:
     if not all(map(len, plan.kept.values())):
         fold_branches(editor)
     _update_infos(editor)
+    # last: slices, rewritten literals and folded branches all leave initializers without a use
     remove_dead(editor.model)
     return editor.model.freeze()
 
@@ -62,6 +63,7 @@ def _slice_weights(editor: Editor) -> None:
     seen: set[str] = set()
     weights = model.weights
     for use, keeps in kept:
+        # bytes, because arrays cannot be keys; empty where nothing is cut
         key = (use.tensor, tuple(b"" if k is None else k.tobytes() for k in keeps))
         if key not in names:
             name = use.tensor
@@ -75,6 +77,7 @@ def _slice_weights(editor: Editor) -> None:
                 tensors[name] = model.proto.graph.initializer.add(name=name, data_type=base.dtype)
                 tensors[name].doc_string = tensors[use.tensor].doc_string
             tensors[name].dims[:] = weights[name].shape
+            # before IR version 4 initializers are inputs too, whose declared shapes must match
             if name in inputs:
                 inputs[name].type.tensor_type.shape.Clear()
                 for size in weights[name].shape:

@@ -33,10 +33,12 @@ def fold_branches(editor: Editor) -> None:
     values = {layer.out: _compute_bias(editor, layer) for layer in plan.biases.values()}
     following = [editor.nodes[i] for i in plan.folded if i not in plan.biases]
     folded = {editor.nodes[i].output[0] for i in plan.folded}
+    # before the segment below is extracted, which reads them as initializers
     for name, value in values.items():
         add_weight(editor.model, name, from_array(value))
     computed = [name for name in plan.constants if name not in values]
     if computed:
+        # no inputs: all that the segment reads are biases and other initializers
         segment = extract(editor.model, editor.analysis.shapes, following, (), computed)
         for name, value in Session(segment, optimize=False).run({}).items():
             add_weight(editor.model, name, from_array(value))
@@ -59,11 +61,14 @@ def _compute_bias(editor: Editor, layer: Linear) -> np.ndarray:
     name = node.input[slot] if slot is not None and slot < len(node.input) else ""
     if name:
         values = weights[name].array()
+        # beta C is all that is left of alpha A B + beta C
         if layer.op == "Gemm":
             values = values * np.asarray(attribute(node, "beta", 1.0), values.dtype)
+            # a row per sample, or one for all: it broadcasts as it is
             if values.ndim == 2:
                 return values
     else:
+        # no bias: zeros, in the type of the weight
         weight = weights[node.input[1]]
         outputs = WeightLayout.of(node).outputs(weight.shape)
         values = np.zeros(outputs, weight.array().dtype)

@@ -102,12 +102,15 @@ class _Rewrite:
 
     def rewrite(self, node: NodeProto) -> bool:
         """Apply the scales of a linear layer after its sum; return whether it allows it."""
+        # other factors would make terms that are no integers
         if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
             return False
         data, weight = self.integers(node.input[0]), self.integers(node.input[1])
+        # a scale per input channel cannot leave the sum over these channels
         if data is None or weight is None or data.axis is not None:
             return False
         layout, out = WeightLayout.of(node), node.output[0]
+        # the shape of the weight gives the number of spatial axes that scales broadcast along
         if layout.convolution and weight.shape is None:
             return False
         if weight.axis is not None and not _is_along_output(layout, weight):
@@ -146,6 +149,7 @@ class _Rewrite:
         if node.op_type not in _COMMUTING and not self.masks(node):
             return None
         source = self.integers(node.input[0])
+        # an operator in between may have moved the axis that the scales belong to
         if source is None or source.axis is not None:
             return None
         return _Integers(self.repeat(node, 0, source.name), source.scale)
@@ -155,9 +159,11 @@ class _Rewrite:
         scale = self.model.weights.get(node.input[1])
         values = self.constant(node.input[0])
         zero = self.model.weights.get(node.input[2]) if len(node.input) > 2 else None
+        # both have the type of the integers; computed integers have no other sign of it here
         typed = zero if zero is not None else values
         if scale is None or typed is None or typed.dtype not in _SMALL:
             return None
+        # Relu and MaxPool commute with positive scales alone
         if scale.dtype != TensorProto.FLOAT or len(scale.shape) > 1 or (scale.array() <= 0).any():
             return None
         per_channel = scale.shape not in ((), (1,))
@@ -177,6 +183,7 @@ class _Rewrite:
 
     def masks(self, node: NodeProto) -> bool:
         """Return whether a node multiplies by zeros and ones."""
+        # zeros and ones, as of the masked model, keep integers small
         factor = self.model.weights.get(node.input[1]) if node.op_type == "Mul" else None
         return factor is not None and bool(np.isin(factor.array(), (0, 1)).all())
 
@@ -202,6 +209,7 @@ class _Rewrite:
 
 def _is_along_output(layout: WeightLayout, weight: _Integers) -> bool:
     """Return whether the scale of a weight has one value per output channel."""
+    # its outputs per group are axis 1, so that with groups each scale serves several channels
     if layout.op == "ConvTranspose":
         return weight.axis == 1 and layout.groups == 1
     return weight.axis == (0 if layout.outputs_first else len(weight.shape or ()) - 1)

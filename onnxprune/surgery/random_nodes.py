@@ -32,11 +32,13 @@ def _drops(model: Model, node: NodeProto) -> bool:
     if node.op_type != "Dropout" or model.opset < _TRAINING_OPSET or len(node.input) < 3:
         return False
     mode = model.weights.get(node.input[2]) if node.input[2] else None
+    # a mode that is computed may be training mode
     return bool(node.input[2]) and (mode is None or bool(mode.array()))
 
 
 def draw(model: Model, feeds: Mapping[str, np.ndarray], threads: int = 1) -> dict[str, Any]:
     """Return the values of all random nodes of the main graph in one run."""
+    # a run cannot output tensors of bodies, which get a seed instead
     main = {id(n) for n in model.proto.graph.node}
     nodes = [n for n in random_nodes(model) if n.op_type in DRAWS and id(n) in main]
     names = [n.output[0] for n in nodes]
@@ -60,6 +62,7 @@ def fix_random(model: Model, values: Mapping[str, Any]) -> Model:
     main = copy.proto.graph
     replace_nodes(main, [copy_node(n) for n in main.node if not set(n.output) & values.keys()])
     for name, value in values.items():
+        # consumers read the drawn value by the name of the node's output
         if add_initializer(copy, name, np.asarray(value)) != name:
             raise ValueError(f"the name {name!r} of a random tensor is taken")
     for graph in nested(main):
@@ -67,6 +70,7 @@ def fix_random(model: Model, values: Mapping[str, Any]) -> Model:
             if node.op_type in DRAWS and not attribute(node, "seed"):
                 set_attribute(node, "seed", _SEED)
             elif _drops(model, node):
+                # inference mode, as without its inputs
                 del node.input[1:]
     return copy.freeze()
 

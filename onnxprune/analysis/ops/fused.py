@@ -47,6 +47,7 @@ def group_norm(view: View) -> Rule:
         tensor = f"n {' '.join(positions)} (g c)"
     else:
         tensor = f"n (g c) {' '.join(positions)}"
+    # data, scale, shift, skip and bias; a skip may be one row per sample
     slots = [tensor, "(g c)", "(g c)", "n (g c)" if view.rank(3) == 2 else tensor, "(g c)"]
     return Rule(
         f"{', '.join(slots[: view.inputs])} -> {tensor}, {tensor}",
@@ -66,6 +67,7 @@ def bias_softmax(view: View) -> Rule:
 
 def bias_dropout(view: View) -> Rule | None:
     """Add a bias, drop elements, add a residual; the bits of a packed mask are not followed."""
+    # the second output, a mask of bits, packs elements of several channels into one number
     if view.op.startswith("Bitmask") and view.outputs > 1:
         return None
     bias = "" if view.op == "BitmaskDropout" else "..., ..., "
@@ -80,6 +82,7 @@ def embed_layer_normalization(view: View) -> Rule:
     """
     segments = "b s" if view.rank(1) else ""
     slots = ["b s", segments, "w d", "p d", "q d", "d", "d", "b s"]
+    # position ids may be one row for all samples
     if view.op == "EmbedLayerNormalization":
         slots.append("i s" if view.dim(8, 0) == 1 else "b s") if view.inputs > 8 else None
     slots += [""] * max(view.inputs - len(slots), 0)

@@ -23,6 +23,7 @@ def reduce(linear: bool, mean: bool = False) -> Callable[[View], Rule | None]:
         axes = _read_reduced_axes(view)
         if axes is None:
             return None
+        # no axes: all are reduced, unless the attribute makes the node an identity
         if not axes:
             if view.integer("noop_with_empty_axes", 0):
                 return Rule("... -> ..." if view.inputs < 2 else "..., I -> ...")
@@ -32,6 +33,7 @@ def reduce(linear: bool, mean: bool = False) -> Callable[[View], Rule | None]:
             right = ["1" if n in reduced else n for n in names]
         else:
             right = [n for n in names if n not in reduced]
+        # in upper case, which no axis of the data has
         left = " ".join(names) + (", I" if view.inputs > 1 else "")
         over = "".join(sorted(reduced))
         pattern = f"{left} -> {' '.join(right)}"

@@ -18,6 +18,7 @@ def resize(view: View) -> Rule | None:
     """Resize by scales; an axis of scale 1, of which no region is taken, is kept."""
     names = axes_letters(view)
     scales: Sequence[float] | np.ndarray | None = view.numbers("scales")
+    # before opset 11, and in Upsample, there is no region of interest in front of the scales
     if view.inputs > 1:
         scales = view.value(1 if view.op == "Upsample" or view.opset < 11 else 2)
     if scales is None or len(scales) != len(names):  # by sizes: see movement.py
@@ -25,6 +26,7 @@ def resize(view: View) -> Rule | None:
     cropped = cropped_axes(view, range(len(names)))
     resized = [s != 1 or i in cropped for i, s in enumerate(scales)]
     changed = "".join(n for n, r in zip(names, resized, strict=True) if r)
+    # further operands are lists that are never cut: a letter each, none of the axes'
     rest = "".join(f", {chr(ord('p') + i)}" for i in range(view.inputs - 1))
     right = " ".join("1" if n in changed else n for n in names)
     return Rule(f"{' '.join(names)}{rest} -> {right}", freeze=changed)
@@ -42,6 +44,7 @@ def cropped_axes(view: View, order: Sequence[int]) -> set[int]:
         raise Misfit("its region of interest is computed from the input")
     starts, ends = region[: len(order)], region[len(order) :]
     bounds = zip(order, starts, ends, strict=True)
+    # the defaults of the region are all of the axis
     return {axis for axis, start, end in bounds if (start, end) != (0, 1)}
 
 

@@ -25,6 +25,7 @@ def make_range_scalars(model: EditableModel, shapes: Shapes) -> bool:
                 if shapes.shape(name) != (1,):
                     continue
                 scalar = f"{node.output[0]}_operand_{slot}"
+                # not Squeeze, whose axes are an attribute or an input, depending on the opset
                 empty = add_initializer(model, f"{scalar}_shape", np.zeros(0, np.int64))
                 nodes.append(helper.make_node("Reshape", [name, empty], [scalar], scalar))
                 node.input[slot] = scalar

@@ -92,6 +92,7 @@ def _find_readers(model: EditableModel, sequences: dict[str, _Sequence], shapes:
                 sequence = sequences.get(name)
                 if sequence is None:
                     continue
+                # in another slot, it is no sequence whose elements are taken
                 if slot or id(node) not in main or not _is_known(node, sequence, shapes):
                     del sequences[name]
                 else:
@@ -122,9 +123,11 @@ def _find_elements(node: NodeProto, shapes: Shapes) -> _Sequence | None:
         return None
     length = shape[attribute(node, "axis", 0)]
     given = len(node.input) > 1 and node.input[1]
+    # without lengths, each part is one position; keepdims has a meaning in this form alone
     value = shapes.value(node.input[1]) if given else np.array(1)
     if value is None or not isinstance(length, int):
         return None
+    # a vector lists the lengths, a scalar is the length of all parts, the last may be shorter
     if value.ndim:
         sizes = [int(v) for v in value]
     else:
@@ -140,6 +143,7 @@ def _find_elements(node: NodeProto, shapes: Shapes) -> _Sequence | None:
 def _create(model: EditableModel, sequence: _Sequence) -> list[NodeProto]:
     """Return the nodes that compute the elements."""
     node = sequence.node
+    # nothing to compute: the elements are tensors of the graph
     if node.op_type == "SequenceConstruct":
         return []
     axis, name = attribute(node, "axis", 0), node.name or node.output[0]
@@ -158,9 +162,11 @@ def _read(
     """Return the nodes that replace a reader."""
     out, name = node.output[0], node.name or node.output[0]
     if node.op_type == "SequenceAt":
+        # never None: `_is_known` has found the element of every node that gets here
         element = sequence.elements[_find_position(node, sequence, shapes) or 0]
         return [helper.make_node("Identity", [element], [out], name)]
     axis, elements, nodes = attribute(node, "axis", 0), list(sequence.elements), []
+    # the elements are stacked: each gets the new axis before they are joined
     if attribute(node, "new_axis", 0):
         for i, element in enumerate(sequence.elements):
             elements[i] = f"{out}_row_{i}"

@@ -38,13 +38,16 @@ def _find_part_sizes(node: NodeProto, shapes: Shapes) -> list[int] | None:
     """Return the channels of queries, keys and values; None if they are not packed."""
     if node.op_type not in _PACKED or node.domain != CONTRIB_DOMAIN:
         return None
+    # keys and values are operands of their own
     if any(node.input[1:3]):
         return None
     shape = shapes.shape(node.input[0])
     heads = attribute(node, "num_heads", 0)
+    # absent: as many heads of keys as of queries
     key_heads = attribute(node, "kv_num_heads", heads)
     if shape is None or not isinstance(shape[-1], int) or not heads or not key_heads:
         return None
+    # no multiple: the node contradicts its definition, which the pass over its rule reports
     size, rest = divmod(shape[-1], heads + 2 * key_heads)
     return None if rest else [heads * size, key_heads * size, key_heads * size]
 
@@ -54,6 +57,7 @@ def _split(model: EditableModel, node: NodeProto, sizes: list[int]) -> NodeProto
     packed = node.input[0]
     parts = [f"{node.output[0]}_{part}" for part in ("query", "key", "value")]
     name = f"{node.name or node.output[0]}_unpack"
+    # trailing absent operands need not be listed
     while len(node.input) < len(parts):
         node.input.append("")
     node.input[:3] = parts
