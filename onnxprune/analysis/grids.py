@@ -115,8 +115,8 @@ def coupled_lines(cells: np.ndarray) -> np.ndarray:
         joined.append(np.stack([a, c], 1)[(a == b) & (c == d) & (a != c)])
         joins = np.concatenate(joined)
         if not len(joins):
-            # no line in common: all four become one;
-            # one pair at a time, as others may have one then
+            # no line in common: all four become one; only one pair of sets at a time,
+            # because others may have a line in common then
             apart = np.flatnonzero(pair & (a != c) & (b != d) & (a != d) & (b != c))
             if not len(apart):
                 return line

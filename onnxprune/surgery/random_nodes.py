@@ -70,7 +70,7 @@ def fix_random(model: Model, values: Mapping[str, Any]) -> Model:
             if node.op_type in DRAWS and not attribute(node, "seed"):
                 set_attribute(node, "seed", _SEED)
             elif _drops(model, node):
-                # inference mode, as without its inputs
+                # without ratio and mode it is in inference mode
                 del node.input[1:]
     return copy.freeze()
 

@@ -44,7 +44,7 @@ def cropped_axes(view: View, order: Sequence[int]) -> set[int]:
         raise Misfit("its region of interest is computed from the input")
     starts, ends = region[: len(order)], region[len(order) :]
     bounds = zip(order, starts, ends, strict=True)
-    # the defaults of the region are all of the axis
+    # from 0 to 1 is all of the axis
     return {axis for axis, start, end in bounds if (start, end) != (0, 1)}
 
 

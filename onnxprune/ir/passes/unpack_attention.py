@@ -47,7 +47,7 @@ def _find_part_sizes(node: NodeProto, shapes: Shapes) -> list[int] | None:
     key_heads = attribute(node, "kv_num_heads", heads)
     if shape is None or not isinstance(shape[-1], int) or not heads or not key_heads:
         return None
-    # no multiple: the node contradicts its definition, which the pass over its rule reports
+    # no multiple: the node contradicts its definition, and is kept as it is
     size, rest = divmod(shape[-1], heads + 2 * key_heads)
     return None if rest else [heads * size, key_heads * size, key_heads * size]
 
