@@ -85,8 +85,6 @@ def analyze(
     record = _follow(canonical, freeze, allow_mixing, grouped)
     if not untie:
         tie(record)
-        # only a finished pass shows whether coupling copies takes freedom away; the second one
-        # follows them as one initializer
         copies = find_copies(record)
         if copies:
             record = _follow(share_copies(canonical, copies), freeze, allow_mixing, grouped)
