@@ -35,9 +35,11 @@ def allocate(name: str, context: Context, scores: Scores, constraints: Constrain
     selection = _build_selection(context, scores, constraints)
     analysis, steps = context.analysis, selection.steps
     every = range(len(steps))
+    # checked first: if all steps together miss a budget, no order of them meets it
     if constraints.budgets and (missed := selection.missed(every)):
         raise unreachable(analysis, constraints, selection.kept(every), missed)
     chosen: Sequence[int] = ()
+    # a ranking is costly, and fixed widths and dead channels alone may meet the budgets
     if constraints.budgets and selection.missed(()):
         ranking = _rank_steps(name, context, scores, steps)
         if ranking.per_saving:
@@ -68,6 +70,7 @@ def _build_selection(context: Context, scores: Scores, constraints: Constraints)
         for group, dead in constraints.dead.items()
         if group in order
     }
+    # last, as a width that the recipe gives holds for groups with dead channels too
     start.update(fixed)
     return StepSelection(analysis, constraints, steps, order, start, branches)
 
@@ -75,6 +78,7 @@ def _build_selection(context: Context, scores: Scores, constraints: Constraints)
 def _rank_steps(name: str, context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ranking:
     """Return the allocator's ranking of the steps, computed once per context for all budgets."""
     inputs = hashlib.sha256(repr([(s.group, s.width, s.target) for s in steps]).encode())
+    # sorted, as the order of the mapping does not matter
     for group in sorted(scores):
         inputs.update(np.ascontiguousarray(scores[group], np.float64).tobytes())
     allocator: Allocator = ALLOCATORS.get(name)
@@ -90,6 +94,7 @@ def _find_branches(
 
     None if the recipe sets a floor; a branch with a group of fixed width is left out.
     """
+    # a removed branch keeps no channel, which is below any floor
     if not constraints.blocks or constraints.floor > 1:
         return {}
     branches = context.memoize(_BRANCHES, lambda: removable_branches(context.analysis))

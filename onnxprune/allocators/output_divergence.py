@@ -42,9 +42,11 @@ class OutputDivergence:
                 "that its divergence cannot be measured; use --fast, which does without",
             )
         if expected.ndim == 2 and expected.shape[1] > 1:
+            # the first batch shows which kind of output this is
             self._tempered = self._tempered or Tempered()
             self._tempered.update(expected, actual)
             return
+        # in float32 a sum over many batches would lose small terms
         difference = actual.astype(np.float64) - expected
         self._error += float(np.square(difference).sum())
         self._energy += float(np.square(expected, dtype=np.float64).sum())
@@ -82,6 +84,7 @@ def divergence_after(
         Sum of the outputs' divergences.
     """
     outputs = _list_names_after(run)
+    # all compared tensors precede the position, where both networks are equal
     if not outputs:
         return 0.0
     session = Session(

@@ -56,11 +56,13 @@ def build_steps(
             )
         dead = np.asarray(constraints.dead.get(group.name, ()), np.int64)
         rest = ordered(values)
+        # dead channels are removed before any step: none of them may be kept for a live one
         order[group.name] = np.concatenate([dead, rest[~np.isin(rest, dead)]])
         if group.name not in fixed:
             start = group.size - len(dead)
             chain = [start, *(w for w in widths(group.size, constraints) if w < start)]
             if group.name in branches:
+                # `widths` ends above 0: only a branch can be removed altogether
                 chain.append(0)
             steps += _list_group_steps(group, values[order[group.name]], chain)
     return steps, order
@@ -97,6 +99,7 @@ def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -
         A pattern matches no group.
     """
     rounding = constraints
+    # the automatic multiple of an engine does not apply to explicit ratios
     if constraints.ratio_multiple is not None:
         rounding = replace(constraints, round_to=constraints.ratio_multiple, half_block=False)
     result: dict[str, int] = {}
@@ -104,6 +107,7 @@ def fixed_widths(analysis: Analysis, scores: Scores, constraints: Constraints) -
         size = analysis.group(name).size
         result[name] = size
         if name in scores:
+            # a ratio that the recipe gives may exceed the general limit
             chain = widths(size, rounding, max_fraction=1.0)
             result[name] = _choose_nearest(chain, size - ratio * size)
     return result

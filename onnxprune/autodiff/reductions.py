@@ -29,6 +29,7 @@ def reduction(formula: Callable[[Value, Value, Value, list[int]], Value]) -> Rul
         if axes is None and not s.attribute("noop_with_empty_axes", 0):
             axes = list(range(rank))
         axes = sorted(int(a) % rank for a in axes or [])
+        # without keepdims the output lacks the reduced axes
         kept = [1 if i in axes else n for i, n in enumerate(s.x.shape)]
         return [formula(s.grad.reshape(kept), s.x, s.y.reshape(kept), axes).expand(s.x.shape)]
 
@@ -125,8 +126,10 @@ def local_response(s: BackwardStep) -> list[Value | None]:
     size, channels = s.attribute("size"), s.x.shape[1]
     alpha, beta = s.attribute("alpha", 1e-4), s.attribute("beta", 0.75)
     distance = np.arange(channels)[:, None] - np.arange(channels)[None]
+    # an even size reaches one channel further up than down
     band = ((distance >= -((size - 1) // 2)) & (distance <= size // 2)).astype(float)
     d = along(s.x * s.x, 1, band) * (alpha / size) + s.attribute("bias", 1.0)
+    # a channel contributes to those that it is a neighbor of: the transposed band
     neighbors = along(s.grad * s.y / d, 1, band.T)
     return [s.grad * d**-beta - s.x * neighbors * (2 * alpha * beta / size)]
 
@@ -141,6 +144,7 @@ def _differentiate_normalization(
     d = x - x.reduce("ReduceMean", axes) if centered else x
     inverse = 1.0 / ((d * d).reduce("ReduceMean", axes) + epsilon).call("Sqrt")
     unit = d * inverse
+    # the deviation depends on x too: what remains is orthogonal to the normalized value
     inner = g - unit * (g * unit).reduce("ReduceMean", axes)
     return inverse * (inner - g.reduce("ReduceMean", axes) if centered else inner)
 

@@ -110,6 +110,7 @@ class BackwardStep:
                 raise NoGradient(f"input {index} ({self.node.input[index]}) depends on the data")
             return np.asarray(value).ravel().tolist()
         numbers = self.attribute(name, default) if name else default
+        # Clip before opset 11 has single numbers
         if isinstance(numbers, float):
             return [numbers]
         return None if numbers is None else list(numbers)

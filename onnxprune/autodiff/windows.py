@@ -57,13 +57,16 @@ def windows(
     rank = len(kernel)
     strides, dilations = s.attribute("strides", [1] * rank), s.attribute("dilations", [1] * rank)
     auto = s.attribute("auto_pad", "NOTSET")
+    # the padding at the end follows from the lengths, see `rest`
     before = list(s.attribute("pads", [0] * 2 * rank))[:rank]
     if auto == "VALID":
         before = [0] * rank
     elif auto.startswith("SAME"):
         for axis in range(rank):
             extent = (kernel[axis] - 1) * dilations[axis] + 1
+            # strides longer than the window skip input instead of padding it
             extra = max(0, (narrow[axis] - 1) * strides[axis] + extent - wide[axis])
+            # SAME_UPPER has the odd element at the end, SAME_LOWER at the beginning
             before[axis] = extra // 2 if auto == "SAME_UPPER" else extra - extra // 2
     return Windows(
         tuple(kernel), tuple(strides), tuple(dilations), tuple(before), tuple(wide), tuple(narrow)

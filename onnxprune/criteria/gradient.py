@@ -83,6 +83,7 @@ def gradient_scores(
     data = context.required_data("a gradient criterion")
     losses = tuple(losses) if losses is not None else head_losses(context)
     if batch_sizes is None:
+        # the sizes are found by trial runs, which the next criterion need not repeat
         batch_sizes = context.memoize(_BATCH_SIZES, dict)
     gradients = mask_gradients(
         context.analysis,

@@ -52,6 +52,7 @@ def bn_scale(context: Context) -> Scores:
 
     def scale(member: Member) -> np.ndarray | None:
         use = analysis.uses[member.use]
+        # slot 1 is gamma
         if analysis.nodes[use.node].op_type != "BatchNormalization" or use.slot != 1:
             return None
         return np.abs(analysis.model.weights[use.tensor].array().astype(np.float64))
@@ -98,6 +99,7 @@ def position_norms(analysis: Analysis, use: int, axis: int, power: int) -> np.nd
         (length of the axis,) float64.
     """
     weight = analysis.model.weights[analysis.uses[use].tensor].array()
+    # before the zero point is subtracted: 8-bit integers would overflow
     values = weight.astype(np.float32, copy=False)
     scale = _read_quantization_parameter(analysis, use, weight.shape, 1)
     zero_point = _read_quantization_parameter(analysis, use, weight.shape, 2)
@@ -130,6 +132,7 @@ def _read_quantization_parameter(
     if values.ndim == 0 or values.size == 1:
         return values.reshape((1,) * len(shape))
     axis = attribute(node, "axis", 1) % len(shape)
+    # one scale per block varies along two axes
     if values.ndim != 1 or len(values) != shape[axis]:
         return None
     return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])

@@ -69,6 +69,7 @@ class Memo:
             What else the result depends on.
         """
         key = _Key(kind, scope, arguments)
+        # a stored result may itself be None or empty
         if key not in self._results:
             self._results[key] = compute()
         return cast("T", self._results[key])

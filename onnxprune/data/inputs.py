@@ -165,6 +165,7 @@ class Inputs:
                 return Pieces(shape[0], shape[1:])
         elif extra == -1 and item.axis == 0 and self._is_gray_stack(name, shape, dtype):
             return Pieces(shape[0], shape[1:])
+        # one axis less than the model's can only be a single sample
         elif extra == -1:
             return Pieces(1, shape)
         elif extra in (0, 1):
@@ -197,6 +198,7 @@ class Inputs:
             )
         count = next(iter(known.values()), 1)
         for name, part in pieces.items():
+            # a fixed leading size cannot be a number of samples
             rows = part.shape[0] if part.count is None and len(part.shape) > 1 else 1
             if rows == count > 1 and not isinstance(self.items[name].shape[0], int):
                 raise DataError(
@@ -266,6 +268,7 @@ class Inputs:
 
     def _convert(self, item: Input, value: np.ndarray, where: str) -> np.ndarray:
         axes = self.image(item.name)
+        # a uint8 input takes pixels as they are: its graph scales them
         pixels = value.dtype == np.uint8 and item.dtype.kind == "f"
         if pixels and axes is not None and not item.shared:
             image = channels_last(value, channels_of(item.shape, axes), where)
@@ -290,6 +293,7 @@ class Inputs:
                 f"the model takes {spell(expected)}",
             )
         for symbol, size in zip(expected, value.shape, strict=True):
+            # anonymous sizes are unrelated to each other
             if isinstance(symbol, str) and not is_anonymous(symbol):
                 first, before = sizes.setdefault(symbol, (item.name, size))
                 if before != size:
@@ -371,6 +375,7 @@ def convert(value: np.ndarray, dtype: np.dtype[Any], where: str) -> np.ndarray:
         return result
     if have.kind in "iu" and dtype.kind in "iu":
         limits = np.iinfo(dtype)
+        # Python integers compare exactly, whatever the two types
         if value.size and not (limits.min <= int(value.min()) and int(value.max()) <= limits.max):
             raise DataError(
                 "data-dtype",

@@ -178,6 +178,7 @@ class LabeledData:
     def _find_image_size(self, sample: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
         """Return (height, width) of the sample if the model has exactly one image input."""
         images = _find_image_inputs(self.inputs)
+        # of several images, labels can refer to any
         if len(images) != 1:
             return None
         name, axes = images[0]
@@ -226,6 +227,7 @@ def open_labeled(
     indices = list(range(source.count))
     if samples is not None and samples < source.count:
         generator = np.random.default_rng(seed)
+        # ascending, so that stored samples are read in their order
         indices = sorted(generator.choice(source.count, samples, replace=False).tolist())
     return LabeledData(source, known, tuple(indices))
 
@@ -294,6 +296,7 @@ class LabeledArrays:
         self.path, self.inputs = path, inputs
         arrays = _load_arrays(path)
         self.blob = next((b for b in BLOBS if b in arrays), None)
+        # first, because an input may itself be called images
         if all(name in arrays for name in inputs.items):
             self.data = {name: arrays.pop(name) for name in inputs.items}
             self.pieces = {
@@ -325,6 +328,7 @@ class LabeledArrays:
 
     def _check(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Check the label arrays; `arrays` are those that are not inputs."""
+        # arrays of other names may be anything; these are meant as labels
         for name in ("labels", "masks", "targets"):
             if name in arrays and name not in self.labels:
                 raise DataError(
@@ -356,6 +360,7 @@ class LabeledArrays:
         labels = {name: array[index] for name, array in self.labels.items()}
         if self.boxes is not None:
             labels[BOXES] = self._boxes_of[index]
+        # data by input name may contain an input called images
         if "images" in self.data and "images" not in self.inputs.items:
             return where, {self.name: self.data["images"][index]}, labels
         if "offsets" in self.data and "offsets" not in self.inputs.items:
@@ -405,6 +410,7 @@ def decode_bytes(data: bytes, channels: int, where: str) -> np.ndarray:
     """
     try:
         return decode(io.BytesIO(data), channels)
+    # the message of `decode` names its source, which is only a buffer here
     except DataError:
         raise DataError(
             "data-image", f"{where}: its {len(data)} bytes are not an 8-bit image"
@@ -436,6 +442,7 @@ def _find_image_input(inputs: Inputs, where: str) -> tuple[str, int]:
 
 def _prepend_row(boxes: np.ndarray, row: int) -> np.ndarray:
     """Return float64 boxes with the number of the row in column 0."""
+    # a copy, because column 0 of the source is the sample
     boxes = np.array(boxes, np.float64)
     boxes[:, 0] = row
     return boxes

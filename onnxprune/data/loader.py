@@ -34,6 +34,7 @@ class Loader:
         self.hashes = []
         for where, raw in self._iterate_samples():
             self.hashes.append(_compute_hash(inputs.sample(raw, where)))
+            # functions may yield without end
             if len(self.hashes) == samples:
                 break
         self.count = len(self.hashes)
@@ -86,9 +87,11 @@ class Loader:
         number = 0
         while True:
             try:
+                # only the function's own errors are caught, not those of the consumer
                 feed = next(stream)
             except StopIteration:
                 return
+            # scripts may call sys.exit
             except (Exception, SystemExit) as problem:
                 raise DataError(
                     "data-loader", f"{self.spec} fails at item {number}: {_summarize(problem)}"
@@ -139,6 +142,7 @@ def open_loader(location: str, inputs: Inputs, samples: int, seed: int) -> Loade
     DataError
         The file or function does not exist or fails, or does not yield feeds that fit the model.
     """
+    # from the right: paths on Windows contain a colon
     file, _, name = location.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -164,6 +168,7 @@ def _import_file(path: Path) -> Any:
     except (Exception, SystemExit) as problem:
         raise DataError("data-loader", f"{path} fails to load: {_summarize(problem)}") from problem
     finally:
+        # later imports must not find modules of that folder
         sys.path.remove(folder)
     return module
 
@@ -171,6 +176,7 @@ def _import_file(path: Path) -> Any:
 def _compute_hash(sample: Mapping[str, np.ndarray]) -> bytes:
     state = hashlib.sha256()
     for array in sample.values():
+        # equal bytes in another shape are another sample
         state.update(f"{array.dtype}{array.shape}".encode())
         state.update(np.ascontiguousarray(array).tobytes())
     return state.digest()

@@ -50,6 +50,7 @@ def pieces_of_shared(expected: Shape, shape: tuple[int, ...]) -> Pieces:
     of one sequence at a time are often stacked there.
     """
     longer = [i for i, (e, d) in enumerate(zip(expected, shape, strict=True)) if e == 1 != d]
+    # two longer axes leave open which of them counts samples
     if len(longer) != 1 or not fits(expected, _replace_size(shape, longer[0], 1)):
         return Pieces(None, shape)
     return Pieces(shape[longer[0]], _replace_size(shape, longer[0], 1), longer[0])

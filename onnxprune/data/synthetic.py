@@ -42,7 +42,9 @@ class Synthetic:
         for index in indices:
             sample = {}
             for number, (name, item) in enumerate(self.inputs.items.items()):
+                # samples share a feed only if shared values are equal; a feed of one sample is free
                 own = 0 if item.shared and self.inputs.batch != 1 else index
+                # a generator per value, so that a sample does not depend on which others are read
                 generator = np.random.default_rng([self.seed, number, own])
                 sample[name] = draw(
                     generator, self.shapes[name], item.dtype, self.ranges.get(name, BINARY)
@@ -59,6 +61,7 @@ class Synthetic:
     def digest(self, indices: Sequence[int]) -> str:
         """Return the hex sha256 of what determines the values."""
         parts = [self.seed, {n: list(s) for n, s in self.shapes.items()}, list(indices)]
+        # the default ranges follow from types and shapes; only the graph gives others
         unusual = {n: r for n, r in self.ranges.items() if r not in (BINARY, PIXELS)}
         parts += [unusual] if unusual else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -88,6 +91,7 @@ def _find_ranges(inputs: Inputs) -> dict[str, tuple[int, int]]:
     else:
         ranges = {n: BINARY for n, item in inputs.items.items() if item.dtype.kind in "iub"}
     for name, item in inputs.items.items():
+        # graphs bound indices, not pixels: an image may have any byte
         if item.dtype == np.uint8 and inputs.image(name) is not None:
             ranges[name] = PIXELS
     return ranges
@@ -101,6 +105,7 @@ def concrete_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     full = _complete_shapes(inputs)
     shapes = {}
     for name, item in inputs.items.items():
+        # slices beyond the end keep every axis of a shared input
         axis = len(item.shape) if item.axis is None else item.axis
         shapes[name] = full[name][:axis] + full[name][axis + 1 :]
     return shapes

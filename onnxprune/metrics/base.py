@@ -188,6 +188,7 @@ class BaseMetric:
 
     name = ""
     higher_is_better = True
+    # the bootstrap's own relative error is 1 / sqrt(2 draws), 4 percent here
     draws = 400
 
     def __init__(self, options: MetricOptions) -> None:
@@ -230,6 +231,7 @@ class BaseMetric:
         values = self.outcomes()
         if values is not None:
             return standard_error(values)
+        # a fixed seed, so that reports of the same samples agree
         drawn = resample([self], self.draws, np.random.default_rng(SEED))
         return None if drawn is None else bootstrap_error([e[0].value for e in drawn])
 
@@ -271,6 +273,7 @@ class MeanMetric(BaseMetric):
         sums = np.bincount(labels[known], (weights * values)[known])
         per_class = {int(c): float(sums[c] / counts[c]) for c in np.flatnonzero(counts)}
         total = weights.sum()
+        # a draw may miss the chosen classes
         value = float((weights * values).sum() / total) if total else math.nan
         return MetricEstimate(value, per_class, {c: float(counts[c]) for c in per_class})
 
@@ -308,6 +311,7 @@ def resample(
         row = [m.estimate(weights, classes) for m in metrics]
         if any(e is None for e in row):
             return None
+        # the filter is for the type checker: no estimate is None here
         drawn.append([e for e in row if e is not None])
     return drawn
 
@@ -327,6 +331,7 @@ def bootstrap_error(values: Sequence[float]) -> float | None:
 
     None for fewer than two finite values.
     """
+    # a draw may miss all samples of a class
     finite = np.asarray([v for v in values if math.isfinite(v)])
     return float(np.std(finite, ddof=1)) if len(finite) > 1 else None
 
@@ -355,6 +360,7 @@ def find_function(where: str, purpose: str) -> Any:
             f"{purpose} {where!r} is not of the form module:function or FILE.py:function",
         )
     is_file = module.endswith(".py")
+    # a file can import from its own folder, as when Python runs it
     folder = str(Path(module).resolve().parent) if is_file else os.getcwd()
     sys.path.insert(0, folder)
     try:

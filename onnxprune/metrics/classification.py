@@ -30,6 +30,7 @@ class TopK(MeanMetric):
     def update(self, outputs: Outputs, labels: Labels) -> None:
         """Add one batch of outputs and `labels`."""
         scores = rows(pick_output(outputs, self.options, self.name), self.name)
+        # labels do not count outputs before class 0, such as a background
         scores = scores[:, self.options.class_offset :]
         truth = pick_labels(labels, self.options, "labels", self.name).astype(np.int64).reshape(-1)
         if len(truth) != len(scores):
@@ -38,6 +39,7 @@ class TopK(MeanMetric):
                 f"{self.name}: a batch has {plural(len(scores), 'output')} and "
                 f"{plural(len(truth), 'label')}; they must be equally many",
             )
+        # an empty batch has no minimum
         if len(truth) and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
             raise DataError(
                 "data-labels",
@@ -51,6 +53,7 @@ def rank(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return how many classes rank before the true one, int (n,); all if its output is NaN."""
     own = np.take_along_axis(scores, truth[:, None], 1)
     before = np.arange(scores.shape[1]) < truth[:, None]
+    # NaN ranks before every label, so that a broken output never counts as correct
     above = (scores > own) | np.isnan(scores) | ((scores == own) & before)
     return np.asarray(np.where(np.isnan(own[:, 0]), scores.shape[1], above.sum(1)))
 

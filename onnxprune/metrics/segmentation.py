@@ -56,6 +56,7 @@ class Segmentation(BaseMetric):
         if image.ndim == 3:
             scores = image[self.options.class_offset :]
             if scores.shape[1:] != size:
+                # scores can be interpolated; class indices in between would be other classes
                 scores = resize(scores, size[0], size[1])
             return np.asarray(scores.argmax(0))
         if image.shape != size:
@@ -78,6 +79,7 @@ class Segmentation(BaseMetric):
         if self.options.ignore is not None:
             scored &= mask != self.options.ignore
         mask, predicted = mask[scored], predicted[scored]
+        # predictions of no class miss their label, but enlarge no union
         inside = predicted[(predicted >= 0) & (predicted < classes)]
         tally = [np.bincount(v, minlength=classes) for v in (mask[predicted == mask], mask, inside)]
         return np.asarray(tally, np.float64)
@@ -91,8 +93,10 @@ class Segmentation(BaseMetric):
         right, labeled, predicted = totals
         chosen = np.arange(len(right))
         if classes is not None:
+            # a class beyond those that were seen has no column
             chosen = np.asarray([c for c in classes if c < len(right)], np.int64)
         union = labeled + predicted - right
+        # a class that is neither labeled nor predicted has no ratio
         iou = {int(c): float(right[c] / union[c]) for c in chosen if union[c]}
         recall = {int(c): float(right[c] / labeled[c]) for c in chosen if labeled[c]}
         total = labeled[chosen].sum()
@@ -117,10 +121,12 @@ def resize(scores: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _weights(size: int, target: int) -> np.ndarray:
     """Return the weight of each source position in each target position, (target, size)."""
+    # beyond the outer pixel centers the border is repeated
     at = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
     low = np.floor(at).astype(int)
     high = np.minimum(low + 1, size - 1)
     matrix = np.zeros((target, size), np.float32)
+    # at the border both positions are one cell, which must have the sum of the weights
     np.add.at(matrix, (np.arange(target), low), 1 - (at - low))
     np.add.at(matrix, (np.arange(target), high), at - low)
     return matrix

@@ -24,6 +24,7 @@ class FunctionMetric(MeanMetric):
     ) -> None:
         super().__init__(options)
         self.name = name
+        # a function can have its direction as an attribute only
         self.higher_is_better = bool(getattr(function, "higher_is_better", True))
         self._function = function
 
@@ -32,6 +33,7 @@ class FunctionMetric(MeanMetric):
         size = len(next(iter(outputs.values())))
         try:
             values = np.asarray(self._function(outputs, labels), np.float64)
+        # the user's code may raise anything
         except Exception as problem:
             raise UsageError(
                 "metric-failed", f"metric {self.name!r} failed: {type(problem).__name__}: {problem}"
@@ -63,6 +65,7 @@ def user_metric(name: str, target: Any, options: MetricOptions) -> Metric:
         raise UsageError(
             "metric-kind", f"metric {name!r} is {type(target).__name__}, not a function or class"
         )
+    # a class is a factory, however many parameters it has
     if not isinstance(target, type) and len(inspect.signature(target).parameters) == 2:
         return FunctionMetric(name, target, options)
     metric = target(options)

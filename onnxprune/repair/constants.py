@@ -20,6 +20,7 @@ from onnxprune.statistics.channels import reduce_mean
 from onnxprune.surgery.fold import constants_of
 from onnxprune.types import Plan
 
+# means of integers, such as shapes and indices, would have no meaning
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
@@ -69,6 +70,7 @@ def _original_means(
     """
     model = analysis.model.edit()
     for name, reduced in axes.items():
+        # a mean over many values is inexact in half precision
         real, mean = f"{name}/real", f"{name}/mean"
         model.proto.graph.node.append(
             helper.make_node("Cast", [name], [real], to=TensorProto.FLOAT)
@@ -83,5 +85,6 @@ def _original_means(
     for feeds in context.repair_data("a removed branch").batches(context.batch_size):
         values, count = session.run(feeds), samples_of(feeds)
         total += count
+        # batches can differ in size
         sums = {n: s + count * values[f"{n}/mean"].astype(np.float64) for n, s in sums.items()}
     return {name: np.asarray(s / total) for name, s in sums.items()}

@@ -19,6 +19,7 @@ def unit_names(analysis: Analysis) -> dict[str, str]:
     names = {}
     for group in analysis.groups:
         members = analysis.members(group.name)
+        # units are named by the layer that produces them; some groups have only other members
         lead = next((m for m in members if m.site.role == "produces"), members[0])
         total = analysis.model.weights[lead.site.tensor].shape[lead.site.axis]
         start, end = int(lead.positions.min()), int(lead.positions.max()) + 1
@@ -30,6 +31,7 @@ def to_subnet(analysis: Analysis, plan: Plan) -> dict[str, int]:
     """Return unit name -> kept count of all groups; UsageError if the plan is of another model."""
     analysis.check(plan)
     return {
+        # a plan names only the groups that it cuts
         unit: len(plan.kept.get(name, range(analysis.group(name).size)))
         for name, unit in unit_names(analysis).items()
     }
@@ -51,11 +53,13 @@ def from_subnet(analysis: Analysis, counts: Mapping[str, object], scores: Scores
             raise unknown("unit", unit, groups)
         name = groups[unit]
         size = analysis.group(name).size
+        # True is an int in Python
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= size:
             raise UsageError(
                 "subnet-count",
                 f"unit {unit!r} keeps {count!r} of {plural(size, 'channel')}; give 1 to {size}",
             )
+        # an unpruned group needs no scores, which some criteria lack
         if count == size:
             continue
         if name not in scores:

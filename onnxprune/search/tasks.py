@@ -77,6 +77,7 @@ class HeadLosses:
         self.rows: dict[str, int] = {}
         for name in self.heads:
             values = [np.asarray(e[name], np.float64) for e in expected]
+            # a scalar output counts as one row
             self.rows[name] = sum(len(np.atleast_1d(v)) for v in values)
             # one row of class scores per sample: compared as probabilities
             if values[0].ndim == 2 and values[0].shape[1] > 1:
@@ -141,6 +142,7 @@ class OwnLosses:
         try:
             values = dict(self.function(outputs, index))
             means = {str(n): float(np.mean(np.asarray(v, np.float64))) for n, v in values.items()}
+        # the user's code may raise anything
         except Exception as problem:
             raise UsageError(
                 "losses-failed",
@@ -151,6 +153,7 @@ class OwnLosses:
                 "losses-value",
                 f"losses {self.where!r} returned {values!r}; return finite numbers by task name",
             )
+        # batches can differ in size, so their means are weighted
         return {n: v * len(index) / self.total for n, v in means.items()}
 
     def least(self, number: int) -> Mapping[str, float]:

@@ -73,6 +73,7 @@ def _run_in_processes(function: Job, jobs: list[Any], workers: int) -> Iterator[
         # batches of one job, so that a dying process loses no finished one
         tasks = (joblib.delayed(_run_numbered)(function, n, job) for n, job in list(left.items()))
         try:
+            # finished jobs leave `left`, so that the next try runs only the others
             for number, result in pool(tasks):
                 yield left.pop(number), result
         except BrokenProcessPool:
@@ -99,6 +100,7 @@ def _run_on_ray(
     except ImportError as problem:
         raise MissingExtraError("ray", "cluster", "a Ray cluster") from problem
     ray.init(
+        # ray refuses a number of CPUs for a cluster that already runs
         address=address or None,
         num_cpus=None if address else workers,
         include_dashboard=False,
@@ -108,6 +110,7 @@ def _run_on_ray(
         task = ray.remote(num_cpus=1, max_retries=TRIES)(function)
         waiting = {task.remote(job): job for job in jobs}
         while waiting:
+            # one at a time, so that a result is yielded as soon as it exists
             for done in ray.wait(list(waiting), num_returns=1)[0]:
                 job = waiting.pop(done)
                 try:
@@ -119,6 +122,7 @@ def _run_on_ray(
                         f"{plural(len(waiting), 'other')} left; run again",
                     ) from problem
                 except ray.exceptions.RayTaskError as problem:
+                    # the job's own error, as in this process
                     raise problem.cause from problem
                 yield job, result
     finally:
@@ -138,7 +142,9 @@ def _run_on_dask(
         if not address:
             local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
             cluster = stack.enter_context(local)
+        # on the stack above the cluster, so that it closes first
         client = stack.enter_context(Client(cluster))
+        # pure jobs of equal arguments would share one key, and one of them would be lost
         waiting = {client.submit(function, job, pure=False, retries=TRIES): job for job in jobs}
         for done in as_completed(list(waiting)):
             yield waiting[done], done.result()

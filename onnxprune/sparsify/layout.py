@@ -78,9 +78,11 @@ class LinearWeight:
         node = self.nodes[0]
         if len(self.nodes) != 1 or self.op == "MatMul" or len(node.input) < 3:
             return None
+        # a refit adds its offset to the bias as stored, which beta must not scale
         if attribute(node, "beta", 1.0) != 1 or not self.alpha:
             return None
         name = str(node.input[2])
+        # uses, not nodes: one node may read a tensor twice
         uses = sum(list(n.input).count(name) for n in model.proto.graph.node)
         if name not in model.weights or uses != 1 or len(model.weights[name].shape) != 1:
             return None
@@ -105,11 +107,13 @@ def linear_weights(model: Model, ops: Sequence[str] = ("Conv",)) -> list[LinearW
         for position, name in enumerate(node.input):
             if name in model.weights:
                 as_weight = node.op_type in ops and position == 1
+                # with transA the rows of the input are not samples
                 as_weight = as_weight and not attribute(node, "transA", 0)
                 # an empty node stands for any other use, which keeps the weight out
                 consumers.setdefault(name, []).append(node if as_weight else NodeProto())
     result = []
     for name, nodes in consumers.items():
+        # a factor is no difference in layout: rows do not include it
         layouts = {replace(WeightLayout.of(n), alpha=1.0) for n in nodes}
         if len(layouts) == 1 and nodes[0].op_type and _is_linear(model, name, nodes[0].op_type):
             result.append(LinearWeight(name, tuple(nodes)))

@@ -238,10 +238,12 @@ def _measure(
     feeds: Feeds,
 ) -> Mapping[str, InputStatistics]:
     """Return the input statistics of the tensors whose scores need them."""
+    # magnitudes need no inputs, except to compare the layers
     if settings.scope != BALANCED and settings.method == "magnitude":
         return {}
     if settings.scope == BALANCED:
         intact = intact_tensors({name: r.size for name, r in rows.items()}, settings.amount)
+        # statistics of tensors that `balance` never cuts would be unused
         targets = [t for t in targets if t.tensor not in intact]
     return measure_inputs(
         model,

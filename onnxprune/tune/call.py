@@ -139,5 +139,6 @@ def to_common_device(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     Shapes and indices are on the host, data where the parameters are.
     """
+    # moving shapes and indices to an accelerator costs less than moving data to the host
     device = next((t.device for t in tensors if t.device.type != "cpu"), None)
     return tensors if device is None else tuple(t.to(device) for t in tensors)

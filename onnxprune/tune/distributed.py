@@ -60,6 +60,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
+        # replaces the items of the list in place
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -93,8 +94,10 @@ def join_world(device: str) -> World:
             f"WORLD_SIZE is {size}, but this build of torch has no distributed package; "
             "start one process",
         )
+    # a program that calls this may have joined already
     if not torch.distributed.is_initialized():
         try:
+            # nccl moves tensors of GPUs only, gloo those of the host
             torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         except (RuntimeError, ValueError) as problem:
             raise OnnxpruneError(

@@ -64,6 +64,7 @@ def common_features(
     Only tensors that join branches or pool are considered.
     """
     teacher_names = {o for s in teacher.steps for o in s.outputs}
+    # pruning keeps the names of tensors, so that equal names are the same place
     joins = [s.outputs[0] for s in student.steps if s.call.op in _JOINS]
     names = [n for n in joins if n in teacher_names]
     if not names:
@@ -73,6 +74,7 @@ def common_features(
     same = [
         n
         for n in names
+        # tensors that were pruned would need a projection to be compared
         if a[n].shape == b[n].shape and a[n].is_floating_point() and a[n].ndim >= min_rank
     ]
     return _space_evenly(same, MAX_FEATURES)

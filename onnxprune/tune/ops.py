@@ -57,6 +57,7 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 def _mod(c: Call, a: Tensor, b: Tensor) -> Tensor:
     return (
+        # fmod has the sign of the dividend, the other form that of the divisor
         torch.fmod(*to_common_device(a, b))
         if c.get("fmod", 0)
         else torch.remainder(*to_common_device(a, b))
@@ -75,6 +76,7 @@ def _gelu(c: Call, x: Tensor) -> Tensor:
 
 
 def _prelu(c: Call, x: Tensor, slope: Tensor) -> Tensor:
+    # torch's prelu takes one slope per channel only, ONNX broadcasts any shape
     return torch.where(x < 0, x * slope, x)
 
 
@@ -118,6 +120,7 @@ def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Row:
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    # torch takes one axis at a time; from the last, so that the other numbers stay valid
     for axis in sorted(axes, reverse=True):
         x = x.prod(axis, keepdim=keep)
     return x
@@ -144,6 +147,7 @@ def _reshape_per_axis(c: Call, x: Tensor, value: Tensor) -> Tensor:
 
 def _quantize(c: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """Quantize; the result stays in floats so that gradients pass."""
+    # ONNX quantizes to uint8 without a zero point
     kind = torch.uint8 if zero is None else zero.dtype
     limits = torch.iinfo(kind)
     offset = 0.0 if zero is None else _reshape_per_axis(c, x, zero)

@@ -17,7 +17,9 @@ def _run_direction(
     outputs = []
     for x in reversed(inputs.unbind(0)) if backwards else inputs.unbind(0):
         state = step(x, state)
+        # the hidden state; the cell of an LSTM is no output of a step
         outputs.append(state[0])
+    # outputs are stored by time, in either direction
     return torch.stack(outputs[::-1] if backwards else outputs), state
 
 
@@ -40,6 +42,7 @@ def _lstm_cell(w: Tensor, r: Tensor, b: Tensor | None, peephole: Tensor | None) 
         i, o, f, g = (F.linear(x, w, wb) + F.linear(h, r, rb)).split(hidden, -1)
         i, f = torch.sigmoid(i + pi * cell), torch.sigmoid(f + pf * cell)
         cell = f * cell + i * torch.tanh(g)
+        # unlike the other gates, the output gate reads the new cell
         return torch.sigmoid(o + po * cell) * torch.tanh(cell), cell
 
     return step
@@ -49,6 +52,7 @@ def _gru_cell(w: Tensor, r: Tensor, b: Tensor | None, linear_before_reset: bool)
     """Return a GRU step; gates in the order z, r, h."""
     hidden = r.shape[-1]
     wb, rb = _split_bias(b, 3 * hidden, w)
+    # z and r share a product; h waits for r
     split = 2 * hidden
 
     def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -82,6 +86,7 @@ def _recurrent(
 ) -> tuple[Tensor, ...]:
     """Return Y (steps, directions, batch, hidden), Y_h and, for an LSTM, Y_c."""
     other_activations = set(c.get("activations", [])) - {"Sigmoid", "Tanh"}
+    # one loop over full sequences has no place for these; a wrong forward pass would be silent
     if lengths is not None or other_activations or c.get("clip", 0) or c.get("layout", 0):
         raise c.unsupported("sequence lengths, other activations, clipping or batch-first layout")
     # initial_h, and for an LSTM initial_c and peepholes
@@ -113,6 +118,7 @@ def _build_cell(c: Call, w: Tensor, r: Tensor, b: Tensor | None, peephole: Tenso
 
 
 _REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+# weights and biases; initial states and peepholes stay constant
 RECURRENT: dict[str, Row] = {
     name: Row(_recurrent, trainable=(1, 2, 3)) for name in ("LSTM", "GRU", "RNN")
 }

@@ -146,6 +146,7 @@ def find_activations(model: Model) -> list[Activation]:
         if match is None or not graph.is_private(match):
             continue
         outputs = {n.output[0] for n in match.nodes}
+        # of patterns that overlap, the first in graph order is kept
         if taken & outputs:
             continue
         taken |= outputs
@@ -217,6 +218,7 @@ def _match_gate(graph: _Graph, node: NodeProto) -> Activation | None:
     """Match x * gate(x)."""
     if node.op_type != "Mul":
         return None
+    # either operand may be the gate
     for x, gate in (node.input, reversed(node.input)):
         match = _match_sigmoid(graph, gate, x) or _match_softplus(graph, gate, x)
         if match is not None:
@@ -234,6 +236,7 @@ def _match_sigmoid(graph: _Graph, gate: str, x: str) -> tuple[str, list[NodeProt
         nodes = _match_product(graph, sigmoid.input[0], [x], 1.702)
         return ("gelu", [sigmoid, *nodes]) if nodes else None
     hard = graph.op(gate, "HardSigmoid")
+    # HardSwish scales by 1/6, HardSigmoid by 0.2 unless an attribute differs
     if hard is None or hard.input[0] != x or not _is_near(attribute(hard, "alpha", 0.2), 1 / 6):
         return None
     return "hardswish", [hard]
@@ -359,6 +362,7 @@ def _open_product(graph: _Graph, node: NodeProto) -> tuple[list[str], list[NodeP
         if value is not None:
             constant = constant / value if divisor else constant * value
         elif divisor:
+            # no tensor has this name, so that no pattern matches
             factors.append("")
         # a product that others read too must remain, and is a factor as it stands
         elif inner is not None and inner.op_type in ("Mul", "Div") and graph.reads[name] == 1:
@@ -381,6 +385,7 @@ def _has_limits(graph: _Graph, clip: NodeProto, low: float, high: float) -> bool
 
 def _is_near(value: float | None, expected: float) -> bool:
     """Return True if a constant equals a number up to rounding."""
+    # a relative tolerance alone accepts nothing near 0
     return value is not None and math.isclose(value, expected, rel_tol=_RTOL, abs_tol=_RTOL * _RTOL)
 
 
@@ -403,6 +408,7 @@ def _build(
         if limits:
             return [helper.make_node("Clip", [x, *limits], [y], name)]
         return [helper.make_node("Clip", [x], [y], name, min=0.0, max=6.0)]
+    # the version that introduced HardSwish
     if opset >= 14:
         return [helper.make_node("HardSwish", [x], [y], name)]
     gate, gate_name = f"{y}/gate", f"{name}/gate" if name else ""

@@ -71,6 +71,7 @@ class Validator:
         for batch in self._iterate_batches():
             with torch.no_grad():
                 loss, tensors = self.forward(batch.inputs, batch.labels)
+            # the last batch may be shorter
             total += float(loss) * len(batch)
             outputs = {n: v.cpu().numpy() for n, v in tensors.items()}
             if metric is not None:
@@ -87,6 +88,7 @@ class Validator:
             value = result.value if result.higher_is_better else -result.value
             return value, mean_loss, getattr(result, "standard_error", None) or 0.0
         share = hits / labeled if labeled else 0.0
+        # of a share of independent samples
         standard_error = math.sqrt(share * (1 - share) / max(labeled, 1))
         return (share if labeled else -mean_loss), mean_loss, standard_error
 
