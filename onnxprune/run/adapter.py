@@ -72,6 +72,7 @@ def analyze_for_plan(model: Source, plan: Plan) -> Analysis:
     UsageError
         The plan's options are not valid.
     """
+    # an unknown option cannot be skipped: the groups would differ from those of the plan
     for name in plan.options:
         if name not in _ANALYSIS_OPTIONS:
             raise unknown("option of a plan", name, _ANALYSIS_OPTIONS, code="plan-key")
@@ -92,8 +93,10 @@ def input_types(model: Model) -> dict[str, tuple[list[int | str | None], str]]:
     types: dict[str, tuple[list[int | str | None], str]] = {}
     shapes = input_shapes(model)
     for info in model.proto.graph.input:
+        # up to IR version 3, initializers are inputs too
         if info.name in model.weights:
             continue
+        # sequences, maps and optionals have no element type; types of a newer onnx have no name
         tensor = info.type.tensor_type
         is_tensor = info.type.HasField("tensor_type")
         if not is_tensor or tensor.elem_type not in TensorProto.DataType.values():
@@ -131,6 +134,7 @@ def open_data_for(model: Model, recipe: Recipe) -> Data:
     """
     # random inputs say nothing about quality, so none are held out
     held_out = min(HELD_OUT_MOST, recipe.samples // HELD_OUT_PART) if recipe.data else 0
+    # one draw for all parts, which `split_inputs` divides: so no input is in two of them
     parts = 2 if recipe.max_divergence is not None else 1
     return open_inputs(model, recipe, recipe.samples + parts * held_out)
 
@@ -170,6 +174,7 @@ def check_synthetic(model: Model, data: Data) -> None:
         The model does not run on them.
     """
     items = data.inputs.items.values()
+    # random integers may be indices out of range, and example lengths may contradict each other
     if not isinstance(data.source, Synthetic) or all(
         item.dtype.kind == "f" and all(isinstance(d, int) for d in item.sample_shape())
         for item in items
@@ -280,6 +285,7 @@ def constraints_for(recipe: Recipe, budgets: Mapping[str, float], **more: Any) -
 
 def counted_budgets(recipe: Recipe, original: Mapping[str, int]) -> dict[str, float]:
     """Return cost -> the most that may remain, for all targets but latencies."""
+    # a latency's limit needs the original's time, which a probe measures when the plan is made
     return {
         target.cost: target.ceiling(original[target.cost])
         for target in recipe.target

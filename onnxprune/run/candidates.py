@@ -34,6 +34,7 @@ def select_candidate(
         The recipe's own criterion or allocator fails; others are reported with their problem.
     """
     own = f"{recipe.criterion}+{recipe.allocate}"
+    # the own candidate is the first: all gains are relative to it, and it wins ties
     names = dict.fromkeys((own, *recipe.candidate))
     rows = [
         _measure(variants, recipe, labels, name, number) for number, name in enumerate(names, 1)
@@ -52,8 +53,10 @@ def _compute_gain(row: CandidateRow, own: CandidateRow, sign: int) -> float:
     """Return by how much a candidate is better than the own one, less the standard error."""
     if row.value is None:
         return -math.inf
+    # JSON holds None for what is not finite: any finite value is better
     if own.value is None:
         return math.inf
+    # rows hold figures but no samples, so that a paired error cannot be computed
     error = max(row.standard_error or 0.0, own.standard_error or 0.0)
     return sign * (row.value - own.value) - error
 
@@ -62,6 +65,7 @@ def _measure(
     variants: Variants, recipe: Recipe, labels: LabeledData, name: str, number: int
 ) -> CandidateRow:
     """Build the model of one candidate and measure the first metric on the selection labels."""
+    # a criterion's name may contain +
     criterion, _, allocator = name.rpartition("+")
     variant = recipe.but({"criterion": criterion, "allocate": allocator})
 
@@ -71,6 +75,7 @@ def _measure(
             plan = variants.plan(variant)
             score = measure_metrics(variants.repair(variant, plan), labels, variant)[0]
         except OnnxpruneError as problem:
+            # the user asked for this one, so its failure is that of the run
             if number == 1:
                 raise
             variants.stages.detail(f"{name} failed")

@@ -73,6 +73,7 @@ def _measure_point(
     def work() -> Mapping[str, Any]:
         try:
             plan = variants.plan(variant)
+        # an unreachable point is no reason to fail a run whose model is complete
         except TargetError as problem:
             return {"problem": problem.message.splitlines()[0], "plan": ""}
         name = plan_key(variant, plan)
@@ -110,7 +111,7 @@ def build_controls(variants: Variants, recipe: Recipe, plan: Plan) -> list[Figur
     depends = _list_dependencies(variants, recipe, plan_key(recipe, plan))
     rows = []
     for number in range(1, recipe.control + 1):
-
+        # the default binds this control's number, whenever the stage calls the function
         def work(number: int = number) -> Mapping[str, Any]:
             random_plan = _draw_plan(variants, recipe, plan, number)
             return variants.measure(variants.repair(recipe, random_plan), recipe).to_json()
@@ -138,5 +139,6 @@ def _list_dependencies(variants: Variants, recipe: Recipe, written: str) -> dict
     return {
         **dependencies(recipe, "decoder", "class_offset", "metric"),
         "labels": variants.report_labels_key(),
+        # a point with the written model's plan holds no figures of its own
         "written": written,
     }

@@ -101,6 +101,8 @@ def verify_written(
     """
     analysis.check(plan)
     repair, result = plan.decided_by.get("repair", "none"), plan.decided_by.get(RESULT)
+    # without a repair the weights equal the original's; without a hash there is nothing else to
+    # compare the model with
     if repair == "none" or not result:
         return verify_cut(analysis, plan, pruned, data, recipe)
     # the cut is exact only before the repair, so it is made again
@@ -110,6 +112,7 @@ def verify_written(
     if digest(pruned) == result:
         # the repair adds biases and copies of shared weights, but changes no shape
         actual = {name: actual.get(name, shape) for name, shape in expected.items()}
+    # before the hash: a shape names the weight that is wrong, a hash only shows that something is
     if expected != actual:
         raise VerificationError(
             "verification-failed",
@@ -197,5 +200,6 @@ def _find_difference(
 ) -> str:
     """Return the first weight whose shape is not the expected one."""
     names = expected.keys() | actual.keys()
+    # the first by name, because sets have no order
     name = min(n for n in names if expected.get(n) != actual.get(n))
     return f"{name!r} has shape {actual.get(name)}, expected {expected.get(name)}"

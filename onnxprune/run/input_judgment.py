@@ -81,6 +81,7 @@ def _judge_batch(model: ModelView, data: Data, name: str, feeds: Batch) -> Itera
     """Yield the first finding about the scale of the inputs, else about the outputs."""
     values = _channels_first(feeds[name], data.inputs, name)
     finding = _judge_values(values, name, data.inputs.preprocess, takes_pixels(data))
+    # wrong values explain all that follows, and finding them takes no run of the model
     if finding:
         yield finding
         return
@@ -88,6 +89,7 @@ def _judge_batch(model: ModelView, data: Data, name: str, feeds: Batch) -> Itera
     outputs = [info.name for info in model.proto.graph.output]
     session = Session(model, [*outputs, *([stem.tensor] if stem else [])])
     results = session.run(feeds)
+    # one run of the model serves the stem and the outputs
     if stem:
         finding = _judge_stem(stem, results[stem.tensor], values, data, name, session)
     if finding:
@@ -98,6 +100,7 @@ def _judge_batch(model: ModelView, data: Data, name: str, feeds: Batch) -> Itera
 
 def _float_input(inputs: Inputs) -> str | None:
     """Return the name of a model's only input if it is float or an image, None otherwise."""
+    # of several inputs it is unknown which one feeds the first layer
     if len(inputs.items) != 1:
         return None
     name, item = next(iter(inputs.items.items()))
@@ -111,12 +114,14 @@ def takes_pixels(data: Data) -> bool:
         return False
     if isinstance(data.source, Images):
         return True
+    # arrays are preprocessed like images if they hold 8-bit values
     _, raw = next(iter(data.source.read(data.chosen[:1])))
     return name in raw and np.asarray(raw[name]).dtype == np.uint8
 
 
 def _channels_first(values: np.ndarray, inputs: Inputs, name: str) -> np.ndarray:
     """Return float64 values (channels, all others); one channel for what is no image."""
+    # the square of a float16 value overflows above 255
     values = values.astype(np.float64)
     axes = inputs.image(name)
     if axes is None:
@@ -130,6 +135,7 @@ def _judge_values(values: np.ndarray, name: str, chosen: Preprocess, pixels: boo
     if (std <= NEARLY_CONSTANT * mean).all():
         share = float((std / np.maximum(mean, 1e-30)).max())
         text = f"input {name!r} is nearly constant: its values vary by {share:.2g} of their mean"
+        # a mean above 2 is of 0..255, a scale below 0.1 maps to about 0..1
         if pixels and float(np.max(chosen.mean)) > 2 and chosen.scale < 0.1:
             return (
                 f"{text}; --mean and --std are of pixels from 0 to 255, but --scale "
@@ -172,6 +178,7 @@ def _judge_stem(
     stem: Stem, output: np.ndarray, values: np.ndarray, data: Data, name: str, session: Session
 ) -> str:
     """Return whether the first layer sees another scale than it was made for, "" if not."""
+    # presets are options of pixels; arrays get advice without an option
     pixels = takes_pixels(data)
     if stem.norm:
         factor, shift = compare_with_norm(stem, output)
@@ -184,6 +191,7 @@ def _judge_stem(
                 f"means are shifted by {shift:.2g} of it; {advice}"
             )
         return ""
+    # biases that are mostly zero are no scale to compare with
     if stem.bias is None or not np.median(np.abs(stem.bias)):
         return ""
     ratio = float(np.median(_rows(output).std(1)) / np.median(np.abs(stem.bias)))
@@ -208,8 +216,10 @@ def compare_with_norm(stem: Stem, output: np.ndarray) -> tuple[float, float]:
     assert stem.mean is not None and stem.std is not None
     rows = _rows(output)
     alive = stem.std > 1e-3 * stem.std.max()  # a dead channel has no scale
+    # neutral figures, which give no finding, where nothing can be compared
     if rows.shape[0] != len(stem.mean) or not alive.any():
         return 1.0, 0.0
+    # medians, because a few channels may see an unusual batch
     std = stem.std[alive]
     factor = float(np.median(rows.std(1)[alive] / std))
     shift = float(np.median(np.abs(rows.mean(1) - stem.mean)[alive] / std))
@@ -223,9 +233,11 @@ def _rows(output: np.ndarray) -> np.ndarray:
 
 def _find_preset(stem: Stem, data: Data, session: Session) -> str:
     """Return the preset with which the first layer sees the recorded statistics, "" if none."""
+    # a distance of 1 is at the limits: a preset beyond them does not fit either
     best, least = "", 1.0
     for preset, numbers in PRESETS.items():
         trial = with_preprocess(data, replace(data.inputs.preprocess, **numbers))
+        # one run of the model per preset, so on fewer samples
         results = session.run(rows_of(next(trial.batches(MOST_SAMPLES // 4)), slice(None)))
         factor, shift = compare_with_norm(stem, results[stem.tensor])
         # both in units of their limits
@@ -239,6 +251,7 @@ def with_preprocess(data: Data, preprocess: Preprocess) -> Data:
     """Return the same images with another preprocessing."""
     inputs = replace(data.inputs, preprocess=preprocess)
     source = data.source
+    # these hold inputs of their own; other sources give raw arrays, which Data preprocesses
     if isinstance(source, Images):
         source = Images(source.path, source.files, inputs, source.name)
     return replace(data, source=source, inputs=inputs)
@@ -259,6 +272,7 @@ def _judge_outputs(outputs: dict[str, Any], samples: int) -> Iterator[str]:
     for name, values in outputs.items():
         # sequences and maps are no arrays
         is_array = isinstance(values, np.ndarray) and values.dtype.kind == "f" and values.ndim
+        # without one row per sample there is nothing to compare samples by
         if not is_array or len(values) != samples:
             continue
         rows = values.reshape(samples, -1).astype(np.float64)
@@ -266,6 +280,7 @@ def _judge_outputs(outputs: dict[str, Any], samples: int) -> Iterator[str]:
         if spread <= SAME_OUTPUT * size:
             yield f"output {name!r} is the same for all {plural(samples, 'input')}; {advice}"
             return
+        # (samples, classes): the largest entry of a map or a sequence is no class
         is_flat = values.ndim >= 2 and values.shape[1] == rows.shape[1] >= LEAST_CLASSES
         if not is_flat:
             continue
@@ -289,8 +304,10 @@ def _entropy(rows: np.ndarray) -> float:
 
     Rows that are no probabilities are taken as logits.
     """
+    # float16 probabilities do not sum to exactly 1
     is_probability = (rows >= 0).all() and np.abs(rows.sum(1) - 1).max() < 1e-2
     if not is_probability:
+        # less the maximum, so that nothing overflows
         rows = np.exp(rows - rows.max(1, keepdims=True))
         rows = rows / rows.sum(1, keepdims=True)
     entropy = -(rows * np.log(np.maximum(rows, 1e-30))).sum(1).mean()

@@ -37,6 +37,7 @@ def judge_labels(analysis: Analysis, labels: LabeledData | None, recipe: Recipe)
     """Return what is implausible about the unpruned model's first metric on some labels."""
     macs = max(analysis.cost().macs, 1)
     count = int(min(MACS_BUDGET // macs, MOST_SAMPLES))
+    # a model that is too slow for enough samples within the budget is not judged
     if labels is None or not recipe.metric or min(count, labels.samples) < LEAST_SAMPLES:
         return ()
     # spread over the data, which may be sorted by class
@@ -90,6 +91,7 @@ def is_near_chance(metric: Metric) -> bool:
         return score.value < NEAR_ZERO
     guesses = _CLASSES_GUESSED.get(metric.name)
     classes = len(score.counts)
+    # top5 of five classes is always 1
     if guesses is None or classes <= guesses:
         return False
     # at least as many classes exist as occur, so that chance is at most this
@@ -109,6 +111,7 @@ def _find_better(
     if axes is not None and channels_of(item.shape, axes) == 3:
         trials[f"--order {other}"] = replace(chosen, order=other)
     if near_chance:
+        # each preset costs a pass; a model above chance is unlikely to be fed a wrong scale
         for preset, numbers in PRESETS.items():
             trials[f"--preprocess {preset}"] = replace(chosen, **numbers)
     best, text = LEAST_GAIN * abs(metric.result().value), ""

@@ -31,10 +31,12 @@ def recommend(report: Report, recipe: Recipe, data: Data) -> tuple[NextStep, ...
     data
         Calibration inputs.
     """
+    # data without a path and without the warning of synthetic ones were passed as an object
     in_memory = recipe.data is None and not data.warning
     if not report.source or not report.output or in_memory:
         return ()
     steps: list[NextStep] = []
+    # the same command may follow from two verdicts
     for step in _list_steps(report, recipe, data):
         if step.command not in [known.command for known in steps]:
             steps.append(step)
@@ -59,6 +61,7 @@ def _list_steps(report: Report, recipe: Recipe, data: Data) -> Iterator[NextStep
         options = (*inputs, "--metric", "top1", "--labeled", PATH)
         command = shlex.join(("onnxprune", "compare", report.source, report.output, *options))
         yield NextStep("measure a metric on labeled inputs", command)
+    # a model without a speed-up is served by the step for speed instead
     if levels["quality"] == GOOD and levels["speed"] in (GOOD, UNKNOWN):
         share = HARDER * _compute_share(report)
         command = _build_command(report, _set_share(recipe, share), "smaller")
@@ -70,6 +73,7 @@ def _recover_quality(report: Report, recipe: Recipe, data: Data) -> Iterator[Nex
     if recipe.data is None:
         command = _build_command(report, recipe.but({"data": PATH}), "calibrated")
         yield NextStep("use a few hundred real inputs, without labels", command)
+    # only if the source has clearly more: a few further inputs change little
     elif len(data.chosen) < FEW_INPUTS and data.source.count > 2 * len(data.chosen):
         samples = {"samples": min(data.source.count, 4 * FEW_INPUTS)}
         yield NextStep("use more inputs", _build_command(report, recipe.but(samples), "calibrated"))
@@ -107,6 +111,7 @@ def _gain_speed(report: Report, recipe: Recipe) -> NextStep:
     if not follows_engine(recipe) and not missed:
         command = _build_command(report, recipe.but({"round_to": "auto"}), "aligned")
         return NextStep("keep widths that the engine computes in whole blocks", command)
+    # speed has a level only if a latency was measured, so there is one
     engine = next(iter(report.latency))
     values = {"target": f"latency.{engine}={FASTER}", "ratio": (), "max_divergence": None}
     values["candidate"] = "none"  # these are compared at counted targets only

@@ -50,6 +50,7 @@ class Option:
         """
         try:
             return self.parse(value)
+        # TypeError: TOML and Python callers pass values of any type to parsers
         except (ValueError, TypeError) as problem:
             raise UsageError("option-value", f"{name}: {problem}") from problem
 

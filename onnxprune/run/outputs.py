@@ -41,6 +41,7 @@ def choose_output(
     """
     source = Path(model) if isinstance(model, str | os.PathLike) else Path("model.onnx")
     if output is None:
+        # with its longer suffix, this path cannot be the model's
         return source.with_suffix(suffix)
     path = Path(output)
     if path.is_dir():
@@ -56,6 +57,7 @@ def choose_output(
 def check_not_read(output: PathLike, reads: Iterable[PathLike]) -> None:
     """Raise UsageError if a file to write is one that the command reads, by whatever name."""
     for path in map(Path, reads):
+        # a path that does not exist, or that the system cannot encode, is no input
         with contextlib.suppress(OSError, ValueError):
             if os.path.samefile(output, path):
                 raise UsageError(
@@ -146,6 +148,7 @@ def check_same(output: Path, overwrite: bool, run: RunDir | None, run_key: str) 
 def _check_new(output: Path, run_dir: Path | None, external_data: bool) -> None:
     """Raise OutputError if the output exists, unless it is that of the run directory."""
     paths = [output]
+    # the weights go into a file of their own, which may not be replaced either
     if external_data:
         paths.append(output.with_name(output.name + ".data"))
     for path in paths:
@@ -155,6 +158,7 @@ def _check_new(output: Path, run_dir: Path | None, external_data: bool) -> None:
 
 def _find_last_write(run: RunDir, output: Path) -> JournalEntry | None:
     """Return the journal's last entry if it is about writing this output."""
+    # an entry after "report" is of another run, whose output this file is not
     entries = run.entries()
     if not entries or entries[-1].stage != "report":
         return None

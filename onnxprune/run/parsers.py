@@ -66,6 +66,7 @@ def integer(low: int, high: int = LARGEST_INTEGER) -> Parser:
 
     def parse(value: Any) -> int:
         try:
+            # Booleans are integers to Python; whole floats pass, as some writers of JSON make them
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError
             result = int(value)
@@ -298,8 +299,10 @@ def _parse_ratio(part: Any) -> Mapping[str, float]:
         return {f"#{integer(0)(part[0])}": share(part[1])}
     if not isinstance(part, str):
         return {"*": share(part)}
+    # before brackets, with which a name may begin
     if "=" in part:
         return dict(mapping(share)(part))
+    # the paper's list as a shell passes it: one text
     if part.lstrip().startswith(("[", "(")):
         return {f"#{integer(0)(n)}": share(r) for n, r in _parse_pairs(part)}
     if not part.strip().lstrip("+-.")[:1].isdecimal():  # .5 and a wrong sign are numbers too
@@ -310,6 +313,7 @@ def _parse_ratio(part: Any) -> Mapping[str, float]:
 def _parse_pairs(value: str) -> list[tuple[Any, Any]]:
     """Return the pairs of the text [(group number, share), ...]."""
     try:
+        # literals only: the text may be of a recipe file, which runs no code
         literal = ast.literal_eval(value)
         return [(n, r) for n, r in (literal if isinstance(literal, list) else [literal])]
     except (ValueError, SyntaxError, TypeError):
@@ -330,6 +334,7 @@ def _parse_finite(value: Any) -> float:
         result = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{value!r} is not a number") from None
+    # Booleans are numbers to float
     if not math.isfinite(result) or isinstance(value, bool):
         raise ValueError(f"{value!r} is not a finite number")
     return result

@@ -90,20 +90,26 @@ def optimize(
         Bad input, an unreachable target, a failed verification, or an output that cannot be
         written. The run then leaves no files behind.
     """
+    # an object has no text form, so it is not a value of the recipe
     data = options.pop("data") if isinstance(options.get("data"), Data) else None
     recipe = _read_recipe(recipe, options)
+    # what can be checked without the model is checked before it is loaded
     validate(recipe, data is not None or bool(recipe.data))
     if output:
         output = choose_output(output, model)
     folder = _choose_folder(output, run_dir)
     if output:
+        # only an explicit True: None depends on the size of the result, which is not known yet
         overwrite = check_output(output, overwrite, folder, recipe.external_data is True)
     stages = Stages(on_event)
     with _describe_interruption(stages, folder), ExitStack() as stack:
+        # of numpy's and scipy's BLAS; sessions of engines get the number as an option
         stack.enter_context(threadpool_limits(recipe.threads))
         source = stages.do("load", lambda: load(model))
+        # as soon as the size is known, and before the run directory exists
         check_space(output, sum(map(size_bytes, source.weights.values())))
         if folder:
+            # a folder that the user named remains after a failure
             stages.run = stack.enter_context(open_run_dir(folder, keep=run_dir is not None))
         job = _prepare(stages, recipe, source, data)
         path = Path(output) if output else None
@@ -139,12 +145,14 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     inputs = data or open_data_for(analysis.model, recipe)
     check_synthetic(analysis.model, inputs)
     analysis = count_at(analysis, inputs, recipe)
+    # after the costs are counted at the data's shapes, which decide what is reachable
     recipe, raised = reachable_target(recipe, analysis, given)
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
     labels = splits.report_labels
     check_metrics(source, labels, recipe)
     findings = (*judge_inputs(analysis, inputs), *judge_labels(analysis, labels, recipe))
+    # before the first long stage, so that a run on wrong data can be stopped early
     for finding in findings:
         stages.warn(finding)
     notes = (*findings, *analysis.defects, *describe_copies(analysis.copies), *notes, *raised)
@@ -174,6 +182,7 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     recipe, _ = reachable_target(recipe, analysis, given)
     data = stages.watch(inputs)
     context = context_for(analysis, data, recipe, stages.progress)
+    # other methods score each model that they visit
     scores: Scores = {}
     if recipe.method == ONE_SHOT:
         scores = stages.do("score", lambda: CRITERIA.get(recipe.criterion)(context))

@@ -176,6 +176,7 @@ def _search(
         inputs.progress("")
         return _plan_once(context, scores, recipe, inputs, constraints)
     constraints = replace(constraints, savings=latency.savings, measures=latency.probes)
+    # bounded, because timings of a busy machine may never agree; the report warns of a miss
     for number in range(1, CONFIRM_ROUNDS + 1):
         inputs.progress(f"latency search, round {number} of at most {CONFIRM_ROUNDS}")
         budgets = {**constraints.budgets, **latency.limits}
@@ -207,6 +208,7 @@ def _build_search(
     context: Context, recipe: Recipe, inputs: PlanInputs, constraints: Constraints
 ) -> Search:
     """Return what a search method is called with."""
+    # an option that is absent has the method's own default
     options: dict[str, Any] = dict(recipe.method_option)
     if recipe.losses:
         options["losses"] = recipe.losses
@@ -266,8 +268,10 @@ def measure_models(
     progress
         Receives one line per step and the least number of seconds that are left.
     """
+    # bench names models after their paths, which may be equal or missing
     models = [replace(source, path=Path("original")), replace(pruned, path=Path("pruned"))]
     engines = engines_of(recipe)
+    # at least: compilation and warm-up come on top
     left_s = len(models) * len(engines) * recipe.seconds
     report = bench(
         models,
@@ -318,6 +322,7 @@ def check_targets(recipe: Recipe, before: Costs, after: Costs, counted_at: str) 
         return
     for target in _find_missed_targets(recipe, before, after)[:1]:
         total = max(before[target.cost], 1)
+        # the message suggests a target that is lower by the excess, as `tighten_targets` does
         allowed, reached = target.ceiling(total) / total, after[target.cost] / total
         raise TargetError(
             "target-missed",

@@ -36,6 +36,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UsageError(
             "recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}"
         ) from problem
+    # ValueError also for bytes that are not UTF-8; RecursionError for values nested too deep
     except (ValueError, RecursionError) as problem:
         raise UsageError("recipe-not-toml", f"recipe {path} is not TOML: {problem}") from problem
     values.pop(PROVENANCE, None)
@@ -58,6 +59,7 @@ def read_data_only(
     values = {name: value for name, value in read(path).items() if name not in overridden}
     for name in _CODE_KEYS & values.keys():
         entries = values[name] if isinstance(values[name], list) else [values[name]]
+        # types are checked later, with the other values
         for entry in map(str, entries):
             if _names_code(name, entry):
                 raise UsageError(
@@ -70,6 +72,7 @@ def read_data_only(
 
 def to_toml(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
     """Return the recipe as TOML that `read` accepts, with a table of its provenance."""
+    # in TOML all keys after the header of a table belong to it, so tables follow all other values
     lines: list[str] = []
     tables: list[str] = []
     for name, value in recipe.plain().items():
@@ -88,6 +91,7 @@ def _names_code(key: str, entry: str) -> bool:
     """Return whether a value of one of _CODE_KEYS names a function of the user's."""
     if key != "data":
         return ":" in entry
+    # paths and NAME:PATH of data sources have colons too
     return bool(re.search(r"\.py:\w*$", entry)) or entry.startswith("loader:")
 
 
@@ -97,6 +101,7 @@ def _resolve_data(folder: str, spec: str) -> str:
     NAME:PATH names a data source; a source's name alone is not a path.
     """
     name, colon, path = spec.partition(":")
+    # a file of that name has priority
     if spec in DATA_SOURCES and not os.path.exists(os.path.join(folder, spec)):
         return spec
     if colon and name in DATA_SOURCES:

@@ -52,6 +52,7 @@ def resolve(
         # a search has a criterion of its own
         values.pop("criterion", None)
     if recipe.candidate == ("auto",):
+        # candidates are alternatives to the default; a method that the user names is not questioned
         by_default = all(values.get(name) == WITH_DATA[name] for name in ("criterion", "allocate"))
         values["candidate"] = CANDIDATES if by_default and _can_compare(recipe) else ()
     # ratios say how much to remove; a search takes its steps towards a target in any case
@@ -131,8 +132,10 @@ def _explain_frozen(analysis: Analysis) -> TargetError:
 
 def _can_compare(recipe: Recipe) -> bool:
     """Return whether candidates can be compared, and no option excludes them."""
+    # each candidate costs a repair; a tolerance has no single target to compare them at
     if recipe.fast or recipe.max_divergence is not None:
         return False
+    # each candidate would need a search of its own by measured latency
     if any(target.engine for target in recipe.target):
         return False
     return bool(recipe.metric and recipe.labeled)

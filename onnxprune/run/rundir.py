@@ -222,6 +222,7 @@ def _acquire(lock: BinaryIO, path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as problem:
         lock.seek(0)
+        # empty if the holder has locked the file but not yet written into it
         text = lock.read(200).removeprefix(MARK).decode(errors="replace").strip()
         holder = text or "another process"
         raise OutputError(

@@ -70,6 +70,7 @@ def split_inputs(data: Data, labels: LabeledData | None, recipe: Recipe) -> Spli
     if labels is None or not recipe.candidate:
         return Splits(calibration, selection, report, None, labels)
     count = min(SELECTED_MOST, labels.samples // SELECTED_PART)
+    # a selection by so few would be chance, so all labels serve the report
     if count < SELECTED_LEAST:
         return Splits(calibration, selection, report, None, labels)
     selected, rest = labels.split(count / labels.samples, recipe.seed)
@@ -101,4 +102,5 @@ def _split_unlabeled(data: Data, recipe: Recipe) -> tuple[Data, Data | None, Dat
     if not with_tolerance:
         return rest, None, held_out
     rest, selection = split(rest, len(rest.chosen) - count, count)
+    # a tolerance cannot be kept without inputs, so copies are better than none
     return rest, without_copies(selection, rest) or selection, held_out

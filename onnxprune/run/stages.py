@@ -60,6 +60,7 @@ def _write_scores(path: Path, scores: Scores) -> None:
 
 def _read_scores(path: Path) -> Scores:
     """Read what `_write_scores` wrote."""
+    # a pickle in a run directory from elsewhere could run code
     with np.load(path, allow_pickle=False) as arrays:
         return {str(name): arrays[f"{i}"] for i, name in enumerate(arrays["names"])}
 
@@ -143,6 +144,7 @@ class Stages:
         result = work()
         seconds = time.monotonic() - self._began
         if self.run and artifact:
+            # before the journal's entry, which vouches for a complete file
             artifact.write(self.run.file(artifact.name), result)
             facts = {"detail": self._detail, "used": self.used}
             self.run.record(name, self.chain, seconds, [artifact.name], facts)
@@ -151,6 +153,7 @@ class Stages:
 
     def _reuse(self, entry: JournalEntry, result: T) -> T:
         """Record a stage that an earlier run has finished, and return its result."""
+        # the reused result depends on the data even if this run does not read them
         self.used |= bool(entry.facts.get("used"))
         self._finish(Stage(entry.stage, entry.seconds, True, str(entry.facts.get("detail", ""))))
         return result
@@ -216,6 +219,7 @@ class WatchedData(Data):
         seen = 0
         self.stages.used = True
         for feeds in super().batches(batch_size):
+            # before the progress: the batch is processed when the consumer asks for the next one
             yield feeds
             # inputs without a batch axis may have fewer rows than samples
             seen += max((len(array) for array in feeds.values() if array.ndim), default=1)

@@ -108,8 +108,10 @@ class Target:
                 "latency.onnxruntime=1.5x"
             )
         limit, relative = _parse_amount(cost, amount)
+        # FLOPs are counted as one or two per MAC, so an absolute number is ambiguous
         if not relative and given.lower().startswith("flop"):
             raise ValueError(f"{value!r}: count MACs, e.g. macs={limit / 2:g} (two FLOPs each)")
+        # the canonical name, so that an alias does not change the keys of stages
         return Target(cost, limit, relative, engine, f"{name}={amount}")
 
 

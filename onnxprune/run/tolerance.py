@@ -40,6 +40,7 @@ def bisect_tolerance(variants: Variants, recipe: Recipe) -> tuple[Recipe, Bisect
         return _read_divergence(rows[position]) <= allowed
 
     low, high = 0, PARTS
+    # the targets first: if they are within the tolerance, there is nothing to search
     if recipe.target and passes(PARTS):
         low = PARTS
     moves: list[bool] = []  # whether each step raised the lower bound
@@ -79,6 +80,7 @@ def _measure(variants: Variants, recipe: Recipe, position: int, earlier: list[Ro
         row: Row = {"target": targets, "macs": None, "divergence": None, "cut": True, "plan": ""}
         try:
             plan = variants.plan(variant)
+        # without a divergence the position fails, which moves the search toward the original
         except TargetError:
             variants.stages.detail(f"{title} is not reachable")
             return row
@@ -131,9 +133,11 @@ def _interpolate(rows: Mapping[int, Row], low: int, high: int, allowed: float) -
     ends = [
         _read_divergence(rows[position]) if position in rows else 0.0 for position in (low, high)
     ]
+    # noise can also order two close positions the wrong way
     if not all(0 < end < math.inf for end in ends) or ends[0] >= ends[1]:
         return (low + high) // 2
     share = math.log(allowed / ends[0]) / math.log(ends[1] / ends[0])
+    # strictly between both, so that every step narrows the range
     return min(max(low + round(share * (high - low)), low + 1), high - 1)
 
 

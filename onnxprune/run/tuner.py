@@ -35,6 +35,7 @@ class Tuner:
 
     def __call__(self, model: Model, loss: str, epochs: int) -> Model:
         """Tune a model, or read the result from its checkpoint if that is finished."""
+        # needs torch, which is optional
         from onnxprune.tune.finetune import tune
 
         recipe, context = self.recipe, self.context
@@ -47,6 +48,7 @@ class Tuner:
             seed=recipe.seed,
             class_offset=recipe.class_offset,
         )
+        # of all that the result depends on, so that no other model's checkpoint is resumed
         name = hash_key(
             digest(model), loss, epochs, recipe.plain("runtime"), recipe.flip, recipe.class_offset
         )

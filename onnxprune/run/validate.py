@@ -39,6 +39,7 @@ def validate(recipe: Recipe, has_data: bool) -> None:
 
 def _check_names(recipe: Recipe) -> None:
     """Check engines, metrics and the path of the labels."""
+    # an engine is first used after long stages, too late to find that it is not installed
     for name in engines_of(recipe):
         require(ENGINES.get(name))
     for name in recipe.metric:
@@ -57,6 +58,7 @@ def _check_names(recipe: Recipe) -> None:
 
 def _has_candidates(recipe: Recipe) -> bool:
     """Return whether the user named candidates."""
+    # "auto" gives way to other options, so it clashes with none
     return recipe.candidate not in ((), ("auto",))
 
 

@@ -91,6 +91,7 @@ class Variants:
         self, name: str, work: Callable[[], Mapping[str, Any]], depends: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the JSON that `work` gives, as a stage and an artifact of that name."""
+        # the name as a file name: without spaces and %
         artifact = json_artifact(f"{name.replace(' ', '-').rstrip('%')}.json")
         row: Mapping[str, Any] = self.stages.do(name, work, depends, artifact)
         return dict(row)

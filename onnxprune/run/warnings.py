@@ -110,6 +110,7 @@ def growth_warning(original: Model, model: Model, before: Costs, after: Costs) -
 
 def uses_default_preprocessing(data: Data, recipe: Recipe) -> bool:
     """Return whether images fed a float model with default scale, mean, std, post and order."""
+    # a preset is a choice even if its numbers are the defaults
     if not isinstance(data.source, Images) or recipe.preprocess is not None:
         return False
     items = data.inputs.items.items()
