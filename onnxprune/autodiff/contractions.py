@@ -25,6 +25,7 @@ def conv(s: BackwardStep) -> list[Value | None]:
     end = [e - 1 - r for e, r in zip(w.extent, w.rest, strict=True)]
     # the flipped weight is a constant of the backward graph
     values = s.known(1)
+    # Conv takes no negative pads, which padding beyond the kernel would need
     if values is not None and set(w.strides) == {1} and min(begin + end, default=0) >= 0:
         flipped = s.tape.constant(_flip(values, group))
         attributes = common | {"pads": begin + end}
@@ -32,6 +33,7 @@ def conv(s: BackwardStep) -> list[Value | None]:
     attributes = common | {
         "strides": list(w.strides),
         "pads": [*w.before, *(max(0, r) for r in w.rest)],
+        # input after the last window was not read: its gradient is 0
         "output_padding": [max(0, -r) for r in w.rest],
     }
     return [s.tape.emit("ConvTranspose", [s.grad, weight], s.x.shape, s.grad.dtype, attributes)]
@@ -83,6 +85,7 @@ def gemm(s: BackwardStep) -> list[Value | None]:
         db = (a if flip_a else a.swap_last()).matmul(g)
         grads[1] = db.swap_last() if flip_b else db
     if len(s.needs) > 2 and s.needs[2]:
+        # the bias is not multiplied by alpha
         grads[2] = (s.grad * s.attribute("beta", 1.0)).sum_to(s.operand(2).shape)
     return grads
 
@@ -90,6 +93,7 @@ def gemm(s: BackwardStep) -> list[Value | None]:
 def matmul(s: BackwardStep) -> list[Value | None]:
     """Differentiate MatMul of any ranks by both operands."""
     a, b = s.x, s.operand(1)
+    # a vector is one row on the left, one column on the right
     left = a.reshape([1, *a.shape]) if len(a.shape) == 1 else a
     right = b.reshape([*b.shape, 1]) if len(b.shape) == 1 else b
     lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
@@ -104,6 +108,7 @@ def einsum(s: BackwardStep) -> list[Value | None]:
     equation = s.attribute("equation")
     left, arrow, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")
+    # a repeated letter takes a diagonal, whose gradient is no Einsum
     repeats = any(len(set(term)) != len(term) for term in (*terms, out))
     if "." in left or not arrow or repeats:
         raise NoGradient(

@@ -29,6 +29,7 @@ def average_pool(s: BackwardStep) -> list[Value | None]:
     if s.attribute("auto_pad", "NOTSET") == "NOTSET":
         after = s.attribute("pads", [0] * 2 * rank)[rank:]
     else:
+        # auto_pad leaves the padding to the lengths
         after = [max(0, r) for r in w.rest]
     grad = s.grad
     for i in range(rank):
@@ -118,6 +119,7 @@ def _build_mean_matrix(w: Windows, axis: int, pad_after: int | None) -> np.ndarr
     for o in range(w.outputs[axis]):
         reads = o * w.strides[axis] - w.before[axis] + w.dilations[axis] * np.arange(w.kernel[axis])
         inside = reads[(reads >= 0) & (reads < size)]
+        # with ceil_mode a window may exceed the padding, and what is beyond does not count
         count = len(inside) if pad_after is None else int((reads < size + pad_after).sum())
         matrix[inside, o] = 1.0 / max(count, 1)
     return matrix
@@ -141,6 +143,7 @@ def _build_resize_matrix(s: BackwardStep, size: int, out: int, scale: float | No
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", s.tape.opset)], ir_version=8
     )
+    # one sample per unit vector, so that the output's rows are the matrix
     identity = np.eye(size, dtype=np.float32).reshape(size, 1, 1, size)
     try:
         matrix = Session(load(model)).run({"x": identity})["y"]

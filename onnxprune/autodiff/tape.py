@@ -73,6 +73,7 @@ class Tape:
 
     def filled(self, shape: Sequence[int], number: float, dtype: int) -> Value:
         """Return a tensor of one number, created at run time."""
+        # a constant of this size would be stored with the graph
         fill = helper.make_tensor("value", dtype, [1], [number])
         return self.emit("ConstantOfShape", [self.integers(shape)], shape, dtype, {"value": fill})
 
@@ -324,6 +325,7 @@ class Value:
         shape = [*self.shape]
         shape[axis] = len(range(start, stop, step))
         if self.tape.opset < _SLICE_AS_INPUT:
+            # Slice has no steps before opset 10
             if step != 1:
                 return self.take(axis, np.arange(start, stop, step))
             attributes = {"starts": [start], "ends": [stop], "axes": [axis]}

@@ -72,6 +72,7 @@ class ArrayFiles:
         self.starts = [0, *accumulate(f.count for f in files)]
         self.count = self.starts[-1]
         stored = [i.array for f in files for i in f.inputs.values()]
+        # compressed arrays cannot be read from the middle
         self.sequential = any(array.start is None for array in stored)
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -164,6 +165,7 @@ def open_arrays(location: str, inputs: Inputs, samples: int, seed: int) -> Array
         parts = [
             _open_file(inputs, stored_arrays(f), str(f))
             for f in files
+            # a single file is the input, whatever its name
             if len(files) == 1 or f.stem not in LABELS
         ]
     source = ArrayFiles(path, parts)

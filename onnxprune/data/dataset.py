@@ -280,6 +280,7 @@ def split(data: Data, first: int, second: int) -> tuple[Data, Data]:
             f"cannot take {first} and {second} different samples from {data.describe()}; "
             "provide more samples",
         )
+    # sizes are part of the seed, so that splits of other sizes are other draws
     generator = np.random.default_rng([data.seed, first, second])
     order = generator.permutation(len(data.chosen)).tolist()
     one, other = order[:first], order[first : first + second]

@@ -79,6 +79,7 @@ class Preprocess:
             if getattr(self, key) not in known:
                 raise unknown(key, str(getattr(self, key)), known)
         for key in ("resize", "crop"):
+            # the class is frozen
             object.__setattr__(self, key, _parse_size(key, getattr(self, key)))
         for key in ("scale", "mean", "std", "post"):
             numbers = _parse_numbers(key, getattr(self, key))
@@ -323,6 +324,7 @@ def _parse_size(key: str, value: Any) -> int | tuple[int, int] | None:
         sides = [value]
     elif isinstance(value, Sequence) and not isinstance(value, str):
         sides = list(value)
+    # True is an int in Python
     valid = all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sides)
     if len(sides) not in (1, 2) or not valid:
         raise UsageError(

@@ -34,6 +34,7 @@ def overlap(a: np.ndarray, b: np.ndarray, *, of_first: bool = False) -> np.ndarr
     total = (a[..., 2:] - a[..., :2]).prod(-1)
     if not of_first:
         total = total + (b[..., 2:] - b[..., :2]).prod(-1) - common
+    # boxes without an area overlap with nothing
     return np.asarray(np.divide(common, total, out=np.zeros_like(common), where=total > 0))
 
 
@@ -54,6 +55,7 @@ def suppress(detections: np.ndarray, limit: float, most: int | None = None) -> n
     ndarray
         The kept rows, the highest score first. Cost: one row of overlaps per kept row.
     """
+    # stable: equal scores keep the order of the model
     left = detections[np.argsort(-detections[:, 4], kind="stable")]
     kept: list[np.ndarray] = []
     while len(left) and (most is None or len(kept) < most):
@@ -176,6 +178,7 @@ def _scale_to_fractions(detections: list[np.ndarray], labels: Labels) -> list[np
         )
     sizes = np.asarray(labels["size"], np.float64).reshape(-1, 2)
     return [
+        # sizes are height and width, corners x and y
         np.concatenate([rows[:, :4] / size[[1, 0, 1, 0]], rows[:, 4:]], 1)
         for rows, size in zip(detections, sizes, strict=False)
     ]

@@ -247,6 +247,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Of the samples that one model alone has correct, it is the probability of a split at least as
     uneven under a fair coin.
     """
+    # here, because scipy takes long to import and few comparisons need it
     from scipy.stats import binomtest
 
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
@@ -260,6 +261,7 @@ def paired_error(a: Metric, b: Metric) -> float | None:
     if a.outcomes() is not None and b.outcomes() is not None:
         return _estimate_difference_error(a, b, None, ())
     draws = min(a.draws, b.draws)
+    # draws are paired by the numbers of the samples
     drawn = resample([a, b], draws, np.random.default_rng(SEED)) if a.n == b.n else None
     return bootstrap_error([second.value - first.value for first, second in drawn or ()])
 

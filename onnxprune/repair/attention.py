@@ -90,6 +90,7 @@ def refit_query(
         state of `pruned` is updated.
     """
     position = pruned.place(out)
+    # the pruned network lacks the product
     if position < 0:
         return
     query, key = pruned.nodes[position].input[:2]
@@ -105,12 +106,14 @@ def refit_query(
     fit, channels = traced
     q, k = _arrange_by_head(pruned.values(query)), _arrange_by_head(pruned.values(key))
     logits = _arrange_by_head([analysis.keep_values(out, v, removed) for v in original.values(out)])
+    # heads that broadcast have no matrix of their own
     if logits.shape != (*q.shape[:3], k.shape[3]):
         return
     mixtures = [best_mixture(q[:, h], k[:, h], logits[:, h]) for h in range(q.shape[1])]
     if not np.isfinite(mixtures).all():
         return
     _write_mixtures(model, fit, channels, mixtures)
+    # later layers must see the new query
     for state in pruned.state:
         values = state[query]
         heads = values.reshape(-1, len(mixtures), *values.shape[-2:])
@@ -142,6 +145,7 @@ def best_mixture(q: np.ndarray, k: np.ndarray, logits: np.ndarray) -> np.ndarray
 
     d = q.shape[-1]
     left, right = q.swapaxes(1, 2) @ q, k @ k.swapaxes(1, 2)
+    # solvable even if all activations are zero
     ridge = max(RIDGE * float(np.einsum("bii,bjj->", left, right)) / d**2, _TINY)
     (a, u), (b, v) = np.linalg.eigh(left.sum(0)), np.linalg.eigh(right.mean(0))
     eigenvalues = np.maximum(np.outer(a, b), 0.0) + ridge
@@ -200,6 +204,7 @@ def _trace_channels(
         (heads, d) int. None if the tensor is not such a rearrangement: numbers are then no
         integers, or differ between inputs and positions.
     """
+    # a scale per channel would change the channel numbers
     if not fit.bias or np.ndim(fit.scale) or fit.linear.groups != 1:
         return None
     if pruned.place(fit.linear.out) > pruned.place(tensor):

@@ -48,6 +48,7 @@ def bias(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -> Mod
     parameters = Parameters(model)
     for linear in linears(analysis):
         axis = (linear.data, linear.axis)
+        # nodes that pruning has removed produce nothing
         if linear.ids is None or axis not in statistics or linear.out not in parameters.producers:
             continue
         lost = ~analysis.keep(linear.ids, removed)
@@ -98,6 +99,7 @@ class Parameters:
         self.producers: dict[str, NodeProto] = {}
         for node in model.proto.graph.node:
             self.producers.update(dict.fromkeys(node.output, node))
+        # consumers in nested graphs must keep the old values too
         nodes: list[NodeProto] = []
         for graph in nested(model.proto.graph):
             nodes += graph.node
@@ -128,6 +130,7 @@ class Parameters:
             beta = float(attribute(node, "beta", 1.0)) if linear.op == "Gemm" else 1.0
             values = old.array().astype(np.float64) + shift / (beta or 1.0)
             self.replace(linear.out, 2, values.astype(old.array().dtype))
+        # a bias that is computed cannot be changed here
         elif not has_bias:
             while len(node.input) <= 2:
                 node.input.append("")

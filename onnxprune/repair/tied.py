@@ -57,6 +57,7 @@ def adjacent_order(nodes: Sequence[NodeProto], classes: Sequence[Sequence[str]])
         if len(order) == len(nodes):
             return order
         done = set(order)
+        # one class on a cycle at a time: the others may fit without it
         members.remove(next(indices for indices in members if not done.issuperset(indices)))
 
 
@@ -79,6 +80,7 @@ def _sort_units(
     heapq.heapify(ready)
     order: list[int] = []
     while ready:
+        # the smallest index first keeps the original order where possible
         first = heapq.heappop(ready)
         order += inside[first]
         for follower in followers[first]:
@@ -91,6 +93,7 @@ def _sort_units(
 def reorder(model: EditableModel, order: Sequence[int]) -> None:
     """Put the nodes of the main graph into an order. `model` is changed."""
     graph = model.proto.graph
+    # copies, because the list is cleared before it is filled again
     nodes = [NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -99,6 +102,7 @@ def reorder(model: EditableModel, order: Sequence[int]) -> None:
 def solve_tied(problems: Sequence[LayerProblem], model: EditableModel) -> None:
     """Refit a shared weight to all its uses, with the biases of the uses."""
     first = problems[0]
+    # uses with one bias and scale are one problem with more samples
     one_bias = all(
         p.fit.bias == first.fit.bias and np.array_equal(p.fit.scale, first.fit.scale)
         for p in problems
@@ -133,6 +137,7 @@ def _solve_with_own_biases(problems: Sequence[LayerProblem], model: EditableMode
         system = NormalEquations(total, weight[group], ridge, constant=False)
         system.solve()
         solved[group] = system.weight
+    # the weight as it was cut is better than a failed solution
     if not np.isfinite(solved).all():
         return
     set_values(model, first.fit.weight, first.stored(model, solved))
@@ -147,6 +152,7 @@ def _solve_with_own_biases(problems: Sequence[LayerProblem], model: EditableMode
 def _undo_scale(problem: LayerProblem) -> list[Moments]:
     """Return the moments per group of a use, with targets divided by the scale that follows."""
     g, k, o = problem.shape
+    # division by infinity: channels that are scaled by 0 have the target 0
     scale = np.where(np.abs(problem.scale) > MIN_SCALE, problem.scale, np.inf)
     sums = [Moments.zeros(k, o) for _ in range(g)]
     for xs, ys, _ in problem.batches(problem.node.input[0])():

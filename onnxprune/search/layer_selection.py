@@ -89,6 +89,7 @@ class _TrialNetwork:
             for name in self.scores
             if name in reduced.origin and not reduced.original_groups(name) & fixed.keys()
         )
+        # no path of a model: the bench receives the analysis instead
         sweep = Sweep(
             "",
             reduced.analysis.options,
@@ -244,6 +245,7 @@ def _run_round(
     # take one more group per list until the round saves its share
     for extra in range(len(network.free) if len(records) > 1 else 0):
         choices = select(records, _schedule(chosen, number, factor, extra))
+        # best first: `_check_together` takes a prefix
         by_value = sorted(choices, key=lambda c: -c.value)
         added = {c.group: network.narrowed(c.group, c.rate) for c in by_value}
         if added and _saves_share(chosen, network, {**network.left, **added}, number):

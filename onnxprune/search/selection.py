@@ -90,6 +90,7 @@ class LayerSelectionSettings(Selection):
                 f"layer-selection: rounds {self.rounds} must be at least 1, "
                 f"max_drop {self.max_drop:g} in [0, 1]",
             )
+        # parsing checks the rates
         _ = self.ascending
 
     @property
@@ -166,6 +167,7 @@ def select(records: Sequence[Record], how: Selection = Selection()) -> list[Choi
         best: dict[str, tuple[float, Record]] = {}
         for r in rows:
             value = list_value(name, r, how, original)
+            # records that save nothing are in no list
             if value > best.get(r["group"], (0.0, r))[0]:
                 best[r["group"]] = (value, r)
         top = sorted(best.values(), key=lambda v: -v[0])[:count]

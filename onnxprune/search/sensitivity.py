@@ -221,8 +221,10 @@ class SensitivityBench:
         self.changed = changed is not None
         self.sweep = sweep
         self.analysis = analysis or _analyze(sweep)
+        # in memory, because every job runs the same batches
         self.batches = list(sweep.gate.batches(sweep.batch_size))
         compared = tensors_to_compare(self.analysis.model, shapes=self.analysis.shapes)
+        # inner tensors only where the outputs themselves cannot be compared
         names = list(compared.tensors) if compared.warnings else None
         self.compared = names
         session = Session(reference or self.analysis.model, names, threads=sweep.threads)
@@ -283,6 +285,7 @@ class SensitivityBench:
         quality = float(np.mean([1 / max(v, 1.0) for v in figures["heads"].values()]))
         if sweep.labeled is not None and sweep.metrics and model is not None:
             figures |= self.labeled(model, sweep.labeled)
+            # the ranking assumes shares, and not every metric is one
             quality = min(max(float(figures["metrics"][sweep.metrics[0]]["value"]), 0.0), 1.0)
         if sweep.time and model is not None:
             figures["timing"] = self.timing(model)
@@ -352,6 +355,7 @@ class SensitivityBench:
             if labels:
                 detections_of(outputs, labels, sweep.metric_options)
             times.append((end - start, time.perf_counter() - end if labels else 0.0))
+        # medians, because other processes disturb single runs
         inference, nms = np.median(times, 0) * 1e3
         shapes = {n: list(v.shape) for n, v in feeds.items()}
         return {

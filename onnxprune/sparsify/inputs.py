@@ -18,6 +18,7 @@ from onnxprune.statistics.moments import output_shape
 # 256 channels of 3 x 3 taps; a larger second-moment matrix costs more than it improves
 MAX_COLUMNS = 2304
 MAX_POSITIONS = 256  # output positions read per sample
+# keeps the matrix invertible if all inputs are zero
 MIN_RIDGE = 1e-12
 
 
@@ -91,6 +92,7 @@ def measure_inputs(
     """
     inputs = {i.name for i in model.proto.graph.input}
     consumed = [n.input[0] for t in targets for n in t.nodes]
+    # graph inputs are in the feeds already
     inner = list(dict.fromkeys(name for name in consumed if name not in inputs))
     session = Session(model, inner, threads=threads)
     rng = np.random.default_rng(seed)

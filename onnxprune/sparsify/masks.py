@@ -96,6 +96,7 @@ def _drop_smallest(scores: np.ndarray, remove: int) -> np.ndarray:
     """Return False for the `remove` smallest of each row; of equal ones the first."""
     if not remove:
         return np.ones(scores.shape, bool)
+    # a partition finds the border without sorting all scores
     border = np.partition(scores, remove - 1, axis=1)[:, remove - 1, None]
     below, level = scores < border, scores == border
     # what is below the border is removed; the rest of `remove` is filled by equal scores in order
@@ -109,6 +110,7 @@ def _keep_n_of_m(scores: np.ndarray, n: int, m: int, taps: int) -> np.ndarray:
     Channels after the last full m are kept.
     """
     groups, outputs, columns = scores.shape
+    # channels innermost, so that m neighbors of one tap are consecutive
     by_tap = scores.reshape(groups, outputs, columns // taps, taps).swapaxes(2, 3)
     full = by_tap.shape[-1] // m * m
     kept = np.ones(by_tap.shape, bool)

@@ -56,6 +56,7 @@ class SurgerySettings:
 def threshold(weight: np.ndarray, c_rate: float) -> float:
     """Return max(mu + c_rate * sigma, 0) with mu = mean |w| and sigma^2 = mean w^2 - mu^2."""
     mean = float(np.abs(weight).mean())
+    # rounding may leave a negative variance
     deviation = float(np.sqrt(max(np.square(weight).mean() - mean**2, 0.0)))
     return max(mean + c_rate * deviation, 0.0)
 
@@ -92,6 +93,7 @@ class PruneAndSplice:
             raise UsageError(
                 "surgery-nothing", f"the model has no weights of {', '.join(settings.ops)}"
             )
+        # from the initial weights, so that training does not move what it is compared with
         self.thresholds = {
             n: threshold(w, settings.rates.get(n, settings.c_rate)) for n, w in arrays.items()
         }
@@ -120,6 +122,7 @@ class PruneAndSplice:
             if name in self.masks:
                 value = weight.detach().cpu().numpy()
                 self.masks[name] = update_mask(self.masks[name], value, self.thresholds[name])
+        # the transform has copies of the masks on the device
         self.start(module)
 
     def observe(self, loss: Any, tensors: Any, heads: Any, samples: int, step: int) -> None:

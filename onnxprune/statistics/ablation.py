@@ -164,6 +164,7 @@ def _insert_masks(analysis: Analysis, masks: Sequence[Mask]) -> Model:
     model = analysis.model.edit()
     graph = model.proto.graph
     inserted: dict[str, list[NodeProto]] = {}
+    # the copy has nodes of its own, with the labels of the original's
     nodes = {label(node): node for node in graph.node}
     for i, mask in enumerate(masks):
         node = nodes[label(analysis.nodes[mask.node])]
@@ -180,6 +181,7 @@ def _insert_masks(analysis: Analysis, masks: Sequence[Mask]) -> Model:
             ),
             helper.make_node("Mul", [tensor, f"mask/{i}/factor"], [f"mask/{i}/masked"]),
         ]
+        # several operands of a node may be masked
         inserted.setdefault(label(node), []).extend(multiply)
         node.input[mask.slot] = f"mask/{i}/masked"
     ordered: list[NodeProto] = []
@@ -225,6 +227,7 @@ def _compute_loss(loss: Loss, head: np.ndarray, target: np.ndarray) -> np.ndarra
     if loss.kind == VECTOR:
         return np.asarray((values * target).reshape(len(values), -1).sum(1))
     axis = loss.axis % head.ndim
+    # exponentials must not overflow
     shifted = values - values.max(axis, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
     # negative labels are ignored: they index class 0 and are multiplied by 0

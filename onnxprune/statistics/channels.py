@@ -44,6 +44,7 @@ class ChannelStatistics:
     @property
     def variance(self) -> np.ndarray:
         """Population variance of x."""
+        # rounding may leave a negative variance
         return np.maximum(self.square - self.mean**2, 0.0)
 
 
@@ -117,6 +118,7 @@ def _insert_reductions(analysis: Analysis, axes: list[TensorAxis]) -> tuple[Mode
         rank = len(analysis.shapes.shape(tensor) or ())
         others = [i for i in range(rank) if i != axis]
         real, positive = f"{base}_f32", f"{base}_gt_f32"
+        # in float32, because means in half precision are inexact
         nodes += [
             helper.make_node("Cast", [tensor], [real], to=TensorProto.FLOAT),
             helper.make_node("Abs", [real], [f"{base}_abs"]),

@@ -224,6 +224,7 @@ class _BackwardPass:
         first = next(iter(data.batches(requested)), None)
         if first is None or self.is_separable(first):
             return requested
+        # graphs of the rejected size would be found for smaller batches
         self.built.clear()
         return 1
 
@@ -233,6 +234,7 @@ class _BackwardPass:
         Compares its row in this batch with its row in a batch of copies of it.
         """
         count = samples_of(feeds)
+        # an array without a row per sample cannot be compared per sample
         if any(len(a) != count for a in feeds.values() if a.ndim):
             return False
         try:
@@ -243,6 +245,7 @@ class _BackwardPass:
         if any(not b.op for b in gradient.blocked):
             return False
         most_labels = max((int(np.prod(f.shape)) for f in gradient.feeds.values()), default=0)
+        # one label and vector for all samples, so that only their inputs differ
         drawn = feeds_of(gradient.feeds, np.random.default_rng(0), np.zeros(most_labels, np.int64))
         extra = {name: _repeat_first(a) for name, a in drawn.items()}
         mixed = session.run({**feeds, **extra})
@@ -285,6 +288,7 @@ class _BackwardPass:
         for place, output in gradient.outputs.items():
             table = self.places[place]
             for column in range(table.shape[1]):
+                # a cause may occur several times in a column
                 np.add.at(rows, table[:, column], values[output].T.astype(np.float64))
         return rows.T[:count]
 

@@ -146,6 +146,7 @@ def _pad_for(x: np.ndarray, window: Geometry, at: tuple[np.ndarray, ...]) -> np.
         max(int(a[-1]) * s + (k - 1) * d + 1, 0) if len(a) else 0
         for a, s, k, d in zip(at, window.strides, window.kernel, window.dilations, strict=True)
     ]
+    # upsampled inputs have no padding at the end: it follows from the positions
     after = [
         max(a, e - b - size, 0)
         for b, a, e, size in zip(window.before, window.after, ends, x.shape[2:], strict=True)

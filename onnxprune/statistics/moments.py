@@ -212,6 +212,7 @@ def _accumulate(
         rows = np.moveaxis(x, axis, -1).reshape(-1, channels)
         keep = most * len(x)
         if len(rows) > keep:
+            # sorted, so that rows are read in the order of memory
             rows = rows[np.sort(rng.choice(len(rows), keep, replace=False))]
         cols = np.ascontiguousarray(rows.T, np.float32)
     # a grouped node has separate moments per group of channels

@@ -123,6 +123,7 @@ def score(
     job = _TuneJob.read(model, data, settings, teacher, task_loss, validation, metric)
     with _TorchState(job.settings):
         run, validator, _ = job.open(None)
+        # one process validates, and the others receive its score
         own = validator.score(run.module)[0] if run.world.leads else None
         return float(run.world.from_leader(own))
 
@@ -246,6 +247,7 @@ class _TuneJob:
             self.held_out.fingerprint(),
             settings,
             run.hook.signature() if run.hook is not None else "",
+            # the content of a function cannot be hashed
             getattr(self.task, "__qualname__", "") if self.task is not None else "",
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -287,6 +289,7 @@ class _TorchState:
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         torch.set_num_threads(self.settings.threads)
+        # some operations have no deterministic implementation
         torch.use_deterministic_algorithms(True, warn_only=True)
 
     def __exit__(self, *problem: object) -> None:
@@ -370,5 +373,6 @@ def _build_result(model: Model, graph: Model, run: TrainingRun) -> TuneResult:
     run.module.transform, run.module.gates = None, {}
     tuned = write_back(graph, run.module)
     if graph is not model:
+        # the result has the given graph: inserted normalizations are folded again
         tuned = batchnorm.fold(tuned, model)
     return TuneResult(tuned, state.history, best, start, state.best_epoch)

@@ -90,6 +90,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float, axis: int =
     """
     # logarithms keep probabilities near 0 finite
     p, q = (F.log_softmax(z / temperature, axis) for z in (teacher, student))
+    # the factor keeps the size of the gradient equal at all temperatures
     return (p.exp() * (p - q)).sum(axis).mean() * temperature**2
 
 
@@ -116,6 +117,7 @@ def _correlate_rows(a: Tensor, b: Tensor) -> Tensor:
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean squared error over the teacher's variance; 1 for a constant guess."""
+    # a constant output has no variance
     return (student - teacher).square().mean() / teacher.var(unbiased=False).clamp_min(1e-12)
 
 
@@ -220,6 +222,7 @@ def parse(spec: str) -> dict[str, float]:
         if match[2] not in names:
             raise unknown("loss", match[2], names)
         try:
+            # a term may occur twice
             weights[match[2]] = weights.get(match[2], 0.0) + float(match[1] or 1)
         except ValueError:
             raise UsageError("loss-form", f"loss {spec!r}: {match[1]!r} is not a number") from None
@@ -248,6 +251,7 @@ def accuracy(
     predicted = logits.argmax(head.axis)
     expected = labels[name].astype(np.int64) + class_offset
     known = (expected >= 0) & (expected < logits.shape[head.axis])
+    # outputs of another size, such as masks at a lower resolution, cannot be compared
     if predicted.shape != expected.shape or not known.any():
         return None
     return float((predicted == expected)[known].mean())

@@ -46,6 +46,7 @@ def _rebatch(c: Call, x: Tensor, target: list[int]) -> Tensor:
 def _reshape(c: Call, x: Tensor, shape: Tensor | None = None) -> Tensor:
     target = [int(n) for n in (shape.tolist() if shape is not None else c.get("shape", []))]
     if not c.get("allowzero", 0):
+        # 0 stands for the size of the input's axis
         target = [x.shape[i] if n == 0 else n for i, n in enumerate(target)]
     return _rebatch(c, x, target)
 
@@ -65,6 +66,7 @@ def _squeeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
     over = _read_axes(c, axes)
     if not over and axes is None and "axes" not in c.attributes:
         return x.squeeze()
+    # from the last, so that the numbers of the others stay valid
     for axis in sorted((a % x.ndim for a in over), reverse=True):
         x = x.squeeze(axis)
     return x
@@ -72,6 +74,7 @@ def _squeeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 def _unsqueeze(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
     new = _read_axes(c, axes)
+    # ascending, as each number counts the new axes before it
     for axis in sorted(a % (x.ndim + len(new)) for a in new):
         x = x.unsqueeze(axis)
     return x
@@ -90,6 +93,7 @@ def _split(c: Call, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...
     axis = c.get("axis", 0)
     parts = sizes.tolist() if sizes is not None else c.get("split", None)
     if parts is None:
+        # rounded up: the last part may be shorter
         parts = -(-x.shape[axis] // c.get("num_outputs", c.outputs))
     return torch.split(x, parts, axis)
 
@@ -198,6 +202,7 @@ def _constant(c: Call) -> Tensor:
 
 def _constant_of_shape(c: Call, shape: Tensor) -> Tensor:
     value = tensor_of(c.attributes["value"]) if "value" in c.attributes else torch.zeros(1)
+    # a copy, because expanded elements share memory
     return value.reshape(()).expand(*shape.tolist()).clone()
 
 
@@ -273,6 +278,7 @@ def _topk(c: Call, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 def _one_hot(c: Call, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
     size = int(depth.item())
+    # negative indices count from the end
     hot = F.one_hot(indices.to(torch.int64) % size, size).to(values.dtype)
     axis = c.get("axis", -1)
     return (values[0] + (values[1] - values[0]) * hot).movedim(-1, axis)

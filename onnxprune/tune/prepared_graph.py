@@ -94,6 +94,7 @@ def prepare_graph(model: Model) -> PreparedGraph:
             "make it dense first",
         )
     values = {t.name: from_numpy(model.weights[t.name].array()) for t in graph.initializer}
+    # files of old versions list initializers among the inputs
     inputs = [i for i in graph.input if i.name not in values]
     batch = BatchState(declared=_read_declared_batch(inputs))
     steps = [_prepare_node(n, model.opset, batch, mode) for n in graph.node]
@@ -200,6 +201,7 @@ def _assign_roles(
     running = set(uses)
     # two updates per step would move shared statistics twice
     shared = {n for n, count in uses.items() if count > 1 or n in learned | fixed}
+    # what one node reads as a constant is constant for all
     return learned - fixed - running, running, shared
 
 
@@ -228,6 +230,7 @@ def _fold_constants(
     """
     fixed, remaining = set(values) - moving, []
     for step in steps:
+        # an If reads more than its inputs name
         if step.row is not None and all(not n or n in fixed for n in step.inputs):
             env = dict(values)
             with torch.no_grad():
@@ -254,6 +257,7 @@ def _add_drops(steps: list[NodeCall], inputs: Sequence[str]) -> tuple[NodeCall, 
     droppable = set(inputs) | {o for s in steps for o in s.outputs}
     read_later: set[str] = set()
     result = []
+    # from the end: the first node that is met here is the last one that reads a value
     for step in reversed(steps):
         reads = _find_read_names(step) & droppable
         result.append(replace(step, drop=tuple(sorted(reads - read_later))))
@@ -324,6 +328,7 @@ def _run_branch(step: NodeCall, env: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Return the outputs of the branch that an If's condition selects."""
     name = "then_branch" if bool(env[step.inputs[0]].item()) else "else_branch"
     steps, outputs = (step.bodies or {})[name]
+    # names inside a branch are its own
     inner = dict(env)
     run_nodes(steps, inner, frozenset(outputs))
     return tuple(inner[n] for n in outputs)

@@ -12,6 +12,7 @@ import numpy as np
 from onnxprune.errors import DataError
 
 BOXES = "boxes"  # labels whose column 0 is the sample they belong to
+# batch size of reading
 _PASS = 256
 _MAX_SHIFT = 8  # images are shifted by up to this fraction of their side
 
@@ -86,6 +87,7 @@ class Samples:
     def fingerprint(self) -> str:
         """Return the sha256 of all values in hex."""
         state = hashlib.sha256()
+        # an input and a label may have the same name
         labels = {f"label {n}": v for n, v in self.labels.items()}
         for name, value in sorted({**self.inputs, **labels}.items()):
             state.update(f"{name}{value.dtype}{value.shape}".encode())

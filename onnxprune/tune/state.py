@@ -50,6 +50,7 @@ class State:
 
 def snapshot(module: OnnxModule) -> Tensors:
     """Return copies of the parameters and running statistics by initializer name."""
+    # training changes the tensors in place
     return {name: tensor.detach().clone() for name, tensor in _list_tensors(module).items()}
 
 
@@ -85,6 +86,7 @@ def write_checkpoint(
     extra: Mapping[str, Any],
 ) -> None:
     """Write everything that a later process needs to resume, atomically."""
+    # in memory first, because the file is replaced at once
     buffer = io.BytesIO()
     torch.save(
         {
@@ -111,6 +113,7 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        # without pickled code, and for a device that may be another than the writer's
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         same = content["format"] == FORMAT and content["key"] == key
     except Exception as problem:  # torch raises whatever its unpickler meets
