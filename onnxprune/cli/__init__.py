@@ -33,7 +33,9 @@ def run(argv: Sequence[str]) -> int:
     with escaped_output(), interruptible() as interrupts:
         try:
             return _run(argv)
+        # KeyboardInterrupt and SystemExit as well: each ends as one message and an exit code
         except BaseException as problem:
+            # libraries turn an interrupt into errors of their own
             if interrupts.count and not isinstance(problem, KeyboardInterrupt | click.Abort):
                 _print_traceback(argv)
                 problem = KeyboardInterrupt()
@@ -42,9 +44,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     """Run one command."""
+    # here, so that an interrupt during the import is reported like any other
     from onnxprune.cli.app import app
 
+    # click would otherwise print errors in a form of its own, and exit
     result = app.main(args=list(argv), prog_name="onnxprune", standalone_mode=False)
+    # a pipe that is closed must fail here, where it is handled, and not when Python exits
     sys.stdout.flush()
     return result if isinstance(result, int) else 0
 
@@ -52,6 +57,7 @@ def _run(argv: Sequence[str]) -> int:
 def _report(problem: BaseException, argv: Sequence[str]) -> int:
     """Print a failure, and return its exit code."""
     try:
+        # raised again to select a branch by type, with the traceback for --debug
         raise problem
     except click.ClickException as problem:
         command = "onnxprune"
@@ -64,7 +70,9 @@ def _report(problem: BaseException, argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort) as problem:
         message = str(problem.__cause__ or problem)  # click raises its Abort from ours
         return _say("interrupted", message or "stopped; no output was written", INTERRUPTED)
+    # before OSError, of which it is a subclass
     except BrokenPipeError:  # what reads stdout has ended, such as `head`
+        # Python flushes stdout again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as problem:
@@ -84,6 +92,7 @@ def _report(problem: BaseException, argv: Sequence[str]) -> int:
         )
     except Exception as problem:
         _print_traceback(argv)
+        # messages of libraries can fill pages; --debug shows all of them
         first = next(iter(str(problem).strip().splitlines()), "")
         return _say("internal", f"{type(problem).__name__}: {first[:300]}\n  {_BUG_HINT}", 1)
 

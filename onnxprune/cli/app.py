@@ -69,6 +69,7 @@ class Commands(click.Group):
         from onnxprune.errors import unknown
 
         first = args[0] if args else ""
+        # the most frequent command may be omitted
         if first.lower().endswith(".onnx"):
             args = ["optimize", *args]
         elif first in ALIASES:
@@ -90,6 +91,7 @@ class Commands(click.Group):
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 120,
+        # former spellings of options remain valid
         "token_normalize_func": lambda name: RENAMED_OPTIONS.get(name, name),
     },
 )

@@ -67,6 +67,7 @@ def bench(
     if ssh:
         show_results(run_over_ssh(models, ssh, recipe), as_json)
         return
+    # not checked by click, because --collect takes no models
     if not models:
         raise click.UsageError("Missing argument 'MODELS...'.")
     from onnxprune.engines.bench import bench as run
@@ -96,6 +97,7 @@ def _format_models(result: BenchReport) -> str:
     """Return the table of models by engine; device memory only if an engine reports it."""
     from onnxprune.report.text import columns
 
+    # the first model of an engine has no ratio: it is what the others are compared with
     ratios = {
         (engine, row.contender): row for engine, rows in result.ratios.items() for row in rows
     }

@@ -67,6 +67,7 @@ class Command(click.Command):
             record = parameter.get_help_record(ctx)
             if record is not None and isinstance(parameter, click.Option):
                 sections[group_of(parameter)].append(record)
+        # most runs need none of them, and they would hide the others
         if not ctx.meta.get(_ALL):
             del sections[EXPERT]
         for title, records in sections.items():
@@ -96,6 +97,7 @@ def full_help(target: click.Command, name: str, width: int) -> str:
 
 def _show_all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Print the help with the options for experts, and end."""
+    # shell completion parses a command line without acting on it
     if value and not ctx.resilient_parsing:
         ctx.meta[_ALL] = True
         click.echo(ctx.get_help())

@@ -127,6 +127,7 @@ def say(text: str) -> None:
 
 def _add_flag(name: str, option: Option) -> Callable[[F], F]:
     """Add the flag of one option of the recipe."""
+    # for the help only: to click the default is None, which marks a flag that is not given
     default = getattr(Recipe, name, None)
     flag = "--" + name.replace("_", "-")
     if option.is_flag:

@@ -70,6 +70,7 @@ def compare(
     # the default number is that of calibration inputs; a comparison uses all labels
     samples = recipe.samples if values.get("samples") is not None else None
     data = open_labeled_inputs(first, recipe, labeled, samples)
+    # both models are counted at the same lengths of dynamic axes
     shapes = {name: values.shape for name, values in next(iter(data.batches(1))).items()}
     pages, results = [], {}
     for metric in recipe.metric or ("top1",):

@@ -71,6 +71,7 @@ def examine() -> dict[str, Any]:
         "engines": _check_engines(),
         "plug-ins": _check_plugins(),
         "problems": problems,
+        # the check imports onnx and onnxruntime, which may be what is missing
         "notes": [] if problems else _check_ir_version(packages),
     }
 
@@ -129,6 +130,7 @@ def _describe_machine() -> dict[str, Any]:
     """Return operating system, Python, CPUs that this process may use, and memory."""
     from onnxprune.ir.limits import memory_bytes
 
+    # a process may be restricted to some of the machine's CPUs
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": platform.platform(),
@@ -148,6 +150,7 @@ def _find_problems(packages: Mapping[str, str]) -> list[str]:
         if number == "missing"
     ]
     memory = memory_bytes()
+    # 0 if the system does not report it
     if memory and memory < LEAST_MEMORY_BYTES:
         problems.append(
             f"only {_to_gigabytes(memory)} of memory: calibrate with a small --batch-size"
@@ -166,6 +169,7 @@ def _check_ir_version(packages: Mapping[str, str]) -> list[str]:
     model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
     try:
         options = onnxruntime.SessionOptions()
+        # a failure is one of the expected results, so onnxruntime prints nothing about it
         options.log_severity_level = 4
         onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -191,7 +195,9 @@ def _find_version(name: str) -> str:
 def _is_installed(module: str) -> bool:
     """Return whether a module can be found, without importing it."""
     try:
+        # not imported, which takes seconds for torch and ray
         return importlib.util.find_spec(module) is not None
+    # ImportError for a package that is broken, ValueError for a module without a specification
     except (ImportError, ValueError):
         return False
 

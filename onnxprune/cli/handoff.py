@@ -131,6 +131,7 @@ def run_over_ssh(models: tuple[str, ...], host: str, recipe: Recipe) -> Collecte
     from onnxprune.deploy.handoff import round_trip
     from onnxprune.ir.io import load
 
+    # a bundle holds the original and at most one other model
     if not 1 <= len(models) <= 2:
         raise UsageError(
             "ssh-models",
@@ -146,6 +147,7 @@ def run_over_ssh(models: tuple[str, ...], host: str, recipe: Recipe) -> Collecte
     original = load(models[0])
     pruned = load(models[1]) if len(models) == 2 else None
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+        # inside of the temporary folder: a bundle does not replace one that exists
         folder = Path(scratch) / "bundle"
         write_bundle(original, pruned, "jetson", folder, shapes=recipe.shape, options=options)
         return round_trip(folder, host)

@@ -39,6 +39,7 @@ def inspect(
     from onnxprune.run.adapter import analyze_for, count_at
 
     recipe = recipe_from(recipe_file, values)
+    # this command takes no data: dynamic axes have the lengths of --shape, or example lengths
     analysis = count_at(analyze_for(model, recipe), None, recipe)
     for warning in (*analysis.defects, *describe_copies(analysis.copies)):
         click.echo(f"warning: {warning}", err=True)
@@ -117,6 +118,7 @@ def _format_groups(analysis: Analysis) -> str:
     from onnxprune.report.text import columns
 
     rows = [("group", "channels", "sites", "exact")]
+    # by name among equals, so that the output does not depend on their order
     largest = sorted(analysis.groups, key=lambda group: (-group.size, group.name))
     for group in largest[:_MOST_GROUPS]:
         exact = "yes" if group.exact else "no"
@@ -150,6 +152,7 @@ def _explain(analysis: Analysis, name: str, as_json: bool) -> None:
         click.echo(f"{name}: no axis is frozen")
     for row in rows:
         by = f" by {' '.join(filter(None, (row.op, row.node)))}" if row.node else ""
+        # stdout escapes all but ends of lines, which a name may hold as well
         line = f"{row.tensor} axis {row.axis}: frozen{by}: {row.reason}"
         click.echo(printable(line))
 
@@ -166,10 +169,12 @@ def _find_tensors(analysis: Analysis, name: str) -> list[str]:
     tensors = {info.name for info in graph.input} | set(analysis.model.weights)
     nodes = {}
     for node in graph.node:
+        # optional outputs that are not in use have empty names
         outputs = [output for output in node.output if output]
         tensors.update(outputs)
         if node.name:
             nodes[node.name] = outputs
+    # a tensor and a node may share a name; only the tensor has axes of its own
     if name in tensors:
         return [name]
     if name in nodes:

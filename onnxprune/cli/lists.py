@@ -60,6 +60,7 @@ def engines(as_json: bool) -> None:
 
     rows = []
     for name, text in ENGINES.rows():
+        # a plug-in that cannot be imported: to get it would raise its error
         if text.startswith("broken: "):
             rows.append((name, "no", text, ""))
             continue

@@ -65,6 +65,7 @@ def optimize(
 ) -> None:
     """Prune MODEL: analyze, score, plan, cut, verify, repair, measure, report."""
     if model is None:
+        # a bare command explains itself; options without a model are an error
         if output or run_dir or recipe_file or any(v not in (None, ()) for v in values.values()):
             raise UsageError(
                 "usage", "argument MODEL is missing: onnxprune optimize MODEL [options]"
@@ -88,7 +89,9 @@ def demo(
 
     model, calibration, evaluation = map(str, files())
     values["data"] = values["data"] or calibration
+    # the demo has labels, with which "auto" would build a model for each of several candidates
     values["candidate"] = values["candidate"] or ("none",)
+    # one random model shows how much the choice of channels matters
     if values["control"] is None:
         values["control"] = 1
     if not values["metric"]:
@@ -111,6 +114,7 @@ def _run(
     from onnxprune.run.outputs import choose_output, default_run_dir
     from onnxprune.run.pipeline import optimize as run
 
+    # before the run, because the folder of the report is named after it
     output = str(choose_output(output, model))
     page = Path(run_dir or default_run_dir(output)) / PAGE
     with terminal.Progress() as progress:

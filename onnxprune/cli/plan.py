@@ -129,6 +129,7 @@ def verify(
 
     recipe = recipe_from(recipe_file, values)
     plan = Plan.load(plan_file)
+    # groups have the plan's names only under the options that it was made with
     analysis = analyze_for_plan(original, plan)
     data = open_data_for(analysis.model, recipe)
     check_synthetic(analysis.model, data)

@@ -63,6 +63,7 @@ def rewrite(
     recipe = recipe_from(recipe_file, values)
     path = str(choose_output(output, model, ".rewritten.onnx"))
     check_output(path, overwrite)
+    # the default list names activations that can be the replacement as well
     sources = [name.strip() for name in replace.split(",") if name.strip() != activation]
     result = rewrite_activations(load(model), activation, sources)
     save(result.model, path, external_data=recipe.external_data, overwrite=overwrite)

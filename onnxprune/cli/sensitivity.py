@@ -149,15 +149,18 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
     )
     from onnxprune.search.sensitivity import Sweep
 
+    # each job loads the model from its path, possibly in another process
     if not Path(model).is_file():
         raise DataError("model-missing", f"no model at {model}: the file does not exist")
     analysis = analyze_for(model, recipe)
     data = open_data_for(analysis.model, recipe)
     check_synthetic(analysis.model, data)
     analysis = count_at(analysis, data, recipe)
+    # with labels, quality is their metric, for which the unlabeled inputs do not matter
     if data.warning and not recipe.labeled:
         say(f"warning: {data.warning}")
     context = context_for(analysis, data, recipe)
+    # scores only rank the channels of one group, quality is measured; l2 takes no pass over data
     scores = CRITERIA.get("l2" if recipe.criterion == "auto" else recipe.criterion)(context)
     labeled = None
     if recipe.labeled:
@@ -185,6 +188,7 @@ LISTS = {"params": (6, "parameters"), "flops": (5, "MACs"), "latency": (0, "meas
 
 def list_options(command: F) -> F:
     """Add the size and the exponent of each list that `select` takes groups from."""
+    # decorators apply from the last to the first
     for name, (_, cost) in reversed(LISTS.items()):
         command = click.option(
             f"--{name}-map",

@@ -99,6 +99,7 @@ def sparsify(
     if report_only:
         _report(sparsity(source), {}, as_json)
         return
+    # N of M weights are a share already
     if amount is not None and ":" in scope:
         raise UsageError(
             "sparsity-amount",
@@ -122,6 +123,7 @@ def sparsify(
         result = run(source, settings, _open_inputs(source, recipe), progress)
     save(result.model, path, external_data=recipe.external_data, overwrite=overwrite)
     extra: dict[str, Any] = {"output": path, "not_refitted": list(result.not_refitted)}
+    # only on request: a recipe has an engine by default
     if values.get("engine") and recipe.engine:
         extra["timing"] = _measure_latency(source, result.model, recipe)
     _report(result.report, extra, as_json)

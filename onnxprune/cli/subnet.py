@@ -55,6 +55,7 @@ def subnet(
         check_output(output, overwrite)
     content = _read(file)
     result: dict[str, Any]
+    # only a plan has this key; a fix_subnet.json maps names of units to counts
     if "groups" in content:
         plan = Plan.from_json(content)
         result = dict(to_subnet(analyze_for_plan(model, plan), plan))

@@ -150,6 +150,7 @@ def _read_job(
         with_labels = labeled or bool(recipe.metric)
         keywords["validation"] = _open_samples(model, own["validate"], recipe, None, with_labels)
     if recipe.metric and (labeled or own["validate"]):
+        # a function that makes one: a metric accumulates samples, so each evaluation needs its own
         keywords["metric"] = lambda: find_metric(recipe.metric[0], metric_options(recipe))
     keywords["checkpoint"] = own["checkpoint"] or str(Path(path).with_suffix(".checkpoint"))
     data = _open_samples(model, recipe.data, recipe, samples, labeled)
@@ -251,6 +252,7 @@ def _prune_and_tune(
     pruned = prune_and_tune(
         analysis, job.data, constraints, job.settings, pruning, on_event=progress, **job.keywords
     )
+    # as after a repair, the hash lets `verify` accept weights that differ from those of a cut
     decided_by = {**pruned.plan.decided_by, "repair": "tune", RESULT: digest(pruned.result.model)}
     return pruned.result, replace(pruned.plan, decided_by=decided_by)
 
