@@ -25,6 +25,7 @@ Samples = Mapping[str, np.ndarray]
 Finding = Iterator[tuple[str, str]]
 """(severity, sentence) pairs."""
 NodeTest = Callable[[GraphNode], Finding]
+# from the worst on, as they are counted and listed
 SEVERITIES = ("unsupported", "fallback", "slow", "note")
 
 if not TYPE_CHECKING:
@@ -98,6 +99,7 @@ class PreparedModel:
             if node.op_type in (*QONNX_OPS, "DequantizeLinear") and node.input[0] in weights
             for output in node.output
         }
+        # checks for constant weights must accept the weights of quantized layers
         constants = frozenset({*weights, *quantized})
         return tuple(GraphNode(n, self.shapes, self.model, constants) for n in nodes)
 
@@ -105,6 +107,7 @@ class PreparedModel:
         """Return the shapes of the graph's inputs."""
         return {
             v.name: self.shapes[v.name]
+            # graphs of IR version 3 list their initializers as inputs too
             for v in self.model.proto.graph.input
             if v.name not in self.model.weights
         }
@@ -134,6 +137,7 @@ class PreparedModel:
 
     def random_samples(self, batches: int) -> dict[str, np.ndarray]:
         """Return seeded samples for so many batches, uniform in [0, 1)."""
+        # seeded: the same model gives the same bundle
         generator = np.random.default_rng(0)
         return {
             n: generator.random((batches * _batch_size(s), *s[1:]), np.float32)
@@ -143,6 +147,7 @@ class PreparedModel:
 
 def _batch_size(shape: tuple[int, ...]) -> int:
     """Return the samples per run of an input of that shape."""
+    # a scalar input and an empty batch count as one sample per run
     return max(shape[0], 1) if shape else 1
 
 
@@ -254,6 +259,7 @@ class HandoffTarget:
 def check(prepared: PreparedModel, target: HandoffTarget) -> tuple[Check, ...]:
     """Return the target's checks: notes on the model first, then the nodes in graph order."""
     checks = [Check("", "", "note", text) for text in prepared.notes]
+    # a note only: targets such as FINN read these operators
     foreign = find_foreign_ops(prepared.model)
     if foreign:
         text = (
@@ -267,6 +273,7 @@ def check(prepared: PreparedModel, target: HandoffTarget) -> tuple[Check, ...]:
         if node.op not in target.ops:
             text = f"{target.title} does not support {node.op}"
             checks.append(Check(node.name, node.op, target.otherwise, text))
+        # tests of every node also run on operators that the target lacks
         for test in (*target.ops.get(node.op, ()), *target.everywhere):
             checks += [Check(node.name, node.op, severity, text) for severity, text in test(node)]
     return tuple(checks)
@@ -274,4 +281,5 @@ def check(prepared: PreparedModel, target: HandoffTarget) -> tuple[Check, ...]:
 
 def script(name: str) -> bytes:
     """Return the content of a module of onnxprune.deploy.scripts, for a bundle."""
+    # by importlib.resources: the package may be installed as an archive
     return resources.files("onnxprune.deploy.scripts").joinpath(name + ".py").read_bytes()

@@ -20,6 +20,7 @@ from onnxprune.files import read_text, sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# no colons, slashes or spaces, which scp and the shell of the host would interpret
 _HOST = re.compile(r"[\w.][\w.-]*(@[\w.][\w.-]*)?")
 
 
@@ -63,6 +64,7 @@ def collect(folder: str | Path) -> Collected:
         The folder is not a bundle, or its results are missing or invalid.
     """
     folder = Path(folder)
+    # the manifest of this machine decides which models count, not the files that came back
     manifest = read_manifest(folder)
     target: HandoffTarget = TARGETS.get(manifest["target"])
     results_folder = folder / "results"
@@ -76,6 +78,7 @@ def collect(folder: str | Path) -> Collected:
     try:
         text = read_text(results_folder / "environment.json", "replace")
         environment = json.loads(text)
+    # only additional facts: figures are valid without them
     except (OSError, ValueError, RecursionError):
         environment = {}
     return Collected(target.name, results, environment, _compute_ratios(results))
@@ -122,6 +125,7 @@ def round_trip(
     ssh, scp = ["ssh", *quiet, host, "--"], ["scp", *quiet, "-q", "-r"]
     _run_remote([*scp, str(folder), f"{host}:{remote}"], timeout_s, "copy the bundle")
     try:
+        # a name of letters, digits and a dash needs no quotes for the shell of the host
         _run_remote([*ssh, f"cd {remote} && {python} run.py"], timeout_s, "run the bundle")
         results = f"{host}:{remote}/results"
         _run_remote([*scp, results, str(folder)], timeout_s, "copy the results back")
@@ -136,10 +140,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a bundle's manifest; DataError if it is missing or invalid."""
     try:
         manifest = json.loads(read_text(folder / MANIFEST, "replace"))
+        # raised and caught here: all invalid manifests get one message
         if manifest["format"] != FORMAT:
             raise ValueError(f"format is {manifest['format']!r}, {FORMAT} is supported")
         if not isinstance(manifest["models"], dict) or not isinstance(manifest["target"], str):
             raise ValueError("models or target have a wrong type")
+        # names become parts of paths in the results folder
         unexpected = [n for n in manifest["models"] if n not in ("original", "pruned")]
         if unexpected:
             raise ValueError(f"unknown model {unexpected[0]!r}")
@@ -162,6 +168,7 @@ def _run_remote(command: list[str], timeout_s: float, purpose: str, check: bool 
             "ssh-missing", f"{command[0]} is not on PATH: install an OpenSSH client to {purpose}"
         )
     try:
+        # without stdin: ssh would read what was meant for this process
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
         )
@@ -170,6 +177,7 @@ def _run_remote(command: list[str], timeout_s: float, purpose: str, check: bool 
             "ssh-timeout", f"{command[0]} did not {purpose} within {timeout_s:g} s"
         ) from problem
     if check and done.returncode:
+        # the last line has the reason; banners of the host come first
         lines = (done.stderr or done.stdout).strip().splitlines()
         last = lines[-1][:300] if lines else "no message"
         raise EngineError(
@@ -180,6 +188,7 @@ def _run_remote(command: list[str], timeout_s: float, purpose: str, check: bool 
 
 def _compute_ratios(results: Mapping[str, TargetResult]) -> dict[str, float]:
     """Return original / pruned per figure, without those that are missing, 0 or not finite."""
+    # a bundle may hold one model only
     if not {"original", "pruned"} <= set(results):
         return {}
     original, pruned = results["original"].figures, results["pruned"].figures

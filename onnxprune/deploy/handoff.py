@@ -122,9 +122,11 @@ def handoff(
     sources = {"original": original} | ({} if pruned is None else {"pruned": pruned})
     models = [prepare(model, name, target, shapes) for name, model in sources.items()]
     _check_samples(models[0], samples)
+    # all that can fail on the models comes before the first write
     checks = {m.name: check(m, target) for m in models}
     files = _list_files(target, models, values, samples)
     folder = Path(folder)
+    # before the temporary folder: a refusal leaves nothing behind
     _check_replaceable(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # written beside the destination and renamed, so that no incomplete bundle is ever visible
@@ -142,6 +144,7 @@ def choose(target: HandoffTarget, given: Mapping[str, str]) -> dict[str, str]:
     for name, value in given.items():
         if name not in target.options:
             raise unknown(f"{target.name} option", name, target.options)
+        # values of other options are tested by the target, which knows their units
         choices = target.options[name].choices
         if choices and value not in choices:
             raise UsageError(
@@ -170,6 +173,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         raise OutputError(
             "output-exists", f"{folder} exists; pass --overwrite (overwrite=True) to replace it"
         )
+    # an empty folder holds nothing to lose
     if not folder.is_dir() or any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise OutputError(
             "output-not-a-bundle",
@@ -185,6 +189,7 @@ def _list_files(
 ) -> dict[str, bytes]:
     """Return the target's files, the scripts and README.txt by path."""
     files = dict(target.files(models, options, samples)) if target.files else {}
+    # on the right: a target's own files never replace the scripts
     return files | {
         "run.py": script(target.script),
         "common.py": script("common"),
@@ -219,6 +224,7 @@ def _write_samples(folder: Path, models: Sequence[PreparedModel], samples: Sampl
         # at least one batch
         most = max(SAMPLES, *models[0].inputs()[name][:1])
         inputs[name] = np.asarray(values)[:most]
+    # inputs of both models are the same: pruning keeps the inputs of a graph
     _save_arrays(folder / "inputs.npz", inputs)
     for m in models:
         # onnxruntime cannot compute expected outputs of foreign operators
@@ -235,6 +241,7 @@ def _run_batches(model: PreparedModel, inputs: Samples) -> dict[str, np.ndarray]
         # sources may deliver float64 or uint8
         rows.append(session.run({n: a.astype(kinds[n]) for n, a in feeds.items()}))
     return {
+        # numbered: names of outputs may hold slashes, which an archive reads as folders
         f"output_{index}": np.concatenate([row[name] for row in rows])
         for index, name in enumerate(session.outputs)
     }
@@ -244,6 +251,7 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an .npz without time stamps, so that equal arrays give equal bytes."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
+            # ZipInfo has the same date for every file; pickles would run code when they are read
             with archive.open(zipfile.ZipInfo(name + ".npy"), "w") as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
@@ -257,6 +265,7 @@ def _write_manifest(
 ) -> tuple[str, ...]:
     """Write the manifest with hashes of all other files; return the names of all files."""
     paths = (path for path in folder.rglob("*") if path.is_file())
+    # posix paths in a fixed order: the same bundle on every system
     names = tuple(sorted(path.relative_to(folder).as_posix() for path in paths))
     write_json(
         folder / MANIFEST,

@@ -35,6 +35,7 @@ from onnxprune.ir.quantize import is_quantized, quantize
 BUSY_SHARE = 0.5
 TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")  # measure the whole module
 INNER_RAILS = frozenset({"VDDQ_VDD2_1V8AO"})  # supplied by another rail of the list
+# the end excludes pairs with another unit, such as RAM 2448/7772MB
 _RAIL = re.compile(
     r"(?<![\w/])([A-Z][A-Z0-9_]+) (\d{1,9})(?:mW)?/\d{1,9}(?:mW)?(?![\w(])", re.ASCII
 )
@@ -112,6 +113,7 @@ def parse(results: Path, model: str) -> TargetResult:
     if power:
         # mW times seconds per inference
         energy = power["power_mw"] / figures["throughput_per_s"]
+        # power and energy first, then what else the logs hold
         figures |= {"power_mw": power["power_mw"], "energy_mj": energy} | power
     else:
         notes.append("no energy: the tegrastats log has no power rails")
@@ -126,6 +128,7 @@ def parse(results: Path, model: str) -> TargetResult:
         layers = parse_profile(read_text(profile, "replace"))
     information = results / f"{model}.layers.json"
     options = environment.get("options")
+    # without a DLA all layers run on the GPU
     if isinstance(options, dict) and options.get("dla", "none") != "none" and information.is_file():
         notes += _list_gpu_layers(read_text(information, "replace"))
     return TargetResult(model, figures, layers, "ms", tuple(notes))
@@ -164,6 +167,7 @@ def _read_power(results: Path, model: str) -> dict[str, float]:
         busy_mw(parse_tegrastats(read_text(path, "replace")))
         for path in sorted(results.glob(f"{model}.*.power.log"))
     ]
+    # boards without power sensors write logs without rails
     if not powers or not np.isfinite(powers).any():
         return {}
     figures = {"power_mw": float(np.nanmean(powers))}
@@ -186,6 +190,7 @@ def files(
         if options["precision"] == "fp16":
             content[f"models/{m.name}.fp16.onnx"] = to_bytes(to_half(m.model))
         if options["precision"] == "int8" and not is_quantized(m.model):
+            # TensorRT reads int8 only from QuantizeLinear and DequantizeLinear
             copy = quantize(m.model, samples, qdq=True)
             content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
     return content
@@ -210,6 +215,7 @@ def _list_gpu_layers(text: str) -> list[str]:
     """Return a note with the layers that TensorRT kept on the GPU, from exportLayerInfo."""
     try:
         rows = list(json.loads(text).get("Layers", []))
+    # the list is only a note: a log in an unknown format does not make the times invalid
     except (ValueError, AttributeError, TypeError, RecursionError):
         return []
     names = [str(r.get("Name", "")) if isinstance(r, dict) else str(r) for r in rows]
@@ -234,6 +240,7 @@ _DLA_POOL = (
     limits.stride_at_most(16, "fallback"),
     limits.no_dilation("fallback"),
 )
+# "fallback" throughout: TensorRT runs on the GPU what the DLA cannot
 DLA_OPS = {
     "Conv": _DLA_CONV,
     "ConvTranspose": (

@@ -35,6 +35,7 @@ def rank(size: int, severity: str = "unsupported") -> NodeTest:
     """Return a test for a first input with `size` axes."""
 
     def test(node: GraphNode) -> Finding:
+        # an unknown shape is noted once for the model, see prepare
         shape = node.shape(0)
         if shape is not None and len(shape) != size:
             yield severity, f"input has shape {_format(shape)}; {size} axes are needed"
@@ -82,6 +83,7 @@ def symmetric_pads(severity: str = "unsupported") -> NodeTest:
         half = len(pads) // 2
         if tuple(pads[:half]) != tuple(pads[half:]):
             yield severity, f"pads {_format(pads)} differ before and after an axis"
+        # VALID means no padding; SAME pads unevenly at some sizes
         if node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             yield severity, f"auto_pad is {node.get('auto_pad')}; explicit pads are needed"
 
@@ -93,6 +95,7 @@ def channels_multiple(multiple: int) -> NodeTest:
 
     def test(node: GraphNode) -> Finding:
         channels = node.channels
+        # only outputs: inputs are the outputs of another layer, which is tested itself
         if channels is not None and channels[1] % multiple:
             out = channels[1]
             padded = -(-out // multiple) * multiple
@@ -121,6 +124,7 @@ def clip_is(*bounds: tuple[float, float]) -> NodeTest:
 
 def _clip_bounds(node: GraphNode) -> tuple[float, float] | None:
     """Return (lower, upper) of a Clip; None if they are computed."""
+    # bounds are attributes before opset 11; -1, for an absent one, is no bound of any target
     if node.get("max") is not None or node.get("min") is not None:
         return float(node.get("min", -1)), float(node.get("max", -1))
     low, high = node.value(1), node.value(2)
@@ -134,6 +138,7 @@ def leaky_slope(slope: float, note: str) -> NodeTest:
 
     def test(node: GraphNode) -> Finding:
         alpha = node.get("alpha", 0.01)
+        # a value may be rounded: 26/256 to 0.1016
         if abs(alpha - slope) < 1e-4:
             yield "note", note
         else:
@@ -160,6 +165,7 @@ def same_shapes(severity: str = "unsupported") -> NodeTest:
 
     def test(node: GraphNode) -> Finding:
         a, b = node.shape(0), node.shape(1)
+        # a constant operand is a bias or scale, no second image
         if a and b and a != b and not node.constant(0) and not node.constant(1):
             yield severity, f"broadcasting {_format(a)} with {_format(b)} is not supported"
 

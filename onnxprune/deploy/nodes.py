@@ -40,6 +40,7 @@ class GraphNode:
     @property
     def op(self) -> str:
         """Operator, with its domain if that is not ONNX's."""
+        # tables of targets list QONNX's operators with their domain
         if self.proto.domain in STANDARD_DOMAINS:
             return self.proto.op_type
         return f"{self.proto.domain}.{self.proto.op_type}"
@@ -64,6 +65,7 @@ class GraphNode:
 
     def constant(self, index: int) -> bool:
         """Return True if an input is an initializer, a quantized initializer, or absent."""
+        # an absent operand, such as a bias, needs no support for computed ones
         if index >= len(self.proto.input) or not self.proto.input[index]:
             return True
         return self.proto.input[index] in self.constants
@@ -89,6 +91,7 @@ class GraphNode:
         weight = self.shape(1)
         if weight is None or not self.constant(1) or len(weight) < 2 or self.op not in LINEAR_OPS:
             return None
+        # the axes of a weight depend on operator, groups and transB
         layout = WeightLayout.of(self.proto)
         return layout.inputs(weight), layout.outputs(weight)
 

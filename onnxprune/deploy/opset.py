@@ -75,6 +75,7 @@ def _raise_opset(model: Model, opset: int) -> Model:
             ModelProto.FromString(to_bytes(model)), opset
         )
         converted = canonicalize(load(proto))
+    # errors of load and canonicalize have their own code and message
     except OnnxpruneError:
         raise
     except Exception as problem:  # onnx's C++ errors have no common type
@@ -103,6 +104,7 @@ def _lower(model: EditableModel, node: NodeProto, opset: int) -> None:
         value = attribute(node, name)
         if value is not None and name not in schema.attributes and neutral in (value, None):
             _drop_attribute(node, name)
+    # after the removal of neutral ones: what is left changes the result
     newer = [a.name for a in node.attribute if a.name not in schema.attributes]
     if newer or len(node.input) > schema.max_input or len(node.output) > schema.max_output:
         what = f"{len(node.input)} inputs and {len(node.output)} outputs"
@@ -123,6 +125,7 @@ def _drop_attribute(node: NodeProto, name: str) -> None:
 
 def _move_axes_to_attribute(model: EditableModel, node: NodeProto) -> None:
     """Store the axes of a reduction as an attribute, as before opset 18, in place."""
+    # no axes means all of them, as input and as attribute
     if len(node.input) < 2 or not node.input[1]:
         return
     if attribute(node, "noop_with_empty_axes", 0) or node.input[1] not in model.weights:

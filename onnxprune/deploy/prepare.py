@@ -51,11 +51,13 @@ def prepare(
     notes: list[str] = []
     # importers of accelerators have no dynamic axes
     static = canonicalize(fix_shapes(model, shapes or {}))
+    # before explicit attributes, which are those of the final opset
     if target.opset and static.opset != target.opset:
         static = _try_convert(static, target, notes)
     copy = make_explicit(static)
     # importers reject newer versions although the content is the same
     copy.proto.ir_version = min(copy.proto.ir_version, NEWEST_IR)
+    # shapes are inferred on the copy: its weights of Gemm are transposed
     if target.rewrite is not None:
         target.rewrite(copy, infer(copy))
     # again: the rewrite changed nodes
@@ -105,8 +107,10 @@ def make_explicit(model: Model) -> EditableModel:
             if attribute(node, name) is None:
                 set_attribute(node, name, value)
         transposed = attribute(node, "transB")
+        # (out, in), as NNgen's importer and others expect it
         if node.op_type == "Gemm" and not transposed and node.input[1] in copy.weights:
             _transpose_weight(copy, node)
+    # the old weights of Gemm may have no consumer any more
     remove_dead(copy)
     return copy
 
@@ -118,6 +122,7 @@ def _list_defaults(model: ModelView, node: NodeProto) -> dict[str, Any]:
     weight = model.weights.get(node.input[1]) if convolution and node.input[1:] else None
     rank = len(weight.shape) - 2 if weight is not None else 0
     if convolution or node.op_type in ("MaxPool", "AveragePool"):
+        # a convolution whose weight is computed has its rank in kernel_shape only
         rank = rank or len(attribute(node, "kernel_shape", ()))
     if rank <= 0:
         return defaults
@@ -126,6 +131,7 @@ def _list_defaults(model: ModelView, node: NodeProto) -> dict[str, Any]:
         defaults |= {"dilations": [1] * rank, "group": 1}
     if weight is not None:
         defaults["kernel_shape"] = list(weight.shape[2:])
+    # pads are not valid next to auto_pad
     if attribute(node, "auto_pad", "NOTSET") == "NOTSET":
         defaults["pads"] = [0] * (2 * rank)
     return defaults
@@ -149,6 +155,7 @@ def _try_convert(model: Model, target: HandoffTarget, notes: list[str]) -> Model
     """Return the model in the target's opset, unchanged with a note if it cannot be converted."""
     try:
         return convert_opset(model, target.opset)
+    # a note, because the flow may read the newer opset nevertheless
     except OnnxpruneError as problem:
         notes.append(
             f"opset stays {model.opset} although {target.title} expects {target.opset}: "

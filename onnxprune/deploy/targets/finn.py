@@ -32,6 +32,7 @@ from onnxprune.ir.node_inference import QONNX_DOMAINS, QONNX_OPS
 FEW_FOLDINGS = 4
 _POOLS = ("MaxPool", "AveragePool")
 _WINDOW = "ConvolutionInputGenerator"  # FINN's sliding-window unit
+# FINN's own steps up to its estimates, for which no synthesis is needed
 ESTIMATE_STEPS = (
     "step_qonnx_to_finn",
     "step_tidy_up",
@@ -67,6 +68,7 @@ class Folding:
 def divisors(number: int) -> tuple[int, ...]:
     """Return all divisors in ascending order."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    # a set, because the root of a square occurs in both parts
     return tuple(sorted({*small, *(number // d for d in small)}))
 
 
@@ -94,6 +96,7 @@ def folding(
     ]
     # the fewest multipliers, then the fewest cycles, then the most inputs in parallel
     fitting = [f for f in candidates if f.cycles <= budget_cycles]
+    # no folding is fast enough: the target rate is missed by as little as possible
     if not fitting:
         return min(candidates, key=lambda f: f.cycles)
     return min(fitting, key=lambda f: (f.pe * f.simd, f.cycles, -f.simd))
@@ -118,6 +121,7 @@ def files(
     """Return the build configuration, a folding per model, and quantized copies of float models."""
     try:
         clock_ns, frames = float(options["clock-ns"]), float(options["target-fps"])
+        # options are text; float() and the division report what is no positive number
         budget = max(1, int(1e9 / clock_ns / frames))
     except (ValueError, ZeroDivisionError) as problem:
         raise UsageError(
@@ -134,6 +138,7 @@ def files(
     }
     for model in models:
         content[f"folding_{model.name}.json"] = _to_json(folding_config(model, budget, style))
+        # bits are only parsed if a copy is made: they do not concern a quantized model
         if not is_qonnx(model.model):
             weight_bits = _parse_bits(options, "weight-bits")
             activation_bits = _parse_bits(options, "activation-bits")
@@ -155,6 +160,7 @@ def _build_config(options: Mapping[str, str], clock_ns: float) -> dict[str, Any]
         "shell_flow_type": "vivado_zynq",
         "folding_config_file": "folding_config.json",
         "specialize_layers_config_file": "specialize_layers_config.json",
+        # the RTL matrix units have no thresholds of their own
         "standalone_thresholds": options["style"] == "rtl",
         "generate_outputs": outputs,
     }
@@ -183,6 +189,7 @@ def folding_config(
     config: dict[str, dict[str, int | str]] = {"Defaults": {}}
     counts = {"MVAU": 0, "VVAU": 0, _WINDOW: 0}
     for node in model.nodes():
+        # FINN numbers the windows of all layers in graph order
         if node.op in _POOLS:
             counts[_WINDOW] += 1
         folded = layer_folding(node, budget_cycles)
@@ -194,6 +201,7 @@ def folding_config(
             simd = math.gcd(folded.pe, channels) if node.depthwise else folded.simd
             config[f"{_WINDOW}_rtl_{counts[_WINDOW]}"] = {"SIMD": simd, "ram_style": "auto"}
             counts[_WINDOW] += 1
+        # each kind of unit has its own running number in FINN
         kind = "VVAU" if node.depthwise else "MVAU"
         config[f"{kind}_{style}_{counts[kind]}"] = {
             "PE": folded.pe,

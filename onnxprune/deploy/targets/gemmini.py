@@ -32,6 +32,7 @@ def parse(results: Path, model: str) -> TargetResult:
     """Return the cycles of one inference."""
     figures = numbers(load_json(results / f"{model}.json", f"Gemmini's result for {model}"))
     notes: tuple[str, ...] = ()
+    # the runner falls back to the CPU silently, so that the cycles would mislead
     if figures.get("systolic_calls") == 0:
         notes = (
             "no operator ran on the array: "
@@ -53,6 +54,7 @@ def files(
     content = {}
     for m in models:
         if samples and not is_quantized(m.model):
+            # onnxruntime-riscv maps QLinear operators to the array, not pairs of Q/DQ
             copy = quantize(m.model, samples, qdq=False)
             content[f"models/{m.name}.int8.onnx"] = to_bytes(copy)
     return content | {"estimate.json": text.encode()}
@@ -71,6 +73,7 @@ def _describe(figures: ArrayEstimate) -> dict[str, Any]:
 
 def _check_groups(node: GraphNode) -> Finding:
     """Test for grouped convolutions."""
+    # groups run one after another on the array, see engines.cost.systolic.compute_cycles
     if node.depthwise:
         yield "slow", "depthwise convolution: only one column of the array is busy"
     elif node.get("group", 1) > 1:

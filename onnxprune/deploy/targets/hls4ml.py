@@ -79,6 +79,7 @@ def parse_synthesis(text: str) -> dict[str, float]:
     figures = {}
     for name, place in _FIELDS.items():
         try:
+            # latencies of loops with unknown bounds are written as "undef"
             value = float(root.findtext(place) or "nan")
         except ValueError:
             continue
@@ -114,6 +115,7 @@ def _choose_factors(prepared: PreparedModel, requested: int) -> dict[str, dict[s
     counts: Counter[str] = Counter()
     factors = {}
     for node in prepared.nodes():
+        # qonnx splits a Gemm into MatMul and Add
         kind = "MatMul" if node.op == "Gemm" else node.op
         if kind not in ("Conv", "MatMul"):
             continue
@@ -122,6 +124,7 @@ def _choose_factors(prepared: PreparedModel, requested: int) -> dict[str, dict[s
             inputs = node.channels[0] // node.get("group", 1) * math.prod(node.kernel)
             factor = choose_reuse(inputs, node.channels[1], requested)
             factors[f"{kind}_{counts[kind]}"] = {"ReuseFactor": factor}
+        # qonnx numbers all nodes of a kind, also those without constant weights
         counts[kind] += 1
     return factors
 
@@ -133,6 +136,7 @@ def choose_reuse(inputs: int, outputs: int, requested: int) -> int:
     inputs (the rule of hls4ml's Resource strategy), and leaves at most 4096 multipliers.
     """
     total = inputs * outputs
+    # never empty: the product of both leaves one multiplier
     valid = [
         r
         for r in range(1, total + 1)
@@ -140,6 +144,7 @@ def choose_reuse(inputs: int, outputs: int, requested: int) -> int:
         and (inputs % r == 0 or r % inputs == 0)
         and total // r <= UNROLLED_WEIGHTS
     ]
+    # of two at equal distance the smaller one: it is faster
     return min(valid, key=lambda r: (abs(r - requested), r))
 
 

@@ -27,6 +27,7 @@ def parse(results: Path, model: str) -> TargetResult:
 
 def _check_window(node: GraphNode) -> Finding:
     """Test that average pooling has the stride of its kernel."""
+    # attributes are always present, see prepare.make_explicit
     if node.get("strides") != node.get("kernel_shape"):
         yield (
             "unsupported",
@@ -40,6 +41,7 @@ def _check_pads(node: GraphNode) -> Finding:
     pads = node.get("pads", ())
     if len(set(pads)) > 1:
         yield "unsupported", f"pads {tuple(pads)} differ; NNgen needs the same on all sides"
+    # NNgen pads as TensorFlow does, whose SAME is ONNX's SAME_UPPER
     if node.get("auto_pad", "NOTSET") not in ("NOTSET", "SAME_UPPER"):
         yield "unsupported", f"auto_pad {node.get('auto_pad')} is not supported"
 

@@ -60,9 +60,11 @@ def add_quantizers(
         for index, name in enumerate(node.input):
             # consumers read the quantized tensor
             node.input[index] = renamed.get(name, name)
+        # a weight that an earlier node shares was renamed above and is no weight any more
         if node.op_type in LINEAR_OPS and node.input[1] in copy.weights:
             weight = node.input[1]
             renamed[weight] = node.input[1] = f"{weight}.rounded"
+            # of the values: weights need no samples
             top = float(np.abs(copy.weights[weight].array()).max())
             nodes.append(_make_quantizer(copy, weight, renamed[weight], weight_bits, top, True))
         nodes.append(node)
@@ -74,6 +76,7 @@ def add_quantizers(
             top = ranges[output].largest
             nodes.append(_make_quantizer(copy, node.output[0], output, activation_bits, top, False))
     replace_nodes(copy.proto.graph, nodes)
+    # tensors were renamed, and their declared types with them
     del copy.proto.graph.value_info[:]
     copy.proto.opset_import.append(helper.make_opsetid(QONNX_DOMAINS[0], 1))
     return copy.freeze()
@@ -85,6 +88,7 @@ def _make_quantizer(
     """Return a Quant node for values up to `top`; its scalars are added to the model in place."""
     # symmetric for signed values, without the lowest one
     levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    # a tensor of zeros still needs a scale above 0
     values = {"scale": max(top, 1e-6) / levels, "zero": 0.0, "bits": float(bits)}
     scalars = [
         add_initializer(model, f"{target}.{suffix}", np.array(value, np.float32))
@@ -107,6 +111,7 @@ def _measure_ranges(
 ) -> dict[str, _Range]:
     """Return the ranges of the inputs and of `tensors`."""
     samples = prepared.random_samples(RANGE_BATCHES) if samples is None else samples
+    # inputs alone need no inference
     session = Session(prepared.model, tensors) if tensors else None
     ranges: dict[str, _Range] = {}
     for row in prepared.feeds(samples)[:RANGE_BATCHES]:

@@ -32,6 +32,7 @@ def numbers(report: dict[str, Any]) -> dict[str, float]:
         name: float(value)
         for name, value in report.items()
         if isinstance(value, (int, float))
+        # bool is an int; NaN fails the last comparison too
         and not isinstance(value, bool)
         and abs(value) < float("inf")
     }

@@ -26,6 +26,7 @@ def whole_image_pool(model: EditableModel, shapes: Shapes) -> None:
         if shape is None:
             continue
         node.op_type = "AveragePool"
+        # a stride as long as the kernel, see nngen._check_window
         values = {"kernel_shape": shape[2:], "strides": shape[2:], "pads": (0, 0, 0, 0)}
         for name, value in values.items():
             set_attribute(node, name, list(value))
@@ -61,6 +62,7 @@ def pool_as_depthwise(model: EditableModel, shapes: Shapes) -> None:
             "pads": attribute(node, "pads", [0, 0, 0, 0]),
         }
         dtype = onnx.helper.tensor_dtype_to_np_dtype(shapes.dtype(node.input[0]))
+        # pads are zeros in both, so that a mean with counted pads is this convolution
         weight = np.full((shape[1], 1, *kernel), 1 / np.prod(kernel), dtype)
         name = f"{node.output[0]}_mean"
         _add_initializer(model, name, weight)
@@ -80,6 +82,7 @@ def gemm_bias(model: EditableModel, shapes: Shapes) -> None:
         name = f"{node.output[0]}_no_bias"
         weight = model.weights[node.input[1]]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.dtype)
+        # weights are (out, in), see prepare.make_explicit
         _add_initializer(model, name, np.zeros(weight.shape[0], dtype))
         node.input.append(name)
 
@@ -98,6 +101,7 @@ def _is_convolution(node: NodeProto) -> bool:
     padded = any(attribute(node, "pads", ()))
     if padded and not attribute(node, "count_include_pad", 0):
         return False
+    # windows that end outside the image divide by fewer pixels
     return not attribute(node, "ceil_mode", 0) and attribute(node, "auto_pad", "NOTSET") == "NOTSET"
 
 

@@ -51,6 +51,7 @@ def parse_summary(text: str) -> dict[str, float]:
     figures = {}
     for figure, column, factor in _COLUMNS:
         try:
+            # columns differ between versions; those that exist are still valid
             figures[figure] = float(rows[-1][column]) * factor
         except (KeyError, TypeError, ValueError):
             continue
@@ -65,6 +66,7 @@ def parse_layers(text: str) -> dict[str, float]:
         name = row.get("name") or row.get("Name") or ""
         value = row.get("cycles_total") or row.get("Op Cycles") or ""
         try:
+            # several rows may have the same name
             cycles[name] = cycles.get(name, 0.0) + float(value)
         except (TypeError, ValueError):
             continue

@@ -29,12 +29,14 @@ def parse(results: Path, model: str) -> TargetResult:
     counts = _COUNTS.search(read_text(compiled, "replace")) if compiled.is_file() else None
     if counts is not None:
         figures |= {"subgraphs": float(counts[1]), "dpu_subgraphs": float(counts[2])}
+        # one subgraph is the goal: each further one adds copies between CPU and DPU
         if counts[2] != "1":
             notes.append(f"{counts[2]} DPU subgraphs; the nodes between them run on the CPU")
     if timed.is_file():
         rates = _FPS.findall(read_text(timed, "replace"))
         if not rates:
             raise DataError("report-invalid", f"{timed} has no FPS line of xdputil benchmark")
+        # the latency is that of one thread, the default; several threads overlap
         figures |= {"throughput_per_s": float(rates[-1]), "latency_ms": 1e3 / float(rates[-1])}
     else:
         notes.append("compiled only; run the folder again on the board for times")
