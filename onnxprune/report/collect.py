@@ -33,11 +33,14 @@ def group_rows(
     ratios
         Group -> share of its channels that the user asked to remove.
     """
+    # before pruning: shares are those of the original
     macs = {cost.node: cost.macs for cost in analysis.node_costs()}
     total = sum(macs.values()) or 1
     rows = []
     for group in analysis.groups:
+        # by producers alone: a layer counts with the group that it produces
         makers = {site.node for site in group.sites if site.role == "produces"}
+        # a plan need not list the groups that stay unpruned
         after = len(plan.kept.get(group.name, range(group.size)))
         share = sum(macs.get(node, 0) for node in makers) / total
         asked = (ratios or {}).get(group.name)
@@ -62,8 +65,10 @@ def sensitivity_rows(scores: Scores, max_fraction: float) -> dict[str, list[list
     """
     rows = {}
     for name, values in scores.items():
+        # a criterion may give negative scores; removing channels is never counted as a gain
         error = np.cumsum(np.sort(np.maximum(values, 0.0)))
         most = max(int(len(error) * max_fraction), 1)
+        # few channels give fewer points than MOST_POINTS
         counts = np.unique(np.linspace(1, most, MOST_POINTS).round().astype(int))
         rows[name] = [
             [round(float(n / len(error)), 4), float(f"{error[n - 1]:.5g}")] for n in counts
@@ -88,8 +93,10 @@ def measured_rows(records: Iterable[Mapping[str, Any]]) -> dict[str, list[list[f
     sweeps = set()
     try:
         for record in records:
+            # the file may hold records of other kinds
             if "group" not in record:
                 continue
+            # the key starts with the hash of the sweep's settings
             sweeps.add(str(record.get("key", "")).partition(":")[0])
             share = round(1 - record["kept"] / max(record["size"], 1), 4)
             points.setdefault(str(record["group"]), []).append((share, float(record["quality"])))
@@ -104,6 +111,7 @@ def measured_rows(records: Iterable[Mapping[str, Any]]) -> dict[str, list[list[f
             f"expected one sweep with the quality of the unpruned model, got {len(sweeps)} "
             f"{'with' if '' in points else 'without'} it; write each sweep to a file of its own",
         )
+    # the last one, as for every key that a journal repeats
     unpruned = points.pop("")[-1][1]
     lost = {}
     for name, rows in points.items():
@@ -115,6 +123,7 @@ def latency_rows(bench: Mapping[str, Any]) -> dict[str, LatencyRow]:
     """Return engine -> latencies, from `BenchReport.as_dict()` of original and pruned model."""
     rows = {}
     for engine, ratios in bench.get("ratios", {}).items():
+        # by engine: the same model has a time on each
         times = {m["model"]: m["median_ms"] for m in bench["measurements"] if m["engine"] == engine}
         for ratio in ratios:
             rows[engine] = LatencyRow(
@@ -143,12 +152,14 @@ def layer_rows(
     moved_before: Mapping[str, int] = {}
     moved_after: Mapping[str, int] = {}
     if pruned is not None:
+        # the pruned model at the same inputs, so that only its widths differ
         sizes = analysis.counted_at
         moved_before = traffic(analysis.model, sizes.shapes)
         moved_after = traffic(pruned, sized_shapes(pruned, sizes.inputs, infer(pruned)))
     times: dict[str, list[float | None]] = {}
     for timed in bench.get("layers", ()):
         for node in timed["nodes"]:
+            # layers of further engines come later and do not replace these
             times.setdefault(node, list(timed["times_ms"].values()))
     rows = []
     for cost in analysis.node_costs():
@@ -183,6 +194,7 @@ def _size(model: Model, shapes: Shapes, name: str) -> int | None:
         shape, dtype = shapes.shape(name), shapes.dtype(name)
     if shape is None or not dtype:
         return None
+    # an axis that is still open counts as 1, as a batch does
     elements = prod(dim if isinstance(dim, int) else 1 for dim in shape)
     return (elements * bits(dtype) + 7) // 8  # types below 8 bits are packed
 
@@ -208,9 +220,11 @@ def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
     for name in _list_input_names(graph, analysis.model):
         origins[name] = add_box(name, "input", ())
     for node in graph.node:
+        # weights come from no box
         sources = {box for name in _read_tensors(node) for box in origins.get(name, ())}
         inputs = tuple(sorted(sources))
         name = label(node)
+        # other nodes are left out: what they pass on comes from the boxes of their inputs
         if name in products or len(inputs) > 1:
             inputs = add_box(name, node.op_type, inputs, groups_of(node.output[0]))
         origins.update((output, inputs) for output in node.output)
@@ -221,6 +235,7 @@ def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
 
 def _map_carried_groups(analysis: Analysis) -> Callable[[str], list[str]]:
     """Return a function tensor -> groups whose channels it carries, in graph order."""
+    # -1: channels of no group, which are frozen
     owner = np.full(analysis.axes.causes + 1, -1)
     for i, group in enumerate(analysis.groups):
         owner[analysis.causes[group.name]] = i

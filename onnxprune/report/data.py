@@ -313,6 +313,7 @@ class Provenance(ReportRecord):
     def __getitem__(self, key: str) -> str:
         """Return a version or a hash."""
         value: str = getattr(self, key) if key in _HASHES else self.versions[key]
+        # an empty hash is left out of JSON, and must be missing here too
         if not value and key in _HASHES:
             raise KeyError(key)
         return value
@@ -325,6 +326,7 @@ class Provenance(ReportRecord):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Provenance:
         """Return the provenance in a flat table."""
+        # the table is flat: every key that is no hash is the name of a library
         versions = {name: value for name, value in data.items() if name not in _HASHES}
         return cls(versions, *(data.get(name, "") for name in _HASHES))
 
@@ -416,6 +418,7 @@ class Report(ReportRecord):
                     f"report format {data['format']!r} is not supported, only {REPORT_FORMAT}",
                 )
             return super().from_json(data)
+        # what the conversion raises for JSON of another structure
         except (KeyError, TypeError, AttributeError) as problem:
             raise UsageError(
                 "report-invalid", f"not a report: {type(problem).__name__} {problem}"

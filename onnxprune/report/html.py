@@ -64,6 +64,7 @@ def page(report: Report) -> str:
     # the same from memory as from the file: JSON has no tuples and only text keys
     report = Report.from_json(json.loads(json.dumps(report.to_json())))
     try:
+        # a report of the right structure may still hold values that no filter can format
         return _environment().get_template("page").render(_collect_content(report))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
         raise UsageError(
@@ -90,11 +91,13 @@ def _environment() -> Environment:
     environment = Environment(
         loader=DictLoader({"page": _read("template.html")}),
         autoescape=True,
+        # a name that is missing in the report is an error, not an empty place on the page
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(
+        # the page is UTF-8, and escapes would hide names in other scripts
         json=partial(json.dumps, ensure_ascii=False),
         pair=_compute_time_bars,
         amount=number,
@@ -112,6 +115,7 @@ def _collect_content(report: Report) -> dict[str, Any]:
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {
         "r": report,
+        # Markup: these files are part of the package, so that nothing in them is escaped
         "script": Markup(script),
         "style": Markup(_read("page.css")),
         "script_hash": script_hash,
@@ -150,12 +154,14 @@ def _read(name: str) -> str:
 
 def _compute_time_bars(row: LatencyRow) -> tuple[float, float]:
     """Return latency before and after in percent of the longer one."""
+    # a computed latency may be 0
     longest = max(row.before_ms, row.after_ms) or 1.0
     return 100 * row.before_ms / longest, 100 * row.after_ms / longest
 
 
 def _command(report: Report) -> str:
     """Return the command that repeats the run, given its recipe.toml; "" for a model in memory."""
+    # a model in memory has no path that a command could name
     if not report.source:
         return ""
     output = ("-o", report.output) if report.output else ()

@@ -16,6 +16,7 @@ from onnxprune.report.data import GraphBox
 from onnxprune.report.plots import figure
 from onnxprune.report.text import clip
 
+# beyond these the picture is too large to read and slows the page down
 MOST_BOXES = 400
 MOST_ARROWS = 2000
 MOST_LETTERS = 20  # of a box's text
@@ -56,6 +57,7 @@ def picture(
     left = min(columns)
     x = [_MARGIN + _BOX[0] / 2 + (column - left) * _PITCH[0] for column in columns]
     y = [_MARGIN + _BOX[1] / 2 + row * _PITCH[1] for row in rows]
+    # from the graph, as the table of groups does, so that both have the same colors
     colors = tints(graph)
     group = ET.Element("g")
     arrows = [(i, j) for j, box in enumerate(graph) for i in box.inputs][:MOST_ARROWS]
@@ -77,6 +79,7 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     """Return (row, column) of each box: a row below its inputs, near their mean column."""
     rows: list[int] = []
     for sources in inputs:
+        # boxes are in topological order, so that all inputs have their row
         rows.append(max((rows[i] + 1 for i in sources), default=0))
     columns = [0.0] * len(inputs)
     by_row: dict[int, list[int]] = {}
@@ -84,6 +87,7 @@ def layout(inputs: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
         by_row.setdefault(row, []).append(i)
     for row in sorted(by_row):
         ideal = {i: _compute_mean(columns, inputs[i]) for i in by_row[row]}
+        # by index at equal places, so that the picture is the same at each run
         members = sorted(by_row[row], key=lambda i: (ideal[i], i))
         columns[members[0]] = ideal[members[0]]
         for left, i in pairwise(members):
@@ -119,11 +123,13 @@ def _draw_arrows(
     for i, j in arrows:
         start, end = (x[i], y[i]), (x[j], y[j])
         between = [edges[row] for row in range(rows[i] + 1, rows[j])]
+        # nothing is in the way: rows are adjacent, or both boxes are right of all others
         if not between or min(x[i], x[j]) - half_width > max(between):
             path = _draw_direct_path(
                 (start[0], start[1] + half_height), (end[0], end[1] - half_height)
             )
         else:
+            # outside the arrows that pass these rows already; lanes repeat to limit the width
             lane = max(lanes[row] for row in range(rows[i], rows[j])) % _MOST_LANES
             lanes.update(range(rows[i], rows[j]))
             side = max(*between, x[i] + half_width, x[j] + half_width) + 12 + lane * _LANE
@@ -183,6 +189,7 @@ def _draw_box(
     ET.SubElement(group, "rect", rectangle)
     if len(text) > MOST_LETTERS:
         text = text[: MOST_LETTERS - 1] + "…"
+    # one line is centered, two share the height
     _add_text(group, (x, y - 3 if names else y + 4), text)
     if names:
         before, after = (sum(widths[name][i] for name in names) for i in (0, 1))

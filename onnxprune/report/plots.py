@@ -76,6 +76,7 @@ def plot(drawn: Sequence[Curve], x: str, y: str, label: str, from_zero: bool = T
     low, high = min(values), max(values)
     if from_zero:
         low = min(0.0, low)
+    # equal values need a range too, also if all of them are 0
     margin = (high - low) * MARGIN or abs(high) * MARGIN or 1.0
     chart = leather.Chart()
     chart.add_x_scale(0.0, 1.0)
@@ -84,6 +85,7 @@ def plot(drawn: Sequence[Curve], x: str, y: str, label: str, from_zero: bool = T
         ticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], tick_formatter=lambda v, i, n: f"{float(v):.0%}", name=x
     )
     chart.add_y_axis(tick_formatter=lambda v, i, n: f"{float(v):.4g}", name=y)
+    # later ones are drawn on top: the point that matters comes last
     for curve in drawn:
         shape = _Line(curve.color, 2, curve.dash)
         if curve.dots:
@@ -107,6 +109,7 @@ def figure(content: ET.Element, width: int, height: int, label: str, scaled: boo
         "class": "plot" if scaled else "picture",
     }
     if not scaled:
+        # a picture keeps its size and scrolls: text would be too small to read
         attributes |= {"width": str(width), "height": str(height)}
     root = ET.Element("svg", attributes)
     root.append(content)

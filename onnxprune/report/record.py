@@ -21,12 +21,15 @@ class ReportRecord(Mapping[str, Any]):
         """Convert what JSON holds: mappings to records, lists to tuples."""
         for item in fields(self):
             value = getattr(self, item.name)
+            # lists of plain values become tuples, so that a record cannot be changed
             convert = item.metadata.get("convert", tuple if isinstance(value, list) else None)
             if convert is not None:
+                # frozen dataclasses refuse assignment even here
                 object.__setattr__(self, item.name, convert(value))
 
     def __getitem__(self, key: str) -> Any:
         """Return a field by name; KeyError if JSON does not have it."""
+        # a field that JSON leaves out must be missing in both forms
         if key not in set(self):
             raise KeyError(key)
         return getattr(self, key)
@@ -67,6 +70,7 @@ def to_json(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, Mapping):
         return {key: to_json(entry) for key, entry in value.items()}
+    # texts are sequences too
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [to_json(entry) for entry in value]
     return value

@@ -53,6 +53,7 @@ def cost_lines(report: Report) -> list[CostLine]:
     """Return the costs that both models have."""
     lines = []
     for key, title, unit in _COSTS:
+        # only macs are always counted
         if key in report.before and key in report.after:
             before, after = report.before[key], report.after[key]
             share = after / before if before else 1.0
@@ -79,6 +80,7 @@ def metric_lines(report: Report) -> list[MetricLine]:
     for metric, row in report.quality.items():
         error, change = row.standard_error, row.after - row.before
         note = ""
+        # an error of 0 gives no scale for the change
         if error:
             within = abs(change) <= 2 * error
             note = f"{'within' if within else 'more than'} two standard errors"
@@ -136,6 +138,7 @@ def control(report: Report) -> Control | None:
     own, *others = [row.relative_error for row in rows]
     farther = None
     if own is not None:
+        # without an error, because its outputs cannot be compared, a model counts as farther
         farther = sum(other is None or other > own for other in others)
     models = ["This model", *(f"Random {i}" for i in range(1, len(rows)))]
     return Control(models, _list_measures(rows), len(others), farther)
@@ -199,6 +202,7 @@ class TradeOff:
 def trade_off(report: Report) -> TradeOff | None:
     """Return the trade-off curve, None with fewer than two points."""
     points = sorted(
+        # the quality of a model whose outputs are not finite may be NaN
         (p for p in report.curve if p.quality is not None and isfinite(p.quality)),
         key=lambda p: p.macs,
     )
@@ -271,6 +275,7 @@ def layer_lines(report: Report) -> list[LayerLine]:
     longest = max((v for values in shown for v in values if v), default=0) or 1
     lines = []
     for row, values in zip(rows, shown, strict=True):
+        # 0 bytes: no intensity
         moved = row.bytes or (0, 0)
         intensity = [m / b if b else None for m, b in zip(row.macs, moved, strict=True)]
         bars = [100 * (v or 0) / longest for v in values]
@@ -293,6 +298,7 @@ def frozen_reasons(rows: Iterable[FrozenAxis]) -> list[FrozenReason]:
     for row in rows:
         by_reason.setdefault(clip(row.reason, MOST_TEXT), []).append(row)
     ordered = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_REASONS]
+    # rows are shared among the reasons, so that a frequent one does not fill the table
     most = max(MOST_ROWS // max(len(ordered), 1), LEAST_AXES)
     return [FrozenReason(reason, len(axes), axes[:most]) for reason, axes in ordered]
 
@@ -324,9 +330,11 @@ def sensitivity_plot(
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, points in rows.items():
         if points:
+            # nothing removed, nothing lost
             lines[name] = [(0.0, 0.0), *((float(x), float(y)) for x, y in points)]
     if not lines:
         return None
+    # by name at equal values, so that the page is the same at each run
     worst = sorted(lines, key=lambda name: (-max(y for _, y in lines[name]), name))[:MOST_CURVES]
     drawn = curves([lines[name] for name in worst])
     label = f"sensitivity of {len(worst)} groups"

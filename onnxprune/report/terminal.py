@@ -78,6 +78,7 @@ class Progress:
             now = time.monotonic()
             if event.state == "begin":
                 self._running, self._began, self._shown, self._reported = event, now, now, now
+            # without writing: the thread shows it at its own interval
             elif event.state == "progress":
                 self._running, self._reported = event, now
             elif event.state == "warning":
@@ -94,6 +95,7 @@ class Progress:
 
     def _tick(self) -> None:
         """Show the running stage at intervals until the context ends."""
+        # a log keeps every line, so that it gets few
         interval = 0 if self._live else LOG_S
         while not self._stop.wait(TERMINAL_S):
             with self._lock:
@@ -105,6 +107,7 @@ class Progress:
 
     def _show(self, line: str) -> None:
         """Write a line of progress, over the previous one on a terminal."""
+        # return to the start of the line and erase it: the new text may be shorter
         if self._live:
             self._control("\r\x1b[K")
         self._out.write(line if self._live else f"{line}\n")
@@ -135,6 +138,7 @@ def running_line(event: Event, elapsed: float, since: float = 0.0) -> str:
     'score         25%, 5 s, about 15 s left'
     """
     parts = [f"{elapsed:.0f} s"]
+    # a share of 0 allows no extrapolation
     if event.share:
         # extrapolated from the time at which the share was reported
         left = (elapsed - since) * (1 - event.share) / event.share - since
@@ -154,6 +158,7 @@ def before_after(report: Report) -> str:
             share = f"{after / before:.1%}" if before else ""
             rows.append((title, amount(before, unit), amount(after, unit), share))
     for metric, quality in report.quality.items():
+        # a difference, not a share: metrics may be negative or 0
         change = f"{quality.after - quality.before:+.4g}"
         rows.append((metric, f"{quality.before:.4g}", f"{quality.after:.4g}", change))
     for engine, latency in report.latency.items():
@@ -182,6 +187,7 @@ def ratios(report: Report) -> str:
     lines = []
     shares = dict.fromkeys(row.ratio for row in report.groups if row.ratio is not None)
     for asked in shares:
+        # groups that share a ratio are one line: widths of small groups are rounded
         rows = [row for row in report.groups if row.ratio == asked]
         channels = sum(row.before for row in rows)
         removed = sum(row.before - row.after for row in rows) / max(channels, 1)
@@ -302,6 +308,7 @@ def next_steps(report: Report) -> str:
     """Return what to run next: each purpose as a comment above its command."""
     lines = ["What next:"]
     for step in report.next_steps:
+        # as a comment, so that both lines can be pasted into a shell
         lines += [f"  # {printable(step.purpose)}", f"  {printable(step.command)}"]
     return "\n".join(lines) if report.next_steps else ""
 
@@ -310,6 +317,7 @@ def summary(report: Report, page: PathLike[str] | None = None) -> str:
     """Return tables and verdicts of a run, the paths of its files, and what to run next."""
     parts = [before_after(report), verdicts(report), ratios(report), held_out(report)]
     parts.append(alternatives(report))
+    # after the tables: the last lines are those that stay in view
     paths = []
     if report.output:
         paths.append(f"written to {report.output}")
@@ -322,10 +330,12 @@ def write_summary(report: Report, page: PathLike[str] | None, stream: TextIO) ->
     """Write the summary to a stream; on a terminal, the lines of the verdicts have colors."""
     control = getattr(stream, "control", stream.write)
     colored = {}
+    # see no-color.org
     if stream.isatty() and not os.environ.get("NO_COLOR"):
         levels = [row.level for row in judge(report)]
         colored = dict(zip(verdicts(report).split("\n"), levels, strict=True))
     for line in summary(report, page).split("\n"):
+        # lines are matched by text, because the summary is also used without colors
         color = COLORS.get(colored.get(line, ""), "")
         control(color)
         stream.write(line)

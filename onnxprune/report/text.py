@@ -13,6 +13,7 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def duration(seconds: float) -> str:
     """Return a duration in its natural unit: "5 s", "2 min", "1 h 30 min"."""
+    # rounded to minutes, a shorter time would be off by up to a third
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -53,4 +54,5 @@ def number(value: Any, unit: str = "") -> str:
 def clip(text: Any, most: int) -> str:
     """Return a text without its middle if it is longer than `most`."""
     text = str(text)
+    # both ends: names of a network share their beginnings and differ at the end
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

@@ -28,6 +28,7 @@ FAITHFUL_ERROR = 0.05  # variance not explained, the same for outputs without cl
 
 def judge(report: Report) -> tuple[Verdict, ...]:
     """Return the verdicts of a report, or judge its figures if it has none."""
+    # stored verdicts stay as they were when the run ended, also if the limits change
     return tuple(report.verdicts) or (
         _judge_cost(report),
         _judge_quality(report),
@@ -73,9 +74,11 @@ def _judge_metric(name: str, row: QualityRow) -> tuple[str, str]:
     figures = f"{name} {row.before:.4g} before, {row.after:.4g} after"
     if row.samples:
         figures += f", {plural(row.samples, 'labeled input')}"
+    # NaN fails every comparison below and would be judged as a gain
     if not (isfinite(row.before) and isfinite(row.after)):
         return BAD, f"unusable: {figures}"
     lost = row.before - row.after if row.higher_is_better else row.after - row.before
+    # of an error, such as a distance, the larger value is the worse one
     factors = (row.after, row.before) if row.higher_is_better else (row.before, row.after)
     if factors[0] < USABLE * factors[1]:
         return BAD, f"unusable: {figures}"
@@ -138,8 +141,10 @@ def _grade_fidelity(report: Report) -> tuple[str, str]:
     else:
         unexplained = _find_largest(report, "nmse")
         if unexplained is None:
+            # without nmse, the square of the relative error estimates it
             unexplained = (report.fidelity.relative_error or 0.0) ** 2
         kept, faithful = 1 - unexplained, 1 - FAITHFUL_ERROR
+    # negated, so that NaN is unusable too
     if not kept >= USABLE:
         return BAD, "unusable"
     return (GOOD, "close to the original") if kept >= faithful else (FAIR, "changed")

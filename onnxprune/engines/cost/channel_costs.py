@@ -74,9 +74,11 @@ def channel_costs(
         # the next lower width that is a multiple: removing fewer channels saves no time
         step = (group.size - 1) // multiple * multiple
         width = max(step, (least or {}).get(group.name, 1), 1)
+        # a group at its least width is not listed: it is halved, so that it has a price too
         if width < group.size:
             steps[group.name] = width
     saved_ms = group_savings(timed, analysis, options, cache, to=steps)
+    # group_savings scales the saving of a step to all channels
     return {g.name: np.full(g.size, max(saved_ms[g.name] / g.size, _TINY)) for g in analysis.groups}
 
 
@@ -109,6 +111,7 @@ def _count_positions(analysis: Analysis, name: str) -> int:
     node = next((n for n in nodes if label(n) == name), None)
     while node is not None and node.op_type not in LINEAR_OPS:
         node = consumers.get(node.output[0])
+    # as a linear layer: a share of the cost rather than none
     if node is None or not analysis.counted_at.knows(node.output[0]):
         return 1
     shape = analysis.counted_at.at(node.output[0])

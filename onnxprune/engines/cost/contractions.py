@@ -92,11 +92,13 @@ def contractions(model: Model, shapes: Mapping[str, Sequence[int]] | None = None
     ModelError
         The shape of a layer cannot be inferred.
     """
+    # static shapes first: only they let canonicalize fold the arithmetic on shapes
     model = canonicalize(fix_shapes(model, shapes or {}))
     known = tensor_shapes(model)
     layers, skipped = [], []
     for node in model.proto.graph.node:
         name = label(node)
+        # listed instead of refused: the other layers are still counted
         if node.op_type in _SKIPPED:
             skipped.append(f"{name} ({node.op_type})")
         if node.op_type in _RULES:
@@ -132,6 +134,7 @@ def _describe_conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Co
     weight_name = node.input[3] if node.op_type == "QLinearConv" else node.input[1]
     tensors = (node.input[0], weight_name, node.output[0])
     image, weight, out = (_find_shape(known, tensor, name) for tensor in tensors)
+    # of a weight (out, in, kernel...), all axes after the second are taps
     groups, taps = attribute(node, "group", 1), math.prod(weight[2:])
     sizes = math.prod(image), math.prod(weight), math.prod(out)
     if node.op_type == "ConvTranspose":
@@ -160,6 +163,7 @@ def _describe_matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> 
     tensors = (node.input[0], second, node.output[0])
     a, b, out = (_find_shape(known, tensor, name) for tensor in tensors)
     sizes = math.prod(a), math.prod(b), math.prod(out)
+    # a second operand with one axis is a column
     k, n = a[-1], b[-1] if len(b) > 1 else 1
     # a second operand with leading axes is another matrix for each
     groups = math.prod(b[:-2])

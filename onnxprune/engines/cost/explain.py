@@ -34,12 +34,14 @@ def explain(
     engine
         Engine that was measured.
     """
+    # a layer that only one of the models has cannot be compared
     timed = [
         r for r in rows if r.get("time_ms") and None not in r["time_ms"] and min(r["time_ms"]) > 0
     ]
     total = sum(r["time_ms"][0] for r in timed)
     nodes = {label(node): node for node in pruned.proto.graph.node}
     sentences = []
+    # by the time that is left: the slowest layer of the pruned model matters most
     for row in sorted(timed, key=lambda r: -r["time_ms"][1]):
         (macs, macs_after), (time, time_after) = row["macs"], row["time_ms"]
         kept_macs, kept_time = macs_after / max(macs, 1), time_after / time
@@ -66,6 +68,7 @@ def _find_reason(node: Any, pruned: Model, engine: Engine, precision: str, time_
         reason = _check_widths(node, pruned, engine, precision)
         if reason:
             return reason
+    # the shape explains nothing; time per call is the other common cause
     computed = "model" in engine.limits()  # no kernel is called there
     return (
         ": so short that the kernel call dominates" if time_ms < SMALL_MS and not computed else ""
@@ -81,6 +84,7 @@ def _check_widths(node: Any, pruned: Model, engine: Engine, precision: str) -> s
         if outputs % multiple:
             return f": depthwise, its {outputs} channels are not a multiple of {multiple}"
         return ": depthwise, bound by memory rather than arithmetic"
+    # the second axis of a weight counts the channels of one group
     widths = {"input": inputs * group, "output": outputs}
     odd = [
         f"{width} {side} channels"
@@ -92,6 +96,7 @@ def _check_widths(node: Any, pruned: Model, engine: Engine, precision: str) -> s
             f": its {' and '.join(odd)} are not a multiple of {multiple}, "
             f"the block size of {engine.name}"
         )
+    # after the unaligned widths, which a round_to can still mend
     for side in ("output", "input"):
         if widths[side] < multiple:
             return f": its {widths[side]} {side} channels fill less than one block of {multiple}"

@@ -71,6 +71,7 @@ class Probe:
         require(engine)
         self._engine, self._analysis = engine, analysis
         self._options, self._schedule = options, schedule
+        # those of the original serve all candidates: pruning keeps the inputs of a graph
         if feeds is None:
             feeds = random_feeds(static_inputs(analysis.model, options.shapes))
         self._feeds = dict(feeds)

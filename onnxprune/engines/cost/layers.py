@@ -24,7 +24,9 @@ from onnxprune.ir.linear import WeightLayout
 
 CACHE_FORMAT = 1
 OPSET, IR_VERSION = 13, 8  # all engines read them
+# short: a model has many layers, each timed at two widths
 TIMED_MS, MIN_RUNS, MAX_RUNS = 15.0, 8, 200
+# those that change the time; others, such as alpha, would split equal layers in the cache
 _ATTRIBUTES = (
     "auto_pad",
     "dilations",
@@ -202,6 +204,7 @@ class LatencyCache:
 
 def cache_key(engine: Engine, spec: LayerSpec, options: EngineOptions) -> str:
     """Return all that the time of a layer depends on, as text."""
+    # version and CPU too: the file outlives updates and may be on a shared disk
     facts: Mapping[str, Any] = {
         "engine": engine.name,
         "version": engine.version(),
@@ -211,6 +214,7 @@ def cache_key(engine: Engine, spec: LayerSpec, options: EngineOptions) -> str:
         "level": options.level,
         **asdict(spec),
     }
+    # sorted, so that equal facts give equal text
     return json.dumps(facts, sort_keys=True, separators=(",", ":"))
 
 
@@ -238,6 +242,7 @@ def _measure(compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> float:
     """Return the milliseconds of a compiled layer."""
     # the least of three: the first one initializes
     first = min(compiled.sample(feeds, 3))
+    # a layer of microseconds needs a limit, one of seconds a least number
     runs = int(np.clip(TIMED_MS / max(first, 1e-6), MIN_RUNS, MAX_RUNS))
     # kernels without a node are layout changes
     kernels = [layer.time_ms for layer in compiled.profile(feeds, runs) if layer.nodes]

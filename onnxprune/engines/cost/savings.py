@@ -44,6 +44,7 @@ def group_savings(
         that are not listed are halved.
     """
     require(engine)
+    # in memory: layers of one model repeat the same shapes
     cache = LatencyCache() if cache is None else cache
     specs = layer_specs(analysis, options)
     multiple = engine.channel_multiple(options.precision)
@@ -100,6 +101,7 @@ def _list_changes(
     removed: dict[str, list[int]] = {}
     for member in members:
         node = member.site.node
+        # biases follow the width of their layer, and other nodes are not timed
         if node not in specs or member.site.tensor != specs[node][1]:
             continue
         axes = specs[node][0].layout.axes(len(specs[node][0].weight))
@@ -107,11 +109,13 @@ def _list_changes(
             counts = removed.setdefault(node, [0, 0])
             count = int(np.count_nonzero(member.channels >= kept))
             counts[axes.index(member.site.axis)] += count
+    # after all members: a group may be input and output of the same layer
     for node, (inputs, outputs) in removed.items():
         spec = specs[node][0]
         first, last = spec.layout.axes(len(spec.weight))
         wide_in, wide_out = spec.weight[first], spec.weight[last]
         if spec.depthwise:
+            # inputs and outputs shrink alike, so that the outputs per input stay the same
             width = wide_out - outputs
             yield spec, spec.resized(width * spec.input[1] // wide_out, width), 1.0
         elif spec.group > 1:

@@ -78,6 +78,7 @@ class MacArray:
             "clock_mhz": self.clock_mhz,
             "bandwidth_bytes": self.bandwidth_bytes,
         }
+        # sizes come from names that users type, see parse_array_name
         for name, size in sizes.items():
             if size <= 0:
                 raise UsageError(
@@ -175,6 +176,7 @@ def compute_cycles(array: MacArray, layer: Contraction) -> int:
     depthwise layer has no sum over channels and uses the C columns.
     """
     if not array.tiled:
+        # a partly filled fold takes as long as a full one
         folds = math.ceil(layer.k / array.rows) * math.ceil(layer.n / array.columns)
         return layer.groups * folds * (2 * array.rows + array.columns + layer.m - 2)
     # a partly filled tile takes as long as a full one
@@ -188,6 +190,7 @@ def compute_cycles(array: MacArray, layer: Contraction) -> int:
     outputs = layer.n // layer.taps if transposed else layer.n
     steps = taps * math.ceil(channels / array.rows)
     if array.deep:
+        # a step through `deep` channels takes deep / rows cycles
         steps = min(steps, layer.taps * math.ceil(channels / array.deep) * array.deep // array.rows)
     return layer.groups * blocks * steps * math.ceil(outputs / array.columns)
 
@@ -208,6 +211,7 @@ def estimate_layer(array: MacArray, layer: Contraction) -> LayerEstimate:
         compute,
         memory,
         traffic,
+        # of the larger of both: cycles that wait for memory count as idle
         utilization=layer.macs / (max(compute, memory, 1) * array.peak_macs),
         intensity=layer.macs / max(1, traffic),
     )
@@ -285,6 +289,7 @@ def preset(name: str) -> MacArray:
     return PRESETS[name]
 
 
+# the base is lazy, so that clock and bytes are left to their own groups
 _NAME = re.compile(r"(?P<base>[a-z0-9-]+?)(-(?P<mhz>\d+)mhz)?(-(?P<bytes>\d+)b)?")
 _SIZE = re.compile(r"systolic(\d+)(?:x(\d+))?")
 
@@ -302,6 +307,7 @@ def parse_array_name(name: str) -> ArrayEngine | None:
     parts = _NAME.fullmatch(name)
     if parts is None:
         return None
+    # presets first: systolic16 is both a preset and a size
     array = PRESETS.get(parts["base"])
     size = _SIZE.fullmatch(parts["base"])
     if array is None and size is not None:
@@ -309,6 +315,7 @@ def parse_array_name(name: str) -> ArrayEngine | None:
         array = MacArray(name, rows, columns, multiple=max(columns, 1))
     if array is None:
         return None
+    # the engine keeps the name that was given, by which results are found
     clock = float(parts["mhz"] or array.clock_mhz)
     bandwidth = float(parts["bytes"] or array.bandwidth_bytes)
     return ArrayEngine(replace(array, name=name, clock_mhz=clock, bandwidth_bytes=bandwidth))
@@ -325,6 +332,7 @@ class ComputedModel(Compiled):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run onnxruntime; the session is created on first use."""
+        # most callers need only the latency, for which the model is not run
         if self._session is None:
             self._session = Session(self._model)
         return self._session.run(feeds)
@@ -394,6 +402,7 @@ class ArrayEngine:
 def __getattr__(name: str) -> ArrayEngine:
     """Return the engine of a preset, for the registry: DPU_B512 is `dpu-b512`."""
     key = name.lower().replace("_", "-")
+    # other names, such as those that import and copy look up, are no arrays
     if name != name.upper() or key not in PRESETS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return ArrayEngine(PRESETS[key])
