@@ -123,6 +123,7 @@ class PreparedModel:
         shapes = self.inputs()
         # inputs may hold different numbers of samples
         count = min(len(samples[n]) // _batch_size(s) for n, s in shapes.items())
+        # no batch at all would give empty expected outputs
         if not count:
             batch = ", ".join(f"{n} {list(s)}" for n, s in shapes.items())
             raise DataError(
@@ -153,6 +154,7 @@ def _batch_size(shape: tuple[int, ...]) -> int:
 
 def _slice_batch(values: np.ndarray, shape: tuple[int, ...], index: int) -> np.ndarray:
     """Return batch `index` of the samples of one input."""
+    # reshape gives a scalar input its shape without axes
     size = _batch_size(shape)
     return np.asarray(values)[index * size : (index + 1) * size].reshape(shape)
 

@@ -157,6 +157,7 @@ def _read_latency(results: Path, model: str, environment: Mapping[str, Any]) -> 
         "latency_p99_ms": float(np.percentile(latency, 99)),
         "latency_iqr_ms": float(q3 - q1),
         "inferences": float(len(latency)),
+        # from start to start, because copies of the next inference may overlap
         "throughput_per_s": 1e3 / float(np.mean([r.period_ms for r in runs])),
     }
 

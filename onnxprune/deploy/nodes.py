@@ -72,6 +72,7 @@ class GraphNode:
 
     def value(self, index: int) -> np.ndarray | None:
         """Return the values of an input that is an initializer, None for any other."""
+        # an operand may be left out at the end or by an empty name
         name = self.proto.input[index] if index < len(self.proto.input) else ""
         return self.model.weights[name].array() if name in self.model.weights else None
 

@@ -433,6 +433,7 @@ def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
 @contextlib.contextmanager
 def as_file(source: Source) -> Iterator[Path]:
     """Yield the path of a model; a Model is written to a temporary file."""
+    # a path is used as it is: external data is found relative to it
     if not isinstance(source, Model):
         yield Path(source)
         return

@@ -318,6 +318,7 @@ def _start_workers(
             # the inputs decide the shapes, even if they were given without --shape
             shapes = {n: tuple(value.shape) for n, value in inputs[label].items()}
             try:
+                # one after another: builders need much memory
                 worker = Worker(name, source, replace(options, shapes=shapes))
                 workers[name, label] = stack.enter_context(worker)
             # one engine that rejects a model must not stop the others
@@ -390,6 +391,7 @@ def _finish(
     """Add memory, difference and layers; memory is read before profiling adds to it."""
     memory = worker.memory_bytes()
     device = worker.device_memory_bytes()
+    # in the same worker: a profile of another process could choose other kernels
     kernels = worker.profile(feeds, PROFILE_RUNS) if layers else ()
     peak, before = memory if memory is not None else (None, None)
     # the peak includes the interpreter; the difference is what the model added

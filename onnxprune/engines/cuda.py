@@ -243,6 +243,7 @@ class PyCuda(Cuda):
         driver.init()
         # a context of its own could not share memory with TensorRT
         self._context = driver.Device(0).retain_primary_context()
+        # calls of pycuda need a current context on this thread
         self._context.push()
         self._stream = driver.Stream()
         self._begin, self._end = driver.Event(), driver.Event()
@@ -313,6 +314,7 @@ class PyCuda(Cuda):
             self._call("cuGraphExecDestroy", graph)
         self._graphs = []
         for memory in self._memory:
+            # freed explicitly: the garbage collector may run after the context is gone
             memory.free()
         self._memory = []
         self._context.pop()

@@ -49,6 +49,7 @@ def parse_times(text: str, warm_up_ms: float = 0.0) -> Times:
             "times-invalid",
             f"not trtexec's exportTimes: a row has no start or compute time ({problem})",
         ) from problem
+    # JSON as Python reads it may hold NaN and Infinity
     if not (np.isfinite(starts).all() and np.isfinite(compute).all()):
         raise DataError("times-invalid", "not trtexec's exportTimes: a time is not finite")
     # exportTimes includes the warm-up
@@ -96,6 +97,7 @@ def parse_profile(text: str) -> dict[str, float]:
                 mean = float(row["averageMs"])
             else:
                 mean = float(row.get("timeMs", 0.0)) / max(1.0, count)
+            # TensorRT may give several layers the same name
             times[name] = times.get(name, 0.0) + mean
     except (TypeError, ValueError) as problem:
         raise DataError("profile-invalid", f"not trtexec's exportProfile: {problem}") from problem

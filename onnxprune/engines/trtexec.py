@@ -107,6 +107,7 @@ class TrtExecModel(Compiled):
         needs_half = options.precision == "f16" and "--fp16" not in self._known
         save(to_half(model) if needs_half else model, self._folder / "model.onnx")
         flags = precision_flags(options.precision, self._known)
+        # the engine is built once, and every later call loads it
         problem = self._call([*flags, *self._build_flags()])
         if problem is not None:
             raise refusal("trtexec", problem)
@@ -221,6 +222,7 @@ def program() -> str | None:
     path = shutil.which("trtexec")
     if path is not None:
         return path
+    # NVIDIA's packages do not add their folder to the PATH
     return next((place for place in PLACES if Path(place).is_file()), None)
 
 
@@ -246,6 +248,7 @@ def release(text: str) -> str:
     match = _VERSION.search(text)
     if match is None:
         return ""
+    # one number for all parts, without separators
     number = int(match[1])
     # from version 10 on the numbers have two digits each
     high, low = (10000, 100) if number >= 100_000 else (1000, 100)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnxprune.report.record import ReportRecord
 
 GOOD, UNKNOWN, FAIR, BAD = "good", "unknown", "fair", "bad"
+# UNKNOWN before FAIR: what was not measured is no loss
 LEVELS = (GOOD, UNKNOWN, FAIR, BAD)  # from the best to the worst
 
 

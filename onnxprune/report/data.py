@@ -184,6 +184,7 @@ class CurvePoint(ReportRecord):
     agreement: float | None = None
     metrics: Mapping[str, MetricFigure] = named(MetricFigure)
     chosen: bool = omitted(False)
+    # plotted by the page, see run/comparison.py: a metric if there is one, else an error
     metric: str = "quality"
     quality: float | None = None
 
@@ -434,6 +435,7 @@ class Report(ReportRecord):
             The file cannot be read, or is not a report.
         """
         path = Path(path)
+        # a run directory stands for its report, as on the command line
         path = path / "report.json" if path.is_dir() else path
         try:
             return Report.from_json(json.loads(read_text(path)))

@@ -135,6 +135,7 @@ def control(report: Report) -> Control | None:
     if not report.control:
         return None
     rows = [own_figures(report), *report.control]
+    # own_figures come first in `rows`
     own, *others = [row.relative_error for row in rows]
     farther = None
     if own is not None:
@@ -210,6 +211,7 @@ def trade_off(report: Report) -> TradeOff | None:
         return None
     metric = points[0].metric
     line = [(float(p.macs), float(p.quality or 0.0)) for p in points]
+    # drawn last and large, on top of the line
     chosen = [place for place, p in zip(line, points, strict=True) if p.chosen]
     drawn = [Curve(line, BEFORE), Curve(line, BEFORE, dots=True)]
     if chosen:
@@ -371,6 +373,7 @@ def class_tables(report: Report) -> list[ClassTable]:
         lines = [
             ClassLine(name, before, after, after - before, samples)
             for name, (before, after, samples) in row.by_class.items()
+            # a class may be absent from the labels, and has no value then
             if before is not None and after is not None
         ]
         # class names are mostly numbers: shorter ones first keeps their order

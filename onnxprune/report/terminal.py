@@ -69,11 +69,13 @@ class Progress:
     ) -> None:
         """Stop the thread and remove the line of the running stage."""
         self._stop.set()
+        # before clearing: the thread could write its line once more
         self._ticker.join()
         self._clear()
 
     def __call__(self, event: Event) -> None:
         """Process one event of the run."""
+        # events come from the run, ticks from the thread; lines of both must not mix
         with self._lock:
             now = time.monotonic()
             if event.state == "begin":

@@ -88,6 +88,7 @@ def folding(
     channels
         Input channels. SIMD divides them, so that the sliding-window unit in front can fold alike.
     """
+    # PE and SIMD must divide their sides, so that few candidates exist
     candidates = [
         Folding(pe, simd, (outputs // pe) * (inputs // simd) * positions)
         for pe in divisors(outputs)
@@ -226,6 +227,7 @@ def parse(results: Path, model: str) -> TargetResult:
     if resources.is_file():
         total = load_json(resources, "FINN's resource estimate").get("total", {})
         used = numbers(total if isinstance(total, dict) else {})
+        # lower case, as the names of other targets' resources
         figures |= {name.lower(): value for name, value in used.items()}
     simulated = results / f"{model}.rtlsim_performance.json"
     if simulated.is_file():

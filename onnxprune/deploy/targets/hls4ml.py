@@ -85,6 +85,7 @@ def parse_synthesis(text: str) -> dict[str, float]:
             continue
         if not math.isnan(value):
             figures[name] = value
+    # any XML parses; a report without one of these fields is another file
     if not figures:
         raise DataError("report-invalid", "not a csynth.xml: it has no field of a synthesis report")
     return figures

@@ -31,6 +31,7 @@ def parse(results: Path, model: str) -> TargetResult:
     if not summary.is_file():
         raise DataError("results-missing", f"{summary} is missing; check the output of run.py")
     by_layer = {}
+    # cycles per layer are an option of Vela's; the summary is always written
     if layers.is_file():
         by_layer = parse_layers(read_text(layers, "replace"))
     figures = parse_summary(read_text(summary, "replace"))

@@ -19,6 +19,7 @@ _COUNTS = re.compile(r"Total device subgraph number (\d+), DPU subgraph number (
 def parse(results: Path, model: str) -> TargetResult:
     """Return the images per second, if a DPU ran the model, and the compiler's subgraphs."""
     compiled, timed = results / f"{model}.compile.log", results / f"{model}.benchmark.log"
+    # either is enough: the compiler runs on a workstation, the timing on the board
     if not compiled.is_file() and not timed.is_file():
         raise DataError(
             "results-missing",

@@ -112,6 +112,7 @@ def tensor_shapes(model: Model) -> dict[str, Shape]:
     shapes = {}
     for name in inferred.types:
         shape = inferred.shape(name)
+        # an axis by name has no length that cycles could be computed with
         if shape is not None and all(isinstance(d, int) for d in shape):
             shapes[name] = tuple(d for d in shape if isinstance(d, int))
     return shapes
@@ -147,6 +148,7 @@ def _describe_conv(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Co
 
 def _describe_gemm(name: str, node: NodeProto, known: Mapping[str, Shape]) -> Contraction:
     """Return a Gemm; the array holds the second operand."""
+    # the optional bias adds no products
     tensors = (node.input[0], node.input[1], node.output[0])
     a, b, out = (_find_shape(known, tensor, name) for tensor in tensors)
     sizes = math.prod(a), math.prod(b), math.prod(out)
@@ -167,6 +169,7 @@ def _describe_matmul(name: str, node: NodeProto, known: Mapping[str, Shape]) -> 
     k, n = a[-1], b[-1] if len(b) > 1 else 1
     # a second operand with leading axes is another matrix for each
     groups = math.prod(b[:-2])
+    # from the output, which has all broadcast axes; at least 1 for empty operands
     m = math.prod(out) // max(1, n * groups)
     return Contraction(name, node.op_type, m, k, n, groups, 1, *sizes, node.output[0])
 

@@ -76,6 +76,7 @@ class Probe:
             feeds = random_feeds(static_inputs(analysis.model, options.shapes))
         self._feeds = dict(feeds)
         self._stack = ExitStack()
+        # compiled once and kept: each candidate is timed against it
         self._original = self._stack.enter_context(engine.compile(analysis.model, options))
         self._known: dict[tuple[tuple[str, int], ...], float] = {}
         # measured once: candidates are only compared by their ratio
@@ -97,6 +98,7 @@ class Probe:
         if not widths:
             return self.original_ms
         key = tuple(widths)
+        # a bisection visits widths again when rounding maps two targets to the same ones
         if key not in self._known:
             self._known[key] = self._measure(kept)
         return self._known[key]

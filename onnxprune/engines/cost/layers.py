@@ -121,6 +121,7 @@ def layer_spec(
         if proto.name not in _ATTRIBUTES:
             continue
         value = helper.get_attribute_value(proto)
+        # plain and hashable values, for the cache's key and for comparison
         if isinstance(value, bytes):
             value = value.decode()
         elif isinstance(value, list):
@@ -228,6 +229,7 @@ def time_layer(
     """
     key = cache_key(engine, spec, options) if cache is not None else ""
     known = cache.get(key) if cache is not None else None
+    # before the model is made: a full cache compiles nothing
     if known is not None:
         return known
     model = layer_model(spec)

@@ -221,6 +221,7 @@ def estimate(
     model: Model, array: MacArray, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> ArrayEstimate:
     """Return the cycles of every contraction; see `contractions` for `shapes` and errors."""
+    # layers add up: one array runs them in turn
     graph = contractions(model, shapes)
     layers = tuple(estimate_layer(array, layer) for layer in graph.layers)
     return ArrayEstimate(array, layers, graph.skipped)
@@ -348,6 +349,7 @@ class ComputedModel(Compiled):
             LayerTime(
                 layer.name,
                 f"{layer.op} ({layer.bound})",
+                # the larger of arithmetic and memory, so that layers sum to the latency
                 layer.cycles / cycles_per_ms,
                 (layer.name,),
                 (layer.output,),
