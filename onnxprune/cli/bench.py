@@ -89,6 +89,7 @@ def bench(
         click.echo(_format_models(result))
         if layers and result.layers:
             click.echo(f"\n{_format_layers(result)}")
+    # on stderr: stdout holds nothing but the table or JSON
     for warning in result.warnings:
         say(f"warning: {warning}")
 

@@ -64,6 +64,7 @@ def compare(
     labeled = recipe.labeled or recipe.data
     if labeled is None:
         raise UsageError("labeled-missing", "compare needs labeled inputs: pass --labeled PATH")
+    # before the models are loaded, so that a wrong option fails at once
     chosen = _parse_classes(classes)
     class_names = _read_lines(names)
     first, second = load(a), load(b)

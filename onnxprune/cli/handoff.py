@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxprune.ir.io import Model
     from onnxprune.run.recipe import Recipe
 
+# as recipes name them -> as the scripts of a bundle name them
 JETSON_PRECISIONS = {"f32": "fp32", "f16": "fp16", "int8": "int8"}
 MOST_SHOWN = 12  # checks per severity, layers per model; checks.json has all
 

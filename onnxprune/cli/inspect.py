@@ -14,6 +14,7 @@ from onnxprune.errors import plural, printable, unknown
 if TYPE_CHECKING:
     from onnxprune.analysis.groups import Analysis
 
+# of the tables, for a terminal; --json lists all
 _MOST_OPS = 10
 _MOST_GROUPS = 40
 _MOST_REASONS = 12

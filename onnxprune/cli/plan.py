@@ -42,6 +42,7 @@ def plan(
 
     recipe = recipe_from(recipe_file, values)
     if output:
+        # before the search, which can take long
         check_not_read(output, [model])
         check_output(output, overwrite)
     with Progress() as progress:
@@ -84,6 +85,7 @@ def cut(
     analysis = analyze_for_plan(model, plan)
     pruned = remove_channels(analysis, plan)
     save(pruned, path, external_data=recipe.external_data, overwrite=overwrite)
+    # as the plan counts them, without the constants that a cut may add
     before, after = analysis.cost(), analysis.cost(plan.kept)
     if as_json:
         costs = {"before": before.as_dict(), "after": after.as_dict()}
@@ -132,6 +134,7 @@ def verify(
     # groups have the plan's names only under the options that it was made with
     analysis = analyze_for_plan(original, plan)
     data = open_data_for(analysis.model, recipe)
+    # its error suggests --data, which that of a failed run would not
     check_synthetic(analysis.model, data)
     figures = verify_written(analysis, plan, load(pruned), data, recipe)
     if as_json:

@@ -94,6 +94,7 @@ def sensitivity(
     records = run(
         sweep,
         jobs_of(sweep, analysis, shares, groups or None),
+        # the key keeps records of another model or of other data in the file from being reused
         Journal(path, sweep_key(sweep)),
         workers=workers,
         cluster=cluster,
@@ -125,6 +126,7 @@ def _format_table(records: Sequence[Mapping[str, Any]]) -> str:
     ]
     for r in records:
         cut = ("original model", "", "", "")
+        # the record of the unpruned model has no group
         if r["group"]:
             kept = f"{r['kept']} of {r['size']}"
             cut = (r["group"], str(r["index"]), f"{r['rate']:g}", kept)
@@ -244,4 +246,5 @@ def select(records: str, as_json: bool, **how: Any) -> None:
     table = [("group", "number", "rate", "lists")]
     table += [(c.group, str(c.index), f"{c.rate:g}", ", ".join(c.lists)) for c in choices]
     click.echo(columns(table))
+    # as options of `optimize`, quoted for a shell
     click.echo(" ".join(f"--ratio {shlex.quote(f'{c.group}={c.rate:g}')}" for c in choices))

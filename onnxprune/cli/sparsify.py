@@ -110,6 +110,7 @@ def sparsify(
     path = str(choose_output(output, model, ".sparse.onnx"))
     check_output(path, overwrite)
     settings = SparsifySettings(
+        # no default for click: a pattern excludes an amount only if one is given
         amount=DEFAULT_AMOUNT if amount is None else amount,
         method=sparsity_method,
         scope=scope,
@@ -121,6 +122,7 @@ def sparsify(
     )
     with Progress() as progress:
         result = run(source, settings, _open_inputs(source, recipe), progress)
+    # before the measurement, which takes long and may fail
     save(result.model, path, external_data=recipe.external_data, overwrite=overwrite)
     extra: dict[str, Any] = {"output": path, "not_refitted": list(result.not_refitted)}
     # only on request: a recipe has an engine by default
@@ -135,6 +137,7 @@ def _open_inputs(model: Model, recipe: Recipe) -> Data | None:
     from onnxprune.data.dataset import flips
     from onnxprune.run.adapter import open_data_for
 
+    # no random inputs instead: without data, magnitudes decide
     if recipe.data is None:
         return None
     data = open_data_for(model, recipe)

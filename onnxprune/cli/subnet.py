@@ -61,6 +61,7 @@ def subnet(
         result = dict(to_subnet(analyze_for_plan(model, plan), plan))
     else:
         analysis = analyze_for(model, recipe)
+        # without random inputs, so that a criterion that needs data asks for it
         data = open_data_for(analysis.model, recipe) if recipe.data else None
         context = context_for(analysis, data, recipe)
         criterion = "l2" if recipe.criterion == "auto" else recipe.criterion

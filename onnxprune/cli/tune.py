@@ -86,9 +86,11 @@ def tune(
     from onnxprune.report.terminal import Progress
     from onnxprune.run.outputs import check_output, choose_output
 
+    # these are no fields of a recipe, which would refuse them
     own = {option.name: values.pop(option.name) for option in OPTIONS}
     recipe = recipe_from(recipe_file, values)
     path = str(choose_output(output, model, ".tuned.onnx"))
+    # before the training, which can take hours
     check_output(path, overwrite)
     source = load(model)
     # without --samples all samples of a file or a folder are used, not the recipe's default
@@ -147,11 +149,13 @@ def _read_job(
     if own["task_loss"]:
         keywords["task_loss"] = find_function(own["task_loss"], "loss")
     if own["validate"]:
+        # a metric needs labels even if the loss does not
         with_labels = labeled or bool(recipe.metric)
         keywords["validation"] = _open_samples(model, own["validate"], recipe, None, with_labels)
     if recipe.metric and (labeled or own["validate"]):
         # a function that makes one: a metric accumulates samples, so each evaluation needs its own
         keywords["metric"] = lambda: find_metric(recipe.metric[0], metric_options(recipe))
+    # next to the output, so that the same command resumes a killed training
     keywords["checkpoint"] = own["checkpoint"] or str(Path(path).with_suffix(".checkpoint"))
     data = _open_samples(model, recipe.data, recipe, samples, labeled)
     return _TuneInputs(data, _read_settings(recipe, own), keywords)

@@ -166,6 +166,7 @@ OPTIONS = (
 
 def add_options(command: F) -> F:
     """Declare OPTIONS on a command, in their order."""
+    # decorators apply from the last to the first
     for option in reversed(OPTIONS):
         command = option.add_to(command)
     return command

@@ -141,6 +141,7 @@ def evaluate(
         summary = FidelitySummary.from_json(result.as_dict())
     if labels is None:
         return Evaluation(summary)
+    # metrics instead of scores: they keep the samples that the error of the difference needs
     measured = [_update_metrics(model, labels, recipe) for model in (original, pruned)]
     rows = [_make_quality_row(before, after) for before, after in zip(*measured, strict=True)]
     return Evaluation(summary, dict(zip(recipe.metric, rows, strict=True)))

@@ -117,6 +117,7 @@ def numbers(value: Any) -> tuple[float, ...]:
     parts = value
     if isinstance(value, str):
         parts = value.split(",")
+    # one number instead of a list, as TOML and Python callers may write it
     elif isinstance(value, (int, float)):
         parts = [value]
     result = tuple(_parse_finite(part) for part in parts)
@@ -202,6 +203,7 @@ def ratios(value: Any) -> Mapping[str, float]:
     layer-selection paper; a number n becomes the key "#n".
     """
     parts = [value] if isinstance(value, (str, int, float)) else value
+    # a table, as recipe files hold it
     if isinstance(parts, Mapping):
         return dict(mapping(share)(parts))
     result: dict[str, float] = {}
@@ -221,6 +223,7 @@ def input_shape(value: Any) -> tuple[int, ...]:
     """Return axis lengths as `shape` does; -1 is an axis that remains dynamic."""
     parts = value.replace("x", ",").split(",") if isinstance(value, str) else value
     parse = integer(1)
+    # before the parser, which accepts lengths from 1 only
     return tuple(-1 if str(part).strip() == "-1" else parse(part) for part in parts)
 
 

@@ -126,12 +126,14 @@ def decide(
     inputs = inputs or PlanInputs()
     budgets = counted_budgets(recipe, context.analysis.cost().as_dict())
     constraints = constraints_for(recipe, budgets, dead=find_dead(context, recipe))
+    # open for all rounds: a probe measures the original when it is opened
     with _open_latency_targets(context.analysis, recipe, inputs) as latency:
         plan = _search(context, scores, recipe, inputs, constraints, latency)
     method: dict[str, Any] = {"allocate": recipe.allocate}
     if recipe.method != ONE_SHOT:
         method = {"method": recipe.method, "method_option": dict(recipe.method_option)}
     decided_by = {"criterion": recipe.criterion, **method, "seed": recipe.seed}
+    # what the allocator or the search has recorded itself remains
     return replace(plan, decided_by={**plan.decided_by, **decided_by})
 
 
@@ -237,6 +239,7 @@ def _measure_excess(
     options = engine_options(recipe)
     for cost, share in shares.items():
         engine = ENGINES.get(cost.partition(".")[2])
+        # another probe, because those of the search measure for a shorter time
         with Probe(engine, analysis, options, feeds=feeds, schedule=CONFIRM) as probe:
             # against the original's time of the same minute: the machine's speed changes
             excess = probe(plan.kept) / (share * probe.original_ms)

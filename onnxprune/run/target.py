@@ -122,6 +122,7 @@ def parse_targets(value: Any) -> tuple[Target, ...]:
     texts = [value] if isinstance(value, (str, Target)) else value
     targets = tuple(Target.parse(text) for text in texts)
     costs = [(target.cost, target.engine) for target in targets]
+    # otherwise the stricter one would decide without a message
     if len(set(costs)) < len(costs):
         repeated = next(t.cost for t in targets if costs.count((t.cost, t.engine)) > 1)
         raise ValueError(f"several targets for {repeated}; give one target per cost")
@@ -137,6 +138,7 @@ def _parse_amount(cost: str, amount: str) -> tuple[float, bool]:
     if unit in ("%", "x"):
         return _parse_share(cost, amount, value, unit), True
     units = _MILLISECONDS if cost == "latency" else _SUFFIXES
+    # case-sensitive as in SI: M is a million, m is none of these
     if unit not in units:
         known = ", ".join(filter(None, units))
         raise ValueError(f"{amount!r} has unknown unit {unit!r}; known: %, x, {known}")
@@ -155,6 +157,7 @@ def _parse_amount(cost: str, amount: str) -> tuple[float, bool]:
 def _parse_share(cost: str, amount: str, value: float, unit: str) -> float:
     """Return the allowed share of the original's cost, in (0, 1]."""
     factor = value / 100
+    # 0x must not divide by zero; the check below refuses it
     if unit == "x":
         factor = 1 / value if value else 0.0
     if not 0 < factor <= 1:

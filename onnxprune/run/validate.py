@@ -43,6 +43,7 @@ def _check_names(recipe: Recipe) -> None:
     for name in engines_of(recipe):
         require(ENGINES.get(name))
     for name in recipe.metric:
+        # only for its errors: an unknown name, or options that do not fit
         find_metric(name, metric_options(recipe))
     if recipe.metric and not recipe.labeled:
         raise UsageError(
@@ -74,6 +75,7 @@ def _check_clashes(recipe: Recipe) -> None:
         selecting.append("max_divergence")
     if _has_candidates(recipe):
         selecting.append("candidate")
+    # a curve builds models but selects none, so that a latency target does not exclude it
     building = [*selecting, "curve"] if recipe.curve else selecting
     if building and recipe.method != ONE_SHOT:
         raise UsageError(
@@ -98,6 +100,7 @@ def _check_clashes(recipe: Recipe) -> None:
 
 def _check_inputs(recipe: Recipe, has_data: bool) -> None:
     """Check that there are inputs to measure on."""
+    # random inputs say nothing about the divergence on real ones
     if recipe.max_divergence is not None and not has_data:
         raise UsageError("data-missing", "max_divergence needs real inputs: pass --data PATH")
     if _has_candidates(recipe) and not recipe.metric:

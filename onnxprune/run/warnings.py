@@ -38,6 +38,7 @@ def data_warnings(splits: Splits, recipe: Recipe, used: bool) -> Iterator[str]:
     """
     data = splits.calibration
     if data.warning:
+        # random inputs that no stage has read cannot have distorted anything
         yield data.warning if used else NO_DATA
     elif used and data.samples < FEW_INPUTS:
         yield (
@@ -100,6 +101,7 @@ def growth_warning(original: Model, model: Model, before: Costs, after: Costs) -
     if not grown:
         return
     added = [w for name, w in model.weights.items() if name not in original.weights]
+    # repairs add biases, which are vectors; other new weights are copies of shared ones
     vectors = sum(prod(w.shape) for w in added if len(w.shape) == 1)
     others = sum(prod(w.shape) for w in added if len(w.shape) > 1)
     yield (
