@@ -66,7 +66,7 @@ def integer(low: int, high: int = LARGEST_INTEGER) -> Parser:
 
     def parse(value: Any) -> int:
         try:
-            # Booleans are integers to Python; whole floats pass, as some writers of JSON make them
+            # Booleans are integers to Python; 8.0 passes, as some writers of JSON write 8
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError
             result = int(value)
