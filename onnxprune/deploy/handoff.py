@@ -157,6 +157,7 @@ def choose(target: HandoffTarget, given: Mapping[str, str]) -> dict[str, str]:
 def _check_samples(model: PreparedModel, samples: Samples | None) -> None:
     """Raise DataError if the samples are not named like the model's inputs."""
     inputs = model.inputs()
+    # missing and unknown names alike: both are mostly typos
     if samples is not None and set(samples) != set(inputs):
         raise DataError(
             "data-names",

@@ -80,6 +80,7 @@ def symmetric_pads(severity: str = "unsupported") -> NodeTest:
 
     def test(node: GraphNode) -> Finding:
         pads = node.get("pads", ())
+        # ONNX lists all begins, then all ends
         half = len(pads) // 2
         if tuple(pads[:half]) != tuple(pads[half:]):
             yield severity, f"pads {_format(pads)} differ before and after an axis"

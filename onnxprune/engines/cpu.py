@@ -32,6 +32,7 @@ def flags() -> frozenset[str]:
 def vector_channels(known: frozenset[str] | None = None) -> int:
     """Return the float32 channels per block: 16 with AVX-512, 8 with AVX2, else 4."""
     known = flags() if known is None else known
+    # the widest first: such a CPU lists the narrower sets as well
     if "avx512f" in known:
         return AVX512_CHANNELS
     return AVX2_CHANNELS if "avx2" in known else OTHER_CHANNELS

@@ -189,6 +189,7 @@ def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
         warnings.append(
             f"threads may migrate between {allowed} CPUs; pin with --pin or run under taskset"
         )
+    # of the last minute: the longer averages include what has ended since
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY_LOAD:
         warnings.append(

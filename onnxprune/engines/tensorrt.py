@@ -216,6 +216,7 @@ class TensorRtModel(Compiled):
             self._cuda.synchronize()
         # the first inference is warm-up
         times = {name: interquartile_mean(ms[1:] or ms) for name, ms in recorder.times.items()}
+        # the profile has names of layers only, the inspector their nodes
         inspector = self._engine.create_engine_inspector()
         information = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return layer_times(information, times, self._model.proto)
@@ -294,6 +295,7 @@ def _load_timing_cache(trt: Any, config: Any, folder: Path | None) -> Path | Non
         return None
     path = folder / f"tensorrt-{trt.__version__}.timing"
     known = path.read_bytes() if path.is_file() else b""
+    # False: a cache of another device is refused rather than used
     if not config.set_timing_cache(config.create_timing_cache(known), False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     return path
@@ -312,6 +314,7 @@ def _make_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             """Keep an error; called by TensorRT."""
+            # the last error is the reason; warnings of a successful build are no problem
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.worst = message
 

@@ -251,6 +251,7 @@ class _Child:
 
     def _compile(self, name: str, path: Path, options: EngineOptions) -> tuple[str, ...]:
         """Pin the process, compile the model and return the names of its outputs."""
+        # without the call, as on macOS, the process stays unpinned
         if options.cores and hasattr(os, "sched_setaffinity"):
             # before the library starts its threads, which inherit the CPUs
             os.sched_setaffinity(0, options.cores)
@@ -288,6 +289,7 @@ def _is_stopped(pid: int) -> bool:
 
 def _to_error(command: str, problem: Exception) -> tuple[str, str]:
     """Return (code, message) of an exception; engines raise any type."""
+    # the code stays the same as without a worker
     if isinstance(problem, OnnxpruneError):
         return problem.code, problem.message
     reason = f"{type(problem).__name__}: {str(problem).strip()[:_QUOTED]}"
@@ -307,6 +309,7 @@ def main() -> None:
             return
         try:
             _send(out, ("ok", child.answer(command, arguments)))
+        # the child goes on after a failure: the next command may succeed
         except Exception as problem:
             _send(out, ("error", _to_error(command, problem)))
 

@@ -55,6 +55,7 @@ def curves(lines: Sequence[Sequence[tuple[float, float]]]) -> list[Curve]:
     """Return a curve per line, each with another color or dash pattern."""
     result = []
     for i, points in enumerate(lines):
+        # the dash pattern changes only when the colors are used up
         turn, color = divmod(i, len(COLORS))
         result.append(Curve(points, COLORS[color], dash=_DASHES[turn % len(_DASHES)]))
     return result

@@ -55,6 +55,7 @@ class ReportRecord(Mapping[str, Any]):
         """Return the record in plain data, unknown keys ignored; TypeError if it does not fit."""
         if not isinstance(data, Mapping):
             raise TypeError(f"{data!r} is not a table")
+        # unknown keys may come from a newer version that reads the same format
         return cls(**{item.name: data[item.name] for item in fields(cls) if item.name in data})
 
     def _has_default(self, item: Any) -> bool:

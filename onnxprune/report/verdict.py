@@ -74,7 +74,7 @@ def _judge_metric(name: str, row: QualityRow) -> tuple[str, str]:
     figures = f"{name} {row.before:.4g} before, {row.after:.4g} after"
     if row.samples:
         figures += f", {plural(row.samples, 'labeled input')}"
-    # NaN fails every comparison below and would be judged as a gain
+    # NaN fails every comparison below and could be judged as a gain
     if not (isfinite(row.before) and isfinite(row.after)):
         return BAD, f"unusable: {figures}"
     lost = row.before - row.after if row.higher_is_better else row.after - row.before

@@ -48,6 +48,7 @@ def files(
 
     Copies need samples to calibrate their ranges.
     """
+    # the default configuration, which the bundle assumes
     array = preset("gemmini")
     estimates = {m.name: _describe(estimate(m.model, array)) for m in models}
     text = json.dumps({"array": asdict(array), "models": estimates}, indent=1) + "\n"

@@ -39,6 +39,7 @@ def _check_window(node: GraphNode) -> Finding:
 def _check_pads(node: GraphNode) -> Finding:
     """Test for equal pads on all sides."""
     pads = node.get("pads", ())
+    # stricter than limits.symmetric_pads: NNgen has one number for all sides
     if len(set(pads)) > 1:
         yield "unsupported", f"pads {tuple(pads)} differ; NNgen needs the same on all sides"
     # NNgen pads as TensorFlow does, whose SAME is ONNX's SAME_UPPER

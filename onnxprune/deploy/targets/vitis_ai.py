@@ -27,6 +27,7 @@ def parse(results: Path, model: str) -> TargetResult:
         )
     figures: dict[str, float] = {}
     notes: list[str] = []
+    # a log without the line, of another compiler, gives no counts but is no error
     counts = _COUNTS.search(read_text(compiled, "replace")) if compiled.is_file() else None
     if counts is not None:
         figures |= {"subgraphs": float(counts[1]), "dpu_subgraphs": float(counts[2])}
