@@ -155,6 +155,7 @@ def start_tensor(model: ModelView, loss: Loss, shapes: Shapes | None = None) -> 
     if shape is None:
         return loss.head
     over = attribute(producer, "axis", -1 if model.opset >= COERCED_BEFORE else 1) % len(shape)
+    # an old Softmax over several axes is no softmax over the classes
     one_axis = model.opset >= COERCED_BEFORE or all(n == 1 for n in shape[over + 1 :])
     return producer.input[0] if one_axis and over == loss.axis % len(shape) else loss.head
 
@@ -171,6 +172,7 @@ def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> 
     """
     if loss.kind == VECTOR:
         feed = Feed(loss, logits.shape, logits.dtype)
+        # the gradient of v'f(x) by f(x) is v
         return Value(tape, loss.input, feed.shape, feed.dtype), feed
     axis, rank = loss.axis % len(logits.shape), len(logits.shape)
     single = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
@@ -190,6 +192,7 @@ def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> 
     # p - 1 of the target as minus the sum of the others keeps its relative precision for p near 1
     others = p.where(~target)
     if loss.kind == LABELS:
+        # a label of no class has no gradient
         others = others * target.cast(p.dtype).reduce("ReduceSum", [axis])
     grad = (-others.reduce("ReduceSum", [axis])).where(target, others)
     return grad * (1.0 / math.prod(single[1:])), feed
@@ -197,5 +200,6 @@ def seed(loss: Loss, tape: Tape, logits: Value, probabilities: Value | None) -> 
 
 def _compute_softmax(logits: Value, axis: int) -> Value:
     """Return the softmax over one axis, for any opset."""
+    # exponentials must not overflow
     e = (logits - logits.reduce("ReduceMax", [axis])).call("Exp")
     return e / e.reduce("ReduceSum", [axis])

@@ -69,6 +69,7 @@ def _average(context: Context, name: str, value: Value) -> Scores:
         norms = _compute_consumer_norms(analysis, mask.node, mask.slot, mask.ids)
         per_position = value(statistics[axis], norms)
         for column in range(table.shape[1]):
+            # a cause may occupy several positions
             np.add.at(sums, table[:, column], per_position)
             np.add.at(counts, table[:, column], 1.0)
     return {

@@ -40,6 +40,7 @@ def dead_channels(context: Context, *, constants: bool = False) -> Mapping[str, 
     silent: np.ndarray | None = None
     while True:
         unread, unproduced = weights.unread(dead), weights.unproduced(dead)
+        # activations are needed only if some filters are zero
         if silent is None and unproduced.any():
             silent = _find_silent(context, constants)
         new = unread & ~dead if silent is None else (unread | (unproduced & silent)) & ~dead

@@ -54,6 +54,7 @@ def apply_overrides(
                 raise UsageError(
                     "shape-override", f"{option} does not fit the model's input {spell(shape)}"
                 )
+            # anonymous sizes are unrelated: fixing one fixes no other
             named = have if isinstance(have, str) and not is_anonymous(have) else None
             if named is not None and symbols.setdefault(named, size) != size:
                 raise UsageError(

@@ -119,6 +119,7 @@ class PieceReader:
 
     def close(self) -> None:
         """Close the file."""
+        # the map keeps the file open as long as it is referenced
         self._mapped = None
         for handle in (self._member, self._archive):
             if handle is not None:
@@ -138,6 +139,7 @@ def _read_header(
         Bytes of the member.
     """
     version = np.lib.format.read_magic(file)
+    # version 3 differs from 2 in the encoding of field names only
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     else:
@@ -173,6 +175,7 @@ def _find_member_start(path: Path, info: zipfile.ZipInfo) -> int | None:
         return None
     with open(path, "rb") as file:
         file.seek(info.header_offset)
+        # the extra field may be longer here than in the directory of the archive
         name, extra = struct.unpack("<HH", file.read(ZIP_LOCAL_HEADER_BYTES)[26:30])
     return info.header_offset + ZIP_LOCAL_HEADER_BYTES + int(name) + int(extra)
 

@@ -73,6 +73,7 @@ class Fidelity:
         """Return that of the worst output; NaN if one is; None if only boxes are compared."""
         if not self.outputs:
             return None
+        # unlike max, np.max keeps NaN
         return float(np.max([o.relative_error for o in self.outputs.values()]))
 
     @property
@@ -96,6 +97,7 @@ class Fidelity:
         It is the relative error; if only boxes are compared, the share of boxes without a match.
         """
         value = self.relative_error if self.outputs else 1.0 - (self.box_agreement or 0.0)
+        # comparisons with NaN are false, so that a broken model might pass a limit
         return float(value) if value is not None and math.isfinite(value) else math.inf
 
     def as_dict(self) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class OutputSums:
         self.error += float(np.sum(gap * gap))
         self.power += float(np.sum(a * a))
         self.error_ratio.add(gap * gap, a * a)
+        # Python's max may drop NaN
         if np.isnan(gap).any():
             self.largest = math.nan
         else:
@@ -190,4 +191,5 @@ class OutputSums:
     def _estimate_relative_error_error(self, relative: float) -> float | None:
         """Return the standard error of the relative error, whose square is a ratio of sums."""
         error = self.error_ratio.result()
+        # by the derivative of the square root
         return None if error is None or not relative else error / (2 * relative)

@@ -35,6 +35,7 @@ def batchnorm(analysis: Analysis, plan: Plan, pruned: Model, context: Context) -
         for n in model.proto.graph.node
         if n.op_type == "BatchNormalization" and all(i in model.weights for i in n.input[3:5])
     ]
+    # constants of removed branches are repaired even without a normalization
     if not nodes and not constants_of(analysis, pruned):
         raise UsageError(
             "no-batchnorm",

@@ -143,6 +143,7 @@ class _FitBuilder:
         if final not in self.outputs:
             low, high = self.find_bounds(self.consumers.get(final, []))
         kept_rows = self.analysis.kept_positions(target, self.removed)
+        # the output channels themselves are in `kept`
         kept_rows.pop(linear.out_axis, None)
         if not all(rows.solvable for rows in kept_rows.values()):
             return None
@@ -282,6 +283,7 @@ class _FitBuilder:
             return False
         if linear.op != "Gemm":
             return True
+        # Gemm broadcasts a bias of another rank over rows
         rank = len(self.model.weights[node.input[2]].shape)
         return rank == 1 and attribute(node, "beta", 1.0) == 1.0
 

@@ -94,6 +94,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
     for block in blocks:
         lockstep.refit(block, JOINT_MULTIPLICATIONS / len(blocks))
     if ties:
+        # back to the order of the given graph
         reorder(model, np.argsort(order).tolist())
     return model.freeze()
 
@@ -316,6 +317,7 @@ def _split_held_out(batches: list[Batch], fixed: bool) -> tuple[list[Batch], int
         parts = [rows_of(first, part) for part in (slice(samples), slice(samples, None))]
         return [*parts, *batches[1:]], 1
     held_out = samples // counts[0]
+    # at least one batch must remain to fit on
     return batches, held_out if held_out < len(batches) else 0
 
 

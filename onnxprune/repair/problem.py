@@ -224,9 +224,11 @@ class LayerProblem:
         for _ in range(SATURATION_PASSES if self.saturating else 0):
             self._solve_saturating(uses)
         solved = np.stack([s.weight for s in self.systems])
+        # the cut weight remains, and joint refits leave the node out
         if not np.isfinite(solved).all():
             self.systems = []
             return
+        # an output that is scaled by 0 keeps its weights
         live = np.abs(scale) > MIN_SCALE
         weight[live] = solved[live] / scale[live][:, None]
         set_values(model, fit.weight, self.stored(model, weight))

@@ -67,6 +67,7 @@ class WhitenedLayer:
 
     def coordinates(self) -> np.ndarray:
         """Return the (size,) coordinates of the weight before the joint refit."""
+        # the shift is relative to the bias and starts at 0
         z = np.zeros(self.size)
         z[: self.rows.size] = (self.dependence.swapaxes(1, 2) @ self.rows @ self.cholesky).ravel()
         return z

@@ -44,6 +44,7 @@ class Journal:
     def below(self, prefix: str) -> Journal:
         """Return a journal on the same file whose keys have a longer prefix."""
         journal = Journal()
+        # the known measurements are shared: each journal sees what the other writes
         journal.path, journal.prefix, journal._known = self.path, self.prefix + prefix, self._known
         return journal
 

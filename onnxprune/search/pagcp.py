@@ -163,6 +163,7 @@ def decay(count: int, initial_rate: float = 0.06, initial_thres: float = 6.0) ->
     from scipy.optimize import brentq
 
     def excess(log_factor: float) -> float:
+        # an overflow to infinity has the right sign
         with np.errstate(over="ignore"):
             return float(
                 np.log1p(initial_rate * np.exp(log_factor * np.arange(count))).sum()
@@ -198,6 +199,7 @@ def pagcp(search: Search) -> Plan:
     if search.met(kept):
         return search.plan(kept, method="pagcp")
     gate = _Gate(search, chosen)
+    # widths that the recipe fixes are not cut further
     free = [g.name for g in search.analysis.groups if g.name in scores and g.name not in kept]
     rates: list[float] = []
     for number in range(chosen.round):

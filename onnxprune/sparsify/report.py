@@ -151,6 +151,7 @@ def packed(
     indices = np.concatenate([gaps % (longest + 1), np.full(fillers, longest)])
     spans = np.bincount(indices.astype(np.int64))
     bits = _count_huffman_bits(symbols) + _count_huffman_bits(spans)
+    # only entries of the codebook that occur are stored, in float32
     used = int((symbols > 0).sum())
     return Packed(-(-bits // 8) + 4 * used, flat.size * 4, used)
 

@@ -115,4 +115,5 @@ def _is_finite(value: np.ndarray) -> bool:
         return True
     with np.errstate(all="ignore"):
         total = value.sum(dtype=np.float64)
+    # finite values may overflow in the sum
     return bool(np.isfinite(total)) or bool(np.isfinite(value).all())

@@ -108,6 +108,7 @@ class SegmentedRun:
 
     def mark(self) -> Mark:
         """Return the current position and live activations, for `rewind`."""
+        # `advance` makes new dicts, so that a copy of the list suffices
         return self.at, list(self.state)
 
     def rewind(self, mark: Mark) -> None:

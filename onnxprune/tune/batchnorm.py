@@ -42,6 +42,7 @@ def find_sites(model: Model) -> list[str]:
         for name in node.input:
             consumers.setdefault(name, []).append(node.op_type)
     convolutions = [n for n in graph.node if n.op_type == "Conv"]
+    # a shared weight cannot be scaled for one convolution alone
     uses = [n.input[1] for n in convolutions]
     outputs = {o.name for o in graph.output}
     return [

@@ -48,6 +48,7 @@ class OnnxModule(torch.nn.Module):
             [torch.nn.Parameter(graph.values[n]) for n in self.names]
         )
         for i, name in enumerate(self.statistics):
+            # names of buffers must not contain dots, those of tensors may
             self.register_buffer(f"statistic{i}", graph.values[name].clone())
         self.constants = {
             n: v for n, v in graph.values.items() if n not in graph.trainable | graph.running
@@ -181,6 +182,7 @@ def write_back(model: Model, module: OnnxModule) -> Model:
 
 def as_feeds(value: Any, module: OnnxModule) -> dict[str, Tensor]:
     """Return arrays by input name, or the single array, as tensors on the module's device."""
+    # a module without parameters is on the host
     device = next(iter(module.parameters()), torch.empty(0)).device
     arrays = {module.inputs[0]: value} if isinstance(value, np.ndarray) else value
     return {

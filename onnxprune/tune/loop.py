@@ -187,6 +187,7 @@ def train(
             written = now
     detail = f"best score {state.best_score[0]:.4f} in epoch {state.best_epoch}"
     on_event(Event("tune", "end", time.monotonic() - began, detail=detail))
+    # no process may end before the leading one has written
     run.world.wait()
 
 

@@ -144,6 +144,7 @@ def _batch_norm(
 def _layer_norm(c: Call, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     if c.outputs > 1:
         raise c.unsupported("the Mean output")
+    # ONNX broadcasts the scale, torch's function does not
     y = F.layer_norm(x, x.shape[c.get("axis", -1) % x.ndim :], eps=c.get("epsilon", 1e-5)) * scale
     return y if bias is None else y + bias
 
@@ -241,6 +242,7 @@ def _resample(c: Call, x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tenso
     neighbors = np.stack([base + o for o in offsets])
     if c.get("exclude_outside", 0):
         weights = weights * ((neighbors >= 0) & (neighbors < size))
+        # those of the neighbors inside sum to 1 again
         weights = weights / weights.sum(0)
     shape = [-1 if a == axis else 1 for a in range(x.ndim)]
     terms = []
