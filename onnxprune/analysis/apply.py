@@ -120,6 +120,7 @@ class _Match:
             known = self.length.get(key)
             if known is None or known == 1:
                 self.length[key] = size
+            # a dynamic length, or one of 1, adds nothing to a length that is known
             elif not isinstance(size, int) or size == 1:
                 continue
             elif isinstance(known, int) and size != known:
@@ -233,6 +234,7 @@ class _Match:
             for name in names:
                 self.equal(name, why)
             return
+        # from the outermost letter inwards: each split takes one off
         for n, name in enumerate(names[:-1]):
             rest = prod(self.number(x) for x in names[n + 1 :])
             row, axis = self.causes.split(axis, self.number(name), rest, self.node.single())

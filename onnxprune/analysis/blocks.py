@@ -79,10 +79,12 @@ def removable_branches(analysis: Analysis) -> dict[str, tuple[str, ...]]:
             unneeded = flow.collapse(analysis.removed({group.name: ()})).unneeded
             branch = (group.name, *sorted(flow.groups_in(unneeded) - {group.name}))
             # with all branches before it
+            # a branch alone may be removable, and not together with those before it
             together = (*branch, *(name for known in branches.values() for name in known))
             flow.collapse(analysis.removed(dict.fromkeys(together, ())))
         except UsageError:
             continue
+        # the same branch, found from another of its groups
         if not any(set(branch) == set(known) for known in branches.values()):
             branches[group.name] = branch
     return branches
@@ -200,6 +202,7 @@ class _MainGraph:
         layer = self.linear.get(i)
         if layer is None or layer.ids is None or layer.data not in empty:
             return False
+        # a graph output keeps its name and shape, and other inputs make the result no constant
         if layer.out in self.graph_outputs or self.inputs[i] != [layer.data]:
             return False
         return not lengths[self.analysis.axes.number(layer.ids)]
@@ -207,10 +210,12 @@ class _MainGraph:
     def folds(self, i: int, constant: dict[str, int]) -> bool:
         """Return whether a node of constants alone has an output that is constant everywhere."""
         node = self.nodes[i]
+        # a graph output remains the output of a node
         if len(node.output) != 1 or node.output[0] in self.graph_outputs:
             return False
         if not all(n in constant for n in self.inputs[i]):
             return False
+        # its statistics are weights, so that equal inputs give equal outputs
         norm = (
             node.op_type == "BatchNormalization"
             and self.inputs[i] == [node.input[0]]
@@ -241,6 +246,7 @@ class _MainGraph:
             for name in self.nodes[stack.pop()].output:
                 if name in self.graph_outputs:
                     return True
+                # an empty tensor is computed by a node that is dropped with its channels
                 if name in empty:
                     continue
                 for consumer in self.consumers.get(name, ()):
@@ -261,6 +267,7 @@ class _MainGraph:
                     continue
                 outs = self.nodes[producer].output
                 consumers = [c for o in outs for c in self.consumers.get(o, ())]
+                # only if all outputs are read by nodes that are dropped as well
                 if not self.graph_outputs.intersection(outs) and known.issuperset(consumers):
                     known.add(producer)
                     stack.append(producer)

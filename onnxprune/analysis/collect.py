@@ -132,7 +132,8 @@ def _partition(
     bounds
         Start of each group in `order`, and its end.
     """
-    # a random number per axis; the sum over the axes of a cause identifies their set
+    # a random number per axis; the sum over the axes of a cause identifies their set: 64 bits make
+    # collisions unlikely, and a fixed seed makes equal models have equal groups
     keys = (
         np.random.Generator(np.random.PCG64(0))
         .integers(1, 2**63 - 1, len(tables) + len(activations), dtype=np.int64)
@@ -193,6 +194,7 @@ def _make_names(record: Record, members: list[list[Member]]) -> list[str]:
     names: list[str] = []
     seen: dict[str, int] = {}
     for sites in members:
+        # a layer is named by its weight, not by a bias or scale that is a site as well
         producers = (
             m
             for m in sites
@@ -209,6 +211,7 @@ def _find_frozen_axes(record: Record) -> tuple[Frozen, ...]:
     frozen = {}
     for use in record.uses:
         weight = record.model.weights[use.tensor]
+        # biases and lists of sizes are left out: the report is about weights
         if len(weight.shape) < 2 or weight.dtype not in WEIGHT_TYPES:
             continue
         for i, axis in enumerate(use.axes):

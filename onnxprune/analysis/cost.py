@@ -72,6 +72,7 @@ class Axes:
         by_id: dict[int, int] = {}
         first: list[np.ndarray] = []
         for array in arrays:
+            # by identity first: most arrays are listed several times, and hashing takes time
             if id(array) not in by_id:
                 key = array.tobytes()
                 if key not in unique:
@@ -80,6 +81,7 @@ class Axes:
                 by_id[id(array)] = unique[key]
         free, tables = causes.table(first)
         stacks = []
+        # axes of one width in one array, so that all lengths are a few calls of numpy
         for width in sorted({t.shape[1] for t in tables}):
             numbers = [i for i, t in enumerate(tables) if t.shape[1] == width and len(t)]
             if numbers:
@@ -179,6 +181,7 @@ class CostTable:
         index, lengths = self.terms[what][1], self.axes.lengths(removed)
         values = self._compute_products(what, lengths)
         if what in ("params", "bytes"):
+            # a tensor that is used several times is stored once
             values = values * self._find_first_uses(removed)
         per_axis = np.zeros(len(lengths))
         for column in range(index.shape[1]):
@@ -188,6 +191,7 @@ class CostTable:
         for rows, starts, numbers in self.axes._stacks:
             counts = np.diff([*starts, len(rows)])
             share = np.repeat(per_axis[numbers], counts)
+            # a position is removed once, whichever of its causes does it
             alive = ~removed[rows].any(1)
             for column in range(rows.shape[1]):
                 np.add.at(out, rows[alive, column], share[alive])
@@ -208,6 +212,7 @@ class CostTable:
                 cuts = [
                     removed[self.tables[n]].any(1) if n >= 0 else np.zeros(0, bool) for n in axes
                 ]
+                # no cut is keyed like no axis, so that a use that loses nothing equals a frozen one
                 key = tuple(c.tobytes() if c.any() else b"" for c in cuts)
                 once[row] = key not in seen
                 seen.add(key)
@@ -263,6 +268,7 @@ def _weight_terms(
         weight = record.model.weights[use.tensor]
         numbers = tuple(axes.number(a) if isinstance(a, np.ndarray) else -1 for a in use.axes)
         rows = by_tensor.setdefault(use.tensor, {})
+        # a use of the same axes is cut alike whatever the plan
         if numbers in rows:
             continue
         rows[numbers] = len(params)

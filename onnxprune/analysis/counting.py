@@ -39,6 +39,7 @@ def count(
             _count_positions(node, pattern, word, factors)
             continue
         keys: list[Key] = [word]
+        # all leading axes of the node, some of which a broadcast operand lacks
         if word == LEADING:
             keys = [k for k in lengths if isinstance(k, Nth) and k.mark == LEADING]
         for key in keys:
@@ -52,6 +53,7 @@ def _count_positions(node: Node, pattern: Pattern, mark: str, factors: Factored)
     if mark == "*":
         tokens, name, shape = pattern.outputs[0], node.proto.output[0], node.out_shape()
     else:
+        # kernels are no first operand: that one is the data
         kernel = next((i for i, t in enumerate(pattern.inputs) if i and SPATIAL in t), 0)
         slot = 0 if mark == "@" else kernel
         tokens, name, shape = pattern.inputs[slot], node.names[slot], node.shape(slot)

@@ -102,6 +102,7 @@ class _StatisticsPass:
 
     def run(self) -> None:
         """Follow the statistics through all nodes."""
+        # statistics are computed by reductions: nothing before the first one has any
         for index in range(min(self.reductions), len(self.record.nodes)):
             node = self.record.nodes[index]
             if index in self.reductions:
@@ -180,6 +181,7 @@ class _StatisticsPass:
     def mix(self, statistic: _Statistic) -> None:
         """Freeze the axes of a statistic, or open them."""
         if statistic.name in self.allow_mixing:
+            # once per statistic, as several nodes may mix it
             if not statistic.nodes <= self.opened:
                 self.record.mixed.extend(statistic.axes)
                 self.opened |= statistic.nodes

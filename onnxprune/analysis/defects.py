@@ -35,12 +35,14 @@ def explain_failure(node: Node, problem: Exception) -> tuple[str, str]:
 def _check_definition(node: Node) -> str:
     """Return the first line of what onnx says of an invalid node; "" if it accepts the node."""
     proto, model = node.proto, node.record.model.proto
+    # operators of other domains have no definition that onnx could check
     if proto.domain not in STANDARD_DOMAINS:
         return ""
     context = onnx.checker.C.CheckerContext()
     context.ir_version = model.ir_version
     context.opset_imports = {o.domain: o.version for o in model.opset_import}
     shapes = node.record.shapes
+    # with shapes and constants, since many rules are about lengths that the schema cannot state
     kinds = {n: shapes.types[n] for n in proto.input if n in shapes.types}
     values = {n: shapes.value(n) for n in proto.input if n}
     constants = {

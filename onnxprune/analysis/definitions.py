@@ -66,6 +66,7 @@ Count = Callable[[_Operands], int]
 
 def _convolve(weight: int = 1) -> Count:
     """Return the count of a convolution: outputs times the positions of a filter."""
+    # the filter of one output channel, which grouped convolutions have shortened already
     return lambda node: prod(node.out()) * prod(node.shape(weight)[1:])
 
 
@@ -105,6 +106,7 @@ def _einsum(node: _Operands) -> int:
     """Count an Einsum of several operands: the product of the lengths of all letters."""
     equation = str(attribute(node.node, "equation", "")).replace(" ", "")
     operands = equation.partition("->")[0].split(",")
+    # one operand: elements are moved and summed, not multiplied
     if len(operands) < 2:
         return 0
     lengths: dict[str, int] = {}
@@ -112,8 +114,10 @@ def _einsum(node: _Operands) -> int:
         shape = node.shape(slot)
         before, dots, after = letters.partition("...")
         extra = len(shape) - len(before) - len(after) if dots else 0
+        # axes of "..." are aligned at the right, as broadcasting does
         names = [*before, *(f"...{k}" for k in reversed(range(extra))), *after]
         for name, size in zip(names, shape, strict=True):
+            # a length of 1 broadcasts to that of another operand
             lengths[name] = max(size, lengths.get(name, 1))
     return prod(lengths.values())
 
@@ -124,6 +128,7 @@ def _recur(gates: int) -> Count:
     def count(node: _Operands) -> int:
         steps, batch, inputs = node.shape(0)
         directions = 2 if attribute(node.node, "direction", "forward") == "bidirectional" else 1
+        # absent: the recurrent weight has a column per unit
         units = node.integer("hidden_size") or node.shape(2)[-1]
         return steps * batch * directions * gates * units * (inputs + units)
 
@@ -135,6 +140,7 @@ def _attend(node: _Operands) -> int:
     query = node.shape(0)
     if node.node.op_type == "Attention" and node.node.domain == CONTRIB_DOMAIN:
         batch, steps, inputs = query
+        # its weight holds three projections next to each other
         width = node.shape(1)[-1]
         past = node.shape(4)[-2] if node.has(4) else 0
         keys = steps + past
@@ -158,6 +164,7 @@ def _attend_linearly(node: _Operands) -> int:
     batch, steps, width = node.shape(0)
     heads, key_heads = node.integer("q_num_heads"), node.integer("kv_num_heads")
     rule = attribute(node.node, "update_rule", "gated_delta")
+    # delta rules correct the state by what it returns, which reads it once more
     updates = 2 if "delta" in str(rule) else 1
     state = (width // max(heads, 1)) * (node.shape(2)[-1] // max(key_heads, 1))
     return batch * steps * state * (max(heads, key_heads) + updates * key_heads)
@@ -220,6 +227,7 @@ def all_products(record: Record, sizes: Sizes) -> tuple[tuple[Product, ...], tup
     for index, node in enumerate(record.nodes):
         if index in counted:
             continue
+        # by name alone, an operator of another domain may be anything
         count = _COUNTS.get(node.op_type) if _is_built_in(node) else None
         if count is None:
             if not _is_known(node):
@@ -227,6 +235,7 @@ def all_products(record: Record, sizes: Sizes) -> tuple[tuple[Product, ...], tup
             continue
         try:
             macs = count(_Operands(node, sizes))
+        # an invalid node: named as uncounted, because a report of costs must not fail for it
         except INVALID_NODE:
             uncounted.append(index)
             continue

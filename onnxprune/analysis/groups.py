@@ -258,6 +258,7 @@ class Analysis:
 
     def keep(self, ids: np.ndarray, removed: np.ndarray) -> np.ndarray:
         """Return which positions of an axis are kept, as (length,) bool array."""
+        # with several causes per position, any that is removed takes it along
         return ~removed[self.axes.table(ids)].any(1)
 
     def keep_values(self, tensor: str, values: np.ndarray, removed: np.ndarray) -> np.ndarray:
@@ -331,6 +332,7 @@ class Analysis:
         """Return the share of the MACs in nodes with at least one axis that can be cut."""
         macs = self._costs.macs(self.removed({}))
         live = [any(self.axes.live(a) for a in p.axes) for p in self._costs.products]
+        # at least 1, because products with an empty axis may be all that there are
         return float(macs[np.array(live, bool)].sum() / max(macs.sum(), 1)) if live else 0.0
 
     def why(self, tensor: str) -> list[Frozen]:
@@ -434,6 +436,7 @@ def mixed_causes(record: Record, axes: Axes) -> np.ndarray:
     flags = np.zeros(axes.causes + 1, bool)
     for ids in record.mixed:
         flags[axes.table(ids).ravel()] = True
+    # the padding of the tables stands for frozen positions, which are never mixed
     flags[-1] = False
     return flags
 

@@ -52,6 +52,7 @@ def concat(node: Node) -> list[Axes]:
             if i != axis:  # axes that are not joined have the same positions in all parts
                 node.record.causes.unify(out[i], part[i])
                 out[i] = part[i] if isinstance(part[i], int) else out[i]
+    # all are frozen: nothing to join
     if all(isinstance(p[axis], int) for p in parts):
         return [out]
     try:
@@ -76,6 +77,7 @@ def split(node: Node) -> list[Axes]:
     if isinstance(ids, int):
         return [list(axes) for _ in range(count)]
     sizes = read_list(node, "split", 1) or [len(p) for p in np.array_split(ids, count)]
+    # num_outputs rounds up: the last part gets what is left, which may be less
     if node.has("num_outputs"):
         step = -(-len(ids) // count)
         sizes = [step] * (count - 1) + [len(ids) - step * (count - 1)]
@@ -108,6 +110,7 @@ def slice_(node: Node) -> list[Axes]:
     """Slice ids; a slice with a step becomes a selection."""
     axes = axes_of(node)
     if node.opset >= 10:
+        # computed bounds matter only if an axis can be cut at all
         if all(isinstance(a, int) for a in axes):
             return [axes]
         if node.value(1) is None or node.value(2) is None:
@@ -125,12 +128,14 @@ def slice_(node: Node) -> list[Axes]:
         last = None if step < 0 and end < -len(ids) else end
         index = np.arange(len(ids))[slice(start, last, step)]
         axes[axis] = ids[index]
+        # nothing is taken away, so that no bound needs to change
         if len(index) == len(ids) and step == 1:
             continue
         if step == 1 and len(index):
             # as many positions precede each bound as are kept before it
             new_starts[k], new_ends[k] = ids[: index[0]], ids[: index[-1] + 1]
             watch.append(ids)
+        # a Gather will take its place, which serves one axis
         elif len(bounds) > 1:
             axes[axis] = stop(node, ids, "sliced with a step together with other axes")
         else:
@@ -146,11 +151,13 @@ def gather(node: Node) -> list[Axes]:
     axis = axis_attribute(node, 0, len(axes))
     index = node.value(1)
     ids, picks = axes[axis], axes_of(node, 1)
+    # the index is no axis to cut: `Select` rewrites it where the picked axis loses positions
     if node.operand(1).constant:
         picks = freeze_axes(node, picks, None, "positions of a constant index")
     if not isinstance(ids, np.ndarray):
         return [axes[:axis] + picks + axes[axis + 1 :]]
     if index is None:
+        # an index from the input can be any position
         stop(node, ids, "gathered by a computed index")
         return [axes[:axis] + picks + axes[axis + 1 :]]
     index = np.where(index < 0, index + len(ids), index)
@@ -176,6 +183,7 @@ def pad(node: Node) -> list[Axes]:
         ids = axes[axis]
         if isinstance(ids, int) or not (before or after):
             continue
+        # reflect and edge repeat channels, and negative amounts crop them
         if node.text("mode", "constant") != "constant" or before < 0 or after < 0:
             axes[axis] = stop(node, ids, "padded with its own values")
             continue
@@ -192,6 +200,7 @@ def squeeze(node: Node) -> list[Axes]:
     axes = axes_of(node)
     listed = read_list(node, "axes", 1)
     if listed is None:
+        # without a list, lengths of 1 decide, of which a cut may make more
         dropped = [i for i, d in enumerate(node.shape(0)) if d == 1]
         cuttable = tuple(a for a in axes if isinstance(a, np.ndarray))
         if cuttable:
@@ -218,11 +227,13 @@ def expand(node: Node) -> list[Axes]:
     target = node.partial(1)
     lead = len(out) - (len(target) if target is not None else len(out))
     for i, (before, after) in enumerate(zip(shape, out, strict=False)):
+        # an axis that was there before, or whose target is not known, keeps its own causes
         if i < lead or before != 1 or not isinstance(after, int) or target is None:
             continue
         if isinstance(target[i - lead], int | np.integer):
             axes[i] = node.record.causes.fresh(after, node.single())
     entries = [
+        # a target of 1 keeps the length of the input, whatever that is after a cut
         None if target is not None and target[i - lead] == 1 else axes[i]
         for i in range(lead, len(out))
     ]
@@ -242,6 +253,7 @@ def tile(node: Node) -> list[Axes]:
             continue
         if not isinstance(count, int):
             axes[i] = stop(node, axis, "repeated a computed number of times")
+        # repeated any number of times, copies of one position need not be cut alike
         elif size == 1:
             axes[i] = entries[i] = node.record.causes.fresh(count, node.single())
         elif isinstance(axis, np.ndarray):
@@ -268,6 +280,7 @@ def shape(node: Node) -> list[Axes]:
     axes = node.operand(0).axes
     start, end = node.integer("start", 0), node.integer("end", len(axes))
     ids = tuple(a if isinstance(a, np.ndarray) else None for a in axes[start:end])
+    # of dynamic length, its factors are scaled back
     scaled = tuple(a.arrays if isinstance(a, Folded) else () for a in axes[start:end])
     if any(a is not None for a in ids) or any(scaled):
         node.record.restores.append(Restore(node.index, ids, scaled))

@@ -30,6 +30,7 @@ def reshape(node: Node) -> list[Axes]:
     """Reshape and Flatten."""
     axes, out = axes_of(node), node.out_shape()
     result = regroup(node, axes, node.shape(0), out)
+    # Flatten has no literal: its axis is a position among the axes, not a length
     if node.op != "Reshape":
         return [result]
     target = node.partial(1)
@@ -54,6 +55,7 @@ def _find_copied_lengths(
 
     The lengths are equal only before a cut, so `entries` gets the ids of frozen output axes too.
     """
+    # with allowzero, 0 is a length
     if node.integer("allowzero", 0):
         return []
     watch = []
@@ -91,6 +93,7 @@ def regroup(node: Node, axes: Axes, before: tuple[Dim, ...], after: tuple[Dim, .
     source, sizes = _fix_dynamic(source, sizes)
     source, sizes = _replace_lengths(source, sizes, node.record.shapes.equal)
     source, sizes = _fix_dynamic(source, sizes)
+    # input and output have equal products, whatever their lengths
     values = solve([p.length for p in source], sizes)
     source, sizes = _replace_lengths(source, sizes, values)
     # a length that is 1 after all has no part in it either
@@ -161,6 +164,7 @@ def _match_products(a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[int, int]]
 
 def _regroup_block(node: Node, source: list[Part], sizes: list[Dim]) -> Axes:
     """Return axes of the given sizes for parts of the same product."""
+    # no part can be cut: the output axes take over a reason
     if not any(isinstance(p.axis, np.ndarray) for p in source):
         return [source[0].axis if source else node.single()] * len(sizes)
     lengths = [p.length for p in source]
@@ -169,6 +173,7 @@ def _regroup_block(node: Node, source: list[Part], sizes: list[Dim]) -> Axes:
     static = is_static(lengths) and is_static(sizes)
     total = leading_products(lengths)[-1]
     same = total == leading_products(sizes)[-1]
+    # a total of 0 has no factors that could be told apart
     if static and (not same or total == 0):
         raise Misfit(f"lengths {lengths} are reshaped to {sizes}")
     ends = refine(lengths, sizes) if same else None

@@ -70,6 +70,7 @@ class _Finder:
         exponent = 1.0  # the value grows by n / k to this power if epsilon * n / k is added
         for step in self.steps(average.node):
             op, rooted = step.node.op_type, exponent != 1.0
+            # added before the root only; later, it would be no part of what is rooted
             if op == "Add" and not rooted and epsilon is None and self.is_number(step):
                 epsilon = (step.index, step.other)
             elif op == "Sqrt" and not rooted:
@@ -79,10 +80,12 @@ class _Finder:
                 if power is None or power.size != 1 or abs(power.item()) != 0.5:
                     return None
                 exponent = float(power.item())
+            # 1 / sqrt(m): further on the value shrinks where it grew
             elif rooted and (op == "Reciprocal" or (op == "Div" and step.slot == 1)):
                 exponent = -exponent
             elif rooted and op == "Mul" and self.is_weight(step):
                 return RootMean(average.axes, epsilon, (step.index, step.other), -exponent)
+            # casts, and scaling after the root, change no power of n / k
             elif op != "Cast" and not (rooted and op in ("Mul", "Div")):
                 return None
         return None
@@ -92,6 +95,7 @@ class _Finder:
         for _ in range(_MOST_STEPS):
             name = self.record.nodes[node].output[0]
             consumers = self.consumers.get(name, [])
+            # another consumer, or a graph output, would see the value without the correction
             if len(consumers) != 1 or name in self.outputs:
                 return
             yield consumers[0]

@@ -31,6 +31,7 @@ def compress(node: Node) -> list[Axes]:
     if condition is None or condition.ndim != 1:
         axes[axis] = stop(node, ids, "selected by a computed condition")
         return [axes]
+    # the condition may be shorter than the axis: what it does not cover is dropped
     index = np.flatnonzero(condition[: len(ids)])
     node.record.selects.append(Select(node.index, axis, ids, index))
     axes[axis] = ids[index]
@@ -76,6 +77,7 @@ def rotary_embedding(node: Node) -> list[Axes]:
         raise Misfit(f"{angles} angles do not rotate {rotated} of {size} channels")
     part: Axis = channel_axis if isinstance(channel_axis, int) else channel_axis[:rotated]
     pairs = _pair_rotated(node, part, rotated)
+    # the caches hold an angle per pair: they lose the pairs that the data loses
     for slot in caches:
         cache = axes_of(node, slot)
         freeze_axes(node, cache[:-1], None, f"{node.op} fixes this axis")
@@ -105,6 +107,7 @@ def _count_heads(node: Node, shape: tuple[Dim, ...], angles: Dim) -> tuple[int, 
 def _pair_rotated(node: Node, part: Axis, rotated: int) -> Axis:
     """Return the axis of pairs of rotated channels; both channels of a pair are cut together."""
     half, causes = rotated // 2, node.record.causes
+    # as neighbors, pairs are rows; as halves, they are columns
     if node.integer("interleaved", 0):
         pairs, two = causes.split(part, half, 2, node.single())
     else:

@@ -66,6 +66,7 @@ class Sizes:
         if symbolic is not None and all(isinstance(d, int) for d in symbolic):
             return _filled(symbolic)
         shape = self.shapes.shape(tensor)
+        # axes are numbered by the symbolic shape, so that its rank decides
         if shape is None or (symbolic is not None and len(shape) != len(symbolic)):
             shape = symbolic
         return _filled(shape or ())
@@ -134,6 +135,7 @@ def sized_shapes(
     symbolic
         Inferred shapes if there are any: returned if none of them is dynamic.
     """
+    # inference at given sizes would give the same
     if symbolic is not None and not any(_is_open(symbolic, name) for name in symbolic.types):
         return symbolic
     copy = model.edit()

@@ -287,7 +287,9 @@ class Record:
     def __post_init__(self) -> None:
         """List the nodes, and register the reason of axes that are frozen for no other."""
         self.nodes = [n for g in nested(self.model.proto.graph) for n in g.node]
+        # by identity: nodes of equal content are different nodes
         self._index = {id(n): i for i, n in enumerate(self.nodes)}
+        # number 1 is UNKNOWN of causes.py
         self.reason("coupled with frozen positions", None)
 
     def outermost(self, node: int) -> bool:
@@ -300,6 +302,7 @@ class Record:
 
     def reason(self, text: str, node: NodeProto | None, tensor: str = "", axis: int = 0) -> int:
         """Return the number (from 1) of a reason; the first tensor it is given for is kept."""
+        # all tensors of a node share a reason, whose first tensor stands for it in reports
         key = (text, label(node) if node is not None else tensor)
         if key not in self._seen_reasons:
             name, op = (label(node), node.op_type) if node is not None else ("", "")
@@ -350,6 +353,7 @@ class Node(Attributes):
     @property
     def inputs(self) -> int:
         """Number of operands, trailing absent ones not counted."""
+        # an absent operand in front of a present one counts: slots are positions
         return max((i + 1 for i, t in enumerate(self.operands) if t is not None), default=0)
 
     @property

@@ -26,6 +26,7 @@ def max_pool(node: Node) -> list[Axes]:
     record = node.record
     readers = [n for n in record.nodes if indices in n.input]
     inner = list(nested(record.model.proto.graph))[1:]
+    # a body that yields the indices hands them to consumers that are not seen here
     escapes = any(o.name == indices for graph in inner for o in graph.output)
     if escapes or not all(_inverts(record, n, node.proto) for n in readers):
         axes = freeze_axes(node, axes, None, "its second output holds positions among all channels")
@@ -60,9 +61,11 @@ def _inverts(record: Record, unpool: NodeProto, pool: NodeProto) -> bool:
         return False
     if list(pool.output)[_INDICES:] != [unpool.input[_INDICES]]:
         return False
+    # the indices may serve the unpooling alone, not as values or as its size
     if pool.output[_INDICES] in (unpool.input[0], *unpool.input[2:]):
         return False
     before, after = record.shapes.shape(pool.input[0]), record.shapes.shape(unpool.output[0])
     if before is None or after is None or len(before) != len(after):
         return False
+    # a dynamic size could differ from run to run
     return is_static(before[_SPATIAL:]) and before[_SPATIAL:] == after[_SPATIAL:]

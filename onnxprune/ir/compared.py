@@ -152,6 +152,7 @@ class _Choices(Dependencies):
         TopK counts where its indices gather rows of the outputs. If sums over channels follow, as
         in a mixture of experts, the rows are no order of results.
         """
+        # only values that pruning can change make the choice differ
         if not self.learned & reads(node):
             return False
         if node.op_type != "TopK":
@@ -198,6 +199,7 @@ class _Choices(Dependencies):
         """Return the element types of the main graph's activations, as far as they are known."""
         try:
             shapes = self.shapes or infer(self.model)
+        # without types nothing can be selected, and the caller warns that nothing is compared
         except ModelError:
             return {}
         return {name: shapes.dtype(name) or 0 for name in self.producers}

@@ -114,11 +114,13 @@ def standard_form(node: NodeProto, types: Mapping[str, TypeProto]) -> StandardFo
         kind = types.get(node.input[form.dtype_slot])
         dtype = dtype if kind is None else kind.tensor_type.elem_type
     kinds = {n: _as_float(types[n]) for n in names if n in types}
+    # FusedMatMul may transpose its operands, which MatMul cannot
     for name, letter in zip(names, "AB", strict=False) if form.op == "MatMul" else ():
         rank = len(kinds[name].tensor_type.shape.dim) if name in kinds else 0
         order = matmul_order(node, letter, rank)
         if order != list(range(rank)):
             kinds[name] = permute(kinds[name], order)
+    # standard operators have channels first
     last = has_channels_last(node) and form.op != "Identity"
     if last and names[0] in kinds and has_shape(kinds[names[0]]):
         kinds[names[0]] = move_channels(kinds[names[0]], -1, 1)

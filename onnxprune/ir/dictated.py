@@ -19,6 +19,7 @@ def input_shapes(model: ModelView, shapes: Shapes | None = None) -> dict[str, tu
         Shapes of the model, with a symbol for each dynamic length; inferred if None.
     """
     declared = declared_shapes(model)
+    # nothing is dynamic, so that the cost of an inference is saved
     if all(map(is_static, declared.values())):
         return declared
     known = infer(model) if shapes is None else shapes

@@ -36,8 +36,10 @@ _LFS = b"version https://git-lfs"
 
 def check_place(path: Path) -> None:
     """Raise ModelError with the next step for addresses, folders and Git LFS pointers."""
+    # a path that exists is a file, whatever its name looks like
     if _URL.match(str(path)) and not path.exists():
         raise ModelError("model-kind", f"{path} is an address: download the file first")
+    # a folder may be a model of another kind, whose suffix says more
     if path.is_dir() and path.suffix.lower() not in KINDS:
         names = sorted(p.name for p in path.glob("*.onnx"))
         found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -45,6 +47,7 @@ def check_place(path: Path) -> None:
         raise ModelError(
             "model-unreadable", f"cannot read {path}: it is a folder, not a regular file; {hint}"
         )
+    # a pointer is a text of three lines in place of the model, which no parser would explain
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(len(_LFS))

@@ -118,12 +118,15 @@ class _RangeSearch:
                 limits = self.limits(node, position)
                 if limits is not None:
                     bounded = True
+                    # x >= (limit - shift) / scale, rounded up
                     low = max(low, -((flow.least - limits[0]) // flow.scale))
+                    # x < (limit - shift) / scale, rounded up because the bound is excluded
                     high = min(high, (limits[1] - flow.most - 1) // flow.scale + 1)
                 for after in self.follow(node, position, flow):
                     if after.tensor not in seen:
                         seen.add(after.tensor)
                         waiting.append(after)
+        # contradicting bounds: none of them is used
         if bounded and low < high:
             return low, high
         return _choose_default_range(name, kind, rank)
@@ -159,11 +162,14 @@ class _RangeSearch:
         """Return the outputs that hold values of an operand."""
         moved = _MOVES.get(node.op_type)
         if moved is not None and (not moved or position in moved):
+            # the values of a boolean say nothing of the bounds further on
             to_bool = attribute(node, "to", 0) == TensorProto.BOOL
             return [] if to_bool else [replace(flow, tensor=o) for o in node.output[:64] if o]
+        # x in c - x runs backwards, which the form scale * x + shift does not cover
         if node.op_type not in ("Add", "Sub", "Mul") or (node.op_type == "Sub" and position):
             return []
         other = self.constant(node.input[1 - position])
+        # computed: followed as if it changed no value
         if other is None:
             return [replace(flow, tensor=node.output[0])]
         least, most = int(other.min()), int(other.max())
@@ -171,6 +177,7 @@ class _RangeSearch:
             least, most = -most, -least
         if node.op_type != "Mul":
             return [_ShiftedInput(node.output[0], flow.scale, flow.least + least, flow.most + most)]
+        # factors that differ per element, or are not positive, give no bound
         if least != most or least < 1:
             return []
         return [
@@ -221,6 +228,7 @@ def _infer_at(model: ModelView, sizes: Mapping[str, Sequence[int]]) -> Shapes:
             info.CopyFrom(helper.make_tensor_value_info(info.name, kind, list(sizes[info.name])))
     try:
         return infer(copy)
+    # bounds from axes of weights remain
     except ModelError:
         return Shapes({}, {}, set())
 

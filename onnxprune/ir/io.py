@@ -161,6 +161,7 @@ def save(
             raise OutputError(
                 "output-exists", f"{target} exists; pass --overwrite (overwrite=True) to replace it"
             )
+    # not the data that the model itself was read from, which its file still refers to
     obsolete = _find_own_data(path) - _find_own_data(model.path)
     with staging() if files is None else contextlib.nullcontext(files) as files:
         # before the graph, so that it is in place when the graph refers to it
@@ -246,6 +247,7 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
         raise ModelError(
             "model-not-onnx", f"{name} is not an ONNX model or is truncated: {problem}"
         ) from problem
+    # ONNX has no magic number: a message of another kind may parse, but has none of these
     if not proto.graph.node and not proto.graph.output and not proto.opset_import:
         raise ModelError(
             "model-not-onnx", f"{name} is not an ONNX model: it has neither nodes nor outputs"
@@ -256,6 +258,7 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
         if tensor.name in weights:
             raise ModelError("model-invalid", f"{name} has two initializers named {tensor.name!r}")
         weights[tensor.name] = _weight(tensor, raw.get(tensor.name), files)
+        # the values are in `weights`; what stays in the graph is copied with every edit
         # strings have no raw form and stay in the graph
         if tensor.data_type != TensorProto.STRING:
             for field in VALUE_FIELDS:
@@ -319,6 +322,7 @@ def _weight(tensor: TensorProto, data: memoryview | None, files: ExternalFiles) 
     if tensor.data_location == TensorProto.EXTERNAL:
         return files.weight(tensor, what)
     expected = declared_size(tensor, what)
+    # of a small initializer, which was not split off
     if data is None and tensor.HasField("raw_data"):
         data = memoryview(tensor.raw_data)
     if data is None:

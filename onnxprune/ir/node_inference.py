@@ -83,6 +83,7 @@ WIDTHS = {
 
 def infer_node(node: NodeProto, known: Shapes, versions: Versions) -> Mapping[str, TypeProto]:
     """Return the types of a node's outputs by name; outputs without a known type are absent."""
+    # attention has no inference in onnx for these forms
     if _is_fused_attention(node):
         return _attention_type(node, known)
     contrib = standard_form(node, known.types)
@@ -264,6 +265,7 @@ def type_from_values(node: NodeProto, known: Shapes) -> TypeProto | None:
         return _infer_selected_type(node, known)
     if node.op_type in ("Slice", "Tile") and len(node.input) > 1:
         return _partly_sliced_type(node, known)
+    # with the axes of Resize listed, its target has fewer entries than the data has axes
     slot = _TARGET_SLOT.get(node.op_type)
     if slot is None or (node.op_type == "Resize" and attribute(node, "axes") is not None):
         return None
@@ -286,6 +288,7 @@ def type_from_values(node: NodeProto, known: Shapes) -> TypeProto | None:
         dims = _broadcast(inputs, dims) if inputs is not None else [None] * len(dims)
     kind = known.types.get(node.input[0])
     dtype = kind.tensor_type.elem_type if kind is not None and slot else TensorProto.FLOAT
+    # its operand is the shape: the type is that of the value it fills in
     if node.op_type == "ConstantOfShape":
         fill = attribute(node, "value")
         dtype = fill.data_type if fill is not None else TensorProto.FLOAT
@@ -316,6 +319,7 @@ def _infer_range_type(node: NodeProto, known: Shapes) -> TypeProto | None:
     for name in node.input:
         value = known.values.get(name)
         bounds.append(value.item() if value is not None and value.size == 1 else None)
+    # other starts and steps give a number of elements that is no symbol
     if len(bounds) != 3 or bounds[0] != 0 or not isinstance(bounds[1], str) or bounds[2] != 1:
         return None
     kind = known.types.get(node.input[0])
@@ -355,6 +359,7 @@ def _resolve_reshape(
 ) -> list[Dim]:
     """Return the dimensions that a Reshape target gives, 0 and -1 resolved if possible."""
     dims = list(target)
+    # 0 copies the length of the input at the same place
     if inputs is not None and not allowzero:
         for i, d in enumerate(dims[: len(inputs)]):
             if d == 0:
@@ -383,6 +388,7 @@ def _broadcast(a: Sequence[Dim], b: Sequence[Dim]) -> list[Dim]:
 def _broadcast_dimension(x: Dim, y: Dim) -> Dim:
     if x == 1:
         return y
+    # a number above 1 is the length, whatever the other one may be
     if y == 1 or x == y or isinstance(x, int):
         return x
     return y if isinstance(y, int) else None

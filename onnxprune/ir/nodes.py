@@ -24,6 +24,7 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 
 def set_attribute(node: NodeProto, name: str, value: Any) -> None:
     """Replace or add an attribute."""
+    # removed first: an attribute may change its type with its value
     for i, a in enumerate(node.attribute):
         if a.name == name:
             del node.attribute[i]
@@ -66,6 +67,7 @@ def captured(node: NodeProto) -> set[str]:
         # what the body defines itself, as far as its nodes were visited
         own = {i.name for i in (*body.input, *body.initializer)}
         for inner in body.node:
+            # what inner bodies capture may be defined here, and is no outer tensor then
             names |= {n for n in (*inner.input, *captured(inner)) if n and n not in own}
             own |= set(inner.output)
         names |= {o.name for o in body.output if o.name not in own}

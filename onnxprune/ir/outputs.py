@@ -19,6 +19,7 @@ def as_array(value: Any) -> np.ndarray | None:
         an empty optional.
     """
     if isinstance(value, dict):
+        # sorted, since two models need not list the keys in the same order
         return np.asarray([value[key] for key in sorted(value)])
     if not isinstance(value, (list, tuple)):
         return None if value is None else np.asarray(value)

@@ -96,6 +96,7 @@ class Session:
                 text += f"; {WITHOUT_RUNNING}"
             raise ModelError("model-refused", text) from problem
         has_loop = any(n.op_type == "Loop" for g in nested(model.proto.graph) for n in g.node)
+        # only a Loop can run without an end
         self._limit_s = loop_limit_s() if has_loop else None
         self.inputs = {i.name: (i.shape, i.type) for i in self._session.get_inputs()}
         names = [o.name for o in self._session.get_outputs()]
@@ -131,6 +132,7 @@ def loop_limit_s() -> float:
     """
     try:
         return float(os.environ.get("ONNXPRUNE_LOOP_LIMIT_S", LOOP_LIMIT_S))
+    # an invalid setting must not make every run fail
     except ValueError:
         return LOOP_LIMIT_S
 
@@ -151,11 +153,13 @@ def _time_limit(seconds: float | None) -> Iterator[Any]:
         options.terminate = True
 
     timer = threading.Timer(seconds, terminate)
+    # a daemon, so that a pending timer does not keep the process alive
     timer.daemon = True
     timer.start()
     try:
         yield options
     except Exception as problem:
+        # a run that fails for another reason just before the limit is not reported as endless
         if expired.is_set():
             raise TimeoutError(f"a run did not end within {seconds:g} s") from problem
         raise
@@ -238,6 +242,7 @@ def _open_any(onnxruntime: Any, model: ModelView, options: Any, optimize: bool) 
     level = onnxruntime.GraphOptimizationLevel
     if optimize:
         options.graph_optimization_level = level.ORT_ENABLE_ALL
+        # an unoptimized graph is the fallback, since the optimizer may be at fault
         with contextlib.suppress(Exception):
             return _open(onnxruntime, model, options), True
     options.graph_optimization_level = level.ORT_DISABLE_ALL

@@ -43,6 +43,7 @@ def bindings(node: NodeProto, opset: int) -> list[Binding] | None:
     """
     if node.domain not in STANDARD_DOMAINS or node.op_type not in _KINDS:
         return None
+    # Scan of opset 8 has an axis of samples in front of that of the iterations
     if (node.op_type, opset) == ("Scan", 8):
         return None
     result = _KINDS[node.op_type](node)
@@ -176,6 +177,7 @@ def refine_type(kind: TypeProto, declared: TypeProto | None) -> TypeProto:
     dims, declared_dims = out.tensor_type.shape.dim, declared.tensor_type.shape.dim
     if len(dims) == len(declared_dims):
         for d, other in zip(dims, declared_dims, strict=True):
+            # a declared length may be a guess of the exporter: numbers that were inferred are kept
             if not d.HasField("dim_value") and other.HasField("dim_value"):
                 d.CopyFrom(other)
     return out
@@ -214,6 +216,7 @@ def _find_loop_count(node: NodeProto, values: Mapping[str, np.ndarray]) -> int |
     # without a condition the loop runs to its trip count
     starts = not node.input[1] or _is_true(values.get(node.input[1]))
     continues = body.input[1].name in sources or _is_true(values.get(condition))
+    # a loop whose condition turns false ends early, however many iterations are allowed
     if count is None or count.dtype == object or not starts or not continues:
         return None
     return int(count.reshape(()))

@@ -96,6 +96,7 @@ class FileWeight:
             mapped = mmap.mmap(
                 self.file.fileno(), self.length + skip, access=mmap.ACCESS_READ, offset=start
             )
+        # mmap raises ValueError for a range beyond the end of the file
         except ValueError:
             raise _truncation_error() from None
         return memoryview(mapped)[skip:]
@@ -120,6 +121,7 @@ class ArrayWeight:
     def raw(self) -> memoryview | bytes:
         """Return the values in C order."""
         if self.dtype in _PLAIN:
+            # little-endian in files, also on machines of the other byte order
             return np.ascontiguousarray(self.values, _PLAIN[self.dtype]).tobytes()
         return numpy_helper.from_array(self.values).raw_data
 
@@ -154,6 +156,7 @@ class SlicedWeight:
     def array(self) -> np.ndarray:
         """Return a copy of the selected values, made in blocks to limit the peak memory."""
         values = self.base.array()
+        # small weights are indexed at once; vectors have no rows to take in blocks
         if values.ndim < 2 or values.nbytes <= BLOCK_BYTES:
             return _select(values, self.keep)
         out = np.empty(self.shape, values.dtype)

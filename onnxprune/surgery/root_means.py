@@ -107,6 +107,7 @@ def _rescale(editor: Editor, root_mean: RootMean) -> Iterator[_Operand]:
     if kept in (0, length):  # without positions, the branch is removed
         return
     ratio = length / kept
+    # absent in some formulas: then there is nothing to rescale but the scale
     if root_mean.epsilon is not None:
         index, place = root_mean.epsilon
         if isinstance(place, int):
@@ -120,8 +121,10 @@ def _rescale(editor: Editor, root_mean: RootMean) -> Iterator[_Operand]:
 def _multiply_initializer(editor: Editor, name: str, operands: list[_Operand], alike: bool) -> None:
     """Multiply an initializer; in place if all its consumers need the same product."""
     weight = editor.model.weights[name]
+    # several normalizations may share a scale: one initializer per factor that they need
     for factor in sorted({operand.factor for operand in operands}):
         values = _multiply(weight, factor)
+        # a factor for all consumers can be part of the values themselves
         if alike:
             editor.model.weights[name] = from_array(values)
             return

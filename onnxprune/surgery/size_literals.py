@@ -120,6 +120,7 @@ def _rewrite(editor: Editor, literal: SizeLiteral) -> None:
     elif literal.scalar:
         set_attribute(node, str(place), new[0])
     else:
+        # an attribute that is absent, as that of a Split, stands for sizes that are all given here
         old = attribute(node, str(place)) or [0] * len(literal.entries)
         set_attribute(node, str(place), [new.get(i, v) for i, v in enumerate(old)])
 
@@ -135,6 +136,7 @@ def _rewrite_input(editor: Editor, literal: SizeLiteral, slot: int, new: dict[in
         values = np.array([new.get(i, 0) for i in range(len(literal.entries))], np.int64)
         _drop_attribute(node, "num_outputs")
     else:
+        # entries that are unknown or symbols get any number: the Where below takes the computed one
         kept = [0 if v is None or isinstance(v, str) else v for v in old]
         dtype = np.int64 if old.dtype == object else old.dtype
         values = np.array([new.get(i, v) for i, v in enumerate(kept)], dtype)
@@ -200,6 +202,7 @@ def _reindex(editor: Editor, select: Select) -> None:
     if kept.all():
         return
     rank = np.cumsum(kept) - 1
+    # a scalar index and one of higher rank have frozen positions, all of which are kept
     picks = select.index[kept[select.index]] if select.index.ndim == 1 else select.index
     index = rank[picks]
     node = editor.nodes[select.node]

@@ -88,11 +88,13 @@ def reconsider(
     after: set[str] = set()
     for node in selecting:
         changed = any(comparison.difference(n) > limit for n in node.output if n)
+        # a node behind another tied one has other inputs, so that its choice proves nothing
         if changed and not after & set(node.input):
             tied.append(node)
             after = graph.descendants({o for n in tied for o in n.output if o})
     front = graph.activations_before(after)
     comparison.add(front)
+    # nothing in front can be compared: infinite, so that the failure stands
     ahead = max(map(comparison.difference, front), default=float("inf"))
     outputs = {}
     for name in failed:
@@ -101,6 +103,7 @@ def reconsider(
         elif heads[name]:
             scaled = _compute_full_scale_difference(*comparison.values(name))
             measured = [head for head in heads[name] if head in graph.producers]
+            # no run outputs inputs inside bodies; without them, only rounding is accepted
             if len(measured) < len(heads[name]) and scaled > BODY_ROUNDING:
                 outputs[name] = comparison.difference(name)
                 continue
@@ -123,6 +126,7 @@ class _Comparison:
 
     def add(self, names: Collection[str]) -> None:
         """Run both models for tensors that are not known yet."""
+        # one run for many tensors: running a model is what takes time here
         missing = sorted({n for n in names if n in self.common} - self.reference.keys())
         if missing:
             reference, actual = self.run(missing)
@@ -190,6 +194,7 @@ class _OutputGraph(Dependencies):
             node = self._producer(name)
             if self._is_small_constant(name):
                 continue
+            # a branch yields the output: what it consists of is found inside
             if node is not None and node.op_type == "If":
                 index = list(node.output).index(name)
                 yielded = [body.output[index].name for body in subgraphs(node)]

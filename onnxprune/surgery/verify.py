@@ -151,6 +151,7 @@ def verify(
             if number == 0:  # drawn inputs need not fit a model; the given ones must
                 raise
             break
+        # a vacuous result is kept until a batch proves something, a failed one in any case
         result = again if result is None or not again.vacuous or not again.ok else result
         if not result.ok or not result.vacuous:
             break
@@ -172,11 +173,13 @@ def _verify_on(
     trial = _prepare(analysis, plan, pruned, feeds, threads)
     reference, original = trial.run(trial.reference), trial.run(trial.dense)
     outputs = _run_pruned(trial, analysis.model, pruned, feeds)
+    # first, for a message that names the cause: the differences below would just be infinite
     _check_interface(reference, outputs)
     by_output = {n: relative_difference(outputs[n], reference[n]) for n in reference}
     exact = _is_exact(analysis, plan)
     limit = base = tolerance if tolerance is not None else trial.tolerance(analysis)
     ties: tuple[str, ...] = ()
+    # rounding is measured only where the usual tolerance fails: it costs three more runs
     if tolerance is None and exact and max(by_output.values(), default=0.0) > base:
         runs = ((trial.dense, original), (trial.reference, reference), (trial.pruned, outputs))
         limit = max(base, _measure_own_rounding(trial, runs, base))
@@ -246,6 +249,7 @@ def _prepare(
     """Fix random nodes, widen half precision, and make integer sums of quantized layers exact."""
     dense, reference = analysis.model, masked(analysis, plan)
     if names_of(dense):
+        # drawn once, for the original: the cut model gets the kept positions of the same numbers
         values = draw(dense, feeds, threads)
         dense, reference = fix_random(dense, values), fix_random(reference, values)
         removed = analysis.removed(plan.kept)
@@ -375,6 +379,7 @@ def check(model: Model) -> None:
         weight = model.weights[tensor.name]
         if tensor.data_type == TensorProto.STRING:
             small.append(tensor)
+        # onnx computes shapes from small constants, so that these must stay in the graph
         elif size_bytes(weight) <= INLINE_BYTES:
             tensor.raw_data = bytes(weight.raw())
             small.append(tensor)
@@ -385,6 +390,7 @@ def check(model: Model) -> None:
     del skeleton.graph.initializer[:]
     skeleton.graph.initializer.extend(small)
     try:
+        # full_check infers shapes strictly, which finds literals that a cut has left behind
         onnx.checker.check_model(skeleton, full_check=True)
     except Exception as problem:  # onnx's C++ errors have no common type
         raise VerificationError(

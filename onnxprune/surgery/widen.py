@@ -22,6 +22,7 @@ _TYPE_ATTRIBUTES = ("to", "dtype")
 def has_half(model: Model) -> bool:
     """Return whether a weight, an input or an output of the model is of half precision."""
     graph = model.proto.graph
+    # activations too, since a graph may have no weight of half precision
     infos = (*graph.input, *graph.output, *graph.value_info)
     return any(w.dtype in HALF for w in model.weights.values()) or any(
         i.type.tensor_type.elem_type in HALF for i in infos
@@ -46,6 +47,7 @@ def widen_feeds(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _is_half(value: np.ndarray) -> bool:
     """Return whether an array is float16 or bfloat16."""
+    # numpy has no bfloat16 of its own; onnx brings one by that name
     return value.dtype == np.float16 or value.dtype.name == "bfloat16"
 
 
@@ -55,10 +57,12 @@ def _widen_graph(model: EditableModel, graph: GraphProto) -> None:
         if info.type.tensor_type.elem_type in HALF:
             info.type.tensor_type.elem_type = TensorProto.FLOAT
     for tensor in graph.initializer:
+        # all initializers of the canonical form are in `weights`, bodies' included
         if tensor.name in model.weights:
             tensor.data_type = model.weights[tensor.name].dtype
     for node in graph.node:
         for attribute in node.attribute:
+            # Cast and the random operators name their output type by its number
             if attribute.name in _TYPE_ATTRIBUTES and attribute.i in HALF:
                 attribute.i = TensorProto.FLOAT
             if attribute.type == AttributeProto.TENSOR and attribute.t.data_type in HALF:

@@ -10,6 +10,7 @@ from onnxprune.analysis.rule import GROUP, Rule, View
 
 def matmul(view: View) -> Rule:
     """Multiply matrices as numpy does, vectors included."""
+    # a vector on the left has no rows
     if view.rank(0) == 1:
         return Rule("k, ... k n -> ... n" if view.rank(1) > 1 else "k, k -> ", macs=("... k n",))
     pattern = "... m k, k -> ... m" if view.rank(1) == 1 else "... m k, ... k n -> ... m n"
@@ -60,6 +61,7 @@ def einsum(view: View) -> Rule | None:
     names = dict.fromkeys("".join(operands).replace("...", ""))
     return Rule(
         f"{', '.join(map(_space_letters, operands))} -> {_space_letters(right)}",
+        # a single operand is moved or summed, which multiplies nothing
         macs=(" ".join(["...", *names]),) if len(operands) > 1 else (),
     )
 
@@ -113,6 +115,7 @@ def recurrent(gates: int, peepholes: int = 0) -> Callable[[View], Rule]:
         slots = [f"{time} i", "d (g h) i", "d (g h) h", "d (p h)", "b", state, state, "d (q h)"]
         return Rule(
             ", ".join(slots[: view.inputs]) + f" -> {out}, {state}, {state}",
+            # rows of W and R are gates; a bias has those of W, then those of R
             {"g": gates, "p": 2 * gates, "q": peepholes or 1},
             freeze="d g p q s b",
             refit={"hidden_size": "h"},

@@ -11,6 +11,7 @@ def gather_nd(view: View) -> Rule | None:
     """Gather at as many data axes after the batch as the last index axis is long."""
     data, batch = axes_letters(view), view.integer("batch_dims", 0)
     depth = view.dim(1, view.rank(1) - 1)
+    # the number of picked axes must be known: it decides which axes of the data remain
     if depth is None:
         return None
     picks = ascii_uppercase[: view.rank(1) - 1 - batch]
@@ -89,6 +90,7 @@ def triangle(view: View) -> Rule:
 def discrete_fourier(view: View) -> Rule | None:
     """Transform along `axis`; the last axis holds the real and imaginary part."""
     names = list(axes_letters(view))
+    # before opset 20 the axis is an attribute, later an optional operand
     axis = view.integer("axis", 1) if view.opset < 20 else -2
     if view.inputs > 2:
         value = view.value(2)

@@ -28,6 +28,7 @@ def causal_conv(view: View) -> Rule | None:
     if any(view.integer(name, default) != default for name, default in _EXTENDED.items()):
         return None
     rank, last = view.rank(0), bool(view.integer("channels_last", 0))
+    # a state per position of a window has an axis in front
     window = "w " if view.integer("state_window", 0) else ""
     if last:
         channels = _TRAILING[: rank - 2]

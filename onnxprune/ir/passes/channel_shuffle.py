@@ -23,6 +23,7 @@ def replace_shuffles(model: EditableModel, shapes: Shapes) -> None:
     """Replace the last node of each shuffle by a Gather; the others become dead."""
     graph = model.proto.graph
     uses = Counter(o.name for o in graph.output)
+    # bodies read by name, so that their consumers count too
     for inner in nested(graph):
         for node in inner.node:
             uses.update(node.input)

@@ -129,6 +129,7 @@ class _Expansion:
         if skipped:
             kept = [a for a in self.node.attribute if not a.name.startswith(tuple(skipped))]
             product.attribute.extend(kept)
+        # an absent trailing operand would be an empty name, which some runtimes reject
         while product.input and not product.input[-1]:
             product.input.pop()
         return out
@@ -194,6 +195,7 @@ class _Expansion:
         if self.model.opset >= _GELU:
             self.emit("Gelu", x, **({"approximate": "tanh"} if approximate else {}))
             return
+        # before the opset, a subgraph of standard operators that onnxruntime fuses again
         one, half = self.scalar(1.0, like), 0.5
         if approximate:
             square = self.emit("Mul", self.emit("Mul", x, self.scalar(_CUBE, like)), x)
@@ -269,6 +271,7 @@ def _skip_normalization(e: _Expansion) -> None:
     if simplified and outputs[1]:
         raise _Unexpandable  # the standard form computes no mean
     scale, shift, bias = (e.operand(i) for i in range(2, 5))
+    # the simplified form has no shift: its operand in that slot is the bias
     if simplified:
         shift, bias = "", shift
     x, skip = e.operand(0), e.operand(1)
@@ -284,6 +287,7 @@ def _skip_normalization(e: _Expansion) -> None:
     norm = e.nodes[-1]
     norm.name = e.node.name
     norm.output.extend(outputs[2:3] if simplified else outputs[1:3])
+    # outputs that only training needs are left out where they have no name
     while not norm.output[-1]:
         norm.output.pop()
 

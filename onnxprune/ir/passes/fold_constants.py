@@ -46,6 +46,7 @@ def inline_branches(graph: GraphProto, shapes: Shapes) -> bool:
     nodes: list[NodeProto] = []
     changed_inside = changed = False
     for node in graph.node:
+        # inner branches first: the outer If may be inlined with them
         for body in subgraphs(node):
             changed_inside |= inline_branches(body, shapes)
         taken = _find_taken_branch(node, shapes)

@@ -22,6 +22,7 @@ def fold_weight_standardization(model: EditableModel, shapes: Shapes) -> bool:
     graph = model.proto.graph
     if not any(map(normalizes_by_batch, graph.node)):
         return False
+    # inputs may override initializers of the same name
     constants = set(model.weights) - {i.name for i in graph.input}
     producers: dict[str, NodeProto] = {}
     targets = []

@@ -51,6 +51,7 @@ def _constant_value(node: NodeProto, dense: _Dense) -> Weight | None:
     """Return a Constant node's value; None for other nodes, strings, and large sparse values."""
     if node.op_type != "Constant" or node.domain not in STANDARD_DOMAINS:
         return None
+    # the value is the only attribute; any other form is left to the checks of onnx
     if len(node.attribute) != 1:
         return None
     name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
@@ -78,6 +79,7 @@ class _Dense:
         )
         shape = tuple(sparse.dims)
         size = prod(shape)
+        # a few bytes of a file can declare any shape
         if size * values.itemsize > self._left:
             return None
         self._left -= size * values.itemsize

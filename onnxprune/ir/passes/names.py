@@ -32,6 +32,7 @@ def rename_duplicates(graph: GraphProto) -> None:
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
     """Rename tensors of a body and of the bodies inside it."""
+    # bodies inside are renamed as well, since they read tensors of the graphs around them
     for inner in nested(graph):
         for item in (
             *inner.input,
@@ -57,6 +58,7 @@ def name_body_outputs(graph: GraphProto) -> None:
         for node in inner.node:
             taken.update(node.output)
     for body in bodies:
+        # a tensor of the body's own needs no copy
         inside = {i.name for i in body.input}
         for node in body.node:
             inside.update(node.output)

@@ -40,6 +40,7 @@ def choose_branch_by_rank(model: EditableModel, shapes: Shapes, tried: set[str])
                 continue
             tried.add(name)
             survives = [_survives(model, name, condition) for condition in (True, False)]
+            # only one branch survives: every run that ends takes it
             if survives[0] != survives[1]:
                 inline_branch(graph, name, survives[0])
                 return True
@@ -80,6 +81,7 @@ def _depends_on_rank(node: NodeProto, shapes: Shapes) -> bool:
         return False
     for pair in zip(*(body.output for body in bodies), strict=True):
         dims = [shapes.shape(value.name) for value in pair]
+        # ranks that differ are what makes the choice of a branch matter to a consumer
         if None not in dims and len({len(d or ()) for d in dims}) > 1:
             return True
     return False

@@ -63,6 +63,7 @@ class _Rewriter:
         self.model = model
         self.shapes = shapes
         self.producers = {o: node for node in model.proto.graph.node for o in node.output}
+        # an input of the name may override an initializer
         inputs = {i.name for i in model.proto.graph.input}
         self.weights: Mapping[str, Weight] = {
             name: weight for name, weight in model.weights.items() if name not in inputs
@@ -72,6 +73,7 @@ class _Rewriter:
         """Return the span of each leading axis that a ScatterND writes; None if not a box."""
         if node.op_type != "ScatterND" or node.domain not in STANDARD_DOMAINS:
             return None
+        # a reduction combines old and new values, which a Concat cannot
         if len(node.input) != 3 or attribute(node, "reduction", "none") != "none":
             return None
         data, indices = self.shapes.shape(node.input[0]), self.shapes.shape(node.input[1])
@@ -149,6 +151,7 @@ class _Rewriter:
     def concatenate(self, node: NodeProto, spans: Mapping[int, _Span]) -> list[NodeProto]:
         """Return nodes that join the parts before, inside and after the slice, axis by axis."""
         out, source = node.output[0], node.input[0]
+        # nothing of the data is left: the update is the result
         if not spans:
             return [helper.make_node("Identity", [node.input[2]], [out], name=node.name)]
         nodes: list[NodeProto] = []

@@ -84,6 +84,7 @@ class _Matcher:
         graph = model.proto.graph
         self.consumers: dict[str, list[NodeProto]] = {}
         self.outputs: set[str] = set()
+        # bodies read tensors by name, so that their nodes count as consumers too
         for inner in nested(graph):
             self.outputs.update(o.name for o in inner.output)
             for node in inner.node:
@@ -111,6 +112,7 @@ class _Matcher:
     def _match_reshape(self, node: NodeProto) -> _FusedProjection | None:
         if node.op_type != "Reshape" or node.domain not in STANDARD_DOMAINS:
             return None
+        # a target that is partly computed is enough: the sizes come from the shapes
         if len(node.input) < 2 or node.input[1] not in self.shapes.values:
             return None
         before, after = self.shapes.shape(node.input[0]), self.shapes.shape(node.output[0])
@@ -179,6 +181,7 @@ def _find_taken_parts(
     node: NodeProto, name: str, axis: int, count: int, shapes: Shapes
 ) -> list[int] | None:
     """Return the part that each output of a Gather, Slice or Split takes; None if not one each."""
+    # a node that reads the tensor twice, or as an index, takes more than a part
     if node.domain not in STANDARD_DOMAINS or list(node.input).count(name) != 1:
         return None
     if node.input[0] != name:
@@ -192,6 +195,7 @@ def _find_taken_parts(
     if node.op_type == "Split":
         return list(range(count)) if len(node.output) == count else None
     index = values[0]
+    # an index of rank 2 or more would add axes
     if index is None or index.size != 1 or index.ndim > 1:
         return None
     return [int(index.ravel()[0]) % count]
@@ -252,6 +256,7 @@ def _rewrite(
             moved.output[0] = f"{step.output[0]}.box{i}"
             nodes.append(moved)
     replaced[id(node)] = nodes
+    # the nodes of a chain are repeated per part, next to the Reshape
     for step in fused.chain:
         replaced[id(step)] = []
     for consumer, parts in fused.consumers:
