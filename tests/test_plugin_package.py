@@ -70,7 +70,7 @@ def test_package_has_a_plugin_of_each_kind() -> None:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("rules", {"com.microsoft::Trilu"}),
+        ("rules", {"com.microsoft::SampleOp"}),
         ("engines", {"example-session"}),
         (
             "criteria",
@@ -163,7 +163,7 @@ def test_engine_and_metric_are_used_in_a_run(environment: dict[str, str], tmp_pa
 def test_rule_of_a_plugin_opens_a_frozen_axis(environment: dict[str, str], tmp_path: Path) -> None:
     model = net(
         "float[2,4,6,6] x | float[8,4,1,1] w1, float[5,8,1,1] w2 | "
-        "a = Conv(x, w1); b = com.microsoft.Trilu(a); y = Conv(b, w2)"
+        "a = Conv(x, w1); b = com.microsoft.SampleOp(a); y = Conv(b, w2)"
     )
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
@@ -205,7 +205,7 @@ def test_broken_plugin_is_one_error_line(environment: dict[str, str], tmp_path: 
 def test_contracts_are_checked_on_installed_plugins(environment: dict[str, str]) -> None:
     """The contract tests find each plug-in by its registry."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    selection = ["-k", "(example or Trilu) and not broken", "-rA"]
+    selection = ["-k", "(example or SampleOp) and not broken", "-rA"]
     done = subprocess.run(
         [*command, str(ROOT / "tests" / "testing" / "test_contracts.py"), *selection],
         env=environment,

@@ -96,15 +96,17 @@ def reachable_target(
     total = analysis.cost().macs
     if not total:
         return recipe, ()
-    kept = least_kept(Context(analysis), constraints_for(recipe, {}))
+    limits = constraints_for(recipe, {})
+    kept = least_kept(Context(analysis), limits)
     least = analysis.cost(kept).macs / total
     if least <= TARGET_SHARE:
         return recipe, ()
     if least == 1:
         raise TargetError(
             "no-channels",
-            f"no channel can be removed within floor={recipe.floor}, max_fraction="
-            f"{recipe.max_fraction:g}, round_to={recipe.round_to or 1} and the ratios; allow more",
+            f"no channel can be removed within floor={limits.floor}, max_fraction="
+            f"{limits.max_fraction:g}, round_to={limits.round_to} and the ratios; allow more, "
+            "e.g. --round-to 1",
         )
     target = f"macs={(1 + least) / 2:.1%}"
     warning = (

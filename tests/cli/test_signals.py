@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
@@ -15,6 +16,15 @@ from onnxprune.cli.app import app
 from onnxprune.cli.signals import SIGNALS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+
+
+@pytest.fixture(autouse=True)
+def _heed_interrupts() -> Iterator[None]:
+    """Heed SIGINT, which processes in the background ignore, and so do those that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 # sends a signal while a module is imported, or a second one in the handler of the first
 DURING_IMPORT = """

@@ -21,7 +21,7 @@ from onnxprune.metrics.user import user_metric
 from onnxprune.search.base import Search
 from onnxprune.types import Plan, Scores
 
-TRILU = Rule("... i j -> ... i j", freeze="i j")
+SAMPLE = Rule("... i j -> ... i j", freeze="i j")
 
 
 def widest(context: Context) -> Scores:
