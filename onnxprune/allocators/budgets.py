@@ -51,6 +51,7 @@ def unreachable(
     ]
     before, after = analysis.node_costs(), analysis.node_costs(kept)
     fixed = [b for b, a in zip(before, after, strict=True) if a.macs == b.macs]
+    # the largest node explains most
     fixed.sort(key=lambda n: -n.macs)
     if fixed:
         macs = max(original["macs"], 1)

@@ -22,6 +22,7 @@ def knapsack(context: Context, scores: Scores, steps: Sequence[WidthStep]) -> Ra
     """
     damage = []
     for step in steps:
+        # the damage of an empty group is large, but finite
         least = _TINY * max(step.energy[0], _TINY)
         before, after = (max(energy, least) for energy in step.energy)
         damage.append(np.log(before / after))

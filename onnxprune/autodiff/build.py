@@ -387,6 +387,7 @@ def _fix_inputs(
             info.type.tensor_type.shape.dim.add().dim_value = int(length)
     del graph.value_info[:]
     for info in graph.output:
+        # the declared sizes may be those of other inputs
         info.type.tensor_type.ClearField("shape")
 
 

@@ -84,6 +84,7 @@ def tile(s: BackwardStep) -> list[Value | None]:
     """Differentiate Tile."""
     pairs = []
     for size, tiled in zip(s.x.shape, s.y.shape, strict=True):
+        # an axis of repetitions in front of each axis
         pairs += [tiled // size, size]
     blocks = s.grad.reshape(pairs)
     return [blocks.reduce("ReduceSum", range(0, len(pairs), 2)).reshape(s.x.shape)]
@@ -109,6 +110,7 @@ def split(s: BackwardStep) -> list[Value | None]:
     for output, grad in zip(s.outputs, s.grads, strict=True):
         if output is None:
             raise NoGradient("the size of a part is not known")
+        # a part that nothing reads has a gradient of zero
         parts.append(grad if grad is not None else s.tape.filled(output.shape, 0.0, dtype))
     return [concat(parts, axis)]
 
@@ -152,6 +154,7 @@ def gather(s: BackwardStep) -> list[Value | None]:
     axis = s.attribute("axis", 0) % len(s.x.shape)
     before, size, after = _split_size(s.x.shape, axis)
     grad = s.grad.reshape([before, indices.size, after])
+    # negative indices count from the end
     return [put_back(grad, 1, indices.ravel() % size, size).reshape(s.x.shape)]
 
 

@@ -154,6 +154,7 @@ def _clip(s: BackwardStep) -> list[Value | None]:
 
 def _dropout(s: BackwardStep) -> list[Value | None]:
     """Differentiate Dropout at inference."""
+    # the mode is an input since opset 12
     if len(s.inputs) > 2 and s.optional(2) is not None and s.numbers(2) != [False]:
         raise NoGradient("Dropout in training mode")
     return [s.grad]
@@ -161,11 +162,13 @@ def _dropout(s: BackwardStep) -> list[Value | None]:
 
 def _power_base(g: Value, a: Value, b: Value, y: Value) -> Value:
     """Differentiate Pow by its base."""
+    # exponents may be integers
     exponent = b.cast(a.dtype)
     return g * exponent * a ** (exponent - 1.0)
 
 
 ELEMENTWISE: Mapping[str, Derivative] = {
+    # by the output, which keeps Conv and Relu fused
     "Relu": lambda g, x, y, at: g * y.above(0),
     "LeakyRelu": _leaky_relu,
     "ThresholdedRelu": lambda g, x, y, at: g * (x > at("alpha", 1.0)),

@@ -130,6 +130,7 @@ class Value:
         right = other if isinstance(other, Value) else self.like(other)
         if right.dtype == TensorProto.BOOL and self.dtype != TensorProto.BOOL:
             if op == "Mul":
+                # unlike a product, this gives 0 where False meets infinity
                 return self.where(right)
             right = right.cast(self.dtype)
         pair = [right, self] if swap else [self, right]
@@ -295,6 +296,7 @@ class Value:
 
     def reshape(self, shape: Sequence[int]) -> Value:
         """Reshape without a change of elements."""
+        # nodes that change nothing would still run
         if tuple(shape) == self.shape:
             return self
         return self.tape.emit("Reshape", [self, self.tape.integers(shape)], shape, self.dtype)

@@ -75,6 +75,7 @@ class Context:
     def _scope(self) -> Scope:
         return Scope(
             self.analysis.digest,
+            # options have no order
             repr(sorted(self.analysis.options.items())),
             "" if self.data is None else self.data.fingerprint(),
             self.seed,

@@ -107,6 +107,7 @@ def gradient_scores(
             batch_size=context.batch_size,
             threads=context.threads,
         )
+    # in the order of the groups
     return {name: formula(rows[name]) for name in context.analysis.causes if name in rows}
 
 

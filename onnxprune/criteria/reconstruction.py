@@ -201,6 +201,7 @@ def channel_columns(
     if ids is None:
         return None
     table = analysis.axes.table(ids)
+    # the last entry is that of frozen positions
     channel = np.full(analysis.axes.causes + 1, -1)
     channel[causes] = np.arange(len(causes))
     # a position may depend on several causes: the table has a column for each

@@ -149,6 +149,7 @@ def group_alike(
     """Yield runs of at most `size` consecutive items that are alike to the first of their run."""
     group: list[Item] = []
     for item in items:
+        # the first stands for its run, because being alike is transitive
         if group and not alike(group[0], item):
             yield group
             group = []

@@ -111,6 +111,7 @@ def rows_of(feeds: Feeds, part: slice) -> dict[str, np.ndarray]:
         axis = axes[name]
         index = () if axis is None else (*[slice(None)] * axis, part)
         arrays[name] = array[index]
+    # the slice may end beyond the last sample
     return Batch(arrays, len(range(count)[part]), axes)
 
 

@@ -96,6 +96,7 @@ class PieceReader:
                     self._mapped = pieces.view(values.reshape(stored.shape))
             else:
                 order: Any = "F" if stored.fortran else "C"
+                # a map has at least one axis
                 mapped = np.memmap(
                     stored.path, stored.dtype, "r", stored.start, stored.shape or (1,), order
                 )

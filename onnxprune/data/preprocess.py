@@ -283,6 +283,7 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], interp: str) -> np.ndarra
     gray = pixels.shape[-1] == 1
     image = pillow().fromarray(pixels[..., 0] if gray else np.ascontiguousarray(pixels))
     kernel = getattr(pillow().Resampling, INTERPOLATIONS[interp])
+    # Pillow's sizes are width and height
     resized = np.asarray(image.resize((size[1], size[0]), kernel))
     return resized[..., None] if resized.ndim == 2 else resized
 

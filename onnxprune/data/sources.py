@@ -90,6 +90,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
     name, colon, rest = spec.partition(":")
     if colon and name in DATA_SOURCES and not path.exists():
         return name, rest
+    # the name of the function is no part of the path
     if re.fullmatch(r".+\.py:\w+", spec):
         return "loader", spec
     if path.suffix == ".py":

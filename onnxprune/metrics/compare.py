@@ -312,6 +312,7 @@ def _compare_class(
         for first, second in drawn or []
     ]
     name = names[index] if names and index < len(names) else str(index)
+    # counts depend on the labels only, and are the same for both models
     error, count = bootstrap_error(differences), scores[0].counts.get(index, 0.0)
     return ClassRow(index, name, a, b, b - a, error, count)
 

@@ -334,6 +334,7 @@ def common_boxes(a: np.ndarray, b: np.ndarray) -> int:
     Each is used once, the best score of `a` first.
     """
     shares = overlap(a, b)
+    # boxes of two classes never match
     shares[a[:, 5][:, None] != b[:, 5][None]] = -1
     count = 0
     for row in np.argsort(-a[:, 4], kind="stable"):

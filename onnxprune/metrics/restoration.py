@@ -46,6 +46,7 @@ class Psnr(MeanMetric):
                 f"{self.name}: output {output.shape} and targets {targets.shape} must be equally "
                 "many images, with 4 axes",
             )
+        # channels last, as in image files
         images = output.transpose(0, 2, 3, 1)
         values = [self._value(o, t) for o, t in zip(images, targets, strict=True)]
         self.add(np.array(values))

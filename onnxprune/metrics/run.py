@@ -53,6 +53,7 @@ def measure(
     for batch in data.labeled_batches(batch_size):
         outputs = session.run(batch.feeds)
         rows = batch.count
+        # inputs that are scalars have no rows
         if any(np.ndim(f) for f in batch.feeds.values()):
             rows = len(next(iter(batch.feeds.values())))
         # a model with a fixed batch gets its last batch padded

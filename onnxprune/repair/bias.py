@@ -71,6 +71,7 @@ def _compute_contribution(analysis: Analysis, linear: Linear, mean: np.ndarray) 
     """
     weight = analysis.model.weights[linear.weight.tensor].array()
     matrix = linear.layout.to_matrix(weight).astype(np.float64)
+    # a constant input meets every tap
     taps = matrix.sum(3)
     if linear.op == "ConvTranspose":
         # an output sees one in prod(strides) of the taps, on average over positions

@@ -81,6 +81,7 @@ class _TrialNetwork:
         is_original = reduced.analysis is search.analysis
         context = search.context
         if not is_original:
+            # results of one round are of no use in another
             context = replace(context, analysis=reduced.analysis, memo=Memo())
         self.search, self.reduced, self.analysis = search, reduced, reduced.analysis
         self.scores = replace(search, context=context).own_scores(chosen.refit)

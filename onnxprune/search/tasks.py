@@ -66,6 +66,7 @@ class HeadLosses:
 
     def __init__(self, expected: Sequence[Outputs]) -> None:
         self.expected = expected
+        # integer outputs, such as indices, have no distance
         self.heads = [n for n, v in expected[0].items() if v.dtype.kind == "f"]
         if not self.heads:
             raise UsageError(

@@ -122,7 +122,7 @@ class PruneAndSplice:
             if name in self.masks:
                 value = weight.detach().cpu().numpy()
                 self.masks[name] = update_mask(self.masks[name], value, self.thresholds[name])
-        # the transform has copies of the masks on the device
+        # the transform holds the masks as tensors of the device
         self.start(module)
 
     def observe(self, loss: Any, tensors: Any, heads: Any, samples: int, step: int) -> None:

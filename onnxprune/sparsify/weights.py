@@ -144,6 +144,7 @@ def sparsify(
         Unknown method, scope or operator, an amount outside [0, 1), or no data where needed.
     """
     settings = settings.resolve(data is not None)
+    # weights may also be Constant nodes, or inside functions
     model = lift_weights(model)
     targets = linear_weights(model, settings.ops)
     if not targets:

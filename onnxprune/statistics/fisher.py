@@ -123,6 +123,7 @@ class _Accumulator:
         for place, output in gradient.outputs.items():
             rows = values[output]
             self.sums[place] = self.sums.get(place, 0.0) + rows.astype(np.float64)
+            # elements per channel, over all samples of the batch
             self.counts[place] = self.counts.get(place, 0.0) + gradient.sizes[place] / len(rows)
         self.samples += samples_of(feeds)
         return True

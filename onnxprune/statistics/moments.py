@@ -61,6 +61,7 @@ class InputMoments:
         node = analysis.nodes[self.linear.node]
         array = analysis.model.weights[self.linear.weight.tensor].array()
         matrix = self.linear.layout.to_matrix(array).astype(np.float64)
+        # sizes of the input matter for auto_pad only, on which taps do not depend
         order = tap_order(geometry(node, array.shape, (0,) * array.ndim))
         matrix = matrix[..., order]
         g, o, c, t = matrix.shape

@@ -157,6 +157,7 @@ class SegmentedRun:
 
     def _count_bytes(self, tensor: str) -> int:
         """Return the bytes of one activation per sample."""
+        # axis 0 counts samples
         lengths = [d for d in (self.shapes.shape(tensor) or ())[1:] if isinstance(d, int)]
         return FLOAT_BYTES * prod(lengths)
 

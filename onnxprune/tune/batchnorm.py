@@ -96,6 +96,7 @@ def fold(tuned: Model, original: Model) -> Model:
     Inserted normalizations are folded into the convolutions before them. A convolution without a
     bias gets one: the only change to the graph.
     """
+    # weights of the inserted normalizations have no place in the original
     values: dict[str, Weight] = {n: w for n, w in tuned.weights.items() if n in original.weights}
     copy = original.edit()
     copy.weights = values

@@ -157,6 +157,7 @@ def train(
 ) -> None:
     """Run the remaining steps, validate after each epoch, write checkpoints to `path`."""
     settings, state = run.settings, run.state
+    # the last batch of an epoch may be smaller
     per_epoch = -(-len(samples) // settings.batch_size)
     total = settings.steps or settings.epochs * per_epoch
     _report_begin(run, total, len(samples), on_event)

@@ -113,6 +113,7 @@ def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Row:
         given = axes.tolist() if axes is not None else c.get("axes", [])
         if not given and c.get("noop_with_empty_axes", 0):
             return x
+        # no axes stand for all
         over = [a % x.ndim for a in given] or list(range(x.ndim))
         return function(x, over, bool(c.get("keepdims", 1)))
 

@@ -220,6 +220,7 @@ def _find_source_coordinates(how: str, target: int, size: int, ratio: float) -> 
         return at / ratio
     if how == "align_corners":
         return at * (size - 1) / (target - 1) if target > 1 else at * 0
+    # with a single position left, torch reads the first
     if how == "pytorch_half_pixel" and target <= 1:
         return at * 0
     if how == "half_pixel_symmetric":

@@ -164,6 +164,7 @@ def _prepare_body(
 def _read_attribute(attribute: AttributeProto) -> Any:
     """Return an attribute's value as plain Python."""
     value = helper.get_attribute_value(attribute)
+    # ONNX stores text as bytes
     if isinstance(value, bytes):
         return value.decode()
     if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):

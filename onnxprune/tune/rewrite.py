@@ -124,6 +124,7 @@ def rewrite_activations(
         elif not node.output or node.output[0] not in removed:
             nodes.append(node)
     replace_nodes(copy.proto.graph, nodes)
+    # constants of the replaced patterns have lost their consumers
     remove_dead(copy)
     return Rewritten(
         copy.freeze(),
