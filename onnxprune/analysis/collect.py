@@ -183,6 +183,7 @@ def _list_members(
         cause = table[position, column]
         owner = group_of[cause]
         site = Site(use.tensor, axis, label(record.nodes[use.node]), use.roles[axis])
+        # a site belongs to every group that one of its positions depends on
         for g in np.unique(owner).tolist():
             own = owner == g
             members[g].append(Member(site, position[own], channel[cause[own]], number[id(use)]))
@@ -202,6 +203,7 @@ def _make_names(record: Record, members: list[list[Member]]) -> list[str]:
         )
         base = next(producers, sites[0]).site.node
         seen[base] = seen.get(base, 0) + 1
+        # several groups may begin at one node: numbered in the order of their axes
         names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
     return names
 

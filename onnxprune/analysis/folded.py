@@ -66,6 +66,7 @@ class Folded(int):
         """Length per factor; adjacent dynamic factors are one."""
         lengths: list[Dim] = []
         for part in self.parts:
+            # adjacent dynamic factors cannot be told apart: only their product is known
             if lengths and not isinstance(part.length, int) and not isinstance(lengths[-1], int):
                 lengths[-1] = product([lengths[-1], part.length])
             else:
@@ -115,6 +116,7 @@ class KeptPositions(NamedTuple):
         fixed = math.prod(len(factor) for factor in self.factors if factor is not None)
         mask = np.ones(1, bool)
         for factor in self.factors:
+            # the dynamic factor takes what the fixed ones leave of the length
             part = np.ones(length // fixed, bool) if factor is None else factor
             mask = np.outer(mask, part).ravel()
         return np.flatnonzero(mask)

@@ -275,6 +275,7 @@ class Analysis:
         state = self.record.tensors.get(tensor)
         result = {}
         for i, axis in enumerate(state.axes if state else ()):
+            # of dynamic length, an axis has no mask of its own, but its factors have
             if isinstance(axis, Folded):
                 pairs = zip(axis.factors, axis.lengths, strict=True)
                 masks = [self._keep_factor(factor, length, removed) for factor, length in pairs]
@@ -379,6 +380,7 @@ class Analysis:
             return []
         with_branch = np.zeros(self.axes.causes + 1, bool)
         for name, indices in kept.items():
+            # a group without channels is removed with its branch, not by emptying an axis
             if not len(indices):
                 with_branch[self.causes[name]] = True
         return [table for table in emptied if not with_branch[table].any()]

@@ -107,6 +107,7 @@ def _match_linear(analysis: Analysis, index: int, node: NodeProto, use: Use) -> 
     layout = WeightLayout.of(node)
     if data is None or out is None or layout.groups < 1 or shape[0] % layout.groups:
         return None
+    # the last axis of a product and axis 1 of a feature map hold the channels
     axis, out_axis = (1, 1) if layout.convolution else (len(data) - 1, len(out) - 1)
     if not (0 <= axis < len(data) and 0 <= out_axis < len(out)):
         return None

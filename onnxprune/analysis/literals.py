@@ -109,6 +109,7 @@ def record_literal(
     # attributes are numbers, which spell no dynamic length
     scaled = tuple(e.arrays if kind == "input" and isinstance(e, Folded) else () for e in entries)
     given = kind == "input" and int(slot) < len(node.names) and node.names[int(slot)]
+    # nothing is known of the list, not even which entries the graph computes
     if given and node.partial(int(slot)) is None:
         for axis in (*entries, *watch):
             if axis is not None:

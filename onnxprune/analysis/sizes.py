@@ -63,6 +63,7 @@ class Sizes:
     def at(self, tensor: str) -> tuple[int, ...]:
         """Return the shape of a tensor of known rank; the example length where it is unknown."""
         symbolic = self.record.shapes.shape(tensor)
+        # numbers alone are the same at every size
         if symbolic is not None and all(isinstance(d, int) for d in symbolic):
             return _filled(symbolic)
         shape = self.shapes.shape(tensor)
@@ -108,6 +109,7 @@ class Sizes:
             return self.origin
         declared = input_shapes(self.record.model, self.record.shapes)
         for name, shape in declared.items():
+            # -1 is what an input that is not listed takes on every axis
             given = self.given.get(name, (-1,) * len(shape))
             for axis, (dim, size) in enumerate(zip(shape, given, strict=False)):
                 # one sample per inference, unless a shape says otherwise

@@ -294,6 +294,7 @@ class Record:
 
     def outermost(self, node: int) -> bool:
         """Return whether a node is in the main graph, whose tensors a run can output."""
+        # bodies come after the main graph in the list
         return node < len(self.model.proto.graph.node)
 
     def index(self, node: NodeProto) -> int:

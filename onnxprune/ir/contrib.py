@@ -110,6 +110,7 @@ def standard_form(node: NodeProto, types: Mapping[str, TypeProto]) -> StandardFo
         extra = _EXTRA if form.op == "MatMul" else _EXTRA[:2]
         standard.attribute.extend(a for a in node.attribute if not a.name.startswith(extra))
     dtype = form.default_dtype
+    # an input that is absent leaves the default type of the operator
     if form.dtype_slot < len(node.input):
         kind = types.get(node.input[form.dtype_slot])
         dtype = dtype if kind is None else kind.tensor_type.elem_type

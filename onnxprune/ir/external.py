@@ -257,6 +257,7 @@ def _walk_sparse_tensors(
 
 
 def _quote(location: str) -> str:
+    # a message quotes what the file says, which may be of any length
     return repr(location[:_MAX_QUOTED])
 
 

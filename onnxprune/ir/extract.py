@@ -47,6 +47,7 @@ def extract(
     """
     used = set(outputs)
     for node in nodes:
+        # bodies read tensors that are not among the operands
         used |= reads(node)
     graph = onnx.GraphProto(name="segment")
     graph.node.extend(nodes)

@@ -107,6 +107,7 @@ class _Inference:
         self.unknown_count = 0
         for name, weight in model.weights.items():
             self.types[name] = _weight_type(weight.dtype, tuple(weight.shape))
+            # large constants are data, not sizes
             if weight.dtype in VALUE_TYPES and prod(weight.shape) <= LARGEST_VALUE:
                 self.values[name] = weight.array()
         for info in model.proto.graph.input:
@@ -184,6 +185,7 @@ class _Inference:
                 continue
             dtype = self.known.dtype(name) or self.known.dtype(source)
             declared = self.known.shape(name)
+            # another rank: one of the two is wrong, and the declared one is kept
             if declared is not None and len(declared) != len(dims):
                 continue
             if declared is not None:
@@ -243,6 +245,7 @@ class _Inference:
         for name, (axis, kind) in operands.items():
             if kind is not None and axis is not None:
                 kind = drop_axis(kind, axis)
+            # the declared type fills in what the operand leaves open
             self.types[name] = declared[name] if kind is None else refine_type(kind, declared[name])
         while True:
             self.depth += 1
@@ -256,6 +259,7 @@ class _Inference:
             kept = {name: self.types[name] for name in operands}
             for name in _list_names_inside(graphs):
                 self.types.pop(name, None)
+                # values of an earlier iteration would pass for constants
                 self.values.pop(name, None)
             self.types.update(kept | wider)
 

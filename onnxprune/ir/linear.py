@@ -122,5 +122,6 @@ class WeightLayout:
             return np.ascontiguousarray(matrix.swapaxes(1, 2)).reshape(shape)
         weight = matrix[0, :, :, 0]
         if self.alpha != 1:
+            # divided out again, since the node still multiplies by it
             weight = weight / np.asarray(self.alpha, weight.dtype)
         return np.ascontiguousarray(weight if self.transposed else weight.T)

@@ -60,6 +60,7 @@ class Shapes:
     def value(self, name: str) -> np.ndarray | None:
         """Return the value if every element is known, else None."""
         value = self.values.get(name)
+        # partly known values have this dtype
         return value if value is not None and value.dtype != object else None
 
 

@@ -38,6 +38,7 @@ def product(dims: Sequence[Any]) -> Dim:
                 symbols.append(part)
             else:
                 number *= int(part)
+    # a product of 0 elements is 0 whatever its symbols are
     if number == 0:
         return 0
     if not symbols:
@@ -120,6 +121,7 @@ def _sum(x: Any, y: Any) -> Dim:
     """Return x + y; a symbol of its own if one of them is a symbol."""
     if not isinstance(x, str) and not isinstance(y, str):
         return x + y
+    # adding 0 must not make a new symbol: equal lengths are recognized by their spelling
     if 0 in (x, y):
         return y if x == 0 else x
     # the negative of a length would compare equal to -1
@@ -131,6 +133,7 @@ def _sum(x: Any, y: Any) -> Dim:
 def truncated_quotient(x: Any, y: Any) -> Dim:
     """Return x / y, truncated."""
     exact = quotient(x, y)
+    # a symbol stands for a length, which a number of 0 or less does not give
     if exact is not None or any(not isinstance(v, str) and v <= 0 for v in (x, y)):
         return exact
     return _make_symbol("/", str(x), str(y))
@@ -138,6 +141,7 @@ def truncated_quotient(x: Any, y: Any) -> Dim:
 
 def _make_symbol(operation: str, x: str, y: str) -> Dim:
     """Return the symbol of a computed length; None if it would be too long to be of use."""
+    # the sign of products would split the symbol, which is a single factor
     symbol = f"?({x}{operation}{y})".replace(_TIMES, "*")
     return symbol if len(symbol) <= _LONGEST_SYMBOL else None
 
@@ -156,6 +160,7 @@ def _where(node: NodeProto, condition: np.ndarray, a: np.ndarray, b: np.ndarray)
 
     def scalar(c: Any, x: Any, y: Any) -> Any:
         if c is None:
+            # an unknown condition does not matter if both sides agree
             return x if x == y else None
         return x if c else y
 
@@ -166,6 +171,7 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Divide as ONNX does: integers are truncated towards zero."""
     if not np.issubdtype(a.dtype, np.integer):
         return a / b
+    # // rounds down, which is no truncation where the signs differ
     return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)
 
 
@@ -215,6 +221,7 @@ def _unsqueeze(node: NodeProto, x: np.ndarray, *axes: np.ndarray) -> np.ndarray:
 
 def _check_shape(shape: np.ndarray) -> tuple[int, ...]:
     """Return a shape; ValueError if unknown or over LARGEST_VALUE elements."""
+    # as float, since the product of a hostile shape overflows int64
     if shape.dtype == object or np.prod(shape.astype(float)) > LARGEST_VALUE:
         raise ValueError("not a small known shape")
     return tuple(int(d) for d in shape)

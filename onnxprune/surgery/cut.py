@@ -57,6 +57,7 @@ def _slice_weights(editor: Editor) -> None:
     kept = [
         (use, tuple(_find_kept_positions(editor, a) for a in use.axes)) for use in analysis.uses
     ]
+    # an output of a graph reads the complete tensor
     uncut = {o.name for g in nested(model.proto.graph) for o in g.output}
     uncut |= {use.tensor for use, keeps in kept if all(k is None for k in keeps)}
     names: dict[tuple[str, tuple[bytes, ...]], str] = {}

@@ -22,6 +22,7 @@ def pinned_scale(view: View, head_size: int | None) -> dict[str, tuple[str, floa
 def head_is_free(view: View, head_size: int | None) -> bool:
     """Return whether the size of a head can be cut: the scale is known, and nothing rotates."""
     known = bool(view.number("scale", 0.0) or head_size)
+    # rotation pairs channels of a head, which a cut would separate
     return known and not view.integer("do_rotary", 0)
 
 

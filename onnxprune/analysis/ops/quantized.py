@@ -20,6 +20,7 @@ def quantize(view: View) -> Rule:
         return _quantize_blocks(view, names, axis)
     scale = ""
     if view.rank(1) == 1:
+        # a single scale for all of the axis is a scalar, in a vector of one
         scale = names[axis] if view.dim(1, 0) != 1 else "i"
     return Rule(", ".join([tensor, *[scale] * (view.inputs - 1)]) + f" -> {tensor}")
 
@@ -211,6 +212,7 @@ def gather_block_quantized(view: View) -> Rule | None:
     gathered = view.integer("gather_axis", 0) % max(len(names), 1)
     axis = view.integer("quantize_axis", 1) % max(len(names), 1)
     blocks, stored = view.dim(2, axis), view.dim(0, axis)
+    # along the axis that is picked from, blocks would be taken apart
     if gathered == axis or not blocks or not stored or stored % blocks:
         return None
     # values or, in bytes that hold several, fewer

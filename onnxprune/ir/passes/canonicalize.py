@@ -49,6 +49,7 @@ def canonicalize(model: ModelView) -> Model:
             "convert the model with onnx.version_converter",
         )
     copy = inline_functions(model.edit())
+    # passes and cuts insert nodes of the standard set, which the model then has to import
     if all(o.domain not in STANDARD_DOMAINS for o in copy.proto.opset_import):
         copy.proto.opset_import.add(version=copy.opset)
     try:
@@ -89,6 +90,7 @@ def _apply_passes(model: EditableModel) -> None:
     # an expanded node may tell the rank that the expansion of another one needs
     while expand_fused(model, shapes):
         shapes, changed = infer(model), False
+    # | and not or: both passes have to run
     if replace_sequences(model, shapes) | unpack_attention(model, shapes):
         remove_identities(model)
         shapes, changed = infer(model), False

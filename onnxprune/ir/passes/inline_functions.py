@@ -13,6 +13,7 @@ def inline_functions(model: EditableModel) -> EditableModel:
     """Return the model with calls of local functions replaced by their nodes."""
     if not model.proto.functions:
         return model
+    # before the inliner, which would expand a few calls of calls to any size
     check_functions(model.proto)
     try:
         from onnx import inliner

@@ -18,6 +18,7 @@ def lift_weights(model: Model) -> Model:
     """Return the model if every weight is an initializer of a known node, else canonicalized."""
     hidden = any(_holds_weights(n) for n in model.proto.graph.node)
     hidden = hidden or bool(model.proto.functions) or has_fused(model)
+    # only then, since the canonical form also changes what has nothing to do with weights
     return canonicalize(model) if hidden else model
 
 

@@ -148,6 +148,7 @@ def _find_leading_factor(
     sizes = (before[i], after[i], *inside)
     if not inside or not is_static(sizes) or before[i + 1 :] != after[len(after) - tail :]:
         return None
+    # with one part there is nothing to split, with parts of one channel nothing to cut
     total, k, n = sizes[0], sizes[1], prod(sizes[2:])
     return (i, k, n) if k > 1 and n > 1 and k * n == total else None
 
@@ -211,6 +212,7 @@ def _find_sliced_part(
             if attribute(node, key) is not None:
                 bounds.append(np.array(attribute(node, key)))
     single = [b for b in bounds if b is not None and b.size == 1]
+    # each bound must be constant and for one axis, which has to be listed
     if len(bounds) < 3 or len(single) < len(bounds):
         return None
     start, end, sliced_axis, step = [*(int(b[0]) for b in single), 1][:4]
