@@ -146,4 +146,5 @@ def ordered(scores: np.ndarray) -> np.ndarray:
 
     Of equal scores, later channels come first, so that they are removed first.
     """
+    # the last key of lexsort is the first to sort by
     return np.lexsort((-np.arange(len(scores)), scores))

@@ -114,6 +114,7 @@ def _select_slope(g: Value, sign: Value, slope: Value) -> Value:
     """
     if not _is_blocked(sign) or slope.shape != sign.shape[1:2]:
         return g.where(sign > 0, g * slope)
+    # the two sum to 1 where `sign` is positive, and the shift remains elsewhere
     return g * sign.above(0).affine(1.0 - slope, slope)
 
 

@@ -70,6 +70,7 @@ class BackwardStep:
 
     def operand(self, index: int) -> Value:
         """Return an input; raise NoGradient if it is absent."""
+        # optional inputs at the end may be absent from the list
         value = self.inputs[index] if index < len(self.inputs) else None
         if value is None:
             raise NoGradient(f"input {index} is absent or its shape is not known")

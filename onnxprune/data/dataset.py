@@ -238,6 +238,7 @@ def gather(source: Source, inputs: Inputs, samples: int, seed: int) -> Data:
         There are fewer samples than the model's fixed batch size.
     """
     generator = np.random.default_rng(seed)
+    # plain integers, because hashes are of JSON
     chosen = generator.choice(source.count, min(samples, source.count), replace=False).tolist()
     return _select(Data(source, inputs, (), seed), sorted(chosen) if source.sequential else chosen)
 

@@ -178,6 +178,7 @@ def compare(
         The data do not fit the models or the metric.
     """
     pair = find_metric(metric, options), find_metric(metric, options)
+    # one after the other, so that one session is open at a time
     for model, one in zip((a, b), pair, strict=True):
         measure(model, data, [one], threads=threads, batch_size=batch_size)
     return compare_metrics(

@@ -392,5 +392,6 @@ def narrowed(scores: np.ndarray, rate: float, multiple: int = 2) -> tuple[int, .
     Their count is rounded down to a multiple if it is not below one multiple.
     """
     count = len(scores) * (1 - rate)
+    # below one multiple, rounding down would leave nothing
     count = int(count // multiple) * multiple if count >= multiple else int(count)
     return keep_best(scores, max(1, count))

@@ -78,7 +78,7 @@ class LinearWeight:
         node = self.nodes[0]
         if len(self.nodes) != 1 or self.op == "MatMul" or len(node.input) < 3:
             return None
-        # a refit adds its offset to the bias as stored, which beta must not scale
+        # beta must not scale a refitted bias, which is divided by alpha
         if attribute(node, "beta", 1.0) != 1 or not self.alpha:
             return None
         name = str(node.input[2])

@@ -237,4 +237,5 @@ def _measure_moments(
         xx += gram(full)
         yx += y @ full.swapaxes(1, 2)
         count += read.shape[2]
+    # the last column is one, so that its products are the sums
     return [Moments(x, x[-1], y, count=count) for x, y in zip(xx, yx, strict=True)]

@@ -95,6 +95,7 @@ class SparsifySettings:
             needs.append("scope balanced")
         if refit:
             needs.append("the refit")
+        # after "auto" is resolved, which never needs data that are missing
         if needs and not has_data:
             raise UsageError("sparsity-data", f"{needs[0]} needs real inputs; give --data")
         return replace(self, method=method, scope=scope, refit=refit)
@@ -175,6 +176,7 @@ def apply_masks(model: Model, masks: Mapping[str, np.ndarray]) -> Model:
     weights: dict[str, Weight] = dict(model.weights)
     for name, mask in masks.items():
         values = weights[name].array()
+        # unlike a product, this removes NaN and infinity too
         masked = np.where(mask, values, 0).astype(values.dtype)
         weights[name] = ArrayWeight(weights[name].dtype, masked)
     return replace(model, weights=weights)

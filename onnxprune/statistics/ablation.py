@@ -63,6 +63,7 @@ def ablate(
     # one session for all channels: a mask is a graph input, so only feeds change
     model = with_outputs(_insert_masks(analysis, masks), list(dict.fromkeys(starts)))
     session = Session(model, threads=threads, arena=True)
+    # a named bit generator: the default of numpy may change
     generator = np.random.Generator(np.random.PCG64(seed))
     unmasked = {f"mask/{i}": np.ones(len(mask.ids), np.float32) for i, mask in enumerate(masks)}
     feeds_of_cause = {

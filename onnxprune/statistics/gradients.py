@@ -33,7 +33,7 @@ from onnxprune.ir.runtime import Session
 from onnxprune.statistics.scale import ScaleStatistics
 
 # Relative L2 error below which the gradients of one sample, alone and in a batch, are equal. Float
-# noise and inputs on a kink of a Relu stay far below; rows of a different sample lie far above.
+# noise and inputs on a kink of a Relu stay far below; rows of a different sample are far above.
 ROW_TOLERANCE = 0.1
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
@@ -153,6 +153,7 @@ def mask_gradients(
     backward = _BackwardPass(
         analysis, tuple(losses) if losses is not None else default_losses(analysis.model), threads
     )
+    # a named bit generator: the default of numpy may change
     generator = np.random.Generator(np.random.PCG64(seed))
     batch_sizes = {} if batch_sizes is None else batch_sizes
     if batch_size not in batch_sizes:

@@ -131,6 +131,7 @@ def columns(x: np.ndarray, window: Geometry, at: tuple[np.ndarray, ...]) -> np.n
     for axis, (index, stride, size, dilation) in enumerate(
         zip(at, window.strides, window.kernel, window.dilations, strict=True)
     ):
+        # one per tap, a view where positions are evenly spaced
         places = [_as_slice(index * stride + k * dilation) for k in range(size)]
         if axis + 1 < window.spatial:
             parts = [_take(part, place, axis + 2) for part in parts for place in places]

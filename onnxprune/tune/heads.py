@@ -84,4 +84,5 @@ def _space_evenly(names: Sequence[str], count: int) -> list[str]:
     """Return at most `count` of the names at even distances, the last one always."""
     if len(names) <= count:
         return list(names)
+    # the last one is nearest to the output
     return [names[round((i + 1) * len(names) / count) - 1] for i in range(count)]

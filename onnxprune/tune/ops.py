@@ -76,7 +76,7 @@ def _gelu(c: Call, x: Tensor) -> Tensor:
 
 
 def _prelu(c: Call, x: Tensor, slope: Tensor) -> Tensor:
-    # torch's prelu takes one slope per channel only, ONNX broadcasts any shape
+    # torch's prelu takes one factor per channel only, ONNX broadcasts any shape
     return torch.where(x < 0, x * slope, x)
 
 
