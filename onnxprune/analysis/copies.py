@@ -64,6 +64,7 @@ def _couple(causes: Causes, uses: Sequence[Use], axes: list[np.ndarray]) -> Caus
     before = _count_free(causes, [*layers, *axes])
     if not any(free for free, _ in before[: len(layers)]):
         return None  # nothing can be cut
+    # on a copy, so that a set that takes freedom away leaves no binding behind
     trial = causes.copy()
     tie_uses(trial, uses)
     return trial if _count_free(trial, [*layers, *axes]) == before else None
@@ -85,6 +86,7 @@ def _similar_sets(record: Record) -> Iterator[dict[str, list[Use]]]:
     for name, uses in _layers(record).items():
         weight = record.model.weights[name]
         layout = WeightLayout.of(record.nodes[uses[0].node])
+        # the layout too: equal bytes with other groups or transposed are another layer
         alike.setdefault((weight.dtype, weight.shape, layout), {})[name] = uses
     for candidates in alike.values():
         if len(candidates) < 2:
@@ -124,6 +126,7 @@ def _is_layer(record: Record, use: Use) -> bool:
 def _sample(weight: Weight) -> np.ndarray:
     """Return some values; of a weight in a file, only their pages are read."""
     values = weight.array().reshape(-1)
+    # spread over all of the weight, whose first values may be padding
     step = max(len(values) // _SAMPLED, 1)
     return values[::step][:_SAMPLED]
 

@@ -404,6 +404,7 @@ class Node(Attributes):
 
     def value(self, slot: int) -> np.ndarray | None:
         """Return the value of an operand of which every element is known, else None."""
+        # an element that is unknown makes the value unknown here; see `partial`
         return self.record.shapes.value(self.names[slot]) if slot < len(self.names) else None
 
     def is_constant(self, slot: int) -> bool:

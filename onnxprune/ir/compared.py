@@ -59,6 +59,7 @@ def tensors_to_compare(model: ModelView, start: int = 0, shapes: Shapes | None =
     """
     outputs = list(model.proto.graph.output)
     nodes = list(model.proto.graph.node)
+    # row choices in front of the position are the same in both models
     candidates = [node for node in nodes[start:] if may_choose_rows(node)]
     plain = any(map(_is_float, outputs)) and all(map(is_tensor, outputs))
     if plain and not candidates:
@@ -89,6 +90,7 @@ def tensors_to_compare(model: ModelView, start: int = 0, shapes: Shapes | None =
         warnings.append(_warn(f"output {output.name!r}: {kind}", ahead))
         front += [name for name in ahead if name not in front]
     kept = [o.name for o in tensors if is_tensor(o)]
+    # a tensor that is compared as an output already is not listed twice
     inner = tuple(name for name in front if name not in kept)
     return Compared((*kept, *inner), inner, tuple(warnings))
 

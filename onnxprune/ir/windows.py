@@ -45,6 +45,7 @@ def _compute_windowed(node: NodeProto, known: Shapes, sizes: Sequence[Dim]) -> l
     pads = attribute(node, "pads") or [0] * (2 * count)
     extra = attribute(node, "output_padding") or [0] * count
     mode = attribute(node, "auto_pad", "NOTSET")
+    # a given output shape replaces the formula, and a kernel of another rank is invalid
     if len(kernel) != count or not is_static(kernel) or attribute(node, "output_shape"):
         return [None] * count
     out: list[Dim] = []

@@ -24,6 +24,7 @@ def attention(view: View) -> Rule | None:
         heads = view.integer("q_num_heads", 0), view.integer("kv_num_heads", 0)
     else:
         heads = view.dim(0, 1) or 0, view.dim(1, 1) or 0
+    # as many key heads as divide the query heads: each serves the same number of them
     if not all(heads) or heads[0] % heads[1] or view.rank(0) != view.rank(1):
         return None
     if flat:
@@ -42,6 +43,7 @@ def attention(view: View) -> Rule | None:
         {"k": heads[1], "r": heads[0] // heads[1]},
         freeze=f"b s t p w x y z {'' if head_is_free(view, size) else 'd'}",
         sums="d",
+        # in one axis, the number of heads is an attribute, which a cut rewrites
         refit={"q_num_heads": "k r", "kv_num_heads": "k"} if flat else {},
         macs=tuple(f"b k r s {t} {x}" for t in keys for x in "dv"),
         pins=pinned_scale(view, size),

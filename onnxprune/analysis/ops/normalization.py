@@ -39,6 +39,7 @@ def batch_normalization(view: View) -> Rule:
     """
     if view.opset < _BATCH_NORMALIZATION_PER_CHANNEL and not view.integer("spatial", 1):
         return Rule("n c *, c *, c *, c *, c * -> n c *", freeze="*")
+    # the first opset with training_mode is 14; before, further outputs mean training
     training = view.outputs > 1 or bool(view.integer("training_mode", 0))
     right = "n c *" + ", c" * (view.outputs - 1)
     return Rule(f"n c *, c, c, c, c -> {right}", mixes="n*" if training else "")
@@ -59,6 +60,7 @@ def mean_variance_normalization(view: View) -> Rule:
     """Normalize over `axes`, by default all but that of the channels."""
     names = axes_letters(view)
     axes = view.integers("axes")
+    # the default of the operator: batch and space of an image
     mixed = {names[a] for a in ([0, 2, 3] if axes is None else axes)}
     return Rule(f"{' '.join(names)} -> {' '.join(names)}", mixes="".join(sorted(mixed)))
 
