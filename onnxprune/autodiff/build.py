@@ -258,6 +258,7 @@ class _Builder:
 
     def apply(self, node: NodeProto, flows: Sequence[Value | None], after: set[str]) -> Reasons:
         """Add the gradients of a node's inputs; return the reason if there are none."""
+        # 0 is an unknown type, which may be a float
         needs = tuple(
             name in after and self.shapes.dtype(name) in (*_FLOATS, 0) for name in node.input
         )

@@ -39,6 +39,7 @@ def refit_without(
     weight, inputs = item.weight(analysis), item.xx.shape[1] // item.taps
     refitted = np.empty_like(weight)
     for g in range(len(weight)):
+        # positions in this group, counted from its first input
         own = removed[(removed >= g * inputs) & (removed < (g + 1) * inputs)] - g * inputs
         columns = (own[:, None] * item.taps + np.arange(item.taps)).ravel()
         refitted[g] = refit_weight(weight[g], inverse_of(item, g), columns)

@@ -174,6 +174,7 @@ class _Lockstep:
                 self.done / len(self.fits), f"{self.done} of {len(self.fits)} layers"
             )
             self.done += 1
+            # all uses of a shared weight are solved with the first
             if fit.node in self.solved:
                 continue
             uses = [other for other in self.fits if other.weight == fit.weight]

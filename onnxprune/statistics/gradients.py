@@ -77,6 +77,7 @@ def default_losses(model: Model) -> tuple[Loss, ...]:
         if shapes.dtype(name) not in _FLOATS or shape is None:
             continue
         drawn = Loss(DRAWN, name)
+        # a single class leaves nothing to draw
         flat = len(shape) >= 2 and shape[1] != 1 and all(n == 1 for n in shape[2:])
         has_classes = flat or start_tensor(model, drawn, shapes) != name
         losses.append(drawn if has_classes else Loss(VECTOR, name))

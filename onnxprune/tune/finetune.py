@@ -103,6 +103,7 @@ def tune(
         run, validator, tuned_graph = job.open(hook)
         path = Path(checkpoint) if checkpoint is not None else None
         key = job.key(run)
+        # a resumed run has scored its start already
         if not resume(run, path, key):
             validate_start(run, validator, on_event)
         train(run, job.training, validator, path, key, on_event)

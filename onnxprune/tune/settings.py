@@ -148,6 +148,7 @@ class TuneSettings:
         UsageError
             `lr` is too high for the graph and `force_lr` is not set.
         """
+        # inserted normalizations make the usual rates safe
         safe = normalized or self.batchnorm == "insert"
         if self.lr is None:
             return NORMALIZED_LR if safe else FOLDED_LR_LIMIT
