@@ -126,7 +126,7 @@ def _is_layer(record: Record, use: Use) -> bool:
 def _sample(weight: Weight) -> np.ndarray:
     """Return some values; of a weight in a file, only their pages are read."""
     values = weight.array().reshape(-1)
-    # spread over all of the weight, whose first values may be padding
+    # spread over all of the weight, so that a difference in a part of it shows as well
     step = max(len(values) // _SAMPLED, 1)
     return values[::step][:_SAMPLED]
 

@@ -24,7 +24,7 @@ def attention(view: View) -> Rule | None:
         heads = view.integer("q_num_heads", 0), view.integer("kv_num_heads", 0)
     else:
         heads = view.dim(0, 1) or 0, view.dim(1, 1) or 0
-    # as many key heads as divide the query heads: each serves the same number of them
+    # each key head must serve the same number of query heads
     if not all(heads) or heads[0] % heads[1] or view.rank(0) != view.rank(1):
         return None
     if flat:
