@@ -152,7 +152,7 @@ def _add_own_bias(model: EditableModel, node: NodeProto, dtype: np.dtype) -> str
         name += "_"
     zeros = np.zeros(model.weights[node.input[1]].shape[0], dtype)
     model.proto.graph.initializer.append(_declare(zeros, name))
-    # a bias that is absent may have an empty name
+    # the present bias is shared, or its name is empty
     if len(node.input) > 2:
         node.input[2] = name
     else:
