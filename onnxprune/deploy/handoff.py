@@ -134,8 +134,7 @@ def handoff(
         bundle = Path(scratch) / folder.name
         _write_files(bundle, models, samples, files, checks)
         names = _write_manifest(bundle, target, models, values, sources)
-        # the old bundle ends up in the scratch folder
-        replace_folder(bundle, folder)
+        replace_folder(bundle, folder)  # the old bundle goes into the scratch folder
     return HandoffBundle(folder, to, checks, names)
 
 

@@ -182,8 +182,7 @@ def bench(
     reference = _run_reference(models, inputs, options)
     with contextlib.ExitStack() as stack:
         workers, failures = _start_workers(chosen, labeled, inputs, options, stack, progress)
-        # also the first inference of every worker, which initializes lazily
-        differences = _compare(workers, inputs, reference, failures)
+        differences = _compare(workers, inputs, reference, failures)  # each worker's first run too
         times = _time(workers, inputs, failures, schedule, progress)
         summaries = {pair: _summarize(pair, times[pair], chosen, options) for pair in workers}
         measurements = tuple(

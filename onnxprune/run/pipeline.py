@@ -58,7 +58,7 @@ def optimize(
     on_event: Listener = silent,
     **options: Any,
 ) -> Result:
-    """Prune a model.
+    """Prune a model; return it with its plan and the report.
 
     Parameters
     ----------
@@ -79,11 +79,6 @@ def optimize(
         The fields of Recipe: `target="macs=50%"`, `data="images/"`, `criterion="l2"`, ...;
         `data` may also be a Data object.
 
-    Returns
-    -------
-    Result
-        The pruned model, its plan and the report.
-
     Raises
     ------
     OnnxpruneError
@@ -95,24 +90,22 @@ def optimize(
     recipe = _read_recipe(recipe, options)
     # what can be checked without the model is checked before it is loaded
     validate(recipe, data is not None or bool(recipe.data))
-    if output:
-        output = choose_output(output, model)
-    folder = _choose_folder(output, run_dir)
-    if output:
+    path = choose_output(output, model) if output else None
+    folder = _choose_folder(path, run_dir)
+    if path:
         # only an explicit True: None depends on the size of the result, which is not known yet
-        overwrite = check_output(output, overwrite, folder, recipe.external_data is True)
+        overwrite = check_output(path, overwrite, folder, recipe.external_data is True)
     stages = Stages(on_event)
     with _describe_interruption(stages, folder), ExitStack() as stack:
         # of numpy's and scipy's BLAS; sessions of engines get the number as an option
         stack.enter_context(threadpool_limits(recipe.threads))
         source = stages.do("load", lambda: load(model))
         # as soon as the size is known, and before the run directory exists
-        check_space(output, sum(map(size_bytes, source.weights.values())))
+        check_space(path, sum(map(size_bytes, source.weights.values())))
         if folder:
             # a folder that the user named remains after a failure
             stages.run = stack.enter_context(open_run_dir(folder, keep=run_dir is not None))
         job = _prepare(stages, recipe, source, data)
-        path = Path(output) if output else None
         return replace(job, output=path, overwrite=overwrite).run()
 
 
