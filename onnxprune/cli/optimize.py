@@ -34,7 +34,7 @@ and writes one with the same inputs and outputs.
   onnxprune inspect model.onnx                    what can be pruned, and why the rest cannot
   onnxprune demo                                  prune a small network that ships with onnxprune
 
-All options: onnxprune optimize --help
+All options: onnxprune optimize --help-all
 """
 
 

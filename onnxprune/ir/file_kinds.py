@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.errors import ModelError
+from onnxprune.files import open_regular
 
 _TORCH = "export it: torch.onnx.export(model, inputs, 'model.onnx')"
 _TENSORFLOW = "convert it: python -m tf2onnx.convert"
@@ -35,7 +36,7 @@ _LFS = b"version https://git-lfs"
 
 
 def check_place(path: Path) -> None:
-    """Raise ModelError with the next step for addresses, folders and Git LFS pointers."""
+    """Raise ModelError with the next step for addresses and folders."""
     # a path that exists is a file, whatever its name looks like
     if _URL.match(str(path)) and not path.exists():
         raise ModelError("model-kind", f"{path} is an address: download the file first")
@@ -47,23 +48,23 @@ def check_place(path: Path) -> None:
         raise ModelError(
             "model-unreadable", f"cannot read {path}: it is a folder, not a regular file; {hint}"
         )
-    # a pointer is a text of three lines in place of the model, which no parser would explain
-    if path.is_file():
-        with open(path, "rb") as file:
-            start = file.read(len(_LFS))
-        if start == _LFS:
-            raise ModelError("model-kind", f"{path} is a Git LFS pointer; fetch it: git lfs pull")
 
 
 @contextlib.contextmanager
 def explain_kind(path: Path) -> Iterator[None]:
-    """Name the format of a file that is not ONNX by its suffix, and the next step."""
+    """Name what a file is that is not ONNX, by its first line or its suffix, and the next step."""
     try:
         yield
     except ModelError as problem:
         # a suffix alone proves nothing: ONNX files are also named .pb
-        kind = KINDS.get(path.suffix.lower())
-        if kind is None or not path.exists():
+        if problem.code not in ("model-not-onnx", "model-empty"):
             raise
-        what, advice = kind
-        raise ModelError("model-kind", f"{path} is {what}, not ONNX; {advice}") from problem
+        with open_regular(path) as file:
+            is_pointer = file.read(len(_LFS)) == _LFS
+        if is_pointer:
+            text = "a Git LFS pointer; fetch it: git lfs pull"
+        elif path.suffix.lower() in KINDS:
+            text = "{}, not ONNX; {}".format(*KINDS[path.suffix.lower()])
+        else:
+            raise
+        raise ModelError("model-kind", f"{path} is {text}") from problem

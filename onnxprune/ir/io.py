@@ -66,8 +66,7 @@ def load(source: str | os.PathLike[str] | bytes | ModelProto | Model | EditableM
     check_place(path)
     with explain_kind(path):
         try:
-            with open_regular(path) as file:
-                buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            buffer = _map_file(path)
         except ValueError:
             raise ModelError("model-empty", f"{path} is empty") from None
         except OSError as problem:
@@ -219,9 +218,7 @@ def _find_own_data(path: Path | None) -> set[Path]:
         return set()
     proto = ModelProto()
     try:
-        with open_regular(path) as file:
-            buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        proto.ParseFromString(_split_message(buffer)[0])
+        proto.ParseFromString(_split_message(_map_file(path))[0])
     except Exception:  # whatever is replaced, its data are none of ours if it is no model
         return set()
     names = {
@@ -235,6 +232,12 @@ def _find_own_data(path: Path | None) -> set[Path]:
         for name in names
         if "/" not in name and name.startswith(f"{path.name}.") and name.endswith(DATA)
     }
+
+
+def _map_file(path: Path) -> memoryview:
+    """Return the bytes of a regular file, read as they are used; ValueError if it is empty."""
+    with open_regular(path) as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import click
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -153,3 +154,15 @@ def test_addresses_folders_and_pointers_are_named(tmp_path: Path) -> None:
 def test_shape_without_a_name_is_explained() -> None:
     with pytest.raises(UsageError, match="NAME:VALUE"):
         Recipe.of({"shape": "1,3,32,32"})
+
+
+def test_other_errors_of_files_with_other_suffixes_stay(tmp_path: Path) -> None:
+    proto = onnx.load(str(MODEL))
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="nowhere.bin")
+    (tmp_path / "model.pb").write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path / "model.pb")
+    assert caught.value.code == "external-data"

@@ -11,17 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from file_tree import tree
 
 from onnxprune import demo
 
 MODEL = demo.files().model
 FLAGS = ["--criterion=l2", "--repair=none", "--engine=none", "--round-to=1"]
 KILLS, MOST_RUNS = 20, 100
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Return the content of every file below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")

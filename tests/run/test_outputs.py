@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from file_tree import tree
 
 from onnxprune import demo, files
 from onnxprune.errors import OutputError, UsageError
@@ -29,11 +30,6 @@ from onnxprune.types import Plan
 
 MODEL = demo.files().model
 FAST: dict[str, Any] = {"criterion": "l2", "repair": "none", "engine": "none", "round_to": 1}
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def scaled(factor: float) -> Model:

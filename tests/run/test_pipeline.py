@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from file_tree import tree
 from graph_text import net
 
 from onnxprune import demo
@@ -24,11 +25,6 @@ from onnxprune.run.rundir import JOURNAL, open_run_dir
 MODEL = demo.files().model
 FAST = {"criterion": "l2", "repair": "none", "engine": "none", "round_to": 1}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in FAST.items()]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def small(output: Path | None = None, **options: object) -> Result:
