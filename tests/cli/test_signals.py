@@ -66,7 +66,8 @@ def test_failure_after_a_signal_is_an_interrupt(
 ) -> None:
     def swallow(**_: Any) -> NoReturn:
         try:
-            os.kill(os.getpid(), number)
+            # to this thread: the system may deliver a signal of the process to another, later
+            signal.raise_signal(number)
         except KeyboardInterrupt:
             raise failure from None
         raise AssertionError("no interrupt")
@@ -99,7 +100,7 @@ def test_lost_and_second_signals_end_the_process(lost: str) -> None:
 def test_ignored_signals_stay_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(app, "main", lambda **_: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(app, "main", lambda **_: signal.raise_signal(signal.SIGINT))
         assert run(["doctor"]) == 0
     finally:
         signal.signal(signal.SIGINT, before)
