@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from onnxprune.cli import INTERRUPTED, run
+from onnxprune.cli import INTERRUPTED, run, signals
 from onnxprune.cli.app import app
 from onnxprune.cli.signals import SIGNALS
 
@@ -72,6 +72,11 @@ def test_failure_after_a_signal_is_an_interrupt(
             raise failure from None
         raise AssertionError("no interrupt")
 
+    def end() -> NoReturn:
+        raise AssertionError("ended at once")
+
+    # the real one would end the process of the tests
+    monkeypatch.setattr(signals, "end", end)
     monkeypatch.setattr(app, "main", swallow)
     before = [signal.getsignal(s) for s in SIGNALS]
     assert run(["doctor"]) == INTERRUPTED
