@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined, UndefinedError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from onnxprune.errors import UsageError
 from onnxprune.files import encode, write_bytes
 from onnxprune.report import sections
+from onnxprune.report.cards import cards
 from onnxprune.report.conclusions import worst_level
 from onnxprune.report.data import LatencyRow, Report
 from onnxprune.report.picture import MOST_BOXES
@@ -29,6 +30,23 @@ from onnxprune.report.text import clip, duration, number
 from onnxprune.report.verdict import judge
 
 PAGE = "report.html"
+_TEMPLATES = Path(__file__).with_name("templates")
+# title by heading of each section, in their order on the page
+_CONTENTS = {
+    "result": "Result",
+    "trust": "Verification",
+    "tradeoff": "Trade-off",
+    "cut": "Pruned groups",
+    "network": "Network",
+    "time": "Layers",
+    "frozen": "Frozen axes",
+    "sensitivity": "Sensitivity",
+    "classes": "Classes",
+    "again": "Reproduce",
+}
+_FILES = (
+    "result verification tradeoff groups network layers frozen sensitivity classes reproduce"
+).split()
 _SPLITS = {
     "calibration": "Calibration",
     "selection": "Selection among models, unlabeled",
@@ -65,7 +83,7 @@ def page(report: Report) -> str:
     report = Report.from_json(json.loads(json.dumps(report.to_json())))
     try:
         # a report of the right structure may still hold values that no filter can format
-        return _environment().get_template("page").render(_collect_content(report))
+        return _environment().get_template("page.html").render(_collect_content(report))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
         raise UsageError(
             "report-invalid", f"not a report: {type(problem).__name__} {problem}"
@@ -89,7 +107,7 @@ def headline(report: Report) -> str:
 def _environment() -> Environment:
     """Return the template engine with the filters of the page."""
     environment = Environment(
-        loader=DictLoader({"page": _read("template.html")}),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         # a name that is missing in the report is an error, not an empty place on the page
         undefined=StrictUndefined,
@@ -127,7 +145,11 @@ def _collect_content(report: Report) -> dict[str, Any]:
         "metrics": sections.metric_lines(report),
         "fidelity": format_fidelity(report.fidelity),
         "ratios": ratios(report),
-        "verdicts": judge(report),
+        "cards": cards(report),
+        "contents": [
+            (key, text) for key, text in _CONTENTS.items() if key != "network" or report.graph
+        ],
+        "files": [f"{name}.html" for name in _FILES],
         "level": worst_level(row.level for row in judge(report)),
         "splits": [(text, report.splits[p]) for p, text in _SPLITS.items() if p in report.splits],
         "control": sections.control(report),
@@ -148,8 +170,8 @@ def _collect_content(report: Report) -> dict[str, Any]:
 
 
 def _read(name: str) -> str:
-    """Return the text of a file of this package."""
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+    """Return the text of a file of the templates."""
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _compute_time_bars(row: LatencyRow) -> tuple[float, float]:

@@ -130,7 +130,8 @@ def document_texts() -> Iterator[tuple[str, str]]:
 def texts() -> tuple[tuple[str, str], ...]:
     """Return (where, text) of what users read: messages, help, the report page, documents."""
     options = [(f"option {name}", option.help) for name, option in OPTIONS.items()]
-    page = (PACKAGE / "report" / "template.html").read_text(encoding="utf-8")
+    templates = sorted((PACKAGE / "report" / "templates").glob("*.html"))
+    page = "\n".join(path.read_text(encoding="utf-8") for path in templates)
     # tags and template code hold names, not text
     page = re.sub(r"<[^>]*>|\{[{%].*?[%}]\}", " ", page)
     sources = (help_texts(), registry_texts(), messages(), document_texts())
