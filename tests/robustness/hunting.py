@@ -10,8 +10,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,13 @@ from tests.robustness.realistic import Network, network
 SAMPLES = 24
 MOST_SAMPLES_PER_FEED = 2
 # expected errors: a small network cannot reach the target, or has no weights of the asked kind
-EXPECTED_CODES = ("target-unreachable", "no-groups", "no-batchnorm", "no-plain-weights")
+EXPECTED_CODES = (
+    "target-unreachable",
+    "no-channels",
+    "no-groups",
+    "no-batchnorm",
+    "no-plain-weights",
+)
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,42 @@ def check_cut(net: Network) -> Iterator[str]:
         yield f"differs from the masked original by {result.difference:.2g}"
 
 
-def check_run(net: Network, options: dict[str, Any]) -> Iterator[str]:
-    """Run `optimize` on the network; yield its error unless that is expected."""
+def run_outcome(net: Network, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Run `optimize` on the network.
+
+    Returns
+    -------
+    Code and text of its error; two empty strings if it completes. A result that onnxruntime does
+    not run, or whose outputs are not finite, has the code "not-runnable".
+    """
     rng = np.random.default_rng(net.seed)
     draws = [net.feeds(rng) for _ in range(SAMPLES)]
     arrays = {name: np.concatenate([d[name] for d in draws]) for name in draws[0]}
     with tempfile.TemporaryDirectory() as folder:
         path, data = Path(folder, "model.onnx"), Path(folder, "data.npz")
+        output = path.with_name("pruned.onnx")
         onnx.save(net.model, path)
         np.savez(data, **arrays)
         try:
-            onnxprune.optimize(path, data=str(data), engine="none", **options)
+            onnxprune.optimize(path, output, data=str(data), **options)
         except OnnxpruneError as problem:
-            if problem.code not in EXPECTED_CODES:
-                yield f"{options}: {problem.code}: {problem}"
+            return problem.code, str(problem)
+        if not runs(replace(net, model=onnx.load(output))):
+            return "not-runnable", "onnxruntime does not run the result, or it is not finite"
+    return "", ""
+
+
+def check_run(net: Network, options: Mapping[str, Any]) -> Iterator[str]:
+    """Run `optimize` on the network; yield its error unless that is expected."""
+    code, text = run_outcome(net, {"engine": "none", **options})
+    if code not in ("", *EXPECTED_CODES):
+        yield f"{options}: {code}: {text}"
+
+
+def describe_exception(problem: Exception) -> str:
+    """Return type, place and text of an exception."""
+    where = traceback.extract_tb(problem.__traceback__)[-1]
+    return f"{type(problem).__name__} at {Path(where.filename).name}:{where.lineno}: {problem}"
 
 
 def options_of(seed: int) -> dict[str, Any]:
@@ -125,9 +153,7 @@ def hunt_one(seed: int, with_runs: bool = True) -> list[Fault] | None:
         try:
             texts = list(check())
         except Exception as problem:  # any exception is a fault
-            where = traceback.extract_tb(problem.__traceback__)[-1]
-            place = f"{Path(where.filename).name}:{where.lineno}"
-            texts = [f"{type(problem).__name__} at {place}: {problem}"]
+            texts = [describe_exception(problem)]
         faults += [Fault(seed, net.kinds, step, text) for text in texts]
     return faults
 
