@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # public name -> its module, imported when the name is first used to keep the import fast
 _PUBLIC = {

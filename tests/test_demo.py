@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 from onnxprune import demo
+from onnxprune.cli import run as app
 
 SHIPPED_BYTES = 1_000_000  # what the package may carry for the demo
 TOP1 = 0.97
@@ -97,3 +98,44 @@ def test_script_exports_the_shipped_graph(tmp_path: Path, monkeypatch: pytest.Mo
     assert {t.name: list(t.dims) for t in again.initializer} == {
         t.name: list(t.dims) for t in shipped.initializer
     }
+
+
+def test_exported_images_are_the_calibration_data(tmp_path: Path) -> None:
+    """As the commands of the documentation read them: one channel, divided by 255."""
+    image = pytest.importorskip("PIL.Image")
+    assert app(["demo", "--export", str(tmp_path / "digits")]) == 0
+    paths = sorted((tmp_path / "digits" / "images").glob("*.png"))
+    pixels = np.stack([np.asarray(image.open(path)) for path in paths])
+    with np.load(tmp_path / "digits" / "calibration.npz") as data:
+        np.testing.assert_allclose(pixels[:, None] / 255, data["images"], atol=0.5 / 255)
+    for name, source in zip(("model.onnx", "evaluation.npz"), demo.files()[::2], strict=True):
+        assert (tmp_path / "digits" / name).read_bytes() == source.read_bytes()
+
+
+def test_export_replaces_files_only_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"mine")
+    assert app(["demo", "--export", str(tmp_path)]) == 1
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "model.onnx").read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert app(["demo", "--export", str(tmp_path), "-o", "small.onnx"]) == 2
+    assert app(["demo", "--export", str(tmp_path), "--overwrite"]) == 0
+
+
+@pytest.mark.slow
+def test_random_channels_are_visibly_worse_in_the_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of the controls is, in its top-1 and in its output error; unrepaired they are chance."""
+    assert app(["demo", "-o", str(tmp_path / "small.onnx"), "--engine", "none", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    own, error = report["quality"]["top1"]["after"], report["fidelity"]["relative_error"]
+    assert len(report["control"]) == len(report["control_unrepaired"]) == 3
+    assert report["after"]["macs"] <= 0.12 * report["before"]["macs"] and own > 0.95
+    for row in report["control"]:
+        assert row["metrics"]["top1"]["value"] < own - 0.01
+        assert row["relative_error"] > 1.15 * error
+    for row in report["control_unrepaired"]:
+        assert row["metrics"]["top1"]["value"] < 0.2

@@ -6,10 +6,13 @@ import ast
 import configparser
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from onnxprune import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("tools/quickstart", "tools/test")
+VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +46,113 @@ def test_license_is_apache() -> None:
     assert "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
 
 
-@pytest.mark.slow
-def test_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", minversion="68")
-    source = tmp_path / "source"
-    ask = ["git", "ls-files", "onnxprune", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
-    tracked = subprocess.run(ask, cwd=ROOT, check=True, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, set[str]]:
+    """Return the wheel and the source archive of a copy of the checkout, and its tracked files."""
+    pytest.importorskip("build")
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("package")
+    ask = ["git", "ls-files"]
+    listed = subprocess.run(ask, cwd=ROOT, check=True, capture_output=True, text=True)
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
     # a copy, so that the build leaves nothing in the checkout
-    for name in tracked.stdout.splitlines():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    build += ["--wheel-dir", str(tmp_path), str(source)]
-    subprocess.run(build, check=True, capture_output=True, timeout=300)
-    (wheel,) = tmp_path.glob("*.whl")
+    for name in tracked:
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source" / name)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    done = subprocess.run(
+        [*build, str(folder / "source")], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = folder.glob("*.whl")
+    (source,) = folder.glob("*.tar.gz")
+    return wheel, source, tracked
+
+
+@pytest.mark.slow
+def test_wheel_has_every_file_of_the_package(distributions: tuple[Path, Path, set[str]]) -> None:
+    wheel, _, tracked = distributions
     with zipfile.ZipFile(wheel) as file:
         inside = {name for name in file.namelist() if ".dist-info/" not in name}
-    assert inside == {name for name in tracked.stdout.splitlines() if name.startswith("onnxprune/")}
+    assert inside == {name for name in tracked if name.startswith("onnxprune/")}
+
+
+@pytest.mark.slow
+def test_source_archive_has_every_file(distributions: tuple[Path, Path, set[str]]) -> None:
+    """The wheel is built from it, and its readers find documentation, tests and tools."""
+    _, source, tracked = distributions
+    with tarfile.open(source) as file:
+        inside = {name.partition("/")[2] for name in file.getnames()}
+    assert tracked - inside - {".git-blame-ignore-revs"} == set()
+
+
+@pytest.mark.slow
+def test_package_index_accepts_the_metadata(distributions: tuple[Path, Path, set[str]]) -> None:
+    """The long description renders, and nothing in it needs the files of a checkout."""
+    pytest.importorskip("twine")
+    wheel, source, _ = distributions
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(source)]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = [n for n in file.namelist() if n.endswith(".dist-info/METADATA")]
+        metadata = message_from_bytes(file.read(name))
+    description = str(metadata.get_payload())
+    assert description.startswith("# onnxprune") and "pip install" in description
+    assert re.findall(r"\]\((?!https?:|#)|<!--", description) == []
+    assert metadata["License-Expression"] == "Apache-2.0"
+    classifiers = metadata.get_all("Classifier")
+    assert "Typing :: Typed" in classifiers
+    assert [c for c in classifiers if c.endswith(tuple(VERSIONS))] == [
+        f"Programming Language :: Python :: {version}" for version in VERSIONS
+    ]
+
+
+def interpreter(version: str) -> str:
+    """Return the path of a Python; skip if this machine has none of that version."""
+    installed = Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
+    # of pyenv, a launcher on PATH may exist for versions that are not active
+    for path in [*map(str, installed), shutil.which(f"python{version}")]:
+        ask = [path, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+        if path and subprocess.run(ask, capture_output=True, text=True).stdout.strip() == version:
+            return path
+    pytest.skip(f"no Python {version}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.10", "3.13"])
+def test_wheel_runs_outside_the_repository(
+    version: str, distributions: tuple[Path, Path, set[str]], tmp_path: Path
+) -> None:
+    """In a new environment: the package and what it requires, nothing else."""
+    wheel, *_ = distributions
+    run([interpreter(version), "-m", "venv", str(tmp_path / "env")], tmp_path)
+    binaries = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
+    pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet"]
+    run([*pip, "--disable-pip-version-check", str(wheel)], tmp_path)
+    program = str(binaries / "onnxprune")
+    assert onnxprune.__version__ in run([program, "--version"], tmp_path)
+    run([program, "demo", "--export", "digits"], tmp_path)
+    command = ["optimize", "digits/model.onnx", "--data", "digits/images", "--engine", "none"]
+    shown = run([program, *command, "-o", "small.onnx", "--samples", "64", "--fast"], tmp_path)
+    assert "cost     target met: macs=50%" in shown
+    assert (tmp_path / "small.run" / "report.html").stat().st_size > 10_000
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command in a folder, without the settings of this environment; return its output."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def test_extras_in_errors_are_declared(setup: configparser.ConfigParser) -> None:
@@ -118,16 +212,23 @@ def test_ctrl_c_is_left_to_the_running_command() -> None:
 
 
 @pytest.mark.slow
-def test_quickstart_prunes_the_demo_and_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("models", [["model.onnx"], []])
+def test_quickstart_prunes_a_model_or_the_demo(models: list[str], tmp_path: Path) -> None:
     """Uses the environment of the tests, in which tools/test has installed everything."""
     if sys.prefix == sys.base_prefix:
         pytest.skip("no virtual environment is active: quickstart would create one")
     model = tmp_path / "model.onnx"
     model.write_bytes(demo.files().model.read_bytes())
     (tmp_path / "onnxprune").mkdir()  # as next to a checkout of that name
-    command = [sys.executable, str(ROOT / "tools" / "quickstart"), "model.onnx", "--samples", "64"]
+    options = ["--samples", "64"] if models else []
+    command = [sys.executable, str(ROOT / "tools" / "quickstart"), *models, *options]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 0 < (tmp_path / "model.pruned.onnx").stat().st_size < model.stat().st_size
+    pruned = tmp_path / "model.pruned.onnx"
+    if not models:
+        pruned = ROOT / "build" / "demo" / "digits.pruned.onnx"
+    assert 0 < pruned.stat().st_size < model.stat().st_size
+    # an own model is not kept waiting for the demo
+    assert ("-m onnxprune demo" in done.stderr) == (not models)

@@ -84,8 +84,9 @@ def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple 
     wanted
         Optional requirements, each followed by its options of pip; failures are printed.
     """
-    # a change of setup.cfg or of this file installs again
-    sources = _text(os.path.join(ROOT, "setup.cfg")) + _text(os.path.abspath(__file__))
+    # a change of the metadata or of this file installs again
+    sources = "".join(_text(os.path.join(ROOT, name)) for name in ("setup.cfg", "pyproject.toml"))
+    sources += _text(os.path.abspath(__file__))
     state = hashlib.sha256((ROOT + sources).encode()).hexdigest()
     prefix = subprocess.check_output(
         [interpreter, "-c", "import sys; print(sys.prefix)"], universal_newlines=True
@@ -104,7 +105,8 @@ def install(interpreter: str, extras: list, packages: tuple = (), wanted: tuple 
     # directory, such as a checkout, would be imported as the package
     pip_help = subprocess.check_output([*pip, "--help"], universal_newlines=True)
     mode = ["--config-settings", "editable_mode=compat"] if "--config-settings" in pip_help else []
-    run([*pip, *packages, *mode, "--editable", f"{ROOT}[{','.join(extras)}]"])
+    extra = f"[{','.join(extras)}]" if extras else ""
+    run([*pip, *packages, *mode, "--editable", ROOT + extra])
     plain = [package for package in wanted if " " not in package]
     together = not plain or attempt(pip + plain)
     for package in wanted:

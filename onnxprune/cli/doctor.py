@@ -14,10 +14,9 @@ import click
 from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, shared
 
-CORE = ("onnxprune", "numpy", "scipy", "onnx", "onnxruntime", "click")
+CORE = ("onnxprune", "numpy", "scipy", "onnx", "onnxruntime", "click", "pillow")
 # extra -> modules that it installs
 EXTRAS = {
-    "images": ("PIL",),
     "torch": ("torch",),
     "openvino": ("openvino",),
     "ncnn": ("ncnn", "pnnx"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from onnxprune.cli.common import (
 from onnxprune.errors import UsageError
 from onnxprune.run.recipe import Recipe
 
+DEMO_TARGET, DEMO_MULTIPLE, DEMO_CONTROLS = "macs=12%", 8, 3
 EXPLANATION = """\
 onnxprune optimize MODEL makes an exported ONNX model smaller and faster, without a training
 framework.
@@ -76,28 +78,63 @@ def optimize(
 
 
 @command(
-    "onnxprune demo  # prune a network of the package",
+    "onnxprune demo  # prune a network of the package, compare with random channels",
+    "onnxprune demo --export digits  # write its model and data into a folder, to try commands on",
 )
 @output_options("Path of the pruned model. Default: onnxprune-demo.onnx.")
+@click.option(
+    "--export",
+    "folder",
+    type=click.Path(),
+    metavar="FOLDER",
+    help="Only write model.onnx, images/, calibration.npz and evaluation.npz into FOLDER.",
+)
 @recipe_options()
 @shared
 def demo(
-    output: str | None, overwrite: bool, recipe_file: str | None, as_json: bool, **values: Any
+    output: str | None,
+    overwrite: bool,
+    folder: str | None,
+    recipe_file: str | None,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Prune a small trained network (scikit-learn's digits) that ships with onnxprune."""
     from onnxprune.demo import files
 
+    if folder is not None:
+        _export(folder, output, overwrite, as_json)
+        return
     model, calibration, evaluation = map(str, files())
     values["data"] = values["data"] or calibration
     # the demo has labels, with which "auto" would build a model for each of several candidates
     values["candidate"] = values["candidate"] or ("none",)
-    # one random model shows how much the choice of channels matters
+    if not any(values[name] for name in ("target", "ratio", "max_divergence")) and not recipe_file:
+        # easier cuts of so wide a network succeed with any channels, if the rest is refitted
+        values |= {"target": (DEMO_TARGET,), "round_to": values["round_to"] or DEMO_MULTIPLE}
+    # several random models, since one may be lucky
     if values["control"] is None:
-        values["control"] = 1
+        values["control"] = DEMO_CONTROLS
     if not values["metric"]:
         values |= {"metric": ("top1",), "labeled": evaluation}
     recipe = recipe_from(recipe_file, values)
     _run(model, output or "onnxprune-demo.onnx", recipe, None, overwrite, as_json)
+
+
+def _export(folder: str, output: str | None, overwrite: bool, as_json: bool) -> None:
+    """Write the demo's files into a folder, and print the next command."""
+    from onnxprune.demo.export import write_files
+
+    if output is not None:
+        raise UsageError("usage", "--export writes no pruned model: omit -o")
+    written = write_files(folder, overwrite)
+    if as_json:
+        emit([str(path) for path in written])
+        return
+    for path in written:
+        click.echo(f"written to {path}")
+    model, images, *_ = written
+    click.echo(f"next: onnxprune optimize {quote(str(model))} --data {quote(str(images))}")
 
 
 def _run(

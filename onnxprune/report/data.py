@@ -353,8 +353,8 @@ class Report(ReportRecord):
     splits
         "calibration", "selection", "report", "selection_labels" and "report_labels" -> the
         inputs in that part; no input is in two parts.
-    control
-        Models with equal widths and random channels.
+    control, control_unrepaired
+        Models with equal widths and random channels, with the same repair and without any.
     sensitivity
         Group -> [[removed share, estimated divergence], ...] when it alone is pruned.
     measured
@@ -380,6 +380,7 @@ class Report(ReportRecord):
     quality: Mapping[str, QualityRow] = named(QualityRow)
     splits: Mapping[str, str] = field(default_factory=dict)
     control: Sequence[Figures] = many(Figures)
+    control_unrepaired: Sequence[Figures] = many(Figures)
     selection: SelectionSummary = one(SelectionSummary)
     bisection: BisectionSummary = one(BisectionSummary)
     curve: Sequence[CurvePoint] = many(CurvePoint)

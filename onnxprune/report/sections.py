@@ -22,6 +22,7 @@ from onnxprune.report.data import (
 from onnxprune.report.picture import MOST_BOXES, picture, tints
 from onnxprune.report.plots import AFTER, BEFORE, Curve, curves, plot
 from onnxprune.report.text import clip, number
+from onnxprune.report.verdict import own_figures
 
 MOST_ROWS = 400  # per table; with MOST_NAME, it keeps the page below a megabyte
 MOST_NAME = 160  # characters shown of a name
@@ -143,14 +144,6 @@ def control(report: Report) -> Control | None:
         farther = sum(other is None or other > own for other in others)
     models = ["This model", *(f"Random {i}" for i in range(1, len(rows)))]
     return Control(models, _list_measures(rows), len(others), farther)
-
-
-def own_figures(report: Report) -> Figures:
-    """Return the figures of the written model."""
-    metrics = {
-        name: MetricFigure(row.after, row.standard_error) for name, row in report.quality.items()
-    }
-    return Figures(report.fidelity.relative_error, report.fidelity.agreement, metrics)
 
 
 def _list_measures(rows: Sequence[Figures | CurvePoint]) -> Measures:

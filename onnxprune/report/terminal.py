@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
 from typing import TextIO
@@ -13,9 +14,9 @@ from typing import TextIO
 from onnxprune.errors import plural, printable
 from onnxprune.events import Event
 from onnxprune.report.conclusions import BAD, FAIR, GOOD
-from onnxprune.report.data import FidelitySummary, MetricFigure, Report
+from onnxprune.report.data import FidelitySummary, Figures, MetricFigure, Report
 from onnxprune.report.text import amount, clip, columns, duration
-from onnxprune.report.verdict import agreement_name, judge
+from onnxprune.report.verdict import agreement_name, judge, own_figures
 
 LONG_S = 2.0  # stages that take longer show their progress
 TERMINAL_S, LOG_S = 0.2, 10.0  # interval of progress lines on a terminal and in a log
@@ -285,15 +286,27 @@ def _describe_control(report: Report) -> str:
     """Return the figures of the models with random channels."""
     if not report.control:
         return ""
-    figures = []
-    own = report.fidelity.relative_error
-    if own is not None:
-        errors = ", ".join(_figure(row.relative_error) for row in report.control)
-        figures.append(f"relative output error {errors} (this model: {_figure(own)})")
-    for metric in report.quality:
-        values = ", ".join(_figure(row.metrics[metric].value) for row in report.control)
-        figures.append(f"{metric} {values}")
-    return "random-channel control at equal widths: " + "; ".join(figures)
+    own = own_figures(report)
+    rows = [("this model", _list_figures([own]))]
+    rows.append(("random channels, same repair", _list_figures(report.control)))
+    if report.control_unrepaired:
+        rows.append(("random channels, no repair", _list_figures(report.control_unrepaired)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        ["control at equal widths:", *(f"  {name:{width}}  {figures}" for name, figures in rows)]
+    )
+
+
+def _list_figures(rows: Sequence[Figures]) -> str:
+    """Return the metrics and the output errors of models, those of equal name together."""
+    texts = []
+    for metric in rows[0].metrics:
+        values = ", ".join(_figure(row.metrics[metric].value) for row in rows)
+        texts.append(f"{metric} {values}")
+    if any(row.relative_error is not None for row in rows):
+        errors = ", ".join(_figure(row.relative_error) for row in rows)
+        texts.append(f"relative output error {errors}")
+    return "; ".join(texts)
 
 
 def _figure(value: float | None) -> str:

@@ -10,7 +10,9 @@ from onnxprune.errors import plural
 from onnxprune.report.conclusions import BAD, FAIR, GOOD, UNKNOWN, Verdict, worst_level
 from onnxprune.report.data import (
     FidelitySummary,
+    Figures,
     LatencyRow,
+    MetricFigure,
     QualityRow,
     Report,
     TargetRow,
@@ -190,3 +192,11 @@ def _grade_latency(row: LatencyRow) -> tuple[str, str]:
     if low <= 1 <= high:
         return FAIR, "no measurable gain: "
     return (BAD, "slower: ") if high < 1 else (GOOD, "")
+
+
+def own_figures(report: Report) -> Figures:
+    """Return the figures of the written model."""
+    metrics = {
+        name: MetricFigure(row.after, row.standard_error) for name, row in report.quality.items()
+    }
+    return Figures(report.fidelity.relative_error, report.fidelity.agreement, metrics)

@@ -106,18 +106,37 @@ def _original_figures(evaluation: Evaluation) -> Figures:
     )
 
 
-def build_controls(variants: Variants, recipe: Recipe, plan: Plan) -> list[Figures]:
-    """Return the figures of models with the plan's widths and random channels."""
+def build_controls(
+    variants: Variants, recipe: Recipe, plan: Plan
+) -> tuple[list[Figures], list[Figures]]:
+    """Return the figures of models with the plan's widths and random channels.
+
+    Returns
+    -------
+    With the recipe's repair, and without any: how much the choice of channels and the repair
+    contribute. The second list is empty if the recipe has no repair.
+    """
     depends = _list_dependencies(variants, recipe, plan_key(recipe, plan))
-    rows = []
+    bare = recipe.but({"repair": "none"})
+    repaired, unrepaired = [], []
     for number in range(1, recipe.control + 1):
         # the default binds this control's number, whenever the stage calls the function
         def work(number: int = number) -> Mapping[str, Any]:
             random_plan = _draw_plan(variants, recipe, plan, number)
-            return variants.measure(variants.repair(recipe, random_plan), recipe).to_json()
+            row = {}
+            if recipe.repair != "none":
+                row["unrepaired"] = variants.measure(
+                    variants.repair(bare, random_plan), bare
+                ).to_json()
+            # last, so that the stage's line shows these figures
+            return row | variants.measure(variants.repair(recipe, random_plan), recipe).to_json()
 
-        rows.append(Figures.from_json(variants.do(f"control {number}", work, depends)))
-    return rows
+        row = variants.do(f"control {number}", work, depends)
+        # absent in artifacts of earlier versions
+        if without := row.pop("unrepaired", None):
+            unrepaired.append(Figures.from_json(without))
+        repaired.append(Figures.from_json(row))
+    return repaired, unrepaired
 
 
 def _draw_plan(variants: Variants, recipe: Recipe, plan: Plan, number: int) -> Plan:

@@ -29,7 +29,6 @@ from onnxprune.report.data import (
     BisectionSummary,
     Costs,
     CurvePoint,
-    Figures,
     LayerCost,
     Provenance,
     Report,
@@ -284,14 +283,12 @@ class RunJob:
         self, variants: Variants, recipe: Recipe, plan: Plan, evaluation: Evaluation
     ) -> ComparisonModels:
         """Build the random controls and the trade-off curve, if asked for."""
-        control: Sequence[Figures] = ()
         curve: Sequence[CurvePoint] = ()
         problems: Sequence[str] = ()
-        if recipe.control:
-            control = build_controls(variants, recipe, plan)
+        controls = build_controls(variants, recipe, plan)
         if recipe.curve:
             curve, problems = build_curve(variants, recipe, plan, evaluation)
-        return ComparisonModels(control, curve, problems)
+        return ComparisonModels(*controls, curve, problems)
 
     def _report(
         self, variants: Variants, model: Model, plan: Plan, results: StageResults
@@ -321,6 +318,7 @@ class RunJob:
             quality=evaluation.quality,
             splits=self.splits.describe(),
             control=results.comparison.control,
+            control_unrepaired=results.comparison.control_unrepaired,
             selection=results.decision.selection,
             bisection=results.decision.bisection,
             curve=results.comparison.curve,

@@ -85,6 +85,7 @@ class ComparisonModels:
     """Models to compare the written one with, and warnings about those that failed."""
 
     control: Sequence[Figures] = ()
+    control_unrepaired: Sequence[Figures] = ()
     curve: Sequence[CurvePoint] = ()
     warnings: Sequence[str] = ()
 
