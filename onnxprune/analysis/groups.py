@@ -17,6 +17,7 @@ from onnxprune.analysis.sharing import shared_uses
 from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Mask, Record, Use
 from onnxprune.errors import UsageError, unknown
+from onnxprune.ir.example_sizes import declared_shapes, name_shapes
 from onnxprune.ir.io import Model, digest
 from onnxprune.ir.nodes import label
 from onnxprune.ir.shapes import Shapes
@@ -127,7 +128,8 @@ class Analysis:
         origin
             Where the shapes come from, for reports.
         """
-        return replace(self, sizes=Sizes(self.record, dict(shapes), origin))
+        shapes = name_shapes(shapes, declared_shapes(self.model))
+        return replace(self, sizes=Sizes(self.record, shapes, origin))
 
     @cached_property
     def counted_at(self) -> Sizes:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxprune.errors import UsageError, unknown
-from onnxprune.ir.example_sizes import is_anonymous
+from onnxprune.ir.example_sizes import is_anonymous, name_shapes
 
 Shape = tuple[int | str | None, ...]
 
@@ -33,7 +33,7 @@ def apply_overrides(
     """
     symbols: dict[str, int] = {}
     given: dict[str, Shape] = {}
-    for name, sizes in overrides.items():
+    for name, sizes in name_shapes(overrides, declared).items():
         option = f"shape {name}:{spell(sizes)}"
         if name not in declared:
             raise unknown("input", name, declared)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from onnx import TypeProto, helper
 
-from onnxprune.errors import EngineError, UsageError
+from onnxprune.errors import EngineError, UsageError, unknown
+from onnxprune.ir.example_sizes import name_shapes
 from onnxprune.ir.io import Model, load, save
 from onnxprune.moved import old_names
 
@@ -348,13 +349,10 @@ def static_inputs(model: Model, shapes: Mapping[str, Sequence[int]]) -> dict[str
     inputs = {
         v.name: v.type.tensor_type for v in model.proto.graph.input if v.name not in model.weights
     }
+    shapes = name_shapes(shapes, inputs)
     for name in shapes:
         if name not in inputs:
-            raise UsageError(
-                "unknown-input",
-                f"shape given for unknown input {name!r}; "
-                f"the model's inputs are {', '.join(inputs) or 'none'}",
-            )
+            raise unknown("input", name, inputs)
     # sequences, maps and optionals have no elem_type in the field that is read here
     for name, kind in inputs.items():
         if not kind.elem_type:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from onnxprune.errors import UsageError
 from onnxprune.ir.model import ModelView
 from onnxprune.ir.shapes import dimension
 from onnxprune.ir.values import Dim
 
 SIDE = 128  # dynamic height and width of images: divisible by every common stride, and cheap
+ONLY_INPUT = "*"  # in place of a name: the only input
 LENGTH = 32  # any other dynamic size: sequences, points
 IMAGE_CHANNELS = (1, 3, 4)  # gray, color, color with alpha: other channel counts are feature maps
 
@@ -88,6 +90,29 @@ def declared_shapes(model: ModelView) -> dict[str, tuple[Dim, ...]]:
         for info in model.proto.graph.input
         if info.name not in model.weights and info.type.tensor_type.HasField("shape")
     }
+
+
+def name_shapes(
+    shapes: Mapping[str, Sequence[int]], inputs: Collection[str]
+) -> dict[str, Sequence[int]]:
+    """Return shapes by input name; one that is given without a name is that of the only input.
+
+    Raises
+    ------
+    UsageError
+        A shape has no name, and is not the only one, or the model has several inputs.
+    """
+    named = dict(shapes)
+    if ONLY_INPUT not in shapes or ONLY_INPUT in inputs:
+        return named
+    if len(inputs) != 1 or len(shapes) != 1:
+        text = ",".join(map(str, shapes[ONLY_INPUT]))
+        raise UsageError(
+            "shape-override",
+            f"shape {text} names no input, and the model has {', '.join(map(repr, inputs))}: write "
+            f"--shape {next(iter(inputs), 'NAME')}:{text}, once per input",
+        )
+    return {next(iter(inputs)): named[ONLY_INPUT]}
 
 
 def example_input_shapes(

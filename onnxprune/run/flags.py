@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from onnxprune.data.presets import PRESET
+from onnxprune.run.parsers import EVERY
 from onnxprune.run.recipe import OPTIONS, Recipe
 
 _COLON_NAMES = ("shape", "batch_axis")  # options that write NAME:VALUE, others NAME=VALUE
@@ -45,7 +46,8 @@ def _spell_all(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         separator = ":" if name in _COLON_NAMES else "="
         for key, entry in value.items():
-            yield f"{key}{separator}{_spell(entry)}"
+            # without a name where that means the same, as * is special to shells
+            yield _spell(entry) if key == EVERY else f"{key}{separator}{_spell(entry)}"
         return
     yield from map(_spell, value or ("none",))
 

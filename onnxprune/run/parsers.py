@@ -9,6 +9,7 @@ import ast
 import importlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ CRITERION_NUMBERS = {
     "5": "bn_scale*l1",
     "6": "random",
 }
+EVERY = (
+    "*"  # in place of a name: all inputs or groups; of shapes, which are not alike: the only one
+)
 LARGEST_INTEGER = (1 << 31) - 1  # of seeds and samples; larger values are almost certainly typos
 # names that people type -> names of the registries
 METRIC_NAMES = {
@@ -227,6 +231,21 @@ def input_shape(value: Any) -> tuple[int, ...]:
     return tuple(-1 if str(part).strip() == "-1" else parse(part) for part in parts)
 
 
+def input_shapes(value: Any) -> Mapping[str, tuple[int, ...]]:
+    """Return input name -> axis lengths from NAME:1,3,224,224; without a name of the only input."""
+    if not isinstance(value, Mapping):
+        entries = list(value) if isinstance(value, (list, tuple)) else [value]
+        # one shape as Python and TOML write it
+        if entries and all(isinstance(length, int) for length in entries):
+            entries = [",".join(map(str, entries))]
+        # a shape alone consists of numbers, names do not
+        value = [
+            entry if re.search("[^-0-9x, ]", text(entry)) else f"{EVERY}:{entry}"
+            for entry in entries
+        ]
+    return dict(mapping(input_shape, ":")(value))
+
+
 def batch_axis(value: Any) -> int | str:
     """Return the number of an axis, or "none"."""
     if str(value).strip().lower() == "none":
@@ -241,7 +260,7 @@ def batch_axes(value: Any) -> Mapping[str, int | str]:
     """Return input name -> batch axis from NAME:AXIS; an axis without a name is that of all."""
     if not isinstance(value, Mapping):
         entries = [value] if isinstance(value, (str, int)) else value
-        value = [text(e) if ":" in str(e) else f"*:{e}" for e in entries]
+        value = [text(e) if ":" in str(e) else f"{EVERY}:{e}" for e in entries]
     return dict(mapping(batch_axis, ":")(value))
 
 
@@ -301,7 +320,7 @@ def _parse_ratio(part: Any) -> Mapping[str, float]:
     if isinstance(part, (tuple, list)) and len(part) == 2:
         return {f"#{integer(0)(part[0])}": share(part[1])}
     if not isinstance(part, str):
-        return {"*": share(part)}
+        return {EVERY: share(part)}
     # before brackets, with which a name may begin
     if "=" in part:
         return dict(mapping(share)(part))
@@ -310,7 +329,7 @@ def _parse_ratio(part: Any) -> Mapping[str, float]:
         return {f"#{integer(0)(n)}": share(r) for n, r in _parse_pairs(part)}
     if not part.strip().lstrip("+-.")[:1].isdecimal():  # .5 and a wrong sign are numbers too
         raise ValueError(f"{part!r} is not NAME=VALUE")
-    return {"*": share(part)}
+    return {EVERY: share(part)}
 
 
 def _parse_pairs(value: str) -> list[tuple[Any, Any]]:

@@ -206,11 +206,11 @@ class Recipe:
     )
     shape: Mapping[str, tuple[int, ...]] = option_field(
         (),
-        parsers.mapping(parsers.input_shape, ":"),
+        parsers.input_shapes,
         "runtime",
         "NAME:1,3,224,224",
-        "Shape of an input with dynamic axes, for calibration, measurement and counted costs; -1 "
-        "keeps an axis dynamic.",
+        "Shape of an input with dynamic axes (NAME: may be omitted if it is the only one), for "
+        "calibration, measurement and counted costs; -1 keeps an axis dynamic.",
         repeatable=True,
     )
     batch_axis: Mapping[str, int | str] = option_field(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import onnx
+import onnx.parser
 import pytest
 from click.testing import CliRunner
 
@@ -14,9 +15,12 @@ from onnxprune import demo
 from onnxprune.cli import run
 from onnxprune.cli.app import ALIASES, COMMANDS, app
 from onnxprune.cli.command import EXPERT, GROUPS, Command, full_help, group_of
+from onnxprune.engines.base import static_inputs
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.ir.file_kinds import KINDS
 from onnxprune.ir.io import load
+from onnxprune.run.adapter import analyze_for, count_at, open_data_for
+from onnxprune.run.flags import to_flags
 from onnxprune.run.recipe import OPTIONS, Recipe
 from onnxprune.run.target import Target
 
@@ -151,9 +155,24 @@ def test_addresses_folders_and_pointers_are_named(tmp_path: Path) -> None:
         load(tmp_path / "p.onnx")
 
 
-def test_shape_without_a_name_is_explained() -> None:
-    with pytest.raises(UsageError, match="NAME:VALUE"):
-        Recipe.of({"shape": "1,3,32,32"})
+@pytest.mark.parametrize("value", ["2,1,8,8", "2x1x8x8", ["2,1,8,8"], (2, 1, 8, 8), [2, 1, 8, 8]])
+def test_shape_without_a_name_is_that_of_the_only_input(value: object) -> None:
+    recipe = Recipe.of({"shape": value})
+    assert Recipe.of({"shape": to_flags(recipe)[1]}) == recipe
+    analysis = analyze_for(MODEL, recipe)
+    assert count_at(analysis, None, recipe).counted_at.inputs == {"images": (2, 1, 8, 8)}
+    data = open_data_for(analysis.model, recipe)
+    assert next(data.batches(5))["images"].shape == (2, 1, 8, 8)
+    assert static_inputs(analysis.model, recipe.shape)["images"].shape == (2, 1, 8, 8)
+
+
+def test_shape_without_a_name_needs_one_input(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 4] a, float[n, 4] b) => (float[n, 4] y) { y = Add (a, b) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "two.onnx")
+    recipe = Recipe.of({"shape": "1,4"})
+    with pytest.raises(UsageError, match="'a', 'b': write --shape a:1,4, once per input"):
+        count_at(analyze_for(str(tmp_path / "two.onnx"), recipe), None, recipe)
 
 
 def test_other_errors_of_files_with_other_suffixes_stay(tmp_path: Path) -> None:
