@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_KNOWN = 40  # names in a message
+MOST_NEAR = 3
 # without the module json, which would delay --help
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
@@ -86,10 +88,21 @@ def unknown(kind: str, name: str, known: Iterable[str], code: str = "") -> Usage
         Code of the error; by default "unknown-" and the kind.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)
+    near = difflib.get_close_matches(name, names, 1) or _find_containing(name, names)
+    # a model has thousands of tensors, which no message can list
+    listed = ", ".join(names[:MOST_KNOWN]) + f" and {len(names) - MOST_KNOWN} more"
+    hint = "known: " + (", ".join(names) if len(names) <= MOST_KNOWN else listed)
+    if near:
+        hint = "did you mean " + " or ".join(map(repr, near)) + "?"
     code = code or f"unknown-{kind.replace(' ', '-')}"
     return UsageError(code, f"unknown {kind} {name!r}; {hint}")
+
+
+def _find_containing(name: str, names: Iterable[str]) -> list[str]:
+    """Return the shortest names of which the given one is a part, such as one without its path."""
+    part = name.lower()
+    containing = [n for n in names if len(part) > 2 and part in n.lower()]
+    return sorted(containing, key=len)[:MOST_NEAR]
 
 
 def printable(text: str) -> str:

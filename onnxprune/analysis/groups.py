@@ -17,7 +17,6 @@ from onnxprune.analysis.sharing import shared_uses
 from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Mask, Record, Use
 from onnxprune.errors import UsageError, unknown
-from onnxprune.ir.example_sizes import declared_shapes, name_shapes
 from onnxprune.ir.io import Model, digest
 from onnxprune.ir.nodes import label
 from onnxprune.ir.shapes import Shapes
@@ -128,8 +127,7 @@ class Analysis:
         origin
             Where the shapes come from, for reports.
         """
-        shapes = name_shapes(shapes, declared_shapes(self.model))
-        return replace(self, sizes=Sizes(self.record, shapes, origin))
+        return replace(self, sizes=Sizes(self.record, dict(shapes), origin))
 
     @cached_property
     def counted_at(self) -> Sizes:

@@ -11,7 +11,7 @@ from onnxprune.analysis.rule_shapes import shapes_by_rule
 from onnxprune.analysis.state import Record
 from onnxprune.errors import printable
 from onnxprune.ir.dictated import input_shapes
-from onnxprune.ir.example_sizes import LENGTH, example_input_shapes
+from onnxprune.ir.example_sizes import LENGTH, example_input_shapes, name_shapes
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
 from onnxprune.ir.shapes import Shapes
@@ -40,15 +40,25 @@ class Sizes:
     origin: str = ""
 
     @cached_property
+    def _declared(self) -> dict[str, tuple[Dim, ...]]:
+        """Declared shape of every input that is a tensor of known rank."""
+        return input_shapes(self.record.model, self.record.shapes)
+
+    @cached_property
+    def _named(self) -> dict[str, Sequence[int]]:
+        """The given shapes, that without a name under that of the only input."""
+        return name_shapes(self.given, self._declared)
+
+    @cached_property
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Shape of every input that is a tensor of known rank."""
-        declared = input_shapes(self.record.model, self.record.shapes)
-        inputs = example_input_shapes(declared, self.given)
+        declared = self._declared
+        inputs = example_input_shapes(declared, self._named)
         if any(shape and not isinstance(shape[0], int) for shape in declared.values()):
             # a leading axis of time, not of samples, is too short for windows at length 1
             shapes = sized_shapes(self.record.model, inputs, self.record.shapes)
             if not _can_exist(shapes):
-                return example_input_shapes(declared, self.given, LENGTH)
+                return example_input_shapes(declared, self._named, LENGTH)
         return inputs
 
     @cached_property
@@ -107,10 +117,9 @@ class Sizes:
         """Where the lengths of dynamic axes come from; "" if they are given or only the batch."""
         if self.origin:
             return self.origin
-        declared = input_shapes(self.record.model, self.record.shapes)
-        for name, shape in declared.items():
+        for name, shape in self._declared.items():
             # -1 is what an input that is not listed takes on every axis
-            given = self.given.get(name, (-1,) * len(shape))
+            given = self._named.get(name, (-1,) * len(shape))
             for axis, (dim, size) in enumerate(zip(shape, given, strict=False)):
                 # one sample per inference, unless a shape says otherwise
                 if axis and not isinstance(dim, int) and size < 0:

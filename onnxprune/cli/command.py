@@ -50,6 +50,12 @@ class Command(click.Command):
                 )
             )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of a command line; --data takes all paths of data that follow it."""
+        if "--data" in args and any("--data" in p.opts for p in self.params):
+            args = _repeat_data(args)
+        return super().parse_args(ctx, args)
+
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the description and the examples."""
         super().format_help_text(ctx, formatter)
@@ -74,6 +80,28 @@ class Command(click.Command):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def _repeat_data(args: Sequence[str]) -> list[str]:
+    """Return the words with --data before each path that follows its first one.
+
+    A shell expands --data *.npz to such a list.
+    """
+    from onnxprune.data.sources import is_data_path
+
+    words: list[str] = []
+    taken = 0  # paths since the last --data
+    for word in args:
+        if word == "--data":
+            taken = 1
+        elif taken == 1:
+            taken = 2
+        elif taken == 2 and is_data_path(word):
+            words.append("--data")
+        else:
+            taken = 0
+        words.append(word)
+    return words
 
 
 def group_of(option: click.Option) -> str:

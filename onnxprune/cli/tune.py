@@ -181,16 +181,21 @@ def _read_settings(recipe: Recipe, own: Mapping[str, Any]) -> TuneSettings:
 
 
 def _open_samples(
-    model: Model, location: str, recipe: Recipe, samples: int | None, labeled: bool
+    model: Model,
+    location: str | tuple[str, ...],
+    recipe: Recipe,
+    samples: int | None,
+    labeled: bool,
 ) -> Data | LabeledData:
     """Open labeled samples or plain inputs; `samples` None = all of a file or folder."""
+    from onnxprune.data.sources import has_end
     from onnxprune.run.adapter import open_inputs, open_labeled_inputs
 
     if labeled:
         return open_labeled_inputs(model, recipe, location, samples)
     if samples is None:
         # generated inputs (loaders, synthetic ones) have no end: take the recipe's number
-        samples = ALL_SAMPLES if os.path.exists(location) else recipe.samples
+        samples = ALL_SAMPLES if has_end(location) else recipe.samples
     return open_inputs(model, recipe, samples, location)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.data.inputs import Inputs, check_names
 from onnxprune.data.npy import PieceReader, StoredArray, stored_arrays
 from onnxprune.data.pieces import Pieces
-from onnxprune.data.sources import ARRAY_SUFFIXES, find_files
+from onnxprune.data.sources import ARRAY_SUFFIXES, list_files
 from onnxprune.errors import DataError
 
 LABELS = ("label", "labels", "target", "targets")  # arrays that are not inputs; ignored here
@@ -149,11 +149,7 @@ def open_arrays(location: str, inputs: Inputs, samples: int, seed: int) -> Array
         the model, or the inputs have different numbers of samples.
     """
     path = Path(location)
-    if not path.exists():
-        raise DataError("data-missing", f"no data at {location}: the file or folder does not exist")
-    files = [path] if path.is_file() else find_files(path, ARRAY_SUFFIXES, below=False)
-    if not files:
-        raise DataError("data-empty", f"{location} contains no .npz or .npy files")
+    files = list_files(location, ARRAY_SUFFIXES, below=False)
     if len({f.suffix.lower() for f in files}) > 1:
         raise DataError(
             "data-kind", f"{location} contains .npy and .npz files; keep one kind per folder"

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxprune.data.inputs import Batch, Inputs, read_inputs, samples_of
+from onnxprune.data.joined import open_source
 from onnxprune.data.preprocess import DEFAULT, Preprocess
-from onnxprune.data.sources import Source, open_source
-from onnxprune.errors import DataError, UsageError
+from onnxprune.data.sources import Source
+from onnxprune.errors import DataError, UsageError, plural
 from onnxprune.ir.model import ModelView
 
 # of samples that are checked when data are opened; later ones are checked when they are read
@@ -44,6 +45,8 @@ class Data:
         Seed of the selection.
     flipped
         Whether each sample is followed by its mirror image.
+    skipped
+        Reason of each sample that was selected and cannot be decoded.
     """
 
     source: Source
@@ -51,6 +54,7 @@ class Data:
     chosen: tuple[int, ...]
     seed: int = 0
     flipped: bool = False
+    skipped: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -88,7 +92,9 @@ class Data:
         """Return one line: how many samples, of how many, from where, selected by which seed."""
         of = "" if len(self.chosen) == self.source.count else f" of {self.source.count}"
         mirrored = ", each also mirrored" if self.flipped else ""
-        return f"{len(self.chosen)}{of} {self.source.describe()}{mirrored}, seed {self.seed}"
+        skipped = f", {len(self.skipped)} unreadable skipped" if self.skipped else ""
+        source = self.source.describe()
+        return f"{len(self.chosen)}{of} {source}{mirrored}{skipped}, seed {self.seed}"
 
     def fingerprint(self) -> str:
         """Return a hex sha256 of what the batches depend on; computed once.
@@ -162,7 +168,7 @@ def group_alike(
 
 
 def open_data(
-    spec: str | Path | None,
+    spec: str | Path | Sequence[str | Path] | None,
     inputs: Mapping[str, tuple[Sequence[Any], str]],
     *,
     samples: int = 256,
@@ -178,7 +184,8 @@ def open_data(
     ----------
     spec
         A folder of images; .npz or .npy, or a folder of them; FILE.py:FUNCTION; None or "synthetic"
-        for random inputs; or NAME:LOCATION with a name of `onnxprune.data.DATA_SOURCES`.
+        for random inputs; NAME:LOCATION with a name of `onnxprune.data.DATA_SOURCES`; a pattern of
+        names with "*"; or a list of these.
     inputs
         name -> (shape, onnxruntime's type string), as in `Session.inputs`.
     samples
@@ -212,6 +219,7 @@ def open_data(
     # a fixed batch must be filled
     samples = max(samples, known.batch or 1)
     data = gather(open_source(spec, known, samples, seed), known, samples, seed)
+    data = _skip_unreadable(data)
     if not data.source.checked:
         _check(data)
     return data
@@ -336,6 +344,25 @@ def _mirror(sample: Mapping[str, np.ndarray], inputs: Inputs) -> dict[str, np.nd
             # counted from the end, because samples lack the batch axis
             mirrored[name] = np.flip(sample[name], axes.width - 4)
     return mirrored
+
+
+def _skip_unreadable(data: Data) -> Data:
+    """Return the data without samples that cannot be decoded, of sources that find these.
+
+    Raises
+    ------
+    DataError
+        None can be decoded, or too few for a batch of a fixed size.
+    """
+    find = getattr(data.source, "find_unreadable", None)
+    reasons: Mapping[int, str] = find(data.chosen) if find else {}
+    if not reasons:
+        return data
+    kept = [index for index in data.chosen if index not in reasons]
+    if not kept:
+        count = plural(len(reasons), "selected image")
+        raise DataError("data-image", f"cannot read any of {count}; {next(iter(reasons.values()))}")
+    return replace(_select(data, kept), skipped=tuple(reasons.values()))
 
 
 def _check(data: Data) -> None:

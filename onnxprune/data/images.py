@@ -12,9 +12,10 @@ import numpy as np
 from onnxprune.data.input_shapes import spell
 from onnxprune.data.inputs import Inputs
 from onnxprune.data.preprocess import channels_of, image_input, pillow
-from onnxprune.data.sources import IMAGE_SUFFIXES, find_files
-from onnxprune.errors import DataError
+from onnxprune.data.sources import IMAGE_SUFFIXES, Location, list_files
+from onnxprune.errors import DataError, plural
 from onnxprune.files import open_regular, sha256
+from onnxprune.ir.file_kinds import is_pointer
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's mode by number of channels
 MOST_PIXELS = 8192 * 8192  # of an image; three copies of it exist while it is converted
@@ -32,8 +33,8 @@ class Images:
     checked = False
     warning = None
 
-    def __init__(self, path: Path, files: Sequence[Path], inputs: Inputs, name: str) -> None:
-        self.path, self.files, self.inputs, self.name = path, tuple(files), inputs, name
+    def __init__(self, place: str, files: Sequence[Path], inputs: Inputs, name: str) -> None:
+        self.place, self.files, self.inputs, self.name = place, tuple(files), inputs, name
         self.count = len(self.files)
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -47,9 +48,14 @@ class Images:
             value = image_input(pixels, item.shape, item.dtype, self.inputs.preprocess, where)
             yield where, {self.name: value}
 
+    def find_unreadable(self, indices: Sequence[int]) -> dict[int, str]:
+        """Return index -> reason of the files that no decoder can read to the end."""
+        reasons = {index: _try_to_decode(self.files[index]) for index in indices}
+        return {i: f"{self.files[i]}: {reason}" for i, reason in reasons.items() if reason}
+
     def describe(self) -> str:
         """Return a phrase such as "images in photos (mean 0, ...)"."""
-        return f"images in {self.path} ({self.inputs.preprocess.describe()})"
+        return f"images in {self.place} ({self.inputs.preprocess.describe()})"
 
     def digest(self, indices: Sequence[int]) -> str:
         """Return the hex sha256 of the files' bytes in this order."""
@@ -64,13 +70,13 @@ class Images:
         return state.hexdigest()
 
 
-def open_images(location: str, inputs: Inputs, samples: int, seed: int) -> Images:
+def open_images(location: Location, inputs: Inputs, samples: int, seed: int) -> Images:
     """Open images.
 
     Parameters
     ----------
     location
-        A folder, searched with its subfolders, or one file.
+        A folder, searched with its subfolders, one file, or a list of files.
     samples, seed
         Not used: which samples are read is decided by the caller.
 
@@ -82,18 +88,15 @@ def open_images(location: str, inputs: Inputs, samples: int, seed: int) -> Image
         Pillow is not installed.
     """
     pillow()
-    path = Path(location)
-    if not path.exists():
-        raise DataError("data-missing", f"no data at {location}: the file or folder does not exist")
-    files = [path] if path.is_file() else find_files(path, IMAGE_SUFFIXES, below=True)
-    if not files:
-        suffixes = ", ".join(s[1:] for s in IMAGE_SUFFIXES)
-        raise DataError("data-empty", f"{location} contains no images ({suffixes})")
+    files = list_files(location, IMAGE_SUFFIXES, below=True)
+    place = str(location)
+    if not isinstance(location, str | Path):
+        place = f"{files[0]} and {plural(len(files) - 1, 'other file')}"
     if len(inputs.items) != 1:
         names = ", ".join(map(repr, inputs.items))
         raise DataError(
             "data-names",
-            f"{location}: images can only feed a model with one input, this model has {names}; "
+            f"{place}: images can only feed a model with one input, this model has {names}; "
             "use .npz or a loader",
         )
     name, item = next(iter(inputs.items.items()))
@@ -101,10 +104,33 @@ def open_images(location: str, inputs: Inputs, samples: int, seed: int) -> Image
         kind = f"{item.dtype} {spell(item.shape)}"
         raise DataError(
             "data-shape",
-            f"{location}: input {name!r} ({kind}) is not an image of 1, 3 or 4 channels; "
+            f"{place}: input {name!r} ({kind}) is not an image of 1, 3 or 4 channels; "
             "use .npz or a loader, or set the layout",
         )
-    return Images(path, files, inputs, name)
+    return Images(place, files, inputs, name)
+
+
+def _try_to_decode(file: Path) -> str:
+    """Return why an image cannot be decoded, "" if it can; images that are too large can."""
+    try:
+        open_regular(file).close()  # a named pipe would block the decoder
+        with pillow().open(file) as image:
+            if image.width * image.height <= MOST_PIXELS:
+                # an eighth of the size takes a fraction of the time where the format allows it
+                image.draft(image.mode, (image.width // 8, image.height // 8))
+                image.load()
+    except Exception as problem:  # Pillow's decoders raise many types on invalid files
+        return _describe(problem, file)
+    return ""
+
+
+def _describe(problem: Exception, file: Path | BinaryIO) -> str:
+    """Return the reason of a decoder's failure."""
+    if isinstance(file, Path) and file.is_file() and is_pointer(file):
+        return "it is a Git LFS pointer; fetch it: git lfs pull"
+    # Pillow repeats the path
+    text = str(problem).replace(f" {str(file)!r}", "")
+    return getattr(problem, "strerror", None) or text or type(problem).__name__
 
 
 def decode(file: Path | BinaryIO, channels: int) -> np.ndarray:
@@ -130,7 +156,7 @@ def decode(file: Path | BinaryIO, channels: int) -> np.ndarray:
                 image = image.convert(MODES[channels])
             pixels = np.asarray(image) if mode in EIGHT_BIT_MODES else None
     except Exception as problem:  # Pillow's decoders raise many types on invalid files
-        reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+        reason = _describe(problem, file)
         raise DataError("data-image", f"cannot read image {file}: {reason}") from problem
     if pixels is None:
         raise DataError(

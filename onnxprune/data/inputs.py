@@ -291,7 +291,7 @@ class Inputs:
             raise DataError(
                 "data-shape",
                 f"{where}: {item.name!r} has shape {spell(value.shape)} per sample, "
-                f"the model takes {spell(expected)}",
+                f"the model takes {spell(expected)}{_explain_layout(expected, value.shape)}",
             )
         for symbol, size in zip(expected, value.shape, strict=True):
             # anonymous sizes are unrelated to each other
@@ -349,6 +349,19 @@ def read_inputs(
     batch, axes = find_batch_axes(sized, batch_axes, trial)
     items = {n: Input(n, sized[n], np.dtype(TYPES[inputs[n][1]]), axes[n]) for n in inputs}
     return Inputs(items, batch, preprocess, model)
+
+
+def _explain_layout(expected: Shape, shape: Sequence[int]) -> str:
+    """Return what brings an image's channels to where the model has them, "" if that is no help."""
+    if len(shape) != 3 or len(expected) != 3 or None in expected:
+        return ""
+    orders = {"last": (2, 0, 1), "first": (1, 2, 0)}
+    for place, order in orders.items():
+        # a square gray image fits in any order, but then no order is wrong
+        if fits(expected, [shape[axis] for axis in order]):
+            axes = ", ".join(str(axis + 1) for axis in order)
+            return f"; its channels are {place}: store x.transpose(0, {axes})"
+    return ""
 
 
 def convert(value: np.ndarray, dtype: np.dtype[Any], where: str) -> np.ndarray:

@@ -1,19 +1,23 @@
-"""The protocol of a data source, and the choice of a source by its specification."""
+"""The protocol of a data source, the kinds of specifications, and the files in a folder."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
 
 from onnxprune.data import DATA_SOURCES
-from onnxprune.data.inputs import Inputs
 from onnxprune.errors import DataError
+from onnxprune.ir.file_kinds import is_address, is_pointer
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+
+Location = str | Path | Sequence[str | Path]  # a file, a folder, or files
+PATTERN = re.compile(r"[*?\[]")
 
 
 class Source(Protocol):
@@ -51,23 +55,36 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str | Path | None, inputs: Inputs, samples: int, seed: int) -> Source:
-    """Open the source that a specification names.
+def is_data_path(word: str) -> bool:
+    """Return whether a word can only name data: by the suffix of arrays or images, or a folder."""
+    return word.lower().endswith((*ARRAY_SUFFIXES, *IMAGE_SUFFIXES)) or os.path.isdir(word)
 
-    Parameters
-    ----------
-    spec
-        None for synthetic inputs; `NAME:LOCATION` with a registered name; otherwise a folder of
-        images or of .npz/.npy files, one such file, or `FILE.py:FUNCTION`.
+
+def has_end(spec: str | Sequence[str]) -> bool:
+    """Return whether a specification names files only: generated inputs may have no end."""
+    entries = [spec] if isinstance(spec, str) else spec
+    return all(os.path.exists(entry) or glob(entry) for entry in entries)
+
+
+def list_files(location: Location, suffixes: Sequence[str], *, below: bool) -> list[Path]:
+    """Return the files of a location: itself, those of a list, or those in a folder.
 
     Raises
     ------
     DataError
-        The location does not exist, is empty, or is of an unknown kind.
+        It does not exist, or is a folder without such a file.
     """
-    kind, location = ("synthetic", "") if spec is None else parse_spec(str(spec))
-    source: Source = DATA_SOURCES.get(kind)(location, inputs, samples, seed)
-    return source
+    if not isinstance(location, str | Path):
+        return list(map(Path, location))
+    path = Path(location)
+    if not path.exists():
+        raise DataError("data-missing", f"no data at {location}: the file or folder does not exist")
+    files = [path] if path.is_file() else find_files(path, suffixes, below=below)
+    if not files:
+        names = ", ".join(suffix[1:] for suffix in suffixes)
+        kind = "arrays" if suffixes is ARRAY_SUFFIXES else "images"
+        raise DataError("data-empty", f"{location} contains no {kind} ({names})")
+    return files
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
@@ -100,7 +117,13 @@ def parse_spec(spec: str) -> tuple[str, str]:
     if path.is_dir():
         return _detect_folder_kind(path), spec
     if not path.exists():
+        if is_address(spec):
+            raise DataError(
+                "data-missing", f"{spec} is an address: download the data, and pass their path"
+            )
         raise DataError("data-missing", f"no data at {spec}: the file or folder does not exist")
+    if is_pointer(path):
+        raise DataError("data-unreadable", f"{spec} is a Git LFS pointer; fetch it: git lfs pull")
     if path.suffix.lower() in ARRAY_SUFFIXES:
         return "arrays", spec
     if path.suffix.lower() in IMAGE_SUFFIXES:

@@ -35,11 +35,26 @@ _URL = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)
 _LFS = b"version https://git-lfs"
 
 
+def is_address(path: str | Path) -> bool:
+    """Return whether a path that does not exist is an address, such as https://host/file."""
+    return bool(_URL.match(str(path)))
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in place of a large one."""
+    with open_regular(path) as file:
+        return file.read(len(_LFS)) == _LFS
+
+
 def check_place(path: Path) -> None:
     """Raise ModelError with the next step for addresses and folders."""
     # a path that exists is a file, whatever its name looks like
-    if _URL.match(str(path)) and not path.exists():
-        raise ModelError("model-kind", f"{path} is an address: download the file first")
+    if is_address(path) and not path.exists():
+        # a path has lost one of the two slashes
+        address = str(path).replace(":/", "://", 1)
+        raise ModelError(
+            "model-kind", f"{address} is an address: download the file, and pass its path"
+        )
     # a folder may be a model of another kind, whose suffix says more
     if path.is_dir() and path.suffix.lower() not in KINDS:
         names = sorted(p.name for p in path.glob("*.onnx"))
@@ -59,9 +74,7 @@ def explain_kind(path: Path) -> Iterator[None]:
         # a suffix alone proves nothing: ONNX files are also named .pb
         if problem.code not in ("model-not-onnx", "model-empty"):
             raise
-        with open_regular(path) as file:
-            is_pointer = file.read(len(_LFS)) == _LFS
-        if is_pointer:
+        if is_pointer(path):
             text = "a Git LFS pointer; fetch it: git lfs pull"
         elif path.suffix.lower() in KINDS:
             text = "{}, not ONNX; {}".format(*KINDS[path.suffix.lower()])

@@ -16,6 +16,7 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, Preprocess, open_data
+from onnxprune.data.input_shapes import apply_overrides
 from onnxprune.data.labeled import LabeledData, open_labeled
 from onnxprune.data.synthetic import Synthetic
 from onnxprune.engines import ENGINES
@@ -140,7 +141,10 @@ def open_data_for(model: Model, recipe: Recipe) -> Data:
 
 
 def open_inputs(
-    model: Model, recipe: Recipe, samples: int | None = None, path: str | None = None
+    model: Model,
+    recipe: Recipe,
+    samples: int | None = None,
+    path: str | tuple[str, ...] | None = None,
 ) -> Data:
     """Open unlabeled inputs.
 
@@ -201,6 +205,8 @@ def count_at(analysis: Analysis, data: Data | LabeledData | None, recipe: Recipe
     only if the model has dynamic axes.
     """
     declared = declared_shapes(analysis.model)
+    # only for its errors: the analysis ignores shapes that fit no input
+    apply_overrides(declared, recipe.shape)
     is_static = all(isinstance(d, int) for shape in declared.values() for d in shape)
     if data is None or is_static:
         return analysis.at(recipe.shape) if recipe.shape else analysis
@@ -221,9 +227,21 @@ def open_labels(model: Model, recipe: Recipe) -> LabeledData | None:
 
 
 def open_labeled_inputs(
-    model: Model, recipe: Recipe, path: str, samples: int | None = None
+    model: Model, recipe: Recipe, path: str | tuple[str, ...], samples: int | None = None
 ) -> LabeledData:
-    """Open labeled inputs, at most `samples` of them if given."""
+    """Open labeled inputs, at most `samples` of them if given.
+
+    Raises
+    ------
+    DataError
+        There are several paths, or the inputs do not fit.
+    """
+    if not isinstance(path, str):
+        raise DataError(
+            "data-kind",
+            f"labeled inputs are one .npz file or one folder, not {len(path)} paths: "
+            f"{', '.join(path)}",
+        )
     return open_labeled(
         path,
         input_types(model),

@@ -49,7 +49,8 @@ def _spell_all(name: str, value: Any) -> Iterator[str]:
             # without a name where that means the same, as * is special to shells
             yield _spell(entry) if key == EVERY else f"{key}{separator}{_spell(entry)}"
         return
-    yield from map(_spell, value or ("none",))
+    values = [value] if isinstance(value, str) else value
+    yield from map(_spell, values or ("none",))
 
 
 def _spell(value: Any, separator: str = ",") -> str:

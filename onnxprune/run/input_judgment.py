@@ -77,6 +77,16 @@ def judge_inputs(analysis: Analysis, data: Data) -> tuple[str, ...]:
         return ()
 
 
+def describe_skipped(data: Data) -> tuple[str, ...]:
+    """Return that some of the selected inputs cannot be decoded, with the first reason."""
+    count = len(data.skipped)
+    if not count:
+        return ()
+    images = f"{count} of {count + len(data.chosen)} images"
+    verb = "is" if count == 1 else "are"
+    return (f"{images} cannot be read and {verb} skipped; {data.skipped[0]}",)
+
+
 def _judge_batch(model: ModelView, data: Data, name: str, feeds: Batch) -> Iterator[str]:
     """Yield the first finding about the scale of the inputs, else about the outputs."""
     values = _channels_first(feeds[name], data.inputs, name)
@@ -253,7 +263,7 @@ def with_preprocess(data: Data, preprocess: Preprocess) -> Data:
     source = data.source
     # these hold inputs of their own; other sources give raw arrays, which Data preprocesses
     if isinstance(source, Images):
-        source = Images(source.path, source.files, inputs, source.name)
+        source = Images(source.place, source.files, inputs, source.name)
     return replace(data, source=source, inputs=inputs)
 
 

@@ -57,6 +57,17 @@ def text(value: Any) -> str:
     return str(os.fspath(value))
 
 
+def paths(value: Any) -> str | tuple[str, ...] | None:
+    """Return one path, several paths, or None for none."""
+    if value is None:
+        return None
+    entries = list(value) if isinstance(value, (list, tuple)) else [value]
+    result = tuple(text(entry) for entry in entries)
+    if len(result) > 1:
+        return result
+    return result[0] if result else None
+
+
 def flag(value: Any) -> bool:
     """Return a Boolean, also from words such as "yes" and "off"."""
     word = str(value).lower()

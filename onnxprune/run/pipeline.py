@@ -31,7 +31,7 @@ from onnxprune.run.adapter import (
     open_data_for,
     open_labels,
 )
-from onnxprune.run.input_judgment import judge_inputs
+from onnxprune.run.input_judgment import describe_skipped, judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.label_judgment import check_metrics, judge_labels
 from onnxprune.run.outputs import check_output, check_space, choose_output, default_run_dir
@@ -144,7 +144,11 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     provenance = collect_provenance(analysis, inputs)
     labels = splits.report_labels
     check_metrics(source, labels, recipe)
-    findings = (*judge_inputs(analysis, inputs), *judge_labels(analysis, labels, recipe))
+    findings = (
+        *describe_skipped(inputs),
+        *judge_inputs(analysis, inputs),
+        *judge_labels(analysis, labels, recipe),
+    )
     # before the first long stage, so that a run on wrong data can be stopped early
     for finding in findings:
         stages.warn(finding)

@@ -183,17 +183,16 @@ class Recipe:
         "",
         "Fail on an operator without a rule instead of freezing the axes it touches.",
     )
-    data: str | None = option_field(
+    data: str | tuple[str, ...] | None = option_field(
         None,
-        parsers.optional(parsers.text),
+        parsers.paths,
         "data",
         "PATH",
-        "Calibration inputs: folder of images, .npz, .npy, or loader.py:function. Default: "
-        "synthetic inputs.",
+        "Calibration inputs: folder of images, .npz, .npy, 'pattern*', or loader.py:function; "
+        "several are joined. Default: synthetic inputs.",
+        repeatable=True,
     )
-    samples: int = option_field(
-        256, parsers.integer(1), "data", "N", "Number of calibration inputs."
-    )
+    samples: int = option_field(256, parsers.integer(1), "data", "N", "Most calibration inputs.")
     flip: bool = option_field(
         False,
         parsers.flag,

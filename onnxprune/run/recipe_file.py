@@ -16,13 +16,14 @@ from onnxprune.files import read_text
 from onnxprune.run.recipe import Recipe, check_keys
 
 PROVENANCE = "provenance"  # table of a resolved recipe with its origin; ignored when read
+_PATH_KEYS = frozenset(("data", "labeled"))
 _CODE_KEYS = frozenset(("data", "metric", "losses", "decoder"))  # may name a Python function
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the values of a TOML recipe, keys checked, values not yet parsed.
 
-    A relative `data` path is resolved against the folder of the file.
+    Relative paths of `data` and `labeled` are resolved against the folder of the file.
 
     Raises
     ------
@@ -41,9 +42,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UsageError("recipe-not-toml", f"recipe {path} is not TOML: {problem}") from problem
     values.pop(PROVENANCE, None)
     values = check_keys(values, f"recipe {path}")
-    if isinstance(values.get("data"), str):
-        values["data"] = _resolve_data(os.path.dirname(os.fspath(path)), values["data"])
-    return values
+    return _resolve_paths(values, os.path.dirname(os.fspath(path)))
 
 
 def read_data_only(
@@ -71,11 +70,14 @@ def read_data_only(
 
 
 def to_toml(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
-    """Return the recipe as TOML that `read` accepts, with a table of its provenance."""
+    """Return the recipe as TOML that `read` accepts, with a table of its provenance.
+
+    Paths are absolute, so that the file can be read from any folder.
+    """
     # in TOML all keys after the header of a table belong to it, so tables follow all other values
     lines: list[str] = []
     tables: list[str] = []
-    for name, value in recipe.plain().items():
+    for name, value in _resolve_paths(recipe.plain(), os.getcwd()).items():
         if not isinstance(value, dict):
             lines.append(f"{name} = {_to_toml(value)}")
         elif value:
@@ -93,6 +95,18 @@ def _names_code(key: str, entry: str) -> bool:
         return ":" in entry
     # paths and NAME:PATH of data sources have colons too
     return bool(re.search(r"\.py:\w*$", entry)) or entry.startswith("loader:")
+
+
+def _resolve_paths(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Return the values with their paths of inputs relative to `folder`."""
+    result = dict(values)
+    for name in _PATH_KEYS & values.keys():
+        # values of other types are errors that are found later, with the other values
+        if isinstance(values[name], str):
+            result[name] = _resolve_data(folder, values[name])
+        elif isinstance(values[name], list) and all(isinstance(v, str) for v in values[name]):
+            result[name] = [_resolve_data(folder, entry) for entry in values[name]]
+    return result
 
 
 def _resolve_data(folder: str, spec: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -196,7 +196,8 @@ class Stages:
 
     def watch(self, data: Data) -> Data:
         """Return the same data, whose passes report progress."""
-        return WatchedData(data.source, data.inputs, data.chosen, data.seed, data.flipped, self)
+        values = {f.name: getattr(data, f.name) for f in fields(Data)}
+        return WatchedData(**values, stages=self)
 
     def _finish(self, stage: Stage) -> None:
         """Record a finished stage, and send its event."""

@@ -234,3 +234,36 @@ def test_inputs_keep_their_order_and_types():
         ("b", "bool", True),
         ("a", "int8", False),
     ]
+
+
+def test_several_locations_and_patterns_are_joined(tmp_path, photos):
+    for number in range(3):
+        save_npz(tmp_path, name=f"part{number}.npz", x=numbered(4) + 10 * number)
+    parts = open_data([tmp_path / "part0.npz", str(tmp_path / "part2.npz")], IMAGE)
+    assert sorted(first_numbers(parts)) == [0, 1, 2, 3, 20, 21, 22, 23]
+    assert parts.fingerprint() != open_data(tmp_path / "part0.npz", IMAGE).fingerprint()
+    pattern = open_data(str(tmp_path / "part[01].np*"), IMAGE)
+    assert sorted(first_numbers(pattern)) == [0, 1, 2, 3, 10, 11, 12, 13]
+    # photos/class0/* matches the images alone
+    both = open_data([str(photos / "class0" / "*"), tmp_path / "part0.npz"], IMAGE)
+    assert both.samples == 7 and "2 other files" in both.describe()
+    files = open_data(str(photos / "**" / "*.png"), IMAGE)
+    assert files.fingerprint() == open_data(sorted(photos.glob("*/*.png")), IMAGE).fingerprint()
+    with rejects("data-missing", "no file matches the pattern"):
+        open_data(str(tmp_path / "none*.npz"), IMAGE)
+
+
+def test_copies_in_two_locations_are_equal(tmp_path):
+    first = save_npz(tmp_path, name="a.npz", x=numbered(4))
+    second = save_npz(tmp_path, name="b.npz", x=numbered(4))
+    data = open_data([first, second], IMAGE)
+    assert len(set(data.digests())) == 4
+
+
+def test_unreadable_images_of_several_locations_are_skipped(tmp_path, photos):
+    (photos / "class0" / "2.png").write_bytes(b"")
+    arrays = save_npz(tmp_path, x=numbered(4))
+    data = open_data([arrays, photos], IMAGE)
+    assert data.samples == 9 and "2.png" in data.skipped[0]
+    (missing,) = set(range(10)) - set(data.chosen)
+    assert data.source.find_unreadable([missing]).keys() == {missing}

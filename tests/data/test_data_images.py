@@ -114,10 +114,20 @@ def test_images_that_do_not_fit_are_rejected(photos, tmp_path):
     for content in (b"", b"GIF89a", whole[: len(whole) // 2]):
         (photos / "class0" / "2.png").write_bytes(content)
         with rejects("data-image", "2.png"):
-            open_data(photos, IMAGE)
+            open_data(photos / "class0" / "2.png", IMAGE)
+        data = open_data(photos, IMAGE)
+        assert data.samples == 5 and len(data.skipped) == 1
+        assert "2.png" in data.skipped[0] and "1 unreadable skipped" in data.describe()
     image = pytest.importorskip("PIL.Image")
     image.fromarray(np.zeros((20, 16), np.uint16)).save(photos / "class0" / "2.png")
     with rejects("data-image", "2.png", "8 bits"):
+        open_data(photos, IMAGE)
+
+
+def test_images_that_are_all_unreadable_are_an_error(photos):
+    for file in photos.rglob("*.png"):
+        file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with rejects("data-image", "any of 6 selected images", "git lfs pull"):
         open_data(photos, IMAGE)
 
 

@@ -173,6 +173,22 @@ def test_data_in_a_recipe_is_relative_to_the_recipe(tmp_path) -> None:
         assert read(path)["data"] == meant
 
 
+def test_written_recipe_names_the_same_data_from_any_folder(tmp_path, monkeypatch) -> None:
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    (work / "model.run").mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(work)
+    recipe = Recipe(data=("a.npz", "images:photos", "more/*.png"), labeled="val", metric=("top1",))
+    path = work / "model.run" / "recipe.toml"
+    path.write_text(to_toml(recipe), encoding="utf-8")
+    monkeypatch.chdir(elsewhere)
+    again = Recipe.of(read(path))
+    assert again.data == (f"{work}/a.npz", f"images:{work}/photos", f"{work}/more/*.png")
+    assert again.labeled == f"{work}/val"
+    path.write_text('data = ["../b.npz"]', encoding="utf-8")
+    assert Recipe.of(read(path)).data == f"{work}/model.run/../b.npz"
+
+
 @pytest.mark.parametrize(
     ("content", "code"),
     [
