@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Expected(NamedTuple):
+    """How long a stage will probably take.
+
+    Attributes
+    ----------
+    seconds
+        On the machine on which the expectations were fitted; None if unknown.
+    scales
+        Whether a slower machine takes longer; a measurement takes the time that it is given.
+    """
+
+    seconds: float | None
+    scales: bool = True
 
 
 @dataclass(frozen=True)
@@ -15,7 +31,8 @@ class Event:
     stage
         Name of the stage.
     state
-        "begin", "progress", "end", "reused", or "warning" for a sentence between two stages.
+        "begin", "progress", "end", "reused"; between two stages, "warning" or "note" for a
+        sentence, and "expect" for the stages that follow.
     seconds
         Time that the stage has taken.
     share
@@ -24,6 +41,8 @@ class Event:
         One short phrase on what is being done, or on the result.
     left_s
         Seconds left, if known without a share.
+    expected
+        State "expect": the stages that follow, in order.
     """
 
     stage: str
@@ -32,6 +51,7 @@ class Event:
     share: float | None = None
     detail: str = ""
     left_s: float | None = None
+    expected: Mapping[str, Expected] = field(default_factory=dict)
 
 
 Listener = Callable[[Event], None]

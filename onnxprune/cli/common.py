@@ -13,6 +13,7 @@ from onnxprune.run.option import Option
 from onnxprune.run.recipe import OPTIONS, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
+_QUIET = "onnxprune.quiet"  # key of the flag in a context's meta
 
 
 def model_argument(name: str = "model", required: bool = True) -> Callable[[F], F]:
@@ -38,6 +39,28 @@ def shared(command: F) -> F:
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     )(command)
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
+
+
+def quiet_option(command: F) -> F:
+    """Add -q, which silences `say` and the progress of the command."""
+
+    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        context.meta[_QUIET] = value
+
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Nothing on stderr but errors: no progress, no warnings.",
+    )(command)
+
+
+def is_quiet() -> bool:
+    """Return whether the running command has -q."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
 
 
 def recipe_options(
@@ -121,8 +144,9 @@ def emit(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print one line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line on stderr, unless the command is quiet."""
+    if not is_quiet():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _add_flag(name: str, option: Option) -> Callable[[F], F]:

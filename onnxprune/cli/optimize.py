@@ -14,11 +14,13 @@ from onnxprune.cli.common import (
     emit,
     model_argument,
     output_options,
+    quiet_option,
     recipe_from,
     recipe_options,
     say,
     shared,
 )
+from onnxprune.cli.progress import show_progress
 from onnxprune.errors import UsageError
 from onnxprune.run.recipe import Recipe
 
@@ -55,6 +57,7 @@ All options: onnxprune optimize --help-all
     "Default: OUT with .run for .onnx.",
 )
 @recipe_options()
+@quiet_option
 @shared
 def optimize(
     model: str | None,
@@ -90,6 +93,7 @@ def optimize(
     help="Only write model.onnx, images/, calibration.npz and evaluation.npz into FOLDER.",
 )
 @recipe_options()
+@quiet_option
 @shared
 def demo(
     output: str | None,
@@ -154,7 +158,7 @@ def _run(
     # before the run, because the folder of the report is named after it
     output = str(choose_output(output, model))
     page = Path(run_dir or default_run_dir(output)) / PAGE
-    with terminal.Progress() as progress:
+    with show_progress() as progress:
         result = run(
             model, output, recipe=recipe, run_dir=run_dir, overwrite=overwrite, on_event=progress
         )

@@ -12,11 +12,13 @@ from onnxprune.cli.common import (
     ignored_options,
     model_argument,
     output_options,
+    quiet_option,
     recipe_from,
     recipe_options,
     say,
     shared,
 )
+from onnxprune.cli.progress import show_progress
 
 
 @command(
@@ -25,6 +27,7 @@ from onnxprune.cli.common import (
 @model_argument()
 @output_options("Path of the plan. Default: stdout.")
 @recipe_options("analyze", "data", "runtime", "score", "plan")
+@quiet_option
 @shared
 def plan(
     model: str,
@@ -36,7 +39,6 @@ def plan(
 ) -> None:
     """Decide which channels of MODEL to remove, and write the plan as JSON."""
     from onnxprune.files import write_json
-    from onnxprune.report.terminal import Progress
     from onnxprune.run.outputs import check_not_read, check_output
     from onnxprune.run.pipeline import make_plan
 
@@ -45,7 +47,7 @@ def plan(
         # before the search, which can take long
         check_not_read(output, [model])
         check_output(output, overwrite)
-    with Progress() as progress:
+    with show_progress() as progress:
         result = make_plan(model, recipe, progress).to_json()
     if output:
         write_json(output, result)

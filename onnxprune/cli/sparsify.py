@@ -12,11 +12,13 @@ from onnxprune.cli.common import (
     emit,
     model_argument,
     output_options,
+    quiet_option,
     recipe_from,
     recipe_options,
     say,
     shared,
 )
+from onnxprune.cli.progress import show_progress
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ DEFAULT_AMOUNT = 0.5
 )
 @click.option("--report-only", is_flag=True, help="Print the sparsity of MODEL and write nothing.")
 @recipe_options("data", "runtime", "measure", "write")
+@quiet_option
 @shared
 def sparsify(
     model: str,
@@ -89,7 +92,6 @@ def sparsify(
     Memory and the latency of dense engines stay the same; --engine measures both models.
     """
     from onnxprune.ir.io import load, save
-    from onnxprune.report.terminal import Progress
     from onnxprune.run.outputs import check_output, choose_output
     from onnxprune.sparsify.report import sparsity
     from onnxprune.sparsify.weights import SparsifySettings
@@ -120,7 +122,7 @@ def sparsify(
         seed=recipe.seed,
         threads=recipe.threads,
     )
-    with Progress() as progress:
+    with show_progress() as progress:
         result = run(source, settings, _open_inputs(source, recipe), progress)
     # before the measurement, which takes long and may fail
     save(result.model, path, external_data=recipe.external_data, overwrite=overwrite)

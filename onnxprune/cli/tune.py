@@ -16,11 +16,13 @@ from onnxprune.cli.common import (
     ignored_options,
     model_argument,
     output_options,
+    quiet_option,
     recipe_from,
     recipe_options,
     say,
     shared,
 )
+from onnxprune.cli.progress import show_progress
 from onnxprune.cli.tune_options import OPTIONS, PRECISIONS, add_options
 from onnxprune.errors import UsageError
 
@@ -64,6 +66,7 @@ _LABEL_LOSSES = frozenset({"ce", "task"})
     ),
 )
 @ignored_options("blocks", "swaps")
+@quiet_option
 @shared
 def tune(
     model: str,
@@ -83,7 +86,6 @@ def tune(
     """
     from onnxprune.files import write_json
     from onnxprune.ir.io import load, save
-    from onnxprune.report.terminal import Progress
     from onnxprune.run.outputs import check_output, choose_output
 
     # these are no fields of a recipe, which would refuse them
@@ -96,7 +98,7 @@ def tune(
     # without --samples all samples of a file or a folder are used, not the recipe's default
     samples = recipe.samples if values.get("samples") is not None else None
     job = _read_job(source, own, recipe, samples, path)
-    with Progress() as progress:
+    with show_progress() as progress:
         if values["target"]:
             result, plan = _prune_and_tune(source, job, own, recipe, progress)
         else:

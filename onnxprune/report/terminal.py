@@ -1,155 +1,28 @@
-"""Terminal output of a run: one line per stage, progress of long stages, tables, warnings."""
+"""Summary of a run as text: tables, verdicts, warnings."""
 
 from __future__ import annotations
 
 import os
-import sys
-import threading
-import time
 from collections.abc import Sequence
 from os import PathLike
-from types import TracebackType
 from typing import TextIO
 
 from onnxprune.errors import plural, printable
-from onnxprune.events import Event
 from onnxprune.report.conclusions import BAD, FAIR, GOOD
 from onnxprune.report.data import FidelitySummary, Figures, MetricFigure, Report
-from onnxprune.report.text import amount, clip, columns, duration
+from onnxprune.report.text import amount, clip, columns
 from onnxprune.report.verdict import agreement_name, judge, own_figures
 
-LONG_S = 2.0  # stages that take longer show their progress
-TERMINAL_S, LOG_S = 0.2, 10.0  # interval of progress lines on a terminal and in a log
 MOST_WARNINGS = 6  # on a terminal, if the report page lists all of them
 COLORS = {GOOD: "\x1b[32m", FAIR: "\x1b[33m", BAD: "\x1b[31m"}  # by level of a verdict
 RESET = "\x1b[0m"
 MOST_SHAPES = 200  # characters of the shapes of the inputs
-_STAGE_WIDTH = 12
 _COSTS = (
     ("macs", "MACs", ""),
     ("params", "params", ""),
     ("bytes", "size", "B"),
     ("activation_bytes", "activations", "B"),
 )
-
-
-class Progress:
-    """Write the events of a run to a stream as they arrive.
-
-    Use it as a context manager: a thread updates the line of the running stage even if the stage
-    reports nothing.
-
-    Parameters
-    ----------
-    stream
-        Where to write. On a terminal, the line of the running stage is overwritten; in a log, a
-        line is added every LOG_S seconds.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._out = stream or sys.stderr
-        # the command line escapes control sequences in texts, see cli/streams.py
-        self._control = getattr(self._out, "control", self._out.write)
-        self._live = self._out.isatty()
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._running: Event | None = None
-        self._began = self._shown = self._reported = 0.0
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-
-    def __enter__(self) -> Progress:  # noqa: PYI034 - typing.Self is newer than Python 3.10
-        """Start the thread that updates the line of the running stage."""
-        self._ticker.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the thread and remove the line of the running stage."""
-        self._stop.set()
-        # before clearing: the thread could write its line once more
-        self._ticker.join()
-        self._clear()
-
-    def __call__(self, event: Event) -> None:
-        """Process one event of the run."""
-        # events come from the run, ticks from the thread; lines of both must not mix
-        with self._lock:
-            now = time.monotonic()
-            if event.state == "begin":
-                self._running, self._began, self._shown, self._reported = event, now, now, now
-            # without writing: the thread shows it at its own interval
-            elif event.state == "progress":
-                self._running, self._reported = event, now
-            elif event.state == "warning":
-                self._clear()
-                self._out.write(f"warning: {printable(event.detail)}\n")
-                self._out.flush()
-            else:
-                self._running = None
-                self._clear()
-                duration = f"{event.seconds:8.2f} s" if event.state == "end" else "  reused  "
-                line = f"{event.stage:<{_STAGE_WIDTH}}{duration}  {printable(event.detail)}"
-                self._out.write(line.rstrip() + "\n")
-                self._out.flush()
-
-    def _tick(self) -> None:
-        """Show the running stage at intervals until the context ends."""
-        # a log keeps every line, so that it gets few
-        interval = 0 if self._live else LOG_S
-        while not self._stop.wait(TERMINAL_S):
-            with self._lock:
-                now = time.monotonic()
-                elapsed = now - self._began
-                if self._running and elapsed >= LONG_S and now - self._shown >= interval:
-                    self._shown = now
-                    self._show(running_line(self._running, elapsed, now - self._reported))
-
-    def _show(self, line: str) -> None:
-        """Write a line of progress, over the previous one on a terminal."""
-        # return to the start of the line and erase it: the new text may be shorter
-        if self._live:
-            self._control("\r\x1b[K")
-        self._out.write(line if self._live else f"{line}\n")
-        self._out.flush()
-
-    def _clear(self) -> None:
-        """Remove the line of progress from a terminal."""
-        if self._live:
-            self._control("\r\x1b[K")
-            self._out.flush()
-
-
-def running_line(event: Event, elapsed: float, since: float = 0.0) -> str:
-    """Return the progress line of a running stage.
-
-    Parameters
-    ----------
-    event
-        Last event of the stage.
-    elapsed
-        Seconds since the stage began.
-    since
-        Seconds since `event`.
-
-    Examples
-    --------
-    >>> running_line(Event("score", "progress", share=0.25), 5.0)
-    'score         25%, 5 s, about 15 s left'
-    """
-    parts = [f"{elapsed:.0f} s"]
-    # a share of 0 allows no extrapolation
-    if event.share:
-        # extrapolated from the time at which the share was reported
-        left = (elapsed - since) * (1 - event.share) / event.share - since
-        parts = [f"{event.share:.0%}", *parts, f"about {duration(max(left, 0))} left"]
-    elif event.left_s is not None:
-        parts.append(f"about {duration(max(event.left_s - since, 0))} left")
-    line = f"{event.stage:<{_STAGE_WIDTH}}  " + ", ".join(parts)
-    return f"{line}  {printable(event.detail)}" if event.detail else line
 
 
 def before_after(report: Report) -> str:

@@ -1,102 +1,12 @@
-"""Terminal output: one line per stage, time left, tables, warnings."""
+"""Summary of a run as text: tables, figures, warnings."""
 
 from __future__ import annotations
 
-import io
-import itertools
-import re
-import time
-import types
 from pathlib import Path
 
-import pytest
-
-from onnxprune.events import Event
-from onnxprune.report import terminal
 from onnxprune.report.data import Report, Stage
-from onnxprune.report.terminal import Progress, before_after, running_line, summary, warnings
+from onnxprune.report.terminal import before_after, summary, warnings
 from onnxprune.report.text import amount, duration
-
-WAIT_S = 60
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
-def test_long_stage_shows_progress_and_ends_as_one_line(
-    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("LONG_S", "TERMINAL_S", "LOG_S"):
-        monkeypatch.setattr(terminal, name, 0.02)
-    # a clock that advances by its readings, so that times do not depend on the machine's load
-    ticks = itertools.count()
-    clock = types.SimpleNamespace(monotonic=lambda: 0.01 * next(ticks))
-    monkeypatch.setattr(terminal, "time", clock)
-    with Progress(stream) as progress:
-        progress(Event("score", "begin"))
-        progress(Event("score", "progress", share=0.5, detail="128 of 256 inputs"))
-        deadline = time.monotonic() + WAIT_S
-        while "50%" not in stream.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        progress(Event("score", "end", 3.2, detail="done well"))
-        progress(Event("plan", "reused", 1.0))
-        time.sleep(0.1)
-    lines = [line.rpartition("\x1b[K")[2] for line in stream.getvalue().split("\n")]
-    assert lines[-3:-1] == ["score           3.20 s  done well", "plan          reused"] or lines[
-        -4:-2
-    ] == ["score           3.20 s  done well", "plan          reused"]
-    running = re.findall(r"score +50%, 0 s, about 0 s left  128 of 256 inputs", stream.getvalue())
-    assert running and stream.getvalue().index("reused") > stream.getvalue().rindex("50%")
-
-
-def test_short_stage_shows_no_progress() -> None:
-    stream = io.StringIO()
-    with Progress(stream) as progress:
-        progress(Event("plan", "begin"))
-        progress(Event("plan", "progress", share=0.5))
-        progress(Event("plan", "end", 0.01))
-    assert stream.getvalue() == "plan            0.01 s\n"
-
-
-@pytest.mark.parametrize(
-    ("event", "elapsed", "since", "line"),
-    [
-        (
-            Event("score", "progress", share=0.2),
-            10.0,
-            0.0,
-            "score         20%, 10 s, about 40 s left",
-        ),
-        (
-            Event("score", "progress", share=0.2),
-            12.0,
-            2.0,
-            "score         20%, 12 s, about 38 s left",
-        ),
-        (
-            Event("score", "progress", share=0.5),
-            600.0,
-            0.0,
-            "score         50%, 600 s, about 10 min left",
-        ),
-        (
-            Event("measure", "progress", left_s=8.0, detail="timing"),
-            3.0,
-            5.0,
-            "measure       3 s, about 3 s left  timing",
-        ),
-        (Event("verify", "begin"), 4.0, 4.0, "verify        4 s"),
-    ],
-)
-def test_time_left_is_extrapolated_from_the_last_event(
-    event: Event, elapsed: float, since: float, line: str
-) -> None:
-    assert running_line(event, elapsed, since) == line
 
 
 def test_numbers_have_three_digits_and_a_unit() -> None:
