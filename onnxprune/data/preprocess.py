@@ -129,6 +129,24 @@ class Preprocess:
         x = (x * np.float32(self.scale) - mean) / std
         return np.asarray(x * np.float32(self.post), np.float32)
 
+    def restore(self, values: np.ndarray) -> np.ndarray:
+        """Return what `normalize` was applied to, not rounded and not limited to 0..255.
+
+        Parameters
+        ----------
+        values
+            (..., channels), in the model's channel order.
+
+        Returns
+        -------
+        np.ndarray
+            float32 of the same shape, RGB.
+        """
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        x = np.asarray(values, np.float32) / np.float32(self.post) * std + mean
+        # reversing the order of the channels undoes itself
+        return self.ordered(np.asarray(x / np.float32(self.scale)))
+
     def ordered(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels (..., channels), RGB or RGBA, in the model's channel order."""
         # gray images have no order of channels

@@ -143,8 +143,8 @@ class Measurement:
     ----------
     samples, rounds
         Timed inferences, and the rounds they were timed in.
-    median_ms, min_ms, mean_ms, p99_ms, q1_ms, q3_ms
-        Statistics over the inferences.
+    median_ms, min_ms, mean_ms, p99_ms, q1_ms, q3_ms, times_ms
+        Statistics over the inferences; `times_ms` are evenly spaced quantiles, ascending.
     noise
         Interquartile range of the rounds' medians over their median: drift between rounds, not
         jitter within one.
@@ -180,6 +180,7 @@ class Measurement:
     device_memory_bytes: int | None = None
     difference: float | None = None
     layers: tuple[LayerTime, ...] = ()
+    times_ms: tuple[float, ...] = ()
 
     @property
     def iqr_ms(self) -> float:

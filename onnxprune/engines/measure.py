@@ -27,6 +27,7 @@ BUSY_LOAD = 0.5  # runnable processes of other programs, averaged over the last 
 BLOCK_MS = 10.0  # makes the refill of the caches after another contender a small part of a block
 MAX_BLOCK = 64
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
+MOST_QUANTILES = 200  # of the inferences, enough for a picture of their distribution
 # percentiles 2.5 and 97.5 then rest on 25 draws each
 BOOTSTRAP = 1000
 
@@ -138,6 +139,8 @@ def summarize(
     q1, median, q3, p99 = np.percentile(times, [25, 50, 75, 99])
     # over medians per round: drift between rounds, not jitter
     low, middle, high = np.percentile(np.median(times, axis=1), [25, 50, 75])
+    count = min(times.size, MOST_QUANTILES)
+    quantiles = np.quantile(times, (np.arange(count) + 0.5) / count)
     return Measurement(
         engine,
         model,
@@ -153,6 +156,7 @@ def summarize(
         threads=threads,
         precision=precision,
         version=version,
+        times_ms=tuple(float(f"{value:.4g}") for value in quantiles),
     )
 
 

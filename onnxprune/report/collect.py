@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -14,7 +15,7 @@ from onnxprune.analysis.sizes import sized_shapes
 from onnxprune.errors import UsageError
 from onnxprune.ir.inference import infer
 from onnxprune.ir.io import Model
-from onnxprune.ir.nodes import captured, label
+from onnxprune.ir.nodes import captured, label, nested
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import bits
 from onnxprune.report.data import FrozenAxis, GraphBox, GroupRow, LatencyRow, LayerCost
@@ -124,14 +125,17 @@ def latency_rows(bench: Mapping[str, Any]) -> dict[str, LatencyRow]:
     rows = {}
     for engine, ratios in bench.get("ratios", {}).items():
         # by engine: the same model has a time on each
-        times = {m["model"]: m["median_ms"] for m in bench["measurements"] if m["engine"] == engine}
+        measured = {m["model"]: m for m in bench["measurements"] if m["engine"] == engine}
         for ratio in ratios:
+            before, after = measured[ratio["base"]], measured[ratio["contender"]]
             rows[engine] = LatencyRow(
-                times[ratio["base"]],
-                times[ratio["contender"]],
+                before["median_ms"],
+                after["median_ms"],
                 ratio["median"],
                 ratio["low"],
                 ratio["high"],
+                before.get("times_ms", ()),
+                after.get("times_ms", ()),
             )
     return rows
 
@@ -231,6 +235,15 @@ def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
     for output in graph.output:
         add_box(output.name, "output", origins.get(output.name, ()))
     return tuple(boxes)
+
+
+def operator_rows(original: Model, pruned: Model) -> dict[str, list[int]]:
+    """Return operator -> nodes of both models, those of subgraphs included."""
+    before, after = (
+        Counter(node.op_type for graph in nested(m.proto.graph) for node in graph.node)
+        for m in (original, pruned)
+    )
+    return {op: [before[op], after[op]] for op in sorted(before.keys() | after.keys())}
 
 
 def _map_carried_groups(analysis: Analysis) -> Callable[[str], list[str]]:

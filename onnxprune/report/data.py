@@ -11,7 +11,9 @@ from typing import Any
 from onnxprune.errors import UsageError
 from onnxprune.files import read_text
 from onnxprune.report.conclusions import NextStep, Verdict
+from onnxprune.report.example import Example
 from onnxprune.report.record import ReportRecord, many, named, omitted, one, required
+from onnxprune.report.structure import FrozenAxis, GraphBox, GroupRow, LayerCost
 
 REPORT_FORMAT = 1
 _HASHES = ("source_sha256", "data_sha256")
@@ -93,13 +95,21 @@ class VerificationSummary(ReportRecord):
 
 @dataclass(frozen=True, eq=False)
 class LatencyRow(ReportRecord):
-    """Latency on one engine, with the 95 % interval of the speed-up."""
+    """Latency on one engine, with the 95 % interval of the speed-up.
+
+    Attributes
+    ----------
+    before_times, after_times
+        Ascending quantiles of the single inferences in ms, from which distributions are drawn.
+    """
 
     before_ms: float
     after_ms: float
     speedup: float
     low: float | None = omitted(None)
     high: float | None = omitted(None)
+    before_times: Sequence[float] = omitted(())
+    after_times: Sequence[float] = omitted(())
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,79 +241,6 @@ class BisectionSummary(ReportRecord):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupRow(ReportRecord):
-    """Width of one group before and after.
-
-    Attributes
-    ----------
-    exact
-        Whether removing a channel leaves the kept ones unchanged.
-    macs_share
-        MACs of the layers that produce the channels, as a share of the original's.
-    makers
-        These layers.
-    ratio
-        Share of the channels that the user asked to remove; None without a ratio.
-    """
-
-    name: str
-    before: int
-    after: int
-    exact: bool = True
-    macs_share: float = 0.0
-    makers: Sequence[str] = ()
-    ratio: float | None = omitted(None)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerCost(ReportRecord):
-    """Cost of one layer: (before, after) of each quantity, None for those that are unknown.
-
-    Attributes
-    ----------
-    bytes
-        Bytes read and written.
-    time_ms
-        Time on the first engine that was measured.
-    """
-
-    node: str
-    op: str
-    macs: Sequence[int]
-    bytes: Sequence[int] | None = omitted(None)
-    time_ms: Sequence[float | None] | None = omitted(None)
-
-
-@dataclass(frozen=True, eq=False)
-class GraphBox(ReportRecord):
-    """Node of the network's picture, see `collect.graph_rows`.
-
-    Attributes
-    ----------
-    inputs
-        Indices of earlier boxes.
-    groups
-        Groups whose channels the first output carries.
-    """
-
-    node: str
-    op: str
-    inputs: Sequence[int]
-    groups: Sequence[str]
-
-
-@dataclass(frozen=True, eq=False)
-class FrozenAxis(ReportRecord):
-    """An axis that cannot be pruned, with the operator and node that freeze it."""
-
-    tensor: str
-    axis: int
-    op: str
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
 class Provenance(ReportRecord):
     """Versions of Python and libraries, and hashes of the inputs; its JSON is one flat table."""
 
@@ -359,6 +296,10 @@ class Report(ReportRecord):
         Group -> [[removed share, estimated divergence], ...] when it alone is pruned.
     measured
         Group -> [[removed share, quality lost], ...], by `onnxprune sensitivity`.
+    operators
+        Operator -> nodes of the original and of the written model.
+    examples
+        Held-out inputs with the predictions of both models.
     data
         Calibration inputs.
     decided_by
@@ -390,6 +331,8 @@ class Report(ReportRecord):
     frozen: Sequence[FrozenAxis] = many(FrozenAxis)
     sensitivity: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     measured: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    operators: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    examples: Sequence[Example] = many(Example)
     data: str = ""
     decided_by: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)

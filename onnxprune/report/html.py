@@ -23,6 +23,8 @@ from onnxprune.report import sections
 from onnxprune.report.cards import cards
 from onnxprune.report.conclusions import worst_level
 from onnxprune.report.data import LatencyRow, Report
+from onnxprune.report.distributions import distributions
+from onnxprune.report.example_view import example_views
 from onnxprune.report.picture import MOST_BOXES
 from onnxprune.report.sections import MOST_NAME, MOST_ROWS, MOST_TEXT
 from onnxprune.report.terminal import format_fidelity, ratios
@@ -34,6 +36,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 # title by heading of each section, in their order on the page
 _CONTENTS = {
     "result": "Result",
+    "examples": "Predictions",
     "trust": "Verification",
     "tradeoff": "Trade-off",
     "cut": "Pruned groups",
@@ -45,7 +48,8 @@ _CONTENTS = {
     "again": "Reproduce",
 }
 _FILES = (
-    "result verification tradeoff groups network layers frozen sensitivity classes reproduce"
+    "result examples verification tradeoff groups network layers frozen sensitivity classes "
+    "reproduce"
 ).split()
 _SPLITS = {
     "calibration": "Calibration",
@@ -158,6 +162,9 @@ def _collect_content(report: Report) -> dict[str, Any]:
         "curve": sections.trade_off(report),
         "groups": sections.group_lines(report),
         "picture": sections.network(report),
+        "examples": example_views(report),
+        "latencies": distributions(report),
+        "operators": sections.operator_lines(report),
         "layers": sections.layer_lines(report),
         "timed": any(row.time_ms for row in report.layers),
         "frozen": sections.frozen_reasons(report.frozen),

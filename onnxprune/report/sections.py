@@ -279,6 +279,22 @@ def layer_lines(report: Report) -> list[LayerLine]:
 
 
 @dataclass(frozen=True)
+class OperatorLine:
+    """Number of an operator's nodes before and after."""
+
+    op: str
+    before: int
+    after: int
+
+
+def operator_lines(report: Report) -> list[OperatorLine]:
+    """Return the operators, those with the largest change first."""
+    lines = [OperatorLine(op, int(row[0]), int(row[1])) for op, row in report.operators.items()]
+    lines.sort(key=lambda line: (-abs(line.after - line.before), -line.before, line.op))
+    return lines[:MOST_ROWS]
+
+
+@dataclass(frozen=True)
 class FrozenReason:
     """A reason for frozen axes: how many, and the first of them."""
 

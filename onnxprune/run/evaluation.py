@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from onnxprune.metrics.compare import paired_error
 from onnxprune.metrics.fidelity import Fidelity, fidelity
 from onnxprune.metrics.run import measure
 from onnxprune.report.data import FidelitySummary, QualityRow
+from onnxprune.report.example import Example
 from onnxprune.run.adapter import metric_options
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.stages import Artifact, read_json
@@ -31,23 +32,33 @@ RESULT = "result_sha256"  # in a plan's decided_by: hash of the model that its r
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Fidelity on held-out inputs and metrics on labeled inputs; empty if not measured."""
+    """Fidelity on held-out inputs and metrics on labeled inputs; empty if not measured.
+
+    Attributes
+    ----------
+    examples
+        Some of these inputs with the predictions of both models.
+    """
 
     fidelity: FidelitySummary = field(default_factory=FidelitySummary)
     quality: Mapping[str, QualityRow] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
 
 
 def _write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write an evaluation as JSON."""
     quality = {metric: row.to_json() for metric, row in evaluation.quality.items()}
-    write_json(path, {"fidelity": evaluation.fidelity.to_json(), "quality": quality})
+    examples = [row.to_json() for row in evaluation.examples]
+    facts = {"fidelity": evaluation.fidelity.to_json(), "quality": quality, "examples": examples}
+    write_json(path, facts)
 
 
 def _read_evaluation(path: Path) -> Evaluation:
     """Read what `_write_evaluation` wrote."""
     data = read_json(path)
     quality = {metric: QualityRow.from_json(row) for metric, row in data["quality"].items()}
-    return Evaluation(FidelitySummary.from_json(data["fidelity"]), quality)
+    examples = tuple(Example.from_json(row) for row in data["examples"])
+    return Evaluation(FidelitySummary.from_json(data["fidelity"]), quality, examples)
 
 
 EVALUATION: Artifact[Evaluation] = Artifact("quality.json", _write_evaluation, _read_evaluation)

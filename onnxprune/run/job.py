@@ -11,18 +11,20 @@ from onnxprune.allocators.steps import asked_ratios
 from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
+from onnxprune.data.dataset import Data
+from onnxprune.data.labeled import LabeledData
 from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.explain import explain
 from onnxprune.errors import TargetError, plural
-from onnxprune.files import Staging, encode, hash_key, staging, to_json
+from onnxprune.files import hash_key, staging
 from onnxprune.ir.io import Model, digest, save
-from onnxprune.report import html
 from onnxprune.report.collect import (
     frozen_rows,
     graph_rows,
     group_rows,
     latency_rows,
     layer_rows,
+    operator_rows,
     sensitivity_rows,
 )
 from onnxprune.report.data import (
@@ -41,6 +43,7 @@ from onnxprune.run.adapter import Source, analyze_for, context_for, engines_of
 from onnxprune.run.candidates import select_candidate
 from onnxprune.run.comparison import build_controls, build_curve
 from onnxprune.run.evaluation import EVALUATION, RESULT, Evaluation, evaluate, verify_cut
+from onnxprune.run.examples import collect_examples
 from onnxprune.run.next_steps import recommend
 from onnxprune.run.outputs import check_same
 from onnxprune.run.planning import (
@@ -52,9 +55,8 @@ from onnxprune.run.planning import (
     tighten_targets,
 )
 from onnxprune.run.recipe import Recipe
-from onnxprune.run.recipe_file import to_toml
+from onnxprune.run.report_files import REPORT_FILES, write_report
 from onnxprune.run.results import ComparisonModels, Decision, Result, StageResults, Timing
-from onnxprune.run.rundir import RunDir
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
 from onnxprune.run.tolerance import bisect_tolerance, tolerance_row, tolerance_warning
@@ -73,8 +75,6 @@ from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
 
 RECOUNTS = 2  # plans with tighter targets if the repair adds more than they allow
-PLAN_FILE, RECIPE_FILE, JSON_FILE = "plan.json", "recipe.toml", "report.json"
-REPORT_FILES = (JSON_FILE, html.PAGE, RECIPE_FILE, PLAN_FILE)
 SEARCH = "search.jsonl"  # measurements of a search method, in the run directory
 
 
@@ -249,10 +249,19 @@ class RunJob:
         }
         return self.stages.do(
             "evaluate",
-            lambda: evaluate(self.source, model, watched, labels, self.recipe),
+            lambda: self._score(model, watched, labels),
             depends,
             EVALUATION,
         )
+
+    def _score(self, model: Model, held_out: Data | None, labels: LabeledData | None) -> Evaluation:
+        """Evaluate the model, and collect examples of labeled inputs, else of held-out ones."""
+        evaluation = evaluate(self.source, model, held_out, labels, self.recipe)
+        shown = labels if labels is not None else self.splits.report
+        if shown is None:
+            return evaluation
+        examples = collect_examples(self.source, model, shown, self.recipe)
+        return replace(evaluation, examples=examples)
 
     def _measure(self, model: Model) -> Timing:
         """Measure both models on one real input."""
@@ -327,6 +336,8 @@ class RunJob:
             graph=graph_rows(analysis),
             frozen=frozen_rows(analysis.frozen),
             sensitivity=sensitivity,
+            operators=operator_rows(self.source, model),
+            examples=evaluation.examples,
             data=self.splits.calibration.describe() if stages.used else "",
             decided_by=plan.decided_by,
             recipe=recipe.plain(),
@@ -379,21 +390,9 @@ class RunJob:
                 )
                 digest = files.sha256(self.output)
             if run:
-                self._write_report(result, run, files)
+                write_report(result, self.recipe, self.provenance, run, files)
                 facts = {"output": str(self.output), "run": run_key, "sha256": digest}
                 run.record("report", self.stages.chain, 0.0, REPORT_FILES, facts, files)
-
-    def _write_report(self, result: Result, run: RunDir, files: Staging) -> None:
-        """Write plan, recipe and report."""
-        contents = {
-            PLAN_FILE: to_json(result.plan.to_json()),
-            RECIPE_FILE: to_toml(self.recipe, self.provenance),
-            JSON_FILE: to_json(result.report.to_json()),
-            html.PAGE: html.page(result.report),
-        }
-        for name, text in contents.items():
-            with files.file(run.file(name)) as file:
-                file.write(encode(text))
 
 
 def analyze_stage(model: Source, recipe: Recipe, stages: Stages) -> Analysis:

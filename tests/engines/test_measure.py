@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune.engines.measure import (
+    MOST_QUANTILES,
     NOISE_LIMIT,
     Schedule,
     interleave,
@@ -51,6 +52,11 @@ def test_statistics_equal_numpy() -> None:
     assert result.p99_ms == pytest.approx(np.quantile(times, 0.99))
     assert result.iqr_ms == pytest.approx(np.quantile(times, 0.75) - np.quantile(times, 0.25))
     assert result.as_dict()["iqr_ms"] == result.iqr_ms
+    # fewer than the inferences, with the same distribution
+    assert len(result.times_ms) == MOST_QUANTILES and list(result.times_ms) == sorted(
+        result.times_ms
+    )
+    assert np.mean(result.times_ms) == pytest.approx(result.mean_ms, rel=0.01)
 
 
 def test_ratio_is_paired_so_common_drift_cancels() -> None:

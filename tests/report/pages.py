@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from example_rows import examples
+
 from onnxprune.report.data import GroupRow, Report, Stage, TargetRow
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\'"&</title></style>{{ 7 * 7 }}'
@@ -92,7 +94,15 @@ def full(groups: int = 12, name: str = "/block/conv") -> Report:
             "tolerance": 1e-5,
         },
         latency={
-            name: {"before_ms": 2.0, "after_ms": 1.2, "speedup": 1.66, "low": 1.6, "high": 1.7},
+            name: {
+                "before_ms": 2.0,
+                "after_ms": 1.2,
+                "speedup": 1.66,
+                "low": 1.6,
+                "high": 1.7,
+                "before_times": [1.9, 2.0, 2.0, 2.1, 2.3, 9.0],
+                "after_times": [1.1, 1.2, 1.2, 1.2, 1.4, 1.9],
+            },
             "other": {"before_ms": 1.0, "after_ms": 1.1, "speedup": 0.9},
         },
         fidelity={
@@ -162,6 +172,8 @@ def full(groups: int = 12, name: str = "/block/conv") -> Report:
         sensitivity={
             n: [[0.25, 0.01 * i], [0.5, 0.03 * i], [0.9, 0.2 * i]] for i, n in enumerate(names)
         },
+        operators={name: [3, 1], "Conv": [12, 12], "Slice": [0, 2]},
+        examples=examples(name),
         data=name,
         decided_by={
             "criterion": "reconstruction",

@@ -1,0 +1,183 @@
+"""Examples of the page: each input as a picture, with the predictions of both models."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from onnxprune.report.data import Report
+from onnxprune.report.example import Example, Prediction, class_color
+from onnxprune.report.text import clip
+
+MOST_EXAMPLES = 8
+MOST_BOXES = 20
+MOST_LETTERS = 24  # of a class
+MOST_PICTURE = 90_000  # letters of a data URI: the page stays small whatever report.json holds
+AGREES = 0.9  # agreement of boxes and pixels from which an example has the color of success
+# a picture from report.json may be anything: only these forms are put on the page
+_PICTURE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
+_SMALL = 64  # pixels: pictures of at most so many per side are enlarged without smoothing
+
+
+@dataclass(frozen=True)
+class ClassBar:
+    """A class of a prediction; share: its probability or share of the pixels."""
+
+    name: str
+    share: float
+    color: str
+    is_label: bool
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One model's prediction: a picture, None without, and classes."""
+
+    title: str
+    svg: Markup | None
+    bars: list[ClassBar]
+    summary: str
+
+
+@dataclass(frozen=True)
+class ExampleView:
+    """An example with its pictures.
+
+    Attributes
+    ----------
+    svg
+        The input alone; None if the panels show it.
+    verdict
+        How far both predictions agree, in words; "" if that is not known.
+    """
+
+    row: Example
+    svg: Markup | None
+    panels: list[Panel]
+    verdict: str
+    agrees: bool
+
+
+def example_views(report: Report) -> list[ExampleView]:
+    """Return the examples of the page."""
+    return [_view(row, i) for i, row in enumerate(report.examples[:MOST_EXAMPLES])]
+
+
+def _view(row: Example, number: int) -> ExampleView:
+    """Return one example."""
+    width, height = (max(1, min(4096, int(side))) for side in row.size)
+    size = (width, height)
+    picture = row.picture if _is_picture(row.picture) else ""
+    # boxes and masks are drawn over the input, so that it is not shown once more
+    over = bool(picture) and row.kind in ("boxes", "mask")
+    svg = None
+    if picture and not over:
+        svg = _draw(size, f"{row.name}, as the model gets it", picture, f"input-{number}")
+    panels = []
+    for title, prediction in (("Before", row.before), ("After", row.after)):
+        drawn = None
+        summary = _summarize(row, prediction)
+        label = f"{row.name}, {title.lower()}: {summary or 'prediction'}"
+        if over:
+            # the first panel holds the picture, the second one refers to it
+            source = picture if title == "Before" else ""
+            drawn = _draw(size, label, source, f"input-{number}", prediction)
+        elif row.kind == "image" and _is_picture(prediction.picture):
+            drawn = _draw(size, label, prediction.picture, "")
+        panels.append(Panel(title, drawn, _list_bars(row, prediction), summary))
+    agreement = row.agreement
+    return ExampleView(
+        row, svg, panels, _spell_agreement(row), agreement is None or agreement > 0.9
+    )
+
+
+def _is_picture(text: str) -> bool:
+    """Return whether a text is a picture that may be put on the page."""
+    return len(text) <= MOST_PICTURE and bool(_PICTURE.fullmatch(text))
+
+
+def _summarize(row: Example, prediction: Prediction) -> str:
+    """Return a prediction in words, for screen readers and captions."""
+    if row.kind == "boxes":
+        count = len(prediction.boxes)
+        return f"{count} {'box' if count == 1 else 'boxes'}"
+    if row.kind in ("classes", "mask") and prediction.classes:
+        name, share = prediction.classes[0]
+        return f"class {clip(name, MOST_LETTERS)} {float(share):.0%}"
+    return ""
+
+
+def _spell_agreement(row: Example) -> str:
+    """Return how far both predictions agree."""
+    if row.agreement is None:
+        return ""
+    if row.kind == "classes":
+        return "same class" if row.agreement else "other class"
+    what = "boxes" if row.kind == "boxes" else "pixels"
+    return f"{float(row.agreement):.1%} of the {what} agree"
+
+
+def _list_bars(row: Example, prediction: Prediction) -> list[ClassBar]:
+    """Return the classes of a prediction."""
+    if row.kind not in ("classes", "mask"):
+        return []
+    bars = []
+    for name, share in prediction.classes:
+        color = ""
+        # classes of a mask are known by their color
+        if row.kind == "mask":
+            color = f"rgb{class_color(int(name))}"
+        share = min(max(float(share), 0.0), 1.0)
+        is_label = bool(row.label) and str(name) == str(row.label)
+        bars.append(ClassBar(clip(name, MOST_LETTERS), share, color, is_label))
+    return bars
+
+
+def _draw(
+    size: tuple[int, int],
+    label: str,
+    picture: str,
+    name: str,
+    prediction: Prediction | None = None,
+) -> Markup:
+    """Return a picture with the masks and boxes of a prediction.
+
+    Parameters
+    ----------
+    picture
+        Data URI; "" to refer to the picture of that `name` on the page.
+    """
+    width, height = size
+    attributes = {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": label}
+    attributes["class"] = "shot small" if max(size) <= _SMALL else "shot"
+    svg = ET.Element("svg", attributes)
+    sides = {"width": str(width), "height": str(height)}
+    if picture:
+        mark = {"id": name} if name else {}
+        ET.SubElement(svg, "image", {**mark, "href": picture, **sides})
+    else:
+        ET.SubElement(svg, "use", {"href": f"#{name}"})
+    if prediction is not None and _is_picture(prediction.picture):
+        ET.SubElement(svg, "image", {"href": prediction.picture, **sides})
+    for box in prediction.boxes[:MOST_BOXES] if prediction is not None else ():
+        _draw_box(svg, [float(value) for value in box], size)
+    return Markup(ET.tostring(svg, encoding="unicode"))
+
+
+def _draw_box(svg: ET.Element, box: list[float], size: tuple[int, int]) -> None:
+    """Draw a box with its class and score."""
+    width, height = size
+    # boxes may exceed the picture
+    x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in box[:4])
+    kind = int(box[5])
+    color = f"rgb{class_color(kind)}"
+    place = {"x": f"{x1 * width:.1f}", "y": f"{y1 * height:.1f}"}
+    sides = {"width": f"{(x2 - x1) * width:.1f}", "height": f"{(y2 - y1) * height:.1f}"}
+    ET.SubElement(svg, "rect", {**place, **sides, "class": "found-box", "stroke": color})
+    # inside of the box where there is no room above it
+    top = y1 * height - 3 if y1 * height > 14 else y1 * height + 11
+    position = {"x": f"{x1 * width + 2:.1f}", "y": f"{top:.1f}"}
+    ET.SubElement(svg, "text", position).text = f"{kind}: {box[4]:.2f}"

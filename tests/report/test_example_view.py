@@ -1,0 +1,55 @@
+"""Examples on the page: pictures, boxes, masks, and what is not let onto the page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from example_rows import PIXEL, examples
+from pages import full
+
+from onnxprune.report import html
+from onnxprune.report.data import Report
+from onnxprune.report.example import Example
+from onnxprune.report.example_view import example_views
+
+
+def page(**changes: object) -> str:
+    """Return the page of a report whose only example is that of boxes, changed."""
+    row = Example.from_json({**examples("x")[1], **changes})
+    return html.page(replace(full(3), examples=(row,)))
+
+
+def test_boxes_are_drawn_at_their_place_within_the_picture() -> None:
+    text = page()
+    # 0.1 to 0.6 of 320, 0.1 to 0.9 of 200
+    assert text.count('x="32.0" y="20.0" width="160.0" height="160.0"') == 2
+    # -0.5 to 1.5 of the width is cut to the picture
+    assert text.count('x="0.0" y="0.0" width="320.0" height="100.0"') == 2
+    assert "50.0% of the boxes agree" in text and text.count("2: 0.87") == 2
+
+
+def test_picture_is_on_the_page_once_and_referred_to() -> None:
+    text = page()
+    assert text.count(PIXEL) == 1 and text.count('<use href="#input-0"') == 1
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        "https://example.com/a.png",
+        "data:image/svg+xml;base64,PHN2Zz4=",
+        'data:image/png;base64,AAAA"><script>',
+        "data:image/png;base64," + "A" * 200_000,
+    ],
+    ids=["address", "svg", "quote", "large"],
+)
+def test_pictures_of_other_forms_are_left_out(picture: str) -> None:
+    text = page(picture=picture, before={"picture": picture}, kind="image")
+    assert picture not in text and "<image" not in text
+
+
+def test_numbers_of_a_wrong_type_are_rejected() -> None:
+    report = replace(full(3), examples=(Example.from_json({**examples("x")[1], "size": ["a", 2]}),))
+    with pytest.raises(ValueError, match="invalid literal"):
+        example_views(Report.from_json(report.to_json()))
