@@ -15,6 +15,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 from onnxprune.errors import ModelError
 from onnxprune.ir.extract import reads
 from onnxprune.ir.nodes import label, nested, subgraphs
+from onnxprune.ir.volumes import least_elements
 from onnxprune.ir.weights import bits
 
 if sys.platform != "win32":
@@ -104,8 +105,13 @@ def check_ends(graph: GraphProto) -> None:
         )
 
 
-def check_expansion(model: ModelView, shapes: Shapes) -> None:
+def check_expansion(model: ModelView, shapes: Shapes, held: int) -> None:
     """Check the memory of the activations against what the model holds and is fed.
+
+    Parameters
+    ----------
+    held
+        Bytes of the model before anything was computed from it.
 
     Raises
     ------
@@ -113,9 +119,11 @@ def check_expansion(model: ModelView, shapes: Shapes) -> None:
         A small file asks for much memory in sum, see LARGEST_EXPANSION.
     """
     graph = model.proto.graph
-    given = model.size_bytes() + sum(_count_bytes(info.name, shapes) for info in graph.input)
+    given = held + sum(_count_bytes(info.name, shapes) for info in graph.input)
+    constants = {*model.weights, *(tensor.name for tensor in graph.initializer)}
     needed, name = max(
-        (_find_largest_live(g, shapes) for g in nested(graph)), key=lambda pair: pair[0]
+        (_find_largest_live(g, shapes, constants) for g in nested(graph)),
+        key=lambda pair: pair[0],
     )
     if needed > max(MODEST_BYTES, LARGEST_EXPANSION * given):
         raise ModelError(
@@ -125,24 +133,36 @@ def check_expansion(model: ModelView, shapes: Shapes) -> None:
         )
 
 
-def _find_largest_live(graph: GraphProto, shapes: Shapes) -> tuple[int, str]:
-    """Return the largest sum of tensors of a graph that are alive at a node, and its label."""
+def _find_largest_live(
+    graph: GraphProto, shapes: Shapes, constants: Iterable[str]
+) -> tuple[int, str]:
+    """Return the largest sum of tensors of a graph that are alive at a node, and its label.
+
+    Results of constants stay alive: onnxruntime computes all of them when it loads the model.
+    """
     last: dict[str, int] = {}
     read = [reads(node) for node in graph.node]
     for i, names in enumerate(read):
         last.update(dict.fromkeys(names, i))
-    outputs = {info.name for info in graph.output}
+    kept = {info.name for info in graph.output}
+    known = set(constants)
     live = largest = 0
     name = ""
     made: dict[str, int] = {}
+    least = least_elements(graph, shapes)
     for i, node in enumerate(graph.node):
-        for output in filter(None, node.output):
-            made[output] = _count_bytes(output, shapes)
+        results = [output for output in node.output if output]
+        if known.issuperset(read[i]):
+            known.update(results)
+            kept.update(results)
+        for output in results:
+            size = least.get(output, 0) * bits(shapes.dtype(output)) // 8
+            made[output] = max(size, _count_bytes(output, shapes))
             live += made[output]
         if live > largest:
             largest, name = live, label(node)
-        unused = [o for o in node.output if o and last.get(o, i) <= i]
-        for tensor in {*unused, *(t for t in read[i] if last[t] == i)} - outputs:
+        unused = [output for output in results if last.get(output, i) <= i]
+        for tensor in {*unused, *(t for t in read[i] if last[t] == i)} - kept:
             live -= made.pop(tensor, 0)
     return largest, name
 

@@ -136,6 +136,8 @@ def _rewrite_input(editor: Editor, literal: SizeLiteral, slot: int, new: dict[in
         values = np.array([new.get(i, 0) for i in range(len(literal.entries))], np.int64)
         _drop_attribute(node, "num_outputs")
     else:
+        # a number or a matrix in place of a list, which onnxruntime refuses in most operators
+        old = np.ravel(old)
         # entries that are unknown or symbols get any number: the Where below takes the computed one
         kept = [0 if v is None or isinstance(v, str) else v for v in old]
         dtype = np.int64 if old.dtype == object else old.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,37 @@ def test_expansion_out_of_proportion_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="times the .* bytes of all weights and inputs") as caught:
         canonicalize(load(net(HEAD + EXPANSIONS[name] + TAIL)))
     assert caught.value.code == "tensor-too-large"
+
+
+def double(times: int) -> str:
+    """Return as many concatenations of a tensor with itself."""
+    steps = [f"c{i + 1} = Concat<axis=0>(c{i}, c{i});" for i in range(times)]
+    return "c0 = Concat<axis=0>(x, x);" + "".join(steps) + f"e = Relu(c{times});"
+
+
+# inference knows no length of these results
+DYNAMIC_EXPANSIONS: dict[str, Callable[[int], str]] = {
+    "tile": lambda n: f"n = Constant<value_ints=[{n},1,1,1]>(); e = Tile(x, n);",
+    "tile, reshaped": lambda n: (
+        f"n = Constant<value_ints=[{n},1,1,1]>(); d = Tile(x, n);"
+        "m = Constant<value_ints=[-1]>(); e = Reshape(d, m);"
+    ),
+    "resize": lambda n: f"n = Constant<value_floats=[{n}.0,1.0,1.0,1.0]>(); e = Resize(x, , n);",
+    "pad": lambda n: f"n = Constant<value_ints=[{n},0,0,0,0,0,0,0]>(); e = Pad(x, n);",
+    "concat": lambda n: double(n.bit_length()),
+}
+
+
+@pytest.mark.parametrize("name", DYNAMIC_EXPANSIONS)
+def test_expansion_of_a_dynamic_length_is_refused(name: str) -> None:
+    def model(size: int) -> onnx.ModelProto:
+        head = HEAD.replace("[1,3,8,8] x", "[N,3,8,8] x")
+        text = DYNAMIC_EXPANSIONS[name](size) + "r = ReduceMax<keepdims=0>(e);"
+        return net(head + text + TAIL)
+
+    with pytest.raises(ModelError, match="times the .* bytes of all weights and inputs"):
+        canonicalize(load(model(9_000_000)))
+    assert analyze(load(model(9))).groups
 
 
 @pytest.mark.parametrize("size", [8, 3000])
@@ -81,6 +113,22 @@ def test_sparse_tensors_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> Non
         graph.graph.output.append(helper.make_tensor_value_info(f"neg{i}", 1, [100]))
     model = canonicalize(load(graph))
     assert len(model.proto.graph.sparse_initializer) == 6
+
+
+def test_sparse_constants_do_not_justify_what_is_made_of_them() -> None:
+    """Each is used at once, but onnxruntime makes all of them before it runs."""
+    graph = net(HEAD + "a = Conv(x, w1); y = Conv(a, w2)")
+    for i in range(300):
+        values = helper.make_tensor(f"s{i}", TensorProto.FLOAT, [1], [1.0])
+        indices = helper.make_tensor(f"s{i}_at", TensorProto.INT64, [1], [0])
+        value = helper.make_sparse_tensor(values, indices, [10**6])
+        graph.graph.node.add().CopyFrom(
+            helper.make_node("Constant", [], [f"c{i}"], sparse_value=value)
+        )
+        graph.graph.node.add(op_type="ReduceSum", input=[f"c{i}"], output=[f"sum{i}"])
+        graph.graph.output.append(helper.make_empty_tensor_value_info(f"sum{i}"))
+    with pytest.raises(ModelError, match="the activations take"):
+        canonicalize(load(graph))
 
 
 def test_size_of_an_image_is_checked_before_it_is_decoded(

@@ -17,6 +17,7 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.ir.io import load
 from onnxprune.ir.limits import MOST_UNFOLDED
+from onnxprune.ir.passes.validate import LONGEST_NAME
 from onnxprune.ir.runtime import Session
 from onnxprune.repair.normal_equations import NormalEquations
 from onnxprune.run.pipeline import make_plan
@@ -299,3 +300,57 @@ def test_plans_with_invalid_indices_are_rejected(value: object) -> None:
         Plan.from_json(
             {"format": PLAN_FORMAT, "source": "s", "groups": {"a": {"size": 4, "kept": [value]}}}
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["w1", "a", "y", "Relu", "group", "strides", "batch"], ids=lambda name: name
+)
+def test_names_that_are_no_utf8_are_rejected(name: str) -> None:
+    """Protobuf gives them as bytes, on which functions of texts fail."""
+    model = net(
+        "float[batch,4,6,6] x | float[8,4,3,3] w1, float[5,8,1,1] w2"
+        " | a = Conv<group=1, strides=[1,1]>(x, w1); b = Relu(a); y = Conv(b, w2)"
+    )
+    plain = bytes([len(name)]) + name.encode()
+    data = model.SerializeToString().replace(plain, bytes([len(name), 0xFF]) + plain[2:])
+    with pytest.raises(ModelError, match="not UTF-8"):
+        analyze(load(data))
+
+
+@pytest.mark.parametrize("place", ["count", "condition"])
+def test_empty_counts_and_conditions_of_loops_are_rejected(place: str) -> None:
+    """An unchecked read in onnxruntime would end the process."""
+    goes_on, weights = "go", ", bool c = {1}, bool[0] none = {}"
+    if place == "condition":
+        goes_on, weights = "none", weights + ", int64 n = {2}"
+    else:
+        weights += ", int64[0] n = {}"
+    body = f"(bool on, float[2,8,6,6] t) {{ on = Identity({goes_on}); t = Add(s, s) }}"
+    head = "<body = g (int64 i, bool go, float[2,8,6,6] s) =>"
+    model = chain(f"m = Loop(n, c, a) {head} {body}>; b = Relu(m)", weights)
+    with pytest.raises(ModelError, match="empty tensor"):
+        analyze(load(model))
+
+
+def test_attributes_of_another_type_are_rejected() -> None:
+    model = chain()
+    model.graph.node[2].attribute.append(helper.make_attribute("group", [1]))
+    with pytest.raises(ModelError, match="'group' of another type"):
+        analyze(load(model))
+    model.graph.node[2].attribute[-1].CopyFrom(helper.make_attribute("group", 1))
+    assert analyze(load(model)).groups
+
+
+def test_quantizers_of_other_domains_need_a_scale() -> None:
+    model = chain("q = com.microsoft.DequantizeLinear(a); b = Relu(q)")
+    with pytest.raises(ModelError, match="needs at least 2"):
+        analyze(load(model))
+
+
+def test_names_have_a_limit() -> None:
+    model = chain()
+    model.graph.node[0].name = "n" * LONGEST_NAME
+    assert analyze(load(model)).groups
+    model.graph.node[0].name += "n"
+    with pytest.raises(ModelError, match="a name of 65537 characters"):
+        analyze(load(model))

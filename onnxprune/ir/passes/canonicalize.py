@@ -28,7 +28,7 @@ from onnxprune.ir.passes.sequences import replace_sequences
 from onnxprune.ir.passes.slice_assign import rewrite_slice_assignments
 from onnxprune.ir.passes.split_fused_qkv import split_fused_projections
 from onnxprune.ir.passes.unpack_attention import unpack_attention
-from onnxprune.ir.passes.validate import validate
+from onnxprune.ir.passes.validate import check_loops, validate
 
 OLDEST_OPSET = 7
 
@@ -64,6 +64,8 @@ def canonicalize(model: ModelView) -> Model:
 def _apply_passes(model: EditableModel) -> None:
     """Run the passes in order; each later one relies on the form that the earlier ones leave."""
     check_ends(model.proto.graph)
+    # a sparse constant is larger once it is a weight
+    held = model.size_bytes() + model.proto.ByteSize()
     rename_duplicates(model.proto.graph)
     lift_constants(model)
     name_body_outputs(model.proto.graph)
@@ -84,8 +86,9 @@ def _apply_passes(model: EditableModel) -> None:
         while inline_branches(model.proto.graph, shapes):
             remove_identities(model)
             shapes = infer(model)
+    check_loops(model.proto.graph, shapes)
     check_sizes(shapes)
-    check_expansion(model, shapes)
+    check_expansion(model, shapes, held)
     changed = make_range_scalars(model, shapes) | fold_constants(model, shapes)
     # an expanded node may tell the rank that the expansion of another one needs
     while expand_fused(model, shapes):

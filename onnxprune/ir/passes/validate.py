@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import onnx
-from onnx import GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto, ValueInfoProto
 
 from onnxprune.errors import ModelError
 from onnxprune.ir.model import ModelView
-from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label, subgraphs
+from onnxprune.ir.nodes import STANDARD_DOMAINS, attribute, label, nested, subgraphs
+from onnxprune.ir.shapes import Shapes
 
+LONGEST_NAME = 1 << 16
 _TERM = r"[A-Za-z ]*(\.\.\.[A-Za-z ]*)?"
 _EQUATION = re.compile(rf"{_TERM}(,{_TERM})*(->{_TERM})?")
 
@@ -26,18 +29,53 @@ def validate(model: ModelView) -> None:
     _Validator(model.opset).visit(model.proto.graph, {""})
 
 
+def check_loops(graph: GraphProto, shapes: Shapes) -> None:
+    """Check that trip counts and conditions of loops have an element.
+
+    onnxruntime (1.32) reads one without a check, which ends the process.
+
+    Raises
+    ------
+    ModelError
+        One is empty.
+    """
+    for inner in nested(graph):
+        for node in inner.node:
+            if node.op_type != "Loop" or node.domain not in STANDARD_DOMAINS:
+                continue
+            goes_on = [body.output[0].name for body in subgraphs(node) if body.output]
+            for name in (*node.input[:2], *goes_on):
+                if 0 in (shapes.shape(name) or ()):
+                    raise ModelError(
+                        "model-invalid",
+                        f"node {label(node)!r} has an empty tensor {name!r} for its trip count or "
+                        "condition",
+                    )
+
+
+class _Signature(NamedTuple):
+    """Least numbers of inputs and outputs of an operator, and the types of its attributes."""
+
+    inputs: int
+    outputs: int
+    kinds: dict[str, int]
+
+
 class _Validator:
-    """Checks graphs of one opset; the minimal operand counts are looked up once per op."""
+    """Checks graphs of one opset; the signature of each operator is looked up once."""
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
-        self.minimum: dict[tuple[str, str], tuple[int, int]] = {}
+        self.signatures: dict[tuple[str, str], _Signature] = {}
 
     def visit(self, graph: GraphProto, outer: set[str]) -> None:
         """Check a graph whose nodes may also read the names in `outer`."""
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            _check_info_text(info)
         known = outer | {i.name for i in (*graph.input, *graph.initializer)}
         known |= {s.values.name for s in graph.sparse_initializer}
         for node in graph.node:
+            _check_node_text(node)
             self.check_operands(node)
             _check_batch_dims(node)
             _check_references(node)
@@ -64,21 +102,68 @@ class _Validator:
                 )
 
     def check_operands(self, node: NodeProto) -> None:
-        """Check the numbers of inputs and outputs against the operator's schema."""
+        """Check operands, results and attributes against the operator's schema."""
         key = (node.domain, node.op_type)
-        if key not in self.minimum:
-            self.minimum[key] = (0, 0)
-            # ops without a schema are not checked
-            if node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type, self.opset):
-                schema = onnx.defs.get_schema(node.op_type, self.opset)
-                self.minimum[key] = (schema.min_input, schema.min_output)
-        inputs, outputs = self.minimum[key]
+        if key not in self.signatures:
+            self.signatures[key] = self.find_signature(node)
+        inputs, outputs, kinds = self.signatures[key]
         if len(node.input) < inputs or len(node.output) < outputs:
             raise ModelError(
                 "model-invalid",
                 f"node {label(node)!r} has {len(node.input)} inputs and {len(node.output)} "
                 f"outputs; {node.op_type} needs at least {inputs} and {outputs}",
             )
+        for item in node.attribute:
+            # old files have attributes without a type
+            if item.type and kinds.get(item.name, item.type) != item.type:
+                raise ModelError(
+                    "model-invalid",
+                    f"node {label(node)!r} has attribute {item.name!r} of another type than "
+                    f"{node.op_type} defines",
+                )
+
+    def find_signature(self, node: NodeProto) -> _Signature:
+        """Return the signature of a node's operator, without limits if it has no schema."""
+        if node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type, self.opset):
+            schema = onnx.defs.get_schema(node.op_type, self.opset)
+            kinds = {name: _number(item.type) for name, item in schema.attributes.items()}
+            return _Signature(schema.min_input, schema.min_output, kinds)
+        # rules exist for their forms in other domains and in older opsets, too
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return _Signature(2, 1, {})
+        return _Signature(0, 0, {})
+
+
+def _number(kind: onnx.defs.OpSchema.AttrType) -> int:
+    """Return the number of a type of attributes in protobuf."""
+    return AttributeProto.AttributeType.Value(str(kind).rpartition(".")[2])
+
+
+def _check_text(*names: str | bytes) -> None:
+    """Reject names that are too long, or not UTF-8: protobuf gives those as bytes."""
+    for name in names:
+        if isinstance(name, bytes):
+            raise ModelError(
+                "model-invalid", f"the graph has a name that is not UTF-8: {name!r:.80}"
+            )
+        # messages, plans and reports quote names
+        if len(name) > LONGEST_NAME:
+            raise ModelError(
+                "model-invalid",
+                f"the graph has a name of {len(name)} characters, {name[:40]!r}...; "
+                f"the limit is {LONGEST_NAME}",
+            )
+
+
+def _check_node_text(node: NodeProto) -> None:
+    """Reject a node with a name that is not UTF-8."""
+    _check_text(node.name, node.op_type, node.domain, *node.input, *node.output)
+    _check_text(*(item.name for item in node.attribute))
+
+
+def _check_info_text(info: ValueInfoProto) -> None:
+    """Reject a tensor whose name or length is not UTF-8."""
+    _check_text(info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim))
 
 
 def _check_equation(node: NodeProto) -> None:
