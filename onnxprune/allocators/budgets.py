@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from onnxprune.allocators.base import Constraints
@@ -9,6 +10,9 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.state import KERNEL_POSITION
 from onnxprune.errors import TargetError
 from onnxprune.ir.nodes import label
+
+# Reason of an axis that a normalization mixes; see `analysis.apply` and `analysis.decomposed`
+_MIXING = re.compile(r"(?:decomposed )?(\w+Normalization) mixes along this axis")
 
 
 def first_missed(
@@ -60,12 +64,27 @@ def unreachable(
             f"  {share:.0%} of MACs are in nodes that cannot shrink; largest: {largest.node} "
             f"({_explain_fixed(analysis, largest.node)}, {largest.macs / macs:.0%})."
         )
+    lines += [f"  {text}" for text in explain_mixing(analysis)]
     name = fixed[0].node if fixed else "TENSOR"
     advice = "Lower --floor or --round-to, raise --max-fraction"
     if constraints.ratios:
         advice = "Raise --ratio or omit it: it fixes the widths of the groups that it matches"
     lines.append(f"  {advice}, or see: onnxprune inspect MODEL --why {name}")
     return TargetError("target-unreachable", "\n".join(lines))
+
+
+def explain_mixing(analysis: Analysis) -> list[str]:
+    """Return a sentence on the option that opens normalizations, if they freeze channels."""
+    # not on Softmax and its kin, whose outputs without a channel have another meaning
+    matches = (_MIXING.fullmatch(frozen.reason) for frozen in analysis.frozen)
+    ops = sorted({match[1] for match in matches if match})
+    if not ops:
+        return []
+    options = " ".join(f"--allow-mixing {op}" for op in ops)
+    return [
+        f"{' and '.join(ops)} froze channels; {options} prunes them too, but then the cut is "
+        "not exact."
+    ]
 
 
 def _spell_ratios(constraints: Constraints) -> str:

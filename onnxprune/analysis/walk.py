@@ -20,7 +20,8 @@ from onnxprune.analysis.groups import Analysis
 from onnxprune.analysis.literals import first_literal
 from onnxprune.analysis.movement import KEEPS_FACTORS, MOVES
 from onnxprune.analysis.no_rule import explain
-from onnxprune.analysis.rule import Misfit, Rule
+from onnxprune.analysis.notation import SPATIAL, Token, parse
+from onnxprune.analysis.rule import GROUP, Misfit, Rule
 from onnxprune.analysis.rule_shapes import INVALID_NODE, shapes_by_rule
 from onnxprune.analysis.rules import RULES, row
 from onnxprune.analysis.sharing import tie
@@ -204,7 +205,7 @@ class _Walk:
         rule = entry(node) if callable(entry) else entry
         if rule is not None:
             outputs = apply(node, rule, node.op in self.allow_mixing)
-            self.restrict_groups(node, rule)
+            self.restrict_groups(node, rule, outputs)
             return outputs
         # in other domains the same name may be any operator
         if (standard or node.proto.domain == CONTRIB_DOMAIN) and node.op in MOVES:
@@ -257,22 +258,32 @@ class _Walk:
             for axis in tensor.axes:
                 self.record.causes.freeze(why if axis is None else axis, why)
 
-    def restrict_groups(self, node: Node, rule: Rule) -> None:
+    def restrict_groups(self, node: Node, rule: Rule, outputs: list[list[Axis]]) -> None:
         """Freeze the groups of a grouped convolution, or the positions in each group."""
-        if self.grouped == "both" or "g" not in rule.refit.values() or not node.op.endswith("Conv"):
+        if self.grouped == "both" or rule.let.get("g") != GROUP["g"]:
             return
-        groups = node.integer("group", 1)
-        if groups == 1:
-            return
-        # channels are axis 1 of the data and axis 0 of the weight
-        for slot in (0, 1):
-            axis = node.operand(slot).axes[1 - slot]
-            # with one channel per group, groups and positions are the same
-            if isinstance(axis, np.ndarray) and len(axis) > groups:
-                per_group = len(axis) // groups
-                rows, columns = self.record.causes.split(axis, groups, per_group, node.single())
-                frozen = columns if self.grouped == "group" else rows
-                self.record.causes.freeze(frozen, node.why(f"grouped={self.grouped}"))
+        pattern, groups = parse(rule.pattern), node.integer("group", 1)
+        operands = [tensor.axes if tensor is not None else [] for tensor in node.operands]
+        # trailing operands may be absent
+        places: list[tuple[tuple[Token, ...], Sequence[Axis | None]]] = [
+            *zip(pattern.inputs, operands, strict=False),
+            *zip(pattern.outputs, outputs, strict=False),
+        ]
+        for tokens, axes in places:
+            for i, token in enumerate(tokens):
+                if not axes or not isinstance(token, tuple):
+                    continue
+                # the mark stands for any number of axes: those after it are counted from the end
+                axis = axes[i - len(tokens) if SPATIAL in tokens[:i] else i]
+                # with one channel per group, groups and positions are the same
+                if isinstance(axis, np.ndarray) and len(axis) > groups > 1:
+                    self.restrict_axis(node, axis, groups)
+
+    def restrict_axis(self, node: Node, axis: np.ndarray, groups: int) -> None:
+        """Freeze the groups of an axis, or the positions in each."""
+        rows, columns = self.record.causes.split(axis, groups, len(axis) // groups, node.single())
+        frozen = columns if self.grouped == "group" else rows
+        self.record.causes.freeze(frozen, node.why(f"grouped={self.grouped}"))
 
     def operand(self, proto: NodeProto, slot: int, name: str) -> Tensor | None:
         """Return the state of an input; every use of an initializer gets axes of its own."""

@@ -26,7 +26,8 @@ def reduction(formula: Callable[[Value, Value, Value, list[int]], Value]) -> Rul
     def rule(s: BackwardStep) -> list[Value | None]:
         rank = len(s.x.shape)
         axes = s.numbers(1, "axes")
-        if axes is None and not s.attribute("noop_with_empty_axes", 0):
+        # an empty list stands for all axes, as an absent one does
+        if not axes and not s.attribute("noop_with_empty_axes", 0):
             axes = list(range(rank))
         axes = sorted(int(a) % rank for a in axes or [])
         # without keepdims the output lacks the reduced axes

@@ -236,7 +236,8 @@ TABLE: Mapping[str, Rule] = {
     "ReduceMax": reductions.reduction(reductions.extremum),
     "ReduceMin": reductions.reduction(reductions.extremum),
     "ReduceL1": reductions.reduction(lambda g, x, y, axes: g * x.call("Sign")),
-    "ReduceL2": reductions.reduction(lambda g, x, y, axes: g / y * x),
+    # zero where all elements are: the norm has no gradient there
+    "ReduceL2": reductions.reduction(lambda g, x, y, axes: (g / y * x).where(y > 0)),
     "ReduceSumSquare": reductions.reduction(lambda g, x, y, axes: g * 2.0 * x),
     "ReduceLogSum": reductions.reduction(lambda g, x, y, axes: g / y.call("Exp")),
     "ReduceLogSumExp": reductions.reduction(lambda g, x, y, axes: g * (x - y).call("Exp")),
@@ -245,6 +246,7 @@ TABLE: Mapping[str, Rule] = {
     "BatchNormalization": reductions.batch_normalization,
     "LayerNormalization": reductions.layer_normalization,
     "RMSNormalization": reductions.rms_normalization,
+    "SimplifiedLayerNormalization": reductions.rms_normalization,
     "InstanceNormalization": reductions.instance_normalization,
     "GroupNormalization": reductions.group_normalization,
     "LpNormalization": reductions.lp_normalization,

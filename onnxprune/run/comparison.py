@@ -46,6 +46,11 @@ def build_curve(
     own = _make_point(label, variants.macs_share(plan), _collect_own_figures(evaluation))
     points.append(replace(own, chosen=True))
     points.append(_make_point("original", 1.0, _original_figures(evaluation)))
+    if all(point.quality is None for point in points):
+        problems.append(
+            "trade-off curve: quality not measured, because no calibration inputs could be held "
+            "out; give at least 8 different ones"
+        )
     return sorted(points, key=lambda point: point.macs), problems
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxprune.allocators.allocate import least_kept
+from onnxprune.allocators.budgets import explain_mixing
 from onnxprune.analysis.groups import Analysis
 from onnxprune.criteria.base import Context
 from onnxprune.errors import TargetError, plural, printable
@@ -125,10 +126,10 @@ def _explain_frozen(analysis: Analysis) -> TargetError:
         why = "no weight has an axis of channels between two layers"
     # the axes of one tensor are explained by its name
     tensor = next((f.tensor for f in analysis.frozen), "TENSOR")
+    see = f"See: onnxprune inspect MODEL --why {printable(tensor)}"
+    hints = "\n  ".join([*explain_mixing(analysis), see])
     return TargetError(
-        "no-groups",
-        f"nothing in this model can be pruned: {printable(why)}\n"
-        f"  See: onnxprune inspect MODEL --why {printable(tensor)}",
+        "no-groups", f"nothing in this model can be pruned: {printable(why)}\n  {hints}"
     )
 
 

@@ -11,12 +11,10 @@ from typing import Any
 from onnxprune.errors import unknown
 
 COSTS = ("macs", "params", "bytes", "activation_bytes", "latency")
-_SUFFIXES = {
-    "": 1.0,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
+_SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_BYTE_SUFFIXES = {
+    **_SUFFIXES,
+    "B": 1.0,
     "kB": 1e3,
     "MB": 1e6,
     "GB": 1e9,
@@ -137,7 +135,10 @@ def _parse_amount(cost: str, amount: str) -> tuple[float, bool]:
     value, unit = float(match[1]), match[2]
     if unit in ("%", "x"):
         return _parse_share(cost, amount, value, unit), True
-    units = _MILLISECONDS if cost == "latency" else _SUFFIXES
+    # "B" after a count would be read as a billion, and "MB" of parameters is a mistake
+    units = _BYTE_SUFFIXES if cost.endswith("bytes") else _SUFFIXES
+    if cost == "latency":
+        units = _MILLISECONDS
     # case-sensitive as in SI: M is a million, m is none of these
     if unit not in units:
         known = ", ".join(filter(None, units))

@@ -74,17 +74,20 @@ class Variants:
     def measure(self, model: Model, recipe: Recipe) -> Figures:
         """Return the figures of a model on the held-out inputs."""
         relative_error, agreement = None, None
+        details = ["not measured: no held-out inputs"]
         if self.splits.report is not None:
             fidelity = compare_outputs(self.source, model, self.splits.report, recipe)
             relative_error, agreement = plain(fidelity.relative_error), plain(fidelity.agreement)
+            # None if it is not finite
+            details = [f"relative output error {or_infinite(relative_error):.3g}"]
         metrics = {}
         if self.splits.report_labels is not None:
             scores = measure_metrics(model, self.splits.report_labels, recipe)
             for name, score in zip(recipe.metric, scores, strict=True):
                 metrics[name] = MetricFigure(plain(score.value), plain(score.standard_error))
-        values = [f"{name} {or_infinite(row.value):.4g}" for name, row in metrics.items()]
-        error = f"relative output error {or_infinite(relative_error):.3g}"
-        self.stages.detail(", ".join(values) or error)
+        if metrics:
+            details = [f"{name} {or_infinite(row.value):.4g}" for name, row in metrics.items()]
+        self.stages.detail(", ".join(details))
         return Figures(relative_error, agreement, metrics)
 
     def do(

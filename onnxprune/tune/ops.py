@@ -111,8 +111,9 @@ def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Row:
 
     def compute(c: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
         given = axes.tolist() if axes is not None else c.get("axes", [])
+        # without axes the steps around the reduction remain, as the absolute value of ReduceL1
         if not given and c.get("noop_with_empty_axes", 0):
-            return x
+            return function(x.unsqueeze(-1), [x.ndim], False)
         # no axes stand for all
         over = [a % x.ndim for a in given] or list(range(x.ndim))
         return function(x, over, bool(c.get("keepdims", 1)))

@@ -295,6 +295,7 @@ NN: dict[str, Row] = {
     "BatchNormalization": Row(_batch_norm, trainable=(1, 2)),
     "LayerNormalization": Row(_layer_norm, trainable=(1, 2)),
     "RMSNormalization": Row(_rms_norm, trainable=(1,)),
+    "SimplifiedLayerNormalization": Row(_rms_norm, trainable=(1,)),
     "InstanceNormalization": Row(_instance_norm, trainable=(1, 2)),
     "GroupNormalization": Row(_group_norm, trainable=(1, 2)),
     "LpNormalization": Row(_lp_norm),

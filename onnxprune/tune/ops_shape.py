@@ -278,8 +278,10 @@ def _topk(c: Call, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 def _one_hot(c: Call, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
     size = int(depth.item())
-    # negative indices count from the end
-    hot = F.one_hot(indices.to(torch.int64) % size, size).to(values.dtype)
+    index = indices.to(torch.int64)
+    # negative indices count from the end; those beyond either end have the off value everywhere
+    inside = (index >= -size) & (index < size)
+    hot = (F.one_hot(index % size, size) * inside.unsqueeze(-1)).to(values.dtype)
     axis = c.get("axis", -1)
     return (values[0] + (values[1] - values[0]) * hot).movedim(-1, axis)
 

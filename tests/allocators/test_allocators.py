@@ -251,3 +251,23 @@ def test_order_is_total(values: list[int]) -> None:
     order = ordered(np.array(values, float))
     assert sorted(order.tolist()) == list(range(len(values)))
     assert all((values[a], -a) < (values[b], -b) for a, b in pairwise(order))
+
+
+@pytest.mark.parametrize("written", ("fused", "decomposed"))
+def test_unreachable_target_names_the_option_that_opens_a_normalization(written: str) -> None:
+    norm = "n = LayerNormalization<axis=-1>(h, s, s)"
+    if written == "decomposed":
+        norm = (
+            "m = ReduceMean<axes=[-1]>(h); d = Sub(h, m); p = Mul(d, d); "
+            "v = ReduceMean<axes=[-1]>(p); r = Sqrt(v); n = Div(d, r)"
+        )
+    text = (
+        "float[2,4] x | float[4,8] w1, float[8] s, float[8,16] w2, float[16,3] w3 |"
+        f"h = MatMul(x, w1); {norm}; a = MatMul(n, w2); b = Relu(a); y = MatMul(b, w3)"
+    )
+    model = load(net(text))
+    for opened in ((), ("LayerNormalization",)):
+        analysis = analyze(model, allow_mixing=opened)
+        with pytest.raises(TargetError) as caught:
+            allocate("uniform", Context(analysis), scores_of(0, analysis), Constraints({"macs": 1}))
+        assert ("--allow-mixing LayerNormalization" in caught.value.message) == (not opened)

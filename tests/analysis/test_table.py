@@ -71,3 +71,22 @@ def test_every_row_and_every_move_has_a_graph() -> None:
             ):
                 covered.add(node.op_type)
     assert set(RULES) | set(MOVES) <= covered | NOTHING_TO_CUT
+
+
+@pytest.mark.parametrize(
+    "name", ("Conv_grouped", "ConvTranspose_grouped", "NhwcConv", "QLinearConv", "Conv_depthwise")
+)
+def test_policy_of_grouped_convolutions(name: str) -> None:
+    """Of groups and positions in them, the policy freezes one kind, for every convolution."""
+    case = (CASES | no_kernel.CASES)[name]
+    model = load(net(case.text, opset=case.opset))
+    sizes = {
+        policy: sorted(g.size for g in analyze(model, grouped=policy).groups)
+        for policy in ("both", "group", "position")
+    }
+    groups = 8 if name == "Conv_depthwise" else {"QLinearConv": 2}.get(name, 4)
+    positions = list(sizes["both"])
+    positions.remove(groups)
+    assert positions or name == "Conv_depthwise"
+    assert sizes["group"] == [groups]
+    assert sizes["position"] == (positions or [groups])

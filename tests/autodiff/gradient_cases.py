@@ -300,6 +300,17 @@ STATISTICS = [
         for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2")
     ),
     Case("ReduceSum", constants=(ints(2),)),
+    *(
+        Case(
+            op,
+            constants=(ints(),),
+            attributes={"noop_with_empty_axes": noop},
+            opset=18,
+            note=f"no axes, noop {noop}",
+        )
+        for op in ("ReduceSum", "ReduceMean", "ReduceL2", "ReduceMax")
+        for noop in (0, 1)
+    ),
     Case("ReduceSum", attributes={"axes": [1]}, opset=11),
     Case("ReduceLogSum", attributes={"axes": [2]}, positive=True),
     Case("ReduceMean", data=((2, 3, 4),), note="all-but"),
@@ -327,6 +338,13 @@ STATISTICS = [
         note="axes",
     ),
     Case("RMSNormalization", data=((2, 3, 8),), constants=(weight(8),), opset=23),
+    Case("SimplifiedLayerNormalization", data=((2, 3, 8),), constants=(weight(8),)),
+    Case(
+        "SimplifiedLayerNormalization",
+        constants=(weight(6, 8),),
+        attributes={"axis": 2, "epsilon": 0.5},
+        note="axis",
+    ),
     Case("InstanceNormalization", constants=(weight(4), weight(4) + 1)),
     Case(
         "GroupNormalization",

@@ -49,6 +49,19 @@ def test_every_row_of_the_table_is_tested() -> None:
     assert set(TABLE) - tested == {"Where", "CastLike"}  # the next test
 
 
+def test_norm_of_zeros_has_a_finite_gradient() -> None:
+    case = Case("ReduceL2", constants=(np.array([2, 3]),), opset=18)
+    feeds = {n: v.astype(np.float32) for n, v in case.feeds().items()}
+    feeds["x0"][:, 1] = 0  # a dead channel
+    place = Place("x0", 1)
+    shapes = {"x0": feeds["x0"].shape}
+    model = canonicalize(load(case.model()))
+    gradient = gradient_model(model, [place], [Loss(VECTOR, "y0")], shapes, case.samples)
+    vector = feeds_of(gradient.feeds, np.random.default_rng(1))
+    found = run(gradient, feeds, vector)[place]
+    assert (found[:, 1] == 0).all() and (found[:, 0] != 0).all()
+
+
 def test_where_and_cast_like() -> None:
     """v'Where(c, x, x y) by x is v for true c, else v y; by y it is v x for false c."""
     r = np.random.default_rng(0)

@@ -98,6 +98,14 @@ def test_point_of_the_curve_equals_a_run_with_its_target(tmp_path: Path) -> None
     )
 
 
+def test_curve_without_held_out_inputs_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    details: list[str] = []
+    report = small(curve=True, samples=1, on_event=lambda event: details.append(str(event))).report
+    assert not any("inf" in text for text in details if "curve" in text)
+    assert any("no held-out inputs" in text for text in details)
+    assert [w for w in report.warnings if w.startswith("trade-off curve: quality not measured")]
+
+
 def test_target_between_the_points_is_an_additional_point() -> None:
     found = small(curve=True, target="params=80%", max_fraction=0.3).report
     assert [p["label"] for p in found.curve if p.get("chosen")] == ["params=80%"]

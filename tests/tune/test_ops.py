@@ -185,7 +185,14 @@ CASES = [
     *(Case("DepthToSpace", image, (), {"blocksize": 2, "mode": m}) for m in ("DCR", "CRD")),
     Case("SpaceToDepth", x(1, 2, 4, 6), (), {"blocksize": 2}),
     Case("TopK", flat, (ints(2),), outputs=2),
+    *(
+        Case(op, abs(x(2, 3)), (ints(),), {"noop_with_empty_axes": 1})
+        for op in ("ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceProd")
+    ),
+    Case("ReduceL1", x(2, 3), (ints(),), {"noop_with_empty_axes": 1}),
+    Case("SimplifiedLayerNormalization", x(2, 3, 8), (x(8),), {"axis": -1, "epsilon": 0.1}),
     Case("OneHot", ints(0, 2, -1), (np.array(4), np.array([0.5, 2], np.float32))),
+    Case("OneHot", ints(4, -4, -5, 9, 3), (np.array(4), np.array([0.5, 2], np.float32))),
     Case("NonZero", flat),
     Case("Trilu", flat, (np.array(1),), {"upper": 0}),
     Case("Col2Im", x(1, 8, 12), (ints(4, 5), ints(2, 2)), {"strides": [1, 1]}),
