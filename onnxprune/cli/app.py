@@ -27,7 +27,10 @@ COMMANDS = {
     "handoff": ("handoff", "Write a deployment bundle for a Jetson, an FPGA flow or an NPU."),
     "report": ("report", "Show the report of a run."),
     "rules": ("lists", "List the supported operators."),
-    "criteria": ("lists", "List criteria, allocators, repairs, methods, metrics, data sources."),
+    "criteria": (
+        "lists",
+        "List criteria, allocators, repairs, methods, metrics, decoders and data sources.",
+    ),
     "engines": ("lists", "List engines, whether each is available, and how to install it."),
     "doctor": ("doctor", "Check this machine: versions, extras, engines, memory."),
 }

@@ -59,6 +59,7 @@ def compare(
     from onnxprune.ir.io import load
     from onnxprune.metrics.compare import compare as run
     from onnxprune.run.adapter import metric_options, open_labeled_inputs
+    from onnxprune.run.detector import name_decoder
 
     recipe = recipe_from(recipe_file, values)
     labeled = recipe.labeled or recipe.data
@@ -71,6 +72,9 @@ def compare(
     # the default number is that of calibration inputs; a comparison uses all labels
     samples = recipe.samples if values.get("samples") is not None else None
     data = open_labeled_inputs(first, recipe, labeled, samples)
+    recipe, head = name_decoder(first, data, recipe)
+    for text in filter(None, (f"labels: {data.describe()}", head)):
+        say(text)
     # both models are counted at the same lengths of dynamic axes
     shapes = {name: values.shape for name, values in next(iter(data.batches(1))).items()}
     pages, results = [], {}

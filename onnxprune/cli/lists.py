@@ -31,11 +31,12 @@ def rules(as_json: bool) -> None:
 @command()
 @shared
 def criteria(as_json: bool) -> None:
-    """List criteria, allocators, repairs, methods, metrics and data sources."""
+    """List criteria, allocators, repairs, methods, metrics, decoders and data sources."""
     from onnxprune.allocators import ALLOCATORS
     from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
     from onnxprune.metrics import METRICS
+    from onnxprune.metrics.heads import HEADS
     from onnxprune.repair import REPAIRS
     from onnxprune.search import METHODS
 
@@ -48,6 +49,9 @@ def criteria(as_json: bool) -> None:
         "data": DATA_SOURCES,
     }
     rows = [(option, *row) for option, registry in registries.items() for row in registry.rows()]
+    for head in HEADS:
+        also = f"; also {', '.join(head.also)}" if head.also else ""
+        rows.append(("decoder", head.name, f"{head.layout}{also}"))
     titles = {"option": "option", "name": "name", "what it does": "description"}
     _show(rows, titles, as_json)
 

@@ -149,6 +149,7 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
         open_data_for,
         open_labeled_inputs,
     )
+    from onnxprune.run.detector import name_decoder
     from onnxprune.search.sensitivity import Sweep
 
     # each job loads the model from its path, possibly in another process
@@ -167,6 +168,9 @@ def _prepare(model: str, recipe: Recipe, time: bool) -> tuple[Analysis, Sweep]:
     labeled = None
     if recipe.labeled:
         labeled = open_labeled_inputs(analysis.model, recipe, recipe.labeled)
+        recipe, head = name_decoder(analysis.model, labeled, recipe)
+        if head:
+            say(head)
     sweep = Sweep(
         model,
         analysis.options,

@@ -1,8 +1,8 @@
-"""Mean average precision of boxes as defined by COCO (Lin et al. 2014).
+"""Mean average precision of boxes as defined by COCO (Lin et al. 2014), and its twelve figures.
 
-The boxes of an image are matched when the image is seen. Kept per detection are its image, class,
-score, and the overlaps at which it is correct, so that the curves can be drawn again under any
-weights of the images.
+The boxes of an image are matched when the image is seen, for boxes of any size and for each range
+of sizes. Kept per detection are its image, class, score, rank, and the overlaps at which it is
+correct, so that the curves can be drawn again under any weights of the images.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,24 +23,57 @@ from onnxprune.metrics.base import (
     Outputs,
     pick_labels,
 )
-from onnxprune.metrics.boxes import center_to_corner, detections_of, overlap
+from onnxprune.metrics.boxes import center_to_corner, overlap
+from onnxprune.metrics.decoding import detections_of
 
 OVERLAPS = np.arange(0.5, 0.96, 0.05)  # 0.50 .. 0.95
 RECALLS = np.linspace(0, 1, 101)
 MOST_PER_CLASS = 100  # detections of one class in one image, as COCO's maxDets
-LABEL_COLUMNS = (6, 7)
+LABEL_COLUMNS = (6, 7, 8)
 CURVES = ("coco", "anchored")
-# columns of a kept detection, followed by `right` and `ignored` at each overlap
-_IMAGE, _CLASS, _SCORE, _HEAD = 0, 1, 2, 3
+# ranges of the area of boxes in pixels of the original image; the first holds all
+AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2)}
+AREAS["large"] = (96.0**2, 1e10)
+DETECTION_LIMITS = (1, 10, 100)  # detections of one class in one image, for average recall
+# columns of a kept detection: image, class, score, and its rank by score in its image and class
+_IMAGE, _CLASS, _SCORE, _RANK = 0, 1, 2, 3
+# label that gives the height and width of each original image in pixels
+IMAGE_SIZE = "image_size"
+# our names of COCO's twelve figures, in the order of its table
+TWELVE = (
+    *("map", "map50", "map75", "ap_small", "ap_medium", "ap_large"),
+    *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
+)
+
+
+class _Class(NamedTuple):
+    """All that is known of one class.
+
+    Attributes
+    ----------
+    truth
+        Image and number of boxes that count per range of areas, (rows, 1 + areas).
+    detections
+        Image, class, score and rank, (n, 4), by falling score.
+    right, ignored
+        Whether a detection is correct, and whether it does not count, bool (n, areas, overlaps).
+    """
+
+    truth: np.ndarray
+    detections: np.ndarray
+    right: np.ndarray
+    ignored: np.ndarray
 
 
 class Detection(BaseMetric):
-    """Box mAP, equal to pycocotools (area "all") for boxes without ties in score.
+    """Box mAP, equal to pycocotools for boxes without ties in score.
 
     Detections come from `options.decoder`, or from the outputs. Labels: `boxes`, float (m, 6):
     sample within the batch, class, center x, center y, width, height as fractions of the image. A
-    seventh column marks crowds, which count neither as hits nor as misses. The mean is over the
-    classes that have a box. With `curve="anchored"` each curve starts at (0, 1).
+    seventh column marks crowds, which count neither as hits nor as misses; an eighth is the area of
+    the object in pixels (0: that of its box). Ranges of areas need the label `image_size`, int
+    (n, 2): height and width of the original images. The mean is over the classes that have a box.
+    With `curve="anchored"` each curve starts at (0, 1).
     """
 
     draws = 100
@@ -54,7 +88,9 @@ class Detection(BaseMetric):
         self._overlaps = overlaps
         self._images = 0
         self._detections: list[np.ndarray] = []
-        self._truth: list[np.ndarray] = []
+        self._flags: list[np.ndarray] = []  # right and ignored, bool (n, 2, areas, overlaps)
+        self._truth: list[np.ndarray] = []  # image, class, boxes per range of areas
+        self._sized = True  # whether the size of every image was known
 
     @property
     def n(self) -> int:
@@ -64,44 +100,58 @@ class Detection(BaseMetric):
     def update(self, outputs: Outputs, labels: Labels) -> None:
         """Add one batch of outputs and `boxes`."""
         truth = check_boxes(pick_labels(labels, self.options, "boxes", self.name), self.name)
+        sizes = labels.get(IMAGE_SIZE)
         for index, detections in enumerate(detections_of(outputs, labels, self.options)):
-            self.add(detections, truth[truth[:, 0] == index])
+            size = None if sizes is None else (int(sizes[index][0]), int(sizes[index][1]))
+            self.add(detections, truth[truth[:, 0] == index], size)
 
-    def add(self, detections: np.ndarray, truth: np.ndarray) -> None:
-        """Add one image: detections (n, 6) and label rows (m, 6 or 7)."""
-        corners, crowd = center_to_corner(truth[:, 2:6]), np.zeros(len(truth), bool)
-        if truth.shape[1] == 7:
-            crowd = truth[:, 6] > 0
+    def add(
+        self, detections: np.ndarray, truth: np.ndarray, size: tuple[int, int] | None = None
+    ) -> None:
+        """Add one image.
+
+        Parameters
+        ----------
+        detections
+            Rows (n, 6).
+        truth
+            Label rows (m, 6, 7 or 8).
+        size
+            Height and width in pixels; without it, areas are not known.
+        """
+        self._sized &= size is not None
+        pixels = float(size[0] * size[1]) if size else 1.0
+        boxes = _read_truth(truth, pixels)
         for c in np.union1d(detections[:, 5], truth[:, 1]):
-            of_class = truth[:, 1] == c
+            own = boxes.of_class(truth[:, 1] == c)
             rows = detections[detections[:, 5] == c]
             # stable, so that ties in score are resolved in the order of the outputs
             rows = rows[np.argsort(-rows[:, 4], kind="stable")][:MOST_PER_CLASS]
-            right, ignored = match(rows, corners[of_class], crowd[of_class])
+            right, ignored = match(rows, own, pixels)
             if len(rows):
-                head = np.stack([np.full(len(rows), self._images), rows[:, 5], rows[:, 4]], 1)
-                self._detections.append(np.concatenate([head, right, ignored], 1))
-            if count := int((of_class & ~crowd).sum()):
-                self._truth.append(np.array([[self._images, c, count]]))
+                head = [np.full(len(rows), self._images), rows[:, 5], rows[:, 4], range(len(rows))]
+                self._detections.append(np.stack(head, 1))
+                self._flags.append(np.stack([right, ignored], 1))
+            counts = own.counted().sum(1)
+            if counts.any():
+                self._truth.append(np.array([[self._images, c, *counts]], np.float64))
         self._images += 1
         self.__dict__.pop("_by_class", None)  # the cached tables lack this image
 
     @cached_property
-    def _by_class(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Return class -> (rows of `_truth`, rows of `_detections` by falling score).
-
-        Only classes that have a box are listed.
-        """
-        truth, detections = np.zeros((0, 3)), np.zeros((0, _HEAD + 2 * len(OVERLAPS)))
-        if self._truth:
-            truth = np.concatenate(self._truth)
-        if self._detections:
-            detections = np.concatenate(self._detections)
-        detections = detections[np.argsort(-detections[:, _SCORE], kind="stable")]
-        return {
-            int(c): (truth[truth[:, 1] == c], detections[detections[:, _CLASS] == c])
-            for c in np.unique(truth[:, 1])
-        }
+    def _by_class(self) -> dict[int, _Class]:
+        """Return the tables of each class that has a box."""
+        steps = (len(AREAS), len(OVERLAPS))
+        truth = np.concatenate([np.zeros((0, 2 + len(AREAS))), *self._truth])
+        detections = np.concatenate([np.zeros((0, 4)), *self._detections])
+        flags = np.concatenate([np.zeros((0, 2, *steps), bool), *self._flags])
+        order = np.argsort(-detections[:, _SCORE], kind="stable")
+        tables = {}
+        for c in np.unique(truth[:, 1]):
+            own = order[detections[order, _CLASS] == c]
+            rows = np.delete(truth[truth[:, 1] == c], 1, axis=1)
+            tables[int(c)] = _Class(rows, detections[own], flags[own, 0], flags[own, 1])
+        return tables
 
     def estimate(
         self, weights: np.ndarray | None = None, classes: Sequence[int] | None = None
@@ -109,15 +159,17 @@ class Detection(BaseMetric):
         """Return the mAP over the chosen classes with image weights.
 
         Details are map, map50, map75, and precision and recall at overlap 0.5 where their harmonic
-        mean is largest.
+        mean is largest; without weights also the other figures of COCO's table.
         """
+        full = weights is None
         weights = np.ones(self._images) if weights is None else weights
         curves, counts, peaks = {}, {}, {}
-        for c, (truth, detections) in self._by_class.items():
-            total = float(weights[truth[:, 0].astype(int)] @ truth[:, 2])
-            if total and (classes is None or c in classes):
+        tables = {c: t for c, t in self._by_class.items() if classes is None or c in classes}
+        for c, table in tables.items():
+            total = float(weights[table.truth[:, 0].astype(int)] @ table.truth[:, 1])
+            if total:
                 counts[c] = total
-                curves[c], peaks[c] = self._curve(detections, weights, total)
+                curves[c], peaks[c] = self._curve(table, weights, total)
         per_class = {c: float(v[: self._overlaps].mean()) for c, v in curves.items()}
         if not curves:
             return MetricEstimate(math.nan)
@@ -130,17 +182,34 @@ class Detection(BaseMetric):
             "precision": float(precision),
             "recall": float(recall),
         }
+        if full:
+            # 100 draws of these would take several times as long as those of the mAP
+            details |= self._measure_ranges(list(tables.values()))
         return MetricEstimate(float(mean[: self._overlaps].mean()), per_class, counts, details)
 
+    def _measure_ranges(self, tables: Sequence[_Class]) -> dict[str, float]:
+        """Return average precision by area, and average recall by area and detection limit.
+
+        NaN where no image has a box of the area, or sizes of images are not known.
+        """
+        figures = {}
+        for limit in DETECTION_LIMITS:
+            figures[f"ar_{limit}"] = _mean([_measure_range(t, 0, limit)[1] for t in tables])
+        for index, name in enumerate(AREAS):
+            if index:
+                pairs = [_measure_range(t, index, MOST_PER_CLASS) for t in tables]
+                known = pairs if self._sized else []
+                figures[f"ap_{name}"] = _mean([p for p, _ in known])
+                figures[f"ar_{name}"] = _mean([r for _, r in known])
+        return figures
+
     def _curve(
-        self, detections: np.ndarray, weights: np.ndarray, total: float
+        self, table: _Class, weights: np.ndarray, total: float
     ) -> tuple[np.ndarray, tuple[float, float]]:
         """Return the average precision of one class, and its best precision and recall.
 
         Parameters
         ----------
-        detections
-            Rows of one class by falling score.
         total
             Weighted number of boxes of the class.
 
@@ -150,15 +219,10 @@ class Detection(BaseMetric):
             Average precision (overlaps,); (precision, recall) at overlap 0.5 where their harmonic
             mean is largest.
         """
-        steps = len(OVERLAPS)
-        right, ignored = detections[:, _HEAD : _HEAD + steps], detections[:, _HEAD + steps :]
-        counted = weights[detections[:, _IMAGE].astype(int)][:, None] * (1 - ignored)
-        hits = np.cumsum(counted * right, 0)
-        shown = np.cumsum(counted, 0)
-        precision = np.divide(hits, shown, out=np.zeros_like(hits), where=shown > 0)
-        recall = hits / total
+        own = weights[table.detections[:, _IMAGE].astype(int)]
+        precision, recall = trace(table.right[:, 0], table.ignored[:, 0], own, total)
         areas = area(recall, precision, self.options.curve)
-        if not len(detections):
+        if not len(precision):
             return areas, (0.0, 0.0)
         p, r = precision[:, 0], recall[:, 0]
         # 1e-12 avoids 0 / 0 where nothing is correct
@@ -166,45 +230,142 @@ class Detection(BaseMetric):
         return areas, (float(p[best]), float(r[best]))
 
 
-def match(
-    detections: np.ndarray, truth: np.ndarray, crowd: np.ndarray
+def trace(
+    right: np.ndarray, ignored: np.ndarray, weights: np.ndarray, total: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Match the detections of one class in one image to boxes, at each overlap.
+    """Return precision and recall after each detection, at each overlap, (n, overlaps).
 
-    Greedy by falling score: a detection takes the free box that it overlaps most, if by enough;
-    otherwise it may lie in a crowd.
+    Parameters
+    ----------
+    right, ignored
+        Bool (n, overlaps), by falling score.
+    weights
+        Weight of each detection's image, (n,).
+    total
+        Weighted number of boxes.
+    """
+    counted = weights[:, None] * ~ignored
+    hits, shown = np.cumsum(counted * right, 0), np.cumsum(counted, 0)
+    precision = np.divide(hits, shown, out=np.zeros_like(hits), where=shown > 0)
+    return precision, hits / total
+
+
+def _measure_range(table: _Class, index: int, limit: int) -> tuple[float, float]:
+    """Return average precision and recall of a class in a range of areas.
+
+    Parameters
+    ----------
+    index
+        Number of the range in AREAS.
+    limit
+        Number of detections per image that count.
+
+    Returns
+    -------
+    tuple of float
+        Means over the overlaps; NaN without a box in the range.
+    """
+    total = float(table.truth[:, 1 + index].sum())
+    if not total:
+        return math.nan, math.nan
+    first = table.detections[:, _RANK] < limit
+    right, ignored = table.right[first, index], table.ignored[first, index]
+    precision, recall = trace(right, ignored, np.ones(len(right)), total)
+    last = float(recall[-1].mean()) if len(recall) else 0.0
+    return float(area(recall, precision).mean()), last
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    known = [v for v in values if not math.isnan(v)]
+    return float(np.mean(known)) if known else math.nan
+
+
+class Truth(NamedTuple):
+    """Labeled boxes of one image.
+
+    Attributes
+    ----------
+    corners
+        (m, 4), fractions.
+    crowd
+        Whether a box is a crowd, bool (m,).
+    area
+        In pixels, (m,).
+    """
+
+    corners: np.ndarray
+    crowd: np.ndarray
+    area: np.ndarray
+
+    def of_class(self, chosen: np.ndarray) -> Truth:
+        """Return some of the boxes."""
+        return Truth(self.corners[chosen], self.crowd[chosen], self.area[chosen])
+
+    def counted(self) -> np.ndarray:
+        """Return whether a box counts in each range of areas, bool (areas, m)."""
+        low, high = np.array(list(AREAS.values())).T[:, :, None]
+        return np.asarray((self.area >= low) & (self.area <= high) & ~self.crowd)
+
+
+def _read_truth(truth: np.ndarray, pixels: float) -> Truth:
+    """Return the boxes of label rows of one image that has so many pixels."""
+    crowd = truth[:, 6] > 0 if truth.shape[1] > 6 else np.zeros(len(truth), bool)
+    own = truth[:, 4] * truth[:, 5] * pixels
+    if truth.shape[1] > 7:
+        own = np.where(truth[:, 7] > 0, truth[:, 7], own)
+    return Truth(center_to_corner(truth[:, 2:6]), crowd, own)
+
+
+def match(
+    detections: np.ndarray, truth: Truth, pixels: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match the detections of one class in one image to boxes, per range of areas and overlap.
+
+    Greedy by falling score: a detection takes the free box of the range that it overlaps most, if
+    by enough; otherwise it may be on a box of another size or in a crowd, and does not count.
 
     Parameters
     ----------
     detections
         Rows (n, 6) by falling score.
     truth
-        Corners (m, 4).
-    crowd
-        Whether a box is a crowd, (m,) bool.
+        Boxes of the class.
+    pixels
+        Pixels of the image.
 
     Returns
     -------
     tuple of ndarray
-        Correct detections and detections that do not count, float (n, overlaps) of 0 and 1.
+        Correct detections and detections that do not count, bool (n, areas, overlaps).
     """
-    steps = len(OVERLAPS)
-    right, ignored = np.zeros((len(detections), steps)), np.zeros((len(detections), steps))
-    if not len(truth):
+    shape = (len(detections), len(AREAS), len(OVERLAPS))
+    right, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
+    if not len(detections):
         return right, ignored
-    single = overlap(detections, truth[~crowd])
-    inside = overlap(detections, truth[crowd], of_first=True).max(1, initial=0.0)
-    free = np.ones((steps, single.shape[1]), bool)
-    for row in range(len(detections)):
-        # most detections overlap no box by the least threshold, and need no search
-        if single.shape[1] and single[row].max() >= OVERLAPS[0]:
-            shares = np.where(free, single[row], -1.0)
-            best = shares.argmax(1)
-            hit = shares[np.arange(steps), best] >= OVERLAPS
-            free[hit, best[hit]] = False
-            right[row] = hit
-        ignored[row] = (right[row] == 0) & (inside[row] >= OVERLAPS)
-    return right, ignored
+    counted = truth.counted()
+    shares = overlap(detections, truth.corners)
+    # a detection lies in a crowd by its own area, however large the crowd is
+    crowds = truth.corners[truth.crowd]
+    shares[:, truth.crowd] = overlap(detections, crowds, of_first=True)
+    free = np.ones((*shape[1:], shares.shape[1]), bool)
+    # most detections overlap no box by the least threshold, and need no search
+    for row in np.flatnonzero(shares.max(1, initial=0.0) >= OVERLAPS[0]):
+        usable = free & (shares[row] >= OVERLAPS[:, None])
+        # a box of the range comes before one of another size, however much that overlaps
+        rank = np.where(usable, shares[row] + counted[:, None], -1.0)
+        best = rank.argmax(2)
+        hit = np.take_along_axis(usable, best[..., None], 2)[..., 0]
+        at = np.nonzero(hit)
+        # any number of detections may lie in a crowd
+        free[(*at, best[at])] = truth.crowd[best[at]]
+        is_counted = np.take_along_axis(counted, best, 1)
+        right[row], ignored[row] = hit & is_counted, hit & ~is_counted
+    missed = ~(right | ignored)
+    low, high = np.array(list(AREAS.values())).T
+    own = (detections[:, 2:4] - detections[:, :2]).prod(1)[:, None] * pixels
+    elsewhere = (own < low) | (own > high)
+    return right, ignored | (missed & elsewhere[:, :, None])
 
 
 def area(recall: np.ndarray, precision: np.ndarray, curve: str = "coco") -> np.ndarray:
@@ -236,7 +397,7 @@ def check_boxes(boxes: np.ndarray, metric: str) -> np.ndarray:
         raise DataError(
             "data-labels",
             f"{metric}: boxes are {boxes.shape}; they must be (m, 6): sample, class, center x, "
-            "center y, width, height, or (m, 7) with a crowd flag",
+            "center y, width, height, or (m, 7) with a crowd flag, (m, 8) with an area in pixels",
         )
     return boxes
 

@@ -29,7 +29,8 @@ from onnxprune.ir.compared import Compared, is_tensor, tensors_to_compare
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Decoder, MetricOptions, Outputs, plain
-from onnxprune.metrics.boxes import detections_of, overlap
+from onnxprune.metrics.boxes import overlap
+from onnxprune.metrics.decoding import detections_of
 from onnxprune.metrics.output_sums import OutputFidelity, OutputSums
 
 SATURATED = 0.99  # mean maximum probability above which divergence at temperature 1 is near 0
@@ -55,7 +56,7 @@ class Fidelity:
         Number of samples.
     box_agreement
         2 m / (boxes of a + boxes of b), m being the boxes of both models (same class, IoU at least
-        0.5); 1 if neither has any; None without boxes.
+        0.5); None without boxes, or if neither model has any.
     box_score
         Least score of the boxes compared.
     warnings
@@ -96,7 +97,10 @@ class Fidelity:
 
         It is the relative error; if only boxes are compared, the share of boxes without a match.
         """
-        value = self.relative_error if self.outputs else 1.0 - (self.box_agreement or 0.0)
+        value = self.relative_error
+        if not self.outputs:
+            # two models without any box do not differ
+            value = 0.0 if self.box_agreement is None else 1.0 - self.box_agreement
         # comparisons with NaN are false, so that a broken model might pass a limit
         return float(value) if value is not None and math.isfinite(value) else math.inf
 
@@ -215,7 +219,14 @@ class Accumulator:
         if self._boxes is None:
             return Fidelity(outputs, self._samples, warnings=warnings)
         matched, total = self._boxes
-        agreement = 2 * matched / total if total else 1.0
+        # without a box, a share of 1 would be no evidence
+        agreement = 2 * matched / total if total else None
+        if agreement is None:
+            warnings = (
+                f"box agreement is not measured: no box of either model has a score of "
+                f"{self._box_score:g} or more on these inputs; use real images with --data",
+                *warnings,
+            )
         return Fidelity(outputs, self._samples, agreement, self._box_score, warnings)
 
     def _update_boxes(
@@ -227,7 +238,7 @@ class Accumulator:
         """
         if self._boxes is None:
             return False
-        sizes = _find_input_sizes(feeds)
+        sizes = find_input_sizes(feeds)
         try:
             boxes = [detections_of(o, sizes, self._options) for o in (original, pruned)]
         except (UsageError, DataError):
@@ -345,7 +356,7 @@ def common_boxes(a: np.ndarray, b: np.ndarray) -> int:
     return count
 
 
-def _find_input_sizes(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def find_input_sizes(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return {"size": height and width per sample}, as in labels; {} unless one input is 4-D."""
     images = [f for f in feeds.values() if np.ndim(f) == 4]
     if len(images) != 1:

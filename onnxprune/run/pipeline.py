@@ -31,6 +31,7 @@ from onnxprune.run.adapter import (
     open_data_for,
     open_labels,
 )
+from onnxprune.run.detector import name_decoder
 from onnxprune.run.input_judgment import describe_skipped, judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.label_judgment import check_metrics, judge_labels
@@ -143,6 +144,10 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     splits = split_inputs(inputs, open_labels(analysis.model, recipe), recipe)
     provenance = collect_provenance(analysis, inputs)
     labels = splits.report_labels
+    if labels is not None:
+        stages.note(f"labels: {labels.describe()}")
+    recipe, head = name_decoder(source, labels or splits.report or inputs, recipe)
+    stages.note(head)
     check_metrics(source, labels, recipe)
     findings = (
         *describe_skipped(inputs),

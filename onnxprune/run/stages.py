@@ -166,6 +166,11 @@ class Stages:
         """Report a warning at once; the report lists it as well."""
         self.listener(Event("", "warning", detail=text))
 
+    def note(self, text: str) -> None:
+        """Report a sentence that is no warning at once."""
+        if text:
+            self.listener(Event("", "note", detail=text))
+
     def progress(self, share: float | None, detail: str = "", left_s: float | None = None) -> None:
         """Report the progress of the running stage, which hides that of its data passes.
 

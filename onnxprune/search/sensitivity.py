@@ -26,7 +26,7 @@ from onnxprune.ir.io import Model, load
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics import find_metric
 from onnxprune.metrics.base import NO_OPTIONS, MetricOptions
-from onnxprune.metrics.boxes import detections_of
+from onnxprune.metrics.decoding import detections_of
 from onnxprune.metrics.detection import Detection
 from onnxprune.metrics.run import measure
 from onnxprune.search.base import Kept, keep_best

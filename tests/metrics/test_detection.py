@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.metrics import METRICS, MetricOptions, find_metric
-from onnxprune.metrics.boxes import native, overlap, suppress
+from onnxprune.metrics.boxes import overlap, suppress
 from onnxprune.metrics.compare import compare_metrics
-from onnxprune.metrics.detection import OVERLAPS, area, match
+from onnxprune.metrics.decoding import native
+from onnxprune.metrics.detection import AREAS, OVERLAPS, TWELVE, Truth, area, match
 from onnxprune.metrics.pycoco import official_map
 
 SAME = 1e-9  # both compute in float64; the order of sums differs
@@ -77,6 +79,42 @@ def test_map_equals_pycocotools(seed, crowd):
     assert ours.details["map50"] == pytest.approx(theirs.details["map50"], abs=SAME)
     assert ours.per_class == pytest.approx(dict(theirs.per_class), abs=SAME)
     assert ours.counts == dict(theirs.counts)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_the_twelve_figures_equal_pycocotools(seed, crowd):
+    """With boxes of all ranges of areas, areas of objects smaller than their boxes, and crowds."""
+    pytest.importorskip("pycocotools")
+    detections, truth = scene(seed, classes=2, crowd=crowd)
+    rng = np.random.default_rng(seed)
+    sizes = [tuple(map(int, rng.integers(100, 700, 2))) for _ in truth]
+    for k, (rows, (height, width)) in enumerate(zip(truth, sizes, strict=True)):
+        if not crowd:
+            rows = np.c_[rows, np.zeros(len(rows))]
+        own = rows[:, 4] * rows[:, 5] * height * width * rng.uniform(0.3, 1, len(rows))
+        # 0 stands for the area of the box
+        truth[k] = np.c_[rows, np.where(rng.random(len(rows)) < 0.3, 0, own)]
+    theirs = official_map(detections, truth, sizes=sizes)
+    metric = find_metric("coco")
+    for one in zip(detections, truth, sizes, strict=True):
+        metric.add(*one)
+    if not metric._by_class:
+        return
+    details = metric.result().details
+    ours = [details[name] for name in TWELVE]
+    assert ours == pytest.approx([theirs.details[n] for n in TWELVE], abs=SAME, nan_ok=True)
+
+
+def test_ranges_of_areas_need_the_sizes_of_all_images():
+    detections, truth = scene(3)
+    metric = find_metric("coco")
+    for k, one in enumerate(zip(detections, truth, strict=True)):
+        metric.add(*one, None if k == 2 else (640, 480))
+    details = metric.result().details
+    assert math.isnan(details["ap_small"]) and math.isnan(details["ar_large"])
+    assert details["ar_1"] <= details["ar_10"] <= details["ar_100"] > details["map"]
+    assert metric.result().as_dict()["details"]["ap_small"] is None
 
 
 def test_official_metric_is_the_same_by_name():
@@ -154,13 +192,11 @@ def test_anchored_curve_starts_at_precision_one():
 
 def test_a_box_is_matched_once():
     box = np.array([[0.1, 0.1, 0.5, 0.5]])
-    right, ignored = match(np.repeat(np.c_[box, 0.9, 0], 2, 0), box, np.zeros(1, bool))
-    assert (
-        right[0].all()
-        and not right[1].any()
-        and not ignored.any()
-        and right.shape == (2, len(OVERLAPS))
-    )
+    truth = Truth(box, np.zeros(1, bool), np.full(1, 0.16))
+    right, ignored = match(np.repeat(np.c_[box, 0.9, 0], 2, 0), truth)
+    assert right.shape == ignored.shape == (2, len(AREAS), len(OVERLAPS))
+    right, ignored = right[:, 0], ignored[:, 0]
+    assert right[0].all() and not right[1].any() and not ignored.any()
 
 
 @settings(max_examples=30, deadline=None)

@@ -187,7 +187,9 @@ def test_box_agreement_of_native_and_decoded_boxes():
     assert decoded.result().box_agreement == 1 and decoded.result().outputs["y"].relative_error == 0
     empty = Accumulator(decoder=lambda outputs, labels: [np.zeros((0, 6))])
     empty.update({"y": a}, {"y": a}, feeds)
-    assert empty.result().box_agreement == 1
+    # no box of either model is no evidence of agreement
+    assert empty.result().box_agreement is None and empty.result().divergence == 0
+    assert "box agreement is not measured" in empty.result().warnings[0]
 
 
 def test_two_models_on_data():
