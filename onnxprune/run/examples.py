@@ -14,7 +14,7 @@ from onnxprune.errors import MissingExtraError, OnnxpruneError
 from onnxprune.ir.io import Model
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import MetricOptions
-from onnxprune.metrics.boxes import detections_of
+from onnxprune.metrics.decoding import detections_of
 from onnxprune.metrics.fidelity import common_boxes
 from onnxprune.report.example import Example, Prediction
 from onnxprune.run.adapter import metric_options
