@@ -9,13 +9,37 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxprune.analysis.groups import Analysis as Analysis
+    from onnxprune.analysis.walk import analyze as analyze
+    from onnxprune.data.dataset import Data as Data
+    from onnxprune.data.dataset import open_data as open_data
+    from onnxprune.errors import OnnxpruneError as OnnxpruneError
+    from onnxprune.events import Event as Event
+    from onnxprune.ir.io import Model as Model
+    from onnxprune.ir.io import load as load
+    from onnxprune.ir.io import save as save
+    from onnxprune.report.data import Report as Report
+    from onnxprune.run.pipeline import optimize as optimize
+    from onnxprune.run.recipe import Recipe as Recipe
+    from onnxprune.run.results import Result as Result
+    from onnxprune.run.target import Target as Target
+    from onnxprune.surgery.cut import cut as cut
+    from onnxprune.surgery.verify import verify as verify
+    from onnxprune.types import Cost as Cost
+    from onnxprune.types import Frozen as Frozen
+    from onnxprune.types import Group as Group
+    from onnxprune.types import Plan as Plan
+    from onnxprune.types import Site as Site
 
 __version__ = "0.2.0"
 
 # public name -> its module, imported when the name is first used to keep the import fast
 _PUBLIC = {
     "optimize": "onnxprune.run.pipeline",
+    "Result": "onnxprune.run.results",
     "Recipe": "onnxprune.run.recipe",
     "Target": "onnxprune.run.target",
     "Event": "onnxprune.events",
@@ -24,6 +48,7 @@ _PUBLIC = {
     "load": "onnxprune.ir.io",
     "save": "onnxprune.ir.io",
     "analyze": "onnxprune.analysis.walk",
+    "Analysis": "onnxprune.analysis.groups",
     "cut": "onnxprune.surgery.cut",
     "verify": "onnxprune.surgery.verify",
     "Plan": "onnxprune.types",
@@ -31,6 +56,7 @@ _PUBLIC = {
     "Site": "onnxprune.types",
     "Frozen": "onnxprune.types",
     "Cost": "onnxprune.types",
+    "Data": "onnxprune.data.dataset",
     "open_data": "onnxprune.data.dataset",
     "OnnxpruneError": "onnxprune.errors",
 }
@@ -62,12 +88,15 @@ if not any(type(finder).__name__ == _MovedFinder.__name__ for finder in sys.meta
     sys.meta_path.insert(0, _MovedFinder())
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name."""
-    name = _RENAMED.get(name, name)
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+# type checkers would take every name for one of the module
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name."""
+        name = _RENAMED.get(name, name)
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import UsageError, unknown
+from onnxprune.errors import UsageError, plural, unknown
 from onnxprune.files import read_text
+from onnxprune.summary import Summarized
 
 PLAN_FORMAT = 1
 _PLAN_KEYS = ("format", "source", "decided_by", "options", "groups")
@@ -124,8 +125,8 @@ class Cost:
 Scores = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Summarized):
     """The channels to keep; `cut` executes it and decides nothing.
 
     Attributes
@@ -149,6 +150,19 @@ class Plan:
     sizes: Mapping[str, int]
     decided_by: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def _title(self) -> str:
+        """Return how many channels are removed."""
+        total = sum(self.sizes.values())
+        removed = total - sum(map(len, self.kept.values()))
+        groups = plural(len(self.kept), "group")
+        return f"removes {removed} of {plural(total, 'channel')} in {groups}"
+
+    def _rows(self) -> Sequence[Sequence[str]]:
+        """Return the width of each group before and after."""
+        rows = [("group", "before", "after")]
+        rows += [(n, str(self.sizes[n]), str(len(kept))) for n, kept in self.kept.items()]
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, groups in alphabetical order."""

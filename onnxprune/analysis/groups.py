@@ -16,6 +16,7 @@ from onnxprune.analysis.folded import Axis, Folded, KeptPositions
 from onnxprune.analysis.sharing import shared_uses
 from onnxprune.analysis.sizes import Sizes
 from onnxprune.analysis.state import Mask, Record, Use
+from onnxprune.analysis.summary import AnalysisSummary
 from onnxprune.errors import UsageError, unknown
 from onnxprune.ir.io import Model, digest
 from onnxprune.ir.nodes import label
@@ -67,8 +68,8 @@ class NodeCost:
     macs: int
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(AnalysisSummary):
     """Channels that can be cut from a model.
 
     Attributes

@@ -109,7 +109,7 @@ class ArrayFiles:
         digests = []
         for _, sample in self.read(indices):
             state = hashlib.sha256()
-            _update(state, sample)
+            update_hash(state, sample)
             digests.append(state.hexdigest())
         return digests
 
@@ -117,11 +117,11 @@ class ArrayFiles:
         """Return the hex sha256 of the samples' stored bytes in this order."""
         state = hashlib.sha256()
         for _, sample in self.read(indices):
-            _update(state, sample)
+            update_hash(state, sample)
         return state.hexdigest()
 
 
-def _update(state: hashlib._Hash, sample: Mapping[str, np.ndarray]) -> None:
+def update_hash(state: hashlib._Hash, sample: Mapping[str, np.ndarray]) -> None:
     """Add the content of a sample to a hash."""
     for name, array in sample.items():
         # equal bytes in another shape are another sample

@@ -14,10 +14,13 @@ import numpy as np
 
 from onnxprune.data.inputs import Batch, Inputs, read_inputs, samples_of
 from onnxprune.data.joined import open_source
+from onnxprune.data.objects import Samples, open_object
 from onnxprune.data.preprocess import DEFAULT, Preprocess
 from onnxprune.data.sources import Source
 from onnxprune.errors import DataError, UsageError, plural
 from onnxprune.ir.model import ModelView
+from onnxprune.named import Named, describe
+from onnxprune.summary import Summarized
 
 # of samples that are checked when data are opened; later ones are checked when they are read
 CHECKED_BYTES = 64 << 20
@@ -25,10 +28,11 @@ CHECKED_BYTES = 64 << 20
 __all__ = ["Data", "Preprocess", "flips", "gather", "open_data", "samples_of", "split", "synthetic"]
 
 Item = TypeVar("Item")
+DataLike = str | Path | Sequence[str | Path] | Samples
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
+@dataclass(frozen=True, eq=False, repr=False)
+class Data(Summarized):
     """Selected samples of a source, in a fixed order.
 
     Every pass yields the same arrays. At most one batch is in memory.
@@ -65,6 +69,10 @@ class Data:
     def warning(self) -> str | None:
         """Warning for the user about these data, None if there is none."""
         return self.source.warning
+
+    def _title(self) -> str:
+        """Return how many samples there are, and of what."""
+        return self.describe()
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield feeds by input name, in the model's types.
@@ -168,7 +176,7 @@ def group_alike(
 
 
 def open_data(
-    spec: str | Path | Sequence[str | Path] | None,
+    spec: DataLike | None,
     inputs: Mapping[str, tuple[Sequence[Any], str]],
     *,
     samples: int = 256,
@@ -185,7 +193,8 @@ def open_data(
     spec
         A folder of images; .npz or .npy, or a folder of them; FILE.py:FUNCTION; None or "synthetic"
         for random inputs; NAME:LOCATION with a name of `onnxprune.data.DATA_SOURCES`; a pattern of
-        names with "*"; or a list of these.
+        names with "*"; or a list of these. Or the data themselves, see
+        `onnxprune.data.objects.open_object`.
     inputs
         name -> (shape, onnxruntime's type string), as in `Session.inputs`.
     samples
@@ -218,11 +227,22 @@ def open_data(
     known = read_inputs(inputs, preprocess, shapes, batch_axes, model)
     # a fixed batch must be filled
     samples = max(samples, known.batch or 1)
-    data = gather(open_source(spec, known, samples, seed), known, samples, seed)
+    data = gather(_open(spec, known, samples, seed), known, samples, seed)
     data = _skip_unreadable(data)
     if not data.source.checked:
         _check(data)
     return data
+
+
+def _open(spec: DataLike | None, inputs: Inputs, samples: int, seed: int) -> Source:
+    """Open the source that texts name, or that an object is."""
+    if isinstance(spec, Named):
+        return open_object(spec, inputs, samples)
+    if spec is None or isinstance(spec, (str, Path)):
+        return open_source(spec, inputs, samples, seed)
+    if isinstance(spec, (list, tuple)) and all(isinstance(e, (str, Path)) for e in spec):
+        return open_source(spec, inputs, samples, seed)
+    return open_object(Named(describe(spec), spec), inputs, samples)
 
 
 def synthetic(

@@ -23,14 +23,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from onnxprune.data.arrays import update_hash
 from onnxprune.data.dataset import group_alike
 from onnxprune.data.images import decode
 from onnxprune.data.inputs import Batch, Inputs, read_inputs
+from onnxprune.data.objects import load_arrays, open_labeled_object
 from onnxprune.data.preprocess import DEFAULT, ImageAxes, Preprocess, channels_of
 from onnxprune.data.sources import IMAGE_SUFFIXES, find_files
 from onnxprune.errors import DataError
-from onnxprune.files import open_regular, sha256
+from onnxprune.files import sha256
 from onnxprune.ir.model import ModelView
+from onnxprune.named import Named
 
 BOXES = "boxes"
 SIZE = "size"  # label that is added for image inputs: height and width of the input
@@ -223,7 +226,7 @@ def open_labeled(
         The data do not exist, have no labels, or contain arrays of different lengths.
     """
     known = read_inputs(inputs, preprocess, shapes, batch_axes, model)
-    source = _open(Path(spec), known) if isinstance(spec, (str, Path)) else spec
+    source = _open(spec, known) if isinstance(spec, (str, Path)) else spec
     indices = list(range(source.count))
     if samples is not None and samples < source.count:
         generator = np.random.default_rng(seed)
@@ -232,7 +235,12 @@ def open_labeled(
     return LabeledData(source, known, tuple(indices))
 
 
-def _open(path: Path, inputs: Inputs) -> LabeledSource:
+def _open(spec: str | Path, inputs: Inputs) -> LabeledSource:
+    if isinstance(spec, Named):
+        if isinstance(spec.value, Mapping):
+            return LabeledArrays(spec, inputs)
+        return open_labeled_object(spec, inputs)
+    path = Path(spec)
     if not path.exists():
         raise DataError("data-missing", f"no data at {path}: the file or folder does not exist")
     if path.is_dir():
@@ -290,11 +298,11 @@ class ClassFolders:
 
 
 class LabeledArrays:
-    """An .npz file as described in the module's documentation, loaded into memory."""
+    """An .npz file as described in the module's documentation, loaded into memory; or a dict."""
 
-    def __init__(self, path: Path, inputs: Inputs) -> None:
+    def __init__(self, path: Path | Named, inputs: Inputs) -> None:
         self.path, self.inputs = path, inputs
-        arrays = _load_arrays(path)
+        arrays = load_arrays(path)
         self.blob = next((b for b in BLOBS if b in arrays), None)
         # first, because an input may itself be called images
         if all(name in arrays for name in inputs.items):
@@ -383,21 +391,11 @@ class LabeledArrays:
 
     @cached_property
     def _digest(self) -> str:
-        return sha256(self.path)
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Load all arrays of an .npz file."""
-    try:
-        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise DataError("data-unreadable", f"cannot read {path}: {reason}") from problem
-    except Exception as problem:  # zipfile and zlib errors of truncated files
-        raise DataError(
-            "data-unreadable", f"cannot read {path}: {type(problem).__name__}: {problem}"
-        ) from problem
+        if not isinstance(self.path, Named):
+            return sha256(self.path)
+        state = hashlib.sha256()
+        update_hash(state, load_arrays(self.path))
+        return state.hexdigest()
 
 
 def decode_bytes(data: bytes, channels: int, where: str) -> np.ndarray:

@@ -28,9 +28,14 @@ class Loader:
     warning = None
 
     def __init__(
-        self, spec: str, function: Callable[[], Any], inputs: Inputs, samples: int
+        self,
+        spec: str,
+        function: Callable[[], Any],
+        inputs: Inputs,
+        samples: int,
+        convert: Callable[[Any, Inputs, str], Any] = lambda feed, inputs, where: feed,
     ) -> None:
-        self.spec, self.function, self.inputs = spec, function, inputs
+        self.spec, self.function, self.inputs, self.convert = spec, function, inputs, convert
         self.hashes = []
         for where, raw in self._iterate_samples():
             self.hashes.append(_compute_hash(inputs.sample(raw, where)))
@@ -96,7 +101,8 @@ class Loader:
                 raise DataError(
                     "data-loader", f"{self.spec} fails at item {number}: {_summarize(problem)}"
                 ) from problem
-            yield from self._unbatch(feed, f"{self.spec} item {number}")
+            where = f"{self.spec} item {number}"
+            yield from self._unbatch(self.convert(feed, self.inputs, where), where)
             number += 1
 
     def _unbatch(self, feed: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

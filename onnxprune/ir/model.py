@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 
+from onnxprune.errors import plural
 from onnxprune.ir.nodes import nested
 from onnxprune.ir.weights import Weight, size_bytes
+from onnxprune.summary import Summarized
 
 # Default operator set of models that import other sets alone, for nodes that a cut inserts
 UNUSED_OPSET = 13
 
 
-class ModelView:
+class ModelView(Summarized):
     """Read access that `Model` and `EditableModel` have in common.
 
     Attributes
@@ -41,6 +43,19 @@ class ModelView:
         missing = UNUSED_OPSET if imports else 1
         return next((o.version for o in imports if o.domain in ("", "ai.onnx")), missing)
 
+    def _title(self) -> str:
+        """Return nodes, bytes of the weights, and the path."""
+        where = f", from {self.path}" if self.path else ""
+        nodes = plural(len(self.proto.graph.node), "node")
+        return f"{nodes}, {self.size_bytes():,} bytes of weights, opset {self.opset}{where}"
+
+    def _rows(self) -> Sequence[Sequence[str]]:
+        """Return inputs and outputs with their shapes."""
+        graph = self.proto.graph
+        rows = [("tensor", "kind", "shape")]
+        rows += [(i.name, "input", _spell(i)) for i in graph.input if i.name not in self.weights]
+        return rows + [(o.name, "output", _spell(o)) for o in graph.output]
+
     def size_bytes(self) -> int:
         """Return the bytes of all initializers."""
         return sum(size_bytes(w) for w in self.weights.values())
@@ -52,7 +67,7 @@ class ModelView:
         return EditableModel(proto, dict(self.weights), self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model(ModelView):
     """A model that does not change: `weights` is read-only, and `proto` must not be written to."""
 
@@ -65,7 +80,7 @@ class Model(ModelView):
         object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class EditableModel(ModelView):
     """A model under construction, owned by the function that edits it; made by `edit()`."""
 
@@ -98,3 +113,13 @@ class EditableModel(ModelView):
         # any later use fails at once, instead of changing a model that others take for constant
         del self.proto, self.weights
         return model
+
+
+def _spell(info: ValueInfoProto) -> str:
+    """Return the declared shape, "?" for what is not declared."""
+    tensor = info.type.tensor_type
+    lengths = (
+        str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?"
+        for dim in tensor.shape.dim
+    )
+    return "x".join(lengths) if tensor.HasField("shape") else "?"

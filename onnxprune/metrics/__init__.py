@@ -14,6 +14,7 @@ from onnxprune.metrics.base import (
     Score,
     find_function,
 )
+from onnxprune.named import Named
 from onnxprune.registry import Registry
 
 METRICS = Registry(
@@ -73,7 +74,7 @@ def find_metric(name: str, options: MetricOptions = NO_OPTIONS) -> Metric:
     UsageError
         The name is unknown, or the module has nothing of that name.
     """
-    if ":" not in name:
+    if ":" not in name and not isinstance(name, Named):
         metric: Metric = METRICS.get(name)(options)
         return metric
     from onnxprune.metrics.user import user_metric

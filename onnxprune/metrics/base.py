@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from onnxprune.errors import DataError, UsageError
+from onnxprune.named import Named
 
 Labels = Mapping[str, np.ndarray]
 Outputs = Mapping[str, np.ndarray]
@@ -337,7 +338,7 @@ def bootstrap_error(values: Sequence[float]) -> float | None:
 
 
 def find_function(where: str, purpose: str) -> Any:
-    """Return the object that `module:attribute` or `FILE.py:attribute` names.
+    """Return the object that `module:attribute` or `FILE.py:attribute` names, or a Named holds.
 
     Modules are also looked up in the current folder. This runs the user's code: call it for names
     that the user gave, never for names from a file of unknown origin.
@@ -353,6 +354,8 @@ def find_function(where: str, purpose: str) -> Any:
         The name has another form, the module does not exist or fails to import, or it has no such
         attribute.
     """
+    if isinstance(where, Named):
+        return where.value
     module, _, attribute = where.rpartition(":")
     if not module or not attribute:
         raise UsageError(

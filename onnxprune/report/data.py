@@ -14,6 +14,7 @@ from onnxprune.report.conclusions import NextStep, Verdict
 from onnxprune.report.example import Example
 from onnxprune.report.record import ReportRecord, many, named, omitted, one, required
 from onnxprune.report.structure import FrozenAxis, GraphBox, GroupRow, LayerCost
+from onnxprune.report.summary import ReportSummary
 
 REPORT_FORMAT = 1
 _HASHES = ("source_sha256", "data_sha256")
@@ -269,8 +270,8 @@ class Provenance(ReportRecord):
         return cls(versions, *(data.get(name, "") for name in _HASHES))
 
 
-@dataclass(frozen=True, eq=False)
-class Report(ReportRecord):
+@dataclass(frozen=True, eq=False, repr=False)
+class Report(ReportSummary, ReportRecord):
     """All results of a run; every part is also a mapping with the keys of report.json.
 
     Attributes

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.data.dataset import Data
+from onnxprune.named import Named
 from onnxprune.report.conclusions import BAD, FAIR, GOOD, UNKNOWN, NextStep
 from onnxprune.report.data import Report
 from onnxprune.report.verdict import is_missed, judge
@@ -33,6 +34,8 @@ def recommend(report: Report, recipe: Recipe, data: Data) -> tuple[NextStep, ...
     """
     # data without a path and without the warning of synthetic ones were passed as an object
     in_memory = recipe.data is None and not data.warning
+    # an object stands in no command
+    in_memory |= any(isinstance(value, Named) for value in (recipe.data, recipe.labeled))
     if not report.source or not report.output or in_memory:
         return ()
     steps: list[NextStep] = []

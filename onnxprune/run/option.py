@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from onnxprune.errors import UsageError
+from onnxprune.named import shown
 from onnxprune.run.target import Target
 
 
@@ -52,7 +55,11 @@ class Option:
             return self.parse(value)
         # TypeError: TOML and Python callers pass values of any type to parsers
         except (ValueError, TypeError) as problem:
-            raise UsageError("option-value", f"{name}: {problem}") from problem
+            # a parser quotes the value, which is of any size, or fails to compare an array
+            message = str(problem).replace(repr(value), shown(value))
+            if isinstance(value, np.ndarray):
+                message = f"{shown(value)} is not {self.metavar or 'true or false'}"
+            raise UsageError("option-value", f"{name}: {message}") from problem
 
 
 def option_field(

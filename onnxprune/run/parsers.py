@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from onnxprune.errors import unknown
+from onnxprune.named import Named, describe, shown
 
 Parser = Callable[[Any], Any]
 CRITERION_NUMBERS = {
@@ -54,13 +55,46 @@ def text(value: Any) -> str:
     """Return non-empty text; a path is converted to text."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise ValueError(f"{value!r} is not text")
-    return str(os.fspath(value))
+    return value if isinstance(value, Named) else str(os.fspath(value))
+
+
+def source(value: Any) -> str:
+    """Return the text that names data, or the name of an object that holds them."""
+    if isinstance(value, (str, os.PathLike)):
+        return text(value)
+    if not is_source(value):
+        raise ValueError(
+            f"{shown(value)} is neither a path nor data: arrays by input name, an array, or an "
+            "iterable of feeds"
+        )
+    return Named(describe(value), value)
+
+
+def is_source(value: Any) -> bool:
+    """Return whether an object can hold samples; texts in a list are paths, not samples."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and not any(isinstance(v, (str, os.PathLike)) for v in value)
+    reads = ("__array__", "__iter__", "__getitem__", "batches")
+    return callable(value) or any(hasattr(value, name) for name in reads)
+
+
+def function(value: Any) -> str:
+    """Return `module:function`, or the name of a function that was passed itself."""
+    return text(Named(describe(value), value) if callable(value) else value)
+
+
+def functions(value: Any) -> tuple[str, ...]:
+    """Return names as `names` does; functions and classes among them are passed themselves."""
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    return names([function(entry) if callable(entry) else entry for entry in entries])
 
 
 def paths(value: Any) -> str | tuple[str, ...] | None:
-    """Return one path, several paths, or None for none."""
+    """Return one path, several paths, or None for none; an object stands for its data."""
     if value is None:
         return None
+    if not isinstance(value, (str, os.PathLike)) and is_source(value):
+        return source(value)
     entries = list(value) if isinstance(value, (list, tuple)) else [value]
     result = tuple(text(entry) for entry in entries)
     if len(result) > 1:
@@ -149,7 +183,8 @@ def counts(value: Any) -> tuple[int, ...]:
 
 def names(value: Any) -> tuple[str, ...]:
     """Return names: one, a list, or text separated by commas; "none" is the empty list."""
-    result = tuple(text(part).strip() for part in _split_commas(value))
+    parts = tuple(text(part) for part in _split_commas(value))
+    result = tuple(part if isinstance(part, Named) else part.strip() for part in parts)
     return () if result == ("none",) else result
 
 
@@ -312,7 +347,7 @@ def optional(parse_value: Parser) -> Parser:
 def _split_commas(value: Any) -> Iterator[Any]:
     """Yield the entries of a value or a list, text split at commas."""
     for part in [value] if isinstance(value, (int, str)) else value:
-        if isinstance(part, str):
+        if isinstance(part, str) and not isinstance(part, Named):
             yield from part.split(",")
         else:
             yield part

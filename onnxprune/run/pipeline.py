@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
@@ -34,6 +34,7 @@ from onnxprune.run.adapter import (
 from onnxprune.run.detector import name_decoder
 from onnxprune.run.input_judgment import describe_skipped, judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
+from onnxprune.run.keywords import RecipeKeywords
 from onnxprune.run.label_judgment import check_metrics, judge_labels
 from onnxprune.run.outputs import check_output, check_space, choose_output, default_run_dir
 from onnxprune.run.provenance import collect_provenance
@@ -48,6 +49,9 @@ from onnxprune.run.validate import validate
 from onnxprune.search import ONE_SHOT
 from onnxprune.types import Plan, Scores
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11
+
 
 def optimize(
     model: Source,
@@ -57,7 +61,7 @@ def optimize(
     run_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     on_event: Listener = silent,
-    **options: Any,
+    **options: Unpack[RecipeKeywords],
 ) -> Result:
     """Prune a model; return it with its plan and the report.
 
@@ -77,8 +81,10 @@ def optimize(
     on_event
         Called at the beginning and the end of each stage, and with the progress of long ones.
     options
-        The fields of Recipe: `target="macs=50%"`, `data="images/"`, `criterion="l2"`, ...;
-        `data` may also be a Data object.
+        The fields of Recipe: `target="macs=50%"`, `data="images/"`, `criterion="l2"`, ...
+        `data` and `labeled` may also be objects: an array, arrays by input name, an iterable of
+        feeds such as a list, a generator or a torch DataLoader (for `labeled`, of pairs), or what
+        `open_data` returns; `metric`, `decoder` and `losses` may be functions.
 
     Raises
     ------
@@ -86,9 +92,7 @@ def optimize(
         Bad input, an unreachable target, a failed verification, or an output that cannot be
         written. The run then leaves no files behind.
     """
-    # an object has no text form, so it is not a value of the recipe
-    data = options.pop("data") if isinstance(options.get("data"), Data) else None
-    recipe = _read_recipe(recipe, options)
+    recipe, data = _read_recipe(recipe, dict(options))
     # what can be checked without the model is checked before it is loaded
     validate(recipe, data is not None or bool(recipe.data))
     path = choose_output(output, model) if output else None
@@ -191,9 +195,12 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     return stages.do("plan", lambda: decide_stage(context, scores, recipe, stages))
 
 
-def _read_recipe(recipe: Recipe | str | os.PathLike[str] | None, options: dict[str, Any]) -> Recipe:
-    """Return the recipe with the options that override it."""
+def _read_recipe(
+    recipe: Recipe | str | os.PathLike[str] | None, options: dict[str, Any]
+) -> tuple[Recipe, Data | None]:
+    """Return the recipe with the options that override it, and data that are opened already."""
+    data = options.pop("data") if isinstance(options.get("data"), Data) else None
     if recipe is None or not isinstance(recipe, Recipe):
         values = read_data_only(recipe, options) if recipe else {}
         recipe = Recipe.of(values)
-    return recipe.but(options)
+    return recipe.but(options), data

@@ -91,7 +91,7 @@ class Recipe:
     )
     losses: str | None = option_field(
         None,
-        parsers.optional(parsers.text),
+        parsers.optional(parsers.function),
         "plan",
         "MODULE:FUNCTION",
         "Method pagcp: function (outputs, sample indices) -> {task: loss}; by default, each "
@@ -308,7 +308,7 @@ class Recipe:
     )
     metric: tuple[str, ...] = option_field(
         (),
-        parsers.renamed(parsers.names, parsers.METRIC_NAMES),
+        parsers.renamed(parsers.functions, parsers.METRIC_NAMES),
         "evaluate",
         "NAME",
         "Metric to evaluate both models with on labeled inputs: top1, top5, miou, coco, psnr, "
@@ -317,7 +317,7 @@ class Recipe:
     )
     labeled: str | None = option_field(
         None,
-        parsers.optional(parsers.text),
+        parsers.optional(parsers.source),
         "evaluate",
         "PATH",
         "Labeled inputs for --metric: .npz, or a folder with one subfolder per class. A quarter "
@@ -350,7 +350,7 @@ class Recipe:
     )
     decoder: str | None = option_field(
         None,
-        parsers.optional(parsers.text),
+        parsers.optional(parsers.function),
         "evaluate",
         "MODULE:FUNCTION",
         "Function that decodes the raw outputs of a detector into boxes.",

@@ -20,11 +20,12 @@ from onnxprune.report.data import (
 )
 from onnxprune.run.evaluation import Evaluation
 from onnxprune.run.recipe import Recipe
+from onnxprune.summary import Summarized
 from onnxprune.types import Plan
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Summarized):
     """Result of `optimize`.
 
     Attributes
@@ -40,6 +41,14 @@ class Result:
     model: Model
     plan: Plan
     report: Report
+
+    def _title(self) -> str:
+        """Return costs and verdicts."""
+        return self.report._title()
+
+    def _rows(self) -> Sequence[Sequence[str]]:
+        """Return the figures of the report."""
+        return self.report._rows()
 
 
 @dataclass(frozen=True)

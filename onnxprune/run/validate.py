@@ -8,6 +8,7 @@ from onnxprune.engines import ENGINES
 from onnxprune.engines.base import require
 from onnxprune.errors import DataError, UsageError
 from onnxprune.metrics import find_metric
+from onnxprune.named import Named
 from onnxprune.run.adapter import engines_of, metric_options
 from onnxprune.run.recipe import Recipe
 from onnxprune.search import ONE_SHOT
@@ -50,7 +51,8 @@ def _check_names(recipe: Recipe) -> None:
             "labeled-missing",
             f"metric {recipe.metric[0]!r} needs labeled inputs: pass --labeled PATH",
         )
-    if recipe.labeled and not os.path.exists(recipe.labeled):
+    in_memory = isinstance(recipe.labeled, Named)
+    if recipe.labeled and not in_memory and not os.path.exists(recipe.labeled):
         raise DataError(
             "data-missing",
             f"no labeled inputs at {recipe.labeled}: the file or folder does not exist",
