@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnxprune
+
 project = "onnxprune"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+author = "onnxprune contributors"
+version = release = onnxprune.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 html_theme = "furo"
-html_title = "onnxprune"
+html_title = f"onnxprune {version}"
+# the button copies commands without the prompt and their output
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
 default_role = "code"  # docstrings write names as in Markdown
 myst_heading_anchors = 3
 napoleon_google_docstring = False

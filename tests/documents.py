@@ -21,7 +21,6 @@ _BLOCK = re.compile(
 _NUMBER = re.compile(r"(?<![\w#])[-+]?\d[\d.,e+-]*")
 ELLIPSIS = "..."
 NOTES = {None, "file", "not run", "exit"}
-NEEDS_ZOO = "<!-- needs: zoo -->"  # in a page whose commands use a trained model
 
 
 @dataclass(frozen=True)

@@ -4,61 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from documents import NEEDS_ZOO, absent, blocks, commands
+from documents import absent, blocks, commands
 
-from onnxprune import demo
+from onnxprune.demo.export import write_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROOT_PAGES = sorted(ROOT.glob("*.md"))
 COMMAND_LIMIT_S = 900
-IMAGES, LABELED = 64, 500
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """Return a folder with the files that pages assume.
-
-    model.onnx, calibration.npz and evaluation.npz of the demo, and images/ (PNG).
-    """
-    model, calibration, evaluation = demo.files()
-    shutil.copy(model, tmp_path / "model.onnx")
-    shutil.copy(calibration, tmp_path / "calibration.npz")
-    shutil.copy(evaluation, tmp_path / "evaluation.npz")
-    with np.load(calibration) as data:
-        write_images(tmp_path / "images", np.uint8(data["images"][:IMAGES, 0] * 255))
+    """Return a folder with the files that pages assume: those of `onnxprune demo --export .`."""
+    pytest.importorskip("PIL")
+    write_files(tmp_path)
     return tmp_path
-
-
-def add_trained_model(desk: Path, zoo: Path) -> None:
-    """Write the files that the tutorial assumes.
-
-    resnet20.onnx, calibration/ (PNG, unlabeled) and evaluation.npz (other images, with labels).
-    """
-    shutil.copy(zoo / "cifar10_resnet20.onnx", desk / "resnet20.onnx")
-    with np.load(zoo / "data" / "cifar10_field_1000.npz") as data:
-        write_images(desk / "calibration", data["images"][: 4 * IMAGES])
-    with np.load(zoo / "data" / "cifar10_test_4000.npz") as data:
-        np.savez(
-            desk / "evaluation.npz",
-            images=data["images"][:LABELED],
-            labels=data["labels"][:LABELED],
-        )
-
-
-def write_images(folder: Path, images: np.ndarray) -> None:
-    """Write one PNG per image, (n, height, width[, 3]) uint8."""
-    image = pytest.importorskip("PIL.Image")
-    folder.mkdir()
-    for i, pixels in enumerate(images):
-        image.fromarray(pixels).save(folder / f"{i:03}.png")
 
 
 def bash(text: str, folder: Path) -> tuple[int, str]:
@@ -86,11 +52,7 @@ def bash(text: str, folder: Path) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_commands_of_the_page_print_what_it_shows(
-    page: Path, desk: Path, request: pytest.FixtureRequest
-) -> None:
-    if NEEDS_ZOO in page.read_text(encoding="utf-8"):
-        add_trained_model(desk, request.getfixturevalue("zoo"))
+def test_commands_of_the_page_print_what_it_shows(page: Path, desk: Path) -> None:
     for block in blocks(page):
         where = f"{page.name}:{block.line}"
         if block.note == "not run":

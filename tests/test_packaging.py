@@ -1,4 +1,4 @@
-"""The wheel is complete, versions agree, and the two commands of the README work."""
+"""The wheel is complete, versions agree, and the commands of the README work."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from onnxprune import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("tools/quickstart", "tools/test")
+README_LINES = 120
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
@@ -168,11 +169,44 @@ def test_extras_in_errors_are_declared(setup: configparser.ConfigParser) -> None
     assert named <= set(setup["options.extras_require"]), "declare the extra in setup.cfg"
 
 
-def test_readme_begins_with_the_two_commands() -> None:
-    top = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    assert re.findall(r"^\$ \./(tools/\w+)", top, re.MULTILINE) == ["tools/quickstart", *COMMANDS]
+def test_readme_names_the_commands_of_a_checkout() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\$ \./(tools/\w+)", text, re.MULTILINE) == ["tools/quickstart", *COMMANDS]
     assert all(os.access(ROOT / command, os.X_OK) for command in (*COMMANDS, ".ci/run"))
     assert "exec ./tools/test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_readme_is_short_and_begins_with_three_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < README_LINES
+    commands = re.findall(r"^\$ (\w+ \w+)", text, re.MULTILINE)
+    assert commands[:4] == [
+        "pip install",
+        "onnxprune inspect",
+        "onnxprune optimize",
+        "onnxprune bench",
+    ]
+    (table,) = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert table.count("\n") == 2 + 5
+
+
+def test_results_of_the_readme_are_those_of_the_benchmarks() -> None:
+    """Every figure of its table is in one row of the table of methods."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    lines = [_figures(row) for row in benchmarks.splitlines() if row.count("|") == 9]
+    measured = [figures for figures in lines if figures]
+    rows = [_figures(row) for row in readme.splitlines() if re.match(r"\|.*0\.\d{4}", row)]
+    assert len(rows) == 5
+    for row in rows:
+        assert any(row[0] == m[0] and set(row) <= set(m) and row[-1] == m[-1] for m in measured), (
+            row
+        )
+
+
+def _figures(row: str) -> list[str]:
+    """Return the figures of four decimals in a line, in order."""
+    return re.findall(r"\d\.\d{4}", row)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
