@@ -9,10 +9,10 @@ from collections.abc import Callable
 from onnxprune.events import Event, Expected
 
 # Work, in seconds of the reference machine, that the expectation weighs against measured stages:
-# the first fractions of a second are imports and caches.
-PRIOR_S = 1.0
-PRIOR_SHARE = 0.1  # of a stage, that its expectation weighs against its progress
-OVERDUE = 0.25  # a step that is later than expected takes this share of its time longer
+# the first tenths of a second are imports and caches.
+PRIOR_S = 0.3
+PRIOR_SHARE = 0.2  # of a stage, that its expectation weighs against its progress
+OVERDUE = 0.25  # what is late takes this share of its delay longer
 STEADY = 0.2  # relative change of an estimate that does not interrupt the countdown
 
 
@@ -48,6 +48,11 @@ class TimeLeft:
         elif event.state == "begin":
             self._stage, self._began, self._at = event.stage, now, now
             self._share = self._left_s = None
+            # what stands before it was not needed
+            names = list(self._expected)
+            skipped = names[: names.index(event.stage)] if event.stage in self._expected else []
+            for name in skipped:
+                del self._expected[name]
         elif event.state == "progress":
             # a share that decreases is that of another pass, which says nothing about the stage
             is_known = event.share is not None and event.share >= (self._share or 0.0)
@@ -63,24 +68,22 @@ class TimeLeft:
 
     def of_stage(self) -> float | None:
         """Return the seconds left of the running stage, None if unknown."""
-        now = self._clock()
-        since = now - self._at
-        # never 0 while the stage runs
-        least = OVERDUE * since
+        since = self._clock() - self._at
         if self._left_s is not None:
-            return max(self._left_s - since, least)
+            return _count_down(self._left_s, since)
         expected = self._expected.get(self._stage)
         predicted = self._scale(expected) if expected else None
         share = self._share or 0.0
         if not share:
-            return None if predicted is None else max(predicted - (now - self._began), least)
+            before = self._at - self._began
+            return None if predicted is None else _count_down(predicted - before, since)
         total = (self._at - self._began) / share
         if predicted:
             weight = share / (share + PRIOR_SHARE)
             total = math.exp(
                 weight * math.log(max(total, 1e-3)) + (1 - weight) * math.log(predicted)
             )
-        return max(total * (1 - share) - since, least)
+        return _count_down(total * (1 - share), since)
 
     def of_run(self) -> float | None:
         """Return the seconds left of the run, None if unknown."""
@@ -113,4 +116,21 @@ class TimeLeft:
         """Return how long a stage takes on this machine."""
         if expected.seconds is None or not expected.scales:
             return expected.seconds
-        return expected.seconds * self._actual / self._predicted
+        actual, predicted = self._actual, self._predicted
+        running = self._expected.get(self._stage)
+        # the first batches show the speed of this machine before a stage has ended
+        if self._share and running and running.seconds and running.scales:
+            actual += self._at - self._began
+            predicted += self._share * running.seconds
+        return expected.seconds * actual / predicted
+
+
+def _count_down(left_s: float, since: float) -> float:
+    """Return what remains of an estimate after a time, never 0.
+
+    >>> [_count_down(10.0, since) for since in (0.0, 8.0, 48.0)]
+    [10.0, 2.0, 10.0]
+    """
+    left_s = max(left_s, 0.0)
+    # a little earlier than at 0, which would be wrong while the stage runs
+    return max(left_s - since, OVERDUE * (since - 0.8 * left_s))

@@ -45,6 +45,9 @@ MOMENTS_MULTIPLICATIONS = 3e10
 JOINT_MULTIPLICATIONS = 1.5e12
 MAX_HELD_OUT = 64  # samples that validate the joint refits
 HELD_OUT_SHARE = 8  # one of this many samples is held out
+# For the progress: share of the work on a block before its joint refit, and multiplications that
+# take as long as one value of an activation
+SOLVE_SHARE, VALUE_COST = 0.25, 30.0
 LIVE_BYTES = 1_200_000_000  # of the activations of both networks at one position
 
 
@@ -89,6 +92,7 @@ def least_squares(analysis: Analysis, plan: Plan, pruned: Model, context: Contex
             if product[0] not in unrelated
         ],
         unrelated=unrelated,
+        work=[_estimate_work(analysis, model, fit) for fit in fits],
     )
     blocks = partition(lockstep.pruned, fits)
     for block in blocks:
@@ -121,6 +125,8 @@ class _Lockstep:
         Number of fits handled so far.
     unrelated
         Tensors whose rows do not correspond in the two networks.
+    work
+        Expected work per fit.
     solved
         Nodes of shared weights that were solved with the first use.
     """
@@ -136,6 +142,7 @@ class _Lockstep:
     waiting: list[Batch]
     products: list[tuple[str, list[Fit]]]
     unrelated: frozenset[str]
+    work: Sequence[float]
     done: int = 0
     solved: set[str] = field(default_factory=set)
 
@@ -169,10 +176,13 @@ class _Lockstep:
     def _solve_layers(self, block: Block) -> list[LayerProblem]:
         """Refit each node of a block on the outputs of the nodes before it."""
         problems = []
+        before, total = sum(self.work[: self.done]), max(sum(self.work), 1.0)
+        solved = 0.0
         for fit in block.fits:
-            self.context.progress(
-                self.done / len(self.fits), f"{self.done} of {len(self.fits)} layers"
-            )
+            # the joint refit of the block follows its last fit
+            share = (before + SOLVE_SHARE * solved) / total
+            self.context.progress(share, f"{self.done} of {len(self.fits)} layers")
+            solved += self.work[self.done]
             self.done += 1
             # all uses of a shared weight are solved with the first
             if fit.node in self.solved:
@@ -252,6 +262,17 @@ class _Lockstep:
                 self.pruned,
                 self.original,
             )
+
+
+def _estimate_work(analysis: Analysis, model: EditableModel, fit: Fit) -> float:
+    """Return the multiplications of a node per sample, with those that its values cost."""
+    shape = analysis.shapes.shape(fit.linear.out) or ()
+    sizes = [size if isinstance(size, int) else 1 for size in shape] or [1]
+    values = float(np.prod(sizes, dtype=np.float64))
+    axis = fit.linear.out_axis
+    outputs = sizes[axis] if -len(sizes) <= axis < len(sizes) else 1
+    weights = float(np.prod(model.weights[fit.weight].shape, dtype=np.float64))
+    return weights * values / max(outputs, 1) + VALUE_COST * values
 
 
 def _bring_together(

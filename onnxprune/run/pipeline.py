@@ -32,6 +32,7 @@ from onnxprune.run.adapter import (
     open_labels,
 )
 from onnxprune.run.detector import name_decoder
+from onnxprune.run.forecast import announce, forecast
 from onnxprune.run.input_judgment import describe_skipped, judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.keywords import RecipeKeywords
@@ -161,6 +162,9 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     # before the first long stage, so that a run on wrong data can be stopped early
     for finding in findings:
         stages.warn(finding)
+    stages.expect(*forecast(analysis, recipe, splits))
+    for announcement in announce(analysis, recipe, splits):
+        stages.note(announcement)
     notes = (*findings, *analysis.defects, *describe_copies(analysis.copies), *notes, *raised)
     return RunJob(stages, recipe, source, analysis, splits, provenance, given, notes)
 

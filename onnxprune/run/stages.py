@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune.data.dataset import Data
 from onnxprune.data.inputs import Batch
-from onnxprune.events import Event, Listener
+from onnxprune.events import Event, Expected, Listener
 from onnxprune.files import hash_key, read_text, replacing, write_json
 from onnxprune.ir.io import Model, load, save
 from onnxprune.report.data import Stage
@@ -101,6 +101,9 @@ class Stages:
         Name of the running stage.
     used
         Whether a stage, in this run or in the one it is reused from, read the data.
+    phases
+        Stage -> expected work of its phases: one per pass over the data, and a last one for what
+        the stage reports itself.
     """
 
     listener: Listener
@@ -109,9 +112,12 @@ class Stages:
     done: list[Stage] = field(default_factory=list)
     current: str = ""
     used: bool = False
+    phases: Mapping[str, Sequence[float]] = field(default_factory=dict)
     _began: float = 0.0
     _detail: str = ""
     _reports: bool = False  # whether the running stage reports progress itself
+    _passes: int = 0  # over the data, that the running stage has begun
+    _share: float = 0.0  # largest share of the running stage so far
 
     def do(
         self,
@@ -131,6 +137,7 @@ class Stages:
         """
         self.chain = hash_key(self.chain, name, dict(depends_on or {}))
         self.current, self._began, self._detail, self._reports = name, time.monotonic(), "", False
+        self._passes, self._share = 0, 0.0
         if self.run and artifact:
             entry = self.run.done(name, self.chain)
             if entry and artifact.name in entry.files:
@@ -171,6 +178,11 @@ class Stages:
         if text:
             self.listener(Event("", "note", detail=text))
 
+    def expect(self, stages: Mapping[str, Expected], phases: Mapping[str, Sequence[float]]) -> None:
+        """Announce the stages that follow, and set the work of their phases."""
+        self.phases = phases
+        self.listener(Event("", "expect", expected=stages))
+
     def progress(self, share: float | None, detail: str = "", left_s: float | None = None) -> None:
         """Report the progress of the running stage, which hides that of its data passes.
 
@@ -184,7 +196,11 @@ class Stages:
             Seconds left, if known without a share.
         """
         self._reports = True
-        self._emit(share, detail, left_s)
+        self._emit(self._share_of_stage(-1, share), detail, left_s)
+
+    def begin_pass(self) -> None:
+        """Count a pass over the data."""
+        self._passes += 1
 
     def pass_progress(self, share: float, detail: str) -> None:
         """Report progress of a data pass if the stage reports none itself.
@@ -192,7 +208,20 @@ class Stages:
         The share is None after the last batch: the time of what follows is unknown.
         """
         if not self._reports:
-            self._emit(share if share < 1 else None, detail, None)
+            known = len(self.phases.get(self.current, ())) > 1
+            part = share if share < 1 or known else None
+            self._emit(self._share_of_stage(self._passes - 1, part), detail, None)
+
+    def _share_of_stage(self, phase: int, share: float | None) -> float | None:
+        """Return the share of the stage from that of a phase; -1 is the last one."""
+        work = self.phases.get(self.current)
+        if share is None or not work or not sum(work):
+            return share
+        # further passes than expected belong to the last one
+        index = len(work) - 1 if phase < 0 else min(phase, max(len(work) - 2, 0))
+        total = (sum(work[:index]) + work[index] * share) / sum(work)
+        self._share = max(self._share, total)
+        return self._share
 
     def _emit(self, share: float | None, detail: str, left_s: float | None) -> None:
         """Send a progress event."""
@@ -224,6 +253,7 @@ class WatchedData(Data):
             return
         seen = 0
         self.stages.used = True
+        self.stages.begin_pass()
         for feeds in super().batches(batch_size):
             # before the progress: the batch is processed when the consumer asks for the next one
             yield feeds
