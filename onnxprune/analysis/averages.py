@@ -17,10 +17,14 @@ class Average:
         Index of the node.
     axes
         Ids of those of the axes that can be cut.
+    of_kept
+        Whether the node, which sums, is scaled so that a division by the lengths from before the
+        cut gives the average over the kept positions; else its average is that of all positions.
     """
 
     node: int
     axes: tuple[np.ndarray, ...]
+    of_kept: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Normalizations written as several nodes: ReduceMean, Sub, Pow, Sqrt, Div, Mul.
 
+A mean may also be a ReduceSum that is divided, or a product with a matrix of one value.
+
 The rows of these operators see one node each: a mean over channels sums them, and a subtraction
 keeps them apart. Together they mix the channels, as the fused operator does: where the mean is
 subtracted from the channels that it was taken over, a removed channel is not zero. So this pass
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.analysis.averages import Average
 from onnxprune.analysis.movement import MOVES
 from onnxprune.analysis.ops.elementwise import elementwise
 from onnxprune.analysis.root_means import find_root_means
@@ -31,6 +34,7 @@ _Axes = tuple[np.ndarray, ...]
 _PASSING = frozenset("CastLike Dropout Expand Reshape Squeeze Tile Transpose Unsqueeze".split())
 _MULTIPLYING = frozenset(("Mul", "Div"))
 _SOFTMAX = "Softmax"
+_MATRIX = 2  # axes
 _LEAST_GROUPED_RANK = 3  # (batch, groups, channels and positions)
 
 
@@ -69,7 +73,8 @@ def find_decomposed(record: Record, allow_mixing: Collection[str]) -> None:
     """
     reductions: dict[int, _Axes] = {}
     for mask in record.masks:
-        if record.nodes[mask.node].op_type.startswith("Reduce"):
+        node = record.nodes[mask.node]
+        if node.op_type.startswith("Reduce") or _sums_equally(record, node, mask.slot):
             reductions[mask.node] = (*reductions.get(mask.node, ()), mask.ids)
     if not reductions:
         return
@@ -79,6 +84,24 @@ def find_decomposed(record: Record, allow_mixing: Collection[str]) -> None:
         record.averages = [a for a in record.averages if a.node not in flow.opened]
         record.masks = [m for m in record.masks if m.node not in flow.opened]
     find_root_means(record)
+    # after it, because the sums of opened normalizations are not corrected in scale and epsilon
+    for index in sorted(flow.opened):
+        if record.nodes[index].op_type != "ReduceMean":
+            # a constant divides it, by the number of channels before the cut
+            record.averages.append(Average(index, reductions[index], of_kept=True))
+
+
+def _sums_equally(record: Record, node: NodeProto, slot: int) -> bool:
+    """Return whether a node multiplies an operand by a matrix of one value: a sum or a mean."""
+    if node.op_type != "MatMul" or node.domain not in STANDARD_DOMAINS:
+        return False
+    weight = record.model.weights.get(node.input[1 - slot])
+    if weight is None or len(weight.shape) > _MATRIX:
+        return False
+    values = weight.array()
+    # the ends first: most weights differ there
+    ends = values.size > 1 and values.flat[0] == values.flat[-1]
+    return bool(ends and (values == values.flat[0]).all())
 
 
 class _StatisticsPass:

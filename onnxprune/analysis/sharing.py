@@ -16,6 +16,8 @@ from onnxprune.analysis.causes import Axis, Causes
 from onnxprune.analysis.state import Record, Use
 
 PASSING = ("Gather", "Transpose")  # an embedding, and the table of a tied output projection
+_RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+_RECURRENT_WEIGHTS = (1, 2)  # slots; their biases and initial states have two axes as well
 LEAST_RANK = 2  # biases and scales are duplicated where their cuts differ, which costs little
 
 
@@ -28,7 +30,10 @@ def shared_uses(record: Record) -> dict[str, list[Use]]:
     multiplying = {product.node for product in record.products}
     uses: dict[str, list[Use]] = {}
     for use in record.uses:
-        layer = use.node in multiplying or record.nodes[use.node].op_type in PASSING
+        op = record.nodes[use.node].op_type
+        layer = use.node in multiplying or op in PASSING
+        if op in _RECURRENT:
+            layer &= use.slot in _RECURRENT_WEIGHTS
         if layer and len(use.axes) >= LEAST_RANK:
             uses.setdefault(use.tensor, []).append(use)
     return {

@@ -271,8 +271,13 @@ def _write_default(editor: Editor, pin: Pin) -> None:
 
 
 def _correct_average(editor: Editor, average: Average) -> None:
-    """Scale a mean so that it divides by the lengths from before the cut."""
+    """Scale a mean so that it divides by the lengths from before the cut.
+
+    Scale a sum that is divided by these lengths so that the result is a mean over the kept ones.
+    """
     share = math.prod(editor.length(a) / len(a) for a in average.axes)
+    if average.of_kept:
+        share = 1 / share
     if share == 1:
         return
     node = editor.nodes[average.node]

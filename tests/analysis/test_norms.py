@@ -24,9 +24,11 @@ from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
 
 WIDTH = 8
+EIGHTHS = ",".join(["0.125"] * WIDTH)
 # ax: an axes input from opset 18, an attribute before it
 WEIGHTS = (
     "float[4,8] w1, float[8] v1, float[8] w2, float eps = {0.01}, float two = {2.0}, "
+    f"float[8,1] column = {{{EIGHTHS}}}, float[8,8] square = {{{','.join([EIGHTHS] * WIDTH)}}}, "
     "float one = {1.0}, float n = {8.0}, float half = {0.5}, float neg = {-0.5}, "
     "int64[1] last = {-1}, int64[3] whole = {2, 6, 8}, float[8,5] w3"
 )
@@ -49,6 +51,11 @@ LAYER_NORMS = {
     "e = Add(v, eps); r = Sqrt(e); d = Sub(a, m); q = Div(d, r); g = Mul(q, v1); b = Add(g, w2)",
     "sums": "h = Total(a); m = Div(h, n); d = Sub(a, m); s = Mul(d, d); t = Total(s); "
     "v = Div(t, n); e = Add(v, eps); r = Sqrt(e); q = Div(d, r); g = Mul(q, v1); b = Add(g, w2)",
+    "products": "m = MatMul(a, column); d = Sub(a, m); s = Mul(d, d); v = MatMul(s, column); "
+    "e = Add(v, eps); r = Sqrt(e); q = Div(d, r); g = Mul(q, v1); b = Add(g, w2)",
+    "square_products": "m = MatMul(a, square); d = Sub(a, m); s = Mul(d, d); "
+    "v = MatMul(s, square); e = Add(v, eps); r = Sqrt(e); q = Div(d, r); g = Mul(q, v1); "
+    "b = Add(g, w2)",
     "expanded": "m = Mean(a); f = Expand(m, whole); d = Sub(a, f); s = Mul(d, d); v = Mean(s); "
     "e = Add(v, eps); r = Sqrt(e); j = Expand(r, whole); q = Div(d, j); g = Mul(q, v1); "
     "b = Add(g, w2)",
@@ -72,6 +79,8 @@ RMS_NORMS = {
     "casts": "a2 = Cast<to=1>(a); s = Pow(a2, two); v = Mean(s); e = Add(v, eps); r = Sqrt(e); "
     "q = Div(a2, r); c = Cast<to=1>(q); b = Mul(c, v1)",
     "no_scale": f"{ROOT}; b = Div(a, r)",
+    "products": "s = Mul(a, a); v = MatMul(s, column); e = Add(v, eps); r = Sqrt(e); "
+    "q = Div(a, r); b = Mul(q, v1)",
     "two_consumers": f"{ROOT}; q = Div(a, r); c = Mul(q, v1); o = Relu(q); b = Add(c, o)",
 }
 OPSETS = (13, 17, 18, 21)
@@ -131,7 +140,7 @@ def test_layer_normalization_mixes_however_it_is_written(
     assert fused(pruned, tmp_path) == fused(opened.model, tmp_path)
 
 
-@pytest.mark.parametrize("style", [s for s in LAYER_NORMS if s not in ("sums", "no_scale")])
+@pytest.mark.parametrize("style", [s for s in LAYER_NORMS if s != "no_scale"])
 def test_an_opened_layer_normalization_equals_the_fused_one(style: str) -> None:
     """Both average over the kept channels, and no factor corrects either."""
     decomposed = model_of(LAYER_NORMS[style])

@@ -164,3 +164,31 @@ def test_copies_are_refitted_as_one_weight(tmp_path: Path) -> None:
     layers = [w for w in result.model.weights.values() if len(w.shape) > 1]
     assert len(layers) == 5
     assert any("h1_d" in warning for warning in result.report.warnings)
+
+
+STATES = {
+    "filled": "s = Concat<axis=0>(one, n1, hid); z = ConstantOfShape(s)",
+    "slices": "s = Concat<axis=0>(two, n1, hid); f = ConstantOfShape(s); z = Slice(f, i0, one, i0)",
+    "initializer": "z = Identity(zeros)",
+}
+
+
+@pytest.mark.parametrize("form", STATES)
+def test_layers_with_common_initial_states_are_cut_apart(form: str) -> None:
+    """A tensor of zeros that all layers start from couples none of their units."""
+    batch = "1" if form == "initializer" else "N"
+    text = (
+        f"float[5,{batch},4] x | float[1,24,4] w1, float[1,24,6] r1, float[1,24,6] w2, "
+        "float[1,24,6] r2, float[1,48] b = {" + ",".join(["0"] * 48) + "}, float[6,3] w3, "
+        "int64 first = {1}, int64[1] i0 = {0}, int64[1] one = {1}, int64[1] two = {2}, "
+        "int64[1] hid = {6}, float[1,1,6] zeros = {0,0,0,0,0,0} | "
+        "n = Shape(x); g = Gather<axis=0>(n, first); n1 = Unsqueeze(g, i0); "
+        f"{STATES[form]}; o, h, c = LSTM<hidden_size=6>(x, w1, r1, b, , z, z); "
+        "q = Squeeze(o, one); p, h2, c2 = LSTM<hidden_size=6>(q, w2, r2, b, , z, z); "
+        "t = Squeeze(p, one); y = MatMul(t, w3)"
+    )
+    analysis = analyze(load(net(text)))
+    assert [g.size for g in analysis.groups] == [6, 6]
+    plan = analysis.plan({analysis.groups[0].name: [0, 2, 3], analysis.groups[1].name: [1, 4]})
+    pruned, _ = assert_exact(analysis, plan)
+    assert pruned.weights["w3"].shape == (2, 3)

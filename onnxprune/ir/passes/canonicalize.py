@@ -24,6 +24,7 @@ from onnxprune.ir.passes.names import (
 from onnxprune.ir.passes.range_scalars import make_range_scalars
 from onnxprune.ir.passes.rank_branches import choose_branch_by_rank
 from onnxprune.ir.passes.remove_unused import remove_dead, remove_identities
+from onnxprune.ir.passes.separate_states import separate_states
 from onnxprune.ir.passes.sequences import replace_sequences
 from onnxprune.ir.passes.slice_assign import rewrite_slice_assignments
 from onnxprune.ir.passes.split_fused_qkv import split_fused_projections
@@ -97,7 +98,7 @@ def _apply_passes(model: EditableModel) -> None:
     if replace_sequences(model, shapes) | unpack_attention(model, shapes):
         remove_identities(model)
         shapes, changed = infer(model), False
-    changed |= fold_weight_standardization(model, shapes)
+    changed |= fold_weight_standardization(model, shapes) | separate_states(model)
     if rewrite_slice_assignments(model, shapes):
         remove_identities(model)
         changed = True
