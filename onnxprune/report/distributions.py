@@ -13,8 +13,9 @@ from onnxprune.report.text import clip
 
 BINS = 48
 MOST_ENGINES = 6
-# outliers, such as an interrupt, would leave the rest in one bin
-_LOWEST, _HIGHEST = 0.0, 0.97
+# the plot ends at so many interquartile ranges above the third quartile, and at least at this
+# share above the median: outliers, such as an interrupt, would leave the rest in one bin
+_RANGES, _LEAST = 4.0, 0.1
 _SIZE = (560, 260)
 
 
@@ -47,8 +48,7 @@ def distributions(report: Report) -> list[Distribution]:
 
 def _draw(engine: str, row: LatencyRow, times: Sequence[Sequence[float]]) -> Distribution:
     """Return the histogram of sorted times before and after."""
-    low = min(part[int(_LOWEST * len(part))] for part in times)
-    high = max(part[int(_HIGHEST * (len(part) - 1))] for part in times)
+    low, high = min(part[0] for part in times), max(map(_find_end, times))
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     low, high = max(0.0, low - margin), high + margin
     shares = [_count(part, low, high) for part in times]
@@ -73,6 +73,12 @@ def _draw(engine: str, row: LatencyRow, times: Sequence[Sequence[float]]) -> Dis
     count = sum(len(part) for part in times)
     beyond = sum(value > high for part in times for value in part) / count
     return Distribution(engine, row, Markup(canvas.svg(label)), beyond)
+
+
+def _find_end(times: Sequence[float]) -> float:
+    """Return the longest of some sorted times that the plot shows."""
+    first, middle, third = (times[round(q * (len(times) - 1))] for q in (0.25, 0.5, 0.75))
+    return min(times[-1], max(third + _RANGES * (third - first), middle * (1 + _LEAST)))
 
 
 def _count(times: Sequence[float], low: float, high: float) -> list[float]:

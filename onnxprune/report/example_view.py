@@ -14,6 +14,7 @@ from onnxprune.report.text import clip
 
 MOST_EXAMPLES = 8
 MOST_BOXES = 20
+MOST_TEXTS = 5  # boxes with class and score
 MOST_LETTERS = 24  # of a class
 MOST_PICTURE = 90_000  # letters of a data URI: the page stays small whatever report.json holds
 AGREES = 0.9  # agreement of boxes and pixels from which an example has the color of success
@@ -162,13 +163,15 @@ def _draw(
         ET.SubElement(svg, "use", {"href": f"#{name}"})
     if prediction is not None and _is_picture(prediction.picture):
         ET.SubElement(svg, "image", {"href": prediction.picture, **sides})
-    for box in prediction.boxes[:MOST_BOXES] if prediction is not None else ():
-        _draw_box(svg, [float(value) for value in box], size)
+    boxes = prediction.boxes[:MOST_BOXES] if prediction is not None else ()
+    # those with the highest scores last, on top, and with a text: more texts would cover each other
+    for place, box in reversed(list(enumerate(boxes))):
+        _draw_box(svg, [float(value) for value in box], size, place < MOST_TEXTS)
     return Markup(ET.tostring(svg, encoding="unicode"))
 
 
-def _draw_box(svg: ET.Element, box: list[float], size: tuple[int, int]) -> None:
-    """Draw a box with its class and score."""
+def _draw_box(svg: ET.Element, box: list[float], size: tuple[int, int], has_text: bool) -> None:
+    """Draw a box; with a text, also its class and score."""
     width, height = size
     # boxes may exceed the picture
     x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in box[:4])
@@ -177,6 +180,8 @@ def _draw_box(svg: ET.Element, box: list[float], size: tuple[int, int]) -> None:
     place = {"x": f"{x1 * width:.1f}", "y": f"{y1 * height:.1f}"}
     sides = {"width": f"{(x2 - x1) * width:.1f}", "height": f"{(y2 - y1) * height:.1f}"}
     ET.SubElement(svg, "rect", {**place, **sides, "class": "found-box", "stroke": color})
+    if not has_text:
+        return
     # inside of the box where there is no room above it
     top = y1 * height - 3 if y1 * height > 14 else y1 * height + 11
     position = {"x": f"{x1 * width + 2:.1f}", "y": f"{top:.1f}"}

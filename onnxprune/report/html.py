@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from onnxprune.report.data import LatencyRow, Report
 from onnxprune.report.distributions import distributions
 from onnxprune.report.example_view import example_views
 from onnxprune.report.picture import MOST_BOXES
+from onnxprune.report.runs import Run, compare, find_runs
 from onnxprune.report.sections import MOST_NAME, MOST_ROWS, MOST_TEXT
 from onnxprune.report.terminal import format_fidelity, ratios
 from onnxprune.report.text import clip, duration, number
@@ -37,6 +39,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _CONTENTS = {
     "result": "Result",
     "examples": "Predictions",
+    "runs": "Runs",
     "trust": "Verification",
     "tradeoff": "Trade-off",
     "cut": "Pruned groups",
@@ -48,8 +51,8 @@ _CONTENTS = {
     "again": "Reproduce",
 }
 _FILES = (
-    "result examples verification tradeoff groups network layers frozen sensitivity classes "
-    "reproduce"
+    "result examples runs verification tradeoff groups network layers frozen sensitivity "
+    "classes reproduce"
 ).split()
 _SPLITS = {
     "calibration": "Calibration",
@@ -60,8 +63,13 @@ _SPLITS = {
 }
 
 
-def write(report: Report, folder: Path) -> Path:
+def write(report: Report, folder: Path, runs: Sequence[Run] | None = None) -> Path:
     """Write the page into `folder`, and return its path.
+
+    Parameters
+    ----------
+    runs
+        Runs to compare with; None for those of the same model next to `folder`.
 
     Raises
     ------
@@ -71,12 +79,18 @@ def write(report: Report, folder: Path) -> Path:
         The folder cannot be written.
     """
     path = folder / PAGE
-    write_bytes(path, encode(page(report)))
+    runs = find_runs(folder, report) if runs is None else runs
+    write_bytes(path, encode(page(report, folder.resolve().name, runs)))
     return path
 
 
-def page(report: Report) -> str:
+def page(report: Report, name: str = "", runs: Sequence[Run] = ()) -> str:
     """Return the page.
+
+    Parameters
+    ----------
+    name
+        Name of the run, shown if there are `runs` to compare it with.
 
     Raises
     ------
@@ -87,7 +101,7 @@ def page(report: Report) -> str:
     report = Report.from_json(json.loads(json.dumps(report.to_json())))
     try:
         # a report of the right structure may still hold values that no filter can format
-        return _environment().get_template("page.html").render(_collect_content(report))
+        return _environment().get_template("page.html").render(_collect_content(report, name, runs))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, UndefinedError) as problem:
         raise UsageError(
             "report-invalid", f"not a report: {type(problem).__name__} {problem}"
@@ -130,7 +144,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _collect_content(report: Report) -> dict[str, Any]:
+def _collect_content(report: Report, name: str, runs: Sequence[Run]) -> dict[str, Any]:
     """Return the variables of the template."""
     script = _read("page.js")
     # the policy of the page allows this script and no other
@@ -162,6 +176,7 @@ def _collect_content(report: Report) -> dict[str, Any]:
         "curve": sections.trade_off(report),
         "groups": sections.group_lines(report),
         "picture": sections.network(report),
+        "runs": compare(Run(name, report), runs),
         "examples": example_views(report),
         "latencies": distributions(report),
         "operators": sections.operator_lines(report),

@@ -12,7 +12,7 @@ SERIES = 8
 BEFORE, AFTER = "s0", "s1"
 WIDTH, HEIGHT = 720, 340
 MARGIN = 0.05  # of the value axis above and below the values
-_SIDES = (16, 16, 52, 74)  # top, right, bottom, left of the plotting area
+_SIDES = (16, 16, 52, 86)  # top, right, bottom, left of the plotting area
 _TICKS = 6  # at most about so many per axis
 _DASHES = ("none", "7 3", "2 3")  # one per pass through the colors
 
