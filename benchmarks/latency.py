@@ -1,19 +1,24 @@
 """Latency as the target, against MACs as its proxy: both cuts at the same measured speed.
 
     python -m benchmarks.latency --zoo ../shared/zoo [--models NAME_OR_FILE ...]
-        [--engine onnxruntime] [--speedup 1.5] [--json FILE]
+        [--engine onnxruntime] [--speedup 1.5] [--busy PROGRAMS] [--json FILE]
 
 The first cut is `--target latency.ENGINE=1.5x`. The second is `--target macs=...`, with any width,
 at the share of the MACs that makes it as fast, found by bisection; its row is missing if no such
 cut is as fast. Criterion, allocator and repair are the defaults. Then both are timed in alternation
 with the original, and held-out inputs measure the divergence of their outputs from it. A model
-without calibration data (a file) gets random inputs.
+without calibration data (a file) gets random inputs. With --busy the second cut is again that for
+the latency, decided while PROGRAMS endless loops compete for the CPUs; the claim is that its MACs
+are within 10 % of the first one's.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,6 +82,7 @@ def main() -> None:
     """Print a row per model and cut, and write the results."""
     parser = make_parser(__doc__, "zoo", "threads", "json", models=MODELS, engine="onnxruntime")
     parser.add_argument("--speedup", type=float, default=1.5)
+    parser.add_argument("--busy", type=int, default=0, metavar="PROGRAMS")
     options = parser.parse_args()
     rows = []
     print("| model | target | MACs left | speed-up [95 %] | divergence |")
@@ -96,10 +102,28 @@ def compare(name: str, options: argparse.Namespace) -> list[Row]:
         setup = prepare(name, options, Path(folder))
         by_latency = decide(setup.context, setup.scores, setup.recipe, PlanInputs(setup.feeds))
         plans = {"latency": by_latency}
+        if options.busy:
+            with busy(options.busy):
+                disturbed = decide(
+                    setup.context, setup.scores, setup.recipe, PlanInputs(setup.feeds)
+                )
+            return measure(setup, {**plans, "latency, busy": disturbed}, name)
         by_macs = find_as_fast(setup, by_latency)
         if by_macs:
             plans["macs"] = by_macs
         return measure(setup, plans, name)
+
+
+@contextmanager
+def busy(programs: int) -> Iterator[None]:
+    """Run endless loops beside the block."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def prepare(name: str, options: argparse.Namespace, folder: Path) -> Setup:

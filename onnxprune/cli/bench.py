@@ -10,9 +10,9 @@ from onnxprune.cli.command import command
 from onnxprune.cli.common import emit, recipe_from, recipe_options, say, shared
 
 if TYPE_CHECKING:
-    from onnxprune.engines.base import Measurement
     from onnxprune.engines.bench import BenchReport
     from onnxprune.engines.measure import Ratio
+    from onnxprune.engines.measurement import Measurement
 
 _HEADER = (
     "engine",

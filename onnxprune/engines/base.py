@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -135,71 +135,12 @@ class LayerTime:
         return {**asdict(self), "nodes": list(self.nodes), "tensors": list(self.tensors)}
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Latency of one model on one engine, over single inferences, in milliseconds.
-
-    Attributes
-    ----------
-    samples, rounds
-        Timed inferences, and the rounds they were timed in.
-    median_ms, min_ms, mean_ms, p99_ms, q1_ms, q3_ms, times_ms
-        Statistics over the inferences; `times_ms` are evenly spaced quantiles, ascending.
-    noise
-        Interquartile range of the rounds' medians over their median: drift between rounds, not
-        jitter within one.
-    peak_memory_bytes
-        Highest resident size of the process, interpreter and engine included; None if unknown.
-    model_memory_bytes
-        Increase of that peak since the engine was loaded; None if unknown.
-    device_memory_bytes
-        Memory on the accelerator; None without one or if unknown.
-    difference
-        Largest |output - onnxruntime's output| / max |onnxruntime's output| over the outputs;
-        None if not compared.
-    layers
-        Times of the kernels, if they were profiled.
-    """
-
-    engine: str
-    model: str
-    samples: int
-    rounds: int
-    median_ms: float
-    min_ms: float
-    mean_ms: float
-    p99_ms: float
-    q1_ms: float
-    q3_ms: float
-    noise: float
-    threads: int = 1
-    precision: str = "f32"
-    version: str = ""
-    peak_memory_bytes: int | None = None
-    model_memory_bytes: int | None = None
-    device_memory_bytes: int | None = None
-    difference: float | None = None
-    layers: tuple[LayerTime, ...] = ()
-    times_ms: tuple[float, ...] = ()
-
-    @property
-    def iqr_ms(self) -> float:
-        """Interquartile range of the inferences."""
-        return self.q3_ms - self.q1_ms
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for a report, layers included."""
-        return {
-            **asdict(self),
-            "iqr_ms": self.iqr_ms,
-            "layers": [layer.as_dict() for layer in self.layers],
-        }
-
-
 class Compiled(ABC):
     """A model that is ready to run on an engine; a context manager that calls `close`."""
 
     outputs: tuple[str, ...]
+    computes_here = False
+    """True if the thread that calls `run` does all of the computing."""
 
     @abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -214,14 +155,44 @@ class Compiled(ABC):
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
         """Time `count` consecutive inferences and return their milliseconds.
 
-        Engines that can time without copying the inputs override this.
+        Engines that time on their device override this.
         """
+        return [wall_ms for wall_ms, _ in self._time(self.prepare(feeds), count)]
+
+    def sample_clocks(
+        self, feeds: Mapping[str, np.ndarray], count: int
+    ) -> list[tuple[float, float]]:
+        """Time `count` consecutive inferences by the wall clock and by the thread's CPU clock.
+
+        The CPU clock does not run while another program has the CPU, so that a busy machine
+        changes it little.
+
+        Returns
+        -------
+        list of tuple
+            Milliseconds by both clocks; twice those of the wall clock if the engine computes in
+            other threads or on another device.
+        """
+        if self.computes_here:
+            return self._time(self.prepare(feeds), count)
+        return [(ms, ms) for ms in self.sample(feeds, count)]
+
+    def _time(self, infer: Callable[[], object], count: int) -> list[tuple[float, float]]:
+        """Return the milliseconds of `count` calls by the wall clock and the CPU clock."""
         times = []
         for _ in range(count):
-            start = time.perf_counter_ns()
-            self.run(feeds)
-            times.append((time.perf_counter_ns() - start) / 1e6)
+            cpu_ns, wall_ns = time.thread_time_ns(), time.perf_counter_ns()
+            infer()
+            wall_ns = time.perf_counter_ns() - wall_ns
+            times.append((wall_ns / 1e6, (time.thread_time_ns() - cpu_ns) / 1e6))
         return times
+
+    def prepare(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Return a call that runs one inference, to be timed.
+
+        Engines that can time without copying the inputs override this.
+        """
+        return lambda: self.run(feeds)
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Return the time per kernel over `count` inferences; () if the engine has no profile."""

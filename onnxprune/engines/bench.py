@@ -18,7 +18,6 @@ from onnxprune.engines.base import (
     Engine,
     EngineOptions,
     LayerTime,
-    Measurement,
     Source,
     open_model,
     random_feeds,
@@ -43,12 +42,14 @@ from onnxprune.engines.measure import (
     ratio,
     summarize,
 )
+from onnxprune.engines.measurement import Measurement
 from onnxprune.engines.worker import Worker
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.ir.io import Model
 
 # enough for an interquartile mean of ten; the latency itself comes from the interleaved rounds
-PROFILE_RUNS = 20
+PROFILE_RUNS = (3, 20)
+PROFILE_MS = 2000.0  # limits the runs of large models
 REFERENCE = "onnxruntime"
 
 Arrays = Mapping[str, np.ndarray]
@@ -362,7 +363,7 @@ def _time(
     progress(f"timing {len(workers)} interleaved, about {seconds:.0f} s")
     # the same object at each call, so that the worker sends the inputs once
     samplers: dict[Pair, Sampler] = {
-        pair: partial(worker.sample, inputs[pair[1]]) for pair, worker in workers.items()
+        pair: partial(worker.sample_clocks, inputs[pair[1]]) for pair, worker in workers.items()
     }
     return interleave(samplers, schedule)
 
@@ -391,7 +392,8 @@ def _finish(
     memory = worker.memory_bytes()
     device = worker.device_memory_bytes()
     # in the same worker: a profile of another process could choose other kernels
-    kernels = worker.profile(feeds, PROFILE_RUNS) if layers else ()
+    runs = int(np.clip(PROFILE_MS / measurement.median_ms, *PROFILE_RUNS))
+    kernels = worker.profile(feeds, runs) if layers else ()
     peak, before = memory if memory is not None else (None, None)
     # the peak includes the interpreter; the difference is what the model added
     own = peak - before if peak is not None and before is not None else None

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.engines.base import Engine, Measurement
+from onnxprune.engines.base import Engine
+from onnxprune.engines.measurement import Measurement
 from onnxprune.ir.io import Model
 from onnxprune.ir.outputs import as_array
 from onnxprune.ir.quantize import is_quantized

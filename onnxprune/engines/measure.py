@@ -15,14 +15,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxprune.engines.base import Measurement
+from onnxprune.engines.measurement import Measurement
 from onnxprune.errors import UsageError
 
 K = TypeVar("K")
-Sampler = Callable[[int], Sequence[float]]
-"""Function that times that many inferences and returns their milliseconds."""
+Sampler = Callable[[int], Sequence[Any]]
+"""Function that times that many inferences and returns their milliseconds, by one or two clocks."""
+WALL, CPU = 0, 1  # last axis of times by two clocks
 
 NOISE_LIMIT = 0.10  # rounds that differ by more than this cannot show a gain of 10 %
+WAIT_LIMIT = 1.2  # wall clock over CPU clock from which on waiting for a CPU is reported
 BUSY_LOAD = 0.5  # runnable processes of other programs, averaged over the last minute
 BLOCK_MS = 10.0  # makes the refill of the caches after another contender a small part of a block
 MAX_BLOCK = 64
@@ -98,8 +100,9 @@ class Ratio:
 
 
 def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> dict[K, np.ndarray]:
-    """Return the times in milliseconds per contender, each of shape (rounds, block).
+    """Return the times in milliseconds per contender.
 
+    Each has shape (rounds, block), or (rounds, block, 2) if its sampler reads two clocks.
     All contenders have the same number of rounds; a contender's block takes about BLOCK_MS. The
     first inference of a block runs with caches that the other contenders filled and is dropped if
     the block has more than one.
@@ -107,9 +110,9 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
     blocks = {}
     for name, sampler in samplers.items():
         # the first inferences allocate memory and choose kernels
-        warm_ms = min(sampler(schedule.warmup))
+        warm_ms = float(np.min(sampler(schedule.warmup)))
         blocks[name] = int(np.clip(np.ceil(BLOCK_MS / max(warm_ms, 1e-6)), 1, MAX_BLOCK))
-    times: dict[K, list[Sequence[float]]] = {name: [] for name in samplers}
+    times: dict[K, list[Sequence[Any]]] = {name: [] for name in samplers}
     order = list(samplers)
     # for all together: a round is complete or does not start
     end = time.perf_counter() + schedule.seconds * len(samplers)
@@ -134,7 +137,9 @@ def summarize(
     precision: str = "f32",
     version: str = "",
 ) -> Measurement:
-    """Return the statistics of one contender's times of shape (rounds, block)."""
+    """Return the statistics of one contender's times of shape (rounds, block) or by two clocks."""
+    cpu_ms = float(np.median(times[..., CPU])) if times.ndim == 3 else None
+    times = times[..., WALL] if times.ndim == 3 else times
     # over single inferences
     q1, median, q3, p99 = np.percentile(times, [25, 50, 75, 99])
     # over medians per round: drift between rounds, not jitter
@@ -157,6 +162,7 @@ def summarize(
         precision=precision,
         version=version,
         times_ms=tuple(float(f"{value:.4g}") for value in quantiles),
+        cpu_ms=cpu_ms,
     )
 
 
@@ -165,8 +171,10 @@ def ratio(
 ) -> Ratio:
     """Return the median of base / contender over paired rounds, with a bootstrap interval.
 
-    The interval is taken by the percentile method.
+    The interval is taken by the percentile method. Times by two clocks are compared by the CPU
+    clock, which other programs disturb less.
     """
+    base_times, times = (t[..., CPU] if t.ndim == 3 else t for t in (base_times, times))
     # rounds are paired because drift is common to both contenders of a round
     paired = np.median(base_times, axis=1) / np.median(times, axis=1)
     # rounds are resampled, not inferences: those of a round are correlated
@@ -204,8 +212,14 @@ def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
 
 
 def noise_warnings(measurements: Sequence[Measurement]) -> list[str]:
-    """Return a warning for each measurement whose rounds differ too much."""
-    return [
+    """Return a warning for each measurement that waited for a CPU or whose rounds differ much."""
+    waited = [
+        f"{m.model} on {m.engine} waited for a CPU: {m.median_ms:.3g} ms per inference, of which "
+        f"{m.cpu_ms:.3g} ms are computing; the speed-up compares the latter"
+        for m in measurements
+        if m.cpu_ms is not None and m.median_ms > WAIT_LIMIT * m.cpu_ms
+    ]
+    return waited + [
         f"{m.model} on {m.engine}: interquartile range of the rounds is {m.noise:.0%} of the "
         f"median (limit {NOISE_LIMIT:.0%}); measure longer or on an idle machine"
         for m in measurements

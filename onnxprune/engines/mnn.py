@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ class MnnModel(Compiled):
             import MNN
 
         self._name, self._mnn = name, MNN
+        self.computes_here = options.threads == 1
         # MNN allocates for static shapes when the session is created
         self._model = fix_shapes(open_model(source), options.shapes)
         self._inputs = static_inputs(self._model, {})
@@ -131,15 +132,10 @@ class MnnModel(Compiled):
             outputs[name] = np.array(host.getNumpyData()).reshape(shape)
         return outputs
 
-    def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
-        """Time inferences without copying the inputs."""
+    def prepare(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Copy the inputs; return a call that infers."""
         self._feed(feeds)
-        times = []
-        for _ in range(count):
-            start = time.perf_counter_ns()
-            self._infer()
-            times.append((time.perf_counter_ns() - start) / 1e6)
-        return times
+        return self._infer
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Return the times between callbacks around each operator.

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ class NcnnModel(Compiled):
         import ncnn
 
         self._name = name
+        self.computes_here = options.threads == 1
         # functions are inlined and shape arithmetic is folded before pnnx reads the graph
         model = slices_as_pools(canonicalize(fix_shapes(open_model(source), options.shapes)))
         self._inputs = static_inputs(model, {})
@@ -147,15 +148,10 @@ class NcnnModel(Compiled):
             name: self._to_array(name, mat) for name, mat in zip(self.outputs, mats, strict=True)
         }
 
-    def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
-        """Time inferences without copying the inputs."""
+    def prepare(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Copy the inputs; return a call that infers."""
         # an extractor does not change its inputs, so that they are copied once
-        mats, times = self._to_mats(feeds), []
-        for _ in range(count):
-            start = time.perf_counter_ns()
-            self._infer(mats)
-            times.append((time.perf_counter_ns() - start) / 1e6)
-        return times
+        return partial(self._infer, self._to_mats(feeds))
 
     def close(self) -> None:
         """Release the network."""

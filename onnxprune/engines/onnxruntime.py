@@ -112,6 +112,8 @@ class OnnxRuntimeModel(Compiled):
 
     def __init__(self, engine: OnnxRuntime, source: Source, options: EngineOptions) -> None:
         self._engine, self._source, self._options = engine, source, options
+        # a session's pool holds one thread less than asked for; the caller is the other
+        self.computes_here = engine.provider == "CPUExecutionProvider" and options.threads == 1
         with as_file(source) as path:
             self._session = self._open(path, self._make_options())
         self.outputs = tuple(o.name for o in self._session.get_outputs())

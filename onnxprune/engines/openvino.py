@@ -84,6 +84,7 @@ class OpenVinoModel(Compiled):
 
     def __init__(self, name: str, source: Source, options: EngineOptions) -> None:
         self._name, self._source, self._options = name, source, options
+        self.computes_here = options.threads == 1
         self._compiled = self._compile(profile=False)
         self._request = self._compiled.create_infer_request()
         # from the graph: OpenVINO may give an output several names

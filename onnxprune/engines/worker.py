@@ -91,8 +91,14 @@ class Worker(Compiled):
 
     def sample(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
         """Time inferences inside the child, without the cost of the pipe."""
+        return [wall_ms for wall_ms, _ in self.sample_clocks(feeds, count)]
+
+    def sample_clocks(
+        self, feeds: Mapping[str, np.ndarray], count: int
+    ) -> list[tuple[float, float]]:
+        """Time inferences inside the child, without the cost of the pipe."""
         self._feed(feeds)
-        return self._ask("sample", count)
+        return self._ask("sample_clocks", count)
 
     def profile(self, feeds: Mapping[str, np.ndarray], count: int) -> tuple[LayerTime, ...]:
         """Return the time per kernel."""
@@ -241,8 +247,8 @@ class _Child:
             raise EngineError("engine-protocol", f"{command} before compile")
         if command == "run":
             return compiled.run(self.feeds)
-        if command == "sample":
-            return compiled.sample(self.feeds, *arguments)
+        if command == "sample_clocks":
+            return compiled.sample_clocks(self.feeds, *arguments)
         if command == "profile":
             return compiled.profile(self.feeds, *arguments)
         if command == "device_memory":

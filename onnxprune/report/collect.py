@@ -128,9 +128,12 @@ def latency_rows(bench: Mapping[str, Any]) -> dict[str, LatencyRow]:
         measured = {m["model"]: m for m in bench["measurements"] if m["engine"] == engine}
         for ratio in ratios:
             before, after = measured[ratio["base"]], measured[ratio["contender"]]
+            # waiting for a CPU is no property of the model
+            before_ms = before["median_ms"] if before.get("cpu_ms") is None else before["cpu_ms"]
             rows[engine] = LatencyRow(
-                before["median_ms"],
-                after["median_ms"],
+                before_ms,
+                # by the paired ratio: medians of the two models may be of different minutes
+                before_ms / ratio["median"],
                 ratio["median"],
                 ratio["low"],
                 ratio["high"],

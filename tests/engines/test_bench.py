@@ -9,7 +9,7 @@ import pytest
 from engine_nets import residual
 
 from onnxprune.engines import ENGINES
-from onnxprune.engines.base import EngineOptions, LayerTime, Measurement
+from onnxprune.engines.base import EngineOptions, LayerTime
 from onnxprune.engines.bench import bench, layer_rows
 from onnxprune.engines.bench_warnings import (
     difference,
@@ -18,6 +18,7 @@ from onnxprune.engines.bench_warnings import (
     width_warnings,
 )
 from onnxprune.engines.measure import Schedule
+from onnxprune.engines.measurement import Measurement
 from onnxprune.errors import EngineError, UsageError
 from onnxprune.ir.io import save
 

@@ -24,7 +24,7 @@ from onnxprune.engines.base import (
     require,
     static_inputs,
 )
-from onnxprune.engines.measure import Sampler, Schedule, interleave
+from onnxprune.engines.measure import CPU, Sampler, Schedule, interleave
 from onnxprune.surgery.cut import cut
 
 if TYPE_CHECKING:
@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 PROBE = Schedule(seconds=0.6, warmup=3, min_rounds=12, max_rounds=60)
 # quantile of the times that ratios are taken of: other work makes inferences longer, never shorter
 UNDISTURBED = 0.1
+RESAMPLES = 200  # of the rounds, for the noise of a ratio
 _ORIGINAL, _CANDIDATE = "original", "candidate"
 Kept = Mapping[str, Sequence[int]]
 
 
 class Probe:
     """Measure the latency of pruned models relative to the original; a context manager.
+
+    Times are CPU times of the computing thread where the engine has one, else wall-clock times.
+    `noise` is the largest deviation from 1 that a ratio shows by chance.
 
     Parameters
     ----------
@@ -80,8 +84,9 @@ class Probe:
         self._original = self._stack.enter_context(engine.compile(analysis.model, options))
         self._known: dict[tuple[tuple[str, int], ...], float] = {}
         # measured once: candidates are only compared by their ratio
-        times = interleave({_ORIGINAL: self._make_sampler(self._original)}, schedule)[_ORIGINAL]
-        self.original_ms = float(np.median(times))
+        first, second = self._time_twice(schedule)
+        self.original_ms = float(np.median(first))
+        self.noise = _compute_noise(first, second)
 
     def __call__(self, kept: Kept) -> float:
         """Return the milliseconds of the model that keeps these channels.
@@ -100,8 +105,30 @@ class Probe:
         key = tuple(widths)
         # a bisection visits widths again when rounding maps two targets to the same ones
         if key not in self._known:
-            self._known[key] = self._measure(kept)
+            self._known[key] = self.original_ms * self.measure(kept, self._schedule)
         return self._known[key]
+
+    def measure(self, kept: Kept, schedule: Schedule) -> float:
+        """Cut, compile and time a candidate; return its share of the original's time."""
+        pruned = cut(self._analysis, self._analysis.plan(kept))
+        with self._engine.compile(pruned, self._options) as candidate:
+            samplers = {
+                _ORIGINAL: self._make_sampler(self._original),
+                _CANDIDATE: self._make_sampler(candidate),
+            }
+            times = interleave(samplers, schedule)
+        original_ms, candidate_ms = (
+            np.quantile(times[name][..., CPU], UNDISTURBED) for name in (_ORIGINAL, _CANDIDATE)
+        )
+        return float(candidate_ms / original_ms)
+
+    def measure_noise(self, schedule: Schedule) -> float:
+        """Return the largest deviation from 1 of the original's ratio to itself by chance."""
+        return _compute_noise(*self._time_twice(schedule))
+
+    def forget(self) -> None:
+        """Measure all candidates again when they are asked for."""
+        self._known.clear()
 
     @property
     def measured(self) -> int:
@@ -120,19 +147,27 @@ class Probe:
         """Release the original."""
         self.close()
 
-    def _measure(self, kept: Kept) -> float:
-        """Cut, compile and time a candidate."""
-        pruned = cut(self._analysis, self._analysis.plan(kept))
-        with self._engine.compile(pruned, self._options) as candidate:
-            samplers = {
-                _ORIGINAL: self._make_sampler(self._original),
-                _CANDIDATE: self._make_sampler(candidate),
-            }
-            times = interleave(samplers, self._schedule)
-        original_ms = float(np.quantile(times[_ORIGINAL], UNDISTURBED))
-        candidate_ms = float(np.quantile(times[_CANDIDATE], UNDISTURBED))
-        return self.original_ms * candidate_ms / original_ms
+    def _time_twice(self, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+        """Return the original's times, measured as if it were two models."""
+        sampler = self._make_sampler(self._original)
+        times = interleave({_ORIGINAL: sampler, _CANDIDATE: sampler}, schedule)
+        return times[_ORIGINAL][..., CPU], times[_CANDIDATE][..., CPU]
 
     def _make_sampler(self, compiled: Compiled) -> Sampler:
         """Return the sampler of a compiled model."""
-        return partial(compiled.sample, self._feeds)
+        return partial(compiled.sample_clocks, self._feeds)
+
+
+def _compute_noise(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the largest deviation from 1 that chance causes in the ratio of two equal models.
+
+    Parameters
+    ----------
+    first, second
+        Times of shape (rounds, block) of one model, measured as if it were two.
+    """
+    draws = np.random.default_rng(0).integers(0, len(first), (RESAMPLES, len(first)))
+    resampled = np.stack([first[draws], second[draws]]).reshape(2, RESAMPLES, -1)
+    quantiles = np.quantile(resampled, UNDISTURBED, axis=2)
+    low, high = np.percentile(quantiles[0] / quantiles[1], [2.5, 97.5])
+    return float(max(high - 1, 1 - low))
