@@ -88,7 +88,7 @@ def test_no_model_and_unknown_engines_are_errors() -> None:
         bench([])
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         bench([residual()], ["onnxruntim"])
-    with pytest.raises(UsageError, match="inputs are x"):
+    with pytest.raises(UsageError, match="known: x"):
         bench([residual()], options=EngineOptions(shapes={"image": (1,)}))
 
 
