@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from onnxprune.data.dataset import open_data as open_data
     from onnxprune.errors import OnnxpruneError as OnnxpruneError
     from onnxprune.events import Event as Event
+    from onnxprune.ir.convert import from_graphsurgeon as from_graphsurgeon
+    from onnxprune.ir.convert import from_onnx_ir as from_onnx_ir
+    from onnxprune.ir.convert import to_graphsurgeon as to_graphsurgeon
+    from onnxprune.ir.convert import to_onnx_ir as to_onnx_ir
+    from onnxprune.ir.convert import to_proto as to_proto
     from onnxprune.ir.io import Model as Model
     from onnxprune.ir.io import load as load
     from onnxprune.ir.io import save as save
@@ -47,6 +52,11 @@ _PUBLIC = {
     "Model": "onnxprune.ir.io",
     "load": "onnxprune.ir.io",
     "save": "onnxprune.ir.io",
+    "to_proto": "onnxprune.ir.convert",
+    "to_graphsurgeon": "onnxprune.ir.convert",
+    "from_graphsurgeon": "onnxprune.ir.convert",
+    "to_onnx_ir": "onnxprune.ir.convert",
+    "from_onnx_ir": "onnxprune.ir.convert",
     "analyze": "onnxprune.analysis.walk",
     "Analysis": "onnxprune.analysis.groups",
     "cut": "onnxprune.surgery.cut",

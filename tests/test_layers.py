@@ -51,6 +51,8 @@ EXTRAS = {
     "dask",
     "distributed",
     "pycocotools",
+    "onnx_graphsurgeon",
+    "onnx_ir",
 }
 # always installed: slow to import, or of one platform or Python version only
 HEAVY = {"onnx", "onnxruntime", "scipy", "fcntl", "msvcrt", "tomllib", "tomli"}

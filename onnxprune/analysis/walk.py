@@ -29,7 +29,7 @@ from onnxprune.analysis.state import Node, Record, Tensor, Use
 from onnxprune.errors import OnnxpruneError, UsageError, unknown
 from onnxprune.ir.contrib import CONTRIB_DOMAIN
 from onnxprune.ir.inference import infer
-from onnxprune.ir.io import Model
+from onnxprune.ir.io import Model, Source, load
 from onnxprune.ir.limits import LONGEST_AXIS
 from onnxprune.ir.nodes import STANDARD_DOMAINS, captured, label, subgraphs
 from onnxprune.ir.passes.canonicalize import canonicalize
@@ -40,7 +40,7 @@ GROUPED = ("both", "group", "position")
 
 
 def analyze(
-    model: Model,
+    model: Source,
     *,
     freeze: Collection[str] = (),
     allow_mixing: Collection[str] = (),
@@ -53,7 +53,7 @@ def analyze(
     Parameters
     ----------
     model
-        Any model; it is brought to canonical form first.
+        Any model, as `load` takes it; it is brought to canonical form first.
     freeze
         Globs over node and tensor names whose channels are kept.
     allow_mixing
@@ -82,7 +82,7 @@ def analyze(
         nothing.
     """
     _check_options(allow_mixing, grouped)
-    canonical = canonicalize(model)
+    canonical = canonicalize(load(model))
     record = _follow(canonical, freeze, allow_mixing, grouped)
     if not untie:
         tie(record)

@@ -18,7 +18,7 @@ from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.files import Staging, open_regular, sha256, staging
-from onnxprune.ir import wire
+from onnxprune.ir import foreign, wire
 from onnxprune.ir.external import ExternalFiles, embed_tensors
 from onnxprune.ir.file_kinds import check_place, explain_kind
 from onnxprune.ir.model import EditableModel, Model, ModelView
@@ -32,6 +32,7 @@ from onnxprune.ir.weights import (
     size_bytes,
 )
 from onnxprune.ir.wire import PROTOBUF_LIMIT_BYTES
+from onnxprune.named import describe
 
 __all__ = ["EditableModel", "Model", "ModelView", "digest", "load", "save", "serialize", "to_bytes"]
 
@@ -40,14 +41,27 @@ DATA = ".data"  # suffix of external data
 EXTERNAL_ALIGN_BYTES = 4096  # page size, so that onnxruntime can map external data
 
 
-def load(source: str | os.PathLike[str] | bytes | ModelProto | Model | EditableModel) -> Model:
+# what `load` takes
+Source = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | ModelProto
+    | Model
+    | EditableModel
+    | foreign.SurgeonGraph
+    | foreign.IrModel
+)
+
+
+def load(source: Source) -> Model:
     """Read a model; large weights stay in the file until they are used.
 
     Parameters
     ----------
     source
-        Path of an ONNX file, its bytes, or a ModelProto. A Model is returned unchanged, an
-        EditableModel as a frozen copy.
+        Path of an ONNX file, its bytes, a ModelProto, a graph of onnx-graphsurgeon, or a model of
+        onnx_ir. A Model is returned unchanged, an EditableModel as a frozen copy.
 
     Raises
     ------
@@ -60,8 +74,22 @@ def load(source: str | os.PathLike[str] | bytes | ModelProto | Model | EditableM
     if isinstance(source, EditableModel):
         return source.edit().freeze()
     if isinstance(source, bytes | ModelProto):
-        data = source if isinstance(source, bytes) else source.SerializeToString()
+        data = source if isinstance(source, bytes) else _write(source)
         return _parse(memoryview(data), None, "the given bytes")
+    library = foreign.library_of(source)
+    if library == "onnx_graphsurgeon":
+        return load(foreign.export_graph(source))
+    if library == "onnx_ir":
+        proto, folder = foreign.export_ir(source)
+        place = Path(folder, "model.onnx") if folder else None
+        parsed = _parse(memoryview(proto.SerializeToString()), place, "the given model")
+        return Model(parsed.proto, parsed.weights)
+    if not isinstance(source, str | os.PathLike):
+        raise ModelError(
+            "model-kind",
+            f"{describe(source)} is not a model: pass a path, bytes, a ModelProto, or a graph of "
+            "onnx-graphsurgeon or onnx_ir",
+        )
     path = Path(source)
     check_place(path)
     with explain_kind(path):
@@ -73,6 +101,18 @@ def load(source: str | os.PathLike[str] | bytes | ModelProto | Model | EditableM
             message = f"cannot read {path}: {problem.strerror}"
             raise ModelError("model-unreadable", message) from problem
         return _parse(buffer, path, str(path))
+
+
+def _write(proto: ModelProto) -> bytes:
+    """Return the bytes of a message; ModelError if it exceeds the format's limit."""
+    try:
+        return proto.SerializeToString()
+    except Exception as problem:  # of a type that depends on the version of protobuf
+        raise ModelError(
+            "model-too-large",
+            "the ModelProto cannot be written, most likely because it exceeds 2 GB: save it with "
+            "external data and pass the path",
+        ) from problem
 
 
 def serialize(model: ModelView) -> Iterator[memoryview | bytes]:

@@ -5,7 +5,6 @@ Every command builds these here, so that an option means the same in all of them
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ from onnxprune.engines.base import EngineOptions
 from onnxprune.errors import DataError, ModelError, UsageError, unknown
 from onnxprune.ir.dictated import input_shapes
 from onnxprune.ir.example_sizes import declared_shapes
-from onnxprune.ir.io import Model, load
+from onnxprune.ir.io import Model, Source, load
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import MetricOptions
 from onnxprune.run.recipe import Recipe
@@ -35,8 +34,6 @@ HELD_OUT_MOST = 64
 DEFAULT_ENGINE = "onnxruntime"  # whose multiple --round-to auto takes if no engine is measured
 ROUND_TO = 8  # default of --round-to: the block of AVX2, half the block of AVX-512
 _ANALYSIS_OPTIONS = ("freeze", "allow_mixing", "grouped", "untie")
-
-Source = str | os.PathLike[str] | bytes | Model
 
 
 def analyze_for(model: Source, recipe: Recipe) -> Analysis:

@@ -17,7 +17,7 @@ from onnxprune.engines import ENGINES
 from onnxprune.engines.cost.explain import explain
 from onnxprune.errors import TargetError, plural
 from onnxprune.files import hash_key, staging
-from onnxprune.ir.io import Model, digest, save
+from onnxprune.ir.io import Model, Source, digest, save
 from onnxprune.report.collect import (
     frozen_rows,
     graph_rows,
@@ -39,7 +39,7 @@ from onnxprune.report.data import (
     VerificationSummary,
 )
 from onnxprune.report.verdict import judge
-from onnxprune.run.adapter import Source, analyze_for, context_for, engines_of
+from onnxprune.run.adapter import analyze_for, context_for, engines_of
 from onnxprune.run.candidates import select_candidate
 from onnxprune.run.comparison import build_controls, build_curve
 from onnxprune.run.evaluation import EVALUATION, RESULT, Evaluation, evaluate, verify_cut

@@ -21,10 +21,9 @@ from onnxprune.criteria import CRITERIA
 from onnxprune.data.dataset import Data
 from onnxprune.errors import UsageError
 from onnxprune.events import Listener, silent
-from onnxprune.ir.io import Model, load
+from onnxprune.ir.io import Model, Source, load
 from onnxprune.ir.weights import size_bytes
 from onnxprune.run.adapter import (
-    Source,
     check_synthetic,
     context_for,
     count_at,
@@ -69,7 +68,8 @@ def optimize(
     Parameters
     ----------
     model
-        Path, bytes, or a loaded Model.
+        What `load` takes: a path, bytes, a Model, a ModelProto, or a graph of onnx-graphsurgeon
+        or onnx_ir.
     output
         Path of the result; None keeps it in memory.
     recipe
