@@ -16,6 +16,7 @@ from onnxprune.ir.quantize import is_quantized
 # above that. The other limit is for bfloat16, float16 and int8.
 DIFFERENCE_LIMITS = {"f32": 1e-3}
 OTHER_DIFFERENCE_LIMIT = 0.1
+_ROUNDS_UP = "rounds up to multiples of"
 _SHOWN = 4  # layers named in a warning
 
 
@@ -76,26 +77,35 @@ def precision_warnings(models: Mapping[str, Model], precision: str) -> list[str]
 def width_warnings(
     engine: Engine, models: Mapping[str, Model], precision: str = "f32"
 ) -> list[str]:
-    """Return a warning for each model with channel counts that the engine rounds up."""
+    """Return a warning for each model with channel counts that the engine rounds up.
+
+    Widths that a model shares with the first one are not reported: they are the original's.
+    """
     multiple = engine.channel_multiple(precision)
     warnings = []
+    given = _list_widths(next(iter(models.values()))) if len(models) > 1 else {}
     for label, model in models.items():
         layers = _list_widths(model)
         odd = [
             f"{name} {width}"
             for name, width in layers.items()
             # below one block, no smaller width would fill it
-            if width > multiple and width % multiple
+            if width > multiple and width % multiple and given.get(name) != width
         ]
         if not odd:
             continue
         shown = ", ".join(odd[:_SHOWN]) + (", ..." if len(odd) > _SHOWN else "")
         warnings.append(
             f"{label}: {len(odd)} of {len(layers)} convolutions have output channels that "
-            f"{engine.name} rounds up to multiples of {multiple} ({shown}); "
+            f"{engine.name} {_ROUNDS_UP} {multiple} ({shown}); "
             f"fewer MACs may not save time there, prune with --round-to {multiple}"
         )
     return warnings
+
+
+def is_width_warning(text: str) -> bool:
+    """Return whether a warning is one of `width_warnings`."""
+    return _ROUNDS_UP in text
 
 
 def _list_widths(model: Model) -> dict[str, int]:

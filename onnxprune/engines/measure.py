@@ -187,6 +187,13 @@ def ratio(
 def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
     """Return what makes times on this machine less certain, before measuring."""
     warnings = []
+    # of the last minute: the longer averages include what has ended since
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > BUSY_LOAD:
+        warnings.append(
+            f"load average is {load:.1f} (limit {BUSY_LOAD:g}): other programs are running; "
+            "ratios are more reliable than single times"
+        )
     # a container may allow fewer CPUs than the machine has
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
@@ -200,13 +207,6 @@ def machine_warnings(threads: int, cores: Sequence[int] = ()) -> list[str]:
     elif not cores and allowed > threads:
         warnings.append(
             f"threads may migrate between {allowed} CPUs; pin with --pin or run under taskset"
-        )
-    # of the last minute: the longer averages include what has ended since
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > BUSY_LOAD:
-        warnings.append(
-            f"load average is {load:.1f} (limit {BUSY_LOAD:g}): other programs are running; "
-            "ratios are more reliable than single times"
         )
     return warnings
 

@@ -307,6 +307,8 @@ class Report(ReportSummary, ReportRecord):
         Criterion, allocator, repair, seed and the like of the plan.
     machine
         Machine that latencies were measured on.
+    warning_topics
+        Topic of each warning, see `onnxprune.run.warnings`.
     """
 
     source: str
@@ -341,6 +343,7 @@ class Report(ReportSummary, ReportRecord):
     machine: Mapping[str, Any] = field(default_factory=dict)
     stages: Sequence[Stage] = many(Stage)
     warnings: Sequence[str] = ()
+    warning_topics: Sequence[str] = omitted(())
     verdicts: Sequence[Verdict] = many(Verdict)
     next_steps: Sequence[NextStep] = many(NextStep)
 

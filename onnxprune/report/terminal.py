@@ -13,7 +13,6 @@ from onnxprune.report.data import FidelitySummary, Figures, MetricFigure, Report
 from onnxprune.report.text import amount, clip, columns
 from onnxprune.report.verdict import agreement_name, judge, own_figures
 
-MOST_WARNINGS = 6  # on a terminal, if the report page lists all of them
 COLORS = {GOOD: "\x1b[32m", FAIR: "\x1b[33m", BAD: "\x1b[31m"}  # by level of a verdict
 RESET = "\x1b[0m"
 MOST_SHAPES = 200  # characters of the shapes of the inputs
@@ -233,11 +232,15 @@ def write_summary(report: Report, page: PathLike[str] | None, stream: TextIO) ->
 
 
 def warnings(report: Report, page: PathLike[str] | None = None) -> str:
-    """Return the warnings, one per line; with a page that lists all of them, the first ones."""
-    count = len(report.warnings)
-    # "1 more warning" would take the place of that warning
-    shown = MOST_WARNINGS if page and count > MOST_WARNINGS + 1 else count
-    lines = [f"warning: {printable(warning)}" for warning in report.warnings[:shown]]
-    if count > shown:
-        lines.append(f"{count - shown} more warnings are in {page}")
+    """Return the warnings, one per line; with a page that lists all of them, one per topic."""
+    by_topic: dict[str, list[str]] = {}
+    # reports of earlier releases have no topics
+    topics = report.warning_topics if page else ()
+    for number, text in enumerate(report.warnings):
+        topic = topics[number] if number < len(topics) else str(number)
+        by_topic.setdefault(topic, []).append(text)
+    lines = []
+    for texts in by_topic.values():
+        more = f" (and {len(texts) - 1} more in {page})" if len(texts) > 1 else ""
+        lines.append(f"warning: {printable(texts[0])}{more}")
     return "\n".join(lines)

@@ -13,8 +13,6 @@ from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data
 from onnxprune.data.labeled import LabeledData
-from onnxprune.engines import ENGINES
-from onnxprune.engines.cost.explain import explain
 from onnxprune.errors import TargetError, plural
 from onnxprune.files import hash_key, staging
 from onnxprune.ir.io import Model, Source, digest, save
@@ -63,9 +61,13 @@ from onnxprune.run.tolerance import bisect_tolerance, tolerance_row, tolerance_w
 from onnxprune.run.tuner import Tuner
 from onnxprune.run.variants import Variants
 from onnxprune.run.warnings import (
+    INPUTS,
+    MACHINE,
     data_warnings,
     growth_warning,
     latency_warnings,
+    of_topic,
+    timing_warnings,
     verification_warnings,
 )
 from onnxprune.search import ONE_SHOT
@@ -313,6 +315,7 @@ class RunJob:
             # these scores are errors, whose running sum is a curve; others are ranks only
             scores = variants.scores_of("reconstruction")
             sensitivity = sensitivity_rows(scores, recipe.max_fraction)
+        warnings = tuple(self._warnings(targets, layers, model, results))
         report = Report(
             str(self.source.path or ""),
             str(self.output or ""),
@@ -344,7 +347,8 @@ class RunJob:
             provenance=self.provenance,
             machine=timing.bench.get("machine", {}),
             stages=tuple(stages.done),
-            warnings=tuple(self._warnings(targets, layers, model, results)),
+            warnings=tuple(text for _, text in warnings),
+            warning_topics=tuple(topic for topic, _ in warnings),
         )
         steps = recommend(report, self.given, self.splits.calibration)
         return replace(report, verdicts=judge(report), next_steps=steps)
@@ -355,21 +359,20 @@ class RunJob:
         layers: Sequence[LayerCost],
         model: Model,
         results: StageResults,
-    ) -> Iterator[str]:
-        """Yield all warnings of the run, those about its data first."""
-        recipe, bench = self.recipe, results.timing.bench
-        yield from self.notes
-        yield from data_warnings(self.splits, recipe, self.stages.used)
-        yield from verification_warnings(results.verification)
-        yield from latency_warnings(recipe, targets)
-        yield from results.evaluation.fidelity.warnings
-        yield from tolerance_warning(recipe, results.decision)
-        yield from growth_warning(self.analysis.model, model, *results.costs)
-        yield from results.comparison.warnings
-        yield from bench.get("warnings", ())
-        if bench:
-            engine = ENGINES.get(engines_of(recipe)[0])
-            yield from explain(layers, model, engine, recipe.precision)
+    ) -> Iterator[tuple[str, str]]:
+        """Yield topic and text of all warnings of the run, those about its data first."""
+        yield from of_topic(
+            INPUTS,
+            self.notes,
+            data_warnings(self.splits, self.recipe, self.stages.used),
+            verification_warnings(results.verification),
+            results.evaluation.fidelity.warnings,
+            tolerance_warning(self.recipe, results.decision),
+            growth_warning(self.analysis.model, model, *results.costs),
+            results.comparison.warnings,
+        )
+        yield from of_topic(MACHINE, latency_warnings(self.recipe, targets))
+        yield from timing_warnings(results.timing.bench, layers, model, self.recipe)
 
     def _write(self, result: Result, run_key: str, overwrite: bool) -> None:
         """Write the output, and plan, recipe and report into the run directory, all or nothing.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from math import prod
+from typing import Any
 
 from onnxprune.data.dataset import Data
 from onnxprune.data.images import Images
 from onnxprune.data.preprocess import DEFAULT
+from onnxprune.engines import ENGINES
+from onnxprune.engines.bench_warnings import is_width_warning
+from onnxprune.engines.cost.explain import explain
 from onnxprune.errors import plural
 from onnxprune.ir.io import Model
-from onnxprune.report.data import Costs, TargetRow, VerificationSummary
-from onnxprune.run.adapter import preprocess_of
+from onnxprune.report.data import Costs, LayerCost, TargetRow, VerificationSummary
+from onnxprune.run.adapter import engines_of, preprocess_of
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.splits import Splits
 
@@ -26,6 +31,34 @@ NO_DATA = (
     "no calibration data: channels are scored by their weights only and nothing is repaired, "
     "which costs accuracy; pass --data with a few hundred real inputs"
 )
+
+
+# Topics of warnings, in the order in which they matter
+INPUTS, ALIGNMENT, MACHINE = "inputs", "alignment", "machine"
+
+
+def of_topic(topic: str, *parts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each text of several parts with its topic."""
+    for text in chain.from_iterable(parts):
+        yield topic, text
+
+
+def timing_warnings(
+    bench: Mapping[str, Any], layers: Sequence[LayerCost], model: Model, recipe: Recipe
+) -> Iterator[tuple[str, str]]:
+    """Yield topic and text of each warning about a measurement, those about widths first.
+
+    Parameters
+    ----------
+    bench
+        The measurement as JSON; empty without one.
+    """
+    texts = bench.get("warnings", ())
+    yield from of_topic(ALIGNMENT, filter(is_width_warning, texts))
+    if bench:
+        engine = ENGINES.get(engines_of(recipe)[0])
+        yield from of_topic(ALIGNMENT, explain(layers, model, engine, recipe.precision))
+    yield from of_topic(MACHINE, (text for text in texts if not is_width_warning(text)))
 
 
 def data_warnings(splits: Splits, recipe: Recipe, used: bool) -> Iterator[str]:

@@ -104,6 +104,15 @@ def test_unaligned_widths_warn_with_the_multiple() -> None:
     )
 
 
+def test_widths_of_the_original_are_not_reported() -> None:
+    engine = ENGINES.get("onnxruntime")
+    odd = 2 * engine.channel_multiple() - 1
+    models = {"original": residual(odd), "pruned": residual(odd)}
+    assert width_warnings(engine, models) == []
+    (warning,) = width_warnings(engine, {**models, "pruned": residual(odd - 2)})
+    assert warning.startswith("pruned: 3 of 3")
+
+
 def test_difference_is_relative_to_the_largest_value_and_infinite_for_a_nan() -> None:
     reference = {"y": np.array([1.0, -4.0]), "z": np.zeros(2)}
     assert difference({"y": np.array([1.0, -3.0]), "z": np.zeros(2)}, reference) == 0.25

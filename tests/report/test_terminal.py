@@ -71,6 +71,7 @@ def test_summary_has_fidelity_and_paths() -> None:
             "outputs": {"y": {"top1_agreement": 0.8}},
         },
         warnings=tuple("abcdefgh"),
+        warning_topics=("inputs", *["alignment"] * 2, *["machine"] * 5),
     )
     said = summary(report, Path("b.run/report.html")).splitlines()
     assert said[-4:] == [
@@ -81,8 +82,9 @@ def test_summary_has_fidelity_and_paths() -> None:
     ]
     assert warnings(report).splitlines() == [f"warning: {w}" for w in "abcdefgh"]
     assert warnings(report, Path("p.html")).splitlines() == [
-        *(f"warning: {w}" for w in "abcdef"),
-        "2 more warnings are in p.html",
+        "warning: a",
+        "warning: b (and 1 more in p.html)",
+        "warning: d (and 4 more in p.html)",
     ]
 
 
