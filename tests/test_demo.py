@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -11,10 +12,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from draw_pictures import DEMO, draw_terminal, run
 
 from onnxprune import demo
 from onnxprune.cli import run as app
 
+ROOT = Path(__file__).resolve().parents[1]
+TIMES = ("latency", "speed  ")  # starts of lines with measured times
+NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?")
 SHIPPED_BYTES = 1_000_000  # what the package may carry for the demo
 TOP1 = 0.97
 
@@ -139,3 +144,19 @@ def test_random_channels_are_visibly_worse_in_the_demo(
         assert row["relative_error"] > 1.15 * error
     for row in report["control_unrepaired"]:
         assert row["metrics"]["top1"]["value"] < 0.2
+
+
+@pytest.mark.slow
+def test_picture_of_the_terminal_shows_what_the_demo_prints(tmp_path: Path) -> None:
+    """Line by line, without times; figures within 2 %, since processors round differently."""
+    printed = draw_terminal(run(tmp_path, f"{DEMO} --engine none"))
+    stored = (ROOT / "docs" / "pictures" / "terminal.svg").read_text(encoding="utf-8")
+    now, then = (
+        [line for line in re.findall(r">([^<]+)</text>", picture) if line[:7] not in TIMES]
+        for picture in (printed, stored)
+    )
+    # without a latency, the columns of the table are narrower
+    words = [[" ".join(NUMBER.sub("#", line).split()) for line in lines] for lines in (now, then)]
+    assert words[0] == words[1], "run: python tools/draw_pictures.py"
+    figures = [np.array(NUMBER.findall(" ".join(lines)), float) for lines in (now, then)]
+    np.testing.assert_allclose(*figures, rtol=0.02, atol=0.01)

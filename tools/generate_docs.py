@@ -2,8 +2,8 @@
 
 usage: python tools/generate_docs.py [--check]
 
-Replaces the text between `<!-- generated: NAME -->` and `<!-- end of generated -->` in README.md
-and docs/ by the result of the function NAME in SECTIONS. --check changes nothing and fails if a
+Replaces the text between `<!-- generated: NAME -->` and `<!-- end of generated -->` in docs/
+by the result of the function NAME in SECTIONS. --check changes nothing and fails if a
 document is not up to date.
 """
 
@@ -414,7 +414,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in sorted((ROOT / "docs").rglob("*.md")):
         text = path.read_text(encoding="utf-8")
         new = update(text)
         if new != text:

@@ -2,14 +2,15 @@
 
 usage: python tools/run_recipes.py [PAGE ...]        e.g.  python tools/run_recipes.py bert vit
 
-Each page runs in a folder of its own with the files of `onnxprune demo --export .`, by the commands
-on PATH. Blocks whose note says another reason not to run them are left out. The exit status is 1 if
-a command fails.
+Each page runs in a folder of its own with the files of `onnxprune demo --export .`, in the
+environment of this interpreter. Blocks whose note says another reason not to run them are left out.
+The exit status is 1 if a command fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -41,10 +42,12 @@ def run_page(page: Path, folder: Path) -> list[str]:
 
 def succeeds(command: str, folder: Path) -> bool:
     """Run a command line in a folder; print its seconds, and its last lines if it fails."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     start = time.perf_counter()
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
+        env={**os.environ, "PATH": path},
         encoding="utf-8",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
