@@ -57,6 +57,7 @@ from onnxprune.run.report_files import REPORT_FILES, write_report
 from onnxprune.run.results import ComparisonModels, Decision, Result, StageResults, Timing
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
+from onnxprune.run.stored import count_original
 from onnxprune.run.tolerance import bisect_tolerance, tolerance_row, tolerance_warning
 from onnxprune.run.tuner import Tuner
 from onnxprune.run.variants import Variants
@@ -134,7 +135,7 @@ class RunJob:
         tuner = Tuner(stages, context, recipe)
         decision = self._decide(variants, tuner)
         model, plan, verification = self._build(variants, tuner, decision)
-        before = Costs.from_json(self.analysis.cost().as_dict())
+        before = count_original(self.source, self.analysis)
         after = self._count(model)
         for _ in range(RECOUNTS):
             tighter = tighten_targets(recipe, before, after)

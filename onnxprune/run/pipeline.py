@@ -45,6 +45,7 @@ from onnxprune.run.results import Result
 from onnxprune.run.rundir import open_run_dir
 from onnxprune.run.splits import split_inputs
 from onnxprune.run.stages import Stages
+from onnxprune.run.stored import describe_unused
 from onnxprune.run.validate import validate
 from onnxprune.search import ONE_SHOT
 from onnxprune.types import Plan, Scores
@@ -165,7 +166,8 @@ def _prepare(stages: Stages, recipe: Recipe, source: Model, data: Data | None) -
     stages.expect(*forecast(analysis, recipe, splits))
     for announcement in announce(analysis, recipe, splits):
         stages.note(announcement)
-    notes = (*findings, *analysis.defects, *describe_copies(analysis.copies), *notes, *raised)
+    of_file = (*describe_copies(analysis.copies), *describe_unused(source))
+    notes = (*findings, *analysis.defects, *of_file, *notes, *raised)
     return RunJob(stages, recipe, source, analysis, splits, provenance, given, notes)
 
 

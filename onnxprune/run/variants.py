@@ -24,6 +24,7 @@ from onnxprune.run.planning import decide
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import Stages, json_artifact
+from onnxprune.run.stored import describe_added
 from onnxprune.surgery.cut import cut
 from onnxprune.types import Plan, Scores
 
@@ -61,14 +62,15 @@ class Variants:
         """Return the repaired model of a plan; `pruned` is its cut, if there is one already."""
         name = plan_key(recipe, plan)
         if name not in self.built:
-            pruned = pruned or cut(self.context.analysis, plan)
+            model = pruned = pruned or cut(self.context.analysis, plan)
             # only one model is kept, because models may be large
             self.built.clear()
             if recipe.repair != "none":
-                pruned = REPAIRS.get(recipe.repair)(
+                model = REPAIRS.get(recipe.repair)(
                     self.context.analysis, plan, pruned, self.context
                 )
-            self.built[name] = pruned
+                self.stages.detail(describe_added(pruned, model))
+            self.built[name] = model
         return self.built[name]
 
     def measure(self, model: Model, recipe: Recipe) -> Figures:

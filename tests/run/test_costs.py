@@ -172,3 +172,27 @@ def test_length_of_minus_one_is_dynamic(tmp_path: Path) -> None:
     assert load(tmp_path / "y.onnx").proto.graph.input[0].type.tensor_type.shape.dim[2] == (
         onnx.TensorShapeProto.Dimension()
     )
+
+
+def test_params_before_are_those_of_the_file(tmp_path: Path) -> None:
+    """Copies of a weight and weights that no node uses are in the file, so they count before."""
+    copied = np.random.default_rng(0).standard_normal((8, 8, 3, 3)).astype(np.float32)
+    model = net(
+        "float[1,4,8,8] x | float[8,4,3,3] w1, float[8,8,3,3] h1, float[8,8,3,3] h2, float[8] z, "
+        "float[3,8,1,1] o, float[3,8,1,1] p, float[5,7] unused | "
+        "a = Conv<pads=[1,1,1,1]>(x, w1, z); b = MaxPool<kernel_shape=[2,2]>(a); "
+        "c = Conv(a, h1, z); d = Conv(b, h2, z); e = Conv(c, o); f = Conv(d, p); "
+        "g = GlobalAveragePool(e); h = GlobalAveragePool(f); y = Add(g, h)"
+    )
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("h"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(copied, tensor.name))
+    path, output = tmp_path / "copies.onnx", tmp_path / "pruned.onnx"
+    onnx.save(model, path)
+    report = optimize(path, output, engine="none", round_to=1).report
+    for costs, file in ((report.before, path), (report.after, output)):
+        tensors = [t for t in onnx.load(file).graph.initializer if t.dims]
+        params = [np.prod(t.dims) for t in tensors if t.data_type == onnx.TensorProto.FLOAT]
+        assert costs.params == sum(params)
+    assert report.before.bytes == 4 * report.before.params
+    assert [w for w in report.warnings if w.startswith("no node uses 1 weight")]
