@@ -9,7 +9,6 @@ from typing import Any
 
 from onnxprune.allocators.steps import asked_ratios
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data
 from onnxprune.data.labeled import LabeledData
@@ -27,7 +26,6 @@ from onnxprune.report.collect import (
 )
 from onnxprune.report.data import (
     BisectionSummary,
-    Costs,
     CurvePoint,
     LayerCost,
     Provenance,
@@ -57,7 +55,7 @@ from onnxprune.run.report_files import REPORT_FILES, write_report
 from onnxprune.run.results import ComparisonModels, Decision, Result, StageResults, Timing
 from onnxprune.run.splits import Splits
 from onnxprune.run.stages import MODEL, PLAN, SCORES, Stages, json_artifact
-from onnxprune.run.stored import count_original
+from onnxprune.run.stored import count_artifact, count_original
 from onnxprune.run.tolerance import bisect_tolerance, tolerance_row, tolerance_warning
 from onnxprune.run.tuner import Tuner
 from onnxprune.run.variants import Variants
@@ -136,7 +134,7 @@ class RunJob:
         decision = self._decide(variants, tuner)
         model, plan, verification = self._build(variants, tuner, decision)
         before = count_original(self.source, self.analysis)
-        after = self._count(model)
+        after = count_artifact(model, self.analysis)
         for _ in range(RECOUNTS):
             tighter = tighten_targets(recipe, before, after)
             if tighter is None:
@@ -146,7 +144,7 @@ class RunJob:
             except TargetError:  # the error below says what the first plan reaches
                 break
             model, plan, verification = self._build(variants, tuner, decision)
-            after = self._count(model)
+            after = count_artifact(model, self.analysis)
         check_targets(recipe, before, after, self.analysis.counted_at.describe())
         evaluation = self._evaluate(model)
         timing = self._measure(model)
@@ -233,11 +231,6 @@ class RunJob:
         # the hash lets `verify` accept this model, whose weights differ from those of the cut
         repair = {} if is_tuned else {"repair": recipe.repair}
         return model, replace(plan, decided_by={**plan.decided_by, **repair, RESULT: digest(model)})
-
-    def _count(self, model: Model) -> Costs:
-        """Count the costs of the artifact, at the shapes at which the original's are counted."""
-        counted = analyze(model).at(self.analysis.counted_at.inputs)
-        return Costs.from_json(counted.cost().as_dict())
 
     def _evaluate(self, model: Model) -> Evaluation:
         """Compare the model with the original on the held-out inputs."""

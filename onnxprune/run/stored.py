@@ -1,4 +1,4 @@
-"""Costs of the original as its file stores it."""
+"""Costs of the original and of the artifact as their files store them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from math import prod
 
 from onnxprune.analysis.cost import WEIGHT_TYPES
 from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.walk import analyze
 from onnxprune.errors import plural
 from onnxprune.ir.model import Model
 from onnxprune.ir.nodes import nested
@@ -26,6 +27,12 @@ def count_original(source: Model, analysis: Analysis) -> Costs:
         costs["bytes"] += size_bytes(weight)
         costs["params"] += _count_params(weight)
     return Costs.from_json(costs)
+
+
+def count_artifact(model: Model, analysis: Analysis) -> Costs:
+    """Return the costs of the artifact, at the shapes at which the original's are counted."""
+    counted = analyze(model).at(analysis.counted_at.inputs)
+    return Costs.from_json(counted.cost().as_dict())
 
 
 def describe_unused(source: Model) -> Iterator[str]:
