@@ -19,6 +19,7 @@ from onnxprune.ir.nodes import captured, label, nested
 from onnxprune.ir.shapes import Shapes
 from onnxprune.ir.weights import bits
 from onnxprune.report.data import FrozenAxis, GraphBox, GroupRow, LatencyRow, LayerCost
+from onnxprune.report.roles import find_roles
 from onnxprune.types import Frozen, Plan, Scores
 
 MOST_POINTS = 17  # per group's error curve
@@ -214,6 +215,7 @@ def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
     """
     graph = analysis.model.proto.graph
     groups_of = _map_carried_groups(analysis)
+    roles = find_roles(analysis)
     products = {cost.node for cost in analysis.node_costs()}
     boxes: list[GraphBox] = []
     origins: dict[str, tuple[int, ...]] = {}  # tensor -> boxes that it comes from
@@ -221,7 +223,7 @@ def graph_rows(analysis: Analysis) -> tuple[GraphBox, ...]:
     def add_box(
         name: str, op: str, inputs: tuple[int, ...], groups: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        boxes.append(GraphBox(name, op, list(inputs), list(groups)))
+        boxes.append(GraphBox(name, op, list(inputs), list(groups), roles.get(name, "")))
         return (len(boxes) - 1,)
 
     for name in _list_input_names(graph, analysis.model):

@@ -171,7 +171,7 @@ def _draw_box(
     names = [name for name in box.groups if name in widths]
     fills = [colors[name] for name in names if name in colors]
     title = clip(box.node, most_name)
-    text = box.op
+    text = f"{box.op}: {box.role}" if box.role else box.op
     if box.op in ("input", "output"):
         kind, text = "end", f"{box.op}: {title}"
     else:

@@ -75,7 +75,7 @@ class Axis:
         >>> Axis(0.0, 1.0, "x").ticks()
         [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
         """
-        rough = (self.high - self.low) / (_TICKS - 1)
+        rough = (self.high - self.low) / _TICKS
         power = 10.0 ** floor(log10(rough))
         # the next round step: 1, 2, 5 or 10 times a power of ten
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))

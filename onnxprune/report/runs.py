@@ -273,7 +273,8 @@ def _draw(
         if line.error:
             canvas.error(cost, (quality - 2 * line.error, quality + 2 * line.error), color)
         title = f"{clip(line.name, 80)}: {cost:.1%}, {quality:.4g}"
-        canvas.dot(cost, quality, color, 7 if line.is_own else 5, title, str(line.number or ""))
+        mark = str(line.number) if line.number else line.name
+        canvas.dot(cost, quality, color, 7 if line.is_own else 5, title, mark)
     label = (
         f"{clip(measure, 40)} over {x} of {plural(len(places) - 1, 'run')} and the original, "
         f"{len(front)} of them on the Pareto front; the table has the same figures"

@@ -21,6 +21,7 @@ from onnxprune.report.data import (
 )
 from onnxprune.report.picture import MOST_BOXES, picture, tints
 from onnxprune.report.plots import AFTER, BEFORE, Curve, curves, plot
+from onnxprune.report.roles import spell_roles
 from onnxprune.report.text import clip, number
 from onnxprune.report.verdict import own_figures
 
@@ -219,21 +220,25 @@ def trade_off(report: Report) -> TradeOff | None:
 
 @dataclass(frozen=True)
 class GroupLine:
-    """A group with its number and color in the picture; share: kept share of its channels."""
+    """A group with its number, color and roles; share: kept share of its channels."""
 
     row: GroupRow
     number: int
     color: str | None
     share: float
+    roles: str
 
 
 def group_lines(report: Report) -> list[GroupLine]:
     """Return the groups, numbered as in the picture."""
     colors = tints(report.graph)
-    return [
-        GroupLine(group, i, colors.get(group.name), group.after / max(group.before, 1))
-        for i, group in enumerate(report.groups, 1)
-    ]
+    roles = {box.node: box.role for box in report.graph if box.role}
+    lines = []
+    for i, group in enumerate(report.groups, 1):
+        share = group.after / max(group.before, 1)
+        role = spell_roles(roles, group.makers)
+        lines.append(GroupLine(group, i, colors.get(group.name), share, role))
+    return lines
 
 
 def network(report: Report) -> Markup | None:

@@ -5,9 +5,12 @@ Needs Chromium with its driver, selenium and axe-core.
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from pages import HOSTILE, full
 
 from onnxprune.report import html
 from onnxprune.report.data import Report
+from onnxprune.report.runs import Run
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -55,13 +59,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-def opened(browser: Any, report: Report, folder: Path, width: int = WIDTHS[0]) -> None:
+def opened(
+    browser: Any, report: Report, folder: Path, width: int = WIDTHS[0], runs: Sequence[Run] = ()
+) -> None:
     """Load the page of a report in a window of that width."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
     )
-    browser.get(html.write(report, folder).as_uri())
+    browser.get(html.write(report, folder, runs).as_uri())
 
 
 def column(browser: Any, index: int) -> list[str]:
@@ -112,12 +118,30 @@ def test_page_has_no_overflow_and_no_console_errors(
     assert browser.get_log("browser") == []
 
 
+@pytest.fixture
+def dark(browser: Any) -> Iterator[None]:
+    theme = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", theme)
+    yield
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_axe_finds_no_violation(browser: Any, tmp_path: Path, width: int) -> None:
+    check_with_axe(browser, tmp_path, width)
+
+
+def test_axe_finds_no_violation_in_the_dark_theme(browser: Any, tmp_path: Path, dark: None) -> None:
+    check_with_axe(browser, tmp_path, WIDTHS[0])
+
+
+def check_with_axe(browser: Any, tmp_path: Path, width: int) -> None:
+    """Open a page with everything on it, runs included, and let axe look for violations."""
     found = importlib.util.find_spec("axe_core_python")
     if found is None or found.origin is None:
         pytest.skip("needs axe-core-python")
-    opened(browser, full(30), tmp_path, width)
+    runs = [Run("other", full(3)), Run("third", full(3))]
+    opened(browser, full(30), tmp_path, width, runs)
     browser.execute_script(
         "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
     )
@@ -137,3 +161,62 @@ def test_page_is_readable_without_scripts(browser: Any, tmp_path: Path) -> None:
         assert "Pruned groups" in text and not browser.find_elements("css selector", "th button")
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@pytest.mark.parametrize("name", ["=1+1|cmd", HOSTILE], ids=["formula", "hostile"])
+def test_tables_are_downloaded_as_csv_without_formulas(
+    browser: Any, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "downloads"
+    browser.execute_cdp_cmd(
+        "Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
+    )
+    opened(browser, full(3, name), tmp_path)
+    browser.execute_script(
+        "document.querySelector('#groups').closest('.scroll').previousElementSibling"
+        ".querySelector('button').click()"
+    )
+    for _ in range(100):
+        if list(folder.glob("*.csv")):
+            break
+        time.sleep(0.1)
+    text = (folder / "Groups.csv").read_text(encoding="utf-8-sig")
+    rows = list(csv.reader(io.StringIO(text)))
+    assert [len(row) for row in rows] == [8] * 4
+    # a formula begins with one of these
+    assert not [cell for row in rows for cell in row if cell[:1] in "=+@" and cell]
+    first = full(3, name).groups[0]
+    assert rows[1][1].removeprefix("'").startswith(name[:20])
+    assert [float(rows[1][2]), float(rows[1][3])] == [first.before, first.after]
+
+
+def test_search_and_only_changed_hide_rows_and_mark_boxes(browser: Any, tmp_path: Path) -> None:
+    opened(browser, full(60), tmp_path)
+    shown = (
+        "return [...document.querySelectorAll('#groups tbody tr')].filter(r => !r.hidden).length"
+    )
+    browser.find_element("css selector", "input[aria-label='Search groups']").send_keys("conv.1")
+    # conv.1 and conv.10 to conv.19
+    assert browser.execute_script(shown) == 11
+    boxes = browser.find_elements("css selector", ".tools input[type=checkbox]")
+    boxes[0].click()
+    unchanged = [g.name for g in full(60).groups if g.before == g.after and "conv.1" in g.name]
+    assert browser.execute_script(shown) == 11 - len(unchanged)
+    browser.find_element("css selector", "input[aria-label='Search nodes']").send_keys("conv.59")
+    assert len(browser.find_elements("css selector", ".picture .found")) == 1
+    picture = browser.find_element("css selector", "svg.picture")
+    width = float(picture.get_attribute("width"))
+    browser.find_element("css selector", "button[aria-label='Zoom in']").click()
+    assert float(picture.get_attribute("width")) == pytest.approx(1.25 * width)
+    assert browser.get_log("browser") == []
+
+
+def test_theme_button_switches_the_theme(browser: Any, tmp_path: Path) -> None:
+    opened(browser, full(3), tmp_path)
+    background = "return getComputedStyle(document.body).backgroundColor"
+    light = browser.execute_script(background)
+    button = browser.find_element("css selector", "#brand button")
+    button.click()
+    assert browser.execute_script(background) != light
+    button.click()
+    assert browser.execute_script(background) == light

@@ -85,7 +85,7 @@ for (const table of document.querySelectorAll("table[data-search]")) {
 for (const picture of document.querySelectorAll("svg.picture")) {
   const place = picture.closest(".scroll");
   const { width, height } = picture.viewBox.baseVal;
-  const fit = () => Math.min(1, (place.clientWidth - 2) / width);
+  const fit = () => Math.min(1, (place.clientWidth - 2) / width, (place.clientHeight - 2) / height);
   let scale = 1;
   const count = make("span", "", { role: "status" });
   const zoom = (to) => {
