@@ -209,9 +209,10 @@ class Plan(Summarized):
                 raise ValueError(f"source {data['source']!r} is not text")
             return Plan(data["source"], kept, sizes, decided_by, options)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
-            raise UsageError(
-                "plan-invalid", f"not a plan: {type(problem).__name__} {problem}"
-            ) from problem
+            reason = f"{type(problem).__name__} {problem}"
+            if isinstance(problem, KeyError):
+                reason = f"key {problem} is missing"
+            raise UsageError("plan-invalid", f"not a plan: {reason}") from problem
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -224,6 +225,11 @@ class Plan(Summarized):
         """
         try:
             return Plan.from_json(json.loads(read_text(path)))
+        except UsageError as problem:
+            if problem.code != "plan-invalid":
+                raise
+            text = f"{path} is {problem.message}; onnxprune plan writes plans"
+            raise UsageError(problem.code, text) from problem
         except OSError as problem:
             raise UsageError(
                 "plan-unreadable", f"cannot read plan {path}: {problem.strerror}"

@@ -47,7 +47,30 @@ ALIASES = {
     "finetune": "tune",
     "fine-tune": "tune",
     "export": "handoff",
+    "train": "tune",
 }
+# former and other names of options
+OPTION_NAMES = {
+    **RENAMED_OPTIONS,
+    **dict.fromkeys(("calib", "calibration", "dataset"), "data"),
+    "labels": "labeled",
+    "input-shape": "shape",
+}
+# what other tools do
+HINTS = {
+    "quantize": "quantize the pruned model by onnxruntime.quantization or the engine's tool",
+    "convert": "export the model by its framework, e.g. torch.onnx.export",
+}
+
+
+def _is_other_kind(word: str) -> bool:
+    """Return whether a word is the file of another framework, which `optimize` explains."""
+    _, dot, suffix = word.rpartition(".")
+    if not dot:
+        return False
+    from onnxprune.ir.file_kinds import KINDS
+
+    return f".{suffix.lower()}" in KINDS
 
 
 class Commands(click.Group):
@@ -69,15 +92,19 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return name, command and remaining arguments; UsageError for an unknown command."""
-        from onnxprune.errors import unknown
+        from onnxprune.errors import UsageError, unknown
 
         first = args[0] if args else ""
         # the most frequent command may be omitted
-        if first.lower().endswith(".onnx"):
+        if first.lower().endswith(".onnx") or _is_other_kind(first):
             args = ["optimize", *args]
         elif first in ALIASES:
             args = [ALIASES[first], *args[1:]]
         elif first and first not in COMMANDS and not first.startswith("-"):
+            if first.lower() in HINTS:
+                raise UsageError(
+                    "unknown-verb", f"unknown command {first!r}; {HINTS[first.lower()]}"
+                )
             # the code is documented, and older than the word "command"
             raise unknown("command", first, COMMANDS, code="unknown-verb")
         return super().resolve_command(ctx, args)
@@ -95,7 +122,7 @@ class Commands(click.Group):
         "help_option_names": ["-h", "--help"],
         "max_content_width": 120,
         # former spellings of options remain valid
-        "token_normalize_func": lambda name: RENAMED_OPTIONS.get(name, name),
+        "token_normalize_func": lambda name: OPTION_NAMES.get(name, name),
     },
 )
 @click.version_option(__version__, prog_name="onnxprune")

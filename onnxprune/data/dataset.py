@@ -381,7 +381,7 @@ def _skip_unreadable(data: Data) -> Data:
     kept = [index for index in data.chosen if index not in reasons]
     if not kept:
         count = plural(len(reasons), "selected image")
-        raise DataError("data-image", f"cannot read any of {count}; {next(iter(reasons.values()))}")
+        raise DataError("data-image", f"cannot read any of {count}: {next(iter(reasons.values()))}")
     return replace(_select(data, kept), skipped=tuple(reasons.values()))
 
 

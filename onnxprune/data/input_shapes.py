@@ -52,7 +52,9 @@ def apply_overrides(
                 continue
             if size < 1 or (isinstance(have, int) and have != size):
                 raise UsageError(
-                    "shape-override", f"{option} does not fit the model's input {spell(shape)}"
+                    "shape-override",
+                    f"{option} does not fit the model's input {spell(shape)}; only dynamic axes "
+                    "can have another length",
                 )
             # anonymous sizes are unrelated: fixing one fixes no other
             named = have if isinstance(have, str) and not is_anonymous(have) else None

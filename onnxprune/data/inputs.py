@@ -418,7 +418,9 @@ def check_names(given: Mapping[str, Any], expected: Mapping[str, Any], where: st
         if name not in given:
             names = ", ".join(map(repr, given)) or "none"
             raise DataError(
-                "data-names", f"{where}: no array for input {name!r}; its arrays: {names}"
+                "data-names",
+                f"{where}: no array for input {name!r}; its arrays: {names}; save each under the "
+                f"name of its input: {', '.join(map(repr, expected))}",
             )
     for name in given:
         if name not in expected:

@@ -42,12 +42,25 @@ def open_source(
     DataError
         A location does not exist, is empty, or is of an unknown kind.
     """
-    entries = [spec] if spec is None or isinstance(spec, str | Path) else list(spec)
-    places = _join_images([place for entry in entries for place in _expand(entry)])
+    places = _join_images(check_locations(spec))
     sources: list[Source] = [
         DATA_SOURCES.get(kind)(location, inputs, samples, seed) for kind, location in places
     ]
     return sources[0] if len(sources) == 1 else Joined(sources)
+
+
+def check_locations(
+    spec: str | Path | Sequence[str | Path] | None,
+) -> list[tuple[str, str]]:
+    """Return (registered name, location) of all places that a specification names.
+
+    Raises
+    ------
+    DataError
+        One does not exist, is empty, or is of an unknown kind.
+    """
+    entries = [spec] if spec is None or isinstance(spec, str | Path) else list(spec)
+    return [place for entry in entries for place in _expand(entry)]
 
 
 class Joined:

@@ -187,4 +187,6 @@ def _read_error(path: Path, problem: BaseException) -> DataError:
     reason = str(problem).strip() or type(problem).__name__
     if isinstance(problem, OSError) and problem.strerror:
         reason = problem.strerror
+    elif isinstance(problem, zipfile.BadZipFile):
+        reason += "; it may be truncated, download or save it again"
     return DataError("data-unreadable", f"cannot read {path}: {reason.splitlines()[0]}")

@@ -207,7 +207,7 @@ def channels_last(pixels: np.ndarray, channels: int, where: str) -> np.ndarray:
     raise DataError(
         "data-shape",
         f"{where}: an image of shape {_spell(pixels.shape)} does not have the {channels} channels "
-        "of the model's input",
+        "of the model's input; repeat gray images: numpy.stack([x] * 3, -1)",
     )
 
 

@@ -123,7 +123,8 @@ class ExternalFiles:
         except OSError as problem:
             raise ModelError(
                 "external-data",
-                f"cannot read {_quote(location)}, the external data of {what}: {problem.strerror}",
+                f"cannot read {_quote(location)}, the external data of {what}: {problem.strerror}; "
+                "copy this file into the model's folder",
             ) from problem
         # a NUL in the name, or links that form a loop
         except (RuntimeError, ValueError) as problem:

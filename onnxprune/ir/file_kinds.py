@@ -47,7 +47,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def check_place(path: Path) -> None:
-    """Raise ModelError with the next step for addresses and folders."""
+    """Raise ModelError for missing files, and with the next step for addresses and folders."""
     # a path that exists is a file, whatever its name looks like
     if is_address(path) and not path.exists():
         # a path has lost one of the two slashes
@@ -55,6 +55,12 @@ def check_place(path: Path) -> None:
         raise ModelError(
             "model-kind", f"{address} is an address: download the file, and pass its path"
         )
+    with contextlib.suppress(ValueError):  # names that no system has
+        try:
+            path.stat()
+        except OSError as problem:
+            message = f"cannot read {path}: {problem.strerror}"
+            raise ModelError("model-unreadable", message) from problem
     # a folder may be a model of another kind, whose suffix says more
     if path.is_dir() and path.suffix.lower() not in KINDS:
         names = sorted(p.name for p in path.glob("*.onnx"))

@@ -96,7 +96,9 @@ def load(source: Source) -> Model:
         try:
             buffer = _map_file(path)
         except ValueError:
-            raise ModelError("model-empty", f"{path} is empty") from None
+            raise ModelError(
+                "model-empty", f"{path} is empty: download or export it again"
+            ) from None
         except OSError as problem:
             message = f"cannot read {path}: {problem.strerror}"
             raise ModelError("model-unreadable", message) from problem
@@ -288,7 +290,8 @@ def _parse(buffer: memoryview, path: Path | None, name: str) -> Model:
         proto.ParseFromString(skeleton)
     except Exception as problem:  # protobuf's DecodeError is not importable from a stable place
         raise ModelError(
-            "model-not-onnx", f"{name} is not an ONNX model or is truncated: {problem}"
+            "model-not-onnx",
+            f"{name} is not an ONNX model or is truncated: {problem}; download or export it again",
         ) from problem
     # ONNX has no magic number: a message of another kind may parse, but has none of these
     if not proto.graph.node and not proto.graph.output and not proto.opset_import:

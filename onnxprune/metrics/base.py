@@ -363,6 +363,8 @@ def find_function(where: str, purpose: str) -> Any:
             f"{purpose} {where!r} is not of the form module:function or FILE.py:function",
         )
     is_file = module.endswith(".py")
+    if is_file and not Path(module).is_file():
+        raise UsageError("function-import", f"{purpose} {where!r}: no file {module!r}")
     # a file can import from its own folder, as when Python runs it
     folder = str(Path(module).resolve().parent) if is_file else os.getcwd()
     sys.path.insert(0, folder)

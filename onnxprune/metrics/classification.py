@@ -44,7 +44,8 @@ class TopK(MeanMetric):
             raise DataError(
                 "data-labels",
                 f"{self.name}: labels {truth.min()} to {truth.max()} do not fit "
-                f"{plural(scores.shape[1], 'class', 'classes')}",
+                f"{plural(scores.shape[1], 'class', 'classes')}, which are numbered from 0: "
+                "correct the labels (--class-offset counts outputs before class 0)",
             )
         self.add(rank(scores, truth) < self.k, truth)
 

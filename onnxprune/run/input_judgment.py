@@ -84,7 +84,7 @@ def describe_skipped(data: Data) -> tuple[str, ...]:
         return ()
     images = f"{count} of {count + len(data.chosen)} images"
     verb = "is" if count == 1 else "are"
-    return (f"{images} cannot be read and {verb} skipped; {data.skipped[0]}",)
+    return (f"{images} cannot be read and {verb} skipped: {data.skipped[0]}",)
 
 
 def _judge_batch(model: ModelView, data: Data, name: str, feeds: Batch) -> Iterator[str]:

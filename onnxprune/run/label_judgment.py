@@ -50,7 +50,7 @@ def judge_labels(analysis: Analysis, labels: LabeledData | None, recipe: Recipe)
 
 
 def check_metrics(model: Model, labels: LabeledData | None, recipe: Recipe) -> None:
-    """Apply all metrics to one labeled input: names of labels and outputs, decoder, shapes.
+    """Apply all metrics to a few labeled inputs: labels, outputs, decoder, shapes.
 
     Raises
     ------
@@ -59,9 +59,20 @@ def check_metrics(model: Model, labels: LabeledData | None, recipe: Recipe) -> N
     """
     if labels is None:
         return
-    part = replace(labels, chosen=labels.chosen[:1])
+    part = replace(labels, chosen=_choose_extremes(labels))
     metrics = [find_metric(name, metric_options(recipe)) for name in recipe.metric]
-    measure(model, part, metrics, threads=recipe.threads, batch_size=1)
+    measure(model, part, metrics, threads=recipe.threads, batch_size=recipe.batch_size)
+
+
+def _choose_extremes(labels: LabeledData) -> tuple[int, ...]:
+    """Return the first and last sample, and those with the smallest and largest labels."""
+    # folders of classes are sorted by class
+    indices = {labels.chosen[0]: None, labels.chosen[-1]: None}
+    for values in getattr(labels.source, "labels", {}).values():
+        if values.ndim == 1:
+            own = values[list(labels.chosen)]
+            indices |= {labels.chosen[int(place)]: None for place in (own.argmin(), own.argmax())}
+    return tuple(indices)
 
 
 def _judge_part(model: Model, labels: LabeledData, recipe: Recipe) -> Iterator[str]:
@@ -69,6 +80,11 @@ def _judge_part(model: Model, labels: LabeledData, recipe: Recipe) -> Iterator[s
     metric = _measure(model, labels, recipe)
     value = metric.result().value
     near_chance = is_near_chance(metric)
+    if metric.name in _CLASSES_GUESSED and len(metric.result().counts) == 1:
+        yield (
+            f"all {labels.samples} labeled inputs are of one class, so that {metric.name} says "
+            "little about the others: use labeled inputs of all classes"
+        )
     better = ""
     if _takes_pixels(labels):
         better = _find_better(model, labels, recipe, metric, near_chance)
@@ -124,7 +140,8 @@ def _find_better(
         gain = sign * (value - given)
         # the paired error is 0 if the gain is the same for all samples
         sigmas = gain / max(error, 1e-12) if error is not None else 0.0
-        if sigmas > SURE and gain > best:
+        # a model that remains near chance has another fault
+        if sigmas > SURE and gain > best and not is_near_chance(trial):
             best, text = gain, f"with {option} it is {value:.3g}{_explain(option, chosen)}"
     return text
 

@@ -53,13 +53,17 @@ class Option:
         """
         try:
             return self.parse(value)
-        # TypeError: TOML and Python callers pass values of any type to parsers
-        except (ValueError, TypeError) as problem:
+        except ValueError as problem:
             # a parser quotes the value, which is of any size, or fails to compare an array
             message = str(problem).replace(repr(value), shown(value))
             if isinstance(value, np.ndarray):
                 message = f"{shown(value)} is not {self.metavar or 'true or false'}"
             raise UsageError("option-value", f"{name}: {message}") from problem
+        # TOML and Python callers pass values of any type to parsers
+        except TypeError as problem:
+            raise UsageError(
+                "option-value", f"{name}: {shown(value)} is not {self.metavar or 'true or false'}"
+            ) from problem
 
 
 def option_field(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.files import sha256
+from onnxprune.ir.file_kinds import KINDS, check_place
 from onnxprune.run.rundir import JournalEntry, RunDir
 
 PathLike = str | os.PathLike[str]
@@ -39,7 +40,11 @@ def choose_output(
     UsageError
         The path does not end in .onnx, or is a file that the command reads.
     """
-    source = Path(model) if isinstance(model, str | os.PathLike) else Path("model.onnx")
+    source = Path("model.onnx")
+    if isinstance(model, str | os.PathLike):
+        source = Path(model)
+        # a missing model is named before the folder of its output, which may be missing as well
+        check_place(source)
     if output is None:
         # with its longer suffix, this path cannot be the model's
         return source.with_suffix(suffix)
@@ -47,8 +52,10 @@ def choose_output(
     if path.is_dir():
         path = path / source.with_suffix(suffix).name
     elif path.suffix.lower() != ".onnx":
+        # small.pt becomes small.onnx, but small.v2 small.v2.onnx
+        stem = path.with_suffix("") if path.suffix.lower() in KINDS else path
         raise UsageError(
-            "output-suffix", f"the output {path} does not end in .onnx; write {path}.onnx"
+            "output-suffix", f"the output {path} does not end in .onnx; write {stem}.onnx"
         )
     check_not_read(path, (source, *reads))
     return path
@@ -98,8 +105,9 @@ def check_output(
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as problem:
+            advice = "choose another folder" if folder.exists() else f"first: mkdir -p {folder}"
             raise OutputError(
-                "output-unwritable", f"cannot write into {folder}: {problem.strerror}"
+                "output-unwritable", f"cannot write into {folder}: {problem.strerror}; {advice}"
             ) from problem
     return overwrite
 

@@ -47,6 +47,15 @@ ENGINE_NAMES = {
     "cuda": "onnxruntime-cuda",
     "trt": "tensorrt",
 }
+PRECISION_NAMES = {
+    "fp32": "f32",
+    "float32": "f32",
+    "fp16": "f16",
+    "half": "f16",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "i8": "int8",
+}
 MOST_THREADS = 1024  # each of them takes time and memory to start
 _FALSE, _TRUE = ("false", "no", "off", "0"), ("true", "yes", "on", "1")
 
@@ -157,7 +166,8 @@ def share(value: Any) -> float:
     percent = isinstance(value, str) and value.strip().endswith("%")
     result = _parse_finite(value.strip()[:-1]) / 100 if percent else _parse_finite(value)
     if not 0 <= result <= 1:
-        raise ValueError(f"{value!r} is not between 0 and 1 (0% and 100%)")
+        hint = f"; did you mean {result:g}%?" if 1 < result <= 100 and not percent else ""
+        raise ValueError(f"{value!r} is not between 0 and 1 (0% and 100%){hint}")
     return result
 
 
@@ -212,6 +222,12 @@ def choice(*allowed: str) -> Parser:
         return str(word)
 
     return parse
+
+
+def precision(value: Any) -> str:
+    """Return a precision of engines, also from names such as "fp16"."""
+    parse = choice("f32", "bf16", "f16", "int8")
+    return str(parse(PRECISION_NAMES.get(str(value).lower(), value)))
 
 
 def name_in(module: str, registry: str) -> Parser:

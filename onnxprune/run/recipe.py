@@ -379,7 +379,7 @@ class Recipe:
     )
     precision: str = option_field(
         "f32",
-        parsers.choice("f32", "bf16", "f16", "int8"),
+        parsers.precision,
         "measure",
         "NAME",
         "Precision of the engines: f32, bf16, f16 or int8.",

@@ -179,7 +179,8 @@ def open_run_dir(path: str | Path, *, keep: bool = True) -> Iterator[RunDir]:
         lock = None if is_foreign else os.fdopen(os.open(path / LOCK, flags, 0o666), "r+b", 0)
     except OSError as problem:
         raise OutputError(
-            "run-dir", f"cannot use {path} as run directory: {problem.strerror}"
+            "run-dir",
+            f"cannot use {path} as run directory: {problem.strerror}; choose another --run-dir",
         ) from problem
     if lock is None:
         raise OutputError(

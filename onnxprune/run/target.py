@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from onnxprune.errors import unknown
 
@@ -30,6 +30,13 @@ ALIASES = {
     "size": "bytes",
     "activations": "activation_bytes",
     "memory": "activation_bytes",
+}
+# what people write for costs that do not exist -> how to say it
+_TIME = "; for time write latency.onnxruntime={}"
+_QUALITY = "; for quality pass --max-divergence, e.g. 0.1"
+_HINTS = {
+    **dict.fromkeys(("speed", "speedup", "time", "fps"), _TIME),
+    **dict.fromkeys(("accuracy", "top1", "loss", "map", "miou"), _QUALITY),
 }
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
@@ -93,18 +100,19 @@ class Target:
         if isinstance(value, str) and _SHARE.fullmatch(value):
             value = f"{DEFAULT_COST}={value}"
         if not isinstance(value, str) or "=" not in value:
-            raise ValueError(f"{value!r} is not COST=AMOUNT, e.g. {_EXAMPLES}")
+            hint = _suggest_share(value) or f", e.g. {_EXAMPLES}"
+            raise ValueError(f"{value!r} is not COST=AMOUNT{hint}")
         given, _, amount = (part.strip() for part in value.partition("="))
         cost, _, engine = given.partition(".")
         cost = ALIASES.get(cost.lower(), cost.lower())
         name = f"{cost}.{engine}" if engine else cost
         if cost not in COSTS:
-            raise ValueError(unknown("cost", cost, COSTS).message)
-        if (cost == "latency") != bool(engine):
-            raise ValueError(
-                f"{name!r}: only latency takes an engine, and it needs one: "
-                "latency.onnxruntime=1.5x"
-            )
+            hint = _HINTS.get(cost, "").format(amount)
+            raise ValueError(unknown("cost", cost, COSTS).message + hint)
+        if cost == "latency" and not engine:
+            raise ValueError(f"latency needs an engine: write latency.onnxruntime={amount}")
+        if engine and cost != "latency":
+            raise ValueError(f"only latency takes an engine: write {cost}={amount}")
         limit, relative = _parse_amount(cost, amount)
         # FLOPs are counted as one or two per MAC, so an absolute number is ambiguous
         if not relative and given.lower().startswith("flop"):
@@ -113,12 +121,21 @@ class Target:
         return Target(cost, limit, relative, engine, f"{name}={amount}")
 
 
+def _suggest_share(value: Any) -> str:
+    """Return the hint for a number without a cost, which is a share, "" for other values."""
+    if not re.fullmatch(rf"\s*{_NUMBER}\s*", str(value)):
+        return ""
+    number = float(value)
+    return f"; did you mean {100 * number if number < 1 else number:g}%?"
+
+
 def parse_targets(value: Any) -> tuple[Target, ...]:
     """Parse targets from text, a list of texts, or a table cost -> amount."""
     if isinstance(value, Mapping):
         value = [f"{cost}={amount}" for cost, amount in value.items()]
-    texts = [value] if isinstance(value, (str, Target)) else value
-    targets = tuple(Target.parse(text) for text in texts)
+    # a number has no cost: its error says how to write one
+    texts = [value] if isinstance(value, (str, Target, int, float)) else value
+    targets = tuple(Target.parse(cast("str | Target", text)) for text in texts)
     costs = [(target.cost, target.engine) for target in targets]
     # otherwise the stricter one would decide without a message
     if len(set(costs)) < len(costs):
@@ -141,8 +158,14 @@ def _parse_amount(cost: str, amount: str) -> tuple[float, bool]:
         units = _MILLISECONDS
     # case-sensitive as in SI: M is a million, m is none of these
     if unit not in units:
-        known = ", ".join(filter(None, units))
-        raise ValueError(f"{amount!r} has unknown unit {unit!r}; known: %, x, {known}")
+        known = [known for known in units if known]
+        same = [known for known in units if known.lower() == unit.lower()]
+        if not unit:
+            raise ValueError(f"{amount!r} has no unit: write {amount}{known[1]}, or 2x for half")
+        hint = f"did you mean {same[0]!r}?" if same else f"known: %, x, {', '.join(known)}"
+        raise ValueError(f"{amount!r} has unknown unit {unit!r}; {hint}")
+    if value == 0:
+        raise ValueError(f"{amount!r} of {cost} leaves nothing; write a share, e.g. 10%")
     # counted costs are whole numbers: a limit below one is a share that lacks its percent sign
     if value <= 0 or (cost != "latency" and value * units[unit] < 1):
         raise ValueError(

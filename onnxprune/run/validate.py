@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from onnxprune.data.joined import check_locations
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import require
 from onnxprune.errors import DataError, UsageError
@@ -33,6 +34,7 @@ def validate(recipe: Recipe, has_data: bool) -> None:
     DataError
         The labeled inputs do not exist.
     """
+    check_locations(recipe.data)
     _check_names(recipe)
     _check_clashes(recipe)
     _check_inputs(recipe, has_data)

@@ -52,7 +52,7 @@ def test_target_is_parsed(text: str, limit: float, relative: bool) -> None:
         ("macs=3lb", "unknown unit 'lb'"),
         ("params=7B", "unknown unit 'B'"),
         ("params=1MB", "unknown unit 'MB'"),
-        ("latency=2x", "only latency takes an engine"),
+        ("latency=2x", "latency needs an engine"),
         ("macs.onnxruntime=2x", "only latency takes an engine"),
         ("", "COST=AMOUNT"),
     ],
