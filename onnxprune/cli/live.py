@@ -84,6 +84,9 @@ class LiveTable:
         """Draw the finished stages for the last time."""
         self._is_running = False
         self._live.stop()
+        # apart from what follows
+        if self._rows:
+            self._console.line()
         sys.stderr = self._before
 
     def __call__(self, event: Event) -> None:

@@ -31,10 +31,12 @@ class TimeLeft:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._expected: dict[str, Expected] = {}  # of stages that have not ended
+        self._ended: dict[str, Expected] = {}  # what those that have ended took
         self._known = False  # whether the stages of the run are known
         self._stage = ""
         self._began = self._at = 0.0
         self._share: float | None = None
+        self._restarted = False  # whether a share of the running stage has decreased
         self._left_s: float | None = None
         self._actual = self._predicted = PRIOR_S
         self._shown: tuple[float, float] | None = None  # time and value of the last estimate
@@ -47,19 +49,26 @@ class TimeLeft:
             self._expected = dict(event.expected)
         elif event.state == "begin":
             self._stage, self._began, self._at = event.stage, now, now
-            self._share = self._left_s = None
-            # what stands before it was not needed
-            names = list(self._expected)
-            skipped = names[: names.index(event.stage)] if event.stage in self._expected else []
-            for name in skipped:
-                del self._expected[name]
+            self._share, self._left_s, self._restarted = None, None, False
+            self._arrive(event.stage)
         elif event.state == "progress":
-            # a share that decreases is that of another pass, which says nothing about the stage
-            is_known = event.share is not None and event.share >= (self._share or 0.0)
-            self._share = event.share if is_known else None
+            # a share that decreases is that of one of several parts, not of the stage
+            self._restarted |= event.share is not None and event.share < (self._share or 0.0)
+            self._share = None if self._restarted else event.share
             self._left_s, self._at = event.left_s, now
         elif event.state in ("end", "reused"):
             self._end(event, now)
+
+    def _arrive(self, stage: str) -> None:
+        """Drop the stages before this one, which were not needed; expect those of a repetition."""
+        names = list(self._expected)
+        for name in names[: names.index(stage)] if stage in names else []:
+            del self._expected[name]
+        ended = list(self._ended)
+        # a plan that misses its target after the repair is made again, with all that follows
+        if stage not in names and stage in ended:
+            repeated = {name: self._ended[name] for name in ended[ended.index(stage) :]}
+            self._expected = {**repeated, **self._expected}
 
     @property
     def ahead(self) -> tuple[str, ...]:
@@ -110,6 +119,7 @@ class TimeLeft:
         if expected and expected.seconds and expected.scales and event.state == "end":
             self._actual += now - self._began
             self._predicted += expected.seconds
+        self._ended[event.stage] = Expected(event.seconds, scales=False)
         self._stage = ""
 
     def _scale(self, expected: Expected) -> float | None:

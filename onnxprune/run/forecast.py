@@ -55,10 +55,10 @@ class _Work:
     samples: int
 
     @classmethod
-    def of(cls, analysis: Analysis, splits: Splits) -> _Work:
+    def of(cls, analysis: Analysis, samples: int) -> _Work:
         """Return the work of a run."""
         gmacs = analysis.cost().macs / 1e9
-        return cls(gmacs, len(analysis.groups), splits.calibration.samples)
+        return cls(gmacs, len(analysis.groups), samples)
 
     def score(self, criterion: str) -> tuple[float, ...]:
         """Return the phases of a criterion."""
@@ -96,14 +96,10 @@ def forecast(
     analysis: Analysis, recipe: Recipe, splits: Splits
 ) -> tuple[dict[str, Expected], dict[str, Sequence[float]]]:
     """Return the stages of a run in order, and the phases of those that have several."""
-    work = _Work.of(analysis, splits)
-    phases: dict[str, Sequence[float]] = {}
+    work = _Work.of(analysis, splits.calibration.samples)
+    expected, phases = forecast_plan(analysis, recipe, splits.calibration.samples)
+    plan = expected.pop("plan").seconds
     stages: dict[str, float | None] = {}
-    is_one_shot = recipe.method == ONE_SHOT
-    if is_one_shot:
-        phases["score"] = work.score(recipe.criterion)
-        stages["score"] = sum(phases["score"])
-    plan = work.allocate(recipe.allocate) if is_one_shot else None
     if recipe.max_divergence is not None:
         # how many models it takes is not known before
         stages["bisect"] = None
@@ -120,7 +116,7 @@ def forecast(
     tested = _tested(splits)
     if tested:
         stages["evaluate"] = work.evaluate(tested)
-    expected = {name: Expected(seconds) for name, seconds in stages.items()}
+    expected |= {name: Expected(seconds) for name, seconds in stages.items()}
     engines = len(engines_of(recipe))
     if engines:
         seconds = MEASURE_FACTOR * 2 * engines * recipe.seconds + ENGINE_S * engines
@@ -130,6 +126,20 @@ def forecast(
     if recipe.curve:
         expected |= {f"curve {share:.0%}": other for share in CURVE}
     return expected, phases
+
+
+def forecast_plan(
+    analysis: Analysis, recipe: Recipe, samples: int
+) -> tuple[dict[str, Expected], dict[str, Sequence[float]]]:
+    """Return the stages up to the plan, and their phases."""
+    work = _Work.of(analysis, samples)
+    # searches and measured latencies take as many steps as it takes
+    if recipe.method != ONE_SHOT:
+        return {"plan": Expected(None)}, {}
+    score = work.score(recipe.criterion)
+    is_counted = not any(target.engine for target in recipe.target)
+    plan = work.allocate(recipe.allocate) if is_counted else None
+    return {"score": Expected(sum(score)), "plan": Expected(plan)}, {"score": score}
 
 
 def _candidates(work: _Work, recipe: Recipe, labels: LabeledData) -> dict[str, float]:

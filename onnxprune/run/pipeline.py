@@ -31,7 +31,7 @@ from onnxprune.run.adapter import (
     open_labels,
 )
 from onnxprune.run.detector import name_decoder
-from onnxprune.run.forecast import announce, forecast
+from onnxprune.run.forecast import announce, forecast, forecast_plan
 from onnxprune.run.input_judgment import describe_skipped, judge_inputs
 from onnxprune.run.job import RunJob, analyze_stage, decide_stage
 from onnxprune.run.keywords import RecipeKeywords
@@ -192,6 +192,7 @@ def make_plan(model: Source, recipe: Recipe, on_event: Listener = silent) -> Pla
     inputs = open_data_for(analysis.model, recipe)
     analysis = count_at(analysis, inputs, recipe)
     recipe, _ = reachable_target(recipe, analysis, given)
+    stages.expect(*forecast_plan(analysis, recipe, inputs.samples))
     data = stages.watch(inputs)
     context = context_for(analysis, data, recipe, stages.progress)
     # other methods score each model that they visit

@@ -243,6 +243,32 @@ def test_progress_replaces_the_expectation() -> None:
     assert 5.0 < (left.of_stage() or 0.0) < 10.0
 
 
+def test_repeated_and_skipped_stages_are_expected() -> None:
+    clock = Clock()
+    left = TimeLeft(clock)
+    names = ("bisect", "plan", "repair", "evaluate")
+    left(Event("", "expect", expected={name: Expected(3.0) for name in names}))
+    for name in ("plan", "repair"):
+        left(Event(name, "begin"))
+        clock.now += 3.0
+        left(Event(name, "end", 3.0))
+    assert left.ahead == ("evaluate",)
+    # the plan missed its target after the repair
+    left(Event("plan", "begin"))
+    assert left.ahead == ("repair", "evaluate")
+    assert left.of_run() == pytest.approx(9.0, rel=0.01)
+
+
+def test_shares_of_several_parts_are_not_those_of_the_stage() -> None:
+    clock = Clock()
+    left = TimeLeft(clock)
+    left(Event("", "expect", expected={"candidate 1": Expected(40.0)}))
+    left(Event("candidate 1", "begin"))
+    for clock.now, share in ((5.0, 0.9), (10.0, 0.05), (11.0, 0.1)):
+        left(Event("candidate 1", "progress", share=share))
+    assert left.of_run() == pytest.approx(29.0)
+
+
 def test_late_stage_never_has_nothing_left() -> None:
     clock = Clock()
     left = TimeLeft(clock)
