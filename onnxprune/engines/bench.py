@@ -49,7 +49,7 @@ from onnxprune.ir.io import Model
 
 # enough for an interquartile mean of ten; the latency itself comes from the interleaved rounds
 PROFILE_RUNS = (3, 20)
-PROFILE_MS = 2000.0  # limits the runs of large models
+PROFILE_MS = 500.0  # limits the runs of large models
 REFERENCE = "onnxruntime"
 
 Arrays = Mapping[str, np.ndarray]

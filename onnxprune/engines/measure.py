@@ -28,7 +28,9 @@ WAIT_LIMIT = 1.2  # wall clock over CPU clock from which on waiting for a CPU is
 BUSY_LOAD = 0.5  # runnable processes of other programs, averaged over the last minute
 BLOCK_MS = 10.0  # makes the refill of the caches after another contender a small part of a block
 MAX_BLOCK = 64
+WARMUP_MS = 100.0  # limits the warm-up of large models after their first inference
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
+LOOK_ROUNDS = 5  # between two looks at the precision
 MOST_QUANTILES = 200  # of the inferences, enough for a picture of their distribution
 # percentiles 2.5 and 97.5 then rest on 25 draws each
 BOOTSTRAP = 1000
@@ -46,12 +48,16 @@ class Schedule:
         Inferences of each contender before the first round.
     min_rounds, max_rounds
         Limits of the number of rounds.
+    precise
+        Relative half-width of the 95 % interval of the ratios to the first contender at which the
+        measurement ends before its time; 0 = never.
     """
 
     seconds: float = 2.0
     warmup: int = 5
     min_rounds: int = MIN_ROUNDS
     max_rounds: int = MAX_ROUNDS
+    precise: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -109,8 +115,12 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
     """
     blocks = {}
     for name, sampler in samplers.items():
-        # the first inferences allocate memory and choose kernels
-        warm_ms = float(np.min(sampler(schedule.warmup)))
+        # the first inference allocates memory and chooses kernels; later ones fill caches, which
+        # takes large models few
+        warm_ms = float(np.min(sampler(1)))
+        rest = min(schedule.warmup - 1, int(np.ceil(WARMUP_MS / max(warm_ms, 1e-6))))
+        if rest:
+            warm_ms = min(warm_ms, float(np.min(sampler(rest))))
         blocks[name] = int(np.clip(np.ceil(BLOCK_MS / max(warm_ms, 1e-6)), 1, MAX_BLOCK))
     times: dict[K, list[Sequence[Any]]] = {name: [] for name in samplers}
     order = list(samplers)
@@ -125,7 +135,29 @@ def interleave(samplers: Mapping[K, Sampler], schedule: Schedule = SCHEDULE) -> 
             times[name].append(samplers[name](blocks[name] + extra)[extra:])
         # a contender must not always follow the same one
         order.reverse()
+        # each look costs as much as all rounds before it
+        looks = (done + 1 - schedule.min_rounds) % LOOK_ROUNDS == 0
+        if looks and done + 1 >= schedule.min_rounds and _are_precise(times, schedule.precise):
+            break
     return {name: np.asarray(rows, np.float64) for name, rows in times.items()}
+
+
+def _are_precise(times: Mapping[K, Sequence[Sequence[Any]]], limit: float) -> bool:
+    """Return whether all ratios to the first contender are known to a relative half-width."""
+    if not limit or len(times) < 2:
+        return False
+    medians = [np.median(_computing_times(np.asarray(rows)), axis=1) for rows in times.values()]
+    ratios = medians[0] / np.array(medians[1:])
+    low, middle, high = np.percentile(ratios, [25, 50, 75], axis=1)
+    # a bootstrap of each round would take longer than the round: the median of normal values has
+    # 1.25 times the deviation of their mean, and their quartiles are 1.35 deviations apart
+    half_width = 1.96 * 1.25 * (high - low) / 1.35 / np.sqrt(ratios.shape[1])
+    return bool(np.all(half_width <= limit * middle))
+
+
+def _computing_times(times: np.ndarray) -> np.ndarray:
+    """Return times of shape (rounds, block), by the CPU clock if there are two."""
+    return times[..., CPU] if times.ndim == 3 else times
 
 
 def summarize(
@@ -174,7 +206,7 @@ def ratio(
     The interval is taken by the percentile method. Times by two clocks are compared by the CPU
     clock, which other programs disturb less.
     """
-    base_times, times = (t[..., CPU] if t.ndim == 3 else t for t in (base_times, times))
+    base_times, times = _computing_times(base_times), _computing_times(times)
     # rounds are paired because drift is common to both contenders of a round
     paired = np.median(base_times, axis=1) / np.median(times, axis=1)
     # rounds are resampled, not inferences: those of a round are correlated

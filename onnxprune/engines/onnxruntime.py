@@ -27,7 +27,7 @@ from onnxprune.engines.cpu import vector_channels
 from onnxprune.engines.kernels import kernel_times, map_kernels
 from onnxprune.errors import EngineError
 
-PROFILE_WARMUP = 3  # inferences in a profile that are not counted
+PROFILE_WARMUP = 3  # most inferences in a profile that are not counted
 DEPTHWISE_FLOOR = 4  # onnxruntime's blocked layout needs channels that are a multiple of this
 
 
@@ -144,10 +144,12 @@ class OnnxRuntimeModel(Compiled):
             # kernels have the names of the optimized graph, which must be that of this very session
             settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             self._session = self._open(path, settings)
-            for _ in range(PROFILE_WARMUP + count):
+            # few are counted only of models whose inferences take long
+            skip = min(PROFILE_WARMUP, max(1, count // 5))
+            for _ in range(skip + count):
                 self._session.run(None, dict(feeds))
             # the profile is written when profiling ends
-            kernels = kernel_times(Path(self._session.end_profiling()), skip=PROFILE_WARMUP)
+            kernels = kernel_times(Path(self._session.end_profiling()), skip=skip)
             optimized = open_model(Path(folder) / "optimized.onnx").proto
         return map_kernels(kernels, optimized, open_model(self._source).proto)
 

@@ -42,6 +42,7 @@ from onnxprune.types import Plan, Scores
 # measures again, for longer, a plan that meets a latency by the short probes of the search
 CONFIRM = Schedule(seconds=1.5, warmup=5)
 CONFIRM_ROUNDS = 4
+PRECISE = 0.01  # half-width of the interval of a speed-up at which measuring ends
 LATENCY_SLACK = 0.05  # a plan that is faster than asked by more has lost channels for nothing
 COUNT_SLACK = 0.005  # excess over a counted target that passes as rounding
 Feeds = Mapping[str, np.ndarray]
@@ -300,7 +301,7 @@ def measure_models(
         models,
         engines,
         options=engine_options(recipe),
-        schedule=Schedule(seconds=recipe.seconds),
+        schedule=Schedule(seconds=recipe.seconds, precise=PRECISE),
         feeds=feeds,
         seed=recipe.seed,
         progress=lambda text: progress(text, left_s),

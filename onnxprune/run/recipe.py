@@ -375,7 +375,7 @@ class Recipe:
         parsers.number(0, above=True),
         "measure",
         "S",
-        "Measurement time per model and engine, in seconds.",
+        "Most seconds to measure per model and engine.",
     )
     precision: str = option_field(
         "f32",

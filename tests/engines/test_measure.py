@@ -32,7 +32,7 @@ def test_contenders_take_turns_and_the_order_reverses() -> None:
         {"a": sampler("a", 2.0), "b": sampler("b", 100.0)},
         Schedule(seconds=0.0, warmup=2, min_rounds=4),
     )
-    assert calls[2:] == list("abbaabba")
+    assert calls[4:] == list("abbaabba")
     assert times["a"].shape == (4, 5)  # 5 * 2 ms make the block of 10 ms
     assert times["b"].shape == (4, 1)
 
@@ -102,3 +102,21 @@ def test_empty_schedule_is_an_error() -> None:
         Schedule(warmup=0)
     with pytest.raises(UsageError):
         Schedule(min_rounds=5, max_rounds=4)
+
+
+def test_measuring_ends_when_the_ratio_is_precise() -> None:
+    generator = np.random.default_rng(3)
+
+    def sampler(deviation: float):
+        return lambda count: generator.normal(1.0, deviation, count).tolist()
+
+    schedule = Schedule(seconds=0.0, min_rounds=12, max_rounds=12, precise=0.01)
+    longer = Schedule(seconds=60.0, min_rounds=7, max_rounds=150, precise=0.01)
+    for deviation, most in ((0.001, 7), (0.2, 150)):
+        contenders = {"a": sampler(deviation), "b": sampler(deviation)}
+        rounds = len(interleave(contenders, longer)["a"])
+        assert rounds <= most
+        assert (rounds == 7) == (deviation < 0.01)
+        assert len(interleave(contenders, schedule)["a"]) == 12
+    # without a second contender there is no ratio
+    assert len(interleave({"a": sampler(0.001)}, Schedule(60.0, 1, 7, 20, 0.01))["a"]) == 20
