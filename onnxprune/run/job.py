@@ -66,6 +66,7 @@ from onnxprune.run.warnings import (
     growth_warning,
     latency_warnings,
     of_topic,
+    refit_warning,
     timing_warnings,
     verification_warnings,
 )
@@ -363,6 +364,7 @@ class RunJob:
             results.evaluation.fidelity.warnings,
             tolerance_warning(self.recipe, results.decision),
             growth_warning(self.analysis.model, model, *results.costs),
+            refit_warning(self.analysis, model, self.recipe),
             results.comparison.warnings,
         )
         yield from of_topic(MACHINE, latency_warnings(self.recipe, targets))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
 from typing import Any
 
+from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.linear import linears
 from onnxprune.data.dataset import Data
 from onnxprune.data.images import Images
 from onnxprune.data.preprocess import DEFAULT
@@ -141,6 +144,28 @@ def growth_warning(original: Model, model: Model, before: Costs, after: Costs) -
         f"the result is larger than the original: {' and '.join(grown)}. New weights hold "
         f"{others} values (one copy per use of a shared weight, see --untie), new biases {vectors}"
     )
+
+
+def refit_warning(analysis: Analysis, model: Model, recipe: Recipe) -> Iterator[str]:
+    """Yield a warning if nodes read removed channels with weights that no repair refits."""
+    if recipe.repair == "none":
+        return
+    refitted = {linear.node for linear in linears(analysis)}
+    before, after = analysis.model.weights, model.weights
+    # nodes with a matrix of their own that sum over channels
+    summing = {mask.node for mask in analysis.masks} - refitted
+    cut: set[int] = set()
+    for use in analysis.uses:
+        matrix = use.node in summing and len(use.axes) > 1 and use.tensor in after
+        if matrix and before[use.tensor].shape != after[use.tensor].shape:
+            cut.add(use.node)
+    counts = Counter(analysis.nodes[node].op_type for node in cut)
+    if counts:
+        ops = ", ".join(f"{op} ({plural(count, 'node')})" for op, count in sorted(counts.items()))
+        yield (
+            f"the repair does not refit the weights of {ops} to the channels that they lost; "
+            "expect a larger error there, or fine-tune with onnxprune tune"
+        )
 
 
 def uses_default_preprocessing(data: Data, recipe: Recipe) -> bool:

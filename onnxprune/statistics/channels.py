@@ -136,6 +136,8 @@ def _insert_reductions(analysis: Analysis, axes: list[TensorAxis]) -> tuple[Mode
 
 def reduce_mean(model: EditableModel, source: str, out: str, axes: list[int]) -> NodeProto:
     """Return a ReduceMean without kept dimensions, in the form of the model's opset."""
+    if not axes:  # an empty list would stand for all axes
+        return helper.make_node("Identity", [source], [out])
     if model.opset < 18:  # axes became an input in opset 18
         return helper.make_node("ReduceMean", [source], [out], axes=axes, keepdims=0)
     return helper.make_node(

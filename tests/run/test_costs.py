@@ -196,3 +196,24 @@ def test_params_before_are_those_of_the_file(tmp_path: Path) -> None:
         assert costs.params == sum(params)
     assert report.before.bytes == 4 * report.before.params
     assert [w for w in report.warnings if w.startswith("no node uses 1 weight")]
+
+
+PACKED = (
+    "float[N,6,4] x | float[4,16] w0, float[16,48] q, float[48] b, float[16,5] w3 | "
+    "a = MatMul(x, w0); r = Relu(a); n = com.microsoft.Attention<num_heads=4>(r, q, b); "
+    "y = MatMul(n, w3)"
+)
+
+
+@pytest.mark.parametrize(("repair", "warned"), [("least-squares", True), ("none", False)])
+def test_weights_that_no_repair_refits_are_named(repair: str, warned: bool, tmp_path: Path) -> None:
+    data = tmp_path / "x.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((60, 6, 4)).astype(np.float32))
+    # the bias of the attention is an operand with one axis, of which statistics are collected
+    model = net(PACKED, opset=18 if warned else 17).SerializeToString()
+    options = {"engine": "none", "round_to": 1, "data": str(data), "repair": repair}
+    options |= {"criterion": "activation*weight", "allocate": "knapsack"}
+    warnings = optimize(model, target="params=60%", **options).report.warnings
+    named = [w for w in warnings if w.startswith("the repair does not refit the weights of")]
+    assert len(named) == warned
+    assert all("Attention (1 node)" in text for text in named)
