@@ -53,6 +53,8 @@ EXTRAS = {
     "pycocotools",
     "onnx_graphsurgeon",
     "onnx_ir",
+    "pyarrow",
+    "yaml",
 }
 # always installed: slow to import, or of one platform or Python version only
 HEAVY = {"onnx", "onnxruntime", "scipy", "fcntl", "msvcrt", "tomllib", "tomli"}

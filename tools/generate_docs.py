@@ -203,18 +203,23 @@ def registries() -> str:
     from onnxprune.allocators import ALLOCATORS
     from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
+    from onnxprune.data.label_formats import FORMATS
     from onnxprune.engines import ENGINES
     from onnxprune.metrics import METRICS
+    from onnxprune.metrics.heads import HEADS
     from onnxprune.repair import REPAIRS
     from onnxprune.search import METHODS
 
-    known = (METHODS, CRITERIA, ALLOCATORS, REPAIRS, ENGINES, METRICS, DATA_SOURCES)
+    known = (METHODS, CRITERIA, ALLOCATORS, REPAIRS, ENGINES, METRICS, DATA_SOURCES, FORMATS)
     parts = []
     for registry in known:
         rows = [(f"`{name}`", text) for name, (_, text) in registry.builtin.items()]
         group = f"Entry-point group of plug-ins: `{registry.group}`."
         names = table(("name", "description"), rows)
         parts.append(f"### {registry.kind}\n\n{group}\n\n{names}")
+    heads = [(f"`{h.name}`", h.layout, ", ".join(h.also)) for h in HEADS]
+    names = table(("name", "outputs: n images, k cells or queries, c classes", "also"), heads)
+    parts.append(f"### decoder\n\nA plug-in is named as `module:function`.\n\n{names}")
     return "\n\n".join(parts)
 
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "rules": ("lists", "List the supported operators."),
     "criteria": (
         "lists",
-        "List criteria, allocators, repairs, methods, metrics, decoders and data sources.",
+        "List criteria, allocators, repairs, methods, metrics, decoders, data and labels.",
     ),
     "engines": ("lists", "List engines, whether each is available, and how to install it."),
     "doctor": ("doctor", "Check this machine: versions, extras, engines, memory."),

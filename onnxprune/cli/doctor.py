@@ -97,6 +97,7 @@ def _check_plugins() -> dict[str, str]:
     from onnxprune.analysis.rules import PLUGINS
     from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
+    from onnxprune.data.label_formats import FORMATS
     from onnxprune.deploy import TARGETS
     from onnxprune.engines import ENGINES
     from onnxprune.errors import OnnxpruneError
@@ -114,6 +115,7 @@ def _check_plugins() -> dict[str, str]:
         ENGINES,
         METRICS,
         DATA_SOURCES,
+        FORMATS,
         TARGETS,
     ):
         for name, entry in registry.plugins.items():

@@ -31,10 +31,11 @@ def rules(as_json: bool) -> None:
 @command()
 @shared
 def criteria(as_json: bool) -> None:
-    """List criteria, allocators, repairs, methods, metrics, decoders and data sources."""
+    """List criteria, allocators, repairs, methods, metrics, decoders, data and labels."""
     from onnxprune.allocators import ALLOCATORS
     from onnxprune.criteria import CRITERIA
     from onnxprune.data import DATA_SOURCES
+    from onnxprune.data.label_formats import FORMATS
     from onnxprune.metrics import METRICS
     from onnxprune.metrics.heads import HEADS
     from onnxprune.repair import REPAIRS
@@ -47,6 +48,7 @@ def criteria(as_json: bool) -> None:
         "method": METHODS,
         "metric": METRICS,
         "data": DATA_SOURCES,
+        "labeled": FORMATS,
     }
     rows = [(option, *row) for option, registry in registries.items() for row in registry.rows()]
     for head in HEADS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -165,3 +166,20 @@ def decode(file: Path | BinaryIO, channels: int) -> np.ndarray:
             "save it with 8 bits or use .npz",
         )
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def decode_bytes(data: bytes, channels: int, where: str) -> np.ndarray:
+    """Return the 8-bit pixels of an encoded image, (height, width, channels), RGB.
+
+    Raises
+    ------
+    DataError
+        The bytes are not an image, or one of more than 8 bits per channel.
+    """
+    try:
+        return decode(io.BytesIO(data), channels)
+    # the message of `decode` names its source, which is only a buffer here
+    except DataError:
+        raise DataError(
+            "data-image", f"{where}: its {len(data)} bytes are not an 8-bit image"
+        ) from None

@@ -265,8 +265,35 @@ def _fit(
 ) -> np.ndarray:
     """Resize and crop to the model's size, as far as that is static."""
     known = [side if isinstance(side, int) else None for side in target]
+    size, crop = plan_fit((pixels.shape[0], pixels.shape[1]), target, preprocess)
+    pixels = _resize(pixels, size, preprocess.interp)
+    if crop is not None:
+        pixels = _crop(pixels, crop, where)
+    result = pixels.shape[:2]
+    if any(side not in (None, actual) for side, actual in zip(known, result, strict=True)):
+        raise DataError(
+            "data-shape",
+            f"{where}: resize and crop give {_spell(result)}, "
+            f"the model takes {'x'.join(map(str, target))}",
+        )
+    return pixels
+
+
+def plan_fit(
+    given: tuple[int, int],
+    target: tuple[int | str | None, int | str | None],
+    preprocess: Preprocess,
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Return the size to resize an image to, and that of its center to crop, None for all of it.
+
+    Parameters
+    ----------
+    given, target
+        Height and width of the image, and of the model's input.
+    """
+    known = [side if isinstance(side, int) else None for side in target]
     resize, crop = preprocess.resize, preprocess.crop
-    height, width = pixels.shape[:2]
+    height, width = given
     if isinstance(resize, int):
         # rounded down, as torchvision's Resize does
         short = min(height, width)
@@ -278,20 +305,12 @@ def _fit(
         size = (known[0] or height, known[1] or width)
     else:
         size = (height, width)
-    pixels = _resize(pixels, size, preprocess.interp)
     # a one-number resize keeps the aspect ratio, so the excess is cropped as well
     if crop is not None:
-        pixels = _crop(pixels, (crop, crop) if isinstance(crop, int) else crop, where)
-    elif isinstance(resize, int):
-        pixels = _crop(pixels, (known[0] or size[0], known[1] or size[1]), where)
-    result = pixels.shape[:2]
-    if any(side not in (None, actual) for side, actual in zip(known, result, strict=True)):
-        raise DataError(
-            "data-shape",
-            f"{where}: resize and crop give {_spell(result)}, "
-            f"the model takes {'x'.join(map(str, target))}",
-        )
-    return pixels
+        return size, (crop, crop) if isinstance(crop, int) else crop
+    if isinstance(resize, int):
+        return size, (known[0] or size[0], known[1] or size[1])
+    return size, None
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], interp: str) -> np.ndarray:
@@ -315,8 +334,13 @@ def _crop(pixels: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
             f"{where}: {height}x{width} after resize is smaller than the crop {size[0]}x{size[1]}; "
             "set a larger resize",
         )
-    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    top, left = crop_start((height, width), size)
     return pixels[top : top + size[0], left : left + size[1]]
+
+
+def crop_start(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """Return row and column at which the center of a size begins."""
+    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
 
 
 def pillow() -> Any:

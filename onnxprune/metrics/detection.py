@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onnxprune.data.label_geometry import IMAGE_SIZE
 from onnxprune.errors import DataError, UsageError
 from onnxprune.metrics.base import (
     BaseMetric,
@@ -37,8 +38,6 @@ AREAS["large"] = (96.0**2, 1e10)
 DETECTION_LIMITS = (1, 10, 100)  # detections of one class in one image, for average recall
 # columns of a kept detection: image, class, score, and its rank by score in its image and class
 _IMAGE, _CLASS, _SCORE, _RANK = 0, 1, 2, 3
-# label that gives the height and width of each original image in pixels
-IMAGE_SIZE = "image_size"
 # our names of COCO's twelve figures, in the order of its table
 TWELVE = (
     *("map", "map50", "map75", "ap_small", "ap_medium", "ap_large"),

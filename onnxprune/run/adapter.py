@@ -236,8 +236,7 @@ def open_labeled_inputs(
     if not isinstance(path, str):
         raise DataError(
             "data-kind",
-            f"labeled inputs are one .npz file or one folder, not {len(path)} paths: "
-            f"{', '.join(path)}",
+            f"labeled inputs are one file or one folder, not {len(path)} paths: {', '.join(path)}",
         )
     return open_labeled(
         path,

@@ -320,8 +320,8 @@ class Recipe:
         parsers.optional(parsers.source),
         "evaluate",
         "PATH",
-        "Labeled inputs for --metric: .npz, or a folder with one subfolder per class. A quarter "
-        "is used to select among candidates (see --candidate), the rest for the report only.",
+        "Labels for --metric: .npz, COCO JSON, YOLO, Pascal VOC, masks, a table, or a folder per "
+        "class. A quarter selects among candidates (see --candidate), the rest is for the report.",
     )
     candidate: tuple[str, ...] = option_field(
         "auto",
@@ -352,8 +352,9 @@ class Recipe:
         None,
         parsers.optional(parsers.function),
         "evaluate",
-        "MODULE:FUNCTION",
-        "Function that decodes the raw outputs of a detector into boxes.",
+        "NAME",
+        "Decoder of a detector's raw outputs: a name such as yolov8 (list: onnxprune criteria), or "
+        "module:function. Default: recognized from the outputs.",
     )
     class_offset: int = option_field(
         0,

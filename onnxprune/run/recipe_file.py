@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from onnxprune.data import DATA_SOURCES
+from onnxprune.data.label_formats import FORMATS
 from onnxprune.errors import UsageError
 from onnxprune.files import read_text
 from onnxprune.run.recipe import Recipe, check_keys
@@ -112,13 +113,13 @@ def _resolve_paths(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
 def _resolve_data(folder: str, spec: str) -> str:
     """Return a data specification with its path relative to `folder`.
 
-    NAME:PATH names a data source; a source's name alone is not a path.
+    NAME:PATH names a data source or a labels format; a source's name alone is not a path.
     """
     name, colon, path = spec.partition(":")
     # a file of that name has priority
     if spec in DATA_SOURCES and not os.path.exists(os.path.join(folder, spec)):
         return spec
-    if colon and name in DATA_SOURCES:
+    if colon and (name in DATA_SOURCES or name in FORMATS):
         return f"{name}:{os.path.join(folder, path)}"
     return os.path.join(folder, spec)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from onnxprune.data.joined import check_locations
+from onnxprune.data.label_formats import parse_labeled
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import require
 from onnxprune.errors import DataError, UsageError
@@ -54,7 +53,7 @@ def _check_names(recipe: Recipe) -> None:
             f"metric {recipe.metric[0]!r} needs labeled inputs: pass --labeled PATH",
         )
     in_memory = isinstance(recipe.labeled, Named)
-    if recipe.labeled and not in_memory and not os.path.exists(recipe.labeled):
+    if recipe.labeled and not in_memory and not parse_labeled(recipe.labeled)[1].exists():
         raise DataError(
             "data-missing",
             f"no labeled inputs at {recipe.labeled}: the file or folder does not exist",

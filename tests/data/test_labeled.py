@@ -76,6 +76,7 @@ def test_npz_of_images(tmp_path, batch_size):
         "boxes",
         "masks",
         "size",
+        "image_size",
     }
     assert [set(f) for f in data.batches(3)] == [{"x"}] * 3
 
@@ -156,7 +157,7 @@ def test_labels_that_do_not_fit_are_rejected(tmp_path, arrays, message):
 
 def test_locations_without_labeled_data_are_rejected(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not really")
-    (tmp_path / "d.csv").write_text("1")
+    (tmp_path / "d.bin").write_text("1")
     bad = write(
         tmp_path / "bad.npz",
         jpeg=np.zeros(10, np.uint8),
@@ -166,7 +167,7 @@ def test_locations_without_labeled_data_are_rejected(tmp_path):
     for place, message in (
         ("none", "does not exist"),
         ("broken.npz", "cannot read"),
-        ("d.csv", "labeled data are"),
+        ("d.bin", "labels are an .npz file"),
         (".", "no subfolders"),
     ):
         with pytest.raises(DataError, match=message):

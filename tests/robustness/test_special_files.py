@@ -13,7 +13,8 @@ from graph_text import net
 
 from onnxprune import demo, files
 from onnxprune.data import images, npy
-from onnxprune.data.labeled import LabeledArrays, open_labeled
+from onnxprune.data.label_formats.npz import LabeledArrays
+from onnxprune.data.labeled import open_labeled
 from onnxprune.deploy.collect import collect
 from onnxprune.deploy.targets.reports import load_json
 from onnxprune.errors import ModelError, OnnxpruneError
