@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from onnxprune.ir.io import Model as Model
     from onnxprune.ir.io import load as load
     from onnxprune.ir.io import save as save
+    from onnxprune.ir.parts import extract as extract
+    from onnxprune.ir.parts import join as join
     from onnxprune.report.data import Report as Report
     from onnxprune.run.pipeline import optimize as optimize
     from onnxprune.run.recipe import Recipe as Recipe
@@ -52,6 +54,8 @@ _PUBLIC = {
     "Model": "onnxprune.ir.io",
     "load": "onnxprune.ir.io",
     "save": "onnxprune.ir.io",
+    "extract": "onnxprune.ir.parts",
+    "join": "onnxprune.ir.parts",
     "to_proto": "onnxprune.ir.convert",
     "to_graphsurgeon": "onnxprune.ir.convert",
     "from_graphsurgeon": "onnxprune.ir.convert",

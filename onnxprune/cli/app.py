@@ -24,6 +24,8 @@ COMMANDS = {
     "tune": ("tune", "Fine-tune the weights with torch; the graph does not change."),
     "sparsify": ("sparsify", "Set weights to zero, and measure the effect."),
     "rewrite": ("rewrite", "Replace activations that an accelerator does not support."),
+    "extract": ("extract", "Cut a part out of a model, between tensors by name."),
+    "join": ("extract", "Put a pruned part back into the model that it is from."),
     "handoff": ("handoff", "Write a deployment bundle for a Jetson, an FPGA flow or an NPU."),
     "report": ("report", "Show the report of a run."),
     "rules": ("lists", "List the supported operators."),

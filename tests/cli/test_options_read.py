@@ -71,6 +71,8 @@ LINES: dict[str, list[list[str]]] = {
         + ["--cut-step", "40", "--target", "macs=95%"],
     ],
     "rewrite": [["{out}/leaky.onnx", "-o", "{out}/r.onnx", "--activation", "relu"]],
+    "extract": [[MODEL, "-o", "{out}/part.onnx", "--save-inputs", "{out}/part.npz", *DATA]],
+    "join": [[MODEL, "{out}/pruned.onnx", "-o", "{out}/joined.onnx", *DATA]],
     "sparsify": [[MODEL, "-o", "{out}/sparse.onnx", *DATA, *TINY_BENCH]],
     "handoff": [[MODEL, "--to", "jetson", "-o", "{out}/bundle", *DATA]],
 }
