@@ -145,8 +145,10 @@ def emit(value: Any) -> None:
 
 def say(text: str) -> None:
     """Print one line on stderr, unless the command is quiet."""
+    from onnxprune.report.text import legible
+
     if not is_quiet():
-        print(text, file=sys.stderr, flush=True)
+        print(legible(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _add_flag(name: str, option: Option) -> Callable[[F], F]:

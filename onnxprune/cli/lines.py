@@ -9,6 +9,7 @@ from typing import TextIO
 from onnxprune.cli.time_left import TimeLeft
 from onnxprune.errors import printable
 from onnxprune.events import Event
+from onnxprune.report.text import legible
 
 TICK_S = 0.2  # interval at which a long stage is looked at
 FIRST_LINE_S = 10.0  # of a stage
@@ -69,7 +70,7 @@ class Lines:
 
     def _write(self, line: str) -> None:
         """Write a line at once."""
-        self._out.write(f"{line}\n")
+        self._out.write(legible(f"{line}\n", self._out))
         self._out.flush()
 
 

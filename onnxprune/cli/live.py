@@ -5,7 +5,6 @@ Imported only when a run draws, so that nothing else waits for rich.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from onnxprune.cli.streams import EscapedStream
 from onnxprune.cli.time_left import TimeLeft
 from onnxprune.errors import printable
 from onnxprune.events import Event
+from onnxprune.report.text import is_ascii_only, legible
 
 FRAMES_PER_S = 5
 BAR_WIDTH = 30
@@ -163,17 +163,13 @@ class _Control:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         # the command line escapes control sequences in texts, see cli/streams.py
-        self.write = getattr(stream, "control", stream.write)
+        self._control = getattr(stream, "control", stream.write)
         self.encoding = "ascii" if is_ascii_only(stream) else "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write text and control sequences."""
+        return int(self._control(legible(text, self._stream)) or 0)
 
     def __getattr__(self, name: str) -> object:
         """Return an attribute of the stream."""
         return getattr(self._stream, name)
-
-
-def is_ascii_only(stream: TextIO) -> bool:
-    """Return whether only ASCII is legible on a stream."""
-    # Python writes UTF-8 even if the locale is C
-    chosen = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
-    encoding = (getattr(stream, "encoding", None) or "utf-8").lower()
-    return chosen in ("C", "POSIX") or not encoding.startswith("utf")

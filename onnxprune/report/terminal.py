@@ -10,7 +10,7 @@ from typing import TextIO
 from onnxprune.errors import plural, printable
 from onnxprune.report.conclusions import BAD, FAIR, GOOD
 from onnxprune.report.data import FidelitySummary, Figures, MetricFigure, Report
-from onnxprune.report.text import amount, clip, columns
+from onnxprune.report.text import amount, clip, columns, legible
 from onnxprune.report.verdict import agreement_name, judge, own_figures
 
 COLORS = {GOOD: "\x1b[32m", FAIR: "\x1b[33m", BAD: "\x1b[31m"}  # by level of a verdict
@@ -225,7 +225,7 @@ def write_summary(report: Report, page: PathLike[str] | None, stream: TextIO) ->
         # lines are matched by text, because the summary is also used without colors
         color = COLORS.get(colored.get(line, ""), "")
         control(color)
-        stream.write(line)
+        stream.write(legible(line, stream))
         control(RESET if color else "")
         stream.write("\n")
     stream.flush()

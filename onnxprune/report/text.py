@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, TextIO
 
 from onnxprune.errors import printable
 
+_TO_ASCII = str.maketrans({"±": "+-", "–": "-", "…": "...", "×": "x"})
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -56,3 +58,19 @@ def clip(text: Any, most: int) -> str:
     text = str(text)
     # both ends: names of a network share their beginnings and differ at the end
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+
+
+def is_ascii_only(stream: TextIO) -> bool:
+    """Return whether only ASCII is legible on a stream."""
+    # Python writes UTF-8 even if the locale is C
+    chosen = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
+    encoding = (getattr(stream, "encoding", None) or "utf-8").lower()
+    return chosen in ("C", "POSIX") or not encoding.startswith("utf")
+
+
+def legible(text: str, stream: TextIO) -> str:
+    """Return a text without the signs of our own that a stream for ASCII only cannot show.
+
+    Names keep their characters.
+    """
+    return text.translate(_TO_ASCII) if is_ascii_only(stream) else text

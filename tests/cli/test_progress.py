@@ -101,6 +101,14 @@ def test_no_color_and_ascii_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw().isascii()
 
 
+def test_signs_are_ascii_where_the_locale_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    stream = io.StringIO()
+    with show_progress(stream) as view:
+        view(Event("measure", "end", 1.0, detail="0.5 ± 0.1"))
+    assert stream.getvalue() == "measure         1.00 s  0.5 +- 0.1\n"
+
+
 @pytest.mark.parametrize(("columns", "lines"), [(20, 24), (40, 6), (59, 4), (200, 50)])
 def test_frame_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, lines: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
