@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from markupsafe import Markup
 
@@ -41,7 +42,7 @@ def distributions(report: Report) -> list[Distribution]:
     for engine, row in list(report.latency.items())[:MOST_ENGINES]:
         times = [sorted(map(float, part)) for part in (row.before_times, row.after_times)]
         # a computed latency has one value only
-        if all(len(set(part)) > 1 for part in times):
+        if all(len(set(part)) > 1 and all(map(isfinite, part)) for part in times):
             rows.append(_draw(engine, row, times))
     return rows
 

@@ -16,7 +16,8 @@ MOST_EXAMPLES = 8
 MOST_BOXES = 20
 MOST_TEXTS = 5  # boxes with class and score
 MOST_LETTERS = 24  # of a class
-MOST_PICTURE = 90_000  # letters of a data URI: the page stays small whatever report.json holds
+# letters of a data URI, and of all of them: the page stays small whatever report.json holds
+MOST_PICTURE, MOST_PICTURES = 90_000, 600_000
 AGREES = 0.9  # agreement of boxes and pixels from which an example has the color of success
 # a picture from report.json may be anything: only these forms are put on the page
 _PICTURE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
@@ -64,14 +65,19 @@ class ExampleView:
 
 def example_views(report: Report) -> list[ExampleView]:
     """Return the examples of the page."""
-    return [_view(row, i) for i, row in enumerate(report.examples[:MOST_EXAMPLES])]
+    views, left = [], MOST_PICTURES
+    for i, row in enumerate(report.examples[:MOST_EXAMPLES]):
+        left -= sum(len(part.picture) for part in (row, row.before, row.after))
+        # an example without its picture still has its predictions
+        views.append(_view(row, i, left >= 0))
+    return views
 
 
-def _view(row: Example, number: int) -> ExampleView:
+def _view(row: Example, number: int, has_pictures: bool) -> ExampleView:
     """Return one example."""
     width, height = (max(1, min(4096, int(side))) for side in row.size)
     size = (width, height)
-    picture = row.picture if _is_picture(row.picture) else ""
+    picture = row.picture if has_pictures and _is_picture(row.picture) else ""
     # boxes and masks are drawn over the input, so that it is not shown once more
     over = bool(picture) and row.kind in ("boxes", "mask")
     svg = None
@@ -86,7 +92,7 @@ def _view(row: Example, number: int) -> ExampleView:
             # the first panel holds the picture, the second one refers to it
             source = picture if title == "Before" else ""
             drawn = _draw(size, label, source, f"input-{number}", prediction)
-        elif row.kind == "image" and _is_picture(prediction.picture):
+        elif picture and row.kind == "image" and _is_picture(prediction.picture):
             drawn = _draw(size, label, prediction.picture, "")
         panels.append(Panel(title, drawn, _list_bars(row, prediction), summary))
     agreement = row.agreement

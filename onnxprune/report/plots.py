@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import ceil, floor, log10
+from dataclasses import dataclass, field, replace
+from math import ceil, floor, isfinite, log10
 
 # classes s0 to s7 of page.css, after Okabe and Ito (2008); the first two are before and after
 SERIES = 8
 BEFORE, AFTER = "s0", "s1"
 WIDTH, HEIGHT = 720, 340
 MARGIN = 0.05  # of the value axis above and below the values
-_SIDES = (16, 16, 52, 86)  # top, right, bottom, left of the plotting area
+_SIDES = (16, 30, 52, 86)  # top, right, bottom, left of the plotting area
 _TICKS = 6  # at most about so many per axis
 _DASHES = ("none", "7 3", "2 3")  # one per pass through the colors
 
@@ -213,14 +213,15 @@ def plot(drawn: Sequence[Curve], x: str, y: str, label: str, from_zero: bool = T
     from_zero
         Start the value axis at 0, else just below the values.
     """
-    values = [value for curve in drawn for _, value in curve.points]
+    # what is not finite has no place, and would leave the axis without a range
+    drawn = [replace(c, points=[p for p in c.points if all(map(isfinite, p))]) for c in drawn]
+    values = [value for curve in drawn for _, value in curve.points] or [0.0]
     canvas = Canvas(Axis(0.0, 1.0, x, percent), spanning(values, y, from_zero))
     # later ones are drawn on top: the point that matters comes last
     for curve in drawn:
-        if not curve.dots:
+        if not curve.dots and curve.points:
             canvas.line(curve.points, curve.color, curve.dash)
-            continue
-        for point in curve.points:
+        for point in curve.points if curve.dots else ():
             canvas.dot(*point, curve.color, 7 if curve.large else 4)
     return canvas.svg(label)
 

@@ -105,7 +105,7 @@ def find_runs(folder: Path, own: Report) -> list[Run]:
     runs = []
     for _, place in sorted(dated, reverse=True)[:MOST_RUNS]:
         other = _load(place)
-        if other is not None and is_same_model(other, own):
+        if other is not None and is_same_model(other, own) and _is_valid(other):
             runs.append(Run(place.name, other, link_to(place, folder)))
     return sorted(runs, key=lambda run: run.name)
 
@@ -115,6 +115,18 @@ def _load(folder: Path) -> Report | None:
     with contextlib.suppress(OnnxpruneError, OSError):
         return Report.load(folder)
     return None
+
+
+def _is_valid(report: Report) -> bool:
+    """Return whether a report of the right structure also holds values of the right types."""
+    # a run must not fail at its end for a file that another program changed
+    with contextlib.suppress(TypeError, ValueError, KeyError, IndexError, AttributeError):
+        for measure in (*report.quality, _AGREEMENT, _ERROR):
+            line = _describe(1, Run("", report), report, measure, next(iter(report.latency), ""))
+            float(line.macs) + float(line.params or 0) + float(line.time or 0)
+            float(line.quality or 0) + float(line.error or 0)
+        return True
+    return False
 
 
 def is_same_model(report: Report, other: Report) -> bool:
@@ -193,7 +205,8 @@ def _measure(report: Report, measure: str) -> tuple[float | None, float | None]:
     elif measure in report.quality:
         value, error = report.quality[measure].after, report.quality[measure].standard_error
     # what is not finite has no place in a picture
-    return (value if value is not None and isfinite(value) else None), error
+    value, error = (v if v is not None and isfinite(v) else None for v in (value, error))
+    return value, error
 
 
 def _is_higher_better(report: Report, measure: str) -> bool:

@@ -12,7 +12,7 @@ from onnxprune.data.inputs import Inputs
 from onnxprune.data.preprocess import pillow
 from onnxprune.report.example import class_color
 
-MOST_SIDE = 320  # pixels of a picture; larger ones are shrunk
+MOST_SIDE = 272  # pixels of a picture; larger ones are shrunk
 SMALL_SIDE = 64  # at most: without loss, because every pixel is visible
 QUALITY = 75  # of JPEG
 OPACITY = 150  # of a mask, of 255

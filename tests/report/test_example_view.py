@@ -49,6 +49,15 @@ def test_pictures_of_other_forms_are_left_out(picture: str) -> None:
     assert picture not in text and "<image" not in text
 
 
+def test_page_stays_small_whatever_the_pictures_are() -> None:
+    picture = "data:image/png;base64," + "A" * 89_000
+    rows = [Example.from_json({**examples("x")[2], "picture": picture}) for _ in range(8)]
+    rows = [replace(row, before={"picture": picture}, after={"picture": picture}) for row in rows]
+    report = full(1500, "/model/layer/block/attention/projection/MatMul" * 2)
+    text = html.page(replace(report, examples=tuple(rows)))
+    assert len(text.encode()) < 1_500_000 and text.count("<image") == 6
+
+
 def test_numbers_of_a_wrong_type_are_rejected() -> None:
     report = replace(full(3), examples=(Example.from_json({**examples("x")[1], "size": ["a", 2]}),))
     with pytest.raises(ValueError, match="invalid literal"):

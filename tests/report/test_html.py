@@ -243,3 +243,12 @@ def test_plot_places_points_by_value() -> None:
         float(v) for v in re.findall(r'd="M ([^"]+)"', svg)[0].replace("L", "").split()
     )
     assert x1 - x0 == pytest.approx(x2 - x1) and y1 - y2 == pytest.approx(2 * (y0 - y1))
+
+
+def test_values_that_are_not_finite_have_no_place_in_a_plot() -> None:
+    points = [(0.0, 1.0), (0.5, float("inf")), (0.6, float("nan")), (1.0, 4.0)]
+    svg = plot([Curve(points, "s0"), Curve(points, "s1", dots=True)], "x", "y", "label")
+    assert svg == plot(
+        [Curve(points[::3], "s0"), Curve(points[::3], "s1", dots=True)], "x", "y", "label"
+    )
+    assert "<path" not in plot([Curve(points[1:2], "s0")], "x", "y", "label")

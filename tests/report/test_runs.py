@@ -45,6 +45,11 @@ def test_runs_of_the_same_model_in_the_folder_are_found(tmp_path: Path) -> None:
     save(tmp_path / "foreign.run", report(0.7, 0.89, source="b" * 64))
     (save(tmp_path / "broken.run", report(0.7, 0.89)) / "report.json").write_text("{")
     (save(tmp_path / "empty.run", report(0.7, 0.89)) / "report.json").unlink()
+    # another program changed a figure
+    changed = {**report(0.7, 0.89).to_json(), "after": {"macs": "x"}}
+    (save(tmp_path / "changed.run", report(0.7, 0.89)) / "report.json").write_text(
+        json.dumps(changed)
+    )
     # a folder with a report that is no run directory
     (save(tmp_path / "copy", report(0.7, 0.89)) / JOURNAL).unlink()
     assert [row.name for row in find_runs(own, report(0.5, 0.88))] == ["a.run", "b.run"]
