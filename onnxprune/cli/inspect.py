@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 _MOST_OPS = 10
 _MOST_GROUPS = 40
 _MOST_REASONS = 12
+_MOST_DEPTH = 4
 
 
 @command(
     "onnxprune inspect model.onnx  # what can be pruned, and why the rest cannot",
     "onnxprune inspect model.onnx --why TENSOR  # why this tensor is frozen",
+    "onnxprune inspect model.onnx --tree  # costs by the names of nodes",
 )
 @model_argument()
 @click.option(
@@ -30,22 +32,25 @@ _MOST_REASONS = 12
     metavar="TENSOR",
     help="Explain which axes of this tensor (or of this node's outputs) are frozen, and why.",
 )
+@click.option("--tree", is_flag=True, help="Show costs as a tree, by the prefixes of names.")
 @recipe_options("analyze", also=("shape",))
 @shared
 def inspect(
-    model: str, why: str | None, recipe_file: str | None, as_json: bool, **values: Any
+    model: str, why: str | None, tree: bool, recipe_file: str | None, as_json: bool, **values: Any
 ) -> None:
     """Show which channels of MODEL can be pruned, which cannot, and why."""
     from onnxprune.analysis.copies import describe_copies
-    from onnxprune.run.adapter import analyze_for, count_at
+    from onnxprune.run.analysis import analyze_for, count_at_shapes
 
     recipe = recipe_from(recipe_file, values)
     # this command takes no data: dynamic axes have the lengths of --shape, or example lengths
-    analysis = count_at(analyze_for(model, recipe), None, recipe)
+    analysis = count_at_shapes(analyze_for(model, recipe), recipe)
     for warning in (*analysis.defects, *describe_copies(analysis.copies)):
         click.echo(f"warning: {warning}", err=True)
     if why is not None:
         _explain(analysis, why, as_json)
+    elif tree:
+        _show_tree(analysis, as_json)
     elif as_json:
         emit(_to_json(analysis))
     else:
@@ -55,16 +60,18 @@ def inspect(
 def _to_json(analysis: Analysis) -> dict[str, Any]:
     """Return the analysis as JSON."""
     from onnxprune.report.collect import frozen_rows
+    from onnxprune.report.roles import find_roles
+    from onnxprune.report.shares import describe_role, frozen_shares, group_shares
 
-    groups = []
+    shares, roles, groups = group_shares(analysis), find_roles(analysis), []
     for group in analysis.groups:
         sites = [
             {"tensor": site.tensor, "axis": site.axis, "node": site.node, "role": site.role}
             for site in group.sites
         ]
-        groups.append(
-            {"name": group.name, "size": group.size, "exact": group.exact, "sites": sites}
-        )
+        row = {"name": group.name, "size": group.size, "exact": group.exact, "sites": sites}
+        role = describe_role(analysis, group, roles)
+        groups.append({**row, "macs_share": shares[group.name], "role": role})
     return {
         "cost": analysis.cost().as_dict(),
         "counted_at": analysis.counted_at.describe(),
@@ -73,6 +80,10 @@ def _to_json(analysis: Analysis) -> dict[str, Any]:
         "groups": groups,
         "defects": list(analysis.defects),
         "frozen": [row.to_json() for row in frozen_rows(analysis.frozen)],
+        "frozen_shares": [
+            {"op": op, "reason": reason, "macs_share": share}
+            for (op, reason), share in frozen_shares(analysis).items()
+        ],
     }
 
 
@@ -116,28 +127,62 @@ def _format_model(analysis: Analysis) -> str:
 
 def _format_groups(analysis: Analysis) -> str:
     """Return the largest groups."""
+    from onnxprune.report.roles import find_roles
+    from onnxprune.report.shares import describe_role, group_shares
     from onnxprune.report.text import columns
 
-    rows = [("group", "channels", "sites", "exact")]
+    shares, roles = group_shares(analysis), find_roles(analysis)
+    rows = [("group", "role", "channels", "sites", "exact", "MACs")]
     # by name among equals, so that the output does not depend on their order
     largest = sorted(analysis.groups, key=lambda group: (-group.size, group.name))
     for group in largest[:_MOST_GROUPS]:
         exact = "yes" if group.exact else "no"
-        rows.append((group.name, str(group.size), str(len(group.sites)), exact))
-    table = columns(rows)
+        role = describe_role(analysis, group, roles)
+        share = f"{shares[group.name]:.0%}"
+        rows.append((group.name, role, str(group.size), str(len(group.sites)), exact, share))
+    table = columns(rows, left=2)
     more = len(analysis.groups) - _MOST_GROUPS
     return f"{table}\n... and {more} more (all: --json)" if more > 0 else table
 
 
 def _format_reasons(analysis: Analysis) -> str:
     """Return the most frequent reasons for frozen axes."""
+    from onnxprune.report.shares import frozen_shares
     from onnxprune.report.text import columns
 
+    shares = frozen_shares(analysis)
     reasons = Counter((frozen.op, frozen.reason) for frozen in analysis.frozen)
-    rows = [("frozen axes", "by", "reason")]
+    rows = [("frozen axes", "MACs", "by", "reason")]
     for (op, reason), count in reasons.most_common(_MOST_REASONS):
-        rows.append((str(count), op, reason))
-    return f"{columns(rows, left=3)}\nOne tensor: onnxprune inspect MODEL --why TENSOR"
+        rows.append((str(count), f"{shares[op, reason]:.0%}", op, reason))
+    return f"{columns(rows, left=4)}\nOne tensor: onnxprune inspect MODEL --why TENSOR"
+
+
+def _show_tree(analysis: Analysis, as_json: bool) -> None:
+    """Print parameters, MACs and their prunable share by the prefixes of the names of nodes."""
+    from onnxprune.report.shares import make_tree
+    from onnxprune.report.text import amount, columns
+
+    root = make_tree(analysis)
+    if as_json:
+        emit(root.to_json())
+        return
+    rows = [("node", "params", "MACs", "share", "prunable")]
+    pending = [(root, "", 0)]
+    while pending:
+        branch, name, depth = pending.pop()
+        # a chain of single branches is one line
+        while len(branch.branches) == 1 and depth:
+            (branch,) = branch.branches.values()
+            name = f"{name}/{branch.name}"
+        share = f"{branch.macs / max(root.macs, 1):.1%}"
+        prunable = f"{branch.prunable / max(branch.macs, 1):.0%}"
+        title = "  " * depth + printable(name or "model")
+        rows.append((title, amount(branch.params), amount(branch.macs), share, prunable))
+        if depth < _MOST_DEPTH:
+            below = [(b, b.name, depth + 1) for b in branch.branches.values()]
+            pending += reversed(below)
+    click.echo(columns(rows))
 
 
 def _explain(analysis: Analysis, name: str, as_json: bool) -> None:

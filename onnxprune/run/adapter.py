@@ -12,20 +12,19 @@ from onnx import TensorProto
 
 from onnxprune.allocators.base import Constraints
 from onnxprune.analysis.groups import Analysis
-from onnxprune.analysis.walk import analyze
 from onnxprune.criteria.base import Context
 from onnxprune.data.dataset import Data, Preprocess, open_data
-from onnxprune.data.input_shapes import apply_overrides
 from onnxprune.data.labeled import LabeledData, open_labeled
 from onnxprune.data.synthetic import Synthetic
 from onnxprune.engines import ENGINES
 from onnxprune.engines.base import EngineOptions
-from onnxprune.errors import DataError, ModelError, UsageError, unknown
+from onnxprune.errors import DataError, ModelError, unknown
 from onnxprune.ir.dictated import input_shapes
 from onnxprune.ir.example_sizes import declared_shapes
-from onnxprune.ir.io import Model, Source, load
+from onnxprune.ir.io import Model, Source
 from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import MetricOptions
+from onnxprune.run.analysis import analyze_for, count_at_shapes
 from onnxprune.run.recipe import Recipe
 from onnxprune.types import Plan
 
@@ -34,32 +33,6 @@ HELD_OUT_MOST = 64
 DEFAULT_ENGINE = "onnxruntime"  # whose multiple --round-to auto takes if no engine is measured
 ROUND_TO = 8  # default of --round-to: the block of AVX2, half the block of AVX-512
 _ANALYSIS_OPTIONS = ("freeze", "allow_mixing", "grouped", "untie")
-
-
-def analyze_for(model: Source, recipe: Recipe) -> Analysis:
-    """Analyze a model with the options of a recipe.
-
-    Raises
-    ------
-    UsageError
-        The recipe is strict and an operator has no rule.
-    """
-    analysis = analyze(
-        load(model),
-        freeze=recipe.freeze,
-        allow_mixing=recipe.allow_mixing,
-        grouped=recipe.grouped,
-        untie=recipe.untie,
-    )
-    if recipe.strict:
-        without_rule = [f for f in analysis.frozen if f.reason.startswith("no rule")]
-        for frozen in without_rule[:1]:
-            raise UsageError(
-                "strict",
-                f"{frozen.node} ({frozen.op}): {frozen.reason}; omit --strict to freeze the axes "
-                "it touches",
-            )
-    return analysis
 
 
 def analyze_for_plan(model: Source, plan: Plan) -> Analysis:
@@ -201,18 +174,17 @@ def count_at(analysis: Analysis, data: Data | LabeledData | None, recipe: Recipe
     The data honor `--shape`; without real data their shapes are example lengths. Reads an input
     only if the model has dynamic axes.
     """
+    analysis = count_at_shapes(analysis, recipe)
     declared = declared_shapes(analysis.model)
-    # only for its errors: the analysis ignores shapes that fit no input
-    apply_overrides(declared, recipe.shape)
     is_static = all(isinstance(d, int) for shape in declared.values() for d in shape)
     if data is None or is_static:
-        return analysis.at(recipe.shape) if recipe.shape else analysis
+        return analysis
     feeds = next(iter(data.batches(1)))
     shapes = {name: values.shape for name, values in feeds.items()}
     origin = "calibration data"
     if isinstance(data, Data) and isinstance(data.source, Synthetic):
         # the shapes of synthetic inputs are --shape where it is given, example lengths elsewhere
-        origin = analysis.at(recipe.shape).counted_at.origin_of_lengths
+        origin = analysis.counted_at.origin_of_lengths
     return analysis.at(shapes, origin)
 
 

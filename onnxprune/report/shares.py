@@ -1,0 +1,131 @@
+"""Shares of the MACs: per group, per reason of frozen axes, and per prefix of names of nodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.ir.nodes import label
+from onnxprune.report.roles import KEY, MLP_IN, QUERY, VALUE, spell_roles
+from onnxprune.types import Group
+
+_SEPARATOR = re.compile(r"[/.]")
+
+
+@dataclass
+class Branch:
+    """Nodes whose names begin alike.
+
+    Attributes
+    ----------
+    name
+        Last part of the prefix.
+    macs, params
+        Their costs; a weight counts where it is used first.
+    prunable
+        MACs of those that have an axis that can be cut.
+    branches
+        Branches by the next part of the names.
+    """
+
+    name: str
+    macs: int = 0
+    params: int = 0
+    prunable: int = 0
+    branches: dict[str, Branch] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the branch as plain data."""
+        values = {"name": self.name, "macs": self.macs, "params": self.params}
+        branches = [branch.to_json() for branch in self.branches.values()]
+        return {**values, "prunable_macs": self.prunable, "branches": branches}
+
+
+def describe_role(analysis: Analysis, group: Group, roles: Mapping[str, str]) -> str:
+    """Return what the channels of a group are, "" if that is not known.
+
+    Parameters
+    ----------
+    roles
+        Layer -> role, see `find_roles`.
+    """
+    weights = analysis.model.weights
+    writers = [
+        site.node
+        for site in group.sites
+        if site.role == "produces" and len(weights[site.tensor].shape) > 1
+    ]
+    written = {roles.get(name, "") for name in writers}
+    if {QUERY, KEY, VALUE} <= written:
+        return "heads (q, k, v)"
+    if written == {MLP_IN}:
+        return "MLP hidden"
+    # several layers that add to the same channels, and are not compared with each other
+    if len(set(writers)) > 1 and not written & {QUERY, KEY, VALUE}:
+        return "residual stream"
+    return spell_roles(roles, writers)
+
+
+def group_shares(analysis: Analysis) -> dict[str, float]:
+    """Return group -> share of the MACs in nodes along its channels.
+
+    Nodes between two groups count for both.
+    """
+    total = max(analysis.cost().macs, 1)
+    return {name: float(each.sum()) / total for name, each in analysis.savings("macs").items()}
+
+
+def frozen_shares(analysis: Analysis) -> dict[tuple[str, str], float]:
+    """Return (operator, reason) -> share of the MACs in nodes with axes frozen for it.
+
+    It is what can be freed at most by opening these axes.
+    """
+    macs = _macs_by_label(analysis)
+    users: dict[str, set[str]] = {}
+    for use in analysis.uses:
+        users.setdefault(use.tensor, set()).add(label(analysis.nodes[use.node]))
+    held: dict[tuple[str, str], set[str]] = {}
+    for frozen in analysis.frozen:
+        held.setdefault((frozen.op, frozen.reason), set()).update(users.get(frozen.tensor, ()))
+    total = max(analysis.cost().macs, 1)
+    return {why: sum(macs.get(name, 0) for name in names) / total for why, names in held.items()}
+
+
+def make_tree(analysis: Analysis) -> Branch:
+    """Return the costs by the prefixes of the names of nodes, parted at / and dots."""
+    macs = _macs_by_label(analysis)
+    params: dict[str, int] = {}
+    seen: set[str] = set()
+    for use in analysis.uses:
+        if use.tensor in seen:
+            continue
+        seen.add(use.tensor)
+        name = label(analysis.nodes[use.node])
+        size = 1
+        for length in analysis.model.weights[use.tensor].shape:
+            size *= length
+        params[name] = params.get(name, 0) + size
+    live = {
+        label(analysis.nodes[product.node])
+        for product in analysis.record.products
+        if any(map(analysis.axes.live, product.axes))
+    }
+    root = Branch("model")
+    for name in {**macs, **params}:
+        branch = root
+        for part in ("", *filter(None, _SEPARATOR.split(name))):
+            branch = branch.branches.setdefault(part, Branch(part)) if part else branch
+            branch.macs += macs.get(name, 0)
+            branch.params += params.get(name, 0)
+            branch.prunable += macs.get(name, 0) if name in live else 0
+    return root
+
+
+def _macs_by_label(analysis: Analysis) -> dict[str, int]:
+    """Return label -> MACs; nodes of one label are added."""
+    macs: dict[str, int] = {}
+    for cost in analysis.node_costs():
+        macs[cost.node] = macs.get(cost.node, 0) + cost.macs
+    return macs

@@ -1,0 +1,90 @@
+"""Shares of the MACs and roles that `inspect` shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from onnxprune import demo
+from onnxprune.analysis.groups import Analysis
+from onnxprune.analysis.walk import analyze
+from onnxprune.cli.app import app
+from onnxprune.ir.io import load
+from onnxprune.report.roles import find_roles
+from onnxprune.report.shares import (
+    Branch,
+    describe_role,
+    frozen_shares,
+    group_shares,
+    make_tree,
+)
+
+MODEL = demo.files().model
+
+
+@pytest.fixture(scope="module")
+def analysis() -> Analysis:
+    return analyze(load(MODEL))
+
+
+def test_tree_adds_up(analysis: Analysis) -> None:
+    root = make_tree(analysis)
+    cost = analysis.cost()
+    assert (root.macs, root.params) == (cost.macs, cost.params)
+    assert root.prunable / root.macs == pytest.approx(analysis.prunable_macs())
+    pending: list[Branch] = [root]
+    while pending:
+        branch = pending.pop()
+        below = list(branch.branches.values())
+        if below:
+            # a node may have a name that is the prefix of another one's
+            assert sum(b.macs for b in below) <= branch.macs
+        pending += below
+    assert sum(b.macs for b in root.branches.values()) == root.macs
+
+
+def test_share_of_a_group_is_what_its_removal_saves_to_first_order(analysis: Analysis) -> None:
+    total = analysis.cost().macs
+    for name, share in group_shares(analysis).items():
+        size = analysis.group(name).size
+        less = total - analysis.cost({name: range(1, size)}).macs
+        assert less / total == pytest.approx(share / size, rel=1e-6)
+
+
+def test_frozen_share_is_that_of_the_nodes_along_frozen_axes(analysis: Analysis) -> None:
+    shares = frozen_shares(analysis)
+    assert set(shares) == {(f.op, f.reason) for f in analysis.frozen}
+    assert all(0 <= share <= 1 for share in shares.values()) and max(shares.values()) > 0
+
+
+def test_roles_of_a_transformer(zoo: Path) -> None:
+    analysis = analyze(load(zoo / "cifar10_vit_pgd_2_3_16.onnx"))
+    roles = find_roles(analysis)
+    found = {group.name: describe_role(analysis, group, roles) for group in analysis.groups}
+    assert found["/0/projection/Conv"] == "residual stream"
+    assert found["/1/1.0/1.0.1/fn/fn.1/fn.1.0/MatMul"] == "MLP hidden"
+    assert found["/1/1.0/1.0.0/fn/fn.1/value/MatMul"] == "v"
+    assert found["/1/1.0/1.0.0/fn/fn.1/query/MatMul#2"] == "q, k"
+    assert found["/1/1.0/1.0.0/fn/fn.1/query/MatMul"] == "heads (q, k, v)"
+
+
+def test_inspect_prints_the_tree_and_the_roles() -> None:
+    result = CliRunner().invoke(app, ["inspect", str(MODEL), "--tree"])
+    assert result.exit_code == 0 and result.output.splitlines()[1].startswith("model ")
+    assert "residual stream" in CliRunner().invoke(app, ["inspect", str(MODEL)]).output
+
+
+def test_inspect_imports_nothing_that_prunes_or_measures() -> None:
+    code = (
+        "import sys; from onnxprune.cli import run; run(['inspect', sys.argv[1]]);"
+        "print([m for m in sys.modules if m in ('jinja2', 'onnxruntime', 'onnxprune.run.pipeline',"
+        " 'onnxprune.criteria.base', 'onnxprune.autodiff.build')], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(MODEL)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "[]"
