@@ -15,6 +15,7 @@ html_title = f"onnxprune {version}"
 # the button copies commands without the prompt and their output
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
+copybutton_line_continuation_character = "\\"
 default_role = "code"  # docstrings write names as in Markdown
 myst_heading_anchors = 3
 napoleon_google_docstring = False

@@ -4,7 +4,7 @@ usage: python tools/draw_pictures.py [--out docs/pictures] [widths] [terminal] [
 
 widths.svg       widths of the layers before and after, coupled channels in one color
 terminal.svg     what `onnxprune demo` prints
-report.png       the top of its report page; needs chromium
+report*.png      the top and sections of its report page; needs chromium
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ EMPHASIS = {
     "  random": "#ffa198",
 }
 PAGE_SIZE = (1280, 900)
+MARGIN = 20  # pixels below the last line of a picture
+SECTIONS = ("examples", "network", "time")  # of the report page, by their identifiers
 LEFT = (WIDTH - 16 * (BAR + GAP) + GAP) // 2
 
 
@@ -241,24 +243,38 @@ def _style(line: str) -> str:
     return ""
 
 
-def photograph(page: Path, picture: Path) -> bool:
-    """Write a picture of the top of a page; return whether there is a browser to do so."""
+def photograph(page: Path, picture: Path, section: str = "") -> None:
+    """Write a picture of the top of a report page, or of one of its sections.
+
+    Parameters
+    ----------
+    section
+        Identifier of the heading of the only section to show.
+    """
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        return False
+        sys.exit(f"{picture.name} needs chromium")
+    if section:
+        only = f"header, nav, footer, section:not(:has(#{section})) {{ display: none }}"
+        text = page.read_text(encoding="utf-8")
+        page = page.with_name(f"{section}.html")
+        page.write_text(text.replace("</head>", f"<style>{only}</style></head>"), encoding="utf-8")
     size = ",".join(map(str, PAGE_SIZE))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command = [browser, *options, f"--window-size={size}", f"--screenshot={picture}", page.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     _reduce(picture)
-    return True
 
 
 def _reduce(picture: Path) -> None:
-    """Store a picture with 128 colors, a third of the bytes."""
-    from PIL import Image
+    """Cut off the empty part below, and store 128 colors, a third of the bytes."""
+    from PIL import Image, ImageChops
 
-    Image.open(picture).convert("RGB").quantize(128).save(picture, optimize=True)
+    image = Image.open(picture).convert("RGB")
+    blank = Image.new("RGB", image.size, image.getpixel((0, image.height - 1)))
+    _, _, _, bottom = ImageChops.difference(image, blank).getbbox() or (0, 0, 0, image.height)
+    image = image.crop((0, 0, image.width, min(bottom + MARGIN, image.height)))
+    image.quantize(128).save(picture, optimize=True)
 
 
 def main() -> None:
@@ -283,8 +299,10 @@ def main() -> None:
             # in a folder of its files, whose paths the page then shows
             run(work, f"{DEMO} --export . --overwrite")
             run(work, REPORTED)
-            if not photograph(work / "digits.run" / "report.html", out / "report.png"):
-                sys.exit("report.png needs chromium")
+            page = work / "digits.run" / "report.html"
+            photograph(page, out / "report.png")
+            for section in SECTIONS:
+                photograph(page, out / f"report-{section}.png", section)
     print("\n".join(f"written to {path}" for path in sorted(out.iterdir())))
 
 
