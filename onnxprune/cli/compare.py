@@ -126,6 +126,7 @@ def _read_lines(path: str | None) -> list[str] | None:
 
 def _page(result: Comparison) -> str:
     """Return the comparison as a table."""
+    from onnxprune.report.coco_table import coco_table
     from onnxprune.report.terminal import columns
 
     table = [("", "A", "B", "B - A", "standard error")]
@@ -134,6 +135,9 @@ def _page(result: Comparison) -> str:
         gap = f"{difference:+,d}" if is_count else f"{difference:+.4f}"
         table.append((name, _format(a), _format(b), gap, "" if error is None else f"{error:.4f}"))
     page = columns(table)
+    coco = coco_table(result.a.name, {"A": result.a.details, "B": result.b.details})
+    if coco is not None:
+        page += f"\n\n{coco.text()}"
     if result.mcnemar is not None:
         page += (
             f"\ncorrect in A only: {result.only_a}, in B only: {result.only_b}; probability of "

@@ -38,11 +38,15 @@ AREAS["large"] = (96.0**2, 1e10)
 DETECTION_LIMITS = (1, 10, 100)  # detections of one class in one image, for average recall
 # columns of a kept detection: image, class, score, and its rank by score in its image and class
 _IMAGE, _CLASS, _SCORE, _RANK = 0, 1, 2, 3
-# our names of COCO's twelve figures, in the order of its table
-TWELVE = (
-    *("map", "map50", "map75", "ap_small", "ap_medium", "ap_large"),
-    *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
-)
+# details of a score -> titles of COCO's twelve figures, in the order of its table
+TWELVE = {
+    "map": "AP",
+    "map50": "AP50",
+    "map75": "AP75",
+    **{f"ap_{area}": f"AP {area[0].upper()}" for area in ("small", "medium", "large")},
+    **{f"ar_{limit}": f"AR {limit}" for limit in DETECTION_LIMITS},
+    **{f"ar_{area}": f"AR {area[0].upper()}" for area in ("small", "medium", "large")},
+}
 
 
 class _Class(NamedTuple):

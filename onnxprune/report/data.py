@@ -142,6 +142,8 @@ class QualityRow(ReportRecord):
         Class -> [before, after, count], for metrics by class.
     difference_error
         Standard error of after - before on the same inputs.
+    details
+        Related figure -> [before, after], such as those of COCO's table.
     """
 
     before: float
@@ -151,6 +153,7 @@ class QualityRow(ReportRecord):
     classes: Mapping[str, Sequence[Any]] | None = omitted(None)
     difference_error: float | None = omitted(None)
     higher_is_better: bool = omitted(True)
+    details: Mapping[str, Sequence[float | None]] | None = omitted(None)
 
     @property
     def by_class(self) -> Mapping[str, Sequence[Any]]:

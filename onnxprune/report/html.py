@@ -22,6 +22,7 @@ from onnxprune.errors import UsageError
 from onnxprune.files import encode, write_bytes
 from onnxprune.report import sections
 from onnxprune.report.cards import cards
+from onnxprune.report.coco_table import coco_tables
 from onnxprune.report.conclusions import worst_level
 from onnxprune.report.data import LatencyRow, Report
 from onnxprune.report.distributions import distributions
@@ -186,6 +187,7 @@ def _collect_content(report: Report, name: str, runs: Sequence[Run]) -> dict[str
         "sensitivity": sections.sensitivity_plot(report.sensitivity, "estimated divergence"),
         "measured": sections.sensitivity_plot(report.measured, "quality lost"),
         "classes": sections.class_tables(report),
+        "coco": coco_tables(report),
         "command": _command(report),
         "random": report.decided_by.get("criterion") == "random",
     }

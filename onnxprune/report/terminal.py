@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TextIO
 
 from onnxprune.errors import plural, printable
+from onnxprune.report.coco_table import coco_tables
 from onnxprune.report.conclusions import BAD, FAIR, GOOD
 from onnxprune.report.data import FidelitySummary, Figures, MetricFigure, Report
 from onnxprune.report.text import amount, clip, columns, legible
@@ -203,6 +204,7 @@ def next_steps(report: Report) -> str:
 def summary(report: Report, page: PathLike[str] | None = None) -> str:
     """Return tables and verdicts of a run, the paths of its files, and what to run next."""
     parts = [before_after(report), verdicts(report), ratios(report), held_out(report)]
+    parts += [table.text() for table in coco_tables(report)]
     parts.append(alternatives(report))
     # after the tables: the last lines are those that stay in view
     paths = []

@@ -14,7 +14,7 @@ from onnxprune.errors import VerificationError
 from onnxprune.files import write_json
 from onnxprune.ir.io import Model, digest
 from onnxprune.metrics import find_metric
-from onnxprune.metrics.base import Metric, Score
+from onnxprune.metrics.base import Metric, Score, plain
 from onnxprune.metrics.compare import paired_error
 from onnxprune.metrics.fidelity import Fidelity, fidelity
 from onnxprune.metrics.run import measure
@@ -175,6 +175,11 @@ def _make_quality_row(first: Metric, second: Metric) -> QualityRow:
         classes,
         paired_error(first, second),
         after.higher_is_better,
+        {
+            name: [plain(value), plain(after.details.get(name))]
+            for name, value in before.details.items()
+        }
+        or None,
     )
 
 
