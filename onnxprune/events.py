@@ -14,12 +14,12 @@ class Expected(NamedTuple):
     ----------
     seconds
         On the machine on which the expectations were fitted; None if unknown.
-    scales
-        Whether a slower machine takes longer; a measurement takes the time that it is given.
+    fixed_s
+        Seconds on top that do not depend on the machine, such as those given to a measurement.
     """
 
     seconds: float | None
-    scales: bool = True
+    fixed_s: float = 0.0
 
 
 @dataclass(frozen=True)

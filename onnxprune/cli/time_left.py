@@ -78,10 +78,12 @@ class TimeLeft:
     def of_stage(self) -> float | None:
         """Return the seconds left of the running stage, None if unknown."""
         since = self._clock() - self._at
-        if self._left_s is not None:
-            return _count_down(self._left_s, since)
         expected = self._expected.get(self._stage)
         predicted = self._scale(expected) if expected else None
+        if self._left_s is not None:
+            # what a stage knows is the least; starting an engine comes on top
+            rest = (predicted or 0.0) - (self._at - self._began)
+            return _count_down(max(self._left_s, rest), since)
         share = self._share or 0.0
         if not share:
             before = self._at - self._began
@@ -116,23 +118,23 @@ class TimeLeft:
     def _end(self, event: Event, now: float) -> None:
         """Learn from the time of a stage."""
         expected = self._expected.pop(event.stage, None)
-        if expected and expected.seconds and expected.scales and event.state == "end":
-            self._actual += now - self._began
+        if expected and expected.seconds and event.state == "end":
+            self._actual += max(now - self._began - expected.fixed_s, 0.0)
             self._predicted += expected.seconds
-        self._ended[event.stage] = Expected(event.seconds, scales=False)
+        self._ended[event.stage] = Expected(0.0, event.seconds)
         self._stage = ""
 
     def _scale(self, expected: Expected) -> float | None:
         """Return how long a stage takes on this machine."""
-        if expected.seconds is None or not expected.scales:
-            return expected.seconds
+        if expected.seconds is None:
+            return None
         actual, predicted = self._actual, self._predicted
         running = self._expected.get(self._stage)
         # the first batches show the speed of this machine before a stage has ended
-        if self._share and running and running.seconds and running.scales:
+        if self._share and running and running.seconds:
             actual += self._at - self._began
             predicted += self._share * running.seconds
-        return expected.seconds * actual / predicted
+        return expected.seconds * actual / predicted + expected.fixed_s
 
 
 def _count_down(left_s: float, since: float) -> float:

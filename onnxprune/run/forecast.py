@@ -119,8 +119,8 @@ def forecast(
     expected |= {name: Expected(seconds) for name, seconds in stages.items()}
     engines = len(engines_of(recipe))
     if engines:
-        seconds = MEASURE_FACTOR * 2 * engines * recipe.seconds + ENGINE_S * engines
-        expected["measure"] = Expected(seconds, scales=False)
+        timed = MEASURE_FACTOR * 2 * engines * recipe.seconds
+        expected["measure"] = Expected(ENGINE_S * engines, timed)
     other = Expected(work.repair(recipe.repair) + work.evaluate(tested, 0.5))
     expected |= {f"control {number + 1}": other for number in range(recipe.control)}
     if recipe.curve:

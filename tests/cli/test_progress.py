@@ -230,7 +230,7 @@ def test_expectation_follows_the_speed_of_finished_stages() -> None:
     clock = Clock()
     left = TimeLeft(clock)
     assert left.of_run() is None
-    expected = {"score": Expected(10.0), "plan": Expected(5.0), "measure": Expected(4.0, False)}
+    expected = {"score": Expected(10.0), "plan": Expected(5.0), "measure": Expected(0.0, 4.0)}
     left(Event("", "expect", expected=expected))
     assert left.of_run() == pytest.approx(19.0)
     left(Event("score", "begin"))
