@@ -33,7 +33,8 @@ def validate(recipe: Recipe, has_data: bool) -> None:
     DataError
         The labeled inputs do not exist.
     """
-    check_locations(recipe.data)
+    if not isinstance(recipe.data, Named):
+        check_locations(recipe.data)
     _check_names(recipe)
     _check_clashes(recipe)
     _check_inputs(recipe, has_data)
