@@ -11,7 +11,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ def headline(report: Report) -> str:
     return "; ".join(parts) + "."
 
 
+@cache  # it keeps the compiled templates, which take longer than a page
 def _environment() -> Environment:
     """Return the template engine with the filters of the page."""
     environment = Environment(
