@@ -31,6 +31,7 @@ MOST_EXAMPLES = 8
 MOST_CLASSES = 3  # shown per prediction
 MOST_BOXES = 20
 LEAST_SCORE = 0.25  # of the boxes shown, as of those that fidelity compares
+NOT_FINITE = "the outputs of a model are not finite"
 LEAST_MASK = 8  # pixels per side: smaller maps of scores are no masks
 
 Arrays = Mapping[str, np.ndarray]
@@ -57,7 +58,8 @@ def collect_examples(
     """
     try:
         return tuple(_collect(original, pruned, data, recipe))
-    except OnnxpruneError:
+    # outputs may have any shape and any values
+    except (OnnxpruneError, ValueError, TypeError, LookupError, ArithmeticError):
         return ()
 
 
@@ -74,7 +76,9 @@ def _collect(
         outputs = []
         for session in sessions:
             results = session.run(sample.feeds)
-            outputs.append({name: _pick(value, sample) for name, value in results.items()})
+            # sequences and maps have no picture
+            arrays = {n: v for n, v in results.items() if isinstance(v, np.ndarray)}
+            outputs.append({name: _pick(value, sample) for name, value in arrays.items()})
         yield _describe(sample, outputs, data, metric_options(recipe))
 
 
@@ -95,7 +99,6 @@ def _read_samples(data: Data | LabeledData) -> Iterator[_Sample]:
 
 def _pick(value: np.ndarray, sample: _Sample) -> np.ndarray:
     """Return the part of an output that belongs to a sample, with its batch axis."""
-    value = np.asarray(value)
     if sample.rows > 1 and value.ndim and len(value) == sample.rows:
         return value[sample.row : sample.row + 1]
     return value
@@ -173,6 +176,9 @@ def _predict(
         pair = [values[name] for values in outputs if name in values]
         if len(pair) < 2 or pair[0].shape != pair[1].shape or value.dtype.kind not in "fiu":
             continue
+        # NaN has no largest class, so that two broken models would agree
+        if not all(np.isfinite(v).all() for v in pair):
+            return replace(example, note=NOT_FINITE)
         is_only = len(outputs[0]) == 1
         # heads of a detector without a decoder look like masks, but there are several
         if value.ndim == 4 and min(value.shape[2:]) >= LEAST_MASK and is_only:
@@ -218,7 +224,7 @@ def _predict_classes(example: Example, pair: list[np.ndarray], options: MetricOp
 
 def _to_probabilities(scores: np.ndarray) -> np.ndarray:
     """Return scores that are probabilities already, else their softmax."""
-    scores = np.nan_to_num(np.asarray(scores, np.float64))
+    scores = np.asarray(scores, np.float64)
     # independent probabilities per class need not add up to 1
     if scores.min() >= 0 and scores.max() <= 1:
         return scores
@@ -233,9 +239,9 @@ def _predict_map(example: Example, pair: list[np.ndarray], options: MetricOption
     if pair[0].shape[1] in (1, 3):
         shown = []
         # images in 0..1 and in 0..255 are both common
-        factor = 255.0 if np.nanmax(np.abs(pair[0])) <= 2 else 1.0
+        factor = 255.0 if np.abs(pair[0]).max() <= 2 else 1.0
         for value in pair:
-            pixels = np.nan_to_num(np.moveaxis(value[0], 0, -1).astype(np.float32)) * factor
+            pixels = np.moveaxis(value[0], 0, -1).astype(np.float32) * factor
             shown.append(Prediction(picture=encode_picture(to_bytes(pixels)[0])))
         return replace(example, kind="image", before=shown[0], after=shown[1])
     masks = [value[0, options.class_offset :].argmax(0) for value in pair]

@@ -15,7 +15,7 @@ from onnxprune.data.labeled import open_labeled
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.ir.io import Model, load
 from onnxprune.run.adapter import input_types
-from onnxprune.run.examples import collect_examples
+from onnxprune.run.examples import NOT_FINITE, collect_examples
 from onnxprune.run.pictures import STRETCHED
 from onnxprune.run.recipe import Recipe
 
@@ -82,6 +82,22 @@ def test_masks_count_pixels_and_images_are_returned(tmp_path: Path) -> None:
     images = model("y = Identity (x)", "float[n, 3, 8, 8] y")
     row = collect_examples(images, images, data, Recipe())[0]
     assert row.kind == "image" and np.array_equal(decode(row.after.picture), decode(row.picture))
+
+
+def test_models_whose_outputs_are_not_finite_do_not_agree(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", PIXELS)
+    broken = model("z = Sub (x, x) d = Div (z, z) y = ReduceMax <axes = [2, 3]> (d)", "float[n] y")
+    data = open_data(tmp_path / "a.npy", input_types(broken))
+    row = collect_examples(broken, broken, data, Recipe())[0]
+    assert (row.kind, row.note, row.agreement) == ("", NOT_FINITE, None)
+
+
+def test_outputs_that_are_no_tensors_are_left_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", PIXELS)
+    split = model("y = SplitToSequence <axis = 1> (x)", "seq(float[n, 1, 8, 8]) y")
+    data = open_data(tmp_path / "a.npy", input_types(split))
+    rows = collect_examples(split, split, data, Recipe())
+    assert len(rows) == 8 and rows[0].picture and not rows[0].kind
 
 
 def test_boxes_are_those_above_the_score(tmp_path: Path) -> None:
