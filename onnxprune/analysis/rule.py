@@ -198,6 +198,16 @@ def axis_attribute(view: Attributes, default: int, rank: int) -> int:
     return view.integer("axis", default) % max(rank, 1)
 
 
+def axis_operand(view: View, slot: int, rank: int) -> int | None:
+    """Return a constant axis, counted from the front; None if it is computed or no axis."""
+    value = view.value(slot)
+    # operators of other domains have no check of their operands
+    if value is None or value.size != 1 or value.dtype.kind not in "iu":
+        return None
+    axis = int(value.item())
+    return axis % rank if -rank <= axis < rank else None
+
+
 def per_channel(view: View, slot: int, letters: str) -> str:
     """Return the axes of a scale or zero point: `letters` if per channel, none if scalar."""
     # a vector of one element is a scalar too, as some exporters write it

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from onnxprune.ir.model import ModelView
 Feeds = Mapping[str, np.ndarray]
 
 # onnxruntime's type string -> numpy's name
+MOST_NAMES = 20  # of a message
 TYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -416,7 +418,9 @@ def check_names(given: Mapping[str, Any], expected: Mapping[str, Any], where: st
     """
     for name in expected:
         if name not in given:
-            names = ", ".join(map(repr, given)) or "none"
+            names = ", ".join(map(repr, islice(given, MOST_NAMES))) or "none"
+            if len(given) > MOST_NAMES:
+                names += f" and {len(given) - MOST_NAMES} more"
             raise DataError(
                 "data-names",
                 f"{where}: no array for input {name!r}; its arrays: {names}; save each under the "

@@ -15,6 +15,10 @@ from onnxprune.data.pieces import Pieces
 from onnxprune.errors import DataError
 from onnxprune.files import open_regular
 
+MOST_ARRAYS = 4096  # of an .npz
+# Of an .npz, in sum: beyond this size, arrays may not be larger than the file by more than this
+# factor. Compressed data of measurements are a few times smaller, and a bomb a thousand times.
+MODEST_BYTES, LARGEST_INFLATION = 1 << 28, 100
 # fixed part; the lengths of name and extra field are at offset 26 (zip APPNOTE 4.3.7)
 ZIP_LOCAL_HEADER_BYTES = 30
 
@@ -60,6 +64,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
                 return {"": _read_header(path, "", file, 0, path.stat().st_size)}
         arrays = {}
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            check_archive(path, archive)
             for info in archive.infolist():
                 if not info.filename.endswith(".npy"):
                     continue
@@ -69,7 +74,32 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
                     )
         return arrays
     except Exception as problem:  # zipfile, its decoders and numpy raise many types
-        raise _read_error(path, problem) from problem
+        raise read_error(path, problem) from problem
+
+
+def check_archive(path: Path, archive: zipfile.ZipFile) -> None:
+    """Check what the arrays of an .npz take when they are read.
+
+    Raises
+    ------
+    DataError
+        There are too many, or they are out of proportion to the file.
+    """
+    infos = archive.infolist()
+    if len(infos) > MOST_ARRAYS:
+        raise DataError(
+            "data-too-large", f"{path} holds {len(infos)} arrays; the limit is {MOST_ARRAYS}"
+        )
+    size, held = sum(info.file_size for info in infos), path.stat().st_size
+    # members may share their bytes, so that the sizes in the directory alone prove nothing
+    if size > max(MODEST_BYTES, LARGEST_INFLATION * held) and any(
+        info.compress_type != zipfile.ZIP_STORED for info in infos
+    ):
+        raise DataError(
+            "data-too-large",
+            f"{path} of {held} bytes inflates to {size} bytes, over {LARGEST_INFLATION} times as "
+            "many; save it without compression, by numpy.savez",
+        )
 
 
 class PieceReader:
@@ -103,7 +133,7 @@ class PieceReader:
                 self._mapped = pieces.view(mapped)
         except Exception as problem:  # as in stored_arrays
             self.close()
-            raise _read_error(stored.path, problem) from problem
+            raise read_error(stored.path, problem) from problem
 
     def read(self, index: int) -> np.ndarray:
         """Return a copy of a piece; in a compressed array, going backwards restarts the stream."""
@@ -116,7 +146,7 @@ class PieceReader:
             data = self._member.read(size)
             return np.frombuffer(data, self.stored.dtype).reshape(self.piece)
         except Exception as problem:  # as in stored_arrays
-            raise _read_error(self.stored.path, problem) from problem
+            raise read_error(self.stored.path, problem) from problem
 
     def close(self) -> None:
         """Close the file."""
@@ -181,7 +211,8 @@ def _find_member_start(path: Path, info: zipfile.ZipInfo) -> int | None:
     return info.header_offset + ZIP_LOCAL_HEADER_BYTES + int(name) + int(extra)
 
 
-def _read_error(path: Path, problem: BaseException) -> DataError:
+def read_error(path: Path, problem: BaseException) -> DataError:
+    """Return the error of a file that cannot be read, for what its decoder raised."""
     if isinstance(problem, DataError):
         return problem
     reason = str(problem).strip() or type(problem).__name__

@@ -14,6 +14,7 @@ import numpy as np
 from onnxprune.data.arrays import ALIASES, LABELS, update_hash
 from onnxprune.data.inputs import Inputs, check_names
 from onnxprune.data.loader import Loader
+from onnxprune.data.npy import check_archive, read_error
 from onnxprune.errors import DataError
 from onnxprune.files import open_regular
 from onnxprune.named import Named, describe
@@ -246,14 +247,10 @@ def load_arrays(path: Path | Named) -> dict[str, np.ndarray]:
         return {name: to_array(value, name, path) for name, value in path.value.items()}
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
+            check_archive(path, file.zip)
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise DataError("data-unreadable", f"cannot read {path}: {reason}") from problem
-    except Exception as problem:  # zipfile and zlib errors of truncated files
-        raise DataError(
-            "data-unreadable", f"cannot read {path}: {type(problem).__name__}: {problem}"
-        ) from problem
+    except Exception as problem:  # zipfile, its decoders and numpy raise many types
+        raise read_error(path, problem) from problem
 
 
 def _is_array(value: Any) -> bool:

@@ -219,7 +219,7 @@ def _find_loop_count(node: NodeProto, values: Mapping[str, np.ndarray]) -> int |
     # a loop whose condition turns false ends early, however many iterations are allowed
     if count is None or count.dtype == object or not starts or not continues:
         return None
-    return int(count.reshape(()))
+    return int(count.item()) if count.size == 1 else None
 
 
 def _is_true(value: np.ndarray | None) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from onnxprune.data import DATA_SOURCES
 from onnxprune.data.label_formats import FORMATS
 from onnxprune.errors import UsageError
-from onnxprune.files import read_text
+from onnxprune.files import MOST_RECIPE_BYTES, read_text
 from onnxprune.run.recipe import Recipe, check_keys
 
 PROVENANCE = "provenance"  # table of a resolved recipe with its origin; ignored when read
@@ -33,7 +33,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        values = tomllib.loads(read_text(path))
+        values = tomllib.loads(read_text(path, limit=MOST_RECIPE_BYTES))
     except OSError as problem:
         raise UsageError(
             "recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}"

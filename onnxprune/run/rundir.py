@@ -231,6 +231,7 @@ def _acquire(lock: BinaryIO, path: Path) -> None:
             f"run directory {path} is in use by {holder}; wait for it or choose another --run-dir",
         ) from problem
     with contextlib.suppress(OSError):
-        os.ftruncate(lock.fileno(), 0)
         lock.seek(0)
-        lock.write(MARK + f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        # the mark is never absent: without it, the next run would refuse the directory
+        size = lock.write(MARK + f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        os.ftruncate(lock.fileno(), size)

@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from resource import struct_rusage
+from typing import Any
 
 # these fill the registry
-from tests.robustness import attack_data, attack_models, attack_texts  # noqa: F401
+from tests.robustness import attack_data, attack_models, attack_texts, markdown  # noqa: F401
 from tests.robustness.attack_list import ATTACKS
 
 MOST_SECONDS = 10.0  # of processor time
@@ -84,6 +86,18 @@ def try_attack(what: str, environment: dict[str, str]) -> Cost:
     ok = ends and "Traceback" not in text and seconds < MOST_SECONDS and peak - held < MOST_BYTES
     result = "accepted" if code == 0 else (lines or [text[-200:] or "nothing"])[0]
     return Cost(what, code, result, round(seconds, 1), peak, held, ok)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the section of the page."""
+    columns = "files", "exit code", "memory", "processor time", "result"
+    lines = ["## Small files that ask for much", "", *markdown.head("attack", *columns)]
+    for row in rows:
+        result = ("" if row["ok"] else "WRONG: ") + markdown.cell(row["result"])
+        sizes = [f"{row[key] / 1e6:.1f} MB" for key in ("file_bytes", "peak_bytes")]
+        cost = row["code"], sizes[1], f"{row['seconds']:.1f} s"
+        lines.append(markdown.line(row["what"], sizes[0], *cost, result))
+    return lines
 
 
 def _wait(pid: int) -> tuple[int, struct_rusage]:

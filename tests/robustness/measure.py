@@ -1,6 +1,6 @@
 """Exit codes, error lines and leftovers of runs with bad inputs, faults and mutated files.
 
-    python -m tests.robustness.measure [--files 5000] [--kills 20] [--only PART ...] [--json FILE]
+    python -m tests.robustness.measure [--files 5000] [--kills 40] [--only PART ...] [--json FILE]
     python -m tests.robustness.measure --table FILE        # the tables of an earlier run
 
 A bad input is a process of its own: `onnxprune optimize` (or another command) on the demo model. It
@@ -27,14 +27,15 @@ from typing import Any
 
 import onnx
 
+from tests.robustness import attacks, external, markdown, writes
+from tests.robustness.attack_list import ATTACKS
 from tests.robustness.bad_inputs import MODEL, Bad, bad_data, bad_models, bad_options, bad_places
 from tests.robustness.faults import FAULTS
 from tests.robustness.fuzz import ACCEPTED, REJECTED
 
 LIMIT_S = 120
 MUTANTS_PER_PROCESS = 250
-LONGEST_CELL = 300
-PARTS = ("bad", "faults", "fuzzed")
+PARTS = ("bad", "external", "attacks", "faults", "writes", "fuzzed")
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -178,35 +179,43 @@ def join(slices: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def tables(results: dict[str, Any]) -> str:
     """Return the results as Markdown."""
-    lines = ["## Bad inputs", "", *_head("tried", "exit code", "error line")]
+    lines = ["## Bad inputs", "", *markdown.head("tried", "exit code", "error line")]
     for row in results["bad"]:
         wrong = "" if row["ok"] else " (wrong)"
-        lines.append(_line(row["what"], f"{row['code']}{wrong}", _cell(row["result"])))
-    lines += ["", "## Faults", "", *_head("fault", "result")]
+        lines.append(
+            markdown.line(row["what"], f"{row['code']}{wrong}", markdown.cell(row["result"]))
+        )
+    if results.get("external"):
+        lines += ["", *external.table(results["external"])]
+    if results.get("attacks"):
+        lines += ["", *attacks.table(results["attacks"])]
+    lines += ["", "## Faults", "", *markdown.head("fault", "result")]
     for row in results["faults"]:
         wrong = "" if row["ok"] else "WRONG: "
-        lines.append(_line(row["what"], wrong + _cell(row["result"])))
-    lines += ["", "## Mutated files", "", *_head(*FUZZED_HEAD)]
+        lines.append(markdown.line(row["what"], wrong + markdown.cell(row["result"])))
+    if results.get("writes"):
+        lines += ["", *writes.table(results["writes"])]
+    lines += ["", "## Mutated files", "", *markdown.head(*FUZZED_HEAD)]
     for row in results["fuzzed"]:
         ends = [row["ends"].get(end, 0) for end in (ACCEPTED, REJECTED)]
         limits = f"{row['slowest_s']:.1f} s", f"{row['peak_bytes'] / 1e6:.0f} MB"
-        lines.append(_line(row["kind"], row["files"], *ends, len(row["faults"]), *limits))
+        lines.append(markdown.line(row["kind"], row["files"], *ends, len(row["faults"]), *limits))
+    if results.get("coverage"):
+        lines += ["", *coverage_table(results["coverage"])]
     return "\n".join(lines)
 
 
-def _head(*names: str) -> list[str]:
-    """Return the first two lines of a table."""
-    return [_line(*names), _line(*["---"] * len(names))]
-
-
-def _line(*cells: object) -> str:
-    """Return a row of a table."""
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _cell(text: str) -> str:
-    """Escape the text of a cell."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")[:LONGEST_CELL]
+def coverage_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the section of the page on coverage-guided fuzzing, minutes in sum per target."""
+    lines = ["## Hours of coverage-guided fuzzing", ""]
+    lines += markdown.head("target", "minutes", "inputs", "finds", "open", "runs")
+    for target in dict.fromkeys(row["target"] for row in rows):
+        mine = [row for row in rows if row["target"] == target]
+        runs = "; ".join(f"{row['minutes']:g} min at {row['commit']}" for row in mine)
+        sums = [sum(row[key] for row in mine) for key in ("inputs", "finds", "open")]
+        minutes = sum(row["minutes"] for row in mine)
+        lines.append(markdown.line(target, f"{minutes:.0f}", *sums, runs))
+    return lines
 
 
 def _log(*words: object) -> None:
@@ -219,7 +228,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--files", type=int, default=5000, help="number of mutated models")
-    parser.add_argument("--kills", type=int, default=20, help="runs to kill")
+    parser.add_argument("--kills", type=int, default=40, help="runs to kill")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of this file")
@@ -229,7 +238,7 @@ def main() -> None:
         return
     results: dict[str, Any] = {part: [] for part in PARTS}
     if options.json and options.json.exists():
-        results = json.loads(options.json.read_text(encoding="utf-8"))
+        results |= json.loads(options.json.read_text(encoding="utf-8"))
     results["command"] = "python -m tests.robustness.measure"
     results["versions"] = {
         "python": platform.python_version(),
@@ -238,15 +247,25 @@ def main() -> None:
     }
     if "bad" in options.only:
         results["bad"] = [asdict(row) for row in try_bad_inputs()]
+    if "external" in options.only:
+        results["external"] = external.try_all()
+    if "attacks" in options.only:
+        results["attacks"] = [asdict(attacks.try_attack(what, ENVIRONMENT)) for what in ATTACKS]
     if "faults" in options.only:
         results["faults"] = [asdict(row) for row in try_faults(options.kills)]
+    if "writes" in options.only:
+        with tempfile.TemporaryDirectory(prefix="robustness-") as name:
+            results["writes"] = writes.try_all(Path(name), options.kills)
     if "fuzzed" in options.only:
         results["fuzzed"] = fuzz_all(options.files)
     if options.json:
         text = json.dumps(results, indent=1, ensure_ascii=False)
         options.json.write_text(text + "\n", encoding="utf-8")
     print(tables(results))
-    wrong = [row for row in results["bad"] + results["faults"] if not row["ok"]]
+    judged = results["bad"] + results["faults"] + results["attacks"]
+    wrong = [row for row in judged if not row["ok"]]
+    wrong += [row for row in results["external"] if row["wrong"]]
+    wrong += [row for row in results["writes"] if row["problems"]]
     sys.exit(1 if wrong or any(row["faults"] for row in results["fuzzed"]) else 0)
 
 

@@ -13,7 +13,9 @@ from graph_text import net
 from onnx import TensorProto, helper
 
 from onnxprune.analysis.walk import analyze
-from onnxprune.data import images
+from onnxprune.data import images, npy
+from onnxprune.data.inputs import check_names
+from onnxprune.data.labeled import open_labeled
 from onnxprune.errors import DataError, ModelError
 from onnxprune.ir.io import load
 from onnxprune.ir.limits import MOST_ENDS
@@ -160,3 +162,36 @@ def test_many_inputs_are_not_all_spelled() -> None:
     text = analyze(load(graph)).counted_at.describe()
     assert "x7 1x4 and 4 more inputs" in text
     onnx.checker.check_model(graph)
+
+
+@pytest.mark.parametrize("reader", ["calibration", "labels"])
+def test_archive_out_of_proportion_is_refused(
+    tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npy, "MODEST_BYTES", 1 << 16)
+    inputs = {"images": (["N", 1, 8, 8], "tensor(float)")}
+    path = tmp_path / "a.npz"
+
+    def read() -> object:
+        return open_labeled(path, inputs) if reader == "labels" else npy.stored_arrays(path)
+
+    values = {"images": np.zeros((2000, 1, 8, 8), np.float32), "labels": np.zeros(2000, np.int64)}
+    np.savez_compressed(path, **values)
+    with pytest.raises(DataError, match="inflates to .*, over 100 times") as caught:
+        read()
+    assert caught.value.code == "data-too-large"
+    np.savez(path, **values)
+    assert read()
+    np.savez_compressed(path, images=values["images"][:20], labels=values["labels"][:20])
+    assert read()
+
+
+def test_number_of_arrays_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npy, "MOST_ARRAYS", 30)
+    np.savez(tmp_path / "a.npz", **{f"x{i}": np.zeros(1) for i in range(30)})
+    assert len(npy.stored_arrays(tmp_path / "a.npz")) == 30
+    with pytest.raises(DataError, match="'x19' and 10 more"):
+        check_names(npy.stored_arrays(tmp_path / "a.npz"), {"images": 0}, "a.npz")
+    np.savez(tmp_path / "a.npz", **{f"x{i}": np.zeros(1) for i in range(31)})
+    with pytest.raises(DataError, match="holds 31 arrays; the limit is 30"):
+        npy.stored_arrays(tmp_path / "a.npz")

@@ -82,6 +82,15 @@ def test_texts_have_a_limit(tmp_path: Path, name: str, monkeypatch: pytest.Monke
         reader(tmp_path / file)
 
 
+def test_recipes_have_a_limit_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"threads = 2\n".ljust(files.MOST_RECIPE_BYTES))
+    assert read(path)
+    path.write_bytes(b"threads = 2\n".ljust(files.MOST_RECIPE_BYTES + 1))
+    with pytest.raises(OnnxpruneError, match="over 1 MB, the limit for text"):
+        read(path)
+
+
 def test_text_of_another_system_is_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a\r\nb\n")
     assert read_text(tmp_path / "a") == "a\nb\n"

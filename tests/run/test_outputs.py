@@ -174,6 +174,28 @@ def test_failed_commit_restores_what_was_replaced(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"a": b"old", "c/full": b""}
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPERM])
+def test_failed_commit_without_links_removes_no_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "full").write_bytes(b"")
+    stage = Staging()
+    for name in "ac":
+        with stage.file(tmp_path / name) as file:
+            file.write(b"new")
+    monkeypatch.setattr(files.os, "link", fail)
+    with pytest.raises(OutputError):
+        stage.commit()
+    # a file system without links can only keep the new one
+    content = b"old" if number == errno.ENOSPC else b"new"
+    assert tree(tmp_path) == {"a": content, "c/full": b""}
+
+
 def test_journal_line_of_a_full_disk_is_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +301,24 @@ def test_failing_run_removes_nothing_that_it_did_not_make(tmp_path: Path) -> Non
         (run.path / "photo.jpg").write_bytes(b"precious")
         raise ValueError
     assert tree(tmp_path) == {"run/photo.jpg": b"precious"}
+
+
+def test_kill_while_the_lock_is_written_leaves_the_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimize(MODEL, tmp_path / "out.onnx", **FAST)
+    truncate = os.ftruncate
+
+    def truncate_and_end(*arguments: Any) -> None:
+        truncate(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", truncate_and_end)
+        with pytest.raises(KeyboardInterrupt), open_run_dir(tmp_path / "out.run"):
+            pass
+    with open_run_dir(tmp_path / "out.run") as run:
+        assert run.entries()
 
 
 @pytest.mark.parametrize("content", [b"", b"my own lock\n", b"process of baking bread"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import ascii_uppercase
 
-from onnxprune.analysis.rule import Rule, View, axes_letters, axis_attribute
+from onnxprune.analysis.rule import Rule, View, axes_letters, axis_attribute, axis_operand
 
 
 def gather_nd(view: View) -> Rule | None:
@@ -91,12 +91,11 @@ def discrete_fourier(view: View) -> Rule | None:
     """Transform along `axis`; the last axis holds the real and imaginary part."""
     names = list(axes_letters(view))
     # before opset 20 the axis is an attribute, later an optional operand
-    axis = view.integer("axis", 1) if view.opset < 20 else -2
+    axis: int | None = view.integer("axis", 1) if view.opset < 20 else -2
     if view.inputs > 2:
-        value = view.value(2)
-        if value is None:
-            return None
-        axis = int(value.reshape(()))
+        axis = axis_operand(view, 2, len(names))
+    if axis is None:
+        return None
     axis %= len(names)
     right = ["1" if i in (axis, len(names) - 1) else n for i, n in enumerate(names)]
     extra = ["", "J" if view.rank(1) else "", "K" if view.rank(2) else ""][1 : view.inputs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxprune.analysis.rule import Rule, View, axes_letters, axis_attribute
+from onnxprune.analysis.rule import Rule, View, axes_letters, axis_attribute, axis_operand
 
 
 def reduce(linear: bool, mean: bool = False) -> Callable[[View], Rule | None]:
@@ -61,6 +61,7 @@ def arg_reduce(view: View) -> Rule:
 
 def cumsum(view: View) -> Rule:
     """Sum cumulatively, which mixes the axis; all axes if it is computed."""
-    names, axis = axes_letters(view), view.value(1)
-    mixed = names if axis is None else names[int(axis.reshape(()))]
+    names = axes_letters(view)
+    axis = axis_operand(view, 1, len(names))
+    mixed = names if axis is None else names[axis]
     return Rule(f"{' '.join(names)}, -> {' '.join(names)}", mixes=mixed)
