@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
 
+# the module typing takes longer to import than all else before the command line handles signals
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from onnxprune.analysis.groups import Analysis as Analysis
     from onnxprune.analysis.walk import analyze as analyze
     from onnxprune.data.dataset import Data as Data

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any, NoReturn
+
+# the module typing takes most of the time before the handlers are set
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 _STOPPED = b"error[interrupted]: stopped; no output was written\n"
 
