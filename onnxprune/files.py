@@ -28,7 +28,6 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, for renameat2
 BLOCK_BYTES = 1 << 20  # read at a time
 # of a text that is read at once: parsed JSON or TOML takes up to twenty times as much memory
 MOST_TEXT_BYTES = 1 << 25
-MOST_RECIPE_BYTES = 1 << 20  # of TOML, whose parser takes more memory and time
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -151,10 +150,7 @@ class _Staged:
     def keep_old(self) -> None:
         """Link the file that is to be replaced, where the file system has links.
 
-        Raises
-        ------
-        OSError
-            The disk is full.
+        Raises OSError if the disk is full.
         """
         old = f"{self.name}.old{PARTIAL}"
         try:
@@ -408,31 +404,26 @@ def open_regular(path: Path, flags: int = 0) -> BinaryIO:
     return file
 
 
-def read_text(
-    path: str | os.PathLike[str], errors: str = "strict", limit: int | None = None
-) -> str:
+def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
     """Return the UTF-8 text of a regular file.
 
     Parameters
     ----------
     errors
         What is done with other bytes, as for bytes.decode.
-    limit
-        Bytes that it may have at most; None for MOST_TEXT_BYTES.
 
     Raises
     ------
     OSError
-        It is not a regular file, has more bytes than the limit, or cannot be read.
+        It is not a regular file, has over MOST_TEXT_BYTES, or cannot be read.
     UnicodeDecodeError
         It is not UTF-8.
     """
     with open_regular(Path(path)) as file:
-        most = MOST_TEXT_BYTES if limit is None else min(limit, MOST_TEXT_BYTES)
         # one byte more than allowed: files such as those of /proc have no size
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it has over {most >> 20} MB, the limit for text")
+        data = file.read(MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"it has over {MOST_TEXT_BYTES >> 20} MB, the limit for text")
     return data.decode("utf-8", errors).replace("\r\n", "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -13,9 +14,10 @@ from typing import Any
 from onnxprune.data import DATA_SOURCES
 from onnxprune.data.label_formats import FORMATS
 from onnxprune.errors import UsageError
-from onnxprune.files import MOST_RECIPE_BYTES, read_text
+from onnxprune.files import read_text
 from onnxprune.run.recipe import Recipe, check_keys
 
+MOST_CHARACTERS = 1 << 20  # parsers of TOML take over a hundred times as much memory
 PROVENANCE = "provenance"  # table of a resolved recipe with its origin; ignored when read
 _PATH_KEYS = frozenset(("data", "labeled"))
 _CODE_KEYS = frozenset(("data", "metric", "losses", "decoder"))  # may name a Python function
@@ -33,7 +35,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        values = tomllib.loads(read_text(path, limit=MOST_RECIPE_BYTES))
+        text = read_text(path)
+        if len(text) > MOST_CHARACTERS:
+            raise OSError(
+                errno.EFBIG, f"it has over {MOST_CHARACTERS >> 20} MB, the limit for text"
+            )
+        values = tomllib.loads(text)
     except OSError as problem:
         raise UsageError(
             "recipe-unreadable", f"cannot read recipe {path}: {problem.strerror}"

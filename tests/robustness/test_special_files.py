@@ -23,7 +23,7 @@ from onnxprune.ir.io import load
 from onnxprune.ir.runtime import example_feeds
 from onnxprune.report.data import Report
 from onnxprune.run.pipeline import optimize
-from onnxprune.run.recipe_file import read
+from onnxprune.run.recipe_file import MOST_CHARACTERS, read
 from onnxprune.run.rundir import JOURNAL, LOCK, open_run_dir
 from onnxprune.types import Plan
 
@@ -84,9 +84,9 @@ def test_texts_have_a_limit(tmp_path: Path, name: str, monkeypatch: pytest.Monke
 
 def test_recipes_have_a_limit_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
-    path.write_bytes(b"threads = 2\n".ljust(files.MOST_RECIPE_BYTES))
+    path.write_bytes(b"threads = 2\n".ljust(MOST_CHARACTERS))
     assert read(path)
-    path.write_bytes(b"threads = 2\n".ljust(files.MOST_RECIPE_BYTES + 1))
+    path.write_bytes(b"threads = 2\n".ljust(MOST_CHARACTERS + 1))
     with pytest.raises(OnnxpruneError, match="over 1 MB, the limit for text"):
         read(path)
 
