@@ -78,6 +78,7 @@ def try_attack(what: str, environment: dict[str, str]) -> Cost:
             )
             status, usage = _wait(process.pid)
         text = (folder / "stderr").read_text(errors="replace").replace(f"{folder}/", "")
+        text = text.replace(str(folder), "FOLDER")
     code = os.waitstatus_to_exitcode(status)
     lines = [line for line in text.splitlines() if line.startswith("error[")]
     seconds = usage.ru_utime + usage.ru_stime
