@@ -180,7 +180,7 @@ def test_user_metrics_of_the_current_folder_and_of_files(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
     for name, message in (
         ("bad_metric:one", "cannot import 'bad_metric': AttributeError: x"),
-        ("none.py:one", "cannot import 'none.py'"),
+        ("none.py:one", "no file 'none.py'"),
     ):
         with pytest.raises(UsageError, match=message):
             find_metric(name)
