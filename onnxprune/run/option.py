@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from onnxprune.errors import UsageError
 from onnxprune.named import shown
 from onnxprune.run.target import Target
@@ -56,7 +54,7 @@ class Option:
         except ValueError as problem:
             # a parser quotes the value, which is of any size, or fails to compare an array
             message = str(problem).replace(repr(value), shown(value))
-            if isinstance(value, np.ndarray):
+            if hasattr(value, "__array__"):  # without numpy, which --help does not need
                 message = f"{shown(value)} is not {self.metavar or 'true or false'}"
             raise UsageError("option-value", f"{name}: {message}") from problem
         # TOML and Python callers pass values of any type to parsers
