@@ -44,7 +44,7 @@ def write_files(folder: Path) -> None:
     tensor.external_data.add(key="location", value="weights.bin")
     onnx.save(proto, folder / "external.onnx")
     (folder / "notes.txt").write_text("photos/a.jpg")
-    (folder / "photos.txt").write_text("photos/a.jpg 0")
+    (folder / "photos.txt").write_text("photos/none.jpg 0")
     (folder / "photos" / "notes.txt").write_text("none")
     (folder / "loader.py").write_text(
         "import numpy as np\n"

@@ -313,6 +313,17 @@ def test_entities_are_refused(tmp_path):
         read_xml(deep)
 
 
+def test_relative_folders_are_read(tmp_path, monkeypatch):
+    picture(tmp_path / "photos" / "a.png", (8, 8))
+    (tmp_path / "list.txt").write_text("photos/a.png 3\n")
+    coco(tmp_path / "c")
+    monkeypatch.chdir(tmp_path)
+    assert labels_of("list.txt") == [3]
+    assert len(boxes_of("c")) == 2
+    monkeypatch.chdir(tmp_path / "c" / "annotations")
+    assert len(boxes_of("instances_val2017.json")) == 2
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../x.png", "a\0b"])
 def test_paths_of_labels_stay_inside_the_data_folder(tmp_path, name):
     with pytest.raises(DataError, match="outside that folder"):
@@ -336,7 +347,10 @@ def test_paths_of_labels_stay_inside_the_data_folder(tmp_path, name):
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "not finite"),
         (lambda d: d["annotations"][0].pop("bbox"), "no 'bbox'"),
         (lambda d: d["annotations"].append(3), "are damaged"),
-        (lambda d: d["images"].append({"id": 9, "file_name": "none.png"}), "1 labeled image of 3"),
+        (
+            lambda d: d["images"].append({"id": 9, "file_name": "none.png"}),
+            "1 of 3 labeled images not found",
+        ),
     ],
 )
 def test_damaged_coco_is_one_sentence(tmp_path, change, message):

@@ -91,7 +91,7 @@ class LabeledImages:
             named = ", ".join(map(str, missing[:_MOST_UNNAMED]))
             raise DataError(
                 "labels-images",
-                f"{path}: {plural(len(missing), 'labeled image')} of {len(files)} do not exist: "
+                f"{path}: {len(missing)} of {plural(len(files), 'labeled image')} not found: "
                 f"{named}; put the images into the data folder",
             )
         self.path, self.inputs, self.what = path, inputs, what

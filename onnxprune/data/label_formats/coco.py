@@ -50,7 +50,7 @@ def _open(path: Path, inputs: Inputs, ids: bool) -> LabeledSource:
         raise DataError(
             "labels-choice", f"{path} has {len(files)} JSON files ({names}); pass one of them"
         )
-    file = files[0]
+    file = files[0].absolute()
     tables = parse_labels(file, partial(_parse, ids=ids))
     # annotations/ is beside the folders of images
     root = file.parent.parent if file.parent.name == "annotations" else file.parent

@@ -165,11 +165,11 @@ def inside(root: Path, *parts: str) -> Path:
     Links are followed: a label file cannot make them.
     """
     name = os.path.join(*parts)
-    path = os.path.normpath(os.path.join(root, name))
-    base = os.path.normpath(root)
+    # absolute: a relative root such as "." is no prefix of what is in it
+    path, base = os.path.abspath(os.path.join(root, name)), os.path.abspath(root)
     if "\0" in name or (path != base and not path.startswith(os.path.join(base, ""))):
         raise DataError(
             "labels-outside",
             f"labels of {root} name {name!r}, which is outside that folder; put all files into it",
         )
-    return Path(path)
+    return Path(os.path.normpath(os.path.join(root, name)))
