@@ -239,12 +239,7 @@ def _labels() -> Iterator[Mistake]:
         ("--metric top1 --labeled high.npz", "labels that begin at 1", "numbered from 0", 1),
         ("--metric miou --labeled rgb.npz", "a metric of segmentation", "masks", 1),
         ("--metric coco --labeled rgb.npz", "a metric of detection", "needs labels 'boxes'", 1),
-        (
-            "--metric top1 --labeled photos.txt",
-            "a list of files that are not there",
-            "not found",
-            1,
-        ),
+        ("--metric top1 --labeled photos.txt", "a list of missing files", "not found", 1),
         ("--metric top1 --labeled empty", "an empty folder", "one subfolder per class", 1),
         ("--metric my.py:score --labeled rgb.npz", "a metric of one's own", "no file 'my.py'", 2),
         ("--candidate l2+uniform", "candidates without a metric", "pass --metric NAME", 2),
