@@ -8,6 +8,7 @@ from onnxprune.engines import ENGINES
 from onnxprune.engines.base import require
 from onnxprune.errors import DataError, UsageError
 from onnxprune.metrics import find_metric
+from onnxprune.metrics.decoding import find_decoder
 from onnxprune.named import Named
 from onnxprune.run.adapter import engines_of, metric_options
 from onnxprune.run.recipe import Recipe
@@ -48,6 +49,8 @@ def _check_names(recipe: Recipe) -> None:
     for name in recipe.metric:
         # only for its errors: an unknown name, or options that do not fit
         find_metric(name, metric_options(recipe))
+    if recipe.decoder is not None:
+        find_decoder(recipe.decoder)
     if recipe.metric and not recipe.labeled:
         raise UsageError(
             "labeled-missing",
