@@ -211,6 +211,8 @@ def test_journal_line_of_a_full_disk_is_taken_back(
 )
 def test_output_has_a_name(tmp_path: Path, output: str | None, expected: str) -> None:
     (tmp_path / "folder").mkdir()
+    # a missing model is named before its output
+    (tmp_path / "m.onnx").touch()
     path = None if output is None else tmp_path / output
     assert choose_output(path, tmp_path / "m.onnx") == tmp_path / expected
 
