@@ -27,7 +27,7 @@ LAYERS = (
     ("surgery",),
     ("data",),
     ("autodiff", "statistics", "criteria", "allocators", "repair", "metrics"),
-    ("tune", "search", "engines", "sparsify"),
+    ("tune", "search", "engines", "sparsify", "quantize"),
     ("deploy", "testing"),
     ("report",),
     ("run",),

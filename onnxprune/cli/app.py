@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": ("compare", "Compare two models on labeled inputs: metrics, classes, costs."),
     "tune": ("tune", "Fine-tune the weights with torch; the graph does not change."),
     "sparsify": ("sparsify", "Set weights to zero, and measure the effect."),
+    "quantize": ("quantize", "Convert a float model to int8 or float16, and compare both."),
     "rewrite": ("rewrite", "Replace activations that an accelerator does not support."),
     "extract": ("extract", "Cut a part out of a model, between tensors by name."),
     "join": ("extract", "Put a pruned part back into the model that it is from."),
@@ -60,7 +61,6 @@ OPTION_NAMES = {
 }
 # what other tools do
 HINTS = {
-    "quantize": "quantize the pruned model by onnxruntime.quantization or the engine's tool",
     "convert": "export the model by its framework, e.g. torch.onnx.export",
 }
 

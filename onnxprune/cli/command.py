@@ -16,6 +16,7 @@ GROUPS = {
     "Quality": "metric criterion repair fast candidate curve control",
     "Widths": "round_to floor max_fraction freeze blocks",
     "Measuring": "engine seconds precision",
+    "Quantization": "quantize quantize_form quantize_calibrate quantize_exclude",
     "Run": "output overwrite run_dir recipe_file seed threads external_data as_json quiet debug "
     "help help_all",
     "Expert": "allocate method method_option losses swaps allow_mixing grouped untie strict "

@@ -310,6 +310,8 @@ class Report(ReportSummary, ReportRecord):
         Criterion, allocator, repair, seed and the like of the plan.
     machine
         Machine that latencies were measured on.
+    quantization
+        Form, excluded nodes and the float and quantized models, if --quantize is given.
     warning_topics
         Topic of each warning, see `onnxprune.run.warnings`.
     """
@@ -344,6 +346,7 @@ class Report(ReportSummary, ReportRecord):
     recipe: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance = one(Provenance)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    quantization: Mapping[str, Any] | None = omitted(None)
     stages: Sequence[Stage] = many(Stage)
     warnings: Sequence[str] = ()
     warning_topics: Sequence[str] = omitted(())

@@ -11,6 +11,7 @@ from onnxprune.errors import plural, printable
 from onnxprune.report.coco_table import coco_tables
 from onnxprune.report.conclusions import BAD, FAIR, GOOD
 from onnxprune.report.data import FidelitySummary, Figures, MetricFigure, Report
+from onnxprune.report.quantized import format_quantization
 from onnxprune.report.text import amount, clip, columns, legible
 from onnxprune.report.verdict import agreement_name, judge, own_figures
 
@@ -105,6 +106,7 @@ def alternatives(report: Report) -> str:
         _bisection(report),
         _describe_selection(report),
         _describe_control(report),
+        format_quantization(report.quantization),
     )
     return "\n\n".join(filter(None, parts))
 

@@ -50,6 +50,7 @@ from onnxprune.run.planning import (
     target_rows,
     tighten_targets,
 )
+from onnxprune.run.quantization import quantize_stage
 from onnxprune.run.recipe import Recipe
 from onnxprune.run.report_files import REPORT_FILES, write_report
 from onnxprune.run.results import ComparisonModels, Decision, Result, StageResults, Timing
@@ -147,11 +148,14 @@ class RunJob:
             model, plan, verification = self._build(variants, tuner, decision)
             after = count_artifact(model, self.analysis)
         check_targets(recipe, before, after, self.analysis.counted_at.describe())
+        quantized = quantize_stage(stages, recipe, self.source, model, plan, self.splits)
+        model, plan = quantized.model, quantized.plan
+        after = quantized.count(after, self.analysis)
         evaluation = self._evaluate(model)
         timing = self._measure(model)
         comparison = self._compare(variants, decision.recipe, plan, evaluation)
         results = StageResults(
-            decision, verification, evaluation, timing, comparison, (before, after)
+            decision, verification, evaluation, timing, comparison, (before, after), quantized.facts
         )
         report = self._report(variants, model, plan, results)
         self._write(Result(model, plan, report), run_key, overwrite)
@@ -341,6 +345,7 @@ class RunJob:
             recipe=recipe.plain(),
             provenance=self.provenance,
             machine=timing.bench.get("machine", {}),
+            quantization=results.quantization or None,
             stages=tuple(stages.done),
             warnings=tuple(text for _, text in warnings),
             warning_topics=tuple(topic for topic, _ in warnings),
@@ -366,6 +371,7 @@ class RunJob:
             growth_warning(self.analysis.model, model, *results.costs),
             refit_warning(self.analysis, model, self.recipe),
             results.comparison.warnings,
+            results.quantization.get("warnings", ()),
         )
         yield from of_topic(MACHINE, latency_warnings(self.recipe, targets))
         yield from timing_warnings(results.timing.bench, layers, model, self.recipe)
@@ -379,15 +385,9 @@ class RunJob:
         with staging() as files:
             digest = ""
             if self.output:
-                external_data = self.recipe.external_data
-                save(
-                    result.model,
-                    self.output,
-                    external_data=external_data,
-                    overwrite=overwrite,
-                    files=files,
-                )
-                digest = files.sha256(self.output)
+                path, external = self.output, self.recipe.external_data
+                save(result.model, path, external_data=external, overwrite=overwrite, files=files)
+                digest = files.sha256(path)
             if run:
                 write_report(result, self.recipe, self.provenance, run, files)
                 facts = {"output": str(self.output), "run": run_key, "sha256": digest}

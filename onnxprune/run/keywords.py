@@ -74,3 +74,7 @@ class RecipeKeywords(TypedDict, total=False):
     precision: str
     pin: int | Sequence[int] | str
     external_data: bool | None
+    quantize: str | None
+    quantize_form: str
+    quantize_calibrate: str
+    quantize_exclude: Names

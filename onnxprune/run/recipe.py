@@ -16,15 +16,15 @@ from onnxprune.data.presets import PRESETS, expand_preset
 from onnxprune.errors import UsageError, unknown
 from onnxprune.run import parsers
 from onnxprune.run.option import Option, option_field, to_plain
+from onnxprune.run.quantize_options import QuantizeOptions
 from onnxprune.run.target import Target, parse_targets
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(QuantizeOptions):
     """Every option of a run, validated.
 
-    Values are accepted as in a recipe file or on the command line (`target="macs=50%"`) and
-    stored parsed.
+    Values are accepted as in a recipe file or on the command line (`target="macs=50%"`).
 
     Raises
     ------

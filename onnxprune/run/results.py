@@ -115,3 +115,4 @@ class StageResults:
     timing: Timing
     comparison: ComparisonModels
     costs: tuple[Costs, Costs]
+    quantization: Mapping[str, Any] = field(default_factory=dict)

@@ -73,6 +73,9 @@ LINES: dict[str, list[list[str]]] = {
     "rewrite": [["{out}/leaky.onnx", "-o", "{out}/r.onnx", "--activation", "relu"]],
     "extract": [[MODEL, "-o", "{out}/part.onnx", "--save-inputs", "{out}/part.npz", *DATA]],
     "join": [[MODEL, "{out}/pruned.onnx", "-o", "{out}/joined.onnx", *DATA]],
+    "quantize": [
+        [MODEL, "-o", "{out}/int8.onnx", *DATA, *LABELS, *TINY_BENCH, "--max-divergence", "1"],
+    ],
     "sparsify": [[MODEL, "-o", "{out}/sparse.onnx", *DATA, *TINY_BENCH]],
     "handoff": [[MODEL, "--to", "jetson", "-o", "{out}/bundle", *DATA]],
 }

@@ -1,0 +1,93 @@
+"""Forms of int8 graphs: types, symmetry and places of QuantizeLinear/DequantizeLinear by target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxprune.errors import unknown
+from onnxprune.ir.linear import LINEAR_OPS
+
+AUTO = "auto"
+CALIBRATORS = ("minmax", "percentile", "entropy")
+# they need more digits than 8 bits have, and cost little
+_FLOAT_OPS = frozenset("Softmax LayerNormalization InstanceNormalization TopK CumSum".split())
+# inputs only: engines fuse what follows a layer, and quantize at the next one
+_INPUTS_ONLY = {
+    "OpTypesToExcludeOutputQuantization": [*LINEAR_OPS, "Add"],
+    "QDQKeepRemovableActivations": True,
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a target wants an int8 graph.
+
+    Attributes
+    ----------
+    signed
+        Activations are int8; otherwise uint8.
+    symmetric
+        Activations have the zero point in the middle of their range.
+    per_channel
+        Weights have one scale per output channel.
+    power_of_two
+        All scales are powers of two.
+    ops
+        Operators to quantize; None = all that onnxruntime's tool knows but some that need digits.
+    options
+        Further options of onnxruntime's tool.
+    """
+
+    signed: bool = False
+    symmetric: bool = False
+    per_channel: bool = True
+    power_of_two: bool = False
+    ops: tuple[str, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+FORMS: Mapping[str, Form] = {
+    # the only one whose kernels in onnxruntime are faster than float
+    "u8s8": Form(),
+    "tensorrt": Form(
+        signed=True,
+        symmetric=True,
+        ops=(*LINEAR_OPS, "Add"),
+        # TensorRT wants pairs on weights, and biases in float32
+        options={**_INPUTS_ONLY, "QuantizeBias": False, "AddQDQPairToWeight": True},
+    ),
+    "openvino": Form(
+        signed=True,
+        symmetric=True,
+        ops=(*LINEAR_OPS, "Add"),
+        options={**_INPUTS_ONLY, "QuantizeBias": False},
+    ),
+    "pow2": Form(signed=True, symmetric=True, per_channel=False, power_of_two=True),
+}
+_OF_ENGINE = {"tensorrt": "tensorrt", "openvino": "openvino"}
+
+
+def find_form(name: str, engine: str = "") -> tuple[str, Form]:
+    """Return name and form; "auto" is the form of the engine, u8s8 for others.
+
+    Raises
+    ------
+    UsageError
+        There is no form of that name.
+    """
+    if name == AUTO:
+        name = _OF_ENGINE.get(engine, "u8s8")
+    if name not in FORMS:
+        raise unknown("quantize-form", name, (*FORMS, AUTO), code="option-value")
+    return name, FORMS[name]
+
+
+def list_ops(form: Form) -> list[str]:
+    """Return the operators that a form quantizes."""
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    if form.ops is not None:
+        return list(form.ops)
+    return sorted({*QDQRegistry, *QLinearOpsRegistry} - _FLOAT_OPS)

@@ -1,0 +1,358 @@
+"""Static int8 quantization: form, calibrator, exclusions, bias correction and checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune.data.dataset import Data, split
+from onnxprune.errors import DataError, ModelError, UsageError, plural, unknown
+from onnxprune.ir.io import Model, load
+from onnxprune.ir.linear import LINEAR_OPS
+from onnxprune.ir.quantize import PER_CHANNEL_OPSET, is_quantized
+from onnxprune.ir.runtime import Session
+from onnxprune.metrics.base import Decoder
+from onnxprune.metrics.fidelity import fidelity
+from onnxprune.quantize.bias import correct_biases
+from onnxprune.quantize.forms import AUTO, CALIBRATORS, Form, find_form, list_ops
+from onnxprune.quantize.graph import (
+    build,
+    count_integer,
+    find_requantized,
+    optimized,
+)
+from onnxprune.quantize.ranges import Feeds, collect_ranges, prepare
+
+MOST_DIFFERENCE = 0.02  # of outputs with graph optimization on and off
+LEAST_SAMPLES = 8  # to hold some of them back
+CORRECTION_SAMPLES, CHOICE_SAMPLES = 16, 64
+BATCH = 8  # all activations of a batch are in memory
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model, and how it was made.
+
+    Attributes
+    ----------
+    form, calibrate
+        Form and calibrator, chosen if "auto" was asked for.
+    excluded
+        Node that stays in float32 -> reason.
+    integer
+        Operator -> (nodes that compute in integers, all nodes), in the graph that onnxruntime
+        executes after its own optimization.
+    choice
+        Calibrator -> divergence on the inputs held back for the choice; empty without a choice.
+    corrected
+        Number of corrected biases.
+    difference
+        Relative difference of the outputs with onnxruntime's graph optimization on and off.
+    warnings
+        Sentences about limits.
+    """
+
+    model: Model
+    form: str
+    calibrate: str
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    integer: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    choice: Mapping[str, float] = field(default_factory=dict)
+    corrected: int = 0
+    difference: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the model as plain JSON."""
+        return {
+            "form": self.form,
+            "calibrate": self.calibrate,
+            "excluded": dict(self.excluded),
+            "integer": {op: list(counts) for op, counts in self.integer.items()},
+            "choice": {n: v if math.isfinite(v) else None for n, v in self.choice.items()},
+            "corrected": self.corrected,
+            "difference": self.difference if math.isfinite(self.difference) else None,
+            "warnings": list(self.warnings),
+        }
+
+    def describe(self) -> str:
+        """Return form, calibrator and integer nodes in one line."""
+        counts = ", ".join(
+            f"{integer} of {plural(every, op)}" for op, (integer, every) in self.integer.items()
+        )
+        return f"form {self.form}, calibrator {self.calibrate}, in integers: {counts or 'nothing'}"
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Feeds by purpose; disjoint if there are enough samples."""
+
+    ranges: Sequence[Feeds]
+    correction: Sequence[Feeds]
+    choice: Data
+
+
+def quantize(
+    model: Model,
+    data: Data,
+    form: str = AUTO,
+    calibrate: str = AUTO,
+    exclude: Sequence[str] = (),
+    *,
+    engine: str = "",
+    correct: bool = True,
+    max_divergence: float | None = None,
+    decoder: str | Decoder | None = None,
+    threads: int = 1,
+    progress: Callable[[float, str], None] = lambda share, detail: None,
+) -> Quantized:
+    """Quantize a float model to int8.
+
+    Parameters
+    ----------
+    data
+        Real calibration inputs; parts of them are held back for the bias correction and for the
+        choice of the calibrator.
+    form
+        One of FORMS, or "auto": that of `engine`, u8s8 for others.
+    calibrate
+        One of CALIBRATORS, or "auto": the one with the least divergence.
+    exclude
+        Patterns of names of nodes, or of their outputs, that stay in float32.
+    correct
+        Correct the biases.
+    max_divergence
+        Exclude the most sensitive nodes until the divergence on the inputs held back is within
+        this limit.
+    decoder
+        See `fidelity`.
+    progress
+        Receives the share that is done and a description.
+
+    Raises
+    ------
+    UsageError
+        The model is quantized already, a name is unknown, or a pattern matches no node.
+    DataError
+        The data are random.
+    ModelError
+        onnxruntime cannot quantize the model.
+    """
+    name, shape = find_form(form, engine)
+    if calibrate not in (AUTO, *CALIBRATORS):
+        raise unknown("quantize-calibrate", calibrate, (AUTO, *CALIBRATORS), code="option-value")
+    if is_quantized(model):
+        raise UsageError("quantize-twice", "the model is quantized already: quantize a float model")
+    if data.warning:
+        raise DataError(
+            "int8-without-data", "int8 needs real inputs to determine ranges: pass --data PATH"
+        )
+    work = _Work(model, prepare(model), shape, _split(data), decoder, threads)
+    excluded = _match(work.proto, exclude)
+    progress(0.1, "ranges")
+    methods = CALIBRATORS if calibrate == AUTO else (calibrate,)
+    choice, ranges = work.choose(methods, excluded, progress)
+    best = min(methods, key=lambda m: choice.get(m, 0.0))
+    found: Mapping[str, str] = {}
+    if max_divergence is not None:
+        progress(0.6, "sensitivity of nodes")
+        found = work.exclude_sensitive(ranges[best], excluded, max_divergence)
+    progress(0.7, "biases")
+    return work.finish(name, best, ranges[best], {**excluded, **found}, choice, correct)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A prepared model with what all its quantized forms share."""
+
+    model: Model
+    proto: ModelProto
+    form: Form
+    parts: _Parts
+    decoder: str | Decoder | None
+    threads: int
+
+    def choose(
+        self,
+        methods: Sequence[str],
+        excluded: Mapping[str, str],
+        progress: Callable[[float, str], None],
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return divergences (none for a single method) and ranges by calibrator."""
+        ops, choice, ranges = list_ops(self.form), {}, {}
+        for i, method in enumerate(methods):
+            progress(0.1 + 0.5 * i / len(methods), f"calibrator {method}")
+            ranges[method] = collect_ranges(
+                self.proto, method, ops, self.form.symmetric, self.parts.ranges
+            )
+            if len(methods) > 1:
+                choice[method] = self.divergence(self.build(ranges[method], excluded))
+        return choice, ranges
+
+    def build(self, ranges: Any, excluded: Mapping[str, str]) -> Model:
+        """Return the int8 model without bias correction."""
+        return load(build(self.proto, ranges, self.form, excluded))
+
+    def divergence(self, candidate: Model) -> float:
+        """Return the divergence on the inputs held back for choices; infinite if it fails."""
+        try:
+            result = fidelity(
+                self.model,
+                candidate,
+                self.parts.choice,
+                decoder=self.decoder,
+                threads=self.threads,
+                batch_size=BATCH,
+            )
+        except ModelError:
+            return math.inf
+        return result.divergence
+
+    def exclude_sensitive(
+        self, ranges: Any, excluded: Mapping[str, str], limit: float
+    ) -> dict[str, str]:
+        """Return node -> reason for the nodes whose quantization costs most.
+
+        Nodes are ranked by the divergence of the model in which all other layers are float.
+        """
+        layers = [n.name for n in self.proto.graph.node if n.op_type in LINEAR_OPS]
+        candidates = [name for name in layers if name not in excluded]
+        found: dict[str, str] = {}
+        current = self.divergence(self.build(ranges, excluded))
+        if current <= limit:
+            return found
+        alone = {}
+        for name in candidates:
+            others = dict.fromkeys((n for n in layers if n != name), "") | dict(excluded)
+            alone[name] = self.divergence(self.build(ranges, others))
+        ranked = sorted(candidates, key=lambda n: -alone[n])
+        for name in ranked:
+            found[name] = f"alone in int8, the outputs diverge by {alone[name]:.3g}"
+            current = self.divergence(self.build(ranges, {**excluded, **found}))
+            if current <= limit:
+                break
+        return found
+
+    def finish(
+        self,
+        form: str,
+        calibrate: str,
+        ranges: Any,
+        excluded: Mapping[str, str],
+        choice: Mapping[str, float],
+        correct: bool,
+    ) -> Quantized:
+        """Return the result: the graph with corrected biases, checked."""
+        proto = build(self.proto, ranges, self.form, excluded)
+        plain, corrected, warnings = load(_copy(proto)), 0, []
+        model = plain
+        if correct:
+            corrected = correct_biases(self.proto, proto, self.parts.correction)
+            model = load(proto)
+            # few inputs can give worse means than the rounding itself
+            if self.divergence(model) > self.divergence(plain):
+                model, corrected = plain, 0
+                warnings.append("bias correction raises the divergence and was not applied")
+        opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+        if self.form.per_channel and opset < PER_CHANNEL_OPSET:
+            warnings.append(
+                f"weights have one scale per tensor: opset {opset} has none per channel; export "
+                f"the model with opset {PER_CHANNEL_OPSET}"
+            )
+        graph = optimized(model)
+        weights = {n.name: n.input[1] for n in self.proto.graph.node if n.name in excluded}
+        if broken := find_requantized(graph, weights):
+            warnings.append(
+                f"onnxruntime's optimizer quantizes excluded nodes: {', '.join(broken[:3])}"
+            )
+        difference = compare_optimization(model, self.parts.correction, self.threads)
+        if not difference <= MOST_DIFFERENCE:
+            warnings.append(
+                f"outputs with onnxruntime's graph optimization on and off differ by "
+                f"{difference:.1%}, more than {MOST_DIFFERENCE:.0%}"
+            )
+        return Quantized(
+            model,
+            form,
+            calibrate,
+            excluded,
+            count_integer(graph),
+            choice,
+            corrected,
+            difference,
+            tuple(warnings),
+        )
+
+
+def _copy(proto: ModelProto) -> ModelProto:
+    """Return a copy of a message."""
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _split(data: Data) -> _Parts:
+    """Split calibration inputs: half for ranges, the rest for biases and for choices."""
+    count, batch = len(data.chosen), data.inputs.batch or 1
+    if data.flipped or count < max(LEAST_SAMPLES, 4 * batch):
+        feeds = list(data.batches(BATCH))
+        return _Parts(feeds, feeds, data)
+    quarter = count // 4 - count // 4 % batch
+    ranges, rest = split(data, count - 2 * quarter, 2 * quarter)
+    correction, choice = split(rest, quarter, quarter)
+    if quarter > CHOICE_SAMPLES and not CHOICE_SAMPLES % batch:
+        choice, _ = split(choice, CHOICE_SAMPLES, quarter - CHOICE_SAMPLES)
+    feeds, taken = [], 0
+    for feed in correction.batches(BATCH):
+        if taken >= CORRECTION_SAMPLES:
+            break
+        feeds.append(feed)
+        taken += BATCH
+    return _Parts(list(ranges.batches(BATCH)), feeds, choice)
+
+
+def _match(proto: ModelProto, patterns: Sequence[str]) -> dict[str, str]:
+    """Return node -> reason for the nodes that patterns name.
+
+    Raises
+    ------
+    UsageError
+        A pattern matches nothing.
+    """
+    excluded: dict[str, str] = {}
+    for pattern in patterns:
+        names = [
+            node.name
+            for node in proto.graph.node
+            if any(fnmatchcase(name, pattern) for name in (node.name, *node.output))
+        ]
+        if not names:
+            known = [node.name for node in proto.graph.node if node.op_type in LINEAR_OPS]
+            raise unknown("quantize-exclude", pattern, known, code="option-value")
+        excluded |= dict.fromkeys(names, f"--quantize-exclude {pattern}")
+    return excluded
+
+
+def compare_optimization(model: Model, feeds: Sequence[Feeds], threads: int = 1) -> float:
+    """Return the relative difference of the outputs with graph optimization on and off."""
+    on, off = (Session(model, threads=threads, optimize=o) for o in (True, False))
+    sums: dict[str, tuple[float, float]] = {}
+    for feed in feeds:
+        first, second = on.run(feed), off.run(feed)
+        for name, value in second.items():
+            if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+                continue
+            error = np.sum((first[name].astype(np.float64) - value) ** 2)
+            norm = np.sum(value.astype(np.float64) ** 2)
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = before[0] + float(error), before[1] + float(norm)
+    return max(
+        (math.sqrt(error / norm) if norm else math.sqrt(error) for error, norm in sums.values()),
+        default=0.0,
+    )

@@ -1,0 +1,184 @@
+"""Quantization of a run's model, and the comparison of float and quantized models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnxprune.analysis.groups import Analysis
+from onnxprune.data.dataset import Data, flips
+from onnxprune.engines.bench import bench
+from onnxprune.engines.measure import Schedule
+from onnxprune.ir.io import Model, digest
+from onnxprune.metrics.base import plain
+from onnxprune.quantize.half import quantize_half
+from onnxprune.quantize.static import quantize
+from onnxprune.report.data import Costs
+from onnxprune.run.adapter import engine_options, engines_of
+from onnxprune.run.evaluation import RESULT, compare_outputs, measure_metrics
+from onnxprune.run.planning import PRECISE
+from onnxprune.run.quantize_options import FP16
+from onnxprune.run.recipe import Recipe
+from onnxprune.run.splits import Splits
+from onnxprune.run.stages import Stages, json_artifact
+from onnxprune.run.stored import count_artifact
+from onnxprune.types import Plan
+
+BOTH = "pruned {}"  # name of the model that is pruned and quantized
+HALF_TEXT = "float16; inputs and outputs stay float32"
+Progress = Callable[[float, str], None]
+
+
+def quantize_for(
+    model: Model,
+    recipe: Recipe,
+    data: Data,
+    progress: Progress,
+    max_divergence: float | None = None,
+) -> tuple[Model, dict[str, Any]]:
+    """Quantize a model as a recipe says; return it with the facts of `Quantized`.
+
+    Parameters
+    ----------
+    max_divergence
+        Exclude sensitive nodes until the divergence is within this limit.
+    """
+    if recipe.quantize == FP16:
+        return quantize_half(model, data), {"form": FP16, "warnings": [], "text": HALF_TEXT}
+    engines = engines_of(recipe)
+    result = quantize(
+        model,
+        data,
+        recipe.quantize_form,
+        recipe.quantize_calibrate,
+        recipe.quantize_exclude,
+        engine=engines[0] if engines else "",
+        max_divergence=max_divergence,
+        decoder=recipe.decoder,
+        threads=recipe.threads,
+        progress=progress,
+    )
+    return result.model, {**result.facts(), "text": result.describe()}
+
+
+@dataclass(frozen=True)
+class QuantizedRun:
+    """Result of the stage "quantize".
+
+    Attributes
+    ----------
+    facts
+        For the report: those of `Quantized`, and "models" with the rows of `compare_models`;
+        empty if nothing is quantized.
+    """
+
+    model: Model
+    plan: Plan
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def count(self, costs: Costs, analysis: Analysis) -> Costs:
+        """Return counted costs with the bytes of the quantized model.
+
+        Scales and zero points are no parameters.
+        """
+        if not self.facts:
+            return costs
+        return replace(costs, bytes=count_artifact(self.model, analysis).bytes)
+
+
+def quantize_stage(
+    stages: Stages, recipe: Recipe, source: Model, pruned: Model, plan: Plan, splits: Splits
+) -> QuantizedRun:
+    """Quantize the pruned model and the original, and compare the four models.
+
+    The plan gets the hash of the quantized model, so that `verify` accepts it.
+    """
+    if recipe.quantize is None:
+        return QuantizedRun(pruned, plan)
+    kind = recipe.quantize
+    data = flips(splits.calibration) if recipe.flip else splits.calibration
+    stages.used = True
+
+    def work() -> tuple[Model, dict[str, Any]]:
+        model, facts = quantize_for(pruned, recipe, data, stages.progress)
+        stages.detail(str(facts["text"]))
+        return model, facts
+
+    model, facts = stages.do("quantize", work, recipe.plain("quantize"))
+
+    def compare() -> Mapping[str, Any]:
+        dense, _ = quantize_for(source, recipe, data, stages.progress)
+        models = {"float": source, kind: dense, "pruned": pruned, BOTH.format(kind): model}
+        return compare_models(models, recipe, splits, stages.progress)
+
+    chain = stages.chain
+    depends = {**recipe.plain("evaluate"), **recipe.plain("measure")}
+    rows = stages.do("compare quantized", compare, depends, json_artifact("quantized.json"))
+    stages.chain = chain  # no later stage depends on a time
+    warnings = [*facts["warnings"], *slower_warnings(rows, BOTH.format(kind), "pruned")]
+    reached, limit = rows[BOTH.format(kind)]["divergence"], recipe.max_divergence
+    if limit is not None and reached is not None and reached > limit:
+        warnings.append(
+            f"max_divergence {limit:g} holds for the pruned model; in {kind} it diverges by "
+            f"{reached:.3g} on held-out inputs"
+        )
+    decided = {**plan.decided_by, "quantize": kind, RESULT: digest(model)}
+    facts = {**facts, "models": dict(rows), "warnings": warnings}
+    return QuantizedRun(model, replace(plan, decided_by=decided), facts)
+
+
+def compare_models(
+    models: Mapping[str, Model], recipe: Recipe, splits: Splits, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Return name -> divergence, metrics, bytes and speed of models, against the first one.
+
+    Speeds are ratios over paired rounds on each engine: median and 95 % interval.
+    """
+    (reference, original), *_ = models.items()
+    rows: dict[str, dict[str, Any]] = {}
+    for i, (name, model) in enumerate(models.items()):
+        progress(i / (len(models) + 1), f"evaluating {name}")
+        row: dict[str, Any] = {"bytes": model.size_bytes(), "divergence": None, "metrics": {}}
+        if splits.report is not None:
+            same = name == reference
+            fidelity = None if same else compare_outputs(original, model, splits.report, recipe)
+            row["divergence"] = plain(fidelity.divergence) if fidelity else 0.0
+        if splits.report_labels is not None:
+            scores = measure_metrics(model, splits.report_labels, recipe)
+            for metric, score in zip(recipe.metric, scores, strict=True):
+                row["metrics"][metric] = plain(score.value)
+        rows[name] = {**row, "speed": {}}
+    engines = engines_of(recipe)
+    if engines:
+        progress(1 - 1 / (len(models) + 1), "measuring latency")
+        report = bench(
+            [replace(model, path=Path(name)) for name, model in models.items()],
+            engines,
+            options=engine_options(recipe),
+            schedule=Schedule(seconds=recipe.seconds, precise=PRECISE),
+            feeds=next(splits.calibration.batches(1)),
+            layers=False,
+            seed=recipe.seed,
+        )
+        for engine, ratios in report.ratios.items():
+            for ratio in ratios:
+                speed = {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+                rows[ratio.contender]["speed"][engine] = speed
+    return rows
+
+
+def slower_warnings(rows: Mapping[str, Mapping[str, Any]], name: str, base: str) -> list[str]:
+    """Return a sentence per engine on which a quantized model is slower than the float one."""
+    sentences = []
+    for engine, speed in rows[name]["speed"].items():
+        against = rows[base]["speed"].get(engine, {"median": 1.0, "low": 1.0, "high": 1.0})
+        # the intervals of both, so that noise alone is no reason
+        if speed["high"] < against["low"]:
+            sentences.append(
+                f"the quantized model is slower than the {base} model on {engine} of this machine "
+                f"({speed['median'] / against['median']:.2f}x its speed): keep the {base} model "
+                "unless it runs elsewhere"
+            )
+    return sentences

@@ -1,0 +1,171 @@
+"""int8 and float16 models: exclusion holds, biases are corrected, runs end in what was asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from onnxprune.cli import run
+from onnxprune.data.dataset import Data
+from onnxprune.demo import files
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.ir.io import Model, load
+from onnxprune.metrics.fidelity import fidelity
+from onnxprune.quantize import graph
+from onnxprune.quantize.bias import correct_biases
+from onnxprune.quantize.forms import FORMS, list_ops
+from onnxprune.quantize.half import quantize_half
+from onnxprune.quantize.ranges import collect_ranges, prepare
+from onnxprune.quantize.static import compare_optimization, quantize
+from onnxprune.run.adapter import open_inputs
+from onnxprune.run.recipe import Recipe
+
+MODEL, CALIBRATION, EVALUATION = map(str, files())
+DIVERGENCE = {"u8s8": 0.02, "tensorrt": 0.02, "openvino": 0.02, "pow2": 0.04}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def data(model: Model) -> Data:
+    return open_inputs(model, Recipe(data=CALIBRATION, samples=64))
+
+
+@pytest.fixture(scope="module")
+def evaluation(model: Model) -> Data:
+    return open_inputs(model, Recipe(data=CALIBRATION, samples=64), path=EVALUATION)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_computes_nearly_the_same(
+    model: Model, data: Data, evaluation: Data, form: str
+) -> None:
+    result = quantize(model, data, form, "minmax")
+    error = fidelity(model, result.model, evaluation).divergence
+    assert 1e-4 < error < DIVERGENCE[form]
+    assert result.difference < 0.02 and not [w for w in result.warnings if "differ" in w]
+    scales = [
+        weight.array() for name, weight in result.model.weights.items() if name.endswith("_scale")
+    ]
+    exact = all(np.all(np.exp2(np.rint(np.log2(s))) == s) for s in scales)
+    assert exact == FORMS[form].power_of_two
+
+
+def test_the_default_form_computes_all_layers_in_integers(model: Model, data: Data) -> None:
+    assert quantize(model, data).integer == {"Conv": (16, 16), "Gemm": (1, 1)}
+
+
+def test_excluded_nodes_are_float_in_the_optimized_graph(
+    model: Model, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [n.name for n in model.proto.graph.node if n.op_type == "Conv"][2:5]
+    result = quantize(model, data, calibrate="minmax", exclude=names)
+    assert set(result.excluded) == set(names)
+    assert result.integer["Conv"] == (13, 16)
+    assert not [w for w in result.warnings if "quantizes excluded" in w]
+
+    # the control: without protection onnxruntime's optimizer quantizes them, and it is noticed
+    monkeypatch.setattr(graph, "_protect", lambda *_: None)
+    bare = quantize(model, data, calibrate="minmax", exclude=names)
+    assert bare.integer["Conv"][0] > 13
+    assert [w for w in bare.warnings if "quantizes excluded" in w]
+
+
+def test_sequential_correction_gives_the_means_of_the_float_layers(
+    model: Model, data: Data
+) -> None:
+    form, feeds = FORMS["pow2"], list(data.batches(32))
+    proto = prepare(model)
+    ranges = collect_ranges(proto, "minmax", list_ops(form), form.symmetric, feeds)
+    plain, corrected = (graph.build(proto, ranges, form, ()) for _ in range(2))
+    assert correct_biases(proto, corrected, feeds) == 17
+
+    def shift(quantized: object) -> float:
+        difference = [np.mean([_run(quantized, f) - _run(proto, f) for f in feeds], axis=(0, 1))]
+        return float(np.abs(difference).max())
+
+    assert shift(corrected) < 0.2 * shift(plain)
+
+
+def _run(proto: object, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    from onnxprune.ir.runtime import Session
+
+    return Session(load(proto), optimize=False).run(feeds)["logits"]
+
+
+def test_sensitive_nodes_are_excluded_until_the_limit_holds(model: Model, data: Data) -> None:
+    free = quantize(model, data, calibrate="minmax", correct=False)
+    result = quantize(model, data, calibrate="minmax", correct=False, max_divergence=0.008)
+    assert not free.excluded and 0 < len(result.excluded) < 17
+    assert all("diverge" in reason for reason in result.excluded.values())
+
+
+def test_results_are_deterministic(model: Model, data: Data) -> None:
+    first, second = (quantize(model, data).model.proto for _ in range(2))
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(
+        deterministic=True
+    )
+
+
+def test_what_cannot_be_quantized_is_one_sentence(model: Model, data: Data) -> None:
+    with pytest.raises(UsageError, match="unknown quantize-exclude"):
+        quantize(model, data, exclude=["no such node"])
+    done = quantize(model, data, calibrate="minmax", correct=False).model
+    with pytest.raises(UsageError, match="quantized already"):
+        quantize(done, data)
+    assert compare_optimization(done, list(data.batches(8))) < 0.02
+
+
+def test_float16_keeps_inputs_and_outputs_and_refuses_an_overflow(
+    model: Model, data: Data, evaluation: Data
+) -> None:
+    half = quantize_half(model, data)
+    assert 0 < fidelity(model, half, evaluation).divergence < 0.01
+    kinds = {
+        v.type.tensor_type.elem_type for v in (*half.proto.graph.input, *half.proto.graph.output)
+    }
+    assert kinds == {TensorProto.FLOAT}
+    proto = prepare(model)
+    tensor = next(t for t in proto.graph.initializer if len(t.dims) == 4)
+    values = numpy_helper.to_array(tensor) * np.float32(1e6)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(ModelError, match="largest float16"):
+        quantize_half(load(proto), data)
+
+
+def test_the_command_compares_both_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "q.onnx"
+    words = ["quantize", MODEL, "--data", CALIBRATION, "--samples", "64", "-o", str(out)]
+    assert run([*words, "--engine", "none", "--quantize-calibrate", "minmax", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["integer"]["Conv"] == [16, 16]
+    float_row, int8_row = facts["models"]["float"], facts["models"]["int8"]
+    assert int8_row["bytes"] < 0.4 * float_row["bytes"] and 0 < int8_row["divergence"] < 0.03
+    assert out.is_file() and run(words) == 1
+
+
+def test_a_run_writes_the_pruned_model_in_int8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, folder = tmp_path / "q.onnx", tmp_path / "q.run"
+    words = ["optimize", MODEL, "--data", CALIBRATION, "--samples", "64", "-o", str(out), "--fast"]
+    words += ["--engine", "none", "--quantize", "int8", "--quantize-calibrate", "minmax"]
+    assert run(words) == 0
+    assert "pruned int8" in capsys.readouterr().out
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    rows = report["quantization"]["models"]
+    assert list(rows) == ["float", "int8", "pruned", "pruned int8"]
+    sizes = [row["bytes"] for row in rows.values()]
+    assert sizes[3] < sizes[2] < sizes[0] and sizes[3] < sizes[1]
+    assert report["after"]["bytes"] < 0.3 * report["before"]["bytes"]
+    assert any(n.op_type == "QuantizeLinear" for n in load(out).proto.graph.node)
+    assert run(["verify", MODEL, str(out), "--plan", str(folder / "plan.json")]) == 0
