@@ -45,12 +45,11 @@ def quantize(
     To prune and quantize, use `onnxprune optimize --quantize int8`.
     """
     from onnxprune.data.dataset import flips
-    from onnxprune.errors import DataError
     from onnxprune.ir.io import load, save
     from onnxprune.report.quantized import format_quantization
     from onnxprune.run.adapter import open_data_for, open_labels
     from onnxprune.run.outputs import check_output, choose_output
-    from onnxprune.run.quantization import compare_models, quantize_for, slower_warnings
+    from onnxprune.run.quantization import compare_models, judge_rows, quantize_for
     from onnxprune.run.quantize_options import INT8
     from onnxprune.run.splits import split_inputs
     from onnxprune.run.stages import Stages
@@ -58,10 +57,6 @@ def quantize(
 
     recipe = recipe_from(recipe_file, values).but({"candidate": "none"})
     recipe = recipe if recipe.quantize else recipe.but({"quantize": INT8})
-    if not recipe.data and recipe.quantize == INT8:
-        raise DataError(
-            "int8-without-data", "int8 needs real inputs to determine ranges: pass --data PATH"
-        )
     validate(recipe, bool(recipe.data))
     path = str(choose_output(output, model, f".{recipe.quantize}.onnx"))
     check_output(path, overwrite)
@@ -85,10 +80,7 @@ def quantize(
                 {"float": source, name: result}, recipe, splits, stages.progress
             ),
         )
-    warnings = [*facts["warnings"], *slower_warnings(rows, name, "float")]
-    reached, limit = rows[name]["divergence"], recipe.max_divergence
-    if limit is not None and (reached is None or reached > limit):
-        warnings.append(f"the divergence on held-out inputs exceeds --max-divergence {limit:g}")
+    warnings = [*facts["warnings"], *judge_rows(rows, name, "float", recipe.max_divergence)]
     facts = {**facts, "output": path, "models": rows, "warnings": warnings}
     if as_json:
         emit(facts)

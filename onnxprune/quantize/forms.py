@@ -8,9 +8,8 @@ from typing import Any
 
 from onnxprune.errors import unknown
 from onnxprune.ir.linear import LINEAR_OPS
+from onnxprune.quantize.names import AUTO
 
-AUTO = "auto"
-CALIBRATORS = ("minmax", "percentile", "entropy")
 # they need more digits than 8 bits have, and cost little
 _FLOAT_OPS = frozenset("Softmax LayerNormalization InstanceNormalization TopK CumSum".split())
 # inputs only: engines fuse what follows a layer, and quantize at the next one

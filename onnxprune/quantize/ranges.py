@@ -53,11 +53,13 @@ def prepare(model: Model) -> ModelProto:
         with contextlib.suppress(Exception):
             proto = version_converter.convert_version(proto, PER_CHANNEL_OPSET)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        path = Path(folder) / "prepared.onnx"
+        source, path = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
+        # from a file, because the tool loses weights of some messages
+        save_model(proto, str(source))
         try:
             with quiet_logging():
                 # symbolic inference needs sympy and fails on models that run
-                quant_pre_process(proto, str(path), skip_symbolic_shape=True)
+                quant_pre_process(str(source), str(path), skip_symbolic_shape=True)
         except Exception as problem:  # onnxruntime's exceptions share no base class
             raise ModelError(
                 "quantize-failed", f"onnxruntime cannot prepare the model for int8: {problem}"

@@ -20,13 +20,14 @@ from onnxprune.ir.runtime import Session
 from onnxprune.metrics.base import Decoder
 from onnxprune.metrics.fidelity import fidelity
 from onnxprune.quantize.bias import correct_biases
-from onnxprune.quantize.forms import AUTO, CALIBRATORS, Form, find_form, list_ops
+from onnxprune.quantize.forms import Form, find_form, list_ops
 from onnxprune.quantize.graph import (
     build,
     count_integer,
     find_requantized,
     optimized,
 )
+from onnxprune.quantize.names import AUTO, CALIBRATORS
 from onnxprune.quantize.ranges import Feeds, collect_ranges, prepare
 
 MOST_DIFFERENCE = 0.02  # of outputs with graph optimization on and off
@@ -145,6 +146,22 @@ def quantize(
         onnxruntime cannot quantize the model.
     """
     name, shape = find_form(form, engine)
+    _check(model, data, calibrate)
+    work = _Work(model, prepare(model), shape, _split(data), decoder, threads)
+    excluded = _match(work.proto, exclude)
+    progress(0.1, "ranges")
+    methods = CALIBRATORS if calibrate == AUTO else (calibrate,)
+    choice, ranges = work.choose(methods, excluded, progress)
+    best = min(methods, key=lambda m: choice.get(m, 0.0))
+    if max_divergence is not None:
+        progress(0.6, "sensitivity of nodes")
+        excluded |= work.exclude_sensitive(ranges[best], excluded, max_divergence)
+    progress(0.7, "biases")
+    return work.finish(name, best, ranges[best], excluded, choice, correct)
+
+
+def _check(model: Model, data: Data, calibrate: str) -> None:
+    """Raise what `quantize` documents."""
     if calibrate not in (AUTO, *CALIBRATORS):
         raise unknown("quantize-calibrate", calibrate, (AUTO, *CALIBRATORS), code="option-value")
     if is_quantized(model):
@@ -153,18 +170,6 @@ def quantize(
         raise DataError(
             "int8-without-data", "int8 needs real inputs to determine ranges: pass --data PATH"
         )
-    work = _Work(model, prepare(model), shape, _split(data), decoder, threads)
-    excluded = _match(work.proto, exclude)
-    progress(0.1, "ranges")
-    methods = CALIBRATORS if calibrate == AUTO else (calibrate,)
-    choice, ranges = work.choose(methods, excluded, progress)
-    best = min(methods, key=lambda m: choice.get(m, 0.0))
-    found: Mapping[str, str] = {}
-    if max_divergence is not None:
-        progress(0.6, "sensitivity of nodes")
-        found = work.exclude_sensitive(ranges[best], excluded, max_divergence)
-    progress(0.7, "biases")
-    return work.finish(name, best, ranges[best], {**excluded, **found}, choice, correct)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,10 @@ MetricFunction = Callable[..., Any]
 class RecipeKeywords(TypedDict, total=False):
     """Keywords of `optimize`; what each does is documented with `Recipe`."""
 
+    quantize: str | None
+    quantize_form: str
+    quantize_calibrate: str
+    quantize_exclude: Names
     target: str | Sequence[str]
     max_divergence: float | None
     criterion: str
@@ -74,7 +78,3 @@ class RecipeKeywords(TypedDict, total=False):
     precision: str
     pin: int | Sequence[int] | str
     external_data: bool | None
-    quantize: str | None
-    quantize_form: str
-    quantize_calibrate: str
-    quantize_exclude: Names

@@ -12,6 +12,7 @@ from onnxprune.data.dataset import Data, flips
 from onnxprune.engines.bench import bench
 from onnxprune.engines.measure import Schedule
 from onnxprune.ir.io import Model, digest
+from onnxprune.ir.quantize import is_quantized
 from onnxprune.metrics.base import plain
 from onnxprune.quantize.half import quantize_half
 from onnxprune.quantize.static import quantize
@@ -97,6 +98,9 @@ def quantize_stage(
     """
     if recipe.quantize is None:
         return QuantizedRun(pruned, plan)
+    if is_quantized(source):
+        stages.warn("the model is quantized already and stays so: --quantize has no effect")
+        return QuantizedRun(pruned, plan)
     kind = recipe.quantize
     data = flips(splits.calibration) if recipe.flip else splits.calibration
     stages.used = True
@@ -117,13 +121,8 @@ def quantize_stage(
     depends = {**recipe.plain("evaluate"), **recipe.plain("measure")}
     rows = stages.do("compare quantized", compare, depends, json_artifact("quantized.json"))
     stages.chain = chain  # no later stage depends on a time
-    warnings = [*facts["warnings"], *slower_warnings(rows, BOTH.format(kind), "pruned")]
-    reached, limit = rows[BOTH.format(kind)]["divergence"], recipe.max_divergence
-    if limit is not None and reached is not None and reached > limit:
-        warnings.append(
-            f"max_divergence {limit:g} holds for the pruned model; in {kind} it diverges by "
-            f"{reached:.3g} on held-out inputs"
-        )
+    limit = recipe.max_divergence
+    warnings = [*facts["warnings"], *judge_rows(rows, BOTH.format(kind), "pruned", limit)]
     decided = {**plan.decided_by, "quantize": kind, RESULT: digest(model)}
     facts = {**facts, "models": dict(rows), "warnings": warnings}
     return QuantizedRun(model, replace(plan, decided_by=decided), facts)
@@ -169,11 +168,21 @@ def compare_models(
     return rows
 
 
-def slower_warnings(rows: Mapping[str, Mapping[str, Any]], name: str, base: str) -> list[str]:
-    """Return a sentence per engine on which a quantized model is slower than the float one."""
+def judge_rows(
+    rows: Mapping[str, Mapping[str, Any]], name: str, base: str, limit: float | None
+) -> list[str]:
+    """Return sentences about a quantized model: slower than the float one, divergence too large."""
     sentences = []
+    reached = rows[name]["divergence"]
+    if limit is not None and (reached is None or reached > limit):
+        text = "is not finite or not measured" if reached is None else f"is {reached:.3g}"
+        sentences.append(
+            f"the divergence of the quantized model on held-out inputs {text}, the limit "
+            f"(--max-divergence) is {limit:g}"
+        )
     for engine, speed in rows[name]["speed"].items():
-        against = rows[base]["speed"].get(engine, {"median": 1.0, "low": 1.0, "high": 1.0})
+        # the first model has no ratio
+        against = rows[base]["speed"].get(engine, {"median": 1.0, "low": 1.0})
         # the intervals of both, so that noise alone is no reason
         if speed["high"] < against["low"]:
             sentences.append(

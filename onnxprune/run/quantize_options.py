@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxprune.quantize.forms import AUTO, CALIBRATORS, FORMS
+from onnxprune.quantize.names import AUTO, CALIBRATORS, FORM_NAMES
 from onnxprune.run import parsers
 from onnxprune.run.option import option_field
 
@@ -24,10 +24,10 @@ class QuantizeOptions:
     )
     quantize_form: str = option_field(
         AUTO,
-        parsers.choice(AUTO, *FORMS),
+        parsers.choice(AUTO, *FORM_NAMES),
         "quantize",
         "NAME",
-        f"Form of the int8 graph: {', '.join(FORMS)}; auto = that of the engine.",
+        f"Form of the int8 graph: {', '.join(FORM_NAMES)}; auto = that of the engine.",
     )
     quantize_calibrate: str = option_field(
         AUTO,

@@ -11,6 +11,7 @@ from onnxprune.metrics import find_metric
 from onnxprune.metrics.decoding import find_decoder
 from onnxprune.named import Named
 from onnxprune.run.adapter import engines_of, metric_options
+from onnxprune.run.quantize_options import INT8
 from onnxprune.run.recipe import Recipe
 from onnxprune.search import ONE_SHOT
 
@@ -107,6 +108,10 @@ def _check_clashes(recipe: Recipe) -> None:
 
 def _check_inputs(recipe: Recipe, has_data: bool) -> None:
     """Check that there are inputs to measure on."""
+    if recipe.quantize == INT8 and not has_data:
+        raise DataError(
+            "int8-without-data", "int8 needs real inputs to determine ranges: pass --data PATH"
+        )
     # random inputs say nothing about the divergence on real ones
     if recipe.max_divergence is not None and not has_data:
         raise UsageError("data-missing", "max_divergence needs real inputs: pass --data PATH")

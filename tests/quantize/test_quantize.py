@@ -22,6 +22,7 @@ from onnxprune.quantize.half import quantize_half
 from onnxprune.quantize.ranges import collect_ranges, prepare
 from onnxprune.quantize.static import compare_optimization, quantize
 from onnxprune.run.adapter import open_inputs
+from onnxprune.run.quantization import judge_rows
 from onnxprune.run.recipe import Recipe
 
 MODEL, CALIBRATION, EVALUATION = map(str, files())
@@ -169,3 +170,33 @@ def test_a_run_writes_the_pruned_model_in_int8(
     assert report["after"]["bytes"] < 0.3 * report["before"]["bytes"]
     assert any(n.op_type == "QuantizeLinear" for n in load(out).proto.graph.node)
     assert run(["verify", MODEL, str(out), "--plan", str(folder / "plan.json")]) == 0
+
+
+def test_a_slower_or_diverging_model_is_named() -> None:
+    def row(low: float, median: float, high: float, divergence: float) -> dict[str, object]:
+        speed = {"onnxruntime": {"median": median, "low": low, "high": high}}
+        return {"divergence": divergence, "speed": speed}
+
+    rows = {"float": {"divergence": 0.0, "speed": {}}, "int8": row(0.7, 0.8, 0.9, 0.1)}
+    slower, diverging = (
+        judge_rows(rows, "int8", "float", None),
+        judge_rows({**rows, "int8": row(1.1, 1.2, 1.3, 0.1)}, "int8", "float", 0.05),
+    )
+    assert len(slower) == 1 and "0.80x its speed" in slower[0]
+    assert len(diverging) == 1 and "0.1, the limit" in diverging[0]
+    assert not judge_rows({**rows, "int8": row(0.9, 1.0, 1.1, 0.1)}, "int8", "float", 0.2)
+
+
+def test_int8_needs_data_and_leaves_quantized_models_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "q.onnx")
+    assert run(["optimize", MODEL, "-o", out, "--quantize", "int8"]) == 1
+    assert "needs real inputs" in capsys.readouterr().err
+    words = ["--data", CALIBRATION, "--samples", "32", "--engine", "none", "-q"]
+    assert run(["quantize", MODEL, "-o", out, *words, "--quantize-calibrate", "minmax"]) == 0
+    assert run(["quantize", out, "-o", str(tmp_path / "r.onnx"), *words]) == 2
+    words += ["--criterion", "l2", "--allocate", "uniform", "--repair", "none"]
+    assert run(["optimize", out, "--quantize", "int8", "--target", "macs=90%", *words]) == 0
+    report = json.loads((tmp_path / "q.pruned.run" / "report.json").read_text(encoding="utf-8"))
+    assert "quantization" not in report
