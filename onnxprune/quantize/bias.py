@@ -42,12 +42,26 @@ def correct_biases(original: ModelProto, quantized: ModelProto, feeds: Sequence[
         if node.name not in biases or node.name not in outputs:
             continue
         axis = _CHANNEL_AXIS[node.op_type]
-        expected = reference.mean(outputs[node.name], axis)
-        error = expected - corrected.mean(node.output[0], axis)
+        expected = reference.means(outputs[node.name], axis)
+        error = _shrink(expected - corrected.means(node.output[0], axis))
         shift = _shift_bias(quantized, biases[node.name], error)
         corrected.shift(node.output[0], axis, shift)
         count += 1
     return count
+
+
+def _shrink(errors: np.ndarray) -> np.ndarray:
+    """Return the mean error per channel from those per sample, less what may be chance.
+
+    The mean of few samples is itself an estimate, whose error would be added to the bias: it is
+    multiplied by 1 - (standard error / mean)^2, or 0.
+    """
+    mean = errors.mean(0)
+    if len(errors) < 2:
+        return np.asarray(mean)
+    variance = errors.var(0, ddof=1) / len(errors)
+    factor = 1 - np.divide(variance, mean**2, out=np.ones_like(mean), where=mean != 0)
+    return np.asarray(mean * np.maximum(factor, 0.0))
 
 
 def _has_subgraphs(proto: ModelProto) -> bool:
@@ -102,15 +116,16 @@ class _Runner:
         self.values: list[dict[str, np.ndarray]] = [dict(feed) for feed in feeds]
         self.pending: list[NodeProto] = list(proto.graph.node)
 
-    def mean(self, tensor: str, axis: int) -> np.ndarray:
-        """Return the mean of a tensor per channel, over all feeds."""
+    def means(self, tensor: str, axis: int) -> np.ndarray:
+        """Return the means of a tensor per sample and channel, over all feeds."""
         self._run_to(tensor)
-        sums, count = 0.0, 0
+        parts = []
         for values in self.values:
             rows = np.moveaxis(values[tensor], axis, -1)
-            rows = rows.reshape(-1, rows.shape[-1]).astype(np.float64)
-            sums, count = sums + rows.sum(0), count + len(rows)
-        return np.asarray(sums / count)
+            # the first axis counts samples, or whatever else the layer treats alike
+            rows = rows.reshape(len(rows), -1, rows.shape[-1])
+            parts.append(rows.mean(1, dtype=np.float64))
+        return np.concatenate(parts)
 
     def shift(self, tensor: str, axis: int, amount: np.ndarray) -> None:
         """Add an amount per channel to a tensor, as the changed bias does."""

@@ -32,7 +32,7 @@ from onnxprune.quantize.ranges import Feeds, collect_ranges, prepare
 
 MOST_DIFFERENCE = 0.02  # of outputs with graph optimization on and off
 LEAST_SAMPLES = 8  # to hold some of them back
-CORRECTION_SAMPLES, CHOICE_SAMPLES = 16, 64
+CORRECTION_SAMPLES, CHOICE_SAMPLES = 32, 64
 BATCH = 8  # all activations of a batch are in memory
 
 
@@ -151,7 +151,7 @@ def quantize(
     excluded = _match(work.proto, exclude)
     progress(0.1, "ranges")
     methods = CALIBRATORS if calibrate == AUTO else (calibrate,)
-    choice, ranges = work.choose(methods, excluded, progress)
+    choice, ranges = work.choose(methods, excluded, correct, progress)
     best = min(methods, key=lambda m: choice.get(m, 0.0))
     if max_divergence is not None:
         progress(0.6, "sensitivity of nodes")
@@ -187,6 +187,7 @@ class _Work:
         self,
         methods: Sequence[str],
         excluded: Mapping[str, str],
+        correct: bool,
         progress: Callable[[float, str], None],
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Return divergences (none for a single method) and ranges by calibrator."""
@@ -197,7 +198,11 @@ class _Work:
                 self.proto, method, ops, self.form.symmetric, self.parts.ranges
             )
             if len(methods) > 1:
-                choice[method] = self.divergence(self.build(ranges[method], excluded))
+                proto = build(self.proto, ranges[method], self.form, excluded)
+                # with the biases of the result: they repair some calibrators more than others
+                if correct:
+                    correct_biases(self.proto, proto, self.parts.correction)
+                choice[method] = self.divergence(load(proto))
         return choice, ranges
 
     def build(self, ranges: Any, excluded: Mapping[str, str]) -> Model:

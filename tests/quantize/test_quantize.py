@@ -79,7 +79,7 @@ def test_excluded_nodes_are_float_in_the_optimized_graph(
     assert [w for w in bare.warnings if "quantizes excluded" in w]
 
 
-def test_sequential_correction_gives_the_means_of_the_float_layers(
+def test_sequential_correction_approaches_the_means_of_the_float_layers(
     model: Model, data: Data
 ) -> None:
     form, feeds = FORMS["pow2"], list(data.batches(32))
@@ -92,7 +92,8 @@ def test_sequential_correction_gives_the_means_of_the_float_layers(
         difference = [np.mean([_run(quantized, f) - _run(proto, f) for f in feeds], axis=(0, 1))]
         return float(np.abs(difference).max())
 
-    assert shift(corrected) < 0.2 * shift(plain)
+    # not 0: what may be chance is not corrected
+    assert shift(corrected) < 0.4 * shift(plain)
 
 
 def _run(proto: object, feeds: dict[str, np.ndarray]) -> np.ndarray:
