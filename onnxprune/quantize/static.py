@@ -199,10 +199,11 @@ class _Work:
             )
             if len(methods) > 1:
                 proto = build(self.proto, ranges[method], self.form, excluded)
-                # with the biases of the result: they repair some calibrators more than others
+                choice[method] = self.divergence(load(_copy(proto)))
+                # as in the result: corrected biases repair some calibrators more than others
                 if correct:
                     correct_biases(self.proto, proto, self.parts.correction)
-                choice[method] = self.divergence(load(proto))
+                    choice[method] = min(choice[method], self.divergence(load(proto)))
         return choice, ranges
 
     def build(self, ranges: Any, excluded: Mapping[str, str]) -> Model:

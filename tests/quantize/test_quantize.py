@@ -201,3 +201,14 @@ def test_int8_needs_data_and_leaves_quantized_models_as_they_are(
     assert run(["optimize", out, "--quantize", "int8", "--target", "macs=90%", *words]) == 0
     report = json.loads((tmp_path / "q.pruned.run" / "report.json").read_text(encoding="utf-8"))
     assert "quantization" not in report
+
+
+def test_a_run_in_float16_is_a_valid_model(tmp_path: Path) -> None:
+    out = str(tmp_path / "h.onnx")
+    words = ["--data", CALIBRATION, "--samples", "32", "--engine", "none", "--fast"]
+    words += ["--criterion", "l2", "--allocate", "uniform", "--repair", "none", "-q"]
+    assert run(["optimize", MODEL, "-o", out, "--quantize", "fp16", *words]) == 0
+    report = json.loads((tmp_path / "h.run" / "report.json").read_text(encoding="utf-8"))
+    assert report["after"]["bytes"] < 0.35 * report["before"]["bytes"]
+    # nodes are in order
+    assert run(["inspect", out]) == 0
