@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, and exit with its code."""
     code = run(sys.argv[1:] if argv is None else argv)
     ignore_signals()
+    # CPython ends by the signal if an interrupt has passed an exec of text, as dataclasses use it,
+    # even if it was caught later; the next exec of text resets that
+    exec("")
     sys.exit(code)
 
 

@@ -104,9 +104,8 @@ class Commands(click.Group):
             args = [ALIASES[first], *args[1:]]
         elif first and first not in COMMANDS and not first.startswith("-"):
             if first.lower() in HINTS:
-                raise UsageError(
-                    "unknown-verb", f"unknown command {first!r}; {HINTS[first.lower()]}"
-                )
+                hint = HINTS[first.lower()]
+                raise UsageError(code="unknown-verb", message=f"unknown command {first!r}; {hint}")
             # the code is documented, and older than the word "command"
             raise unknown("command", first, COMMANDS, code="unknown-verb")
         return super().resolve_command(ctx, args)

@@ -336,7 +336,7 @@ def _outputs() -> Iterator[Mistake]:
 def _commands() -> Iterator[Mistake]:
     """Yield other names and wrong arguments of commands."""
     rows = (
-        ("optimise digits.onnx", "optimize", "did you mean 'optimize'?", 2),
+        ("optimze digits.onnx", "optimize", "did you mean 'optimize'?", 2),
         ("quantize digits.onnx", "int8 without inputs", "pass --data PATH", 1),
         ("net.pt", "a model of another format", "torch.onnx.export", 1),
         ("verify digits.onnx", "the pruned model is missing", "Missing argument", 2),

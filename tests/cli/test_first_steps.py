@@ -39,7 +39,17 @@ def test_every_option_of_a_recipe_is_in_one_group_of_the_help() -> None:
     names = [name for group in GROUPS.values() for name in group.split()]
     assert len(names) == len(set(names))
     assert not set(OPTIONS) - set(names)
-    own = {"output", "overwrite", "run_dir", "recipe_file", "as_json", "debug", "help", "help_all"}
+    own = {
+        "output",
+        "overwrite",
+        "run_dir",
+        "recipe_file",
+        "as_json",
+        "debug",
+        "quiet",
+        "help",
+        "help_all",
+    }
     assert set(names) <= set(OPTIONS) | own | {"preprocess"}
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -109,3 +110,23 @@ def test_ignored_signals_stay_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(["doctor"]) == 0
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_of_executed_text_exits_with_a_code(tmp_path: Path) -> None:
+    """CPython would end by the signal, although the interrupt is caught."""
+    script = (
+        "from onnxprune import cli\n"
+        "def stop(argv):\n"
+        "    try:\n"
+        "        exec('raise KeyboardInterrupt')\n"
+        "    except KeyboardInterrupt:\n"
+        "        return 130\n"
+        "cli.run = stop\n"
+        "cli.main([])\n"
+    )
+    (tmp_path / "interrupted.py").write_text(script, encoding="utf-8")
+    # as a module, whose exit code CPython decides last
+    command = [sys.executable, "-m", "interrupted"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(command, check=False, cwd=tmp_path, env=environment)
+    assert result.returncode == 130
