@@ -31,6 +31,7 @@ from onnxprune.ir.runtime import Session, example_feeds
 from onnxprune.ir.weights import from_array
 from onnxprune.surgery.compare import relative_difference
 from onnxprune.surgery.cut import cut
+from onnxprune.surgery.integers import is_quantized
 from onnxprune.surgery.verify import verify
 from onnxprune.types import Plan
 from tests.robustness.draws import pick
@@ -274,11 +275,15 @@ def cuts(numbers: range, zoo: Path | None = None) -> Iterator[tuple[str, RightCu
         half = {w.array().dtype for w in model.weights.values()} & {np.dtype(np.float16)}
         precision = "float16" if half else "float32"
         if not half and number % HALF_EVERY == 0:
+            # a quantized float16 network is compared with the tolerance of its float16 steps, above
+            # the limit of this benchmark
+            if is_quantized(model):
+                continue
             try:
                 model, precision = to_half(model), "float16"
                 analyze(model)
                 Session(model, optimize=False).run(feeds)
-            except Exception:  # the converter does not know all operators, nor orders all nodes
+            except Exception:  # the converter does not know all operators
                 continue
         right = cut_at_random(model, feeds, number, precision)
         if right:

@@ -27,6 +27,9 @@ def random_plan(analysis: Analysis, rng: np.random.Generator, floor: int = 1) ->
         if group.size > floor:
             count = int(rng.integers(floor, group.size))
             kept[group.name] = tuple(sorted(rng.choice(group.size, count, replace=False).tolist()))
+    # an axis whose positions depend on several groups may lose all of them, which no cut accepts
+    while tables := list(analysis.emptied_axes(kept)):
+        del kept[next(n for n in kept if np.isin(analysis.causes[n], tables[0]).any())]
     return plan_of(analysis, kept)
 
 

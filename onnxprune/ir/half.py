@@ -13,7 +13,17 @@ def to_half(model: Model) -> Model:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     proto = convert_float_to_float16(ModelProto.FromString(to_bytes(model)), keep_io_types=True)
-    # the converter appends casts at the end, which is no valid order
-    sorter = ONNXModel(proto)
-    sorter.topological_sort()
-    return load(sorter.model)
+    # the converter may append casts at the end; a valid order stays, so that names and groups do
+    if not _is_sorted(proto):
+        ONNXModel(proto).topological_sort()
+    return load(proto)
+
+
+def _is_sorted(proto: ModelProto) -> bool:
+    """Return whether no node of the main graph reads the output of a later one."""
+    later = {name for node in proto.graph.node for name in node.output if name}
+    for node in proto.graph.node:
+        if later & set(node.input):
+            return False
+        later -= set(node.output)
+    return True
