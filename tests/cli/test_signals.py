@@ -21,10 +21,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 
 @pytest.fixture(autouse=True)
 def _heed_interrupts() -> Iterator[None]:
-    """Heed SIGINT, which processes in the background ignore, and so do those that they start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Heed both signals: processes in the background ignore SIGINT, and so do those they start.
+
+    A library that has installed a handler of its own in C, as Ray does, would end the process of
+    the tests at SIGTERM.
+    """
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        if handler is not None:  # Python cannot put a handler of C back
+            signal.signal(number, handler)
 
 
 # sends a signal while a module is imported, or a second one in the handler of the first
